@@ -1,0 +1,37 @@
+"""The exceptions that totalvi raises on purpose."""
+
+
+class TotalviError(Exception):
+    """Base of all errors that totalvi raises on purpose.
+
+    The message is one sentence that names what is wrong and how to mend it. The command line
+    prints it without a traceback and exits with status 2.
+    """
+
+
+class DataError(TotalviError, ValueError):
+    """The input counts or their annotation cannot be used as they are."""
+
+
+class ReadError(DataError):
+    """A file cannot be read as CITE-seq counts."""
+
+
+class DownloadError(TotalviError):
+    """A public data set could not be fetched whole."""
+
+
+class TrainingError(TotalviError):
+    """A fit ended without a usable model."""
+
+
+class NotTrainedError(TotalviError):
+    """A query was put to a model that has not been trained, or whose fit failed."""
+
+
+class FormatError(TotalviError):
+    """A saved model is damaged, incomplete, or of an unknown format version."""
+
+
+class OutputError(TotalviError):
+    """Results cannot be written where they were asked for."""

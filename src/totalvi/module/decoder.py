@@ -1,0 +1,121 @@
+"""From a latent state to the parameters of the counts' distributions."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from totalvi.module.layers import (
+    Activation,
+    HiddenLayer,
+    Linear,
+    Normalization,
+    ParallelHiddenLayer,
+)
+
+BackgroundScale = Literal["exp", "softplus"]
+_TRUNKS = 4  # genes, protein background, protein foreground, mixing
+
+
+class Decoded(NamedTuple):
+    """What the decoder says of B cells.
+
+    Parameters
+    ----------
+    gene_logit
+        Of the RNA proportions, (B, G).
+    dropout_logit
+        RNA zero-inflation, (B, G); None without zero inflation.
+    background_mean, background_scale
+        Mean and standard deviation of q(b | z): the log background of each protein, (B, T).
+    foreground_factor
+        alpha > 1, (B, T).
+    background_logit
+        Of the probability that a protein count is background, (B, T).
+    """
+
+    gene_logit: Tensor
+    dropout_logit: Tensor | None
+    background_mean: Tensor
+    background_scale: Tensor
+    foreground_factor: Tensor
+    background_logit: Tensor
+
+
+class Decoder(nn.Module):
+    """p(x, y | z, covariates): four trunks side by side, and a linear head for each quantity.
+
+    Parameters
+    ----------
+    n_input
+        Latent dimensions and continuous covariates.
+    n_covariates
+        One-hot columns.
+    background_scale
+        How the scale of q(b | z) stays positive: "exp" (0.6.x) or "softplus" (bounded growth).
+    zero_inflated
+        Whether RNA has zero inflation.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_genes: int,
+        n_proteins: int,
+        n_covariates: int,
+        n_hidden: int,
+        n_layers: int,
+        dropout_rate: float,
+        normalization: Normalization,
+        background_scale: BackgroundScale,
+        zero_inflated: bool,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.background_scale = background_scale
+
+        def activation() -> Activation:
+            return Activation(_TRUNKS * n_hidden, normalization, dropout_rate, _TRUNKS)
+
+        self.first = HiddenLayer(
+            n_input, _TRUNKS * n_hidden, n_covariates, activation(), generator
+        )
+        self.rest = nn.ModuleList(
+            ParallelHiddenLayer(n_hidden, _TRUNKS, n_covariates, activation(), generator)
+            for _ in range(n_layers - 1)
+        )
+
+        def head(n_output: int) -> Linear:
+            return Linear(n_hidden + n_input, n_output, n_covariates, generator)
+
+        self.gene_head = head(n_genes)
+        self.dropout_head = head(n_genes) if zero_inflated else None
+        self.background_mean_head = head(n_proteins)
+        self.background_scale_head = head(n_proteins)
+        self.foreground_head = head(n_proteins)
+        self.background_logit_head = head(n_proteins)
+
+    def forward(
+        self, z: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
+    ) -> Decoded:
+        """Decode ``z`` (B, n_input): the latent state and the continuous covariates."""
+        hidden = self.first(z, covariates, generator)
+        for layer in self.rest:
+            hidden = layer(hidden, covariates, generator)
+        genes, background, foreground, mixing = (
+            torch.cat([trunk, z], dim=1) for trunk in hidden.chunk(_TRUNKS, dim=1)
+        )
+        scale = self.background_scale_head(background, covariates)
+        return Decoded(
+            gene_logit=self.gene_head(genes, covariates),
+            dropout_logit=(
+                None if self.dropout_head is None else self.dropout_head(mixing, covariates)
+            ),
+            background_mean=self.background_mean_head(background, covariates),
+            background_scale=(
+                scale.exp() if self.background_scale == "exp" else F.softplus(scale) + 1e-8
+            ),
+            foreground_factor=1 + 1e-8 + F.relu(self.foreground_head(foreground, covariates)),
+            background_logit=self.background_logit_head(mixing, covariates),
+        )

@@ -1,0 +1,176 @@
+"""The fully connected layers of which encoder and decoder are made.
+
+Weights are stored as (inputs, outputs). Categorical covariates enter each layer as further inputs;
+they have a weight of their own, so that nothing is concatenated.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Normalization = Literal["batch", "layer", "none"]
+
+
+def uniform_parameter(
+    *shape: int, fan_in: int, generator: torch.Generator | None = None
+) -> nn.Parameter:
+    """Return a parameter drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+
+
+def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Set a share ``rate`` of ``x`` to zero and scale up the rest.
+
+    The mask compares 16 random bits an element with ``rate``: four elements a random number.
+    """
+    threshold = round(rate * 2**16)
+    if threshold == 0:
+        return x
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    words.random_(-(2**63), None, generator=generator)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = bits >= threshold - 2**15
+    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - threshold))
+
+
+class Linear(nn.Module):
+    """``x W + covariates V + b``.
+
+    Parameters
+    ----------
+    n_input, n_covariates, n_output
+        Columns of ``x``, of ``covariates`` (0: none), and of the result.
+    fan_in
+        Number of inputs that bounds the initial weights, when there are more than these.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_output: int,
+        n_covariates: int = 0,
+        generator: torch.Generator | None = None,
+        fan_in: int | None = None,
+    ) -> None:
+        super().__init__()
+        fan_in = n_input + n_covariates if fan_in is None else fan_in
+        self.weight = uniform_parameter(n_input, n_output, fan_in=fan_in, generator=generator)
+        self.covariate_weight = (
+            uniform_parameter(n_covariates, n_output, fan_in=fan_in, generator=generator)
+            if n_covariates
+            else None
+        )
+        self.bias = uniform_parameter(n_output, fan_in=fan_in, generator=generator)
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """Return shape (B, n_output)."""
+        result = torch.addmm(self.bias, x, self.weight)
+        if self.covariate_weight is not None:
+            assert covariates is not None
+            result = result + covariates @ self.covariate_weight
+        return result
+
+
+class Activation(nn.Module):
+    """Normalisation, ReLU, dropout: what follows the linear part of each hidden layer.
+
+    Parameters
+    ----------
+    n_features
+        Columns; with ``n_parallel`` networks side by side, those of all of them.
+    normalization
+        Over the minibatch ("batch"), over the cell's features of each network ("layer"), or "none".
+    momentum, epsilon
+        Of batch normalisation.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        normalization: Normalization,
+        dropout_rate: float,
+        n_parallel: int = 1,
+        momentum: float = 0.01,
+        epsilon: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.normalization = normalization
+        self.dropout_rate = dropout_rate
+        self.n_parallel = n_parallel
+        if normalization == "batch":
+            self.batch_norm = nn.BatchNorm1d(n_features, momentum=momentum, eps=epsilon)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return shape (B, n_features)."""
+        if self.normalization == "batch":
+            x = self.batch_norm(x)
+        elif self.normalization == "layer":
+            parts = x.unflatten(-1, (self.n_parallel, -1))
+            x = F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
+        x = F.relu(x)
+        return dropout(x, self.dropout_rate, generator) if self.training else x
+
+
+class HiddenLayer(nn.Module):
+    """Linear -> normalisation -> ReLU -> dropout, covariates entering the linear part."""
+
+    def __init__(
+        self,
+        n_input: int,
+        n_output: int,
+        n_covariates: int,
+        activation: Activation,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear = Linear(n_input, n_output, n_covariates, generator)
+        self.activation = activation
+
+    def forward(
+        self, x: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return shape (B, n_output)."""
+        return self.activation(self.linear(x, covariates), generator)
+
+
+class ParallelHiddenLayer(nn.Module):
+    """The hidden layer of ``n_parallel`` networks at once, each on its own part of the columns."""
+
+    def __init__(
+        self,
+        n_hidden: int,
+        n_parallel: int,
+        n_covariates: int,
+        activation: Activation,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        fan_in = n_hidden + n_covariates
+        self.n_parallel = n_parallel
+        self.weight = uniform_parameter(
+            n_parallel, n_hidden, n_hidden, fan_in=fan_in, generator=generator
+        )
+        self.covariate_weight = (
+            uniform_parameter(
+                n_covariates, n_parallel * n_hidden, fan_in=fan_in, generator=generator
+            )
+            if n_covariates
+            else None
+        )
+        self.bias = uniform_parameter(n_parallel * n_hidden, fan_in=fan_in, generator=generator)
+        self.activation = activation
+
+    def forward(
+        self, x: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return shape (B, n_parallel * n_hidden)."""
+        parts = x.unflatten(-1, (self.n_parallel, -1)).transpose(0, 1)  # (networks, B, hidden)
+        result = torch.bmm(parts, self.weight).transpose(0, 1).flatten(1) + self.bias
+        if self.covariate_weight is not None:
+            assert covariates is not None
+            result = result + covariates @ self.covariate_weight
+        return self.activation(result, generator)

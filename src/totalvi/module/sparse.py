@@ -1,0 +1,133 @@
+"""Counts of a minibatch in compressed sparse row form, and their product with dense weights."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+
+class SparseCounts(NamedTuple):
+    """RNA counts (B, G) of B cells: only the non-zero ones, ordered by cell.
+
+    Parameters
+    ----------
+    count
+        The non-zero counts, shape (nnz,).
+    gene
+        The gene of each count, shape (nnz,).
+    cell
+        The cell (row) of each count, shape (nnz,).
+    cell_pointer
+        Where each cell's counts begin, and the end, shape (B + 1,).
+    by_gene
+        The order that sorts the counts by gene, shape (nnz,).
+    gene_pointer
+        Where each gene's counts begin in that order, and the end, shape (G + 1,).
+    """
+
+    count: Tensor
+    gene: Tensor
+    cell: Tensor
+    cell_pointer: Tensor
+    by_gene: Tensor
+    gene_pointer: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(cells, genes)."""
+        return len(self.cell_pointer) - 1, len(self.gene_pointer) - 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the counts are."""
+        return self.count.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SparseCounts":
+        """Return the counts on ``device``."""
+        return SparseCounts(*(part.to(device, non_blocking=non_blocking) for part in self))
+
+    def sum_by_cell(self, value: Tensor) -> Tensor:
+        """Sum ``value`` (nnz,) over each cell's non-zero counts, giving (B,)."""
+        total = torch.zeros(self.shape[0], dtype=value.dtype, device=value.device)
+        return total.index_add(0, self.cell, value)
+
+    def to_dense(self) -> Tensor:
+        """Return the counts as a dense tensor (B, G)."""
+        dense = torch.zeros(self.shape, dtype=self.count.dtype, device=self.device)
+        dense[self.cell, self.gene] = self.count
+        return dense
+
+
+def sparse_counts(dense: Tensor) -> SparseCounts:
+    """Return the non-zero entries of ``dense`` (B, G).
+
+    Examples
+    --------
+    >>> import torch
+    >>> counts = sparse_counts(torch.tensor([[0.0, 3.0], [1.0, 0.0]]))
+    >>> counts.count.tolist(), counts.gene.tolist(), counts.cell.tolist()
+    ([3.0, 1.0], [1, 0], [0, 1])
+    """
+    cell, gene = dense.nonzero(as_tuple=True)
+    return SparseCounts(
+        count=dense[cell, gene],
+        gene=gene,
+        cell=cell,
+        cell_pointer=_pointer(cell, dense.shape[0]),
+        by_gene=torch.argsort(gene, stable=True),
+        gene_pointer=_pointer(gene, dense.shape[1]),
+    )
+
+
+def sparse_product(value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:
+    """Multiply the sparse (B, G) matrix that holds ``value`` at ``counts``' places by ``weight``.
+
+    Parameters
+    ----------
+    value
+        Entries of the matrix in the order of ``counts.count``, shape (nnz,); they get no gradient.
+    weight
+        Shape (G, H).
+
+    Returns
+    -------
+    Shape (B, H).
+    """
+    product: Tensor = _SparseProduct.apply(value, counts, weight)
+    return product
+
+
+class _SparseProduct(torch.autograd.Function):
+    """Both directions are sums of weighted rows, which is what ``embedding_bag`` computes fast."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:
+        ctx.value, ctx.counts = value, counts  # type: ignore[attr-defined]
+        return _weighted_row_sums(weight, counts.gene, counts.cell_pointer, value)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+        value, counts = ctx.value, ctx.counts  # type: ignore[attr-defined]
+        order = counts.by_gene
+        weight_gradient = _weighted_row_sums(
+            gradient.contiguous(), counts.cell[order], counts.gene_pointer, value[order]
+        )
+        return None, None, weight_gradient
+
+
+def _weighted_row_sums(rows: Tensor, index: Tensor, pointer: Tensor, value: Tensor) -> Tensor:
+    return F.embedding_bag(
+        index,
+        rows,
+        pointer,
+        mode="sum",
+        per_sample_weights=value.to(rows.dtype),
+        include_last_offset=True,
+    )
+
+
+def _pointer(sorted_or_not: Tensor, n_groups: int) -> Tensor:
+    sizes = torch.bincount(sorted_or_not, minlength=n_groups)
+    return F.pad(sizes.cumsum(0), (1, 0))

@@ -1,0 +1,172 @@
+"""Weights of other implementations of totalVI: the 0.6.x module and scvi-tools."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from totalvi.errors import FormatError
+from totalvi.module.totalvi import TOTALVI
+
+State = dict[str, Tensor]
+_TRUNKS = ("px_decoder", "py_back_decoder", "py_fore_decoder", "sigmoid_decoder")
+_HEADS = {
+    "px_scale_decoder": "gene_head",
+    "px_dropout_decoder_gene": "dropout_head",
+    "py_back_mean_log_alpha": "background_mean_head",
+    "py_back_mean_log_beta": "background_scale_head",
+    "py_fore_scale_decoder": "foreground_head",
+    "py_background_decoder": "background_logit_head",
+}
+_BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def load_scvi_state(module: TOTALVI, state_dict: Mapping[str, Tensor]) -> TOTALVI:
+    """Fill ``module`` with the weights of a 0.6.x or scvi-tools totalVI state dict.
+
+    Parameters
+    ----------
+    module
+        Configured as the model that was saved: scvi-tools models need
+        ``encoder_architecture="direct"``, ``scale_input=True``, ``background_scale="softplus"`` and,
+        from 1.3.1 on, ``protein_efficiency=True``.
+    state_dict
+        Its tensors. Parts that the configuration does not use (the dropout decoder of an "nb" model,
+        the library encoder of an observed library size) are left out.
+
+    Returns
+    -------
+    ``module``, filled in place.
+
+    Raises
+    ------
+    FormatError
+        When a tensor is missing, or has a shape that does not fit the module's configuration.
+    """
+    try:
+        converted = {**_parameters(module, state_dict), **_encoder(module, state_dict)}
+        converted |= _decoder(module, state_dict)
+    except KeyError as missing:
+        raise FormatError(
+            f"The state dict has no tensor {missing}; it is not a totalVI model of the configuration "
+            "given to TOTALVI."
+        ) from missing
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        if name == "protein_mask":
+            converted[name] = tensor
+        elif name not in converted:
+            raise FormatError(f"The state dict has nothing for {name}; check TOTALVI's arguments.")
+        elif converted[name].shape != tensor.shape:
+            raise FormatError(
+                f"The state dict gives {name} the shape {tuple(converted[name].shape)}, the module "
+                f"has {tuple(tensor.shape)}; check TOTALVI's arguments."
+            )
+    module.load_state_dict({name: converted[name] for name in expected})
+    return module
+
+
+def _parameters(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
+    names = {
+        "px_r": "gene_log_r",
+        "py_r": "protein_log_r",
+        "background_pro_alpha": "background_prior_mean",
+        "background_pro_log_beta": "background_prior_log_scale",
+    }
+    if module.log_efficiency is not None:
+        names["log_per_batch_efficiency"] = "log_efficiency"
+    return {
+        ours: state[theirs].reshape(state[theirs].shape[0], -1).T for theirs, ours in names.items()
+    }
+
+
+def _encoder(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
+    encoder = module.encoder
+    converted = _trunk(state, "encoder.encoder.fc_layers", "encoder.trunk", encoder.trunk)
+    branches = {"encoder.z_encoder": ("z_branch", encoder.z_branch)}
+    heads = {"z_mean_encoder": "z_head.mean", "z_var_encoder": "z_head.log_variance"}
+    if encoder.latent_library:
+        branches["encoder.l_gene_encoder"] = ("library_branch", encoder.library_branch)
+        heads["l_gene_mean_encoder"] = "library_head.mean"
+        heads["l_gene_var_encoder"] = "library_head.log_variance"
+        if encoder.library_trunk is not None:
+            converted |= _trunk(
+                state,
+                "encoder.l_gene_encoder.fc_layers",
+                "encoder.library_trunk",
+                encoder.library_trunk,
+            )
+    for theirs, (ours, branch) in branches.items():
+        if branch is not None:
+            converted |= _linear(state, f"{theirs}.0", f"encoder.{ours}.linear")
+            converted |= _batch_norm(state, f"{theirs}.1", f"encoder.{ours}.activation.batch_norm")
+    for theirs, ours in heads.items():
+        converted |= _linear(state, f"encoder.{theirs}", f"encoder.{ours}")
+    return converted
+
+
+def _trunk(state: Mapping[str, Tensor], theirs: str, ours: str, trunk: nn.Module) -> State:
+    n_genes, n_others = trunk.first.gene_weight.shape[0], trunk.first.others.weight.shape[0]
+    first = state[f"{theirs}.Layer 0.0.weight"].T
+    converted = {
+        f"{ours}.first.gene_weight": first[:n_genes],
+        f"{ours}.first.others.weight": first[n_genes : n_genes + n_others],
+        f"{ours}.first.others.covariate_weight": first[n_genes + n_others :],
+        f"{ours}.first.others.bias": state[f"{theirs}.Layer 0.0.bias"],
+    }
+    converted |= _batch_norm(state, f"{theirs}.Layer 0.1", f"{ours}.first.activation.batch_norm")
+    for i, layer in enumerate(trunk.rest):
+        name = f"{ours}.rest.{i}"
+        n_input = layer.linear.weight.shape[0]
+        converted |= _linear(state, f"{theirs}.Layer {i + 1}.0", f"{name}.linear", n_input)
+        converted |= _batch_norm(
+            state, f"{theirs}.Layer {i + 1}.1", f"{name}.activation.batch_norm"
+        )
+    return converted
+
+
+def _decoder(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
+    decoder = module.decoder
+    converted: State = {}
+    for i in range(len(decoder.rest) + 1):
+        layers = [f"decoder.{trunk}.fc_layers.Layer {i}" for trunk in _TRUNKS]
+        weights = [state[f"{layer}.0.weight"].T for layer in layers]  # (input + covariates, hidden)
+        biases = [state[f"{layer}.0.bias"] for layer in layers]
+        if i == 0:
+            ours, linear = "decoder.first", "decoder.first.linear"
+            n_input = decoder.first.linear.weight.shape[0]
+            weight = torch.cat([part[:n_input] for part in weights], dim=1)
+        else:
+            ours = linear = f"decoder.rest.{i - 1}"
+            n_input = weights[0].shape[1]
+            weight = torch.stack([part[:n_input] for part in weights])
+        converted[f"{linear}.weight"] = weight
+        converted[f"{linear}.covariate_weight"] = torch.cat([w[n_input:] for w in weights], dim=1)
+        converted[f"{linear}.bias"] = torch.cat(biases)
+        for entry in _BATCH_NORM:
+            parts = [state[f"{layer}.1.{entry}"] for layer in layers]
+            joined = parts[0] if entry == "num_batches_tracked" else torch.cat(parts)
+            converted[f"{ours}.activation.batch_norm.{entry}"] = joined
+    for theirs, name in _HEADS.items():
+        head = getattr(decoder, name)
+        if head is not None:
+            n_input = head.weight.shape[0]
+            source = f"decoder.{theirs}.fc_layers.Layer 0.0"
+            converted |= _linear(state, source, f"decoder.{name}", n_input)
+    return converted
+
+
+def _linear(
+    state: Mapping[str, Tensor], theirs: str, ours: str, n_input: int | None = None
+) -> State:
+    weight = state[f"{theirs}.weight"].T
+    n_input = weight.shape[0] if n_input is None else n_input
+    return {
+        f"{ours}.weight": weight[:n_input],
+        f"{ours}.covariate_weight": weight[n_input:],
+        f"{ours}.bias": state[f"{theirs}.bias"],
+    }
+
+
+def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
+    return {f"{ours}.{entry}": state[f"{theirs}.{entry}"] for entry in _BATCH_NORM}
