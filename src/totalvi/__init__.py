@@ -1,1 +1,40 @@
-"""Total variational inference for CITE-seq: a joint model of a cell's RNA and surface proteins."""
+"""Total variational inference for CITE-seq: a joint model of a cell's RNA and surface proteins.
+
+Names are loaded when they are first used, so that ``import totalvi`` is quick.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from totalvi.data import datasets
+    from totalvi.data.read import read
+    from totalvi.data.simulate import simulate
+    from totalvi.model import Model
+    from totalvi.module import TOTALVI
+
+__version__ = version("totalvi")
+__all__ = ["TOTALVI", "Model", "__version__", "datasets", "persistence", "read", "simulate"]
+
+_HOMES = {
+    "Model": "totalvi.model",
+    "TOTALVI": "totalvi.module",
+    "datasets": "totalvi.data",
+    "persistence": "totalvi",
+    "read": "totalvi.data.read",
+    "simulate": "totalvi.data.simulate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'totalvi' has no attribute {name!r}")
+    home = _HOMES[name]
+    if name in ("datasets", "persistence"):
+        return import_module(f"{home}.{name}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

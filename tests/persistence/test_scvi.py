@@ -88,9 +88,7 @@ def run_with_noise(
     context = module.context(x, y, inputs["batch_index"], inputs.get("label"), **inputs["extras"])
     posterior: CellPosterior = module.encode(x, y, context)
     z = module.transform_latent(noise["untran_z"])
-    library_size = (
-        noise["untran_l"].exp() if context.library_size is None else context.library_size
-    )
+    library_size = noise["untran_l"].exp() if context.library_size is None else context.library_size
     decoded = module.decode(z, context)
     terms = module.elbo_terms(
         x,
@@ -244,5 +242,5 @@ def test_state_of_another_configuration_is_refused(shared: Path) -> None:
     with pytest.raises(FormatError, match="gene_log_r the shape"):
         load_scvi_state(TOTALVI(121, 14, n_hidden=32, n_latent=8), state)
     del state["decoder.px_decoder.fc_layers.Layer 0.0.bias"]
-    with pytest.raises(FormatError, match="no tensor .*px_decoder"):
+    with pytest.raises(FormatError, match=r"no tensor .*px_decoder"):
         load_scvi_state(TOTALVI(120, 14, n_hidden=32, n_latent=8), state)

@@ -58,7 +58,7 @@ def integer_codes(name: str, given: Tensor, n_cells: int, n_categories: int) -> 
             f"or one-hot ({n_cells}, {n_allowed})."
         )
     codes = given.long()
-    if n_cells and not (0 <= int(codes.min()) and int(codes.max()) < n_allowed):
+    if n_cells and not (int(codes.min()) >= 0 and int(codes.max()) < n_allowed):
         raise ValueError(
             f"{name} holds codes from {int(codes.min())} to {int(codes.max())}; allowed are 0 to "
             f"{n_allowed - 1}."
@@ -70,9 +70,7 @@ def one_hot_columns(
     codes: Sequence[Tensor], n_categories: Sequence[int], dtype: torch.dtype
 ) -> Tensor | None:
     """Return the one-hot columns of all covariates with more than one category side by side."""
-    columns = [
-        F.one_hot(code, n) for code, n in zip(codes, n_categories, strict=True) if n > 1
-    ]
+    columns = [F.one_hot(code, n) for code, n in zip(codes, n_categories, strict=True) if n > 1]
     return torch.cat(columns, dim=1).to(dtype) if columns else None
 
 

@@ -78,9 +78,7 @@ class Decoder(nn.Module):
         def activation() -> Activation:
             return Activation(_TRUNKS * n_hidden, normalization, dropout_rate, _TRUNKS)
 
-        self.first = HiddenLayer(
-            n_input, _TRUNKS * n_hidden, n_covariates, activation(), generator
-        )
+        self.first = HiddenLayer(n_input, _TRUNKS * n_hidden, n_covariates, activation(), generator)
         self.rest = nn.ModuleList(
             ParallelHiddenLayer(n_hidden, _TRUNKS, n_covariates, activation(), generator)
             for _ in range(n_layers - 1)

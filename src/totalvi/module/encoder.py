@@ -213,9 +213,9 @@ class Encoder(nn.Module):
     def _transform(self, x: Tensor | SparseCounts) -> Tensor:
         if not isinstance(x, SparseCounts):
             return self._transform_dense(x)
-        value = x.count
+        value = x.counts
         if self.scale_input:
-            mean = x.sum_by_cell(x.count) / self.n_genes
+            mean = x.sum_by_cell(x.counts) / self.n_genes
             value = value / (1 + mean)[x.cell]
         return torch.log1p(value) if self.log_input else value
 

@@ -58,28 +58,30 @@ class _SparseNegativeBinomialLoss(torch.autograd.Function):
         s_nonzero = s[x.cell, x.gene]
         r_nonzero = _at(r, x)
         further_cost = (
-            x.count * (s_nonzero - log_mean[x.cell, x.gene])
-            + torch.lgamma(x.count + 1)
-            - log_rising_ratio(r_nonzero, x.count)
+            x.counts * (s_nonzero - log_mean[x.cell, x.gene])
+            + torch.lgamma(x.counts + 1)
+            - log_rising_ratio(r_nonzero, x.counts)
         )
         ctx.counts = x  # type: ignore[attr-defined]
         ctx.save_for_backward(r, s, r_nonzero, s_nonzero)
         return zero_cost + x.sum_by_cell(further_cost)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
         x: SparseCounts = ctx.counts  # type: ignore[attr-defined]
         r, s, r_nonzero, s_nonzero = ctx.saved_tensors  # type: ignore[attr-defined]
         one_minus_sigmoid = torch.exp(-s)
         by_cell = gradient[:, None]
         d_log_mean = (1 - one_minus_sigmoid).mul_(r).mul_(by_cell)
         flat = x.cell * x.shape[1] + x.gene
-        counted = gradient[x.cell] * x.count * torch.exp(-s_nonzero)
+        counted = gradient[x.cell] * x.counts * torch.exp(-s_nonzero)
         d_log_mean.view(-1).index_add_(0, flat, counted, alpha=-1)
 
         # log r enters through r, at a fixed difference of the logs, and through that difference
-        rising = gradient[x.cell] * r_nonzero * (
-            torch.digamma(x.count + r_nonzero) - torch.digamma(r_nonzero)
+        rising = (
+            gradient[x.cell]
+            * r_nonzero
+            * (torch.digamma(x.counts + r_nonzero) - torch.digamma(r_nonzero))
         )
         if r.shape[0] == 1:
             d_log_r = (gradient @ s)[None] * r - d_log_mean.sum(dim=0, keepdim=True)
@@ -99,7 +101,7 @@ def _sparse_zero_inflated_loss(
     zero_cost = F.softplus(-dropout_logit) - F.softplus(log_zero - dropout_logit)
     logit = dropout_logit[x.cell, x.gene]
     nonzero_cost = F.softplus(logit) - negative_binomial_log_prob(
-        x.count, log_mean[x.cell, x.gene], _at(log_r, x)
+        x.counts, log_mean[x.cell, x.gene], _at(log_r, x)
     )
     return zero_cost.sum(dim=1) + x.sum_by_cell(nonzero_cost - zero_cost[x.cell, x.gene])
 

@@ -39,10 +39,10 @@ def check_options(options: Mapping[str, Any]) -> None:
             allowed = ", ".join(repr(choice) for choice in choices)
             raise ValueError(f"{name} is {options[name]!r}; allowed are {allowed}.")
     for name, smallest in SMALLEST.items():
-        value = options.get(name)
-        if value is None and name in ("n_panels",):
+        value: Any = options.get(name, smallest)
+        if value is None and name == "n_panels":
             continue
-        if name in options and not (_is_integer(value) and value >= smallest):
+        if not (_is_integer(value) and value >= smallest):
             raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {smallest}.")
     for name in RATES:
         rate = options.get(name, 0.0)

@@ -13,7 +13,7 @@ class SparseCounts(NamedTuple):
 
     Parameters
     ----------
-    count
+    counts
         The non-zero counts, shape (nnz,).
     gene
         The gene of each count, shape (nnz,).
@@ -27,7 +27,7 @@ class SparseCounts(NamedTuple):
         Where each gene's counts begin in that order, and the end, shape (G + 1,).
     """
 
-    count: Tensor
+    counts: Tensor
     gene: Tensor
     cell: Tensor
     cell_pointer: Tensor
@@ -42,7 +42,7 @@ class SparseCounts(NamedTuple):
     @property
     def device(self) -> torch.device:
         """Where the counts are."""
-        return self.count.device
+        return self.counts.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SparseCounts":
         """Return the counts on ``device``."""
@@ -55,8 +55,8 @@ class SparseCounts(NamedTuple):
 
     def to_dense(self) -> Tensor:
         """Return the counts as a dense tensor (B, G)."""
-        dense = torch.zeros(self.shape, dtype=self.count.dtype, device=self.device)
-        dense[self.cell, self.gene] = self.count
+        dense = torch.zeros(self.shape, dtype=self.counts.dtype, device=self.device)
+        dense[self.cell, self.gene] = self.counts
         return dense
 
 
@@ -67,12 +67,12 @@ def sparse_counts(dense: Tensor) -> SparseCounts:
     --------
     >>> import torch
     >>> counts = sparse_counts(torch.tensor([[0.0, 3.0], [1.0, 0.0]]))
-    >>> counts.count.tolist(), counts.gene.tolist(), counts.cell.tolist()
+    >>> counts.counts.tolist(), counts.gene.tolist(), counts.cell.tolist()
     ([3.0, 1.0], [1, 0], [0, 1])
     """
     cell, gene = dense.nonzero(as_tuple=True)
     return SparseCounts(
-        count=dense[cell, gene],
+        counts=dense[cell, gene],
         gene=gene,
         cell=cell,
         cell_pointer=_pointer(cell, dense.shape[0]),
@@ -87,7 +87,7 @@ def sparse_product(value: Tensor, counts: SparseCounts, weight: Tensor) -> Tenso
     Parameters
     ----------
     value
-        Entries of the matrix in the order of ``counts.count``, shape (nnz,); they get no gradient.
+        Entries of the matrix in the order of ``counts.counts``, shape (nnz,); they get no gradient.
     weight
         Shape (G, H).
 
@@ -108,7 +108,7 @@ class _SparseProduct(torch.autograd.Function):
         return _weighted_row_sums(weight, counts.gene, counts.cell_pointer, value)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, None, Tensor]:
         value, counts = ctx.value, ctx.counts  # type: ignore[attr-defined]
         order = counts.by_gene
         weight_gradient = _weighted_row_sums(

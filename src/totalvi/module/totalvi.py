@@ -1,50 +1,31 @@
 """TOTALVI: the joint model of RNA and surface proteins as one torch module."""
 
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from totalvi.module.context import CellContext, integer_codes, one_hot_columns, one_hot_width
-from totalvi.module.decoder import BackgroundScale, Decoded, Decoder
-from totalvi.module.distributions import (
-    log_normal_log_prob,
-    negative_binomial_mixture_log_prob,
-    normal_kl,
-    standard_normal_kl,
-)
+from totalvi.module.context import CellContext
+from totalvi.module.decoder import Decoded
+from totalvi.module.distributions import negative_binomial_mixture_log_prob
 from totalvi.module.elbo import ElboTerms
-from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
-from totalvi.module.layers import Normalization
+from totalvi.module.encoder import CellPosterior
 from totalvi.module.likelihood import gene_reconstruction_loss
-from totalvi.module.options import check_options, protein_mask
+from totalvi.module.network import (
+    SMALLEST,
+    CellExtras,
+    Network,
+    sample_normal,
+    sum_measured,
+    without_unmeasured,
+)
 from totalvi.module.sparse import SparseCounts
 
-LibrarySize = Literal["latent", "observed", "size_factor"]
 Parameters = dict[str, Tensor]
-_LARGEST_LOG_LIBRARY = 15.0
-_SAMPLES_AT_ONCE = 50
-_SMALLEST = torch.finfo(torch.float32).tiny
 
 
-class CellExtras(TypedDict, total=False):
-    """Keyword arguments that the methods of `TOTALVI` take besides the reference's.
-
-    ``panel_index`` (B,), ``size_factor`` (B, 1), ``categorical_covariates`` (B, covariates) of codes,
-    ``continuous_covariates`` (B, covariates).
-    """
-
-    panel_index: Tensor | None
-    size_factor: Tensor | None
-    categorical_covariates: Tensor | None
-    continuous_covariates: Tensor | None
-
-
-class TOTALVI(nn.Module):
+class TOTALVI(Network):
     """Total variational inference for CITE-seq data.
 
     The generative model and its variational posterior are those of Gayoso, Steier et al., "Joint
@@ -124,285 +105,6 @@ class TOTALVI(nn.Module):
     torch.Size([8])
     """
 
-    def __init__(
-        self,
-        n_input_genes: int,
-        n_input_proteins: int,
-        n_batch: int = 0,
-        n_labels: int = 0,
-        n_hidden: int = 256,
-        n_latent: int = 20,
-        n_layers_encoder: int = 1,
-        n_layers_decoder: int = 1,
-        dropout_rate_decoder: float = 0.2,
-        dropout_rate_encoder: float = 0.2,
-        gene_dispersion: Literal["gene", "gene-batch", "gene-label"] = "gene",
-        protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein",
-        log_variational: bool = True,
-        reconstruction_loss_gene: Literal["nb", "zinb"] = "nb",
-        latent_distribution: Literal["normal", "ln"] = "ln",
-        protein_batch_mask: Sequence[Any] | Mapping[Any, Any] | np.ndarray | Tensor | None = None,
-        encoder_batch: bool = True,
-        *,
-        use_cuda: bool = False,
-        n_panels: int | None = None,
-        library: LibrarySize = "latent",
-        n_categories_per_covariate: Sequence[int] = (),
-        n_continuous_covariates: int = 0,
-        encode_covariates: bool = True,
-        encoder_architecture: EncoderArchitecture = "branched",
-        scale_input: bool = False,
-        background_scale: BackgroundScale = "exp",
-        protein_efficiency: bool = False,
-        normalization: Normalization = "batch",
-        background_prior: tuple[Any, Any] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        check_options(locals())
-        super().__init__()
-        self.n_input_genes = n_input_genes
-        self.n_input_proteins = n_input_proteins
-        self.n_batch = n_batch
-        self.n_labels = n_labels
-        self.n_latent = n_latent
-        self.n_panels = max(n_batch, 1) if n_panels is None else n_panels
-        self.panel_is_batch = n_panels is None
-        self.gene_dispersion = gene_dispersion
-        self.protein_dispersion = protein_dispersion
-        self.latent_distribution = latent_distribution
-        self.library: LibrarySize = library
-        self.n_categories_per_covariate = tuple(n_categories_per_covariate)
-        self.n_continuous_covariates = n_continuous_covariates
-        self.encoder_batch = encoder_batch
-        self.encode_covariates = encode_covariates
-
-        mask = protein_mask(protein_batch_mask, self.n_panels, n_input_proteins)
-        self.register_buffer("protein_mask", mask)
-        self.protein_mask: Tensor | None
-
-        def normal(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(shape, generator=generator))
-
-        self.gene_log_r = normal(self._rows_by(gene_dispersion), n_input_genes)
-        self.protein_log_r = nn.Parameter(
-            torch.ones(self._rows_by(protein_dispersion), n_input_proteins)
-        )
-        self.background_prior_mean = normal(self.n_panels, n_input_proteins)
-        self.background_prior_log_scale = nn.Parameter(
-            torch.zeros(self.n_panels, n_input_proteins)
-        )
-        if background_prior is not None:
-            self.set_background_prior(*background_prior)
-        self.log_efficiency = (
-            nn.Parameter(torch.zeros(max(n_batch, 1), n_input_proteins))
-            if protein_efficiency
-            else None
-        )
-        n_encoded = self.n_continuous_covariates if encode_covariates else 0
-        self.encoder = Encoder(
-            n_genes=n_input_genes,
-            n_proteins=n_input_proteins,
-            n_continuous=n_encoded,
-            n_covariates=one_hot_width(self._encoder_categories()),
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers_encoder,
-            dropout_rate=dropout_rate_encoder,
-            normalization=normalization,
-            architecture=encoder_architecture,
-            log_input=log_variational,
-            scale_input=scale_input,
-            latent_library=library == "latent",
-            generator=generator,
-        )
-        self.decoder = Decoder(
-            n_input=n_latent + self.n_continuous_covariates,
-            n_genes=n_input_genes,
-            n_proteins=n_input_proteins,
-            n_covariates=one_hot_width((n_batch, *self.n_categories_per_covariate)),
-            n_hidden=n_hidden,
-            n_layers=n_layers_decoder,
-            dropout_rate=dropout_rate_decoder,
-            normalization=normalization,
-            background_scale=background_scale,
-            zero_inflated=reconstruction_loss_gene == "zinb",
-            generator=generator,
-        )
-        if use_cuda:
-            if torch.cuda.is_available():
-                self.cuda()
-            else:
-                warnings.warn(
-                    "use_cuda=True, but there is no CUDA device: the model stays on the CPU.",
-                    stacklevel=2,
-                )
-
-    def _rows_by(self, dispersion: str) -> int:
-        groups = {"batch": self.n_batch, "label": self.n_labels}
-        return max(groups.get(dispersion.partition("-")[2], 1), 1)
-
-    def _encoder_categories(self) -> tuple[int, ...]:
-        batch = self.n_batch if self.encoder_batch else 0
-        extra = self.n_categories_per_covariate if self.encode_covariates else ()
-        return (batch, *extra)
-
-    def set_background_prior(self, mean: Any, scale: Any) -> None:
-        """Set the prior mean and standard deviation of the log background, (T,) or (panels, T)."""
-        shape = self.background_prior_mean.shape
-        for name, value in (("mean", mean), ("scale", scale)):
-            if np.shape(value) not in (tuple(shape), tuple(shape[1:])):
-                raise ValueError(
-                    f"background_prior's {name} has shape {np.shape(value)}; "
-                    f"allowed are {tuple(shape[1:])} and {tuple(shape)}."
-                )
-        with torch.no_grad():
-            self.background_prior_mean.copy_(torch.as_tensor(mean))
-            self.background_prior_log_scale.copy_(torch.as_tensor(scale).log())
-
-    # ---------------------------------------------------------------- what is known of the cells
-
-    def context(
-        self,
-        x: Tensor | SparseCounts,
-        y: Tensor,
-        batch_index: Tensor | None = None,
-        label: Tensor | None = None,
-        **extras: Unpack[CellExtras],
-    ) -> CellContext:
-        """Check the shapes of a minibatch and return what is known of its cells.
-
-        Raises
-        ------
-        ValueError
-            Naming the argument, what came and what is allowed.
-        """
-        n_cells = x.shape[0]
-        for name, given, width in (("x", x, self.n_input_genes), ("y", y, self.n_input_proteins)):
-            if tuple(given.shape) != (n_cells, width):
-                raise ValueError(
-                    f"{name} has shape {tuple(given.shape)}; allowed is ({n_cells}, {width})."
-                )
-        batch = self._codes("batch_index", batch_index, y, self.n_batch)
-        has_labels = label is not None and self.n_labels > 0
-        labels = self._codes("label", label, y, self.n_labels) if has_labels else None
-        panel_index = extras.get("panel_index")
-        panel = (
-            batch
-            if self.panel_is_batch
-            else self._codes("panel_index", panel_index, y, self.n_panels)
-        )
-        categorical = self._matrix(
-            "categorical_covariates", extras, y, len(self.n_categories_per_covariate)
-        )
-        continuous = self._matrix("continuous_covariates", extras, y, self.n_continuous_covariates)
-        return CellContext(
-            batch=batch,
-            panel=panel,
-            label=labels,
-            categorical=None if categorical is None else categorical.long(),
-            continuous=None if continuous is None else continuous.to(y.dtype),
-            library_size=self._known_library(x, extras),
-        )
-
-    def _codes(self, name: str, given: Tensor | None, y: Tensor, n_categories: int) -> Tensor:
-        if given is None and n_categories > 1:
-            raise ValueError(f"{name} is None; allowed are codes from 0 to {n_categories - 1}.")
-        if given is None or n_categories == 0:  # the model knows no groups: all cells are one
-            return torch.zeros(len(y), dtype=torch.long, device=y.device)
-        return integer_codes(name, torch.as_tensor(given), len(y), n_categories)
-
-    def _matrix(
-        self,
-        name: Literal["categorical_covariates", "continuous_covariates"],
-        extras: CellExtras,
-        y: Tensor,
-        width: int,
-    ) -> Tensor | None:
-        given = extras.get(name)
-        if width == 0 and given is None:
-            return None
-        shape = None if given is None else tuple(given.shape)
-        if shape != (len(y), width):
-            raise ValueError(f"{name} has shape {shape}; allowed is ({len(y)}, {width}).")
-        return given
-
-    def _known_library(self, x: Tensor | SparseCounts, extras: CellExtras) -> Tensor | None:
-        if self.library == "latent":
-            return None
-        if self.library == "observed":
-            total = x.sum_by_cell(x.count) if isinstance(x, SparseCounts) else x.sum(dim=1)
-            return total[:, None]
-        size_factor = extras.get("size_factor")
-        if size_factor is None or size_factor.numel() != x.shape[0]:
-            shape = None if size_factor is None else tuple(size_factor.shape)
-            raise ValueError(f"size_factor has shape {shape}; allowed is ({x.shape[0]}, 1).")
-        return size_factor.reshape(-1, 1)
-
-    def measured(self, panel: Tensor) -> Tensor | None:
-        """Return which proteins were measured in each cell, (B, T), or None when all were."""
-        return None if self.protein_mask is None else self.protein_mask[panel]
-
-    # ---------------------------------------------------------------------- encode and decode
-
-    def encode(
-        self,
-        x: Tensor | SparseCounts,
-        y: Tensor,
-        context: CellContext,
-        generator: torch.Generator | None = None,
-    ) -> CellPosterior:
-        """Return the posterior of the latent state and library size.
-
-        As in 0.6.x, values of unmeasured proteins are encoded as they are given; NaN enters as 0.
-        """
-        codes = [context.batch]
-        if context.categorical is not None and self.encode_covariates:
-            codes += list(context.categorical.unbind(dim=1))
-        covariates = one_hot_columns(codes, self._encoder_categories(), y.dtype)
-        continuous = context.continuous if self.encode_covariates else None
-        measured = self.measured(context.panel)
-        if measured is not None:
-            y = torch.where(measured, y, y.nan_to_num(nan=0.0))
-        return self.encoder(x, y, continuous, covariates, generator)
-
-    def decode(
-        self, z: Tensor, context: CellContext, generator: torch.Generator | None = None
-    ) -> Decoded:
-        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``."""
-        codes = [context.batch]
-        if context.categorical is not None:
-            codes += list(context.categorical.unbind(dim=1))
-        categories = (self.n_batch, *self.n_categories_per_covariate)
-        covariates = one_hot_columns(codes, categories, z.dtype)
-        if context.continuous is not None:
-            z = torch.cat([z, context.continuous], dim=1)
-        return self.decoder(z, covariates, generator)
-
-    def transform_latent(self, untran_z: Tensor) -> Tensor:
-        """Return z from u: itself, or its softmax for the logistic normal."""
-        return untran_z if self.latent_distribution == "normal" else untran_z.softmax(dim=-1)
-
-    def gene_log_mean(self, gene_logit: Tensor, library_size: Tensor) -> Tensor:
-        """Return the log of the NB mean of RNA, (..., B, G)."""
-        return self._log_proportions(gene_logit) + library_size.log()
-
-    def _log_proportions(self, gene_logit: Tensor) -> Tensor:
-        if self.library != "size_factor":
-            return F.log_softmax(gene_logit, dim=-1)
-        # log softplus(a) tends to a where softplus(a) would underflow
-        softplus = F.softplus(gene_logit).clamp(min=_SMALLEST).log()
-        return torch.where(gene_logit < -20, gene_logit, softplus)
-
-    def gene_log_inverse_dispersion(self, context: CellContext) -> Tensor:
-        """Return log r of the genes, (1, G) or (B, G)."""
-        return _rows_of_cells(self.gene_log_r, self.gene_dispersion, context)
-
-    def protein_log_inverse_dispersion(self, context: CellContext) -> Tensor:
-        """Return log r of the proteins, (1, T) or (B, T)."""
-        return _rows_of_cells(self.protein_log_r, self.protein_dispersion, context)
-
-    # -------------------------------------------------------------------------- the objective
-
     def forward(
         self,
         x: Tensor | SparseCounts,
@@ -431,100 +133,6 @@ class TOTALVI(nn.Module):
         context = self.context(x, y, batch_index, label, **extras)
         return self.elbo(x, y, context, local_l_mean_gene, local_l_var_gene, generator)
 
-    def elbo(
-        self,
-        x: Tensor | SparseCounts,
-        y: Tensor,
-        context: CellContext,
-        local_l_mean_gene: Tensor | None = None,
-        local_l_var_gene: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> ElboTerms:
-        """Return the terms of `forward` for cells whose ``context`` has been checked."""
-        posterior = self.encode(x, y, context, generator)
-        untran_z = _sample(posterior.qz_m, posterior.qz_v.sqrt(), generator)
-        library_size = self._sample_library(posterior, context, generator)[0]
-        decoded = self.decode(self.transform_latent(untran_z), context, generator)
-        log_background = _sample(decoded.background_mean, decoded.background_scale, generator)
-        return self.elbo_terms(
-            x, y, context, posterior, decoded, library_size, log_background,
-            local_l_mean_gene, local_l_var_gene,
-        )  # fmt: skip
-
-    def elbo_terms(
-        self,
-        x: Tensor | SparseCounts,
-        y: Tensor,
-        context: CellContext,
-        posterior: CellPosterior,
-        decoded: Decoded,
-        library_size: Tensor,
-        log_background: Tensor,
-        local_l_mean_gene: Tensor | None = None,
-        local_l_var_gene: Tensor | None = None,
-    ) -> ElboTerms:
-        """Return the terms at given samples of the latent variables."""
-        log_mean = self.gene_log_mean(decoded.gene_logit, library_size)
-        log_r = self.gene_log_inverse_dispersion(context)
-        kl_z = standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1)
-        return ElboTerms(
-            reconst_loss_gene=gene_reconstruction_loss(x, log_mean, log_r, decoded.dropout_logit),
-            reconst_loss_protein=self._protein_loss(y, context, decoded, log_background),
-            kl_div_z=kl_z,
-            kl_div_l_gene=self._library_kl(posterior, local_l_mean_gene, local_l_var_gene, kl_z),
-            kl_div_back_pro=self._background_kl(context, decoded),
-        )
-
-    def _protein_loss(
-        self, y: Tensor, context: CellContext, decoded: Decoded, log_background: Tensor
-    ) -> Tensor:
-        log_efficiency = self._cell_log_efficiency(context)
-        log_mean_background = log_background + log_efficiency
-        measured = self.measured(context.panel)
-        log_prob = negative_binomial_mixture_log_prob(
-            _without_unmeasured(y, measured),
-            log_mean_background,
-            log_mean_background + decoded.foreground_factor.log(),
-            self.protein_log_inverse_dispersion(context),
-            decoded.background_logit,
-        )
-        return -_sum_measured(log_prob, measured)
-
-    def _library_kl(
-        self,
-        posterior: CellPosterior,
-        local_l_mean_gene: Tensor | None,
-        local_l_var_gene: Tensor | None,
-        like: Tensor,
-    ) -> Tensor:
-        if posterior.ql_m is None or posterior.ql_v is None:
-            return torch.zeros_like(like)
-        if local_l_mean_gene is None or local_l_var_gene is None:
-            raise ValueError(
-                "local_l_mean_gene and local_l_var_gene are needed where the library size is latent."
-            )
-        prior_mean = local_l_mean_gene.reshape(-1, 1)
-        prior_variance = local_l_var_gene.reshape(-1, 1)
-        return normal_kl(posterior.ql_m, posterior.ql_v, prior_mean, prior_variance).sum(dim=-1)
-
-    def _background_kl(self, context: CellContext, decoded: Decoded) -> Tensor:
-        divergence = normal_kl(
-            decoded.background_mean,
-            decoded.background_scale**2,
-            self.background_prior_mean[context.panel],
-            (2 * self.background_prior_log_scale[context.panel]).exp(),
-        )
-        total = _sum_measured(divergence, self.measured(context.panel))
-        if self.log_efficiency is not None:
-            # scvi-tools' prior of the efficiency, and its small pull of pi towards 1
-            efficiency_prior = log_normal_log_prob(self.log_efficiency[context.batch]).sum(dim=-1)
-            log_pi = F.logsigmoid(decoded.background_logit).sum(dim=-1)
-            total = total - efficiency_prior - 1e-3 * log_pi
-        return total
-
-    def _cell_log_efficiency(self, context: CellContext) -> Tensor | float:
-        return 0.0 if self.log_efficiency is None else self.log_efficiency[context.batch]
-
     def get_reconstruction_loss(
         self,
         x: Tensor | SparseCounts,
@@ -546,21 +154,19 @@ class TOTALVI(nn.Module):
         """
         gene_loss = gene_reconstruction_loss(
             x,
-            px_["rate"].clamp(min=_SMALLEST).log(),
+            px_["rate"].clamp(min=SMALLEST).log(),
             px_["r"].log().reshape(-1, self.n_input_genes),
             px_.get("dropout"),
         )
         efficiency = py_.get("efficiency", torch.ones_like(py_["rate_back"]))
         log_prob = negative_binomial_mixture_log_prob(
-            _without_unmeasured(y, pro_batch_mask_minibatch),
+            without_unmeasured(y, pro_batch_mask_minibatch),
             (py_["rate_back"] * efficiency).log(),
             (py_["rate_fore"] * efficiency).log(),
             py_["r"].log(),
             py_["mixing"],
         )
-        return gene_loss, -_sum_measured(log_prob, pro_batch_mask_minibatch)
-
-    # ------------------------------------------------------------- queries of a minibatch
+        return gene_loss, -sum_measured(log_prob, pro_batch_mask_minibatch)
 
     def inference(
         self,
@@ -590,15 +196,15 @@ class TOTALVI(nn.Module):
             posterior = CellPosterior(
                 *(None if part is None else part.expand(n_samples, -1, -1) for part in posterior)  # type: ignore[arg-type]
             )
-        untran_z = _sample(posterior.qz_m, posterior.qz_v.sqrt(), generator)
-        library_size, untran_l = self._sample_library(posterior, context, generator)
+        untran_z = sample_normal(posterior.qz_m, posterior.qz_v.sqrt(), generator)
+        library_size, untran_l = self.sample_library(posterior, context, generator)
         z = self.transform_latent(untran_z)
-        decode_context = self._in_batch(context, transform_batch)
+        decode_context = self.in_batch(context, transform_batch)
         flat = self.decode(z.flatten(0, -2), decode_context.repeat(n_samples), generator)
         decoded = Decoded(
             *(None if part is None else part.unflatten(0, z.shape[:-1]) for part in flat)  # type: ignore[arg-type]
         )
-        log_background = _sample(decoded.background_mean, decoded.background_scale, generator)
+        log_background = self.sample_log_background(decoded, generator)
         return {
             "px_": self.gene_parameters(decoded, library_size, decode_context),
             "py_": self.protein_parameters(decoded, log_background, decode_context),
@@ -614,7 +220,7 @@ class TOTALVI(nn.Module):
         self, decoded: Decoded, library_size: Tensor, context: CellContext
     ) -> Parameters:
         """Return the entries of ``px_``."""
-        scale = self._log_proportions(decoded.gene_logit).exp()
+        scale = self.log_proportions(decoded.gene_logit).exp()
         parameters = {
             "scale": scale,
             "rate": library_size * scale,
@@ -663,17 +269,9 @@ class TOTALVI(nn.Module):
         """
         context = self.context(x, y, batch_index, **extras)
         posterior = self.encode(x, y, context, generator)
-        mean, scale = posterior.qz_m, posterior.qz_v.sqrt()
-        if not give_mean:
-            return self.transform_latent(_sample(mean, scale, generator))
-        if self.latent_distribution == "normal":
-            return mean
-        total = torch.zeros_like(mean)
-        for start in range(0, n_samples, _SAMPLES_AT_ONCE):
-            n_now = min(_SAMPLES_AT_ONCE, n_samples - start)
-            samples = _sample(mean.expand(n_now, -1, -1), scale.expand(n_now, -1, -1), generator)
-            total += self.transform_latent(samples).sum(dim=0)
-        return total / n_samples
+        if give_mean:
+            return self.latent_mean(posterior, n_samples, generator)
+        return self.sample_latent(posterior, generator)
 
     def sample_from_posterior_l(
         self,
@@ -697,7 +295,7 @@ class TOTALVI(nn.Module):
         assert posterior.ql_v is not None
         if give_mean:
             return (posterior.ql_m + 0.5 * posterior.ql_v).exp()
-        return self._sample_library(posterior, context, generator)[0]
+        return self.sample_library(posterior, context, generator)[0]
 
     def get_sample_dispersion(
         self,
@@ -735,9 +333,7 @@ class TOTALVI(nn.Module):
         **extras: Unpack[CellExtras],
     ) -> Tensor:
         """Return samples of the negative binomial mean of genes, (B, G) or (n_samples, B, G)."""
-        outputs = self.inference(
-            x, y, batch_index, label, n_samples, generator=generator, **extras
-        )
+        outputs = self.inference(x, y, batch_index, label, n_samples, generator=generator, **extras)
         rate: Tensor = outputs["px_"]["rate"]
         return rate
 
@@ -793,53 +389,6 @@ class TOTALVI(nn.Module):
             protein = F.normalize(protein, p=1, dim=-1)
         return outputs["px_"]["scale"], protein + eps
 
-    def _in_batch(self, context: CellContext, transform_batch: int | None) -> CellContext:
-        if transform_batch is None:
-            return context
-        if not 0 <= transform_batch < max(self.n_batch, 1):
-            raise ValueError(
-                f"transform_batch is {transform_batch}; allowed are 0 to {max(self.n_batch, 1) - 1}."
-            )
-        return context._replace(batch=torch.full_like(context.batch, transform_batch))
-
-    def _sample_library(
-        self, posterior: CellPosterior, context: CellContext, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the library size (..., B, 1), and its log where it is latent."""
-        if posterior.ql_m is None or posterior.ql_v is None:
-            assert context.library_size is not None
-            leading = posterior.qz_m.shape[:-1]
-            return context.library_size.expand(*leading, 1), None
-        untran_l = _sample(posterior.ql_m, posterior.ql_v.sqrt(), generator)
-        return untran_l.clamp(max=_LARGEST_LOG_LIBRARY).exp(), untran_l
-
-
-def _sample(mean: Tensor, scale: Tensor, generator: torch.Generator | None) -> Tensor:
-    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-    return mean + scale * noise
-
-
-def _rows_of_cells(by_group: Tensor, dispersion: str, context: CellContext) -> Tensor:
-    """Return the row of each cell's batch or label, or the one row there is."""
-    if by_group.shape[0] == 1:
-        return by_group
-    if dispersion.endswith("batch"):
-        return by_group[context.batch]
-    if context.label is None:
-        raise ValueError(f"label is None, but a dispersion is {dispersion!r}; give each cell's label.")
-    return by_group[context.label]
-
 
 def _drop_single_row(values: Tensor) -> Tensor:
     return values[0] if values.shape[0] == 1 else values
-
-
-def _without_unmeasured(y: Tensor, measured: Tensor | None) -> Tensor:
-    return y if measured is None else torch.where(measured, y, torch.zeros_like(y))
-
-
-def _sum_measured(value: Tensor, measured: Tensor | None) -> Tensor:
-    """Sum over proteins; where unmeasured, neither the value nor its gradient counts."""
-    if measured is not None:
-        value = torch.where(measured, value, torch.zeros_like(value))
-    return value.sum(dim=-1)

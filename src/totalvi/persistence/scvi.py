@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from totalvi.errors import FormatError
+from totalvi.module.encoder import Trunk
+from totalvi.module.layers import HiddenLayer
 from totalvi.module.totalvi import TOTALVI
 
 State = dict[str, Tensor]
@@ -105,7 +107,7 @@ def _encoder(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
     return converted
 
 
-def _trunk(state: Mapping[str, Tensor], theirs: str, ours: str, trunk: nn.Module) -> State:
+def _trunk(state: Mapping[str, Tensor], theirs: str, ours: str, trunk: Trunk) -> State:
     n_genes, n_others = trunk.first.gene_weight.shape[0], trunk.first.others.weight.shape[0]
     first = state[f"{theirs}.Layer 0.0.weight"].T
     converted = {
@@ -117,6 +119,7 @@ def _trunk(state: Mapping[str, Tensor], theirs: str, ours: str, trunk: nn.Module
     converted |= _batch_norm(state, f"{theirs}.Layer 0.1", f"{ours}.first.activation.batch_norm")
     for i, layer in enumerate(trunk.rest):
         name = f"{ours}.rest.{i}"
+        assert isinstance(layer, HiddenLayer)
         n_input = layer.linear.weight.shape[0]
         converted |= _linear(state, f"{theirs}.Layer {i + 1}.0", f"{name}.linear", n_input)
         converted |= _batch_norm(

@@ -1,0 +1,101 @@
+"""Minibatches of CiteData as tensors for the module."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from totalvi.data.cite import CiteData
+from totalvi.module.context import CellContext
+from totalvi.module.sparse import SparseCounts
+from totalvi.module.totalvi import TOTALVI
+
+
+class Minibatch(NamedTuple):
+    """Counts and context of B cells.
+
+    Parameters
+    ----------
+    cells
+        Their positions in the data, (B,).
+    x, y
+        RNA counts (B, G), sparse, and protein counts (B, T).
+    context
+        What else is known of them.
+    library_log_mean, library_log_variance
+        Prior of the log library size, (B, 1); None where it is not latent.
+    """
+
+    cells: np.ndarray
+    x: SparseCounts
+    y: Tensor
+    context: CellContext
+    library_log_mean: Tensor | None
+    library_log_variance: Tensor | None
+
+
+def minibatches(
+    data: CiteData,
+    module: TOTALVI,
+    cells: np.ndarray,
+    batch_size: int,
+    shuffle: np.random.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Minibatch]:
+    """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
+
+    Equal sizes keep batch normalisation from ever seeing a last minibatch of one cell.
+    """
+    order = cells if shuffle is None else shuffle.permutation(cells)
+    n_batches = math.ceil(len(order) / batch_size)
+    for rows in np.array_split(order, n_batches) if n_batches else ():
+        yield minibatch(data, module, rows, device)
+
+
+def minibatch(
+    data: CiteData, module: TOTALVI, rows: np.ndarray, device: torch.device | str = "cpu"
+) -> Minibatch:
+    """Return the cells at ``rows`` as one minibatch."""
+
+    def tensor(values: np.ndarray | None) -> Tensor | None:
+        return None if values is None else torch.from_numpy(values[rows]).to(device)
+
+    def required(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values[rows]).to(device)
+
+    context = CellContext(
+        batch=required(data.batch),
+        panel=required(data.panel),
+        label=tensor(data.label),
+        categorical=tensor(data.categorical),
+        continuous=tensor(data.continuous),
+        library_size=None if module.library == "latent" else required(data.library_size)[:, None],
+    )
+    log_mean = log_variance = None
+    if module.library == "latent":
+        codes = data.batch[rows]
+        log_mean, log_variance = (
+            torch.tensor(by_batch, dtype=torch.float32)[codes][:, None].to(device)
+            for by_batch in (data.schema.library_log_mean, data.schema.library_log_variance)
+        )
+    x = sparse_rows(data.rna[rows]).to(device)
+    return Minibatch(rows, x, required(data.protein), context, log_mean, log_variance)
+
+
+def sparse_rows(rows: sparse.csr_matrix) -> SparseCounts:
+    """Return a CSR matrix as the tensors that the module takes."""
+    n_cells, _ = rows.shape
+    positions = np.arange(rows.nnz, dtype=np.int64)
+    by_gene = sparse.csr_matrix((positions, rows.indices, rows.indptr), rows.shape).tocsc()
+    return SparseCounts(
+        counts=torch.from_numpy(rows.data.astype(np.float32, copy=False)),
+        gene=torch.from_numpy(rows.indices.astype(np.int64)),
+        cell=torch.from_numpy(np.repeat(np.arange(n_cells), np.diff(rows.indptr))),
+        cell_pointer=torch.from_numpy(rows.indptr.astype(np.int64)),
+        by_gene=torch.from_numpy(by_gene.data),
+        gene_pointer=torch.from_numpy(by_gene.indptr.astype(np.int64)),
+    )

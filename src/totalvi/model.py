@@ -1,0 +1,634 @@
+"""Model: what people use."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.background import empirical_background_prior
+from totalvi.data.cite import CiteData, Keys, Schema, describe
+from totalvi.data.source import did_you_mean
+from totalvi.errors import DataError, NotTrainedError, TrainingError
+from totalvi.module.totalvi import TOTALVI
+from totalvi.persistence.format import read_model, write_model
+from totalvi.posterior.evidence import elbo_by_cell
+from totalvi.posterior.expression import (
+    ExpressionQuery,
+    LibrarySize,
+    foreground_probability,
+    normalized_expression,
+)
+from totalvi.posterior.latent import latent_representation
+from totalvi.training.plan import TrainingPlan, default_max_epochs
+from totalvi.training.progress import epoch_progress
+from totalvi.training.split import Split, check_split, random_split
+from totalvi.training.trainer import fit, torch_generator
+
+Data: TypeAlias = MuData | AnnData
+Cells = Sequence[int] | Sequence[bool] | np.ndarray | None
+Names = str | Sequence[str] | None
+_QUERY_BATCH_SIZE = 1024
+_INITIAL_WEIGHTS, _SPLIT, _FIT, _QUERY = range(4)  # what a seed is for
+
+
+class Model:
+    """A totalVI model of CITE-seq data: built from counts, trained, and asked.
+
+    Parameters
+    ----------
+    data
+        MuData or AnnData with raw counts of paired RNA and proteins. It is never written to.
+    batch_key, panel_key, labels_key
+        Columns of ``obs`` with each cell's batch, antibody panel (None: each batch is one), label.
+    size_factor_key
+        Column with size factors. None: the library size is the cell's total RNA count.
+    categorical_covariate_keys, continuous_covariate_keys
+        Columns with further covariates to correct for; continuous ones are standardised.
+    rna_modality, protein_modality
+        Names of the modalities of a MuData.
+    rna_layer, protein_layer
+        Layers with the counts. None: ``X``.
+    protein_expression_obsm_key
+        Where an AnnData keeps proteins in ``obsm``.
+    allow_fractional
+        Whether counts may have fractions (corrected counts, for instance).
+    n_latent, n_hidden, n_layers_encoder, n_layers_decoder
+        Sizes of the network; see `TOTALVI`.
+    dropout_rate_encoder, dropout_rate_decoder
+        Share of hidden nodes set to zero while training.
+    gene_likelihood
+        "nb" or "zinb".
+    latent_distribution
+        "normal" or "ln" (logistic normal, whose corners are archetypes).
+    gene_dispersion, protein_dispersion
+        See `TOTALVI`.
+    library
+        "observed" or "latent"; not used with ``size_factor_key``.
+    empirical_protein_background_prior
+        Whether the prior of each protein's background starts at the lower mode of its counts. It is
+        learned either way.
+    seed
+        Source of all that is random. The same seed gives the same numbers on the same machine.
+    network_options
+        Further keyword arguments of `TOTALVI`.
+
+    Attributes
+    ----------
+    module
+        The `TOTALVI` network.
+    schema
+        Names and categories that the model knows.
+    history
+        One row an epoch, all fits one after the other: losses in nats by cell.
+    split
+        The cells of the last fit: ``train``, ``validation`` and ``test`` positions.
+    is_trained
+        Whether queries can be answered.
+
+    Raises
+    ------
+    DataError
+        When the counts or their annotation cannot be used; the message says what to do.
+    ValueError
+        When an argument has a value that is not allowed.
+
+    Examples
+    --------
+    >>> import totalvi
+    >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+    >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+    >>> model.train(max_epochs=2)
+    >>> model.get_latent_representation().shape
+    (60, 4)
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        batch_key: str | None = None,
+        panel_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] = (),
+        continuous_covariate_keys: Sequence[str] = (),
+        rna_modality: str = "rna",
+        protein_modality: str = "prot",
+        rna_layer: str | None = None,
+        protein_layer: str | None = None,
+        protein_expression_obsm_key: str | None = None,
+        allow_fractional: bool = False,
+        n_latent: int = 20,
+        n_hidden: int = 256,
+        n_layers_encoder: int = 2,
+        n_layers_decoder: int = 1,
+        dropout_rate_encoder: float = 0.2,
+        dropout_rate_decoder: float = 0.2,
+        gene_likelihood: Literal["nb", "zinb"] = "nb",
+        latent_distribution: Literal["normal", "ln"] = "normal",
+        gene_dispersion: Literal["gene", "gene-batch", "gene-label"] = "gene",
+        protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein",
+        library: Literal["observed", "latent"] = "observed",
+        empirical_protein_background_prior: bool = True,
+        seed: int = 0,
+        **network_options: Any,
+    ) -> None:
+        keys = Keys(
+            batch_key=batch_key,
+            panel_key=panel_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=tuple(categorical_covariate_keys),
+            continuous_covariate_keys=tuple(continuous_covariate_keys),
+            rna_modality=rna_modality,
+            protein_modality=protein_modality,
+            rna_layer=rna_layer,
+            protein_layer=protein_layer,
+            protein_expression_obsm_key=protein_expression_obsm_key,
+            allow_fractional=allow_fractional,
+        )
+        self._options: dict[str, Any] = {
+            "n_latent": n_latent,
+            "n_hidden": n_hidden,
+            "n_layers_encoder": n_layers_encoder,
+            "n_layers_decoder": n_layers_decoder,
+            "dropout_rate_encoder": dropout_rate_encoder,
+            "dropout_rate_decoder": dropout_rate_decoder,
+            "reconstruction_loss_gene": gene_likelihood,
+            "latent_distribution": latent_distribution,
+            "gene_dispersion": gene_dispersion,
+            "protein_dispersion": protein_dispersion,
+            "library": library if size_factor_key is None else "size_factor",
+            "encoder_architecture": "direct",
+            "scale_input": True,
+            "background_scale": "softplus",
+            **network_options,
+        }
+        self.seed = seed
+        self._data: CiteData | None = describe(data, keys)
+        self.schema = self._data.schema
+        self.module = self._network()
+        if empirical_protein_background_prior:
+            measured = np.array(self.schema.panel_measured)
+            prior = empirical_background_prior(self._data.protein, self._data.panel, measured)
+            self.module.set_background_prior(*prior)
+        self.history = pd.DataFrame()
+        self.split: Split | None = None
+        self.is_trained = False
+        self._n_fits = 0
+        self._failure: str | None = None
+
+    def _network(self) -> TOTALVI:
+        schema = self.schema
+        return TOTALVI(
+            n_input_genes=len(schema.gene_names),
+            n_input_proteins=len(schema.protein_names),
+            n_batch=len(schema.batch_names),
+            n_labels=len(schema.label_names),
+            n_panels=len(schema.panel_names) or None,
+            n_categories_per_covariate=[len(names) for names in schema.covariate_categories],
+            n_continuous_covariates=len(schema.keys.continuous_covariate_keys),
+            protein_batch_mask=schema.panel_measured,
+            generator=torch_generator(self._random(_INITIAL_WEIGHTS)),
+            **self._options,
+        ).eval()
+
+    def _random(self, purpose: int, repetition: int = 0) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self.seed, spawn_key=(purpose, repetition))
+
+    # ------------------------------------------------------------------------------------ train
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        lr: float = TrainingPlan.learning_rate,
+        batch_size: int = TrainingPlan.batch_size,
+        train_size: float = 0.9,
+        validation_size: float | None = None,
+        split: Split | None = None,
+        early_stopping: bool = True,
+        early_stopping_patience: int = 45,
+        n_epochs_kl_warmup: int = TrainingPlan.kl_warmup_epochs,
+        schedule: Literal["one-cycle", "constant"] = TrainingPlan.schedule,
+        weight_decay: float = TrainingPlan.weight_decay,
+        gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
+        accelerator: str = TrainingPlan.accelerator,
+        precision: str = TrainingPlan.precision,
+        progress: bool | None = None,
+    ) -> None:
+        """Fit the model, and keep the weights of the lowest held-out loss.
+
+        A second call goes on from the weights of the first.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells. None: fewer for more cells; see `default_max_epochs`.
+        lr
+            Learning rate; the peak of the one-cycle schedule.
+        batch_size
+            Cells in a minibatch.
+        train_size, validation_size
+            Shares of cells to train on and to validate on; the rest is held out for tests. None: all
+            that ``train_size`` leaves.
+        split
+            Positions of the cells, in place of a random split.
+        early_stopping, early_stopping_patience
+            Whether to stop after that many epochs without a lower held-out loss.
+        n_epochs_kl_warmup
+            Epochs over which the weight of the divergences rises from 0 to 1.
+        schedule
+            "one-cycle" or "constant" learning rate.
+        weight_decay, gradient_clip_norm
+            Of the optimiser, and the largest norm of the gradient.
+        accelerator, precision
+            As in Lightning Fabric.
+        progress
+            Whether to show a progress bar; None: on a terminal.
+
+        Raises
+        ------
+        TrainingError
+            When the loss or its gradient is no longer finite.
+        """
+        data = self._training_data()
+        if split is None:
+            rng = np.random.default_rng(self._random(_SPLIT))
+            split = random_split(data.n_cells, train_size, validation_size, rng)
+        split = check_split(
+            Split(*(np.asarray(part, dtype=np.int64) for part in split)), data.n_cells
+        )
+        plan = TrainingPlan(
+            max_epochs=default_max_epochs(len(split.train)) if max_epochs is None else max_epochs,
+            batch_size=batch_size,
+            learning_rate=lr,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            kl_warmup_epochs=n_epochs_kl_warmup,
+            gradient_clip_norm=gradient_clip_norm,
+            patience=early_stopping_patience if early_stopping else None,
+            accelerator=accelerator,
+            precision=precision,
+        )
+        seed = self._random(_FIT, self._n_fits)
+        self.is_trained = False
+        try:
+            with epoch_progress(plan.max_epochs, progress) as on_epoch:
+                result = fit(self.module, data, split, plan, seed, on_epoch)
+        except TrainingError as error:
+            self._failure = str(error)
+            raise
+        self.split, self.plan, self._failure = split, plan, None
+        self.history = pd.concat([self.history, result.history], ignore_index=True)
+        self.history.index.name = "epoch"
+        self.fit_summary = {
+            "best_epoch": result.best_epoch,
+            "stopped": result.stopped,
+            "n_skipped_steps": result.n_skipped_steps,
+        }
+        self._n_fits += 1
+        self.is_trained = True
+
+    def _training_data(self) -> CiteData:
+        if self._data is None:
+            raise DataError(
+                "The model was loaded without data; give them to Model.load, or to the query."
+            )
+        return self._data
+
+    # ------------------------------------------------------------------------------------ queries
+
+    def get_latent_representation(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        give_mean: bool = True,
+        mc_samples: int = 5000,
+        batch_size: int = _QUERY_BATCH_SIZE,
+        *,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Return the latent cell state: the mean of q(z | cell), or one sample of it.
+
+        Parameters
+        ----------
+        adata
+            New data with the model's features, batches and annotation. None: the training data.
+        indices
+            Positions of cells, or a mask. None: all.
+        give_mean
+            Whether to return the mean; otherwise a sample.
+        mc_samples
+            Samples for the mean of the logistic normal; the normal's mean is exact.
+        batch_size
+            Cells at a time.
+        seed
+            Of the samples.
+
+        Returns
+        -------
+        (cells, n_latent) float32.
+        """
+        data, cells = self._asked(adata, indices)
+        return latent_representation(
+            self.module,
+            data,
+            cells,
+            give_mean=give_mean,
+            n_samples=mc_samples,
+            batch_size=batch_size,
+            generator=self._generator(seed),
+        )
+
+    def get_normalized_expression(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        gene_list: Sequence[str] | None = None,
+        protein_list: Sequence[str] | None = None,
+        library_size: LibrarySize = 1.0,
+        n_samples: int = 1,
+        sample_protein_mixing: bool = False,
+        scale_protein: bool = False,
+        include_protein_background: bool = False,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+        batch_size: int = _QUERY_BATCH_SIZE,
+        seed: int = 0,
+    ) -> tuple[Any, Any]:
+        """Return denoised RNA and protein.
+
+        RNA is E[rho] times ``library_size``; protein E[(1 - pi) beta alpha], in counts, free of
+        background. The expectation is over the posterior, by ``n_samples`` Monte Carlo samples.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, seed
+            As in `get_latent_representation`.
+        transform_batch
+            Batch or batches to decode every cell into, averaged. None: each cell's own.
+        gene_list, protein_list
+            Wanted features. None: all.
+        library_size
+            Number that RNA proportions are multiplied by, or "latent" for each cell's library size.
+        n_samples
+            Posterior samples a cell.
+        sample_protein_mixing
+            Whether each protein is drawn to be background or foreground, rather than weighted.
+        scale_protein
+            Whether the proteins of a cell are made to sum to one.
+        include_protein_background
+            Whether to add the background, E[pi beta].
+        return_mean
+            Whether to average the samples; otherwise each is returned, as an array
+            (n_samples, cells, features).
+        return_numpy
+            Whether to return arrays in place of data frames.
+
+        Returns
+        -------
+        RNA (cells, genes) and protein (cells, proteins).
+        """
+        data, cells = self._asked(adata, indices)
+        genes = _positions(gene_list, self.schema.gene_names, "gene_list")
+        proteins = _positions(protein_list, self.schema.protein_names, "protein_list")
+        query = ExpressionQuery(
+            genes=genes,
+            proteins=proteins,
+            transform_batches=self._batch_codes(transform_batch),
+            library_size=_checked_library_size(library_size),
+            n_samples=_at_least_one("n_samples", n_samples),
+            sample_protein_mixing=sample_protein_mixing,
+            scale_protein=scale_protein,
+            include_protein_background=include_protein_background,
+        )
+        rna, protein = normalized_expression(
+            self.module,
+            data,
+            cells,
+            query,
+            return_mean=return_mean,
+            batch_size=batch_size,
+            generator=self._generator(seed),
+        )
+        if return_numpy or not return_mean:
+            return rna, protein
+        names = data.cell_names[cells]
+        return (
+            pd.DataFrame(rna, index=names, columns=np.array(self.schema.gene_names)[genes]),
+            pd.DataFrame(
+                protein, index=names, columns=np.array(self.schema.protein_names)[proteins]
+            ),
+        )
+
+    def get_protein_foreground_probability(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        protein_list: Sequence[str] | None = None,
+        n_samples: int = 1,
+        return_numpy: bool = False,
+        batch_size: int = _QUERY_BATCH_SIZE,
+        seed: int = 0,
+    ) -> Any:
+        """Return the probability that each protein count is foreground, E[1 - pi].
+
+        Parameters are those of `get_normalized_expression`.
+
+        Returns
+        -------
+        (cells, proteins), between 0 and 1.
+        """
+        data, cells = self._asked(adata, indices)
+        proteins = _positions(protein_list, self.schema.protein_names, "protein_list")
+        values = foreground_probability(
+            self.module,
+            data,
+            cells,
+            proteins,
+            n_samples=_at_least_one("n_samples", n_samples),
+            transform_batches=self._batch_codes(transform_batch),
+            batch_size=batch_size,
+            generator=self._generator(seed),
+        )
+        if return_numpy:
+            return values
+        columns = np.array(self.schema.protein_names)[proteins]
+        return pd.DataFrame(values, index=data.cell_names[cells], columns=columns)
+
+    def get_elbo(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        batch_size: int = _QUERY_BATCH_SIZE,
+        *,
+        return_mean: bool = True,
+        seed: int = 0,
+    ) -> float | np.ndarray:
+        """Return the evidence lower bound in nats by cell: their mean, or that of each cell.
+
+        Higher is better; it is minus the loss of the paper's objective. Parameters are those of
+        `get_latent_representation`.
+        """
+        data, cells = self._asked(adata, indices)
+        values = elbo_by_cell(
+            self.module, data, cells, batch_size=batch_size, generator=self._generator(seed)
+        )
+        return float(values.mean(dtype=np.float64)) if return_mean else values
+
+    def _asked(self, adata: Data | None, indices: Cells) -> tuple[CiteData, np.ndarray]:
+        """Return the data and cells of a query, once the model can answer it."""
+        if self._failure is not None:
+            raise NotTrainedError(f"The fit failed, so nothing can be asked: {self._failure}")
+        if not self.is_trained:
+            raise NotTrainedError("The model has not been trained; call model.train() first.")
+        data = (
+            self._training_data()
+            if adata is None
+            else describe(adata, self.schema.keys, self.schema)
+        )
+        return data, _cell_positions(indices, data.n_cells)
+
+    def _generator(self, seed: int) -> Any:
+        return torch_generator(self._random(_QUERY, seed))
+
+    def _batch_codes(self, transform_batch: Names) -> tuple[int | None, ...]:
+        if transform_batch is None:
+            return (None,)
+        wanted = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
+        known = self.schema.batch_names
+        for name in wanted:
+            if str(name) not in known:
+                raise ValueError(
+                    f"transform_batch holds {name!r}; {did_you_mean(str(name), known)}."
+                )
+        return tuple(known.index(str(name)) for name in wanted)
+
+    # --------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model, without the data, to the folder ``path``, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            When ``path`` exists and ``overwrite`` is False.
+        """
+        if not self.is_trained:
+            raise NotTrainedError("The model has not been trained; call model.train() first.")
+        assert self.split is not None
+        description = {
+            "options": self._options,
+            "schema": self.schema.to_dict(),
+            "seed": self.seed,
+            "n_fits": self._n_fits,
+            "plan": asdict(self.plan),
+            "fit_summary": self.fit_summary,
+            "split": {name: part.tolist() for name, part in self.split._asdict().items()},
+            "history": self.history.to_dict(orient="list"),
+        }
+        write_model(Path(path), self.module.state_dict(), description, overwrite)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, data: Data | None = None) -> Self:
+        """Return the model in folder ``path``.
+
+        Parameters
+        ----------
+        path
+            Where `save` wrote it.
+        data
+            The cells that queries are about when none are given; features are aligned by name.
+
+        Raises
+        ------
+        FormatError
+            When the folder is not a whole model.
+        DataError
+            When ``data`` lack what the model needs.
+        """
+        weights, description = read_model(Path(path))
+        model = cls.__new__(cls)
+        model._options = description["options"]
+        model.seed = description["seed"]
+        model.schema = Schema.from_dict(description["schema"])
+        model.module = model._network()
+        model.module.load_state_dict(weights)
+        model._data = None if data is None else describe(data, model.schema.keys, model.schema)
+        model.history = pd.DataFrame(description["history"])
+        model.history.index.name = "epoch"
+        model.split = Split(
+            **{k: np.array(v, dtype=np.int64) for k, v in description["split"].items()}
+        )
+        model.plan = TrainingPlan(**description["plan"])
+        model.fit_summary = description["fit_summary"]
+        model._n_fits = description["n_fits"]
+        model.is_trained, model._failure = True, None
+        return model
+
+    def __repr__(self) -> str:
+        schema = self.schema
+        state = "trained" if self.is_trained else "not trained"
+        return (
+            f"totalvi.Model: {len(schema.gene_names)} genes, {len(schema.protein_names)} proteins, "
+            f"{len(schema.batch_names)} batches, {self.module.n_latent} latent dimensions; {state}"
+        )
+
+
+def _cell_positions(indices: Cells, n_cells: int) -> np.ndarray:
+    """Return positions from positions or a mask.
+
+    Raises ValueError when a position is out of range, or a mask has another length than the data.
+    """
+    if indices is None:
+        return np.arange(n_cells)
+    given = np.asarray(indices)
+    if given.dtype == bool:
+        if given.shape != (n_cells,):
+            raise ValueError(f"indices is a mask of shape {given.shape}; allowed is ({n_cells},).")
+        return np.flatnonzero(given)
+    if given.ndim != 1 or not (given.size == 0 or np.issubdtype(given.dtype, np.integer)):
+        raise ValueError("indices must be a list of positions or a mask of the cells.")
+    if given.size and (given.min() < -n_cells or given.max() >= n_cells):
+        raise ValueError(
+            f"indices holds positions from {given.min()} to {given.max()}; "
+            f"allowed are 0 to {n_cells - 1}."
+        )
+    return given.astype(np.int64) % n_cells
+
+
+def _positions(wanted: Sequence[str] | None, known: Sequence[str], argument: str) -> np.ndarray:
+    if wanted is None:
+        return np.arange(len(known))
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    positions = pd.Index(known).get_indexer(pd.Index(wanted))
+    for name, position in zip(wanted, positions, strict=True):
+        if position < 0:
+            raise ValueError(f"{argument} holds {name!r}; {did_you_mean(name, known)}.")
+    return positions
+
+
+def _checked_library_size(library_size: LibrarySize) -> LibrarySize:
+    if library_size == "latent":
+        return library_size
+    if isinstance(library_size, int | float) and library_size > 0:
+        return float(library_size)
+    raise ValueError(f"library_size is {library_size!r}; allowed are 'latent' or a number above 0.")
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {value!r}; allowed are whole numbers from 1.")
+    return int(value)

@@ -1,0 +1,99 @@
+"""The folder in which a model is kept: safetensors weights and one JSON file."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from totalvi.errors import FormatError, OutputError
+
+FORMAT = "totalvi model"
+FORMAT_VERSION = 1
+_WEIGHTS, _DESCRIPTION = "weights.safetensors", "model.json"
+
+
+def write_model(
+    path: Path, weights: dict[str, Tensor], description: dict[str, Any], overwrite: bool
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    It is written to a temporary sibling, flushed to disk, and renamed.
+
+    Raises
+    ------
+    OutputError
+        When ``path`` exists and ``overwrite`` is False, or is something else than a model folder.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
+    if path.exists() and not (path / _DESCRIPTION).is_file():
+        raise OutputError(f"{path} exists and is not a totalvi model; choose another path.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in weights.items()}, temporary / _WEIGHTS
+        )
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
+        (temporary / _DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        for file in (temporary / _WEIGHTS, temporary / _DESCRIPTION):
+            _flush(file)
+        temporary.chmod(0o755)  # mkdtemp makes a folder that only its owner may enter
+        _put_in_place(temporary, path)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights and the description of the model in folder ``path``.
+
+    Raises
+    ------
+    FormatError
+        When it is missing, damaged, or of a format version that this package does not know.
+    """
+    file = path / _DESCRIPTION
+    if not file.is_file():
+        raise FormatError(f"{path} is not a totalvi model: it has no {_DESCRIPTION}.")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{file} is damaged ({error}); save the model again.") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise FormatError(f"{file} does not describe a totalvi model.")
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatError(
+            f"{path} has format version {version!r}, and this totalvi reads {FORMAT_VERSION}; "
+            "update totalvi."
+        )
+    try:
+        weights = load_file(path / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise FormatError(
+            f"{path / _WEIGHTS} is damaged ({error}); save the model again."
+        ) from error
+    return weights, description
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename ``temporary`` to ``path``; a folder that was there is kept until the new one is."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(retired / "model")
+    temporary.rename(path)
+    shutil.rmtree(retired)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())

@@ -1,0 +1,1 @@
+"""Fitting the model: the plan, the split, the schedules and the loop."""

@@ -1,0 +1,73 @@
+"""How a model is trained: every number that the loop uses."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+LearningRateSchedule = Literal["one-cycle", "constant"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The numbers of a fit. Defaults were chosen by measurement; see ``docs/decisions.md``.
+
+    Parameters
+    ----------
+    max_epochs
+        Passes over the training cells.
+    batch_size
+        Cells in a minibatch, at most.
+    learning_rate
+        Of Adam; the peak of the one-cycle schedule.
+    schedule
+        "one-cycle" (a short rise, then a long cosine fall to nearly zero) or "constant".
+    weight_decay
+        Decoupled weight decay of Adam.
+    kl_warmup_epochs
+        Epochs over which the weight of the divergences rises from 0 to 1.
+    gradient_clip_norm
+        Largest norm of the gradient of all parameters together.
+    patience
+        Epochs without a lower validation loss after which training stops; None: it does not.
+    accelerator, precision
+        As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", ....
+    """
+
+    max_epochs: int
+    batch_size: int = 256
+    learning_rate: float = 8e-3
+    schedule: LearningRateSchedule = "one-cycle"
+    weight_decay: float = 1e-6
+    kl_warmup_epochs: int = 10
+    gradient_clip_norm: float = 100.0
+    patience: int | None = 45
+    accelerator: str = "auto"
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        whole = {"max_epochs": 1, "batch_size": 2, "kl_warmup_epochs": 0, "patience": 1}
+        for name, smallest in whole.items():
+            value = getattr(self, name)
+            if value is None and name == "patience":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+                raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {smallest}.")
+        for name in ("learning_rate", "gradient_clip_norm"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value!r}; allowed are numbers above 0.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay!r}; allowed are numbers from 0.")
+        if self.schedule not in ("one-cycle", "constant"):
+            raise ValueError(f"schedule is {self.schedule!r}; allowed are 'one-cycle', 'constant'.")
+
+
+def default_max_epochs(n_training_cells: int) -> int:
+    """Return the number of epochs for a data set of this size: fewer for more cells.
+
+    Examples
+    --------
+    >>> default_max_epochs(6000), default_max_epochs(1_000_000)
+    (100, 10)
+    """
+    return int(min(400, max(10, round(600_000 / n_training_cells))))

@@ -1,0 +1,85 @@
+"""Which cells train the model, which stop it, and which it never sees."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from totalvi.errors import DataError
+
+
+class Split(NamedTuple):
+    """Positions of the cells used to train, to validate (and stop early), and held out for tests."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def random_split(
+    n_cells: int, train_size: float, validation_size: float | None, rng: np.random.Generator
+) -> Split:
+    """Split cells at random.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells.
+    train_size
+        Share of cells to train on, above 0 and at most 1.
+    validation_size
+        Share to validate on; the rest is the test set. None: all that ``train_size`` leaves.
+    rng
+        Source of the order.
+
+    Raises
+    ------
+    ValueError
+        When the shares are not within bounds, or leave fewer than two cells to train on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> split = random_split(100, 0.8, 0.05, np.random.default_rng(0))
+    >>> [len(part) for part in split]
+    [80, 5, 15]
+    """
+    if not 0 < train_size <= 1:
+        raise ValueError(f"train_size is {train_size}; allowed are numbers above 0, at most 1.")
+    left = 1 - train_size
+    validation_size = left if validation_size is None else validation_size
+    if not 0 <= validation_size <= left + 1e-9:
+        raise ValueError(
+            f"validation_size is {validation_size}; allowed are numbers from 0 to {left:g}, which "
+            "train_size leaves."
+        )
+    n_train = int(np.ceil(train_size * n_cells - 1e-9))
+    n_validation = min(round(validation_size * n_cells), n_cells - n_train)
+    order = rng.permutation(n_cells)
+    parts = np.split(order, [n_train, n_train + n_validation])
+    return check_split(Split(*(np.sort(part) for part in parts)), n_cells)
+
+
+def check_split(split: Split, n_cells: int) -> Split:
+    """Return ``split`` when its parts are disjoint positions below ``n_cells``; else raise.
+
+    Raises
+    ------
+    ValueError
+        When a position is out of range or in two parts.
+    DataError
+        When fewer than two cells are left to train on.
+    """
+    every = np.concatenate(split)
+    if len(every) and (every.min() < 0 or every.max() >= n_cells):
+        raise ValueError(
+            f"split holds positions from {every.min()} to {every.max()}; "
+            f"allowed are 0 to {n_cells - 1}."
+        )
+    if len(np.unique(every)) != len(every):
+        raise ValueError("split holds a cell twice; each may be in one part only.")
+    if len(split.train) < 2:
+        raise DataError(
+            f"The split leaves {len(split.train)} cells to train on, and 2 are the least; raise "
+            "train_size or give more cells."
+        )
+    return split
