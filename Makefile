@@ -1,0 +1,50 @@
+# On a machine with nothing but Python 3.11 or newer, each of these sets up what it needs first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= auto
+
+.PHONY: help venv venv-dev demo test test-all lint format bench clean
+
+help:
+	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
+	@echo "make test       run the tests (make test-all: the slow ones too)"
+	@echo "make lint       check style and types"
+	@echo "make bench      measure the quality of the fit (needs real data, see benchmarks/README.md)"
+	@echo "make venv       only set up the environment in $(VENV)"
+
+venv: $(VENV)/.installed
+venv-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: venv
+	$(BIN)/totalvi demo --output totalvi-demo --overwrite
+
+test: venv-dev
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+test-all: venv-dev
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: venv-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: venv-dev
+	$(BIN)/python benchmarks/quality.py
+
+clean:
+	rm -rf $(VENV) totalvi-demo .mypy_cache .ruff_cache
