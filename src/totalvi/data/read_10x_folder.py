@@ -1,0 +1,181 @@
+"""Read matrix folders: what Cell Ranger, of versions 2 and later, and its likes write."""
+
+import gzip
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from totalvi.data.genomes import join_genomes, pick_genomes, prefix_shared_names
+from totalvi.data.integrity import reading, require_lengths
+from totalvi.errors import ReadError
+
+OUTPUTS = (
+    "filtered_feature_bc_matrix.h5",
+    "filtered_feature_bc_matrix",
+    "sample_filtered_feature_bc_matrix.h5",
+    "sample_filtered_feature_bc_matrix",
+    "filtered_gene_bc_matrices_h5.h5",
+    "filtered_gene_bc_matrices",
+    "count",
+    "outs",
+)
+MTX_COLUMNS = {"feature": np.int64, "cell": np.int64, "count": np.float32}
+ENTRIES_PER_CHUNK = 5_000_000
+
+
+def cell_ranger_output(folder: Path) -> Path | None:
+    """Return the filtered matrix in a folder such as ``outs``, if there is one."""
+    return next((folder / name for name in OUTPUTS if (folder / name).exists()), None)
+
+
+def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None) -> AnnData:
+    """Read a matrix folder, or one with a subfolder per genome as Cell Ranger 2 writes them.
+
+    ``prefix`` is what stands before ``matrix.mtx`` in the file names, as in GEO's
+    ``GSM1_matrix.mtx.gz``; by default the one that is there.
+    """
+    matrices = _matrices(folder) if prefix is None else [folder / f"{prefix}matrix.mtx"]
+    if len(matrices) > 1:
+        raise ReadError(
+            f"{folder} holds {len(matrices)} matrices ({matrices[0].name}, {matrices[1].name}, "
+            "...): give the path of one of these files in place of the folder"
+        )
+    subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
+    if matrices or not subfolders:
+        stem = matrices[0].name.partition("matrix.mtx")[0] if matrices else ""
+        return _read_triple(folder, stem)
+    chosen = pick_genomes(subfolders, genome, folder)
+    parts: Mapping[str, AnnData] = {k: read_10x_folder(p, genome) for k, p in chosen.items()}
+    for name, part in parts.items():
+        part.var["genome"] = name
+    return prefix_shared_names(join_genomes(parts, folder))
+
+
+def holds_matrix(folder: Path) -> bool:
+    """Whether a folder itself holds a matrix."""
+    return bool(_matrices(folder))
+
+
+def _matrices(folder: Path) -> list[Path]:
+    found = {p.name.removesuffix(".gz"): p for p in folder.glob("*matrix.mtx*") if p.is_file()}
+    return [p for name, p in sorted(found.items()) if name.endswith("matrix.mtx")]
+
+
+def _read_triple(folder: Path, prefix: str) -> AnnData:
+    matrix = _member(folder, prefix, "matrix.mtx")
+    features = _member(folder, prefix, "features.tsv", "genes.tsv")
+    barcodes = _member(folder, prefix, "barcodes.tsv")
+    wanted = {
+        "matrix.mtx.gz": matrix,
+        "features.tsv.gz (or genes.tsv)": features,
+        "barcodes.tsv.gz": barcodes,
+    }
+    missing = [prefix + name for name, found in wanted.items() if found is None]
+    if matrix is None or features is None or barcodes is None:
+        raise ReadError(
+            f"{folder} lacks {', '.join(missing)}: a Cell Ranger matrix folder holds matrix.mtx.gz, "
+            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others"
+        )
+    cells = [fields[0] for fields in _rows(barcodes)]
+    table = _rows(features)
+    n_fields = {len(fields) for fields in table}
+    if len(n_fields) > 1:
+        raise ReadError(
+            f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns: "
+            "copy, download or write it again"
+        )
+    names = [fields[1 if len(fields) > 1 else 0] for fields in table]
+    var = pd.DataFrame({"gene_ids": [fields[0] for fields in table]}, index=names)
+    if n_fields != {1}:  # version 2 knows genes only, and has no column for the type
+        var["feature_types"] = [fields[2] if fields[2:] else "Gene Expression" for fields in table]
+    counts = _read_mtx(matrix, len(var), len(cells))
+    return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
+
+
+def _member(folder: Path, prefix: str, *names: str) -> Path | None:
+    candidates = [folder / f"{prefix}{name}{end}" for name in names for end in (".gz", "")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _rows(path: Path) -> list[list[str]]:
+    with reading(path, "a tab-separated list"), _open(path) as file:
+        lines = file.read().decode("utf-8-sig").splitlines()
+    return [line.split("\t") for line in lines if line]
+
+
+def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
+    """Read features x cells counts as cells x features CSR float32."""
+    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    with (
+        reading(path, "a Matrix Market file"),
+        _open(path) as file,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines of more than three fields
+        n_rows, n_columns, n_entries = _mtx_size(path, file)
+        require_lengths(path, n_rows, n_features, n_columns, n_cells)
+        for chunk in _mtx_entries(file) if n_entries else ():
+            features, cells, counts = (chunk[name].to_numpy() for name in MTX_COLUMNS)
+            for indices, n, what in ((features, n_rows, "row"), (cells, n_columns, "column")):
+                if indices.min() < 1 or indices.max() > n:
+                    worst = indices.min() if indices.min() < 1 else indices.max()
+                    raise ReadError(
+                        f"{path} has a count in {what} {worst}, outside its {n} {what}s: "
+                        "copy, download or write it again"
+                    )
+            chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
+    found = sum(len(counts) for counts, _, _ in chunks)
+    if found != n_entries:
+        raise ReadError(
+            f"{path} announces {n_entries} counts but has {found}: it is damaged or cut short, so "
+            "copy, download or write it again"
+        )
+    empty = (np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int32))
+    counts, cells, features = (np.concatenate(parts) for parts in zip(empty, *chunks, strict=True))
+    return sparse.coo_matrix((counts, (cells, features)), shape=(n_cells, n_features)).tocsr()
+
+
+def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
+    """Read the head of a Matrix Market file: rows, columns and entries that follow."""
+    banner = file.readline(1000).decode().lower().split()
+    if banner[:2] != ["%%matrixmarket", "matrix"]:
+        raise ReadError(
+            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket): "
+            "copy, download or write it again"
+        )
+    if banner[2:] not in (["coordinate", kind, "general"] for kind in ("integer", "real")):
+        raise ReadError(
+            f'{path} is a Matrix Market file of the kind "{" ".join(banner[2:])}", and counts are '
+            '"coordinate integer general": write it again as a sparse matrix of integers'
+        )
+    line = b"%"
+    while line.startswith(b"%") or line.isspace():
+        line = file.readline()
+    n_rows, n_columns, n_entries = (int(field) for field in line.split())
+    return n_rows, n_columns, n_entries
+
+
+def _mtx_entries(file: IO[bytes]) -> Iterator[pd.DataFrame]:
+    """Read the entries; scipy's quicker reader aborts the process on some damaged streams."""
+    return pd.read_csv(
+        file,
+        sep=r"\s+",
+        header=None,
+        names=list(MTX_COLUMNS),
+        index_col=False,
+        dtype=MTX_COLUMNS,
+        na_filter=False,
+        chunksize=ENTRIES_PER_CHUNK,
+    )

@@ -1,0 +1,74 @@
+"""Read AnnData and MuData from HDF5 and zarr."""
+
+from pathlib import Path
+
+import anndata
+import mudata
+import zarr
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.integrity import reading, require_sound_anndata
+from totalvi.errors import ReadError
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """Read an AnnData from HDF5."""
+    with reading(path, "an AnnData"):
+        return _checked(anndata.read_h5ad(path), path)
+
+
+def read_h5mu(path: Path) -> MuData:
+    """Read a MuData from HDF5."""
+    with reading(path, "a MuData"), mudata.set_options(pull_on_update=False):
+        return _checked_mudata(mudata.read_h5mu(path), path)
+
+
+def read_zarr(path: Path) -> AnnData | MuData:
+    """Read whichever of the two a zarr store holds."""
+    with reading(path, "a zarr store"):
+        group = zarr.open_group(path, mode="r")
+        parts = group["mod"].groups() if "mod" in group else [("", group)]
+        for _, part in parts:
+            _require_all_chunks(part, path)
+        if "mod" in group:
+            with mudata.set_options(pull_on_update=False):
+                return _checked_mudata(mudata.read_zarr(path), path)
+        if not {"obs", "var"} <= set(group):
+            found = ", ".join(sorted(group)) or "nothing"
+            raise ReadError(
+                f"{path} is a zarr store of neither an AnnData nor a MuData (it holds {found}): "
+                "write it with the write_zarr method of one of them"
+            )
+        return _checked(anndata.read_zarr(path), path)
+
+
+def _require_all_chunks(group: zarr.Group, path: Path) -> None:
+    """Refuse a store that lost chunks of its counts or names, which zarr would read as zeros."""
+    needed = [name for name in ("X/data", "X/indices") if name in group]
+    needed += [
+        f"{axis}/{group[axis].attrs.get('_index', '_index')}"
+        for axis in ("obs", "var")
+        if axis in group
+    ]
+    for name in needed:
+        array = group.get(name)
+        n_lost = array.nchunks - array.nchunks_initialized if array is not None else 0
+        if n_lost > 0:
+            raise ReadError(
+                f'{path} lacks {n_lost} of {array.nchunks} chunks of "{array.path}": '
+                "copy, download or write it again"
+            )
+
+
+def _checked(adata: AnnData, path: Path) -> AnnData:
+    require_sound_anndata(adata, str(path))
+    return adata
+
+
+def _checked_mudata(mdata: MuData, path: Path) -> MuData:
+    if not mdata.mod:
+        raise ReadError(f"{path} is a MuData without modalities: write it again with its counts")
+    for name, adata in mdata.mod.items():
+        require_sound_anndata(adata, f'modality "{name}" of {path}')
+    return mdata
