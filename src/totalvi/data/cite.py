@@ -10,7 +10,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.checks import check_counts, raise_errors
+from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
 from totalvi.data.source import CountSource, did_you_mean, find_counts
 from totalvi.errors import DataError
 
@@ -157,8 +157,11 @@ def describe(data: MuData | AnnData, keys: Keys, schema: Schema | None = None) -
         protein_layer=keys.protein_layer,
         protein_expression_obsm_key=keys.protein_expression_obsm_key,
     )
-    raise_errors(check_source(source, keys))
-    if schema is not None:
+    findings = check_source(source, keys)
+    if schema is None:
+        raise_errors(findings)
+    else:
+        raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
         source = _align(source, schema)
     return _cite_data(source, keys, schema)
 
@@ -181,6 +184,7 @@ def _cite_data(source: CountSource, keys: Keys, schema: Schema | None) -> CiteDa
     obs = source.obs
     known = {} if schema is None else schema.categories()
     rna = source.rna.astype(np.float32)  # keeps the user's own array out of reach
+    rna.eliminate_zeros()
     batch, batch_names = _codes(obs, keys.batch_key, known)
     panel, panel_names = (
         (batch, ()) if keys.panel_key is None else _codes(obs, keys.panel_key, known)
@@ -214,7 +218,7 @@ def _cite_data(source: CountSource, keys: Keys, schema: Schema | None) -> CiteDa
     return CiteData(
         schema=schema,
         rna=rna,
-        protein=np.nan_to_num(source.protein, nan=0.0),
+        protein=_measured_protein(source, schema, panel),
         cell_names=source.cell_names,
         batch=batch,
         panel=panel,
@@ -265,6 +269,20 @@ def _measured(
     unmeasured = np.isnan(protein)
     rows = [~unmeasured[panel == code].all(axis=0) for code in range(n_panels)]
     return tuple(tuple(map(bool, row)) for row in rows)
+
+
+def _measured_protein(source: CountSource, schema: Schema, panel: np.ndarray) -> np.ndarray:
+    """Return protein counts with 0 where the cell's panel did not measure the protein."""
+    measured = np.array(schema.panel_measured)[panel]
+    missing = np.argwhere(measured & np.isnan(source.protein))
+    if len(missing):
+        cell, protein = missing[0]
+        raise DataError(
+            f'{source.protein_where} has no value for protein "{source.protein_names[protein]}" in '
+            f'cell "{source.cell_names[cell]}", whose panel (or batch) measured it in the data that '
+            "the model was trained on; give the counts, or leave the cell out."
+        )
+    return np.where(measured, source.protein, np.float32(0))
 
 
 def _align(source: CountSource, schema: Schema) -> CountSource:

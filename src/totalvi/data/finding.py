@@ -1,0 +1,85 @@
+"""What a check of the input found, and the words that checks share."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+
+class Finding(NamedTuple):
+    """One thing that a check of the input found.
+
+    Attributes
+    ----------
+    severity
+        "error": the data cannot be used; "warning": they can, but look again; "note": a summary.
+    code
+        A fixed word for the kind of finding, such as ``rna_negative``.
+    message
+        One sentence that names what is wrong and where, and how to mend it.
+    """
+
+    severity: Literal["error", "warning", "note"]
+    code: str
+    message: str
+
+
+class CellGroups(NamedTuple):
+    """The group of each cell: its panel or batch, or one group of all cells.
+
+    Attributes
+    ----------
+    word
+        "panel", "batch" or "data set".
+    codes
+        Position in ``names`` of each cell's group, shape ``(n_cells,)``.
+    names
+        Names of the groups.
+    """
+
+    word: str
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+    def name(self, code: int) -> str:
+        """Return the words for one group."""
+        return f'{self.word} "{self.names[code]}"' if self.word != "data set" else "the data set"
+
+
+def cell_groups(obs: pd.DataFrame, word: str, key: str | None) -> CellGroups | None:
+    """Group the cells by ``obs[key]``; None when the key is absent or lacks values for some cells."""
+    if key is None:
+        return CellGroups("data set", np.zeros(len(obs), dtype=np.intp), ("all",))
+    if key not in obs or obs[key].isna().any():
+        return None
+    codes, names = pd.factorize(obs[key], sort=False)
+    return CellGroups(word, codes, tuple(map(str, names)))
+
+
+def first_and_count(names: Sequence[str] | pd.Index, singular: str) -> str:
+    """Say how many names there are, and the first.
+
+    Examples
+    --------
+    >>> first_and_count(["CD4"], "gene")
+    'gene "CD4"'
+    >>> first_and_count(["CD4", "CD8", "CD3"], "gene")
+    '3 genes (the first is "CD4")'
+    """
+    if len(names) == 1:
+        return f'{singular} "{names[0]}"'
+    return f'{len(names):,} {singular}s (the first is "{names[0]}")'
+
+
+def listed(names: Iterable[str], at_most: int = 5) -> str:
+    """Quote names for a message, the first few of many.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c"], at_most=2)
+    '"a", "b" and 1 more'
+    """
+    names = list(names)
+    shown = ", ".join(f'"{name}"' for name in names[:at_most])
+    return shown + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

@@ -1,0 +1,68 @@
+"""The empirical prior of the background finds the lower mode."""
+
+import numpy as np
+import pytest
+
+from totalvi.data.background import empirical_background_prior
+
+
+def counts(n_cells: int, share: float, log_background: float, seed: int = 0) -> np.ndarray:
+    """One protein: background around exp(log_background), foreground 30 times as high."""
+    rng = np.random.default_rng(seed)
+    log_mean = rng.normal(log_background, 0.3, n_cells)
+    log_mean[rng.random(n_cells) < share] += np.log(30)
+    return rng.poisson(np.exp(log_mean)).astype(np.float32)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("log_background", [1.5, 3.0, 5.0])
+def test_lower_mode(share: float, log_background: float) -> None:
+    protein = counts(2000, share, log_background)[:, None]
+    mean, scale = empirical_background_prior(protein, np.zeros(2000, dtype=int), np.array([[True]]))
+    assert mean[0, 0] == pytest.approx(log_background, abs=0.25)
+    assert 0.2 <= scale[0, 0] <= 0.8
+
+
+def test_panels_apart_and_unmeasured_proteins() -> None:
+    protein = np.stack(
+        [counts(900, 0.3, m, seed) for seed, m in enumerate((2.0, 3.0, 4.0))], axis=1
+    )
+    panel = np.arange(900) % 3
+    protein[panel == 1] *= 8
+    measured = np.array([[True, True, True], [True, False, True], [True, True, True]])
+    protein[panel == 1, 1] = 0
+    mean, scale = empirical_background_prior(protein, panel, measured)
+    np.testing.assert_allclose(mean[[0, 2]], [[2, 3, 4]] * 2, atol=0.35)
+    np.testing.assert_allclose(mean[1, [0, 2]], np.array([2, 4]) + np.log(8), atol=0.35)
+    assert mean[1, 1] == pytest.approx((mean[0, 1] + mean[2, 1]) / 2)
+    assert scale[1, 1] == pytest.approx((scale[0, 1] + scale[2, 1]) / 2)
+
+
+@pytest.mark.parametrize(
+    "protein",
+    [
+        np.zeros((300, 2)),
+        np.full((300, 2), 17.0),
+        np.eye(300, 2) * 1e5,
+        np.zeros((5, 2)),
+        np.full((1, 2), 3.0),
+        np.random.default_rng(0).poisson(2e4, (300, 2)),
+    ],
+    ids=["zero", "constant", "one cell", "few cells", "single cell", "high"],
+)
+def test_always_finite_with_a_sane_scale(protein: np.ndarray) -> None:
+    mean, scale = empirical_background_prior(
+        protein.astype(np.float32), np.zeros(len(protein), dtype=int), np.ones((1, 2), dtype=bool)
+    )
+    assert mean.shape == scale.shape == (1, 2)
+    assert np.isfinite(mean).all()
+    assert (mean >= np.log(0.05) - 1e-9).all()
+    assert (mean <= np.log1p(protein.max()) + 1).all()
+    assert ((scale >= 0.2) & (scale <= 1.5)).all()
+
+
+def test_input_is_left_alone() -> None:
+    protein = counts(100, 0.3, 2.0)[:, None]
+    before = protein.copy()
+    empirical_background_prior(protein, np.zeros(100, dtype=int), np.array([[True]]))
+    assert np.array_equal(protein, before)
