@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
+# each test worker has a processor of its own; more threads than processors wait for each other
+ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 .PHONY: help venv venv-dev demo test test-all lint format bench clean
 
@@ -29,10 +31,10 @@ demo: venv
 	$(BIN)/totalvi demo --output totalvi-demo --overwrite
 
 test: venv-dev
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
 test-all: venv-dev
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: venv-dev
 	$(BIN)/ruff check .

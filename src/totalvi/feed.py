@@ -11,6 +11,7 @@ from torch import Tensor
 
 from totalvi.data.cite import CiteData
 from totalvi.module.context import CellContext
+from totalvi.module.options import at_least_one
 from totalvi.module.sparse import SparseCounts
 from totalvi.module.totalvi import TOTALVI
 
@@ -48,8 +49,10 @@ def minibatches(
 ) -> Iterator[Minibatch]:
     """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
 
-    Equal sizes keep batch normalisation from ever seeing a last minibatch of one cell.
+    Equal sizes keep batch normalisation from ever seeing a last minibatch of one cell, where
+    ``batch_size`` is 3 or more.
     """
+    at_least_one("batch_size", batch_size)
     order = cells if shuffle is None else shuffle.permutation(cells)
     n_batches = math.ceil(len(order) / batch_size)
     for rows in np.array_split(order, n_batches) if n_batches else ():

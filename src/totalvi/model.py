@@ -13,7 +13,8 @@ from mudata import MuData
 from totalvi.data.background import empirical_background_prior
 from totalvi.data.cite import CiteData, Keys, Schema, describe
 from totalvi.data.source import did_you_mean
-from totalvi.errors import DataError, NotTrainedError, TrainingError
+from totalvi.errors import DataError, FormatError, NotTrainedError, TrainingError
+from totalvi.module.options import at_least_one
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
 from totalvi.posterior.evidence import elbo_by_cell
@@ -24,7 +25,12 @@ from totalvi.posterior.expression import (
     normalized_expression,
 )
 from totalvi.posterior.latent import latent_representation
-from totalvi.training.plan import TrainingPlan, default_max_epochs
+from totalvi.training.plan import (
+    TrainingPlan,
+    default_batch_size,
+    default_max_epochs,
+    default_patience,
+)
 from totalvi.training.progress import epoch_progress
 from totalvi.training.split import Split, check_split, random_split
 from totalvi.training.trainer import fit, torch_generator
@@ -125,7 +131,7 @@ class Model:
         allow_fractional: bool = False,
         n_latent: int = 20,
         n_hidden: int = 256,
-        n_layers_encoder: int = 2,
+        n_layers_encoder: int = 1,
         n_layers_decoder: int = 1,
         dropout_rate_encoder: float = 0.2,
         dropout_rate_decoder: float = 0.2,
@@ -143,8 +149,12 @@ class Model:
             panel_key=panel_key,
             labels_key=labels_key,
             size_factor_key=size_factor_key,
-            categorical_covariate_keys=tuple(categorical_covariate_keys),
-            continuous_covariate_keys=tuple(continuous_covariate_keys),
+            categorical_covariate_keys=_key_tuple(
+                "categorical_covariate_keys", categorical_covariate_keys
+            ),
+            continuous_covariate_keys=_key_tuple(
+                "continuous_covariate_keys", continuous_covariate_keys
+            ),
             rna_modality=rna_modality,
             protein_modality=protein_modality,
             rna_layer=rna_layer,
@@ -152,6 +162,9 @@ class Model:
             protein_expression_obsm_key=protein_expression_obsm_key,
             allow_fractional=allow_fractional,
         )
+        # these two are other than the network's, whose own check would name another argument
+        _check_choice("library", library, ("observed", "latent"))
+        _check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb"))
         self._options: dict[str, Any] = {
             "n_latent": n_latent,
             "n_hidden": n_hidden,
@@ -208,12 +221,12 @@ class Model:
         max_epochs: int | None = None,
         *,
         lr: float = TrainingPlan.learning_rate,
-        batch_size: int = TrainingPlan.batch_size,
+        batch_size: int | None = None,
         train_size: float = 0.9,
         validation_size: float | None = None,
         split: Split | None = None,
         early_stopping: bool = True,
-        early_stopping_patience: int = 45,
+        early_stopping_patience: int | None = None,
         n_epochs_kl_warmup: int = TrainingPlan.kl_warmup_epochs,
         schedule: Literal["one-cycle", "constant"] = TrainingPlan.schedule,
         weight_decay: float = TrainingPlan.weight_decay,
@@ -233,14 +246,15 @@ class Model:
         lr
             Learning rate; the peak of the one-cycle schedule.
         batch_size
-            Cells in a minibatch.
+            Cells in a minibatch. None: see `default_batch_size`.
         train_size, validation_size
             Shares of cells to train on and to validate on; the rest is held out for tests. None: all
             that ``train_size`` leaves.
         split
             Positions of the cells, in place of a random split.
         early_stopping, early_stopping_patience
-            Whether to stop after that many epochs without a lower held-out loss.
+            Whether to stop after that many epochs without a lower held-out loss. None: see
+            `default_patience`.
         n_epochs_kl_warmup
             Epochs over which the weight of the divergences rises from 0 to 1.
         schedule
@@ -264,9 +278,14 @@ class Model:
         split = check_split(
             Split(*(np.asarray(part, dtype=np.int64) for part in split)), data.n_cells
         )
+        n_training_cells = len(split.train)
+        if max_epochs is None:
+            max_epochs = default_max_epochs(n_training_cells)
+        if early_stopping and early_stopping_patience is None:
+            early_stopping_patience = default_patience(max_epochs)
         plan = TrainingPlan(
-            max_epochs=default_max_epochs(len(split.train)) if max_epochs is None else max_epochs,
-            batch_size=batch_size,
+            max_epochs=max_epochs,
+            batch_size=default_batch_size(n_training_cells) if batch_size is None else batch_size,
             learning_rate=lr,
             schedule=schedule,
             weight_decay=weight_decay,
@@ -341,7 +360,7 @@ class Model:
             data,
             cells,
             give_mean=give_mean,
-            n_samples=mc_samples,
+            n_samples=at_least_one("mc_samples", mc_samples),
             batch_size=batch_size,
             generator=self._generator(seed),
         )
@@ -405,7 +424,7 @@ class Model:
             proteins=proteins,
             transform_batches=self._batch_codes(transform_batch),
             library_size=_checked_library_size(library_size),
-            n_samples=_at_least_one("n_samples", n_samples),
+            n_samples=at_least_one("n_samples", n_samples),
             sample_protein_mixing=sample_protein_mixing,
             scale_protein=scale_protein,
             include_protein_background=include_protein_background,
@@ -456,7 +475,7 @@ class Model:
             data,
             cells,
             proteins,
-            n_samples=_at_least_one("n_samples", n_samples),
+            n_samples=at_least_one("n_samples", n_samples),
             transform_batches=self._batch_codes(transform_batch),
             batch_size=batch_size,
             generator=self._generator(seed),
@@ -505,8 +524,10 @@ class Model:
     def _batch_codes(self, transform_batch: Names) -> tuple[int | None, ...]:
         if transform_batch is None:
             return (None,)
-        wanted = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch)
+        wanted = [transform_batch] if np.isscalar(transform_batch) else list(transform_batch)
         known = self.schema.batch_names
+        if not wanted:
+            raise ValueError("transform_batch is empty; allowed are None, or at least one batch.")
         for name in wanted:
             if str(name) not in known:
                 raise ValueError(
@@ -560,22 +581,31 @@ class Model:
         """
         weights, description = read_model(Path(path))
         model = cls.__new__(cls)
-        model._options = description["options"]
-        model.seed = description["seed"]
-        model.schema = Schema.from_dict(description["schema"])
-        model.module = model._network()
-        model.module.load_state_dict(weights)
+        try:
+            model._restore(weights, description)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise FormatError(
+                f"{path} does not hold a whole model ({type(error).__name__}: {error}); save the "
+                "model again."
+            ) from error
         model._data = None if data is None else describe(data, model.schema.keys, model.schema)
-        model.history = pd.DataFrame(description["history"])
-        model.history.index.name = "epoch"
-        model.split = Split(
-            **{k: np.array(v, dtype=np.int64) for k, v in description["split"].items()}
-        )
-        model.plan = TrainingPlan(**description["plan"])
-        model.fit_summary = description["fit_summary"]
-        model._n_fits = description["n_fits"]
-        model.is_trained, model._failure = True, None
         return model
+
+    def _restore(self, weights: dict[str, Any], description: dict[str, Any]) -> None:
+        """Set everything that `save` wrote."""
+        self._options = description["options"]
+        self.seed = description["seed"]
+        self.schema = Schema.from_dict(description["schema"])
+        self.module = self._network()
+        self.module.load_state_dict(weights)
+        self.history = pd.DataFrame(description["history"])
+        self.history.index.name = "epoch"
+        parts = {name: np.array(cells, np.int64) for name, cells in description["split"].items()}
+        self.split = Split(**parts)
+        self.plan = TrainingPlan(**description["plan"])
+        self.fit_summary = description["fit_summary"]
+        self._n_fits = description["n_fits"]
+        self.is_trained, self._failure = True, None
 
     def __repr__(self) -> str:
         schema = self.schema
@@ -586,6 +616,18 @@ class Model:
         )
 
 
+def _key_tuple(argument: str, keys: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(keys, str):
+        raise ValueError(f'{argument} is {keys!r}; allowed is a list of columns: give ["{keys}"].')
+    return tuple(keys)
+
+
+def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        allowed = ", ".join(map(repr, choices))
+        raise ValueError(f"{argument} is {value!r}; allowed are {allowed}.")
+
+
 def _cell_positions(indices: Cells, n_cells: int) -> np.ndarray:
     """Return positions from positions or a mask.
 
@@ -594,13 +636,15 @@ def _cell_positions(indices: Cells, n_cells: int) -> np.ndarray:
     if indices is None:
         return np.arange(n_cells)
     given = np.asarray(indices)
+    if given.size == 0 or (given.dtype == bool and not given.any()):
+        raise ValueError("indices selects no cell; give at least one.")
     if given.dtype == bool:
         if given.shape != (n_cells,):
             raise ValueError(f"indices is a mask of shape {given.shape}; allowed is ({n_cells},).")
         return np.flatnonzero(given)
-    if given.ndim != 1 or not (given.size == 0 or np.issubdtype(given.dtype, np.integer)):
+    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
         raise ValueError("indices must be a list of positions or a mask of the cells.")
-    if given.size and (given.min() < -n_cells or given.max() >= n_cells):
+    if given.min() < -n_cells or given.max() >= n_cells:
         raise ValueError(
             f"indices holds positions from {given.min()} to {given.max()}; "
             f"allowed are 0 to {n_cells - 1}."
@@ -623,12 +667,7 @@ def _positions(wanted: Sequence[str] | None, known: Sequence[str], argument: str
 def _checked_library_size(library_size: LibrarySize) -> LibrarySize:
     if library_size == "latent":
         return library_size
-    if isinstance(library_size, int | float) and library_size > 0:
+    is_number = isinstance(library_size, int | float | np.number)
+    if is_number and 0 < library_size < np.inf:
         return float(library_size)
     raise ValueError(f"library_size is {library_size!r}; allowed are 'latent' or a number above 0.")
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed are whole numbers from 1.")
-    return int(value)

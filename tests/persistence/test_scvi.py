@@ -244,3 +244,36 @@ def test_state_of_another_configuration_is_refused(shared: Path) -> None:
     del state["decoder.px_decoder.fc_layers.Layer 0.0.bias"]
     with pytest.raises(FormatError, match=r"no tensor .*px_decoder"):
         load_scvi_state(TOTALVI(120, 14, n_hidden=32, n_latent=8), state)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"n_layers_encoder": 1},
+        {"encoder_architecture": "direct", "library": "observed"},
+        {"encoder_batch": False},
+        {"library": "observed", "n_layers_decoder": 1},
+    ],
+    ids=str,
+)
+def test_nothing_that_changes_the_numbers_is_dropped_silently(
+    shared: Path, other: dict[str, Any]
+) -> None:
+    state = tensors(np.load(shared / "golden" / "seed_batch_zinb_normal.npz"), "param/")
+    config = {**MODULE_06["batch_zinb_normal"], **other}
+    with pytest.raises(FormatError, match="check TOTALVI's arguments"):
+        load_scvi_state(TOTALVI(120, 14, n_hidden=32, n_latent=8, **config), state)
+
+
+def test_an_efficiency_is_not_dropped_silently(shared: Path) -> None:
+    folder = shared / "golden" / "scvi_tools_1.4.2_nb_normal"
+    saved = torch.load(folder / "model.pt", weights_only=False, map_location="cpu")
+    config: dict[str, Any] = {
+        **SCVI_TOOLS,
+        **MODULE_SCVI_TOOLS["nb_normal"],
+        "protein_efficiency": False,
+    }
+    with pytest.raises(FormatError, match="log_per_batch_efficiency"):
+        load_scvi_state(
+            TOTALVI(250, 14, n_hidden=32, n_latent=8, **config), saved["model_state_dict"]
+        )

@@ -49,6 +49,8 @@ def integer_codes(name: str, given: Tensor, n_cells: int, n_categories: int) -> 
     """
     n_allowed = max(n_categories, 1)
     if given.dim() == 2 and given.shape[1] == n_categories and n_categories > 1:
+        if not bool(((given == 1).sum(dim=1) == 1).all() & ((given != 0).sum(dim=1) == 1).all()):
+            raise ValueError(f"{name} is not one-hot: each row may hold a single 1 and zeros.")
         given = given.argmax(dim=1)
     elif given.dim() == 2 and given.shape[1] == 1:
         given = given[:, 0]
@@ -58,6 +60,8 @@ def integer_codes(name: str, given: Tensor, n_cells: int, n_categories: int) -> 
             f"or one-hot ({n_cells}, {n_allowed})."
         )
     codes = given.long()
+    if bool((codes != given).any()):
+        raise ValueError(f"{name} holds fractions; allowed are codes from 0 to {n_allowed - 1}.")
     if n_cells and not (int(codes.min()) >= 0 and int(codes.max()) < n_allowed):
         raise ValueError(
             f"{name} holds codes from {int(codes.min())} to {int(codes.max())}; allowed are 0 to "

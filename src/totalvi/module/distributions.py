@@ -35,6 +35,20 @@ def log_rising_ratio(inverse_dispersion: Tensor, count: Tensor) -> Tensor:
     return torch.where(r < _STIRLING_FROM, by_gamma, series)
 
 
+def digamma_difference(inverse_dispersion: Tensor, count: Tensor) -> Tensor:
+    """Return ``digamma(count + r) - digamma(r)``, precise where ``r`` is large too."""
+    r = inverse_dispersion
+    large = r.clamp(min=_STIRLING_FROM)
+    total = large + count
+    series = (
+        torch.log1p(count / large)
+        - (1 / total - 1 / large) / 2
+        - (total**-2 - large**-2) / 12
+        + (total**-4 - large**-4) / 120
+    )
+    return torch.where(r < _STIRLING_FROM, torch.digamma(count + r) - torch.digamma(r), series)
+
+
 def negative_binomial_log_prob(count: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
     """Return ``log NB(count; mean, r)``; the arguments broadcast."""
     r = log_r.exp()

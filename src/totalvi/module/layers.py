@@ -27,7 +27,7 @@ def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor
 
     The mask compares 16 random bits an element with ``rate``: four elements a random number.
     """
-    threshold = round(rate * 2**16)
+    threshold = min(round(rate * 2**16), 2**16 - 1)
     if threshold == 0:
         return x
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)

@@ -11,6 +11,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from totalvi.module.distributions import (
+    digamma_difference,
     log_rising_ratio,
     negative_binomial_log_prob,
     zero_inflated_negative_binomial_log_prob,
@@ -28,12 +29,14 @@ def gene_reconstruction_loss(
     x
         RNA counts (B, G), dense or sparse.
     log_mean
-        Log of the NB mean, (B, G).
+        Log of the NB mean, (B, G); with posterior samples (n_samples, B, G), giving (n_samples, B).
     log_r
         Log of the inverse dispersion, (1, G) or (B, G).
     dropout_logit
         Of the zero inflation, (B, G); None for NB.
     """
+    if isinstance(x, SparseCounts) and log_mean.dim() > 2:
+        x = x.to_dense()
     if isinstance(x, SparseCounts):
         if dropout_logit is None:
             loss: Tensor = _SparseNegativeBinomialLoss.apply(x, log_mean, log_r)
@@ -70,19 +73,14 @@ class _SparseNegativeBinomialLoss(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
         x: SparseCounts = ctx.counts  # type: ignore[attr-defined]
         r, s, r_nonzero, s_nonzero = ctx.saved_tensors  # type: ignore[attr-defined]
-        one_minus_sigmoid = torch.exp(-s)
         by_cell = gradient[:, None]
-        d_log_mean = (1 - one_minus_sigmoid).mul_(r).mul_(by_cell)
+        d_log_mean = torch.expm1(-s).mul_(r).mul_(-by_cell)  # sigmoid(log mean - log r) = 1 - e^-s
         flat = x.cell * x.shape[1] + x.gene
         counted = gradient[x.cell] * x.counts * torch.exp(-s_nonzero)
         d_log_mean.view(-1).index_add_(0, flat, counted, alpha=-1)
 
         # log r enters through r, at a fixed difference of the logs, and through that difference
-        rising = (
-            gradient[x.cell]
-            * r_nonzero
-            * (torch.digamma(x.counts + r_nonzero) - torch.digamma(r_nonzero))
-        )
+        rising = gradient[x.cell] * r_nonzero * digamma_difference(r_nonzero, x.counts)
         if r.shape[0] == 1:
             d_log_r = (gradient @ s)[None] * r - d_log_mean.sum(dim=0, keepdim=True)
             d_log_r[0].index_add_(0, x.gene, rising, alpha=-1)

@@ -21,7 +21,7 @@ from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
 from totalvi.module.layers import Normalization
 from totalvi.module.likelihood import gene_reconstruction_loss
-from totalvi.module.options import check_options, protein_mask
+from totalvi.module.options import at_least_one, check_options, protein_mask
 from totalvi.module.sparse import SparseCounts
 
 LibrarySize = Literal["latent", "observed", "size_factor"]
@@ -169,12 +169,18 @@ class Network(nn.Module):
     def set_background_prior(self, mean: Any, scale: Any) -> None:
         """Set the prior mean and standard deviation of the log background, (T,) or (panels, T)."""
         shape = self.background_prior_mean.shape
+        mean, scale = np.asarray(mean), np.asarray(scale)
         for name, value in (("mean", mean), ("scale", scale)):
             if np.shape(value) not in (tuple(shape), tuple(shape[1:])):
                 raise ValueError(
                     f"background_prior's {name} has shape {np.shape(value)}; "
                     f"allowed are {tuple(shape[1:])} and {tuple(shape)}."
                 )
+        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError(
+                "background_prior holds a mean that is not finite, or a scale that is not a number "
+                "above 0; allowed are finite means and scales above 0."
+            )
         with torch.no_grad():
             self.background_prior_mean.copy_(torch.as_tensor(mean))
             self.background_prior_log_scale.copy_(torch.as_tensor(scale).log())
@@ -217,7 +223,7 @@ class Network(nn.Module):
             batch=batch,
             panel=panel,
             label=labels,
-            categorical=None if categorical is None else categorical.long(),
+            categorical=None if categorical is None else self._covariate_codes(categorical),
             continuous=None if continuous is None else continuous.to(y.dtype),
             library_size=self._known_library(x, extras),
         )
@@ -228,6 +234,13 @@ class Network(nn.Module):
         if given is None or n_categories == 0:  # the model knows no groups: all cells are one
             return torch.zeros(len(y), dtype=torch.long, device=y.device)
         return integer_codes(name, torch.as_tensor(given), len(y), n_categories)
+
+    def _covariate_codes(self, given: Tensor) -> Tensor:
+        columns = [
+            integer_codes(f"categorical_covariates[:, {i}]", given[:, i], len(given), n)
+            for i, n in enumerate(self.n_categories_per_covariate)
+        ]
+        return torch.stack(columns, dim=1) if columns else given.long()
 
     def _matrix(
         self,
@@ -300,7 +313,7 @@ class Network(nn.Module):
 
     def gene_log_mean(self, gene_logit: Tensor, library_size: Tensor) -> Tensor:
         """Return the log of the NB mean of RNA, (..., B, G)."""
-        return self.log_proportions(gene_logit) + library_size.log()
+        return self.log_proportions(gene_logit) + library_size.clamp(min=SMALLEST).log()
 
     def log_proportions(self, gene_logit: Tensor) -> Tensor:
         """Return log rho, (..., B, G)."""
@@ -390,8 +403,14 @@ class Network(nn.Module):
             raise ValueError(
                 "local_l_mean_gene and local_l_var_gene are needed where the library size is latent."
             )
-        prior_mean = local_l_mean_gene.reshape(-1, 1)
-        prior_variance = local_l_var_gene.reshape(-1, 1)
+        n_cells = len(posterior.ql_m)
+        prior = {"local_l_mean_gene": local_l_mean_gene, "local_l_var_gene": local_l_var_gene}
+        for name, given in prior.items():
+            if given.numel() not in (1, n_cells):
+                raise ValueError(
+                    f"{name} has shape {tuple(given.shape)}; allowed is ({n_cells}, 1)."
+                )
+        prior_mean, prior_variance = (given.reshape(-1, 1) for given in prior.values())
         return normal_kl(posterior.ql_m, posterior.ql_v, prior_mean, prior_variance).sum(dim=-1)
 
     def _background_kl(self, context: CellContext, decoded: Decoded) -> Tensor:
@@ -432,6 +451,7 @@ class Network(nn.Module):
         mean, scale = posterior.qz_m, posterior.qz_v.sqrt()
         if self.latent_distribution == "normal":
             return mean
+        at_least_one("n_samples", n_samples)
         total = torch.zeros_like(mean)
         for start in range(0, n_samples, _SAMPLES_AT_ONCE):
             n_now = min(_SAMPLES_AT_ONCE, n_samples - start)
@@ -445,9 +465,10 @@ class Network(nn.Module):
         """Return the context as if every cell came from ``transform_batch``; None: its own."""
         if transform_batch is None:
             return context
-        if not 0 <= transform_batch < max(self.n_batch, 1):
+        is_code = isinstance(transform_batch, int | np.integer)
+        if not (is_code and 0 <= transform_batch < max(self.n_batch, 1)):
             raise ValueError(
-                f"transform_batch is {transform_batch}; allowed are 0 to {max(self.n_batch, 1) - 1}."
+                f"transform_batch is {transform_batch!r}; allowed are 0 to {max(self.n_batch, 1) - 1}."
             )
         return context._replace(batch=torch.full_like(context.batch, transform_batch))
 

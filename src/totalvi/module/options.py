@@ -46,7 +46,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {smallest}.")
     for name in RATES:
         rate = options.get(name, 0.0)
-        if not (isinstance(rate, int | float) and 0 <= rate < 1):
+        if not (isinstance(rate, int | float | np.floating) and 0 <= rate < 1):
             raise ValueError(f"{name} is {rate!r}; allowed are numbers from 0 to below 1.")
     for categories in options.get("n_categories_per_covariate", ()):
         if not (_is_integer(categories) and categories >= 1):
@@ -79,8 +79,7 @@ def protein_mask(
     Raises
     ------
     ValueError
-        When panels or proteins are too many or too few, or a panel measured no protein that any
-        cell could be compared by.
+        When panels or proteins are too many or too few, or no panel measured a protein.
     """
     if given is None:
         return None
@@ -108,6 +107,13 @@ def protein_mask(
             "nowhere; leave it out."
         )
     return None if bool(mask.all()) else mask
+
+
+def at_least_one(name: str, value: int) -> int:
+    """Return ``value`` when it is a whole number from 1; else raise ValueError naming it."""
+    if not (_is_integer(value) and value >= 1):
+        raise ValueError(f"{name} is {value!r}; allowed are whole numbers from 1.")
+    return int(value)
 
 
 def _is_integer(value: object) -> bool:

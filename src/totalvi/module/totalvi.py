@@ -20,6 +20,7 @@ from totalvi.module.network import (
     sum_measured,
     without_unmeasured,
 )
+from totalvi.module.options import at_least_one
 from totalvi.module.sparse import SparseCounts
 
 Parameters = dict[str, Tensor]
@@ -190,6 +191,7 @@ class TOTALVI(Network):
         library_gene, log_pro_back_mean. With ``n_samples`` above 1 each, the dispersions apart, gains
         a leading axis (n_samples, B, .).
         """
+        at_least_one("n_samples", n_samples)
         context = self.context(x, y, batch_index, label, **extras)
         posterior = self.encode(x, y, context, generator)
         if n_samples > 1:
@@ -224,7 +226,7 @@ class TOTALVI(Network):
         parameters = {
             "scale": scale,
             "rate": library_size * scale,
-            "r": _drop_single_row(self.gene_log_inverse_dispersion(context).exp()),
+            "r": self._inverse_dispersions(context)[0],
         }
         if decoded.dropout_logit is not None:
             parameters["dropout"] = decoded.dropout_logit
@@ -245,7 +247,7 @@ class TOTALVI(Network):
             "rate_fore": rate_fore,
             "mixing": decoded.background_logit,
             "scale": F.normalize(foreground, p=1, dim=-1),
-            "r": _drop_single_row(self.protein_log_inverse_dispersion(context).exp()),
+            "r": self._inverse_dispersions(context)[1],
         }
         if self.log_efficiency is not None:
             parameters["efficiency"] = self.log_efficiency[context.batch].exp()
@@ -311,11 +313,8 @@ class TOTALVI(Network):
         They are parameters, not sampled: with ``n_samples`` above 1 those by cell are repeated along
         a leading axis.
         """
-        context = self.context(x, y, batch_index, label, **extras)
-        values = (
-            _drop_single_row(self.gene_log_inverse_dispersion(context).exp()),
-            _drop_single_row(self.protein_log_inverse_dispersion(context).exp()),
-        )
+        at_least_one("n_samples", n_samples)
+        values = self._inverse_dispersions(self.context(x, y, batch_index, label, **extras))
         if n_samples == 1:
             return values
         gene, protein = (v.expand(n_samples, -1, -1) if v.dim() == 2 else v for v in values)
@@ -389,6 +388,11 @@ class TOTALVI(Network):
             protein = F.normalize(protein, p=1, dim=-1)
         return outputs["px_"]["scale"], protein + eps
 
-
-def _drop_single_row(values: Tensor) -> Tensor:
-    return values[0] if values.shape[0] == 1 else values
+    def _inverse_dispersions(self, context: CellContext) -> tuple[Tensor, Tensor]:
+        """Return r of genes and proteins: (G,) and (T,), or by cell where they differ by group."""
+        gene = self.gene_log_inverse_dispersion(context).exp()
+        protein = self.protein_log_inverse_dispersion(context).exp()
+        return (
+            gene[0] if len(self.gene_log_r) == 1 else gene,
+            protein[0] if len(self.protein_log_r) == 1 else protein,
+        )

@@ -28,20 +28,25 @@ def write_model(
     Raises
     ------
     OutputError
-        When ``path`` exists and ``overwrite`` is False, or is something else than a model folder.
+        When ``path`` exists and ``overwrite`` is False, or is something else than a model folder, or
+        its folder cannot be written to.
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
     if path.exists() and not (path / _DESCRIPTION).is_file():
         raise OutputError(f"{path} exists and is not a totalvi model; choose another path.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error}); choose another path.") from error
     try:
         save_file(
             {name: tensor.contiguous() for name, tensor in weights.items()}, temporary / _WEIGHTS
         )
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
-        (temporary / _DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        text = json.dumps(content, indent=1, default=_plain)
+        (temporary / _DESCRIPTION).write_text(text, encoding="utf-8")
         for file in (temporary / _WEIGHTS, temporary / _DESCRIPTION):
             _flush(file)
         temporary.chmod(0o755)  # mkdtemp makes a folder that only its owner may enter
@@ -90,8 +95,21 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
     path.rename(retired / "model")
-    temporary.rename(path)
-    shutil.rmtree(retired)
+    try:
+        temporary.rename(path)
+    except OSError:
+        (retired / "model").rename(path)
+        raise
+    finally:
+        if path.exists():
+            shutil.rmtree(retired)
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number or array, or a tensor, as plain numbers and lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be kept in {_DESCRIPTION}.")
 
 
 def _flush(file: Path) -> None:

@@ -11,6 +11,8 @@ from totalvi.module.layers import HiddenLayer
 from totalvi.module.totalvi import TOTALVI
 
 State = dict[str, Tensor]
+_UNUSED = ("decoder.px_dropout_decoder_gene.", "library_log_", "pyro_param_store")
+_UNUSED_WITHOUT_LIBRARY = ("encoder.l_gene_",)
 _TRUNKS = ("px_decoder", "py_back_decoder", "py_fore_decoder", "sigmoid_decoder")
 _HEADS = {
     "px_scale_decoder": "gene_head",
@@ -43,17 +45,26 @@ def load_scvi_state(module: TOTALVI, state_dict: Mapping[str, Tensor]) -> TOTALV
     Raises
     ------
     FormatError
-        When a tensor is missing, or has a shape that does not fit the module's configuration.
+        When a tensor is missing, has a shape that does not fit the module's configuration, or belongs
+        to a part that the module lacks.
     """
+    state = _Read(state_dict)
     try:
-        converted = {**_parameters(module, state_dict), **_encoder(module, state_dict)}
-        converted |= _decoder(module, state_dict)
+        converted = {**_parameters(module, state), **_encoder(module, state)}
+        converted |= _decoder(module, state)
     except KeyError as missing:
         raise FormatError(
             f"The state dict has no tensor {missing}; it is not a totalVI model of the configuration "
             "given to TOTALVI."
         ) from missing
+    _refuse_unread(module, state)
     expected = module.state_dict()
+    for name in set(converted) - set(expected):
+        if converted[name].numel():
+            raise FormatError(
+                f"The state dict has covariates or batches for {name}, the module has none there; "
+                "check TOTALVI's arguments."
+            )
     for name, tensor in expected.items():
         if name == "protein_mask":
             converted[name] = tensor
@@ -66,6 +77,27 @@ def load_scvi_state(module: TOTALVI, state_dict: Mapping[str, Tensor]) -> TOTALV
             )
     module.load_state_dict({name: converted[name] for name in expected})
     return module
+
+
+class _Read(State):
+    """A state dict that knows which of its tensors have been read."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__(state)
+        self.unread = set(state)
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.unread.discard(name)
+        return super().__getitem__(name)
+
+
+def _refuse_unread(module: TOTALVI, state: _Read) -> None:
+    library = () if module.encoder.latent_library else _UNUSED_WITHOUT_LIBRARY
+    unread = sorted(name for name in state.unread if not name.startswith((*_UNUSED, *library)))
+    if unread:
+        raise FormatError(
+            f"The module has no place for the state dict's {unread[0]}; check TOTALVI's arguments."
+        )
 
 
 def _parameters(module: TOTALVI, state: Mapping[str, Tensor]) -> State:

@@ -22,7 +22,7 @@ class TrainingPlan:
     schedule
         "one-cycle" (a short rise, then a long cosine fall to nearly zero) or "constant".
     weight_decay
-        Decoupled weight decay of Adam.
+        Decoupled weight decay of the linear layers' weights.
     kl_warmup_epochs
         Epochs over which the weight of the divergences rises from 0 to 1.
     gradient_clip_norm
@@ -37,7 +37,7 @@ class TrainingPlan:
     batch_size: int = 256
     learning_rate: float = 8e-3
     schedule: LearningRateSchedule = "one-cycle"
-    weight_decay: float = 1e-6
+    weight_decay: float = 0.1
     kl_warmup_epochs: int = 10
     gradient_clip_norm: float = 100.0
     patience: int | None = 45
@@ -45,7 +45,7 @@ class TrainingPlan:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        whole = {"max_epochs": 1, "batch_size": 2, "kl_warmup_epochs": 0, "patience": 1}
+        whole = {"max_epochs": 1, "batch_size": 3, "kl_warmup_epochs": 0, "patience": 1}
         for name, smallest in whole.items():
             value = getattr(self, name)
             if value is None and name == "patience":
@@ -60,6 +60,33 @@ class TrainingPlan:
             raise ValueError(f"weight_decay is {self.weight_decay!r}; allowed are numbers from 0.")
         if self.schedule not in ("one-cycle", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; allowed are 'one-cycle', 'constant'.")
+
+
+def default_batch_size(n_training_cells: int) -> int:
+    """Return the cells in a minibatch for a data set of this size.
+
+    Few cells make few steps an epoch; smaller minibatches make more of them.
+
+    Examples
+    --------
+    >>> default_batch_size(500), default_batch_size(6000)
+    (128, 256)
+    """
+    return 128 if n_training_cells < 3000 else 256
+
+
+def default_patience(max_epochs: int) -> int:
+    """Return the epochs without a lower validation loss after which to stop.
+
+    A third of the epochs at least: while the one-cycle learning rate is high, the validation loss
+    goes up and down.
+
+    Examples
+    --------
+    >>> default_patience(100), default_patience(400)
+    (45, 133)
+    """
+    return max(45, max_epochs // 3)
 
 
 def default_max_epochs(n_training_cells: int) -> int:

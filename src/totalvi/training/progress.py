@@ -26,9 +26,8 @@ def epoch_progress(n_epochs: int, show: bool | None) -> Iterator[OnEpoch | None]
         return
     columns = (
         TextColumn("training"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TextColumn("epochs"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[losses]}"),
@@ -37,7 +36,7 @@ def epoch_progress(n_epochs: int, show: bool | None) -> Iterator[OnEpoch | None]
         task = bar.add_task("", total=n_epochs, rate="", losses="")
 
         def on_epoch(_epoch: int, row: dict[str, float]) -> None:
-            losses = f"loss per cell: train {row['train_loss']:.1f}"
+            losses = f"loss {row['train_loss']:.1f}"
             if "validation_loss" in row:
                 losses += f", held out {row['validation_loss']:.1f}"
             rate = f"{1 / max(row['seconds'], 1e-9):.2f} epochs/s"

@@ -22,6 +22,10 @@ from totalvi.training.split import Split
 
 _MOST_SKIPPED_IN_A_ROW = 20
 _VALIDATION_BATCH_SIZE = 1024
+_NOT_FINITE = (
+    "had a finite loss and gradient; the likely cause is a learning rate that is too high: lower it, "
+    "or check the counts with `totalvi check`."
+)
 State = dict[str, Tensor]
 OnEpoch = Callable[[int, dict[str, float]], None]
 
@@ -76,13 +80,7 @@ def fit(
         When too many steps in a row are not finite.
     """
     fabric = Fabric(accelerator=plan.accelerator, devices=1, precision=plan.precision)
-    optimizer = torch.optim.AdamW(
-        module.parameters(),
-        lr=plan.learning_rate,
-        weight_decay=plan.weight_decay,
-        eps=0.01,
-        fused=fabric.device.type in ("cpu", "cuda"),
-    )
+    optimizer = _optimizer(module, plan, fabric.device)
     network, optimizer = fabric.setup(module, optimizer)
     network.mark_forward_method("elbo")
     shuffle_seed, sample_seed, validation_seed = seed.spawn(3)
@@ -102,12 +100,21 @@ def fit(
         mean = _Mean()
         batches = minibatches(data, module, split.train, plan.batch_size, shuffle, fabric.device)
         for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
+            before = [buffer.clone() for buffer in module.buffers()]  # of batch normalisation
             factor = learning_rate_factor(step, n_steps, plan.schedule)
-            optimizer.param_groups[0]["lr"] = plan.learning_rate * factor
+            for group in optimizer.param_groups:
+                group["lr"] = plan.learning_rate * factor
             terms = _terms(network, batch, samples)
             loss = objective(terms, kl_weight(step, n_warmup_steps))
-            skipped.count(_step(fabric, module, optimizer, loss, plan), epoch)
-            mean.add(terms)
+            taken = _step(fabric, module, optimizer, loss, plan)
+            skipped.count(taken, epoch)
+            if taken:
+                mean.add(terms)
+            else:
+                for buffer, value in zip(module.buffers(), before, strict=True):
+                    buffer.copy_(value)
+        if mean.n_cells == 0:
+            raise TrainingError(f"In epoch {epoch} no step {_NOT_FINITE}")
         row = mean.row("train")
         if len(split.validation):
             row |= evaluate(module, data, split.validation, validation_seed, fabric.device)
@@ -125,6 +132,8 @@ def fit(
                 break
     if best.state is not None:
         module.load_state_dict(best.state)
+    elif len(split.validation):
+        raise TrainingError(f"After epoch {len(rows) - 1} the validation loss never {_NOT_FINITE}")
     module.cpu().eval()
     history = pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="epoch"))
     return Fit(history, best.epoch if best.state else len(rows) - 1, stopped, skipped.total)
@@ -154,6 +163,21 @@ def torch_generator(
 ) -> torch.Generator:
     """Return a torch generator seeded from ``seed``."""
     return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+
+def _optimizer(module: TOTALVI, plan: TrainingPlan, device: torch.device) -> torch.optim.Optimizer:
+    """Return Adam with decoupled weight decay on the weights of linear layers, and on nothing else."""
+    decayed = {
+        name for name, _ in module.named_parameters()
+        if name.endswith("weight") and "batch_norm" not in name
+    }  # fmt: skip
+    groups = [
+        {"params": [p for name, p in module.named_parameters() if name in decayed],
+         "weight_decay": plan.weight_decay},
+        {"params": [p for name, p in module.named_parameters() if name not in decayed],
+         "weight_decay": 0.0},
+    ]  # fmt: skip
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=device.type in ("cpu", "cuda"))
 
 
 def _terms(network: TOTALVI, batch: Minibatch, samples: torch.Generator) -> ElboTerms:
@@ -231,7 +255,5 @@ class _Skipped:
         self.total += not taken
         if self.in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise TrainingError(
-                f"In epoch {epoch} {self.in_a_row} steps in a row had a loss or gradient that is not "
-                "finite; the likely cause is a learning rate that is too high: lower it, or check the "
-                "counts with `totalvi check`."
+                f"In epoch {epoch} none of {self.in_a_row} steps in a row {_NOT_FINITE}"
             )

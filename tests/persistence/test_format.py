@@ -1,0 +1,169 @@
+"""A model folder is written whole or not at all, and a damaged one is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from totalvi.errors import FormatError, OutputError
+from totalvi.persistence import format as model_format
+from totalvi.persistence.format import read_model, write_model
+
+WEIGHTS = {
+    "a": torch.arange(6.0).reshape(2, 3).T,  # not contiguous
+    "mask": torch.tensor([True, False]),
+    "count": torch.tensor(7),
+}
+DESCRIPTION: dict[str, Any] = {"options": {"n_latent": 3}, "history": {"loss": [1.5, float("nan")]}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "new" / "my.totalvi"
+    write_model(path, WEIGHTS, DESCRIPTION, overwrite=False)
+    return path
+
+
+def test_round_trip(folder: Path) -> None:
+    weights, description = read_model(folder)
+    assert weights.keys() == WEIGHTS.keys()
+    for name, tensor in WEIGHTS.items():
+        assert torch.equal(weights[name], tensor)
+        assert weights[name].dtype == tensor.dtype
+    assert description["options"] == DESCRIPTION["options"]
+    assert description["history"]["loss"][0] == 1.5
+    assert description["format_version"] == 1
+
+
+def test_numpy_values_are_kept_as_numbers(tmp_path: Path) -> None:
+    given = {"n": np.int64(3), "rate": np.float32(0.5), "prior": (np.zeros(2), torch.ones(2))}
+    write_model(tmp_path / "m", {}, given, overwrite=False)
+    description = read_model(tmp_path / "m")[1]
+    assert {key: description[key] for key in given} == {
+        "n": 3,
+        "rate": 0.5,
+        "prior": [[0, 0], [1, 1]],
+    }
+
+
+def test_nothing_else_is_left_beside_the_model(folder: Path) -> None:
+    write_model(folder, WEIGHTS, DESCRIPTION, overwrite=True)
+    assert [path.name for path in folder.parent.iterdir()] == ["my.totalvi"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "weights.safetensors"]
+
+
+def test_overwriting_replaces_the_whole(folder: Path) -> None:
+    (folder / "stray.txt").touch()
+    write_model(folder, {"b": torch.ones(1)}, {"options": 1}, overwrite=True)
+    weights, description = read_model(folder)
+    assert list(weights) == ["b"]
+    assert description["options"] == 1
+    assert not (folder / "stray.txt").exists()
+
+
+def test_an_existing_model_is_not_overwritten_unasked(folder: Path) -> None:
+    with pytest.raises(OutputError, match="exists; give overwrite=True"):
+        write_model(folder, {}, {}, overwrite=False)
+    assert read_model(folder)[0].keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_no_model_is_never_replaced(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "thesis"
+    if what == "file":
+        path.write_text("years of work")
+    else:
+        path.mkdir()
+        (path / "chapter.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="is not a totalvi model"):
+        write_model(path, WEIGHTS, DESCRIPTION, overwrite=True)
+    assert path.exists()
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_model(tmp_path / "file" / "model", WEIGHTS, DESCRIPTION, overwrite=False)
+
+
+@pytest.mark.parametrize("step", ["save_file", "_flush", "_put_in_place"])
+def test_a_failed_write_leaves_the_old_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(model_format, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_model(folder, {"b": torch.ones(1)}, {}, overwrite=True)
+    assert read_model(folder)[0].keys() == WEIGHTS.keys()
+    assert [path.name for path in folder.parent.iterdir()] == ["my.totalvi"]
+
+
+def test_a_failed_rename_puts_the_old_model_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def fail_for_the_new(self: Path, target: Path) -> Path:
+        if target == folder and self.name != "model":
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(OSError, match="disk full"):
+        write_model(folder, {}, {}, overwrite=True)
+    assert read_model(folder)[0].keys() == WEIGHTS.keys()
+    assert [path.name for path in folder.parent.iterdir()] == ["my.totalvi"]
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    file = folder / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def damage(folder: Path, how: str) -> None:
+    weights, description = folder / "weights.safetensors", folder / "model.json"
+    {
+        "json cut short": lambda: description.write_text(description.read_text()[:-20]),
+        "json not text": lambda: description.write_bytes(b"\xff\xfe\x00garbage"),
+        "json a list": lambda: description.write_text("[1, 2]"),
+        "json missing": description.unlink,
+        "weights cut short": lambda: weights.write_bytes(weights.read_bytes()[:-5]),
+        "weights garbage": lambda: weights.write_bytes(b"garbage" * 99),
+        "weights empty": lambda: weights.write_bytes(b""),
+        "weights missing": weights.unlink,
+        "another format": lambda: rewrite(folder, format="scvi"),
+        "newer version": lambda: rewrite(folder, format_version=2),
+        "no version": lambda: rewrite(folder, format_version=None),
+    }[how]()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("json cut short", r"model.json is damaged"),
+        ("json not text", r"model.json is damaged"),
+        ("json a list", "does not describe a totalvi model"),
+        ("json missing", "it has no model.json"),
+        ("weights cut short", "weights.safetensors is damaged"),
+        ("weights garbage", "weights.safetensors is damaged"),
+        ("weights empty", "weights.safetensors is damaged"),
+        ("weights missing", "weights.safetensors is damaged"),
+        ("another format", "does not describe a totalvi model"),
+        ("newer version", "format version 2, and this totalvi reads 1; update totalvi"),
+        ("no version", "format version None"),
+    ],
+)
+def test_a_damaged_model_is_refused(folder: Path, how: str, message: str) -> None:
+    damage(folder, how)
+    with pytest.raises(FormatError, match=message):
+        read_model(folder)
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="is not a totalvi model"):
+        read_model(tmp_path / "absent")
