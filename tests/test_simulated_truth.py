@@ -1,0 +1,64 @@
+"""On counts from the model's own generative process, a default fit finds the truth again."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from mudata import MuData
+from sklearn.metrics import adjusted_rand_score, roc_auc_score
+
+from totalvi.analysis.clusters import cluster_cells
+from totalvi.data.simulate import simulate
+from totalvi.model import Model
+
+
+class Fitted(NamedTuple):
+    n_batches: int
+    truth: MuData
+    model: Model
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one batch", "three batches"])
+def fitted(request: pytest.FixtureRequest) -> Fitted:
+    n_batches = request.param
+    truth = simulate(
+        n_cells=1500, n_genes=400, n_proteins=15, n_batches=n_batches, n_cell_types=5, seed=0
+    )
+    model = Model(truth, batch_key="batch" if n_batches > 1 else None, seed=0)
+    model.train(max_epochs=120, progress=False)
+    return Fitted(n_batches, truth, model)
+
+
+def test_foreground_probability_tells_foreground_from_background(fitted: Fitted) -> None:
+    truth = np.asarray(fitted.truth["prot"].layers["foreground"]).astype(bool)
+    probability = fitted.model.get_protein_foreground_probability(n_samples=10).to_numpy()
+    has_both = truth.any(axis=0) & ~truth.all(axis=0)  # isotype controls have no foreground
+    assert has_both.sum() >= 10
+    auroc = [roc_auc_score(truth[:, i], probability[:, i]) for i in np.flatnonzero(has_both)]
+    assert np.mean(auroc) >= 0.95
+    assert roc_auc_score(truth[:, has_both].ravel(), probability[:, has_both].ravel()) >= 0.95
+
+
+def test_cell_types_separate_and_batches_do_not(fitted: Fitted) -> None:
+    latent = fitted.model.get_latent_representation()
+    labels = cluster_cells(latent, seed=0, resolution=0.5).labels
+    assert adjusted_rand_score(fitted.truth.obs["cell_type"], labels) >= 0.9
+    if fitted.n_batches > 1:
+        assert adjusted_rand_score(fitted.truth.obs["batch"], labels) < 0.05
+
+
+def test_denoised_protein_is_nearer_the_truth_than_the_counts(fitted: Fitted) -> None:
+    protein = fitted.truth["prot"]
+    truth, raw = np.log1p(np.asarray(protein.layers["denoised"])), np.log1p(np.asarray(protein.X))
+    _, denoised = fitted.model.get_normalized_expression(n_samples=10, return_numpy=True)
+    denoised = np.log1p(denoised)
+    assert np.abs(denoised - truth).mean() < 0.75 * np.abs(raw - truth).mean()
+    has_foreground = truth.std(axis=0) > 0
+    assert correlation(denoised, truth)[has_foreground].mean() > 0.85
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each column; 0 where a column is constant."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    return (a * b).sum(axis=0) / np.where(scale > 0, scale, 1)
