@@ -67,5 +67,5 @@ def test_cell_annotation_is_that_of_the_cells_when_sets_differ():
 
 def test_missing_x_is_named():
     adata = AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"]))
-    with pytest.raises(ReadError, match="x.h5ad has no X"):
+    with pytest.raises(ReadError, match=r"x\.h5ad has no X"):
         split_anndata(adata, modalities_of(adata.var), None, "x.h5ad")

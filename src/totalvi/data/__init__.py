@@ -1,1 +1,1 @@
-
+"""CITE-seq counts: reading, finding, checking, describing, simulating and fetching them."""

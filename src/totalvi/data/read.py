@@ -34,7 +34,10 @@ FORMATS = (
 )
 PACKED = (".tar", ".tar.gz", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z")
 # Repeated names are reported by the checks, and files of older versions are read all the same.
-SILENCED = r".*names are not unique|Duplicated (obs|var)_names|Suffix used|.* written without encoding|.* not created by"
+SILENCED = (
+    r".*names are not unique|Duplicated (obs|var)_names|Suffix used"
+    r"|.* written without encoding|.* not created by"
+)
 
 
 def read(

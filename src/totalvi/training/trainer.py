@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from totalvi.data.cite import CiteData
 from totalvi.errors import TrainingError
@@ -19,14 +18,9 @@ from totalvi.module.totalvi import TOTALVI
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.schedule import kl_weight, learning_rate_factor
 from totalvi.training.split import Split
+from totalvi.training.tally import NOT_FINITE, BestWeights, MeanTerms, SkippedSteps
 
-_MOST_SKIPPED_IN_A_ROW = 20
 _VALIDATION_BATCH_SIZE = 1024
-_NOT_FINITE = (
-    "had a finite loss and gradient; the likely cause is a learning rate that is too high: lower it, "
-    "or check the counts with `totalvi check`."
-)
-State = dict[str, Tensor]
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 
@@ -80,46 +74,20 @@ def fit(
         When too many steps in a row are not finite.
     """
     fabric = Fabric(accelerator=plan.accelerator, devices=1, precision=plan.precision)
-    optimizer = _optimizer(module, plan, fabric.device)
-    network, optimizer = fabric.setup(module, optimizer)
-    network.mark_forward_method("elbo")
     shuffle_seed, sample_seed, validation_seed = seed.spawn(3)
     shuffle = np.random.default_rng(shuffle_seed)
-    samples = torch_generator(sample_seed, fabric.device)
-
-    steps_per_epoch = math.ceil(len(split.train) / plan.batch_size)
-    n_steps = plan.max_epochs * steps_per_epoch
-    n_warmup_steps = plan.kl_warmup_epochs * steps_per_epoch
+    stepper = _Stepper(fabric, module, plan, len(split.train), sample_seed)
     rows: list[dict[str, float]] = []
-    best = _Best()
-    skipped = _Skipped()
+    best = BestWeights()
     stopped = f"all {plan.max_epochs} epochs done"
     for epoch in range(plan.max_epochs):
         started = time.perf_counter()
-        network.train()
-        mean = _Mean()
         batches = minibatches(data, module, split.train, plan.batch_size, shuffle, fabric.device)
-        for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
-            before = [buffer.clone() for buffer in module.buffers()]  # of batch normalisation
-            factor = learning_rate_factor(step, n_steps, plan.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate * factor
-            terms = _terms(network, batch, samples)
-            loss = objective(terms, kl_weight(step, n_warmup_steps))
-            taken = _step(fabric, module, optimizer, loss, plan)
-            skipped.count(taken, epoch)
-            if taken:
-                mean.add(terms)
-            else:
-                for buffer, value in zip(module.buffers(), before, strict=True):
-                    buffer.copy_(value)
-        if mean.n_cells == 0:
-            raise TrainingError(f"In epoch {epoch} no step {_NOT_FINITE}")
-        row = mean.row("train")
+        row = stepper.epoch(epoch, batches)
         if len(split.validation):
             row |= evaluate(module, data, split.validation, validation_seed, fabric.device)
-        row["kl_weight"] = kl_weight((epoch + 1) * steps_per_epoch, n_warmup_steps)
-        row["learning_rate"] = optimizer.param_groups[0]["lr"]
+        row["kl_weight"] = stepper.kl_weight()
+        row["learning_rate"] = stepper.learning_rate()
         row["seconds"] = time.perf_counter() - started
         rows.append(row)
         if on_epoch is not None:
@@ -133,10 +101,11 @@ def fit(
     if best.state is not None:
         module.load_state_dict(best.state)
     elif len(split.validation):
-        raise TrainingError(f"After epoch {len(rows) - 1} the validation loss never {_NOT_FINITE}")
+        raise TrainingError(f"After epoch {len(rows) - 1} the validation loss never {NOT_FINITE}")
     module.cpu().eval()
     history = pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="epoch"))
-    return Fit(history, best.epoch if best.state else len(rows) - 1, stopped, skipped.total)
+    best_epoch = best.epoch if best.state else len(rows) - 1
+    return Fit(history, best_epoch, stopped, stepper.skipped.total)
 
 
 def evaluate(
@@ -149,7 +118,7 @@ def evaluate(
     """Return the losses of ``cells`` by cell, at full KL weight, from the same samples every time."""
     was_training = module.training
     module.eval()
-    mean = _Mean()
+    mean = MeanTerms()
     samples = torch_generator(seed, device)
     with torch.no_grad():
         for batch in minibatches(data, module, cells, _VALIDATION_BATCH_SIZE, device=device):
@@ -165,18 +134,82 @@ def torch_generator(
     return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
 
+class _Stepper:
+    """Takes the steps of a fit: schedules, gradient, clipping, refusal of what is not finite."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: TOTALVI,
+        plan: TrainingPlan,
+        n_training_cells: int,
+        seed: np.random.SeedSequence,
+    ) -> None:
+        self.fabric, self.module, self.plan = fabric, module, plan
+        optimizer = _optimizer(module, plan, fabric.device)
+        self.network, self.optimizer = fabric.setup(module, optimizer)
+        self.network.mark_forward_method("elbo")
+        self.samples = torch_generator(seed, fabric.device)
+        self.skipped = SkippedSteps()
+        self.steps_done = 0
+        self.steps_per_epoch = math.ceil(n_training_cells / plan.batch_size)
+
+    def kl_weight(self) -> float:
+        """Return the weight of the divergences at the next step."""
+        return kl_weight(self.steps_done, self.plan.kl_warmup_epochs * self.steps_per_epoch)
+
+    def learning_rate(self) -> float:
+        """Return the learning rate at the next step."""
+        n_steps = self.plan.max_epochs * self.steps_per_epoch
+        factor = learning_rate_factor(self.steps_done, n_steps, self.plan.schedule)
+        return self.plan.learning_rate * factor
+
+    def epoch(self, epoch: int, batches: Iterable[Minibatch]) -> dict[str, float]:
+        """Take a step for each minibatch; return the mean training loss and its terms."""
+        self.network.train()
+        mean = MeanTerms()
+        for batch in batches:
+            terms = self.step(batch)
+            self.skipped.count(terms is not None, epoch)
+            if terms is not None:
+                mean.add(terms)
+        if mean.n_cells == 0:
+            raise TrainingError(f"In epoch {epoch} no step {NOT_FINITE}")
+        return mean.row("train")
+
+    def step(self, batch: Minibatch) -> ElboTerms | None:
+        """Take one step; return None, with nothing changed, when loss or gradient is not finite."""
+        batch_norm_state = [buffer.clone() for buffer in self.module.buffers()]
+        terms = _terms(self.network, batch, self.samples)
+        loss = objective(terms, self.kl_weight())
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.module.parameters(), self.plan.gradient_clip_norm
+        )
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate()
+            self.optimizer.step()
+        else:
+            for buffer, before in zip(self.module.buffers(), batch_norm_state, strict=True):
+                buffer.copy_(before)
+        self.steps_done += 1
+        return terms if finite else None
+
+
 def _optimizer(module: TOTALVI, plan: TrainingPlan, device: torch.device) -> torch.optim.Optimizer:
     """Return Adam with decoupled weight decay on the weights of linear layers, and on nothing else."""
-    decayed = {
-        name for name, _ in module.named_parameters()
-        if name.endswith("weight") and "batch_norm" not in name
-    }  # fmt: skip
+    decayed: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        is_linear_weight = name.endswith("weight") and "batch_norm" not in name
+        (decayed if is_linear_weight else others).append(parameter)
     groups = [
-        {"params": [p for name, p in module.named_parameters() if name in decayed],
-         "weight_decay": plan.weight_decay},
-        {"params": [p for name, p in module.named_parameters() if name not in decayed],
-         "weight_decay": 0.0},
-    ]  # fmt: skip
+        {"params": decayed, "weight_decay": plan.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=device.type in ("cpu", "cuda"))
 
 
@@ -189,71 +222,3 @@ def _terms(network: TOTALVI, batch: Minibatch, samples: torch.Generator) -> Elbo
         batch.library_log_variance,
         samples,
     )
-
-
-def _step(
-    fabric: Fabric,
-    module: TOTALVI,
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    plan: TrainingPlan,
-) -> bool:
-    """Take one step; return False, the weights unchanged, when loss or gradient is not finite."""
-    optimizer.zero_grad()
-    fabric.backward(loss)
-    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), plan.gradient_clip_norm)
-    if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-        return False
-    optimizer.step()
-    return True
-
-
-class _Mean:
-    """Averages the terms of the ELBO over the cells of an epoch."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.n_cells = 0
-
-    def add(self, terms: ElboTerms) -> None:
-        sums = torch.stack([term.detach().sum() for term in terms])
-        self.total = sums if self.total is None else self.total + sums
-        self.n_cells += len(terms.kl_div_z)
-
-    def row(self, prefix: str) -> dict[str, float]:
-        assert self.total is not None
-        values = (self.total / self.n_cells).tolist()
-        row = {
-            f"{prefix}_{name}": value for name, value in zip(ElboTerms._fields, values, strict=True)
-        }
-        return {f"{prefix}_loss": sum(values), **row}
-
-
-class _Best:
-    """The weights of the lowest validation loss."""
-
-    def __init__(self) -> None:
-        self.loss = math.inf
-        self.epoch = 0
-        self.state: State | None = None
-
-    def offer(self, loss: float, epoch: int, module: TOTALVI) -> None:
-        if loss < self.loss:
-            self.loss, self.epoch = loss, epoch
-            self.state = {name: value.clone() for name, value in module.state_dict().items()}
-
-
-class _Skipped:
-    """Counts the steps that were not finite, and ends a fit that makes no others."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.in_a_row = 0
-
-    def count(self, taken: bool, epoch: int) -> None:
-        self.in_a_row = 0 if taken else self.in_a_row + 1
-        self.total += not taken
-        if self.in_a_row >= _MOST_SKIPPED_IN_A_ROW:
-            raise TrainingError(
-                f"In epoch {epoch} none of {self.in_a_row} steps in a row {_NOT_FINITE}"
-            )
