@@ -1,0 +1,118 @@
+"""The `totalvi` command."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Annotated, NoReturn
+
+import typer
+
+from totalvi.cli.check import check
+from totalvi.cli.datasets import datasets
+from totalvi.cli.run import demo, run
+from totalvi.cli.simulate import simulate
+from totalvi.errors import TotalviError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+UNEXPECTED = 1
+
+app = typer.Typer(
+    name="totalvi",
+    help=(
+        "totalVI for CITE-seq: one joint model of RNA and surface proteins.\n\n"
+        "\b\n"
+        "Examples:\n"
+        "  totalvi demo\n"
+        "  totalvi check filtered_feature_bc_matrix.h5\n"
+        "  totalvi run filtered_feature_bc_matrix.h5 -o results\n"
+    ),
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(demo)
+app.command()(check)
+app.command()(simulate)
+app.add_typer(datasets, name="datasets")
+
+
+def main() -> NoReturn:
+    """Run the command line of this process."""
+    # Idle threads must sleep: on a busy machine, waiting in a loop slows a fit many times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half-written files go
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit status.
+
+    0: done; 1: an unexpected failure; 2: the input, an option or the output cannot be used;
+    130: interrupted. Failures are one line on standard error, except under ``--debug``, which may
+    stand anywhere.
+    """
+    debug = "--debug" in arguments
+    rest = [argument for argument in arguments if argument != "--debug"]
+    quiet = nullcontext() if debug else warnings.catch_warnings(action="ignore")
+    try:
+        with quiet:
+            status = app(rest, prog_name="totalvi", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has left: keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNEXPECTED
+    except Exception as error:
+        if debug:
+            raise
+        status, message = explain(error)
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
+    if status == INTERRUPTED:  # the option parser turns Ctrl-C into this status without a word
+        typer.echo("interrupted", err=True)
+    return status
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Return the exit status and the sentence for an exception."""
+    if isinstance(error, TotalviError):
+        return BAD_INPUT, str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return BAD_INPUT, f"{place}{error.strerror or error}"
+    if hasattr(error, "format_message"):  # of the option parser, which exports no base class
+        return BAD_INPUT, f"{error.format_message().rstrip('.')} (see --help)"
+    return UNEXPECTED, (
+        f"unexpected {type(error).__name__}: {error} (run it again with --debug for the traceback)"
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"totalvi {version('totalvi')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    _debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,100 @@
+"""Options that several commands share: where the counts and the annotation are."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv.",
+        show_default=False,
+    ),
+]
+ProteinPath = Annotated[
+    Path | None,
+    typer.Option("--protein", metavar="PATH", help="Protein counts, if INPUT holds only RNA."),
+]
+Genome = Annotated[
+    str | None,
+    typer.Option("--genome", metavar="NAME", help="Keep only the genes of this genome."),
+]
+Hashtags = Annotated[
+    str | None,
+    typer.Option(
+        "--hashtags",
+        metavar="REGEX",
+        help="Which antibodies are hashtags; default: those named so.",
+    ),
+]
+Controls = Annotated[
+    str | None,
+    typer.Option(
+        "--controls",
+        metavar="REGEX",
+        help="Which antibodies are isotype controls; default: those named so.",
+    ),
+]
+CellsIn = Annotated[
+    Literal["rows", "columns"] | None,
+    typer.Option("--cells-in", help="Where cells are in tables; default: as their names tell."),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option("--batch", metavar="KEY", help="Column of obs with each cell's batch."),
+]
+Panel = Annotated[
+    str | None,
+    typer.Option(
+        "--panel",
+        metavar="KEY",
+        help="Column with each cell's antibody panel; default: each batch is one.",
+    ),
+]
+Labels = Annotated[
+    str | None, typer.Option("--labels", metavar="KEY", help="Column with known cell labels.")
+]
+Covariates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--covariate", metavar="KEY", help="Categorical covariate to correct for; repeatable."
+    ),
+]
+ContinuousCovariates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--continuous-covariate",
+        metavar="KEY",
+        help="Continuous covariate to correct for; repeatable.",
+    ),
+]
+AllowFractional = Annotated[
+    bool,
+    typer.Option("--allow-fractional", help="Accept counts with fractions, as after correction."),
+]
+DropEmptyCells = Annotated[
+    bool,
+    typer.Option("--drop-empty-cells", help="Leave out cells without RNA or protein counts."),
+]
+RnaModality = Annotated[
+    str, typer.Option("--rna-modality", metavar="NAME", help="Modality with the RNA.")
+]
+ProteinModality = Annotated[
+    str, typer.Option("--protein-modality", metavar="NAME", help="Modality with the proteins.")
+]
+RnaLayer = Annotated[
+    str | None, typer.Option("--rna-layer", metavar="NAME", help="Layer with RNA counts.")
+]
+ProteinLayer = Annotated[
+    str | None, typer.Option("--protein-layer", metavar="NAME", help="Layer with protein counts.")
+]
+ProteinObsm = Annotated[
+    str | None,
+    typer.Option("--protein-obsm", metavar="KEY", help="Entry of obsm with protein counts."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same results.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier run wrote, at the end.")
+]

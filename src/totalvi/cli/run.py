@@ -1,0 +1,142 @@
+"""`totalvi run` and `totalvi demo`: from counts to a folder of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from totalvi.cli import options
+
+if TYPE_CHECKING:
+    from totalvi.analysis.run import RunResult
+
+DEMO_EPOCHS = 60  # enough for these data
+
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+]
+
+
+def run(
+    input: options.Input,
+    output: Output,
+    protein: options.ProteinPath = None,
+    genome: options.Genome = None,
+    hashtags: options.Hashtags = None,
+    controls: options.Controls = None,
+    cells_in: options.CellsIn = None,
+    batch: options.Batch = None,
+    panel: options.Panel = None,
+    labels: options.Labels = None,
+    covariate: options.Covariates = None,
+    continuous_covariate: options.ContinuousCovariates = None,
+    genes: Annotated[
+        int, typer.Option("--genes", min=1, help="Variable genes to keep, of more.")
+    ] = 4000,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
+    ] = None,
+    resolution: Annotated[
+        float, typer.Option("--resolution", min=0.01, help="Of the clusters; higher gives more.")
+    ] = 1.0,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    drop_empty_cells: options.DropEmptyCells = False,
+    allow_fractional: options.AllowFractional = False,
+    rna_modality: options.RnaModality = "rna",
+    protein_modality: options.ProteinModality = "prot",
+    rna_layer: options.RnaLayer = None,
+    protein_layer: options.ProteinLayer = None,
+    protein_obsm: options.ProteinObsm = None,
+) -> None:
+    """Make a folder of results from raw counts.
+
+    Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
+    counts, tables, figures and the model. The folder appears whole at the end, or not at all.
+
+    \b
+    Examples:
+      totalvi run filtered_feature_bc_matrix.h5 -o results
+      totalvi run cells.h5mu -o results --batch donor
+      totalvi run rna.csv --protein adt.csv -o results
+    """
+    from totalvi.analysis.run import run as run_pipeline
+
+    result = run_pipeline(
+        input,
+        output,
+        protein_path=protein,
+        genome=genome,
+        hashtags=hashtags,
+        controls=controls,
+        cells_in=cells_in,
+        batch_key=batch,
+        panel_key=panel,
+        labels_key=labels,
+        categorical_covariate_keys=covariate or (),
+        continuous_covariate_keys=continuous_covariate or (),
+        n_genes=genes,
+        max_epochs=epochs,
+        resolution=resolution,
+        seed=seed,
+        overwrite=overwrite,
+        drop_empty_cells=drop_empty_cells,
+        allow_fractional=allow_fractional,
+        rna_modality=rna_modality,
+        protein_modality=protein_modality,
+        rna_layer=rna_layer,
+        protein_layer=protein_layer,
+        protein_expression_obsm_key=protein_obsm,
+    )
+    _summarize(result)
+
+
+def demo(
+    output: Output = Path("totalvi-demo"),
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Run everything on simulated counts.
+
+    Simulates 2,000 cells, 500 genes and 20 proteins in 2 batches, and does with them what `totalvi
+    run` does. Needs no network.
+
+    \b
+    Example:
+      totalvi demo -o totalvi-demo
+    """
+    from totalvi.analysis.run import run as run_pipeline
+    from totalvi.data.simulate import simulate
+
+    data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
+    _summarize(
+        run_pipeline(
+            data,
+            output,
+            batch_key="batch",
+            labels_key="cell_type",
+            max_epochs=DEMO_EPOCHS,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    )
+
+
+def _summarize(result: RunResult) -> None:
+    record = result.record
+    typer.echo(
+        f"{record['cells']:,} cells, {record['genes']:,} genes, {record['proteins']:,} proteins: "
+        f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
+        f"per cell, {sum(record['seconds'].values()):,.0f} s"
+    )
+    for kind in ("notes", "warnings"):
+        for message in record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {message}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] != "model.totalvi":
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / 'model.totalvi'}")

@@ -1,0 +1,122 @@
+"""Results appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from totalvi.analysis.output import require_writable, staged_file, staged_folder
+from totalvi.errors import OutputError
+
+
+def tree(folder: Path) -> dict[str, str | None]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_text() if p.is_file() else None
+        for p in folder.rglob("*")
+    }
+
+
+def write(folder: Path, text: str) -> None:
+    (folder / "run.json").write_text(text)
+    (folder / "tables").mkdir()
+
+
+@pytest.mark.parametrize("name", ["out", "new/folders/out"])
+def test_folder_appears_when_done(tmp_path: Path, name: str) -> None:
+    with staged_folder(tmp_path / name) as staged:
+        write(staged, "1")
+        assert not (tmp_path / name).exists()
+        assert staged.stat().st_mode & 0o777 == 0o777 & ~_umask()
+    assert tree(tmp_path / name) == {"run.json": "1", "tables": None}
+    assert {p.name for p in tmp_path.iterdir()} == {name.split("/")[0]}
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_failure_leaves_nothing_and_keeps_the_old(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
+    with staged_folder(tmp_path / "old") as staged:
+        write(staged, "1")
+    before = tree(tmp_path)
+    for name in ("old", "new", "deep/new"):
+        with pytest.raises(failure):
+            _write_and_fail(tmp_path / name, failure)
+        assert tree(tmp_path) == before
+
+
+def _write_and_fail(output: Path, failure: type[BaseException]) -> None:
+    with staged_folder(output, overwrite=True) as staged:
+        write(staged, "2")
+        raise failure
+
+
+def _replace_and_fail(target: Path) -> None:
+    with staged_file(target, suffix=".h5mu", overwrite=True) as staged:
+        staged.write_text("2")
+        (staged / "nothing").read_text()
+
+
+def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as staged:
+        write(staged, "1")
+        (staged / "old.txt").write_text("")
+    with staged_folder(tmp_path / "out", overwrite=True) as staged:
+        write(staged, "2")
+    assert tree(tmp_path) == {"out": None, "out/run.json": "2", "out/tables": None}
+
+
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with staged_folder(tmp_path / "out") as staged:
+        write(staged, "1")
+    assert (tmp_path / "out" / "run.json").exists()
+
+
+def test_what_is_not_a_run_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        require_writable(tmp_path / "thesis")
+    with pytest.raises(OutputError, match=r"holds no run\.json"):
+        require_writable(tmp_path / "thesis", overwrite=True)
+    with pytest.raises(OutputError, match="is a file"):
+        require_writable(tmp_path / "thesis" / "chapter.txt")
+    with pytest.raises(OutputError, match="is a file"):
+        require_writable(tmp_path / "thesis" / "chapter.txt" / "out")
+
+
+def test_no_permission_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="cannot write in"):
+        require_writable(tmp_path / "out")
+
+
+def test_file_appears_when_done(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.h5mu"
+    with staged_file(target, suffix=".h5mu") as staged:
+        assert staged.suffix == ".h5mu"
+        staged.write_text("1")
+    assert target.read_text() == "1"
+    with pytest.raises(OutputError, match="exists"), staged_file(target, suffix=".h5mu"):
+        pass
+    with pytest.raises(NotADirectoryError):
+        _replace_and_fail(target)
+    assert tree(tmp_path) == {"new": None, "new/a.h5mu": "1"}
+    with staged_file(target, suffix=".h5mu", overwrite=True) as staged:
+        staged.write_text("3")
+    assert target.read_text() == "3"
+
+
+def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.h5mu").mkdir()
+    for name, wrong in (("a.h5ad", "does not end in .h5mu"), ("folder.h5mu", "is a folder")):
+        with pytest.raises(OutputError, match=wrong), staged_file(tmp_path / name, suffix=".h5mu"):
+            pass

@@ -1,0 +1,43 @@
+"""What a run records of itself."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from totalvi.analysis.record import provenance, sha256, write_record
+
+
+def test_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"counts")
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"counts").hexdigest()
+
+
+def test_hash_of_a_folder_tells_names_and_contents(tmp_path: Path) -> None:
+    seen = set()
+    for files in ({"a": "1", "b/c": "2"}, {"a": "1", "b/d": "2"}, {"a": "12", "b/c": ""}, {}):
+        folder = tmp_path / str(len(seen))
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+        seen.add(sha256(folder))
+        assert sha256(folder) in seen
+    assert len(seen) == 4
+
+
+def test_record_is_json(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("x")
+    arguments = {"path": tmp_path, "keys": ("a", "b"), "n": 3, "none": None, "data": np.zeros(3)}
+    write_record(provenance(arguments, [tmp_path / "in.csv"]), tmp_path / "run.json")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["arguments"] == {
+        "path": str(tmp_path),
+        "keys": ["a", "b"],
+        "n": 3,
+        "none": None,
+        "data": "ndarray object",
+    }
+    assert record["input_sha256"] == {str(tmp_path / "in.csv"): hashlib.sha256(b"x").hexdigest()}
+    assert {"python", "totalvi", "torch", "numpy", "scanpy", "anndata"} <= set(record["versions"])

@@ -1,0 +1,431 @@
+"""Bad input of every kind: exit status 2, one sentence, no traceback, no file left behind."""
+
+import gzip
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import h5py
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from totalvi.cli.main import execute
+
+# Of mudata, about a default that its next version changes.
+pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
+
+N_CELLS, N_GENES, N_PROTEINS = 30, 25, 4
+Build = Callable[[Path], list[str]]
+
+
+def good() -> mudata.MuData:
+    """A small MuData that could be fitted, for the cases to spoil."""
+    rng = np.random.default_rng(0)
+    cells = pd.DataFrame(index=[f"cell{i}" for i in range(N_CELLS)])
+    rna = anndata.AnnData(
+        rng.poisson(2.0, (N_CELLS, N_GENES)).astype(np.float32),
+        obs=cells,
+        var=pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)]),
+    )
+    protein = anndata.AnnData(
+        rng.poisson(20.0, (N_CELLS, N_PROTEINS)).astype(np.float32),
+        obs=cells,
+        var=pd.DataFrame(index=[f"CD{i}" for i in range(N_PROTEINS)]),
+    )
+    with mudata.set_options(pull_on_update=False):
+        data = mudata.MuData({"rna": rna, "prot": protein})
+    data.obs["batch"] = np.repeat(["a", "b"], N_CELLS // 2)
+    data.obs["age"] = rng.normal(size=N_CELLS)
+    return data
+
+
+def run(file: Path, *options: str) -> list[str]:
+    return ["run", str(file), "-o", str(file.parent / "out"), *options]
+
+
+def spoiled(spoil: Callable[[mudata.MuData], object], *options: str) -> Build:
+    """A case that changes the good data in place and runs on it."""
+
+    def build(folder: Path) -> list[str]:
+        data = good()
+        spoil(data)
+        data.write(folder / "cells.h5mu")
+        return run(folder / "cells.h5mu", *options)
+
+    return build
+
+
+def value(modality: str, wrong: float, cell: int | slice = 3, feature: int | slice = 2) -> Build:
+    def spoil(data: mudata.MuData) -> None:
+        data[modality].X[cell, feature] = wrong
+
+    return spoiled(spoil)
+
+
+def column(key: str, values: object, *options: str) -> Build:
+    def spoil(data: mudata.MuData) -> None:
+        data.obs[key] = values
+
+    return spoiled(spoil, *options)
+
+
+def options(*given: str) -> Build:
+    return spoiled(lambda _: None, *given)
+
+
+def file(name: str, content: bytes, *more: str) -> Build:
+    def build(folder: Path) -> list[str]:
+        (folder / name).write_bytes(content)
+        return run(folder / name, *more)
+
+    return build
+
+
+def replaced(make: Callable[[mudata.MuData], mudata.MuData]) -> Build:
+    def build(folder: Path) -> list[str]:
+        make(good()).write(folder / "cells.h5mu")
+        return run(folder / "cells.h5mu")
+
+    return build
+
+
+def paired(make: Callable[[anndata.AnnData], anndata.AnnData]) -> Build:
+    """Change the protein modality before it is joined with the RNA."""
+
+    def remake(data: mudata.MuData) -> mudata.MuData:
+        with mudata.set_options(pull_on_update=False):
+            return mudata.MuData({"rna": data["rna"], "prot": make(data["prot"].copy())})
+
+    return replaced(remake)
+
+
+def tables(
+    change: Callable[[pd.DataFrame, pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]],
+) -> Build:
+    def build(folder: Path) -> list[str]:
+        data = good()
+        rna, protein = change(data["rna"].to_df(), data["prot"].to_df())
+        rna.to_csv(folder / "rna.csv")
+        protein.to_csv(folder / "protein.csv")
+        return run(folder / "rna.csv", "--protein", str(folder / "protein.csv"))
+
+    return build
+
+
+def text_in_table(rna: pd.DataFrame, protein: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rna = rna.astype(object)
+    rna.iloc[2, 3] = "many"
+    return rna, protein
+
+
+def truncated(folder: Path) -> list[str]:
+    good().write(folder / "whole.h5mu")
+    content = (folder / "whole.h5mu").read_bytes()
+    (folder / "cells.h5mu").write_bytes(content[: len(content) // 2])
+    return run(folder / "cells.h5mu")
+
+
+def truncated_h5ad(folder: Path) -> list[str]:
+    good()["rna"].write(folder / "whole.h5ad")
+    (folder / "cells.h5ad").write_bytes((folder / "whole.h5ad").read_bytes()[:-3000])
+    return run(folder / "cells.h5ad")
+
+
+def other_hdf5(folder: Path) -> list[str]:
+    with h5py.File(folder / "cells.h5", "w") as other:
+        other["pictures"] = np.zeros(3)
+    return run(folder / "cells.h5")
+
+
+def empty_folder(folder: Path) -> list[str]:
+    (folder / "matrix").mkdir()
+    return run(folder / "matrix")
+
+
+def not_zarr(folder: Path) -> list[str]:
+    (folder / "cells.zarr").mkdir()
+    (folder / "cells.zarr" / "readme.txt").write_text("nothing")
+    return run(folder / "cells.zarr")
+
+
+def matrix_folder(spoil: Callable[[Path], object]) -> Build:
+    def build(folder: Path) -> list[str]:
+        place = folder / "matrix"
+        place.mkdir()
+        features = [f"ENSG{i}\tgene{i}\tGene Expression" for i in range(3)]
+        features += ["CD3\tCD3\tAntibody Capture"]
+        entries = [f"{row + 1} {cell + 1} 5" for row in range(4) for cell in range(12)]
+        head = ["%%MatrixMarket matrix coordinate integer general", f"4 12 {len(entries)}"]
+        for name, lines in (
+            ("features.tsv.gz", features),
+            ("barcodes.tsv.gz", [f"cell{i}-1" for i in range(12)]),
+            ("matrix.mtx.gz", head + entries),
+        ):
+            (place / name).write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+        spoil(place)
+        return run(place)
+
+    return build
+
+
+def cut_matrix(place: Path) -> None:
+    content = (place / "matrix.mtx.gz").read_bytes()
+    (place / "matrix.mtx.gz").write_bytes(content[: len(content) // 2])
+
+
+def rna_only(folder: Path) -> list[str]:
+    good()["rna"].write(folder / "cells.h5ad")
+    return run(folder / "cells.h5ad")
+
+
+def rna_only_mudata(data: mudata.MuData) -> mudata.MuData:
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData({"rna": data["rna"]})
+
+
+def obsm_missing(folder: Path) -> list[str]:
+    good()["rna"].write(folder / "cells.h5ad")
+    return run(folder / "cells.h5ad", "--protein-obsm", "proteins")
+
+
+def obsm_for_mudata(folder: Path) -> list[str]:
+    good().write(folder / "cells.h5mu")
+    return run(folder / "cells.h5mu", "--protein-obsm", "proteins")
+
+
+def protein_is_mudata(folder: Path) -> list[str]:
+    good().write(folder / "both.h5mu")
+    good()["rna"].write(folder / "cells.h5ad")
+    return run(folder / "cells.h5ad", "--protein", str(folder / "both.h5mu"))
+
+
+def occupied(name: str, *more: str) -> Build:
+    """The output folder holds a file of this name already."""
+
+    def build(folder: Path) -> list[str]:
+        good().write(folder / "cells.h5mu")
+        (folder / "out").mkdir()
+        (folder / "out" / name).write_text("{}")
+        return run(folder / "cells.h5mu", *more)
+
+    return build
+
+
+def output_is_file(folder: Path) -> list[str]:
+    good().write(folder / "cells.h5mu")
+    (folder / "out").write_text("mine")
+    return run(folder / "cells.h5mu")
+
+
+def output_under_file(folder: Path) -> list[str]:
+    good().write(folder / "cells.h5mu")
+    return ["run", str(folder / "cells.h5mu"), "-o", str(folder / "cells.h5mu" / "out")]
+
+
+def input_in_output(folder: Path) -> list[str]:
+    good().write(folder / "cells.h5mu")
+    (folder / "run.json").write_text("{}")
+    return ["run", str(folder / "cells.h5mu"), "-o", str(folder), "--overwrite"]
+
+
+def simulated_exists(folder: Path) -> list[str]:
+    (folder / "cells.h5mu").write_text("mine")
+    return ["simulate", "-o", str(folder / "cells.h5mu")]
+
+
+def demo_exists(folder: Path) -> list[str]:
+    (folder / "note.txt").write_text("mine")
+    return ["demo", "-o", str(folder)]
+
+
+def plain(*arguments: str) -> Build:
+    return lambda _: list(arguments)
+
+
+def some(wrong: object) -> list:
+    return [wrong, *(["a"] * (N_CELLS - 1))]
+
+
+def log_normalised(data: mudata.MuData) -> None:
+    counts = data["rna"].X
+    data["rna"].X = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def repeated_cells(data: mudata.MuData) -> mudata.MuData:
+    names = ["cell0", "cell0", *(f"cell{i}" for i in range(2, N_CELLS))]
+    for adata in data.mod.values():
+        adata.obs_names = names
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData(dict(data.mod))
+
+
+CASES: dict[str, tuple[Build, str]] = {
+    # files
+    "missing file": (lambda f: run(f / "cells.h5mu"), "does not exist"),
+    "missing folder": (lambda f: run(f / "there" / "cells.h5"), "does not exist"),
+    "address": (plain("run", "https://example.org/a.h5", "-o", "out"), "download it"),
+    "empty file": (file("cells.h5", b""), "is empty"),
+    "empty folder": (empty_folder, "is empty"),
+    "truncated h5mu": (truncated, "cells.h5mu"),
+    "truncated h5ad": (truncated_h5ad, "cells.h5ad"),
+    "text named h5": (file("cells.h5", b"cell,gene\n1,2\n"), "looks like text"),
+    "other HDF5": (other_hdf5, "pictures"),
+    "unknown suffix": (file("cells.xlsx", b"PK\3\4"), ".xlsx"),
+    "packed": (file("cells.tar.gz", b"\x1f\x8b"), "unpack"),
+    "not zarr": (not_zarr, "zarr"),
+    "no barcodes": (matrix_folder(lambda p: (p / "barcodes.tsv.gz").unlink()), "barcodes"),
+    "truncated matrix": (matrix_folder(cut_matrix), "matrix.mtx.gz"),
+    "text in csv": (tables(text_in_table), "many"),
+    "empty csv": (file("cells.csv", b"\n\n"), "cells.csv"),
+    "csv of RNA only": (
+        file("rna.csv", b",g1,g2\nAAACGTAAACGTAAAC-1,1,2\nCCATGGTACCATGGTA-1,3,0\n"),
+        "no proteins",
+    ),
+    "csv barcodes differ": (tables(lambda r, p: (r, p.rename(index={"cell3": "x"}))), "cell3"),
+    "missing protein file": (options("--protein", "nowhere.csv"), "protein_path"),
+    "protein file is MuData": (protein_is_mudata, "MuData"),
+    "RNA only h5ad": (rna_only, "no proteins"),
+    "RNA only h5mu": (replaced(rna_only_mudata), "no proteins"),
+    "no protein columns": (paired(lambda p: p[:, :0].copy()), "no proteins"),
+    "csv direction unclear": (file("rna.csv", b",a,b\nc,1,2\nd,3,0\n"), "rows or columns"),
+    "hashtags no pattern": (options("--hashtags", "("), "hashtags"),
+    "cells in neither": (options("--cells-in", "sheets"), "--cells-in"),
+    "obsm entry missing": (obsm_missing, "proteins"),
+    "obsm entry of MuData": (obsm_for_mudata, "modality"),
+    # values
+    "negative RNA": (value("rna", -1), "negative"),
+    "negative protein": (value("prot", -2), "negative"),
+    "RNA NaN": (value("rna", np.nan), "NaN"),
+    "RNA infinite": (value("rna", np.inf), "infinite"),
+    "protein infinite": (value("prot", np.inf), "infinite"),
+    "RNA fraction": (value("rna", 1.5), "gene2"),
+    "protein fraction": (value("prot", 2.25), "CD2"),
+    "RNA log-normalised": (spoiled(log_normalised), "log"),
+    "protein NaN in a cell": (value("prot", np.nan), "CD2"),
+    "protein NaN everywhere": (value("prot", np.nan, cell=slice(None)), "CD2"),
+    "cell without RNA": (value("rna", 0, feature=slice(None)), "cell3"),
+    "no RNA at all": (value("rna", 0, slice(None), slice(None)), "RNA"),
+    "few cells": (replaced(lambda data: data[:5].copy()), "5 cells"),
+    # names
+    "repeated cells": (replaced(repeated_cells), "cell0"),
+    "cells of RNA only": (paired(lambda p: p[:-2].copy()), "cell28"),
+    "cells in another order": (paired(lambda p: p[::-1].copy()), "order"),
+    # annotation
+    "batch missing": (options("--batch", "donor"), "donor"),
+    "batch misspelt": (options("--batch", "bacth"), 'did you mean "batch"'),
+    "batch of one cell": (column("batch", some("b"), "--batch", "batch"), "single cell"),
+    "batch NaN": (column("batch", some(None), "--batch", "batch"), "cell0"),
+    "batch continuous": (options("--batch", "age"), "age"),
+    "panel missing": (options("--panel", "panel"), "panel_key"),
+    "labels missing": (options("--labels", "type"), "labels_key"),
+    "covariate missing": (options("--covariate", "sex"), "sex"),
+    "covariate NaN": (column("sex", some(None), "--covariate", "sex"), "cell0"),
+    "covariate text": (options("--continuous-covariate", "batch"), "numbers"),
+    "covariate constant": (column("day", 1.0, "--continuous-covariate", "day"), "all cells"),
+    "covariate infinite": (
+        column("day", [np.inf, *range(N_CELLS - 1)], "--continuous-covariate", "day"),
+        "infinite",
+    ),
+    # options
+    "RNA modality": (options("--rna-modality", "gex"), "gex"),
+    "protein modality": (options("--protein-modality", "adt"), "adt"),
+    "RNA layer": (options("--rna-layer", "counts"), "counts"),
+    "protein layer": (options("--protein-layer", "raw"), "raw"),
+    "no genes": (options("--genes", "0"), "--genes"),
+    "negative epochs": (options("--epochs", "-1"), "--epochs"),
+    "epochs in words": (options("--epochs", "ten"), "--epochs"),
+    "negative seed": (options("--seed", "-1"), "--seed"),
+    "no resolution": (options("--resolution", "0"), "--resolution"),
+    "unknown option": (options("--gene", "10"), "--gene"),
+    "no input": (plain("run", "-o", "out"), "INPUT"),
+    "no output": (lambda f: ["run", str(f / "cells.h5mu")], "--output"),
+    "unknown command": (plain("runn"), "runn"),
+    "unknown data set": (plain("datasets", "fetch", "pbmc_9k"), "pbmc_9k"),
+    "check of nothing": (lambda f: ["check", str(f / "cells.h5mu")], "does not exist"),
+    "simulate no cells": (
+        lambda f: ["simulate", "-o", str(f / "a.h5mu"), "--cells", "0"],
+        "--cells",
+    ),
+    "simulate too few proteins": (
+        lambda f: ["simulate", "-o", str(f / "a.h5mu"), "--unmeasured", "50"],
+        "n_unmeasured",
+    ),
+    # output
+    "output not empty": (occupied("note.txt"), "not empty"),
+    "overwrite of no run": (occupied("note.txt", "--overwrite"), "run.json"),
+    "output is a file": (output_is_file, "is a file"),
+    "output under a file": (output_under_file, "is a file"),
+    "output in a device": (lambda f: ["demo", "-o", "/dev/null/out"], "is a file"),
+    "input in output": (input_in_output, "lies in the output"),
+    "simulated exists": (simulated_exists, "exists"),
+    "simulated suffix": (lambda f: ["simulate", "-o", str(f / "cells.h5ad")], ".h5mu"),
+    "demo not empty": (demo_exists, "not empty"),
+}
+
+
+def content(folder: Path) -> dict[Path, bytes | None]:
+    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_is_refused_in_one_sentence(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, expected = CASES[name]
+    monkeypatch.chdir(tmp_path)
+    arguments = build(tmp_path)
+    before = content(tmp_path)
+    capsys.readouterr()
+    status = execute(arguments)
+    printed = capsys.readouterr()
+    assert status == 2, printed
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+    assert "Traceback" not in line
+    assert content(tmp_path) == before
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize("name", ["no genes", "RNA fraction"])
+def test_a_process_exits_the_same_way(name: str, tmp_path: Path) -> None:
+    build, expected = CASES[name]
+    arguments = build(tmp_path)
+    before = content(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "totalvi", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+    assert content(tmp_path) == before
+
+
+def test_the_good_data_are_good(tmp_path: Path) -> None:
+    good().write(tmp_path / "cells.h5mu")
+    assert execute(["check", str(tmp_path / "cells.h5mu"), "--batch", "batch"]) == 0
+
+
+def test_sparse_and_dense_counts_are_refused_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = []
+    for form in (np.asarray, sparse.csr_matrix):
+        data = good()
+        data["rna"].X[3, 2] = -1
+        data["rna"].X = form(data["rna"].X)
+        data.write(tmp_path / "cells.h5mu")
+        execute(run(tmp_path / "cells.h5mu"))
+        lines.append(capsys.readouterr().err)
+    assert lines[0] == lines[1]

@@ -1,0 +1,93 @@
+"""`totalvi run` and `totalvi demo` hand everything on and sum up."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from totalvi.analysis.run import RunResult, run
+from totalvi.cli.main import execute
+
+RECORD = {
+    "cells": 2000,
+    "genes": 500,
+    "proteins": 20,
+    "clusters": 6,
+    "held_out_loss_per_cell": 812.34,
+    "seconds": {"read": 1.0, "train": 20.0},
+    "warnings": ["1 of 20 antibodies: no foreground (CD25)"],
+    "notes": [],
+}
+DEFAULTS = {name: given.default for name, given in inspect.signature(run).parameters.items()}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
+    calls = []
+
+    def run(*given: object, **options: object) -> RunResult:
+        calls.append((given, options))
+        files = [Path("figures/training.png"), Path("model.totalvi/model.json"), Path("run.json")]
+        return RunResult(tmp_path / "out", files, RECORD)
+
+    monkeypatch.setattr("totalvi.analysis.run.run", run)
+    return calls
+
+
+def test_options_are_handed_on(asked: list) -> None:
+    command = (
+        "run a.csv -o out --protein p.csv --genome hg38 --hashtags HTO --controls IgG "
+        "--cells-in rows --batch b --panel p --labels l --covariate c --covariate d "
+        "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite "
+        "--drop-empty-cells --allow-fractional --rna-modality r --protein-modality q "
+        "--rna-layer s --protein-layer t --protein-obsm u"
+    )
+    assert execute(command.split()) == 0
+    ((given, options),) = asked
+    assert given == ("a.csv", Path("out"))
+    assert options == {
+        "protein_path": Path("p.csv"),
+        "genome": "hg38",
+        "hashtags": "HTO",
+        "controls": "IgG",
+        "cells_in": "rows",
+        "batch_key": "b",
+        "panel_key": "p",
+        "labels_key": "l",
+        "categorical_covariate_keys": ["c", "d"],
+        "continuous_covariate_keys": ["e"],
+        "n_genes": 9,
+        "max_epochs": 8,
+        "resolution": 0.5,
+        "seed": 7,
+        "overwrite": True,
+        "drop_empty_cells": True,
+        "allow_fractional": True,
+        "rna_modality": "r",
+        "protein_modality": "q",
+        "rna_layer": "s",
+        "protein_layer": "t",
+        "protein_expression_obsm_key": "u",
+    }
+
+
+def test_defaults_are_those_of_the_function(asked: list) -> None:
+    assert execute(["run", "a.h5", "-o", "out"]) == 0
+    ((_, options),) = asked
+    assert {name: DEFAULTS[name] for name in options} == options
+
+
+def test_summary_lists_warnings_and_files(
+    asked: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["demo", "-o", str(tmp_path / "out"), "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("2,000 cells, 500 genes, 20 proteins: 6 clusters")
+    assert "812.3" in printed
+    assert "warning: 1 of 20 antibodies: no foreground (CD25)" in printed
+    assert str(tmp_path / "out" / "figures" / "training.png") in printed
+    assert "model.json" not in printed
+    ((given, options),) = asked
+    assert given[0].shape == (2000, 520)
+    assert options["seed"] == 3
+    assert set(given[0].obs) >= {options["batch_key"], options["labels_key"]}
