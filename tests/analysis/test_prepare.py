@@ -52,34 +52,34 @@ def test_variable_genes_are_selected_above_the_limit(data: mudata.MuData) -> Non
     assert not any(f.code == "genes_selected" for f in prepare(data, Keys(), n_genes=60).findings)
 
 
-def test_empty_cells_are_an_error_unless_dropped(data: mudata.MuData) -> None:
+def test_cells_without_rna_are_left_out_with_a_warning_or_refused(data: mudata.MuData) -> None:
     rna = data["rna"].X.tolil()
     rna[3] = 0
     data["rna"].X = rna.tocsr()
-    data["prot"].X[5] = 0
     with pytest.raises(DataError, match="no RNA count"):
-        prepare(data, Keys())
-    found = prepare(data, Keys(), drop_empty_cells=True)
-    assert found.mdata.obs_names.tolist() == data.obs_names.delete([3, 5]).tolist()
-    assert any(f.message.startswith("left out: 2 ") for f in found.findings)
+        prepare(data, Keys(), drop_empty_cells=False)
+    found = prepare(data, Keys())
+    assert found.mdata.obs_names.tolist() == data.obs_names.delete(3).tolist()
+    messages = [f.message for f in found.findings if f.severity == "warning"]
+    assert any(message.startswith("left out: 1 without any RNA count") for message in messages)
 
 
 def test_cells_with_an_unmeasured_panel_or_nan_are_not_dropped(data: mudata.MuData) -> None:
     data["prot"].X[np.asarray(data.obs["batch"] == "batch_1")] = np.nan
     keys = Keys(batch_key="batch")
-    assert prepare(data, keys, drop_empty_cells=True).mdata.n_obs == 80
+    assert prepare(data, keys).mdata.n_obs == 80
     rna = data["rna"].X.tolil()
     rna[3] = 0
     rna[3, 0] = np.nan
     data["rna"].X = rna.tocsr()
     with pytest.raises(DataError, match="NaN"):
-        prepare(data, keys, drop_empty_cells=True)
+        prepare(data, keys)
 
 
 def test_only_empty_cells_are_refused(data: mudata.MuData) -> None:
-    data["prot"].X[:] = 0
-    with pytest.raises(DataError, match="no cell has both"):
-        prepare(data, Keys(), drop_empty_cells=True)
+    data["rna"].X = data["rna"].X * 0
+    with pytest.raises(DataError, match="no cell has any RNA"):
+        prepare(data, Keys())
 
 
 def test_hashtags_come_through_with_the_kept_cells(data: mudata.MuData) -> None:
@@ -89,7 +89,7 @@ def test_hashtags_come_through_with_the_kept_cells(data: mudata.MuData) -> None:
     data["rna"].X = rna.tocsr()
     with mudata.set_options(pull_on_update=False):
         more = mudata.MuData({**data.mod, "hto": tags})
-    found = prepare(more, Keys(), drop_empty_cells=True).mdata
+    found = prepare(more, Keys()).mdata
     assert found["hto"].obs_names.equals(found.obs_names)
     np.testing.assert_array_equal(found["hto"].X, np.delete(np.eye(80), 3, axis=0))
 

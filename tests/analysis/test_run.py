@@ -203,7 +203,7 @@ def test_unmeasured_proteins_and_odd_names_come_through(tmp_path: Path) -> None:
         ("bmmc_134proteins.h5mu", {"batch_key": "batch", "labels_key": "cell_type"}),
         ("pbmc10k.h5mu", {}),
         ("eccite_pbmc_49proteins.h5ad", {}),
-        ("10x_pbmc_10k_protein_v3_subset", {"drop_empty_cells": True}),
+        ("10x_pbmc_10k_protein_v3_subset", {}),
     ],
 )
 def test_real_data_run(item: str, options: dict, shared: Path, tmp_path: Path) -> None:

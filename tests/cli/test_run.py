@@ -39,7 +39,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "run a.csv -o out --protein p.csv --genome hg38 --hashtags HTO --controls IgG "
         "--cells-in rows --batch b --panel p --labels l --covariate c --covariate d "
         "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite "
-        "--drop-empty-cells --allow-fractional --rna-modality r --protein-modality q "
+        "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u"
     )
     assert execute(command.split()) == 0
@@ -61,7 +61,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "resolution": 0.5,
         "seed": 7,
         "overwrite": True,
-        "drop_empty_cells": True,
+        "drop_empty_cells": False,
         "allow_fractional": True,
         "rna_modality": "r",
         "protein_modality": "q",

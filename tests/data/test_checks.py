@@ -110,7 +110,7 @@ ERRORS = [
     ("RNA too high", lambda s: rna_at(s, 2.0**24 + 2), {}, "rna_too_high",
      ["16,777,218", "cell_7", "gene_3"]),
     ("cell without RNA", lambda s: map_rna(s, lambda x: x * (np.arange(N) != 4)[:, None]), {},
-     "cell_without_rna", ["cell_4", "--drop-empty-cells"]),
+     "cell_without_rna", ["cell_4", "totalvi run"]),
     ("protein negative", lambda s: protein_at(s, -1), {}, "protein_negative",
      ["-1", "cell_7", "CD4", '"prot"']),
     ("protein infinite", lambda s: protein_at(s, np.inf), {}, "protein_infinite", ["cell_7", "CD4"]),

@@ -71,7 +71,7 @@ def find(data: MuData | AnnData, keys: Keys) -> CountSource:
 
 
 def prepare(
-    data: MuData | AnnData, keys: Keys, *, n_genes: int = 4000, drop_empty_cells: bool = False
+    data: MuData | AnnData, keys: Keys, *, n_genes: int = 4000, drop_empty_cells: bool = True
 ) -> Prepared:
     """Find and check the counts, leave out empty cells and genes, and select variable genes.
 
@@ -84,7 +84,7 @@ def prepare(
     n_genes
         With more genes than this, that many are selected for varying most.
     drop_empty_cells
-        Whether cells without any RNA or protein count are left out; otherwise they are an error.
+        Whether cells without any RNA count are left out, with a warning; otherwise they are an error.
 
     Raises
     ------
@@ -95,16 +95,12 @@ def prepare(
     kept = np.ones(len(source.cell_names), dtype=bool)
     notes = []
     if drop_empty_cells:
-        # NaN is not zero: an unmeasured panel is no reason to drop a cell, and NaN RNA an error.
-        with_rna = source.rna.count_nonzero(axis=1) > 0
-        kept = with_rna & (source.protein != 0).any(axis=1)
+        kept = source.rna.count_nonzero(axis=1) > 0  # NaN counts as well, and the checks name it
         if not kept.any():
-            raise DataError("no cell has both RNA and protein counts: check how they were paired")
+            raise DataError("no cell has any RNA count: check which matrix is the RNA")
         if not kept.all():
-            message = (
-                f"left out: {(~kept).sum():,} without RNA or protein counts, of {kept.size:,} cells"
-            )
-            notes.append(Finding("note", "cells_left_out", message))
+            message = f"left out: {(~kept).sum():,} without any RNA count, of {kept.size:,} cells"
+            notes.append(Finding("warning", "cells_left_out", message))
     source = _cells(source, kept)
     findings = check_source(source, keys)
     raise_errors(findings)

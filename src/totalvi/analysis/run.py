@@ -53,7 +53,7 @@ def run(
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
     allow_fractional: bool = False,
-    drop_empty_cells: bool = False,
+    drop_empty_cells: bool = True,
     n_genes: int = 4000,
     max_epochs: int | None = None,
     resolution: float = 1.0,
@@ -81,7 +81,7 @@ def run(
     allow_fractional
         Whether counts may have fractions.
     drop_empty_cells
-        Leave out cells without RNA or protein counts, that otherwise are an error.
+        Leave out cells without any RNA count, with a warning; otherwise they are an error.
     n_genes
         With more genes than this, that many are selected for varying most.
     max_epochs

@@ -74,9 +74,12 @@ AllowFractional = Annotated[
     bool,
     typer.Option("--allow-fractional", help="Accept counts with fractions, as after correction."),
 ]
-DropEmptyCells = Annotated[
+RefuseEmptyCells = Annotated[
     bool,
-    typer.Option("--drop-empty-cells", help="Leave out cells without RNA or protein counts."),
+    typer.Option(
+        "--refuse-empty-cells",
+        help="Stop at cells without RNA counts, in place of leaving them out.",
+    ),
 ]
 RnaModality = Annotated[
     str, typer.Option("--rna-modality", metavar="NAME", help="Modality with the RNA.")

@@ -72,7 +72,7 @@ def _rna_zeros(source: CountSource) -> Iterator[Finding]:
             "error",
             "cell_without_rna",
             f"{source.rna_where} has no RNA count at all in {first_and_count(empty, 'cell')}: "
-            "filter it out (`totalvi run --drop-empty-cells` does)",
+            "filter it out (`totalvi run` does)",
         )
     if len(silent):
         yield Finding(

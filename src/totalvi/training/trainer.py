@@ -3,12 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 
 from totalvi.data.cite import CiteData
 from totalvi.errors import TrainingError
@@ -19,6 +18,9 @@ from totalvi.training.plan import TrainingPlan
 from totalvi.training.schedule import kl_weight, learning_rate_factor
 from totalvi.training.split import Split
 from totalvi.training.tally import NOT_FINITE, BestWeights, MeanTerms, SkippedSteps
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _VALIDATION_BATCH_SIZE = 1024
 OnEpoch = Callable[[int, dict[str, float]], None]
@@ -73,6 +75,8 @@ def fit(
     TrainingError
         When too many steps in a row are not finite.
     """
+    from lightning_fabric import Fabric  # takes seconds to load, and queries do without it
+
     fabric = Fabric(accelerator=plan.accelerator, devices=1, precision=plan.precision)
     shuffle_seed, sample_seed, validation_seed = seed.spawn(3)
     shuffle = np.random.default_rng(shuffle_seed)
@@ -139,7 +143,7 @@ class _Stepper:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         module: TOTALVI,
         plan: TrainingPlan,
         n_training_cells: int,
