@@ -23,6 +23,7 @@ BATCH_KEYS = {"bmmc_134proteins": "batch"}
 
 
 def measure(path: Path, seed: int) -> dict[str, float]:
+    print(f"fitting {path.name} with seed {seed}", flush=True)
     mdata = totalvi.read(path)
     started = time.perf_counter()
     model = totalvi.Model(mdata, batch_key=BATCH_KEYS.get(path.stem), seed=seed)
@@ -45,6 +46,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", default=defaults)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
+    missing = [path for path in arguments.data if not path.exists()]
+    if missing:
+        parser.error(f"{missing[0]} does not exist; give CITE-seq files with --data")
     results = {path.stem: [measure(path, s) for s in arguments.seeds] for path in arguments.data}
     machine = {
         "python": platform.python_version(),

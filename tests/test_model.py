@@ -492,3 +492,37 @@ def test_options_of_any_number_type_can_be_saved(mdata: MuData, tmp_path: Path) 
     )
     model.train(**FAST)
     assert same_weights(totalvi.Model.load(model.save(tmp_path / "m")), model)
+
+
+def test_an_interrupted_or_refused_fit_leaves_the_model_as_it_was() -> None:
+    model = build()
+    model.train(**FAST)
+    latent = model.get_latent_representation()
+    with pytest.raises(ValueError, match="tpuu"):
+        model.train(**(FAST | {"accelerator": "tpuu"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("totalvi.model.fit", _interrupted_fit)
+        with pytest.raises(KeyboardInterrupt):
+            model.train(**FAST)
+    np.testing.assert_array_equal(model.get_latent_representation(), latent)
+
+
+def _interrupted_fit(module: Any, *_: Any) -> None:
+    module.train()
+    for parameter in module.parameters():
+        parameter.data.add_(1)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"reconstruction_loss_gene": "zinb"}, "gene_likelihood"),
+        ({"n_batch": 2}, "batch_key"),
+        ({"protein_batch_mask": [[True] * 6]}, "NaN"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_network_arguments_that_follow_from_others_are_refused(options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        build(**options)

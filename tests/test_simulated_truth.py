@@ -1,4 +1,4 @@
-"""On counts from the model's own generative process, a default fit finds the truth again."""
+"""On counts from the model's own generative process, a short fit finds the truth again."""
 
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ def test_foreground_probability_tells_foreground_from_background(fitted: Fitted)
 
 def test_cell_types_separate_and_batches_do_not(fitted: Fitted) -> None:
     latent = fitted.model.get_latent_representation()
-    labels = cluster_cells(latent, seed=0, resolution=0.5).labels
+    labels = cluster_cells(latent, seed=0).labels
     assert adjusted_rand_score(fitted.truth.obs["cell_type"], labels) >= 0.9
     if fitted.n_batches > 1:
         assert adjusted_rand_score(fitted.truth.obs["batch"], labels) < 0.05

@@ -20,7 +20,7 @@ from totalvi.persistence.format import read_model, write_model
 from totalvi.posterior.evidence import elbo_by_cell
 from totalvi.posterior.expression import (
     ExpressionQuery,
-    LibrarySize,
+    ScaledLibrary,
     foreground_probability,
     normalized_expression,
 )
@@ -162,6 +162,9 @@ class Model:
             protein_expression_obsm_key=protein_expression_obsm_key,
             allow_fractional=allow_fractional,
         )
+        _check_network_options(network_options)
+        if not (isinstance(seed, int | np.integer) and seed >= 0):
+            raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0.")
         # these two are other than the network's, whose own check would name another argument
         _check_choice("library", library, ("observed", "latent"))
         _check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb"))
@@ -182,11 +185,11 @@ class Model:
             "background_scale": "softplus",
             **network_options,
         }
-        self.seed = seed
+        self.seed = int(seed)
         self._data: CiteData | None = describe(data, keys)
         self.schema = self._data.schema
         self.module = self._network()
-        if empirical_protein_background_prior:
+        if empirical_protein_background_prior and "background_prior" not in network_options:
             measured = np.array(self.schema.panel_measured)
             prior = empirical_background_prior(self._data.protein, self._data.panel, measured)
             self.module.set_background_prior(*prior)
@@ -224,7 +227,7 @@ class Model:
         batch_size: int | None = None,
         train_size: float = 0.9,
         validation_size: float | None = None,
-        split: Split | None = None,
+        split: Sequence[Any] | None = None,
         early_stopping: bool = True,
         early_stopping_patience: int | None = None,
         n_epochs_kl_warmup: int = TrainingPlan.kl_warmup_epochs,
@@ -251,7 +254,8 @@ class Model:
             Shares of cells to train on and to validate on; the rest is held out for tests. None: all
             that ``train_size`` leaves.
         split
-            Positions of the cells, in place of a random split.
+            Positions of the cells to train on, to validate on and to hold out, in place of a random
+            split.
         early_stopping, early_stopping_patience
             Whether to stop after that many epochs without a lower held-out loss. None: see
             `default_patience`.
@@ -275,9 +279,7 @@ class Model:
         if split is None:
             rng = np.random.default_rng(self._random(_SPLIT))
             split = random_split(data.n_cells, train_size, validation_size, rng)
-        split = check_split(
-            Split(*(np.asarray(part, dtype=np.int64) for part in split)), data.n_cells
-        )
+        split = check_split(split, data.n_cells)
         n_training_cells = len(split.train)
         if max_epochs is None:
             max_epochs = default_max_epochs(n_training_cells)
@@ -296,18 +298,22 @@ class Model:
             precision=precision,
         )
         seed = self._random(_FIT, self._n_fits)
-        self.is_trained = False
+        before = {name: value.clone() for name, value in self.module.state_dict().items()}
         try:
             with epoch_progress(plan.max_epochs, progress) as on_epoch:
                 result = fit(self.module, data, split, plan, seed, on_epoch)
-        except TrainingError as error:
-            self._failure = str(error)
+        except BaseException as error:  # Ctrl-C as well: the model is then what it was before
+            self.module.load_state_dict(before)
+            self.module.cpu().eval()
+            if isinstance(error, TrainingError):
+                self._failure, self.is_trained = str(error), False
             raise
+        n_earlier_epochs = len(self.history)
         self.split, self.plan, self._failure = split, plan, None
         self.history = pd.concat([self.history, result.history], ignore_index=True)
         self.history.index.name = "epoch"
         self.fit_summary = {
-            "best_epoch": result.best_epoch,
+            "best_epoch": n_earlier_epochs + result.best_epoch,
             "stopped": result.stopped,
             "n_skipped_steps": result.n_skipped_steps,
         }
@@ -373,7 +379,7 @@ class Model:
         transform_batch: Names = None,
         gene_list: Sequence[str] | None = None,
         protein_list: Sequence[str] | None = None,
-        library_size: LibrarySize = 1.0,
+        library_size: ScaledLibrary = 1.0,
         n_samples: int = 1,
         sample_protein_mixing: bool = False,
         scale_protein: bool = False,
@@ -386,7 +392,8 @@ class Model:
         """Return denoised RNA and protein.
 
         RNA is E[rho] times ``library_size``; protein E[(1 - pi) beta alpha], in counts, free of
-        background. The expectation is over the posterior, by ``n_samples`` Monte Carlo samples.
+        background and of the batch's protein efficiency, where the model has one. The expectation is
+        over the posterior, by ``n_samples`` Monte Carlo samples.
 
         Parameters
         ----------
@@ -496,8 +503,9 @@ class Model:
     ) -> float | np.ndarray:
         """Return the evidence lower bound in nats by cell: their mean, or that of each cell.
 
-        Higher is better; it is minus the loss of the paper's objective. Parameters are those of
-        `get_latent_representation`.
+        Higher is better; it is minus the loss of the paper's objective (with
+        ``protein_efficiency=True``, of scvi-tools' objective, which has a prior term for it).
+        Parameters are those of `get_latent_representation`.
         """
         data, cells = self._asked(adata, indices)
         values = elbo_by_cell(
@@ -598,7 +606,8 @@ class Model:
         self.schema = Schema.from_dict(description["schema"])
         self.module = self._network()
         self.module.load_state_dict(weights)
-        self.history = pd.DataFrame(description["history"])
+        self.module.cpu()
+        self.history = pd.DataFrame(description["history"], dtype=float)
         self.history.index.name = "epoch"
         parts = {name: np.array(cells, np.int64) for name, cells in description["split"].items()}
         self.split = Split(**parts)
@@ -614,6 +623,28 @@ class Model:
             f"totalvi.Model: {len(schema.gene_names)} genes, {len(schema.protein_names)} proteins, "
             f"{len(schema.batch_names)} batches, {self.module.n_latent} latent dimensions; {state}"
         )
+
+
+def _check_network_options(options: dict[str, Any]) -> None:
+    """Raise ValueError for arguments of the network that the model sets from data or other names."""
+    elsewhere = {
+        "reconstruction_loss_gene": "gene_likelihood",
+        "protein_batch_mask": "NaN in the proteins a batch or panel did not measure",
+        "n_panels": "panel_key",
+        "n_batch": "batch_key",
+        "n_labels": "labels_key",
+        "n_categories_per_covariate": "categorical_covariate_keys",
+        "n_continuous_covariates": "continuous_covariate_keys",
+        "generator": "seed",
+        "use_cuda": "model.train(accelerator=...)",
+        "n_input_genes": "the data",
+        "n_input_proteins": "the data",
+    }
+    for name in options:
+        if name in elsewhere:
+            raise ValueError(
+                f"{name} is not an argument of Model; it follows from {elsewhere[name]}."
+            )
 
 
 def _key_tuple(argument: str, keys: Sequence[str]) -> tuple[str, ...]:
@@ -655,17 +686,16 @@ def _cell_positions(indices: Cells, n_cells: int) -> np.ndarray:
 def _positions(wanted: Sequence[str] | None, known: Sequence[str], argument: str) -> np.ndarray:
     if wanted is None:
         return np.arange(len(known))
-    if isinstance(wanted, str):
-        wanted = [wanted]
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
     positions = pd.Index(known).get_indexer(pd.Index(wanted))
     for name, position in zip(wanted, positions, strict=True):
         if position < 0:
-            raise ValueError(f"{argument} holds {name!r}; {did_you_mean(name, known)}.")
+            raise ValueError(f"{argument} holds {name!r}; {did_you_mean(str(name), known)}.")
     return positions
 
 
-def _checked_library_size(library_size: LibrarySize) -> LibrarySize:
-    if library_size == "latent":
+def _checked_library_size(library_size: ScaledLibrary) -> ScaledLibrary:
+    if isinstance(library_size, str) and library_size == "latent":
         return library_size
     is_number = isinstance(library_size, int | float | np.number)
     if is_number and 0 < library_size < np.inf:

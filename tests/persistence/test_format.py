@@ -56,12 +56,31 @@ def test_nothing_else_is_left_beside_the_model(folder: Path) -> None:
 
 
 def test_overwriting_replaces_the_whole(folder: Path) -> None:
-    (folder / "stray.txt").touch()
     write_model(folder, {"b": torch.ones(1)}, {"options": 1}, overwrite=True)
     weights, description = read_model(folder)
     assert list(weights) == ["b"]
     assert description["options"] == 1
-    assert not (folder / "stray.txt").exists()
+
+
+def test_overwriting_through_a_link_keeps_the_link(folder: Path) -> None:
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    write_model(link, {"b": torch.ones(1)}, {"options": 1}, overwrite=True)
+    assert link.is_symlink()
+    assert list(read_model(folder)[0]) == ["b"]
+
+
+def test_a_folder_with_other_files_is_never_replaced(folder: Path) -> None:
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"thesis\.tex"):
+        write_model(folder, {}, {}, overwrite=True)
+    assert (folder / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_description_is_json_whatever_the_history_holds(folder: Path) -> None:
+    write_model(folder, {}, {"history": {"loss": [1.0, float("nan")]}}, overwrite=True)
+    assert "NaN" not in (folder / "model.json").read_text()
+    assert read_model(folder)[1]["history"] == {"loss": [1.0, None]}
 
 
 def test_an_existing_model_is_not_overwritten_unasked(folder: Path) -> None:
@@ -78,7 +97,7 @@ def test_what_is_no_model_is_never_replaced(tmp_path: Path, what: str) -> None:
     else:
         path.mkdir()
         (path / "chapter.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="is not a totalvi model"):
+    with pytest.raises(OutputError, match="totalvi model; choose another path"):
         write_model(path, WEIGHTS, DESCRIPTION, overwrite=True)
     assert path.exists()
 

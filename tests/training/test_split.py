@@ -64,7 +64,12 @@ def split_of(train: list[int], validation: list[int], test: list[int]) -> Split:
 
 def test_given_splits() -> None:
     good = split_of([0, 3, 2], [1], [])
-    assert check_split(good, 4) is good
+    for checked, part in zip(check_split(good, 4), good, strict=True):
+        np.testing.assert_array_equal(checked, part)
+    with pytest.raises(ValueError, match="2 parts"):
+        check_split([[0, 1], [2]], 4)
+    with pytest.raises(ValueError, match="train is not a list of positions"):
+        check_split([[0.5, 1.2], [], []], 4)
     with pytest.raises(ValueError, match="positions from 0 to 4; allowed are 0 to 3"):
         check_split(split_of([0, 1], [4], []), 4)
     with pytest.raises(ValueError, match="positions from -1"):

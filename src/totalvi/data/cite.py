@@ -235,24 +235,20 @@ def _codes(
     """Return each cell's code and the categories; without a key, one category for all."""
     if key is None:
         return np.zeros(len(obs), dtype=np.int64), ("all cells",)
-    values = obs[key]
+    categorical = obs[key].astype("category").cat.remove_unused_categories()
+    found = tuple(map(str, categorical.cat.categories))
+    codes = categorical.cat.codes.to_numpy(np.int64)
     if key not in known:
-        categorical = (
-            values.cat.remove_unused_categories()
-            if isinstance(values.dtype, pd.CategoricalDtype)
-            else values.astype("category")
-        )
-        return categorical.cat.codes.to_numpy(np.int64), tuple(map(str, categorical.cat.categories))
+        return codes, found
     names = tuple(known[key])
-    texts = pd.Index(values.astype(str))
-    codes = pd.Index(names).get_indexer(texts)
-    if (codes < 0).any():
-        name = texts[int((codes < 0).argmax())]
+    positions = pd.Index(names).get_indexer(pd.Index(found))
+    if (positions < 0).any():
+        name = found[int((positions < 0).argmax())]
         raise DataError(
             f'obs["{key}"] holds "{name}", which the model was not trained on; '
             f"{did_you_mean(name, names)}."
         )
-    return codes.astype(np.int64), names
+    return positions[codes].astype(np.int64), names
 
 
 def _library_prior(

@@ -48,7 +48,9 @@ def integer_codes(name: str, given: Tensor, n_cells: int, n_categories: int) -> 
         When the shape fits none of these, or a code is not below the number of categories.
     """
     n_allowed = max(n_categories, 1)
-    if given.dim() == 2 and given.shape[1] == n_categories and n_categories > 1:
+    if given.dim() == 2 and given.shape[1] == n_categories == 1 and bool((given == 1).all()):
+        given = given - 1  # the one-hot of a single category
+    elif given.dim() == 2 and given.shape[1] == n_categories and n_categories > 1:
         if not bool(((given == 1).sum(dim=1) == 1).all() & ((given != 0).sum(dim=1) == 1).all()):
             raise ValueError(f"{name} is not one-hot: each row may hold a single 1 and zeros.")
         given = given.argmax(dim=1)

@@ -24,10 +24,10 @@ from totalvi.module.likelihood import gene_reconstruction_loss
 from totalvi.module.options import at_least_one, check_options, protein_mask
 from totalvi.module.sparse import SparseCounts
 
-LibrarySize = Literal["latent", "observed", "size_factor"]
+LibraryKind = Literal["latent", "observed", "size_factor"]
 _LARGEST_LOG_LIBRARY = 15.0
 _SAMPLES_AT_ONCE = 50
-SMALLEST = torch.finfo(torch.float32).tiny
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 class CellExtras(TypedDict, total=False):
@@ -68,7 +68,7 @@ class Network(nn.Module):
         *,
         use_cuda: bool = False,
         n_panels: int | None = None,
-        library: LibrarySize = "latent",
+        library: LibraryKind = "latent",
         n_categories_per_covariate: Sequence[int] = (),
         n_continuous_covariates: int = 0,
         encode_covariates: bool = True,
@@ -92,7 +92,7 @@ class Network(nn.Module):
         self.gene_dispersion = gene_dispersion
         self.protein_dispersion = protein_dispersion
         self.latent_distribution = latent_distribution
-        self.library: LibrarySize = library
+        self.library: LibraryKind = library
         self.n_categories_per_covariate = tuple(n_categories_per_covariate)
         self.n_continuous_covariates = n_continuous_covariates
         self.encoder_batch = encoder_batch
@@ -200,12 +200,11 @@ class Network(nn.Module):
         ValueError
             Naming the argument, what came and what is allowed.
         """
-        n_cells = x.shape[0]
-        for name, given, width in (("x", x, self.n_input_genes), ("y", y, self.n_input_proteins)):
-            if tuple(given.shape) != (n_cells, width):
-                raise ValueError(
-                    f"{name} has shape {tuple(given.shape)}; allowed is ({n_cells}, {width})."
-                )
+        unknown = sorted(set(extras) - set(CellExtras.__annotations__))
+        if unknown:
+            known = ", ".join(CellExtras.__annotations__)
+            raise ValueError(f"{unknown[0]} is not an argument; allowed besides are {known}.")
+        self.check_counts(x, y)
         batch = self._codes("batch_index", batch_index, y, self.n_batch)
         has_labels = label is not None and self.n_labels > 0
         labels = self._codes("label", label, y, self.n_labels) if has_labels else None
@@ -228,9 +227,25 @@ class Network(nn.Module):
             library_size=self._known_library(x, extras),
         )
 
+    def check_counts(self, x: Tensor | SparseCounts, y: Tensor) -> None:
+        """Raise ValueError unless ``x`` is (B, G) and ``y`` (B, T), of the module's data type."""
+        dtype = self.gene_log_r.dtype
+        for name, given, width in (("x", x, self.n_input_genes), ("y", y, self.n_input_proteins)):
+            if not isinstance(given, Tensor | SparseCounts):
+                raise ValueError(f"{name} is a {type(given).__name__}; allowed is a torch tensor.")
+            if tuple(given.shape) != (x.shape[0], width):
+                raise ValueError(
+                    f"{name} has shape {tuple(given.shape)}; allowed is ({x.shape[0]}, {width})."
+                )
+            values = given.counts if isinstance(given, SparseCounts) else given
+            if values.dtype != dtype:
+                raise ValueError(f"{name} holds {values.dtype}; allowed is {dtype}.")
+
     def _codes(self, name: str, given: Tensor | None, y: Tensor, n_categories: int) -> Tensor:
         if given is None and n_categories > 1:
             raise ValueError(f"{name} is None; allowed are codes from 0 to {n_categories - 1}.")
+        if given is not None and n_categories == 0 and len(given) != len(y):
+            raise ValueError(f"{name} has {len(given)} rows; allowed are {len(y)}, one a cell.")
         if given is None or n_categories == 0:  # the model knows no groups: all cells are one
             return torch.zeros(len(y), dtype=torch.long, device=y.device)
         return integer_codes(name, torch.as_tensor(given), len(y), n_categories)
@@ -267,6 +282,8 @@ class Network(nn.Module):
         if size_factor is None or size_factor.numel() != x.shape[0]:
             shape = None if size_factor is None else tuple(size_factor.shape)
             raise ValueError(f"size_factor has shape {shape}; allowed is ({x.shape[0]}, 1).")
+        if not bool((size_factor > 0).all()):
+            raise ValueError("size_factor holds a value that is not above 0.")
         return size_factor.reshape(-1, 1)
 
     def measured(self, panel: Tensor) -> Tensor | None:
@@ -313,14 +330,14 @@ class Network(nn.Module):
 
     def gene_log_mean(self, gene_logit: Tensor, library_size: Tensor) -> Tensor:
         """Return the log of the NB mean of RNA, (..., B, G)."""
-        return self.log_proportions(gene_logit) + library_size.clamp(min=SMALLEST).log()
+        return self.log_proportions(gene_logit) + library_size.clamp(min=SMALLEST_NORMAL).log()
 
     def log_proportions(self, gene_logit: Tensor) -> Tensor:
         """Return log rho, (..., B, G)."""
         if self.library != "size_factor":
             return F.log_softmax(gene_logit, dim=-1)
         # log softplus(a) tends to a where softplus(a) would underflow
-        softplus = F.softplus(gene_logit).clamp(min=SMALLEST).log()
+        softplus = F.softplus(gene_logit).clamp(min=SMALLEST_NORMAL).log()
         return torch.where(gene_logit < -20, gene_logit, softplus)
 
     def gene_log_inverse_dispersion(self, context: CellContext) -> Tensor:

@@ -30,6 +30,14 @@ SMALLEST: dict[str, int] = {
     "n_continuous_covariates": 0,
 }
 RATES = ("dropout_rate_decoder", "dropout_rate_encoder")
+FLAGS = (
+    "log_variational",
+    "encoder_batch",
+    "use_cuda",
+    "encode_covariates",
+    "scale_input",
+    "protein_efficiency",
+)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -48,7 +56,15 @@ def check_options(options: Mapping[str, Any]) -> None:
         rate = options.get(name, 0.0)
         if not (isinstance(rate, int | float | np.floating) and 0 <= rate < 1):
             raise ValueError(f"{name} is {rate!r}; allowed are numbers from 0 to below 1.")
-    for categories in options.get("n_categories_per_covariate", ()):
+    for name in FLAGS:
+        if not isinstance(options.get(name, False), bool | np.bool_):
+            raise ValueError(f"{name} is {options[name]!r}; allowed are True and False.")
+    per_covariate = options.get("n_categories_per_covariate", ())
+    if not isinstance(per_covariate, Sequence | np.ndarray) or isinstance(per_covariate, str):
+        raise ValueError(
+            f"n_categories_per_covariate is {per_covariate!r}; allowed is a list of whole numbers."
+        )
+    for categories in per_covariate:
         if not (_is_integer(categories) and categories >= 1):
             raise ValueError(
                 f"n_categories_per_covariate holds {categories!r}; allowed are whole numbers from 1."
@@ -84,6 +100,10 @@ def protein_mask(
     if given is None:
         return None
     if isinstance(given, Mapping):
+        if not all(str(code).isdigit() for code in given):
+            raise ValueError(
+                f"protein_batch_mask has the keys {list(given)}; allowed are 0 to {n_panels - 1}."
+            )
         rows_by_code = {int(code): row for code, row in given.items()}
         if sorted(rows_by_code) != list(range(n_panels)):
             raise ValueError(
@@ -91,15 +111,22 @@ def protein_mask(
                 f"allowed are exactly 0 to {n_panels - 1}."
             )
         rows = [rows_by_code[code] for code in range(n_panels)]
-    else:
+    elif isinstance(given, Sequence | np.ndarray | Tensor) and not isinstance(given, str):
         rows = list(given)
+    else:
+        raise ValueError(
+            f"protein_batch_mask is {given!r}; allowed are a list of rows, or a dict of rows by batch."
+        )
     shapes = sorted({np.shape(row) for row in rows})
     if len(rows) != n_panels or shapes != [(n_proteins,)]:
         raise ValueError(
             f"protein_batch_mask has {len(rows)} rows of shape {shapes}; "
             f"allowed are {n_panels} rows of {n_proteins} booleans."
         )
-    mask = torch.as_tensor(np.array([np.asarray(row) for row in rows])).bool()
+    values = np.array([np.asarray(row) for row in rows])
+    if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+        raise ValueError("protein_batch_mask holds other values than True and False (or 1 and 0).")
+    mask = torch.as_tensor(values).bool()
     unmeasured = ~mask.any(dim=0)
     if bool(unmeasured.any()):
         raise ValueError(

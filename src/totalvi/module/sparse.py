@@ -44,9 +44,9 @@ class SparseCounts(NamedTuple):
         """Where the counts are."""
         return self.counts.device
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SparseCounts":
+    def to(self, device: torch.device | str) -> "SparseCounts":
         """Return the counts on ``device``."""
-        return SparseCounts(*(part.to(device, non_blocking=non_blocking) for part in self))
+        return SparseCounts(*(part.to(device) for part in self))
 
     def sum_by_cell(self, value: Tensor) -> Tensor:
         """Sum ``value`` (nnz,) over each cell's non-zero counts, giving (B,)."""

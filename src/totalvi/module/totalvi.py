@@ -1,5 +1,6 @@
 """TOTALVI: the joint model of RNA and surface proteins as one torch module."""
 
+import math
 from typing import Any, Unpack
 
 import torch
@@ -13,7 +14,7 @@ from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior
 from totalvi.module.likelihood import gene_reconstruction_loss
 from totalvi.module.network import (
-    SMALLEST,
+    SMALLEST_NORMAL,
     CellExtras,
     Network,
     sample_normal,
@@ -153,9 +154,16 @@ class TOTALVI(Network):
         pro_batch_mask_minibatch
             True where a protein was measured, (B, T). None: everywhere.
         """
+        self.check_counts(x, y)
+        mask_shape = None if pro_batch_mask_minibatch is None else pro_batch_mask_minibatch.shape
+        if mask_shape not in (None, y.shape):
+            raise ValueError(
+                f"pro_batch_mask_minibatch has shape {tuple(mask_shape)}; "
+                f"allowed is {tuple(y.shape)}."
+            )
         gene_loss = gene_reconstruction_loss(
             x,
-            px_["rate"].clamp(min=SMALLEST).log(),
+            px_["rate"].clamp(min=SMALLEST_NORMAL).log(),
             px_["r"].log().reshape(-1, self.n_input_genes),
             px_.get("dropout"),
         )
@@ -272,7 +280,7 @@ class TOTALVI(Network):
         context = self.context(x, y, batch_index, **extras)
         posterior = self.encode(x, y, context, generator)
         if give_mean:
-            return self.latent_mean(posterior, n_samples, generator)
+            return self.latent_mean(posterior, at_least_one("n_samples", n_samples), generator)
         return self.sample_latent(posterior, generator)
 
     def sample_from_posterior_l(
@@ -374,6 +382,8 @@ class TOTALVI(Network):
         -------
         RNA proportions (B, G) and protein scale (B, T); with ``n_samples`` above 1 (n_samples, B, .).
         """
+        if not (math.isfinite(eps) and eps >= 0):
+            raise ValueError(f"eps is {eps!r}; allowed are finite numbers from 0.")
         outputs = self.inference(
             x, y, batch_index, label, n_samples, transform_batch, generator=generator, **extras
         )

@@ -1,6 +1,7 @@
 """The folder in which a model is kept: safetensors weights and one JSON file."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -33,8 +34,9 @@ def write_model(
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
-    if path.exists() and not (path / _DESCRIPTION).is_file():
-        raise OutputError(f"{path} exists and is not a totalvi model; choose another path.")
+    path = path.resolve()  # a link keeps pointing at the model
+    if path.exists():
+        _require_own_folder(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -45,7 +47,7 @@ def write_model(
             {name: tensor.contiguous() for name, tensor in weights.items()}, temporary / _WEIGHTS
         )
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
-        text = json.dumps(content, indent=1, default=_plain)
+        text = json.dumps(_without_nan(content), indent=1, default=_plain, allow_nan=False)
         (temporary / _DESCRIPTION).write_text(text, encoding="utf-8")
         for file in (temporary / _WEIGHTS, temporary / _DESCRIPTION):
             _flush(file)
@@ -66,7 +68,10 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     file = path / _DESCRIPTION
     if not file.is_file():
-        raise FormatError(f"{path} is not a totalvi model: it has no {_DESCRIPTION}.")
+        raise FormatError(
+            f"{path} is not a totalvi model: it has no {_DESCRIPTION}; give the folder that Model.save "
+            "wrote."
+        )
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -86,6 +91,27 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path / _WEIGHTS} is damaged ({error}); save the model again."
         ) from error
     return weights, description
+
+
+def _require_own_folder(path: Path) -> None:
+    """Raise OutputError unless the folder holds a totalvi model, damaged or not, and nothing else."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    foreign = sorted(names - {_WEIGHTS, _DESCRIPTION})
+    if foreign:
+        raise OutputError(
+            f"{path} holds {foreign[0]}, which is not part of a totalvi model; choose another path."
+        )
+    if _DESCRIPTION not in names or FORMAT not in (path / _DESCRIPTION).read_text(errors="replace"):
+        raise OutputError(f"{path} exists and is not a totalvi model; choose another path.")
+
+
+def _without_nan(value: Any) -> Any:
+    """Return ``value`` with NaN replaced by None, which JSON knows."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list) else value
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

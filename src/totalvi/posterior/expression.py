@@ -13,7 +13,7 @@ from totalvi.feed import Minibatch, minibatches
 from totalvi.module.context import CellContext
 from totalvi.module.totalvi import TOTALVI
 
-LibrarySize = float | Literal["latent"]
+ScaledLibrary = float | Literal["latent"]
 
 
 class ExpressionQuery(NamedTuple):
@@ -40,7 +40,7 @@ class ExpressionQuery(NamedTuple):
     genes: np.ndarray
     proteins: np.ndarray
     transform_batches: Sequence[int | None] = (None,)
-    library_size: LibrarySize = 1.0
+    library_size: ScaledLibrary = 1.0
     n_samples: int = 1
     sample_protein_mixing: bool = False
     scale_protein: bool = False

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 LearningRateSchedule = Literal["one-cycle", "constant"]
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights stay in float32
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class TrainingPlan:
     patience
         Epochs without a lower validation loss after which training stops; None: it does not.
     accelerator, precision
-        As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", ....
+        As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed" or "16-mixed".
     """
 
     max_epochs: int
@@ -47,17 +49,21 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         whole = {"max_epochs": 1, "batch_size": 3, "kl_warmup_epochs": 0, "patience": 1}
         for name, smallest in whole.items():
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is None and name == "patience":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < smallest:
                 raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {smallest}.")
         for name in ("learning_rate", "gradient_clip_norm"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            if not (isinstance(value, Real) and math.isfinite(value) and float(value) > 0):
                 raise ValueError(f"{name} is {value!r}; allowed are numbers above 0.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay is {self.weight_decay!r}; allowed are numbers from 0.")
+        decay = self.weight_decay
+        if not (isinstance(decay, Real) and math.isfinite(decay) and float(decay) >= 0):
+            raise ValueError(f"weight_decay is {decay!r}; allowed are numbers from 0.")
+        if self.precision not in PRECISIONS:
+            allowed = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"precision is {self.precision!r}; allowed are {allowed}.")
         if self.schedule not in ("one-cycle", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; allowed are 'one-cycle', 'constant'.")
 

@@ -1,6 +1,8 @@
 """Which cells train the model, which stop it, and which it never sees."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,13 +45,13 @@ def random_split(
     >>> [len(part) for part in split]
     [80, 5, 15]
     """
-    if not 0 < train_size <= 1:
-        raise ValueError(f"train_size is {train_size}; allowed are numbers above 0, at most 1.")
+    if not (isinstance(train_size, Real) and 0 < train_size <= 1):
+        raise ValueError(f"train_size is {train_size!r}; allowed are numbers above 0, at most 1.")
     left = 1 - train_size
     validation_size = left if validation_size is None else validation_size
-    if not 0 <= validation_size <= left + 1e-9:
+    if not (isinstance(validation_size, Real) and 0 <= validation_size <= left + 1e-9):
         raise ValueError(
-            f"validation_size is {validation_size}; allowed are numbers from 0 to {left:g}, which "
+            f"validation_size is {validation_size!r}; allowed are numbers from 0 to {left:g}, which "
             "train_size leaves."
         )
     n_train = int(np.ceil(train_size * n_cells - 1e-9))
@@ -59,16 +61,23 @@ def random_split(
     return check_split(Split(*(np.sort(part) for part in parts)), n_cells)
 
 
-def check_split(split: Split, n_cells: int) -> Split:
-    """Return ``split`` when its parts are disjoint positions below ``n_cells``; else raise.
+def check_split(given: Sequence[Any], n_cells: int) -> Split:
+    """Return three lists of cells as a `Split`; they must be disjoint positions below ``n_cells``.
 
     Raises
     ------
     ValueError
-        When a position is out of range or in two parts.
+        When there are not three lists of whole numbers, or a position is out of range or twice.
     DataError
         When fewer than two cells are left to train on.
     """
+    if len(given) != 3:
+        raise ValueError(f"split has {len(given)} parts; allowed are train, validation and test.")
+    parts = [np.asarray(part) for part in given]
+    for name, part in zip(Split._fields, parts, strict=True):
+        if part.ndim != 1 or (part.size and not np.issubdtype(part.dtype, np.integer)):
+            raise ValueError(f"split's {name} is not a list of positions (whole numbers).")
+    split = Split(*(part.astype(np.int64) for part in parts))
     every = np.concatenate(split)
     if len(every) and (every.min() < 0 or every.max() >= n_cells):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from totalvi.feed import Minibatch, minibatches
 from totalvi.module.elbo import ElboTerms, objective
 from totalvi.module.totalvi import TOTALVI
 from totalvi.training.plan import TrainingPlan
+from totalvi.training.progress import OnEpoch
 from totalvi.training.schedule import kl_weight, learning_rate_factor
 from totalvi.training.split import Split
 from totalvi.training.tally import NOT_FINITE, BestWeights, MeanTerms, SkippedSteps
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _VALIDATION_BATCH_SIZE = 1024
-OnEpoch = Callable[[int, dict[str, float]], None]
 
 
 class Fit(NamedTuple):
@@ -105,7 +105,10 @@ def fit(
     if best.state is not None:
         module.load_state_dict(best.state)
     elif len(split.validation):
-        raise TrainingError(f"After epoch {len(rows) - 1} the validation loss never {NOT_FINITE}")
+        raise TrainingError(
+            f"After epoch {len(rows) - 1} no validation loss was finite; lower the learning rate, or "
+            "check the counts with `totalvi check`."
+        )
     module.cpu().eval()
     history = pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="epoch"))
     best_epoch = best.epoch if best.state else len(rows) - 1
