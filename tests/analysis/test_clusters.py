@@ -1,5 +1,10 @@
 """Clusters and the map."""
 
+import os
+import random
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -41,5 +46,21 @@ def test_too_few_cells_are_refused() -> None:
 def test_global_random_state_is_left_alone() -> None:
     latent, _ = groups([10, 10])
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    before_python = random.getstate()
     cluster_cells(latent)
+    assert random.getstate() == before_python
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+def test_torch_keeps_its_number_of_threads() -> None:
+    code = """
+import numpy, torch
+from totalvi.analysis.clusters import cluster_cells
+cluster_cells(numpy.random.default_rng(0).normal(size=(100, 5)))
+print(torch.get_num_threads())
+"""
+    threads = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=threads, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1"

@@ -1,5 +1,7 @@
 """Histograms hold every cell once, split as the model says."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,9 +12,9 @@ from totalvi.analysis.figure_histograms import count_bin_edges, protein_histogra
 from totalvi.analysis.figure_style import WARNING
 
 
-@given(st.floats(1, 1e5), st.integers(2, 60))
-def test_bins_lie_between_integers_and_each_holds_one(highest: float, n_bins: int) -> None:
-    edges = np.expm1(count_bin_edges(highest, n_bins))
+@given(st.floats(1, 1e5))
+def test_bins_lie_between_integers_and_each_holds_one(highest: float) -> None:
+    edges = np.expm1(count_bin_edges(highest))
     np.testing.assert_allclose(edges % 1, 0.5, atol=1e-6)
     assert (np.diff(edges) > 0.999).all()
     assert edges[0] == pytest.approx(-0.5)
@@ -50,4 +52,22 @@ def test_proteins_without_cells_of_a_kind_are_drawn() -> None:
     probability = np.tile([0.0, 1.0, 0.5], (20, 1))
     figure = protein_histograms(raw, raw * 0, probability, ["a", "b", "c"], [""] * 3)
     figure.canvas.draw()
-    assert [axes.texts[0].get_text()[:5] for axes in figure.axes] == ["0.0 %", "100.0", "0.0 %"]
+    said = [axes.texts[0].get_text() for axes in figure.axes]
+    assert said == ["0 % foreground", "100 % foreground", "no cells"]
+
+
+def test_texts_do_not_overlap() -> None:
+    raw = np.random.default_rng(0).poisson(20.0, (400, 6)).astype(float)
+    probability = np.ones_like(raw)
+    probability[:1, ::2] = 0
+    warnings = ["control with foreground", "", "does not separate"] * 2
+    names = [f"IgG{i}_control" for i in range(6)]
+    figure = protein_histograms(raw, raw, probability, names, warnings)
+    figure.canvas.draw()
+    boxes = [
+        text.get_window_extent() for axes in figure.axes for text in (axes.title, axes.texts[0])
+    ]
+    boxes += [axes.get_window_extent() for axes in figure.axes]
+    boxes.append(figure._suptitle.get_window_extent())
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert "99.8 % foreground" in figure.axes[0].texts[0].get_text()

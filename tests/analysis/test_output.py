@@ -1,5 +1,6 @@
 """Results appear whole or not at all."""
 
+import json
 import os
 from pathlib import Path
 
@@ -16,8 +17,12 @@ def tree(folder: Path) -> dict[str, str | None]:
     }
 
 
+def record(text: str) -> str:
+    return json.dumps({"versions": {"totalvi": text}})
+
+
 def write(folder: Path, text: str) -> None:
-    (folder / "run.json").write_text(text)
+    (folder / "run.json").write_text(record(text))
     (folder / "tables").mkdir()
 
 
@@ -27,7 +32,7 @@ def test_folder_appears_when_done(tmp_path: Path, name: str) -> None:
         write(staged, "1")
         assert not (tmp_path / name).exists()
         assert staged.stat().st_mode & 0o777 == 0o777 & ~_umask()
-    assert tree(tmp_path / name) == {"run.json": "1", "tables": None}
+    assert tree(tmp_path / name) == {"run.json": record("1"), "tables": None}
     assert {p.name for p in tmp_path.iterdir()} == {name.split("/")[0]}
 
 
@@ -65,10 +70,10 @@ def _replace_and_fail(target: Path) -> None:
 def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "out") as staged:
         write(staged, "1")
-        (staged / "old.txt").write_text("")
+        (staged / "tables" / "old.csv").write_text("")
     with staged_folder(tmp_path / "out", overwrite=True) as staged:
         write(staged, "2")
-    assert tree(tmp_path) == {"out": None, "out/run.json": "2", "out/tables": None}
+    assert tree(tmp_path) == {"out": None, "out/run.json": record("2"), "out/tables": None}
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
@@ -89,6 +94,64 @@ def test_what_is_not_a_run_is_never_replaced(tmp_path: Path) -> None:
         require_writable(tmp_path / "thesis" / "chapter.txt")
     with pytest.raises(OutputError, match="is a file"):
         require_writable(tmp_path / "thesis" / "chapter.txt" / "out")
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "not json", '{"versions": 1}', '{"versions": {}}'])
+def test_the_record_of_something_else_is_not_a_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(text)
+    with pytest.raises(OutputError, match=r"holds no run\.json of totalvi"):
+        require_writable(tmp_path / "out", overwrite=True)
+
+
+def test_a_file_added_to_a_run_is_never_deleted(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as staged:
+        write(staged, "1")
+    require_writable(tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"move notes\.txt elsewhere"):
+        require_writable(tmp_path / "out", overwrite=True)
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    for text in ("1", "2"):
+        with staged_folder(tmp_path / "link", overwrite=True) as staged:
+            write(staged, text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "empty" / "run.json").read_text() == record(text)
+    assert {p.name for p in tmp_path.iterdir()} == {"empty", "link"}
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nothing")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("dangling", "loop"):
+        with pytest.raises(OutputError, match="link to nothing"):
+            require_writable(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_moved_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match="mount point"):
+        require_writable(Path("/"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "nothing/..", ".."):
+        with pytest.raises(OutputError, match="current folder"):
+            require_writable(Path(name))
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(OutputError, match="mount point"):
+        require_writable(tmp_path / "disk")
+
+
+def test_dots_are_resolved(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "nothing" / ".." / "out") as staged:
+        write(staged, "1")
+    assert tree(tmp_path) == {"out": None, "out/run.json": record("1"), "out/tables": None}
 
 
 def test_no_permission_is_said_before_any_work(

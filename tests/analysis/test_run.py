@@ -183,6 +183,26 @@ def test_an_existing_output_is_refused_before_reading(made: RunResult) -> None:
         run(made.folder / "results.h5mu", made.folder, overwrite=True)
 
 
+@pytest.mark.parametrize("option", ["input", "protein_path"])
+@pytest.mark.parametrize(
+    "place", ["out/tables/adt.csv", "out/tables/link.csv", "link.csv", "also_out/tables/adt.csv"]
+)
+def test_nothing_that_is_read_may_lie_in_the_output(
+    tmp_path: Path, option: str, place: str
+) -> None:
+    (tmp_path / "out" / "tables").mkdir(parents=True)
+    (tmp_path / "out" / "run.json").write_text('{"versions": {"totalvi": "1"}}')
+    for name in ("out/tables/adt.csv", "outside.csv"):
+        (tmp_path / name).write_text("cell,CD3\na,1\n")
+    (tmp_path / "out" / "tables" / "link.csv").symlink_to(tmp_path / "outside.csv")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "out" / "tables" / "adt.csv")
+    (tmp_path / "also_out").symlink_to("out")
+    paths = {"input": tmp_path / "outside.csv", option: tmp_path / place}
+    for output in ("out", "also_out"):
+        with pytest.raises(OutputError, match="lies in the output"):
+            run(**paths, output=tmp_path / output, overwrite=True)
+
+
 def test_unmeasured_proteins_and_odd_names_come_through(tmp_path: Path) -> None:
     data = simulate(
         n_cells=60, n_genes=30, n_proteins=6, n_batches=2, n_unmeasured=2, seed=1, store_truth=False
@@ -196,12 +216,15 @@ def test_unmeasured_proteins_and_odd_names_come_through(tmp_path: Path) -> None:
     assert np.isfinite(results["prot"].layers["denoised"]).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("item", "options"),
     [
-        ("bmmc_134proteins.h5mu", {"batch_key": "batch", "labels_key": "cell_type"}),
-        ("pbmc10k.h5mu", {}),
+        pytest.param(
+            "bmmc_134proteins.h5mu",
+            {"batch_key": "batch", "labels_key": "cell_type"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("pbmc10k.h5mu", {}, marks=pytest.mark.slow),
         ("eccite_pbmc_49proteins.h5ad", {}),
         ("10x_pbmc_10k_protein_v3_subset", {}),
     ],
@@ -216,3 +239,12 @@ def test_rna_without_proteins_is_refused(shared: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no proteins at all"):
         run(shared / "data" / "pbmc5k_rna.h5ad", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_size_factors_take_the_place_of_library_sizes(tmp_path: Path) -> None:
+    data = simulate(n_cells=60, n_genes=30, n_proteins=4, seed=1, store_truth=False)
+    data.obs["factor"] = np.linspace(1.0, 2.0, 60)
+    made = run(data, tmp_path / "out", size_factor_key="factor", max_epochs=1)
+    model = Model.load(made.folder / "model.totalvi", data)
+    assert model.schema.keys.size_factor_key == "factor"
+    assert made.record["arguments"]["size_factor_key"] == "factor"

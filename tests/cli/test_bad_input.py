@@ -1,6 +1,7 @@
 """Bad input of every kind: exit status 2, one sentence, no traceback, no file left behind."""
 
 import gzip
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -239,8 +240,9 @@ def simulated_exists(folder: Path) -> list[str]:
 
 
 def demo_exists(folder: Path) -> list[str]:
-    (folder / "note.txt").write_text("mine")
-    return ["demo", "-o", str(folder)]
+    (folder / "out").mkdir()
+    (folder / "out" / "note.txt").write_text("mine")
+    return ["demo", "-o", str(folder / "out")]
 
 
 def plain(*arguments: str) -> Build:
@@ -287,13 +289,18 @@ CASES: dict[str, tuple[Build, str]] = {
         "no proteins",
     ),
     "csv barcodes differ": (tables(lambda r, p: (r, p.rename(index={"cell3": "x"}))), "cell3"),
-    "missing protein file": (options("--protein", "nowhere.csv"), "protein_path"),
+    "missing protein file": (options("--protein", "nowhere.csv"), "--protein "),
     "protein file is MuData": (protein_is_mudata, "MuData"),
     "RNA only h5ad": (rna_only, "no proteins"),
     "RNA only h5mu": (replaced(rna_only_mudata), "no proteins"),
     "no protein columns": (paired(lambda p: p[:, :0].copy()), "no proteins"),
     "csv direction unclear": (file("rna.csv", b",a,b\nc,1,2\nd,3,0\n"), "rows or columns"),
-    "hashtags no pattern": (options("--hashtags", "("), "hashtags"),
+    "hashtags no pattern": (options("--hashtags", "("), "--hashtags"),
+    "hashtags nowhere": (
+        options("--hashtags", "HTO", "--protein-modality", "adt"),
+        "with --protein-modality",
+    ),
+    "size factor missing": (options("--size-factor", "depth"), "--size-factor: "),
     "cells in neither": (options("--cells-in", "sheets"), "--cells-in"),
     "obsm entry missing": (obsm_missing, "proteins"),
     "obsm entry of MuData": (obsm_for_mudata, "modality"),
@@ -303,12 +310,15 @@ CASES: dict[str, tuple[Build, str]] = {
     "RNA NaN": (value("rna", np.nan), "NaN"),
     "RNA infinite": (value("rna", np.inf), "infinite"),
     "protein infinite": (value("prot", np.inf), "infinite"),
-    "RNA fraction": (value("rna", 1.5), "gene2"),
+    "RNA fraction": (value("rna", 1.5), "with --allow-fractional"),
     "protein fraction": (value("prot", 2.25), "CD2"),
     "RNA log-normalised": (spoiled(log_normalised), "log"),
     "protein NaN in a cell": (value("prot", np.nan), "CD2"),
     "protein NaN everywhere": (value("prot", np.nan, cell=slice(None)), "CD2"),
-    "cell without RNA": (value("rna", 0, feature=slice(None)), "cell3"),
+    "cell without RNA": (
+        spoiled(lambda data: data["rna"].X[3].fill(0), "--refuse-empty-cells"),
+        "cell3",
+    ),
     "no RNA at all": (value("rna", 0, slice(None), slice(None)), "RNA"),
     "few cells": (replaced(lambda data: data[:5].copy()), "5 cells"),
     # names
@@ -321,8 +331,8 @@ CASES: dict[str, tuple[Build, str]] = {
     "batch of one cell": (column("batch", some("b"), "--batch", "batch"), "single cell"),
     "batch NaN": (column("batch", some(None), "--batch", "batch"), "cell0"),
     "batch continuous": (options("--batch", "age"), "age"),
-    "panel missing": (options("--panel", "panel"), "panel_key"),
-    "labels missing": (options("--labels", "type"), "labels_key"),
+    "panel missing": (options("--panel", "panel"), "--panel: "),
+    "labels missing": (options("--labels", "type"), "--labels: "),
     "covariate missing": (options("--covariate", "sex"), "sex"),
     "covariate NaN": (column("sex", some(None), "--covariate", "sex"), "cell0"),
     "covariate text": (options("--continuous-covariate", "batch"), "numbers"),
@@ -353,7 +363,7 @@ CASES: dict[str, tuple[Build, str]] = {
     ),
     "simulate too few proteins": (
         lambda f: ["simulate", "-o", str(f / "a.h5mu"), "--unmeasured", "50"],
-        "n_unmeasured",
+        "--unmeasured",
     ),
     # output
     "output not empty": (occupied("note.txt"), "not empty"),
@@ -389,6 +399,7 @@ def test_is_refused_in_one_sentence(
     assert line.startswith("error: ")
     assert expected in line
     assert "Traceback" not in line
+    assert not re.search(r"\w+_(key|keys|layer|modality|path|epochs|genes)\b", line)
     assert content(tmp_path) == before
 
 

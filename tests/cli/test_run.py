@@ -16,7 +16,7 @@ RECORD = {
     "held_out_loss_per_cell": 812.34,
     "seconds": {"read": 1.0, "train": 20.0},
     "warnings": ["1 of 20 antibodies: no foreground (CD25)"],
-    "notes": [],
+    "notes": ["name it with panel_key"],
 }
 DEFAULTS = {name: given.default for name, given in inspect.signature(run).parameters.items()}
 
@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
 def test_options_are_handed_on(asked: list) -> None:
     command = (
         "run a.csv -o out --protein p.csv --genome hg38 --hashtags HTO --controls IgG "
-        "--cells-in rows --batch b --panel p --labels l --covariate c --covariate d "
+        "--cells-in rows --batch b --panel p --labels l --size-factor f --covariate c --covariate d "
         "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u"
@@ -54,6 +54,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "batch_key": "b",
         "panel_key": "p",
         "labels_key": "l",
+        "size_factor_key": "f",
         "categorical_covariate_keys": ["c", "d"],
         "continuous_covariate_keys": ["e"],
         "n_genes": 9,
@@ -85,6 +86,7 @@ def test_summary_lists_warnings_and_files(
     assert printed.startswith("2,000 cells, 500 genes, 20 proteins: 6 clusters")
     assert "812.3" in printed
     assert "warning: 1 of 20 antibodies: no foreground (CD25)" in printed
+    assert "note: name it with --panel" in printed
     assert str(tmp_path / "out" / "figures" / "training.png") in printed
     assert "model.json" not in printed
     ((given, options),) = asked

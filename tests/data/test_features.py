@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from totalvi.data.features import are_controls, are_hashtags, modalities_of
+from totalvi.data.features import are_controls, are_hashtags, marked_controls, modalities_of
 from totalvi.errors import ReadError
 
 CONTROLS = """IgG1|IgG2a|IgG2b|IgG2a_control_TotalSeqB|isotype|Mouse IgG1 kappa|Rat IgG2b|IgG4
@@ -80,6 +80,33 @@ def test_controls_already_marked_are_kept():
     table = var(["CD3", "IgG1"]).assign(control=[True, False])
     assert are_controls(table, None, "x").tolist() == [True, False]
     assert are_controls(table, ["IgG1"], "x").tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        [True, False],
+        [1, 0],
+        [1.0, 0.0],
+        ["True", "False"],
+        ["true ", "FALSE"],
+        ["1", "0"],
+        pd.Categorical(["True", "False"]),
+        pd.array([True, False], dtype="boolean"),
+    ],
+)
+def test_controls_are_marked_in_any_spelling(written):
+    table = var(["IgG1", "CD3"]).assign(control=written)
+    assert marked_controls(table["control"], "x").tolist() == [True, False]
+    assert are_controls(table[::-1], None, "x").tolist() == [False, True]
+
+
+@pytest.mark.parametrize("value", ["yes", 2, None, float("nan"), ""])
+def test_a_control_that_is_neither_true_nor_false_is_named(value):
+    table = var(["IgG1", "CD3"]).assign(control=pd.Series([True, value], ["IgG1", "CD3"], object))
+    with pytest.raises(ReadError, match=r'var\["control"\] of "CD3" in x.h5'):
+        are_controls(table, None, "x.h5")
+    assert are_controls(table, ["IgG1"], "x.h5").tolist() == [True, False]
 
 
 def test_modalities_by_feature_type():

@@ -482,3 +482,15 @@ def test_options_that_do_not_fit_an_anndata(tmp_path):
         read(path, protein_path=mu)
     with pytest.raises(ReadError, match="is not a file on this machine"):
         read("https://example.org/x.h5")
+
+
+def test_modalities_of_other_names_are_tidied_alike(tmp_path):
+    given = mudata_of({"gex": rna_anndata(), "adt": protein_anndata()})
+    path = write(given, tmp_path / "x.h5mu")
+    mdata = read(path, rna_modality="gex", protein_modality="adt")
+    assert list(mdata.mod) == ["gex", "adt", "hto"]
+    assert mdata["adt"].var["control"].to_dict() == {"CD3": False, "CD4": False, "IgG2a": True}
+    assert mdata["adt"].X.format == mdata["gex"].X.format == "csr"
+    for option in ("hashtags", "controls"):
+        with pytest.raises(ReadError, match=r'no modality "prot" in .* with protein_modality'):
+            read(path, **{option: "CD"})

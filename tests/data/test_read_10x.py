@@ -103,6 +103,8 @@ def check_v3(mdata) -> None:
     np.testing.assert_array_equal(dense(mdata["crispr_guide_capture"]), COUNTS[:, 10:])
     assert mdata["rna"].var_names.tolist() == ["CD3E", "TBCE", "TBCE-1", "CD19"]
     assert mdata["rna"].var["gene_ids"].tolist() == IDS[:4]
+    assert mdata["rna"].var["name_in_file"].tolist() == GENES
+    assert "name_in_file" not in mdata["prot"].var
     assert mdata["prot"].var_names.tolist() == ANTIBODIES[:3]
     assert mdata["prot"].var["control"].tolist() == [False, False, True]
     assert mdata["hto"].var_names.tolist() == ["Hashtag_1", "Hashtag_2", "CMO301"]

@@ -10,7 +10,9 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.source import CountSource, did_you_mean, find_counts
+from totalvi.data.finding import did_you_mean
+from totalvi.data.read import read
+from totalvi.data.source import CountSource, find_counts
 from totalvi.errors import DataError
 
 CELLS = [f"cell_{i}" for i in range(6)]
@@ -354,3 +356,11 @@ def test_real_data(shared):
     assert source.rna.shape == (500, 19521)
     assert source.protein.shape == (500, 49)
     assert "hto_argmax" in source.obs
+
+
+def test_feature_types_are_those_that_read_knows(tmp_path):
+    both = adata_of(np.hstack([RNA, PROTEIN, RNA[:, :1]]), [*GENES, "a", "b", "c", "tag"])
+    both.var["feature_types"] = [*["gene expression"] * 4, *["Protein"] * 3, "HTO"]
+    same(find_counts(both), ["a", "b", "c"])
+    both.write(tmp_path / "both.h5ad")
+    same(find_counts(read(tmp_path / "both.h5ad")), ["a", "b", "c"])

@@ -48,17 +48,15 @@ def protein_histograms(
     warnings
         For each protein a few words when its antibody failed to separate, else an empty string.
     """
-    figure, panels = panel_grid(len(names), width=1.9, height=1.15, gap=(0.2, 0.52), bottom=0.6)
+    figure, panels = panel_grid(len(names), width=1.9, height=1.15, gap=(0.2, 0.62), bottom=0.6)
     for protein, (axes, name) in enumerate(zip(panels, short_names(names), strict=True)):
         measured = ~np.isnan(raw[:, protein])
         foreground = foreground_probability[measured, protein] > 0.5
         _panel(axes, raw[measured, protein], denoised[measured, protein], foreground)
-        share = 100 * foreground.mean() if foreground.size else 0.0
-        text = f"{share:.{0 if 1 <= share <= 99 else 1}f} % foreground"
         color = WARNING if warnings[protein] else INK
-        if warnings[protein]:
-            text = f"{warnings[protein]} ({text})"
-        axes.set_title(name, fontsize=9, fontweight="bold", color=color, pad=13)
+        text = "\n".join(filter(None, [warnings[protein], _share(foreground)]))
+        pad = 22 if warnings[protein] else 13
+        axes.set_title(name, fontsize=9, fontweight="bold", color=color, pad=pad)
         axes.annotate(
             text,
             (0.5, 1.0),
@@ -82,6 +80,14 @@ def protein_histograms(
         fontsize=8,
     )
     return figure
+
+
+def _share(foreground: np.ndarray) -> str:
+    """Say how many cells are foreground; a decimal only where rounding would say none or all."""
+    if not foreground.size:
+        return "no cells"
+    percent = 100 * foreground.mean()
+    return f"{percent:.{1 if 0 < percent < 1 or 99 < percent < 100 else 0}f} % foreground"
 
 
 def _panel(axes: Axes, raw: np.ndarray, denoised: np.ndarray, foreground: np.ndarray) -> None:
@@ -115,7 +121,7 @@ def _panel(axes: Axes, raw: np.ndarray, denoised: np.ndarray, foreground: np.nda
     axes.spines["bottom"].set_color(QUIET)
 
 
-def count_bin_edges(highest: float, n_bins: int = N_BINS) -> np.ndarray:
+def count_bin_edges(highest: float) -> np.ndarray:
     """Return bin edges on the log1p axis that lie between integers: each bin can hold a count.
 
     Low counts get one bin each; from where integers lie closer than the wanted bin width, bins
@@ -123,10 +129,10 @@ def count_bin_edges(highest: float, n_bins: int = N_BINS) -> np.ndarray:
 
     Examples
     --------
-    >>> [round(float(edge), 2) for edge in np.expm1(count_bin_edges(9, n_bins=4))]
-    [-0.5, 0.5, 2.5, 4.5, 9.5]
+    >>> [round(float(edge), 2) for edge in np.expm1(count_bin_edges(3))]
+    [-0.5, 0.5, 1.5, 2.5, 3.5]
     """
-    wanted = np.linspace(0.0, np.log1p(highest + 0.5), n_bins + 1)
+    wanted = np.linspace(0.0, np.log1p(highest + 0.5), N_BINS + 1)
     between = np.unique(np.floor(np.expm1(wanted[1:]) + 1e-9) + 0.5)
     return np.log1p(np.concatenate([[-0.5], between]))
 

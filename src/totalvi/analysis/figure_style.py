@@ -64,15 +64,15 @@ def save(figure: Figure, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def page_slices(n_panels: int, most: int = PANELS_PER_PAGE) -> list[slice]:
-    """Divide panels into as few pages as hold at most ``most`` panels each, evenly filled.
+def page_slices(n_panels: int) -> list[slice]:
+    """Divide panels into as few pages as hold at most 24 panels each, evenly filled.
 
     Examples
     --------
     >>> page_slices(50)
     [slice(0, 17, None), slice(17, 34, None), slice(34, 50, None)]
     """
-    n_pages = math.ceil(n_panels / most)
+    n_pages = math.ceil(n_panels / PANELS_PER_PAGE)
     size, n_longer = divmod(n_panels, max(n_pages, 1))
     starts = [page * size + min(page, n_longer) for page in range(n_pages + 1)]
     return [slice(start, stop) for start, stop in pairwise(starts)]

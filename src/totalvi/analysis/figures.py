@@ -28,6 +28,8 @@ from totalvi.analysis.figure_style import (
     title,
 )
 
+SWEEPS = 200  # over all pairs of labels, to part them
+
 
 def umap_by_category(
     umap: np.ndarray,
@@ -237,15 +239,13 @@ def _place_labels(figure: Figure, axes: Axes, centers: np.ndarray, names: Sequen
         text.set_position(tuple(place))
 
 
-def separate_boxes(centers: np.ndarray, sizes: np.ndarray, rounds: int = 200) -> np.ndarray:
-    """Move boxes apart, each pair by as little as parts it, until none overlap.
+def separate_boxes(centers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Move boxes apart, each pair by as little as parts it, until none overlap (or `SWEEPS`).
 
     Parameters
     ----------
     centers, sizes
         Shape (n_boxes, 2), in one unit.
-    rounds
-        Sweeps over all pairs after which it stops, overlapping or not.
 
     Returns
     -------
@@ -253,7 +253,7 @@ def separate_boxes(centers: np.ndarray, sizes: np.ndarray, rounds: int = 200) ->
         The moved centers, shape (n_boxes, 2).
     """
     placed = centers.astype(float)
-    for _ in range(rounds):
+    for _ in range(SWEEPS):
         moved = False
         for i, j in zip(*np.triu_indices(len(placed), k=1), strict=True):
             apart = placed[j] - placed[i]

@@ -18,6 +18,10 @@ MIN_CELLS = 20  # of a batch, to judge variability by
 MIN_VARYING_GENES = 10  # fewer make no trend, and crash the local regression
 
 
+class BatchesLeftOut(UserWarning):
+    """Some batches had no say in the selection of genes."""
+
+
 def select_genes(
     rna: sparse.csr_matrix,
     gene_names: Sequence[str] | pd.Index,
@@ -60,7 +64,7 @@ def select_genes(
 
     Warns
     -----
-    UserWarning
+    BatchesLeftOut
         If the regression fails in some batches; they are named, and have no say.
 
     Examples
@@ -142,6 +146,7 @@ def _ranks(
         warnings.warn(
             f"Variable genes were selected without the batches that have too little variation "
             f"({told}); merge them with others to use them.",
+            BatchesLeftOut,
             stacklevel=3,
         )
     return np.stack(ranks)

@@ -1,5 +1,6 @@
 """Writing a folder or a file whole or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from uuid import uuid4
 from totalvi.errors import OutputError
 
 RECORD = "run.json"
+PARTS = {"results.h5mu", "model.totalvi", "tables", "figures", RECORD}
 
 
 @contextmanager
@@ -19,17 +21,18 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Parameters
     ----------
     output
-        A folder that does not exist or is empty; missing parents are made at the end.
+        A folder that does not exist or is empty, or a link to one; missing parents are made at
+        the end.
     overwrite
-        Replace the folder of an earlier run (one with a ``run.json``), at the end.
+        Replace the folder of an earlier run, which holds nothing else, at the end.
 
     Raises
     ------
     OutputError
         If ``output`` may not be replaced or its parent cannot be written to.
     """
-    output = output.absolute()
     require_writable(output, overwrite=overwrite)
+    output = Path(os.path.realpath(output))
     staged = _staging_place(output)
     with _writing(staged.parent):
         staged.mkdir()
@@ -102,10 +105,21 @@ def require_writable(output: Path, *, overwrite: bool = False) -> None:
     Raises
     ------
     OutputError
-        If ``output`` is a file, holds something that may not be replaced, or has a parent that
-        cannot be written to.
+        If ``output`` is a file, a link to nothing or a folder that cannot be moved, holds
+        something that may not be replaced, or has a parent that cannot be written to.
     """
-    output = output.absolute()
+    if output.is_symlink() and not output.exists():
+        raise OutputError(f"{output} is a link to nothing: choose another output folder")
+    output = Path(os.path.realpath(output))
+    if os.path.ismount(output):
+        raise OutputError(
+            f"{output} is a mount point, which cannot be replaced: choose a folder in it"
+        )
+    if output in (Path.cwd(), *Path.cwd().parents):
+        raise OutputError(
+            f"{output} is or holds the current folder, which cannot be replaced: "
+            "choose a new folder in it"
+        )
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file: choose a folder for the results")
     nearest = _staging_place(output).parent
@@ -119,11 +133,30 @@ def require_writable(output: Path, *, overwrite: bool = False) -> None:
         raise OutputError(
             f"{output} is not empty: choose another output folder, or replace it with overwrite"
         )
-    if not (output / RECORD).is_file():
+    _require_earlier_run(output)
+
+
+def _require_earlier_run(output: Path) -> None:
+    """Refuse to replace a folder unless a run wrote it and nothing was added."""
+    if not _is_record(output / RECORD):
         raise OutputError(
-            f"{output} holds no {RECORD}, so it is not the result of an earlier run and will not be "
-            "overwritten: choose another output folder"
+            f"{output} holds no {RECORD} of totalvi, so it is not the result of an earlier run and "
+            "will not be overwritten: choose another output folder"
         )
+    foreign = sorted(path.name for path in output.iterdir() if path.name not in PARTS)
+    if foreign:
+        raise OutputError(
+            f"{output} holds {foreign[0]}, which no run wrote, and will not be overwritten: "
+            f"move {foreign[0]} elsewhere, or choose another output folder"
+        )
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        versions = json.loads(path.read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return isinstance(versions, dict) and "totalvi" in versions
 
 
 def _replace(staged: Path, output: Path) -> None:

@@ -96,6 +96,7 @@ def _fit(mdata: MuData, keys: Keys, max_epochs: int | None, seed: int, show: boo
         batch_key=keys.batch_key,
         panel_key=keys.panel_key,
         labels_key=keys.labels_key,
+        size_factor_key=keys.size_factor_key,
         categorical_covariate_keys=keys.categorical_covariate_keys,
         continuous_covariate_keys=keys.continuous_covariate_keys,
         allow_fractional=keys.allow_fractional,

@@ -1,5 +1,6 @@
 """From data as read to the cells and genes that a model is fitted to."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from mudata import MuData
 
 from totalvi.data.checks import Finding, raise_errors
 from totalvi.data.cite import Keys, check_source
+from totalvi.data.features import marked_controls
+from totalvi.data.modalities import renamed_features
 from totalvi.data.read import read
-from totalvi.data.source import CountSource, find_counts
+from totalvi.data.source import CountSource, find_counts, genes_and_proteins
 from totalvi.errors import DataError
 
 
@@ -25,7 +28,8 @@ class Prepared(NamedTuple):
     ----------
     mdata
         Modalities ``rna`` (CSR float32 raw counts), ``prot`` (dense float32 raw counts, NaN where
-        unmeasured) and, if there was one, ``hto``; all annotation of the cells in ``obs``.
+        unmeasured) and, if there was one, ``hto``; all annotation of the cells in ``obs``, of the
+        features in ``var``.
     findings
         Warnings and notes of the checks and of what was left out.
     """
@@ -53,6 +57,8 @@ def read_input(
     data = read(
         given,
         protein_expression_obsm_key=keys.protein_expression_obsm_key,
+        rna_modality=keys.rna_modality,
+        protein_modality=keys.protein_modality,
         **options._asdict(),
     )
     return data, replace(keys, protein_expression_obsm_key=None)
@@ -92,8 +98,9 @@ def prepare(
         When the counts or their annotation cannot be used.
     """
     source = find(data, keys)
-    kept = np.ones(len(source.cell_names), dtype=bool)
-    notes = []
+    all_cells = source.cell_names
+    kept = np.ones(len(all_cells), dtype=bool)
+    notes = renamed_features(data)
     if drop_empty_cells:
         kept = source.rna.count_nonzero(axis=1) > 0  # NaN counts as well, and the checks name it
         if not kept.any():
@@ -106,8 +113,22 @@ def prepare(
     raise_errors(findings)
     chosen, gene_notes = _choose_genes(source, keys.batch_key, n_genes)
     notes += gene_notes
+    expressed = source.rna[:, chosen].count_nonzero(axis=1) > 0
+    if not expressed.all():
+        message = f"{(~expressed).sum():,} without a count of the selected genes"
+        if not drop_empty_cells:
+            first = source.cell_names[~expressed][0]
+            raise DataError(
+                f'cells: {message}, such as "{first}": select more genes, or leave such cells out'
+            )
+        message = f"left out: {message}, of {expressed.size:,} cells"
+        notes.append(Finding("warning", "cells_left_out", message))
+        source = _cells(source, expressed)
+        kept[kept] = expressed
+    hashtags, hashtag_notes = _hashtags(data, all_cells, kept)
     findings = [finding for finding in findings if finding.code != "gene_zero"]
-    return Prepared(_to_mudata(source, chosen, data, keys, kept), findings + notes)
+    mdata = _to_mudata(source, chosen, data, keys, hashtags)
+    return Prepared(mdata, findings + notes + hashtag_notes)
 
 
 def _choose_genes(
@@ -122,12 +143,17 @@ def _choose_genes(
         message = f"left out: {(~chosen).sum():,} without a count, of {chosen.size:,} genes"
         notes.append(Finding("note", "genes_left_out", message))
     if chosen.sum() > n_genes:
-        from totalvi.analysis.genes import select_genes  # loads scanpy, which takes seconds
+        # Loads scanpy, which takes seconds.
+        from totalvi.analysis.genes import BatchesLeftOut, select_genes
 
         batch = None if batch_key is None else source.obs[batch_key].astype(str).to_numpy()
         message = f"the {n_genes:,} most variable of {chosen.sum():,} genes were selected"
-        chosen = select_genes(source.rna, source.gene_names, n_genes=n_genes, batch=batch)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")  # scanpy warns of its own coming versions
+            warnings.simplefilter("always", BatchesLeftOut)
+            chosen = select_genes(source.rna, source.gene_names, n_genes=n_genes, batch=batch)
         notes.append(Finding("note", "genes_selected", message))
+        notes += [Finding("warning", "batches_left_out", str(said.message)) for said in caught]
     return chosen, notes
 
 
@@ -142,22 +168,54 @@ def _cells(source: CountSource, kept: np.ndarray) -> CountSource:
     )
 
 
+def _hashtags(
+    data: MuData | AnnData, all_cells: pd.Index, kept: np.ndarray
+) -> tuple[AnnData | None, list[Finding]]:
+    """Take the kept cells from the modality ``hto``, by name unless it lists the same cells."""
+    if not isinstance(data, MuData) or "hto" not in data.mod:
+        return None, []
+    hashtags, names = data["hto"], all_cells[kept]
+    if hashtags.obs_names.equals(all_cells):
+        return hashtags[kept].copy(), []
+    if hashtags.obs_names.is_unique and names.isin(hashtags.obs_names).all():
+        return hashtags[names].copy(), []
+    message = 'left out: modality "hto", which lacks some of the cells or repeats their names'
+    return None, [Finding("note", "hashtags_left_out", message)]
+
+
 def _to_mudata(
-    source: CountSource, genes: np.ndarray, data: MuData | AnnData, keys: Keys, kept: np.ndarray
+    source: CountSource,
+    genes: np.ndarray,
+    data: MuData | AnnData,
+    keys: Keys,
+    hashtags: AnnData | None,
 ) -> MuData:
     cells = pd.DataFrame(index=source.cell_names)
-    found = data.mod if isinstance(data, MuData) else {}
-    rna_var = pd.DataFrame(index=source.gene_names)
-    protein_var = pd.DataFrame(index=source.protein_names)
-    if keys.protein_modality in found and "control" in found[keys.protein_modality].var:
-        protein_var["control"] = np.asarray(found[keys.protein_modality].var["control"], dtype=bool)
+    rna_var, protein_var = _feature_annotation(source, data, keys)
     modalities = {
         "rna": AnnData(source.rna[:, genes].astype(np.float32), obs=cells, var=rna_var[genes]),
         "prot": AnnData(source.protein, obs=cells, var=protein_var),
     }
-    if "hto" in found and found["hto"].n_obs == len(kept):
-        modalities["hto"] = found["hto"][kept].copy()
+    if hashtags is not None:
+        modalities["hto"] = hashtags
     with mudata.set_options(pull_on_update=False):
         prepared = MuData(modalities)
     prepared.obs = pd.DataFrame(source.obs, index=source.cell_names)
     return prepared
+
+
+def _feature_annotation(
+    source: CountSource, data: MuData | AnnData, keys: Keys
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Copy what ``data`` says of the genes and of the proteins in ``source``."""
+    if isinstance(data, MuData):
+        genes, proteins = data[keys.rna_modality].var, data[keys.protein_modality].var
+    else:
+        is_gene, is_protein = genes_and_proteins(data.var)
+        genes, proteins = data.var[is_gene], data.var[is_protein]
+        if keys.protein_expression_obsm_key is not None:
+            proteins = pd.DataFrame(index=source.protein_names)
+    genes, proteins = genes.set_axis(source.gene_names), proteins.set_axis(source.protein_names)
+    if "control" in proteins:
+        proteins["control"] = marked_controls(proteins["control"], source.protein_where)
+    return genes, proteins

@@ -1,5 +1,6 @@
 """The whole way from a count file to a folder of results."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -45,6 +46,7 @@ def run(
     batch_key: str | None = None,
     panel_key: str | None = None,
     labels_key: str | None = None,
+    size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] = (),
     continuous_covariate_keys: Sequence[str] = (),
     rna_modality: str = "rna",
@@ -71,10 +73,12 @@ def run(
     input
         A path that :func:`totalvi.read` takes, or data in memory, which is never written to.
     output
-        A folder that does not exist or is empty.
+        A folder that does not exist or is empty, or a link to one.
     protein_path, genome, hashtags, controls, cells_in
         How to read a path; see :func:`totalvi.read`.
-    batch_key, panel_key, labels_key, categorical_covariate_keys, continuous_covariate_keys
+    batch_key, panel_key, labels_key, size_factor_key
+        Columns of ``obs``; see :class:`totalvi.Model`.
+    categorical_covariate_keys, continuous_covariate_keys
         Columns of ``obs``; see :class:`totalvi.Model`.
     rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
         Where the counts are; see :class:`totalvi.Model`.
@@ -91,7 +95,7 @@ def run(
     seed
         The same seed gives the same results on the same machine.
     overwrite
-        Replace the folder of an earlier run, at the end.
+        Replace the folder of an earlier run, which holds nothing else, at the end.
     progress
         Whether to show the steps on standard error; by default when it is a terminal.
 
@@ -103,12 +107,15 @@ def run(
     arguments = dict(locals())
     read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
     output = Path(output)
-    _refuse_input_in_output(input, output)
+    paths = [Path(p) for p in (input, protein_path) if isinstance(p, str | Path)]
+    for path in paths:
+        _refuse_input_in_output(path, output)
     steps = Steps(progress)
     keys = Keys(
         batch_key=batch_key,
         panel_key=panel_key,
         labels_key=labels_key,
+        size_factor_key=size_factor_key,
         categorical_covariate_keys=tuple(categorical_covariate_keys),
         continuous_covariate_keys=tuple(continuous_covariate_keys),
         rna_modality=rna_modality,
@@ -140,7 +147,6 @@ def run(
             resolution=resolution,
             seed=seed,
         )
-        paths = [Path(p) for p in (input, protein_path) if isinstance(p, str | Path)]
         record = {
             **provenance(arguments, paths),
             **summary,
@@ -153,11 +159,11 @@ def run(
     return RunResult(output, files, record)
 
 
-def _refuse_input_in_output(given: Any, output: Path) -> None:
-    if not isinstance(given, str | Path):
-        return
-    place, target = Path(given).resolve(), output.resolve()
-    if target == place or target in place.parents:
+def _refuse_input_in_output(given: Path, output: Path) -> None:
+    """Refuse an input that is in the output, or is a link in it, or is a link into it."""
+    place, real = given.absolute(), Path(os.path.realpath(given))
+    above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}
+    if Path(os.path.realpath(output)) in above:
         raise OutputError(
             f"the input {given} lies in the output folder {output}, which would be replaced: "
             "choose another output folder"

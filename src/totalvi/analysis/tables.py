@@ -45,7 +45,6 @@ def protein_table(
     raw: np.ndarray,
     denoised: np.ndarray,
     foreground_probability: np.ndarray,
-    background_mean: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """One row for each protein: its means and how well its antibody separates.
 
@@ -53,14 +52,14 @@ def protein_table(
     ----------
     separation
         From :func:`totalvi.analysis.separation.antibody_separation`.
-    raw, denoised, foreground_probability, background_mean
+    raw, denoised, foreground_probability
         Shape (n_cells, n_proteins); means are over cells where ``raw`` is not NaN.
 
     Returns
     -------
     pandas.DataFrame
-        ``separation`` with the columns ``raw_mean``, ``denoised_foreground_mean`` (over cells with
-        a foreground probability above one half) and, when it is given, ``background_mean``.
+        ``separation`` with the columns ``raw_mean`` and ``denoised_foreground_mean`` (over cells
+        with a foreground probability above one half).
     """
     measured = ~np.isnan(raw)
     foreground = measured & (foreground_probability > 0.5)
@@ -68,8 +67,6 @@ def protein_table(
         "raw_mean": _mean_where(raw, measured),
         "denoised_foreground_mean": _mean_where(denoised, foreground),
     }
-    if background_mean is not None:
-        means["background_mean"] = _mean_where(background_mean, measured)
     table = pd.concat([pd.DataFrame(means, index=separation.index), separation], axis=1)
     return table[[*(c for c in table if c != "warning"), "warning"]]
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
+from totalvi.cli.wording import with_options
 
 COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}
 
@@ -20,6 +21,7 @@ def check(
     batch: options.Batch = None,
     panel: options.Panel = None,
     labels: options.Labels = None,
+    size_factor: options.SizeFactor = None,
     covariate: options.Covariates = None,
     continuous_covariate: options.ContinuousCovariates = None,
     allow_fractional: options.AllowFractional = False,
@@ -43,12 +45,14 @@ def check(
     from totalvi.analysis.prepare import ReadOptions, find, read_input
     from totalvi.data.cite import Keys, check_source
     from totalvi.data.finding import Finding
+    from totalvi.data.modalities import renamed_features
     from totalvi.errors import DataError
 
     keys = Keys(
         batch_key=batch,
         panel_key=panel,
         labels_key=labels,
+        size_factor_key=size_factor,
         categorical_covariate_keys=tuple(covariate or ()),
         continuous_covariate_keys=tuple(continuous_covariate or ()),
         rna_modality=rna_modality,
@@ -61,9 +65,10 @@ def check(
     read_options = ReadOptions(protein, genome, hashtags, controls, cells_in)
     data, keys = read_input(input, keys, read_options)
     try:
-        findings = check_source(find(data, keys), keys)
+        findings = [*check_source(find(data, keys), keys), *renamed_features(data)]
     except DataError as error:
         findings = [Finding("error", "counts_not_found", str(error))]
+    findings = [finding._replace(message=with_options(finding.message)) for finding in findings]
     if as_json:
         listed = [finding._asdict() for finding in findings]
         typer.echo(json.dumps({"input": str(input), "findings": listed}, indent=2))

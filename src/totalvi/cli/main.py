@@ -14,6 +14,7 @@ from totalvi.cli.check import check
 from totalvi.cli.datasets import datasets
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
+from totalvi.cli.wording import with_options
 from totalvi.errors import TotalviError
 
 BAD_INPUT = 2
@@ -82,7 +83,7 @@ def execute(arguments: Sequence[str]) -> int:
 def explain(error: Exception) -> tuple[int, str]:
     """Return the exit status and the sentence for an exception."""
     if isinstance(error, TotalviError):
-        return BAD_INPUT, str(error)
+        return BAD_INPUT, with_options(str(error))
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return BAD_INPUT, f"{place}{error.strerror or error}"

@@ -56,6 +56,14 @@ Panel = Annotated[
 Labels = Annotated[
     str | None, typer.Option("--labels", metavar="KEY", help="Column with known cell labels.")
 ]
+SizeFactor = Annotated[
+    str | None,
+    typer.Option(
+        "--size-factor",
+        metavar="KEY",
+        help="Column with size factors; default: each cell's total RNA count.",
+    ),
+]
 Covariates = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from totalvi.cli import options
+from totalvi.cli.wording import with_options
 
 if TYPE_CHECKING:
     from totalvi.analysis.run import RunResult
@@ -30,6 +31,7 @@ def run(
     batch: options.Batch = None,
     panel: options.Panel = None,
     labels: options.Labels = None,
+    size_factor: options.SizeFactor = None,
     covariate: options.Covariates = None,
     continuous_covariate: options.ContinuousCovariates = None,
     genes: Annotated[
@@ -76,6 +78,7 @@ def run(
         batch_key=batch,
         panel_key=panel,
         labels_key=labels,
+        size_factor_key=size_factor,
         categorical_covariate_keys=covariate or (),
         continuous_covariate_keys=continuous_covariate or (),
         n_genes=genes,
@@ -134,7 +137,7 @@ def _summarize(result: RunResult) -> None:
     )
     for kind in ("notes", "warnings"):
         for message in record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {message}")
+            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
     typer.echo("written:")
     for file in result.files:
         if file.parts[0] != "model.totalvi":

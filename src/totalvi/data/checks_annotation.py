@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from totalvi.data.finding import Finding, first_and_count
-from totalvi.data.source import did_you_mean
+from totalvi.data.finding import Finding, did_you_mean, first_and_count
 
 MANY_CATEGORIES = 100
 SMALL_GROUP = 10

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from totalvi.data.source import did_you_mean
+from totalvi.data.finding import did_you_mean
 from totalvi.errors import ReadError
 
 MODALITY_OF_TYPE = {
@@ -39,6 +39,9 @@ CONTROL = re.compile(
 )
 
 
+TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
 def modalities_of(var: pd.DataFrame) -> np.ndarray:
     """Name the modality of each feature by ``var["feature_types"]``; all genes without it.
 
@@ -58,11 +61,34 @@ def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where:
 
 
 def are_controls(var: pd.DataFrame, controls: str | Sequence[str] | None, where: str) -> np.ndarray:
-    """Mark isotype controls, by name or by the user's list or regular expression."""
-    column = var.get("control")
-    if controls is None and column is not None and column.dtype == bool:
-        return column.to_numpy()
+    """Mark isotype controls, by ``var["control"]``, name, or the user's list or expression."""
+    if controls is None and "control" in var:
+        return marked_controls(var["control"], where)
     return _chosen(var, controls, CONTROL, "controls", where)
+
+
+def marked_controls(control: pd.Series, where: str) -> np.ndarray:
+    """Read ``var["control"]``: bool, 0 and 1, or the texts of these.
+
+    Raises
+    ------
+    ReadError
+        If a value is neither true nor false.
+
+    Examples
+    --------
+    >>> marked_controls(pd.Series(["True", "False"]), "panel.csv")
+    array([ True, False])
+    """
+    marks = control.astype(str).str.strip().str.lower().map(TRUTH_OF_TEXT)
+    unknown = np.flatnonzero(marks.isna())
+    if unknown.size:
+        first = unknown[0]
+        raise ReadError(
+            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}": '
+            "write True for isotype controls and False for the other antibodies"
+        )
+    return marks.to_numpy(dtype=bool)
 
 
 def _chosen(

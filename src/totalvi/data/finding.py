@@ -1,6 +1,7 @@
 """What a check of the input found, and the words that checks share."""
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -83,3 +84,22 @@ def listed(names: Iterable[str], at_most: int = 5) -> str:
     names = list(names)
     shown = ", ".join(f'"{name}"' for name in names[:at_most])
     return shown + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """List the known names for an error message, the near misses of ``name`` first.
+
+    Examples
+    --------
+    >>> did_you_mean("Bacth", ["batch", "donor"])
+    'did you mean "batch"? There are: "batch", "donor"'
+    >>> did_you_mean("sample", [])
+    'there are none'
+    """
+    known = [str(k) for k in known]
+    if not known:
+        return "there are none"
+    by_lower = {k.lower(): k for k in known}
+    near = [by_lower[k] for k in get_close_matches(name.lower(), by_lower, n=3)]
+    shown = listed(known, at_most=20)
+    return f"did you mean {listed(near)}? There are: {shown}" if near else f"there are: {shown}"

@@ -9,7 +9,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.source import GENE_TYPES, did_you_mean
+from totalvi.data.features import modalities_of
+from totalvi.data.finding import did_you_mean
 from totalvi.errors import ReadError
 
 Part = TypeVar("Part")
@@ -65,7 +66,7 @@ def prefix_shared_names(adata: AnnData) -> AnnData:
     if "genome" not in adata.var or adata.var["genome"].nunique() < 2:
         return adata
     var = adata.var
-    is_gene = var["feature_types"].isin(GENE_TYPES).to_numpy()
+    is_gene = modalities_of(var) == "rna"
     names, genomes = var.index.to_series().astype(object), var["genome"]
     n_genomes = genomes[is_gene].groupby(names.index[is_gene]).nunique()
     shared = is_gene & names.isin(n_genomes.index[n_genomes > 1]).to_numpy()
@@ -82,8 +83,7 @@ def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
     """
     if genome is None:
         return adata
-    types = adata.var.get("feature_types", pd.Series("Gene Expression", adata.var_names))
-    is_gene = types.isin(GENE_TYPES).to_numpy()
+    is_gene = modalities_of(adata.var) == "rna"
     if "genome" in adata.var:
         genomes = adata.var["genome"].astype(str)
         chosen = is_gene & (genomes == genome).to_numpy()

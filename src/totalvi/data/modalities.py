@@ -12,9 +12,9 @@ from anndata.utils import make_index_unique
 from mudata import MuData
 
 from totalvi.data.features import are_controls, are_hashtags, modalities_of
+from totalvi.data.finding import Finding, did_you_mean
 from totalvi.data.genomes import keep_genome
 from totalvi.data.integrity import counts_from
-from totalvi.data.source import did_you_mean
 from totalvi.errors import ReadError
 
 PROTEIN_OBSM_KEYS = (
@@ -27,6 +27,8 @@ PROTEIN_OBSM_KEYS = (
     "ADT",
     "adt",
 )
+
+NAME_IN_FILE = "name_in_file"  # column of var
 
 Names = str | Sequence[str] | None
 
@@ -136,16 +138,26 @@ def in_order_of(proteins: AnnData, cells: pd.Index) -> AnnData:
 
 
 def assemble(
-    modalities: dict[str, AnnData], obs: pd.DataFrame, controls: Names, where: str
+    modalities: dict[str, AnnData],
+    obs: pd.DataFrame,
+    controls: Names,
+    where: str,
+    protein_modality: str = "prot",
 ) -> MuData:
-    """Name features uniquely, mark the isotype controls, and join the modalities of the cells."""
-    if "prot" in modalities:
-        var = modalities["prot"].var
+    """Name features uniquely, mark the isotype controls, and join the modalities of the cells.
+
+    Where names were repeated, ``var["name_in_file"]`` keeps them as they were.
+    """
+    if protein_modality in modalities:
+        var = modalities[protein_modality].var
         var["control"] = are_controls(var, controls, where)
     elif controls:
         raise ReadError(f"{where} has no antibodies that could be controls: leave out controls")
     for adata in modalities.values():
-        adata.var_names = make_index_unique(adata.var_names.astype(str))
+        names = adata.var_names.astype(str)
+        if not names.is_unique:
+            adata.var[NAME_IN_FILE] = names.to_numpy()
+        adata.var_names = make_index_unique(names)
     _require_pairable(modalities, where)
     with mudata.set_options(pull_on_update=False):
         mdata = MuData(modalities)
@@ -154,6 +166,25 @@ def assemble(
         for name in obs.columns:
             mdata.obs[name] = obs[name].array
     return mdata
+
+
+def renamed_features(data: MuData | AnnData) -> list[Finding]:
+    """Note which repeated feature names of a file were made unique when it was read."""
+    notes = []
+    for modality, adata in data.mod.items() if isinstance(data, MuData) else ():
+        before = adata.var.get(NAME_IN_FILE)
+        if before is None:
+            continue
+        renamed = np.flatnonzero(before.astype(str) != adata.var_names)
+        if renamed.size:
+            features = "feature was" if renamed.size == 1 else "features were"
+            message = (
+                f'{renamed.size:,} {features} renamed in modality "{modality}", since names were '
+                f'repeated in the file, first "{before.iloc[renamed[0]]}" to '
+                f'"{adata.var_names[renamed[0]]}"'
+            )
+            notes.append(Finding("note", "feature_renamed", message))
+    return notes
 
 
 def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
@@ -171,29 +202,41 @@ def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
 
 
 def tidy_mudata(
-    mdata: MuData, genome: str | None, hashtags: Names, controls: Names, path: Path
+    mdata: MuData,
+    genome: str | None,
+    hashtags: Names,
+    controls: Names,
+    path: Path,
+    rna_modality: str = "rna",
+    protein_modality: str = "prot",
 ) -> MuData:
     """Bring a MuData from a file into the form of all that ``read`` gives.
 
-    Counts of "rna" and "prot" become CSR float32, hashtags among the proteins move to "hto" and
+    Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto" and
     isotype controls are marked. Other modalities and the annotation of the cells stay.
     """
     if mdata.axis != 0:
         raise ReadError(f"{path} is a MuData whose modalities share no cells: write it with axis=0")
     if hashtags and "hto" in mdata.mod:
         raise ReadError(f'{path} has a modality "hto" for hashtags already: leave out hashtags')
+    if (hashtags or controls) and protein_modality not in mdata.mod:
+        raise ReadError(
+            f'no modality "{protein_modality}" in {path}, to look for hashtags and controls: name '
+            f"that of the proteins with protein_modality ({did_you_mean(protein_modality, mdata.mod)})"
+        )
     parts: dict[str, AnnData] = {}
     for name, adata in mdata.mod.items():
         where = f'modality "{name}" of {path}'
-        if name == "rna":
+        if name == rna_modality:
             adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
             parts[name] = keep_genome(adata, genome, path)
-        elif name == "prot":
+        elif name == protein_modality:
             modality = np.full(adata.n_vars, "prot", dtype=object)
-            parts |= split_anndata(adata, modality, () if "hto" in mdata.mod else hashtags, where)
+            split = split_anndata(adata, modality, () if "hto" in mdata.mod else hashtags, where)
+            parts |= {name if part == "prot" else part: found for part, found in split.items()}
         else:
             parts[name] = adata
-    tidy = assemble(parts, mdata.obs, controls, str(path))
+    tidy = assemble(parts, mdata.obs, controls, str(path), protein_modality)
     if tidy.obs_names.equals(mdata.obs_names):
         for name in mdata.obsm.keys() - mdata.mod.keys():
             tidy.obsm[name] = mdata.obsm[name]

@@ -10,6 +10,7 @@ import h5py
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.finding import did_you_mean
 from totalvi.data.genomes import keep_genome
 from totalvi.data.integrity import reading
 from totalvi.data.modalities import (
@@ -23,7 +24,6 @@ from totalvi.data.read_10x import read_10x_h5
 from totalvi.data.read_10x_folder import cell_ranger_output, holds_matrix, read_10x_folder
 from totalvi.data.read_anndata import read_h5ad, read_h5mu, read_zarr
 from totalvi.data.read_table import Axis, Table, orient_alone, orient_pair, read_table
-from totalvi.data.source import did_you_mean
 from totalvi.errors import ReadError
 
 FORMATS = (
@@ -33,7 +33,8 @@ FORMATS = (
     ((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "tables of RNA and of proteins"),
 )
 PACKED = (".tar", ".tar.gz", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z")
-# Repeated names are reported by the checks, and files of older versions are read all the same.
+# Repeated features are renamed, which `renamed_features` notes; repeated cells are reported by the
+# checks; and files of older versions are read all the same.
 SILENCED = (
     r".*names are not unique|Duplicated (obs|var)_names|Suffix used"
     r"|.* written without encoding|.* not created by"
@@ -49,6 +50,8 @@ def read(
     hashtags: str | Sequence[str] | None = None,
     controls: str | Sequence[str] | None = None,
     cells_in: Axis | None = None,
+    rna_modality: str = "rna",
+    protein_modality: str = "prot",
 ) -> MuData:
     """Read raw counts of RNA and proteins; no file is ever written to.
 
@@ -81,14 +84,17 @@ def read(
     cells_in
         Tables only: whether cells are "rows" or "columns". By default the direction that makes
         the names in both tables agree, or in which the names are barcodes.
+    rna_modality, protein_modality
+        MuData only: its modalities of RNA and proteins, which keep their names.
 
     Returns
     -------
     MuData
         Modalities "rna", "prot" and "hto" (hashtags), those that the file has; counts are CSR
-        float32, cells x features. Repeated feature names are made unique (``TBCE``, ``TBCE-1``)
-        and Cell Ranger's feature ids kept in ``var["gene_ids"]``; ``prot.var["control"]`` marks
-        isotype controls. Cell annotation is in ``obs`` and in the first modality's ``obs``.
+        float32, cells x features. Repeated feature names are made unique (``TBCE``, ``TBCE-1``),
+        with those of the file kept in ``var["name_in_file"]``, and Cell Ranger's feature ids are
+        kept in ``var["gene_ids"]``; ``prot.var["control"]`` marks isotype controls. Cell annotation
+        is in ``obs`` and in the first modality's ``obs``.
         Features of other types, such as "CRISPR Guide Capture", form a modality
         (``crispr_guide_capture``).
 
@@ -123,7 +129,9 @@ def read(
                     f"{first} is a MuData, which has its proteins in a modality: leave out "
                     "protein_path and protein_expression_obsm_key"
                 )
-            return tidy_mudata(found, genome, hashtags, controls, first)
+            return tidy_mudata(
+                found, genome, hashtags, controls, first, rna_modality, protein_modality
+            )
         if protein_path is None:
             where = protein_where = str(first)
             adata = orient_alone(found, cells_in) if isinstance(found, Table) else found

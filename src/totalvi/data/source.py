@@ -1,7 +1,6 @@
 """Find the RNA and protein counts in a MuData or AnnData, without ever writing into it."""
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +10,10 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.cells import joined_obs, names_of, require_same_cells
+from totalvi.data.features import modalities_of
+from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.matrix import in_memory, to_csr, to_dense
 from totalvi.errors import DataError
-
-GENE_TYPES = ("Gene Expression", "GEX")
-PROTEIN_TYPES = ("Antibody Capture", "ADT")
 
 
 class CountSource(NamedTuple):
@@ -68,7 +66,7 @@ def find_counts(
         A MuData with an RNA and a protein modality of the same cells in the same order; or an
         AnnData with RNA in ``X`` and proteins in ``obsm[protein_expression_obsm_key]``, or with
         both in ``X``, told apart by ``var["feature_types"]`` ("Gene Expression" and "Antibody
-        Capture"). It is not changed.
+        Capture", in upper or lower case). It is not changed.
     rna_modality, protein_modality
         Names of the modalities of a MuData; not used for an AnnData.
     rna_layer, protein_layer
@@ -116,38 +114,15 @@ def find_counts(
     return source
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """List the known names for an error message, the near misses of ``name`` first.
-
-    Examples
-    --------
-    >>> did_you_mean("Bacth", ["batch", "donor"])
-    'did you mean "batch"? There are: "batch", "donor"'
-    >>> did_you_mean("sample", [])
-    'there are none'
-    """
-    known = [str(k) for k in known]
-    if not known:
-        return "there are none"
-    by_lower = {k.lower(): k for k in known}
-    near = [by_lower[k] for k in get_close_matches(name.lower(), by_lower, n=3)]
-    shown = _quoted(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-    return f"did you mean {_quoted(near)}? There are: {shown}" if near else f"there are: {shown}"
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
-
-
 def _protein_mend(data: MuData | AnnData) -> str:
     """How to say where the proteins are."""
     if isinstance(data, MuData):
         return (
             "totalVI needs protein counts paired with the RNA; name the modality that holds them "
-            f"with protein_modality (there are: {_quoted(data.mod)})"
+            f"with protein_modality (there are: {listed(data.mod)})"
         )
     likely = [key for key, value in data.obsm.items() if _looks_like_counts(value)]
-    hint = f" (these look like counts: {_quoted(likely)})" if likely else ""
+    hint = f" (these look like counts: {listed(likely)})" if likely else ""
     return (
         "totalVI needs protein counts paired with the RNA; name the obsm entry that holds them "
         f"with protein_expression_obsm_key{hint}"
@@ -216,7 +191,7 @@ def _from_mudata(
 def _from_anndata(
     adata: AnnData, rna_layer: str | None, protein_layer: str | None, obsm_key: str | None
 ) -> CountSource:
-    is_gene, is_protein = _feature_types(adata.var)
+    is_gene, is_protein = genes_and_proteins(adata.var)
     rna_where = "X" if rna_layer is None else f'layers["{rna_layer}"]'
     rna_values = _matrix(adata, rna_layer, "the AnnData", "rna_layer")
     gene_names = names_of(adata.var_names[is_gene])
@@ -259,13 +234,13 @@ def _from_anndata(
     )
 
 
-def _feature_types(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Which features of an AnnData are genes and which are proteins; all genes when unsaid."""
-    if "feature_types" not in var:
-        return np.ones(len(var), dtype=bool), np.zeros(len(var), dtype=bool)
-    kind = var["feature_types"].astype(str)
-    is_protein = kind.isin(PROTEIN_TYPES).to_numpy()
-    is_gene = kind.isin(GENE_TYPES).to_numpy()
+def genes_and_proteins(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the features of an AnnData that are genes, and those that are proteins.
+
+    Without any feature said to be a gene, all that are no proteins are genes.
+    """
+    modality = modalities_of(var)
+    is_gene, is_protein = modality == "rna", modality == "prot"
     return (is_gene if is_gene.any() else ~is_protein), is_protein
 
 
