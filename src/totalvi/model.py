@@ -10,6 +10,15 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.arguments import (
+    Cells,
+    cell_positions,
+    check_choice,
+    check_network_options,
+    checked_library_size,
+    feature_positions,
+    key_tuple,
+)
 from totalvi.data.background import empirical_background_prior
 from totalvi.data.cite import CiteData, Keys, Schema, describe
 from totalvi.data.source import did_you_mean
@@ -36,7 +45,6 @@ from totalvi.training.split import Split, check_split, random_split
 from totalvi.training.trainer import fit, torch_generator
 
 Data: TypeAlias = MuData | AnnData
-Cells = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names = str | Sequence[str] | None
 _QUERY_BATCH_SIZE = 1024
 _INITIAL_WEIGHTS, _SPLIT, _FIT, _QUERY = range(4)  # what a seed is for
@@ -149,10 +157,10 @@ class Model:
             panel_key=panel_key,
             labels_key=labels_key,
             size_factor_key=size_factor_key,
-            categorical_covariate_keys=_key_tuple(
+            categorical_covariate_keys=key_tuple(
                 "categorical_covariate_keys", categorical_covariate_keys
             ),
-            continuous_covariate_keys=_key_tuple(
+            continuous_covariate_keys=key_tuple(
                 "continuous_covariate_keys", continuous_covariate_keys
             ),
             rna_modality=rna_modality,
@@ -162,12 +170,12 @@ class Model:
             protein_expression_obsm_key=protein_expression_obsm_key,
             allow_fractional=allow_fractional,
         )
-        _check_network_options(network_options)
+        check_network_options(network_options)
         if not (isinstance(seed, int | np.integer) and seed >= 0):
             raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0.")
         # these two are other than the network's, whose own check would name another argument
-        _check_choice("library", library, ("observed", "latent"))
-        _check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb"))
+        check_choice("library", library, ("observed", "latent"))
+        check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb"))
         self._options: dict[str, Any] = {
             "n_latent": n_latent,
             "n_hidden": n_hidden,
@@ -424,13 +432,13 @@ class Model:
         RNA (cells, genes) and protein (cells, proteins).
         """
         data, cells = self._asked(adata, indices)
-        genes = _positions(gene_list, self.schema.gene_names, "gene_list")
-        proteins = _positions(protein_list, self.schema.protein_names, "protein_list")
+        genes = feature_positions(gene_list, self.schema.gene_names, "gene_list")
+        proteins = feature_positions(protein_list, self.schema.protein_names, "protein_list")
         query = ExpressionQuery(
             genes=genes,
             proteins=proteins,
             transform_batches=self._batch_codes(transform_batch),
-            library_size=_checked_library_size(library_size),
+            library_size=checked_library_size(library_size),
             n_samples=at_least_one("n_samples", n_samples),
             sample_protein_mixing=sample_protein_mixing,
             scale_protein=scale_protein,
@@ -476,7 +484,7 @@ class Model:
         (cells, proteins), between 0 and 1.
         """
         data, cells = self._asked(adata, indices)
-        proteins = _positions(protein_list, self.schema.protein_names, "protein_list")
+        proteins = feature_positions(protein_list, self.schema.protein_names, "protein_list")
         values = foreground_probability(
             self.module,
             data,
@@ -524,7 +532,7 @@ class Model:
             if adata is None
             else describe(adata, self.schema.keys, self.schema)
         )
-        return data, _cell_positions(indices, data.n_cells)
+        return data, cell_positions(indices, data.n_cells)
 
     def _generator(self, seed: int) -> Any:
         return torch_generator(self._random(_QUERY, seed))
@@ -623,81 +631,3 @@ class Model:
             f"totalvi.Model: {len(schema.gene_names)} genes, {len(schema.protein_names)} proteins, "
             f"{len(schema.batch_names)} batches, {self.module.n_latent} latent dimensions; {state}"
         )
-
-
-def _check_network_options(options: dict[str, Any]) -> None:
-    """Raise ValueError for arguments of the network that the model sets from data or other names."""
-    elsewhere = {
-        "reconstruction_loss_gene": "gene_likelihood",
-        "protein_batch_mask": "NaN in the proteins a batch or panel did not measure",
-        "n_panels": "panel_key",
-        "n_batch": "batch_key",
-        "n_labels": "labels_key",
-        "n_categories_per_covariate": "categorical_covariate_keys",
-        "n_continuous_covariates": "continuous_covariate_keys",
-        "generator": "seed",
-        "use_cuda": "model.train(accelerator=...)",
-        "n_input_genes": "the data",
-        "n_input_proteins": "the data",
-    }
-    for name in options:
-        if name in elsewhere:
-            raise ValueError(
-                f"{name} is not an argument of Model; it follows from {elsewhere[name]}."
-            )
-
-
-def _key_tuple(argument: str, keys: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(keys, str):
-        raise ValueError(f'{argument} is {keys!r}; allowed is a list of columns: give ["{keys}"].')
-    return tuple(keys)
-
-
-def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        allowed = ", ".join(map(repr, choices))
-        raise ValueError(f"{argument} is {value!r}; allowed are {allowed}.")
-
-
-def _cell_positions(indices: Cells, n_cells: int) -> np.ndarray:
-    """Return positions from positions or a mask.
-
-    Raises ValueError when a position is out of range, or a mask has another length than the data.
-    """
-    if indices is None:
-        return np.arange(n_cells)
-    given = np.asarray(indices)
-    if given.size == 0 or (given.dtype == bool and not given.any()):
-        raise ValueError("indices selects no cell; give at least one.")
-    if given.dtype == bool:
-        if given.shape != (n_cells,):
-            raise ValueError(f"indices is a mask of shape {given.shape}; allowed is ({n_cells},).")
-        return np.flatnonzero(given)
-    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
-        raise ValueError("indices must be a list of positions or a mask of the cells.")
-    if given.min() < -n_cells or given.max() >= n_cells:
-        raise ValueError(
-            f"indices holds positions from {given.min()} to {given.max()}; "
-            f"allowed are 0 to {n_cells - 1}."
-        )
-    return given.astype(np.int64) % n_cells
-
-
-def _positions(wanted: Sequence[str] | None, known: Sequence[str], argument: str) -> np.ndarray:
-    if wanted is None:
-        return np.arange(len(known))
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    positions = pd.Index(known).get_indexer(pd.Index(wanted))
-    for name, position in zip(wanted, positions, strict=True):
-        if position < 0:
-            raise ValueError(f"{argument} holds {name!r}; {did_you_mean(str(name), known)}.")
-    return positions
-
-
-def _checked_library_size(library_size: ScaledLibrary) -> ScaledLibrary:
-    if isinstance(library_size, str) and library_size == "latent":
-        return library_size
-    is_number = isinstance(library_size, int | float | np.number)
-    if is_number and 0 < library_size < np.inf:
-        return float(library_size)
-    raise ValueError(f"library_size is {library_size!r}; allowed are 'latent' or a number above 0.")
