@@ -42,7 +42,7 @@ def key_tuple(argument: str, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         allowed = ", ".join(map(repr, choices))
         raise ValueError(f"{argument} is {value!r}; allowed are {allowed}.")
