@@ -13,11 +13,11 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.checks import Finding, raise_errors
-from totalvi.data.cite import Keys, check_source
+from totalvi.data.cite import Keys, check_source, find_source
 from totalvi.data.features import marked_controls
 from totalvi.data.modalities import renamed_features
 from totalvi.data.read import read
-from totalvi.data.source import CountSource, find_counts, genes_and_proteins
+from totalvi.data.source import CountSource, genes_and_proteins
 from totalvi.errors import DataError
 
 
@@ -64,18 +64,6 @@ def read_input(
     return data, replace(keys, protein_expression_obsm_key=None)
 
 
-def find(data: MuData | AnnData, keys: Keys) -> CountSource:
-    """Find the counts where ``keys`` say."""
-    return find_counts(
-        data,
-        rna_modality=keys.rna_modality,
-        protein_modality=keys.protein_modality,
-        rna_layer=keys.rna_layer,
-        protein_layer=keys.protein_layer,
-        protein_expression_obsm_key=keys.protein_expression_obsm_key,
-    )
-
-
 def prepare(
     data: MuData | AnnData, keys: Keys, *, n_genes: int = 4000, drop_empty_cells: bool = True
 ) -> Prepared:
@@ -97,7 +85,7 @@ def prepare(
     DataError
         When the counts or their annotation cannot be used.
     """
-    source = find(data, keys)
+    source = find_source(data, keys)
     all_cells = source.cell_names
     kept = np.ones(len(all_cells), dtype=bool)
     notes = renamed_features(data)

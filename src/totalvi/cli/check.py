@@ -42,8 +42,8 @@ def check(
       totalvi check filtered_feature_bc_matrix.h5
       totalvi check cells.h5mu --batch donor --json
     """
-    from totalvi.analysis.prepare import ReadOptions, find, read_input
-    from totalvi.data.cite import Keys, check_source
+    from totalvi.analysis.prepare import ReadOptions, read_input
+    from totalvi.data.cite import Keys, check_source, find_source
     from totalvi.data.finding import Finding
     from totalvi.data.modalities import renamed_features
     from totalvi.errors import DataError
@@ -65,7 +65,7 @@ def check(
     read_options = ReadOptions(protein, genome, hashtags, controls, cells_in)
     data, keys = read_input(input, keys, read_options)
     try:
-        findings = [*check_source(find(data, keys), keys), *renamed_features(data)]
+        findings = [*check_source(find_source(data, keys), keys), *renamed_features(data)]
     except DataError as error:
         findings = [Finding("error", "counts_not_found", str(error))]
     findings = [finding._replace(message=with_options(finding.message)) for finding in findings]

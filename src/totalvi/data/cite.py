@@ -149,14 +149,7 @@ def describe(data: MuData | AnnData, keys: Keys, schema: Schema | None = None) -
     DataError
         When the data cannot be used; the message names what is wrong and the mend.
     """
-    source = find_counts(
-        data,
-        rna_modality=keys.rna_modality,
-        protein_modality=keys.protein_modality,
-        rna_layer=keys.rna_layer,
-        protein_layer=keys.protein_layer,
-        protein_expression_obsm_key=keys.protein_expression_obsm_key,
-    )
+    source = find_source(data, keys)
     findings = check_source(source, keys)
     if schema is None:
         raise_errors(findings)
@@ -164,6 +157,18 @@ def describe(data: MuData | AnnData, keys: Keys, schema: Schema | None = None) -
         raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
         source = _align(source, schema)
     return _cite_data(source, keys, schema)
+
+
+def find_source(data: MuData | AnnData, keys: Keys) -> CountSource:
+    """Find the counts where ``keys`` say."""
+    return find_counts(
+        data,
+        rna_modality=keys.rna_modality,
+        protein_modality=keys.protein_modality,
+        rna_layer=keys.rna_layer,
+        protein_layer=keys.protein_layer,
+        protein_expression_obsm_key=keys.protein_expression_obsm_key,
+    )
 
 
 def check_source(source: CountSource, keys: Keys) -> list[Any]:
