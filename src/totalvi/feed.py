@@ -23,6 +23,8 @@ class Minibatch(NamedTuple):
     ----------
     cells
         Their positions in the data, (B,).
+    keys
+        One number a cell, made from its name, by which its noise is drawn, (B,).
     x, y
         RNA counts (B, G), sparse, and protein counts (B, T).
     context
@@ -32,6 +34,7 @@ class Minibatch(NamedTuple):
     """
 
     cells: np.ndarray
+    keys: np.ndarray
     x: SparseCounts
     y: Tensor
     context: CellContext
@@ -86,7 +89,9 @@ def minibatch(
             for by_batch in (data.schema.library_log_mean, data.schema.library_log_variance)
         )
     x = sparse_rows(data.rna[rows]).to(device)
-    return Minibatch(rows, x, required(data.protein), context, log_mean, log_variance)
+    return Minibatch(
+        rows, data.cell_keys[rows], x, required(data.protein), context, log_mean, log_variance
+    )
 
 
 def sparse_rows(rows: sparse.csr_matrix) -> SparseCounts:

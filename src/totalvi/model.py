@@ -3,37 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from mudata import MuData
 
-from totalvi.arguments import (
-    Cells,
-    cell_positions,
-    check_choice,
-    check_network_options,
-    checked_library_size,
-    feature_positions,
-    key_tuple,
-)
+from totalvi.arguments import check_choice, check_network_options, key_tuple
 from totalvi.data.background import empirical_background_prior
 from totalvi.data.cite import CiteData, Keys, Schema, describe
-from totalvi.data.source import did_you_mean
-from totalvi.errors import DataError, FormatError, NotTrainedError, TrainingError
-from totalvi.module.options import at_least_one
+from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
-from totalvi.posterior.evidence import elbo_by_cell
-from totalvi.posterior.expression import (
-    ExpressionQuery,
-    ScaledLibrary,
-    foreground_probability,
-    normalized_expression,
-)
-from totalvi.posterior.latent import latent_representation
+from totalvi.queries.asking import Data
+from totalvi.queries.evidence import EvidenceQueries
+from totalvi.queries.expression import ExpressionQueries
+from totalvi.queries.latent import LatentQueries
 from totalvi.training.plan import (
     TrainingPlan,
     default_batch_size,
@@ -44,13 +28,10 @@ from totalvi.training.progress import epoch_progress
 from totalvi.training.split import Split, check_split, random_split
 from totalvi.training.trainer import fit, torch_generator
 
-Data: TypeAlias = MuData | AnnData
-Names = str | Sequence[str] | None
-_QUERY_BATCH_SIZE = 1024
-_INITIAL_WEIGHTS, _SPLIT, _FIT, _QUERY = range(4)  # what a seed is for
+_INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 
 
-class Model:
+class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
     Parameters
@@ -327,229 +308,6 @@ class Model:
         }
         self._n_fits += 1
         self.is_trained = True
-
-    def _training_data(self) -> CiteData:
-        if self._data is None:
-            raise DataError(
-                "The model was loaded without data; give them to Model.load, or to the query."
-            )
-        return self._data
-
-    # ------------------------------------------------------------------------------------ queries
-
-    def get_latent_representation(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        give_mean: bool = True,
-        mc_samples: int = 5000,
-        batch_size: int = _QUERY_BATCH_SIZE,
-        *,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """Return the latent cell state: the mean of q(z | cell), or one sample of it.
-
-        Parameters
-        ----------
-        adata
-            New data with the model's features, batches and annotation. None: the training data.
-        indices
-            Positions of cells, or a mask. None: all.
-        give_mean
-            Whether to return the mean; otherwise a sample.
-        mc_samples
-            Samples for the mean of the logistic normal; the normal's mean is exact.
-        batch_size
-            Cells at a time.
-        seed
-            Of the samples.
-
-        Returns
-        -------
-        (cells, n_latent) float32.
-        """
-        data, cells = self._asked(adata, indices)
-        return latent_representation(
-            self.module,
-            data,
-            cells,
-            give_mean=give_mean,
-            n_samples=at_least_one("mc_samples", mc_samples),
-            batch_size=batch_size,
-            generator=self._generator(seed),
-        )
-
-    def get_normalized_expression(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        *,
-        transform_batch: Names = None,
-        gene_list: Sequence[str] | None = None,
-        protein_list: Sequence[str] | None = None,
-        library_size: ScaledLibrary = 1.0,
-        n_samples: int = 1,
-        sample_protein_mixing: bool = False,
-        scale_protein: bool = False,
-        include_protein_background: bool = False,
-        return_mean: bool = True,
-        return_numpy: bool = False,
-        batch_size: int = _QUERY_BATCH_SIZE,
-        seed: int = 0,
-    ) -> tuple[Any, Any]:
-        """Return denoised RNA and protein.
-
-        RNA is E[rho] times ``library_size``; protein E[(1 - pi) beta alpha], in counts, free of
-        background and of the batch's protein efficiency, where the model has one. The expectation is
-        over the posterior, by ``n_samples`` Monte Carlo samples.
-
-        Parameters
-        ----------
-        adata, indices, batch_size, seed
-            As in `get_latent_representation`.
-        transform_batch
-            Batch or batches to decode every cell into, averaged. None: each cell's own.
-        gene_list, protein_list
-            Wanted features. None: all.
-        library_size
-            Number that RNA proportions are multiplied by, or "latent" for each cell's library size.
-        n_samples
-            Posterior samples a cell.
-        sample_protein_mixing
-            Whether each protein is drawn to be background or foreground, rather than weighted.
-        scale_protein
-            Whether the proteins of a cell are made to sum to one.
-        include_protein_background
-            Whether to add the background, E[pi beta].
-        return_mean
-            Whether to average the samples; otherwise each is returned, as an array
-            (n_samples, cells, features).
-        return_numpy
-            Whether to return arrays in place of data frames.
-
-        Returns
-        -------
-        RNA (cells, genes) and protein (cells, proteins).
-        """
-        data, cells = self._asked(adata, indices)
-        genes = feature_positions(gene_list, self.schema.gene_names, "gene_list")
-        proteins = feature_positions(protein_list, self.schema.protein_names, "protein_list")
-        query = ExpressionQuery(
-            genes=genes,
-            proteins=proteins,
-            transform_batches=self._batch_codes(transform_batch),
-            library_size=checked_library_size(library_size),
-            n_samples=at_least_one("n_samples", n_samples),
-            sample_protein_mixing=sample_protein_mixing,
-            scale_protein=scale_protein,
-            include_protein_background=include_protein_background,
-        )
-        rna, protein = normalized_expression(
-            self.module,
-            data,
-            cells,
-            query,
-            return_mean=return_mean,
-            batch_size=batch_size,
-            generator=self._generator(seed),
-        )
-        if return_numpy or not return_mean:
-            return rna, protein
-        names = data.cell_names[cells]
-        return (
-            pd.DataFrame(rna, index=names, columns=np.array(self.schema.gene_names)[genes]),
-            pd.DataFrame(
-                protein, index=names, columns=np.array(self.schema.protein_names)[proteins]
-            ),
-        )
-
-    def get_protein_foreground_probability(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        *,
-        transform_batch: Names = None,
-        protein_list: Sequence[str] | None = None,
-        n_samples: int = 1,
-        return_numpy: bool = False,
-        batch_size: int = _QUERY_BATCH_SIZE,
-        seed: int = 0,
-    ) -> Any:
-        """Return the probability that each protein count is foreground, E[1 - pi].
-
-        Parameters are those of `get_normalized_expression`.
-
-        Returns
-        -------
-        (cells, proteins), between 0 and 1.
-        """
-        data, cells = self._asked(adata, indices)
-        proteins = feature_positions(protein_list, self.schema.protein_names, "protein_list")
-        values = foreground_probability(
-            self.module,
-            data,
-            cells,
-            proteins,
-            n_samples=at_least_one("n_samples", n_samples),
-            transform_batches=self._batch_codes(transform_batch),
-            batch_size=batch_size,
-            generator=self._generator(seed),
-        )
-        if return_numpy:
-            return values
-        columns = np.array(self.schema.protein_names)[proteins]
-        return pd.DataFrame(values, index=data.cell_names[cells], columns=columns)
-
-    def get_elbo(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        batch_size: int = _QUERY_BATCH_SIZE,
-        *,
-        return_mean: bool = True,
-        seed: int = 0,
-    ) -> float | np.ndarray:
-        """Return the evidence lower bound in nats by cell: their mean, or that of each cell.
-
-        Higher is better; it is minus the loss of the paper's objective (with
-        ``protein_efficiency=True``, of scvi-tools' objective, which has a prior term for it).
-        Parameters are those of `get_latent_representation`.
-        """
-        data, cells = self._asked(adata, indices)
-        values = elbo_by_cell(
-            self.module, data, cells, batch_size=batch_size, generator=self._generator(seed)
-        )
-        return float(values.mean(dtype=np.float64)) if return_mean else values
-
-    def _asked(self, adata: Data | None, indices: Cells) -> tuple[CiteData, np.ndarray]:
-        """Return the data and cells of a query, once the model can answer it."""
-        if self._failure is not None:
-            raise NotTrainedError(f"The fit failed, so nothing can be asked: {self._failure}")
-        if not self.is_trained:
-            raise NotTrainedError("The model has not been trained; call model.train() first.")
-        data = (
-            self._training_data()
-            if adata is None
-            else describe(adata, self.schema.keys, self.schema)
-        )
-        return data, cell_positions(indices, data.n_cells)
-
-    def _generator(self, seed: int) -> Any:
-        return torch_generator(self._random(_QUERY, seed))
-
-    def _batch_codes(self, transform_batch: Names) -> tuple[int | None, ...]:
-        if transform_batch is None:
-            return (None,)
-        wanted = [transform_batch] if np.isscalar(transform_batch) else list(transform_batch)
-        known = self.schema.batch_names
-        if not wanted:
-            raise ValueError("transform_batch is empty; allowed are None, or at least one batch.")
-        for name in wanted:
-            if str(name) not in known:
-                raise ValueError(
-                    f"transform_batch holds {name!r}; {did_you_mean(str(name), known)}."
-                )
-        return tuple(known.index(str(name)) for name in wanted)
 
     # --------------------------------------------------------------------------------------- files
 

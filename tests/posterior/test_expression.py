@@ -8,12 +8,14 @@ import torch
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
 from totalvi.data.cite import CiteData
+from totalvi.feed import minibatches
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.expression import (
     ExpressionQuery,
     foreground_probability,
     normalized_expression,
 )
+from totalvi.posterior.noise import CellNoise
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 2)
@@ -36,17 +38,24 @@ def ask(
     cells: np.ndarray = CELLS,
     return_mean: bool = True,
     batch_size: int = 1000,
-    **query: Any,
+    **given: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    return normalized_expression(
-        network,
-        data,
-        cells,
-        ExpressionQuery(**({"genes": GENES, "proteins": PROTEINS} | query)),
-        return_mean=return_mean,
-        batch_size=batch_size,
-        generator=torch.Generator().manual_seed(5),
+    query = ExpressionQuery(**({"genes": GENES, "proteins": PROTEINS} | given))
+    leading = () if return_mean else (query.n_samples,)
+    rna, protein = (
+        np.full((*leading, len(cells), len(features)), np.nan, dtype=np.float32)
+        for features in (query.genes, query.proteins)
     )
+    normalized_expression(
+        network,
+        minibatches(data, network, cells, batch_size),
+        query,
+        CellNoise(5),
+        rna,
+        protein,
+        return_mean=return_mean,
+    )
+    return rna, protein
 
 
 def averages(data: CiteData, network: TOTALVI, n_samples: int, code: int | None) -> dict[str, Any]:
@@ -155,14 +164,31 @@ def test_chosen_features_are_columns_of_all(data: CiteData) -> None:
     np.testing.assert_allclose(some_protein, protein[:, proteins], rtol=1e-6)
 
 
-def test_minibatches_hold_their_own_cells(data: CiteData) -> None:
-    """With the noise gone, the minibatch size does not matter."""
+def test_neither_minibatch_size_nor_subset_changes_a_cell(data: CiteData) -> None:
     network = module()
-    with torch.no_grad():
-        network.encoder.z_head.log_variance.bias.fill_(-60)
-        network.encoder.z_head.log_variance.weight.zero_()
-    few, all_at_once = (ask(data, network, n_samples=20, batch_size=size)[0] for size in (7, 1000))
-    np.testing.assert_allclose(few, all_at_once, rtol=0.05)
+    whole = ask(data, network, n_samples=3, sample_protein_mixing=True)
+    few = ask(data, network, n_samples=3, sample_protein_mixing=True, batch_size=7)
+    some = ask(data, network, CELLS[11:20], n_samples=3, sample_protein_mixing=True)
+    for every, by_few, part in zip(whole, few, some, strict=True):
+        np.testing.assert_allclose(by_few, every, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(part, every[11:20], rtol=1e-4, atol=1e-6)
+
+
+def test_decoding_into_the_own_batch_changes_nothing(data: CiteData) -> None:
+    network = module()
+    for code in (0, 1):
+        cells = np.flatnonzero(data.batch == code)
+        own, same = (
+            ask(data, network, cells, n_samples=2, transform_batches=codes)
+            for codes in ((None,), (code,))
+        )
+        assert all(np.array_equal(a, b) for a, b in zip(own, same, strict=True))
+
+
+def test_without_genes_proteins_are_the_same(data: CiteData) -> None:
+    rna, protein = ask(data, module(), n_samples=2, genes=np.arange(0))
+    assert rna.shape == (len(CELLS), 0)
+    np.testing.assert_allclose(protein, ask(data, module(), n_samples=2)[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("codes", [(None,), (0, 1)])
@@ -170,16 +196,17 @@ def test_foreground_probability(data: CiteData, codes: tuple[int | None, ...]) -
     network = module()
 
     def probability(seed: int, proteins: np.ndarray = PROTEINS) -> np.ndarray:
-        return foreground_probability(
+        values = np.full((len(CELLS), len(proteins)), np.nan, dtype=np.float32)
+        foreground_probability(
             network,
-            data,
-            CELLS,
+            minibatches(data, network, CELLS, 31),
+            CellNoise(seed),
             proteins,
+            values,
             n_samples=100,
             transform_batches=codes,
-            batch_size=31,
-            generator=torch.Generator().manual_seed(seed),
         )
+        return values
 
     ours = probability(0)
     assert ours.shape == (len(CELLS), N_PROTEINS)

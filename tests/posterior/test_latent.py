@@ -8,8 +8,10 @@ import torch
 
 from counts import SMALL, described
 from totalvi.data.cite import CiteData
+from totalvi.feed import minibatches
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.latent import latent_representation
+from totalvi.posterior.noise import CellNoise
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +29,9 @@ def module(distribution: Any = "normal") -> TOTALVI:
 def ask(
     data: CiteData, network: TOTALVI, cells: np.ndarray, seed: int = 0, **options: Any
 ) -> np.ndarray:
-    return latent_representation(
-        network,
-        data,
-        cells,
-        **({"give_mean": True, "n_samples": 2000, "batch_size": 50} | options),
-        generator=torch.Generator().manual_seed(seed),
-    )
+    arguments = {"give_mean": True, "n_samples": 2000} | options
+    batches = minibatches(data, network, cells, arguments.pop("batch_size", 50))
+    return latent_representation(network, batches, CellNoise(seed), **arguments)
 
 
 def posterior(data: CiteData, network: TOTALVI) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -129,6 +130,11 @@ class CiteData:
     def n_cells(self) -> int:
         """Number of cells."""
         return int(self.rna.shape[0])
+
+    @cached_property
+    def cell_keys(self) -> np.ndarray:
+        """One 64-bit number a cell, made from its name: the same in whatever data it comes."""
+        return pd.util.hash_array(self.cell_names.to_numpy(object), categorize=False)
 
 
 def describe(data: MuData | AnnData, keys: Keys, schema: Schema | None = None) -> CiteData:

@@ -24,7 +24,7 @@ class Decoded(NamedTuple):
     Parameters
     ----------
     gene_logit
-        Of the RNA proportions, (B, G).
+        Of the RNA proportions, (B, G); None where genes were not asked for.
     dropout_logit
         RNA zero-inflation, (B, G); None without zero inflation.
     background_mean, background_scale
@@ -35,7 +35,7 @@ class Decoded(NamedTuple):
         Of the probability that a protein count is background, (B, T).
     """
 
-    gene_logit: Tensor
+    gene_logit: Tensor | None
     dropout_logit: Tensor | None
     background_mean: Tensor
     background_scale: Tensor
@@ -95,20 +95,30 @@ class Decoder(nn.Module):
         self.background_logit_head = head(n_proteins)
 
     def forward(
-        self, z: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
+        self,
+        z: Tensor,
+        covariates: Tensor | None,
+        generator: torch.Generator | None = None,
+        *,
+        genes: bool = True,
     ) -> Decoded:
-        """Decode ``z`` (B, n_input): the latent state and the continuous covariates."""
+        """Decode ``z`` (B, n_input): the latent state and the continuous covariates.
+
+        Without ``genes`` the products as wide as the genes are left out.
+        """
         hidden = self.first(z, covariates, generator)
         for layer in self.rest:
             hidden = layer(hidden, covariates, generator)
-        genes, background, foreground, mixing = (
+        gene, background, foreground, mixing = (
             torch.cat([trunk, z], dim=1) for trunk in hidden.chunk(_TRUNKS, dim=1)
         )
         scale = self.background_scale_head(background, covariates)
         return Decoded(
-            gene_logit=self.gene_head(genes, covariates),
+            gene_logit=self.gene_head(gene, covariates) if genes else None,
             dropout_logit=(
-                None if self.dropout_head is None else self.dropout_head(mixing, covariates)
+                self.dropout_head(mixing, covariates)
+                if genes and self.dropout_head is not None
+                else None
             ),
             background_mean=self.background_mean_head(background, covariates),
             background_scale=(

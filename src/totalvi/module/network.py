@@ -312,9 +312,17 @@ class Network(nn.Module):
         return self.encoder(x, y, continuous, covariates, generator)
 
     def decode(
-        self, z: Tensor, context: CellContext, generator: torch.Generator | None = None
+        self,
+        z: Tensor,
+        context: CellContext,
+        generator: torch.Generator | None = None,
+        *,
+        genes: bool = True,
     ) -> Decoded:
-        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``."""
+        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``.
+
+        Without ``genes`` only what concerns proteins is decoded, which is much less work.
+        """
         codes = [context.batch]
         if context.categorical is not None:
             codes += list(context.categorical.unbind(dim=1))
@@ -322,7 +330,7 @@ class Network(nn.Module):
         covariates = one_hot_columns(codes, categories, z.dtype)
         if context.continuous is not None:
             z = torch.cat([z, context.continuous], dim=1)
-        return self.decoder(z, covariates, generator)
+        return self.decoder(z, covariates, generator, genes=genes)
 
     def transform_latent(self, untran_z: Tensor) -> Tensor:
         """Return z from u: itself, or its softmax for the logistic normal."""
@@ -381,6 +389,7 @@ class Network(nn.Module):
         local_l_var_gene: Tensor | None = None,
     ) -> ElboTerms:
         """Return the terms at given samples of the latent variables."""
+        assert decoded.gene_logit is not None
         log_mean = self.gene_log_mean(decoded.gene_logit, library_size)
         log_r = self.gene_log_inverse_dispersion(context)
         kl_z = standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1)
@@ -447,6 +456,20 @@ class Network(nn.Module):
 
     def _cell_log_efficiency(self, context: CellContext) -> Tensor | float:
         return 0.0 if self.log_efficiency is None else self.log_efficiency[context.batch]
+
+    def latent_at(self, posterior: CellPosterior, normal: Tensor) -> Tensor:
+        """Return u at given standard normal noise, (..., B, n_latent)."""
+        return posterior.qz_m + posterior.qz_v.sqrt() * normal
+
+    def library_at(
+        self, posterior: CellPosterior, context: CellContext, normal: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the library size (B, 1) at given noise, and its log where it is latent."""
+        if posterior.ql_m is None or posterior.ql_v is None:
+            assert context.library_size is not None
+            return context.library_size, None
+        untran_l = posterior.ql_m + posterior.ql_v.sqrt() * normal
+        return untran_l.clamp(max=_LARGEST_LOG_LIBRARY).exp(), untran_l
 
     def sample_latent(
         self, posterior: CellPosterior, generator: torch.Generator | None = None

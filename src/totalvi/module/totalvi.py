@@ -230,6 +230,7 @@ class TOTALVI(Network):
         self, decoded: Decoded, library_size: Tensor, context: CellContext
     ) -> Parameters:
         """Return the entries of ``px_``."""
+        assert decoded.gene_logit is not None
         scale = self.log_proportions(decoded.gene_logit).exp()
         parameters = {
             "scale": scale,

@@ -1,17 +1,17 @@
 """Denoised expression and foreground probability: posterior means by Monte Carlo, streamed."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from totalvi.data.cite import CiteData
-from totalvi.feed import Minibatch, minibatches
-from totalvi.module.context import CellContext
+from totalvi.feed import Minibatch
 from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import Draw, draws
+from totalvi.posterior.noise import CellNoise
 
 ScaledLibrary = float | Literal["latent"]
 
@@ -47,132 +47,90 @@ class ExpressionQuery(NamedTuple):
     include_protein_background: bool = False
 
 
-class Draw(NamedTuple):
-    """One posterior sample of a minibatch's cells, decoded.
-
-    Parameters
-    ----------
-    log_proportions
-        Of RNA, (B, G).
-    library_size
-        (B, 1).
-    background_rate, foreground_rate
-        Protein means, (B, T).
-    background_logit
-        Logit of the probability that a count is background, (B, T).
-    """
-
-    log_proportions: Tensor
-    library_size: Tensor
-    background_rate: Tensor
-    foreground_rate: Tensor
-    background_logit: Tensor
-
-
-def draws(
-    module: TOTALVI,
-    batch: Minibatch,
-    n_samples: int,
-    transform_batches: Sequence[int | None],
-    generator: torch.Generator,
-) -> Iterator[Draw]:
-    """Yield posterior samples of a minibatch: it is encoded once, each sample decoded into each batch.
-
-    Samples of the latent state and the library size are shared by the batches decoded into.
-    """
-    posterior = module.encode(batch.x, batch.y, batch.context)
-    for _ in range(n_samples):
-        z = module.sample_latent(posterior, generator)
-        library_size = module.sample_library(posterior, batch.context, generator)[0]
-        for code in transform_batches:
-            context: CellContext = module.in_batch(batch.context, code)
-            decoded = module.decode(z, context)
-            background_rate = module.sample_log_background(decoded, generator).exp()
-            yield Draw(
-                log_proportions=module.log_proportions(decoded.gene_logit),
-                library_size=library_size,
-                background_rate=background_rate,
-                foreground_rate=background_rate * decoded.foreground_factor,
-                background_logit=decoded.background_logit,
-            )
-
-
 @torch.no_grad()
 def normalized_expression(
     module: TOTALVI,
-    data: CiteData,
-    cells: np.ndarray,
+    batches: Iterable[Minibatch],
     query: ExpressionQuery,
+    noise: CellNoise,
+    rna: Any,
+    protein: Any,
     *,
     return_mean: bool,
-    batch_size: int,
-    generator: torch.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return denoised RNA and protein.
+) -> None:
+    """Write denoised RNA and protein, one minibatch after the other.
 
     RNA is E[rho] times the library size; protein E[(1 - pi) beta alpha], plus E[pi beta] with the
     background included; the expectations are over q(z, l, b | cell).
 
-    Returns
-    -------
-    (cells, genes) and (cells, proteins) float32; without ``return_mean``, every sample with a leading
-    axis of ``n_samples``, batches averaged.
+    Parameters
+    ----------
+    rna, protein
+        What takes the rows: arrays or zarr arrays of shape (cells, genes) and (cells, proteins);
+        without ``return_mean`` they have a leading axis of ``n_samples``, and batches are averaged.
     """
     n_kept = 1 if return_mean else query.n_samples
-    rna = np.zeros((n_kept, len(cells), len(query.genes)), dtype=np.float32)
-    protein = np.zeros((n_kept, len(cells), len(query.proteins)), dtype=np.float32)
     n_batches = len(query.transform_batches)
     n_averaged = n_batches * query.n_samples // n_kept
+    scale = 1.0 if query.library_size == "latent" else query.library_size
     genes = _selection(query.genes, module.n_input_genes)
     start = 0
-    for batch in minibatches(data, module, cells, batch_size):
+    for batch in batches:
         rows = slice(start, start + len(batch.cells))
         start = rows.stop
-        kept_rna = torch.from_numpy(rna[:, rows])
-        kept_protein = torch.from_numpy(protein[:, rows])
-        samples = draws(module, batch, query.n_samples, query.transform_batches, generator)
+        kept_rna = torch.zeros(n_kept, len(batch.cells), len(query.genes))
+        kept_protein = torch.zeros(n_kept, len(batch.cells), len(query.proteins))
+        with_genes = len(query.genes) > 0
+        samples = draws(
+            module, batch, query.n_samples, noise, query.transform_batches, genes=with_genes
+        )
         for i, draw in enumerate(samples):
             slot = 0 if return_mean else i // n_batches
-            proportions = draw.log_proportions[:, genes].exp_()
-            if query.library_size == "latent":
-                proportions *= draw.library_size
-            kept_rna[slot] += proportions
-            kept_protein[slot] += _protein(draw, query, generator)[:, query.proteins]
-        scale = 1.0 if query.library_size == "latent" else query.library_size
+            if with_genes:
+                assert draw.decoded.gene_logit is not None
+                proportions = module.log_proportions(draw.decoded.gene_logit)[:, genes].exp_()
+                if query.library_size == "latent":
+                    proportions *= draw.library_size
+                kept_rna[slot] += proportions.cpu()
+            kept_protein[slot] += _protein(draw, query, noise, batch.keys)[:, query.proteins].cpu()
         kept_rna *= scale / n_averaged
         kept_protein /= n_averaged
-    return (rna[0], protein[0]) if return_mean else (rna, protein)
+        if return_mean:
+            rna[rows], protein[rows] = kept_rna[0].numpy(), kept_protein[0].numpy()
+        else:
+            rna[:, rows], protein[:, rows] = kept_rna.numpy(), kept_protein.numpy()
 
 
 @torch.no_grad()
 def foreground_probability(
     module: TOTALVI,
-    data: CiteData,
-    cells: np.ndarray,
+    batches: Iterable[Minibatch],
+    noise: CellNoise,
     proteins: np.ndarray,
+    probability: Any,
     *,
     n_samples: int,
     transform_batches: Sequence[int | None],
-    batch_size: int,
-    generator: torch.Generator,
-) -> np.ndarray:
-    """Return E[1 - pi], the expectation over q(z | cell), (cells, proteins)."""
-    means = []
-    for batch in minibatches(data, module, cells, batch_size):
+) -> None:
+    """Write E[1 - pi], the expectation over q(z | cell), to the rows of ``probability``."""
+    start = 0
+    for batch in batches:
         total = torch.zeros_like(batch.y)
-        for draw in draws(module, batch, n_samples, transform_batches, generator):
-            total += torch.sigmoid(-draw.background_logit)
-        means.append((total / (n_samples * len(transform_batches)))[:, proteins])
-    return torch.cat(means).numpy()
+        for draw in draws(module, batch, n_samples, noise, transform_batches, genes=False):
+            total += torch.sigmoid(-draw.decoded.background_logit)
+        mean = total / (n_samples * len(transform_batches))
+        probability[start : start + len(batch.cells)] = mean[:, proteins].cpu().numpy()
+        start += len(batch.cells)
 
 
-def _protein(draw: Draw, query: ExpressionQuery, generator: torch.Generator) -> Tensor:
-    background = torch.sigmoid(draw.background_logit)
+def _protein(draw: Draw, query: ExpressionQuery, noise: CellNoise, keys: np.ndarray) -> Tensor:
+    background = draw.background_probability()
     if query.sample_protein_mixing:
-        background = torch.bernoulli(background, generator=generator)
-    value = (1 - background) * draw.foreground_rate
+        uniform = noise.uniform("mixing", draw.sample, keys, background.shape[1])
+        background = (uniform.to(background.device) < background).to(background.dtype)
+    value = (1 - background) * draw.foreground_rate()
     if query.include_protein_background:
-        value += background * draw.background_rate
+        value += background * draw.background_rate()
     return F.normalize(value, p=1, dim=-1) if query.scale_protein else value
 
 

@@ -1,0 +1,106 @@
+"""Posterior samples of a minibatch, one after the other: what every Monte Carlo query is made of."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from totalvi.feed import Minibatch
+from totalvi.module.context import CellContext
+from totalvi.module.decoder import Decoded
+from totalvi.module.encoder import CellPosterior
+from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.noise import CellNoise, Purpose
+
+
+class Draw(NamedTuple):
+    """One posterior sample of a minibatch's cells, decoded.
+
+    Parameters
+    ----------
+    sample
+        Number of the sample.
+    posterior
+        Of the latent state and the library size; the same for every sample of a minibatch.
+    context
+        What the cells were decoded as.
+    untran_z, library_size, log_library
+        Latent state u (B, d), library size (B, 1) and its logarithm (None where it is known).
+    decoded
+        Parameters of the counts; its ``gene_logit`` is None where genes were not asked for.
+    log_background
+        Sample of the log background of each protein, (B, T).
+    """
+
+    sample: int
+    posterior: CellPosterior
+    context: CellContext
+    untran_z: Tensor
+    library_size: Tensor
+    log_library: Tensor | None
+    decoded: Decoded
+    log_background: Tensor
+
+    def background_rate(self) -> Tensor:
+        """Return beta, the background mean of each protein, (B, T)."""
+        return self.log_background.exp()
+
+    def foreground_rate(self) -> Tensor:
+        """Return beta alpha, the foreground mean of each protein, (B, T)."""
+        return self.background_rate() * self.decoded.foreground_factor
+
+    def background_probability(self) -> Tensor:
+        """Return pi, the probability that a protein count is background, (B, T)."""
+        return torch.sigmoid(self.decoded.background_logit)
+
+
+def draws(
+    module: TOTALVI,
+    batch: Minibatch,
+    n_samples: int,
+    noise: CellNoise,
+    transform_batches: Sequence[int | None] = (None,),
+    *,
+    genes: bool = True,
+) -> Iterator[Draw]:
+    """Yield ``n_samples`` posterior samples of a minibatch, each decoded into each batch in turn.
+
+    The cells are encoded once. The batches decoded into share the noise of a sample, so that decoding
+    into a cell's own batch changes nothing.
+
+    Parameters
+    ----------
+    transform_batches
+        Codes of the batches to decode into; None: each cell's own.
+    genes
+        Whether the gene decoder, by far the largest product, is wanted.
+    """
+    posterior = module.encode(batch.x, batch.y, batch.context)
+    for sample in range(n_samples):
+        untran_z = module.latent_at(
+            posterior, _normal(noise, "latent", sample, batch, module.n_latent)
+        )
+        library_size, log_library = module.library_at(
+            posterior, batch.context, _normal(noise, "library", sample, batch, 1)
+        )
+        z = module.transform_latent(untran_z)
+        background_noise = _normal(noise, "background", sample, batch, module.n_input_proteins)
+        for code in transform_batches:
+            context = module.in_batch(batch.context, code)
+            decoded = module.decode(z, context, genes=genes)
+            log_background = decoded.background_mean + decoded.background_scale * background_noise
+            yield Draw(
+                sample, posterior, context, untran_z, library_size, log_library, decoded,
+                log_background,
+            )  # fmt: skip
+
+
+def _normal(
+    noise: CellNoise,
+    purpose: Purpose,
+    sample: int,
+    batch: Minibatch,
+    width: int,
+) -> Tensor:
+    return noise.normal(purpose, sample, batch.keys, width).to(batch.y.device)

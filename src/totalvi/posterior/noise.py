@@ -1,0 +1,102 @@
+"""Noise that belongs to a cell: the same for it alone as among a million others.
+
+Each value is a hash of the seed, what it is for, the number of the sample, the cell's key and its
+place. Nothing is drawn in order, so neither the minibatch size, nor the subset of cells, nor the
+number of threads changes what a cell gets.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit, prange, uint64
+from torch import Tensor
+
+Purpose = Literal["latent", "library", "background", "mixing", "counts", "dispersion"]
+_PURPOSES: tuple[Purpose, ...] = (
+    "latent", "library", "background", "mixing", "counts", "dispersion",
+)  # fmt: skip
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+class CellNoise(NamedTuple):
+    """A source of noise by cell.
+
+    Parameters
+    ----------
+    seed
+        Whole number from 0; other seeds give other noise.
+    """
+
+    seed: int
+
+    def normal(self, purpose: Purpose, sample: int, keys: np.ndarray, width: int) -> Tensor:
+        """Return standard normal values (B, width), float32, for cells with ``keys`` (B,)."""
+        return self._fill(_fill_normal, purpose, sample, keys, width)
+
+    def uniform(self, purpose: Purpose, sample: int, keys: np.ndarray, width: int) -> Tensor:
+        """Return values between 0 and 1, both left out, (B, width), float32.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> keys = np.arange(4, dtype=np.uint64)
+        >>> whole = CellNoise(0).uniform("mixing", 0, keys, 3)
+        >>> part = CellNoise(0).uniform("mixing", 0, keys[2:], 3)
+        >>> bool((whole[2:] == part).all())
+        True
+        """
+        return self._fill(_fill_uniform, purpose, sample, keys, width)
+
+    def generator(self, purpose: Purpose, sample: int, keys: np.ndarray) -> np.random.Generator:
+        """Return a generator for the draws of cells with ``keys`` that no closed form gives.
+
+        What it draws depends on all of ``keys``: give it one cell's for noise by cell.
+        """
+        words = [self.seed, _PURPOSES.index(purpose), sample, *map(int, keys)]
+        return np.random.default_rng(words)
+
+    def _fill(
+        self, fill: object, purpose: Purpose, sample: int, keys: np.ndarray, width: int
+    ) -> Tensor:
+        stream = np.random.SeedSequence((self.seed, _PURPOSES.index(purpose), sample))
+        values = np.empty((len(keys), width), dtype=np.float32)
+        fill(keys, np.uint64(stream.generate_state(1, np.uint64)[0]), values)  # type: ignore[operator]
+        return torch.from_numpy(values)
+
+
+@njit(cache=True)
+def _mixed(word: np.uint64) -> np.uint64:
+    """Return a hash of 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014)."""
+    word = (word ^ (word >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return word ^ (word >> uint64(31))
+
+
+@njit(cache=True)
+def _unit(bits: np.uint64) -> float:
+    """Return 32 bits as a number between 0 and 1, both left out."""
+    return (np.float64(bits) + 0.5) * 2.0**-32
+
+
+@njit(parallel=True, cache=True)
+def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
+    """Fill with the transform of Box and Muller (1958)."""
+    for b in prange(len(keys)):
+        cell = _mixed(keys[b] ^ stream)
+        for j in range(values.shape[1]):
+            word = _mixed(cell + uint64(j + 1) * uint64(_GOLDEN))
+            radius = math.sqrt(-2 * math.log(_unit(word >> uint64(32))))
+            angle = 2 * math.pi * _unit(word & uint64(0xFFFFFFFF))
+            values[b, j] = radius * math.cos(angle)
+
+
+@njit(parallel=True, cache=True)
+def _fill_uniform(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
+    for b in prange(len(keys)):
+        cell = _mixed(keys[b] ^ stream)
+        for j in range(values.shape[1]):
+            word = _mixed(cell + uint64(j + 1) * uint64(_GOLDEN))
+            # 24 bits, all that float32 holds below 1
+            values[b, j] = np.float32((word >> uint64(40)) + 0.5) * np.float32(2.0**-24)

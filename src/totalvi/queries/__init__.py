@@ -1,0 +1,1 @@
+"""The questions that `totalvi.Model` answers, by topic: names and tables around `posterior`."""

@@ -1,0 +1,119 @@
+"""What every query of `Model` starts from: a fitted network, the cells asked about, the noise."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.arguments import Cells, cell_positions, feature_positions
+from totalvi.data.cite import CiteData, Schema, describe
+from totalvi.data.source import did_you_mean
+from totalvi.errors import DataError, NotTrainedError
+from totalvi.feed import Minibatch, minibatches
+from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.noise import CellNoise
+from totalvi.queries.progress import cell_progress
+
+Data: TypeAlias = MuData | AnnData
+Names = str | Sequence[str] | None
+QUERY_BATCH_SIZE = 1024
+_QUERY = 3  # beside what else a model's seed is for: see `totalvi.model`
+
+
+class Asked:
+    """The cells a query is about.
+
+    Parameters
+    ----------
+    data
+        All cells given.
+    cells
+        Positions of those asked about.
+    """
+
+    def __init__(self, module: TOTALVI, data: CiteData, cells: np.ndarray) -> None:
+        self.module, self.data, self.cells = module, data, cells
+
+    @property
+    def cell_names(self) -> pd.Index:
+        """Names of the cells asked about."""
+        return self.data.cell_names[self.cells]
+
+    @contextmanager
+    def stream(
+        self, batch_size: int, what: str, progress: bool | None
+    ) -> Iterator[Iterator[Minibatch]]:
+        """Give the cells in minibatches, with a progress bar that says ``what`` is computed."""
+        batches = minibatches(self.data, self.module, self.cells, batch_size)
+        with cell_progress(batches, len(self.cells), what, progress) as shown:
+            yield shown
+
+
+class Asking:
+    """The base of the classes of queries: what they need of a fitted model."""
+
+    module: TOTALVI
+    schema: Schema
+    seed: int
+    is_trained: bool
+    _data: CiteData | None
+    _failure: str | None
+
+    def _asked(self, adata: Data | None, indices: Cells) -> Asked:
+        """Return the cells of a query, once the model can answer it."""
+        if self._failure is not None:
+            raise NotTrainedError(f"The fit failed, so nothing can be asked: {self._failure}")
+        if not self.is_trained:
+            raise NotTrainedError("The model has not been trained; call model.train() first.")
+        data = (
+            self._training_data()
+            if adata is None
+            else describe(adata, self.schema.keys, self.schema)
+        )
+        return Asked(self.module, data, cell_positions(indices, data.n_cells))
+
+    def _training_data(self) -> CiteData:
+        if self._data is None:
+            raise DataError(
+                "The model was loaded without data; give them to Model.load, or to the query."
+            )
+        return self._data
+
+    def _noise(self, seed: int) -> CellNoise:
+        if not (isinstance(seed, int | np.integer) and seed >= 0):
+            raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0.")
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(_QUERY, int(seed)))
+        return CellNoise(int(sequence.generate_state(1, np.uint64)[0]))
+
+    def _genes(self, gene_list: Sequence[str] | None) -> np.ndarray:
+        return feature_positions(gene_list, self.schema.gene_names, "gene_list")
+
+    def _proteins(self, protein_list: Sequence[str] | None) -> np.ndarray:
+        return feature_positions(protein_list, self.schema.protein_names, "protein_list")
+
+    def _gene_names(self, genes: np.ndarray) -> np.ndarray:
+        return np.array(self.schema.gene_names, dtype=object)[genes]
+
+    def _protein_names(self, proteins: np.ndarray) -> np.ndarray:
+        return np.array(self.schema.protein_names, dtype=object)[proteins]
+
+    def _batch_codes(self, transform_batch: Names) -> tuple[int | None, ...]:
+        """Return the codes of batches given by name; (None,) for each cell's own."""
+        if transform_batch is None:
+            return (None,)
+        wanted: list[Any] = (
+            [transform_batch] if np.isscalar(transform_batch) else list(transform_batch)
+        )
+        known = self.schema.batch_names
+        if not wanted:
+            raise ValueError("transform_batch is empty; allowed are None, or at least one batch.")
+        for name in wanted:
+            if str(name) not in known:
+                raise ValueError(
+                    f"transform_batch holds {name!r}; {did_you_mean(str(name), known)}."
+                )
+        return tuple(known.index(str(name)) for name in wanted)

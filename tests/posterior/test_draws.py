@@ -1,0 +1,46 @@
+"""Draws are the module's own encoding and decoding at noise that belongs to the cells."""
+
+import numpy as np
+import pytest
+import torch
+
+from counts import N_GENES, N_PROTEINS, SMALL, described
+from totalvi.feed import minibatch
+from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import draws
+from totalvi.posterior.noise import CellNoise
+
+
+@pytest.mark.parametrize("library", ["observed", "latent"])
+def test_many_draws_have_the_posterior_of_the_module(library: str) -> None:
+    network = TOTALVI(N_GENES, N_PROTEINS, 2, library=library, **SMALL).eval()  # type: ignore[arg-type]
+    batch = minibatch(described(), network, np.arange(5))
+    with torch.no_grad():
+        posterior = network.encode(batch.x, batch.y, batch.context)
+        samples = list(draws(network, batch, 3000, CellNoise(0)))
+    u = torch.stack([draw.untran_z for draw in samples])
+    torch.testing.assert_close(u.mean(0), posterior.qz_m, atol=0.1, rtol=0)
+    torch.testing.assert_close(u.var(0), posterior.qz_v, atol=0.02, rtol=0.12)
+    if library == "latent":
+        assert posterior.ql_m is not None
+        logs = torch.stack([draw.library_size.log() for draw in samples])
+        torch.testing.assert_close(logs.mean(0), posterior.ql_m, atol=0.1, rtol=0)
+    else:
+        assert all(
+            torch.equal(d.library_size[:, 0], batch.x.sum_by_cell(batch.x.counts))
+            for d in samples[:3]
+        )
+    background = torch.stack([d.log_background - d.decoded.background_mean for d in samples])
+    scale = torch.stack([d.decoded.background_scale for d in samples])
+    assert abs(float((background / scale).std()) - 1) < 0.02
+
+
+def test_genes_are_left_out_when_not_wanted() -> None:
+    network = TOTALVI(N_GENES, N_PROTEINS, 2, **SMALL).eval()
+    batch = minibatch(described(), network, np.arange(5))
+    with torch.no_grad():
+        (with_genes,) = draws(network, batch, 1, CellNoise(0))
+        (without,) = draws(network, batch, 1, CellNoise(0), genes=False)
+    assert without.decoded.gene_logit is None
+    assert with_genes.decoded.gene_logit is not None
+    assert torch.equal(with_genes.foreground_rate(), without.foreground_rate())
