@@ -24,6 +24,7 @@ from totalvi.training.plan import (
     default_max_epochs,
     default_patience,
 )
+from totalvi.training.precision import Precision
 from totalvi.training.progress import epoch_progress
 from totalvi.training.split import Split, check_split, random_split
 from totalvi.training.trainer import fit, torch_generator
@@ -224,7 +225,7 @@ class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
         weight_decay: float = TrainingPlan.weight_decay,
         gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
         accelerator: str = TrainingPlan.accelerator,
-        precision: str = TrainingPlan.precision,
+        precision: Precision = TrainingPlan.precision,
         progress: bool | None = None,
     ) -> None:
         """Fit the model, and keep the weights of the lowest held-out loss.
@@ -254,8 +255,11 @@ class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
             "one-cycle" or "constant" learning rate.
         weight_decay, gradient_clip_norm
             Of the optimiser, and the largest norm of the gradient.
-        accelerator, precision
-            As in Lightning Fabric.
+        accelerator
+            As in Lightning Fabric: "auto", "cpu", "cuda", ...
+        precision
+            "32-true", "bf16-mixed" or "16-mixed" as in Lightning Fabric; "auto": bfloat16 products
+            where the processor has them. ``fit_summary`` says which it was.
         progress
             Whether to show a progress bar; None: on a terminal.
 
@@ -305,6 +309,7 @@ class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
             "best_epoch": n_earlier_epochs + result.best_epoch,
             "stopped": result.stopped,
             "n_skipped_steps": result.n_skipped_steps,
+            "precision": result.precision,
         }
         self._n_fits += 1
         self.is_trained = True
