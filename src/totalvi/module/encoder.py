@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from totalvi.module.fused import input_product, transformed_counts
+from totalvi.module.fused.input import input_product, transformed_counts
 from totalvi.module.layers import (
     Activation,
     HiddenLayer,
@@ -145,8 +145,8 @@ class Encoder(nn.Module):
 
     Attributes
     ----------
-    product_dtype
-        Of the product with the RNA counts in compiled loops: float32 or bfloat16.
+    bfloat16_products
+        Whether compiled loops take the product with the RNA counts in bfloat16.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.fused = fused
-        self.product_dtype = torch.float32
+        self.bfloat16_products = False
         self.log_input = log_input
         self.scale_input = scale_input
         self.n_genes = n_genes
@@ -229,7 +229,7 @@ class Encoder(nn.Module):
             return partial(torch.matmul, self._transform_dense(x))
         if self.fused and x.device.type == "cpu":
             value = transformed_counts(x, self.scale_input, self.log_input)
-            return lambda weight: input_product(value, x, weight, self.product_dtype)
+            return lambda weight: input_product(value, x, weight, self.bfloat16_products)
         value = x.counts
         if self.scale_input:
             mean = x.sum_by_cell(x.counts) / self.n_genes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from totalvi.module.fused import normalized_activation
+from totalvi.module.fused.hidden import normalized_activation
 
 Normalization = Literal["batch", "layer", "none"]
 

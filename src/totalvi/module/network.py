@@ -19,11 +19,8 @@ from totalvi.module.distributions import (
 )
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
-from totalvi.module.fused import (
-    background_divergence,
-    negative_binomial_head_loss,
-    protein_mixture_loss,
-)
+from totalvi.module.fused.gene_loss import negative_binomial_head_loss
+from totalvi.module.fused.protein_terms import background_divergence, protein_mixture_loss
 from totalvi.module.layers import Normalization
 from totalvi.module.likelihood import gene_reconstruction_loss
 from totalvi.module.options import at_least_one, check_options, protein_mask
@@ -102,7 +99,7 @@ class Network(nn.Module):
         self.n_categories_per_covariate = tuple(n_categories_per_covariate)
         self.n_continuous_covariates = n_continuous_covariates
         self.fused = fused
-        self.product_dtype = torch.float32
+        self.bfloat16_products = False
         self.encoder_batch = encoder_batch
         self.encode_covariates = encode_covariates
 
@@ -176,9 +173,9 @@ class Network(nn.Module):
         extra = self.n_categories_per_covariate if self.encode_covariates else ()
         return (batch, *extra)
 
-    def set_product_dtype(self, dtype: torch.dtype) -> None:
-        """Take products as wide as the genes in float32 or bfloat16, where compiled loops do them."""
-        self.product_dtype = self.encoder.product_dtype = dtype
+    def set_bfloat16_products(self, value: bool) -> None:
+        """Say whether products as wide as the genes are in bfloat16, where compiled loops do them."""
+        self.bfloat16_products = self.encoder.bfloat16_products = value
 
     def set_background_prior(self, mean: Any, scale: Any) -> None:
         """Set the prior mean and standard deviation of the log background, (T,) or (panels, T)."""
@@ -429,7 +426,12 @@ class Network(nn.Module):
             assert isinstance(x, SparseCounts)
             group = self._dispersion_group(self.gene_dispersion, context)
             return negative_binomial_head_loss(
-                decoded.gene_product, x, library_size, self.gene_log_r, group, self.product_dtype
+                decoded.gene_product,
+                x,
+                library_size,
+                self.gene_log_r,
+                group,
+                self.bfloat16_products,
             )
         log_mean = self.gene_log_mean(decoded.gene_logit, library_size)
         log_r = self.gene_log_inverse_dispersion(context)

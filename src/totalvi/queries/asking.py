@@ -14,7 +14,7 @@ from totalvi.data.cite import CiteData, Schema, describe
 from totalvi.data.source import did_you_mean
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
-from totalvi.module.fused import threads_of_torch
+from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise
 from totalvi.queries.progress import cell_progress

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -36,14 +36,14 @@ def autocast_precision(precision: Precision, network: Network, device: torch.dev
 @contextmanager
 def wide_products(network: Network, precision: Precision) -> Iterator[None]:
     """Take the products as wide as the genes in this precision for a while."""
-    before = network.product_dtype
-    network.set_product_dtype(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+    before = network.bfloat16_products
+    network.set_bfloat16_products(precision == "bf16-mixed")
     try:
         yield
     finally:
-        network.set_product_dtype(before)
+        network.set_bfloat16_products(before)
 
 
 def _has_bfloat16() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

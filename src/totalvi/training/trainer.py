@@ -14,7 +14,7 @@ from totalvi.data.cite import CiteData
 from totalvi.errors import TrainingError
 from totalvi.feed import Minibatch, minibatches
 from totalvi.module.elbo import ElboTerms, objective
-from totalvi.module.fused import threads_of_torch
+from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
@@ -232,7 +232,8 @@ class _Stepper:
 def _clip_gradients(module: TOTALVI, largest_norm: float) -> Tensor:
     """Scale the gradients down to ``largest_norm`` where theirs is larger; return theirs."""
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
     if norm.is_cuda or norm > largest_norm:  # asking a GPU for its number would make it wait
         torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
     return norm

@@ -109,7 +109,8 @@ def negative_binomial_loss(
     logits: np.ndarray, bias: np.ndarray, library: np.ndarray,
     counts: np.ndarray, gene: np.ndarray, pointer: np.ndarray,
     r: np.ndarray, group: np.ndarray, rising_table: np.ndarray, digamma_table: np.ndarray,
-    weight: np.ndarray, loss: np.ndarray, gradient: np.ndarray, d_log_r: np.ndarray,
+    weight: np.ndarray, loss: np.ndarray, gradient: np.ndarray, d_log_library: np.ndarray,
+    d_log_r: np.ndarray,
 ) -> None:  # fmt: skip
     """Fill in the loss of each cell and the gradients of ``sum(weight * loss)``.
 
@@ -132,6 +133,8 @@ def negative_binomial_loss(
         (B,), filled in.
     gradient
         By logit, without the weight, (B, G), float or bfloat16 in uint16, filled in.
+    d_log_library
+        By log library size, without the weight, (B,), filled in.
     d_log_r
         By log r, with the weight, in parts to be summed: (`n_chunks`, groups, G) of zeros.
     """
@@ -173,7 +176,7 @@ def negative_binomial_loss(
                 q[g] -= d
                 total_q -= d
                 d_r[g] += weight[b] * (d - r[k, g] * difference)
-            loss[b] = cost
+            loss[b], d_log_library[b] = cost, total_q
             _through_softmax(q, e, total_q / total_e, b, gradient)
 
 
