@@ -12,6 +12,7 @@ that makers list for the antibodies they sell as CD16, which bind CD16a and CD16
 """
 
 ALIASES = {
+    "CD1c": "BDCA-1",
     "CD2": "LFA-2",
     "CD3": "CD3e",
     "CD8a": "CD8",
@@ -196,6 +197,7 @@ ALIASES = {
     "CD197": "CCR7",
     "CD198": "CCR8",
     "CD199": "CCR9",
+    "CD200": "OX2",
     "CD201": "PROCR, EPCR",
     "CD202b": "TEK, TIE-2",
     "CD203c": "ENPP3",
@@ -219,7 +221,7 @@ ALIASES = {
     "CD226": "DNAM-1",
     "CD227": "MUC1",
     "CD229": "LY9, SLAMF3",
-    "CD230": "PRNP, prion protein",
+    "CD230": "PRNP",
     "CD231": "TSPAN7",
     "CD234": "ACKR1, DARC",
     "CD235a": "GYPA, Glycophorin A",
@@ -269,6 +271,7 @@ ALIASES = {
     "CD298": "ATP1B3",
     "CD299": "CLEC4M, L-SIGN",
     "CD300c": "LMIR2",
+    "CD300e": "IREM-2",
     "CD301": "CLEC10A",
     "CD303": "CLEC4C, BDCA-2",
     "CD304": "NRP1, Neuropilin-1, BDCA-4",

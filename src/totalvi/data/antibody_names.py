@@ -57,8 +57,12 @@ _SPECIES = re.compile(
     rf"^(?:anti[-_. ]*)?(?P<species>{_SPECIES_WORD}(?:[/,&_+ ]*{_SPECIES_WORD})*)[-_./: ]+",
     re.IGNORECASE,
 )
-_ANTI = re.compile(r"^(?:anti[-_. ]*|[a\u03b1]-?(?=CD\d))", re.IGNORECASE)
-_SPECIES_NAMES = {"hu": "human", "ms": "mouse", "rt": "rat"}
+_SPECIES_NOTE = re.compile(
+    rf"[(\[]\s*(?:anti-)?(?P<species>{_SPECIES_WORD})\s*[)\]]", re.IGNORECASE
+)
+_SPECIES_LETTER = re.compile(r"^(?P<species>[hm])(?=CD\d)")
+_ANTI = re.compile(r"^(?:anti(?:[-_. ]+|(?=CD\d))|[a\u03b1]-?(?=CD\d))", re.IGNORECASE)
+_SPECIES_NAMES = {"hu": "human", "h": "human", "ms": "mouse", "m": "mouse", "rt": "rat"}
 
 _ABSEQ = re.compile(r"[-_.|]AHS\d{4}(?:[-_.|]pAbO)?$", re.IGNORECASE)
 _BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
@@ -104,7 +108,7 @@ def identify(name: str) -> Antibody:
             return control
     text, abseq = _front_of_abseq(text)
     bare, species = _without_tags(text)
-    antibody = _read(bare) if bare else _Read(_Reading(text, 0), "", "")
+    antibody = _read(bare) if bare else _Read(_Reading(text or name, 0), "", "")
     target = antibody.reading.target
     reasons = []
     if antibody.reading.rank and spelling_key(target) != spelling_key(antibody.word):
@@ -169,11 +173,12 @@ def _without_tags(text: str) -> tuple[str, str]:
         for tag in _TAGS:
             text = tag.sub("", text)
         text = text.strip(" -_.:,;")
-        match = _SPECIES.match(text)
-        if match is not None:
-            found = re.findall(_SPECIES_WORD, match["species"].lower())
-            species = species or "/".join(sorted({_SPECIES_NAMES.get(s, s) for s in found}))
-            text = text[match.end() :]
+        for form in (_SPECIES, _SPECIES_NOTE, _SPECIES_LETTER):
+            match = form.search(text)
+            if match is not None:
+                found = re.findall(f"{_SPECIES_WORD}|^[hm]$", match["species"].lower())
+                species = species or "/".join(sorted({_SPECIES_NAMES.get(s, s) for s in found}))
+                text = text[: match.start()] + text[match.end() :]
         text = _ANTI.sub("", text)
     return text, species
 
@@ -248,7 +253,10 @@ def _reading(text: str) -> _Reading:
     if alias is not None:
         return _Reading(alias, 1)
     if "/" in text:  # a complex such as CD11a/CD18, or two names of one target
-        parts = [_reading(part.strip()) for part in text.split("/")]
+        words = [part.strip() for part in text.split("/")]
+        if words[0][:2].upper() == "CD":  # CD16/32
+            words = ["CD" + word if word.isdigit() else word for word in words]
+        parts = [_reading(word) for word in words]
         if all(part.rank for part in parts):
             targets = list(dict.fromkeys(part.target for part in parts))
             return _Reading("/".join(targets), min(part.rank for part in parts))
