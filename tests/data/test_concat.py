@@ -81,7 +81,10 @@ def test_cells_are_named_and_annotated():
     a, b = cite(A_NAMES), cite(B_NAMES, n_cells=12)
     b.obs["age"] = np.arange(12.0)
     a.obs["stage"], b.obs["stage"] = "late", 3  # texts and numbers
-    joined = totalvi.concat({"A": a, "B": b})
+    a.obs["score"], b.obs["score"] = np.nan, 1.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        joined = totalvi.concat({"A": a, "B": b})
     assert joined.obs_names.is_unique
     assert joined.obs_names[0] == "cell0-A"
     assert joined.obs["batch"].tolist() == ["A"] * 30 + ["B"] * 12

@@ -11,6 +11,7 @@ from totalvi.model import Model
 
 def test_only_what_is_named_becomes_nan_and_the_input_stays():
     mdata = annotated()
+    mdata.obsm["X_umap"] = np.zeros((mdata.n_obs, 2))
     before = mdata["prot"].X.copy()
     first, second = mdata["prot"].var_names[[0, 3]]
     declared = declare_unmeasured(mdata, {"batch_1": [first, second]}, batch_key="batch")
@@ -20,6 +21,7 @@ def test_only_what_is_named_becomes_nan_and_the_input_stays():
     np.testing.assert_array_equal(mdata["prot"].X, before)
     assert declared["rna"] is mdata["rna"]
     assert declared.obs.equals(mdata.obs)
+    assert declared.obsm["X_umap"] is not None
     assert declared["prot"].var.equals(mdata["prot"].var)
 
 

@@ -194,7 +194,7 @@ def _read(text: str) -> _Read:
     best, word, clone = read
     for note in notes:
         inside = _note(note)
-        if inside.rank == best.rank > 0 and inside.target != best.target:
+        if not _agree(best, inside):
             return _Read(_Reading(text, 0), text, "")  # two targets: which one is not ours to say
         if inside.rank > best.rank:
             best, word = inside, note
@@ -219,11 +219,12 @@ def _read_outside(text: str) -> _Read:
         if not front.rank or not tail:
             continue
         behind = _reading(tail)
-        if behind.target == front.target or front.rank > behind.rank > 0:
-            return _Read(front, head, "")
+        if behind.rank:
+            both = front if front.rank >= behind.rank else behind
+            return _Read(both if _agree(front, behind) else _Reading(text, 0), text, "")
         if front.rank == 2 and _NUMBER.fullmatch(text[separator.start() :]):
             return _Read(front, head, "")
-        clone = "" if behind.rank else _clone(tail)
+        clone = _clone(tail)
         return _Read(front, head, clone) if clone else _Read(_Reading(text, 0), text, "")
     return _Read(_Reading(text, 0), text, "")
 
@@ -236,6 +237,14 @@ def _note(text: str) -> _Reading:
     readings = [_reading(part.strip()) for part in re.split(r"[,;]", text)]
     known = [reading for reading in readings if reading.rank]
     return max(known, key=lambda reading: reading.rank) if known else whole
+
+
+def _agree(a: _Reading, b: _Reading) -> bool:
+    """Whether two parts of a name can mean one antibody: CD45RA and PTPRC do, CD3 and CD4 do not."""
+    if not a.rank or not b.rank or a.target == b.target:
+        return True
+    numbers = [set(re.findall(r"CD(\d+)", reading.target)) for reading in (a, b)]
+    return a.rank != b.rank and not numbers[0].isdisjoint(numbers[1])
 
 
 def _clone(text: str) -> str:
@@ -276,7 +285,7 @@ def _cd_designation(text: str) -> str | None:
         suffix = "ro"
     if suffix == "r" or (number, suffix) in _UPPER:
         suffix = suffix.upper()
-    elif re.fullmatch("[a-z]{2,3}", suffix):  # CD66ace binds CD66a, c and e
+    elif re.fullmatch("[a-k]{2,3}", suffix):  # CD66ace binds CD66a, c and e
         suffix = "/".join(suffix)
     return f"CD{number}{suffix}"
 

@@ -109,6 +109,7 @@ def concat(
     >>> int(np.isnan(both["prot"].X[:, 3]).sum())
     30
     """
+    data = {str(name): each for name, each in data.items()}
     for argument, join in (("genes", genes), ("proteins", proteins)):
         if join not in ("inner", "outer"):
             raise ValueError(f"{argument} is {join!r}; allowed are 'inner', 'outer'.")

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.finding import did_you_mean
@@ -76,8 +75,10 @@ def declare_unmeasured(
                 )
         columns = source.protein_names.get_indexer(pd.Index(list(proteins), dtype=object))
         protein[np.ix_(batch == str(name), columns)] = np.nan
-    old = data.mod[protein_modality]
-    new = AnnData(protein, obs=old.obs.copy(), var=old.var.copy(), uns=old.uns, obsm=old.obsm)
+    new = data.mod[protein_modality].copy()
+    new.X = protein
     declared = mudata_of(dict(data.mod) | {protein_modality: new}, data.obs.copy())
     declared.uns.update(data.uns)
+    for name in data.obsm.keys() - data.mod.keys():
+        declared.obsm[name] = data.obsm[name]
     return declared
