@@ -157,8 +157,8 @@ def test_species(name: str, species: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["CD3 (CD19)", "CD19/CD20", "CD3 complex", "TIM-3 (PD-1)", "CD4 CD8", "Notch 1"]
-    + ["CD3 TIGIT", "PD-1 (CD274)", "CD274 (PD-1)", "CD45 (CD45RA)", "CD8 (CD8b)"],
+    """CD3 (CD19)|CD19/CD20|CD3 complex|TIM-3 (PD-1)|CD4 CD8|Notch 1|CD3 TIGIT|PD-1 (CD274)
+CD274 (PD-1)|CD45 (CD45RA)|CD8 (CD8b)""".replace("\n", "|").split("|"),
 )
 def test_what_is_unclear_is_left_whole(name: str) -> None:
     assert identify(name)[:3] == (name, spelling_key(name), "")
