@@ -77,15 +77,7 @@ _CD = re.compile(
         )""",
     re.IGNORECASE | re.VERBOSE,
 )
-_UPPER = {
-    ("45", "ra"),
-    ("45", "rb"),
-    ("45", "rc"),
-    ("45", "ro"),
-    ("62", "e"),
-    ("62", "l"),
-    ("62", "p"),
-}
+_UPPER = {"45ra", "45rb", "45rc", "45ro", "62e", "62l", "62p"}
 
 
 def identify(name: str) -> Antibody:
@@ -102,12 +94,10 @@ def identify(name: str) -> Antibody:
     ('CD127', ('CD279', 'cd279', 'EH12.2H7'))
     """
     text = unicodedata.normalize("NFKC", name).strip()
-    if CONTROL.search(text) is not None:
-        control = _isotype_control(text)
-        if control is not None:
-            return control
-    text, abseq = _front_of_abseq(text)
-    bare, species = _without_tags(text)
+    control = _isotype_control(text) if CONTROL.search(text) else None
+    if control is not None:
+        return control
+    bare, species = _without_tags(_front_of_abseq(text))
     antibody = _read(bare) if bare else _Read(_Reading(text or name, 0), "", "")
     target = antibody.reading.target
     reasons = []
@@ -115,7 +105,7 @@ def identify(name: str) -> Antibody:
         reasons.append(f"{antibody.word} is {target}")
     if antibody.clone:
         reasons.append(f"clone {antibody.clone}")
-    if abseq or bare != unicodedata.normalize("NFKC", name).strip():
+    if bare != text:
         reasons.append("tags left out")
     if not reasons and target != name:
         reasons.append(f"read as {target}")
@@ -155,13 +145,13 @@ class _Read(NamedTuple):
     clone: str
 
 
-def _front_of_abseq(text: str) -> tuple[str, bool]:
+def _front_of_abseq(text: str) -> str:
     """Cut ``CD3:UCHT1|CD3E|AHS0231|pAbO`` (or that with other separators) before the gene."""
     front = _ABSEQ.sub("", text)
     if front == text:
-        return text, False
+        return text
     separator = "|" if "|" in front else next((mark for mark in "-._" if mark in front), "|")
-    return front.rpartition(separator)[0].replace(":", " ") or front, True
+    return front.rpartition(separator)[0].replace(":", " ") or front
 
 
 def _without_tags(text: str) -> tuple[str, str]:
@@ -283,7 +273,7 @@ def _cd_designation(text: str) -> str | None:
         suffix = suffix[0]  # a Greek letter's name
     if number == "45" and suffix == "r0":
         suffix = "ro"
-    if suffix == "r" or (number, suffix) in _UPPER:
+    if suffix == "r" or number + suffix in _UPPER:
         suffix = suffix.upper()
     elif re.fullmatch("[a-k]{2,3}", suffix):  # CD66ace binds CD66a, c and e
         suffix = "/".join(suffix)
