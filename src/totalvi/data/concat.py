@@ -110,21 +110,13 @@ def concat(
     30
     """
     data = {str(name): each for name, each in data.items()}
-    for argument, join in (("genes", genes), ("proteins", proteins)):
-        if join not in ("inner", "outer"):
-            raise ValueError(f"{argument} is {join!r}; allowed are 'inner', 'outer'.")
+    _check_joins(genes, proteins)
     if len(data) < 2:
         raise ValueError("data holds fewer than two data sets; give at least two to join.")
     if batch_key == panel_key:
         raise ValueError(f'batch_key and panel_key are both "{batch_key}"; give two names.')
-    key = protein_expression_obsm_key
-    entries = [each.obsm for each in data.values() if isinstance(each, AnnData)]
-    if key is not None and not any(key in obsm for obsm in entries):
-        known = dict.fromkeys(entry for obsm in entries for entry in obsm)
-        raise ValueError(
-            f"protein_expression_obsm_key: no data set has {key!r} in obsm; "
-            f"{did_you_mean(key, known)}."
-        )
+    if protein_expression_obsm_key is not None:
+        _require_obsm(data, protein_expression_obsm_key)
     where = Where(
         rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
     )
@@ -145,6 +137,22 @@ def concat(
     joined = mudata_of({"rna": rna, "prot": AnnData(protein, obs=cells.copy(), var=var)}, obs)
     joined.uns["concat"] = {"antibodies": antibodies, "data_sets": _summary(found, aligned)}
     return joined
+
+
+def _check_joins(genes: str, proteins: str) -> None:
+    for argument, join in (("genes", genes), ("proteins", proteins)):
+        if join not in ("inner", "outer"):
+            raise ValueError(f"{argument} is {join!r}; allowed are 'inner', 'outer'.")
+
+
+def _require_obsm(data: Mapping[str, MuData | AnnData], key: str) -> None:
+    entries = [each.obsm for each in data.values() if isinstance(each, AnnData)]
+    if not any(key in obsm for obsm in entries):
+        known = dict.fromkeys(entry for obsm in entries for entry in obsm)
+        raise ValueError(
+            f"protein_expression_obsm_key: no data set has {key!r} in obsm; "
+            f"{did_you_mean(key, known)}."
+        )
 
 
 def _joined_rna(found: Mapping[str, DataSet], aligned: GeneAlignment) -> sparse.csr_matrix:
