@@ -114,6 +114,67 @@ def find_counts(
     return source
 
 
+def find_rna_counts(
+    data: MuData | AnnData, *, rna_modality: str = "rna", layer: str | None = None
+) -> CountSource:
+    """Find the RNA counts of data without proteins: the result has no protein columns.
+
+    Parameters
+    ----------
+    data
+        A MuData, or an AnnData all of whose features are genes; it is not changed.
+    rna_modality, layer
+        Where the counts are, as in `find_counts`.
+
+    Raises
+    ------
+    DataError
+        As `find_counts`, and if an ``obsm`` entry of an AnnData looks like protein counts.
+
+    Examples
+    --------
+    >>> find_rna_counts(AnnData(np.array([[0, 3], [1, 0]]))).protein.shape
+    (2, 0)
+    """
+    if isinstance(data, MuData):
+        if rna_modality not in data.mod:
+            raise DataError(_no_rna(rna_modality, data.mod))
+        rna = data.mod[rna_modality]
+        obs, where = joined_obs(data, rna, rna), _where(f'modality "{rna_modality}"', layer)
+    else:
+        likely = [key for key, value in data.obsm.items() if _looks_like_counts(value)]
+        if likely:
+            raise DataError(
+                f"there are no antibodies among the features, but {listed(likely)} in obsm looks like "
+                "counts: name the entry that holds the proteins with protein_expression_obsm_key, or "
+                "remove it"
+            )
+        rna = data[:, genes_and_proteins(data.var)[0]]
+        obs, where = pd.DataFrame(data.obs).copy(), "X" if layer is None else f'layers["{layer}"]'
+    for count, what in zip(rna.shape, ("cells", "genes"), strict=True):
+        if count == 0:
+            raise DataError(f"no {what} at all in {where}: check how it was filtered")
+    values = _matrix(rna, layer, "the RNA", "rna_layer")
+    return CountSource(
+        rna=to_csr(values, where, rna.obs_names, rna.var_names),
+        protein=np.empty((rna.shape[0], 0), dtype=np.float32),
+        gene_names=names_of(rna.var_names),
+        protein_names=pd.Index([], dtype=object),
+        cell_names=names_of(rna.obs_names),
+        obs=obs,
+        rna_where=where,
+        protein_where="nowhere",
+        rna_layers=tuple(map(str, rna.layers)),
+    )
+
+
+def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
+    return (
+        f'no modality "{rna_modality}" in the MuData: name the modality that holds the RNA '
+        f"with rna_modality ({did_you_mean(rna_modality, mod)})"
+    )
+
+
 def _protein_mend(data: MuData | AnnData) -> str:
     """How to say where the proteins are."""
     if isinstance(data, MuData):
@@ -151,10 +212,7 @@ def _from_mudata(
 ) -> CountSource:
     mod: Mapping[str, AnnData] = mdata.mod
     if rna_modality not in mod:
-        raise DataError(
-            f'no modality "{rna_modality}" in the MuData: name the modality that holds the RNA '
-            f"with rna_modality ({did_you_mean(rna_modality, mod)})"
-        )
+        raise DataError(_no_rna(rna_modality, mod))
     if protein_modality not in mod:
         if len(mod) == 1:
             raise DataError(
