@@ -1,0 +1,191 @@
+"""Models of scvi-tools and of 0.6.x as models of this package."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.cite import Schema, describe
+from totalvi.data.read_anndata import read_h5ad, read_h5mu
+from totalvi.errors import FormatError
+from totalvi.persistence.safe_pickle import checked_tensors, load_inert, stored_values
+from totalvi.persistence.scvi import State, load_scvi_state
+from totalvi.persistence.scvi_06 import schema_and_options
+from totalvi.persistence.scvi_options import model_arguments, network_options, version_of
+from totalvi.persistence.scvi_registry import at, keys_of, schema_of
+
+if TYPE_CHECKING:
+    from totalvi.model import Model
+
+Data = AnnData | MuData
+_MODEL, _ADATA, _MDATA = "model.pt", "adata.h5ad", "mdata.h5mu"
+
+
+def load_scvi(
+    path: str | Path,
+    adata: Data | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    allow_fractional: bool = False,
+) -> "Model":
+    """Return a model that scvi-tools (from 1.0 on) or the 0.6.x implementation saved.
+
+    scvi-tools is not needed, and nothing in the file is run: it is read as data, and anything else than
+    tensors, plain containers and arrays of texts and numbers is refused.
+
+    Parameters
+    ----------
+    path
+        Folder that ``scvi.model.TOTALVI.save`` wrote, or the ``model.pt`` in it (with its prefix, if it
+        has one); or the file of a 0.6.x state dict.
+    adata
+        The cells that queries are about when none are given; features are aligned by name. None: the
+        data saved beside the model, if any.
+    config
+        Needed for a 0.6.x state dict only, which says nothing but its weights: arguments of `TOTALVI`
+        that are not its defaults; ``gene_names`` and ``protein_names`` (None: those of ``adata``),
+        ``batch_names`` and ``label_names`` (None: "0", "1", ...); where data have their counts and
+        annotation, as in `Model` (``batch_key``, ...); and ``library_log_mean`` and
+        ``library_log_variance`` of each batch (None: those of ``adata``).
+    allow_fractional
+        Whether counts that the model is asked about may have fractions.
+
+    Returns
+    -------
+    The model, ready for queries. The history of its training is not read.
+
+    Raises
+    ------
+    FormatError
+        When the file is damaged, is no totalVI model, would run code, or the model has an option that
+        this package has not.
+    DataError
+        When ``adata`` lack what the model needs.
+
+    Examples
+    --------
+    >>> import tempfile, totalvi
+    >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+    >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+    >>> model.train(max_epochs=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = model.save_scvi(f"{folder}/model")
+    ...     again = totalvi.persistence.load_scvi(f"{folder}/model", mdata)
+    >>> again.get_latent_representation().shape
+    (60, 4)
+    """
+    from totalvi.model import Model  # which imports this package
+
+    file = Path(path) / _MODEL if Path(path).is_dir() else Path(path)
+    content = load_inert(file)
+    description: dict[str, Any] = {
+        "seed": 0, "n_fits": 1, "plan": None, "fit_summary": {}, "split": None, "history": {},
+    }  # fmt: skip
+    if at(content, "attr_dict") is None:
+        if config is None:
+            raise FormatError(
+                f"{file} holds no model of scvi-tools; if it is a state dict of 0.6.x, give config."
+            )
+        state = checked_tensors(content, file)
+        schema, options = schema_and_options(state, config, adata)
+        attributes: Any = {}
+    else:
+        attributes = content["attr_dict"]
+        weights = at(content, "model_state_dict")
+        if isinstance(weights, dict):
+            weights.pop("pyro_param_store", None)  # which totalVI keeps nothing in
+        state = checked_tensors(weights, file)
+        schema, options = _scvi_tools(state, attributes, allow_fractional)
+        description["split"] = _split(attributes)
+        if adata is None:
+            adata = _saved_data(file, attributes)
+        adata = _with_protein_names(adata, schema, attributes)
+    description |= {"schema": schema.to_dict(), "options": options}
+    model = Model.__new__(Model)
+    try:
+        model._restore(description)
+    except ValueError as error:
+        raise FormatError(f"{file} cannot be read as a totalVI model: {error}") from error
+    load_scvi_state(model.module, state)
+    model.is_trained = at(attributes, "is_trained_") is not False
+    model._data = None if adata is None else describe(adata, schema.keys, schema)
+    return model
+
+
+def _scvi_tools(
+    state: State, attributes: Mapping[str, Any], allow_fractional: bool
+) -> tuple[Schema, dict[str, Any]]:
+    """Return the schema of a scvi-tools model and the options of its network."""
+    registry = at(attributes, "registry_")
+    name = at(registry, "model_name")
+    if name != "TOTALVI":
+        raise FormatError(f"The model is a {name} of scvi-tools; only TOTALVI can be read.")
+    version = version_of(at(registry, "scvi_version"))
+    arguments = model_arguments(at(attributes, "init_params_"))
+    keys = keys_of(registry, allow_fractional)
+    schema = schema_of(registry, keys, masked=not arguments["override_missing_proteins"])
+    options = network_options(arguments, version, keys.size_factor_key is not None, state)
+    if options["library"] == "latent":
+        schema = _with_library(schema, state)
+    return schema, options
+
+
+def _with_library(schema: Schema, state: State) -> Schema:
+    """Return the schema with the mean and variance of the log library size that a state dict has."""
+    mean, variance = (
+        tuple(state[f"library_log_{name}"].reshape(-1).tolist()) for name in ("means", "vars")
+    )
+    if not len(mean) == len(variance) == len(schema.batch_names):
+        raise FormatError("The state dict's library_log_means are not one a batch.")
+    given = schema.to_dict() | {"library_log_mean": mean, "library_log_variance": variance}
+    return Schema.from_dict(given)
+
+
+def _split(attributes: Mapping[str, Any]) -> dict[str, list[int]] | None:
+    """Return the cells that the model was trained on, validated on and tested on, if it says so."""
+    parts = ("train", "validation", "test")
+    stored = {part: at(attributes, f"{part}_indices_") for part in parts}
+    if stored["train"] is None:
+        return None
+    return {
+        part: [] if indices is None else list(map(int, stored_values(indices, f"{part}_indices_")))
+        for part, indices in stored.items()
+    }
+
+
+def _saved_data(file: Path, attributes: Mapping[str, Any]) -> Data | None:
+    """Return the data saved beside the model; None where there are none, or no counts in them."""
+    fields = at(attributes, "registry_", "field_registries")
+    if at(fields, "minify_type", "data_registry"):
+        return None
+    prefix = file.name.removesuffix(_MODEL)
+    adata, mdata = (file.with_name(prefix + name) for name in (_ADATA, _MDATA))
+    if adata.is_file():
+        return read_h5ad(adata)
+    return read_h5mu(mdata) if mdata.is_file() else None
+
+
+def _with_protein_names(
+    data: Data | None, schema: Schema, attributes: Mapping[str, Any]
+) -> Data | None:
+    """Return the data with names on proteins that are an array, where ``uns`` has their names."""
+    key = schema.keys.protein_expression_obsm_key
+    named = at(attributes, "registry_", "setup_args", "protein_names_uns_key") is not None
+    if not (named and isinstance(data, AnnData) and key in data.obsm):
+        return data
+    proteins = data.obsm[key]
+    if isinstance(proteins, pd.DataFrame) or proteins.shape[1] != len(schema.protein_names):
+        return data
+    named_proteins = pd.DataFrame(
+        proteins, index=data.obs_names, columns=list(schema.protein_names)
+    )
+    return AnnData(
+        X=data.X,
+        obs=data.obs,
+        var=data.var,
+        layers=dict(data.layers),
+        obsm={key: named_proteins},
+    )
