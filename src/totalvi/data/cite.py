@@ -31,6 +31,7 @@ class Keys:
     rna_layer: str | None = None
     protein_layer: str | None = None
     protein_expression_obsm_key: str | None = None
+    protein_names_uns_key: str | None = None
     allow_fractional: bool = False
 
 
@@ -174,6 +175,7 @@ def find_source(data: MuData | AnnData, keys: Keys) -> CountSource:
         rna_layer=keys.rna_layer,
         protein_layer=keys.protein_layer,
         protein_expression_obsm_key=keys.protein_expression_obsm_key,
+        protein_names_uns_key=keys.protein_names_uns_key,
     )
 
 

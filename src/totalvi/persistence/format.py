@@ -70,6 +70,11 @@ def new_folder(path: Path, overwrite: bool, require_own: Callable[[Path], None])
             shutil.rmtree(temporary)
 
 
+def is_model(path: Path) -> bool:
+    """Return whether ``path`` is a folder that `Model.save` wrote, by its files."""
+    return (path / _DESCRIPTION).is_file()
+
+
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights and the description of the model in folder ``path``.
 

@@ -1,16 +1,16 @@
 """Models of scvi-tools and of 0.6.x as models of this package."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.cite import Schema, describe
 from totalvi.data.read_anndata import read_h5ad, read_h5mu
-from totalvi.errors import FormatError
+from totalvi.errors import DataError, FormatError
 from totalvi.persistence.safe_pickle import checked_tensors, load_inert, stored_values
 from totalvi.persistence.scvi import State, load_scvi_state
 from totalvi.persistence.scvi_06 import schema_and_options
@@ -20,7 +20,7 @@ from totalvi.persistence.scvi_registry import at, keys_of, schema_of
 if TYPE_CHECKING:
     from totalvi.model import Model
 
-Data = AnnData | MuData
+Data: TypeAlias = AnnData | MuData
 _MODEL, _ADATA, _MDATA = "model.pt", "adata.h5ad", "mdata.h5mu"
 
 
@@ -77,42 +77,91 @@ def load_scvi(
     >>> again.get_latent_representation().shape
     (60, 4)
     """
+    file = _file(path)
+    model = model_of_scvi(file, config, adata, allow_fractional=allow_fractional)
+    saved = None if adata is not None else _saved_data(file)
+    data = adata if saved is None else saved
+    if data is None:
+        return model
+    try:
+        model._data = describe(data, model.schema.keys, model.schema)
+    except DataError as error:
+        if saved is None:
+            raise
+        raise DataError(
+            f"{error} (in the data saved beside {file}: give adata, or move them away.)"
+        ) from error
+    return model
+
+
+def model_of_scvi(
+    path: str | Path,
+    config: Mapping[str, Any] | None = None,
+    adata: Data | None = None,
+    *,
+    allow_fractional: bool = False,
+) -> "Model":
+    """Return the same without data; ``adata`` gives what ``config`` lacks."""
     from totalvi.model import Model  # which imports this package
 
-    file = Path(path) / _MODEL if Path(path).is_dir() else Path(path)
+    file = _file(path)
     content = load_inert(file)
-    description: dict[str, Any] = {
-        "seed": 0, "n_fits": 1, "plan": None, "fit_summary": {}, "split": None, "history": {},
-    }  # fmt: skip
-    if at(content, "attr_dict") is None:
-        if config is None:
-            raise FormatError(
-                f"{file} holds no model of scvi-tools; if it is a state dict of 0.6.x, give config."
-            )
-        state = checked_tensors(content, file)
-        schema, options = schema_and_options(state, config, adata)
-        attributes: Any = {}
-    else:
-        attributes = content["attr_dict"]
+    attributes = at(content, "attr_dict")
+    if attributes is not None:
         weights = at(content, "model_state_dict")
         if isinstance(weights, dict):
             weights.pop("pyro_param_store", None)  # which totalVI keeps nothing in
         state = checked_tensors(weights, file)
         schema, options = _scvi_tools(state, attributes, allow_fractional)
-        description["split"] = _split(attributes)
-        if adata is None:
-            adata = _saved_data(file, attributes)
-        adata = _with_protein_names(adata, schema, attributes)
-    description |= {"schema": schema.to_dict(), "options": options}
+    elif config is not None:
+        state = checked_tensors(content, file)
+        schema, options = schema_and_options(state, config, adata)
+    else:
+        raise FormatError(
+            f"{file} holds no model of scvi-tools; if it is a state dict of 0.6.x, describe it with "
+            "config."
+        )
     model = Model.__new__(Model)
     try:
-        model._restore(description)
+        model._restore(
+            {
+                "schema": schema.to_dict(),
+                "options": options,
+                "seed": 0,
+                "n_fits": 1,
+                "plan": None,
+                "fit_summary": {},
+                "split": _split(attributes),
+                "history": {},
+            }
+        )
     except ValueError as error:
         raise FormatError(f"{file} cannot be read as a totalVI model: {error}") from error
     load_scvi_state(model.module, state)
     model.is_trained = at(attributes, "is_trained_") is not False
-    model._data = None if adata is None else describe(adata, schema.keys, schema)
+    model._data = None
     return model
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the config of a 0.6.x state dict from a JSON file.
+
+    Raises
+    ------
+    FormatError
+        When it is not a JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON ({error}); mend it.") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"{path} is not a JSON object; write the entries of config as one.")
+    return config
+
+
+def _file(path: str | Path) -> Path:
+    return Path(path) / _MODEL if Path(path).is_dir() else Path(path)
 
 
 def _scvi_tools(
@@ -144,7 +193,7 @@ def _with_library(schema: Schema, state: State) -> Schema:
     return Schema.from_dict(given)
 
 
-def _split(attributes: Mapping[str, Any]) -> dict[str, list[int]] | None:
+def _split(attributes: Mapping[str, Any] | None) -> dict[str, list[int]] | None:
     """Return the cells that the model was trained on, validated on and tested on, if it says so."""
     parts = ("train", "validation", "test")
     stored = {part: at(attributes, f"{part}_indices_") for part in parts}
@@ -156,36 +205,10 @@ def _split(attributes: Mapping[str, Any]) -> dict[str, list[int]] | None:
     }
 
 
-def _saved_data(file: Path, attributes: Mapping[str, Any]) -> Data | None:
-    """Return the data saved beside the model; None where there are none, or no counts in them."""
-    fields = at(attributes, "registry_", "field_registries")
-    if at(fields, "minify_type", "data_registry"):
-        return None
+def _saved_data(file: Path) -> Data | None:
+    """Return the data saved beside the model; None where there are none."""
     prefix = file.name.removesuffix(_MODEL)
     adata, mdata = (file.with_name(prefix + name) for name in (_ADATA, _MDATA))
     if adata.is_file():
         return read_h5ad(adata)
     return read_h5mu(mdata) if mdata.is_file() else None
-
-
-def _with_protein_names(
-    data: Data | None, schema: Schema, attributes: Mapping[str, Any]
-) -> Data | None:
-    """Return the data with names on proteins that are an array, where ``uns`` has their names."""
-    key = schema.keys.protein_expression_obsm_key
-    named = at(attributes, "registry_", "setup_args", "protein_names_uns_key") is not None
-    if not (named and isinstance(data, AnnData) and key in data.obsm):
-        return data
-    proteins = data.obsm[key]
-    if isinstance(proteins, pd.DataFrame) or proteins.shape[1] != len(schema.protein_names):
-        return data
-    named_proteins = pd.DataFrame(
-        proteins, index=data.obs_names, columns=list(schema.protein_names)
-    )
-    return AnnData(
-        X=data.X,
-        obs=data.obs,
-        var=data.var,
-        layers=dict(data.layers),
-        obsm={key: named_proteins},
-    )

@@ -51,6 +51,7 @@ def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Keys:
         continuous_covariate_keys=several("continuous_covariate_keys"),
         rna_layer=_layer(x),
         protein_expression_obsm_key=key("protein_expression_obsm_key"),
+        protein_names_uns_key=key("protein_names_uns_key"),
         allow_fractional=allow_fractional,
         **modalities,
     )
@@ -66,7 +67,7 @@ def schema_of(registry: Mapping[str, Any], keys: Keys, masked: bool) -> Schema:
     """
     fields = at(registry, "field_registries")
     genes = names_at(fields, "X", "state_registry", "column_names")
-    batches = ONE_CATEGORY
+    batches: tuple[str, ...] = ONE_CATEGORY
     if keys.batch_key is not None:
         batches = names_at(fields, "batch", "state_registry", "categorical_mapping")
     panels: tuple[str, ...] = ()

@@ -263,7 +263,7 @@ def _setup_arguments(keys: Keys) -> dict[str, Any]:
     if keys.protein_expression_obsm_key is not None:
         return {
             "protein_expression_obsm_key": keys.protein_expression_obsm_key,
-            "protein_names_uns_key": None,
+            "protein_names_uns_key": keys.protein_names_uns_key,
             "layer": keys.rna_layer,
             **shared,
         }
