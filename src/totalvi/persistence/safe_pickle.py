@@ -64,7 +64,7 @@ def _array(*_: Any) -> StoredArray:
 
 def _scalar(dtype: Any, raw: Any = None) -> Any:
     values = _decoded(dtype, raw)
-    return values[0] if len(values) == 1 else None
+    return values[0] if values else None
 
 
 def _dict(*_: Any) -> dict[Any, Any]:
@@ -169,34 +169,31 @@ def stored_values(value: Any, what: str) -> list[Any]:
         Naming ``what``, when it is something else, or holds more than texts and numbers.
     """
     if isinstance(value, StoredArray):
-        value = _decoded(value.dtype, value.raw) if _is_vector(value.shape) else None
+        values = _decoded(value.dtype, value.raw)
+        value = values if values is not None and value.shape == (len(values),) else None
     plain = isinstance(value, list | tuple)
     if not plain or not all(isinstance(item, str | int | float) for item in value):
         raise FormatError(f"The model's {what} are not a list of texts or numbers.")
     return list(value)
 
 
-def _is_vector(shape: Any) -> bool:
-    return isinstance(shape, tuple) and len(shape) == 1
-
-
-def _decoded(dtype: Any, raw: Any) -> list[Any]:
-    """Return the values of an array's memory; none when they are of a type not known here."""
+def _decoded(dtype: Any, raw: Any) -> list[Any] | None:
+    """Return the values of an array's memory; None when they are of a type not known here."""
     code = getattr(dtype, "code", None)
     if isinstance(code, str) and code.startswith("O") and isinstance(raw, list):
         return raw
     if not (isinstance(code, str) and _CODE.fullmatch(code) and isinstance(raw, bytes)):
-        return []
+        return None
     order = dtype.order if dtype.order in ("<", ">") else "="
     of_type = np.dtype(order + code)
     if not of_type.itemsize or len(raw) % of_type.itemsize:
-        return []
+        return None
     values: list[Any] = np.frombuffer(raw, of_type).tolist()
     return values
 
 
 def checked_tensors(given: Any, file: Path) -> dict[str, Tensor]:
-    """Return a state dict, once it holds plain tensors and together no more than the file.
+    """Return a state dict, once it holds plain finite tensors, no larger than the file.
 
     Raises
     ------
@@ -213,4 +210,9 @@ def checked_tensors(given: Any, file: Path) -> dict[str, Tensor]:
         size += tensor.numel() * tensor.element_size()
     if size > file.stat().st_size:
         raise FormatError(f"{file} holds tensors larger than itself; get it again from its source.")
+    for name, tensor in given.items():
+        if not tensor.isfinite().all():
+            raise FormatError(
+                f"{file} has values in {name} that are not finite; fit the model again."
+            )
     return {name: tensor.detach() for name, tensor in given.items()}

@@ -10,7 +10,7 @@ from mudata import MuData
 
 from totalvi.data.cite import Schema, describe
 from totalvi.data.read_anndata import read_h5ad, read_h5mu
-from totalvi.errors import DataError, FormatError
+from totalvi.errors import DataError, FormatError, TotalviError
 from totalvi.persistence.safe_pickle import checked_tensors, load_inert, stored_values
 from totalvi.persistence.scvi import State, load_scvi_state
 from totalvi.persistence.scvi_06 import schema_and_options
@@ -106,23 +106,21 @@ def model_of_scvi(
 
     file = _file(path)
     content = load_inert(file)
-    attributes = at(content, "attr_dict")
-    if attributes is not None:
-        weights = at(content, "model_state_dict")
-        if isinstance(weights, dict):
-            weights.pop("pyro_param_store", None)  # which totalVI keeps nothing in
-        state = checked_tensors(weights, file)
-        schema, options = _scvi_tools(state, attributes, allow_fractional)
-    elif config is not None:
-        state = checked_tensors(content, file)
-        schema, options = schema_and_options(state, config, adata)
-    else:
-        raise FormatError(
-            f"{file} holds no model of scvi-tools; if it is a state dict of 0.6.x, describe it with "
-            "config."
-        )
     model = Model.__new__(Model)
     try:
+        if at(content, "attr_dict") is not None:
+            read = _scvi_tools(content, file, allow_fractional)
+        elif config is not None:
+            state = checked_tensors(content, file)
+            config = {"allow_fractional": allow_fractional, **config}
+            read = (state, *schema_and_options(state, config, adata))
+        else:
+            raise FormatError(
+                f"{file} holds no model of scvi-tools; if it is a state dict of 0.6.x, describe it "
+                "with config."
+            )
+        state, schema, options = read
+        attributes = at(content, "attr_dict")
         model._restore(
             {
                 "schema": schema.to_dict(),
@@ -135,9 +133,14 @@ def model_of_scvi(
                 "history": {},
             }
         )
-    except ValueError as error:
-        raise FormatError(f"{file} cannot be read as a totalVI model: {error}") from error
-    load_scvi_state(model.module, state)
+        load_scvi_state(model.module, state)
+    except TotalviError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise FormatError(
+            f"{file} cannot be read as a totalVI model ({type(error).__name__}: {error}); save it "
+            "again."
+        ) from error
     model.is_trained = at(attributes, "is_trained_") is not False
     model._data = None
     return model
@@ -165,9 +168,13 @@ def _file(path: str | Path) -> Path:
 
 
 def _scvi_tools(
-    state: State, attributes: Mapping[str, Any], allow_fractional: bool
-) -> tuple[Schema, dict[str, Any]]:
-    """Return the schema of a scvi-tools model and the options of its network."""
+    content: Mapping[str, Any], file: Path, allow_fractional: bool
+) -> tuple[State, Schema, dict[str, Any]]:
+    """Return the weights and the schema of a scvi-tools model and the options of its network."""
+    weights, attributes = content.get("model_state_dict"), content["attr_dict"]
+    if isinstance(weights, dict):
+        weights.pop("pyro_param_store", None)  # which totalVI keeps nothing in
+    state = checked_tensors(weights, file)
     registry = at(attributes, "registry_")
     name = at(registry, "model_name")
     if name != "TOTALVI":
@@ -179,7 +186,7 @@ def _scvi_tools(
     options = network_options(arguments, version, keys.size_factor_key is not None, state)
     if options["library"] == "latent":
         schema = _with_library(schema, state)
-    return schema, options
+    return state, schema, options
 
 
 def _with_library(schema: Schema, state: State) -> Schema:
