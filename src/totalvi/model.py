@@ -323,6 +323,7 @@ class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
         """
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call model.train() first.")
+        assert self.split is not None
         description = {
             "options": self._options,
             "schema": self.schema.to_dict(),
@@ -330,11 +331,7 @@ class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
             "n_fits": self._n_fits,
             "plan": None if self.plan is None else asdict(self.plan),
             "fit_summary": self.fit_summary,
-            "split": (
-                None
-                if self.split is None
-                else {name: part.tolist() for name, part in self.split._asdict().items()}
-            ),
+            "split": {name: part.tolist() for name, part in self.split._asdict().items()},
             "history": self.history.to_dict(orient="list"),
         }
         write_model(Path(path), self.module.state_dict(), description, overwrite)
@@ -343,9 +340,9 @@ class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
     def save_scvi(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder that ``scvi.model.TOTALVI.load(path, data)`` opens.
 
-        Written for scvi-tools 1.4. Categories are kept as texts, so the columns of ``obs`` in the data
-        given to scvi-tools must hold texts too. A model whose proteins were in ``obsm`` takes an
-        AnnData there; any other a MuData with the modalities that this model was made with.
+        Written for scvi-tools 1.4. The data given to it must have what this model was made with: the
+        proteins in ``obsm`` of an AnnData, else as a modality of a MuData, whose own ``obs`` then has
+        the batches and covariates; texts as categories; and 0 where a protein was not measured.
 
         Raises
         ------
@@ -356,6 +353,7 @@ class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
         """
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call model.train() first.")
+        assert self.split is not None
         write_scvi(Path(path), self.module, self.schema, self._options, self.split, overwrite)
         return Path(path)
 
@@ -398,12 +396,9 @@ class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
         self.module = self._network()
         self.history = pd.DataFrame(description["history"], dtype=float)
         self.history.index.name = "epoch"
-        split, plan = description["split"], description["plan"]  # None: fitted by another package
-        self.split = (
-            None
-            if split is None
-            else Split(**{name: np.array(cells, np.int64) for name, cells in split.items()})
-        )
+        parts = {name: np.array(cells, np.int64) for name, cells in description["split"].items()}
+        self.split = Split(**parts)
+        plan = description["plan"]  # None: fitted by another package
         self.plan = None if plan is None else TrainingPlan(**plan)
         self.fit_summary = description["fit_summary"]
         self._n_fits = description["n_fits"]

@@ -16,6 +16,7 @@ from totalvi.persistence.scvi import State, load_scvi_state
 from totalvi.persistence.scvi_06 import schema_and_options
 from totalvi.persistence.scvi_options import model_arguments, network_options, version_of
 from totalvi.persistence.scvi_registry import at, keys_of, schema_of
+from totalvi.training.split import Split
 
 if TYPE_CHECKING:
     from totalvi.model import Model
@@ -200,15 +201,12 @@ def _with_library(schema: Schema, state: State) -> Schema:
     return Schema.from_dict(given)
 
 
-def _split(attributes: Mapping[str, Any] | None) -> dict[str, list[int]] | None:
-    """Return the cells that the model was trained on, validated on and tested on, if it says so."""
-    parts = ("train", "validation", "test")
-    stored = {part: at(attributes, f"{part}_indices_") for part in parts}
-    if stored["train"] is None:
-        return None
+def _split(attributes: Any) -> dict[str, list[int]]:
+    """Return the cells that the model was trained, validated and tested on, if it says so."""
+    stored = {part: at(attributes, f"{part}_indices_") for part in Split._fields}
     return {
-        part: [] if indices is None else list(map(int, stored_values(indices, f"{part}_indices_")))
-        for part, indices in stored.items()
+        part: [] if cells is None else list(map(int, stored_values(cells, f"{part}_indices_")))
+        for part, cells in stored.items()
     }
 
 

@@ -1,7 +1,10 @@
-"""The registry of a scvi-tools model as the schema of ours."""
+"""The registry of a scvi-tools model: what it knows of its data, as the schema of ours and back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
+
+import numpy as np
 
 from totalvi.data.cite import Keys, Schema
 from totalvi.errors import FormatError
@@ -146,3 +149,118 @@ def _text_or_none(value: Any, what: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise FormatError(f"The model's {what} is a {type(value).__name__} and not a text.")
+
+
+# --------------------------------------------------------------------------------------- and back
+
+
+def registry_of(version: str, schema: Schema, n_cells: int) -> dict[str, Any]:
+    """Return what scvi-tools must know of the data of a model with this schema.
+
+    Without a key of ``obsm`` the data are a MuData, whose columns of ``obs`` are its own.
+    """
+    keys = schema.keys
+    in_mudata = keys.protein_expression_obsm_key is None
+    genes, proteins = name_array(schema.gene_names), name_array(schema.protein_names)
+    rna_modality = {"mod_key": keys.rna_modality} if in_mudata else {}
+    protein_state: dict[str, Any] = {"column_names": proteins if in_mudata else proteins.tolist()}
+    if in_mudata:
+        protein_state |= {"n_obs": n_cells, "n_vars": len(proteins)}
+        protein_place = {**_counts_in(keys.protein_layer), "mod_key": keys.protein_modality}
+    else:
+        protein_place = _place("obsm", keys.protein_expression_obsm_key)
+    mask = np.array(schema.panel_measured)
+    if not mask.all():
+        protein_state["protein_batch_mask"] = {str(code): row for code, row in enumerate(mask)}
+    covariates, continuous = keys.categorical_covariate_keys, keys.continuous_covariate_keys
+    categories = schema.covariate_categories
+    fields = {
+        "X": _field(
+            {**_counts_in(keys.rna_layer), **rna_modality},
+            {"n_obs": n_cells, "n_vars": len(genes), "column_names": genes},
+            {"n_vars": len(genes), "n_cells": n_cells},
+        ),
+        "labels": _column("labels", None, ONE_CATEGORY),
+        "batch": _column("batch", keys.batch_key, schema.batch_names),
+        "size_factor": _field(
+            {} if keys.size_factor_key is None else _place("obs", keys.size_factor_key), {}, {}
+        ),
+        "extra_categorical_covs": _field(
+            _place("obsm", "_scvi_extra_categorical_covs") if covariates else {},
+            {
+                "mappings": dict(zip(covariates, map(name_array, categories), strict=True)),
+                "field_keys": list(covariates),
+                "n_cats_per_key": list(map(len, categories)),
+            }
+            if covariates
+            else {},
+            {"n_extra_categorical_covs": len(covariates)},
+        ),
+        "extra_continuous_covs": _field(
+            _place("obsm", "_scvi_extra_continuous_covs") if continuous else {},
+            {"columns": name_array(continuous)} if continuous else {},
+            {"n_extra_continuous_covs": len(continuous)},
+        ),
+        "proteins": _field(protein_place, protein_state, {"n_proteins": len(proteins)}),
+    }
+    if keys.panel_key is not None:
+        fields["panel"] = _column("panel", keys.panel_key, schema.panel_names)
+    return {
+        "scvi_version": version,
+        "model_name": "TOTALVI",
+        "setup_args": _setup_arguments(keys),
+        "field_registries": fields,
+        "setup_method_name": "setup_mudata" if in_mudata else "setup_anndata",
+        "_scvi_uuid": str(uuid4()),
+    }
+
+
+def name_array(names: Sequence[str]) -> np.ndarray:
+    """Return names as scvi-tools keeps them."""
+    return np.array(names, dtype=object)
+
+
+def _field(place: dict[str, Any], state: dict[str, Any], summary: dict[str, int]) -> dict[str, Any]:
+    return {"data_registry": place, "state_registry": state, "summary_stats": summary}
+
+
+def _place(attr_name: str, attr_key: str | None) -> dict[str, Any]:
+    return {"attr_name": attr_name, "attr_key": attr_key}
+
+
+def _counts_in(layer: str | None) -> dict[str, Any]:
+    return _place("X" if layer is None else "layers", layer)
+
+
+def _column(name: str, key: str | None, categories: tuple[str, ...]) -> dict[str, Any]:
+    """Return a column of codes that scvi-tools makes of a column of ``obs``, or of nothing."""
+    own = f"_scvi_{name}"
+    mapping = np.array([0]) if key is None else name_array(categories)
+    return _field(
+        _place("obs", own),
+        {"categorical_mapping": mapping, "original_key": own if key is None else key},
+        {f"n_{name}": len(categories)},
+    )
+
+
+def _setup_arguments(keys: Keys) -> dict[str, Any]:
+    shared = {
+        "batch_key": keys.batch_key,
+        "panel_key": keys.panel_key,
+        "size_factor_key": keys.size_factor_key,
+        "categorical_covariate_keys": list(keys.categorical_covariate_keys) or None,
+        "continuous_covariate_keys": list(keys.continuous_covariate_keys) or None,
+    }
+    if keys.protein_expression_obsm_key is not None:
+        return {
+            "protein_expression_obsm_key": keys.protein_expression_obsm_key,
+            "protein_names_uns_key": keys.protein_names_uns_key,
+            "layer": keys.rna_layer,
+            **shared,
+        }
+    return {
+        "rna_layer": keys.rna_layer,
+        "protein_layer": keys.protein_layer,
+        **shared,
+        "modalities": {"rna_layer": keys.rna_modality, "protein_layer": keys.protein_modality},
+    }

@@ -2,17 +2,16 @@
 
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import numpy as np
 import torch
 
-from totalvi.data.cite import Keys, Schema
+from totalvi.data.cite import Schema
 from totalvi.errors import FormatError, OutputError
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import new_folder
 from totalvi.persistence.scvi_export import scvi_state
 from totalvi.persistence.scvi_options import NORMALIZATION
+from totalvi.persistence.scvi_registry import name_array, registry_of
 from totalvi.training.split import Split
 
 _FILE = "model.pt"
@@ -46,7 +45,7 @@ def write_scvi(
     module: TOTALVI,
     schema: Schema,
     options: dict[str, Any],
-    split: Split | None,
+    split: Split,
     overwrite: bool,
 ) -> None:
     """Write a folder that scvi-tools 1.4 loads, whole or not at all.
@@ -72,17 +71,17 @@ def write_scvi(
             "library_log_means": torch.tensor([mean]),
             "library_log_vars": torch.tensor([variance]),
         }
-    parts = {} if split is None else split._asdict()
+    parts = split._asdict()
     attributes = {
         "init_params_": _init_params(module, options),
         "is_trained_": True,
-        "registry_": _registry(schema, sum(map(len, parts.values()))),
+        "registry_": registry_of(_VERSION, schema, sum(map(len, parts.values()))),
         "history_": {},
         **{f"{name}_indices_": cells for name, cells in parts.items()},
     }
-    genes, keys = _objects(schema.gene_names), schema.keys
+    genes, keys = name_array(schema.gene_names), schema.keys
     names = (
-        {keys.rna_modality: genes, keys.protein_modality: _objects(schema.protein_names)}
+        {keys.rna_modality: genes, keys.protein_modality: name_array(schema.protein_names)}
         if keys.protein_expression_obsm_key is None
         else genes
     )
@@ -93,25 +92,25 @@ def write_scvi(
 
 def _require_counterparts(module: TOTALVI, options: dict[str, Any]) -> None:
     """Raise FormatError for the first thing that a totalVI of scvi-tools cannot be."""
-    unknown = sorted(set(options) - _KNOWN_OPTIONS)
-    dispersions = ("gene_dispersion", "protein_dispersion")
-    by_label = [name for name in dispersions if getattr(module, name).endswith("label")]
-    has = {
-        unknown[0] if unknown else "": bool(unknown),
-        'encoder_architecture="branched"': module.encoder.z_branch is not None,
-        "scale_input=False": not module.encoder.scale_input,
-        'background_scale="exp"': module.decoder.background_scale == "exp",
-        f"{by_label[0]} by label" if by_label else "": bool(by_label),
-        "an encoder that sees the batch, but not the covariates, or the reverse": (
-            _encodes_covariates(module) is None
-        ),
-    }
-    for what, is_so in has.items():
-        if is_so:
-            raise FormatError(
-                f"The model has {what}, which TOTALVI of scvi-tools cannot have; fit a model without "
-                "it to take it there."
-            )
+    by_label = [
+        f"{name} by label"
+        for name in ("gene_dispersion", "protein_dispersion")
+        if getattr(module, name).endswith("label")
+    ]
+    lacking = [*sorted(set(options) - _KNOWN_OPTIONS), *by_label]
+    if module.encoder.z_branch is not None:
+        lacking.append('encoder_architecture="branched"')
+    if not module.encoder.scale_input:
+        lacking.append("scale_input=False")
+    if module.decoder.background_scale == "exp":
+        lacking.append('background_scale="exp"')
+    if _encodes_covariates(module) is None:
+        lacking.append("an encoder that sees the batch, but not the covariates, or the reverse")
+    if lacking:
+        raise FormatError(
+            f"The model has {lacking[0]}, which TOTALVI of scvi-tools cannot have; fit a model without "
+            "it to take it there."
+        )
 
 
 def _encodes_covariates(module: TOTALVI) -> bool | None:
@@ -158,125 +157,6 @@ def _init_params(module: TOTALVI, options: dict[str, Any]) -> dict[str, Any]:
             }
         },
     }
-
-
-def _registry(schema: Schema, n_cells: int) -> dict[str, Any]:
-    """Return the names and categories of the schema, and where the data have them."""
-    keys = schema.keys
-    in_mudata = keys.protein_expression_obsm_key is None
-    rna = {"mod_key": keys.rna_modality} if in_mudata else {}
-    protein = {"mod_key": keys.protein_modality} if in_mudata else {}
-    n_genes, n_proteins = len(schema.gene_names), len(schema.protein_names)
-
-    def column(name: str, key: str | None, categories: tuple[str, ...]) -> dict[str, Any]:
-        own = f"_scvi_{name}"
-        return {
-            "data_registry": {"attr_name": "obs", "attr_key": own},
-            "state_registry": {
-                "categorical_mapping": np.array([0]) if key is None else _objects(categories),
-                "original_key": own if key is None else key,
-            },
-            "summary_stats": {f"n_{name}": len(categories)},
-        }
-
-    def place(attr_name: str, attr_key: str | None, **modality: str) -> dict[str, Any]:
-        return {"attr_name": attr_name, "attr_key": attr_key, **modality}
-
-    def counts(layer: str | None, modality: dict[str, str]) -> dict[str, Any]:
-        return place("X" if layer is None else "layers", layer, **modality)
-
-    covariates = keys.categorical_covariate_keys
-    mask = np.array(schema.panel_measured)
-    proteins: dict[str, Any] = {
-        "column_names": _objects(schema.protein_names) if in_mudata else list(schema.protein_names)
-    }
-    if in_mudata:
-        proteins |= {"n_obs": n_cells, "n_vars": n_proteins}
-    if not mask.all():
-        proteins["protein_batch_mask"] = {str(code): row for code, row in enumerate(mask)}
-    nothing: dict[str, Any] = {"data_registry": {}, "state_registry": {}, "summary_stats": {}}
-    fields = {
-        "X": {
-            "data_registry": counts(keys.rna_layer, rna),
-            "state_registry": {
-                "n_obs": n_cells,
-                "n_vars": n_genes,
-                "column_names": _objects(schema.gene_names),
-            },
-            "summary_stats": {"n_vars": n_genes, "n_cells": n_cells},
-        },
-        "labels": column("labels", None, ("0",)),
-        "batch": column("batch", keys.batch_key, schema.batch_names),
-        "size_factor": nothing
-        if keys.size_factor_key is None
-        else {**nothing, "data_registry": place("obs", keys.size_factor_key)},
-        "extra_categorical_covs": {
-            "data_registry": place("obsm", "_scvi_extra_categorical_covs") if covariates else {},
-            "state_registry": {
-                "mappings": dict(
-                    zip(covariates, map(_objects, schema.covariate_categories), strict=True)
-                ),
-                "field_keys": list(covariates),
-                "n_cats_per_key": list(map(len, schema.covariate_categories)),
-            }
-            if covariates
-            else {},
-            "summary_stats": {"n_extra_categorical_covs": len(covariates)},
-        },
-        "extra_continuous_covs": {
-            "data_registry": place("obsm", "_scvi_extra_continuous_covs")
-            if keys.continuous_covariate_keys
-            else {},
-            "state_registry": {"columns": _objects(keys.continuous_covariate_keys)}
-            if keys.continuous_covariate_keys
-            else {},
-            "summary_stats": {"n_extra_continuous_covs": len(keys.continuous_covariate_keys)},
-        },
-        "proteins": {
-            "data_registry": counts(keys.protein_layer, protein)
-            if in_mudata
-            else place("obsm", keys.protein_expression_obsm_key),
-            "state_registry": proteins,
-            "summary_stats": {"n_proteins": n_proteins},
-        },
-    }
-    if keys.panel_key is not None:
-        fields["panel"] = column("panel", keys.panel_key, schema.panel_names)
-    return {
-        "scvi_version": _VERSION,
-        "model_name": "TOTALVI",
-        "setup_args": _setup_arguments(keys),
-        "field_registries": fields,
-        "setup_method_name": "setup_mudata" if in_mudata else "setup_anndata",
-        "_scvi_uuid": str(uuid4()),
-    }
-
-
-def _setup_arguments(keys: Keys) -> dict[str, Any]:
-    shared = {
-        "batch_key": keys.batch_key,
-        "panel_key": keys.panel_key,
-        "size_factor_key": keys.size_factor_key,
-        "categorical_covariate_keys": list(keys.categorical_covariate_keys) or None,
-        "continuous_covariate_keys": list(keys.continuous_covariate_keys) or None,
-    }
-    if keys.protein_expression_obsm_key is not None:
-        return {
-            "protein_expression_obsm_key": keys.protein_expression_obsm_key,
-            "protein_names_uns_key": keys.protein_names_uns_key,
-            "layer": keys.rna_layer,
-            **shared,
-        }
-    return {
-        "rna_layer": keys.rna_layer,
-        "protein_layer": keys.protein_layer,
-        **shared,
-        "modalities": {"rna_layer": keys.rna_modality, "protein_layer": keys.protein_modality},
-    }
-
-
-def _objects(names: tuple[str, ...]) -> np.ndarray:
-    return np.array(names, dtype=object)
 
 
 def _require_own_folder(path: Path) -> None:
