@@ -1,6 +1,7 @@
 """Models of scvi-tools and 0.6.x become models of this package that give the recorded numbers."""
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,27 @@ def test_models_before_1_1_have_an_exponential_background_scale(
         exponential = old.module.decode(z, context).background_scale
         softplus = new.module.decode(z, context).background_scale
     torch.testing.assert_close(torch.log1p(exponential) + 1e-8, softplus)
+
+
+def test_arrays_of_older_numpy_and_frames_of_other_pandas(shared: Path, tmp_path: Path) -> None:
+    source = folder_of(shared, "latent_library_covariates")
+    others = {
+        b"numpy._core.multiarray": b"numpy.core.multiarray",
+        b"pandas.core.indexes.base\n_new_Index": b"pandas.core.indexes.other\n_new_OtherIndex",
+        b"pandas._libs.internals\n_unpickle_block": b"pandas._libs.elsewhere\n_block",
+    }
+    with (
+        zipfile.ZipFile(source / "model.pt") as stored,
+        zipfile.ZipFile(tmp_path / "model.pt", "w") as changed_names,
+    ):
+        for name in stored.namelist():
+            content = stored.read(name)
+            if name.endswith("data.pkl"):
+                for here, there in others.items():
+                    assert here in content
+                    content = content.replace(here, there)
+            changed_names.writestr(name, content)
+    assert load_scvi(tmp_path).schema == load_scvi(source).schema
 
 
 def test_mudata_models(shared: Path, tmp_path: Path) -> None:

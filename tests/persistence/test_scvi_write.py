@@ -213,6 +213,7 @@ def test_scvi_tools_gives_the_same_numbers(tmp_path: Path) -> None:
         # both average 400 samples, of a standard deviation of at most 0.5
         np.testing.assert_allclose(theirs["foreground"], foreground, atol=0.15, err_msg=name)
         again = load_scvi(tmp_path / name / "saved again", data_for(name))
+        assert again.schema.panel_measured == model.schema.panel_measured, name
         np.testing.assert_allclose(
             again.get_latent_representation(), model.get_latent_representation(), atol=1e-5
         )

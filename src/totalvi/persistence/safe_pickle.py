@@ -84,22 +84,8 @@ _STAND_INS: list[tuple[Any, str]] = [
     (_dict, "builtins.dict"),
     (Ignored, "builtins.slice"),
     (_empty, "builtins.bytes"),
-    *(
-        (Ignored, f"pandas.{name}")
-        for name in (
-            "core.frame.DataFrame",
-            "core.series.Series",
-            "core.internals.managers.BlockManager",
-            "core.internals.managers.SingleBlockManager",
-            "core.indexes.base._new_Index",
-            "core.indexes.base.Index",
-            "core.indexes.range.RangeIndex",
-            "core.indexes.numeric.Int64Index",
-            "_libs.internals._unpickle_block",
-            "_libs.internals.BlockManager",
-        )
-    ),
 ]
+_PANDAS = ("pandas.core.", "pandas._libs.")  # its parts differ between versions, and none is needed
 
 
 def load_inert(file: Path) -> Any:
@@ -116,6 +102,10 @@ def load_inert(file: Path) -> Any:
     _require_honest_sizes(file)
     try:
         with _only_stand_ins(), warnings.catch_warnings(action="ignore"):
+            if zipfile.is_zipfile(file):
+                names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+                pandas = [(Ignored, name) for name in names if name.startswith(_PANDAS)]
+                torch.serialization.add_safe_globals(pandas)  # type: ignore[arg-type]
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can fail in any way
         asked = re.search(r"GLOBAL (\S+)", str(error))
