@@ -57,6 +57,7 @@ def find_counts(
     rna_layer: str | None = None,
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
+    protein_names_uns_key: str | None = None,
 ) -> CountSource:
     """Find the paired RNA and protein counts of a MuData or AnnData.
 
@@ -74,6 +75,8 @@ def find_counts(
     protein_expression_obsm_key
         AnnData only: the ``obsm`` entry with the protein counts. Column names of a DataFrame
         are the protein names; the columns of an array are named ``protein_0``, ``protein_1``, ...
+    protein_names_uns_key
+        The ``uns`` entry with the names of an array's columns instead.
 
     Raises
     ------
@@ -100,7 +103,9 @@ def find_counts(
             )
         source = _from_mudata(data, rna_modality, protein_modality, rna_layer, protein_layer)
     elif isinstance(data, AnnData):
-        source = _from_anndata(data, rna_layer, protein_layer, protein_expression_obsm_key)
+        source = _from_anndata(
+            data, rna_layer, protein_layer, protein_expression_obsm_key, protein_names_uns_key
+        )
     else:
         raise DataError(
             f"data must be a MuData or an AnnData, not {type(data).__name__}: "
@@ -247,7 +252,11 @@ def _from_mudata(
 
 
 def _from_anndata(
-    adata: AnnData, rna_layer: str | None, protein_layer: str | None, obsm_key: str | None
+    adata: AnnData,
+    rna_layer: str | None,
+    protein_layer: str | None,
+    obsm_key: str | None,
+    names_key: str | None,
 ) -> CountSource:
     is_gene, is_protein = genes_and_proteins(adata.var)
     rna_where = "X" if rna_layer is None else f'layers["{rna_layer}"]'
@@ -267,6 +276,8 @@ def _from_anndata(
         protein_where = f'obsm["{obsm_key}"]'
         protein_values = adata.obsm[obsm_key]
         protein_names = _obsm_names(protein_values)
+        if names_key is not None and not isinstance(protein_values, pd.DataFrame):
+            protein_names = _uns_names(adata, names_key, len(protein_names))
     elif is_protein.any():
         layer = protein_layer if protein_layer is not None else rna_layer
         protein_where = "X" if layer is None else f'layers["{layer}"]'
@@ -308,6 +319,16 @@ def _obsm_names(values: Any) -> pd.Index:
     if values.ndim != 2:
         return pd.Index(["protein_0"])
     return pd.Index([f"protein_{i}" for i in range(values.shape[1])], dtype=object)
+
+
+def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
+    names = adata.uns.get(key)
+    if names is None or len(names) != n_proteins:
+        raise DataError(
+            f'uns["{key}"] does not hold the names of {n_proteins} proteins: give them there, or make '
+            "the protein counts a DataFrame"
+        )
+    return names_of(pd.Index(names))
 
 
 def _where(modality: str, layer: str | None) -> str:
