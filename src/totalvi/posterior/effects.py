@@ -16,6 +16,9 @@ from scipy.special import erf
 WIDTHS = 0.02 * 2.0 ** np.arange(10)  # of the normals, in log2
 _OUTER_STEPS, _INNER_STEPS = 8, 15
 LEAST_DELTA = 0.1
+_LEAST_SHARE = 1e-6  # of a mixture's parts that are computed
+_PRECISION = 1e-5  # of quantiles, in log2
+_TAIL = 1.96  # standard normal quantile that leaves 2.5 %
 
 
 class Effects(NamedTuple):
@@ -163,23 +166,41 @@ def _normal_cdf(x: float) -> float:
 def _mixture_cdf(x: float, share: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> float:
     total = 0.0
     for j in range(len(share)):
-        if share[j] > 1e-6:
+        if share[j] > _LEAST_SHARE:
             total += share[j] * _normal_cdf((x - mean[j]) / sd[j])
     return total
 
 
 @njit(cache=True)
 def _mixture_quantile(
-    p: float, share: np.ndarray, mean: np.ndarray, sd: np.ndarray, low: float, high: float
+    p: float,
+    share: np.ndarray,
+    mean: np.ndarray,
+    sd: np.ndarray,
+    low: float,
+    high: float,
+    start: float,
 ) -> float:
-    """Halve the interval that holds the quantile, to 1e-4 log2 of an interval of 10."""
-    for _ in range(17):
-        middle = 0.5 * (low + high)
-        if _mixture_cdf(middle, share, mean, sd) < p:
-            low = middle
+    """Return the quantile, between ``low`` and ``high``, by Newton steps that never leave them."""
+    x = min(max(start, low), high)
+    for _ in range(60):
+        excess, slope = -p, 0.0
+        for j in range(len(share)):
+            if share[j] > _LEAST_SHARE:
+                z = (x - mean[j]) / sd[j]
+                excess += share[j] * _normal_cdf(z)
+                slope += share[j] * math.exp(-0.5 * z * z) / (sd[j] * math.sqrt(2 * math.pi))
+        if excess < 0:
+            low = x
         else:
-            high = middle
-    return 0.5 * (low + high)
+            high = x
+        following = x - excess / slope if slope > 0 else low
+        if not low < following < high:
+            following = 0.5 * (low + high)
+        if abs(following - x) < _PRECISION:
+            return following
+        x = following
+    return x
 
 
 @njit(parallel=True, cache=True)
@@ -221,14 +242,15 @@ def _summarize(
         for j in range(n_widths):
             average += share[j] * means[j]
             square += share[j] * (means[j] ** 2 + sds[j] ** 2)
-            if share[j] > 1e-6:
+            if share[j] > _LEAST_SHARE:
                 first = min(first, means[j] - 5 * sds[j])
                 last = max(last, means[j] + 5 * sds[j])
         mean[c, f] = average
         sd[c, f] = math.sqrt(max(square - average**2, 0.0))
-        median[c, f] = _mixture_quantile(0.5, share, means, sds, first, last)
-        low[c, f] = _mixture_quantile(0.025, share, means, sds, first, median[c, f])
-        high[c, f] = _mixture_quantile(0.975, share, means, sds, median[c, f], last)
+        tail = _TAIL * sd[c, f]
+        median[c, f] = _mixture_quantile(0.5, share, means, sds, first, last, average)
+        low[c, f] = _mixture_quantile(0.025, share, means, sds, first, median[c, f], average - tail)
+        high[c, f] = _mixture_quantile(0.975, share, means, sds, median[c, f], last, average + tail)
         below = _mixture_cdf(-delta[c], share, means, sds)
         beyond[c, f] = min(below + _mixture_cdf(-delta[c], share, -means, sds), 1.0)
         above[c, f] = _mixture_cdf(0.0, share, -means, sds)
