@@ -1,6 +1,8 @@
 """The user's annotation is looked up late, and survives the object it came from."""
 
+import copy
 import gc
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -52,3 +54,11 @@ def test_another_order_of_cells_falls_back_to_the_first() -> None:
     for name in ("rna", "prot"):
         mdata[name].obs_names = mdata[name].obs_names[::-1]
     assert annotation.obs()["cell_type"].tolist() == types
+
+
+def test_copies_keep_the_annotation() -> None:
+    mdata = annotated(30)
+    annotation = describe(mdata, Keys()).annotation
+    mdata.obs["leiden"] = "a"
+    for copied in (pickle.loads(pickle.dumps(annotation)), copy.deepcopy(annotation)):
+        pd.testing.assert_frame_equal(copied.obs(), annotation.obs())

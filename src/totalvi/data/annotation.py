@@ -1,6 +1,7 @@
 """The annotation of the user's cells, looked up when a query asks for it."""
 
 import weakref
+from collections.abc import Callable
 
 import pandas as pd
 from anndata import AnnData
@@ -32,7 +33,7 @@ class Annotation:
         rna_modality: str,
         protein_modality: str,
     ) -> None:
-        self._data = weakref.ref(data)
+        self._data: Callable[[], MuData | AnnData | None] = weakref.ref(data)
         self._obs = obs
         self._modalities = (rna_modality, protein_modality)
 
@@ -51,3 +52,13 @@ class Annotation:
             obs = obs.set_axis(names_of(obs.index), axis=0)
         same_cells = obs.index.equals(self._obs.index)
         return obs if same_cells else self._obs  # the object was cut or sorted in the meantime
+
+    def __getstate__(self) -> pd.DataFrame:
+        return self.obs()
+
+    def __setstate__(self, obs: pd.DataFrame) -> None:
+        self._obs, self._data = obs, _gone  # a weak reference cannot be pickled
+
+
+def _gone() -> None:
+    """Stand in for the reference to an object that is no more."""
