@@ -12,6 +12,7 @@ cells.
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import polygamma
 
 from totalvi.posterior.moments import Moments, StratumMoments
 
@@ -19,7 +20,10 @@ _PRIOR_COUNT = 0.5  # a above
 
 
 class Level(NamedTuple):
-    """Mean expression of each feature in a group, (features,), and its variance. NaN: no cell."""
+    """Mean expression of each feature in a group, (features,), and its variance. NaN: no cell.
+
+    The variance is that of the logarithm times the squared mean, as effects are logarithms.
+    """
 
     mean: np.ndarray
     variance: np.ndarray
@@ -45,7 +49,7 @@ def group_level(moments: Moments, weight: np.ndarray) -> Level:
     factor = (counted.total + _PRIOR_COUNT) / ((of_cell * moments.expected).sum(0) + _PRIOR_COUNT)
     factor *= (present.total + _PRIOR_COUNT) / ((of_cell * moments.prior).sum(0) + _PRIOR_COUNT)
     elsewhere = 1 - present.total / np.maximum((of_cell * moments.n_cells).sum(axis=0), 1)
-    relative = 1 / (counted.effective + _PRIOR_COUNT)
+    relative = polygamma(1, counted.effective + _PRIOR_COUNT)  # variance of the log of a Gamma
     relative += np.maximum(elsewhere, 0) / (present.effective + _PRIOR_COUNT)
     mean = decoded * factor
     variance = mean**2 * relative + factor**2 * (weight**2 * batch_variance).sum(axis=0)
