@@ -209,5 +209,5 @@ def warn_without_shared_batch(data: CiteData, groups: Groups) -> None:
             warnings.warn(
                 f"{first} and {second} have no batch in common, so differences between batches look "
                 "like differences between them; batch_correction=True decodes both into the same.",
-                stacklevel=4,
+                stacklevel=3,
             )
