@@ -81,6 +81,7 @@ class Network(nn.Module):
         protein_efficiency: bool = False,
         normalization: Normalization = "batch",
         background_prior: tuple[Any, Any] | None = None,
+        hidden_protein_rate: float = 0.0,
         fused: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -100,6 +101,7 @@ class Network(nn.Module):
         self.n_categories_per_covariate = tuple(n_categories_per_covariate)
         self.n_continuous_covariates = n_continuous_covariates
         self.fused = fused
+        self.hidden_protein_rate = hidden_protein_rate
         self.bfloat16_products = False
         self.encoder_batch = encoder_batch
         self.encode_covariates = encode_covariates
@@ -321,7 +323,20 @@ class Network(nn.Module):
         measured = self.measured(context.panel)
         if measured is not None:
             y = torch.where(measured, y, y.nan_to_num(nan=0.0))
+            if self.training and self.hidden_protein_rate:
+                y = y * self._shown_proteins(context.panel, generator)
         return self.encoder(x, y, continuous, covariates, generator)
+
+    def _shown_proteins(self, panel: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return which proteins the encoder sees in training, (B, T).
+
+        A share of the cells shows only what the panel of another cell of the minibatch measured, so
+        that the encoder learns to do without the rest.
+        """
+        assert self.protein_mask is not None
+        other = panel[torch.randperm(len(panel), generator=generator, device=panel.device)]
+        chance = torch.rand(len(panel), generator=generator, device=panel.device)
+        return self.protein_mask[torch.where(chance < self.hidden_protein_rate, other, panel)]
 
     def decode(
         self, z: Tensor, context: CellContext, generator: torch.Generator | None = None

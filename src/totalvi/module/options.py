@@ -29,7 +29,7 @@ SMALLEST: dict[str, int] = {
     "n_panels": 1,
     "n_continuous_covariates": 0,
 }
-RATES = ("dropout_rate_decoder", "dropout_rate_encoder")
+RATES = ("dropout_rate_decoder", "dropout_rate_encoder", "hidden_protein_rate")
 FLAGS = (
     "log_variational",
     "encoder_batch",
