@@ -471,6 +471,13 @@ class Network(nn.Module):
         untran_l = posterior.ql_m + posterior.ql_v.sqrt() * normal
         return untran_l.clamp(max=_LARGEST_LOG_LIBRARY).exp(), untran_l
 
+    def library_mean(self, posterior: CellPosterior, context: CellContext) -> Tensor:
+        """Return the posterior mean of the library size, exp(m + v / 2), or the known one, (B, 1)."""
+        if posterior.ql_m is None or posterior.ql_v is None:
+            assert context.library_size is not None
+            return context.library_size
+        return (posterior.ql_m + 0.5 * posterior.ql_v).exp()
+
     def sample_latent(
         self, posterior: CellPosterior, generator: torch.Generator | None = None
     ) -> Tensor:

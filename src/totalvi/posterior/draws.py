@@ -63,6 +63,7 @@ def draws(
     transform_batches: Sequence[int | None] = (None,),
     *,
     genes: bool = True,
+    first_sample: int = 0,
 ) -> Iterator[Draw]:
     """Yield ``n_samples`` posterior samples of a minibatch, each decoded into each batch in turn.
 
@@ -75,9 +76,11 @@ def draws(
         Codes of the batches to decode into; None: each cell's own.
     genes
         Whether the gene decoder, by far the largest product, is wanted.
+    first_sample
+        Number of the first sample.
     """
     posterior = module.encode(batch.x, batch.y, batch.context)
-    for sample in range(n_samples):
+    for sample in range(first_sample, first_sample + n_samples):
         untran_z = module.latent_at(
             posterior, _normal(noise, "latent", sample, batch, module.n_latent)
         )
