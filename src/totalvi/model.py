@@ -15,6 +15,7 @@ from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
 from totalvi.queries.asking import Data
+from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
 from totalvi.queries.latent import LatentQueries
@@ -31,7 +32,7 @@ from totalvi.training.trainer import fit, torch_generator
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 
 
-class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
+class Model(LatentQueries, ExpressionQueries, CorrelationQueries, EvidenceQueries):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
     Parameters

@@ -50,9 +50,7 @@ def ask(
     features = {"genes": np.arange(N_GENES), "proteins": np.arange(N_PROTEINS)}
     query = CorrelationQuery(**(features | given))
     batches = passes(data, network, query.n_passes(), batch_size, cells)
-    result = feature_correlations(
-        network, batches, len(cells), query, CellNoise(seed), partners
-    )
+    result = feature_correlations(network, batches, len(cells), query, CellNoise(seed), partners)
     assert next(batches, None) is None
     return result
 
@@ -195,10 +193,6 @@ def test_partners_give_the_genes_and_keep_gene_gene_correlations(data: CiteData)
 
     own = ask(data, network, cells=cells)
     control = ask(data, network, cells=cells, gene_partners=partners)
-    np.testing.assert_allclose(
-        control[:N_GENES, :N_GENES], own[:N_GENES, :N_GENES], atol=1e-4
-    )
-    np.testing.assert_allclose(
-        control[N_GENES:, N_GENES:], own[N_GENES:, N_GENES:], atol=1e-4
-    )
+    np.testing.assert_allclose(control[:N_GENES, :N_GENES], own[:N_GENES, :N_GENES], atol=1e-4)
+    np.testing.assert_allclose(control[N_GENES:, N_GENES:], own[N_GENES:, N_GENES:], atol=1e-4)
     assert not np.allclose(control[:N_GENES, N_GENES:], own[:N_GENES, N_GENES:], atol=0.05)

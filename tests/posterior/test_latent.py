@@ -32,9 +32,7 @@ def module(distribution: Any = "normal") -> TOTALVI:
     ).eval()
 
 
-def ask(
-    data: CiteData, network: TOTALVI, cells: np.ndarray, batch_size: int = 50
-) -> np.ndarray:
+def ask(data: CiteData, network: TOTALVI, cells: np.ndarray, batch_size: int = 50) -> np.ndarray:
     batches = minibatches(data, network, cells, batch_size)
     return latent_mean(network, batches, CellNoise(0), n_samples=2000)
 

@@ -38,9 +38,9 @@ def test_protein_entropy_is_that_of_the_mean_probability() -> None:
     network = TOTALVI(30, N_PROTEINS, 2, library="observed", **SMALL).eval()
     batch = minibatch(described(), network, CELLS)
     with torch.no_grad():
-        mixing = network.inference(
-            batch.x, batch.y, batch.context.batch, n_samples=2000
-        )["py_"]["mixing"]
+        mixing = network.inference(batch.x, batch.y, batch.context.batch, n_samples=2000)["py_"][
+            "mixing"
+        ]
     mean = torch.sigmoid(mixing).mean(dim=0).numpy()
     expected = stats.bernoulli.entropy(mean)
     np.testing.assert_allclose(
