@@ -14,6 +14,8 @@ from totalvi.data.cite import CiteData, Keys, Schema, describe
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
+from totalvi.queries.abundance import AbundanceQueries
+from totalvi.queries.archetypes import ArchetypeQueries
 from totalvi.queries.asking import Data
 from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.evidence import EvidenceQueries
@@ -32,7 +34,14 @@ from totalvi.training.trainer import fit, torch_generator
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 
 
-class Model(LatentQueries, ExpressionQueries, CorrelationQueries, EvidenceQueries):
+class Model(
+    LatentQueries,
+    ExpressionQueries,
+    CorrelationQueries,
+    EvidenceQueries,
+    ArchetypeQueries,
+    AbundanceQueries,
+):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
     Parameters
