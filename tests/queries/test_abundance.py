@@ -1,7 +1,5 @@
 """Queries of aggregated posteriors and differential abundance."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from mudata import MuData
@@ -33,7 +31,7 @@ def trained(mdata: MuData) -> totalvi.Model:
 
 
 def test_the_enriched_sample_is_found(trained: totalvi.Model, mdata: MuData) -> None:
-    table = trained.differential_abundance("sample")
+    table = trained.differential_abundance(sample_key="sample")
     assert list(table.columns) == ["control", "treated"]
     assert list(table.index) == list(mdata.obs_names)
     assert np.isfinite(table.to_numpy()).all()
@@ -47,18 +45,20 @@ def test_the_enriched_sample_is_found(trained: totalvi.Model, mdata: MuData) -> 
 
 
 def test_subsets_new_data_and_cells_of_no_sample(trained: totalvi.Model, mdata: MuData) -> None:
-    by_indices = trained.differential_abundance("sample", indices=range(100))
+    by_indices = trained.differential_abundance(sample_key="sample", indices=range(100))
     new = mdata[:100].copy()
-    np.testing.assert_allclose(trained.differential_abundance("sample", new), by_indices, rtol=1e-3)
+    np.testing.assert_allclose(
+        trained.differential_abundance(new, sample_key="sample"), by_indices, rtol=1e-3
+    )
     new.obs["sample"] = new.obs["sample"].where(np.arange(100) > 9, None)
-    some = trained.differential_abundance("sample", new)
+    some = trained.differential_abundance(new, sample_key="sample")
     assert some.shape == (100, 2)
     assert np.isfinite(some.to_numpy()).all()
 
 
 def test_columns_added_after_the_fit_are_found(trained: totalvi.Model, mdata: MuData) -> None:
     mdata.obs["later"] = np.arange(N_CELLS) % 3
-    assert list(trained.differential_abundance("later").columns) == [0, 1, 2]
+    assert list(trained.differential_abundance(sample_key="later").columns) == [0, 1, 2]
 
 
 def test_the_aggregated_posterior_is_where_the_cells_are(trained: totalvi.Model) -> None:
@@ -72,14 +72,14 @@ def test_the_aggregated_posterior_is_where_the_cells_are(trained: totalvi.Model)
 
 
 def test_samples_that_cannot_be_compared_are_refused(trained: totalvi.Model, mdata: MuData) -> None:
-    with pytest.raises(DataError, match="no column 'sampel'.*sample"):
-        trained.differential_abundance("sampel")
+    with pytest.raises(DataError, match=r"no column 'sampel'.*sample"):
+        trained.differential_abundance(sample_key="sampel")
     new = mdata[:20].copy()
     new.obs["sample"] = ["a"] * 19 + ["b"]
     with pytest.raises(DataError, match="'b' has one cell"):
-        trained.differential_abundance("sample", new)
+        trained.differential_abundance(new, sample_key="sample")
     new.obs["sample"] = np.full(20, np.nan)
     with pytest.raises(DataError, match="holds no sample"):
-        trained.differential_abundance("sample", new)
+        trained.differential_abundance(new, sample_key="sample")
     with pytest.raises(ValueError, match="selects no cell"):
         trained.get_aggregated_posterior(indices=[])

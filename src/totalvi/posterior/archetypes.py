@@ -69,7 +69,7 @@ def archetype_expression(
 
 
 def _protein_mean(decoded: Decoded, include_background: bool) -> Tensor:
-    """Return (1 - pi) E[beta] alpha, plus pi E[beta] with the background; E[beta] = exp(m + s^2 / 2)."""
+    """Return (1 - pi) E[beta] alpha [+ pi E[beta]], with E[beta] = exp(m + s^2 / 2)."""
     background_rate = (decoded.background_mean + 0.5 * decoded.background_scale**2).exp()
     background = torch.sigmoid(decoded.background_logit)
     value = (1 - background) * background_rate * decoded.foreground_factor

@@ -50,11 +50,11 @@ class AbundanceQueries(Asking):
 
     def differential_abundance(
         self,
-        sample_key: str,
         adata: Data | None = None,
         indices: Cells = None,
         batch_size: int = QUERY_BATCH_SIZE,
         *,
+        sample_key: str,
         progress: bool | None = None,
     ) -> pd.DataFrame:
         """Return how dense each sample is, in the latent space, where each cell lies.
@@ -68,11 +68,11 @@ class AbundanceQueries(Asking):
 
         Parameters
         ----------
+        adata, indices, batch_size, progress
+            As in `get_latent_representation`.
         sample_key
             Column of ``obs`` with each cell's sample; cells without a value are of none. The samples
             should not also be the model's batches, whose differences the model takes out.
-        adata, indices, batch_size, progress
-            As in `get_latent_representation`.
 
         Returns
         -------
@@ -89,7 +89,7 @@ class AbundanceQueries(Asking):
         >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, n_cell_types=3, seed=1)
         >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
         >>> model.train(max_epochs=2)
-        >>> model.differential_abundance("cell_type").shape
+        >>> model.differential_abundance(sample_key="cell_type").shape
         (60, 3)
         """
         asked = self._asked(adata, indices)
