@@ -153,3 +153,12 @@ def test_denoising_raises_the_correlation_of_matched_pairs(shared: Path) -> None
     table = model.get_gene_protein_pairs(n_samples=10)
     assert len(table) >= 8
     assert table["denoised"].mean() > table["raw"].mean() + 0.05
+
+
+def test_the_bar_counts_every_pass(
+    trained: totalvi.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.get_feature_correlation_matrix(n_samples=3, progress=True)
+    shown = capsys.readouterr().err
+    assert "correlations" in shown
+    assert "900/900" in shown
