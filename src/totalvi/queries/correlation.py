@@ -173,16 +173,17 @@ class CorrelationQueries(Asking):
         asked = self._asked(adata, indices)
         values = self._correlations(asked, query, batch_size, False, seed, progress)
         denoised = values[: len(gene_list), len(gene_list) :]
-        rows = [
+        return pd.DataFrame(
             {
-                "protein": protein,
-                "gene": gene,
-                "raw": self._raw_correlation(asked, protein, gene),
-                "denoised": denoised[gene_list.index(gene), protein_list.index(protein)],
+                "protein": proteins,
+                "gene": genes,
+                "raw": self._raw_correlations(asked, proteins, genes),
+                "denoised": [
+                    denoised[gene_list.index(gene), protein_list.index(protein)]
+                    for protein, gene in zip(proteins, genes, strict=True)
+                ],
             }
-            for protein, gene in zip(proteins, genes, strict=True)
-        ]
-        return pd.DataFrame(rows)
+        )
 
     def _correlations(
         self,
@@ -215,15 +216,21 @@ class CorrelationQueries(Asking):
             raise ValueError(f"pairs is {pairs!r}; allowed are lists of (protein, gene), or None.")
         return pairs
 
-    def _raw_correlation(self, asked: Asked, protein: str, gene: str) -> float:
+    def _raw_correlations(
+        self, asked: Asked, proteins: Sequence[str], genes: Sequence[str]
+    ) -> list[float]:
         data, cells = asked.data, asked.cells
-        t = self.schema.protein_names.index(protein)
-        g = self.schema.gene_names.index(gene)
-        measured = np.array(self.schema.panel_measured)[data.panel[cells], t]
-        cells = cells[measured]
         total = np.maximum(np.asarray(data.rna[cells].sum(axis=1)).ravel(), 1)
-        rna = data.rna[cells][:, [g]].toarray().ravel() / total
-        return _spearman(rna, data.protein[cells, t])
+        rna = data.rna[cells][:, feature_positions(genes, self.schema.gene_names, "pairs")].tocsc()
+        columns = feature_positions(proteins, self.schema.protein_names, "pairs")
+        measured = np.array(self.schema.panel_measured)[data.panel[cells]][:, columns]
+        return [
+            _spearman(
+                (rna[:, [i]].toarray().ravel() / total)[measured[:, i]],
+                data.protein[cells, t][measured[:, i]],
+            )
+            for i, t in enumerate(columns)
+        ]
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
