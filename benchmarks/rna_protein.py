@@ -50,7 +50,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     proteins = table["protein"].str.removesuffix("_TotalSeqB")
     axes.set_yticks(rows, [f"{p}, {g}" for p, g in zip(proteins, table["gene"], strict=True)])
     axes.set_xlabel("Spearman correlation over cells")
-    axes.legend(frameon=False, loc="lower right", fontsize="small")
+    figure.legend(frameon=False, loc="outside upper center", ncols=3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     save(figure, path)
