@@ -96,3 +96,10 @@ def checked_library_size(library_size: ScaledLibrary) -> ScaledLibrary:
     if is_number and 0 < library_size < np.inf:
         return float(library_size)
     raise ValueError(f"library_size is {library_size!r}; allowed are 'latent' or a number above 0.")
+
+
+def positive_number(argument: str, value: float) -> float:
+    """Return a finite number above 0; else raise ValueError naming it."""
+    if isinstance(value, int | float | np.number) and 0 < value < np.inf:
+        return float(value)
+    raise ValueError(f"{argument} is {value!r}; allowed are finite numbers above 0.")

@@ -15,7 +15,10 @@ from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
+from totalvi.queries.abundance import AbundanceQueries
+from totalvi.queries.archetypes import ArchetypeQueries
 from totalvi.queries.asking import Data
+from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
@@ -34,7 +37,15 @@ from totalvi.training.trainer import fit, torch_generator
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 
 
-class Model(LatentQueries, ExpressionQueries, DifferentialQueries, EvidenceQueries):
+class Model(
+    LatentQueries,
+    ExpressionQueries,
+    DifferentialQueries,
+    CorrelationQueries,
+    EvidenceQueries,
+    ArchetypeQueries,
+    AbundanceQueries,
+):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
     Parameters

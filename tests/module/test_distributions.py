@@ -15,6 +15,7 @@ from totalvi.module.distributions import (
     negative_binomial_log_prob,
     negative_binomial_mixture_log_prob,
     normal_kl,
+    normal_log_prob,
     standard_normal_kl,
     zero_inflated_negative_binomial_log_prob,
 )
@@ -190,3 +191,10 @@ def test_log_normal_density() -> None:
     np.testing.assert_allclose(
         log_normal_log_prob(value.log()), stats.lognorm(1).logpdf(value.numpy())
     )
+
+
+def test_normal_density_agrees_with_scipy() -> None:
+    value, mean, scale = (torch.tensor(v, dtype=torch.float64) for v in (1.7, -0.4, 0.03))
+    ours = normal_log_prob(value, mean, scale).item()
+    assert ours == pytest.approx(stats.norm.logpdf(1.7, -0.4, 0.03), rel=1e-12)
+    assert normal_log_prob(value, 0.0, 1.0).item() == pytest.approx(stats.norm.logpdf(1.7))

@@ -1,13 +1,21 @@
-"""The evidence lower bound by cell is minus the terms at the same samples."""
+"""Lower bound and marginal likelihood against the module's terms and numerical integration."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from scipy.special import logsumexp
 
 from counts import SMALL, described
-from totalvi.feed import minibatch, minibatches
+from totalvi.feed import Minibatch, minibatch, minibatches
 from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.evidence import elbo_by_cell
+from totalvi.posterior.evidence import (
+    elbo_by_cell,
+    marginal_log_likelihood_by_cell,
+    reconstruction_error_by_cell,
+)
 from totalvi.posterior.noise import CellNoise
 
 
@@ -45,3 +53,197 @@ def test_seeds_and_subsets() -> None:
     assert np.array_equal(whole, ask(network, cells, 0))
     assert not np.array_equal(whole, ask(network, cells, 1))
     np.testing.assert_allclose(ask(network, cells[7:9], 0, 2), whole[7:9], rtol=1e-4)
+
+
+# ------------------------------------------------------------------------- marginal likelihood
+
+N_COPIES = 400
+GRID = np.linspace(-6, 6, 121)  # of a latent variable, in units of its prior's scale
+
+
+def tiny(**options: Any) -> TOTALVI:
+    """One latent dimension and one protein: small enough to integrate."""
+    generator = torch.Generator().manual_seed(4)
+    arguments: dict[str, Any] = {
+        "n_hidden": 8, "n_latent": 1, "latent_distribution": "normal", "library": "observed",
+        "background_scale": "softplus", "generator": generator,
+        "background_prior": ([2.0], [1.0]), **options,
+    }  # fmt: skip
+    network = TOTALVI(5, 1, 2, **arguments).eval()
+    with torch.no_grad():  # a posterior as wide as the prior, so that the samples reach everywhere
+        network.encoder.z_head.log_variance.bias.fill_(0.5)
+        network.decoder.background_mean_head.bias.fill_(2.0)
+        wide = {"softplus": 1.2, "exp": 0.3}[network.decoder.background_scale]
+        network.decoder.background_scale_head.bias.fill_(wide)
+        if network.library == "latent":
+            network.encoder.library_head.mean.weight.zero_()
+            network.encoder.library_head.mean.bias.fill_(2.5)
+            network.encoder.library_head.log_variance.weight.zero_()
+            network.encoder.library_head.log_variance.bias.fill_(-1.0)
+    return network
+
+
+def tiny_batch(network: TOTALVI) -> Minibatch:
+    rng = np.random.default_rng(0)
+    data = described(40)
+    batch = minibatch(data, network, np.array([3, 9, 20, 33]))
+    x = torch.from_numpy(rng.poisson(3.0, (4, 5)).astype(np.float32))
+    y = torch.tensor([[3.0], [60.0], [9.0], [0.0]])
+    context = batch.context
+    if network.library == "observed":
+        context = context._replace(library_size=x.sum(dim=1, keepdim=True))
+    else:
+        ones = torch.ones(4, 1)
+        batch = batch._replace(library_log_mean=2.5 * ones, library_log_variance=0.3 * ones)
+    return batch._replace(x=x, y=y, context=context)  # type: ignore[arg-type]
+
+
+def log_trapezoid(log_values: np.ndarray) -> np.ndarray:
+    """Integrate over the last axis, a grid of a standard normal variable, weighted by its density."""
+    log_density = stats.norm.logpdf(GRID) + np.log(GRID[1] - GRID[0])
+    integral: np.ndarray = logsumexp(log_values + log_density, axis=-1)
+    return integral
+
+
+@torch.no_grad()
+def integrated(network: TOTALVI, batch: Minibatch, cell: int) -> float:
+    """log p(x, y) of one cell by nested sums over grids of u, b and log l, with scipy's densities."""
+    one = torch.tensor([cell]).repeat(len(GRID))
+    context = batch.context._replace(
+        batch=batch.context.batch[one],
+        panel=batch.context.panel[one],
+        library_size=None,
+    )
+    u = torch.from_numpy(GRID.astype(np.float32))[:, None]
+    decoded = network.decode(network.transform_latent(u), context)
+    assert decoded.gene_logit is not None
+    rho = torch.softmax(decoded.gene_logit.double(), dim=1).numpy()
+    x, y = np.asarray(batch.x)[cell], float(batch.y[cell, 0])
+
+    def log_nb(count: Any, mean: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return np.asarray(stats.nbinom.logpmf(count, r, r / (r + mean)))
+
+    r_gene = network.gene_log_r.exp().double().numpy()[0]
+    if batch.library_log_mean is None:
+        assert batch.context.library_size is not None
+        library = np.array([float(batch.context.library_size[cell])])
+        log_gene = log_nb(x, library * rho, r_gene).sum(axis=1)
+    else:
+        assert batch.library_log_variance is not None
+        scale = float(batch.library_log_variance[cell].sqrt())
+        library = np.exp(float(batch.library_log_mean[cell]) + scale * GRID)
+        mean = library[None, :, None] * rho[:, None, :]  # (u, l, genes)
+        log_gene = log_trapezoid(log_nb(x, mean, r_gene).sum(axis=2))
+    if network.protein_mask is not None and not network.protein_mask[batch.context.panel[cell], 0]:
+        return float(log_trapezoid(log_gene))
+    panel = int(batch.context.panel[cell])
+    prior_mean = float(network.background_prior_mean[panel, 0])
+    prior_scale = float(network.background_prior_log_scale[panel, 0].exp())
+    beta = np.exp(prior_mean + prior_scale * GRID)[None, :]
+    alpha = decoded.foreground_factor.double().numpy()
+    pi = torch.sigmoid(decoded.background_logit.double()).numpy()
+    r = network.protein_log_r.exp().double().numpy()[0]
+    mixture = pi * np.exp(log_nb(y, beta, r)) + (1 - pi) * np.exp(log_nb(y, beta * alpha, r))
+    return float(log_trapezoid(log_gene + log_trapezoid(np.log(mixture))))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"latent_distribution": "ln", "n_latent": 1},
+        {"library": "latent"},
+        {"protein_batch_mask": [[True], [False]]},
+        {"background_scale": "exp"},
+    ],
+    ids=["normal", "ln", "latent library", "masked", "exp"],
+)
+def test_marginal_likelihood_agrees_with_numerical_integration(options: dict[str, Any]) -> None:
+    network = tiny(**options)
+    batch = tiny_batch(network)
+    exact = [integrated(network, batch, cell) for cell in range(4)]
+    # copies of a cell with noise of their own stand for more samples, at less time
+    values = marginal_log_likelihood_by_cell(
+        network, [copies(batch, N_COPIES)], CellNoise(0), n_samples=50
+    )
+    ours = logsumexp(values.reshape(N_COPIES, 4), axis=0) - np.log(N_COPIES)
+    np.testing.assert_allclose(ours, exact, atol=0.03)
+
+
+def copies(batch: Minibatch, n: int) -> Minibatch:
+    assert isinstance(batch.x, torch.Tensor)
+    log_mean, log_variance = batch.library_log_mean, batch.library_log_variance
+    return Minibatch(
+        cells=np.tile(batch.cells, n),
+        keys=np.arange(n * len(batch.cells), dtype=np.uint64),
+        x=batch.x.repeat(n, 1),  # type: ignore[arg-type]
+        y=batch.y.repeat(n, 1),
+        context=batch.context.repeat(n),
+        library_log_mean=None if log_mean is None else log_mean.repeat(n, 1),
+        library_log_variance=None if log_variance is None else log_variance.repeat(n, 1),
+    )
+
+
+def test_marginal_likelihood_rises_with_samples_and_exceeds_the_lower_bound() -> None:
+    network = TOTALVI(30, 6, 2, library="latent", **SMALL).eval()
+    data, cells = described(), np.arange(60)
+
+    def marginal(n_samples: int, seed: int = 0) -> float:
+        batches = minibatches(data, network, cells, 60)
+        noise = CellNoise(seed)
+        values = marginal_log_likelihood_by_cell(network, batches, noise, n_samples=n_samples)
+        assert values.shape == (60,)
+        return float(values.mean())
+
+    def lower_bound(seed: int) -> float:
+        batches = minibatches(data, network, cells, 60)
+        return float(elbo_by_cell(network, batches, CellNoise(seed)).mean())
+
+    bound = np.mean([lower_bound(seed) for seed in range(20)])
+    estimates = [marginal(n) for n in (1, 10, 100, 1000)]
+    assert np.all(np.diff([bound, *estimates[1:]]) > 0)
+    one_sample = np.mean([marginal(1, seed) for seed in range(40)])
+    assert one_sample == pytest.approx(bound, rel=0.05)  # one weight is the lower bound on average
+
+
+def test_weights_do_not_depend_on_unmeasured_proteins() -> None:
+    mask = [[True] * 6, [True, True, False, False, True, True]]
+    network = TOTALVI(30, 6, 2, library="observed", protein_batch_mask=mask, **SMALL).eval()
+    data = described()
+    batch = minibatch(data, network, np.flatnonzero(data.batch == 1)[:10])
+    with torch.no_grad():
+        network.encoder.trunk.first.others.weight.zero_()  # counts may reach no other term
+        changed = batch._replace(y=batch.y + torch.tensor([0, 0, 50.0, 7, 0, 0]))
+        a, b = (
+            marginal_log_likelihood_by_cell(network, [y], CellNoise(0), n_samples=3)
+            for y in (batch, changed)
+        )
+        prior = network.background_prior_mean.clone()
+        network.background_prior_mean[1, 2:4] += 5
+        c = marginal_log_likelihood_by_cell(network, [batch], CellNoise(0), n_samples=3)
+        network.background_prior_mean.copy_(prior)
+        network.background_prior_mean[1, 0] += 5
+        d = marginal_log_likelihood_by_cell(network, [batch], CellNoise(0), n_samples=3)
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    np.testing.assert_allclose(a, c, rtol=1e-6)
+    assert not np.allclose(a, d, rtol=1e-3)
+
+
+def test_reconstruction_error_is_the_average_of_the_terms() -> None:
+    network, data = TOTALVI(30, 6, 2, library="observed", **SMALL).eval(), described()
+    cells = np.arange(30)
+
+    def errors(n_samples: int, seed: int) -> np.ndarray:
+        batches = minibatches(data, network, cells, 11)
+        return reconstruction_error_by_cell(network, batches, CellNoise(seed), n_samples=n_samples)
+
+    batch = minibatch(data, network, cells)
+    with torch.no_grad():
+        terms = [network.elbo(batch.x, batch.y, batch.context) for _ in range(200)]
+    gene = torch.stack([t.reconst_loss_gene for t in terms]).mean(dim=0).numpy()
+    protein = torch.stack([t.reconst_loss_protein for t in terms]).mean(dim=0).numpy()
+    ours = errors(200, 0)
+    np.testing.assert_allclose(ours[:, 0], gene, rtol=0.05)
+    np.testing.assert_allclose(ours[:, 1], protein, rtol=0.1)
+    assert np.array_equal(ours, errors(200, 0))
+    assert not np.array_equal(errors(1, 0), errors(1, 1))

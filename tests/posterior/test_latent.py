@@ -10,7 +10,13 @@ from counts import SMALL, described
 from totalvi.data.cite import CiteData
 from totalvi.feed import minibatches
 from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.latent import latent_representation
+from totalvi.posterior.latent import (
+    latent_distribution,
+    latent_mean,
+    latent_samples,
+    library_mean,
+    library_samples,
+)
 from totalvi.posterior.noise import CellNoise
 
 
@@ -26,12 +32,9 @@ def module(distribution: Any = "normal") -> TOTALVI:
     ).eval()
 
 
-def ask(
-    data: CiteData, network: TOTALVI, cells: np.ndarray, seed: int = 0, **options: Any
-) -> np.ndarray:
-    arguments = {"give_mean": True, "n_samples": 2000} | options
-    batches = minibatches(data, network, cells, arguments.pop("batch_size", 50))
-    return latent_representation(network, batches, CellNoise(seed), **arguments)
+def ask(data: CiteData, network: TOTALVI, cells: np.ndarray, batch_size: int = 50) -> np.ndarray:
+    batches = minibatches(data, network, cells, batch_size)
+    return latent_mean(network, batches, CellNoise(0), n_samples=2000)
 
 
 def posterior(data: CiteData, network: TOTALVI) -> tuple[np.ndarray, np.ndarray]:
@@ -63,10 +66,60 @@ def test_logistic_normal_mean_lies_in_the_simplex(data: CiteData) -> None:
 
 def test_samples_follow_seed_and_posterior(data: CiteData) -> None:
     network, cells = module(), np.arange(data.n_cells)
-    one, same, other = (ask(data, network, cells, seed, give_mean=False) for seed in (0, 0, 1))
-    assert np.array_equal(one, same)
-    assert not np.array_equal(one, other)
+
+    def samples(seed: int, cells: np.ndarray = cells) -> np.ndarray:
+        batches = minibatches(data, network, cells, 50)
+        return latent_samples(network, batches, CellNoise(seed), n_samples=3)
+
+    three, same, other = samples(0), samples(0), samples(1)
+    assert np.array_equal(three, same)
+    assert not np.array_equal(three, other)
+    np.testing.assert_allclose(samples(0, cells[30:33]), three[:, 30:33], rtol=1e-4, atol=1e-5)
     mean, variance = posterior(data, network)
-    standard = (one - mean) / np.sqrt(variance)
-    assert abs(standard.mean()) < 0.2
-    assert standard.std() == pytest.approx(1, abs=0.15)
+    standard = (three - mean) / np.sqrt(variance)
+    assert np.abs(standard.mean(axis=(1, 2))).max() < 0.2
+    assert standard.std() == pytest.approx(1, abs=0.1)
+    assert abs(np.corrcoef(standard[0].ravel(), standard[1].ravel())[0, 1]) < 0.15
+
+
+def test_logistic_normal_samples_lie_in_the_simplex(data: CiteData) -> None:
+    network, cells = module("ln"), np.arange(9)
+    batches = minibatches(data, network, cells, 5)
+    samples = latent_samples(network, batches, CellNoise(0), n_samples=2)
+    np.testing.assert_allclose(samples.sum(axis=2), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "ln"])
+def test_the_distribution_is_that_of_u(data: CiteData, distribution: str) -> None:
+    network, cells = module(distribution), np.arange(5, 70)
+    ours = latent_distribution(network, minibatches(data, network, cells, 13))
+    for part, expected in zip(ours, posterior(data, network), strict=True):
+        np.testing.assert_allclose(part, expected[cells], rtol=1e-4, atol=1e-5)
+
+
+def test_library_size_is_log_normal_about_its_mean(data: CiteData) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = TOTALVI(30, 6, 2, library="latent", generator=generator, **SMALL).eval()
+    cells = np.arange(40)
+    mean = library_mean(network, minibatches(data, network, cells, 13))
+    batches = minibatches(data, network, cells, 40)
+    samples = library_samples(network, batches, CellNoise(0), n_samples=4000)
+    assert samples.shape == (4000, 40, 1)
+    with torch.no_grad():
+        (batch,) = minibatches(data, network, cells, 40)
+        q = network.encode(batch.x, batch.y, batch.context)
+    assert q.ql_m is not None
+    assert q.ql_v is not None
+    np.testing.assert_allclose(mean, torch.exp(q.ql_m + q.ql_v / 2), rtol=1e-4)
+    logs = np.log(samples)
+    np.testing.assert_allclose(logs.mean(axis=0), q.ql_m, atol=0.1)
+    np.testing.assert_allclose(logs.var(axis=0), q.ql_v, rtol=0.12)
+
+
+def test_a_known_library_size_is_returned_as_it_is(data: CiteData) -> None:
+    network, cells = module(), np.array([4, 90])
+    mean = library_mean(network, minibatches(data, network, cells, 1))
+    assert np.array_equal(mean[:, 0], data.library_size[cells])
+    batches = minibatches(data, network, cells, 1)
+    samples = library_samples(network, batches, CellNoise(0), n_samples=2)
+    assert np.array_equal(samples[1], mean)

@@ -90,6 +90,12 @@ def negative_binomial_mixture_log_prob(
     )
 
 
+def normal_log_prob(value: Tensor, mean: Tensor | float, scale: Tensor | float) -> Tensor:
+    """Return the log-density of ``N(mean, scale**2)`` at ``value``; the arguments broadcast."""
+    scale = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
+    return -0.5 * ((value - mean) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
+
+
 def normal_kl(mean: Tensor, variance: Tensor, prior_mean: Tensor, prior_variance: Tensor) -> Tensor:
     """Return ``KL(N(mean, variance) || N(prior_mean, prior_variance))``."""
     ratio = variance / prior_variance

@@ -367,6 +367,15 @@ class Network(nn.Module):
         softplus = F.softplus(gene_logit).clamp(min=SMALLEST_NORMAL).log()
         return torch.where(gene_logit < -20, gene_logit, softplus)
 
+    @torch.no_grad()
+    def proportions(self, decoded: Decoded) -> Tensor:
+        """Return rho, (B, G), without a gradient."""
+        like = decoded.background_mean
+        total = like.new_zeros(len(like), self.n_input_genes)
+        self.add_proportions(decoded, like.new_ones(len(like), 1), total)
+        return total
+
+    @torch.no_grad()
     def add_proportions(self, decoded: Decoded, scale: Tensor, total: Tensor) -> None:
         """Add rho times ``scale`` (B, 1) to ``total`` (B, G), in place and without a gradient."""
         if self.fused and total.is_cpu and self.library != "size_factor":
@@ -553,6 +562,13 @@ class Network(nn.Module):
             return context.library_size, None
         untran_l = posterior.ql_m + posterior.ql_v.sqrt() * normal
         return untran_l.clamp(max=_LARGEST_LOG_LIBRARY).exp(), untran_l
+
+    def library_mean(self, posterior: CellPosterior, context: CellContext) -> Tensor:
+        """Return the posterior mean of the library size, exp(m + v / 2), or the known one, (B, 1)."""
+        if posterior.ql_m is None or posterior.ql_v is None:
+            assert context.library_size is not None
+            return context.library_size
+        return (posterior.ql_m + 0.5 * posterior.ql_v).exp()
 
     def sample_latent(
         self, posterior: CellPosterior, generator: torch.Generator | None = None

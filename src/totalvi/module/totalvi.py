@@ -302,10 +302,8 @@ class TOTALVI(Network):
         if context.library_size is not None:
             return context.library_size
         posterior = self.encode(x, y, context, generator)
-        assert posterior.ql_m is not None
-        assert posterior.ql_v is not None
         if give_mean:
-            return (posterior.ql_m + 0.5 * posterior.ql_v).exp()
+            return self.library_mean(posterior, context)
         return self.sample_library(posterior, context, generator)[0]
 
     def get_sample_dispersion(

@@ -61,6 +61,8 @@ def draws(
     n_samples: int,
     noise: CellNoise,
     transform_batches: Sequence[int | None] = (None,),
+    *,
+    first_sample: int = 0,
 ) -> Iterator[Draw]:
     """Yield ``n_samples`` posterior samples of a minibatch, each decoded into each batch in turn.
 
@@ -71,9 +73,11 @@ def draws(
     ----------
     transform_batches
         Codes of the batches to decode into; None: each cell's own.
+    first_sample
+        Number of the first sample.
     """
     posterior = module.encode(batch.x, batch.y, batch.context)
-    for sample in range(n_samples):
+    for sample in range(first_sample, first_sample + n_samples):
         untran_z = module.latent_at(
             posterior, _normal(noise, "latent", sample, batch, module.n_latent)
         )

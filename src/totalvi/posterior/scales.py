@@ -64,7 +64,7 @@ def scales(
     samples = draws(module, batch, n_samples, noise, codes)
     weights = _batch_weights(query).to(batch.y.device)
     for own in samples:
-        own_rna = _proportions(module, own)
+        own_rna = module.proportions(own.decoded)
         if not query.transform_batches:
             yield Scales(own, own_rna, own_rna, *_protein(own, query, noise, batch))
             continue
@@ -72,7 +72,7 @@ def scales(
         foreground, background = torch.zeros_like(batch.y), torch.zeros_like(batch.y)
         for weight in weights:
             draw = next(samples)
-            rna += _proportions(module, draw) / len(weights)
+            rna += module.proportions(draw.decoded) / len(weights)
             parts = _protein(draw, query, noise, batch)
             foreground += weight * parts[0]
             background += weight * parts[1]
@@ -84,11 +84,6 @@ def _batch_weights(query: ScaleQuery) -> Tensor:
     measured = query.measured_by_batch[list(query.transform_batches)].float()
     measured[:, ~measured.any(dim=0)] = 1
     return measured / measured.sum(dim=0)
-
-
-def _proportions(module: TOTALVI, draw: Draw) -> Tensor:
-    assert draw.decoded.gene_logit is not None
-    return module.log_proportions(draw.decoded.gene_logit).exp_()
 
 
 def _protein(

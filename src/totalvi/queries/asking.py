@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,13 +47,18 @@ class Asked:
 
     @contextmanager
     def stream(
-        self, batch_size: int, what: str, progress: bool | None
+        self, batch_size: int, what: str, progress: bool | None, n_passes: int = 1
     ) -> Iterator[Iterator[Minibatch]]:
-        """Give the cells in minibatches, with a progress bar that says ``what`` is computed."""
-        batches = minibatches(self.data, self.module, self.cells, batch_size)
+        """Give the cells in minibatches, with a progress bar that says ``what`` is computed.
+
+        All cells come ``n_passes`` times, one pass after the other.
+        """
+        batches = chain.from_iterable(
+            minibatches(self.data, self.module, self.cells, batch_size) for _ in range(n_passes)
+        )
         with (
             threads_of_torch(),
-            cell_progress(batches, len(self.cells), what, progress) as shown,
+            cell_progress(batches, n_passes * len(self.cells), what, progress) as shown,
         ):
             yield shown
 

@@ -48,3 +48,4 @@ def cell_progress(
                 bar.update(task, advance=len(batch.cells))
 
         yield counted()
+        bar.update(task, completed=n_cells)  # who knows the number of cells need not ask for more
