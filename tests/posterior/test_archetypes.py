@@ -49,8 +49,7 @@ def decoded_one_by_one(
         z[:, k] = 1
         with torch.no_grad():
             decoded = network.decode(z, context)
-        assert decoded.gene_logit is not None
-        rna.append(torch.softmax(decoded.gene_logit, dim=1).mean(dim=0))
+        rna.append(torch.softmax(decoded.gene_logit, dim=1).mean(dim=0).detach())
         beta = (decoded.background_mean + decoded.background_scale * noise).exp().mean(dim=0)
         pi = torch.sigmoid(decoded.background_logit)
         value = (1 - pi) * beta * decoded.foreground_factor + (pi * beta if background else 0)

@@ -80,7 +80,7 @@ def test_sums_are_those_of_dense_arithmetic(data: CiteData, name: str) -> None:
     w = 1 / (1 + mu / r)
     kept = np.ones_like(mu)
     if own.decoded.dropout_logit is not None:
-        dropped = expit(own.decoded.dropout_logit.numpy().astype(float))
+        dropped = expit(own.decoded.dropout_logit.detach().numpy().astype(float))
         zero = (1 - dropped) * nbinom.pmf(0, r, r / (r + mu))
         kept = zero / (dropped + zero)
     expected = {"total": h, "square": h**2, "counted": w * x, "expected": kept * w * mu}

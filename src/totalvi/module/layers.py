@@ -150,7 +150,8 @@ class Activation(nn.Module):
         """Return shape (B, n_features)."""
         if self.fused and self.training and self.normalization == "batch" and x.is_cpu:
             return normalized_activation(x, self.batch_norm, self.dropout_rate, generator)
-        if self.fused and self.normalization == "batch" and x.is_cpu and not x.requires_grad:
+        without_gradient = not (self.training or torch.is_grad_enabled())
+        if self.fused and self.normalization == "batch" and x.is_cpu and without_gradient:
             return scaled_relu(x, self.batch_norm)
         if self.normalization == "batch":
             x = self.batch_norm(x)

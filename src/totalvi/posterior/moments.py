@@ -136,8 +136,9 @@ def _add_rna(
     own_rna = sample.own_rna.cpu().numpy()
     rna = own_rna if sample.rna is sample.own_rna else sample.rna.cpu().numpy()
     kept = np.ones((1, 1), dtype=np.float32)
-    if own.decoded.dropout_logit is not None:
-        kept = _not_dropped(own.decoded.dropout_logit, sample.own_rna, own.library_size, r)
+    dropout_logit = own.decoded.dropout_logit
+    if dropout_logit is not None:
+        kept = _not_dropped(dropout_logit, sample.own_rna, own.library_size, r)
     _add_scale(rna, of_cell, share, sums.total, sums.square)
     _add_expected(own_rna, library, r, kept, of_cell, share, sums.expected)
     cell, gene, counts = (part.cpu().numpy() for part in (x.cell, x.gene, x.counts))
