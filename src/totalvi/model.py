@@ -18,6 +18,8 @@ from totalvi.queries.asking import Data
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
 from totalvi.queries.latent import LatentQueries
+from totalvi.queries.parameters import ParameterQueries
+from totalvi.queries.predictive import PredictiveQueries
 from totalvi.training.plan import (
     TrainingPlan,
     default_batch_size,
@@ -31,7 +33,7 @@ from totalvi.training.trainer import fit, torch_generator
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 
 
-class Model(LatentQueries, ExpressionQueries, EvidenceQueries):
+class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQueries, EvidenceQueries):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
     Parameters

@@ -73,7 +73,7 @@ def normalized_expression(
     n_batches = len(query.transform_batches)
     n_averaged = n_batches * query.n_samples // n_kept
     scale = 1.0 if query.library_size == "latent" else query.library_size
-    genes = _selection(query.genes, module.n_input_genes)
+    genes = selection(query.genes, module.n_input_genes)
     start = 0
     for batch in batches:
         rows = slice(start, start + len(batch.cells))
@@ -134,7 +134,7 @@ def _protein(draw: Draw, query: ExpressionQuery, noise: CellNoise, keys: np.ndar
     return F.normalize(value, p=1, dim=-1) if query.scale_protein else value
 
 
-def _selection(positions: np.ndarray, n: int) -> slice | Tensor:
+def selection(positions: np.ndarray, n: int) -> slice | Tensor:
     """Return a slice when all features are wanted, which spares a copy."""
     if len(positions) == n and bool((positions == np.arange(n)).all()):
         return slice(None)
