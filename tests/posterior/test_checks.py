@@ -138,22 +138,22 @@ def predictive_density(
         for draw in draws(network, batch, n_samples, CellNoise(2)):
             px_ = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
             py_ = network.protein_parameters(draw.decoded, draw.log_background, draw.context)
-            density = pmf(rna, px_["rate"], px_["r"])
+            log_prob = log_pmf(rna, px_["rate"], px_["r"])
             if "dropout" in px_:
                 dropout = px_["dropout"].sigmoid().double().numpy()
-                density = dropout * (rna == 0) + (1 - dropout) * density
-            by_gene.append(density)
+                log_prob = np.log(dropout * (rna == 0) + (1 - dropout) * np.exp(log_prob))
+            by_gene.append(log_prob)
             pi = py_["mixing"].sigmoid().double().numpy()
-            by_protein.append(
-                pi * pmf(protein, py_["rate_back"], py_["r"])
-                + (1 - pi) * pmf(protein, py_["rate_fore"], py_["r"])
-            )
-    return np.log(np.mean(by_gene, axis=0)), np.log(np.mean(by_protein, axis=0))
+            background = np.log(pi) + log_pmf(protein, py_["rate_back"], py_["r"])
+            foreground = np.log1p(-pi) + log_pmf(protein, py_["rate_fore"], py_["r"])
+            by_protein.append(np.logaddexp(background, foreground))
+    genes, proteins = (special.logsumexp(by, axis=0) for by in (by_gene, by_protein))
+    return genes - np.log(n_samples), proteins - np.log(n_samples)
 
 
-def pmf(counts: np.ndarray, mean: torch.Tensor, r: torch.Tensor) -> np.ndarray:
+def log_pmf(counts: np.ndarray, mean: torch.Tensor, r: torch.Tensor) -> np.ndarray:
     m, n = mean.double().numpy(), r.double().numpy()
-    return stats.nbinom.pmf(counts, n, n / (n + m))
+    return stats.nbinom.logpmf(counts, n, n / (n + m))
 
 
 def agree(
