@@ -64,7 +64,7 @@ def test_counts_follow_the_law_of_each_draw(data: CiteData, options: dict[str, A
             network.log_efficiency, std=2, generator=torch.Generator().manual_seed(0)
         )
     rna, protein = ask(data, network, n_samples=40)
-    uniform = np.random.default_rng(0).random(rna.shape)
+    uniform = np.random.default_rng(0).random((2, *rna.shape))
     gene_ranks, protein_ranks = np.empty(rna.shape), np.empty(protein.shape)
     batch = minibatch(data, network, CELLS)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_counts_follow_the_law_of_each_draw(data: CiteData, options: dict[str, A
             counts = rna[draw.sample]
             below = np.where(counts > 0, 1 - kept * law.sf(counts - 1), 0)
             at_or_below = 1 - kept * law.sf(counts)
-            gene_ranks[draw.sample] = below + uniform[draw.sample] * (at_or_below - below)
+            gene_ranks[draw.sample] = below + uniform[0, draw.sample] * (at_or_below - below)
             py_ = to_numpy(
                 network.protein_parameters(draw.decoded, draw.log_background, draw.context)
             )
@@ -85,10 +85,12 @@ def test_counts_follow_the_law_of_each_draw(data: CiteData, options: dict[str, A
                 + (1 - pi) * nb(py_["rate_fore"] * factor, py_["r"]).cdf(k)
                 for k in (protein[draw.sample] - 1, protein[draw.sample])
             )
-            v = uniform[draw.sample, :, :N_PROTEINS]
+            v = uniform[1, draw.sample, :, :N_PROTEINS]
             protein_ranks[draw.sample] = below + v * (at_or_below - below)
     for ranks in (gene_ranks, protein_ranks):
         assert stats.kstest(ranks.ravel(), "uniform").pvalue > 1e-3
+    some = gene_ranks[:, :, :N_PROTEINS].ravel(), protein_ranks.ravel()
+    assert abs(np.corrcoef(*some)[0, 1]) < 5 / np.sqrt(protein_ranks.size)
 
 
 def to_numpy(parameters: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
