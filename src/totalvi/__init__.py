@@ -9,18 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from totalvi.data import datasets
+    from totalvi.data.antibodies import harmonise_antibodies
+    from totalvi.data.concat import concat
+    from totalvi.data.panels import declare_unmeasured
     from totalvi.data.read import read
     from totalvi.data.simulate import simulate
     from totalvi.model import Model
     from totalvi.module import TOTALVI
 
 __version__ = version("totalvi")
-__all__ = ["TOTALVI", "Model", "__version__", "datasets", "persistence", "read", "simulate"]
+__all__ = [
+    "TOTALVI",
+    "Model",
+    "__version__",
+    "concat",
+    "datasets",
+    "declare_unmeasured",
+    "harmonise_antibodies",
+    "persistence",
+    "read",
+    "simulate",
+]
 
 _HOMES = {
     "Model": "totalvi.model",
     "TOTALVI": "totalvi.module",
+    "concat": "totalvi.data.concat",
     "datasets": "totalvi.data",
+    "declare_unmeasured": "totalvi.data.panels",
+    "harmonise_antibodies": "totalvi.data.antibodies",
     "persistence": "totalvi",
     "read": "totalvi.data.read",
     "simulate": "totalvi.data.simulate",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from totalvi.data.cite import CiteData
 from totalvi.module.context import CellContext
+from totalvi.module.kernels.counts import take_rows
 from totalvi.module.options import at_least_one
 from totalvi.module.sparse import SparseCounts
 from totalvi.module.totalvi import TOTALVI
@@ -88,22 +89,19 @@ def minibatch(
             torch.tensor(by_batch, dtype=torch.float32)[codes][:, None].to(device)
             for by_batch in (data.schema.library_log_mean, data.schema.library_log_variance)
         )
-    x = sparse_rows(data.rna[rows]).to(device)
+    x = sparse_rows(data.rna, rows).to(device)
     return Minibatch(
         rows, data.cell_keys[rows], x, required(data.protein), context, log_mean, log_variance
     )
 
 
-def sparse_rows(rows: sparse.csr_matrix) -> SparseCounts:
-    """Return a CSR matrix as the tensors that the module takes."""
-    n_cells, _ = rows.shape
-    positions = np.arange(rows.nnz, dtype=np.int64)
-    by_gene = sparse.csr_matrix((positions, rows.indices, rows.indptr), rows.shape).tocsc()
+def sparse_rows(counts: sparse.csr_matrix, rows: np.ndarray) -> SparseCounts:
+    """Return the cells at ``rows`` of a float32 CSR matrix as the tensors that the module takes."""
+    pointer = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(counts.indptr[rows + 1] - counts.indptr[rows], out=pointer[1:])
+    data = np.empty(pointer[-1], dtype=np.float32)
+    gene = np.empty(pointer[-1], dtype=counts.indices.dtype)
+    take_rows(counts.data, counts.indices, counts.indptr, rows, data, gene, pointer)
     return SparseCounts(
-        counts=torch.from_numpy(rows.data.astype(np.float32, copy=False)),
-        gene=torch.from_numpy(rows.indices.astype(np.int64)),
-        cell=torch.from_numpy(np.repeat(np.arange(n_cells), np.diff(rows.indptr))),
-        cell_pointer=torch.from_numpy(rows.indptr.astype(np.int64)),
-        by_gene=torch.from_numpy(by_gene.data),
-        gene_pointer=torch.from_numpy(by_gene.indptr.astype(np.int64)),
+        torch.from_numpy(data), torch.from_numpy(gene), torch.from_numpy(pointer), counts.shape[1]
     )

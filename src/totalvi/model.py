@@ -14,6 +14,7 @@ from totalvi.data.cite import CiteData, Keys, Schema, describe
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
+from totalvi.persistence.scvi_write import write_scvi
 from totalvi.queries.asking import Data
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
@@ -26,6 +27,7 @@ from totalvi.training.plan import (
     default_max_epochs,
     default_patience,
 )
+from totalvi.training.precision import Precision
 from totalvi.training.progress import epoch_progress
 from totalvi.training.split import Split, check_split, random_split
 from totalvi.training.trainer import fit, torch_generator
@@ -186,6 +188,7 @@ class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQuerie
             self.module.set_background_prior(*prior)
         self.history = pd.DataFrame()
         self.split: Split | None = None
+        self.plan: TrainingPlan | None = None
         self.is_trained = False
         self._n_fits = 0
         self._failure: str | None = None
@@ -226,7 +229,7 @@ class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQuerie
         weight_decay: float = TrainingPlan.weight_decay,
         gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
         accelerator: str = TrainingPlan.accelerator,
-        precision: str = TrainingPlan.precision,
+        precision: Precision = TrainingPlan.precision,
         progress: bool | None = None,
     ) -> None:
         """Fit the model, and keep the weights of the lowest held-out loss.
@@ -256,8 +259,11 @@ class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQuerie
             "one-cycle" or "constant" learning rate.
         weight_decay, gradient_clip_norm
             Of the optimiser, and the largest norm of the gradient.
-        accelerator, precision
-            As in Lightning Fabric.
+        accelerator
+            As in Lightning Fabric: "auto", "cpu", "cuda", ...
+        precision
+            "32-true", "bf16-mixed" or "16-mixed" as in Lightning Fabric; "auto": bfloat16 products
+            where the processor has them. ``fit_summary`` says which it was.
         progress
             Whether to show a progress bar; None: on a terminal.
 
@@ -307,6 +313,7 @@ class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQuerie
             "best_epoch": n_earlier_epochs + result.best_epoch,
             "stopped": result.stopped,
             "n_skipped_steps": result.n_skipped_steps,
+            "precision": result.precision,
         }
         self._n_fits += 1
         self.is_trained = True
@@ -329,12 +336,32 @@ class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQuerie
             "schema": self.schema.to_dict(),
             "seed": self.seed,
             "n_fits": self._n_fits,
-            "plan": asdict(self.plan),
+            "plan": None if self.plan is None else asdict(self.plan),
             "fit_summary": self.fit_summary,
             "split": {name: part.tolist() for name, part in self.split._asdict().items()},
             "history": self.history.to_dict(orient="list"),
         }
         write_model(Path(path), self.module.state_dict(), description, overwrite)
+        return Path(path)
+
+    def save_scvi(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model to a folder that ``scvi.model.TOTALVI.load(path, data)`` opens.
+
+        Written for scvi-tools 1.4. The data given to it must have what this model was made with: the
+        proteins in ``obsm`` of an AnnData, else as a modality of a MuData, whose own ``obs`` then has
+        the batches and covariates; texts as categories; and 0 where a protein was not measured.
+
+        Raises
+        ------
+        FormatError
+            When scvi-tools has nothing that corresponds to an option of the model.
+        OutputError
+            When ``path`` exists and ``overwrite`` is False.
+        """
+        if not self.is_trained:
+            raise NotTrainedError("The model has not been trained; call model.train() first.")
+        assert self.split is not None
+        write_scvi(Path(path), self.module, self.schema, self._options, self.split, overwrite)
         return Path(path)
 
     @classmethod
@@ -358,7 +385,8 @@ class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQuerie
         weights, description = read_model(Path(path))
         model = cls.__new__(cls)
         try:
-            model._restore(weights, description)
+            model._restore(description)
+            model.module.load_state_dict(weights)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise FormatError(
                 f"{path} does not hold a whole model ({type(error).__name__}: {error}); save the "
@@ -367,19 +395,18 @@ class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQuerie
         model._data = None if data is None else describe(data, model.schema.keys, model.schema)
         return model
 
-    def _restore(self, weights: dict[str, Any], description: dict[str, Any]) -> None:
-        """Set everything that `save` wrote."""
+    def _restore(self, description: dict[str, Any]) -> None:
+        """Set everything that `save` wrote but the weights."""
         self._options = description["options"]
         self.seed = description["seed"]
         self.schema = Schema.from_dict(description["schema"])
         self.module = self._network()
-        self.module.load_state_dict(weights)
-        self.module.cpu()
         self.history = pd.DataFrame(description["history"], dtype=float)
         self.history.index.name = "epoch"
         parts = {name: np.array(cells, np.int64) for name, cells in description["split"].items()}
         self.split = Split(**parts)
-        self.plan = TrainingPlan(**description["plan"])
+        plan = description["plan"]  # None: fitted by another package
+        self.plan = None if plan is None else TrainingPlan(**plan)
         self.fit_summary = description["fit_summary"]
         self._n_fits = description["n_fits"]
         self.is_trained, self._failure = True, None

@@ -33,14 +33,3 @@ def test_many_draws_have_the_posterior_of_the_module(library: str) -> None:
     background = torch.stack([d.log_background - d.decoded.background_mean for d in samples])
     scale = torch.stack([d.decoded.background_scale for d in samples])
     assert abs(float((background / scale).std()) - 1) < 0.02
-
-
-def test_genes_are_left_out_when_not_wanted() -> None:
-    network = TOTALVI(N_GENES, N_PROTEINS, 2, **SMALL).eval()
-    batch = minibatch(described(), network, np.arange(5))
-    with torch.no_grad():
-        (with_genes,) = draws(network, batch, 1, CellNoise(0))
-        (without,) = draws(network, batch, 1, CellNoise(0), genes=False)
-    assert without.decoded.gene_logit is None
-    assert with_genes.decoded.gene_logit is not None
-    assert torch.equal(with_genes.foreground_rate(), without.foreground_rate())

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from totalvi.cli.check import check
+from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(demo)
 app.command()(check)
+app.command()(convert)
 app.command()(simulate)
 app.add_typer(datasets, name="datasets")
 

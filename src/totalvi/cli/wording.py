@@ -29,6 +29,8 @@ OPTIONS = {
     "another as genome": "another with --genome",
     "by genome=": "with --genome",
     "with overwrite": "with --overwrite",
+    "give overwrite=True": "give --overwrite",
+    "describe it with config": "describe it with --config",
 }
 """What a message says for Python, and the same for the command line."""
 

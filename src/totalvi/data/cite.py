@@ -31,6 +31,7 @@ class Keys:
     rna_layer: str | None = None
     protein_layer: str | None = None
     protein_expression_obsm_key: str | None = None
+    protein_names_uns_key: str | None = None
     allow_fractional: bool = False
 
 
@@ -174,6 +175,7 @@ def find_source(data: MuData | AnnData, keys: Keys) -> CountSource:
         rna_layer=keys.rna_layer,
         protein_layer=keys.protein_layer,
         protein_expression_obsm_key=keys.protein_expression_obsm_key,
+        protein_names_uns_key=keys.protein_names_uns_key,
     )
 
 
@@ -210,7 +212,7 @@ def _cite_data(source: CountSource, keys: Keys, schema: Schema | None) -> CiteDa
     )
     if schema is None:
         n_panels = len(panel_names) or len(batch_names)
-        log_mean, log_variance = _library_prior(library_size, batch, len(batch_names))
+        log_mean, log_variance = library_prior(library_size, batch, len(batch_names))
         schema = Schema(
             keys=keys,
             gene_names=tuple(source.gene_names),
@@ -262,9 +264,10 @@ def _codes(
     return positions[codes].astype(np.int64), names
 
 
-def _library_prior(
+def library_prior(
     library_size: np.ndarray, batch: np.ndarray, n_batches: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and variance of the log library size of each batch."""
     logs = [np.log(library_size[batch == code]) for code in range(n_batches)]
     return tuple(float(x.mean()) for x in logs), tuple(max(float(x.var()), 1e-4) for x in logs)
 

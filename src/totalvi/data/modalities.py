@@ -1,5 +1,6 @@
 """Make of the features of a file the modalities "rna", "prot" and "hto" of a MuData."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,15 @@ def assemble(
             obs = obs.reindex(mdata.obs_names)
         for name in obs.columns:
             mdata.obs[name] = obs[name].array
+    return mdata
+
+
+def mudata_of(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
+    """Join modalities of the same cells; a gene and a protein may share a name."""
+    with warnings.catch_warnings(), mudata.set_options(pull_on_update=False):
+        warnings.filterwarnings("ignore", message=".*names are not unique")
+        mdata = MuData(modalities)
+        mdata.obs = obs
     return mdata
 
 

@@ -57,6 +57,7 @@ def find_counts(
     rna_layer: str | None = None,
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
+    protein_names_uns_key: str | None = None,
 ) -> CountSource:
     """Find the paired RNA and protein counts of a MuData or AnnData.
 
@@ -74,6 +75,8 @@ def find_counts(
     protein_expression_obsm_key
         AnnData only: the ``obsm`` entry with the protein counts. Column names of a DataFrame
         are the protein names; the columns of an array are named ``protein_0``, ``protein_1``, ...
+    protein_names_uns_key
+        The ``uns`` entry with the names of an array's columns instead.
 
     Raises
     ------
@@ -100,7 +103,9 @@ def find_counts(
             )
         source = _from_mudata(data, rna_modality, protein_modality, rna_layer, protein_layer)
     elif isinstance(data, AnnData):
-        source = _from_anndata(data, rna_layer, protein_layer, protein_expression_obsm_key)
+        source = _from_anndata(
+            data, rna_layer, protein_layer, protein_expression_obsm_key, protein_names_uns_key
+        )
     else:
         raise DataError(
             f"data must be a MuData or an AnnData, not {type(data).__name__}: "
@@ -112,6 +117,67 @@ def find_counts(
     if source.protein.shape[1] == 0:
         raise DataError(f"no proteins at all in {source.protein_where}: {_protein_mend(data)}")
     return source
+
+
+def find_rna_counts(
+    data: MuData | AnnData, *, rna_modality: str = "rna", layer: str | None = None
+) -> CountSource:
+    """Find the RNA counts of data without proteins: the result has no protein columns.
+
+    Parameters
+    ----------
+    data
+        A MuData, or an AnnData all of whose features are genes; it is not changed.
+    rna_modality, layer
+        Where the counts are, as in `find_counts`.
+
+    Raises
+    ------
+    DataError
+        As `find_counts`, and if an ``obsm`` entry of an AnnData looks like protein counts.
+
+    Examples
+    --------
+    >>> find_rna_counts(AnnData(np.array([[0, 3], [1, 0]]))).protein.shape
+    (2, 0)
+    """
+    if isinstance(data, MuData):
+        if rna_modality not in data.mod:
+            raise DataError(_no_rna(rna_modality, data.mod))
+        rna = data.mod[rna_modality]
+        obs, where = joined_obs(data, rna, rna), _where(f'modality "{rna_modality}"', layer)
+    else:
+        likely = [key for key, value in data.obsm.items() if _looks_like_counts(value)]
+        if likely:
+            raise DataError(
+                f"there are no antibodies among the features, but {listed(likely)} in obsm looks like "
+                "counts: name the entry that holds the proteins with protein_expression_obsm_key, or "
+                "remove it"
+            )
+        rna = data[:, genes_and_proteins(data.var)[0]]
+        obs, where = pd.DataFrame(data.obs).copy(), "X" if layer is None else f'layers["{layer}"]'
+    for count, what in zip(rna.shape, ("cells", "genes"), strict=True):
+        if count == 0:
+            raise DataError(f"no {what} at all in {where}: check how it was filtered")
+    values = _matrix(rna, layer, "the RNA", "rna_layer")
+    return CountSource(
+        rna=to_csr(values, where, rna.obs_names, rna.var_names),
+        protein=np.empty((rna.shape[0], 0), dtype=np.float32),
+        gene_names=names_of(rna.var_names),
+        protein_names=pd.Index([], dtype=object),
+        cell_names=names_of(rna.obs_names),
+        obs=obs,
+        rna_where=where,
+        protein_where="nowhere",
+        rna_layers=tuple(map(str, rna.layers)),
+    )
+
+
+def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
+    return (
+        f'no modality "{rna_modality}" in the MuData: name the modality that holds the RNA '
+        f"with rna_modality ({did_you_mean(rna_modality, mod)})"
+    )
 
 
 def _protein_mend(data: MuData | AnnData) -> str:
@@ -151,10 +217,7 @@ def _from_mudata(
 ) -> CountSource:
     mod: Mapping[str, AnnData] = mdata.mod
     if rna_modality not in mod:
-        raise DataError(
-            f'no modality "{rna_modality}" in the MuData: name the modality that holds the RNA '
-            f"with rna_modality ({did_you_mean(rna_modality, mod)})"
-        )
+        raise DataError(_no_rna(rna_modality, mod))
     if protein_modality not in mod:
         if len(mod) == 1:
             raise DataError(
@@ -189,7 +252,11 @@ def _from_mudata(
 
 
 def _from_anndata(
-    adata: AnnData, rna_layer: str | None, protein_layer: str | None, obsm_key: str | None
+    adata: AnnData,
+    rna_layer: str | None,
+    protein_layer: str | None,
+    obsm_key: str | None,
+    names_key: str | None,
 ) -> CountSource:
     is_gene, is_protein = genes_and_proteins(adata.var)
     rna_where = "X" if rna_layer is None else f'layers["{rna_layer}"]'
@@ -209,6 +276,8 @@ def _from_anndata(
         protein_where = f'obsm["{obsm_key}"]'
         protein_values = adata.obsm[obsm_key]
         protein_names = _obsm_names(protein_values)
+        if names_key is not None and not isinstance(protein_values, pd.DataFrame):
+            protein_names = _uns_names(adata, names_key, len(protein_names))
     elif is_protein.any():
         layer = protein_layer if protein_layer is not None else rna_layer
         protein_where = "X" if layer is None else f'layers["{layer}"]'
@@ -250,6 +319,16 @@ def _obsm_names(values: Any) -> pd.Index:
     if values.ndim != 2:
         return pd.Index(["protein_0"])
     return pd.Index([f"protein_{i}" for i in range(values.shape[1])], dtype=object)
+
+
+def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
+    names = adata.uns.get(key)
+    if names is None or len(names) != n_proteins:
+        raise DataError(
+            f'uns["{key}"] does not hold the names of {n_proteins} proteins: give them there, or make '
+            "the protein counts a DataFrame"
+        )
+    return names_of(pd.Index(names))
 
 
 def _where(modality: str, layer: str | None) -> str:

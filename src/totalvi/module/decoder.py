@@ -1,6 +1,6 @@
 """From a latent state to the parameters of the counts' distributions."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from totalvi.module.layers import (
     Activation,
     HiddenLayer,
     Linear,
+    LinearProduct,
     Normalization,
     ParallelHiddenLayer,
 )
@@ -23,10 +24,8 @@ class Decoded(NamedTuple):
 
     Parameters
     ----------
-    gene_logit
-        Of the RNA proportions, (B, G); None where genes were not asked for.
-    dropout_logit
-        RNA zero-inflation, (B, G); None without zero inflation.
+    gene_product, dropout_product
+        What ends in ``gene_logit`` and ``dropout_logit``; the latter None without zero inflation.
     background_mean, background_scale
         Mean and standard deviation of q(b | z): the log background of each protein, (B, T).
     foreground_factor
@@ -35,12 +34,34 @@ class Decoded(NamedTuple):
         Of the probability that a protein count is background, (B, T).
     """
 
-    gene_logit: Tensor | None
-    dropout_logit: Tensor | None
+    gene_product: LinearProduct
+    dropout_product: LinearProduct | None
     background_mean: Tensor
     background_scale: Tensor
     foreground_factor: Tensor
     background_logit: Tensor
+
+    @property
+    def gene_logit(self) -> Tensor:
+        """Logit of the RNA proportions, (B, G), computed anew each time: the largest product."""
+        return self.gene_product.value()
+
+    @property
+    def dropout_logit(self) -> Tensor | None:
+        """Logit of RNA's zero inflation, (B, G), computed anew each time; None without."""
+        return None if self.dropout_product is None else self.dropout_product.value()
+
+    def unflatten(self, sizes: tuple[int, ...]) -> Self:
+        """Return the same of cells laid out in ``sizes``."""
+        parts: list[Any] = [
+            None
+            if part is None
+            else part.unflatten(sizes)
+            if isinstance(part, LinearProduct)
+            else part.unflatten(0, sizes)
+            for part in self
+        ]
+        return type(self)(*parts)
 
 
 class Decoder(nn.Module):
@@ -56,6 +77,8 @@ class Decoder(nn.Module):
         How the scale of q(b | z) stays positive: "exp" (0.6.x) or "softplus" (bounded growth).
     zero_inflated
         Whether RNA has zero inflation.
+    fused
+        Whether compiled loops are used on the CPU.
     """
 
     def __init__(
@@ -71,12 +94,14 @@ class Decoder(nn.Module):
         background_scale: BackgroundScale,
         zero_inflated: bool,
         generator: torch.Generator | None = None,
+        *,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.background_scale = background_scale
 
         def activation() -> Activation:
-            return Activation(_TRUNKS * n_hidden, normalization, dropout_rate, _TRUNKS)
+            return Activation(_TRUNKS * n_hidden, normalization, dropout_rate, _TRUNKS, fused=fused)
 
         self.first = HiddenLayer(n_input, _TRUNKS * n_hidden, n_covariates, activation(), generator)
         self.rest = nn.ModuleList(
@@ -95,30 +120,20 @@ class Decoder(nn.Module):
         self.background_logit_head = head(n_proteins)
 
     def forward(
-        self,
-        z: Tensor,
-        covariates: Tensor | None,
-        generator: torch.Generator | None = None,
-        *,
-        genes: bool = True,
+        self, z: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
     ) -> Decoded:
-        """Decode ``z`` (B, n_input): the latent state and the continuous covariates.
-
-        Without ``genes`` the products as wide as the genes are left out.
-        """
+        """Decode ``z`` (B, n_input): the latent state and the continuous covariates."""
         hidden = self.first(z, covariates, generator)
         for layer in self.rest:
             hidden = layer(hidden, covariates, generator)
-        gene, background, foreground, mixing = (
+        genes, background, foreground, mixing = (
             torch.cat([trunk, z], dim=1) for trunk in hidden.chunk(_TRUNKS, dim=1)
         )
         scale = self.background_scale_head(background, covariates)
         return Decoded(
-            gene_logit=self.gene_head(gene, covariates) if genes else None,
-            dropout_logit=(
-                self.dropout_head(mixing, covariates)
-                if genes and self.dropout_head is not None
-                else None
+            gene_product=self.gene_head.product(genes, covariates),
+            dropout_product=(
+                None if self.dropout_head is None else self.dropout_head.product(mixing, covariates)
             ),
             background_mean=self.background_mean_head(background, covariates),
             background_scale=(

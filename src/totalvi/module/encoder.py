@@ -1,10 +1,13 @@
 """From a cell's counts to the posterior of its latent state and library size."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from totalvi.module.fused.input import input_product, transformed_counts
 from totalvi.module.layers import (
     Activation,
     HiddenLayer,
@@ -15,6 +18,7 @@ from totalvi.module.layers import (
 from totalvi.module.sparse import SparseCounts, sparse_product
 
 EncoderArchitecture = Literal["branched", "direct"]
+GeneProduct = Callable[[Tensor], Tensor]  # of the transformed RNA counts (B, G) and a weight (G, H)
 _VARIANCE_FLOOR = 1e-4
 
 
@@ -50,22 +54,18 @@ class InputLayer(nn.Module):
 
     def forward(
         self,
-        x: Tensor | SparseCounts,
-        x_value: Tensor,
+        times: GeneProduct,
         others: Tensor,
         covariates: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
         """Return shape (B, n_output).
 
-        ``x_value`` is the transformed ``x``, at its non-zeros when ``x`` is sparse; ``others`` are
-        the transformed proteins and the continuous covariates, (B, n_others).
+        ``times`` multiplies the transformed RNA counts by a weight; ``others`` are the transformed
+        proteins and the continuous covariates, (B, n_others).
         """
-        if isinstance(x, SparseCounts):
-            product = sparse_product(x_value, x, self.gene_weight)
-        else:
-            product = x_value @ self.gene_weight
-        return self.activation(product + self.others(others, covariates), generator)
+        linear = times(self.gene_weight) + self.others(others, covariates)
+        return self.activation(linear, generator)
 
 
 class Trunk(nn.Module):
@@ -81,9 +81,13 @@ class Trunk(nn.Module):
         dropout_rate: float,
         normalization: Normalization,
         generator: torch.Generator | None = None,
+        *,
+        fused: bool = True,
     ) -> None:
         super().__init__()
-        activations = [Activation(n_hidden, normalization, dropout_rate) for _ in range(n_layers)]
+        activations = [
+            Activation(n_hidden, normalization, dropout_rate, fused=fused) for _ in range(n_layers)
+        ]
         self.first = InputLayer(
             n_genes, n_others, n_covariates, n_hidden, activations[0], generator
         )
@@ -94,14 +98,13 @@ class Trunk(nn.Module):
 
     def forward(
         self,
-        x: Tensor | SparseCounts,
-        x_value: Tensor,
+        times: GeneProduct,
         others: Tensor,
         covariates: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
         """Return shape (B, n_hidden)."""
-        hidden = self.first(x, x_value, others, covariates, generator)
+        hidden = self.first(times, others, covariates, generator)
         for layer in self.rest:
             hidden = layer(hidden, covariates, generator)
         return hidden
@@ -137,6 +140,13 @@ class Encoder(nn.Module):
         log(1 + .).
     latent_library
         Whether q(log l | ...) is wanted.
+    fused
+        Whether compiled loops are used on the CPU.
+
+    Attributes
+    ----------
+    bfloat16_products
+        Whether compiled loops take the product with the RNA counts in bfloat16.
     """
 
     def __init__(
@@ -155,8 +165,12 @@ class Encoder(nn.Module):
         scale_input: bool,
         latent_library: bool,
         generator: torch.Generator | None = None,
+        *,
+        fused: bool = True,
     ) -> None:
         super().__init__()
+        self.fused = fused
+        self.bfloat16_products = False
         self.log_input = log_input
         self.scale_input = scale_input
         self.n_genes = n_genes
@@ -166,13 +180,13 @@ class Encoder(nn.Module):
             n_others = n_proteins + n_continuous
             return Trunk(
                 n_genes, n_others, n_covariates, n_hidden, n_trunk_layers, dropout_rate,
-                normalization, generator,
+                normalization, generator, fused=fused,
             )  # fmt: skip
 
         def branch() -> HiddenLayer:
             # 0.6.x leaves batch normalisation at torch's own defaults here
             activation = Activation(
-                n_hidden, normalization, dropout_rate, momentum=0.1, epsilon=1e-5
+                n_hidden, normalization, dropout_rate, momentum=0.1, epsilon=1e-5, fused=fused
             )
             return HiddenLayer(n_hidden, n_hidden, 0, activation, generator)
 
@@ -197,7 +211,7 @@ class Encoder(nn.Module):
         others = self._transform_dense(y)
         if continuous is not None:
             others = torch.cat([others, continuous], dim=1)
-        inputs = (x, self._transform(x), others, covariates, generator)
+        inputs = (self._gene_product(x), others, covariates, generator)
         shared = self.trunk(*inputs)
         z_hidden = shared if self.z_branch is None else self.z_branch(shared, None, generator)
         qz_m, qz_v = self.z_head(z_hidden)
@@ -210,14 +224,18 @@ class Encoder(nn.Module):
             library_hidden = self.library_branch(shared, None, generator)
         return CellPosterior(qz_m, qz_v, *self.library_head(library_hidden))
 
-    def _transform(self, x: Tensor | SparseCounts) -> Tensor:
+    def _gene_product(self, x: Tensor | SparseCounts) -> GeneProduct:
         if not isinstance(x, SparseCounts):
-            return self._transform_dense(x)
+            return partial(torch.matmul, self._transform_dense(x))
+        if self.fused and x.device.type == "cpu":
+            value = transformed_counts(x, self.scale_input, self.log_input)
+            return lambda weight: input_product(value, x, weight, self.bfloat16_products)
         value = x.counts
         if self.scale_input:
             mean = x.sum_by_cell(x.counts) / self.n_genes
             value = value / (1 + mean)[x.cell]
-        return torch.log1p(value) if self.log_input else value
+        value = torch.log1p(value) if self.log_input else value
+        return lambda weight: sparse_product(value, x, weight)
 
     def _transform_dense(self, counts: Tensor) -> Tensor:
         if self.scale_input:

@@ -5,11 +5,13 @@ they have a weight of their own, so that nothing is concatenated.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from totalvi.module.fused.hidden import normalized_activation
 
 Normalization = Literal["batch", "layer", "none"]
 
@@ -35,6 +37,38 @@ def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     kept = bits >= threshold - 2**15
     return x * kept.to(x.dtype).mul_(2**16 / (2**16 - threshold))
+
+
+class LinearProduct(NamedTuple):
+    """The inputs and weights of a linear layer, not multiplied yet.
+
+    Parameters
+    ----------
+    x
+        (..., B, inputs).
+    weight, bias
+        (inputs, outputs) and (outputs,).
+    covariates, covariate_weight
+        (..., B, columns) and (columns, outputs), or None.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    covariates: Tensor | None
+    covariate_weight: Tensor | None
+
+    def value(self) -> Tensor:
+        """Return ``x W + covariates V + b``, (..., B, outputs)."""
+        result = F.linear(self.x, self.weight.t(), self.bias)
+        if self.covariates is None or self.covariate_weight is None:
+            return result
+        return result + self.covariates @ self.covariate_weight
+
+    def unflatten(self, sizes: tuple[int, ...]) -> Self:
+        """Return the same of cells laid out in ``sizes``."""
+        covariates = None if self.covariates is None else self.covariates.unflatten(0, sizes)
+        return self._replace(x=self.x.unflatten(0, sizes), covariates=covariates)
 
 
 class Linear(nn.Module):
@@ -68,11 +102,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Return shape (B, n_output)."""
-        result = torch.addmm(self.bias, x, self.weight)
-        if self.covariate_weight is not None:
-            assert covariates is not None
-            result = result + covariates @ self.covariate_weight
-        return result
+        return self.product(x, covariates).value()
+
+    def product(self, x: Tensor, covariates: Tensor | None = None) -> LinearProduct:
+        """Return what `forward` would multiply."""
+        return LinearProduct(x, self.weight, self.bias, covariates, self.covariate_weight)
 
 
 class Activation(nn.Module):
@@ -86,6 +120,8 @@ class Activation(nn.Module):
         Over the minibatch ("batch"), over the cell's features of each network ("layer"), or "none".
     momentum, epsilon
         Of batch normalisation.
+    fused
+        Whether one compiled loop does all three, where they are on the CPU and in training.
     """
 
     def __init__(
@@ -96,8 +132,11 @@ class Activation(nn.Module):
         n_parallel: int = 1,
         momentum: float = 0.01,
         epsilon: float = 1e-3,
+        *,
+        fused: bool = True,
     ) -> None:
         super().__init__()
+        self.fused = fused
         self.normalization = normalization
         self.dropout_rate = dropout_rate
         self.n_parallel = n_parallel
@@ -106,6 +145,8 @@ class Activation(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return shape (B, n_features)."""
+        if self.fused and self.training and self.normalization == "batch" and x.is_cpu:
+            return normalized_activation(x, self.batch_norm, self.dropout_rate, generator)
         if self.normalization == "batch":
             x = self.batch_norm(x)
         elif self.normalization == "layer":

@@ -19,6 +19,8 @@ from totalvi.module.distributions import (
 )
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
+from totalvi.module.fused.gene_loss import negative_binomial_head_loss
+from totalvi.module.fused.protein_terms import background_divergence, protein_mixture_loss
 from totalvi.module.layers import Normalization
 from totalvi.module.likelihood import gene_reconstruction_loss
 from totalvi.module.options import at_least_one, check_options, protein_mask
@@ -78,6 +80,7 @@ class Network(nn.Module):
         protein_efficiency: bool = False,
         normalization: Normalization = "batch",
         background_prior: tuple[Any, Any] | None = None,
+        fused: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         check_options(locals())
@@ -95,6 +98,8 @@ class Network(nn.Module):
         self.library: LibraryKind = library
         self.n_categories_per_covariate = tuple(n_categories_per_covariate)
         self.n_continuous_covariates = n_continuous_covariates
+        self.fused = fused
+        self.bfloat16_products = False
         self.encoder_batch = encoder_batch
         self.encode_covariates = encode_covariates
 
@@ -134,6 +139,7 @@ class Network(nn.Module):
             scale_input=scale_input,
             latent_library=library == "latent",
             generator=generator,
+            fused=fused,
         )
         self.decoder = Decoder(
             n_input=n_latent + self.n_continuous_covariates,
@@ -147,6 +153,7 @@ class Network(nn.Module):
             background_scale=background_scale,
             zero_inflated=reconstruction_loss_gene == "zinb",
             generator=generator,
+            fused=fused,
         )
         if use_cuda:
             if torch.cuda.is_available():
@@ -165,6 +172,10 @@ class Network(nn.Module):
         batch = self.n_batch if self.encoder_batch else 0
         extra = self.n_categories_per_covariate if self.encode_covariates else ()
         return (batch, *extra)
+
+    def set_bfloat16_products(self, value: bool) -> None:
+        """Say whether products as wide as the genes are in bfloat16, where compiled loops do them."""
+        self.bfloat16_products = self.encoder.bfloat16_products = value
 
     def set_background_prior(self, mean: Any, scale: Any) -> None:
         """Set the prior mean and standard deviation of the log background, (T,) or (panels, T)."""
@@ -312,17 +323,9 @@ class Network(nn.Module):
         return self.encoder(x, y, continuous, covariates, generator)
 
     def decode(
-        self,
-        z: Tensor,
-        context: CellContext,
-        generator: torch.Generator | None = None,
-        *,
-        genes: bool = True,
+        self, z: Tensor, context: CellContext, generator: torch.Generator | None = None
     ) -> Decoded:
-        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``.
-
-        Without ``genes`` only what concerns proteins is decoded, which is much less work.
-        """
+        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``."""
         codes = [context.batch]
         if context.categorical is not None:
             codes += list(context.categorical.unbind(dim=1))
@@ -330,7 +333,7 @@ class Network(nn.Module):
         covariates = one_hot_columns(codes, categories, z.dtype)
         if context.continuous is not None:
             z = torch.cat([z, context.continuous], dim=1)
-        return self.decoder(z, covariates, generator, genes=genes)
+        return self.decoder(z, covariates, generator)
 
     def transform_latent(self, untran_z: Tensor) -> Tensor:
         """Return z from u: itself, or its softmax for the logistic normal."""
@@ -350,11 +353,29 @@ class Network(nn.Module):
 
     def gene_log_inverse_dispersion(self, context: CellContext) -> Tensor:
         """Return log r of the genes, (1, G) or (B, G)."""
-        return _rows_of_cells(self.gene_log_r, self.gene_dispersion, context)
+        return self._rows_of_cells(self.gene_log_r, self.gene_dispersion, context)
+
+    def _rows_of_cells(self, by_group: Tensor, dispersion: str, context: CellContext) -> Tensor:
+        """Return the row of each cell's batch or label, or the one row there is."""
+        if by_group.shape[0] == 1:
+            return by_group
+        return by_group[self._dispersion_group(dispersion, context)]
+
+    def _dispersion_group(self, dispersion: str, context: CellContext) -> Tensor:
+        """Return the row of a dispersion parameter that each cell has, (B,)."""
+        if not dispersion.endswith(("batch", "label")):
+            return torch.zeros_like(context.batch)
+        if dispersion.endswith("batch"):
+            return context.batch
+        if context.label is None:
+            raise ValueError(
+                f"label is None, but a dispersion is {dispersion!r}; give each cell's label."
+            )
+        return context.label
 
     def protein_log_inverse_dispersion(self, context: CellContext) -> Tensor:
         """Return log r of the proteins, (1, T) or (B, T)."""
-        return _rows_of_cells(self.protein_log_r, self.protein_dispersion, context)
+        return self._rows_of_cells(self.protein_log_r, self.protein_dispersion, context)
 
     def elbo(
         self,
@@ -389,21 +410,58 @@ class Network(nn.Module):
         local_l_var_gene: Tensor | None = None,
     ) -> ElboTerms:
         """Return the terms at given samples of the latent variables."""
-        assert decoded.gene_logit is not None
-        log_mean = self.gene_log_mean(decoded.gene_logit, library_size)
-        log_r = self.gene_log_inverse_dispersion(context)
         kl_z = standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1)
         return ElboTerms(
-            reconst_loss_gene=gene_reconstruction_loss(x, log_mean, log_r, decoded.dropout_logit),
+            reconst_loss_gene=self._gene_loss(x, context, decoded, library_size),
             reconst_loss_protein=self._protein_loss(y, context, decoded, log_background),
             kl_div_z=kl_z,
             kl_div_l_gene=self._library_kl(posterior, local_l_mean_gene, local_l_var_gene, kl_z),
             kl_div_back_pro=self._background_kl(context, decoded),
         )
 
+    def _gene_loss(
+        self, x: Tensor | SparseCounts, context: CellContext, decoded: Decoded, library_size: Tensor
+    ) -> Tensor:
+        if self._can_fuse(x, library_size) and decoded.dropout_product is None:
+            assert isinstance(x, SparseCounts)
+            group = self._dispersion_group(self.gene_dispersion, context)
+            return negative_binomial_head_loss(
+                decoded.gene_product,
+                x,
+                library_size,
+                self.gene_log_r,
+                group,
+                self.bfloat16_products,
+            )
+        log_mean = self.gene_log_mean(decoded.gene_logit, library_size)
+        log_r = self.gene_log_inverse_dispersion(context)
+        return gene_reconstruction_loss(x, log_mean, log_r, decoded.dropout_logit)
+
+    def _can_fuse(self, x: Tensor | SparseCounts, library_size: Tensor) -> bool:
+        """Return whether a compiled loop can take RNA's loss: sparse, one sample a cell, softmax."""
+        return (
+            self.fused
+            and isinstance(x, SparseCounts)
+            and library_size.is_cpu
+            and library_size.dim() == 2
+            and self.library != "size_factor"
+        )
+
     def _protein_loss(
         self, y: Tensor, context: CellContext, decoded: Decoded, log_background: Tensor
     ) -> Tensor:
+        if self.fused and log_background.is_cpu and log_background.dim() == 2:
+            if self.log_efficiency is not None:
+                log_background = log_background + self.log_efficiency[context.batch]
+            return protein_mixture_loss(
+                y,
+                self.measured(context.panel),
+                log_background,
+                decoded.foreground_factor,
+                decoded.background_logit,
+                self.protein_log_r,
+                self._dispersion_group(self.protein_dispersion, context),
+            )
         log_efficiency = self.protein_log_efficiency(context)
         log_mean_background = log_background + log_efficiency
         measured = self.measured(context.panel)
@@ -440,13 +498,15 @@ class Network(nn.Module):
         return normal_kl(posterior.ql_m, posterior.ql_v, prior_mean, prior_variance).sum(dim=-1)
 
     def _background_kl(self, context: CellContext, decoded: Decoded) -> Tensor:
-        divergence = normal_kl(
-            decoded.background_mean,
-            decoded.background_scale**2,
-            self.background_prior_mean[context.panel],
-            (2 * self.background_prior_log_scale[context.panel]).exp(),
-        )
-        total = sum_measured(divergence, self.measured(context.panel))
+        mean, scale = decoded.background_mean, decoded.background_scale
+        measured = self.measured(context.panel)
+        prior = self.background_prior_mean, self.background_prior_log_scale
+        if self.fused and mean.is_cpu and mean.dim() == 2:
+            total = background_divergence(measured, mean, scale, *prior, context.panel)
+        else:
+            prior_mean, prior_log_scale = (parameter[context.panel] for parameter in prior)
+            divergence = normal_kl(mean, scale**2, prior_mean, (2 * prior_log_scale).exp())
+            total = sum_measured(divergence, measured)
         if self.log_efficiency is not None:
             # scvi-tools' prior of the efficiency, and its small pull of pi towards 1
             efficiency_prior = log_normal_log_prob(self.log_efficiency[context.batch]).sum(dim=-1)
@@ -529,19 +589,6 @@ def sample_normal(mean: Tensor, scale: Tensor, generator: torch.Generator | None
     """Return one sample of N(mean, scale**2)."""
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     return mean + scale * noise
-
-
-def _rows_of_cells(by_group: Tensor, dispersion: str, context: CellContext) -> Tensor:
-    """Return the row of each cell's batch or label, or the one row there is."""
-    if by_group.shape[0] == 1:
-        return by_group
-    if dispersion.endswith("batch"):
-        return by_group[context.batch]
-    if context.label is None:
-        raise ValueError(
-            f"label is None, but a dispersion is {dispersion!r}; give each cell's label."
-        )
-    return by_group[context.label]
 
 
 def without_unmeasured(y: Tensor, measured: Tensor | None) -> Tensor:

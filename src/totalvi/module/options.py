@@ -37,6 +37,7 @@ FLAGS = (
     "encode_covariates",
     "scale_input",
     "protein_efficiency",
+    "fused",
 )
 
 

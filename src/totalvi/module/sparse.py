@@ -1,6 +1,7 @@
 """Counts of a minibatch in compressed sparse row form, and their product with dense weights."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -8,7 +9,8 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 
-class SparseCounts(NamedTuple):
+@dataclass(frozen=True)
+class SparseCounts:
     """RNA counts (B, G) of B cells: only the non-zero ones, ordered by cell.
 
     Parameters
@@ -16,37 +18,50 @@ class SparseCounts(NamedTuple):
     counts
         The non-zero counts, shape (nnz,).
     gene
-        The gene of each count, shape (nnz,).
-    cell
-        The cell (row) of each count, shape (nnz,).
+        The gene of each count, shape (nnz,), integers.
     cell_pointer
-        Where each cell's counts begin, and the end, shape (B + 1,).
-    by_gene
-        The order that sorts the counts by gene, shape (nnz,).
-    gene_pointer
-        Where each gene's counts begin in that order, and the end, shape (G + 1,).
+        Where each cell's counts begin, and the end, shape (B + 1,), integers of 64 bits.
+    n_genes
+        G.
     """
 
     counts: Tensor
     gene: Tensor
-    cell: Tensor
     cell_pointer: Tensor
-    by_gene: Tensor
-    gene_pointer: Tensor
+    n_genes: int
 
     @property
     def shape(self) -> tuple[int, int]:
         """(cells, genes)."""
-        return len(self.cell_pointer) - 1, len(self.gene_pointer) - 1
+        return len(self.cell_pointer) - 1, self.n_genes
 
     @property
     def device(self) -> torch.device:
         """Where the counts are."""
         return self.counts.device
 
+    @cached_property
+    def cell(self) -> Tensor:
+        """The cell (row) of each count, shape (nnz,)."""
+        cells = torch.arange(self.shape[0], device=self.device)
+        return cells.repeat_interleave(self.cell_pointer.diff(), output_size=len(self.counts))
+
+    @cached_property
+    def by_gene(self) -> Tensor:
+        """The order that sorts the counts by gene, shape (nnz,)."""
+        return torch.argsort(self.gene, stable=True)
+
+    @cached_property
+    def gene_pointer(self) -> Tensor:
+        """Where each gene's counts begin in that order, and the end, shape (G + 1,)."""
+        return _pointer(self.gene, self.n_genes)
+
     def to(self, device: torch.device | str) -> "SparseCounts":
         """Return the counts on ``device``."""
-        return SparseCounts(*(part.to(device) for part in self))
+        counts, gene, pointer = (
+            part.to(device) for part in (self.counts, self.gene, self.cell_pointer)
+        )
+        return SparseCounts(counts, gene, pointer, self.n_genes)
 
     def sum_by_cell(self, value: Tensor) -> Tensor:
         """Sum ``value`` (nnz,) over each cell's non-zero counts, giving (B,)."""
@@ -71,14 +86,7 @@ def sparse_counts(dense: Tensor) -> SparseCounts:
     ([3.0, 1.0], [1, 0], [0, 1])
     """
     cell, gene = dense.nonzero(as_tuple=True)
-    return SparseCounts(
-        counts=dense[cell, gene],
-        gene=gene,
-        cell=cell,
-        cell_pointer=_pointer(cell, dense.shape[0]),
-        by_gene=torch.argsort(gene, stable=True),
-        gene_pointer=_pointer(gene, dense.shape[1]),
-    )
+    return SparseCounts(dense[cell, gene], gene, _pointer(cell, dense.shape[0]), dense.shape[1])
 
 
 def sparse_product(value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:
@@ -105,7 +113,7 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:
         ctx.value, ctx.counts = value, counts  # type: ignore[attr-defined]
-        return _weighted_row_sums(weight, counts.gene, counts.cell_pointer, value)
+        return _weighted_row_sums(weight, counts.gene.long(), counts.cell_pointer, value)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, None, Tensor]:
@@ -128,6 +136,6 @@ def _weighted_row_sums(rows: Tensor, index: Tensor, pointer: Tensor, value: Tens
     )
 
 
-def _pointer(sorted_or_not: Tensor, n_groups: int) -> Tensor:
-    sizes = torch.bincount(sorted_or_not, minlength=n_groups)
+def _pointer(group: Tensor, n_groups: int) -> Tensor:
+    sizes = torch.bincount(group, minlength=n_groups)
     return F.pad(sizes.cumsum(0), (1, 0))

@@ -89,6 +89,9 @@ class TOTALVI(Network):
     background_prior
         Initial mean and standard deviation of each protein's log background, each (T,) or
         (panels, T). None: standard normal draws for the mean, and 1.
+    fused
+        Whether compiled loops do the work of training on the CPU, where there is one for it; False:
+        plain torch operations everywhere.
     generator
         Source of the initial weights. None: torch's own.
 
@@ -211,9 +214,7 @@ class TOTALVI(Network):
         z = self.transform_latent(untran_z)
         decode_context = self.in_batch(context, transform_batch)
         flat = self.decode(z.flatten(0, -2), decode_context.repeat(n_samples), generator)
-        decoded = Decoded(
-            *(None if part is None else part.unflatten(0, z.shape[:-1]) for part in flat)  # type: ignore[arg-type]
-        )
+        decoded = flat.unflatten(z.shape[:-1])
         log_background = self.sample_log_background(decoded, generator)
         return {
             "px_": self.gene_parameters(decoded, library_size, decode_context),
@@ -230,15 +231,14 @@ class TOTALVI(Network):
         self, decoded: Decoded, library_size: Tensor, context: CellContext
     ) -> Parameters:
         """Return the entries of ``px_``."""
-        assert decoded.gene_logit is not None
         scale = self.log_proportions(decoded.gene_logit).exp()
         parameters = {
             "scale": scale,
             "rate": library_size * scale,
             "r": self._inverse_dispersions(context)[0],
         }
-        if decoded.dropout_logit is not None:
-            parameters["dropout"] = decoded.dropout_logit
+        if decoded.dropout_product is not None:
+            parameters["dropout"] = decoded.dropout_product.value()
         return parameters
 
     def protein_parameters(

@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +34,45 @@ def write_model(
         When ``path`` exists and ``overwrite`` is False, or is something else than a model folder, or
         its folder cannot be written to.
     """
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
-    path = path.resolve()  # a link keeps pointing at the model
-    if path.exists():
-        _require_own_folder(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error}); choose another path.") from error
-    try:
+    with new_folder(path, overwrite, _require_own_folder) as temporary:
         save_file(
             {name: tensor.contiguous() for name, tensor in weights.items()}, temporary / _WEIGHTS
         )
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
         text = json.dumps(_without_nan(content), indent=1, default=_plain, allow_nan=False)
         (temporary / _DESCRIPTION).write_text(text, encoding="utf-8")
-        for file in (temporary / _WEIGHTS, temporary / _DESCRIPTION):
+
+
+@contextmanager
+def new_folder(path: Path, overwrite: bool, require_own: Callable[[Path], None]) -> Iterator[Path]:
+    """Give an empty folder that takes the place of ``path`` when the block ends without an error.
+
+    ``require_own`` raises OutputError for a folder that may not be replaced.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
+    path = path.resolve()  # a link keeps pointing at the model
+    if path.exists():
+        require_own(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error}); choose another path.") from error
+    try:
+        yield temporary
+        for file in temporary.iterdir():
             _flush(file)
         temporary.chmod(0o755)  # mkdtemp makes a folder that only its owner may enter
         _put_in_place(temporary, path)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def is_model(path: Path) -> bool:
+    """Return whether ``path`` is a folder that `Model.save` wrote, by its files."""
+    return (path / _DESCRIPTION).is_file()
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

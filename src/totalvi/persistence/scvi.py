@@ -13,8 +13,8 @@ from totalvi.module.totalvi import TOTALVI
 State = dict[str, Tensor]
 _UNUSED = ("decoder.px_dropout_decoder_gene.", "library_log_", "pyro_param_store")
 _UNUSED_WITHOUT_LIBRARY = ("encoder.l_gene_",)
-_TRUNKS = ("px_decoder", "py_back_decoder", "py_fore_decoder", "sigmoid_decoder")
-_HEADS = {
+TRUNKS = ("px_decoder", "py_back_decoder", "py_fore_decoder", "sigmoid_decoder")
+HEADS = {
     "px_scale_decoder": "gene_head",
     "px_dropout_decoder_gene": "dropout_head",
     "py_back_mean_log_alpha": "background_mean_head",
@@ -22,7 +22,7 @@ _HEADS = {
     "py_fore_scale_decoder": "foreground_head",
     "py_background_decoder": "background_logit_head",
 }
-_BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def load_scvi_state(module: TOTALVI, state_dict: Mapping[str, Tensor]) -> TOTALVI:
@@ -164,7 +164,7 @@ def _decoder(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
     decoder = module.decoder
     converted: State = {}
     for i in range(len(decoder.rest) + 1):
-        layers = [f"decoder.{trunk}.fc_layers.Layer {i}" for trunk in _TRUNKS]
+        layers = [f"decoder.{trunk}.fc_layers.Layer {i}" for trunk in TRUNKS]
         weights = [state[f"{layer}.0.weight"].T for layer in layers]  # (input + covariates, hidden)
         biases = [state[f"{layer}.0.bias"] for layer in layers]
         if i == 0:
@@ -178,11 +178,11 @@ def _decoder(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
         converted[f"{linear}.weight"] = weight
         converted[f"{linear}.covariate_weight"] = torch.cat([w[n_input:] for w in weights], dim=1)
         converted[f"{linear}.bias"] = torch.cat(biases)
-        for entry in _BATCH_NORM:
+        for entry in BATCH_NORM if f"{layers[0]}.1.weight" in state else ():
             parts = [state[f"{layer}.1.{entry}"] for layer in layers]
             joined = parts[0] if entry == "num_batches_tracked" else torch.cat(parts)
             converted[f"{ours}.activation.batch_norm.{entry}"] = joined
-    for theirs, name in _HEADS.items():
+    for theirs, name in HEADS.items():
         head = getattr(decoder, name)
         if head is not None:
             n_input = head.weight.shape[0]
@@ -204,4 +204,8 @@ def _linear(
 
 
 def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
-    return {f"{ours}.{entry}": state[f"{theirs}.{entry}"] for entry in _BATCH_NORM}
+    if (
+        f"{theirs}.weight" not in state
+    ):  # a network without; what a module needs is checked at the end
+        return {}
+    return {f"{ours}.{entry}": state[f"{theirs}.{entry}"] for entry in BATCH_NORM}

@@ -91,7 +91,7 @@ def predictive_checks(
             batch.y[:, proteins].cpu().numpy(),
             None if measured is None else measured[:, proteins].cpu().numpy(),
         )
-        for draw in draws(module, batch, n_samples, noise, genes=len(genes) > 0):
+        for draw in draws(module, batch, n_samples, noise):
             if len(genes):
                 gene = gene_likelihood(module, draw, genes)
                 drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)

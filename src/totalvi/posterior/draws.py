@@ -28,7 +28,7 @@ class Draw(NamedTuple):
     untran_z, library_size, log_library
         Latent state u (B, d), library size (B, 1) and its logarithm (None where it is known).
     decoded
-        Parameters of the counts; its ``gene_logit`` is None where genes were not asked for.
+        Parameters of the counts; the products as wide as the genes are taken when they are read.
     log_background
         Sample of the log background of each protein, (B, T).
     """
@@ -61,8 +61,6 @@ def draws(
     n_samples: int,
     noise: CellNoise,
     transform_batches: Sequence[int | None] = (None,),
-    *,
-    genes: bool = True,
 ) -> Iterator[Draw]:
     """Yield ``n_samples`` posterior samples of a minibatch, each decoded into each batch in turn.
 
@@ -73,8 +71,6 @@ def draws(
     ----------
     transform_batches
         Codes of the batches to decode into; None: each cell's own.
-    genes
-        Whether the gene decoder, by far the largest product, is wanted.
     """
     posterior = module.encode(batch.x, batch.y, batch.context)
     for sample in range(n_samples):
@@ -88,7 +84,7 @@ def draws(
         background_noise = _normal(noise, "background", sample, batch, module.n_input_proteins)
         for code in transform_batches:
             context = module.in_batch(batch.context, code)
-            decoded = module.decode(z, context, genes=genes)
+            decoded = module.decode(z, context)
             log_background = decoded.background_mean + decoded.background_scale * background_noise
             yield Draw(
                 sample, posterior, context, untran_z, library_size, log_library, decoded,

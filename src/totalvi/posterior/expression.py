@@ -81,13 +81,10 @@ def normalized_expression(
         kept_rna = torch.zeros(n_kept, len(batch.cells), len(query.genes))
         kept_protein = torch.zeros(n_kept, len(batch.cells), len(query.proteins))
         with_genes = len(query.genes) > 0
-        samples = draws(
-            module, batch, query.n_samples, noise, query.transform_batches, genes=with_genes
-        )
+        samples = draws(module, batch, query.n_samples, noise, query.transform_batches)
         for i, draw in enumerate(samples):
             slot = 0 if return_mean else i // n_batches
             if with_genes:
-                assert draw.decoded.gene_logit is not None
                 proportions = module.log_proportions(draw.decoded.gene_logit)[:, genes].exp_()
                 if query.library_size == "latent":
                     proportions *= draw.library_size
@@ -116,7 +113,7 @@ def foreground_probability(
     start = 0
     for batch in batches:
         total = torch.zeros_like(batch.y)
-        for draw in draws(module, batch, n_samples, noise, transform_batches, genes=False):
+        for draw in draws(module, batch, n_samples, noise, transform_batches):
             total += torch.sigmoid(-draw.decoded.background_logit)
         mean = total / (n_samples * len(transform_batches))
         probability[start : start + len(batch.cells)] = mean[:, proteins].cpu().numpy()

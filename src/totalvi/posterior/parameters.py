@@ -53,7 +53,6 @@ class ProteinLikelihood(NamedTuple):
 
 def gene_likelihood(module: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneLikelihood:
     """Return the parameters of the genes at positions ``genes`` at one posterior sample."""
-    assert draw.decoded.gene_logit is not None
     some = selection(genes, module.n_input_genes)
     dropout = draw.decoded.dropout_logit
     return GeneLikelihood(
@@ -97,7 +96,7 @@ def mean_parameters(
     start = 0
     for batch in batches:
         totals: dict[str, Tensor] = {}
-        for draw in draws(module, batch, n_samples, noise, genes=len(genes) > 0):
+        for draw in draws(module, batch, n_samples, noise):
             for name, value in _parameters(module, draw, genes, proteins).items():
                 totals[name] = totals[name].add_(value) if name in totals else value
         rows = slice(start, start + len(batch.cells))
@@ -138,7 +137,7 @@ def background_mean(
     start = 0
     for batch in batches:
         total = torch.zeros_like(batch.y)
-        for draw in draws(module, batch, n_samples, noise, transform_batches, genes=False):
+        for draw in draws(module, batch, n_samples, noise, transform_batches):
             total += draw.background_rate()
         mean = total / (n_samples * len(transform_batches))
         background[start : start + len(batch.cells)] = mean[:, proteins].cpu().numpy()

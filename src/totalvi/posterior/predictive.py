@@ -47,7 +47,7 @@ def predictive_samples(
     protein = []
     for batch in batches:
         by_sample = []
-        samples = draws(module, batch, n_samples, noise, (transform_batch,), genes=len(genes) > 0)
+        samples = draws(module, batch, n_samples, noise, (transform_batch,))
         for draw in samples:
             counts = np.empty((len(batch.cells), 0), dtype=np.float32)
             if len(genes):

@@ -14,6 +14,7 @@ from totalvi.data.cite import CiteData, Schema, describe
 from totalvi.data.source import did_you_mean
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
+from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise
 from totalvi.queries.progress import cell_progress
@@ -49,7 +50,10 @@ class Asked:
     ) -> Iterator[Iterator[Minibatch]]:
         """Give the cells in minibatches, with a progress bar that says ``what`` is computed."""
         batches = minibatches(self.data, self.module, self.cells, batch_size)
-        with cell_progress(batches, len(self.cells), what, progress) as shown:
+        with (
+            threads_of_torch(),
+            cell_progress(batches, len(self.cells), what, progress) as shown,
+        ):
             yield shown
 
 

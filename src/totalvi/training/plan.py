@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from totalvi.training.precision import PRECISIONS, Precision
+
 LearningRateSchedule = Literal["one-cycle", "constant"]
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights stay in float32
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class TrainingPlan:
     patience
         Epochs without a lower validation loss after which training stops; None: it does not.
     accelerator, precision
-        As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed" or "16-mixed".
+        As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", "16-mixed", or
+        "auto": see `resolve_precision`.
     """
 
     max_epochs: int
@@ -44,7 +46,7 @@ class TrainingPlan:
     gradient_clip_norm: float = 100.0
     patience: int | None = 45
     accelerator: str = "auto"
-    precision: str = "32-true"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         whole = {"max_epochs": 1, "batch_size": 3, "kl_warmup_epochs": 0, "patience": 1}

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from totalvi.data.cite import CiteData
 from totalvi.errors import TrainingError
 from totalvi.feed import Minibatch, minibatches
 from totalvi.module.elbo import ElboTerms, objective
+from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.training.plan import TrainingPlan
+from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
 from totalvi.training.progress import OnEpoch
 from totalvi.training.schedule import kl_weight, learning_rate_factor
 from totalvi.training.split import Split
@@ -39,12 +42,15 @@ class Fit(NamedTuple):
         Why training ended.
     n_skipped_steps
         Steps left out because their loss or gradient was not finite.
+    precision
+        Of the products, once "auto" is decided.
     """
 
     history: pd.DataFrame
     best_epoch: int
     stopped: str
     n_skipped_steps: int
+    precision: str
 
 
 def fit(
@@ -75,9 +81,27 @@ def fit(
     TrainingError
         When too many steps in a row are not finite.
     """
+    with threads_of_torch():
+        return _fit(module, data, split, plan, seed, on_epoch)
+
+
+def _fit(
+    module: TOTALVI,
+    data: CiteData,
+    split: Split,
+    plan: TrainingPlan,
+    seed: np.random.SeedSequence,
+    on_epoch: OnEpoch | None,
+) -> Fit:
     from lightning_fabric import Fabric  # takes seconds to load, and queries do without it
 
-    fabric = Fabric(accelerator=plan.accelerator, devices=1, precision=plan.precision)
+    device = Fabric(accelerator=plan.accelerator, devices=1).device
+    precision = resolve_precision(plan.precision, device)
+    fabric = Fabric(
+        accelerator=plan.accelerator,
+        devices=1,
+        precision=autocast_precision(precision, module, device),
+    )
     shuffle_seed, sample_seed, validation_seed = seed.spawn(3)
     shuffle = np.random.default_rng(shuffle_seed)
     stepper = _Stepper(fabric, module, plan, len(split.train), sample_seed)
@@ -87,7 +111,8 @@ def fit(
     for epoch in range(plan.max_epochs):
         started = time.perf_counter()
         batches = minibatches(data, module, split.train, plan.batch_size, shuffle, fabric.device)
-        row = stepper.epoch(epoch, batches)
+        with wide_products(module, precision):
+            row = stepper.epoch(epoch, batches)
         if len(split.validation):
             row |= evaluate(module, data, split.validation, validation_seed, fabric.device)
         row["kl_weight"] = stepper.kl_weight()
@@ -112,7 +137,7 @@ def fit(
     module.cpu().eval()
     history = pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="epoch"))
     best_epoch = best.epoch if best.state else len(rows) - 1
-    return Fit(history, best_epoch, stopped, stepper.skipped.total)
+    return Fit(history, best_epoch, stopped, stepper.skipped.total, precision)
 
 
 def evaluate(
@@ -191,9 +216,7 @@ class _Stepper:
         loss = objective(terms, self.kl_weight())
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.module.parameters(), self.plan.gradient_clip_norm
-        )
+        norm = _clip_gradients(self.module, self.plan.gradient_clip_norm)
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:
             for group in self.optimizer.param_groups:
@@ -204,6 +227,16 @@ class _Stepper:
                 buffer.copy_(before)
         self.steps_done += 1
         return terms if finite else None
+
+
+def _clip_gradients(module: TOTALVI, largest_norm: float) -> Tensor:
+    """Scale the gradients down to ``largest_norm`` where theirs is larger; return theirs."""
+    parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if norm.is_cuda or norm > largest_norm:  # asking a GPU for its number would make it wait
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
+    return norm
 
 
 def _optimizer(module: TOTALVI, plan: TrainingPlan, device: torch.device) -> torch.optim.Optimizer:

@@ -1,0 +1,120 @@
+"""Batch normalisation, ReLU and dropout of a hidden layer in one loop, forward and backward."""
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+_CHUNKS = 16  # of cells; their number is fixed, so that the number of threads changes no result
+
+
+@njit(cache=True, forceinline=True)
+def _hash(word: np.uint32) -> np.uint32:
+    """Return a hash of 32 bits (two multiplications between shifts; Wellons, 2018)."""
+    word = np.uint32(word ^ np.uint32(word >> np.uint32(16)))
+    word = np.uint32(word * np.uint32(0x7FEB352D))
+    word = np.uint32(word ^ np.uint32(word >> np.uint32(15)))
+    word = np.uint32(word * np.uint32(0x846CA68B))
+    return np.uint32(word ^ np.uint32(word >> np.uint32(16)))
+
+
+@njit(cache=True, inline="always")
+def _rows(chunk: int, n_cells: int) -> tuple[int, int]:
+    """Return the first cell of a chunk, and the first of the next."""
+    size = -(-n_cells // _CHUNKS)
+    return min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)
+
+
+@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+def forward(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: float, dropout_rate: float,
+    seed: int, mean: np.ndarray, variance: np.ndarray, y: np.ndarray,
+) -> None:  # fmt: skip
+    """Fill in ``y``, and the columns' mean and variance.
+
+    Parameters
+    ----------
+    x
+        (B, features).
+    weight, bias
+        Of batch normalisation, (features,).
+    epsilon
+        Added to the variance.
+    dropout_rate, seed
+        Share of the values set to zero, and which: they are a hash of seed and place.
+    mean, variance
+        Of the minibatch (the variance biased), (features,), filled in.
+    y
+        (B, features), filled in. Where it is 0 there is no gradient.
+    """
+    n_cells, n_features = x.shape
+    zero = x.dtype.type(0)
+    # sums of the distances from the first cell, in which no digits are lost where the mean is large
+    sums = np.zeros((_CHUNKS, 2, n_features), x.dtype)
+    for chunk in prange(_CHUNKS):
+        start, end = _rows(chunk, n_cells)
+        for b in range(start, end):
+            for j in range(n_features):
+                difference = x[b, j] - x[0, j]
+                sums[chunk, 0, j] += difference
+                sums[chunk, 1, j] += difference * difference
+    scale, shift = np.empty_like(mean), np.empty_like(mean)
+    for j in range(n_features):
+        total, squares = zero, zero
+        for chunk in range(_CHUNKS):
+            total += sums[chunk, 0, j]
+            squares += sums[chunk, 1, j]
+        total /= n_cells
+        mean[j] = x[0, j] + total
+        variance[j] = max(squares / n_cells - total * total, zero)
+        scale[j] = weight[j] / math.sqrt(variance[j] + epsilon)
+        shift[j] = bias[j] - mean[j] * scale[j]
+    threshold = np.uint32(min(dropout_rate * 2.0**32, 2.0**32 - 1))
+    kept_scale = x.dtype.type(1.0 / (1.0 - dropout_rate))
+    for chunk in prange(_CHUNKS):
+        start, end = _rows(chunk, n_cells)
+        for b in range(start, end):
+            place = np.uint32(b * n_features)
+            for j in range(n_features):
+                value = max(x[b, j] * scale[j] + shift[j], zero) * kept_scale
+                word = np.uint32(np.uint32(place + np.uint32(j)) * np.uint32(0x9E3779B9))
+                kept = _hash(np.uint32(word + np.uint32(seed))) >= threshold
+                y[b, j] = value if kept else zero
+
+
+@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+def backward(
+    gradient: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray, mean: np.ndarray,
+    variance: np.ndarray, epsilon: float, dropout_rate: float,
+    d_x: np.ndarray, d_weight: np.ndarray, d_bias: np.ndarray,
+) -> None:  # fmt: skip
+    """Fill in the gradients by ``x``, ``weight`` and ``bias`` from that by ``y``."""
+    n_cells, n_features = x.shape
+    zero = x.dtype.type(0)
+    kept_scale = x.dtype.type(1.0 / (1.0 - dropout_rate))
+    sums = np.zeros((_CHUNKS, 2, n_features), x.dtype)
+    for chunk in prange(_CHUNKS):
+        start, end = _rows(chunk, n_cells)
+        for b in range(start, end):
+            for j in range(n_features):
+                g = gradient[b, j] if y[b, j] > zero else zero
+                sums[chunk, 0, j] += g
+                sums[chunk, 1, j] += g * (x[b, j] - mean[j])
+    scale, constant, slope = np.empty_like(mean), np.empty_like(mean), np.empty_like(mean)
+    for j in range(n_features):
+        by_bias, by_weight = zero, zero
+        for chunk in range(_CHUNKS):
+            by_bias += sums[chunk, 0, j]
+            by_weight += sums[chunk, 1, j]
+        inverse_scale = 1 / math.sqrt(variance[j] + epsilon)
+        d_bias[j] = by_bias * kept_scale
+        d_weight[j] = by_weight * kept_scale * inverse_scale
+        scale[j] = weight[j] * inverse_scale * kept_scale
+        slope[j] = scale[j] * by_weight * inverse_scale * inverse_scale / n_cells
+        constant[j] = scale[j] * by_bias / n_cells - slope[j] * mean[j]
+    for chunk in prange(_CHUNKS):
+        start, end = _rows(chunk, n_cells)
+        for b in range(start, end):
+            for j in range(n_features):
+                g = gradient[b, j] if y[b, j] > zero else zero
+                d_x[b, j] = scale[j] * g - constant[j] - slope[j] * x[b, j]

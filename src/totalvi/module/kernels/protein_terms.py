@@ -1,0 +1,107 @@
+"""The protein likelihood and the background's divergence with all their gradients, cell by cell.
+
+With a = log mean - log r and S = log(1 + e**a) of each part of the mixture,
+
+    P = rising(r, y) - log y! + y log mean - (y + r) S      log NB of the part
+    t = P_foreground - P_background - logit                 sigmoid(t): posterior of the foreground
+    log p(y) = P_background + log(1 + e**t) - log(1 + e**-logit)
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from totalvi.module.kernels.arithmetic import exp, log, log1p
+from totalvi.module.kernels.rising import log_factorial, rising
+
+
+@njit(cache=True, error_model="numpy")
+def _softplus(x: float, one: float) -> tuple[float, float]:
+    """Return log(1 + e**x) and its derivative, the sigmoid of x; ``one`` is 1 of x's type."""
+    small = exp(-abs(x))
+    share = one / (one + small)
+    return max(x, one - one) + log1p(small), share if x >= 0 else small * share
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def mixture_loss(
+    y: np.ndarray, measured: np.ndarray, log_background: np.ndarray, factor: np.ndarray,
+    logit: np.ndarray, log_r: np.ndarray, group: np.ndarray, loss: np.ndarray,
+    d_log_background: np.ndarray, d_factor: np.ndarray, d_logit: np.ndarray, d_log_r: np.ndarray,
+) -> None:  # fmt: skip
+    """Fill in minus the log-likelihood of each cell's proteins, and its derivatives.
+
+    Parameters
+    ----------
+    y
+        Counts (B, T).
+    measured
+        Which count in the cell's panel, (B, T) or (0, 0) for all; others get zeros everywhere.
+    log_background, factor, logit
+        Log background mean, foreground factor, and logit of the background, (B, T).
+    log_r, group
+        Log inverse dispersions (groups, T), and the group of each cell (B,).
+    loss
+        (B,), filled in.
+    d_log_background, d_factor, d_logit, d_log_r
+        Derivatives of the loss of each cell, (B, T), filled in.
+    """
+    n_cells, n_proteins = y.shape
+    for b in prange(n_cells):
+        total = y.dtype.type(0)
+        one = y.dtype.type(1)
+        for t in range(n_proteins):
+            if len(measured) and not measured[b, t]:
+                d_log_background[b, t] = d_factor[b, t] = d_logit[b, t] = d_log_r[b, t] = 0
+                continue
+            count, log_rate = y[b, t], log_r[group[b], t]
+            r = exp(log_rate)
+            mean_back = log_background[b, t]
+            mean_fore = mean_back + log(factor[b, t])
+            s_back, share_back = _softplus(mean_back - log_rate, one)
+            s_fore, share_fore = _softplus(mean_fore - log_rate, one)
+            back = count * mean_back - (count + r) * s_back
+            fore = count * mean_fore - (count + r) * s_fore
+            mixed, foreground = _softplus(fore - back - logit[b, t], one)
+            prior, background_prior = _softplus(-logit[b, t], one)
+            log_ratio, difference = rising(r, count)
+            common = log_ratio - y.dtype.type(log_factorial(count))
+            total -= common + back + mixed - prior
+            background = one - foreground
+            by_back = count - (count + r) * share_back
+            by_fore = count - (count + r) * share_fore
+            d_log_background[b, t] = -(background * by_back + foreground * by_fore)
+            d_factor[b, t] = -foreground * by_fore / factor[b, t]
+            d_logit[b, t] = foreground - background_prior
+            s = background * s_back + foreground * s_fore
+            share = background * share_back + foreground * share_fore
+            d_log_r[b, t] = count - r * difference + r * s - (count + r) * share
+        loss[b] = total
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def background_divergence(
+    measured: np.ndarray, mean: np.ndarray, scale: np.ndarray, prior_mean: np.ndarray,
+    prior_log_scale: np.ndarray, panel: np.ndarray, divergence: np.ndarray,
+    d_mean: np.ndarray, d_scale: np.ndarray, d_prior_log_scale: np.ndarray,
+) -> None:  # fmt: skip
+    """Fill in KL(N(mean, scale**2) || prior of the cell's panel) summed over proteins, and derivatives.
+
+    Shapes are those of `mixture_loss`; the prior's parameters are (panels, T). The derivative by the
+    prior's mean is minus that by the mean.
+    """
+    n_cells, n_proteins = mean.shape
+    for b in prange(n_cells):
+        total = mean.dtype.type(0)
+        for t in range(n_proteins):
+            if len(measured) and not measured[b, t]:
+                d_mean[b, t] = d_scale[b, t] = d_prior_log_scale[b, t] = 0
+                continue
+            precision = exp(-2 * prior_log_scale[panel[b], t])
+            difference = mean[b, t] - prior_mean[panel[b], t]
+            variance_ratio = scale[b, t] * scale[b, t] * precision
+            shift = difference * difference * precision
+            total += (variance_ratio + shift - 1 - log(variance_ratio)) / 2
+            d_mean[b, t] = difference * precision
+            d_scale[b, t] = scale[b, t] * precision - 1 / scale[b, t]
+            d_prior_log_scale[b, t] = 1 - variance_ratio - shift
+        divergence[b] = total
