@@ -26,7 +26,7 @@ from totalvi.posterior.checks import (
 from totalvi.posterior.draws import draws
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.parameters import GeneLikelihood
-from totalvi.posterior.predictive import predictive_samples
+from totalvi.posterior.predictive import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)
@@ -104,7 +104,7 @@ def test_checks_are_those_of_all_samples_held_at_once(likelihood: str) -> None:
         proteins,
         n_samples=n_samples,
     )
-    rna, protein = predictive_samples(
+    ((rna, protein),) = predictive_counts(
         network,
         minibatches(data, network, CELLS, 40),
         CellNoise(2),

@@ -13,7 +13,7 @@ from totalvi.feed import minibatch, minibatches
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.draws import draws
 from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.predictive import predictive_samples
+from totalvi.posterior.predictive import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)
@@ -43,9 +43,10 @@ def ask(
 ) -> tuple[np.ndarray, np.ndarray]:
     query = {"n_samples": 1, "transform_batch": None} | given
     batches = minibatches(data, network, cells, batch_size)
-    rna, protein = predictive_samples(network, batches, CellNoise(5), genes, proteins, **query)
-    assert all(isinstance(counts, sparse.csr_matrix) for counts in rna)
-    return np.stack([counts.toarray() for counts in rna]), protein
+    parts = list(predictive_counts(network, batches, CellNoise(5), genes, proteins, **query))
+    assert all(isinstance(counts, sparse.csr_matrix) for rna, _ in parts for counts in rna)
+    rna = [np.stack([counts.toarray() for counts in some]) for some, _ in parts]
+    return np.concatenate(rna, axis=1), np.concatenate([some for _, some in parts], axis=1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Predictive counts and checks of a fitted model, by name."""
 
+from pathlib import Path
+
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +10,7 @@ from mudata import MuData
 from scipy import sparse
 
 from counts import N_GENES, N_PROTEINS, SMALL, annotated
+from totalvi.errors import OutputError
 from totalvi.model import Model
 
 
@@ -57,6 +61,26 @@ def test_seed_and_subset(mdata: MuData, model: Model) -> None:
     assert list(some.gene_names) == genes
     assert np.array_equal(some.rna.toarray(), whole.rna[[40, 9]][:, [7, 2]].toarray())
     assert some.protein.equals(whole.protein.iloc[[40, 9]][proteins])
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_counts_to_zarr(model: Model, tmp_path: Path, n_samples: int) -> None:
+    given = {"n_samples": n_samples, "gene_list": ["gene_3", "gene_1", "gene_8"], "batch_size": 50}
+    path = model.posterior_predictive_sample(**given, out=tmp_path / "counts.zarr")
+    expected = model.posterior_predictive_sample(**given)
+    assert isinstance(path, Path)
+    for i in range(n_samples):
+        group = path if n_samples == 1 else path / f"sample_{i}"
+        rna, protein = (anndata.read_zarr(group / name) for name in ("rna", "protein"))
+        assert sparse.issparse(rna.X)
+        counts = expected.rna if n_samples == 1 else expected.rna[i]
+        frame = expected.protein if n_samples == 1 else expected.protein[i]
+        assert np.array_equal(rna.X.toarray(), counts.toarray())
+        assert list(rna.var_names) == given["gene_list"]
+        assert list(rna.obs_names) == list(frame.index)
+        assert np.array_equal(protein.to_df(), frame)
+    with pytest.raises(OutputError, match="exists already"):
+        model.posterior_predictive_sample(out=path)
 
 
 @pytest.mark.parametrize("method", ["posterior_predictive_sample", "posterior_predictive_check"])

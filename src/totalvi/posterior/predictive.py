@@ -1,6 +1,6 @@
 """Counts drawn from the posterior predictive distribution."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from totalvi.posterior.parameters import (
 
 
 @torch.no_grad()
-def predictive_samples(
+def predictive_counts(
     module: TOTALVI,
     batches: Iterable[Minibatch],
     noise: CellNoise,
@@ -29,8 +29,8 @@ def predictive_samples(
     *,
     n_samples: int,
     transform_batch: int | None,
-) -> tuple[list[sparse.csr_matrix], np.ndarray]:
-    """Return counts drawn for each cell: z, l, b and background or foreground, then the counts.
+) -> Iterator[tuple[list[sparse.csr_matrix], np.ndarray]]:
+    """Yield counts drawn for each minibatch: z, l, b and background or foreground, then the counts.
 
     Parameters
     ----------
@@ -39,29 +39,24 @@ def predictive_samples(
     transform_batch
         Code of the batch to decode into; None: each cell's own.
 
-    Returns
-    -------
-    RNA, one CSR matrix (cells, genes) a sample, and protein (n_samples, cells, proteins), float32.
+    Yields
+    ------
+    RNA, one CSR matrix (B, genes) a sample, and protein (n_samples, B, proteins), float32.
     """
-    rna: list[list[sparse.csr_matrix]] = [[] for _ in range(n_samples)]
-    protein = []
     for batch in batches:
-        by_sample = []
-        samples = draws(module, batch, n_samples, noise, (transform_batch,))
-        for draw in samples:
+        rna = []
+        protein = np.empty((n_samples, len(batch.cells), len(proteins)), dtype=np.float32)
+        for draw in draws(module, batch, n_samples, noise, (transform_batch,)):
             counts = np.empty((len(batch.cells), 0), dtype=np.float32)
             if len(genes):
                 parameters = gene_likelihood(module, draw, genes)
                 counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
-            rna[draw.sample].append(sparse.csr_matrix(counts))
-            by_sample.append(
-                protein_counts(
-                    module, protein_likelihood(module, draw, proteins), noise, draw.sample,
-                    batch.keys, proteins,
-                )
+            rna.append(sparse.csr_matrix(counts))
+            protein[draw.sample] = protein_counts(
+                module, protein_likelihood(module, draw, proteins), noise, draw.sample,
+                batch.keys, proteins,
             )  # fmt: skip
-        protein.append(np.stack(by_sample))
-    return [sparse.vstack(parts, format="csr") for parts in rna], np.concatenate(protein, axis=1)
+        yield rna, protein
 
 
 def gene_counts(

@@ -1,7 +1,8 @@
 """Queries of counts drawn from the model, and of how they compare with those observed."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ from scipy import sparse
 from totalvi.arguments import Cells
 from totalvi.module.options import at_least_one
 from totalvi.posterior.checks import LEVELS, FeatureChecks, predictive_checks
-from totalvi.posterior.predictive import predictive_samples
+from totalvi.posterior.predictive import predictive_counts
 from totalvi.queries.asking import QUERY_BATCH_SIZE, Asking, Data
+from totalvi.queries.store import Table, write_counts
 
 _CHECK_BATCH_SIZE = 256  # the checks hold some ten arrays of cells by genes
 
@@ -79,10 +81,11 @@ class PredictiveQueries(Asking):
         transform_batch: str | None = None,
         gene_list: Sequence[str] | None = None,
         protein_list: Sequence[str] | None = None,
+        out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> PredictiveSample:
+    ) -> Any:
         """Return new counts for each cell, drawn given the cell's own counts.
 
         Drawn are z, l and b from their posterior; RNA from ``NB(l rho, r)``, set to zero with the
@@ -102,15 +105,22 @@ class PredictiveQueries(Asking):
             Batch to decode every cell into. None: each cell's own.
         gene_list, protein_list
             Wanted features. None: all; an empty list: none.
+        out
+            Folder of a new zarr store to write to, in place of memory: it gets the groups "rna",
+            sparse, and "protein", each of which `anndata.read_zarr` reads; with ``n_samples`` above
+            1 they are in "sample_0" and so on.
 
         Returns
         -------
         `PredictiveSample`: RNA, sparse, and protein counts; with ``n_samples`` above 1 lists of them.
+        With ``out``, its path.
 
         Raises
         ------
         ValueError
             When an argument has a value not allowed, or a feature or batch is not known.
+        OutputError
+            When ``out`` exists or cannot be written.
 
         Examples
         --------
@@ -131,19 +141,28 @@ class PredictiveQueries(Asking):
                 "cannot be averaged."
             )
         n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
+        of_rna = Table(asked.cell_names, self._gene_names(genes))
+        of_protein = Table(asked.cell_names, self._protein_names(proteins))
         with asked.stream(batch_size, "predictive counts", progress) as batches:
-            rna, protein = predictive_samples(
+            parts = predictive_counts(
                 self.module, batches, noise, genes, proteins,
                 n_samples=n_samples, transform_batch=codes[0],
             )  # fmt: skip
-        names = pd.Index(self._protein_names(proteins))
-        frames = [pd.DataFrame(counts, index=asked.cell_names, columns=names) for counts in protein]
+            if out is not None:
+                write_counts(parts, of_rna, of_protein, out, n_samples)
+                return Path(out)
+            by_cells, protein = zip(*parts, strict=True)
+        rna = [sparse.vstack(some, format="csr") for some in zip(*by_cells, strict=True)]
+        frames = [
+            pd.DataFrame(counts, index=of_protein.cells, columns=of_protein.features)
+            for counts in np.concatenate(protein, axis=1)
+        ]
         single = n_samples == 1
         return PredictiveSample(
             rna=rna[0] if single else rna,
             protein=frames[0] if single else frames,
-            cell_names=asked.cell_names,
-            gene_names=pd.Index(self._gene_names(genes)),
+            cell_names=of_rna.cells,
+            gene_names=pd.Index(of_rna.features),
         )
 
     def posterior_predictive_check(
