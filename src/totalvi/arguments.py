@@ -48,8 +48,8 @@ def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{argument} is {value!r}; allowed are {allowed}.")
 
 
-def cell_positions(indices: Cells, n_cells: int) -> np.ndarray:
-    """Return positions from positions or a mask.
+def cell_positions(indices: Cells, n_cells: int, argument: str = "indices") -> np.ndarray:
+    """Return positions from positions or a mask, given as ``argument``.
 
     Raises ValueError when a position is out of range, or a mask has another length than the data.
     """
@@ -57,16 +57,18 @@ def cell_positions(indices: Cells, n_cells: int) -> np.ndarray:
         return np.arange(n_cells)
     given = np.asarray(indices)
     if given.size == 0 or (given.dtype == bool and not given.any()):
-        raise ValueError("indices selects no cell; give at least one.")
+        raise ValueError(f"{argument} selects no cell; give at least one.")
     if given.dtype == bool:
         if given.shape != (n_cells,):
-            raise ValueError(f"indices is a mask of shape {given.shape}; allowed is ({n_cells},).")
+            raise ValueError(
+                f"{argument} is a mask of shape {given.shape}; allowed is ({n_cells},)."
+            )
         return np.flatnonzero(given)
     if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
-        raise ValueError("indices must be a list of positions or a mask of the cells.")
+        raise ValueError(f"{argument} must be a list of positions or a mask of the cells.")
     if given.min() < -n_cells or given.max() >= n_cells:
         raise ValueError(
-            f"indices holds positions from {given.min()} to {given.max()}; "
+            f"{argument} holds positions from {given.min()} to {given.max()}; "
             f"allowed are 0 to {n_cells - 1}."
         )
     return given.astype(np.int64) % n_cells

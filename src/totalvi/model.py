@@ -16,6 +16,7 @@ from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
 from totalvi.queries.asking import Data
+from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
 from totalvi.queries.latent import LatentQueries
@@ -35,7 +36,14 @@ from totalvi.training.trainer import fit, torch_generator
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 
 
-class Model(LatentQueries, ExpressionQueries, ParameterQueries, PredictiveQueries, EvidenceQueries):
+class Model(
+    LatentQueries,
+    ExpressionQueries,
+    DifferentialQueries,
+    ParameterQueries,
+    PredictiveQueries,
+    EvidenceQueries,
+):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
     Parameters

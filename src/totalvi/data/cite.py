@@ -11,6 +11,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.annotation import Annotation
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
 from totalvi.data.source import CountSource, did_you_mean, find_counts
 from totalvi.errors import DataError
@@ -114,6 +115,8 @@ class CiteData:
         Covariates (N, covariates), or None.
     library_size
         Size factor where a key is given, else total RNA count, (N,).
+    annotation
+        Gives the ``obs`` of the cells.
     """
 
     schema: Schema
@@ -126,6 +129,7 @@ class CiteData:
     categorical: np.ndarray | None
     continuous: np.ndarray | None
     library_size: np.ndarray
+    annotation: Annotation
 
     @property
     def n_cells(self) -> int:
@@ -163,7 +167,8 @@ def describe(data: MuData | AnnData, keys: Keys, schema: Schema | None = None) -
     else:
         raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
         source = _align(source, schema)
-    return _cite_data(source, keys, schema)
+    annotation = Annotation(data, source.obs, keys.rna_modality, keys.protein_modality)
+    return _cite_data(source, keys, schema, annotation)
 
 
 def find_source(data: MuData | AnnData, keys: Keys) -> CountSource:
@@ -193,7 +198,9 @@ def check_source(source: CountSource, keys: Keys) -> list[Any]:
     )
 
 
-def _cite_data(source: CountSource, keys: Keys, schema: Schema | None) -> CiteData:
+def _cite_data(
+    source: CountSource, keys: Keys, schema: Schema | None, annotation: Annotation
+) -> CiteData:
     obs = source.obs
     known = {} if schema is None else schema.categories()
     rna = source.rna.astype(np.float32)  # keeps the user's own array out of reach
@@ -239,6 +246,7 @@ def _cite_data(source: CountSource, keys: Keys, schema: Schema | None) -> CiteDa
         categorical=np.stack([c for c, _ in categorical], axis=1) if categorical else None,
         continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
         library_size=library_size.astype(np.float32),
+        annotation=annotation,
     )
 
 

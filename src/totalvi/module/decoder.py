@@ -126,9 +126,9 @@ class Decoder(nn.Module):
         hidden = self.first(z, covariates, generator)
         for layer in self.rest:
             hidden = layer(hidden, covariates, generator)
-        genes, background, foreground, mixing = (
-            torch.cat([trunk, z], dim=1) for trunk in hidden.chunk(_TRUNKS, dim=1)
-        )
+        trunks = hidden.unflatten(1, (_TRUNKS, -1))
+        with_z = torch.cat([trunks, z[:, None].expand(-1, _TRUNKS, -1)], dim=2)
+        genes, background, foreground, mixing = with_z.unbind(dim=1)
         scale = self.background_scale_head(background, covariates)
         return Decoded(
             gene_product=self.gene_head.product(genes, covariates),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from totalvi.module.fused.hidden import normalized_activation
+from totalvi.module.fused.hidden import normalized_activation, scaled_relu
 
 Normalization = Literal["batch", "layer", "none"]
 
@@ -60,7 +60,10 @@ class LinearProduct(NamedTuple):
 
     def value(self) -> Tensor:
         """Return ``x W + covariates V + b``, (..., B, outputs)."""
-        result = F.linear(self.x, self.weight.t(), self.bias)
+        if self.x.dim() == 2:
+            result = torch.addmm(self.bias, self.x, self.weight)
+        else:
+            result = self.x @ self.weight + self.bias
         if self.covariates is None or self.covariate_weight is None:
             return result
         return result + self.covariates @ self.covariate_weight
@@ -147,6 +150,8 @@ class Activation(nn.Module):
         """Return shape (B, n_features)."""
         if self.fused and self.training and self.normalization == "batch" and x.is_cpu:
             return normalized_activation(x, self.batch_norm, self.dropout_rate, generator)
+        if self.fused and self.normalization == "batch" and x.is_cpu and not x.requires_grad:
+            return scaled_relu(x, self.batch_norm)
         if self.normalization == "batch":
             x = self.batch_norm(x)
         elif self.normalization == "layer":

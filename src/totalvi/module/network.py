@@ -20,6 +20,7 @@ from totalvi.module.distributions import (
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
 from totalvi.module.fused.gene_loss import negative_binomial_head_loss
+from totalvi.module.fused.proportions import add_proportions
 from totalvi.module.fused.protein_terms import background_divergence, protein_mixture_loss
 from totalvi.module.layers import Normalization
 from totalvi.module.likelihood import gene_reconstruction_loss
@@ -350,6 +351,13 @@ class Network(nn.Module):
         # log softplus(a) tends to a where softplus(a) would underflow
         softplus = F.softplus(gene_logit).clamp(min=SMALLEST_NORMAL).log()
         return torch.where(gene_logit < -20, gene_logit, softplus)
+
+    def add_proportions(self, decoded: Decoded, scale: Tensor, total: Tensor) -> None:
+        """Add rho times ``scale`` (B, 1) to ``total`` (B, G), in place and without a gradient."""
+        if self.fused and total.is_cpu and self.library != "size_factor":
+            add_proportions(decoded.gene_product, scale, total)
+        else:
+            total.add_(self.log_proportions(decoded.gene_logit).exp_().mul_(scale))
 
     def gene_log_inverse_dispersion(self, context: CellContext) -> Tensor:
         """Return log r of the genes, (1, G) or (B, G)."""

@@ -73,24 +73,26 @@ def normalized_expression(
     n_batches = len(query.transform_batches)
     n_averaged = n_batches * query.n_samples // n_kept
     scale = 1.0 if query.library_size == "latent" else query.library_size
-    genes = selection(query.genes, module.n_input_genes)
+    all_genes = np.array_equal(query.genes, np.arange(module.n_input_genes))
     start = 0
     for batch in batches:
         rows = slice(start, start + len(batch.cells))
         start = rows.stop
         kept_rna = torch.zeros(n_kept, len(batch.cells), len(query.genes))
         kept_protein = torch.zeros(n_kept, len(batch.cells), len(query.proteins))
-        with_genes = len(query.genes) > 0
+        total = torch.zeros(*batch.x.shape, device=batch.y.device)
         samples = draws(module, batch, query.n_samples, noise, query.transform_batches)
         for i, draw in enumerate(samples):
             slot = 0 if return_mean else i // n_batches
-            if with_genes:
-                proportions = module.log_proportions(draw.decoded.gene_logit)[:, genes].exp_()
-                if query.library_size == "latent":
-                    proportions *= draw.library_size
-                kept_rna[slot] += proportions.cpu()
+            if len(query.genes):
+                latent = query.library_size == "latent"
+                factor = draw.library_size if latent else torch.ones_like(draw.library_size)
+                module.add_proportions(draw.decoded, factor, total)
+                if (i + 1) % n_averaged == 0:  # the last draw of this average
+                    wanted = total if all_genes else total[:, query.genes]
+                    kept_rna[slot] = (wanted * (scale / n_averaged)).cpu()
+                    total.zero_()
             kept_protein[slot] += _protein(draw, query, noise, batch.keys)[:, query.proteins].cpu()
-        kept_rna *= scale / n_averaged
         kept_protein /= n_averaged
         if return_mean:
             rna[rows], protein[rows] = kept_rna[0].numpy(), kept_protein[0].numpy()
@@ -129,10 +131,3 @@ def _protein(draw: Draw, query: ExpressionQuery, noise: CellNoise, keys: np.ndar
     if query.include_protein_background:
         value += background * draw.background_rate()
     return F.normalize(value, p=1, dim=-1) if query.scale_protein else value
-
-
-def selection(positions: np.ndarray, n: int) -> slice | Tensor:
-    """Return a slice when all features are wanted, which spares a copy."""
-    if len(positions) == n and bool((positions == np.arange(n)).all()):
-        return slice(None)
-    return torch.from_numpy(positions)

@@ -86,14 +86,17 @@ def _unit(bits: np.uint64) -> float:
 
 @njit(parallel=True, cache=True)
 def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
-    """Fill with the transform of Box and Muller (1958)."""
+    """Fill with the transform of Box and Muller (1958), which makes two values of a hash."""
+    width = values.shape[1]
     for b in prange(len(keys)):
         cell = mixed(keys[b] ^ stream)
-        for j in range(values.shape[1]):
+        for j in range(0, width, 2):
             word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
             radius = math.sqrt(-2 * math.log(_unit(word >> uint64(32))))
             angle = 2 * math.pi * _unit(word & uint64(0xFFFFFFFF))
             values[b, j] = radius * math.cos(angle)
+            if j + 1 < width:
+                values[b, j + 1] = radius * math.sin(angle)
 
 
 @njit(parallel=True, cache=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 from totalvi.feed import Minibatch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.draws import Draw, draws
-from totalvi.posterior.expression import selection
 from totalvi.posterior.noise import CellNoise
 
 
@@ -53,7 +52,7 @@ class ProteinLikelihood(NamedTuple):
 
 def gene_likelihood(module: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneLikelihood:
     """Return the parameters of the genes at positions ``genes`` at one posterior sample."""
-    some = selection(genes, module.n_input_genes)
+    some = _selection(genes, module.n_input_genes)
     dropout = draw.decoded.dropout_logit
     return GeneLikelihood(
         log_mean=module.gene_log_mean(draw.decoded.gene_logit, draw.library_size)[:, some],
@@ -64,7 +63,7 @@ def gene_likelihood(module: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneLikel
 
 def protein_likelihood(module: TOTALVI, draw: Draw, proteins: np.ndarray) -> ProteinLikelihood:
     """Return the parameters of the proteins at positions ``proteins`` at one posterior sample."""
-    some = selection(proteins, module.n_input_proteins)
+    some = _selection(proteins, module.n_input_proteins)
     log_background = draw.log_background + module.protein_log_efficiency(draw.context)
     return ProteinLikelihood(
         log_background=log_background[:, some],
@@ -72,6 +71,11 @@ def protein_likelihood(module: TOTALVI, draw: Draw, proteins: np.ndarray) -> Pro
         log_r=module.protein_log_inverse_dispersion(draw.context)[:, some],
         background_logit=draw.decoded.background_logit[:, some],
     )
+
+
+def _selection(positions: np.ndarray, n: int) -> slice | np.ndarray:
+    """Return a slice when all features are wanted, which spares a copy."""
+    return slice(None) if np.array_equal(positions, np.arange(n)) else positions
 
 
 @torch.no_grad()

@@ -32,6 +32,17 @@ def normalized_activation(
     return result
 
 
+def scaled_relu(x: Tensor, batch_norm: nn.BatchNorm1d) -> Tensor:
+    """Return ReLU(batch_norm(x)) of a layer that is not in training, without a gradient."""
+    assert batch_norm.running_mean is not None
+    assert batch_norm.running_var is not None
+    scale = batch_norm.weight / (batch_norm.running_var + batch_norm.eps).sqrt()
+    shift = batch_norm.bias - batch_norm.running_mean * scale
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    hidden.scaled_relu(*map(as_array, (x.contiguous(), scale, shift, y)))
+    return y
+
+
 class _NormalizedActivation(torch.autograd.Function):
     @staticmethod
     def forward(

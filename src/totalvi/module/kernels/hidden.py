@@ -118,3 +118,12 @@ def backward(
             for j in range(n_features):
                 g = gradient[b, j] if y[b, j] > zero else zero
                 d_x[b, j] = scale[j] * g - constant[j] - slope[j] * x[b, j]
+
+
+@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+def scaled_relu(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, y: np.ndarray) -> None:
+    """Fill ``y`` (B, features) with max(x scale + shift, 0)."""
+    n_cells, n_features = x.shape
+    for b in prange(n_cells):
+        for j in range(n_features):
+            y[b, j] = max(x[b, j] * scale[j] + shift[j], x.dtype.type(0))

@@ -1,0 +1,263 @@
+"""Sums over groups of cells that say where their mean expression lies, in one pass over the cells.
+
+Beside the decoded scale they compare what the decoder expects with what was counted. With a group's
+scale multiplied by an unknown factor f, the NB likelihood of its counts (Poisson given the weights
+w = 1 / (1 + mu / r)) has sum w x as counts and f sum w mu as their mean; see `levels`.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from totalvi.feed import Minibatch
+from totalvi.module.distributions import negative_binomial_log_prob
+from totalvi.module.sparse import SparseCounts
+from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.scales import ScaleQuery, Scales, scales
+
+_GENES_AT_A_TIME = 256
+
+
+class Moments(NamedTuple):
+    """Sums over the cells of each stratum, each (strata, features), float64.
+
+    Parameters
+    ----------
+    n_cells
+        Cells that count.
+    total, square
+        Of the scale h: sum h, sum h^2.
+    counted, expected
+        sum w x and sum w mu; for proteins, over the component (foreground, or background) alone:
+        sum q w y and sum q w mu, with q the probability, given the count, that it is from there.
+    present, prior
+        sum q, and sum of the component's probability before the count is seen. For genes 1 each.
+    """
+
+    n_cells: np.ndarray
+    total: np.ndarray
+    square: np.ndarray
+    counted: np.ndarray
+    expected: np.ndarray
+    present: np.ndarray
+    prior: np.ndarray
+
+    @classmethod
+    def zeros(cls, n_strata: int, n_features: int) -> Self:
+        """Return sums over no cells."""
+        return cls(*(np.zeros((n_strata, n_features)) for _ in cls._fields))
+
+    def sum(self, strata: np.ndarray) -> Self:
+        """Return the sums over the rows of ``strata``, positions (strata, batches): one row a batch."""
+        return type(self)(*(part[strata].sum(axis=0) for part in self))
+
+
+class StratumMoments(NamedTuple):
+    """Moments of genes and of both protein components, and the sum of library sizes, (strata,)."""
+
+    rna: Moments
+    foreground: Moments
+    background: Moments
+    library_size: np.ndarray
+
+    def sum(self, strata: np.ndarray) -> Self:
+        """Return the sums of several strata; see `Moments.sum`."""
+        return type(self)(
+            self.rna.sum(strata),
+            self.foreground.sum(strata),
+            self.background.sum(strata),
+            self.library_size[strata].sum(axis=0),
+        )
+
+    @classmethod
+    def zeros(cls, n_strata: int, n_genes: int, n_proteins: int) -> Self:
+        """Return sums over no cells."""
+        return cls(
+            Moments.zeros(n_strata, n_genes),
+            Moments.zeros(n_strata, n_proteins),
+            Moments.zeros(n_strata, n_proteins),
+            np.zeros(n_strata),
+        )
+
+
+@torch.no_grad()
+def add_moments(
+    sums: StratumMoments,
+    module: TOTALVI,
+    batches: Iterable[Minibatch],
+    stratum: np.ndarray,
+    query: ScaleQuery,
+    n_samples: int,
+    noise: CellNoise,
+) -> None:
+    """Add cells to the sums of their strata.
+
+    Parameters
+    ----------
+    stratum
+        Of every cell of the data, (N,).
+    n_samples
+        Posterior samples a cell, averaged.
+    """
+    for batch in batches:
+        of_cell = stratum[batch.cells]
+        membership = np.zeros((len(sums.library_size), len(of_cell)))
+        membership[of_cell, np.arange(len(of_cell))] = 1
+        measured = module.measured(batch.context.panel)
+        seen = torch.ones_like(batch.y) if measured is None else measured.to(batch.y.dtype)
+        counts_for_mean = torch.ones_like(seen) if query.transform_batches else seen
+        sums.rna.n_cells[:] += membership.sum(axis=1, keepdims=True)
+        for protein in (sums.foreground, sums.background):
+            protein.n_cells[:] += membership @ _float64(counts_for_mean)
+        for sample in scales(module, batch, query, n_samples, noise):
+            share = membership / n_samples
+            sums.library_size[:] += share @ _float64(sample.own.library_size[:, 0])
+            _add_rna(sums.rna, module, batch.x, sample, of_cell, 1 / n_samples)
+            _add_protein(sums, module, batch.y, sample, seen, counts_for_mean, share)
+    sums.rna.present[:] = sums.rna.prior[:] = sums.rna.n_cells
+
+
+def _add_rna(
+    sums: Moments,
+    module: TOTALVI,
+    x: SparseCounts,
+    sample: Scales,
+    of_cell: np.ndarray,
+    share: float,
+) -> None:
+    own = sample.own
+    r = module.gene_log_inverse_dispersion(own.context).exp().cpu().numpy()
+    library = own.library_size[:, 0].cpu().numpy()
+    own_rna = sample.own_rna.cpu().numpy()
+    rna = own_rna if sample.rna is sample.own_rna else sample.rna.cpu().numpy()
+    kept = np.ones((1, 1), dtype=np.float32)
+    if own.decoded.dropout_logit is not None:
+        kept = _not_dropped(own.decoded.dropout_logit, sample.own_rna, own.library_size, r)
+    _add_scale(rna, of_cell, share, sums.total, sums.square)
+    _add_expected(own_rna, library, r, kept, of_cell, share, sums.expected)
+    cell, gene, counts = (part.cpu().numpy() for part in (x.cell, x.gene, x.counts))
+    _add_counted(cell, gene, counts, own_rna, library, r, of_cell, share, sums.counted)
+
+
+def _not_dropped(dropout_logit: Tensor, rna: Tensor, library: Tensor, r: np.ndarray) -> np.ndarray:
+    """Return the probability that a zero is of the NB and not of its zero inflation, (B, G)."""
+    inverse_dispersion = torch.from_numpy(r).to(rna.device)
+    log_zero = -inverse_dispersion * torch.log1p(library * rna / inverse_dispersion)
+    return torch.sigmoid(log_zero - dropout_logit).cpu().numpy()
+
+
+def _add_protein(
+    sums: StratumMoments,
+    module: TOTALVI,
+    y: Tensor,
+    sample: Scales,
+    seen: Tensor,
+    counts_for_mean: Tensor,
+    share: np.ndarray,
+) -> None:
+    own = sample.own
+    log_r = module.protein_log_inverse_dispersion(own.context)
+    log_efficiency = (
+        torch.zeros_like(y)
+        if module.log_efficiency is None
+        else module.log_efficiency[own.context.batch]
+    )
+    log_background = own.log_background + log_efficiency
+    log_foreground = log_background + own.decoded.foreground_factor.log()
+    in_foreground = torch.sigmoid(
+        negative_binomial_log_prob(y, log_foreground, log_r)
+        - negative_binomial_log_prob(y, log_background, log_r)
+        - own.decoded.background_logit
+    )
+    pi = own.background_probability()
+    components = (
+        (sums.foreground, sample.foreground, log_foreground, in_foreground, 1 - pi),
+        (sums.background, sample.background, log_background, 1 - in_foreground, pi),
+    )
+    for moments, scale, log_mean, given_count, before in components:
+        weight = seen * given_count / (1 + (log_mean - log_r).exp())
+        parts = {
+            "total": counts_for_mean * scale,
+            "square": counts_for_mean * scale**2,
+            "counted": weight * y,
+            "expected": weight * log_mean.exp(),
+            "present": seen * given_count,
+            "prior": seen * before,
+        }
+        for name, value in parts.items():
+            getattr(moments, name)[:] += share @ _float64(value)
+
+
+def _float64(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
+
+
+@njit(parallel=True, cache=True)
+def _add_scale(
+    scale: np.ndarray, stratum: np.ndarray, share: float, total: np.ndarray, square: np.ndarray
+) -> None:
+    n_genes = scale.shape[1]
+    for chunk in prange((n_genes + _GENES_AT_A_TIME - 1) // _GENES_AT_A_TIME):
+        first = chunk * _GENES_AT_A_TIME
+        last = min(first + _GENES_AT_A_TIME, n_genes)
+        for b in range(len(stratum)):
+            s = stratum[b]
+            for g in range(first, last):
+                h = np.float64(scale[b, g])
+                total[s, g] += share * h
+                square[s, g] += share * h * h
+
+
+@njit(parallel=True, cache=True)
+def _add_expected(
+    scale: np.ndarray,
+    library: np.ndarray,
+    r: np.ndarray,
+    kept: np.ndarray,
+    stratum: np.ndarray,
+    share: float,
+    expected: np.ndarray,
+) -> None:
+    """Add w mu; where a count may be dropped out, times the probability that it was not.
+
+    Rows of ``r``, and rows and columns of ``kept``, are one for all or one each.
+    """
+    n_genes = scale.shape[1]
+    by_cell, with_dropout = len(r) > 1, kept.shape[1] == n_genes and len(kept) == len(stratum)
+    for chunk in prange((n_genes + _GENES_AT_A_TIME - 1) // _GENES_AT_A_TIME):
+        first = chunk * _GENES_AT_A_TIME
+        last = min(first + _GENES_AT_A_TIME, n_genes)
+        for b in range(len(stratum)):
+            s, row = stratum[b], b if by_cell else 0
+            for g in range(first, last):
+                mu = scale[b, g] * library[b]
+                value = mu * r[row, g] / (r[row, g] + mu)
+                if with_dropout:
+                    value *= kept[b, g]
+                expected[s, g] += share * value
+
+
+@njit(cache=True)
+def _add_counted(
+    cell: np.ndarray,
+    gene: np.ndarray,
+    counts: np.ndarray,
+    scale: np.ndarray,
+    library: np.ndarray,
+    r: np.ndarray,
+    stratum: np.ndarray,
+    share: float,
+    counted: np.ndarray,
+) -> None:
+    """Add w x at the non-zero counts."""
+    by_cell = len(r) > 1
+    for i in range(len(counts)):
+        b, g = cell[i], gene[i]
+        dispersion = r[b if by_cell else 0, g]
+        mu = scale[b, g] * library[b]
+        counted[stratum[b], g] += share * counts[i] * dispersion / (dispersion + mu)

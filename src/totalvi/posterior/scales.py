@@ -1,0 +1,108 @@
+"""Samples of the scales on which cells are compared: RNA proportions and foreground protein."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from totalvi.feed import Minibatch
+from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import Draw, draws
+from totalvi.posterior.noise import CellNoise
+
+
+class ScaleQuery(NamedTuple):
+    """On which scale cells are compared.
+
+    Parameters
+    ----------
+    transform_batches
+        Codes of the batches that every cell is decoded into, averaged over; empty: each cell's own.
+    measured_by_batch
+        Which proteins each batch of the data measured, (batches, T). The average over
+        ``transform_batches`` leaves out batches that did not measure a protein, unless none did.
+    sample_protein_mixing, scale_protein, include_protein_background
+        As in `ExpressionQuery`.
+    """
+
+    measured_by_batch: Tensor
+    transform_batches: Sequence[int] = ()
+    sample_protein_mixing: bool = False
+    scale_protein: bool = False
+    include_protein_background: bool = False
+
+
+class Scales(NamedTuple):
+    """One sample of the scales of B cells.
+
+    Parameters
+    ----------
+    own
+        The sample decoded into each cell's own batch, which made its counts.
+    own_rna
+        Its RNA proportions, (B, G).
+    rna
+        RNA proportions in the batches asked for, (B, G); ``own_rna`` where none are.
+    foreground, background
+        Protein scale (B, T) of the foreground, and of the background (0 where it does not count).
+    """
+
+    own: Draw
+    own_rna: Tensor
+    rna: Tensor
+    foreground: Tensor
+    background: Tensor
+
+
+def scales(
+    module: TOTALVI, batch: Minibatch, query: ScaleQuery, n_samples: int, noise: CellNoise
+) -> Iterator[Scales]:
+    """Yield ``n_samples`` samples of the scales of a minibatch."""
+    codes: tuple[int | None, ...] = (None, *query.transform_batches)
+    samples = draws(module, batch, n_samples, noise, codes)
+    weights = _batch_weights(query).to(batch.y.device)
+    for own in samples:
+        own_rna = _proportions(module, own)
+        if not query.transform_batches:
+            yield Scales(own, own_rna, own_rna, *_protein(own, query, noise, batch))
+            continue
+        rna = torch.zeros_like(own_rna)
+        foreground, background = torch.zeros_like(batch.y), torch.zeros_like(batch.y)
+        for weight in weights:
+            draw = next(samples)
+            rna += _proportions(module, draw) / len(weights)
+            parts = _protein(draw, query, noise, batch)
+            foreground += weight * parts[0]
+            background += weight * parts[1]
+        yield Scales(own, own_rna, rna, foreground, background)
+
+
+def _batch_weights(query: ScaleQuery) -> Tensor:
+    """Return the weight of each batch decoded into in the average of each protein, (batches, T)."""
+    measured = query.measured_by_batch[list(query.transform_batches)].float()
+    measured[:, ~measured.any(dim=0)] = 1
+    return measured / measured.sum(dim=0)
+
+
+def _proportions(module: TOTALVI, draw: Draw) -> Tensor:
+    assert draw.decoded.gene_logit is not None
+    return module.log_proportions(draw.decoded.gene_logit).exp_()
+
+
+def _protein(
+    draw: Draw, query: ScaleQuery, noise: CellNoise, batch: Minibatch
+) -> tuple[Tensor, Tensor]:
+    in_background = draw.background_probability()
+    if query.sample_protein_mixing:
+        uniform = noise.uniform("mixing", draw.sample, batch.keys, in_background.shape[1])
+        in_background = (uniform.to(in_background.device) < in_background).to(in_background.dtype)
+    foreground = (1 - in_background) * draw.foreground_rate()
+    background = torch.zeros_like(foreground)
+    if query.include_protein_background:
+        background = in_background * draw.background_rate()
+    if query.scale_protein:
+        both = F.normalize(torch.cat([foreground, background], dim=1), p=1, dim=1)
+        foreground, background = both.chunk(2, dim=1)
+    return foreground, background

@@ -1,0 +1,165 @@
+"""Sums over strata against dense NumPy arithmetic on the same samples."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logit
+from scipy.stats import nbinom
+
+from counts import N_GENES, N_PROTEINS, SMALL, described
+from totalvi.data.cite import CiteData
+from totalvi.feed import minibatch, minibatches
+from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.moments import StratumMoments, add_moments
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.scales import ScaleQuery, scales
+
+CELLS = np.arange(0, 120, 2)
+STRATUM = np.arange(120) % 3
+MEASURED = torch.ones(2, N_PROTEINS, dtype=torch.bool)
+
+
+@pytest.fixture(scope="module")
+def data() -> CiteData:
+    return described()
+
+
+def module(**options: Any) -> TOTALVI:
+    generator = torch.Generator().manual_seed(0)
+    arguments = {"library": "observed", "background_scale": "softplus", **SMALL, **options}
+    network = TOTALVI(N_GENES, N_PROTEINS, 2, generator=generator, **arguments).eval()
+    if network.log_efficiency is not None:
+        with torch.no_grad():
+            network.log_efficiency.normal_(generator=generator)
+    return network
+
+
+def sums(
+    data: CiteData,
+    network: TOTALVI,
+    n_samples: int = 1,
+    batch_size: int = 1000,
+    cells: np.ndarray = CELLS,
+    **query: Any,
+) -> StratumMoments:
+    total = StratumMoments.zeros(3, N_GENES, N_PROTEINS)
+    batches = minibatches(data, network, cells, batch_size)
+    asked = ScaleQuery(MEASURED, **query)
+    add_moments(total, network, batches, STRATUM, asked, n_samples, CellNoise(1))
+    return total
+
+
+def by_stratum(values: np.ndarray) -> np.ndarray:
+    return np.stack([values[STRATUM[CELLS] == s].sum(axis=0) for s in range(3)])
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "nb": {},
+    "zinb": {"reconstruction_loss_gene": "zinb"},
+    "dispersion by batch": {"gene_dispersion": "gene-batch", "protein_dispersion": "protein-batch"},
+    "efficiency": {"protein_efficiency": True},
+    "latent library": {"library": "latent"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_sums_are_those_of_dense_arithmetic(data: CiteData, name: str) -> None:
+    network = module(**CONFIGURATIONS[name])
+    ours = sums(data, network, batch_size=17)
+    batch = minibatch(data, network, CELLS)
+    with torch.no_grad():
+        (sample,) = scales(network, batch, ScaleQuery(MEASURED), 1, CellNoise(1))
+        own = sample.own
+        r = network.gene_log_inverse_dispersion(own.context).exp().numpy().astype(float)
+        protein_r = network.protein_log_inverse_dispersion(own.context).exp().numpy()
+    h = sample.rna.numpy().astype(float)
+    x, y = data.rna[CELLS].toarray(), data.protein[CELLS]
+    mu = own.library_size.numpy() * h
+    w = 1 / (1 + mu / r)
+    kept = np.ones_like(mu)
+    if own.decoded.dropout_logit is not None:
+        dropped = expit(own.decoded.dropout_logit.numpy().astype(float))
+        zero = (1 - dropped) * nbinom.pmf(0, r, r / (r + mu))
+        kept = zero / (dropped + zero)
+    expected = {"total": h, "square": h**2, "counted": w * x, "expected": kept * w * mu}
+    for field, value in expected.items():
+        np.testing.assert_allclose(getattr(ours.rna, field), by_stratum(value), rtol=2e-4)
+    np.testing.assert_allclose(ours.library_size, by_stratum(own.library_size.numpy())[:, 0])
+
+    efficiency = 1.0
+    if network.log_efficiency is not None:
+        efficiency = network.log_efficiency[batch.context.batch].exp().detach().numpy()
+    background = own.background_rate().numpy() * efficiency
+    foreground = background * own.decoded.foreground_factor.numpy()
+    pi = own.background_probability().numpy()
+    log_like = [
+        nbinom.logpmf(y, protein_r, protein_r / (protein_r + mean))
+        for mean in (background, foreground)
+    ]
+    q = expit(log_like[1] - log_like[0] + logit(1 - pi))
+    w = q / (1 + foreground / protein_r)
+    scale = (1 - pi) * own.foreground_rate().numpy()
+    expected = {
+        "total": scale,
+        "square": scale**2,
+        "counted": w * y,
+        "expected": w * foreground,
+        "present": q,
+        "prior": 1 - pi,
+    }
+    for field, value in expected.items():
+        np.testing.assert_allclose(getattr(ours.foreground, field), by_stratum(value), rtol=2e-3)
+    both = ours.foreground.present + ours.background.present
+    np.testing.assert_allclose(both, ours.foreground.n_cells)
+
+
+def test_samples_are_averaged_and_minibatches_change_nothing(data: CiteData) -> None:
+    network = module()
+    once, few = sums(data, network, 5), sums(data, network, 5, batch_size=7)
+    single = sums(data, network)
+    for part in ("rna", "foreground", "background"):
+        for a, b in zip(getattr(once, part), getattr(few, part), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(getattr(once, part).n_cells, getattr(single, part).n_cells)
+    np.testing.assert_allclose(once.library_size, single.library_size)
+    assert not np.allclose(once.rna.total, single.rna.total, rtol=1e-6)
+    np.testing.assert_allclose(once.rna.total, single.rna.total, rtol=0.5)
+
+
+def test_decoding_into_a_batch_leaves_what_counts_say(data: CiteData) -> None:
+    network = module()
+    own, other = sums(data, network), sums(data, network, transform_batches=(0, 1))
+    for a, b in ((own.rna, other.rna), (own.foreground, other.foreground)):
+        np.testing.assert_allclose(a.counted, b.counted, rtol=1e-5)
+        np.testing.assert_allclose(a.expected, b.expected, rtol=1e-5)
+        assert not np.allclose(a.total, b.total, rtol=1e-3)
+    in_first = np.flatnonzero(data.batch == 0)
+    same = sums(data, network, transform_batches=(0,), cells=in_first)
+    alone = sums(data, network, cells=in_first)
+    np.testing.assert_allclose(same.rna.total, alone.rna.total, rtol=1e-6)
+
+
+def test_unmeasured_proteins_have_no_part(data: CiteData) -> None:
+    mask = np.ones((2, N_PROTEINS), dtype=bool)
+    mask[1, 2] = False
+    network = module(protein_batch_mask=mask)
+    ours = sums(data, network)
+    n_measuring = by_stratum((data.batch[CELLS] == 0)[:, None].astype(float))[:, 0]
+    np.testing.assert_array_equal(ours.foreground.n_cells[:, 2], n_measuring)
+    first = sums(data, network, cells=CELLS[data.batch[CELLS] == 0])
+    for field in ("total", "counted", "expected", "present"):
+        a, b = (getattr(part.foreground, field)[:, 2] for part in (ours, first))
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    imputed = sums(data, network, transform_batches=(0,))
+    np.testing.assert_array_equal(imputed.foreground.n_cells[:, 2], imputed.rna.n_cells[:, 0])
+    np.testing.assert_allclose(imputed.foreground.counted, ours.foreground.counted, rtol=1e-5)
+
+
+def test_strata_add_up(data: CiteData) -> None:
+    total = sums(data, module())
+    joined = total.sum(np.array([[0], [2]]))
+    np.testing.assert_allclose(joined.rna.total[0], total.rna.total[[0, 2]].sum(axis=0))
+    side_by_side = total.sum(np.array([[0, 2]]))
+    np.testing.assert_array_equal(side_by_side.rna.total, total.rna.total[[0, 2]])

@@ -1,0 +1,78 @@
+"""Scales on which cells are compared, against those of denoised expression."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from counts import N_GENES, N_PROTEINS, SMALL, described
+from totalvi.data.cite import CiteData
+from totalvi.feed import minibatch
+from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.expression import ExpressionQuery, normalized_expression
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.scales import ScaleQuery, scales
+
+CELLS = np.arange(20)
+ALL = torch.ones(2, N_PROTEINS, dtype=torch.bool)
+
+
+@pytest.fixture(scope="module")
+def data() -> CiteData:
+    return described()
+
+
+@pytest.fixture(scope="module")
+def network() -> TOTALVI:
+    generator = torch.Generator().manual_seed(0)
+    return TOTALVI(N_GENES, N_PROTEINS, 2, generator=generator, library="observed", **SMALL).eval()
+
+
+@pytest.mark.parametrize("codes", [(), (1,), (1, 0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scale_protein": True},
+        {"include_protein_background": True},
+        {"sample_protein_mixing": True},
+        {"scale_protein": True, "include_protein_background": True},
+    ],
+)
+@torch.no_grad()
+def test_they_are_what_denoised_expression_averages(
+    data: CiteData, network: TOTALVI, codes: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    batch = minibatch(data, network, CELLS)
+    samples = list(scales(network, batch, ScaleQuery(ALL, codes, **options), 3, CellNoise(2)))
+    assert len(samples) == 3
+    query = ExpressionQuery(
+        np.arange(N_GENES), np.arange(N_PROTEINS), codes or (None,), n_samples=3, **options
+    )
+    rna, protein = (np.empty((len(CELLS), n), dtype=np.float32) for n in (N_GENES, N_PROTEINS))
+    normalized_expression(network, [batch], query, CellNoise(2), rna, protein, return_mean=True)
+    np.testing.assert_allclose(sum(s.rna for s in samples) / 3, rna, rtol=1e-5)
+    ours = sum(s.foreground + s.background for s in samples) / 3
+    np.testing.assert_allclose(ours, protein, rtol=1e-5)
+    for sample in samples:
+        assert all(sample.own.context.batch == torch.from_numpy(data.batch[CELLS]))
+
+
+@torch.no_grad()
+def test_batches_that_did_not_measure_a_protein_are_left_out(
+    data: CiteData, network: TOTALVI
+) -> None:
+    batch = minibatch(data, network, CELLS)
+    measured = ALL.clone()
+    measured[0, 3] = False
+    measured[:, 4] = False
+
+    def foreground(codes: tuple[int, ...], by_batch: torch.Tensor = ALL) -> torch.Tensor:
+        (sample,) = scales(network, batch, ScaleQuery(by_batch, codes), 1, CellNoise(0))
+        return sample.foreground
+
+    both = foreground((0, 1), measured)
+    torch.testing.assert_close(both[:, 3], foreground((1,))[:, 3])
+    everywhere = foreground((0, 1))
+    torch.testing.assert_close(both[:, [0, 1, 2, 4, 5]], everywhere[:, [0, 1, 2, 4, 5]])
