@@ -23,6 +23,8 @@ from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
 from totalvi.queries.latent import LatentQueries
+from totalvi.queries.parameters import ParameterQueries
+from totalvi.queries.predictive import PredictiveQueries
 from totalvi.training.plan import (
     TrainingPlan,
     default_batch_size,
@@ -41,6 +43,8 @@ class Model(
     LatentQueries,
     ExpressionQueries,
     DifferentialQueries,
+    ParameterQueries,
+    PredictiveQueries,
     CorrelationQueries,
     EvidenceQueries,
     ArchetypeQueries,
@@ -186,11 +190,15 @@ class Model(
             "encoder_architecture": "direct",
             "scale_input": True,
             "background_scale": "softplus",
+            "hidden_protein_rate": 0.5,
             **network_options,
         }
         self.seed = int(seed)
         self._data: CiteData | None = describe(data, keys)
         self.schema = self._data.schema
+        if not np.all(self.schema.panel_measured):
+            # with the batch known, the encoder could tell panels apart, and z would tell them too
+            self._options = {"encoder_batch": False, "encode_covariates": False} | self._options
         self.module = self._network()
         if empirical_protein_background_prior and "background_prior" not in network_options:
             measured = np.array(self.schema.panel_measured)

@@ -56,7 +56,7 @@ def test_stored_models_give_the_recorded_numbers(shared: Path, name: str) -> Non
     if model.module.latent_distribution == "normal":
         np.testing.assert_allclose(latent, recorded, atol=1e-5)
     else:
-        np.testing.assert_allclose(latent, recorded, atol=0.01)  # both average random samples
+        np.testing.assert_allclose(latent, recorded, atol=0.015)  # both average random samples
 
     batch = minibatch(model._training_data(), model.module, np.arange(64))
     module = model.module

@@ -244,6 +244,6 @@ def test_reconstruction_error_is_the_average_of_the_terms() -> None:
     protein = torch.stack([t.reconst_loss_protein for t in terms]).mean(dim=0).numpy()
     ours = errors(200, 0)
     np.testing.assert_allclose(ours[:, 0], gene, rtol=0.05)
-    np.testing.assert_allclose(ours[:, 1], protein, rtol=0.1)
+    np.testing.assert_allclose(ours[:, 1], protein, rtol=0.2)
     assert np.array_equal(ours, errors(200, 0))
     assert not np.array_equal(errors(1, 0), errors(1, 1))

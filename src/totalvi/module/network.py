@@ -494,7 +494,7 @@ class Network(nn.Module):
                 self.protein_log_r,
                 self._dispersion_group(self.protein_dispersion, context),
             )
-        log_efficiency = self._cell_log_efficiency(context)
+        log_efficiency = self.protein_log_efficiency(context)
         log_mean_background = log_background + log_efficiency
         measured = self.measured(context.panel)
         log_prob = negative_binomial_mixture_log_prob(
@@ -546,7 +546,8 @@ class Network(nn.Module):
             total = total - efficiency_prior - 1e-3 * log_pi
         return total
 
-    def _cell_log_efficiency(self, context: CellContext) -> Tensor | float:
+    def protein_log_efficiency(self, context: CellContext) -> Tensor | float:
+        """Return the log of the factor on both protein means, (B, T); 0 where the model has none."""
         return 0.0 if self.log_efficiency is None else self.log_efficiency[context.batch]
 
     def latent_at(self, posterior: CellPosterior, normal: Tensor) -> Tensor:

@@ -89,6 +89,9 @@ class TOTALVI(Network):
     background_prior
         Initial mean and standard deviation of each protein's log background, each (T,) or
         (panels, T). None: standard normal draws for the mean, and 1.
+    hidden_protein_rate
+        Share of the cells that show the encoder, in training, only the proteins that another cell's
+        panel measured; without effect where all panels measured the same.
     fused
         Whether compiled loops do the work of training on the CPU, where there is one for it; False:
         plain torch operations everywhere.

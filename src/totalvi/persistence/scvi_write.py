@@ -17,6 +17,8 @@ from totalvi.training.split import Split
 _FILE = "model.pt"
 _VERSION = "1.4.2"  # whose format this is
 _KNOWN_OPTIONS = {
+    "hidden_protein_rate",
+    "fused",
     "n_latent",
     "n_hidden",
     "n_layers_encoder",

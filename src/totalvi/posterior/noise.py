@@ -17,7 +17,7 @@ Purpose = Literal["latent", "library", "background", "mixing", "counts", "disper
 _PURPOSES: tuple[Purpose, ...] = (
     "latent", "library", "background", "mixing", "counts", "dispersion",
 )  # fmt: skip
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15  # odd and near 2^64 / phi: steps of it never meet
 
 
 class CellNoise(NamedTuple):
@@ -57,17 +57,21 @@ class CellNoise(NamedTuple):
         words = [self.seed, _PURPOSES.index(purpose), sample, *map(int, keys)]
         return np.random.default_rng(words)
 
+    def stream(self, purpose: Purpose, sample: int) -> np.uint64:
+        """Return the number that a cell's key is mixed with for all noise of one purpose and sample."""
+        words = np.random.SeedSequence((self.seed, _PURPOSES.index(purpose), sample))
+        return np.uint64(words.generate_state(1, np.uint64)[0])
+
     def _fill(
         self, fill: object, purpose: Purpose, sample: int, keys: np.ndarray, width: int
     ) -> Tensor:
-        stream = np.random.SeedSequence((self.seed, _PURPOSES.index(purpose), sample))
         values = np.empty((len(keys), width), dtype=np.float32)
-        fill(keys, np.uint64(stream.generate_state(1, np.uint64)[0]), values)  # type: ignore[operator]
+        fill(keys, self.stream(purpose, sample), values)  # type: ignore[operator]
         return torch.from_numpy(values)
 
 
 @njit(cache=True)
-def _mixed(word: np.uint64) -> np.uint64:
+def mixed(word: np.uint64) -> np.uint64:
     """Return a hash of 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014)."""
     word = (word ^ (word >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> uint64(27))) * uint64(0x94D049BB133111EB)
@@ -85,9 +89,9 @@ def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> Non
     """Fill with the transform of Box and Muller (1958), which makes two values of a hash."""
     width = values.shape[1]
     for b in prange(len(keys)):
-        cell = _mixed(keys[b] ^ stream)
+        cell = mixed(keys[b] ^ stream)
         for j in range(0, width, 2):
-            word = _mixed(cell + uint64(j + 1) * uint64(_GOLDEN))
+            word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
             radius = math.sqrt(-2 * math.log(_unit(word >> uint64(32))))
             angle = 2 * math.pi * _unit(word & uint64(0xFFFFFFFF))
             values[b, j] = radius * math.cos(angle)
@@ -98,8 +102,8 @@ def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> Non
 @njit(parallel=True, cache=True)
 def _fill_uniform(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
     for b in prange(len(keys)):
-        cell = _mixed(keys[b] ^ stream)
+        cell = mixed(keys[b] ^ stream)
         for j in range(values.shape[1]):
-            word = _mixed(cell + uint64(j + 1) * uint64(_GOLDEN))
+            word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
             # 24 bits, all that float32 holds below 1
             values[b, j] = np.float32((word >> uint64(40)) + 0.5) * np.float32(2.0**-24)

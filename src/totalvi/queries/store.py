@@ -1,13 +1,15 @@
 """Where the rows of a large result go: into memory, or into a zarr store on disk."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from scipy import sparse
 
 from totalvi.errors import OutputError
 
@@ -51,13 +53,80 @@ def row_targets(
         return
     if n_samples is not None:
         raise ValueError("out takes means only; leave return_mean at True, or out at None.")
+    with new_store(out) as path:
+        yield _zarr_arrays(path, tables)
+
+
+def write_counts(
+    parts: Iterable[tuple[Sequence[sparse.csr_matrix], np.ndarray]],
+    rna: Table,
+    protein: Table,
+    out: str | Path,
+    n_samples: int,
+) -> None:
+    """Write counts to a new zarr store as they come, some cells at a time.
+
+    Parameters
+    ----------
+    parts
+        RNA, one matrix a sample, and protein (n_samples, cells, proteins), of the next cells.
+    out
+        Folder of the store. It gets the groups "rna", sparse, and "protein"; of several samples,
+        "sample_0/rna" and so on.
+
+    Raises
+    ------
+    OutputError
+        When ``out`` exists, or cannot be written.
+    """
+    groups = [""] if n_samples == 1 else [f"sample_{i}/" for i in range(n_samples)]
+    with new_store(out) as path:
+        proteins = _zarr_arrays(path, {f"{group}protein": protein for group in groups})
+        matrices = [SparseRows(path, f"{group}rna", rna) for group in groups]
+        start = 0
+        for by_sample, counts in parts:
+            rows = slice(start, start + counts.shape[1])
+            start = rows.stop
+            for group, matrix, of_rna, of_protein in zip(
+                groups, matrices, by_sample, counts, strict=True
+            ):
+                matrix.append(of_rna)
+                proteins[f"{group}protein"][rows] = of_protein
+
+
+class SparseRows:
+    """A sparse table in a zarr store, in the layout of AnnData, that grows by rows."""
+
+    def __init__(self, path: Path, name: str, table: Table) -> None:
+        import zarr
+        from anndata.io import write_elem
+
+        root = zarr.open_group(str(path), mode="a", zarr_format=3)
+        write_elem(root, name, _names(table))
+        self.group = root[name]
+
+    def append(self, rows: sparse.csr_matrix) -> None:
+        """Write the next rows."""
+        from anndata.io import sparse_dataset, write_elem
+
+        if "X" in self.group:
+            sparse_dataset(self.group["X"]).append(rows)
+            return
+        rows = rows.copy()
+        rows.indptr = rows.indptr.astype(np.int64)  # the whole may have more than 2^31 counts
+        write_elem(self.group, "X", rows)
+
+
+@contextmanager
+def new_store(out: str | Path) -> Iterator[Path]:
+    """Give the folder of a store to write, which is at ``out`` when all is written, or not at all."""
     path = Path(out)
     if path.exists():
         raise OutputError(f"{path} exists already; give another folder as out, or remove it.")
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     try:
-        yield _zarr_arrays(partial, tables)
+        yield partial
         partial.rename(path)
     except OSError as error:
         raise OutputError(
@@ -67,18 +136,21 @@ def row_targets(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _names(table: Table) -> AnnData:
+    return AnnData(
+        obs=pd.DataFrame(index=table.cells), var=pd.DataFrame(index=pd.Index(table.features))
+    )
+
+
 def _zarr_arrays(path: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
     """Create one group a table in the layout of AnnData, with ``X`` still to be filled."""
     import zarr
-    from anndata import AnnData
     from anndata.io import write_elem
 
     root = zarr.open_group(str(path), mode="w", zarr_format=3)
     arrays = {}
     for name, table in tables.items():
-        names = AnnData(
-            obs=pd.DataFrame(index=table.cells), var=pd.DataFrame(index=pd.Index(table.features))
-        )
+        names = _names(table)
         write_elem(root, name, names)
         n_cells, n_features = names.shape
         array = root[name].create_array(

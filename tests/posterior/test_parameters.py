@@ -1,0 +1,101 @@
+"""Likelihood parameters are posterior means of what the module decodes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from counts import N_GENES, N_PROTEINS, SMALL, described
+from totalvi.data.cite import CiteData
+from totalvi.feed import minibatches
+from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.parameters import background_mean, mean_parameters
+
+GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
+CELLS = np.arange(0, 120, 4)
+N_SAMPLES = 300
+
+
+@pytest.fixture(scope="module")
+def data() -> CiteData:
+    return described()
+
+
+def module(**options: Any) -> TOTALVI:
+    generator = torch.Generator().manual_seed(0)
+    arguments = {"library": "observed", "background_scale": "softplus", **SMALL, **options}
+    return TOTALVI(N_GENES, N_PROTEINS, 2, generator=generator, **arguments).eval()
+
+
+def inferred(data: CiteData, network: TOTALVI, code: int | None = None) -> dict[str, Any]:
+    x, y = torch.tensor(data.rna[CELLS].toarray()), torch.tensor(data.protein[CELLS])
+    with torch.no_grad():
+        return network.inference(
+            x,
+            y,
+            torch.tensor(data.batch[CELLS]),
+            n_samples=N_SAMPLES,
+            transform_batch=code,
+            generator=torch.Generator().manual_seed(1),
+        )
+
+
+def test_means_are_those_of_the_module(data: CiteData) -> None:
+    network = module(reconstruction_loss_gene="zinb", protein_efficiency=True)
+    assert network.log_efficiency is not None
+    with torch.no_grad():
+        network.log_efficiency[1] = np.log(6.0)
+    outputs = inferred(data, network)
+    px_, py_ = outputs["px_"], outputs["py_"]
+    expected = {
+        "mean": px_["rate"],
+        "dropout": px_["dropout"].sigmoid(),
+        "protein_background_mean": py_["rate_back"] * py_["efficiency"],
+        "protein_foreground_mean": py_["rate_fore"] * py_["efficiency"],
+        "protein_mixing": py_["mixing"].sigmoid(),
+    }
+    genes = np.array([5, 0, 17])
+    targets = {
+        name: np.full((len(CELLS), 3 if name in ("mean", "dropout") else N_PROTEINS), np.nan)
+        for name in expected
+    }
+    mean_parameters(
+        network,
+        minibatches(data, network, CELLS, 11),
+        CellNoise(0),
+        genes,
+        PROTEINS,
+        targets,
+        n_samples=N_SAMPLES,
+    )
+    for name, samples in expected.items():
+        mean, error = samples.mean(dim=0).numpy(), samples.std(dim=0).numpy() / N_SAMPLES**0.5
+        if name in ("mean", "dropout"):
+            mean, error = mean[:, genes], error[:, genes]
+        distance = np.abs(targets[name] - mean) / (error * 2**0.5 + 1e-6)
+        assert distance.max() < 6, name
+
+
+@pytest.mark.parametrize("codes", [(None,), (0,), (0, 1)])
+def test_background_is_free_of_efficiency(data: CiteData, codes: tuple[int | None, ...]) -> None:
+    network = module(protein_efficiency=True)
+    assert network.log_efficiency is not None
+    with torch.no_grad():
+        network.log_efficiency.fill_(3.0)
+    background = np.full((len(CELLS), 2), np.nan, dtype=np.float32)
+    background_mean(
+        network,
+        minibatches(data, network, CELLS, 11),
+        CellNoise(0),
+        PROTEINS[[4, 1]],
+        background,
+        n_samples=N_SAMPLES,
+        transform_batches=codes,
+    )
+    samples = torch.stack(
+        [inferred(data, network, code)["py_"]["rate_back"][..., [4, 1]] for code in codes]
+    ).mean(dim=0)
+    error = samples.std(dim=0).numpy() * (2 / N_SAMPLES) ** 0.5
+    assert (np.abs(background - samples.mean(dim=0).numpy()) < 6 * error * len(codes)).all()
