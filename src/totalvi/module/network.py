@@ -19,7 +19,7 @@ from totalvi.module.distributions import (
 )
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
-from totalvi.module.fused.gene_loss import negative_binomial_head_loss
+from totalvi.module.fused.gene_loss import gene_head_loss
 from totalvi.module.fused.proportions import add_proportions
 from totalvi.module.fused.protein_terms import background_divergence, protein_mixture_loss
 from totalvi.module.layers import Normalization
@@ -454,11 +454,12 @@ class Network(nn.Module):
     def _gene_loss(
         self, x: Tensor | SparseCounts, context: CellContext, decoded: Decoded, library_size: Tensor
     ) -> Tensor:
-        if self._can_fuse(x, library_size) and decoded.dropout_product is None:
+        if self._can_fuse(x, library_size):
             assert isinstance(x, SparseCounts)
             group = self._dispersion_group(self.gene_dispersion, context)
-            return negative_binomial_head_loss(
+            return gene_head_loss(
                 decoded.gene_product,
+                decoded.dropout_product,
                 x,
                 library_size,
                 self.gene_log_r,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from totalvi.module.fused.gene_loss import negative_binomial_head_loss
+from totalvi.module.fused.gene_loss import gene_head_loss
 from totalvi.module.fused.input import input_product, transformed_counts
 from totalvi.module.layers import LinearProduct
 from totalvi.module.sparse import sparse_counts
@@ -54,7 +54,7 @@ def test_gene_loss() -> None:
         head = LinearProduct(x, weight, bias, None, None)
         group = torch.zeros(N_CELLS, dtype=torch.long)
         library = X.sum(dim=1, keepdim=True)
-        return negative_binomial_head_loss(head, COUNTS, library, log_r, group, bfloat16)
+        return gene_head_loss(head, None, COUNTS, library, log_r, group, bfloat16)
 
     shapes = [(N_CELLS, N_HIDDEN), (N_HIDDEN, N_GENES), (N_GENES,), (1, N_GENES)]
     distances = both(loss, shapes)

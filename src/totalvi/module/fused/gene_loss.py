@@ -1,4 +1,4 @@
-"""RNA's loss straight from the inputs of the decoder's last layer."""
+"""RNA's loss straight from the inputs of the decoder's last layers."""
 
 from typing import Any, NamedTuple
 
@@ -6,38 +6,43 @@ import torch
 from torch import Tensor
 
 from totalvi.module.fused.arrays import as_array
-from totalvi.module.kernels import gene_loss
+from totalvi.module.kernels.gene_loss import negative_binomial_loss
+from totalvi.module.kernels.gene_rows import N_CHUNKS, tables
+from totalvi.module.kernels.zero_inflated_loss import zero_inflated_loss
 from totalvi.module.layers import LinearProduct
 from totalvi.module.sparse import SparseCounts
 
 
-def negative_binomial_head_loss(
+def gene_head_loss(
     head: LinearProduct,
+    dropout_head: LinearProduct | None,
     counts: SparseCounts,
     library: Tensor,
     log_r: Tensor,
     group: Tensor,
     bfloat16: bool,
 ) -> Tensor:
-    """Return ``-log p(x)`` of RNA summed over genes, (B,), straight from the decoder's last layer.
+    """Return ``-log p(x)`` of RNA summed over genes, (B,), straight from the decoder's last layers.
 
     Neither the logits nor anything else as wide as the genes is kept in float32 between passes when
     ``bfloat16`` is True.
 
     Parameters
     ----------
-    head
-        The linear layer that ends in the genes' logits.
+    head, dropout_head
+        The linear layers that end in the logits of the genes' proportions and of dropout; the latter
+        None without zero inflation.
     library
         Library sizes, (B, 1).
     log_r, group
         Log inverse dispersions (groups, G), and each cell's group, (B,).
     """
-    loss: Tensor = _NegativeBinomialHeadLoss.apply(*head, counts, library, log_r, group, bfloat16)
+    heads = [*head] if dropout_head is None else [*head, *dropout_head]
+    loss: Tensor = _GeneHeadLoss.apply(counts, library, log_r, group, bfloat16, *heads)
     return loss
 
 
-class _NegativeBinomialHeadLoss(torch.autograd.Function):
+class _GeneHeadLoss(torch.autograd.Function):
     """The loss and its gradients come from one loop; backward scales them.
 
     Each cell's gradient by its logits is the same whatever weight the cell has in the objective, so
@@ -47,67 +52,93 @@ class _NegativeBinomialHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, covariates: Tensor | None,
-        covariate_weight: Tensor | None, counts: SparseCounts, library: Tensor, log_r: Tensor,
-        group: Tensor, bfloat16: bool,
+        ctx: Any, counts: SparseCounts, library: Tensor, log_r: Tensor, group: Tensor,
+        bfloat16: bool, *parts: Any,
     ) -> Tensor:  # fmt: skip
-        wide = x if covariates is None else torch.cat([x, covariates], dim=1)
-        weights = weight if covariate_weight is None else torch.cat([weight, covariate_weight])
-        dtype = torch.bfloat16 if bfloat16 else x.dtype
-        wide, weights = wide.to(dtype), weights.to(dtype)
-        logits = wide @ weights
-        ctx.arguments = (logits, bias, library, counts, log_r, group)
-        losses = _losses(torch.ones_like(library[:, 0]), *ctx.arguments)
-        ctx.products = wide, weights, losses.by_logit
-        ctx.by_log_r, ctx.by_library = losses.by_log_r, losses.by_library
-        ctx.n_inputs = x.shape[1]
-        return losses.loss
+        n_parts = len(LinearProduct._fields)
+        heads = [LinearProduct(*parts[i : i + n_parts]) for i in range(0, len(parts), n_parts)]
+        ctx.products = [_wide_product(head, bfloat16) for head in heads]
+        logits = [
+            (product.logits, head.bias) for product, head in zip(ctx.products, heads, strict=True)
+        ]
+        ctx.arguments = (logits, library, counts, log_r, group)
+        ctx.losses = _losses(torch.ones_like(library[:, 0]), *ctx.arguments)
+        loss: Tensor = ctx.losses.loss
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_cell = gradients[0]
-        wide, weights, by_logit = ctx.products
-        dtype = by_cell.dtype
-        d_wide = (by_logit @ weights.t()).to(dtype) * by_cell[:, None]
-        weighted = torch.cat([wide * by_cell[:, None], by_cell[:, None]], dim=1)
-        d_weights = (weighted.to(wide.dtype).t() @ by_logit).to(dtype)
-        d_weight, d_covariates, d_bias = d_weights.tensor_split((ctx.n_inputs, len(d_weights) - 1))
         if bool((by_cell == by_cell[0]).all()):
-            d_log_r = ctx.by_log_r * by_cell[0]
+            d_log_r = ctx.losses.by_log_r * by_cell[0]
         else:
             d_log_r = _losses(by_cell, *ctx.arguments).by_log_r
-        return (
-            d_wide[:, : ctx.n_inputs], d_weight, d_bias[0], None,
-            d_covariates if len(d_covariates) else None, None,
-            (ctx.by_library * by_cell)[:, None], d_log_r, None, None,
-        )  # fmt: skip
+        d_library = (ctx.losses.by_library * by_cell)[:, None]
+        d_heads: list[Tensor | None] = []
+        for product, by_logit in zip(ctx.products, ctx.losses.by_logits, strict=True):
+            d_heads += _head_gradients(product, by_logit, by_cell)
+        return None, d_library, d_log_r, None, None, *d_heads
+
+
+class _WideProduct(NamedTuple):
+    """A product as wide as the genes, and its operands: inputs and covariates side by side."""
+
+    wide: Tensor
+    weights: Tensor
+    logits: Tensor
+    n_inputs: int
+
+
+def _wide_product(head: LinearProduct, bfloat16: bool) -> _WideProduct:
+    dtype = torch.bfloat16 if bfloat16 else head.x.dtype
+    wide, weights = head.x, head.weight
+    if head.covariates is not None and head.covariate_weight is not None:
+        wide = torch.cat([wide, head.covariates], dim=1)
+        weights = torch.cat([weights, head.covariate_weight])
+    wide, weights = wide.to(dtype), weights.to(dtype)
+    return _WideProduct(wide, weights, wide @ weights, head.x.shape[1])
+
+
+def _head_gradients(
+    product: _WideProduct, by_logit: Tensor, by_cell: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients by the parts of a `LinearProduct`; the ones of the bias are a column."""
+    dtype = by_cell.dtype
+    d_wide = (by_logit @ product.weights.t()).to(dtype) * by_cell[:, None]
+    weighted = torch.cat([product.wide * by_cell[:, None], by_cell[:, None]], dim=1)
+    d_weights = (weighted.to(product.wide.dtype).t() @ by_logit).to(dtype)
+    n = product.n_inputs
+    d_weight, d_covariates, d_bias = d_weights.tensor_split((n, len(d_weights) - 1))
+    return d_wide[:, :n], d_weight, d_bias[0], None, d_covariates if len(d_covariates) else None
 
 
 class _Losses(NamedTuple):
-    """Loss (B,), and its gradients: by logit (B, G) and library size (B,) of each cell's own loss, by
+    """Loss (B,), and its gradients: by logits (B, G) and library size (B,) of each cell's own loss, by
     log r (groups, G) of the weighted sum.
     """
 
     loss: Tensor
-    by_logit: Tensor
+    by_logits: list[Tensor]
     by_library: Tensor
     by_log_r: Tensor
 
 
 def _losses(
-    weight: Tensor, logits: Tensor, bias: Tensor, library: Tensor, counts: SparseCounts,
+    weight: Tensor, logits: list[tuple[Tensor, Tensor]], library: Tensor, counts: SparseCounts,
     log_r: Tensor, group: Tensor,
 ) -> _Losses:  # fmt: skip
+    """Return the loss from (logits, bias) of one head, or of two where RNA is zero-inflated."""
     r = log_r.detach().exp()
-    library = library[:, 0].contiguous()
+    library = library.detach()[:, 0].contiguous()
     loss, by_log_library = torch.empty_like(weight), torch.empty_like(weight)
-    by_logit = torch.empty_like(logits)
-    by_log_r = torch.zeros(gene_loss.n_chunks(), *r.shape, dtype=r.dtype)
-    gene_loss.negative_binomial_loss(
-        as_array(logits), as_array(bias), as_array(library),
+    by_logits = [torch.empty_like(product) for product, _ in logits]
+    by_log_r = torch.zeros(N_CHUNKS, *r.shape, dtype=r.dtype)
+    compute = negative_binomial_loss if len(logits) == 1 else zero_inflated_loss
+    compute(
+        *(as_array(part) for pair in logits for part in pair), as_array(library),
         as_array(counts.counts), as_array(counts.gene), as_array(counts.cell_pointer),
-        as_array(r), as_array(group), *gene_loss.tables(as_array(r), len(counts.counts)),
-        as_array(weight.contiguous()), as_array(loss), as_array(by_logit),
+        as_array(r), as_array(group), *tables(as_array(r), len(counts.counts)),
+        as_array(weight.contiguous()), as_array(loss), *map(as_array, by_logits),
         as_array(by_log_library), as_array(by_log_r),
     )  # fmt: skip
-    return _Losses(loss, by_logit, by_log_library / library.detach(), by_log_r.sum(dim=0))
+    return _Losses(loss, by_logits, by_log_library / library, by_log_r.sum(dim=0))

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit, prange
 
-from totalvi.module.kernels.gene_loss import softmax_terms
+from totalvi.module.kernels.gene_rows import softmax_terms
 
 _CHUNKS = 64  # of cells
 
