@@ -85,7 +85,7 @@ def negative_binomial_loss(
         unexplained = np.empty(n_genes, bias.dtype)
         for b in range(min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)):
             k = group[b]
-            d_r = d_log_r[chunk, k]
+            d_r, rising_k, digamma_k = d_log_r[chunk, k], rising_table[k], digamma_table[k]
             total_e = softmax_terms(logits, bias, b, e)
             scale = library[b] / total_e
             cost, total_q = _zeros(e, scale, r[k], inverse_r[k], weight[b], q, d_r)
@@ -95,9 +95,7 @@ def negative_binomial_loss(
             )
             for j in range(start, end):
                 g = gene[j]
-                constant, difference = count_terms(
-                    counts[j], r[k, g], rising_table[k], digamma_table[k], g
-                )
+                constant, difference = count_terms(counts[j], r[k, g], rising_k, digamma_k, g)
                 cost += constant
                 d = unexplained[j - start]
                 q[g] -= d

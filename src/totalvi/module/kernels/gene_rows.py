@@ -76,7 +76,7 @@ def pass_through_softmax(
         store(gradient, b, g, q[g] - e[g] * share)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def count_terms(
     count: float, r: float, rising_table: np.ndarray, digamma_table: np.ndarray, g: int
 ) -> tuple[float, float]:

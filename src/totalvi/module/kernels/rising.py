@@ -70,6 +70,17 @@ def log_factorial(count: float) -> float:
     return rising(count / count, count)[0]
 
 
+@njit(cache=True, error_model="numpy")
+def _add_factor(
+    r: np.ndarray, before: float, ratio: np.ndarray, difference: np.ndarray,
+    next_ratio: np.ndarray, next_difference: np.ndarray,
+) -> None:  # fmt: skip
+    """Go on by one count: Gamma(c + r) = (c - 1 + r) Gamma(c - 1 + r), with c - 1 ``before``."""
+    for g in range(len(r)):
+        next_ratio[g] = ratio[g] + log1p(before / r[g])
+        next_difference[g] = difference[g] + r.dtype.type(1) / (r[g] + before)
+
+
 @njit(parallel=True, cache=True, error_model="numpy")
 def rising_tables(r: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """Return both parts of `rising` of the counts up to ``largest``, by count and gene.
@@ -92,13 +103,10 @@ def rising_tables(r: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     n_blocks = -(-n_genes // _BLOCK)
     for part in prange(n_groups * n_blocks):
         k, start = part // n_blocks, part % n_blocks * _BLOCK
-        end = min(start + _BLOCK, n_genes)
+        block = slice(start, min(start + _BLOCK, n_genes))
         for count in range(1, largest + 1):
-            for g in range(start, end):
-                # Gamma(c + r) = (c - 1 + r) Gamma(c - 1 + r)
-                before = r.dtype.type(count - 1)
-                ratio[k, count, g] = ratio[k, count - 1, g] + log1p(before / r[k, g])
-                difference[k, count, g] = difference[k, count - 1, g] + r.dtype.type(1) / (
-                    r[k, g] + before
-                )
+            _add_factor(
+                r[k, block], r.dtype.type(count - 1), ratio[k, count - 1, block],
+                difference[k, count - 1, block], ratio[k, count, block], difference[k, count, block],
+            )  # fmt: skip
     return ratio, difference

@@ -85,7 +85,7 @@ def zero_inflated_loss(
         kept = np.empty((_N_KEPT, n_genes), bias.dtype)
         for b in range(min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)):
             k = group[b]
-            d_r = d_log_r[chunk, k]
+            d_r, rising_k, digamma_k = d_log_r[chunk, k], rising_table[k], digamma_table[k]
             total_e = softmax_terms(logits, bias, b, e)
             scale = library[b] / total_e
             cost, total_q = _zeros(
@@ -98,9 +98,7 @@ def zero_inflated_loss(
             )
             for j in range(start, end):
                 g = gene[j]
-                constant, difference = count_terms(
-                    counts[j], r[k, g], rising_table[k], digamma_table[k], g
-                )
+                constant, difference = count_terms(counts[j], r[k, g], rising_k, digamma_k, g)
                 logit, softplus = kept[_LOGIT, g], kept[_SOFTPLUS, g]
                 z, share = kept[_Z, g], kept[_SHARE, g]
                 ratio = e[g] * scale * inverse_r[k, g]
