@@ -5,14 +5,21 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 # each test worker has a processor of its own; more threads than processors wait for each other
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+# scvi-tools, which `make bench` compares with, has an environment of its own; or name its interpreter
+PEER_VENV := .peer-venv
+ifeq ($(PEER_PYTHON),)
+PEER_PYTHON := $(PEER_VENV)/bin/python
+PEER := $(PEER_VENV)/.installed
+endif
 
-.PHONY: help venv venv-dev demo test test-all lint format bench clean
+.PHONY: help venv venv-dev demo test test-all lint format bench bench-quality clean
 
 help:
 	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
 	@echo "make test       run the tests (make test-all: the slow ones too)"
 	@echo "make lint       check style and types"
-	@echo "make bench      measure the quality of the fit (needs real data, see benchmarks/README.md)"
+	@echo "make bench      time totalvi and scvi-tools side by side (see benchmarks/README.md)"
+	@echo "make bench-quality  measure the quality of the fit (needs real data)"
 	@echo "make venv       only set up the environment in $(VENV)"
 
 venv: $(VENV)/.installed
@@ -45,8 +52,16 @@ format: venv-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv-dev
+$(PEER_VENV)/.installed:
+	$(PYTHON) -m venv $(PEER_VENV)
+	$(PEER_VENV)/bin/python -m pip install --quiet torch==2.13.0 scvi-tools==1.4.2
+	@touch $@
+
+bench: venv-dev $(PEER)
+	$(BIN)/python benchmarks/speed/run.py --peer-python $(PEER_PYTHON) $(BENCH_OPTIONS)
+
+bench-quality: venv-dev
 	$(BIN)/python benchmarks/quality.py
 
 clean:
-	rm -rf $(VENV) totalvi-demo .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEER_VENV) totalvi-demo .mypy_cache .ruff_cache

@@ -1,0 +1,120 @@
+"""The tables of `run.py`."""
+
+from statistics import median
+from typing import Any
+
+NAMES = {
+    "step": "training step, minibatch of 256",
+    "step in float32": "the same, totalvi in float32",
+    "epoch": "epoch with validation",
+    "latent": "latent states",
+    "denoised": "denoised expression, 25 samples",
+    "foreground": "foreground probability, 25 samples",
+    "two groups": "differential expression of 2 groups",
+    "each cluster": "differential expression of each of {clusters} clusters against the rest",
+    "import": "`import totalvi`; `import scvi`",
+    "totalvi --help": "`totalvi --help`",
+}
+FLOORS = {"bf16-mixed": "bfloat16"}  # other precisions are float32 at the floor
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the tables of a result."""
+    lines = [*_about(result), "", *_cases(result), "", *_floor(result)]
+    if "growth" in result:
+        lines += ["", *_growth(result["growth"])]
+    return "\n".join(lines) + "\n"
+
+
+def _about(result: dict[str, Any]) -> list[str]:
+    ours, peer, where = *result["programs"].values(), result["machine"]
+    device = "" if result["device"] == "cpu" else ", training on the GPU"
+    return [
+        f"totalvi {ours['version']} (torch {ours['torch']}) and scvi-tools {peer['version']} "
+        f"(torch {peer['torch']}) on {result['data']}: {ours['cells']} cells, {ours['genes']} genes, "
+        f"{ours['proteins']} proteins. {where['processor']}, {where['cores']} cores, "
+        f"{where['threads']} threads{device}. Medians of {len(result['seconds']['epoch']['ours'])}; "
+        "the ratio is the peer's over ours."
+    ]
+
+
+def _cases(result: dict[str, Any]) -> list[str]:
+    lines = ["| case | totalvi | scvi-tools | ratio |", "|---|---|---|---|"]
+    for case, name in NAMES.items():
+        if case not in result["seconds"]:
+            continue
+        ours = median(result["seconds"][case]["ours"])
+        peers = result["seconds"]["step" if case == "step in float32" else case].get("peer")
+        name = name.format(clusters=result["clusters"])
+        lines.append(_row(name, ours, None if peers is None else median(peers), _seconds))
+    memory = result["peak_mb"]
+    lines.append(_row("peak memory, training and queries", memory["ours"], memory["peer"], _mb))
+    return lines + _time_to_quality(result)
+
+
+def _time_to_quality(result: dict[str, Any]) -> list[str]:
+    if "time_to_quality" not in result:
+        return ["", "Time to quality was left out: no fit of the peer to these data is stored."]
+    found = result["time_to_quality"]
+    what = f"time to a held-out loss of {found['target']:.1f}, with which the peer ends"
+    n_there = sum(fit["reached"] is not None for fit in found["fits"])
+    epoch = median(result["seconds"]["epoch"]["peer"])
+    at_this_pace = found["peer_epochs"] * epoch
+    peer, source = found["peer"], "was measured"
+    if found["peer_is_stored"]:
+        source = f"is that of its stored fit, {peer:.0f} s, at the pace of its epochs here: "
+        source += f"{found['peer_epochs']} of {_seconds(epoch)}"
+        peer = at_this_pace
+    return [
+        _row(what, found["ours"], peer, _seconds),
+        "",
+        f"Time to quality: {n_there} of {len(found['fits'])} fits of totalvi reached that loss, and "
+        f"ended with {found['loss']:.1f} (median). The peer's time {source}.",
+    ]
+
+
+def _floor(result: dict[str, Any]) -> list[str]:
+    precision = result["programs"]["ours"]["precision"]
+    steps = {"step in float32": "float32", "step": FLOORS.get(precision, "float32")}
+    lines = [
+        "| training step | step | bare matrix products of its shapes | step over products |",
+        "|---|---|---|---|",
+    ]
+    for case, floor in steps.items():
+        step = median(result["seconds"][case]["ours"])
+        products = median(result["seconds"][floor]["floor"])
+        asked = "32-true" if case == "step in float32" else f"auto: {precision}"
+        lines.append(
+            f"| {asked} | {_seconds(step)} | {_seconds(products)} | {step / products:.2f} |"
+        )
+    return lines
+
+
+def _growth(growth: dict[str, Any]) -> list[str]:
+    lines = [
+        "| cells | genes | epoch, by cell | latent states, by cell | denoised, 5 samples, to disk, by "
+        "cell | counts | memory beyond the counts |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['cells']} | {row['genes']} | {row['epoch']:.0f} µs | {row['latent']:.1f} µs "
+        f"| {row['denoised']:.0f} µs | {_mb(row['data_mb'])} | {_mb(row['beyond_data_mb'])} |"
+        for row in (*growth["cells"], *growth["genes"])
+    ]
+    return lines
+
+
+def _row(name: str, ours: float | None, peer: float | None, unit: Any) -> str:
+    ratio = "" if ours is None or peer is None else f"{peer / ours:.1f}"
+    ours_text = "not reached" if ours is None else unit(ours)
+    return f"| {name} | {ours_text} | {'' if peer is None else unit(peer)} | {ratio} |"
+
+
+def _seconds(value: float) -> str:
+    if value < 0.1:
+        return f"{1e3 * value:.1f} ms"
+    return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
+
+
+def _mb(value: float) -> str:
+    return f"{value:.0f} MB"
