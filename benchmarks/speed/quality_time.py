@@ -106,14 +106,14 @@ def main() -> None:
         "peer": peer["seconds"],
         "peer_epochs": peer["epochs"],
         "peer_is_stored": arguments.peer_python is None,
-        "ratio": peer["seconds"] / reached,
         "fits": fits,
     }
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    there = f"reached in {reached:.1f} s (median)" if result["ours"] else "not reached"
     print(
-        f"held-out loss {target:.1f}: {reached:.1f} s (median), peer {peer['seconds']:.0f} s, "
-        f"ratio {result['ratio']:.1f}; final loss {result['loss']:.1f}"
+        f"held-out loss {target:.1f} {there}, by the peer in {peer['seconds']:.0f} s; "
+        f"final loss {result['loss']:.1f}"
     )
 
 
