@@ -190,15 +190,11 @@ class Model(
             "encoder_architecture": "direct",
             "scale_input": True,
             "background_scale": "softplus",
-            "hidden_protein_rate": 0.5,
             **network_options,
         }
         self.seed = int(seed)
         self._data: CiteData | None = describe(data, keys)
         self.schema = self._data.schema
-        if not np.all(self.schema.panel_measured):
-            # with the batch known, the encoder could tell panels apart, and z would tell them too
-            self._options = {"encoder_batch": False, "encode_covariates": False} | self._options
         self.module = self._network()
         if empirical_protein_background_prior and "background_prior" not in network_options:
             measured = np.array(self.schema.panel_measured)
