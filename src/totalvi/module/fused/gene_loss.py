@@ -62,20 +62,21 @@ class _GeneHeadLoss(torch.autograd.Function):
             (product.logits, head.bias) for product, head in zip(ctx.products, heads, strict=True)
         ]
         ctx.arguments = (logits, library, counts, log_r, group)
-        ctx.losses = _losses(torch.ones_like(library[:, 0]), *ctx.arguments)
-        loss: Tensor = ctx.losses.loss
-        return loss
+        losses = _losses(torch.ones_like(library[:, 0]), *ctx.arguments)
+        # not the loss itself, which refers to this context: the two would keep each other in memory
+        ctx.by_logits, ctx.by_library, ctx.by_log_r = losses[1:]
+        return losses.loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_cell = gradients[0]
         if bool((by_cell == by_cell[0]).all()):
-            d_log_r = ctx.losses.by_log_r * by_cell[0]
+            d_log_r = ctx.by_log_r * by_cell[0]
         else:
             d_log_r = _losses(by_cell, *ctx.arguments).by_log_r
-        d_library = (ctx.losses.by_library * by_cell)[:, None]
+        d_library = (ctx.by_library * by_cell)[:, None]
         d_heads: list[Tensor | None] = []
-        for product, by_logit in zip(ctx.products, ctx.losses.by_logits, strict=True):
+        for product, by_logit in zip(ctx.products, ctx.by_logits, strict=True):
             d_heads += _head_gradients(product, by_logit, by_cell)
         return None, d_library, d_log_r, None, None, *d_heads
 
