@@ -37,6 +37,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "gene_dispersion": "gene-batch",
         "protein_dispersion": "protein-batch",
     },
+    "size factors, dispersions a label": {
+        "size_factor_key": "size_factor",
+        "labels_key": "cell_type",
+        "gene_dispersion": "gene-label",
+        "protein_dispersion": "protein-label",
+    },
     "AnnData": {"protein_expression_obsm_key": "adt", "latent_distribution": "ln"},
 }
 
