@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from totalvi.data.source import did_you_mean
+from totalvi.data.finding import did_you_mean
 from totalvi.posterior.expression import ScaledLibrary
 
 Cells = Sequence[int] | Sequence[bool] | np.ndarray | None
@@ -98,8 +98,13 @@ def checked_library_size(library_size: ScaledLibrary) -> ScaledLibrary:
     raise ValueError(f"library_size is {library_size!r}; allowed are 'latent' or a number above 0.")
 
 
-def positive_number(argument: str, value: float) -> float:
-    """Return a finite number above 0; else raise ValueError naming it."""
-    if isinstance(value, int | float | np.number) and 0 < value < np.inf:
+def checked_number(
+    argument: str, value: float, *, zero: bool = False, below: float = np.inf
+) -> float:
+    """Return a number above 0, or 0 where that may be, and below a limit; else raise ValueError."""
+    is_number = isinstance(value, int | float | np.number)
+    if is_number and (0 < value < below or (zero and value == 0)):
         return float(value)
-    raise ValueError(f"{argument} is {value!r}; allowed are finite numbers above 0.")
+    least = "from" if zero else "above"
+    most = "" if below == np.inf else f" and below {below:g}"
+    raise ValueError(f"{argument} is {value!r}; allowed are finite numbers {least} 0{most}.")

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from totalvi.data.antibody_names import identify
 from totalvi.data.gene_protein_pairs import GENES_OF_ANTIGEN, matched_pairs
 
 GENES = sorted({gene for genes in GENES_OF_ANTIGEN.values() for gene in genes})
@@ -29,6 +30,9 @@ GENES = sorted({gene for genes in GENES_OF_ANTIGEN.values() for gene in genes})
         ("HLA-DR", ["HLA-DRA"]),
         ("B7-H1 (PD-L1)", ["CD274"]),
         ("cd25", ["IL2RA"]),
+        ("CD8", ["CD8A"]),  # its usual clones bind the alpha chain
+        ("CD279:EH12.1|PDCD1|AHS0014|pAbO", ["PDCD1"]),
+        ("CD3 (CD4)", []),  # two targets: which one is not ours to say
         ("CD45RA_TotalSeqB", []),
         ("CD45RO", []),
         ("CD15_TotalSeqB", []),
@@ -54,6 +58,10 @@ def test_gene_names_keep_their_spelling() -> None:
 def test_genes_that_are_not_there_are_left_out() -> None:
     assert matched_pairs(["CD19", "CD4"], ["CD79A"]) == [("CD19", "CD79A")]
     assert matched_pairs([], GENES) == []
+
+
+def test_antigens_are_called_what_antibody_names_are_read_as() -> None:
+    assert [antigen for antigen in GENES_OF_ANTIGEN if identify(antigen).target != antigen] == []
 
 
 def test_the_table_holds_symbols_once() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from totalvi.posterior.counts import negative_binomial_counts
+from totalvi.posterior.counts import gamma_values, negative_binomial_counts
 from totalvi.posterior.noise import CellNoise
 
 N_DRAWS = 20_000
@@ -108,3 +108,37 @@ def test_extreme_parameters_give_finite_counts(mean: float, r: float) -> None:
 def test_what_is_no_mean_is_returned_as_it_is() -> None:
     assert np.isnan(draw(np.nan, 1.0)).all()
     assert np.isposinf(draw(np.inf, 1.0)).all()
+
+
+@pytest.mark.parametrize("r", [0.01, 0.3, 1.0, 7.0, 1e3])
+@pytest.mark.parametrize("mean", [1e-5, 1.0, 1e4])
+def test_gamma_values_follow_the_gamma_distribution(mean: float, r: float) -> None:
+    values = gamma_values(
+        CellNoise(7), 0, KEYS, np.arange(1), np.full((N_DRAWS, 1), mean), np.full((1, 1), r)
+    )[:, 0].astype(float)
+    law = stats.gamma(r, scale=mean / r)
+    above = values > 1e-30  # below it float32 has few digits left
+    assert np.isclose((~above).mean(), law.cdf(1e-30), atol=0.01)
+    uniform = (law.cdf(values[above]) - law.cdf(1e-30)) / law.sf(1e-30)
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+
+
+def test_gamma_values_belong_to_the_cell_and_the_feature() -> None:
+    mean, r = np.full((50, 4), 3.0), np.array([[0.5, 1.0, 2.0, 4.0]])
+    whole = gamma_values(CellNoise(1), 0, KEYS[:50], np.arange(4), mean, r)
+    cells, features = np.array([7, 3, 30]), np.array([3, 0])
+    part = gamma_values(
+        CellNoise(1), 0, KEYS[cells], features, mean[:3, :2], np.repeat(r[:, features], 3, axis=0)
+    )
+    assert np.array_equal(part, whole[np.ix_(cells, features)])
+    for seed, sample in ((2, 0), (1, 1)):
+        other = gamma_values(CellNoise(seed), sample, KEYS[:50], np.arange(4), mean, r)
+        assert not np.isclose(other, whole).any()
+
+
+@pytest.mark.parametrize("r", [0.0, 1e-38, np.inf])
+def test_extreme_dispersions_give_finite_gamma_values(r: float) -> None:
+    values = gamma_values(
+        CellNoise(0), 0, KEYS[:99], FEATURES, np.full((99, 3), 5.0), np.full((1, 3), r)
+    )
+    assert np.allclose(values, 5.0 if r > 1 else 0.0, rtol=1e-3)

@@ -10,10 +10,11 @@ from counts import N_GENES, N_PROTEINS, SMALL, described
 from totalvi.data.cite import CiteData
 from totalvi.feed import minibatches
 from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import Draw
 from totalvi.posterior.expression import (
     ExpressionQuery,
-    foreground_probability,
     normalized_expression,
+    protein_means,
 )
 from totalvi.posterior.noise import CellNoise
 
@@ -197,14 +198,16 @@ def test_foreground_probability(data: CiteData, codes: tuple[int | None, ...]) -
 
     def probability(seed: int, proteins: np.ndarray = PROTEINS) -> np.ndarray:
         values = np.full((len(CELLS), len(proteins)), np.nan, dtype=np.float32)
-        foreground_probability(
+        protein_means(
             network,
             minibatches(data, network, CELLS, 31),
             CellNoise(seed),
+            Draw.foreground_probability,
             proteins,
             values,
             n_samples=100,
             transform_batches=codes,
+            return_mean=True,
         )
         return values
 

@@ -10,8 +10,10 @@ from counts import N_GENES, N_PROTEINS, SMALL, described
 from totalvi.data.cite import CiteData
 from totalvi.feed import minibatches
 from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import Draw
+from totalvi.posterior.expression import protein_means
 from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.parameters import background_mean, mean_parameters
+from totalvi.posterior.parameters import mean_parameters
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 4)
@@ -85,14 +87,16 @@ def test_background_is_free_of_efficiency(data: CiteData, codes: tuple[int | Non
     with torch.no_grad():
         network.log_efficiency.fill_(3.0)
     background = np.full((len(CELLS), 2), np.nan, dtype=np.float32)
-    background_mean(
+    protein_means(
         network,
         minibatches(data, network, CELLS, 11),
         CellNoise(0),
+        Draw.background_rate,
         PROTEINS[[4, 1]],
         background,
         n_samples=N_SAMPLES,
         transform_batches=codes,
+        return_mean=True,
     )
     samples = torch.stack(
         [inferred(data, network, code)["py_"]["rate_back"][..., [4, 1]] for code in codes]

@@ -99,13 +99,14 @@ def test_permuted_genes_lose_the_proteins_alone(trained: totalvi.Model) -> None:
 def test_gene_protein_pairs(trained: totalvi.Model, mdata: MuData) -> None:
     table = trained.get_gene_protein_pairs(n_samples=2)
     pairs = list(zip(table["protein"], table["gene"], strict=True))
-    assert pairs == [("CD4", "CD4"), ("CD8", "CD8A"), ("CD8", "CD8B")]
+    assert pairs == [("CD4", "CD4"), ("CD8", "CD8A")]
     rna = np.asarray(mdata["rna"].X.todense())
-    relative = rna[:, 2] / rna.sum(axis=1)
+    relative = rna[:, 1] / rna.sum(axis=1)
     protein = np.asarray(mdata["prot"].X)[:, 1]
-    assert table["raw"][2] == pytest.approx(stats.spearmanr(relative, protein).statistic)
+    expected = stats.spearmanr(relative, protein).statistic
+    assert table["raw"][1] == pytest.approx(expected, abs=1e-6)
     matrix = trained.get_feature_correlation_matrix(
-        n_samples=2, gene_list=["CD4", "CD8A", "CD8B"], protein_list=["CD4", "CD8"]
+        n_samples=2, gene_list=["CD4", "CD8A"], protein_list=["CD4", "CD8"]
     )
     expected = [matrix.at[("rna", gene), ("protein", protein)] for protein, gene in pairs]
     np.testing.assert_allclose(table["denoised"], expected)

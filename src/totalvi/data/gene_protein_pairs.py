@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from totalvi.data.antibody_names import identify, spelling_key
+
 # Antigen -> genes. The first encodes it (or is the first of its chains); where that is seldom seen in
 # 3' counts, a gene of the same lineage follows: CD79A for CD19, LYZ for CD14, and CD79A, MS4A1 for B
 # cells. Antigens that are isoforms of CD45 or carbohydrates have no gene whose count tells them.
@@ -13,7 +15,6 @@ GENES_OF_ANTIGEN: dict[str, tuple[str, ...]] = {
     "CD4": ("CD4",),
     "CD5": ("CD5",),
     "CD7": ("CD7",),
-    "CD8": ("CD8A", "CD8B"),
     "CD8a": ("CD8A",),
     "CD8b": ("CD8B",),
     "CD9": ("CD9",),
@@ -106,14 +107,6 @@ GENES_OF_ANTIGEN: dict[str, tuple[str, ...]] = {
     "TCRb": ("TRBC1", "TRBC2"),
     "TIGIT": ("TIGIT",),
 }
-_SYNONYMS = {
-    "BTLA": "CD272", "CCR4": "CD194", "CCR5": "CD195", "CCR6": "CD196", "CCR7": "CD197",
-    "CKIT": "CD117", "CTLA4": "CD152", "CXCR3": "CD183", "CXCR4": "CD184", "CXCR5": "CD185",
-    "ICOS": "CD278", "IL7RA": "CD127", "IL7RALPHA": "CD127", "LAG3": "CD223", "MHCII": "HLA-DR",
-    "OX40": "CD134", "PD1": "CD279", "PDL1": "CD274", "TIM3": "CD366",
-}  # fmt: skip
-_MAKERS_TAG = re.compile(r"[-_. ]*Total-?Seq[-_ ]?[ABCD]?", re.IGNORECASE)
-_PREFIX = re.compile(r"^(?:adt|prot|protein|anti[-_ ]?(?:human|mouse))[-_ ]+", re.IGNORECASE)
 _GENOME = re.compile(r"^(?:hg|mm|GRC[hm])\d+_+")
 
 
@@ -123,8 +116,7 @@ def matched_pairs(protein_names: Sequence[str], gene_names: Sequence[str]) -> li
     Parameters
     ----------
     protein_names
-        Names of antibodies; makers' tags (``CD8a_TotalSeqB``), clones in brackets, case and
-        punctuation are left out.
+        Names of antibodies, under any of their names; see `totalvi.harmonise_antibodies`.
     gene_names
         Gene symbols, with or without a genome (``hg19_CD4``).
 
@@ -144,23 +136,9 @@ def matched_pairs(protein_names: Sequence[str], gene_names: Sequence[str]) -> li
     return [
         (protein, genes[gene])
         for protein in protein_names
-        for gene in _genes_of(protein)
+        for gene in _GENES_OF_TARGET.get(identify(protein).key, ())
         if gene in genes
     ]
 
 
-def _genes_of(protein: str) -> tuple[str, ...]:
-    """Return the genes of the first part of a name that is a known antigen."""
-    bare = _PREFIX.sub("", _MAKERS_TAG.sub("", protein))
-    for part in (bare, *re.split(r"[()\[\]]", bare), *re.split(r"[_|/: ]", bare)):
-        antigen = _ANTIGENS.get(_key(part))
-        if antigen is not None:
-            return GENES_OF_ANTIGEN[antigen]
-    return ()
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[^A-Z0-9]", "", name.upper())
-
-
-_ANTIGENS = {_key(antigen): antigen for antigen in GENES_OF_ANTIGEN} | _SYNONYMS
+_GENES_OF_TARGET = {spelling_key(antigen): genes for antigen, genes in GENES_OF_ANTIGEN.items()}

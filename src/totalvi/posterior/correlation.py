@@ -11,12 +11,12 @@ from torch import Tensor
 
 from totalvi.feed import Minibatch
 from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.counts import gamma_values
 from totalvi.posterior.draws import draws
 from totalvi.posterior.noise import CellNoise
 
 CorrelationType = Literal["spearman", "pearson"]
 _FEATURES_RANKED_AT_ONCE = 256
-_SMALLEST_R = 1e-8  # keeps a gamma of r = 0 from being 0 / 0
 
 
 class CorrelationQuery(NamedTuple):
@@ -169,25 +169,19 @@ def _denoised_sample(
     noise: CellNoise,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return Gamma(r, r / mean) samples of genes and proteins, whose background is set to zero."""
-    with_genes = len(query.genes) > 0
     (draw,) = draws(module, batch, 1, noise, (code,), first_sample=sample)
-    foreground = (1 - draw.background_probability()) * draw.foreground_rate()
-    means = [foreground[:, query.proteins]]
-    log_rs = [module.protein_log_inverse_dispersion(draw.context)[:, query.proteins]]
-    if with_genes:
-        proportions = module.proportions(draw.decoded)[:, query.genes]
-        means.insert(0, query.rna_size_factor * proportions)
-        log_rs.insert(0, module.gene_log_inverse_dispersion(draw.context)[:, query.genes])
-    mean = torch.cat(means, dim=1).cpu().numpy()
-    r = torch.cat([_by_cell(log_r, len(mean)) for log_r in log_rs], dim=1).exp().cpu().numpy()
-    r = np.maximum(r, _SMALLEST_R)
-    values = np.empty_like(mean)
-    for b in range(len(values)):
-        generator = noise.generator("dispersion", sample, batch.keys[b : b + 1])
-        generator.standard_gamma(r[b], dtype=np.float32, out=values[b])
-    values *= mean / r
-    return values[:, : len(query.genes)], values[:, len(query.genes) :]
 
+    def values(mean: Tensor, log_r: Tensor, wanted: np.ndarray, number: int) -> np.ndarray:
+        return gamma_values(
+            noise, sample, batch.keys, number + wanted,
+            mean[:, wanted].cpu().numpy(), log_r[:, wanted].exp().cpu().numpy(),
+        )  # fmt: skip
 
-def _by_cell(rows: Tensor, n_cells: int) -> Tensor:
-    return rows.expand(n_cells, -1)
+    foreground = draw.foreground_probability() * draw.foreground_rate()
+    log_r = module.protein_log_inverse_dispersion(draw.context)
+    proteins = values(foreground, log_r, query.proteins, module.n_input_genes)
+    if not len(query.genes):
+        return np.empty((len(proteins), 0), dtype=np.float32), proteins
+    rna = query.rna_size_factor * module.proportions(draw.decoded)
+    log_r = module.gene_log_inverse_dispersion(draw.context)
+    return values(rna, log_r, query.genes, 0), proteins

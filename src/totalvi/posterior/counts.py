@@ -1,7 +1,7 @@
-"""Negative binomial counts by cell: each entry has a stream of random numbers of its own.
+"""Negative binomial counts and gamma values by cell: each entry has random numbers of its own.
 
 The stream of an entry is a hash of the noise, the cell's key and the feature's position, so that
-neither the subset of cells, nor that of features, nor the number of threads changes a count. Small
+neither the subset of cells, nor that of features, nor the number of threads changes a value. Small
 means, of which RNA is full, take one number: the distribution function is inverted. Large means take
 the gamma-Poisson mixture.
 """
@@ -59,6 +59,53 @@ def negative_binomial_counts(
         dropout = dropout_probability
     _fill_counts(keys, stream, features, mean, inverse_dispersion, dropout, counts)
     return counts
+
+
+def gamma_values(
+    noise: CellNoise,
+    sample: int,
+    keys: np.ndarray,
+    features: np.ndarray,
+    mean: np.ndarray,
+    inverse_dispersion: np.ndarray,
+) -> np.ndarray:
+    """Return values (B, F), float32, of Gamma(r, r / mean), whose variance is ``mean^2 / r``.
+
+    Parameters are those of `negative_binomial_counts`, whose counts are Poisson around such values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> keys, mean, r = np.arange(20_000, dtype=np.uint64), np.full((20_000, 1), 6.0), np.ones((1, 1))
+    >>> values = gamma_values(CellNoise(0), 0, keys, np.array([0]), mean, 2 * r)
+    >>> round(float(values.mean())), round(float(values.var()))
+    (6, 18)
+    """
+    values = np.empty(mean.shape, dtype=np.float32)
+    _fill_gamma(
+        keys, noise.stream("dispersion", sample), features, mean, inverse_dispersion, values
+    )
+    return values
+
+
+@njit(parallel=True, cache=True)
+def _fill_gamma(
+    keys: np.ndarray,
+    stream: np.uint64,
+    features: np.ndarray,
+    mean: np.ndarray,
+    r: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    by_cell = len(r) > 1
+    for b in prange(len(keys)):
+        cell = mixed(keys[b] ^ stream)
+        r_of_cell = r[b] if by_cell else r[0]
+        state = np.empty(1, dtype=np.uint64)
+        for j in range(len(features)):
+            state[0] = mixed(cell + uint64(features[j] + 1) * uint64(GOLDEN))
+            shape = min(max(r_of_cell[j], _SMALLEST_R), _LARGEST_R)
+            values[b, j] = _gamma(state, shape) * (mean[b, j] / shape)
 
 
 @njit(parallel=True, cache=True)

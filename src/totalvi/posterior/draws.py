@@ -54,6 +54,10 @@ class Draw(NamedTuple):
         """Return pi, the probability that a protein count is background, (B, T)."""
         return torch.sigmoid(self.decoded.background_logit)
 
+    def foreground_probability(self) -> Tensor:
+        """Return 1 - pi, (B, T), which keeps its digits where it is small."""
+        return torch.sigmoid(-self.decoded.background_logit)
+
 
 def draws(
     module: TOTALVI,

@@ -1,17 +1,17 @@
-"""Denoised expression and foreground probability: posterior means by Monte Carlo, streamed."""
+"""Denoised expression, and other quantities of proteins: posterior means by Monte Carlo, streamed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from totalvi.feed import Minibatch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.draws import Draw, draws
 from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.scales import protein_scale
 
 ScaledLibrary = float | Literal["latent"]
 
@@ -92,7 +92,15 @@ def normalized_expression(
                     wanted = total if all_genes else total[:, query.genes]
                     kept_rna[slot] = (wanted * (scale / n_averaged)).cpu()
                     total.zero_()
-            kept_protein[slot] += _protein(draw, query, noise, batch.keys)[:, query.proteins].cpu()
+            foreground, background = protein_scale(
+                draw,
+                noise,
+                batch.keys,
+                sample_mixing=query.sample_protein_mixing,
+                scale=query.scale_protein,
+                include_background=query.include_protein_background,
+            )
+            kept_protein[slot] += (foreground + background)[:, query.proteins].cpu()
         kept_protein /= n_averaged
         if return_mean:
             rna[rows], protein[rows] = kept_rna[0].numpy(), kept_protein[0].numpy()
@@ -101,33 +109,39 @@ def normalized_expression(
 
 
 @torch.no_grad()
-def foreground_probability(
+def protein_means(
     module: TOTALVI,
     batches: Iterable[Minibatch],
     noise: CellNoise,
+    quantity: Callable[[Draw], Tensor],
     proteins: np.ndarray,
-    probability: Any,
+    values: Any,
     *,
     n_samples: int,
     transform_batches: Sequence[int | None],
+    return_mean: bool,
 ) -> None:
-    """Write E[1 - pi], the expectation over q(z | cell), to the rows of ``probability``."""
+    """Write the posterior mean of a quantity of each protein, one minibatch after the other.
+
+    Parameters
+    ----------
+    quantity
+        Gives it (B, T) at one sample, as do `Draw.foreground_probability` and `Draw.background_rate`.
+    values
+        As ``protein`` in `normalized_expression`.
+    """
+    n_kept = 1 if return_mean else n_samples
+    n_batches = len(transform_batches)
     start = 0
     for batch in batches:
-        total = torch.zeros_like(batch.y)
-        for draw in draws(module, batch, n_samples, noise, transform_batches):
-            total += torch.sigmoid(-draw.decoded.background_logit)
-        mean = total / (n_samples * len(transform_batches))
-        probability[start : start + len(batch.cells)] = mean[:, proteins].cpu().numpy()
-        start += len(batch.cells)
-
-
-def _protein(draw: Draw, query: ExpressionQuery, noise: CellNoise, keys: np.ndarray) -> Tensor:
-    background = draw.background_probability()
-    if query.sample_protein_mixing:
-        uniform = noise.uniform("mixing", draw.sample, keys, background.shape[1])
-        background = (uniform.to(background.device) < background).to(background.dtype)
-    value = (1 - background) * draw.foreground_rate()
-    if query.include_protein_background:
-        value += background * draw.background_rate()
-    return F.normalize(value, p=1, dim=-1) if query.scale_protein else value
+        kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
+        for i, draw in enumerate(draws(module, batch, n_samples, noise, transform_batches)):
+            kept[0 if return_mean else i // n_batches] += quantity(draw)
+        kept *= n_kept / (n_samples * n_batches)
+        rows = slice(start, start + len(batch.cells))
+        start = rows.stop
+        wanted = kept[:, :, proteins].cpu().numpy()
+        if return_mean:
+            values[rows] = wanted[0]
+        else:
+            values[:, rows] = wanted

@@ -49,14 +49,6 @@ class CellNoise(NamedTuple):
         """
         return self._fill(_fill_uniform, purpose, sample, keys, width)
 
-    def generator(self, purpose: Purpose, sample: int, keys: np.ndarray) -> np.random.Generator:
-        """Return a generator for the draws of cells with ``keys`` that no closed form gives.
-
-        What it draws depends on all of ``keys``: give it one cell's for noise by cell.
-        """
-        words = [self.seed, _PURPOSES.index(purpose), sample, *map(int, keys)]
-        return np.random.default_rng(words)
-
     def stream(self, purpose: Purpose, sample: int) -> np.uint64:
         """Return the number that a cell's key is mixed with for all noise of one purpose and sample."""
         words = np.random.SeedSequence((self.seed, _PURPOSES.index(purpose), sample))

@@ -1,6 +1,6 @@
 """Parameters of the counts' distributions: at one posterior sample, and their posterior means."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +88,7 @@ def mean_parameters(
     targets: Mapping[str, Any],
     *,
     n_samples: int,
+    transform_batches: Sequence[int | None] = (None,),
 ) -> None:
     """Write the posterior mean of each parameter to the rows of its target.
 
@@ -96,16 +97,19 @@ def mean_parameters(
     targets
         Arrays or zarr arrays (cells, features): "mean" and, for "zinb", "dropout" of RNA;
         "protein_background_mean", "protein_foreground_mean" and "protein_mixing".
+    transform_batches
+        Codes of the batches to decode into, averaged over; (None,): each cell's own.
     """
+    n_draws = n_samples * len(transform_batches)
     start = 0
     for batch in batches:
         totals: dict[str, Tensor] = {}
-        for draw in draws(module, batch, n_samples, noise):
+        for draw in draws(module, batch, n_samples, noise, transform_batches):
             for name, value in _parameters(module, draw, genes, proteins).items():
                 totals[name] = totals[name].add_(value) if name in totals else value
         rows = slice(start, start + len(batch.cells))
         for name, total in totals.items():
-            targets[name][rows] = (total / n_samples).cpu().numpy()
+            targets[name][rows] = (total / n_draws).cpu().numpy()
         start = rows.stop
 
 
@@ -124,25 +128,3 @@ def _parameters(
         if gene.dropout_logit is not None:
             values["dropout"] = gene.dropout_logit.sigmoid()
     return values
-
-
-@torch.no_grad()
-def background_mean(
-    module: TOTALVI,
-    batches: Iterable[Minibatch],
-    noise: CellNoise,
-    proteins: np.ndarray,
-    background: Any,
-    *,
-    n_samples: int,
-    transform_batches: tuple[int | None, ...],
-) -> None:
-    """Write E[beta], the expectation over q(z, b | cell), to the rows of ``background``."""
-    start = 0
-    for batch in batches:
-        total = torch.zeros_like(batch.y)
-        for draw in draws(module, batch, n_samples, noise, transform_batches):
-            total += draw.background_rate()
-        mean = total / (n_samples * len(transform_batches))
-        background[start : start + len(batch.cells)] = mean[:, proteins].cpu().numpy()
-        start += len(batch.cells)

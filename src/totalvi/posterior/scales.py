@@ -1,8 +1,10 @@
 """Samples of the scales on which cells are compared: RNA proportions and foreground protein."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -63,17 +65,25 @@ def scales(
     codes: tuple[int | None, ...] = (None, *query.transform_batches)
     samples = draws(module, batch, n_samples, noise, codes)
     weights = _batch_weights(query).to(batch.y.device)
+    protein = partial(
+        protein_scale,
+        noise=noise,
+        keys=batch.keys,
+        sample_mixing=query.sample_protein_mixing,
+        scale=query.scale_protein,
+        include_background=query.include_protein_background,
+    )
     for own in samples:
         own_rna = module.proportions(own.decoded)
         if not query.transform_batches:
-            yield Scales(own, own_rna, own_rna, *_protein(own, query, noise, batch))
+            yield Scales(own, own_rna, own_rna, *protein(own))
             continue
         rna = torch.zeros_like(own_rna)
         foreground, background = torch.zeros_like(batch.y), torch.zeros_like(batch.y)
         for weight in weights:
             draw = next(samples)
             rna += module.proportions(draw.decoded) / len(weights)
-            parts = _protein(draw, query, noise, batch)
+            parts = protein(draw)
             foreground += weight * parts[0]
             background += weight * parts[1]
         yield Scales(own, own_rna, rna, foreground, background)
@@ -86,18 +96,37 @@ def _batch_weights(query: ScaleQuery) -> Tensor:
     return measured / measured.sum(dim=0)
 
 
-def _protein(
-    draw: Draw, query: ScaleQuery, noise: CellNoise, batch: Minibatch
+def protein_scale(
+    draw: Draw,
+    noise: CellNoise,
+    keys: np.ndarray,
+    *,
+    sample_mixing: bool,
+    scale: bool,
+    include_background: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Return (1 - pi) beta alpha and pi beta of each protein, each (B, T).
+
+    Parameters
+    ----------
+    keys
+        Of the cells, (B,).
+    sample_mixing
+        Whether each protein is drawn to be background or foreground, in place of weighting both.
+    scale
+        Whether the proteins of a cell are made to sum to one.
+    include_background
+        Whether the background counts; otherwise it is 0.
+    """
     in_background = draw.background_probability()
-    if query.sample_protein_mixing:
-        uniform = noise.uniform("mixing", draw.sample, batch.keys, in_background.shape[1])
+    if sample_mixing:
+        uniform = noise.uniform("mixing", draw.sample, keys, in_background.shape[1])
         in_background = (uniform.to(in_background.device) < in_background).to(in_background.dtype)
     foreground = (1 - in_background) * draw.foreground_rate()
     background = torch.zeros_like(foreground)
-    if query.include_protein_background:
+    if include_background:
         background = in_background * draw.background_rate()
-    if query.scale_protein:
+    if scale:
         both = F.normalize(torch.cat([foreground, background], dim=1), p=1, dim=1)
         foreground, background = both.chunk(2, dim=1)
     return foreground, background

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.arguments import Cells
-from totalvi.data.source import did_you_mean
+from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
 from totalvi.posterior.aggregate import AggregatedPosterior, log_density_by_group
 from totalvi.posterior.latent import latent_distribution
@@ -33,6 +33,11 @@ class AbundanceQueries(Asking):
         -------
         `AggregatedPosterior`, with ``log_prob(u)`` and ``sample(n_samples, seed)``. u is the latent
         state z, or with ``latent_distribution="ln"`` what z is the softmax of.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed.
 
         Examples
         --------

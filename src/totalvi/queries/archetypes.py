@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from totalvi.arguments import Cells, positive_number
-from totalvi.feed import minibatches
+from totalvi.arguments import Cells, checked_number
 from totalvi.posterior.archetypes import archetype_expression, distinct_contexts, z_scores
-from totalvi.queries.asking import QUERY_BATCH_SIZE, Asking, Data, Names
+from totalvi.queries.asking import QUERY_BATCH_SIZE, Asked, Asking, Data, Names
+from totalvi.queries.store import Table
 
 
 class ArchetypeQueries(Asking):
@@ -26,6 +25,7 @@ class ArchetypeQueries(Asking):
         include_protein_background: bool = False,
         standardize: bool = False,
         batch_size: int = QUERY_BATCH_SIZE,
+        progress: bool | None = None,
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return what a cell at each corner of the latent space would express.
 
@@ -52,6 +52,8 @@ class ArchetypeQueries(Asking):
             Whether to return standard scores over the archetypes, which show what sets each apart.
         batch_size
             Combinations of batch and covariates decoded at a time.
+        progress
+            Whether to show a progress bar of these combinations; None: on a terminal.
 
         Returns
         -------
@@ -73,34 +75,32 @@ class ArchetypeQueries(Asking):
         >>> rna.shape, protein.shape
         ((4, 30), (4, 5))
         """
+        asked = self._asked(adata, indices)
         if self.module.latent_distribution != "ln":
             raise ValueError(
                 'latent_distribution is "normal", whose latent space has no corners; build the Model '
                 'with latent_distribution="ln" for archetypes.'
             )
-        asked = self._asked(adata, indices)
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
         codes = self._batch_codes(transform_batch)
-        scale = positive_number("library_size", library_size)
+        scale = checked_number("library_size", library_size)
         cells, shares = distinct_contexts(asked.data, asked.cells)
         continuous = asked.data.continuous
-        rna, protein = archetype_expression(
-            self.module,
-            minibatches(asked.data, self.module, cells, batch_size),
-            shares,
-            codes,
-            None if continuous is None else continuous[asked.cells].mean(axis=0),
-            include_protein_background=include_protein_background,
-        )
+        contexts = Asked(self.module, asked.data, cells)
+        with contexts.stream(batch_size, "archetypes", progress) as batches:
+            rna, protein = archetype_expression(
+                self.module,
+                batches,
+                shares,
+                codes,
+                None if continuous is None else continuous[asked.cells].mean(axis=0),
+                include_protein_background=include_protein_background,
+            )
         rna, protein = scale * rna[:, genes], protein[:, proteins]
         if standardize:
             rna, protein = z_scores(rna), z_scores(protein)
         index = pd.Index([f"archetype {k}" for k in range(len(rna))])
         return (
-            _table(rna, index, self._gene_names(genes)),
-            _table(protein, index, self._protein_names(proteins)),
+            Table(index, self._gene_names(genes)).frame(rna),
+            Table(index, self._protein_names(proteins)).frame(protein),
         )
-
-
-def _table(values: np.ndarray, index: pd.Index, names: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame(values, index=index, columns=names)

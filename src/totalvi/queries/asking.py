@@ -12,7 +12,7 @@ from mudata import MuData
 
 from totalvi.arguments import Cells, cell_positions, feature_positions
 from totalvi.data.cite import CiteData, Schema, describe
-from totalvi.data.source import did_you_mean
+from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
 from totalvi.module.fused.arrays import threads_of_torch

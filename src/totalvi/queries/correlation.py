@@ -4,14 +4,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
-from totalvi.arguments import Cells, check_choice, feature_positions, positive_number
+from totalvi.arguments import Cells, check_choice, checked_number, feature_positions
 from totalvi.data.gene_protein_pairs import matched_pairs
 from totalvi.errors import DataError
 from totalvi.feed import Minibatch, minibatch
 from totalvi.module.options import at_least_one
-from totalvi.posterior.correlation import CorrelationQuery, CorrelationType, feature_correlations
+from totalvi.posterior.correlation import (
+    CorrelationQuery,
+    CorrelationType,
+    feature_correlations,
+    spearman,
+)
 from totalvi.queries.asking import QUERY_BATCH_SIZE, Asked, Asking, Data, Names
 
 _PERMUTATION = 1  # of the genes' cells: beside the noise, which has the seed itself
@@ -101,7 +105,7 @@ class CorrelationQueries(Asking):
             transform_batches=self._batch_codes(transform_batch),
             n_samples=at_least_one("n_samples", n_samples),
             correlation_type=correlation_type,
-            rna_size_factor=positive_number("rna_size_factor", rna_size_factor),
+            rna_size_factor=checked_number("rna_size_factor", rna_size_factor),
             log_transform=log_transform,
         )
         values = self._correlations(asked, query, batch_size, permute_genes, seed, progress)
@@ -162,6 +166,7 @@ class CorrelationQueries(Asking):
         >>> list(model.get_gene_protein_pairs(pairs=[pair], n_samples=2))
         ['protein', 'gene', 'raw', 'denoised']
         """
+        asked = self._asked(adata, indices)
         proteins, genes = zip(*self._pairs(pairs), strict=True)
         gene_list, protein_list = list(dict.fromkeys(genes)), list(dict.fromkeys(proteins))
         query = CorrelationQuery(
@@ -170,7 +175,6 @@ class CorrelationQueries(Asking):
             transform_batches=self._batch_codes(transform_batch),
             n_samples=at_least_one("n_samples", n_samples),
         )
-        asked = self._asked(adata, indices)
         values = self._correlations(asked, query, batch_size, False, seed, progress)
         denoised = values[: len(gene_list), len(gene_list) :]
         return pd.DataFrame(
@@ -224,20 +228,12 @@ class CorrelationQueries(Asking):
         rna = data.rna[cells][:, feature_positions(genes, self.schema.gene_names, "pairs")].tocsc()
         columns = feature_positions(proteins, self.schema.protein_names, "pairs")
         measured = np.array(self.schema.panel_measured)[data.panel[cells]][:, columns]
-        return [
-            _spearman(
-                (rna[:, [i]].toarray().ravel() / total)[measured[:, i]],
-                data.protein[cells, t][measured[:, i]],
-            )
-            for i, t in enumerate(columns)
-        ]
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the rank correlation; 0 where one of them is constant."""
-    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / scale) if scale > 0 else 0.0
+        correlations = []
+        for i, t in enumerate(columns):
+            pair = [rna[:, [i]].toarray().ravel() / total, data.protein[cells, t]]
+            values = np.column_stack(pair)[measured[:, i]]
+            correlations.append(float(spearman([values], 2, len(values))[0, 1]))
+        return correlations
 
 
 def _permuted_cells(asked: Asked, rng: np.random.Generator) -> Callable[[Minibatch], Minibatch]:

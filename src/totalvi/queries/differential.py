@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from totalvi.arguments import Cells, check_choice
+from totalvi.arguments import Cells, check_choice, checked_number
 from totalvi.data.cite import CiteData
 from totalvi.errors import NotTrainedError
 from totalvi.module.options import at_least_one
@@ -161,12 +161,12 @@ class DifferentialQueries(Asking):
         """
         check_choice("mode", mode, ("change", "vanilla"))
         check_choice("unit", unit, ("groups", "cells"))
-        _check_number("protein_prior_count", protein_prior_count)
-        _check_number("fdr_target", fdr_target, below=1.0)
+        checked_number("protein_prior_count", protein_prior_count)
+        checked_number("fdr_target", fdr_target, below=1.0)
         if delta is not None:
-            _check_number("delta", delta, zero=True)
+            checked_number("delta", delta, zero=True)
         if pseudocounts is not None:
-            _check_number("pseudocounts", pseudocounts)
+            checked_number("pseudocounts", pseudocounts)
         codes = self._common_batches(batch_correction, batchid1, batchid2)
         n_samples = at_least_one("n_samples", n_samples)
         n_pairs = at_least_one("n_pairs", n_pairs)
@@ -275,17 +275,6 @@ class DifferentialQueries(Asking):
 
 
 _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
-
-
-def _check_number(
-    argument: str, value: float, *, zero: bool = False, below: float = np.inf
-) -> None:
-    """Raise ValueError unless ``value`` is a number above 0, or 0 where that may be."""
-    number = isinstance(value, int | float | np.number)
-    if not (number and (0 < value < below or (zero and value == 0))):
-        least = "from" if zero else "above"
-        most = "" if below == np.inf else f" and below {below:g}"
-        raise ValueError(f"{argument} is {value!r}; allowed are numbers {least} 0{most}.")
 
 
 def _measured_by_batch(data: CiteData) -> np.ndarray:

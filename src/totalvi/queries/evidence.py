@@ -29,8 +29,33 @@ class EvidenceQueries(Asking):
         """Return the evidence lower bound in nats by cell: their mean, or that of each cell.
 
         Higher is better; it is minus the loss of the paper's objective (with
-        ``protein_efficiency=True``, of scvi-tools' objective, which has a prior term for it).
-        Parameters are those of `get_latent_representation`.
+        ``protein_efficiency=True``, of scvi-tools' objective, which has a prior term for it). Its
+        expectations are from one posterior sample a cell, its divergences in closed form.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, seed, progress
+            As in `get_latent_representation`.
+        return_mean
+            Whether to return the mean over cells; otherwise each cell's.
+
+        Returns
+        -------
+        A number, or with ``return_mean=False`` an array (cells,).
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> model.get_elbo(return_mean=False).shape
+        (60,)
         """
         asked = self._asked(adata, indices)
         with asked.stream(batch_size, "evidence", progress) as batches:
@@ -66,6 +91,20 @@ class EvidenceQueries(Asking):
         -------
         "gene", "protein" and their sum "total": a series, or with ``return_mean=False`` a data frame
         (cells, 3).
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> list(model.get_reconstruction_error().index)
+        ['gene', 'protein', 'total']
         """
         asked = self._asked(adata, indices)
         n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
@@ -101,7 +140,16 @@ class EvidenceQueries(Asking):
         n_mc_samples
             K. Its samples are decoded one after the other, so that memory does not grow with it.
         return_mean
-            Whether to return the mean over cells; otherwise each cell's, (cells,).
+            Whether to return the mean over cells; otherwise each cell's.
+
+        Returns
+        -------
+        A number, or with ``return_mean=False`` an array (cells,).
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed.
 
         Examples
         --------

@@ -1,18 +1,19 @@
-"""Queries of denoised expression and of the foreground probability."""
+"""Queries of denoised expression, and of the foreground and background of proteins."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from torch import Tensor
 
 from totalvi.arguments import Cells, checked_library_size
 from totalvi.module.options import at_least_one
+from totalvi.posterior.draws import Draw
 from totalvi.posterior.expression import (
     ExpressionQuery,
     ScaledLibrary,
-    foreground_probability,
     normalized_expression,
+    protein_means,
 )
 from totalvi.queries.asking import QUERY_BATCH_SIZE, Asking, Data, Names
 from totalvi.queries.store import Table, row_targets
@@ -85,6 +86,16 @@ class ExpressionQueries(Asking):
             When an argument has a value not allowed, or a feature or batch is not known.
         OutputError
             When ``out`` exists or cannot be written.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> rna, protein = model.get_normalized_expression(n_samples=5, library_size=10_000)
+        >>> rna.shape, protein.shape
+        ((60, 30), (60, 5))
         """
         asked = self._asked(adata, indices)
         query = ExpressionQuery(
@@ -115,10 +126,7 @@ class ExpressionQueries(Asking):
         rna, protein = targets["rna"], targets["protein"]
         if return_numpy or not return_mean:
             return rna, protein
-        return tuple(
-            pd.DataFrame(targets[name], index=table.cells, columns=table.features)
-            for name, table in tables.items()
-        )
+        return tables["rna"].frame(rna), tables["protein"].frame(protein)
 
     def get_protein_foreground_probability(
         self,
@@ -128,6 +136,7 @@ class ExpressionQueries(Asking):
         transform_batch: Names = None,
         protein_list: Sequence[str] | None = None,
         n_samples: int = 1,
+        return_mean: bool = True,
         return_numpy: bool = False,
         out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
@@ -136,30 +145,122 @@ class ExpressionQueries(Asking):
     ) -> Any:
         """Return the probability that each protein count is foreground, E[1 - pi].
 
-        Parameters are those of `get_normalized_expression`.
+        The expectation is over q(z | cell).
+
+        Parameters
+        ----------
+        adata, indices, batch_size, seed, progress
+            As in `get_latent_representation`.
+        transform_batch, protein_list, n_samples, return_mean, return_numpy, out
+            As in `get_normalized_expression`; the store gets the group "protein".
 
         Returns
         -------
         (cells, proteins), between 0 and 1; with ``out``, its path.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed, or a protein or batch is not known.
+        OutputError
+            When ``out`` exists or cannot be written.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> foreground = model.get_protein_foreground_probability(n_samples=5)
+        >>> foreground.shape, bool(foreground.min(axis=None) > 0)
+        ((60, 5), True)
         """
+        return self._protein_means(
+            Draw.foreground_probability, "foreground probability", adata, indices, transform_batch,
+            protein_list, n_samples, return_mean, return_numpy, out, batch_size, seed, progress,
+        )  # fmt: skip
+
+    def get_protein_background_mean(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        protein_list: Sequence[str] | None = None,
+        n_samples: int = 1,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+        out: str | Path | None = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Any:
+        """Return the mean count of each protein's background, E[beta].
+
+        The expectation is over q(z, b | cell). Like `get_normalized_expression` it is free of the
+        batch's protein efficiency, where the model has one.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, seed, progress
+            As in `get_latent_representation`.
+        transform_batch, protein_list, n_samples, return_mean, return_numpy, out
+            As in `get_normalized_expression`; the store gets the group "protein".
+
+        Returns
+        -------
+        (cells, proteins), above 0; with ``out``, its path.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed, or a protein or batch is not known.
+        OutputError
+            When ``out`` exists or cannot be written.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> model.get_protein_background_mean(protein_list=["protein_0"]).shape
+        (60, 1)
+        """
+        return self._protein_means(
+            Draw.background_rate, "protein background", adata, indices, transform_batch,
+            protein_list, n_samples, return_mean, return_numpy, out, batch_size, seed, progress,
+        )  # fmt: skip
+
+    def _protein_means(
+        self,
+        quantity: Callable[[Draw], Tensor],
+        what: str,
+        adata: Data | None,
+        indices: Cells,
+        transform_batch: Names,
+        protein_list: Sequence[str] | None,
+        n_samples: int,
+        return_mean: bool,
+        return_numpy: bool,
+        out: str | Path | None,
+        batch_size: int,
+        seed: int,
+        progress: bool | None,
+    ) -> Any:
         asked = self._asked(adata, indices)
-        proteins = self._proteins(protein_list)
-        table = Table(asked.cell_names, self._protein_names(proteins))
-        codes = self._batch_codes(transform_batch)
+        proteins, codes = self._proteins(protein_list), self._batch_codes(transform_batch)
         n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
+        table = Table(asked.cell_names, self._protein_names(proteins))
         with (
-            row_targets({"protein": table}, out) as targets,
-            asked.stream(batch_size, "foreground probability", progress) as batches,
+            row_targets({"protein": table}, out, None if return_mean else n_samples) as targets,
+            asked.stream(batch_size, what, progress) as batches,
         ):
-            foreground_probability(
-                self.module, batches, noise, proteins, targets["protein"],
-                n_samples=n_samples, transform_batches=codes,
+            protein_means(
+                self.module, batches, noise, quantity, proteins, targets["protein"],
+                n_samples=n_samples, transform_batches=codes, return_mean=return_mean,
             )  # fmt: skip
         if out is not None:
             return Path(out)
         values = targets["protein"]
-        return (
-            values
-            if return_numpy
-            else pd.DataFrame(values, index=table.cells, columns=table.features)
-        )
+        return values if return_numpy or not return_mean else table.frame(values)

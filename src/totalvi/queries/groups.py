@@ -9,7 +9,7 @@ import pandas as pd
 
 from totalvi.arguments import Cells, cell_positions
 from totalvi.data.cite import CiteData
-from totalvi.data.source import did_you_mean
+from totalvi.data.finding import did_you_mean
 from totalvi.posterior.differential import Comparison
 
 REST = "Rest"

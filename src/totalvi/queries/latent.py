@@ -69,6 +69,19 @@ class LatentQueries(Asking):
         ------
         ValueError
             When an argument has a value not allowed.
+        NotTrainedError
+            When the model has not been trained, or its fit failed; so does every other query.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> model.get_latent_representation().shape
+        (60, 4)
+        >>> model.get_latent_representation(indices=[3, 7], give_mean=False, n_samples=10).shape
+        (10, 2, 4)
         """
         asked = self._asked(adata, indices)
         noise = self._noise(seed)
@@ -113,6 +126,15 @@ class LatentQueries(Asking):
         ------
         ValueError
             When an argument has a value not allowed.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4, library="latent")
+        >>> model.train(max_epochs=2)
+        >>> model.get_latent_library_size().shape
+        (60, 1)
         """
         asked = self._asked(adata, indices)
         noise = self._noise(seed)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from totalvi.arguments import Cells
 from totalvi.module.options import at_least_one
-from totalvi.posterior.parameters import background_mean, mean_parameters
+from totalvi.posterior.parameters import mean_parameters
 from totalvi.queries.asking import QUERY_BATCH_SIZE, Asking, Data, Names
 from totalvi.queries.store import Table, row_targets
 
@@ -21,9 +21,11 @@ class ParameterQueries(Asking):
         adata: Data | None = None,
         indices: Cells = None,
         *,
+        transform_batch: Names = None,
         gene_list: Sequence[str] | None = None,
         protein_list: Sequence[str] | None = None,
         n_samples: int = 1,
+        return_numpy: bool = False,
         out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
@@ -40,10 +42,14 @@ class ParameterQueries(Asking):
         ----------
         adata, indices, batch_size, seed, progress
             As in `get_latent_representation`.
+        transform_batch
+            Batch or batches to decode every cell into, averaged. None: each cell's own.
         gene_list, protein_list
             Wanted features. None: all; an empty list: none.
         n_samples
             Posterior samples a cell.
+        return_numpy
+            Whether to return arrays in place of data frames.
         out
             Folder of a new zarr store to write to, in place of memory: it gets one group a
             parameter, each of which `anndata.read_zarr` reads.
@@ -59,13 +65,24 @@ class ParameterQueries(Asking):
         Raises
         ------
         ValueError
-            When an argument has a value not allowed, or a feature is not known.
+            When an argument has a value not allowed, or a feature or batch is not known.
         OutputError
             When ``out`` exists or cannot be written.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> parameters = model.get_likelihood_parameters()
+        >>> parameters["mean"].shape, parameters["protein_mixing"].shape
+        ((60, 30), (60, 5))
         """
         asked = self._asked(adata, indices)
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
         n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
+        codes = self._batch_codes(transform_batch)
         module = self.module
         rna = Table(asked.cell_names, self._gene_names(genes))
         protein = Table(asked.cell_names, self._protein_names(proteins))
@@ -83,60 +100,19 @@ class ParameterQueries(Asking):
             row_targets(tables, out) as targets,
             asked.stream(batch_size, "likelihood parameters", progress) as batches,
         ):
-            mean_parameters(module, batches, noise, genes, proteins, targets, n_samples=n_samples)
+            mean_parameters(
+                module, batches, noise, genes, proteins, targets,
+                n_samples=n_samples, transform_batches=codes,
+            )  # fmt: skip
             targets["dispersions"][:] = module.gene_log_r.detach().exp()[:, genes].numpy()
             targets["protein_dispersions"][:] = (
                 module.protein_log_r.detach().exp()[:, proteins].numpy()
             )
         if out is not None:
             return Path(out)
-        return {
-            name: pd.DataFrame(targets[name], index=table.cells, columns=table.features)
-            for name, table in tables.items()
-        }
-
-    def get_protein_background_mean(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        *,
-        transform_batch: Names = None,
-        protein_list: Sequence[str] | None = None,
-        n_samples: int = 1,
-        return_numpy: bool = False,
-        out: str | Path | None = None,
-        batch_size: int = QUERY_BATCH_SIZE,
-        seed: int = 0,
-        progress: bool | None = None,
-    ) -> Any:
-        """Return the mean count of each protein's background, E[beta].
-
-        Like `get_normalized_expression`, whose parameters these are, it is free of the batch's
-        protein efficiency, where the model has one.
-
-        Returns
-        -------
-        (cells, proteins), above 0; with ``out``, its path.
-        """
-        asked = self._asked(adata, indices)
-        proteins = self._proteins(protein_list)
-        table = Table(asked.cell_names, self._protein_names(proteins))
-        codes = self._batch_codes(transform_batch)
-        n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
-        with (
-            row_targets({"protein": table}, out) as targets,
-            asked.stream(batch_size, "protein background", progress) as batches,
-        ):
-            background_mean(
-                self.module, batches, noise, proteins, targets["protein"],
-                n_samples=n_samples, transform_batches=codes,
-            )  # fmt: skip
-        if out is not None:
-            return Path(out)
-        values = targets["protein"]
         if return_numpy:
-            return values
-        return pd.DataFrame(values, index=table.cells, columns=table.features)
+            return targets
+        return {name: table.frame(targets[name]) for name, table in tables.items()}
 
     def _groups(self, dispersion: str) -> pd.Index:
         """Return the names of the batches or labels by which inverse dispersions differ."""

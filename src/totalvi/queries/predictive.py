@@ -157,10 +157,7 @@ class PredictiveQueries(Asking):
                 return Path(out)
             by_cells, protein = zip(*parts, strict=True)
         rna = [sparse.vstack(some, format="csr") for some in zip(*by_cells, strict=True)]
-        frames = [
-            pd.DataFrame(counts, index=of_protein.cells, columns=of_protein.features)
-            for counts in np.concatenate(protein, axis=1)
-        ]
+        frames = [of_protein.frame(counts) for counts in np.concatenate(protein, axis=1)]
         single = n_samples == 1
         return PredictiveSample(
             rna=rna[0] if single else rna,

@@ -22,6 +22,10 @@ class Table(NamedTuple):
     cells: pd.Index
     features: np.ndarray
 
+    def frame(self, values: np.ndarray) -> pd.DataFrame:
+        """Return ``values`` (cells, features) with the names, not copied."""
+        return pd.DataFrame(values, index=self.cells, columns=self.features, copy=False)
+
 
 @contextmanager
 def row_targets(
