@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from totalvi.module.fused.arrays import as_array
 from totalvi.module.kernels import gene_loss
@@ -29,7 +30,7 @@ def negative_binomial_head_loss(
     head
         The linear layer that ends in the genes' logits.
     library
-        Library sizes, (B, 1).
+        Library sizes above 0, (B, 1).
     log_r, group
         Log inverse dispersions (groups, G), and each cell's group, (B,).
     """
@@ -56,30 +57,30 @@ class _NegativeBinomialHeadLoss(torch.autograd.Function):
         dtype = torch.bfloat16 if bfloat16 else x.dtype
         wide, weights = wide.to(dtype), weights.to(dtype)
         logits = wide @ weights
-        ctx.arguments = (logits, bias, library, counts, log_r, group)
-        losses = _losses(torch.ones_like(library[:, 0]), *ctx.arguments)
-        ctx.products = wide, weights, losses.by_logit
-        ctx.by_log_r, ctx.by_library = losses.by_log_r, losses.by_library
-        ctx.n_inputs = x.shape[1]
+        inputs = (logits, bias, library, log_r, group)
+        losses = _losses(counts, torch.ones_like(library[:, 0]), *inputs)
+        ctx.save_for_backward(wide, weights, *losses[1:], *inputs)
+        ctx.counts, ctx.n_inputs = counts, x.shape[1]
         return losses.loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_cell = gradients[0]
-        wide, weights, by_logit = ctx.products
+        wide, weights, by_logit, by_library, by_log_r, *inputs = ctx.saved_tensors
         dtype = by_cell.dtype
         d_wide = (by_logit @ weights.t()).to(dtype) * by_cell[:, None]
         weighted = torch.cat([wide * by_cell[:, None], by_cell[:, None]], dim=1)
         d_weights = (weighted.to(wide.dtype).t() @ by_logit).to(dtype)
         d_weight, d_covariates, d_bias = d_weights.tensor_split((ctx.n_inputs, len(d_weights) - 1))
-        if bool((by_cell == by_cell[0]).all()):
-            d_log_r = ctx.by_log_r * by_cell[0]
+        if bool((by_cell == by_cell[:1]).all()):
+            d_log_r = by_log_r * by_cell[:1].sum()
         else:
-            d_log_r = _losses(by_cell, *ctx.arguments).by_log_r
+            d_log_r = _losses(ctx.counts, by_cell, *inputs).by_log_r
         return (
             d_wide[:, : ctx.n_inputs], d_weight, d_bias[0], None,
             d_covariates if len(d_covariates) else None, None,
-            (ctx.by_library * by_cell)[:, None], d_log_r, None, None,
+            (by_library * by_cell)[:, None], d_log_r, None, None,
         )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ class _Losses(NamedTuple):
 
 
 def _losses(
-    weight: Tensor, logits: Tensor, bias: Tensor, library: Tensor, counts: SparseCounts,
+    counts: SparseCounts, weight: Tensor, logits: Tensor, bias: Tensor, library: Tensor,
     log_r: Tensor, group: Tensor,
 ) -> _Losses:  # fmt: skip
     r = log_r.detach().exp()
