@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from totalvi.module.fused.arrays import suits_compiled_loops
 from totalvi.module.fused.input import input_product, transformed_counts
 from totalvi.module.layers import (
     Activation,
@@ -227,7 +228,7 @@ class Encoder(nn.Module):
     def _gene_product(self, x: Tensor | SparseCounts) -> GeneProduct:
         if not isinstance(x, SparseCounts):
             return partial(torch.matmul, self._transform_dense(x))
-        if self.fused and x.device.type == "cpu":
+        if self.fused and suits_compiled_loops(x.counts):
             value = transformed_counts(x, self.scale_input, self.log_input)
             return lambda weight: input_product(value, x, weight, self.bfloat16_products)
         value = x.counts

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from totalvi.module.fused.arrays import suits_compiled_loops
 from totalvi.module.fused.hidden import normalized_activation, scaled_relu
 
 Normalization = Literal["batch", "layer", "none"]
@@ -148,11 +149,11 @@ class Activation(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return shape (B, n_features)."""
-        if self.fused and self.training and self.normalization == "batch" and x.is_cpu:
-            return normalized_activation(x, self.batch_norm, self.dropout_rate, generator)
-        without_gradient = not (self.training or torch.is_grad_enabled())
-        if self.fused and self.normalization == "batch" and x.is_cpu and without_gradient:
-            return scaled_relu(x, self.batch_norm)
+        if self.fused and self.normalization == "batch" and suits_compiled_loops(x):
+            if self.training:
+                return normalized_activation(x, self.batch_norm, self.dropout_rate, generator)
+            if not torch.is_grad_enabled():
+                return scaled_relu(x, self.batch_norm)
         if self.normalization == "batch":
             x = self.batch_norm(x)
         elif self.normalization == "layer":

@@ -7,7 +7,7 @@ reference by value and gradient.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from totalvi.module.distributions import (
@@ -70,6 +70,7 @@ class _SparseNegativeBinomialLoss(torch.autograd.Function):
         return zero_cost + x.sum_by_cell(further_cost)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
         x: SparseCounts = ctx.counts  # type: ignore[attr-defined]
         r, s, r_nonzero, s_nonzero = ctx.saved_tensors  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from totalvi.module.distributions import (
 )
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
+from totalvi.module.fused.arrays import suits_compiled_loops
 from totalvi.module.fused.gene_loss import gene_head_loss
 from totalvi.module.fused.proportions import add_proportions
 from totalvi.module.fused.protein_terms import background_divergence, protein_mixture_loss
@@ -378,7 +379,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def add_proportions(self, decoded: Decoded, scale: Tensor, total: Tensor) -> None:
         """Add rho times ``scale`` (B, 1) to ``total`` (B, G), in place and without a gradient."""
-        if self.fused and total.is_cpu and self.library != "size_factor":
+        if self.fused and suits_compiled_loops(total) and self.library != "size_factor":
             add_proportions(decoded.gene_product, scale, total)
         else:
             total.add_(self.log_proportions(decoded.gene_logit).exp_().mul_(scale))
@@ -461,7 +462,7 @@ class Network(nn.Module):
                 decoded.gene_product,
                 decoded.dropout_product,
                 x,
-                library_size,
+                library_size.clamp(min=SMALLEST_NORMAL),
                 self.gene_log_r,
                 group,
                 self.bfloat16_products,
@@ -475,7 +476,7 @@ class Network(nn.Module):
         return (
             self.fused
             and isinstance(x, SparseCounts)
-            and library_size.is_cpu
+            and suits_compiled_loops(library_size)
             and library_size.dim() == 2
             and self.library != "size_factor"
         )
@@ -483,7 +484,7 @@ class Network(nn.Module):
     def _protein_loss(
         self, y: Tensor, context: CellContext, decoded: Decoded, log_background: Tensor
     ) -> Tensor:
-        if self.fused and log_background.is_cpu and log_background.dim() == 2:
+        if self.fused and suits_compiled_loops(log_background) and log_background.dim() == 2:
             if self.log_efficiency is not None:
                 log_background = log_background + self.log_efficiency[context.batch]
             return protein_mixture_loss(
@@ -534,7 +535,7 @@ class Network(nn.Module):
         mean, scale = decoded.background_mean, decoded.background_scale
         measured = self.measured(context.panel)
         prior = self.background_prior_mean, self.background_prior_log_scale
-        if self.fused and mean.is_cpu and mean.dim() == 2:
+        if self.fused and suits_compiled_loops(mean) and mean.dim() == 2:
             total = background_divergence(measured, mean, scale, *prior, context.panel)
         else:
             prior_mean, prior_log_scale = (parameter[context.panel] for parameter in prior)

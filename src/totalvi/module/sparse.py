@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 
@@ -116,6 +116,7 @@ class _SparseProduct(torch.autograd.Function):
         return _weighted_row_sums(weight, counts.gene.long(), counts.cell_pointer, value)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, None, Tensor]:
         value, counts = ctx.value, ctx.counts  # type: ignore[attr-defined]
         order = counts.by_gene

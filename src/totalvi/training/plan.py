@@ -34,7 +34,7 @@ class TrainingPlan:
         Epochs without a lower validation loss after which training stops; None: it does not.
     accelerator, precision
         As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", "16-mixed", or
-        "auto": see `resolve_precision`.
+        "auto": see `resolve_precision`. In all of them weights and validation are in float32.
     """
 
     max_epochs: int

@@ -12,15 +12,17 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # weights stay in float32
 
 
-def resolve_precision(asked: Precision, device: torch.device) -> Precision:
-    """Return what "auto" means on ``device``; others as they are.
+def resolve_precision(asked: Precision, network: Network, device: torch.device) -> Precision:
+    """Return the precision that a fit of ``network`` on ``device`` has.
 
-    It is "bf16-mixed" on processors with instructions for bfloat16, where products are several times
-    faster and fits measured as good; "32-true" elsewhere.
+    "auto" is "bf16-mixed" for fused networks on processors with instructions for bfloat16, where wide
+    products are several times faster and fits measured as good; "32-true" elsewhere. Processors do
+    not train in float16: "16-mixed" is "bf16-mixed" there.
     """
-    if asked != "auto":
-        return asked
-    return "bf16-mixed" if device.type == "cpu" and _has_bfloat16() else "32-true"
+    on_cpu = device.type == "cpu"
+    if asked == "auto":
+        return "bf16-mixed" if on_cpu and network.fused and _has_bfloat16() else "32-true"
+    return "bf16-mixed" if on_cpu and asked == "16-mixed" else asked
 
 
 def autocast_precision(precision: Precision, network: Network, device: torch.device) -> Precision:

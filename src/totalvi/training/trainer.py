@@ -96,7 +96,7 @@ def _fit(
     from lightning_fabric import Fabric  # takes seconds to load, and queries do without it
 
     device = Fabric(accelerator=plan.accelerator, devices=1).device
-    precision = resolve_precision(plan.precision, device)
+    precision = resolve_precision(plan.precision, module, device)
     fabric = Fabric(
         accelerator=plan.accelerator,
         devices=1,
@@ -178,9 +178,9 @@ class _Stepper:
         seed: np.random.SeedSequence,
     ) -> None:
         self.fabric, self.module, self.plan = fabric, module, plan
-        optimizer = _optimizer(module, plan, fabric.device)
-        self.network, self.optimizer = fabric.setup(module, optimizer)
-        self.network.mark_forward_method("elbo")
+        self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # of losses in float16
+        fused = fabric.device.type in ("cpu", "cuda") and self.scaler is None
+        self.optimizer = fabric.setup(module, _optimizer(module, plan, fused))[1]
         self.samples = torch_generator(seed, fabric.device)
         self.skipped = SkippedSteps()
         self.steps_done = 0
@@ -198,7 +198,7 @@ class _Stepper:
 
     def epoch(self, epoch: int, batches: Iterable[Minibatch]) -> dict[str, float]:
         """Take a step for each minibatch; return the mean training loss and its terms."""
-        self.network.train()
+        self.module.train()
         mean = MeanTerms()
         for batch in batches:
             terms = self.step(batch)
@@ -212,10 +212,13 @@ class _Stepper:
     def step(self, batch: Minibatch) -> ElboTerms | None:
         """Take one step; return None, with nothing changed, when loss or gradient is not finite."""
         batch_norm_state = [buffer.clone() for buffer in self.module.buffers()]
-        terms = _terms(self.network, batch, self.samples)
+        with self.fabric.autocast():
+            terms = ElboTerms(*(t.float() for t in _terms(self.module, batch, self.samples)))
         loss = objective(terms, self.kl_weight())
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer.optimizer)
         norm = _clip_gradients(self.module, self.plan.gradient_clip_norm)
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:
@@ -225,8 +228,10 @@ class _Stepper:
         else:
             for buffer, before in zip(self.module.buffers(), batch_norm_state, strict=True):
                 buffer.copy_(before)
+            if self.scaler is not None:
+                self.scaler.update()
         self.steps_done += 1
-        return terms if finite else None
+        return ElboTerms(*(term.detach() for term in terms)) if finite else None
 
 
 def _clip_gradients(module: TOTALVI, largest_norm: float) -> Tensor:
@@ -239,7 +244,7 @@ def _clip_gradients(module: TOTALVI, largest_norm: float) -> Tensor:
     return norm
 
 
-def _optimizer(module: TOTALVI, plan: TrainingPlan, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(module: TOTALVI, plan: TrainingPlan, fused: bool) -> torch.optim.Optimizer:
     """Return Adam with decoupled weight decay on the weights of linear layers, and on nothing else."""
     decayed: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
@@ -250,7 +255,7 @@ def _optimizer(module: TOTALVI, plan: TrainingPlan, device: torch.device) -> tor
         {"params": decayed, "weight_decay": plan.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=device.type in ("cpu", "cuda"))
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=fused)
 
 
 def _terms(network: TOTALVI, batch: Minibatch, samples: torch.Generator) -> ElboTerms:

@@ -53,16 +53,18 @@ def test_exp_is_bounded_where_float32_ends() -> None:
     assert (values[2:] > 1e38).all()
 
 
-def test_bfloat16_is_that_of_torch() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_bfloat16_is_that_of_torch(compiled: bool) -> None:
     x = torch.randn(7, 300, generator=torch.Generator().manual_seed(0)) * 100
     expected = x.to(torch.bfloat16)
 
-    @njit
     def copy(source: np.ndarray, target: np.ndarray) -> None:
         for i in range(source.shape[0]):
             for j in range(source.shape[1]):
                 arithmetic.store(target, i, j, arithmetic.load(source, i, j))
 
+    if compiled:
+        copy = njit(copy)
     stored = torch.empty(x.shape, dtype=torch.bfloat16)
     copy(x.numpy(), stored.view(torch.uint16).numpy())
     assert torch.equal(stored, expected)

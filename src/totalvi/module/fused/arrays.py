@@ -20,6 +20,15 @@ def threads_of_torch() -> Iterator[None]:
         numba.set_num_threads(before)
 
 
+def suits_compiled_loops(tensor: Tensor) -> bool:
+    """Return whether compiled loops can take what is made of ``tensor``: on the CPU, one data type.
+
+    Under ``torch.autocast`` some results are in 16 bits and others are not.
+    """
+    single = tensor.dtype in (torch.float32, torch.float64)
+    return tensor.is_cpu and single and not torch.is_autocast_enabled("cpu")
+
+
 def as_array(tensor: Tensor) -> np.ndarray:
     """Return a tensor as an array that shares its memory; bfloat16 as uint16."""
     tensor = tensor.detach()

@@ -1,9 +1,11 @@
 """RNA's loss straight from the inputs of the decoder's last layers."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from totalvi.module.fused.arrays import as_array
 from totalvi.module.kernels.gene_loss import negative_binomial_loss
@@ -33,7 +35,7 @@ def gene_head_loss(
         The linear layers that end in the logits of the genes' proportions and of dropout; the latter
         None without zero inflation.
     library
-        Library sizes, (B, 1).
+        Library sizes above 0, (B, 1).
     log_r, group
         Log inverse dispersions (groups, G), and each cell's group, (B,).
     """
@@ -55,30 +57,47 @@ class _GeneHeadLoss(torch.autograd.Function):
         ctx: Any, counts: SparseCounts, library: Tensor, log_r: Tensor, group: Tensor,
         bfloat16: bool, *parts: Any,
     ) -> Tensor:  # fmt: skip
-        n_parts = len(LinearProduct._fields)
-        heads = [LinearProduct(*parts[i : i + n_parts]) for i in range(0, len(parts), n_parts)]
-        ctx.products = [_wide_product(head, bfloat16) for head in heads]
+        heads = _heads(parts)
+        products = [_wide_product(head, bfloat16) for head in heads]
         logits = [
-            (product.logits, head.bias) for product, head in zip(ctx.products, heads, strict=True)
+            (product.logits, head.bias) for product, head in zip(products, heads, strict=True)
         ]
-        ctx.arguments = (logits, library, counts, log_r, group)
-        losses = _losses(torch.ones_like(library[:, 0]), *ctx.arguments)
+        losses = _losses(counts, torch.ones_like(library[:, 0]), logits, library, log_r, group)
         # not the loss itself, which refers to this context: the two would keep each other in memory
-        ctx.by_logits, ctx.by_library, ctx.by_log_r = losses[1:]
+        ctx.save_for_backward(
+            library, log_r, group, losses.by_library, losses.by_log_r,
+            *(part for pair in logits for part in pair), *losses.by_logits,
+            *(part for product in products for part in (product.wide, product.weights)),
+        )  # fmt: skip
+        ctx.counts, ctx.n_inputs = counts, [head.x.shape[1] for head in heads]
         return losses.loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_cell = gradients[0]
-        if bool((by_cell == by_cell[0]).all()):
-            d_log_r = ctx.by_log_r * by_cell[0]
+        library, log_r, group, by_library, by_log_r, *rest = ctx.saved_tensors
+        n_heads = len(ctx.n_inputs)
+        logits = _pairs(rest[: 2 * n_heads])
+        by_logits, operands = rest[2 * n_heads : 3 * n_heads], _pairs(rest[3 * n_heads :])
+        if bool((by_cell == by_cell[:1]).all()):
+            d_log_r = by_log_r * by_cell[:1].sum()
         else:
-            d_log_r = _losses(by_cell, *ctx.arguments).by_log_r
-        d_library = (ctx.by_library * by_cell)[:, None]
+            d_log_r = _losses(ctx.counts, by_cell, logits, library, log_r, group).by_log_r
+        d_library = (by_library * by_cell)[:, None]
         d_heads: list[Tensor | None] = []
-        for product, by_logit in zip(ctx.products, ctx.by_logits, strict=True):
-            d_heads += _head_gradients(product, by_logit, by_cell)
+        for (wide, weights), by_logit, n in zip(operands, by_logits, ctx.n_inputs, strict=True):
+            d_heads += _head_gradients(wide, weights, by_logit, by_cell, n)
         return None, d_library, d_log_r, None, None, *d_heads
+
+
+def _heads(parts: Sequence[Any]) -> list[LinearProduct]:
+    n_parts = len(LinearProduct._fields)
+    return [LinearProduct(*parts[i : i + n_parts]) for i in range(0, len(parts), n_parts)]
+
+
+def _pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 
 class _WideProduct(NamedTuple):
@@ -87,7 +106,6 @@ class _WideProduct(NamedTuple):
     wide: Tensor
     weights: Tensor
     logits: Tensor
-    n_inputs: int
 
 
 def _wide_product(head: LinearProduct, bfloat16: bool) -> _WideProduct:
@@ -97,20 +115,20 @@ def _wide_product(head: LinearProduct, bfloat16: bool) -> _WideProduct:
         wide = torch.cat([wide, head.covariates], dim=1)
         weights = torch.cat([weights, head.covariate_weight])
     wide, weights = wide.to(dtype), weights.to(dtype)
-    return _WideProduct(wide, weights, wide @ weights, head.x.shape[1])
+    return _WideProduct(wide, weights, wide @ weights)
 
 
 def _head_gradients(
-    product: _WideProduct, by_logit: Tensor, by_cell: Tensor
+    wide: Tensor, weights: Tensor, by_logit: Tensor, by_cell: Tensor, n_inputs: int
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients by the parts of a `LinearProduct`; the ones of the bias are a column."""
     dtype = by_cell.dtype
-    d_wide = (by_logit @ product.weights.t()).to(dtype) * by_cell[:, None]
-    weighted = torch.cat([product.wide * by_cell[:, None], by_cell[:, None]], dim=1)
-    d_weights = (weighted.to(product.wide.dtype).t() @ by_logit).to(dtype)
-    n = product.n_inputs
-    d_weight, d_covariates, d_bias = d_weights.tensor_split((n, len(d_weights) - 1))
-    return d_wide[:, :n], d_weight, d_bias[0], None, d_covariates if len(d_covariates) else None
+    d_wide = (by_logit @ weights.t()).to(dtype) * by_cell[:, None]
+    weighted = torch.cat([wide * by_cell[:, None], by_cell[:, None]], dim=1)
+    d_weights = (weighted.to(wide.dtype).t() @ by_logit).to(dtype)
+    d_weight, d_covariates, d_bias = d_weights.tensor_split((n_inputs, len(d_weights) - 1))
+    d_rest = d_covariates if len(d_covariates) else None
+    return d_wide[:, :n_inputs], d_weight, d_bias[0], None, d_rest
 
 
 class _Losses(NamedTuple):
@@ -125,7 +143,7 @@ class _Losses(NamedTuple):
 
 
 def _losses(
-    weight: Tensor, logits: list[tuple[Tensor, Tensor]], library: Tensor, counts: SparseCounts,
+    counts: SparseCounts, weight: Tensor, logits: list[tuple[Tensor, Tensor]], library: Tensor,
     log_r: Tensor, group: Tensor,
 ) -> _Losses:  # fmt: skip
     """Return the loss from (logits, bias) of one head, or of two where RNA is zero-inflated."""

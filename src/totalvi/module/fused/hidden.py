@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from totalvi.module.fused.arrays import as_array
 from totalvi.module.kernels import hidden
@@ -60,6 +61,7 @@ class _NormalizedActivation(torch.autograd.Function):
         return y, mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, y, weight, mean, variance = ctx.saved_tensors
         d_x, d_weight, d_bias = (torch.empty_like(like) for like in (x, weight, weight))

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from totalvi.module.fused.arrays import as_array
 from totalvi.module.kernels import counts as counts_kernels
@@ -47,6 +48,7 @@ class _InputProduct(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None]:
         gradient = gradients[0].contiguous()
         if ctx.dense is not None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from totalvi.module.fused.arrays import as_array
 from totalvi.module.kernels import protein_terms
@@ -38,15 +39,18 @@ class _ProteinMixtureLoss(torch.autograd.Function):
             *map(as_array, (log_background, factor, logit, log_r, group, loss)),
             *map(as_array, derivatives),
         )  # fmt: skip
-        ctx.derivatives, ctx.group, ctx.log_r_shape = derivatives, group, log_r.shape
+        ctx.save_for_backward(*derivatives, group)
+        ctx.n_groups = len(log_r)
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *derivatives, group = ctx.saved_tensors
         by_background, by_factor, by_logit, by_log_r = (
-            derivative * gradients[0][:, None] for derivative in ctx.derivatives
+            derivative * gradients[0][:, None] for derivative in derivatives
         )
-        d_log_r = _sum_by_group(by_log_r, ctx.group, ctx.log_r_shape[0])
+        d_log_r = _sum_by_group(by_log_r, group, ctx.n_groups)
         return None, None, by_background, by_factor, by_logit, d_log_r, None
 
 
@@ -78,16 +82,19 @@ class _BackgroundDivergence(torch.autograd.Function):
             *map(as_array, (mean, scale, prior_mean, prior_log_scale, panel, divergence)),
             *map(as_array, derivatives),
         )  # fmt: skip
-        ctx.derivatives, ctx.panel, ctx.n_panels = derivatives, panel, len(prior_mean)
+        ctx.save_for_backward(*derivatives, panel)
+        ctx.n_panels = len(prior_mean)
         return divergence
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *derivatives, panel = ctx.saved_tensors
         by_mean, by_scale, by_prior_log_scale = (
-            derivative * gradients[0][:, None] for derivative in ctx.derivatives
+            derivative * gradients[0][:, None] for derivative in derivatives
         )
-        d_prior_mean = -_sum_by_group(by_mean, ctx.panel, ctx.n_panels)
-        d_prior_log_scale = _sum_by_group(by_prior_log_scale, ctx.panel, ctx.n_panels)
+        d_prior_mean = -_sum_by_group(by_mean, panel, ctx.n_panels)
+        d_prior_log_scale = _sum_by_group(by_prior_log_scale, panel, ctx.n_panels)
         return None, by_mean, by_scale, d_prior_mean, d_prior_log_scale, None
 
 

@@ -57,12 +57,20 @@ def log(x: float) -> float:
 
 def load(array: np.ndarray, row: int, column: int) -> float:
     """Return an element; one of a uint16 array is taken for a bfloat16."""
-    return float(array[row, column])
+    value: Any = array[row, column]
+    if array.dtype == np.uint16:
+        value = (np.uint32(value) << np.uint32(16)).view(_F)
+    result: float = value
+    return result
 
 
 def store(array: np.ndarray, row: int, column: int, value: float) -> None:
     """Set an element; in a uint16 array as a bfloat16, rounded to nearest even."""
-    array[row, column] = value
+    if array.dtype != np.uint16:
+        array[row, column] = value
+    else:
+        bits = int(_F(value).view(np.uint32))
+        array[row, column] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
 
 @overload(exp, jit_options=_EXACT_ORDER)
