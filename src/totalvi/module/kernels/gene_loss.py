@@ -11,8 +11,9 @@ and the softmax takes from each logit's derivative its share e / sum(e) of the s
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from totalvi.compiled import compiled
 from totalvi.module.kernels.arithmetic import exp, load, log, log1p, store
 from totalvi.module.kernels.rising import (
     log_factorial,
@@ -34,7 +35,7 @@ def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
     return result
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _largest(values: np.ndarray) -> float:
     """Return the largest value, found in lanes side by side: one would wait for itself."""
     lanes = np.full(_LANES, values[0])
@@ -47,7 +48,7 @@ def _largest(values: np.ndarray) -> float:
     return lanes.max()
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def softmax_terms(logits: np.ndarray, bias: np.ndarray, b: int, e: np.ndarray) -> float:
     """Fill ``e`` (G,) with exp(logit - largest logit) of cell ``b``; return its sum."""
     for g in range(len(e)):
@@ -61,7 +62,7 @@ def softmax_terms(logits: np.ndarray, bias: np.ndarray, b: int, e: np.ndarray) -
     return total
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _zeros(
     e: np.ndarray, scale: float, r: np.ndarray, inverse_r: np.ndarray, weight: float,
     q: np.ndarray, d_log_r: np.ndarray,
@@ -80,7 +81,7 @@ def _zeros(
     return cost, total
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _nonzeros(
     counts: np.ndarray, gene: np.ndarray, e: np.ndarray, scale: float,
     inverse_r: np.ndarray, unexplained: np.ndarray,
@@ -96,7 +97,7 @@ def _nonzeros(
     return cost
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _through_softmax(
     q: np.ndarray, e: np.ndarray, share: float, b: int, gradient: np.ndarray
 ) -> None:
@@ -104,7 +105,7 @@ def _through_softmax(
         store(gradient, b, g, q[g] - e[g] * share)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def negative_binomial_loss(
     logits: np.ndarray, bias: np.ndarray, library: np.ndarray,
     counts: np.ndarray, gene: np.ndarray, pointer: np.ndarray,
