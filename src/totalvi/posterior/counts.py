@@ -87,9 +87,9 @@ def _fill_counts(
 
 @compiled()
 def _uniform(state: np.ndarray) -> float:
-    """Return the next number between 0 and 1, both left out, of 53 bits (SplitMix64)."""
+    """Return the next number between 0 and 1, both left out, of 52 bits (SplitMix64)."""
     state[0] += uint64(GOLDEN)
-    return (np.float64(mixed(state[0]) >> uint64(11)) + 0.5) * 2.0**-53
+    return (np.float64(mixed(state[0]) >> uint64(12)) + 0.5) * 2.0**-52
 
 
 @compiled()

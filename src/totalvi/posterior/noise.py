@@ -107,5 +107,5 @@ def _fill_uniform(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> No
         cell = mixed(keys[b] ^ stream)
         for j in range(values.shape[1]):
             word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
-            # 24 bits, all that float32 holds below 1
-            values[b, j] = np.float32((word >> uint64(40)) + 0.5) * np.float32(2.0**-24)
+            # 23 bits and a half step are what float32 holds below 1 without rounding up to it
+            values[b, j] = np.float32((np.float64(word >> uint64(41)) + 0.5) * 2.0**-23)
