@@ -2,6 +2,9 @@
 
 What is kept is made anew when the file of the loop itself changes, not when one that it calls does:
 after a change of `module.kernels.arithmetic` or `module.kernels.rising` delete ``__pycache__``.
+
+numba ends a process that was forked from one which ran such loops (start others by "spawn"), and,
+where it found neither OpenMP nor TBB, one whose Python threads run them at once.
 """
 
 from collections.abc import Callable
