@@ -1,11 +1,14 @@
 """Sparse minibatches and their product with weights against dense ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from counts import minibatch
 from totalvi.module.sparse import SparseCounts, sparse_counts, sparse_product
+from totalvi.module.totalvi import TOTALVI
 
 
 def with_empty_parts() -> Tensor:
@@ -47,3 +50,29 @@ def test_product_gradcheck() -> None:
     counts: SparseCounts = sparse_counts(with_empty_parts().double())
     weight = torch.randn(13, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda w: sparse_product(counts.counts, counts, w), weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gene": torch.tensor([0, 13])}, "genes from 0 to 13; allowed are 0 to 12"),
+        ({"gene": torch.tensor([-1, 2])}, "genes from -1 to 2"),
+        ({"gene": torch.tensor([1])}, "2 counts, 1 genes"),
+        ({"cell_pointer": torch.tensor([0, 1, 3])}, "cell_pointer from 0 to 3"),
+        ({"cell_pointer": torch.tensor([1, 1, 2])}, "cell_pointer from 1 to 2"),
+        ({"cell_pointer": torch.tensor([0, 3, 2])}, "rises from 0"),
+    ],
+)
+def test_places_out_of_bounds_never_reach_a_compiled_loop(
+    changes: dict[str, Any], message: str
+) -> None:
+    parts: dict[str, Any] = {
+        "counts": torch.ones(2),
+        "gene": torch.tensor([0, 12], dtype=torch.int32),
+        "cell_pointer": torch.tensor([0, 1, 2]),
+        "n_genes": 13,
+    }
+    module = TOTALVI(13, 2, n_hidden=4, n_latent=2, library="observed").eval()
+    module(SparseCounts(**parts), torch.ones(2, 2))
+    with pytest.raises(ValueError, match=message):
+        module(SparseCounts(**(parts | changes)), torch.ones(2, 2))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.noise import GOLDEN, CellNoise
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 2000, dtype=np.uint64)
 
@@ -29,6 +29,45 @@ def test_uniform_values_are_uniform_and_never_0_or_1() -> None:
     assert stats.kstest(values.ravel(), "uniform").pvalue > 0.01
     assert values.min() > 0
     assert values.max() < 1
+
+
+def unmixed(word: int) -> int:
+    """The word of which `mixed` makes ``word``."""
+
+    def unshifted(word: int, bits: int) -> int:
+        result = word
+        for _ in range(64 // bits):
+            result = word ^ (result >> bits)
+        return result
+
+    for bits, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9)):
+        word = unshifted(word, bits) * pow(factor, -1, 2**64) % 2**64
+    return unshifted(word, 30)
+
+
+@pytest.mark.parametrize("word", [0, 2**64 - 1], ids=["zeros", "ones"])
+def test_the_extreme_hashes_are_within_bounds(word: int) -> None:
+    noise = CellNoise(3)
+    cell = unmixed((unmixed(word) - GOLDEN) % 2**64)
+    keys = np.array([cell], dtype=np.uint64) ^ noise.stream("mixing", 0)
+    uniform = float(noise.uniform("mixing", 0, keys, 1))
+    assert 0 < uniform < 1
+    assert abs(uniform - word / 2**64) < 1e-6
+    values = noise.normal("mixing", 0, keys, 2)
+    assert values.isfinite().all()
+    assert abs(float(values.norm())) < 7
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_a_place_has_its_noise_whatever_the_width(kind: str) -> None:
+    def draw(width: int) -> torch.Tensor:
+        values: torch.Tensor = getattr(CellNoise(1), kind)("latent", 0, KEYS[:5], width)
+        return values
+
+    widest = draw(9)
+    for width in range(9):
+        assert torch.equal(draw(width), widest[:, :width])
+    assert draw(9).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["normal", "uniform"])

@@ -274,3 +274,38 @@ def test_mixed_precision_is_close_to_single(data: CiteData) -> None:
     _, single = run(data, max_epochs=10)
     _, mixed = run(data, max_epochs=10, precision="bf16-mixed")
     np.testing.assert_allclose(mixed.history["train_loss"], single.history["train_loss"], rtol=0.02)
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(1.0, 1.0), (100.0, 5.0)])
+def test_gradients_are_scaled_down_to_the_largest_norm(largest: float, expected: float) -> None:
+    module = network()
+    parameters = list(module.parameters())
+    for parameter in parameters[1:3]:  # the others have none
+        parameter.grad = torch.zeros_like(parameter)
+    for parameter, value in zip(parameters[1:3], (3.0, 4.0), strict=True):
+        assert parameter.grad is not None
+        parameter.grad.view(-1)[0] = value
+    assert float(trainer._clip_gradients(module, largest)) == pytest.approx(5)
+    after = [p.grad.view(-1)[0].item() for p in parameters[1:3] if p.grad is not None]
+    assert after == pytest.approx([3 * expected / 5, 4 * expected / 5], rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_has_a_norm_that_is_not() -> None:
+    module = network()
+    parameter = next(module.parameters())
+    parameter.grad = torch.full_like(parameter, torch.nan)
+    assert not trainer._clip_gradients(module, 1.0).isfinite()
+
+
+def test_a_step_leaves_no_graph_behind(data: CiteData, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ElboTerms | None] = []
+    original = trainer._Stepper.step
+
+    def watched(self: Any, batch: Any) -> ElboTerms | None:
+        seen.append(original(self, batch))
+        return seen[-1]
+
+    monkeypatch.setattr(trainer._Stepper, "step", watched)
+    run(data, max_epochs=1)
+    assert seen
+    assert not any(term.requires_grad for terms in seen if terms is not None for term in terms)

@@ -255,6 +255,8 @@ class Network(nn.Module):
             values = given.counts if isinstance(given, SparseCounts) else given
             if values.dtype != dtype:
                 raise ValueError(f"{name} holds {values.dtype}; allowed is {dtype}.")
+        if isinstance(x, SparseCounts):
+            x.check()
 
     def _codes(self, name: str, given: Tensor | None, y: Tensor, n_categories: int) -> Tensor:
         if given is None and n_categories > 1:

@@ -63,6 +63,22 @@ class SparseCounts:
         )
         return SparseCounts(counts, gene, pointer, self.n_genes)
 
+    def check(self) -> None:
+        """Raise ValueError unless pointers and genes are within bounds, which fast loops trust."""
+        n, pointer = len(self.counts), self.cell_pointer
+        rises = int(pointer[0]) == 0 and int(pointer[-1]) == n and bool((pointer.diff() >= 0).all())
+        if not (rises and len(self.gene) == n):
+            raise ValueError(
+                f"Sparse counts hold {n} counts, {len(self.gene)} genes, and cell_pointer from "
+                f"{int(pointer[0])} to {int(pointer[-1])}; allowed are as many genes as counts, and a "
+                "cell_pointer that rises from 0 to their number."
+            )
+        if n and not (int(self.gene.min()) >= 0 and int(self.gene.max()) < self.n_genes):
+            raise ValueError(
+                f"Sparse counts hold genes from {int(self.gene.min())} to {int(self.gene.max())}; "
+                f"allowed are 0 to {self.n_genes - 1}."
+            )
+
     def sum_by_cell(self, value: Tensor) -> Tensor:
         """Sum ``value`` (nnz,) over each cell's non-zero counts, giving (B,)."""
         total = torch.zeros(self.shape[0], dtype=value.dtype, device=value.device)

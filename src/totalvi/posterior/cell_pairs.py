@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
+from totalvi.compiled import compiled
 from totalvi.feed import Minibatch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.effects import Effects
@@ -105,7 +106,7 @@ def pair_effects(
     return PairEffects(effects, *means)
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _pair_effects(
     values: np.ndarray,
     first: np.ndarray,

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from totalvi.compiled import compiled
 from totalvi.feed import Minibatch
 from totalvi.module.distributions import (
     negative_binomial_log_prob,
@@ -262,7 +262,7 @@ def _moments(sums: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndar
     return mean, np.sqrt(np.maximum(square - mean**2, 0)) / mean, zeros
 
 
-@njit(cache=True)
+@compiled()
 def _compare(
     observed: np.ndarray,
     drawn: np.ndarray,

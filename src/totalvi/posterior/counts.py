@@ -9,8 +9,9 @@ the gamma-Poisson mixture.
 import math
 
 import numpy as np
-from numba import njit, prange, uint64
+from numba import prange, uint64
 
+from totalvi.compiled import compiled
 from totalvi.posterior.noise import GOLDEN, CellNoise, mixed
 
 _INVERTED_UP_TO = 16.0  # mean; the inversion takes about as many steps
@@ -88,7 +89,7 @@ def gamma_values(
     return values
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _fill_gamma(
     keys: np.ndarray,
     stream: np.uint64,
@@ -108,7 +109,7 @@ def _fill_gamma(
             values[b, j] = _gamma(state, shape) * (mean[b, j] / shape)
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _fill_counts(
     keys: np.ndarray,
     stream: np.uint64,
@@ -131,14 +132,14 @@ def _fill_counts(
             counts[b, j] = count
 
 
-@njit(cache=True)
+@compiled()
 def _uniform(state: np.ndarray) -> float:
     """Return the next number between 0 and 1, both left out, of 53 bits (SplitMix64)."""
     state[0] += uint64(GOLDEN)
     return (np.float64(mixed(state[0]) >> uint64(11)) + 0.5) * 2.0**-53
 
 
-@njit(cache=True)
+@compiled()
 def _negative_binomial(state: np.ndarray, mean: float, r: float) -> float:
     if not mean < _LARGEST_MEAN:
         return mean
@@ -153,7 +154,7 @@ def _negative_binomial(state: np.ndarray, mean: float, r: float) -> float:
     return _poisson(state, _gamma(state, r) * (mean / r))
 
 
-@njit(cache=True)
+@compiled()
 def _inverted(uniform: float, p: float, a: float, b: float) -> float:
     """Return the count at which the distribution function passes ``uniform``.
 
@@ -168,7 +169,7 @@ def _inverted(uniform: float, p: float, a: float, b: float) -> float:
     return float(count)
 
 
-@njit(cache=True)
+@compiled()
 def _poisson(state: np.ndarray, mean: float) -> float:
     """Return a Poisson count: by inversion, or by transformed rejection (Hormann, 1993: PTRS)."""
     if mean <= _INVERTED_UP_TO:
@@ -192,7 +193,7 @@ def _poisson(state: np.ndarray, mean: float) -> float:
             return float(count)
 
 
-@njit(cache=True)
+@compiled()
 def _gamma(state: np.ndarray, shape: float) -> float:
     """Return a gamma value of scale 1 by the method of Marsaglia and Tsang (2000)."""
     boost = 1.0

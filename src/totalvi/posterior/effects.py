@@ -10,8 +10,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from scipy.special import erf
+
+from totalvi.compiled import compiled
 
 WIDTHS = 0.02 * 2.0 ** np.arange(10)  # of the normals, in log2
 _OUTER_STEPS, _INNER_STEPS = 8, 15
@@ -105,7 +107,7 @@ def posterior_effects(
     return effects
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _fit_prior(
     estimate: np.ndarray,
     variance: np.ndarray,
@@ -157,12 +159,12 @@ def _fit_prior(
             mode[c] = weighted / precision
 
 
-@njit(cache=True)
+@compiled()
 def _normal_cdf(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2.0))
 
 
-@njit(cache=True)
+@compiled()
 def _mixture_cdf(x: float, share: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> float:
     total = 0.0
     for j in range(len(share)):
@@ -171,7 +173,7 @@ def _mixture_cdf(x: float, share: np.ndarray, mean: np.ndarray, sd: np.ndarray) 
     return total
 
 
-@njit(cache=True)
+@compiled()
 def _mixture_quantile(
     p: float,
     share: np.ndarray,
@@ -203,7 +205,7 @@ def _mixture_quantile(
     return x
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _summarize(
     estimate: np.ndarray,
     variance: np.ndarray,

@@ -10,9 +10,10 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
+from totalvi.compiled import compiled
 from totalvi.feed import Minibatch
 from totalvi.module.distributions import negative_binomial_log_prob
 from totalvi.module.sparse import SparseCounts
@@ -198,7 +199,7 @@ def _float64(tensor: Tensor) -> np.ndarray:
     return tensor.double().cpu().numpy()
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _add_scale(
     scale: np.ndarray, stratum: np.ndarray, share: float, total: np.ndarray, square: np.ndarray
 ) -> None:
@@ -214,7 +215,7 @@ def _add_scale(
                 square[s, g] += share * h * h
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _add_expected(
     scale: np.ndarray,
     library: np.ndarray,
@@ -243,7 +244,7 @@ def _add_expected(
                 expected[s, g] += share * value
 
 
-@njit(cache=True)
+@compiled()
 def _add_counted(
     cell: np.ndarray,
     gene: np.ndarray,

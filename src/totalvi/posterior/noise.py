@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, prange, uint64
+from numba import prange, uint64
 from torch import Tensor
+
+from totalvi.compiled import compiled
 
 Purpose = Literal["latent", "library", "background", "mixing", "counts", "dispersion"]
 _PURPOSES: tuple[Purpose, ...] = (
@@ -62,7 +64,7 @@ class CellNoise(NamedTuple):
         return torch.from_numpy(values)
 
 
-@njit(cache=True)
+@compiled()
 def mixed(word: np.uint64) -> np.uint64:
     """Return a hash of 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014)."""
     word = (word ^ (word >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
@@ -70,13 +72,13 @@ def mixed(word: np.uint64) -> np.uint64:
     return word ^ (word >> uint64(31))
 
 
-@njit(cache=True)
+@compiled()
 def _unit(bits: np.uint64) -> float:
     """Return 32 bits as a number between 0 and 1, both left out."""
     return (np.float64(bits) + 0.5) * 2.0**-32
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
     """Fill with the transform of Box and Muller (1958), which makes two values of a hash."""
     width = values.shape[1]
@@ -91,11 +93,11 @@ def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> Non
                 values[b, j + 1] = radius * math.sin(angle)
 
 
-@njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _fill_uniform(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
     for b in prange(len(keys)):
         cell = mixed(keys[b] ^ stream)
         for j in range(values.shape[1]):
             word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
-            # 24 bits, all that float32 holds below 1
-            values[b, j] = np.float32((word >> uint64(40)) + 0.5) * np.float32(2.0**-24)
+            # 23 bits and a half step are what float32 holds below 1 without rounding up to it
+            values[b, j] = np.float32((np.float64(word >> uint64(41)) + 0.5) * 2.0**-23)

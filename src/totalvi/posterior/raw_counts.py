@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from totalvi.compiled import compiled
 from totalvi.data.cite import CiteData
 
 
@@ -56,7 +56,7 @@ def raw_counts(data: CiteData, group: np.ndarray, n_groups: int) -> RawCounts:
     )
 
 
-@njit(cache=True)
+@compiled()
 def _add_rows(
     pointer: np.ndarray,
     gene: np.ndarray,

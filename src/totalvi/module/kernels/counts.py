@@ -1,12 +1,13 @@
 """Loops over the non-zero counts of a minibatch in CSR form."""
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from totalvi.compiled import compiled
 from totalvi.module.kernels.arithmetic import log1p, store
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def take_rows(
     data: np.ndarray, column: np.ndarray, pointer: np.ndarray, rows: np.ndarray,
     new_data: np.ndarray, new_column: np.ndarray, new_pointer: np.ndarray,
@@ -19,7 +20,7 @@ def take_rows(
             new_column[target + j] = column[source + j]
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@compiled(parallel=True, fastmath=True, error_model="numpy")
 def transform(
     counts: np.ndarray, pointer: np.ndarray, n_genes: int, scale: bool, log: bool, value: np.ndarray
 ) -> None:
@@ -39,7 +40,7 @@ def transform(
                 value[j] = log1p(value[j])
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def scatter(value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, dense: np.ndarray) -> None:
     """Fill ``dense`` (B, G), float or bfloat16 in uint16, with the values and zeros elsewhere."""
     for b in prange(len(pointer) - 1):
@@ -48,7 +49,7 @@ def scatter(value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, dense: np.
             store(dense, b, gene[j], value[j])
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@compiled(parallel=True, fastmath=True, error_model="numpy")
 def product(
     value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, weight: np.ndarray, result: np.ndarray
 ) -> None:
@@ -61,7 +62,7 @@ def product(
                 result[b, h] += v * weight[g, h]
 
 
-@njit(cache=True)
+@compiled()
 def by_gene(gene: np.ndarray, pointer: np.ndarray, n_genes: int) -> tuple[np.ndarray, ...]:
     """Return the order of the counts by gene, the cell of each, and where each gene's begin."""
     gene_pointer = np.zeros(n_genes + 1, np.int64)
@@ -80,7 +81,7 @@ def by_gene(gene: np.ndarray, pointer: np.ndarray, n_genes: int) -> tuple[np.nda
     return order, cell, gene_pointer
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@compiled(parallel=True, fastmath=True, error_model="numpy")
 def transposed_product(
     value: np.ndarray, order: np.ndarray, cell: np.ndarray, gene_pointer: np.ndarray,
     right: np.ndarray, result: np.ndarray,

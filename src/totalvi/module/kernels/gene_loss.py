@@ -11,8 +11,9 @@ and the softmax takes from each logit's derivative its share e / sum(e) of the s
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from totalvi.compiled import compiled
 from totalvi.module.kernels.arithmetic import log1p
 from totalvi.module.kernels.gene_rows import (
     N_CHUNKS,
@@ -23,7 +24,7 @@ from totalvi.module.kernels.gene_rows import (
 )
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _zeros(
     e: np.ndarray, scale: float, r: np.ndarray, inverse_r: np.ndarray, weight: float,
     q: np.ndarray, d_log_r: np.ndarray,
@@ -42,7 +43,7 @@ def _zeros(
     return cost, total
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def negative_binomial_loss(
     logits: np.ndarray, bias: np.ndarray, library: np.ndarray,
     counts: np.ndarray, gene: np.ndarray, pointer: np.ndarray,

@@ -1,8 +1,8 @@
 """What the losses of RNA share: a cell's row of logits, and its non-zero counts."""
 
 import numpy as np
-from numba import njit
 
+from totalvi.compiled import compiled
 from totalvi.module.kernels.arithmetic import exp, load, log, store
 from totalvi.module.kernels.rising import (
     log_factorial,
@@ -24,7 +24,7 @@ def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
     return result
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _largest(values: np.ndarray) -> float:
     """Return the largest value, found in lanes side by side: one would wait for itself."""
     lanes = np.full(_LANES, values[0])
@@ -37,7 +37,7 @@ def _largest(values: np.ndarray) -> float:
     return lanes.max()
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def softmax_terms(logits: np.ndarray, bias: np.ndarray, b: int, e: np.ndarray) -> float:
     """Fill ``e`` (G,) with exp(logit - largest logit) of cell ``b``; return its sum."""
     for g in range(len(e)):
@@ -51,7 +51,7 @@ def softmax_terms(logits: np.ndarray, bias: np.ndarray, b: int, e: np.ndarray) -
     return total
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def explain_nonzeros(
     counts: np.ndarray, gene: np.ndarray, e: np.ndarray, scale: float,
     inverse_r: np.ndarray, unexplained: np.ndarray,
@@ -67,7 +67,7 @@ def explain_nonzeros(
     return cost
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def pass_through_softmax(
     q: np.ndarray, e: np.ndarray, share: float, b: int, gradient: np.ndarray
 ) -> None:
@@ -76,7 +76,7 @@ def pass_through_softmax(
         store(gradient, b, g, q[g] - e[g] * share)
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@compiled(error_model="numpy", forceinline=True)
 def count_terms(
     count: float, r: float, rising_table: np.ndarray, digamma_table: np.ndarray, g: int
 ) -> tuple[float, float]:

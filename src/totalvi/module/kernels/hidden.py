@@ -3,12 +3,14 @@
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from totalvi.compiled import compiled
 
 _CHUNKS = 16  # of cells; their number is fixed, so that the number of threads changes no result
 
 
-@njit(cache=True, forceinline=True)
+@compiled(forceinline=True)
 def _hash(word: np.uint32) -> np.uint32:
     """Return a hash of 32 bits (two multiplications between shifts; Wellons, 2018)."""
     word = np.uint32(word ^ np.uint32(word >> np.uint32(16)))
@@ -18,14 +20,14 @@ def _hash(word: np.uint32) -> np.uint32:
     return np.uint32(word ^ np.uint32(word >> np.uint32(16)))
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _rows(chunk: int, n_cells: int) -> tuple[int, int]:
     """Return the first cell of a chunk, and the first of the next."""
     size = -(-n_cells // _CHUNKS)
     return min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@compiled(parallel=True, fastmath=True, error_model="numpy")
 def forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: float, dropout_rate: float,
     seed: int, mean: np.ndarray, variance: np.ndarray, y: np.ndarray,
@@ -82,7 +84,7 @@ def forward(
                 y[b, j] = value if kept else zero
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@compiled(parallel=True, fastmath=True, error_model="numpy")
 def backward(
     gradient: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray, mean: np.ndarray,
     variance: np.ndarray, epsilon: float, dropout_rate: float,
@@ -120,7 +122,7 @@ def backward(
                 d_x[b, j] = scale[j] * g - constant[j] - slope[j] * x[b, j]
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@compiled(parallel=True, fastmath=True, error_model="numpy")
 def scaled_relu(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, y: np.ndarray) -> None:
     """Fill ``y`` (B, features) with max(x scale + shift, 0)."""
     n_cells, n_features = x.shape

@@ -1,14 +1,15 @@
 """RNA proportions from logits, added to running totals row by row."""
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from totalvi.compiled import compiled
 from totalvi.module.kernels.gene_rows import softmax_terms
 
 _CHUNKS = 64  # of cells
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@compiled(parallel=True, fastmath=True, error_model="numpy")
 def add_proportions(
     logits: np.ndarray, bias: np.ndarray, scale: np.ndarray, total: np.ndarray
 ) -> None:

@@ -8,13 +8,14 @@ With a = log mean - log r and S = log(1 + e**a) of each part of the mixture,
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from totalvi.compiled import compiled
 from totalvi.module.kernels.arithmetic import exp, log, log1p
 from totalvi.module.kernels.rising import log_factorial, rising
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _softplus(x: float, one: float) -> tuple[float, float]:
     """Return log(1 + e**x) and its derivative, the sigmoid of x; ``one`` is 1 of x's type."""
     small = exp(-abs(x))
@@ -22,7 +23,7 @@ def _softplus(x: float, one: float) -> tuple[float, float]:
     return max(x, one - one) + log1p(small), share if x >= 0 else small * share
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def mixture_loss(
     y: np.ndarray, measured: np.ndarray, log_background: np.ndarray, factor: np.ndarray,
     logit: np.ndarray, log_r: np.ndarray, group: np.ndarray, loss: np.ndarray,
@@ -78,7 +79,7 @@ def mixture_loss(
         loss[b] = total
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def background_divergence(
     measured: np.ndarray, mean: np.ndarray, scale: np.ndarray, prior_mean: np.ndarray,
     prior_log_scale: np.ndarray, panel: np.ndarray, divergence: np.ndarray,

@@ -1,8 +1,9 @@
 """Ratios of gamma functions inside compiled loops; `module.distributions` has them in torch."""
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from totalvi.compiled import compiled
 from totalvi.module.kernels.arithmetic import log, log1p
 
 _BLOCK = 512  # genes that one thread works on
@@ -10,7 +11,7 @@ _SHIFT = 8  # from here on the series below are exact to float32
 _LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, 1024)))])
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _series(large: float, count: float) -> tuple[float, float]:
     """Return both functions for an r of at least 8, by Stirling's series and its derivative."""
     one = large / large  # of the type of large, so that all below is too
@@ -28,7 +29,7 @@ def _series(large: float, count: float) -> tuple[float, float]:
     return rising, digamma
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def rising(r: float, count: float) -> tuple[float, float]:
     """Return ``log Gamma(count + r) - log Gamma(r) - count log r``, and its digamma's difference.
 
@@ -49,7 +50,7 @@ def rising(r: float, count: float) -> tuple[float, float]:
     return log_ratio, difference
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def rising_beyond(
     r: float, base: int, rising_at_base: float, digamma_at_base: float, count: float
 ) -> tuple[float, float]:
@@ -61,7 +62,7 @@ def rising_beyond(
     return log_ratio, digamma_at_base + difference
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def log_factorial(count: float) -> float:
     """Return ``log count!``, also of counts with fractions."""
     whole = int(count)
@@ -70,7 +71,7 @@ def log_factorial(count: float) -> float:
     return rising(count / count, count)[0]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _add_factor(
     r: np.ndarray, before: float, ratio: np.ndarray, difference: np.ndarray,
     next_ratio: np.ndarray, next_difference: np.ndarray,
@@ -81,7 +82,7 @@ def _add_factor(
         next_difference[g] = difference[g] + r.dtype.type(1) / (r[g] + before)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def rising_tables(r: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """Return both parts of `rising` of the counts up to ``largest``, by count and gene.
 

@@ -8,8 +8,9 @@ and any other count log(1 + e**d) besides its negative binomial cost.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from totalvi.compiled import compiled
 from totalvi.module.kernels.arithmetic import exp, load, log1p, store
 from totalvi.module.kernels.gene_rows import (
     N_CHUNKS,
@@ -23,7 +24,7 @@ from totalvi.module.kernels.gene_rows import (
 _COST, _LOGIT, _SOFTPLUS, _Z, _SHARE, _N_KEPT = range(6)
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _zeros(
     e: np.ndarray, scale: float, r: np.ndarray, inverse_r: np.ndarray, weight: float,
     dropout: np.ndarray, dropout_bias: np.ndarray, b: int,
@@ -54,7 +55,7 @@ def _zeros(
     return cost, total
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def zero_inflated_loss(
     logits: np.ndarray, bias: np.ndarray, dropout: np.ndarray, dropout_bias: np.ndarray,
     library: np.ndarray, counts: np.ndarray, gene: np.ndarray, pointer: np.ndarray,
