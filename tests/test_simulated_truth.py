@@ -57,6 +57,29 @@ def test_denoised_protein_is_nearer_the_truth_than_the_counts(fitted: Fitted) ->
     assert correlation(denoised, truth)[has_foreground].mean() > 0.85
 
 
+def test_denoised_rna_is_the_truth_of_each_cell_type_and_nearer_it_than_counts_in_each_cell(
+    fitted: Fitted,
+) -> None:
+    rna = fitted.truth["rna"]
+    counts = rna.X.toarray()
+    often = counts.mean(axis=0) > 0.5
+    raw = (counts / counts.sum(axis=1, keepdims=True))[:, often]
+    truth = np.asarray(rna.layers["denoised"], dtype=float)[:, often]
+    denoised, _ = fitted.model.get_normalized_expression(n_samples=25, return_numpy=True)
+    denoised = denoised[:, often]
+    codes = fitted.truth.obs["cell_type"].cat.codes.to_numpy()
+    by_type = [
+        np.stack([values[codes == code].mean(axis=0) for code in np.unique(codes)])
+        for values in (denoised, truth)
+    ]
+    assert np.corrcoef(by_type[0].ravel(), by_type[1].ravel())[0, 1] >= 0.97
+    of_cells, of_counts = (
+        np.corrcoef(values.ravel(), truth.ravel())[0, 1] for values in (denoised, raw)
+    )
+    assert of_cells >= 0.88
+    assert of_cells > of_counts + 0.1
+
+
 def test_predictive_intervals_cover_what_they_say(fitted: Fitted) -> None:
     assert fitted.model.split is not None
     for cells in (fitted.model.split.train[:300], fitted.model.split.validation):
