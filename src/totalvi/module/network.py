@@ -1,30 +1,20 @@
-"""The network of totalVI: construction, encoding, decoding, and the terms of its objective."""
+"""The network of totalVI: construction, encoding, decoding, and samples of its latent variables."""
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from totalvi.module.context import CellContext, integer_codes, one_hot_columns, one_hot_width
+from totalvi.module.context import CellContext, one_hot_columns, one_hot_width
 from totalvi.module.decoder import BackgroundScale, Decoded, Decoder
-from totalvi.module.distributions import (
-    log_normal_log_prob,
-    negative_binomial_mixture_log_prob,
-    normal_kl,
-    standard_normal_kl,
-)
-from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
 from totalvi.module.fused.arrays import suits_compiled_loops
-from totalvi.module.fused.gene_loss import gene_head_loss
 from totalvi.module.fused.proportions import add_proportions
-from totalvi.module.fused.protein_terms import background_divergence, protein_mixture_loss
 from totalvi.module.layers import Normalization
-from totalvi.module.likelihood import gene_reconstruction_loss
 from totalvi.module.options import at_least_one, check_options, protein_mask
 from totalvi.module.sparse import SparseCounts
 
@@ -32,19 +22,6 @@ LibraryKind = Literal["latent", "observed", "size_factor"]
 _LARGEST_LOG_LIBRARY = 15.0
 _SAMPLES_AT_ONCE = 50
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
-
-
-class CellExtras(TypedDict, total=False):
-    """Keyword arguments that the methods of `TOTALVI` take besides the reference's.
-
-    ``panel_index`` (B,), ``size_factor`` (B, 1), ``categorical_covariates`` (B, covariates) of codes,
-    ``continuous_covariates`` (B, covariates).
-    """
-
-    panel_index: Tensor | None
-    size_factor: Tensor | None
-    categorical_covariates: Tensor | None
-    continuous_covariates: Tensor | None
 
 
 class Network(nn.Module):
@@ -200,109 +177,6 @@ class Network(nn.Module):
             self.background_prior_mean.copy_(torch.as_tensor(mean))
             self.background_prior_log_scale.copy_(torch.as_tensor(scale).log())
 
-    def context(
-        self,
-        x: Tensor | SparseCounts,
-        y: Tensor,
-        batch_index: Tensor | None = None,
-        label: Tensor | None = None,
-        **extras: Unpack[CellExtras],
-    ) -> CellContext:
-        """Check the shapes of a minibatch and return what is known of its cells.
-
-        Raises
-        ------
-        ValueError
-            Naming the argument, what came and what is allowed.
-        """
-        unknown = sorted(set(extras) - set(CellExtras.__annotations__))
-        if unknown:
-            known = ", ".join(CellExtras.__annotations__)
-            raise ValueError(f"{unknown[0]} is not an argument; allowed besides are {known}.")
-        self.check_counts(x, y)
-        batch = self._codes("batch_index", batch_index, y, self.n_batch)
-        has_labels = label is not None and self.n_labels > 0
-        labels = self._codes("label", label, y, self.n_labels) if has_labels else None
-        panel_index = extras.get("panel_index")
-        panel = (
-            batch
-            if self.panel_is_batch
-            else self._codes("panel_index", panel_index, y, self.n_panels)
-        )
-        categorical = self._matrix(
-            "categorical_covariates", extras, y, len(self.n_categories_per_covariate)
-        )
-        continuous = self._matrix("continuous_covariates", extras, y, self.n_continuous_covariates)
-        return CellContext(
-            batch=batch,
-            panel=panel,
-            label=labels,
-            categorical=None if categorical is None else self._covariate_codes(categorical),
-            continuous=None if continuous is None else continuous.to(y.dtype),
-            library_size=self._known_library(x, extras),
-        )
-
-    def check_counts(self, x: Tensor | SparseCounts, y: Tensor) -> None:
-        """Raise ValueError unless ``x`` is (B, G) and ``y`` (B, T), of the module's data type."""
-        dtype = self.gene_log_r.dtype
-        for name, given, width in (("x", x, self.n_input_genes), ("y", y, self.n_input_proteins)):
-            if not isinstance(given, Tensor | SparseCounts):
-                raise ValueError(f"{name} is a {type(given).__name__}; allowed is a torch tensor.")
-            if tuple(given.shape) != (x.shape[0], width):
-                raise ValueError(
-                    f"{name} has shape {tuple(given.shape)}; allowed is ({x.shape[0]}, {width})."
-                )
-            values = given.counts if isinstance(given, SparseCounts) else given
-            if values.dtype != dtype:
-                raise ValueError(f"{name} holds {values.dtype}; allowed is {dtype}.")
-        if isinstance(x, SparseCounts):
-            x.check()
-
-    def _codes(self, name: str, given: Tensor | None, y: Tensor, n_categories: int) -> Tensor:
-        if given is None and n_categories > 1:
-            raise ValueError(f"{name} is None; allowed are codes from 0 to {n_categories - 1}.")
-        if given is not None and n_categories == 0 and len(given) != len(y):
-            raise ValueError(f"{name} has {len(given)} rows; allowed are {len(y)}, one a cell.")
-        if given is None or n_categories == 0:  # the model knows no groups: all cells are one
-            return torch.zeros(len(y), dtype=torch.long, device=y.device)
-        return integer_codes(name, torch.as_tensor(given), len(y), n_categories)
-
-    def _covariate_codes(self, given: Tensor) -> Tensor:
-        columns = [
-            integer_codes(f"categorical_covariates[:, {i}]", given[:, i], len(given), n)
-            for i, n in enumerate(self.n_categories_per_covariate)
-        ]
-        return torch.stack(columns, dim=1) if columns else given.long()
-
-    def _matrix(
-        self,
-        name: Literal["categorical_covariates", "continuous_covariates"],
-        extras: CellExtras,
-        y: Tensor,
-        width: int,
-    ) -> Tensor | None:
-        given = extras.get(name)
-        if width == 0 and given is None:
-            return None
-        shape = None if given is None else tuple(given.shape)
-        if shape != (len(y), width):
-            raise ValueError(f"{name} has shape {shape}; allowed is ({len(y)}, {width}).")
-        return given
-
-    def _known_library(self, x: Tensor | SparseCounts, extras: CellExtras) -> Tensor | None:
-        if self.library == "latent":
-            return None
-        if self.library == "observed":
-            total = x.sum_by_cell(x.counts) if isinstance(x, SparseCounts) else x.sum(dim=1)
-            return total[:, None]
-        size_factor = extras.get("size_factor")
-        if size_factor is None or size_factor.numel() != x.shape[0]:
-            shape = None if size_factor is None else tuple(size_factor.shape)
-            raise ValueError(f"size_factor has shape {shape}; allowed is ({x.shape[0]}, 1).")
-        if not bool((size_factor > 0).all()):
-            raise ValueError("size_factor holds a value that is not above 0.")
-        return size_factor.reshape(-1, 1)
-
     def measured(self, panel: Tensor) -> Tensor | None:
         """Return which proteins were measured in each cell, (B, T), or None when all were."""
         return None if self.protein_mask is None else self.protein_mask[panel]
@@ -412,148 +286,6 @@ class Network(nn.Module):
         """Return log r of the proteins, (1, T) or (B, T)."""
         return self._rows_of_cells(self.protein_log_r, self.protein_dispersion, context)
 
-    def elbo(
-        self,
-        x: Tensor | SparseCounts,
-        y: Tensor,
-        context: CellContext,
-        local_l_mean_gene: Tensor | None = None,
-        local_l_var_gene: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> ElboTerms:
-        """Return the terms of `forward` for cells whose ``context`` has been checked."""
-        posterior = self.encode(x, y, context, generator)
-        untran_z = sample_normal(posterior.qz_m, posterior.qz_v.sqrt(), generator)
-        library_size = self.sample_library(posterior, context, generator)[0]
-        decoded = self.decode(self.transform_latent(untran_z), context, generator)
-        log_background = self.sample_log_background(decoded, generator)
-        return self.elbo_terms(
-            x, y, context, posterior, decoded, library_size, log_background,
-            local_l_mean_gene, local_l_var_gene,
-        )  # fmt: skip
-
-    def elbo_terms(
-        self,
-        x: Tensor | SparseCounts,
-        y: Tensor,
-        context: CellContext,
-        posterior: CellPosterior,
-        decoded: Decoded,
-        library_size: Tensor,
-        log_background: Tensor,
-        local_l_mean_gene: Tensor | None = None,
-        local_l_var_gene: Tensor | None = None,
-    ) -> ElboTerms:
-        """Return the terms at given samples of the latent variables."""
-        kl_z = standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1)
-        return ElboTerms(
-            reconst_loss_gene=self._gene_loss(x, context, decoded, library_size),
-            reconst_loss_protein=self._protein_loss(y, context, decoded, log_background),
-            kl_div_z=kl_z,
-            kl_div_l_gene=self._library_kl(posterior, local_l_mean_gene, local_l_var_gene, kl_z),
-            kl_div_back_pro=self._background_kl(context, decoded),
-        )
-
-    def _gene_loss(
-        self, x: Tensor | SparseCounts, context: CellContext, decoded: Decoded, library_size: Tensor
-    ) -> Tensor:
-        if self._can_fuse(x, library_size):
-            assert isinstance(x, SparseCounts)
-            group = self._dispersion_group(self.gene_dispersion, context)
-            return gene_head_loss(
-                decoded.gene_product,
-                decoded.dropout_product,
-                x,
-                library_size.clamp(min=SMALLEST_NORMAL),
-                self.gene_log_r,
-                group,
-                self.bfloat16_products,
-            )
-        log_mean = self.gene_log_mean(decoded.gene_logit, library_size)
-        log_r = self.gene_log_inverse_dispersion(context)
-        return gene_reconstruction_loss(x, log_mean, log_r, decoded.dropout_logit)
-
-    def _can_fuse(self, x: Tensor | SparseCounts, library_size: Tensor) -> bool:
-        """Return whether a compiled loop can take RNA's loss: sparse, one sample a cell, softmax."""
-        return (
-            self.fused
-            and isinstance(x, SparseCounts)
-            and suits_compiled_loops(library_size)
-            and library_size.dim() == 2
-            and self.library != "size_factor"
-        )
-
-    def _protein_loss(
-        self, y: Tensor, context: CellContext, decoded: Decoded, log_background: Tensor
-    ) -> Tensor:
-        if self.fused and suits_compiled_loops(log_background) and log_background.dim() == 2:
-            if self.log_efficiency is not None:
-                log_background = log_background + self.log_efficiency[context.batch]
-            return protein_mixture_loss(
-                y,
-                self.measured(context.panel),
-                log_background,
-                decoded.foreground_factor,
-                decoded.background_logit,
-                self.protein_log_r,
-                self._dispersion_group(self.protein_dispersion, context),
-            )
-        log_efficiency = self.protein_log_efficiency(context)
-        log_mean_background = log_background + log_efficiency
-        measured = self.measured(context.panel)
-        log_prob = negative_binomial_mixture_log_prob(
-            without_unmeasured(y, measured),
-            log_mean_background,
-            log_mean_background + decoded.foreground_factor.log(),
-            self.protein_log_inverse_dispersion(context),
-            decoded.background_logit,
-        )
-        return -sum_measured(log_prob, measured)
-
-    def _library_kl(
-        self,
-        posterior: CellPosterior,
-        local_l_mean_gene: Tensor | None,
-        local_l_var_gene: Tensor | None,
-        like: Tensor,
-    ) -> Tensor:
-        if posterior.ql_m is None or posterior.ql_v is None:
-            return torch.zeros_like(like)
-        if local_l_mean_gene is None or local_l_var_gene is None:
-            raise ValueError(
-                "local_l_mean_gene and local_l_var_gene are needed where the library size is latent."
-            )
-        n_cells = len(posterior.ql_m)
-        prior = {"local_l_mean_gene": local_l_mean_gene, "local_l_var_gene": local_l_var_gene}
-        for name, given in prior.items():
-            if given.numel() not in (1, n_cells):
-                raise ValueError(
-                    f"{name} has shape {tuple(given.shape)}; allowed is ({n_cells}, 1)."
-                )
-        prior_mean, prior_variance = (given.reshape(-1, 1) for given in prior.values())
-        return normal_kl(posterior.ql_m, posterior.ql_v, prior_mean, prior_variance).sum(dim=-1)
-
-    def _background_kl(self, context: CellContext, decoded: Decoded) -> Tensor:
-        mean, scale = decoded.background_mean, decoded.background_scale
-        measured = self.measured(context.panel)
-        prior = self.background_prior_mean, self.background_prior_log_scale
-        if self.fused and suits_compiled_loops(mean) and mean.dim() == 2:
-            total = background_divergence(measured, mean, scale, *prior, context.panel)
-        else:
-            prior_mean, prior_log_scale = (parameter[context.panel] for parameter in prior)
-            divergence = normal_kl(mean, scale**2, prior_mean, (2 * prior_log_scale).exp())
-            total = sum_measured(divergence, measured)
-        if self.log_efficiency is not None:
-            # scvi-tools' prior of the efficiency, and its small pull of pi towards 1
-            efficiency_prior = log_normal_log_prob(self.log_efficiency[context.batch]).sum(dim=-1)
-            log_pi = F.logsigmoid(decoded.background_logit).sum(dim=-1)
-            total = total - efficiency_prior - 1e-3 * log_pi
-        return total
-
-    def protein_log_efficiency(self, context: CellContext) -> Tensor | float:
-        """Return the log of the factor on both protein means, (B, T); 0 where the model has none."""
-        return 0.0 if self.log_efficiency is None else self.log_efficiency[context.batch]
-
     def latent_at(self, posterior: CellPosterior, normal: Tensor) -> Tensor:
         """Return u at given standard normal noise, (..., B, n_latent)."""
         return posterior.qz_m + posterior.qz_v.sqrt() * normal
@@ -632,15 +364,3 @@ def sample_normal(mean: Tensor, scale: Tensor, generator: torch.Generator | None
     """Return one sample of N(mean, scale**2)."""
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     return mean + scale * noise
-
-
-def without_unmeasured(y: Tensor, measured: Tensor | None) -> Tensor:
-    """Return ``y`` with 0 where it was not measured."""
-    return y if measured is None else torch.where(measured, y, torch.zeros_like(y))
-
-
-def sum_measured(value: Tensor, measured: Tensor | None) -> Tensor:
-    """Sum over proteins; where unmeasured, neither the value nor its gradient counts."""
-    if measured is not None:
-        value = torch.where(measured, value, torch.zeros_like(value))
-    return value.sum(dim=-1)

@@ -12,22 +12,17 @@ from totalvi.module.decoder import Decoded
 from totalvi.module.distributions import negative_binomial_mixture_log_prob
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.encoder import CellPosterior
+from totalvi.module.inputs import CellExtras, CheckedInputs
 from totalvi.module.likelihood import gene_reconstruction_loss
-from totalvi.module.network import (
-    SMALLEST_NORMAL,
-    CellExtras,
-    Network,
-    sample_normal,
-    sum_measured,
-    without_unmeasured,
-)
+from totalvi.module.losses import sum_measured, without_unmeasured
+from totalvi.module.network import SMALLEST_NORMAL, sample_normal
 from totalvi.module.options import at_least_one
 from totalvi.module.sparse import SparseCounts
 
 Parameters = dict[str, Tensor]
 
 
-class TOTALVI(Network):
+class TOTALVI(CheckedInputs):
     """Total variational inference for CITE-seq data.
 
     The generative model and its variational posterior are those of Gayoso, Steier et al., "Joint

@@ -10,7 +10,7 @@ from torch import Tensor
 from totalvi.feed import Minibatch
 from totalvi.module.distributions import normal_log_prob
 from totalvi.module.elbo import ElboTerms
-from totalvi.module.network import sum_measured
+from totalvi.module.losses import sum_measured
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.draws import Draw, draws
 from totalvi.posterior.noise import CellNoise
