@@ -82,14 +82,14 @@ def step_seconds(model: totalvi.Model, asked: str, device: str) -> float:
     module = deepcopy(model.module)
     plan = TrainingPlan(max_epochs=100, batch_size=BATCH_SIZE)
     found = Fabric(accelerator=device, devices=1).device
-    precision = resolve_precision(asked, found)
+    precision = resolve_precision(asked, module, found)
     fabric = Fabric(
         accelerator=device, devices=1, precision=autocast_precision(precision, module, found)
     )
     cells, shuffle = model.split.train, np.random.default_rng(0)
     cells = cells[: max(len(cells) // BATCH_SIZE, 1) * BATCH_SIZE]
     stepper = _Stepper(fabric, module, plan, len(cells), np.random.SeedSequence(0))
-    stepper.network.train()
+    module.train()
     ends = []
     with threads_of_torch(), wide_products(module, precision):
         for _ in range(2):
