@@ -139,8 +139,8 @@ class Model(
         n_latent: int = 20,
         n_hidden: int = 256,
         n_layers_encoder: int = 1,
-        n_layers_decoder: int = 1,
-        dropout_rate_encoder: float = 0.2,
+        n_layers_decoder: int = 2,
+        dropout_rate_encoder: float = 0.1,
         dropout_rate_decoder: float = 0.2,
         gene_likelihood: Literal["nb", "zinb"] = "nb",
         latent_distribution: Literal["normal", "ln"] = "normal",
@@ -190,6 +190,8 @@ class Model(
             "encoder_architecture": "direct",
             "scale_input": True,
             "background_scale": "softplus",
+            "background_samples": 8,
+            "hidden_protein_rate": 0.5,
             **network_options,
         }
         self.seed = int(seed)

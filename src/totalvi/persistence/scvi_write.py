@@ -17,6 +17,7 @@ from totalvi.training.split import Split
 _FILE = "model.pt"
 _VERSION = "1.4.2"  # whose format this is
 _KNOWN_OPTIONS = {
+    "background_samples",
     "hidden_protein_rate",
     "fused",
     "n_latent",
