@@ -179,14 +179,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(content["settings"], State(content["values"], tensors))
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file is a checkpoint, of any version."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
 def require_same(path: Path, kept: dict[str, Any], here: dict[str, Any]) -> None:
     """Raise CheckpointError that names the first setting that differs.
 
     Examples
     --------
-    >>> require_same(Path("fit"), {"plan": {"batch_size": 128}}, {"plan": {"batch_size": 256}})
+    >>> require_same(Path("fit"), {"seed": 1}, {"seed": 2})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    totalvi.errors.CheckpointError: fit is of another fit: plan, batch_size is 128 there and 256 here.
+    totalvi.errors.CheckpointError: fit is of another fit: seed is 1 there and 2 here; give ...
     """
     ours, theirs = _flat(here), _flat(kept)
     for name in {**theirs, **ours}:
@@ -195,7 +204,10 @@ def require_same(path: Path, kept: dict[str, Any], here: dict[str, Any]) -> None
             what = f"is {there!r} there and {now!r} here"
             if isinstance(there, str) and len(there) == 64:  # hashes would tell nobody anything
                 what = "differ"
-            raise CheckpointError(f"{path} is of another fit: {name} {what}.")
+            raise CheckpointError(
+                f"{path} is of another fit: {name} {what}; give what it was made with, or start anew "
+                "without it."
+            )
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
