@@ -9,6 +9,7 @@ then resumed to the end, where weights, history and latent space must be those o
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -53,6 +54,7 @@ def command(folder: Path, seed: int, *options: str) -> list[str]:
 
 def start(work: Callable[[], int]) -> int:
     """Do ``work`` in a process of its own, in silence; return its number."""
+    gc.freeze()  # or the child may hang in what its collector does to threads of the parent
     process = os.fork()
     if process:
         return process
@@ -131,9 +133,7 @@ def require_whole(folder: Path, known: list[dict[str, object]], had_checkpoint: 
     return checkpoint.exists()
 
 
-def kill_runs(
-    place: Path, n_kills: int, rng: np.random.Generator, counts: Counter[str]
-) -> int:
+def kill_runs(place: Path, n_kills: int, rng: np.random.Generator, counts: Counter[str]) -> int:
     """Kill runs until there were so many; return how many were resumed to the end."""
     new, old = place / "new", place / "old"
     for folder, seed in ((new, SEED), (old, OTHER_SEED)):
