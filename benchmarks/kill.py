@@ -1,11 +1,12 @@
 """Kill `totalvi run` and `Model.save` with SIGKILL at random moments, and see that nothing is lost.
 
-Each victim is a process of its own that runs the command line as it is; it is forked from one which has
-loaded and compiled everything, so that a hundred of them take minutes. After each kill the checkpoint, the
-results and the model must each be absent as before or whole; runs are killed and resumed several times, and
-then resumed to the end, where weights, history and latent space must be those of an uninterrupted run.
+Each victim is a process of its own that runs the command line as it is; it is forked from one which
+has loaded and compiled everything, so that a hundred of them take minutes. After each kill the
+checkpoint, the results and the model must each be absent as before or whole; runs are killed and
+resumed several times, and then resumed to the end, where weights, history and latent space must be
+those of an uninterrupted run.
 
-``python benchmarks/kill.py --kills 100`` writes ``benchmarks/results/kill.md`` and exits with 1 on a loss.
+``python benchmarks/kill.py --kills 100`` writes ``benchmarks/results/kill.md``, or fails on a loss.
 """
 
 import argparse
@@ -41,7 +42,7 @@ EPOCHS, SEED, OTHER_SEED = 12, 0, 1
 STAGES = {"training": 0.5, "results": 0.25, "end": 0.25}  # shares of the kills of a run
 
 
-class Loss(Exception):
+class LossError(Exception):
     """Something that was there is not whole any more, or the numbers are others."""
 
 
@@ -80,7 +81,7 @@ def kill_run(folder: Path, stage: str, seconds: dict[str, float], rng: np.random
         status = finished(process)
         if status is not None:
             if status != 0:
-                raise Loss(f"a resumed run ended with status {status}")
+                raise LossError(f"a resumed run ended with status {status}")
             return ""
         time.sleep(0.0005)
     time.sleep(rng.uniform(0, seconds[stage]))
@@ -119,17 +120,17 @@ def numbers(folder: Path) -> dict[str, object]:
 
 
 def require_whole(folder: Path, known: list[dict[str, object]], had_checkpoint: bool) -> bool:
-    """Raise Loss unless what is there is whole; return whether there is a checkpoint."""
+    """Raise LossError unless what is there is whole; return whether there is a checkpoint."""
     checkpoint = folder.with_name(f"{folder.name}.checkpoint")
     if checkpoint.exists():
         read_checkpoint(checkpoint)
     place = standing_folder(folder)
     there = numbers(place) if place.exists() else None
     if there is not None and there not in known:
-        raise Loss(f"{folder} holds neither the old nor the new results")
+        raise LossError(f"{folder} holds neither the old nor the new results")
     done = there is not None and there["seed"] == SEED
     if had_checkpoint and not checkpoint.exists() and not done:
-        raise Loss("the checkpoint is gone, and the results are not there")
+        raise LossError("the checkpoint is gone, and the results are not there")
     return checkpoint.exists()
 
 
@@ -159,12 +160,12 @@ def kill_runs(place: Path, n_kills: int, rng: np.random.Generator, counts: Count
         process = start(lambda: execute(command(folder, SEED, "--resume", "--overwrite")))  # noqa: B023
         _, status = os.waitpid(process, 0)
         if os.waitstatus_to_exitcode(status) != 0:
-            raise Loss(f"a resumed run ended with status {os.waitstatus_to_exitcode(status)}")
+            raise LossError(f"a resumed run ended with status {os.waitstatus_to_exitcode(status)}")
         if numbers(folder) != known[0]:
-            raise Loss("a resumed run has other numbers than the uninterrupted one")
+            raise LossError("a resumed run has other numbers than the uninterrupted one")
         beside = {path.name for path in place.glob(f"*{folder.name}*")} - {folder.name}
         if any(name.endswith((".partial", ".previous", ".checkpoint")) for name in beside):
-            raise Loss(f"a finished run left {beside}")
+            raise LossError(f"a finished run left {beside}")
         shutil.rmtree(folder)
         n_completed += 1
         print(f"{killed} killed, {n_completed} resumed to the end", file=sys.stderr, flush=True)
@@ -194,10 +195,10 @@ def kill_saves(place: Path, n_kills: int, rng: np.random.Generator) -> None:
         os.waitpid(process, 0)
         found = totalvi.Model.load(folder).module.state_dict()
         if not any(all(torch.equal(found[n], s[n]) for n in s) for s in states):
-            raise Loss("the model is neither of the two")
+            raise LossError("the model is neither of the two")
     models[0].save(folder, overwrite=True)
     if len(list(place.glob(".m.totalvi.*"))):
-        raise Loss("a save left something beside the model")
+        raise LossError("a save left something beside the model")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from totalvi.data.cite import CiteData, Keys, Schema, describe
 from totalvi.data.fingerprint import fingerprint
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
+from totalvi.persistence.consistency import require_possible_sizes, require_same_types
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
 from totalvi.queries.abundance import AbundanceQueries
@@ -443,7 +444,9 @@ class Model(
         weights, description = read_model(Path(path))
         model = cls.__new__(cls)
         try:
+            require_possible_sizes(description, weights)
             model._restore(description)
+            require_same_types(model.module.state_dict(), weights)
             model.module.load_state_dict(weights)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise FormatError(
