@@ -50,16 +50,17 @@ def minibatches(
     batch_size: int,
     shuffle: np.random.Generator | None = None,
     device: torch.device | str = "cpu",
+    skip: int = 0,
 ) -> Iterator[Minibatch]:
     """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
 
     Equal sizes keep batch normalisation from ever seeing a last minibatch of one cell, where
-    ``batch_size`` is 3 or more.
+    ``batch_size`` is 3 or more. The first ``skip`` are left out: a fit that goes on has had them.
     """
     at_least_one("batch_size", batch_size)
     order = cells if shuffle is None else shuffle.permutation(cells)
     n_batches = math.ceil(len(order) / batch_size)
-    for rows in np.array_split(order, n_batches) if n_batches else ():
+    for rows in np.array_split(order, n_batches)[skip:] if n_batches else ():
         yield minibatch(data, module, rows, device)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,8 +12,10 @@ import pandas as pd
 from totalvi.arguments import check_choice, check_network_options, key_tuple
 from totalvi.data.background import empirical_background_prior
 from totalvi.data.cite import CiteData, Keys, Schema, describe
+from totalvi.data.fingerprint import fingerprint
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
+from totalvi.persistence.consistency import require_possible_sizes, require_same_types
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
 from totalvi.queries.abundance import AbundanceQueries
@@ -25,16 +28,13 @@ from totalvi.queries.expression import ExpressionQueries
 from totalvi.queries.latent import LatentQueries
 from totalvi.queries.parameters import ParameterQueries
 from totalvi.queries.predictive import PredictiveQueries
-from totalvi.training.plan import (
-    TrainingPlan,
-    default_batch_size,
-    default_max_epochs,
-    default_patience,
-)
+from totalvi.training.checkpoint import Checkpoints, State
+from totalvi.training.plan import TrainingPlan, plan_fit
 from totalvi.training.precision import Precision
 from totalvi.training.progress import epoch_progress
-from totalvi.training.split import Split, check_split, random_split
-from totalvi.training.trainer import fit, torch_generator
+from totalvi.training.resume import CHECKPOINT_EVERY, fit_settings, kept
+from totalvi.training.split import DEFAULT_SIZES, Split, choose_split
+from totalvi.training.trainer import Fit, fit, resolved_plan, torch_generator
 
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 
@@ -100,6 +100,8 @@ class Model(
         One row an epoch, all fits one after the other: losses in nats by cell.
     split
         The cells of the last fit: ``train``, ``validation`` and ``test`` positions.
+    fingerprint
+        By what the data of the last fit are known again: names, and hashes of the counts.
     is_trained
         Whether queries can be answered.
 
@@ -205,6 +207,7 @@ class Model(
         self.history = pd.DataFrame()
         self.split: Split | None = None
         self.plan: TrainingPlan | None = None
+        self.fingerprint: dict[str, Any] | None = None
         self.is_trained = False
         self._n_fits = 0
         self._failure: str | None = None
@@ -246,6 +249,9 @@ class Model(
         gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
         accelerator: str = TrainingPlan.accelerator,
         precision: Precision = TrainingPlan.precision,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int | timedelta = CHECKPOINT_EVERY,
+        resume: bool | str | Path = False,
         progress: bool | None = None,
     ) -> None:
         """Fit the model, and keep the weights of the lowest held-out loss.
@@ -280,6 +286,15 @@ class Model(
         precision
             "32-true", "bf16-mixed" or "16-mixed" as in Lightning Fabric; "auto": bfloat16 products
             where the processor has them. ``fit_summary`` says which it was.
+        checkpoint
+            File from which the fit can go on: written as often as ``checkpoint_every`` says, after
+            SIGINT (Ctrl-C) or SIGTERM, which then end the fit after its step, and at the end.
+        checkpoint_every
+            A number of epochs, or a time: ``datetime.timedelta(minutes=10)``.
+        resume
+            A checkpoint, from which the fit goes on to the numbers it would have had without the
+            interruption, and which is then the ``checkpoint``; True: ``checkpoint``, if it is there.
+            Arguments left at their defaults are those of the checkpoint, and others must agree.
         progress
             Whether to show a progress bar; None: on a terminal.
 
@@ -287,42 +302,49 @@ class Model(
         ------
         TrainingError
             When the loss or its gradient is no longer finite.
+        CheckpointError
+            When the checkpoint is damaged, or of another fit: the message names what differs.
+        OutputError
+            When the checkpoint cannot be written, or is there and not to be resumed.
+        KeyboardInterrupt
+            When a signal ended the fit. The model is what it was before, and the checkpoint is there.
         """
         data = self._training_data()
-        if split is None:
-            rng = np.random.default_rng(self._random(_SPLIT))
-            split = random_split(data.n_cells, train_size, validation_size, rng)
-        split = check_split(split, data.n_cells)
-        n_training_cells = len(split.train)
-        if max_epochs is None:
-            max_epochs = default_max_epochs(n_training_cells)
-        if early_stopping and early_stopping_patience is None:
-            early_stopping_patience = default_patience(max_epochs)
-        plan = TrainingPlan(
-            max_epochs=max_epochs,
-            batch_size=default_batch_size(n_training_cells) if batch_size is None else batch_size,
-            learning_rate=lr,
-            schedule=schedule,
-            weight_decay=weight_decay,
-            kl_warmup_epochs=n_epochs_kl_warmup,
-            gradient_clip_norm=gradient_clip_norm,
-            patience=early_stopping_patience if early_stopping else None,
-            accelerator=accelerator,
-            precision=precision,
-        )
-        seed = self._random(_FIT, self._n_fits)
-        before = {name: value.clone() for name, value in self.module.state_dict().items()}
-        try:
-            with epoch_progress(plan.max_epochs, progress) as on_epoch:
-                result = fit(self.module, data, split, plan, seed, on_epoch)
-        except BaseException as error:  # Ctrl-C as well: the model is then what it was before
-            self.module.load_state_dict(before)
-            self.module.cpu().eval()
-            if isinstance(error, TrainingError):
-                self._failure, self.is_trained = str(error), False
-            raise
+        asked: dict[str, Any] = {
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "learning_rate": lr,
+            "schedule": schedule,
+            "weight_decay": weight_decay,
+            "kl_warmup_epochs": n_epochs_kl_warmup,
+            "gradient_clip_norm": gradient_clip_norm,
+            "accelerator": accelerator,
+            "precision": precision,
+        }
+        if early_stopping_patience is not None or not early_stopping:
+            asked["patience"] = early_stopping_patience if early_stopping else None
+        sizes = (train_size, validation_size)
+        rng = np.random.default_rng(self._random(_SPLIT))
+        with kept(checkpoint, checkpoint_every, resume) as kept_fit:
+            if split is None and sizes == DEFAULT_SIZES and kept_fit.settings.get("split_sizes"):
+                sizes = tuple(kept_fit.settings["split_sizes"])
+            cells = choose_split(split, data.n_cells, sizes, rng)
+            plan = plan_fit(len(cells.train), asked, kept_fit.settings.get("plan"))
+            plan = resolved_plan(plan, self.module)
+            found = fingerprint(data)
+            settings = fit_settings(
+                seed=self.seed,
+                number_of_fit=self._n_fits + 1,
+                network=self._options,
+                plan=plan,
+                split=cells,
+                split_sizes=sizes if split is None else None,
+                data=found,
+            )
+            checkpoints = kept_fit.checkpoints(settings)
+            result = self._fit(data, cells, plan, progress, checkpoints, kept_fit.state)
         n_earlier_epochs = len(self.history)
-        self.split, self.plan, self._failure = split, plan, None
+        self.split, self.plan, self.fingerprint, self._failure = cells, plan, found, None
         self.history = pd.concat([self.history, result.history], ignore_index=True)
         self.history.index.name = "epoch"
         self.fit_summary = {
@@ -333,6 +355,28 @@ class Model(
         }
         self._n_fits += 1
         self.is_trained = True
+
+    def _fit(
+        self,
+        data: CiteData,
+        split: Split,
+        plan: TrainingPlan,
+        progress: bool | None,
+        checkpoints: Checkpoints | None,
+        start: State | None,
+    ) -> Fit:
+        """Fit the module; when that fails or is interrupted, the model is what it was before."""
+        seed = self._random(_FIT, self._n_fits)
+        before = {name: value.clone() for name, value in self.module.state_dict().items()}
+        try:
+            with epoch_progress(plan.max_epochs, progress) as on_epoch:
+                return fit(self.module, data, split, plan, seed, on_epoch, checkpoints, start)
+        except BaseException as error:
+            self.module.load_state_dict(before)
+            self.module.cpu().eval()
+            if isinstance(error, TrainingError):
+                self._failure, self.is_trained = str(error), False
+            raise
 
     # --------------------------------------------------------------------------------------- files
 
@@ -354,6 +398,7 @@ class Model(
             "n_fits": self._n_fits,
             "plan": None if self.plan is None else asdict(self.plan),
             "fit_summary": self.fit_summary,
+            "fingerprint": self.fingerprint,
             "split": {name: part.tolist() for name, part in self.split._asdict().items()},
             "history": self.history.to_dict(orient="list"),
         }
@@ -401,7 +446,9 @@ class Model(
         weights, description = read_model(Path(path))
         model = cls.__new__(cls)
         try:
+            require_possible_sizes(description, weights)
             model._restore(description)
+            require_same_types(model.module.state_dict(), weights)
             model.module.load_state_dict(weights)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise FormatError(
@@ -424,6 +471,7 @@ class Model(
         plan = description["plan"]  # None: fitted by another package
         self.plan = None if plan is None else TrainingPlan(**plan)
         self.fit_summary = description["fit_summary"]
+        self.fingerprint = description.get("fingerprint")
         self._n_fits = description["n_fits"]
         self.is_trained, self._failure = True, None
 

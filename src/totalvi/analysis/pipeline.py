@@ -1,5 +1,6 @@
 """From checked counts to a folder of results: fit, estimate, cluster, tabulate, draw, save."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def fit_and_write(
     max_epochs: int | None,
     resolution: float,
     seed: int,
+    checkpoint: Path,
+    checkpoint_every: timedelta,
 ) -> tuple[dict[str, Any], list[str]]:
     """Fit a model to ``mdata``, which gets the results, and write everything into ``folder``.
 
@@ -45,8 +48,10 @@ def fit_and_write(
         An empty folder.
     steps
         Times the steps and shows them.
-    max_epochs, resolution, seed
+    max_epochs, resolution, seed, checkpoint_every
         As in :func:`totalvi.analysis.run.run`.
+    checkpoint
+        File in which the fit is kept; where it exists, the fit goes on from it.
 
     Returns
     -------
@@ -54,7 +59,14 @@ def fit_and_write(
         Sizes and the course of the fit, and warnings about antibodies.
     """
     with steps.step("train", spinner=False):
-        model = _fit(mdata, keys, max_epochs, seed, steps.shown)
+        model = _model(mdata, keys, seed)
+        model.train(
+            max_epochs=max_epochs,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=True,
+            progress=steps.shown,
+        )
     with steps.step("latent space and denoised counts"):
         estimates = _estimate(model)
     with steps.step("clusters and UMAP"):
@@ -86,12 +98,13 @@ def fit_and_write(
         "clusters": len(clusters.labels.categories),
         "epochs": len(model.history),
         **summary,
+        "fingerprint": model.fingerprint,
         "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),
     }, antibody_warnings(tables["proteins"])
 
 
-def _fit(mdata: MuData, keys: Keys, max_epochs: int | None, seed: int, show: bool) -> Model:
-    model = Model(
+def _model(mdata: MuData, keys: Keys, seed: int) -> Model:
+    return Model(
         mdata,
         batch_key=keys.batch_key,
         panel_key=keys.panel_key,
@@ -102,8 +115,6 @@ def _fit(mdata: MuData, keys: Keys, max_epochs: int | None, seed: int, show: boo
         allow_fractional=keys.allow_fractional,
         seed=seed,
     )
-    model.train(max_epochs=max_epochs, progress=show)
-    return model
 
 
 def _estimate(model: Model) -> Estimates:

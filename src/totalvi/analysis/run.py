@@ -1,19 +1,22 @@
 """The whole way from a count file to a folder of results."""
 
+import inspect
+import json
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.analysis.output import RECORD, require_writable, staged_folder
+from totalvi.analysis.output import RECORD, checkpoint_of, require_writable, staged_folder
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
-from totalvi.analysis.record import provenance, write_record
+from totalvi.analysis.record import is_record_of, provenance, read_record, write_record
 from totalvi.analysis.steps import Steps
 from totalvi.data.cite import Keys
-from totalvi.errors import OutputError
+from totalvi.errors import OutputError, ReadError, TrainingError
 
 
 class RunResult(NamedTuple):
@@ -61,12 +64,15 @@ def run(
     resolution: float = 1.0,
     seed: int = 0,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
     progress: bool | None = None,
 ) -> RunResult:
     """Check, select genes, fit, embed, cluster, denoise, and write tables and figures.
 
     ``output`` then holds ``results.h5mu``, ``model.totalvi``, ``tables``, ``figures`` and
-    ``run.json``. It appears whole at the end; a run that fails leaves nothing behind.
+    ``run.json``. It appears whole at the end. Until then the fit is kept beside it in
+    ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing behind.
 
     Parameters
     ----------
@@ -95,7 +101,13 @@ def run(
     seed
         The same seed gives the same results on the same machine.
     overwrite
-        Replace the folder of an earlier run, which holds nothing else, at the end.
+        Replace the folder of an earlier run, which holds nothing else, at the end; forget the
+        checkpoint of an interrupted run, unless ``resume``.
+    resume
+        Go on from the checkpoint of an interrupted run with the same arguments, to the same results;
+        start if there is none; do nothing if its results are there.
+    checkpoint_every
+        How often the fit is kept.
     progress
         Whether to show the steps on standard error; by default when it is a terminal.
 
@@ -103,13 +115,18 @@ def run(
     ------
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
+    KeyboardInterrupt
+        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
     """
     arguments = dict(locals())
     read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
     output = Path(output)
-    paths = [Path(p) for p in (input, protein_path) if isinstance(p, str | Path)]
-    for path in paths:
+    given = {"input": input, "protein_path": protein_path}
+    paths = {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
+    for path in paths.values():
         _refuse_input_in_output(path, output)
+    if resume and is_record_of(output / RECORD, arguments, paths):
+        return _finished(output)
     steps = Steps(progress)
     keys = Keys(
         batch_key=batch_key,
@@ -137,16 +154,25 @@ def run(
     # Loaded only now: bad input is refused before seconds go to loading torch and scanpy.
     from totalvi.analysis.pipeline import fit_and_write
 
+    checkpoint = checkpoint_of(output)
     with staged_folder(output, overwrite=overwrite) as folder:
-        summary, antibody_warnings = fit_and_write(
-            mdata,
-            keys,
-            folder,
-            steps,
-            max_epochs=max_epochs,
-            resolution=resolution,
-            seed=seed,
-        )
+        if not resume:
+            _forget(checkpoint, overwrite=overwrite)
+        try:
+            summary, antibody_warnings = fit_and_write(
+                mdata,
+                keys,
+                folder,
+                steps,
+                max_epochs=max_epochs,
+                resolution=resolution,
+                seed=seed,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+            )
+        except TrainingError:
+            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
         record = {
             **provenance(arguments, paths),
             **summary,
@@ -155,8 +181,80 @@ def run(
             "notes": messages["note"],
         }
         write_record(record, folder / RECORD)
-        files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        files = _files(folder)
+    checkpoint.unlink(missing_ok=True)
     return RunResult(output, files, record)
+
+
+def repeat(
+    record: str | Path,
+    output: str | Path,
+    *,
+    input: str | Path | None = None,
+    protein_path: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
+    progress: bool | None = None,
+) -> RunResult:
+    """Repeat the run of a ``run.json``: on the same machine, with the same numbers.
+
+    Parameters
+    ----------
+    record
+        The ``run.json``.
+    output, overwrite, resume, checkpoint_every, progress
+        As in :func:`run`.
+    input, protein_path
+        Where the input is now, if it was moved.
+
+    Raises
+    ------
+    TotalviError
+        When the record cannot be read, or the input is gone or has changed; as in :func:`run`.
+    """
+    given = {"input": input, "protein_path": protein_path}
+    moved = {name: Path(path) for name, path in given.items() if path is not None}
+    arguments, notes = read_record(Path(record), moved)
+    unknown = sorted(set(arguments) - set(inspect.signature(run).parameters))
+    if unknown:
+        raise ReadError(
+            f"{record} asks for {unknown[0]}, which this totalvi does not know: update it"
+        )
+    result = run(
+        **arguments,
+        output=output,
+        overwrite=overwrite,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    return result._replace(record=result.record | {"notes": [*result.record["notes"], *notes]})
+
+
+def _forget(checkpoint: Path, *, overwrite: bool) -> None:
+    """Remove the checkpoint of an earlier run, if that is what it is and asked for."""
+    from totalvi.training.checkpoint import is_checkpoint
+
+    if not checkpoint.exists():
+        return
+    if overwrite and is_checkpoint(checkpoint):
+        checkpoint.unlink()
+        return
+    raise OutputError(
+        f"{checkpoint} is there, of a run that was interrupted: go on with resume, or delete it"
+    )
+
+
+def _finished(output: Path) -> RunResult:
+    """Return what a run that has ended made."""
+    record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+    checkpoint_of(output).unlink(missing_ok=True)  # if it died just before it would have
+    return RunResult(output, _files(output), record)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
 def _refuse_input_in_output(given: Path, output: Path) -> None:

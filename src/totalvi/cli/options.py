@@ -5,13 +5,18 @@ from typing import Annotated, Literal
 
 import typer
 
+INPUT_HELP = "Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv"
 Input = Annotated[
     str,
     typer.Argument(
         metavar="INPUT",
-        help="Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv.",
+        help=f"{INPUT_HELP}.",
         show_default=False,
     ),
+]
+InputOfRun = Annotated[
+    str | None,
+    typer.Argument(metavar="INPUT", help=f"{INPUT_HELP}; not needed with --from."),
 ]
 ProteinPath = Annotated[
     Path | None,
@@ -108,4 +113,14 @@ ProteinObsm = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same results.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier run wrote, at the end.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the interrupted run; start if there is none."),
+]
+CheckpointEvery = Annotated[
+    float,
+    typer.Option(
+        "--checkpoint-every", metavar="MINUTES", min=0.0, help="How often the fit is kept."
+    ),
 ]

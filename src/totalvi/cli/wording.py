@@ -29,6 +29,7 @@ OPTIONS = {
     "another as genome": "another with --genome",
     "by genome=": "with --genome",
     "with overwrite": "with --overwrite",
+    "go on with resume": "go on with --resume",
     "give overwrite=True": "give --overwrite",
     "describe it with config": "describe it with --config",
 }

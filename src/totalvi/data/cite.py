@@ -1,5 +1,6 @@
 """CiteData: checked counts and annotation as arrays, in the order that a model knows them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -309,6 +310,13 @@ def _align(source: CountSource, schema: Schema) -> CountSource:
     proteins = _positions(
         source.protein_names, schema.protein_names, "protein", source.protein_where
     )
+    for what, positions in (("genes", genes), ("proteins", proteins)):
+        if (np.diff(positions) < 0).any():
+            warnings.warn(
+                f"The {what} of the data are in another order than the model's; they were matched by "
+                "name.",
+                stacklevel=4,
+            )
     return source._replace(
         rna=source.rna if _is_identity(genes, source.rna.shape[1]) else source.rna[:, genes],
         protein=source.protein[:, proteins],

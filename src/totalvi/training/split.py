@@ -8,6 +8,8 @@ import numpy as np
 
 from totalvi.errors import DataError
 
+DEFAULT_SIZES: tuple[float, float | None] = (0.9, None)
+
 
 class Split(NamedTuple):
     """Positions of the cells used to train, to validate (and stop early), and held out for tests."""
@@ -59,6 +61,18 @@ def random_split(
     order = rng.permutation(n_cells)
     parts = np.split(order, [n_train, n_train + n_validation])
     return check_split(Split(*(np.sort(part) for part in parts)), n_cells)
+
+
+def choose_split(
+    given: Sequence[Any] | None,
+    n_cells: int,
+    sizes: tuple[float, float | None],
+    rng: np.random.Generator,
+) -> Split:
+    """Return the given split, checked, or a random one of these sizes."""
+    if given is None:
+        return random_split(n_cells, *sizes, rng)
+    return check_split(given, n_cells)
 
 
 def check_split(given: Sequence[Any], n_cells: int) -> Split:
