@@ -1,16 +1,16 @@
 """Read matrix folders: what Cell Ranger, of versions 2 and later, and its likes write."""
 
-import gzip
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from totalvi.data.containers import LARGEST_TEXT_RATIO, open_text
 from totalvi.data.genomes import join_genomes, pick_genomes, prefix_shared_names
 from totalvi.data.integrity import reading, require_lengths
 from totalvi.errors import ReadError
@@ -104,9 +104,7 @@ def _member(folder: Path, prefix: str, *names: str) -> Path | None:
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
+    return open_text(path, at_most=LARGEST_TEXT_RATIO * path.stat().st_size)
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -162,7 +160,7 @@ def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
         )
     line = b"%"
     while line.startswith(b"%") or line.isspace():
-        line = file.readline()
+        line = file.readline(1000)
     n_rows, n_columns, n_entries = (int(field) for field in line.split())
     return n_rows, n_columns, n_entries
 

@@ -84,6 +84,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         When it is missing, damaged, or of a format version that this package does not know.
     """
     file = path / _DESCRIPTION
+    for name in (_DESCRIPTION, _WEIGHTS):
+        _require_own_file(path / name)
     if not file.is_file():
         raise FormatError(
             f"{path} is not a totalvi model: it has no {_DESCRIPTION}; give the folder that Model.save "
@@ -108,6 +110,12 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path / _WEIGHTS} is damaged ({error}); save the model again."
         ) from error
     return weights, description
+
+
+def _require_own_file(file: Path) -> None:
+    """Raise FormatError for a link, a pipe or a device in place of a file of the model."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise FormatError(f"{file} is no file of its own, as every part of a model is; copy it there.")
 
 
 def _require_own_folder(path: Path) -> None:
