@@ -36,15 +36,33 @@ def open_text(path: Path, at_most: int | None = None) -> io.BufferedReader:
     Raises
     ------
     ReadError
-        While reading: where there is a NUL byte, which readers of tables take for the end of a field;
-        where text that is not gzipped, and so has no checksum, ends within a line; or beyond
-        ``at_most``.
+        While reading: where there is a NUL byte, which readers of tables take for the end of a field, or
+        beyond ``at_most``.
     """
     return io.BufferedReader(_CheckedText(path, at_most), buffer_size=2**18)
 
 
-def is_gzip(path: Path) -> bool:
-    """Return whether a file is gzipped, by its first bytes."""
+def require_last_line_end(path: Path) -> None:
+    """Refuse text that ends within a line, unless it is gzipped and so has a checksum.
+
+    Raises
+    ------
+    ReadError
+        Since a number may have lost its last digits.
+    """
+    with path.open("rb") as file:
+        is_whole = _is_gzip(path) or file.seek(0, os.SEEK_END) == 0
+        if not is_whole:
+            file.seek(-1, os.SEEK_END)
+            is_whole = file.read(1) in b"\r\n"
+    if not is_whole:
+        raise ReadError(
+            f"{path} ends within a line, so that it may be cut short: copy, download or write it again, "
+            "or end its last line if it is whole"
+        )
+
+
+def _is_gzip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
@@ -52,8 +70,7 @@ def is_gzip(path: Path) -> bool:
 class _CheckedText(io.RawIOBase):
     def __init__(self, path: Path, at_most: int | None) -> None:
         self._path, self._at_most, self._n_read = path, at_most, 0
-        self._is_packed, self._last = is_gzip(path), b"\n"
-        opened = gzip.open(path, "rb") if self._is_packed else path.open("rb")
+        opened = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")
         self._file = cast(io.BufferedReader, opened)
 
     def readable(self) -> bool:
@@ -61,11 +78,6 @@ class _CheckedText(io.RawIOBase):
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         content = self._file.read(len(buffer))
-        if not content and self._last != b"\n" and not self._is_packed:
-            raise ReadError(
-                f"{self._path} ends within a line, so that it may be cut short: copy, download or write "
-                "it again, or end its last line if it is whole"
-            )
         if b"\0" in content:
             raise ReadError(f"{self._path} holds a NUL byte, which no text has: write it again as text")
         self._n_read += len(content)
@@ -74,7 +86,6 @@ class _CheckedText(io.RawIOBase):
                 f"{self._path} unpacks to more than {self._n_read // 2**20} MB, which no list of this "
                 "size does: copy, download or write it again"
             )
-        self._last = content[-1:] or self._last
         buffer[: len(content)] = content
         return len(content)
 

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.containers import LARGEST_TEXT_RATIO, open_text
+from totalvi.data.containers import LARGEST_TEXT_RATIO, open_text, require_last_line_end
 from totalvi.data.genomes import join_genomes, pick_genomes, prefix_shared_names
 from totalvi.data.integrity import reading, require_lengths
 from totalvi.errors import ReadError
@@ -110,6 +110,7 @@ def _open(path: Path) -> IO[bytes]:
 def _rows(path: Path) -> list[list[str]]:
     with reading(path, "a tab-separated list"), _open(path) as file:
         lines = file.read().decode("utf-8-sig").splitlines()
+    require_last_line_end(path)
     return [line.split("\t") for line in lines if line]
 
 
@@ -134,6 +135,7 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
                         "copy, download or write it again"
                     )
             chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
+    require_last_line_end(path)
     found = sum(len(counts) for counts, _, _ in chunks)
     if found != n_entries:
         raise ReadError(

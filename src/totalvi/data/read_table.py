@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.containers import LONGEST_LINE, open_text
+from totalvi.data.containers import LONGEST_LINE, open_text, require_last_line_end
 from totalvi.data.integrity import reading
 from totalvi.errors import ReadError
 
@@ -65,6 +65,7 @@ def read_table(path: Path) -> Table:
         except (ValueError, pd.errors.ParserWarning):
             _require_whole_lines(path, delimiter, columns, numbers=True)
             raise
+    require_last_line_end(path)
     if not rows:
         raise ReadError(f"{path} holds a line of names but no counts: write the table again")
     counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
