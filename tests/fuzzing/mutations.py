@@ -230,8 +230,9 @@ def _hdf5_member(path: Path, rng: np.random.Generator) -> Mutation:
                 node.attrs[attribute] = value[int(rng.integers(len(value)))]
             return Mutation(f"{what} {attribute} of {name}")
         done = _hdf5_replaced(file, name, what, rng)
-    # other numbers or texts of the same shape are what the file then says
-    return done._replace(file=path, rest=before) if what in ("negative", "text") else done
+    # other numbers or texts of the same shape, or no proteins, are what the file then says
+    says = what in ("negative", "text", "floats") or (what in ("group", "gone") and "obsm" in name)
+    return done._replace(file=path, rest=before) if says else done
 
 
 HDF5_EDITS = (

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from anndata.utils import make_index_unique
 
 from fuzzing.samples import Reading, digest, of_matrix
 
@@ -49,8 +51,9 @@ def what_a_folder_says(place: Path) -> Reading | None:
 
 
 def _modality(row: list[str]) -> str:
-    kind = re.sub(r"\W+", "_", row[2].strip().lower()).strip("_")
-    return {"gene_expression": "rna", "antibody_capture": "prot"}.get(kind, kind)
+    kind = row[2].strip().lower()
+    other = re.sub(r"\W+", "_", kind).strip("_")
+    return {"gene expression": "rna", "antibody capture": "prot"}.get(kind, other)
 
 
 def is_json(file: Path) -> bool:
@@ -99,6 +102,10 @@ def _matrix(text: str, n_cells: int, n_features: int) -> np.ndarray:
 def _reading(parts: dict[str, Part]) -> Reading:
     found = {"modalities": digest(sorted(parts)), "batch": digest([])}
     for name, (cells, features, values) in parts.items():
-        found[f"{name}.cells"], found[f"{name}.features"] = digest(cells), digest(features)
+        found[f"{name}.cells"], found[f"{name}.features"] = digest(cells), digest(_unique(features))
         found[f"{name}.counts"] = of_matrix(values)
     return found
+
+
+def _unique(names: list[str]) -> list[str]:
+    return [str(name) for name in make_index_unique(pd.Index(names, dtype=object))]

@@ -1,11 +1,13 @@
 """Which bytes of a file are values that nothing protects: a change there cannot be known."""
 
 import re
+import struct
 from pathlib import Path
 
 import h5py
 import torch
 
+LOCAL_HEAP = re.compile(rb"HEAP\0\0\0\0")  # names of members
 GLOBAL_HEAP = re.compile(rb"GCOL\x01\0\0\0")  # texts of any length
 
 
@@ -37,7 +39,7 @@ def _tensor_payload(file: Path, content: bytes) -> list[tuple[int, int]]:
 
 
 def _hdf5_payload(file: Path, content: bytes) -> list[tuple[int, int]]:
-    """Return where values lie that have neither a checksum nor, by zlib, an Adler-32."""
+    """Return where values and names lie that have neither a checksum nor, by zlib, an Adler-32."""
     ranges = []
     with h5py.File(file, "r") as opened:
 
@@ -53,6 +55,9 @@ def _hdf5_payload(file: Path, content: bytes) -> list[tuple[int, int]]:
                     ranges.append((chunk.byte_offset, chunk.byte_offset + chunk.size))
 
         opened.visititems(visit)
+    for found in LOCAL_HEAP.finditer(content):
+        size, _, start = struct.unpack("<QQQ", content[found.end() : found.end() + 24])
+        ranges.append((start, start + size))
     for found in GLOBAL_HEAP.finditer(content):
         size = int.from_bytes(content[found.start() + 8 : found.start() + 16], "little")
         ranges.append((found.start() + 16, found.start() + size))

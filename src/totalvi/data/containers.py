@@ -10,6 +10,11 @@ from typing import cast
 import h5py
 import zarr
 
+from totalvi.data.hdf5_blocks import (
+    require_short_texts,
+    require_sound_chunks,
+    require_sound_heaps,
+)
 from totalvi.errors import ReadError
 
 UNSUSPECTED = 2**26  # bytes: whatever declares no more is no danger
@@ -122,7 +127,10 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
         _require_honest_size(
             member.nbytes, member.id.get_storage_size(), member.compression, name, path
         )
+        require_sound_chunks(member, path)
+        require_short_texts(member, path)
 
+    require_sound_heaps(path)
     file.visititems_links(follow)
     file.visititems(measure)
     if outside:
