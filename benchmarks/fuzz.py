@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -39,21 +40,31 @@ EXPLAINED = """
 """
 
 
-def run(n_files: int) -> tuple[dict[str, Counter[str]], list[dict[str, object]], float]:
+def run(
+    n_files: int, n_workers: int
+) -> tuple[dict[str, Counter[str]], list[dict[str, object]], float]:
     """Return the endings by reader, the faults, and the seconds."""
-    endings: dict[str, Counter[str]] = {}
-    faults: list[dict[str, object]] = []
     started = time.perf_counter()
-    with Worker() as worker:
-        for name, share in SHARES.items():
-            endings[name] = Counter()
-            for index in range(-(-n_files * share // sum(SHARES.values()))):
-                outcome = worker.outcome(name, index)
-                endings[name][outcome.kind] += 1
-                if outcome.kind in FAULTS:
-                    faults.append({"reader": name, "index": index, **outcome._asdict()})
-            print(name, dict(endings[name]), f"{time.perf_counter() - started:.0f} s", flush=True)
+    numbers = {name: -(-n_files * share // sum(SHARES.values())) for name, share in SHARES.items()}
+    with ThreadPoolExecutor(n_workers) as pool:
+        found = list(pool.map(endings_of, numbers, numbers.values()))
+    faults = [fault for _, of_reader in found for fault in of_reader]
+    endings = {name: counts for name, (counts, _) in zip(numbers, found, strict=True)}
     return endings, faults, time.perf_counter() - started
+
+
+def endings_of(name: str, n_files: int) -> tuple[Counter[str], list[dict[str, object]]]:
+    """Return how readings of one format end, and the faults."""
+    endings: Counter[str] = Counter()
+    faults: list[dict[str, object]] = []
+    with Worker() as worker:
+        for index in range(n_files):
+            outcome = worker.outcome(name, index)
+            endings[outcome.kind] += 1
+            if outcome.kind in FAULTS:
+                faults.append({"reader": name, "index": index, **outcome._asdict()})
+    print(name, dict(endings), *faults, sep="\n  ", flush=True)
+    return endings, faults
 
 
 def report(endings: dict[str, Counter[str]], faults: list[dict[str, object]]) -> str:
@@ -77,6 +88,7 @@ def report(endings: dict[str, Counter[str]], faults: list[dict[str, object]]) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=22_000)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--reader", choices=tuple(SHARES))
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -86,7 +98,7 @@ def main() -> None:
         with Worker() as worker:
             print(worker.outcome(given.reader, given.index))
         return
-    endings, faults, seconds = run(given.files)
+    endings, faults, seconds = run(given.files, given.workers)
     content = {"seconds": round(seconds), "endings": endings, "faults": faults}
     (given.output / "fuzz.json").write_text(json.dumps(content, indent=1) + "\n")
     (given.output / "fuzz.md").write_text(report(endings, faults))
