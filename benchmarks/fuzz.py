@@ -81,7 +81,10 @@ def report(endings: dict[str, Counter[str]], faults: list[dict[str, object]]) ->
         cells = " | ".join(f"{counts[ending]:,}" for ending in ENDINGS)
         lines.append(f"| {name} | {counts.total():,} | {cells} |")
     lines.append(EXPLAINED)
-    lines += [f"- {f['reader']} {f['index']}: {f['kind']}, {f['what']}; {f['detail']}" for f in faults[:50]]
+    lines += [
+        f"- {f['reader']} {f['index']}: {f['kind']}, {f['what']}; {f['detail']}"
+        for f in faults[:50]
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -34,7 +34,11 @@ def report(rows: list[dict[str, str]]) -> str:
         + ".",
     ]
     for kind, names in (("counts", COUNTS), ("network", NETWORKS)):
-        lines += ["", f"| {kind} | " + " | ".join(outcomes) + " |", "|---|" + "---|" * len(outcomes)]
+        lines += [
+            "",
+            f"| {kind} | " + " | ".join(outcomes) + " |",
+            "|---|" + "---|" * len(outcomes),
+        ]
         for name in names:
             counted = Counter(row["outcome"] for row in rows if row[kind] == name)
             lines.append(f"| {name} | " + " | ".join(str(counted[o]) for o in outcomes) + " |")

@@ -140,7 +140,7 @@ def large_batch() -> MuData:
     entries = (np.ones(2 * n), (np.repeat(np.arange(n), 2), rng.integers(N_GENES, size=2 * n)))
     rna = sparse.csr_matrix(entries, shape=(n, N_GENES))
     protein = rng.poisson(20, (n, 3))
-    return built(rna, protein, np.r_[np.zeros(n - 1, int), 1])
+    return built(rna, protein, np.r_[np.zeros(n - 2, int), 1, 1])
 
 
 COUNTS: dict[str, Callable[[], MuData]] = {
@@ -161,6 +161,8 @@ COUNTS: dict[str, Callable[[], MuData]] = {
     "1 batch": batches([60]),
     "50 batches": batches([4] * 50),
     "batches of 1 to 100 cells": batches([1, 1, 2, 5, 100]),
+    "batches of 2 to 100 cells": batches([2, 2, 3, 5, 100]),
+    "a batch of 1e5 cells": large_batch,
     "a batch 1000 times as deep": scaled_batches,
     "panels": panels,
 }
@@ -201,10 +203,14 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+LARGE = "a batch of 1e5 cells"
+OF_LARGE = ("default", "zinb")  # others would take minutes
+
+
 def pairs() -> Iterator[tuple[str, str]]:
     """Give all configurations: a kind of counts and a kind of network and fit."""
     for counts in COUNTS:
-        for network in NETWORKS:
+        for network in OF_LARGE if counts == LARGE else NETWORKS:
             yield counts, network
 
 
@@ -213,10 +219,14 @@ def outcome_of(counts: str, network: str) -> tuple[str, str]:
     torch.set_num_threads(1)
     options, plan = NETWORKS[network]
     try:
-        model = totalvi.Model(COUNTS[counts](), batch_key="batch", n_hidden=8, n_latent=3, **options)
+        model = totalvi.Model(
+            COUNTS[counts](), batch_key="batch", n_hidden=8, n_latent=3, **options
+        )
     except DataError as error:
         return "refused", str(error)
     plan = {"max_epochs": 8, "n_epochs_kl_warmup": 2, "batch_size": 32, "progress": False} | plan
+    if counts == LARGE:
+        plan |= {"max_epochs": 1, "batch_size": 512}
     try:
         model.train(accelerator="cpu", **plan)
     except TrainingError as error:

@@ -13,7 +13,21 @@ import numpy as np
 
 from fuzzing.payload import without_payload
 
-HOSTILE_NUMBERS = (0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 10**12, 2**40, 2**62, 2**63 - 1, 2**64 - 1)
+HOSTILE_NUMBERS = (
+    0,
+    1,
+    0x7F,
+    0xFF,
+    0xFFFF,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    10**12,
+    2**40,
+    2**62,
+    2**63 - 1,
+    2**64 - 1,
+)
 HOSTILE_TOKENS = (
     b"", b"-1", b"0", b"1e308", b"1e15", b"nan", b"NaN", b"inf", b"-inf", b"99999999999999999999",
     b"1_000", b"0x10", b"1,5", b"\0", b"\xff\xfe", b"../../escaped", b"/etc/passwd", b'"', b"'",
@@ -130,7 +144,9 @@ def _inside_gzip(path: Path, rng: np.random.Generator) -> Mutation:
     file = files[int(rng.integers(len(files)))]
     if rng.random() < 0.05:
         form = b"1 1 1\n" if "mtx" in file.name else b"A\t1\t1\t1\t1\n"
-        file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()) + form * 3_000_000, 9, mtime=0))
+        file.write_bytes(
+            gzip.compress(gzip.decompress(file.read_bytes()) + form * 3_000_000, 9, mtime=0)
+        )
         return Mutation(f"bomb in {file.name}")
     if rng.random() < 0.03:
         file.write_bytes(gzip.compress(b"A" * 300_000_000, 1, mtime=0))
@@ -271,7 +287,9 @@ def _hdf5_replaced(file: h5py.File, name: str, what: str, rng: np.random.Generat
 def _dataset(file: h5py.File, name: str, what: str, values: Any, size: tuple[int, ...]) -> None:
     integers = np.arange(np.prod(size), dtype=np.int64).reshape(size) - 3
     if what == "huge":
-        file.create_dataset(name, shape=(10**12,), chunks=(1024,), dtype=np.int32, compression="gzip")
+        file.create_dataset(
+            name, shape=(10**12,), chunks=(1024,), dtype=np.int32, compression="gzip"
+        )
     elif what == "external storage":
         file.create_dataset(name, (5,), np.int32, external=[("secret", 0, 20)])
     elif what == "virtual":

@@ -102,7 +102,9 @@ def _serve(connection: Connection) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _outcome(root: Path, name: str, index: int, original: Path, expected: dict[str, str]) -> Outcome:
+def _outcome(
+    root: Path, name: str, index: int, original: Path, expected: dict[str, str]
+) -> Outcome:
     import numpy as np
 
     from fuzzing.mutations import mutate

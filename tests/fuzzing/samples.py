@@ -224,7 +224,9 @@ def read_tables(place: Path) -> Reading:
 
 
 def read_and_join(path: Path) -> Reading:
-    return of_mudata(totalvi.concat({"a": totalvi.read(path), "b": mudata_of_both()}, batch_key="set"))
+    return of_mudata(
+        totalvi.concat({"a": totalvi.read(path), "b": mudata_of_both()}, batch_key="set")
+    )
 
 
 # ------------------------------------------------------------------------------------------ models

@@ -60,7 +60,9 @@ def exact_softplus(x: Any) -> Any:
     return mpmath.log1p(mpmath.exp(x))
 
 
-def exact_zero_inflated(count: float, log_mean: float, log_r: float, logit: float) -> tuple[Any, Any]:
+def exact_zero_inflated(
+    count: float, log_mean: float, log_r: float, logit: float
+) -> tuple[Any, Any]:
     with mpmath.workdps(60):
         nb, largest = exact_terms(count, log_mean, log_r)
         dropped = ONE / (1 + mpmath.exp(-mpmath.mpf(logit)))
@@ -82,9 +84,7 @@ def exact_mixture(
         return value, max(largest, larger) if abs(back - fore) < 1e3 else largest
 
 
-def assert_close(
-    ours: Tensor, expected: list[tuple[Any, Any]], logit: float | None = None
-) -> None:
+def assert_close(ours: Tensor, expected: list[tuple[Any, Any]], logit: float | None = None) -> None:
     values = ours.detach().double().flatten().tolist()
     rounding = 0.0 if logit is None else LAST_DIGIT * max(abs(logit), 1)
     worst = 0.0

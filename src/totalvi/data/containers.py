@@ -84,7 +84,9 @@ class _CheckedText(io.RawIOBase):
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         content = self._file.read(len(buffer))
         if b"\0" in content:
-            raise ReadError(f"{self._path} holds a NUL byte, which no text has: write it again as text")
+            raise ReadError(
+                f"{self._path} holds a NUL byte, which no text has: write it again as text"
+            )
         self._n_read += len(content)
         if self._at_most is not None and self._n_read > max(self._at_most, UNSUSPECTED):
             raise ReadError(
@@ -108,12 +110,13 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
         Naming the member.
     """
     outside: list[str] = []
+    soft: list[str] = []
 
     def follow(name: str, link: object) -> None:
-        is_soft = isinstance(link, h5py.SoftLink)
-        leads_to_group = is_soft and file.get(name, getclass=True) is not h5py.Dataset
-        if isinstance(link, h5py.ExternalLink) or leads_to_group:
+        if isinstance(link, h5py.ExternalLink):
             outside.append(name)
+        elif isinstance(link, h5py.SoftLink):
+            soft.append(name)
 
     def measure(name: str, member: object) -> None:
         if isinstance(member, h5py.Group):
@@ -133,6 +136,7 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
     require_sound_heaps(path)
     file.visititems_links(follow)
     file.visititems(measure)
+    outside += [name for name in soft if name not in file or isinstance(file[name], h5py.Group)]
     if outside:
         raise ReadError(
             f'{path} takes "{outside[0]}" from another place: write it again with all it needs in it'
@@ -155,7 +159,9 @@ def require_plain_folder(folder: Path) -> None:
             entry = Path(place, name)
             mode = entry.lstat().st_mode
             if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
-                raise ReadError(f"{entry} is a link out of {folder}: put what it stands for in place")
+                raise ReadError(
+                    f"{entry} is a link out of {folder}: put what it stands for in place"
+                )
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
                 raise ReadError(f"{entry} is no file: copy, download or write {folder} again")
 
@@ -187,7 +193,10 @@ def _require_whole_blosc(folder: Path) -> None:
             chunk = Path(place, name)
             with chunk.open("rb") as file:
                 head = file.read(BLOSC_HEAD)
-            if len(head) < BLOSC_HEAD or int.from_bytes(head[12:], "little") != chunk.stat().st_size:
+            if (
+                len(head) < BLOSC_HEAD
+                or int.from_bytes(head[12:], "little") != chunk.stat().st_size
+            ):
                 raise ReadError(
                     f"{chunk} is not of the length that it says: copy, download or write it again"
                 )

@@ -14,9 +14,13 @@ import numpy as np
 
 from totalvi.errors import ReadError
 
-HEAP = b"GCOL\x01\0\0\0"  # of texts; then its length, and objects of a head and a multiple of 8 bytes
+HEAP = (
+    b"GCOL\x01\0\0\0"  # of texts; then its length, and objects of a head and a multiple of 8 bytes
+)
 HEAD = 16
-REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("object", "<u4")])  # to a text in a heap
+REFERENCE = np.dtype(
+    [("length", "<u4"), ("address", "<u8"), ("object", "<u4")]
+)  # to a text in a heap
 
 
 def require_sound_heaps(path: Path) -> None:
@@ -72,13 +76,15 @@ def require_sound_chunks(dataset: h5py.Dataset, path: Path) -> None:
     dataset.id.chunk_iter(look)
     ends = zip(dataset.shape, dataset.chunks, strict=True)
     expected = prod(-(-size // length) for size, length in ends)
-    inside = sum(
-        bool(all(place % length == 0 and place < size for place, size, length in zip(
-            offset, dataset.shape, dataset.chunks, strict=True
-        ))
-        and dataset.id.get_chunk_info_by_coord(offset).size)  # which is how reading finds it
-        for offset in found
-    )  # fmt: skip
+    inside = sum(_is_inside(offset, dataset) for offset in found)
+    if not faults and inside == expected:
+        for offset in found:
+            try:
+                dataset.id.read_direct_chunk(
+                    offset
+                )  # listed is not found: a damaged tree hides some
+            except (OSError, RuntimeError) as error:
+                raise _damaged(path, f'chunks of "{dataset.name}"') from error
     if faults or inside != expected:
         raise _damaged(path, f'chunks of "{dataset.name}"')
 
@@ -99,9 +105,16 @@ def require_short_texts(dataset: h5py.Dataset, path: Path) -> None:
     with path.open("rb") as file:
         file.seek(start)
         raw = file.read(dataset.id.get_storage_size())
-    references = np.frombuffer(raw[: len(raw) // REFERENCE.itemsize * REFERENCE.itemsize], REFERENCE)
+    references = np.frombuffer(
+        raw[: len(raw) // REFERENCE.itemsize * REFERENCE.itemsize], REFERENCE
+    )
     if (references["length"] > n_bytes).any() or (references["address"] > n_bytes).any():
         raise _damaged(path, f'texts of "{dataset.name}"')
+
+
+def _is_inside(offset: tuple[int, ...], dataset: h5py.Dataset) -> bool:
+    places = zip(offset, dataset.shape, dataset.chunks, strict=True)
+    return all(place % length == 0 and place < size for place, size, length in places)
 
 
 def _number(content: mmap.mmap, place: int) -> int:

@@ -115,7 +115,9 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _require_own_file(file: Path) -> None:
     """Raise FormatError for a link, a pipe or a device in place of a file of the model."""
     if file.is_symlink() or (file.exists() and not file.is_file()):
-        raise FormatError(f"{file} is no file of its own, as every part of a model is; copy it there.")
+        raise FormatError(
+            f"{file} is no file of its own, as every part of a model is; copy it there."
+        )
 
 
 def _require_own_folder(path: Path) -> None:
