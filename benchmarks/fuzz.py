@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fuzzing.process import FAULTS, Worker  # noqa: E402
+from fuzzing.process import FAULTS, Worker
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHARES = {
@@ -30,8 +30,8 @@ SHARES = {
 }  # fmt: skip
 ENDINGS = ("refused", "right", "undetectable", *FAULTS)
 EXPLAINED = """
-- refused: an error of totalvi that names the file. right: counts, names and batches (of a model: weights,
-  schema and options) are those of the undamaged file.
+- refused: an error of totalvi that names the file. right: counts, names and batches (of a model:
+  weights, schema and options) are those of the undamaged file.
 - undetectable: the file is whole and says what was read (an independent parser of text agrees), or is
   read rightly once values that lie in blocks without a checksum are restored. HDF5 without compression,
   zarr and torch's older format protect no values.

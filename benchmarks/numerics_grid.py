@@ -2,9 +2,9 @@
 
     python benchmarks/numerics_grid.py
 
-Each configuration pairs one kind of extreme counts with one kind of network and fit. It passes when it is
-refused by a sentence (DataError), stops with a TrainingError and then answers no query, or ends with a
-finite history, weights and answers. Results go to benchmarks/results/numerics_grid.json and
+Each configuration pairs one kind of extreme counts with one kind of network and fit. It passes when it
+is refused by a sentence (DataError), stops with a TrainingError and then answers no query, or ends with
+a finite history, weights and answers. Results go to benchmarks/results/numerics_grid.json and
 numerics_grid.md.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from extremes import COUNTS, NETWORKS, outcome_of, pairs  # noqa: E402
+from extremes import COUNTS, NETWORKS, outcome_of, pairs
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -87,7 +87,8 @@ def damaged(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
     data = bytearray(content)
     at = int(rng.integers(max(n, 1)))
     what = str(rng.choice(
-        ["truncated", "bits", "bits", "bits", "byte", "number", "number", "zeros", "removed", "doubled", "swapped", "added", "token"]
+        ["truncated", "bits", "bits", "bits", "byte", "number", "number", "zeros", "removed", "doubled",
+         "swapped", "added", "token"]
     ))  # fmt: skip
     if n == 0:
         return "added", b"x"
@@ -194,10 +195,7 @@ HOSTILE_VALUES: tuple[Any, ...] = (
 
 def _json_value(path: Path, rng: np.random.Generator) -> Mutation:
     """Change a value, or a name, somewhere in a JSON file."""
-    files = []
-    for file in files_of(path):
-        if file.suffix == ".json" or file.name.startswith(".z"):
-            files.append(file)
+    files = [f for f in files_of(path) if f.suffix == ".json" or f.name.startswith(".z")]
     if not files:
         return _bytes(path, rng)
     file = files[int(rng.integers(len(files)))]
@@ -252,7 +250,8 @@ def _hdf5_member(path: Path, rng: np.random.Generator) -> Mutation:
 
 
 HDF5_EDITS = (
-    "gone", "renamed", "group", "dataset", "scalar", "text", "floats", "complex", "compound", "negative",
+    "gone", "renamed", "group", "dataset", "scalar", "text", "floats", "complex", "compound",
+    "negative",
     "huge", "huge", "empty", "shorter", "longer", "2d", "soft link", "external link", "to itself",
     "external storage", "virtual", "attribute", "attribute", "attribute gone", "null", "references",
 )  # fmt: skip

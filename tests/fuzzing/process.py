@@ -172,7 +172,7 @@ def _listing(root: Path) -> str:
     listing = hashlib.sha256()
     for folder, _, files in os.walk(root / "case"):
         for file in sorted(files):
-            stat = os.lstat(os.path.join(folder, file))
+            stat = Path(folder, file).lstat()
             listing.update(f"{folder}/{file} {stat.st_size} {stat.st_mtime_ns}".encode())
-    listing.update(repr(sorted(os.listdir(root))).encode())
+    listing.update(repr(sorted(entry.name for entry in root.iterdir())).encode())
     return listing.hexdigest()

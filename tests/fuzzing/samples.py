@@ -58,7 +58,7 @@ def of_mudata(data: MuData) -> Reading:
         found[f"{name}.cells"] = digest(list(map(str, adata.obs_names)))
         found[f"{name}.features"] = digest(list(map(str, adata.var_names)))
         found[f"{name}.counts"] = of_matrix(adata.X)
-    batch = data.obs["batch"] if "batch" in data.obs else []
+    batch = data.obs.get("batch", [])
     found["batch"] = digest(list(map(str, batch)))
     return found
 

@@ -1,15 +1,15 @@
 """The likelihoods in float32, plain and compiled, against arbitrary precision, extremes included.
 
-A log-probability is a sum of terms such as ``log Gamma(count + r)`` or ``count log mean``, of up to 1e7 each
-at a count of 1e6, and of what they leave float32 cannot hold more than their own rounding allows. So an
-error is relative to the largest of
+A log-probability is a sum of terms such as ``log Gamma(count + r)`` or ``count log mean``, of up to 1e7
+each at a count of 1e6, and of what they leave float32 cannot hold more than their own rounding. So
+an error is relative to the largest of
 
 - the log-probability itself, and
 - the terms ``log c!``, ``rising(r, c)``, ``c log(mean / (1 + mean / r))`` and ``r log(1 + mean / r)``.
 
-Where nothing cancels, as at a count of zero, both are the same. Zero inflation and the proteins' mixture
-are differences of two ``softplus`` as large as the logit of the mixture: of these they may have the last
-digit besides, `LAST_DIGIT` of the logit's size in nats.
+Where nothing cancels, as at a count of zero, both are the same. Zero inflation and the proteins'
+mixture are differences of two ``softplus`` as large as the logit of the mixture: of these they may have
+the last digit besides, `LAST_DIGIT` of the logit's size in nats.
 """
 
 from collections.abc import Callable

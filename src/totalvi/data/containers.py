@@ -41,8 +41,8 @@ def open_text(path: Path, at_most: int | None = None) -> io.BufferedReader:
     Raises
     ------
     ReadError
-        While reading: where there is a NUL byte, which readers of tables take for the end of a field, or
-        beyond ``at_most``.
+        While reading: where there is a NUL byte, which readers of tables take for the end of a field,
+        or beyond ``at_most``.
     """
     return io.BufferedReader(_CheckedText(path, at_most), buffer_size=2**18)
 
@@ -62,8 +62,8 @@ def require_last_line_end(path: Path) -> None:
             is_whole = file.read(1) in b"\r\n"
     if not is_whole:
         raise ReadError(
-            f"{path} ends within a line, so that it may be cut short: copy, download or write it again, "
-            "or end its last line if it is whole"
+            f"{path} ends within a line, so that it may be cut short: copy, download or write it "
+            "again, or end its last line if it is whole"
         )
 
 
@@ -75,7 +75,7 @@ def _is_gzip(path: Path) -> bool:
 class _CheckedText(io.RawIOBase):
     def __init__(self, path: Path, at_most: int | None) -> None:
         self._path, self._at_most, self._n_read = path, at_most, 0
-        opened = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")
+        opened = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # noqa: SIM115
         self._file = cast(io.BufferedReader, opened)
 
     def readable(self) -> bool:

@@ -72,8 +72,8 @@ def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
 def _text(dataset: h5py.Dataset) -> list[str]:
     if h5py.check_string_dtype(dataset.dtype) is None:
         raise ReadError(
-            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text: copy, '
-            "download or write it again"
+            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text: '
+            "copy, download or write it again"
         )
     return [v.decode() if isinstance(v, bytes) else str(v) for v in dataset[:].tolist()]
 
