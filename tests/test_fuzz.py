@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 
 from fuzzing.process import FAULTS, Worker
 from fuzzing.samples import SAMPLES
+from totalvi.persistence.format import FORMAT_VERSION
+
+# weights of the first version have no checksum, and flipped bits in them cannot be known
+NAMES = sorted(SAMPLES) if FORMAT_VERSION > 1 else sorted(set(SAMPLES) - {"model folder"})
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,7 @@ def worker() -> Iterator[Worker]:
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(name=st.sampled_from(sorted(SAMPLES)), seed=st.integers(0, 2**20))
+@given(name=st.sampled_from(NAMES), seed=st.integers(0, 2**20))
 def test_damaged_files_are_refused_or_read_rightly(worker: Worker, name: str, seed: int) -> None:
     outcome = worker.outcome(name, seed)
     assert outcome.kind not in FAULTS, outcome
