@@ -85,8 +85,8 @@ class _CheckedText(io.RawIOBase):
         content = self._file.read(len(buffer))
         if b"\0" in content:
             raise ReadError(
-                f"{self._path} is not text (it holds a NUL byte): give a .csv or .tsv file, or write it "
-                "again as text"
+                f"{self._path} is not text (it holds a NUL byte): give a .csv or .tsv file, or write "
+                "it again as text"
             )
         self._n_read += len(content)
         if self._at_most is not None and self._n_read > max(self._at_most, UNSUSPECTED):
