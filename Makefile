@@ -17,7 +17,7 @@ endif
 help:
 	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
 	@echo "make test       run the tests (make test-all: the slow ones too)"
-	@echo "make lint       check style and types"
+	@echo "make lint       check style, types and security"
 	@echo "make bench      time totalvi and scvi-tools side by side (see benchmarks/README.md)"
 	@echo "make bench-quality  measure the quality of the fit (needs real data)"
 	@echo "make venv       only set up the environment in $(VENV)"
@@ -47,6 +47,7 @@ lint: venv-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src
 
 format: venv-dev
 	$(BIN)/ruff check --fix .

@@ -111,6 +111,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read_description(path: Path) -> dict[str, Any]:
     file = path / _DESCRIPTION
+    for name in (_DESCRIPTION, _WEIGHTS):
+        _require_own_file(path / name)
     if not file.is_file():
         hint = "give the folder that Model.save wrote"
         if path.name == "model.pt" or (path / "model.pt").is_file():
@@ -164,6 +166,14 @@ def _declared(weights: dict[str, Tensor]) -> dict[str, Any]:
 def _checksum(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require_own_file(file: Path) -> None:
+    """Raise FormatError for a link, a pipe or a device in place of a file of the model."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise FormatError(
+            f"{file} is no file of its own, as every part of a model is; copy it there."
+        )
 
 
 def _require_own_folder(path: Path) -> None:
