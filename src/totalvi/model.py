@@ -217,9 +217,7 @@ class Model(
         self._data: CiteData | None = describe(data, keys)
         self.schema = self._data.schema
         self.module = self._network()
-        ambient = ambient_of(
-            data, batch_key, (rna_modality, protein_modality), empty_droplets
-        )
+        ambient = ambient_of(data, batch_key, (rna_modality, protein_modality), empty_droplets)
         if ambient is not None or (
             empirical_protein_background_prior and "background_prior" not in network_options
         ):

@@ -6,6 +6,7 @@ from typing import Any
 import mudata
 from mudata import MuData
 
+from totalvi.analysis.background import background_tables
 from totalvi.analysis.clusters import cluster_cells
 from totalvi.analysis.results import (
     DENOISED_LIBRARY_SIZE,
@@ -61,7 +62,8 @@ def fit_and_write(
         clusters = cluster_cells(estimates.latent, resolution=resolution, seed=seed)
     with steps.step("tables"):
         tables = make_tables(mdata, estimates, clusters, keys.batch_key, model.history)
-        write_tables(tables, folder / "tables")
+        background, background_warnings = background_tables(model, mdata)
+        write_tables(tables | background, folder / "tables")
     summary: dict[str, Any] = model.fit_summary
     with steps.step("figures"):
         draw_figures(
@@ -87,7 +89,7 @@ def fit_and_write(
         "epochs": len(model.history),
         **summary,
         "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),
-    }, antibody_warnings(tables["proteins"])
+    }, [*antibody_warnings(tables["proteins"]), *background_warnings]
 
 
 def _fit(mdata: MuData, keys: Keys, max_epochs: int | None, seed: int, show: bool) -> Model:
@@ -100,6 +102,7 @@ def _fit(mdata: MuData, keys: Keys, max_epochs: int | None, seed: int, show: boo
         categorical_covariate_keys=keys.categorical_covariate_keys,
         continuous_covariate_keys=keys.continuous_covariate_keys,
         allow_fractional=keys.allow_fractional,
+        isotype_controls=keys.isotype_controls,
         seed=seed,
     )
     model.train(max_epochs=max_epochs, progress=show)

@@ -23,6 +23,7 @@ Output = Annotated[
 def run(
     input: options.Input,
     output: Output,
+    raw: options.RawPath = None,
     protein: options.ProteinPath = None,
     genome: options.Genome = None,
     hashtags: options.Hashtags = None,
@@ -48,6 +49,7 @@ def run(
     overwrite: options.Overwrite = False,
     refuse_empty_cells: options.RefuseEmptyCells = False,
     allow_fractional: options.AllowFractional = False,
+    keep_isotypes: options.KeepIsotypes = False,
     rna_modality: options.RnaModality = "rna",
     protein_modality: options.ProteinModality = "prot",
     rna_layer: options.RnaLayer = None,
@@ -64,12 +66,14 @@ def run(
       totalvi run filtered_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor
       totalvi run rna.csv --protein adt.csv -o results
+      totalvi run filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5 -o results
     """
     from totalvi.analysis.run import run as run_pipeline
 
     result = run_pipeline(
         input,
         output,
+        raw=options.raw_paths(raw),
         protein_path=protein,
         genome=genome,
         hashtags=hashtags,
@@ -88,6 +92,7 @@ def run(
         overwrite=overwrite,
         drop_empty_cells=not refuse_empty_cells,
         allow_fractional=allow_fractional,
+        isotype_controls=() if keep_isotypes else None,
         rna_modality=rna_modality,
         protein_modality=protein_modality,
         rna_layer=rna_layer,

@@ -147,7 +147,9 @@ def _by_panel(ambient: pd.DataFrame, panels: PanelBatches) -> tuple[np.ndarray, 
     names = pd.Index(panels.protein_names)
     found = []
     for column in ("log_mean", "log_sd", "standard_error"):
-        table = ambient.pivot(index="batch", columns="protein", values=column).reindex(columns=names)
+        table = ambient.pivot(index="batch", columns="protein", values=column).reindex(
+            columns=names
+        )
         rows = [
             _mean_of_known(
                 [

@@ -14,7 +14,7 @@ from scipy import sparse
 from totalvi.data.ambient import estimate_ambient
 from totalvi.data.cells import joined_obs, names_of
 from totalvi.data.droplets import LEAST_DROPLETS, choose_empty_droplets
-from totalvi.data.finding import did_you_mean, listed
+from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.source import genes_and_proteins
 from totalvi.errors import DataError
 
@@ -135,6 +135,37 @@ def ambient_of(
     return ambient_table(given, cells, batch_key=batch_key, modalities=modalities)
 
 
+def require_same_run(
+    raw: Raw | Mapping[str, Raw],
+    data: MuData | AnnData,
+    proteins: pd.Index,
+    *,
+    batch_key: str | None = None,
+    modalities: tuple[str, str] = ("rna", "prot"),
+) -> pd.DataFrame:
+    """Return the ambient table of a raw matrix that must hold all cells and proteins of ``data``."""
+    cells = _cells(data, batch_key, *modalities)
+    return ambient_table(raw, cells, batch_key=batch_key, modalities=modalities, proteins=proteins)
+
+
+def ambient_findings(ambient: pd.DataFrame) -> list[Finding]:
+    """Note how many empty droplets there are, and what most of their antibody is."""
+    notes = []
+    for batch, rows in ambient.groupby(ambient["batch"].astype(str)):
+        share = np.exp(rows["log_mean"]) / np.exp(rows["log_mean"]).sum()
+        most = rows.assign(share=share).nlargest(3, "share")
+        names = ", ".join(
+            f'"{n}" {100 * s:.0f} %' for n, s in zip(most["protein"], most["share"], strict=True)
+        )
+        of_batch = f' of batch "{batch}"' if batch else ""
+        message = (
+            f"background anchored to {rows['n_droplets'].iloc[0]:,} empty droplets{of_batch}, with "
+            f"{np.exp(rows['log_mean']).sum():,.1f} protein counts each, most of {names}"
+        )
+        notes.append(Finding("note", "empty_droplets", message))
+    return notes
+
+
 def ambient_table(
     raw: Raw | Mapping[str, Raw],
     cells: pd.Series,
@@ -161,7 +192,9 @@ def ambient_table(
         own = cells[cells == str(name)]
         parts.append(_table(each, own, None, modalities, proteins).assign(batch=str(name)))
     if not parts:
-        raise DataError("the empty droplets are of no batch at all: give a raw matrix for each batch")
+        raise DataError(
+            "the empty droplets are of no batch at all: give a raw matrix for each batch"
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -176,14 +209,11 @@ def _cells(
     else:
         obs = pd.DataFrame(data.obs)
     if batch_key is not None and batch_key not in obs:
-        raise DataError(f'no column "{batch_key}" in obs of the cells: {did_you_mean(batch_key, obs)}')
-    return batch_of_cells(names_of(obs.index), None if batch_key is None else obs[batch_key])
-
-
-def batch_of_cells(names: pd.Index, batch: pd.Series | None) -> pd.Series:
-    """Return the batch of each cell as a text, by cell name."""
-    values = ANY_BATCH if batch is None else batch.astype(str).to_numpy(object)
-    return pd.Series(values, index=names, dtype=object)
+        raise DataError(
+            f'no column "{batch_key}" in obs of the cells: {did_you_mean(batch_key, obs)}'
+        )
+    values = ANY_BATCH if batch_key is None else obs[batch_key].astype(str).to_numpy(object)
+    return pd.Series(values, index=names_of(obs.index), dtype=object)
 
 
 def _table(
@@ -247,7 +277,9 @@ def _find_barcodes(raw: Raw, modalities: tuple[str, str], where: str) -> _Barcod
         raise DataError(f"{where} holds no RNA: give the matrix with both RNA and proteins")
     rna, protein = (raw[name] for name in modalities)
     if not rna.obs_names.equals(protein.obs_names):
-        raise DataError(f"{where} holds other barcodes for RNA than for proteins: give both of the same")
+        raise DataError(
+            f"{where} holds other barcodes for RNA than for proteins: give both of the same"
+        )
     found = _Barcodes(
         names_of(protein.obs_names),
         joined_obs(raw, rna, protein),

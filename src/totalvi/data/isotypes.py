@@ -112,7 +112,9 @@ def _are_controls(
     return np.asarray(names.isin(list(chosen)))
 
 
-def _protein_var(data: MuData | AnnData, source: CountSource, protein_modality: str) -> pd.DataFrame:
+def _protein_var(
+    data: MuData | AnnData, source: CountSource, protein_modality: str
+) -> pd.DataFrame:
     """Return the names of the proteins and, where the data mark controls, the marks."""
     var = pd.DataFrame(index=source.protein_names)
     if isinstance(data, MuData):

@@ -86,7 +86,9 @@ def simulate_raw(
     counts = sparse.vstack([counts[:n_empty], counts[n_empty:] + _thinned(rng, rna.X[source])])
     batch[n_empty:n_filled] = batches[source]
     blank = _blank_protein(rng, log_ambient[batch[n_filled:]])
-    kinds = np.repeat(["cell", "empty", "debris", "blank"], [mdata.n_obs, n_empty, n_debris, n_blank])
+    kinds = np.repeat(
+        ["cell", "empty", "debris", "blank"], [mdata.n_obs, n_empty, n_debris, n_blank]
+    )
     numbers = np.concatenate([np.arange(n) for n in (n_empty, n_debris, n_blank)])
     others = [f"{k}_{i}" for k, i in zip(kinds[mdata.n_obs :], numbers, strict=True)]
     names = pd.Index([*mdata.obs_names, *others])
