@@ -27,7 +27,6 @@ from totalvi.data.read import read
 from totalvi.data.source import CountSource, genes_and_proteins
 from totalvi.errors import DataError
 
-
 RawPaths = str | Path | Mapping[str, str | Path]
 
 

@@ -141,7 +141,8 @@ def _by_panel(ambient: pd.DataFrame, panels: PanelBatches) -> tuple[np.ndarray, 
         )
     if not ambient["protein"].isin(panels.protein_names).any():
         raise DataError(
-            f'the empty droplets have none of the cells\' proteins, but "{ambient["protein"].iloc[0]}": '
+            "the empty droplets have none of the proteins of the cells, but "
+            f'"{ambient["protein"].iloc[0]}": '
             f"{did_you_mean(str(ambient['protein'].iloc[0]), panels.protein_names)}"
         )
     names = pd.Index(panels.protein_names)

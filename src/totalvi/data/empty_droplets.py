@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from os import PathLike
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from totalvi.errors import DataError
 AMBIENT = "ambient"  # entry of uns
 ANY_BATCH = ""
 COLUMNS = ["batch", "protein", "log_mean", "log_sd", "standard_error", "n_droplets"]
-Raw = MuData | AnnData | str | PathLike[str]
+Raw: TypeAlias = MuData | AnnData | str | PathLike[str]
 _BARCODE = re.compile("[ACGT]{12,}")
 
 
@@ -123,8 +123,8 @@ def ambient_of(
         return given.assign(batch=given["batch"].astype(str), protein=given["protein"].astype(str))
     if empty_droplets is None:
         raise DataError(
-            f'uns["{AMBIENT}"] is not a table of totalvi.ambient_profile: give empty_droplets=False, or '
-            "remove it"
+            f'uns["{AMBIENT}"] is not a table of totalvi.ambient_profile: remove it, or give '
+            "empty_droplets=False"
         )
     if not isinstance(given, MuData | AnnData | Mapping | str | PathLike):
         raise ValueError(
@@ -210,7 +210,7 @@ def _cells(
         obs = pd.DataFrame(data.obs)
     if batch_key is not None and batch_key not in obs:
         raise DataError(
-            f'no column "{batch_key}" in obs of the cells: {did_you_mean(batch_key, obs)}'
+            f'no column "{batch_key}" in obs of the cells: {did_you_mean(batch_key, map(str, obs))}'
         )
     values = ANY_BATCH if batch_key is None else obs[batch_key].astype(str).to_numpy(object)
     return pd.Series(values, index=names_of(obs.index), dtype=object)
@@ -249,8 +249,8 @@ def _estimate(barcodes: _Barcodes, is_cell: np.ndarray, batch: str, where: str) 
     if len(chosen) < LEAST_DROPLETS:
         of_batch = f' of batch "{batch}"' if batch else ""
         raise DataError(
-            f"{where} holds {len(chosen)} empty droplets{of_batch} besides {is_cell.sum():,} cells, and "
-            f"an estimate needs {LEAST_DROPLETS}: give the matrix of all barcodes, such as "
+            f"{where} holds {len(chosen)} empty droplets{of_batch} besides {is_cell.sum():,} cells, "
+            f"and an estimate needs {LEAST_DROPLETS}: give the matrix of all barcodes, such as "
             "raw_feature_bc_matrix.h5, or leave it out"
         )
     protein = barcodes.protein[chosen].toarray()
@@ -325,10 +325,11 @@ def _require_cells(barcodes: _Barcodes, is_cell: np.ndarray, cells: pd.Index, wh
     n_missing = len(cells) - int(is_cell.sum())
     if len(barcodes.names) < len(cells):
         raise DataError(
-            f"{where} holds {len(barcodes.names):,} barcodes and there are {len(cells):,} cells: the raw "
-            "matrix holds them all, so the two may be swapped"
+            f"{where} holds {len(barcodes.names):,} barcodes and there are {len(cells):,} cells: the "
+            "raw matrix holds them all, so the two may be swapped"
         )
     if n_missing > 0:
         raise DataError(
-            f"{where} lacks {n_missing:,} of the {len(cells):,} cells: give the raw matrix of the same run"
+            f"{where} lacks {n_missing:,} of the {len(cells):,} cells: give the raw matrix of the same "
+            "run"
         )

@@ -75,7 +75,7 @@ def control_counts(
     columns = {}
     apart = _apart(data, source)
     for name in names:
-        position = source.protein_names.get_indexer([name])[0]
+        position = source.protein_names.get_indexer(pd.Index([name]))[0]
         if position >= 0:
             columns[name] = source.protein[:, position]
         elif name in apart:

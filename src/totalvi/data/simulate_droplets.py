@@ -93,7 +93,7 @@ def simulate_raw(
     others = [f"{k}_{i}" for k, i in zip(kinds[mdata.n_obs :], numbers, strict=True)]
     names = pd.Index([*mdata.obs_names, *others])
     obs = pd.DataFrame(index=names)
-    no_rna = sparse.csr_matrix((n_blank, rna.n_vars), dtype=np.float32)
+    no_rna = sparse.csr_matrix(np.zeros((n_blank, rna.n_vars), dtype=np.float32))
     all_rna = sparse.vstack([rna.X, counts, no_rna], format="csr").astype(np.float32)
     all_protein = np.concatenate([prot.X, protein, blank]).astype(np.float32)
     modalities = {

@@ -67,7 +67,7 @@ class IsotypeQueries(Asking):
             raise DataError("The model has no isotype controls: its panel names and marks none.")
         if controls.shape[1] == 0:
             raise DataError(
-                f'The data have none of the isotype controls, such as "{self.schema.control_names[0]}"; '
+                f'The data lack the isotype controls, such as "{self.schema.control_names[0]}"; '
                 "give data with them."
             )
         if len(asked.cells) > _MOST_CELLS:
