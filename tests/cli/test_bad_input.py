@@ -416,7 +416,7 @@ CASES: dict[str, tuple[Build, str]] = {
     "raw of other antibodies": (raw(lambda r: r, protein="CD99"), '"CD0"'),
     "raw without antibodies": (raw(rna_only_mudata), "no antibodies"),
     "raw is filtered": (raw(lambda r: r[:N_CELLS].copy()), "0 empty droplets"),
-    "raw of few droplets": (raw(lambda r: r[: N_CELLS + 9].copy()), "9 empty droplets"),
+    "raw of few droplets": (raw(lambda r: r[: N_CELLS + 9].copy()), "an estimate needs 20"),
     "raw and filtered swapped": (swapped, "swapped"),
     "raw of unknown batch": (raw(lambda r: r, batch="c"), 'batch "c"'),
     "two raws without batch": (options("--raw", "a.h5", "--raw", "b.h5"), "BATCH=PATH"),
