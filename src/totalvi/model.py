@@ -1,6 +1,6 @@
 """Model: what people use."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +10,13 @@ import numpy as np
 import pandas as pd
 
 from totalvi.arguments import check_choice, check_network_options, key_tuple
-from totalvi.data.background import empirical_background_prior
+from totalvi.data.background import (
+    PanelBatches,
+    anchored_background_prior,
+    empirical_background_prior,
+)
 from totalvi.data.cite import CiteData, Keys, Schema, describe
+from totalvi.data.empty_droplets import Raw, ambient_of
 from totalvi.data.fingerprint import fingerprint
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
@@ -25,6 +30,7 @@ from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
+from totalvi.queries.isotypes import IsotypeQueries
 from totalvi.queries.latent import LatentQueries
 from totalvi.queries.parameters import ParameterQueries
 from totalvi.queries.predictive import PredictiveQueries
@@ -49,6 +55,7 @@ class Model(
     EvidenceQueries,
     ArchetypeQueries,
     AbundanceQueries,
+    IsotypeQueries,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
@@ -85,6 +92,15 @@ class Model(
     empirical_protein_background_prior
         Whether the prior of each protein's background starts at the lower mode of its counts. It is
         learned either way.
+    isotype_controls
+        Antibodies that are kept out of the model, to check its background with them
+        (`check_isotype_controls`). None: those marked in ``var["control"]``, or named as isotype
+        controls are; an empty list: none.
+    empty_droplets
+        The raw matrix of all barcodes, one by batch (``{batch: raw}``), or what
+        `totalvi.ambient_profile` returned: the prior of the background then starts at the profile of
+        the empty droplets and is anchored there; see docs/background.md. None:
+        ``uns["ambient"]`` of the data, as ``totalvi.read(raw=...)`` leaves it, if any; False: none.
     seed
         Source of all that is random. The same seed gives the same numbers on the same machine.
     network_options
@@ -150,6 +166,8 @@ class Model(
         protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein",
         library: Literal["observed", "latent"] = "observed",
         empirical_protein_background_prior: bool = True,
+        isotype_controls: Sequence[str] | None = None,
+        empty_droplets: Raw | Mapping[str, Raw] | pd.DataFrame | Literal[False] | None = None,
         seed: int = 0,
         **network_options: Any,
     ) -> None:
@@ -170,6 +188,9 @@ class Model(
             protein_layer=protein_layer,
             protein_expression_obsm_key=protein_expression_obsm_key,
             allow_fractional=allow_fractional,
+            isotype_controls=None
+            if isotype_controls is None
+            else key_tuple("isotype_controls", isotype_controls),
         )
         check_network_options(network_options)
         if not (isinstance(seed, int | np.integer) and seed >= 0):
@@ -200,10 +221,11 @@ class Model(
         self._data: CiteData | None = describe(data, keys)
         self.schema = self._data.schema
         self.module = self._network()
-        if empirical_protein_background_prior and "background_prior" not in network_options:
-            measured = np.array(self.schema.panel_measured)
-            prior = empirical_background_prior(self._data.protein, self._data.panel, measured)
-            self.module.set_background_prior(*prior)
+        ambient = ambient_of(data, batch_key, (rna_modality, protein_modality), empty_droplets)
+        if ambient is not None or (
+            empirical_protein_background_prior and "background_prior" not in network_options
+        ):
+            self._start_background(self._data, ambient)
         self.history = pd.DataFrame()
         self.split: Split | None = None
         self.plan: TrainingPlan | None = None
@@ -226,6 +248,17 @@ class Model(
             generator=torch_generator(self._random(_INITIAL_WEIGHTS)),
             **self._options,
         ).eval()
+
+    def _start_background(self, data: CiteData, ambient: pd.DataFrame | None) -> None:
+        """Set where the prior of the background starts, and its anchor where there are droplets."""
+        measured = np.array(self.schema.panel_measured)
+        mean, scale = empirical_background_prior(data.protein, data.panel, measured)
+        if ambient is not None:
+            batches = [np.unique(data.batch[data.panel == code]) for code in range(len(measured))]
+            names = PanelBatches(self.schema.protein_names, self.schema.batch_names, batches)
+            mean, scale, anchor = anchored_background_prior(mean, scale, ambient, names)
+            self.module.anchor_background(anchor)
+        self.module.set_background_prior(mean, scale)
 
     def _random(self, purpose: int, repetition: int = 0) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.seed, spawn_key=(purpose, repetition))
@@ -401,6 +434,7 @@ class Model(
             "fingerprint": self.fingerprint,
             "split": {name: part.tolist() for name, part in self.split._asdict().items()},
             "history": self.history.to_dict(orient="list"),
+            "background_anchor": self.module.background_anchor,  # None without empty droplets
         }
         write_model(Path(path), self.module.state_dict(), description, overwrite)
         return Path(path)
@@ -464,6 +498,8 @@ class Model(
         self.seed = description["seed"]
         self.schema = Schema.from_dict(description["schema"])
         self.module = self._network()
+        if description.get("background_anchor") is not None:
+            self.module.anchor_background(description["background_anchor"])
         self.history = pd.DataFrame(description["history"], dtype=float)
         self.history.index.name = "epoch"
         parts = {name: np.array(cells, np.int64) for name, cells in description["split"].items()}

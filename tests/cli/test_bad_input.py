@@ -349,6 +349,50 @@ def log_normalised(data: mudata.MuData) -> None:
     data["rna"].X = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
 
 
+def raw_matrix() -> mudata.MuData:
+    """The good cells and 60 empty droplets."""
+    cells, rng = good(), np.random.default_rng(1)
+    names = [*cells.obs_names, *(f"droplet{i}" for i in range(60))]
+    modalities = {}
+    for name, adata in cells.mod.items():
+        mean = 5.0 if name == "prot" else 0.02
+        counts = np.concatenate([adata.X, rng.poisson(mean, (60, adata.n_vars))])
+        modalities[name] = anndata.AnnData(
+            counts.astype(np.float32), obs=pd.DataFrame(index=names), var=adata.var[[]]
+        )
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData(modalities)
+
+
+def raw(
+    spoil: Callable[[mudata.MuData], mudata.MuData], protein: str = "CD0", batch: str = ""
+) -> Build:
+    """A case with a raw matrix, spoiled, or its first protein renamed."""
+
+    def build(folder: Path) -> list[str]:
+        good().write(folder / "cells.h5mu")
+        matrix = raw_matrix()
+        matrix["prot"].var_names = [protein, *matrix["prot"].var_names[1:]]
+        spoil(matrix).write(folder / "raw.h5mu")
+        path = str(folder / "raw.h5mu")
+        if batch:
+            return run(folder / "cells.h5mu", "--raw", f"{batch}={path}", "--batch", "batch")
+        return run(folder / "cells.h5mu", "--raw", path)
+
+    return build
+
+
+def swapped(folder: Path) -> list[str]:
+    good().write(folder / "cells.h5mu")
+    raw_matrix().write(folder / "raw.h5mu")
+    return run(folder / "raw.h5mu", "--raw", str(folder / "cells.h5mu"))
+
+
+def only_controls(protein: anndata.AnnData) -> anndata.AnnData:
+    protein.var_names = ["IgG1", "IgG2a", "IgG2b", "IgG3"]
+    return protein
+
+
 def repeated_cells(data: mudata.MuData) -> mudata.MuData:
     names = ["cell0", "cell0", *(f"cell{i}" for i in range(2, N_CELLS))]
     for adata in data.mod.values():
@@ -519,6 +563,22 @@ CASES: dict[str, tuple[Build, str]] = {
         lambda f: ["simulate", "-o", str(f / "a.h5mu"), "--unmeasured", "50"],
         "--unmeasured",
     ),
+    # empty droplets
+    "raw missing": (options("--raw", "raw.h5"), "raw.h5 does not exist"),
+    "raw of other cells": (raw(lambda r: r[N_CELLS:].copy()), "lacks 30 of the 30 cells"),
+    "raw lacks a cell": (raw(lambda r: r[1:].copy()), "lacks 1 of the 30 cells"),
+    "raw of other antibodies": (raw(lambda r: r, protein="CD99"), '"CD0"'),
+    "raw without antibodies": (raw(rna_only_mudata), "no antibodies"),
+    "raw is filtered": (raw(lambda r: r[:N_CELLS].copy()), "0 empty droplets"),
+    "raw of few droplets": (raw(lambda r: r[: N_CELLS + 9].copy()), "an estimate needs 20"),
+    "raw and filtered swapped": (swapped, "swapped"),
+    "raw of unknown batch": (raw(lambda r: r, batch="c"), 'batch "c"'),
+    "two raws without batch": (options("--raw", "a.h5", "--raw", "b.h5"), "BATCH=PATH"),
+    "controls only": (paired(only_controls), "with --keep-isotypes"),
+    "simulated raw is output": (
+        lambda f: ["simulate", "-o", str(f / "a.h5mu"), "--raw", str(f / "a.h5mu")],
+        "another name",
+    ),
     # output
     "output not empty": (occupied("note.txt"), "not empty"),
     "overwrite of no run": (occupied("note.txt", "--overwrite"), "run.json"),
@@ -579,6 +639,9 @@ def test_a_process_exits_the_same_way(name: str, tmp_path: Path) -> None:
 
 def test_the_good_data_are_good(tmp_path: Path) -> None:
     good().write(tmp_path / "cells.h5mu")
+    raw_matrix().write(tmp_path / "raw.h5mu")
+    cells, droplets = str(tmp_path / "cells.h5mu"), str(tmp_path / "raw.h5mu")
+    assert execute(["check", cells, "--raw", droplets]) == 0
     assert execute(["check", str(tmp_path / "cells.h5mu"), "--batch", "batch"]) == 0
 
 

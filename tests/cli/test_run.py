@@ -37,7 +37,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
 
 def test_options_are_handed_on(asked: list) -> None:
     command = (
-        "run a.csv -o out --protein p.csv --genome hg38 --hashtags HTO --controls IgG "
+        "run a.csv -o out --raw b=r.h5 --keep-isotypes --protein p.csv --genome hg38 --hashtags HTO "
+        "--controls IgG "
         "--cells-in rows --batch b --panel p --labels l --size-factor f --covariate c --covariate d "
         "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite --resume "
         "--checkpoint-every 2.5 "
@@ -48,6 +49,8 @@ def test_options_are_handed_on(asked: list) -> None:
     ((given, options),) = asked
     assert given == ("a.csv", Path("out"))
     assert options == {
+        "raw": {"b": "r.h5"},
+        "isotype_controls": (),
         "protein_path": Path("p.csv"),
         "genome": "hg38",
         "hashtags": "HTO",

@@ -7,6 +7,7 @@ from typing import Any
 import mudata
 from mudata import MuData
 
+from totalvi.analysis.background import background_tables
 from totalvi.analysis.clusters import cluster_cells
 from totalvi.analysis.results import (
     DENOISED_LIBRARY_SIZE,
@@ -73,7 +74,8 @@ def fit_and_write(
         clusters = cluster_cells(estimates.latent, resolution=resolution, seed=seed)
     with steps.step("tables"):
         tables = make_tables(mdata, estimates, clusters, keys.batch_key, model.history)
-        write_tables(tables, folder / "tables")
+        background, background_warnings = background_tables(model, mdata)
+        write_tables(tables | background, folder / "tables")
     summary: dict[str, Any] = model.fit_summary
     with steps.step("figures"):
         draw_figures(
@@ -100,7 +102,7 @@ def fit_and_write(
         **summary,
         "fingerprint": model.fingerprint,
         "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),
-    }, antibody_warnings(tables["proteins"])
+    }, [*antibody_warnings(tables["proteins"]), *background_warnings]
 
 
 def _model(mdata: MuData, keys: Keys, seed: int) -> Model:
@@ -113,6 +115,7 @@ def _model(mdata: MuData, keys: Keys, seed: int) -> Model:
         categorical_covariate_keys=keys.categorical_covariate_keys,
         continuous_covariate_keys=keys.continuous_covariate_keys,
         allow_fractional=keys.allow_fractional,
+        isotype_controls=keys.isotype_controls,
         seed=seed,
     )
 

@@ -24,7 +24,7 @@ def provenance(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict
     arguments
         Of the run; of values other than numbers, texts and sequences of them, only the type is kept.
     inputs
-        Files or folders that were read, by argument.
+        Files or folders that were read, by argument; ``raw[donor]`` for one of several raw matrices.
     """
     import torch
 
@@ -103,6 +103,9 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
         for package, then in versions.items()
         if now.get(package, then) != then
     ]
+    by_batch = {name[4:-1]: arguments.pop(name) for name in hashes if name.startswith("raw[")}
+    if by_batch:
+        arguments["raw"] = by_batch
     return Repeat({k: v for k, v in arguments.items() if k not in OF_THE_OUTPUT}, notes)
 
 
@@ -153,6 +156,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
     return (
         value if isinstance(value, str | int | float | None) else f"{type(value).__name__} object"
     )

@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,6 +41,7 @@ def run(
     input: str | Path | MuData | AnnData,
     output: str | Path,
     *,
+    raw: str | Path | Mapping[str, str | Path] | None = None,
     protein_path: str | Path | None = None,
     genome: str | None = None,
     hashtags: str | Sequence[str] | None = None,
@@ -58,6 +59,7 @@ def run(
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
     allow_fractional: bool = False,
+    isotype_controls: Sequence[str] | None = None,
     drop_empty_cells: bool = True,
     n_genes: int = 4000,
     max_epochs: int | None = None,
@@ -80,6 +82,9 @@ def run(
         A path that :func:`totalvi.read` takes, or data in memory, which is never written to.
     output
         A folder that does not exist or is empty, or a link to one.
+    raw
+        The raw matrix of all barcodes, or one for each batch, whose empty droplets anchor the
+        background; see :func:`totalvi.ambient_profile`.
     protein_path, genome, hashtags, controls, cells_in
         How to read a path; see :func:`totalvi.read`.
     batch_key, panel_key, labels_key, size_factor_key
@@ -90,6 +95,8 @@ def run(
         Where the counts are; see :class:`totalvi.Model`.
     allow_fractional
         Whether counts may have fractions.
+    isotype_controls
+        As in :class:`totalvi.Model`; they come apart, as modality ``isotype``.
     drop_empty_cells
         Leave out cells without any RNA count, with a warning; otherwise they are an error.
     n_genes
@@ -121,7 +128,9 @@ def run(
     arguments = dict(locals())
     read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
     output = Path(output)
-    given = {"input": input, "protein_path": protein_path}
+    by_batch = raw.items() if isinstance(raw, Mapping) else ()
+    raws = {f"raw[{batch}]": path for batch, path in by_batch} or {"raw": raw}
+    given = {"input": input, "protein_path": protein_path, **raws}
     paths = {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
     for path in paths.values():
         _refuse_input_in_output(path, output)
@@ -141,12 +150,15 @@ def run(
         protein_layer=protein_layer,
         protein_expression_obsm_key=protein_expression_obsm_key,
         allow_fractional=allow_fractional,
+        isotype_controls=None if isotype_controls is None else tuple(isotype_controls),
     )
     require_writable(output, overwrite=overwrite)
     with steps.step("read"):
         data, keys = read_input(input, keys, read_options)
     with steps.step("check and select genes"):
-        mdata, findings = prepare(data, keys, n_genes=n_genes, drop_empty_cells=drop_empty_cells)
+        mdata, findings = prepare(
+            data, keys, n_genes=n_genes, drop_empty_cells=drop_empty_cells, raw=raw
+        )
     messages = {
         severity: [f.message for f in findings if f.severity == severity]
         for severity in ("warning", "note")

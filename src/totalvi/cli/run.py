@@ -31,6 +31,7 @@ def run(
     context: typer.Context,
     output: Output,
     input: options.InputOfRun = None,
+    raw: options.RawPath = None,
     protein: options.ProteinPath = None,
     genome: options.Genome = None,
     hashtags: options.Hashtags = None,
@@ -62,6 +63,7 @@ def run(
     ] = None,
     refuse_empty_cells: options.RefuseEmptyCells = False,
     allow_fractional: options.AllowFractional = False,
+    keep_isotypes: options.KeepIsotypes = False,
     rna_modality: options.RnaModality = "rna",
     protein_modality: options.ProteinModality = "prot",
     rna_layer: options.RnaLayer = None,
@@ -80,6 +82,7 @@ def run(
       totalvi run filtered_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor
       totalvi run rna.csv --protein adt.csv -o results
+      totalvi run filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor --resume
       totalvi run --from results/run.json -o again
     """
@@ -107,6 +110,7 @@ def run(
         result = run_pipeline(
             input,
             output,
+            raw=options.raw_paths(raw),
             protein_path=protein,
             genome=genome,
             hashtags=hashtags,
@@ -127,6 +131,7 @@ def run(
             checkpoint_every=every,
             drop_empty_cells=not refuse_empty_cells,
             allow_fractional=allow_fractional,
+            isotype_controls=() if keep_isotypes else None,
             rna_modality=rna_modality,
             protein_modality=protein_modality,
             rna_layer=rna_layer,

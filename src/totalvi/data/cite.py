@@ -14,6 +14,7 @@ from scipy import sparse
 
 from totalvi.data.annotation import Annotation
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
+from totalvi.data.isotypes import control_counts, split_controls
 from totalvi.data.source import CountSource, did_you_mean, find_counts
 from totalvi.errors import DataError
 
@@ -35,6 +36,7 @@ class Keys:
     protein_expression_obsm_key: str | None = None
     protein_names_uns_key: str | None = None
     allow_fractional: bool = False
+    isotype_controls: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Schema:
         One row a panel: which proteins it measured.
     library_log_mean, library_log_variance
         Of the log RNA library size, by batch.
+    control_names
+        Isotype controls, which are not among the proteins.
     """
 
     keys: Keys
@@ -71,6 +75,7 @@ class Schema:
     panel_measured: tuple[tuple[bool, ...], ...]
     library_log_mean: tuple[float, ...]
     library_log_variance: tuple[float, ...]
+    control_names: tuple[str, ...] = ()
 
     def categories(self) -> dict[str, tuple[str, ...]]:
         """Return the known categories by obs key."""
@@ -118,6 +123,8 @@ class CiteData:
         Size factor where a key is given, else total RNA count, (N,).
     annotation
         Gives the ``obs`` of the cells.
+    controls
+        Counts of the isotype controls that the data have, (N, controls), by name.
     """
 
     schema: Schema
@@ -131,6 +138,7 @@ class CiteData:
     continuous: np.ndarray | None
     library_size: np.ndarray
     annotation: Annotation
+    controls: pd.DataFrame
 
     @property
     def n_cells(self) -> int:
@@ -165,11 +173,15 @@ def describe(data: MuData | AnnData, keys: Keys, schema: Schema | None = None) -
     findings = check_source(source, keys)
     if schema is None:
         raise_errors(findings)
+        source, controls = split_controls(
+            data, source, keys.protein_modality, keys.isotype_controls
+        )
     else:
         raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
+        controls = control_counts(data, source, schema.control_names)
         source = _align(source, schema)
     annotation = Annotation(data, source.obs, keys.rna_modality, keys.protein_modality)
-    return _cite_data(source, keys, schema, annotation)
+    return _cite_data(source, keys, schema, annotation, controls)
 
 
 def find_source(data: MuData | AnnData, keys: Keys) -> CountSource:
@@ -200,7 +212,11 @@ def check_source(source: CountSource, keys: Keys) -> list[Any]:
 
 
 def _cite_data(
-    source: CountSource, keys: Keys, schema: Schema | None, annotation: Annotation
+    source: CountSource,
+    keys: Keys,
+    schema: Schema | None,
+    annotation: Annotation,
+    controls: pd.DataFrame,
 ) -> CiteData:
     obs = source.obs
     known = {} if schema is None else schema.categories()
@@ -234,6 +250,7 @@ def _cite_data(
             panel_measured=_measured(source.protein, panel, n_panels),
             library_log_mean=log_mean,
             library_log_variance=log_variance,
+            control_names=tuple(map(str, controls.columns)),
         )
     standardised = (continuous - schema.continuous_mean) / schema.continuous_scale
     return CiteData(
@@ -248,6 +265,7 @@ def _cite_data(
         continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
         library_size=library_size.astype(np.float32),
         annotation=annotation,
+        controls=controls,
     )
 
 

@@ -33,6 +33,8 @@ def simulate(
     *,
     n_isotype_controls: int | None = None,
     n_unmeasured: int = 0,
+    n_ubiquitous: int = 0,
+    median_foreground_factor: float = 30.0,
     median_library_size: float | None = None,
     batch_effect: float = 0.2,
     store_truth: bool = True,
@@ -56,6 +58,12 @@ def simulate(
         Proteins without foreground, ``prot.var["control"]``; by default one in ten, at most two.
     n_unmeasured
         Proteins, drawn at random, that the last batch did not measure: NaN there.
+    n_ubiquitous
+        Proteins that every cell type carries, as CD44 and CD45 are on blood cells: only 0 to 8 % of
+        the cells show their background. They are the last before the isotype controls.
+    median_foreground_factor
+        Foreground over background mean of the median protein, 3 or more; the least of all is half of
+        it, at most 5.
     median_library_size
         Of the RNA counts of a cell; by default 0.3 per gene, at least 100.
     batch_effect
@@ -106,6 +114,8 @@ def simulate(
         "n_cell_types": n_cell_types,
         "n_isotype_controls": n_isotype_controls,
         "n_unmeasured": n_unmeasured,
+        "n_ubiquitous": n_ubiquitous,
+        "median_foreground_factor": median_foreground_factor,
         "median_library_size": median_library_size,
         "batch_effect": batch_effect,
         "seed": seed,
@@ -121,6 +131,8 @@ def simulate(
         n_isotype_controls=n_isotype_controls,
         median_library_size=median_library_size,
         batch_effect=batch_effect,
+        n_ubiquitous=n_ubiquitous,
+        median_foreground_factor=median_foreground_factor,
     )
     cells = _draw_cells(rng, parameters, n_cells)
     prot = _draw_protein(rng, parameters, cells)
@@ -151,8 +163,12 @@ def _require_valid(arguments: dict[str, float]) -> None:
         raise DataError(
             f"n_unmeasured={n_unmeasured} needs a second batch: give n_batches=2 or more"
         )
-    if n_unmeasured > n_real:
-        raise DataError(f"n_unmeasured={n_unmeasured} is out of range: give at most {n_real}")
+    for name in ("n_unmeasured", "n_ubiquitous"):
+        if arguments[name] > n_real:
+            raise DataError(f"{name}={arguments[name]} is out of range: give at most {n_real}")
+    factor = arguments["median_foreground_factor"]
+    if factor < 3:
+        raise DataError(f"median_foreground_factor={factor} is out of range: give 3 or more")
     if arguments["median_library_size"] == 0:
         raise DataError("median_library_size=0 is out of range: give a positive number")
 

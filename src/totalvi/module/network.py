@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from totalvi.module.anchor import profile_penalty
 from totalvi.module.context import CellContext, one_hot_columns, one_hot_width
 from totalvi.module.decoder import BackgroundScale, Decoded, Decoder
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
@@ -101,6 +102,8 @@ class Network(nn.Module):
         self.background_prior_log_scale = nn.Parameter(torch.zeros(self.n_panels, n_input_proteins))
         if background_prior is not None:
             self.set_background_prior(*background_prior)
+        self.register_buffer("background_anchor", None, persistent=False)  # see `anchor_background`
+        self.background_anchor: Tensor | None
         self.log_efficiency = (
             nn.Parameter(torch.zeros(max(n_batch, 1), n_input_proteins))
             if protein_efficiency
@@ -178,6 +181,30 @@ class Network(nn.Module):
         with torch.no_grad():
             self.background_prior_mean.copy_(torch.as_tensor(mean))
             self.background_prior_log_scale.copy_(torch.as_tensor(scale).log())
+
+    def anchor_background(self, anchor: Any) -> None:
+        """Hold the background prior near a profile over proteins, while training.
+
+        ``anchor`` holds, each (panels, T): the profile of `background_prior_mean`, that of
+        `background_prior_log_scale`, and the precisions of both, counted once a cell (0: not anchored).
+        """
+        value = torch.as_tensor(np.asarray(anchor), dtype=torch.float32)
+        shape = (4, *self.background_prior_mean.shape)
+        if value.shape != shape or not value.isfinite().all() or (value[2:] < 0).any():
+            raise ValueError(
+                f"anchor has shape {tuple(value.shape)}; allowed are finite numbers of shape {shape}, "
+                "the precisions from 0."
+            )
+        self.background_anchor = value.to(self.background_prior_mean.device)
+
+    def anchor_penalty(self) -> Tensor | float:
+        """Return what the anchor adds to the objective, in nats a cell; 0 without an anchor."""
+        if self.background_anchor is None:
+            return 0.0
+        mean, log_scale, mean_precision, scale_precision = self.background_anchor
+        return profile_penalty(self.background_prior_mean, mean, mean_precision) + profile_penalty(
+            self.background_prior_log_scale, log_scale, scale_precision
+        )
 
     def measured(self, panel: Tensor) -> Tensor | None:
         """Return which proteins were measured in each cell, (B, T), or None when all were."""

@@ -280,7 +280,7 @@ class _Stepper:
         batch_norm_state = [buffer.clone() for buffer in self.module.buffers()]
         with self.fabric.autocast():
             terms = ElboTerms(*(t.float() for t in _terms(self.module, batch, self.samples)))
-        loss = objective(terms, self.kl_weight())
+        loss = objective(terms, self.kl_weight()) + self.module.anchor_penalty()
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.scaler is not None:
