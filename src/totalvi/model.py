@@ -22,6 +22,7 @@ from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
+from totalvi.queries.imputation import ImputationQueries
 from totalvi.queries.latent import LatentQueries
 from totalvi.queries.parameters import ParameterQueries
 from totalvi.queries.predictive import PredictiveQueries
@@ -49,6 +50,7 @@ class Model(
     EvidenceQueries,
     ArchetypeQueries,
     AbundanceQueries,
+    ImputationQueries,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
