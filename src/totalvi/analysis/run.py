@@ -109,7 +109,7 @@ def run(
     output = Path(output)
     paths = [Path(p) for p in (input, protein_path) if isinstance(p, str | Path)]
     for path in paths:
-        _refuse_input_in_output(path, output)
+        refuse_input_in_output(path, output)
     steps = Steps(progress)
     keys = Keys(
         batch_key=batch_key,
@@ -159,7 +159,7 @@ def run(
     return RunResult(output, files, record)
 
 
-def _refuse_input_in_output(given: Path, output: Path) -> None:
+def refuse_input_in_output(given: Path, output: Path) -> None:
     """Refuse an input that is in the output, or is a link in it, or is a link into it."""
     place, real = given.absolute(), Path(os.path.realpath(given))
     above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}
