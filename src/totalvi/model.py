@@ -244,6 +244,7 @@ class Model(
         schedule: Literal["one-cycle", "constant"] = TrainingPlan.schedule,
         weight_decay: float = TrainingPlan.weight_decay,
         gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
+        adversarial: bool | float = False,
         accelerator: str = TrainingPlan.accelerator,
         precision: Precision = TrainingPlan.precision,
         progress: bool | None = None,
@@ -275,6 +276,9 @@ class Model(
             "one-cycle" or "constant" learning rate.
         weight_decay, gradient_clip_norm
             Of the optimiser, and the largest norm of the gradient.
+        adversarial
+            Whether the encoder also learns to deceive a classifier of antibody panels, or the weight
+            of doing so (True: 1). Off by default, as it measured no better; see ``docs/decisions.md``.
         accelerator
             As in Lightning Fabric: "auto", "cpu", "cuda", ...
         precision
@@ -309,6 +313,7 @@ class Model(
             patience=early_stopping_patience if early_stopping else None,
             accelerator=accelerator,
             precision=precision,
+            adversary_weight=self._adversary_weight(adversarial),
         )
         seed = self._random(_FIT, self._n_fits)
         before = {name: value.clone() for name, value in self.module.state_dict().items()}
@@ -333,6 +338,13 @@ class Model(
         }
         self._n_fits += 1
         self.is_trained = True
+
+    def _adversary_weight(self, adversarial: bool | float) -> float:
+        if adversarial and self.module.n_panels < 2:
+            raise ValueError(
+                f"adversarial is {adversarial!r}, but all cells are of one panel; leave it at False."
+            )
+        return float(adversarial)
 
     # --------------------------------------------------------------------------------------- files
 

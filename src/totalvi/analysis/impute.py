@@ -98,7 +98,7 @@ def impute(
             for name, given in ((REFERENCE, reference), (QUERY, query))
         }
     with steps.step("join, check and select genes"):
-        joined = _join(both, batch_key)
+        joined = concat(both, batch_key=_BATCH, panel_key=_PANEL, sub_batch_key=batch_key)
         keys = replace(Keys(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
         mdata, findings = prepare(joined, keys, n_genes=n_genes)
         lacking = _lacking(mdata)
@@ -128,12 +128,6 @@ def impute(
         write_record(record, folder / RECORD)
         files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return RunResult(output, files, record)
-
-
-def _join(both: dict[str, MuData | AnnData], batch_key: str | None) -> MuData:
-    joined = concat(both, batch_key=_BATCH, panel_key=_PANEL, sub_batch_key=batch_key)
-    # whatever a table of the user holds, the record of the join is for `uns` of the whole
-    return joined
 
 
 def _lacking(mdata: MuData) -> np.ndarray:

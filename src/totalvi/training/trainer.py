@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from totalvi.feed import Minibatch, minibatches
 from totalvi.module.elbo import ElboTerms, objective
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
+from totalvi.training.adversary import Adversary
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
 from totalvi.training.progress import OnEpoch
@@ -182,6 +184,7 @@ class _Stepper:
         fused = fabric.device.type in ("cpu", "cuda") and self.scaler is None
         self.optimizer = fabric.setup(module, _optimizer(module, plan, fused))[1]
         self.samples = torch_generator(seed, fabric.device)
+        self.adversary = _adversary(module, plan, seed, fabric.device)
         self.skipped = SkippedSteps()
         self.steps_done = 0
         self.steps_per_epoch = math.ceil(n_training_cells / plan.batch_size)
@@ -200,11 +203,13 @@ class _Stepper:
         """Take a step for each minibatch; return the mean training loss and its terms."""
         self.module.train()
         mean = MeanTerms()
-        for batch in batches:
-            terms = self.step(batch)
-            self.skipped.count(terms is not None, epoch)
-            if terms is not None:
-                mean.add(terms)
+        watched = nullcontext() if self.adversary is None else self.adversary.watching(self.module)
+        with watched:
+            for batch in batches:
+                terms = self.step(batch)
+                self.skipped.count(terms is not None, epoch)
+                if terms is not None:
+                    mean.add(terms)
         if mean.n_cells == 0:
             raise TrainingError(f"In epoch {epoch} no step {NOT_FINITE}")
         return mean.row("train")
@@ -215,6 +220,8 @@ class _Stepper:
         with self.fabric.autocast():
             terms = ElboTerms(*(t.float() for t in _terms(self.module, batch, self.samples)))
         loss = objective(terms, self.kl_weight())
+        if self.adversary is not None:
+            loss = loss + self.adversary.deception(batch.context.panel)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.scaler is not None:
@@ -225,6 +232,8 @@ class _Stepper:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
             self.optimizer.step()
+            if self.adversary is not None:
+                self.adversary.step(batch.context.panel)
         else:
             for buffer, before in zip(self.module.buffers(), batch_norm_state, strict=True):
                 buffer.copy_(before)
@@ -232,6 +241,15 @@ class _Stepper:
                 self.scaler.update()
         self.steps_done += 1
         return ElboTerms(*(term.detach() for term in terms)) if finite else None
+
+
+def _adversary(
+    module: TOTALVI, plan: TrainingPlan, seed: np.random.SeedSequence, device: torch.device
+) -> Adversary | None:
+    if not plan.adversary_weight:
+        return None
+    generator = torch_generator(seed.spawn(1)[0], device)
+    return Adversary(module, plan.adversary_weight, device, generator)
 
 
 def _clip_gradients(module: TOTALVI, largest_norm: float) -> Tensor:
