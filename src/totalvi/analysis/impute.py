@@ -109,6 +109,8 @@ def impute(
         )  # fmt: skip
         with steps.step("save"):
             _write(imputed, folder)
+            names = joined.uns["concat"]["antibodies"]
+            names.to_csv(folder / "tables" / "antibodies.csv", index=False)
         messages = {
             severity: [finding.message for finding in findings if finding.severity == severity]
             for severity in ("warning", "note")
@@ -132,15 +134,15 @@ def impute(
 
 def _lacking(mdata: MuData) -> np.ndarray:
     """Return the positions of the proteins that no cell of the query has."""
-    in_query = _in_query(mdata)
-    lacking = np.flatnonzero(np.isnan(mdata["prot"].X[in_query]).all(axis=0))
+    in_query, measured = _in_query(mdata), ~np.isnan(mdata["prot"].X)
+    if not measured[~in_query].any():
+        raise DataError("the reference has no proteins: give it first, and then the query")
+    lacking = np.flatnonzero(~measured[in_query].any(axis=0))
     if not len(lacking):
         raise DataError(
             "the query has all proteins of the reference, so there is nothing to impute: give a query "
             "without some of them, or fit both with `totalvi run`"
         )
-    if np.isnan(mdata["prot"].X[~in_query][:, lacking]).all():
-        raise DataError("the reference has no proteins: give it first, and then the query")
     return lacking
 
 

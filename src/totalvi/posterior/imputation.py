@@ -145,9 +145,10 @@ def write_imputed(
         panel = batch.context.panel.cpu().numpy()
         rows = slice(start, start + len(panel))
         start = rows.stop
-        lower, upper = probabilities[panel, 0], probabilities[panel, 1]
+        lower = np.ceil(predicted.quantile(probabilities[panel, 0]))
+        upper = np.floor(predicted.quantile(probabilities[panel, 1]))
         targets["mean"][rows] = predicted.mean
         targets["sd"][rows] = predicted.sd
         targets["log1p"][rows] = predicted.log1p_mean()
-        targets["lower"][rows] = np.ceil(predicted.quantile(lower))
-        targets["upper"][rows] = np.floor(predicted.quantile(upper))
+        targets["lower"][rows] = np.minimum(lower, upper)  # as of a few samples both may be one gap
+        targets["upper"][rows] = np.maximum(lower, upper)
