@@ -96,7 +96,7 @@ class ImputationQueries(Asking):
             cells that the fit held out, with their proteins hidden as in the cell's panel. Needs the
             training data where a cell lacks a protein.
         n_samples
-            Posterior samples a cell, and counts drawn for each value.
+            Posterior samples a cell, and counts drawn for each value; those of a minibatch are held.
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "mean",
             "sd", "log1p", "lower" and "upper", each of which `anndata.read_zarr` reads.
