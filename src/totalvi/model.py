@@ -30,6 +30,7 @@ from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
+from totalvi.queries.imputation import ImputationQueries
 from totalvi.queries.isotypes import IsotypeQueries
 from totalvi.queries.latent import LatentQueries
 from totalvi.queries.parameters import ParameterQueries
@@ -56,6 +57,7 @@ class Model(
     ArchetypeQueries,
     AbundanceQueries,
     IsotypeQueries,
+    ImputationQueries,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
@@ -214,7 +216,7 @@ class Model(
             "scale_input": True,
             "background_scale": "softplus",
             "background_samples": 8,
-            "hidden_protein_rate": 0.5,
+            "hidden_protein_rate": 0.8,
             **network_options,
         }
         self.seed = int(seed)
@@ -280,6 +282,7 @@ class Model(
         schedule: Literal["one-cycle", "constant"] = TrainingPlan.schedule,
         weight_decay: float = TrainingPlan.weight_decay,
         gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
+        adversarial: bool | float = False,
         accelerator: str = TrainingPlan.accelerator,
         precision: Precision = TrainingPlan.precision,
         checkpoint: str | Path | None = None,
@@ -314,6 +317,9 @@ class Model(
             "one-cycle" or "constant" learning rate.
         weight_decay, gradient_clip_norm
             Of the optimiser, and the largest norm of the gradient.
+        adversarial
+            Whether the encoder also learns to deceive a classifier of antibody panels, or the weight
+            of doing so (True: 1). Off by default, as it measured no better; see ``docs/decisions.md``.
         accelerator
             As in Lightning Fabric: "auto", "cpu", "cuda", ...
         precision
@@ -351,6 +357,7 @@ class Model(
             "weight_decay": weight_decay,
             "kl_warmup_epochs": n_epochs_kl_warmup,
             "gradient_clip_norm": gradient_clip_norm,
+            "adversary_weight": self._adversary_weight(adversarial),
             "accelerator": accelerator,
             "precision": precision,
         }
@@ -410,6 +417,13 @@ class Model(
             if isinstance(error, TrainingError):
                 self._failure, self.is_trained = str(error), False
             raise
+
+    def _adversary_weight(self, adversarial: bool | float) -> float:
+        if adversarial and self.module.n_panels < 2:
+            raise ValueError(
+                f"adversarial is {adversarial!r}, but all cells are of one panel; leave it at False."
+            )
+        return float(adversarial)
 
     # --------------------------------------------------------------------------------------- files
 

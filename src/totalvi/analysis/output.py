@@ -11,7 +11,7 @@ from totalvi.atomic import locked, new_folder, parents_of, writing
 from totalvi.errors import OutputError
 
 RECORD = "run.json"
-PARTS = {"results.h5mu", "model.totalvi", "tables", "figures", RECORD}
+PARTS = {"results.h5mu", "imputed.h5ad", "model.totalvi", "tables", "figures", RECORD}
 
 
 def checkpoint_of(output: Path) -> Path:

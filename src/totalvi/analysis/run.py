@@ -129,11 +129,11 @@ def run(
     read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
     output = Path(output)
     by_batch = raw.items() if isinstance(raw, Mapping) else ()
-    raws = {f"raw[{batch}]": path for batch, path in by_batch} or {"raw": raw}
-    given = {"input": input, "protein_path": protein_path, **raws}
+    raws: dict[str, Any] = {f"raw[{batch}]": path for batch, path in by_batch} or {"raw": raw}
+    given: dict[str, Any] = {"input": input, "protein_path": protein_path, **raws}
     paths = {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
     for path in paths.values():
-        _refuse_input_in_output(path, output)
+        refuse_input_in_output(path, output)
     if resume and is_record_of(output / RECORD, arguments, paths):
         return _finished(output)
     steps = Steps(progress)
@@ -269,7 +269,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
-def _refuse_input_in_output(given: Path, output: Path) -> None:
+def refuse_input_in_output(given: Path, output: Path) -> None:
     """Refuse an input that is in the output, or is a link in it, or is a link into it."""
     place, real = given.absolute(), Path(os.path.realpath(given))
     above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}

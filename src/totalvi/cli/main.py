@@ -14,6 +14,7 @@ import typer
 from totalvi.cli.check import check
 from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
+from totalvi.cli.impute import impute
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(demo)
+app.command()(impute)
 app.command()(check)
 app.command()(convert)
 app.command()(simulate)

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-INPUT_HELP = "Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv"
 from totalvi.errors import ReadError
+
+INPUT_HELP = "Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv"
 
 Input = Annotated[
     str,

@@ -35,6 +35,8 @@ class TrainingPlan:
     accelerator, precision
         As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", "16-mixed", or
         "auto": see `resolve_precision`. In all of them weights and validation are in float32.
+    adversary_weight
+        Of deceiving a classifier of panels, in nats a cell; 0: there is none. See `Adversary`.
     """
 
     max_epochs: int
@@ -47,6 +49,7 @@ class TrainingPlan:
     patience: int | None = 45
     accelerator: str = "auto"
     precision: Precision = "auto"
+    adversary_weight: float = 0.0
 
     def __post_init__(self) -> None:
         whole = {"max_epochs": 1, "batch_size": 3, "kl_warmup_epochs": 0, "patience": 1}
@@ -60,9 +63,10 @@ class TrainingPlan:
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and float(value) > 0):
                 raise ValueError(f"{name} is {value!r}; allowed are numbers above 0.")
-        decay = self.weight_decay
-        if not (isinstance(decay, Real) and math.isfinite(decay) and float(decay) >= 0):
-            raise ValueError(f"weight_decay is {decay!r}; allowed are numbers from 0.")
+        for name in ("weight_decay", "adversary_weight"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
+                raise ValueError(f"{name} is {value!r}; allowed are numbers from 0.")
         if self.precision not in PRECISIONS:
             allowed = ", ".join(map(repr, PRECISIONS))
             raise ValueError(f"precision is {self.precision!r}; allowed are {allowed}.")

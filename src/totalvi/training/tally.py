@@ -10,6 +10,7 @@ from totalvi.errors import TrainingError
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.totalvi import TOTALVI
 from totalvi.training.checkpoint import State
+from totalvi.training.tensors import part
 
 NOT_FINITE = (
     "had a finite loss and gradient; the likely cause is a learning rate that is too high: lower it, "
@@ -144,8 +145,3 @@ class Course:
         self.best.state = part(tensors, "best.") or None
         self.skipped.total = values["skipped"]
         self.skipped.in_a_row = values["skipped_in_a_row"]
-
-
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names start with ``prefix``, without it."""
-    return {k.removeprefix(prefix): tensor for k, tensor in tensors.items() if k.startswith(prefix)}

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +18,7 @@ from totalvi.feed import Minibatch, minibatches
 from totalvi.module.elbo import ElboTerms, objective
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
+from totalvi.training.adversary import Adversary
 from totalvi.training.checkpoint import Checkpoints, Keeper, State
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
@@ -25,7 +26,8 @@ from totalvi.training.progress import OnEpoch
 from totalvi.training.schedule import kl_weight, learning_rate_factor
 from totalvi.training.signals import noted_signals
 from totalvi.training.split import Split
-from totalvi.training.tally import NOT_FINITE, Course, MeanTerms, part
+from totalvi.training.tally import NOT_FINITE, Course, MeanTerms
+from totalvi.training.tensors import optimizer_tensors, part, restore_optimizer, with_prefix
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -242,6 +244,7 @@ class _Stepper:
         fused = fabric.device.type in ("cpu", "cuda") and self.scaler is None
         self.optimizer = fabric.setup(module, _optimizer(module, plan, fused))[1]
         self.samples = torch_generator(seed, fabric.device)
+        self.adversary = _adversary(module, plan, seed, fabric.device)
         self.steps_done = 0
         self.steps_per_epoch = math.ceil(n_training_cells / plan.batch_size)
 
@@ -262,15 +265,17 @@ class _Stepper:
         self.module.train()
         epoch, seconds_before = len(course.rows), course.seconds_in_epoch
         started = time.perf_counter()
-        for batch in batches:
-            terms = self.step(batch)
-            course.skipped.count(terms is not None, epoch)
-            if terms is not None:
-                course.mean.add(terms)
-            course.steps_in_epoch += 1
-            course.seconds_in_epoch = seconds_before + time.perf_counter() - started
-            if keeper is not None:
-                keeper.after_step()
+        watched = nullcontext() if self.adversary is None else self.adversary.watching(self.module)
+        with watched:
+            for batch in batches:
+                terms = self.step(batch)
+                course.skipped.count(terms is not None, epoch)
+                if terms is not None:
+                    course.mean.add(terms)
+                course.steps_in_epoch += 1
+                course.seconds_in_epoch = seconds_before + time.perf_counter() - started
+                if keeper is not None:
+                    keeper.after_step()
         if course.mean.n_cells == 0:
             raise TrainingError(f"In epoch {epoch} no step {NOT_FINITE}")
         return course.mean.row("train")
@@ -281,6 +286,8 @@ class _Stepper:
         with self.fabric.autocast():
             terms = ElboTerms(*(t.float() for t in _terms(self.module, batch, self.samples)))
         loss = objective(terms, self.kl_weight()) + self.module.anchor_penalty()
+        if self.adversary is not None:
+            loss = loss + self.adversary.deception(batch.context.panel)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.scaler is not None:
@@ -291,6 +298,8 @@ class _Stepper:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
             self.optimizer.step()
+            if self.adversary is not None:
+                self.adversary.step(batch.context.panel)
         else:
             for buffer, before in zip(self.module.buffers(), batch_norm_state, strict=True):
                 buffer.copy_(before)
@@ -302,8 +311,9 @@ class _Stepper:
     def state(self) -> State:
         """Return weights, optimiser and samples."""
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
-        for number, moments in self.optimizer.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+        tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer.optimizer))
+        if self.adversary is not None:
+            tensors |= with_prefix("adversary.", self.adversary.tensors())
         tensors["samples"] = self.samples.get_state()
         scaler = None if self.scaler is None else self.scaler.state_dict()
         return State({"steps_done": self.steps_done, "scaler": scaler}, tensors)
@@ -312,16 +322,22 @@ class _Stepper:
         """Set back what `state` returned."""
         values, tensors = state
         self.module.load_state_dict(part(tensors, "module."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in part(tensors, "optimizer.").items():
-            number, moment = name.split(".")
-            moments.setdefault(int(number), {})[moment] = value
-        groups = self.optimizer.optimizer.state_dict()["param_groups"]
-        self.optimizer.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_optimizer(self.optimizer.optimizer, part(tensors, "optimizer."))
+        if self.adversary is not None:
+            self.adversary.restore(part(tensors, "adversary."))
         self.samples.set_state(tensors["samples"])
         self.steps_done = values["steps_done"]
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])
+
+
+def _adversary(
+    module: TOTALVI, plan: TrainingPlan, seed: np.random.SeedSequence, device: torch.device
+) -> Adversary | None:
+    if not plan.adversary_weight:
+        return None
+    generator = torch_generator(seed.spawn(1)[0], device)
+    return Adversary(module, plan.adversary_weight, device, generator)
 
 
 def _clip_gradients(module: TOTALVI, largest_norm: float) -> Tensor:
