@@ -1,6 +1,7 @@
 """Model: what people use."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,6 +13,8 @@ from totalvi.arguments import check_choice, check_network_options, key_tuple
 from totalvi.data.background import empirical_background_prior
 from totalvi.data.cite import CiteData, Keys, Schema, describe
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
+from totalvi.mapping.query_data import QueryMapping
+from totalvi.mapping.surgery import only_new_rows
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
@@ -23,6 +26,7 @@ from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
 from totalvi.queries.latent import LatentQueries
+from totalvi.queries.mapping import MappingQueries
 from totalvi.queries.parameters import ParameterQueries
 from totalvi.queries.predictive import PredictiveQueries
 from totalvi.training.plan import (
@@ -49,6 +53,7 @@ class Model(
     EvidenceQueries,
     ArchetypeQueries,
     AbundanceQueries,
+    MappingQueries,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
@@ -248,7 +253,8 @@ class Model(
     ) -> None:
         """Fit the model, and keep the weights of the lowest held-out loss.
 
-        A second call goes on from the weights of the first.
+        A second call goes on from the weights of the first. Of a model that `map_query` returned, only
+        the weights of the query's batches move.
 
         Parameters
         ----------
@@ -311,7 +317,8 @@ class Model(
         seed = self._random(_FIT, self._n_fits)
         before = {name: value.clone() for name, value in self.module.state_dict().items()}
         try:
-            with epoch_progress(plan.max_epochs, progress) as on_epoch:
+            trained = nullcontext() if self._mapping is None else only_new_rows(self.module, self._mapping)
+            with trained, epoch_progress(plan.max_epochs, progress) as on_epoch:
                 result = fit(self.module, data, split, plan, seed, on_epoch)
         except BaseException as error:  # Ctrl-C as well: the model is then what it was before
             self.module.load_state_dict(before)
@@ -354,6 +361,7 @@ class Model(
             "fit_summary": self.fit_summary,
             "split": {name: part.tolist() for name, part in self.split._asdict().items()},
             "history": self.history.to_dict(orient="list"),
+            "mapping": None if self._mapping is None else self._mapping.to_dict(),
         }
         write_model(Path(path), self.module.state_dict(), description, overwrite)
         return Path(path)
@@ -406,7 +414,7 @@ class Model(
                 f"{path} does not hold a whole model ({type(error).__name__}: {error}); save the "
                 "model again."
             ) from error
-        model._data = None if data is None else describe(data, model.schema.keys, model.schema)
+        model._data = None if data is None else model._describe(data)
         return model
 
     def _restore(self, description: dict[str, Any]) -> None:
@@ -414,6 +422,8 @@ class Model(
         self._options = description["options"]
         self.seed = description["seed"]
         self.schema = Schema.from_dict(description["schema"])
+        mapping = description.get("mapping")  # absent before models could be mapped
+        self._mapping = None if mapping is None else QueryMapping.from_dict(mapping)
         self.module = self._network()
         self.history = pd.DataFrame(description["history"], dtype=float)
         self.history.index.name = "epoch"
