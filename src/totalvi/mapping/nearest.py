@@ -8,6 +8,7 @@ import numpy as np
 from totalvi.data.cite import CiteData
 from totalvi.data.finding import did_you_mean
 from totalvi.feed import minibatches
+from totalvi.mapping.filling import filled_proteins, with_expected
 from totalvi.mapping.query_data import QueryMapping
 from totalvi.mapping.surgery import start_batch
 from totalvi.module.totalvi import TOTALVI
@@ -91,7 +92,11 @@ def _nearest(
     for name in known:
         for panel in np.unique(data.panel[cells]):
             start_batch(module, mapping, batch, int(panel), _weights(name, known))
-        batches = minibatches(data, module, some, _BATCH_SIZE)
+        filled = filled_proteins(data, mapping, name)
+        batches = (
+            batch._replace(y=with_expected(module, batch, filled[batch.cells]))
+            for batch in minibatches(data, module, some, _BATCH_SIZE)
+        )
         evidence.append(float(elbo_by_cell(module, batches, noise).mean()))
     return known[int(np.argmax(evidence))]
 

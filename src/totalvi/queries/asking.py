@@ -15,6 +15,7 @@ from totalvi.data.cite import CiteData, Schema, describe
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
+from totalvi.mapping.filling import fill_unmeasured, filled_proteins
 from totalvi.mapping.query_data import QueryMapping, describe_query, dispersion_by_label
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
@@ -79,7 +80,9 @@ class Asking:
         """Return new data in the order of the model, which knows their batches."""
         if self._mapping is not None:
             needs_labels = dispersion_by_label(self.module)
-            return describe_query(data, self.schema, self._mapping, needs_labels)
+            query = describe_query(data, self.schema, self._mapping, needs_labels)
+            fill_unmeasured(self.module, query, filled_proteins(query, self._mapping))
+            return query
         return describe(data, self.schema.keys, self.schema)
 
     def _asked(self, adata: Data | None, indices: Cells) -> Asked:

@@ -11,6 +11,7 @@ import torch
 
 from totalvi.data.cite import CiteData, Keys
 from totalvi.feed import minibatches
+from totalvi.mapping.filling import fill_unmeasured, filled_proteins
 from totalvi.mapping.nearest import start_batches
 from totalvi.mapping.query_data import (
     align_query,
@@ -151,6 +152,8 @@ class MappingQueries(Asking):
             query.module, query._data, mapping, reference_batch, self._noise(0)
         )
         query._mapping = replace(mapping, reference_batches=started)
+        filled = filled_proteins(query._data, query._mapping)
+        fill_unmeasured(query.module, query._data, filled)
         share = _expected_share(query.module, query._data, ~aligned.found_genes)
         warn_of_alignment(aligned, self.schema, share)
         query.history, query.plan = pd.DataFrame(), None
