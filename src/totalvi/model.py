@@ -317,7 +317,11 @@ class Model(
         seed = self._random(_FIT, self._n_fits)
         before = {name: value.clone() for name, value in self.module.state_dict().items()}
         try:
-            trained = nullcontext() if self._mapping is None else only_new_rows(self.module, self._mapping)
+            trained = (
+                nullcontext()
+                if self._mapping is None
+                else only_new_rows(self.module, self._mapping)
+            )
             with trained, epoch_progress(plan.max_epochs, progress) as on_epoch:
                 result = fit(self.module, data, split, plan, seed, on_epoch)
         except BaseException as error:  # Ctrl-C as well: the model is then what it was before

@@ -55,9 +55,7 @@ def start_batches(
     return tuple(chosen)
 
 
-def _wanted(
-    asked: Any, own_name: str, mapping: QueryMapping, known: tuple[str, ...]
-) -> str | None:
+def _wanted(asked: Any, own_name: str, mapping: QueryMapping, known: tuple[str, ...]) -> str | None:
     if isinstance(asked, Mapping):
         names = [own for own, _ in mapping.batches]
         for name in asked:

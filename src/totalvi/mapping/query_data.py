@@ -264,9 +264,7 @@ def extended_schema(
     )
     library_size = np.asarray(query.source.rna.sum(axis=1), dtype=np.float64).ravel()
     codes = pd.Index(own_batches).get_indexer(pd.Index(_texts(obs, keys.batch_key)))
-    log_mean, log_variance = library_prior(
-        np.maximum(library_size, 1.0), codes, len(own_batches)
-    )
+    log_mean, log_variance = library_prior(np.maximum(library_size, 1.0), codes, len(own_batches))
     schema = replace(
         reference,
         keys=keys,

@@ -120,9 +120,7 @@ def extend(reference: TOTALVI, module: TOTALVI, mapping: QueryMapping) -> None:
                 _start_categories(value, module, mapping, name)
 
 
-def _start_categories(
-    value: Tensor, module: TOTALVI, mapping: QueryMapping, name: str
-) -> None:
+def _start_categories(value: Tensor, module: TOTALVI, mapping: QueryMapping, name: str) -> None:
     """Start rows of new categories at the mean of the covariate's known ones."""
     in_encoder = name.startswith("encoder")
     if in_encoder and not module.encode_covariates:
@@ -151,7 +149,9 @@ def start_batch(
         protein is averaged over the batches that measured it.
     """
     n_batches, n_panels = mapping.n_reference_batches, mapping.n_reference_panels
-    by_batch = torch.as_tensor(weight, dtype=module.gene_log_r.dtype, device=module.gene_log_r.device)
+    by_batch = torch.as_tensor(
+        weight, dtype=module.gene_log_r.dtype, device=module.gene_log_r.device
+    )
     on_panels = _protein_weights(module, None if mapping.panels else by_batch, n_panels)
     on_batches = by_batch[:, None] if mapping.panels else on_panels
     state = module.state_dict()
