@@ -93,11 +93,14 @@ def map_files(
     missing = _unmeasured(query)
     if missing:
         with steps.step("impute"):
-            batches = model.schema.batch_names
+            # a query batch decodes what it lacks like the reference batches that measured it
             _, protein = query.get_normalized_expression(
-                transform_batch=list(batches), gene_list=[], protein_list=missing,
-                include_protein_background=True, n_samples=POSTERIOR_SAMPLES, progress=False,
-            )  # fmt: skip
+                gene_list=[],
+                protein_list=missing,
+                include_protein_background=True,
+                n_samples=POSTERIOR_SAMPLES,
+                progress=False,
+            )
             tables["imputed_proteins"] = protein
     summary = f"{len(cells):,} cells on {len(model.schema.batch_names)} reference batches"
     if "label" in cells:
