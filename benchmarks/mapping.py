@@ -2,13 +2,13 @@
 
     python benchmarks/mapping.py --data pbmc10k.h5mu --rna pbmc5k_rna.h5ad
 
-A random half of the cells is mapped on a model fitted to the other half, with and without surgery,
-with proteins and with RNA alone. Labels are those of marker proteins, and Leiden clusters of a joint
-fit with another seed, which favours neither side. Reported are the share of mapped cells whose 15
-nearest reference cells vote for their own label, beside the same in a joint fit of all cells; calibration of
-transferred labels; and how well cells of a type that was left out of the reference are told from the
-others by their unlikeness. Then `rna` is mapped on all of `data`, and its proteins are imputed. Results
-go to benchmarks/results/mapping.json and .md.
+A random half of the cells is mapped on a model fitted to the other half, with and without
+surgery, with proteins and with RNA alone. Labels are those of marker proteins, and Leiden
+clusters of a joint fit with another seed, which favours neither side. Reported are the share of
+mapped cells whose 15 nearest reference cells vote for their own label, beside the same in a joint
+fit of all cells; calibration of transferred labels; and how well cells of a type that was left
+out of the reference are told from the others by their unlikeness. Then `rna` is mapped on all of
+`data`, and its proteins are imputed. Results go to benchmarks/results/mapping.json and .md.
 """
 
 import argparse
