@@ -1,6 +1,7 @@
 """Model: what people use."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ from totalvi.data.cite import CiteData, Keys, Schema, describe
 from totalvi.data.empty_droplets import Raw, ambient_of
 from totalvi.data.fingerprint import fingerprint
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
+from totalvi.mapping.query_data import QueryMapping
+from totalvi.mapping.surgery import only_new_rows
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.consistency import require_possible_sizes, require_same_types
 from totalvi.persistence.format import read_model, write_model
@@ -33,6 +36,7 @@ from totalvi.queries.expression import ExpressionQueries
 from totalvi.queries.imputation import ImputationQueries
 from totalvi.queries.isotypes import IsotypeQueries
 from totalvi.queries.latent import LatentQueries
+from totalvi.queries.mapping import MappingQueries
 from totalvi.queries.parameters import ParameterQueries
 from totalvi.queries.predictive import PredictiveQueries
 from totalvi.training.checkpoint import Checkpoints, State
@@ -58,6 +62,7 @@ class Model(
     AbundanceQueries,
     IsotypeQueries,
     ImputationQueries,
+    MappingQueries,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
@@ -292,7 +297,8 @@ class Model(
     ) -> None:
         """Fit the model, and keep the weights of the lowest held-out loss.
 
-        A second call goes on from the weights of the first.
+        A second call goes on from the weights of the first. Of a model that `map_query` returned, only
+        the weights of the query's batches move.
 
         Parameters
         ----------
@@ -409,7 +415,12 @@ class Model(
         seed = self._random(_FIT, self._n_fits)
         before = {name: value.clone() for name, value in self.module.state_dict().items()}
         try:
-            with epoch_progress(plan.max_epochs, progress) as on_epoch:
+            new_rows = (
+                nullcontext()
+                if self._mapping is None
+                else only_new_rows(self.module, self._mapping)
+            )
+            with new_rows, epoch_progress(plan.max_epochs, progress) as on_epoch:
                 return fit(self.module, data, split, plan, seed, on_epoch, checkpoints, start)
         except BaseException as error:
             self.module.load_state_dict(before)
@@ -449,6 +460,7 @@ class Model(
             "split": {name: part.tolist() for name, part in self.split._asdict().items()},
             "history": self.history.to_dict(orient="list"),
             "background_anchor": self.module.background_anchor,  # None without empty droplets
+            "mapping": None if self._mapping is None else self._mapping.to_dict(),
         }
         write_model(Path(path), self.module.state_dict(), description, overwrite)
         return Path(path)
@@ -503,7 +515,7 @@ class Model(
                 f"{path} does not hold a whole model ({type(error).__name__}: {error}); save the "
                 "model again."
             ) from error
-        model._data = None if data is None else describe(data, model.schema.keys, model.schema)
+        model._data = None if data is None else model._describe(data)
         return model
 
     def _restore(self, description: dict[str, Any]) -> None:
@@ -511,6 +523,8 @@ class Model(
         self._options = description["options"]
         self.seed = description["seed"]
         self.schema = Schema.from_dict(description["schema"])
+        mapping = description.get("mapping")  # absent before models could be mapped
+        self._mapping = None if mapping is None else QueryMapping.from_dict(mapping)
         self.module = self._network()
         if description.get("background_anchor") is not None:
             self.module.anchor_background(description["background_anchor"])

@@ -15,6 +15,7 @@ from totalvi.cli.check import check
 from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
 from totalvi.cli.impute import impute
+from totalvi.cli.map import map_cells
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
@@ -45,6 +46,7 @@ app.command()(demo)
 app.command()(impute)
 app.command()(check)
 app.command()(convert)
+app.command("map")(map_cells)
 app.command()(simulate)
 app.add_typer(datasets, name="datasets")
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -84,6 +84,7 @@ class Network(nn.Module):
         self.hidden_protein_rate = hidden_protein_rate
         self.background_samples = background_samples
         self.bfloat16_products = False
+        self.reference_frozen = False
         self.encoder_batch = encoder_batch
         self.encode_covariates = encode_covariates
 
@@ -158,6 +159,10 @@ class Network(nn.Module):
         batch = self.n_batch if self.encoder_batch else 0
         extra = self.n_categories_per_covariate if self.encode_covariates else ()
         return (batch, *extra)
+
+    def train(self, mode: bool = True) -> Self:
+        """Go to training mode, unless a reference is frozen: its batch normalisation then stays."""
+        return super().train(mode and not self.reference_frozen)
 
     def set_bfloat16_products(self, value: bool) -> None:
         """Say whether products as wide as the genes are in bfloat16, where compiled loops do them."""

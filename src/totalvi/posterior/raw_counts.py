@@ -47,7 +47,7 @@ def raw_counts(data: CiteData, group: np.ndarray, n_groups: int) -> RawCounts:
     membership = np.zeros((n_groups, int(used.sum())))
     membership[group[used], np.arange(membership.shape[1])] = 1
     measured = np.array(data.schema.panel_measured)[data.panel[used]]
-    protein = data.protein[used]
+    protein = np.where(measured, data.protein[used], 0)  # what a panel lacks may be filled in
     n_cells = membership.sum(axis=1, keepdims=True)
     return RawCounts(
         np.hstack([np.broadcast_to(n_cells, total.shape), membership @ measured]),
