@@ -61,9 +61,7 @@ def batch_mixing(latent: np.ndarray, batch: pd.Series, seed: int = 0) -> pd.Data
             "cells": n_cells,
             "percent_other_neighbors": 100 * mean,
             "percent_other_by_chance": 100 * chance,
-            "mixing": np.divide(
-                mean, chance, out=np.full(len(names), np.nan), where=chance > 0
-            ),
+            "mixing": np.divide(mean, chance, out=np.full(len(names), np.nan), where=chance > 0),
         },
         index=pd.Index(names, name="batch"),
     )

@@ -13,6 +13,7 @@ import typer
 from totalvi.cli.check import check
 from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
+from totalvi.cli.report import report
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
@@ -41,6 +42,7 @@ app.command()(run)
 app.command()(demo)
 app.command()(check)
 app.command()(convert)
+app.command()(report)
 app.command()(simulate)
 app.add_typer(datasets, name="datasets")
 

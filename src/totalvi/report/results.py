@@ -180,11 +180,14 @@ def _table_path(folder: Path, name: str) -> Path:
 
 def _read_table(path: Path, index: str) -> pd.DataFrame:
     # Names are text, even if they look like numbers or like a missing value.
-    text = {name: str for name in (*NAMES.values(), "comparison", "group1", "group2", "warning")}
+    text = dict.fromkeys((*NAMES.values(), "comparison", "group1", "group2", "warning"), str)
     del text["epoch"]
     columns = pd.read_csv(path, nrows=0).columns
     as_text = {name: str for name in text if name in columns}
     table = pd.read_csv(
-        path, dtype=as_text, keep_default_na=False, na_values={c: [""] for c in columns if c not in as_text}
+        path,
+        dtype=as_text,
+        keep_default_na=False,
+        na_values={c: [""] for c in columns if c not in as_text},
     )
     return table.set_index(index)
