@@ -1,6 +1,8 @@
 """Building the report of a run: one HTML file that needs nothing else."""
 
 import json
+import re
+from collections.abc import Hashable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from totalvi.report.results import Results, read_results
 from totalvi.report.store import data_of_page, n_drawn
 
 REPORT = "report.html"
+ABOUT_ANTIBODIES = re.compile(r"\d+ of \d+ antibodies: ")  # which the page lists by name
 
 
 def build_report(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -66,6 +69,7 @@ def render(results: Results) -> str:
     return template.render(
         record=results.record,
         name=_name(results.record),
+        warnings=[w for w in results.record["warnings"] if not ABOUT_ANTIBODIES.match(w)],
         tables=tables,
         cards=protein_cards(results),
         card_width=WIDTH,
@@ -103,9 +107,9 @@ def number(value: Any, decimals: int = 1) -> str:
     Examples
     --------
     >>> number(1234.56), number(float("nan"))
-    ('1,234.6', '–')
+    ('1,234.6', '-')
     """
-    return "–" if pd.isna(value) else f"{value:,.{decimals}f}"
+    return "-" if pd.isna(value) else f"{value:,.{decimals}f}"
 
 
 def _n_proteins(folder: Path) -> int:
@@ -117,17 +121,12 @@ def _name(record: dict[str, Any]) -> str:
     return Path(str(record["arguments"]["input"])).name
 
 
-def _batches(results: Results) -> list[dict[str, Any]]:
+def _batches(results: Results) -> list[dict[Hashable, Any]]:
     """Return the medians of each batch's cells, with its mixing where there are several."""
     cells = results.tables["cells"]
-    medians = cells.groupby("batch", sort=False)[["rna_total", "protein_total"]].median()
-    sizes = cells["batch"].value_counts()
-    mixing = results.tables.get("batches", pd.DataFrame())
-    return [
-        {"batch": batch, "cells": int(sizes[batch]), **row, **_row(mixing, batch)}
-        for batch, row in medians.to_dict("index").items()
-    ]
-
-
-def _row(table: pd.DataFrame, name: str) -> dict[str, Any]:
-    return {} if name not in table.index else table.loc[name].drop("cells").to_dict()
+    table = cells.groupby("batch", sort=False)[["rna_total", "protein_total"]].median()
+    table["cells"] = cells["batch"].value_counts()
+    mixing = results.tables.get("batches")
+    if mixing is not None:
+        table = table.join(mixing.drop(columns="cells"))
+    return table.rename_axis("batch").reset_index().to_dict("records")

@@ -1,5 +1,6 @@
 """A card for each protein: its histogram as SVG, which prints sharply, and what it says in words."""
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ WIDTH, HEIGHT = 260.0, 84.0
 ADVICE = {
     "not measured": "It was not measured in any cell.",
     "control with foreground": (
-        "This isotype control should stain nothing, yet more than 5 % of the cells seem stained. "
+        "An isotype control should stain nothing, yet more than 5 % of the cells seem stained. "
         "Unspecific binding is likely: be careful with dim antibodies of the same isotype."
     ),
     "no foreground": (
@@ -51,7 +52,7 @@ class Card(NamedTuple):
 
     name: str
     is_control: bool
-    numbers: dict[str, Any]
+    numbers: dict[Hashable, Any]
     warning: str
     advice: str
     background: str
@@ -65,9 +66,7 @@ class Card(NamedTuple):
 def protein_cards(results: Results) -> list[Card]:
     """Return a card for each protein, in the order of the data."""
     table = results.tables["proteins"]
-    return [
-        _card(results, i, name, table.loc[name]) for i, name in enumerate(results.protein_names)
-    ]
+    return [_card(results, i, name, table.iloc[i]) for i, name in enumerate(results.protein_names)]
 
 
 def _card(results: Results, i: int, name: str, numbers: pd.Series) -> Card:

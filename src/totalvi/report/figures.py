@@ -66,7 +66,7 @@ def make_figures(results: Results) -> dict[str, figure]:
     if "batches" in tables:
         clusters = tables["clusters"]
         prefix = "cells_in_batch_"
-        columns = [name for name in clusters if name.startswith(prefix)]
+        columns = [name for name in clusters.columns.astype(str) if name.startswith(prefix)]
         drawn["composition"] = composition(
             clusters[columns].to_numpy(),
             list(clusters.index),
@@ -91,7 +91,7 @@ def marker_values(table: pd.DataFrame) -> pd.DataFrame:
 
     Of each cluster the genes that are called and rise most, then all proteins.
     """
-    called = next(name for name in table if name.startswith("is_de_fdr"))
+    called = next(name for name in table.columns.astype(str) if name.startswith("is_de_fdr"))
     rows = table.reset_index().rename(columns={"index": "feature"})
     up = rows[(rows["modality"] == "rna") & rows[called].astype(bool) & (rows["lfc_median"] > 0)]
     n_clusters = max(rows["group1"].nunique(), 1)
@@ -99,7 +99,7 @@ def marker_values(table: pd.DataFrame) -> pd.DataFrame:
     best = up.sort_values("lfc_ci_low", ascending=False).groupby("group1").head(per_cluster)
     order = pd.unique(rows["group1"])
     genes = [g for cluster in order for g in best.loc[best["group1"] == cluster, "feature"]]
-    parts = []
+    parts: list[pd.DataFrame] = []
     for modality, wanted in (("protein", None), ("rna", list(dict.fromkeys(genes)))):
         of_kind = rows[rows["modality"] == modality]
         means = of_kind.pivot_table(

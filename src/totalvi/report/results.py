@@ -24,6 +24,7 @@ NAMES = {
     "predictive_checks": "feature",
     "predictive_calibration": "modality",
 }
+TEXT_COLUMNS = {*NAMES.values(), "comparison", "group1", "group2", "warning"} - {"epoch"}
 NEEDED = ("cells", "proteins", "clusters", "history")
 ROWS_AT_A_TIME = 4096
 
@@ -115,10 +116,10 @@ def read_results(folder: Path, n_drawn: int) -> Results:
             drawn = stratified_sample(strata, n_drawn)
             protein = file["mod/prot"]
             var = read_elem(protein["var"])
-            layers = [
+            raw, denoised, foreground = (
                 read_rows(protein[place], drawn.rows)
                 for place in ("X", "layers/denoised", "layers/foreground_probability")
-            ]
+            )
             gene_names = read_elem(file["mod/rna/var"]).index.astype(str).tolist()
     except (OSError, KeyError, ValueError) as error:
         raise ReadError(
@@ -132,7 +133,9 @@ def read_results(folder: Path, n_drawn: int) -> Results:
         obs,
         umap,
         drawn,
-        *layers,
+        raw,
+        denoised,
+        foreground,
         var.index.astype(str).tolist(),
         gene_names,
         control.fillna(False).to_numpy(dtype=bool),
@@ -180,14 +183,8 @@ def _table_path(folder: Path, name: str) -> Path:
 
 def _read_table(path: Path, index: str) -> pd.DataFrame:
     # Names are text, even if they look like numbers or like a missing value.
-    text = dict.fromkeys((*NAMES.values(), "comparison", "group1", "group2", "warning"), str)
-    del text["epoch"]
     columns = pd.read_csv(path, nrows=0).columns
-    as_text = {name: str for name in text if name in columns}
-    table = pd.read_csv(
-        path,
-        dtype=as_text,
-        keep_default_na=False,
-        na_values={c: [""] for c in columns if c not in as_text},
-    )
+    as_text = {name: str for name in columns if name in TEXT_COLUMNS}
+    missing = {name: [""] for name in columns if name not in as_text}
+    table = pd.read_csv(path, dtype=as_text, keep_default_na=False, na_values=missing)
     return table.set_index(index)

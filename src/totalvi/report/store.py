@@ -64,7 +64,7 @@ def data_of_page(results: Results) -> dict[str, Any]:
         "scales": {
             kind: {
                 "cofactor": scale.cofactor,
-                "ticks": [[place, label] for place, label in scale.ticks().items()],
+                "ticks": [[place, label] for place, label in scale.ticks(fine=True).items()],
             }
             for kind, scale in (("protein", PROTEIN_SCALE), ("gene", RNA_SCALE))
         },
@@ -156,7 +156,7 @@ def _differential(results: Results) -> dict[str, Any] | None:
     if table is None:
         return None
     comparisons = list(pd.unique(table["comparison"]))
-    called = next(name for name in table if name.startswith("is_de_fdr"))
+    called = next(name for name in table.columns.astype(str) if name.startswith("is_de_fdr"))
     is_protein = table["modality"] == "protein"
     rank = table.groupby("comparison", sort=False).cumcount()
     per_comparison = max(MAX_ROWS // len(comparisons), 50)
