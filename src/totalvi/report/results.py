@@ -155,7 +155,7 @@ def read_genes(results: Results, genes: Sequence[int]) -> tuple[np.ndarray, np.n
 def read_rows(
     stored: h5py.Dataset | h5py.Group, rows: np.ndarray, columns: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Read rows, rising, of a dense or sparse matrix, some thousand at a time.
+    """Read rows, in any order, of a dense or sparse matrix, some thousand at a time.
 
     Parameters
     ----------
@@ -165,15 +165,17 @@ def read_rows(
     is_dense = isinstance(stored, h5py.Dataset)
     matrix = stored if is_dense else sparse_dataset(stored)
     kept: slice | np.ndarray = slice(None) if columns is None else np.asarray(columns, dtype=int)
+    order = np.argsort(rows)
+    rising = rows[order]
     parts = []
     for start in range(0, matrix.shape[0], ROWS_AT_A_TIME):
-        first, last = np.searchsorted(rows, [start, start + ROWS_AT_A_TIME])
+        first, last = np.searchsorted(rising, [start, start + ROWS_AT_A_TIME])
         if first == last:
             continue
         block = matrix[start : start + ROWS_AT_A_TIME]
-        block = block[rows[first:last] - start][:, kept]
+        block = block[rising[first:last] - start][:, kept]
         parts.append(block if is_dense else block.toarray())
-    return np.concatenate(parts)
+    return np.concatenate(parts)[np.argsort(order)]
 
 
 def _table_path(folder: Path, name: str) -> Path:

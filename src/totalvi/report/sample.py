@@ -13,7 +13,7 @@ class Sample(NamedTuple):
     Attributes
     ----------
     rows
-        Positions, rising.
+        Positions, in a random order, so that no stratum is drawn over another.
     weights
         How many cells each stands for, float32.
     """
@@ -39,9 +39,9 @@ def stratified_sample(strata: np.ndarray, n_wanted: int, seed: int = 0) -> Sampl
     [940, 58]
     """
     n_cells = len(strata)
-    if n_cells <= n_wanted:
-        return Sample(np.arange(n_cells), np.ones(n_cells, dtype=np.float32))
     rng = np.random.default_rng(seed)
+    if n_cells <= n_wanted:
+        return Sample(rng.permutation(n_cells), np.ones(n_cells, dtype=np.float32))
     sizes = np.bincount(strata)
     sure = np.minimum(sizes, min(AT_LEAST, n_wanted // max((sizes > 0).sum(), 1)))
     left = sizes - sure
@@ -50,6 +50,6 @@ def stratified_sample(strata: np.ndarray, n_wanted: int, seed: int = 0) -> Sampl
     order = order[np.argsort(strata[order], kind="stable")]
     starts = np.cumsum(sizes) - sizes
     kept = [order[start : start + n] for start, n in zip(starts, taken, strict=True)]
-    rows = np.sort(np.concatenate(kept))
+    rows = rng.permutation(np.concatenate(kept))
     weights = np.divide(sizes, taken, out=np.zeros(len(sizes)), where=taken > 0)
     return Sample(rows, weights[strata[rows]].astype(np.float32))

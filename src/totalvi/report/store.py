@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.pictures.colors import category_colors
-from totalvi.pictures.maps import VALUE_PALETTE, label_places
+from totalvi.pictures.maps import label_places
 from totalvi.pictures.scale import PROTEIN_SCALE, RNA_SCALE
 from totalvi.report.pack import packed, packed_counts, packed_json, packed_levels, size_of
 from totalvi.report.results import CLUSTERS, Results, read_genes
@@ -46,21 +46,15 @@ def n_drawn(n_proteins: int) -> int:
 
 
 def data_of_page(results: Results) -> dict[str, Any]:
-    """Return everything that the page's script reads, as JSON can hold it.
-
-    Cells are in a random order, so that no category is drawn over another.
-    """
-    order = np.random.default_rng(0).permutation(len(results.drawn.rows))
-    proteins = _proteins(results, order)
+    """Return everything that the page's script reads, as JSON can hold it."""
+    proteins = _proteins(results)
     left = DATA_BYTES - sum(size_of(entry["layers"]) for entry in proteins)
     return {
-        "cells": len(order),
+        "cells": len(results.drawn.rows),
         "cells_in_all": len(results.umap),
-        "weights": packed(results.drawn.weights[order].astype("<f4").tobytes()),
-        "umap": packed(results.umap[results.drawn.rows[order]].astype("<f4").tobytes()),
-        "palette": list(VALUE_PALETTE),
-        "categories": _categories(results, order),
-        "features": [*proteins, *_genes(results, order, left)],
+        "weights": packed(results.drawn.weights.astype("<f4").tobytes()),
+        "categories": _categories(results),
+        "features": [*proteins, *_genes(results, left)],
         "scales": {
             kind: {
                 "cofactor": scale.cofactor,
@@ -72,10 +66,10 @@ def data_of_page(results: Results) -> dict[str, Any]:
     }
 
 
-def _categories(results: Results, order: np.ndarray) -> list[dict[str, Any]]:
+def _categories(results: Results) -> list[dict[str, Any]]:
     wanted = {"cluster": CLUSTERS}
     wanted |= {key: key for key in (results.batch_key, results.labels_key) if key is not None}
-    rows = results.drawn.rows[order]
+    rows = results.drawn.rows
     categories = []
     for name, column in wanted.items():
         values = pd.Categorical(results.obs[column]).remove_unused_categories()
@@ -99,20 +93,20 @@ def _categories(results: Results, order: np.ndarray) -> list[dict[str, Any]]:
     return categories
 
 
-def _proteins(results: Results, order: np.ndarray) -> list[dict[str, Any]]:
+def _proteins(results: Results) -> list[dict[str, Any]]:
     entries = []
     for i, name in enumerate(results.protein_names):
-        denoised = PROTEIN_SCALE.forward(results.denoised[order, i])
+        denoised = PROTEIN_SCALE.forward(results.denoised[:, i])
         layers = {
             "denoised": packed_levels(denoised, 2000) | {"is_place": True},
-            "raw": _raw(results.raw[order, i], PROTEIN_SCALE),
-            "foreground": packed_levels(results.foreground[order, i], 201) | {"is_place": True},
+            "raw": _raw(results.raw[:, i], PROTEIN_SCALE),
+            "foreground": packed_levels(results.foreground[:, i], 201) | {"is_place": True},
         }
         entries.append({"name": name, "kind": "protein", "layers": layers})
     return entries
 
 
-def _genes(results: Results, order: np.ndarray, left: int) -> Iterator[dict[str, Any]]:
+def _genes(results: Results, left: int) -> Iterator[dict[str, Any]]:
     """Give the genes that mark the clusters, the best of each first, until the page is full."""
     chosen = marker_genes(results)[:MAX_GENES]
     if not chosen:
@@ -121,9 +115,9 @@ def _genes(results: Results, order: np.ndarray, left: int) -> Iterator[dict[str,
     raw, denoised = read_genes(results, [place[name] for name in chosen])
     for i, name in enumerate(chosen):
         layers = {
-            "denoised": packed_levels(RNA_SCALE.forward(denoised[order, i]), 251)
+            "denoised": packed_levels(RNA_SCALE.forward(denoised[:, i]), 251)
             | {"is_place": True},
-            "raw": _raw(raw[order, i], RNA_SCALE),
+            "raw": _raw(raw[:, i], RNA_SCALE),
         }
         left -= size_of(layers)
         if left < 0:

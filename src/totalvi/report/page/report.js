@@ -217,7 +217,7 @@
   async function startDifferential(de) {
     const table = await unpackJson(de.columns);
     table.name = table.feature.map((i) => de.names[i]);
-    let page = 0, sorted = { column: "bayes_factor", down: true };
+    let page = 0, sorted = { column: "lfc_ci_low", down: true };
     const rowsOf = new Map();
     table.comparison.forEach((c, i) => { if (!rowsOf.has(c)) rowsOf.set(c, []); rowsOf.get(c).push(i); });
     fill(byId("comparison"), de.comparisons);
