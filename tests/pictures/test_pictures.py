@@ -35,7 +35,9 @@ def test_histograms_hold_every_measured_cell() -> None:
     width = np.diff(parts.edges)
     assert (parts.background * width).sum() == pytest.approx(weights[10:200].sum())
     assert (parts.foreground * width).sum() == pytest.approx(weights[200:].sum())
-    assert (parts.denoised * np.diff(parts.smooth_edges)).sum() == pytest.approx(weights[200:].sum())
+    assert (parts.denoised * np.diff(parts.smooth_edges)).sum() == pytest.approx(
+        weights[200:].sum()
+    )
 
 
 def test_density_is_highest_where_cells_are_many() -> None:

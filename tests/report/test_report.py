@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from browser import browser, watch
 
+from browser import browser, watch
 from totalvi.analysis.run import run
 from totalvi.cli.main import execute
 from totalvi.data.simulate import simulate
@@ -28,7 +28,13 @@ VALUE = "Bokeh.documents[0].get_model_by_name('map_cells').data.value"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = simulate(
-        n_cells=150, n_genes=30, n_proteins=6, n_batches=2, n_cell_types=3, seed=2, store_truth=False
+        n_cells=150,
+        n_genes=30,
+        n_proteins=6,
+        n_batches=2,
+        n_cell_types=3,
+        seed=2,
+        store_truth=False,
     )
     data["prot"].var_names = PROTEINS
     data["prot"].var["control"] = [name == "IgG1" for name in PROTEINS]
@@ -45,13 +51,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened(folder: Path) -> Iterator[tuple]:
-    with browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
-        said = watch(page)
-        page.goto((folder / "report.html").as_uri())
-        page.wait_for_selector("body[data-ready]", timeout=60_000)
-        yield page, said
+def chromium() -> Iterator:
+    with browser() as started:
+        yield started
+
+
+def open_report(chromium, folder: Path, width: int) -> tuple:
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    said = watch(page)
+    page.goto((folder / "report.html").as_uri())
+    page.wait_for_selector("body[data-ready]", timeout=60_000)
+    return page, said
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path, chromium) -> tuple:
+    return open_report(chromium, folder, 1280)
 
 
 def cells_of(page, expression: str) -> np.ndarray:
@@ -205,14 +220,10 @@ def test_the_table_is_sorted_filtered_and_right(opened: tuple, folder: Path) -> 
     page.uncheck("#called")
 
 
-def test_a_telephone_scrolls_in_one_direction(folder: Path) -> None:
-    with browser() as chromium:
-        page = chromium.new_page(viewport={"width": 390, "height": 844})
-        said = watch(page)
-        page.goto((folder / "report.html").as_uri())
-        page.wait_for_selector("body[data-ready]", timeout=60_000)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert said == []
+def test_a_telephone_scrolls_in_one_direction(folder: Path, chromium) -> None:
+    page, said = open_report(chromium, folder, 390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert said == []
 
 
 def test_the_command_makes_it_anew(

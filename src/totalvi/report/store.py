@@ -115,8 +115,7 @@ def _genes(results: Results, left: int) -> Iterator[dict[str, Any]]:
     raw, denoised = read_genes(results, [place[name] for name in chosen])
     for i, name in enumerate(chosen):
         layers = {
-            "denoised": packed_levels(RNA_SCALE.forward(denoised[:, i]), 251)
-            | {"is_place": True},
+            "denoised": packed_levels(RNA_SCALE.forward(denoised[:, i]), 251) | {"is_place": True},
             "raw": _raw(raw[:, i], RNA_SCALE),
         }
         left -= size_of(layers)
