@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
 EVIL = "<script>alert(1)</script>"
 PROTEINS = ["CD3", "CD4", EVIL, "</script><img src=x onerror=alert(2)>", 'a"b', "IgG1"]
+MINUS = "\u2212"
 VALUE = "Bokeh.documents[0].get_model_by_name('map_cells').data.value"
 
 
@@ -195,11 +196,11 @@ def test_the_table_is_sorted_filtered_and_right(opened: tuple, folder: Path) -> 
     expected = table.sort_values("lfc_median", ascending=False, kind="stable")
     rows = shown_rows(page)
     assert len(rows) == 20
-    said = [float(row[2].replace("−", "-")) for row in rows]
+    said = [float(row[2].replace(MINUS, "-")) for row in rows]
     np.testing.assert_allclose(said, expected["lfc_median"].iloc[:20], atol=0.0051)
     assert page.locator("th[aria-sort=descending]").inner_text().startswith("log2 fold change")
     page.click("#de-table button[data-column=lfc_median]")
-    said = [float(row[2].replace("−", "-")) for row in shown_rows(page)]
+    said = [float(row[2].replace(MINUS, "-")) for row in shown_rows(page)]
     assert said == sorted(said)
     page.select_option("#kind", "protein")
     assert {row[0] for row in shown_rows(page)} == set(PROTEINS)
@@ -207,11 +208,11 @@ def test_the_table_is_sorted_filtered_and_right(opened: tuple, folder: Path) -> 
     ((name, kind, change, interval, _, mean, *_),) = shown_rows(page)
     row = table[(table["feature"] == "CD3") & (table["modality"] == "protein")].iloc[0]
     assert (name, kind) == ("CD3", "protein")
-    low, high = interval.replace("−", "-").split(" to ")
+    low, high = interval.replace(MINUS, "-").split(" to ")
     for text, column in (
         (change, "lfc_median"), (low, "lfc_ci_low"), (high, "lfc_ci_high"), (mean, "raw_mean1")
     ):  # fmt: skip
-        assert float(text.replace("−", "-")) == pytest.approx(row[column], abs=0.0051)
+        assert float(text.replace(MINUS, "-")) == pytest.approx(row[column], abs=0.0051)
     page.fill("#find", "")
     page.select_option("#kind", "")
     page.check("#called")
