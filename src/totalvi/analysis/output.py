@@ -11,7 +11,15 @@ from totalvi.atomic import locked, new_folder, parents_of, writing
 from totalvi.errors import OutputError
 
 RECORD = "run.json"
-PARTS = {"results.h5mu", "imputed.h5ad", "model.totalvi", "tables", "figures", RECORD}
+PARTS = {
+    "results.h5mu",
+    "imputed.h5ad",
+    "model.totalvi",
+    "tables",
+    "figures",
+    "report.html",
+    RECORD,
+}
 
 
 def checkpoint_of(output: Path) -> Path:

@@ -16,6 +16,7 @@ from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
 from totalvi.cli.impute import impute
 from totalvi.cli.map import map_cells
+from totalvi.cli.report import report
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
@@ -47,6 +48,7 @@ app.command()(impute)
 app.command()(check)
 app.command()(convert)
 app.command("map")(map_cells)
+app.command()(report)
 app.command()(simulate)
 app.add_typer(datasets, name="datasets")
 

@@ -73,8 +73,8 @@ def run(
     """Make a folder of results from raw counts.
 
     Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
-    counts, tables, figures and the model. The folder appears whole at the end, or not at all. Until
-    then the fit is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step, with
+    counts, tables, figures, the model and a report. The folder appears whole at the end, or not at
+    all. Until then the fit is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step, with
     exit status 130 and 143, and --resume goes on to the same results.
 
     \b
@@ -102,7 +102,7 @@ def run(
                 resume=resume,
                 checkpoint_every=every,
             )
-        _summarize(result)
+        _finish(result)
         return
     if input is None:
         raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
@@ -138,7 +138,7 @@ def run(
             protein_layer=protein_layer,
             protein_expression_obsm_key=protein_obsm,
         )
-    _summarize(result)
+    _finish(result)
 
 
 def demo(
@@ -171,7 +171,7 @@ def demo(
             overwrite=overwrite,
             resume=resume,
         )
-    _summarize(result)
+    _finish(result)
 
 
 def _refuse_others_than_repeated(context: typer.Context) -> None:
@@ -203,8 +203,11 @@ def _keeping(output: Path) -> Iterator[None]:
         raise
 
 
-def _summarize(result: RunResult) -> None:
-    record = result.record
+def _finish(result: RunResult) -> None:
+    """Make the report of a run, and sum the run up."""
+    from totalvi.report.build import build_report
+
+    report, record = build_report(result.folder), result.record
     typer.echo(
         f"{record['cells']:,} cells, {record['genes']:,} genes, {record['proteins']:,} proteins: "
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
@@ -218,3 +221,4 @@ def _summarize(result: RunResult) -> None:
         if file.parts[0] != "model.totalvi":
             typer.echo(f"  {result.folder / file}")
     typer.echo(f"  {result.folder / 'model.totalvi'}")
+    typer.echo(f"  {report}  (open it in a browser)")
