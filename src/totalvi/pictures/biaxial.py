@@ -40,8 +40,8 @@ def point_density(
 
     Examples
     --------
-    >>> point_density(np.array([0, 0, 0, 9.0]), np.array([0, 0, 0, 9.0])).round(2).tolist()
-    [1.0, 1.0, 1.0, 0.5]
+    >>> point_density(np.array([0, 0, 0, 9.0]), np.array([0, 0, 0, 9.0])).astype(float).round(2).tolist()
+    [1.0, 1.0, 1.0, 0.4]
     """
     density = np.zeros(len(x), dtype=np.float32)
     known = np.isfinite(x) & np.isfinite(y)

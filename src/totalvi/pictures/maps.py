@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 from bokeh.models import CDSView, ColorBar, ColumnDataSource, LinearColorMapper
-from bokeh.palettes import Viridis256
+from bokeh.palettes import Magma256
 from bokeh.plotting import figure
 
 from totalvi.pictures.colors import INK, PALE, QUIET, category_colors
 from totalvi.pictures.frame import TOOLS, new_figure
 from totalvi.pictures.scale import CountScale
 
-VALUE_PALETTE = tuple(reversed(Viridis256))  # from pale (little) to dark (much), as ink on paper
+VALUE_PALETTE = tuple(reversed(Magma256[20:246]))  # from pale (little) to dark (much)
 
 
 def category_mapper(n_categories: int) -> LinearColorMapper:
@@ -27,7 +27,7 @@ def category_mapper(n_categories: int) -> LinearColorMapper:
 
 
 def value_mapper(low: float, high: float) -> LinearColorMapper:
-    """Return a mapper of values to viridis, pale at ``low`` and dark at ``high``."""
+    """Return a mapper of values to a perceptual palette, pale at ``low`` and dark at ``high``."""
     return LinearColorMapper(palette=list(VALUE_PALETTE), low=low, high=high, nan_color=PALE)
 
 
@@ -118,7 +118,7 @@ def add_color_bar(
 
 
 def add_labels(drawn: figure, source: ColumnDataSource) -> None:
-    """Write the ``text`` of each row of ``source`` at its ``x`` and ``y``, with a white rim."""
+    """Write the ``text`` of each row of ``source`` at its ``x`` and ``y``."""
     drawn.text(
         "x",
         "y",
@@ -129,7 +129,10 @@ def add_labels(drawn: figure, source: ColumnDataSource) -> None:
         text_font_size="12px",
         text_font_style="bold",
         text_color=INK,
-        text_outline_color="white",
+        background_fill_color="white",
+        background_fill_alpha=0.7,
+        padding=2,
+        border_radius=3,
         name="labels",
     )
 
