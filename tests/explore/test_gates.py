@@ -52,7 +52,9 @@ def test_points_are_inside_as_exact_arithmetic_says(corners: list, points: list)
 def _distances(point: tuple[float, float], corners: np.ndarray) -> list[float]:
     distances = []
     for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        along = np.clip(np.dot(np.array(point) - a, b - a) / max(np.dot(b - a, b - a), 1e-300), 0, 1)
+        along = np.clip(
+            np.dot(np.array(point) - a, b - a) / max(np.dot(b - a, b - a), 1e-300), 0, 1
+        )
         distances.append(float(np.linalg.norm(a + along * (b - a) - point)))
     return distances
 
@@ -145,6 +147,7 @@ def test_hierarchy_edits() -> None:
     [
         ({"name": " "}, "has no name"),
         ({"name": "a\nb"}, "cannot be given"),
+        ({"name": "CD4/CD8"}, "without a slash"),
         ({"name": "x" * 300}, "cannot be given"),
         ({"vertices": ((0, 0), (1, 1))}, "has 2 corners"),
         ({"vertices": ((0, 0), (1, 1), (1, float("nan")))}, "finite"),

@@ -13,6 +13,7 @@ import typer
 from totalvi.cli.check import check
 from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
+from totalvi.cli.explore import explore
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
@@ -31,6 +32,7 @@ app = typer.Typer(
         "  totalvi demo\n"
         "  totalvi check filtered_feature_bc_matrix.h5\n"
         "  totalvi run filtered_feature_bc_matrix.h5 -o results\n"
+        "  totalvi explore results\n"
     ),
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(demo)
+app.command()(explore)
 app.command()(check)
 app.command()(convert)
 app.command()(simulate)

@@ -52,7 +52,9 @@ class Axis:
         if self.kind not in KINDS:
             raise DataError(f"{self.kind!r} is no kind of axis; there are {', '.join(KINDS)}.")
         if self.scale not in SCALES:
-            raise DataError(f"{self.scale!r} is no scale of an axis; there are {', '.join(SCALES)}.")
+            raise DataError(
+                f"{self.scale!r} is no scale of an axis; there are {', '.join(SCALES)}."
+            )
         if not isinstance(self.name, str) or not self.name:
             raise DataError(f"An axis is named {self.name!r}; give the name of a feature.")
 
@@ -92,10 +94,10 @@ class Gate:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise DataError("A gate has no name; give one.")
-        if len(self.name) > LONGEST_NAME or not self.name.isprintable():
+        if len(self.name) > LONGEST_NAME or not self.name.isprintable() or "/" in self.name:
             raise DataError(
                 f"The name {self.name[:40]!r} cannot be given to a gate; give one of at most "
-                f"{LONGEST_NAME} printable characters."
+                f"{LONGEST_NAME} printable characters, without a slash."
             )
         if self.shape not in SHAPES:
             raise DataError(f"Gate {self.name!r} is a {self.shape!r}; give {', '.join(SHAPES)}.")
@@ -135,7 +137,9 @@ class Gating:
 
     def __post_init__(self) -> None:
         if len(self.gates) > MOST_GATES:
-            raise DataError(f"There are {len(self.gates):,} gates; at most {MOST_GATES:,} are kept.")
+            raise DataError(
+                f"There are {len(self.gates):,} gates; at most {MOST_GATES:,} are kept."
+            )
         seen: set[str | None] = {None}
         for gate in self.gates:
             if gate.name in seen:

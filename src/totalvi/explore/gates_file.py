@@ -81,7 +81,9 @@ def read_gates(path: str | Path) -> Gating:
     """
     path = Path(path)
     if path.stat().st_size > LARGEST_FILE_BYTES:
-        raise FormatError(f"{path} is too large for a file of gates; give one saved by the explorer.")
+        raise FormatError(
+            f"{path} is too large for a file of gates; give one saved by the explorer."
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
