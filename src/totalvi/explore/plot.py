@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.events import SelectionGeometry
+from bokeh.events import DoubleTap, SelectionGeometry
 from bokeh.models import (
     BasicTicker,
     BoxSelectTool,
     ColumnDataSource,
+    CustomJS,
     LassoSelectTool,
     PanTool,
     PlainText,
@@ -30,6 +31,12 @@ from totalvi.pictures.scale import PROTEIN_SCALE
 PIXELS_BY_PIXEL = 1.7  # of the image, for screens with more pixels than CSS knows
 _LARGEST_SIDE = 1400
 _MARGIN = 0.04
+# Bokeh ends a polygon with Enter only; people double-click.
+_FINISH_POLYGON = """
+const area = Bokeh.index.find_one(cb_obj.origin)?.canvas_view.ui_event_bus.hit_area;
+area?.dispatchEvent(new KeyboardEvent("keyup", {key: "Enter"}));
+"""
+_POLYGON = "Polygon gate: click corners, then double-click or press Enter"
 Corners = tuple[tuple[float, float], ...]
 
 
@@ -64,7 +71,7 @@ class CellPlot:
         self.tools: dict[str, Any] = {
             "move": PanTool(),
             "rectangle": BoxSelectTool(renderers=[], description="Rectangle gate"),
-            "polygon": PolySelectTool(renderers=[], description="Polygon gate: click corners"),
+            "polygon": PolySelectTool(renderers=[], description=_POLYGON),
             "lasso": LassoSelectTool(renderers=[], continuous=False, description="Lasso gate"),
         }
         self.wheel = WheelZoomTool()  # in force while moving: else the wheel scrolls the page
@@ -93,6 +100,7 @@ class CellPlot:
                 on_gate(self, *found)
 
         self.figure.on_event(SelectionGeometry, drawn)
+        self.figure.js_on_event(DoubleTap, CustomJS(code=_FINISH_POLYGON))
 
         def moved(_attr: str, _old: object, _new: object) -> None:
             if not self._setting:
@@ -187,7 +195,9 @@ def _corners(geometry: Any) -> tuple[Shape, Corners] | None:
     if geometry["type"] != "poly" or len(geometry["x"]) < 3:
         return None
     pairs = zip(geometry["x"], geometry["y"], strict=True)
-    corners = tuple((float(x), float(y)) for x, y in pairs)
+    corners = tuple(dict.fromkeys((float(x), float(y)) for x, y in pairs))
+    if len(corners) < 3:
+        return None
     return ("polygon" if len(corners) <= 12 else "lasso"), corners
 
 
