@@ -3,8 +3,8 @@
     python benchmarks/explore.py [--cells 100000] [--folder DIR]
 
 A run's folder is made in DIR unless it is there: a model that is trained for one epoch, since the time
-of a query does not depend on the fit. "gate" is the whole answer on the server: membership, counts, both
-plots' images, and the page's messages put together. "compare" is the first comparison, whose counts and
+of a query does not depend on the fit. "gate" is the whole answer on the server: membership, counts, the
+images of both plots, and the messages to the page. "compare" is the first comparison, whose counts and
 model are loaded, and one after it.
 """
 

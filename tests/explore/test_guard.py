@@ -63,7 +63,14 @@ def test_foreign_hosts_are_refused(hosts: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["http://evil.example", "https://127.0.0.1:5006", "http://127.0.0.1:8888", "null", "", "file://"],
+    [
+        "http://evil.example",
+        "https://127.0.0.1:5006",
+        "http://127.0.0.1:8888",
+        "null",
+        "",
+        "file://",
+    ],
 )
 def test_foreign_origins_are_refused(origin: str) -> None:
     asked = request("/token/ws", ("Host", "127.0.0.1:5006"), ("Origin", origin))
