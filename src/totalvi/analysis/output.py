@@ -11,7 +11,7 @@ from uuid import uuid4
 from totalvi.errors import OutputError
 
 RECORD = "run.json"
-PARTS = {"results.h5mu", "model.totalvi", "tables", "figures", RECORD}
+PARTS = {"results.h5mu", "model.totalvi", "tables", "figures", "report.html", RECORD}
 
 
 @contextmanager

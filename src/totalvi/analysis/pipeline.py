@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import mudata
+import numpy as np
+import pandas as pd
 from mudata import MuData
 
 from totalvi.analysis.clusters import cluster_cells
+from totalvi.analysis.mixing import batch_mixing
 from totalvi.analysis.results import (
+    CLUSTER_COLUMN,
     DENOISED_LIBRARY_SIZE,
     Estimates,
     add_results,
@@ -21,6 +25,7 @@ from totalvi.data.cite import Keys
 from totalvi.model import Model
 
 POSTERIOR_SAMPLES = 25
+CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each anew
 
 
 def fit_and_write(
@@ -61,7 +66,14 @@ def fit_and_write(
         clusters = cluster_cells(estimates.latent, resolution=resolution, seed=seed)
     with steps.step("tables"):
         tables = make_tables(mdata, estimates, clusters, keys.batch_key, model.history)
-        write_tables(tables, folder / "tables")
+    add_results(mdata, estimates, clusters)
+    with steps.step("differential expression"):
+        tables |= _differential_expression(model, mdata)
+    with steps.step("predictive checks"):
+        tables |= _predictive_checks(model, mdata.n_obs, seed)
+    if keys.batch_key is not None:
+        tables["batches"] = batch_mixing(estimates.latent, mdata.obs[keys.batch_key], seed)
+    write_tables(tables, folder / "tables")
     summary: dict[str, Any] = model.fit_summary
     with steps.step("figures"):
         draw_figures(
@@ -76,7 +88,6 @@ def fit_and_write(
         )
     with steps.step("save"):
         model.save(folder / "model.totalvi")
-        add_results(mdata, estimates, clusters)
         with mudata.set_options(pull_on_update=False):
             mdata.write(folder / "results.h5mu", compression="gzip")
     return {
@@ -114,3 +125,20 @@ def _estimate(model: Model) -> Estimates:
         n_samples=POSTERIOR_SAMPLES, return_numpy=True
     )
     return Estimates(model.get_latent_representation(), rna, protein, foreground)
+
+
+def _differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFrame]:
+    """Compare each cluster with the others; one cluster has nothing to be compared with."""
+    if mdata.obs[CLUSTER_COLUMN].nunique() < 2:
+        return {}
+    table = model.differential_expression(mdata, groupby=CLUSTER_COLUMN, progress=False)
+    return {"differential_expression": table}
+
+
+def _predictive_checks(model: Model, n_cells: int, seed: int) -> dict[str, pd.DataFrame]:
+    """Draw counts anew for at most 1,000 cells taken at random, and compare."""
+    cells = np.sort(np.random.default_rng(seed).permutation(n_cells)[:CHECKED_CELLS])
+    check = model.posterior_predictive_check(
+        indices=cells, n_samples=POSTERIOR_SAMPLES, progress=False
+    )
+    return {"predictive_checks": check.table, "predictive_calibration": check.calibration}

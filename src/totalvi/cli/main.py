@@ -14,6 +14,7 @@ from totalvi.cli.check import check
 from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
 from totalvi.cli.explore import explore
+from totalvi.cli.report import report
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
@@ -44,6 +45,7 @@ app.command()(demo)
 app.command()(explore)
 app.command()(check)
 app.command()(convert)
+app.command()(report)
 app.command()(simulate)
 app.add_typer(datasets, name="datasets")
 

@@ -57,7 +57,7 @@ def run(
     """Make a folder of results from raw counts.
 
     Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
-    counts, tables, figures and the model. The folder appears whole at the end, or not at all.
+    counts, tables, figures, the model and a report. The folder appears whole at the end, or not at all.
 
     \b
     Examples:
@@ -94,7 +94,7 @@ def run(
         protein_layer=protein_layer,
         protein_expression_obsm_key=protein_obsm,
     )
-    _summarize(result)
+    _finish(result)
 
 
 def demo(
@@ -115,7 +115,7 @@ def demo(
     from totalvi.data.simulate import simulate
 
     data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
-    _summarize(
+    _finish(
         run_pipeline(
             data,
             output,
@@ -128,8 +128,11 @@ def demo(
     )
 
 
-def _summarize(result: RunResult) -> None:
-    record = result.record
+def _finish(result: RunResult) -> None:
+    """Make the report of a run, and sum the run up."""
+    from totalvi.report.build import build_report
+
+    report, record = build_report(result.folder), result.record
     typer.echo(
         f"{record['cells']:,} cells, {record['genes']:,} genes, {record['proteins']:,} proteins: "
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
@@ -143,3 +146,4 @@ def _summarize(result: RunResult) -> None:
         if file.parts[0] != "model.totalvi":
             typer.echo(f"  {result.folder / file}")
     typer.echo(f"  {result.folder / 'model.totalvi'}")
+    typer.echo(f"  {report}  (open it in a browser)")

@@ -40,7 +40,8 @@ def point_density(
 
     Examples
     --------
-    >>> point_density(np.array([0, 0, 0, 9.0]), np.array([0, 0, 0, 9.0])).astype(float).round(2).tolist()
+    >>> place = np.array([0, 0, 0, 9.0])
+    >>> [round(float(value), 1) for value in point_density(place, place)]
     [1.0, 1.0, 1.0, 0.4]
     """
     density = np.zeros(len(x), dtype=np.float32)

@@ -68,7 +68,7 @@ def use_count_axis(drawn: figure, which: str, scale: CountScale) -> None:
     """Label the axis ``"x"`` or ``"y"``, whose places are of ``scale``, in counts."""
     axis = drawn.xaxis[0] if which == "x" else drawn.yaxis[0]
     axis.ticker = scale.ticker()
-    axis.major_label_overrides = scale.ticks()
+    axis.major_label_overrides = scale.ticks(fine=True)
 
 
 def use_ticks(drawn: figure, which: str, labels: dict[float, str]) -> None:

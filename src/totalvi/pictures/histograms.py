@@ -40,6 +40,7 @@ def histogram_parts(
     denoised: np.ndarray,
     foreground_probability: np.ndarray,
     scale: CountScale = PROTEIN_SCALE,
+    weights: np.ndarray | None = None,
 ) -> HistogramParts:
     """Count one protein's cells; foreground are those with a probability above one half.
 
@@ -51,19 +52,22 @@ def histogram_parts(
         What the model says, (n_cells,).
     scale
         Of the axis.
+    weights
+        How many cells each stands for, (n_cells,); None: one.
     """
     measured = ~np.isnan(raw)
     raw, denoised = raw[measured], denoised[measured]
+    weights = np.ones(len(raw)) if weights is None else weights[measured]
     foreground = foreground_probability[measured] > 0.5
     tops = [np.percentile(values, 99.9) for values in (raw, denoised) if values.size]
     edges = bin_edges(max([9.0, *tops]), scale)
     smooth_edges = np.linspace(edges[0], edges[-1], SMOOTH_BINS + 1)
     return HistogramParts(
         edges,
-        _cells_per_width(scale.forward(raw[~foreground]), edges),
-        _cells_per_width(scale.forward(raw[foreground]), edges),
+        _cells_per_width(scale.forward(raw[~foreground]), edges, weights[~foreground]),
+        _cells_per_width(scale.forward(raw[foreground]), edges, weights[foreground]),
         smooth_edges,
-        _cells_per_width(scale.forward(denoised[foreground]), smooth_edges),
+        _cells_per_width(scale.forward(denoised[foreground]), smooth_edges, weights[foreground]),
     )
 
 
@@ -126,7 +130,27 @@ def protein_histogram(
     return drawn
 
 
-def _cells_per_width(places: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def _cells_per_width(places: np.ndarray, edges: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return cells per unit of the axis; those beyond the last edge are put into the last bin."""
-    n_cells, _ = np.histogram(np.minimum(places, edges[-1]), edges)
+    n_cells, _ = np.histogram(np.minimum(places, edges[-1]), edges, weights=weights)
     return n_cells / np.diff(edges)
+
+
+def count_histogram(
+    counts: np.ndarray, x_label: str, *, scale: CountScale = PROTEIN_SCALE, height: int = 220
+) -> figure:
+    """Draw how many cells have how many counts."""
+    drawn = new_figure(height=height, x_label=x_label, y_label="cells", tools="save")
+    places = scale.forward(counts)
+    n_cells, edges = np.histogram(places, bins=N_BINS)
+    drawn.quad(
+        left=edges[:-1],
+        right=edges[1:],
+        bottom=0,
+        top=n_cells,
+        color=FOREGROUND,
+        line_color="white",
+    )
+    use_count_axis(drawn, "x", scale)
+    drawn.y_range.start = 0
+    return drawn

@@ -112,7 +112,7 @@ def add_color_bar(
     )
     if scale is not None:
         bar.ticker = scale.ticker()
-        bar.major_label_overrides = scale.ticks()
+        bar.major_label_overrides = scale.ticks(fine=True)
     drawn.add_layout(bar, "below")
     return bar
 

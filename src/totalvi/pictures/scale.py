@@ -30,18 +30,23 @@ class CountScale(NamedTuple):
         """Return the counts at these places on the axis."""
         return np.sinh(np.asarray(places)) * self.cofactor
 
-    def ticks(self, low: float = 0.0, high: float = 1e7) -> dict[float, str]:
-        """Return the places of 0 and the powers of ten between two counts, with their labels."""
-        marks = [0.0, *(10.0**power for power in range(-2, 8))]
-        # Powers of ten below the cofactor crowd around zero.
-        shown = [m for m in marks if low <= m <= high and (m == 0 or m >= self.cofactor)]
+    def ticks(self, low: float = 0.0, high: float = 1e7, fine: bool = False) -> dict[float, str]:
+        """Return the places of 0 and of powers of ten between two counts, with their labels.
+
+        Powers below ``cofactor`` are left out, as they crowd around zero; with ``fine`` the cofactor
+        and two fifths of it stand in for them, for axes that hold nothing else.
+        """
+        marks = [10.0**power for power in range(-2, 8) if 10.0**power > self.cofactor]
+        if fine:
+            marks = [0.4 * self.cofactor, self.cofactor, *marks]
+        shown = [mark for mark in (0.0, *marks) if low <= mark <= high]
         return {float(self.forward(mark)): _label(mark) for mark in shown}
 
     def ticker(self) -> FixedTicker:
-        """Return a ticker at 0 and at the powers of ten, minor ticks between them."""
+        """Return a ticker at the fine ticks, minor ticks between them."""
         minor = [d * 10.0**power for power in range(-2, 7) for d in range(1, 10)]
         shown = [float(self.forward(mark)) for mark in minor if mark >= self.cofactor / 5]
-        return FixedTicker(ticks=list(self.ticks()), minor_ticks=shown)
+        return FixedTicker(ticks=list(self.ticks(fine=True)), minor_ticks=shown)
 
 
 PROTEIN_SCALE = CountScale(5.0)
