@@ -24,6 +24,7 @@ from totalvi.explore.history import History
 from totalvi.explore.page import PAGE
 from totalvi.explore.plot import CellPlot, Corners
 from totalvi.explore.raster import mapped
+from totalvi.explore.scales import Scale
 from totalvi.explore.view_panel import DENSITY, LEFT_MAP, QUANTITIES, ViewPanel
 from totalvi.pictures.biaxial import density_mapper, point_density
 from totalvi.pictures.maps import VALUE_PALETTE, add_color_bar
@@ -266,7 +267,7 @@ class Explorer:
         here = [g for g in gating.gates if g.parent == self.shown and g.axes == plot.axes]
         labels = [f"{g.name}  {self._counts[g.name].percent_of_parent:.1f} %" for g in here]
         plot.outline(here, labels, self.selected)
-        outlined = self.selected in (gate.name for gate in here)
+        outlined = self.selected in [gate.name for gate in here]
         dimmed = None if self.selected is None or outlined else ~self._inside[self.selected]
         colors = self._colors
         if colors is None:
@@ -278,7 +279,7 @@ class Explorer:
         """Draw once the window rests: every step of a zoom sets four numbers."""
         name = plot.figure.name
         if name in self._redraws:
-            self.document.remove_timeout_callback(self._redraws[name])  # type: ignore[arg-type]
+            self.document.remove_timeout_callback(self._redraws[name])
 
         def redraw() -> None:
             del self._redraws[name]
@@ -294,7 +295,7 @@ class Explorer:
             if plot is self.plots[0] and view.left.value == LEFT_MAP:
                 axes, labels = (Axis("umap", "1"), Axis("umap", "2")), ["UMAP 1", "UMAP 2"]
             else:
-                scale = "linear" if shown_kind == "protein_foreground" else view.scale.value
+                scale: Scale = "linear" if shown_kind == "protein_foreground" else view.scale.value
                 axes = (
                     Axis(shown_kind, view.x.value, scale),
                     Axis(shown_kind, view.y.value, scale),

@@ -101,8 +101,9 @@ class Comparer:
         )
         batch = self._batch()
         shares = np.intersect1d(*(batch[some] for some in chosen)).size > 0
-        used = map(len, chosen)
-        return Compared(table, int(first.sum()), int(second.sum()), *used, bool(shares))
+        return Compared(
+            table, int(first.sum()), int(second.sum()), len(chosen[0]), len(chosen[1]), bool(shares)
+        )
 
     def _batch(self) -> np.ndarray:
         key = self.model.schema.keys.batch_key

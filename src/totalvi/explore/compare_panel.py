@@ -1,6 +1,6 @@
 """What sets the cells of a gate apart: a volcano plot and a table that can be searched."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -135,6 +135,6 @@ def columns_of(table: pd.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def _holds(names: Sequence[str], text: str) -> list[bool]:
+def _holds(names: Iterable[str], text: str) -> list[bool]:
     wanted = (text or "").casefold().strip()
     return [wanted in str(name).casefold() for name in names]

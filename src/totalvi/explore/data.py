@@ -108,7 +108,7 @@ class RunCells:
         if name not in names:
             what = "gene" if kind.startswith("gene") else "protein"
             raise ReadError(f"There is no {what} {name!r} in {self.results}.")
-        position = int(names.get_loc(name))
+        position = int(names.get_indexer(pd.Index([name]))[0])
         if kind == "gene_raw":
             return _column(self.rna, position)
         if _WHERE[kind] not in self._file:

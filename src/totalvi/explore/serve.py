@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bokeh.document import Document
+
 from totalvi.explore.app import GATES_FILE, Explorer, Workspace
 from totalvi.explore.data import RunCells
 from totalvi.explore.gates import Gating, members
@@ -40,5 +42,5 @@ def serving(workspace: Workspace, port: int | None = None) -> Iterator[ExplorerS
         workspace.executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _fill(document: object, workspace: Workspace) -> None:
-    Explorer(document, workspace)  # type: ignore[arg-type]
+def _fill(document: Document, workspace: Workspace) -> None:
+    Explorer(document, workspace)
