@@ -14,6 +14,7 @@ import typer
 from totalvi.cli.check import check
 from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
+from totalvi.cli.explore import explore
 from totalvi.cli.impute import impute
 from totalvi.cli.map import map_cells
 from totalvi.cli.report import report
@@ -36,6 +37,7 @@ app = typer.Typer(
         "  totalvi demo\n"
         "  totalvi check filtered_feature_bc_matrix.h5\n"
         "  totalvi run filtered_feature_bc_matrix.h5 -o results\n"
+        "  totalvi explore results\n"
     ),
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,6 +46,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(demo)
+app.command()(explore)
 app.command()(impute)
 app.command()(check)
 app.command()(convert)

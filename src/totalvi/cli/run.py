@@ -74,8 +74,8 @@ def run(
 
     Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
     counts, tables, figures, the model and a report. The folder appears whole at the end, or not at
-    all. Until then the fit is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step, with
-    exit status 130 and 143, and --resume goes on to the same results.
+    all. Until then the fit is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step,
+    with exit status 130 and 143, and --resume goes on to the same results.
 
     \b
     Examples:
