@@ -11,6 +11,7 @@ import pandas as pd
 from totalvi.arguments import check_choice, check_network_options, key_tuple
 from totalvi.data.background import empirical_background_prior
 from totalvi.data.cite import CiteData, Keys, Schema, describe
+from totalvi.data.order import some_of_each
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import read_model, write_model
@@ -33,10 +34,11 @@ from totalvi.training.plan import (
 )
 from totalvi.training.precision import Precision
 from totalvi.training.progress import epoch_progress
-from totalvi.training.split import Split, check_split, random_split
+from totalvi.training.split import Split, check_split, fewer_validate, random_split
 from totalvi.training.trainer import fit, torch_generator
 
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
+_CELLS_FOR_BACKGROUND = 50_000  # of a panel: more do not move where the prior starts
 
 
 class Model(
@@ -55,7 +57,9 @@ class Model(
     Parameters
     ----------
     data
-        MuData or AnnData with raw counts of paired RNA and proteins. It is never written to.
+        MuData or AnnData with raw counts of paired RNA and proteins. It is never written to. Or the
+        path of one, ``.h5ad``, ``.h5mu`` or ``.zarr``, whose counts stay on disk and are read as
+        they are needed; fast is what `totalvi convert` writes.
     batch_key, panel_key, labels_key
         Columns of ``obs`` with each cell's batch, antibody panel (None: each batch is one), label.
     size_factor_key
@@ -70,6 +74,9 @@ class Model(
         Where an AnnData keeps proteins in ``obsm``.
     allow_fractional
         Whether counts may have fractions (corrected counts, for instance).
+    on_disk
+        Whether counts that lie on disk (of a backed AnnData, or one opened by
+        `totalvi.data.open.open_on_disk`) stay there; those of a path do.
     n_latent, n_hidden, n_layers_encoder, n_layers_decoder
         Sizes of the network; see `TOTALVI`.
     dropout_rate_encoder, dropout_rate_decoder
@@ -136,6 +143,7 @@ class Model(
         protein_layer: str | None = None,
         protein_expression_obsm_key: str | None = None,
         allow_fractional: bool = False,
+        on_disk: bool = False,
         n_latent: int = 20,
         n_hidden: int = 256,
         n_layers_encoder: int = 1,
@@ -193,12 +201,14 @@ class Model(
             **network_options,
         }
         self.seed = int(seed)
-        self._data: CiteData | None = describe(data, keys)
+        self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
         self.schema = self._data.schema
         self.module = self._network()
         if empirical_protein_background_prior and "background_prior" not in network_options:
             measured = np.array(self.schema.panel_measured)
-            prior = empirical_background_prior(self._data.protein, self._data.panel, measured)
+            cells = some_of_each(self._data.panel, _CELLS_FOR_BACKGROUND)
+            protein, panel = self._data.protein[cells], self._data.panel[cells]
+            prior = empirical_background_prior(protein, panel, measured)
             self.module.set_background_prior(*prior)
         self.history = pd.DataFrame()
         self.split: Split | None = None
@@ -260,7 +270,7 @@ class Model(
             Cells in a minibatch. None: see `default_batch_size`.
         train_size, validation_size
             Shares of cells to train on and to validate on; the rest is held out for tests. None: all
-            that ``train_size`` leaves.
+            that ``train_size`` leaves, but 50,000 cells at most.
         split
             Positions of the cells to train on, to validate on and to hold out, in place of a random
             split.
@@ -290,6 +300,8 @@ class Model(
         if split is None:
             rng = np.random.default_rng(self._random(_SPLIT))
             split = random_split(data.n_cells, train_size, validation_size, rng)
+            if validation_size is None:
+                split = fewer_validate(split, rng)
         split = check_split(split, data.n_cells)
         n_training_cells = len(split.train)
         if max_epochs is None:

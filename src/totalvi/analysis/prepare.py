@@ -179,7 +179,7 @@ def _to_mudata(
     hashtags: AnnData | None,
 ) -> MuData:
     cells = pd.DataFrame(index=source.cell_names)
-    rna_var, protein_var = _feature_annotation(source, data, keys)
+    rna_var, protein_var = feature_annotation(source, data, keys)
     modalities = {
         "rna": AnnData(source.rna[:, genes].astype(np.float32), obs=cells, var=rna_var[genes]),
         "prot": AnnData(source.protein, obs=cells, var=protein_var),
@@ -192,7 +192,7 @@ def _to_mudata(
     return prepared
 
 
-def _feature_annotation(
+def feature_annotation(
     source: CountSource, data: MuData | AnnData, keys: Keys
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Copy what ``data`` says of the genes and of the proteins in ``source``."""

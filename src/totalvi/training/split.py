@@ -8,6 +8,9 @@ import numpy as np
 
 from totalvi.errors import DataError
 
+MOST_VALIDATION_CELLS = 50_000
+"""More take time in every epoch, and memory, and hardly change when a fit stops."""
+
 
 class Split(NamedTuple):
     """Positions of the cells used to train, to validate (and stop early), and held out for tests."""
@@ -59,6 +62,15 @@ def random_split(
     order = rng.permutation(n_cells)
     parts = np.split(order, [n_train, n_train + n_validation])
     return check_split(Split(*(np.sort(part) for part in parts)), n_cells)
+
+
+def fewer_validate(split: Split, rng: np.random.Generator) -> Split:
+    """Leave `MOST_VALIDATION_CELLS` to validate on, and hold the others out for tests."""
+    if len(split.validation) <= MOST_VALIDATION_CELLS:
+        return split
+    parts = np.split(rng.permutation(split.validation), [MOST_VALIDATION_CELLS])
+    test = np.sort(np.concatenate([split.test, parts[1]]))
+    return split._replace(validation=np.sort(parts[0]), test=test)
 
 
 def check_split(given: Sequence[Any], n_cells: int) -> Split:

@@ -105,6 +105,10 @@ def _fit(
     shuffle_seed, sample_seed, validation_seed = seed.spawn(3)
     shuffle = np.random.default_rng(shuffle_seed)
     stepper = _Stepper(fabric, module, plan, len(split.train), sample_seed)
+    held_out, held_out_cells = data, split.validation
+    if data.on_disk:  # read once, not every epoch
+        held_out = data.in_memory(split.validation)
+        held_out_cells = np.arange(len(split.validation))
     rows: list[dict[str, float]] = []
     best = BestWeights()
     stopped = f"all {plan.max_epochs} epochs done"
@@ -114,7 +118,7 @@ def _fit(
         with wide_products(module, precision):
             row = stepper.epoch(epoch, batches)
         if len(split.validation):
-            row |= evaluate(module, data, split.validation, validation_seed, fabric.device)
+            row |= evaluate(module, held_out, held_out_cells, validation_seed, fabric.device)
         row["kl_weight"] = stepper.kl_weight()
         row["learning_rate"] = stepper.learning_rate()
         row["seconds"] = time.perf_counter() - started

@@ -1,0 +1,183 @@
+"""Counts that stay on disk: rows of a matrix in HDF5 or zarr, read when they are asked for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, TypeVar
+
+import h5py
+import numpy as np
+import zarr
+from scipy import sparse
+
+from totalvi.errors import DataError
+
+ROWS_AT_A_TIME = 4096  # read in one piece, of which memory holds one at a time
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
+_LARGEST_GAP = 512  # rows read in vain rather than a read begun anew: about a chunk
+
+
+class RowsOnDisk:
+    """A matrix on disk of which only the rows asked for are read, as float32.
+
+    ``matrix[rows]``, with positions or a slice of unit steps, is a CSR matrix, or an array where
+    ``dense`` is True. Rows near each other are read together; neither time nor memory depends on
+    the size of the whole.
+
+    Parameters
+    ----------
+    stored
+        A sparse dataset of anndata in CSR, or a two-dimensional dataset of HDF5 or zarr.
+    where
+        Name of the matrix, for messages.
+    columns
+        Positions of the columns to give, in that order. None: all.
+    dense
+        Whether rows are given as arrays.
+
+    Raises
+    ------
+    DataError
+        When the matrix is stored by column (CSC), holds no numbers, or is damaged.
+    """
+
+    def __init__(
+        self, stored: Any, where: str, *, columns: np.ndarray | None = None, dense: bool = False
+    ) -> None:
+        self._stored, self.where, self.dense = stored, where, dense
+        self._pointer: np.ndarray | None = None
+        n_rows, n_columns = map(int, stored.shape)
+        if hasattr(stored, "format"):
+            if stored.format != "csr":
+                raise DataError(
+                    f"{where} is stored by column ({stored.format}), which cannot be read some cells "
+                    "at a time: write it as CSR (`adata.X = adata.X.tocsr()`), or read it into memory"
+                )
+            self._stored = stored.group
+            self._pointer = np.asarray(self._stored["indptr"][...]).astype(np.int64)
+            _require_pointer(self._pointer, n_rows, self._stored["indices"].shape[0], where)
+        dtype = stored.dtype
+        if dtype.kind not in "fiub":
+            raise DataError(f"{where} holds {dtype} values in place of counts: convert it to numbers")
+        self._n_stored_columns = n_columns
+        self.columns = columns
+        self.shape = (n_rows, n_columns if columns is None else len(columns))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take_columns(self, columns: np.ndarray) -> Self:
+        """Return the same rows with the columns at these positions."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.columns = columns if self.columns is None else self.columns[columns]
+        other.shape = (self.shape[0], len(columns))
+        return other
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Any:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(self.shape[0]))
+        wanted, place = np.unique(rows, return_inverse=True)
+        parts = [self._piece(piece) for piece in _pieces(wanted)]
+        found = _stacked(parts, self.shape[1], self.dense)
+        in_order = len(wanted) == len(rows) and bool((rows[1:] > rows[:-1]).all())
+        return found if in_order else found[place]
+
+    def _piece(self, rows: np.ndarray) -> Any:
+        """Return a few rows that are near each other and ascend."""
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        found = self._read(start, stop)
+        if len(rows) < stop - start:
+            found = found[rows - start]
+        if self.columns is not None:
+            found = found[:, self.columns]
+        if self.dense:
+            return found.toarray() if sparse.issparse(found) else found
+        found = found if sparse.issparse(found) else sparse.csr_matrix(found)
+        found.eliminate_zeros()
+        return found
+
+    def _read(self, start: int, stop: int) -> Any:
+        if self._pointer is None:
+            return np.asarray(self._stored[start:stop]).astype(np.float32)
+        first, last = int(self._pointer[start]), int(self._pointer[stop])
+        counts = np.asarray(self._stored["data"][first:last]).astype(np.float32)
+        column = np.asarray(self._stored["indices"][first:last])
+        if len(column) and not (column.min() >= 0 and column.max() < self._n_stored_columns):
+            raise DataError(
+                f"{self.where} has column numbers beyond its {self._n_stored_columns} columns: it is "
+                "damaged, so copy, download or write it again"
+            )
+        pointer = self._pointer[start : stop + 1] - first
+        shape = (stop - start, self._n_stored_columns)
+        found = sparse.csr_matrix((counts, column, pointer), shape=shape)
+        if not found.has_canonical_format:
+            found.sum_duplicates()
+        return found
+
+
+def lies_on_disk(values: Any) -> bool:
+    """Return whether ``values`` is a matrix of HDF5 or zarr that has not been read."""
+    return hasattr(values, "group") or isinstance(values, h5py.Dataset | zarr.Array)
+
+
+def row_blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
+    """Yield a matrix, in memory or on disk, some rows at a time, each part with the position of its first row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [(start, len(part)) for start, part in row_blocks(np.zeros((5000, 2)))]
+    [(0, 4096), (4096, 904)]
+    """
+    starts = range(0, matrix.shape[0], ROWS_AT_A_TIME)
+
+    def read(start: int) -> Any:
+        return matrix[start : start + ROWS_AT_A_TIME]
+
+    in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
+    yield from zip(starts, map(read, starts) if in_memory else read_ahead(read, starts), strict=True)
+
+
+def read_ahead(read: Callable[[_Item], _Found], items: Sequence[_Item]) -> Iterator[_Found]:
+    """Yield what ``read`` gives for each item, reading the next in a thread while this one is used.
+
+    Examples
+    --------
+    >>> list(read_ahead(lambda x: 2 * x, [1, 2, 3]))
+    [2, 4, 6]
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="totalvi-reader") as reader:
+        coming = [reader.submit(read, item) for item in items[:1]]
+        for following in items[1:]:
+            found = coming.pop().result()
+            coming.append(reader.submit(read, following))
+            yield found
+            del found
+        if coming:
+            yield coming.pop().result()
+
+
+def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Divide ascending rows where gaps are long, and again into pieces that are not."""
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > _LARGEST_GAP) + 1):
+        if len(run):
+            pieces = (run - run[0]) // ROWS_AT_A_TIME
+            yield from np.split(run, np.flatnonzero(np.diff(pieces)) + 1)
+
+
+def _stacked(parts: list[Any], n_columns: int, dense: bool) -> Any:
+    if dense:
+        return np.concatenate(parts) if parts else np.empty((0, n_columns), dtype=np.float32)
+    if not parts:
+        return sparse.csr_matrix((0, n_columns), dtype=np.float32)
+    return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
+
+
+def _require_pointer(pointer: np.ndarray, n_rows: int, n_stored: int, where: str) -> None:
+    rises = len(pointer) == n_rows + 1 and pointer[0] == 0 and bool((np.diff(pointer) >= 0).all())
+    if not (rises and pointer[-1] <= n_stored):
+        raise DataError(
+            f"{where} is damaged (its row pointer does not fit its {n_rows} rows and {n_stored} "
+            "values): copy, download or write it again"
+        )
