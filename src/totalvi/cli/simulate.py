@@ -10,7 +10,13 @@ from totalvi.cli import options
 
 def simulate(
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE.h5mu", help="File to write.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="FILE.h5mu; or FILE.zarr, for any number of cells, without the truth of each.",
+        ),
     ],
     cells: Annotated[int, typer.Option("--cells", min=1)] = 2000,
     genes: Annotated[int, typer.Option("--genes", min=1)] = 500,
@@ -29,12 +35,30 @@ def simulate(
     batches, ambient background and library sizes, with the truth stored beside them.
 
     \b
-    Example:
+    Examples:
       totalvi simulate -o simulated.h5mu --cells 5000 --batches 2
+      totalvi simulate -o simulated.zarr --cells 1000000 --genes 4000 --proteins 30
     """
     from totalvi.analysis.output import staged_file
     from totalvi.data.simulate import simulate as simulate_counts
+    from totalvi.data.simulate import simulate_to_zarr
+    from totalvi.errors import DataError
 
+    if output.suffix == ".zarr":
+        if unmeasured:
+            raise DataError(f"unmeasured={unmeasured} needs all cells in memory: write .h5mu")
+        simulate_to_zarr(
+            output,
+            n_cells=cells,
+            n_genes=genes,
+            n_proteins=proteins,
+            n_batches=batches,
+            n_cell_types=cell_types,
+            seed=seed,
+            overwrite=overwrite,
+        )
+        typer.echo(output)
+        return
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged:
         simulate_counts(
             n_cells=cells,

@@ -1,5 +1,8 @@
 """Write counts to the zarr store that reads fast: CSR in shards of compressed chunks, appended."""
 
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,9 +16,10 @@ from mudata import MuData
 from scipy import sparse
 from zarr.codecs import BloscCodec
 
+from totalvi.errors import OutputError
+
 ENTRIES_PER_CHUNK, CHUNKS_PER_SHARD = 1 << 17, 64  # of CSR: some hundred cells to a chunk
 ROWS_PER_CHUNK, ROWS_PER_SHARD = 1024, 1 << 16  # of dense matrices
-LARGEST_UINT16 = np.iinfo(np.uint16).max
 _COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
 
 
@@ -97,6 +101,59 @@ class CountStore:
         if kind is None:
             self._rna.close()
             self._protein.close()
+
+
+def write_counts(
+    path: Path,
+    blocks: Callable[[], Iterable[tuple[sparse.csr_matrix, np.ndarray]]],
+    *,
+    obs: pd.DataFrame,
+    rna_var: pd.DataFrame,
+    protein_var: pd.DataFrame,
+    others: dict[str, AnnData] | None = None,
+) -> None:
+    """Write RNA and protein counts, which ``blocks`` gives in order, to a store at ``path``.
+
+    RNA counts have the narrowest type of uint16, int32 and float32 that holds all of them; where a
+    count turns out not to fit, the store is begun again.
+    """
+    for dtype in (np.uint16, np.int32, np.float32):
+        try:
+            with CountStore(path, obs, rna_var, protein_var, dtype, others) as store:
+                for rna, protein in blocks():
+                    store.append(rna, protein)
+        except CountsTooLarge:
+            shutil.rmtree(path)
+            continue
+        return
+
+
+@contextmanager
+def new_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give the folder of a store to write, which is at ``out`` when all is written, or not at all.
+
+    Raises
+    ------
+    OutputError
+        When ``out`` exists, unless it is a zarr store and ``overwrite`` is True, or cannot be written.
+    """
+    path = Path(out)
+    is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+    if path.exists() and not (overwrite and is_store):
+        raise OutputError(f"{path} exists already; give another folder as out, or remove it.")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error}); give another folder as out."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class SparseRows:

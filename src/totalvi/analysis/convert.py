@@ -1,0 +1,143 @@
+"""Counts of any format to the zarr store that models train from on disk."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.utils import make_index_unique
+from mudata import MuData
+from scipy import sparse
+
+from totalvi.analysis.prepare import ReadOptions, feature_annotation, read_input
+from totalvi.data.cite import Keys, find_source
+from totalvi.data.features import are_controls
+from totalvi.data.matrix import in_memory
+from totalvi.data.modalities import NAME_IN_FILE, known_protein_obsm_key
+from totalvi.data.on_disk import row_blocks
+from totalvi.data.open import can_stay_on_disk, open_on_disk
+from totalvi.data.source import CountSource
+from totalvi.data.write_zarr import new_store, write_counts
+
+
+def open_input(
+    given: str | PathLike[str], keys: Keys, options: ReadOptions
+) -> tuple[MuData | AnnData, Keys]:
+    """Open counts with what can stay on disk left there; read other formats into memory.
+
+    Returns
+    -------
+    The data, and where in them the counts are.
+    """
+    if options != ReadOptions() or not can_stay_on_disk(given):
+        return read_input(given, keys, options)
+    data = open_on_disk(given)
+    if isinstance(data, AnnData) and keys.protein_expression_obsm_key is None:
+        keys = replace(keys, protein_expression_obsm_key=known_protein_obsm_key(data))
+    return data, keys
+
+
+def convert_counts(
+    given: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    keys: Keys | None = None,
+    options: ReadOptions | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write raw counts as a MuData in zarr whose layout reads fast, some cells at a time.
+
+    The store has the modalities ``rna`` (CSR, in compressed chunks and shards), ``prot`` and, where
+    there are hashtags, ``hto``, and the annotation of cells and features. Repeated feature names are
+    made unique and isotype controls marked, as `totalvi.read` does. Layers, ``obsm`` and ``uns`` are
+    left out.
+
+    Parameters
+    ----------
+    given
+        Any file of counts that `totalvi.read` takes; of ``.h5ad``, ``.h5mu`` and ``.zarr`` memory
+        never holds more than some thousand cells.
+    output
+        Folder of the new store.
+    keys, options
+        Where the counts are, and how to read formats that are read whole.
+    overwrite
+        Whether to replace a store that is there.
+
+    Raises
+    ------
+    DataError
+        When the counts cannot be found or read.
+    OutputError
+        When ``output`` exists, or cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, totalvi
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5).write(folder / "cells.h5mu")
+    >>> store = convert_counts(folder / "cells.h5mu", folder / "cells.zarr")
+    >>> model = totalvi.Model(store, n_hidden=16)
+    """
+    data, keys = open_input(given, keys or Keys(), options or ReadOptions())
+    source = find_source(data, keys, on_disk=True)
+    with new_store(output, overwrite=overwrite) as staged:
+        write_source(staged, source, data, keys)
+    return Path(output)
+
+
+def write_source(
+    path: Path,
+    source: CountSource,
+    data: MuData | AnnData,
+    keys: Keys,
+    *,
+    cells: np.ndarray | None = None,
+    genes: np.ndarray | None = None,
+) -> None:
+    """Write counts, or only the cells and genes that are True in masks, to a new store at ``path``."""
+    kept = np.ones(len(source.cell_names), dtype=bool) if cells is None else cells
+    rna_var, protein_var = feature_annotation(source, data, keys)
+    if "control" not in protein_var:
+        protein_var["control"] = are_controls(protein_var, None, source.protein_where)
+    rna_var, protein_var = _unique(rna_var), _unique(protein_var)
+    columns = None if genes is None else np.flatnonzero(genes)
+
+    def blocks() -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+        pairs = zip(row_blocks(source.rna), row_blocks(source.protein), strict=True)
+        for (start, rna), (_, protein) in pairs:
+            some = kept[start : start + len(protein)]
+            rna = rna if columns is None else rna[:, columns]
+            yield (rna, protein) if some.all() else (rna[some], protein[some])
+
+    write_counts(
+        path,
+        blocks,
+        obs=source.obs[kept],
+        rna_var=rna_var if genes is None else rna_var[genes],
+        protein_var=protein_var,
+        others=_hashtags(data, source.cell_names, kept),
+    )
+
+
+def _unique(var: pd.DataFrame) -> pd.DataFrame:
+    if var.index.is_unique:
+        return var
+    var = var.assign(**{NAME_IN_FILE: var.index.to_numpy()})
+    return var.set_axis(make_index_unique(var.index), axis=0)
+
+
+def _hashtags(
+    data: MuData | AnnData, cells: pd.Index, kept: np.ndarray
+) -> dict[str, AnnData]:
+    """Return the modality ``hto`` of the kept cells, where it lists the same cells."""
+    if not isinstance(data, MuData) or "hto" not in data.mod:
+        return {}
+    hashtags = data["hto"]
+    if not hashtags.obs_names.equals(cells):
+        return {}
+    found = AnnData(in_memory(hashtags.X)[kept], obs=hashtags.obs[kept], var=hashtags.var)
+    return {"hto": found}
