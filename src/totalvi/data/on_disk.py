@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 from scipy import sparse
 
+from totalvi.compiled import compiled
 from totalvi.errors import DataError
 
 ROWS_AT_A_TIME = 4096  # read in one piece, of which memory holds one at a time
@@ -77,11 +78,38 @@ class RowsOnDisk:
     def __getitem__(self, rows: np.ndarray | slice) -> Any:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(self.shape[0]))
+        if (rows[1:] > rows[:-1]).all():
+            return self._ascending(rows)
         wanted, place = np.unique(rows, return_inverse=True)
-        parts = [self._piece(piece) for piece in _pieces(wanted)]
-        found = _stacked(parts, self.shape[1], self.dense)
-        in_order = len(wanted) == len(rows) and bool((rows[1:] > rows[:-1]).all())
-        return found if in_order else found[place]
+        return self._ascending(wanted)[place]
+
+    def _ascending(self, rows: np.ndarray) -> Any:
+        """Return rows that ascend."""
+        if self._pointer is not None and self.columns is None and not self.dense:
+            found = self._copied(rows, self._pointer)
+            if found is not None:
+                return found
+        return _stacked([self._piece(piece) for piece in _pieces(rows)], self.shape[1], self.dense)
+
+    def _copied(self, rows: np.ndarray, pointer: np.ndarray) -> sparse.csr_matrix | None:
+        """Return rows of a CSR matrix, copied once; None where it is not in canonical form."""
+        new_pointer = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(pointer[rows + 1] - pointer[rows], out=new_pointer[1:])
+        counts = np.empty(new_pointer[-1], dtype=np.float32)
+        column = np.empty(new_pointer[-1], dtype=np.int32)
+        done = 0
+        for piece in _pieces(rows):
+            first, last = pointer[piece[0]], pointer[piece[-1] + 1]
+            sound = _copy_rows(
+                np.asarray(self._stored["data"][first:last]),
+                np.asarray(self._stored["indices"][first:last]),
+                pointer[piece] - first, new_pointer[done : done + len(piece) + 1],
+                counts, column, self.shape[1],
+            )  # fmt: skip
+            if not sound:
+                return None
+            done += len(piece)
+        return sparse.csr_matrix((counts, column, new_pointer), shape=(len(rows), self.shape[1]))
 
     def _piece(self, rows: np.ndarray) -> Any:
         """Return a few rows that are near each other and ascend."""
@@ -114,6 +142,26 @@ class RowsOnDisk:
         if not found.has_canonical_format:
             found.sum_duplicates()
         return found
+
+
+@compiled(nogil=True)
+def _copy_rows(
+    counts: np.ndarray, column: np.ndarray, start: np.ndarray, new_pointer: np.ndarray,
+    new_counts: np.ndarray, new_column: np.ndarray, n_columns: int,
+) -> bool:  # fmt: skip
+    """Copy the rows that begin at ``start``; return whether columns ascend and no count is 0."""
+    sound = True
+    for i in range(len(start)):
+        previous = -1
+        for target in range(new_pointer[i], new_pointer[i + 1]):
+            source = start[i] + target - new_pointer[i]
+            here = column[source]
+            if here <= previous or here >= n_columns or counts[source] == 0:
+                sound = False
+            previous = here
+            new_counts[target] = counts[source]
+            new_column[target] = here
+    return sound
 
 
 def lies_on_disk(values: Any) -> bool:
