@@ -11,7 +11,8 @@ from uuid import uuid4
 from totalvi.errors import OutputError
 
 RECORD = "run.json"
-PARTS = {"results.h5mu", "model.totalvi", "tables", "figures", RECORD}
+STORE = "results.zarr"  # of a run on disk
+PARTS = {"results.h5mu", STORE, "model.totalvi", "tables", "figures", RECORD}
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def fit_and_write(
         Sizes and the course of the fit, and warnings about antibodies.
     """
     with steps.step("train", spinner=False):
-        model = _fit(mdata, keys, max_epochs, seed, steps.shown)
+        model = fit_model(mdata, keys, max_epochs, seed, steps.shown)
     with steps.step("latent space and denoised counts"):
         estimates = _estimate(model)
     with steps.step("clusters and UMAP"):
@@ -90,9 +90,12 @@ def fit_and_write(
     }, antibody_warnings(tables["proteins"])
 
 
-def _fit(mdata: MuData, keys: Keys, max_epochs: int | None, seed: int, show: bool) -> Model:
+def fit_model(
+    data: MuData | Path, keys: Keys, max_epochs: int | None, seed: int, show: bool
+) -> Model:
+    """Fit a model to prepared counts, in memory or on disk."""
     model = Model(
-        mdata,
+        data,
         batch_key=keys.batch_key,
         panel_key=keys.panel_key,
         labels_key=keys.labels_key,

@@ -1,15 +1,17 @@
 """The whole way from a count file to a folder of results."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.analysis.output import RECORD, require_writable, staged_folder
+from totalvi.analysis.convert import open_input
+from totalvi.analysis.output import RECORD, STORE, require_writable, staged_folder
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
+from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.record import provenance, write_record
 from totalvi.analysis.steps import Steps
 from totalvi.data.cite import Keys
@@ -60,12 +62,13 @@ def run(
     max_epochs: int | None = None,
     resolution: float = 1.0,
     seed: int = 0,
+    on_disk: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> RunResult:
     """Check, select genes, fit, embed, cluster, denoise, and write tables and figures.
 
-    ``output`` then holds ``results.h5mu``, ``model.totalvi``, ``tables``, ``figures`` and
+    ``output`` then holds ``results.h5mu`` (``results.zarr`` with ``on_disk``), ``model.totalvi``, ``tables``, ``figures`` and
     ``run.json``. It appears whole at the end; a run that fails leaves nothing behind.
 
     Parameters
@@ -94,6 +97,9 @@ def run(
         Of the clusters; higher gives more.
     seed
         The same seed gives the same results on the same machine.
+    on_disk
+        Whether counts are left on disk and read some cells at a time; ``input`` is then a path. What
+        differs is in `totalvi.analysis.pipeline_on_disk.fit_and_write_on_disk`.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end.
     progress
@@ -126,27 +132,34 @@ def run(
         allow_fractional=allow_fractional,
     )
     require_writable(output, overwrite=overwrite)
+    if on_disk and isinstance(input, MuData | AnnData):
+        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+    course = {"max_epochs": max_epochs, "resolution": resolution, "seed": seed}
+    choice = {"n_genes": n_genes, "drop_empty_cells": drop_empty_cells}
     with steps.step("read"):
-        data, keys = read_input(input, keys, read_options)
-    with steps.step("check and select genes"):
-        mdata, findings = prepare(data, keys, n_genes=n_genes, drop_empty_cells=drop_empty_cells)
-    messages = {
-        severity: [f.message for f in findings if f.severity == severity]
-        for severity in ("warning", "note")
-    }
-    # Loaded only now: bad input is refused before seconds go to loading torch and scanpy.
-    from totalvi.analysis.pipeline import fit_and_write
-
+        if on_disk:
+            data, keys = open_input(input, keys, read_options)
+        else:
+            data, keys = read_input(input, keys, read_options)
+    if not on_disk:
+        with steps.step("check and select genes"):
+            mdata, findings = prepare(data, keys, **choice)
+    # What fits a model is loaded only now: bad input is refused before seconds go to loading torch.
     with staged_folder(output, overwrite=overwrite) as folder:
-        summary, antibody_warnings = fit_and_write(
-            mdata,
-            keys,
-            folder,
-            steps,
-            max_epochs=max_epochs,
-            resolution=resolution,
-            seed=seed,
-        )
+        if on_disk:
+            with steps.step("check and select genes"):
+                findings = prepare_on_disk(data, keys, folder / STORE, **choice)
+            from totalvi.analysis.pipeline_on_disk import fit_and_write_on_disk
+
+            summary, antibody_warnings = fit_and_write_on_disk(keys, folder, steps, **course)
+        else:
+            from totalvi.analysis.pipeline import fit_and_write
+
+            summary, antibody_warnings = fit_and_write(mdata, keys, folder, steps, **course)
+        messages = {
+            severity: [f.message for f in findings if f.severity == severity]
+            for severity in ("warning", "note")
+        }
         record = {
             **provenance(arguments, paths),
             **summary,
@@ -155,8 +168,19 @@ def run(
             "notes": messages["note"],
         }
         write_record(record, folder / RECORD)
-        files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        files = sorted(_written(folder))
     return RunResult(output, files, record)
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    """Yield what is in the folder; of a zarr store, which has many files, the store."""
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if place.parts[0] == STORE:
+            if len(place.parts) == 1:
+                yield place
+        elif path.is_file():
+            yield place
 
 
 def _refuse_input_in_output(given: Path, output: Path) -> None:

@@ -45,6 +45,14 @@ def run(
         float, typer.Option("--resolution", min=0.01, help="Of the clusters; higher gives more.")
     ] = 1.0,
     seed: options.Seed = 0,
+    on_disk: Annotated[
+        bool,
+        typer.Option(
+            "--on-disk",
+            help="Read counts some cells at a time, for data larger than memory; INPUT is .h5ad, "
+            ".h5mu or .zarr. Writes results.zarr, without denoised RNA.",
+        ),
+    ] = False,
     overwrite: options.Overwrite = False,
     refuse_empty_cells: options.RefuseEmptyCells = False,
     allow_fractional: options.AllowFractional = False,
@@ -64,6 +72,7 @@ def run(
       totalvi run filtered_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor
       totalvi run rna.csv --protein adt.csv -o results
+      totalvi run million_cells.h5ad -o results --on-disk
     """
     from totalvi.analysis.run import run as run_pipeline
 
@@ -85,6 +94,7 @@ def run(
         max_epochs=epochs,
         resolution=resolution,
         seed=seed,
+        on_disk=on_disk,
         overwrite=overwrite,
         drop_empty_cells=not refuse_empty_cells,
         allow_fractional=allow_fractional,
