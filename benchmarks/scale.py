@@ -354,7 +354,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=N_CELLS)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "totalvi-scale")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "totalvi-scale"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results" / "scale.json")
     parser.add_argument("--one", nargs="+", help="function to run in here, and its arguments")
     arguments = parser.parse_args()

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import mudata
 import numpy as np
 import pandas as pd
@@ -34,7 +36,7 @@ def test_what_is_appended_is_read_in_the_narrowest_type(tmp_path, monkeypatch, l
     protein = rng.poisson(5, (50, 2)).astype(np.float32)
     protein[40:, 1] = np.nan
     bounds = [0, 1, 20, 20, 37, 50]
-    parts = [(rna[a:b], protein[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [(rna[a:b], protein[a:b]) for a, b in pairwise(bounds)]
     mdata = written(tmp_path / "s.zarr", parts, 50)
     assert mdata["rna"].X.dtype == dtype
     np.testing.assert_array_equal(mdata["rna"].X.toarray(), rna.toarray())
@@ -42,9 +44,13 @@ def test_what_is_appended_is_read_in_the_narrowest_type(tmp_path, monkeypatch, l
 
 
 def test_a_store_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), new_store(tmp_path / "s.zarr") as path:
-        path.mkdir()
-        raise RuntimeError
+    def fail() -> None:
+        with new_store(tmp_path / "s.zarr") as path:
+            path.mkdir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert not list(tmp_path.iterdir())
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="exists"), new_store(tmp_path / "folder", overwrite=True):

@@ -130,9 +130,7 @@ def _unique(var: pd.DataFrame) -> pd.DataFrame:
     return var.set_axis(make_index_unique(var.index), axis=0)
 
 
-def _hashtags(
-    data: MuData | AnnData, cells: pd.Index, kept: np.ndarray
-) -> dict[str, AnnData]:
+def _hashtags(data: MuData | AnnData, cells: pd.Index, kept: np.ndarray) -> dict[str, AnnData]:
     """Return the modality ``hto`` of the kept cells, where it lists the same cells."""
     if not isinstance(data, MuData) or "hto" not in data.mod:
         return {}

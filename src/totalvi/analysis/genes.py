@@ -144,9 +144,7 @@ def _ranks(
     return complete_ranks(ranks, failures, rna.shape[0])
 
 
-def complete_ranks(
-    ranks: list[np.ndarray], failures: dict[str, str], n_cells: int
-) -> np.ndarray:
+def complete_ranks(ranks: list[np.ndarray], failures: dict[str, str], n_cells: int) -> np.ndarray:
     """Return the ranks of the batches that have some; warn of those that failed, with their reason."""
     told = "; ".join(f"batch {name!r}: {why}" for name, why in failures.items())
     if not ranks:

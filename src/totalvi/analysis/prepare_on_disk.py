@@ -84,9 +84,7 @@ def _choose_genes(
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", BatchesLeftOut)
             if hasattr(source.rna, "take_columns"):
-                chosen = select_genes_on_disk(
-                    source.rna, n_genes=n_genes, batch=batch, cells=cells
-                )
+                chosen = select_genes_on_disk(source.rna, n_genes=n_genes, batch=batch, cells=cells)
             else:  # of a format that is read whole
                 chosen = select_genes(
                     source.rna[cells], source.gene_names, n_genes=n_genes,

@@ -50,9 +50,7 @@ def convert(
     rna_layer: options.RnaLayer = None,
     protein_layer: options.ProteinLayer = None,
     protein_obsm: options.ProteinObsm = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Convert counts for training from disk, or a model to or from scvi-tools.
 

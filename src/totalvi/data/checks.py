@@ -89,9 +89,7 @@ def check_counts(
     return sorted(findings, key=lambda finding: severities.index(finding.severity))
 
 
-def tally_by_group(
-    source: CountSource, batch_key: str | None, panel_key: str | None
-) -> CountTally:
+def tally_by_group(source: CountSource, batch_key: str | None, panel_key: str | None) -> CountTally:
     """Read all counts once for the checks, which group cells by panel or batch."""
     groups = _groups(source, batch_key, panel_key)
     if groups is None:

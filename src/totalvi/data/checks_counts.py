@@ -175,7 +175,9 @@ def _looks(modality: _Modality) -> str:
         return "log-normalised"
     if _are_scaled_counts(rows):
         return "normalised to a common total"
-    return ("log-normalised" if modality.kind == "rna" else "log- or CLR-normalised") if small else ""
+    return (
+        ("log-normalised" if modality.kind == "rna" else "log- or CLR-normalised") if small else ""
+    )
 
 
 def _are_scaled_counts(rows: list[np.ndarray]) -> bool:

@@ -10,9 +10,7 @@ from totalvi.data.source import CountSource
 from totalvi.data.tally import CountTally
 
 
-def panel_findings(
-    source: CountSource, groups: CellGroups, tally: CountTally
-) -> Iterator[Finding]:
+def panel_findings(source: CountSource, groups: CellGroups, tally: CountTally) -> Iterator[Finding]:
     """Check each protein in each panel (or batch, or the whole data set).
 
     Parameters

@@ -407,9 +407,7 @@ def _columns(matrix: Any, positions: np.ndarray) -> Any:
     if _is_identity(positions, matrix.shape[1]):
         return matrix
     return (
-        matrix.take_columns(positions)
-        if isinstance(matrix, RowsOnDisk)
-        else matrix[:, positions]
+        matrix.take_columns(positions) if isinstance(matrix, RowsOnDisk) else matrix[:, positions]
     )
 
 

@@ -59,7 +59,9 @@ class RowsOnDisk:
             _require_pointer(self._pointer, n_rows, self._stored["indices"].shape[0], where)
         dtype = stored.dtype
         if dtype.kind not in "fiub":
-            raise DataError(f"{where} holds {dtype} values in place of counts: convert it to numbers")
+            raise DataError(
+                f"{where} holds {dtype} values in place of counts: convert it to numbers"
+            )
         self._n_stored_columns = n_columns
         self.columns = columns
         self.shape = (n_rows, n_columns if columns is None else len(columns))
@@ -184,7 +186,9 @@ def row_blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
         return matrix[start : start + ROWS_AT_A_TIME]
 
     in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
-    yield from zip(starts, map(read, starts) if in_memory else read_ahead(read, starts), strict=True)
+    yield from zip(
+        starts, map(read, starts) if in_memory else read_ahead(read, starts), strict=True
+    )
 
 
 def read_ahead(read: Callable[[_Item], _Found], items: Sequence[_Item]) -> Iterator[_Found]:

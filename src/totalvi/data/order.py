@@ -73,9 +73,7 @@ def shuffled_windows(
     return windows
 
 
-def windows_in_order(
-    cells: np.ndarray, batch_size: int, window: int
-) -> list[list[np.ndarray]]:
+def windows_in_order(cells: np.ndarray, batch_size: int, window: int) -> list[list[np.ndarray]]:
     """Return ``cells`` as they come, in minibatches, as many to a window as it has room for."""
     batches = even_parts(cells, batch_size)
     per_window = max(1, window // batch_size)
