@@ -18,8 +18,8 @@ Rows, each measured in processes of their own:
   of the file, once sorted by cell type and batch, the worst order for windows.
 - growth: seconds a cell of an epoch, and peak memory, on disk, at growing numbers of cells.
 
-Results go to benchmarks/results/scale.json and scale.md. Needs 3 GB of disk for a million cells, and for
-"epoch" the memory for all of them (8 GB).
+Results go to benchmarks/results/scale.json and scale.md. Needs 3 GB of disk for a million cells, and
+for "epoch" the memory for all of them (8 GB).
 """
 
 import argparse

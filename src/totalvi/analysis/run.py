@@ -68,8 +68,9 @@ def run(
 ) -> RunResult:
     """Check, select genes, fit, embed, cluster, denoise, and write tables and figures.
 
-    ``output`` then holds ``results.h5mu`` (``results.zarr`` with ``on_disk``), ``model.totalvi``, ``tables``, ``figures`` and
-    ``run.json``. It appears whole at the end; a run that fails leaves nothing behind.
+    ``output`` then holds ``results.h5mu`` (``results.zarr`` with ``on_disk``), ``model.totalvi``,
+    ``tables``, ``figures`` and ``run.json``. It appears whole at the end; a run that fails leaves
+    nothing behind.
 
     Parameters
     ----------

@@ -14,9 +14,9 @@ from scipy import sparse
 
 from totalvi.data.annotation import Annotation
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
+from totalvi.data.finding import Finding
 from totalvi.data.on_disk import RowsOnDisk, row_blocks
 from totalvi.data.open import open_on_disk
-from totalvi.data.finding import Finding
 from totalvi.data.source import CountSource, did_you_mean, find_counts
 from totalvi.data.tally import CountTally
 from totalvi.errors import DataError

@@ -56,7 +56,8 @@ class RowsOnDisk:
                 )
             self._stored = stored.group
             self._pointer = np.asarray(self._stored["indptr"][...]).astype(np.int64)
-            _require_pointer(self._pointer, n_rows, self._stored["indices"].shape[0], where)
+            n_stored = min(self._stored[part].shape[0] for part in ("data", "indices"))
+            _require_pointer(self._pointer, n_rows, n_stored, where)
         dtype = stored.dtype
         if dtype.kind not in "fiub":
             raise DataError(
@@ -172,7 +173,7 @@ def lies_on_disk(values: Any) -> bool:
 
 
 def row_blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
-    """Yield a matrix, in memory or on disk, some rows at a time, each part with the position of its first row.
+    """Yield a matrix, in memory or on disk, in parts, each with the position of its first row.
 
     Examples
     --------
