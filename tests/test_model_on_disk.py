@@ -5,6 +5,7 @@ from functools import partial
 import anndata
 import numpy as np
 import pytest
+from mudata import MuData
 from pandas.testing import assert_frame_equal
 
 import totalvi
@@ -75,8 +76,8 @@ def test_queries_take_the_path_of_new_data(files, mdata, in_memory, tmp_path):
 
 
 def test_genes_in_another_order_are_aligned(mdata, in_memory, tmp_path):
-    turned = mdata.copy()
-    turned.mod["rna"] = mdata["rna"][:, ::-1].copy()
+    turned = MuData({"rna": mdata["rna"][:, ::-1].copy(), "prot": mdata["prot"].copy()})
+    turned.obs = mdata.obs
     turned.write(tmp_path / "turned.h5mu")
     np.testing.assert_allclose(
         in_memory.get_latent_representation(tmp_path / "turned.h5mu"),

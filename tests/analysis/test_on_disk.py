@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 import totalvi
@@ -61,10 +62,9 @@ def test_prepared_data_are_those_in_memory(mdata, tmp_path):
     assert {"cells_left_out", "genes_left_out"} <= codes
 
 
+@pytest.mark.slow  # pynndescent compiles
 def test_cells_join_the_cluster_around_them():
     rng = np.random.default_rng(0)
-    import pandas as pd
-
     group = rng.integers(2, size=400)
     latent = (rng.normal(size=(400, 3)) + 20 * group[:, None]).astype(np.float32)
     sample = np.arange(0, 400, 4)

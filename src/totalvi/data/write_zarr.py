@@ -171,8 +171,9 @@ class SparseRows:
 
     def append(self, rows: sparse.csr_matrix) -> None:
         """Write the next rows."""
-        counts = rows.data.astype(self._dtype)
-        if not np.array_equal(counts, rows.data):
+        with np.errstate(invalid="ignore"):  # NaN, which only float32 holds
+            counts = rows.data.astype(self._dtype)
+        if self._dtype.kind != "f" and not np.array_equal(counts, rows.data):
             raise CountsTooLarge(f"a count is not of type {self._dtype}")
         self._data.append(counts)
         self._indices.append(rows.indices.astype(np.int32))
