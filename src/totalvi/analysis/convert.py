@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from totalvi.data.write_zarr import new_store, write_counts
 
 
 def open_input(
-    given: str | PathLike[str], keys: Keys, options: ReadOptions
+    given: str | Path, keys: Keys, options: ReadOptions
 ) -> tuple[MuData | AnnData, Keys]:
     """Open counts with what can stay on disk left there; read other formats into memory.
 
@@ -41,8 +40,8 @@ def open_input(
 
 
 def convert_counts(
-    given: str | PathLike[str],
-    output: str | PathLike[str],
+    given: str | Path,
+    output: str | Path,
     *,
     keys: Keys | None = None,
     options: ReadOptions | None = None,

@@ -51,7 +51,8 @@ def select_genes_on_disk(
     total, of_squares = _sums(rna, code, np.full(shape, np.inf))
     mean = total / size
     variance = (of_squares - size * mean**2) / (size - 1)
-    expected, failures = np.full(shape, np.nan), {}
+    expected = np.full(shape, np.nan)
+    failures: dict[str, str] = {}
     for i, name in enumerate(by_batch):
         try:
             expected[i] = _expected_deviation(mean[i], variance[i])

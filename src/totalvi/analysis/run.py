@@ -133,15 +133,15 @@ def run(
         allow_fractional=allow_fractional,
     )
     require_writable(output, overwrite=overwrite)
-    if on_disk and isinstance(input, MuData | AnnData):
-        raise ValueError("on_disk is for the path of a file; data in memory do without.")
-    course = {"max_epochs": max_epochs, "resolution": resolution, "seed": seed}
-    choice = {"n_genes": n_genes, "drop_empty_cells": drop_empty_cells}
+    course: dict[str, Any] = {"max_epochs": max_epochs, "resolution": resolution, "seed": seed}
+    choice: dict[str, Any] = {"n_genes": n_genes, "drop_empty_cells": drop_empty_cells}
     with steps.step("read"):
-        if on_disk:
-            data, keys = open_input(input, keys, read_options)
-        else:
+        if not on_disk:
             data, keys = read_input(input, keys, read_options)
+        elif isinstance(input, MuData | AnnData):
+            raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        else:
+            data, keys = open_input(input, keys, read_options)
     if not on_disk:
         with steps.step("check and select genes"):
             mdata, findings = prepare(data, keys, **choice)

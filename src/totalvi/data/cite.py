@@ -128,8 +128,8 @@ class CiteData:
     """
 
     schema: Schema
-    rna: sparse.csr_matrix | RowsOnDisk
-    protein: "np.ndarray | MeasuredOnDisk"
+    rna: Any  # csr_matrix or RowsOnDisk
+    protein: Any  # ndarray or MeasuredOnDisk
     cell_names: pd.Index
     batch: np.ndarray
     panel: np.ndarray

@@ -39,8 +39,8 @@ class CountSource(NamedTuple):
         Names of the further layers beside the counts, for error messages.
     """
 
-    rna: sparse.csr_matrix | RowsOnDisk
-    protein: np.ndarray | RowsOnDisk
+    rna: Any  # csr_matrix or RowsOnDisk
+    protein: Any  # ndarray or RowsOnDisk
     gene_names: pd.Index
     protein_names: pd.Index
     cell_names: pd.Index

@@ -1,5 +1,6 @@
 """What the checks need to know of the counts, taken in one pass, some cells at a time."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +95,7 @@ def tally_counts(source: CountSource, group: np.ndarray, n_groups: int) -> Count
     return tally._replace(rna=rna, protein=protein)
 
 
-_TESTS = {
+_TESTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "nan": np.isnan,
     "infinite": np.isinf,
     "negative": lambda values: values < 0,
