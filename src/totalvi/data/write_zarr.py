@@ -162,7 +162,7 @@ class SparseRows:
     def __init__(self, group: zarr.Group, name: str, n_columns: int, dtype: Any) -> None:
         self._group = group.create_group(name, overwrite=True)
         self._n_columns, self._dtype = n_columns, np.dtype(dtype)
-        self._pointer = [np.zeros(1, dtype=np.int64)]
+        self._pointer, self._n_entries = [np.zeros(1, dtype=np.int64)], 0
         per_shard = ENTRIES_PER_CHUNK * CHUNKS_PER_SHARD
         self._data, self._indices = (
             _Growing(self._group, part, (), ENTRIES_PER_CHUNK, per_shard, of)
@@ -177,7 +177,8 @@ class SparseRows:
             raise CountsTooLarge(f"a count is not of type {self._dtype}")
         self._data.append(counts)
         self._indices.append(rows.indices.astype(np.int32))
-        self._pointer.append(self._pointer[-1][-1] + rows.indptr[1:].astype(np.int64))
+        self._pointer.append(self._n_entries + rows.indptr[1:].astype(np.int64))
+        self._n_entries += len(counts)
 
     def close(self) -> None:
         """Write what is left, and where the rows begin."""
