@@ -117,7 +117,7 @@ class RowsOnDisk:
     def _piece(self, rows: np.ndarray) -> Any:
         """Return a few rows that are near each other and ascend."""
         start, stop = int(rows[0]), int(rows[-1]) + 1
-        found = self._read(start, stop)
+        found: Any = self._read(start, stop)
         if len(rows) < stop - start:
             found = found[rows - start]
         if self.columns is not None:
@@ -223,7 +223,7 @@ def _stacked(parts: list[Any], n_columns: int, dense: bool) -> Any:
     if dense:
         return np.concatenate(parts) if parts else np.empty((0, n_columns), dtype=np.float32)
     if not parts:
-        return sparse.csr_matrix((0, n_columns), dtype=np.float32)
+        return sparse.csr_matrix(np.empty((0, n_columns), dtype=np.float32))
     return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
 
 
