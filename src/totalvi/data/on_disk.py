@@ -123,7 +123,7 @@ class RowsOnDisk:
         if self.columns is not None:
             found = found[:, self.columns]
         if self.dense:
-            return found.toarray() if sparse.issparse(found) else found
+            return found if isinstance(found, np.ndarray) else found.toarray()
         found = found if sparse.issparse(found) else sparse.csr_matrix(found)
         found.eliminate_zeros()
         return found
