@@ -12,12 +12,13 @@ PEER_PYTHON := $(PEER_VENV)/bin/python
 PEER := $(PEER_VENV)/.installed
 endif
 
-.PHONY: help venv venv-dev demo test test-all lint format bench bench-quality bench-scale clean
+.PHONY: help venv venv-dev browser demo test test-all lint format bench bench-quality bench-scale clean
 
 help:
 	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
 	@echo "make test       run the tests (make test-all: the slow ones too)"
-	@echo "make lint       check style and types"
+	@echo "make browser    install Chromium, which the tests of pages need (Debian, as root)"
+	@echo "make lint       check style, types and security"
 	@echo "make bench      time totalvi and scvi-tools side by side (see benchmarks/README.md)"
 	@echo "make bench-quality  measure the quality of the fit (needs real data)"
 	@echo "make bench-scale  measure training and queries of a million cells on disk"
@@ -38,6 +39,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: venv
 	$(BIN)/totalvi demo --output totalvi-demo --overwrite
 
+# For the tests of pages; where this cannot be, they are skipped and say so.
+browser:
+	@command -v chromium chromium-browser >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+	  echo "no Chromium: tests of pages are skipped"
+
 test: venv-dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
@@ -48,6 +56,7 @@ lint: venv-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src
 
 format: venv-dev
 	$(BIN)/ruff check --fix .

@@ -72,7 +72,7 @@ def judge(table: pd.DataFrame, truth: np.ndarray) -> dict[str, float]:
 def measure(seed: int) -> list[dict[str, Any]]:
     print(f"simulation {seed}", flush=True)
     mdata = totalvi.simulate(n_cells=1500, n_genes=400, n_proteins=15, n_cell_types=5, seed=seed)
-    model = totalvi.Model(mdata)
+    model = totalvi.Model(mdata, isotype_controls=())
     model.train(max_epochs=120, progress=False)
     rows = []
     for unit in UNITS:

@@ -14,6 +14,7 @@ from mudata import MuData
 import totalvi
 from counts import N_GENES, N_PROTEINS, SMALL, annotated
 from totalvi.errors import DataError, FormatError, NotTrainedError, OutputError, TrainingError
+from totalvi.persistence.format import _checksum
 from totalvi.training.split import Split
 
 FAST: dict[str, Any] = {"max_epochs": 2, "n_epochs_kl_warmup": 1, "accelerator": "cpu"}
@@ -459,6 +460,8 @@ def test_saving_does_not_overwrite_unasked(trained: totalvi.Model, tmp_path: Pat
         lambda d: d["schema"].pop("gene_names"),
         lambda d: d["plan"].update(max_epochs="many"),
         lambda d: d.update(split=None),
+        lambda d: d["options"].update(n_hidden=10**9),
+        lambda d: d["options"].update(n_layers_encoder=10**12),
     ],
     ids=[
         "no schema",
@@ -468,6 +471,8 @@ def test_saving_does_not_overwrite_unasked(trained: totalvi.Model, tmp_path: Pat
         "no genes",
         "plan",
         "split",
+        "a huge layer",
+        "a great many layers",
     ],
 )
 def test_a_description_that_does_not_fit_is_a_format_error(
@@ -476,6 +481,8 @@ def test_a_description_that_does_not_fit_is_a_format_error(
     path = trained.save(tmp_path / "m")
     description = json.loads((path / "model.json").read_text())
     change(description)
+    del description["sha256"]
+    description["sha256"] = _checksum(description)
     (path / "model.json").write_text(json.dumps(description))
     with pytest.raises(FormatError, match="does not hold a whole model"):
         totalvi.Model.load(path)
@@ -526,3 +533,29 @@ def _interrupted_fit(module: Any, *_: Any) -> None:
 def test_network_arguments_that_follow_from_others_are_refused(options: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         build(**options)
+
+
+def test_features_in_another_order_are_matched_by_name_and_said(
+    mdata: MuData, trained: totalvi.Model, tmp_path: Path
+) -> None:
+    path = trained.save(tmp_path / "m")
+    other = mdata.copy()
+    other.mod["prot"] = mdata["prot"][:, ::-1].copy()
+    with pytest.warns(UserWarning, match="proteins of the data are in another order"):
+        model = totalvi.Model.load(path, other)
+    np.testing.assert_allclose(
+        model.get_latent_representation(), trained.get_latent_representation(), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("wrong", ["type", "finite"])
+def test_weights_that_no_network_has_are_refused(
+    trained: totalvi.Model, tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = dict(trained.module.state_dict())
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state[name] = state[name].double() if wrong == "type" else state[name] * torch.nan
+    monkeypatch.setattr(trained.module, "state_dict", lambda: state)
+    path = trained.save(tmp_path / "m")
+    with pytest.raises(FormatError, match=f"{name} is"):
+        totalvi.Model.load(path)

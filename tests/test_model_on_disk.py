@@ -1,5 +1,6 @@
 """A model of counts on disk is the model of the same counts in memory."""
 
+import shutil
 from functools import partial
 
 import anndata
@@ -63,6 +64,104 @@ def test_fit_and_queries_are_those_in_memory(files, mdata, in_memory, name):
         for m in (model, in_memory)
     )
     assert_frame_equal(table, expected)
+
+
+@pytest.fixture(scope="module")
+def with_controls(tmp_path_factory):
+    """Cells with isotype controls and the profile of empty droplets, in memory and on disk."""
+    folder = tmp_path_factory.mktemp("controls")
+    mdata = totalvi.simulate(
+        260, 40, 8, 2, n_isotype_controls=2, n_unmeasured=1, store_truth=False, seed=5
+    )
+    raw = totalvi.simulate_raw(mdata, n_empty=400, seed=5)
+    mdata.uns["ambient"] = totalvi.ambient_profile(raw, mdata)
+    mdata.write(folder / "source.h5mu")
+    return mdata, raw, convert_counts(folder / "source.h5mu", folder / "cells.zarr")
+
+
+@pytest.fixture(scope="module")
+def pair(with_controls):
+    """The model in memory and the one on disk."""
+    mdata, _, store = with_controls
+    models = [totalvi.Model(data, **OPTIONS) for data in (mdata, store)]
+    for model in models:
+        model.train(2, batch_size=64, train_size=0.6, progress=False)
+    return models
+
+
+def test_isotype_controls_and_empty_droplets_are_those_in_memory(with_controls, pair):
+    memory, disk = pair
+    assert disk._data.on_disk
+    assert disk.schema == memory.schema
+    assert len(disk.schema.control_names) == 2
+    np.testing.assert_array_equal(disk._data.controls, memory._data.controls)
+    assert disk.module.background_anchor is not None
+    for name, value in memory.module.state_dict().items():
+        np.testing.assert_array_equal(disk.module.state_dict()[name], value)
+    assert disk.fingerprint == memory.fingerprint
+    check, expected = (m.check_isotype_controls(n_samples=2) for m in (disk, memory))
+    assert_frame_equal(check.controls, expected.controls)
+    _, raw, store = with_controls
+    profiles = [totalvi.Model(store, empty_droplets=given, **OPTIONS) for given in (None, raw)]
+    means = [model.module.state_dict()["background_pro_log_alpha"] for model in profiles]
+    np.testing.assert_array_equal(*means)
+
+
+def test_imputation_is_that_in_memory(pair):
+    imputed, expected = (m.impute_proteins(n_samples=5, progress=False) for m in pair[::-1])
+    for found, part in zip(imputed, expected, strict=True):
+        assert_frame_equal(found, part)
+    tables = [m.get_imputation_reliability(n_samples=5) for m in pair]
+    assert_frame_equal(*tables)
+    some = [m.get_imputation_reliability(indices=range(7, 90), n_samples=5) for m in pair]
+    assert_frame_equal(*some)
+
+
+def test_a_query_is_mapped_on_a_model_on_disk(with_controls, pair, tmp_path):
+    cells = with_controls[0][:50].copy()
+    cells.obs_names = [f"new_{i}" for i in range(50)]
+    for adata in cells.mod.values():
+        adata.obs_names = cells.obs_names
+    cells.write(tmp_path / "new.h5mu")
+    memory, disk = (
+        model.map_query(data)
+        for model, data in zip(pair, (cells, tmp_path / "new.h5mu"), strict=True)
+    )
+    latent = memory.get_latent_representation()
+    np.testing.assert_array_equal(disk.get_latent_representation(), latent)
+    np.testing.assert_array_equal(disk.get_latent_representation(tmp_path / "new.h5mu"), latent)
+    labels = [
+        model.transfer_labels(query, "cell_type").probabilities
+        for model, query in zip(pair, (memory, disk), strict=True)
+    ]
+    assert_frame_equal(*labels)
+    unlike = [m.get_unlikeness(q) for m, q in zip(pair, (memory, disk), strict=True)]
+    assert_frame_equal(*unlike)
+
+
+def test_rna_alone_is_mapped_from_its_file(with_controls, pair, tmp_path):
+    rna = with_controls[0]["rna"][:40].copy()
+    rna.write_h5ad(tmp_path / "rna.h5ad")
+    query = pair[1].map_query(tmp_path / "rna.h5ad")
+    expected = pair[0].map_query(rna).get_latent_representation()
+    np.testing.assert_array_equal(query.get_latent_representation(), expected)
+
+
+def test_a_damaged_store_is_refused_before_it_is_read(with_controls, tmp_path):
+    store = shutil.copytree(with_controls[2], tmp_path / "cells.zarr")
+    shard = store / "mod" / "rna" / "X" / "data" / "c" / "0"
+    content = bytearray(shard.read_bytes())
+    content[12] ^= 1  # of the length that the first chunk says it has
+    shard.write_bytes(content)
+    for open_store in (totalvi.read, totalvi.Model):
+        with pytest.raises(ReadError, match="not of the length"):
+            open_store(store)
+    shard.write_bytes(content[:-9])
+    with pytest.raises(ReadError, match="write it again"):
+        totalvi.Model(store)
+    shard.unlink()
+    with pytest.raises(ReadError, match="lacks .* chunks"):
+        totalvi.Model(store)
 
 
 def test_queries_take_the_path_of_new_data(files, mdata, in_memory, tmp_path):

@@ -24,7 +24,8 @@ def fitted(request: pytest.FixtureRequest) -> Fitted:
     truth = simulate(
         n_cells=1500, n_genes=400, n_proteins=15, n_batches=n_batches, n_cell_types=5, seed=0
     )
-    model = Model(truth, batch_key="batch" if n_batches > 1 else None, seed=0)
+    batch_key = "batch" if n_batches > 1 else None
+    model = Model(truth, batch_key=batch_key, isotype_controls=(), seed=0)
     model.train(max_epochs=120, progress=False)
     return Fitted(n_batches, truth, model)
 

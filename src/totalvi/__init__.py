@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from totalvi.data import datasets
     from totalvi.data.antibodies import harmonise_antibodies
     from totalvi.data.concat import concat
+    from totalvi.data.empty_droplets import ambient_profile
     from totalvi.data.panels import declare_unmeasured
     from totalvi.data.read import read
     from totalvi.data.simulate import simulate
+    from totalvi.data.simulate_droplets import simulate_raw
     from totalvi.model import Model
     from totalvi.module import TOTALVI
 
@@ -22,6 +24,7 @@ __all__ = [
     "TOTALVI",
     "Model",
     "__version__",
+    "ambient_profile",
     "concat",
     "datasets",
     "declare_unmeasured",
@@ -29,11 +32,13 @@ __all__ = [
     "persistence",
     "read",
     "simulate",
+    "simulate_raw",
 ]
 
 _HOMES = {
     "Model": "totalvi.model",
     "TOTALVI": "totalvi.module",
+    "ambient_profile": "totalvi.data.empty_droplets",
     "concat": "totalvi.data.concat",
     "datasets": "totalvi.data",
     "declare_unmeasured": "totalvi.data.panels",
@@ -41,6 +46,7 @@ _HOMES = {
     "persistence": "totalvi",
     "read": "totalvi.data.read",
     "simulate": "totalvi.data.simulate",
+    "simulate_raw": "totalvi.data.simulate_droplets",
 }
 
 

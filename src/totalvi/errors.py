@@ -33,5 +33,25 @@ class FormatError(TotalviError):
     """A saved model is damaged, incomplete, or of an unknown format version."""
 
 
+class CheckpointError(TotalviError):
+    """A checkpoint is damaged, or of another fit than the one that is to go on."""
+
+
 class OutputError(TotalviError):
     """Results cannot be written where they were asked for."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A fit was stopped by a signal, after it wrote its checkpoint.
+
+    Parameters
+    ----------
+    message
+        What happened, and where the checkpoint is.
+    signal_number
+        SIGINT or SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from totalvi.data.cite import CiteData
 from totalvi.data.on_disk import read_ahead
-from totalvi.data.order import even_parts, shuffled_windows, windows_in_order
+from totalvi.data.order import even_parts, shuffled_windows, windows_in_order, without_first
 from totalvi.module.context import CellContext
 from totalvi.module.kernels.counts import take_rows
 from totalvi.module.options import at_least_one
@@ -61,22 +61,24 @@ def minibatches(
     batch_size: int,
     shuffle: np.random.Generator | None = None,
     device: torch.device | str = "cpu",
+    skip: int = 0,
 ) -> Iterator[Minibatch]:
     """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
 
     Equal sizes keep batch normalisation from ever seeing a last minibatch of one cell, where
-    ``batch_size`` is 3 or more.
+    ``batch_size`` is 3 or more. The first ``skip`` are left out: a fit that goes on has had them.
 
     Counts on disk are read a window of cells at a time, the next one in a thread of its own while
     the minibatches of this one are used; ``shuffle`` then mixes cells within windows of random
-    blocks (see `shuffled_windows`), so that ``cells`` must ascend.
+    blocks (see `shuffled_windows`), so that ``cells`` must ascend. Windows that are left out whole
+    are not read.
     """
     at_least_one("batch_size", batch_size)
     if data.on_disk:
-        yield from _from_disk(data, module, cells, batch_size, shuffle, device)
+        yield from _from_disk(data, module, cells, batch_size, shuffle, device, skip)
         return
     order = cells if shuffle is None else shuffle.permutation(cells)
-    for rows in even_parts(order, batch_size):
+    for rows in even_parts(order, batch_size)[skip:]:
         yield minibatch(data, module, rows, device)
 
 
@@ -87,11 +89,13 @@ def _from_disk(
     batch_size: int,
     shuffle: np.random.Generator | None,
     device: torch.device | str,
+    skip: int,
 ) -> Iterator[Minibatch]:
-    windows = (
+    windows = without_first(
         windows_in_order(cells, batch_size, _IN_ORDER)
         if shuffle is None
-        else shuffled_windows(cells, batch_size, shuffle)
+        else shuffled_windows(cells, batch_size, shuffle),
+        skip,
     )
 
     def read(batches: list[np.ndarray]) -> _Counts:

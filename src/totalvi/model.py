@@ -1,7 +1,9 @@
 """Model: what people use."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,36 +11,42 @@ import numpy as np
 import pandas as pd
 
 from totalvi.arguments import check_choice, check_network_options, key_tuple
-from totalvi.data.background import empirical_background_prior
-from totalvi.data.cite import CiteData, Keys, Schema, describe
-from totalvi.data.order import some_of_each
+from totalvi.data.background import (
+    PanelBatches,
+    anchored_background_prior,
+    empirical_background_prior,
+)
+from totalvi.data.cite import CiteData, Data, Keys, Schema, describe, opened
+from totalvi.data.empty_droplets import Raw, ambient_of
+from totalvi.data.fingerprint import fingerprint
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
+from totalvi.mapping.query_data import QueryMapping
+from totalvi.mapping.surgery import only_new_rows
 from totalvi.module.totalvi import TOTALVI
+from totalvi.persistence.consistency import require_possible_sizes, require_same_types
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
 from totalvi.queries.abundance import AbundanceQueries
 from totalvi.queries.archetypes import ArchetypeQueries
-from totalvi.queries.asking import Data
 from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
 from totalvi.queries.expression import ExpressionQueries
+from totalvi.queries.imputation import ImputationQueries
+from totalvi.queries.isotypes import IsotypeQueries
 from totalvi.queries.latent import LatentQueries
+from totalvi.queries.mapping import MappingQueries
 from totalvi.queries.parameters import ParameterQueries
 from totalvi.queries.predictive import PredictiveQueries
-from totalvi.training.plan import (
-    TrainingPlan,
-    default_batch_size,
-    default_max_epochs,
-    default_patience,
-)
+from totalvi.training.checkpoint import Checkpoints, State
+from totalvi.training.plan import TrainingPlan, plan_fit
 from totalvi.training.precision import Precision
 from totalvi.training.progress import epoch_progress
-from totalvi.training.split import Split, check_split, fewer_validate, random_split
-from totalvi.training.trainer import fit, torch_generator
+from totalvi.training.resume import CHECKPOINT_EVERY, fit_settings, kept
+from totalvi.training.split import DEFAULT_SIZES, Split, choose_split
+from totalvi.training.trainer import Fit, fit, resolved_plan, torch_generator
 
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
-_CELLS_FOR_BACKGROUND = 50_000  # of a panel: more do not move where the prior starts
 
 
 class Model(
@@ -51,6 +59,9 @@ class Model(
     EvidenceQueries,
     ArchetypeQueries,
     AbundanceQueries,
+    IsotypeQueries,
+    ImputationQueries,
+    MappingQueries,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 
@@ -92,6 +103,15 @@ class Model(
     empirical_protein_background_prior
         Whether the prior of each protein's background starts at the lower mode of its counts. It is
         learned either way.
+    isotype_controls
+        Antibodies that are kept out of the model, to check its background with them
+        (`check_isotype_controls`). None: those marked in ``var["control"]``, or named as isotype
+        controls are; an empty list: none.
+    empty_droplets
+        The raw matrix of all barcodes, one by batch (``{batch: raw}``), or what
+        `totalvi.ambient_profile` returned: the prior of the background then starts at the profile of
+        the empty droplets and is anchored there; see docs/background.md. None:
+        ``uns["ambient"]`` of the data, as ``totalvi.read(raw=...)`` leaves it, if any; False: none.
     seed
         Source of all that is random. The same seed gives the same numbers on the same machine.
     network_options
@@ -107,6 +127,8 @@ class Model(
         One row an epoch, all fits one after the other: losses in nats by cell.
     split
         The cells of the last fit: ``train``, ``validation`` and ``test`` positions.
+    fingerprint
+        By what the data of the last fit are known again: names, and hashes of the counts.
     is_trained
         Whether queries can be answered.
 
@@ -147,8 +169,8 @@ class Model(
         n_latent: int = 20,
         n_hidden: int = 256,
         n_layers_encoder: int = 1,
-        n_layers_decoder: int = 1,
-        dropout_rate_encoder: float = 0.2,
+        n_layers_decoder: int = 2,
+        dropout_rate_encoder: float = 0.1,
         dropout_rate_decoder: float = 0.2,
         gene_likelihood: Literal["nb", "zinb"] = "nb",
         latent_distribution: Literal["normal", "ln"] = "normal",
@@ -156,6 +178,8 @@ class Model(
         protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein",
         library: Literal["observed", "latent"] = "observed",
         empirical_protein_background_prior: bool = True,
+        isotype_controls: Sequence[str] | None = None,
+        empty_droplets: Raw | Mapping[str, Raw] | pd.DataFrame | Literal[False] | None = None,
         seed: int = 0,
         **network_options: Any,
     ) -> None:
@@ -176,6 +200,9 @@ class Model(
             protein_layer=protein_layer,
             protein_expression_obsm_key=protein_expression_obsm_key,
             allow_fractional=allow_fractional,
+            isotype_controls=None
+            if isotype_controls is None
+            else key_tuple("isotype_controls", isotype_controls),
         )
         check_network_options(network_options)
         if not (isinstance(seed, int | np.integer) and seed >= 0):
@@ -198,21 +225,24 @@ class Model(
             "encoder_architecture": "direct",
             "scale_input": True,
             "background_scale": "softplus",
+            "background_samples": 8,
+            "hidden_protein_rate": 0.8,
             **network_options,
         }
         self.seed = int(seed)
+        data, on_disk = opened(data, on_disk=on_disk)
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
         self.schema = self._data.schema
         self.module = self._network()
-        if empirical_protein_background_prior and "background_prior" not in network_options:
-            measured = np.array(self.schema.panel_measured)
-            cells = some_of_each(self._data.panel, _CELLS_FOR_BACKGROUND)
-            protein, panel = self._data.protein[cells], self._data.panel[cells]
-            prior = empirical_background_prior(protein, panel, measured)
-            self.module.set_background_prior(*prior)
+        ambient = ambient_of(data, batch_key, (rna_modality, protein_modality), empty_droplets)
+        if ambient is not None or (
+            empirical_protein_background_prior and "background_prior" not in network_options
+        ):
+            self._start_background(self._data, ambient)
         self.history = pd.DataFrame()
         self.split: Split | None = None
         self.plan: TrainingPlan | None = None
+        self.fingerprint: dict[str, Any] | None = None
         self.is_trained = False
         self._n_fits = 0
         self._failure: str | None = None
@@ -231,6 +261,17 @@ class Model(
             generator=torch_generator(self._random(_INITIAL_WEIGHTS)),
             **self._options,
         ).eval()
+
+    def _start_background(self, data: CiteData, ambient: pd.DataFrame | None) -> None:
+        """Set where the prior of the background starts, and its anchor where there are droplets."""
+        measured = np.array(self.schema.panel_measured)
+        mean, scale = empirical_background_prior(data.protein, data.panel, measured)
+        if ambient is not None:
+            batches = [np.unique(data.batch[data.panel == code]) for code in range(len(measured))]
+            names = PanelBatches(self.schema.protein_names, self.schema.batch_names, batches)
+            mean, scale, anchor = anchored_background_prior(mean, scale, ambient, names)
+            self.module.anchor_background(anchor)
+        self.module.set_background_prior(mean, scale)
 
     def _random(self, purpose: int, repetition: int = 0) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.seed, spawn_key=(purpose, repetition))
@@ -252,13 +293,18 @@ class Model(
         schedule: Literal["one-cycle", "constant"] = TrainingPlan.schedule,
         weight_decay: float = TrainingPlan.weight_decay,
         gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
+        adversarial: bool | float = False,
         accelerator: str = TrainingPlan.accelerator,
         precision: Precision = TrainingPlan.precision,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int | timedelta = CHECKPOINT_EVERY,
+        resume: bool | str | Path = False,
         progress: bool | None = None,
     ) -> None:
         """Fit the model, and keep the weights of the lowest held-out loss.
 
-        A second call goes on from the weights of the first.
+        A second call goes on from the weights of the first. Of a model that `map_query` returned, only
+        the weights of the query's batches move.
 
         Parameters
         ----------
@@ -283,11 +329,23 @@ class Model(
             "one-cycle" or "constant" learning rate.
         weight_decay, gradient_clip_norm
             Of the optimiser, and the largest norm of the gradient.
+        adversarial
+            Whether the encoder also learns to deceive a classifier of antibody panels, or the weight
+            of doing so (True: 1). Off by default, as it measured no better; see ``docs/decisions.md``.
         accelerator
             As in Lightning Fabric: "auto", "cpu", "cuda", ...
         precision
             "32-true", "bf16-mixed" or "16-mixed" as in Lightning Fabric; "auto": bfloat16 products
             where the processor has them. ``fit_summary`` says which it was.
+        checkpoint
+            File from which the fit can go on: written as often as ``checkpoint_every`` says, after
+            SIGINT (Ctrl-C) or SIGTERM, which then end the fit after its step, and at the end.
+        checkpoint_every
+            A number of epochs, or a time: ``datetime.timedelta(minutes=10)``.
+        resume
+            A checkpoint, from which the fit goes on to the numbers it would have had without the
+            interruption, and which is then the ``checkpoint``; True: ``checkpoint``, if it is there.
+            Arguments left at their defaults are those of the checkpoint, and others must agree.
         progress
             Whether to show a progress bar; None: on a terminal.
 
@@ -295,44 +353,50 @@ class Model(
         ------
         TrainingError
             When the loss or its gradient is no longer finite.
+        CheckpointError
+            When the checkpoint is damaged, or of another fit: the message names what differs.
+        OutputError
+            When the checkpoint cannot be written, or is there and not to be resumed.
+        KeyboardInterrupt
+            When a signal ended the fit. The model is what it was before, and the checkpoint is there.
         """
         data = self._training_data()
-        if split is None:
-            rng = np.random.default_rng(self._random(_SPLIT))
-            split = random_split(data.n_cells, train_size, validation_size, rng)
-            if validation_size is None:
-                split = fewer_validate(split, rng)
-        split = check_split(split, data.n_cells)
-        n_training_cells = len(split.train)
-        if max_epochs is None:
-            max_epochs = default_max_epochs(n_training_cells)
-        if early_stopping and early_stopping_patience is None:
-            early_stopping_patience = default_patience(max_epochs)
-        plan = TrainingPlan(
-            max_epochs=max_epochs,
-            batch_size=default_batch_size(n_training_cells) if batch_size is None else batch_size,
-            learning_rate=lr,
-            schedule=schedule,
-            weight_decay=weight_decay,
-            kl_warmup_epochs=n_epochs_kl_warmup,
-            gradient_clip_norm=gradient_clip_norm,
-            patience=early_stopping_patience if early_stopping else None,
-            accelerator=accelerator,
-            precision=precision,
-        )
-        seed = self._random(_FIT, self._n_fits)
-        before = {name: value.clone() for name, value in self.module.state_dict().items()}
-        try:
-            with epoch_progress(plan.max_epochs, progress) as on_epoch:
-                result = fit(self.module, data, split, plan, seed, on_epoch)
-        except BaseException as error:  # Ctrl-C as well: the model is then what it was before
-            self.module.load_state_dict(before)
-            self.module.cpu().eval()
-            if isinstance(error, TrainingError):
-                self._failure, self.is_trained = str(error), False
-            raise
+        asked: dict[str, Any] = {
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "learning_rate": lr,
+            "schedule": schedule,
+            "weight_decay": weight_decay,
+            "kl_warmup_epochs": n_epochs_kl_warmup,
+            "gradient_clip_norm": gradient_clip_norm,
+            "adversary_weight": self._adversary_weight(adversarial),
+            "accelerator": accelerator,
+            "precision": precision,
+        }
+        if early_stopping_patience is not None or not early_stopping:
+            asked["patience"] = early_stopping_patience if early_stopping else None
+        sizes = (train_size, validation_size)
+        rng = np.random.default_rng(self._random(_SPLIT))
+        with kept(checkpoint, checkpoint_every, resume) as kept_fit:
+            if split is None and sizes == DEFAULT_SIZES and kept_fit.settings.get("split_sizes"):
+                sizes = tuple(kept_fit.settings["split_sizes"])
+            cells = choose_split(split, data.n_cells, sizes, rng)
+            plan = plan_fit(len(cells.train), asked, kept_fit.settings.get("plan"))
+            plan = resolved_plan(plan, self.module)
+            found = fingerprint(data)
+            settings = fit_settings(
+                seed=self.seed,
+                number_of_fit=self._n_fits + 1,
+                network=self._options,
+                plan=plan,
+                split=cells,
+                split_sizes=sizes if split is None else None,
+                data=found,
+            )
+            checkpoints = kept_fit.checkpoints(settings)
+            result = self._fit(data, cells, plan, progress, checkpoints, kept_fit.state)
         n_earlier_epochs = len(self.history)
-        self.split, self.plan, self._failure = split, plan, None
+        self.split, self.plan, self.fingerprint, self._failure = cells, plan, found, None
         self.history = pd.concat([self.history, result.history], ignore_index=True)
         self.history.index.name = "epoch"
         self.fit_summary = {
@@ -343,6 +407,40 @@ class Model(
         }
         self._n_fits += 1
         self.is_trained = True
+
+    def _fit(
+        self,
+        data: CiteData,
+        split: Split,
+        plan: TrainingPlan,
+        progress: bool | None,
+        checkpoints: Checkpoints | None,
+        start: State | None,
+    ) -> Fit:
+        """Fit the module; when that fails or is interrupted, the model is what it was before."""
+        seed = self._random(_FIT, self._n_fits)
+        before = {name: value.clone() for name, value in self.module.state_dict().items()}
+        try:
+            new_rows = (
+                nullcontext()
+                if self._mapping is None
+                else only_new_rows(self.module, self._mapping)
+            )
+            with new_rows, epoch_progress(plan.max_epochs, progress) as on_epoch:
+                return fit(self.module, data, split, plan, seed, on_epoch, checkpoints, start)
+        except BaseException as error:
+            self.module.load_state_dict(before)
+            self.module.cpu().eval()
+            if isinstance(error, TrainingError):
+                self._failure, self.is_trained = str(error), False
+            raise
+
+    def _adversary_weight(self, adversarial: bool | float) -> float:
+        if adversarial and self.module.n_panels < 2:
+            raise ValueError(
+                f"adversarial is {adversarial!r}, but all cells are of one panel; leave it at False."
+            )
+        return float(adversarial)
 
     # --------------------------------------------------------------------------------------- files
 
@@ -364,8 +462,11 @@ class Model(
             "n_fits": self._n_fits,
             "plan": None if self.plan is None else asdict(self.plan),
             "fit_summary": self.fit_summary,
+            "fingerprint": self.fingerprint,
             "split": {name: part.tolist() for name, part in self.split._asdict().items()},
             "history": self.history.to_dict(orient="list"),
+            "background_anchor": self.module.background_anchor,  # None without empty droplets
+            "mapping": None if self._mapping is None else self._mapping.to_dict(),
         }
         write_model(Path(path), self.module.state_dict(), description, overwrite)
         return Path(path)
@@ -411,14 +512,16 @@ class Model(
         weights, description = read_model(Path(path))
         model = cls.__new__(cls)
         try:
+            require_possible_sizes(description, weights)
             model._restore(description)
+            require_same_types(model.module.state_dict(), weights)
             model.module.load_state_dict(weights)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise FormatError(
                 f"{path} does not hold a whole model ({type(error).__name__}: {error}); save the "
                 "model again."
             ) from error
-        model._data = None if data is None else describe(data, model.schema.keys, model.schema)
+        model._data = None if data is None else model._describe(data)
         return model
 
     def _restore(self, description: dict[str, Any]) -> None:
@@ -426,7 +529,11 @@ class Model(
         self._options = description["options"]
         self.seed = description["seed"]
         self.schema = Schema.from_dict(description["schema"])
+        mapping = description.get("mapping")  # absent before models could be mapped
+        self._mapping = None if mapping is None else QueryMapping.from_dict(mapping)
         self.module = self._network()
+        if description.get("background_anchor") is not None:
+            self.module.anchor_background(description["background_anchor"])
         self.history = pd.DataFrame(description["history"], dtype=float)
         self.history.index.name = "epoch"
         parts = {name: np.array(cells, np.int64) for name, cells in description["split"].items()}
@@ -434,6 +541,7 @@ class Model(
         plan = description["plan"]  # None: fitted by another package
         self.plan = None if plan is None else TrainingPlan(**plan)
         self.fit_summary = description["fit_summary"]
+        self.fingerprint = description.get("fingerprint")
         self._n_fits = description["n_fits"]
         self.is_trained, self._failure = True, None
 

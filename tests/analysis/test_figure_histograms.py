@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from matplotlib.colors import same_color
 
 from totalvi.analysis.figure_histograms import count_bin_edges, protein_histograms
-from totalvi.analysis.figure_style import WARNING
+from totalvi.pictures.colors import (
+    WARNING,
+)
 
 
 @given(st.floats(1, 1e5))

@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 from totalvi.analysis.figure_style import (
-    PALETTE,
     PANELS_PER_PAGE,
-    category_colors,
     count_ticks,
     new_figure,
     page_slices,
     panel_grid,
     save,
     short_names,
+)
+from totalvi.pictures.colors import (
+    PALETTE,
+    category_colors,
 )
 
 # Machado, Oliveira and Fernandes 2009, severity 1; on linear RGB.

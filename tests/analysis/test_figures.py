@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from totalvi.analysis.figure_style import category_colors
 from totalvi.analysis.figures import (
     separate_boxes,
     training_curves,
     umap_by_category,
     umap_by_protein,
+)
+from totalvi.pictures.colors import (
+    category_colors,
 )
 
 rng = np.random.default_rng(0)

@@ -35,8 +35,13 @@ def test_counts_and_annotation_come_through(data: mudata.MuData) -> None:
     assert kept == found.mdata["rna"].var_names.tolist()
     assert data["rna"].var_names[7] not in kept
     np.testing.assert_array_equal(dense(found.mdata["rna"].X), dense(data["rna"][:, kept].X))
-    np.testing.assert_array_equal(found.mdata["prot"].X, data["prot"].X)
-    assert found.mdata["prot"].var["control"].sum() == data["prot"].var["control"].sum() > 0
+    control = data["prot"].var["control"].to_numpy()
+    np.testing.assert_array_equal(found.mdata["prot"].X, data["prot"].X[:, ~control])
+    np.testing.assert_array_equal(found.mdata["isotype"].X, data["prot"].X[:, control])
+    assert control.sum() == 1
+    kept_in = prepare(data, Keys(batch_key="batch", isotype_controls=())).mdata
+    assert kept_in["prot"].n_vars == 10
+    assert "isotype" not in kept_in.mod
     assert found.mdata.obs["cell_type"].tolist() == data.obs["cell_type"].tolist()
     assert found.mdata["rna"].X.dtype == found.mdata["prot"].X.dtype == np.float32
     (note,) = [f.message for f in found.findings if f.code == "genes_left_out"]

@@ -30,7 +30,7 @@ def test_hash_of_a_folder_tells_names_and_contents(tmp_path: Path) -> None:
 def test_record_is_json(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("x")
     arguments = {"path": tmp_path, "keys": ("a", "b"), "n": 3, "none": None, "data": np.zeros(3)}
-    write_record(provenance(arguments, [tmp_path / "in.csv"]), tmp_path / "run.json")
+    write_record(provenance(arguments, {"input": tmp_path / "in.csv"}), tmp_path / "run.json")
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["arguments"] == {
         "path": str(tmp_path),
@@ -38,6 +38,7 @@ def test_record_is_json(tmp_path: Path) -> None:
         "n": 3,
         "none": None,
         "data": "ndarray object",
+        "input": str(tmp_path / "in.csv"),
     }
-    assert record["input_sha256"] == {str(tmp_path / "in.csv"): hashlib.sha256(b"x").hexdigest()}
+    assert record["input_sha256"] == {"input": hashlib.sha256(b"x").hexdigest()}
     assert {"python", "totalvi", "torch", "numpy", "scanpy", "anndata"} <= set(record["versions"])

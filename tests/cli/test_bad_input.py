@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -249,6 +250,96 @@ def plain(*arguments: str) -> Build:
     return lambda _: list(arguments)
 
 
+def as_text(change: Callable[[str], str], name: str = "rna.csv") -> Build:
+    """A pair of tables, the text of one of which is changed."""
+
+    def build(folder: Path) -> list[str]:
+        arguments = tables(lambda rna, protein: (rna, protein))(folder)
+        (folder / name).write_text(change((folder / name).read_text()))
+        return arguments
+
+    return build
+
+
+def hdf5(change: Callable[[h5py.File], object]) -> Build:
+    """The good data as a file of which a member is changed."""
+
+    def build(folder: Path) -> list[str]:
+        good().write(folder / "cells.h5mu")
+        with h5py.File(folder / "cells.h5mu", "r+") as opened:
+            change(opened)
+        return run(folder / "cells.h5mu")
+
+    return build
+
+
+def replace_counts(**how: Any) -> Callable[[h5py.File], object]:
+    def change(opened: h5py.File) -> None:
+        del opened["mod/rna/X"]
+        opened.create_dataset("mod/rna/X", **how)
+
+    return change
+
+
+def link_counts(link: object) -> Callable[[h5py.File], object]:
+    def change(opened: h5py.File) -> None:
+        del opened["mod/rna/X"]
+        opened["mod/rna/X"] = link
+
+    return change
+
+
+def entries(change: Callable[[str], str]) -> Callable[[Path], None]:
+    """Change the text of the matrix in its packed file."""
+
+    def spoil(place: Path) -> None:
+        file = place / "matrix.mtx.gz"
+        file.write_bytes(
+            gzip.compress(change(gzip.decompress(file.read_bytes()).decode()).encode())
+        )
+
+    return spoil
+
+
+def zarr_store(spoil: Callable[[Path], object]) -> Build:
+    def build(folder: Path) -> list[str]:
+        good().write_zarr(folder / "cells.zarr")
+        spoil(folder / "cells.zarr")
+        return run(folder / "cells.zarr")
+
+    return build
+
+
+def first_chunk(store: Path) -> Path:
+    return next(f for f in sorted((store / "mod/rna/X").iterdir()) if f.name[0] != ".")
+
+
+def link_out(store: Path) -> None:
+    chunk = first_chunk(store)
+    chunk.symlink_to(chunk.rename(store.parent / "elsewhere"))
+
+
+def convert(name: str, content: bytes, *more: str) -> Build:
+    def build(folder: Path) -> list[str]:
+        (folder / name).write_bytes(content)
+        return ["convert", str(folder / name), "-o", str(folder / "model"), *more]
+
+    return build
+
+
+def damaged_model(folder: Path) -> list[str]:
+    (folder / "old").mkdir()
+    (folder / "old" / "model.json").write_text('{"format": "totalvi model", "format_version": 1}')
+    (folder / "old" / "weights.safetensors").write_bytes(b"\xff" * 40)
+    return ["convert", str(folder / "old"), "-o", str(folder / "model")]
+
+
+def newer_model(folder: Path) -> list[str]:
+    (folder / "old").mkdir()
+    (folder / "old" / "model.json").write_text('{"format": "totalvi model", "format_version": 99}')
+    return ["convert", str(folder / "old"), "-o", str(folder / "model")]
+
+
 def some(wrong: object) -> list:
     return [wrong, *(["a"] * (N_CELLS - 1))]
 
@@ -256,6 +347,50 @@ def some(wrong: object) -> list:
 def log_normalised(data: mudata.MuData) -> None:
     counts = data["rna"].X
     data["rna"].X = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def raw_matrix() -> mudata.MuData:
+    """The good cells and 60 empty droplets."""
+    cells, rng = good(), np.random.default_rng(1)
+    names = [*cells.obs_names, *(f"droplet{i}" for i in range(60))]
+    modalities = {}
+    for name, adata in cells.mod.items():
+        mean = 5.0 if name == "prot" else 0.02
+        counts = np.concatenate([adata.X, rng.poisson(mean, (60, adata.n_vars))])
+        modalities[name] = anndata.AnnData(
+            counts.astype(np.float32), obs=pd.DataFrame(index=names), var=adata.var[[]]
+        )
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData(modalities)
+
+
+def raw(
+    spoil: Callable[[mudata.MuData], mudata.MuData], protein: str = "CD0", batch: str = ""
+) -> Build:
+    """A case with a raw matrix, spoiled, or its first protein renamed."""
+
+    def build(folder: Path) -> list[str]:
+        good().write(folder / "cells.h5mu")
+        matrix = raw_matrix()
+        matrix["prot"].var_names = [protein, *matrix["prot"].var_names[1:]]
+        spoil(matrix).write(folder / "raw.h5mu")
+        path = str(folder / "raw.h5mu")
+        if batch:
+            return run(folder / "cells.h5mu", "--raw", f"{batch}={path}", "--batch", "batch")
+        return run(folder / "cells.h5mu", "--raw", path)
+
+    return build
+
+
+def swapped(folder: Path) -> list[str]:
+    good().write(folder / "cells.h5mu")
+    raw_matrix().write(folder / "raw.h5mu")
+    return run(folder / "raw.h5mu", "--raw", str(folder / "cells.h5mu"))
+
+
+def only_controls(protein: anndata.AnnData) -> anndata.AnnData:
+    protein.var_names = ["IgG1", "IgG2a", "IgG2b", "IgG3"]
+    return protein
 
 
 def repeated_cells(data: mudata.MuData) -> mudata.MuData:
@@ -304,6 +439,69 @@ CASES: dict[str, tuple[Build, str]] = {
     "cells in neither": (options("--cells-in", "sheets"), "--cells-in"),
     "obsm entry missing": (obsm_missing, "proteins"),
     "obsm entry of MuData": (obsm_for_mudata, "modality"),
+    # damage
+    "csv without its last line end": (as_text(lambda text: text[:-2]), "within a line"),
+    "NUL byte in csv": (as_text(lambda text: text.replace("3", "\0", 1)), "NUL byte"),
+    "csv line cut short": (as_text(lambda text: text[: text.rindex(",")] + "\n"), "fields"),
+    "csv line too long": (as_text(lambda text: text[:-1] + ",4\n"), "fields"),
+    "repeated csv column": (as_text(lambda text: text.replace("gene2,", "gene1,", 1)), "gene1"),
+    "matrix of more counts": (matrix_folder(entries(lambda text: text + "1 1 5\n")), "announces"),
+    "matrix of fewer counts": (matrix_folder(entries(lambda text: text[:-7])), "matrix.mtx.gz"),
+    "matrix of 1e15 counts": (
+        matrix_folder(entries(lambda text: text.replace("4 12 48", f"4 12 {10**15}"))),
+        "announces",
+    ),
+    "count outside the matrix": (
+        matrix_folder(entries(lambda text: text.replace("1 1 5", "9 1 5", 1))),
+        "outside",
+    ),
+    "matrix of complex numbers": (
+        matrix_folder(entries(lambda text: text.replace("integer", "complex"))),
+        "integer",
+    ),
+    "matrix of text": (
+        matrix_folder(entries(lambda text: text.replace("1 1 5", "1 1 x", 1))),
+        "matrix.mtx.gz",
+    ),
+    "no features": (matrix_folder(lambda p: (p / "features.tsv.gz").unlink()), "features"),
+    "more features": (
+        matrix_folder(
+            lambda p: (p / "features.tsv.gz").write_bytes(gzip.compress(b"a\ta\tx\n" * 9))
+        ),
+        "does not fit",
+    ),
+    "HDF5 of 1e12 counts": (
+        hdf5(replace_counts(shape=(10**6, 10**6), chunks=(64, 64), dtype="f4")),
+        "declares",
+    ),
+    "HDF5 with a link to another file": (
+        hdf5(link_counts(h5py.ExternalLink("/etc/passwd", "/x"))),
+        "another place",
+    ),
+    "HDF5 with a link to nothing": (hdf5(link_counts(h5py.SoftLink("/nowhere"))), "cells.h5mu"),
+    "HDF5 with text for counts": (hdf5(replace_counts(data=b"text")), "cells.h5mu"),
+    "HDF5 of other size": (hdf5(replace_counts(data=np.zeros((3, 3)))), "cells.h5mu"),
+    "HDF5 without obs": (hdf5(lambda f: f.__delitem__("mod/rna/obs")), 'modality "rna"'),
+    "zarr that lost a chunk": (zarr_store(lambda p: first_chunk(p).unlink()), "lacks"),
+    "zarr with a short chunk": (
+        zarr_store(lambda p: first_chunk(p).write_bytes(first_chunk(p).read_bytes()[:20])),
+        "cells.zarr",
+    ),
+    "zarr with a link out": (zarr_store(link_out), "link out of"),
+    # models
+    "damaged model": (damaged_model, "weights.safetensors"),
+    "model of a newer version": (newer_model, "update totalvi"),
+    "text for a model": (convert("model.pt", b"hello"), "model.pt"),
+    "empty model": (convert("model.pt", b""), "model.pt"),
+    "pickle that runs": (convert("model.pt", b"cos\nsystem\n(S'true'\ntR."), "model.pt"),
+    "model that is not there": (
+        lambda f: ["convert", str(f / "old"), "-o", str(f / "model")],
+        "is not a file",
+    ),
+    "config that is not there": (
+        convert("model.pt", b"hello", "--config", "nowhere.json"),
+        "nowhere.json",
+    ),
     # values
     "negative RNA": (value("rna", -1), "negative"),
     "negative protein": (value("prot", -2), "negative"),
@@ -365,6 +563,22 @@ CASES: dict[str, tuple[Build, str]] = {
         lambda f: ["simulate", "-o", str(f / "a.h5mu"), "--unmeasured", "50"],
         "--unmeasured",
     ),
+    # empty droplets
+    "raw missing": (options("--raw", "raw.h5"), "raw.h5 does not exist"),
+    "raw of other cells": (raw(lambda r: r[N_CELLS:].copy()), "lacks 30 of the 30 cells"),
+    "raw lacks a cell": (raw(lambda r: r[1:].copy()), "lacks 1 of the 30 cells"),
+    "raw of other antibodies": (raw(lambda r: r, protein="CD99"), '"CD0"'),
+    "raw without antibodies": (raw(rna_only_mudata), "no antibodies"),
+    "raw is filtered": (raw(lambda r: r[:N_CELLS].copy()), "0 empty droplets"),
+    "raw of few droplets": (raw(lambda r: r[: N_CELLS + 9].copy()), "an estimate needs 20"),
+    "raw and filtered swapped": (swapped, "swapped"),
+    "raw of unknown batch": (raw(lambda r: r, batch="c"), 'batch "c"'),
+    "two raws without batch": (options("--raw", "a.h5", "--raw", "b.h5"), "BATCH=PATH"),
+    "controls only": (paired(only_controls), "with --keep-isotypes"),
+    "simulated raw is output": (
+        lambda f: ["simulate", "-o", str(f / "a.h5mu"), "--raw", str(f / "a.h5mu")],
+        "another name",
+    ),
     # output
     "output not empty": (occupied("note.txt"), "not empty"),
     "overwrite of no run": (occupied("note.txt", "--overwrite"), "run.json"),
@@ -404,7 +618,7 @@ def test_is_refused_in_one_sentence(
 
 
 def test_there_are_enough_cases() -> None:
-    assert len(CASES) >= 40
+    assert len(CASES) >= 100
 
 
 @pytest.mark.parametrize("name", ["no genes", "RNA fraction"])
@@ -425,6 +639,9 @@ def test_a_process_exits_the_same_way(name: str, tmp_path: Path) -> None:
 
 def test_the_good_data_are_good(tmp_path: Path) -> None:
     good().write(tmp_path / "cells.h5mu")
+    raw_matrix().write(tmp_path / "raw.h5mu")
+    cells, droplets = str(tmp_path / "cells.h5mu"), str(tmp_path / "raw.h5mu")
+    assert execute(["check", cells, "--raw", droplets]) == 0
     assert execute(["check", str(tmp_path / "cells.h5mu"), "--batch", "batch"]) == 0
 
 

@@ -132,5 +132,5 @@ def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, printed = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (main.INTERRUPTED, "interrupted\n")
+    assert (process.returncode, printed) == (main.TERMINATED, "terminated\n")
     assert list(tmp_path.iterdir()) == []

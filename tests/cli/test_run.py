@@ -1,6 +1,7 @@
 """`totalvi run` and `totalvi demo` hand everything on and sum up."""
 
 import inspect
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,17 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
         return RunResult(tmp_path / "out", files, RECORD)
 
     monkeypatch.setattr("totalvi.analysis.run.run", run)
+    monkeypatch.setattr("totalvi.report.build.build_report", lambda folder: folder / "report.html")
     return calls
 
 
 def test_options_are_handed_on(asked: list) -> None:
     command = (
-        "run a.csv -o out --protein p.csv --genome hg38 --hashtags HTO --controls IgG "
+        "run a.csv -o out --raw b=r.h5 --keep-isotypes --protein p.csv --genome hg38 --hashtags HTO "
+        "--controls IgG "
         "--cells-in rows --batch b --panel p --labels l --size-factor f --covariate c --covariate d "
-        "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite "
+        "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite --resume "
+        "--checkpoint-every 2.5 "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u"
     )
@@ -46,6 +50,8 @@ def test_options_are_handed_on(asked: list) -> None:
     ((given, options),) = asked
     assert given == ("a.csv", Path("out"))
     assert options == {
+        "raw": {"b": "r.h5"},
+        "isotype_controls": (),
         "protein_path": Path("p.csv"),
         "genome": "hg38",
         "hashtags": "HTO",
@@ -62,6 +68,8 @@ def test_options_are_handed_on(asked: list) -> None:
         "resolution": 0.5,
         "seed": 7,
         "overwrite": True,
+        "resume": True,
+        "checkpoint_every": timedelta(seconds=150),
         "drop_empty_cells": False,
         "allow_fractional": True,
         "rna_modality": "r",

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from totalvi.data.background import empirical_background_prior
 
@@ -66,3 +68,44 @@ def test_input_is_left_alone() -> None:
     before = protein.copy()
     empirical_background_prior(protein, np.zeros(100, dtype=int), np.array([[True]]))
     assert np.array_equal(protein, before)
+
+
+@st.composite
+def panels_of_counts(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Few or many cells and proteins, many or only zeros, constant proteins, unmeasured ones."""
+    n_cells = draw(st.sampled_from([1, 2, 5, 19, 20, 60]))
+    n_proteins = draw(st.sampled_from([1, 3, 8]))
+    n_panels = draw(st.integers(1, min(3, n_cells)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    mean = rng.choice([0.0, 0.001, 0.3, 5.0, 2e4], n_proteins)
+    protein = rng.negative_binomial(2, 2 / (2 + mean), (n_cells, n_proteins)).astype(np.float32)
+    protein[:, rng.random(n_proteins) < 0.2] = rng.integers(1000)
+    panel = np.arange(n_cells) % n_panels
+    measured = rng.random((n_panels, n_proteins)) < 0.8
+    measured[rng.integers(n_panels, size=n_proteins), np.arange(n_proteins)] = True
+    return protein * measured[panel], panel, measured
+
+
+@settings(max_examples=60, deadline=None)
+@given(panels_of_counts())
+def test_whatever_the_counts_the_prior_is_finite_and_within_them(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    protein, panel, measured = case
+    mean, scale = empirical_background_prior(protein, panel, measured)
+    assert mean.shape == scale.shape == measured.shape
+    assert np.isfinite(mean).all()
+    assert np.isfinite(scale).all()
+    assert ((scale >= 0.2) & (scale <= 1.5)).all()
+    highest = np.log(np.maximum(protein.max(axis=0), 0.05))
+    assert (mean >= np.log(0.05) - 1e-9).all()
+    assert (mean <= highest + 1e-6).all()
+
+
+def test_many_cells_are_thinned() -> None:
+    few, many = counts(9000, 0.3, 3.0)[:, None], counts(45_000, 0.3, 3.0)[:, None]
+    (a, _), (b, _) = (
+        empirical_background_prior(c, np.zeros(len(c), dtype=int), np.array([[True]]))
+        for c in (few, many)
+    )
+    assert a[0, 0] == pytest.approx(b[0, 0], abs=0.05)

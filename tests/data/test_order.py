@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from totalvi.data.order import shuffled_windows, some_of_each, windows_in_order
+from totalvi.data.order import shuffled_windows, some_of_each, windows_in_order, without_first
 
 
 def windows_of(seed, cells, **options):
@@ -61,3 +61,12 @@ def test_some_of_each_group_are_spread_over_it():
     assert (group[chosen] == 3).sum() == 100
     assert (group[chosen] == 8).sum() == 5
     assert np.diff(chosen[:100]).max() <= 11
+
+
+@pytest.mark.parametrize("skip", range(9))
+def test_the_first_minibatches_are_left_out_across_windows(skip):
+    windows = windows_in_order(np.arange(30), 4, 12)  # 8 minibatches
+    batches = [batch.tolist() for window in windows for batch in window]
+    left = without_first(windows, skip)
+    assert [batch.tolist() for window in left for batch in window] == batches[skip:]
+    assert all(left)

@@ -159,7 +159,7 @@ BROKEN = {
     "repeated column": (GOOD.replace(b"CD4", b"CD3"), 'more than one column "CD3"'),
     "header only": (GOOD[:13], "holds a line of names but no counts"),
     "one column": (b"cell\na\nb\n", "has only one column"),
-    "binary": (b"\x89HDF\r\n\x1a\n\0\0\0", "cannot be read as a table of text"),
+    "binary": (b"\x89HDF\r\n\x1a\n\0\0\0", "is not text"),
     "zeros": (bytes(1000), "is not text"),
     "latin-1 names": (GOOD.replace(b"CD4", b"TCR\xb1"), "cannot be read as a table of text"),
     "gzip cut short": (gzip.compress(GOOD * 99)[:60], "cannot be read as a table of text"),

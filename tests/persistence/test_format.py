@@ -1,13 +1,19 @@
 """A model folder is written whole or not at all, and a damaged one is refused."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import mudata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
+from safetensors.torch import save
 
+import totalvi
 from totalvi.errors import FormatError, OutputError
 from totalvi.persistence import format as model_format
 from totalvi.persistence.format import read_model, write_model
@@ -35,7 +41,7 @@ def test_round_trip(folder: Path) -> None:
         assert weights[name].dtype == tensor.dtype
     assert description["options"] == DESCRIPTION["options"]
     assert description["history"]["loss"][0] == 1.5
-    assert description["format_version"] == 1
+    assert description["format_version"] == 2
 
 
 def test_numpy_values_are_kept_as_numbers(tmp_path: Path) -> None:
@@ -108,40 +114,26 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
         write_model(tmp_path / "file" / "model", WEIGHTS, DESCRIPTION, overwrite=False)
 
 
-@pytest.mark.parametrize("step", ["save_file", "_flush", "_put_in_place"])
-def test_a_failed_write_leaves_the_old_model(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(model_format, step, fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_model(folder, {"b": torch.ones(1)}, {}, overwrite=True)
-    assert read_model(folder)[0].keys() == WEIGHTS.keys()
-    assert [path.name for path in folder.parent.iterdir()] == ["my.totalvi"]
-
-
-def test_a_failed_rename_puts_the_old_model_back(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename = Path.rename
-
-    def fail_for_the_new(self: Path, target: Path) -> Path:
-        if target == folder and self.name != "model":
-            raise OSError("disk full")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_for_the_new)
-    with pytest.raises(OSError, match="disk full"):
-        write_model(folder, {}, {}, overwrite=True)
-    assert read_model(folder)[0].keys() == WEIGHTS.keys()
-    assert [path.name for path in folder.parent.iterdir()] == ["my.totalvi"]
-
-
 def rewrite(folder: Path, **changes: Any) -> None:
     file = folder / "model.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def replace_weights(folder: Path) -> None:
+    """Other tensors, with a checksum that fits them."""
+    packed = save({"a": torch.zeros(7)})
+    (folder / "weights.safetensors").write_bytes(packed)
+    description = json.loads((folder / "model.json").read_text())
+    del description["sha256"]
+    description["weights_sha256"] = hashlib.sha256(packed).hexdigest()
+    description["sha256"] = model_format._checksum(description)
+    (folder / "model.json").write_text(json.dumps(description))
 
 
 def damage(folder: Path, how: str) -> None:
@@ -156,7 +148,10 @@ def damage(folder: Path, how: str) -> None:
         "weights empty": lambda: weights.write_bytes(b""),
         "weights missing": weights.unlink,
         "another format": lambda: rewrite(folder, format="scvi"),
-        "newer version": lambda: rewrite(folder, format_version=2),
+        "newer version": lambda: rewrite(folder, format_version=3),
+        "json changed": lambda: rewrite(folder, options=2),
+        "a tensor changed": lambda: flip(weights, -1),
+        "another's weights": lambda: replace_weights(folder),
         "no version": lambda: rewrite(folder, format_version=None),
     }[how]()
 
@@ -172,8 +167,11 @@ def damage(folder: Path, how: str) -> None:
         ("weights garbage", "weights.safetensors is damaged"),
         ("weights empty", "weights.safetensors is damaged"),
         ("weights missing", "weights.safetensors is damaged"),
+        ("json changed", r"model.json is damaged \(checksum\)"),
+        ("a tensor changed", r"weights.safetensors is damaged \(checksum\)"),
+        ("another's weights", r"does not hold the tensors that model.json lists"),
         ("another format", "does not describe a totalvi model"),
-        ("newer version", "format version 2, and this totalvi reads 1; update totalvi"),
+        ("newer version", "format version 3, and this totalvi reads 1 to 2; update totalvi"),
         ("no version", "format version None"),
     ],
 )
@@ -186,3 +184,39 @@ def test_a_damaged_model_is_refused(folder: Path, how: str, message: str) -> Non
 def test_no_folder_at_all(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is not a totalvi model"):
         read_model(tmp_path / "absent")
+
+
+def test_a_model_of_scvi_tools_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").touch()
+    for path in (tmp_path, tmp_path / "model.pt"):
+        with pytest.raises(FormatError, match=r"use totalvi\.persistence\.load_scvi"):
+            read_model(path)
+
+
+def test_the_model_says_what_wrote_it(folder: Path) -> None:
+    description = read_model(folder)[1]
+    assert description["versions"].keys() == {"python", "totalvi", "torch", "numpy"}
+    assert description["tensors"]["a"] == ["float32", [3, 2]]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_models_of_every_version_are_read(version: int) -> None:
+    stored = Path(__file__).parent / "stored"
+    answer = json.loads((stored / f"version_{version}.json").read_text())
+    cells = pd.Index(answer["cells"])
+    rna, protein = (
+        AnnData(np.array(answer[name], dtype=np.float32), obs=pd.DataFrame(index=cells))
+        for name in ("rna", "protein")
+    )
+    model = totalvi.Model.load(stored / f"version_{version}.totalvi")
+    rna.var_names, protein.var_names = model.schema.gene_names, model.schema.protein_names
+    rna.obs["batch"] = answer["batch"]
+    with mudata.set_options(pull_on_update=False):
+        data = mudata.MuData({"rna": rna, "prot": protein})
+    np.testing.assert_allclose(
+        model.get_latent_representation(data), answer["latent"], rtol=1e-4, atol=1e-4
+    )
+    assert model.history["validation_loss"].tolist() == answer["history"]
+    assert (model.fingerprint is None) == (version == 1)
+    assert model.plan is not None
+    assert model.plan.max_epochs == 3

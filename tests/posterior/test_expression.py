@@ -33,6 +33,14 @@ def module(**options: Any) -> TOTALVI:
     return TOTALVI(N_GENES, N_PROTEINS, 2, generator=generator, **arguments).eval()
 
 
+def without_spread(network: TOTALVI) -> None:
+    """Give the background of a latent state a standard deviation of nearly nothing."""
+    with torch.no_grad():
+        for parameter in network.decoder.background_scale_head.parameters():
+            parameter.zero_()
+        network.decoder.background_scale_head.bias.fill_(-60)
+
+
 def ask(
     data: CiteData,
     network: TOTALVI,
@@ -130,12 +138,25 @@ def test_samples_average_to_the_mean(
         "sample_protein_mixing": mixing,
         "include_protein_background": True,
     }
-    means = ask(data, module(), **query)
-    samples = ask(data, module(), **query, return_mean=False)
+    network = module()
+    without_spread(network)
+    means = ask(data, network, **query)
+    samples = ask(data, network, **query, return_mean=False)
     for mean, sample, width in zip(means, samples, (N_GENES, N_PROTEINS), strict=True):
         assert sample.shape == (4, len(CELLS), width)
         assert not np.array_equal(sample[0], sample[1])
         np.testing.assert_allclose(sample.mean(axis=0), mean, rtol=1e-4, atol=1e-7)
+
+
+def test_means_take_the_background_at_its_expectation(data: CiteData) -> None:
+    network = module()
+    with torch.no_grad():  # one latent state a cell, so that only the background varies
+        network.encoder.z_head.log_variance.bias.fill_(-30)
+        network.encoder.z_head.log_variance.weight.zero_()
+    few = ask(data, network, include_protein_background=True)[1]
+    many = ask(data, network, n_samples=4000, include_protein_background=True, return_mean=False)[1]
+    error = many.std(axis=0) / np.sqrt(len(many))
+    assert (np.abs(many.mean(axis=0) - few) < 6 * error + 0.02 * few).all()
 
 
 def test_background_adds_pi_beta(data: CiteData) -> None:

@@ -88,8 +88,11 @@ def test_chosen_features_and_batches(trained: totalvi.Model) -> None:
 def test_permuted_genes_lose_the_proteins_alone(trained: totalvi.Model) -> None:
     own = trained.get_feature_correlation_matrix(n_samples=3)
     control = trained.get_feature_correlation_matrix(n_samples=3, permute_genes=True)
-    assert np.abs(own.loc["rna", "protein"]).to_numpy().mean() > 0.1
-    assert np.abs(control.loc["rna", "protein"]).to_numpy().mean() < 0.06
+    across, permuted = (
+        np.abs(table.loc["rna", "protein"]).to_numpy().mean() for table in (own, control)
+    )
+    assert permuted < 0.06
+    assert across > 1.5 * permuted
     for modality in ("rna", "protein"):
         np.testing.assert_allclose(
             control.loc[modality, modality], own.loc[modality, modality], atol=2e-3

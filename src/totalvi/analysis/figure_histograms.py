@@ -9,15 +9,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from totalvi.analysis.figure_style import (
+    count_ticks,
+    panel_grid,
+    short_names,
+    title,
+)
+from totalvi.pictures.colors import (
     BACKGROUND,
     FOREGROUND,
     INK,
     QUIET,
     WARNING,
-    count_ticks,
-    panel_grid,
-    short_names,
-    title,
 )
 
 N_BINS = 45

@@ -15,17 +15,19 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from totalvi.analysis.figure_style import (
-    FOREGROUND,
-    INK,
-    QUIET,
-    WARNING,
-    category_colors,
     count_ticks,
     expression_colormap,
     new_figure,
     panel_grid,
     short_names,
     title,
+)
+from totalvi.pictures.colors import (
+    FOREGROUND,
+    INK,
+    QUIET,
+    WARNING,
+    category_colors,
 )
 
 SWEEPS = 200  # over all pairs of labels, to part them

@@ -1,49 +1,65 @@
-"""Writing a folder or a file whole or not at all."""
+"""Where results may go, and writing them whole or not at all."""
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from totalvi.atomic import locked, new_folder, parents_of, writing
 from totalvi.errors import OutputError
 
 RECORD = "run.json"
 STORE = "results.zarr"  # of a run on disk
-PARTS = {"results.h5mu", STORE, "model.totalvi", "tables", "figures", RECORD}
+PARTS = {
+    "results.h5mu",
+    STORE,
+    "imputed.h5ad",
+    "model.totalvi",
+    "tables",
+    "figures",
+    "report.html",
+    RECORD,
+}
+
+
+def checkpoint_of(output: Path) -> Path:
+    """Return the file beside ``output`` in which a run keeps its fit until the results are there.
+
+    Examples
+    --------
+    >>> checkpoint_of(Path("pbmc/results")).name
+    'results.checkpoint'
+    """
+    output = Path(os.path.realpath(output))
+    return output.with_name(f"{output.name}.checkpoint")
 
 
 @contextmanager
 def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder that becomes ``output`` when the block ends, and vanishes if it fails.
 
+    No other process can write ``output`` meanwhile.
+
     Parameters
     ----------
     output
-        A folder that does not exist or is empty, or a link to one; missing parents are made at
-        the end.
+        A folder that does not exist or is empty, or a link to one; missing parents are made.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end.
 
     Raises
     ------
     OutputError
-        If ``output`` may not be replaced or its parent cannot be written to.
+        If ``output`` may not be replaced, is being written, or cannot be.
     """
     require_writable(output, overwrite=overwrite)
-    output = Path(os.path.realpath(output))
-    staged = _staging_place(output)
-    with _writing(staged.parent):
-        staged.mkdir()
-    try:
-        yield staged
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _replace(staged, output)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+    place = Path(os.path.realpath(output))
+    with parents_of(place), locked(place):
+        require_writable(output, overwrite=overwrite)  # another run may have just ended
+        with new_folder(place) as folder:
+            yield folder
 
 
 @contextmanager
@@ -53,7 +69,7 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
     Parameters
     ----------
     output
-        A file with the ending ``suffix``; missing parents are made at the end.
+        A file with the ending ``suffix``; missing parents are made.
     overwrite
         Replace a file that is there.
 
@@ -69,35 +85,25 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
         raise OutputError(f"{output} is a folder: choose the name of a file")
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists: choose another name, or replace it with overwrite")
-    staged = _staging_place(output).with_suffix(suffix)
-    with _writing(staged.parent):
+    _nearest_folder(output)
+    with parents_of(output), writing(output):
+        staged = output.with_name(f".{output.name}.{uuid4().hex[:8]}{suffix}")
         staged.touch(exist_ok=False)
-    try:
-        yield staged
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staged.replace(output)
-    finally:
-        staged.unlink(missing_ok=True)
+        try:
+            yield staged
+            staged.replace(output)
+        finally:
+            staged.unlink(missing_ok=True)
 
 
-def _staging_place(output: Path) -> Path:
-    """Choose a new hidden name beside ``output``, or in the nearest folder above that exists."""
+def _nearest_folder(output: Path) -> Path:
+    """Return the nearest folder above ``output`` that exists."""
     nearest = next(folder for folder in output.parents if folder.exists())
     if not nearest.is_dir():
         raise OutputError(
             f"{nearest} is a file, so nothing can be made in it: choose another place"
         )
-    return nearest / f".{output.name}.{uuid4().hex[:8]}"
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write in {folder} ({error.strerror}): choose another output"
-        ) from error
+    return nearest
 
 
 def require_writable(output: Path, *, overwrite: bool = False) -> None:
@@ -123,7 +129,7 @@ def require_writable(output: Path, *, overwrite: bool = False) -> None:
         )
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file: choose a folder for the results")
-    nearest = _staging_place(output).parent
+    nearest = _nearest_folder(output)
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(
             f"cannot write in {nearest} (no permission): choose another output folder"
@@ -158,18 +164,3 @@ def _is_record(path: Path) -> bool:
     except (OSError, ValueError, LookupError, TypeError):
         return False
     return isinstance(versions, dict) and "totalvi" in versions
-
-
-def _replace(staged: Path, output: Path) -> None:
-    """Put ``staged`` in the place of ``output``, which is kept until that has succeeded."""
-    if not output.exists():
-        staged.rename(output)
-        return
-    old = staged.with_name(f"{staged.name}.old")
-    output.rename(old)
-    try:
-        staged.rename(output)
-    except OSError:
-        old.rename(output)
-        raise
-    shutil.rmtree(old)

@@ -1,13 +1,19 @@
 """From checked counts to a folder of results: fit, estimate, cluster, tabulate, draw, save."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import mudata
+import numpy as np
+import pandas as pd
 from mudata import MuData
 
+from totalvi.analysis.background import background_tables
 from totalvi.analysis.clusters import cluster_cells
+from totalvi.analysis.mixing import batch_mixing
 from totalvi.analysis.results import (
+    CLUSTER_COLUMN,
     DENOISED_LIBRARY_SIZE,
     Estimates,
     add_results,
@@ -21,6 +27,7 @@ from totalvi.data.cite import Keys
 from totalvi.model import Model
 
 POSTERIOR_SAMPLES = 25
+CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each anew
 
 
 def fit_and_write(
@@ -32,6 +39,8 @@ def fit_and_write(
     max_epochs: int | None,
     resolution: float,
     seed: int,
+    checkpoint: Path,
+    checkpoint_every: timedelta,
 ) -> tuple[dict[str, Any], list[str]]:
     """Fit a model to ``mdata``, which gets the results, and write everything into ``folder``.
 
@@ -45,8 +54,10 @@ def fit_and_write(
         An empty folder.
     steps
         Times the steps and shows them.
-    max_epochs, resolution, seed
+    max_epochs, resolution, seed, checkpoint_every
         As in :func:`totalvi.analysis.run.run`.
+    checkpoint
+        File in which the fit is kept; where it exists, the fit goes on from it.
 
     Returns
     -------
@@ -54,14 +65,26 @@ def fit_and_write(
         Sizes and the course of the fit, and warnings about antibodies.
     """
     with steps.step("train", spinner=False):
-        model = fit_model(mdata, keys, max_epochs, seed, steps.shown)
+        model = fit_model(
+            mdata, keys, steps.shown, max_epochs=max_epochs, seed=seed,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
     with steps.step("latent space and denoised counts"):
         estimates = _estimate(model)
     with steps.step("clusters and UMAP"):
         clusters = cluster_cells(estimates.latent, resolution=resolution, seed=seed)
     with steps.step("tables"):
         tables = make_tables(mdata, estimates, clusters, keys.batch_key, model.history)
-        write_tables(tables, folder / "tables")
+        background, background_warnings = background_tables(model, mdata)
+        tables |= background
+    add_results(mdata, estimates, clusters)
+    with steps.step("differential expression"):
+        tables |= differential_expression(model, mdata)
+    with steps.step("predictive checks"):
+        tables |= predictive_checks(model, mdata.n_obs, seed)
+    if keys.batch_key is not None:
+        tables["batches"] = batch_mixing(estimates.latent, mdata.obs[keys.batch_key], seed)
+    write_tables(tables, folder / "tables")
     summary: dict[str, Any] = model.fit_summary
     with steps.step("figures"):
         draw_figures(
@@ -76,7 +99,6 @@ def fit_and_write(
         )
     with steps.step("save"):
         model.save(folder / "model.totalvi")
-        add_results(mdata, estimates, clusters)
         with mudata.set_options(pull_on_update=False):
             mdata.write(folder / "results.h5mu", compression="gzip")
     return {
@@ -86,14 +108,22 @@ def fit_and_write(
         "clusters": len(clusters.labels.categories),
         "epochs": len(model.history),
         **summary,
+        "fingerprint": model.fingerprint,
         "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),
-    }, antibody_warnings(tables["proteins"])
+    }, [*antibody_warnings(tables["proteins"]), *background_warnings]
 
 
 def fit_model(
-    data: MuData | Path, keys: Keys, max_epochs: int | None, seed: int, show: bool
+    data: MuData | Path,
+    keys: Keys,
+    show: bool,
+    *,
+    max_epochs: int | None,
+    seed: int,
+    checkpoint: Path,
+    checkpoint_every: timedelta,
 ) -> Model:
-    """Fit a model to prepared counts, in memory or on disk."""
+    """Fit a model to prepared counts, in memory or on disk; where ``checkpoint`` exists, go on."""
     model = Model(
         data,
         batch_key=keys.batch_key,
@@ -103,9 +133,16 @@ def fit_model(
         categorical_covariate_keys=keys.categorical_covariate_keys,
         continuous_covariate_keys=keys.continuous_covariate_keys,
         allow_fractional=keys.allow_fractional,
+        isotype_controls=keys.isotype_controls,
         seed=seed,
     )
-    model.train(max_epochs=max_epochs, progress=show)
+    model.train(
+        max_epochs=max_epochs,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=True,
+        progress=show,
+    )
     return model
 
 
@@ -117,3 +154,20 @@ def _estimate(model: Model) -> Estimates:
         n_samples=POSTERIOR_SAMPLES, return_numpy=True
     )
     return Estimates(model.get_latent_representation(), rna, protein, foreground)
+
+
+def differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFrame]:
+    """Compare each cluster with the others; one cluster has nothing to be compared with."""
+    if mdata.obs[CLUSTER_COLUMN].nunique() < 2:
+        return {}
+    table = model.differential_expression(mdata, groupby=CLUSTER_COLUMN, progress=False)
+    return {"differential_expression": table}
+
+
+def predictive_checks(model: Model, n_cells: int, seed: int) -> dict[str, pd.DataFrame]:
+    """Draw counts anew for at most 1,000 cells taken at random, and compare."""
+    cells = np.sort(np.random.default_rng(seed).permutation(n_cells)[:CHECKED_CELLS])
+    check = model.posterior_predictive_check(
+        indices=cells, n_samples=POSTERIOR_SAMPLES, progress=False
+    )
+    return {"predictive_checks": check.table, "predictive_calibration": check.calibration}

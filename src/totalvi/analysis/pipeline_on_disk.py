@@ -1,6 +1,7 @@
 """From a store of counts to a folder of results, for cells that do not fit into memory."""
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,16 @@ from anndata import AnnData
 from anndata.io import write_elem
 from mudata import MuData
 
+from totalvi.analysis.background import background_tables
 from totalvi.analysis.clusters import NEIGHBORS, Clusters, cluster_cells
+from totalvi.analysis.mixing import batch_mixing
 from totalvi.analysis.output import STORE
-from totalvi.analysis.pipeline import POSTERIOR_SAMPLES, fit_model
+from totalvi.analysis.pipeline import (
+    POSTERIOR_SAMPLES,
+    differential_expression,
+    fit_model,
+    predictive_checks,
+)
 from totalvi.analysis.results import (
     CLUSTER_COLUMN,
     Estimates,
@@ -43,17 +51,19 @@ def fit_and_write_on_disk(
     max_epochs: int | None,
     resolution: float,
     seed: int,
+    checkpoint: Path,
+    checkpoint_every: timedelta,
 ) -> tuple[dict[str, Any], list[str]]:
     """Fit a model to ``results.zarr`` in ``folder``, and write everything into them.
 
     The store gets clusters, map, latent states, denoised proteins and foreground probabilities, but
     no denoised RNA, which is as large as cells times genes: `Model.get_normalized_expression` writes
-    it with ``out=``. Above `MAP_CELLS` cells, tables of clusters, proteins and markers, and figures,
-    are of that many, spread evenly over each batch.
+    it with ``out=``. Above `MAP_CELLS` cells, figures and all tables but those of cells and epochs are
+    of that many, spread evenly over each batch.
 
     Parameters
     ----------
-    keys, steps, max_epochs, resolution, seed
+    keys, steps, max_epochs, resolution, seed, checkpoint, checkpoint_every
         As in `totalvi.analysis.pipeline.fit_and_write`.
     folder
         Holds the store that `totalvi.analysis.prepare_on_disk.prepare_on_disk` wrote.
@@ -64,7 +74,10 @@ def fit_and_write_on_disk(
     """
     store = folder / STORE
     with steps.step("train", spinner=False):
-        model = fit_model(store, keys, max_epochs, seed, steps.shown)
+        model = fit_model(
+            store, keys, steps.shown, max_epochs=max_epochs, seed=seed,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
     with steps.step("latent space and denoised proteins"):
         latent = model.get_latent_representation()
         _write_proteins(model, folder, store)
@@ -91,7 +104,16 @@ def fit_and_write_on_disk(
             data.obs_names, batch, clusters.labels, clusters.umap, latent, totals.rna,
             totals.protein,
         )  # fmt: skip
-        write_tables(tables, folder / "tables")
+        background, background_warnings = background_tables(model, data)
+        tables |= background
+    with steps.step("differential expression"):
+        some.obs[CLUSTER_COLUMN] = of_sample.labels
+        tables |= differential_expression(model, some)
+    with steps.step("predictive checks"):
+        tables |= predictive_checks(model, data.n_obs, seed)
+    if batch is not None:
+        tables["batches"] = batch_mixing(latent[sample], batch.iloc[sample], seed)
+    write_tables(tables, folder / "tables")
     summary: dict[str, Any] = model.fit_summary
     with steps.step("figures"):
         draw_figures(
@@ -119,8 +141,9 @@ def fit_and_write_on_disk(
         "clusters": len(clusters.labels.categories),
         "epochs": len(model.history),
         **summary,
+        "fingerprint": model.fingerprint,
         "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),
-    }, antibody_warnings(tables["proteins"])
+    }, [*antibody_warnings(tables["proteins"]), *background_warnings]
 
 
 def join_nearest(latent: np.ndarray, sample: np.ndarray, found: Clusters, seed: int) -> Clusters:

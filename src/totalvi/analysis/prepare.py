@@ -1,7 +1,7 @@
 """From data as read to the cells and genes that a model is fitted to."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,11 +14,20 @@ from mudata import MuData
 
 from totalvi.data.checks import Finding, raise_errors
 from totalvi.data.cite import Keys, check_source, find_source
+from totalvi.data.empty_droplets import (
+    AMBIENT,
+    ambient_findings,
+    ambient_of,
+    require_same_run,
+)
 from totalvi.data.features import marked_controls
-from totalvi.data.modalities import renamed_features
+from totalvi.data.isotypes import ISOTYPE_MODALITY, control_findings, split_controls
+from totalvi.data.modalities import mudata_of, renamed_features
 from totalvi.data.read import read
 from totalvi.data.source import CountSource, genes_and_proteins
 from totalvi.errors import DataError
+
+RawPaths = str | Path | Mapping[str, str | Path]
 
 
 class Prepared(NamedTuple):
@@ -29,7 +38,7 @@ class Prepared(NamedTuple):
     mdata
         Modalities ``rna`` (CSR float32 raw counts), ``prot`` (dense float32 raw counts, NaN where
         unmeasured) and, if there was one, ``hto``; all annotation of the cells in ``obs``, of the
-        features in ``var``.
+        features in ``var``; isotype controls are apart, in ``isotype``.
     findings
         Warnings and notes of the checks and of what was left out.
     """
@@ -64,8 +73,27 @@ def read_input(
     return data, replace(keys, protein_expression_obsm_key=None)
 
 
+def find_ambient(
+    data: MuData | AnnData, keys: Keys, proteins: pd.Index, raw: RawPaths | None
+) -> tuple[pd.DataFrame | None, list[Finding]]:
+    """Return the ambient table of the raw matrix, or that which the data have, and what it says."""
+    modalities = (keys.rna_modality, keys.protein_modality)
+    if raw is None:
+        ambient = ambient_of(data, keys.batch_key, modalities, None)
+    else:
+        ambient = require_same_run(
+            raw, data, proteins, batch_key=keys.batch_key, modalities=modalities
+        )
+    return ambient, [] if ambient is None else ambient_findings(ambient)
+
+
 def prepare(
-    data: MuData | AnnData, keys: Keys, *, n_genes: int = 4000, drop_empty_cells: bool = True
+    data: MuData | AnnData,
+    keys: Keys,
+    *,
+    n_genes: int = 4000,
+    drop_empty_cells: bool = True,
+    raw: RawPaths | None = None,
 ) -> Prepared:
     """Find and check the counts, leave out empty cells and genes, and select variable genes.
 
@@ -79,13 +107,15 @@ def prepare(
         With more genes than this, that many are selected for varying most.
     drop_empty_cells
         Whether cells without any RNA count are left out, with a warning; otherwise they are an error.
+    raw
+        The raw matrix with the empty droplets, or one for each batch.
 
     Raises
     ------
     DataError
         When the counts or their annotation cannot be used.
     """
-    source = find_source(data, keys)
+    source = whole = find_source(data, keys)
     all_cells = source.cell_names
     kept = np.ones(len(all_cells), dtype=bool)
     notes = renamed_features(data)
@@ -116,6 +146,14 @@ def prepare(
     hashtags, hashtag_notes = _hashtags(data, all_cells, kept)
     findings = [finding for finding in findings if finding.code != "gene_zero"]
     mdata = _to_mudata(source, chosen, data, keys, hashtags)
+    controls = split_controls(data, whole, keys.protein_modality, keys.isotype_controls)[1]
+    notes += control_findings(controls)
+    if controls.shape[1]:
+        mdata = _with_controls_apart(mdata, controls.iloc[kept])
+    ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
+    if ambient is not None:
+        mdata.uns[AMBIENT] = ambient.copy()
+    notes += ambient_notes
     return Prepared(mdata, findings + notes + hashtag_notes)
 
 
@@ -190,6 +228,18 @@ def _to_mudata(
         prepared = MuData(modalities)
     prepared.obs = pd.DataFrame(source.obs, index=source.cell_names)
     return prepared
+
+
+def _with_controls_apart(mdata: MuData, controls: pd.DataFrame) -> MuData:
+    """Move the isotype controls from the proteins to a modality of their own."""
+    names = controls.columns
+    others = ~mdata["prot"].var_names.isin(names)
+    modalities = {**mdata.mod, "prot": mdata["prot"][:, others].copy()}
+    cells = pd.DataFrame(index=mdata.obs_names)
+    modalities[ISOTYPE_MODALITY] = AnnData(
+        controls.to_numpy(np.float32), obs=cells, var=pd.DataFrame(index=names)
+    )
+    return mudata_of(modalities, mdata.obs)
 
 
 def feature_annotation(

@@ -8,8 +8,11 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.analysis.convert import write_source
+from totalvi.analysis.prepare import RawPaths, find_ambient
 from totalvi.data.checks import Finding, raise_errors, tally_by_group
 from totalvi.data.cite import Keys, check_source, find_source
+from totalvi.data.isotypes import control_findings, split_controls
+from totalvi.data.modalities import renamed_features
 from totalvi.data.on_disk import row_blocks
 from totalvi.data.source import CountSource
 from totalvi.errors import DataError
@@ -22,6 +25,7 @@ def prepare_on_disk(
     *,
     n_genes: int = 4000,
     drop_empty_cells: bool = True,
+    raw: RawPaths | None = None,
 ) -> list[Finding]:
     """Do what `totalvi.analysis.prepare.prepare` does, some cells at a time; write the rest to a store.
 
@@ -29,10 +33,10 @@ def prepare_on_disk(
     ----------
     data
         From `totalvi.analysis.convert.open_input`.
-    keys, n_genes, drop_empty_cells
+    keys, n_genes, drop_empty_cells, raw
         As in `prepare`.
     store
-        Folder of the store to write: modalities ``rna``, ``prot`` and ``hto``.
+        Folder of the store to write: modalities ``rna``, ``prot``, ``hto`` and ``isotype``.
 
     Returns
     -------
@@ -47,7 +51,9 @@ def prepare_on_disk(
     if drop_empty_cells:
         findings = [finding for finding in findings if finding.code != "cell_without_rna"]
     raise_errors(findings)
-    notes = _left_out(kept, "without any RNA count")
+    controls = split_controls(data, source, keys.protein_modality, keys.isotype_controls)[1]
+    ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
+    notes = renamed_features(data) + _left_out(kept, "without any RNA count")
     genes, gene_notes = _choose_genes(source, keys.batch_key, n_genes, tally.gene_total > 0, kept)
     expressed = kept & _expressed(source, genes)
     lost = _left_out(expressed[kept], "without a count of the selected genes")
@@ -57,9 +63,11 @@ def prepare_on_disk(
             f'cells: {lost[0].message.removeprefix("left out: ")}, such as "{first}": select more '
             "genes, or leave such cells out"
         )
-    write_source(store, source, data, keys, cells=expressed, genes=genes)
+    write_source(
+        store, source, data, keys, cells=expressed, genes=genes, controls=controls, ambient=ambient
+    )
     findings = [finding for finding in findings if finding.code != "gene_zero"]
-    return findings + notes + gene_notes + lost
+    return findings + notes + gene_notes + lost + control_findings(controls) + ambient_notes
 
 
 def _choose_genes(

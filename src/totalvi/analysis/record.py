@@ -1,40 +1,143 @@
-"""What a run records of itself: arguments, versions, and the hash of its input."""
+"""What a run records of itself, and what it takes to repeat it: arguments, versions, input."""
 
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from totalvi.errors import ReadError
 
 PACKAGES = ("totalvi", "torch", "numpy", "scipy", "scanpy", "anndata", "mudata")
+OF_THE_OUTPUT = ("output", "overwrite", "resume", "checkpoint_every", "progress")
+"""Arguments of a run that change no number."""
 
 
-def provenance(arguments: Mapping[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
+def provenance(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Return when and with what the run was made, as JSON can hold it.
 
     Parameters
     ----------
     arguments
-        Of the run; values other than numbers, texts and sequences of them are left out.
+        Of the run; of values other than numbers, texts and sequences of them, only the type is kept.
     inputs
-        Files or folders that were read.
+        Files or folders that were read, by argument; ``raw[donor]`` for one of several raw matrices.
     """
+    import torch
+
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "arguments": {name: _plain(value) for name, value in arguments.items()},
-        "input_sha256": {str(path): sha256(path) for path in inputs},
+        **asked(arguments, inputs),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
     }
+
+
+def asked(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the part of the record that says what was asked for: arguments, and hashes of inputs."""
+    paths = {name: str(path.absolute()) for name, path in inputs.items()}
+    return {
+        "arguments": {name: _plain(value) for name, value in arguments.items()} | paths,
+        "input_sha256": {name: sha256(path) for name, path in inputs.items()},
+    }
+
+
+class Repeat(NamedTuple):
+    """A run to be repeated.
+
+    Attributes
+    ----------
+    arguments
+        Of :func:`totalvi.analysis.run.run`, all but those about the output.
+    notes
+        What may give other numbers this time.
+    """
+
+    arguments: dict[str, Any]
+    notes: list[str]
+
+
+def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
+    """Return the run in a ``run.json``, once its input is seen to be what it was.
+
+    Parameters
+    ----------
+    path
+        Written by a run.
+    moved
+        Where inputs are now, by argument, if they are not where they were.
+
+    Raises
+    ------
+    ReadError
+        When the file is not the record of a run, or its input has changed or is gone.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        arguments, hashes = dict(record["arguments"]), dict(record["input_sha256"])
+        versions = dict(record["versions"])
+        if "totalvi" not in versions or not set(hashes) <= set(arguments):
+            raise LookupError("versions or inputs")
+    except OSError as error:
+        raise ReadError(f"{path} cannot be read ({error.strerror}): give a run.json") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ReadError(f"{path} is not the run.json of a run that can be repeated") from error
+    if "input" not in hashes:
+        raise ReadError(f"{path} is of a run on data in memory: repeat it from Python")
+    for name in moved:
+        if name not in hashes:
+            raise ReadError(f"{path} is of a run without {name}: leave it out")
+    arguments |= {name: str(place) for name, place in moved.items()}
+    for name, expected in hashes.items():
+        _require_unchanged(Path(arguments[name]), expected, path)
+    now = {"python": platform.python_version()} | {
+        package: version(package) for package in PACKAGES
+    }
+    notes = [
+        f"{package} is {now[package]}, and was {then}: numbers may differ"
+        for package, then in versions.items()
+        if now.get(package, then) != then
+    ]
+    by_batch = {name[4:-1]: arguments.pop(name) for name in hashes if name.startswith("raw[")}
+    if by_batch:
+        arguments["raw"] = by_batch
+    return Repeat({k: v for k, v in arguments.items() if k not in OF_THE_OUTPUT}, notes)
+
+
+def _require_unchanged(place: Path, expected: str, record: Path) -> None:
+    if not place.exists():
+        raise ReadError(f"{place}, the input of {record}, is not there: say where it is now")
+    if sha256(place) != expected:
+        raise ReadError(
+            f"{place} is not the input of {record} any more (other SHA-256): give the file it was"
+        )
 
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
     """Write ``record`` as indented JSON."""
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
+    """Return whether the record at ``path`` is of a run on files that asked for the same."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        theirs, hashes = dict(record["arguments"]), record["input_sha256"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    ours = asked(arguments, inputs)
+    differing = {
+        name
+        for name in {*theirs, *ours["arguments"]}
+        if theirs.get(name) != ours["arguments"].get(name)
+    }
+    return "input" in inputs and hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
 
 
 def sha256(path: Path) -> str:
@@ -53,6 +156,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
     return (
         value if isinstance(value, str | int | float | None) else f"{type(value).__name__} object"
     )

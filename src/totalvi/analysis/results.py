@@ -19,6 +19,7 @@ from totalvi.analysis.tables import cell_table, cluster_table, protein_table
 
 CLUSTER_COLUMN = "leiden_totalvi"
 DENOISED_LIBRARY_SIZE = 10_000
+LONG_TABLES = {"cells", "differential_expression"}
 
 
 class Estimates(NamedTuple):
@@ -106,10 +107,10 @@ def make_tables(
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Write each table as CSV; ``cells``, which has many rows, with gzip."""
+    """Write each table as CSV; those of many rows with gzip."""
     folder.mkdir()
     for name, table in tables.items():
-        ending = "csv.gz" if name == "cells" else "csv"
+        ending = "csv.gz" if name in LONG_TABLES else "csv"
         table.to_csv(folder / f"{name}.{ending}", float_format="%.6g")
 
 

@@ -1,7 +1,10 @@
 """The whole way from a count file to a folder of results."""
 
+import inspect
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,13 +12,19 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.analysis.convert import open_input
-from totalvi.analysis.output import RECORD, STORE, require_writable, staged_folder
+from totalvi.analysis.output import (
+    RECORD,
+    STORE,
+    checkpoint_of,
+    require_writable,
+    staged_folder,
+)
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
-from totalvi.analysis.record import provenance, write_record
+from totalvi.analysis.record import is_record_of, provenance, read_record, write_record
 from totalvi.analysis.steps import Steps
 from totalvi.data.cite import Keys
-from totalvi.errors import OutputError
+from totalvi.errors import OutputError, ReadError, TrainingError
 
 
 class RunResult(NamedTuple):
@@ -40,6 +49,7 @@ def run(
     input: str | Path | MuData | AnnData,
     output: str | Path,
     *,
+    raw: str | Path | Mapping[str, str | Path] | None = None,
     protein_path: str | Path | None = None,
     genome: str | None = None,
     hashtags: str | Sequence[str] | None = None,
@@ -57,6 +67,7 @@ def run(
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
     allow_fractional: bool = False,
+    isotype_controls: Sequence[str] | None = None,
     drop_empty_cells: bool = True,
     n_genes: int = 4000,
     max_epochs: int | None = None,
@@ -64,13 +75,16 @@ def run(
     seed: int = 0,
     on_disk: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
     progress: bool | None = None,
 ) -> RunResult:
     """Check, select genes, fit, embed, cluster, denoise, and write tables and figures.
 
     ``output`` then holds ``results.h5mu`` (``results.zarr`` with ``on_disk``), ``model.totalvi``,
-    ``tables``, ``figures`` and ``run.json``. It appears whole at the end; a run that fails leaves
-    nothing behind.
+    ``tables``, ``figures`` and ``run.json``. It appears whole at the end. Until then the fit is kept
+    beside it in ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing
+    behind.
 
     Parameters
     ----------
@@ -78,6 +92,9 @@ def run(
         A path that :func:`totalvi.read` takes, or data in memory, which is never written to.
     output
         A folder that does not exist or is empty, or a link to one.
+    raw
+        The raw matrix of all barcodes, or one for each batch, whose empty droplets anchor the
+        background; see :func:`totalvi.ambient_profile`.
     protein_path, genome, hashtags, controls, cells_in
         How to read a path; see :func:`totalvi.read`.
     batch_key, panel_key, labels_key, size_factor_key
@@ -88,6 +105,8 @@ def run(
         Where the counts are; see :class:`totalvi.Model`.
     allow_fractional
         Whether counts may have fractions.
+    isotype_controls
+        As in :class:`totalvi.Model`; they come apart, as modality ``isotype``.
     drop_empty_cells
         Leave out cells without any RNA count, with a warning; otherwise they are an error.
     n_genes
@@ -102,7 +121,13 @@ def run(
         Whether counts are left on disk and read some cells at a time; ``input`` is then a path. What
         differs is in `totalvi.analysis.pipeline_on_disk.fit_and_write_on_disk`.
     overwrite
-        Replace the folder of an earlier run, which holds nothing else, at the end.
+        Replace the folder of an earlier run, which holds nothing else, at the end; forget the
+        checkpoint of an interrupted run, unless ``resume``.
+    resume
+        Go on from the checkpoint of an interrupted run with the same arguments, to the same results;
+        start if there is none; do nothing if its results are there.
+    checkpoint_every
+        How often the fit is kept.
     progress
         Whether to show the steps on standard error; by default when it is a terminal.
 
@@ -110,13 +135,20 @@ def run(
     ------
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
+    KeyboardInterrupt
+        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
     """
     arguments = dict(locals())
     read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
     output = Path(output)
-    paths = [Path(p) for p in (input, protein_path) if isinstance(p, str | Path)]
-    for path in paths:
-        _refuse_input_in_output(path, output)
+    by_batch = raw.items() if isinstance(raw, Mapping) else ()
+    raws: dict[str, Any] = {f"raw[{batch}]": path for batch, path in by_batch} or {"raw": raw}
+    given: dict[str, Any] = {"input": input, "protein_path": protein_path, **raws}
+    paths = {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
+    for path in paths.values():
+        refuse_input_in_output(path, output)
+    if resume and is_record_of(output / RECORD, arguments, paths):
+        return _finished(output)
     steps = Steps(progress)
     keys = Keys(
         batch_key=batch_key,
@@ -131,10 +163,22 @@ def run(
         protein_layer=protein_layer,
         protein_expression_obsm_key=protein_expression_obsm_key,
         allow_fractional=allow_fractional,
+        isotype_controls=None if isotype_controls is None else tuple(isotype_controls),
     )
     require_writable(output, overwrite=overwrite)
-    course: dict[str, Any] = {"max_epochs": max_epochs, "resolution": resolution, "seed": seed}
-    choice: dict[str, Any] = {"n_genes": n_genes, "drop_empty_cells": drop_empty_cells}
+    checkpoint = checkpoint_of(output)
+    course: dict[str, Any] = {
+        "max_epochs": max_epochs,
+        "resolution": resolution,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "checkpoint_every": checkpoint_every,
+    }
+    choice: dict[str, Any] = {
+        "n_genes": n_genes,
+        "drop_empty_cells": drop_empty_cells,
+        "raw": raw,
+    }
     with steps.step("read"):
         if not on_disk:
             data, keys = read_input(input, keys, read_options)
@@ -150,13 +194,20 @@ def run(
         if on_disk:
             with steps.step("check and select genes"):
                 findings = prepare_on_disk(data, keys, folder / STORE, **choice)
-            from totalvi.analysis.pipeline_on_disk import fit_and_write_on_disk
+        if not resume:
+            _forget(checkpoint, overwrite=overwrite)
+        try:
+            if on_disk:
+                from totalvi.analysis.pipeline_on_disk import fit_and_write_on_disk
 
-            summary, antibody_warnings = fit_and_write_on_disk(keys, folder, steps, **course)
-        else:
-            from totalvi.analysis.pipeline import fit_and_write
+                summary, antibody_warnings = fit_and_write_on_disk(keys, folder, steps, **course)
+            else:
+                from totalvi.analysis.pipeline import fit_and_write
 
-            summary, antibody_warnings = fit_and_write(mdata, keys, folder, steps, **course)
+                summary, antibody_warnings = fit_and_write(mdata, keys, folder, steps, **course)
+        except TrainingError:
+            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
         messages = {
             severity: [f.message for f in findings if f.severity == severity]
             for severity in ("warning", "note")
@@ -169,8 +220,80 @@ def run(
             "notes": messages["note"],
         }
         write_record(record, folder / RECORD)
-        files = sorted(_written(folder))
+        files = _files(folder)
+    checkpoint.unlink(missing_ok=True)
     return RunResult(output, files, record)
+
+
+def repeat(
+    record: str | Path,
+    output: str | Path,
+    *,
+    input: str | Path | None = None,
+    protein_path: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
+    progress: bool | None = None,
+) -> RunResult:
+    """Repeat the run of a ``run.json``: on the same machine, with the same numbers.
+
+    Parameters
+    ----------
+    record
+        The ``run.json``.
+    output, overwrite, resume, checkpoint_every, progress
+        As in :func:`run`.
+    input, protein_path
+        Where the input is now, if it was moved.
+
+    Raises
+    ------
+    TotalviError
+        When the record cannot be read, or the input is gone or has changed; as in :func:`run`.
+    """
+    given = {"input": input, "protein_path": protein_path}
+    moved = {name: Path(path) for name, path in given.items() if path is not None}
+    arguments, notes = read_record(Path(record), moved)
+    unknown = sorted(set(arguments) - set(inspect.signature(run).parameters))
+    if unknown:
+        raise ReadError(
+            f"{record} asks for {unknown[0]}, which this totalvi does not know: update it"
+        )
+    result = run(
+        **arguments,
+        output=output,
+        overwrite=overwrite,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    return result._replace(record=result.record | {"notes": [*result.record["notes"], *notes]})
+
+
+def _forget(checkpoint: Path, *, overwrite: bool) -> None:
+    """Remove the checkpoint of an earlier run, if that is what it is and asked for."""
+    from totalvi.training.checkpoint import is_checkpoint
+
+    if not checkpoint.exists():
+        return
+    if overwrite and is_checkpoint(checkpoint):
+        checkpoint.unlink()
+        return
+    raise OutputError(
+        f"{checkpoint} is there, of a run that was interrupted: go on with resume, or delete it"
+    )
+
+
+def _finished(output: Path) -> RunResult:
+    """Return what a run that has ended made."""
+    record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+    checkpoint_of(output).unlink(missing_ok=True)  # if it died just before it would have
+    return RunResult(output, _files(output), record)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(_written(folder))
 
 
 def _written(folder: Path) -> Iterator[Path]:
@@ -184,7 +307,7 @@ def _written(folder: Path) -> Iterator[Path]:
             yield place
 
 
-def _refuse_input_in_output(given: Path, output: Path) -> None:
+def refuse_input_in_output(given: Path, output: Path) -> None:
     """Refuse an input that is in the output, or is a link in it, or is a link into it."""
     place, real = given.absolute(), Path(os.path.realpath(given))
     above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}

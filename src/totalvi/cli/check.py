@@ -13,6 +13,7 @@ COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": Non
 
 def check(
     input: options.Input,
+    raw: options.RawPath = None,
     protein: options.ProteinPath = None,
     genome: options.Genome = None,
     hashtags: options.Hashtags = None,
@@ -25,6 +26,7 @@ def check(
     covariate: options.Covariates = None,
     continuous_covariate: options.ContinuousCovariates = None,
     allow_fractional: options.AllowFractional = False,
+    keep_isotypes: options.KeepIsotypes = False,
     rna_modality: options.RnaModality = "rna",
     protein_modality: options.ProteinModality = "prot",
     rna_layer: options.RnaLayer = None,
@@ -41,10 +43,12 @@ def check(
     Examples:
       totalvi check filtered_feature_bc_matrix.h5
       totalvi check cells.h5mu --batch donor --json
+      totalvi check filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5
     """
-    from totalvi.analysis.prepare import ReadOptions, read_input
+    from totalvi.analysis.prepare import ReadOptions, find_ambient, read_input
     from totalvi.data.cite import Keys, check_source, find_source
     from totalvi.data.finding import Finding
+    from totalvi.data.isotypes import control_findings, split_controls
     from totalvi.data.modalities import renamed_features
     from totalvi.errors import DataError
 
@@ -61,11 +65,16 @@ def check(
         protein_layer=protein_layer,
         protein_expression_obsm_key=protein_obsm,
         allow_fractional=allow_fractional,
+        isotype_controls=() if keep_isotypes else None,
     )
     read_options = ReadOptions(protein, genome, hashtags, controls, cells_in)
     data, keys = read_input(input, keys, read_options)
     try:
-        findings = [*check_source(find_source(data, keys), keys), *renamed_features(data)]
+        source = find_source(data, keys)
+        findings = [*check_source(source, keys), *renamed_features(data)]
+        split = split_controls(data, source, keys.protein_modality, keys.isotype_controls)
+        findings += control_findings(split[1])
+        findings += find_ambient(data, keys, source.protein_names, options.raw_paths(raw))[1]
     except DataError as error:
         findings = [Finding("error", "counts_not_found", str(error))]
     findings = [finding._replace(message=with_options(finding.message)) for finding in findings]

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -13,13 +14,18 @@ import typer
 from totalvi.cli.check import check
 from totalvi.cli.convert import convert
 from totalvi.cli.datasets import datasets
+from totalvi.cli.explore import explore
+from totalvi.cli.impute import impute
+from totalvi.cli.map import map_cells
+from totalvi.cli.report import report
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
 from totalvi.errors import TotalviError
 
 BAD_INPUT = 2
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
 UNEXPECTED = 1
 
 app = typer.Typer(
@@ -31,6 +37,7 @@ app = typer.Typer(
         "  totalvi demo\n"
         "  totalvi check filtered_feature_bc_matrix.h5\n"
         "  totalvi run filtered_feature_bc_matrix.h5 -o results\n"
+        "  totalvi explore results\n"
     ),
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,8 +46,12 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(demo)
+app.command()(explore)
+app.command()(impute)
 app.command()(check)
 app.command()(convert)
+app.command("map")(map_cells)
+app.command()(report)
 app.command()(simulate)
 app.add_typer(datasets, name="datasets")
 
@@ -49,16 +60,20 @@ def main() -> NoReturn:
     """Run the command line of this process."""
     # Idle threads must sleep: on a busy machine, waiting in a loop slows a fit many times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half-written files go
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(execute(sys.argv[1:]))
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(TERMINATED)  # an exception, so that half-written files go
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
     0: done; 1: an unexpected failure; 2: the input, an option or the output cannot be used;
-    130: interrupted. Failures are one line on standard error, except under ``--debug``, which may
-    stand anywhere.
+    130: interrupted; 143: terminated. Failures are one line on standard error, except under
+    ``--debug``, which may stand anywhere.
     """
     debug = "--debug" in arguments
     rest = [argument for argument in arguments if argument != "--debug"]
@@ -68,6 +83,10 @@ def execute(arguments: Sequence[str]) -> int:
             status = app(rest, prog_name="totalvi", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
+    except SystemExit as leave:
+        if leave.code != TERMINATED:
+            raise
+        status = TERMINATED
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has left: keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,6 +98,8 @@ def execute(arguments: Sequence[str]) -> int:
         typer.echo(f"error: {' '.join(message.split())}", err=True)
     if status == INTERRUPTED:  # the option parser turns Ctrl-C into this status without a word
         typer.echo("interrupted", err=True)
+    if status == TERMINATED:
+        typer.echo("terminated", err=True)
     return status
 
 

@@ -5,17 +5,40 @@ from typing import Annotated, Literal
 
 import typer
 
+from totalvi.errors import ReadError
+
+INPUT_HELP = "Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv"
+
 Input = Annotated[
     str,
     typer.Argument(
         metavar="INPUT",
-        help="Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv.",
+        help=f"{INPUT_HELP}.",
         show_default=False,
     ),
+]
+InputOfRun = Annotated[
+    str | None,
+    typer.Argument(metavar="INPUT", help=f"{INPUT_HELP}; not needed with --from."),
 ]
 ProteinPath = Annotated[
     Path | None,
     typer.Option("--protein", metavar="PATH", help="Protein counts, if INPUT holds only RNA."),
+]
+RawPath = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--raw",
+        metavar="[BATCH=]PATH",
+        help=(
+            "Raw matrix of all barcodes, whose empty droplets anchor the background; repeatable, "
+            "one a batch."
+        ),
+    ),
+]
+KeepIsotypes = Annotated[
+    bool,
+    typer.Option("--keep-isotypes", help="Model isotype controls like other antibodies, too."),
 ]
 Genome = Annotated[
     str | None,
@@ -109,3 +132,41 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives th
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier run wrote, at the end.")
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the interrupted run; start if there is none."),
+]
+CheckpointEvery = Annotated[
+    float,
+    typer.Option(
+        "--checkpoint-every", metavar="MINUTES", min=0.0, help="How often the fit is kept."
+    ),
+]
+
+
+def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
+    """Return the path of the raw matrix, or one for each batch.
+
+    Raises
+    ------
+    ReadError
+        When several are given without a batch each.
+
+    Examples
+    --------
+    >>> raw_paths(["raw.h5"]), raw_paths(["a=raw_a.h5", "b=raw_b.h5"])
+    ('raw.h5', {'a': 'raw_a.h5', 'b': 'raw_b.h5'})
+    """
+    if not given:
+        return None
+    if len(given) == 1 and ("=" not in given[0] or Path(given[0]).exists()):
+        return given[0]
+    by_batch: dict[str, str] = {}
+    for one in given:
+        batch, equals, path = one.partition("=")
+        if not (equals and batch and path) or batch in by_batch:
+            raise ReadError(
+                f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH"
+            )
+        by_batch[batch] = path
+    return by_batch

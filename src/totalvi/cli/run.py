@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +23,15 @@ Output = Annotated[
 ]
 
 
+REPEATED = {"input", "output", "protein", "record", "overwrite", "resume", "checkpoint_every"}
+"""Options of a run that can be given with ``--from``."""
+
+
 def run(
-    input: options.Input,
+    context: typer.Context,
     output: Output,
+    input: options.InputOfRun = None,
+    raw: options.RawPath = None,
     protein: options.ProteinPath = None,
     genome: options.Genome = None,
     hashtags: options.Hashtags = None,
@@ -54,8 +63,15 @@ def run(
         ),
     ] = False,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10.0,
+    record: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="run.json", help="Repeat the run that wrote this."),
+    ] = None,
     refuse_empty_cells: options.RefuseEmptyCells = False,
     allow_fractional: options.AllowFractional = False,
+    keep_isotypes: options.KeepIsotypes = False,
     rna_modality: options.RnaModality = "rna",
     protein_modality: options.ProteinModality = "prot",
     rna_layer: options.RnaLayer = None,
@@ -65,52 +81,81 @@ def run(
     """Make a folder of results from raw counts.
 
     Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
-    counts, tables, figures and the model. The folder appears whole at the end, or not at all.
+    counts, tables, figures, the model and a report. The folder appears whole at the end, or not at
+    all. Until then the fit is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step,
+    with exit status 130 and 143, and --resume goes on to the same results.
 
     \b
     Examples:
       totalvi run filtered_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor
       totalvi run rna.csv --protein adt.csv -o results
+      totalvi run filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5 -o results
+      totalvi run cells.h5mu -o results --batch donor --resume
+      totalvi run --from results/run.json -o again
       totalvi run million_cells.h5ad -o results --on-disk
     """
+    from totalvi.analysis.run import repeat
     from totalvi.analysis.run import run as run_pipeline
 
-    result = run_pipeline(
-        input,
-        output,
-        protein_path=protein,
-        genome=genome,
-        hashtags=hashtags,
-        controls=controls,
-        cells_in=cells_in,
-        batch_key=batch,
-        panel_key=panel,
-        labels_key=labels,
-        size_factor_key=size_factor,
-        categorical_covariate_keys=covariate or (),
-        continuous_covariate_keys=continuous_covariate or (),
-        n_genes=genes,
-        max_epochs=epochs,
-        resolution=resolution,
-        seed=seed,
-        on_disk=on_disk,
-        overwrite=overwrite,
-        drop_empty_cells=not refuse_empty_cells,
-        allow_fractional=allow_fractional,
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        rna_layer=rna_layer,
-        protein_layer=protein_layer,
-        protein_expression_obsm_key=protein_obsm,
-    )
-    _summarize(result)
+    every = timedelta(minutes=checkpoint_every)
+    if record is not None:
+        _refuse_others_than_repeated(context)
+        with _keeping(output):
+            result = repeat(
+                record,
+                output,
+                input=input,
+                protein_path=protein,
+                overwrite=overwrite,
+                resume=resume,
+                checkpoint_every=every,
+            )
+        _finish(result)
+        return
+    if input is None:
+        raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
+    with _keeping(output):
+        result = run_pipeline(
+            input,
+            output,
+            raw=options.raw_paths(raw),
+            protein_path=protein,
+            genome=genome,
+            hashtags=hashtags,
+            controls=controls,
+            cells_in=cells_in,
+            batch_key=batch,
+            panel_key=panel,
+            labels_key=labels,
+            size_factor_key=size_factor,
+            categorical_covariate_keys=covariate or (),
+            continuous_covariate_keys=continuous_covariate or (),
+            n_genes=genes,
+            max_epochs=epochs,
+            resolution=resolution,
+            seed=seed,
+            on_disk=on_disk,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=every,
+            drop_empty_cells=not refuse_empty_cells,
+            allow_fractional=allow_fractional,
+            isotype_controls=() if keep_isotypes else None,
+            rna_modality=rna_modality,
+            protein_modality=protein_modality,
+            rna_layer=rna_layer,
+            protein_layer=protein_layer,
+            protein_expression_obsm_key=protein_obsm,
+        )
+    _finish(result)
 
 
 def demo(
     output: Output = Path("totalvi-demo"),
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
 ) -> None:
     """Run everything on simulated counts.
 
@@ -125,8 +170,8 @@ def demo(
     from totalvi.data.simulate import simulate
 
     data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
-    _summarize(
-        run_pipeline(
+    with _keeping(output):
+        result = run_pipeline(
             data,
             output,
             batch_key="batch",
@@ -134,12 +179,45 @@ def demo(
             max_epochs=DEMO_EPOCHS,
             seed=seed,
             overwrite=overwrite,
+            resume=resume,
         )
-    )
+    _finish(result)
 
 
-def _summarize(result: RunResult) -> None:
-    record = result.record
+def _refuse_others_than_repeated(context: typer.Context) -> None:
+    """Refuse options beside ``--from`` that would make it another run."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name not in REPEATED and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"{parameter.opts[0]} was given with --from, which repeats a run as it was"
+            )
+
+
+@contextmanager
+def _keeping(output: Path) -> Iterator[None]:
+    """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
+    from totalvi.analysis.output import checkpoint_of
+    from totalvi.errors import Interrupted
+
+    try:
+        yield
+    except BaseException as error:
+        checkpoint = checkpoint_of(output)
+        is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
+        if is_kept or isinstance(error, Interrupted):
+            typer.echo(f"the fit is kept in {checkpoint}: go on with --resume", err=True)
+        if isinstance(error, Interrupted):
+            raise typer.Exit(128 + error.signal_number) from error
+        raise
+
+
+def _finish(result: RunResult) -> None:
+    """Make the report of a run, and sum the run up."""
+    from totalvi.report.build import build_report
+
+    report, record = build_report(result.folder), result.record
     typer.echo(
         f"{record['cells']:,} cells, {record['genes']:,} genes, {record['proteins']:,} proteins: "
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
@@ -153,3 +231,4 @@ def _summarize(result: RunResult) -> None:
         if file.parts[0] != "model.totalvi":
             typer.echo(f"  {result.folder / file}")
     typer.echo(f"  {result.folder / 'model.totalvi'}")
+    typer.echo(f"  {report}  (open it in a browser)")

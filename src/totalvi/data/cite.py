@@ -1,5 +1,6 @@
 """CiteData: checked counts and annotation as arrays, in the order that a model knows them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,7 +16,8 @@ from scipy import sparse
 from totalvi.data.annotation import Annotation
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
 from totalvi.data.finding import Finding
-from totalvi.data.on_disk import RowsOnDisk, row_blocks
+from totalvi.data.isotypes import control_counts, split_controls
+from totalvi.data.on_disk import RowsOnDisk, row_blocks, take_columns
 from totalvi.data.open import open_on_disk
 from totalvi.data.source import CountSource, did_you_mean, find_counts
 from totalvi.data.tally import CountTally
@@ -41,6 +43,7 @@ class Keys:
     protein_expression_obsm_key: str | None = None
     protein_names_uns_key: str | None = None
     allow_fractional: bool = False
+    isotype_controls: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Schema:
         One row a panel: which proteins it measured.
     library_log_mean, library_log_variance
         Of the log RNA library size, by batch.
+    control_names
+        Isotype controls, which are not among the proteins.
     """
 
     keys: Keys
@@ -77,6 +82,7 @@ class Schema:
     panel_measured: tuple[tuple[bool, ...], ...]
     library_log_mean: tuple[float, ...]
     library_log_variance: tuple[float, ...]
+    control_names: tuple[str, ...] = ()
 
     def categories(self) -> dict[str, tuple[str, ...]]:
         """Return the known categories by obs key."""
@@ -125,6 +131,8 @@ class CiteData:
         Size factor where a key is given, else total RNA count, (N,).
     annotation
         Gives the ``obs`` of the cells.
+    controls
+        Counts of the isotype controls that the data have, (N, controls), by name.
     """
 
     schema: Schema
@@ -138,6 +146,7 @@ class CiteData:
     continuous: np.ndarray | None
     library_size: np.ndarray
     annotation: Annotation
+    controls: pd.DataFrame
 
     @property
     def n_cells(self) -> int:
@@ -166,6 +175,7 @@ class CiteData:
             categorical=of_cells(self.categorical),
             continuous=of_cells(self.continuous),
             library_size=self.library_size[cells],
+            controls=self.controls.iloc[cells],
         )
 
     @cached_property
@@ -207,22 +217,32 @@ def describe(
     DataError
         When the data cannot be used; the message names what is wrong and the mend.
     """
-    if isinstance(data, str | PathLike):
-        data, on_disk = open_on_disk(data), True
+    data, on_disk = opened(data, on_disk=on_disk)
     source = find_source(data, keys, on_disk=on_disk)
     tally = tally_by_group(source, keys.batch_key, keys.panel_key)
     findings = check_source(source, keys, tally)
     library_size = tally.rna_total
     if schema is None:
         raise_errors(findings)
+        source, controls = split_controls(
+            data, source, keys.protein_modality, keys.isotype_controls
+        )
     else:
         raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
+        controls = control_counts(data, source, schema.control_names)
         aligned = _align(source, schema)
         if aligned.rna is not source.rna:
             library_size = _totals(aligned.rna)
         source = aligned
     annotation = Annotation(data, source.obs, keys.rna_modality, keys.protein_modality)
-    return _cite_data(source, keys, schema, annotation, library_size)
+    return _cite_data(source, keys, schema, annotation, library_size, controls)
+
+
+def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool]:
+    """Open a path, and return the data and whether counts that lie on disk are to stay there."""
+    if isinstance(data, str | PathLike):
+        return open_on_disk(data), True
+    return data, on_disk
 
 
 def find_source(data: MuData | AnnData, keys: Keys, *, on_disk: bool = False) -> CountSource:
@@ -260,6 +280,7 @@ def _cite_data(
     schema: Schema | None,
     annotation: Annotation,
     library_size: np.ndarray,
+    controls: pd.DataFrame,
 ) -> CiteData:
     obs = source.obs
     known = {} if schema is None else schema.categories()
@@ -292,6 +313,7 @@ def _cite_data(
             panel_measured=_measured(source.protein, panel, n_panels),
             library_log_mean=log_mean,
             library_log_variance=log_variance,
+            control_names=tuple(map(str, controls.columns)),
         )
     standardised = (continuous - schema.continuous_mean) / schema.continuous_scale
     return CiteData(
@@ -306,6 +328,7 @@ def _cite_data(
         continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
         library_size=library_size.astype(np.float32),
         annotation=annotation,
+        controls=controls,
     )
 
 
@@ -383,9 +406,16 @@ def _align(source: CountSource, schema: Schema) -> CountSource:
     proteins = _positions(
         source.protein_names, schema.protein_names, "protein", source.protein_where
     )
+    for what, positions in (("genes", genes), ("proteins", proteins)):
+        if (np.diff(positions) < 0).any():
+            warnings.warn(
+                f"The {what} of the data are in another order than the model's; they were matched by "
+                "name.",
+                stacklevel=4,
+            )
     return source._replace(
-        rna=_columns(source.rna, genes),
-        protein=_columns(source.protein, proteins),
+        rna=take_columns(source.rna, genes),
+        protein=take_columns(source.protein, proteins),
         gene_names=source.gene_names[genes],
         protein_names=source.protein_names[proteins],
     )
@@ -400,19 +430,6 @@ def _positions(names: pd.Index, wanted: Sequence[str], what: str, where: str) ->
             f"among them; add them, or train a model on the {what}s that both have."
         )
     return positions
-
-
-def _columns(matrix: Any, positions: np.ndarray) -> Any:
-    """Return the columns at these positions; the matrix itself where they are all, in order."""
-    if _is_identity(positions, matrix.shape[1]):
-        return matrix
-    return (
-        matrix.take_columns(positions) if isinstance(matrix, RowsOnDisk) else matrix[:, positions]
-    )
-
-
-def _is_identity(positions: np.ndarray, n: int) -> bool:
-    return len(positions) == n and bool((positions == np.arange(n)).all())
 
 
 def _tuples(value: Any) -> Any:

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from totalvi.data.antibodies import AntibodyNames, harmonise_antibodies
 from totalvi.data.data_sets import DataSet, Where, find_data_set
+from totalvi.data.empty_droplets import AMBIENT
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.gene_names import GeneAlignment, Join, align_genes
 from totalvi.data.modalities import mudata_of
@@ -79,7 +80,8 @@ def concat(
     named ``cell-data set``. Hashtags and other modalities are left out. ``prot.var["measured_in"]``
     lists the panels that measured each protein, and ``uns["concat"]`` holds two tables: "antibodies",
     the original and the joined name of each antibody and why; and "data_sets", how many cells, genes
-    and proteins each brought.
+    and proteins each brought. Where data sets have ``uns["ambient"]`` of empty droplets, so has the
+    result, by batch.
 
     Raises
     ------
@@ -135,6 +137,9 @@ def concat(
     cells = pd.DataFrame(index=obs.index)
     rna = AnnData(_joined_rna(found, aligned), obs=cells, var=rna_var)
     joined = mudata_of({"rna": rna, "prot": AnnData(protein, obs=cells.copy(), var=var)}, obs)
+    ambient = _joined_ambient(data, found, antibodies, obs[batch_key])
+    if ambient is not None:
+        joined.uns[AMBIENT] = ambient
     joined.uns["concat"] = {"antibodies": antibodies, "data_sets": _summary(found, aligned)}
     return joined
 
@@ -193,6 +198,31 @@ def _joined_proteins(
         joined[cells, columns[kept]] = each.source.protein[:, kept]
         control[columns[kept]] |= each.controls[kept]
     return joined, pd.DataFrame({"control": control}, index=pd.Index(names, dtype=object))
+
+
+def _joined_ambient(
+    data: Mapping[str, MuData | AnnData],
+    found: Mapping[str, DataSet],
+    antibodies: pd.DataFrame,
+    batch: pd.Series,
+) -> pd.DataFrame | None:
+    """Join what is known of empty droplets: by batch of the result, under harmonised names."""
+    parts = []
+    start = 0
+    for name, each in found.items():
+        stop = start + len(each.source.cell_names)
+        batches, start = pd.unique(batch.iloc[start:stop]), stop
+        table = data[name].uns.get(AMBIENT)
+        if not isinstance(table, pd.DataFrame):
+            continue
+        own = antibodies[antibodies["data_set"] == name].set_index("original")["harmonised"]
+        table = table.assign(protein=table["protein"].astype(str).map(own.to_dict()))
+        table = table[table["protein"].notna()]
+        for of_batch, rows in table.groupby(table["batch"].astype(str)):
+            own_batch = f"{name}:{of_batch}"
+            names = [own_batch if own_batch in batches else name] if of_batch else list(batches)
+            parts += [rows.assign(batch=str(known)) for known in names]
+    return pd.concat(parts, ignore_index=True) if parts else None
 
 
 def _joined_obs(

@@ -21,8 +21,13 @@ def reading(path: Path, what: str) -> Iterator[None]:
     """Turn whatever a parser raises on a damaged file into a ReadError that names the file."""
     try:
         yield
-    except (TotalviError, MemoryError):
+    except TotalviError:
         raise
+    except MemoryError as error:
+        raise ReadError(
+            f"{path} needs more memory than there is ({error}): read it on a machine with more, or, if "
+            "it should not be that large, copy, download or write it again"
+        ) from error
     except PermissionError as error:
         raise ReadError(f"{path} may not be read: ask its owner for permission") from error
     except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types

@@ -167,6 +167,13 @@ def _copy_rows(
     return sound
 
 
+def take_columns(matrix: Any, columns: np.ndarray) -> Any:
+    """Return the columns at these positions; the matrix itself where they are all, in order."""
+    if np.array_equal(columns, np.arange(matrix.shape[1])):
+        return matrix
+    return matrix.take_columns(columns) if isinstance(matrix, RowsOnDisk) else matrix[:, columns]
+
+
 def lies_on_disk(values: Any) -> bool:
     """Return whether ``values`` is a matrix of HDF5 or zarr that has not been read."""
     return hasattr(values, "group") or isinstance(values, h5py.Dataset | zarr.Array)

@@ -4,14 +4,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import h5py
 import mudata
-import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 
 from totalvi.data.integrity import reading
+from totalvi.data.read_anndata import open_hdf5, open_zarr
 from totalvi.errors import ReadError
 
 SUFFIXES = (".h5ad", ".h5mu", ".zarr")
@@ -37,7 +36,7 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
     Raises
     ------
     ReadError
-        When there is no such file, or its counts cannot be read some cells at a time.
+        When there is no such file, it is damaged, or its counts cannot be read some cells at a time.
 
     Examples
     --------
@@ -58,9 +57,7 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
             "read it into memory with totalvi.read"
         )
     with reading(path, "an AnnData or MuData"):
-        group = (
-            zarr.open_group(path, mode="r") if path.suffix == ".zarr" else h5py.File(path, mode="r")
-        )
+        group = open_zarr(path) if path.suffix == ".zarr" else open_hdf5(path)
         if "mod" not in group:
             if not {"obs", "var"} <= set(group):
                 raise ReadError(
@@ -77,6 +74,9 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
                 obs = obs.reindex(mdata.obs_names)
             for name in obs.columns:
                 mdata.obs[name] = obs[name].array
+            uns = group.get("uns", {})
+            for name in uns:
+                mdata.uns[name] = read_elem(uns[name])
         return mdata
 
 

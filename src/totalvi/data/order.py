@@ -80,6 +80,24 @@ def windows_in_order(cells: np.ndarray, batch_size: int, window: int) -> list[li
     return [batches[i : i + per_window] for i in range(0, len(batches), per_window)]
 
 
+def without_first(windows: list[list[np.ndarray]], skip: int) -> list[list[np.ndarray]]:
+    """Return windows without the first ``skip`` minibatches, and without windows left empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> windows = windows_in_order(np.arange(6), 2, 4)
+    >>> [[batch.tolist() for batch in batches] for batches in without_first(windows, 1)]
+    [[[2, 3]], [[4, 5]]]
+    """
+    left = []
+    for batches in windows:
+        if skip < len(batches):
+            left.append(batches[skip:])
+        skip = max(skip - len(batches), 0)
+    return left
+
+
 def some_of_each(group: np.ndarray, most: int) -> np.ndarray:
     """Return positions of at most ``most`` cells of each group, spread evenly over it, ascending.
 

@@ -5,11 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.cells import names_of
+from totalvi.data.empty_droplets import AMBIENT, require_same_run
 from totalvi.data.finding import did_you_mean
 from totalvi.data.genomes import keep_genome
 from totalvi.data.integrity import reading
@@ -42,8 +45,10 @@ SILENCED = (
 
 
 def read(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | None = None,
     *,
+    filtered: str | PathLike[str] | None = None,
+    raw: str | PathLike[str] | None = None,
     protein_path: str | PathLike[str] | None = None,
     protein_expression_obsm_key: str | None = None,
     genome: str | None = None,
@@ -65,6 +70,12 @@ def read(
           ``var["feature_types"]`` is "Antibody Capture";
         - a MuData (``.h5mu``, ``.zarr``);
         - a table of RNA counts (``.csv``, ``.tsv``, ``.txt``, gzipped or not).
+    filtered
+        Another name of ``path``, for ``read(raw=..., filtered=...)``.
+    raw
+        The raw matrix of all barcodes of the same run, such as ``raw_feature_bc_matrix.h5``: each
+        protein's distribution in empty droplets is then in ``uns["ambient"]``, and anchors the
+        background of a `totalvi.Model` of these data. See `totalvi.ambient_profile`.
     protein_path
         A second file that holds the proteins of the same cells: a table, or any of the above
         but a MuData. Its antibodies are taken, or all features if it says of none that it is
@@ -102,6 +113,8 @@ def read(
     ------
     ReadError
         If a file is missing, damaged or of an unknown format, or an option does not fit it.
+    DataError
+        If ``raw`` is not of the same run as the cells, or has too few empty droplets.
 
     Examples
     --------
@@ -118,36 +131,89 @@ def read(
     >>> mdata["prot"].var["control"].to_dict()
     {'CD3': False, 'IgG1': True}
     """
+    if (path is None) == (filtered is None):
+        raise ReadError("path and filtered both name the file of the cells: give one of them")
+    given = path if filtered is None else filtered
+    assert given is not None
     if cells_in not in (None, "rows", "columns"):
         raise ReadError(f'cells_in="{cells_in}" is not known: give "rows" or "columns"')
+    options = _Options(
+        protein_path, protein_expression_obsm_key, genome, hashtags, controls, cells_in,
+        rna_modality, protein_modality,
+    )  # fmt: skip
+    mdata = _read(given, options)
+    if raw is not None:
+        _add_ambient(mdata, given, raw, options)
+    return mdata
+
+
+class _Options(NamedTuple):
+    """The arguments of `read` that say how, not what."""
+
+    protein_path: str | PathLike[str] | None
+    protein_expression_obsm_key: str | None
+    genome: str | None
+    hashtags: str | Sequence[str] | None
+    controls: str | Sequence[str] | None
+    cells_in: Axis | None
+    rna_modality: str
+    protein_modality: str
+
+
+def _add_ambient(
+    mdata: MuData, path: str | PathLike[str], raw: str | PathLike[str], options: _Options
+) -> None:
+    """Put what the raw matrix says of empty droplets beside the cells."""
+    modalities = (options.rna_modality, options.protein_modality)
+    if options.protein_modality not in mdata.mod:
+        raise ReadError(
+            f"{path} has no antibodies, of whose background raw could tell: leave out raw"
+        )
+    proteins = mdata[options.protein_modality]
+    names = names_of(proteins.var_names)
+    mdata.uns[AMBIENT] = require_same_run(raw, mdata, names, modalities=modalities)
+
+
+def _read(path: str | PathLike[str], options: _Options) -> MuData:
     first = _existing(path)
     with _without_irrelevant_warnings():
-        found = _load(first, genome)
+        found = _load(first, options.genome)
         if isinstance(found, MuData):
-            if protein_path is not None or protein_expression_obsm_key is not None:
-                raise ReadError(
-                    f"{first} is a MuData, which has its proteins in a modality: leave out "
-                    "protein_path and protein_expression_obsm_key"
-                )
-            return tidy_mudata(
-                found, genome, hashtags, controls, first, rna_modality, protein_modality
-            )
+            return _tidy(found, first, options)
+        protein_path, key = options.protein_path, options.protein_expression_obsm_key
         if protein_path is None:
             where = protein_where = str(first)
-            adata = orient_alone(found, cells_in) if isinstance(found, Table) else found
-            proteins = proteins_in_obsm(adata, protein_expression_obsm_key, where)
-        elif protein_expression_obsm_key is None:
+            adata = orient_alone(found, options.cells_in) if isinstance(found, Table) else found
+            proteins = proteins_in_obsm(adata, key, where)
+        elif key is None:
             second = _existing(protein_path)
             where, protein_where = f"{first} and {second}", str(second)
-            adata, proteins = _paired(found, first, second, cells_in)
+            adata, proteins = _paired(found, first, second, options.cells_in)
         else:
             raise ReadError(
                 "protein_path and protein_expression_obsm_key both say where the proteins are: "
                 "give one of them"
             )
-        adata = keep_genome(adata, genome, first)
-        modalities = join_proteins(adata, proteins, hashtags, str(first), protein_where)
-        return assemble(modalities, adata.obs, controls, where)
+        adata = keep_genome(adata, options.genome, first)
+        modalities = join_proteins(adata, proteins, options.hashtags, str(first), protein_where)
+        return assemble(modalities, adata.obs, options.controls, where)
+
+
+def _tidy(found: MuData, path: Path, options: _Options) -> MuData:
+    if options.protein_path is not None or options.protein_expression_obsm_key is not None:
+        raise ReadError(
+            f"{path} is a MuData, which has its proteins in a modality: leave out "
+            "protein_path and protein_expression_obsm_key"
+        )
+    return tidy_mudata(
+        found,
+        options.genome,
+        options.hashtags,
+        options.controls,
+        path,
+        options.rna_modality,
+        options.protein_modality,
+    )
 
 
 def _paired(

@@ -6,6 +6,7 @@ import h5py
 import pandas as pd
 from anndata import AnnData
 
+from totalvi.data.containers import require_plain_hdf5
 from totalvi.data.genomes import join_genomes, pick_genomes, prefix_shared_names
 from totalvi.data.integrity import counts_from_csr, reading, require_lengths
 from totalvi.errors import ReadError
@@ -18,6 +19,7 @@ V3_FEATURE_MEMBERS = ("id", "name", "feature_type")
 def read_10x_h5(path: Path, genome: str | None) -> AnnData:
     """Read a Cell Ranger ``.h5`` file; of version 2, all genomes or only the one named."""
     with reading(path, "a Cell Ranger .h5 file"), h5py.File(path, "r") as file:
+        require_plain_hdf5(file, path)
         if "matrix" in file:
             adata = _read_v3_group(file["matrix"], path)
         else:
@@ -68,6 +70,11 @@ def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
 
 
 def _text(dataset: h5py.Dataset) -> list[str]:
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        raise ReadError(
+            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text: '
+            "copy, download or write it again"
+        )
     return [v.decode() if isinstance(v, bytes) else str(v) for v in dataset[:].tolist()]
 
 

@@ -1,16 +1,16 @@
 """Read matrix folders: what Cell Ranger, of versions 2 and later, and its likes write."""
 
-import gzip
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from totalvi.data.containers import LARGEST_TEXT_RATIO, open_text, require_last_line_end
 from totalvi.data.genomes import join_genomes, pick_genomes, prefix_shared_names
 from totalvi.data.integrity import reading, require_lengths
 from totalvi.errors import ReadError
@@ -104,14 +104,13 @@ def _member(folder: Path, prefix: str, *names: str) -> Path | None:
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
+    return open_text(path, at_most=LARGEST_TEXT_RATIO * path.stat().st_size)
 
 
 def _rows(path: Path) -> list[list[str]]:
     with reading(path, "a tab-separated list"), _open(path) as file:
         lines = file.read().decode("utf-8-sig").splitlines()
+    require_last_line_end(path)
     return [line.split("\t") for line in lines if line]
 
 
@@ -136,6 +135,7 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
                         "copy, download or write it again"
                     )
             chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
+    require_last_line_end(path)
     found = sum(len(counts) for counts, _, _ in chunks)
     if found != n_entries:
         raise ReadError(
@@ -162,7 +162,7 @@ def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
         )
     line = b"%"
     while line.startswith(b"%") or line.isspace():
-        line = file.readline()
+        line = file.readline(1000)
     n_rows, n_columns, n_entries = (int(field) for field in line.split())
     return n_rows, n_columns, n_entries
 

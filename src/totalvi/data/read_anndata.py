@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import anndata
+import h5py
 import mudata
 import zarr
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.containers import require_honest_zarr, require_plain_folder, require_plain_hdf5
 from totalvi.data.integrity import reading, require_sound_anndata
 from totalvi.errors import ReadError
 
@@ -15,22 +17,21 @@ from totalvi.errors import ReadError
 def read_h5ad(path: Path) -> AnnData:
     """Read an AnnData from HDF5."""
     with reading(path, "an AnnData"):
+        _require_plain(path)
         return _checked(anndata.read_h5ad(path), path)
 
 
 def read_h5mu(path: Path) -> MuData:
     """Read a MuData from HDF5."""
     with reading(path, "a MuData"), mudata.set_options(pull_on_update=False):
+        _require_plain(path)
         return _checked_mudata(mudata.read_h5mu(path), path)
 
 
 def read_zarr(path: Path) -> AnnData | MuData:
     """Read whichever of the two a zarr store holds."""
     with reading(path, "a zarr store"):
-        group = zarr.open_group(path, mode="r")
-        parts = group["mod"].groups() if "mod" in group else [("", group)]
-        for _, part in parts:
-            _require_all_chunks(part, path)
+        group = open_zarr(path)
         if "mod" in group:
             with mudata.set_options(pull_on_update=False):
                 return _checked_mudata(mudata.read_zarr(path), path)
@@ -43,17 +44,60 @@ def read_zarr(path: Path) -> AnnData | MuData:
         return _checked(anndata.read_zarr(path), path)
 
 
+def open_zarr(path: Path) -> zarr.Group:
+    """Open a zarr store that is whole and believable.
+
+    Raises
+    ------
+    ReadError
+        When it is not, naming the member.
+    """
+    require_plain_folder(path)
+    group = zarr.open_group(path, mode="r")
+    require_honest_zarr(group, path)
+    parts = group["mod"].groups() if "mod" in group else [("", group)]
+    for _, part in parts:
+        _require_all_chunks(part, path)
+    return group
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file that is whole and believable.
+
+    Raises
+    ------
+    ReadError
+        When it is not, naming the member.
+    """
+    _require_plain(path)
+    return h5py.File(path, "r")
+
+
+def _require_plain(path: Path) -> None:
+    with h5py.File(path, "r") as file:
+        require_plain_hdf5(file, path)
+
+
 def _require_all_chunks(group: zarr.Group, path: Path) -> None:
     """Refuse a store that lost chunks of its counts or names, which zarr would read as zeros."""
-    needed = [name for name in ("X/data", "X/indices") if name in group]
+    needed = [name for name in ("X", "X/data", "X/indices") if name in group]
     needed += [
         f"{axis}/{group[axis].attrs.get('_index', '_index')}"
         for axis in ("obs", "var")
         if axis in group
     ]
+    needed += [
+        f"{place}/{name}"
+        for place in ("layers", "obsm")
+        if place in group
+        for name, member in group[place].members(max_depth=None)
+        if name.rpartition("/")[2] not in ("indptr", "codes", "categories")
+    ]
     for name in needed:
         array = group.get(name)
-        n_lost = array.nchunks - array.nchunks_initialized if array is not None else 0
+        if not isinstance(array, zarr.Array):
+            continue
+        n_lost = array.nchunks - array.nchunks_initialized
         if n_lost > 0:
             raise ReadError(
                 f'{path} lacks {n_lost} of {array.nchunks} chunks of "{array.path}": '

@@ -1,7 +1,7 @@
 """Read counts from delimited text, and find out whether its cells are the rows or the columns."""
 
 import csv
-import gzip
+import io
 import re
 import warnings
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from totalvi.data.containers import LONGEST_LINE, open_text, require_last_line_end
 from totalvi.data.integrity import reading
 from totalvi.errors import ReadError
 
@@ -64,6 +65,7 @@ def read_table(path: Path) -> Table:
         except (ValueError, pd.errors.ParserWarning):
             _require_whole_lines(path, delimiter, columns, numbers=True)
             raise
+    require_last_line_end(path)
     if not rows:
         raise ReadError(f"{path} holds a line of names but no counts: write the table again")
     counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
@@ -73,7 +75,7 @@ def read_table(path: Path) -> Table:
 def _chunks(path: Path, delimiter: str, n_columns: int) -> "pd.io.parsers.TextFileReader":
     fields = range(n_columns + 1)
     return pd.read_csv(
-        path,
+        open_text(path),
         sep=delimiter,
         header=None,
         names=fields,
@@ -83,35 +85,29 @@ def _chunks(path: Path, delimiter: str, n_columns: int) -> "pd.io.parsers.TextFi
         converters={0: str.strip},
         na_values=MISSING,
         keep_default_na=False,
-        compression="gzip" if _is_gzip(path) else None,
         encoding="utf-8-sig",
         chunksize=max(1, VALUES_PER_CHUNK // n_columns),
         low_memory=False,
     )
 
 
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
 def _open(path: Path) -> IO[str]:
-    if _is_gzip(path):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(open_text(path), encoding="utf-8-sig", newline="")
 
 
 def _header(path: Path) -> tuple[str, list[str]]:
     """Find the delimiter and the names of the columns that hold counts."""
     with _open(path) as file:
-        line = file.readline()
-        if "\0" in line:
-            raise ReadError(f"{path} is not text: give a .csv or .tsv file")
+        line = file.readline(LONGEST_LINE)
+        if len(line) == LONGEST_LINE:
+            raise ReadError(f"{path} has a first line without end: write the table again")
         delimiter = "\t" if "\t" in line else max(",;", key=line.count)
         header = next(csv.reader([line], delimiter=delimiter), [])
         first = next(csv.reader(file, delimiter=delimiter), [])
     # A last field left empty is a stray delimiter: R, which leaves out the corner, writes NA.
-    has_corner = len(first) != len(header) + 1 or not first[-1].strip()
+    has_corner = (
+        len(first) != len(header) + 1 or not first[-1].strip() or not "".join(header[:1]).strip()
+    )
     columns = [name.strip() for name in (header[1:] if has_corner else header)]
     if not columns:
         raise ReadError(

@@ -34,6 +34,8 @@ def simulate(
     *,
     n_isotype_controls: int | None = None,
     n_unmeasured: int = 0,
+    n_ubiquitous: int = 0,
+    median_foreground_factor: float = 30.0,
     median_library_size: float | None = None,
     batch_effect: float = 0.2,
     store_truth: bool = True,
@@ -57,6 +59,12 @@ def simulate(
         Proteins without foreground, ``prot.var["control"]``; by default one in ten, at most two.
     n_unmeasured
         Proteins, drawn at random, that the last batch did not measure: NaN there.
+    n_ubiquitous
+        Proteins that every cell type carries, as CD44 and CD45 are on blood cells: only 0 to 8 % of
+        the cells show their background. They are the last before the isotype controls.
+    median_foreground_factor
+        Foreground over background mean of the median protein, 3 or more; the least of all is half of
+        it, at most 5.
     median_library_size
         Of the RNA counts of a cell; by default 0.3 per gene, at least 100.
     batch_effect
@@ -97,7 +105,7 @@ def simulate(
     """
     arguments, rng, parameters = _begin(
         n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, n_unmeasured,
-        median_library_size, batch_effect, seed,
+        n_ubiquitous, median_foreground_factor, median_library_size, batch_effect, seed,
     )  # fmt: skip
     cells = _draw_cells(rng, parameters, n_cells)
     prot = _draw_protein(rng, parameters, cells)
@@ -119,6 +127,8 @@ def simulate_to_zarr(
     n_cell_types: int = 6,
     *,
     n_isotype_controls: int | None = None,
+    n_ubiquitous: int = 0,
+    median_foreground_factor: float = 30.0,
     median_library_size: float | None = None,
     batch_effect: float = 0.2,
     seed: int = 0,
@@ -134,9 +144,9 @@ def simulate_to_zarr(
     ----------
     path
         Folder of the store, which must not exist.
-    n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, median_library_size
+    n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, n_ubiquitous
         As in `simulate`.
-    batch_effect, seed
+    median_foreground_factor, median_library_size, batch_effect, seed
         As in `simulate`.
     overwrite
         Whether to replace a store that is there.
@@ -160,7 +170,7 @@ def simulate_to_zarr(
 
     _, rng, parameters = _begin(
         n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, 0,
-        median_library_size, batch_effect, seed,
+        n_ubiquitous, median_foreground_factor, median_library_size, batch_effect, seed,
     )  # fmt: skip
     cells = _draw_cells(rng, parameters, n_cells)._replace(programs=np.empty((0, N_PROGRAMS)))
     obs = _annotation(cells, parameters).set_axis(_cell_names(n_cells), axis=0)
@@ -193,6 +203,8 @@ def _begin(
     n_cell_types: int,
     n_isotype_controls: int | None,
     n_unmeasured: int,
+    n_ubiquitous: int,
+    median_foreground_factor: float,
     median_library_size: float | None,
     batch_effect: float,
     seed: int,
@@ -210,6 +222,8 @@ def _begin(
         "n_cell_types": n_cell_types,
         "n_isotype_controls": n_isotype_controls,
         "n_unmeasured": n_unmeasured,
+        "n_ubiquitous": n_ubiquitous,
+        "median_foreground_factor": median_foreground_factor,
         "median_library_size": median_library_size,
         "batch_effect": batch_effect,
         "seed": seed,
@@ -225,6 +239,8 @@ def _begin(
         n_isotype_controls=n_isotype_controls,
         median_library_size=median_library_size,
         batch_effect=batch_effect,
+        n_ubiquitous=n_ubiquitous,
+        median_foreground_factor=median_foreground_factor,
     )
     return arguments, rng, parameters
 
@@ -247,8 +263,12 @@ def _require_valid(arguments: dict[str, float]) -> None:
         raise DataError(
             f"n_unmeasured={n_unmeasured} needs a second batch: give n_batches=2 or more"
         )
-    if n_unmeasured > n_real:
-        raise DataError(f"n_unmeasured={n_unmeasured} is out of range: give at most {n_real}")
+    for name in ("n_unmeasured", "n_ubiquitous"):
+        if arguments[name] > n_real:
+            raise DataError(f"{name}={arguments[name]} is out of range: give at most {n_real}")
+    factor = arguments["median_foreground_factor"]
+    if factor < 3:
+        raise DataError(f"median_foreground_factor={factor} is out of range: give 3 or more")
     if arguments["median_library_size"] == 0:
         raise DataError("median_library_size=0 is out of range: give a positive number")
 

@@ -37,6 +37,8 @@ def draw_parameters(
     n_isotype_controls: int,
     median_library_size: float,
     batch_effect: float,
+    n_ubiquitous: int = 0,
+    median_foreground_factor: float = 30.0,
 ) -> Parameters:
     """Draw what is true of all cells; see `simulate` for the arguments."""
     marker_of = _marker_genes(rng, n_cell_types, n_genes)
@@ -45,13 +47,15 @@ def draw_parameters(
     varies = rng.random((N_PROGRAMS, n_genes)) < 0.3
     is_control = np.arange(n_proteins) >= n_proteins - n_isotype_controls
     positive = _positive_proteins(rng, n_cell_types, n_proteins - n_isotype_controls)
+    positive[:, positive.shape[1] - n_ubiquitous :] = True
     positive = np.pad(positive, ((0, 0), (0, n_isotype_controls)))
     probability = np.where(
         positive, rng.uniform(0.92, 1.0, positive.shape), rng.uniform(0.0, 0.02, positive.shape)
     )
-    strength = rng.normal(np.log(30), 0.7, n_proteins)
+    strength = rng.normal(np.log(median_foreground_factor), 0.7, n_proteins)
     log_fold = strength + rng.normal(0.0, 0.4, positive.shape)
     background = np.clip(rng.normal(np.log(12), 0.8, n_proteins), np.log(2), np.log(50))
+    least_log_fold = np.log(min(5.0, median_foreground_factor / 2))
     return Parameters(
         type_proportions=rng.dirichlet(np.full(n_cell_types, 8.0)),
         marker_of=marker_of,
@@ -66,7 +70,7 @@ def draw_parameters(
         log_background_mean=background
         + rng.normal(0.0, 1.5 * batch_effect, (n_batches, n_proteins)) * (n_batches > 1),
         log_background_sd=rng.uniform(0.3, 0.5, n_proteins),
-        foreground_factor=np.where(is_control, 1.0, np.exp(np.maximum(log_fold, np.log(5)))),
+        foreground_factor=np.where(is_control, 1.0, np.exp(np.maximum(log_fold, least_log_fold))),
         protein_programs=rng.normal(0.0, 0.15, (N_PROGRAMS, n_proteins)),
         foreground_probability=np.where(is_control, 0.0, probability),
         protein_inverse_dispersion=np.exp(rng.normal(2.3, 0.4, n_proteins)),

@@ -45,6 +45,8 @@ class CountStore:
         Of the RNA counts on disk.
     others
         Further modalities, in memory.
+    uns
+        What else belongs to the data.
 
     Examples
     --------
@@ -66,6 +68,7 @@ class CountStore:
         protein_var: pd.DataFrame,
         rna_dtype: Any,
         others: dict[str, AnnData] | None = None,
+        uns: dict[str, Any] | None = None,
     ) -> None:
         cells = pd.DataFrame(index=obs.index)
         modalities = {
@@ -76,6 +79,7 @@ class CountStore:
         with mudata.set_options(pull_on_update=False):
             skeleton = MuData(modalities)
             skeleton.obs = obs
+            skeleton.uns.update(uns or {})
             mudata.write_zarr(str(path), skeleton, zarr_format=3)
         root = zarr.open_group(path, mode="a")
         self._rna = SparseRows(root["mod/rna"], "X", len(rna_var), rna_dtype)
@@ -111,6 +115,7 @@ def write_counts(
     rna_var: pd.DataFrame,
     protein_var: pd.DataFrame,
     others: dict[str, AnnData] | None = None,
+    uns: dict[str, Any] | None = None,
 ) -> None:
     """Write RNA and protein counts, which ``blocks`` gives in order, to a store at ``path``.
 
@@ -119,7 +124,7 @@ def write_counts(
     """
     for dtype in (np.uint16, np.int32, np.float32):
         try:
-            with CountStore(path, obs, rna_var, protein_var, dtype, others) as store:
+            with CountStore(path, obs, rna_var, protein_var, dtype, others, uns) as store:
                 for rna, protein in blocks():
                     store.append(rna, protein)
         except CountsTooLarge:

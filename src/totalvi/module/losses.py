@@ -1,5 +1,7 @@
 """The terms of the objective, from counts and samples of the latent variables."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +20,7 @@ from totalvi.module.fused.arrays import suits_compiled_loops
 from totalvi.module.fused.gene_loss import gene_head_loss
 from totalvi.module.fused.protein_terms import background_divergence, protein_mixture_loss
 from totalvi.module.likelihood import gene_reconstruction_loss
-from totalvi.module.network import SMALLEST_NORMAL, Network, sample_normal
+from totalvi.module.network import SMALLEST_NORMAL, Network, sample_normal, stratified_normal
 from totalvi.module.sparse import SparseCounts
 
 
@@ -39,11 +41,18 @@ class LossTerms(Network):
         untran_z = sample_normal(posterior.qz_m, posterior.qz_v.sqrt(), generator)
         library_size = self.sample_library(posterior, context, generator)[0]
         decoded = self.decode(self.transform_latent(untran_z), context, generator)
-        log_background = self.sample_log_background(decoded, generator)
+        log_background = self._log_background(decoded, generator)
         return self.elbo_terms(
             x, y, context, posterior, decoded, library_size, log_background,
             local_l_mean_gene, local_l_var_gene,
         )  # fmt: skip
+
+    def _log_background(self, decoded: Decoded, generator: torch.Generator | None) -> Tensor:
+        """Return one sample of the log background, (B, T); in training ``background_samples`` of it."""
+        if not self.training or self.background_samples == 1:
+            return self.sample_log_background(decoded, generator)
+        mean, scale = decoded.background_mean, decoded.background_scale
+        return mean + scale * stratified_normal(self.background_samples, mean, generator)
 
     def elbo_terms(
         self,
@@ -57,7 +66,10 @@ class LossTerms(Network):
         local_l_mean_gene: Tensor | None = None,
         local_l_var_gene: Tensor | None = None,
     ) -> ElboTerms:
-        """Return the terms at given samples of the latent variables."""
+        """Return the terms at given samples of the latent variables.
+
+        ``log_background`` may hold several samples, (K, B, T), over which p(y | z, b) is averaged.
+        """
         kl_z = standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1)
         return ElboTerms(
             reconst_loss_gene=self._gene_loss(x, context, decoded, library_size),
@@ -99,7 +111,11 @@ class LossTerms(Network):
     def _protein_loss(
         self, y: Tensor, context: CellContext, decoded: Decoded, log_background: Tensor
     ) -> Tensor:
-        if self.fused and suits_compiled_loops(log_background) and log_background.dim() == 2:
+        if (
+            self.fused
+            and suits_compiled_loops(log_background)
+            and decoded.background_mean.dim() == 2
+        ):
             if self.log_efficiency is not None:
                 log_background = log_background + self.log_efficiency[context.batch]
             return protein_mixture_loss(
@@ -121,6 +137,8 @@ class LossTerms(Network):
             self.protein_log_inverse_dispersion(context),
             decoded.background_logit,
         )
+        if log_prob.dim() > decoded.background_mean.dim():  # several samples of the background
+            log_prob = log_prob.logsumexp(dim=0) - math.log(len(log_prob))
         return -sum_measured(log_prob, measured)
 
     def _library_kl(

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from totalvi.module.anchor import profile_penalty
 from totalvi.module.context import CellContext, one_hot_columns, one_hot_width
 from totalvi.module.decoder import BackgroundScale, Decoded, Decoder
 from totalvi.module.encoder import CellPosterior, Encoder, EncoderArchitecture
@@ -60,6 +61,7 @@ class Network(nn.Module):
         normalization: Normalization = "batch",
         background_prior: tuple[Any, Any] | None = None,
         hidden_protein_rate: float = 0.0,
+        background_samples: int = 1,
         fused: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -80,7 +82,9 @@ class Network(nn.Module):
         self.n_continuous_covariates = n_continuous_covariates
         self.fused = fused
         self.hidden_protein_rate = hidden_protein_rate
+        self.background_samples = background_samples
         self.bfloat16_products = False
+        self.reference_frozen = False
         self.encoder_batch = encoder_batch
         self.encode_covariates = encode_covariates
 
@@ -99,6 +103,8 @@ class Network(nn.Module):
         self.background_prior_log_scale = nn.Parameter(torch.zeros(self.n_panels, n_input_proteins))
         if background_prior is not None:
             self.set_background_prior(*background_prior)
+        self.register_buffer("background_anchor", None, persistent=False)  # see `anchor_background`
+        self.background_anchor: Tensor | None
         self.log_efficiency = (
             nn.Parameter(torch.zeros(max(n_batch, 1), n_input_proteins))
             if protein_efficiency
@@ -154,6 +160,10 @@ class Network(nn.Module):
         extra = self.n_categories_per_covariate if self.encode_covariates else ()
         return (batch, *extra)
 
+    def train(self, mode: bool = True) -> Self:
+        """Go to training mode, unless a reference is frozen: its batch normalisation then stays."""
+        return super().train(mode and not self.reference_frozen)
+
     def set_bfloat16_products(self, value: bool) -> None:
         """Say whether products as wide as the genes are in bfloat16, where compiled loops do them."""
         self.bfloat16_products = self.encoder.bfloat16_products = value
@@ -176,6 +186,30 @@ class Network(nn.Module):
         with torch.no_grad():
             self.background_prior_mean.copy_(torch.as_tensor(mean))
             self.background_prior_log_scale.copy_(torch.as_tensor(scale).log())
+
+    def anchor_background(self, anchor: Any) -> None:
+        """Hold the background prior near a profile over proteins, while training.
+
+        ``anchor`` holds, each (panels, T): the profile of `background_prior_mean`, that of
+        `background_prior_log_scale`, and the precisions of both, counted once a cell (0: not anchored).
+        """
+        value = torch.as_tensor(np.asarray(anchor), dtype=torch.float32)
+        shape = (4, *self.background_prior_mean.shape)
+        if value.shape != shape or not value.isfinite().all() or (value[2:] < 0).any():
+            raise ValueError(
+                f"anchor has shape {tuple(value.shape)}; allowed are finite numbers of shape {shape}, "
+                "the precisions from 0."
+            )
+        self.background_anchor = value.to(self.background_prior_mean.device)
+
+    def anchor_penalty(self) -> Tensor | float:
+        """Return what the anchor adds to the objective, in nats a cell; 0 without an anchor."""
+        if self.background_anchor is None:
+            return 0.0
+        mean, log_scale, mean_precision, scale_precision = self.background_anchor
+        return profile_penalty(self.background_prior_mean, mean, mean_precision) + profile_penalty(
+            self.background_prior_log_scale, log_scale, scale_precision
+        )
 
     def measured(self, panel: Tensor) -> Tensor | None:
         """Return which proteins were measured in each cell, (B, T), or None when all were."""
@@ -364,3 +398,18 @@ def sample_normal(mean: Tensor, scale: Tensor, generator: torch.Generator | None
     """Return one sample of N(mean, scale**2)."""
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     return mean + scale * noise
+
+
+def stratified_normal(n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise, (n_samples, *like.shape), one from each equally likely interval.
+
+    Averages over it vary less than over independent samples, and have the same expectation.
+    """
+    shape = n_samples, *like.shape
+    noise = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+    stratum = torch.arange(n_samples, dtype=like.dtype, device=like.device)
+    noise.add_(stratum.view(-1, *(1,) * like.dim())).div_(n_samples)
+    edge = torch.finfo(
+        like.dtype
+    ).eps  # no infinite noise where the uniform sample is 0 or rounds to 1
+    return torch.special.ndtri(noise.clamp_(edge, 1 - edge))

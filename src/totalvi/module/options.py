@@ -27,6 +27,7 @@ SMALLEST: dict[str, int] = {
     "n_layers_encoder": 1,
     "n_layers_decoder": 1,
     "n_panels": 1,
+    "background_samples": 1,
     "n_continuous_covariates": 0,
 }
 RATES = ("dropout_rate_decoder", "dropout_rate_encoder", "hidden_protein_rate")

@@ -87,6 +87,9 @@ class TOTALVI(CheckedInputs):
     hidden_protein_rate
         Share of the cells that show the encoder, in training, only the proteins that another cell's
         panel measured; without effect where all panels measured the same.
+    background_samples
+        Samples of each protein's background, in training, over which the likelihood of its count is
+        averaged: log E[p(y | z, b)] in place of the E[log p(y | z, b)] of the ELBO, which it is with 1.
     fused
         Whether compiled loops do the work of training on the CPU, where there is one for it; False:
         plain torch operations everywhere.

@@ -134,14 +134,21 @@ def _only_stand_ins() -> Iterator[None]:
 
 
 def _require_honest_sizes(file: Path) -> None:
-    """Refuse an archive whose entries are compressed or overlap: torch writes neither."""
+    """Refuse an archive whose entries are compressed or overlap, or differ from their checksums."""
     if not zipfile.is_zipfile(file):
         return
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            _require_stored_once(file, entries)
+            damaged = archive.testzip()  # torch itself does not look at the checksums
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise FormatError(f"{file} is damaged ({error}); save it again.") from error
+    if damaged is not None:
+        raise FormatError(f"{file} is damaged (in {damaged}); save it again.")
+
+
+def _require_stored_once(file: Path, entries: list[zipfile.ZipInfo]) -> None:
     compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if compressed or sum(entry.file_size for entry in entries) > file.stat().st_size:
         raise FormatError(

@@ -159,6 +159,8 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON ({error}); mend it.") from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read ({error.strerror}); give a JSON file.") from error
     if not isinstance(config, dict):
         raise FormatError(f"{path} is not a JSON object; write the entries of config as one.")
     return config

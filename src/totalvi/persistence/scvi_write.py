@@ -8,7 +8,7 @@ import torch
 from totalvi.data.cite import Schema
 from totalvi.errors import FormatError, OutputError
 from totalvi.module.totalvi import TOTALVI
-from totalvi.persistence.format import new_folder
+from totalvi.persistence.format import write_folder
 from totalvi.persistence.scvi_export import scvi_state
 from totalvi.persistence.scvi_options import NORMALIZATION
 from totalvi.persistence.scvi_registry import name_array, registry_of
@@ -17,6 +17,7 @@ from totalvi.training.split import Split
 _FILE = "model.pt"
 _VERSION = "1.4.2"  # whose format this is
 _KNOWN_OPTIONS = {
+    "background_samples",
     "hidden_protein_rate",
     "fused",
     "n_latent",
@@ -88,8 +89,9 @@ def write_scvi(
         else genes
     )
     content = {"model_state_dict": state, "var_names": names, "attr_dict": attributes}
-    with new_folder(path, overwrite, _require_own_folder) as folder:
-        torch.save(content, folder / _FILE)
+    write_folder(
+        path, lambda folder: torch.save(content, folder / _FILE), overwrite, _require_own_folder
+    )
 
 
 def _require_counterparts(module: TOTALVI, options: dict[str, Any]) -> None:

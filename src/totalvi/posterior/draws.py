@@ -1,7 +1,7 @@
 """Posterior samples of a minibatch, one after the other: what every Monte Carlo query is made of."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ class Draw(NamedTuple):
     def background_probability(self) -> Tensor:
         """Return pi, the probability that a protein count is background, (B, T)."""
         return torch.sigmoid(self.decoded.background_logit)
+
+    def expecting_background(self) -> Self:
+        """Return the same with exp(``log_background``) at its expectation, E[beta | z].
+
+        What is linear in beta has the same average over such draws as over samples, with less noise.
+        """
+        mean, scale = self.decoded.background_mean, self.decoded.background_scale
+        return self._replace(log_background=mean + scale**2 / 2)
 
     def foreground_probability(self) -> Tensor:
         """Return 1 - pi, (B, T), which keeps its digits where it is small."""

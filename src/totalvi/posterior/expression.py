@@ -61,7 +61,8 @@ def normalized_expression(
     """Write denoised RNA and protein, one minibatch after the other.
 
     RNA is E[rho] times the library size; protein E[(1 - pi) beta alpha], plus E[pi beta] with the
-    background included; the expectations are over q(z, l, b | cell).
+    background included; the expectations are over q(z, l, b | cell). That over b given z is exact
+    where the result is linear in beta: for means of proteins that are not scaled to sum to one.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def normalized_expression(
                     kept_rna[slot] = (wanted * (scale / n_averaged)).cpu()
                     total.zero_()
             foreground, background = protein_scale(
-                draw,
+                draw.expecting_background() if return_mean and not query.scale_protein else draw,
                 noise,
                 batch.keys,
                 sample_mixing=query.sample_protein_mixing,
@@ -126,7 +127,8 @@ def protein_means(
     Parameters
     ----------
     quantity
-        Gives it (B, T) at one sample, as do `Draw.foreground_probability` and `Draw.background_rate`.
+        Gives it (B, T) at one sample, as do `Draw.foreground_probability` and `Draw.background_rate`;
+        linear in beta, since means take beta's expectation given z.
     values
         As ``protein`` in `normalized_expression`.
     """
@@ -136,7 +138,10 @@ def protein_means(
     for batch in batches:
         kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
         for i, draw in enumerate(draws(module, batch, n_samples, noise, transform_batches)):
-            kept[0 if return_mean else i // n_batches] += quantity(draw)
+            if return_mean:
+                kept[0] += quantity(draw.expecting_background())
+            else:
+                kept[i // n_batches] += quantity(draw)
         kept *= n_kept / (n_samples * n_batches)
         rows = slice(start, start + len(batch.cells))
         start = rows.stop

@@ -53,9 +53,11 @@ def raw_counts(data: CiteData, group: np.ndarray, n_groups: int) -> RawCounts:
         used = np.flatnonzero(codes >= 0)
         membership = np.zeros((n_groups, len(used)))
         membership[codes[used], np.arange(len(used))] = 1
-        n_measured += membership @ by_panel[data.panel[start + used]]
-        protein_total += membership @ protein[used]
-        n_positive += membership @ (protein[used] > 0)
+        measured = by_panel[data.panel[start + used]]
+        counts = np.where(measured, protein[used], 0)  # what a panel lacks may be filled in
+        n_measured += membership @ measured
+        protein_total += membership @ counts
+        n_positive += membership @ (counts > 0)
     n_cells = np.bincount(group[group >= 0], minlength=n_groups).astype(np.float64)[:, None]
     return RawCounts(
         np.hstack([np.broadcast_to(n_cells, total.shape), n_measured]),

@@ -13,6 +13,8 @@ from totalvi.data.cite import CiteData, Data, Schema, describe
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
+from totalvi.mapping.filling import fill_unmeasured, filled_proteins
+from totalvi.mapping.query_data import QueryMapping, describe_query, dispersion_by_label
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise
@@ -69,19 +71,28 @@ class Asking:
     is_trained: bool
     _data: CiteData | None
     _failure: str | None
+    _mapping: QueryMapping | None = None  # of a model that `map_query` returned
+
+    def _describe(self, data: Data) -> CiteData:
+        """Return new data in the order of the model, which knows their batches."""
+        if self._mapping is not None:
+            needs_labels = dispersion_by_label(self.module)
+            query = describe_query(data, self.schema, self._mapping, needs_labels)
+            fill_unmeasured(self.module, query, filled_proteins(query, self._mapping))
+            return query
+        return describe(data, self.schema.keys, self.schema)
 
     def _asked(self, adata: Data | None, indices: Cells) -> Asked:
         """Return the cells of a query, once the model can answer it."""
+        self._require_trained()
+        data = self._training_data() if adata is None else self._describe(adata)
+        return Asked(self.module, data, cell_positions(indices, data.n_cells))
+
+    def _require_trained(self) -> None:
         if self._failure is not None:
             raise NotTrainedError(f"The fit failed, so nothing can be asked: {self._failure}")
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call model.train() first.")
-        data = (
-            self._training_data()
-            if adata is None
-            else describe(adata, self.schema.keys, self.schema)
-        )
-        return Asked(self.module, data, cell_positions(indices, data.n_cells))
 
     def _training_data(self) -> CiteData:
         if self._data is None:

@@ -1,7 +1,7 @@
 """How a model is trained: every number that the loop uses."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -35,6 +35,8 @@ class TrainingPlan:
     accelerator, precision
         As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", "16-mixed", or
         "auto": see `resolve_precision`. In all of them weights and validation are in float32.
+    adversary_weight
+        Of deceiving a classifier of panels, in nats a cell; 0: there is none. See `Adversary`.
     """
 
     max_epochs: int
@@ -47,6 +49,7 @@ class TrainingPlan:
     patience: int | None = 45
     accelerator: str = "auto"
     precision: Precision = "auto"
+    adversary_weight: float = 0.0
 
     def __post_init__(self) -> None:
         whole = {"max_epochs": 1, "batch_size": 3, "kl_warmup_epochs": 0, "patience": 1}
@@ -60,9 +63,10 @@ class TrainingPlan:
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and float(value) > 0):
                 raise ValueError(f"{name} is {value!r}; allowed are numbers above 0.")
-        decay = self.weight_decay
-        if not (isinstance(decay, Real) and math.isfinite(decay) and float(decay) >= 0):
-            raise ValueError(f"weight_decay is {decay!r}; allowed are numbers from 0.")
+        for name in ("weight_decay", "adversary_weight"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
+                raise ValueError(f"{name} is {value!r}; allowed are numbers from 0.")
         if self.precision not in PRECISIONS:
             allowed = ", ".join(map(repr, PRECISIONS))
             raise ValueError(f"precision is {self.precision!r}; allowed are {allowed}.")
@@ -106,3 +110,40 @@ def default_max_epochs(n_training_cells: int) -> int:
     (100, 10)
     """
     return int(min(400, max(10, round(600_000 / n_training_cells))))
+
+
+def plan_fit(
+    n_training_cells: int, asked: dict[str, Any], kept: dict[str, Any] | None = None
+) -> TrainingPlan:
+    """Return the plan of a fit.
+
+    Parameters
+    ----------
+    n_training_cells
+        By which numbers that were not asked for are chosen.
+    asked
+        Arguments of `TrainingPlan`; None for ``max_epochs`` and ``batch_size``, and no ``patience``:
+        choose.
+    kept
+        Plan of the fit that is to go on; what was left at its default is taken from there.
+
+    Examples
+    --------
+    >>> asked = {"max_epochs": None, "batch_size": None, "weight_decay": 0.2}
+    >>> plan = plan_fit(6000, asked)
+    >>> plan.max_epochs, plan.batch_size, plan.patience
+    (100, 256, 45)
+    """
+    if kept is not None:
+        defaults = {field.name: field.default for field in fields(TrainingPlan)}
+        defaults |= {"max_epochs": None, "batch_size": None, "patience": "not asked for"}
+        given = {name: value for name, value in asked.items() if value != defaults[name]}
+        return TrainingPlan(**(kept | given))
+    numbers = dict(asked)
+    if numbers["max_epochs"] is None:
+        numbers["max_epochs"] = default_max_epochs(n_training_cells)
+    if numbers["batch_size"] is None:
+        numbers["batch_size"] = default_batch_size(n_training_cells)
+    if "patience" not in numbers:
+        numbers["patience"] = default_patience(numbers["max_epochs"])
+    return TrainingPlan(**numbers)

@@ -1,13 +1,16 @@
-"""What the training loop keeps count of: mean losses, the best weights, skipped steps."""
+"""What the training loop keeps count of: epochs, mean losses, the best weights, skipped steps."""
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from totalvi.errors import TrainingError
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.totalvi import TOTALVI
+from totalvi.training.checkpoint import State
+from totalvi.training.tensors import part
 
 NOT_FINITE = (
     "had a finite loss and gradient; the likely cause is a learning rate that is too high: lower it, "
@@ -73,3 +76,72 @@ class SkippedSteps:
             raise TrainingError(
                 f"In epoch {epoch} none of {self.in_a_row} steps in a row {NOT_FINITE}"
             )
+
+
+class Course:
+    """How far a fit has come: all of its state but weights, optimiser and samples.
+
+    Parameters
+    ----------
+    order
+        Gives the order of the cells.
+
+    Attributes
+    ----------
+    order_before
+        State of ``order`` before the running epoch.
+    rows
+        Of the history: one for each finished epoch.
+    mean, steps_in_epoch, seconds_in_epoch
+        Of the running epoch.
+    best, skipped
+        Over all epochs.
+    stopped
+        Why the fit is over; empty while it is not.
+    """
+
+    def __init__(self, order: np.random.Generator) -> None:
+        self.order = order
+        self.rows: list[dict[str, float]] = []
+        self.best = BestWeights()
+        self.skipped = SkippedSteps()
+        self.stopped = ""
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Start counting anew."""
+        self.order_before = self.order.bit_generator.state
+        self.mean, self.steps_in_epoch, self.seconds_in_epoch = MeanTerms(), 0, 0.0
+
+    def state(self) -> State:
+        """Return all of it as plain values and tensors."""
+        values = {
+            "order": self.order_before,
+            "rows": self.rows,
+            "mean_n_cells": self.mean.n_cells,
+            "steps_in_epoch": self.steps_in_epoch,
+            "seconds_in_epoch": self.seconds_in_epoch,
+            "best_loss": self.best.loss,
+            "best_epoch": self.best.epoch,
+            "skipped": self.skipped.total,
+            "skipped_in_a_row": self.skipped.in_a_row,
+            "stopped": self.stopped,
+        }
+        tensors = {} if self.mean.total is None else {"mean": self.mean.total}
+        for name, value in (self.best.state or {}).items():
+            tensors[f"best.{name}"] = value
+        return State(values, tensors)
+
+    def restore(self, state: State, device: torch.device) -> None:
+        """Set back what `state` returned."""
+        values, tensors = state
+        self.order.bit_generator.state = self.order_before = values["order"]
+        self.rows, self.stopped = list(values["rows"]), values["stopped"]
+        self.mean.n_cells = values["mean_n_cells"]
+        self.mean.total = tensors["mean"].to(device) if "mean" in tensors else None
+        self.steps_in_epoch = values["steps_in_epoch"]
+        self.seconds_in_epoch = values["seconds_in_epoch"]
+        self.best.loss, self.best.epoch = values["best_loss"], values["best_epoch"]
+        self.best.state = part(tensors, "best.") or None
+        self.skipped.total = values["skipped"]
+        self.skipped.in_a_row = values["skipped_in_a_row"]

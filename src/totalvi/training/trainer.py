@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,12 +18,16 @@ from totalvi.feed import Minibatch, minibatches
 from totalvi.module.elbo import ElboTerms, objective
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
+from totalvi.training.adversary import Adversary
+from totalvi.training.checkpoint import Checkpoints, Keeper, State
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
 from totalvi.training.progress import OnEpoch
 from totalvi.training.schedule import kl_weight, learning_rate_factor
+from totalvi.training.signals import noted_signals
 from totalvi.training.split import Split
-from totalvi.training.tally import NOT_FINITE, BestWeights, MeanTerms, SkippedSteps
+from totalvi.training.tally import NOT_FINITE, Course, MeanTerms
+from totalvi.training.tensors import optimizer_tensors, part, restore_optimizer, with_prefix
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -60,6 +66,8 @@ def fit(
     plan: TrainingPlan,
     seed: np.random.SeedSequence,
     on_epoch: OnEpoch | None = None,
+    checkpoints: Checkpoints | None = None,
+    start: State | None = None,
 ) -> Fit:
     """Train ``module`` in place, and leave it with the weights of the lowest validation loss.
 
@@ -74,15 +82,32 @@ def fit(
     seed
         Source of all that is random: order of cells, samples, dropout.
     on_epoch
-        Called after each epoch with its number and its row of the history.
+        Called after each epoch with its number and its row of the history; at the start with those
+        of the epochs that came before ``start``.
+    checkpoints
+        Where and when to write checkpoints, the last one at the end. SIGINT and SIGTERM then end
+        the fit after a step, with a checkpoint.
+    start
+        Of a checkpoint of this fit: where to go on.
 
     Raises
     ------
     TrainingError
         When too many steps in a row are not finite.
+    Interrupted
+        When a signal came, and there are ``checkpoints``.
     """
     with threads_of_torch():
-        return _fit(module, data, split, plan, seed, on_epoch)
+        return _fit(module, data, split, plan, seed, on_epoch, checkpoints, start)
+
+
+def resolved_plan(plan: TrainingPlan, module: TOTALVI) -> TrainingPlan:
+    """Return the plan with the device and precision that "auto" means on this machine."""
+    from lightning_fabric import Fabric  # takes seconds to load, and queries do without it
+
+    device = Fabric(accelerator=plan.accelerator, devices=1).device
+    precision = resolve_precision(plan.precision, module, device)
+    return replace(plan, accelerator=device.type, precision=precision)
 
 
 def _fit(
@@ -92,56 +117,93 @@ def _fit(
     plan: TrainingPlan,
     seed: np.random.SeedSequence,
     on_epoch: OnEpoch | None,
+    checkpoints: Checkpoints | None,
+    start: State | None,
 ) -> Fit:
-    from lightning_fabric import Fabric  # takes seconds to load, and queries do without it
+    from lightning_fabric import Fabric
 
-    device = Fabric(accelerator=plan.accelerator, devices=1).device
-    precision = resolve_precision(plan.precision, module, device)
+    plan = resolved_plan(plan, module)
     fabric = Fabric(
         accelerator=plan.accelerator,
         devices=1,
-        precision=autocast_precision(precision, module, device),
+        precision=autocast_precision(plan.precision, module, torch.device(plan.accelerator)),
     )
-    shuffle_seed, sample_seed, validation_seed = seed.spawn(3)
-    shuffle = np.random.default_rng(shuffle_seed)
+    order_seed, sample_seed, validation_seed = seed.spawn(3)
+    course = Course(np.random.default_rng(order_seed))
     stepper = _Stepper(fabric, module, plan, len(split.train), sample_seed)
     held_out, held_out_cells = data, split.validation
     if data.on_disk:  # read once, not every epoch
         held_out = data.in_memory(split.validation)
         held_out_cells = np.arange(len(split.validation))
-    rows: list[dict[str, float]] = []
-    best = BestWeights()
-    stopped = f"all {plan.max_epochs} epochs done"
-    for epoch in range(plan.max_epochs):
-        started = time.perf_counter()
-        batches = minibatches(data, module, split.train, plan.batch_size, shuffle, fabric.device)
-        with wide_products(module, precision):
-            row = stepper.epoch(epoch, batches)
-        if len(split.validation):
-            row |= evaluate(module, held_out, held_out_cells, validation_seed, fabric.device)
-        row["kl_weight"] = stepper.kl_weight()
-        row["learning_rate"] = stepper.learning_rate()
-        row["seconds"] = time.perf_counter() - started
-        rows.append(row)
+    if start is not None:
+        course.restore(start, fabric.device)
+        stepper.restore(start)
         if on_epoch is not None:
-            on_epoch(epoch, row)
-        warm = row["kl_weight"] >= 1 or epoch + 1 == plan.max_epochs
-        if warm and "validation_loss" in row:
-            best.offer(row["validation_loss"], epoch, module)
-            if plan.patience is not None and epoch - best.epoch >= plan.patience:
-                stopped = f"no lower validation loss for {plan.patience} epochs"
-                break
+            for epoch, row in enumerate(course.rows):
+                on_epoch(epoch, row)
+    with _keeper(checkpoints, course, stepper) as keeper:
+        while not course.stopped:
+            started = time.perf_counter() - course.seconds_in_epoch
+            batches = minibatches(
+                data, module, split.train, plan.batch_size, course.order, fabric.device,
+                course.steps_in_epoch,
+            )  # fmt: skip
+            with wide_products(module, plan.precision):
+                row = stepper.epoch(course, batches, keeper)
+            if len(split.validation):
+                row |= evaluate(module, held_out, held_out_cells, validation_seed, fabric.device)
+            row["kl_weight"] = stepper.kl_weight()
+            row["learning_rate"] = stepper.learning_rate()
+            row["seconds"] = time.perf_counter() - started
+            _end_epoch(course, row, plan, module)
+            if on_epoch is not None:
+                on_epoch(len(course.rows) - 1, row)
+            if keeper is not None:
+                keeper.after_epoch(len(course.rows), last=bool(course.stopped))
+    best = course.best
     if best.state is not None:
         module.load_state_dict(best.state)
     elif len(split.validation):
         raise TrainingError(
-            f"After epoch {len(rows) - 1} no validation loss was finite; lower the learning rate, or "
-            "check the counts with `totalvi check`."
+            f"After epoch {len(course.rows) - 1} no validation loss was finite; lower the learning "
+            "rate, or check the counts with `totalvi check`."
         )
     module.cpu().eval()
-    history = pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="epoch"))
-    best_epoch = best.epoch if best.state else len(rows) - 1
-    return Fit(history, best_epoch, stopped, stepper.skipped.total, precision)
+    n_epochs = len(course.rows)
+    history = pd.DataFrame(course.rows, index=pd.RangeIndex(n_epochs, name="epoch"))
+    best_epoch = best.epoch if best.state else n_epochs - 1
+    return Fit(history, best_epoch, course.stopped, course.skipped.total, plan.precision)
+
+
+def _end_epoch(course: Course, row: dict[str, float], plan: TrainingPlan, module: TOTALVI) -> None:
+    """Note a finished epoch, its weights if they are the best, and whether it was the last."""
+    epoch = len(course.rows)
+    course.rows.append(row)
+    course.begin_epoch()
+    last = epoch + 1 == plan.max_epochs
+    if last:
+        course.stopped = f"all {plan.max_epochs} epochs done"
+    if "validation_loss" in row and (row["kl_weight"] >= 1 or last):
+        course.best.offer(row["validation_loss"], epoch, module)
+        if plan.patience is not None and epoch - course.best.epoch >= plan.patience:
+            course.stopped = f"no lower validation loss for {plan.patience} epochs"
+
+
+@contextmanager
+def _keeper(
+    checkpoints: Checkpoints | None, course: Course, stepper: "_Stepper"
+) -> Iterator[Keeper | None]:
+    """Give what writes the checkpoints; signals are noted for it meanwhile."""
+    if checkpoints is None:
+        yield None
+        return
+
+    def state() -> State:
+        (course_values, course_tensors), (values, tensors) = course.state(), stepper.state()
+        return State(course_values | values, course_tensors | tensors)
+
+    with noted_signals() as signals:
+        yield Keeper(checkpoints, state, signals)
 
 
 def evaluate(
@@ -186,7 +248,7 @@ class _Stepper:
         fused = fabric.device.type in ("cpu", "cuda") and self.scaler is None
         self.optimizer = fabric.setup(module, _optimizer(module, plan, fused))[1]
         self.samples = torch_generator(seed, fabric.device)
-        self.skipped = SkippedSteps()
+        self.adversary = _adversary(module, plan, seed, fabric.device)
         self.steps_done = 0
         self.steps_per_epoch = math.ceil(n_training_cells / plan.batch_size)
 
@@ -200,25 +262,36 @@ class _Stepper:
         factor = learning_rate_factor(self.steps_done, n_steps, self.plan.schedule)
         return self.plan.learning_rate * factor
 
-    def epoch(self, epoch: int, batches: Iterable[Minibatch]) -> dict[str, float]:
+    def epoch(
+        self, course: Course, batches: Iterable[Minibatch], keeper: Keeper | None
+    ) -> dict[str, float]:
         """Take a step for each minibatch; return the mean training loss and its terms."""
         self.module.train()
-        mean = MeanTerms()
-        for batch in batches:
-            terms = self.step(batch)
-            self.skipped.count(terms is not None, epoch)
-            if terms is not None:
-                mean.add(terms)
-        if mean.n_cells == 0:
+        epoch, seconds_before = len(course.rows), course.seconds_in_epoch
+        started = time.perf_counter()
+        watched = nullcontext() if self.adversary is None else self.adversary.watching(self.module)
+        with watched:
+            for batch in batches:
+                terms = self.step(batch)
+                course.skipped.count(terms is not None, epoch)
+                if terms is not None:
+                    course.mean.add(terms)
+                course.steps_in_epoch += 1
+                course.seconds_in_epoch = seconds_before + time.perf_counter() - started
+                if keeper is not None:
+                    keeper.after_step()
+        if course.mean.n_cells == 0:
             raise TrainingError(f"In epoch {epoch} no step {NOT_FINITE}")
-        return mean.row("train")
+        return course.mean.row("train")
 
     def step(self, batch: Minibatch) -> ElboTerms | None:
         """Take one step; return None, with nothing changed, when loss or gradient is not finite."""
         batch_norm_state = [buffer.clone() for buffer in self.module.buffers()]
         with self.fabric.autocast():
             terms = ElboTerms(*(t.float() for t in _terms(self.module, batch, self.samples)))
-        loss = objective(terms, self.kl_weight())
+        loss = objective(terms, self.kl_weight()) + self.module.anchor_penalty()
+        if self.adversary is not None:
+            loss = loss + self.adversary.deception(batch.context.panel)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.scaler is not None:
@@ -229,6 +302,8 @@ class _Stepper:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
             self.optimizer.step()
+            if self.adversary is not None:
+                self.adversary.step(batch.context.panel)
         else:
             for buffer, before in zip(self.module.buffers(), batch_norm_state, strict=True):
                 buffer.copy_(before)
@@ -236,6 +311,37 @@ class _Stepper:
                 self.scaler.update()
         self.steps_done += 1
         return ElboTerms(*(term.detach() for term in terms)) if finite else None
+
+    def state(self) -> State:
+        """Return weights, optimiser and samples."""
+        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer.optimizer))
+        if self.adversary is not None:
+            tensors |= with_prefix("adversary.", self.adversary.tensors())
+        tensors["samples"] = self.samples.get_state()
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        return State({"steps_done": self.steps_done, "scaler": scaler}, tensors)
+
+    def restore(self, state: State) -> None:
+        """Set back what `state` returned."""
+        values, tensors = state
+        self.module.load_state_dict(part(tensors, "module."))
+        restore_optimizer(self.optimizer.optimizer, part(tensors, "optimizer."))
+        if self.adversary is not None:
+            self.adversary.restore(part(tensors, "adversary."))
+        self.samples.set_state(tensors["samples"])
+        self.steps_done = values["steps_done"]
+        if self.scaler is not None:
+            self.scaler.load_state_dict(values["scaler"])
+
+
+def _adversary(
+    module: TOTALVI, plan: TrainingPlan, seed: np.random.SeedSequence, device: torch.device
+) -> Adversary | None:
+    if not plan.adversary_weight:
+        return None
+    generator = torch_generator(seed.spawn(1)[0], device)
+    return Adversary(module, plan.adversary_weight, device, generator)
 
 
 def _clip_gradients(module: TOTALVI, largest_norm: float) -> Tensor:

@@ -91,6 +91,9 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
          (2, N_GENES)],
     ),
     "proteins": (mixture_loss, [BY_PROTEIN, BY_PROTEIN, BY_PROTEIN, OF_GROUP]),
+    "proteins, samples of the background": (
+        mixture_loss, [(4, *BY_PROTEIN), BY_PROTEIN, BY_PROTEIN, OF_GROUP],
+    ),
     "background": (divergence, [BY_PROTEIN, BY_PROTEIN, OF_GROUP, OF_GROUP]),
     "hidden": (hidden, [(N_CELLS, N_HIDDEN), (N_HIDDEN,), (N_HIDDEN,)]),
     "first layer": (first_layer, [(N_GENES, N_HIDDEN)]),

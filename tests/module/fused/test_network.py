@@ -30,6 +30,10 @@ CASES: dict[str, dict[str, Any]] = {
     "scaled input": {"scale_input": True, "encoder_architecture": "direct"},
     "plain input": {"log_variational": False, "background_scale": "softplus"},
     "layer norm": {"normalization": "layer", "library": "observed"},
+    "samples of the background": {
+        "background_samples": 5,
+        "protein_batch_mask": [[True] * 9, [True] * 5 + [False] * 4],
+    },
 }
 # a bias before batch normalisation has no effect: its gradient is nothing but rounding
 WITHOUT_EFFECT = ("linear.bias", "others.bias", "rest.0.bias")

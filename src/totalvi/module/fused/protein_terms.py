@@ -20,7 +20,10 @@ def protein_mixture_loss(
     log_r: Tensor,
     group: Tensor,
 ) -> Tensor:
-    """Return ``-log p(y)`` summed over measured proteins, (B,); see `kernels.protein_terms`."""
+    """Return ``-log p(y)`` summed over measured proteins, (B,); see `kernels.protein_terms`.
+
+    ``log_background`` is one sample, (B, T), or several, (K, B, T), over which p(y) is averaged.
+    """
     loss: Tensor = _ProteinMixtureLoss.apply(
         y, measured, log_background, factor, logit, log_r, group
     )
@@ -33,12 +36,15 @@ class _ProteinMixtureLoss(torch.autograd.Function):
         ctx: Any, y: Tensor, measured: Tensor | None, log_background: Tensor, factor: Tensor,
         logit: Tensor, log_r: Tensor, group: Tensor,
     ) -> Tensor:  # fmt: skip
-        loss, derivatives = torch.empty_like(y[:, 0]), [torch.empty_like(y) for _ in range(4)]
+        loss = torch.empty_like(y[:, 0])
+        samples = log_background if log_background.dim() == 3 else log_background[None]
+        derivatives = [torch.empty_like(samples), *(torch.empty_like(y) for _ in range(3))]
         protein_terms.mixture_loss(
             as_array(y), _mask(measured),
-            *map(as_array, (log_background, factor, logit, log_r, group, loss)),
+            *map(as_array, (samples, factor, logit, log_r, group, loss)),
             *map(as_array, derivatives),
         )  # fmt: skip
+        derivatives[0] = derivatives[0].view_as(log_background)
         ctx.save_for_backward(*derivatives, group)
         ctx.n_groups = len(log_r)
         return loss

@@ -1,0 +1,174 @@
+"""Measure how well new cells are laid on a reference.
+
+    python benchmarks/mapping.py --data pbmc10k.h5mu --rna pbmc5k_rna.h5ad
+
+A random half of the cells is mapped on a model fitted to the other half, with and without
+surgery, with proteins and with RNA alone. Labels are those of marker proteins, and Leiden
+clusters of a joint fit with another seed, which favours neither side. Reported are the share of
+mapped cells whose 15 nearest reference cells vote for their own label, beside the same in a joint
+fit of all cells; calibration of transferred labels; and how well cells of a type that was left
+out of the reference are told from the others by their unlikeness. Then `rna` is mapped on all of
+`data`, and its proteins are imputed. Results go to benchmarks/results/mapping.json and .md.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from mudata import MuData
+from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KNeighborsClassifier
+
+import totalvi
+from totalvi.analysis.clusters import cluster_cells
+from totalvi.mapping.labels import calibration_error
+from totalvi.mapping.surgery import reference_state
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[1] / "shared" / "data"
+
+
+def marker_types(mdata: MuData) -> np.ndarray:
+    """Return types by which proteins are high (upper of two normals of log counts); "": unclear."""
+    high = {}
+    for name, counts in mdata["prot"].to_df().items():
+        values = np.log1p(counts.to_numpy(float))[:, None]
+        mixture = GaussianMixture(2, random_state=0).fit(values)
+        high[name.split("_")[0]] = mixture.predict(values) == mixture.means_.argmax()
+    t, b, nk, mono = high["CD3"], high["CD19"], high["CD56"], high["CD14"]
+    types = np.full(mdata.n_obs, "", dtype=object)
+    types[t & high["CD4"] & ~high["CD8a"] & ~b & ~mono] = "CD4 T"
+    types[t & high["CD8a"] & ~high["CD4"] & ~b & ~mono] = "CD8 T"
+    types[~t & b & ~mono & ~nk] = "B"
+    types[~t & ~b & nk & ~mono] = "NK"
+    types[~t & ~b & ~nk & mono] = "monocyte"
+    return types
+
+
+def fitted(mdata: MuData, name: str, cache: Path | None, seed: int = 0) -> totalvi.Model:
+    """Fit a model, or load it where an earlier call kept it."""
+    kept = None if cache is None else cache / f"{name}.totalvi"
+    if kept is not None and kept.is_dir():
+        return totalvi.Model.load(kept, mdata)
+    print(f"fitting {name}", flush=True)
+    model = totalvi.Model(mdata, seed=seed)
+    model.train(progress=False)
+    if kept is not None:
+        model.save(kept)
+    return model
+
+
+def agreement(
+    reference: np.ndarray, query: np.ndarray, known: np.ndarray, own: np.ndarray
+) -> float:
+    """Return the share of query cells whose neighbours vote for their own label."""
+    has, asked = known != "", own != ""
+    votes = KNeighborsClassifier(15).fit(reference[has], known[has]).predict(query[asked])
+    return float((votes == own[asked]).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA / "pbmc10k.h5mu")
+    parser.add_argument("--rna", type=Path, default=DATA / "pbmc5k_rna.h5ad")
+    parser.add_argument("--cache", type=Path, help="folder that keeps fitted models")
+    parser.add_argument("--no-surgery", action="store_true")
+    arguments = parser.parse_args()
+    mdata = totalvi.read(arguments.data)
+    half = np.random.default_rng(0).random(mdata.n_obs) < 0.5
+    joint = fitted(mdata, "joint", arguments.cache).get_latent_representation()
+    other = fitted(mdata, "joint1", arguments.cache, seed=1).get_latent_representation()
+    labels = {
+        "marker types": marker_types(mdata),
+        "clusters": np.asarray(cluster_cells(other).labels).astype(str).astype(object),
+    }
+    reference = fitted(mdata[half].copy(), "half", arguments.cache)
+    latent = reference.get_latent_representation()
+    before = {name: value.clone() for name, value in reference.module.state_dict().items()}
+    cells = mdata[~half].copy()
+    rows = [{"query": "joint fit of all cells", "identical": None, "seconds": None}]
+    for what, values in labels.items():
+        rows[0][what] = agreement(joint[half], joint[~half], values[half], values[~half])
+    for train in (False,) if arguments.no_surgery else (False, True):
+        for what, data in (("with proteins", cells), ("RNA alone", cells["rna"].copy())):
+            started = time.perf_counter()
+            options = {"progress": False} if train else {}
+            query = reference.map_query(data, train=train, **options)
+            mapped = query.get_latent_representation()
+            kept = reference_state(query.module, query._mapping)
+            row = {
+                "query": f"{what}, {'surgery' if train else 'no fit'}",
+                "identical": all(torch.equal(before[name], kept[name]) for name in before),
+                "seconds": time.perf_counter() - started,
+            }
+            for name, values in labels.items():
+                row[name] = agreement(latent, mapped, values[half], values[~half])
+                given = np.where(values == "", None, values)
+                transfer = reference.transfer_labels(query, given[half])
+                asked = values[~half] != ""
+                truth = transfer.probabilities.columns.get_indexer(values[~half][asked])
+                row[f"{name}: calibration error"] = calibration_error(
+                    transfer.probabilities.to_numpy()[asked], truth
+                )
+            p = reference.get_unlikeness(query)["p_value"]
+            row["p below 0.05"] = float((p < 0.05).mean())
+            rows.append(row)
+            print(row, flush=True)
+    unseen = []
+    types = labels["marker types"]
+    for left_out in ("NK", "B"):
+        model = fitted(mdata[half & (types != left_out)].copy(), f"no{left_out}", arguments.cache)
+        asked = types[~half] != ""
+        for what, data in (("with proteins", cells), ("RNA alone", cells["rna"].copy())):
+            p = model.get_unlikeness(model.map_query(data))["p_value"].to_numpy()[asked]
+            is_unseen = types[~half][asked] == left_out
+            unseen.append(
+                {
+                    "left out": left_out,
+                    "query": what,
+                    "auroc": float(roc_auc_score(is_unseen, -p)),
+                    "unseen below 0.05": float((p[is_unseen] < 0.05).mean()),
+                    "others below 0.05": float((p[~is_unseen] < 0.05).mean()),
+                    "others below 0.5": float((p[~is_unseen] < 0.5).mean()),
+                }
+            )
+            print(unseen[-1], flush=True)
+    whole = fitted(mdata, "joint", arguments.cache)
+    started = time.perf_counter()
+    query = whole.map_query(totalvi.read(arguments.rna))
+    query.get_normalized_expression(
+        transform_batch=whole.schema.batch_names[0], gene_list=[],
+        include_protein_background=True, n_samples=25,
+    )  # fmt: skip
+    rna = {"seconds to map and impute": time.perf_counter() - started}
+    p = whole.get_unlikeness(query)["p_value"]
+    rna["p below 0.05"] = float((p < 0.05).mean())
+    result = {"half": rows, "unseen": unseen, "rna": rna}
+    (HERE / "results" / "mapping.json").write_text(json.dumps(result, indent=1) + "\n")
+    (HERE / "results" / "mapping.md").write_text(report(result))
+    print(report(result))
+
+
+def report(result: dict) -> str:
+    """Return the tables as Markdown."""
+
+    def table(rows: list[dict]) -> list[str]:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        cells = [[row.get(column) for column in columns] for row in rows]
+        texts = [[f"{c:.3f}" if isinstance(c, float) else str(c or "") for c in r] for r in cells]
+        return [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *texts]] + [
+            ""
+        ]
+
+    lines = ["Half of the cells mapped on a model of the other half:", "", *table(result["half"])]
+    lines += ["A cell type left out of the reference:", "", *table(result["unseen"])]
+    lines += ["RNA of another experiment:", "", *table([result["rna"]])]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

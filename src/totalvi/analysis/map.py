@@ -1,0 +1,146 @@
+"""From a fitted model and new counts to a folder of results."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from totalvi.analysis.output import RECORD, require_writable, staged_folder
+from totalvi.analysis.record import provenance, write_record
+from totalvi.analysis.steps import Steps
+from totalvi.data.cite import CiteData
+from totalvi.data.read import read
+from totalvi.errors import DataError
+from totalvi.model import Model
+from totalvi.persistence.format import is_model
+
+_DEFAULT_LABELS = "leiden_totalvi"
+_MODEL, _RESULTS = "model.totalvi", "results.h5mu"
+POSTERIOR_SAMPLES = 25
+
+
+def map_files(
+    model_path: Path,
+    query_path: str | Path,
+    output: Path,
+    *,
+    reference: Path | None = None,
+    labels: str | None = None,
+    batch_key: str | None = None,
+    reference_batch: str | None = None,
+    train: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Map the cells of a file on a model, and write what comes out into a new folder.
+
+    Parameters
+    ----------
+    model_path
+        Model folder, or the folder of `totalvi run` that holds one.
+    query_path
+        Counts of the query.
+    output
+        A folder that does not exist or is empty. It appears whole at the end.
+    reference
+        Counts that the model was fitted to. None: ``results.h5mu`` beside the model, if it is there;
+        without it there are neither labels nor a score of how unlike the reference cells are.
+    labels
+        Column of the reference's ``obs``. None: ``leiden_totalvi``, if it is there.
+    batch_key, reference_batch, train
+        As in `Model.map_query`.
+    overwrite
+        Replace the folder of an earlier run.
+
+    Returns
+    -------
+    What ``run.json`` holds.
+    """
+    arguments = dict(locals())
+    require_writable(output, overwrite=overwrite)
+    folder = model_path if is_model(model_path) else model_path / _MODEL
+    if reference is None and (folder.parent / _RESULTS).is_file():
+        reference = folder.parent / _RESULTS
+    steps, notes = Steps(None), []
+    with steps.step("read"):
+        model = Model.load(folder, None if reference is None else read(reference))
+        query_data = read(query_path)
+    with steps.step("map", spinner=not train):
+        query = model.map_query(
+            query_data, batch_key=batch_key, reference_batch=reference_batch, train=train
+        )
+    tables: dict[str, pd.DataFrame] = {}
+    query_cells = _described(query).cell_names
+    cells = pd.DataFrame(index=query_cells.rename("cell"))
+    if reference is None:
+        if labels is not None:
+            raise DataError("labels need the reference's cells; give their counts as reference.")
+        notes.append("no labels and no unlikeness: the counts of the reference were not given")
+    else:
+        with steps.step("compare with the reference"):
+            unlike = model.get_unlikeness(query)
+            cells = cells.join(unlike.rename(columns=lambda name: f"reference_{name}"))
+            labels = labels or _default_labels(model)
+            if labels is not None:
+                transfer = model.transfer_labels(query, labels)
+                cells.insert(0, "label", transfer.labels)
+                cells.insert(1, "label_probability", transfer.probabilities.max(axis=1))
+                tables["label_probabilities"] = transfer.probabilities
+    latent = query.get_latent_representation(progress=False)
+    width = len(str(latent.shape[1]))
+    names = [f"latent_{i + 1:0{width}}" for i in range(latent.shape[1])]
+    tables["cells"] = cells.join(pd.DataFrame(latent, index=cells.index, columns=names))
+    missing = _unmeasured(query)
+    if missing:
+        with steps.step("impute"):
+            # a query batch decodes what it lacks like the reference batches that measured it
+            _, protein = query.get_normalized_expression(
+                gene_list=[],
+                protein_list=missing,
+                include_protein_background=True,
+                n_samples=POSTERIOR_SAMPLES,
+                progress=False,
+            )
+            tables["imputed_proteins"] = protein
+    summary = f"{len(cells):,} cells on {len(model.schema.batch_names)} reference batches"
+    if "label" in cells:
+        summary += f", {cells['label'].nunique()} labels"
+    if "reference_p_value" in cells:
+        share = float(np.mean(cells["reference_p_value"] < 0.05))
+        summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
+    paths = {"query": Path(query_path)} | ({} if reference is None else {"reference": reference})
+    record = {
+        **provenance(arguments, paths),
+        "summary": summary,
+        "notes": notes,
+        "imputed_proteins": missing,
+        "seconds": steps.seconds,
+    }
+    with staged_folder(output, overwrite=overwrite) as place:
+        (place / "tables").mkdir()
+        for name, table in tables.items():
+            table.rename_axis("cell").to_csv(
+                place / "tables" / f"{name}.csv.gz", float_format="%.6g"
+            )
+        query.save(place / _MODEL)
+        write_record(record, place / RECORD)
+    return record
+
+
+def _default_labels(model: Model) -> str | None:
+    return _DEFAULT_LABELS if _DEFAULT_LABELS in _described(model).annotation.obs() else None
+
+
+def _described(model: Model) -> CiteData:
+    return model._training_data()
+
+
+def _unmeasured(query: Model) -> list[str]:
+    """Return the proteins that some panel of the query lacks."""
+    panels = np.unique(_described(query).panel)
+    measured = np.array(query.schema.panel_measured)[panels].all(axis=0)
+    return [
+        name
+        for name, is_there in zip(query.schema.protein_names, measured, strict=True)
+        if not is_there
+    ]

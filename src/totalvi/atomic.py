@@ -1,0 +1,198 @@
+"""Files and folders that are on disk whole, or not at all, whatever happens while they are written."""
+
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from totalvi.errors import OutputError
+
+_MENDS = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some of your quota, or choose another place",
+    errno.EFBIG: "raise the limit on file sizes, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "choose another place",
+    errno.EPERM: "choose another place",
+    errno.EIO: "check the disk, or choose another place",
+    errno.ENOTDIR: "choose another place",
+    errno.EEXIST: "choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn what the system says of a full or closed disk into an OutputError about ``target``."""
+    try:
+        yield
+    except OSError as error:
+        number = _error_number(error)
+        if number not in _MENDS:
+            raise
+        raise OutputError(
+            f"{target} cannot be written ({os.strerror(number)}), and what was there is as it was: "
+            f"{_MENDS[number]}."
+        ) from error
+
+
+def _error_number(error: OSError) -> int:
+    """Return the errno, which HDF5 hides in its message."""
+    if error.errno is not None:
+        return error.errno
+    found = (number for number in _MENDS if f"errno = {number}," in str(error))
+    return next(found, 0)
+
+
+@contextmanager
+def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
+    """Hold the right to write ``target``: a lock beside it, which ends with the process.
+
+    Raises
+    ------
+    OutputError
+        When another holds it for longer than ``wait_s``.
+    """
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=wait_s)
+    try:
+        with writing(target):
+            lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"{target} is being written by another process: wait for it, or choose another place."
+        ) from error
+    try:
+        yield
+    finally:
+        # whoever waits notices that its lock file has no name any more, and makes another
+        if isinstance(lock, FileLock):  # on file systems without locks it becomes another kind
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def parents_of(target: Path) -> Iterator[None]:
+    """Make the folders that ``target`` needs; they vanish, where empty, if the block fails."""
+    missing = [folder for folder in target.parents if not folder.exists()]
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of ``target`` when the block ends without an error.
+
+    The caller holds the lock of ``target``, whose parent exists. At every moment, power failures
+    among them, the old or the new folder is there whole: see `standing_folder`.
+
+    Raises
+    ------
+    OutputError
+        When the disk is full, or does not let itself be written to.
+    """
+    temporary = _partial(target)
+    with writing(target):
+        _remove(temporary)  # of a process that was killed
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in temporary.rglob("*"):
+                _flush(path)
+            _flush(temporary)
+            _replace(temporary, target)
+        finally:
+            _remove(temporary)
+
+
+def standing_folder(target: Path) -> Path:
+    """Return where the folder ``target`` is: beside its place if a process died while replacing it.
+
+    Only file systems that cannot exchange two names know such a moment.
+    """
+    previous = _previous(target)
+    return previous if previous.is_dir() and not target.exists() else target
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file whole, or leave what was there.
+
+    Raises
+    ------
+    OutputError
+        When the disk is full, or does not let itself be written to.
+    """
+    temporary = _partial(target)
+    with writing(target):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+            _flush(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _replace(new: Path, target: Path) -> None:
+    """Put ``new`` in the place of ``target``; what was there is then at ``new``, or removed."""
+    previous = _previous(target)
+    if previous.exists() and not target.exists():
+        previous.rename(target)
+    _remove(previous)
+    if not target.exists():
+        new.rename(target)
+    elif not _exchanged(new, target):
+        target.rename(previous)
+        try:
+            new.rename(target)
+        except BaseException:
+            previous.rename(target)
+            raise
+    _flush(target.parent)
+    _remove(previous)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, where system and file system can."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.previous")
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

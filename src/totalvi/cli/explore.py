@@ -1,0 +1,60 @@
+"""`totalvi explore`: gates and what they hold, in a browser."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def explore(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `totalvi run` wrote.", show_default=False)
+    ],
+    gates: Annotated[
+        Path | None,
+        typer.Option(
+            "--gates", metavar="FILE", help="Gates to start with; default: those saved in DIR."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Port to listen on; default: 5006 or the next free one.",
+        ),
+    ] = None,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only print the address.")
+    ] = False,
+) -> None:
+    """Look at the cells of a run, gate them, and see what sets them apart.
+
+    Opens a page in your browser. It is served on this machine only, to whoever has the address
+    that is printed. Ctrl-C stops it; gates that were not saved are then kept in
+    DIR/gates_unsaved.json.
+
+    \b
+    Examples:
+      totalvi explore totalvi-demo
+      totalvi explore results --gates other_results/gates.json
+      totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
+    """
+    from totalvi.explore.serve import open_workspace, serving
+
+    workspace = open_workspace(folder, gates)
+    with serving(workspace, port) as server:
+        typer.echo(
+            f"{folder}: {workspace.cells.n_cells:,} cells, {len(workspace.history.now.gates)} gates"
+        )
+        typer.echo(f"open     {server.url}")
+        typer.echo("to stop  press Ctrl-C here")
+        if not no_browser:
+            webbrowser.open(server.url)
+        server.run()
+    kept = workspace.keep_unsaved()
+    typer.echo("stopped" if kept is None else f"stopped; gates that were not saved: {kept}")

@@ -1,0 +1,99 @@
+"""`totalvi impute`: proteins for cells in which they were not measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from totalvi.cli import options
+from totalvi.cli.wording import with_options
+
+
+def impute(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="REFERENCE", help="Raw counts of RNA and proteins.", show_default=False
+        ),
+    ],
+    query: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUERY",
+            help="Raw counts of RNA, with other proteins or none.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+    ],
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="KEY", help="Column with the batches within REFERENCE or QUERY."
+        ),
+    ] = None,
+    genome: options.Genome = None,
+    hashtags: options.Hashtags = None,
+    controls: options.Controls = None,
+    genes: Annotated[
+        int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
+    ] = 4000,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
+    ] = None,
+    interval: Annotated[
+        float,
+        typer.Option("--interval", min=0.01, max=0.99, help="Probability of the intervals."),
+    ] = 0.9,
+    samples: Annotated[
+        int, typer.Option("--samples", min=20, help="Posterior samples a cell.")
+    ] = 100,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Predict the proteins that cells lack.
+
+    Fits a model to both inputs together, predicts the proteins of REFERENCE in the cells of QUERY,
+    and says how sure each value is and how far each protein can be trusted: that is measured on
+    cells of REFERENCE kept out of the fit, with their proteins hidden.
+
+    \b
+    Examples:
+      totalvi impute cite.h5mu rna.h5ad -o imputed
+      totalvi impute cite.h5mu other_panel.h5mu -o imputed --batch donor
+    """
+    from totalvi.analysis.impute import impute as impute_proteins
+
+    result = impute_proteins(
+        reference,
+        query,
+        output,
+        batch_key=batch,
+        genome=genome,
+        hashtags=hashtags,
+        controls=controls,
+        n_genes=genes,
+        max_epochs=epochs,
+        n_samples=samples,
+        interval=interval,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    record = result.record
+    typer.echo(
+        f"{record['proteins']} proteins imputed in {record['cells']:,} cells from "
+        f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
+        f"{sum(record['seconds'].values()):,.0f} s"
+    )
+    for kind in ("notes", "warnings"):
+        for message in record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] != "model.totalvi":
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / 'model.totalvi'}")

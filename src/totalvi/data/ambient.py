@@ -1,0 +1,50 @@
+"""Each protein's ambient distribution, from empty droplets."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+_LOG_SCALE_RANGE = (0.1, 1.5)
+
+
+class Ambient(NamedTuple):
+    """Of the count of each protein in empty droplets, (T,).
+
+    Attributes
+    ----------
+    log_mean
+        Log of the mean count.
+    log_sd
+        Standard deviation of the log of the rate that counts are drawn at.
+    standard_error
+        Of ``log_mean``, given the number of droplets.
+    """
+
+    log_mean: np.ndarray
+    log_sd: np.ndarray
+    standard_error: np.ndarray
+
+
+def estimate_ambient(protein: np.ndarray) -> Ambient:
+    """Estimate the ambient distribution of each protein from counts in empty droplets, (N, T).
+
+    A count is Poisson at a log-normal rate: of mean m and variance ``m + m^2 (exp(sd^2) - 1)``. Half
+    a count is added to each protein's sum, so that one without any has a finite, uncertain level.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rate = np.exp(rng.normal(np.log([1.0, 8.0, 60.0]), 0.4, (4000, 3)))
+    >>> ambient = estimate_ambient(rng.poisson(rate))
+    >>> (ambient.log_mean - np.log([1.0, 8.0, 60.0]) - 0.08).round(1) + 0, ambient.log_sd.round(1)
+    (array([0., 0., 0.]), array([0.4, 0.4, 0.4]))
+    """
+    n_droplets = len(protein)
+    mean = (protein.sum(axis=0, dtype=np.float64) + 0.5) / n_droplets
+    excess = (protein.var(axis=0, dtype=np.float64) - mean) / mean**2
+    excess = np.clip(excess, *np.expm1(np.square(_LOG_SCALE_RANGE)))
+    return Ambient(
+        log_mean=np.log(mean),
+        log_sd=np.sqrt(np.log1p(excess)),
+        standard_error=np.sqrt((1 / mean + excess) / n_droplets),
+    )

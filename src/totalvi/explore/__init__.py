@@ -1,0 +1,1 @@
+"""`totalvi explore`: gates on a run's cells in a browser, and what the model says of them."""

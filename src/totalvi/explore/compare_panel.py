@@ -1,0 +1,140 @@
+"""What sets the cells of a gate apart: a volcano plot and a table that can be searched."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from bokeh.layouts import row
+from bokeh.models import (
+    BooleanFilter,
+    CDSView,
+    ColumnDataSource,
+    DataTable,
+    Div,
+    NumberFormatter,
+    Select,
+    StringFormatter,
+    TableColumn,
+    TextInput,
+)
+
+from totalvi.explore.compare import Compared
+from totalvi.pictures.volcano import volcano
+
+REST = "all other cells"
+PARENT_REST = "the other cells of its parent"
+_MOST_LOG_ODDS = 12.0  # of the plot; beyond, posterior probabilities are 1 to five digits
+_COLUMNS = ("feature", "what", "lfc", "proba", "raw1", "raw2", "log_odds", "kind")
+
+
+class ComparePanel:
+    """Widgets of a comparison.
+
+    Parameters
+    ----------
+    on_other
+        Is called when another group to compare with was chosen.
+    on_feature
+        Is called with the modality, "rna" or "protein", and name of a feature chosen in the table.
+    """
+
+    def __init__(
+        self, on_other: Callable[[], None], on_feature: Callable[[str, str], None]
+    ) -> None:
+        self._setting = False
+        self.source = ColumnDataSource({name: [] for name in _COLUMNS}, name="differences")
+        self._found = BooleanFilter(booleans=[])
+        self.other = Select(
+            title="Compare with", options=[REST, PARENT_REST], value=REST, name="compare_with",
+            width=240,
+        )  # fmt: skip
+        self.search = TextInput(
+            title="Find a gene or protein", placeholder="any part of its name", name="find_feature",
+            width=200,
+        )  # fmt: skip
+        self.said = Div(text="", name="compared", sizing_mode="stretch_width", min_width=220)
+        number = NumberFormatter(format="0.00", text_align="right", nan_format="\u2013")
+        self.table = DataTable(
+            source=self.source,
+            view=CDSView(filter=self._found),
+            columns=[
+                TableColumn(field="feature", title="Feature", formatter=StringFormatter(), width=120),
+                TableColumn(field="what", title="Kind", width=60),
+                TableColumn(field="lfc", title="log2 fold", formatter=number, width=75),
+                TableColumn(
+                    field="proba", title="Probability", width=80,
+                    formatter=NumberFormatter(format="0.000", text_align="right", nan_format="\u2013"),
+                ),
+                TableColumn(field="raw1", title="Mean here", formatter=number, width=80),
+                TableColumn(field="raw2", title="Mean there", formatter=number, width=80),
+            ],
+            index_position=None,
+            reorderable=False,
+            visible=False,
+            sizing_mode="stretch_width",
+            height=380,
+            name="differences",
+        )  # fmt: skip
+        self.volcano = volcano(
+            self.source, x="lfc", y="log_odds", kind="kind", name="feature",
+            y_label="log odds of a difference", height=380,
+        )  # fmt: skip
+        self.volcano.name = "volcano"
+        self.volcano.visible = False
+        self.controls = row(
+            self.other, self.search, self.said, sizing_mode="stretch_width", name="comparison"
+        )
+        self.controls.styles = {"flex-wrap": "wrap"}
+        self.other.on_change(
+            "value", lambda _attr, _old, _new: None if self._setting else on_other()
+        )
+        self.search.on_change("value_input", lambda _a, _o, new: self._search(new))
+
+        def chosen(_attr: str, _old: list[int], rows: list[int]) -> None:
+            if rows:
+                modality = "rna" if self.source.data["what"][rows[0]] == "gene" else "protein"
+                on_feature(modality, str(self.source.data["feature"][rows[0]]))
+
+        self.source.selected.on_change("indices", chosen)
+
+    def offer(self, others: Sequence[str]) -> None:
+        """Offer these gates to compare with, beside the rest."""
+        options = [REST, PARENT_REST, *others]
+        self._setting = True
+        if self.other.value not in options:
+            self.other.value = REST
+        self.other.options = options
+        self._setting = False
+
+    def show(self, compared: Compared) -> None:
+        """Show the result of a comparison."""
+        data = columns_of(compared.table)
+        self.source.selected.indices = []
+        self._found.booleans = _holds(data["feature"], self.search.value_input)
+        self.source.data = data
+        self.volcano.visible = self.table.visible = True
+
+    def _search(self, text: str) -> None:
+        self._found.booleans = _holds(self.source.data["feature"], text)
+
+
+def columns_of(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return what plot and table show of a table of `Model.differential_expression`."""
+    is_gene = (table["modality"] == "rna").to_numpy()
+    called = table[next(c for c in table if str(c).startswith("is_de_fdr_"))].to_numpy(bool)
+    odds = table["bayes_factor"].to_numpy(float)
+    return {
+        "feature": table.index.to_numpy(object),
+        "what": np.where(is_gene, "gene", "protein").astype(object),
+        "lfc": table["lfc_median"].to_numpy(float),
+        "proba": table["proba_de"].to_numpy(float),
+        "raw1": table["raw_mean1"].to_numpy(float),
+        "raw2": table["raw_mean2"].to_numpy(float),
+        "log_odds": np.clip(odds, -_MOST_LOG_ODDS, _MOST_LOG_ODDS),
+        "kind": np.where(called, np.where(is_gene, 1, 2), 0).astype(float),
+    }
+
+
+def _holds(names: Iterable[str], text: str) -> list[bool]:
+    wanted = (text or "").casefold().strip()
+    return [wanted in str(name).casefold() for name in names]

@@ -1,0 +1,78 @@
+"""Gates as columns of cells: a table, and `results.h5mu` with the columns in `obs`."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem, write_elem
+
+from totalvi.analysis.output import staged_file
+from totalvi.explore.data import RunCells
+from totalvi.explore.gates import Gating, deepest, members
+
+GATE = "gate"
+PREFIX = "in_gate "
+
+
+def gate_columns(cells: RunCells, gating: Gating) -> pd.DataFrame:
+    """Return the gates of each cell.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by cell: ``gate``, categorical, the path of the innermost gate, such as
+        "T cells/CD4 T", or "" in none; and a boolean column ``in_gate NAME`` for each gate.
+    """
+    inside = members(gating, cells.inside, cells.n_cells)
+    table = gate_table(gating, inside, cells.obs.index)
+    return table.rename_axis("cell")
+
+
+def gate_table(
+    gating: Gating, inside: Mapping[str | None, np.ndarray], index: pd.Index
+) -> pd.DataFrame:
+    """Return what `gate_columns` does, of masks from `totalvi.explore.gates.members`."""
+    paths = ["", *("/".join(gating.path(gate.name)) for _, gate in gating.walk())]
+    columns: dict[str, object] = {
+        GATE: pd.Categorical(deepest(gating, inside), categories=list(dict.fromkeys(paths)))
+    }
+    columns |= {f"{PREFIX}{name}": inside[name] for name in gating.names}
+    return pd.DataFrame(columns, index=index)
+
+
+def write_gated(cells: RunCells, gating: Gating, output: Path, *, overwrite: bool = False) -> Path:
+    """Write a copy of the run's `results.h5mu` with the gates of each cell in ``obs``.
+
+    They are in ``obs`` of the MuData and of each modality, in place of those of an earlier export.
+
+    Parameters
+    ----------
+    output
+        A file ending in ``.h5mu``, other than `results.h5mu`.
+
+    Raises
+    ------
+    OutputError
+        When ``output`` exists and ``overwrite`` is False, or cannot be written.
+    """
+    table = gate_columns(cells, gating)
+    with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged:
+        shutil.copyfile(cells.results, staged)
+        with h5py.File(staged, "r+") as file:
+            for where in ("obs", *(f"mod/{modality}/obs" for modality in file["mod"])):
+                _add_columns(file, where, table)
+    return output
+
+
+def _add_columns(file: h5py.File, where: str, table: pd.DataFrame) -> None:
+    obs = read_elem(file[where])
+    earlier = [name for name in obs if name == GATE or str(name).startswith(PREFIX)]
+    obs = obs.drop(columns=earlier)
+    if not obs.index.equals(table.index):
+        table = table.reindex(obs.index)
+    for name in table:
+        obs[name] = table[name]
+    write_elem(file, where, obs)

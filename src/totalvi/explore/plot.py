@@ -1,0 +1,222 @@
+"""A plot of all cells, drawn as an image, on which gates are drawn with the mouse."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from bokeh.events import DoubleTap, SelectionGeometry
+from bokeh.models import (
+    BasicTicker,
+    BoxSelectTool,
+    ColumnDataSource,
+    CustomJS,
+    LassoSelectTool,
+    PanTool,
+    PlainText,
+    PolySelectTool,
+    Range1d,
+    ResetTool,
+    SaveTool,
+    WheelZoomTool,
+)
+
+from totalvi.explore.gates import Axis, Gate, Shape
+from totalvi.explore.raster import draw_cells
+from totalvi.explore.scales import Scale, scale_ticks, to_scale
+from totalvi.pictures.colors import INK, WARNING
+from totalvi.pictures.frame import new_figure, use_count_axis, use_ticks
+from totalvi.pictures.maps import add_labels, point_size
+from totalvi.pictures.scale import PROTEIN_SCALE
+
+PIXELS_BY_PIXEL = 1.7  # of the image, for screens with more pixels than CSS knows
+_LARGEST_SIDE = 1400
+_MARGIN = 0.04
+# Bokeh ends a polygon with Enter only; people double-click.
+_FINISH_POLYGON = """
+const area = Bokeh.index.find_one(cb_obj.origin)?.canvas_view.ui_event_bus.hit_area;
+area?.dispatchEvent(new KeyboardEvent("keyup", {key: "Enter"}));
+"""
+_POLYGON = "Polygon gate: click corners, then double-click or press Enter"
+Corners = tuple[tuple[float, float], ...]
+
+
+class CellPlot:
+    """A plot of the cells on two axes.
+
+    Parameters
+    ----------
+    name
+        For screen readers and tests.
+    on_gate
+        Is called with this plot, the shape and the corners of what was drawn.
+    on_window
+        Is called when the window changed, so that the image must be drawn anew.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        on_gate: Callable[["CellPlot", Shape, Corners], None],
+        on_window: Callable[["CellPlot"], None],
+    ) -> None:
+        self.axes: tuple[Axis, Axis] = (Axis("umap", "1"), Axis("umap", "2"))
+        self.places = (np.zeros(0), np.zeros(0))
+        self._setting = False
+        self._sides = {"inner_height": 400, "inner_width": 450}  # until the browser tells
+        self.figure = new_figure(
+            height=470, tools="", x_range=Range1d(0, 1), y_range=Range1d(0, 1), name=name
+        )
+        self.figure.toolbar_location = "above"
+        self.figure.min_border_right = 12
+        self.tools: dict[str, Any] = {
+            "move": PanTool(),
+            "rectangle": BoxSelectTool(renderers=[], description="Rectangle gate"),
+            "polygon": PolySelectTool(renderers=[], description=_POLYGON),
+            "lasso": LassoSelectTool(renderers=[], continuous=False, description="Lasso gate"),
+        }
+        self.wheel = WheelZoomTool()  # in force while moving: else the wheel scrolls the page
+        self.figure.add_tools(*self.tools.values(), self.wheel, ResetTool(), SaveTool())
+        self.figure.toolbar.active_drag = self.tools["rectangle"]
+        self.figure.toolbar.active_scroll = None
+        self.figure.toolbar.active_tap = None
+        self._image = ColumnDataSource({key: [] for key in ("image", "x", "y", "dw", "dh")})
+        self.figure.image_rgba("image", "x", "y", "dw", "dh", source=self._image)
+        self._outlines = ColumnDataSource({"xs": [], "ys": [], "color": []})
+        self.figure.patches(
+            "xs",
+            "ys",
+            source=self._outlines,
+            fill_color="color",
+            fill_alpha=0.06,
+            line_color="color",
+            line_width=2,
+            name="outlines",
+        )
+        self._labels = ColumnDataSource({"x": [], "y": [], "text": []})
+        add_labels(self.figure, self._labels)
+
+        def drawn(event: SelectionGeometry) -> None:
+            if event.final and (found := _corners(event.geometry)) is not None:
+                on_gate(self, *found)
+
+        self.figure.on_event(SelectionGeometry, drawn)
+        self.figure.js_on_event(DoubleTap, CustomJS(code=_FINISH_POLYGON))
+
+        def moved(_attr: str, _old: object, _new: object) -> None:
+            if not self._setting:
+                on_window(self)
+
+        for side in (self.figure.x_range, self.figure.y_range):
+            for end in ("start", "end"):
+                side.on_change(end, moved)
+
+        def resized(side: str, _old: object, length: int) -> None:
+            self._sides[side] = length
+            on_window(self)
+
+        for length in self._sides:
+            self.figure.on_change(length, resized)
+
+    def set_axes(
+        self, axes: tuple[Axis, Axis], places: tuple[np.ndarray, np.ndarray], labels: Sequence[str]
+    ) -> None:
+        """Show the cells on other axes, all of them in the window."""
+        self.axes, self.places = axes, places
+        self._setting = True
+        sides = zip(
+            "xy", (self.figure.x_range, self.figure.y_range), axes, places, labels, strict=True
+        )
+        for which, side, axis, along, label in sides:
+            low, high = _reach(along)
+            side.update(start=low, end=high, reset_start=low, reset_end=high)
+            drawn = self.figure.xaxis[0] if which == "x" else self.figure.yaxis[0]
+            drawn.axis_label = PlainText(text=label)
+            _label_ticks(self.figure, which, axis.kind, axis.scale)
+        self._setting = False
+
+    def draw(self, colors: np.ndarray, shown: np.ndarray | None, dimmed: np.ndarray | None) -> None:
+        """Draw the cells.
+
+        Parameters
+        ----------
+        colors
+            Of all cells, uint32 (N,).
+        shown
+            Which to draw, (N,); None: all.
+        dimmed
+            Which of those to draw pale, (N,); None: none.
+        """
+        x, y = self.places
+        n_cells = len(x) if shown is None else int(shown.sum())
+        if shown is not None:
+            x, y, colors = x[shown], y[shown], colors[shown]
+            dimmed = None if dimmed is None else dimmed[shown]
+        ends = self.figure.x_range, self.figure.y_range
+        window = (ends[0].start, ends[0].end, ends[1].start, ends[1].end)
+        left, right, bottom, top = map(float, window)
+        if not (right > left and top > bottom):
+            return
+        image = draw_cells(
+            x, y, colors, (left, right, bottom, top), self._shape(),
+            PIXELS_BY_PIXEL * point_size(n_cells), dimmed,
+        )  # fmt: skip
+        self._image.data = {
+            "image": [image], "x": [left], "y": [bottom], "dw": [right - left], "dh": [top - bottom]
+        }  # fmt: skip
+
+    def _shape(self) -> tuple[int, int]:
+        sides = self._sides["inner_height"], self._sides["inner_width"]
+        rows, columns = (min(int(PIXELS_BY_PIXEL * max(s, 50)), _LARGEST_SIDE) for s in sides)
+        return rows, columns
+
+    def outline(self, gates: Sequence[Gate], labels: Sequence[str], selected: str | None) -> None:
+        """Draw the outlines of gates, which are on this plot's axes, with their labels."""
+        corners = [np.array(gate.vertices) for gate in gates]
+        self._outlines.data = {
+            "xs": [list(c[:, 0]) for c in corners],
+            "ys": [list(c[:, 1]) for c in corners],
+            "color": [WARNING if gate.name == selected else INK for gate in gates],
+        }
+        self._labels.data = {
+            "x": [float(c[:, 0].min() + c[:, 0].max()) / 2 for c in corners],
+            "y": [float(c[:, 1].max()) for c in corners],
+            "text": list(labels),
+        }
+
+
+def _corners(geometry: Any) -> tuple[Shape, Corners] | None:
+    """Return the shape and corners of what the mouse drew; None for a mere click."""
+    if geometry["type"] == "rect":
+        left, right = sorted((float(geometry["x0"]), float(geometry["x1"])))
+        bottom, top = sorted((float(geometry["y0"]), float(geometry["y1"])))
+        if left == right or bottom == top:
+            return None
+        return "rectangle", ((left, bottom), (right, bottom), (right, top), (left, top))
+    if geometry["type"] != "poly" or len(geometry["x"]) < 3:
+        return None
+    pairs = zip(geometry["x"], geometry["y"], strict=True)
+    corners = tuple(dict.fromkeys((float(x), float(y)) for x, y in pairs))
+    if len(corners) < 3:
+        return None
+    return ("polygon" if len(corners) <= 12 else "lasso"), corners
+
+
+def _reach(places: np.ndarray) -> tuple[float, float]:
+    known = places[np.isfinite(places)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    margin = _MARGIN * ((high - low) or 1.0)
+    return low - margin, high + margin
+
+
+def _label_ticks(figure: Any, which: str, kind: str, scale: Scale) -> None:
+    axis = figure.xaxis[0] if which == "x" else figure.yaxis[0]
+    if kind == "umap":
+        axis.ticker = []
+    elif scale == "asinh":
+        use_count_axis(figure, which, PROTEIN_SCALE)
+    elif scale == "log":
+        marks = scale_ticks(1e6, "log") or []
+        places = to_scale(np.array(marks), "log").tolist()
+        use_ticks(figure, which, dict(zip(places, (f"{m:,.0f}" for m in marks), strict=True)))
+    else:
+        axis.ticker, axis.major_label_overrides = BasicTicker(), {}

@@ -1,0 +1,203 @@
+"""Maps of the cells, such as a UMAP, coloured by a category or a value."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from bokeh.models import CDSView, ColorBar, ColumnDataSource, LinearColorMapper
+from bokeh.palettes import Magma256
+from bokeh.plotting import figure
+
+from totalvi.pictures.colors import INK, PALE, QUIET, category_colors
+from totalvi.pictures.frame import TOOLS, new_figure
+from totalvi.pictures.scale import CountScale
+
+VALUE_PALETTE = tuple(reversed(Magma256[20:246]))  # from pale (little) to dark (much)
+
+
+def category_mapper(n_categories: int) -> LinearColorMapper:
+    """Return a mapper of category codes, 0 to ``n_categories - 1``, to colours told apart.
+
+    Codes are numbers rather than names, as those take a byte a cell.
+    """
+    return LinearColorMapper(
+        palette=category_colors(n_categories), low=-0.5, high=n_categories - 0.5, nan_color=PALE
+    )
+
+
+def value_mapper(low: float, high: float) -> LinearColorMapper:
+    """Return a mapper of values to a perceptual palette, pale at ``low`` and dark at ``high``."""
+    return LinearColorMapper(palette=list(VALUE_PALETTE), low=low, high=high, nan_color=PALE)
+
+
+def cell_map(
+    source: ColumnDataSource,
+    mapper: LinearColorMapper,
+    *,
+    color: str = "color",
+    x: str = "umap_1",
+    y: str = "umap_2",
+    view: CDSView | None = None,
+    n_cells: int | None = None,
+    title: str = "",
+    height: int = 480,
+    tools: str = TOOLS,
+    active_drag: str | None = None,
+    **options: Any,
+) -> figure:
+    """Draw a dot for each cell.
+
+    Parameters
+    ----------
+    source
+        Of cells, with the columns ``x``, ``y`` and ``color``: numbers that ``mapper`` colours.
+    mapper
+        From `category_mapper` or `value_mapper`.
+    view
+        Which cells to draw; None: all.
+    n_cells
+        How many there are, which decides the size of the dots; None: as many as in ``source``.
+    title, height, tools, active_drag, **options
+        As in `totalvi.pictures.frame.new_figure`.
+
+    Examples
+    --------
+    >>> source = ColumnDataSource({"umap_1": [0, 1], "umap_2": [0, 1], "color": [0, 1]})
+    >>> len(cell_map(source, category_mapper(2)).renderers)
+    1
+    """
+    drawn = new_figure(title, height=height, tools=tools, active_drag=active_drag, **options)
+    if n_cells is None:
+        n_cells = len(source.data.get(x, ()))
+    drawn.scatter(
+        x,
+        y,
+        source=source,
+        size=point_size(n_cells),
+        color={"field": color, "transform": mapper},
+        line_color=None,
+        nonselection_fill_color=PALE,
+        nonselection_fill_alpha=0.4,
+        name="cells",
+        view=CDSView() if view is None else view,
+    )
+    drawn.axis.ticker = []
+    drawn.xaxis.axis_label, drawn.yaxis.axis_label = "UMAP 1", "UMAP 2"
+    drawn.axis.axis_label_text_color = QUIET
+    drawn.axis.axis_line_color = PALE
+    return drawn
+
+
+def point_size(n_cells: int) -> float:
+    """Return the diameter in pixels of a dot, smaller the more cells share the map."""
+    return float(np.clip(260 / np.sqrt(max(n_cells, 1)), 1.5, 9.0))
+
+
+def add_color_bar(
+    drawn: figure, mapper: LinearColorMapper, scale: CountScale | None = None
+) -> ColorBar:
+    """Put a colour bar below a map, labelled in counts when its values are of a ``scale``."""
+    bar = ColorBar(
+        color_mapper=mapper,
+        height=10,
+        width=220,
+        location="center",
+        orientation="horizontal",
+        padding=4,
+        bar_line_color=None,
+        major_label_text_color=INK,
+        major_label_text_font_size="11px",
+        major_tick_line_color="white",
+    )
+    if scale is not None:
+        bar.ticker = scale.ticker()
+        bar.major_label_overrides = scale.ticks(fine=True)
+    drawn.add_layout(bar, "below")
+    return bar
+
+
+def add_labels(drawn: figure, source: ColumnDataSource) -> None:
+    """Write the ``text`` of each row of ``source`` at its ``x`` and ``y``."""
+    drawn.text(
+        "x",
+        "y",
+        text="text",
+        source=source,
+        text_align="center",
+        text_baseline="middle",
+        text_font_size="12px",
+        text_font_style="bold",
+        text_color=INK,
+        background_fill_color="white",
+        background_fill_alpha=0.7,
+        padding=2,
+        border_radius=3,
+        name="labels",
+    )
+
+
+def label_places(
+    points: np.ndarray, codes: np.ndarray, names: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Return a label for each category: its name at the cell nearest to the median of its cells.
+
+    Parameters
+    ----------
+    points
+        Shape (n_cells, 2).
+    codes
+        Category of each cell; negative: none.
+    names
+        Of the categories; those without cells get no label.
+    """
+    places: dict[str, list[Any]] = {"x": [], "y": [], "text": []}
+    for code, name in enumerate(names):
+        members = points[codes == code]
+        if not len(members):
+            continue
+        distance = np.linalg.norm(members - np.median(members, axis=0), axis=1)
+        x, y = members[distance.argmin()]
+        for key, value in zip(("x", "y", "text"), (float(x), float(y), str(name)), strict=True):
+            places[key].append(value)
+    return places
+
+
+def add_density(drawn: figure, points: np.ndarray, n_bins: int = 200) -> None:
+    """Put a grey image of where all cells lie behind the dots, which may be a sample of them.
+
+    Parameters
+    ----------
+    points
+        Of all cells, shape (n_cells, 2).
+    """
+    counts, x_edges, y_edges = np.histogram2d(points[:, 0], points[:, 1], bins=n_bins)
+    shade = np.log1p(counts.T)
+    image = np.round(255 * shade / max(shade.max(), 1e-9)).astype(np.uint8)
+    greys = ["#FFFFFF00", *(f"#{level:02X}{level:02X}{level:02X}" for level in range(238, 160, -2))]
+    drawn.image(
+        [image],
+        x=x_edges[0],
+        y=y_edges[0],
+        dw=x_edges[-1] - x_edges[0],
+        dh=y_edges[-1] - y_edges[0],
+        color_mapper=LinearColorMapper(palette=greys, low=0, high=255),
+        level="image",
+        name="density",
+    )
+
+
+def category_legend(names: Sequence[str], counts: Sequence[int] | np.ndarray) -> str:
+    """Return an HTML list of the colours of `category_mapper`, each with its name and cells.
+
+    Examples
+    --------
+    >>> "&lt;b&gt;" in category_legend(["<b>"], [7])
+    True
+    """
+    entries = (
+        f'<li><span class="swatch" style="background:{color}"></span>'
+        f"{escape(str(name))} <small>({count:,})</small></li>"
+        for name, count, color in zip(names, counts, category_colors(len(names)), strict=True)
+    )
+    return f'<ul class="legend">{"".join(entries)}</ul>'

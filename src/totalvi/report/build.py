@@ -1,0 +1,132 @@
+"""Building the report of a run: one HTML file that needs nothing else."""
+
+import json
+import re
+from collections.abc import Hashable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from bokeh.resources import Resources
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from totalvi.analysis.output import staged_file
+from totalvi.pictures.maps import category_legend
+from totalvi.report.cards import HEIGHT, WIDTH, protein_cards
+from totalvi.report.figures import embedded, make_figures
+from totalvi.report.repeat import command_line
+from totalvi.report.results import Results, read_results
+from totalvi.report.store import data_of_page, n_drawn
+
+REPORT = "report.html"
+ABOUT_ANTIBODIES = re.compile(r"\d+ of \d+ antibodies: ")  # which the page lists by name
+
+
+def build_report(folder: str | Path, output: str | Path | None = None) -> Path:
+    """Write the report of a run, in place of one that is there.
+
+    Parameters
+    ----------
+    folder
+        As `totalvi run` wrote it; its model is not needed.
+    output
+        File to write, which ends in ``.html``. None: ``report.html`` in the folder.
+
+    Returns
+    -------
+    pathlib.Path
+        Where it is: one file, below 10 MB, that opens without a network.
+
+    Raises
+    ------
+    OutputError
+        When the folder is not one of a run, or the file cannot be written.
+    ReadError
+        When a file in it is damaged.
+    """
+    folder = Path(folder)
+    path = folder / REPORT if output is None else Path(output)
+    n_proteins = _n_proteins(folder)
+    page = render(read_results(folder, n_drawn(n_proteins)))
+    with staged_file(path, suffix=".html", overwrite=True) as staged:
+        staged.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(results: Results) -> str:
+    """Return the page."""
+    figures = make_figures(results)
+    document, figure_ids = embedded(figures)
+    page_files = files("totalvi.report") / "page"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = number
+    environment.filters["json"] = json_in_page
+    template = environment.from_string((page_files / "report.html").read_text(encoding="utf-8"))
+    tables = results.tables
+    data = data_of_page(results)
+    return template.render(
+        record=results.record,
+        name=_name(results.record),
+        warnings=[w for w in results.record["warnings"] if not ABOUT_ANTIBODIES.match(w)],
+        tables=tables,
+        cards=protein_cards(results),
+        card_width=WIDTH,
+        card_height=HEIGHT,
+        has_isotypes="isotype_99th_percentile" in tables["proteins"],
+        figures=set(figures),
+        batches=_batches(results),
+        legends=[
+            (c["name"], Markup(category_legend(c["names"], c["n_cells"])))
+            for c in data["categories"]
+        ],
+        command=command_line(results.record["arguments"]),
+        data=data | {"document": document, "figure_ids": figure_ids},
+        style=Markup((page_files / "report.css").read_text(encoding="utf-8")),
+        script=Markup((page_files / "report.js").read_text(encoding="utf-8")),
+        bokeh=[Markup(source) for source in Resources(mode="inline", components=["bokeh"]).js_raw],
+    )
+
+
+def json_in_page(value: Any) -> Markup:
+    """Return JSON that no name in it can break out of.
+
+    Examples
+    --------
+    >>> print(json_in_page("</script>"))
+    "\\u003c/script>"
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+
+
+def number(value: Any, decimals: int = 1) -> str:
+    """Return a number with thousands apart, or a dash where there is none.
+
+    Examples
+    --------
+    >>> number(1234.56), number(float("nan"))
+    ('1,234.6', '-')
+    """
+    return "-" if pd.isna(value) else f"{value:,.{decimals}f}"
+
+
+def _n_proteins(folder: Path) -> int:
+    path = folder / "tables" / "proteins.csv"
+    return len(pd.read_csv(path, usecols=[0])) if path.is_file() else 1
+
+
+def _name(record: dict[str, Any]) -> str:
+    return Path(str(record["arguments"]["input"])).name
+
+
+def _batches(results: Results) -> list[dict[Hashable, Any]]:
+    """Return the medians of each batch's cells, with its mixing where there are several."""
+    cells = results.tables["cells"]
+    table = cells.groupby("batch", sort=False)[["rna_total", "protein_total"]].median()
+    table["cells"] = cells["batch"].value_counts()
+    mixing = results.tables.get("batches")
+    if mixing is not None:
+        table = table.join(mixing.drop(columns="cells"))
+    return table.rename_axis("batch").reset_index().to_dict("records")

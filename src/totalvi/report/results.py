@@ -1,0 +1,192 @@
+"""What a run left on disk, as the report reads it: never more cells at once than it draws."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem, sparse_dataset
+
+from totalvi.errors import OutputError, ReadError
+from totalvi.report.sample import Sample, stratified_sample
+
+CLUSTERS = "leiden_totalvi"
+NAMES = {
+    "cells": "cell",
+    "proteins": "protein",
+    "clusters": "cluster",
+    "history": "epoch",
+    "batches": "batch",
+    "differential_expression": "feature",
+    "predictive_checks": "feature",
+    "predictive_calibration": "modality",
+}
+TEXT_COLUMNS = {*NAMES.values(), "comparison", "group1", "group2", "warning"} - {"epoch"}
+NEEDED = ("cells", "proteins", "clusters", "history")
+ROWS_AT_A_TIME = 4096
+
+
+class Results(NamedTuple):
+    """What a run left, for cells drawn as dots.
+
+    Attributes
+    ----------
+    record
+        ``run.json``.
+    tables
+        By name, as they are on disk; those that the run had no reason to write are missing.
+    obs
+        Of all cells.
+    umap
+        Of all cells, (N, 2).
+    drawn
+        The cells drawn as dots.
+    raw, denoised, foreground
+        Proteins of the cells drawn, (n, T); raw is NaN where unmeasured.
+    protein_names, gene_names
+        Of the columns.
+    is_control
+        Which proteins are isotype controls, (T,).
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    obs: pd.DataFrame
+    umap: np.ndarray
+    drawn: Sample
+    raw: np.ndarray
+    denoised: np.ndarray
+    foreground: np.ndarray
+    protein_names: list[str]
+    gene_names: list[str]
+    is_control: np.ndarray
+
+    @property
+    def batch_key(self) -> str | None:
+        """The column of ``obs`` with the batches."""
+        key = self.record["arguments"].get("batch_key")
+        return key if key in self.obs else None
+
+    @property
+    def labels_key(self) -> str | None:
+        """The column of ``obs`` with the user's labels."""
+        key = self.record["arguments"].get("labels_key")
+        return key if key in self.obs else None
+
+
+def read_results(folder: Path, n_drawn: int) -> Results:
+    """Read the folder of a run.
+
+    Parameters
+    ----------
+    folder
+        As `totalvi run` wrote it.
+    n_drawn
+        How many cells to draw at most.
+
+    Raises
+    ------
+    OutputError
+        When the folder is not one of a run.
+    ReadError
+        When a file in it is damaged.
+    """
+    record_path, store = folder / "run.json", folder / "results.h5mu"
+    tables_missing = [n for n in NEEDED if not _table_path(folder, n).is_file()]
+    if not record_path.is_file() or not store.is_file() or tables_missing:
+        raise OutputError(
+            f"{folder} is not a folder of `totalvi run`, which holds run.json, results.h5mu and "
+            "tables: give the folder that a run wrote"
+        )
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        tables = {
+            name: _read_table(_table_path(folder, name), index)
+            for name, index in NAMES.items()
+            if _table_path(folder, name).is_file()
+        }
+        with h5py.File(store) as file:
+            obs = read_elem(file["obs"])
+            umap = np.asarray(file["obsm/X_umap"])
+            strata = pd.Categorical(obs[CLUSTERS]).codes
+            drawn = stratified_sample(strata, n_drawn)
+            protein = file["mod/prot"]
+            var = read_elem(protein["var"])
+            raw, denoised, foreground = (
+                read_rows(protein[place], drawn.rows)
+                for place in ("X", "layers/denoised", "layers/foreground_probability")
+            )
+            gene_names = read_elem(file["mod/rna/var"]).index.astype(str).tolist()
+    except (OSError, KeyError, ValueError) as error:
+        raise ReadError(
+            f"{folder} cannot be read ({error}): make it anew with totalvi run"
+        ) from error
+    control = var.get("control", pd.Series(False, index=var.index))
+    return Results(
+        folder,
+        record,
+        tables,
+        obs,
+        umap,
+        drawn,
+        raw,
+        denoised,
+        foreground,
+        var.index.astype(str).tolist(),
+        gene_names,
+        control.fillna(False).to_numpy(dtype=bool),
+    )
+
+
+def read_genes(results: Results, genes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the raw and the denoised counts of the cells drawn for genes at these positions."""
+    with h5py.File(results.folder / "results.h5mu") as file:
+        rna = file["mod/rna"]
+        return (
+            read_rows(rna["X"], results.drawn.rows, genes),
+            read_rows(rna["layers/denoised"], results.drawn.rows, genes),
+        )
+
+
+def read_rows(
+    stored: h5py.Dataset | h5py.Group, rows: np.ndarray, columns: Sequence[int] | None = None
+) -> np.ndarray:
+    """Read rows, in any order, of a dense or sparse matrix, some thousand at a time.
+
+    Parameters
+    ----------
+    columns
+        Which columns to keep; None: all.
+    """
+    is_dense = isinstance(stored, h5py.Dataset)
+    matrix = stored if is_dense else sparse_dataset(stored)
+    kept: slice | np.ndarray = slice(None) if columns is None else np.asarray(columns, dtype=int)
+    order = np.argsort(rows)
+    rising = rows[order]
+    parts = []
+    for start in range(0, matrix.shape[0], ROWS_AT_A_TIME):
+        first, last = np.searchsorted(rising, [start, start + ROWS_AT_A_TIME])
+        if first == last:
+            continue
+        block = matrix[start : start + ROWS_AT_A_TIME]
+        block = block[rising[first:last] - start][:, kept]
+        parts.append(block if is_dense else block.toarray())
+    return np.concatenate(parts)[np.argsort(order)]
+
+
+def _table_path(folder: Path, name: str) -> Path:
+    plain = folder / "tables" / f"{name}.csv"
+    return plain if plain.is_file() else plain.with_suffix(".csv.gz")
+
+
+def _read_table(path: Path, index: str) -> pd.DataFrame:
+    # Names are text, even if they look like numbers or like a missing value.
+    columns = pd.read_csv(path, nrows=0).columns
+    as_text = {name: str for name in columns if name in TEXT_COLUMNS}
+    missing = {name: [""] for name in columns if name not in as_text}
+    table = pd.read_csv(path, dtype=as_text, keep_default_na=False, na_values=missing)
+    return table.set_index(index)

@@ -1,0 +1,109 @@
+"""The cells of a small written folder: values, gates, exports and pixels."""
+
+from pathlib import Path
+
+import h5py
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from anndata.io import read_elem
+from mudata import MuData
+from scipy import sparse
+
+from totalvi.errors import OutputError, ReadError
+from totalvi.explore.data import RunCells
+from totalvi.explore.export import gate_columns, write_gated
+from totalvi.explore.gates import Axis, Gate, Gating
+from totalvi.explore.raster import draw_cells, rgba
+
+N = 60
+PROTEINS = ["CD3", "<script>alert(1)</script>"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"leiden_totalvi": pd.Categorical(list("ab") * (N // 2))})
+    obs.index = [f"cell_{i}" for i in range(N)]
+    rna = AnnData(sparse.csr_matrix(rng.poisson(0.5, (N, 4)).astype(np.float32)), obs=obs.copy())
+    rna.layers["denoised"] = rng.gamma(1, 1, (N, 4)).astype(np.float32)
+    protein = AnnData(rng.poisson(9, (N, 2)).astype(np.float32), obs=obs.copy())
+    protein.var_names = PROTEINS
+    protein.X[0, 0] = np.nan
+    protein.layers["denoised"] = rng.gamma(2, 9, (N, 2)).astype(np.float32)
+    protein.layers["foreground_probability"] = rng.uniform(size=(N, 2)).astype(np.float32)
+    with mudata.set_options(pull_on_update=False):
+        mdata = MuData({"rna": rna, "prot": protein})
+        mdata.obs = obs
+        mdata.obsm["X_umap"] = rng.normal(size=(N, 2)).astype(np.float32)
+        mdata.write(tmp_path / "results.h5mu")
+    return tmp_path
+
+
+def gating() -> Gating:
+    axes = (Axis("protein_denoised", PROTEINS[0], "asinh"), Axis("protein_denoised", PROTEINS[1]))
+    corners = ((1.0, 0.0), (2.5, 0.0), (2.5, 30.0), (1.0, 30.0))
+    on_map = (Axis("umap", "1"), Axis("umap", "2"))
+    right = ((0.0, -9.0), (9.0, -9.0), (9.0, 9.0), (0.0, 9.0))
+    return Gating((Gate("T", axes, corners), Gate("right", on_map, right, "T")))
+
+
+def test_values_are_those_of_the_file(folder: Path) -> None:
+    mdata = mudata.read_h5mu(folder / "results.h5mu")
+    with RunCells(folder) as cells:
+        for kind, name, expected in (
+            ("protein_raw", PROTEINS[0], mdata["prot"].X[:, 0]),
+            ("protein_denoised", PROTEINS[1], mdata["prot"].layers["denoised"][:, 1]),
+            ("gene_raw", "2", mdata["rna"].X[:, 2].toarray().ravel()),
+            ("gene_denoised", "3", mdata["rna"].layers["denoised"][:, 3]),
+            ("umap", "2", mdata.obsm["X_umap"][:, 1]),
+        ):
+            np.testing.assert_array_equal(cells.values(kind, name), expected)
+        with pytest.raises(ReadError, match="no protein 'CD4'"):
+            cells.values("protein_raw", "CD4")
+        some = np.array([3, 7, 20])
+        counts = cells.counts_of(some)
+        np.testing.assert_array_equal(counts["rna"].X.toarray(), mdata["rna"].X[some].toarray())
+        assert list(counts.obs_names) == ["cell_3", "cell_7", "cell_20"]
+
+
+def test_exports_hold_just_the_gated_cells(folder: Path) -> None:
+    mdata = mudata.read_h5mu(folder / "results.h5mu")
+    denoised, umap = mdata["prot"].layers["denoised"], mdata.obsm["X_umap"]
+    x = np.arcsinh(denoised[:, 0] / 5)
+    t = (x >= 1) & (x < 2.5) & (denoised[:, 1] < 30)
+    right = t & (umap[:, 0] >= 0)
+    assert 0 < right.sum() < t.sum() < N
+    with RunCells(folder) as cells:
+        table = gate_columns(cells, gating())
+        np.testing.assert_array_equal(table["in_gate T"], t)
+        np.testing.assert_array_equal(table["gate"] == "T/right", right)
+        written = write_gated(cells, gating(), folder / "gated.h5mu")
+        with pytest.raises(OutputError, match="exists"):
+            write_gated(cells, gating(), folder / "gated.h5mu")
+    with h5py.File(written) as file:
+        for where in ("obs", "mod/rna/obs", "mod/prot/obs"):
+            obs = read_elem(file[where])
+            np.testing.assert_array_equal(obs["in_gate right"], right)
+            assert list(obs["gate"]) == list(table["gate"])
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match="holds no results"):
+        RunCells(tmp_path)
+    (tmp_path / "results.h5mu").write_text("text")
+    with pytest.raises(ReadError, match="not what"):
+        RunCells(tmp_path)
+
+
+def test_cells_are_drawn_where_they_lie() -> None:
+    red, blue = rgba(["#FF0000", "#0000FF"])
+    image = draw_cells(
+        np.array([0.5, 9.5, np.nan, 99.0]), np.array([0.5, 4.5, 1.0, 1.0]),
+        np.array([red, blue, red, red]), (0, 10, 0, 5), (5, 10), 1.0,
+    )  # fmt: skip
+    assert image[0, 0] == red
+    assert image[4, 9] == blue
+    assert (image != 0).sum() == 2

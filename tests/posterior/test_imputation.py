@@ -1,0 +1,70 @@
+"""Predictive distributions of unmeasured proteins, and what hidden counts say of them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from totalvi.posterior.imputation import Predicted, mixture_moments
+from totalvi.posterior.parameters import ProteinLikelihood
+from totalvi.posterior.reliability import HiddenProteins, calibrated_probabilities, reliability
+
+
+def test_moments_are_those_of_the_mixture() -> None:
+    background, foreground, r, pi = 3.0, 40.0, 2.5, 0.3
+    given = [torch.tensor([[value]], dtype=torch.float64) for value in (background, foreground, r)]
+    logit = torch.tensor([[np.log(pi / (1 - pi))]])
+    first, second = mixture_moments(ProteinLikelihood(*(part.log() for part in given), logit))
+    counts = np.arange(2000)
+    density = pi * stats.nbinom.pmf(counts, r, r / (r + background))
+    density += (1 - pi) * stats.nbinom.pmf(counts, r, r / (r + foreground))
+    assert first.item() == pytest.approx((density * counts).sum(), rel=1e-9)
+    assert second.item() == pytest.approx((density * counts**2).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("n_samples", [20, 100])
+def test_a_further_count_is_below_a_quantile_as_often_as_asked(n_samples: int) -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.sort(rng.normal(size=(5000, 2, n_samples)), axis=2)
+    predicted = Predicted(np.zeros((5000, 2)), np.ones((5000, 2)), drawn)
+    below = rng.normal(size=(5000, 2)) < predicted.quantile(np.full((5000, 2), [0.05, 0.9]))
+    np.testing.assert_allclose(below.mean(axis=0), [0.05, 0.9], atol=0.015)
+
+
+def test_quantile_and_distribution_function_agree() -> None:
+    counts = np.arange(99.0).reshape(1, 1, 99)
+    predicted = Predicted(np.zeros((1, 1)), np.ones((1, 1)), counts)
+    for value in (0.0, 7.0, 50.0, 98.0):
+        probability = predicted.distribution_function(np.array([[value]]))
+        assert predicted.quantile(probability) == pytest.approx(value)
+    ties = Predicted(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((1, 1, 9)))
+    assert ties.distribution_function(np.zeros((1, 1))) == 0.5
+
+
+def hidden(below: np.ndarray, observed: np.ndarray | None = None) -> HiddenProteins:
+    below = below[:, None]
+    observed = np.ones_like(below) if observed is None else observed[:, None]
+    return HiddenProteins(observed, np.log1p(observed), below)
+
+
+def test_calibration_leaves_a_right_model_and_narrows_a_wide_one() -> None:
+    uniform = (np.arange(999) + 1) / 1000
+    np.testing.assert_allclose(
+        calibrated_probabilities(hidden(uniform), 0.9)[:, 0], [0.05, 0.95], atol=1e-3
+    )
+    wide = 0.25 + uniform / 2  # all counts in the middle half of what was expected
+    lower, upper = calibrated_probabilities(hidden(wide), 0.9)[:, 0]
+    assert ((wide > lower) & (wide < upper)).mean() == pytest.approx(0.9, abs=0.005)
+    few = calibrated_probabilities(hidden(wide[:19]), 0.9)[:, 0]
+    np.testing.assert_allclose(few, [0.05, 0.95])
+
+
+def test_reliability_counts_only_what_was_measured() -> None:
+    observed = np.array([1.0, 5.0, 20.0, np.nan, 90.0])
+    table = reliability(hidden(np.array([0.5, 0.02, 0.4, 0.99, 0.6]), observed), 0.9)
+    assert table.n_cells == [4]
+    assert table.pearson == pytest.approx(1)
+    assert table.rmse == pytest.approx(0)
+    assert table.coverage == pytest.approx(0.75)
+    nothing = reliability(hidden(np.full(3, 0.5), np.full(3, np.nan)), 0.9)
+    assert np.isnan(nothing.pearson).all()

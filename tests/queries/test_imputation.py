@@ -1,0 +1,126 @@
+"""Imputed proteins: against denoised expression, drawn counts, and counts that were hidden."""
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import totalvi
+from counts import SMALL, annotated
+from totalvi.errors import DataError
+
+FAST: dict[str, Any] = {"accelerator": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> totalvi.Model:
+    """Two batches, of which the second lacks two proteins."""
+    model = totalvi.Model(annotated(300, n_unmeasured=2), batch_key="batch", **SMALL)
+    model.train(max_epochs=3, train_size=0.7, **FAST)
+    return model
+
+
+def lacked(model: totalvi.Model) -> list[str]:
+    return list(model.get_imputation_reliability(n_samples=2).loc["batch_1"].index)
+
+
+def test_the_mean_is_denoised_expression_of_the_batch_that_measured(model: totalvi.Model) -> None:
+    imputed = model.impute_proteins(protein_list=lacked(model), n_samples=8, calibrated=False)
+    _, expected = model.get_normalized_expression(
+        protein_list=lacked(model),
+        gene_list=[],
+        transform_batch="batch_0",
+        include_protein_background=True,
+        n_samples=8,
+    )
+    pd.testing.assert_frame_equal(imputed.mean, expected, rtol=1e-4)
+    in_second = imputed.lacking.index.isin(
+        model._training_data().cell_names[model._data.batch == 1]
+    )
+    assert (imputed.lacking.all(axis=1) == in_second).all()
+
+
+def test_spread_and_interval_are_those_of_drawn_counts(model: totalvi.Model) -> None:
+    names = lacked(model)
+    imputed = model.impute_proteins(
+        indices=range(20), protein_list=names, n_samples=400, interval=0.5, calibrated=False
+    )
+    sample = model.posterior_predictive_sample(
+        indices=range(20), gene_list=[], protein_list=names, n_samples=400,
+        transform_batch="batch_0", seed=1,
+    )  # fmt: skip
+    drawn = np.array([frame.to_numpy() for frame in sample.protein])
+    lower, upper = imputed.lower.to_numpy(), imputed.upper.to_numpy()
+    assert ((drawn > lower) & (drawn < upper)).mean() < 0.53  # these counts are small, so limits
+    assert ((drawn >= lower) & (drawn <= upper)).mean() > 0.47  # of the interval hold many
+    ratio = drawn.std(axis=0) / imputed.sd.to_numpy()
+    assert np.median(ratio) == pytest.approx(1, abs=0.1)
+    logs = np.log1p(drawn).mean(axis=0)
+    np.testing.assert_allclose(imputed.log1p, logs, atol=0.5)
+
+
+def test_what_is_hidden_cannot_be_seen(model: totalvi.Model) -> None:
+    """Other counts of the proteins that are hidden change what they are compared with, only."""
+    data = annotated(300, n_unmeasured=2)
+    names = lacked(model)
+    first = (data.obs["batch"] == "batch_0").to_numpy()
+    before = model.get_imputation_reliability(data, first, n_samples=5)
+    column = data["prot"].var_names.get_indexer(names)
+    other = data.copy()
+    other["prot"].X[np.ix_(first, column)] *= 1000
+    after = model.get_imputation_reliability(other, first, n_samples=5)
+    assert (after["n_cells"] == first.sum()).all()
+    assert (after["rmse"] > before["rmse"] + 5).all()  # log 1000 is 6.9
+    np.testing.assert_allclose(after["pearson"], before["pearson"], atol=0.1)
+
+
+def test_calibrated_intervals_hold_their_share_of_held_out_counts(model: totalvi.Model) -> None:
+    assert model.split is not None
+    table = model.get_imputation_reliability(n_samples=50)
+    batch = model._training_data().batch
+    assert (table["n_cells"] == (batch[model.split.validation] == 0).sum()).all()
+    wide = model.impute_proteins(protein_list=lacked(model), n_samples=50, calibrated=False)
+    right = model.impute_proteins(protein_list=lacked(model), n_samples=50)
+    pd.testing.assert_frame_equal(wide.mean, right.mean)
+    assert not wide.lower.equals(right.lower)
+
+
+def test_to_a_store_as_to_memory(model: totalvi.Model, tmp_path: Path) -> None:
+    expected = model.impute_proteins(n_samples=20)
+    path = model.impute_proteins(n_samples=20, out=tmp_path / "imputed.zarr")
+    for name in ("mean", "sd", "log1p", "lower", "upper"):
+        stored = anndata.read_zarr(path / name).to_df()
+        pd.testing.assert_frame_equal(stored, getattr(expected, name), check_names=False)
+
+
+def test_calibration_needs_held_out_cells_and_data(model: totalvi.Model, tmp_path: Path) -> None:
+    loaded = totalvi.Model.load(model.save(tmp_path / "m"))
+    data = annotated(300, n_unmeasured=2)
+    with pytest.raises(DataError, match="loaded without data"):
+        loaded.impute_proteins(data, n_samples=2)
+    assert np.isfinite(loaded.impute_proteins(data, n_samples=2, calibrated=False).sd).all(
+        axis=None
+    )
+    whole = totalvi.Model(data, batch_key="batch", **SMALL)
+    whole.train(max_epochs=1, train_size=1.0, **FAST)
+    with pytest.raises(DataError, match="held out no cell"):
+        whole.impute_proteins(n_samples=2)
+
+
+def test_proteins_that_all_measured_have_no_reliability(model: totalvi.Model) -> None:
+    every = list(model.schema.protein_names)
+    measured = next(name for name in every if name not in lacked(model))
+    with pytest.raises(ValueError, match="every panel measured"):
+        model.get_imputation_reliability(protein_list=[measured])
+    with pytest.raises(ValueError, match="interval is 1"):
+        model.impute_proteins(interval=1)
+
+
+def test_without_lacking_panels_all_proteins_are_hidden() -> None:
+    model = totalvi.Model(annotated(60), **SMALL)
+    model.train(max_epochs=1, **FAST)
+    table = model.get_imputation_reliability(indices=range(60), n_samples=3)
+    assert list(table.loc["all cells"].index) == list(model.schema.protein_names)

@@ -1,0 +1,34 @@
+"""A sample of the numerics grid; benchmarks/numerics_grid.py fits all of it."""
+
+import pytest
+
+from extremes import COUNTS, LARGE, NETWORKS, OF_LARGE, outcome_of, pairs
+
+# each kind of counts once, with the kinds of network in turn
+SAMPLE = [
+    (counts, tuple(NETWORKS)[i % len(NETWORKS)])
+    for i, counts in enumerate(counts for counts in COUNTS if counts != LARGE)
+]
+# of mudata, about defaults to come; of anndata, about types
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.mark.parametrize(("counts", "network"), SAMPLE)
+def test_extreme_counts_give_finite_answers_or_a_sentence(counts: str, network: str) -> None:
+    outcome, said = outcome_of(counts, network)
+    assert outcome in ("finite", "refused", "stopped"), said
+    if outcome != "finite":
+        assert said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize("counts", ["usual", "all counts around 1e5", "constant proteins"])
+def test_a_fit_that_fails_names_the_learning_rate_and_answers_nothing(counts: str) -> None:
+    outcome, said = outcome_of(counts, "learning rate 10")
+    assert outcome == "stopped"
+    assert "learning rate" in said
+
+
+def test_the_grid_is_large_enough() -> None:
+    assert len(list(pairs())) >= 200
+    assert set(OF_LARGE) <= set(NETWORKS)
