@@ -78,10 +78,10 @@ def test_findings_name_options(file: Path, capsys: pytest.CaptureFixture[str]) -
 def test_renamed_features_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = [f"ACGTACGTACGT-{i}" for i in range(12)]
     (tmp_path / "rna.csv").write_text(
-        "\n".join([",".join(["", *cells]), *(f"{gene}{',3' * 12}" for gene in ("A", "B", "A"))])
+        "\n".join([",".join(["", *cells]), *(f"{gene}{',3' * 12}" for gene in ("A", "B", "A")), ""])
     )
     (tmp_path / "protein.csv").write_text(
-        "\n".join([",".join(["", *cells]), f"CD3{',3' * 12}", f"CD4{',9' * 12}"])
+        "\n".join([",".join(["", *cells]), f"CD3{',3' * 12}", f"CD4{',9' * 12}", ""])
     )
     command = ["check", str(tmp_path / "rna.csv"), "--protein", str(tmp_path / "protein.csv")]
     assert execute(command) == 0

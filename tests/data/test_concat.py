@@ -108,7 +108,7 @@ def test_batches_within_data_sets():
     joined = totalvi.concat({"A": a, "B": b}, sub_batch_key="donor", batch_key="lane")
     assert set(joined.obs["lane"]) == {"A:d1", "A:d2", "B"}
     assert set(joined.obs["panel"]) == {"A", "B"}
-    model = Model(joined, batch_key="lane", panel_key="panel", **SMALL)
+    model = Model(joined, batch_key="lane", panel_key="panel", isotype_controls=(), **SMALL)
     assert model.schema.panel_names == ("A", "B")
     assert model.schema.batch_names == ("A:d1", "A:d2", "B")
     assert [sum(row) for row in model.schema.panel_measured] == [4, 3]

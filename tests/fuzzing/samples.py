@@ -269,7 +269,7 @@ def write_06(folder: Path) -> Path:
 CONFIG_06: dict[str, Any] = {
     "batch_key": "batch",
     "gene_names": GENES,
-    "protein_names": PROTEINS,
+    "protein_names": PROTEINS[:3],  # without the isotype control
     "batch_names": ["a", "b"],
     "library_log_mean": [5.0, 5.0],
     "library_log_variance": [0.1, 0.1],

@@ -25,6 +25,7 @@ OPTIONS = {
     "max_epochs": "--epochs",
     # Arguments whose names are also words, where they mean the argument.
     "isotype_controls=()": "--keep-isotypes",
+    "checkpoint_every": "--checkpoint-every",
     "hashtags=": "--hashtags ",
     "controls=": "--controls ",
     "leave out hashtags": "leave out --hashtags",

@@ -44,8 +44,8 @@ def open_text(path: Path, at_most: int | None = None) -> io.BufferedReader:
     Raises
     ------
     ReadError
-        While reading: where there is a NUL byte, which readers of tables take for the end of a field,
-        or beyond ``at_most``.
+        While reading: where there is a NUL byte, which readers of tables take for the end of a field, or
+        a carriage return that ends no line; or beyond ``at_most``.
     """
     return io.BufferedReader(_CheckedText(path, at_most), buffer_size=2**18)
 
@@ -62,7 +62,7 @@ def require_last_line_end(path: Path) -> None:
         is_whole = _is_gzip(path) or file.seek(0, os.SEEK_END) == 0
         if not is_whole:
             file.seek(-1, os.SEEK_END)
-            is_whole = file.read(1) in b"\r\n"
+            is_whole = file.read(1) in b"\n"
     if not is_whole:
         raise ReadError(
             f"{path} ends within a line, so that it may be cut short: copy, download or write it "
@@ -78,6 +78,7 @@ def _is_gzip(path: Path) -> bool:
 class _CheckedText(io.RawIOBase):
     def __init__(self, path: Path, at_most: int | None) -> None:
         self._path, self._at_most, self._n_read = path, at_most, 0
+        self._ended_in_return = False
         opened = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # noqa: SIM115
         self._file = cast(io.BufferedReader, opened)
 
@@ -91,6 +92,7 @@ class _CheckedText(io.RawIOBase):
                 f"{self._path} is not text (it holds a NUL byte): give a .csv or .tsv file, or write "
                 "it again as text"
             )
+        self._require_paired_returns(content)
         self._n_read += len(content)
         if self._at_most is not None and self._n_read > max(self._at_most, UNSUSPECTED):
             raise ReadError(
@@ -99,6 +101,16 @@ class _CheckedText(io.RawIOBase):
             )
         buffer[: len(content)] = content
         return len(content)
+
+    def _require_paired_returns(self, content: bytes) -> None:
+        """Refuse a carriage return within a line, which readers of tables take for the line's end."""
+        alone = content.count(b"\r") - content.count(b"\r\n") - content.endswith(b"\r")
+        if alone or (self._ended_in_return and not content.startswith(b"\n")):
+            raise ReadError(
+                f"{self._path} has a carriage return that ends no line: write it again with line ends "
+                "of one kind"
+            )
+        self._ended_in_return = content.endswith(b"\r")
 
     def close(self) -> None:
         self._file.close()

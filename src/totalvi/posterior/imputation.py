@@ -42,7 +42,7 @@ class Predicted(NamedTuple):
     Parameters
     ----------
     mean, sd
-        Its mean and standard deviation, (B, t), float64; exact given the samples of z and b.
+        Its mean and standard deviation, (B, t), float64; exact given the samples of z.
     counts
         Counts drawn from it, sorted, (B, t, n_samples).
     """
@@ -96,7 +96,9 @@ def predicted_proteins(
         for number, draw in enumerate(samples):
             position = number % len(query.batches)
             parameters = protein_likelihood(module, draw, query.proteins)
-            moments = mixture_moments(parameters)
+            expected = protein_likelihood(module, draw.expecting_background(), query.proteins)
+            variance = draw.decoded.background_scale[:, query.proteins] ** 2
+            moments = mixture_moments(expected, variance)
             first += weight[position] * moments[0].cpu().numpy()
             second += weight[position] * moments[1].cpu().numpy()
             drawn = np.flatnonzero(position_of_sample[draw.sample] == position)
@@ -112,16 +114,21 @@ def predicted_proteins(
         yield batch, Predicted(first, np.sqrt(np.maximum(second - first**2, 0)), counts)
 
 
-def mixture_moments(parameters: ProteinLikelihood) -> tuple[Tensor, Tensor]:
-    """Return E[y] and E[y^2] of protein counts given their parameters, each (B, t), float64.
+def mixture_moments(
+    expected: ProteinLikelihood, log_variance: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return E[y] and E[y^2] of protein counts, each (B, t), float64.
 
-    Of a part with mean m, ``E[y^2] = m + m^2 (1 + 1 / r)``.
+    ``expected`` has the background at its expectation; its logarithm is normal with variance
+    ``log_variance``. Of a part whose mean m varies, ``E[y^2] = E[m] + E[m^2] (1 + 1 / r)``, and
+    ``E[m^2] = E[m]^2 exp(log_variance)``.
     """
-    log_background, log_foreground, log_r, background_logit = (p.double() for p in parameters)
+    log_background, log_foreground, log_r, background_logit = (p.double() for p in expected)
     background, foreground = log_background.exp(), log_foreground.exp()
     pi, rest = background_logit.sigmoid(), (-background_logit).sigmoid()
     first = pi * background + rest * foreground
-    square = pi * background**2 + rest * foreground**2
+    spread = torch.as_tensor(log_variance, dtype=torch.float64).exp()
+    square = (pi * background**2 + rest * foreground**2) * spread
     return first, first + square * (1 + (-log_r).exp())
 
 
