@@ -10,10 +10,13 @@ from totalvi.analysis.genes_on_disk import select_genes_on_disk
 from totalvi.analysis.pipeline_on_disk import join_nearest
 from totalvi.analysis.prepare import prepare
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
-from totalvi.analysis.run import run
+from totalvi.analysis.run import repeat, run
 from totalvi.data.cite import Keys
 from totalvi.data.on_disk import RowsOnDisk
 from totalvi.data.open import open_on_disk
+from totalvi.errors import OutputError, ReadError
+from totalvi.explore.data import RunCells
+from totalvi.report.build import build_report
 
 KEYS = Keys(batch_key="batch")
 
@@ -75,10 +78,13 @@ def test_cells_join_the_cluster_around_them():
     np.testing.assert_allclose(joined.umap[:, 0], group)
 
 
+OPTIONS = {"batch_key": "batch", "labels_key": "cell_type", "progress": False}
+
+
 @pytest.mark.slow
 def test_a_run_on_disk_writes_what_one_in_memory_does(path, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline_on_disk, "MAP_CELLS", 400)
-    options = {"batch_key": "batch", "labels_key": "cell_type", "max_epochs": 4, "progress": False}
+    options = OPTIONS | {"max_epochs": 4}
     result = run(path, tmp_path / "disk", on_disk=True, **options)
     memory = run(path, tmp_path / "memory", **options)
     held_out = [r.record["held_out_loss_per_cell"] for r in (result, memory)]
@@ -90,3 +96,48 @@ def test_a_run_on_disk_writes_what_one_in_memory_does(path, tmp_path, monkeypatc
     assert store.obs["leiden_totalvi"].notna().all()
     assert store["prot"].layers["denoised"].shape == store["prot"].shape
     assert result.record["cells_on_map"] <= 402
+    with pytest.raises(ReadError, match="run on disk"):
+        RunCells(tmp_path / "disk")
+    page = build_report(tmp_path / "disk").read_text(encoding="utf-8")
+    assert "<code>results.zarr</code>" in page
+    assert "--on-disk" in page
+
+
+@pytest.mark.slow
+def test_a_run_on_disk_goes_on_and_is_repeated_with_controls_and_droplets(tmp_path):
+    mdata = totalvi.simulate(300, 60, 8, 2, n_isotype_controls=2, seed=4, store_truth=False)
+    mdata.write(tmp_path / "cells.h5mu")
+    totalvi.simulate_raw(mdata, n_empty=400, seed=4).write(tmp_path / "raw.h5mu")
+    options = OPTIONS | {"max_epochs": 3, "on_disk": True, "raw": tmp_path / "raw.h5mu"}
+    whole = run(tmp_path / "cells.h5mu", tmp_path / "whole", **options)
+    assert {"isotype_controls.csv", "background.csv", "ambient.csv"} <= {
+        file.name for file in whole.files
+    }
+    store = totalvi.read(tmp_path / "whole" / "results.zarr")
+    assert list(store["isotype"].var_names) == ["isotype_0", "isotype_1"]
+    assert store["prot"].n_vars == 6
+    assert any("empty droplets" in note for note in whole.record["notes"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_on_disk, "cluster_cells", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cells.h5mu", tmp_path / "again", **options)
+    assert (tmp_path / "again.checkpoint").exists()
+    with pytest.raises(OutputError, match="go on with resume"):
+        run(tmp_path / "cells.h5mu", tmp_path / "again", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("totalvi.training.trainer._Stepper.step", None)  # the fit is there
+        again = run(tmp_path / "cells.h5mu", tmp_path / "again", resume=True, **options)
+    third = repeat(tmp_path / "whole" / "run.json", tmp_path / "third", progress=False)
+    for other in (again, third):
+        for name in ("held_out_loss_per_cell", "fingerprint", "clusters"):
+            assert other.record[name] == whole.record[name]
+    assert not (tmp_path / "again.checkpoint").exists()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_data_in_memory_are_refused(mdata, tmp_path):
+    with pytest.raises(ValueError, match="on_disk is for the path of a file"):
+        run(mdata, tmp_path / "out", on_disk=True, progress=False)

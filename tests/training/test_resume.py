@@ -149,7 +149,8 @@ def test_a_fit_on_disk_goes_on_bit_for_bit(
     again = totalvi.Model(store, batch_key="batch", **SMALL)
     again.train(**FIT, resume=path)
     assert_same(again, whole)
-    assert again._data is not None and again._data.on_disk
+    assert again._data is not None
+    assert again._data.on_disk
     assert again.fingerprint == fingerprint(describe(mdata, again.schema.keys))
 
 

@@ -44,8 +44,8 @@ def open_text(path: Path, at_most: int | None = None) -> io.BufferedReader:
     Raises
     ------
     ReadError
-        While reading: where there is a NUL byte, which readers of tables take for the end of a field, or
-        a carriage return that ends no line; or beyond ``at_most``.
+        While reading: where there is a NUL byte, which readers of tables take for the end of a field,
+        or a carriage return that ends no line; or beyond ``at_most``.
     """
     return io.BufferedReader(_CheckedText(path, at_most), buffer_size=2**18)
 

@@ -182,7 +182,7 @@ class MappingQueries(Asking):
                 f"{next(iter(training))} is given, but nothing is trained; give train=True as well."
             )
         self._require_trained()
-        changed = {
+        changed: dict[str, Any] = {
             "rna_modality": rna_modality,
             "protein_modality": protein_modality,
             "rna_layer": rna_layer,
@@ -279,7 +279,9 @@ class MappingQueries(Asking):
             temperatures.append(calibration.temperature)
             result[cells] = label_probabilities(nearest, code[rest], len(names), calibration)
         index = query._training_data().cell_names
-        given = pd.Categorical.from_codes(result.argmax(axis=1), categories=names)
+        given = pd.Categorical.from_codes(
+            result.argmax(axis=1).astype(np.int64), categories=pd.Index(names)
+        )
         return LabelTransfer(
             labels=pd.Series(given, index=index, name="label"),
             probabilities=pd.DataFrame(result, index=index, columns=names),
