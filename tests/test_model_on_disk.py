@@ -74,7 +74,7 @@ def with_controls(tmp_path_factory):
         260, 40, 8, 2, n_isotype_controls=2, n_unmeasured=1, store_truth=False, seed=5
     )
     raw = totalvi.simulate_raw(mdata, n_empty=400, seed=5)
-    mdata.uns["ambient"] = totalvi.ambient_profile(raw, mdata)
+    mdata.uns["ambient"] = totalvi.ambient_profile(raw, mdata, batch_key="batch")
     mdata.write(folder / "source.h5mu")
     return mdata, raw, convert_counts(folder / "source.h5mu", folder / "cells.zarr")
 
@@ -160,7 +160,7 @@ def test_a_damaged_store_is_refused_before_it_is_read(with_controls, tmp_path):
     with pytest.raises(ReadError, match="write it again"):
         totalvi.Model(store)
     shard.unlink()
-    with pytest.raises(ReadError, match=r"lacks \d+ of \d+ chunks"):
+    with pytest.raises(ReadError, match="is empty: copy"):
         totalvi.Model(store)
 
 

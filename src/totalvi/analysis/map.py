@@ -44,7 +44,8 @@ def map_files(
         A folder that does not exist or is empty. It appears whole at the end.
     reference
         Counts that the model was fitted to. None: ``results.h5mu`` or ``results.zarr`` (which stays on
-        disk) beside the model, if it is there; without it there are neither labels nor a score of how unlike the reference cells are.
+        disk) beside the model, if it is there; without it there are neither labels nor a score of how
+        unlike the reference cells are.
     labels
         Column of the reference's ``obs``. None: ``leiden_totalvi``, if it is there.
     batch_key, reference_batch, train

@@ -181,7 +181,7 @@ def _aligned_proteins(
             "RNA alone."
         )
     counts[:, position[matched]] = found.source.protein[:, matched]
-    measured: np.ndarray = ~np.isnan(counts).all(axis=0)
+    measured = np.asarray(~np.isnan(counts).all(axis=0))
     return counts, measured, tuple(np.array(own, dtype=object)[~matched])
 
 
