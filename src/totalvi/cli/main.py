@@ -17,6 +17,7 @@ from totalvi.cli.datasets import datasets
 from totalvi.cli.explore import explore
 from totalvi.cli.impute import impute
 from totalvi.cli.map import map_cells
+from totalvi.cli.parts import de, denoise, train
 from totalvi.cli.report import report
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
@@ -39,7 +40,7 @@ app = typer.Typer(
         "  totalvi run filtered_feature_bc_matrix.h5 -o results\n"
         "  totalvi explore results\n"
     ),
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,6 +52,9 @@ app.command()(impute)
 app.command()(check)
 app.command()(convert)
 app.command("map")(map_cells)
+app.command()(train)
+app.command()(denoise)
+app.command()(de)
 app.command()(report)
 app.command()(simulate)
 app.add_typer(datasets, name="datasets")

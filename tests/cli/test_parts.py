@@ -1,0 +1,91 @@
+"""A fit, its denoised counts and its comparisons as commands of their own."""
+
+from pathlib import Path
+
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+
+import totalvi
+from totalvi.cli.main import execute
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    cells = totalvi.simulate(n_cells=200, n_genes=60, n_proteins=6, n_batches=2, seed=2)
+    cells.write(folder / "cells.h5mu")
+    command = ["train", str(folder / "cells.h5mu"), "-o", str(folder / "model"), "--batch", "batch"]
+    assert execute([*command, "--epochs", "3"]) == 0
+    return folder
+
+
+def loaded(folder: Path) -> totalvi.Model:
+    return totalvi.Model.load(folder / "model", totalvi.read(folder / "cells.h5mu"))
+
+
+def test_the_model_is_the_one_of_the_api(folder: Path) -> None:
+    assert len(loaded(folder).history) == 3
+    assert not (folder / "model.checkpoint").exists()
+    assert execute(["train", str(folder / "cells.h5mu"), "-o", str(folder / "model")]) == 2
+
+
+@pytest.mark.parametrize("batches", [(), ("batch_1",), ("batch_0", "batch_1")])
+def test_denoised_counts_are_those_of_the_api(folder: Path, batches: tuple[str, ...]) -> None:
+    path = folder / f"denoised{len(batches)}.h5mu"
+    options = [part for batch in batches for part in ("--as-batch", batch)]
+    command = ["denoise", str(folder / "model"), str(folder / "cells.h5mu"), "-o", str(path)]
+    assert execute([*command, "--samples", "3", *options]) == 0
+    found = mudata.read_h5mu(path)
+    model, batch = loaded(folder), list(batches) or None
+    rna, protein = model.get_normalized_expression(
+        transform_batch=batch, library_size=1e4, n_samples=3
+    )
+    np.testing.assert_allclose(found["rna"].to_df(), rna, rtol=1e-5)
+    np.testing.assert_allclose(found["prot"].to_df(), protein, rtol=1e-5)
+    foreground = model.get_protein_foreground_probability(transform_batch=batch, n_samples=3)
+    layer = found["prot"].layers["foreground_probability"]
+    np.testing.assert_allclose(layer, foreground, rtol=1e-5)
+    assert found.obs["batch"].tolist() == totalvi.read(folder / "cells.h5mu").obs["batch"].tolist()
+
+
+def test_a_comparison_is_that_of_the_api(folder: Path) -> None:
+    path = folder / "de.csv"
+    command = ["de", str(folder / "model"), str(folder / "cells.h5mu"), "-o", str(path)]
+    asked = ["--groupby", "cell_type", "--group", "type_0", "--against", "type_1"]
+    assert execute([*command, *asked]) == 0
+    table = pd.read_csv(path, index_col="name")
+    expected = loaded(folder).differential_expression(
+        groupby="cell_type", group1="type_0", group2="type_1"
+    )
+    assert table.index.tolist() == expected.index.tolist()
+    np.testing.assert_allclose(table["lfc_mean"], expected["lfc_mean"], rtol=1e-6)
+    assert set(table["group1"]) == {"type_0"}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["de", "{model}"], "name the file with the counts as INPUT"),
+        (["de", "{model}", "{cells}", "--groupby", "cell_typ"], 'did you mean "cell_type"'),
+        (["denoise", "{model}", "{cells}", "--as-batch", "batch_7"], "batch_7"),
+        (["denoise", "{cells}", "{cells}"], "is not a totalvi model"),
+        (["denoise", "{model}", "{cells}", "-o", "denoised.csv"], "does not end in .h5mu"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(
+    folder: Path,
+    command: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"model": folder / "model", "cells": folder / "cells.h5mu"}
+    assert execute([part.format(**places) for part in command]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("error:") == 1
+    assert not list(tmp_path.iterdir())
