@@ -22,37 +22,36 @@ def split_controls(
 ) -> tuple[CountSource, pd.DataFrame]:
     """Take the isotype controls out of the proteins.
 
-        Parameters
-        ----------
-        data, source
-            The user's object and the counts found in it.
-        protein_modality
-            Of a MuData.
-        chosen
-            Names of the controls; none of them: ``()``. None: those marked in ``var["control"]``, or
-            named so.
+    Parameters
+    ----------
+    data, source
+        The user's object and the counts found in it.
+    protein_modality
+        Of a MuData.
+    chosen
+        Names of the controls; none of them: ``()``. None: those marked in ``var["control"]``, or
+        named so.
 
-        Returns
-        -------
-        The counts of the other proteins, and those of the controls, cells x controls: those taken out,
-        and those of a modality "isotype", as `totalvi run` writes it.
+    Returns
+    -------
+    The counts of the other proteins, and those of the controls, cells x controls: those taken out,
+    and those of a modality "isotype", as `totalvi run` writes it.
 
-        Raises
-        ------
-        DataError
-            When a name is not known, or no other protein is left.
+    Raises
+    ------
+    DataError
+        When a name is not known, or no other protein is left.
 
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from totalvi.data.on_disk import take_columns
-    from totalvi.data.source import find_counts
-        >>> cells = AnnData(np.ones((2, 3)))
-        >>> cells.obsm["adt"] = pd.DataFrame({"CD3": [9, 4], "IgG1": [1, 0]}, index=cells.obs_names)
-        >>> source = find_counts(cells, protein_expression_obsm_key="adt")
-        >>> proteins, controls = split_controls(cells, source, "prot", None)
-        >>> proteins.protein_names.tolist(), controls.columns.tolist()
-        (['CD3'], ['IgG1'])
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from totalvi.data.source import find_counts
+    >>> cells = AnnData(np.ones((2, 3)))
+    >>> cells.obsm["adt"] = pd.DataFrame({"CD3": [9, 4], "IgG1": [1, 0]}, index=cells.obs_names)
+    >>> source = find_counts(cells, protein_expression_obsm_key="adt")
+    >>> proteins, controls = split_controls(cells, source, "prot", None)
+    >>> proteins.protein_names.tolist(), controls.columns.tolist()
+    (['CD3'], ['IgG1'])
     """
     is_control = _are_controls(data, source, protein_modality, chosen)
     if is_control.all():
