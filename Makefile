@@ -12,7 +12,7 @@ PEER_PYTHON := $(PEER_VENV)/bin/python
 PEER := $(PEER_VENV)/.installed
 endif
 
-.PHONY: help venv venv-dev browser demo test test-all lint format bench bench-quality clean
+.PHONY: help venv venv-dev browser demo test test-all lint format bench bench-quality bench-scale clean
 
 help:
 	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint       check style, types and security"
 	@echo "make bench      time totalvi and scvi-tools side by side (see benchmarks/README.md)"
 	@echo "make bench-quality  measure the quality of the fit (needs real data)"
+	@echo "make bench-scale  measure training and queries of a million cells on disk"
 	@echo "make venv       only set up the environment in $(VENV)"
 
 venv: $(VENV)/.installed
@@ -71,6 +72,9 @@ bench: venv-dev $(PEER)
 
 bench-quality: venv-dev
 	$(BIN)/python benchmarks/quality.py
+
+bench-scale: venv
+	$(BIN)/python benchmarks/scale.py $(BENCH_OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(PEER_VENV) totalvi-demo .mypy_cache .ruff_cache

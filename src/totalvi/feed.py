@@ -1,6 +1,5 @@
 """Minibatches of CiteData as tensors for the module."""
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,11 +9,15 @@ from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.cite import CiteData
+from totalvi.data.on_disk import read_ahead
+from totalvi.data.order import even_parts, shuffled_windows, windows_in_order, without_first
 from totalvi.module.context import CellContext
 from totalvi.module.kernels.counts import take_rows
 from totalvi.module.options import at_least_one
 from totalvi.module.sparse import SparseCounts
 from totalvi.module.totalvi import TOTALVI
+
+_IN_ORDER = 8192  # cells read at a time where their order is given
 
 
 class Minibatch(NamedTuple):
@@ -43,6 +46,14 @@ class Minibatch(NamedTuple):
     library_log_variance: Tensor | None
 
 
+class _Counts(NamedTuple):
+    """Counts in memory, those of the cells wanted among them at ``rows``."""
+
+    rna: sparse.csr_matrix
+    protein: np.ndarray
+    rows: np.ndarray
+
+
 def minibatches(
     data: CiteData,
     module: TOTALVI,
@@ -56,19 +67,66 @@ def minibatches(
 
     Equal sizes keep batch normalisation from ever seeing a last minibatch of one cell, where
     ``batch_size`` is 3 or more. The first ``skip`` are left out: a fit that goes on has had them.
+
+    Counts on disk are read a window of cells at a time, the next one in a thread of its own while
+    the minibatches of this one are used; ``shuffle`` then mixes cells within windows of random
+    blocks (see `shuffled_windows`), so that ``cells`` must ascend. Windows that are left out whole
+    are not read.
     """
     at_least_one("batch_size", batch_size)
+    if data.on_disk:
+        yield from _from_disk(data, module, cells, batch_size, shuffle, device, skip)
+        return
     order = cells if shuffle is None else shuffle.permutation(cells)
-    n_batches = math.ceil(len(order) / batch_size)
-    for rows in np.array_split(order, n_batches)[skip:] if n_batches else ():
+    for rows in even_parts(order, batch_size)[skip:]:
         yield minibatch(data, module, rows, device)
+
+
+def _from_disk(
+    data: CiteData,
+    module: TOTALVI,
+    cells: np.ndarray,
+    batch_size: int,
+    shuffle: np.random.Generator | None,
+    device: torch.device | str,
+    skip: int,
+) -> Iterator[Minibatch]:
+    windows = without_first(
+        windows_in_order(cells, batch_size, _IN_ORDER)
+        if shuffle is None
+        else shuffled_windows(cells, batch_size, shuffle),
+        skip,
+    )
+
+    def read(batches: list[np.ndarray]) -> _Counts:
+        rows = np.unique(np.concatenate(batches))  # ascending, which reads fast
+        return _Counts(data.rna[rows], data.protein[rows], rows)
+
+    for batches, (rna, protein, held) in zip(windows, read_ahead(read, windows), strict=True):
+        for rows in batches:
+            counts = _Counts(rna, protein, np.searchsorted(held, rows))
+            yield _minibatch(data, module, rows, counts, device)
+        del rna, protein, counts  # before the window after the next is read
 
 
 def minibatch(
     data: CiteData, module: TOTALVI, rows: np.ndarray, device: torch.device | str = "cpu"
 ) -> Minibatch:
     """Return the cells at ``rows`` as one minibatch."""
+    if data.on_disk:
+        counts = _Counts(data.rna[rows], data.protein[rows], np.arange(len(rows)))
+    else:
+        counts = _Counts(data.rna, data.protein, rows)
+    return _minibatch(data, module, rows, counts, device)
 
+
+def _minibatch(
+    data: CiteData,
+    module: TOTALVI,
+    rows: np.ndarray,
+    counts: _Counts,
+    device: torch.device | str,
+) -> Minibatch:
     def tensor(values: np.ndarray | None) -> Tensor | None:
         return None if values is None else torch.from_numpy(values[rows]).to(device)
 
@@ -90,10 +148,9 @@ def minibatch(
             torch.tensor(by_batch, dtype=torch.float32)[codes][:, None].to(device)
             for by_batch in (data.schema.library_log_mean, data.schema.library_log_variance)
         )
-    x = sparse_rows(data.rna, rows).to(device)
-    return Minibatch(
-        rows, data.cell_keys[rows], x, required(data.protein), context, log_mean, log_variance
-    )
+    x = sparse_rows(counts.rna, counts.rows).to(device)
+    y = torch.from_numpy(counts.protein[counts.rows]).to(device)
+    return Minibatch(rows, data.cell_keys[rows], x, y, context, log_mean, log_variance)
 
 
 def sparse_rows(counts: sparse.csr_matrix, rows: np.ndarray) -> SparseCounts:

@@ -16,7 +16,7 @@ from totalvi.data.background import (
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.cite import CiteData, Keys, Schema, describe
+from totalvi.data.cite import CiteData, Data, Keys, Schema, describe, opened
 from totalvi.data.empty_droplets import Raw, ambient_of
 from totalvi.data.fingerprint import fingerprint
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
@@ -28,7 +28,6 @@ from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
 from totalvi.queries.abundance import AbundanceQueries
 from totalvi.queries.archetypes import ArchetypeQueries
-from totalvi.queries.asking import Data
 from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
@@ -69,7 +68,9 @@ class Model(
     Parameters
     ----------
     data
-        MuData or AnnData with raw counts of paired RNA and proteins. It is never written to.
+        MuData or AnnData with raw counts of paired RNA and proteins. It is never written to. Or the
+        path of one, ``.h5ad``, ``.h5mu`` or ``.zarr``, whose counts stay on disk and are read as
+        they are needed; fast is what `totalvi convert` writes.
     batch_key, panel_key, labels_key
         Columns of ``obs`` with each cell's batch, antibody panel (None: each batch is one), label.
     size_factor_key
@@ -84,6 +85,9 @@ class Model(
         Where an AnnData keeps proteins in ``obsm``.
     allow_fractional
         Whether counts may have fractions (corrected counts, for instance).
+    on_disk
+        Whether counts that lie on disk (of a backed AnnData, or one opened by
+        `totalvi.data.open.open_on_disk`) stay there; those of a path do.
     n_latent, n_hidden, n_layers_encoder, n_layers_decoder
         Sizes of the network; see `TOTALVI`.
     dropout_rate_encoder, dropout_rate_decoder
@@ -161,6 +165,7 @@ class Model(
         protein_layer: str | None = None,
         protein_expression_obsm_key: str | None = None,
         allow_fractional: bool = False,
+        on_disk: bool = False,
         n_latent: int = 20,
         n_hidden: int = 256,
         n_layers_encoder: int = 1,
@@ -225,7 +230,8 @@ class Model(
             **network_options,
         }
         self.seed = int(seed)
-        self._data: CiteData | None = describe(data, keys)
+        data, on_disk = opened(data, on_disk=on_disk)
+        self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
         self.schema = self._data.schema
         self.module = self._network()
         ambient = ambient_of(data, batch_key, (rna_modality, protein_modality), empty_droplets)
@@ -310,7 +316,7 @@ class Model(
             Cells in a minibatch. None: see `default_batch_size`.
         train_size, validation_size
             Shares of cells to train on and to validate on; the rest is held out for tests. None: all
-            that ``train_size`` leaves.
+            that ``train_size`` leaves, but 50,000 cells at most.
         split
             Positions of the cells to train on, to validate on and to hold out, in place of a random
             split.

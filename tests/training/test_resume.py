@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
+from totalvi import feed
+from totalvi.data.cite import describe
+from totalvi.data.fingerprint import fingerprint
+from totalvi.data.order import shuffled_windows
 from totalvi.errors import CheckpointError, Interrupted, OutputError
 from totalvi.training import trainer
 from totalvi.training.checkpoint import Checkpoint, State, read_checkpoint, write_checkpoint
@@ -128,6 +133,25 @@ def test_other_fits_go_on_too(
     again = build(mdata, **options)
     again.train(resume=path)  # arguments at their defaults are those of the checkpoint
     assert_same(again, whole)
+
+
+@pytest.mark.parametrize("step", [2, 4, 9, 14])
+def test_a_fit_on_disk_goes_on_bit_for_bit(
+    mdata: MuData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr(feed, "shuffled_windows", partial(shuffled_windows, window=60, block=8))
+    store, path = tmp_path / "cells.h5mu", tmp_path / "fit"
+    mdata.write(store)
+    whole, model = (totalvi.Model(store, batch_key="batch", **SMALL) for _ in range(2))
+    whole.train(**FIT)
+    with signal_after(step), pytest.raises(Interrupted):
+        model.train(**FIT, checkpoint=path)
+    again = totalvi.Model(store, batch_key="batch", **SMALL)
+    again.train(**FIT, resume=path)
+    assert_same(again, whole)
+    assert again._data is not None
+    assert again._data.on_disk
+    assert again.fingerprint == fingerprint(describe(mdata, again.schema.keys))
 
 
 def test_a_second_fit_goes_on_as_the_second(mdata: MuData, tmp_path: Path) -> None:

@@ -82,12 +82,17 @@ def select_genes(
     expressed = np.asarray(rna.sum(axis=0)).ravel() > 0
     if n_genes >= expressed.sum():
         return expressed
-    ranks = _ranks(rna, n_genes, _cells_of_batches(batch, rna.shape[0]))
+    ranks = _ranks(rna, n_genes, cells_of_batches(batch, rna.shape[0]))
+    return best_ranked(ranks, expressed, n_genes)
+
+
+def best_ranked(ranks: np.ndarray, expressed: np.ndarray, n_genes: int) -> np.ndarray:
+    """Mark the best genes by their median rank over batches (batches, genes; NaN: not ranked)."""
     times_best = (~np.isnan(ranks)).sum(axis=0)
-    median_rank = np.full(rna.shape[1], np.inf)
+    median_rank = np.full(len(expressed), np.inf)
     median_rank[times_best > 0] = np.nanmedian(ranks[:, times_best > 0], axis=0)
     best_first = np.lexsort((-times_best, median_rank, ~expressed))
-    selected = np.zeros(rna.shape[1], dtype=bool)
+    selected = np.zeros(len(expressed), dtype=bool)
     selected[best_first[:n_genes]] = True
     return selected
 
@@ -107,7 +112,7 @@ def _check_counts(rna: sparse.csr_matrix, gene_names: Sequence[str] | pd.Index) 
         )
 
 
-def _cells_of_batches(
+def cells_of_batches(
     batch: Sequence[object] | np.ndarray | pd.Series | None, n_cells: int
 ) -> dict[str, np.ndarray]:
     """Map the name of each batch that is large enough to the positions of its cells."""
@@ -127,19 +132,24 @@ def _cells_of_batches(
 
 
 def _ranks(
-    rna: sparse.csr_matrix, n_genes: int, cells_of_batches: dict[str, np.ndarray]
+    rna: sparse.csr_matrix, n_genes: int, cells_by_batch: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Rank the best genes (from 0; NaN for the others) in each batch that allows it."""
     ranks, failures = [], {}
-    for name, cells in cells_of_batches.items():
+    for name, cells in cells_by_batch.items():
         try:
             ranks.append(_ranks_in(rna if len(cells) == rna.shape[0] else rna[cells], n_genes))
         except ValueError as error:
             failures[name] = str(error)
+    return complete_ranks(ranks, failures, rna.shape[0])
+
+
+def complete_ranks(ranks: list[np.ndarray], failures: dict[str, str], n_cells: int) -> np.ndarray:
+    """Return the ranks of the batches that have some; warn of those that failed, with their reason."""
     told = "; ".join(f"batch {name!r}: {why}" for name, why in failures.items())
     if not ranks:
         raise DataError(
-            f"Variable genes cannot be told from {rna.shape[0]} cells ({told}): "
+            f"Variable genes cannot be told from {n_cells} cells ({told}): "
             "keep all genes (a larger n_genes), or give a list of genes of your own."
         )
     if failures:
@@ -147,7 +157,7 @@ def _ranks(
             f"Variable genes were selected without the batches that have too little variation "
             f"({told}); merge them with others to use them.",
             BatchesLeftOut,
-            stacklevel=3,
+            stacklevel=4,
         )
     return np.stack(ranks)
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from totalvi.analysis.output import RECORD, require_writable, staged_folder
+from totalvi.analysis.output import RECORD, STORE, require_writable, staged_folder
 from totalvi.analysis.record import provenance, write_record
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import CiteData
+from totalvi.data.cite import CiteData, Data
 from totalvi.data.read import read
 from totalvi.errors import DataError
 from totalvi.model import Model
@@ -43,8 +43,9 @@ def map_files(
     output
         A folder that does not exist or is empty. It appears whole at the end.
     reference
-        Counts that the model was fitted to. None: ``results.h5mu`` beside the model, if it is there;
-        without it there are neither labels nor a score of how unlike the reference cells are.
+        Counts that the model was fitted to. None: ``results.h5mu`` or ``results.zarr`` (which stays on
+        disk) beside the model, if it is there; without it there are neither labels nor a score of how
+        unlike the reference cells are.
     labels
         Column of the reference's ``obs``. None: ``leiden_totalvi``, if it is there.
     batch_key, reference_batch, train
@@ -59,11 +60,15 @@ def map_files(
     arguments = dict(locals())
     require_writable(output, overwrite=overwrite)
     folder = model_path if is_model(model_path) else model_path / _MODEL
-    if reference is None and (folder.parent / _RESULTS).is_file():
-        reference = folder.parent / _RESULTS
+    if reference is None:
+        beside = [folder.parent / name for name in (_RESULTS, STORE)]
+        reference = next((path for path in beside if path.exists()), None)
     steps, notes = Steps(None), []
     with steps.step("read"):
-        model = Model.load(folder, None if reference is None else read(reference))
+        cells_of_model: Data | None = reference
+        if reference is not None and reference.name != STORE:
+            cells_of_model = read(reference)
+        model = Model.load(folder, cells_of_model)
         query_data = read(query_path)
     with steps.step("map", spinner=not train):
         query = model.map_query(

@@ -11,8 +11,10 @@ from totalvi.atomic import locked, new_folder, parents_of, writing
 from totalvi.errors import OutputError
 
 RECORD = "run.json"
+STORE = "results.zarr"  # of a run on disk
 PARTS = {
     "results.h5mu",
+    STORE,
     "imputed.h5ad",
     "model.totalvi",
     "tables",

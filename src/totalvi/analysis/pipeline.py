@@ -65,14 +65,10 @@ def fit_and_write(
         Sizes and the course of the fit, and warnings about antibodies.
     """
     with steps.step("train", spinner=False):
-        model = _model(mdata, keys, seed)
-        model.train(
-            max_epochs=max_epochs,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            resume=True,
-            progress=steps.shown,
-        )
+        model = fit_model(
+            mdata, keys, steps.shown, max_epochs=max_epochs, seed=seed,
+            checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
     with steps.step("latent space and denoised counts"):
         estimates = _estimate(model)
     with steps.step("clusters and UMAP"):
@@ -83,9 +79,9 @@ def fit_and_write(
         tables |= background
     add_results(mdata, estimates, clusters)
     with steps.step("differential expression"):
-        tables |= _differential_expression(model, mdata)
+        tables |= differential_expression(model, mdata)
     with steps.step("predictive checks"):
-        tables |= _predictive_checks(model, mdata.n_obs, seed)
+        tables |= predictive_checks(model, mdata.n_obs, seed)
     if keys.batch_key is not None:
         tables["batches"] = batch_mixing(estimates.latent, mdata.obs[keys.batch_key], seed)
     write_tables(tables, folder / "tables")
@@ -117,9 +113,19 @@ def fit_and_write(
     }, [*antibody_warnings(tables["proteins"]), *background_warnings]
 
 
-def _model(mdata: MuData, keys: Keys, seed: int) -> Model:
-    return Model(
-        mdata,
+def fit_model(
+    data: MuData | Path,
+    keys: Keys,
+    show: bool,
+    *,
+    max_epochs: int | None,
+    seed: int,
+    checkpoint: Path,
+    checkpoint_every: timedelta,
+) -> Model:
+    """Fit a model to prepared counts, in memory or on disk; where ``checkpoint`` exists, go on."""
+    model = Model(
+        data,
         batch_key=keys.batch_key,
         panel_key=keys.panel_key,
         labels_key=keys.labels_key,
@@ -130,6 +136,14 @@ def _model(mdata: MuData, keys: Keys, seed: int) -> Model:
         isotype_controls=keys.isotype_controls,
         seed=seed,
     )
+    model.train(
+        max_epochs=max_epochs,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=True,
+        progress=show,
+    )
+    return model
 
 
 def _estimate(model: Model) -> Estimates:
@@ -142,7 +156,7 @@ def _estimate(model: Model) -> Estimates:
     return Estimates(model.get_latent_representation(), rna, protein, foreground)
 
 
-def _differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFrame]:
+def differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFrame]:
     """Compare each cluster with the others; one cluster has nothing to be compared with."""
     if mdata.obs[CLUSTER_COLUMN].nunique() < 2:
         return {}
@@ -150,7 +164,7 @@ def _differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFr
     return {"differential_expression": table}
 
 
-def _predictive_checks(model: Model, n_cells: int, seed: int) -> dict[str, pd.DataFrame]:
+def predictive_checks(model: Model, n_cells: int, seed: int) -> dict[str, pd.DataFrame]:
     """Draw counts anew for at most 1,000 cells taken at random, and compare."""
     cells = np.sort(np.random.default_rng(seed).permutation(n_cells)[:CHECKED_CELLS])
     check = model.posterior_predictive_check(

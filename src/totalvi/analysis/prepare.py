@@ -74,14 +74,13 @@ def read_input(
 
 
 def find_ambient(
-    data: MuData | AnnData, keys: Keys, raw: RawPaths | None
+    data: MuData | AnnData, keys: Keys, proteins: pd.Index, raw: RawPaths | None
 ) -> tuple[pd.DataFrame | None, list[Finding]]:
     """Return the ambient table of the raw matrix, or that which the data have, and what it says."""
     modalities = (keys.rna_modality, keys.protein_modality)
     if raw is None:
         ambient = ambient_of(data, keys.batch_key, modalities, None)
     else:
-        proteins = find_source(data, keys).protein_names
         ambient = require_same_run(
             raw, data, proteins, batch_key=keys.batch_key, modalities=modalities
         )
@@ -145,13 +144,13 @@ def prepare(
         source = _cells(source, expressed)
         kept[kept] = expressed
     hashtags, hashtag_notes = _hashtags(data, all_cells, kept)
-    notes += control_findings(data, whole, keys.protein_modality, keys.isotype_controls)
     findings = [finding for finding in findings if finding.code != "gene_zero"]
     mdata = _to_mudata(source, chosen, data, keys, hashtags)
     controls = split_controls(data, whole, keys.protein_modality, keys.isotype_controls)[1]
+    notes += control_findings(controls)
     if controls.shape[1]:
         mdata = _with_controls_apart(mdata, controls.iloc[kept])
-    ambient, ambient_notes = find_ambient(data, keys, raw)
+    ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
     if ambient is not None:
         mdata.uns[AMBIENT] = ambient.copy()
     notes += ambient_notes
@@ -218,7 +217,7 @@ def _to_mudata(
     hashtags: AnnData | None,
 ) -> MuData:
     cells = pd.DataFrame(index=source.cell_names)
-    rna_var, protein_var = _feature_annotation(source, data, keys)
+    rna_var, protein_var = feature_annotation(source, data, keys)
     modalities = {
         "rna": AnnData(source.rna[:, genes].astype(np.float32), obs=cells, var=rna_var[genes]),
         "prot": AnnData(source.protein, obs=cells, var=protein_var),
@@ -243,7 +242,7 @@ def _with_controls_apart(mdata: MuData, controls: pd.DataFrame) -> MuData:
     return mudata_of(modalities, mdata.obs)
 
 
-def _feature_annotation(
+def feature_annotation(
     source: CountSource, data: MuData | AnnData, keys: Keys
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Copy what ``data`` says of the genes and of the proteins in ``source``."""

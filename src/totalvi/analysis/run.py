@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,8 +11,16 @@ from typing import Any, Literal, NamedTuple
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.analysis.output import RECORD, checkpoint_of, require_writable, staged_folder
+from totalvi.analysis.convert import open_input
+from totalvi.analysis.output import (
+    RECORD,
+    STORE,
+    checkpoint_of,
+    require_writable,
+    staged_folder,
+)
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
+from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.record import is_record_of, provenance, read_record, write_record
 from totalvi.analysis.steps import Steps
 from totalvi.data.cite import Keys
@@ -65,6 +73,7 @@ def run(
     max_epochs: int | None = None,
     resolution: float = 1.0,
     seed: int = 0,
+    on_disk: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: timedelta = timedelta(minutes=10),
@@ -72,9 +81,10 @@ def run(
 ) -> RunResult:
     """Check, select genes, fit, embed, cluster, denoise, and write tables and figures.
 
-    ``output`` then holds ``results.h5mu``, ``model.totalvi``, ``tables``, ``figures`` and
-    ``run.json``. It appears whole at the end. Until then the fit is kept beside it in
-    ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing behind.
+    ``output`` then holds ``results.h5mu`` (``results.zarr`` with ``on_disk``), ``model.totalvi``,
+    ``tables``, ``figures`` and ``run.json``. It appears whole at the end. Until then the fit is kept
+    beside it in ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing
+    behind.
 
     Parameters
     ----------
@@ -107,6 +117,9 @@ def run(
         Of the clusters; higher gives more.
     seed
         The same seed gives the same results on the same machine.
+    on_disk
+        Whether counts are left on disk and read some cells at a time; ``input`` is then a path. What
+        differs is in `totalvi.analysis.pipeline_on_disk.fit_and_write_on_disk`.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end; forget the
         checkpoint of an interrupted run, unless ``resume``.
@@ -153,38 +166,52 @@ def run(
         isotype_controls=None if isotype_controls is None else tuple(isotype_controls),
     )
     require_writable(output, overwrite=overwrite)
-    with steps.step("read"):
-        data, keys = read_input(input, keys, read_options)
-    with steps.step("check and select genes"):
-        mdata, findings = prepare(
-            data, keys, n_genes=n_genes, drop_empty_cells=drop_empty_cells, raw=raw
-        )
-    messages = {
-        severity: [f.message for f in findings if f.severity == severity]
-        for severity in ("warning", "note")
-    }
-    # Loaded only now: bad input is refused before seconds go to loading torch and scanpy.
-    from totalvi.analysis.pipeline import fit_and_write
-
     checkpoint = checkpoint_of(output)
+    course: dict[str, Any] = {
+        "max_epochs": max_epochs,
+        "resolution": resolution,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "checkpoint_every": checkpoint_every,
+    }
+    choice: dict[str, Any] = {
+        "n_genes": n_genes,
+        "drop_empty_cells": drop_empty_cells,
+        "raw": raw,
+    }
+    with steps.step("read"):
+        if not on_disk:
+            data, keys = read_input(input, keys, read_options)
+        elif isinstance(input, MuData | AnnData):
+            raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        else:
+            data, keys = open_input(input, keys, read_options)
+    if not on_disk:
+        with steps.step("check and select genes"):
+            mdata, findings = prepare(data, keys, **choice)
+    # What fits a model is loaded only now: bad input is refused before seconds go to loading torch.
     with staged_folder(output, overwrite=overwrite) as folder:
+        if on_disk:
+            with steps.step("check and select genes"):
+                findings = prepare_on_disk(data, keys, folder / STORE, **choice)
         if not resume:
             _forget(checkpoint, overwrite=overwrite)
         try:
-            summary, antibody_warnings = fit_and_write(
-                mdata,
-                keys,
-                folder,
-                steps,
-                max_epochs=max_epochs,
-                resolution=resolution,
-                seed=seed,
-                checkpoint=checkpoint,
-                checkpoint_every=checkpoint_every,
-            )
+            if on_disk:
+                from totalvi.analysis.pipeline_on_disk import fit_and_write_on_disk
+
+                summary, antibody_warnings = fit_and_write_on_disk(keys, folder, steps, **course)
+            else:
+                from totalvi.analysis.pipeline import fit_and_write
+
+                summary, antibody_warnings = fit_and_write(mdata, keys, folder, steps, **course)
         except TrainingError:
             checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
             raise
+        messages = {
+            severity: [f.message for f in findings if f.severity == severity]
+            for severity in ("warning", "note")
+        }
         record = {
             **provenance(arguments, paths),
             **summary,
@@ -266,7 +293,18 @@ def _finished(output: Path) -> RunResult:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(_written(folder))
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    """Yield what is in the folder; of a zarr store, which has many files, the store."""
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if place.parts[0] == STORE:
+            if len(place.parts) == 1:
+                yield place
+        elif path.is_file():
+            yield place
 
 
 def refuse_input_in_output(given: Path, output: Path) -> None:

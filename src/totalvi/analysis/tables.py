@@ -13,7 +13,7 @@ def cell_table(
     cluster: pd.Categorical,
     umap: np.ndarray,
     latent: np.ndarray,
-    rna: sparse.csr_matrix,
+    rna: sparse.csr_matrix | np.ndarray,
     protein: np.ndarray,
 ) -> pd.DataFrame:
     """One row for each cell: batch, cluster, place on the map, latent coordinates, total counts.

@@ -48,7 +48,7 @@ def check(
     from totalvi.analysis.prepare import ReadOptions, find_ambient, read_input
     from totalvi.data.cite import Keys, check_source, find_source
     from totalvi.data.finding import Finding
-    from totalvi.data.isotypes import control_findings
+    from totalvi.data.isotypes import control_findings, split_controls
     from totalvi.data.modalities import renamed_features
     from totalvi.errors import DataError
 
@@ -72,8 +72,9 @@ def check(
     try:
         source = find_source(data, keys)
         findings = [*check_source(source, keys), *renamed_features(data)]
-        findings += control_findings(data, source, keys.protein_modality, keys.isotype_controls)
-        findings += find_ambient(data, keys, options.raw_paths(raw))[1]
+        split = split_controls(data, source, keys.protein_modality, keys.isotype_controls)
+        findings += control_findings(split[1])
+        findings += find_ambient(data, keys, source.protein_names, options.raw_paths(raw))[1]
     except DataError as error:
         findings = [Finding("error", "counts_not_found", str(error))]
     findings = [finding._replace(message=with_options(finding.message)) for finding in findings]

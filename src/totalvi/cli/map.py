@@ -25,7 +25,7 @@ def map_cells(
         typer.Option(
             "--reference",
             metavar="PATH",
-            help="Counts that the model was fitted to; default: results.h5mu beside it.",
+            help="Counts that the model was fitted to; default: results.h5mu (or .zarr) beside it.",
         ),
     ] = None,
     labels: Annotated[

@@ -54,6 +54,14 @@ def run(
         float, typer.Option("--resolution", min=0.01, help="Of the clusters; higher gives more.")
     ] = 1.0,
     seed: options.Seed = 0,
+    on_disk: Annotated[
+        bool,
+        typer.Option(
+            "--on-disk",
+            help="Read counts some cells at a time, for data larger than memory; INPUT is .h5ad, "
+            ".h5mu or .zarr. Writes results.zarr, without denoised RNA.",
+        ),
+    ] = False,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 10.0,
@@ -85,6 +93,7 @@ def run(
       totalvi run filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor --resume
       totalvi run --from results/run.json -o again
+      totalvi run million_cells.h5ad -o results --on-disk
     """
     from totalvi.analysis.run import repeat
     from totalvi.analysis.run import run as run_pipeline
@@ -126,6 +135,7 @@ def run(
             max_epochs=epochs,
             resolution=resolution,
             seed=seed,
+            on_disk=on_disk,
             overwrite=overwrite,
             resume=resume,
             checkpoint_every=every,

@@ -11,7 +11,13 @@ from totalvi.cli import options
 
 def simulate(
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE.h5mu", help="File to write.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="FILE.h5mu; or FILE.zarr, for any number of cells, without the truth of each.",
+        ),
     ],
     cells: Annotated[int, typer.Option("--cells", min=1)] = 2000,
     genes: Annotated[int, typer.Option("--genes", min=1)] = 500,
@@ -49,14 +55,34 @@ def simulate(
     Examples:
       totalvi simulate -o simulated.h5mu --cells 5000 --batches 2
       totalvi simulate -o simulated.h5mu --raw raw.h5mu --ubiquitous 5 --foreground-factor 10
+      totalvi simulate -o simulated.zarr --cells 1000000 --genes 4000 --proteins 30
     """
     from totalvi.analysis.output import staged_file
     from totalvi.data.simulate import simulate as simulate_counts
+    from totalvi.data.simulate import simulate_to_zarr
     from totalvi.data.simulate_droplets import simulate_raw
-    from totalvi.errors import OutputError
+    from totalvi.errors import DataError, OutputError
 
     if raw is not None and raw.resolve() == output.resolve():
         raise OutputError(f"--raw {raw} is the file of --output: give another name")
+    if output.suffix == ".zarr":
+        if unmeasured or raw is not None:
+            option = f"--unmeasured {unmeasured}" if unmeasured else f"--raw {raw}"
+            raise DataError(f"{option} needs all cells in memory: write .h5mu")
+        simulate_to_zarr(
+            output,
+            n_cells=cells,
+            n_genes=genes,
+            n_proteins=proteins,
+            n_batches=batches,
+            n_cell_types=cell_types,
+            n_ubiquitous=ubiquitous,
+            median_foreground_factor=foreground_factor,
+            seed=seed,
+            overwrite=overwrite,
+        )
+        typer.echo(output)
+        return
     with ExitStack() as files:
         staged = files.enter_context(staged_file(output, suffix=".h5mu", overwrite=overwrite))
         if raw is not None:

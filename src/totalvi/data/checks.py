@@ -7,8 +7,9 @@ import numpy as np
 from totalvi.data.checks_annotation import annotation_findings
 from totalvi.data.checks_counts import protein_value_findings, rna_findings
 from totalvi.data.checks_panels import panel_findings
-from totalvi.data.finding import Finding, cell_groups, first_and_count
+from totalvi.data.finding import CellGroups, Finding, cell_groups, first_and_count
 from totalvi.data.source import CountSource
+from totalvi.data.tally import CountTally, tally_counts
 from totalvi.errors import DataError
 
 __all__ = ["TRAINING_ONLY", "Finding", "check_counts", "raise_errors"]
@@ -30,6 +31,7 @@ def check_counts(
     categorical_covariate_keys: Sequence[str] = (),
     continuous_covariate_keys: Sequence[str] = (),
     allow_fractional: bool = False,
+    tally: CountTally | None = None,
 ) -> list[Finding]:
     """Check counts and annotation; report everything found, errors first.
 
@@ -44,6 +46,8 @@ def check_counts(
         Further columns of ``source.obs``.
     allow_fractional
         Accept counts that are not whole numbers, such as those after ambient RNA was removed.
+    tally
+        What `tally_by_group` gave for the same data, where it is at hand.
 
     Returns
     -------
@@ -59,13 +63,12 @@ def check_counts(
     'batch_key: no column "bacth" in obs, did you mean "batch"? There are: "cell_type", "batch", \
 "library_size"'
     """
-    by_panel = panel_key is not None
-    groups = cell_groups(
-        source.obs, "panel" if by_panel else "batch", panel_key if by_panel else batch_key
-    )
+    if tally is None:
+        tally = tally_by_group(source, batch_key, panel_key)
+    groups = _groups(source, batch_key, panel_key)
     counts = [
-        *rna_findings(source, allow_fractional=allow_fractional),
-        *protein_value_findings(source, allow_fractional=allow_fractional),
+        *rna_findings(source, tally, allow_fractional=allow_fractional),
+        *protein_value_findings(source, tally, allow_fractional=allow_fractional),
     ]
     findings = [
         *annotation_findings(
@@ -79,11 +82,25 @@ def check_counts(
         ),
         *_cell_findings(source),
         *counts,
-        *(panel_findings(source, groups) if groups is not None else ()),
-        _summary(source, are_counts=all(finding.severity != "error" for finding in counts)),
+        *(panel_findings(source, groups, tally) if groups is not None else ()),
+        _summary(source, tally, are_counts=all(finding.severity != "error" for finding in counts)),
     ]
     severities = ("error", "warning", "note")
     return sorted(findings, key=lambda finding: severities.index(finding.severity))
+
+
+def tally_by_group(source: CountSource, batch_key: str | None, panel_key: str | None) -> CountTally:
+    """Read all counts once for the checks, which group cells by panel or batch."""
+    groups = _groups(source, batch_key, panel_key)
+    if groups is None:
+        return tally_counts(source, np.zeros(len(source.obs), dtype=np.intp), 1)
+    return tally_counts(source, groups.codes, len(groups.names))
+
+
+def _groups(source: CountSource, batch_key: str | None, panel_key: str | None) -> CellGroups | None:
+    if panel_key is not None:
+        return cell_groups(source.obs, "panel", panel_key)
+    return cell_groups(source.obs, "batch", batch_key)
 
 
 def raise_errors(findings: Sequence[Finding]) -> None:
@@ -122,17 +139,16 @@ def _cell_findings(source: CountSource) -> list[Finding]:
     return findings
 
 
-def _summary(source: CountSource, *, are_counts: bool) -> Finding:
+def _summary(source: CountSource, tally: CountTally, *, are_counts: bool) -> Finding:
     """Say how much there is: cells, genes, proteins, share of non-zeros, median counts."""
     n_cells, n_genes = source.rna.shape
     n_proteins = source.protein.shape[1]
     message = f"{n_cells:,} cells, {n_genes:,} genes and {n_proteins:,} proteins"
     if are_counts:
-        measured = ~np.isnan(source.protein).all(axis=1)
-        rna_median = np.median(np.asarray(source.rna.sum(axis=1)))
-        protein_totals = np.nansum(source.protein[measured], axis=1, dtype=np.float64)
-        protein_median = np.median(protein_totals) if measured.any() else 0
-        non_zero = source.rna.count_nonzero() / (n_cells * n_genes)
+        rna_median = np.median(tally.rna_total)
+        protein_totals = tally.protein_total[tally.protein_measured]
+        protein_median = np.median(protein_totals) if len(protein_totals) else 0
+        non_zero = tally.n_rna.sum() / (n_cells * n_genes)
         message += (
             f"; {100 * non_zero:.1f} % of the RNA counts are not zero; a median cell has "
             f"{rna_median:,.0f} RNA counts and {protein_median:,.0f} protein counts"

@@ -1,6 +1,6 @@
 """Check the values of the counts: raw, whole, non-negative, finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -8,54 +8,57 @@ import pandas as pd
 
 from totalvi.data.finding import Finding, first_and_count, listed
 from totalvi.data.source import CountSource
+from totalvi.data.tally import CountTally, Place, Values
 
 EXACT_FLOAT32 = 2**24
 LOG_MAXIMUM = 20.0  # log1p of any count that occurs is smaller
 HIGH_RNA, HIGH_PROTEIN = 50_000, 500_000
 FEW_GENES = 200
-_BLOCK = 1 << 22
+_FIRST_CELLS = 200
 
 
-class _Values(NamedTuple):
-    """The stored values of one modality, and how to name the place of each."""
+class _Modality(NamedTuple):
+    """The values of one modality, and how to name it and its cells and features."""
 
-    data: np.ndarray
+    values: Values
     kind: str  # "rna" or "protein"
     where: str
     layers: tuple[str, ...]
-    place: Callable[[int], str]
-    rows: Callable[[], Iterator[np.ndarray]]  # positive values of the first cells
+    cell_names: pd.Index
+    feature: str  # "gene" or "protein"
+    feature_names: pd.Index
+    first_cells: list[np.ndarray]  # their positive values
+
+    def place(self, place: Place) -> str:
+        """Return the words for where a value is."""
+        cell, name = self.cell_names[place.row], self.feature_names[place.column]
+        return f'cell "{cell}", {self.feature} "{name}"'
 
 
-def rna_findings(source: CountSource, *, allow_fractional: bool) -> Iterator[Finding]:
+def rna_findings(
+    source: CountSource, tally: CountTally, *, allow_fractional: bool
+) -> Iterator[Finding]:
     """Check the values and the names of the RNA counts."""
-    rna = source.rna
-
-    def place(position: int) -> str:
-        cell = int(np.searchsorted(rna.indptr, position, side="right")) - 1
-        gene = source.gene_names[rna.indices[position]]
-        return f'cell "{source.cell_names[cell]}", gene "{gene}"'
-
-    def rows() -> Iterator[np.ndarray]:
-        for i in range(min(200, rna.shape[0])):
-            row = rna.data[rna.indptr[i] : rna.indptr[i + 1]]
-            yield row[row > 0]
-
-    values = _Values(rna.data, "rna", source.rna_where, source.rna_layers, place, rows)
-    faults = list(_value_findings(values, allow_fractional))
+    first = source.rna[:_FIRST_CELLS]
+    rows = np.split(first.data, first.indptr[1:-1])
+    modality = _Modality(
+        tally.rna, "rna", source.rna_where, source.rna_layers, source.cell_names, "gene",
+        source.gene_names, [row[row > 0] for row in rows],
+    )  # fmt: skip
+    faults = list(_value_findings(modality, allow_fractional))
     yield from faults
     yield from _repeated(source.gene_names, "gene", source.rna_where)
-    if rna.shape[1] < FEW_GENES:
+    if source.rna.shape[1] < FEW_GENES:
         yield Finding(
             "warning",
             "few_genes",
-            f"{source.rna_where} has only {rna.shape[1]} genes: totalVI is meant for hundreds or "
-            "thousands of variable genes",
+            f"{source.rna_where} has only {source.rna.shape[1]} genes: totalVI is meant for hundreds "
+            "or thousands of variable genes",
         )
     if any(f.severity == "error" for f in faults):
         return  # totals of values that are not counts say nothing
-    yield from _rna_zeros(source)
-    if rna.nnz and rna.data.max() == 1:
+    yield from _rna_zeros(source, tally)
+    if tally.rna.largest is not None and tally.rna.largest.value == 1:
         yield Finding(
             "warning",
             "rna_binary",
@@ -63,10 +66,9 @@ def rna_findings(source: CountSource, *, allow_fractional: bool) -> Iterator[Fin
         )
 
 
-def _rna_zeros(source: CountSource) -> Iterator[Finding]:
-    per_cell = np.asarray(source.rna.sum(axis=1)).ravel()
-    per_gene = np.asarray(source.rna.sum(axis=0)).ravel()
-    empty, silent = source.cell_names[per_cell == 0], source.gene_names[per_gene == 0]
+def _rna_zeros(source: CountSource, tally: CountTally) -> Iterator[Finding]:
+    empty = source.cell_names[tally.rna_total == 0]
+    silent = source.gene_names[tally.gene_total == 0]
     if len(empty):
         yield Finding(
             "error",
@@ -83,27 +85,18 @@ def _rna_zeros(source: CountSource) -> Iterator[Finding]:
         )
 
 
-def protein_value_findings(source: CountSource, *, allow_fractional: bool) -> Iterator[Finding]:
+def protein_value_findings(
+    source: CountSource, tally: CountTally, *, allow_fractional: bool
+) -> Iterator[Finding]:
     """Check the values and the names of the protein counts; NaN (unmeasured) is passed over."""
-    protein = source.protein
-
-    def place(position: int) -> str:
-        cell, column = divmod(position, protein.shape[1])
-        name = source.protein_names[column]
-        return f'cell "{source.cell_names[cell]}", protein "{name}"'
-
-    def rows() -> Iterator[np.ndarray]:
-        for row in protein[:200]:
-            yield row[row > 0]
-
-    values = _Values(
-        protein.ravel(), "protein", source.protein_where, source.protein_layers, place, rows
-    )
-    yield from _value_findings(values, allow_fractional)
+    modality = _Modality(
+        tally.protein, "protein", source.protein_where, source.protein_layers, source.cell_names,
+        "protein", source.protein_names, [row[row > 0] for row in source.protein[:_FIRST_CELLS]],
+    )  # fmt: skip
+    yield from _value_findings(modality, allow_fractional)
     yield from _repeated(source.protein_names, "protein", source.protein_where)
-    smallest, largest = np.fmin.reduce(protein, axis=0), np.fmax.reduce(protein, axis=0)
-    constant = source.protein_names[(smallest == largest) & (largest > 0)]
-    if len(constant) and len(protein) > 1:
+    constant = source.protein_names[(tally.smallest == tally.largest) & (tally.largest > 0)]
+    if len(constant) and len(source.cell_names) > 1:
         yield Finding(
             "warning",
             "protein_constant",
@@ -112,17 +105,16 @@ def protein_value_findings(source: CountSource, *, allow_fractional: bool) -> It
         )
 
 
-def _value_findings(values: _Values, allow_fractional: bool) -> Iterator[Finding]:
+def _value_findings(modality: _Modality, allow_fractional: bool) -> Iterator[Finding]:
     """Check that all values are finite, non-negative and whole."""
-    data, where, kind = values.data, values.where, values.kind
+    number, first = modality.values.number, modality.values.first
+    where, kind = modality.where, modality.kind
     if kind == "rna":
-        yield from _not_finite(values, np.isnan, "nan", "NaN value")
-    yield from _not_finite(values, np.isinf, "infinite", "infinite value")
-    n_negative, first_negative = _count(data, lambda block: block < 0)
-    n_fractional, first_fractional = _count(data, _is_fractional)
-    if n_negative:
+        yield from _not_finite(modality, "nan", "NaN value")
+    yield from _not_finite(modality, "infinite", "infinite value")
+    if number["negative"]:
         looks = ""
-        if n_fractional:
+        if number["fractional"]:
             transformed = (
                 "scaled or regressed" if kind == "rna" else "like CLR, dsb or scaled values"
             )
@@ -130,61 +122,62 @@ def _value_findings(values: _Values, allow_fractional: bool) -> Iterator[Finding
         yield Finding(
             "error",
             f"{kind}_negative",
-            f"{where} holds {_number(n_negative, 'negative value')}{looks}, first "
-            f"{data[first_negative]:g} for {values.place(first_negative)}: {_mend(values)}",
+            f"{where} holds {_number(number['negative'], 'negative value')}{looks}, first "
+            f"{first['negative'].value:g} for {modality.place(first['negative'])}: "
+            f"{_mend(modality)}",
         )
-    elif n_fractional:
+    elif number["fractional"]:
         found = (
-            f"{_number(n_fractional, 'fractional value')}, first {data[first_fractional]:g} for "
-            f"{values.place(first_fractional)}"
+            f"{_number(number['fractional'], 'fractional value')}, first "
+            f"{first['fractional'].value:g} for {modality.place(first['fractional'])}"
         )
-        n_positive, _ = _count(data, lambda block: block > 0)
-        looks = _looks(values) if n_fractional > 0.5 * n_positive else ""
-        yield _fractional(values, found, looks, allow_fractional)
-    yield from _too_high(values)
+        looks = _looks(modality) if number["fractional"] > 0.5 * number["positive"] else ""
+        yield _fractional(modality, found, looks, allow_fractional)
+    yield from _too_high(modality)
 
 
-def _not_finite(
-    values: _Values, test: Callable[[np.ndarray], np.ndarray], code: str, noun: str
-) -> Iterator[Finding]:
-    number, first = _count(values.data, test)
+def _not_finite(modality: _Modality, code: str, noun: str) -> Iterator[Finding]:
+    number = modality.values.number[code]
     if number:
         yield Finding(
             "error",
-            f"{values.kind}_{code}",
-            f"{values.where} holds {_number(number, noun)}, first for {values.place(first)}: "
-            "give the counts as they were measured",
+            f"{modality.kind}_{code}",
+            f"{modality.where} holds {_number(number, noun)}, first for "
+            f"{modality.place(modality.values.first[code])}: give the counts as they were measured",
         )
 
 
-def _fractional(values: _Values, found: str, looks: str, allowed: bool) -> Finding:
+def _fractional(modality: _Modality, found: str, looks: str, allowed: bool) -> Finding:
     """Say that values are fractional, and what they look like."""
     if looks:
         return Finding(
             "warning" if allowed else "error",
-            f"{values.kind}_normalised",
-            f"{values.where} looks {looks}, with {found}: {_mend(values)}",
+            f"{modality.kind}_normalised",
+            f"{modality.where} looks {looks}, with {found}: {_mend(modality)}",
         )
     if allowed:
-        message = f"{values.where} holds {found}, as allowed"
-        return Finding("note", f"{values.kind}_fractional", message)
+        message = f"{modality.where} holds {found}, as allowed"
+        return Finding("note", f"{modality.kind}_fractional", message)
     return Finding(
         "error",
-        f"{values.kind}_fractional",
-        f"{values.where} holds {found}: {_mend(values)}, or accept fractions on purpose with "
+        f"{modality.kind}_fractional",
+        f"{modality.where} holds {found}: {_mend(modality)}, or accept fractions on purpose with "
         "allow_fractional=True",
     )
 
 
-def _looks(values: _Values) -> str:
+def _looks(modality: _Modality) -> str:
     """Say how mostly fractional values may have come about; empty when that is unclear."""
-    rows = [row.astype(np.float64) for row in values.rows()]
-    small = float(np.fmax.reduce(values.data)) < LOG_MAXIMUM
+    rows = [row.astype(np.float64) for row in modality.first_cells]
+    largest = modality.values.largest
+    small = largest is not None and largest.value < LOG_MAXIMUM
     if small and _are_scaled_counts([np.expm1(row) for row in rows]):
         return "log-normalised"
     if _are_scaled_counts(rows):
         return "normalised to a common total"
-    return ("log-normalised" if values.kind == "rna" else "log- or CLR-normalised") if small else ""
+    return (
+        ("log-normalised" if modality.kind == "rna" else "log- or CLR-normalised") if small else ""
+    )
 
 
 def _are_scaled_counts(rows: list[np.ndarray]) -> bool:
@@ -197,11 +190,12 @@ def _are_scaled_counts(rows: list[np.ndarray]) -> bool:
     return len(verdicts) > 0 and float(np.mean(verdicts)) > 0.5
 
 
-def _too_high(values: _Values) -> Iterator[Finding]:
-    largest = float(np.fmax.reduce(values.data)) if values.data.size else 0.0
-    if not np.isfinite(largest) or largest <= (HIGH_RNA if values.kind == "rna" else HIGH_PROTEIN):
+def _too_high(modality: _Modality) -> Iterator[Finding]:
+    largest = modality.values.largest
+    high = HIGH_RNA if modality.kind == "rna" else HIGH_PROTEIN
+    if largest is None or not np.isfinite(largest.value) or largest.value <= high:
         return
-    impossible = largest > EXACT_FLOAT32
+    impossible = largest.value > EXACT_FLOAT32
     mend = (
         "no assay counts that many molecules, so give raw counts"
         if impossible
@@ -209,9 +203,8 @@ def _too_high(values: _Values) -> Iterator[Finding]:
     )
     yield Finding(
         "error" if impossible else "warning",
-        f"{values.kind}_too_high" if impossible else f"{values.kind}_high",
-        f"{values.where} holds {largest:,.0f} for {values.place(int(np.nanargmax(values.data)))}: "
-        f"{mend}",
+        f"{modality.kind}_too_high" if impossible else f"{modality.kind}_high",
+        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}: {mend}",
     )
 
 
@@ -227,33 +220,18 @@ def _repeated(names: pd.Index, noun: str, where: str) -> Iterator[Finding]:
         )
 
 
-def _mend(values: _Values) -> str:
+def _mend(modality: _Modality) -> str:
     """Say where the raw counts may be."""
-    argument = "rna_layer" if values.kind == "rna" else "protein_layer"
-    others = [layer for layer in values.layers if f'["{layer}"]' not in values.where]
+    argument = "rna_layer" if modality.kind == "rna" else "protein_layer"
+    others = [layer for layer in modality.layers if f'["{layer}"]' not in modality.where]
     likely = [layer for layer in others if "count" in layer.lower() or "raw" in layer.lower()]
     if likely:
         return f'give the raw counts, likely with {argument}="{likely[0]}"'
     if others:
         return f"give the raw counts (there are the layers {listed(others)}: {argument})"
-    if values.where.startswith("obsm"):
+    if modality.where.startswith("obsm"):
         return "give the raw counts with protein_expression_obsm_key"
     return f'give the raw counts (kept in a layer, name it, as in {argument}="counts")'
-
-
-def _is_fractional(block: np.ndarray) -> np.ndarray:
-    return (block != np.floor(block)) & ~np.isnan(block)
-
-
-def _count(data: np.ndarray, test: Callable[[np.ndarray], np.ndarray]) -> tuple[int, int]:
-    """Count the values that pass a test, in blocks to spare memory; also the first's position."""
-    number, first = 0, -1
-    for start in range(0, data.size, _BLOCK):
-        passed = test(data[start : start + _BLOCK])
-        if first < 0 and passed.any():
-            first = start + int(passed.argmax())
-        number += int(np.count_nonzero(passed))
-    return number, first
 
 
 def _number(number: int, noun: str) -> str:

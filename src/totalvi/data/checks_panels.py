@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from totalvi.data.finding import CellGroups, Finding, first_and_count, listed
+from totalvi.data.on_disk import row_blocks
 from totalvi.data.source import CountSource
+from totalvi.data.tally import CountTally
 
 
-def panel_findings(source: CountSource, groups: CellGroups) -> Iterator[Finding]:
+def panel_findings(source: CountSource, groups: CellGroups, tally: CountTally) -> Iterator[Finding]:
     """Check each protein in each panel (or batch, or the whole data set).
 
     Parameters
@@ -17,19 +19,16 @@ def panel_findings(source: CountSource, groups: CellGroups) -> Iterator[Finding]
         Counts; a protein that is NaN in all cells of a group is unmeasured there.
     groups
         The panel or batch of each cell.
+    tally
+        Sums of the counts, by these groups.
     """
-    shape = (len(groups.names), source.protein.shape[1])
-    n_cells = np.bincount(groups.codes, minlength=shape[0])
-    n_unmeasured, n_positive = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for group in range(shape[0]):
-        values = source.protein[groups.codes == group]
-        n_unmeasured[group] = np.isnan(values).sum(axis=0)
-        n_positive[group] = (values > 0).sum(axis=0)
+    n_cells = np.bincount(groups.codes, minlength=len(groups.names))
+    n_unmeasured = tally.n_unmeasured
     unmeasured = n_unmeasured == n_cells[:, None]
     yield from _unmeasured(source, groups, unmeasured)
     yield from _partly_unmeasured(source, groups, (n_unmeasured > 0) & ~unmeasured, n_unmeasured)
-    yield from _zero(source, groups, unmeasured, n_positive)
-    yield from _cells_without_counts(source)
+    yield from _zero(source, groups, unmeasured, tally.n_positive)
+    yield from _cells_without_counts(source, tally)
 
 
 def _unmeasured(
@@ -61,8 +60,10 @@ def _partly_unmeasured(
     if not partly.any():
         return
     group, protein = map(int, np.argwhere(partly)[0])
-    missing = np.isnan(source.protein[:, protein]) & (groups.codes == group)
-    cell = source.cell_names[int(missing.argmax())]
+    missing = np.concatenate(
+        [np.isnan(values[:, protein]) for _, values in row_blocks(source.protein)]
+    )
+    cell = source.cell_names[int((missing & (groups.codes == group)).argmax())]
     mend = (
         "set it to NaN in the whole of it if it was not measured there, or drop the cells"
         if groups.word != "data set"
@@ -104,9 +105,8 @@ def _zero(
         )
 
 
-def _cells_without_counts(source: CountSource) -> Iterator[Finding]:
-    measured = ~np.isnan(source.protein).all(axis=1)
-    empty = measured & ~np.nan_to_num(source.protein).any(axis=1)
+def _cells_without_counts(source: CountSource, tally: CountTally) -> Iterator[Finding]:
+    empty = tally.protein_measured & (tally.protein_total == 0)
     if empty.any():
         yield Finding(
             "warning",

@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from os import PathLike
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,16 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.annotation import Annotation
-from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
+from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
+from totalvi.data.finding import Finding
 from totalvi.data.isotypes import control_counts, split_controls
+from totalvi.data.on_disk import RowsOnDisk, row_blocks, take_columns
+from totalvi.data.open import open_on_disk
 from totalvi.data.source import CountSource, did_you_mean, find_counts
+from totalvi.data.tally import CountTally
 from totalvi.errors import DataError
+
+Data: TypeAlias = MuData | AnnData | str | PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,10 @@ class CiteData:
     schema
         Names and categories.
     rna
-        Counts (N, G), CSR.
+        Counts (N, G), CSR, or rows on disk.
     protein
-        Counts (N, T), float32; unmeasured proteins hold 0 and are told by ``schema.panel_measured``.
+        Counts (N, T), float32, or rows on disk; unmeasured proteins hold 0 and are told by
+        ``schema.panel_measured``.
     cell_names
         Of the N cells.
     batch, panel, label
@@ -128,8 +136,8 @@ class CiteData:
     """
 
     schema: Schema
-    rna: sparse.csr_matrix
-    protein: np.ndarray
+    rna: Any  # csr_matrix or RowsOnDisk
+    protein: Any  # ndarray or MeasuredOnDisk
     cell_names: pd.Index
     batch: np.ndarray
     panel: np.ndarray
@@ -145,32 +153,75 @@ class CiteData:
         """Number of cells."""
         return int(self.rna.shape[0])
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether the RNA counts are on disk, to be read some cells at a time."""
+        return isinstance(self.rna, RowsOnDisk)
+
+    def in_memory(self, cells: np.ndarray) -> Self:
+        """Return the cells at these positions, counts and all, in memory."""
+
+        def of_cells(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[cells]
+
+        return replace(
+            self,
+            rna=self.rna[cells],
+            protein=self.protein[cells],
+            cell_names=self.cell_names[cells],
+            batch=self.batch[cells],
+            panel=self.panel[cells],
+            label=of_cells(self.label),
+            categorical=of_cells(self.categorical),
+            continuous=of_cells(self.continuous),
+            library_size=self.library_size[cells],
+            controls=self.controls.iloc[cells],
+        )
+
     @cached_property
     def cell_keys(self) -> np.ndarray:
         """One 64-bit number a cell, made from its name: the same in whatever data it comes."""
         return pd.util.hash_array(self.cell_names.to_numpy(object), categorize=False)
 
 
-def describe(data: MuData | AnnData, keys: Keys, schema: Schema | None = None) -> CiteData:
+class MeasuredOnDisk:
+    """Protein counts on disk, with 0 where the cell's panel did not measure the protein."""
+
+    def __init__(self, protein: RowsOnDisk, panel: np.ndarray, measured: np.ndarray) -> None:
+        self._protein, self._panel, self._measured = protein, panel, measured
+        self.shape = protein.shape
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        return np.where(self._measured[self._panel[rows]], self._protein[rows], np.float32(0))
+
+
+def describe(
+    data: Data, keys: Keys, schema: Schema | None = None, *, on_disk: bool = False
+) -> CiteData:
     """Find, check and order the counts and annotation of ``data``, which is not changed.
 
     Parameters
     ----------
     data
-        MuData or AnnData with raw counts.
+        MuData or AnnData with raw counts; or the path of one, whose counts then stay on disk.
     keys
         Where they are.
     schema
         Of a model that exists: features are aligned with it by name, and categories must be known
         to it. None: the schema is made from the data.
+    on_disk
+        Whether counts of ``data`` that lie on disk stay there.
 
     Raises
     ------
     DataError
         When the data cannot be used; the message names what is wrong and the mend.
     """
-    source = find_source(data, keys)
-    findings = check_source(source, keys)
+    data, on_disk = opened(data, on_disk=on_disk)
+    source = find_source(data, keys, on_disk=on_disk)
+    tally = tally_by_group(source, keys.batch_key, keys.panel_key)
+    findings = check_source(source, keys, tally)
+    library_size = tally.rna_total
     if schema is None:
         raise_errors(findings)
         source, controls = split_controls(
@@ -179,12 +230,22 @@ def describe(data: MuData | AnnData, keys: Keys, schema: Schema | None = None) -
     else:
         raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
         controls = control_counts(data, source, schema.control_names)
-        source = _align(source, schema)
+        aligned = _align(source, schema)
+        if aligned.rna is not source.rna:
+            library_size = _totals(aligned.rna)
+        source = aligned
     annotation = Annotation(data, source.obs, keys.rna_modality, keys.protein_modality)
-    return _cite_data(source, keys, schema, annotation, controls)
+    return _cite_data(source, keys, schema, annotation, library_size, controls)
 
 
-def find_source(data: MuData | AnnData, keys: Keys) -> CountSource:
+def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool]:
+    """Open a path, and return the data and whether counts that lie on disk are to stay there."""
+    if isinstance(data, str | PathLike):
+        return open_on_disk(data), True
+    return data, on_disk
+
+
+def find_source(data: MuData | AnnData, keys: Keys, *, on_disk: bool = False) -> CountSource:
     """Find the counts where ``keys`` say."""
     return find_counts(
         data,
@@ -194,11 +255,12 @@ def find_source(data: MuData | AnnData, keys: Keys) -> CountSource:
         protein_layer=keys.protein_layer,
         protein_expression_obsm_key=keys.protein_expression_obsm_key,
         protein_names_uns_key=keys.protein_names_uns_key,
+        on_disk=on_disk,
     )
 
 
-def check_source(source: CountSource, keys: Keys) -> list[Any]:
-    """Return the findings of all checks of ``source`` under ``keys``."""
+def check_source(source: CountSource, keys: Keys, tally: CountTally | None = None) -> list[Finding]:
+    """Return the findings of all checks of ``source`` under ``keys``; see `check_counts`."""
     return check_counts(
         source,
         batch_key=keys.batch_key,
@@ -208,6 +270,7 @@ def check_source(source: CountSource, keys: Keys) -> list[Any]:
         categorical_covariate_keys=keys.categorical_covariate_keys,
         continuous_covariate_keys=keys.continuous_covariate_keys,
         allow_fractional=keys.allow_fractional,
+        tally=tally,
     )
 
 
@@ -216,12 +279,15 @@ def _cite_data(
     keys: Keys,
     schema: Schema | None,
     annotation: Annotation,
+    library_size: np.ndarray,
     controls: pd.DataFrame,
 ) -> CiteData:
     obs = source.obs
     known = {} if schema is None else schema.categories()
-    rna = source.rna.astype(np.float32)  # keeps the user's own array out of reach
-    rna.eliminate_zeros()
+    rna = source.rna
+    if not isinstance(rna, RowsOnDisk):
+        rna = rna.astype(np.float32)  # keeps the user's own array out of reach
+        rna.eliminate_zeros()
     batch, batch_names = _codes(obs, keys.batch_key, known)
     panel, panel_names = (
         (batch, ()) if keys.panel_key is None else _codes(obs, keys.panel_key, known)
@@ -229,11 +295,8 @@ def _cite_data(
     label, label_names = _codes(obs, keys.labels_key, known)
     categorical = [_codes(obs, key, known) for key in keys.categorical_covariate_keys]
     continuous = obs[list(keys.continuous_covariate_keys)].to_numpy(dtype=np.float64)
-    library_size = (
-        np.asarray(rna.sum(axis=1)).ravel()
-        if keys.size_factor_key is None
-        else obs[keys.size_factor_key].to_numpy(dtype=np.float64)
-    )
+    if keys.size_factor_key is not None:
+        library_size = obs[keys.size_factor_key].to_numpy(dtype=np.float64)
     if schema is None:
         n_panels = len(panel_names) or len(batch_names)
         log_mean, log_variance = library_prior(library_size, batch, len(batch_names))
@@ -299,27 +362,42 @@ def library_prior(
     return tuple(float(x.mean()) for x in logs), tuple(max(float(x.var()), 1e-4) for x in logs)
 
 
+def _totals(rna: sparse.csr_matrix | RowsOnDisk) -> np.ndarray:
+    """Return the total RNA count of each cell."""
+    totals = [np.asarray(block.sum(axis=1)).ravel() for _, block in row_blocks(rna)]
+    return np.concatenate(totals)
+
+
 def _measured(
-    protein: np.ndarray, panel: np.ndarray, n_panels: int
+    protein: np.ndarray | RowsOnDisk, panel: np.ndarray, n_panels: int
 ) -> tuple[tuple[bool, ...], ...]:
     """Return which proteins each panel measured: those not NaN in its cells."""
-    unmeasured = np.isnan(protein)
-    rows = [~unmeasured[panel == code].all(axis=0) for code in range(n_panels)]
-    return tuple(tuple(map(bool, row)) for row in rows)
+    measured = np.zeros((n_panels, protein.shape[1]), dtype=bool)
+    for start, values in row_blocks(protein):
+        codes = panel[start : start + len(values)]
+        for code in np.unique(codes):
+            measured[code] |= ~np.isnan(values[codes == code]).all(axis=0)
+    return tuple(tuple(map(bool, row)) for row in measured)
 
 
-def _measured_protein(source: CountSource, schema: Schema, panel: np.ndarray) -> np.ndarray:
+def _measured_protein(
+    source: CountSource, schema: Schema, panel: np.ndarray
+) -> np.ndarray | MeasuredOnDisk:
     """Return protein counts with 0 where the cell's panel did not measure the protein."""
-    measured = np.array(schema.panel_measured)[panel]
-    missing = np.argwhere(measured & np.isnan(source.protein))
-    if len(missing):
-        cell, protein = missing[0]
-        raise DataError(
-            f'{source.protein_where} has no value for protein "{source.protein_names[protein]}" in '
-            f'cell "{source.cell_names[cell]}", whose panel (or batch) measured it in the data that '
-            "the model was trained on; give the counts, or leave the cell out."
-        )
-    return np.where(measured, source.protein, np.float32(0))
+    by_panel = np.array(schema.panel_measured)
+    for start, values in row_blocks(source.protein):
+        measured = by_panel[panel[start : start + len(values)]]
+        missing = np.argwhere(measured & np.isnan(values))
+        if len(missing):
+            cell, protein = start + missing[0][0], missing[0][1]
+            raise DataError(
+                f'{source.protein_where} has no value for protein "{source.protein_names[protein]}" '
+                f'in cell "{source.cell_names[cell]}", whose panel (or batch) measured it in the data '
+                "that the model was trained on; give the counts, or leave the cell out."
+            )
+    if isinstance(source.protein, RowsOnDisk):
+        return MeasuredOnDisk(source.protein, panel, by_panel)
+    return np.where(by_panel[panel], source.protein, np.float32(0))
 
 
 def _align(source: CountSource, schema: Schema) -> CountSource:
@@ -336,8 +414,8 @@ def _align(source: CountSource, schema: Schema) -> CountSource:
                 stacklevel=4,
             )
     return source._replace(
-        rna=source.rna if _is_identity(genes, source.rna.shape[1]) else source.rna[:, genes],
-        protein=source.protein[:, proteins],
+        rna=take_columns(source.rna, genes),
+        protein=take_columns(source.protein, proteins),
         gene_names=source.gene_names[genes],
         protein_names=source.protein_names[proteins],
     )
@@ -352,10 +430,6 @@ def _positions(names: pd.Index, wanted: Sequence[str], what: str, where: str) ->
             f"among them; add them, or train a model on the {what}s that both have."
         )
     return positions
-
-
-def _is_identity(positions: np.ndarray, n: int) -> bool:
-    return len(positions) == n and bool((positions == np.arange(n)).all())
 
 
 def _tuples(value: Any) -> Any:

@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import math
 import os
 import stat
 from pathlib import Path
 from typing import cast
 
 import h5py
+import numpy as np
 import zarr
 
 from totalvi.data.hdf5_blocks import (
@@ -25,6 +27,7 @@ LARGEST_RATIO_OF_OTHERS = 40_000
 
 
 BLOSC_HEAD = 16  # bytes, of which the last four are the length of the whole
+CHECKSUM, NO_CHUNK = 4, 2**64 - 1  # of the index of a zarr shard: bytes, and what stands for none
 ZARR_METADATA = (".zarray", ".zattrs", "zarr.json")
 LONGEST_LINE = 2**28  # bytes: of five million cells in columns, the names take half
 LARGEST_TEXT_RATIO = 300  # of lists of names and of entries, which gzip packs to a fourth
@@ -194,25 +197,43 @@ def require_honest_zarr(group: zarr.Group, path: Path) -> None:
         if array.nbytes > UNSUSPECTED:
             _require_honest_size(array.nbytes, array.nbytes_stored(), "zstd", name, path)
         if any("blosc" in type(codec).__name__.lower() for codec in array.compressors):
-            _require_whole_blosc(path / array.path)
+            _require_whole_blosc(path / array.path, array)
 
 
-def _require_whole_blosc(folder: Path) -> None:
+def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:
     """Refuse chunks of another length than they say: Blosc reads on beyond the end of short ones."""
     for place, _, files in os.walk(folder):
         for name in files:
             if name in ZARR_METADATA:
                 continue
-            chunk = Path(place, name)
-            with chunk.open("rb") as file:
-                head = file.read(BLOSC_HEAD)
-            if (
-                len(head) < BLOSC_HEAD
-                or int.from_bytes(head[12:], "little") != chunk.stat().st_size
-            ):
-                raise ReadError(
-                    f"{chunk} is not of the length that it says: copy, download or write it again"
-                )
+            path = Path(place, name)
+            with path.open("rb") as file:
+                spans = [(0, path.stat().st_size)]
+                if array.shards is not None:
+                    spans = _chunks_of_shard(file, spans[0][1], array)
+                for start, length in spans:
+                    file.seek(start)
+                    head = file.read(BLOSC_HEAD)
+                    if len(head) < BLOSC_HEAD or int.from_bytes(head[12:], "little") != length:
+                        raise ReadError(
+                            f"{path} is not of the length that it says: copy, download or write it "
+                            "again"
+                        )
+
+
+def _chunks_of_shard(
+    file: io.BufferedReader, size: int, array: zarr.Array
+) -> list[tuple[int, int]]:
+    """Return where the chunks in a shard begin and how long they are, by the index of the shard."""
+    assert array.shards is not None
+    n_chunks = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
+    length = 16 * n_chunks + CHECKSUM
+    at_end = array.metadata.codecs[0].index_location.value == "end"
+    file.seek(max(size - length, 0) if at_end else 0)
+    index = np.frombuffer(file.read(length)[:-CHECKSUM].ljust(length - CHECKSUM, b"\0"), "<u8")
+    within = size - length if at_end else size
+    spans = [(int(start), int(n)) for start, n in index.reshape(-1, 2) if n != NO_CHUNK]
+    return [(start, n) if start + n <= within else (size, n) for start, n in spans]
 
 
 def _require_columns(group: h5py.Group | zarr.Group, path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from totalvi.data.cite import CiteData
+from totalvi.data.on_disk import row_blocks
 
 _CELLS_COMPARED, _ROWS_AT_ONCE = 10_000, 1_000
 
@@ -14,7 +15,8 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
     """Return what tells one data set from another, as JSON can hold it.
 
     Names, annotation, proteins and the library size of every cell are hashed; of data with more than
-    10,000 cells, the RNA counts of 10,000 that are spread over all.
+    10,000 cells, the RNA counts of 10,000 that are spread over all. Counts on disk, which are read some
+    cells at a time, have the fingerprint of the same counts in memory.
 
     Examples
     --------
@@ -32,9 +34,16 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
         "proteins": _hash_texts(schema.protein_names),
         "names of cells": _hash_arrays([data.cell_keys]),
         "annotation": _hash_arrays([values for values in annotation if values is not None]),
-        "protein counts": _hash_arrays([data.protein]),
+        "protein counts": _hash_protein(data),
         "RNA counts": _hash_rna(data),
     }
+
+
+def _hash_protein(data: CiteData) -> str:
+    digest = hashlib.sha256(f"float32{data.protein.shape}".encode())
+    for _, rows in row_blocks(data.protein):
+        digest.update(np.ascontiguousarray(rows).data)
+    return digest.hexdigest()
 
 
 def _hash_rna(data: CiteData) -> str:

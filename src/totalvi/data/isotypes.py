@@ -10,6 +10,7 @@ from mudata import MuData
 from totalvi.data.features import are_controls
 from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.matrix import to_dense
+from totalvi.data.on_disk import take_columns
 from totalvi.data.source import CountSource, genes_and_proteins
 from totalvi.errors import DataError
 
@@ -63,7 +64,8 @@ def split_controls(
     controls = control_counts(data, source, (*names, *_names_apart(data, names, chosen)))
     if is_control.any():
         source = source._replace(
-            protein=source.protein[:, ~is_control], protein_names=source.protein_names[~is_control]
+            protein=take_columns(source.protein, np.flatnonzero(~is_control)),
+            protein_names=source.protein_names[~is_control],
         )
     return source, controls
 
@@ -72,22 +74,26 @@ def control_counts(
     data: MuData | AnnData, source: CountSource, names: Sequence[str]
 ) -> pd.DataFrame:
     """Return the counts of isotype controls, cells x those of ``names`` that the data have."""
-    columns = {}
+    if not names:
+        return pd.DataFrame(index=source.cell_names, dtype=np.float32)
+    positions = source.protein_names.get_indexer(pd.Index(names))
+    found = positions[positions >= 0]
+    among = pd.DataFrame(
+        take_columns(source.protein, found)[:] if len(found) else None,
+        index=source.cell_names,
+        columns=source.protein_names[found],
+    )
     apart = _apart(data, source)
-    for name in names:
-        position = source.protein_names.get_indexer(pd.Index([name]))[0]
-        if position >= 0:
-            columns[name] = source.protein[:, position]
-        elif name in apart:
-            columns[name] = apart[name].to_numpy()
+    columns = {
+        name: (among if name in among else apart)[name].to_numpy()
+        for name in names
+        if name in among or name in apart
+    }
     return pd.DataFrame(columns, index=source.cell_names, dtype=np.float32)
 
 
-def control_findings(
-    data: MuData | AnnData, source: CountSource, protein_modality: str, chosen: Sequence[str] | None
-) -> list[Finding]:
-    """Note which antibodies are isotype controls, and how many counts they have."""
-    controls = split_controls(data, source, protein_modality, chosen)[1]
+def control_findings(controls: pd.DataFrame) -> list[Finding]:
+    """Note which antibodies are isotype controls, and how many counts (cells, controls) they have."""
     if not controls.shape[1]:
         return []
     means = ", ".join(f'"{name}" {mean:.3g}' for name, mean in controls.mean().items())

@@ -73,9 +73,7 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
     columns, else ``uns["<key>_names"]`` or ``uns["protein_names"]``, else protein_0, protein_1, ...
     """
     if key is None:
-        if "prot" in modalities_of(adata.var):
-            return None
-        key = next((known for known in PROTEIN_OBSM_KEYS if known in adata.obsm), None)
+        key = known_protein_obsm_key(adata)
         if key is None:
             return None
     elif key not in adata.obsm:
@@ -91,6 +89,13 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
     names = _obsm_names(adata, values, key)
     counts = counts_from(values, where, adata.obs_names, names)
     return AnnData(counts, obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=names))
+
+
+def known_protein_obsm_key(adata: AnnData) -> str | None:
+    """Return a well-known key of proteins in ``obsm``; None where antibodies are features of ``X``."""
+    if "prot" in modalities_of(adata.var):
+        return None
+    return next((known for known in PROTEIN_OBSM_KEYS if known in adata.obsm), None)
 
 
 def _obsm_names(adata: AnnData, values: Any, key: str) -> pd.Index:

@@ -31,12 +31,7 @@ def read_h5mu(path: Path) -> MuData:
 def read_zarr(path: Path) -> AnnData | MuData:
     """Read whichever of the two a zarr store holds."""
     with reading(path, "a zarr store"):
-        require_plain_folder(path)
-        group = zarr.open_group(path, mode="r")
-        require_honest_zarr(group, path)
-        parts = group["mod"].groups() if "mod" in group else [("", group)]
-        for _, part in parts:
-            _require_all_chunks(part, path)
+        group = open_zarr(path)
         if "mod" in group:
             with mudata.set_options(pull_on_update=False):
                 return _checked_mudata(mudata.read_zarr(path), path)
@@ -47,6 +42,35 @@ def read_zarr(path: Path) -> AnnData | MuData:
                 "write it with the write_zarr method of one of them"
             )
         return _checked(anndata.read_zarr(path), path)
+
+
+def open_zarr(path: Path) -> zarr.Group:
+    """Open a zarr store that is whole and believable.
+
+    Raises
+    ------
+    ReadError
+        When it is not, naming the member.
+    """
+    require_plain_folder(path)
+    group = zarr.open_group(path, mode="r")
+    require_honest_zarr(group, path)
+    parts = group["mod"].groups() if "mod" in group else [("", group)]
+    for _, part in parts:
+        _require_all_chunks(part, path)
+    return group
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file that is whole and believable.
+
+    Raises
+    ------
+    ReadError
+        When it is not, naming the member.
+    """
+    _require_plain(path)
+    return h5py.File(path, "r")
 
 
 def _require_plain(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Simulate CITE-seq counts from the model's own generative process, the truth stored beside."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import mudata
 import numpy as np
@@ -102,6 +103,113 @@ def simulate(
     >>> bool(counts[truth].mean() > 10 * counts[~truth].mean())
     True
     """
+    arguments, rng, parameters = _begin(
+        n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, n_unmeasured,
+        n_ubiquitous, median_foreground_factor, median_library_size, batch_effect, seed,
+    )  # fmt: skip
+    cells = _draw_cells(rng, parameters, n_cells)
+    prot = _draw_protein(rng, parameters, cells)
+    if n_unmeasured:
+        measured_by_all = np.flatnonzero(~parameters.is_control)
+        unmeasured = rng.choice(measured_by_all, n_unmeasured, replace=False)
+        prot.layers["complete"] = prot.X.copy()
+        prot.X[np.ix_(cells.batch == n_batches - 1, unmeasured)] = np.nan
+    rna = _draw_rna(rng, parameters, cells, store_truth)
+    return _assemble(rna, prot, cells, parameters, arguments)
+
+
+def simulate_to_zarr(
+    path: str | Path,
+    n_cells: int,
+    n_genes: int = 500,
+    n_proteins: int = 20,
+    n_batches: int = 1,
+    n_cell_types: int = 6,
+    *,
+    n_isotype_controls: int | None = None,
+    n_ubiquitous: int = 0,
+    median_foreground_factor: float = 30.0,
+    median_library_size: float | None = None,
+    batch_effect: float = 0.2,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Simulate counts as `simulate` does, straight to a new zarr store: any number of cells.
+
+    The cells come some at a time, each part with a generator of its own, so that counts are not those
+    that `simulate` gives with the same seed. Of the truth, ``obs["cell_type"]``, ``obs["batch"]`` and
+    ``obs["library_size"]`` are stored.
+
+    Parameters
+    ----------
+    path
+        Folder of the store, which must not exist.
+    n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, n_ubiquitous
+        As in `simulate`.
+    median_foreground_factor, median_library_size, batch_effect, seed
+        As in `simulate`.
+    overwrite
+        Whether to replace a store that is there.
+
+    Raises
+    ------
+    DataError
+        If an argument is out of range.
+    OutputError
+        If ``path`` exists.
+
+    Examples
+    --------
+    >>> import tempfile, totalvi
+    >>> path = Path(tempfile.mkdtemp()) / "cells.zarr"
+    >>> simulate_to_zarr(path, n_cells=300, n_genes=50, n_proteins=5)
+    >>> totalvi.read(path)["rna"].shape
+    (300, 50)
+    """
+    from totalvi.data.write_zarr import CountStore, new_store
+
+    _, rng, parameters = _begin(
+        n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, 0,
+        n_ubiquitous, median_foreground_factor, median_library_size, batch_effect, seed,
+    )  # fmt: skip
+    cells = _draw_cells(rng, parameters, n_cells)._replace(programs=np.empty((0, N_PROGRAMS)))
+    obs = _annotation(cells, parameters).set_axis(_cell_names(n_cells), axis=0)
+    first = _some_cells(cells, slice(0, 1), rng)  # for the features
+    rna_var = _draw_rna(rng, parameters, first, store_truth=False).var
+    protein_var = _draw_protein(rng, parameters, first).var
+    with (
+        new_store(path, overwrite=overwrite) as staged,
+        CountStore(staged, obs, rna_var, protein_var, np.int32) as store,
+    ):
+        for start in range(0, n_cells, _CELLS_AT_A_TIME):
+            part = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(start,)))
+            some = _some_cells(cells, slice(start, start + _CELLS_AT_A_TIME), part)
+            protein = _draw_protein(part, parameters, some).X
+            store.append(_draw_rna(part, parameters, some, store_truth=False).X, protein)
+
+
+def _some_cells(cells: _Cells, rows: slice, rng: np.random.Generator) -> _Cells:
+    """Return some of the cells, with programs drawn for them."""
+    batch = cells.batch[rows]
+    programs = rng.normal(size=(len(batch), N_PROGRAMS)).astype(np.float32)
+    return _Cells(cells.cell_type[rows], batch, programs, cells.library_size[rows])
+
+
+def _begin(
+    n_cells: int,
+    n_genes: int,
+    n_proteins: int,
+    n_batches: int,
+    n_cell_types: int,
+    n_isotype_controls: int | None,
+    n_unmeasured: int,
+    n_ubiquitous: int,
+    median_foreground_factor: float,
+    median_library_size: float | None,
+    batch_effect: float,
+    seed: int,
+) -> tuple[dict[str, float], np.random.Generator, Parameters]:
+    """Fill in and check the arguments; draw what is true of all cells."""
     if n_isotype_controls is None:
         n_isotype_controls = min(2, n_proteins // 10)
     if median_library_size is None:
@@ -134,15 +242,7 @@ def simulate(
         n_ubiquitous=n_ubiquitous,
         median_foreground_factor=median_foreground_factor,
     )
-    cells = _draw_cells(rng, parameters, n_cells)
-    prot = _draw_protein(rng, parameters, cells)
-    if n_unmeasured:
-        measured_by_all = np.flatnonzero(~parameters.is_control)
-        unmeasured = rng.choice(measured_by_all, n_unmeasured, replace=False)
-        prot.layers["complete"] = prot.X.copy()
-        prot.X[np.ix_(cells.batch == n_batches - 1, unmeasured)] = np.nan
-    rna = _draw_rna(rng, parameters, cells, store_truth)
-    return _assemble(rna, prot, cells, parameters, arguments)
+    return arguments, rng, parameters
 
 
 def _require_valid(arguments: dict[str, float]) -> None:
@@ -265,19 +365,28 @@ def _draw_rna(rng: np.random.Generator, p: Parameters, cells: _Cells, store_trut
 def _assemble(
     rna: AnnData, prot: AnnData, cells: _Cells, p: Parameters, arguments: dict[str, float]
 ) -> MuData:
-    names = [f"cell_{i}" for i in range(len(cells.batch))]
-    rna.obs_names = prot.obs_names = names
+    rna.obs_names = prot.obs_names = _cell_names(len(cells.batch))
     with mudata.set_options(pull_on_update=False):
         mdata = MuData({"rna": rna, "prot": prot})
+    for column, values in _annotation(cells, p).items():
+        mdata.obs[column] = values.array
+    mdata.obsm["programs"] = cells.programs
+    mdata.uns["simulation"] = arguments
+    return mdata
+
+
+def _cell_names(n_cells: int) -> list[str]:
+    return [f"cell_{i}" for i in range(n_cells)]
+
+
+def _annotation(cells: _Cells, p: Parameters) -> pd.DataFrame:
+    columns: dict[str, Any] = {}
     for column, codes, n in (
         ("cell_type", cells.cell_type, len(p.type_proportions)),
         ("batch", cells.batch, len(p.log_library_mean)),
     ):
         word = column.removeprefix("cell_")
-        mdata.obs[column] = pd.Categorical.from_codes(
+        columns[column] = pd.Categorical.from_codes(
             codes.astype(np.intp), pd.Index([f"{word}_{i}" for i in range(n)])
         )
-    mdata.obs["library_size"] = cells.library_size
-    mdata.obsm["programs"] = cells.programs
-    mdata.uns["simulation"] = arguments
-    return mdata
+    return pd.DataFrame(columns | {"library_size": cells.library_size})

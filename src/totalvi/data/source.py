@@ -13,6 +13,7 @@ from totalvi.data.cells import joined_obs, names_of, require_same_cells
 from totalvi.data.features import modalities_of
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.matrix import in_memory, to_csr, to_dense
+from totalvi.data.on_disk import RowsOnDisk, lies_on_disk
 from totalvi.errors import DataError
 
 
@@ -24,6 +25,7 @@ class CountSource(NamedTuple):
     rna
         RNA counts, CSR, shape ``(n_cells, n_genes)``, of the data type found; canonical (sorted
         column indices, none twice). It may share memory with the user's object: do not write.
+        Counts left on disk are `RowsOnDisk`, whose rows are float32.
     protein
         Protein counts, dense float32, shape ``(n_cells, n_proteins)``; NaN means unmeasured.
     gene_names, protein_names, cell_names
@@ -37,8 +39,8 @@ class CountSource(NamedTuple):
         Names of the further layers beside the counts, for error messages.
     """
 
-    rna: sparse.csr_matrix
-    protein: np.ndarray
+    rna: Any  # csr_matrix or RowsOnDisk
+    protein: Any  # ndarray or RowsOnDisk
     gene_names: pd.Index
     protein_names: pd.Index
     cell_names: pd.Index
@@ -58,6 +60,7 @@ def find_counts(
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
     protein_names_uns_key: str | None = None,
+    on_disk: bool = False,
 ) -> CountSource:
     """Find the paired RNA and protein counts of a MuData or AnnData.
 
@@ -77,6 +80,8 @@ def find_counts(
         are the protein names; the columns of an array are named ``protein_0``, ``protein_1``, ...
     protein_names_uns_key
         The ``uns`` entry with the names of an array's columns instead.
+    on_disk
+        Whether counts that lie on disk (see `totalvi.data.open.open_on_disk`) are left there.
 
     Raises
     ------
@@ -101,10 +106,17 @@ def find_counts(
                 "protein_expression_obsm_key belongs to an AnnData, but the data are a MuData: "
                 "name the modality that holds the proteins with protein_modality instead"
             )
-        source = _from_mudata(data, rna_modality, protein_modality, rna_layer, protein_layer)
+        source = _from_mudata(
+            data, rna_modality, protein_modality, rna_layer, protein_layer, on_disk
+        )
     elif isinstance(data, AnnData):
         source = _from_anndata(
-            data, rna_layer, protein_layer, protein_expression_obsm_key, protein_names_uns_key
+            data,
+            rna_layer,
+            protein_layer,
+            protein_expression_obsm_key,
+            protein_names_uns_key,
+            on_disk,
         )
     else:
         raise DataError(
@@ -214,6 +226,7 @@ def _from_mudata(
     protein_modality: str,
     rna_layer: str | None,
     protein_layer: str | None,
+    on_disk: bool,
 ) -> CountSource:
     mod: Mapping[str, AnnData] = mdata.mod
     if rna_modality not in mod:
@@ -238,8 +251,10 @@ def _from_mudata(
         protein, protein_layer, f'modality "{protein_modality}"', "protein_layer"
     )
     return CountSource(
-        rna=to_csr(rna_values, rna_where, rna.obs_names, rna.var_names),
-        protein=to_dense(protein_values, protein_where, protein.obs_names, protein.var_names),
+        rna=_rna(rna_values, rna_where, rna.obs_names, rna.var_names, on_disk),
+        protein=_protein(
+            protein_values, protein_where, protein.obs_names, protein.var_names, on_disk
+        ),
         gene_names=names_of(rna.var_names),
         protein_names=names_of(protein.var_names),
         cell_names=names_of(rna.obs_names),
@@ -257,8 +272,10 @@ def _from_anndata(
     protein_layer: str | None,
     obsm_key: str | None,
     names_key: str | None,
+    on_disk: bool,
 ) -> CountSource:
     is_gene, is_protein = genes_and_proteins(adata.var)
+    protein_columns: np.ndarray | None = None  # all
     rna_where = "X" if rna_layer is None else f'layers["{rna_layer}"]'
     rna_values = _matrix(adata, rna_layer, "the AnnData", "rna_layer")
     gene_names = names_of(adata.var_names[is_gene])
@@ -281,17 +298,19 @@ def _from_anndata(
     elif is_protein.any():
         layer = protein_layer if protein_layer is not None else rna_layer
         protein_where = "X" if layer is None else f'layers["{layer}"]'
-        protein_values = in_memory(_matrix(adata, layer, "the AnnData", "protein_layer"))
-        protein_values = protein_values[:, np.flatnonzero(is_protein)]
+        protein_values = _matrix(adata, layer, "the AnnData", "protein_layer")
+        protein_columns = np.flatnonzero(is_protein)
         protein_where = f"the antibody features of {protein_where}"
         protein_names = names_of(adata.var_names[is_protein])
     else:
         raise DataError(f"no proteins at all in the AnnData: {_protein_mend(adata)}")
-    if not is_gene.all():
-        rna_values = in_memory(rna_values)[:, np.flatnonzero(is_gene)]
+    gene_columns = None if is_gene.all() else np.flatnonzero(is_gene)
+    cells = adata.obs_names
     return CountSource(
-        rna=to_csr(rna_values, rna_where, adata.obs_names, gene_names),
-        protein=to_dense(protein_values, protein_where, adata.obs_names, protein_names),
+        rna=_rna(rna_values, rna_where, cells, gene_names, on_disk, gene_columns),
+        protein=_protein(
+            protein_values, protein_where, cells, protein_names, on_disk, protein_columns
+        ),
         gene_names=gene_names,
         protein_names=protein_names,
         cell_names=names_of(adata.obs_names),
@@ -301,6 +320,36 @@ def _from_anndata(
         rna_layers=tuple(map(str, adata.layers)),
         protein_layers=() if obsm_key is not None else tuple(map(str, adata.layers)),
     )
+
+
+def _rna(
+    values: Any,
+    where: str,
+    cells: pd.Index,
+    genes: pd.Index,
+    on_disk: bool,
+    columns: np.ndarray | None = None,
+) -> sparse.csr_matrix | RowsOnDisk:
+    if on_disk and lies_on_disk(values):
+        return RowsOnDisk(values, where, columns=columns)
+    return to_csr(_columns(values, columns), where, cells, genes)
+
+
+def _protein(
+    values: Any,
+    where: str,
+    cells: pd.Index,
+    proteins: pd.Index,
+    on_disk: bool,
+    columns: np.ndarray | None = None,
+) -> np.ndarray | RowsOnDisk:
+    if on_disk and lies_on_disk(values):
+        return RowsOnDisk(values, where, columns=columns, dense=True)
+    return to_dense(_columns(values, columns), where, cells, proteins)
+
+
+def _columns(values: Any, columns: np.ndarray | None) -> Any:
+    return values if columns is None else in_memory(values)[:, columns]
 
 
 def genes_and_proteins(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

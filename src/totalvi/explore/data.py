@@ -12,6 +12,7 @@ from anndata.io import read_elem
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.analysis.output import STORE
 from totalvi.data.modalities import mudata_of
 from totalvi.errors import ReadError
 from totalvi.explore.gates import Gate, Kind, inside_polygon
@@ -53,6 +54,11 @@ class RunCells:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.results = self.folder / "results.h5mu"
+        if (self.folder / STORE).is_dir():
+            raise ReadError(
+                f"{self.folder} is of a run on disk, whose {STORE} the explorer does not read; look at "
+                "its report.html, or explore a run of some of the cells without --on-disk."
+            )
         if not self.results.is_file():
             raise ReadError(
                 f"{self.folder} holds no results.h5mu; give the folder that `totalvi run` wrote."

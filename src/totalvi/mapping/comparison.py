@@ -59,26 +59,6 @@ def held_out_cells(split: Split | None, usable: np.ndarray, rng: np.random.Gener
     return np.sort(rng.choice(cells, n_wanted, replace=False))
 
 
-def take(data: CiteData, cells: np.ndarray) -> CiteData:
-    """Return some cells of ``data``."""
-
-    def rows(values: np.ndarray | None) -> np.ndarray | None:
-        return None if values is None else values[cells]
-
-    return replace(
-        data,
-        rna=data.rna[cells],
-        protein=data.protein[cells],
-        cell_names=data.cell_names[cells],
-        batch=data.batch[cells],
-        panel=data.panel[cells],
-        label=rows(data.label),
-        categorical=rows(data.categorical),
-        continuous=rows(data.continuous),
-        library_size=data.library_size[cells],
-    )
-
-
 def as_the_query(
     held_out: CiteData, query: CiteData, module: TOTALVI, missing_genes: tuple[str, ...]
 ) -> Iterator[tuple[int, np.ndarray, CiteData]]:
@@ -106,15 +86,15 @@ def as_the_query(
             library_size=library_size,
         )
         kept = np.flatnonzero(library_size > 0)
-        alike = take(alike, kept)
+        alike = alike.in_memory(kept)
         fill_unmeasured(module, alike, (known & ~measured)[kept])
         yield int(panel), kept, alike
 
 
-def encode(module: TOTALVI, data: CiteData) -> LatentDistribution:
-    """Return q(u | cell) of all cells."""
+def encode(module: TOTALVI, data: CiteData, cells: np.ndarray) -> LatentDistribution:
+    """Return q(u | cell) of the cells at these positions."""
     with threads_of_torch():
-        batches = minibatches(data, module, np.arange(data.n_cells), _BATCH_SIZE)
+        batches = minibatches(data, module, cells, _BATCH_SIZE)
         return latent_distribution(module, batches)
 
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from totalvi.data.annotation import Annotation
 from totalvi.data.antibodies import harmonise_antibodies
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
-from totalvi.data.cite import CiteData, Keys, Schema, library_prior
+from totalvi.data.cite import CiteData, Data, Keys, Schema, library_prior, opened
 from totalvi.data.data_sets import DataSet, Where, find_data_set
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.gene_names import align_genes
@@ -181,7 +181,7 @@ def _aligned_proteins(
             "RNA alone."
         )
     counts[:, position[matched]] = found.source.protein[:, matched]
-    measured = ~np.isnan(counts).all(axis=0)
+    measured = np.asarray(~np.isnan(counts).all(axis=0))
     return counts, measured, tuple(np.array(own, dtype=object)[~matched])
 
 
@@ -191,15 +191,16 @@ def dispersion_by_label(module: TOTALVI) -> bool:
 
 
 def describe_query(
-    data: MuData | AnnData, schema: Schema, mapping: QueryMapping, needs_labels: bool
+    data: Data, schema: Schema, mapping: QueryMapping, needs_labels: bool
 ) -> CiteData:
-    """Return more cells of a query that was mapped, or the same ones again.
+    """Return more cells of a query that was mapped, or the same ones again, in memory.
 
     Raises
     ------
     DataError
         When the data cannot be used, or hold other batches than the query that was mapped.
     """
+    data = opened(data)[0]
     query = align_query(data, schema.keys, schema, dict(mapping.antibody_names))
     check_query(query.source, schema.keys, needs_labels)
     return query_cite_data(data, query.source, schema, mapping, needs_labels)
@@ -344,6 +345,7 @@ def query_cite_data(
         continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
         library_size=library_size.astype(np.float32),
         annotation=Annotation(data, obs, keys.rna_modality, keys.protein_modality),
+        controls=pd.DataFrame(index=source.cell_names),
     )
 
 

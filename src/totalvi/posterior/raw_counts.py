@@ -6,6 +6,7 @@ import numpy as np
 
 from totalvi.compiled import compiled
 from totalvi.data.cite import CiteData
+from totalvi.data.on_disk import row_blocks
 
 
 class RawCounts(NamedTuple):
@@ -40,19 +41,28 @@ def raw_counts(data: CiteData, group: np.ndarray, n_groups: int) -> RawCounts:
     group
         Of each cell, (N,); -1: none.
     """
-    total, n_expressing = (np.zeros((n_groups, data.rna.shape[1])) for _ in range(2))
-    rna = data.rna
-    _add_rows(rna.indptr, rna.indices, rna.data, group, total, n_expressing)
-    used = group >= 0
-    membership = np.zeros((n_groups, int(used.sum())))
-    membership[group[used], np.arange(membership.shape[1])] = 1
-    measured = np.array(data.schema.panel_measured)[data.panel[used]]
-    protein = np.where(measured, data.protein[used], 0)  # what a panel lacks may be filled in
-    n_cells = membership.sum(axis=1, keepdims=True)
+    n_genes, n_proteins = data.rna.shape[1], data.protein.shape[1]
+    total, n_expressing = (np.zeros((n_groups, n_genes)) for _ in range(2))
+    for start, rna in row_blocks(data.rna):
+        rows = slice(start, start + rna.shape[0])
+        _add_rows(rna.indptr, rna.indices, rna.data, group[rows], total, n_expressing)
+    n_measured, protein_total, n_positive = (np.zeros((n_groups, n_proteins)) for _ in range(3))
+    by_panel = np.array(data.schema.panel_measured)
+    for start, protein in row_blocks(data.protein):
+        codes = group[start : start + len(protein)]
+        used = np.flatnonzero(codes >= 0)
+        membership = np.zeros((n_groups, len(used)))
+        membership[codes[used], np.arange(len(used))] = 1
+        measured = by_panel[data.panel[start + used]]
+        counts = np.where(measured, protein[used], 0)  # what a panel lacks may be filled in
+        n_measured += membership @ measured
+        protein_total += membership @ counts
+        n_positive += membership @ (counts > 0)
+    n_cells = np.bincount(group[group >= 0], minlength=n_groups).astype(np.float64)[:, None]
     return RawCounts(
-        np.hstack([np.broadcast_to(n_cells, total.shape), membership @ measured]),
-        np.hstack([total, membership @ protein]),
-        np.hstack([n_expressing, membership @ (protein > 0)]),
+        np.hstack([np.broadcast_to(n_cells, total.shape), n_measured]),
+        np.hstack([total, protein_total]),
+        np.hstack([n_expressing, n_positive]),
     )
 
 

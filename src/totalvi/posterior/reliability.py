@@ -71,10 +71,11 @@ def without_proteins(
 def hidden_proteins(
     predictions: Iterable[tuple[Minibatch, Predicted]], observed: np.ndarray
 ) -> HiddenProteins:
-    """Gather predictions beside the counts ``observed`` (N, t) of all cells of the data."""
-    parts = []
+    """Gather predictions beside the counts ``observed`` (N, t) of the same cells, in their order."""
+    parts, start = [], 0
     for batch, predicted in predictions:
-        counts = observed[batch.cells]
+        counts = observed[start : start + len(batch.cells)]
+        start += len(counts)
         parts.append(
             HiddenProteins(
                 counts,

@@ -3,15 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from mudata import MuData
 
 from totalvi.arguments import Cells, cell_positions, feature_positions
-from totalvi.data.cite import CiteData, Schema, describe
+from totalvi.data.cite import CiteData, Data, Schema, describe
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
@@ -22,7 +20,6 @@ from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise
 from totalvi.queries.progress import cell_progress
 
-Data: TypeAlias = MuData | AnnData
 Names = str | Sequence[str] | None
 QUERY_BATCH_SIZE = 1024
 _QUERY = 3  # beside what else a model's seed is for: see `totalvi.model`

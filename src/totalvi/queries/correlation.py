@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from totalvi.arguments import Cells, check_choice, checked_number, feature_positions
 from totalvi.data.gene_protein_pairs import matched_pairs
+from totalvi.data.on_disk import ROWS_AT_A_TIME
 from totalvi.errors import DataError
 from totalvi.feed import Minibatch, minibatch
 from totalvi.module.options import at_least_one
@@ -224,13 +226,21 @@ class CorrelationQueries(Asking):
         self, asked: Asked, proteins: Sequence[str], genes: Sequence[str]
     ) -> list[float]:
         data, cells = asked.data, asked.cells
-        total = np.maximum(np.asarray(data.rna[cells].sum(axis=1)).ravel(), 1)
-        rna = data.rna[cells][:, feature_positions(genes, self.schema.gene_names, "pairs")].tocsc()
+        gene_columns = feature_positions(genes, self.schema.gene_names, "pairs")
         columns = feature_positions(proteins, self.schema.protein_names, "pairs")
+        totals, some_genes, some_proteins = [], [], []
+        for start in range(0, len(cells), ROWS_AT_A_TIME):
+            some = cells[start : start + ROWS_AT_A_TIME]
+            block = data.rna[some]
+            totals.append(np.maximum(np.asarray(block.sum(axis=1)).ravel(), 1))
+            some_genes.append(block[:, gene_columns])
+            some_proteins.append(data.protein[some][:, columns])
+        total, protein = np.concatenate(totals), np.concatenate(some_proteins)
+        rna = sparse.vstack(some_genes, format="csc")
         measured = np.array(self.schema.panel_measured)[data.panel[cells]][:, columns]
         correlations = []
-        for i, t in enumerate(columns):
-            pair = [rna[:, [i]].toarray().ravel() / total, data.protein[cells, t]]
+        for i in range(len(columns)):
+            pair = [rna[:, [i]].toarray().ravel() / total, protein[:, i]]
             values = np.column_stack(pair)[measured[:, i]]
             correlations.append(float(spearman([values], 2, len(values))[0, 1]))
         return correlations

@@ -290,8 +290,9 @@ class ImputationQueries(Asking):
         progress: bool | None = False,
     ) -> HiddenProteins:
         """Predict the counts of cells as if they were of a panel."""
-        measured = np.array(self.schema.panel_measured)[asked.data.panel]
-        observed = np.where(measured, asked.data.protein, np.nan)[:, query.proteins]
+        counts = asked.data.protein[asked.cells][:, query.proteins]
+        measured = np.array(self.schema.panel_measured)[asked.data.panel[asked.cells]]
+        observed = np.where(measured[:, query.proteins], counts, np.nan)
         with asked.stream(batch_size, "hidden proteins", progress) as stream:
             seen = without_proteins(stream, self.module, panel, batches)
             return hidden_proteins(predicted_proteins(self.module, seen, query, noise), observed)

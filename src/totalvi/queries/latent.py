@@ -1,6 +1,7 @@
 """Queries of the latent cell state."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from totalvi.posterior.latent import (
     library_mean,
     library_samples,
 )
+from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.uncertainty import cell_uncertainty
-from totalvi.queries.asking import QUERY_BATCH_SIZE, Asking, Data, Names
+from totalvi.queries.asking import QUERY_BATCH_SIZE, Asked, Asking, Data, Names
+from totalvi.queries.store import Table, row_targets
 
 
 class LatentQueries(Asking):
@@ -32,6 +35,7 @@ class LatentQueries(Asking):
         *,
         n_samples: int = 1,
         return_dist: bool = False,
+        out: str | Path | None = None,
         seed: int = 0,
         progress: bool | None = None,
     ) -> Any:
@@ -54,6 +58,9 @@ class LatentQueries(Asking):
         return_dist
             Whether to return the distribution: ``mean`` and ``variance`` of the normal q(u | cell),
             whatever ``give_mean`` is. u is z, or for the logistic normal what z is the softmax of.
+        out
+            Folder of a new zarr store to write the mean to, in place of memory: it gets the group
+            "latent", which `anndata.read_zarr` reads.
         seed
             Of the samples. A cell's samples depend on it and the cell's name alone, not on which
             other cells are asked about.
@@ -63,12 +70,14 @@ class LatentQueries(Asking):
         Returns
         -------
         (cells, n_latent) float32; with ``n_samples`` above 1 (n_samples, cells, n_latent); with
-        ``return_dist`` a named tuple of two arrays (cells, n_latent).
+        ``return_dist`` a named tuple of two arrays (cells, n_latent); with ``out``, its path.
 
         Raises
         ------
         ValueError
             When an argument has a value not allowed.
+        OutputError
+            When ``out`` exists or cannot be written.
         NotTrainedError
             When the model has not been trained, or its fit failed; so does every other query.
 
@@ -87,6 +96,10 @@ class LatentQueries(Asking):
         noise = self._noise(seed)
         at_least_one("mc_samples", mc_samples)
         _check_n_samples(n_samples, give_mean or return_dist)
+        if out is not None:
+            if return_dist or not give_mean:
+                raise ValueError("out takes means only; leave give_mean at True, or out at None.")
+            return self._write_latent(asked, out, noise, mc_samples, batch_size, progress)
         with asked.stream(batch_size, "latent states", progress) as batches:
             if return_dist:
                 return latent_distribution(self.module, batches)
@@ -94,6 +107,28 @@ class LatentQueries(Asking):
                 return latent_mean(self.module, batches, noise, n_samples=mc_samples)
             samples = latent_samples(self.module, batches, noise, n_samples=n_samples)
         return samples[0] if n_samples == 1 else samples
+
+    def _write_latent(
+        self,
+        asked: Asked,
+        out: str | Path,
+        noise: CellNoise,
+        mc_samples: int,
+        batch_size: int,
+        progress: bool | None,
+    ) -> Path:
+        names = np.array([f"latent_{i}" for i in range(self.module.n_latent)], dtype=object)
+        with (
+            row_targets({"latent": Table(asked.cell_names, names)}, out) as targets,
+            asked.stream(batch_size, "latent states", progress) as batches,
+        ):
+            start = 0
+            for batch in batches:
+                rows = slice(start, start + len(batch.cells))
+                start = rows.stop
+                mean = latent_mean(self.module, [batch], noise, n_samples=mc_samples)
+                targets["latent"][rows] = mean
+        return Path(out)
 
     def get_latent_library_size(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from totalvi.data.cite import CiteData, Keys
+from totalvi.data.cite import CiteData, Data, Keys, opened
 from totalvi.data.finding import did_you_mean
 from totalvi.feed import minibatches
 from totalvi.mapping.comparison import (
@@ -18,7 +18,6 @@ from totalvi.mapping.comparison import (
     as_the_query,
     encode,
     held_out_cells,
-    take,
 )
 from totalvi.mapping.filling import fill_unmeasured, filled_proteins
 from totalvi.mapping.labels import calibrate, calibration_error, label_probabilities
@@ -37,7 +36,7 @@ from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.options import at_least_one
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.latent import LatentDistribution
-from totalvi.queries.asking import Asking, Data
+from totalvi.queries.asking import Asking
 from totalvi.training.split import Split
 
 SURGERY_EPOCHS = 20
@@ -183,7 +182,7 @@ class MappingQueries(Asking):
                 f"{next(iter(training))} is given, but nothing is trained; give train=True as well."
             )
         self._require_trained()
-        changed = {
+        changed: dict[str, Any] = {
             "rna_modality": rna_modality,
             "protein_modality": protein_modality,
             "rna_layer": rna_layer,
@@ -194,6 +193,7 @@ class MappingQueries(Asking):
             self.schema.keys,
             **{name: value for name, value in changed.items() if value is not None},
         )
+        data = opened(data)[0]
         aligned = align_query(data, keys, self.schema, antibody_names)
         keys = _keys_of(aligned.source.obs, keys, batch_key)
         needs_labels = dispersion_by_label(self.module)
@@ -279,7 +279,9 @@ class MappingQueries(Asking):
             temperatures.append(calibration.temperature)
             result[cells] = label_probabilities(nearest, code[rest], len(names), calibration)
         index = query._training_data().cell_names
-        given = pd.Categorical.from_codes(result.argmax(axis=1), categories=names)
+        given = pd.Categorical.from_codes(
+            result.argmax(axis=1).astype(np.int64), categories=pd.Index(names)
+        )
         return LabelTransfer(
             labels=pd.Series(given, index=index, name="label"),
             probabilities=pd.DataFrame(result, index=index, columns=names),
@@ -354,18 +356,17 @@ class MappingQueries(Asking):
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_HELD_OUT, seed)))
         held_out = held_out_cells(self.split, usable, rng)
         rest = np.setdiff1d(positions, held_out)
-        others = take(reference, rest)
-        nearest_to = Reference(encode(self.module, others), k, seed)
-        found = encode(query.module, data)
+        nearest_to = Reference(encode(self.module, reference, rest), k, seed)
+        found = encode(query.module, data, np.arange(data.n_cells))
         for panel, kept, alike in as_the_query(
-            take(reference, held_out), data, query.module, mapping.missing_genes
+            reference.in_memory(held_out), data, query.module, mapping.missing_genes
         ):
             cells = np.flatnonzero(data.panel == panel)
             of_cells = LatentDistribution(found.mean[cells], found.variance[cells])
             yield Compared(
                 cells,
                 nearest_to.neighbours(of_cells),
-                nearest_to.neighbours(encode(query.module, alike)),
+                nearest_to.neighbours(encode(query.module, alike, np.arange(alike.n_cells))),
                 held_out[kept],
                 rest,
             )

@@ -1,6 +1,5 @@
 """Where the rows of a large result go: into memory, or into a zarr store on disk."""
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.errors import OutputError
+from totalvi.data.write_zarr import new_store
 
 _ROWS_PER_CHUNK = 1024
 
@@ -119,25 +118,6 @@ class SparseRows:
         rows = rows.copy()
         rows.indptr = rows.indptr.astype(np.int64)  # the whole may have more than 2^31 counts
         write_elem(self.group, "X", rows)
-
-
-@contextmanager
-def new_store(out: str | Path) -> Iterator[Path]:
-    """Give the folder of a store to write, which is at ``out`` when all is written, or not at all."""
-    path = Path(out)
-    if path.exists():
-        raise OutputError(f"{path} exists already; give another folder as out, or remove it.")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    try:
-        yield partial
-        partial.rename(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error}); give another folder as out."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _names(table: Table) -> AnnData:

@@ -17,7 +17,7 @@ from totalvi.pictures.maps import category_legend
 from totalvi.report.cards import HEIGHT, WIDTH, protein_cards
 from totalvi.report.figures import embedded, make_figures
 from totalvi.report.repeat import command_line
-from totalvi.report.results import Results, read_results
+from totalvi.report.results import Results, cells_file, read_results
 from totalvi.report.store import data_of_page, n_drawn
 
 REPORT = "report.html"
@@ -82,7 +82,12 @@ def render(results: Results) -> str:
             for c in data["categories"]
         ],
         command=command_line(results.record["arguments"]),
-        data=data | {"document": document, "figure_ids": figure_ids},
+        data=data
+        | {
+            "document": document,
+            "figure_ids": figure_ids,
+            "cells_file": cells_file(results.folder),
+        },
         style=Markup((page_files / "report.css").read_text(encoding="utf-8")),
         script=Markup((page_files / "report.js").read_text(encoding="utf-8")),
         bokeh=[Markup(source) for source in Resources(mode="inline", components=["bokeh"]).js_raw],

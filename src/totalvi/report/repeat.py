@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from totalvi.analysis.record import OF_THE_OUTPUT
 from totalvi.cli.wording import OPTIONS
 
 DEFAULTS = {"n_genes": 4000, "resolution": 1.0, "seed": 0, "drop_empty_cells": True}
 DEFAULT_MODALITIES = {"rna_modality": "rna", "protein_modality": "prot"}
-UNNAMED = {"input", "output", "overwrite", "progress", "drop_empty_cells"}
+UNNAMED = {"input", *OF_THE_OUTPUT, "drop_empty_cells"}
 
 
 def command_line(arguments: Mapping[str, Any]) -> str:

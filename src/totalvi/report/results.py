@@ -1,15 +1,18 @@
 """What a run left on disk, as the report reads it: never more cells at once than it draws."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import pandas as pd
+import zarr
 from anndata.io import read_elem, sparse_dataset
 
+from totalvi.analysis.output import STORE
 from totalvi.errors import OutputError, ReadError
 from totalvi.report.sample import Sample, stratified_sample
 
@@ -95,12 +98,13 @@ def read_results(folder: Path, n_drawn: int) -> Results:
     ReadError
         When a file in it is damaged.
     """
-    record_path, store = folder / "run.json", folder / "results.h5mu"
+    record_path = folder / "run.json"
     tables_missing = [n for n in NEEDED if not _table_path(folder, n).is_file()]
-    if not record_path.is_file() or not store.is_file() or tables_missing:
+    has_cells = (folder / "results.h5mu").is_file() or (folder / STORE).is_dir()
+    if not record_path.is_file() or not has_cells or tables_missing:
         raise OutputError(
-            f"{folder} is not a folder of `totalvi run`, which holds run.json, results.h5mu and "
-            "tables: give the folder that a run wrote"
+            f"{folder} is not a folder of `totalvi run`, which holds run.json, results.h5mu (or "
+            f"{STORE}) and tables: give the folder that a run wrote"
         )
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
@@ -109,7 +113,7 @@ def read_results(folder: Path, n_drawn: int) -> Results:
             for name, index in NAMES.items()
             if _table_path(folder, name).is_file()
         }
-        with h5py.File(store) as file:
+        with _cells(folder) as file:
             obs = read_elem(file["obs"])
             umap = np.asarray(file["obsm/X_umap"])
             strata = pd.Categorical(obs[CLUSTERS]).codes
@@ -142,18 +146,38 @@ def read_results(folder: Path, n_drawn: int) -> Results:
     )
 
 
-def read_genes(results: Results, genes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the raw and the denoised counts of the cells drawn for genes at these positions."""
-    with h5py.File(results.folder / "results.h5mu") as file:
-        rna = file["mod/rna"]
-        return (
-            read_rows(rna["X"], results.drawn.rows, genes),
-            read_rows(rna["layers/denoised"], results.drawn.rows, genes),
-        )
+def read_genes(results: Results, genes: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the raw and the denoised counts of the cells drawn for genes at these positions.
+
+    A run on disk leaves no denoised counts of genes: None.
+    """
+    with _cells(results.folder) as file:
+        rna, denoised = file["mod/rna"], None
+        if "layers/denoised" in rna:
+            denoised = read_rows(rna["layers/denoised"], results.drawn.rows, genes)
+        return read_rows(rna["X"], results.drawn.rows, genes), denoised
+
+
+@contextmanager
+def _cells(folder: Path) -> Iterator[h5py.File | zarr.Group]:
+    """Give the cells of a run, as HDF5 or, of one on disk, zarr."""
+    path = folder / cells_file(folder)
+    if path.name == STORE:
+        yield zarr.open_group(path, mode="r")
+        return
+    with h5py.File(path) as file:
+        yield file
+
+
+def cells_file(folder: Path) -> str:
+    """Return the name of the file or store of cells that a run left."""
+    return STORE if (folder / STORE).is_dir() else "results.h5mu"
 
 
 def read_rows(
-    stored: h5py.Dataset | h5py.Group, rows: np.ndarray, columns: Sequence[int] | None = None
+    stored: h5py.Dataset | h5py.Group | zarr.Array | zarr.Group,
+    rows: np.ndarray,
+    columns: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Read rows, in any order, of a dense or sparse matrix, some thousand at a time.
 
@@ -162,7 +186,7 @@ def read_rows(
     columns
         Which columns to keep; None: all.
     """
-    is_dense = isinstance(stored, h5py.Dataset)
+    is_dense = isinstance(stored, h5py.Dataset | zarr.Array)
     matrix = stored if is_dense else sparse_dataset(stored)
     kept: slice | np.ndarray = slice(None) if columns is None else np.asarray(columns, dtype=int)
     order = np.argsort(rows)

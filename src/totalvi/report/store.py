@@ -114,10 +114,10 @@ def _genes(results: Results, left: int) -> Iterator[dict[str, Any]]:
     place = {name: i for i, name in enumerate(results.gene_names)}
     raw, denoised = read_genes(results, [place[name] for name in chosen])
     for i, name in enumerate(chosen):
-        layers = {
-            "denoised": packed_levels(RNA_SCALE.forward(denoised[:, i]), 251) | {"is_place": True},
-            "raw": _raw(raw[:, i], RNA_SCALE),
-        }
+        layers = {"raw": _raw(raw[:, i], RNA_SCALE)}
+        if denoised is not None:
+            levels = packed_levels(RNA_SCALE.forward(denoised[:, i]), 251)
+            layers["denoised"] = levels | {"is_place": True}
         left -= size_of(layers)
         if left < 0:
             return

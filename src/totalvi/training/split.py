@@ -8,6 +8,8 @@ import numpy as np
 
 from totalvi.errors import DataError
 
+MOST_VALIDATION_CELLS = 50_000
+"""More take time in every epoch, and memory, and hardly change when a fit stops."""
 DEFAULT_SIZES: tuple[float, float | None] = (0.9, None)
 
 
@@ -63,15 +65,25 @@ def random_split(
     return check_split(Split(*(np.sort(part) for part in parts)), n_cells)
 
 
+def fewer_validate(split: Split, rng: np.random.Generator) -> Split:
+    """Leave `MOST_VALIDATION_CELLS` to validate on, and hold the others out for tests."""
+    if len(split.validation) <= MOST_VALIDATION_CELLS:
+        return split
+    parts = np.split(rng.permutation(split.validation), [MOST_VALIDATION_CELLS])
+    test = np.sort(np.concatenate([split.test, parts[1]]))
+    return split._replace(validation=np.sort(parts[0]), test=test)
+
+
 def choose_split(
     given: Sequence[Any] | None,
     n_cells: int,
     sizes: tuple[float, float | None],
     rng: np.random.Generator,
 ) -> Split:
-    """Return the given split, checked, or a random one of these sizes."""
+    """Return the given split, checked, or a random one of these sizes; see `Model.train`."""
     if given is None:
-        return random_split(n_cells, *sizes, rng)
+        split = random_split(n_cells, *sizes, rng)
+        return fewer_validate(split, rng) if sizes[1] is None else split
     return check_split(given, n_cells)
 
 

@@ -131,6 +131,10 @@ def _fit(
     order_seed, sample_seed, validation_seed = seed.spawn(3)
     course = Course(np.random.default_rng(order_seed))
     stepper = _Stepper(fabric, module, plan, len(split.train), sample_seed)
+    held_out, held_out_cells = data, split.validation
+    if data.on_disk:  # read once, not every epoch
+        held_out = data.in_memory(split.validation)
+        held_out_cells = np.arange(len(split.validation))
     if start is not None:
         course.restore(start, fabric.device)
         stepper.restore(start)
@@ -147,7 +151,7 @@ def _fit(
             with wide_products(module, plan.precision):
                 row = stepper.epoch(course, batches, keeper)
             if len(split.validation):
-                row |= evaluate(module, data, split.validation, validation_seed, fabric.device)
+                row |= evaluate(module, held_out, held_out_cells, validation_seed, fabric.device)
             row["kl_weight"] = stepper.kl_weight()
             row["learning_rate"] = stepper.learning_rate()
             row["seconds"] = time.perf_counter() - started

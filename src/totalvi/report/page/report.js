@@ -94,9 +94,8 @@
     shown = found;
     const { feature } = found;
     const layer = byId("layer");
-    const foreground = [...layer.options].find((o) => o.value === "foreground");
-    foreground.disabled = !feature.layers.foreground;
-    if (!feature.layers[layer.value]) layer.value = "denoised";
+    for (const option of layer.options) option.disabled = !feature.layers[option.value];
+    if (!feature.layers[layer.value]) layer.value = feature.layers.denoised ? "denoised" : "raw";
     const name = layer.value;
     const values = await places(feature, name);
     if (shown !== found || layer.value !== name) return; // the reader has picked another meanwhile
@@ -138,7 +137,7 @@
   byId("feature").addEventListener("input", search);
   byId("layer").addEventListener("change", () => showFeature(shown));
   const genes = data.features.filter((f) => f.kind === "gene").length;
-  byId("gene-count").textContent = `This page holds all proteins and the ${genes} genes that mark the clusters most surely; results.h5mu has all genes.`;
+  byId("gene-count").textContent = `This page holds all proteins and the ${genes} genes that mark the clusters most surely; ${data.cells_file} has all genes.`;
 
   // ---- biaxial plots
   const proteins = data.features.filter((f) => f.kind === "protein");

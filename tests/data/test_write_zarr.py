@@ -1,0 +1,72 @@
+from itertools import pairwise
+
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import totalvi
+from totalvi.data import write_zarr
+from totalvi.data.simulate import simulate_to_zarr
+from totalvi.data.write_zarr import new_store, write_counts
+from totalvi.errors import OutputError
+
+
+def written(path, parts, n_cells, n_genes=6, n_proteins=2):
+    frames = [
+        pd.DataFrame(index=[f"{word}_{i}" for i in range(n)])
+        for word, n in (("cell", n_cells), ("gene", n_genes), ("protein", n_proteins))
+    ]
+    write_counts(path, lambda: iter(parts), obs=frames[0], rna_var=frames[1], protein_var=frames[2])
+    return mudata.read_zarr(path)
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(9, np.uint16), (70_000, np.int32), (1.5, np.float32)]
+)
+def test_what_is_appended_is_read_in_the_narrowest_type(tmp_path, monkeypatch, largest, dtype):
+    monkeypatch.setattr(write_zarr, "ENTRIES_PER_CHUNK", 8)
+    monkeypatch.setattr(write_zarr, "CHUNKS_PER_SHARD", 2)
+    monkeypatch.setattr(write_zarr, "ROWS_PER_CHUNK", 4)
+    monkeypatch.setattr(write_zarr, "ROWS_PER_SHARD", 8)
+    rng = np.random.default_rng(0)
+    rna = sparse.csr_matrix(rng.poisson(0.5, (50, 6)).astype(np.float32))
+    rna.data[-1] = largest
+    protein = rng.poisson(5, (50, 2)).astype(np.float32)
+    protein[40:, 1] = np.nan
+    bounds = [0, 1, 20, 20, 37, 50]
+    parts = [(rna[a:b], protein[a:b]) for a, b in pairwise(bounds)]
+    mdata = written(tmp_path / "s.zarr", parts, 50)
+    assert mdata["rna"].X.dtype == dtype
+    np.testing.assert_array_equal(mdata["rna"].X.toarray(), rna.toarray())
+    np.testing.assert_array_equal(mdata["prot"].X, protein)
+
+
+def test_a_store_appears_whole_or_not_at_all(tmp_path):
+    def fail() -> None:
+        with new_store(tmp_path / "s.zarr") as path:
+            path.mkdir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="exists"), new_store(tmp_path / "folder", overwrite=True):
+        pass
+
+
+def test_simulated_cells_are_like_those_in_memory_and_repeatable(tmp_path):
+    options = {"n_cells": 1500, "n_genes": 60, "n_proteins": 5, "n_batches": 2, "seed": 3}
+    simulate_to_zarr(tmp_path / "a.zarr", **options)
+    simulate_to_zarr(tmp_path / "b.zarr", **options)
+    a, b = (totalvi.read(tmp_path / name) for name in ("a.zarr", "b.zarr"))
+    assert (a["rna"].X != b["rna"].X).nnz == 0
+    np.testing.assert_array_equal(a["prot"].X.toarray(), b["prot"].X.toarray())
+    memory = totalvi.simulate(**options)
+    assert list(a["prot"].var_names) == list(memory["prot"].var_names)
+    of_disk, of_memory = (np.asarray(m["rna"].X.mean(axis=0)).ravel() for m in (a, memory))
+    assert np.corrcoef(np.log1p(of_disk), np.log1p(of_memory))[0, 1] > 0.98
+    start, later = a["rna"].X[:500].toarray(), a["rna"].X[1000:].toarray()
+    assert (start != later).any()
