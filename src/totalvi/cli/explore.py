@@ -47,14 +47,17 @@ def explore(
     from totalvi.explore.serve import open_workspace, serving
 
     workspace = open_workspace(folder, gates)
-    with serving(workspace, port) as server:
-        typer.echo(
-            f"{folder}: {workspace.cells.n_cells:,} cells, {len(workspace.history.now.gates)} gates"
-        )
-        typer.echo(f"open     {server.url}")
-        typer.echo("to stop  press Ctrl-C here")
-        if not no_browser:
-            webbrowser.open(server.url)
-        server.run()
-    kept = workspace.keep_unsaved()
-    typer.echo("stopped" if kept is None else f"stopped; gates that were not saved: {kept}")
+    try:
+        with serving(workspace, port) as server:
+            n_cells, n_gates = workspace.cells.n_cells, len(workspace.history.now.gates)
+            typer.echo(f"{folder}: {n_cells:,} cells, {n_gates} gates")
+            typer.echo(f"open     {server.url}")
+            typer.echo("to stop  press Ctrl-C here")
+            if not no_browser:
+                webbrowser.open(server.url)
+            server.run()
+    finally:  # a terminated server keeps them as well
+        kept = workspace.keep_unsaved()
+        if kept is not None:
+            typer.echo(f"gates that were not saved: {kept}")
+    typer.echo("stopped")

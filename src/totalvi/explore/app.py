@@ -23,10 +23,8 @@ from totalvi.explore.gates_file import gates_from_json, gates_to_json, read_gate
 from totalvi.explore.history import History
 from totalvi.explore.page import PAGE
 from totalvi.explore.plot import CellPlot, Corners
-from totalvi.explore.raster import mapped
 from totalvi.explore.scales import Scale
 from totalvi.explore.view_panel import DENSITY, LEFT_MAP, QUANTITIES, ViewPanel
-from totalvi.pictures.biaxial import density_mapper, point_density
 from totalvi.pictures.maps import VALUE_PALETTE, add_color_bar
 
 GATES_FILE, UNSAVED_FILE, GATED_FILE = "gates.json", "gates_unsaved.json", "results_gated.h5mu"
@@ -105,8 +103,8 @@ class Explorer:
             list(self._choices),
             [word for word, kind in QUANTITIES.items() if kind in self.cells.kinds],
             self.plots,
-            on_axes=partial(self._axes_chosen),
-            on_colors=partial(self._colors_chosen),
+            on_axes=self._axes_chosen,
+            on_colors=self._colors_chosen,
             on_shown=self._shown_chosen,
         )
         self.panel = GatePanel(
@@ -119,6 +117,8 @@ class Explorer:
         )  # fmt: skip
         self.differences = ComparePanel(self.compare, self._feature_chosen)
         self.differences.table.name = "differences"
+        self._is_open = True
+        document.on_session_destroyed(self._closed)
         self._lay_out()
         self._set_axes()
         self._set_colors()
@@ -135,6 +135,10 @@ class Explorer:
         document.template = get_env().from_string(PAGE)
         document.template_variables["run_name"] = self.cells.folder.resolve().name
         document.template_variables["n_cells"] = self.cells.n_cells
+
+    def _closed(self, _session_context: object) -> None:
+        self._is_open = False
+        self._asked += 1  # nobody waits for what is being compared
 
     # ---------------------------------------------------------------------------------- gates
 
@@ -271,8 +275,7 @@ class Explorer:
         dimmed = None if self.selected is None or outlined else ~self._inside[self.selected]
         colors = self._colors
         if colors is None:
-            mapper = density_mapper()
-            colors = mapped(point_density(*plot.places), 0.0, 1.0, list(mapper.palette))
+            colors = plot.density_colors
         plot.draw(colors, None if self.shown is None else self._inside[self.shown], dimmed)
 
     def _window_moved(self, plot: CellPlot) -> None:
@@ -361,7 +364,7 @@ class Explorer:
         self._asked += 1
         panel, name = self.differences, self.selected
         if name is None:
-            panel.said.text = "Draw or choose a gate."
+            panel.say("Draw or choose a gate.")
             return
         first = self._inside[name]
         other = panel.other.value
@@ -371,7 +374,7 @@ class Explorer:
             second = self._inside[self.history.now[name].parent] & ~first
         else:
             second = self._inside[other]
-        panel.said.text = f"Comparing {escape(name)} with {escape(other)} ..."
+        panel.say(f"Comparing {escape(name)} with {escape(other)} ...")
         asked = self._asked
 
         def ask() -> Compared | None:
@@ -380,7 +383,8 @@ class Explorer:
         def answer(found: Compared | None) -> None:
             if found is not None and asked == self._asked:
                 panel.show(found)
-                panel.said.text = f"<b>{escape(name)}</b> and {escape(other)}: {found.sentence()}"
+                sentence = f"<b>{escape(name)}</b> and {escape(other)}: {found.sentence()}"
+                panel.say(sentence, explain=True)
 
         self._in_background(ask, answer, panel.said)
 
@@ -394,7 +398,8 @@ class Explorer:
                 except (TotalviError, ValueError, OSError) as error:
                     (where or self.panel.status).text = escape(str(error))
 
-            self.document.add_next_tick_callback(show)
+            if self._is_open:
+                self.document.add_next_tick_callback(show)
 
         self.workspace.executor.submit(work).add_done_callback(finished)
 

@@ -68,7 +68,7 @@ class GatePanel:
             ],
             index_position=None,
             sizing_mode="stretch_width",
-            height=250,
+            height=210,
             row_height=26,
             reorderable=False,
             name="gate_tree",

@@ -36,6 +36,8 @@ def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Works
 def serving(workspace: Workspace, port: int | None = None) -> Iterator[ExplorerServer]:
     """Give a server of the explorer, whose `run` serves until it is interrupted."""
     server = ExplorerServer(lambda document: _fill(document, workspace), port)
+    # What fails here fails at the first comparison again, which says so on the page.
+    workspace.executor.submit(workspace.comparer.warm_up)
     try:
         yield server
     finally:
