@@ -1,5 +1,6 @@
 """Folders of runs, small enough to make for the tests."""
 
+import shutil
 from pathlib import Path
 
 import mudata
@@ -37,9 +38,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return a folder with made-up results and no model."""
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of made-up results, which no test may change."""
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"leiden_totalvi": pd.Categorical(list("ab") * (N_CELLS // 2))})
     obs.index = [f"cell_{i}" for i in range(N_CELLS)]
@@ -56,5 +57,13 @@ def folder(tmp_path: Path) -> Path:
         mdata = MuData({"rna": rna, "prot": protein})
         mdata.obs = obs
         mdata.obsm["X_umap"] = rng.normal(size=(N_CELLS, 2)).astype(np.float32)
-        mdata.write(tmp_path / "results.h5mu")
+        path = tmp_path_factory.mktemp("made_up") / "results.h5mu"
+        mdata.write(path)
+    return path
+
+
+@pytest.fixture
+def folder(made_up: Path, tmp_path: Path) -> Path:
+    """Return a folder with made-up results and no model."""
+    shutil.copy(made_up, tmp_path)
     return tmp_path

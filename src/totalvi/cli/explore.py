@@ -44,7 +44,8 @@ def explore(
       totalvi explore results --gates other_results/gates.json
       totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
     """
-    from totalvi.explore.serve import open_workspace, serving
+    from totalvi.explore.serve import serving
+    from totalvi.explore.workspace import open_workspace
 
     workspace = open_workspace(folder, gates)
     try:

@@ -1,11 +1,9 @@
 """The explorer: what happens when a gate is drawn, chosen, named, saved or compared."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from functools import partial, wraps
 from html import escape
-from pathlib import Path
 
 from bokeh.core.templates import get_env
 from bokeh.document import Document
@@ -13,48 +11,21 @@ from bokeh.models import Div, LinearColorMapper
 
 from totalvi.errors import TotalviError
 from totalvi.explore.coloring import Coloring, color_cells, color_choices
-from totalvi.explore.compare import Compared, Comparer
+from totalvi.explore.compare import Compared
 from totalvi.explore.compare_panel import PARENT_REST, REST, ComparePanel
-from totalvi.explore.data import RunCells
 from totalvi.explore.export import gate_columns, write_gated
-from totalvi.explore.gate_panel import ALL_CELLS, GatePanel
+from totalvi.explore.gate_panel import ALL_CELLS, GatePanel, decoded
 from totalvi.explore.gates import Axis, Gate, Gating, Shape, counts, members
 from totalvi.explore.gates_file import gates_from_json, gates_to_json, read_gates
-from totalvi.explore.history import History
 from totalvi.explore.page import PAGE
 from totalvi.explore.plot import CellPlot, Corners
 from totalvi.explore.scales import Scale
 from totalvi.explore.view_panel import DENSITY, LEFT_MAP, QUANTITIES, ViewPanel
+from totalvi.explore.workspace import Workspace
 from totalvi.pictures.maps import VALUE_PALETTE, add_color_bar
 
-GATES_FILE, UNSAVED_FILE, GATED_FILE = "gates.json", "gates_unsaved.json", "results_gated.h5mu"
+GATED_FILE = "results_gated.h5mu"
 _REDRAW_AFTER_MS = 60
-
-
-@dataclass
-class Workspace:
-    """What all pages of an explorer share: the cells, the gates, and who compares."""
-
-    cells: RunCells
-    history: History
-    comparer: Comparer = field(init=False)
-    executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-
-    def __post_init__(self) -> None:
-        self.comparer = Comparer(self.cells)
-
-    @property
-    def gates_path(self) -> Path:
-        """Where gates are saved."""
-        return self.cells.folder / GATES_FILE
-
-    def keep_unsaved(self) -> Path | None:
-        """Write gates that were not saved beside those that were; None: there are none."""
-        if self.history.is_saved:
-            return None
-        path = self.cells.folder / UNSAVED_FILE
-        path.write_text(gates_to_json(self.history.now), encoding="utf-8")
-        return path
 
 
 def _told(action: Callable) -> Callable:
@@ -116,7 +87,6 @@ class Explorer:
             }
         )  # fmt: skip
         self.differences = ComparePanel(self.compare, self._feature_chosen)
-        self.differences.table.name = "differences"
         self._is_open = True
         document.on_session_destroyed(self._closed)
         self._lay_out()
@@ -219,9 +189,9 @@ class Explorer:
         self.say("Reloaded what was saved.")
 
     @_told
-    def load(self, text: str) -> None:
-        """Take over gates of a file, such as one of another run."""
-        self._take(gates_from_json(text))
+    def load(self, encoded: str) -> None:
+        """Take over gates of a file, such as one of another run; its bytes come in base64."""
+        self._take(gates_from_json(decoded(encoded)))
         self.say("Loaded the gates of the file; Undo brings back those before.")
 
     def _take(self, gating: Gating) -> None:

@@ -49,7 +49,7 @@ class ComparePanel:
         self, on_other: Callable[[], None], on_feature: Callable[[str, str], None]
     ) -> None:
         self._setting = False
-        self.source = ColumnDataSource({name: [] for name in _COLUMNS}, name="differences")
+        self.source = ColumnDataSource({name: [] for name in _COLUMNS})
         self._found = BooleanFilter(booleans=[])
         self.other = Select(
             title="Compare with", options=[REST, PARENT_REST], value=REST, name="compare_with",
@@ -65,15 +65,15 @@ class ComparePanel:
             source=self.source,
             view=CDSView(filter=self._found),
             columns=[
-                TableColumn(field="feature", title="Feature", formatter=StringFormatter(), width=120),
-                TableColumn(field="what", title="Kind", width=60),
-                TableColumn(field="lfc", title="log2 fold", formatter=number, width=75),
+                TableColumn(field="feature", title="Feature", formatter=StringFormatter(), width=105),
+                TableColumn(field="what", title="Kind", width=48),
+                TableColumn(field="lfc", title="log2 fold", formatter=number, width=58),
                 TableColumn(
-                    field="proba", title="Prob.", width=65,
+                    field="proba", title="Prob.", width=42,
                     formatter=NumberFormatter(format="0.000", text_align="right", nan_format="\u2013"),
                 ),
-                TableColumn(field="raw1", title="Here", formatter=number, width=65),
-                TableColumn(field="raw2", title="There", formatter=number, width=65),
+                TableColumn(field="raw1", title="Here", formatter=number, width=46),
+                TableColumn(field="raw2", title="There", formatter=number, width=46),
             ],
             index_position=None,
             reorderable=False,

@@ -1,35 +1,13 @@
-"""Opening a run's folder and serving it."""
+"""Serving a run's folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from bokeh.document import Document
 
-from totalvi.explore.app import GATES_FILE, Explorer, Workspace
-from totalvi.explore.data import RunCells
-from totalvi.explore.gates import Gating, members
-from totalvi.explore.gates_file import read_gates
-from totalvi.explore.history import History
+from totalvi.explore.app import Explorer
 from totalvi.explore.server import ExplorerServer
-
-
-def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Workspace:
-    """Open what `totalvi run` wrote, with gates of a file, or else those saved in the folder.
-
-    Raises
-    ------
-    ReadError
-        When the folder does not hold the results of a run, or lacks what the gates are drawn on.
-    FormatError
-        When the file of gates cannot be used.
-    """
-    cells = RunCells(folder)
-    if gates is None and (cells.folder / GATES_FILE).exists():
-        gates = cells.folder / GATES_FILE
-    gating = Gating() if gates is None else read_gates(gates)
-    members(gating, cells.inside, cells.n_cells)  # all that they need is there
-    return Workspace(cells, History(gating))
+from totalvi.explore.workspace import Workspace
 
 
 @contextmanager
