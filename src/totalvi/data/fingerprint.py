@@ -25,6 +25,7 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
     ['cells', 'genes', 'proteins', 'names of cells', 'annotation', 'protein counts', 'RNA counts']
     """
     schema = data.schema
+    measured = np.array(schema.panel_measured)[data.panel]  # a query's others may be filled in
     annotation = [data.batch, data.panel, data.label, data.categorical, data.continuous]
     return {
         "cells": data.n_cells,
@@ -32,7 +33,7 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
         "proteins": _hash_texts(schema.protein_names),
         "names of cells": _hash_arrays([data.cell_keys]),
         "annotation": _hash_arrays([values for values in annotation if values is not None]),
-        "protein counts": _hash_arrays([data.protein]),
+        "protein counts": _hash_arrays([np.where(measured, data.protein, np.float32(0))]),
         "RNA counts": _hash_rna(data),
     }
 

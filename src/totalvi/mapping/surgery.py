@@ -84,7 +84,9 @@ def _appended(n_before: int, n_now: int) -> Rows:
 
 def _one_hot_rows(n_before: Sequence[int], n_now: Sequence[int]) -> Rows:
     """Return the rows of one-hot columns; a covariate of a single category has none."""
-    kept, source, new = [], [], []
+    kept: list[int] = []
+    source: list[int] = []
+    new: list[int] = []
     start = start_before = 0
     for before, now in zip(n_before, n_now, strict=True):
         if now <= 1:

@@ -20,7 +20,6 @@ from totalvi.mapping.comparison import (
     held_out_cells,
     take,
 )
-from totalvi.mapping.filling import fill_unmeasured, filled_proteins
 from totalvi.mapping.labels import calibrate, calibration_error, label_probabilities
 from totalvi.mapping.nearest import start_batches
 from totalvi.mapping.query_data import (
@@ -183,7 +182,7 @@ class MappingQueries(Asking):
                 f"{next(iter(training))} is given, but nothing is trained; give train=True as well."
             )
         self._require_trained()
-        changed = {
+        changed: dict[str, Any] = {
             "rna_modality": rna_modality,
             "protein_modality": protein_modality,
             "rna_layer": rna_layer,
@@ -205,11 +204,10 @@ class MappingQueries(Asking):
         query.schema, query._mapping = schema, mapping
         query.module = query._network()
         extend(self.module, query.module, mapping)
-        query._data = query_cite_data(data, aligned.source, schema, mapping, needs_labels)
+        query._data = query_cite_data(data, aligned, schema, mapping, needs_labels)
         started = start_batches(query.module, query._data, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
-        filled = filled_proteins(query._data, query._mapping)
-        fill_unmeasured(query.module, query._data, filled)
+        query._fill_unmeasured(query._data, query._mapping)
         share = _expected_share(query.module, query._data, ~aligned.found_genes)
         warn_of_alignment(aligned, self.schema, share)
         query.history, query.plan = pd.DataFrame(), None
@@ -279,7 +277,7 @@ class MappingQueries(Asking):
             temperatures.append(calibration.temperature)
             result[cells] = label_probabilities(nearest, code[rest], len(names), calibration)
         index = query._training_data().cell_names
-        given = pd.Categorical.from_codes(result.argmax(axis=1), categories=names)
+        given = pd.Categorical.from_codes(result.argmax(axis=1), categories=pd.Index(names))
         return LabelTransfer(
             labels=pd.Series(given, index=index, name="label"),
             probabilities=pd.DataFrame(result, index=index, columns=names),
