@@ -66,8 +66,8 @@ def main() -> None:
     lines = [
         "# Numbers of threads",
         "",
-        "`python benchmarks/threads.py`: the same fit (CPU, float32) with other numbers of threads against "
-        "one thread. Differences are relative, of the latent space 1 - correlation, of the foreground "
+        "`python benchmarks/threads.py`: the same fit (CPU, float32) with other numbers of threads "
+        "against one thread. Differences are relative, of the latent space 1 - correlation, of the foreground "
         "probability absolute; medians over all cells and proteins.",
         "",
         "| fit | threads | loss of the first epoch | lowest held-out loss | latent space | "

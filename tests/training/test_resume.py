@@ -139,7 +139,7 @@ def test_a_fit_against_an_adversary_goes_on_too(tmp_path: Path) -> None:
         model.train(**FIT, adversarial=3.0, checkpoint=tmp_path / "fit")
     kept = read_checkpoint(tmp_path / "fit").state.tensors
     assert any(name.startswith("adversary.optimizer.") for name in kept)
-    with pytest.raises(CheckpointError, match="adversary_weight is 3.0 there and 1.0 here"):
+    with pytest.raises(CheckpointError, match=r"adversary_weight is 3\.0 there and 1\.0 here"):
         again.train(resume=tmp_path / "fit", adversarial=True)
     again.train(resume=tmp_path / "fit")
     assert_same(again, whole)
