@@ -67,8 +67,8 @@ def main() -> None:
         "# Numbers of threads",
         "",
         "`python benchmarks/threads.py`: the same fit (CPU, float32) with other numbers of threads "
-        "against one thread. Differences are relative, of the latent space 1 - correlation, of the foreground "
-        "probability absolute; medians over all cells and proteins.",
+        "against one thread. Differences are relative, of the latent space 1 - correlation, "
+        "of the foreground probability absolute; medians over all cells and proteins.",
         "",
         "| fit | threads | loss of the first epoch | lowest held-out loss | latent space | "
         "denoised protein | foreground probability |",
@@ -80,6 +80,7 @@ def main() -> None:
             for i, n_threads in enumerate(THREADS):
                 file = Path(folder) / f"{name}{i}.npz"
                 counts = {"OMP_NUM_THREADS": str(n_threads), "NUMBA_NUM_THREADS": str(n_threads)}
+                counts["OMP_WAIT_POLICY"] = "PASSIVE"
                 subprocess.run(
                     [sys.executable, "-W", "ignore", __file__, "--fit", name, str(file)],
                     env=os.environ | counts,
