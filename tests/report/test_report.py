@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 from browser import browser, watch
+from report.run_folder import write_run_folder
 from totalvi.analysis.run import run
 from totalvi.cli.main import execute
 from totalvi.data.simulate import simulate
+from totalvi.data.simulate_droplets import simulate_raw
 from totalvi.errors import OutputError
 from totalvi.pictures.biaxial import point_density
 from totalvi.report.build import build_report
@@ -21,7 +23,8 @@ from totalvi.report.build import build_report
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
 EVIL = "<script>alert(1)</script>"
-PROTEINS = ["CD3", "CD4", EVIL, "</script><img src=x onerror=alert(2)>", 'a"b', "IgG1"]
+PROTEINS = ["CD3", "CD4", EVIL, "</script><img src=x onerror=alert(2)>", 'a"b']
+CONTROL = "IgG1"
 MINUS = "\u2212"
 VALUE = "Bokeh.documents[0].get_model_by_name('map_cells').data.value"
 
@@ -37,12 +40,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         seed=2,
         store_truth=False,
     )
-    data["prot"].var_names = PROTEINS
-    data["prot"].var["control"] = [name == "IgG1" for name in PROTEINS]
+    data["prot"].var_names = [*PROTEINS, CONTROL]
+    data["prot"].var["control"] = [False] * 5 + [True]
     data["rna"].var_names = [EVIL + "gene", *data["rna"].var_names[1:]]
+    data.update()
+    scratch = tmp_path_factory.mktemp("run")
+    simulate_raw(data, n_empty=200, seed=3).write(scratch / "raw.h5mu")
     made = run(
         data,
-        tmp_path_factory.mktemp("run") / "out",
+        scratch / "out",
+        raw=scratch / "raw.h5mu",
         batch_key="batch",
         labels_key="cell_type",
         max_epochs=30,
@@ -97,8 +104,8 @@ def test_nothing_is_complained_about_or_fetched(opened: tuple) -> None:
     page, said = opened
     assert said == []
     assert page.locator("#failure").is_hidden()
-    heads = page.locator("article h3").all_inner_texts()
-    assert [head.removesuffix(" isotype control") for head in heads] == PROTEINS
+    heads = page.locator("article h4").all_inner_texts()
+    assert heads == [*PROTEINS, f"{CONTROL} isotype control"]
 
 
 def test_every_figure_has_words_and_every_control_a_label(opened: tuple) -> None:
@@ -110,17 +117,51 @@ def test_every_figure_has_words_and_every_control_a_label(opened: tuple) -> None
     assert page.locator(".plot").count() == page.locator(".plot .bk-Figure").count() > 8
 
 
-def test_numbers_of_proteins_are_those_of_the_table(opened: tuple, folder: Path) -> None:
+def test_numbers_of_antibodies_are_those_of_the_tables(opened: tuple, folder: Path) -> None:
     page, _ = opened
-    table = pd.read_csv(folder / "tables" / "proteins.csv", index_col="protein")
-    for name, card in zip(PROTEINS, page.locator("article").all(), strict=True):
+    names = ("proteins", "background", "isotype_controls", "ambient")
+    tables = {name: pd.read_csv(folder / "tables" / f"{name}.csv", index_col=0) for name in names}
+    tables["ambient"]["log_mean"] = np.exp(tables["ambient"]["log_mean"])
+    seen = set()
+    for name, card in zip([*PROTEINS, CONTROL], page.locator("article").all(), strict=True):
         for cell in card.locator("dd").all():
-            said = cell.inner_text().removesuffix(" %").replace(",", "")
-            expected = table.loc[name, cell.get_attribute("data-column")]
-            if np.isnan(expected):
-                assert said == "-"
-            else:
-                assert float(said) == pytest.approx(expected, abs=0.051)
+            table, column = (cell.get_attribute(f"data-{what}") for what in ("table", "column"))
+            seen.add((table, column))
+            said = cell.inner_text().removesuffix(" %").replace(",", "").split(" to ")
+            found = tables[table].loc[[name], column]
+            ends = [found.min(), found.max()]
+            expected = ends if len(said) == 2 else ends[:1]
+            for text, value in zip(said, expected, strict=True):
+                assert text == "-" if np.isnan(value) else number_is(text, value)
+    assert len(seen) == 8
+
+
+def number_is(text: str, value: float) -> bool:
+    decimals = len(text.partition(".")[2])
+    return abs(float(text) - value) <= 0.5001 * 10.0**-decimals
+
+
+def test_antibodies_that_failed_come_first(opened: tuple, folder: Path) -> None:
+    page, _ = opened
+    assert page.locator("main > section").first.get_attribute("id") == "warnings"
+    table = pd.read_csv(folder / "tables" / "proteins.csv", keep_default_na=False)
+    failed = table.loc[table["warning"] != "", "protein"]
+    assert len(failed) > 0
+    assert set(page.locator(".failures a").all_inner_texts()) == set(failed)
+    high = pd.read_csv(folder / "tables" / "background.csv", keep_default_na=False)
+    high = high.loc[high["warning"] != "", "protein"].tolist()
+    assert page.locator("#high-background tbody th").all_inner_texts() == high
+
+
+def test_empty_droplets_are_those_of_the_table(opened: tuple, folder: Path) -> None:
+    page, _ = opened
+    table = pd.read_csv(folder / "tables" / "ambient.csv")
+    rows = page.locator("#droplet-table tbody tr").all()
+    for row, (batch, of_batch) in zip(rows, table.groupby("batch"), strict=True):
+        said, droplets, counts, most = (cell.inner_text() for cell in row.locator("th, td").all())
+        assert (said, droplets) == (batch, str(of_batch["n_droplets"].max()))
+        assert number_is(counts.replace(",", ""), np.exp(of_batch["log_mean"]).sum())
+        assert most.startswith(of_batch.loc[of_batch["log_mean"].idxmax(), "protein"])
 
 
 def test_batches_and_calibration_are_those_of_the_tables(opened: tuple, folder: Path) -> None:
@@ -234,6 +275,21 @@ def test_the_command_makes_it_anew(
     assert execute(["report", str(folder), "-o", str(output)]) == 0
     assert capsys.readouterr().out.strip() == str(output)
     assert output.stat().st_size == (folder / "report.html").stat().st_size
+
+
+@pytest.mark.parametrize("n_proteins", [30, pytest.param(130, marks=pytest.mark.slow)])
+def test_ten_thousand_cells_take_ten_megabytes_at_most(tmp_path: Path, n_proteins: int) -> None:
+    write_run_folder(tmp_path / "run", 10_000, 450, n_proteins)
+    assert build_report(tmp_path / "run").stat().st_size < 10e6
+
+
+@pytest.mark.slow
+def test_more_cells_take_no_more_and_are_said_to_be_a_sample(tmp_path: Path, chromium) -> None:
+    write_run_folder(tmp_path / "run", 200_000, 60, 20)
+    assert build_report(tmp_path / "run").stat().st_size < 10e6
+    page, said = open_report(chromium, tmp_path / "run", 1280)
+    assert "10,000 of 200,000 cells" in page.locator("#map").inner_text()
+    assert said == []
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """Histograms of a protein's counts, split by the model into background and foreground."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from bokeh.plotting import figure
 
-from totalvi.pictures.colors import BACKGROUND, FOREGROUND, INK
-from totalvi.pictures.frame import new_figure, use_count_axis
+from totalvi.pictures.colors import FOREGROUND
+from totalvi.pictures.frame import new_figure, use_ticks
 from totalvi.pictures.scale import PROTEIN_SCALE, CountScale
 
 N_BINS = 45
@@ -87,49 +87,6 @@ def bin_edges(highest: float, scale: CountScale = PROTEIN_SCALE) -> np.ndarray:
     return scale.forward(np.concatenate([[-0.5], between]))
 
 
-def protein_histogram(
-    parts: HistogramParts,
-    title: str = "",
-    *,
-    scale: CountScale = PROTEIN_SCALE,
-    height: int = 170,
-    **options: Any,
-) -> figure:
-    """Draw the foreground stacked on the background, and the denoised foreground as a line.
-
-    Parameters
-    ----------
-    parts
-        From `histogram_parts` with the same ``scale``.
-    """
-    drawn = new_figure(title, height=height, tools="", **options)
-    left, right = parts.edges[:-1], parts.edges[1:]
-    total = parts.background + parts.foreground
-    drawn.quad(
-        left=left, right=right, bottom=0, top=parts.background, color=BACKGROUND, line_color=None
-    )
-    drawn.quad(
-        left=left,
-        right=right,
-        bottom=parts.background,
-        top=total,
-        color=FOREGROUND,
-        line_color=None,
-    )
-    drawn.line(
-        np.repeat(parts.smooth_edges, 2),
-        np.concatenate([[0.0], np.repeat(parts.denoised, 2), [0.0]]),
-        color=INK,
-        line_width=1.5,
-    )
-    use_count_axis(drawn, "x", scale)
-    drawn.yaxis.visible = False
-    drawn.x_range.start, drawn.x_range.end = float(parts.edges[0]), float(parts.edges[-1])
-    drawn.y_range.start = 0
-    drawn.y_range.end = 1.05 * float(max(total.max(), parts.denoised.max(), 1e-9))
-    return drawn
-
-
 def _cells_per_width(places: np.ndarray, edges: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return cells per unit of the axis; those beyond the last edge are put into the last bin."""
     n_cells, _ = np.histogram(np.minimum(places, edges[-1]), edges, weights=weights)
@@ -151,6 +108,7 @@ def count_histogram(
         color=FOREGROUND,
         line_color="white",
     )
-    use_count_axis(drawn, "x", scale)
+    ends = scale.inverse(edges[[0, -1]])
+    use_ticks(drawn, "x", scale.close_ticks(float(ends[0]), float(ends[1])))
     drawn.y_range.start = 0
     return drawn
