@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from totalvi.analysis.output import staged_file
+from totalvi.analysis.record import OF_THE_OUTPUT
 from totalvi.pictures.maps import category_legend
 from totalvi.report.cards import HEIGHT, WIDTH, control_cards, protein_cards
 from totalvi.report.figures import embedded, make_figures
@@ -84,6 +85,7 @@ def render(results: Results) -> str:
             (c["name"], Markup(category_legend(c["names"], c["n_cells"])))
             for c in data["categories"]
         ],
+        arguments=_arguments(results.record),
         command=_repeating(results),
         data=data | {"document": document, "figure_ids": figure_ids},
         style=Markup((page_files / "report.css").read_text(encoding="utf-8")),
@@ -111,6 +113,12 @@ def _n_proteins(folder: Path) -> int:
 
 def _name(record: dict[str, Any]) -> str:
     return Path(str(record["arguments"]["input"])).name
+
+
+def _arguments(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that say what was done, without those that were left out."""
+    given = {k: v for k, v in record["arguments"].items() if k not in OF_THE_OUTPUT}
+    return {k: v for k, v in given.items() if v is not None and v is not False and v != []}
 
 
 def _repeating(results: Results) -> str | None:
