@@ -32,9 +32,10 @@ def main() -> None:
     if given.write:
         load = f"{os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
         head = (
-            f"# Building report.html\n\n`python benchmarks/report.py --write`, totalvi {version('totalvi')}: "
-            "best of three builds from the folder\nof a run, and the size of the file. Load average of the "
-            f"machine meanwhile: {load}.\nTo hold: PBMC10k below 20 s; below 10 MB at 10,000 cells.\n\n"
+            "# Building report.html\n\n"
+            f"`python benchmarks/report.py FOLDER... --write`, totalvi {version('totalvi')}: best of "
+            "three builds from the folder of a\nrun, and the size of the file. Load average of the machine "
+            f"meanwhile: {load}. To hold: PBMC10k below 20 s;\nbelow 10 MB at 10,000 cells.\n\n"
         )
         RESULT.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
