@@ -34,8 +34,9 @@ def main() -> None:
         head = (
             "# Building report.html\n\n"
             f"`python benchmarks/report.py FOLDER... --write`, totalvi {version('totalvi')}: best of "
-            "three builds from the folder of a\nrun, and the size of the file. Load average of the machine "
-            f"meanwhile: {load}. To hold: PBMC10k below 20 s;\nbelow 10 MB at 10,000 cells.\n\n"
+            "three builds from the folder of a\nrun, and the size of the file. Load average "
+            f"of the machine meanwhile: {load}. To hold: PBMC10k below 20 s;\nbelow 10 MB at "
+            "10,000 cells.\n\n"
         )
         RESULT.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 

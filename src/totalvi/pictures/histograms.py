@@ -7,7 +7,7 @@ from bokeh.plotting import figure
 
 from totalvi.pictures.colors import FOREGROUND
 from totalvi.pictures.frame import new_figure, use_ticks
-from totalvi.pictures.scale import PROTEIN_SCALE, CountScale
+from totalvi.pictures.scale import PROTEIN_SCALE
 
 N_BINS = 45
 SMOOTH_BINS = 30
@@ -39,7 +39,6 @@ def histogram_parts(
     raw: np.ndarray,
     denoised: np.ndarray,
     foreground_probability: np.ndarray,
-    scale: CountScale = PROTEIN_SCALE,
     weights: np.ndarray | None = None,
 ) -> HistogramParts:
     """Count one protein's cells; foreground are those with a probability above one half.
@@ -50,8 +49,6 @@ def histogram_parts(
         Counts, (n_cells,), NaN where unmeasured; such cells are left out.
     denoised, foreground_probability
         What the model says, (n_cells,).
-    scale
-        Of the axis.
     weights
         How many cells each stands for, (n_cells,); None: one.
     """
@@ -60,18 +57,20 @@ def histogram_parts(
     weights = np.ones(len(raw)) if weights is None else weights[measured]
     foreground = foreground_probability[measured] > 0.5
     tops = [np.percentile(values, 99.9) for values in (raw, denoised) if values.size]
-    edges = bin_edges(max([9.0, *tops]), scale)
+    edges = bin_edges(max([9.0, *tops]))
     smooth_edges = np.linspace(edges[0], edges[-1], SMOOTH_BINS + 1)
     return HistogramParts(
         edges,
-        _cells_per_width(scale.forward(raw[~foreground]), edges, weights[~foreground]),
-        _cells_per_width(scale.forward(raw[foreground]), edges, weights[foreground]),
+        _cells_per_width(PROTEIN_SCALE.forward(raw[~foreground]), edges, weights[~foreground]),
+        _cells_per_width(PROTEIN_SCALE.forward(raw[foreground]), edges, weights[foreground]),
         smooth_edges,
-        _cells_per_width(scale.forward(denoised[foreground]), smooth_edges, weights[foreground]),
+        _cells_per_width(
+            PROTEIN_SCALE.forward(denoised[foreground]), smooth_edges, weights[foreground]
+        ),
     )
 
 
-def bin_edges(highest: float, scale: CountScale = PROTEIN_SCALE) -> np.ndarray:
+def bin_edges(highest: float) -> np.ndarray:
     """Return bin edges, as places on the axis, that lie between integers: any bin can hold a count.
 
     Low counts get one bin each; from where integers lie closer than the wanted bin width, bins
@@ -82,9 +81,9 @@ def bin_edges(highest: float, scale: CountScale = PROTEIN_SCALE) -> np.ndarray:
     >>> PROTEIN_SCALE.inverse(bin_edges(3)).round(2).tolist()
     [-0.5, 0.5, 1.5, 2.5, 3.5]
     """
-    wanted = np.linspace(0.0, scale.forward(highest + 0.5), N_BINS + 1)
-    between = np.unique(np.floor(scale.inverse(wanted[1:]) + 1e-9) + 0.5)
-    return scale.forward(np.concatenate([[-0.5], between]))
+    wanted = np.linspace(0.0, PROTEIN_SCALE.forward(highest + 0.5), N_BINS + 1)
+    between = np.unique(np.floor(PROTEIN_SCALE.inverse(wanted[1:]) + 1e-9) + 0.5)
+    return PROTEIN_SCALE.forward(np.concatenate([[-0.5], between]))
 
 
 def _cells_per_width(places: np.ndarray, edges: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -93,12 +92,10 @@ def _cells_per_width(places: np.ndarray, edges: np.ndarray, weights: np.ndarray)
     return n_cells / np.diff(edges)
 
 
-def count_histogram(
-    counts: np.ndarray, x_label: str, *, scale: CountScale = PROTEIN_SCALE, height: int = 220
-) -> figure:
+def count_histogram(counts: np.ndarray, x_label: str) -> figure:
     """Draw how many cells have how many counts."""
-    drawn = new_figure(height=height, x_label=x_label, y_label="cells", tools="save")
-    places = scale.forward(counts)
+    drawn = new_figure(height=220, x_label=x_label, y_label="cells", tools="save")
+    places = PROTEIN_SCALE.forward(counts)
     n_cells, edges = np.histogram(places, bins=N_BINS)
     drawn.quad(
         left=edges[:-1],
@@ -108,7 +105,7 @@ def count_histogram(
         color=FOREGROUND,
         line_color="white",
     )
-    ends = scale.inverse(edges[[0, -1]])
-    use_ticks(drawn, "x", scale.close_ticks(float(ends[0]), float(ends[1])))
+    ends = PROTEIN_SCALE.inverse(edges[[0, -1]])
+    use_ticks(drawn, "x", PROTEIN_SCALE.close_ticks(float(ends[0]), float(ends[1])))
     drawn.y_range.start = 0
     return drawn

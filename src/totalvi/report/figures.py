@@ -127,7 +127,7 @@ def _maps(results: Results) -> dict[str, figure]:
     )
     categories, values = category_mapper(1), value_mapper(0.0, 1.0)
     categories.name, values.name = "category_mapper", "value_mapper"
-    by_category = cell_map(source, categories, color="category", height=430)
+    by_category = cell_map(source, categories, color="category")
     by_value = cell_map(
         source,
         values,
