@@ -5,12 +5,8 @@ from pathlib import Path
 import h5py
 import mudata
 import numpy as np
-import pandas as pd
 import pytest
-from anndata import AnnData
 from anndata.io import read_elem
-from mudata import MuData
-from scipy import sparse
 
 from totalvi.errors import OutputError, ReadError
 from totalvi.explore.data import RunCells
@@ -20,26 +16,6 @@ from totalvi.explore.raster import draw_cells, rgba
 
 N = 60
 PROTEINS = ["CD3", "<script>alert(1)</script>"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    obs = pd.DataFrame({"leiden_totalvi": pd.Categorical(list("ab") * (N // 2))})
-    obs.index = [f"cell_{i}" for i in range(N)]
-    rna = AnnData(sparse.csr_matrix(rng.poisson(0.5, (N, 4)).astype(np.float32)), obs=obs.copy())
-    rna.layers["denoised"] = rng.gamma(1, 1, (N, 4)).astype(np.float32)
-    protein = AnnData(rng.poisson(9, (N, 2)).astype(np.float32), obs=obs.copy())
-    protein.var_names = PROTEINS
-    protein.X[0, 0] = np.nan
-    protein.layers["denoised"] = rng.gamma(2, 9, (N, 2)).astype(np.float32)
-    protein.layers["foreground_probability"] = rng.uniform(size=(N, 2)).astype(np.float32)
-    with mudata.set_options(pull_on_update=False):
-        mdata = MuData({"rna": rna, "prot": protein})
-        mdata.obs = obs
-        mdata.obsm["X_umap"] = rng.normal(size=(N, 2)).astype(np.float32)
-        mdata.write(tmp_path / "results.h5mu")
-    return tmp_path
 
 
 def gating() -> Gating:

@@ -44,17 +44,21 @@ def explore(
       totalvi explore results --gates other_results/gates.json
       totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
     """
-    from totalvi.explore.serve import open_workspace, serving
+    from totalvi.explore.serve import serving
+    from totalvi.explore.workspace import open_workspace
 
     workspace = open_workspace(folder, gates)
-    with serving(workspace, port) as server:
-        typer.echo(
-            f"{folder}: {workspace.cells.n_cells:,} cells, {len(workspace.history.now.gates)} gates"
-        )
-        typer.echo(f"open     {server.url}")
-        typer.echo("to stop  press Ctrl-C here")
-        if not no_browser:
-            webbrowser.open(server.url)
-        server.run()
-    kept = workspace.keep_unsaved()
-    typer.echo("stopped" if kept is None else f"stopped; gates that were not saved: {kept}")
+    try:
+        with serving(workspace, port) as server:
+            n_cells, n_gates = workspace.cells.n_cells, len(workspace.history.now.gates)
+            typer.echo(f"{folder}: {n_cells:,} cells, {n_gates} gates")
+            typer.echo(f"open     {server.url}")
+            typer.echo("to stop  press Ctrl-C here")
+            if not no_browser:
+                webbrowser.open(server.url)
+            server.run()
+    finally:  # a terminated server keeps them as well
+        kept = workspace.keep_unsaved()
+        if kept is not None:
+            typer.echo(f"gates that were not saved: {kept}")
+    typer.echo("stopped")

@@ -1,11 +1,9 @@
 """The explorer: what happens when a gate is drawn, chosen, named, saved or compared."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from functools import partial, wraps
 from html import escape
-from pathlib import Path
 
 from bokeh.core.templates import get_env
 from bokeh.document import Document
@@ -13,50 +11,21 @@ from bokeh.models import Div, LinearColorMapper
 
 from totalvi.errors import TotalviError
 from totalvi.explore.coloring import Coloring, color_cells, color_choices
-from totalvi.explore.compare import Compared, Comparer
+from totalvi.explore.compare import Compared
 from totalvi.explore.compare_panel import PARENT_REST, REST, ComparePanel
-from totalvi.explore.data import RunCells
 from totalvi.explore.export import gate_columns, write_gated
-from totalvi.explore.gate_panel import ALL_CELLS, GatePanel
+from totalvi.explore.gate_panel import ALL_CELLS, GatePanel, decoded
 from totalvi.explore.gates import Axis, Gate, Gating, Shape, counts, members
 from totalvi.explore.gates_file import gates_from_json, gates_to_json, read_gates
-from totalvi.explore.history import History
 from totalvi.explore.page import PAGE
 from totalvi.explore.plot import CellPlot, Corners
-from totalvi.explore.raster import mapped
 from totalvi.explore.scales import Scale
 from totalvi.explore.view_panel import DENSITY, LEFT_MAP, QUANTITIES, ViewPanel
-from totalvi.pictures.biaxial import density_mapper, point_density
+from totalvi.explore.workspace import Workspace
 from totalvi.pictures.maps import VALUE_PALETTE, add_color_bar
 
-GATES_FILE, UNSAVED_FILE, GATED_FILE = "gates.json", "gates_unsaved.json", "results_gated.h5mu"
+GATED_FILE = "results_gated.h5mu"
 _REDRAW_AFTER_MS = 60
-
-
-@dataclass
-class Workspace:
-    """What all pages of an explorer share: the cells, the gates, and who compares."""
-
-    cells: RunCells
-    history: History
-    comparer: Comparer = field(init=False)
-    executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-
-    def __post_init__(self) -> None:
-        self.comparer = Comparer(self.cells)
-
-    @property
-    def gates_path(self) -> Path:
-        """Where gates are saved."""
-        return self.cells.folder / GATES_FILE
-
-    def keep_unsaved(self) -> Path | None:
-        """Write gates that were not saved beside those that were; None: there are none."""
-        if self.history.is_saved:
-            return None
-        path = self.cells.folder / UNSAVED_FILE
-        path.write_text(gates_to_json(self.history.now), encoding="utf-8")
-        return path
 
 
 def _told(action: Callable) -> Callable:
@@ -105,8 +74,8 @@ class Explorer:
             list(self._choices),
             [word for word, kind in QUANTITIES.items() if kind in self.cells.kinds],
             self.plots,
-            on_axes=partial(self._axes_chosen),
-            on_colors=partial(self._colors_chosen),
+            on_axes=self._axes_chosen,
+            on_colors=self._colors_chosen,
             on_shown=self._shown_chosen,
         )
         self.panel = GatePanel(
@@ -118,7 +87,8 @@ class Explorer:
             }
         )  # fmt: skip
         self.differences = ComparePanel(self.compare, self._feature_chosen)
-        self.differences.table.name = "differences"
+        self._is_open = True
+        document.on_session_destroyed(self._closed)
         self._lay_out()
         self._set_axes()
         self._set_colors()
@@ -135,6 +105,10 @@ class Explorer:
         document.template = get_env().from_string(PAGE)
         document.template_variables["run_name"] = self.cells.folder.resolve().name
         document.template_variables["n_cells"] = self.cells.n_cells
+
+    def _closed(self, _session_context: object) -> None:
+        self._is_open = False
+        self._asked += 1  # nobody waits for what is being compared
 
     # ---------------------------------------------------------------------------------- gates
 
@@ -215,9 +189,9 @@ class Explorer:
         self.say("Reloaded what was saved.")
 
     @_told
-    def load(self, text: str) -> None:
-        """Take over gates of a file, such as one of another run."""
-        self._take(gates_from_json(text))
+    def load(self, encoded: str) -> None:
+        """Take over gates of a file, such as one of another run; its bytes come in base64."""
+        self._take(gates_from_json(decoded(encoded)))
         self.say("Loaded the gates of the file; Undo brings back those before.")
 
     def _take(self, gating: Gating) -> None:
@@ -271,8 +245,7 @@ class Explorer:
         dimmed = None if self.selected is None or outlined else ~self._inside[self.selected]
         colors = self._colors
         if colors is None:
-            mapper = density_mapper()
-            colors = mapped(point_density(*plot.places), 0.0, 1.0, list(mapper.palette))
+            colors = plot.density_colors
         plot.draw(colors, None if self.shown is None else self._inside[self.shown], dimmed)
 
     def _window_moved(self, plot: CellPlot) -> None:
@@ -361,7 +334,7 @@ class Explorer:
         self._asked += 1
         panel, name = self.differences, self.selected
         if name is None:
-            panel.said.text = "Draw or choose a gate."
+            panel.say("Draw or choose a gate.")
             return
         first = self._inside[name]
         other = panel.other.value
@@ -371,7 +344,7 @@ class Explorer:
             second = self._inside[self.history.now[name].parent] & ~first
         else:
             second = self._inside[other]
-        panel.said.text = f"Comparing {escape(name)} with {escape(other)} ..."
+        panel.say(f"Comparing {escape(name)} with {escape(other)} ...")
         asked = self._asked
 
         def ask() -> Compared | None:
@@ -380,7 +353,8 @@ class Explorer:
         def answer(found: Compared | None) -> None:
             if found is not None and asked == self._asked:
                 panel.show(found)
-                panel.said.text = f"<b>{escape(name)}</b> and {escape(other)}: {found.sentence()}"
+                sentence = f"<b>{escape(name)}</b> and {escape(other)}: {found.sentence()}"
+                panel.say(sentence, explain=True)
 
         self._in_background(ask, answer, panel.said)
 
@@ -394,7 +368,8 @@ class Explorer:
                 except (TotalviError, ValueError, OSError) as error:
                     (where or self.panel.status).text = escape(str(error))
 
-            self.document.add_next_tick_callback(show)
+            if self._is_open:
+                self.document.add_next_tick_callback(show)
 
         self.workspace.executor.submit(work).add_done_callback(finished)
 

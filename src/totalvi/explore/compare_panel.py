@@ -12,6 +12,7 @@ from bokeh.models import (
     DataTable,
     Div,
     NumberFormatter,
+    Range1d,
     Select,
     StringFormatter,
     TableColumn,
@@ -19,11 +20,17 @@ from bokeh.models import (
 )
 
 from totalvi.explore.compare import Compared
+from totalvi.pictures.colors import FOREGROUND, WARNING
 from totalvi.pictures.volcano import volcano
 
 REST = "all other cells"
 PARENT_REST = "the other cells of its parent"
 _MOST_LOG_ODDS = 12.0  # of the plot; beyond, posterior probabilities are 1 to five digits
+_KEY = (
+    f'<br><b style="color:{FOREGROUND}">&#9679;</b> gene and '
+    f'<b style="color:{WARNING}">&#9679;</b> protein that differ, at a false discovery rate of 5 %. '
+    "Here and There: raw counts a cell. Choose a row to colour the cells by it."
+)
 _COLUMNS = ("feature", "what", "lfc", "proba", "raw1", "raw2", "log_odds", "kind")
 
 
@@ -42,7 +49,7 @@ class ComparePanel:
         self, on_other: Callable[[], None], on_feature: Callable[[str, str], None]
     ) -> None:
         self._setting = False
-        self.source = ColumnDataSource({name: [] for name in _COLUMNS}, name="differences")
+        self.source = ColumnDataSource({name: [] for name in _COLUMNS})
         self._found = BooleanFilter(booleans=[])
         self.other = Select(
             title="Compare with", options=[REST, PARENT_REST], value=REST, name="compare_with",
@@ -58,15 +65,15 @@ class ComparePanel:
             source=self.source,
             view=CDSView(filter=self._found),
             columns=[
-                TableColumn(field="feature", title="Feature", formatter=StringFormatter(), width=120),
-                TableColumn(field="what", title="Kind", width=60),
-                TableColumn(field="lfc", title="log2 fold", formatter=number, width=75),
+                TableColumn(field="feature", title="Feature", formatter=StringFormatter(), width=105),
+                TableColumn(field="what", title="Kind", width=48),
+                TableColumn(field="lfc", title="log2 fold", formatter=number, width=58),
                 TableColumn(
-                    field="proba", title="Probability", width=80,
+                    field="proba", title="Prob.", width=42,
                     formatter=NumberFormatter(format="0.000", text_align="right", nan_format="\u2013"),
                 ),
-                TableColumn(field="raw1", title="Mean here", formatter=number, width=80),
-                TableColumn(field="raw2", title="Mean there", formatter=number, width=80),
+                TableColumn(field="raw1", title="Here", formatter=number, width=46),
+                TableColumn(field="raw2", title="There", formatter=number, width=46),
             ],
             index_position=None,
             reorderable=False,
@@ -79,6 +86,8 @@ class ComparePanel:
             self.source, x="lfc", y="log_odds", kind="kind", name="feature",
             y_label="log odds of a difference", height=380,
         )  # fmt: skip
+        # The page would complain of a range that follows dots before there are any.
+        self.volcano.x_range, self.volcano.y_range = Range1d(-1, 1), Range1d(-1, 1)
         self.volcano.name = "volcano"
         self.volcano.visible = False
         self.controls = row(
@@ -112,10 +121,22 @@ class ComparePanel:
         self.source.selected.indices = []
         self._found.booleans = _holds(data["feature"], self.search.value_input)
         self.source.data = data
+        furthest = 1.05 * max(1.0, float(np.nanmax(np.abs(data["lfc"]), initial=0.0)))
+        _reach(self.volcano.x_range, -furthest, furthest)
+        odds = data["log_odds"][np.isfinite(data["log_odds"])]
+        _reach(self.volcano.y_range, min(odds, default=0.0) - 1, max(odds, default=0.0) + 1)
         self.volcano.visible = self.table.visible = True
+
+    def say(self, sentence: str, *, explain: bool = False) -> None:
+        """Show a sentence, as HTML, and how to read plot and table."""
+        self.said.text = sentence + (_KEY if explain else "")
 
     def _search(self, text: str) -> None:
         self._found.booleans = _holds(self.source.data["feature"], text)
+
+
+def _reach(side: Range1d, low: float, high: float) -> None:
+    side.update(start=float(low), end=float(high), reset_start=float(low), reset_end=float(high))
 
 
 def columns_of(table: pd.DataFrame) -> dict[str, np.ndarray]:

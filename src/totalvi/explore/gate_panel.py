@@ -41,7 +41,7 @@ class GatePanel:
     ----------
     on
         What to call for "select" (with a name or None), "rename" (with the new name), "load" (with
-        the text of a file), and "inside", "delete", "undo", "redo", "save", "reload", "csv",
+        a file in base64), and "inside", "delete", "undo", "redo", "save", "reload", "csv",
         "json" and "h5mu".
     """
 
@@ -68,7 +68,7 @@ class GatePanel:
             ],
             index_position=None,
             sizing_mode="stretch_width",
-            height=250,
+            height=210,
             row_height=26,
             reorderable=False,
             name="gate_tree",
@@ -105,7 +105,7 @@ class GatePanel:
         self._rows.selected.on_change(
             "indices", lambda _a, _o, new: self._chosen(new, on["select"])
         )
-        self._file.on_change("value", lambda _a, _o, new: self._loaded(new, on["load"]))
+        self._file.on_change("value", lambda _a, _o, new: on["load"](new) if new else None)
 
     def layout(self) -> LayoutDOM:
         """Return the widgets, arranged."""
@@ -161,14 +161,13 @@ class GatePanel:
         if not self._setting and rows and rows[0] < len(self._names):
             select(self._names[rows[0]])
 
-    def _loaded(self, value: str, load: Callable[[str], None]) -> None:
-        if not value:
-            return
-        try:
-            text = base64.b64decode(value, validate=True).decode("utf-8")
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise DataError("The file is no text; give a file of gates.") from error
-        load(text)
+
+def decoded(encoded: str) -> str:
+    """Return the text of a file that the browser sent, in base64."""
+    try:
+        return base64.b64decode(encoded, validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise DataError("The file is no text; give a file of gates.") from error
 
 
 def _percent(value: float) -> str:

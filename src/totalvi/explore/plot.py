@@ -1,6 +1,7 @@
 """A plot of all cells, drawn as an image, on which gates are drawn with the mouse."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from bokeh.models import (
 )
 
 from totalvi.explore.gates import Axis, Gate, Shape
-from totalvi.explore.raster import draw_cells
+from totalvi.explore.raster import draw_cells, mapped
 from totalvi.explore.scales import Scale, scale_ticks, to_scale
+from totalvi.pictures.biaxial import density_mapper, point_density
 from totalvi.pictures.colors import INK, WARNING
 from totalvi.pictures.frame import new_figure, use_count_axis, use_ticks
 from totalvi.pictures.maps import add_labels, point_size
@@ -122,6 +124,7 @@ class CellPlot:
     ) -> None:
         """Show the cells on other axes, all of them in the window."""
         self.axes, self.places = axes, places
+        self.__dict__.pop("density_colors", None)
         self._setting = True
         sides = zip(
             "xy", (self.figure.x_range, self.figure.y_range), axes, places, labels, strict=True
@@ -133,6 +136,12 @@ class CellPlot:
             drawn.axis_label = PlainText(text=label)
             _label_ticks(self.figure, which, axis.kind, axis.scale)
         self._setting = False
+
+    @cached_property
+    def density_colors(self) -> np.ndarray:
+        """Colours of the cells, uint32 (N,), by how many others lie near each on these axes."""
+        density = point_density(*self.places)
+        return mapped(density, 0.0, 1.0, list(density_mapper().palette))
 
     def draw(self, colors: np.ndarray, shown: np.ndarray | None, dimmed: np.ndarray | None) -> None:
         """Draw the cells.

@@ -1,0 +1,186 @@
+"""What the page does when a gate is drawn, chosen, named, taken back and saved; without a browser."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from bokeh.document import Document
+
+from totalvi.errors import FormatError
+from totalvi.explore.app import Explorer
+from totalvi.explore.compare import Compared
+from totalvi.explore.compare_panel import PARENT_REST
+from totalvi.explore.gates_file import gates_to_json
+from totalvi.explore.view_panel import DENSITY, LEFT_RAW
+from totalvi.explore.workspace import Workspace, open_workspace
+
+BOX = ((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0))
+
+
+class Asked:
+    """Stands for the model: keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.groups: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def compare(self, first: np.ndarray, second: np.ndarray) -> Compared:
+        self.groups.append((first, second))
+        table = pd.DataFrame(
+            {
+                "modality": ["rna"], "is_de_fdr_0.05": [True], "bayes_factor": [3.0],
+                "lfc_median": [1.0], "proba_de": [0.9], "raw_mean1": [1.0], "raw_mean2": [2.0],
+            },
+            index=["2"],
+        )  # fmt: skip
+        return Compared(table, int(first.sum()), int(second.sum()), 1, 1, True)
+
+
+@pytest.fixture
+def workspace(folder: Path) -> Iterator[Workspace]:
+    opened = open_workspace(folder)
+    opened.comparer = Asked()  # type: ignore[assignment]
+    with opened.cells:
+        yield opened
+        opened.executor.shutdown()
+
+
+@pytest.fixture
+def page(workspace: Workspace) -> Explorer:
+    return Explorer(Document(), workspace)
+
+
+def answer(page: Explorer) -> None:
+    """Wait for what runs in the background, and do what the server would do next."""
+    page.workspace.executor.submit(lambda: None).result()
+    for callback in page.document.session_callbacks:
+        callback.callback()
+
+
+def rows(page: Explorer) -> list[str]:
+    return [name.strip("\u2003\u2514 ") for name in page.panel.table.source.data["gate"]]
+
+
+def test_a_gate_is_counted_and_compared_with_all_others(page: Explorer) -> None:
+    x, y = page.plots[0].places
+    inside = (x >= 0) & (y >= 0) & (x < 9) & (y < 9)
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    answer(page)
+    assert rows(page) == ["All cells", "Gate 1"]
+    assert page.panel.table.source.data["cells"] == [str(len(x)), str(inside.sum())]
+    assert page.panel.table.source.data["of_all"][1] == f"{100 * inside.mean():.1f}"
+    first, second = page.workspace.comparer.groups[-1]
+    np.testing.assert_array_equal(first, inside)
+    np.testing.assert_array_equal(second, ~inside)
+    assert f"Compared {inside.sum()} cells" in page.differences.said.text or (
+        f"1 of {inside.sum()}" in page.differences.said.text
+    )
+    assert page.differences.table.visible
+
+
+def test_a_gate_inside_of_a_gate_is_compared_with_the_rest_of_its_parent(page: Explorer) -> None:
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.show_inside()
+    right = tuple((x / 9 + 0.3, y) for x, y in BOX)
+    page.gate_drawn(page.plots[0], "lasso", right)
+    page.differences.other.value = PARENT_REST
+    answer(page)
+    x, y = page.plots[0].places
+    parent = (x >= 0) & (y >= 0) & (x < 9) & (y < 9)
+    child = parent & (x >= 0.3) & (x < 1.3)
+    assert page.history.now["Gate 2"].parent == "Gate 1"
+    first, second = page.workspace.comparer.groups[-1]
+    np.testing.assert_array_equal(first, child)
+    np.testing.assert_array_equal(second, parent & ~child)
+
+
+def test_only_the_last_comparison_is_shown(page: Explorer) -> None:
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.select(None)
+    answer(page)
+    assert page.differences.said.text == "Draw or choose a gate."
+
+
+def test_a_closed_page_is_left_alone(page: Explorer) -> None:
+    page.workspace.executor.submit(lambda: None).result()
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    answer(page)
+    n_asked = len(page.workspace.comparer.groups)
+    page._closed(None)
+    page._in_background(lambda: 1, pytest.fail)
+    page.workspace.executor.submit(lambda: None).result()
+    assert page.document.session_callbacks == []
+    assert len(page.workspace.comparer.groups) == n_asked
+
+
+def test_names_edits_and_the_way_back(page: Explorer) -> None:
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.rename("T <b>cells")
+    assert rows(page)[1] == "T <b>cells"
+    page.rename("T/cells")
+    assert "without a slash" in page.panel.status.text
+    assert page.history.now.names == ("T <b>cells",)
+    page.delete()
+    assert rows(page) == ["All cells"]
+    page.undo()
+    page.undo()
+    assert rows(page)[1] == "Gate 1"
+    page.redo()
+    assert rows(page)[1] == "T <b>cells"
+    answer(page)
+    page.select("T <b>cells")
+    answer(page)
+    assert "T &lt;b&gt;cells" in page.differences.said.text
+
+
+def test_gates_are_saved_reloaded_and_kept(page: Explorer, folder: Path) -> None:
+    assert page.workspace.keep_unsaved() is None
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    saved = page.history.now
+    page.save()
+    assert page.workspace.keep_unsaved() is None
+    page.delete()
+    kept = page.workspace.keep_unsaved()
+    assert kept is not None
+    assert kept.name == "gates_unsaved.json"
+    page.reload()
+    assert page.history.now == saved
+    with open_workspace(folder).cells:
+        assert open_workspace(folder).history.now == saved
+    page.select("Gate 1")
+    page.delete()
+    page.load(base64.b64encode(gates_to_json(saved).encode()).decode())
+    assert page.history.now == saved
+    for content, problem in ((b"no gates", "cannot be used"), (b"\xff\x00", "is no text")):
+        page.load(base64.b64encode(content).decode())
+        assert problem in page.panel.status.text
+        assert page.history.now == saved
+    (folder / "gates.json").write_text("{}")
+    with pytest.raises(FormatError):
+        open_workspace(folder)
+
+
+def test_axes_and_colors_are_those_chosen(page: Explorer) -> None:
+    page.view.left.value = LEFT_RAW
+    page.view.scale.value = "log"
+    proteins = page.cells.protein_names
+    raw = page.cells.values("protein_raw", proteins[0])
+    np.testing.assert_allclose(page.plots[0].places[0], np.log10(1 + raw), rtol=1e-6)
+    denoised = page.cells.values("protein_denoised", proteins[1])
+    np.testing.assert_allclose(page.plots[1].places[1], np.log10(1 + denoised), rtol=1e-6)
+    for name in (DENSITY, "2 (gene, denoised)", "leiden_totalvi (annotation)"):
+        page.view.color.value = name
+        assert page.color_bar.visible == ("gene" in name)
+    page._feature_chosen("protein", proteins[1])
+    assert page.view.color.value == f"{proteins[1]} (protein, denoised)"
+
+
+def test_a_window_at_rest_is_drawn_once(page: Explorer) -> None:
+    before = page.plots[0]._image.data["x"]
+    page.plots[0].figure.x_range.start -= 1
+    page.plots[0].figure.x_range.end += 1
+    assert len(page.document.session_callbacks) == 1
+    answer(page)
+    assert page.plots[0]._image.data["x"] == [before[0] - 1]
