@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,12 @@ def watch(page) -> list[str]:
     page.on("request", lambda asked: said.append(asked.url) if asked.url[:4] == "http" else None)
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     return said
+
+
+def opened_page(chromium, path: Path, width: int) -> tuple:
+    """Open a report, and return the page when it is ready, and what it says."""
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    said = watch(page)
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-ready]", timeout=120_000)
+    return page, said

@@ -83,15 +83,12 @@ def test_denoised_rna_is_the_truth_of_each_cell_type_and_nearer_it_than_counts_i
 
 def test_predictive_intervals_cover_what_they_say(fitted: Fitted) -> None:
     assert fitted.model.split is not None
-    for cells, most in (
-        (fitted.model.split.validation, 0.97),
-        (fitted.model.split.train[:300], 0.98),
-    ):
+    for cells in (fitted.model.split.validation, fitted.model.split.train[:300]):
         check = fitted.model.posterior_predictive_check(indices=cells, n_samples=100)
         coverage = check.calibration.xs(0.95, level="level")["coverage"]
         assert 0.93 <= coverage["rna"] <= 0.97
-        # a little wide on the few cells that 120 epochs have trained on, which the encoder knows
-        assert 0.93 <= coverage["protein"] <= most
+        # a little wide with so few cells to learn from: 0.95 to 0.97 with 2,500
+        assert 0.93 <= coverage["protein"] <= 0.985
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
+
 from report import markdown
 
 HERE = Path(__file__).resolve().parent

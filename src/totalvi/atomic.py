@@ -111,8 +111,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         try:
             yield temporary
             for path in temporary.rglob("*"):
-                _flush(path)
-            _flush(temporary)
+                flush(path)
+            flush(temporary)
             _replace(temporary, target)
         finally:
             _remove(temporary)
@@ -143,9 +143,18 @@ def write_file(target: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
-            _flush(target.parent)
+            flush(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _replace(new: Path, target: Path) -> None:
@@ -163,7 +172,7 @@ def _replace(new: Path, target: Path) -> None:
         except BaseException:
             previous.rename(target)
             raise
-    _flush(target.parent)
+    flush(target.parent)
     _remove(previous)
 
 
@@ -187,12 +196,3 @@ def _previous(target: Path) -> Path:
 def _remove(folder: Path) -> None:
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -395,6 +395,8 @@ class Model(
             )
             checkpoints = kept_fit.checkpoints(settings)
             result = self._fit(data, cells, plan, progress, checkpoints, kept_fit.state)
+        if self._mapping is not None:  # by the weights that the fit has left
+            self._fill_unmeasured(data, self._mapping)
         n_earlier_epochs = len(self.history)
         self.split, self.plan, self.fingerprint, self._failure = cells, plan, found, None
         self.history = pd.concat([self.history, result.history], ignore_index=True)

@@ -183,3 +183,31 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     for name, wrong in (("a.h5ad", "does not end in .h5mu"), ("folder.h5mu", "is a folder")):
         with pytest.raises(OutputError, match=wrong), staged_file(tmp_path / name, suffix=".h5mu"):
             pass
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with staged_folder(out) as staged:
+        write(staged, "1")
+    for name in (".report.html.partial.html", ".report.html.lock"):
+        (out / name).write_text("<html>")
+    require_writable(out, overwrite=True)  # neither is of anybody else
+    with staged_file(out / "report.html", suffix=".html") as report:
+        assert report.read_text() == ""
+        report.write_text("whole")
+    assert {path.name for path in out.iterdir()} == {"report.html", "run.json", "tables"}
+    (out / ".report.htm").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds \.report\.htm, which no run wrote"):
+        require_writable(out, overwrite=True)
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.h5mu"
+    with staged_file(target, suffix=".h5mu") as staged:
+        staged.write_text("1")
+        with (
+            pytest.raises(OutputError, match="is being written by another process"),
+            staged_file(target, suffix=".h5mu"),
+        ):
+            pass
+    assert tree(tmp_path) == {"a.h5mu": "1"}

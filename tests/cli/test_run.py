@@ -1,6 +1,7 @@
 """`totalvi run` and `totalvi demo` hand everything on and sum up."""
 
 import inspect
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -101,3 +102,39 @@ def test_summary_lists_warnings_and_files(
     assert given[0].shape == (2000, 520)
     assert options["seed"] == 3
     assert set(given[0].obs) >= {options["batch_key"], options["labels_key"]}
+
+
+def test_json_is_the_record_and_nothing_else(
+    asked: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["run", "a.h5", "-o", "out", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "out"), **RECORD}
+
+
+def test_a_run_is_repeated_as_it_was(
+    asked: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def repeat(*given: object, **options: object) -> RunResult:
+        asked.append((given, options))
+        return RunResult(tmp_path / "out", [Path("run.json"), Path("report.html")], RECORD)
+
+    monkeypatch.setattr("totalvi.analysis.run.repeat", repeat)
+    command = ["run", "--from", "run.json", "-o", "out"]
+    assert execute([*command, "moved.h5", "--raw", "b=r.h5", "--resume", "--overwrite"]) == 0
+    assert capsys.readouterr().out.count("report.html") == 1
+    ((given, options),) = asked
+    assert given == (Path("run.json"), Path("out"))
+    assert options == {
+        "input": "moved.h5",
+        "raw": {"b": "r.h5"},
+        "protein_path": None,
+        "overwrite": True,
+        "resume": True,
+        "checkpoint_every": timedelta(minutes=10),
+    }
+    for other in (["--seed", "0"], ["--batch", "b"], ["--keep-isotypes"]):
+        assert execute([*command, *other]) == 2
+        assert f"{other[0]} was given with --from" in capsys.readouterr().err
+    assert execute(["run", "-o", "out"]) == 2
+    assert "INPUT is missing" in capsys.readouterr().err
+    assert len(asked) == 1

@@ -1,6 +1,7 @@
 """Models written for scvi-tools hold what ours hold, and scvi-tools itself gives the same numbers."""
 
 import os
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,21 @@ def test_nothing_is_replaced_by_accident(plain: totalvi.Model, tmp_path: Path) -
     with pytest.raises(OutputError, match="not only"):
         plain.save_scvi(target, overwrite=True)
     assert [path.name for path in target.parent.iterdir()] == ["scvi"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(
+    plain: totalvi.Model, tmp_path: Path
+) -> None:
+    target = plain.save_scvi(tmp_path / "scvi")
+    before, limits = (target / "model.pt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        with pytest.raises(OutputError, match=r"scvi cannot be written \(File too large\)"):
+            plain.save_scvi(target, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (target / "model.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["scvi"]
 
 
 def test_an_untrained_model_is_not_written(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_codes_are_coloured_one_by_one() -> None:
 
 def test_tiles_are_where_they_belong() -> None:
     values = np.arange(6.0).reshape(2, 3)
-    drawn = heat_map(values, ["x", "y"], ["a", "b", "c"])
+    drawn = heat_map(values, ["x", "y"], ["a", "b", "c"], low=0.0, high=5.0, value_name="share")
     source = drawn.renderers[0].data_source
     assert isinstance(source, ColumnDataSource)
     found = pd.DataFrame(source.data).pivot(index="row", columns="column", values="value")

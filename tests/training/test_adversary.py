@@ -54,8 +54,8 @@ def test_deception_is_the_loss_of_naming_the_other_panels() -> None:
 
 
 def test_deception_moves_the_latent_state_and_a_step_moves_the_classifier_alone() -> None:
-    made = adversary(network())
-    latent = torch.randn(100, 4, requires_grad=True)
+    made = adversary(network(), weight=2.0)
+    latent = torch.randn(100, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
     seen(made, latent).deception(PANEL).backward()
     assert latent.grad is not None
     assert (latent.grad != 0).any()

@@ -117,6 +117,7 @@ def test_interrupted_at_every_turn(
     [
         ({"library": "latent", "latent_distribution": "ln"}, {"schedule": "constant"}),
         ({"gene_likelihood": "zinb", "fused": False}, {"precision": "32-true"}),
+        ({"background_samples": 3}, {"precision": "32-true"}),
         ({}, {"precision": "bf16-mixed"}),
         ({}, {"early_stopping_patience": 1, "lr": 0.1, "n_epochs_kl_warmup": 0, "max_epochs": 30}),
         ({}, {"train_size": 1.0}),
@@ -154,6 +155,22 @@ def test_a_fit_on_disk_goes_on_bit_for_bit(
     assert again.fingerprint == fingerprint(describe(mdata, again.schema.keys))
 
 
+def test_a_fit_against_an_adversary_goes_on_too(tmp_path: Path) -> None:
+    panels = annotated(n_unmeasured=2)
+    whole, model, again, other = (build(panels) for _ in range(4))
+    whole.train(**FIT, adversarial=3.0)
+    with signal_after(6), pytest.raises(Interrupted):
+        model.train(**FIT, adversarial=3.0, checkpoint=tmp_path / "fit")
+    kept = read_checkpoint(tmp_path / "fit").state.tensors
+    assert any(name.startswith("adversary.optimizer.") for name in kept)
+    with pytest.raises(CheckpointError, match=r"adversary_weight is 3\.0 there and 1\.0 here"):
+        again.train(resume=tmp_path / "fit", adversarial=True)
+    again.train(resume=tmp_path / "fit")
+    assert_same(again, whole)
+    other.train(**FIT)  # or nothing would have been tested
+    assert not other.history["train_loss"].equals(whole.history["train_loss"])
+
+
 def test_a_second_fit_goes_on_as_the_second(mdata: MuData, tmp_path: Path) -> None:
     models = [build(mdata) for _ in range(2)]
     for model in models:
@@ -167,6 +184,15 @@ def test_a_second_fit_goes_on_as_the_second(mdata: MuData, tmp_path: Path) -> No
     assert_same(models[1], models[0])
 
 
+@pytest.fixture
+def obeyed_sigint() -> Iterator[None]:
+    """As in the foreground; jobs of a shell in the background start with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("obeyed_sigint")
 def test_an_interrupted_model_is_as_before_and_handlers_are_put_back(
     mdata: MuData, uninterrupted: totalvi.Model, tmp_path: Path
 ) -> None:

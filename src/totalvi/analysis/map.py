@@ -107,7 +107,8 @@ def map_files(
                 progress=False,
             )
             tables["imputed_proteins"] = protein
-    summary = f"{len(cells):,} cells on {len(model.schema.batch_names)} reference batches"
+    n_batches = len(model.schema.batch_names)
+    summary = f"{len(cells):,} cells on {n_batches} reference batch{'es' * (n_batches > 1)}"
     if "label" in cells:
         summary += f", {cells['label'].nunique()} labels"
     if "reference_p_value" in cells:

@@ -5,9 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
-from totalvi.atomic import locked, new_folder, parents_of, writing
+from totalvi.atomic import flush, locked, new_folder, parents_of, writing
 from totalvi.errors import OutputError
 
 RECORD = "run.json"
@@ -66,6 +65,8 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterator[Path]:
     """Give a path that becomes the file ``output`` when the block ends, and vanishes if it fails.
 
+    No other process can write ``output`` meanwhile.
+
     Parameters
     ----------
     output
@@ -76,7 +77,7 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
     Raises
     ------
     OutputError
-        If ``output`` has another ending, may not be replaced, or cannot be written.
+        If ``output`` has another ending, may not be replaced, is being written, or cannot be.
     """
     output = output.absolute()
     if output.suffix != suffix:
@@ -86,12 +87,15 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists: choose another name, or replace it with overwrite")
     _nearest_folder(output)
-    with parents_of(output), writing(output):
-        staged = output.with_name(f".{output.name}.{uuid4().hex[:8]}{suffix}")
+    with parents_of(output), locked(output), writing(output):
+        staged = output.with_name(f".{output.name}.partial{suffix}")
+        staged.unlink(missing_ok=True)  # of a process that was killed
         staged.touch(exist_ok=False)
         try:
             yield staged
+            flush(staged)
             staged.replace(output)
+            flush(output.parent)
         finally:
             staged.unlink(missing_ok=True)
 
@@ -150,12 +154,17 @@ def _require_earlier_run(output: Path) -> None:
             f"{output} holds no {RECORD} of totalvi, so it is not the result of an earlier run and "
             "will not be overwritten: choose another output folder"
         )
-    foreign = sorted(path.name for path in output.iterdir() if path.name not in PARTS)
+    foreign = sorted(path.name for path in output.iterdir() if not _is_of_a_run(path.name))
     if foreign:
         raise OutputError(
             f"{output} holds {foreign[0]}, which no run wrote, and will not be overwritten: "
             f"move {foreign[0]} elsewhere, or choose another output folder"
         )
+
+
+def _is_of_a_run(name: str) -> bool:
+    """Return whether a file is a part of a run, or what a process left that was killed writing one."""
+    return name in PARTS or name.startswith(tuple(f".{part}." for part in PARTS))
 
 
 def _is_record(path: Path) -> bool:

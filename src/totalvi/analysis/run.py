@@ -141,10 +141,7 @@ def run(
     arguments = dict(locals())
     read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
     output = Path(output)
-    by_batch = raw.items() if isinstance(raw, Mapping) else ()
-    raws: dict[str, Any] = {f"raw[{batch}]": path for batch, path in by_batch} or {"raw": raw}
-    given: dict[str, Any] = {"input": input, "protein_path": protein_path, **raws}
-    paths = {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
+    paths = _paths(input, raw, protein_path)
     for path in paths.values():
         refuse_input_in_output(path, output)
     if resume and is_record_of(output / RECORD, arguments, paths):
@@ -230,6 +227,7 @@ def repeat(
     output: str | Path,
     *,
     input: str | Path | None = None,
+    raw: str | Path | Mapping[str, str | Path] | None = None,
     protein_path: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -244,7 +242,7 @@ def repeat(
         The ``run.json``.
     output, overwrite, resume, checkpoint_every, progress
         As in :func:`run`.
-    input, protein_path
+    input, raw, protein_path
         Where the input is now, if it was moved.
 
     Raises
@@ -252,9 +250,7 @@ def repeat(
     TotalviError
         When the record cannot be read, or the input is gone or has changed; as in :func:`run`.
     """
-    given = {"input": input, "protein_path": protein_path}
-    moved = {name: Path(path) for name, path in given.items() if path is not None}
-    arguments, notes = read_record(Path(record), moved)
+    arguments, notes = read_record(Path(record), _paths(input, raw, protein_path))
     unknown = sorted(set(arguments) - set(inspect.signature(run).parameters))
     if unknown:
         raise ReadError(
@@ -269,6 +265,15 @@ def repeat(
         progress=progress,
     )
     return result._replace(record=result.record | {"notes": [*result.record["notes"], *notes]})
+
+
+def _paths(
+    input: Any, raw: str | Path | Mapping[str, str | Path] | None, protein_path: str | Path | None
+) -> dict[str, Path]:
+    """Return what is a path of the inputs, by argument; ``raw[donor]`` for one of several."""
+    raws = {f"raw[{k}]": v for k, v in raw.items()} if isinstance(raw, Mapping) else {"raw": raw}
+    given = {"input": input, "protein_path": protein_path, **raws}
+    return {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
 
 
 def _forget(checkpoint: Path, *, overwrite: bool) -> None:

@@ -41,30 +41,14 @@ def antibody_separation(
         more counts than a background cell; ``log1p_median_difference``; and ``warning``, a few
         words when the antibody failed to separate, else empty: fewer than 5 cells of one kind, an
         AUROC below 0.85, medians less than twofold apart, or an isotype control with more than
-        5 % foreground. AUROC and difference are NaN when all cells are of one kind. With controls
-        also ``isotype_99th_percentile`` of the counts of all controls together, and
-        ``percent_above_isotypes``, of cells with more than that.
+        5 % foreground. AUROC and difference are NaN when all cells are of one kind.
     """
     controls = np.zeros(len(names), dtype=bool) if is_control is None else np.asarray(is_control)
     rows = [
         _separation(raw[:, i], foreground_probability[:, i], bool(controls[i]))
         for i in range(len(names))
     ]
-    table = pd.DataFrame(rows, index=pd.Index(names, name="protein"))
-    if controls.any():
-        table["isotype_99th_percentile"], table["percent_above_isotypes"] = _against_isotypes(
-            raw, controls
-        )
-    return table
-
-
-def _against_isotypes(raw: np.ndarray, is_control: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the 99th percentile of all controls' counts, and how many cells are above it."""
-    level = float(np.nanpercentile(raw[:, is_control], 99))
-    n_measured = (~np.isnan(raw)).sum(axis=0)
-    n_above = (raw > level).sum(axis=0)
-    percent = np.full(raw.shape[1], np.nan)
-    return level, np.divide(100.0 * n_above, n_measured, out=percent, where=n_measured > 0)
+    return pd.DataFrame(rows, index=pd.Index(names, name="protein"))
 
 
 def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -> dict:

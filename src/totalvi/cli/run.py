@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,7 +24,10 @@ Output = Annotated[
 ]
 
 
-REPEATED = {"input", "output", "protein", "record", "overwrite", "resume", "checkpoint_every"}
+REPEATED = {
+    *("input", "raw", "protein", "output", "record"),
+    *("overwrite", "resume", "checkpoint_every", "as_json"),
+}
 """Options of a run that can be given with ``--from``."""
 
 
@@ -77,6 +81,9 @@ def run(
     rna_layer: options.RnaLayer = None,
     protein_layer: options.ProteinLayer = None,
     protein_obsm: options.ProteinObsm = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record of the run as JSON.")
+    ] = False,
 ) -> None:
     """Make a folder of results from raw counts.
 
@@ -106,12 +113,13 @@ def run(
                 record,
                 output,
                 input=input,
+                raw=options.raw_paths(raw),
                 protein_path=protein,
                 overwrite=overwrite,
                 resume=resume,
                 checkpoint_every=every,
             )
-        _finish(result)
+        _finish(result, as_json)
         return
     if input is None:
         raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
@@ -148,7 +156,7 @@ def run(
             protein_layer=protein_layer,
             protein_expression_obsm_key=protein_obsm,
         )
-    _finish(result)
+    _finish(result, as_json)
 
 
 def demo(
@@ -213,11 +221,15 @@ def _keeping(output: Path) -> Iterator[None]:
         raise
 
 
-def _finish(result: RunResult) -> None:
-    """Make the report of a run, and sum the run up."""
+def _finish(result: RunResult, as_json: bool = False) -> None:
+    """Make the report of a run, whose folder is in place by now, and sum the run up."""
     from totalvi.report.build import build_report
 
     report, record = build_report(result.folder), result.record
+    if as_json:
+        folder = {"folder": str(result.folder.absolute())}
+        typer.echo(json.dumps(folder | record, ensure_ascii=False, allow_nan=False))
+        return
     typer.echo(
         f"{record['cells']:,} cells, {record['genes']:,} genes, {record['proteins']:,} proteins: "
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
@@ -228,7 +240,7 @@ def _finish(result: RunResult) -> None:
             typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
     typer.echo("written:")
     for file in result.files:
-        if file.parts[0] != "model.totalvi":
+        if file.parts[0] not in ("model.totalvi", report.name):
             typer.echo(f"  {result.folder / file}")
     typer.echo(f"  {result.folder / 'model.totalvi'}")
     typer.echo(f"  {report}  (open it in a browser)")

@@ -41,8 +41,11 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
 
 def _hash_protein(data: CiteData) -> str:
     digest = hashlib.sha256(f"float32{data.protein.shape}".encode())
-    for _, rows in row_blocks(data.protein):
-        digest.update(np.ascontiguousarray(rows).data)
+    by_panel = np.array(data.schema.panel_measured)
+    for start, rows in row_blocks(data.protein):
+        measured = by_panel[data.panel[start : start + len(rows)]]
+        known = np.where(measured, rows, np.float32(0))  # what a query lacks may be filled in
+        digest.update(np.ascontiguousarray(known).data)
     return digest.hexdigest()
 
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from totalvi.data.cite import CiteData
 from totalvi.feed import minibatches
-from totalvi.mapping.filling import fill_unmeasured
+from totalvi.mapping.filling import always_shown, fill_unmeasured
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.latent import LatentDistribution, latent_distribution
@@ -66,11 +67,12 @@ def as_the_query(
 
     With them comes which of the held-out cells they are: those with RNA in the genes of the query.
     """
-    known = np.array(held_out.schema.panel_measured)[held_out.panel]
+    panels = np.array(held_out.schema.panel_measured)
+    known, shown = panels[held_out.panel], always_shown(module, panels, held_out.panel)
     rna = held_out.rna
     if missing_genes:
         keep = ~np.isin(query.schema.gene_names, missing_genes)
-        rna = rna.multiply(keep[None]).tocsr().astype(np.float32)
+        rna = sparse.csr_matrix(rna.multiply(keep[None]), dtype=np.float32)
         rna.eliminate_zeros()
     library_size = held_out.library_size
     if query.schema.keys.size_factor_key is None:
@@ -87,7 +89,7 @@ def as_the_query(
         )
         kept = np.flatnonzero(library_size > 0)
         alike = alike.in_memory(kept)
-        fill_unmeasured(module, alike, (known & ~measured)[kept])
+        fill_unmeasured(module, alike, (shown & ~measured)[kept])
         yield int(panel), kept, alike
 
 

@@ -14,12 +14,34 @@ _ROUNDS = 6
 _BATCH_SIZE = 1024
 
 
-def filled_proteins(data: CiteData, mapping: QueryMapping, start: str | None = None) -> np.ndarray:
+def always_shown(module: TOTALVI, panels: np.ndarray, panel: np.ndarray) -> np.ndarray:
+    """Return which proteins the encoder saw of every training cell with the panels in ``panel``.
+
+    For it, a 0 there means a cell without the protein; elsewhere, it has learned to do without.
+
+    Parameters
+    ----------
+    panels
+        Which proteins each panel of the reference measured, (panels, T).
+    panel
+        Codes, (N,).
+
+    Returns
+    -------
+    Shape (N, T).
+    """
+    if module.hidden_protein_rate:  # cells were also shown as other panels would have measured them
+        return np.broadcast_to(panels.all(axis=0), (len(panel), panels.shape[1]))
+    shown: np.ndarray = panels[panel]
+    return shown
+
+
+def filled_proteins(
+    module: TOTALVI, data: CiteData, mapping: QueryMapping, start: str | None = None
+) -> np.ndarray:
     """Return which unmeasured proteins of each cell are filled in for the encoder, (N, T).
 
-    They are those that the encoder always saw in the reference batch that the cell's batch started
-    from: there a 0 means a cell without the protein. Where that batch lacked the protein as well, a 0
-    is what the encoder knows.
+    They are those that it always saw in the reference batch that the cell's batch started from.
 
     Parameters
     ----------
@@ -28,13 +50,18 @@ def filled_proteins(data: CiteData, mapping: QueryMapping, start: str | None = N
     """
     schema, n_batches = data.schema, mapping.n_reference_batches
     panels = np.array(schema.panel_measured)
-    always = panels[: mapping.n_reference_panels].all(axis=0)
+    of_reference = panels[: mapping.n_reference_panels]
+    always = of_reference.all(axis=0)
     starts = mapping.reference_batches if start is None else (start,) * len(mapping.batches)
     by_batch = np.zeros((len(schema.batch_names), panels.shape[1]), dtype=bool)
     for code, name in enumerate(starts, start=n_batches):
         known = schema.batch_names[:n_batches]
         own_panel = name in known and not mapping.panels
-        by_batch[code] = panels[known.index(name)] if own_panel else always
+        by_batch[code] = (
+            always_shown(module, of_reference, np.array([known.index(name)]))[0]
+            if own_panel
+            else always
+        )
     filled: np.ndarray = by_batch[data.batch] & ~panels[data.panel]
     return filled
 
@@ -59,7 +86,8 @@ def with_expected(module: TOTALVI, batch: Minibatch, filled: np.ndarray) -> Tens
     the two agree: the deterministic form of the pseudo-Gibbs sampler for missing data of Rezende,
     Mohamed and Wierstra (2014, appendix F).
     """
-    where, y, context = torch.from_numpy(filled), batch.y, batch.context
+    where, context = torch.from_numpy(filled), batch.context
+    y = batch.y.masked_fill(where, 0)  # so that it does not matter what was filled in before
     for _ in range(_ROUNDS if filled.any() else 0):
         posterior = module.encode(batch.x, y, context)
         decoded = module.decode(module.transform_latent(posterior.qz_m), context)

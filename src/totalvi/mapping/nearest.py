@@ -90,7 +90,7 @@ def _nearest(
     for name in known:
         for panel in np.unique(data.panel[cells]):
             start_batch(module, mapping, batch, int(panel), _weights(name, known))
-        filled = filled_proteins(data, mapping, name)
+        filled = filled_proteins(module, data, mapping, name)
         batches = (
             batch._replace(y=with_expected(module, batch, filled[batch.cells]))
             for batch in minibatches(data, module, some, _BATCH_SIZE)

@@ -18,6 +18,7 @@ from totalvi.data.cite import CiteData, Data, Keys, Schema, library_prior, opene
 from totalvi.data.data_sets import DataSet, Where, find_data_set
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.gene_names import align_genes
+from totalvi.data.isotypes import control_counts
 from totalvi.data.source import CountSource
 from totalvi.errors import DataError
 from totalvi.module.totalvi import TOTALVI
@@ -81,13 +82,16 @@ class AlignedQuery(NamedTuple):
     found_genes, found_proteins
         Which of the reference's genes and proteins the query has.
     unknown_proteins
-        Names of the query's proteins that the reference does not know.
+        Names of the query's proteins that the reference does not know, isotype controls aside.
+    controls
+        Counts of the reference's isotype controls that the query has, (N, controls), by name.
     """
 
     source: CountSource
     found_genes: np.ndarray
     found_proteins: np.ndarray
     unknown_proteins: tuple[str, ...]
+    controls: pd.DataFrame
 
 
 def align_query(
@@ -118,7 +122,8 @@ def align_query(
         gene_names=pd.Index(schema.gene_names, dtype=object),
         protein_names=pd.Index(schema.protein_names, dtype=object),
     )
-    return AlignedQuery(source, found_genes, found_proteins, unknown)
+    controls = control_counts(data, found.source, schema.control_names)
+    return AlignedQuery(source, found_genes, found_proteins, unknown, controls)
 
 
 def _aligned_rna(found: DataSet, schema: Schema) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -151,7 +156,7 @@ def _aligned_rna(found: DataSet, schema: Schema) -> tuple[sparse.csr_matrix, np.
         select = sparse.csr_matrix((ones, (rows, position[rows])), shape=(len(position), n_genes))
         rna = sparse.csr_matrix(found.source.rna @ select)
         rna.sort_indices()
-    has = np.zeros(n_genes, dtype=bool)
+    has: np.ndarray = np.zeros(n_genes, dtype=bool)
     has[position[rows]] = True
     return rna, has
 
@@ -174,7 +179,7 @@ def _aligned_proteins(
     exact = pd.Index(schema.protein_names).get_indexer(pd.Index(of_query["harmonised"]))
     position = np.where(position < 0, exact, position)  # a name given is the model's own
     matched = position >= 0
-    if not matched.any():
+    if not (matched | found.controls).any():
         raise DataError(
             f"none of the query's {len(own)} proteins ({listed(own)}) is one of the reference model "
             f"({listed(schema.protein_names)}); say which are which with antibody_names, or give the "
@@ -182,7 +187,7 @@ def _aligned_proteins(
         )
     counts[:, position[matched]] = found.source.protein[:, matched]
     measured = np.asarray(~np.isnan(counts).all(axis=0))
-    return counts, measured, tuple(np.array(own, dtype=object)[~matched])
+    return counts, measured, tuple(np.array(own, dtype=object)[~matched & ~found.controls])
 
 
 def dispersion_by_label(module: TOTALVI) -> bool:
@@ -203,7 +208,7 @@ def describe_query(
     data = opened(data)[0]
     query = align_query(data, schema.keys, schema, dict(mapping.antibody_names))
     check_query(query.source, schema.keys, needs_labels)
-    return query_cite_data(data, query.source, schema, mapping, needs_labels)
+    return query_cite_data(data, query, schema, mapping, needs_labels)
 
 
 def warn_of_alignment(query: AlignedQuery, schema: Schema, share_of_missing: float) -> None:
@@ -304,13 +309,13 @@ def check_query(source: CountSource, keys: Keys, needs_labels: bool) -> None:
 
 def query_cite_data(
     data: MuData | AnnData,
-    source: CountSource,
+    query: AlignedQuery,
     schema: Schema,
     mapping: QueryMapping,
     needs_labels: bool,
 ) -> CiteData:
     """Return an aligned query as arrays; ``schema`` and ``mapping`` are of `extended_schema`."""
-    keys, obs = schema.keys, source.obs
+    keys, source, obs = schema.keys, query.source, query.source.obs
     batch = _codes(obs, keys.batch_key, dict(mapping.batches), schema.batch_names)
     panel = batch
     if mapping.panels:
@@ -345,7 +350,7 @@ def query_cite_data(
         continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
         library_size=library_size.astype(np.float32),
         annotation=Annotation(data, obs, keys.rna_modality, keys.protein_modality),
-        controls=pd.DataFrame(index=source.cell_names),
+        controls=query.controls,
     )
 
 

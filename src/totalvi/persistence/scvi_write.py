@@ -1,5 +1,6 @@
 """Models of this package as model folders of scvi-tools."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,13 @@ def write_scvi(
         else genes
     )
     content = {"model_state_dict": state, "var_names": names, "attr_dict": attributes}
-    write_folder(
-        path, lambda folder: torch.save(content, folder / _FILE), overwrite, _require_own_folder
-    )
+    packed = BytesIO()  # of a full disk torch says nothing but that it could not write
+    torch.save(content, packed)
+
+    def write(folder: Path) -> None:
+        (folder / _FILE).write_bytes(packed.getbuffer())
+
+    write_folder(path, write, overwrite, _require_own_folder)
 
 
 def _require_counterparts(module: TOTALVI, options: dict[str, Any]) -> None:

@@ -12,21 +12,16 @@ def agreement(
     source: ColumnDataSource,
     *,
     label: str,
-    x: str = "observed",
-    y: str = "predicted",
-    kind: str = "kind",
-    name: str = "name",
-    scale: CountScale | None = None,
-    high: float = 1.0,
-    height: int = 300,
+    scale: CountScale | None,
+    high: float,
 ) -> figure:
     """Draw a dot for each feature, and the line on which both axes agree.
 
     Parameters
     ----------
     source
-        Of features, with the columns ``x`` and ``y``, places on the axes; ``kind``, 0 a gene and 1
-        a protein; and ``name``.
+        Of features, with the columns ``observed`` and ``predicted``, places on the axes; ``kind``,
+        0 a gene and 1 a protein; and ``name``.
     label
         What is compared, for the axes.
     scale
@@ -35,20 +30,20 @@ def agreement(
         Where the line ends.
     """
     drawn = new_figure(
-        height=height, x_label=f"observed {label}", y_label=f"predicted {label}", tools="save"
+        height=300, x_label=f"observed {label}", y_label=f"predicted {label}", tools="save"
     )
     drawn.line([0, high], [0, high], color=QUIET, line_dash="dashed")
     mapper = LinearColorMapper(palette=[BACKGROUND, WARNING], low=-0.5, high=1.5)
     dots = drawn.scatter(
-        x,
-        y,
+        "observed",
+        "predicted",
         source=source,
         size=6,
-        color={"field": kind, "transform": mapper},
+        color={"field": "kind", "transform": mapper},
         line_color=None,
         alpha=0.8,
     )
-    drawn.add_tools(HoverTool(renderers=[dots], tooltips=[("feature", f"@{{{name}}}")]))
+    drawn.add_tools(HoverTool(renderers=[dots], tooltips=[("feature", "@name")]))
     if scale is not None:
         use_count_axis(drawn, "x", scale)
         use_count_axis(drawn, "y", scale)

@@ -1,16 +1,13 @@
 """Biaxial protein plots: one protein against another, each cell a dot coloured by density."""
 
-from typing import Any
-
 import numpy as np
-from bokeh.models import CDSView, ColumnDataSource, LinearColorMapper
+from bokeh.models import ColumnDataSource, LinearColorMapper
 from bokeh.palettes import Viridis256
 from bokeh.plotting import figure
 
-from totalvi.pictures.colors import PALE
-from totalvi.pictures.frame import TOOLS, new_figure, use_count_axis
+from totalvi.pictures.frame import new_figure, use_count_axis
 from totalvi.pictures.maps import point_size
-from totalvi.pictures.scale import PROTEIN_SCALE, CountScale
+from totalvi.pictures.scale import PROTEIN_SCALE
 
 
 def density_mapper() -> LinearColorMapper:
@@ -62,64 +59,29 @@ def point_density(
 
 
 def biaxial(
-    source: ColumnDataSource,
-    mapper: LinearColorMapper | None = None,
-    *,
-    x: str = "x",
-    y: str = "y",
-    color: str = "density",
-    x_label: str = "",
-    y_label: str = "",
-    view: CDSView | None = None,
-    n_cells: int | None = None,
-    scale: CountScale = PROTEIN_SCALE,
-    title: str = "",
-    height: int = 420,
-    tools: str = TOOLS,
-    active_drag: str | None = None,
-    **options: Any,
+    source: ColumnDataSource, *, n_cells: int, x_label: str = "", y_label: str = ""
 ) -> figure:
     """Draw one protein against another.
 
     Parameters
     ----------
     source
-        Of cells, with the columns ``x`` and ``y``, places on the axes (``scale.forward(counts)``),
-        and ``color``.
-    mapper
-        Colours ``color``; None: as `point_density`.
+        Of cells, with the columns ``x`` and ``y``, places on the axes, and ``density``, as of
+        `point_density`.
+    n_cells
+        How many there will be, which decides the size of the dots.
     x_label, y_label
         Names of the proteins.
-    view
-        Which cells to draw; None: all.
-    n_cells
-        How many there are, which decides the size of the dots; None: as many as in ``source``.
-    scale
-        Of both axes.
-    title, height, tools, active_drag, **options
-        As in `totalvi.pictures.frame.new_figure`.
     """
-    drawn = new_figure(
-        title,
-        height=height,
-        x_label=x_label,
-        y_label=y_label,
-        tools=tools,
-        active_drag=active_drag,
-        **options,
-    )
+    drawn = new_figure(height=420, x_label=x_label, y_label=y_label)
     drawn.scatter(
-        x,
-        y,
+        "x",
+        "y",
         source=source,
-        size=point_size(len(source.data.get(x, ())) if n_cells is None else n_cells),
-        color={"field": color, "transform": mapper or density_mapper()},
+        size=point_size(n_cells),
+        color={"field": "density", "transform": density_mapper()},
         line_color=None,
-        nonselection_fill_color=PALE,
-        nonselection_fill_alpha=0.4,
-        name="cells",
-        view=CDSView() if view is None else view,
     )
-    use_count_axis(drawn, "x", scale)
-    use_count_axis(drawn, "y", scale)
+    use_count_axis(drawn, "x", PROTEIN_SCALE)
+    use_count_axis(drawn, "y", PROTEIN_SCALE)
     return drawn

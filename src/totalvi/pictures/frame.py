@@ -49,6 +49,7 @@ def new_figure(
         **options,
     )
     drawn.toolbar.logo = None
+    drawn.min_border_right = 14  # half of the last tick's label
     drawn.outline_line_color = None
     drawn.grid.grid_line_color = None
     drawn.title.visible = bool(title)

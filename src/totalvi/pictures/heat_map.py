@@ -15,11 +15,9 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     *,
-    low: float | None = None,
-    high: float | None = None,
-    title: str = "",
-    row_height: int = 16,
-    value_name: str = "value",
+    low: float,
+    high: float,
+    value_name: str,
 ) -> figure:
     """Draw a tile for each row and column, the first row on top.
 
@@ -30,17 +28,13 @@ def heat_map(
     rows, columns
         Names, unique on each axis.
     low, high
-        Ends of the colours; None: the least and the largest value.
+        Ends of the colours.
     value_name
         What the values are, shown where the pointer is.
     """
-    known = values[np.isfinite(values)]
-    low = (known.min() if known.size else 0.0) if low is None else low
-    high = (known.max() if known.size else 1.0) if high is None else high
-    mapper = value_mapper(float(low), float(high))
+    mapper = value_mapper(low, high)
     drawn = new_figure(
-        title,
-        height=row_height * len(rows) + 110,
+        height=16 * len(rows) + 110,
         tools="save",
         x_range=FactorRange(*map(str, columns)),
         y_range=FactorRange(*map(str, reversed(rows))),

@@ -1,13 +1,13 @@
 """Histograms of a protein's counts, split by the model into background and foreground."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from bokeh.plotting import figure
 
-from totalvi.pictures.colors import BACKGROUND, FOREGROUND, INK
-from totalvi.pictures.frame import new_figure, use_count_axis
-from totalvi.pictures.scale import PROTEIN_SCALE, CountScale
+from totalvi.pictures.colors import FOREGROUND
+from totalvi.pictures.frame import new_figure, use_ticks
+from totalvi.pictures.scale import PROTEIN_SCALE
 
 N_BINS = 45
 SMOOTH_BINS = 30
@@ -39,7 +39,6 @@ def histogram_parts(
     raw: np.ndarray,
     denoised: np.ndarray,
     foreground_probability: np.ndarray,
-    scale: CountScale = PROTEIN_SCALE,
     weights: np.ndarray | None = None,
 ) -> HistogramParts:
     """Count one protein's cells; foreground are those with a probability above one half.
@@ -50,8 +49,6 @@ def histogram_parts(
         Counts, (n_cells,), NaN where unmeasured; such cells are left out.
     denoised, foreground_probability
         What the model says, (n_cells,).
-    scale
-        Of the axis.
     weights
         How many cells each stands for, (n_cells,); None: one.
     """
@@ -60,18 +57,20 @@ def histogram_parts(
     weights = np.ones(len(raw)) if weights is None else weights[measured]
     foreground = foreground_probability[measured] > 0.5
     tops = [np.percentile(values, 99.9) for values in (raw, denoised) if values.size]
-    edges = bin_edges(max([9.0, *tops]), scale)
+    edges = bin_edges(max([9.0, *tops]))
     smooth_edges = np.linspace(edges[0], edges[-1], SMOOTH_BINS + 1)
     return HistogramParts(
         edges,
-        _cells_per_width(scale.forward(raw[~foreground]), edges, weights[~foreground]),
-        _cells_per_width(scale.forward(raw[foreground]), edges, weights[foreground]),
+        _cells_per_width(PROTEIN_SCALE.forward(raw[~foreground]), edges, weights[~foreground]),
+        _cells_per_width(PROTEIN_SCALE.forward(raw[foreground]), edges, weights[foreground]),
         smooth_edges,
-        _cells_per_width(scale.forward(denoised[foreground]), smooth_edges, weights[foreground]),
+        _cells_per_width(
+            PROTEIN_SCALE.forward(denoised[foreground]), smooth_edges, weights[foreground]
+        ),
     )
 
 
-def bin_edges(highest: float, scale: CountScale = PROTEIN_SCALE) -> np.ndarray:
+def bin_edges(highest: float) -> np.ndarray:
     """Return bin edges, as places on the axis, that lie between integers: any bin can hold a count.
 
     Low counts get one bin each; from where integers lie closer than the wanted bin width, bins
@@ -82,52 +81,9 @@ def bin_edges(highest: float, scale: CountScale = PROTEIN_SCALE) -> np.ndarray:
     >>> PROTEIN_SCALE.inverse(bin_edges(3)).round(2).tolist()
     [-0.5, 0.5, 1.5, 2.5, 3.5]
     """
-    wanted = np.linspace(0.0, scale.forward(highest + 0.5), N_BINS + 1)
-    between = np.unique(np.floor(scale.inverse(wanted[1:]) + 1e-9) + 0.5)
-    return scale.forward(np.concatenate([[-0.5], between]))
-
-
-def protein_histogram(
-    parts: HistogramParts,
-    title: str = "",
-    *,
-    scale: CountScale = PROTEIN_SCALE,
-    height: int = 170,
-    **options: Any,
-) -> figure:
-    """Draw the foreground stacked on the background, and the denoised foreground as a line.
-
-    Parameters
-    ----------
-    parts
-        From `histogram_parts` with the same ``scale``.
-    """
-    drawn = new_figure(title, height=height, tools="", **options)
-    left, right = parts.edges[:-1], parts.edges[1:]
-    total = parts.background + parts.foreground
-    drawn.quad(
-        left=left, right=right, bottom=0, top=parts.background, color=BACKGROUND, line_color=None
-    )
-    drawn.quad(
-        left=left,
-        right=right,
-        bottom=parts.background,
-        top=total,
-        color=FOREGROUND,
-        line_color=None,
-    )
-    drawn.line(
-        np.repeat(parts.smooth_edges, 2),
-        np.concatenate([[0.0], np.repeat(parts.denoised, 2), [0.0]]),
-        color=INK,
-        line_width=1.5,
-    )
-    use_count_axis(drawn, "x", scale)
-    drawn.yaxis.visible = False
-    drawn.x_range.start, drawn.x_range.end = float(parts.edges[0]), float(parts.edges[-1])
-    drawn.y_range.start = 0
-    drawn.y_range.end = 1.05 * float(max(total.max(), parts.denoised.max(), 1e-9))
-    return drawn
+    wanted = np.linspace(0.0, PROTEIN_SCALE.forward(highest + 0.5), N_BINS + 1)
+    between = np.unique(np.floor(PROTEIN_SCALE.inverse(wanted[1:]) + 1e-9) + 0.5)
+    return PROTEIN_SCALE.forward(np.concatenate([[-0.5], between]))
 
 
 def _cells_per_width(places: np.ndarray, edges: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -136,12 +92,10 @@ def _cells_per_width(places: np.ndarray, edges: np.ndarray, weights: np.ndarray)
     return n_cells / np.diff(edges)
 
 
-def count_histogram(
-    counts: np.ndarray, x_label: str, *, scale: CountScale = PROTEIN_SCALE, height: int = 220
-) -> figure:
+def count_histogram(counts: np.ndarray, x_label: str) -> figure:
     """Draw how many cells have how many counts."""
-    drawn = new_figure(height=height, x_label=x_label, y_label="cells", tools="save")
-    places = scale.forward(counts)
+    drawn = new_figure(height=220, x_label=x_label, y_label="cells", tools="save")
+    places = PROTEIN_SCALE.forward(counts)
     n_cells, edges = np.histogram(places, bins=N_BINS)
     drawn.quad(
         left=edges[:-1],
@@ -151,6 +105,7 @@ def count_histogram(
         color=FOREGROUND,
         line_color="white",
     )
-    use_count_axis(drawn, "x", scale)
+    ends = PROTEIN_SCALE.inverse(edges[[0, -1]])
+    use_ticks(drawn, "x", PROTEIN_SCALE.close_ticks(float(ends[0]), float(ends[1])))
     drawn.y_range.start = 0
     return drawn

@@ -5,12 +5,12 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from bokeh.models import CDSView, ColorBar, ColumnDataSource, LinearColorMapper
+from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
 from bokeh.palettes import Magma256
 from bokeh.plotting import figure
 
 from totalvi.pictures.colors import INK, PALE, QUIET, category_colors
-from totalvi.pictures.frame import TOOLS, new_figure
+from totalvi.pictures.frame import new_figure
 from totalvi.pictures.scale import CountScale
 
 VALUE_PALETTE = tuple(reversed(Magma256[20:246]))  # from pale (little) to dark (much)
@@ -36,14 +36,7 @@ def cell_map(
     mapper: LinearColorMapper,
     *,
     color: str = "color",
-    x: str = "umap_1",
-    y: str = "umap_2",
-    view: CDSView | None = None,
-    n_cells: int | None = None,
-    title: str = "",
-    height: int = 480,
-    tools: str = TOOLS,
-    active_drag: str | None = None,
+    height: int = 430,
     **options: Any,
 ) -> figure:
     """Draw a dot for each cell.
@@ -51,14 +44,11 @@ def cell_map(
     Parameters
     ----------
     source
-        Of cells, with the columns ``x``, ``y`` and ``color``: numbers that ``mapper`` colours.
+        Of cells, with the columns ``umap_1``, ``umap_2`` and ``color``: numbers that ``mapper``
+        colours.
     mapper
         From `category_mapper` or `value_mapper`.
-    view
-        Which cells to draw; None: all.
-    n_cells
-        How many there are, which decides the size of the dots; None: as many as in ``source``.
-    title, height, tools, active_drag, **options
+    height, **options
         As in `totalvi.pictures.frame.new_figure`.
 
     Examples
@@ -67,20 +57,14 @@ def cell_map(
     >>> len(cell_map(source, category_mapper(2)).renderers)
     1
     """
-    drawn = new_figure(title, height=height, tools=tools, active_drag=active_drag, **options)
-    if n_cells is None:
-        n_cells = len(source.data.get(x, ()))
+    drawn = new_figure(height=height, **options)
     drawn.scatter(
-        x,
-        y,
+        "umap_1",
+        "umap_2",
         source=source,
-        size=point_size(n_cells),
+        size=point_size(len(source.data["umap_1"])),
         color={"field": color, "transform": mapper},
         line_color=None,
-        nonselection_fill_color=PALE,
-        nonselection_fill_alpha=0.4,
-        name="cells",
-        view=CDSView() if view is None else view,
     )
     drawn.axis.ticker = []
     drawn.xaxis.axis_label, drawn.yaxis.axis_label = "UMAP 1", "UMAP 2"

@@ -42,6 +42,24 @@ class CountScale(NamedTuple):
         shown = [mark for mark in (0.0, *marks) if low <= mark <= high]
         return {float(self.forward(mark)): _label(mark) for mark in shown}
 
+    def close_ticks(self, low: float, high: float) -> dict[float, str]:
+        """Return ticks between two counts, with 2 and 5 times powers of ten when these are few.
+
+        Examples
+        --------
+        >>> list(PROTEIN_SCALE.close_ticks(90, 3000).values())
+        ['100', '200', '500', '1k', '2k']
+        """
+        ticks = self.ticks(low, high)
+        if len(ticks) > 3:
+            return ticks
+        marks = [digit * 10.0**power for power in range(-2, 8) for digit in (1, 2, 5)]
+        return {
+            float(self.forward(mark)): _label(mark)
+            for mark in (0.0, *marks)
+            if low <= mark <= high and (mark == 0 or mark >= self.cofactor)
+        }
+
     def ticker(self) -> FixedTicker:
         """Return a ticker at the fine ticks, minor ticks between them."""
         minor = [d * 10.0**power for power in range(-2, 7) for d in range(1, 10)]

@@ -13,7 +13,7 @@ CURVES = {
 }
 
 
-def training_curves(history: pd.DataFrame, best_epoch: int, *, height: int = 300) -> figure:
+def training_curves(history: pd.DataFrame, best_epoch: int) -> figure:
     """Draw training and held-out loss per cell over the epochs; the kept epoch is marked.
 
     Parameters
@@ -25,7 +25,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int, *, height: int = 300
         The epoch whose weights were kept.
     """
     drawn = new_figure(
-        height=height, x_label="epoch", y_label="negative ELBO per cell (nats)", tools="save"
+        height=300, x_label="epoch", y_label="negative ELBO per cell (nats)", tools="save"
     )
     drawn_columns = [column for column in CURVES if column in history]
     for column in drawn_columns:

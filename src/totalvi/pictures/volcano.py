@@ -1,12 +1,10 @@
 """Volcano plot: how large each difference is against how sure it is."""
 
-from bokeh.models import CDSView, ColumnDataSource, HoverTool, LinearColorMapper
+from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper
 from bokeh.plotting import figure
 
 from totalvi.pictures.colors import BACKGROUND, FOREGROUND, INK, WARNING
-from totalvi.pictures.frame import TOOLS, new_figure
-
-KINDS = ("not called", "gene", "protein")
+from totalvi.pictures.frame import new_figure
 
 
 def volcano(
@@ -18,10 +16,7 @@ def volcano(
     name: str = "name",
     x_label: str = "log2 fold change",
     y_label: str = "",
-    view: CDSView | None = None,
-    title: str = "",
     height: int = 380,
-    tools: str = TOOLS,
 ) -> figure:
     """Draw a dot for each feature.
 
@@ -30,10 +25,8 @@ def volcano(
     source
         Of features, with the columns ``x``; ``y``; ``kind``: 0 not called, 1 a gene, 2 a protein
         that is; and ``name``.
-    view
-        Which features to draw; None: all.
     """
-    drawn = new_figure(title, height=height, x_label=x_label, y_label=y_label, tools=tools)
+    drawn = new_figure(height=height, x_label=x_label, y_label=y_label)
     mapper = LinearColorMapper(palette=[BACKGROUND, FOREGROUND, WARNING], low=-0.5, high=2.5)
     dots = drawn.scatter(
         x,
@@ -46,7 +39,6 @@ def volcano(
         selection_line_color=INK,
         nonselection_fill_alpha=0.3,
         name="features",
-        view=CDSView() if view is None else view,
     )
     tips = [("feature", f"@{{{name}}}"), ("log2 fold change", f"@{{{x}}}{{0.00}}")]
     drawn.add_tools(HoverTool(renderers=[dots], tooltips=tips))

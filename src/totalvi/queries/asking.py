@@ -78,9 +78,12 @@ class Asking:
         if self._mapping is not None:
             needs_labels = dispersion_by_label(self.module)
             query = describe_query(data, self.schema, self._mapping, needs_labels)
-            fill_unmeasured(self.module, query, filled_proteins(query, self._mapping))
+            self._fill_unmeasured(query, self._mapping)
             return query
         return describe(data, self.schema.keys, self.schema)
+
+    def _fill_unmeasured(self, query: CiteData, mapping: QueryMapping) -> None:
+        fill_unmeasured(self.module, query, filled_proteins(self.module, query, mapping))
 
     def _asked(self, adata: Data | None, indices: Cells) -> Asked:
         """Return the cells of a query, once the model can answer it."""

@@ -19,7 +19,6 @@ from totalvi.mapping.comparison import (
     encode,
     held_out_cells,
 )
-from totalvi.mapping.filling import fill_unmeasured, filled_proteins
 from totalvi.mapping.labels import calibrate, calibration_error, label_probabilities
 from totalvi.mapping.nearest import start_batches
 from totalvi.mapping.query_data import (
@@ -205,11 +204,10 @@ class MappingQueries(Asking):
         query.schema, query._mapping = schema, mapping
         query.module = query._network()
         extend(self.module, query.module, mapping)
-        query._data = query_cite_data(data, aligned.source, schema, mapping, needs_labels)
+        query._data = query_cite_data(data, aligned, schema, mapping, needs_labels)
         started = start_batches(query.module, query._data, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
-        filled = filled_proteins(query._data, query._mapping)
-        fill_unmeasured(query.module, query._data, filled)
+        query._fill_unmeasured(query._data, query._mapping)
         share = _expected_share(query.module, query._data, ~aligned.found_genes)
         warn_of_alignment(aligned, self.schema, share)
         query.history, query.plan = pd.DataFrame(), None

@@ -2,21 +2,24 @@
 
 import json
 import re
+import shlex
 from collections.abc import Hashable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from totalvi.analysis.output import staged_file
+from totalvi.analysis.record import OF_THE_OUTPUT
 from totalvi.pictures.maps import category_legend
-from totalvi.report.cards import HEIGHT, WIDTH, protein_cards
+from totalvi.report.cards import HEIGHT, WIDTH, control_cards, protein_cards
 from totalvi.report.figures import embedded, make_figures
-from totalvi.report.repeat import command_line
+from totalvi.report.numbers import mean_count, number
 from totalvi.report.results import Results, cells_file, read_results
 from totalvi.report.store import data_of_page, n_drawn
 
@@ -61,7 +64,7 @@ def render(results: Results) -> str:
     document, figure_ids = embedded(figures)
     page_files = files("totalvi.report") / "page"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "mean_count": mean_count}
     environment.filters["json"] = json_in_page
     template = environment.from_string((page_files / "report.html").read_text(encoding="utf-8"))
     tables = results.tables
@@ -72,16 +75,18 @@ def render(results: Results) -> str:
         warnings=[w for w in results.record["warnings"] if not ABOUT_ANTIBODIES.match(w)],
         tables=tables,
         cards=protein_cards(results),
+        control_cards=control_cards(results),
+        droplets=_droplets(tables["ambient"]) if "ambient" in tables else [],
         card_width=WIDTH,
         card_height=HEIGHT,
-        has_isotypes="isotype_99th_percentile" in tables["proteins"],
         figures=set(figures),
         batches=_batches(results),
         legends=[
             (c["name"], Markup(category_legend(c["names"], c["n_cells"])))
             for c in data["categories"]
         ],
-        command=command_line(results.record["arguments"]),
+        arguments=_arguments(results.record),
+        command=_repeating(results),
         data=data
         | {
             "document": document,
@@ -106,17 +111,6 @@ def json_in_page(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
 
 
-def number(value: Any, decimals: int = 1) -> str:
-    """Return a number with thousands apart, or a dash where there is none.
-
-    Examples
-    --------
-    >>> number(1234.56), number(float("nan"))
-    ('1,234.6', '-')
-    """
-    return "-" if pd.isna(value) else f"{value:,.{decimals}f}"
-
-
 def _n_proteins(folder: Path) -> int:
     path = folder / "tables" / "proteins.csv"
     return len(pd.read_csv(path, usecols=[0])) if path.is_file() else 1
@@ -124,6 +118,36 @@ def _n_proteins(folder: Path) -> int:
 
 def _name(record: dict[str, Any]) -> str:
     return Path(str(record["arguments"]["input"])).name
+
+
+def _arguments(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that say what was done, without those that were left out."""
+    given = {k: v for k, v in record["arguments"].items() if k not in OF_THE_OUTPUT}
+    return {k: v for k, v in given.items() if v is not None and v is not False and v != []}
+
+
+def _repeating(results: Results) -> str | None:
+    """Return the command that repeats the run; None when its counts were in memory."""
+    if "input" not in results.record["input_sha256"]:
+        return None
+    record = shlex.quote(str(results.folder / "run.json"))
+    return f"totalvi run --from {record} -o again"
+
+
+def _droplets(ambient: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return, of each batch, what its empty droplets hold, the most frequent antibodies first."""
+    rows = []
+    for batch, of_batch in ambient.groupby("batch", sort=False):
+        means = np.exp(of_batch["log_mean"]).sort_values(ascending=False)
+        rows.append(
+            {
+                "batch": batch or "all cells",
+                "droplets": of_batch["n_droplets"].max(),
+                "counts": means.sum(),
+                "most": [(name, 100 * mean / means.sum()) for name, mean in means[:3].items()],
+            }
+        )
+    return rows
 
 
 def _batches(results: Results) -> list[dict[Hashable, Any]]:

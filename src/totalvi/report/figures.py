@@ -89,7 +89,8 @@ def embedded(figures: Mapping[str, figure]) -> tuple[str, dict[str, str]]:
 def marker_values(table: pd.DataFrame) -> pd.DataFrame:
     """Return features that mark the clusters, by cluster: mean expression, the highest being 1.
 
-    Of each cluster the genes that are called and rise most, then all proteins.
+    All proteins, ordered by the cluster where they are highest, then of each cluster the genes that
+    are called and rise most.
     """
     called = next(name for name in table.columns.astype(str) if name.startswith("is_de_fdr"))
     rows = table.reset_index().rename(columns={"index": "feature"})
@@ -107,6 +108,9 @@ def marker_values(table: pd.DataFrame) -> pd.DataFrame:
         )[order]
         means = means if wanted is None else means.loc[wanted]
         scaled = means.div(means.max(axis=1).where(lambda top: top > 0), axis=0)
+        if wanted is None:
+            highest = scaled.fillna(0).to_numpy().argmax(axis=1)
+            scaled = scaled.iloc[np.argsort(highest, kind="stable")]
         if modality == "rna":
             scaled.index = [f"{g} (gene)" if g in set(parts[0].index) else g for g in scaled.index]
         parts.append(scaled)
@@ -123,12 +127,12 @@ def _maps(results: Results) -> dict[str, figure]:
     )
     categories, values = category_mapper(1), value_mapper(0.0, 1.0)
     categories.name, values.name = "category_mapper", "value_mapper"
-    by_category = cell_map(source, categories, color="category", height=430)
+    by_category = cell_map(source, categories, color="category")
     by_value = cell_map(
         source,
         values,
         color="value",
-        height=430,
+        height=464,  # the bar below takes the rest, so that both maps are of one size
         x_range=by_category.x_range,
         y_range=by_category.y_range,
     )

@@ -13,6 +13,7 @@ import zarr
 from anndata.io import read_elem, sparse_dataset
 
 from totalvi.analysis.output import STORE
+from totalvi.data.isotypes import ISOTYPE_MODALITY
 from totalvi.errors import OutputError, ReadError
 from totalvi.report.sample import Sample, stratified_sample
 
@@ -26,6 +27,9 @@ NAMES = {
     "differential_expression": "feature",
     "predictive_checks": "feature",
     "predictive_calibration": "modality",
+    "isotype_controls": "control",
+    "background": "protein",
+    "ambient": "protein",
 }
 TEXT_COLUMNS = {*NAMES.values(), "comparison", "group1", "group2", "warning"} - {"epoch"}
 NEEDED = ("cells", "proteins", "clusters", "history")
@@ -53,6 +57,8 @@ class Results(NamedTuple):
         Of the columns.
     is_control
         Which proteins are isotype controls, (T,).
+    controls
+        Raw counts of the isotype controls that were kept out of the model, (n, controls).
     """
 
     folder: Path
@@ -67,6 +73,7 @@ class Results(NamedTuple):
     protein_names: list[str]
     gene_names: list[str]
     is_control: np.ndarray
+    controls: pd.DataFrame
 
     @property
     def batch_key(self) -> str | None:
@@ -125,6 +132,7 @@ def read_results(folder: Path, n_drawn: int) -> Results:
                 for place in ("X", "layers/denoised", "layers/foreground_probability")
             )
             gene_names = read_elem(file["mod/rna/var"]).index.astype(str).tolist()
+            controls = _controls(file, drawn.rows)
     except (OSError, KeyError, ValueError) as error:
         raise ReadError(
             f"{folder} cannot be read ({error}): make it anew with totalvi run"
@@ -143,6 +151,7 @@ def read_results(folder: Path, n_drawn: int) -> Results:
         var.index.astype(str).tolist(),
         gene_names,
         control.fillna(False).to_numpy(dtype=bool),
+        controls,
     )
 
 
@@ -200,6 +209,15 @@ def read_rows(
         block = block[rising[first:last] - start][:, kept]
         parts.append(block if is_dense else block.toarray())
     return np.concatenate(parts)[np.argsort(order)]
+
+
+def _controls(file: h5py.File, rows: np.ndarray) -> pd.DataFrame:
+    """Return the counts of the isotype controls that were kept out of the model, if any."""
+    if f"mod/{ISOTYPE_MODALITY}" not in file:
+        return pd.DataFrame(index=range(len(rows)))
+    stored = file[f"mod/{ISOTYPE_MODALITY}"]
+    names = read_elem(stored["var"]).index.astype(str)
+    return pd.DataFrame(read_rows(stored["X"], rows), columns=names)
 
 
 def _table_path(folder: Path, name: str) -> Path:
