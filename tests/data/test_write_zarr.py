@@ -4,10 +4,12 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy import sparse
 
 import totalvi
 from totalvi.data import write_zarr
+from totalvi.data.open import open_on_disk
 from totalvi.data.simulate import simulate_to_zarr
 from totalvi.data.write_zarr import new_store, write_counts
 from totalvi.errors import OutputError
@@ -41,6 +43,28 @@ def test_what_is_appended_is_read_in_the_narrowest_type(tmp_path, monkeypatch, l
     assert mdata["rna"].X.dtype == dtype
     np.testing.assert_array_equal(mdata["rna"].X.toarray(), rna.toarray())
     np.testing.assert_array_equal(mdata["prot"].X, protein)
+
+
+def test_controls_and_hashtags_without_counts_are_not_taken_for_lost(tmp_path):
+    cells = pd.DataFrame(index=[f"cell_{i}" for i in range(20)])
+    others = {
+        "isotype": AnnData(np.zeros((20, 1), np.float32), obs=cells),
+        "hto": AnnData(sparse.csr_matrix(np.ones((20, 1), np.float32)), obs=cells),
+    }
+    write_counts(
+        tmp_path / "s.zarr",
+        lambda: iter([(sparse.csr_matrix(np.eye(20, 3, dtype=np.float32)), np.ones((20, 2)))]),
+        obs=cells,
+        rna_var=pd.DataFrame(index=["a", "b", "c"]),
+        protein_var=pd.DataFrame(index=["d", "e"]),
+        others=others,
+        uns={"ambient": pd.DataFrame({"protein": ["d", "e"], "log_mean": [0.5, 1.0]})},
+    )
+    found = totalvi.read(tmp_path / "s.zarr")
+    assert found["isotype"].X.sum() == 0
+    assert found["hto"].X.sum() == 20
+    assert list(found.uns["ambient"]["protein"]) == ["d", "e"]
+    assert open_on_disk(tmp_path / "s.zarr").uns["ambient"].equals(found.uns["ambient"])
 
 
 def test_a_store_appears_whole_or_not_at_all(tmp_path):

@@ -76,7 +76,8 @@ class CountStore:
             "prot": AnnData(obs=cells, var=protein_var),
             **(others or {}),
         }
-        with mudata.set_options(pull_on_update=False):
+        keeping_empty = zarr.config.set({"array.write_empty_chunks": True})  # else they look lost
+        with mudata.set_options(pull_on_update=False), keeping_empty:
             skeleton = MuData(modalities)
             skeleton.obs = obs
             skeleton.uns.update(uns or {})
