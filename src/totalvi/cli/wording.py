@@ -27,6 +27,7 @@ OPTIONS = {
     "isotype_controls=()": "--keep-isotypes",
     "hashtags=": "--hashtags ",
     "controls=": "--controls ",
+    "reference=": "--reference ",
     "leave out hashtags": "leave out --hashtags",
     "leave out controls": "leave out --controls",
     "leave out raw": "leave out --raw",
