@@ -65,7 +65,7 @@ def map_files(
     if labels is not None and reference is None:
         raise DataError(
             f"labels are those of the reference's cells, whose counts are not beside {folder}; give "
-            "them with reference=PATH."
+            'them with reference="PATH".'
         )
     steps, notes = Steps(None), []
     with steps.step("read"):
