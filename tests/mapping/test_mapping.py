@@ -161,4 +161,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert names == {"cells.csv.gz", "label_probabilities.csv.gz", "imputed_proteins.csv.gz"}
     assert (tmp_path / "out" / "run.json").is_file()
     assert "40 cells" in capsys.readouterr().out
+    (tmp_path / "results.h5mu").unlink()
+    command[-1] = str(tmp_path / "c")
+    assert execute([*command, "--labels", "cell_type"]) == 2
+    assert "--reference" in capsys.readouterr().err
     assert execute(["map", str(tmp_path / "none"), "x.h5ad", "-o", str(tmp_path / "b")]) == 2

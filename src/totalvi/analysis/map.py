@@ -18,6 +18,7 @@ from totalvi.persistence.format import is_model
 _DEFAULT_LABELS = "leiden_totalvi"
 _MODEL, _RESULTS = "model.totalvi", "results.h5mu"
 POSTERIOR_SAMPLES = 25
+_MANY_UNLIKE = 0.2  # share of cells, where 0.05 is expected
 
 
 def map_files(
@@ -60,9 +61,19 @@ def map_files(
     arguments = dict(locals())
     require_writable(output, overwrite=overwrite)
     folder = model_path if is_model(model_path) else model_path / _MODEL
+<<<<<<< HEAD
     if reference is None:
         beside = [folder.parent / name for name in (_RESULTS, STORE)]
         reference = next((path for path in beside if path.exists()), None)
+=======
+    if reference is None and (folder.parent / _RESULTS).is_file():
+        reference = folder.parent / _RESULTS
+    if labels is not None and reference is None:
+        raise DataError(
+            f"labels are those of the reference's cells, whose counts are not beside {folder}; give "
+            'them with reference="PATH".'
+        )
+>>>>>>> map-2
     steps, notes = Steps(None), []
     with steps.step("read"):
         cells_of_model: Data | None = reference
@@ -78,8 +89,6 @@ def map_files(
     query_cells = _described(query).cell_names
     cells = pd.DataFrame(index=query_cells.rename("cell"))
     if reference is None:
-        if labels is not None:
-            raise DataError("labels need the reference's cells; give their counts as reference.")
         notes.append("no labels and no unlikeness: the counts of the reference were not given")
     else:
         with steps.step("compare with the reference"):
@@ -113,6 +122,11 @@ def map_files(
         summary += f", {cells['label'].nunique()} labels"
     if "reference_p_value" in cells:
         share = float(np.mean(cells["reference_p_value"] < 0.05))
+        if share > _MANY_UNLIKE:
+            notes.append(
+                "many cells are unlike the reference: states that it lacks, or a batch effect, which a "
+                "reference of several batches corrects best"
+            )
         summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
     paths = {"query": Path(query_path)} | ({} if reference is None else {"reference": reference})
     record = {

@@ -28,6 +28,7 @@ OPTIONS = {
     "checkpoint_every": "--checkpoint-every",
     "hashtags=": "--hashtags ",
     "controls=": "--controls ",
+    "reference=": "--reference ",
     "leave out hashtags": "leave out --hashtags",
     "leave out controls": "leave out --controls",
     "leave out raw": "leave out --raw",
