@@ -334,7 +334,7 @@ class Explorer:
         self._asked += 1
         panel, name = self.differences, self.selected
         if name is None:
-            panel.say("Draw or choose a gate.")
+            panel.clear("Draw or choose a gate.")
             return
         first = self._inside[name]
         other = panel.other.value
