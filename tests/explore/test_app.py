@@ -101,6 +101,7 @@ def test_only_the_last_comparison_is_shown(page: Explorer) -> None:
     page.select(None)
     answer(page)
     assert page.differences.said.text == "Draw or choose a gate."
+    assert not page.differences.table.visible
 
 
 def test_a_closed_page_is_left_alone(page: Explorer) -> None:

@@ -153,9 +153,6 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
     np.testing.assert_allclose(found["lfc"], expected["lfc_median"], rtol=1e-6)
     np.testing.assert_allclose(found["proba"], expected["proba_de"], rtol=1e-6)
     page.wait_for_function(f"() => {NAMED}('volcano').visible")
-    page.get_by_placeholder("any part of its name").fill("script")
-    page.get_by_role("gridcell", name=EVIL).wait_for()  # shown as text; a dialog would be a problem
-
     table = pd.read_csv(kept(page, "CSV"), index_col="cell")
     assert list(table.index) == list(mdata.obs_names)
     np.testing.assert_array_equal(table["in_gate Gate 1"], first)
@@ -164,6 +161,26 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
     with h5py.File(run_folder / "results_gated.h5mu") as file:
         np.testing.assert_array_equal(read_elem(file["obs"])["in_gate Gate 1"], first)
     page.get_by_role("button", name="Undo").click()
+    wait_for_gates(page, 0)
+    page.get_by_role("button", name="Redo").click()
+    wait_for_gates(page, 1)
+    page.get_by_role("button", name="Delete").click()
+    wait_for_gates(page, 0)
+
+
+def test_names_from_data_are_text(page: "playwright.Page") -> None:
+    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    middle, pixel = (left + right) / 2, (right - left) / 300
+    drag(page, "left", (middle, bottom + pixel), (right - pixel, top - pixel))
+    wait_for_gates(page, 1)
+    page.get_by_label("Name of the gate").fill("<img src=x onerror=alert(2)>")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"() => ({TREE})().gate[1].includes('onerror')")
+    page.wait_for_function(f"() => ({SAID})().includes('Compared')")
+    page.get_by_placeholder("any part of its name").fill("script")
+    page.locator(".slick-cell").filter(has_text=EVIL).first.wait_for()
+    page.locator(".slick-cell").filter(has_text="<img src=x").first.wait_for()
+    page.get_by_role("button", name="Delete").click()  # a script that ran is a problem of `page`
     wait_for_gates(page, 0)
 
 

@@ -11,9 +11,9 @@ from mudata import MuData
 
 from totalvi.analysis.background import background_tables
 from totalvi.analysis.clusters import cluster_cells
+from totalvi.analysis.columns import CLUSTER_COLUMN
 from totalvi.analysis.mixing import batch_mixing
 from totalvi.analysis.results import (
-    CLUSTER_COLUMN,
     DENOISED_LIBRARY_SIZE,
     Estimates,
     add_results,

@@ -11,13 +11,13 @@ from mudata import MuData
 
 from totalvi.analysis import figures
 from totalvi.analysis.clusters import Clusters
+from totalvi.analysis.columns import CLUSTER_COLUMN
 from totalvi.analysis.figure_histograms import protein_histograms
 from totalvi.analysis.figure_style import page_slices, save
 from totalvi.analysis.markers import marker_table
 from totalvi.analysis.separation import antibody_separation
 from totalvi.analysis.tables import cell_table, cluster_table, protein_table
 
-CLUSTER_COLUMN = "leiden_totalvi"
 DENOISED_LIBRARY_SIZE = 10_000
 LONG_TABLES = {"cells", "differential_expression"}
 

@@ -133,7 +133,7 @@ class Explorer:
             old = self.selected
             renamed = self.history.now.rename(old, name)
             self.shown = name if self.shown == old else self.shown
-            self._change(renamed, name, compare=False)
+            self._change(renamed, name)
 
     @_told
     def delete(self) -> None:
@@ -160,16 +160,15 @@ class Explorer:
         self.shown = self.selected
         self.refresh()
 
-    def _change(self, gating: Gating, selected: str | None, *, compare: bool = True) -> None:
+    def _change(self, gating: Gating, selected: str | None) -> None:
         self.history.change(gating)
         self.selected = selected
-        self._changed(compare=compare)
+        self._changed()
 
-    def _changed(self, *, compare: bool = True) -> None:
+    def _changed(self) -> None:
         self.say("" if self.history.is_saved else "Not saved yet.")
         self.refresh()
-        if compare:
-            self.compare()
+        self.compare()
 
     # ---------------------------------------------------------------------------------- files
 
@@ -334,7 +333,7 @@ class Explorer:
         self._asked += 1
         panel, name = self.differences, self.selected
         if name is None:
-            panel.say("Draw or choose a gate.")
+            panel.clear("Draw or choose a gate.")
             return
         first = self._inside[name]
         other = panel.other.value

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.analysis.results import CLUSTER_COLUMN
+from totalvi.analysis.columns import CLUSTER_COLUMN
 from totalvi.explore.data import RunCells
 from totalvi.explore.gates import Kind
 from totalvi.explore.raster import mapped, rgba

@@ -1,14 +1,16 @@
 """Differential expression of the cells of a gate, asked of the run's own model."""
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from totalvi.errors import DataError
 from totalvi.explore.data import RunCells
-from totalvi.model import Model
+
+if TYPE_CHECKING:
+    from totalvi.model import Model
 
 MOST_CELLS = 5_000  # of each group; more would change little and keep people waiting
 SEED = 0
@@ -66,8 +68,10 @@ class Comparer:
         self._cells = cells
 
     @cached_property
-    def model(self) -> Model:
+    def model(self) -> "Model":
         """The model of the run, without data."""
+        from totalvi.model import Model  # loads torch, for which the page need not wait
+
         return Model.load(self._cells.folder / "model.totalvi")
 
     def warm_up(self) -> None:

@@ -131,6 +131,11 @@ class ComparePanel:
         """Show a sentence, as HTML, and how to read plot and table."""
         self.said.text = sentence + (_KEY if explain else "")
 
+    def clear(self, sentence: str) -> None:
+        """Show a sentence and nothing else, as nothing is compared."""
+        self.say(sentence)
+        self.volcano.visible = self.table.visible = False
+
     def _search(self, text: str) -> None:
         self._found.booleans = _holds(self.source.data["feature"], text)
 
