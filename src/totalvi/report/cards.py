@@ -1,5 +1,6 @@
 """A card for each antibody: its histogram as SVG, which prints sharply, and what it says in words."""
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,7 +128,7 @@ def _droplet_means(results: Results, name: str) -> np.ndarray:
     return np.exp(ambient.loc[[name], "log_mean"].to_numpy(dtype=float))
 
 
-def _row(results: Results, table: str, name: str) -> dict[str, Any]:
+def _row(results: Results, table: str, name: str) -> dict[Hashable, Any]:
     return results.tables[table].loc[name].to_dict()
 
 
