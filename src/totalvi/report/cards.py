@@ -1,6 +1,7 @@
 """A card for each antibody: its histogram as SVG, which prints sharply, and what it says in words."""
 
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,7 +96,7 @@ def protein_cards(results: Results) -> list[Card]:
             ),
             bool(results.is_control[i]),
             [*_separation(results, name), *_background(results, name)],
-            results.tables["proteins"].loc[name, "warning"],
+            _row(results, "proteins", name)["warning"],
         )
         for i, name in enumerate(results.protein_names)
     ]
@@ -104,18 +105,18 @@ def protein_cards(results: Results) -> list[Card]:
 def control_cards(results: Results) -> list[Card]:
     """Return a card for each isotype control that was kept out of the model."""
     cards = []
-    for name, raw in results.controls.items():
-        numbers = results.tables["isotype_controls"].loc[name]
-        nothing = np.zeros(len(raw))
-        counts = raw.to_numpy(dtype=float)
+    for name in map(str, results.controls):
+        numbers = _row(results, "isotype_controls", name)
+        counts = results.controls[name].to_numpy(dtype=float)
+        nothing = np.zeros(len(counts))
         parts = histogram_parts(counts, nothing, nothing, weights=results.drawn.weights)
         table = "isotype_controls"
         facts = [
             Fact("mean count", mean_count(numbers["mean_count"]), table, "mean_count"),
             Fact("correlation", number(numbers["correlation"], 2), table, "correlation"),
-            *_droplet_facts(results, str(name)),
+            *_droplet_facts(results, name),
         ]
-        cards.append(_card(results, str(name), parts, True, facts, ""))
+        cards.append(_card(results, name, parts, True, facts, ""))
     return cards
 
 
@@ -127,8 +128,12 @@ def _droplet_means(results: Results, name: str) -> np.ndarray:
     return np.exp(ambient.loc[[name], "log_mean"].to_numpy(dtype=float))
 
 
+def _row(results: Results, table: str, name: str) -> dict[Hashable, Any]:
+    return results.tables[table].loc[name].to_dict()
+
+
 def _separation(results: Results, name: str) -> list[Fact]:
-    numbers = results.tables["proteins"].loc[name]
+    numbers = _row(results, "proteins", name)
     shown = (
         ("foreground cells", "percent_foreground", 1, " %"),
         ("separation", "auroc", 3, ""),
@@ -144,7 +149,7 @@ def _background(results: Results, name: str) -> list[Fact]:
     """Return what the background is, and what controls and droplets say it should be near."""
     facts = []
     if "background" in results.tables:
-        numbers = results.tables["background"].loc[name]
+        numbers = _row(results, "background", name)
         for label, column in (
             ("mean background", "background_mean"),
             ("isotype control", "control_mean"),
@@ -176,7 +181,7 @@ def _card(
     levels = {"droplet": float(means.mean())} if len(means := _droplet_means(results, name)) else {}
     flags = [warning]
     if not is_control and "background" in results.tables:
-        compared = results.tables["background"].loc[name]
+        compared = _row(results, "background", name)
         levels["isotype"] = float(compared["control_mean"])
         flags.append(compared["warning"])
     places = {kind: float(PROTEIN_SCALE.forward(level)) for kind, level in levels.items()}
