@@ -45,7 +45,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite --resume "
         "--checkpoint-every 2.5 "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
-        "--rna-layer s --protein-layer t --protein-obsm u"
+        "--rna-layer s --protein-layer t --protein-obsm u --on-disk"
     )
     assert execute(command.split()) == 0
     ((given, options),) = asked
@@ -68,6 +68,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "max_epochs": 8,
         "resolution": 0.5,
         "seed": 7,
+        "on_disk": True,
         "overwrite": True,
         "resume": True,
         "checkpoint_every": timedelta(seconds=150),
