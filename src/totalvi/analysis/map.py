@@ -61,19 +61,14 @@ def map_files(
     arguments = dict(locals())
     require_writable(output, overwrite=overwrite)
     folder = model_path if is_model(model_path) else model_path / _MODEL
-<<<<<<< HEAD
     if reference is None:
         beside = [folder.parent / name for name in (_RESULTS, STORE)]
         reference = next((path for path in beside if path.exists()), None)
-=======
-    if reference is None and (folder.parent / _RESULTS).is_file():
-        reference = folder.parent / _RESULTS
     if labels is not None and reference is None:
         raise DataError(
             f"labels are those of the reference's cells, whose counts are not beside {folder}; give "
             'them with reference="PATH".'
         )
->>>>>>> map-2
     steps, notes = Steps(None), []
     with steps.step("read"):
         cells_of_model: Data | None = reference
