@@ -20,7 +20,8 @@ from totalvi.errors import DataError, OutputError
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
-N_CELLS, N_GENES, N_PROTEINS = 150, 60, 26
+N_CELLS, N_GENES, N_PROTEINS = 150, 60, 28
+N_CONTROLS = 2
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,9 @@ def test_all_files_are_there(made: RunResult) -> None:
         "figures/umap_proteins_2.png",
         "results.h5mu",
         "run.json",
+        "tables/background.csv",
         "tables/batches.csv",
+        "tables/isotype_controls.csv",
         "tables/cells.csv.gz",
         "tables/differential_expression.csv.gz",
         "tables/predictive_calibration.csv",
@@ -78,7 +81,10 @@ def test_results_hold_counts_and_estimates(made: RunResult, results: mudata.MuDa
     np.testing.assert_array_equal(
         rna.X.toarray(), given["rna"][:, rna.var_names].X.astype(np.float32).toarray()
     )
-    np.testing.assert_array_equal(protein.X, given["prot"].X)
+    is_control = given["prot"].var["control"].to_numpy(dtype=bool)
+    assert is_control.sum() == N_CONTROLS
+    np.testing.assert_array_equal(protein.X, given["prot"].X[:, ~is_control])
+    np.testing.assert_array_equal(results["isotype"].X, given["prot"].X[:, is_control])
     assert rna.n_vars == 40
     for layer in (
         rna.layers["denoised"],
@@ -135,7 +141,7 @@ def test_the_record_says_what_was_done(made: RunResult) -> None:
     assert record["arguments"]["max_epochs"] == 2
     assert record["arguments"]["seed"] == 0
     assert list(record["input_sha256"].values()) == [sha256(made.folder.parent / "cells.h5mu")]
-    assert (record["cells"], record["genes"], record["proteins"]) == (N_CELLS, 40, N_PROTEINS)
+    assert (record["cells"], record["genes"], record["proteins"]) == (N_CELLS, 40, N_PROTEINS - N_CONTROLS)
     assert np.isfinite(record["held_out_loss_per_cell"])
     assert {"read", "train", "clusters and UMAP", "figures", "save"} <= set(record["seconds"])
 

@@ -26,6 +26,7 @@ OPTIONS = {
     # Arguments whose names are also words, where they mean the argument.
     "isotype_controls=()": "--keep-isotypes",
     "checkpoint_every": "--checkpoint-every",
+    "on_disk": "--on-disk",
     "hashtags=": "--hashtags ",
     "controls=": "--controls ",
     "reference=": "--reference ",
