@@ -56,6 +56,7 @@ def test_all_files_are_there(made: RunResult) -> None:
         "figures/umap_proteins_2.png",
         "results.h5mu",
         "run.json",
+        "tables/background.csv",
         "tables/batches.csv",
         "tables/cells.csv.gz",
         "tables/differential_expression.csv.gz",
@@ -63,6 +64,7 @@ def test_all_files_are_there(made: RunResult) -> None:
         "tables/predictive_checks.csv",
         "tables/clusters.csv",
         "tables/history.csv",
+        "tables/isotype_controls.csv",
         "tables/markers.csv",
         "tables/proteins.csv",
     }
@@ -78,7 +80,10 @@ def test_results_hold_counts_and_estimates(made: RunResult, results: mudata.MuDa
     np.testing.assert_array_equal(
         rna.X.toarray(), given["rna"][:, rna.var_names].X.astype(np.float32).toarray()
     )
-    np.testing.assert_array_equal(protein.X, given["prot"].X)
+    np.testing.assert_array_equal(protein.X, given["prot"][:, protein.var_names].X)
+    control = results["isotype"]
+    np.testing.assert_array_equal(control.X, given["prot"][:, control.var_names].X)
+    assert {*protein.var_names, *control.var_names} == set(given["prot"].var_names)
     assert rna.n_vars == 40
     for layer in (
         rna.layers["denoised"],
@@ -129,13 +134,14 @@ def test_tables_agree_with_the_results(made: RunResult, results: mudata.MuData) 
     assert set(markers["feature"]) <= {*results["rna"].var_names, *results["prot"].var_names}
 
 
-def test_the_record_says_what_was_done(made: RunResult) -> None:
+def test_the_record_says_what_was_done(made: RunResult, results: mudata.MuData) -> None:
     record = json.loads((made.folder / "run.json").read_text())
     assert record == json.loads(json.dumps(made.record))
     assert record["arguments"]["max_epochs"] == 2
     assert record["arguments"]["seed"] == 0
     assert list(record["input_sha256"].values()) == [sha256(made.folder.parent / "cells.h5mu")]
-    assert (record["cells"], record["genes"], record["proteins"]) == (N_CELLS, 40, N_PROTEINS)
+    n_proteins = N_PROTEINS - results["isotype"].n_vars
+    assert (record["cells"], record["genes"], record["proteins"]) == (N_CELLS, 40, n_proteins)
     assert np.isfinite(record["held_out_loss_per_cell"])
     assert {"read", "train", "clusters and UMAP", "figures", "save"} <= set(record["seconds"])
 
