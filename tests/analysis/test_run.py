@@ -20,7 +20,7 @@ from totalvi.errors import DataError, OutputError
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
-N_CELLS, N_GENES, N_PROTEINS = 150, 60, 26
+N_CELLS, N_GENES, N_PROTEINS = 150, 60, 30
 
 
 @pytest.fixture(scope="module")
