@@ -66,6 +66,7 @@ def test_all_files_are_there(made: RunResult) -> None:
         "tables/predictive_checks.csv",
         "tables/clusters.csv",
         "tables/history.csv",
+        "tables/isotype_controls.csv",
         "tables/markers.csv",
         "tables/proteins.csv",
     }
@@ -135,7 +136,7 @@ def test_tables_agree_with_the_results(made: RunResult, results: mudata.MuData) 
     assert set(markers["feature"]) <= {*results["rna"].var_names, *results["prot"].var_names}
 
 
-def test_the_record_says_what_was_done(made: RunResult) -> None:
+def test_the_record_says_what_was_done(made: RunResult, results: mudata.MuData) -> None:
     record = json.loads((made.folder / "run.json").read_text())
     assert record == json.loads(json.dumps(made.record))
     assert record["arguments"]["max_epochs"] == 2
