@@ -66,7 +66,6 @@ def test_all_files_are_there(made: RunResult) -> None:
         "tables/predictive_checks.csv",
         "tables/clusters.csv",
         "tables/history.csv",
-        "tables/isotype_controls.csv",
         "tables/markers.csv",
         "tables/proteins.csv",
     }
@@ -142,7 +141,11 @@ def test_the_record_says_what_was_done(made: RunResult, results: mudata.MuData) 
     assert record["arguments"]["max_epochs"] == 2
     assert record["arguments"]["seed"] == 0
     assert list(record["input_sha256"].values()) == [sha256(made.folder.parent / "cells.h5mu")]
-    assert (record["cells"], record["genes"], record["proteins"]) == (N_CELLS, 40, N_PROTEINS - N_CONTROLS)
+    assert (record["cells"], record["genes"], record["proteins"]) == (
+        N_CELLS,
+        40,
+        N_PROTEINS - N_CONTROLS,
+    )
     assert np.isfinite(record["held_out_loss_per_cell"])
     assert {"read", "train", "clusters and UMAP", "figures", "save"} <= set(record["seconds"])
 
