@@ -100,7 +100,7 @@ def test_a_run_on_disk_writes_what_one_in_memory_does(path, tmp_path, monkeypatc
         RunCells(tmp_path / "disk")
     page = build_report(tmp_path / "disk").read_text(encoding="utf-8")
     assert "<code>results.zarr</code>" in page
-    assert "--on-disk" in page
+    assert "totalvi run --from" in page
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from bokeh.models import (
 )
 
 from totalvi.explore.compare import Compared
+from totalvi.explore.tables import redrawn_with_its_source
 from totalvi.pictures.colors import FOREGROUND, WARNING
 from totalvi.pictures.volcano import volcano
 
@@ -61,7 +62,7 @@ class ComparePanel:
         )  # fmt: skip
         self.said = Div(text="", name="compared", sizing_mode="stretch_width", min_width=220)
         number = NumberFormatter(format="0.00", text_align="right", nan_format="\u2013")
-        self.table = DataTable(
+        self.table = redrawn_with_its_source(DataTable(
             source=self.source,
             view=CDSView(filter=self._found),
             columns=[
@@ -81,7 +82,7 @@ class ComparePanel:
             sizing_mode="stretch_width",
             height=380,
             name="differences",
-        )  # fmt: skip
+        ))  # fmt: skip
         self.volcano = volcano(
             self.source, x="lfc", y="log_odds", kind="kind", name="feature",
             y_label="log odds of a difference", height=380,

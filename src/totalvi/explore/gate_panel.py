@@ -20,6 +20,7 @@ from bokeh.models import (
 
 from totalvi.errors import DataError
 from totalvi.explore.gates import Count, Gating
+from totalvi.explore.tables import redrawn_with_its_source
 
 ALL_CELLS = "All cells"
 _INDENT, _BRANCH = "\u2003", "\u2514 "
@@ -52,26 +53,32 @@ class GatePanel:
             {"gate": [], "cells": [], "of_parent": [], "of_all": []}, name="tree"
         )
         right = StringFormatter(text_align="right")
-        self.table = DataTable(
-            source=self._rows,
-            columns=[
-                TableColumn(field="gate", title="Gate", width=112, sortable=False),
-                TableColumn(
-                    field="cells", title="Cells", width=58, formatter=right, sortable=False
-                ),
-                TableColumn(
-                    field="of_parent", title="% parent", width=58, formatter=right, sortable=False
-                ),
-                TableColumn(
-                    field="of_all", title="% all", width=48, formatter=right, sortable=False
-                ),
-            ],
-            index_position=None,
-            sizing_mode="stretch_width",
-            height=210,
-            row_height=26,
-            reorderable=False,
-            name="gate_tree",
+        self.table = redrawn_with_its_source(
+            DataTable(
+                source=self._rows,
+                columns=[
+                    TableColumn(field="gate", title="Gate", width=112, sortable=False),
+                    TableColumn(
+                        field="cells", title="Cells", width=58, formatter=right, sortable=False
+                    ),
+                    TableColumn(
+                        field="of_parent",
+                        title="% parent",
+                        width=58,
+                        formatter=right,
+                        sortable=False,
+                    ),
+                    TableColumn(
+                        field="of_all", title="% all", width=48, formatter=right, sortable=False
+                    ),
+                ],
+                index_position=None,
+                sizing_mode="stretch_width",
+                height=210,
+                row_height=26,
+                reorderable=False,
+                name="gate_tree",
+            )
         )
         self.name = TextInput(
             placeholder="Type a name, press Enter", title="Name of the gate",
