@@ -259,8 +259,8 @@ def main() -> None:
         "# Killed with SIGKILL",
         "",
         f"`python benchmarks/kill.py --kills {options.kills} --seed {options.seed}`, totalvi "
-        f"{totalvi.__version__}, {time.monotonic() - started:.0f} s (the machine was busy with other "
-        "work). After each kill the checkpoint and the results were absent as before, or whole; "
+        f"{totalvi.__version__}, {time.monotonic() - started:.0f} s on {os.cpu_count()} cores. "
+        "After each kill the checkpoint and the results were absent as before, or whole; "
         f"{n_completed} runs, killed up to 5 times each, were resumed to the end, and had the weights, "
         "history and latent space of an uninterrupted run, bit for bit, and a report.",
         "",
