@@ -249,7 +249,7 @@ def main() -> None:
     tqdm.monitor_interval = 0  # its thread would not be there after a fork
     rng, counts, started = np.random.default_rng(options.seed), Counter[str](), time.monotonic()
     n_saves = max(1, options.kills // 4)
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory(prefix=".kill-", dir=Path.cwd()) as name:
         place = Path(name)
         totalvi.simulate(n_cells=200, n_genes=60, n_proteins=6, seed=3).write(place / "cells.h5mu")
         n_completed = kill_runs(place, options.kills - n_saves, rng, counts)
