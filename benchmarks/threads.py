@@ -68,7 +68,8 @@ def main() -> None:
         "",
         "`python benchmarks/threads.py`: the same fit (CPU, float32) with other numbers of threads "
         "against one thread. Differences are relative, of the latent space 1 - correlation, "
-        "of the foreground probability absolute; medians over all cells and proteins.",
+        "of the foreground probability absolute; medians over all cells and proteins. On a machine of "
+        f"{os.cpu_count()} cores.",
         "",
         "| fit | threads | loss of the first epoch | lowest held-out loss | latent space | "
         "denoised protein | foreground probability |",
