@@ -1,5 +1,6 @@
 """Model: what people use."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -387,7 +388,7 @@ class Model(
             settings = fit_settings(
                 seed=self.seed,
                 number_of_fit=self._n_fits + 1,
-                network=self._options,
+                network={**self._options, "background_anchor": self._anchor_digest()},
                 plan=plan,
                 split=cells,
                 split_sizes=sizes if split is None else None,
@@ -437,7 +438,19 @@ class Model(
                 self._failure, self.is_trained = str(error), False
             raise
 
+    def _anchor_digest(self) -> str | None:
+        """Return a hash of what empty droplets say, which a fit depends on."""
+        anchor = self.module.background_anchor
+        return (
+            None if anchor is None else hashlib.sha256(anchor.cpu().numpy().tobytes()).hexdigest()
+        )
+
     def _adversary_weight(self, adversarial: bool | float) -> float:
+        if adversarial and self._mapping is not None:
+            raise ValueError(
+                "adversarial moves the encoder, which a mapped query shares with its reference; "
+                "leave it at False."
+            )
         if adversarial and self.module.n_panels < 2:
             raise ValueError(
                 f"adversarial is {adversarial!r}, but all cells are of one panel; leave it at False."
@@ -489,6 +502,11 @@ class Model(
         """
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call model.train() first.")
+        if self._mapping is not None:
+            raise FormatError(
+                "The model is of a query mapped on a reference, whose filled-in proteins scvi-tools "
+                "does not know; save the reference, or this model with save()."
+            )
         assert self.split is not None
         write_scvi(Path(path), self.module, self.schema, self._options, self.split, overwrite)
         return Path(path)

@@ -92,11 +92,11 @@ def panel_grid(
 def title(figure: Figure, text: str) -> None:
     """Put a title at the top left of ``figure``."""
     left = 0.1 / figure.get_size_inches()[0]
-    figure.suptitle(text, x=left, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle(plain(text), x=left, ha="left", fontsize=11, fontweight="bold", color=INK)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Leave out an ending such as ``_TotalSeqB`` that all protein names share.
+    """Leave out an ending such as ``_TotalSeqB`` that all protein names share; `plain`.
 
     Examples
     --------
@@ -107,7 +107,18 @@ def short_names(names: Sequence[str]) -> list[str]:
     """
     stems, separators, endings = zip(*(name.rpartition("_") for name in names), strict=True)
     shared = len(set(endings)) == 1 and all(stems) and all(separators)
-    return list(stems) if shared and len(names) > 1 else list(names)
+    return [plain(n) for n in (stems if shared and len(names) > 1 else names)]
+
+
+def plain(text: str) -> str:
+    r"""Return text that matplotlib takes for no formula.
+
+    Examples
+    --------
+    >>> plain("CD3 $_$")
+    'CD3 \\$_\\$'
+    """
+    return text.replace("$", r"\$")
 
 
 def count_ticks(low: float, high: float) -> tuple[list[float], list[str]]:

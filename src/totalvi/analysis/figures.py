@@ -19,6 +19,7 @@ from totalvi.analysis.figure_style import (
     expression_colormap,
     new_figure,
     panel_grid,
+    plain,
     short_names,
     title,
 )
@@ -55,7 +56,7 @@ def umap_by_category(
         long names are written as numbers that the legend explains.
     """
     grouped = pd.Categorical(categories).remove_unused_categories()
-    names = [str(category) for category in grouped.categories]
+    names = [plain(str(category)) for category in grouped.categories]
     colors = category_colors(len(names))
     marks = names
     if label_on_map and len(names) > 12 and max(map(len, names)) > 3:
@@ -94,7 +95,7 @@ def umap_by_category(
         fontsize=8,
         handletextpad=0.2,
         columnspacing=1.0,
-        title=f"{name} (cells)",
+        title=plain(f"{name} (cells)"),
         title_fontsize=8.5,
         alignment="left",
     )

@@ -8,6 +8,7 @@ import pandas as pd
 
 from totalvi.analysis.output import RECORD, STORE, require_writable, staged_folder
 from totalvi.analysis.record import provenance, write_record
+from totalvi.analysis.run import refuse_input_in_output
 from totalvi.analysis.steps import Steps
 from totalvi.data.cite import CiteData, Data
 from totalvi.data.read import read
@@ -59,6 +60,8 @@ def map_files(
     What ``run.json`` holds.
     """
     arguments = dict(locals())
+    for given in (model_path, Path(query_path), *([] if reference is None else [reference])):
+        refuse_input_in_output(given, output)
     require_writable(output, overwrite=overwrite)
     folder = model_path if is_model(model_path) else model_path / _MODEL
     if reference is None:

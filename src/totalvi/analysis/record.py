@@ -26,11 +26,15 @@ def provenance(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict
     inputs
         Files or folders that were read, by argument; ``raw[donor]`` for one of several raw matrices.
     """
+    return {**circumstances(), **asked(arguments, inputs)}
+
+
+def circumstances() -> dict[str, Any]:
+    """Return when, where and with what versions the run was made."""
     import torch
 
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **asked(arguments, inputs),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version()}

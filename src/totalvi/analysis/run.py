@@ -21,7 +21,13 @@ from totalvi.analysis.output import (
 )
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
-from totalvi.analysis.record import is_record_of, provenance, read_record, write_record
+from totalvi.analysis.record import (
+    asked,
+    circumstances,
+    is_record_of,
+    read_record,
+    write_record,
+)
 from totalvi.analysis.steps import Steps
 from totalvi.data.cite import Keys
 from totalvi.errors import OutputError, ReadError, TrainingError
@@ -146,6 +152,9 @@ def run(
         refuse_input_in_output(path, output)
     if resume and is_record_of(output / RECORD, arguments, paths):
         return _finished(output)
+    request = asked(
+        arguments, paths
+    )  # hashes of the inputs as they are read, not as they are later
     steps = Steps(progress)
     keys = Keys(
         batch_key=batch_key,
@@ -210,7 +219,8 @@ def run(
             for severity in ("warning", "note")
         }
         record = {
-            **provenance(arguments, paths),
+            **circumstances(),
+            **request,
             **summary,
             "seconds": steps.seconds,
             "warnings": [*messages["warning"], *antibody_warnings],

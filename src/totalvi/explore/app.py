@@ -342,7 +342,9 @@ class Explorer:
         elif other == PARENT_REST:
             second = self._inside[self.history.now[name].parent] & ~first
         else:
-            second = self._inside[other]
+            second = self._inside[other] & ~first
+        shared = other in self._inside and bool((self._inside[other] & first).any())
+        left_out = " (without the cells of both)" if shared else ""
         panel.say(f"Comparing {escape(name)} with {escape(other)} ...")
         asked = self._asked
 
@@ -352,7 +354,8 @@ class Explorer:
         def answer(found: Compared | None) -> None:
             if found is not None and asked == self._asked:
                 panel.show(found)
-                sentence = f"<b>{escape(name)}</b> and {escape(other)}: {found.sentence()}"
+                groups = f"<b>{escape(name)}</b> and {escape(other)}{left_out}"
+                sentence = f"{groups}: {found.sentence()}"
                 panel.say(sentence, explain=True)
 
         self._in_background(ask, answer, panel.said)

@@ -49,7 +49,8 @@ class LossTerms(Network):
 
     def _log_background(self, decoded: Decoded, generator: torch.Generator | None) -> Tensor:
         """Return one sample of the log background, (B, T); in training ``background_samples`` of it."""
-        in_training = self.training or self.reference_frozen  # which stays in evaluation mode
+        # a frozen reference stays in evaluation mode while it is trained; validation takes no gradient
+        in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
         if not in_training or self.background_samples == 1:
             return self.sample_log_background(decoded, generator)
         mean, scale = decoded.background_mean, decoded.background_scale

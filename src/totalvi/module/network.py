@@ -406,10 +406,9 @@ def stratified_normal(n_samples: int, like: Tensor, generator: torch.Generator |
     Averages over it vary less than over independent samples, and have the same expectation.
     """
     shape = n_samples, *like.shape
-    noise = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
-    stratum = torch.arange(n_samples, dtype=like.dtype, device=like.device)
+    dtype = torch.promote_types(like.dtype, torch.float32)  # ndtri has no half precision
+    noise = torch.rand(shape, generator=generator, dtype=dtype, device=like.device)
+    stratum = torch.arange(n_samples, dtype=dtype, device=like.device)
     noise.add_(stratum.view(-1, *(1,) * like.dim())).div_(n_samples)
-    edge = torch.finfo(
-        like.dtype
-    ).eps  # no infinite noise where the uniform sample is 0 or rounds to 1
+    edge = torch.finfo(dtype).eps  # no infinite noise where the uniform sample is 0 or rounds to 1
     return torch.special.ndtri(noise.clamp_(edge, 1 - edge))

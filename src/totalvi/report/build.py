@@ -82,7 +82,7 @@ def render(results: Results) -> str:
         figures=set(figures),
         batches=_batches(results),
         legends=[
-            (c["name"], Markup(category_legend(c["names"], c["n_cells"])))
+            (c["name"], Markup(category_legend(c["names"], c["n_cells"])))  # nosec B704
             for c in data["categories"]
         ],
         arguments=_arguments(results.record),
@@ -93,9 +93,9 @@ def render(results: Results) -> str:
             "figure_ids": figure_ids,
             "cells_file": cells_file(results.folder),
         },
-        style=Markup((page_files / "report.css").read_text(encoding="utf-8")),
-        script=Markup((page_files / "report.js").read_text(encoding="utf-8")),
-        bokeh=[Markup(source) for source in Resources(mode="inline", components=["bokeh"]).js_raw],
+        style=Markup((page_files / "report.css").read_text(encoding="utf-8")),  # nosec B704
+        script=Markup((page_files / "report.js").read_text(encoding="utf-8")),  # nosec B704
+        bokeh=[Markup(source) for source in Resources(mode="inline", components=["bokeh"]).js_raw],  # nosec B704
     )
 
 
@@ -108,7 +108,7 @@ def json_in_page(value: Any) -> Markup:
     "\\u003c/script>"
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))  # nosec B704
 
 
 def _n_proteins(folder: Path) -> int:

@@ -200,7 +200,7 @@
     // What an immunologist looks at first, where the panel has it.
     const first = (...patterns) => patterns.map((p) => names.findIndex((n) => p.test(n))).find((i) => i >= 0);
     const x = first(/^(adt[-_ ]?)?cd4(?![0-9])/i, /^(adt[-_ ]?)?cd3(?![0-9])/i) ?? 0;
-    const y = first(/^(adt[-_ ]?)?cd8/i, /^(adt[-_ ]?)?cd19(?![0-9])/i) ?? Math.min(1, names.length - 1);
+    const y = first(/^(adt[-_ ]?)?cd8/i, /^(adt[-_ ]?)?cd19(?![0-9])/i) ?? (x === 0 ? Math.min(1, names.length - 1) : 0);
     byId("protein-x").value = String(x);
     byId("protein-y").value = String(y);
     shown = features[x];
