@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.analysis.output import staged_file
+from totalvi.analysis.output import STORE, staged_file
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.steps import Steps
 from totalvi.data.cite import Keys
@@ -61,8 +61,13 @@ def train_model(
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
     """
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists: choose another name, or replace it with overwrite")
+    if output.exists() and not (overwrite and is_model(output)):
+        mend = (
+            "choose another name"
+            if overwrite
+            else "choose another name, or replace it with overwrite"
+        )
+        raise OutputError(f"{output} exists: {mend}")
     steps = Steps(progress)
     with steps.step("read"):
         data, keys = read_input(input, keys, options)
@@ -100,7 +105,7 @@ def load_with_counts(model_path: Path, input: str | Path | None) -> tuple[Model,
     Parameters
     ----------
     model_path
-        A model folder, or the folder of `totalvi run`, whose ``results.h5mu`` are then the counts
+        A model folder, or the folder of `totalvi run`, whose results are then the counts
         unless ``input`` names others.
 
     Raises
@@ -110,9 +115,10 @@ def load_with_counts(model_path: Path, input: str | Path | None) -> tuple[Model,
     """
     is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
     if input is None:
-        if not (is_run and (model_path / RESULTS).is_file()):
+        beside = [model_path / name for name in (RESULTS, STORE) if is_run]
+        input = next((path for path in beside if path.exists()), None)
+        if input is None:
             raise DataError(f"{model_path} holds no counts: name the file with the counts as INPUT")
-        input = model_path / RESULTS
     data = read(input)
     return Model.load(model_path / MODEL if is_run else model_path, data), data
 
