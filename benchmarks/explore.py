@@ -11,6 +11,7 @@ of the processor, all threads together, which tells a busy machine from a slow p
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=100_000)
     parser.add_argument("--genes", type=int, default=2_000)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/totalvi-explore-benchmark"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "totalvi-explore-benchmark"
+    )
     given = parser.parse_args()
     if not given.folder.exists():
         make_folder(given.folder, given.cells, given.genes)
@@ -67,7 +70,7 @@ def main() -> None:
 
 def make_folder(folder: Path, n_cells: int, n_genes: int) -> None:
     """Write what the explorer reads of a run."""
-    data = simulate(n_cells=n_cells, n_genes=n_genes, n_proteins=30, seed=0)
+    data = simulate(n_cells=n_cells, n_genes=n_genes, n_proteins=30, n_isotype_controls=0, seed=0)
     model = Model(data[:5000].copy(), seed=0)
     model.train(max_epochs=1)
     proteins = list(data["prot"].var_names)
