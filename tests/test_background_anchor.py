@@ -9,6 +9,7 @@ import torch
 
 import totalvi
 from totalvi.data.background import PanelBatches, anchored_background_prior
+from totalvi.errors import CheckpointError
 from totalvi.module.anchor import profile_penalty
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -133,3 +134,13 @@ def test_a_saved_model_keeps_its_anchor(cells, raw, tmp_path: Path) -> None:
 def test_what_are_no_droplets_is_refused(cells, wrong: object) -> None:
     with pytest.raises(ValueError, match="empty_droplets is a"):
         totalvi.Model(cells, **SMALL, empty_droplets=wrong)
+
+
+def test_a_fit_does_not_go_on_with_other_droplets(cells, raw, tmp_path: Path) -> None:
+    fit = {"max_epochs": 3, "checkpoint": tmp_path / "fit", "checkpoint_every": 1}
+    without = totalvi.Model(cells, **SMALL)
+    without.train(**fit)
+    assert without._anchor_digest() is None
+    with_droplets = totalvi.Model(cells, **SMALL, empty_droplets=raw)
+    with pytest.raises(CheckpointError, match="background_anchor"):
+        with_droplets.train(max_epochs=3, resume=tmp_path / "fit")
