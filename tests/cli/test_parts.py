@@ -89,3 +89,10 @@ def test_what_cannot_be_asked_is_one_sentence(
     assert message in printed
     assert printed.count("error:") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_mapping_does_not_replace_its_reference(folder: Path) -> None:
+    model, cells = folder / "model", folder / "cells.h5mu"
+    assert execute(["map", str(model), str(cells), "-o", str(model), "--overwrite"]) == 2
+    assert execute(["map", str(model), str(cells), "-o", str(folder), "--overwrite"]) == 2
+    assert len(loaded(folder).history) == 3
