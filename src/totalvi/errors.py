@@ -37,6 +37,10 @@ class CheckpointError(TotalviError):
     """A checkpoint is damaged, or of another fit than the one that is to go on."""
 
 
+class ProcessError(TotalviError):
+    """One of several processes ended, or has other data or arguments than the rest."""
+
+
 class OutputError(TotalviError):
     """Results cannot be written where they were asked for."""
 

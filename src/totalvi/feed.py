@@ -14,8 +14,10 @@ from totalvi.data.order import even_parts, shuffled_windows, windows_in_order, w
 from totalvi.module.context import CellContext
 from totalvi.module.kernels.counts import take_rows
 from totalvi.module.options import at_least_one
+from totalvi.module.shared import Share
 from totalvi.module.sparse import SparseCounts
 from totalvi.module.totalvi import TOTALVI
+from totalvi.processes import Place
 
 _IN_ORDER = 8192  # cells read at a time where their order is given
 
@@ -35,6 +37,8 @@ class Minibatch(NamedTuple):
         What else is known of them.
     library_log_mean, library_log_variance
         Prior of the log library size, (B, 1); None where it is not latent.
+    share
+        Which part they are of a minibatch that several processes share; None: it is not shared.
     """
 
     cells: np.ndarray
@@ -44,6 +48,7 @@ class Minibatch(NamedTuple):
     context: CellContext
     library_log_mean: Tensor | None
     library_log_variance: Tensor | None
+    share: Share | None = None
 
 
 class _Counts(NamedTuple):
@@ -62,6 +67,7 @@ def minibatches(
     shuffle: np.random.Generator | None = None,
     device: torch.device | str = "cpu",
     skip: int = 0,
+    process: Place | None = None,
 ) -> Iterator[Minibatch]:
     """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
 
@@ -72,14 +78,25 @@ def minibatches(
     the minibatches of this one are used; ``shuffle`` then mixes cells within windows of random
     blocks (see `shuffled_windows`), so that ``cells`` must ascend. Windows that are left out whole
     are not read.
+
+    Of minibatches that several processes share, ``process`` gets its part, and no other cells are read.
     """
     at_least_one("batch_size", batch_size)
     if data.on_disk:
-        yield from _from_disk(data, module, cells, batch_size, shuffle, device, skip)
+        yield from _from_disk(data, module, cells, batch_size, shuffle, device, skip, process)
         return
     order = cells if shuffle is None else shuffle.permutation(cells)
     for rows in even_parts(order, batch_size)[skip:]:
-        yield minibatch(data, module, rows, device)
+        own, share = _own(rows, process)
+        yield minibatch(data, module, own, device)._replace(share=share)
+
+
+def _own(rows: np.ndarray, process: Place | None) -> tuple[np.ndarray, Share | None]:
+    """Return which cells of a minibatch are the process's own, and their place in it."""
+    if process is None:
+        return rows, None
+    part = process.part(len(rows))
+    return rows[part], Share(part.start, len(rows))
 
 
 def _from_disk(
@@ -90,6 +107,7 @@ def _from_disk(
     shuffle: np.random.Generator | None,
     device: torch.device | str,
     skip: int,
+    process: Place | None,
 ) -> Iterator[Minibatch]:
     windows = without_first(
         windows_in_order(cells, batch_size, _IN_ORDER)
@@ -99,13 +117,15 @@ def _from_disk(
     )
 
     def read(batches: list[np.ndarray]) -> _Counts:
-        rows = np.unique(np.concatenate(batches))  # ascending, which reads fast
+        own = [_own(rows, process)[0] for rows in batches]
+        rows = np.unique(np.concatenate(own))  # ascending, which reads fast
         return _Counts(data.rna[rows], data.protein[rows], rows)
 
     for batches, (rna, protein, held) in zip(windows, read_ahead(read, windows), strict=True):
         for rows in batches:
-            counts = _Counts(rna, protein, np.searchsorted(held, rows))
-            yield _minibatch(data, module, rows, counts, device)
+            own, share = _own(rows, process)
+            counts = _Counts(rna, protein, np.searchsorted(held, own))
+            yield _minibatch(data, module, own, counts, device)._replace(share=share)
         del rna, protein, counts  # before the window after the next is read
 
 

@@ -1,6 +1,7 @@
 """Model: what people use."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.consistency import require_possible_sizes, require_same_types
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
+from totalvi.processes import first_alone, launch, place_in, require_equal
 from totalvi.queries.abundance import AbundanceQueries
 from totalvi.queries.archetypes import ArchetypeQueries
 from totalvi.queries.correlation import CorrelationQueries
@@ -301,6 +303,8 @@ class Model(
         checkpoint_every: int | timedelta = CHECKPOINT_EVERY,
         resume: bool | str | Path = False,
         progress: bool | None = None,
+        devices: int | None = None,
+        num_nodes: int = 1,
     ) -> None:
         """Fit the model, and keep the weights of the lowest held-out loss.
 
@@ -349,11 +353,17 @@ class Model(
             Arguments left at their defaults are those of the checkpoint, and others must agree.
         progress
             Whether to show a progress bar; None: on a terminal.
+        devices, num_nodes
+            Processes on each machine, one for each GPU, and machines; they share each minibatch. The
+            script runs in each of them, from its start. None: as many as `torchrun`, `fabric run` or
+            SLURM's `srun` started, else 1. See ``docs/scaling.md``.
 
         Raises
         ------
         TrainingError
             When the loss or its gradient is no longer finite.
+        ProcessError
+            When another process of the fit ended, or has other data or arguments.
         CheckpointError
             When the checkpoint is damaged, or of another fit: the message names what differs.
         OutputError
@@ -362,6 +372,7 @@ class Model(
             When a signal ended the fit. The model is what it was before, and the checkpoint is there.
         """
         data = self._training_data()
+        process = place_in(launch(accelerator, devices, num_nodes))
         asked: dict[str, Any] = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
@@ -395,7 +406,13 @@ class Model(
                 data=found,
             )
             checkpoints = kept_fit.checkpoints(settings)
-            result = self._fit(data, cells, plan, progress, checkpoints, kept_fit.state)
+            require_equal(
+                json.dumps([settings, kept_fit.steps_done]), "data, arguments or checkpoint"
+            )
+            shown = False if process.rank else progress
+            result = self._fit(
+                data, cells, plan, shown, checkpoints, kept_fit.state, devices, num_nodes
+            )
         if self._mapping is not None:  # by the weights that the fit has left
             self._fill_unmeasured(data, self._mapping)
         n_earlier_epochs = len(self.history)
@@ -419,6 +436,8 @@ class Model(
         progress: bool | None,
         checkpoints: Checkpoints | None,
         start: State | None,
+        devices: int | None,
+        num_nodes: int,
     ) -> Fit:
         """Fit the module; when that fails or is interrupted, the model is what it was before."""
         seed = self._random(_FIT, self._n_fits)
@@ -430,7 +449,10 @@ class Model(
                 else only_new_rows(self.module, self._mapping)
             )
             with new_rows, epoch_progress(plan.max_epochs, progress) as on_epoch:
-                return fit(self.module, data, split, plan, seed, on_epoch, checkpoints, start)
+                return fit(
+                    self.module, data, split, plan, seed, on_epoch, checkpoints, start, devices,
+                    num_nodes,
+                )  # fmt: skip
         except BaseException as error:
             self.module.load_state_dict(before)
             self.module.cpu().eval()
@@ -462,6 +484,8 @@ class Model(
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model, without the data, to the folder ``path``, whole or not at all.
 
+        Of several processes the first writes, and the others wait.
+
         Raises
         ------
         OutputError
@@ -483,7 +507,9 @@ class Model(
             "background_anchor": self.module.background_anchor,  # None without empty droplets
             "mapping": None if self._mapping is None else self._mapping.to_dict(),
         }
-        write_model(Path(path), self.module.state_dict(), description, overwrite)
+        with first_alone() as is_first:
+            if is_first:
+                write_model(Path(path), self.module.state_dict(), description, overwrite)
         return Path(path)
 
     def save_scvi(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -508,7 +534,11 @@ class Model(
                 "does not know; save the reference, or this model with save()."
             )
         assert self.split is not None
-        write_scvi(Path(path), self.module, self.schema, self._options, self.split, overwrite)
+        with first_alone() as is_first:
+            if is_first:
+                write_scvi(
+                    Path(path), self.module, self.schema, self._options, self.split, overwrite
+                )
         return Path(path)
 
     @classmethod

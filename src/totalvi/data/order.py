@@ -32,8 +32,8 @@ def shuffled_windows(
     """Shuffle cells so that those of a window can be read from disk together.
 
     Blocks of cells that lie together are put in random order and cut into windows; the cells of a
-    window are put in random order and cut into minibatches. As many cells as a window holds, or
-    fewer, come in quite random order.
+    window are dealt to its minibatches at random, evenly over its blocks. As many cells as a window
+    holds, or fewer, come in quite random order.
 
     Parameters
     ----------
@@ -65,12 +65,24 @@ def shuffled_windows(
     in_blocks = np.concatenate([blocks[i] for i in rng.permutation(len(blocks))])
     batches = even_parts(in_blocks, batch_size)
     n_windows = math.ceil(len(cells) / window)
-    windows = []
-    for first in np.array_split(np.arange(len(batches)), n_windows):
-        together = [batches[i] for i in first]
-        order = rng.permutation(np.concatenate(together))
-        windows.append(np.split(order, np.cumsum([len(batch) for batch in together])[:-1]))
-    return windows
+    return [
+        _dealt(np.concatenate([batches[i] for i in of_window]), len(of_window), rng)
+        for of_window in np.array_split(np.arange(len(batches)), n_windows)
+    ]
+
+
+def _dealt(cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Deal cells at random to parts, so that of every ``n_parts`` neighbours each part gets one.
+
+    In each part they stay in the order of ``cells``: any stretch of all parts is a stretch of
+    ``cells``, and a process that has that stretch reads no other cells.
+    """
+    n_rounds, n_left = divmod(len(cells), n_parts)
+    rounds = cells[: n_rounds * n_parts].reshape(n_rounds, n_parts)
+    parts = list(rng.permuted(rounds, axis=1).T)
+    for part, cell in zip(rng.permutation(n_parts)[:n_left], cells[-n_left:], strict=False):
+        parts[part] = np.append(parts[part], cell)
+    return parts
 
 
 def windows_in_order(cells: np.ndarray, batch_size: int, window: int) -> list[list[np.ndarray]]:

@@ -51,6 +51,7 @@ class InputLayer(nn.Module):
         fan_in = n_genes + n_others + n_covariates
         self.gene_weight = uniform_parameter(n_genes, n_output, fan_in=fan_in, generator=generator)
         self.others = Linear(n_others, n_output, n_covariates, generator, fan_in)
+        self.others.bias.requires_grad_(activation.feels_shifts)
         self.activation = activation
 
     def forward(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from totalvi.module.fused.arrays import suits_compiled_loops
 from totalvi.module.fused.hidden import normalized_activation, scaled_relu
+from totalvi.module.shared import SharedGenerator, n_cells_of_all, own_cells, shared_batch_norm
 
 Normalization = Literal["batch", "layer", "none"]
 
@@ -33,10 +34,11 @@ def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor
     threshold = min(round(rate * 2**16), 2**16 - 1)
     if threshold == 0:
         return x
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    shape = n_cells_of_all(len(x), generator), *x.shape[1:]
+    words = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64, device=x.device)
     words.random_(-(2**63), None, generator=generator)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = bits >= threshold - 2**15
+    bits = words.view(torch.int16)[: math.prod(shape)].view(shape)
+    kept = own_cells(bits, len(x), generator) >= threshold - 2**15
     return x * kept.to(x.dtype).mul_(2**16 / (2**16 - threshold))
 
 
@@ -147,6 +149,15 @@ class Activation(nn.Module):
         if normalization == "batch":
             self.batch_norm = nn.BatchNorm1d(n_features, momentum=momentum, eps=epsilon)
 
+    @property
+    def feels_shifts(self) -> bool:
+        """Return whether the bias of the linear part matters.
+
+        Batch normalisation takes it away again: its gradient is rounding errors, which Adam would scale
+        up to steps of full size, and the running mean would lag behind.
+        """
+        return self.normalization != "batch"
+
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return shape (B, n_features)."""
         if self.fused and self.normalization == "batch" and suits_compiled_loops(x):
@@ -155,7 +166,10 @@ class Activation(nn.Module):
             if not torch.is_grad_enabled():
                 return scaled_relu(x, self.batch_norm)
         if self.normalization == "batch":
-            x = self.batch_norm(x)
+            if self.batch_norm.training and isinstance(generator, SharedGenerator):
+                x = shared_batch_norm(x, self.batch_norm, generator)
+            else:
+                x = self.batch_norm(x)
         elif self.normalization == "layer":
             parts = x.unflatten(-1, (self.n_parallel, -1))
             x = F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
@@ -176,6 +190,7 @@ class HiddenLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.linear = Linear(n_input, n_output, n_covariates, generator)
+        self.linear.bias.requires_grad_(activation.feels_shifts)
         self.activation = activation
 
     def forward(
@@ -210,6 +225,7 @@ class ParallelHiddenLayer(nn.Module):
             else None
         )
         self.bias = uniform_parameter(n_parallel * n_hidden, fan_in=fan_in, generator=generator)
+        self.bias.requires_grad_(activation.feels_shifts)
         self.activation = activation
 
     def forward(

@@ -17,6 +17,7 @@ from totalvi.module.fused.arrays import suits_compiled_loops
 from totalvi.module.fused.proportions import add_proportions
 from totalvi.module.layers import Normalization
 from totalvi.module.options import at_least_one, check_options, protein_mask
+from totalvi.module.shared import n_cells_of_all, of_all_cells, own_cells
 from totalvi.module.sparse import SparseCounts
 
 LibraryKind = Literal["latent", "observed", "size_factor"]
@@ -245,9 +246,11 @@ class Network(nn.Module):
         that the encoder learns to do without the rest.
         """
         assert self.protein_mask is not None
-        other = panel[torch.randperm(len(panel), generator=generator, device=panel.device)]
-        chance = torch.rand(len(panel), generator=generator, device=panel.device)
-        return self.protein_mask[torch.where(chance < self.hidden_protein_rate, other, panel)]
+        whole = of_all_cells(panel, generator)
+        other = whole[torch.randperm(len(whole), generator=generator, device=panel.device)]
+        chance = torch.rand(len(whole), generator=generator, device=panel.device)
+        seen = torch.where(chance < self.hidden_protein_rate, other, whole)
+        return self.protein_mask[own_cells(seen, len(panel), generator)]
 
     def decode(
         self, z: Tensor, context: CellContext, generator: torch.Generator | None = None
@@ -396,8 +399,16 @@ class Network(nn.Module):
 
 def sample_normal(mean: Tensor, scale: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return one sample of N(mean, scale**2)."""
-    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-    return mean + scale * noise
+    noise = torch.randn(
+        _shape_of_all(mean, generator), generator=generator, dtype=mean.dtype, device=mean.device
+    )
+    return mean + scale * own_cells(noise, mean.shape[-2], generator, axis=-2)
+
+
+def _shape_of_all(like: Tensor, generator: torch.Generator | None) -> tuple[int, ...]:
+    """Return the shape (..., B, features) that ``like`` has with the cells of all processes."""
+    *leading, n_own, n_features = like.shape
+    return *leading, n_cells_of_all(n_own, generator), n_features
 
 
 def stratified_normal(n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -405,9 +416,10 @@ def stratified_normal(n_samples: int, like: Tensor, generator: torch.Generator |
 
     Averages over it vary less than over independent samples, and have the same expectation.
     """
-    shape = n_samples, *like.shape
+    shape = n_samples, *_shape_of_all(like, generator)
     dtype = torch.promote_types(like.dtype, torch.float32)  # ndtri has no half precision
     noise = torch.rand(shape, generator=generator, dtype=dtype, device=like.device)
+    noise = own_cells(noise, like.shape[-2], generator, axis=-2)
     stratum = torch.arange(n_samples, dtype=dtype, device=like.device)
     noise.add_(stratum.view(-1, *(1,) * like.dim())).div_(n_samples)
     edge = torch.finfo(dtype).eps  # no infinite noise where the uniform sample is 0 or rounds to 1

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from totalvi.module.encoder import CellPosterior
+from totalvi.module.shared import Share
 from totalvi.module.totalvi import TOTALVI
 from totalvi.training.tensors import optimizer_tensors, part, restore_optimizer, with_prefix
 
@@ -73,13 +75,21 @@ class Adversary:
         others = (log_probability.sum(dim=1) - own) / (n_panels - 1)
         return -self.weight * others.mean()
 
-    def step(self, panel: Tensor) -> float:
-        """Teach the classifier one minibatch; return its loss, in nats a cell."""
+    def step(self, panel: Tensor, share: Share | None = None) -> float:
+        """Teach the classifier one minibatch; return its loss, in nats a cell.
+
+        Of a minibatch that several processes share, it is what the own cells add to the loss.
+        """
         assert self._latent is not None
         latent, self._latent = self._latent.detach().float(), None
         self.optimizer.zero_grad()  # also of what `deception` left
         loss = F.cross_entropy(self.classifier(latent), panel)
+        if share is not None:
+            loss = loss * (len(panel) / share.n_cells)
         loss.backward()
+        if share is not None:
+            for parameter in self.classifier.parameters():
+                torch.distributed.all_reduce(parameter.grad)
         self.optimizer.step()
         return loss.item()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from totalvi.atomic import write_file
 from totalvi.errors import CheckpointError, Interrupted
+from totalvi.processes import Place, barrier
 
 FORMAT, FORMAT_VERSION = "totalvi checkpoint", 1
 
@@ -79,18 +80,26 @@ class Keeper:
         Returns the state of the fit, between two steps.
     signals
         Numbers of the signals received.
+    process
+        Which one of several this is; only the first writes.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, state: Callable[[], State], signals: list[int]
+        self,
+        checkpoints: Checkpoints,
+        state: Callable[[], State],
+        signals: list[int],
+        process: Place,
     ) -> None:
         self.checkpoints, self.state, self.signals = checkpoints, state, signals
+        self.process = process
         self.written = time.monotonic()
 
     def write(self) -> None:
         """Write a checkpoint now."""
         path, _, settings = self.checkpoints
-        write_checkpoint(path, Checkpoint(settings, self.state()))
+        if self.process.rank == 0:
+            write_checkpoint(path, Checkpoint(settings, self.state()))
         self.written = time.monotonic()
 
     def after_step(self) -> None:
@@ -103,6 +112,8 @@ class Keeper:
         """
         if self.signals:
             self.write()
+            if self.process.n_processes > 1:
+                barrier()  # whoever is gone may take the others with it
             raise Interrupted(
                 f"The fit got {signal.Signals(self.signals[0]).name} and stopped; it is kept in "
                 f"{self.checkpoints.path}: resume it from there.",

@@ -13,6 +13,7 @@ import numpy as np
 
 from totalvi.atomic import locked, parents_of
 from totalvi.errors import OutputError
+from totalvi.processes import barrier, place
 from totalvi.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -52,6 +53,11 @@ class Kept(NamedTuple):
     def state(self) -> State | None:
         """Where the fit goes on."""
         return None if self.start is None else self.start.state
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the fit that goes on; 0 for a new one."""
+        return 0 if self.start is None else int(self.start.state.values["steps_done"])
 
     def checkpoints(self, settings: dict[str, Any]) -> Checkpoints | None:
         """Return where and when a fit of these settings, the only ones it may go on with, is kept.
@@ -103,7 +109,7 @@ def kept(
         yield Kept(None, every, None)
         return
     path = Path(checkpoint).resolve()
-    with parents_of(path), locked(path):
+    with _right_to_write(path):
         start = None
         if not isinstance(resume, bool) or (resume and path.exists()):
             start = read_checkpoint(path)
@@ -111,7 +117,18 @@ def kept(
             raise OutputError(
                 f"{path} exists: go on from it with resume=True, or choose another checkpoint."
             )
+        barrier()  # before the first process writes what others may not have read yet
         yield Kept(path, every, start)
+
+
+@contextmanager
+def _right_to_write(path: Path) -> Iterator[None]:
+    """Hold the lock of a checkpoint, and make its folder; of several processes the first does both."""
+    if place().rank > 0:
+        yield
+        return
+    with parents_of(path), locked(path):
+        yield
 
 
 def fit_settings(

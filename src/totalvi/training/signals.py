@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_OBEYED = (signal.SIGINT, signal.SIGTERM)
+OBEYED = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def noted_signals() -> Iterator[list[int]]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in _OBEYED}
+        handlers = {number: signal.getsignal(number) for number in OBEYED}
         before = {n: h for n, h in handlers.items() if h not in (None, signal.SIG_IGN)}
     try:
         for number in before:

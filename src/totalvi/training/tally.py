@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+import torch.distributed
 from torch import Tensor
 
 from totalvi.errors import TrainingError
@@ -26,11 +27,18 @@ class MeanTerms:
         self.total: Tensor | None = None
         self.n_cells = 0
 
-    def add(self, terms: ElboTerms) -> None:
-        """Count the cells of one minibatch."""
-        sums = torch.stack([term.detach().sum() for term in terms])
+    def add(self, sums: Tensor, n_cells: int) -> None:
+        """Count the cells of one minibatch, by the sums of the terms over them."""
         self.total = sums if self.total is None else self.total + sums
-        self.n_cells += len(terms.kl_div_z)
+        self.n_cells += n_cells
+
+    def add_up(self, device: torch.device | str) -> None:
+        """Add what other processes have counted."""
+        total = torch.zeros(len(ElboTerms._fields), device=device)
+        own = total if self.total is None else self.total
+        of_all = torch.cat([own.double(), own.new_tensor([self.n_cells], dtype=torch.float64)])
+        torch.distributed.all_reduce(of_all)
+        self.total, self.n_cells = of_all[:-1].to(own.dtype), int(of_all[-1])
 
     def row(self, prefix: str) -> dict[str, float]:
         """Return the loss by cell and its terms, each name with ``prefix``."""

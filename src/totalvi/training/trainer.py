@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed
 from torch import Tensor
 
 from totalvi.data.cite import CiteData
@@ -17,14 +18,16 @@ from totalvi.errors import TrainingError
 from totalvi.feed import Minibatch, minibatches
 from totalvi.module.elbo import ElboTerms, objective
 from totalvi.module.fused.arrays import threads_of_torch
+from totalvi.module.shared import SharedGenerator
 from totalvi.module.totalvi import TOTALVI
+from totalvi.processes import Place, launch, losing_others, make_fabric, place_in
 from totalvi.training.adversary import Adversary
 from totalvi.training.checkpoint import Checkpoints, Keeper, State
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
 from totalvi.training.progress import OnEpoch
 from totalvi.training.schedule import kl_weight, learning_rate_factor
-from totalvi.training.signals import noted_signals
+from totalvi.training.signals import OBEYED, noted_signals
 from totalvi.training.split import Split
 from totalvi.training.tally import NOT_FINITE, Course, MeanTerms
 from totalvi.training.tensors import optimizer_tensors, part, restore_optimizer, with_prefix
@@ -68,8 +71,13 @@ def fit(
     on_epoch: OnEpoch | None = None,
     checkpoints: Checkpoints | None = None,
     start: State | None = None,
+    devices: int | None = None,
+    num_nodes: int = 1,
 ) -> Fit:
     """Train ``module`` in place, and leave it with the weights of the lowest validation loss.
+
+    Several processes share each minibatch: each takes its part of the cells, batch normalisation and
+    gradients are those of all, and all end with the same weights. See ``docs/scaling.md``.
 
     Parameters
     ----------
@@ -89,6 +97,8 @@ def fit(
         the fit after a step, with a checkpoint.
     start
         Of a checkpoint of this fit: where to go on.
+    devices, num_nodes
+        Processes on each machine, and machines: see `totalvi.processes.launch`.
 
     Raises
     ------
@@ -96,21 +106,25 @@ def fit(
         When too many steps in a row are not finite.
     Interrupted
         When a signal came, and there are ``checkpoints``.
+    ProcessError
+        When another process of the fit ended.
     """
-    with threads_of_torch():
-        return _fit(module, data, split, plan, seed, on_epoch, checkpoints, start)
+    plan = resolved_plan(plan, module)
+    precision = autocast_precision(plan.precision, module, torch.device(plan.accelerator))
+    fabric = launch(plan.accelerator, devices, num_nodes, precision)
+    with threads_of_torch(), losing_others():
+        return _fit(fabric, module, data, split, plan, seed, on_epoch, checkpoints, start)
 
 
 def resolved_plan(plan: TrainingPlan, module: TOTALVI) -> TrainingPlan:
     """Return the plan with the device and precision that "auto" means on this machine."""
-    from lightning_fabric import Fabric  # takes seconds to load, and queries do without it
-
-    device = Fabric(accelerator=plan.accelerator, devices=1).device
+    device = make_fabric(plan.accelerator, devices=1).device
     precision = resolve_precision(plan.precision, module, device)
     return replace(plan, accelerator=device.type, precision=precision)
 
 
 def _fit(
+    fabric: "Fabric",
     module: TOTALVI,
     data: CiteData,
     split: Split,
@@ -120,15 +134,9 @@ def _fit(
     checkpoints: Checkpoints | None,
     start: State | None,
 ) -> Fit:
-    from lightning_fabric import Fabric
-
-    plan = resolved_plan(plan, module)
-    fabric = Fabric(
-        accelerator=plan.accelerator,
-        devices=1,
-        precision=autocast_precision(plan.precision, module, torch.device(plan.accelerator)),
-    )
     order_seed, sample_seed, validation_seed = seed.spawn(3)
+    process = place_in(fabric)
+    shared_by = process if process.n_processes > 1 else None
     course = Course(np.random.default_rng(order_seed))
     stepper = _Stepper(fabric, module, plan, len(split.train), sample_seed)
     held_out, held_out_cells = data, split.validation
@@ -141,17 +149,19 @@ def _fit(
         if on_epoch is not None:
             for epoch, row in enumerate(course.rows):
                 on_epoch(epoch, row)
-    with _keeper(checkpoints, course, stepper) as keeper:
+    with _keeper(checkpoints, course, stepper, process) as keeper:
         while not course.stopped:
             started = time.perf_counter() - course.seconds_in_epoch
             batches = minibatches(
                 data, module, split.train, plan.batch_size, course.order, fabric.device,
-                course.steps_in_epoch,
+                course.steps_in_epoch, shared_by,
             )  # fmt: skip
             with wide_products(module, plan.precision):
                 row = stepper.epoch(course, batches, keeper)
             if len(split.validation):
-                row |= evaluate(module, held_out, held_out_cells, validation_seed, fabric.device)
+                row |= evaluate(
+                    module, held_out, held_out_cells, validation_seed, fabric.device, shared_by
+                )
             row["kl_weight"] = stepper.kl_weight()
             row["learning_rate"] = stepper.learning_rate()
             row["seconds"] = time.perf_counter() - started
@@ -191,9 +201,12 @@ def _end_epoch(course: Course, row: dict[str, float], plan: TrainingPlan, module
 
 @contextmanager
 def _keeper(
-    checkpoints: Checkpoints | None, course: Course, stepper: "_Stepper"
+    checkpoints: Checkpoints | None, course: Course, stepper: "_Stepper", process: Place
 ) -> Iterator[Keeper | None]:
-    """Give what writes the checkpoints; signals are noted for it meanwhile."""
+    """Give what writes the checkpoints; signals are noted for it meanwhile.
+
+    Of several processes the first writes, and all end after the same step: when all know of the signal.
+    """
     if checkpoints is None:
         yield None
         return
@@ -203,7 +216,9 @@ def _keeper(
         return State(course_values | values, course_tensors | tensors)
 
     with noted_signals() as signals:
-        yield Keeper(checkpoints, state, signals)
+        known = signals if process.n_processes == 1 else []
+        stepper.signals, stepper.known_signals = signals, known
+        yield Keeper(checkpoints, state, known, process)
 
 
 def evaluate(
@@ -212,15 +227,24 @@ def evaluate(
     cells: np.ndarray,
     seed: np.random.SeedSequence,
     device: torch.device | str = "cpu",
+    process: Place | None = None,
 ) -> dict[str, float]:
-    """Return the losses of ``cells`` by cell, at full KL weight, from the same samples every time."""
+    """Return the losses of ``cells`` by cell, at full KL weight, from the same samples every time.
+
+    Several processes each take a part of the cells; all return the losses of all.
+    """
     was_training = module.training
     module.eval()
     mean = MeanTerms()
-    samples = torch_generator(seed, device)
+    samples = _samples(seed, device, process)
     with torch.no_grad():
-        for batch in minibatches(data, module, cells, _VALIDATION_BATCH_SIZE, device=device):
-            mean.add(_terms(module, batch, samples))
+        for batch in minibatches(
+            data, module, cells, _VALIDATION_BATCH_SIZE, device=device, process=process
+        ):
+            if len(batch.cells):
+                mean.add(_sums(_terms(module.elbo, batch, samples)), len(batch.cells))
+    if process is not None:
+        mean.add_up(device)
     module.train(was_training)
     return mean.row("validation")
 
@@ -230,6 +254,18 @@ def torch_generator(
 ) -> torch.Generator:
     """Return a torch generator seeded from ``seed``."""
     return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+
+def _samples(
+    seed: np.random.SeedSequence, device: torch.device | str, process: Place | None
+) -> torch.Generator:
+    """Return the source of samples of minibatches that are this process's alone, or shared."""
+    whole = torch_generator(seed, device)
+    if process is None:
+        return whole
+    shared = SharedGenerator(device)
+    shared.set_state(whole.get_state())
+    return shared
 
 
 class _Stepper:
@@ -246,8 +282,14 @@ class _Stepper:
         self.fabric, self.module, self.plan = fabric, module, plan
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # of losses in float16
         fused = fabric.device.type in ("cpu", "cuda") and self.scaler is None
-        self.optimizer = fabric.setup(module, _optimizer(module, plan, fused))[1]
-        self.samples = torch_generator(seed, fabric.device)
+        network, self.optimizer = fabric.setup(module, _optimizer(module, plan, fused))
+        self.shared = fabric.world_size > 1
+        if self.shared:  # gradients are averaged over processes for what goes through `network`
+            network.mark_forward_method("elbo")
+        self.elbo = network.elbo if self.shared else module.elbo
+        self.samples = _samples(seed, fabric.device, place_in(fabric) if self.shared else None)
+        self.signals: list[int] = []  # that this process got, and that all know of
+        self.known_signals: list[int] = []
         self.adversary = _adversary(module, plan, seed, fabric.device)
         self.steps_done = 0
         self.steps_per_epoch = math.ceil(n_training_cells / plan.batch_size)
@@ -272,10 +314,10 @@ class _Stepper:
         watched = nullcontext() if self.adversary is None else self.adversary.watching(self.module)
         with watched:
             for batch in batches:
-                terms = self.step(batch)
-                course.skipped.count(terms is not None, epoch)
-                if terms is not None:
-                    course.mean.add(terms)
+                taken, sums, n_cells = self.step(batch)
+                course.skipped.count(taken, epoch)
+                if taken:
+                    course.mean.add(sums, n_cells)
                 course.steps_in_epoch += 1
                 course.seconds_in_epoch = seconds_before + time.perf_counter() - started
                 if keeper is not None:
@@ -284,33 +326,55 @@ class _Stepper:
             raise TrainingError(f"In epoch {epoch} no step {NOT_FINITE}")
         return course.mean.row("train")
 
-    def step(self, batch: Minibatch) -> ElboTerms | None:
-        """Take one step; return None, with nothing changed, when loss or gradient is not finite."""
+    def step(self, batch: Minibatch) -> tuple[bool, Tensor, int]:
+        """Take one step; change nothing when loss or gradient is not finite.
+
+        Returns
+        -------
+        Whether it was taken, the sums of the terms over the cells of the minibatch, and their number.
+        """
         batch_norm_state = [buffer.clone() for buffer in self.module.buffers()]
         with self.fabric.autocast():
-            terms = ElboTerms(*(t.float() for t in _terms(self.module, batch, self.samples)))
-        loss = objective(terms, self.kl_weight()) + self.module.anchor_penalty()
+            terms = ElboTerms(*(t.float() for t in _terms(self.elbo, batch, self.samples)))
+        loss = objective(terms, self.kl_weight())
         if self.adversary is not None:
             loss = loss + self.adversary.deception(batch.context.panel)
+        if batch.share is not None:  # the mean over processes of this is the mean over cells
+            loss = loss * (len(batch.cells) * self.fabric.world_size / batch.share.n_cells)
+        loss = loss + self.module.anchor_penalty()
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer.optimizer)
         norm = _clip_gradients(self.module, self.plan.gradient_clip_norm)
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        finite, sums, n_cells = self._of_all(
+            torch.isfinite(loss) & torch.isfinite(norm), _sums(terms), batch
+        )
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
             self.optimizer.step()
             if self.adversary is not None:
-                self.adversary.step(batch.context.panel)
+                self.adversary.step(batch.context.panel, batch.share)
         else:
             for buffer, before in zip(self.module.buffers(), batch_norm_state, strict=True):
                 buffer.copy_(before)
             if self.scaler is not None:
                 self.scaler.update()
         self.steps_done += 1
-        return ElboTerms(*(term.detach() for term in terms)) if finite else None
+        return finite, sums, n_cells
+
+    def _of_all(self, finite: Tensor, sums: Tensor, batch: Minibatch) -> tuple[bool, Tensor, int]:
+        """Return whether all have finite numbers, the sums of all and their cells; note signals."""
+        if batch.share is None:
+            return bool(finite), sums, len(batch.cells)
+        noted = [float(number in self.signals) for number in OBEYED]
+        own = torch.tensor([float(not finite), *noted], device=sums.device)
+        of_all = torch.cat([own, sums])
+        torch.distributed.all_reduce(of_all)
+        n_not_finite, *n_noted = of_all[: len(own)].tolist()
+        self.known_signals += [number for number, n in zip(OBEYED, n_noted, strict=True) if n]
+        return n_not_finite == 0, of_all[len(own) :], batch.share.n_cells
 
     def state(self) -> State:
         """Return weights, optimiser and samples."""
@@ -368,8 +432,16 @@ def _optimizer(module: TOTALVI, plan: TrainingPlan, fused: bool) -> torch.optim.
     return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=fused)
 
 
-def _terms(network: TOTALVI, batch: Minibatch, samples: torch.Generator) -> ElboTerms:
-    return network.elbo(
+def _sums(terms: ElboTerms) -> Tensor:
+    """Return the sum of each term over the cells."""
+    return torch.stack([term.detach().sum() for term in terms])
+
+
+def _terms(elbo: Callable[..., ElboTerms], batch: Minibatch, samples: torch.Generator) -> ElboTerms:
+    if batch.share is not None:
+        assert isinstance(samples, SharedGenerator)
+        samples.share = batch.share
+    return elbo(
         batch.x,
         batch.y,
         batch.context,

@@ -1,4 +1,7 @@
-"""Batch normalisation, ReLU and dropout of a hidden layer in one loop, forward and backward."""
+"""Batch normalisation, ReLU and dropout of a hidden layer in few loops, forward and backward.
+
+Statistics and their use are apart: processes that share a minibatch add theirs up in between.
+"""
 
 import math
 
@@ -28,27 +31,8 @@ def _rows(chunk: int, n_cells: int) -> tuple[int, int]:
 
 
 @compiled(parallel=True, fastmath=True, error_model="numpy")
-def forward(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: float, dropout_rate: float,
-    seed: int, mean: np.ndarray, variance: np.ndarray, y: np.ndarray,
-) -> None:  # fmt: skip
-    """Fill in ``y``, and the columns' mean and variance.
-
-    Parameters
-    ----------
-    x
-        (B, features).
-    weight, bias
-        Of batch normalisation, (features,).
-    epsilon
-        Added to the variance.
-    dropout_rate, seed
-        Share of the values set to zero, and which: they are a hash of seed and place.
-    mean, variance
-        Of the minibatch (the variance biased), (features,), filled in.
-    y
-        (B, features), filled in. Where it is 0 there is no gradient.
-    """
+def moments(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
+    """Fill in the mean and biased variance of the columns of ``x`` (B, features)."""
     n_cells, n_features = x.shape
     zero = x.dtype.type(0)
     # sums of the distances from the first cell, in which no digits are lost where the mean is large
@@ -60,7 +44,6 @@ def forward(
                 difference = x[b, j] - x[0, j]
                 sums[chunk, 0, j] += difference
                 sums[chunk, 1, j] += difference * difference
-    scale, shift = np.empty_like(mean), np.empty_like(mean)
     for j in range(n_features):
         total, squares = zero, zero
         for chunk in range(_CHUNKS):
@@ -69,6 +52,36 @@ def forward(
         total /= n_cells
         mean[j] = x[0, j] + total
         variance[j] = max(squares / n_cells - total * total, zero)
+
+
+@compiled(parallel=True, fastmath=True, error_model="numpy")
+def activate(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray,
+    epsilon: float, dropout_rate: float, seed: int, first: int, y: np.ndarray,
+) -> None:  # fmt: skip
+    """Fill in ``y``.
+
+    Parameters
+    ----------
+    x
+        (B, features).
+    weight, bias
+        Of batch normalisation, (features,).
+    mean, variance
+        Of the minibatch (the variance biased), (features,).
+    epsilon
+        Added to the variance.
+    dropout_rate, seed
+        Share of the values set to zero, and which: they are a hash of seed and place.
+    first
+        Place of the first cell in the minibatch.
+    y
+        (B, features), filled in. Where it is 0 there is no gradient.
+    """
+    n_cells, n_features = x.shape
+    zero = x.dtype.type(0)
+    scale, shift = np.empty_like(mean), np.empty_like(mean)
+    for j in range(n_features):
         scale[j] = weight[j] / math.sqrt(variance[j] + epsilon)
         shift[j] = bias[j] - mean[j] * scale[j]
     threshold = np.uint32(min(dropout_rate * 2.0**32, 2.0**32 - 1))
@@ -76,7 +89,7 @@ def forward(
     for chunk in prange(_CHUNKS):
         start, end = _rows(chunk, n_cells)
         for b in range(start, end):
-            place = np.uint32(b * n_features)
+            place = np.uint32((first + b) * n_features)
             for j in range(n_features):
                 value = max(x[b, j] * scale[j] + shift[j], zero) * kept_scale
                 word = np.uint32(np.uint32(place + np.uint32(j)) * np.uint32(0x9E3779B9))
@@ -85,37 +98,47 @@ def forward(
 
 
 @compiled(parallel=True, fastmath=True, error_model="numpy")
-def backward(
-    gradient: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray, mean: np.ndarray,
-    variance: np.ndarray, epsilon: float, dropout_rate: float,
-    d_x: np.ndarray, d_weight: np.ndarray, d_bias: np.ndarray,
-) -> None:  # fmt: skip
-    """Fill in the gradients by ``x``, ``weight`` and ``bias`` from that by ``y``."""
+def gradient_sums(
+    gradient: np.ndarray, x: np.ndarray, y: np.ndarray, mean: np.ndarray, sums: np.ndarray
+) -> None:
+    """Fill ``sums`` (2, features) with those of the gradient, and of it times distance from mean."""
     n_cells, n_features = x.shape
     zero = x.dtype.type(0)
-    kept_scale = x.dtype.type(1.0 / (1.0 - dropout_rate))
-    sums = np.zeros((_CHUNKS, 2, n_features), x.dtype)
+    of_chunk = np.zeros((_CHUNKS, 2, n_features), x.dtype)
     for chunk in prange(_CHUNKS):
         start, end = _rows(chunk, n_cells)
         for b in range(start, end):
             for j in range(n_features):
                 g = gradient[b, j] if y[b, j] > zero else zero
-                sums[chunk, 0, j] += g
-                sums[chunk, 1, j] += g * (x[b, j] - mean[j])
-    scale, constant, slope = np.empty_like(mean), np.empty_like(mean), np.empty_like(mean)
+                of_chunk[chunk, 0, j] += g
+                of_chunk[chunk, 1, j] += g * (x[b, j] - mean[j])
     for j in range(n_features):
         by_bias, by_weight = zero, zero
         for chunk in range(_CHUNKS):
-            by_bias += sums[chunk, 0, j]
-            by_weight += sums[chunk, 1, j]
+            by_bias += of_chunk[chunk, 0, j]
+            by_weight += of_chunk[chunk, 1, j]
+        sums[0, j] = by_bias
+        sums[1, j] = by_weight
+
+
+@compiled(parallel=True, fastmath=True, error_model="numpy")
+def input_gradient(
+    gradient: np.ndarray, x: np.ndarray, y: np.ndarray, weight: np.ndarray, mean: np.ndarray,
+    variance: np.ndarray, epsilon: float, dropout_rate: float, sums: np.ndarray, n_cells: int,
+    d_x: np.ndarray,
+) -> None:  # fmt: skip
+    """Fill in the gradient by ``x`` from that by ``y``; ``sums`` and ``n_cells`` are of all cells."""
+    n_own, n_features = x.shape
+    zero = x.dtype.type(0)
+    kept_scale = x.dtype.type(1.0 / (1.0 - dropout_rate))
+    scale, constant, slope = np.empty_like(mean), np.empty_like(mean), np.empty_like(mean)
+    for j in range(n_features):
         inverse_scale = 1 / math.sqrt(variance[j] + epsilon)
-        d_bias[j] = by_bias * kept_scale
-        d_weight[j] = by_weight * kept_scale * inverse_scale
         scale[j] = weight[j] * inverse_scale * kept_scale
-        slope[j] = scale[j] * by_weight * inverse_scale * inverse_scale / n_cells
-        constant[j] = scale[j] * by_bias / n_cells - slope[j] * mean[j]
+        slope[j] = scale[j] * sums[1, j] * inverse_scale * inverse_scale / n_cells
+        constant[j] = scale[j] * sums[0, j] / n_cells - slope[j] * mean[j]
     for chunk in prange(_CHUNKS):
-        start, end = _rows(chunk, n_cells)
+        start, end = _rows(chunk, n_own)
         for b in range(start, end):
             for j in range(n_features):
                 g = gradient[b, j] if y[b, j] > zero else zero
