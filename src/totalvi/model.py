@@ -394,7 +394,7 @@ class Model(
                 sizes = tuple(kept_fit.settings["split_sizes"])
             cells = choose_split(split, data.n_cells, sizes, rng)
             plan = plan_fit(len(cells.train), asked, kept_fit.settings.get("plan"))
-            plan = resolved_plan(plan, self.module)
+            plan = resolved_plan(plan, self.module, devices, num_nodes)
             found = fingerprint(data)
             settings = fit_settings(
                 seed=self.seed,

@@ -136,9 +136,12 @@ def make_fabric(
         "torchrun": TorchElasticEnvironment,
         "SLURM": lambda: SLURMEnvironment(auto_requeue=False),
     }
-    environment: Any = environments.get(found.name, LightningEnvironment)
+    try:
+        environment: Any = environments.get(found.name, LightningEnvironment)()
+    except RuntimeError as error:  # says which option of SLURM is missing
+        raise ValueError(f"{found.name} did not say what it started: {error}") from error
     strategy = DDPStrategy(
-        cluster_environment=environment(), timeout=_WAIT, broadcast_buffers=False,
+        cluster_environment=environment, timeout=_WAIT, broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )  # fmt: skip
     return Fabric(
@@ -157,8 +160,9 @@ def launch(
     if devices is None and place().n_processes > 1 and _launcher() is None:
         raise ValueError("devices is missing, but processes have been launched; give it each time.")
     fabric = make_fabric(accelerator, devices, num_nodes, precision)
-    with losing_others():
-        fabric.launch()
+    if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has made sure of the others
+        with losing_others():
+            fabric.launch()
     return fabric
 
 

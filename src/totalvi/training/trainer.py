@@ -109,16 +109,18 @@ def fit(
     ProcessError
         When another process of the fit ended.
     """
-    plan = resolved_plan(plan, module)
+    plan = resolved_plan(plan, module, devices, num_nodes)
     precision = autocast_precision(plan.precision, module, torch.device(plan.accelerator))
     fabric = launch(plan.accelerator, devices, num_nodes, precision)
     with threads_of_torch(), losing_others():
         return _fit(fabric, module, data, split, plan, seed, on_epoch, checkpoints, start)
 
 
-def resolved_plan(plan: TrainingPlan, module: TOTALVI) -> TrainingPlan:
+def resolved_plan(
+    plan: TrainingPlan, module: TOTALVI, devices: int | None = None, num_nodes: int = 1
+) -> TrainingPlan:
     """Return the plan with the device and precision that "auto" means on this machine."""
-    device = make_fabric(plan.accelerator, devices=1).device
+    device = make_fabric(plan.accelerator, devices, num_nodes).device
     precision = resolve_precision(plan.precision, module, device)
     return replace(plan, accelerator=device.type, precision=precision)
 
