@@ -40,12 +40,18 @@ def train_model(
     *,
     n_genes: int = 4000,
     max_epochs: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
+    on_disk: bool = False,
+    devices: int | None = None,
+    num_nodes: int = 1,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool | None = None,
 ) -> Trained:
     """Check counts, select genes, fit a model, and save it; nothing else.
+
+    Several processes (see `totalvi.processes`) fit it together; the first selects genes and writes.
 
     Parameters
     ----------
@@ -53,8 +59,11 @@ def train_model(
         Counts, and where in them what is.
     output
         The model's folder. Until it is there the fit is kept beside it, in ``<output>.checkpoint``.
-    n_genes, max_epochs, seed, overwrite, resume, progress
-        As in :func:`totalvi.analysis.run.run`.
+    n_genes, max_epochs, seed, on_disk, overwrite, resume, progress
+        As in :func:`totalvi.analysis.run.run`. The cells and genes of a fit on disk are kept beside the
+        model until it is there.
+    batch_size, devices, num_nodes
+        As in `Model.train`.
 
     Raises
     ------
@@ -68,11 +77,12 @@ def train_model(
             else "choose another name, or replace it with overwrite"
         )
         raise OutputError(f"{output} exists: {mend}")
-    steps = Steps(progress)
-    with steps.step("read"):
-        data, keys = read_input(input, keys, options)
-    with steps.step("check and select genes"):
-        mdata, findings = prepare(data, keys, n_genes=n_genes)
+    launch(devices=devices, num_nodes=num_nodes)
+    is_first = place().rank == 0
+    steps = Steps(progress if is_first else False)
+    with ExitStack() as until_saved:
+        with steps.step("read, check and select genes"):
+            counts, keys, findings = _prepared(input, keys, options, n_genes, on_disk, until_saved)
     with steps.step("train", spinner=False):
         model = Model(
             mdata,

@@ -23,6 +23,7 @@ from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
 from totalvi.errors import TotalviError
+from totalvi.processes import place
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -62,8 +63,9 @@ app.add_typer(datasets, name="datasets")
 
 def main() -> NoReturn:
     """Run the command line of this process."""
-    # Idle threads must sleep: on a busy machine, waiting in a loop slows a fit many times over.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Idle threads must soon sleep: on a busy machine, waiting in a loop slows a fit many times over.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(execute(sys.argv[1:]))
 
@@ -99,7 +101,9 @@ def execute(arguments: Sequence[str]) -> int:
         if debug:
             raise
         status, message = explain(error)
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        rank = place().rank
+        which = f"process {rank}: " if rank else ""
+        typer.echo(f"{which}error: {' '.join(message.split())}", err=True)
     if status == INTERRUPTED:  # the option parser turns Ctrl-C into this status without a word
         typer.echo("interrupted", err=True)
     if status == TERMINATED:

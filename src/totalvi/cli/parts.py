@@ -7,6 +7,7 @@ import typer
 
 from totalvi.cli import options
 from totalvi.cli.wording import with_options
+from totalvi.processes import place
 
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
@@ -39,7 +40,23 @@ def train(
         int | None,
         typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", min=3, help="Cells in a minibatch of all processes; default: 128 or 256."
+        ),
+    ] = None,
     seed: options.Seed = 0,
+    on_disk: Annotated[
+        bool,
+        typer.Option(
+            "--on-disk",
+            help="Read counts some cells at a time, for data larger than memory; INPUT is .h5ad, "
+            ".h5mu or .zarr.",
+        ),
+    ] = False,
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = 1,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     allow_fractional: options.AllowFractional = False,
@@ -53,6 +70,7 @@ def train(
     Examples:
       totalvi train cells.h5mu -o pbmc.totalvi --batch donor
       totalvi train cells.h5mu -o pbmc.totalvi --batch donor --resume
+      totalvi train cells.zarr -o atlas.totalvi --on-disk --devices 4 --batch-size 1024
     """
     from totalvi.analysis.parts import train_model
     from totalvi.analysis.prepare import ReadOptions
@@ -76,10 +94,16 @@ def train(
         ReadOptions(protein, genome, hashtags, controls, cells_in),
         n_genes=genes,
         max_epochs=epochs,
+        batch_size=batch_size,
         seed=seed,
+        on_disk=on_disk,
+        devices=devices,
+        num_nodes=num_nodes,
         overwrite=overwrite,
         resume=resume,
     )
+    if place().rank:
+        return
     for kind, messages in (("note", trained.notes), ("warning", trained.warnings)):
         for message in messages:
             typer.echo(f"{kind}: {with_options(message)}")
