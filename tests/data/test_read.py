@@ -466,7 +466,9 @@ def test_broken(case, tmp_path):
 @pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
 def test_names_that_were_lost_are_not_made_up(tmp_path, suffix, table, lost, read_with):
     """The readers of MuData put numbers in their place."""
-    path = write(mudata_of({"rna": rna_anndata(), "prot": protein_anndata()}), tmp_path / f"x{suffix}")
+    path = write(
+        mudata_of({"rna": rna_anndata(), "prot": protein_anndata()}), tmp_path / f"x{suffix}"
+    )
     open_root = h5py.File if suffix == ".h5mu" else zarr.open_group
     root = open_root(path, mode="r+")
     if lost == "the table":

@@ -178,7 +178,12 @@ def test_only_plain_tensors_no_larger_than_the_file(tensor: Any, tmp_path: Path)
 
 def test_views_of_larger_tensors_are_plain(tmp_path: Path) -> None:
     file, whole = tmp_path / "model.pt", torch.arange(24.0).reshape(4, 6)
-    given = {"transposed": whole.T, "columns": whole[:, 1:3], "one": whole[:1, :1], "none": whole[:0]}
+    given = {
+        "transposed": whole.T,
+        "columns": whole[:, 1:3],
+        "one": whole[:1, :1],
+        "none": whole[:0],
+    }
     torch.save(given, file)
     read = checked_tensors(load_inert(file), file)
     assert all(torch.equal(read[name], given[name]) for name in given)

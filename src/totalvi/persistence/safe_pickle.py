@@ -219,6 +219,8 @@ def checked_tensors(given: Any, file: Path) -> dict[str, Tensor]:
 
 def _overlaps_itself(tensor: Tensor) -> bool:
     """Return whether two elements may lie in the same place."""
-    steps = sorted((stride, n) for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1)
+    steps = sorted(
+        (stride, n) for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1
+    )
     ends = [1, *(stride * n for stride, n in steps)]
     return any(stride < end for (stride, _), end in zip(steps, ends, strict=False))
