@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from totalvi.analysis import output
 from totalvi.analysis.output import require_writable, staged_file, staged_folder
 from totalvi.errors import OutputError
 
@@ -199,6 +202,22 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     (out / ".report.htm").write_text("mine")
     with pytest.raises(OutputError, match=r"holds \.report\.htm, which no run wrote"):
         require_writable(out, overwrite=True)
+
+
+def test_a_file_that_another_process_wrote_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.h5mu"
+
+    @contextmanager
+    def just_freed(target: Path) -> Iterator[None]:
+        target.write_text("theirs")
+        yield
+
+    monkeypatch.setattr(output, "locked", just_freed)
+    with pytest.raises(OutputError, match="exists"), staged_file(target, suffix=".h5mu"):
+        pass
+    assert tree(tmp_path) == {"a.h5mu": "theirs"}
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:

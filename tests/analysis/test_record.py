@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from totalvi.analysis.record import provenance, sha256, write_record
 
@@ -19,12 +20,31 @@ def test_hash_of_a_folder_tells_names_and_contents(tmp_path: Path) -> None:
     for files in ({"a": "1", "b/c": "2"}, {"a": "1", "b/d": "2"}, {"a": "12", "b/c": ""}, {}):
         folder = tmp_path / str(len(seen))
         folder.mkdir()
+        (folder / "zarr.json").touch()
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
         seen.add(sha256(folder))
         assert sha256(folder) in seen
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("place", ["", "outs/filtered_feature_bc_matrix", "GRCh38"])
+def test_hash_is_of_what_is_read_and_not_of_what_lies_beside_it(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "sample" / place
+    folder.mkdir(parents=True)
+    names = ("matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz")
+    for name in names:
+        (folder / name).write_text(name)
+    before = sha256(tmp_path / "sample")
+    (tmp_path / "sample" / "possorted_genome_bam.bam").write_bytes(b"\0")
+    (tmp_path / "sample" / "results").mkdir()
+    (tmp_path / "sample" / "results" / "run.json").write_text("{}")
+    assert sha256(tmp_path / "sample") == before
+    for name in names:
+        (folder / name).write_text("changed")
+        assert sha256(tmp_path / "sample") != before
+        (folder / name).write_text(name)
 
 
 def test_record_is_json(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from totalvi.analysis import pipeline
+from totalvi.analysis.record import sha256
 from totalvi.analysis.run import repeat, run
 from totalvi.cli.main import execute
-from totalvi.data.empty_droplets import AMBIENT
+from totalvi.data.ambient_tables import AMBIENT
 from totalvi.data.simulate import simulate
 from totalvi.errors import Interrupted, OutputError, ReadError
 from totalvi.training import trainer
@@ -79,9 +80,13 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
         run(cells, tmp_path / "out", **RUN)
     with pytest.raises(Exception, match="seed is 0 there and 1 here"):
         run(cells, tmp_path / "out", **RUN, seed=1, resume=True)
-    run(cells, tmp_path / "out", **RUN, resume=True)
+    run(cells, tmp_path / "out", batch_key="batch", resume=True)  # with the epochs it began with
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert_same_numbers(tmp_path / "out", done)
+    recorded, before = json.loads((tmp_path / "out" / "run.json").read_text()), times(tmp_path)
+    assert recorded["arguments"]["max_epochs"] == RUN["max_epochs"]  # so that it is repeated
+    run(cells, tmp_path / "out", batch_key="batch", resume=True)  # requeued
+    assert times(tmp_path) == before
 
 
 def test_a_requeued_run_that_is_done_does_nothing_but_its_report(
@@ -166,7 +171,24 @@ def fake_fit(mdata: Any, keys: Any, folder: Path, *_: Any, **options: Any) -> tu
     digest = hashlib.sha256(repr((keys, options["seed"], options["resolution"])).encode())
     digest.update(mdata["rna"].X.toarray().tobytes())
     digest.update(mdata.uns[AMBIENT].to_csv().encode())
-    return {"digest": digest.hexdigest()}, []
+    return {"digest": digest.hexdigest(), "max_epochs": 1}, []
+
+
+def test_the_hash_is_of_the_input_that_was_read(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = shutil.copy(cells, tmp_path / "cells.h5mu")
+
+    def changed_meanwhile(*_: Any, **__: Any) -> tuple[dict, list]:
+        with given.open("ab") as file:
+            file.write(b"\0")
+        return {"max_epochs": 1}, []
+
+    monkeypatch.setattr(pipeline, "fit_and_write", changed_meanwhile)
+    made = run(given, tmp_path / "out")
+    assert made.record["input_sha256"] == {"input": sha256(cells)}
+    with pytest.raises(ReadError, match=r"is not the input of .* any more"):
+        repeat(made.folder / "run.json", tmp_path / "again")
 
 
 @pytest.mark.parametrize("by_batch", [False, True])

@@ -481,7 +481,7 @@ CASES: dict[str, tuple[Build, str]] = {
     "HDF5 with a link to nothing": (hdf5(link_counts(h5py.SoftLink("/nowhere"))), "cells.h5mu"),
     "HDF5 with text for counts": (hdf5(replace_counts(data=b"text")), "cells.h5mu"),
     "HDF5 of other size": (hdf5(replace_counts(data=np.zeros((3, 3)))), "cells.h5mu"),
-    "HDF5 without obs": (hdf5(lambda f: f.__delitem__("mod/rna/obs")), 'modality "rna"'),
+    "HDF5 without obs": (hdf5(lambda f: f.__delitem__("mod/rna/obs")), '"mod/rna/obs"'),
     "zarr that lost a chunk": (zarr_store(lambda p: first_chunk(p).unlink()), "lacks"),
     "zarr with a short chunk": (
         zarr_store(lambda p: first_chunk(p).write_bytes(first_chunk(p).read_bytes()[:20])),

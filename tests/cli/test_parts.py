@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import anndata
 import mudata
 import numpy as np
 import pandas as pd
@@ -48,6 +49,26 @@ def test_denoised_counts_are_those_of_the_api(folder: Path, batches: tuple[str, 
     layer = found["prot"].layers["foreground_probability"]
     np.testing.assert_allclose(layer, foreground, rtol=1e-5)
     assert found.obs["batch"].tolist() == totalvi.read(folder / "cells.h5mu").obs["batch"].tolist()
+
+
+def test_a_store_is_replaced_only_when_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "denoised.zarr"
+    command = ["denoise", str(folder / "model"), str(folder / "cells.h5mu"), "-o", str(path)]
+    assert execute([*command, "--samples", "1"]) == 0
+    assert execute([*command, "--samples", "3"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert execute([*command, "--samples", "3", "--overwrite"]) == 0
+    rna, protein = loaded(folder).get_normalized_expression(library_size=1e4, n_samples=3)
+    for name, expected in (("rna", rna), ("protein", protein)):
+        np.testing.assert_allclose(anndata.read_zarr(path / name).X, expected, rtol=1e-4)
+    (folder / "thesis.zarr").mkdir()
+    (folder / "thesis.zarr" / "thesis.tex").touch()
+    command[4] = str(folder / "thesis.zarr")
+    assert execute([*command, "--overwrite"]) == 2
+    assert [path.name for path in (folder / "thesis.zarr").iterdir()] == ["thesis.tex"]
+    assert not list(folder.glob(".*"))
 
 
 def test_a_comparison_is_that_of_the_api(folder: Path) -> None:

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 import totalvi
+from totalvi.analysis.convert import convert_counts
+from totalvi.data.ambient import estimate_ambient, pooled_ambient
 from totalvi.data.droplets import choose_empty_droplets
 from totalvi.errors import DataError
 
@@ -110,6 +112,103 @@ def test_read_takes_both_matrices_of_a_run(tmp_path: Path) -> None:
     assert again.uns["ambient"]["log_mean"].tolist() == expected["log_mean"].tolist()
     with pytest.raises(DataError, match="swapped"):
         totalvi.read(filtered=everything, raw=filtered)
+
+
+def test_pooled_estimates_are_those_of_all_droplets() -> None:
+    rng = np.random.default_rng(0)
+    lanes = [
+        rng.poisson(np.exp(rng.normal(np.log([2.0, 30.0]), sd, (n, 2))))
+        for sd, n in ((0.3, 400), (0.6, 900))
+    ]
+    each = [estimate_ambient(lane) for lane in lanes]
+    pooled = pooled_ambient(
+        np.array([one.log_mean for one in each]),
+        np.array([one.log_sd for one in each]),
+        np.array([[len(lane)] * 2 for lane in lanes]),
+    )
+    for found, expected in zip(pooled, estimate_ambient(np.concatenate(lanes)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0.01)
+
+
+def in_lanes(seed: int) -> mudata.MuData:
+    """Cells of two lanes, with what the empty droplets of each hold."""
+    cells, raw = simulated(seed, n_batches=2)
+    cells.uns["ambient"] = totalvi.ambient_profile(raw, cells, batch_key="batch")
+    return cells
+
+
+def test_droplets_of_lanes_that_are_joined_are_pooled() -> None:
+    data = {"A": in_lanes(1), "B": in_lanes(2)}
+    apart = totalvi.concat(data, batch_key="lane", sub_batch_key="batch").uns["ambient"]
+    assert sorted(apart["batch"].unique()) == ["A:batch_0", "A:batch_1", "B:batch_0", "B:batch_1"]
+    joined = totalvi.concat(data, batch_key="set")
+    table = joined.uns["ambient"].set_index(["batch", "protein"])
+    assert table.index.is_unique
+    for name, each in data.items():
+        lanes = each.uns["ambient"]
+        for protein, rows in lanes.groupby("protein"):
+            pooled = table.loc[(name, protein)]
+            assert rows["log_mean"].min() <= pooled["log_mean"] <= rows["log_mean"].max()
+            assert pooled["n_droplets"] == rows["n_droplets"].sum()
+            assert pooled["standard_error"] < rows["standard_error"].max()
+    model = totalvi.Model(joined, batch_key="set", n_hidden=8, n_latent=2)
+    assert (model.module.background_anchor[2] > 0).all()
+
+
+GOOD = pd.DataFrame(
+    {
+        "batch": "",
+        "protein": ["protein_0", "protein_1"],
+        "log_mean": [0.5, 1.5],
+        "log_sd": 0.4,
+        "standard_error": 0.1,
+        "n_droplets": 200,
+    }
+)
+OF_OTHERS = {
+    "array": (np.zeros(3), "but a ndarray"),
+    "text": ("soup", "but a str"),
+    "mapping": ({"log_mean": 1.0}, "but a dict"),
+    "other columns": (pd.DataFrame({"gene": ["a"], "soup": [0.1]}), 'without "batch", "protein"'),
+}
+DAMAGED = {
+    "no rows": (GOOD[:0], "without rows"),
+    "NaN": (GOOD.assign(log_mean=np.nan), '"log_mean" has values that cannot be'),
+    "text for numbers": (GOOD.assign(log_sd="wide"), '"log_sd" has values'),
+    "negative": (GOOD.assign(standard_error=-1.0), '"standard_error" has values'),
+    "no droplets": (GOOD.assign(n_droplets=0), '"n_droplets" has values'),
+    "repeated": (GOOD.assign(protein="protein_0"), '"protein_0" has several rows'),
+}
+
+
+@pytest.mark.parametrize("case", [*OF_OTHERS, *DAMAGED])
+def test_a_table_that_is_none_is_one_sentence(case: str, tmp_path: Path) -> None:
+    wrong, said = (OF_OTHERS | DAMAGED)[case]
+    cells, _ = simulated(0)
+    cells.uns["ambient"] = wrong
+    with pytest.raises(DataError) as caught:
+        totalvi.Model(cells, n_hidden=8)
+    message = str(caught.value)
+    assert message.startswith('uns["ambient"] is not a table of totalvi.ambient_profile (')
+    assert said in message
+    assert "\n" not in message
+    assert totalvi.Model(cells, n_hidden=8, empty_droplets=False) is not None
+    if case in DAMAGED:
+        with pytest.raises(DataError, match=r"^empty_droplets is not a table of"):
+            totalvi.Model(cells, n_hidden=8, empty_droplets=wrong)
+
+
+@pytest.mark.parametrize("case", OF_OTHERS)
+def test_what_others_call_ambient_is_left_out_like_their_other_entries(
+    case: str, tmp_path: Path
+) -> None:
+    cells, _ = simulated(0)
+    cells.uns["ambient"], _ = OF_OTHERS[case]
+    cells.write(tmp_path / "cells.h5mu")
+    read = totalvi.read(tmp_path / "cells.h5mu")
+    assert "ambient" not in totalvi.concat({"A": read, "B": cells}, batch_key="set").uns
+    store = convert_counts(tmp_path / "cells.h5mu", tmp_path / "cells.zarr")
+    assert "ambient" not in totalvi.read(store).uns
 
 
 def test_joined_data_sets_keep_their_droplets() -> None:

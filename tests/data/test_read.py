@@ -13,6 +13,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.open import open_on_disk
 from totalvi.data.read import read
 from totalvi.errors import ReadError
 
@@ -427,7 +428,7 @@ BROKEN = {
     "index negative": (h5ad_with("X/indices", first_negative), DAMAGED),
     "pointers backwards": (h5ad_with("X/indptr", lambda v: v[::-1]), DAMAGED),
     "layer out of range": (h5ad_with("layers/raw/indices", lambda v: v + 9), '"raw" of'),
-    "no feature names": (h5ad_with("var/_index", None), "cannot be read as an AnnData"),
+    "no feature names": (h5ad_with("var/_index", None), 'has lost the names in "var"'),
     "no data": (h5ad_with("X/data", None), "cannot be read as an AnnData"),
     "no X": (no_x, "has no X: write it again with the raw counts"),
     "h5mu index": (h5mu_with("mod/rna/X/indices", 99), 'modality "rna" of'),
@@ -456,6 +457,34 @@ def test_broken(case, tmp_path):
     assert str(path) in message
     assert "\n" not in message
     assert ": " in message  # what is wrong, then the mend
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("read_with", [read, open_on_disk])
+@pytest.mark.parametrize("lost", ["the table", "its index", "its attributes"])
+@pytest.mark.parametrize("table", ["mod/prot/var", "mod/rna/var", "mod/prot/obs", "obs"])
+@pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
+def test_names_that_were_lost_are_not_made_up(tmp_path, suffix, table, lost, read_with):
+    """The readers of MuData put numbers in their place."""
+    path = write(
+        mudata_of({"rna": rna_anndata(), "prot": protein_anndata()}), tmp_path / f"x{suffix}"
+    )
+    open_root = h5py.File if suffix == ".h5mu" else zarr.open_group
+    root = open_root(path, mode="r+")
+    if lost == "the table":
+        del root[table]
+    elif lost == "its index":
+        del root[table][root[table].attrs["_index"]]
+    else:
+        for name in list(root[table].attrs):
+            del root[table].attrs[name]
+    if suffix == ".h5mu":
+        root.close()
+    else:
+        zarr.consolidate_metadata(path)
+    with pytest.raises(ReadError) as caught:
+        read_with(path)
+    assert f'{path} has lost the names in "{table}": ' in str(caught.value)
 
 
 @pytest.mark.parametrize(

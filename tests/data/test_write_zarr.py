@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from itertools import pairwise
 
 import mudata
@@ -13,6 +15,8 @@ from totalvi.data.open import open_on_disk
 from totalvi.data.simulate import simulate_to_zarr
 from totalvi.data.write_zarr import new_store, write_counts
 from totalvi.errors import OutputError
+
+SMALL = {"n_cells": 60, "n_genes": 30, "n_proteins": 5}
 
 
 def written(path, parts, n_cells, n_genes=6, n_proteins=2):
@@ -70,15 +74,80 @@ def test_controls_and_hashtags_without_counts_are_not_taken_for_lost(tmp_path):
 def test_a_store_appears_whole_or_not_at_all(tmp_path):
     def fail() -> None:
         with new_store(tmp_path / "s.zarr") as path:
-            path.mkdir()
+            (path / "zarr.json").touch()
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     assert not list(tmp_path.iterdir())
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match="exists"), new_store(tmp_path / "folder", overwrite=True):
+    (tmp_path / "folder" / "thesis.tex").touch()
+    for overwrite, wrong in ((False, "exists already"), (True, "is not a zarr store, and stays")):
+        with (
+            pytest.raises(OutputError, match=wrong),
+            new_store(tmp_path / "folder", overwrite=overwrite),
+        ):
+            pass
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["thesis.tex"]
+
+
+def test_one_process_writes_a_store(tmp_path):
+    with (
+        new_store(tmp_path / "new" / "s.zarr") as folder,
+        pytest.raises(OutputError, match="is being written by another process"),
+        new_store(tmp_path / "new" / "s.zarr"),
+    ):
         pass
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["s.zarr"]
+    assert not folder.exists()
+
+
+def test_a_link_keeps_pointing_at_the_store(tmp_path):
+    simulate_to_zarr(tmp_path / "a.zarr", **SMALL)
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "a.zarr")
+    simulate_to_zarr(tmp_path / "link.zarr", **SMALL | {"n_cells": 70}, overwrite=True)
+    assert (tmp_path / "link.zarr").is_symlink()
+    assert totalvi.read(tmp_path / "a.zarr").n_obs == 70
+
+
+# Replaces a store without end; for each number read, it does so in a process that dies after so many s.
+REPLACES = """
+import os, signal, sys, time
+from totalvi.data.simulate import simulate_to_zarr
+for delay_s in map(float, sys.stdin):
+    process = os.fork()
+    while process == 0:
+        for n_cells in (60, 70):
+            simulate_to_zarr("s.zarr", n_cells=n_cells, n_genes=30, n_proteins=5, overwrite=True)
+    time.sleep(delay_s)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    print("killed", flush=True)
+"""
+
+
+def test_a_store_is_whole_when_its_writer_is_killed(tmp_path):
+    whole = {}
+    for n_cells in (60, 70):
+        simulate_to_zarr(tmp_path / "s.zarr", **SMALL | {"n_cells": n_cells}, overwrite=True)
+        whole[n_cells] = totalvi.read(tmp_path / "s.zarr")
+    arguments = [sys.executable, "-c", REPLACES]
+    n_during = 0
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for delay_s in np.random.default_rng(0).uniform(0.1, 0.8, 10):
+            process.stdin.write(f"{delay_s}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "killed\n"
+            n_during += (tmp_path / ".s.zarr.partial").exists()
+            found = totalvi.read(tmp_path / "s.zarr")
+            expected = whole[found.n_obs]
+            assert (found["rna"].X != expected["rna"].X).nnz == 0
+            np.testing.assert_array_equal(found["prot"].X.toarray(), expected["prot"].X.toarray())
+    assert n_during > 0
+    simulate_to_zarr(tmp_path / "s.zarr", **SMALL, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
 
 
 def test_simulated_cells_are_like_those_in_memory_and_repeatable(tmp_path):

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from anndata import AnnData
 from safetensors.torch import save
 
 import totalvi
+from totalvi.atomic import locked
 from totalvi.errors import FormatError, OutputError
 from totalvi.persistence import format as model_format
 from totalvi.persistence.format import read_model, write_model
@@ -93,6 +97,18 @@ def test_an_existing_model_is_not_overwritten_unasked(folder: Path) -> None:
     with pytest.raises(OutputError, match="exists; give overwrite=True"):
         write_model(folder, {}, {}, overwrite=False)
     assert read_model(folder)[0].keys() == WEIGHTS.keys()
+
+
+def test_a_model_that_another_process_saved_meanwhile_stays(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    with ThreadPoolExecutor() as pool:
+        with locked(path):
+            waiting = pool.submit(write_model, path, {}, {}, overwrite=False)
+            time.sleep(0.2)  # longer than it takes to come to the lock
+            shutil.copytree(folder, path)
+        with pytest.raises(OutputError, match="exists; give overwrite=True"):
+            waiting.result()
+    assert read_model(path)[0].keys() == WEIGHTS.keys()
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])

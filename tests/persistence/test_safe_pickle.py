@@ -160,18 +160,33 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     "tensor",
     [
         torch.zeros(1).expand(10**10),
+        torch.zeros(1).expand(4),
+        torch.zeros(8).as_strided((4, 4), (1, 1)),
         torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1), (10**12,)),
         torch.empty(10**12, device="meta"),
         torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.quint8),
         [1.0],
     ],
-    ids=["expanded", "sparse", "meta", "quantized", "list"],
+    ids=["expanded", "repeated", "overlapping", "sparse", "meta", "quantized", "list"],
 )
 def test_only_plain_tensors_no_larger_than_the_file(tensor: Any, tmp_path: Path) -> None:
     file = tmp_path / "model.pt"
     torch.save({"a": tensor}, file)
     with pytest.raises(FormatError):
         checked_tensors(load_inert(file), file)
+
+
+def test_views_of_larger_tensors_are_plain(tmp_path: Path) -> None:
+    file, whole = tmp_path / "model.pt", torch.arange(24.0).reshape(4, 6)
+    given = {
+        "transposed": whole.T,
+        "columns": whole[:, 1:3],
+        "one": whole[:1, :1],
+        "none": whole[:0],
+    }
+    torch.save(given, file)
+    read = checked_tensors(load_inert(file), file)
+    assert all(torch.equal(read[name], given[name]) for name in given)
 
 
 # -------------------------------------------------------------------------------------- damage

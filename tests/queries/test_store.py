@@ -10,7 +10,7 @@ import pytest
 import totalvi
 from counts import annotated
 from totalvi.errors import OutputError
-from totalvi.queries.store import Table, row_targets
+from totalvi.queries.store import ROWS_PER_CHUNK, Table, create_tables, open_tables, row_targets
 
 TABLES = {"rna": Table(pd.Index(["a", "b", "c"]), np.array(["x", "y"], dtype=object))}
 
@@ -43,9 +43,20 @@ def test_a_store_reads_as_anndata(tmp_path: Path, model: totalvi.Model) -> None:
 
 def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path, model: totalvi.Model) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(OutputError, match="exists already"):
         model.get_normalized_expression(out=tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_rows_are_written_by_several_in_any_order(tmp_path: Path) -> None:
+    cells = pd.Index([f"cell_{i}" for i in range(ROWS_PER_CHUNK + 9)])
+    tables = {"rna": Table(cells, np.array(["x", "y"], dtype=object))}
+    values = np.random.default_rng(0).normal(size=(len(cells), 2)).astype(np.float32)
+    create_tables(tmp_path / "out", tables)
+    for rows in (slice(ROWS_PER_CHUNK, None), slice(0, ROWS_PER_CHUNK)):
+        open_tables(tmp_path / "out", tables)["rna"][rows] = values[rows]
+    np.testing.assert_array_equal(anndata.read_zarr(tmp_path / "out" / "rna").X, values)
 
 
 def test_an_unfinished_store_leaves_nothing(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.analysis.prepare import ReadOptions, feature_annotation, read_input
+from totalvi.data.ambient_tables import AMBIENT, ambient_in
 from totalvi.data.cite import Keys, find_source
-from totalvi.data.empty_droplets import AMBIENT
 from totalvi.data.features import are_controls
 from totalvi.data.isotypes import ISOTYPE_MODALITY
 from totalvi.data.matrix import in_memory
@@ -86,7 +86,7 @@ def convert_counts(
     data, keys = open_input(given, keys or Keys(), options or ReadOptions())
     source = find_source(data, keys, on_disk=True)
     with new_store(output, overwrite=overwrite) as staged:
-        write_source(staged, source, data, keys, ambient=data.uns.get(AMBIENT))
+        write_source(staged, source, data, keys, ambient=ambient_in(data.uns))
     return Path(output)
 
 

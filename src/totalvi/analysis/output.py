@@ -84,10 +84,10 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
         raise OutputError(f"{output} does not end in {suffix}: choose a name that does")
     if output.is_dir():
         raise OutputError(f"{output} is a folder: choose the name of a file")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists: choose another name, or replace it with overwrite")
     _nearest_folder(output)
     with parents_of(output), locked(output), writing(output):
+        if output.exists() and not overwrite:
+            raise OutputError(f"{output} exists: choose another name, or replace it with overwrite")
         staged = output.with_name(f".{output.name}.partial{suffix}")
         staged.unlink(missing_ok=True)  # of a process that was killed
         staged.touch(exist_ok=False)

@@ -16,6 +16,7 @@ from totalvi.analysis.steps import Steps
 from totalvi.data.cite import Keys
 from totalvi.data.modalities import mudata_of
 from totalvi.data.read import read
+from totalvi.data.write_zarr import new_store
 from totalvi.errors import DataError, OutputError
 from totalvi.model import Model
 from totalvi.persistence.format import is_model
@@ -170,11 +171,9 @@ def denoise(
         "progress": progress,
     }
     if output.suffix == ".zarr":
-        if output.exists():
-            raise OutputError(f"{output} exists: choose another name")
-        model, _ = load_with_counts(model_path, input)
-        with _values_of_the_user():
-            model.get_normalized_expression(**asked, library_size=1e4, out=output)
+        with new_store(output, overwrite=overwrite) as staged, _values_of_the_user():
+            model, _ = load_with_counts(model_path, input)
+            model.get_normalized_expression(**asked, library_size=1e4, out=staged)
         return output
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
         model, data = load_with_counts(model_path, input)

@@ -86,6 +86,7 @@ def fit_and_write(
         tables["batches"] = batch_mixing(estimates.latent, mdata.obs[keys.batch_key], seed)
     write_tables(tables, folder / "tables")
     summary: dict[str, Any] = model.fit_summary
+    assert model.plan is not None
     with steps.step("figures"):
         draw_figures(
             mdata,
@@ -107,6 +108,7 @@ def fit_and_write(
         "proteins": mdata["prot"].n_vars,
         "clusters": len(clusters.labels.categories),
         "epochs": len(model.history),
+        "max_epochs": model.plan.max_epochs,
         **summary,
         "fingerprint": model.fingerprint,
         "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),

@@ -115,6 +115,7 @@ def fit_and_write_on_disk(
         tables["batches"] = batch_mixing(latent[sample], batch.iloc[sample], seed)
     write_tables(tables, folder / "tables")
     summary: dict[str, Any] = model.fit_summary
+    assert model.plan is not None
     with steps.step("figures"):
         draw_figures(
             some,
@@ -140,6 +141,7 @@ def fit_and_write_on_disk(
         "proteins": data["prot"].n_vars,
         "clusters": len(clusters.labels.categories),
         "epochs": len(model.history),
+        "max_epochs": model.plan.max_epochs,
         **summary,
         "fingerprint": model.fingerprint,
         "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),

@@ -12,14 +12,10 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.ambient_tables import AMBIENT
 from totalvi.data.checks import Finding, raise_errors
 from totalvi.data.cite import Keys, check_source, find_source
-from totalvi.data.empty_droplets import (
-    AMBIENT,
-    ambient_findings,
-    ambient_of,
-    require_same_run,
-)
+from totalvi.data.empty_droplets import ambient_findings, ambient_of, require_same_run
 from totalvi.data.features import marked_controls
 from totalvi.data.isotypes import ISOTYPE_MODALITY, control_findings, split_controls
 from totalvi.data.modalities import mudata_of, renamed_features

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from totalvi.data.read_10x_folder import matrix_files
 from totalvi.errors import ReadError
 
 PACKAGES = ("totalvi", "torch", "numpy", "scipy", "scanpy", "anndata", "mudata")
@@ -129,7 +130,10 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
 
 
 def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
-    """Return whether the record at ``path`` is of a run on files that asked for the same."""
+    """Return whether the record at ``path`` is of a run on files that asked for the same.
+
+    Without ``max_epochs``, of any number of epochs, as what goes on from a checkpoint keeps its number.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         theirs, hashes = dict(record["arguments"]), record["input_sha256"]
@@ -141,18 +145,27 @@ def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, 
         for name in {*theirs, *ours["arguments"]}
         if theirs.get(name) != ours["arguments"].get(name)
     }
+    if arguments.get("max_epochs") is None:
+        differing.discard("max_epochs")
     return "input" in inputs and hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of all files in a folder."""
+    """Return the SHA-256 of a file, or of the names and contents of what is read of a folder."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file_path in _files_read(path):
         digest.update(f"{file_path.relative_to(path).as_posix()}\0{sha256(file_path)}\0".encode())
     return digest.hexdigest()
+
+
+def _files_read(folder: Path) -> list[Path]:
+    """Return the files of a zarr store or of a matrix; Cell Ranger puts more beside the latter."""
+    if any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    return matrix_files(folder) if folder.is_dir() else []
 
 
 def _plain(value: Any) -> Any:

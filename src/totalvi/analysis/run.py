@@ -152,9 +152,7 @@ def run(
         refuse_input_in_output(path, output)
     if resume and is_record_of(output / RECORD, arguments, paths):
         return _finished(output)
-    request = asked(
-        arguments, paths
-    )  # hashes of the inputs as they are read, not as they are later
+    request = asked(arguments, paths)  # of the inputs as they are read, not as they are later
     steps = Steps(progress)
     keys = Keys(
         batch_key=batch_key,
@@ -214,6 +212,8 @@ def run(
         except TrainingError:
             checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
             raise
+        # None: of the checkpoint that the fit went on from, or by default
+        request["arguments"]["max_epochs"] = summary.pop("max_epochs")
         messages = {
             severity: [f.message for f in findings if f.severity == severity]
             for severity in ("warning", "note")

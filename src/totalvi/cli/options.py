@@ -1,11 +1,20 @@
 """Options that several commands share: where the counts and the annotation are."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from totalvi.errors import ReadError
+
+
+def a_number(value: float) -> float:
+    """Refuse NaN, which is within every bound."""
+    if math.isnan(value):
+        raise typer.BadParameter("NaN is not a number: give one")
+    return value
+
 
 INPUT_HELP = "Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv"
 
@@ -128,7 +137,10 @@ ProteinObsm = Annotated[
     str | None,
     typer.Option("--protein-obsm", metavar="KEY", help="Entry of obsm with protein counts."),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same results.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same results."),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier run wrote, at the end.")
 ]
@@ -139,7 +151,12 @@ Resume = Annotated[
 CheckpointEvery = Annotated[
     float,
     typer.Option(
-        "--checkpoint-every", metavar="MINUTES", min=0.0, help="How often the fit is kept."
+        "--checkpoint-every",
+        metavar="MINUTES",
+        min=0.0,
+        max=1e6,
+        callback=a_number,
+        help="How often the fit is kept.",
     ),
 ]
 

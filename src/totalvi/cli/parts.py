@@ -168,10 +168,24 @@ def de(
         Path, typer.Option("-o", "--output", metavar="FILE", help="New .csv file.")
     ] = Path("differential_expression.csv"),
     delta: Annotated[
-        float, typer.Option("--delta", min=0.0, help="Smallest log2 fold change of interest.")
+        float,
+        typer.Option(
+            "--delta",
+            min=0.0,
+            max=100,
+            callback=options.a_number,
+            help="Smallest log2 fold change of interest.",
+        ),
     ] = 0.25,
     fdr: Annotated[
-        float, typer.Option("--fdr", min=0.001, max=0.999, help="Expected false discovery rate.")
+        float,
+        typer.Option(
+            "--fdr",
+            min=0.001,
+            max=0.999,
+            callback=options.a_number,
+            help="Expected false discovery rate.",
+        ),
     ] = 0.05,
     batch_correction: Annotated[
         bool, typer.Option("--batch-correction", help="Decode both groups into the same batches.")

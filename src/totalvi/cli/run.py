@@ -55,7 +55,14 @@ def run(
         typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
     ] = None,
     resolution: Annotated[
-        float, typer.Option("--resolution", min=0.01, help="Of the clusters; higher gives more.")
+        float,
+        typer.Option(
+            "--resolution",
+            min=0.01,
+            max=1000,
+            callback=options.a_number,
+            help="Of the clusters; higher gives more.",
+        ),
     ] = 1.0,
     seed: options.Seed = 0,
     on_disk: Annotated[

@@ -33,7 +33,11 @@ def simulate(
     foreground_factor: Annotated[
         float,
         typer.Option(
-            "--foreground-factor", min=3, help="Foreground over background of the median protein."
+            "--foreground-factor",
+            min=3,
+            max=1e6,
+            callback=options.a_number,
+            help="Foreground over background of the median protein.",
         ),
     ] = 30.0,
     raw: Annotated[

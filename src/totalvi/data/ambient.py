@@ -42,6 +42,26 @@ def estimate_ambient(protein: np.ndarray) -> Ambient:
     n_droplets = len(protein)
     mean = (protein.sum(axis=0, dtype=np.float64) + 0.5) / n_droplets
     excess = (protein.var(axis=0, dtype=np.float64) - mean) / mean**2
+    return _ambient(mean, excess, n_droplets)
+
+
+def pooled_ambient(log_mean: np.ndarray, log_sd: np.ndarray, n_droplets: np.ndarray) -> Ambient:
+    """Return what the droplets of several estimates hold together.
+
+    Parameters
+    ----------
+    log_mean, log_sd, n_droplets
+        Of each estimate, (estimates, T); NaN where one lacks a protein.
+    """
+    mean = np.exp(log_mean)
+    total = np.nansum(n_droplets, axis=0)
+    pooled = np.nansum(n_droplets * mean, axis=0) / total
+    square = np.nansum(n_droplets * mean**2 * np.exp(log_sd**2), axis=0) / total
+    return _ambient(pooled, square / pooled**2 - 1, total)
+
+
+def _ambient(mean: np.ndarray, excess: np.ndarray, n_droplets: float | np.ndarray) -> Ambient:
+    """Return the distribution with this mean and squared coefficient of variation of the rate."""
     excess = np.clip(excess, *np.expm1(np.square(_LOG_SCALE_RANGE)))
     return Ambient(
         log_mean=np.log(mean),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.data.empty_droplets import ANY_BATCH
+from totalvi.data.ambient_tables import ANY_BATCH
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
 

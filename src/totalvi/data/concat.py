@@ -8,9 +8,9 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.ambient_tables import AMBIENT, ambient_in, of_batches
 from totalvi.data.antibodies import AntibodyNames, harmonise_antibodies
 from totalvi.data.data_sets import DataSet, Where, find_data_set
-from totalvi.data.empty_droplets import AMBIENT
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.gene_names import GeneAlignment, Join, align_genes
 from totalvi.data.modalities import mudata_of
@@ -212,16 +212,14 @@ def _joined_ambient(
     for name, each in found.items():
         stop = start + len(each.source.cell_names)
         batches, start = pd.unique(batch.iloc[start:stop]), stop
-        table = data[name].uns.get(AMBIENT)
-        if not isinstance(table, pd.DataFrame):
+        table = ambient_in(data[name].uns)
+        if table is None:
             continue
         own = antibodies[antibodies["data_set"] == name].set_index("original")["harmonised"]
-        table = table.assign(protein=table["protein"].astype(str).map(own.to_dict()))
+        table = table.assign(protein=table["protein"].map(own.to_dict()))
         table = table[table["protein"].notna()]
-        for of_batch, rows in table.groupby(table["batch"].astype(str)):
-            own_batch = f"{name}:{of_batch}"
-            names = [own_batch if own_batch in batches else name] if of_batch else list(batches)
-            parts += [rows.assign(batch=str(known)) for known in names]
+        if len(table):
+            parts.append(of_batches(table, list(map(str, batches)), prefix=f"{name}:"))
     return pd.concat(parts, ignore_index=True) if parts else None
 
 

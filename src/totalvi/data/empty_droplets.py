@@ -12,15 +12,13 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.ambient import estimate_ambient
+from totalvi.data.ambient_tables import AMBIENT, ANY_BATCH, COLUMNS, checked_table
 from totalvi.data.cells import joined_obs, names_of
 from totalvi.data.droplets import LEAST_DROPLETS, choose_empty_droplets
 from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.source import genes_and_proteins
 from totalvi.errors import DataError
 
-AMBIENT = "ambient"  # entry of uns
-ANY_BATCH = ""
-COLUMNS = ["batch", "protein", "log_mean", "log_sd", "standard_error", "n_droplets"]
 Raw: TypeAlias = MuData | AnnData | str | PathLike[str]
 _BARCODE = re.compile("[ACGT]{12,}")
 
@@ -105,7 +103,7 @@ def ambient_of(
 
     Raises
     ------
-    ValueError
+    DataError, ValueError
         When it is none of what is allowed.
     """
     if empty_droplets is False:
@@ -113,19 +111,10 @@ def ambient_of(
     given = data.uns.get(AMBIENT) if empty_droplets is None else empty_droplets
     if given is None:
         return None
-    if isinstance(given, pd.DataFrame):
-        missing = [column for column in COLUMNS[:5] if column not in given]
-        if missing:
-            raise ValueError(
-                f"empty_droplets is a table without {listed(missing)}; allowed is what "
-                "totalvi.ambient_profile returned, or a raw matrix."
-            )
-        return given.assign(batch=given["batch"].astype(str), protein=given["protein"].astype(str))
     if empty_droplets is None:
-        raise DataError(
-            f'uns["{AMBIENT}"] is not a table of totalvi.ambient_profile: remove it, or give '
-            "empty_droplets=False"
-        )
+        return checked_table(given, f'uns["{AMBIENT}"]')
+    if isinstance(given, pd.DataFrame):
+        return checked_table(given, "empty_droplets")
     if not isinstance(given, MuData | AnnData | Mapping | str | PathLike):
         raise ValueError(
             f"empty_droplets is a {type(given).__name__}; allowed are a raw matrix, or one by batch, a "

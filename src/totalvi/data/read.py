@@ -11,8 +11,9 @@ import h5py
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.ambient_tables import AMBIENT
 from totalvi.data.cells import names_of
-from totalvi.data.empty_droplets import AMBIENT, require_same_run
+from totalvi.data.empty_droplets import require_same_run
 from totalvi.data.finding import did_you_mean
 from totalvi.data.genomes import keep_genome
 from totalvi.data.integrity import reading

@@ -62,6 +62,21 @@ def holds_matrix(folder: Path) -> bool:
     return bool(_matrices(folder))
 
 
+def matrix_files(folder: Path) -> list[Path]:
+    """Return the files that counts are read from in a folder: none where it holds no matrix."""
+    if holds_matrix(folder):
+        parts = ("matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv")
+        listed = (
+            path for path in folder.iterdir() if path.name.removesuffix(".gz").endswith(parts)
+        )
+        return sorted(path for path in listed if path.is_file())
+    output = cell_ranger_output(folder)
+    if output is not None:
+        return [output] if output.is_file() else matrix_files(output)
+    of_genomes = sorted(path for path in folder.iterdir() if path.is_dir() and holds_matrix(path))
+    return [file for genome in of_genomes for file in matrix_files(genome)]
+
+
 def _matrices(folder: Path) -> list[Path]:
     found = {p.name.removesuffix(".gz"): p for p in folder.glob("*matrix.mtx*") if p.is_file()}
     return [p for name, p in sorted(found.items()) if name.endswith("matrix.mtx")]

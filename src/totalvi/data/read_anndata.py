@@ -55,6 +55,7 @@ def open_zarr(path: Path) -> zarr.Group:
     require_plain_folder(path)
     group = zarr.open_group(path, mode="r")
     require_honest_zarr(group, path)
+    _require_names(group, path)
     parts = group["mod"].groups() if "mod" in group else [("", group)]
     for _, part in parts:
         _require_all_chunks(part, path)
@@ -76,6 +77,26 @@ def open_hdf5(path: Path) -> h5py.File:
 def _require_plain(path: Path) -> None:
     with h5py.File(path, "r") as file:
         require_plain_hdf5(file, path)
+        _require_names(file, path)
+
+
+def _require_names(group: h5py.Group | zarr.Group, path: Path) -> None:
+    """Refuse data whose cells or features lost their names, for which numbers would stand in."""
+    parts = {"": group}
+    if "mod" in group:
+        parts = {**{f"mod/{name}/": group["mod"][name] for name in group["mod"]}, **parts}
+    if not ({"obs", "var"} <= set(group) or len(parts) > 1):
+        return  # neither an AnnData nor a MuData with modalities, which is said elsewhere
+    for place, part in parts.items():
+        for axis in ("obs", "var"):
+            table = part.get(axis)
+            if isinstance(table, h5py.Dataset):
+                continue  # of AnnData before 0.7, in one piece with its names
+            index = "" if table is None else str(table.attrs.get("_index", ""))
+            if not (index and index in table):
+                raise ReadError(
+                    f'{path} has lost the names in "{place}{axis}": copy, download or write it again'
+                )
 
 
 def _require_all_chunks(group: zarr.Group, path: Path) -> None:

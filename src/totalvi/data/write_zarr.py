@@ -1,5 +1,6 @@
 """Write counts to the zarr store that reads fast: CSR in shards of compressed chunks, appended."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from mudata import MuData
 from scipy import sparse
 from zarr.codecs import BloscCodec
 
+from totalvi.atomic import locked, new_folder, parents_of
 from totalvi.errors import OutputError
 
 ENTRIES_PER_CHUNK, CHUNKS_PER_SHARD = 1 << 17, 64  # of CSR: some hundred cells to a chunk
@@ -136,30 +138,38 @@ def write_counts(
 
 @contextmanager
 def new_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give the folder of a store to write, which is at ``out`` when all is written, or not at all.
+    """Give an empty folder for a store, which is at ``out`` when the block ends, or not at all.
+
+    No other process can write ``out`` meanwhile; at every moment the old or the new store is there
+    whole.
+
+    Parameters
+    ----------
+    out
+        A folder that does not exist or is empty, or a link to one; missing parents are made.
+    overwrite
+        Whether to replace a zarr store that is there.
 
     Raises
     ------
     OutputError
-        When ``out`` exists, unless it is a zarr store and ``overwrite`` is True, or cannot be written.
+        When ``out`` may not be replaced, is being written, or cannot be.
     """
-    path = Path(out)
-    is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
-    if path.exists() and not (overwrite and is_store):
-        raise OutputError(f"{path} exists already; give another folder as out, or remove it.")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    try:
-        yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error}); give another folder as out."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    place = Path(os.path.realpath(out))
+    _require_replaceable(place, overwrite)
+    with parents_of(place), locked(place):
+        _require_replaceable(place, overwrite)  # another process may have just ended
+        with new_folder(place) as folder:
+            yield folder
+
+
+def _require_replaceable(place: Path, overwrite: bool) -> None:
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not overwrite:
+        raise OutputError(f"{place} exists already: choose another folder, or remove it")
+    if not any((place / name).is_file() for name in ("zarr.json", ".zgroup")):
+        raise OutputError(f"{place} is not a zarr store, and stays: choose another folder")
 
 
 class SparseRows:

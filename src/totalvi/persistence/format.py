@@ -63,10 +63,10 @@ def write_folder(
 
     ``require_own`` raises OutputError for a folder that may not be replaced.
     """
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
     path = path.resolve()  # a link keeps pointing at the model
     with parents_of(path), locked(path, SAVING_TAKES_AT_MOST_S):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
         if path.exists():
             with writing(path):
                 require_own(path)

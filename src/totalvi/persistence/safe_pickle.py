@@ -204,6 +204,8 @@ def checked_tensors(given: Any, file: Path) -> dict[str, Tensor]:
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not plain or tensor.is_quantized or tensor.device.type != "cpu":
             raise FormatError(f"{file} holds {name}, which is not a plain tensor.")
+        if _overlaps_itself(tensor):  # the older format has no checksum, but needs no such strides
+            raise FormatError(f"{file} is damaged (the strides of {name}); save it again.")
         size += tensor.numel() * tensor.element_size()
     if size > file.stat().st_size:
         raise FormatError(f"{file} holds tensors larger than itself; get it again from its source.")
@@ -213,3 +215,12 @@ def checked_tensors(given: Any, file: Path) -> dict[str, Tensor]:
                 f"{file} has values in {name} that are not finite; fit the model again."
             )
     return {name: tensor.detach() for name, tensor in given.items()}
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Return whether two elements may lie in the same place."""
+    steps = sorted(
+        (stride, n) for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1
+    )
+    ends = [1, *(stride * n for stride, n in steps)]
+    return any(stride < end for (stride, _), end in zip(steps, ends, strict=False))

@@ -12,7 +12,8 @@ from scipy import sparse
 
 from totalvi.data.write_zarr import new_store
 
-_ROWS_PER_CHUNK = 1024
+ROWS_PER_CHUNK = 1024
+"""Writers of different rows at the same time each take whole chunks of this many."""
 
 
 class Table(NamedTuple):
@@ -37,8 +38,9 @@ def row_targets(
     tables
         By name of the result.
     out
-        Folder of a zarr store that must not exist: it gets a group a table, each of which
-        ``anndata.read_zarr`` reads. It appears whole when all is written, or not at all. None: memory.
+        Folder of a zarr store that must not exist, or be empty: it gets a group a table, each of
+        which ``anndata.read_zarr`` reads. It appears whole when all is written, or not at all. None:
+        memory.
     n_samples
         Length of a leading axis; None: there is none. Only in memory.
 
@@ -57,7 +59,8 @@ def row_targets(
     if n_samples is not None:
         raise ValueError("out takes means only; leave return_mean at True, or out at None.")
     with new_store(out) as path:
-        yield _zarr_arrays(path, tables)
+        create_tables(path, tables)
+        yield open_tables(path, tables)
 
 
 def write_counts(
@@ -84,7 +87,9 @@ def write_counts(
     """
     groups = [""] if n_samples == 1 else [f"sample_{i}/" for i in range(n_samples)]
     with new_store(out) as path:
-        proteins = _zarr_arrays(path, {f"{group}protein": protein for group in groups})
+        of_proteins = {f"{group}protein": protein for group in groups}
+        create_tables(path, of_proteins)
+        proteins = open_tables(path, of_proteins)
         matrices = [SparseRows(path, f"{group}rna", rna) for group in groups]
         start = 0
         for by_sample, counts in parts:
@@ -126,13 +131,12 @@ def _names(table: Table) -> AnnData:
     )
 
 
-def _zarr_arrays(path: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
-    """Create one group a table in the layout of AnnData, with ``X`` still to be filled."""
+def create_tables(path: Path, tables: Mapping[str, Table]) -> None:
+    """Begin a store: one group a table in the layout of AnnData, with ``X`` still to be filled."""
     import zarr
     from anndata.io import write_elem
 
     root = zarr.open_group(str(path), mode="w", zarr_format=3)
-    arrays = {}
     for name, table in tables.items():
         names = _names(table)
         write_elem(root, name, names)
@@ -140,11 +144,17 @@ def _zarr_arrays(path: Path, tables: Mapping[str, Table]) -> dict[str, Any]:
         array = root[name].create_array(
             "X",
             shape=(n_cells, n_features),
-            chunks=(max(min(_ROWS_PER_CHUNK, n_cells), 1), max(n_features, 1)),
+            chunks=(max(min(ROWS_PER_CHUNK, n_cells), 1), max(n_features, 1)),
             dtype=np.float32,
             compressors=None,  # averages hardly compress, and trying takes long
             overwrite=True,
         )
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        arrays[name] = array
-    return arrays
+
+
+def open_tables(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return the ``X`` of each table of a store that was begun, to be filled row by row."""
+    import zarr
+
+    root = zarr.open_group(str(path), mode="r+")
+    return {name: root[f"{name}/X"] for name in names}
