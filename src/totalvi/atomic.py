@@ -104,7 +104,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     OutputError
         When the disk is full, or does not let itself be written to.
     """
-    temporary = _partial(target)
+    temporary = partial_of(target)
     with writing(target):
         _remove(temporary)  # of a process that was killed
         temporary.mkdir()
@@ -135,7 +135,7 @@ def write_file(target: Path, content: bytes) -> None:
     OutputError
         When the disk is full, or does not let itself be written to.
     """
-    temporary = _partial(target)
+    temporary = partial_of(target)
     with writing(target):
         try:
             with temporary.open("wb") as file:
@@ -185,7 +185,8 @@ def _exchanged(one: Path, other: Path) -> bool:
     return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
-def _partial(target: Path) -> Path:
+def partial_of(target: Path) -> Path:
+    """Return where ``target`` is while it is being written."""
     return target.with_name(f".{target.name}.partial")
 
 

@@ -44,6 +44,17 @@ class Place(NamedTuple):
         """
         return slice(n * self.rank // self.n_processes, n * (self.rank + 1) // self.n_processes)
 
+    def part_of_chunks(self, n: int, size: int) -> slice:
+        """Return the same of ``n`` things that stay together in chunks of ``size``.
+
+        Examples
+        --------
+        >>> [Place(rank, 2).part_of_chunks(2500, 1000) for rank in range(2)]
+        [slice(0, 1000, None), slice(1000, 2500, None)]
+        """
+        chunks = self.part(-(-n // size))
+        return slice(chunks.start * size, min(chunks.stop * size, n))
+
 
 class _Launcher(NamedTuple):
     name: str

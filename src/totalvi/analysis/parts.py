@@ -1,5 +1,6 @@
 """The parts of a run on their own: a fitted model, its denoised counts, its differential expression."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +11,22 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.analysis.convert import open_input
 from totalvi.analysis.output import STORE, staged_file
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
+from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.steps import Steps
+from totalvi.atomic import locked, parents_of
+from totalvi.data.checks import Finding
 from totalvi.data.cite import Keys
 from totalvi.data.modalities import mudata_of
+from totalvi.data.open import can_stay_on_disk
 from totalvi.data.read import read
-from totalvi.data.write_zarr import new_store
+from totalvi.data.write_zarr import shared_store
 from totalvi.errors import DataError, OutputError
 from totalvi.model import Model
 from totalvi.persistence.format import is_model
+from totalvi.processes import first_alone, launch, place
 
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 
@@ -79,38 +86,86 @@ def train_model(
         )
         raise OutputError(f"{output} exists: {mend}")
     launch(devices=devices, num_nodes=num_nodes)
-    is_first = place().rank == 0
-    steps = Steps(progress if is_first else False)
-    with ExitStack() as until_saved:
+    steps = Steps(progress if place().rank == 0 else False)
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    with _cells_beside(output) as store:
         with steps.step("read, check and select genes"):
-            counts, keys, findings = _prepared(input, keys, options, n_genes, on_disk, until_saved)
-    with steps.step("train", spinner=False):
-        model = Model(
-            mdata,
-            batch_key=keys.batch_key,
-            panel_key=keys.panel_key,
-            labels_key=keys.labels_key,
-            size_factor_key=keys.size_factor_key,
-            categorical_covariate_keys=keys.categorical_covariate_keys,
-            continuous_covariate_keys=keys.continuous_covariate_keys,
-            allow_fractional=keys.allow_fractional,
-            isotype_controls=keys.isotype_controls,
-            seed=seed,
-        )
-        checkpoint = output.with_name(f"{output.name}.checkpoint")
-        model.train(
-            max_epochs=max_epochs, checkpoint=checkpoint, resume=resume, progress=steps.shown
-        )
-    with steps.step("save"):
-        model.save(output, overwrite=overwrite)
-        checkpoint.unlink(missing_ok=True)
+            if on_disk:
+                counts, keys, findings = _prepared_on_disk(input, keys, options, n_genes, store)
+            else:
+                data, keys = read_input(input, keys, options)
+                counts, findings = prepare(data, keys, n_genes=n_genes)
+        with steps.step("train", spinner=False):
+            model = Model(
+                counts,
+                batch_key=keys.batch_key,
+                panel_key=keys.panel_key,
+                labels_key=keys.labels_key,
+                size_factor_key=keys.size_factor_key,
+                categorical_covariate_keys=keys.categorical_covariate_keys,
+                continuous_covariate_keys=keys.continuous_covariate_keys,
+                allow_fractional=keys.allow_fractional,
+                isotype_controls=keys.isotype_controls,
+                seed=seed,
+            )
+            model.train(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                checkpoint=checkpoint,
+                resume=resume,
+                progress=steps.shown,
+                devices=devices,
+                num_nodes=num_nodes,
+            )
+        with steps.step("save"), first_alone() as is_first:
+            model.save(output, overwrite=overwrite)
+            if is_first:
+                checkpoint.unlink(missing_ok=True)
     said: dict[str, list[str]] = {"warning": [], "note": []}
     for finding in findings:
         said[finding.severity].append(finding.message)
     return Trained(output, model, said["warning"], said["note"])
 
 
-def load_with_counts(model_path: Path, input: str | Path | None) -> tuple[Model, MuData]:
+@contextmanager
+def _cells_beside(output: Path) -> Iterator[Path]:
+    """Give the place of a store beside ``output`` that is there for a while, and no others use.
+
+    Of several processes the first holds and removes it.
+    """
+    store = output.with_name(f".{output.name}.cells.zarr")
+    if place().rank:
+        yield store
+        return
+    with parents_of(output), locked(output.with_name(f"{output.name}.training")):
+        try:
+            yield store
+        finally:
+            shutil.rmtree(store, ignore_errors=True)
+
+
+def _prepared_on_disk(
+    input: str | Path | MuData | AnnData,
+    keys: Keys,
+    options: ReadOptions,
+    n_genes: int,
+    store: Path,
+) -> tuple[Path, Keys, list[Finding]]:
+    """Write the cells and genes of a fit to ``store``."""
+    if isinstance(input, MuData | AnnData):
+        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+    data, keys = open_input(input, keys, options)
+    findings: list[Finding] = []
+    with first_alone() as is_first:
+        if is_first:
+            shutil.rmtree(store, ignore_errors=True)  # of a process that was killed
+            findings = prepare_on_disk(data, keys, store, n_genes=n_genes)
+    return store, keys, findings
+
+
+def load_with_counts(
+    model_path: Path, input: str | Path | None, *, on_disk: bool = False
+) -> tuple[Model, Any]:
     """Return a model and the counts to ask it about.
 
     Parameters
@@ -118,6 +173,8 @@ def load_with_counts(model_path: Path, input: str | Path | None) -> tuple[Model,
     model_path
         A model folder, or the folder of `totalvi run`, whose results are then the counts
         unless ``input`` names others.
+    on_disk
+        Whether counts stay on disk where their format lets them; the path is then returned.
 
     Raises
     ------
@@ -130,7 +187,7 @@ def load_with_counts(model_path: Path, input: str | Path | None) -> tuple[Model,
         input = next((path for path in beside if path.exists()), None)
         if input is None:
             raise DataError(f"{model_path} holds no counts: name the file with the counts as INPUT")
-    data = read(input)
+    data = input if on_disk and can_stay_on_disk(input) else read(input)
     return Model.load(model_path / MODEL if is_run else model_path, data), data
 
 
@@ -151,13 +208,16 @@ def denoise(
     transform_batch: Sequence[str] | None = None,
     n_samples: int = 25,
     seed: int = 0,
+    devices: int | None = None,
+    num_nodes: int = 1,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
     """Write denoised counts: RNA by 10,000 a cell, proteins free of background.
 
     ``output`` ends in .h5mu (with the foreground probability as a layer), or in .zarr, which is
-    written some cells at a time.
+    written some cells at a time, by several processes if there are (see `totalvi.processes`), from
+    counts that stay on disk where they can.
 
     Raises
     ------
@@ -171,10 +231,13 @@ def denoise(
         "progress": progress,
     }
     if output.suffix == ".zarr":
-        with new_store(output, overwrite=overwrite) as staged, _values_of_the_user():
-            model, _ = load_with_counts(model_path, input)
+        launch(devices=devices, num_nodes=num_nodes)
+        with shared_store(output, overwrite=overwrite) as staged, _values_of_the_user():
+            model = load_with_counts(model_path, input, on_disk=True)[0]
             model.get_normalized_expression(**asked, library_size=1e4, out=staged)
         return output
+    if (devices or 1) * num_nodes > 1:
+        raise OutputError(f"{output} is written by one process: give a name that ends in .zarr")
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
         model, data = load_with_counts(model_path, input)
         rna, protein = model.get_normalized_expression(**asked, library_size=1e4)

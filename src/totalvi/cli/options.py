@@ -187,14 +187,18 @@ def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
             )
         by_batch[batch] = path
     return by_batch
+
+
 Devices = Annotated[
     int | None,
     typer.Option(
         "--devices",
         min=1,
-        help="Processes on this machine, one for each GPU; default: those that torchrun or srun started.",
+        help="Processes on this machine, one for each GPU; default: 1, or what torchrun or srun "
+        "started.",
     ),
 ]
 NumNodes = Annotated[
-    int, typer.Option("--num-nodes", min=1, help="Machines that run this command with the same data.")
+    int,
+    typer.Option("--num-nodes", min=1, help="Machines that run this command with the same data."),
 ]

@@ -43,7 +43,9 @@ def train(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", min=3, help="Cells in a minibatch of all processes; default: 128 or 256."
+            "--batch-size",
+            min=3,
+            help="Cells in a minibatch of all processes; default: 128 or 256.",
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -128,6 +130,8 @@ def denoise(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Posterior samples.")] = 25,
     seed: options.Seed = 0,
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = 1,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write denoised counts: RNA by 10,000 a cell, and proteins free of background.
@@ -136,6 +140,7 @@ def denoise(
     Examples:
       totalvi denoise results -o denoised.h5mu
       totalvi denoise pbmc.totalvi cells.h5mu -o denoised.zarr --as-batch donor_1
+      totalvi denoise atlas.totalvi cells.zarr -o denoised.zarr --devices 4
     """
     from totalvi.analysis.parts import denoise as write
 
@@ -146,9 +151,12 @@ def denoise(
         transform_batch=transform_batch or None,
         n_samples=samples,
         seed=seed,
+        devices=devices,
+        num_nodes=num_nodes,
         overwrite=overwrite,
     )
-    typer.echo(f"written: {path}")
+    if place().rank == 0:
+        typer.echo(f"written: {path}")
 
 
 def de(

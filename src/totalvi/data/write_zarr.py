@@ -17,8 +17,9 @@ from mudata import MuData
 from scipy import sparse
 from zarr.codecs import BloscCodec
 
-from totalvi.atomic import locked, new_folder, parents_of
+from totalvi.atomic import locked, new_folder, parents_of, partial_of
 from totalvi.errors import OutputError
+from totalvi.processes import barrier, losing_others, place
 
 ENTRIES_PER_CHUNK, CHUNKS_PER_SHARD = 1 << 17, 64  # of CSR: some hundred cells to a chunk
 ROWS_PER_CHUNK, ROWS_PER_SHARD = 1024, 1 << 16  # of dense matrices
@@ -155,21 +156,43 @@ def new_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     OutputError
         When ``out`` may not be replaced, is being written, or cannot be.
     """
-    place = Path(os.path.realpath(out))
-    _require_replaceable(place, overwrite)
-    with parents_of(place), locked(place):
-        _require_replaceable(place, overwrite)  # another process may have just ended
-        with new_folder(place) as folder:
+    target = Path(os.path.realpath(out))
+    _require_replaceable(target, overwrite)
+    with parents_of(target), locked(target):
+        _require_replaceable(target, overwrite)  # another process may have just ended
+        with new_folder(target) as folder:
             yield folder
 
 
-def _require_replaceable(place: Path, overwrite: bool) -> None:
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+@contextmanager
+def shared_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give the folder of `new_store` to all processes, for each to write some of it.
+
+    What all of them need is written by the first before a `totalvi.processes.barrier`.
+    """
+    process = place()
+    if process.n_processes == 1:
+        with new_store(out, overwrite=overwrite) as folder:
+            yield folder
+        return
+    with losing_others():
+        if process.rank == 0:
+            with new_store(out, overwrite=overwrite) as folder:
+                yield folder
+                barrier()  # all is written
+        else:
+            yield partial_of(Path(os.path.realpath(out)))
+            barrier()
+        barrier()  # all is in its place
+
+
+def _require_replaceable(target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise OutputError(f"{place} exists already: choose another folder, or remove it")
-    if not any((place / name).is_file() for name in ("zarr.json", ".zgroup")):
-        raise OutputError(f"{place} is not a zarr store, and stays: choose another folder")
+        raise OutputError(f"{target} exists already: choose another folder, or remove it")
+    if not any((target / name).is_file() for name in ("zarr.json", ".zgroup")):
+        raise OutputError(f"{target} is not a zarr store, and stays: choose another folder")
 
 
 class SparseRows:

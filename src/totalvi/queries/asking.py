@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from totalvi.mapping.query_data import QueryMapping, describe_query, dispersion_
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise
+from totalvi.processes import place
 from totalvi.queries.progress import cell_progress
+from totalvi.queries.store import own_rows
 
 Names = str | Sequence[str] | None
 QUERY_BATCH_SIZE = 1024
@@ -46,18 +49,26 @@ class Asked:
 
     @contextmanager
     def stream(
-        self, batch_size: int, what: str, progress: bool | None, n_passes: int = 1
+        self,
+        batch_size: int,
+        what: str,
+        progress: bool | None,
+        n_passes: int = 1,
+        out: str | Path | None = None,
     ) -> Iterator[Iterator[Minibatch]]:
         """Give the cells in minibatches, with a progress bar that says ``what`` is computed.
 
-        All cells come ``n_passes`` times, one pass after the other.
+        All cells come ``n_passes`` times, one pass after the other. With a store ``out`` to write,
+        several processes each get the cells of their `own_rows`.
         """
+        cells = self.cells if out is None else self.cells[own_rows(len(self.cells))]
         batches = chain.from_iterable(
-            minibatches(self.data, self.module, self.cells, batch_size) for _ in range(n_passes)
+            minibatches(self.data, self.module, cells, batch_size) for _ in range(n_passes)
         )
+        shown_by = progress if place().rank == 0 else False
         with (
             threads_of_torch(),
-            cell_progress(batches, n_passes * len(self.cells), what, progress) as shown,
+            cell_progress(batches, n_passes * len(cells), what, shown_by) as shown,
         ):
             yield shown
 

@@ -115,7 +115,7 @@ class ExpressionQueries(Asking):
         }
         with (
             row_targets(tables, out, None if return_mean else query.n_samples) as targets,
-            asked.stream(batch_size, "denoised expression", progress) as batches,
+            asked.stream(batch_size, "denoised expression", progress, out=out) as batches,
         ):
             normalized_expression(
                 self.module, batches, query, noise, targets["rna"], targets["protein"],
@@ -254,7 +254,7 @@ class ExpressionQueries(Asking):
         table = Table(asked.cell_names, self._protein_names(proteins))
         with (
             row_targets({"protein": table}, out, None if return_mean else n_samples) as targets,
-            asked.stream(batch_size, what, progress) as batches,
+            asked.stream(batch_size, what, progress, out=out) as batches,
         ):
             protein_means(
                 self.module, batches, noise, quantity, proteins, targets["protein"],

@@ -140,7 +140,7 @@ class ImputationQueries(Asking):
         table = Table(asked.cell_names, self._protein_names(query.proteins))
         with (
             row_targets(dict.fromkeys(_PARTS, table), out) as targets,
-            asked.stream(batch_size, "imputed proteins", progress) as stream,
+            asked.stream(batch_size, "imputed proteins", progress, out=out) as stream,
         ):
             predictions = predicted_proteins(self.module, stream, query, noise)
             write_imputed(predictions, probabilities, targets)

@@ -120,7 +120,7 @@ class LatentQueries(Asking):
         names = np.array([f"latent_{i}" for i in range(self.module.n_latent)], dtype=object)
         with (
             row_targets({"latent": Table(asked.cell_names, names)}, out) as targets,
-            asked.stream(batch_size, "latent states", progress) as batches,
+            asked.stream(batch_size, "latent states", progress, out=out) as batches,
         ):
             start = 0
             for batch in batches:

@@ -98,7 +98,7 @@ class ParameterQueries(Asking):
             tables["dropout"] = rna
         with (
             row_targets(tables, out) as targets,
-            asked.stream(batch_size, "likelihood parameters", progress) as batches,
+            asked.stream(batch_size, "likelihood parameters", progress, out=out) as batches,
         ):
             mean_parameters(
                 module, batches, noise, genes, proteins, targets,

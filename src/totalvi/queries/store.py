@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.write_zarr import new_store
+from totalvi.data.write_zarr import new_store, shared_store
+from totalvi.processes import barrier, first_alone, place
 
 ROWS_PER_CHUNK = 1024
 """Writers of different rows at the same time each take whole chunks of this many."""
@@ -40,7 +41,7 @@ def row_targets(
     out
         Folder of a zarr store that must not exist, or be empty: it gets a group a table, each of
         which ``anndata.read_zarr`` reads. It appears whole when all is written, or not at all. None:
-        memory.
+        memory. Several processes each write the `own_rows` of it, counted from 0.
     n_samples
         Length of a leading axis; None: there is none. Only in memory.
 
@@ -58,9 +59,33 @@ def row_targets(
         return
     if n_samples is not None:
         raise ValueError("out takes means only; leave return_mean at True, or out at None.")
-    with new_store(out) as path:
-        create_tables(path, tables)
-        yield open_tables(path, tables)
+    with shared_store(out) as path:
+        if place().rank == 0:
+            create_tables(path, tables)
+        barrier()
+        arrays = open_tables(path, tables)
+        yield {
+            name: _OwnRows(array, own_rows(len(tables[name].cells)).start)
+            for name, array in arrays.items()
+        }
+
+
+def own_rows(n_cells: int) -> slice:
+    """Return the rows of a table in a store that this process writes: whole chunks."""
+    return place().part_of_chunks(n_cells, ROWS_PER_CHUNK)
+
+
+class _OwnRows(NamedTuple):
+    """A zarr array, to whose rows from ``first`` on this process writes its first row, and so on."""
+
+    array: Any
+    first: int
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        if rows == slice(None):  # of all cells together
+            self.array[:] = values
+        else:
+            self.array[rows.start + self.first : rows.stop + self.first] = values
 
 
 def write_counts(
@@ -71,6 +96,8 @@ def write_counts(
     n_samples: int,
 ) -> None:
     """Write counts to a new zarr store as they come, some cells at a time.
+
+    Of several processes the first writes all.
 
     Parameters
     ----------
@@ -85,6 +112,18 @@ def write_counts(
     OutputError
         When ``out`` exists, or cannot be written.
     """
+    with first_alone() as is_first:
+        if is_first:
+            _write_counts(parts, rna, protein, out, n_samples)
+
+
+def _write_counts(
+    parts: Iterable[tuple[Sequence[sparse.csr_matrix], np.ndarray]],
+    rna: Table,
+    protein: Table,
+    out: str | Path,
+    n_samples: int,
+) -> None:
     groups = [""] if n_samples == 1 else [f"sample_{i}/" for i in range(n_samples)]
     with new_store(out) as path:
         of_proteins = {f"{group}protein": protein for group in groups}
