@@ -1,5 +1,6 @@
 """The `totalvi` command."""
 
+import logging
 import os
 import signal
 import sys
@@ -66,6 +67,7 @@ def main() -> NoReturn:
     # Idle threads must soon sleep: on a busy machine, waiting in a loop slows a fit many times over.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(execute(sys.argv[1:]))
 

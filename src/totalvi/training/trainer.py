@@ -139,6 +139,12 @@ def _fit(
     order_seed, sample_seed, validation_seed = seed.spawn(3)
     process = place_in(fabric)
     shared_by = process if process.n_processes > 1 else None
+    smallest = len(split.train) // math.ceil(len(split.train) / plan.batch_size)
+    if smallest < process.n_processes:
+        raise ValueError(
+            f"batch_size is {plan.batch_size}, too few for {process.n_processes} processes with a "
+            "cell each; raise it, or use fewer."
+        )
     course = Course(np.random.default_rng(order_seed))
     stepper = _Stepper(fabric, module, plan, len(split.train), sample_seed)
     held_out, held_out_cells = data, split.validation

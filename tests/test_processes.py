@@ -1,0 +1,339 @@
+"""Several processes fit what one process fits, however they are launched and whatever befalls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shared_fits
+import totalvi
+from totalvi.data.simulate import simulate_to_zarr
+from totalvi.processes import Place, make_fabric, place
+
+SCRIPT = Path(shared_fits.__file__)
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "panels": {"panels": True, "adversarial": True},
+    "unfused": {"model": {"fused": False, "gene_likelihood": "zinb", "library": "latent"}},
+    "layer": {"model": {"normalization": "layer", "gene_dispersion": "gene-batch"}},
+    "uneven": {"cells": 203, "batch_size": 47},
+}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return that of a process with one thread, whose launchers find no trace of ours."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TORCHELASTIC"))}
+    return own | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", **more}
+
+
+def torchrun(n_processes: int, *arguments: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, "--nproc-per-node", str(n_processes), *arguments]
+
+
+def finish(command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def fitted(command: list[str], out: Path, **more: str) -> dict[str, np.ndarray]:
+    done = finish(command, **more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(out) as found:
+        return dict(found)
+
+
+def alone(case: dict[str, Any]) -> dict[str, np.ndarray]:
+    return shared_fits.numbers(shared_fits.fit_case(case))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """All cases, fitted by 2 processes."""
+    folder = tmp_path_factory.mktemp("shared")
+    store = folder / "cells.zarr"
+    simulate_to_zarr(store, 300, 60, 6, 2, seed=3)
+    cases = CASES | {"disk": {"zarr": str(store)}}
+    out = folder / "two.npz"
+    found = fitted(torchrun(2, str(SCRIPT), str(out), json.dumps(cases)), out)
+    found["disk.alone"] = alone({"zarr": str(store)})["losses"]
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_fit_what_one_does(case: str, shared: dict[str, np.ndarray]) -> None:
+    one = alone(CASES[case])
+    assert shared["n_processes"] == 2
+    np.testing.assert_allclose(shared[f"{case}.losses"], one["losses"], rtol=1e-4)
+    # Adam makes whole steps of rounding errors where a gradient is nearly 0: few weights differ more
+    difference = np.abs(shared[f"{case}.weights"] - one["weights"])
+    assert np.median(difference) < 1e-5
+    assert np.sqrt(np.mean(difference**2)) < 2e-3
+
+
+def test_two_processes_fit_from_disk_what_one_does(shared: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(shared["disk.losses"], shared["disk.alone"], rtol=1e-4)
+
+
+def test_three_processes_that_a_script_launches(
+    tmp_path: Path, shared: dict[str, np.ndarray]
+) -> None:
+    out = tmp_path / "three.npz"
+    case = {"plain": {"devices": 3}}
+    found = fitted([sys.executable, str(SCRIPT), str(out), json.dumps(case)], out)
+    assert found["n_processes"] == 3
+    np.testing.assert_allclose(found["plain.losses"], shared["plain.losses"], rtol=1e-4)
+
+
+@pytest.mark.skipif(find_spec("click") is None, reason="`fabric run` needs click")
+def test_fabric_run(tmp_path: Path, shared: dict[str, np.ndarray]) -> None:
+    out = tmp_path / "fabric.npz"
+    command = [sys.executable, "-c", "from lightning_fabric.cli import _main; _main()", "run"]
+    command += ["--devices", "2", "--main-port", str(_free_port()), str(SCRIPT)]
+    found = fitted([*command, str(out), json.dumps({"plain": {}})], out)
+    assert found["n_processes"] == 2
+    assert np.array_equal(found["plain.weights"], shared["plain.weights"])
+
+
+def test_slurm_starts_the_processes(tmp_path: Path, shared: dict[str, np.ndarray]) -> None:
+    out, port = tmp_path / "slurm.npz", _free_port()
+    command = [sys.executable, str(SCRIPT), str(out), json.dumps({"plain": {}})]
+    running = [
+        subprocess.Popen(command, env=environment(**_srun(rank, 2, port)), stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said.decode()[-3000:]
+    with np.load(out) as found:
+        assert found["n_processes"] == 2
+        assert np.array_equal(found["plain.weights"], shared["plain.weights"])
+
+
+def _srun(rank: int, n_tasks: int, port: int) -> dict[str, str]:
+    """Return what `srun` sets for a task on one node."""
+    values = {
+        "STEP_NUM_TASKS": n_tasks, "STEP_NUM_NODES": 1, "NTASKS": n_tasks,
+        "NTASKS_PER_NODE": n_tasks, "NNODES": 1, "JOB_ID": 4711, "JOB_NAME": "fit", "NODEID": 0,
+        "PROCID": rank, "LOCALID": rank, "NODELIST": "localhost",
+    }  # fmt: skip
+    slurm = {f"SLURM_{name}": str(value) for name, value in values.items()}
+    return slurm | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def test_other_arguments_in_one_process_are_refused(tmp_path: Path) -> None:
+    script = tmp_path / "differ.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "from shared_fits import fit_case\n"
+        "fit_case({'max_epochs': 1 + int(os.environ['RANK'])})\n"
+    )
+    done = finish(torchrun(2, str(script)))
+    assert done.returncode != 0
+    assert "Process 1 has another data, arguments or checkpoint than process 0" in done.stderr
+
+
+# ------------------------------------------------------------------------- killed and interrupted
+
+FIT = {"max_epochs": 12, "checkpoint_every": 1, "resume": True, "devices": 2, "batch_size": 30}
+
+
+class Running:
+    """A fit of two processes, the second a child of the first."""
+
+    def __init__(self, out: Path, checkpoint: Path) -> None:
+        case = {"fit": {**FIT, "checkpoint": str(checkpoint)}}
+        command = [sys.executable, str(SCRIPT), str(out), json.dumps(case)]
+        self.first = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.checkpoint = checkpoint
+
+    def second(self) -> int:
+        """Return the number of the second process, once the fit has a checkpoint."""
+        until = time.monotonic() + 120
+        while not self.checkpoint.exists():
+            assert self.first.poll() is None, self.first.communicate()[1][-3000:]
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        number = self.first.pid
+        children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+        of_script = [c for c in children if SCRIPT.name in _command(int(c))]
+        assert len(of_script) == 1
+        return int(of_script[0])
+
+    def end(self) -> tuple[int, str]:
+        """Return the exit status and what was said."""
+        said = self.first.communicate(timeout=60)[1]
+        return self.first.returncode, said
+
+
+def _command(number: int) -> str:
+    return Path(f"/proc/{number}/cmdline").read_text()
+
+
+def _is_running(number: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{number}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    folder = tmp_path_factory.mktemp("whole")
+    running = Running(folder / "out.npz", folder / "checkpoint")
+    status, said = running.end()
+    assert status == 0, said[-3000:]
+    with np.load(folder / "out.npz") as found:
+        return dict(found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to find processes")
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [("second", signal.SIGKILL), ("first", signal.SIGKILL), ("second", signal.SIGTERM)],
+)
+def test_one_process_ends_and_the_fit_goes_on_to_the_same_numbers(
+    victim: str, number: int, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
+) -> None:
+    out, checkpoint = tmp_path / "out.npz", tmp_path / "checkpoint"
+    running = Running(out, checkpoint)
+    second = running.second()
+    started = time.monotonic()
+    os.kill(second if victim == "second" else running.first.pid, number)
+    status, said = running.end()
+    while _is_running(second):
+        assert time.monotonic() < started + 30
+        time.sleep(0.05)
+    assert time.monotonic() < started + 30
+    assert status != 0
+    assert not out.exists()
+    if number == signal.SIGTERM:  # all know of it, and end after the same step
+        assert "The fit got SIGTERM and stopped; it is kept in" in said
+    else:
+        assert "Another process of this fit ended" in said
+    status, said = Running(out, checkpoint).end()
+    assert status == 0, said[-3000:]
+    with np.load(out) as found:
+        assert np.array_equal(found["fit.losses"], uninterrupted["fit.losses"])
+        assert np.array_equal(found["fit.weights"], uninterrupted["fit.weights"])
+
+
+# ------------------------------------------------------------------------------------ the commands
+
+
+def test_commands_of_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+    store, model = tmp_path / "cells.zarr", tmp_path / "model"
+    simulate_to_zarr(store, 2500, 60, 6, 2, seed=3)
+    command = [sys.executable, "-m", "totalvi"]
+    done = finish(
+        [*command, "train", str(store), "-o", str(model), "--batch", "batch", "--on-disk",
+         "--genes", "40", "--epochs", "1", "--devices", "2", "--batch-size", "250"]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("written:") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.zarr", "model"]
+    denoise = [*command, "denoise", str(model), str(store), "--samples", "2", "-o"]
+    two, one = tmp_path / "two.zarr", tmp_path / "one.zarr"
+    for where, options in ((two, ["--devices", "2"]), (one, [])):
+        done = finish([*denoise, str(where), *options])
+        assert done.returncode == 0, done.stderr[-3000:]
+    import anndata
+
+    for table in ("rna", "protein"):
+        a, b = (anndata.read_zarr(path / table) for path in (one, two))
+        assert a.n_obs == 2500
+        assert list(a.obs_names) == list(b.obs_names)
+        np.testing.assert_allclose(b.X, a.X, rtol=1e-5)
+    again = finish([*denoise, str(two), "--devices", "2"])
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+# --------------------------------------------------------------------------------------- the parts
+
+
+@pytest.fixture
+def launched_by(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in os.environ:
+        if name.startswith(("SLURM_", "TORCHELASTIC")):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("n", "size"), [(0, 1), (1, 4), (10, 3), (1000, 7), (2500, 1024)])
+@pytest.mark.parametrize("n_processes", [1, 2, 5])
+def test_parts_are_a_partition(n: int, size: int, n_processes: int) -> None:
+    places = [Place(rank, n_processes) for rank in range(n_processes)]
+    for parts in ([p.part(n) for p in places], [p.part_of_chunks(n, size) for p in places]):
+        assert np.array_equal(np.concatenate([np.arange(n)[part] for part in parts]), np.arange(n))
+    sizes = [len(np.arange(n)[p.part(n)]) for p in places]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(p.part_of_chunks(n, size).start % size == 0 for p in places)
+
+
+def test_a_process_that_nobody_launched_is_alone(launched_by: pytest.MonkeyPatch) -> None:
+    assert place() == Place(0, 1)
+    assert make_fabric("cpu").world_size == 1
+
+
+def test_a_batch_script_of_slurm_is_alone_unless_srun_starts_it(
+    launched_by: pytest.MonkeyPatch,
+) -> None:
+    launched_by.setenv("SLURM_NTASKS", "8")  # as sbatch sets it for the script itself
+    launched_by.setenv("SLURM_JOB_ID", "1")
+    assert make_fabric("cpu").world_size == 1
+    launched_by.setenv("SLURM_STEP_NUM_TASKS", "8")
+    launched_by.setenv("SLURM_STEP_NUM_NODES", "2")
+    assert make_fabric("cpu", devices=1).world_size == 1
+    with pytest.raises(ValueError, match=r"SLURM did not say .* Use `--ntasks-per-node=8`"):
+        make_fabric("cpu")
+    with pytest.raises(ValueError, match="SLURM has started 4 processes on each of 2 machines"):
+        make_fabric("cpu", devices=3)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_numbers_of_processes_are_whole(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"devices is .* allowed are whole numbers from 1"):
+        make_fabric("cpu", devices=value)
+    with pytest.raises(ValueError, match=r"num_nodes is .* allowed are whole numbers from 1"):
+        make_fabric("cpu", num_nodes=value)
+
+
+def test_an_interactive_session_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(ValueError, match="devices is 2 in an interactive session"):
+        make_fabric("cpu", devices=2)
+
+
+def test_minibatches_smaller_than_the_processes_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from totalvi.training import trainer
+
+    model = totalvi.Model(
+        shared_fits.cells(40, panels=False), batch_key="batch", **shared_fits.SMALL
+    )
+    monkeypatch.setattr(trainer, "place_in", lambda _: Place(0, 5))
+    with pytest.raises(ValueError, match="batch_size is 4, too few for 5 processes"):
+        model.train(max_epochs=1, batch_size=4, accelerator="cpu", progress=False)
