@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from totalvi.data.order import shuffled_windows, some_of_each, windows_in_order, without_first
+from totalvi.processes import Place
 
 
 def windows_of(seed, cells, **options):
@@ -70,3 +71,28 @@ def test_the_first_minibatches_are_left_out_across_windows(skip):
     left = without_first(windows, skip)
     assert [batch.tolist() for window in left for batch in window] == batches[skip:]
     assert all(left)
+
+
+@pytest.mark.parametrize("n_processes", [2, 3, 8])
+def test_processes_that_share_minibatches_read_different_blocks(n_processes: int) -> None:
+    cells = np.arange(5000)
+    windows = shuffled_windows(cells, 50, np.random.default_rng(0), window=1000, block=25)
+    read = [[Place(rank, n_processes) for _ in windows] for rank in range(n_processes)]
+    for i, batches in enumerate(windows):
+        blocks = []
+        for of_rank in read:
+            own = np.concatenate([batch[of_rank[i].part(len(batch))] for batch in batches])
+            blocks.append(set(own // 25))
+        together = set().union(*blocks)
+        # a block at the border of two processes' parts is read by both
+        assert sum(map(len, blocks)) <= len(together) + n_processes - 1 + n_processes
+        assert max(map(len, blocks)) <= len(together) / n_processes + 3
+
+
+def test_a_minibatch_has_cells_of_all_blocks_of_its_window() -> None:
+    windows = shuffled_windows(np.arange(4096), 64, np.random.default_rng(0), window=1024, block=32)
+    for batches in windows:
+        for batch in batches:
+            counts = np.unique(batch // 32, return_counts=True)[1]
+            assert len(counts) == 32
+            assert counts.max() <= 4

@@ -147,3 +147,18 @@ def test_layer_norm_is_over_each_networks_own_features() -> None:
     changed[:, 4:] *= 100
     assert torch.equal(activation(x)[:, :4], activation(changed)[:, :4])
     assert not hasattr(activation, "batch_norm")
+
+
+def test_a_bias_before_batch_normalisation_changes_nothing_and_stays() -> None:
+    x = inputs(50, 6)
+    values = []
+    for shift in (0.0, 3.0):
+        layer = HiddenLayer(6, 8, 0, Activation(8, "batch", 0.0), generator()).train()
+        assert not layer.linear.bias.requires_grad
+        layer.linear.bias.add_(shift)
+        values.append(layer(x, None))
+    torch.testing.assert_close(values[0], values[1], atol=1e-5, rtol=1e-5)
+    for kind in ("layer", "none"):
+        assert HiddenLayer(6, 8, 0, Activation(8, kind, 0.0)).linear.bias.requires_grad  # type: ignore[arg-type]
+        assert ParallelHiddenLayer(6, 2, 0, Activation(12, kind, 0.0)).bias.requires_grad  # type: ignore[arg-type]
+    assert not ParallelHiddenLayer(6, 2, 0, Activation(12, "batch", 0.0)).bias.requires_grad

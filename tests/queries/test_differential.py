@@ -279,7 +279,7 @@ MARKERS: dict[str, tuple[set[str], set[str], int]] = {  # proteins, genes, and h
     "B": ({"CD19"}, {"MS4A1", "CD79A"}, 20),
     "NK": ({"CD56"}, {"NKG7", "GNLY"}, 30),  # CD8 T cells have NKG7 too
     "CD4 T": ({"CD3", "CD4"}, {"IL7R", "CD40LG"}, 100),  # CD8 T cells are most of the rest
-    "CD8 T": ({"CD3", "CD8a"}, {"CD8A", "CD8B"}, 20),
+    "CD8 T": ({"CD8a"}, {"CD8A", "CD8B"}, 20),  # most of the rest are T cells, with CD3 too
     "CD14 monocytes": ({"CD14"}, {"LYZ", "CD14"}, 20),
     "CD16 monocytes": ({"CD16"}, {"FCGR3A", "LST1"}, 20),
 }
