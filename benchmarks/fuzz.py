@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
-    os.nice(19 - os.nice(0))
+    os.nice(max(0, 10 - os.nice(0)))
     if given.reader is not None:
         with Worker() as worker:
             print(worker.outcome(given.reader, given.index))
