@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--network", choices=tuple(NETWORKS))
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
-    os.nice(19 - os.nice(0))
+    os.nice(max(0, 10 - os.nice(0)))
     warnings.simplefilter("ignore")
     rows = []
     for counts, network in pairs():

@@ -235,7 +235,11 @@ def outcome_of(counts: str, network: str) -> tuple[str, str]:
         except NotTrainedError:
             return "stopped", str(error)
         return "not finite", "a query was answered after a failed fit"
-    bad = [name for name, value in answers(model).items() if not np.isfinite(value).all()]
+    try:
+        found = answers(model)
+    except NotTrainedError as error:
+        return "not finite", f"a query refused a fit that had ended well: {error}"
+    bad = [name for name, value in found.items() if not np.isfinite(value).all()]
     return ("not finite", ", ".join(bad)) if bad else ("finite", "")
 
 

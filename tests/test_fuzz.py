@@ -40,6 +40,7 @@ FOUND = [
     ("h5ad", 173), ("h5ad", 241), ("zarr 2", 34), ("zarr 2", 65), ("zarr 3", 112), ("csv", 87),
     ("csv", 101), ("tsv.gz", 54), ("tsv.gz", 11673), ("scvi-tools model", 59), ("0.6.x config", 41),
     ("scvi-tools model", 724), ("scvi-tools model", 763), ("h5mu", 304), ("0.6.x weights", 897),
+    ("matrix folder, gzip", 476),
 ]  # fmt: skip
 
 

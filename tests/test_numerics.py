@@ -9,11 +9,16 @@ SAMPLE = [
     (counts, tuple(NETWORKS)[i % len(NETWORKS)])
     for i, counts in enumerate(counts for counts in COUNTS if counts != LARGE)
 ]
+FOUND = [  # what the whole grid found, each mended
+    ("a feature at 1e6 in all cells", "10 x learning rate, constant, no warm-up"),
+    ("a feature at 1e6 in all cells", "panels, efficiency"),
+    ("all counts around 1e5", "as 0.6.x"),
+]
 # of mudata, about defaults to come; of anndata, about types
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
-@pytest.mark.parametrize(("counts", "network"), SAMPLE)
+@pytest.mark.parametrize(("counts", "network"), [*SAMPLE, *FOUND])
 def test_extreme_counts_give_finite_answers_or_a_sentence(counts: str, network: str) -> None:
     outcome, said = outcome_of(counts, network)
     assert outcome in ("finite", "refused", "stopped"), said

@@ -59,7 +59,7 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
     OutputError
         When another holds it for longer than ``wait_s``.
     """
-    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=wait_s)
+    lock = FileLock(_beside(target, "lock"), timeout=wait_s)
     try:
         with writing(target):
             lock.acquire()
@@ -187,11 +187,15 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 def partial_of(target: Path) -> Path:
     """Return where ``target`` is while it is being written."""
-    return target.with_name(f".{target.name}.partial")
+    return _beside(target, "partial")
 
 
 def _previous(target: Path) -> Path:
-    return target.with_name(f".{target.name}.previous")
+    return _beside(target, "previous")
+
+
+def _beside(target: Path, what: str) -> Path:
+    return target.parent / f".{target.name}.{what}"
 
 
 def _remove(folder: Path) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from totalvi.cli.main import execute
+from totalvi.cli.main import execute, explain
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -615,6 +615,115 @@ def test_is_refused_in_one_sentence(
     assert "Traceback" not in line
     assert not re.search(r"\w+_(key|keys|layer|modality|path|epochs|genes)\b", line)
     assert content(tmp_path) == before
+
+
+OUT_OF_RANGE = {  # of each option what is refused before anything is read
+    "--seed": ["", "abc", "-1", "1.5", "1e3", "nan", "4294967296", "9" * 30],
+    "--resolution": ["", "abc", "-1", "0", "nan", "inf", "-inf", "1e300", "1e400"],
+    "--checkpoint-every": ["", "abc", "-1", "nan", "inf", "1e300", "1e400"],
+    "--delta": ["", "abc", "-1", "nan", "inf", "1e300"],
+    "--fdr": ["", "abc", "-1", "0", "1", "nan", "inf"],
+    "--foreground-factor": ["", "abc", "-1", "0", "nan", "inf", "1e300"],
+    "--genes": ["", "abc", "-1", "0", "1.5", "nan", "inf", "1e3"],
+    "--epochs": ["", "abc", "-1", "0", "1.5", "nan", "inf"],
+    "--samples": ["", "abc", "-1", "0", "1.5", "nan", "inf"],
+    "--cells": ["", "abc", "-1", "0", "1.5", "nan", "inf", "9" * 30],
+    "--proteins": ["", "abc", "-1", "0", "nan", "9" * 30],
+    "--batches": ["", "abc", "-1", "0", "nan", "9" * 30],
+    "--cell-types": ["", "abc", "-1", "0", "nan", "9" * 30],
+    "--unmeasured": ["", "abc", "-1", "nan", "9" * 30],
+    "--ubiquitous": ["", "abc", "-1", "nan", "9" * 30],
+    "--empty": ["", "abc", "-1", "0", "nan"],
+    "--cells-in": ["", "sheets"],
+    "--to": ["", "seurat"],
+}
+COMMANDS = {
+    "run": (["cells.h5mu", "-o", "out"], "seed resolution checkpoint-every genes epochs cells-in"),
+    "train": (["cells.h5mu", "-o", "out"], "seed genes epochs cells-in"),
+    "denoise": (["model", "-o", "out.h5mu"], "seed samples"),
+    "de": (["model", "-o", "out.csv"], "seed delta fdr"),
+    "check": (["cells.h5mu"], "cells-in"),
+    "convert": (["model", "out"], "to"),
+    "simulate": (
+        ["-o", "out.h5mu"],
+        "seed foreground-factor genes cells proteins batches cell-types unmeasured ubiquitous empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_out_of_range_are_one_sentence(
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given, names = COMMANDS[command]
+    for option in (f"--{name}" for name in names.split()):
+        for wrong in OUT_OF_RANGE[option]:
+            status = execute([command, *given, option, wrong])
+            printed = capsys.readouterr()
+            assert (status, printed.out) == (2, ""), (option, wrong, printed)
+            (line,) = printed.err.splitlines()
+            assert line.startswith("error: "), (option, wrong, line)
+            assert option in line, (option, wrong, line)
+            assert list(tmp_path.iterdir()) == []
+
+
+ODD_PATHS = [
+    "",
+    ".",
+    "..",
+    "/",
+    "/dev/null",
+    "folder",
+    "folder/",
+    "thesis.txt",
+    "thesis.txt/x",
+    "x" * 300,
+]
+INPUTS = {  # and outputs: what is given in place of {}
+    "run": (["run", "{}", "-o", "out"], ["run", "thesis.txt", "-o", "{}"]),
+    "train": (["train", "{}", "-o", "out"], ["train", "thesis.txt", "-o", "{}"]),
+    "check": (["check", "{}"],),
+    "denoise": (["denoise", "{}"], ["denoise", "thesis.txt", "-o", "{}"]),
+    "de": (["de", "{}"], ["de", "thesis.txt", "-o", "{}"]),
+    "convert": (["convert", "{}", "-o", "out"], ["convert", "thesis.txt", "-o", "{}"]),
+    "counts": (["convert", "{}", "-o", "out.zarr"],),
+    "simulate": (["simulate", "-o", "{}"], ["simulate", "-o", "a.h5mu", "--raw", "{}"]),
+    "report": (["report", "{}"], ["report", "thesis.txt", "-o", "{}"]),
+    "repeat": (["run", "--from", "{}", "-o", "out"],),
+    "explore": (["explore", "{}"],),
+}
+
+
+@pytest.mark.parametrize("command", INPUTS)
+def test_odd_paths_are_one_sentence(
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.md").write_text("mine")
+    (tmp_path / "thesis.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = content(tmp_path)
+    for arguments in INPUTS[command]:
+        for path in ODD_PATHS:
+            status = execute([path if each == "{}" else each for each in arguments])
+            printed = capsys.readouterr()
+            assert (status, printed.out.strip()[:5]) in ((2, ""), (2, "error")), (path, printed)
+            assert len((printed.err + printed.out).splitlines()) == 1, (path, printed)
+            assert "unexpected" not in printed.err
+            assert content(tmp_path) == before
+
+
+def test_a_memory_that_does_not_suffice_is_one_sentence() -> None:
+    status, said = explain(MemoryError("Unable to allocate 9. PiB"))
+    assert (status, said.count(":")) == (2, 1)
+    assert "Unable to allocate 9. PiB" in said
 
 
 def test_there_are_enough_cases() -> None:

@@ -355,7 +355,10 @@ BROKEN = {
         folder_with("features.tsv.gz", [f"{i}\t{i}\tGene Expression" for i in range(10)]),
         "11 features, but 10",
     ),
-    "ragged features": (folder_with("features.tsv.gz", ["a\tb\tc", "d"]), "of 1 and of 3 columns"),
+    "ragged features": (
+        folder_with("features.tsv.gz", ["a\tb\tc"] * 10 + ["d"]),
+        "of 1 and of 3 columns",
+    ),
     "row out of range": (mtx("12 1 1"), "count in row 12, outside its 11 rows"),
     "row zero": (mtx("0 1 1"), "count in row 0,"),
     "column out of range": (mtx("1 13 1"), "count in column 13,"),

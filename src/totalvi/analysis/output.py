@@ -32,7 +32,7 @@ def checkpoint_of(output: Path) -> Path:
     'results.checkpoint'
     """
     output = Path(os.path.realpath(output))
-    return output.with_name(f"{output.name}.checkpoint")
+    return output.parent / f"{output.name}.checkpoint"
 
 
 @contextmanager

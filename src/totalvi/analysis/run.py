@@ -145,6 +145,8 @@ def run(
         When SIGINT or SIGTERM ended the fit; its checkpoint is there.
     """
     arguments = dict(locals())
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; allowed are whole numbers from 0 to 4294967295.")
     read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
     output = Path(output)
     paths = _paths(input, raw, protein_path)

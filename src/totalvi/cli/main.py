@@ -117,6 +117,12 @@ def explain(error: Exception) -> tuple[int, str]:
     """Return the exit status and the sentence for an exception."""
     if isinstance(error, TotalviError):
         return BAD_INPUT, with_options(str(error))
+    if isinstance(error, MemoryError):
+        asked = " ".join(str(error).split()) or "more than there is"
+        return (
+            BAD_INPUT,
+            f"memory does not suffice ({asked}): ask for less, or use a larger machine",
+        )
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return BAD_INPUT, f"{place}{error.strerror or error}"

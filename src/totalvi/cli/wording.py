@@ -20,7 +20,11 @@ OPTIONS = {
     "median_foreground_factor": "--foreground-factor",
     "n_empty": "--empty",
     "cells_in": "--cells-in",
+    "n_cells": "--cells",
     "n_genes": "--genes",
+    "n_proteins": "--proteins",
+    "n_batches": "--batches",
+    "n_cell_types": "--cell-types",
     "n_unmeasured": "--unmeasured",
     "max_epochs": "--epochs",
     # Arguments whose names are also words, where they mean the argument.

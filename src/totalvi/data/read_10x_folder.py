@@ -97,8 +97,11 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
             f"{folder} lacks {', '.join(missing)}: a Cell Ranger matrix folder holds matrix.mtx.gz, "
             "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others"
         )
-    cells = [fields[0] for fields in _rows(barcodes)]
-    table = _rows(features)
+    lines_of_cells, lines_of_features = _lines(barcodes), _lines(features)
+    # first, as lists that are no part of it may be so long that to take them apart fills the memory
+    counts = _read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
+    cells = [line.partition("\t")[0] for line in lines_of_cells]
+    table = [line.split("\t") for line in lines_of_features]
     n_fields = {len(fields) for fields in table}
     if len(n_fields) > 1:
         raise ReadError(
@@ -109,7 +112,6 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     var = pd.DataFrame({"gene_ids": [fields[0] for fields in table]}, index=names)
     if n_fields != {1}:  # version 2 knows genes only, and has no column for the type
         var["feature_types"] = [fields[2] if fields[2:] else "Gene Expression" for fields in table]
-    counts = _read_mtx(matrix, len(var), len(cells))
     return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
 
 
@@ -122,11 +124,11 @@ def _open(path: Path) -> IO[bytes]:
     return open_text(path, at_most=LARGEST_TEXT_RATIO * path.stat().st_size)
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _lines(path: Path) -> list[str]:
     with reading(path, "a tab-separated list"), _open(path) as file:
         lines = file.read().decode("utf-8-sig").splitlines()
     require_last_line_end(path)
-    return [line.split("\t") for line in lines if line]
+    return [line for line in lines if line]
 
 
 def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:

@@ -14,6 +14,7 @@ from totalvi.data.simulate_parameters import N_PROGRAMS, Parameters, draw_parame
 from totalvi.errors import DataError
 
 _CELLS_AT_A_TIME = 1000
+_MOST = 10**9  # of cells, genes, ...
 
 
 class _Cells(NamedTuple):
@@ -247,11 +248,11 @@ def _begin(
 
 def _require_valid(arguments: dict[str, float]) -> None:
     for name, value in arguments.items():
-        lowest = (
-            1 if name in {"n_cells", "n_genes", "n_proteins", "n_batches", "n_cell_types"} else 0
-        )
-        if not lowest <= value < np.inf:
-            raise DataError(f"{name}={value} is out of range: give {lowest} or more")
+        is_size = name in {"n_cells", "n_genes", "n_proteins", "n_batches", "n_cell_types"}
+        if is_size and not 1 <= value <= _MOST:
+            raise DataError(f"{name}={value} is out of range: give 1 to {_MOST}")
+        if not 0 <= value < np.inf:
+            raise DataError(f"{name}={value} is out of range: give 0 or more")
     n_real = int(arguments["n_proteins"] - arguments["n_isotype_controls"])
     if n_real < 1:
         raise DataError(

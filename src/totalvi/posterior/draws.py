@@ -13,6 +13,9 @@ from totalvi.module.encoder import CellPosterior
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise, Purpose
 
+LARGEST_LOG_BACKGROUND = 30.0
+"""1e13 counts, beyond any count: the log-normal of a fit that went wrong would overflow float32."""
+
 
 class Draw(NamedTuple):
     """One posterior sample of a minibatch's cells, decoded.
@@ -60,7 +63,8 @@ class Draw(NamedTuple):
         What is linear in beta has the same average over such draws as over samples, with less noise.
         """
         mean, scale = self.decoded.background_mean, self.decoded.background_scale
-        return self._replace(log_background=mean + scale**2 / 2)
+        expected = mean + scale**2 / 2
+        return self._replace(log_background=expected.clamp(max=LARGEST_LOG_BACKGROUND))
 
     def foreground_probability(self) -> Tensor:
         """Return 1 - pi, (B, T), which keeps its digits where it is small."""
@@ -104,7 +108,7 @@ def draws(
             log_background = decoded.background_mean + decoded.background_scale * background_noise
             yield Draw(
                 sample, posterior, context, untran_z, library_size, log_library, decoded,
-                log_background,
+                log_background.clamp(max=LARGEST_LOG_BACKGROUND),
             )  # fmt: skip
 
 
