@@ -21,7 +21,7 @@ from totalvi.data.cite import CiteData, Data, Keys, Schema, describe, opened
 from totalvi.data.empty_droplets import Raw, ambient_of
 from totalvi.data.fingerprint import fingerprint
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
-from totalvi.mapping.query_data import QueryMapping
+from totalvi.mapping.query_schema import QueryMapping
 from totalvi.mapping.surgery import only_new_rows
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.consistency import require_possible_sizes, require_same_types
@@ -29,6 +29,7 @@ from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
 from totalvi.queries.abundance import AbundanceQueries
 from totalvi.queries.archetypes import ArchetypeQueries
+from totalvi.queries.comparison import ComparisonQueries
 from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
@@ -63,6 +64,7 @@ class Model(
     IsotypeQueries,
     ImputationQueries,
     MappingQueries,
+    ComparisonQueries,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 

@@ -13,8 +13,9 @@ from totalvi.data.cite import CiteData, Data, Schema, describe
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
+from totalvi.mapping.description import describe_query, dispersion_by_label
 from totalvi.mapping.filling import fill_unmeasured, filled_proteins
-from totalvi.mapping.query_data import QueryMapping, describe_query, dispersion_by_label
+from totalvi.mapping.query_schema import QueryMapping
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise
