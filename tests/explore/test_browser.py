@@ -24,6 +24,8 @@ from matplotlib.path import Path as Outline
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from totalvi.explore.opening import open_in_browser
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -166,6 +168,54 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
     wait_for_gates(page, 1)
     page.get_by_role("button", name="Delete").click()
     wait_for_gates(page, 0)
+
+
+def test_a_second_comparison_is_shown_though_it_has_as_many_rows(page: "playwright.Page") -> None:
+    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    middle, pixel = (left + right) / 2, (right - left) / 300
+    shown = []
+    for low, high in ((left + pixel, middle), (middle, right - pixel)):
+        drag(page, "left", (low, bottom + pixel), (high, top - pixel))
+        number = len(shown) + 1
+        wait_for_gates(page, number)
+        for word in ("Compared", f"Gate {number}"):
+            page.wait_for_function(f"() => ({SAID})().includes('{word}')")
+        page.wait_for_timeout(BETWEEN_CLICKS_MS)
+        found = page.evaluate(TABLE)
+        cells = page.locator(".bk-DataTable:visible .slick-cell.l2").all_inner_texts()
+        expected = [f"{value:.2f}" for value in found["lfc"]]
+        assert cells
+        assert cells == expected[: len(cells)]
+        shown.append(cells)
+    assert shown[0] != shown[1]
+
+
+def test_two_pages_have_gates_of_their_own(page: "playwright.Page", url: str) -> None:
+    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    middle, pixel = (left + right) / 2, (right - left) / 300
+    drag(page, "left", (middle, bottom + pixel), (right - pixel, top - pixel))
+    wait_for_gates(page, 1)
+    other = page.context.new_page()
+    other.goto(url)
+    other.wait_for_function("() => window.Bokeh?.documents[0]?.is_idle")
+    wait_for_gates(other, 0)
+    other.get_by_role("button", name="Restore unsaved").click()
+    wait_for_gates(other, 1)
+    other.get_by_role("button", name="Undo").click()
+    wait_for_gates(other, 0)
+    assert len(page.evaluate(TREE)["gate"]) == 2
+    other.close()
+
+
+def test_the_file_for_the_browser_leads_to_the_page(
+    page: "playwright.Page", url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("webbrowser.open", asked.append)
+    with open_in_browser(url, tmp_path):
+        page.goto(asked[0])
+        page.wait_for_url(url)
+        page.wait_for_function("() => window.Bokeh?.documents[0]?.is_idle")
 
 
 def test_names_from_data_are_text(page: "playwright.Page") -> None:
