@@ -86,7 +86,7 @@ def test_reliability_is_of_held_out_cells_that_measured(model: totalvi.Model) ->
 
 @pytest.fixture(scope="module")
 def hidden() -> tuple[totalvi.Model, pd.DataFrame, np.ndarray]:
-    """A fit to cells half of which lack two proteins at random, and the counts that these would have."""
+    """A fit to cells half of which lack two proteins at random, and the counts these would have."""
     mdata = totalvi.simulate(2000, 30, 6, n_cell_types=3, store_truth=False, seed=3)
     names = list(mdata["prot"].var_names[:2])
     truth = mdata["prot"].to_df()[names].copy()

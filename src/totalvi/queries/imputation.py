@@ -84,8 +84,8 @@ class ImputationQueries(HidingProteins):
             Whether the interval is corrected, protein by protein, to hold that share of the counts of
             cells that the fit held out, with their proteins hidden as in the cell's panel. Needs the
             training data where a cell lacks a protein. Of a mapped query, whose own cells tell nothing
-            of what all of them lack, those intervals stay as the model gives them. No limit lies beyond the
-            counts drawn, so a poor fit needs more ``n_samples``, or to be trained longer.
+            of what all of them lack, those intervals stay as the model gives them. No limit lies beyond
+            the counts drawn, so a poor fit needs more ``n_samples``, or to be trained longer.
         n_samples
             Posterior samples a cell, and counts drawn for each value; those of a minibatch are held.
         out
