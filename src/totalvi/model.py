@@ -17,9 +17,11 @@ from totalvi.data.background import (
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.cite import CiteData, Data, Keys, Schema, describe, opened
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import Data, describe, opened
 from totalvi.data.empty_droplets import Raw, ambient_of
 from totalvi.data.fingerprint import fingerprint
+from totalvi.data.schema import Keys, Schema
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.mapping.query_schema import QueryMapping
 from totalvi.mapping.surgery import only_new_rows

@@ -16,9 +16,9 @@ from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
 from totalvi.analysis.run import RunResult, files_in, finished, forget, refuse_input_in_output
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import Keys
 from totalvi.data.concat import concat
 from totalvi.data.finding import did_you_mean
+from totalvi.data.schema import Keys
 from totalvi.errors import DataError, TrainingError
 
 REFERENCE, QUERY = "reference", "query"

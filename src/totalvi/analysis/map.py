@@ -19,7 +19,8 @@ from totalvi.analysis.output import (
 from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
 from totalvi.analysis.run import forget, refuse_input_in_output
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import CiteData, Data
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.data.read import read
 from totalvi.errors import DataError, TrainingError

@@ -13,9 +13,9 @@ from mudata import MuData
 from totalvi.analysis.output import STORE, staged_file
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import Keys
 from totalvi.data.modalities import mudata_of
 from totalvi.data.read import read
+from totalvi.data.schema import Keys
 from totalvi.errors import DataError, OutputError
 from totalvi.model import Model
 from totalvi.persistence.format import is_model

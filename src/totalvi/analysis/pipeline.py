@@ -23,7 +23,7 @@ from totalvi.analysis.results import (
     write_tables,
 )
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import Keys
+from totalvi.data.schema import Keys
 from totalvi.model import Model
 
 POSTERIOR_SAMPLES = 25

@@ -29,7 +29,7 @@ from totalvi.analysis.record import (
     write_record,
 )
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import Keys
+from totalvi.data.schema import Keys
 from totalvi.errors import OutputError, ReadError, TrainingError
 
 

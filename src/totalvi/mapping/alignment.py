@@ -12,11 +12,11 @@ from scipy import sparse
 
 from totalvi.data.antibodies import harmonise_antibodies
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
-from totalvi.data.cite import Keys, Schema
 from totalvi.data.data_sets import DataSet, Where, find_data_set
 from totalvi.data.finding import listed
 from totalvi.data.gene_names import align_genes
 from totalvi.data.isotypes import control_counts
+from totalvi.data.schema import Keys, Schema
 from totalvi.data.source import CountSource
 from totalvi.errors import DataError
 

@@ -6,8 +6,10 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.annotation import Annotation
-from totalvi.data.cite import CiteData, Data, Schema, opened
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import Data, opened
 from totalvi.data.finding import did_you_mean
+from totalvi.data.schema import Schema
 from totalvi.data.source import CountSource
 from totalvi.errors import DataError
 from totalvi.mapping.alignment import AlignedQuery, align_query, check_query

@@ -7,8 +7,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from totalvi.data.cite import Keys, Schema, library_prior
 from totalvi.data.finding import did_you_mean
+from totalvi.data.schema import Keys, Schema, library_prior
 from totalvi.errors import DataError
 from totalvi.mapping.alignment import AlignedQuery
 

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 
 from totalvi.arguments import Cells, cell_positions, feature_positions
-from totalvi.data.cite import CiteData, Data, Schema, describe
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import Data, describe
 from totalvi.data.finding import did_you_mean
+from totalvi.data.schema import Schema
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
 from totalvi.mapping.description import describe_query, dispersion_by_label

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from totalvi.data.cite import CiteData, Data, Keys, opened
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import Data, opened
+from totalvi.data.schema import Keys
 from totalvi.feed import minibatches
 from totalvi.mapping.alignment import align_query, check_query, warn_of_alignment
 from totalvi.mapping.description import dispersion_by_label, query_cite_data
