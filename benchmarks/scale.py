@@ -77,8 +77,9 @@ def cut(folder: Path, n_cells: int, of: int) -> Result:
     import numpy as np
 
     from totalvi.analysis.convert import write_source
-    from totalvi.data.cite import Keys, find_source
+    from totalvi.data.describe import find_source
     from totalvi.data.open import open_on_disk
+    from totalvi.data.schema import Keys
 
     data = open_on_disk(store(folder, of))
     source = find_source(data, Keys(), on_disk=True)
@@ -89,10 +90,11 @@ def cut(folder: Path, n_cells: int, of: int) -> Result:
 def reader(folder: Path, n_cells: int) -> Result:
     import numpy as np
 
-    from totalvi.data.cite import Keys, find_source
+    from totalvi.data.describe import find_source
     from totalvi.data.on_disk import read_ahead
     from totalvi.data.open import open_on_disk
     from totalvi.data.order import shuffled_windows
+    from totalvi.data.schema import Keys
 
     path = store(folder, n_cells)
     source = find_source(open_on_disk(path), Keys(), on_disk=True)

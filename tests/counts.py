@@ -7,7 +7,9 @@ import torch
 from mudata import MuData
 from torch import Tensor
 
-from totalvi.data.cite import CiteData, Keys, describe
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import describe
+from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
 
 N_GENES, N_PROTEINS = 30, 6

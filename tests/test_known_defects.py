@@ -8,7 +8,8 @@ import torch
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.data.cite import CiteData, describe
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import describe
 from totalvi.errors import DataError
 from totalvi.feed import minibatch
 from totalvi.module.elbo import objective

@@ -13,8 +13,9 @@ import totalvi
 from totalvi import feed
 from totalvi.analysis.convert import convert_counts
 from totalvi.data import order
-from totalvi.data.cite import Keys, describe
+from totalvi.data.describe import describe
 from totalvi.data.open import open_on_disk
+from totalvi.data.schema import Keys
 from totalvi.errors import DataError, ReadError
 
 OPTIONS = {"batch_key": "batch", "n_hidden": 16, "n_latent": 4}

@@ -18,11 +18,13 @@ from totalvi.data.background import (
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.cite import CiteData, Data, Keys, Schema, describe, opened
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import Data, describe, opened
 from totalvi.data.empty_droplets import Raw, ambient_of
 from totalvi.data.fingerprint import fingerprint
+from totalvi.data.schema import Keys, Schema
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
-from totalvi.mapping.query_data import QueryMapping
+from totalvi.mapping.query_schema import QueryMapping
 from totalvi.mapping.surgery import only_new_rows
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.consistency import require_possible_sizes, require_same_types
@@ -31,6 +33,7 @@ from totalvi.persistence.scvi_write import write_scvi
 from totalvi.processes import first_alone, launch, place_in, require_equal
 from totalvi.queries.abundance import AbundanceQueries
 from totalvi.queries.archetypes import ArchetypeQueries
+from totalvi.queries.comparison import ComparisonQueries
 from totalvi.queries.correlation import CorrelationQueries
 from totalvi.queries.differential import DifferentialQueries
 from totalvi.queries.evidence import EvidenceQueries
@@ -65,6 +68,7 @@ class Model(
     IsotypeQueries,
     ImputationQueries,
     MappingQueries,
+    ComparisonQueries,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and asked.
 

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 
+from totalvi.analysis.figure_histograms import protein_histograms
 from totalvi.analysis.figures import (
     separate_boxes,
     training_curves,
@@ -104,3 +106,20 @@ def test_boxes_are_separated_and_free_ones_stay() -> None:
         assert (np.abs(placed[i] - placed[j]) >= (sizes[i] + sizes[j]) / 2 - 1e-6).any()
     assert placed[-1].tolist() == [500.0, 500.0]
     np.testing.assert_allclose(placed[:12].mean(axis=0), 0.0, atol=1e-9)
+
+
+def test_dollars_in_names_are_no_mathematics() -> None:
+    """Between two of them a name would be typeset, and what is no formula could not be drawn."""
+    names = ["$_$", r"a $\frac$ b"]
+    categories = pd.Categorical(rng.choice(names, 200))
+    values = rng.gamma(2, 9, (200, 2))
+    drawn = [
+        umap_by_category(UMAP, categories, name=names[0]),
+        umap_by_protein(UMAP, values, names),
+        protein_histograms(values, values, np.full((200, 2), 0.9), names, ["", ""]),
+    ]
+    for figure in drawn:
+        figure.draw_without_rendering()
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        assert any(r"\$" in text for text in texts)
+        assert not [text for text in texts if "$" in text.replace(r"\$", "")]

@@ -12,7 +12,7 @@ from mudata import MuData
 import totalvi
 from totalvi.analysis.impute import impute, unreliable_warnings
 from totalvi.cli.main import execute
-from totalvi.errors import DataError
+from totalvi.errors import DataError, OutputError
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -91,3 +91,56 @@ def test_nothing_to_impute_is_said_before_any_work(
     with pytest.raises(DataError, match="reference has no proteins: give it first"):
         impute(query, reference, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_imputation_goes_on(
+    inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"max_epochs": 2, "n_samples": 20}
+    whole = impute(*inputs, tmp_path / "whole", **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(totalvi.Model, "get_imputation_reliability", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            impute(*inputs, tmp_path / "out", **arguments)
+    kept = tmp_path / "out.checkpoint"
+    assert kept.exists()
+    with pytest.raises(OutputError, match="interrupted"):
+        impute(*inputs, tmp_path / "out", **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr("totalvi.training.trainer._Stepper.epoch", _interrupted)  # all steps are done
+        resumed = impute(*inputs, tmp_path / "out", resume=True, **arguments)
+    assert not kept.exists()
+    first, second = (anndata.read_h5ad(r.folder / "imputed.h5ad") for r in (whole, resumed))
+    np.testing.assert_array_equal(first.X, second.X)
+    again = impute(*inputs, tmp_path / "out", resume=True, **arguments)
+    assert again.record["finished"] == resumed.record["finished"]
+    assert again.files == resumed.files
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_batch_that_neither_has_is_one_sentence(
+    inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["impute", *map(str, inputs), "-o", str(tmp_path / "out"), "--batch", "doner"]
+    assert execute(command) == 2
+    printed = capsys.readouterr().err
+    assert (
+        '--batch "doner" is no column of obs of the reference or the query; did you mean' in printed
+    )
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_guides_of_a_query_are_left_out_with_a_note(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    reference = totalvi.read(inputs[0])
+    query = anndata.read_h5ad(inputs[1])
+    query.var["feature_types"] = ["Gene Expression"] * 38 + ["CRISPR Guide Capture"] * 2
+    result = impute(reference, query, tmp_path / "out", max_epochs=1, n_samples=20)
+    assert result.record["genes"] == 38
+    said = 'the query has "crispr_guide_capture" beside its RNA, which is left out'
+    assert said in result.record["notes"]

@@ -11,9 +11,9 @@ from totalvi.analysis.pipeline_on_disk import join_nearest
 from totalvi.analysis.prepare import prepare
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.run import repeat, run
-from totalvi.data.cite import Keys
 from totalvi.data.on_disk import RowsOnDisk
 from totalvi.data.open import open_on_disk
+from totalvi.data.schema import Keys
 from totalvi.errors import OutputError, ReadError
 from totalvi.explore.data import RunCells
 from totalvi.report.build import build_report

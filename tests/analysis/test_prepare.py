@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
-from totalvi.data.cite import Keys
+from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
 from totalvi.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from totalvi.analysis.record import provenance, sha256, write_record
+from totalvi.analysis.record import asked, circumstances, sha256, write_record
 
 
 def test_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
@@ -50,7 +50,8 @@ def test_hash_is_of_what_is_read_and_not_of_what_lies_beside_it(tmp_path: Path, 
 def test_record_is_json(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("x")
     arguments = {"path": tmp_path, "keys": ("a", "b"), "n": 3, "none": None, "data": np.zeros(3)}
-    write_record(provenance(arguments, {"input": tmp_path / "in.csv"}), tmp_path / "run.json")
+    request = asked(arguments, {"input": tmp_path / "in.csv"})
+    write_record(circumstances() | request, tmp_path / "run.json")
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["arguments"] == {
         "path": str(tmp_path),

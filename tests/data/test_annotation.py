@@ -9,7 +9,8 @@ import pandas as pd
 from anndata import AnnData
 
 from counts import annotated
-from totalvi.data.cite import Keys, describe
+from totalvi.data.describe import describe
+from totalvi.data.schema import Keys
 
 
 def test_columns_added_later_are_seen() -> None:

@@ -1,6 +1,7 @@
 """What the page does when a gate is drawn, chosen, named, taken back and saved; without a browser."""
 
 import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pandas as pd
 import pytest
 from bokeh.document import Document
 
-from totalvi.errors import FormatError
+from totalvi.errors import DataError, FormatError
 from totalvi.explore.app import Explorer
 from totalvi.explore.compare import Compared
 from totalvi.explore.compare_panel import PARENT_REST
-from totalvi.explore.gates_file import gates_to_json
+from totalvi.explore.gates_file import gates_to_json, read_gates
+from totalvi.explore.opening import open_in_browser
 from totalvi.explore.view_panel import DENSITY, LEFT_RAW
 from totalvi.explore.workspace import Workspace, open_workspace
 
@@ -136,20 +138,51 @@ def test_names_edits_and_the_way_back(page: Explorer) -> None:
     assert "T &lt;b&gt;cells" in page.differences.said.text
 
 
+def test_gates_that_overlap_are_compared_without_the_cells_of_both(page: Explorer) -> None:
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    right = tuple((x / 9 + 0.3, y) for x, y in BOX)
+    page.gate_drawn(page.plots[0], "lasso", right)
+    page.differences.other.value = "Gate 1"
+    answer(page)
+    x, y = page.plots[0].places
+    box, lasso = (
+        (x >= low) & (x < high) & (y >= 0) & (y < 9) for low, high in ((0, 9), (0.3, 1.3))
+    )
+    assert (box & lasso).any()
+    first, second = page.workspace.comparer.groups[-1]
+    np.testing.assert_array_equal(first, lasso)
+    np.testing.assert_array_equal(second, box & ~lasso)
+    assert "Gate 1 (without the cells of both)" in page.differences.said.text
+    page.select("Gate 1")
+    page.differences.other.value = "Gate 2"  # all of whose cells are in both
+    answer(page)
+    assert not page.workspace.comparer.groups[-1][1].any()
+
+
+def test_what_goes_wrong_is_said(page: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("No such thing.")
+
+    monkeypatch.setattr(page.differences, "clear", fail)
+    page.compare()
+    assert "No such thing." in page.panel.status.text
+
+
 def test_gates_are_saved_reloaded_and_kept(page: Explorer, folder: Path) -> None:
-    assert page.workspace.keep_unsaved() is None
+    assert page.workspace.keep_unsaved() == []
     page.gate_drawn(page.plots[0], "rectangle", BOX)
     saved = page.history.now
     page.save()
-    assert page.workspace.keep_unsaved() is None
+    assert page.workspace.keep_unsaved() == []
     page.delete()
-    kept = page.workspace.keep_unsaved()
-    assert kept is not None
+    (kept,) = page.workspace.keep_unsaved()
     assert kept.name == "gates_unsaved.json"
     page.reload()
     assert page.history.now == saved
+    assert page.workspace.keep_unsaved() == []
+    assert not kept.exists()
     with open_workspace(folder).cells:
-        assert open_workspace(folder).history.now == saved
+        assert open_workspace(folder).saved == saved
     page.select("Gate 1")
     page.delete()
     page.load(base64.b64encode(gates_to_json(saved).encode()).decode())
@@ -161,6 +194,81 @@ def test_gates_are_saved_reloaded_and_kept(page: Explorer, folder: Path) -> None
     (folder / "gates.json").write_text("{}")
     with pytest.raises(FormatError):
         open_workspace(folder)
+
+
+def test_each_page_has_its_own_gates(page: Explorer, workspace: Workspace) -> None:
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    other = Explorer(Document(), workspace)
+    assert rows(other) == ["All cells"]
+    assert "Restore unsaved" in other.panel.status.text
+    other.gate_drawn(other.plots[0], "rectangle", BOX)
+    other.rename("mine")
+    page.undo()
+    assert (rows(page), rows(other)[1]) == (["All cells"], "mine")
+    page.redo()
+    other.save()
+    page.save()
+    assert "Another page has saved" in page.panel.status.text
+    assert read_gates(workspace.gates_path).names == ("mine",)
+    page.save()
+    assert read_gates(workspace.gates_path).names == ("Gate 1",)
+    other.reload()
+    assert rows(other)[1] == "Gate 1"
+
+
+def test_what_was_not_saved_is_offered_again(page: Explorer, folder: Path) -> None:
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    lost = page.history.now
+    second = Explorer(Document(), page.workspace)
+    assert second.panel.buttons["restore"].visible
+    second.gate_drawn(second.plots[0], "lasso", BOX)
+    assert [path.name for path in page.workspace.keep_unsaved()] == [
+        "gates_unsaved.json", "gates_unsaved_2.json",
+    ]  # fmt: skip
+    again = open_workspace(folder)
+    again.comparer = page.workspace.comparer
+    with again.cells:
+        visit = Explorer(Document(), again)
+        assert rows(visit) == ["All cells"]
+        assert visit.panel.buttons["restore"].visible
+        visit.restore()  # the last one
+        assert visit.history.now == second.history.now
+        visit.restore()
+        assert visit.history.now == lost
+        assert not visit.panel.buttons["restore"].visible
+        visit.save()
+        assert again.keep_unsaved() == []
+        assert not list(folder.glob("gates_unsaved*"))
+        assert read_gates(folder / "gates.json") == lost
+    again.executor.shutdown()
+
+
+def test_a_name_is_no_formula(page: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(page.panel, "download", lambda *given: kept.append(given[-1]))
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    for name in ("=1+1", "+1", "-1", "@x"):
+        page.rename(name)
+        page.download_csv()
+    for text, name in zip(kept, ("=1+1", "+1", "-1", "@x"), strict=True):
+        table = pd.read_csv(io.StringIO(text), index_col=0, dtype=str).fillna("")
+        assert set(table["gate"]) == {"", f"'{name}"}
+        assert (table["gate"] != "").sum() == (table[f"in_gate {name}"] == "True").sum() > 0
+
+
+def test_who_lists_processes_does_not_see_the_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("webbrowser.open", asked.append)
+    url = "http://127.0.0.1:5006/secret/"
+    with open_in_browser(url, tmp_path):
+        (file,) = tmp_path.iterdir()
+        assert asked == [file.as_uri()]
+        assert "secret" not in asked[0]
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert f"url={url}" in file.read_text()
+    assert not list(tmp_path.iterdir())
 
 
 def test_axes_and_colors_are_those_chosen(page: Explorer) -> None:

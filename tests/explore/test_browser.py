@@ -24,6 +24,8 @@ from matplotlib.path import Path as Outline
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from totalvi.explore.opening import open_in_browser
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -49,6 +51,10 @@ WINDOW = f"""(name) => {{
 TREE = f"() => {NAMED}('gate_tree').source.data"
 TABLE = f"""() => Object.fromEntries(Object.entries({NAMED}('differences').source.data)
   .map(([name, column]) => [name, Array.from(column)]))"""
+SHOWN_FEATURES = f"""() => {{
+  const table = Bokeh.index.find_one({NAMED}('differences')).shadow_el;
+  return Array.from(table.querySelectorAll(".slick-cell.l0")).map((cell) => cell.innerText);
+}}"""
 SAID = f"() => {NAMED}('compared').text"
 STATUS = f"() => {NAMED}('status').text"
 WAIT_MS = 120_000
@@ -166,6 +172,57 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
     wait_for_gates(page, 1)
     page.get_by_role("button", name="Delete").click()
     wait_for_gates(page, 0)
+
+
+def test_a_second_comparison_is_shown_though_it_has_as_many_rows(page: "playwright.Page") -> None:
+    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    centre, pixel = ((left + right) / 2, (bottom + top) / 2), (right - left) / 300
+    shown = []
+    for corner in ((centre[0], top - pixel), (right - pixel, centre[1])):  # left half, lower half
+        drag(page, "left", (left + pixel, bottom + pixel), corner)
+        number = len(shown) + 1
+        wait_for_gates(page, number)
+        for word in ("Compared", f"Gate {number}"):
+            page.wait_for_function(f"() => ({SAID})().includes('{word}')")
+        page.wait_for_timeout(BETWEEN_CLICKS_MS)
+        names = page.evaluate(SHOWN_FEATURES)
+        assert names
+        assert names == page.evaluate(TABLE)["feature"][: len(names)]
+        shown.append(names)
+    assert shown[0] != shown[1]
+
+
+def test_two_pages_have_gates_of_their_own(
+    page: "playwright.Page", browser: "playwright.Browser", url: str
+) -> None:
+    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    middle, pixel = (left + right) / 2, (right - left) / 300
+    drag(page, "left", (middle, bottom + pixel), (right - pixel, top - pixel))
+    wait_for_gates(page, 1)
+    other = browser.new_page()
+    other.set_default_timeout(WAIT_MS)
+    other.goto(url)
+    other.wait_for_function("() => window.Bokeh?.documents[0]?.is_idle")
+    wait_for_gates(other, 0)
+    other.get_by_role("button", name="Restore unsaved").click()
+    wait_for_gates(other, 1)
+    other.get_by_role("button", name="Undo").click()
+    wait_for_gates(other, 0)
+    assert len(page.evaluate(TREE)["gate"]) == 2
+    other.close()
+
+
+def test_the_file_for_the_browser_leads_to_the_page(
+    browser: "playwright.Browser", url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("webbrowser.open", asked.append)
+    with open_in_browser(url, tmp_path):
+        page = browser.new_page()
+        page.goto(asked[0])
+        page.wait_for_url(url)
+        page.wait_for_function("() => window.Bokeh?.documents[0]?.is_idle")
+        page.close()
 
 
 def test_names_from_data_are_text(page: "playwright.Page") -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 import h5py
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
 from anndata.io import read_elem
 
+from totalvi.data.on_disk import RowsOnDisk
 from totalvi.errors import OutputError, ReadError
 from totalvi.explore.data import RunCells
 from totalvi.explore.export import gate_columns, write_gated
@@ -43,6 +45,34 @@ def test_values_are_those_of_the_file(folder: Path) -> None:
         counts = cells.counts_of(some)
         np.testing.assert_array_equal(counts["rna"].X.toarray(), mdata["rna"].X[some].toarray())
         assert list(counts.obs_names) == ["cell_3", "cell_7", "cell_20"]
+
+
+def test_a_run_on_disk_is_read_alike(folder: Path, tmp_path: Path) -> None:
+    mdata = mudata.read_h5mu(folder / "results.h5mu")
+    del mdata["rna"].layers["denoised"]
+    (tmp_path / "on_disk").mkdir()
+    mdata.write_zarr(tmp_path / "on_disk" / "results.zarr")
+    with RunCells(folder) as expected, RunCells(tmp_path / "on_disk") as cells:
+        assert set(expected.kinds) - set(cells.kinds) == {"gene_denoised"}
+        pd.testing.assert_frame_equal(cells.obs, expected.obs)
+        for kind in cells.kinds:
+            for name in ("1", "2") if kind.startswith("gene") else PROTEINS:
+                np.testing.assert_array_equal(cells.values(kind, name), expected.values(kind, name))
+        np.testing.assert_array_equal(cells.umap, expected.umap)
+        some = np.array([3, 7, 20, 0])
+        counts, others = (each.counts_of(some) for each in (cells, expected))
+        np.testing.assert_array_equal(counts["rna"].X.toarray(), others["rna"].X.toarray())
+        np.testing.assert_array_equal(counts["prot"].X, others["prot"].X)
+        assert isinstance(cells.rna, RowsOnDisk)
+        pd.testing.assert_frame_equal(
+            gate_columns(cells, gating()), gate_columns(expected, gating())
+        )
+        with pytest.raises(OutputError, match="take the gates of each cell as CSV"):
+            write_gated(cells, gating(), tmp_path / "gated.h5mu")
+    (tmp_path / "on_disk" / "results.zarr" / "zarr.json").unlink(missing_ok=True)
+    (tmp_path / "on_disk" / "results.zarr" / ".zgroup").unlink(missing_ok=True)
+    with pytest.raises(ReadError, match="not what"):
+        RunCells(tmp_path / "on_disk")
 
 
 def test_exports_hold_just_the_gated_cells(folder: Path) -> None:

@@ -1,19 +1,28 @@
 """New cells on a fitted model: what moves, what does not, and what is said of them."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import mudata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
+from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
+from totalvi.analysis.map import map_files
 from totalvi.cli.main import execute
-from totalvi.errors import DataError
+from totalvi.errors import DataError, OutputError
 from totalvi.mapping.comparison import Neighbours
 from totalvi.mapping.labels import Calibration, calibration_error, label_probabilities
-from totalvi.mapping.surgery import reference_state
+from totalvi.mapping.surgery import only_new_rows, reference_state
 from totalvi.mapping.unlike import tail_probability
+from totalvi.training.trainer import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
@@ -151,21 +160,182 @@ def test_p_values_are_uniform_and_calibration_is_measured() -> None:
     assert calibration_error(np.stack([chance**0.2, 1 - chance**0.2], axis=1), truth) > 0.1
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_query_of_another_model_is_refused(reference: totalvi.Model, tmp_path: Path) -> None:
+    """One with the same batches and sizes, and this one as it was before a further fit."""
+    cells = annotated()[80:].copy()
+    query = reference.map_query(cells)
+    loaded = totalvi.Model.load(reference.save(tmp_path / "reference"), annotated()[:80].copy())
+    assert len(loaded.get_unlikeness(query)) == 40
+    query.save(tmp_path / "query")
+    assert len(reference.get_unlikeness(totalvi.Model.load(tmp_path / "query", cells))) == 40
+    loaded.train(max_epochs=1, accelerator="cpu")
+    for question in (loaded.get_unlikeness, loaded.get_query_reliability):
+        with pytest.raises(ValueError, match="mapped on another model"):
+            question(query)
+    with pytest.raises(ValueError, match="mapped on another model"):
+        loaded.transfer_labels(query, "cell_type")
+
+
+def test_proteins_of_a_query_are_trusted_as_in_the_reference(reference: totalvi.Model) -> None:
+    query = reference.map_query(_rna_of(annotated()[80:].copy()), batch_key=None)
+    with pytest.raises(DataError, match="get_query_reliability"):
+        query.get_imputation_reliability(n_samples=2)
+    table = reference.get_query_reliability(query, n_samples=5)
+    panels = query.schema.batch_names[len(reference.schema.batch_names) :]
+    proteins = reference.schema.protein_names
+    assert list(table.index) == [(panel, protein) for panel in panels for protein in proteins]
+    held_out = [*reference.split.validation, *reference.split.test]
+    assert (table["n_cells"] == len(held_out)).all()
+    one = reference.get_query_reliability(query, n_samples=5, protein_list=[proteins[1]])
+    assert list(one.index) == [(panel, proteins[1]) for panel in panels]
+    whole = reference.map_query(annotated()[80:].copy())
+    with pytest.raises(ValueError, match="lacks none"):
+        reference.get_query_reliability(whole)
+
+
+def test_counts_that_the_query_lacks_do_not_help_it(reference: totalvi.Model) -> None:
+    """Other counts of a protein that is hidden change what it is compared with, only."""
+    query = reference.map_query(_rna_of(annotated()[80:].copy()))
+    before = reference.get_query_reliability(query, n_samples=5)
+    data, more = reference._data, np.array([1000, 1, 1, 1, 1, 1], dtype=np.float32)
+    reference._data = replace(data, protein=data.protein * more)
+    after = reference.get_query_reliability(query, n_samples=5)
+    reference._data = data
+    changed = after.index.get_level_values("protein") == reference.schema.protein_names[0]
+    assert (after["rmse"] > before["rmse"] + 4)[changed].all()  # log 1000 is 6.9
+    pd.testing.assert_frame_equal(after[~changed], before[~changed])
+
+
+@pytest.mark.parametrize("name", ["crispr", "protospacer_calls", "adt_raw", "Protein"])
+def test_what_is_beside_the_rna(reference: totalvi.Model, name: str) -> None:
+    """Guides of a CRISPR screen are left out with a note, and what may be proteins is asked about."""
+    cells = annotated()[80:].copy()
+    other = cells["prot"].copy()
+    other.var_names = [f"guide_{i}" for i in range(other.n_vars)]
+    query = MuData({"rna": cells["rna"].copy(), name: other})
+    query.obs = cells.obs
+    if name in ("adt_raw", "Protein"):
+        with pytest.raises(DataError, match="protein_modality"):
+            reference.map_query(query)
+        return
+    with pytest.warns(UserWarning, match=f'The query has "{name}" beside its RNA'):
+        mapped = reference.map_query(query)
+    np.testing.assert_array_equal(
+        mapped.get_latent_representation(),
+        reference.map_query(_rna_of(cells)).get_latent_representation(),
+    )
+    both = cells["rna"].copy()
+    both.var["feature_types"] = ["CRISPR Guide Capture"] * 2 + ["Gene Expression"] * 28
+    both.obs = cells.obs
+    with pytest.warns(UserWarning, match='"crispr_guide_capture" beside its RNA'):
+        reference.map_query(both)
+
+
+def _rna_of(cells: MuData) -> AnnData:
+    rna = cells["rna"].copy()
+    rna.obs = cells.obs
+    return rna
+
+
+def test_a_mapped_fit_is_validated_as_it_is_asked(reference: totalvi.Model) -> None:
+    """With one sample of the background, though a frozen reference stays in evaluation mode."""
+    query = reference.map_query(annotated()[80:].copy())
+    cells, seed = np.arange(40), np.random.SeedSequence(0)
+    expected = evaluate(query.module, query._data, cells, seed)
+    with only_new_rows(query.module, query._mapping):
+        found = evaluate(query.module, query._data, cells, seed)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its cells beside it, and a query of RNA alone."""
+    folder = tmp_path_factory.mktemp("files")
     mdata = annotated()
-    model = totalvi.Model(mdata[:80].copy(), **SMALL)
+    model = totalvi.Model(mdata[:80].copy(), batch_key="batch", **SMALL)
     model.train(max_epochs=1, accelerator="cpu")
-    model.save(tmp_path / "model.totalvi")
-    mdata[:80].copy().write(tmp_path / "results.h5mu")
-    mdata["rna"][80:].copy().write(tmp_path / "query.h5ad")
-    command = ["map", str(tmp_path), str(tmp_path / "query.h5ad"), "-o", str(tmp_path / "out")]
-    assert execute([*command, "--labels", "cell_type"]) == 0, capsys.readouterr().err
+    model.save(folder / "model.totalvi")
+    mdata[:80].copy().write(folder / "results.h5mu")
+    _rna_of(mdata[80:].copy()).write(folder / "query.h5ad")
+    return folder
+
+
+def test_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = str(files / "query.h5ad")
+    command = ["map", str(files), query, "-o", str(tmp_path / "out"), "--labels", "cell_type"]
+    assert execute(command) == 0, capsys.readouterr().err
     names = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
-    assert names == {"cells.csv.gz", "label_probabilities.csv.gz", "imputed_proteins.csv.gz"}
-    assert (tmp_path / "out" / "run.json").is_file()
-    assert "40 cells" in capsys.readouterr().out
-    (tmp_path / "results.h5mu").unlink()
-    command[-1] = str(tmp_path / "c")
-    assert execute([*command, "--labels", "cell_type"]) == 2
+    tables = {"cells.csv.gz", "label_probabilities.csv.gz", "imputed_proteins.csv.gz"}
+    assert names == tables | {"reliability.csv"}
+    printed = capsys.readouterr().out
+    assert "40 cells" in printed
+    assert "6 of 6 proteins cannot be trusted" in printed
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert set(record["input_sha256"]) == {"model_path", "query_path", "reference"}
+    command[4] = str(tmp_path / "c")
+    bare = shutil.copytree(files / "model.totalvi", tmp_path / "model.totalvi")
+    assert execute(["map", str(bare), *command[2:]]) == 2
     assert "--reference" in capsys.readouterr().err
     assert execute(["map", str(tmp_path / "none"), "x.h5ad", "-o", str(tmp_path / "b")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["--labels", "cell_typ"],
+            '--labels "cell_typ" is no column of the reference\'s obs; did you',
+        ),
+        (
+            ["--reference-batch", "bach_0"],
+            '--reference-batch "bach_0" is no batch of the reference',
+        ),
+        (["--batch", "donor"], "donor"),
+        (["--labels", "nobody"], "ewer than 10 reference cells"),
+    ],
+)
+def test_names_that_do_not_exist_are_one_sentence(
+    files: Path, tmp_path: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    place = shutil.copytree(files, tmp_path / "files")
+    mdata = mudata.read_h5mu(place / "results.h5mu")
+    mdata.obs["nobody"] = pd.Series(["x"] * 4 + [None] * 76, mdata.obs_names, dtype=object)
+    mdata.write(place / "results.h5mu")
+    assert execute(["map", str(place), str(place / "query.h5ad"), "-o", str(output), *given]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == printed.count("error:") == 1
+    assert not output.exists()
+
+
+def test_an_interrupted_map_goes_on(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (files, files / "query.h5ad")
+    whole = map_files(*arguments, tmp_path / "whole", train=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(totalvi.Model, "get_unlikeness", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            map_files(*arguments, tmp_path / "out", train=True)
+    kept = tmp_path / "out.checkpoint"
+    assert kept.exists()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="interrupted"):
+        map_files(*arguments, tmp_path / "out", train=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("totalvi.training.trainer._Stepper.epoch", _interrupted)  # all steps are done
+        resumed = map_files(*arguments, tmp_path / "out", train=True, resume=True)
+    assert not kept.exists()
+    cells = [
+        pd.read_csv(tmp_path / name / "tables" / "cells.csv.gz", index_col=0)
+        for name in ("whole", "out")
+    ]
+    pd.testing.assert_frame_equal(*cells)
+    assert whole["input_sha256"] == resumed["input_sha256"]
+    again = map_files(*arguments, tmp_path / "out", train=True, resume=True)
+    assert again["finished"] == resumed["finished"]
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

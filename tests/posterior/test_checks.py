@@ -10,7 +10,9 @@ import torch
 from scipy import special, stats
 
 from counts import N_GENES, N_PROTEINS, SMALL, annotated, described
-from totalvi.data.cite import CiteData, Keys, describe
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import describe
+from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
 from totalvi.feed import Minibatch, minibatch, minibatches
 from totalvi.module.sparse import sparse_counts

@@ -3,7 +3,8 @@
 import numpy as np
 
 from counts import N_GENES, annotated
-from totalvi.data.cite import Keys, describe
+from totalvi.data.describe import describe
+from totalvi.data.schema import Keys
 from totalvi.posterior.raw_counts import raw_counts
 
 

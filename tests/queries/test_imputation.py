@@ -77,15 +77,49 @@ def test_what_is_hidden_cannot_be_seen(model: totalvi.Model) -> None:
     np.testing.assert_allclose(after["pearson"], before["pearson"], atol=0.1)
 
 
-def test_calibrated_intervals_hold_their_share_of_held_out_counts(model: totalvi.Model) -> None:
+def test_reliability_is_of_held_out_cells_that_measured(model: totalvi.Model) -> None:
     assert model.split is not None
-    table = model.get_imputation_reliability(n_samples=50)
+    table = model.get_imputation_reliability(n_samples=2)
     batch = model._training_data().batch
     assert (table["n_cells"] == (batch[model.split.validation] == 0).sum()).all()
-    wide = model.impute_proteins(protein_list=lacked(model), n_samples=50, calibrated=False)
-    right = model.impute_proteins(protein_list=lacked(model), n_samples=50)
-    pd.testing.assert_frame_equal(wide.mean, right.mean)
-    assert not wide.lower.equals(right.lower)
+
+
+@pytest.fixture(scope="module")
+def hidden() -> tuple[totalvi.Model, pd.DataFrame, np.ndarray]:
+    """A fit to cells half of which lack two proteins at random, and the counts these would have."""
+    mdata = totalvi.simulate(2000, 30, 6, n_cell_types=3, store_truth=False, seed=3)
+    names = list(mdata["prot"].var_names[:2])
+    truth = mdata["prot"].to_df()[names].copy()
+    lacks = np.random.default_rng(0).random(2000) < 0.5
+    mdata.obs["batch"] = np.where(lacks, "lacks", "whole")
+    mdata["prot"].X[np.ix_(lacks, [0, 1])] = np.nan
+    model = totalvi.Model(mdata, batch_key="batch", **SMALL)
+    model.train(max_epochs=30, train_size=0.5, **FAST)
+    return model, truth[lacks], lacks
+
+
+@pytest.mark.parametrize("interval", [0.5, 0.9])
+def test_calibrated_intervals_hold_their_share_of_the_counts_that_were_hidden(
+    hidden: tuple[totalvi.Model, pd.DataFrame, np.ndarray], interval: float
+) -> None:
+    """To 4 standard errors of the share, by the cells calibrated on and those counted.
+
+    Counts on the very limits are in the interval, which may then hold as many more. Without being
+    calibrated, the second protein's intervals of 90 % held 82 % when this was written.
+    """
+    model, truth, lacks = hidden
+    asked = {"indices": lacks, "protein_list": list(truth), "n_samples": 200, "interval": interval}
+    right = model.impute_proteins(**asked)
+    plain = model.impute_proteins(calibrated=False, **asked)
+    pd.testing.assert_frame_equal(plain.mean, right.mean)
+    assert model.split is not None
+    n_calibrated = np.isin(model.split.validation, np.flatnonzero(~lacks)).sum()
+    error = np.sqrt(interval * (1 - interval) * (1 / n_calibrated + 1 / lacks.sum()))
+    held = (truth >= right.lower) & (truth <= right.upper)
+    on_limits = (truth == right.lower) | (truth == right.upper)
+    assert (held.mean() > interval - 4 * error).all()
+    assert (held.mean() < interval + 4 * error + on_limits.mean()).all()
+    assert not right.lower.equals(plain.lower)
 
 
 def test_to_a_store_as_to_memory(model: totalvi.Model, tmp_path: Path) -> None:

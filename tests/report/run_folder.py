@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.analysis.clusters import Clusters
-from totalvi.analysis.record import provenance, write_record
+from totalvi.analysis.record import asked, circumstances, write_record
 from totalvi.analysis.results import Estimates, add_results, write_tables
 from totalvi.analysis.separation import antibody_separation
 from totalvi.analysis.tables import cell_table, cluster_table, protein_table
@@ -49,7 +49,8 @@ def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: lis
     write_tables(tables, folder / "tables")
     add_results(data, estimates, clusters)
     data.write(folder / "results.h5mu")
-    record = provenance({"input": "simulated", "batch_key": "batch", "labels_key": None}, {})
+    arguments = {"input": "simulated", "batch_key": "batch", "labels_key": None}
+    record = circumstances() | asked(arguments, {})
     record |= {name.removeprefix("n_"): n for name, n in sizes.items()} | {"clusters": 15}
     fit = {"epochs": 2, "best_epoch": 1, "stopped": "all 2 epochs done", "n_skipped_steps": 0}
     said = {"held_out_loss_per_cell": 1.5, "seconds": {"train": 1.0}, "warnings": [], "notes": []}

@@ -18,7 +18,7 @@ from mudata import MuData
 import totalvi
 from counts import SMALL, annotated
 from totalvi import feed
-from totalvi.data.cite import describe
+from totalvi.data.describe import describe
 from totalvi.data.fingerprint import fingerprint
 from totalvi.data.order import shuffled_windows
 from totalvi.errors import CheckpointError, Interrupted, OutputError

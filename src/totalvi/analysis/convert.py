@@ -13,13 +13,14 @@ from scipy import sparse
 
 from totalvi.analysis.prepare import ReadOptions, feature_annotation, read_input
 from totalvi.data.ambient_tables import AMBIENT, ambient_in
-from totalvi.data.cite import Keys, find_source
+from totalvi.data.describe import find_source
 from totalvi.data.features import are_controls
 from totalvi.data.isotypes import ISOTYPE_MODALITY
 from totalvi.data.matrix import in_memory
 from totalvi.data.modalities import NAME_IN_FILE, known_protein_obsm_key
 from totalvi.data.on_disk import row_blocks, take_columns
 from totalvi.data.open import can_stay_on_disk, open_on_disk
+from totalvi.data.schema import Keys
 from totalvi.data.source import CountSource
 from totalvi.data.write_zarr import new_store, write_counts
 

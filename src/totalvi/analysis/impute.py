@@ -1,7 +1,8 @@
 """The whole way from a reference with proteins and a query without them to imputed proteins."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +11,15 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.analysis.output import RECORD, require_writable, staged_folder
+from totalvi.analysis.output import RECORD, checkpoint_of, require_writable, staged_folder
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
-from totalvi.analysis.record import provenance, write_record
-from totalvi.analysis.run import RunResult, refuse_input_in_output
+from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
+from totalvi.analysis.run import RunResult, files_in, finished, forget, refuse_input_in_output
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import Keys
 from totalvi.data.concat import concat
-from totalvi.errors import DataError
+from totalvi.data.finding import did_you_mean
+from totalvi.data.schema import Keys
+from totalvi.errors import DataError, TrainingError
 
 REFERENCE, QUERY = "reference", "query"
 _BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
@@ -46,13 +48,16 @@ def impute(
     interval: float = 0.9,
     seed: int = 0,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
     progress: bool | None = None,
 ) -> RunResult:
     """Fit reference and query together, and predict the proteins that the query lacks.
 
     ``output`` then holds ``imputed.h5ad`` (mean counts; layers ``sd``, ``log1p``, ``lower`` and
     ``upper``; the reliability of each protein in ``var``), ``tables``, ``model.totalvi`` and
-    ``run.json``. It appears whole at the end; a run that fails leaves nothing behind.
+    ``run.json``. It appears whole at the end. Until then the fit is kept beside it in
+    ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing behind.
 
     Parameters
     ----------
@@ -74,15 +79,15 @@ def impute(
         See :meth:`totalvi.Model.impute_proteins`.
     seed
         The same seed gives the same results on the same machine.
-    overwrite
-        Replace the folder of an earlier run, which holds nothing else, at the end.
-    progress
-        Whether to show the steps on standard error; by default when it is a terminal.
+    overwrite, resume, checkpoint_every, progress
+        As in :func:`totalvi.analysis.run.run`.
 
     Raises
     ------
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
+    KeyboardInterrupt
+        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
     """
     arguments = dict(locals())
     output = Path(output)
@@ -90,7 +95,11 @@ def impute(
     paths = {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
     for path in paths.values():
         refuse_input_in_output(path, output)
+    if resume and len(paths) == len(given) and is_record_of(output / RECORD, arguments, paths):
+        return finished(output)
+    request = asked(arguments, paths)
     require_writable(output, overwrite=overwrite)
+    checkpoint = checkpoint_of(output)
     steps = Steps(progress)
     options = ReadOptions(None, genome, hashtags, controls, None)
     with steps.step("read"):
@@ -98,16 +107,27 @@ def impute(
             name: read_input(source, Keys(), options)[0]
             for name, source in ((REFERENCE, reference), (QUERY, query))
         }
+    _require_column(both, batch_key)
     with steps.step("join, check and select genes"):
         joined = concat(both, batch_key=_BATCH, panel_key=_PANEL, sub_batch_key=batch_key)
         keys = replace(Keys(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
         mdata, findings = prepare(joined, keys, n_genes=n_genes)
         lacking = _lacking(mdata)
     with staged_folder(output, overwrite=overwrite) as folder:
-        imputed = _impute(
-            mdata, keys, lacking, steps,
-            max_epochs=max_epochs, n_samples=n_samples, interval=interval, seed=seed,
-        )  # fmt: skip
+        if not resume:
+            forget(checkpoint, overwrite=overwrite)
+        fit = {
+            "max_epochs": max_epochs,
+            "checkpoint": checkpoint,
+            "checkpoint_every": checkpoint_every,
+        }
+        try:
+            imputed = _impute(
+                mdata, keys, lacking, steps, fit, n_samples=n_samples, interval=interval, seed=seed
+            )
+        except TrainingError:
+            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
         with steps.step("save"):
             _write(imputed, folder)
             names = joined.uns["concat"]["antibodies"]
@@ -117,7 +137,8 @@ def impute(
             for severity in ("warning", "note")
         }
         record = {
-            **provenance(arguments, paths),
+            **circumstances(),
+            **request,
             "cells": imputed.adata.n_obs,
             "reference_cells": mdata.n_obs - imputed.adata.n_obs,
             "genes": mdata["rna"].n_vars,
@@ -126,11 +147,34 @@ def impute(
             **imputed.model.fit_summary,
             "seconds": steps.seconds,
             "warnings": [*messages["warning"], *unreliable_warnings(imputed.reliability)],
-            "notes": messages["note"],
+            "notes": [*messages["note"], *_left_out(joined)],
         }
         write_record(record, folder / RECORD)
-        files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        files = files_in(folder)
+    checkpoint.unlink(missing_ok=True)
     return RunResult(output, files, record)
+
+
+def _require_column(data: Mapping[str, MuData | AnnData], batch_key: str | None) -> None:
+    """Refuse a column of batches that neither input has."""
+    obs = [each.obs for each in data.values()]
+    obs += [
+        part.obs for each in data.values() if isinstance(each, MuData) for part in each.mod.values()
+    ]
+    known = dict.fromkeys(str(column) for frame in obs for column in frame)
+    if batch_key is not None and batch_key not in known:
+        raise DataError(
+            f'batch_key="{batch_key}" is no column of obs of the reference or the query; '
+            f"{did_you_mean(batch_key, known)}."
+        )
+
+
+def _left_out(joined: MuData) -> list[str]:
+    return [
+        f"the {name} has {others} beside its RNA, which is left out"
+        for name, others in joined.uns["concat"]["data_sets"]["others_left_out"].items()
+        if others
+    ]
 
 
 def _lacking(mdata: MuData) -> np.ndarray:
@@ -158,8 +202,8 @@ def _impute(
     keys: Keys,
     lacking: np.ndarray,
     steps: Steps,
+    fit: dict[str, Any],
     *,
-    max_epochs: int | None,
     n_samples: int,
     interval: float,
     seed: int,
@@ -169,7 +213,7 @@ def _impute(
 
     with steps.step("train", spinner=False):
         model = Model(mdata, batch_key=keys.batch_key, panel_key=keys.panel_key, seed=seed)
-        model.train(max_epochs=max_epochs, progress=steps.shown)
+        model.train(resume=True, progress=steps.shown, **fit)
     names = list(mdata["prot"].var_names[lacking])
     cells = _in_query(mdata)
     asked: dict[str, Any] = {

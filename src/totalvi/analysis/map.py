@@ -1,18 +1,30 @@
 """From a fitted model and new counts to a folder of results."""
 
+import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from totalvi.analysis.output import RECORD, STORE, require_writable, staged_folder
-from totalvi.analysis.record import provenance, write_record
-from totalvi.analysis.run import refuse_input_in_output
+from totalvi.analysis.impute import unreliable_warnings
+from totalvi.analysis.output import (
+    RECORD,
+    STORE,
+    checkpoint_of,
+    require_writable,
+    staged_folder,
+)
+from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
+from totalvi.analysis.run import forget, refuse_input_in_output
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import CiteData, Data
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import Data
+from totalvi.data.finding import did_you_mean
 from totalvi.data.read import read
-from totalvi.errors import DataError
+from totalvi.errors import DataError, TrainingError
+from totalvi.mapping.nearest import AVERAGE
 from totalvi.model import Model
 from totalvi.persistence.format import is_model
 
@@ -33,6 +45,8 @@ def map_files(
     reference_batch: str | None = None,
     train: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
 ) -> dict[str, Any]:
     """Map the cells of a file on a model, and write what comes out into a new folder.
 
@@ -52,8 +66,8 @@ def map_files(
         Column of the reference's ``obs``. None: ``leiden_totalvi``, if it is there.
     batch_key, reference_batch, train
         As in `Model.map_query`.
-    overwrite
-        Replace the folder of an earlier run.
+    overwrite, resume, checkpoint_every
+        As in `totalvi.analysis.run.run`; what is kept is the fit of ``train``.
 
     Returns
     -------
@@ -62,11 +76,21 @@ def map_files(
     arguments = dict(locals())
     for given in (model_path, Path(query_path), *([] if reference is None else [reference])):
         refuse_input_in_output(given, output)
-    require_writable(output, overwrite=overwrite)
     folder = model_path if is_model(model_path) else model_path / _MODEL
     if reference is None:
         beside = [folder.parent / name for name in (_RESULTS, STORE)]
         reference = next((path for path in beside if path.exists()), None)
+    paths = {"model_path": folder, "query_path": Path(query_path)}
+    paths |= {} if reference is None else {"reference": reference}
+    checkpoint = checkpoint_of(output)
+    if resume and is_record_of(output / RECORD, arguments, paths):
+        checkpoint.unlink(missing_ok=True)  # if it died just before it would have
+        finished: dict[str, Any] = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        return finished
+    request = asked(arguments, paths)
+    require_writable(output, overwrite=overwrite)
+    if not resume:
+        forget(checkpoint, overwrite=overwrite)
     if labels is not None and reference is None:
         raise DataError(
             f"labels are those of the reference's cells, whose counts are not beside {folder}; give "
@@ -78,16 +102,33 @@ def map_files(
         if reference is not None and reference.name != STORE:
             cells_of_model = read(reference)
         model = Model.load(folder, cells_of_model)
+        _require_known(model, labels, reference_batch)
         query_data = read(query_path)
+    fit: dict[str, Any] = {
+        "train": True,
+        "checkpoint": checkpoint,
+        "checkpoint_every": checkpoint_every,
+        "resume": True,
+    }
     with steps.step("map", spinner=not train):
-        query = model.map_query(
-            query_data, batch_key=batch_key, reference_batch=reference_batch, train=train
-        )
+        try:
+            query = model.map_query(
+                query_data,
+                batch_key=batch_key,
+                reference_batch=reference_batch,
+                **(fit if train else {}),
+            )
+        except TrainingError:
+            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
     tables: dict[str, pd.DataFrame] = {}
     query_cells = _described(query).cell_names
     cells = pd.DataFrame(index=query_cells.rename("cell"))
     if reference is None:
-        notes.append("no labels and no unlikeness: the counts of the reference were not given")
+        notes.append(
+            "no labels, no unlikeness and no reliability of imputed proteins: the counts of the "
+            "reference were not given"
+        )
     else:
         with steps.step("compare with the reference"):
             unlike = model.get_unlikeness(query)
@@ -97,7 +138,7 @@ def map_files(
                 transfer = model.transfer_labels(query, labels)
                 cells.insert(0, "label", transfer.labels)
                 cells.insert(1, "label_probability", transfer.probabilities.max(axis=1))
-                tables["label_probabilities"] = transfer.probabilities
+                tables["label_probabilities"] = transfer.probabilities.rename_axis("cell")
     latent = query.get_latent_representation(progress=False)
     width = len(str(latent.shape[1]))
     names = [f"latent_{i + 1:0{width}}" for i in range(latent.shape[1])]
@@ -113,7 +154,14 @@ def map_files(
                 n_samples=POSTERIOR_SAMPLES,
                 progress=False,
             )
-            tables["imputed_proteins"] = protein
+            tables["imputed_proteins"] = protein.rename_axis("cell")
+    reliability = None
+    if missing and reference is not None and _holds_cells_out(model):
+        with steps.step("reliability"):
+            reliability = model.get_query_reliability(
+                query, protein_list=missing, n_samples=POSTERIOR_SAMPLES, progress=False
+            )
+            notes += unreliable_warnings(reliability.groupby("protein", sort=False).min())
     n_batches = len(model.schema.batch_names)
     summary = f"{len(cells):,} cells on {n_batches} reference batch{'es' * (n_batches > 1)}"
     if "label" in cells:
@@ -126,9 +174,9 @@ def map_files(
                 "reference of several batches corrects best"
             )
         summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
-    paths = {"query": Path(query_path)} | ({} if reference is None else {"reference": reference})
     record = {
-        **provenance(arguments, paths),
+        **circumstances(),
+        **request,
         "summary": summary,
         "notes": notes,
         "imputed_proteins": missing,
@@ -137,12 +185,35 @@ def map_files(
     with staged_folder(output, overwrite=overwrite) as place:
         (place / "tables").mkdir()
         for name, table in tables.items():
-            table.rename_axis("cell").to_csv(
-                place / "tables" / f"{name}.csv.gz", float_format="%.6g"
-            )
+            table.to_csv(place / "tables" / f"{name}.csv.gz", float_format="%.6g")
+        if reliability is not None:
+            reliability.to_csv(place / "tables" / "reliability.csv", float_format="%.4g")
         query.save(place / _MODEL)
         write_record(record, place / RECORD)
+    checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _require_known(model: Model, labels: str | None, reference_batch: str | None) -> None:
+    """Refuse names that the reference does not have, before any work."""
+    if labels is not None:
+        columns = list(map(str, _described(model).annotation.obs()))
+        if labels not in columns:
+            raise DataError(
+                f'labels="{labels}" is no column of the reference\'s obs; '
+                f"{did_you_mean(labels, columns)}."
+            )
+    known = (*model.schema.batch_names, AVERAGE)
+    if reference_batch is not None and reference_batch not in known:
+        raise DataError(
+            f'reference_batch="{reference_batch}" is no batch of the reference; '
+            f"{did_you_mean(reference_batch, known)}."
+        )
+
+
+def _holds_cells_out(model: Model) -> bool:
+    assert model.split is not None
+    return len(model.split.validation) + len(model.split.test) > 0
 
 
 def _default_labels(model: Model) -> str | None:

@@ -164,7 +164,7 @@ def _require_earlier_run(output: Path) -> None:
 
 def _is_of_a_run(name: str) -> bool:
     """Return whether a file is a part of a run, or what a process left that was killed writing one."""
-    return name in PARTS or name.startswith(tuple(f".{part}." for part in PARTS))
+    return name in PARTS or name.startswith(tuple(f".{part}." for part in (*PARTS, "explore")))
 
 
 def _is_record(path: Path) -> bool:

@@ -18,10 +18,10 @@ from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.steps import Steps
 from totalvi.atomic import locked, parents_of
 from totalvi.data.checks import Finding
-from totalvi.data.cite import Keys
 from totalvi.data.modalities import mudata_of
 from totalvi.data.open import can_stay_on_disk
 from totalvi.data.read import read
+from totalvi.data.schema import Keys
 from totalvi.data.write_zarr import shared_store
 from totalvi.errors import DataError, OutputError
 from totalvi.model import Model

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mudata
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 from mudata import MuData
 
 from totalvi.analysis.background import background_tables
-from totalvi.analysis.clusters import cluster_cells
+from totalvi.analysis.clusters import Clusters, cluster_cells
 from totalvi.analysis.columns import CLUSTER_COLUMN
 from totalvi.analysis.mixing import batch_mixing
 from totalvi.analysis.results import (
@@ -23,7 +23,7 @@ from totalvi.analysis.results import (
     write_tables,
 )
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import Keys
+from totalvi.data.schema import Keys
 from totalvi.model import Model
 
 POSTERIOR_SAMPLES = 25
@@ -78,41 +78,14 @@ def fit_and_write(
         background, background_warnings = background_tables(model, mdata)
         tables |= background
     add_results(mdata, estimates, clusters)
-    with steps.step("differential expression"):
-        tables |= differential_expression(model, mdata)
-    with steps.step("predictive checks"):
-        tables |= predictive_checks(model, mdata.n_obs, seed)
-    if keys.batch_key is not None:
-        tables["batches"] = batch_mixing(estimates.latent, mdata.obs[keys.batch_key], seed)
-    write_tables(tables, folder / "tables")
-    summary: dict[str, Any] = model.fit_summary
-    assert model.plan is not None
-    with steps.step("figures"):
-        draw_figures(
-            mdata,
-            estimates,
-            clusters,
-            tables,
-            folder / "figures",
-            batch_key=keys.batch_key,
-            labels_key=keys.labels_key,
-            best_epoch=summary["best_epoch"],
-        )
+    shown = Shown(mdata, estimates, clusters)
+    write_tables_and_figures(model, shown, tables, keys, folder, steps, seed)
     with steps.step("save"):
         model.save(folder / "model.totalvi")
         with mudata.set_options(pull_on_update=False):
             mdata.write(folder / "results.h5mu", compression="gzip")
-    return {
-        "cells": mdata.n_obs,
-        "genes": mdata["rna"].n_vars,
-        "proteins": mdata["prot"].n_vars,
-        "clusters": len(clusters.labels.categories),
-        "epochs": len(model.history),
-        "max_epochs": model.plan.max_epochs,
-        **summary,
-        "fingerprint": model.fingerprint,
-        "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),
-    }, [*antibody_warnings(tables["proteins"]), *background_warnings]
+    warnings = [*antibody_warnings(tables["proteins"]), *background_warnings]
+    return summary_of(model, shown), warnings
 
 
 def fit_model(
@@ -158,6 +131,69 @@ def _estimate(model: Model) -> Estimates:
     return Estimates(model.get_latent_representation(), rna, protein, foreground)
 
 
+class Shown(NamedTuple):
+    """The cells that tables and figures show, with what the model says of them.
+
+    Parameters
+    ----------
+    mdata
+        With the clusters in ``obs``.
+    estimates, clusters
+        Of these cells.
+    """
+
+    mdata: MuData
+    estimates: Estimates
+    clusters: Clusters
+
+
+def write_tables_and_figures(
+    model: Model,
+    shown: Shown,
+    tables: dict[str, pd.DataFrame],
+    keys: Keys,
+    folder: Path,
+    steps: Steps,
+    seed: int,
+) -> None:
+    """Add to ``tables`` what is asked of the model about the cells shown, write them, and draw."""
+    with steps.step("differential expression"):
+        tables |= differential_expression(model, shown.mdata)
+    with steps.step("predictive checks"):
+        tables |= predictive_checks(model, seed)
+    if keys.batch_key is not None:
+        batch = shown.mdata.obs[keys.batch_key]
+        tables["batches"] = batch_mixing(shown.estimates.latent, batch, seed)
+    write_tables(tables, folder / "tables")
+    with steps.step("figures"):
+        draw_figures(
+            *shown,
+            tables,
+            folder / "figures",
+            batch_key=keys.batch_key,
+            labels_key=keys.labels_key,
+            best_epoch=model.fit_summary["best_epoch"],
+        )
+
+
+def summary_of(model: Model, shown: Shown) -> dict[str, Any]:
+    """Return the sizes and the course of the fit, as the record of a run has them."""
+    assert model.plan is not None
+    return {
+        "cells": model._training_data().n_cells,
+        "genes": shown.mdata["rna"].n_vars,
+        "proteins": shown.mdata["prot"].n_vars,
+        "clusters": len(shown.clusters.labels.categories),
+        "epochs": len(model.history),
+        "max_epochs": model.plan.max_epochs,
+        **model.fit_summary,
+        "fingerprint": model.fingerprint,
+        "held_out_loss_per_cell": float(
+            model.history["validation_loss"][model.fit_summary["best_epoch"]]
+        ),
+    }
+
+
 def differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFrame]:
     """Compare each cluster with the others; one cluster has nothing to be compared with."""
     if mdata.obs[CLUSTER_COLUMN].nunique() < 2:
@@ -166,8 +202,9 @@ def differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFra
     return {"differential_expression": table}
 
 
-def predictive_checks(model: Model, n_cells: int, seed: int) -> dict[str, pd.DataFrame]:
+def predictive_checks(model: Model, seed: int) -> dict[str, pd.DataFrame]:
     """Draw counts anew for at most 1,000 cells taken at random, and compare."""
+    n_cells = model._training_data().n_cells
     cells = np.sort(np.random.default_rng(seed).permutation(n_cells)[:CHECKED_CELLS])
     check = model.posterior_predictive_check(
         indices=cells, n_samples=POSTERIOR_SAMPLES, progress=False

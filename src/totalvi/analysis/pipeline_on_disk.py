@@ -15,28 +15,21 @@ from mudata import MuData
 
 from totalvi.analysis.background import background_tables
 from totalvi.analysis.clusters import NEIGHBORS, Clusters, cluster_cells
-from totalvi.analysis.mixing import batch_mixing
 from totalvi.analysis.output import STORE
 from totalvi.analysis.pipeline import (
     POSTERIOR_SAMPLES,
-    differential_expression,
+    Shown,
     fit_model,
-    predictive_checks,
+    summary_of,
+    write_tables_and_figures,
 )
-from totalvi.analysis.results import (
-    CLUSTER_COLUMN,
-    Estimates,
-    antibody_warnings,
-    draw_figures,
-    make_tables,
-    write_tables,
-)
+from totalvi.analysis.results import CLUSTER_COLUMN, Estimates, antibody_warnings, make_tables
 from totalvi.analysis.steps import Steps
 from totalvi.analysis.tables import cell_table
-from totalvi.data.cite import Keys
 from totalvi.data.on_disk import RowsOnDisk, row_blocks
 from totalvi.data.open import open_on_disk
 from totalvi.data.order import some_of_each
+from totalvi.data.schema import Keys
 from totalvi.model import Model
 
 MAP_CELLS = 100_000
@@ -106,27 +99,9 @@ def fit_and_write_on_disk(
         )  # fmt: skip
         background, background_warnings = background_tables(model, data)
         tables |= background
-    with steps.step("differential expression"):
-        some.obs[CLUSTER_COLUMN] = of_sample.labels
-        tables |= differential_expression(model, some)
-    with steps.step("predictive checks"):
-        tables |= predictive_checks(model, data.n_obs, seed)
-    if batch is not None:
-        tables["batches"] = batch_mixing(latent[sample], batch.iloc[sample], seed)
-    write_tables(tables, folder / "tables")
-    summary: dict[str, Any] = model.fit_summary
-    assert model.plan is not None
-    with steps.step("figures"):
-        draw_figures(
-            some,
-            estimates,
-            of_sample,
-            tables,
-            folder / "figures",
-            batch_key=keys.batch_key,
-            labels_key=keys.labels_key,
-            best_epoch=summary["best_epoch"],
-        )
+    some.obs[CLUSTER_COLUMN] = of_sample.labels
+    shown = Shown(some, estimates, of_sample)
+    write_tables_and_figures(model, shown, tables, keys, folder, steps, seed)
     with steps.step("save"):
         model.save(folder / "model.totalvi")
         root = zarr.open_group(store, mode="a")
@@ -134,18 +109,8 @@ def fit_and_write_on_disk(
         write_elem(root, "obs", obs)
         write_elem(root["obsm"], "X_totalvi", latent)
         write_elem(root["obsm"], "X_umap", clusters.umap)
-    return {
-        "cells": data.n_obs,
-        "cells_on_map": len(sample),
-        "genes": data["rna"].n_vars,
-        "proteins": data["prot"].n_vars,
-        "clusters": len(clusters.labels.categories),
-        "epochs": len(model.history),
-        "max_epochs": model.plan.max_epochs,
-        **summary,
-        "fingerprint": model.fingerprint,
-        "held_out_loss_per_cell": float(model.history["validation_loss"][summary["best_epoch"]]),
-    }, [*antibody_warnings(tables["proteins"]), *background_warnings]
+    warnings = [*antibody_warnings(tables["proteins"]), *background_warnings]
+    return summary_of(model, shown) | {"cells_on_map": len(sample)}, warnings
 
 
 def join_nearest(latent: np.ndarray, sample: np.ndarray, found: Clusters, seed: int) -> Clusters:

@@ -17,19 +17,6 @@ OF_THE_OUTPUT = ("output", "overwrite", "resume", "checkpoint_every", "progress"
 """Arguments of a run that change no number."""
 
 
-def provenance(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Return when and with what the run was made, as JSON can hold it.
-
-    Parameters
-    ----------
-    arguments
-        Of the run; of values other than numbers, texts and sequences of them, only the type is kept.
-    inputs
-        Files or folders that were read, by argument; ``raw[donor]`` for one of several raw matrices.
-    """
-    return {**circumstances(), **asked(arguments, inputs)}
-
-
 def circumstances() -> dict[str, Any]:
     """Return when, where and with what versions the run was made."""
     import torch
@@ -44,7 +31,15 @@ def circumstances() -> dict[str, Any]:
 
 
 def asked(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the part of the record that says what was asked for: arguments, and hashes of inputs."""
+    """Return the part of the record that says what was asked for: arguments, and hashes of inputs.
+
+    Parameters
+    ----------
+    arguments
+        Of the run; of values other than numbers, texts and sequences of them, only the type is kept.
+    inputs
+        Files or folders that were read, by argument; ``raw[donor]`` for one of several raw matrices.
+    """
     paths = {name: str(path.absolute()) for name, path in inputs.items()}
     return {
         "arguments": {name: _plain(value) for name, value in arguments.items()} | paths,
@@ -92,6 +87,10 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
         raise ReadError(f"{path} cannot be read ({error.strerror}): give a run.json") from error
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ReadError(f"{path} is not the run.json of a run that can be repeated") from error
+    if {"query", "query_path"} & set(arguments):
+        raise ReadError(
+            f"{path} is of `totalvi impute` or `totalvi map`: give that command its arguments again"
+        )
     if "input" not in hashes:
         raise ReadError(f"{path} is of a run on data in memory: repeat it from Python")
     for name in moved:
@@ -147,7 +146,7 @@ def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, 
     }
     if arguments.get("max_epochs") is None:
         differing.discard("max_epochs")
-    return "input" in inputs and hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
+    return hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
 
 
 def sha256(path: Path) -> str:

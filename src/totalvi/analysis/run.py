@@ -29,7 +29,7 @@ from totalvi.analysis.record import (
     write_record,
 )
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import Keys
+from totalvi.data.schema import Keys
 from totalvi.errors import OutputError, ReadError, TrainingError
 
 
@@ -152,8 +152,8 @@ def run(
     paths = _paths(input, raw, protein_path)
     for path in paths.values():
         refuse_input_in_output(path, output)
-    if resume and is_record_of(output / RECORD, arguments, paths):
-        return _finished(output)
+    if resume and "input" in paths and is_record_of(output / RECORD, arguments, paths):
+        return finished(output)
     request = asked(arguments, paths)  # of the inputs as they are read, not as they are later
     steps = Steps(progress)
     keys = Keys(
@@ -201,7 +201,7 @@ def run(
             with steps.step("check and select genes"):
                 findings = prepare_on_disk(data, keys, folder / STORE, **choice)
         if not resume:
-            _forget(checkpoint, overwrite=overwrite)
+            forget(checkpoint, overwrite=overwrite)
         try:
             if on_disk:
                 from totalvi.analysis.pipeline_on_disk import fit_and_write_on_disk
@@ -229,7 +229,7 @@ def run(
             "notes": messages["note"],
         }
         write_record(record, folder / RECORD)
-        files = _files(folder)
+        files = files_in(folder)
     checkpoint.unlink(missing_ok=True)
     return RunResult(output, files, record)
 
@@ -288,7 +288,7 @@ def _paths(
     return {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
 
 
-def _forget(checkpoint: Path, *, overwrite: bool) -> None:
+def forget(checkpoint: Path, *, overwrite: bool) -> None:
     """Remove the checkpoint of an earlier run, if that is what it is and asked for."""
     from totalvi.training.checkpoint import is_checkpoint
 
@@ -302,14 +302,15 @@ def _forget(checkpoint: Path, *, overwrite: bool) -> None:
     )
 
 
-def _finished(output: Path) -> RunResult:
+def finished(output: Path) -> RunResult:
     """Return what a run that has ended made."""
     record = json.loads((output / RECORD).read_text(encoding="utf-8"))
     checkpoint_of(output).unlink(missing_ok=True)  # if it died just before it would have
-    return RunResult(output, _files(output), record)
+    return RunResult(output, files_in(output), record)
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """Return all files of a folder of results, relative to it."""
     return sorted(_written(folder))
 
 

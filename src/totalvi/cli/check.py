@@ -46,10 +46,11 @@ def check(
       totalvi check filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5
     """
     from totalvi.analysis.prepare import ReadOptions, find_ambient, read_input
-    from totalvi.data.cite import Keys, check_source, find_source
+    from totalvi.data.describe import check_source, find_source
     from totalvi.data.finding import Finding
     from totalvi.data.isotypes import control_findings, split_controls
     from totalvi.data.modalities import renamed_features
+    from totalvi.data.schema import Keys
     from totalvi.errors import DataError
 
     keys = Keys(

@@ -71,7 +71,7 @@ def convert(
     if written.suffix == ".zarr":
         from totalvi.analysis.convert import convert_counts
         from totalvi.analysis.prepare import ReadOptions
-        from totalvi.data.cite import Keys
+        from totalvi.data.schema import Keys
 
         if to is not None or config is not None:
             raise DataError(f"--to and --config are for models, and {written} is to hold counts")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import webbrowser
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +36,7 @@ def explore(
 
     Opens a page in your browser. It is served on this machine only, to whoever has the address
     that is printed. Ctrl-C stops it; gates that were not saved are then kept in
-    DIR/gates_unsaved.json.
+    DIR/gates_unsaved.json, and offered when it is started again.
 
     \b
     Examples:
@@ -44,21 +44,23 @@ def explore(
       totalvi explore results --gates other_results/gates.json
       totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
     """
+    from totalvi.explore.opening import open_in_browser
     from totalvi.explore.serve import serving
     from totalvi.explore.workspace import open_workspace
 
     workspace = open_workspace(folder, gates)
     try:
         with serving(workspace, port) as server:
-            n_cells, n_gates = workspace.cells.n_cells, len(workspace.history.now.gates)
+            n_cells, n_gates = workspace.cells.n_cells, len(workspace.saved.gates)
             typer.echo(f"{folder}: {n_cells:,} cells, {n_gates} gates")
             typer.echo(f"open     {server.url}")
             typer.echo("to stop  press Ctrl-C here")
-            if not no_browser:
-                webbrowser.open(server.url)
-            server.run()
+            if workspace.unsaved():
+                typer.echo("note: gates of an earlier visit were not saved; the page offers them")
+            opening = nullcontext() if no_browser else open_in_browser(server.url, folder)
+            with opening:
+                server.run()
     finally:  # a terminated server keeps them as well
-        kept = workspace.keep_unsaved()
-        if kept is not None:
+        for kept in workspace.keep_unsaved():
             typer.echo(f"gates that were not saved: {kept}")
     typer.echo("stopped")

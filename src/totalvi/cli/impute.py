@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from totalvi.cli import options
+from totalvi.cli.keeping import keeping
 from totalvi.cli.wording import with_options
 
 
@@ -54,12 +56,15 @@ def impute(
     ] = 100,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10.0,
 ) -> None:
     """Predict the proteins that cells lack.
 
     Fits a model to both inputs together, predicts the proteins of REFERENCE in the cells of QUERY,
     and says how sure each value is and how far each protein can be trusted: that is measured on
-    cells of REFERENCE kept out of the fit, with their proteins hidden.
+    cells of REFERENCE kept out of the fit, with their proteins hidden. Until the folder is there, the
+    fit is kept in DIR.checkpoint, from which --resume goes on to the same results.
 
     \b
     Examples:
@@ -68,21 +73,24 @@ def impute(
     """
     from totalvi.analysis.impute import impute as impute_proteins
 
-    result = impute_proteins(
-        reference,
-        query,
-        output,
-        batch_key=batch,
-        genome=genome,
-        hashtags=hashtags,
-        controls=controls,
-        n_genes=genes,
-        max_epochs=epochs,
-        n_samples=samples,
-        interval=interval,
-        seed=seed,
-        overwrite=overwrite,
-    )
+    with keeping(output):
+        result = impute_proteins(
+            reference,
+            query,
+            output,
+            batch_key=batch,
+            genome=genome,
+            hashtags=hashtags,
+            controls=controls,
+            n_genes=genes,
+            max_epochs=epochs,
+            n_samples=samples,
+            interval=interval,
+            seed=seed,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
+        )
     record = result.record
     typer.echo(
         f"{record['proteins']} proteins imputed in {record['cells']:,} cells from "

@@ -1,12 +1,15 @@
 """`totalvi map`: new cells on a fitted model."""
 
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from totalvi.cli import options
+from totalvi.cli.keeping import keeping
+from totalvi.cli.wording import with_options
 
 
 def map_cells(
@@ -49,12 +52,15 @@ def map_cells(
         bool, typer.Option("--train", help="Fit the weights of the query's batches (surgery).")
     ] = False,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10.0,
 ) -> None:
     """Lay new cells on a fitted model, which is not changed.
 
     Writes cells.csv.gz (label with its probability, how unlike the reference the cell is, latent
-    state), label_probabilities.csv.gz, imputed_proteins.csv.gz where the query lacks proteins, the
-    model of the query, and run.json.
+    state), label_probabilities.csv.gz, where the query lacks proteins imputed_proteins.csv.gz and how
+    far they can be trusted (reliability.csv), the model of the query, and run.json. An interrupted
+    --train is kept in DIR.checkpoint, from which --resume goes on.
 
     \b
     Examples:
@@ -63,7 +69,7 @@ def map_cells(
     """
     from totalvi.analysis.map import map_files
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, keeping(output):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message="The (query|reference model) ")
         record = map_files(
@@ -76,10 +82,12 @@ def map_cells(
             reference_batch=reference_batch,
             train=train,
             overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
         )
     for said in caught:
         typer.echo(f"warning: {said.message}")
     typer.echo(record["summary"])
     for note in record["notes"]:
-        typer.echo(f"note: {note}")
+        typer.echo(f"note: {with_options(note)}")
     typer.echo(f"written: {output}")

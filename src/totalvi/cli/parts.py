@@ -76,7 +76,7 @@ def train(
     """
     from totalvi.analysis.parts import train_model
     from totalvi.analysis.prepare import ReadOptions
-    from totalvi.data.cite import Keys
+    from totalvi.data.schema import Keys
 
     keys = Keys(
         batch_key=batch,

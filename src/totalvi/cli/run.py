@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from totalvi.cli import options
+from totalvi.cli.keeping import keeping
 from totalvi.cli.wording import with_options
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def run(
     every = timedelta(minutes=checkpoint_every)
     if record is not None:
         _refuse_others_than_repeated(context)
-        with _keeping(output):
+        with keeping(output):
             result = repeat(
                 record,
                 output,
@@ -130,7 +129,7 @@ def run(
         return
     if input is None:
         raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
-    with _keeping(output):
+    with keeping(output):
         result = run_pipeline(
             input,
             output,
@@ -185,7 +184,7 @@ def demo(
     from totalvi.data.simulate import simulate
 
     data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
-    with _keeping(output):
+    with keeping(output):
         result = run_pipeline(
             data,
             output,
@@ -208,24 +207,6 @@ def _refuse_others_than_repeated(context: typer.Context) -> None:
             raise typer.BadParameter(
                 f"{parameter.opts[0]} was given with --from, which repeats a run as it was"
             )
-
-
-@contextmanager
-def _keeping(output: Path) -> Iterator[None]:
-    """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
-    from totalvi.analysis.output import checkpoint_of
-    from totalvi.errors import Interrupted
-
-    try:
-        yield
-    except BaseException as error:
-        checkpoint = checkpoint_of(output)
-        is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
-        if is_kept or isinstance(error, Interrupted):
-            typer.echo(f"the fit is kept in {checkpoint}: go on with --resume", err=True)
-        if isinstance(error, Interrupted):
-            raise typer.Exit(128 + error.signal_number) from error
-        raise
 
 
 def _finish(result: RunResult, as_json: bool = False) -> None:

@@ -34,6 +34,8 @@ OPTIONS = {
     "hashtags=": "--hashtags ",
     "controls=": "--controls ",
     "reference=": "--reference ",
+    "labels=": "--labels ",
+    "reference_batch": "--reference-batch",
     "leave out hashtags": "leave out --hashtags",
     "leave out controls": "leave out --controls",
     "leave out raw": "leave out --raw",

@@ -305,6 +305,7 @@ def _summary(found: Mapping[str, DataSet], aligned: GeneAlignment) -> pd.DataFra
             "n_proteins": len(each.source.protein_names),
             "genes_matched_by": aligned.matched_by,
             "hashtags_left_out": listed(each.hashtags, at_most=len(each.hashtags)),
+            "others_left_out": listed(each.unused, at_most=len(each.unused)),
         }
         for name, each in found.items()
     }

@@ -1,5 +1,6 @@
 """Find the counts of each data set that is to be joined with others: with proteins or without."""
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,10 +8,14 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.features import are_controls, are_hashtags
+from totalvi.data.features import are_controls, are_hashtags, modalities_of
 from totalvi.data.modalities import PROTEIN_OBSM_KEYS
 from totalvi.data.source import CountSource, find_counts, find_rna_counts, genes_and_proteins
 from totalvi.errors import DataError
+
+_LIKE_PROTEINS = re.compile(
+    r"prote(in|om) | (?<![a-z]) (prot(?!o) | adt | antibod | cite)", re.I | re.X
+)
 
 
 class Where(NamedTuple):
@@ -24,19 +29,25 @@ class Where(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """Counts of one data set, with the annotation of its genes and antibodies."""
+    """Counts of one data set, with the annotation of its genes and antibodies.
+
+    ``unused`` names what a data set without proteins has beside its RNA, such as guides of a CRISPR
+    screen.
+    """
 
     source: CountSource
     genes: pd.DataFrame
     controls: np.ndarray
     hashtags: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
 
 def find_data_set(name: str, data: MuData | AnnData, where: Where) -> DataSet:
     """Find the counts of one data set, without its hashtags."""
     obsm_key = _obsm_key(data, where)
+    has_proteins = _has_proteins(data, obsm_key, where)
     try:
-        if _has_proteins(data, obsm_key, where):
+        if has_proteins:
             source = find_counts(
                 data,
                 rna_modality=where.rna_modality,
@@ -71,6 +82,7 @@ def find_data_set(name: str, data: MuData | AnnData, where: Where) -> DataSet:
         _gene_var(data, where),
         are_controls(var[~tags], None, name),
         tuple(names[tags]),
+        () if has_proteins else _beside_rna(data, where),
     )
 
 
@@ -94,9 +106,25 @@ def _obsm_key(data: MuData | AnnData, where: Where) -> str | None:
 
 
 def _has_proteins(data: Any, obsm_key: str | None, where: Where) -> bool:
-    """Whether there are proteins to be found; only what is RNA and nothing else has none."""
+    """Whether there are proteins to be found, if need be under another name than the one given."""
     if isinstance(data, MuData):
-        return bool(set(data.mod) - {where.rna_modality, "hto"})
+        return where.protein_modality in data.mod or any(
+            _may_be_proteins(name, data.mod[name].var) for name in _beside_rna(data, where)
+        )
     if isinstance(data, AnnData):
         return obsm_key is not None or bool(genes_and_proteins(data.var)[1].any())
     return True  # find_counts says what is wrong
+
+
+def _beside_rna(data: MuData | AnnData, where: Where) -> tuple[str, ...]:
+    """Return the names of what is neither RNA nor proteins nor hashtags."""
+    if isinstance(data, MuData):
+        found, known = list(data.mod), {where.rna_modality, where.protein_modality, "hto"}
+    else:
+        found, known = list(modalities_of(data.var)), {"rna", "prot", "hto"}
+    return tuple(name for name in dict.fromkeys(map(str, found)) if name not in known)
+
+
+def _may_be_proteins(name: str, var: pd.DataFrame) -> bool:
+    """Whether a modality is named as proteins are, or says that its features are."""
+    return bool(_LIKE_PROTEINS.search(name)) or "prot" in modalities_of(var)

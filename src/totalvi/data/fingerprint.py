@@ -21,7 +21,8 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
     Examples
     --------
     >>> import totalvi
-    >>> from totalvi.data.cite import Keys, describe
+    >>> from totalvi.data.describe import describe
+    >>> from totalvi.data.schema import Keys
     >>> data = describe(totalvi.simulate(n_cells=50, n_genes=20, n_proteins=4), Keys())
     >>> list(fingerprint(data))
     ['cells', 'genes', 'proteins', 'names of cells', 'annotation', 'protein counts', 'RNA counts']

@@ -9,11 +9,11 @@ from bokeh.core.templates import get_env
 from bokeh.document import Document
 from bokeh.models import Div, LinearColorMapper
 
-from totalvi.errors import TotalviError
+from totalvi.errors import OutputError, TotalviError
 from totalvi.explore.coloring import Coloring, color_cells, color_choices
 from totalvi.explore.compare import Compared
 from totalvi.explore.compare_panel import PARENT_REST, REST, ComparePanel
-from totalvi.explore.export import gate_columns, write_gated
+from totalvi.explore.export import gate_columns, without_formulas, write_gated
 from totalvi.explore.gate_panel import ALL_CELLS, GatePanel, decoded
 from totalvi.explore.gates import Axis, Gate, Gating, Shape, counts, members
 from totalvi.explore.gates_file import gates_from_json, gates_to_json, read_gates
@@ -55,7 +55,8 @@ class Explorer:
 
     def __init__(self, document: Document, workspace: Workspace) -> None:
         self.document, self.workspace = document, workspace
-        self.cells, self.history = workspace.cells, workspace.history
+        self.cells, self.history = workspace.cells, workspace.visit()
+        self._is_replacing = False  # what another page has saved
         self.shown: str | None = None  # the gate whose cells are shown
         self.selected: str | None = None  # the gate that is compared
         self._asked = 0  # comparisons, of which only the last is shown
@@ -83,6 +84,7 @@ class Explorer:
                 "select": self.select, "rename": self.rename, "load": self.load,
                 "inside": self.show_inside, "delete": self.delete, "undo": self.undo,
                 "redo": self.redo, "save": self.save, "reload": self.reload,
+                "restore": self.restore,
                 "csv": self.download_csv, "json": self.download_json, "h5mu": self.write_h5mu,
             }
         )  # fmt: skip
@@ -93,6 +95,8 @@ class Explorer:
         self._set_axes()
         self._set_colors()
         self.refresh()
+        if workspace.unsaved(self.history):
+            self.say("Gates of another visit were not saved: Restore unsaved shows them.")
 
     def _lay_out(self) -> None:
         document, plots = self.document, self.plots
@@ -175,8 +179,13 @@ class Explorer:
     @_told
     def save(self) -> None:
         """Write the gates into the run's folder."""
-        self.workspace.gates_path.write_text(gates_to_json(self.history.now), encoding="utf-8")
-        self.history.mark_saved()
+        if self.workspace.saved != self.history.saved and not self._is_replacing:
+            self._is_replacing = True
+            raise OutputError(
+                "Another page has saved its gates: Reload saved shows them, and Save replaces them."
+            )
+        self.workspace.save(self.history)
+        self._is_replacing = False
         self.say(f"Saved in {self.workspace.gates_path}.")
         self.refresh()
 
@@ -185,7 +194,16 @@ class Explorer:
         """Go back to the gates in the run's folder."""
         self._take(read_gates(self.workspace.gates_path))
         self.history.mark_saved()
+        self.workspace.saved = self.history.now
+        self._is_replacing = False
+        self.refresh()
         self.say("Reloaded what was saved.")
+
+    @_told
+    def restore(self) -> None:
+        """Take over the gates of another visit that were not saved."""
+        self._take(self.workspace.unsaved(self.history)[0])
+        self.say("Restored what was not saved; Undo brings back the gates before.")
 
     @_told
     def load(self, encoded: str) -> None:
@@ -200,7 +218,7 @@ class Explorer:
     @_told
     def download_csv(self) -> None:
         """Have the browser keep the gates of each cell as CSV."""
-        table = gate_columns(self.cells, self.history.now)
+        table = without_formulas(gate_columns(self.cells, self.history.now))
         self.panel.download("gates.csv", "text/csv", table.to_csv())
 
     @_told
@@ -230,6 +248,7 @@ class Explorer:
         self.panel.buttons["redo"].disabled = not self.history.can_redo
         self.panel.buttons["save"].disabled = self.history.is_saved
         self.panel.buttons["reload"].disabled = not self.workspace.gates_path.exists()
+        self.panel.buttons["restore"].visible = bool(self.workspace.unsaved(self.history))
         self.view.offer(gating.names, self.shown)
         self.differences.offer([name for name in gating.names if name != self.selected])
         for plot in self.plots:
@@ -319,7 +338,9 @@ class Explorer:
 
     @_told
     def _feature_chosen(self, modality: str, name: str) -> None:
-        kind = "gene_denoised" if modality == "rna" else "protein_denoised"
+        kind = "protein_denoised" if modality != "rna" else "gene_denoised"
+        if kind not in self.cells.kinds:  # of a run on disk
+            kind = "gene_raw"
         label = next(
             (text for text, choice in self._choices.items() if choice == (kind, name)), None
         )
@@ -328,6 +349,7 @@ class Explorer:
 
     # ---------------------------------------------------------------------------------- comparing
 
+    @_told
     def compare(self) -> None:
         """Compare the cells of the selected gate with those chosen, in the background."""
         self._asked += 1

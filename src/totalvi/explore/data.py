@@ -1,19 +1,22 @@
-"""The cells of a run's folder, read from `results.h5mu` as they are asked for."""
+"""The cells of a run's folder, read from its results as they are asked for."""
 
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
 import pandas as pd
+import zarr
 from anndata import AnnData
-from anndata.io import read_elem
+from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 from scipy import sparse
 
 from totalvi.analysis.output import STORE
 from totalvi.data.modalities import mudata_of
+from totalvi.data.on_disk import RowsOnDisk, row_blocks
 from totalvi.errors import ReadError
 from totalvi.explore.gates import Gate, Kind, inside_polygon
 from totalvi.explore.scales import Scale, to_scale
@@ -38,6 +41,8 @@ class RunCells:
 
     Attributes
     ----------
+    on_disk
+        Whether they are of a run on disk, whose raw counts are read again whenever they are needed.
     obs
         Annotation of the cells, (N, columns).
     umap
@@ -53,18 +58,14 @@ class RunCells:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.results = self.folder / "results.h5mu"
-        if (self.folder / STORE).is_dir():
-            raise ReadError(
-                f"{self.folder} is of a run on disk, whose {STORE} the explorer does not read; look at "
-                "its report.html, or explore a run of some of the cells without --on-disk."
-            )
-        if not self.results.is_file():
+        self.on_disk = (self.folder / STORE).is_dir()
+        self.results = self.folder / (STORE if self.on_disk else "results.h5mu")
+        if not self.results.exists():
             raise ReadError(
                 f"{self.folder} holds no results.h5mu; give the folder that `totalvi run` wrote."
             )
         try:
-            self._file = h5py.File(self.results, "r")
+            self._file: Any = _opened(self.results)
             self.obs: pd.DataFrame = read_elem(self._file["obs"])
             self.umap: np.ndarray = self._file["obsm/X_umap"][:].astype(np.float32)
             self.gene_names = self._names("rna")
@@ -80,7 +81,8 @@ class RunCells:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if isinstance(self._file, h5py.File):
+            self._file.close()
 
     @property
     def n_cells(self) -> int:
@@ -116,7 +118,7 @@ class RunCells:
             raise ReadError(f"There is no {what} {name!r} in {self.results}.")
         position = int(names.get_indexer(pd.Index([name]))[0])
         if kind == "gene_raw":
-            return _column(self.rna, position)
+            return np.concatenate([_column(part, position) for part in self._parts_of_rna()])
         if _WHERE[kind] not in self._file:
             raise ReadError(f"{self.results} holds no {kind.replace('_', ' ')}.")
         return self._file[_WHERE[kind]][:, position].astype(np.float32)
@@ -136,15 +138,26 @@ class RunCells:
         return inside_polygon(x, y, gate.vertices)
 
     @cached_property
-    def rna(self) -> sparse.csr_matrix:
-        """Raw counts of genes, (N, G), which stay in memory once they are asked for."""
-        return read_elem(self._file["mod/rna/X"]).tocsr()
+    def rna(self) -> sparse.csr_matrix | RowsOnDisk:
+        """Raw counts of genes, (N, G), which stay in memory once they are asked for, or on disk."""
+        stored = self._file["mod/rna/X"]
+        if self.on_disk:
+            return RowsOnDisk(sparse_dataset(stored), str(self.results))
+        return read_elem(stored).tocsr()
+
+    def _parts_of_rna(self) -> Iterator[sparse.csr_matrix]:
+        if isinstance(self.rna, RowsOnDisk):
+            yield from (part for _, part in row_blocks(self.rna))
+        else:
+            yield self.rna
 
     @cached_property
-    def protein(self) -> np.ndarray:
-        """Raw counts of proteins, (N, T), NaN where unmeasured; stay in memory likewise."""
-        found = self._file[_WHERE["protein_raw"]]
-        return found[:] if isinstance(found, h5py.Dataset) else read_elem(found).toarray()
+    def protein(self) -> np.ndarray | RowsOnDisk:
+        """Raw counts of proteins, (N, T), NaN where unmeasured; in memory or on disk likewise."""
+        stored = self._file[_WHERE["protein_raw"]]
+        if self.on_disk:
+            return RowsOnDisk(stored, str(self.results), dense=True)
+        return stored[:] if isinstance(stored, h5py.Dataset) else read_elem(stored).toarray()
 
     def counts_of(self, cells: np.ndarray) -> MuData:
         """Return the raw counts and annotation of some cells, for the model."""
@@ -155,6 +168,10 @@ class RunCells:
             self.protein[cells], obs=names, var=pd.DataFrame(index=self.protein_names)
         )
         return mudata_of({"rna": rna, "prot": protein}, obs.copy())
+
+
+def _opened(results: Path) -> h5py.File | zarr.Group:
+    return h5py.File(results, "r") if results.is_file() else zarr.open_group(results, mode="r")
 
 
 def _column(counts: sparse.csr_matrix, position: int) -> np.ndarray:

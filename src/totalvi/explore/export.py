@@ -10,6 +10,7 @@ import pandas as pd
 from anndata.io import read_elem, write_elem
 
 from totalvi.analysis.output import staged_file
+from totalvi.errors import OutputError
 from totalvi.explore.data import RunCells
 from totalvi.explore.gates import Gating, deepest, members
 
@@ -29,6 +30,20 @@ def gate_columns(cells: RunCells, gating: Gating) -> pd.DataFrame:
     inside = members(gating, cells.inside, cells.n_cells)
     table = gate_table(gating, inside, cells.obs.index)
     return table.rename_axis("cell")
+
+
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table for a CSV file, in which a spreadsheet takes no name of a gate for a formula.
+
+    An apostrophe goes before names that begin with =, +, - or @.
+
+    Examples
+    --------
+    >>> without_formulas(pd.DataFrame({"gate": ["=1+1", "CD4+", ""]}))["gate"].tolist()
+    ["'=1+1", 'CD4+', '']
+    """
+    names = table[GATE].astype(str)
+    return table.assign(**{GATE: names.where(~names.str.match("[=+@-]"), "'" + names)})
 
 
 def gate_table(
@@ -56,8 +71,12 @@ def write_gated(cells: RunCells, gating: Gating, output: Path, *, overwrite: boo
     Raises
     ------
     OutputError
-        When ``output`` exists and ``overwrite`` is False, or cannot be written.
+        When ``output`` exists and ``overwrite`` is False, or cannot be written; or of a run on disk.
     """
+    if cells.on_disk:
+        raise OutputError(
+            f"{cells.results} is too large to be copied: take the gates of each cell as CSV."
+        )
     table = gate_columns(cells, gating)
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged:
         shutil.copyfile(cells.results, staged)

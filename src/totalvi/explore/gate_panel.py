@@ -42,8 +42,8 @@ class GatePanel:
     ----------
     on
         What to call for "select" (with a name or None), "rename" (with the new name), "load" (with
-        a file in base64), and "inside", "delete", "undo", "redo", "save", "reload", "csv",
-        "json" and "h5mu".
+        a file in base64), and "inside", "delete", "undo", "redo", "save", "reload",
+        "restore", "csv", "json" and "h5mu".
     """
 
     def __init__(self, on: Mapping[str, Callable]) -> None:
@@ -96,6 +96,7 @@ class GatePanel:
                 ("redo", "Redo"),
                 ("save", "Save"),
                 ("reload", "Reload saved"),
+                ("restore", "Restore unsaved"),
                 ("csv", "CSV"),
                 ("json", "JSON"),
                 ("h5mu", "h5mu"),
@@ -123,6 +124,7 @@ class GatePanel:
             self.name,
             row(b["inside"], b["delete"], sizing_mode="stretch_width"),
             row(b["save"], b["reload"], sizing_mode="stretch_width"),
+            b["restore"],
             Div(text="Export the gate of each cell (CSV, h5mu) or the gates (JSON)"),
             row(b["csv"], b["json"], b["h5mu"], sizing_mode="stretch_width"),
             self._file,

@@ -11,6 +11,13 @@ class History:
     gating
         To start from.
 
+    Attributes
+    ----------
+    now
+        The hierarchy as it is.
+    saved
+        As it was saved last.
+
     Examples
     --------
     >>> history = History(Gating())
@@ -20,7 +27,7 @@ class History:
 
     def __init__(self, gating: Gating) -> None:
         self.now = gating
-        self._saved = gating
+        self.saved = gating
         self._past: list[Gating] = []
         self._future: list[Gating] = []
 
@@ -59,8 +66,12 @@ class History:
     @property
     def is_saved(self) -> bool:
         """Whether what is now is what was saved last."""
-        return self.now == self._saved
+        return self.now == self.saved
 
     def mark_saved(self) -> None:
         """Remember that what is now was saved."""
-        self._saved = self.now
+        self.saved = self.now
+
+    def has_been(self, gating: Gating) -> bool:
+        """Say whether a hierarchy is what is now, or one step or more away."""
+        return gating in (self.now, *self._past, *self._future)

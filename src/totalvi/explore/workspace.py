@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from totalvi.atomic import write_file
 from totalvi.explore.compare import Comparer
 from totalvi.explore.data import RunCells
 from totalvi.explore.gates import Gating, members
@@ -15,10 +16,21 @@ GATES_FILE, UNSAVED_FILE = "gates.json", "gates_unsaved.json"
 
 @dataclass
 class Workspace:
-    """The cells, the gates, and who compares them, on one thread in the background."""
+    """The cells, the gates of each visit, and who compares them, on one thread in the background.
+
+    Parameters
+    ----------
+    cells
+        Of the run.
+    saved
+        The gates that were saved last, which a visit starts with.
+    histories
+        Of all visits, the first one first; before them those of earlier servers that were not saved.
+    """
 
     cells: RunCells
-    history: History
+    saved: Gating
+    histories: list[History] = field(default_factory=list)
     comparer: Comparer = field(init=False)
     executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
@@ -30,13 +42,42 @@ class Workspace:
         """Where gates are saved."""
         return self.cells.folder / GATES_FILE
 
-    def keep_unsaved(self) -> Path | None:
-        """Write gates that were not saved beside those that were; None: there are none."""
-        if self.history.is_saved:
-            return None
-        path = self.cells.folder / UNSAVED_FILE
-        path.write_text(gates_to_json(self.history.now), encoding="utf-8")
-        return path
+    def visit(self) -> History:
+        """Begin the history of a visit."""
+        self.histories.append(History(self.saved))
+        return self.histories[-1]
+
+    def save(self, history: History) -> None:
+        """Write the gates of a visit into the run's folder, whole or not at all."""
+        write_file(self.gates_path, gates_to_json(history.now).encode())
+        history.mark_saved()
+        self.saved = history.now
+
+    def unsaved(self, visitor: History | None = None) -> list[Gating]:
+        """Return the gates of visits that were not saved, and that no later visit took over.
+
+        Parameters
+        ----------
+        visitor
+            A visit whose own gates, and those that it took over, are left out.
+        """
+        found: list[Gating] = []
+        for number, history in reversed(list(enumerate(self.histories))):
+            others = [*self.histories[number + 1 :], *([] if visitor is None else [visitor])]
+            is_lost = not history.is_saved and history.now not in (self.saved, *found)
+            if is_lost and not any(other.has_been(history.now) for other in others):
+                found.append(history.now)
+        return found
+
+    def keep_unsaved(self) -> list[Path]:
+        """Write gates that were not saved beside those that were, the last ones first."""
+        folder, unsaved = self.cells.folder, self.unsaved()
+        kept = [_unsaved_path(folder, number) for number in range(len(unsaved))]
+        for path, gating in zip(kept, unsaved, strict=True):
+            write_file(path, gates_to_json(gating).encode())
+        for path in _unsaved_paths(folder)[len(kept) :]:  # they have been taken over
+            path.unlink()
+        return kept
 
 
 def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Workspace:
@@ -52,6 +93,23 @@ def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Works
     cells = RunCells(folder)
     if gates is None and (cells.folder / GATES_FILE).exists():
         gates = cells.folder / GATES_FILE
-    gating = Gating() if gates is None else read_gates(gates)
-    members(gating, cells.inside, cells.n_cells)  # all that they need is there
-    return Workspace(cells, History(gating))
+    saved = Gating() if gates is None else read_gates(gates)
+    workspace = Workspace(cells, saved)
+    for path in reversed(_unsaved_paths(cells.folder)):
+        workspace.visit().change(read_gates(path))
+    for gating in (saved, *workspace.unsaved()):
+        members(gating, cells.inside, cells.n_cells)  # all that they need is there
+    return workspace
+
+
+def _unsaved_path(folder: Path, number: int) -> Path:
+    name = Path(UNSAVED_FILE)
+    return folder / (f"{name.stem}_{number + 1}{name.suffix}" if number else name)
+
+
+def _unsaved_paths(folder: Path) -> list[Path]:
+    """Return the files of gates that were not saved, those of the last visit first."""
+    paths: list[Path] = []
+    while (path := _unsaved_path(folder, len(paths))).exists():
+        paths.append(path)
+    return paths

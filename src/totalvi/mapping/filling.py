@@ -6,7 +6,7 @@ from torch import Tensor
 
 from totalvi.data.cite import CiteData
 from totalvi.feed import Minibatch, minibatches
-from totalvi.mapping.query_data import QueryMapping
+from totalvi.mapping.query_schema import QueryMapping
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 

@@ -9,7 +9,7 @@ from totalvi.data.cite import CiteData
 from totalvi.data.finding import did_you_mean
 from totalvi.feed import minibatches
 from totalvi.mapping.filling import filled_proteins, with_expected
-from totalvi.mapping.query_data import QueryMapping
+from totalvi.mapping.query_schema import QueryMapping
 from totalvi.mapping.surgery import start_batch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.evidence import elbo_by_cell

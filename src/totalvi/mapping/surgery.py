@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from totalvi.errors import TrainingError
-from totalvi.mapping.query_data import QueryMapping
+from totalvi.mapping.query_schema import QueryMapping
 from totalvi.module.totalvi import TOTALVI
 
 _PROTEIN_HEADS = (

@@ -8,7 +8,9 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.arguments import key_tuple
-from totalvi.data.cite import CiteData, Keys, Schema, describe, find_source, library_prior
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import describe, find_source
+from totalvi.data.schema import Keys, Schema, library_prior
 from totalvi.errors import FormatError
 from totalvi.module.options import protein_mask
 from totalvi.persistence.scvi import State

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.cite import Schema, describe
+from totalvi.data.describe import describe
 from totalvi.data.read_anndata import read_h5ad, read_h5mu
+from totalvi.data.schema import Schema
 from totalvi.errors import DataError, FormatError, TotalviError
 from totalvi.persistence.safe_pickle import checked_tensors, load_inert, stored_values
 from totalvi.persistence.scvi import State, load_scvi_state

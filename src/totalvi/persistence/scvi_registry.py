@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from totalvi.data.cite import Keys, Schema
+from totalvi.data.schema import Keys, Schema
 from totalvi.errors import FormatError
 from totalvi.persistence.safe_pickle import StoredArray, stored_values
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from totalvi.data.cite import Schema
+from totalvi.data.schema import Schema
 from totalvi.errors import FormatError, OutputError
 from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.format import write_folder

@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 
 from totalvi.arguments import Cells, cell_positions, feature_positions
-from totalvi.data.cite import CiteData, Data, Schema, describe
+from totalvi.data.cite import CiteData
+from totalvi.data.describe import Data, describe
 from totalvi.data.finding import did_you_mean
+from totalvi.data.schema import Schema
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.feed import Minibatch, minibatches
+from totalvi.mapping.description import describe_query, dispersion_by_label
 from totalvi.mapping.filling import fill_unmeasured, filled_proteins
-from totalvi.mapping.query_data import QueryMapping, describe_query, dispersion_by_label
+from totalvi.mapping.query_schema import QueryMapping
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise

@@ -10,22 +10,12 @@ import pandas as pd
 from totalvi.arguments import Cells, checked_number
 from totalvi.data.cite import CiteData
 from totalvi.errors import DataError
-from totalvi.module.options import at_least_one
-from totalvi.posterior.imputation import ImputationQuery, predicted_proteins, write_imputed
-from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.reliability import (
-    HiddenProteins,
-    calibrated_probabilities,
-    hidden_proteins,
-    reliability,
-    without_proteins,
-)
-from totalvi.queries.asking import QUERY_BATCH_SIZE, Asked, Asking, Data, Names
+from totalvi.posterior.imputation import predicted_proteins, write_imputed
+from totalvi.posterior.reliability import calibrated_probabilities
+from totalvi.queries.asking import QUERY_BATCH_SIZE, Data, Names
+from totalvi.queries.hiding import HidingProteins, reliability_table
 from totalvi.queries.store import Table, row_targets
-from totalvi.training.split import Split
 
-LEAST_PEARSON = 0.7  # of a protein that is called reliable
-_MOST_HIDDEN_CELLS = 5000  # tell enough
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
 
 
@@ -53,10 +43,8 @@ class ImputedProteins(NamedTuple):
     lacking: pd.DataFrame
 
 
-class ImputationQueries(Asking):
+class ImputationQueries(HidingProteins):
     """What a model says of proteins that a cell's panel lacks."""
-
-    split: Split | None
 
     def impute_proteins(
         self,
@@ -86,7 +74,8 @@ class ImputationQueries(Asking):
         adata, indices, batch_size, seed, progress
             As in `get_latent_representation`.
         transform_batch
-            Batch or batches to decode into, averaged. None: for each protein those that measured it.
+            Batch or batches to decode into, averaged. None: for each protein those that measured it; of
+            a mapped query that knows none of them, each cell's own, which started from those.
         protein_list
             Wanted proteins. None: all.
         interval
@@ -94,7 +83,9 @@ class ImputationQueries(Asking):
         calibrated
             Whether the interval is corrected, protein by protein, to hold that share of the counts of
             cells that the fit held out, with their proteins hidden as in the cell's panel. Needs the
-            training data where a cell lacks a protein.
+            training data where a cell lacks a protein. Of a mapped query, whose own cells tell nothing
+            of what all of them lack, those intervals stay as the model gives them. No limit lies beyond
+            the counts drawn, so a poor fit needs more ``n_samples``, or to be trained longer.
         n_samples
             Posterior samples a cell, and counts drawn for each value; those of a minibatch are held.
         out
@@ -189,7 +180,8 @@ class ImputationQueries(Asking):
         ValueError
             When an argument has a value not allowed, or a protein or batch is not known.
         DataError
-            When there are no training data or no held-out cells.
+            When there are no training data or no held-out cells, or none that measured the proteins, as
+            in a query of RNA alone: see `get_query_reliability`.
 
         Examples
         --------
@@ -215,87 +207,24 @@ class ImputationQueries(Asking):
         everything = self._data or asked.data
         panels = _panels(everything, np.arange(everything.n_cells), np.any(lacking, axis=1))
         names = self.schema.panel_names or self.schema.batch_names
+        names_of_proteins = self._protein_names(query.proteins)
         tables = {}
         for panel, batches in panels:
             hidden = self._hidden(asked, panel, batches, query, batch_size, noise, progress)
-            columns = reliability(hidden, interval)._asdict()
-            proteins = pd.Index(self._protein_names(query.proteins))
-            tables[names[panel]] = pd.DataFrame(columns, index=proteins)[lacking[panel]]
+            table = reliability_table(hidden, interval, names_of_proteins)
+            tables[names[panel]] = table[lacking[panel]]
         if not tables:
             raise ValueError(
                 "protein_list holds only proteins that every panel measured; name others, or None."
             )
-        table = pd.concat(tables, names=["panel", "protein"])
-        return table.assign(reliable=table["pearson"] >= LEAST_PEARSON)
-
-    def _imputation_query(
-        self,
-        data: CiteData,
-        transform_batch: Names,
-        protein_list: Sequence[str] | None,
-        n_samples: int,
-    ) -> ImputationQuery:
-        n_samples = at_least_one("n_samples", n_samples)
-        proteins, codes = self._proteins(protein_list), self._batch_codes(transform_batch)
-        decoded = np.ones((len(codes), len(proteins)), dtype=bool)
-        if transform_batch is None:
-            measured = self._measured_in_batches(self._data or data)[:, proteins]
-            nowhere = np.flatnonzero(~measured.any(axis=0))
-            if len(nowhere):
-                name = self._protein_names(proteins)[nowhere[0]]
-                raise DataError(
-                    f'No cell given is of a batch that measured protein "{name}"; give the training '
-                    "data to Model.load, or name batches with transform_batch."
-                )
-            codes = tuple(np.flatnonzero(measured.any(axis=1)).tolist())
-            decoded = measured[measured.any(axis=1)]
-        return ImputationQuery(proteins, codes, decoded, n_samples)
-
-    def _measured_in_batches(self, data: CiteData) -> np.ndarray:
-        """Return which proteins each batch measured in ``data``, bool (batches, T)."""
-        measured = np.array(self.schema.panel_measured)
-        if self.schema.keys.panel_key is None:
-            return measured  # each batch is a panel
-        by_batch = np.zeros((len(self.schema.batch_names), measured.shape[1]), dtype=bool)
-        for batch, panel in np.unique([data.batch, data.panel], axis=1).T:
-            by_batch[batch] |= measured[panel]
-        return by_batch
-
-    def _lacking(self) -> np.ndarray:
-        """Return which proteins each panel lacks, bool (panels, T)."""
-        return ~np.array(self.schema.panel_measured, dtype=bool)
-
-    def _held_out(self) -> Asked:
-        """Return cells of the training data that the fit held out."""
-        data = self._training_data()
-        assert self.split is not None
-        cells = np.sort(np.concatenate([self.split.validation, self.split.test]))
-        if not len(cells):
+        found = pd.concat(tables, names=["panel", "protein"])
+        if not found["n_cells"].any():
             raise DataError(
-                "The fit held out no cell in which proteins could be hidden; train with train_size "
-                "below 1, or name cells with indices (impute_proteins: calibrated=False)."
+                "None of the cells measured the proteins that are imputed, so there is nothing to "
+                "compare with; name cells that did with indices, or of a query that was mapped ask the "
+                "reference: reference.get_query_reliability(query)."
             )
-        n_kept = min(len(cells), _MOST_HIDDEN_CELLS)
-        kept = np.linspace(0, len(cells) - 1, n_kept).round().astype(np.int64)
-        return Asked(self.module, data, cells[kept])
-
-    def _hidden(
-        self,
-        asked: Asked,
-        panel: int,
-        batches: np.ndarray,
-        query: ImputationQuery,
-        batch_size: int,
-        noise: CellNoise,
-        progress: bool | None = False,
-    ) -> HiddenProteins:
-        """Predict the counts of cells as if they were of a panel."""
-        counts = asked.data.protein[asked.cells][:, query.proteins]
-        measured = np.array(self.schema.panel_measured)[asked.data.panel[asked.cells]]
-        observed = np.where(measured[:, query.proteins], counts, np.nan)
-        with asked.stream(batch_size, "hidden proteins", progress) as stream:
-            seen = without_proteins(stream, self.module, panel, batches)
-            return hidden_proteins(predicted_proteins(self.module, seen, query, noise), observed)
+        return found
 
 
 def _panels(data: CiteData, cells: np.ndarray, wanted: np.ndarray) -> list[tuple[int, np.ndarray]]:

@@ -1,0 +1,156 @@
+"""The reference's schema with a query's batches and panels behind its own."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.finding import did_you_mean
+from totalvi.data.schema import Keys, Schema, library_prior
+from totalvi.errors import DataError
+from totalvi.mapping.alignment import AlignedQuery
+
+_ALL_CELLS = "query"  # name of a batch that has no other
+
+
+@dataclass(frozen=True)
+class QueryMapping:
+    """What a mapped model remembers of how its query was laid on the reference.
+
+    Parameters
+    ----------
+    n_reference_batches, n_reference_panels, n_reference_categories
+        How many batches, panels and categories of each covariate are the reference's; the query's
+        come after them.
+    batches, panels
+        The query's own name of each of its batches and panels, and the model's; empty ``panels``:
+        each batch is one.
+    antibody_names
+        Names of the query's antibodies that the user decided on.
+    reference_batches
+        For each query batch, the reference batch whose weights it started from, or "average".
+    missing_genes
+        The reference's genes that the query lacks.
+    """
+
+    n_reference_batches: int
+    n_reference_panels: int
+    n_reference_categories: tuple[int, ...]
+    batches: tuple[tuple[str, str], ...]
+    panels: tuple[tuple[str, str], ...]
+    antibody_names: tuple[tuple[str, str], ...] = ()
+    reference_batches: tuple[str, ...] = ()
+    missing_genes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, texts and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Self:
+        """Return the mapping that `to_dict` wrote."""
+        plain = {
+            name: tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
+            for name, value in given.items()
+            if isinstance(value, list | tuple)
+        }
+        return cls(**(given | plain))
+
+
+def extended_schema(
+    query: AlignedQuery,
+    keys: Keys,
+    reference: Schema,
+    antibody_names: Mapping[str, str] | None,
+    *,
+    new_categories: bool,
+) -> tuple[Schema, QueryMapping]:
+    """Return the reference's schema with the query's batches and panels behind its own.
+
+    Parameters
+    ----------
+    new_categories
+        Whether categorical covariates may have categories that the reference does not know.
+
+    Raises
+    ------
+    DataError
+        When a column is missing, or holds a category that may not be new.
+    """
+    obs = query.source.obs
+    own_batches = _groups(obs, keys.batch_key)
+    batches = _new_names(own_batches, reference.batch_names)
+    has_panels = bool(reference.panel_names)
+    own_panels = _groups(obs, keys.panel_key) if has_panels else []
+    panels = _new_names(own_panels, reference.panel_names)
+    group = texts_of(obs, keys.panel_key if has_panels else keys.batch_key)
+    measured = _measured(query.source.protein, group, own_panels or own_batches)
+    categories = tuple(
+        known + _unknown(obs, key, known, new_categories)
+        for key, known in zip(
+            keys.categorical_covariate_keys, reference.covariate_categories, strict=True
+        )
+    )
+    library_size = np.asarray(query.source.rna.sum(axis=1), dtype=np.float64).ravel()
+    codes = pd.Index(own_batches).get_indexer(pd.Index(texts_of(obs, keys.batch_key)))
+    log_mean, log_variance = library_prior(np.maximum(library_size, 1.0), codes, len(own_batches))
+    schema = replace(
+        reference,
+        keys=keys,
+        batch_names=reference.batch_names + tuple(batches.values()),
+        panel_names=reference.panel_names + tuple(panels.values()),
+        covariate_categories=categories,
+        panel_measured=reference.panel_measured + measured,
+        library_log_mean=reference.library_log_mean + log_mean,
+        library_log_variance=reference.library_log_variance + log_variance,
+    )
+    return schema, QueryMapping(
+        n_reference_batches=len(reference.batch_names),
+        n_reference_panels=len(reference.panel_measured),
+        n_reference_categories=tuple(map(len, reference.covariate_categories)),
+        batches=tuple(batches.items()),
+        panels=tuple(panels.items()),
+        antibody_names=tuple((str(a), str(b)) for a, b in (antibody_names or {}).items()),
+        missing_genes=tuple(np.array(reference.gene_names, dtype=object)[~query.found_genes]),
+    )
+
+
+def texts_of(obs: pd.DataFrame, key: str | None) -> np.ndarray:
+    """Return each cell's name in a column; without a key, one name for all."""
+    return np.full(len(obs), _ALL_CELLS) if key is None else obs[key].astype(str).to_numpy()
+
+
+def _groups(obs: pd.DataFrame, key: str | None) -> list[str]:
+    return sorted(map(str, set(texts_of(obs, key))))
+
+
+def _new_names(own: list[str], known: tuple[str, ...]) -> dict[str, str]:
+    """Name batches or panels of the query so that they differ from the reference's."""
+    names: dict[str, str] = {}
+    for name in own:
+        new = name
+        while new in known or new in names.values():
+            new = f"{new} (query)"
+        names[name] = new
+    return names
+
+
+def _measured(
+    protein: np.ndarray, group: np.ndarray, groups: list[str]
+) -> tuple[tuple[bool, ...], ...]:
+    rows = [~np.isnan(protein[group == name]).all(axis=0) for name in groups]
+    return tuple(tuple(map(bool, row)) for row in rows)
+
+
+def _unknown(
+    obs: pd.DataFrame, key: str, known: tuple[str, ...], may_be_new: bool
+) -> tuple[str, ...]:
+    new = tuple(name for name in _groups(obs, key) if name not in known)
+    if new and not may_be_new:
+        raise DataError(
+            f'obs["{key}"] holds "{new[0]}", which the model was not trained on; '
+            f"{did_you_mean(new[0], known)}; or learn it with map_query(..., train=True)."
+        )
+    return new
