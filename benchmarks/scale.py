@@ -230,7 +230,7 @@ def in_own_process(function: str, *arguments: object) -> Result:
     command += [str(argument) for argument in arguments]
     done = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True,
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+        env={"GOMP_SPINCOUNT": "2000", **os.environ},  # as of the commands
     )  # fmt: skip
     line = done.stdout.splitlines()[-1]
     print(function, *arguments[1:], line, flush=True)

@@ -184,6 +184,7 @@ def test_every_query_is_asked_here() -> None:
     properties = {"module", "schema", "seed", "is_trained"}
     elsewhere = {  # what needs controls, or another model: see test_isotypes.py and tests/mapping
         "check_isotype_controls", "map_query", "transfer_labels", "get_unlikeness",
+        "get_query_reliability",
     }  # fmt: skip
     assert set(public_queries()) - properties - elsewhere == set(QUERIES)
 
