@@ -132,7 +132,7 @@ def test_a_saved_model_keeps_its_anchor(cells, raw, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [3, pd.DataFrame({"batch": ["a"]})])
 def test_what_are_no_droplets_is_refused(cells, wrong: object) -> None:
-    with pytest.raises(ValueError, match="empty_droplets is (a|not a)"):
+    with pytest.raises(ValueError, match=r"empty_droplets is (a|not a)"):
         totalvi.Model(cells, **SMALL, empty_droplets=wrong)
 
 
