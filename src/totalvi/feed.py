@@ -17,6 +17,7 @@ from totalvi.module.options import at_least_one
 from totalvi.module.shared import Share
 from totalvi.module.sparse import SparseCounts
 from totalvi.module.totalvi import TOTALVI
+from totalvi.on_device import CountsOnDevice
 from totalvi.processes import Place
 
 _IN_ORDER = 8192  # cells read at a time where their order is given
@@ -58,6 +59,13 @@ class _Counts(NamedTuple):
     protein: np.ndarray
     rows: np.ndarray
 
+    def to(self, device: torch.device | str) -> tuple[SparseCounts, Tensor]:
+        """Return RNA and protein of the cells wanted; to a GPU they go while it computes."""
+        x, y = sparse_rows(self.rna, self.rows), torch.from_numpy(self.protein[self.rows])
+        if torch.device(device).type != "cuda":
+            return x.to(device), y.to(device)
+        return x.pin_memory().to(device), y.pin_memory().to(device, non_blocking=True)
+
 
 def minibatches(
     data: CiteData,
@@ -68,6 +76,7 @@ def minibatches(
     device: torch.device | str = "cpu",
     skip: int = 0,
     process: Place | None = None,
+    held: CountsOnDevice | None = None,
 ) -> Iterator[Minibatch]:
     """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
 
@@ -80,6 +89,7 @@ def minibatches(
     are not read.
 
     Of minibatches that several processes share, ``process`` gets its part, and no other cells are read.
+    Counts that the device holds already, ``held``, are taken there.
     """
     at_least_one("batch_size", batch_size)
     if data.on_disk:
@@ -88,7 +98,8 @@ def minibatches(
     order = cells if shuffle is None else shuffle.permutation(cells)
     for rows in even_parts(order, batch_size)[skip:]:
         own, share = _own(rows, process)
-        yield minibatch(data, module, own, device)._replace(share=share)
+        x, y = _in_memory(data, own).to(device) if held is None else held.take(own)
+        yield _minibatch(data, module, own, x, y, share)
 
 
 def _own(rows: np.ndarray, process: Place | None) -> tuple[np.ndarray, Share | None]:
@@ -125,7 +136,7 @@ def _from_disk(
         for rows in batches:
             own, share = _own(rows, process)
             counts = _Counts(rna, protein, np.searchsorted(held, own))
-            yield _minibatch(data, module, own, counts, device)._replace(share=share)
+            yield _minibatch(data, module, own, *counts.to(device), share)
         del rna, protein, counts  # before the window after the next is read
 
 
@@ -133,20 +144,25 @@ def minibatch(
     data: CiteData, module: TOTALVI, rows: np.ndarray, device: torch.device | str = "cpu"
 ) -> Minibatch:
     """Return the cells at ``rows`` as one minibatch."""
+    return _minibatch(data, module, rows, *_in_memory(data, rows).to(device))
+
+
+def _in_memory(data: CiteData, rows: np.ndarray) -> _Counts:
     if data.on_disk:
-        counts = _Counts(data.rna[rows], data.protein[rows], np.arange(len(rows)))
-    else:
-        counts = _Counts(data.rna, data.protein, rows)
-    return _minibatch(data, module, rows, counts, device)
+        return _Counts(data.rna[rows], data.protein[rows], np.arange(len(rows)))
+    return _Counts(data.rna, data.protein, rows)
 
 
 def _minibatch(
     data: CiteData,
     module: TOTALVI,
     rows: np.ndarray,
-    counts: _Counts,
-    device: torch.device | str,
+    x: SparseCounts,
+    y: Tensor,
+    share: Share | None = None,
 ) -> Minibatch:
+    device = y.device
+
     def tensor(values: np.ndarray | None) -> Tensor | None:
         return None if values is None else torch.from_numpy(values[rows]).to(device)
 
@@ -168,9 +184,7 @@ def _minibatch(
             torch.tensor(by_batch, dtype=torch.float32)[codes][:, None].to(device)
             for by_batch in (data.schema.library_log_mean, data.schema.library_log_variance)
         )
-    x = sparse_rows(counts.rna, counts.rows).to(device)
-    y = torch.from_numpy(counts.protein[counts.rows]).to(device)
-    return Minibatch(rows, data.cell_keys[rows], x, y, context, log_mean, log_variance)
+    return Minibatch(rows, data.cell_keys[rows], x, y, context, log_mean, log_variance, share)
 
 
 def sparse_rows(counts: sparse.csr_matrix, rows: np.ndarray) -> SparseCounts:

@@ -59,7 +59,15 @@ class SparseCounts:
     def to(self, device: torch.device | str) -> "SparseCounts":
         """Return the counts on ``device``."""
         counts, gene, pointer = (
-            part.to(device) for part in (self.counts, self.gene, self.cell_pointer)
+            part.to(device, non_blocking=part.is_pinned())
+            for part in (self.counts, self.gene, self.cell_pointer)
+        )
+        return SparseCounts(counts, gene, pointer, self.n_genes)
+
+    def pin_memory(self) -> "SparseCounts":
+        """Return the counts in memory that a GPU reads by itself."""
+        counts, gene, pointer = (
+            part.pin_memory() for part in (self.counts, self.gene, self.cell_pointer)
         )
         return SparseCounts(counts, gene, pointer, self.n_genes)
 

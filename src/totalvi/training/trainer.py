@@ -1,9 +1,10 @@
 """The training loop."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,9 +21,11 @@ from totalvi.module.elbo import ElboTerms, objective
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.shared import SharedGenerator
 from totalvi.module.totalvi import TOTALVI
+from totalvi.on_device import CountsOnDevice, counts_on_device
 from totalvi.processes import Place, launch, losing_others, make_fabric, place_in
 from totalvi.training.adversary import Adversary
 from totalvi.training.checkpoint import Checkpoints, Keeper, State
+from totalvi.training.memory import explained, free_memory, memory_use, require_room
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
 from totalvi.training.progress import OnEpoch
@@ -146,6 +149,10 @@ def _fit(
             "cell each; raise it, or use fewer."
         )
     course = Course(np.random.default_rng(order_seed))
+    room: AbstractContextManager[None] = nullcontext()
+    held = None
+    if fabric.device.type == "cuda":
+        room, held = _plan_memory(module, data, plan, fabric, show=on_epoch is not None)
     stepper = _Stepper(fabric, module, plan, len(split.train), sample_seed)
     held_out, held_out_cells = data, split.validation
     if data.on_disk:  # read once, not every epoch
@@ -157,12 +164,12 @@ def _fit(
         if on_epoch is not None:
             for epoch, row in enumerate(course.rows):
                 on_epoch(epoch, row)
-    with _keeper(checkpoints, course, stepper, process) as keeper:
+    with room, _keeper(checkpoints, course, stepper, process) as keeper:
         while not course.stopped:
             started = time.perf_counter() - course.seconds_in_epoch
             batches = minibatches(
                 data, module, split.train, plan.batch_size, course.order, fabric.device,
-                course.steps_in_epoch, shared_by,
+                course.steps_in_epoch, shared_by, held,
             )  # fmt: skip
             with wide_products(module, plan.precision):
                 row = stepper.epoch(course, batches, keeper)
@@ -191,6 +198,26 @@ def _fit(
     history = pd.DataFrame(course.rows, index=pd.RangeIndex(n_epochs, name="epoch"))
     best_epoch = best.epoch if best.state else n_epochs - 1
     return Fit(history, best_epoch, course.stopped, course.skipped.total, plan.precision)
+
+
+def _plan_memory(
+    module: TOTALVI, data: CiteData, plan: TrainingPlan, fabric: "Fabric", *, show: bool
+) -> tuple[AbstractContextManager[None], CountsOnDevice | None]:
+    """Return what explains too little memory, and the counts on the GPU where it has room for them.
+
+    Raises
+    ------
+    TrainingError
+        When minibatches do not fit.
+    """
+    n_own = math.ceil(plan.batch_size / fabric.world_size)
+    memory = memory_use(module, data, free_memory(fabric.device))
+    require_room(memory, n_own)
+    if show:
+        sys.stderr.write(f"{memory.sentence(n_own)}\n")
+    with explained(memory, n_own):
+        held = counts_on_device(data, fabric.device) if memory.holds_counts(n_own) else None
+    return explained(memory, n_own), held
 
 
 def _end_epoch(course: Course, row: dict[str, float], plan: TrainingPlan, module: TOTALVI) -> None:
