@@ -22,7 +22,8 @@ from totalvi.feed import minibatches
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
-from totalvi.training.trainer import _Stepper, fit
+from totalvi.training.stepper import Stepper
+from totalvi.training.trainer import fit
 
 N_CLUSTERS = 15
 BATCH_SIZE = 256
@@ -88,7 +89,7 @@ def step_seconds(model: totalvi.Model, asked: str, device: str) -> float:
     )
     cells, shuffle = model.split.train, np.random.default_rng(0)
     cells = cells[: max(len(cells) // BATCH_SIZE, 1) * BATCH_SIZE]
-    stepper = _Stepper(fabric, module, plan, len(cells), np.random.SeedSequence(0))
+    stepper = Stepper(fabric, module, plan, len(cells), np.random.SeedSequence(0))
     module.train()
     ends = []
     with threads_of_torch(), wide_products(module, precision):

@@ -50,7 +50,8 @@ from totalvi.training.precision import Precision
 from totalvi.training.progress import epoch_progress
 from totalvi.training.resume import CHECKPOINT_EVERY, fit_settings, kept
 from totalvi.training.split import DEFAULT_SIZES, Split, choose_split
-from totalvi.training.trainer import Fit, fit, resolved_plan, torch_generator
+from totalvi.training.stepper import torch_generator
+from totalvi.training.trainer import Fit, fit, resolved_plan
 
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 

@@ -21,7 +21,7 @@ from totalvi.cli.main import execute
 from totalvi.data.ambient_tables import AMBIENT
 from totalvi.data.simulate import simulate
 from totalvi.errors import Interrupted, OutputError, ReadError
-from totalvi.training import trainer
+from totalvi.training import stepper as stepping
 from totalvi.training.checkpoint import read_checkpoint
 
 # Of mudata, about a default that its next version changes.
@@ -64,7 +64,7 @@ def times(folder: Path) -> dict[Path, int]:
 def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
     cells: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, steps = trainer._Stepper.step, []
+    original, steps = stepping.Stepper.step, []
 
     def watched(self: Any, batch: Any) -> Any:
         steps.append(None)
@@ -72,7 +72,7 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch)
 
-    monkeypatch.setattr(trainer._Stepper, "step", watched)
+    monkeypatch.setattr(stepping.Stepper, "step", watched)
     with pytest.raises(Interrupted, match=r"out\.checkpoint"):
         run(cells, tmp_path / "out", **RUN, resume=True)  # nothing to resume: it starts
     assert [path.name for path in tmp_path.iterdir()] == ["out.checkpoint"]

@@ -324,7 +324,7 @@ def test_an_interrupted_map_goes_on(
     with pytest.raises(OutputError, match="interrupted"):
         map_files(*arguments, tmp_path / "out", train=True)
     with monkeypatch.context() as patch:
-        patch.setattr("totalvi.training.trainer._Stepper.epoch", _interrupted)  # all steps are done
+        patch.setattr("totalvi.training.stepper.Stepper.epoch", _interrupted)  # all steps are done
         resumed = map_files(*arguments, tmp_path / "out", train=True, resume=True)
     assert not kept.exists()
     cells = [

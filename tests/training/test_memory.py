@@ -13,6 +13,7 @@ from counts import SMALL, annotated
 from totalvi.errors import TrainingError
 from totalvi.feed import minibatch
 from totalvi.module.elbo import objective
+from totalvi.training import stepper as stepping
 from totalvi.training import trainer
 from totalvi.training.memory import Memory, explained, memory_use, require_room
 
@@ -119,8 +120,6 @@ def test_a_fit_that_runs_out_of_memory_says_what_fits(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(trainer, "free_memory", lambda _: 10**9)
     monkeypatch.setattr(trainer, "_fit", with_pretended_gpu)
-    monkeypatch.setattr(
-        trainer._Stepper, "step", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
-    )
+    monkeypatch.setattr(stepping.Stepper, "step", out_of_memory)
     with pytest.raises(TrainingError, match=r"minibatches of 64 cells; give batch_size=32 or less"):
         model.train(max_epochs=1, batch_size=64, accelerator="cpu", progress=False)

@@ -13,7 +13,8 @@ from totalvi.data.cite import CiteData
 from totalvi.feed import minibatch
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.totalvi import TOTALVI
-from totalvi.training import precision, trainer
+from totalvi.training import precision
+from totalvi.training import stepper as stepping
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.precision import (
     Precision,
@@ -127,19 +128,19 @@ def test_float16_gradients_are_unscaled_before_they_are_clipped(
 ) -> None:
     """On the CPU the same scaler of losses can be had as on a GPU."""
     norms: list[float] = []
-    original = trainer._clip_gradients
+    original = stepping.clip_gradients
 
     def watched(module: TOTALVI, largest_norm: float) -> torch.Tensor:
         norm = original(module, largest_norm)
         norms.append(float(norm))
         return norm
 
-    monkeypatch.setattr(trainer, "_clip_gradients", watched)
+    monkeypatch.setattr(stepping, "clip_gradients", watched)
 
-    def stepper(fabric: Fabric) -> trainer._Stepper:
+    def stepper(fabric: Fabric) -> stepping.Stepper:
         plan = TrainingPlan(max_epochs=5, batch_size=20, precision="16-mixed")
         seed = np.random.SeedSequence(1)
-        return trainer._Stepper(fabric, network(fused=False), plan, 20, seed)
+        return stepping.Stepper(fabric, network(fused=False), plan, 20, seed)
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)  # too large at first
     half = stepper(Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler)))

@@ -22,7 +22,7 @@ from totalvi.data.describe import describe
 from totalvi.data.fingerprint import fingerprint
 from totalvi.data.order import shuffled_windows
 from totalvi.errors import CheckpointError, Interrupted, OutputError
-from totalvi.training import trainer
+from totalvi.training import stepper as stepping
 from totalvi.training.checkpoint import Checkpoint, State, read_checkpoint, write_checkpoint
 
 FIT: dict[str, Any] = {
@@ -46,7 +46,7 @@ def build(mdata: MuData, **options: Any) -> totalvi.Model:
 @contextmanager
 def signal_after(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
     """Send this process a signal in the middle of a training step."""
-    original, done = trainer._Stepper.step, []
+    original, done = stepping.Stepper.step, []
 
     def watched(self: Any, batch: Any) -> Any:
         done.append(None)
@@ -55,7 +55,7 @@ def signal_after(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
         return original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer._Stepper, "step", watched)
+        patch.setattr(stepping.Stepper, "step", watched)
         yield
 
 
@@ -215,7 +215,7 @@ def test_a_finished_fit_needs_no_more_steps(
     build(mdata).train(**FIT, checkpoint=tmp_path / "fit")
     model = build(mdata)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer._Stepper, "step", None)
+        patch.setattr(stepping.Stepper, "step", None)
         model.train(**FIT, resume=tmp_path / "fit")
     assert_same(model, uninterrupted)
 

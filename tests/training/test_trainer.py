@@ -12,6 +12,7 @@ from totalvi.data.cite import CiteData
 from totalvi.errors import TrainingError
 from totalvi.module.elbo import ElboTerms
 from totalvi.module.totalvi import TOTALVI
+from totalvi.training import stepper as stepping
 from totalvi.training import trainer
 from totalvi.training.plan import TrainingPlan
 from totalvi.training.split import Split
@@ -286,7 +287,7 @@ def test_gradients_are_scaled_down_to_the_largest_norm(largest: float, expected:
     for parameter, value in zip(parameters[1:3], (3.0, 4.0), strict=True):
         assert parameter.grad is not None
         parameter.grad.view(-1)[0] = value
-    assert float(trainer._clip_gradients(module, largest)) == pytest.approx(5)
+    assert float(stepping.clip_gradients(module, largest)) == pytest.approx(5)
     after = [p.grad.view(-1)[0].item() for p in parameters[1:3] if p.grad is not None]
     assert after == pytest.approx([3 * expected / 5, 4 * expected / 5], rel=1e-5)
 
@@ -295,18 +296,18 @@ def test_a_gradient_that_is_not_finite_has_a_norm_that_is_not() -> None:
     module = network()
     parameter = next(module.parameters())
     parameter.grad = torch.full_like(parameter, torch.nan)
-    assert not trainer._clip_gradients(module, 1.0).isfinite()
+    assert not stepping.clip_gradients(module, 1.0).isfinite()
 
 
 def test_a_step_leaves_no_graph_behind(data: CiteData, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, Tensor, int]] = []
-    original = trainer._Stepper.step
+    original = stepping.Stepper.step
 
     def watched(self: Any, batch: Any) -> tuple[bool, Tensor, int]:
         seen.append(original(self, batch))
         return seen[-1]
 
-    monkeypatch.setattr(trainer._Stepper, "step", watched)
+    monkeypatch.setattr(stepping.Stepper, "step", watched)
     run(data, max_epochs=1)
     assert seen
     assert not any(sums.requires_grad for _, sums, _ in seen)
