@@ -128,12 +128,12 @@ def processes_seconds(n_processes: int, size: Size, folder: Path) -> float:
         "import sys, time\n"
         f"sys.path.insert(0, {str(HERE)!r})\n"
         "import costs, totalvi\n"
-        "from totalvi.processes import place\n"
+        "from totalvi.processes import this_process\n"
         f"data = costs.simulated(costs.Size(*{tuple(size)!r}), 20 * {size.cells})\n"
         "model = totalvi.Model(data)\n"
         f"model.train(3, batch_size={size.cells}, train_size=0.95, accelerator='cpu',\n"
         "            progress=False, early_stopping=False)\n"
-        "if place().rank == 0:\n"
+        "if this_process().rank == 0:\n"
         "    print('seconds', model.history['seconds'].iloc[1:].min())\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

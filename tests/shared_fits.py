@@ -3,19 +3,24 @@
     torchrun --nproc-per-node 2 tests/shared_fits.py OUT.npz '{"case": {...}}'
 
 Each case is a dict of arguments of `Model.train`, but for "model" (of `Model`), "cells", "panels"
-(whether the first batch lacks proteins) and "zarr" (a path: the cells stay on disk).
+(whether the last batch lacks proteins), "zarr" (a path: the cells stay on disk), "window" (cells of a
+window of data on disk), "twice" (fit again), "mapped" (fit further cells on the model) and "out" (a
+folder, for the results of queries).
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from mudata import MuData
 
 import totalvi
-from totalvi.processes import place
+from totalvi.data.order import shuffled_windows
+from totalvi.processes import this_process
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
 TRAIN: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true", "progress": False}
@@ -31,14 +36,40 @@ def cells(n_cells: int, panels: bool) -> MuData:
 def fit_case(case: dict[str, Any]) -> totalvi.Model:
     """Fit one case."""
     case = {**TRAIN, "max_epochs": 3, "batch_size": 51} | case
-    n_cells, panels, path = (
-        case.pop(k, v) for k, v in (("cells", 300), ("panels", False), ("zarr", None))
-    )
-    options = SMALL | case.pop("model", {})
-    data = cells(n_cells, panels) if path is None else path
-    model = totalvi.Model(data, batch_key="batch", **options)
-    model.train(**case)
+    what: dict[str, Any] = {
+        "cells": 300,
+        "panels": False,
+        "zarr": None,
+        "window": None,
+        "out": None,
+    }
+    what |= {"model": {}, "twice": False, "mapped": False}
+    what = {name: case.pop(name, default) for name, default in what.items()}
+    data = cells(what["cells"], what["panels"]) if what["zarr"] is None else what["zarr"]
+    model = totalvi.Model(data, batch_key="batch", **(SMALL | what["model"]))
+    order = shuffled_windows
+    if what["window"] is not None:
+        order = partial(shuffled_windows, window=what["window"], block=16)
+    with patch("totalvi.feed.shuffled_windows", order):
+        for _ in range(1 + what["twice"]):
+            model.train(**case)
+    if what["out"] is not None:
+        ask(model, Path(what["out"]))
+    if what["mapped"]:
+        query = cells(120, panels=False)
+        query.obs["batch"] = "new"
+        model = model.map_query(query, train=True, **case)
     return model
+
+
+def ask(model: totalvi.Model, folder: Path) -> None:
+    """Write the results of all queries that take ``out`` into a folder."""
+    model.get_latent_representation(out=folder / "latent", progress=False)
+    model.get_normalized_expression(n_samples=2, out=folder / "expression", progress=False)
+    model.get_protein_foreground_probability(out=folder / "foreground", progress=False)
+    model.get_likelihood_parameters(out=folder / "parameters", progress=False)
+    model.impute_proteins(n_samples=3, calibrated=False, out=folder / "imputed", progress=False)
+    model.posterior_predictive_sample(out=folder / "counts", progress=False)
 
 
 def numbers(model: totalvi.Model) -> dict[str, np.ndarray]:
@@ -57,8 +88,8 @@ def main() -> None:
     for name, case in cases.items():
         model = fit_case(case)
         found |= {f"{name}.{what}": value for what, value in numbers(model).items()}
-    if place().rank == 0:
-        np.savez(out, **found, n_processes=place().n_processes)
+    if this_process().rank == 0:
+        np.savez(out, **found, n_processes=this_process().n_processes)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import totalvi
 from counts import SMALL, annotated
 from totalvi.feed import minibatches
 from totalvi.on_device import counts_on_device
-from totalvi.processes import Place
+from totalvi.processes import Process
 
 
 @pytest.mark.parametrize("rows", [[5, 3, 3, 77], [], [0], list(range(120))])
@@ -21,8 +21,8 @@ def test_rows_are_those_asked_for(rows: list[int]) -> None:
     assert np.array_equal(protein.numpy(), data.protein[rows])
 
 
-@pytest.mark.parametrize("process", [None, Place(1, 3)])
-def test_minibatches_are_the_same(process: Place | None) -> None:
+@pytest.mark.parametrize("process", [None, Process(1, 3)])
+def test_minibatches_are_the_same(process: Process | None) -> None:
     model = totalvi.Model(annotated(), batch_key="batch", **SMALL)
     data = model._training_data()
     held = counts_on_device(data, "cpu")

@@ -16,7 +16,7 @@ import pytest
 import shared_fits
 import totalvi
 from totalvi.data.simulate import simulate_to_zarr
-from totalvi.processes import Place, make_fabric, place
+from totalvi.processes import Process, make_fabric, this_process
 
 SCRIPT = Path(shared_fits.__file__)
 CASES: dict[str, dict[str, Any]] = {
@@ -25,6 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     "unfused": {"model": {"fused": False, "gene_likelihood": "zinb", "library": "latent"}},
     "layer": {"model": {"normalization": "layer", "gene_dispersion": "gene-batch"}},
     "uneven": {"cells": 203, "batch_size": 47},
+    "again": {"twice": True, "max_epochs": 2},
+    "mapped": {"mapped": True, "max_epochs": 2},
 }
 
 
@@ -62,10 +64,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     folder = tmp_path_factory.mktemp("shared")
     store = folder / "cells.zarr"
     simulate_to_zarr(store, 300, 60, 6, 2, seed=3)
-    cases = CASES | {"disk": {"zarr": str(store)}}
+    big = folder / "many.zarr"
+    simulate_to_zarr(big, 3000, 60, 6, 2, seed=3)
+    disk = {"zarr": str(store), "window": 64}
+    asked = {"zarr": str(big), "max_epochs": 1, "batch_size": 300}
+    cases = CASES | {"disk": disk, "asked": asked | {"out": str(folder / "two")}}
     out = folder / "two.npz"
     found = fitted(torchrun(2, str(SCRIPT), str(out), json.dumps(cases)), out)
-    found["disk.alone"] = alone({"zarr": str(store)})["losses"]
+    found["disk.alone"] = alone(disk)["losses"]
+    alone(asked | {"out": str(folder / "one")})
+    found["folder"] = np.array(str(folder))
     return found
 
 
@@ -84,14 +92,41 @@ def test_two_processes_fit_from_disk_what_one_does(shared: dict[str, np.ndarray]
     np.testing.assert_allclose(shared["disk.losses"], shared["disk.alone"], rtol=1e-4)
 
 
+def test_queries_of_two_processes_write_what_one_writes(shared: dict[str, np.ndarray]) -> None:
+    import zarr
+
+    folder = Path(str(shared["folder"]))
+    compared = 0
+    for path in sorted((folder / "one").iterdir()):
+        one, two = (
+            zarr.open_group(folder / which / path.name, mode="r") for which in ("one", "two")
+        )
+        for name in one:
+            arrays = [group[name]["X"] for group in (one, two)]
+            if path.name == "counts" and name == "rna":
+                arrays = [array["data"] for array in arrays]
+            a, b = (array[:].astype(float) for array in arrays)
+            assert a.shape == b.shape
+            if path.name == "counts":  # rounding errors of weights change some counts
+                assert abs(a.mean() / b.mean() - 1) < 0.02
+            else:
+                assert np.median(np.abs(a - b)) < 1e-3 * np.abs(a).mean() + 1e-6
+                assert np.isfinite(b).all()
+            compared += 1
+    assert compared > 12
+
+
 def test_three_processes_that_a_script_launches(
     tmp_path: Path, shared: dict[str, np.ndarray]
 ) -> None:
     out = tmp_path / "three.npz"
-    case = {"plain": {"devices": 3}}
-    found = fitted([sys.executable, str(SCRIPT), str(out), json.dumps(case)], out)
+    few = {"devices": 3, "cells": 50, "train_size": 0.96}  # two cells validate
+    cases = {"plain": {"devices": 3}, "few": few}
+    found = fitted([sys.executable, str(SCRIPT), str(out), json.dumps(cases)], out)
     assert found["n_processes"] == 3
     np.testing.assert_allclose(found["plain.losses"], shared["plain.losses"], rtol=1e-4)
+    one = alone({**few, "devices": None})
+    np.testing.assert_allclose(found["few.losses"], one["losses"], rtol=1e-3)
 
 
 @pytest.mark.skipif(find_spec("click") is None, reason="`fabric run` needs click")
@@ -239,6 +274,43 @@ def test_one_process_ends_and_the_fit_goes_on_to_the_same_numbers(
         assert np.array_equal(found["fit.weights"], uninterrupted["fit.weights"])
 
 
+def test_a_fit_goes_on_with_another_number_of_processes(
+    tmp_path: Path, uninterrupted: dict[str, np.ndarray]
+) -> None:
+    out, checkpoint = tmp_path / "out.npz", tmp_path / "checkpoint"
+    running = Running(out, checkpoint)
+    os.kill(running.second(), signal.SIGKILL)
+    running.end()
+    one = alone({**FIT, "checkpoint": str(checkpoint), "devices": None})
+    np.testing.assert_allclose(one["losses"], uninterrupted["fit.losses"], rtol=1e-2)
+
+
+def test_torchrun_starts_a_killed_process_again(
+    tmp_path: Path, uninterrupted: dict[str, np.ndarray]
+) -> None:
+    out, checkpoint, died = tmp_path / "out.npz", tmp_path / "checkpoint", tmp_path / "died"
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, signal, sys, threading, time\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "import shared_fits\n"
+        "def die():\n"
+        f"    while not os.path.exists({str(checkpoint)!r}):\n"
+        "        time.sleep(0.01)\n"
+        f"    open({str(died)!r}, 'w').close()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"if os.environ['RANK'] == '1' and not os.path.exists({str(died)!r}):\n"
+        "    threading.Thread(target=die, daemon=True).start()\n"
+        "shared_fits.main()\n"
+    )
+    case = {"fit": {**FIT, "checkpoint": str(checkpoint), "devices": None}}
+    command = torchrun(2, str(script), str(out), json.dumps(case))
+    at = command.index("--nproc-per-node")
+    found = fitted([*command[:at], "--max-restarts", "2", *command[at:]], out)
+    assert died.exists()
+    assert np.array_equal(found["fit.weights"], uninterrupted["fit.weights"])
+
+
 # ------------------------------------------------------------------------------------ the commands
 
 
@@ -268,6 +340,42 @@ def test_commands_of_two_processes_write_what_one_writes(tmp_path: Path) -> None
     again = finish([*denoise, str(two), "--devices", "2"])
     assert again.returncode == 2
     assert "exists already" in again.stderr
+    assert again.stderr.count("error:") == 1
+    wrong = finish([*denoise, str(tmp_path / "x.h5mu"), "--devices", "2"])
+    assert wrong.returncode == 2
+    assert "is written by one process: give a name that ends in .zarr" in wrong.stderr
+
+
+def test_numbers_of_processes_that_cannot_be_are_one_sentence(tmp_path: Path) -> None:
+    train = ["train", str(tmp_path / "x.h5mu"), "-o", str(tmp_path / "model")]
+    for options, environment_of, said in (
+        (["--devices", "3"], {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"}, "torchrun has"),
+        (["--num-nodes", "2"], {}, "nothing tells the machines of each other"),
+    ):
+        done = finish([sys.executable, "-m", "totalvi", *train, *options], **environment_of)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_command_says_where_an_interrupted_fit_is_kept(tmp_path: Path) -> None:
+    file, model = tmp_path / "cells.h5mu", tmp_path / "model"
+    shared_fits.cells(300, panels=False).write(file)
+    command = [sys.executable, "-m", "totalvi", "train", str(file), "-o", str(model)]
+    running = subprocess.Popen(
+        [*command, "--epochs", "400"], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    lock = tmp_path / ".model.checkpoint.lock"  # held while the fit runs
+    while not lock.exists():
+        assert running.poll() is None
+        time.sleep(0.02)
+    time.sleep(2)
+    for _ in range(2):  # as from a scheduler and a launcher
+        running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode == 143, said
+    assert "model.checkpoint: go on with --resume" in said
+    assert (tmp_path / "model.checkpoint").exists()
 
 
 # --------------------------------------------------------------------------------------- the parts
@@ -284,7 +392,7 @@ def launched_by(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(("n", "size"), [(0, 1), (1, 4), (10, 3), (1000, 7), (2500, 1024)])
 @pytest.mark.parametrize("n_processes", [1, 2, 5])
 def test_parts_are_a_partition(n: int, size: int, n_processes: int) -> None:
-    places = [Place(rank, n_processes) for rank in range(n_processes)]
+    places = [Process(rank, n_processes) for rank in range(n_processes)]
     for parts in ([p.part(n) for p in places], [p.part_of_chunks(n, size) for p in places]):
         assert np.array_equal(np.concatenate([np.arange(n)[part] for part in parts]), np.arange(n))
     sizes = [len(np.arange(n)[p.part(n)]) for p in places]
@@ -293,7 +401,7 @@ def test_parts_are_a_partition(n: int, size: int, n_processes: int) -> None:
 
 
 def test_a_process_that_nobody_launched_is_alone(launched_by: pytest.MonkeyPatch) -> None:
-    assert place() == Place(0, 1)
+    assert this_process() == Process(0, 1)
     assert make_fabric("cpu").world_size == 1
 
 
@@ -334,6 +442,6 @@ def test_minibatches_smaller_than_the_processes_are_refused(
     model = totalvi.Model(
         shared_fits.cells(40, panels=False), batch_key="batch", **shared_fits.SMALL
     )
-    monkeypatch.setattr(trainer, "place_in", lambda _: Place(0, 5))
+    monkeypatch.setattr(trainer, "process_of", lambda _: Process(0, 5))
     with pytest.raises(ValueError, match="batch_size is 4, too few for 5 processes"):
         model.train(max_epochs=1, batch_size=4, accelerator="cpu", progress=False)

@@ -37,8 +37,8 @@ class CheckpointError(TotalviError):
     """A checkpoint is damaged, or of another fit than the one that is to go on."""
 
 
-class ProcessError(TotalviError):
-    """One of several processes ended, or has other data or arguments than the rest."""
+class ProcessError(TotalviError, ValueError):
+    """Several processes cannot be launched or go on, or differ in data or arguments."""
 
 
 class OutputError(TotalviError):

@@ -18,7 +18,7 @@ from totalvi.module.shared import Share
 from totalvi.module.sparse import SparseCounts
 from totalvi.module.totalvi import TOTALVI
 from totalvi.on_device import CountsOnDevice
-from totalvi.processes import Place
+from totalvi.processes import Process
 
 _IN_ORDER = 8192  # cells read at a time where their order is given
 
@@ -75,7 +75,7 @@ def minibatches(
     shuffle: np.random.Generator | None = None,
     device: torch.device | str = "cpu",
     skip: int = 0,
-    process: Place | None = None,
+    process: Process | None = None,
     held: CountsOnDevice | None = None,
 ) -> Iterator[Minibatch]:
     """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
@@ -102,7 +102,7 @@ def minibatches(
         yield _minibatch(data, module, own, x, y, share)
 
 
-def _own(rows: np.ndarray, process: Place | None) -> tuple[np.ndarray, Share | None]:
+def _own(rows: np.ndarray, process: Process | None) -> tuple[np.ndarray, Share | None]:
     """Return which cells of a minibatch are the process's own, and their place in it."""
     if process is None:
         return rows, None
@@ -118,7 +118,7 @@ def _from_disk(
     shuffle: np.random.Generator | None,
     device: torch.device | str,
     skip: int,
-    process: Place | None,
+    process: Process | None,
 ) -> Iterator[Minibatch]:
     windows = without_first(
         windows_in_order(cells, batch_size, _IN_ORDER)

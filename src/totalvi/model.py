@@ -30,7 +30,7 @@ from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.consistency import require_possible_sizes, require_same_types
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
-from totalvi.processes import first_alone, launch, place_in, require_equal
+from totalvi.processes import first_alone, launch, process_of, require_equal
 from totalvi.queries.abundance import AbundanceQueries
 from totalvi.queries.archetypes import ArchetypeQueries
 from totalvi.queries.comparison import ComparisonQueries
@@ -377,7 +377,7 @@ class Model(
             When a signal ended the fit. The model is what it was before, and the checkpoint is there.
         """
         data = self._training_data()
-        process = place_in(launch(accelerator, devices, num_nodes))
+        process = process_of(launch(accelerator, devices, num_nodes))
         asked: dict[str, Any] = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,

@@ -6,8 +6,10 @@ Each runs the same program from its start; `torchrun`, `fabric run`, SLURM's `sr
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _WAIT = timedelta(hours=2)  # for a process that reads, selects genes or writes while others wait
+_GRACE_S = 10  # for a process whose parent died to notice it by itself
 
 
-class Place(NamedTuple):
-    """Which process this is.
+class Process(NamedTuple):
+    """Which of several processes this is.
 
     Parameters
     ----------
@@ -39,7 +42,7 @@ class Place(NamedTuple):
 
         Examples
         --------
-        >>> [Place(rank, 3).part(8) for rank in range(3)]
+        >>> [Process(rank, 3).part(8) for rank in range(3)]
         [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
         """
         return slice(n * self.rank // self.n_processes, n * (self.rank + 1) // self.n_processes)
@@ -49,7 +52,7 @@ class Place(NamedTuple):
 
         Examples
         --------
-        >>> [Place(rank, 2).part_of_chunks(2500, 1000) for rank in range(2)]
+        >>> [Process(rank, 2).part_of_chunks(2500, 1000) for rank in range(2)]
         [slice(0, 1000, None), slice(1000, 2500, None)]
         """
         chunks = self.part(-(-n // size))
@@ -62,33 +65,47 @@ class _Launcher(NamedTuple):
     num_nodes: int
 
 
-def place() -> Place:
+def this_process() -> Process:
     """Return which of the processes that have been launched this one is."""
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
-        return Place()
-    return Place(distributed.get_rank(), distributed.get_world_size())
+        return Process()
+    return Process(distributed.get_rank(), distributed.get_world_size())
 
 
-def place_in(fabric: "Fabric") -> Place:
+def process_of(fabric: "Fabric") -> Process:
     """Return which of a Fabric's processes this one is."""
-    return Place(fabric.global_rank, fabric.world_size)
+    return Process(fabric.global_rank, fabric.world_size)
 
 
-def barrier() -> None:
-    """Wait until all processes are here."""
-    if place().n_processes > 1:
-        import torch.distributed
+def launch(
+    accelerator: str = "auto",
+    devices: int | None = None,
+    num_nodes: int = 1,
+    precision: Any = "32-true",
+) -> "Fabric":
+    """Return the Fabric of `make_fabric` once all of its processes are there.
 
-        torch.distributed.barrier()
-
-
-@contextmanager
-def first_alone() -> Iterator[bool]:
-    """Give whether this process is the first, which alone does what the block is for; others wait."""
-    yield place().rank == 0
-    with losing_others():
-        barrier()
+    Raises
+    ------
+    ProcessError
+        When they cannot be launched, or do not find each other.
+    """
+    fabric = make_fabric(accelerator, devices, num_nodes, precision)
+    before = this_process()
+    if before.n_processes > 1 and fabric.world_size != before.n_processes:
+        raise ProcessError(
+            f"devices is {devices}, but this is one of {before.n_processes} processes that have been "
+            "launched; give the same number each time."
+        )
+    try:
+        if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has made sure of the others
+            fabric.launch()
+    except RuntimeError as error:
+        raise ProcessError(f"The processes did not find each other: {error}") from error
+    if before.n_processes < fabric.world_size and _launcher() is None and fabric.local_rank:
+        _end_with_parent()
+    return fabric
 
 
 def make_fabric(
@@ -108,119 +125,63 @@ def make_fabric(
 
     Raises
     ------
-    ValueError
+    ProcessError
         When they contradict the launcher, or cannot be launched from here.
     """
     from lightning_fabric import Fabric  # takes seconds to load
-    from lightning_fabric.plugins.environments import (
-        LightningEnvironment,
-        SLURMEnvironment,
-        TorchElasticEnvironment,
-    )
+    from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+    wanted = _wanted(devices, num_nodes)
+    options: dict[str, Any] = {"accelerator": accelerator, "precision": precision}
+    try:
+        if wanted.devices * wanted.num_nodes == 1:
+            return Fabric(devices=1, plugins=LightningEnvironment(), **options)
+        strategy = DDPStrategy(
+            cluster_environment=_environment(wanted),
+            process_group_backend=_backend(accelerator),
+            timeout=_WAIT,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+        return Fabric(
+            devices=wanted.devices, num_nodes=wanted.num_nodes, strategy=strategy, **options
+        )
+    except MisconfigurationException as error:  # too few GPUs
+        raise ProcessError(f"devices is {wanted.devices}: {error}") from error
+
+
+def _wanted(devices: int | None, num_nodes: int) -> _Launcher:
+    """Return the processes asked for, and who has started them; "": they have yet to be started."""
     for name, value in (("devices", devices), ("num_nodes", num_nodes)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not whole and not (value is None and name == "devices"):
-            raise ValueError(f"{name} is {value!r}; allowed are whole numbers from 1.")
+            raise ProcessError(f"{name} is {value!r}; allowed are whole numbers from 1.")
     found = _launcher()
-    if found is None:
-        found = _Launcher("", devices or 1, num_nodes)
-    elif devices == 1 and num_nodes == 1:
-        found = _Launcher("", 1, 1)
-    elif (devices or found.devices) != found.devices or num_nodes not in (1, found.num_nodes):
-        raise ValueError(
+    if devices == num_nodes == 1:
+        return _Launcher("", 1, 1)
+    if found is not None:
+        if devices in (None, found.devices) and num_nodes in (1, found.num_nodes):
+            return found
+        raise ProcessError(
             f"devices={devices}, num_nodes={num_nodes}, but {found.name} has started {found.devices} "
             f"processes on each of {found.num_nodes} machines; leave the arguments out."
         )
-    count = found.devices * found.num_nodes
-    if count == 1:
-        return Fabric(
-            accelerator=accelerator, devices=1, precision=precision, plugins=LightningEnvironment()
+    if devices is None and num_nodes == 1 and this_process().n_processes > 1:
+        raise ProcessError("devices is missing, but processes have been launched; give it again.")
+    wanted = _Launcher("", devices or 1, num_nodes)
+    if num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= {*os.environ}:
+        raise ProcessError(
+            f"num_nodes is {num_nodes}, but nothing tells the machines of each other; start them with "
+            "torchrun or srun, or set MASTER_ADDR and NODE_RANK on each."
         )
-    if not found.name and hasattr(sys, "ps1"):
-        raise ValueError(
+    if wanted.devices * num_nodes > 1 and hasattr(sys, "ps1"):
+        raise ProcessError(
             f"devices is {devices} in an interactive session, which other processes cannot repeat; "
             "run a script, or `totalvi train --devices`."
         )
-    environments = {
-        "torchrun": TorchElasticEnvironment,
-        "SLURM": lambda: SLURMEnvironment(auto_requeue=False),
-    }
-    try:
-        environment: Any = environments.get(found.name, LightningEnvironment)()
-    except RuntimeError as error:  # says which option of SLURM is missing
-        raise ValueError(f"{found.name} did not say what it started: {error}") from error
-    strategy = DDPStrategy(
-        cluster_environment=environment, timeout=_WAIT, broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )  # fmt: skip
-    return Fabric(
-        accelerator=accelerator, devices=found.devices, num_nodes=found.num_nodes,
-        strategy=strategy, precision=precision,
-    )  # fmt: skip
-
-
-def launch(
-    accelerator: str = "auto",
-    devices: int | None = None,
-    num_nodes: int = 1,
-    precision: Any = "32-true",
-) -> "Fabric":
-    """Return the Fabric of `make_fabric` once all of its processes are there."""
-    if devices is None and place().n_processes > 1 and _launcher() is None:
-        raise ValueError("devices is missing, but processes have been launched; give it each time.")
-    fabric = make_fabric(accelerator, devices, num_nodes, precision)
-    if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has made sure of the others
-        with losing_others():
-            fabric.launch()
-    return fabric
-
-
-@contextmanager
-def losing_others() -> Iterator[None]:
-    """Say in one sentence that another process has ended, where the block waits for it.
-
-    Raises
-    ------
-    ProcessError
-        When that is so.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if place().n_processes == 1 or not _is_of_connection(error):
-            raise
-        raise ProcessError(
-            "Another process of this fit ended, or cannot be reached; see what it said, and go on "
-            "from the checkpoint."
-        ) from error
-
-
-def _is_of_connection(error: RuntimeError) -> bool:
-    import torch.distributed
-
-    texts = ("gloo", "Connection closed", "Connection reset", "NCCL", "timed out", "Broken pipe")
-    return isinstance(error, torch.distributed.DistError) or any(t in str(error) for t in texts)
-
-
-def require_equal(value: str, what: str) -> None:
-    """Raise ProcessError when processes have different texts for ``what``."""
-    where = place()
-    if where.n_processes == 1:
-        return
-    import torch
-    import torch.distributed
-
-    own = torch.frombuffer(bytearray(sha256(value.encode()).digest()), dtype=torch.uint8)
-    digests = [own.new_empty(len(own)) for _ in range(where.n_processes)]
-    torch.distributed.all_gather(digests, own)
-    for rank, digest in enumerate(digests):
-        if not torch.equal(digest, digests[0]):
-            raise ProcessError(
-                f"Process {rank} has another {what} than process 0; give all processes the same "
-                "files and arguments."
-            )
+    return wanted
 
 
 def _launcher() -> _Launcher | None:
@@ -236,3 +197,128 @@ def _launcher() -> _Launcher | None:
         n_nodes = number("SLURM_STEP_NUM_NODES")
         return _Launcher("SLURM", n_tasks // n_nodes, n_nodes)
     return None
+
+
+def _environment(wanted: _Launcher) -> Any:
+    from lightning_fabric.plugins import environments
+
+    if wanted.name == "torchrun":
+        return environments.TorchElasticEnvironment()
+    if not wanted.name:
+        return environments.LightningEnvironment()
+    try:
+        return environments.SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:  # says which option of SLURM is missing
+        raise ProcessError(f"SLURM did not say what it started: {error}") from error
+
+
+def _backend(accelerator: str) -> str:
+    """Return what carries tensors between processes: NCCL those of GPUs, gloo the others."""
+    import torch
+
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+
+
+def _end_with_parent() -> None:
+    """End this process, whatever it waits for, some seconds after the one that started it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        time.sleep(_GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="totalvi-parent").start()
+
+
+# ------------------------------------------------------------------------- waiting for each other
+
+
+def barrier() -> None:
+    """Wait until all processes are here.
+
+    Raises
+    ------
+    ProcessError
+        When one of them ended.
+    """
+    _largest(0)
+
+
+def _largest(value: int) -> int:
+    """Return the largest of the values that the processes have."""
+    if this_process().n_processes == 1:
+        return value
+    import torch
+
+    largest = torch.tensor(value)
+    with losing_others():
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
+
+
+@contextmanager
+def first_alone() -> Iterator[bool]:
+    """Give whether this process is the first, which alone does what the block is for; others wait.
+
+    Raises
+    ------
+    ProcessError
+        In the others, when the first failed.
+    """
+    try:
+        yield this_process().rank == 0
+    except BaseException:
+        with suppress(ProcessError):  # the error of the block is the one to see
+            _largest(1)
+        raise
+    if _largest(0):
+        raise ProcessError("Another process could not do its part; see what it said.")
+
+
+@contextmanager
+def losing_others() -> Iterator[None]:
+    """Say in one sentence that another process has ended, where the block waits for it.
+
+    Raises
+    ------
+    ProcessError
+        When that is so.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if this_process().n_processes == 1 or not _is_of_connection(error):
+            raise
+        raise ProcessError(
+            "Another process of this fit ended, or cannot be reached; see what it said, and go on "
+            "from the checkpoint."
+        ) from error
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    import torch
+
+    texts = ("gloo", "Connection closed", "Connection reset", "NCCL", "timed out", "Broken pipe")
+    return isinstance(error, torch.distributed.DistError) or any(t in str(error) for t in texts)
+
+
+def require_equal(value: str, what: str) -> None:
+    """Raise ProcessError when processes have different texts for ``what``."""
+    process = this_process()
+    if process.n_processes == 1:
+        return
+    import torch
+
+    own = torch.frombuffer(bytearray(sha256(value.encode()).digest()), dtype=torch.uint8)
+    digests = [own.new_empty(len(own)) for _ in range(process.n_processes)]
+    with losing_others():
+        torch.distributed.all_gather(digests, own)
+    for rank, digest in enumerate(digests):
+        if not torch.equal(digest, digests[0]):
+            raise ProcessError(
+                f"Process {rank} has another {what} than process 0; give all processes the same "
+                "files and arguments."
+            )

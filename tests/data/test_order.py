@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from totalvi.data.order import shuffled_windows, some_of_each, windows_in_order, without_first
-from totalvi.processes import Place
+from totalvi.processes import Process
 
 
 def windows_of(seed, cells, **options):
@@ -77,7 +77,7 @@ def test_the_first_minibatches_are_left_out_across_windows(skip):
 def test_processes_that_share_minibatches_read_different_blocks(n_processes: int) -> None:
     cells = np.arange(5000)
     windows = shuffled_windows(cells, 50, np.random.default_rng(0), window=1000, block=25)
-    read = [[Place(rank, n_processes) for _ in windows] for rank in range(n_processes)]
+    read = [[Process(rank, n_processes) for _ in windows] for rank in range(n_processes)]
     for i, batches in enumerate(windows):
         blocks = []
         for of_rank in read:

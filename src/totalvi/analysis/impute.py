@@ -213,7 +213,7 @@ def _impute(
 
     with steps.step("train", spinner=False):
         model = Model(mdata, batch_key=keys.batch_key, panel_key=keys.panel_key, seed=seed)
-        model.train(resume=True, progress=steps.shown, **fit)
+        model.train(resume=True, progress=steps.shown, devices=1, **fit)
     names = list(mdata["prot"].var_names[lacking])
     cells = _in_query(mdata)
     asked: dict[str, Any] = {

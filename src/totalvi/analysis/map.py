@@ -116,7 +116,7 @@ def map_files(
                 query_data,
                 batch_key=batch_key,
                 reference_batch=reference_batch,
-                **(fit if train else {}),
+                **(fit | {"devices": 1} if train else {}),
             )
         except TrainingError:
             checkpoint.unlink(missing_ok=True)  # going on from it would fail alike

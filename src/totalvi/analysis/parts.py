@@ -12,7 +12,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.analysis.convert import open_input
-from totalvi.analysis.output import STORE, staged_file
+from totalvi.analysis.output import STORE, checkpoint_of, staged_file
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.steps import Steps
@@ -26,7 +26,7 @@ from totalvi.data.write_zarr import shared_store
 from totalvi.errors import DataError, OutputError
 from totalvi.model import Model
 from totalvi.persistence.format import is_model
-from totalvi.processes import first_alone, launch, place
+from totalvi.processes import first_alone, launch, this_process
 
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 
@@ -86,8 +86,8 @@ def train_model(
         )
         raise OutputError(f"{output} exists: {mend}")
     launch(devices=devices, num_nodes=num_nodes)
-    steps = Steps(progress if place().rank == 0 else False)
-    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    steps = Steps(progress if this_process().rank == 0 else False)
+    checkpoint = checkpoint_of(output)
     with _cells_beside(output) as store:
         with steps.step("read, check and select genes"):
             if on_disk:
@@ -134,7 +134,7 @@ def _cells_beside(output: Path) -> Iterator[Path]:
     Of several processes the first holds and removes it.
     """
     store = output.with_name(f".{output.name}.cells.zarr")
-    if place().rank:
+    if this_process().rank:
         yield store
         return
     with parents_of(output), locked(output.with_name(f"{output.name}.training")):
@@ -230,13 +230,13 @@ def denoise(
         "seed": seed,
         "progress": progress,
     }
+    launch("cpu", devices, num_nodes)  # queries run there
     if output.suffix == ".zarr":
-        launch(devices=devices, num_nodes=num_nodes)
         with shared_store(output, overwrite=overwrite) as staged, _values_of_the_user():
             model = load_with_counts(model_path, input, on_disk=True)[0]
             model.get_normalized_expression(**asked, library_size=1e4, out=staged)
         return output
-    if (devices or 1) * num_nodes > 1:
+    if this_process().n_processes > 1:
         raise OutputError(f"{output} is written by one process: give a name that ends in .zarr")
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
         model, data = load_with_counts(model_path, input)

@@ -117,6 +117,7 @@ def fit_model(
         checkpoint_every=checkpoint_every,
         resume=True,
         progress=show,
+        devices=1,  # all else in a run is done by one process
     )
     return model
 

@@ -23,8 +23,8 @@ from totalvi.cli.report import report
 from totalvi.cli.run import demo, run
 from totalvi.cli.simulate import simulate
 from totalvi.cli.wording import with_options
-from totalvi.errors import TotalviError
-from totalvi.processes import place
+from totalvi.errors import ProcessError, TotalviError
+from totalvi.processes import this_process
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -103,7 +103,9 @@ def execute(arguments: Sequence[str]) -> int:
         if debug:
             raise
         status, message = explain(error)
-        rank = place().rank
+        rank = this_process().rank
+        if rank and isinstance(error, ProcessError):
+            return status  # the first process says so
         which = f"process {rank}: " if rank else ""
         typer.echo(f"{which}error: {' '.join(message.split())}", err=True)
     if status == INTERRUPTED:  # the option parser turns Ctrl-C into this status without a word

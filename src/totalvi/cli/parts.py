@@ -7,7 +7,7 @@ import typer
 
 from totalvi.cli import options
 from totalvi.cli.wording import with_options
-from totalvi.processes import place
+from totalvi.processes import this_process
 
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
@@ -76,6 +76,7 @@ def train(
     """
     from totalvi.analysis.parts import train_model
     from totalvi.analysis.prepare import ReadOptions
+    from totalvi.cli.keeping import keeping
     from totalvi.data.schema import Keys
 
     keys = Keys(
@@ -89,22 +90,23 @@ def train(
         allow_fractional=allow_fractional,
         isotype_controls=() if keep_isotypes else None,
     )
-    trained = train_model(
-        input,
-        output,
-        keys,
-        ReadOptions(protein, genome, hashtags, controls, cells_in),
-        n_genes=genes,
-        max_epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        on_disk=on_disk,
-        devices=devices,
-        num_nodes=num_nodes,
-        overwrite=overwrite,
-        resume=resume,
-    )
-    if place().rank:
+    with keeping(output):
+        trained = train_model(
+            input,
+            output,
+            keys,
+            ReadOptions(protein, genome, hashtags, controls, cells_in),
+            n_genes=genes,
+            max_epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            on_disk=on_disk,
+            devices=devices,
+            num_nodes=num_nodes,
+            overwrite=overwrite,
+            resume=resume,
+        )
+    if this_process().rank:
         return
     for kind, messages in (("note", trained.notes), ("warning", trained.warnings)):
         for message in messages:
@@ -155,7 +157,7 @@ def denoise(
         num_nodes=num_nodes,
         overwrite=overwrite,
     )
-    if place().rank == 0:
+    if this_process().rank == 0:
         typer.echo(f"written: {path}")
 
 

@@ -17,9 +17,9 @@ from mudata import MuData
 from scipy import sparse
 from zarr.codecs import BloscCodec
 
-from totalvi.atomic import locked, new_folder, parents_of, partial_of
+from totalvi.atomic import locked, new_folder, parents_of, partial_of, writing
 from totalvi.errors import OutputError
-from totalvi.processes import barrier, losing_others, place
+from totalvi.processes import barrier, losing_others, this_process
 
 ENTRIES_PER_CHUNK, CHUNKS_PER_SHARD = 1 << 17, 64  # of CSR: some hundred cells to a chunk
 ROWS_PER_CHUNK, ROWS_PER_SHARD = 1024, 1 << 16  # of dense matrices
@@ -170,7 +170,7 @@ def shared_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     What all of them need is written by the first before a `totalvi.processes.barrier`.
     """
-    process = place()
+    process = this_process()
     if process.n_processes == 1:
         with new_store(out, overwrite=overwrite) as folder:
             yield folder
@@ -181,7 +181,9 @@ def shared_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
                 yield folder
                 barrier()  # all is written
         else:
-            yield partial_of(Path(os.path.realpath(out)))
+            target = Path(os.path.realpath(out))
+            with writing(target):
+                yield partial_of(target)
             barrier()
         barrier()  # all is in its place
 

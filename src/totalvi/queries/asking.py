@@ -22,7 +22,7 @@ from totalvi.mapping.query_schema import QueryMapping
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise
-from totalvi.processes import place
+from totalvi.processes import this_process
 from totalvi.queries.progress import cell_progress
 from totalvi.queries.store import own_rows
 
@@ -68,7 +68,7 @@ class Asked:
         batches = chain.from_iterable(
             minibatches(self.data, self.module, cells, batch_size) for _ in range(n_passes)
         )
-        shown_by = progress if place().rank == 0 else False
+        shown_by = progress if this_process().rank == 0 else False
         with (
             threads_of_torch(),
             cell_progress(batches, n_passes * len(cells), what, shown_by) as shown,

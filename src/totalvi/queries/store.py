@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.write_zarr import new_store, shared_store
-from totalvi.processes import barrier, first_alone, place
+from totalvi.processes import barrier, first_alone, this_process
 
 ROWS_PER_CHUNK = 1024
 """Writers of different rows at the same time each take whole chunks of this many."""
@@ -60,7 +60,7 @@ def row_targets(
     if n_samples is not None:
         raise ValueError("out takes means only; leave return_mean at True, or out at None.")
     with shared_store(out) as path:
-        if place().rank == 0:
+        if this_process().rank == 0:
             create_tables(path, tables)
         barrier()
         arrays = open_tables(path, tables)
@@ -72,7 +72,7 @@ def row_targets(
 
 def own_rows(n_cells: int) -> slice:
     """Return the rows of a table in a store that this process writes: whole chunks."""
-    return place().part_of_chunks(n_cells, ROWS_PER_CHUNK)
+    return this_process().part_of_chunks(n_cells, ROWS_PER_CHUNK)
 
 
 class _OwnRows(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from totalvi.atomic import write_file
 from totalvi.errors import CheckpointError, Interrupted
-from totalvi.processes import Place, barrier
+from totalvi.processes import Process, barrier
 
 FORMAT, FORMAT_VERSION = "totalvi checkpoint", 1
 
@@ -89,7 +89,7 @@ class Keeper:
         checkpoints: Checkpoints,
         state: Callable[[], State],
         signals: list[int],
-        process: Place,
+        process: Process,
     ) -> None:
         self.checkpoints, self.state, self.signals = checkpoints, state, signals
         self.process = process

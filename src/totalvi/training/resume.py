@@ -13,7 +13,7 @@ import numpy as np
 
 from totalvi.atomic import locked, parents_of
 from totalvi.errors import OutputError
-from totalvi.processes import barrier, place
+from totalvi.processes import barrier, this_process
 from totalvi.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -124,7 +124,7 @@ def kept(
 @contextmanager
 def _right_to_write(path: Path) -> Iterator[None]:
     """Hold the lock of a checkpoint, and make its folder; of several processes the first does both."""
-    if place().rank > 0:
+    if this_process().rank > 0:
         yield
         return
     with parents_of(path), locked(path):

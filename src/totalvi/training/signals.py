@@ -13,14 +13,15 @@ OBEYED = (signal.SIGINT, signal.SIGTERM)
 def noted_signals() -> Iterator[list[int]]:
     """Give a list that gets the numbers of signals in place of their being obeyed at once.
 
-    A second one is not waited for: it raises KeyboardInterrupt. Only the main thread can do this;
+    A second SIGINT is not waited for: it raises KeyboardInterrupt. SIGTERM may come from several that
+    watch over a job, and is waited for each time. Only the main thread can do this;
     in others, and for signals that the process ignores, nothing changes.
     """
     noted: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         noted.append(number)
-        if len(noted) > 1:
+        if noted.count(signal.SIGINT) > 1:
             raise KeyboardInterrupt
 
     before = {}

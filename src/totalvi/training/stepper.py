@@ -16,7 +16,7 @@ from totalvi.feed import Minibatch
 from totalvi.module.elbo import ElboTerms, objective
 from totalvi.module.shared import SharedGenerator
 from totalvi.module.totalvi import TOTALVI
-from totalvi.processes import Place, place_in
+from totalvi.processes import Process, process_of
 from totalvi.training.adversary import Adversary
 from totalvi.training.checkpoint import Keeper, State
 from totalvi.training.plan import TrainingPlan
@@ -37,7 +37,7 @@ def torch_generator(
 
 
 def samples_of(
-    seed: np.random.SeedSequence, device: torch.device | str, process: Place | None
+    seed: np.random.SeedSequence, device: torch.device | str, process: Process | None
 ) -> torch.Generator:
     """Return the source of samples of minibatches that are this process's alone, or shared."""
     whole = torch_generator(seed, device)
@@ -67,7 +67,7 @@ class Stepper:
         if self.shared:  # gradients are averaged over processes for what goes through `network`
             network.mark_forward_method("elbo")
         self.elbo = network.elbo if self.shared else module.elbo
-        self.samples = samples_of(seed, fabric.device, place_in(fabric) if self.shared else None)
+        self.samples = samples_of(seed, fabric.device, process_of(fabric) if self.shared else None)
         self.signals: list[int] = []  # that this process got, and that all know of
         self.known_signals: list[int] = []
         self.adversary = _adversary(module, plan, seed, fabric.device)
@@ -143,6 +143,14 @@ class Stepper:
                 self.scaler.update()
         self.steps_done += 1
         return finite, sums, n_cells
+
+    def agree_on_signals(self) -> None:
+        """Let all processes know of the signals that each has got."""
+        if not self.shared:
+            return
+        n_noted = torch.tensor([number in self.signals for number in OBEYED]).int()
+        torch.distributed.all_reduce(n_noted)
+        self.known_signals += [number for number, n in zip(OBEYED, n_noted, strict=True) if n]
 
     def _of_all(self, finite: Tensor, sums: Tensor, batch: Minibatch) -> tuple[bool, Tensor, int]:
         """Return whether all have finite numbers, the sums of all and their cells; note signals."""

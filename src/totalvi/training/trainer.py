@@ -14,12 +14,12 @@ import torch
 import torch.distributed
 
 from totalvi.data.cite import CiteData
-from totalvi.errors import TrainingError
+from totalvi.errors import ProcessError, TrainingError
 from totalvi.feed import minibatches
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
 from totalvi.on_device import CountsOnDevice, counts_on_device
-from totalvi.processes import Place, launch, losing_others, make_fabric, place_in
+from totalvi.processes import Process, launch, losing_others, make_fabric, process_of
 from totalvi.training.checkpoint import Checkpoints, Keeper, State
 from totalvi.training.memory import explained, free_memory, memory_use, require_room
 from totalvi.training.plan import TrainingPlan
@@ -135,11 +135,11 @@ def _fit(
     start: State | None,
 ) -> Fit:
     order_seed, sample_seed, validation_seed = seed.spawn(3)
-    process = place_in(fabric)
+    process = process_of(fabric)
     shared_by = process if process.n_processes > 1 else None
     smallest = len(split.train) // math.ceil(len(split.train) / plan.batch_size)
     if smallest < process.n_processes:
-        raise ValueError(
+        raise ProcessError(
             f"batch_size is {plan.batch_size}, too few for {process.n_processes} processes with a "
             "cell each; raise it, or use fewer."
         )
@@ -172,6 +172,7 @@ def _fit(
                 row |= evaluate(
                     module, held_out, held_out_cells, validation_seed, fabric.device, shared_by
                 )
+            stepper.agree_on_signals()
             row["kl_weight"] = stepper.kl_weight()
             row["learning_rate"] = stepper.learning_rate()
             row["seconds"] = time.perf_counter() - started
@@ -231,7 +232,7 @@ def _end_epoch(course: Course, row: dict[str, float], plan: TrainingPlan, module
 
 @contextmanager
 def _keeper(
-    checkpoints: Checkpoints | None, course: Course, stepper: "Stepper", process: Place
+    checkpoints: Checkpoints | None, course: Course, stepper: "Stepper", process: Process
 ) -> Iterator[Keeper | None]:
     """Give what writes the checkpoints; signals are noted for it meanwhile.
 
@@ -257,7 +258,7 @@ def evaluate(
     cells: np.ndarray,
     seed: np.random.SeedSequence,
     device: torch.device | str = "cpu",
-    process: Place | None = None,
+    process: Process | None = None,
 ) -> dict[str, float]:
     """Return the losses of ``cells`` by cell, at full KL weight, from the same samples every time.
 
