@@ -246,7 +246,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndar
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to find processes")
 @pytest.mark.parametrize(
     ("victim", "number"),
-    [("second", signal.SIGKILL), ("first", signal.SIGKILL), ("second", signal.SIGTERM)],
+    [
+        ("second", signal.SIGKILL),
+        ("second", signal.SIGTERM),
+        pytest.param("first", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
 )
 def test_one_process_ends_and_the_fit_goes_on_to_the_same_numbers(
     victim: str, number: int, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
@@ -274,6 +278,7 @@ def test_one_process_ends_and_the_fit_goes_on_to_the_same_numbers(
         assert np.array_equal(found["fit.weights"], uninterrupted["fit.weights"])
 
 
+@pytest.mark.slow
 def test_a_fit_goes_on_with_another_number_of_processes(
     tmp_path: Path, uninterrupted: dict[str, np.ndarray]
 ) -> None:
@@ -285,6 +290,7 @@ def test_a_fit_goes_on_with_another_number_of_processes(
     np.testing.assert_allclose(one["losses"], uninterrupted["fit.losses"], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_killed_process_again(
     tmp_path: Path, uninterrupted: dict[str, np.ndarray]
 ) -> None:
@@ -340,7 +346,7 @@ def test_commands_of_two_processes_write_what_one_writes(tmp_path: Path) -> None
     again = finish([*denoise, str(two), "--devices", "2"])
     assert again.returncode == 2
     assert "exists already" in again.stderr
-    assert again.stderr.count("error:") == 1
+    assert again.stderr.count("\n") == 1
     wrong = finish([*denoise, str(tmp_path / "x.h5mu"), "--devices", "2"])
     assert wrong.returncode == 2
     assert "is written by one process: give a name that ends in .zarr" in wrong.stderr

@@ -23,7 +23,7 @@ from totalvi.data.open import can_stay_on_disk
 from totalvi.data.read import read
 from totalvi.data.schema import Keys
 from totalvi.data.write_zarr import shared_store
-from totalvi.errors import DataError, OutputError
+from totalvi.errors import DataError, OutputError, TotalviError
 from totalvi.model import Model
 from totalvi.persistence.format import is_model
 from totalvi.processes import first_alone, launch, this_process
@@ -196,6 +196,8 @@ def _values_of_the_user() -> Iterator[None]:
     """Make what a query says of a wrong name a matter of the input."""
     try:
         yield
+    except TotalviError:
+        raise
     except ValueError as error:
         raise DataError(str(error)) from error
 

@@ -67,7 +67,8 @@ def main() -> NoReturn:
     # Idle threads must soon sleep: on a busy machine, waiting in a loop slows a fit many times over.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    for part in ("distributed", "rank_zero"):  # which say how processes find each other
+        logging.getLogger(f"lightning_fabric.utilities.{part}").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(execute(sys.argv[1:]))
 
