@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "unfused": {"model": {"fused": False, "gene_likelihood": "zinb", "library": "latent"}},
     "layer": {"model": {"normalization": "layer", "gene_dispersion": "gene-batch"}},
     "uneven": {"cells": 203, "batch_size": 47},
+    "half": {"precision": "bf16-mixed", "model": {"fused": False}},
     "again": {"twice": True, "max_epochs": 2},
     "mapped": {"mapped": True, "max_epochs": 2},
 }
@@ -81,7 +82,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 def test_two_processes_fit_what_one_does(case: str, shared: dict[str, np.ndarray]) -> None:
     one = alone(CASES[case])
     assert shared["n_processes"] == 2
-    np.testing.assert_allclose(shared[f"{case}.losses"], one["losses"], rtol=1e-4)
+    half = CASES[case].get("precision") == "bf16-mixed"
+    np.testing.assert_allclose(shared[f"{case}.losses"], one["losses"], rtol=0.03 if half else 1e-4)
+    if half:  # sums of other cells are rounded to 8 bits
+        return
     # Adam makes whole steps of rounding errors where a gradient is nearly 0: few weights differ more
     difference = np.abs(shared[f"{case}.weights"] - one["weights"])
     assert np.median(difference) < 1e-5

@@ -4,6 +4,7 @@ Each runs the same program from its start; `torchrun`, `fabric run`, SLURM's `sr
 `launch(devices=2)` start them. What they share goes through the default group of torch.distributed.
 """
 
+import inspect
 import os
 import sys
 import threading
@@ -142,8 +143,8 @@ def make_fabric(
             cluster_environment=_environment(wanted),
             process_group_backend=_backend(accelerator),
             timeout=_WAIT,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **_buffers_of_each(),
         )
         return Fabric(
             devices=wanted.devices, num_nodes=wanted.num_nodes, strategy=strategy, **options
@@ -218,6 +219,15 @@ def _backend(accelerator: str) -> str:
 
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+
+
+def _buffers_of_each() -> dict[str, bool]:
+    """Return the option by which buffers, the same in all processes, are not sent at each step."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {name: False}
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import once_differentiable
 
 
 class Share(NamedTuple):
@@ -84,11 +84,28 @@ def shared_batch_norm(x: Tensor, batch_norm: nn.BatchNorm1d, generator: SharedGe
     """Return ``x`` (B, features) normalised by mean and variance of the cells of all processes."""
     n_cells = generator.share.n_cells
     wide = x.float()
-    mean = all_reduce(wide.sum(dim=0)) / n_cells
-    variance = all_reduce((wide - mean).square().sum(dim=0)) / n_cells
+    mean = _SumOfAll.apply(wide.sum(dim=0)) / n_cells
+    variance = _SumOfAll.apply((wide - mean).square().sum(dim=0)) / n_cells
     note_moments(batch_norm, mean.detach(), variance.detach(), n_cells)
     normalized = (wide - mean) / (variance + batch_norm.eps).sqrt()
     return (normalized * batch_norm.weight + batch_norm.bias).to(x.dtype)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum of a tensor over processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
 
 
 def note_moments(batch_norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, n_cells: int) -> None:

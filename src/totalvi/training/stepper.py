@@ -4,12 +4,12 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from totalvi.errors import TrainingError
 from totalvi.feed import Minibatch
@@ -62,11 +62,11 @@ class Stepper:
         self.fabric, self.module, self.plan = fabric, module, plan
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # of losses in float16
         fused = fabric.device.type in ("cpu", "cuda") and self.scaler is None
-        network, self.optimizer = fabric.setup(module, _optimizer(module, plan, fused))
+        self.optimizer = fabric.setup_optimizers(_optimizer(module.to(fabric.device), plan, fused))
         self.shared = fabric.world_size > 1
-        if self.shared:  # gradients are averaged over processes for what goes through `network`
-            network.mark_forward_method("elbo")
-        self.elbo = network.elbo if self.shared else module.elbo
+        self.elbo: Callable[..., ElboTerms] = module.elbo
+        if self.shared:  # what goes through this has its gradients averaged over processes
+            self.elbo = fabric.strategy.setup_module(_Elbo(module))
         self.samples = samples_of(seed, fabric.device, process_of(fabric) if self.shared else None)
         self.signals: list[int] = []  # that this process got, and that all know of
         self.known_signals: list[int] = []
@@ -185,6 +185,18 @@ class Stepper:
         self.steps_done = values["steps_done"]
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])
+
+
+class _Elbo(nn.Module):
+    """The losses of a network as the forward pass of a module."""
+
+    def __init__(self, network: TOTALVI) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any) -> ElboTerms:
+        """Return what `TOTALVI.elbo` returns."""
+        return self.network.elbo(*inputs)
 
 
 def _adversary(
