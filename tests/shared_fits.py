@@ -19,7 +19,7 @@ import numpy as np
 from mudata import MuData
 
 import totalvi
-from totalvi.data.order import shuffled_windows
+from totalvi.data.order import BLOCK, WINDOW, shuffled_windows
 from totalvi.processes import this_process
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
@@ -47,10 +47,12 @@ def fit_case(case: dict[str, Any]) -> totalvi.Model:
     what = {name: case.pop(name, default) for name, default in what.items()}
     data = cells(what["cells"], what["panels"]) if what["zarr"] is None else what["zarr"]
     model = totalvi.Model(data, batch_key="batch", **(SMALL | what["model"]))
-    order = shuffled_windows
-    if what["window"] is not None:
-        order = partial(shuffled_windows, window=what["window"], block=16)
-    with patch("totalvi.feed.shuffled_windows", order):
+    window = what["window"] or WINDOW
+    order = partial(shuffled_windows, window=window, block=min(BLOCK, window // 4))
+    with (
+        patch("totalvi.feed.shuffled_windows", order),
+        patch("totalvi.training.trainer.WINDOW", window),
+    ):
         for _ in range(1 + what["twice"]):
             model.train(**case)
     if what["out"] is not None:

@@ -189,6 +189,7 @@ def test_genes_in_another_order_are_aligned(mdata, in_memory, tmp_path):
 def test_windows_are_the_same_whatever_the_time_reading_takes(files, monkeypatch):
     small = partial(order.shuffled_windows, window=96, block=16)
     monkeypatch.setattr(feed, "shuffled_windows", small)
+    monkeypatch.setattr("totalvi.training.trainer.WINDOW", 96)
     losses = []
     for slow in (False, True):
         if slow:

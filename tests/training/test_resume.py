@@ -141,6 +141,7 @@ def test_a_fit_on_disk_goes_on_bit_for_bit(
     mdata: MuData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     monkeypatch.setattr(feed, "shuffled_windows", partial(shuffled_windows, window=60, block=8))
+    monkeypatch.setattr("totalvi.training.trainer.WINDOW", 60)
     store, path = tmp_path / "cells.h5mu", tmp_path / "fit"
     mdata.write(store)
     whole, model = (totalvi.Model(store, batch_key="batch", **SMALL) for _ in range(2))

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 
 from totalvi.data.cite import CiteData
+from totalvi.data.order import WINDOW
 from totalvi.errors import ProcessError, TrainingError
 from totalvi.feed import minibatches
 from totalvi.module.fused.arrays import threads_of_torch
@@ -144,15 +145,17 @@ def _fit(
             "cell each; raise it, or use fewer."
         )
     course = Course(np.random.default_rng(order_seed))
+    held_out, held_out_cells = data, split.validation
+    if data.on_disk:  # read once, not every epoch
+        held_out, held_out_cells = _read(data, split.validation)
+    training, training_cells = data, split.train
+    if data.on_disk and len(split.train) <= WINDOW:  # which would be in memory all the time
+        training, training_cells = _read(data, split.train)
     room: AbstractContextManager[None] = nullcontext()
     held = None
     if fabric.device.type == "cuda":
-        room, held = _plan_memory(module, data, plan, fabric, show=on_epoch is not None)
+        room, held = _plan_memory(module, training, plan, fabric, show=on_epoch is not None)
     stepper = Stepper(fabric, module, plan, len(split.train), sample_seed)
-    held_out, held_out_cells = data, split.validation
-    if data.on_disk:  # read once, not every epoch
-        held_out = data.in_memory(split.validation)
-        held_out_cells = np.arange(len(split.validation))
     if start is not None:
         course.restore(start, fabric.device)
         stepper.restore(start)
@@ -163,7 +166,7 @@ def _fit(
         while not course.stopped:
             started = time.perf_counter() - course.seconds_in_epoch
             batches = minibatches(
-                data, module, split.train, plan.batch_size, course.order, fabric.device,
+                training, module, training_cells, plan.batch_size, course.order, fabric.device,
                 course.steps_in_epoch, shared_by, held,
             )  # fmt: skip
             with wide_products(module, plan.precision):
@@ -194,6 +197,11 @@ def _fit(
     history = pd.DataFrame(course.rows, index=pd.RangeIndex(n_epochs, name="epoch"))
     best_epoch = best.epoch if best.state else n_epochs - 1
     return Fit(history, best_epoch, course.stopped, course.skipped.total, plan.precision)
+
+
+def _read(data: CiteData, cells: np.ndarray) -> tuple[CiteData, np.ndarray]:
+    """Return cells of data on disk in memory, and their positions there."""
+    return data.in_memory(cells), np.arange(len(cells))
 
 
 def _plan_memory(
