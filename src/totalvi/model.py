@@ -30,7 +30,7 @@ from totalvi.module.totalvi import TOTALVI
 from totalvi.persistence.consistency import require_possible_sizes, require_same_types
 from totalvi.persistence.format import read_model, write_model
 from totalvi.persistence.scvi_write import write_scvi
-from totalvi.processes import first_alone, launch, process_of, require_equal
+from totalvi.processes import launch, process_of, require_equal, this_process
 from totalvi.queries.abundance import AbundanceQueries
 from totalvi.queries.archetypes import ArchetypeQueries
 from totalvi.queries.comparison import ComparisonQueries
@@ -489,7 +489,7 @@ class Model(
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model, without the data, to the folder ``path``, whole or not at all.
 
-        Of several processes the first writes, and the others wait.
+        Of several processes the first writes; the others go on at once.
 
         Raises
         ------
@@ -512,9 +512,8 @@ class Model(
             "background_anchor": self.module.background_anchor,  # None without empty droplets
             "mapping": None if self._mapping is None else self._mapping.to_dict(),
         }
-        with first_alone() as is_first:
-            if is_first:
-                write_model(Path(path), self.module.state_dict(), description, overwrite)
+        if this_process().rank == 0:
+            write_model(Path(path), self.module.state_dict(), description, overwrite)
         return Path(path)
 
     def save_scvi(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -539,11 +538,8 @@ class Model(
                 "does not know; save the reference, or this model with save()."
             )
         assert self.split is not None
-        with first_alone() as is_first:
-            if is_first:
-                write_scvi(
-                    Path(path), self.module, self.schema, self._options, self.split, overwrite
-                )
+        if this_process().rank == 0:
+            write_scvi(Path(path), self.module, self.schema, self._options, self.split, overwrite)
         return Path(path)
 
     @classmethod

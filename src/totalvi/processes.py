@@ -104,7 +104,9 @@ def launch(
             fabric.launch()
     except RuntimeError as error:
         raise ProcessError(f"The processes did not find each other: {error}") from error
-    if before.n_processes < fabric.world_size and _launcher() is None and fabric.local_rank:
+    launcher = _launcher()
+    watched = bool(fabric.local_rank) if launcher is None else launcher.name == "torchrun"
+    if before.n_processes < fabric.world_size and watched:
         _end_with_parent()
     return fabric
 
@@ -177,7 +179,8 @@ def _wanted(devices: int | None, num_nodes: int) -> _Launcher:
             f"num_nodes is {num_nodes}, but nothing tells the machines of each other; start them with "
             "torchrun or srun, or set MASTER_ADDR and NODE_RANK on each."
         )
-    if wanted.devices * num_nodes > 1 and hasattr(sys, "ps1"):
+    interactive = hasattr(sys, "ps1") or sys.argv[0] in ("", "-", "-c")
+    if wanted.devices * num_nodes > 1 and interactive:
         raise ProcessError(
             f"devices is {devices} in an interactive session, which other processes cannot repeat; "
             "run a script, or `totalvi train --devices`."
@@ -303,8 +306,8 @@ def losing_others() -> Iterator[None]:
         if this_process().n_processes == 1 or not _is_of_connection(error):
             raise
         raise ProcessError(
-            "Another process of this fit ended, or cannot be reached; see what it said, and go on "
-            "from the checkpoint."
+            "Another process ended, or cannot be reached; see what it said, and start again: a fit "
+            "goes on from its checkpoint."
         ) from error
 
 

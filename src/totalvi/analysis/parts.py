@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from totalvi.errors import DataError, OutputError, TotalviError
 from totalvi.model import Model
 from totalvi.persistence.format import is_model
 from totalvi.processes import first_alone, launch, this_process
+from totalvi.training.resume import CHECKPOINT_EVERY
 
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 
@@ -55,6 +57,7 @@ def train_model(
     num_nodes: int = 1,
     overwrite: bool = False,
     resume: bool = False,
+    checkpoint_every: timedelta = CHECKPOINT_EVERY,
     progress: bool | None = None,
 ) -> Trained:
     """Check counts, select genes, fit a model, and save it; nothing else.
@@ -67,7 +70,7 @@ def train_model(
         Counts, and where in them what is.
     output
         The model's folder. Until it is there the fit is kept beside it, in ``<output>.checkpoint``.
-    n_genes, max_epochs, seed, on_disk, overwrite, resume, progress
+    n_genes, max_epochs, seed, on_disk, overwrite, resume, checkpoint_every, progress
         As in :func:`totalvi.analysis.run.run`. The cells and genes of a fit on disk are kept beside the
         model until it is there.
     batch_size, devices, num_nodes
@@ -112,6 +115,7 @@ def train_model(
                 max_epochs=max_epochs,
                 batch_size=batch_size,
                 checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
                 resume=resume,
                 progress=steps.shown,
                 devices=devices,

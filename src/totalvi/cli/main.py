@@ -105,8 +105,8 @@ def execute(arguments: Sequence[str]) -> int:
             raise
         status, message = explain(error)
         rank = this_process().rank
-        if rank and isinstance(error, ProcessError):
-            return status  # the first process says so
+        if rank > 1 and isinstance(error, ProcessError):
+            return status  # one of those that are left says so
         which = f"process {rank}: " if rank else ""
         typer.echo(f"{which}error: {' '.join(message.split())}", err=True)
     if status == INTERRUPTED:  # the option parser turns Ctrl-C into this status without a word

@@ -1,5 +1,6 @@
 """`totalvi train`, `denoise` and `de`: the parts of a run, one at a time."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,7 @@ def train(
     num_nodes: options.NumNodes = 1,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10,
     allow_fractional: options.AllowFractional = False,
     keep_isotypes: options.KeepIsotypes = False,
     rna_modality: options.RnaModality = "rna",
@@ -105,6 +107,7 @@ def train(
             num_nodes=num_nodes,
             overwrite=overwrite,
             resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
         )
     if this_process().rank:
         return

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +19,7 @@ from zarr.codecs import BloscCodec
 
 from totalvi.atomic import locked, new_folder, parents_of, partial_of, writing
 from totalvi.errors import OutputError
-from totalvi.processes import barrier, losing_others, this_process
+from totalvi.processes import barrier, first_alone
 
 ENTRIES_PER_CHUNK, CHUNKS_PER_SHARD = 1 << 17, 64  # of CSR: some hundred cells to a chunk
 ROWS_PER_CHUNK, ROWS_PER_SHARD = 1024, 1 << 16  # of dense matrices
@@ -170,22 +170,17 @@ def shared_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     What all of them need is written by the first before a `totalvi.processes.barrier`.
     """
-    process = this_process()
-    if process.n_processes == 1:
-        with new_store(out, overwrite=overwrite) as folder:
+    target = Path(os.path.realpath(out))
+    with ExitStack() as written:
+        with first_alone() as is_first:
+            if is_first:
+                folder = written.enter_context(new_store(out, overwrite=overwrite))
+            else:
+                folder = partial_of(target)
+        with nullcontext() if is_first else writing(target):
             yield folder
-        return
-    with losing_others():
-        if process.rank == 0:
-            with new_store(out, overwrite=overwrite) as folder:
-                yield folder
-                barrier()  # all is written
-        else:
-            target = Path(os.path.realpath(out))
-            with writing(target):
-                yield partial_of(target)
-            barrier()
-        barrier()  # all is in its place
+        barrier()  # all is written
+    barrier()  # all is in its place
 
 
 def _require_replaceable(target: Path, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from totalvi.atomic import locked, parents_of
 from totalvi.errors import OutputError
-from totalvi.processes import barrier, this_process
+from totalvi.processes import barrier, require_equal, this_process
 from totalvi.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -96,6 +96,7 @@ def kept(
             f"checkpoint_every is {every!r}; allowed are a number of epochs from 1, or a "
             "datetime.timedelta."
         )
+    require_equal(repr((checkpoint, every, resume)), "checkpoint")
     if resume is True and checkpoint is None:
         raise ValueError("resume is True without a checkpoint; give the file to go on from.")
     if not isinstance(resume, bool):
