@@ -1,6 +1,10 @@
 """Loops compile whether or not a folder can be written to."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -36,3 +40,34 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "njit", refusing("something else"))
     with pytest.raises(RuntimeError, match="something else"):
         compiled()(twice)
+
+
+FITS = """
+import hashlib, sys, warnings
+import numpy as np, torch, totalvi
+torch.set_num_threads(1)
+data = totalvi.simulate(n_cells=200, n_genes=120, n_proteins=6, n_batches=2, seed=1)
+digest = hashlib.sha256()
+for likelihood in ("nb", "zinb"):
+    for precision in ("32-true", "bf16-mixed"):
+        model = totalvi.Model(data, batch_key="batch", gene_likelihood=likelihood, n_hidden=32)
+        model.train(2, accelerator="cpu", precision=precision, progress=False)
+        for value in model.module.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        digest.update(model.get_normalized_expression(n_samples=2)[0].to_numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_what_is_compiled_and_what_is_kept_give_the_same_numbers(tmp_path: Path) -> None:
+    found = set()
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", FITS],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found.add(done.stdout)
+    assert any((tmp_path / "kept").rglob("*.nbc"))
+    assert len(found) == 1

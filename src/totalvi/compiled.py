@@ -3,6 +3,9 @@
 What is kept is made anew when the file of the loop itself changes, not when one that it calls does:
 after a change of `module.kernels.arithmetic` or `module.kernels.rising` delete ``__pycache__``.
 
+Loops with fast arithmetic that other loops call have ``forceinline=True``: else what is compiled and
+what is read back later may differ in what was inlined, and so in their last digits.
+
 numba ends a process that was forked from one which ran such loops (start others by "spawn"), and,
 where it found neither OpenMP nor TBB, one whose Python threads run them at once.
 """

@@ -24,7 +24,7 @@ from totalvi.module.kernels.gene_rows import (
 )
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
 def _zeros(
     e: np.ndarray, scale: float, r: np.ndarray, inverse_r: np.ndarray, weight: float,
     q: np.ndarray, d_log_r: np.ndarray,

@@ -24,7 +24,7 @@ def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
     return result
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
 def _largest(values: np.ndarray) -> float:
     """Return the largest value, found in lanes side by side: one would wait for itself."""
     lanes = np.full(_LANES, values[0])
@@ -37,7 +37,7 @@ def _largest(values: np.ndarray) -> float:
     return lanes.max()
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
 def softmax_terms(logits: np.ndarray, bias: np.ndarray, b: int, e: np.ndarray) -> float:
     """Fill ``e`` (G,) with exp(logit - largest logit) of cell ``b``; return its sum."""
     for g in range(len(e)):
@@ -51,7 +51,7 @@ def softmax_terms(logits: np.ndarray, bias: np.ndarray, b: int, e: np.ndarray) -
     return total
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
 def explain_nonzeros(
     counts: np.ndarray, gene: np.ndarray, e: np.ndarray, scale: float,
     inverse_r: np.ndarray, unexplained: np.ndarray,
@@ -67,7 +67,7 @@ def explain_nonzeros(
     return cost
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
 def pass_through_softmax(
     q: np.ndarray, e: np.ndarray, share: float, b: int, gradient: np.ndarray
 ) -> None:

@@ -24,7 +24,7 @@ from totalvi.module.kernels.gene_rows import (
 _COST, _LOGIT, _SOFTPLUS, _Z, _SHARE, _N_KEPT = range(6)
 
 
-@compiled(fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
 def _zeros(
     e: np.ndarray, scale: float, r: np.ndarray, inverse_r: np.ndarray, weight: float,
     dropout: np.ndarray, dropout_bias: np.ndarray, b: int,
