@@ -59,7 +59,7 @@ def test_hash_of_a_model_is_of_all_its_files(tmp_path: Path) -> None:
 
 def test_a_folder_of_nothing_that_is_read_has_no_hash(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("mine")
-    with pytest.raises(ReadError, match="lacks matrix.mtx.gz"):
+    with pytest.raises(ReadError, match=r"lacks matrix\.mtx\.gz"):
         sha256(tmp_path)
 
 
