@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from totalvi.analysis.record import asked, circumstances, sha256, write_record
+from totalvi.errors import ReadError
 
 
 def test_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
@@ -45,6 +46,21 @@ def test_hash_is_of_what_is_read_and_not_of_what_lies_beside_it(tmp_path: Path, 
         (folder / name).write_text("changed")
         assert sha256(tmp_path / "sample") != before
         (folder / name).write_text(name)
+
+
+def test_hash_of_a_model_is_of_all_its_files(tmp_path: Path) -> None:
+    seen = set()
+    for weights, description in (("1", "{}"), ("2", "{}"), ("1", "{ }")):
+        (tmp_path / "weights.safetensors").write_text(weights)
+        (tmp_path / "model.json").write_text(description)
+        seen.add(sha256(tmp_path))
+    assert len(seen) == 3
+
+
+def test_a_folder_of_nothing_that_is_read_has_no_hash(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(ReadError, match=r"lacks matrix\.mtx\.gz"):
+        sha256(tmp_path)
 
 
 def test_record_is_json(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from totalvi.analysis import pipeline
-from totalvi.analysis.record import sha256
+from totalvi.analysis.record import asked, is_record_of, sha256, write_record
 from totalvi.analysis.run import repeat, run
 from totalvi.cli.main import execute
 from totalvi.data.ambient_tables import AMBIENT
@@ -107,7 +107,27 @@ def test_a_requeued_run_that_is_done_does_nothing_but_its_report(
     assert {path: when for path, when in after.items() if path != report} == before
     with pytest.raises(OutputError, match="is not empty"):  # another run
         run(cells, out, batch_key="batch", max_epochs=4, resume=True)
+    with pytest.raises(OutputError, match="is not empty"):  # of the default number of epochs
+        run(cells, out, batch_key="batch", resume=True)
     assert times(out) == after
+
+
+def test_results_of_the_default_epochs_are_those_of_no_number(tmp_path: Path) -> None:
+    inputs = {"input": tmp_path / "cells.h5mu"}
+    inputs["input"].touch()
+    for planned, wanted, same in (
+        (400, None, True),
+        (400, 400, True),
+        (3, None, True),
+        (3, 3, False),
+    ):
+        record = asked({"max_epochs": planned, "seed": 0}, inputs)
+        write_record(
+            record | {"epochs_asked": wanted, "default_max_epochs": 400}, tmp_path / "run.json"
+        )
+        for given, expected in ((None, same), (planned, True), (5, False)):
+            arguments = {"max_epochs": given, "seed": 0}
+            assert is_record_of(tmp_path / "run.json", arguments, inputs) is expected
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+import totalvi
 from totalvi.cli.main import execute, explain
 
 # Of mudata, about a default that its next version changes.
@@ -627,6 +629,7 @@ OUT_OF_RANGE = {  # of each option what is refused before anything is read
     "--genes": ["", "abc", "-1", "0", "1.5", "nan", "inf", "1e3"],
     "--epochs": ["", "abc", "-1", "0", "1.5", "nan", "inf"],
     "--samples": ["", "abc", "-1", "0", "1.5", "nan", "inf"],
+    "--interval": ["", "abc", "-1", "0", "1", "nan", "inf"],
     "--cells": ["", "abc", "-1", "0", "1.5", "nan", "inf", "9" * 30],
     "--proteins": ["", "abc", "-1", "0", "nan", "9" * 30],
     "--batches": ["", "abc", "-1", "0", "nan", "9" * 30],
@@ -642,6 +645,11 @@ COMMANDS = {
     "train": (["cells.h5mu", "-o", "out"], "seed genes epochs cells-in"),
     "denoise": (["model", "-o", "out.h5mu"], "seed samples"),
     "de": (["model", "-o", "out.csv"], "seed delta fdr"),
+    "impute": (
+        ["cells.h5mu", "rna.h5ad", "-o", "out"],
+        "seed checkpoint-every genes epochs interval samples",
+    ),
+    "map": (["model", "cells.h5mu", "-o", "out"], "checkpoint-every"),
     "check": (["cells.h5mu"], "cells-in"),
     "convert": (["model", "out"], "to"),
     "simulate": (
@@ -671,6 +679,13 @@ def test_options_out_of_range_are_one_sentence(
             assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def a_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = totalvi.Model(good(), n_hidden=8, n_latent=2)
+    model.train(max_epochs=1, accelerator="cpu", progress=False)
+    return model.save(tmp_path_factory.mktemp("fitted") / "model")
+
+
 ODD_PATHS = [
     "",
     ".",
@@ -689,6 +704,17 @@ INPUTS = {  # and outputs: what is given in place of {}
     "check": (["check", "{}"],),
     "denoise": (["denoise", "{}"], ["denoise", "thesis.txt", "-o", "{}"]),
     "de": (["de", "{}"], ["de", "thesis.txt", "-o", "{}"]),
+    "impute": (
+        ["impute", "{}", "cells.h5mu", "-o", "out"],
+        ["impute", "cells.h5mu", "{}", "-o", "out"],
+        ["impute", "thesis.txt", "cells.h5mu", "-o", "{}"],
+    ),
+    "map": (
+        ["map", "{}", "cells.h5mu", "-o", "out"],
+        ["map", "model", "{}", "-o", "out"],
+        ["map", "model", "cells.h5mu", "-o", "out", "--reference", "{}"],
+        ["map", "thesis.txt", "cells.h5mu", "-o", "{}"],
+    ),
     "convert": (["convert", "{}", "-o", "out"], ["convert", "thesis.txt", "-o", "{}"]),
     "counts": (["convert", "{}", "-o", "out.zarr"],),
     "simulate": (["simulate", "-o", "{}"], ["simulate", "-o", "a.h5mu", "--raw", "{}"]),
@@ -701,6 +727,7 @@ INPUTS = {  # and outputs: what is given in place of {}
 @pytest.mark.parametrize("command", INPUTS)
 def test_odd_paths_are_one_sentence(
     command: str,
+    a_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -708,6 +735,9 @@ def test_odd_paths_are_one_sentence(
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.md").write_text("mine")
     (tmp_path / "thesis.txt").write_text("mine")
+    if command in ("map", "impute"):  # of their inputs all but one are as they should be
+        good().write(tmp_path / "cells.h5mu")
+        shutil.copytree(a_model, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     before = content(tmp_path)
     for arguments in INPUTS[command]:

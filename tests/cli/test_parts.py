@@ -1,5 +1,6 @@
 """A fit, its denoised counts and its comparisons as commands of their own."""
 
+import shutil
 from pathlib import Path
 
 import anndata
@@ -117,3 +118,30 @@ def test_mapping_does_not_replace_its_reference(folder: Path) -> None:
     assert execute(["map", str(model), str(cells), "-o", str(model), "--overwrite"]) == 2
     assert execute(["map", str(model), str(cells), "-o", str(folder), "--overwrite"]) == 2
     assert len(loaded(folder).history) == 3
+
+
+@pytest.mark.parametrize("command", ["denoise", "de", "convert"])
+def test_no_command_replaces_what_it_reads(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Counts, the counts beside a model, and a model in the folder that would be replaced."""
+    model, store = tmp_path / "run.zarr" / "model.totalvi", tmp_path / "cells.zarr"
+    shutil.copytree(folder / "model", model)
+    shutil.copy(folder / "cells.h5mu", tmp_path / "run.zarr" / "results.h5mu")
+    mudata.write_zarr(str(store), mudata.read_h5mu(folder / "cells.h5mu"))
+    (tmp_path / "link.zarr").symlink_to(store)
+    results = tmp_path / "run.zarr" / "results.h5mu"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    given = {
+        "denoise": [
+            [model, store, "-o", store], [model, store, "-o", tmp_path / "link.zarr"],
+            [model, tmp_path / "link.zarr", "-o", store],
+            [results.parent, "-o", results], [results.parent, store, "-o", results.parent],
+        ],
+        "de": [[model, results, "-o", results, "--groupby", "cell_type"]],
+        "convert": [[store, "-o", store], [results, "-o", results.parent]],
+    }[command]  # fmt: skip
+    for arguments in given:
+        assert execute([command, *map(str, arguments), "--overwrite"]) == 2, arguments
+        assert "would be replaced" in capsys.readouterr().err, arguments
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

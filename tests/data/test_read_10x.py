@@ -1,4 +1,5 @@
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import anndata
@@ -10,6 +11,7 @@ import scipy.io
 from scipy import sparse
 
 from totalvi.data.read import read
+from totalvi.data.read_10x_folder import read_10x_folder
 from totalvi.errors import ReadError
 
 N_CELLS = 12
@@ -390,3 +392,19 @@ def test_broken(case, tmp_path):
     assert str(path) in message
     assert "\n" not in message
     assert ": " in message  # what is wrong, then the mend
+
+
+def test_a_line_of_very_many_tabs_is_not_taken_apart(tmp_path: Path) -> None:
+    """Of a matrix of one feature, whose lists have as many lines as it says."""
+    n_tabs = 2_000_000
+    write_text(tmp_path / "features.tsv", ["ENSG0\tCD3E\tGene Expression" + "\t" * n_tabs])
+    write_text(tmp_path / "barcodes.tsv", CELLS)
+    write_mtx(tmp_path / "matrix.mtx", np.ones((N_CELLS, 1), dtype=np.int64))
+    tracemalloc.start()
+    try:
+        adata = read_10x_folder(tmp_path, None)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert list(adata.var.iloc[0]) == ["ENSG0", "Gene Expression"]
+    assert peak_bytes < 8 * n_tabs  # a list of what is between them takes as much alone

@@ -293,3 +293,51 @@ def test_a_window_at_rest_is_drawn_once(page: Explorer) -> None:
     assert len(page.document.session_callbacks) == 1
     answer(page)
     assert page.plots[0]._image.data["x"] == [before[0] - 1]
+
+
+def test_unsaved_gates_that_cannot_be_shown_are_left_with_a_note(
+    page: Explorer, folder: Path
+) -> None:
+    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    lost = page.history.now
+    text = gates_to_json(lost)
+    axis = lost.gates[0].axes[0].name
+    (folder / "gates_unsaved.json").write_text(text.replace(f'"{axis}"', '"No such feature"'))
+    (folder / "gates_unsaved_2.json").write_text(text)
+    (folder / "gates_unsaved_4.json").write_text("{")
+    (folder / "gates_unsaved_mine.json").write_text("mine")
+    before = {path: path.read_bytes() for path in folder.glob("gates_unsaved*")}
+    again = open_workspace(folder)
+    with again.cells:
+        assert again.unsaved() == [lost]
+        assert [note.split(" is left")[0] for note in again.notes] == [
+            str(folder / "gates_unsaved_4.json"), str(folder / "gates_unsaved.json"),
+        ]  # fmt: skip
+        assert "No such feature" in again.notes[1]
+        again.visit().change(lost)
+        again.save(again.histories[-1])
+        assert again.keep_unsaved() == []
+        del before[folder / "gates_unsaved_2.json"]
+        assert {path: path.read_bytes() for path in folder.glob("gates_unsaved*")} == before
+    again.executor.shutdown()
+
+
+def test_servers_keep_the_unsaved_gates_of_each_other(page: Explorer, folder: Path) -> None:
+    other = open_workspace(folder)
+    with other.cells:
+        page.gate_drawn(page.plots[0], "rectangle", BOX)
+        (first,) = page.workspace.keep_unsaved()
+        visit = Explorer(Document(), other)
+        visit.gate_drawn(visit.plots[0], "lasso", BOX)
+        (second,) = other.keep_unsaved()
+        assert [read_gates(path) for path in (first, second)] == [
+            page.history.now,
+            visit.history.now,
+        ]
+        first.write_text(gates_to_json(visit.history.now))  # yet another server
+        page.save()
+        assert page.workspace.keep_unsaved() == []
+        visit.save()
+        assert other.keep_unsaved() == []
+        assert list(folder.glob("gates_unsaved*")) == [first]
+    other.executor.shutdown()

@@ -339,3 +339,44 @@ def test_an_interrupted_map_goes_on(
 
 def _interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_map_on_a_refitted_model_is_made_anew(files: Path, tmp_path: Path) -> None:
+    """The model's folder is all that differs: nothing lies beside it."""
+    place, query = tmp_path / "model.totalvi", files / "query.h5ad"
+    shutil.copytree(files / "model.totalvi", place)
+    first = map_files(place, query, tmp_path / "out")
+    again = map_files(place, query, tmp_path / "out", resume=True)
+    assert again["finished"] == first["finished"]
+    refitted = totalvi.Model.load(place, totalvi.read(files / "results.h5mu"))
+    refitted.train(max_epochs=1, accelerator="cpu")
+    refitted.save(place, overwrite=True)
+    with pytest.raises(OutputError, match="not empty"):
+        map_files(place, query, tmp_path / "out", resume=True)
+    anew = map_files(place, query, tmp_path / "out", resume=True, overwrite=True)
+    assert anew["input_sha256"]["query_path"] == first["input_sha256"]["query_path"]
+    assert anew["input_sha256"]["model_path"] != first["input_sha256"]["model_path"]
+
+
+def test_a_map_leaves_the_checkpoint_of_a_live_one(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, output = (files, files / "query.h5ad"), tmp_path / "out"
+    map_files(*arguments, output, train=True)
+    kept, seen = tmp_path / "out.checkpoint", []
+
+    def meanwhile(*_: object, **__: object) -> None:
+        before = kept.read_bytes()
+        for choice in (
+            {"overwrite": True},
+            {"resume": True},
+        ):  # the latter has results that are done
+            with pytest.raises(OutputError, match="being written by another process"):
+                map_files(*arguments, output, train=True, **choice)
+        seen.append(kept.read_bytes() == before)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(totalvi.Model, "get_unlikeness", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        map_files(*arguments, output, train=True, overwrite=True)
+    assert seen == [True]

@@ -11,6 +11,7 @@ from anndata.utils import make_index_unique
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.analysis.output import refuse_input_in_output
 from totalvi.analysis.prepare import ReadOptions, feature_annotation, read_input
 from totalvi.data.ambient_tables import AMBIENT, ambient_in
 from totalvi.data.describe import find_source
@@ -74,7 +75,7 @@ def convert_counts(
     DataError
         When the counts cannot be found or read.
     OutputError
-        When ``output`` exists, or cannot be written.
+        When ``output`` exists, is or holds ``given``, or cannot be written.
 
     Examples
     --------
@@ -84,6 +85,7 @@ def convert_counts(
     >>> store = convert_counts(folder / "cells.h5mu", folder / "cells.zarr")
     >>> model = totalvi.Model(store, n_hidden=16)
     """
+    refuse_input_in_output(Path(given), Path(output))
     data, keys = open_input(given, keys or Keys(), options or ReadOptions())
     source = find_source(data, keys, on_disk=True)
     with new_store(output, overwrite=overwrite) as staged:

@@ -11,10 +11,16 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.analysis.output import RECORD, checkpoint_of, require_writable, staged_folder
+from totalvi.analysis.output import (
+    RECORD,
+    checkpoint_of,
+    refuse_input_in_output,
+    require_writable,
+    staged_folder,
+)
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
-from totalvi.analysis.run import RunResult, files_in, finished, forget, refuse_input_in_output
+from totalvi.analysis.run import RunResult, files_in, finished, forget
 from totalvi.analysis.steps import Steps
 from totalvi.data.concat import concat
 from totalvi.data.finding import did_you_mean
@@ -113,6 +119,9 @@ def impute(
         keys = replace(Keys(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
         mdata, findings = prepare(joined, keys, n_genes=n_genes)
         lacking = _lacking(mdata)
+    # Loads torch, as in `_impute`: bad input is refused before seconds go to that.
+    from totalvi.training.plan import default_max_epochs
+
     with staged_folder(output, overwrite=overwrite) as folder:
         if not resume:
             forget(checkpoint, overwrite=overwrite)
@@ -136,6 +145,10 @@ def impute(
             severity: [finding.message for finding in findings if finding.severity == severity]
             for severity in ("warning", "note")
         }
+        plan, split = imputed.model.plan, imputed.model.split
+        request["arguments"]["max_epochs"] = (
+            plan.max_epochs
+        )  # None: of the checkpoint, or by default
         record = {
             **circumstances(),
             **request,
@@ -143,6 +156,8 @@ def impute(
             "reference_cells": mdata.n_obs - imputed.adata.n_obs,
             "genes": mdata["rna"].n_vars,
             "proteins": imputed.adata.n_vars,
+            "epochs_asked": max_epochs,
+            "default_max_epochs": default_max_epochs(len(split.train)),
             "epochs": len(imputed.model.history),
             **imputed.model.fit_summary,
             "seconds": steps.seconds,

@@ -1,9 +1,8 @@
 """From a fitted model and new counts to a folder of results."""
 
-import json
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,11 @@ from totalvi.analysis.output import (
     RECORD,
     STORE,
     checkpoint_of,
-    require_writable,
+    refuse_input_in_output,
     staged_folder,
 )
 from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
-from totalvi.analysis.run import forget, refuse_input_in_output
+from totalvi.analysis.run import finished, forget
 from totalvi.analysis.steps import Steps
 from totalvi.data.cite import CiteData
 from totalvi.data.describe import Data
@@ -84,18 +83,61 @@ def map_files(
     paths |= {} if reference is None else {"reference": reference}
     checkpoint = checkpoint_of(output)
     if resume and is_record_of(output / RECORD, arguments, paths):
-        checkpoint.unlink(missing_ok=True)  # if it died just before it would have
-        finished: dict[str, Any] = json.loads((output / RECORD).read_text(encoding="utf-8"))
-        return finished
+        return finished(output).record
     request = asked(arguments, paths)
-    require_writable(output, overwrite=overwrite)
-    if not resume:
-        forget(checkpoint, overwrite=overwrite)
-    if labels is not None and reference is None:
-        raise DataError(
-            f"labels are those of the reference's cells, whose counts are not beside {folder}; give "
-            'them with reference="PATH".'
-        )
+    with staged_folder(output, overwrite=overwrite) as place:
+        if not resume:
+            forget(checkpoint, overwrite=overwrite)
+        if labels is not None and reference is None:
+            raise DataError(
+                f"labels are those of the reference's cells, whose counts are not beside {folder}; "
+                'give them with reference="PATH".'
+            )
+        fit: dict[str, Any] = {
+            "train": True,
+            "checkpoint": checkpoint,
+            "checkpoint_every": checkpoint_every,
+            "resume": True,
+            "devices": 1,
+        }
+        try:
+            found = _map(
+                folder, query_path, reference, labels, fit if train else {},
+                batch_key=batch_key, reference_batch=reference_batch,
+            )  # fmt: skip
+        except TrainingError:
+            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
+        record = {**circumstances(), **request, **found.record}
+        (place / "tables").mkdir()
+        for name, table in found.tables.items():
+            table.to_csv(place / "tables" / f"{name}.csv.gz", float_format="%.6g")
+        if found.reliability is not None:
+            found.reliability.to_csv(place / "tables" / "reliability.csv", float_format="%.4g")
+        found.query.save(place / _MODEL)
+        write_record(record, place / RECORD)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+class _Mapped(NamedTuple):
+    query: Model
+    tables: dict[str, pd.DataFrame]
+    reliability: pd.DataFrame | None
+    record: dict[str, Any]
+
+
+def _map(
+    folder: Path,
+    query_path: str | Path,
+    reference: Path | None,
+    labels: str | None,
+    fit: dict[str, Any],
+    *,
+    batch_key: str | None,
+    reference_batch: str | None,
+) -> _Mapped:
+    """Map, compare and impute; ``fit`` holds the arguments of the fit of `Model.map_query`."""
     steps, notes = Steps(None), []
     with steps.step("read"):
         cells_of_model: Data | None = reference
@@ -104,23 +146,10 @@ def map_files(
         model = Model.load(folder, cells_of_model)
         _require_known(model, labels, reference_batch)
         query_data = read(query_path)
-    fit: dict[str, Any] = {
-        "train": True,
-        "checkpoint": checkpoint,
-        "checkpoint_every": checkpoint_every,
-        "resume": True,
-    }
-    with steps.step("map", spinner=not train):
-        try:
-            query = model.map_query(
-                query_data,
-                batch_key=batch_key,
-                reference_batch=reference_batch,
-                **(fit | {"devices": 1} if train else {}),
-            )
-        except TrainingError:
-            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
-            raise
+    with steps.step("map", spinner=not fit):
+        query = model.map_query(
+            query_data, batch_key=batch_key, reference_batch=reference_batch, **fit
+        )
     tables: dict[str, pd.DataFrame] = {}
     query_cells = _described(query).cell_names
     cells = pd.DataFrame(index=query_cells.rename("cell"))
@@ -175,23 +204,12 @@ def map_files(
             )
         summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
     record = {
-        **circumstances(),
-        **request,
         "summary": summary,
         "notes": notes,
         "imputed_proteins": missing,
         "seconds": steps.seconds,
     }
-    with staged_folder(output, overwrite=overwrite) as place:
-        (place / "tables").mkdir()
-        for name, table in tables.items():
-            table.to_csv(place / "tables" / f"{name}.csv.gz", float_format="%.6g")
-        if reliability is not None:
-            reliability.to_csv(place / "tables" / "reliability.csv", float_format="%.4g")
-        query.save(place / _MODEL)
-        write_record(record, place / RECORD)
-    checkpoint.unlink(missing_ok=True)
-    return record
+    return _Mapped(query, tables, reliability, record)
 
 
 def _require_known(model: Model, labels: str | None, reference_batch: str | None) -> None:

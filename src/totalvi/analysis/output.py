@@ -100,6 +100,18 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
             staged.unlink(missing_ok=True)
 
 
+def refuse_input_in_output(given: Path, output: Path) -> None:
+    """Refuse an input that is the output or is in it, or is a link in it, or is a link into it."""
+    place, real = given.absolute(), Path(os.path.realpath(given))
+    above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}
+    if Path(os.path.realpath(output)) in above:
+        where = "is" if real == Path(os.path.realpath(output)) else "lies in"
+        raise OutputError(
+            f"the input {given} {where} the output {output}, which would be replaced: "
+            "choose another output"
+        )
+
+
 def _nearest_folder(output: Path) -> Path:
     """Return the nearest folder above ``output`` that exists."""
     nearest = next(folder for folder in output.parents if folder.exists())

@@ -13,7 +13,12 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.analysis.convert import open_input
-from totalvi.analysis.output import STORE, checkpoint_of, staged_file
+from totalvi.analysis.output import (
+    STORE,
+    checkpoint_of,
+    refuse_input_in_output,
+    staged_file,
+)
 from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.steps import Steps
@@ -185,14 +190,27 @@ def load_with_counts(
     DataError
         Where there are no counts.
     """
+    folder, counts = _model_and_counts(model_path, input)
+    if counts is None:
+        raise DataError(f"{model_path} holds no counts: name the file with the counts as INPUT")
+    data = counts if on_disk and can_stay_on_disk(counts) else read(counts)
+    return Model.load(folder, data), data
+
+
+def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:
+    """Return the model's folder, and the counts that are given or lie beside it."""
     is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
-    if input is None:
-        beside = [model_path / name for name in (RESULTS, STORE) if is_run]
+    if input is None and is_run:
+        beside = [model_path / name for name in (RESULTS, STORE)]
         input = next((path for path in beside if path.exists()), None)
-        if input is None:
-            raise DataError(f"{model_path} holds no counts: name the file with the counts as INPUT")
-    data = input if on_disk and can_stay_on_disk(input) else read(input)
-    return Model.load(model_path / MODEL if is_run else model_path, data), data
+    return (model_path / MODEL if is_run else model_path), input
+
+
+def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None) -> None:
+    """Refuse an output that is, or holds, the model or the counts."""
+    for given in _model_and_counts(model_path, input):
+        if given is not None:
+            refuse_input_in_output(Path(given), output)
 
 
 @contextmanager
@@ -236,6 +254,7 @@ def denoise(
         "seed": seed,
         "progress": progress,
     }
+    _refuse_to_replace(output, model_path, input)
     launch("cpu", devices, num_nodes)  # queries run there
     if output.suffix == ".zarr":
         with shared_store(output, overwrite=overwrite) as staged, _values_of_the_user():
@@ -276,6 +295,7 @@ def compare(
     TotalviError
         When the model or the counts cannot be used, or the output cannot be written.
     """
+    _refuse_to_replace(output, model_path, input)
     with staged_file(output, suffix=".csv", overwrite=overwrite) as staged, _values_of_the_user():
         model, _ = load_with_counts(model_path, input)
         table: pd.DataFrame = model.differential_expression(

@@ -25,6 +25,7 @@ from totalvi.analysis.results import (
 from totalvi.analysis.steps import Steps
 from totalvi.data.schema import Keys
 from totalvi.model import Model
+from totalvi.training.plan import default_max_epochs
 
 POSTERIOR_SAMPLES = 25
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each anew
@@ -85,7 +86,7 @@ def fit_and_write(
         with mudata.set_options(pull_on_update=False):
             mdata.write(folder / "results.h5mu", compression="gzip")
     warnings = [*antibody_warnings(tables["proteins"]), *background_warnings]
-    return summary_of(model, shown), warnings
+    return summary_of(model, shown, mdata.n_obs), warnings
 
 
 def fit_model(
@@ -161,7 +162,7 @@ def write_tables_and_figures(
     with steps.step("differential expression"):
         tables |= differential_expression(model, shown.mdata)
     with steps.step("predictive checks"):
-        tables |= predictive_checks(model, seed)
+        tables |= predictive_checks(model, len(tables["cells"]), seed)
     if keys.batch_key is not None:
         batch = shown.mdata.obs[keys.batch_key]
         tables["batches"] = batch_mixing(shown.estimates.latent, batch, seed)
@@ -177,16 +178,18 @@ def write_tables_and_figures(
         )
 
 
-def summary_of(model: Model, shown: Shown) -> dict[str, Any]:
+def summary_of(model: Model, shown: Shown, n_cells: int) -> dict[str, Any]:
     """Return the sizes and the course of the fit, as the record of a run has them."""
     assert model.plan is not None
+    assert model.split is not None
     return {
-        "cells": model._training_data().n_cells,
+        "cells": n_cells,
         "genes": shown.mdata["rna"].n_vars,
         "proteins": shown.mdata["prot"].n_vars,
         "clusters": len(shown.clusters.labels.categories),
         "epochs": len(model.history),
         "max_epochs": model.plan.max_epochs,
+        "default_max_epochs": default_max_epochs(len(model.split.train)),
         **model.fit_summary,
         "fingerprint": model.fingerprint,
         "held_out_loss_per_cell": float(
@@ -203,9 +206,8 @@ def differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFra
     return {"differential_expression": table}
 
 
-def predictive_checks(model: Model, seed: int) -> dict[str, pd.DataFrame]:
+def predictive_checks(model: Model, n_cells: int, seed: int) -> dict[str, pd.DataFrame]:
     """Draw counts anew for at most 1,000 cells taken at random, and compare."""
-    n_cells = model._training_data().n_cells
     cells = np.sort(np.random.default_rng(seed).permutation(n_cells)[:CHECKED_CELLS])
     check = model.posterior_predictive_check(
         indices=cells, n_samples=POSTERIOR_SAMPLES, progress=False

@@ -110,7 +110,7 @@ def fit_and_write_on_disk(
         write_elem(root["obsm"], "X_totalvi", latent)
         write_elem(root["obsm"], "X_umap", clusters.umap)
     warnings = [*antibody_warnings(tables["proteins"]), *background_warnings]
-    return summary_of(model, shown) | {"cells_on_map": len(sample)}, warnings
+    return summary_of(model, shown, len(latent)) | {"cells_on_map": len(sample)}, warnings
 
 
 def join_nearest(latent: np.ndarray, sample: np.ndarray, found: Clusters, seed: int) -> Clusters:

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from totalvi.atomic import standing_folder
+from totalvi.data.read import read
 from totalvi.data.read_10x_folder import matrix_files
 from totalvi.errors import ReadError
 
@@ -131,11 +133,15 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
 def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
     """Return whether the record at ``path`` is of a run on files that asked for the same.
 
-    Without ``max_epochs``, of any number of epochs, as what goes on from a checkpoint keeps its number.
+    Without ``max_epochs``, of the number by default, or of the checkpoint that a run without it went on
+    from: the record tells both ``default_max_epochs`` and ``epochs_asked``.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         theirs, hashes = dict(record["arguments"]), record["input_sha256"]
+        by_default = "epochs_asked" in record and (
+            record["epochs_asked"] is None or theirs["max_epochs"] == record["default_max_epochs"]
+        )
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
     ours = asked(arguments, inputs)
@@ -144,27 +150,50 @@ def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, 
         for name in {*theirs, *ours["arguments"]}
         if theirs.get(name) != ours["arguments"].get(name)
     }
-    if arguments.get("max_epochs") is None:
+    if arguments.get("max_epochs") is None and by_default:
         differing.discard("max_epochs")
     return hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of what is read of a folder."""
+    """Return the SHA-256 of a file, or of the names and contents of what is read of a folder.
+
+    Raises
+    ------
+    ReadError
+        When nothing in the folder is read.
+    """
+    path = path.expanduser()
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file_path in _files_read(path):
-        digest.update(f"{file_path.relative_to(path).as_posix()}\0{sha256(file_path)}\0".encode())
+    folder = standing_folder(path)
+    for file_path in _files_read(folder) if folder.is_dir() else []:  # else reading refuses it
+        digest.update(f"{file_path.relative_to(folder).as_posix()}\0{sha256(file_path)}\0".encode())
     return digest.hexdigest()
 
 
 def _files_read(folder: Path) -> list[Path]:
-    """Return the files of a zarr store or of a matrix; Cell Ranger puts more beside the latter."""
+    """Return the files of a zarr store, a matrix (Cell Ranger puts more beside it) or a model."""
     if any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
-        return sorted(path for path in folder.rglob("*") if path.is_file())
-    return matrix_files(folder) if folder.is_dir() else []
+        return _all_files(folder)
+    found = matrix_files(folder)
+    if not found:
+        from totalvi.persistence.format import is_model  # which loads torch
+
+        found = _all_files(folder) if is_model(folder) else []
+    if not found:
+        read(folder)  # which says what is wrong with it
+        raise ReadError(
+            f"{folder} holds neither counts nor a model: give a matrix folder, a .zarr store, or the "
+            "path of a file"
+        )
+    return found
+
+
+def _all_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from totalvi.analysis.output import (
     RECORD,
     STORE,
     checkpoint_of,
+    refuse_input_in_output,
     require_writable,
     staged_folder,
 )
@@ -29,6 +30,7 @@ from totalvi.analysis.record import (
     write_record,
 )
 from totalvi.analysis.steps import Steps
+from totalvi.atomic import locked
 from totalvi.data.schema import Keys
 from totalvi.errors import OutputError, ReadError, TrainingError
 
@@ -223,6 +225,7 @@ def run(
         record = {
             **circumstances(),
             **request,
+            "epochs_asked": max_epochs,
             **summary,
             "seconds": steps.seconds,
             "warnings": [*messages["warning"], *antibody_warnings],
@@ -305,7 +308,10 @@ def forget(checkpoint: Path, *, overwrite: bool) -> None:
 def finished(output: Path) -> RunResult:
     """Return what a run that has ended made."""
     record = json.loads((output / RECORD).read_text(encoding="utf-8"))
-    checkpoint_of(output).unlink(missing_ok=True)  # if it died just before it would have
+    checkpoint = checkpoint_of(output)
+    if checkpoint.exists():  # it died just before it would have removed it
+        with locked(Path(os.path.realpath(output))):  # unless it is of one that replaces the output
+            checkpoint.unlink(missing_ok=True)
     return RunResult(output, files_in(output), record)
 
 
@@ -323,14 +329,3 @@ def _written(folder: Path) -> Iterator[Path]:
                 yield place
         elif path.is_file():
             yield place
-
-
-def refuse_input_in_output(given: Path, output: Path) -> None:
-    """Refuse an input that is in the output, or is a link in it, or is a link into it."""
-    place, real = given.absolute(), Path(os.path.realpath(given))
-    above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}
-    if Path(os.path.realpath(output)) in above:
-        raise OutputError(
-            f"the input {given} lies in the output folder {output}, which would be replaced: "
-            "choose another output folder"
-        )

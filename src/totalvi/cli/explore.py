@@ -49,6 +49,8 @@ def explore(
     from totalvi.explore.workspace import open_workspace
 
     workspace = open_workspace(folder, gates)
+    for note in workspace.notes:
+        typer.echo(f"note: {note}")
     try:
         with serving(workspace, port) as server:
             n_cells, n_gates = workspace.cells.n_cells, len(workspace.saved.gates)

@@ -49,7 +49,13 @@ def impute(
     ] = None,
     interval: Annotated[
         float,
-        typer.Option("--interval", min=0.01, max=0.99, help="Probability of the intervals."),
+        typer.Option(
+            "--interval",
+            min=0.01,
+            max=0.99,
+            callback=options.a_number,
+            help="Probability of the intervals.",
+        ),
     ] = 0.9,
     samples: Annotated[
         int, typer.Option("--samples", min=20, help="Posterior samples a cell.")

@@ -101,8 +101,8 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     # first, as lists that are no part of it may be so long that to take them apart fills the memory
     counts = _read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
     cells = [line.partition("\t")[0] for line in lines_of_cells]
-    table = [line.split("\t") for line in lines_of_features]
-    n_fields = {len(fields) for fields in table}
+    table = [line.split("\t", maxsplit=3) for line in lines_of_features]  # a line may be all tabs
+    n_fields = {line.count("\t") + 1 for line in lines_of_features}
     if len(n_fields) > 1:
         raise ReadError(
             f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns: "

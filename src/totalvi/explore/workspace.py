@@ -1,10 +1,13 @@
 """What all pages of an explorer share."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 
 from totalvi.atomic import write_file
+from totalvi.errors import TotalviError
 from totalvi.explore.compare import Comparer
 from totalvi.explore.data import RunCells
 from totalvi.explore.gates import Gating, members
@@ -26,11 +29,18 @@ class Workspace:
         The gates that were saved last, which a visit starts with.
     histories
         Of all visits, the first one first; before them those of earlier servers that were not saved.
+    taken_up
+        Files of gates that were not saved which this server read or wrote, with what they hold; others
+        belong to other servers.
+    notes
+        About files of gates that were not saved and cannot be shown.
     """
 
     cells: RunCells
     saved: Gating
     histories: list[History] = field(default_factory=list)
+    taken_up: dict[Path, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     comparer: Comparer = field(init=False)
     executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
@@ -72,12 +82,20 @@ class Workspace:
     def keep_unsaved(self) -> list[Path]:
         """Write gates that were not saved beside those that were, the last ones first."""
         folder, unsaved = self.cells.folder, self.unsaved()
-        kept = [_unsaved_path(folder, number) for number in range(len(unsaved))]
-        for path, gating in zip(kept, unsaved, strict=True):
-            write_file(path, gates_to_json(gating).encode())
-        for path in _unsaved_paths(folder)[len(kept) :]:  # they have been taken over
-            path.unlink()
-        return kept
+        places = (_unsaved_path(folder, number) for number in count())
+        free = (path for path in places if self._is_own(path) or not os.path.lexists(path))
+        kept = dict(zip(islice(free, len(unsaved)), unsaved, strict=True))
+        for path in self.taken_up:
+            if path not in kept and self._is_own(path):  # its gates are saved, or in another file
+                path.unlink()
+        self.taken_up = {path: gates_to_json(gating).encode() for path, gating in kept.items()}
+        for path, content in self.taken_up.items():
+            write_file(path, content)
+        return list(kept)
+
+    def _is_own(self, path: Path) -> bool:
+        """Return whether a file is as this server read or wrote it, and no other has changed it."""
+        return path in self.taken_up and path.is_file() and path.read_bytes() == self.taken_up[path]
 
 
 def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Workspace:
@@ -95,11 +113,23 @@ def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Works
         gates = cells.folder / GATES_FILE
     saved = Gating() if gates is None else read_gates(gates)
     workspace = Workspace(cells, saved)
+    members(saved, cells.inside, cells.n_cells)  # all that they need is there
     for path in reversed(_unsaved_paths(cells.folder)):
-        workspace.visit().change(read_gates(path))
-    for gating in (saved, *workspace.unsaved()):
-        members(gating, cells.inside, cells.n_cells)  # all that they need is there
+        _take_up_unsaved(workspace, path)
     return workspace
+
+
+def _take_up_unsaved(workspace: Workspace, path: Path) -> None:
+    """Begin with the gates of a file that an earlier server left, or note why not."""
+    cells = workspace.cells
+    try:
+        content, gating = path.read_bytes(), read_gates(path)
+        members(gating, cells.inside, cells.n_cells)  # all that they need is there
+    except (TotalviError, OSError) as error:
+        workspace.notes.append(f"{path} is left as it is, since its gates cannot be shown: {error}")
+        return
+    workspace.visit().change(gating)
+    workspace.taken_up[path] = content
 
 
 def _unsaved_path(folder: Path, number: int) -> Path:
@@ -109,7 +139,10 @@ def _unsaved_path(folder: Path, number: int) -> Path:
 
 def _unsaved_paths(folder: Path) -> list[Path]:
     """Return the files of gates that were not saved, those of the last visit first."""
-    paths: list[Path] = []
-    while (path := _unsaved_path(folder, len(paths))).exists():
-        paths.append(path)
-    return paths
+    name = Path(UNSAVED_FILE)
+    by_number = {}
+    for path in folder.glob(f"{name.stem}*{name.suffix}"):
+        number = path.stem.removeprefix(name.stem).removeprefix("_") or "1"
+        if number.isdecimal() and path == _unsaved_path(folder, int(number) - 1):
+            by_number[int(number)] = path
+    return [by_number[number] for number in sorted(by_number)]
