@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.errors import NotTrainedError
 from totalvi.feed import Minibatch
 from totalvi.module.context import CellContext
 from totalvi.module.decoder import Decoded
@@ -13,8 +15,34 @@ from totalvi.module.encoder import CellPosterior
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise, Purpose
 
-LARGEST_LOG_BACKGROUND = 30.0
-"""1e13 counts, beyond any count: the log-normal of a fit that went wrong would overflow float32."""
+_LARGEST_LOG_BACKGROUND = 30.0  # 1e13 counts
+
+
+def plausible_background(log_background: Tensor, proteins: np.ndarray | None = None) -> Tensor:
+    """Return the log background of proteins, (B, t), once none is beyond 1e13 counts.
+
+    No fit to counts gives such a mean; one that went wrong does, and its exponential, which may not
+    even be finite, answers nothing.
+
+    Parameters
+    ----------
+    proteins
+        Positions of the proteins, (t,). None: all.
+
+    Raises
+    ------
+    NotTrainedError
+        When a value is above 30, or not a number.
+    """
+    if not (log_background <= _LARGEST_LOG_BACKGROUND).all():
+        wrong = ~(log_background <= _LARGEST_LOG_BACKGROUND).all(dim=0)
+        column = int(wrong.nonzero()[0])
+        number = column if proteins is None else int(proteins[column])
+        raise NotTrainedError(
+            f"The model's background of protein number {number + 1} (in its own order) is beyond 1e13 "
+            "counts in some cells: the fit went wrong; train again with a lower learning rate."
+        )
+    return log_background
 
 
 class Draw(NamedTuple):
@@ -46,8 +74,8 @@ class Draw(NamedTuple):
     log_background: Tensor
 
     def background_rate(self) -> Tensor:
-        """Return beta, the background mean of each protein, (B, T)."""
-        return self.log_background.exp()
+        """Return beta, the background mean of each protein, (B, T); see `plausible_background`."""
+        return plausible_background(self.log_background).exp()
 
     def foreground_rate(self) -> Tensor:
         """Return beta alpha, the foreground mean of each protein, (B, T)."""
@@ -63,8 +91,7 @@ class Draw(NamedTuple):
         What is linear in beta has the same average over such draws as over samples, with less noise.
         """
         mean, scale = self.decoded.background_mean, self.decoded.background_scale
-        expected = mean + scale**2 / 2
-        return self._replace(log_background=expected.clamp(max=LARGEST_LOG_BACKGROUND))
+        return self._replace(log_background=mean + scale**2 / 2)
 
     def foreground_probability(self) -> Tensor:
         """Return 1 - pi, (B, T), which keeps its digits where it is small."""
@@ -108,7 +135,7 @@ def draws(
             log_background = decoded.background_mean + decoded.background_scale * background_noise
             yield Draw(
                 sample, posterior, context, untran_z, library_size, log_library, decoded,
-                log_background.clamp(max=LARGEST_LOG_BACKGROUND),
+                log_background,
             )  # fmt: skip
 
 
