@@ -51,9 +51,7 @@ class HidingProteins(Asking):
         choices = (*range(len(measured)), None)  # None: each cell's own batch
         decoded = np.vstack([measured, nowhere])
         used = np.flatnonzero(decoded.any(axis=1))
-        return ImputationQuery(
-            proteins, tuple(choices[i] for i in used), decoded[used], n_samples
-        )
+        return ImputationQuery(proteins, tuple(choices[i] for i in used), decoded[used], n_samples)
 
     def _measured_in_batches(self, data: CiteData) -> np.ndarray:
         """Return which proteins each batch measured in ``data``, bool (batches, T).
