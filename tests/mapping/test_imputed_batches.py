@@ -86,5 +86,5 @@ def test_reliability_is_of_the_batches_that_imputation_decodes(reference: totalv
 def test_no_query_is_filled_in_from_a_background_that_went_wrong() -> None:
     reference = fitted({}, None)
     reference.module.decoder.background_mean_head.bias.data[NOWHERE] += 60
-    with pytest.raises(NotTrainedError, match="beyond 1e13 counts"):
+    with pytest.raises(NotTrainedError, match='"protein_0" is beyond 1e13 counts'):
         mapped(reference)

@@ -1,13 +1,14 @@
 """Posterior samples of a minibatch, one after the other: what every Monte Carlo query is made of."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from totalvi.errors import NotTrainedError
+from totalvi.errors import BackgroundError
 from totalvi.feed import Minibatch
 from totalvi.module.context import CellContext
 from totalvi.module.decoder import Decoded
@@ -31,18 +32,23 @@ def plausible_background(log_background: Tensor, proteins: np.ndarray | None = N
 
     Raises
     ------
-    NotTrainedError
+    BackgroundError
         When a value is above 30, or not a number.
     """
     if not (log_background <= _LARGEST_LOG_BACKGROUND).all():
         wrong = ~(log_background <= _LARGEST_LOG_BACKGROUND).all(dim=0)
         column = int(wrong.nonzero()[0])
-        number = column if proteins is None else int(proteins[column])
-        raise NotTrainedError(
-            f"The model's background of protein number {number + 1} (in its own order) is beyond 1e13 "
-            "counts in some cells: the fit went wrong; train again with a lower learning rate."
-        )
+        raise BackgroundError(column if proteins is None else int(proteins[column]))
     return log_background
+
+
+@contextmanager
+def naming_proteins(names: Sequence[str]) -> Iterator[None]:
+    """Name the protein in the errors of `plausible_background`, which knows its position only."""
+    try:
+        yield
+    except BackgroundError as error:
+        raise BackgroundError(error.protein, names) from None
 
 
 class Draw(NamedTuple):
