@@ -215,7 +215,10 @@ def pairs() -> Iterator[tuple[str, str]]:
 
 
 def outcome_of(counts: str, network: str) -> tuple[str, str]:
-    """Fit and ask: "finite", "refused", "stopped", or "not finite" with where."""
+    """Fit and ask: "finite", "refused", "stopped", or "not finite" with where.
+
+    A fit that ended well may be refused means of proteins whose background went wrong, and no more.
+    """
     torch.set_num_threads(1)
     options, plan = NETWORKS[network]
     try:
@@ -235,22 +238,44 @@ def outcome_of(counts: str, network: str) -> tuple[str, str]:
         except NotTrainedError:
             return "stopped", str(error)
         return "not finite", "a query was answered after a failed fit"
+    refused = ""
     try:
-        found = answers(model)
+        found = answers_without_background(model)
+        found |= answers_of_background(model)
     except NotTrainedError as error:
-        return "not finite", f"a query refused a fit that had ended well: {error}"
+        refused = str(error)
+        if "beyond 1e13 counts" not in refused:
+            return "not finite", f"a query refused a fit that had ended well: {refused}"
     bad = [name for name, value in found.items() if not np.isfinite(value).all()]
-    return ("not finite", ", ".join(bad)) if bad else ("finite", "")
+    if bad:
+        return "not finite", ", ".join(bad)
+    return ("refused", refused) if refused else ("finite", "")
 
 
-def answers(model: totalvi.Model) -> dict[str, np.ndarray]:
-    """Return the history, the weights, and what every kind of query answers, where it is a number.
+def answers_without_background(model: totalvi.Model) -> dict[str, np.ndarray]:
+    """Return the history, the weights, and what is asked of no mean of a protein, as numbers."""
+    history = model.history.to_numpy(float)
+    first = np.arange(4)
+    rna = model.get_normalized_expression(n_samples=2, protein_list=[])[0]
+    return {
+        **{f"weight {k}": v.numpy() for k, v in model.module.state_dict().items()},
+        "history": history[~np.isnan(history).all(axis=1)] if history.size else history,
+        "latent": model.get_latent_representation(),
+        "library size": np.asarray(model.get_latent_library_size()),
+        "denoised RNA": rna.to_numpy(),
+        "foreground probability": model.get_protein_foreground_probability(n_samples=2).to_numpy(),
+        "elbo": np.asarray(model.get_elbo(return_mean=False)),
+        "marginal": np.asarray(model.get_marginal_ll(n_mc_samples=4, indices=first)),
+        "reconstruction": np.array(list(model.get_reconstruction_error()), float),
+    }
+
+
+def answers_of_background(model: totalvi.Model) -> dict[str, np.ndarray]:
+    """Return what every kind of query answers of the means of proteins, where it is a number.
 
     Proteins are asked about in a panel that measured them.
     """
-    history = model.history.to_numpy(float)
-    found = {f"weight {k}": v.numpy() for k, v in model.module.state_dict().items()}
-    rna, protein = model.get_normalized_expression(n_samples=2)
+    _, protein = model.get_normalized_expression(n_samples=2)
     _, background = model.get_normalized_expression(n_samples=2, include_protein_background=True)
     effects = model.differential_expression(
         idx1=np.arange(10), idx2=np.arange(10, 30), n_samples=20
@@ -258,24 +283,14 @@ def answers(model: totalvi.Model) -> dict[str, np.ndarray]:
     columns = [c for c in effects if "raw" not in c and not c.startswith("non_zeros")]
     first = np.arange(4)
     rates = model.get_likelihood_parameters(n_samples=2, indices=first)
-    elbo = model.get_elbo(return_mean=False)
     predicted = model.posterior_predictive_sample(indices=first)
-    found |= {
-        "history": history[~np.isnan(history).all(axis=1)] if history.size else history,
-        "latent": model.get_latent_representation(),
-        "library size": np.asarray(model.get_latent_library_size()),
-        "denoised RNA": rna.to_numpy(),
+    return {
         "denoised protein": protein.to_numpy(),
         "with background": background.to_numpy(),
-        "foreground probability": model.get_protein_foreground_probability(n_samples=2).to_numpy(),
         "background mean": np.asarray(model.get_protein_background_mean(n_samples=2)),
-        "elbo": np.asarray(elbo),
-        "marginal": np.asarray(model.get_marginal_ll(n_mc_samples=4, indices=first)),
-        "reconstruction": np.array(list(model.get_reconstruction_error()), float),
         "effects": effects[columns].to_numpy(float),
         "predicted counts": np.concatenate(
             [predicted.rna.toarray().ravel(), predicted.protein.to_numpy(float).ravel()]
         ),
         **{f"parameter {name}": np.asarray(value, float) for name, value in rates.items()},
     }
-    return found

@@ -1,5 +1,7 @@
 """The exceptions that totalvi raises on purpose."""
 
+from collections.abc import Sequence
+
 
 class TotalviError(Exception):
     """Base of all errors that totalvi raises on purpose.
@@ -27,6 +29,26 @@ class TrainingError(TotalviError):
 
 class NotTrainedError(TotalviError):
     """A query was put to a model that has not been trained, or whose fit failed."""
+
+
+class BackgroundError(NotTrainedError):
+    """The background of a protein is beyond any count: the fit went wrong.
+
+    Parameters
+    ----------
+    protein
+        Its position among the model's.
+    names
+        Names of the model's proteins; empty where they are not known.
+    """
+
+    def __init__(self, protein: int, names: Sequence[str] = ()) -> None:
+        which = f'"{names[protein]}"' if names else f"number {protein + 1}"
+        super().__init__(
+            f"The model's background of protein {which} is beyond 1e13 counts in some cells: the fit "
+            "went wrong; train again with a lower learning rate."
+        )
+        self.protein = protein
 
 
 class FormatError(TotalviError):

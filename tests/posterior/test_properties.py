@@ -80,7 +80,7 @@ def test_rho_sums_to_one_and_foreground_is_above_background(
             rho = module.proportions(draw.decoded)
             assert (rho >= 0).all()
             torch.testing.assert_close(rho.sum(dim=1), torch.ones(N_CELLS), rtol=1e-4, atol=1e-4)
-            assert (draw.foreground_rate() >= draw.background_rate()).all()
+            assert (draw.decoded.foreground_factor >= 1).all()
             total = draw.foreground_probability() + draw.background_probability()
             torch.testing.assert_close(total, torch.ones_like(total))
 

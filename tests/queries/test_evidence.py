@@ -72,6 +72,19 @@ def test_counts_of_unmeasured_proteins_do_not_matter(mdata: MuData) -> None:
     assert not np.allclose(np.asarray(after)[~inside], np.asarray(before)[~inside], rtol=1e-4)
 
 
+def test_a_background_that_went_wrong_explains_no_cell_better(mdata: MuData) -> None:
+    """q(b | z) is evaluated where b was drawn, however far that is from any count."""
+    model = totalvi.Model(mdata, batch_key="batch", **SMALL)
+    model.train(**FAST)
+    before = np.asarray(model.get_marginal_ll(n_mc_samples=5, return_mean=False))
+    elbo = np.asarray(model.get_elbo(return_mean=False))
+    model.module.decoder.background_mean_head.bias.data[0] += 60
+    after = np.asarray(model.get_marginal_ll(n_mc_samples=5, return_mean=False))
+    assert np.isfinite(after).all()
+    assert (after < before).mean() == 1
+    assert (np.asarray(model.get_elbo(return_mean=False)) < elbo).all()
+
+
 @pytest.mark.parametrize("n", [0, 2.5, True])
 def test_wrong_numbers_of_samples_are_refused(trained: totalvi.Model, n: Any) -> None:
     with pytest.raises(ValueError, match="n_mc_samples is"):

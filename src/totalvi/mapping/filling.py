@@ -9,6 +9,7 @@ from totalvi.feed import Minibatch, minibatches
 from totalvi.mapping.query_schema import QueryMapping
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import naming_proteins, plausible_background
 
 _ROUNDS = 6
 _BATCH_SIZE = 1024
@@ -73,7 +74,7 @@ def fill_unmeasured(module: TOTALVI, data: CiteData, filled: np.ndarray) -> None
     Likelihoods leave these values out, as the panel did not measure them.
     """
     cells = np.flatnonzero(filled.any(axis=1))
-    with threads_of_torch():
+    with threads_of_torch(), naming_proteins(data.schema.protein_names):
         for batch in minibatches(data, module, cells, _BATCH_SIZE):
             data.protein[batch.cells] = with_expected(module, batch, filled[batch.cells]).numpy()
 
@@ -92,7 +93,8 @@ def with_expected(module: TOTALVI, batch: Minibatch, filled: np.ndarray) -> Tens
         posterior = module.encode(batch.x, y, context)
         decoded = module.decode(module.transform_latent(posterior.qz_m), context)
         efficiency = module.protein_log_efficiency(context)
-        background = (decoded.background_mean + efficiency).exp()
+        log_background = (decoded.background_mean + efficiency).where(where, 0.0)
+        background = plausible_background(log_background).exp()
         in_background = torch.sigmoid(decoded.background_logit)
         factor = in_background + (1 - in_background) * decoded.foreground_factor
         y = torch.where(where, background * factor, y)

@@ -12,6 +12,7 @@ from totalvi.mapping.filling import filled_proteins, with_expected
 from totalvi.mapping.query_schema import QueryMapping
 from totalvi.mapping.surgery import start_batch
 from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import naming_proteins
 from totalvi.posterior.evidence import elbo_by_cell
 from totalvi.posterior.noise import CellNoise
 
@@ -95,7 +96,8 @@ def _nearest(
             batch._replace(y=with_expected(module, batch, filled[batch.cells]))
             for batch in minibatches(data, module, some, _BATCH_SIZE)
         )
-        evidence.append(float(elbo_by_cell(module, batches, noise).mean()))
+        with naming_proteins(data.schema.protein_names):
+            evidence.append(float(elbo_by_cell(module, batches, noise).mean()))
     return known[int(np.argmax(evidence))]
 
 

@@ -10,7 +10,7 @@ from totalvi.data.cite import CiteData
 from totalvi.feed import Minibatch
 from totalvi.module.decoder import Decoded
 from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import LARGEST_LOG_BACKGROUND
+from totalvi.posterior.draws import plausible_background
 
 
 def distinct_contexts(data: CiteData, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def archetype_expression(
 def _protein_mean(decoded: Decoded, include_background: bool) -> Tensor:
     """Return (1 - pi) E[beta] alpha [+ pi E[beta]], with E[beta] = exp(m + s^2 / 2)."""
     log_rate = decoded.background_mean + 0.5 * decoded.background_scale**2
-    background_rate = log_rate.clamp(max=LARGEST_LOG_BACKGROUND).exp()
+    background_rate = plausible_background(log_rate).exp()
     background = torch.sigmoid(decoded.background_logit)
     value = (1 - background) * background_rate * decoded.foreground_factor
     return value + background * background_rate if include_background else value

@@ -1,11 +1,14 @@
 """Posterior samples of a minibatch, one after the other: what every Monte Carlo query is made of."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.errors import BackgroundError
 from totalvi.feed import Minibatch
 from totalvi.module.context import CellContext
 from totalvi.module.decoder import Decoded
@@ -13,8 +16,39 @@ from totalvi.module.encoder import CellPosterior
 from totalvi.module.totalvi import TOTALVI
 from totalvi.posterior.noise import CellNoise, Purpose
 
-LARGEST_LOG_BACKGROUND = 30.0
-"""1e13 counts, beyond any count: the log-normal of a fit that went wrong would overflow float32."""
+_LARGEST_LOG_BACKGROUND = 30.0  # 1e13 counts
+
+
+def plausible_background(log_background: Tensor, proteins: np.ndarray | None = None) -> Tensor:
+    """Return the log background of proteins, (B, t), once none is beyond 1e13 counts.
+
+    No fit to counts gives such a mean; one that went wrong does, and its exponential, which may not
+    even be finite, answers nothing.
+
+    Parameters
+    ----------
+    proteins
+        Positions of the proteins, (t,). None: all.
+
+    Raises
+    ------
+    BackgroundError
+        When a value is above 30, or not a number.
+    """
+    if not (log_background <= _LARGEST_LOG_BACKGROUND).all():
+        wrong = ~(log_background <= _LARGEST_LOG_BACKGROUND).all(dim=0)
+        column = int(wrong.nonzero()[0])
+        raise BackgroundError(column if proteins is None else int(proteins[column]))
+    return log_background
+
+
+@contextmanager
+def naming_proteins(names: Sequence[str]) -> Iterator[None]:
+    """Name the protein in the errors of `plausible_background`, which knows its position only."""
+    try:
+        yield
+    except BackgroundError as error:
+        raise BackgroundError(error.protein, names) from None
 
 
 class Draw(NamedTuple):
@@ -46,8 +80,8 @@ class Draw(NamedTuple):
     log_background: Tensor
 
     def background_rate(self) -> Tensor:
-        """Return beta, the background mean of each protein, (B, T)."""
-        return self.log_background.exp()
+        """Return beta, the background mean of each protein, (B, T); see `plausible_background`."""
+        return plausible_background(self.log_background).exp()
 
     def foreground_rate(self) -> Tensor:
         """Return beta alpha, the foreground mean of each protein, (B, T)."""
@@ -63,8 +97,7 @@ class Draw(NamedTuple):
         What is linear in beta has the same average over such draws as over samples, with less noise.
         """
         mean, scale = self.decoded.background_mean, self.decoded.background_scale
-        expected = mean + scale**2 / 2
-        return self._replace(log_background=expected.clamp(max=LARGEST_LOG_BACKGROUND))
+        return self._replace(log_background=mean + scale**2 / 2)
 
     def foreground_probability(self) -> Tensor:
         """Return 1 - pi, (B, T), which keeps its digits where it is small."""
@@ -108,7 +141,7 @@ def draws(
             log_background = decoded.background_mean + decoded.background_scale * background_noise
             yield Draw(
                 sample, posterior, context, untran_z, library_size, log_library, decoded,
-                log_background.clamp(max=LARGEST_LOG_BACKGROUND),
+                log_background,
             )  # fmt: skip
 
 

@@ -93,6 +93,8 @@ def normalized_expression(
                     wanted = total if all_genes else total[:, query.genes]
                     kept_rna[slot] = (wanted * (scale / n_averaged)).cpu()
                     total.zero_()
+            if not len(query.proteins):
+                continue
             foreground, background = protein_scale(
                 draw.expecting_background() if return_mean and not query.scale_protein else draw,
                 noise,

@@ -18,6 +18,7 @@ from totalvi.feed import Minibatch
 from totalvi.module.distributions import negative_binomial_log_prob
 from totalvi.module.sparse import SparseCounts
 from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import plausible_background
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.scales import ScaleQuery, Scales, scales
 
@@ -169,7 +170,7 @@ def _add_protein(
         if module.log_efficiency is None
         else module.log_efficiency[own.context.batch]
     )
-    log_background = own.log_background + log_efficiency
+    log_background = plausible_background(own.log_background + log_efficiency)
     log_foreground = log_background + own.decoded.foreground_factor.log()
     in_foreground = torch.sigmoid(
         negative_binomial_log_prob(y, log_foreground, log_r)

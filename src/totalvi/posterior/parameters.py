@@ -9,7 +9,7 @@ from torch import Tensor
 
 from totalvi.feed import Minibatch
 from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import Draw, draws
+from totalvi.posterior.draws import Draw, draws, plausible_background
 from totalvi.posterior.noise import CellNoise
 
 
@@ -65,9 +65,10 @@ def protein_likelihood(module: TOTALVI, draw: Draw, proteins: np.ndarray) -> Pro
     """Return the parameters of the proteins at positions ``proteins`` at one posterior sample."""
     some = _selection(proteins, module.n_input_proteins)
     log_background = draw.log_background + module.protein_log_efficiency(draw.context)
+    log_background = plausible_background(log_background[:, some], proteins)
     return ProteinLikelihood(
-        log_background=log_background[:, some],
-        log_foreground=(log_background + draw.decoded.foreground_factor.log())[:, some],
+        log_background=log_background,
+        log_foreground=log_background + draw.decoded.foreground_factor[:, some].log(),
         log_r=module.protein_log_inverse_dispersion(draw.context)[:, some],
         background_logit=draw.decoded.background_logit[:, some],
     )

@@ -21,6 +21,7 @@ from totalvi.mapping.filling import fill_unmeasured, filled_proteins
 from totalvi.mapping.query_schema import QueryMapping
 from totalvi.module.fused.arrays import threads_of_torch
 from totalvi.module.totalvi import TOTALVI
+from totalvi.posterior.draws import naming_proteins
 from totalvi.posterior.noise import CellNoise
 from totalvi.processes import this_process
 from totalvi.queries.progress import cell_progress
@@ -70,6 +71,7 @@ class Asked:
         )
         shown_by = progress if this_process().rank == 0 else False
         with (
+            naming_proteins(self.data.schema.protein_names),
             threads_of_torch(),
             cell_progress(batches, n_passes * len(cells), what, shown_by) as shown,
         ):

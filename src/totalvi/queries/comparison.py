@@ -196,7 +196,7 @@ class ComparisonQueries(HidingProteins):
 
     def get_query_reliability(
         self,
-        query: Asking,
+        query: HidingProteins,
         *,
         protein_list: Sequence[str] | None = None,
         interval: float = 0.9,
@@ -209,8 +209,9 @@ class ComparisonQueries(HidingProteins):
 
         The query's cells have no counts of these proteins to compare with. Those of the reference that
         its fit held out have: they are encoded with the genes and panel of the query, and what it lacks
-        is predicted as `impute_proteins` does. That holds for a query like the reference; how far its
-        cells are unlike it, `get_unlikeness` says.
+        is predicted as the query's `impute_proteins` does, from the same batches; where that is each
+        cell's own, from their own of the reference. That holds for a query like the reference; how far
+        its cells are unlike it, `get_unlikeness` says.
 
         Parameters
         ----------
@@ -243,7 +244,7 @@ class ComparisonQueries(HidingProteins):
         """
         mapping, of_query = self._mapping_of(query), query._training_data()
         held_out = self._held_out()
-        imputed = self._imputation_query(held_out.data, None, protein_list, n_samples)
+        imputed = query._imputation_query(of_query, None, protein_list, n_samples)
         interval = checked_number("interval", interval, below=1)
         noise = self._noise(seed)
         names = query.schema.panel_names or query.schema.batch_names

@@ -37,30 +37,37 @@ class HidingProteins(Asking):
     ) -> ImputationQuery:
         n_samples = at_least_one("n_samples", n_samples)
         proteins, codes = self._proteins(protein_list), self._batch_codes(transform_batch)
-        decoded = np.ones((len(codes), len(proteins)), dtype=bool)
-        if transform_batch is None:
-            measured = self._measured_in_batches(self._data or data)[:, proteins]
-            nowhere = np.flatnonzero(~measured.any(axis=0))
-            if len(nowhere) and self._mapping is not None:
-                return ImputationQuery(proteins, codes, decoded, n_samples)
-            if len(nowhere):
-                name = self._protein_names(proteins)[nowhere[0]]
-                raise DataError(
-                    f'No cell given is of a batch that measured protein "{name}"; give the training '
-                    "data to Model.load, or name batches with transform_batch."
-                )
-            codes = tuple(np.flatnonzero(measured.any(axis=1)).tolist())
-            decoded = measured[measured.any(axis=1)]
-        return ImputationQuery(proteins, codes, decoded, n_samples)
+        if transform_batch is not None:
+            decoded = np.ones((len(codes), len(proteins)), dtype=bool)
+            return ImputationQuery(proteins, codes, decoded, n_samples)
+        measured = self._measured_in_batches(self._data or data)[:, proteins]
+        nowhere = ~measured.any(axis=0)
+        if nowhere.any() and self._mapping is None:
+            name = self._protein_names(proteins)[nowhere][0]
+            raise DataError(
+                f'No cell given is of a batch that measured protein "{name}"; give the training '
+                "data to Model.load, or name batches with transform_batch."
+            )
+        choices = (*range(len(measured)), None)  # None: each cell's own batch
+        decoded = np.vstack([measured, nowhere])
+        used = np.flatnonzero(decoded.any(axis=1))
+        return ImputationQuery(proteins, tuple(choices[i] for i in used), decoded[used], n_samples)
 
     def _measured_in_batches(self, data: CiteData) -> np.ndarray:
-        """Return which proteins each batch measured in ``data``, bool (batches, T)."""
+        """Return which proteins each batch measured in ``data``, bool (batches, T).
+
+        The batches of a query's reference, none of whose cells are in ``data``, count as having
+        measured what all of its panels did: which batch had which panel is not known of them.
+        """
         measured = np.array(self.schema.panel_measured)
         if self.schema.keys.panel_key is None:
             return measured  # each batch is a panel
         by_batch = np.zeros((len(self.schema.batch_names), measured.shape[1]), dtype=bool)
         for batch, panel in np.unique([data.batch, data.panel], axis=1).T:
             by_batch[batch] |= measured[panel]
+        if self._mapping is not None:
+            of_reference = measured[: self._mapping.n_reference_panels]
+            by_batch[: self._mapping.n_reference_batches] = of_reference.all(axis=0)
         return by_batch
 
     def _lacking(self) -> np.ndarray:

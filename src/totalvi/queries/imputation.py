@@ -74,8 +74,10 @@ class ImputationQueries(HidingProteins):
         adata, indices, batch_size, seed, progress
             As in `get_latent_representation`.
         transform_batch
-            Batch or batches to decode into, averaged. None: for each protein those that measured it; of
-            a mapped query that knows none of them, each cell's own, which started from those.
+            Batch or batches to decode into, averaged. None: for each protein those that measured it,
+            whatever else is asked about. Those of a mapped query's reference count where all of its
+            panels have the protein, or each batch is a panel. A protein that a query then knows no
+            batch of is decoded in each cell's own, which started from the reference's.
         protein_list
             Wanted proteins. None: all.
         interval
