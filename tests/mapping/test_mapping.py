@@ -366,6 +366,7 @@ def test_a_map_leaves_the_checkpoint_of_a_live_one(
     kept, seen = tmp_path / "out.checkpoint", []
 
     def meanwhile(*_: object, **__: object) -> None:
+        monkeypatch.undo()
         before = kept.read_bytes()
         for choice in (
             {"overwrite": True},
