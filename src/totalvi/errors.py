@@ -46,7 +46,7 @@ class BackgroundError(NotTrainedError):
         which = f'"{names[protein]}"' if names else f"number {protein + 1}"
         super().__init__(
             f"The model's background of protein {which} is beyond 1e13 counts in some cells: the fit "
-            "went wrong; train again with a lower learning rate."
+            "went wrong or was far too short; train again with a lower learning rate, or for longer."
         )
         self.protein = protein
 

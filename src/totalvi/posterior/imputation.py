@@ -9,7 +9,7 @@ from torch import Tensor
 
 from totalvi.feed import Minibatch
 from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import draws, plausible_background
+from totalvi.posterior.draws import draws
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.parameters import ProteinLikelihood, protein_likelihood
 from totalvi.posterior.predictive import protein_counts
@@ -98,8 +98,6 @@ def predicted_proteins(
             parameters = protein_likelihood(module, draw, query.proteins)
             expected = protein_likelihood(module, draw.expecting_background(), query.proteins)
             variance = draw.decoded.background_scale[:, query.proteins] ** 2
-            # the root of E[beta^2], so that the standard deviation is a number too
-            plausible_background(expected.log_background + variance / 2, query.proteins)
             moments = mixture_moments(expected, variance)
             first += weight[position] * moments[0].cpu().numpy()
             second += weight[position] * moments[1].cpu().numpy()
