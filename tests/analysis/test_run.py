@@ -245,7 +245,7 @@ def test_unmeasured_proteins_and_odd_names_come_through(tmp_path: Path) -> None:
     ],
 )
 def test_real_data_run(item: str, options: dict, shared: Path, tmp_path: Path) -> None:
-    made = run(shared / "data" / item, tmp_path / "out", max_epochs=2, **options)
+    made = run(shared / "data" / item, tmp_path / "out", max_epochs=5, **options)
     assert np.isfinite(made.record["held_out_loss_per_cell"])
     assert made.record["clusters"] >= 1
 
