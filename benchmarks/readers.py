@@ -58,11 +58,24 @@ def annbatch(path: Path) -> Iterator[int]:
         yield batch["X"].shape[0]
 
 
+class Rows:
+    """A sparse dataset that has a length."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return int(self.rows.shape[0])
+
+    def __getitem__(self, cells: Any) -> Any:
+        return self.rows[cells]
+
+
 def scdataset(path: Path) -> Iterator[int]:
     from scdataset import BlockShuffling, scDataset
 
     cells = scDataset(
-        stored(path), BlockShuffling(block_size=BLOCK), batch_size=BATCH,
+        Rows(stored(path)), BlockShuffling(block_size=BLOCK), batch_size=BATCH,
         fetch_factor=BLOCK * BLOCKS // BATCH,
     )  # fmt: skip
     for batch in cells:
