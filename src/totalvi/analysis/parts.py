@@ -13,6 +13,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.analysis.convert import open_input
+from totalvi.analysis.new_model import new_model
 from totalvi.analysis.output import (
     STORE,
     checkpoint_of,
@@ -104,18 +105,7 @@ def train_model(
                 data, keys = read_input(input, keys, options)
                 counts, findings = prepare(data, keys, n_genes=n_genes)
         with steps.step("train", spinner=False):
-            model = Model(
-                counts,
-                batch_key=keys.batch_key,
-                panel_key=keys.panel_key,
-                labels_key=keys.labels_key,
-                size_factor_key=keys.size_factor_key,
-                categorical_covariate_keys=keys.categorical_covariate_keys,
-                continuous_covariate_keys=keys.continuous_covariate_keys,
-                allow_fractional=keys.allow_fractional,
-                isotype_controls=keys.isotype_controls,
-                seed=seed,
-            )
+            model = new_model(counts, keys, seed)
             model.train(
                 max_epochs=max_epochs,
                 batch_size=batch_size,

@@ -13,6 +13,7 @@ from totalvi.analysis.background import background_tables
 from totalvi.analysis.clusters import Clusters, cluster_cells
 from totalvi.analysis.columns import CLUSTER_COLUMN
 from totalvi.analysis.mixing import batch_mixing
+from totalvi.analysis.new_model import new_model
 from totalvi.analysis.results import (
     DENOISED_LIBRARY_SIZE,
     Estimates,
@@ -100,18 +101,7 @@ def fit_model(
     checkpoint_every: timedelta,
 ) -> Model:
     """Fit a model to prepared counts, in memory or on disk; where ``checkpoint`` exists, go on."""
-    model = Model(
-        data,
-        batch_key=keys.batch_key,
-        panel_key=keys.panel_key,
-        labels_key=keys.labels_key,
-        size_factor_key=keys.size_factor_key,
-        categorical_covariate_keys=keys.categorical_covariate_keys,
-        continuous_covariate_keys=keys.continuous_covariate_keys,
-        allow_fractional=keys.allow_fractional,
-        isotype_controls=keys.isotype_controls,
-        seed=seed,
-    )
+    model = new_model(data, keys, seed)
     model.train(
         max_epochs=max_epochs,
         checkpoint=checkpoint,
