@@ -107,7 +107,7 @@ GENES_OF_ANTIGEN: dict[str, tuple[str, ...]] = {
     "TCRb": ("TRBC1", "TRBC2"),
     "TIGIT": ("TIGIT",),
 }
-_GENOME = re.compile(r"^(?:hg|mm|GRC[hm])\d+_+")
+_GENOME_PREFIX = re.compile(r"^(?:hg|mm|GRC[hm])\d+_+")
 
 
 def matched_pairs(protein_names: Sequence[str], gene_names: Sequence[str]) -> list[tuple[str, str]]:
@@ -132,7 +132,7 @@ def matched_pairs(protein_names: Sequence[str], gene_names: Sequence[str]) -> li
     """
     genes: dict[str, str] = {}
     for name in gene_names:
-        genes.setdefault(_GENOME.sub("", name).upper(), name)
+        genes.setdefault(_GENOME_PREFIX.sub("", name).upper(), name)
     return [
         (protein, genes[gene])
         for protein in protein_names

@@ -6,7 +6,7 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from bokeh.application import Application
+from bokeh.application import Application as BokehApplication
 from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
 from bokeh.server.server import BaseServer
@@ -49,7 +49,7 @@ class ExplorerServer:
         self.url = f"http://{ADDRESS}:{self.port}/{self._token}/"
         self.loop = IOLoop.current()
         application = BokehTornado(
-            {"/": Application(FunctionHandler(fill, trap_exceptions=False))},
+            {"/": BokehApplication(FunctionHandler(fill, trap_exceptions=False))},
             prefix=f"/{self._token}",
             # Guard has seen to it that a page comes from the host that it asks, whose port may be
             # that of an SSH tunnel.

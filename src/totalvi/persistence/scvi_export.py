@@ -28,14 +28,14 @@ def scvi_state(
     mean = torch.tensor(continuous_mean, dtype=torch.float64)
     scale = torch.tensor(continuous_scale, dtype=torch.float64)
     state = {
-        **_parameters(module),
-        **_encoder(module, mean, scale),
-        **_decoder(module, mean, scale),
+        **_exported_parameters(module),
+        **_exported_encoder(module, mean, scale),
+        **_exported_decoder(module, mean, scale),
     }
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
-def _parameters(module: TOTALVI) -> State:
+def _exported_parameters(module: TOTALVI) -> State:
     gene, protein = module.gene_log_r.T, module.protein_log_r.T
     efficiency = module.log_efficiency
     n_batch = max(module.n_batch, 1)
@@ -50,16 +50,16 @@ def _parameters(module: TOTALVI) -> State:
     }
 
 
-def _encoder(module: TOTALVI, mean: Tensor, scale: Tensor) -> State:
+def _exported_encoder(module: TOTALVI, mean: Tensor, scale: Tensor) -> State:
     encoder = module.encoder
     if not module.encode_covariates:
         mean, scale = mean[:0], scale[:0]
-    state = _trunk("encoder.encoder.fc_layers", encoder.trunk, mean, scale)
+    state = _exported_trunk("encoder.encoder.fc_layers", encoder.trunk, mean, scale)
     heads = {"z_mean_encoder": encoder.z_head.mean, "z_var_encoder": encoder.z_head.log_variance}
     library = "encoder.l_gene_encoder.fc_layers"
     if encoder.latent_library:
         assert encoder.library_trunk is not None
-        state |= _trunk(library, encoder.library_trunk, mean, scale)
+        state |= _exported_trunk(library, encoder.library_trunk, mean, scale)
         heads["l_gene_mean_encoder"] = encoder.library_head.mean
         heads["l_gene_var_encoder"] = encoder.library_head.log_variance
     else:
@@ -78,31 +78,31 @@ def _encoder(module: TOTALVI, mean: Tensor, scale: Tensor) -> State:
     return state
 
 
-def _trunk(name: str, trunk: Trunk, mean: Tensor, scale: Tensor) -> State:
+def _exported_trunk(name: str, trunk: Trunk, mean: Tensor, scale: Tensor) -> State:
     first = trunk.first
     others, bias = _unstandardised(first.others.weight, first.others.bias, mean, scale)
     state = _layer(
         f"{name}.Layer 0", [first.gene_weight, others, first.others.covariate_weight], bias
     )
-    state |= _batch_norm([f"{name}.Layer 0"], first.activation)
+    state |= _exported_batch_norm([f"{name}.Layer 0"], first.activation)
     for i, layer in enumerate(trunk.rest, 1):
         assert isinstance(layer, HiddenLayer)
         linear = layer.linear
         state |= _layer(f"{name}.Layer {i}", [linear.weight, linear.covariate_weight], linear.bias)
-        state |= _batch_norm([f"{name}.Layer {i}"], layer.activation)
+        state |= _exported_batch_norm([f"{name}.Layer {i}"], layer.activation)
     return state
 
 
-def _decoder(module: TOTALVI, mean: Tensor, scale: Tensor) -> State:
+def _exported_decoder(module: TOTALVI, mean: Tensor, scale: Tensor) -> State:
     decoder = module.decoder
     linear = decoder.first.linear
     weight, bias = _unstandardised(linear.weight, linear.bias, mean, scale)
     state = _parallel(0, list(weight.chunk(len(TRUNKS), dim=1)), linear.covariate_weight, bias)
-    state |= _batch_norm(_trunk_layers(0), decoder.first.activation)
+    state |= _exported_batch_norm(_trunk_layers(0), decoder.first.activation)
     for i, layer in enumerate(decoder.rest, 1):
         assert isinstance(layer, ParallelHiddenLayer)
         state |= _parallel(i, list(layer.weight.unbind()), layer.covariate_weight, layer.bias)
-        state |= _batch_norm(_trunk_layers(i), layer.activation)
+        state |= _exported_batch_norm(_trunk_layers(i), layer.activation)
     for theirs, ours in HEADS.items():
         name = f"decoder.{theirs}.fc_layers.Layer 0"
         head = getattr(decoder, ours)
@@ -138,7 +138,7 @@ def _layer(name: str, weights: Sequence[Tensor | None], bias: Tensor) -> State:
     return {f"{name}.0.weight": weight.T, f"{name}.0.bias": bias}
 
 
-def _batch_norm(names: list[str], activation: Activation) -> State:
+def _exported_batch_norm(names: list[str], activation: Activation) -> State:
     """Return the batch normalisation of networks side by side; nothing where there is none."""
     if activation.normalization != "batch":
         return {}
