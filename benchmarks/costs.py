@@ -76,12 +76,11 @@ def step_seconds(size: Size, threads: int) -> dict[str, float]:
     import torch
 
     import totalvi
-    from totalvi.feed import minibatches
-    from totalvi.module.fused.arrays import threads_of_torch
+    from totalvi.fit.batches import minibatches
+    from totalvi.fit.plan import TrainingPlan, resolve_precision, wide_products
+    from totalvi.fit.step import Stepper
+    from totalvi.nn.cpu.dispatch import threads_of_torch
     from totalvi.processes import make_fabric
-    from totalvi.training.plan import TrainingPlan
-    from totalvi.training.precision import resolve_precision, wide_products
-    from totalvi.training.stepper import Stepper
 
     torch.set_num_threads(threads)
     n_cells = 6 * size.cells

@@ -21,10 +21,10 @@ import numpy as np
 from bokeh.document import Document
 
 from totalvi.data.simulate import simulate
-from totalvi.explore.app import Explorer
-from totalvi.explore.compare import MOST_CELLS
-from totalvi.explore.workspace import open_workspace
 from totalvi.model import Model
+from totalvi.view.explorer.app import Explorer
+from totalvi.view.explorer.compare import MOST_CELLS
+from totalvi.view.explorer.workspace import open_workspace
 
 RESULTS = Path(__file__).parent / "results" / "explore.md"
 LASSO_CORNERS = 200

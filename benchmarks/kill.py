@@ -40,8 +40,8 @@ from tqdm import tqdm
 import totalvi
 from totalvi.atomic import standing_folder
 from totalvi.cli.main import execute
-from totalvi.report.build import REPORT, build_report
-from totalvi.training.checkpoint import read_checkpoint
+from totalvi.fit.checkpoint import read_checkpoint
+from totalvi.view.report.build import REPORT, build_report
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS, SEED, OTHER_SEED = 6, 0, 1

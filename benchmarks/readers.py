@@ -22,12 +22,11 @@ BATCH, BLOCK, BLOCKS = 256, 1024, 64
 
 
 def ours(path: Path) -> Iterator[int]:
+    from totalvi.data.counts import read_ahead
     from totalvi.data.describe import find_source
-    from totalvi.data.on_disk import read_ahead
-    from totalvi.data.open import open_on_disk
-    from totalvi.data.order import shuffled_windows
+    from totalvi.data.io.h5_zarr import open_on_disk
     from totalvi.data.schema import Keys
-    from totalvi.feed import sparse_rows
+    from totalvi.fit.batches import shuffled_windows, sparse_rows
 
     rna = find_source(open_on_disk(path), Keys(), on_disk=True).rna
     windows = shuffled_windows(

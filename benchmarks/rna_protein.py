@@ -16,7 +16,7 @@ import pandas as pd
 
 import totalvi
 from totalvi.analysis.figure_style import new_figure, save
-from totalvi.pictures.colors import BACKGROUND, FOREGROUND, INK, WARNING
+from totalvi.view.figures.style import BACKGROUND, FOREGROUND, INK, WARNING
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data" / "pbmc10k.h5mu"

@@ -78,7 +78,7 @@ def cut(folder: Path, n_cells: int, of: int) -> Result:
 
     from totalvi.analysis.convert import write_source
     from totalvi.data.describe import find_source
-    from totalvi.data.open import open_on_disk
+    from totalvi.data.io.h5_zarr import open_on_disk
     from totalvi.data.schema import Keys
 
     data = open_on_disk(store(folder, of))
@@ -90,11 +90,11 @@ def cut(folder: Path, n_cells: int, of: int) -> Result:
 def reader(folder: Path, n_cells: int) -> Result:
     import numpy as np
 
+    from totalvi.data.counts import read_ahead
     from totalvi.data.describe import find_source
-    from totalvi.data.on_disk import read_ahead
-    from totalvi.data.open import open_on_disk
-    from totalvi.data.order import shuffled_windows
+    from totalvi.data.io.h5_zarr import open_on_disk
     from totalvi.data.schema import Keys
+    from totalvi.fit.batches import shuffled_windows
 
     path = store(folder, n_cells)
     source = find_source(open_on_disk(path), Keys(), on_disk=True)
@@ -124,9 +124,9 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
     import numpy as np
 
     import totalvi
-    from totalvi.training.plan import TrainingPlan
-    from totalvi.training.split import fewer_validate, random_split
-    from totalvi.training.trainer import fit
+    from totalvi.fit.loop import fit
+    from totalvi.fit.plan import TrainingPlan
+    from totalvi.fit.split import fewer_validate, random_split
 
     path = store(folder, n_cells)
     model = totalvi.Model(path if place == "disk" else totalvi.read(path), batch_key="batch")
@@ -190,8 +190,8 @@ def quality(folder: Path, n_cells: int, place: str, order: str, whole: int) -> R
     from mudata import MuData
 
     import totalvi
-    import totalvi.feed
-    from totalvi.data import order as orders
+    import totalvi.fit.batches
+    from totalvi.fit import batches as orders
 
     path = store(folder, n_cells)
     if order == "sorted":
@@ -210,7 +210,7 @@ def quality(folder: Path, n_cells: int, place: str, order: str, whole: int) -> R
             file.unlink()
     if place == "disk":
         coarse = n_cells / whole
-        totalvi.feed.shuffled_windows = partial(  # type: ignore[attr-defined]
+        totalvi.fit.batches.shuffled_windows = partial(  # type: ignore[attr-defined]
             orders.shuffled_windows,
             window=round(orders.WINDOW * coarse),
             block=max(1, round(orders.BLOCK * coarse)),

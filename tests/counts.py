@@ -7,7 +7,7 @@ import torch
 from mudata import MuData
 from torch import Tensor
 
-from totalvi.data.cite import CiteData
+from totalvi.data.cells import CiteData
 from totalvi.data.describe import describe
 from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate

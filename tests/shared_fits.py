@@ -19,7 +19,7 @@ import numpy as np
 from mudata import MuData
 
 import totalvi
-from totalvi.data.order import BLOCK, WINDOW, shuffled_windows
+from totalvi.fit.batches import BLOCK, WINDOW, shuffled_windows
 from totalvi.processes import this_process
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
@@ -50,8 +50,8 @@ def fit_case(case: dict[str, Any]) -> totalvi.Model:
     window = what["window"] or WINDOW
     order = partial(shuffled_windows, window=window, block=min(BLOCK, window // 4))
     with (
-        patch("totalvi.feed.shuffled_windows", order),
-        patch("totalvi.training.trainer.WINDOW", window),
+        patch("totalvi.fit.batches.shuffled_windows", order),
+        patch("totalvi.fit.loop.WINDOW", window),
     ):
         for _ in range(1 + what["twice"]):
             model.train(**case)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import totalvi
-from totalvi.data.background import PanelBatches, anchored_background_prior
+from totalvi.data.background.prior import PanelBatches, anchored_background_prior
 from totalvi.errors import CheckpointError
-from totalvi.module.anchor import profile_penalty
+from totalvi.nn.decoder import profile_penalty
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 

@@ -6,9 +6,9 @@ import torch
 from scipy import sparse
 
 from counts import SMALL, described
-from totalvi.feed import minibatch, minibatches, sparse_rows
-from totalvi.module.sparse import sparse_counts
-from totalvi.module.totalvi import TOTALVI
+from totalvi.fit.batches import minibatch, minibatches, sparse_rows
+from totalvi.nn.sparse import sparse_counts
+from totalvi.nn.v06 import TOTALVI
 
 
 def module(library: str = "observed") -> TOTALVI:

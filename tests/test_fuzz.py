@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fuzzing.process import FAULTS, Worker
 from fuzzing.samples import SAMPLES
-from totalvi.persistence.format import FORMAT_VERSION
+from totalvi.formats.model_folder import FORMAT_VERSION
 
 # weights of the first version have no checksum, and flipped bits in them cannot be known
 NAMES = sorted(SAMPLES) if FORMAT_VERSION > 1 else sorted(set(SAMPLES) - {"model folder"})

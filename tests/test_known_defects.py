@@ -8,11 +8,11 @@ import torch
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.data.cite import CiteData
+from totalvi.data.cells import CiteData
 from totalvi.data.describe import describe
 from totalvi.errors import DataError
-from totalvi.feed import minibatch
-from totalvi.module.elbo import objective
+from totalvi.fit.batches import minibatch
+from totalvi.nn.elbo import objective
 
 FAST: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "progress": False}
 

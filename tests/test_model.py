@@ -14,8 +14,8 @@ from mudata import MuData
 import totalvi
 from counts import N_GENES, N_PROTEINS, SMALL, annotated
 from totalvi.errors import DataError, FormatError, NotTrainedError, OutputError, TrainingError
-from totalvi.persistence.format import _checksum
-from totalvi.training.split import Split
+from totalvi.fit.split import Split
+from totalvi.formats.model_folder import _checksum
 
 FAST: dict[str, Any] = {"max_epochs": 2, "n_epochs_kl_warmup": 1, "accelerator": "cpu"}
 

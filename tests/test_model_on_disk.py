@@ -10,13 +10,13 @@ from mudata import MuData
 from pandas.testing import assert_frame_equal
 
 import totalvi
-from totalvi import feed
 from totalvi.analysis.convert import convert_counts
-from totalvi.data import order
 from totalvi.data.describe import describe
-from totalvi.data.open import open_on_disk
+from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.data.schema import Keys
 from totalvi.errors import DataError, ReadError
+from totalvi.fit import batches as feed
+from totalvi.fit import batches as order
 
 OPTIONS = {"batch_key": "batch", "n_hidden": 16, "n_latent": 4}
 
@@ -189,7 +189,7 @@ def test_genes_in_another_order_are_aligned(mdata, in_memory, tmp_path):
 def test_windows_are_the_same_whatever_the_time_reading_takes(files, monkeypatch):
     small = partial(order.shuffled_windows, window=96, block=16)
     monkeypatch.setattr(feed, "shuffled_windows", small)
-    monkeypatch.setattr("totalvi.training.trainer.WINDOW", 96)
+    monkeypatch.setattr("totalvi.fit.loop.WINDOW", 96)
     losses = []
     for slow in (False, True):
         if slow:

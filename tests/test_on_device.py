@@ -6,8 +6,7 @@ import torch
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.feed import minibatches
-from totalvi.on_device import counts_on_device
+from totalvi.fit.batches import counts_on_device, minibatches
 from totalvi.processes import Process
 
 

@@ -459,7 +459,7 @@ def test_an_interactive_session_launches_nothing(monkeypatch: pytest.MonkeyPatch
 def test_minibatches_smaller_than_the_processes_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from totalvi.training import trainer
+    from totalvi.fit import loop as trainer
 
     model = totalvi.Model(
         shared_fits.cells(40, panels=False), batch_key="batch", **shared_fits.SMALL

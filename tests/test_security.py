@@ -68,7 +68,7 @@ def test_reading_runs_nothing(
 
 
 def test_every_format_has_a_sample() -> None:
-    from totalvi.data.read import FORMATS
+    from totalvi.data.io.read import FORMATS
 
     suffixes = {suffix for group, _ in FORMATS for suffix in group}
     assert {".h5", ".h5ad", ".h5mu", ".zarr", ".csv", ".tsv.gz"} <= suffixes

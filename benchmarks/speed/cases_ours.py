@@ -18,12 +18,11 @@ from sklearn.cluster import KMeans
 from worker import clock, peak_memory, private_stdout, serve, timed, worker_arguments
 
 import totalvi
-from totalvi.feed import minibatches
-from totalvi.module.fused.arrays import threads_of_torch
-from totalvi.training.plan import TrainingPlan
-from totalvi.training.precision import autocast_precision, resolve_precision, wide_products
-from totalvi.training.stepper import Stepper
-from totalvi.training.trainer import fit
+from totalvi.fit.batches import minibatches
+from totalvi.fit.loop import fit
+from totalvi.fit.plan import TrainingPlan, autocast_precision, resolve_precision, wide_products
+from totalvi.fit.step import Stepper
+from totalvi.nn.cpu.dispatch import threads_of_torch
 
 N_CLUSTERS = 15
 BATCH_SIZE = 256

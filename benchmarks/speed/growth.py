@@ -64,8 +64,8 @@ def measure(n_cells: int, n_genes: int, threads: int) -> dict[str, float]:
     import torch
 
     import totalvi
-    from totalvi.training.plan import TrainingPlan
-    from totalvi.training.trainer import fit
+    from totalvi.fit.loop import fit
+    from totalvi.fit.plan import TrainingPlan
 
     torch.set_num_threads(threads)
     mdata = simulated(n_cells, n_genes)
@@ -76,7 +76,7 @@ def measure(n_cells: int, n_genes: int, threads: int) -> dict[str, float]:
     parts += [part for m in (rna, own.rna) for part in (m.data, m.indices, m.indptr)]
     data_mb = sum(part.nbytes for part in parts) / 2**20
     model.train(1, split=[range(300), range(300, 400), []], accelerator="cpu", progress=False)
-    split = totalvi.training.split.random_split(n_cells, 0.9, None, np.random.default_rng(0))
+    split = totalvi.fit.split.random_split(n_cells, 0.9, None, np.random.default_rng(0))
     ends: list[float] = []
     fit(
         model.module, model._data, split, TrainingPlan(max_epochs=2, accelerator="cpu"),

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from totalvi.data import datasets
-    from totalvi.data.antibodies import harmonise_antibodies
-    from totalvi.data.concat import concat
-    from totalvi.data.empty_droplets import ambient_profile
-    from totalvi.data.panels import declare_unmeasured
-    from totalvi.data.read import read
+    from totalvi.data.background.empty_droplets import ambient_profile
+    from totalvi.data.io.read import read
+    from totalvi.data.panels.antibodies import harmonise_antibodies
+    from totalvi.data.panels.concat import concat
+    from totalvi.data.panels.unmeasured import declare_unmeasured
     from totalvi.data.simulate import simulate
     from totalvi.data.simulate_droplets import simulate_raw
     from totalvi.model import Model
-    from totalvi.module import TOTALVI
+    from totalvi.nn import TOTALVI
 
 __version__ = version("totalvi")
 __all__ = [
@@ -37,14 +37,14 @@ __all__ = [
 
 _HOMES = {
     "Model": "totalvi.model",
-    "TOTALVI": "totalvi.module",
-    "ambient_profile": "totalvi.data.empty_droplets",
-    "concat": "totalvi.data.concat",
+    "TOTALVI": "totalvi.nn",
+    "ambient_profile": "totalvi.data.background.empty_droplets",
+    "concat": "totalvi.data.panels.concat",
     "datasets": "totalvi.data",
-    "declare_unmeasured": "totalvi.data.panels",
-    "harmonise_antibodies": "totalvi.data.antibodies",
+    "declare_unmeasured": "totalvi.data.panels.unmeasured",
+    "harmonise_antibodies": "totalvi.data.panels.antibodies",
     "persistence": "totalvi",
-    "read": "totalvi.data.read",
+    "read": "totalvi.data.io.read",
     "simulate": "totalvi.data.simulate",
     "simulate_raw": "totalvi.data.simulate_droplets",
 }

@@ -12,46 +12,47 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 
-from totalvi.arguments import check_choice, check_network_options, key_tuple
-from totalvi.data.background import (
+from totalvi.data.background.empty_droplets import Raw, ambient_of
+from totalvi.data.background.prior import (
     PanelBatches,
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.cite import CiteData
+from totalvi.data.cells import CiteData, fingerprint
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.empty_droplets import Raw, ambient_of
-from totalvi.data.fingerprint import fingerprint
+from totalvi.data.mapped_query import QueryMapping
 from totalvi.data.schema import Keys, Schema
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
-from totalvi.mapping.query_schema import QueryMapping
+from totalvi.fit.checkpoint import Checkpoints, State
+from totalvi.fit.loop import Fit, epoch_progress, fit, resolved_plan
+from totalvi.fit.plan import Precision, TrainingPlan, plan_fit
+from totalvi.fit.resume import CHECKPOINT_EVERY, fit_settings, kept
+from totalvi.fit.split import DEFAULT_SIZES, Split, choose_split
+from totalvi.fit.step import torch_generator
+from totalvi.formats.model_folder import (
+    read_model,
+    require_possible_sizes,
+    require_same_types,
+    write_model,
+)
+from totalvi.formats.scvi_write import write_scvi
+from totalvi.mapping.map_query import MappingQueries
+from totalvi.mapping.mapped_cells import ComparisonQueries
 from totalvi.mapping.surgery import only_new_rows
-from totalvi.module.totalvi import TOTALVI
-from totalvi.persistence.consistency import require_possible_sizes, require_same_types
-from totalvi.persistence.format import read_model, write_model
-from totalvi.persistence.scvi_write import write_scvi
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.abundance import AbundanceQueries
+from totalvi.posterior.archetypes import ArchetypeQueries
+from totalvi.posterior.arguments import check_choice, check_network_options, key_tuple
+from totalvi.posterior.correlation_queries import CorrelationQueries
+from totalvi.posterior.differential.query import DifferentialQueries
+from totalvi.posterior.evidence import EvidenceQueries
+from totalvi.posterior.expression_queries import ExpressionQueries
+from totalvi.posterior.imputation_queries import ImputationQueries
+from totalvi.posterior.isotypes import IsotypeQueries
+from totalvi.posterior.latent_queries import LatentQueries
+from totalvi.posterior.parameters import ParameterQueries
+from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.processes import launch, process_of, require_equal, this_process
-from totalvi.queries.abundance import AbundanceQueries
-from totalvi.queries.archetypes import ArchetypeQueries
-from totalvi.queries.comparison import ComparisonQueries
-from totalvi.queries.correlation import CorrelationQueries
-from totalvi.queries.differential import DifferentialQueries
-from totalvi.queries.evidence import EvidenceQueries
-from totalvi.queries.expression import ExpressionQueries
-from totalvi.queries.imputation import ImputationQueries
-from totalvi.queries.isotypes import IsotypeQueries
-from totalvi.queries.latent import LatentQueries
-from totalvi.queries.mapping import MappingQueries
-from totalvi.queries.parameters import ParameterQueries
-from totalvi.queries.predictive import PredictiveQueries
-from totalvi.training.checkpoint import Checkpoints, State
-from totalvi.training.plan import TrainingPlan, plan_fit
-from totalvi.training.precision import Precision
-from totalvi.training.progress import epoch_progress
-from totalvi.training.resume import CHECKPOINT_EVERY, fit_settings, kept
-from totalvi.training.split import DEFAULT_SIZES, Split, choose_split
-from totalvi.training.stepper import torch_generator
-from totalvi.training.trainer import Fit, fit, resolved_plan
 
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
 
@@ -95,7 +96,7 @@ class Model(
         Whether counts may have fractions (corrected counts, for instance).
     on_disk
         Whether counts that lie on disk (of a backed AnnData, or one opened by
-        `totalvi.data.open.open_on_disk`) stay there; those of a path do.
+        `totalvi.data.io.h5_zarr.open_on_disk`) stay there; those of a path do.
     n_latent, n_hidden, n_layers_encoder, n_layers_decoder
         Sizes of the network; see `TOTALVI`.
     dropout_rate_encoder, dropout_rate_decoder

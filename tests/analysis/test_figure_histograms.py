@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import same_color
 
 from totalvi.analysis.figure_histograms import count_bin_edges, protein_histograms
-from totalvi.pictures.colors import (
-    WARNING,
-)
+from totalvi.view.figures.style import WARNING
 
 
 @given(st.floats(1, 1e5))

@@ -19,10 +19,7 @@ from totalvi.analysis.figure_style import (
     save,
     short_names,
 )
-from totalvi.pictures.colors import (
-    PALETTE,
-    category_colors,
-)
+from totalvi.view.figures.style import PALETTE, category_colors
 
 # Machado, Oliveira and Fernandes 2009, severity 1; on linear RGB.
 VISION = {

@@ -16,9 +16,7 @@ from totalvi.analysis.figures import (
     umap_by_category,
     umap_by_protein,
 )
-from totalvi.pictures.colors import (
-    category_colors,
-)
+from totalvi.view.figures.style import category_colors
 
 rng = np.random.default_rng(0)
 UMAP = rng.normal(size=(200, 2))

@@ -11,12 +11,12 @@ from totalvi.analysis.pipeline_on_disk import join_nearest
 from totalvi.analysis.prepare import prepare
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.run import repeat, run
-from totalvi.data.on_disk import RowsOnDisk
-from totalvi.data.open import open_on_disk
+from totalvi.data.counts import RowsOnDisk
+from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.data.schema import Keys
 from totalvi.errors import OutputError
-from totalvi.explore.data import RunCells
-from totalvi.report.build import build_report
+from totalvi.view.explorer.run_cells import RunCells
+from totalvi.view.report.build import build_report
 
 KEYS = Keys(batch_key="batch")
 
@@ -126,7 +126,7 @@ def test_a_run_on_disk_goes_on_and_is_repeated_with_controls_and_droplets(tmp_pa
     with pytest.raises(OutputError, match="go on with resume"):
         run(tmp_path / "cells.h5mu", tmp_path / "again", **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("totalvi.training.stepper.Stepper.step", None)  # the fit is there
+        patch.setattr("totalvi.fit.step.Stepper.step", None)  # the fit is there
         again = run(tmp_path / "cells.h5mu", tmp_path / "again", resume=True, **options)
     third = repeat(tmp_path / "whole" / "run.json", tmp_path / "third", progress=False)
     for other in (again, third):

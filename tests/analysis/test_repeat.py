@@ -18,11 +18,11 @@ from totalvi.analysis import pipeline
 from totalvi.analysis.record import asked, is_record_of, sha256, write_record
 from totalvi.analysis.run import repeat, run
 from totalvi.cli.main import execute
-from totalvi.data.ambient_tables import AMBIENT
+from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.simulate import simulate
 from totalvi.errors import Interrupted, OutputError, ReadError
-from totalvi.training import stepper as stepping
-from totalvi.training.checkpoint import read_checkpoint
+from totalvi.fit import step as stepping
+from totalvi.fit.checkpoint import read_checkpoint
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")

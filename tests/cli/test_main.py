@@ -11,7 +11,7 @@ import pytest
 
 from totalvi.cli import main
 from totalvi.cli.main import execute
-from totalvi.data import read as reading
+from totalvi.data.io import read as reading
 from totalvi.data.simulate import simulate
 from totalvi.errors import DataError
 

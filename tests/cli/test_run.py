@@ -33,7 +33,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
         return RunResult(tmp_path / "out", files, RECORD)
 
     monkeypatch.setattr("totalvi.analysis.run.run", run)
-    monkeypatch.setattr("totalvi.report.build.build_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(
+        "totalvi.view.report.build.build_report", lambda folder: folder / "report.html"
+    )
     return calls
 
 

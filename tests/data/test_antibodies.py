@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from totalvi.data.antibodies import harmonise_antibodies
+from totalvi.data.panels.antibodies import harmonise_antibodies
 
 NAMES = """CD3|CD3_TotalSeqB|CD3 (UCHT1)|CD3 (SK7)|CD3 (ucht1)|CD3E|CD3-2|CD279|PD-1|PD1 (CD279)
 CD279 (EH12)|CD45RA|CD8|CD8a|CD8b|CD4|CD4 (SK3)|anti-mouse CD4|anti-human CD4|CD4 (mouse)|CD4 (human)

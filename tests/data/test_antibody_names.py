@@ -8,8 +8,8 @@ import anndata
 import pytest
 
 import totalvi
-from totalvi.data.antibody_aliases import ALIASES
-from totalvi.data.antibody_names import identify, spelling_key
+from totalvi.data.panels.antibody_aliases import ALIASES
+from totalvi.data.panels.antibody_names import identify, spelling_key
 
 # target: ways in which data sets and makers write it
 VARIANTS = {

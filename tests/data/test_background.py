@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from totalvi.data.background import empirical_background_prior
+from totalvi.data.background.prior import empirical_background_prior
 
 
 def counts(n_cells: int, share: float, log_background: float, seed: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from scipy import sparse
 
 from totalvi.data.checks import TRAINING_ONLY, Finding, check_counts, raise_errors
-from totalvi.data.source import CountSource, find_counts
+from totalvi.data.find import CountSource, find_counts
 from totalvi.errors import DataError
 
 N, G, T = 60, 210, 5

@@ -12,7 +12,7 @@ from mudata import MuData
 from scipy import sparse
 
 from counts import N_GENES, N_PROTEINS, annotated
-from totalvi.data.cite import CiteData
+from totalvi.data.cells import CiteData
 from totalvi.data.describe import describe
 from totalvi.data.schema import Keys, Schema
 from totalvi.errors import DataError

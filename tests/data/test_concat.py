@@ -17,9 +17,9 @@ from scipy.stats import spearmanr
 import totalvi
 from counts import SMALL
 from totalvi.data.checks import check_counts
-from totalvi.data.source import find_counts
+from totalvi.data.find import find_counts
 from totalvi.errors import DataError
-from totalvi.feed import minibatch
+from totalvi.fit.batches import minibatch
 from totalvi.model import Model
 
 A_NAMES = ["CD3_TotalSeqB", "CD8a_TotalSeqB", "PD-1_TotalSeqB", "IgG1_control_TotalSeqB"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from totalvi.data import download as module
-from totalvi.data.download import cache_folder, download
+from totalvi.data.io import download as module
+from totalvi.data.io.download import cache_folder, download
 from totalvi.errors import DownloadError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()

@@ -10,8 +10,7 @@ import pytest
 
 import totalvi
 from totalvi.analysis.convert import convert_counts
-from totalvi.data.ambient import estimate_ambient, pooled_ambient
-from totalvi.data.droplets import choose_empty_droplets
+from totalvi.data.background.ambient import choose_empty_droplets, estimate_ambient, pooled_ambient
 from totalvi.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")

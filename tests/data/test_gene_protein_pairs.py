@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from totalvi.data.antibody_names import identify
-from totalvi.data.gene_protein_pairs import GENES_OF_ANTIGEN, matched_pairs
+from totalvi.data.panels.antibody_names import identify
+from totalvi.data.panels.gene_names import GENES_OF_ANTIGEN, matched_pairs
 
 GENES = sorted({gene for genes in GENES_OF_ANTIGEN.values() for gene in genes})
 

@@ -5,8 +5,8 @@ import zarr
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
-from totalvi.data import on_disk
-from totalvi.data.on_disk import RowsOnDisk, read_ahead, row_blocks
+from totalvi.data import counts as on_disk
+from totalvi.data.counts import RowsOnDisk, read_ahead, row_blocks
 from totalvi.errors import DataError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from totalvi.data.order import shuffled_windows, some_of_each, windows_in_order, without_first
+from totalvi.fit.batches import shuffled_windows, some_of_each, windows_in_order, without_first
 from totalvi.processes import Process
 
 

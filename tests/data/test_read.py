@@ -13,8 +13,8 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.open import open_on_disk
-from totalvi.data.read import read
+from totalvi.data.io.h5_zarr import open_on_disk
+from totalvi.data.io.read import read
 from totalvi.errors import ReadError
 
 CELLS = [f"ACGTACGTACGT-{i}" for i in range(9)]

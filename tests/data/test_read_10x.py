@@ -10,8 +10,8 @@ import pytest
 import scipy.io
 from scipy import sparse
 
-from totalvi.data.read import read
-from totalvi.data.read_10x_folder import read_10x_folder
+from totalvi.data.io.read import read
+from totalvi.data.io.tenx import read_10x_folder
 from totalvi.errors import ReadError
 
 N_CELLS = 12

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from totalvi.data import read_table as tables
-from totalvi.data.read import read
+from totalvi.data.io import text_tables as tables
+from totalvi.data.io.read import read
 from totalvi.errors import ReadError
 
 CELLS = [f"cell {i}" for i in range(7)]

@@ -6,8 +6,8 @@ import pytest
 from scipy import sparse, stats
 
 from totalvi.data.checks import check_counts
+from totalvi.data.find import find_counts
 from totalvi.data.simulate import negative_binomial, simulate
-from totalvi.data.source import find_counts
 from totalvi.errors import DataError
 
 

@@ -10,9 +10,9 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import did_you_mean
-from totalvi.data.read import read
-from totalvi.data.source import CountSource, find_counts
+from totalvi.data.io.read import read
 from totalvi.errors import DataError
 
 CELLS = [f"cell_{i}" for i in range(6)]

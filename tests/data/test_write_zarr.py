@@ -10,10 +10,10 @@ from anndata import AnnData
 from scipy import sparse
 
 import totalvi
-from totalvi.data import write_zarr
-from totalvi.data.open import open_on_disk
+from totalvi.data.io import write_zarr
+from totalvi.data.io.h5_zarr import open_on_disk
+from totalvi.data.io.write_zarr import new_store, write_counts
 from totalvi.data.simulate import simulate_to_zarr
-from totalvi.data.write_zarr import new_store, write_counts
 from totalvi.errors import OutputError
 
 SMALL = {"n_cells": 60, "n_genes": 30, "n_proteins": 5}

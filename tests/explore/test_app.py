@@ -11,13 +11,13 @@ import pytest
 from bokeh.document import Document
 
 from totalvi.errors import DataError, FormatError
-from totalvi.explore.app import Explorer
-from totalvi.explore.compare import Compared
-from totalvi.explore.compare_panel import PARENT_REST
-from totalvi.explore.gates_file import gates_to_json, read_gates
-from totalvi.explore.opening import open_in_browser
-from totalvi.explore.view_panel import DENSITY, LEFT_RAW
-from totalvi.explore.workspace import Workspace, open_workspace
+from totalvi.view.explorer.app import Explorer
+from totalvi.view.explorer.coloring import DENSITY, LEFT_RAW
+from totalvi.view.explorer.compare import Compared
+from totalvi.view.explorer.compare_panel import PARENT_REST
+from totalvi.view.explorer.gates_file import gates_to_json, read_gates
+from totalvi.view.explorer.server import open_in_browser
+from totalvi.view.explorer.workspace import Workspace, open_workspace
 
 BOX = ((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0))
 

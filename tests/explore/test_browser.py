@@ -24,7 +24,7 @@ from matplotlib.path import Path as Outline
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from totalvi.explore.opening import open_in_browser
+from totalvi.view.explorer.server import open_in_browser
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from anndata.io import read_elem
 
-from totalvi.data.on_disk import RowsOnDisk
+from totalvi.data.counts import RowsOnDisk
 from totalvi.errors import OutputError, ReadError
-from totalvi.explore.data import RunCells
-from totalvi.explore.export import gate_columns, write_gated
-from totalvi.explore.gates import Axis, Gate, Gating
-from totalvi.explore.raster import draw_cells, rgba
+from totalvi.view.explorer.gates import Axis, Gate, Gating
+from totalvi.view.explorer.gates_file import gate_columns, write_gated
+from totalvi.view.explorer.plot import draw_cells, rgba
+from totalvi.view.explorer.run_cells import RunCells
 
 N = 60
 PROTEINS = ["CD3", "<script>alert(1)</script>"]

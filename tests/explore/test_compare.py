@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from totalvi.errors import DataError
-from totalvi.explore.compare import SEED, Compared, Comparer, _drawn
-from totalvi.explore.compare_panel import ComparePanel, columns_of
-from totalvi.explore.data import RunCells
+from totalvi.view.explorer.compare import SEED, Compared, Comparer, _drawn
+from totalvi.view.explorer.compare_panel import ComparePanel, columns_of
+from totalvi.view.explorer.run_cells import RunCells
 
 
 def test_the_model_is_asked_for_just_these_cells(run_folder: Path) -> None:

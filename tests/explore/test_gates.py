@@ -7,15 +7,7 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 
 from totalvi.errors import DataError
-from totalvi.explore.gates import (
-    Axis,
-    Gate,
-    Gating,
-    counts,
-    deepest,
-    inside_polygon,
-    members,
-)
+from totalvi.view.explorer.gates import Axis, Gate, Gating, counts, deepest, inside_polygon, members
 
 AXES = (Axis("protein_denoised", "CD3", "asinh"), Axis("protein_denoised", "CD19", "asinh"))
 number = st.floats(-100, 100).map(lambda x: round(x, 3))

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from totalvi.errors import FormatError
-from totalvi.explore.gates import KINDS, SHAPES, Axis, Gate, Gating
-from totalvi.explore.gates_file import gates_from_json, gates_to_json, read_gates
-from totalvi.explore.scales import SCALES
+from totalvi.view.explorer.gates import KINDS, SCALES, SHAPES, Axis, Gate, Gating
+from totalvi.view.explorer.gates_file import gates_from_json, gates_to_json, read_gates
 
 characters = st.characters(categories=("L", "N", "P", "S"), exclude_characters="/")
 names = st.text(characters, min_size=1, max_size=20)

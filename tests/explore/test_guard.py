@@ -3,7 +3,7 @@
 import pytest
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-from totalvi.explore.guard import is_allowed
+from totalvi.view.explorer.server import is_allowed
 
 
 class _Connection:
@@ -78,7 +78,7 @@ def test_foreign_origins_are_refused(origin: str) -> None:
 
 
 def test_the_socket_is_on_loopback_and_a_busy_port_is_left() -> None:
-    from totalvi.explore.server import PORT, _listen
+    from totalvi.view.explorer.server import PORT, _listen
 
     first, second = _listen(None), _listen(None)
     try:

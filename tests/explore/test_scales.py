@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from totalvi.explore.scales import SCALES, from_scale, scale_ticks, to_scale
+from totalvi.view.explorer.gates import SCALES, from_scale, scale_ticks, to_scale
 
 
 @pytest.mark.parametrize("scale", SCALES)

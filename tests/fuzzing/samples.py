@@ -18,9 +18,9 @@ from mudata import MuData
 from scipy import sparse
 
 import totalvi
+from totalvi.formats.scvi_read import read_config
+from totalvi.formats.scvi_weights import scvi_state
 from totalvi.persistence import load_scvi
-from totalvi.persistence.scvi_export import scvi_state
-from totalvi.persistence.scvi_read import read_config
 
 N_CELLS, N_GENES, N_PROTEINS = 12, 9, 4
 GENES = [f"GENE{i}" for i in range(N_GENES)]

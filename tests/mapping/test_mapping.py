@@ -18,11 +18,15 @@ from counts import SMALL, annotated
 from totalvi.analysis.map import map_files
 from totalvi.cli.main import execute
 from totalvi.errors import DataError, OutputError
-from totalvi.mapping.comparison import Neighbours
-from totalvi.mapping.labels import Calibration, calibration_error, label_probabilities
+from totalvi.fit.loop import evaluate
+from totalvi.mapping.neighbours import (
+    Calibration,
+    Neighbours,
+    calibration_error,
+    label_probabilities,
+    tail_probability,
+)
 from totalvi.mapping.surgery import only_new_rows, reference_state
-from totalvi.mapping.unlike import tail_probability
-from totalvi.training.trainer import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
@@ -324,7 +328,7 @@ def test_an_interrupted_map_goes_on(
     with pytest.raises(OutputError, match="interrupted"):
         map_files(*arguments, tmp_path / "out", train=True)
     with monkeypatch.context() as patch:
-        patch.setattr("totalvi.training.stepper.Stepper.epoch", _interrupted)  # all steps are done
+        patch.setattr("totalvi.fit.step.Stepper.epoch", _interrupted)  # all steps are done
         resumed = map_files(*arguments, tmp_path / "out", train=True, resume=True)
     assert not kept.exists()
     cells = [

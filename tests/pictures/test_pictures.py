@@ -5,12 +5,9 @@ import pandas as pd
 import pytest
 from bokeh.models import ColumnDataSource
 
-from totalvi.pictures.biaxial import point_density
-from totalvi.pictures.heat_map import heat_map
-from totalvi.pictures.histograms import histogram_parts
-from totalvi.pictures.maps import category_mapper, label_places
-from totalvi.pictures.scale import PROTEIN_SCALE, RNA_SCALE, CountScale
-from totalvi.pictures.training import training_curves
+from totalvi.view.figures.cell_maps import category_mapper, label_places, point_density
+from totalvi.view.figures.charts import heat_map, histogram_parts, training_curves
+from totalvi.view.figures.style import PROTEIN_SCALE, RNA_SCALE, CountScale
 
 rng = np.random.default_rng(0)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from counts import N_GENES, N_PROTEINS, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import minibatch, minibatches
-from totalvi.module.totalvi import TOTALVI
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import minibatch, minibatches
+from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.archetypes import archetype_expression, distinct_contexts, z_scores
 
 

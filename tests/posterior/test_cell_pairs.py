@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.feed import minibatches
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.cell_pairs import draw_pairs, pair_effects, sampled_scales
-from totalvi.posterior.noise import CellNoise
+from totalvi.fit.batches import minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.differential.cell_pairs import draw_pairs, pair_effects, sampled_scales
+from totalvi.posterior.draws import CellNoise
 from totalvi.posterior.scales import ScaleQuery
 
 

@@ -10,14 +10,16 @@ import torch
 from scipy import special, stats
 
 from counts import N_GENES, N_PROTEINS, SMALL, annotated, described
-from totalvi.data.cite import CiteData
+from totalvi.data.cells import CiteData
 from totalvi.data.describe import describe
 from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
-from totalvi.feed import Minibatch, minibatch, minibatches
-from totalvi.module.sparse import sparse_counts
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.checks import (
+from totalvi.fit.batches import Minibatch, minibatch, minibatches
+from totalvi.nn.sparse import sparse_counts
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, draws
+from totalvi.posterior.parameters import GeneLikelihood
+from totalvi.posterior.predictive_checks import (
     LEVELS,
     FeatureChecks,
     gene_log_prob,
@@ -25,10 +27,7 @@ from totalvi.posterior.checks import (
     predictive_checks,
     quantile_coverage,
 )
-from totalvi.posterior.draws import draws
-from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.parameters import GeneLikelihood
-from totalvi.posterior.predictive import predictive_counts
+from totalvi.posterior.predictive_counts import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)

@@ -10,17 +10,17 @@ import torch
 from scipy import stats
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import Minibatch, minibatch, minibatches
-from totalvi.module.totalvi import TOTALVI
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import Minibatch, minibatch, minibatches
+from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.correlation import (
     CorrelationQuery,
     feature_correlations,
     pearson,
     spearman,
 )
+from totalvi.posterior.draws import CellNoise
 from totalvi.posterior.expression import ExpressionQuery, normalized_expression
-from totalvi.posterior.noise import CellNoise
 
 CELLS = np.arange(80)
 N_FEATURES = N_GENES + N_PROTEINS

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from totalvi.posterior.differential import (
+from totalvi.posterior.differential.comparison import (
     Comparison,
     Differences,
     Pseudocounts,
     compare_cells,
     compare_groups,
 )
-from totalvi.posterior.moments import Moments, StratumMoments
+from totalvi.posterior.differential.moments import Moments, StratumMoments
 
 N_GENES, N_PROTEINS, N_PARTS, N_BATCHES = 300, 4, 3, 2
 LIBRARY = 1e4

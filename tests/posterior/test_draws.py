@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.feed import minibatch
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import draws
-from totalvi.posterior.noise import CellNoise
+from totalvi.fit.batches import minibatch
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, draws
 
 
 @pytest.mark.parametrize("library", ["observed", "latent"])

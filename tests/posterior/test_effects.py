@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from totalvi.posterior.effects import (
+from totalvi.posterior.differential.effects import (
     WIDTHS,
     Prior,
     fit_prior,

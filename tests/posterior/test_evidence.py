@@ -9,14 +9,14 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from counts import SMALL, described
-from totalvi.feed import Minibatch, minibatch, minibatches
-from totalvi.module.totalvi import TOTALVI
+from totalvi.fit.batches import Minibatch, minibatch, minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise
 from totalvi.posterior.evidence import (
     elbo_by_cell,
     marginal_log_likelihood_by_cell,
     reconstruction_error_by_cell,
 )
-from totalvi.posterior.noise import CellNoise
 
 
 def ask(network: TOTALVI, cells: np.ndarray, seed: int, batch_size: int = 10) -> np.ndarray:

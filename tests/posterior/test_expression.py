@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import minibatches
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import Draw
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, Draw
 from totalvi.posterior.expression import (
     ExpressionQuery,
     normalized_expression,
     protein_means,
 )
-from totalvi.posterior.noise import CellNoise
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 2)

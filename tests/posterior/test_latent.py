@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from counts import SMALL, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import minibatches
-from totalvi.module.totalvi import TOTALVI
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise
 from totalvi.posterior.latent import (
     latent_distribution,
     latent_mean,
@@ -17,7 +18,6 @@ from totalvi.posterior.latent import (
     library_mean,
     library_samples,
 )
-from totalvi.posterior.noise import CellNoise
 
 
 @pytest.fixture(scope="module")

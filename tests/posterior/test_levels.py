@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from totalvi.posterior.levels import group_level, pair_levels, shared_batch_weights
-from totalvi.posterior.moments import Moments, StratumMoments
+from totalvi.posterior.differential.moments import (
+    Moments,
+    StratumMoments,
+    group_level,
+    pair_levels,
+    shared_batch_weights,
+)
 
 
 def moments(

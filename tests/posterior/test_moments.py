@@ -9,11 +9,11 @@ from scipy.special import expit, logit
 from scipy.stats import nbinom
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import minibatch, minibatches
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.moments import StratumMoments, add_moments
-from totalvi.posterior.noise import CellNoise
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import minibatch, minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.differential.moments import StratumMoments, add_moments
+from totalvi.posterior.draws import CellNoise
 from totalvi.posterior.scales import ScaleQuery, scales
 
 CELLS = np.arange(0, 120, 2)

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import minibatches
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import Draw
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, Draw
 from totalvi.posterior.expression import protein_means
-from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.parameters import mean_parameters
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)

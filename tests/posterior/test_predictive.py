@@ -8,12 +8,11 @@ import torch
 from scipy import sparse, stats
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import minibatch, minibatches
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import draws
-from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.predictive import predictive_counts
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import minibatch, minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, draws
+from totalvi.posterior.predictive_counts import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)

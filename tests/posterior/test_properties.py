@@ -9,15 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import minibatch, minibatches
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.checks import protein_log_prob
-from totalvi.posterior.draws import draws
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import minibatch, minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, draws
 from totalvi.posterior.evidence import elbo_terms
 from totalvi.posterior.expression import ExpressionQuery, normalized_expression
-from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.parameters import protein_likelihood
+from totalvi.posterior.predictive_checks import protein_log_prob
 
 N_CELLS, N_BATCHES = 60, 2
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.data.cite import CiteData
-from totalvi.feed import minibatch
-from totalvi.module.totalvi import TOTALVI
+from totalvi.data.cells import CiteData
+from totalvi.fit.batches import minibatch
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise
 from totalvi.posterior.expression import ExpressionQuery, normalized_expression
-from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.scales import ScaleQuery, scales
 
 CELLS = np.arange(20)

@@ -5,10 +5,10 @@ import torch
 from scipy import stats
 
 from counts import N_PROTEINS, SMALL, described
-from totalvi.feed import minibatch, minibatches
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.uncertainty import CellUncertainty, cell_uncertainty
+from totalvi.fit.batches import minibatch, minibatches
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise
+from totalvi.posterior.latent import CellUncertainty, cell_uncertainty
 
 CELLS = np.arange(30)
 ALL = np.arange(N_PROTEINS)

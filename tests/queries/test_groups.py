@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from totalvi.queries.groups import (
+from totalvi.posterior.differential.groups import (
     Groups,
     by_group_size,
     cells_for_pairs,

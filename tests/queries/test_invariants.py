@@ -15,10 +15,10 @@ from mudata import MuData
 from scipy import sparse
 
 import totalvi
-import totalvi.queries.predictive
+import totalvi.posterior.predictive
 from counts import SMALL, annotated
 from totalvi.errors import NotTrainedError
-from totalvi.posterior.aggregate import AggregatedPosterior
+from totalvi.posterior.abundance import AggregatedPosterior
 
 N_CELLS = 60
 FAST: dict[str, Any] = {"max_epochs": 1, "accelerator": "cpu", "progress": False}
@@ -175,7 +175,9 @@ def of_cells(answer: list[np.ndarray], cells: np.ndarray) -> list[np.ndarray]:
 
 def public_queries() -> list[str]:
     bases = [
-        base for base in totalvi.Model.__mro__ if base.__module__.startswith("totalvi.queries")
+        base
+        for base in totalvi.Model.__mro__
+        if base.__module__.startswith(("totalvi.posterior", "totalvi.mapping"))
     ]
     return [name for base in bases for name in vars(base) if not name.startswith("_")]
 
@@ -290,7 +292,7 @@ def frames(answer: Any) -> Iterator[pd.DataFrame]:
     """The tables of an answer."""
     if isinstance(answer, pd.DataFrame):
         yield answer
-    elif isinstance(answer, totalvi.queries.predictive.PredictiveSample):
+    elif isinstance(answer, totalvi.posterior.predictive.PredictiveSample):
         for rna in answer.rna:
             yield pd.DataFrame(rna.toarray(), answer.cell_names, answer.gene_names)
         yield from answer.protein

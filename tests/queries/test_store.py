@@ -10,7 +10,7 @@ import pytest
 import totalvi
 from counts import annotated
 from totalvi.errors import OutputError
-from totalvi.queries.store import ROWS_PER_CHUNK, Table, create_tables, open_tables, row_targets
+from totalvi.posterior.rows import ROWS_PER_CHUNK, Table, create_tables, open_tables, row_targets
 
 TABLES = {"rna": Table(pd.Index(["a", "b", "c"]), np.array(["x", "y"], dtype=object))}
 

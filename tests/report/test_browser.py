@@ -12,8 +12,8 @@ from browser import browser, opened_page
 from totalvi.analysis.run import run
 from totalvi.data.simulate import simulate
 from totalvi.data.simulate_droplets import simulate_raw
-from totalvi.pictures.biaxial import point_density
-from totalvi.report.build import build_report
+from totalvi.view.figures.cell_maps import point_density
+from totalvi.view.report.build import build_report
 
 pytestmark = [
     pytest.mark.slow,

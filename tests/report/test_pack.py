@@ -6,7 +6,7 @@ import gzip
 import numpy as np
 import pytest
 
-from totalvi.report.pack import packed_counts, packed_levels
+from totalvi.view.report.page_data import packed_counts, packed_levels
 
 
 def unpacked(entry: dict) -> np.ndarray:

@@ -11,7 +11,7 @@ from browser import browser, opened_page
 from report.run_folder import write_run_folder
 from totalvi.cli.main import execute
 from totalvi.errors import OutputError
-from totalvi.report.build import build_report
+from totalvi.view.report.build import build_report
 
 EVIL = "<script>alert(1)</script>"
 PROTEINS = ["CD3", EVIL, "</script><img src=x onerror=alert(2)>", 'a"b']

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from totalvi.report.sample import AT_LEAST, stratified_sample
+from totalvi.view.report.report_data import AT_LEAST, stratified_sample
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,7 +3,7 @@
 import pandas as pd
 from mudata import MuData
 
-from totalvi.data.ambient_tables import AMBIENT
+from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.finding import listed
 from totalvi.model import Model
 

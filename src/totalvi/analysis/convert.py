@@ -13,17 +13,16 @@ from scipy import sparse
 
 from totalvi.analysis.output import refuse_input_in_output
 from totalvi.analysis.prepare import ReadOptions, feature_annotation, read_input
-from totalvi.data.ambient_tables import AMBIENT, ambient_in
+from totalvi.data.background.ambient import AMBIENT, ambient_in
+from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
+from totalvi.data.counts import in_memory, row_blocks, take_columns
 from totalvi.data.describe import find_source
-from totalvi.data.features import are_controls
-from totalvi.data.isotypes import ISOTYPE_MODALITY
-from totalvi.data.matrix import in_memory
-from totalvi.data.modalities import NAME_IN_FILE, known_protein_obsm_key
-from totalvi.data.on_disk import row_blocks, take_columns
-from totalvi.data.open import can_stay_on_disk, open_on_disk
+from totalvi.data.find import CountSource
+from totalvi.data.io.features import are_controls
+from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
+from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key
+from totalvi.data.io.write_zarr import new_store, write_counts
 from totalvi.data.schema import Keys
-from totalvi.data.source import CountSource
-from totalvi.data.write_zarr import new_store, write_counts
 
 
 def open_input(

@@ -14,13 +14,7 @@ from totalvi.analysis.figure_style import (
     short_names,
     title,
 )
-from totalvi.pictures.colors import (
-    BACKGROUND,
-    FOREGROUND,
-    INK,
-    QUIET,
-    WARNING,
-)
+from totalvi.view.figures.style import BACKGROUND, FOREGROUND, INK, QUIET, WARNING
 
 N_BINS = 45
 

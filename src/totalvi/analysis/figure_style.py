@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from totalvi.pictures.colors import INK
+from totalvi.view.figures.style import INK
 
 PANELS_PER_PAGE = 24
 DOTS_PER_INCH = 150

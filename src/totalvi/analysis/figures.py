@@ -23,13 +23,7 @@ from totalvi.analysis.figure_style import (
     short_names,
     title,
 )
-from totalvi.pictures.colors import (
-    FOREGROUND,
-    INK,
-    QUIET,
-    WARNING,
-    category_colors,
-)
+from totalvi.view.figures.style import FOREGROUND, INK, QUIET, WARNING, category_colors
 
 SWEEPS = 200  # over all pairs of labels, to part them
 

@@ -11,7 +11,7 @@ from totalvi.analysis.genes import (
     cells_of_batches,
     complete_ranks,
 )
-from totalvi.data.on_disk import RowsOnDisk, row_blocks
+from totalvi.data.counts import RowsOnDisk, row_blocks
 
 
 def select_genes_on_disk(

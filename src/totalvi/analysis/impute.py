@@ -22,8 +22,8 @@ from totalvi.analysis.prepare import ReadOptions, prepare, read_input
 from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
 from totalvi.analysis.run import RunResult, files_in, finished, forget
 from totalvi.analysis.steps import Steps
-from totalvi.data.concat import concat
 from totalvi.data.finding import did_you_mean
+from totalvi.data.panels.concat import concat
 from totalvi.data.schema import Keys
 from totalvi.errors import DataError, TrainingError
 
@@ -120,7 +120,7 @@ def impute(
         mdata, findings = prepare(joined, keys, n_genes=n_genes)
         lacking = _lacking(mdata)
     # Loads torch, as in `_impute`: bad input is refused before seconds go to that.
-    from totalvi.training.plan import default_max_epochs
+    from totalvi.fit.plan import default_max_epochs
 
     with staged_folder(output, overwrite=overwrite) as folder:
         if not resume:

@@ -18,14 +18,14 @@ from totalvi.analysis.output import (
 from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
 from totalvi.analysis.run import finished, forget
 from totalvi.analysis.steps import Steps
-from totalvi.data.cite import CiteData
+from totalvi.data.cells import CiteData
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
-from totalvi.data.read import read
+from totalvi.data.io.read import read
 from totalvi.errors import DataError, TrainingError
-from totalvi.mapping.nearest import AVERAGE
+from totalvi.formats.model_folder import is_model
+from totalvi.mapping.closest_batch import AVERAGE
 from totalvi.model import Model
-from totalvi.persistence.format import is_model
 
 _DEFAULT_LABELS = "leiden_totalvi"
 _MODEL, _RESULTS = "model.totalvi", "results.h5mu"

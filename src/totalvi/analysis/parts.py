@@ -25,16 +25,16 @@ from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.steps import Steps
 from totalvi.atomic import locked, parents_of
 from totalvi.data.checks import Finding
-from totalvi.data.modalities import mudata_of
-from totalvi.data.open import can_stay_on_disk
-from totalvi.data.read import read
+from totalvi.data.io.h5_zarr import can_stay_on_disk
+from totalvi.data.io.modalities import mudata_of
+from totalvi.data.io.read import read
+from totalvi.data.io.write_zarr import shared_store
 from totalvi.data.schema import Keys
-from totalvi.data.write_zarr import shared_store
 from totalvi.errors import DataError, OutputError, TotalviError
+from totalvi.fit.resume import CHECKPOINT_EVERY
+from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
-from totalvi.persistence.format import is_model
 from totalvi.processes import first_alone, launch, this_process
-from totalvi.training.resume import CHECKPOINT_EVERY
 
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 

@@ -25,8 +25,8 @@ from totalvi.analysis.results import (
 )
 from totalvi.analysis.steps import Steps
 from totalvi.data.schema import Keys
+from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
-from totalvi.training.plan import default_max_epochs
 
 POSTERIOR_SAMPLES = 25
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each anew

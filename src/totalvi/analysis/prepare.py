@@ -12,16 +12,20 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.ambient_tables import AMBIENT
+from totalvi.data.background.ambient import AMBIENT
+from totalvi.data.background.empty_droplets import ambient_findings, ambient_of, require_same_run
+from totalvi.data.background.isotype_controls import (
+    ISOTYPE_MODALITY,
+    control_findings,
+    split_controls,
+)
 from totalvi.data.checks import Finding, raise_errors
 from totalvi.data.describe import check_source, find_source
-from totalvi.data.empty_droplets import ambient_findings, ambient_of, require_same_run
-from totalvi.data.features import marked_controls
-from totalvi.data.isotypes import ISOTYPE_MODALITY, control_findings, split_controls
-from totalvi.data.modalities import mudata_of, renamed_features
-from totalvi.data.read import read
+from totalvi.data.find import CountSource, genes_and_proteins
+from totalvi.data.io.features import marked_controls
+from totalvi.data.io.modalities import mudata_of, renamed_features
+from totalvi.data.io.read import read
 from totalvi.data.schema import Keys
-from totalvi.data.source import CountSource, genes_and_proteins
 from totalvi.errors import DataError
 
 RawPaths = str | Path | Mapping[str, str | Path]

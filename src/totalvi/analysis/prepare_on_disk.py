@@ -9,13 +9,13 @@ from mudata import MuData
 
 from totalvi.analysis.convert import write_source
 from totalvi.analysis.prepare import RawPaths, find_ambient
+from totalvi.data.background.isotype_controls import control_findings, split_controls
 from totalvi.data.checks import Finding, raise_errors, tally_by_group
+from totalvi.data.counts import row_blocks
 from totalvi.data.describe import check_source, find_source
-from totalvi.data.isotypes import control_findings, split_controls
-from totalvi.data.modalities import renamed_features
-from totalvi.data.on_disk import row_blocks
+from totalvi.data.find import CountSource
+from totalvi.data.io.modalities import renamed_features
 from totalvi.data.schema import Keys
-from totalvi.data.source import CountSource
 from totalvi.errors import DataError
 
 

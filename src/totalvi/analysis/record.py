@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from totalvi.atomic import standing_folder
-from totalvi.data.read import read
-from totalvi.data.read_10x_folder import matrix_files
+from totalvi.data.io.read import read
+from totalvi.data.io.tenx import matrix_files
 from totalvi.errors import ReadError
 
 PACKAGES = ("totalvi", "torch", "numpy", "scipy", "scanpy", "anndata", "mudata")
@@ -180,7 +180,7 @@ def _files_read(folder: Path) -> list[Path]:
         return _all_files(folder)
     found = matrix_files(folder)
     if not found:
-        from totalvi.persistence.format import is_model  # which loads torch
+        from totalvi.formats.model_folder import is_model
 
         found = _all_files(folder) if is_model(folder) else []
     if not found:

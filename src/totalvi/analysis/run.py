@@ -293,7 +293,7 @@ def _paths(
 
 def forget(checkpoint: Path, *, overwrite: bool) -> None:
     """Remove the checkpoint of an earlier run, if that is what it is and asked for."""
-    from totalvi.training.checkpoint import is_checkpoint
+    from totalvi.fit.checkpoint import is_checkpoint
 
     if not checkpoint.exists():
         return

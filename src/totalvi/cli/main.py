@@ -12,16 +12,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from totalvi.cli.check import check
-from totalvi.cli.convert import convert
-from totalvi.cli.datasets import datasets
-from totalvi.cli.explore import explore
-from totalvi.cli.impute import impute
-from totalvi.cli.map import map_cells
-from totalvi.cli.parts import de, denoise, train
-from totalvi.cli.report import report
-from totalvi.cli.run import demo, run
-from totalvi.cli.simulate import simulate
+from totalvi.cli.command_files import check, convert, datasets, simulate
+from totalvi.cli.command_map import impute, map_cells
+from totalvi.cli.command_parts import de, denoise, train
+from totalvi.cli.command_run import demo, run
+from totalvi.cli.command_views import explore, report
 from totalvi.cli.wording import with_options
 from totalvi.errors import ProcessError, TotalviError
 from totalvi.processes import this_process

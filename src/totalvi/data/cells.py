@@ -1,56 +1,224 @@
-"""The cells of a MuData's modalities: the same in the same order, with all their annotation."""
+"""CiteData: counts and annotation as arrays, in the order that a model knows them."""
+
+import hashlib
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.errors import DataError
+from totalvi.data.counts import RowsOnDisk, row_blocks
+from totalvi.data.join_obs import joined_obs, names_of
+from totalvi.data.schema import Schema
 
 
-def names_of(index: pd.Index) -> pd.Index:
-    """Return names as an unnamed index of Python texts."""
-    return pd.Index(index.astype(str), dtype=object, name=None)
+class Annotation:
+    """The ``obs`` of the object that counts came from, with columns added to it later.
+
+    The object is not kept alive, as its counts would be in memory twice: when it is gone, the
+    annotation is what it was when the counts were described.
+
+    Parameters
+    ----------
+    data
+        The user's object.
+    obs
+        Its annotation now.
+    rna_modality, protein_modality
+        Of a MuData.
+    """
+
+    def __init__(
+        self,
+        data: MuData | AnnData,
+        obs: pd.DataFrame,
+        rna_modality: str,
+        protein_modality: str,
+    ) -> None:
+        self._data: Callable[[], MuData | AnnData | None] = weakref.ref(data)
+        self._obs = obs
+        self._modalities = (rna_modality, protein_modality)
+
+    def obs(self) -> pd.DataFrame:
+        """Return the annotation of the cells, in their order."""
+        data = self._data()
+        if data is None:
+            return self._obs
+        if isinstance(data, MuData):
+            rna, protein = (data.mod.get(name) for name in self._modalities)
+            if rna is None or protein is None or rna.n_obs != len(self._obs):
+                return self._obs
+            obs = joined_obs(data, rna, protein)
+        else:
+            obs = pd.DataFrame(data.obs)
+            obs = obs.set_axis(names_of(obs.index), axis=0)
+        same_cells = obs.index.equals(self._obs.index)
+        return obs if same_cells else self._obs  # the object was cut or sorted in the meantime
+
+    def __getstate__(self) -> pd.DataFrame:
+        return self.obs()
+
+    def __setstate__(self, obs: pd.DataFrame) -> None:
+        self._obs, self._data = obs, _gone  # a weak reference cannot be pickled
 
 
-def require_same_cells(rna: AnnData, protein: AnnData, rna_name: str, protein_name: str) -> None:
-    """Refuse modalities whose cells differ in set or order."""
-    a, b = names_of(rna.obs_names), names_of(protein.obs_names)
-    if a.equals(b):
-        return
-    counts = f'modality "{rna_name}" holds {len(a)} cells and modality "{protein_name}" {len(b)}'
-    only_rna, only_protein = a[~a.isin(b)], b[~b.isin(a)]
-    if len(only_rna) or len(only_protein):
-        lonely, name = (only_rna, rna_name) if len(only_rna) else (only_protein, protein_name)
-        raise DataError(
-            f"{counts}, and {len(only_rna) + len(only_protein)} are in only one of them, the first "
-            f'"{lonely[0]}" in "{name}": keep the cells of both with muon.pp.intersect_obs(mdata)'
+def _gone() -> None:
+    """Stand in for the reference to an object that is no more."""
+
+
+@dataclass(frozen=True)
+class CiteData:
+    """Counts and annotation of N cells, aligned with a schema; nothing here is the user's object.
+
+    Parameters
+    ----------
+    schema
+        Names and categories.
+    rna
+        Counts (N, G), CSR, or rows on disk.
+    protein
+        Counts (N, T), float32, or rows on disk; unmeasured proteins hold 0 and are told by
+        ``schema.panel_measured``.
+    cell_names
+        Of the N cells.
+    batch, panel, label
+        Codes (N,); ``label`` is None without a labels key.
+    categorical, continuous
+        Covariates (N, covariates), or None.
+    library_size
+        Size factor where a key is given, else total RNA count, (N,).
+    annotation
+        Gives the ``obs`` of the cells.
+    controls
+        Counts of the isotype controls that the data have, (N, controls), by name.
+    """
+
+    schema: Schema
+    rna: Any  # csr_matrix or RowsOnDisk
+    protein: Any  # ndarray or MeasuredOnDisk
+    cell_names: pd.Index
+    batch: np.ndarray
+    panel: np.ndarray
+    label: np.ndarray | None
+    categorical: np.ndarray | None
+    continuous: np.ndarray | None
+    library_size: np.ndarray
+    annotation: Annotation
+    controls: pd.DataFrame
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.rna.shape[0])
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the RNA counts are on disk, to be read some cells at a time."""
+        return isinstance(self.rna, RowsOnDisk)
+
+    def in_memory(self, cells: np.ndarray) -> Self:
+        """Return the cells at these positions, counts and all, in memory."""
+
+        def of_cells(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[cells]
+
+        return replace(
+            self,
+            rna=self.rna[cells],
+            protein=self.protein[cells],
+            cell_names=self.cell_names[cells],
+            batch=self.batch[cells],
+            panel=self.panel[cells],
+            label=of_cells(self.label),
+            categorical=of_cells(self.categorical),
+            continuous=of_cells(self.continuous),
+            library_size=self.library_size[cells],
+            controls=self.controls.iloc[cells],
         )
-    if len(a) != len(b):
-        raise DataError(
-            f"{counts}, because cell names are repeated: make them unique with "
-            "obs_names_make_unique() in both"
-        )
-    row = int(np.flatnonzero(a != b)[0])
-    raise DataError(
-        f"{counts}, the same ones in another order, which first differs at row {row} "
-        f'("{a[row]}" and "{b[row]}"): reorder the proteins with '
-        f'mdata["{protein_name}"][mdata["{rna_name}"].obs_names].copy()'
-    )
+
+    @cached_property
+    def cell_keys(self) -> np.ndarray:
+        """One 64-bit number a cell, made from its name: the same in whatever data it comes."""
+        return pd.util.hash_array(self.cell_names.to_numpy(object), categorize=False)
 
 
-def joined_obs(mdata: MuData, rna: AnnData, protein: AnnData) -> pd.DataFrame:
-    """Join the MuData's own annotation with the columns only its modalities have."""
-    own = mdata.obs
-    cells = names_of(rna.obs_names)
-    if names_of(own.index).equals(cells):
-        columns = {name: own[name] for name in own.columns}
-    elif own.index.is_unique and cells.isin(own.index).all():
-        columns = {name: own[name].reindex(cells) for name in own.columns}
-    else:
-        columns = {}
-    for adata in (rna, protein):
-        for name in adata.obs.columns:
-            columns.setdefault(name, adata.obs[name])
-    values = {name: column.array.copy() for name, column in columns.items()}
-    return pd.DataFrame(values, index=cells)
+class MeasuredOnDisk:
+    """Protein counts on disk, with 0 where the cell's panel did not measure the protein."""
+
+    def __init__(self, protein: RowsOnDisk, panel: np.ndarray, measured: np.ndarray) -> None:
+        self._protein, self._panel, self._measured = protein, panel, measured
+        self.shape = protein.shape
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        return np.where(self._measured[self._panel[rows]], self._protein[rows], np.float32(0))
+
+
+_CELLS_COMPARED, _ROWS_AT_ONCE = 10_000, 1_000
+
+
+def fingerprint(data: CiteData) -> dict[str, Any]:
+    """Return what tells one data set from another, as JSON can hold it.
+
+    Names, annotation, proteins and the library size of every cell are hashed; of data with more than
+    10,000 cells, the RNA counts of 10,000 that are spread over all. Counts on disk, which are read some
+    cells at a time, have the fingerprint of the same counts in memory.
+
+    Examples
+    --------
+    >>> import totalvi
+    >>> from totalvi.data.describe import describe
+    >>> from totalvi.data.schema import Keys
+    >>> data = describe(totalvi.simulate(n_cells=50, n_genes=20, n_proteins=4), Keys())
+    >>> list(fingerprint(data))
+    ['cells', 'genes', 'proteins', 'names of cells', 'annotation', 'protein counts', 'RNA counts']
+    """
+    schema = data.schema
+    annotation = [data.batch, data.panel, data.label, data.categorical, data.continuous]
+    return {
+        "cells": data.n_cells,
+        "genes": _hash_texts(schema.gene_names),
+        "proteins": _hash_texts(schema.protein_names),
+        "names of cells": _hash_arrays([data.cell_keys]),
+        "annotation": _hash_arrays([values for values in annotation if values is not None]),
+        "protein counts": _hash_protein(data),
+        "RNA counts": _hash_rna(data),
+    }
+
+
+def _hash_protein(data: CiteData) -> str:
+    digest = hashlib.sha256(f"float32{data.protein.shape}".encode())
+    by_panel = np.array(data.schema.panel_measured)
+    for start, rows in row_blocks(data.protein):
+        measured = by_panel[data.panel[start : start + len(rows)]]
+        known = np.where(measured, rows, np.float32(0))  # what a query lacks may be filled in
+        digest.update(np.ascontiguousarray(known).data)
+    return digest.hexdigest()
+
+
+def _hash_rna(data: CiteData) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(data.library_size).data)
+    n_compared = min(data.n_cells, _CELLS_COMPARED)
+    compared = np.linspace(0, data.n_cells - 1, n_compared).astype(np.int64)
+    for start in range(0, n_compared, _ROWS_AT_ONCE):
+        rows = data.rna[compared[start : start + _ROWS_AT_ONCE]]
+        rows.sort_indices()
+        for part in (rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data):
+            digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+def _hash_arrays(arrays: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(f"{values.dtype}{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+def _hash_texts(texts: tuple[str, ...]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pandas as pd
 
-from totalvi.data.download import cache_folder, download
+from totalvi.data.io.download import cache_folder, download
 from totalvi.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def load(
     ReadError
         If the file is not a count file.
     """
-    from totalvi.data.read import read
+    from totalvi.data.io.read import read
 
     return read(fetch(name, kind=kind, folder=folder, base_url=base_url, progress=progress))
 
@@ -262,7 +262,7 @@ class Dataset10X:
         base_url: str | None = None,
         progress: bool = True,
     ) -> None:
-        from totalvi.data.read import read
+        from totalvi.data.io.read import read
 
         self.filename = fetch(
             dataset_name, kind=kind, folder=save_path, base_url=base_url, progress=progress

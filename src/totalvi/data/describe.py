@@ -11,16 +11,15 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.annotation import Annotation
+from totalvi.data.background.isotype_controls import control_counts, split_controls
+from totalvi.data.cells import Annotation, CiteData, MeasuredOnDisk
+from totalvi.data.check_counts import CountTally
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
-from totalvi.data.cite import CiteData, MeasuredOnDisk
+from totalvi.data.counts import RowsOnDisk, row_blocks, take_columns
+from totalvi.data.find import CountSource, did_you_mean, find_counts
 from totalvi.data.finding import Finding
-from totalvi.data.isotypes import control_counts, split_controls
-from totalvi.data.on_disk import RowsOnDisk, row_blocks, take_columns
-from totalvi.data.open import open_on_disk
+from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.data.schema import Keys, Schema, library_prior
-from totalvi.data.source import CountSource, did_you_mean, find_counts
-from totalvi.data.tally import CountTally
 from totalvi.errors import DataError
 
 Data: TypeAlias = MuData | AnnData | str | PathLike[str]

@@ -167,7 +167,7 @@ def simulate_to_zarr(
     >>> totalvi.read(path)["rna"].shape
     (300, 50)
     """
-    from totalvi.data.write_zarr import CountStore, new_store
+    from totalvi.data.io.write_zarr import CountStore, new_store
 
     _, rng, parameters = _begin(
         n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, 0,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import TrainingError
-from totalvi.mapping.query_schema import QueryMapping
-from totalvi.module.totalvi import TOTALVI
+from totalvi.nn.v06 import TOTALVI
 
 _PROTEIN_HEADS = (
     "background_mean_head",

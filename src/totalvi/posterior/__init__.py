@@ -1,1 +1,1 @@
-"""What a fitted model answers, as functions over the module and a stream of minibatches."""
+"""What a fitted model says: a topic a file, each with its query and its computation."""

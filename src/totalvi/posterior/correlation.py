@@ -9,11 +9,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from totalvi.feed import Minibatch
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.counts import gamma_values
-from totalvi.posterior.draws import draws
-from totalvi.posterior.noise import CellNoise
+from totalvi.fit.batches import Minibatch
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, draws
+from totalvi.posterior.predictive_counts import gamma_values
 
 CorrelationType = Literal["spearman", "pearson"]
 _FEATURES_RANKED_AT_ONCE = 256

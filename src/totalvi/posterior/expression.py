@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from totalvi.feed import Minibatch
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import Draw, draws
-from totalvi.posterior.noise import CellNoise
+from totalvi.fit.batches import Minibatch
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, Draw, draws
 from totalvi.posterior.scales import protein_scale
 
 ScaledLibrary = float | Literal["latent"]

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from totalvi.feed import Minibatch
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import draws
-from totalvi.posterior.noise import CellNoise
+from totalvi.fit.batches import Minibatch
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, draws
 from totalvi.posterior.parameters import ProteinLikelihood, protein_likelihood
-from totalvi.posterior.predictive import protein_counts
+from totalvi.posterior.predictive_counts import protein_counts
 
 
 class ImputationQuery(NamedTuple):

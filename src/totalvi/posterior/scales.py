@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from totalvi.feed import Minibatch
-from totalvi.module.totalvi import TOTALVI
-from totalvi.posterior.draws import Draw, draws
-from totalvi.posterior.noise import CellNoise
+from totalvi.fit.batches import Minibatch
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, Draw, draws
 
 
 class ScaleQuery(NamedTuple):

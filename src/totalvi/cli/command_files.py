@@ -1,0 +1,338 @@
+"""`totalvi check`: what is in a file, and what stands in the way of a fit."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from totalvi.cli import options
+from totalvi.cli.wording import with_options
+from totalvi.errors import DataError
+
+COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}
+
+
+def check(
+    input: options.Input,
+    raw: options.RawPath = None,
+    protein: options.ProteinPath = None,
+    genome: options.Genome = None,
+    hashtags: options.Hashtags = None,
+    controls: options.Controls = None,
+    cells_in: options.CellsIn = None,
+    batch: options.Batch = None,
+    panel: options.Panel = None,
+    labels: options.Labels = None,
+    size_factor: options.SizeFactor = None,
+    covariate: options.Covariates = None,
+    continuous_covariate: options.ContinuousCovariates = None,
+    allow_fractional: options.AllowFractional = False,
+    keep_isotypes: options.KeepIsotypes = False,
+    rna_modality: options.RnaModality = "rna",
+    protein_modality: options.ProteinModality = "prot",
+    rna_layer: options.RnaLayer = None,
+    protein_layer: options.ProteinLayer = None,
+    protein_obsm: options.ProteinObsm = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in a file of counts.
+
+    Lists errors, warnings and notes, each with its mend. The exit status is 2 when there is an
+    error.
+
+    \b
+    Examples:
+      totalvi check filtered_feature_bc_matrix.h5
+      totalvi check cells.h5mu --batch donor --json
+      totalvi check filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5
+    """
+    from totalvi.analysis.prepare import ReadOptions, find_ambient, read_input
+    from totalvi.data.background.isotype_controls import control_findings, split_controls
+    from totalvi.data.describe import check_source, find_source
+    from totalvi.data.finding import Finding
+    from totalvi.data.io.modalities import renamed_features
+    from totalvi.data.schema import Keys
+    from totalvi.errors import DataError
+
+    keys = Keys(
+        batch_key=batch,
+        panel_key=panel,
+        labels_key=labels,
+        size_factor_key=size_factor,
+        categorical_covariate_keys=tuple(covariate or ()),
+        continuous_covariate_keys=tuple(continuous_covariate or ()),
+        rna_modality=rna_modality,
+        protein_modality=protein_modality,
+        rna_layer=rna_layer,
+        protein_layer=protein_layer,
+        protein_expression_obsm_key=protein_obsm,
+        allow_fractional=allow_fractional,
+        isotype_controls=() if keep_isotypes else None,
+    )
+    read_options = ReadOptions(protein, genome, hashtags, controls, cells_in)
+    data, keys = read_input(input, keys, read_options)
+    try:
+        source = find_source(data, keys)
+        findings = [*check_source(source, keys), *renamed_features(data)]
+        split = split_controls(data, source, keys.protein_modality, keys.isotype_controls)
+        findings += control_findings(split[1])
+        findings += find_ambient(data, keys, source.protein_names, options.raw_paths(raw))[1]
+    except DataError as error:
+        findings = [Finding("error", "counts_not_found", str(error))]
+    findings = [finding._replace(message=with_options(finding.message)) for finding in findings]
+    if as_json:
+        listed = [finding._asdict() for finding in findings]
+        typer.echo(json.dumps({"input": str(input), "findings": listed}, indent=2))
+    else:
+        for finding in findings:
+            severity = typer.style(f"{finding.severity:<9}", fg=COLORS[finding.severity])
+            typer.echo(f"{severity}{finding.message}")
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(2)
+
+
+def convert(
+    input: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="Counts of any format that `totalvi run` reads; or a model of totalvi, of scvi-tools "
+            "(its folder or model.pt), or 0.6.x weights.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="OUTPUT", help="Store (.zarr) or model folder to write.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUTPUT", help="The same, as an option."),
+    ] = None,
+    to: Annotated[
+        Literal["totalvi", "scvi"] | None,
+        typer.Option(
+            "--to", help="Format of a model to write; default: the one that INPUT is not in."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE.json",
+            help="What 0.6.x weights do not say: options, gene_names, protein_names, ...",
+        ),
+    ] = None,
+    allow_fractional: options.AllowFractional = False,
+    protein: options.ProteinPath = None,
+    rna_modality: options.RnaModality = "rna",
+    protein_modality: options.ProteinModality = "prot",
+    rna_layer: options.RnaLayer = None,
+    protein_layer: options.ProteinLayer = None,
+    protein_obsm: options.ProteinObsm = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Convert counts for training from disk, or a model to or from scvi-tools.
+
+    OUTPUT that ends in .zarr is written from counts, some cells at a time: a MuData with RNA and
+    proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise INPUT is a model.
+    Nothing in the files of other packages is run, and scvi-tools need not be installed.
+
+    \b
+    Examples:
+      totalvi convert cells.h5ad cells.zarr
+      totalvi convert scvi_folder -o pbmc.totalvi
+      totalvi convert pbmc.totalvi -o scvi_folder --to scvi
+    """
+    if (target is None) == (output is None):
+        raise DataError("convert needs one output: name it once, as in `convert INPUT OUTPUT`")
+    written = target or output
+    assert written is not None
+    if written.suffix == ".zarr":
+        from totalvi.analysis.convert import convert_counts
+        from totalvi.analysis.prepare import ReadOptions
+        from totalvi.data.schema import Keys
+
+        if to is not None or config is not None:
+            raise DataError(f"--to and --config are for models, and {written} is to hold counts")
+        keys = Keys(
+            rna_modality=rna_modality,
+            protein_modality=protein_modality,
+            rna_layer=rna_layer,
+            protein_layer=protein_layer,
+            protein_expression_obsm_key=protein_obsm,
+        )
+        options_of_reading = ReadOptions(protein_path=protein)
+        typer.echo(
+            convert_counts(
+                input, written, keys=keys, options=options_of_reading, overwrite=overwrite
+            )
+        )
+        return
+    from totalvi.formats.model_folder import is_model
+    from totalvi.formats.scvi_read import model_of_scvi, read_config
+    from totalvi.model import Model
+
+    is_ours = is_model(input)
+    to = to or ("scvi" if is_ours else "totalvi")
+    if is_ours:
+        model = Model.load(input)
+    else:
+        described = None if config is None else read_config(config)
+        model = model_of_scvi(input, described, allow_fractional=allow_fractional)
+    save = model.save_scvi if to == "scvi" else model.save
+    typer.echo(save(written, overwrite=overwrite))
+
+
+datasets = typer.Typer(
+    help="List and fetch public CITE-seq data sets.", rich_markup_mode=None, no_args_is_help=False
+)
+
+
+@datasets.callback(invoke_without_command=True)
+def _list_by_default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_names()
+
+
+@datasets.command("list")
+def list_names() -> None:
+    """List the data sets that can be fetched by name.
+
+    \b
+    Example:
+      totalvi datasets list
+    """
+    from totalvi.data.datasets import DATASETS
+
+    width = max(len(dataset.name) for dataset in DATASETS)
+    for dataset in DATASETS:
+        cells = "" if dataset.cells is None else f" ({dataset.cells:,} cells)"
+        typer.echo(f"{dataset.name:<{width}}  {dataset.title}{cells}")
+
+
+@datasets.command("fetch")
+def fetch_by_name(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `totalvi datasets` lists it.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("-o", "--folder", metavar="DIR", help="Where to keep it; default: a cache."),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="All barcodes, rather than those called cells.")
+    ] = False,
+) -> None:
+    """Fetch a data set unless it is there already, and print the path of its file.
+
+    \b
+    Example:
+      totalvi run "$(totalvi datasets fetch pbmc_10k_protein_v3)" -o results
+    """
+    from totalvi.data.datasets import fetch
+
+    typer.echo(fetch(name, kind="raw" if raw else "filtered", folder=folder))
+
+
+def simulate(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="FILE.h5mu; or FILE.zarr, for any number of cells, without the truth of each.",
+        ),
+    ],
+    cells: Annotated[int, typer.Option("--cells", min=1)] = 2000,
+    genes: Annotated[int, typer.Option("--genes", min=1)] = 500,
+    proteins: Annotated[int, typer.Option("--proteins", min=1)] = 20,
+    batches: Annotated[int, typer.Option("--batches", min=1)] = 1,
+    cell_types: Annotated[int, typer.Option("--cell-types", min=1)] = 6,
+    unmeasured: Annotated[
+        int, typer.Option("--unmeasured", min=0, help="Proteins that the last batch lacks.")
+    ] = 0,
+    ubiquitous: Annotated[
+        int, typer.Option("--ubiquitous", min=0, help="Proteins that every cell type carries.")
+    ] = 0,
+    foreground_factor: Annotated[
+        float,
+        typer.Option(
+            "--foreground-factor",
+            min=3,
+            max=1e6,
+            callback=options.a_number,
+            help="Foreground over background of the median protein.",
+        ),
+    ] = 30.0,
+    raw: Annotated[
+        Path | None,
+        typer.Option(
+            "--raw", metavar="RAW.h5mu", help="Also write the raw matrix, with empty droplets."
+        ),
+    ] = None,
+    empty: Annotated[int, typer.Option("--empty", min=1, help="Empty droplets in it.")] = 2000,
+    seed: options.Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+) -> None:
+    """Simulate counts with known truth.
+
+    Draws paired RNA and protein counts from the model's own generative process: cell types,
+    batches, ambient background and library sizes, with the truth stored beside them.
+
+    \b
+    Examples:
+      totalvi simulate -o simulated.h5mu --cells 5000 --batches 2
+      totalvi simulate -o simulated.h5mu --raw raw.h5mu --ubiquitous 5 --foreground-factor 10
+      totalvi simulate -o simulated.zarr --cells 1000000 --genes 4000 --proteins 30
+    """
+    from totalvi.analysis.output import staged_file
+    from totalvi.data.simulate import simulate as simulate_counts
+    from totalvi.data.simulate import simulate_to_zarr
+    from totalvi.data.simulate_droplets import simulate_raw
+    from totalvi.errors import DataError, OutputError
+
+    if raw is not None and raw.resolve() == output.resolve():
+        raise OutputError(f"--raw {raw} is the file of --output: give another name")
+    if output.suffix == ".zarr":
+        if unmeasured or raw is not None:
+            option = f"--unmeasured {unmeasured}" if unmeasured else f"--raw {raw}"
+            raise DataError(f"{option} needs all cells in memory: write .h5mu")
+        simulate_to_zarr(
+            output,
+            n_cells=cells,
+            n_genes=genes,
+            n_proteins=proteins,
+            n_batches=batches,
+            n_cell_types=cell_types,
+            n_ubiquitous=ubiquitous,
+            median_foreground_factor=foreground_factor,
+            seed=seed,
+            overwrite=overwrite,
+        )
+        typer.echo(output)
+        return
+    with ExitStack() as files:
+        staged = files.enter_context(staged_file(output, suffix=".h5mu", overwrite=overwrite))
+        if raw is not None:
+            staged_raw = files.enter_context(staged_file(raw, suffix=".h5mu", overwrite=overwrite))
+        simulated = simulate_counts(
+            n_cells=cells,
+            n_genes=genes,
+            n_proteins=proteins,
+            n_batches=batches,
+            n_cell_types=cell_types,
+            n_unmeasured=unmeasured,
+            n_ubiquitous=ubiquitous,
+            median_foreground_factor=foreground_factor,
+            seed=seed,
+        )
+        if raw is not None:
+            simulate_raw(simulated, empty, seed=seed).write(staged_raw)
+        simulated.write(staged)
+    typer.echo(output)
+    if raw is not None:
+        typer.echo(raw)

@@ -1,0 +1,195 @@
+"""`totalvi map`: new cells on a fitted model."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from totalvi.cli import options
+from totalvi.cli.options import keeping
+from totalvi.cli.wording import with_options
+
+
+def map_cells(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
+    ],
+    query: Annotated[
+        str,
+        typer.Argument(metavar="QUERY", help="Raw counts of the new cells; RNA alone will do."),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+    ],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            metavar="PATH",
+            help="Counts that the model was fitted to; default: results.h5mu (or .zarr) beside it.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="KEY",
+            help="Column of the reference with labels; default: leiden_totalvi, if there.",
+        ),
+    ] = None,
+    batch: options.Batch = None,
+    reference_batch: Annotated[
+        str | None,
+        typer.Option(
+            "--reference-batch",
+            metavar="NAME",
+            help='Batch of the reference to start from, or "average"; default: the nearest.',
+        ),
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Fit the weights of the query's batches (surgery).")
+    ] = False,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10.0,
+) -> None:
+    """Lay new cells on a fitted model, which is not changed.
+
+    Writes cells.csv.gz (label with its probability, how unlike the reference the cell is, latent
+    state), label_probabilities.csv.gz, where the query lacks proteins imputed_proteins.csv.gz and how
+    far they can be trusted (reliability.csv), the model of the query, and run.json. An interrupted
+    --train is kept in DIR.checkpoint, from which --resume goes on.
+
+    \b
+    Examples:
+      totalvi map results new_cells.h5 -o mapped
+      totalvi map pbmc.totalvi rna.h5ad -o mapped --reference pbmc.h5mu --labels cell_type --train
+    """
+    from totalvi.analysis.map import map_files
+
+    with warnings.catch_warnings(record=True) as caught, keeping(output):
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message="The (query|reference model) ")
+        record = map_files(
+            model,
+            query,
+            output,
+            reference=reference,
+            labels=labels,
+            batch_key=batch,
+            reference_batch=reference_batch,
+            train=train,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
+        )
+    for said in caught:
+        typer.echo(f"warning: {said.message}")
+    typer.echo(record["summary"])
+    for note in record["notes"]:
+        typer.echo(f"note: {with_options(note)}")
+    typer.echo(f"written: {output}")
+
+
+def impute(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="REFERENCE", help="Raw counts of RNA and proteins.", show_default=False
+        ),
+    ],
+    query: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUERY",
+            help="Raw counts of RNA, with other proteins or none.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+    ],
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="KEY", help="Column with the batches within REFERENCE or QUERY."
+        ),
+    ] = None,
+    genome: options.Genome = None,
+    hashtags: options.Hashtags = None,
+    controls: options.Controls = None,
+    genes: Annotated[
+        int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
+    ] = 4000,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
+    ] = None,
+    interval: Annotated[
+        float,
+        typer.Option(
+            "--interval",
+            min=0.01,
+            max=0.99,
+            callback=options.a_number,
+            help="Probability of the intervals.",
+        ),
+    ] = 0.9,
+    samples: Annotated[
+        int, typer.Option("--samples", min=20, help="Posterior samples a cell.")
+    ] = 100,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10.0,
+) -> None:
+    """Predict the proteins that cells lack.
+
+    Fits a model to both inputs together, predicts the proteins of REFERENCE in the cells of QUERY,
+    and says how sure each value is and how far each protein can be trusted: that is measured on
+    cells of REFERENCE kept out of the fit, with their proteins hidden. Until the folder is there, the
+    fit is kept in DIR.checkpoint, from which --resume goes on to the same results.
+
+    \b
+    Examples:
+      totalvi impute cite.h5mu rna.h5ad -o imputed
+      totalvi impute cite.h5mu other_panel.h5mu -o imputed --batch donor
+    """
+    from totalvi.analysis.impute import impute as impute_proteins
+
+    with keeping(output):
+        result = impute_proteins(
+            reference,
+            query,
+            output,
+            batch_key=batch,
+            genome=genome,
+            hashtags=hashtags,
+            controls=controls,
+            n_genes=genes,
+            max_epochs=epochs,
+            n_samples=samples,
+            interval=interval,
+            seed=seed,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
+        )
+    record = result.record
+    typer.echo(
+        f"{record['proteins']} proteins imputed in {record['cells']:,} cells from "
+        f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
+        f"{sum(record['seconds'].values()):,.0f} s"
+    )
+    for kind in ("notes", "warnings"):
+        for message in record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] != "model.totalvi":
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / 'model.totalvi'}")

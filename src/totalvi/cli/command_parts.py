@@ -1,0 +1,234 @@
+"""`totalvi train`, `denoise` and `de`: the parts of a run, one at a time."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from totalvi.cli import options
+from totalvi.cli.wording import with_options
+from totalvi.processes import this_process
+
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
+]
+Counts = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[INPUT]", help="Counts of the cells asked about; default: those of the run."
+    ),
+]
+
+
+def train(
+    input: options.Input,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the model.")
+    ],
+    protein: options.ProteinPath = None,
+    genome: options.Genome = None,
+    hashtags: options.Hashtags = None,
+    controls: options.Controls = None,
+    cells_in: options.CellsIn = None,
+    batch: options.Batch = None,
+    panel: options.Panel = None,
+    labels: options.Labels = None,
+    covariate: options.Covariates = None,
+    continuous_covariate: options.ContinuousCovariates = None,
+    genes: Annotated[int, typer.Option("--genes", min=1, help="Variable genes to keep.")] = 4000,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=3,
+            help="Cells in a minibatch of all processes; default: 128 or 256.",
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    on_disk: Annotated[
+        bool,
+        typer.Option(
+            "--on-disk",
+            help="Read counts some cells at a time, for data larger than memory; INPUT is .h5ad, "
+            ".h5mu or .zarr.",
+        ),
+    ] = False,
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = 1,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10,
+    allow_fractional: options.AllowFractional = False,
+    keep_isotypes: options.KeepIsotypes = False,
+    rna_modality: options.RnaModality = "rna",
+    protein_modality: options.ProteinModality = "prot",
+) -> None:
+    """Fit a model to raw counts and save it, without the rest of `run`.
+
+    \b
+    Examples:
+      totalvi train cells.h5mu -o pbmc.totalvi --batch donor
+      totalvi train cells.h5mu -o pbmc.totalvi --batch donor --resume
+      totalvi train cells.zarr -o atlas.totalvi --on-disk --devices 4 --batch-size 1024
+    """
+    from totalvi.analysis.parts import train_model
+    from totalvi.analysis.prepare import ReadOptions
+    from totalvi.cli.options import keeping
+    from totalvi.data.schema import Keys
+
+    keys = Keys(
+        batch_key=batch,
+        panel_key=panel,
+        labels_key=labels,
+        categorical_covariate_keys=tuple(covariate or ()),
+        continuous_covariate_keys=tuple(continuous_covariate or ()),
+        rna_modality=rna_modality,
+        protein_modality=protein_modality,
+        allow_fractional=allow_fractional,
+        isotype_controls=() if keep_isotypes else None,
+    )
+    with keeping(output):
+        trained = train_model(
+            input,
+            output,
+            keys,
+            ReadOptions(protein, genome, hashtags, controls, cells_in),
+            n_genes=genes,
+            max_epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            on_disk=on_disk,
+            devices=devices,
+            num_nodes=num_nodes,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
+        )
+    if this_process().rank:
+        return
+    for kind, messages in (("note", trained.notes), ("warning", trained.warnings)):
+        for message in messages:
+            typer.echo(f"{kind}: {with_options(message)}")
+    history = trained.model.history["validation_loss"]
+    typer.echo(f"{len(history)} epochs, held-out loss {history.min():,.1f} per cell")
+    typer.echo(f"written: {output}")
+
+
+def denoise(
+    model: ModelPath,
+    input: Counts = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="New .h5mu or .zarr.")
+    ] = Path("denoised.h5mu"),
+    transform_batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--as-batch",
+            metavar="NAME",
+            help="Decode all cells as if from this batch; of several the average.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Posterior samples.")] = 25,
+    seed: options.Seed = 0,
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = 1,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Write denoised counts: RNA by 10,000 a cell, and proteins free of background.
+
+    \b
+    Examples:
+      totalvi denoise results -o denoised.h5mu
+      totalvi denoise pbmc.totalvi cells.h5mu -o denoised.zarr --as-batch donor_1
+      totalvi denoise atlas.totalvi cells.zarr -o denoised.zarr --devices 4
+    """
+    from totalvi.analysis.parts import denoise as write
+
+    path = write(
+        model,
+        input,
+        output,
+        transform_batch=transform_batch or None,
+        n_samples=samples,
+        seed=seed,
+        devices=devices,
+        num_nodes=num_nodes,
+        overwrite=overwrite,
+    )
+    if this_process().rank == 0:
+        typer.echo(f"written: {path}")
+
+
+def de(
+    model: ModelPath,
+    input: Counts = None,
+    groupby: Annotated[
+        str, typer.Option("--groupby", metavar="KEY", help="Column of obs with the groups.")
+    ] = "leiden_totalvi",
+    group: Annotated[
+        str | None, typer.Option("--group", metavar="NAME", help="Only this group; default: each.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="NAME", help="The other group; default: all the rest."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="New .csv file.")
+    ] = Path("differential_expression.csv"),
+    delta: Annotated[
+        float,
+        typer.Option(
+            "--delta",
+            min=0.0,
+            max=100,
+            callback=options.a_number,
+            help="Smallest log2 fold change of interest.",
+        ),
+    ] = 0.25,
+    fdr: Annotated[
+        float,
+        typer.Option(
+            "--fdr",
+            min=0.001,
+            max=0.999,
+            callback=options.a_number,
+            help="Expected false discovery rate.",
+        ),
+    ] = 0.05,
+    batch_correction: Annotated[
+        bool, typer.Option("--batch-correction", help="Decode both groups into the same batches.")
+    ] = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Compare genes and proteins between groups of cells, from the model's posterior.
+
+    \b
+    Examples:
+      totalvi de results -o clusters.csv
+      totalvi de pbmc.totalvi cells.h5mu --groupby cell_type --group B --against NK -o b_nk.csv
+    """
+    from totalvi.analysis.parts import compare
+
+    table = compare(
+        model,
+        input,
+        output,
+        groupby=groupby,
+        group=group,
+        against=against,
+        delta=delta,
+        fdr_target=fdr,
+        batch_correction=batch_correction,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    called = [column for column in table if str(column).startswith("is_de")]
+    found = int(table[called[0]].sum()) if called else 0
+    typer.echo(f"{len(table):,} rows, {found:,} called at a false discovery rate of {fdr:g}")
+    typer.echo(f"written: {output}")

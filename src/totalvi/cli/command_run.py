@@ -1,0 +1,234 @@
+"""`totalvi run` and `totalvi demo`: from counts to a folder of results."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from totalvi.cli import options
+from totalvi.cli.options import keeping
+from totalvi.cli.wording import with_options
+
+if TYPE_CHECKING:
+    from totalvi.analysis.run import RunResult
+
+DEMO_EPOCHS = 60  # enough for these data
+
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+]
+
+
+REPEATED = {
+    *("input", "raw", "protein", "output", "record"),
+    *("overwrite", "resume", "checkpoint_every", "as_json"),
+}
+"""Options of a run that can be given with ``--from``."""
+
+
+def run(
+    context: typer.Context,
+    output: Output,
+    input: options.InputOfRun = None,
+    raw: options.RawPath = None,
+    protein: options.ProteinPath = None,
+    genome: options.Genome = None,
+    hashtags: options.Hashtags = None,
+    controls: options.Controls = None,
+    cells_in: options.CellsIn = None,
+    batch: options.Batch = None,
+    panel: options.Panel = None,
+    labels: options.Labels = None,
+    size_factor: options.SizeFactor = None,
+    covariate: options.Covariates = None,
+    continuous_covariate: options.ContinuousCovariates = None,
+    genes: Annotated[
+        int, typer.Option("--genes", min=1, help="Variable genes to keep, of more.")
+    ] = 4000,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
+    ] = None,
+    resolution: Annotated[
+        float,
+        typer.Option(
+            "--resolution",
+            min=0.01,
+            max=1000,
+            callback=options.a_number,
+            help="Of the clusters; higher gives more.",
+        ),
+    ] = 1.0,
+    seed: options.Seed = 0,
+    on_disk: Annotated[
+        bool,
+        typer.Option(
+            "--on-disk",
+            help="Read counts some cells at a time, for data larger than memory; INPUT is .h5ad, "
+            ".h5mu or .zarr. Writes results.zarr, without denoised RNA.",
+        ),
+    ] = False,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10.0,
+    record: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="run.json", help="Repeat the run that wrote this."),
+    ] = None,
+    refuse_empty_cells: options.RefuseEmptyCells = False,
+    allow_fractional: options.AllowFractional = False,
+    keep_isotypes: options.KeepIsotypes = False,
+    rna_modality: options.RnaModality = "rna",
+    protein_modality: options.ProteinModality = "prot",
+    rna_layer: options.RnaLayer = None,
+    protein_layer: options.ProteinLayer = None,
+    protein_obsm: options.ProteinObsm = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record of the run as JSON.")
+    ] = False,
+) -> None:
+    """Make a folder of results from raw counts.
+
+    Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
+    counts, tables, figures, the model and a report. The folder appears whole at the end, or not at
+    all. Until then the fit is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step,
+    with exit status 130 and 143, and --resume goes on to the same results.
+
+    \b
+    Examples:
+      totalvi run filtered_feature_bc_matrix.h5 -o results
+      totalvi run cells.h5mu -o results --batch donor
+      totalvi run rna.csv --protein adt.csv -o results
+      totalvi run filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5 -o results
+      totalvi run cells.h5mu -o results --batch donor --resume
+      totalvi run --from results/run.json -o again
+      totalvi run million_cells.h5ad -o results --on-disk
+    """
+    from totalvi.analysis.run import repeat
+    from totalvi.analysis.run import run as run_pipeline
+
+    every = timedelta(minutes=checkpoint_every)
+    if record is not None:
+        _refuse_others_than_repeated(context)
+        with keeping(output):
+            result = repeat(
+                record,
+                output,
+                input=input,
+                raw=options.raw_paths(raw),
+                protein_path=protein,
+                overwrite=overwrite,
+                resume=resume,
+                checkpoint_every=every,
+            )
+        _finish(result, as_json)
+        return
+    if input is None:
+        raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
+    with keeping(output):
+        result = run_pipeline(
+            input,
+            output,
+            raw=options.raw_paths(raw),
+            protein_path=protein,
+            genome=genome,
+            hashtags=hashtags,
+            controls=controls,
+            cells_in=cells_in,
+            batch_key=batch,
+            panel_key=panel,
+            labels_key=labels,
+            size_factor_key=size_factor,
+            categorical_covariate_keys=covariate or (),
+            continuous_covariate_keys=continuous_covariate or (),
+            n_genes=genes,
+            max_epochs=epochs,
+            resolution=resolution,
+            seed=seed,
+            on_disk=on_disk,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=every,
+            drop_empty_cells=not refuse_empty_cells,
+            allow_fractional=allow_fractional,
+            isotype_controls=() if keep_isotypes else None,
+            rna_modality=rna_modality,
+            protein_modality=protein_modality,
+            rna_layer=rna_layer,
+            protein_layer=protein_layer,
+            protein_expression_obsm_key=protein_obsm,
+        )
+    _finish(result, as_json)
+
+
+def demo(
+    output: Output = Path("totalvi-demo"),
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+) -> None:
+    """Run everything on simulated counts.
+
+    Simulates 2,000 cells, 500 genes and 20 proteins in 2 batches, and does with them what `totalvi
+    run` does. Needs no network.
+
+    \b
+    Example:
+      totalvi demo -o totalvi-demo
+    """
+    from totalvi.analysis.run import run as run_pipeline
+    from totalvi.data.simulate import simulate
+
+    data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
+    with keeping(output):
+        result = run_pipeline(
+            data,
+            output,
+            batch_key="batch",
+            labels_key="cell_type",
+            max_epochs=DEMO_EPOCHS,
+            seed=seed,
+            overwrite=overwrite,
+            resume=resume,
+        )
+    _finish(result)
+
+
+def _refuse_others_than_repeated(context: typer.Context) -> None:
+    """Refuse options beside ``--from`` that would make it another run."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name not in REPEATED and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"{parameter.opts[0]} was given with --from, which repeats a run as it was"
+            )
+
+
+def _finish(result: RunResult, as_json: bool = False) -> None:
+    """Make the report of a run, whose folder is in place by now, and sum the run up."""
+    from totalvi.view.report.build import build_report
+
+    report, record = build_report(result.folder), result.record
+    if as_json:
+        folder = {"folder": str(result.folder.absolute())}
+        typer.echo(json.dumps(folder | record, ensure_ascii=False, allow_nan=False))
+        return
+    typer.echo(
+        f"{record['cells']:,} cells, {record['genes']:,} genes, {record['proteins']:,} proteins: "
+        f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
+        f"per cell, {sum(record['seconds'].values()):,.0f} s"
+    )
+    for kind in ("notes", "warnings"):
+        for message in record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] not in ("model.totalvi", report.name):
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / 'model.totalvi'}")
+    typer.echo(f"  {report}  (open it in a browser)")

@@ -1,0 +1,1 @@
+"""The background of proteins: empty droplets, isotype controls, and the prior that they inform."""

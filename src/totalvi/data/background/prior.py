@@ -1,0 +1,218 @@
+"""Where the prior of each protein's background starts, and what holds it there.
+
+It starts at the lower mode of the counts; where there are empty droplets, at their profile over
+proteins, which then anchors it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.background.ambient import ANY_BATCH
+from totalvi.data.finding import did_you_mean
+from totalvi.errors import DataError
+
+_MOST_CELLS = 10_000  # by panel: a mode needs no more
+_EM_ITERATIONS = 50
+_LEAST_CELLS = 20
+_LEAST_BACKGROUND = 0.05  # counts a cell
+_SCALE_RANGE = (0.2, 1.5)
+_MEAN_TOLERANCE = 0.1  # between the profiles of droplets and cells, in log counts
+_SCALE_TOLERANCE = 0.3  # of the log spread
+
+
+def empirical_background_prior(
+    protein: np.ndarray, panel: np.ndarray, panel_measured: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate mean and standard deviation of each protein's log background, by panel.
+
+    Two normal components are fitted to log(1 + counts) of each protein; the lower one is the
+    background. Where cells are too few to tell two components, the lower quartile stands in. Of many
+    cells, 10,000 evenly spaced ones by panel are looked at.
+
+    Parameters
+    ----------
+    protein
+        Counts (N, T).
+    panel
+        Panel code of each cell, (N,).
+    panel_measured
+        Which protein each panel measured, (panels, T).
+
+    Returns
+    -------
+    Means and standard deviations, each (panels, T), in log counts. A protein that a panel did not
+    measure gets the average over the panels that did.
+    """
+    n_panels, n_proteins = panel_measured.shape
+    mean = np.zeros((n_panels, n_proteins))
+    scale = np.ones((n_panels, n_proteins))
+    for code in range(n_panels):
+        mean[code], scale[code] = _lower_component(_log_counts(protein, panel == code))
+    mean = np.log(np.maximum(np.expm1(mean), _LEAST_BACKGROUND))
+    scale = np.clip(scale, *_SCALE_RANGE)
+    weight = panel_measured / np.maximum(panel_measured.sum(axis=0), 1)
+    return (
+        np.where(panel_measured, mean, (weight * mean).sum(axis=0)),
+        np.where(panel_measured, scale, (weight * scale).sum(axis=0)),
+    )
+
+
+class BackgroundAnchor(NamedTuple):
+    """What holds the prior of the background, each (panels, T).
+
+    Attributes
+    ----------
+    log_mean, log_scale
+        Profiles over proteins of the log background's mean and log standard deviation, each up to a
+        constant by panel: droplets hold another share of the background than cells do.
+    mean_precision, scale_precision
+        Of either; 0 where droplets say nothing of a protein.
+    """
+
+    log_mean: np.ndarray
+    log_scale: np.ndarray
+    mean_precision: np.ndarray
+    scale_precision: np.ndarray
+
+
+def anchored_background_prior(
+    mean: np.ndarray, scale: np.ndarray, ambient: pd.DataFrame, panels: "PanelBatches"
+) -> tuple[np.ndarray, np.ndarray, BackgroundAnchor]:
+    """Move an empirical prior to the profile of empty droplets, and anchor it there.
+
+    Cells and droplets share the proportions of proteins in the background, but not its level: that of
+    a panel is where most of its proteins' lower modes agree, which a few proteins that have no lower
+    mode (every cell carries them) cannot move.
+
+    Parameters
+    ----------
+    mean, scale
+        From `empirical_background_prior`, (panels, T).
+    ambient
+        From `totalvi.ambient_profile`.
+    panels
+        Names of the proteins and of each panel's batches.
+
+    Returns
+    -------
+    The means and standard deviations where the prior starts, (panels, T), and the anchor.
+
+    Raises
+    ------
+    DataError
+        When ``ambient`` has none of the batches or none of the proteins.
+    """
+    log_mean, log_sd, error = _by_panel(ambient, panels)
+    known = np.isfinite(log_mean)
+    mean, scale = mean.copy(), scale.copy()
+    for row, has in enumerate(known):
+        if has.any():
+            level = _densest_half(mean[row, has] - log_mean[row, has])
+            mean[row, has] = log_mean[row, has] + level
+            scale[row, has] = np.clip(log_sd[row, has], *_SCALE_RANGE)
+    anchor = BackgroundAnchor(
+        log_mean=np.where(known, log_mean, 0.0),
+        log_scale=np.where(known, np.log(np.where(known, log_sd, 1.0)), 0.0),
+        mean_precision=np.where(known, 1 / (_MEAN_TOLERANCE**2 + np.square(error)), 0.0),
+        scale_precision=np.where(known, 1 / _SCALE_TOLERANCE**2, 0.0),
+    )
+    return mean, scale, anchor
+
+
+class PanelBatches(NamedTuple):
+    """Names of the proteins, of the batches, and the codes of the batches in each panel."""
+
+    protein_names: Sequence[str]
+    batch_names: Sequence[str]
+    batches: Sequence[np.ndarray]
+
+
+def _by_panel(ambient: pd.DataFrame, panels: PanelBatches) -> tuple[np.ndarray, ...]:
+    """Return log mean, spread and standard error by panel, (panels, T); NaN where not known."""
+    named = [name for name in pd.unique(ambient["batch"]) if name != ANY_BATCH]
+    unknown = [name for name in named if name not in panels.batch_names]
+    if unknown and len(unknown) == len(pd.unique(ambient["batch"])):
+        raise DataError(
+            f'the empty droplets are of batch "{unknown[0]}", and the cells of none of that name: '
+            f"{did_you_mean(unknown[0], panels.batch_names)}"
+        )
+    if not ambient["protein"].isin(panels.protein_names).any():
+        raise DataError(
+            "the empty droplets have none of the proteins of the cells, but "
+            f'"{ambient["protein"].iloc[0]}": '
+            f"{did_you_mean(str(ambient['protein'].iloc[0]), panels.protein_names)}"
+        )
+    names = pd.Index(panels.protein_names)
+    found = []
+    for column in ("log_mean", "log_sd", "standard_error"):
+        table = ambient.pivot(index="batch", columns="protein", values=column).reindex(
+            columns=names
+        )
+        rows = [
+            _mean_of_known(
+                [
+                    table.loc[name].to_numpy()
+                    for code in codes
+                    for name in (panels.batch_names[code], ANY_BATCH)
+                    if name in table.index
+                ],
+                len(names),
+            )
+            for codes in panels.batches
+        ]
+        found.append(np.stack(rows))
+    return tuple(found)
+
+
+def _mean_of_known(rows: list[np.ndarray], n_proteins: int) -> np.ndarray:
+    values = np.array([np.full(n_proteins, np.nan), *rows])
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
+
+
+def _densest_half(values: np.ndarray) -> float:
+    """Return the mean of the half of the values that lie closest together."""
+    ordered = np.sort(values)
+    n_half = len(ordered) // 2 + 1
+    widths = ordered[n_half - 1 :] - ordered[: len(ordered) - n_half + 1]
+    first = int(widths.argmin())
+    return float(ordered[first : first + n_half].mean())
+
+
+def _log_counts(protein: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return log(1 + counts) of the chosen cells, or of evenly spaced ones of many."""
+    rows = np.flatnonzero(chosen)
+    if len(rows) > _MOST_CELLS:
+        rows = rows[np.linspace(0, len(rows) - 1, _MOST_CELLS).astype(np.int64)]
+    return np.log1p(protein[rows].astype(np.float64))
+
+
+def _lower_component(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit two normals to each column by expectation maximisation; return the lower's moments."""
+    low, high = np.quantile(values, [0.25, 0.9], axis=0)
+    if len(values) < _LEAST_CELLS:
+        return low, np.full_like(low, 0.5)
+    means = np.stack([low, high])  # (2, T)
+    variances = np.tile(np.maximum(values.var(axis=0) / 4, 1e-2), (2, 1))
+    shares = np.full_like(means, 0.5)
+    for _ in range(_EM_ITERATIONS):
+        log_density = (
+            np.log(shares)
+            - 0.5 * np.log(variances)
+            - 0.5 * (values[:, None, :] - means) ** 2 / variances
+        )  # (N, 2, T)
+        log_density -= log_density.max(axis=1, keepdims=True)
+        weight = np.exp(log_density)
+        weight /= weight.sum(axis=1, keepdims=True)
+        total = weight.sum(axis=0) + 1e-6
+        shares = total / total.sum(axis=0)
+        means = (weight * values[:, None, :]).sum(axis=0) / total
+        spread = (weight * (values[:, None, :] - means) ** 2).sum(axis=0) / total
+        variances = np.maximum(spread, 1e-2)
+    lower = means.argmin(axis=0)
+    columns = np.arange(values.shape[1])
+    return means[lower, columns], np.sqrt(variances[lower, columns])

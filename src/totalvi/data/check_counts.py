@@ -1,0 +1,375 @@
+"""Check the values of the counts: raw, whole, non-negative, finite."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from totalvi.data.counts import row_blocks
+from totalvi.data.find import CountSource
+from totalvi.data.finding import Finding, first_and_count, listed
+
+
+class Place(NamedTuple):
+    """One value and where it is."""
+
+    value: float
+    row: int
+    column: int
+
+
+class Values(NamedTuple):
+    """The stored values of one modality: how many are faulty, and the first of each kind.
+
+    Attributes
+    ----------
+    number, first
+        By kind: "nan", "infinite", "negative", "fractional", "positive".
+    largest
+        The first of the largest values, or None where all are NaN.
+    """
+
+    number: dict[str, int]
+    first: dict[str, Place]
+    largest: Place | None
+
+
+class CountTally(NamedTuple):
+    """Sums of paired counts of N cells, G genes and T proteins.
+
+    Attributes
+    ----------
+    rna, protein
+        Their values.
+    rna_total, n_rna
+        Total RNA count of each cell, (N,) float64, and how many of its counts are not zero.
+    gene_total
+        Of each gene, (G,).
+    protein_total, protein_measured
+        Total protein count of each cell, NaN passed over, and whether any is not NaN, (N,).
+    smallest, largest
+        Count of each protein, NaN passed over, (T,).
+    n_unmeasured, n_positive
+        Cells of each group whose count of each protein is NaN, or above zero, (groups, T).
+    """
+
+    rna: Values
+    protein: Values
+    rna_total: np.ndarray
+    n_rna: np.ndarray
+    gene_total: np.ndarray
+    protein_total: np.ndarray
+    protein_measured: np.ndarray
+    smallest: np.ndarray
+    largest: np.ndarray
+    n_unmeasured: np.ndarray
+    n_positive: np.ndarray
+
+
+def tally_counts(source: CountSource, group: np.ndarray, n_groups: int) -> CountTally:
+    """Read all counts of ``source`` once; ``group`` is the panel or batch of each cell."""
+    n_cells, n_genes = source.rna.shape
+    n_proteins = source.protein.shape[1]
+    tally = CountTally(
+        rna=Values(dict.fromkeys(_TESTS, 0), {}, None),
+        protein=Values(dict.fromkeys(_TESTS, 0), {}, None),
+        rna_total=np.zeros(n_cells),
+        n_rna=np.zeros(n_cells, dtype=np.int64),
+        gene_total=np.zeros(n_genes),
+        protein_total=np.zeros(n_cells),
+        protein_measured=np.zeros(n_cells, dtype=bool),
+        smallest=np.full(n_proteins, np.nan, dtype=np.float32),
+        largest=np.full(n_proteins, np.nan, dtype=np.float32),
+        n_unmeasured=np.zeros((n_groups, n_proteins), dtype=np.int64),
+        n_positive=np.zeros((n_groups, n_proteins), dtype=np.int64),
+    )
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that are then reported
+        rna, protein = tally.rna, tally.protein
+        for start, rna_block in row_blocks(source.rna):
+            rna = _with_values(rna, rna_block.data, start, rna_block)
+            _add_rna(tally, rna_block, slice(start, start + rna_block.shape[0]))
+        for start, block in row_blocks(source.protein):
+            rows = slice(start, start + len(block))
+            protein = _with_values(protein, block.ravel(), start, block)
+            _add_protein(tally, block, rows, group[rows])
+    return tally._replace(rna=rna, protein=protein)
+
+
+_TESTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "nan": np.isnan,
+    "infinite": np.isinf,
+    "negative": lambda values: values < 0,
+    "fractional": lambda values: (values != np.floor(values)) & ~np.isnan(values),
+    "positive": lambda values: values > 0,
+}
+
+
+def _with_values(values: Values, stored: np.ndarray, start: int, block: Any) -> Values:
+    """Count the faults among the stored values of a block that begins at row ``start``."""
+
+    def place(position: int) -> Place:
+        if isinstance(block, np.ndarray):
+            row, column = divmod(position, block.shape[1])
+        else:
+            row = int(np.searchsorted(block.indptr, position, side="right")) - 1
+            column = int(block.indices[position])
+        return Place(float(stored[position]), start + row, column)
+
+    for kind, test in _TESTS.items():
+        passed = test(stored)
+        number = int(np.count_nonzero(passed))
+        if number and not values.number[kind]:
+            values.first[kind] = place(int(passed.argmax()))
+        values.number[kind] += number
+    highest = np.fmax.reduce(stored) if stored.size else np.nan
+    if not np.isnan(highest) and (values.largest is None or highest > values.largest.value):
+        return values._replace(largest=place(int(np.nanargmax(stored))))
+    return values
+
+
+def _add_rna(tally: CountTally, block: sparse.csr_matrix, rows: slice) -> None:
+    tally.rna_total[rows] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+    tally.n_rna[rows] = block.count_nonzero(axis=1)
+    tally.gene_total[:] += np.asarray(block.sum(axis=0, dtype=np.float64)).ravel()
+
+
+def _add_protein(tally: CountTally, block: np.ndarray, rows: slice, group: np.ndarray) -> None:
+    unmeasured = np.isnan(block)
+    tally.protein_total[rows] = np.nansum(block, axis=1, dtype=np.float64)
+    tally.protein_measured[rows] = ~unmeasured.all(axis=1)
+    np.fmin(tally.smallest, np.fmin.reduce(block, axis=0), out=tally.smallest)
+    np.fmax(tally.largest, np.fmax.reduce(block, axis=0), out=tally.largest)
+    for code in np.unique(group):
+        of_group = group == code
+        tally.n_unmeasured[code] += unmeasured[of_group].sum(axis=0)
+        tally.n_positive[code] += (block[of_group] > 0).sum(axis=0)
+
+
+EXACT_FLOAT32 = 2**24
+LOG_MAXIMUM = 20.0  # log1p of any count that occurs is smaller
+HIGH_RNA, HIGH_PROTEIN = 50_000, 500_000
+FEW_GENES = 200
+_FIRST_CELLS = 200
+
+
+class _Modality(NamedTuple):
+    """The values of one modality, and how to name it and its cells and features."""
+
+    values: Values
+    kind: str  # "rna" or "protein"
+    where: str
+    layers: tuple[str, ...]
+    cell_names: pd.Index
+    feature: str  # "gene" or "protein"
+    feature_names: pd.Index
+    first_cells: list[np.ndarray]  # their positive values
+
+    def place(self, place: Place) -> str:
+        """Return the words for where a value is."""
+        cell, name = self.cell_names[place.row], self.feature_names[place.column]
+        return f'cell "{cell}", {self.feature} "{name}"'
+
+
+def rna_findings(
+    source: CountSource, tally: CountTally, *, allow_fractional: bool
+) -> Iterator[Finding]:
+    """Check the values and the names of the RNA counts."""
+    first = source.rna[:_FIRST_CELLS]
+    rows = np.split(first.data, first.indptr[1:-1])
+    modality = _Modality(
+        tally.rna, "rna", source.rna_where, source.rna_layers, source.cell_names, "gene",
+        source.gene_names, [row[row > 0] for row in rows],
+    )  # fmt: skip
+    faults = list(_value_findings(modality, allow_fractional))
+    yield from faults
+    yield from _repeated(source.gene_names, "gene", source.rna_where)
+    if source.rna.shape[1] < FEW_GENES:
+        yield Finding(
+            "warning",
+            "few_genes",
+            f"{source.rna_where} has only {source.rna.shape[1]} genes: totalVI is meant for hundreds "
+            "or thousands of variable genes",
+        )
+    if any(f.severity == "error" for f in faults):
+        return  # totals of values that are not counts say nothing
+    yield from _rna_zeros(source, tally)
+    if tally.rna.largest is not None and tally.rna.largest.value == 1:
+        yield Finding(
+            "warning",
+            "rna_binary",
+            f"no RNA count in {source.rna_where} is above 1: give counts, not presence and absence",
+        )
+
+
+def _rna_zeros(source: CountSource, tally: CountTally) -> Iterator[Finding]:
+    empty = source.cell_names[tally.rna_total == 0]
+    silent = source.gene_names[tally.gene_total == 0]
+    if len(empty):
+        yield Finding(
+            "error",
+            "cell_without_rna",
+            f"{source.rna_where} has no RNA count at all in {first_and_count(empty, 'cell')}: "
+            "filter it out (`totalvi run` does)",
+        )
+    if len(silent):
+        yield Finding(
+            "warning",
+            "gene_zero",
+            f"{source.rna_where} is zero in all cells for {first_and_count(silent, 'gene')}: "
+            "nothing can be learned of it, so better remove it",
+        )
+
+
+def protein_value_findings(
+    source: CountSource, tally: CountTally, *, allow_fractional: bool
+) -> Iterator[Finding]:
+    """Check the values and the names of the protein counts; NaN (unmeasured) is passed over."""
+    modality = _Modality(
+        tally.protein, "protein", source.protein_where, source.protein_layers, source.cell_names,
+        "protein", source.protein_names, [row[row > 0] for row in source.protein[:_FIRST_CELLS]],
+    )  # fmt: skip
+    yield from _value_findings(modality, allow_fractional)
+    yield from _repeated(source.protein_names, "protein", source.protein_where)
+    constant = source.protein_names[(tally.smallest == tally.largest) & (tally.largest > 0)]
+    if len(constant) and len(source.cell_names) > 1:
+        yield Finding(
+            "warning",
+            "protein_constant",
+            f"{source.protein_where} has the same count in all cells for "
+            f"{first_and_count(constant, 'protein')}: check that it is a measured count",
+        )
+
+
+def _value_findings(modality: _Modality, allow_fractional: bool) -> Iterator[Finding]:
+    """Check that all values are finite, non-negative and whole."""
+    number, first = modality.values.number, modality.values.first
+    where, kind = modality.where, modality.kind
+    if kind == "rna":
+        yield from _not_finite(modality, "nan", "NaN value")
+    yield from _not_finite(modality, "infinite", "infinite value")
+    if number["negative"]:
+        looks = ""
+        if number["fractional"]:
+            transformed = (
+                "scaled or regressed" if kind == "rna" else "like CLR, dsb or scaled values"
+            )
+            looks = f", so it looks {transformed}"
+        yield Finding(
+            "error",
+            f"{kind}_negative",
+            f"{where} holds {_number(number['negative'], 'negative value')}{looks}, first "
+            f"{first['negative'].value:g} for {modality.place(first['negative'])}: "
+            f"{_mend(modality)}",
+        )
+    elif number["fractional"]:
+        found = (
+            f"{_number(number['fractional'], 'fractional value')}, first "
+            f"{first['fractional'].value:g} for {modality.place(first['fractional'])}"
+        )
+        looks = _looks(modality) if number["fractional"] > 0.5 * number["positive"] else ""
+        yield _fractional(modality, found, looks, allow_fractional)
+    yield from _too_high(modality)
+
+
+def _not_finite(modality: _Modality, code: str, noun: str) -> Iterator[Finding]:
+    number = modality.values.number[code]
+    if number:
+        yield Finding(
+            "error",
+            f"{modality.kind}_{code}",
+            f"{modality.where} holds {_number(number, noun)}, first for "
+            f"{modality.place(modality.values.first[code])}: give the counts as they were measured",
+        )
+
+
+def _fractional(modality: _Modality, found: str, looks: str, allowed: bool) -> Finding:
+    """Say that values are fractional, and what they look like."""
+    if looks:
+        return Finding(
+            "warning" if allowed else "error",
+            f"{modality.kind}_normalised",
+            f"{modality.where} looks {looks}, with {found}: {_mend(modality)}",
+        )
+    if allowed:
+        message = f"{modality.where} holds {found}, as allowed"
+        return Finding("note", f"{modality.kind}_fractional", message)
+    return Finding(
+        "error",
+        f"{modality.kind}_fractional",
+        f"{modality.where} holds {found}: {_mend(modality)}, or accept fractions on purpose with "
+        "allow_fractional=True",
+    )
+
+
+def _looks(modality: _Modality) -> str:
+    """Say how mostly fractional values may have come about; empty when that is unclear."""
+    rows = [row.astype(np.float64) for row in modality.first_cells]
+    largest = modality.values.largest
+    small = largest is not None and largest.value < LOG_MAXIMUM
+    if small and _are_scaled_counts([np.expm1(row) for row in rows]):
+        return "log-normalised"
+    if _are_scaled_counts(rows):
+        return "normalised to a common total"
+    return (
+        ("log-normalised" if modality.kind == "rna" else "log- or CLR-normalised") if small else ""
+    )
+
+
+def _are_scaled_counts(rows: list[np.ndarray]) -> bool:
+    """Whether most rows are whole multiples of their smallest value, as one count then is."""
+    verdicts = []
+    for row in rows:
+        multiples = row / row.min() if row.size else row
+        if np.unique(np.round(multiples)).size > 2:
+            verdicts.append(np.abs(multiples - np.round(multiples)).max() < 0.02)
+    return len(verdicts) > 0 and float(np.mean(verdicts)) > 0.5
+
+
+def _too_high(modality: _Modality) -> Iterator[Finding]:
+    largest = modality.values.largest
+    high = HIGH_RNA if modality.kind == "rna" else HIGH_PROTEIN
+    if largest is None or not np.isfinite(largest.value) or largest.value <= high:
+        return
+    impossible = largest.value > EXACT_FLOAT32
+    mend = (
+        "no assay counts that many molecules, so give raw counts"
+        if impossible
+        else "check that the values are counts of molecules, not of reads or intensities"
+    )
+    yield Finding(
+        "error" if impossible else "warning",
+        f"{modality.kind}_too_high" if impossible else f"{modality.kind}_high",
+        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}: {mend}",
+    )
+
+
+def _repeated(names: pd.Index, noun: str, where: str) -> Iterator[Finding]:
+    repeated = names[names.duplicated()].unique()
+    if len(repeated):
+        rename = "rename the columns" if where.startswith("obsm") else "use var_names_make_unique()"
+        yield Finding(
+            "error",
+            f"{noun}_name_repeated",
+            f"{where} has the same name for several {noun}s, in "
+            f"{first_and_count(repeated, noun + ' name')}: {rename}",
+        )
+
+
+def _mend(modality: _Modality) -> str:
+    """Say where the raw counts may be."""
+    argument = "rna_layer" if modality.kind == "rna" else "protein_layer"
+    others = [layer for layer in modality.layers if f'["{layer}"]' not in modality.where]
+    likely = [layer for layer in others if "count" in layer.lower() or "raw" in layer.lower()]
+    if likely:
+        return f'give the raw counts, likely with {argument}="{likely[0]}"'
+    if others:
+        return f"give the raw counts (there are the layers {listed(others)}: {argument})"
+    if modality.where.startswith("obsm"):
+        return "give the raw counts with protein_expression_obsm_key"
+    return f'give the raw counts (kept in a layer, name it, as in {argument}="counts")'
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("s" if number > 1 else "")

@@ -1,0 +1,1 @@
+"""Files and stores of counts: reading and writing."""

@@ -1,0 +1,217 @@
+"""Tell genes, antibodies, hashtags and isotype controls apart by feature type and name."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from totalvi.data.finding import did_you_mean
+from totalvi.errors import ReadError
+
+MODALITY_OF_TYPE = {
+    "gene expression": "rna",
+    "gex": "rna",
+    "rna": "rna",
+    "antibody capture": "prot",
+    "adt": "prot",
+    "protein": "prot",
+    "prot": "prot",
+    "multiplexing capture": "hto",
+    "hto": "hto",
+    "hashtag": "hto",
+}
+
+HASHTAG = re.compile(
+    r"""hash[ _-]?tag | multi-?seq
+        | (?<![a-z0-9]) hto (?![a-z])
+        | (?<![a-z0-9]) cmo \d{3} (?!\d)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+CONTROL = re.compile(
+    r"""iso[ _.-]?(type|ctrl|control)
+        | ig[gmade] .* (control|ctrl)
+        | (control|ctrl) .* ig[gmade]
+        | ^ (?! .* anti[ _-]* ((human|mouse|rat|hamster)[ _-]*)? igg)  # anti-IgG1 is a target,
+          .* ig[ ]?g[ _]?[1-4][a-c]? (?! \d | [ _.-]*fc)               # and so is IgG1 Fc""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def modalities_of(var: pd.DataFrame) -> np.ndarray:
+    """Name the modality of each feature by ``var["feature_types"]``; all genes without it.
+
+    A type other than genes, antibodies and multiplexing becomes a modality of its own name, as
+    "CRISPR Guide Capture" becomes ``crispr_guide_capture``.
+    """
+    if "feature_types" not in var:
+        return np.full(len(var), "rna", dtype=object)
+    types = var["feature_types"].astype(str).str.strip().str.lower()
+    named = {t: MODALITY_OF_TYPE.get(t, re.sub(r"\W+", "_", t).strip("_")) for t in types.unique()}
+    return types.map(named).to_numpy(dtype=object)
+
+
+def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where: str) -> np.ndarray:
+    """Mark hashtag antibodies, by name or by the user's list or regular expression."""
+    return _chosen(var, hashtags, HASHTAG, "hashtags", where)
+
+
+def are_controls(var: pd.DataFrame, controls: str | Sequence[str] | None, where: str) -> np.ndarray:
+    """Mark isotype controls, by ``var["control"]``, name, or the user's list or expression."""
+    if controls is None and "control" in var:
+        return marked_controls(var["control"], where)
+    return _chosen(var, controls, CONTROL, "controls", where)
+
+
+def marked_controls(control: pd.Series, where: str) -> np.ndarray:
+    """Read ``var["control"]``: bool, 0 and 1, or the texts of these.
+
+    Raises
+    ------
+    ReadError
+        If a value is neither true nor false.
+
+    Examples
+    --------
+    >>> marked_controls(pd.Series(["True", "False"]), "panel.csv")
+    array([ True, False])
+    """
+    marks = control.astype(str).str.strip().str.lower().map(TRUTH_OF_TEXT)
+    unknown = np.flatnonzero(marks.isna())
+    if unknown.size:
+        first = unknown[0]
+        raise ReadError(
+            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}": '
+            "write True for isotype controls and False for the other antibodies"
+        )
+    return marks.to_numpy(dtype=bool)
+
+
+def _chosen(
+    var: pd.DataFrame,
+    choice: str | Sequence[str] | None,
+    default: re.Pattern[str],
+    option: str,
+    where: str,
+) -> np.ndarray:
+    """Mark the features whose name or id a list holds or a regular expression finds."""
+    names = [var.index.astype(str)]
+    if "gene_ids" in var:
+        names.append(pd.Index(var["gene_ids"].astype(str)))
+    if choice is not None and not isinstance(choice, str):
+        known = names[0].union(names[-1]) if len(names) > 1 else names[0]
+        for name in choice:
+            if name not in known:
+                raise ReadError(
+                    f'{option} names "{name}", which is no antibody of {where}: '
+                    f"{did_you_mean(str(name), names[0])}"
+                )
+        return np.logical_or.reduce([index.isin(list(choice)) for index in names])
+    try:
+        pattern = default if choice is None else re.compile(choice)
+    except re.error as error:
+        raise ReadError(
+            f'{option}="{choice}" is not a regular expression ({error}): '
+            "mend it, or give a list of names"
+        ) from error
+    found = [[pattern.search(name) is not None for name in index] for index in names]
+    marked = np.logical_or.reduce(np.array(found, dtype=bool).reshape(len(names), len(var)))
+    if choice is not None and not marked.any():
+        raise ReadError(
+            f'{option}="{choice}" matches no antibody of {where}: {did_you_mean(choice, names[0])}'
+        )
+    return marked
+
+
+Part = TypeVar("Part")
+
+
+def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> Mapping[str, Part]:
+    """Return the one part named, or all of them."""
+    if not parts:
+        raise ReadError(f"{path} holds no count matrix: give a file that Cell Ranger wrote")
+    if genome is None:
+        return parts
+    if genome not in parts:
+        raise _no_such_genome(genome, list(parts), path)
+    return {genome: parts[genome]}
+
+
+def _no_such_genome(genome: str, known: list[str], path: Path) -> ReadError:
+    hint = did_you_mean(genome, known)
+    return ReadError(f'no genome "{genome}" in {path}: give another as genome ({hint})')
+
+
+def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
+    """Put the genes of all genomes side by side.
+
+    Cell Ranger 2 lists for each genome only the cells called in it. The result has every cell
+    of any genome, in order of first appearance, with no counts where a genome does not list it.
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    for name, part in parts.items():
+        if not part.obs_names.is_unique:
+            repeated = part.obs_names[part.obs_names.duplicated()][0]
+            raise ReadError(
+                f'{path} lists the barcode "{repeated}" twice for the genome "{name}", so that its '
+                "genomes cannot be joined: read one of them by genome="
+            )
+    cells = pd.Index(
+        pd.unique(np.concatenate([part.obs_names.to_numpy(object) for part in parts.values()])),
+        dtype=object,
+    )
+    blocks = []
+    for part in parts.values():
+        rows = cells.get_indexer(part.obs_names)
+        entries = (np.ones(len(rows), np.float32), (rows, np.arange(len(rows))))
+        blocks.append(sparse.csr_matrix(entries, shape=(len(cells), len(rows))) @ part.X)
+    counts = sparse.csr_matrix(sparse.hstack(blocks, format="csr", dtype=np.float32))
+    var = pd.concat([part.var for part in parts.values()])
+    return AnnData(counts, obs=pd.DataFrame(index=cells), var=var)
+
+
+def prefix_shared_names(adata: AnnData) -> AnnData:
+    """Prefix gene names found in more than one genome by their genome, as in ``mm10_ACTB``."""
+    if "genome" not in adata.var or adata.var["genome"].nunique() < 2:
+        return adata
+    var = adata.var
+    is_gene = modalities_of(var) == "rna"
+    names, genomes = var.index.to_series().astype(object), var["genome"]
+    n_genomes = genomes[is_gene].groupby(names.index[is_gene]).nunique()
+    shared = is_gene & names.isin(n_genomes.index[n_genomes > 1]).to_numpy()
+    prefixed = genomes.astype(str).to_numpy(object) + "_" + names.to_numpy(object)
+    adata.var_names = pd.Index(np.where(shared, prefixed, names.to_numpy(object)), dtype=object)
+    return adata
+
+
+def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
+    """Keep the genes of one genome and all features that are not genes.
+
+    The genome of a gene is its ``var["genome"]``; in a file without this column it is the
+    prefix of its name, as in ``hg19_CD3E``.
+    """
+    if genome is None:
+        return adata
+    is_gene = modalities_of(adata.var) == "rna"
+    if "genome" in adata.var:
+        genomes = adata.var["genome"].astype(str)
+        chosen = is_gene & (genomes == genome).to_numpy()
+        if not chosen.any():
+            raise _no_such_genome(genome, sorted(set(genomes[is_gene])), path)
+    else:
+        chosen = is_gene & adata.var_names.str.startswith(f"{genome}_")
+        if not chosen.any():
+            raise ReadError(
+                f"{path} names no genome, and no gene name in it begins with "
+                f'"{genome}_": leave out genome'
+            )
+    return adata if (chosen | ~is_gene).all() else adata[:, chosen | ~is_gene].copy()

@@ -1,0 +1,234 @@
+"""Read AnnData and MuData from HDF5 and zarr."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import mudata
+import zarr
+from anndata import AnnData
+from anndata.io import read_elem, sparse_dataset
+from mudata import MuData
+
+from totalvi.data.io.integrity import reading, require_sound_anndata
+from totalvi.data.io.trust import require_honest_zarr, require_plain_folder, require_plain_hdf5
+from totalvi.errors import ReadError
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """Read an AnnData from HDF5."""
+    with reading(path, "an AnnData"):
+        _require_plain(path)
+        return _checked(anndata.read_h5ad(path), path)
+
+
+def read_h5mu(path: Path) -> MuData:
+    """Read a MuData from HDF5."""
+    with reading(path, "a MuData"), mudata.set_options(pull_on_update=False):
+        _require_plain(path)
+        return _checked_mudata(mudata.read_h5mu(path), path)
+
+
+def read_zarr(path: Path) -> AnnData | MuData:
+    """Read whichever of the two a zarr store holds."""
+    with reading(path, "a zarr store"):
+        group = open_zarr(path)
+        if "mod" in group:
+            with mudata.set_options(pull_on_update=False):
+                return _checked_mudata(mudata.read_zarr(path), path)
+        if not {"obs", "var"} <= set(group):
+            found = ", ".join(sorted(group)) or "nothing"
+            raise ReadError(
+                f"{path} is a zarr store of neither an AnnData nor a MuData (it holds {found}): "
+                "write it with the write_zarr method of one of them"
+            )
+        return _checked(anndata.read_zarr(path), path)
+
+
+def open_zarr(path: Path) -> zarr.Group:
+    """Open a zarr store that is whole and believable.
+
+    Raises
+    ------
+    ReadError
+        When it is not, naming the member.
+    """
+    require_plain_folder(path)
+    group = zarr.open_group(path, mode="r")
+    require_honest_zarr(group, path)
+    _require_names(group, path)
+    parts = group["mod"].groups() if "mod" in group else [("", group)]
+    for _, part in parts:
+        _require_all_chunks(part, path)
+    return group
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file that is whole and believable.
+
+    Raises
+    ------
+    ReadError
+        When it is not, naming the member.
+    """
+    _require_plain(path)
+    return h5py.File(path, "r")
+
+
+def _require_plain(path: Path) -> None:
+    with h5py.File(path, "r") as file:
+        require_plain_hdf5(file, path)
+        _require_names(file, path)
+
+
+def _require_names(group: h5py.Group | zarr.Group, path: Path) -> None:
+    """Refuse data whose cells or features lost their names, for which numbers would stand in."""
+    parts = {"": group}
+    if "mod" in group:
+        parts = {**{f"mod/{name}/": group["mod"][name] for name in group["mod"]}, **parts}
+    if not ({"obs", "var"} <= set(group) or len(parts) > 1):
+        return  # neither an AnnData nor a MuData with modalities, which is said elsewhere
+    for place, part in parts.items():
+        for axis in ("obs", "var"):
+            table = part.get(axis)
+            if isinstance(table, h5py.Dataset):
+                continue  # of AnnData before 0.7, in one piece with its names
+            index = "" if table is None else str(table.attrs.get("_index", ""))
+            if not (index and index in table):
+                raise ReadError(
+                    f'{path} has lost the names in "{place}{axis}": copy, download or write it again'
+                )
+
+
+def _require_all_chunks(group: zarr.Group, path: Path) -> None:
+    """Refuse a store that lost chunks of its counts or names, which zarr would read as zeros."""
+    needed = [name for name in ("X", "X/data", "X/indices") if name in group]
+    needed += [
+        f"{axis}/{group[axis].attrs.get('_index', '_index')}"
+        for axis in ("obs", "var")
+        if axis in group
+    ]
+    needed += [
+        f"{place}/{name}"
+        for place in ("layers", "obsm")
+        if place in group
+        for name, member in group[place].members(max_depth=None)
+        if name.rpartition("/")[2] not in ("indptr", "codes", "categories")
+    ]
+    for name in needed:
+        array = group.get(name)
+        if not isinstance(array, zarr.Array):
+            continue
+        n_lost = array.nchunks - array.nchunks_initialized
+        if n_lost > 0:
+            raise ReadError(
+                f'{path} lacks {n_lost} of {array.nchunks} chunks of "{array.path}": '
+                "copy, download or write it again"
+            )
+
+
+def _checked(adata: AnnData, path: Path) -> AnnData:
+    require_sound_anndata(adata, str(path))
+    return adata
+
+
+def _checked_mudata(mdata: MuData, path: Path) -> MuData:
+    if not mdata.mod:
+        raise ReadError(f"{path} is a MuData without modalities: write it again with its counts")
+    for name, adata in mdata.mod.items():
+        require_sound_anndata(adata, f'modality "{name}" of {path}')
+    return mdata
+
+
+SUFFIXES = (".h5ad", ".h5mu", ".zarr")
+
+
+def can_stay_on_disk(path: str | PathLike[str]) -> bool:
+    """Return whether the counts of a file of this name can be read some cells at a time.
+
+    Examples
+    --------
+    >>> can_stay_on_disk("cells.h5mu"), can_stay_on_disk("matrix.mtx.gz")
+    (True, False)
+    """
+    return Path(path).suffix in SUFFIXES
+
+
+def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
+    """Open an AnnData (``.h5ad``, ``.zarr``) or MuData (``.h5mu``, ``.zarr``), its counts on disk.
+
+    ``X``, ``layers`` and ``obsm`` are datasets that are read as they are asked for; annotation of
+    cells and features is in memory. Pairwise matrices and ``raw`` are left out.
+
+    Raises
+    ------
+    ReadError
+        When there is no such file, it is damaged, or its counts cannot be read some cells at a time.
+
+    Examples
+    --------
+    >>> import tempfile, totalvi
+    >>> from pathlib import Path
+    >>> path = Path(tempfile.mkdtemp()) / "cells.h5mu"
+    >>> totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5).write(path)
+    >>> mdata = open_on_disk(path)
+    >>> mdata.shape, type(mdata["rna"].X).__name__
+    ((60, 35), '_CSRDataset')
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ReadError(f"{path} does not exist: check the path")
+    if not can_stay_on_disk(path):
+        raise ReadError(
+            f"{path} cannot be read some cells at a time: write it as .zarr with `totalvi convert`, or "
+            "read it into memory with totalvi.read"
+        )
+    with reading(path, "an AnnData or MuData"):
+        group = open_zarr(path) if path.suffix == ".zarr" else open_hdf5(path)
+        if "mod" not in group:
+            if not {"obs", "var"} <= set(group):
+                raise ReadError(
+                    f"{path} holds neither an AnnData nor a MuData: write it again with the write "
+                    "methods of one of them"
+                )
+            return _anndata(group)
+        parts = group["mod"]
+        names = [str(name) for name in parts.attrs.get("mod-order", sorted(parts))]
+        with mudata.set_options(pull_on_update=False):
+            mdata = MuData({name: _anndata(parts[name]) for name in names})
+            obs = read_elem(group["obs"])
+            if not mdata.obs_names.equals(obs.index):
+                obs = obs.reindex(mdata.obs_names)
+            for name in obs.columns:
+                mdata.obs[name] = obs[name].array
+            uns = group.get("uns", {})
+            for name in uns:
+                mdata.uns[name] = read_elem(uns[name])
+        return mdata
+
+
+def _anndata(group: Any) -> AnnData:
+    stored = _stored(group["X"]) if "X" in group else None
+    layers = group.get("layers", {})
+    obsm = group.get("obsm", {})
+    uns = group.get("uns", {})
+    return AnnData(
+        X=stored,
+        obs=read_elem(group["obs"]),
+        var=read_elem(group["var"]),
+        layers={name: _stored(layers[name]) for name in layers},
+        obsm={name: _stored(obsm[name]) for name in obsm},
+        uns={name: read_elem(uns[name]) for name in uns},
+    )
+
+
+def _stored(found: Any) -> Any:
+    """Return a dataset to read from, or what cannot be left on disk."""
+    kind = found.attrs.get("encoding-type", "array")
+    if kind in ("csr_matrix", "csc_matrix"):
+        return sparse_dataset(found)
+    if kind == "array":
+        return found
+    return None if kind == "null" else read_elem(found)

@@ -1,0 +1,264 @@
+"""Make of the features of a file the modalities "rna", "prot" and "hto" of a MuData."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mudata
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.utils import make_index_unique
+from mudata import MuData
+
+from totalvi.data.finding import Finding, did_you_mean
+from totalvi.data.io.features import are_controls, are_hashtags, keep_genome, modalities_of
+from totalvi.data.io.integrity import counts_from
+from totalvi.errors import ReadError
+
+PROTEIN_OBSM_KEYS = (
+    "protein_expression",
+    "protein_counts",
+    "proteins",
+    "protein",
+    "prot",
+    "adt_counts",
+    "ADT",
+    "adt",
+)
+
+NAME_IN_FILE = "name_in_file"  # column of var
+
+Names = str | Sequence[str] | None
+
+
+def split_anndata(
+    adata: AnnData, modality: np.ndarray, hashtags: Names, where: str
+) -> dict[str, AnnData]:
+    """Split the features by the modality named for each; antibodies that are hashtags go to "hto".
+
+    The counts become CSR float32. Cell annotation, ``obsm``, ``obsp`` and ``uns`` stay with the
+    first of "rna", "prot" or else whichever there is; the others keep their ``var`` and layers.
+    """
+    adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
+    is_antibody = np.flatnonzero(modality == "prot")
+    tags = are_hashtags(adata.var.iloc[is_antibody], hashtags, where)
+    modality[is_antibody[tags]] = "hto"
+    found = list(pd.unique(modality)) or ["rna"]
+    found.sort(key=lambda name: ["rna", "prot", "hto", name].index(name))
+    if len(found) == 1:
+        return {found[0]: adata}
+    return {
+        name: adata[:, modality == name].copy() if i == 0 else _bare(adata, modality == name)
+        for i, name in enumerate(found)
+    }
+
+
+def _bare(adata: AnnData, chosen: np.ndarray) -> AnnData:
+    columns = np.flatnonzero(chosen)
+    return AnnData(
+        adata.X[:, columns],
+        obs=pd.DataFrame(index=adata.obs_names),
+        var=adata.var.iloc[columns].copy(),
+        layers={name: layer[:, columns] for name, layer in adata.layers.items()},
+    )
+
+
+def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | None:
+    """Take the proteins out of ``obsm``: under the key given, else under a well-known one.
+
+    Well-known keys do not count when the antibodies are features of ``X``. Names are a DataFrame's
+    columns, else ``uns["<key>_names"]`` or ``uns["protein_names"]``, else protein_0, protein_1, ...
+    """
+    if key is None:
+        key = known_protein_obsm_key(adata)
+        if key is None:
+            return None
+    elif key not in adata.obsm:
+        hint = did_you_mean(key, adata.obsm)
+        raise ReadError(
+            f'no obsm["{key}"] in {where}: give another entry as '
+            f"protein_expression_obsm_key ({hint})"
+        )
+    values = adata.obsm.pop(key)
+    where = f'obsm["{key}"] of {where}'
+    if values.ndim == 1:
+        values = values.reshape(-1, 1)
+    names = _obsm_names(adata, values, key)
+    counts = counts_from(values, where, adata.obs_names, names)
+    return AnnData(counts, obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=names))
+
+
+def known_protein_obsm_key(adata: AnnData) -> str | None:
+    """Return a well-known key of proteins in ``obsm``; None where antibodies are features of ``X``."""
+    if "prot" in modalities_of(adata.var):
+        return None
+    return next((known for known in PROTEIN_OBSM_KEYS if known in adata.obsm), None)
+
+
+def _obsm_names(adata: AnnData, values: Any, key: str) -> pd.Index:
+    if isinstance(values, pd.DataFrame):
+        return pd.Index(values.columns.astype(str), dtype=object)
+    for name in (f"{key}_names", "protein_names"):
+        if name in adata.uns:
+            return pd.Index([str(protein) for protein in adata.uns[name]], dtype=object)
+    return pd.Index([f"protein_{i}" for i in range(values.shape[1])], dtype=object)
+
+
+def split_proteins(proteins: AnnData, hashtags: Names, where: str) -> dict[str, AnnData]:
+    """Split a file that is read for its proteins: all are antibodies if none is said to be one."""
+    modality = modalities_of(proteins.var)
+    is_antibody = np.isin(modality, ("prot", "hto"))
+    if not is_antibody.any():
+        modality = np.full(proteins.n_vars, "prot", dtype=object)
+    elif not is_antibody.all():
+        proteins, modality = proteins[:, is_antibody].copy(), modality[is_antibody]
+    return split_anndata(proteins, modality, hashtags, where)
+
+
+def join_proteins(
+    adata: AnnData, proteins: AnnData | None, hashtags: Names, where: str, protein_where: str
+) -> dict[str, AnnData]:
+    """Split the features of a file, and of the proteins that came apart from its RNA if any."""
+    if proteins is None:
+        return split_anndata(adata, modalities_of(adata.var), hashtags, where)
+    modalities = split_anndata(adata, modalities_of(adata.var), (), where)
+    antibodies = split_proteins(proteins, hashtags, protein_where)
+    for name in modalities.keys() & antibodies.keys():
+        raise ReadError(
+            f'there are "{name}" features beside the genes of {where} and again apart from them in '
+            f"{protein_where}: give the antibodies once, beside the genes or apart from them"
+        )
+    return modalities | antibodies
+
+
+def in_order_of(proteins: AnnData, cells: pd.Index) -> AnnData:
+    """Put the cells in the order given if they are the same ones, else leave them as they are."""
+    names = proteins.obs_names
+    same = (
+        len(names) == len(cells) and names.is_unique and not names.symmetric_difference(cells).size
+    )
+    return proteins[cells].copy() if same and not names.equals(cells) else proteins
+
+
+def assemble(
+    modalities: dict[str, AnnData],
+    obs: pd.DataFrame,
+    controls: Names,
+    where: str,
+    protein_modality: str = "prot",
+) -> MuData:
+    """Name features uniquely, mark the isotype controls, and join the modalities of the cells.
+
+    Where names were repeated, ``var["name_in_file"]`` keeps them as they were.
+    """
+    if protein_modality in modalities:
+        var = modalities[protein_modality].var
+        var["control"] = are_controls(var, controls, where)
+    elif controls:
+        raise ReadError(f"{where} has no antibodies that could be controls: leave out controls")
+    for adata in modalities.values():
+        names = adata.var_names.astype(str)
+        if not names.is_unique:
+            adata.var[NAME_IN_FILE] = names.to_numpy()
+        adata.var_names = make_index_unique(names)
+    _require_pairable(modalities, where)
+    with mudata.set_options(pull_on_update=False):
+        mdata = MuData(modalities)
+        if not mdata.obs_names.equals(obs.index):
+            obs = obs.reindex(mdata.obs_names)
+        for name in obs.columns:
+            mdata.obs[name] = obs[name].array
+    return mdata
+
+
+def mudata_of(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
+    """Join modalities of the same cells; a gene and a protein may share a name."""
+    with warnings.catch_warnings(), mudata.set_options(pull_on_update=False):
+        warnings.filterwarnings("ignore", message=".*names are not unique")
+        mdata = MuData(modalities)
+        mdata.obs = obs
+    return mdata
+
+
+def renamed_features(data: MuData | AnnData) -> list[Finding]:
+    """Note which repeated feature names of a file were made unique when it was read."""
+    notes = []
+    for modality, adata in data.mod.items() if isinstance(data, MuData) else ():
+        before = adata.var.get(NAME_IN_FILE)
+        if before is None:
+            continue
+        renamed = np.flatnonzero(before.astype(str) != adata.var_names)
+        if renamed.size:
+            features = "feature was" if renamed.size == 1 else "features were"
+            message = (
+                f'{renamed.size:,} {features} renamed in modality "{modality}", since names were '
+                f'repeated in the file, first "{before.iloc[renamed[0]]}" to '
+                f'"{adata.var_names[renamed[0]]}"'
+            )
+            notes.append(Finding("note", "feature_renamed", message))
+    return notes
+
+
+def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
+    """Refuse repeated cell names unless all modalities list the same cells in the same order."""
+    (first, cells), *others = [(name, adata.obs_names) for name, adata in modalities.items()]
+    for name, more in others:
+        for modality, names in ((first, cells), (name, more)):
+            if not names.is_unique and not cells.equals(more):
+                repeated = names[names.duplicated()][0]
+                raise ReadError(
+                    f'the cell "{repeated}" occurs more than once in "{modality}" of {where}, and '
+                    f'"{first}" and "{name}" do not list the same cells in the same order, so that '
+                    "they cannot be paired: give every cell its own name"
+                )
+
+
+def tidy_mudata(
+    mdata: MuData,
+    genome: str | None,
+    hashtags: Names,
+    controls: Names,
+    path: Path,
+    rna_modality: str = "rna",
+    protein_modality: str = "prot",
+) -> MuData:
+    """Bring a MuData from a file into the form of all that ``read`` gives.
+
+    Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto" and
+    isotype controls are marked. Other modalities and the annotation of the cells stay.
+    """
+    if mdata.axis != 0:
+        raise ReadError(f"{path} is a MuData whose modalities share no cells: write it with axis=0")
+    if hashtags and "hto" in mdata.mod:
+        raise ReadError(f'{path} has a modality "hto" for hashtags already: leave out hashtags')
+    if (hashtags or controls) and protein_modality not in mdata.mod:
+        raise ReadError(
+            f'no modality "{protein_modality}" in {path}, to look for hashtags and controls: name '
+            f"that of the proteins with protein_modality ({did_you_mean(protein_modality, mdata.mod)})"
+        )
+    parts: dict[str, AnnData] = {}
+    for name, adata in mdata.mod.items():
+        where = f'modality "{name}" of {path}'
+        if name == rna_modality:
+            adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
+            parts[name] = keep_genome(adata, genome, path)
+        elif name == protein_modality:
+            modality = np.full(adata.n_vars, "prot", dtype=object)
+            split = split_anndata(adata, modality, () if "hto" in mdata.mod else hashtags, where)
+            parts |= {name if part == "prot" else part: found for part, found in split.items()}
+        else:
+            parts[name] = adata
+    tidy = assemble(parts, mdata.obs, controls, str(path), protein_modality)
+    if tidy.obs_names.equals(mdata.obs_names):
+        for name in mdata.obsm.keys() - mdata.mod.keys():
+            tidy.obsm[name] = mdata.obsm[name]
+        for name, values in mdata.obsp.items():
+            if name not in mdata.mod:
+                tidy.obsp[name] = values
+    tidy.uns.update(mdata.uns)
+    if tidy.var_names.equals(mdata.var_names):
+        for name in mdata.var.columns:
+            tidy.var[name] = mdata.var[name].array
+    return tidy

@@ -1,0 +1,317 @@
+"""Read paired RNA and protein counts from any of the usual files."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.background.ambient import AMBIENT
+from totalvi.data.background.empty_droplets import require_same_run
+from totalvi.data.finding import did_you_mean
+from totalvi.data.io.features import keep_genome
+from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
+from totalvi.data.io.integrity import reading
+from totalvi.data.io.modalities import (
+    assemble,
+    in_order_of,
+    join_proteins,
+    proteins_in_obsm,
+    tidy_mudata,
+)
+from totalvi.data.io.tenx import cell_ranger_output, holds_matrix, read_10x_folder, read_10x_h5
+from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
+from totalvi.data.join_obs import names_of
+from totalvi.errors import ReadError
+
+FORMATS = (
+    ((".h5", ".hdf5", ".h5ad", ".h5mu"), "HDF5: Cell Ranger, AnnData or MuData"),
+    ((".zarr",), "zarr: AnnData or MuData"),
+    (("matrix.mtx", "matrix.mtx.gz"), "a Cell Ranger matrix, or the folder that holds it"),
+    ((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "tables of RNA and of proteins"),
+)
+PACKED = (".tar", ".tar.gz", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z")
+# Repeated features are renamed, which `renamed_features` notes; repeated cells are reported by the
+# checks; and files of older versions are read all the same.
+SILENCED = (
+    r".*names are not unique|Duplicated (obs|var)_names|Suffix used"
+    r"|.* written without encoding|.* not created by"
+)
+
+
+def read(
+    path: str | PathLike[str] | None = None,
+    *,
+    filtered: str | PathLike[str] | None = None,
+    raw: str | PathLike[str] | None = None,
+    protein_path: str | PathLike[str] | None = None,
+    protein_expression_obsm_key: str | None = None,
+    genome: str | None = None,
+    hashtags: str | Sequence[str] | None = None,
+    controls: str | Sequence[str] | None = None,
+    cells_in: Axis | None = None,
+    rna_modality: str = "rna",
+    protein_modality: str = "prot",
+) -> MuData:
+    """Read raw counts of RNA and proteins; no file is ever written to.
+
+    Parameters
+    ----------
+    path
+        One of
+
+        - a Cell Ranger ``.h5`` file, matrix folder or ``outs`` folder, of version 2 or later;
+        - an AnnData (``.h5ad``, ``.zarr``) with proteins in ``obsm`` or as features whose
+          ``var["feature_types"]`` is "Antibody Capture";
+        - a MuData (``.h5mu``, ``.zarr``);
+        - a table of RNA counts (``.csv``, ``.tsv``, ``.txt``, gzipped or not).
+    filtered
+        Another name of ``path``, for ``read(raw=..., filtered=...)``.
+    raw
+        The raw matrix of all barcodes of the same run, such as ``raw_feature_bc_matrix.h5``: each
+        protein's distribution in empty droplets is then in ``uns["ambient"]``, and anchors the
+        background of a `totalvi.Model` of these data. See `totalvi.ambient_profile`.
+    protein_path
+        A second file that holds the proteins of the same cells: a table, or any of the above
+        but a MuData. Its antibodies are taken, or all features if it says of none that it is
+        one. By default the first file holds the proteins, or there are none.
+    protein_expression_obsm_key
+        AnnData only: the ``obsm`` entry with the proteins. By default one that is named as is
+        usual, such as ``protein_expression`` or ``protein_counts``.
+    genome
+        Keep only the genes of this genome. By default those of all genomes are joined, and a gene
+        name found in several is prefixed by its genome, as in ``mm10_Actb``.
+    hashtags
+        Which antibodies are hashtags: a list of names or a regular expression. By default those
+        named so, such as ``HTO_1`` or ``anti-human_Hashtag_1``. An empty list means none.
+    controls
+        Which antibodies are isotype controls, in the same way. By default those named so, such
+        as ``IgG1_control_TotalSeqB`` or ``Rat IgG2b``.
+    cells_in
+        Tables only: whether cells are "rows" or "columns". By default the direction that makes
+        the names in both tables agree, or in which the names are barcodes.
+    rna_modality, protein_modality
+        MuData only: its modalities of RNA and proteins, which keep their names.
+
+    Returns
+    -------
+    MuData
+        Modalities "rna", "prot" and "hto" (hashtags), those that the file has; counts are CSR
+        float32, cells x features. Repeated feature names are made unique (``TBCE``, ``TBCE-1``),
+        with those of the file kept in ``var["name_in_file"]``, and Cell Ranger's feature ids are
+        kept in ``var["gene_ids"]``; ``prot.var["control"]`` marks isotype controls. Cell annotation
+        is in ``obs`` and in the first modality's ``obs``.
+        Features of other types, such as "CRISPR Guide Capture", form a modality
+        (``crispr_guide_capture``).
+
+    Raises
+    ------
+    ReadError
+        If a file is missing, damaged or of an unknown format, or an option does not fit it.
+    DataError
+        If ``raw`` is not of the same run as the cells, or has too few empty droplets.
+
+    Examples
+    --------
+    >>> import tempfile, pandas as pd
+    >>> from pathlib import Path
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> cells = ["AACGTTGA-1", "CCATGGTA-1", "TTGACCAG-1"]
+    >>> pd.DataFrame({"CD3E": [0, 4, 1]}, index=cells).to_csv(folder / "rna.csv")
+    >>> proteins = pd.DataFrame({"CD3": [3, 90, 41], "IgG1": [2, 0, 5]}, index=cells)
+    >>> proteins.T.to_csv(folder / "proteins.csv")
+    >>> mdata = read(folder / "rna.csv", protein_path=folder / "proteins.csv")
+    >>> {name: modality.shape for name, modality in mdata.mod.items()}
+    {'rna': (3, 1), 'prot': (3, 2)}
+    >>> mdata["prot"].var["control"].to_dict()
+    {'CD3': False, 'IgG1': True}
+    """
+    if (path is None) == (filtered is None):
+        raise ReadError("path and filtered both name the file of the cells: give one of them")
+    given = path if filtered is None else filtered
+    assert given is not None
+    if cells_in not in (None, "rows", "columns"):
+        raise ReadError(f'cells_in="{cells_in}" is not known: give "rows" or "columns"')
+    options = _Options(
+        protein_path, protein_expression_obsm_key, genome, hashtags, controls, cells_in,
+        rna_modality, protein_modality,
+    )  # fmt: skip
+    mdata = _read(given, options)
+    if raw is not None:
+        _add_ambient(mdata, given, raw, options)
+    return mdata
+
+
+class _Options(NamedTuple):
+    """The arguments of `read` that say how, not what."""
+
+    protein_path: str | PathLike[str] | None
+    protein_expression_obsm_key: str | None
+    genome: str | None
+    hashtags: str | Sequence[str] | None
+    controls: str | Sequence[str] | None
+    cells_in: Axis | None
+    rna_modality: str
+    protein_modality: str
+
+
+def _add_ambient(
+    mdata: MuData, path: str | PathLike[str], raw: str | PathLike[str], options: _Options
+) -> None:
+    """Put what the raw matrix says of empty droplets beside the cells."""
+    modalities = (options.rna_modality, options.protein_modality)
+    if options.protein_modality not in mdata.mod:
+        raise ReadError(
+            f"{path} has no antibodies, of whose background raw could tell: leave out raw"
+        )
+    proteins = mdata[options.protein_modality]
+    names = names_of(proteins.var_names)
+    mdata.uns[AMBIENT] = require_same_run(raw, mdata, names, modalities=modalities)
+
+
+def _read(path: str | PathLike[str], options: _Options) -> MuData:
+    first = _existing(path)
+    with _without_irrelevant_warnings():
+        found = _load(first, options.genome)
+        if isinstance(found, MuData):
+            return _tidy(found, first, options)
+        protein_path, key = options.protein_path, options.protein_expression_obsm_key
+        if protein_path is None:
+            where = protein_where = str(first)
+            adata = orient_alone(found, options.cells_in) if isinstance(found, Table) else found
+            proteins = proteins_in_obsm(adata, key, where)
+        elif key is None:
+            second = _existing(protein_path)
+            where, protein_where = f"{first} and {second}", str(second)
+            adata, proteins = _paired(found, first, second, options.cells_in)
+        else:
+            raise ReadError(
+                "protein_path and protein_expression_obsm_key both say where the proteins are: "
+                "give one of them"
+            )
+        adata = keep_genome(adata, options.genome, first)
+        modalities = join_proteins(adata, proteins, options.hashtags, str(first), protein_where)
+        return assemble(modalities, adata.obs, options.controls, where)
+
+
+def _tidy(found: MuData, path: Path, options: _Options) -> MuData:
+    if options.protein_path is not None or options.protein_expression_obsm_key is not None:
+        raise ReadError(
+            f"{path} is a MuData, which has its proteins in a modality: leave out "
+            "protein_path and protein_expression_obsm_key"
+        )
+    return tidy_mudata(
+        found,
+        options.genome,
+        options.hashtags,
+        options.controls,
+        path,
+        options.rna_modality,
+        options.protein_modality,
+    )
+
+
+def _paired(
+    found: Table | AnnData, first: Path, second: Path, cells_in: Axis | None
+) -> tuple[AnnData, AnnData]:
+    """Read the file of the proteins and match its cells with those of the RNA."""
+    more = _load(second, None)
+    if isinstance(more, MuData):
+        raise ReadError(
+            f"{second} is a MuData, which may hold RNA as well: read it alone, or write its "
+            "proteins to an .h5ad file"
+        )
+    adata, proteins = orient_pair(found, more, cells_in, (first, second))
+    return adata, in_order_of(proteins, adata.obs_names)
+
+
+def _existing(path: str | PathLike[str]) -> Path:
+    if "://" in str(path):
+        raise ReadError(f"{path} is not a file on this machine: download it and give its path")
+    found = Path(path).expanduser()
+    if not found.exists():
+        folder = found.parent
+        if not folder.is_dir():
+            raise ReadError(f"{path} does not exist, nor does its folder: check the path")
+        hint = did_you_mean(found.name, sorted(p.name for p in folder.iterdir()))
+        raise ReadError(f"{path} does not exist: check the name ({hint})")
+    with reading(found, "a file of counts"):
+        is_empty = not any(found.iterdir()) if found.is_dir() else found.stat().st_size == 0
+    if is_empty:
+        raise ReadError(f"{path} is empty: copy, download or write it again")
+    return found
+
+
+def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
+    """Read one file or folder by the format that its name and its beginning tell."""
+    if path.is_dir():
+        return _load_folder(path, genome)
+    name = path.name.lower()
+    hdf5, _, matrix, tables = (suffixes for suffixes, _ in FORMATS)
+    if name.endswith(hdf5):
+        return _load_hdf5(path, genome)
+    if name.endswith(matrix):
+        prefix = path.name[: name.rindex("matrix.mtx")]
+        return read_10x_folder(path.parent, genome, prefix)
+    if name.endswith(tables):
+        return read_table(path)
+    if name.endswith(PACKED):
+        raise ReadError(f"{path} is a packed file: unpack it and give the path of what was in it")
+    known = "; ".join(f"{', '.join(suffixes)} ({what})" for suffixes, what in FORMATS)
+    raise ReadError(
+        f'{path} has the unknown suffix "{path.suffix}": convert it to, or name it as, one of '
+        f"these formats: {known}"
+    )
+
+
+def _load_hdf5(path: Path, genome: str | None) -> AnnData | MuData:
+    with reading(path, "an HDF5 file"), path.open("rb") as file:
+        is_hdf5 = h5py.is_hdf5(path)
+        start = file.read(512)
+    if not is_hdf5:
+        looks = "it looks like text" if start.isascii() and b"\0" not in start else "it is not HDF5"
+        raise ReadError(
+            f'{path} is not what its suffix "{path.suffix}" says ({looks}): give it the suffix of '
+            "its format, or copy, download or write it again"
+        )
+    with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
+        members = set(file)
+        groups = [member for member in file.values() if isinstance(member, h5py.Group)]
+        is_10x = "matrix" in members or any("barcodes" in g or "indptr" in g for g in groups)
+    if "mod" in members:
+        return read_h5mu(path)
+    if {"obs", "var"} <= members:
+        return read_h5ad(path)
+    if is_10x:
+        return read_10x_h5(path, genome)
+    raise ReadError(
+        f"{path} is HDF5, but not of Cell Ranger, AnnData or MuData (it holds "
+        f"{', '.join(sorted(members)) or 'nothing'}): write it again as one of these"
+    )
+
+
+def _load_folder(path: Path, genome: str | None) -> AnnData | MuData | Table:
+    if any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        return read_zarr(path)
+    if path.suffix == ".zarr":
+        raise ReadError(
+            f"{path} is not a zarr store (it has neither zarr.json nor .zgroup): "
+            "copy, download or write it again"
+        )
+    if not holds_matrix(path):
+        output = cell_ranger_output(path)
+        if output is not None:
+            return _load(output, genome)
+    return read_10x_folder(path, genome)
+
+
+@contextmanager
+def _without_irrelevant_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=SILENCED)
+        yield

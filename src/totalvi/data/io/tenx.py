@@ -1,0 +1,289 @@
+"""Read the ``.h5`` files that Cell Ranger writes, of versions 2 and later."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
+from totalvi.data.io.integrity import counts_from_csr, reading, require_lengths
+from totalvi.data.io.trust import (
+    LARGEST_TEXT_RATIO,
+    open_text,
+    require_last_line_end,
+    require_plain_hdf5,
+)
+from totalvi.errors import ReadError
+
+V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
+V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")
+V3_FEATURE_MEMBERS = ("id", "name", "feature_type")
+
+
+def read_10x_h5(path: Path, genome: str | None) -> AnnData:
+    """Read a Cell Ranger ``.h5`` file; of version 2, all genomes or only the one named."""
+    with reading(path, "a Cell Ranger .h5 file"), h5py.File(path, "r") as file:
+        require_plain_hdf5(file, path)
+        if "matrix" in file:
+            adata = _read_v3_group(file["matrix"], path)
+        else:
+            groups = {k: g for k, g in file.items() if isinstance(g, h5py.Group)}
+            chosen = pick_genomes(groups, genome, path)
+            adata = join_genomes({k: _read_v2_group(g, path, k) for k, g in chosen.items()}, path)
+    return prefix_shared_names(adata)
+
+
+def _read_v3_group(group: h5py.Group, path: Path) -> AnnData:
+    _require_members(group, V3_MEMBERS, path)
+    features = group["features"]
+    _require_members(features, V3_FEATURE_MEMBERS, path)
+    var = pd.DataFrame(
+        {"gene_ids": _text(features["id"]), "feature_types": _text(features["feature_type"])},
+        index=_same_length(_text(features["name"]), len(features["id"]), "names", path),
+    )
+    for name, member in features.items():
+        is_column = isinstance(member, h5py.Dataset) and member.shape == (len(var),)
+        if name not in V3_FEATURE_MEMBERS and is_column and h5py.check_string_dtype(member.dtype):
+            var[name] = _text(member)
+    return _from_group(group, var, path)
+
+
+def _read_v2_group(group: h5py.Group, path: Path, genome: str) -> AnnData:
+    _require_members(group, V2_MEMBERS, path)
+    names = _same_length(_text(group["gene_names"]), len(group["genes"]), "gene names", path)
+    var = pd.DataFrame(
+        {
+            "gene_ids": _text(group["genes"]),
+            "feature_types": "Gene Expression",
+            "genome": genome,
+        },
+        index=names,
+    )
+    return _from_group(group, var, path)
+
+
+def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
+    """Build the AnnData; the file's features x barcodes CSC is a cells x features CSR."""
+    cells = pd.Index(_text(group["barcodes"]), dtype=object)
+    n_features, n_cells = (int(n) for n in group["shape"][:])
+    require_lengths(path, n_features, len(var), n_cells, len(cells))
+    counts = counts_from_csr(
+        group["data"][:], group["indices"][:], group["indptr"][:], (n_cells, n_features), str(path)
+    )
+    return AnnData(counts, obs=pd.DataFrame(index=cells), var=var)
+
+
+def _text(dataset: h5py.Dataset) -> list[str]:
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        raise ReadError(
+            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text: '
+            "copy, download or write it again"
+        )
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in dataset[:].tolist()]
+
+
+def _same_length(values: list[str], n: int, what: str, path: Path) -> list[str]:
+    if len(values) != n:
+        raise ReadError(
+            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}): "
+            "copy, download or write it again"
+        )
+    return values
+
+
+def _require_members(group: h5py.Group, members: tuple[str, ...], path: Path) -> None:
+    missing = [name for name in members if name not in group]
+    if missing:
+        raise ReadError(
+            f'{path} lacks {", ".join(missing)} in its group "{group.name}", which a Cell Ranger '
+            ".h5 file has: write it again, or convert what it holds to .h5ad or .h5mu"
+        )
+
+
+OUTPUTS = (
+    "filtered_feature_bc_matrix.h5",
+    "filtered_feature_bc_matrix",
+    "sample_filtered_feature_bc_matrix.h5",
+    "sample_filtered_feature_bc_matrix",
+    "filtered_gene_bc_matrices_h5.h5",
+    "filtered_gene_bc_matrices",
+    "count",
+    "outs",
+)
+MTX_COLUMNS = {"feature": np.int64, "cell": np.int64, "count": np.float32}
+ENTRIES_PER_CHUNK = 5_000_000
+
+
+def cell_ranger_output(folder: Path) -> Path | None:
+    """Return the filtered matrix in a folder such as ``outs``, if there is one."""
+    return next((folder / name for name in OUTPUTS if (folder / name).exists()), None)
+
+
+def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None) -> AnnData:
+    """Read a matrix folder, or one with a subfolder per genome as Cell Ranger 2 writes them.
+
+    ``prefix`` is what stands before ``matrix.mtx`` in the file names, as in GEO's
+    ``GSM1_matrix.mtx.gz``; by default the one that is there.
+    """
+    matrices = _matrices(folder) if prefix is None else [folder / f"{prefix}matrix.mtx"]
+    if len(matrices) > 1:
+        raise ReadError(
+            f"{folder} holds {len(matrices)} matrices ({matrices[0].name}, {matrices[1].name}, "
+            "...): give the path of one of these files in place of the folder"
+        )
+    subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
+    if matrices or not subfolders:
+        stem = matrices[0].name.partition("matrix.mtx")[0] if matrices else ""
+        return _read_triple(folder, stem)
+    chosen = pick_genomes(subfolders, genome, folder)
+    parts: Mapping[str, AnnData] = {k: read_10x_folder(p, genome) for k, p in chosen.items()}
+    for name, part in parts.items():
+        part.var["genome"] = name
+    return prefix_shared_names(join_genomes(parts, folder))
+
+
+def holds_matrix(folder: Path) -> bool:
+    """Whether a folder itself holds a matrix."""
+    return bool(_matrices(folder))
+
+
+def matrix_files(folder: Path) -> list[Path]:
+    """Return the files that counts are read from in a folder: none where it holds no matrix."""
+    if holds_matrix(folder):
+        parts = ("matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv")
+        listed = (
+            path for path in folder.iterdir() if path.name.removesuffix(".gz").endswith(parts)
+        )
+        return sorted(path for path in listed if path.is_file())
+    output = cell_ranger_output(folder)
+    if output is not None:
+        return [output] if output.is_file() else matrix_files(output)
+    of_genomes = sorted(path for path in folder.iterdir() if path.is_dir() and holds_matrix(path))
+    return [file for genome in of_genomes for file in matrix_files(genome)]
+
+
+def _matrices(folder: Path) -> list[Path]:
+    found = {p.name.removesuffix(".gz"): p for p in folder.glob("*matrix.mtx*") if p.is_file()}
+    return [p for name, p in sorted(found.items()) if name.endswith("matrix.mtx")]
+
+
+def _read_triple(folder: Path, prefix: str) -> AnnData:
+    matrix = _member(folder, prefix, "matrix.mtx")
+    features = _member(folder, prefix, "features.tsv", "genes.tsv")
+    barcodes = _member(folder, prefix, "barcodes.tsv")
+    wanted = {
+        "matrix.mtx.gz": matrix,
+        "features.tsv.gz (or genes.tsv)": features,
+        "barcodes.tsv.gz": barcodes,
+    }
+    missing = [prefix + name for name, found in wanted.items() if found is None]
+    if matrix is None or features is None or barcodes is None:
+        raise ReadError(
+            f"{folder} lacks {', '.join(missing)}: a Cell Ranger matrix folder holds matrix.mtx.gz, "
+            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others"
+        )
+    lines_of_cells, lines_of_features = _lines(barcodes), _lines(features)
+    # first, as lists that are no part of it may be so long that to take them apart fills the memory
+    counts = _read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
+    cells = [line.partition("\t")[0] for line in lines_of_cells]
+    table = [line.split("\t", maxsplit=3) for line in lines_of_features]  # a line may be all tabs
+    n_fields = {line.count("\t") + 1 for line in lines_of_features}
+    if len(n_fields) > 1:
+        raise ReadError(
+            f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns: "
+            "copy, download or write it again"
+        )
+    names = [fields[1 if len(fields) > 1 else 0] for fields in table]
+    var = pd.DataFrame({"gene_ids": [fields[0] for fields in table]}, index=names)
+    if n_fields != {1}:  # version 2 knows genes only, and has no column for the type
+        var["feature_types"] = [fields[2] if fields[2:] else "Gene Expression" for fields in table]
+    return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
+
+
+def _member(folder: Path, prefix: str, *names: str) -> Path | None:
+    candidates = [folder / f"{prefix}{name}{end}" for name in names for end in (".gz", "")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return open_text(path, at_most=LARGEST_TEXT_RATIO * path.stat().st_size)
+
+
+def _lines(path: Path) -> list[str]:
+    with reading(path, "a tab-separated list"), _open(path) as file:
+        lines = file.read().decode("utf-8-sig").splitlines()
+    require_last_line_end(path)
+    return [line for line in lines if line]
+
+
+def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
+    """Read features x cells counts as cells x features CSR float32."""
+    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    with (
+        reading(path, "a Matrix Market file"),
+        _open(path) as file,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines of more than three fields
+        n_rows, n_columns, n_entries = _mtx_size(path, file)
+        require_lengths(path, n_rows, n_features, n_columns, n_cells)
+        for chunk in _mtx_entries(file) if n_entries else ():
+            features, cells, counts = (chunk[name].to_numpy() for name in MTX_COLUMNS)
+            for indices, n, what in ((features, n_rows, "row"), (cells, n_columns, "column")):
+                if indices.min() < 1 or indices.max() > n:
+                    worst = indices.min() if indices.min() < 1 else indices.max()
+                    raise ReadError(
+                        f"{path} has a count in {what} {worst}, outside its {n} {what}s: "
+                        "copy, download or write it again"
+                    )
+            chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
+    require_last_line_end(path)
+    found = sum(len(counts) for counts, _, _ in chunks)
+    if found != n_entries:
+        raise ReadError(
+            f"{path} announces {n_entries} counts but has {found}: it is damaged or cut short, so "
+            "copy, download or write it again"
+        )
+    empty = (np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int32))
+    counts, cells, features = (np.concatenate(parts) for parts in zip(empty, *chunks, strict=True))
+    return sparse.coo_matrix((counts, (cells, features)), shape=(n_cells, n_features)).tocsr()
+
+
+def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
+    """Read the head of a Matrix Market file: rows, columns and entries that follow."""
+    banner = file.readline(1000).decode().lower().split()
+    if banner[:2] != ["%%matrixmarket", "matrix"]:
+        raise ReadError(
+            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket): "
+            "copy, download or write it again"
+        )
+    if banner[2:] not in (["coordinate", kind, "general"] for kind in ("integer", "real")):
+        raise ReadError(
+            f'{path} is a Matrix Market file of the kind "{" ".join(banner[2:])}", and counts are '
+            '"coordinate integer general": write it again as a sparse matrix of integers'
+        )
+    line = b"%"
+    while line.startswith(b"%") or line.isspace():
+        line = file.readline(1000)
+    n_rows, n_columns, n_entries = (int(field) for field in line.split())
+    return n_rows, n_columns, n_entries
+
+
+def _mtx_entries(file: IO[bytes]) -> Iterator[pd.DataFrame]:
+    """Read the entries; scipy's quicker reader aborts the process on some damaged streams."""
+    return pd.read_csv(
+        file,
+        sep=r"\s+",
+        header=None,
+        names=list(MTX_COLUMNS),
+        index_col=False,
+        dtype=MTX_COLUMNS,
+        na_filter=False,
+        chunksize=ENTRIES_PER_CHUNK,
+    )

@@ -1,0 +1,212 @@
+"""Read counts from delimited text, and find out whether its cells are the rows or the columns."""
+
+import csv
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from totalvi.data.io.integrity import reading
+from totalvi.data.io.trust import LONGEST_LINE, open_text, require_last_line_end
+from totalvi.errors import ReadError
+
+Axis = Literal["rows", "columns"]
+BARCODE = re.compile(r"[ACGTN]{8,}")
+VALUES_PER_CHUNK = 20_000_000
+MISSING = ["", "NA", "NaN", "nan", "N/A"]
+
+
+class Table(NamedTuple):
+    """A text file's numbers as they lie in it: CSR float32, with the names of rows and columns."""
+
+    path: Path
+    values: sparse.csr_matrix
+    rows: pd.Index
+    columns: pd.Index
+
+    def names(self, axis: Axis) -> pd.Index:
+        """Return the names along an axis."""
+        return self.rows if axis == "rows" else self.columns
+
+    def to_anndata(self, cells_in: Axis) -> AnnData:
+        """Return cells x features."""
+        counts = self.values if cells_in == "rows" else self.values.T.tocsr()
+        cells, features = self.rows, self.columns
+        if cells_in == "columns":
+            cells, features = features, cells
+        return AnnData(counts, obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=features))
+
+
+def read_table(path: Path) -> Table:
+    """Read a table of numbers whose first line and first column are names.
+
+    The delimiter is a tab, comma or semicolon, whichever the first line has; the first line may
+    leave out the corner, as R writes it. Empty and NA fields become NaN.
+    """
+    with reading(path, "a table of text"):
+        delimiter, columns = _header(path)
+        blocks: list[sparse.csr_matrix] = []
+        rows: list[str] = []
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # lines too long
+                for chunk in _chunks(path, delimiter, len(columns)):
+                    values = chunk.iloc[:, 1:].to_numpy(np.float32)
+                    if np.isnan(values[:, -1]).any():  # what a line that ends early looks like
+                        _require_whole_lines(path, delimiter, columns)
+                    rows.extend(chunk.iloc[:, 0])
+                    blocks.append(sparse.csr_matrix(values))
+        except (ValueError, pd.errors.ParserWarning):
+            _require_whole_lines(path, delimiter, columns, numbers=True)
+            raise
+    require_last_line_end(path)
+    if not rows:
+        raise ReadError(f"{path} holds a line of names but no counts: write the table again")
+    counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+    return Table(path, counts, pd.Index(rows, dtype=object), pd.Index(columns, dtype=object))
+
+
+def _chunks(path: Path, delimiter: str, n_columns: int) -> "pd.io.parsers.TextFileReader":
+    fields = range(n_columns + 1)
+    return pd.read_csv(
+        open_text(path),
+        sep=delimiter,
+        header=None,
+        names=fields,
+        index_col=False,
+        skiprows=1,
+        dtype=dict.fromkeys(fields[1:], np.float32),
+        converters={0: str.strip},
+        na_values=MISSING,
+        keep_default_na=False,
+        encoding="utf-8-sig",
+        chunksize=max(1, VALUES_PER_CHUNK // n_columns),
+        low_memory=False,
+    )
+
+
+def _open(path: Path) -> IO[str]:
+    return io.TextIOWrapper(open_text(path), encoding="utf-8-sig", newline="")
+
+
+def _header(path: Path) -> tuple[str, list[str]]:
+    """Find the delimiter and the names of the columns that hold counts."""
+    with _open(path) as file:
+        line = file.readline(LONGEST_LINE)
+        if len(line) == LONGEST_LINE:
+            raise ReadError(f"{path} has a first line without end: write the table again")
+        delimiter = "\t" if "\t" in line else max(",;", key=line.count)
+        header = next(csv.reader([line], delimiter=delimiter), [])
+        first = next(csv.reader(file, delimiter=delimiter), [])
+    # A last field left empty is a stray delimiter: R, which leaves out the corner, writes NA.
+    has_corner = (
+        len(first) != len(header) + 1 or not first[-1].strip() or not "".join(header[:1]).strip()
+    )
+    columns = [name.strip() for name in (header[1:] if has_corner else header)]
+    if not columns:
+        raise ReadError(
+            f"{path} has only one column: a count table has a column of names and then one per "
+            "cell or feature, separated by commas or tabs"
+        )
+    seen: set[str] = set()
+    for name in columns:
+        if name in seen:
+            raise ReadError(f'{path} has more than one column "{name}": give each its own name')
+        seen.add(name)
+    return delimiter, columns
+
+
+def _require_whole_lines(
+    path: Path, delimiter: str, columns: list[str], numbers: bool = False
+) -> None:
+    """Raise for the first line of the wrong length and, if asked, the first field of text."""
+    with _open(path) as file:
+        lines = csv.reader(file, delimiter=delimiter)
+        next(lines)
+        for line in lines:
+            if line and len(line) != len(columns) + 1:
+                raise ReadError(
+                    f'{path} has {len(line)} fields in its line {lines.line_num} (row "{line[0]}") '
+                    f"in place of {len(columns) + 1}: write the table again"
+                )
+            for name, field in zip(columns, line[1:], strict=bool(line)) if numbers else ():
+                if not _is_number(field):
+                    raise ReadError(
+                        f'{path} holds the text "{field[:60]}" in row "{line[0]}", column "{name}": '
+                        "a count table holds numbers only, so remove or mend it"
+                    )
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field.strip() or "nan")
+    except ValueError:
+        return field.strip() in MISSING
+    return "_" not in field  # Python reads 1_000, pandas does not
+
+
+def orient_pair(
+    first: Table | AnnData, second: Table | AnnData, cells_in: Axis | None, paths: tuple[Path, Path]
+) -> tuple[AnnData, AnnData]:
+    """Turn both so that cells are rows: along the axes that have the most names in common."""
+    shared = {
+        (a, b): len(names.unique().intersection(others.unique()))
+        for a, names in _cell_axes(first, cells_in).items()
+        for b, others in _cell_axes(second, cells_in).items()
+    }
+    most = max(shared.values())
+    best = [axes for axes, n in shared.items() if n == most]
+    if most == 0:
+        names, others = (next(iter(_cell_axes(x, cells_in).values())) for x in (first, second))
+        hint = ', or say with cells_in whether they are "rows" or "columns"'
+        raise ReadError(
+            f"{paths[0]} and {paths[1]} have no cell name in common (they begin with "
+            f'"{_first(names)}" and "{_first(others)}"): write the cell names alike in both'
+            + (hint if isinstance(first, Table) or isinstance(second, Table) else "")
+        )
+    if len(best) > 1:
+        raise ReadError(
+            f"{paths[0]} and {paths[1]} have {most} names in common along either axis: say where "
+            'the cells are with cells_in="rows" or cells_in="columns"'
+        )
+    return _oriented(first, best[0][0]), _oriented(second, best[0][1])
+
+
+def orient_alone(table: Table, cells_in: Axis | None) -> AnnData:
+    """Turn one table so that cells are rows, if its names tell where they are."""
+    axes = _cell_axes(table, cells_in)
+    if len(axes) > 1:
+        raise ReadError(
+            f"{table.path} does not tell whether its cells are rows or columns: say it with "
+            'cells_in="rows" or cells_in="columns", or give the protein table as protein_path'
+        )
+    return table.to_anndata(next(iter(axes)))
+
+
+def _cell_axes(found: Table | AnnData, cells_in: Axis | None) -> dict[Axis, pd.Index]:
+    """Return the axes along which the cells may lie, with the names there."""
+    if not isinstance(found, Table):
+        return {"rows": found.obs_names}
+    axes: dict[Axis, pd.Index] = {"rows": found.rows, "columns": found.columns}
+    if cells_in is not None:
+        return {cells_in: axes[cells_in]}
+    barcodes = {axis: names for axis, names in axes.items() if _are_barcodes(names)}
+    return barcodes if len(barcodes) == 1 else axes
+
+
+def _are_barcodes(names: pd.Index) -> bool:
+    return bool(np.mean([BARCODE.search(name) is not None for name in names[:1000]]) > 0.5)
+
+
+def _first(names: pd.Index) -> str:
+    return str(names[0]) if len(names) else ""
+
+
+def _oriented(found: Table | AnnData, cells_in: Axis) -> AnnData:
+    return found.to_anndata(cells_in) if isinstance(found, Table) else found

@@ -1,0 +1,367 @@
+"""What a file must be before its content is believed: whole, of an honest size, and in one place."""
+
+import gzip
+import io
+import math
+import mmap
+import os
+import stat
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+import h5py
+import numpy as np
+import zarr
+
+from totalvi.errors import ReadError
+
+HEAP = (
+    b"GCOL\x01\0\0\0"  # of texts; then its length, and objects of a head and a multiple of 8 bytes
+)
+HEAD = 16
+REFERENCE = np.dtype(
+    [("length", "<u4"), ("address", "<u8"), ("object", "<u4")]
+)  # to a text in a heap
+
+
+def require_sound_heaps(path: Path) -> None:
+    """Refuse a file with a heap whose objects do not follow each other to its end.
+
+    Raises
+    ------
+    ReadError
+        Naming the place.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(HEAP)
+        while start >= 0:
+            end = start + _number(content, start + 8)
+            place = start + HEAD
+            while place + HEAD <= end <= len(content):
+                size = _number(content, place + 8)
+                is_free = content[place : place + 2] == b"\0\0"
+                step = size if is_free else HEAD + -(-size // 8) * 8
+                if step < HEAD or place + step > end:
+                    break
+                place += step
+            if not (place <= end <= len(content) and end - place < HEAD):
+                raise _damaged(path, f"its heap of texts at byte {start}")
+            start = content.find(HEAP, start + 1)
+
+
+def require_sound_chunks(dataset: h5py.Dataset, path: Path) -> None:
+    """Refuse a dataset that lost chunks, or with chunks that skip a filter which cannot fail.
+
+    Raises
+    ------
+    ReadError
+        Naming the dataset.
+    """
+    if dataset.chunks is None or not dataset.size:
+        return
+    found: set[tuple[int, ...]] = set()
+    whole = prod(dataset.chunks) * dataset.dtype.itemsize
+    filters = dataset.id.get_create_plist()
+    skippable = sum(
+        1 << i
+        for i in range(filters.get_nfilters())
+        if filters.get_filter(i)[0] != h5py.h5z.FILTER_SHUFFLE
+    )
+    faults: list[Any] = []
+
+    def look(chunk: Any) -> None:
+        found.add(tuple(chunk.chunk_offset))
+        if chunk.filter_mask & ~skippable or (chunk.filter_mask and chunk.size != whole):
+            faults.append(chunk.chunk_offset)
+
+    dataset.id.chunk_iter(look)
+    ends = zip(dataset.shape, dataset.chunks, strict=True)
+    expected = prod(-(-size // length) for size, length in ends)
+    inside = sum(_is_inside(offset, dataset) for offset in found)
+    if not faults and inside == expected:
+        for offset in found:
+            try:
+                dataset.id.read_direct_chunk(
+                    offset
+                )  # listed is not found: a damaged tree hides some
+            except (OSError, RuntimeError) as error:
+                raise _damaged(path, f'chunks of "{dataset.name}"') from error
+    if faults or inside != expected:
+        raise _damaged(path, f'chunks of "{dataset.name}"')
+
+
+def require_short_texts(dataset: h5py.Dataset, path: Path) -> None:
+    """Refuse texts longer than the file, where no compression, and with it a checksum, is in between.
+
+    Raises
+    ------
+    ReadError
+        Naming the dataset.
+    """
+    text = h5py.check_string_dtype(dataset.dtype)
+    start = dataset.id.get_offset() if dataset.chunks is None else None
+    if text is None or text.length is not None or start is None:
+        return
+    n_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(start)
+        raw = file.read(dataset.id.get_storage_size())
+    references = np.frombuffer(
+        raw[: len(raw) // REFERENCE.itemsize * REFERENCE.itemsize], REFERENCE
+    )
+    if (references["length"] > n_bytes).any() or (references["address"] > n_bytes).any():
+        raise _damaged(path, f'texts of "{dataset.name}"')
+
+
+def _is_inside(offset: tuple[int, ...], dataset: h5py.Dataset) -> bool:
+    places = zip(offset, dataset.shape, dataset.chunks, strict=True)
+    return all(place % length == 0 and place < size for place, size, length in places)
+
+
+def _number(content: mmap.mmap, place: int) -> int:
+    return int.from_bytes(content[place : place + 8], "little")
+
+
+def _damaged(path: Path, what: str) -> ReadError:
+    return ReadError(f"{path} is damaged ({what}): copy, download or write it again")
+
+
+UNSUSPECTED = 2**26  # bytes: whatever declares no more is no danger
+# What zlib, LZF and the like reach, and what Zstandard, Blosc and others do, in bytes unpacked by
+# bytes stored; a block that was never written counts as a byte.
+LARGEST_RATIO = {None: 2, "gzip": 1100, "lzf": 300, "szip": 300}
+LARGEST_RATIO_OF_OTHERS = 40_000
+
+
+BLOSC_HEAD = 16  # bytes, of which the last four are the length of the whole
+CHECKSUM, NO_CHUNK = 4, 2**64 - 1  # of the index of a zarr shard: bytes, and what stands for none
+ZARR_METADATA = (".zarray", ".zattrs", "zarr.json")
+LONGEST_LINE = 2**28  # bytes: of five million cells in columns, the names take half
+LARGEST_TEXT_RATIO = 300  # of lists of names and of entries, which gzip packs to a fourth
+
+
+def open_text(path: Path, at_most: int | None = None) -> io.BufferedReader:
+    """Open text, gzipped or not, that is checked while it is read.
+
+    Parameters
+    ----------
+    at_most
+        Bytes of text, or `UNSUSPECTED` where that is more. None: no bound.
+
+    Raises
+    ------
+    ReadError
+        While reading: where there is a NUL byte, which readers of tables take for the end of a field,
+        or a carriage return that ends no line; or beyond ``at_most``.
+    """
+    return io.BufferedReader(_CheckedText(path, at_most), buffer_size=2**18)
+
+
+def require_last_line_end(path: Path) -> None:
+    """Refuse text that ends within a line, unless it is gzipped and so has a checksum.
+
+    Raises
+    ------
+    ReadError
+        Since a number may have lost its last digits.
+    """
+    with path.open("rb") as file:
+        is_whole = _is_gzip(path) or file.seek(0, os.SEEK_END) == 0
+        if not is_whole:
+            file.seek(-1, os.SEEK_END)
+            is_whole = file.read(1) in b"\n"
+    if not is_whole:
+        raise ReadError(
+            f"{path} ends within a line, so that it may be cut short: copy, download or write it "
+            "again, or end its last line if it is whole"
+        )
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+class _CheckedText(io.RawIOBase):
+    def __init__(self, path: Path, at_most: int | None) -> None:
+        self._path, self._at_most, self._n_read = path, at_most, 0
+        self._ended_in_return = False
+        opened = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # noqa: SIM115
+        self._file = cast(io.BufferedReader, opened)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        content = self._file.read(len(buffer))
+        if b"\0" in content:
+            raise ReadError(
+                f"{self._path} is not text (it holds a NUL byte): give a .csv or .tsv file, or write "
+                "it again as text"
+            )
+        self._require_paired_returns(content)
+        self._n_read += len(content)
+        if self._at_most is not None and self._n_read > max(self._at_most, UNSUSPECTED):
+            raise ReadError(
+                f"{self._path} unpacks to more than {self._n_read // 2**20} MB, which no list of this "
+                "size does: copy, download or write it again"
+            )
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _require_paired_returns(self, content: bytes) -> None:
+        """Refuse a carriage return within a line, which readers of tables take for the line's end."""
+        alone = content.count(b"\r") - content.count(b"\r\n") - content.endswith(b"\r")
+        if alone or (self._ended_in_return and not content.startswith(b"\n")):
+            raise ReadError(
+                f"{self._path} has a carriage return that ends no line: write it again with line ends "
+                "of one kind"
+            )
+        self._ended_in_return = content.endswith(b"\r")
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def require_plain_hdf5(file: h5py.File, path: Path) -> None:
+    """Refuse an HDF5 file that takes its values from others or declares more than it can hold.
+
+    Raises
+    ------
+    ReadError
+        Naming the member.
+    """
+    outside: list[str] = []
+    soft: list[str] = []
+
+    def follow(name: str, link: object) -> None:
+        if isinstance(link, h5py.ExternalLink):
+            outside.append(name)
+        elif isinstance(link, h5py.SoftLink):
+            soft.append(name)
+
+    def measure(name: str, member: object) -> None:
+        if isinstance(member, h5py.Group):
+            if h5py.h5o.get_info(member.id).rc > 1:
+                outside.append(name)  # a group in two places may lie within itself
+            _require_columns(member, path)
+        if not isinstance(member, h5py.Dataset):
+            return
+        if member.external or member.is_virtual:
+            outside.append(name)
+        _require_honest_size(
+            member.nbytes, member.id.get_storage_size(), member.compression, name, path
+        )
+        require_sound_chunks(member, path)
+        require_short_texts(member, path)
+
+    require_sound_heaps(path)
+    file.visititems_links(follow)
+    file.visititems(measure)
+    outside += [name for name in soft if name not in file or isinstance(file[name], h5py.Group)]
+    if outside:
+        raise ReadError(
+            f'{path} takes "{outside[0]}" from another place: write it again with all it needs in it'
+        )
+
+
+def require_plain_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but files and folders of its own.
+
+    Raises
+    ------
+    ReadError
+        For a link that leads out of it, a pipe, a device, or an empty folder.
+    """
+    root = folder.resolve()
+    for place, folders, files in os.walk(root):
+        if not (folders or files):
+            raise ReadError(f"{place} is empty: copy, download or write {folder} again")
+        for name in (*folders, *files):
+            entry = Path(place, name)
+            mode = entry.lstat().st_mode
+            if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
+                raise ReadError(
+                    f"{entry} is a link out of {folder}: put what it stands for in place"
+                )
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
+                raise ReadError(f"{entry} is no file: copy, download or write {folder} again")
+
+
+def require_honest_zarr(group: zarr.Group, path: Path) -> None:
+    """Refuse a store with an array that declares more than its chunks hold, or that lost parts.
+
+    Raises
+    ------
+    ReadError
+        Naming the array.
+    """
+    for name, array in group.members(max_depth=None):
+        if isinstance(array, zarr.Group):
+            _require_columns(array, path)
+            continue
+        if array.nbytes > UNSUSPECTED:
+            _require_honest_size(array.nbytes, array.nbytes_stored(), "zstd", name, path)
+        if any("blosc" in type(codec).__name__.lower() for codec in array.compressors):
+            _require_whole_blosc(path / array.path, array)
+
+
+def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:
+    """Refuse chunks of another length than they say: Blosc reads on beyond the end of short ones."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            if name in ZARR_METADATA:
+                continue
+            path = Path(place, name)
+            with path.open("rb") as file:
+                spans = [(0, path.stat().st_size)]
+                if array.shards is not None:
+                    spans = _chunks_of_shard(file, spans[0][1], array)
+                for start, length in spans:
+                    file.seek(start)
+                    head = file.read(BLOSC_HEAD)
+                    if len(head) < BLOSC_HEAD or int.from_bytes(head[12:], "little") != length:
+                        raise ReadError(
+                            f"{path} is not of the length that it says: copy, download or write it "
+                            "again"
+                        )
+
+
+def _chunks_of_shard(
+    file: io.BufferedReader, size: int, array: zarr.Array
+) -> list[tuple[int, int]]:
+    """Return where the chunks in a shard begin and how long they are, by the index of the shard."""
+    assert array.shards is not None
+    n_chunks = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
+    length = 16 * n_chunks + CHECKSUM
+    at_end = array.metadata.codecs[0].index_location.value == "end"
+    file.seek(max(size - length, 0) if at_end else 0)
+    index = np.frombuffer(file.read(length)[:-CHECKSUM].ljust(length - CHECKSUM, b"\0"), "<u8")
+    within = size - length if at_end else size
+    spans = [(int(start), int(n)) for start, n in index.reshape(-1, 2) if n != NO_CHUNK]
+    return [(start, n) if start + n <= within else (size, n) for start, n in spans]
+
+
+def _require_columns(group: h5py.Group | zarr.Group, path: Path) -> None:
+    """Refuse a data frame with a single value for a column, which pandas would repeat."""
+    if group.attrs.get("encoding-type") != "dataframe":
+        return
+    for name in group:
+        if getattr(group[name], "shape", None) == ():
+            raise ReadError(
+                f'{path} has a single value in place of the column "{name}" of "{group.name}": copy, '
+                "download or write it again"
+            )
+
+
+def _require_honest_size(
+    declared: int, stored: int, compression: str | None, name: str, path: Path
+) -> None:
+    ratio = LARGEST_RATIO.get(compression, LARGEST_RATIO_OF_OTHERS)
+    if declared > max(UNSUSPECTED, ratio * max(stored, 1)):
+        raise ReadError(
+            f'{path} declares {declared:,} bytes for "{name}" and holds {stored:,}: it is damaged, so '
+            "copy, download or write it again"
+        )

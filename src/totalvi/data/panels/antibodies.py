@@ -1,0 +1,206 @@
+"""Give the antibodies of several panels common names, without ever making two of a panel one."""
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import pandas as pd
+
+from totalvi.data.finding import did_you_mean, listed
+from totalvi.data.panels.antibody_names import Antibody, identify, spelling_key
+
+AntibodyNames = Mapping[str, str] | Mapping[str, Mapping[str, str]]
+_Key = tuple[str, str]  # data set, original name
+
+
+def harmonise_antibodies(
+    names: Mapping[str, Sequence[str]], antibody_names: AntibodyNames | None = None
+) -> pd.DataFrame:
+    """Find which antibodies of several data sets have the same target, and name them alike.
+
+    Makers' tags (``_TotalSeqB``, ``ADT_``, ``A0046``, ``|CD3E|AHS0231|pAbO``), "anti-human", clones,
+    case, punctuation and Greek letters are left out, and common names and gene symbols become CD
+    designations (``IL7Ralpha``: CD127; ``PD-1``, ``PDCD1``: CD279; ``CD8``: CD8a; ``CD3E``: CD3).
+    Chains, isoforms and family members stay apart (CD8a and CD8b; CD45, CD45RA and CD45RO), as do
+    isotype controls of other classes or species, and antibodies that are said to be against the
+    proteins of different species. A name whose parts disagree is left as it is.
+
+    Two antibodies of one data set are never given the same name. Where they have the same target,
+    they are told apart by their clones, if both are given, or else keep their original names, and a
+    warning says so.
+
+    Parameters
+    ----------
+    names
+        Names of the antibodies of each data set.
+    antibody_names
+        Names that you decide on, to the letter: ``{original: harmonised}`` for all data sets that
+        have the original, or ``{data set: {original: harmonised}}``.
+
+    Returns
+    -------
+    DataFrame with a row for each antibody of each data set and the columns ``data_set``,
+    ``original``, ``harmonised`` and ``why``.
+
+    Raises
+    ------
+    ValueError
+        If a data set has a name twice, if ``antibody_names`` names what is not there, or if it gives
+        one name to two antibodies of a data set.
+
+    Examples
+    --------
+    >>> table = harmonise_antibodies(
+    ...     {"lab": ["CD8a_TotalSeqB", "PD-1 (EH12)"], "atlas": ["CD8 (SK1)", "CD279"]}
+    ... )
+    >>> table[["data_set", "original", "harmonised"]].values.tolist()
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [['lab', 'CD8a_TotalSeqB', 'CD8a'], ['lab', 'PD-1 (EH12)', 'CD279'],
+     ['atlas', 'CD8 (SK1)', 'CD8a'], ['atlas', 'CD279', 'CD279']]
+    """
+    for data_set, originals in names.items():
+        repeated = [name for name, n in Counter(originals).items() if n > 1]
+        if repeated:
+            raise ValueError(
+                f'data set "{data_set}" has several antibodies named "{repeated[0]}": make the '
+                "names unique"
+            )
+    given = _given(names, antibody_names or {})
+    found = {
+        (data_set, original): identify(str(original))
+        for data_set, originals in names.items()
+        for original in originals
+        if (data_set, original) not in given
+    }
+    chosen = {key: (name, "given in antibody_names") for key, name in given.items()}
+    for members in _by_target(found).values():
+        chosen |= _names_of_target(members)
+    _keep_apart(chosen, given)
+    rows = [
+        (data_set, original, *chosen[data_set, original])
+        for data_set, originals in names.items()
+        for original in originals
+    ]
+    return pd.DataFrame(rows, columns=["data_set", "original", "harmonised", "why"])
+
+
+def _given(names: Mapping[str, Sequence[str]], antibody_names: AntibodyNames) -> dict[_Key, str]:
+    """Return the names that the user decided on."""
+    given: dict[_Key, str] = {}
+    by_data_set: dict[str, Mapping[str, str]] = {}
+    for key, value in antibody_names.items():
+        if isinstance(value, Mapping):
+            if key not in names:
+                raise ValueError(
+                    f'antibody_names holds the data set "{key}"; {did_you_mean(key, names)}'
+                )
+            by_data_set[key] = value
+            continue
+        holders = [data_set for data_set, originals in names.items() if key in originals]
+        if not holders:
+            known = dict.fromkeys(name for originals in names.values() for name in originals)
+            raise ValueError(f'antibody_names holds "{key}"; {did_you_mean(key, known)}')
+        given |= {(data_set, key): str(value) for data_set in holders}
+    for data_set, renamed in by_data_set.items():
+        for original, name in renamed.items():
+            if original not in names[data_set]:
+                raise ValueError(
+                    f'antibody_names holds "{original}" of data set "{data_set}"; '
+                    f"{did_you_mean(original, names[data_set])}"
+                )
+            given[data_set, original] = str(name)
+    twice = [
+        key for key, n in Counter((d, name) for (d, _), name in given.items()).items() if n > 1
+    ]
+    if twice:
+        data_set, name = twice[0]
+        originals = [o for (d, o), n in given.items() if (d, n) == (data_set, name)]
+        raise ValueError(
+            f'antibody_names gives the name "{name}" to {listed(originals)} of data set '
+            f'"{data_set}": give each of them a name of its own'
+        )
+    return given
+
+
+def _by_target(found: Mapping[_Key, Antibody]) -> dict[str, dict[_Key, Antibody]]:
+    """Group antibodies by target, and by species where they are said to be against different ones."""
+    groups: dict[str, dict[_Key, Antibody]] = {}
+    for key, antibody in found.items():
+        groups.setdefault(antibody.key, {})[key] = antibody
+    result: dict[str, dict[_Key, Antibody]] = {}
+    for target, members in groups.items():
+        stated = [set(a.species.split("/")) for a in members.values() if a.species]
+        differ = any(a.isdisjoint(b) for a, b in combinations(stated, 2))
+        for key, antibody in members.items():
+            if differ and antibody.species:
+                antibody = antibody._replace(target=f"{antibody.target} ({antibody.species})")
+                result.setdefault(f"{target} {antibody.species}", {})[key] = antibody
+            else:
+                result.setdefault(target, {})[key] = antibody
+    return result
+
+
+def _names_of_target(members: Mapping[_Key, Antibody]) -> dict[_Key, tuple[str, str]]:
+    """Name the antibodies of one target; those of one data set are told apart.
+
+    Where some data set has several, a clone is part of the name in all of them, so that the same
+    clone is the same protein everywhere.
+    """
+    target = next(iter(members.values())).target
+    n_in = Counter(data_set for data_set, _ in members)
+    if max(n_in.values()) == 1:
+        return {key: (target, a.why or "as written") for key, a in members.items()}
+    spelling: dict[str, str] = {}
+    for antibody in members.values():
+        spelling.setdefault(spelling_key(antibody.clone), antibody.clone)
+    chosen: dict[_Key, tuple[str, str]] = {}
+    for data_set in n_in:
+        own = {original: a for (d, original), a in members.items() if d == data_set}
+        clones = [spelling_key(antibody.clone) for antibody in own.values()]
+        by_clone = all(clones) and len(set(clones)) == len(clones)
+        for (original, antibody), clone in zip(own.items(), clones, strict=True):
+            if by_clone:
+                name, why = f"{target} ({spelling[clone]})", antibody.why
+            elif len(own) == 1:
+                name, why = target, antibody.why
+            else:
+                name, why = original, f"one of {len(own)} against {target} in this data set"
+            chosen[data_set, original] = name, why or "as written"
+        if len(own) > 1:
+            _warn_of_several(data_set, target, {o: chosen[data_set, o][0] for o in own})
+    return chosen
+
+
+def _warn_of_several(data_set: str, target: str, names: Mapping[str, str]) -> None:
+    first = next(iter(names))
+    renamed = f", named {listed(names.values())}" if list(names) != list(names.values()) else ""
+    warnings.warn(
+        f'data set "{data_set}": {listed(names)} are all against {target} and stay {len(names)} '
+        f"proteins{renamed}; to make one of them the {target} of other data sets, give "
+        f'antibody_names={{"{data_set}": {{"{first}": "{target}"}}}}',
+        stacklevel=4,
+    )
+
+
+def _keep_apart(chosen: dict[_Key, tuple[str, str]], given: Mapping[_Key, str]) -> None:
+    """Give antibodies their original names back as long as two of a data set have the same."""
+    while True:
+        n_named = Counter((data_set, name) for (data_set, _), (name, _) in chosen.items())
+        shared = [
+            key
+            for key, (name, _) in chosen.items()
+            if n_named[key[0], name] > 1 and key not in given
+        ]
+        if not shared:
+            return
+        changed = [key for key in shared if chosen[key][0] != key[1]]
+        if not changed:
+            data_set, original = shared[0]
+            raise ValueError(
+                f'antibody_names gives the name "{original}" to another antibody of data set '
+                f'"{data_set}", which has one of this name: give that one a name as well'
+            )
+        for data_set, original in changed:
+            name = chosen[data_set, original][0]
+            chosen[data_set, original] = original, f"another of this data set is named {name}"

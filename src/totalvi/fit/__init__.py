@@ -1,0 +1,1 @@
+"""Fit the model: the plan, the split, the minibatches and the loop."""

@@ -1,0 +1,230 @@
+"""The folder in which a model is kept: safetensors weights and one JSON file."""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from totalvi.atomic import locked, new_folder, parents_of, standing_folder, writing
+from totalvi.errors import FormatError, OutputError
+
+FORMAT = "totalvi model"
+FORMAT_VERSION = 2
+PACKAGES = ("totalvi", "torch", "numpy")
+SAVING_TAKES_AT_MOST_S = 60
+_WEIGHTS, _DESCRIPTION = "weights.safetensors", "model.json"
+
+
+def write_model(
+    path: Path, weights: dict[str, Tensor], description: dict[str, Any], overwrite: bool
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        When ``path`` exists and ``overwrite`` is False, or is something else than a model folder, or
+        its folder cannot be written to.
+    """
+    packed = save({name: tensor.contiguous() for name, tensor in weights.items()})
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        **description,
+        "tensors": _declared(weights),
+        "weights_sha256": hashlib.sha256(packed).hexdigest(),
+    }
+    content = json.loads(json.dumps(_without_nan(content), default=_plain, allow_nan=False))
+    text = json.dumps(content | {"sha256": _checksum(content)}, indent=1)
+
+    def write(folder: Path) -> None:
+        (folder / _WEIGHTS).write_bytes(packed)
+        (folder / _DESCRIPTION).write_text(text, encoding="utf-8")
+
+    write_folder(path, write, overwrite, _require_own_folder)
+
+
+def write_folder(
+    path: Path,
+    write: Callable[[Path], None],
+    overwrite: bool,
+    require_own: Callable[[Path], None],
+) -> None:
+    """Let ``write`` fill an empty folder, and put it in the place of ``path``, whole or not at all.
+
+    ``require_own`` raises OutputError for a folder that may not be replaced.
+    """
+    path = path.resolve()  # a link keeps pointing at the model
+    with parents_of(path), locked(path, SAVING_TAKES_AT_MOST_S):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
+        if path.exists():
+            with writing(path):
+                require_own(path)
+        with new_folder(path) as folder:
+            write(folder)
+
+
+def is_model(path: Path) -> bool:
+    """Return whether ``path`` is a folder that `Model.save` wrote, by its files."""
+    return (standing_folder(path) / _DESCRIPTION).is_file()
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights and the description of the model in folder ``path``.
+
+    Raises
+    ------
+    FormatError
+        When it is missing, damaged, or of a format version that this package does not know.
+    """
+    path = standing_folder(path)
+    description = _read_description(path)
+    reader = _READERS.get(description["format_version"])
+    if reader is None:
+        raise FormatError(
+            f"{path} has format version {description['format_version']!r}, and this totalvi reads "
+            f"1 to {FORMAT_VERSION}; update totalvi."
+        )
+    description = reader(path, description)
+    weights_file = path / _WEIGHTS
+    try:
+        weights = load_file(weights_file)
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a type that torch lacks
+        raise FormatError(f"{weights_file} is damaged ({error}); save the model again.") from error
+    if "tensors" in description and _declared(weights) != description["tensors"]:
+        raise FormatError(
+            f"{weights_file} does not hold the tensors that {_DESCRIPTION} lists; save the model "
+            "again."
+        )
+    return weights, description
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    file = path / _DESCRIPTION
+    for name in (_DESCRIPTION, _WEIGHTS):
+        _require_own_file(path / name)
+    if not file.is_file():
+        hint = "give the folder that Model.save wrote"
+        if path.name == "model.pt" or (path / "model.pt").is_file():
+            hint = "if it is of scvi-tools, use totalvi.persistence.load_scvi"
+        raise FormatError(f"{path} is not a totalvi model: it has no {_DESCRIPTION}; {hint}.")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"{file} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{file} is damaged ({error}); save the model again.") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise FormatError(f"{file} does not describe a totalvi model.")
+    number = description.setdefault("format_version", None)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise FormatError(f"{file} has format version {number!r}, which is none.")
+    return description
+
+
+def _read_version_1(_path: Path, description: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had no checksums, versions of packages or fingerprint of the data."""
+    return {**description, "versions": {}, "fingerprint": None}
+
+
+def _read_version_2(path: Path, description: dict[str, Any]) -> dict[str, Any]:
+    content = dict(description)
+    if content.pop("sha256", None) != _checksum(content):
+        raise FormatError(f"{path / _DESCRIPTION} is damaged (checksum); save the model again.")
+    file = path / _WEIGHTS
+    try:
+        with file.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise FormatError(f"{file} is damaged ({error.strerror}); save the model again.") from error
+    if found != content["weights_sha256"]:
+        raise FormatError(f"{file} is damaged (checksum); save the model again.")
+    return content
+
+
+_READERS = {1: _read_version_1, 2: _read_version_2}
+
+
+def _declared(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Return data type and shape of each tensor, as JSON can hold them."""
+    return {
+        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        for name, tensor in sorted(weights.items())
+    }
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require_own_file(file: Path) -> None:
+    """Raise FormatError for a link, a pipe or a device in place of a file of the model."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise FormatError(
+            f"{file} is no file of its own, as every part of a model is; copy it there."
+        )
+
+
+def _require_own_folder(path: Path) -> None:
+    """Raise OutputError unless the folder holds a totalvi model, damaged or not, and nothing else."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    foreign = sorted(names - {_WEIGHTS, _DESCRIPTION})
+    if foreign:
+        raise OutputError(
+            f"{path} holds {foreign[0]}, which is not part of a totalvi model; choose another path."
+        )
+    if _DESCRIPTION not in names or FORMAT not in (path / _DESCRIPTION).read_text(errors="replace"):
+        raise OutputError(f"{path} exists and is not a totalvi model; choose another path.")
+
+
+def _without_nan(value: Any) -> Any:
+    """Return ``value`` with NaN replaced by None, which JSON knows."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number or array, or a tensor, as plain numbers and lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be kept in {_DESCRIPTION}.")
+
+
+def require_possible_sizes(description: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Raise ValueError, before a network is made, for one larger than the weights that are there."""
+    options, schema = description["options"], description["schema"]
+    n_weights = sum(tensor.numel() for tensor in weights.values())
+    n_hidden, n_latent = int(options["n_hidden"]), int(options["n_latent"])
+    n_layers = int(options["n_layers_encoder"]) + int(options["n_layers_decoder"]) - 2
+    n_least = n_hidden * (
+        len(schema["gene_names"])
+        + len(schema["protein_names"])
+        + len(schema["batch_names"])
+        + n_latent
+        + n_hidden * max(n_layers, 0)
+    )
+    if min(n_hidden, n_latent) < 1 or n_least > n_weights:
+        raise ValueError(f"{n_weights} weights are too few for {n_hidden} hidden nodes")
+
+
+def require_same_types(network: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Raise ValueError for weights of another data type than the network's, or that are not finite."""
+    for name, tensor in weights.items():
+        if name in network and tensor.dtype != network[name].dtype:
+            raise ValueError(f"{name} is of type {tensor.dtype}, not {network[name].dtype}")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} is not finite")

@@ -1,0 +1,156 @@
+"""A 0.6.x state dict and its config as a schema and options; the file itself says only its weights."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.cells import CiteData
+from totalvi.data.describe import describe, find_source
+from totalvi.data.schema import Keys, Schema, library_prior
+from totalvi.errors import FormatError
+from totalvi.formats.scvi_options import sizes
+from totalvi.formats.scvi_registry import ONE_CATEGORY
+from totalvi.formats.scvi_weights import State
+from totalvi.nn.config import protein_mask
+from totalvi.posterior.arguments import key_tuple
+
+_NAMES = ("gene_names", "protein_names", "batch_names", "label_names")
+_LIBRARY = ("library_log_mean", "library_log_variance")
+_OPTIONS = (
+    "dropout_rate_decoder",
+    "dropout_rate_encoder",
+    "gene_dispersion",
+    "protein_dispersion",
+    "log_variational",
+    "reconstruction_loss_gene",
+    "latent_distribution",
+    "encoder_batch",
+)
+_ARCHITECTURE: dict[str, Any] = {
+    "library": "latent",
+    "encoder_architecture": "branched",
+    "scale_input": False,
+    "background_scale": "exp",
+}
+_KEYS = tuple(
+    field.name
+    for field in fields(Keys)
+    if "covariate" not in field.name and field.name not in ("panel_key", "size_factor_key")
+)
+
+
+def schema_and_options(
+    state: State, config: Mapping[str, Any], data: AnnData | MuData | None
+) -> tuple[Schema, dict[str, Any]]:
+    """Return the schema and the options of the network of a 0.6.x state dict.
+
+    Parameters
+    ----------
+    state
+        The weights, which tell all sizes.
+    config
+        See `load_scvi`.
+    data
+        Where names and library sizes come from when ``config`` has none.
+
+    Raises
+    ------
+    FormatError
+        When ``config`` has an unknown entry, contradicts the weights, or lacks what they do not tell.
+    """
+    found = sizes(state)
+    background = state.get("background_pro_alpha")
+    if background is None:
+        raise FormatError(
+            "The state dict has no background_pro_alpha; it is not of a totalVI model."
+        )
+    counted = {
+        "n_input_genes": state["px_r"].shape[0],
+        "n_input_proteins": state["py_r"].shape[0],
+        "n_batch": background.shape[1] if background.dim() > 1 else 1,
+        **found,
+    }
+    _check(config, counted)
+    keys = Keys(**{name: config[name] for name in _KEYS if name in config})
+    schema = _schema(config, keys, counted, data)
+    options = {name: config[name] for name in _OPTIONS if name in config}
+    return schema, {**found, **options, **_ARCHITECTURE}
+
+
+def _check(config: Mapping[str, Any], counted: Mapping[str, int]) -> None:
+    known = (*_NAMES, *_LIBRARY, *_OPTIONS, *_KEYS, *counted, "n_labels", "protein_batch_mask")
+    for name in config:
+        if name not in known:
+            raise FormatError(f"config has {name}; known are {', '.join(known)}.")
+    for name, size in counted.items():
+        given = config.get(name, size)
+        if given != size and not (name == "n_batch" and given == 0 and size == 1):
+            raise FormatError(f"config has {name}={given!r}, and the weights have {size}.")
+
+
+def _schema(
+    config: Mapping[str, Any],
+    keys: Keys,
+    counted: Mapping[str, int],
+    data: AnnData | MuData | None,
+) -> Schema:
+    n_batch, n_labels = counted["n_batch"], config.get("n_labels", 0)
+    n_proteins = counted["n_input_proteins"]
+    if n_batch > 1 and keys.batch_key is None:
+        raise FormatError(
+            f"config has no batch_key, and the weights have {n_batch} batches; give it."
+        )
+    source = None if data is None else find_source(data, keys)
+    given = {
+        "gene_names": None if source is None else source.gene_names,
+        "protein_names": None if source is None else source.protein_names,
+        "batch_names": map(str, range(n_batch)) if keys.batch_key else ONE_CATEGORY,
+        "label_names": map(str, range(n_labels)),
+    } | {name: config[name] for name in _NAMES if name in config}
+    wanted = (counted["n_input_genes"], n_proteins, n_batch, n_labels)
+    names: dict[str, tuple[str, ...]] = {}
+    for (name, values), n_wanted in zip(given.items(), wanted, strict=True):
+        if values is None:
+            raise FormatError(f"config has no {name}; give them, or adata that has them.")
+        names[name] = tuple(map(str, key_tuple(name, values)))
+        if len(names[name]) != n_wanted or len(set(names[name])) != n_wanted:
+            raise FormatError(
+                f"There are {len(set(names[name]))} different {name}, and the weights have {n_wanted}; "
+                f"give config the right {name}."
+            )
+    mask = protein_mask(config.get("protein_batch_mask"), n_batch, n_proteins)
+    measured = ((True,) * n_proteins,) * n_batch if mask is None else mask.tolist()
+    schema = Schema(
+        keys=keys,
+        **names,
+        panel_names=(),
+        covariate_categories=(),
+        continuous_mean=(),
+        continuous_scale=(),
+        panel_measured=tuple(map(tuple, measured)),
+        library_log_mean=(0.0,) * n_batch,
+        library_log_variance=(1.0,) * n_batch,
+    )
+    library = {name: config.get(name) for name in _LIBRARY}
+    if None in library.values():
+        if data is None:
+            raise FormatError("config has no library_log_mean and library_log_variance; give both.")
+        library = _library(describe(data, keys, schema))
+    return Schema.from_dict(schema.to_dict() | library)
+
+
+def _library(data: CiteData) -> dict[str, Any]:
+    """Return the prior of the log library size that the data give."""
+    names = data.schema.batch_names
+    for code, name in enumerate(names):
+        if not (data.batch == code).any():
+            raise FormatError(
+                f'adata has no cell of batch "{name}" to take its library_log_mean from; give config '
+                "library_log_mean and library_log_variance."
+            )
+    return dict(
+        zip(_LIBRARY, library_prior(data.library_size, data.batch, len(names)), strict=True)
+    )

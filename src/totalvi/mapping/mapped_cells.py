@@ -1,0 +1,339 @@
+"""What a model says of cells that were mapped on it, beside its own."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from totalvi.data.cells import CiteData
+from totalvi.data.finding import did_you_mean
+from totalvi.data.mapped_query import QueryMapping
+from totalvi.errors import DataError
+from totalvi.mapping.neighbours import (
+    Neighbours,
+    Reference,
+    as_the_query,
+    calibrate,
+    calibration_error,
+    distance_to,
+    encode,
+    held_out_cells,
+    label_probabilities,
+    tail_probability,
+)
+from totalvi.mapping.surgery import reference_state
+from totalvi.nn.config import at_least_one
+from totalvi.posterior.arguments import checked_number
+from totalvi.posterior.imputation import predicted_proteins
+from totalvi.posterior.latent import LatentDistribution
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Asked, Asking
+from totalvi.posterior.reliability import HidingProteins, hidden_proteins, reliability_table
+
+_HELD_OUT = 4  # beside what else a model's seed is for: see `totalvi.model`
+
+
+class LabelTransfer(NamedTuple):
+    """Labels that a query got from a reference.
+
+    Parameters
+    ----------
+    labels
+        The most probable label of each cell.
+    probabilities
+        Of each label, data frame (cells, labels).
+    temperature
+        Of the neighbours' weights; the mean, where the query has several panels.
+    held_out_accuracy, held_out_calibration_error
+        Of held-out reference cells, encoded as the query: how often their most probable label is their
+        own, and how far its probability is from that, on average.
+    """
+
+    labels: pd.Series
+    probabilities: pd.DataFrame
+    temperature: float
+    held_out_accuracy: float
+    held_out_calibration_error: float
+
+
+class Compared(NamedTuple):
+    """The query's cells of one panel, and held-out reference cells encoded with that panel.
+
+    Parameters
+    ----------
+    cells
+        Positions in the query.
+    nearest, held_out_nearest
+        Neighbours of these cells, and of the held-out cells.
+    held_out, rest
+        Positions in the reference of the held-out cells, and of those compared with.
+    """
+
+    cells: np.ndarray
+    nearest: Neighbours
+    held_out_nearest: Neighbours
+    held_out: np.ndarray
+    rest: np.ndarray
+
+
+class ComparisonQueries(HidingProteins):
+    """What a model says of the cells of a query that was mapped on it."""
+
+    def transfer_labels(
+        self,
+        query: Asking,
+        labels: str | Sequence[Any] | np.ndarray | pd.Series,
+        *,
+        n_neighbors: int = 30,
+        seed: int = 0,
+    ) -> LabelTransfer:
+        """Give the cells of a query the labels of the reference cells nearest to them.
+
+        Neighbours in the latent space vote by how much their posterior and the cell's overlap: by the
+        integral of q(u | cell) q(u | neighbour) to the power 1 / temperature. The temperature, and a
+        share that goes to each label by its frequency, are those under which the labels of held-out
+        reference cells are most probable, when these are encoded with the genes and panel of the query.
+        Probabilities are of the labels given: for cells of none of them, see `get_unlikeness`.
+
+        Parameters
+        ----------
+        query
+            A model that `map_query` of this model returned, which itself has its data.
+        labels
+            Column of the reference's ``obs``, or a label for each reference cell. Cells without a label
+            (NaN or None) have no say.
+        n_neighbors
+            Reference cells that vote.
+        seed
+            Of the choice of held-out cells where fewer than 100 were left out of the fit, and of the
+            approximate search for neighbours among more than 20,000 reference cells.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> query = model.map_query(mdata[60:].copy())
+        >>> model.transfer_labels(query, "cell_type").probabilities.shape[0]
+        20
+        """
+        reference = self._training_data()
+        code, names = _label_codes(reference, labels)
+        labelled = code >= 0
+        result = np.zeros((query._training_data().n_cells, len(names)))
+        errors, rights, temperatures = [], [], []
+        for cells, nearest, alike, held_out, rest in self._compared(
+            query, n_neighbors, seed, labelled
+        ):
+            calibration = calibrate(alike, code[rest], code[held_out], len(names))
+            expected = label_probabilities(alike, code[rest], len(names), calibration)
+            errors.append(calibration_error(expected, code[held_out]))
+            rights.append(float((expected.argmax(axis=1) == code[held_out]).mean()))
+            temperatures.append(calibration.temperature)
+            result[cells] = label_probabilities(nearest, code[rest], len(names), calibration)
+        index = query._training_data().cell_names
+        given = pd.Categorical.from_codes(
+            result.argmax(axis=1).astype(np.int64), categories=pd.Index(names)
+        )
+        return LabelTransfer(
+            labels=pd.Series(given, index=index, name="label"),
+            probabilities=pd.DataFrame(result, index=index, columns=names),
+            temperature=float(np.mean(temperatures)),
+            held_out_accuracy=float(np.mean(rights)),
+            held_out_calibration_error=float(np.mean(errors)),
+        )
+
+    def get_unlikeness(
+        self, query: Asking, *, n_neighbors: int = 15, seed: int = 0
+    ) -> pd.DataFrame:
+        """Return how unlike the reference each cell of a query is.
+
+        A cell's mean distance to its nearest reference cells in the latent space is compared with that
+        of held-out reference cells, encoded with the genes and panel of the query. Cells that are drawn
+        like the reference have a ``p_value`` spread evenly from 0 to 1; cells of a state that the
+        reference lacks have small ones. A query whose batch effect is not corrected is unlike as well.
+
+        Parameters
+        ----------
+        query, n_neighbors, seed
+            As in `transfer_labels`.
+
+        Returns
+        -------
+        Data frame of the query's cells with the columns
+
+        - ``distance``: mean distance to the nearest reference cells;
+        - ``p_value``: share of held-out reference cells that are at least as far from the others;
+        - ``unlikeness``: 1 - ``p_value``.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> list(model.get_unlikeness(model.map_query(mdata[60:].copy())))
+        ['distance', 'p_value', 'unlikeness']
+        """
+        everyone = np.ones(self._training_data().n_cells, dtype=bool)
+        data = query._training_data()
+        distance, p_value = np.empty(data.n_cells), np.empty(data.n_cells)
+        for cells, nearest, alike, _, _ in self._compared(query, n_neighbors, seed, everyone):
+            distance[cells] = distance_to(nearest)
+            p_value[cells] = tail_probability(distance[cells], distance_to(alike))
+        columns = {"distance": distance, "p_value": p_value, "unlikeness": 1 - p_value}
+        return pd.DataFrame(columns, index=data.cell_names)
+
+    def get_query_reliability(
+        self,
+        query: HidingProteins,
+        *,
+        protein_list: Sequence[str] | None = None,
+        interval: float = 0.9,
+        n_samples: int = 100,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Return how well the proteins that a query lacks are imputed, as far as the reference tells.
+
+        The query's cells have no counts of these proteins to compare with. Those of the reference that
+        its fit held out have: they are encoded with the genes and panel of the query, and what it lacks
+        is predicted as the query's `impute_proteins` does, from the same batches; where that is each
+        cell's own, from their own of the reference. That holds for a query like the reference; how far
+        its cells are unlike it, `get_unlikeness` says.
+
+        Parameters
+        ----------
+        query
+            As in `transfer_labels`.
+        protein_list, interval, n_samples, batch_size, seed, progress
+            As in `impute_proteins`.
+
+        Returns
+        -------
+        A row a panel of the query and protein that it lacks, with the columns of
+        `get_imputation_reliability`.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed, or the query lacks none of the proteins.
+        DataError
+            When there are no training data or no held-out cells.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2, train_size=0.7)
+        >>> query = model.map_query(mdata["rna"][60:].copy())
+        >>> model.get_query_reliability(query, n_samples=20).shape
+        (5, 5)
+        """
+        mapping, of_query = self._mapping_of(query), query._training_data()
+        held_out = self._held_out()
+        imputed = query._imputation_query(of_query, None, protein_list, n_samples)
+        interval = checked_number("interval", interval, below=1)
+        noise = self._noise(seed)
+        names = query.schema.panel_names or query.schema.batch_names
+        lacking = ~np.array(query.schema.panel_measured)[:, imputed.proteins]
+        cells = held_out.data.in_memory(held_out.cells)
+        counts = self._observed(cells, np.arange(cells.n_cells), imputed.proteins)
+        tables = {}
+        for panel, kept, alike in as_the_query(
+            cells, of_query, query.module, mapping.missing_genes
+        ):
+            if lacking[panel].any():
+                asked = Asked(query.module, alike, np.arange(alike.n_cells))
+                with asked.stream(batch_size, "hidden proteins", progress) as stream:
+                    predictions = predicted_proteins(query.module, stream, imputed, noise)
+                    hidden = hidden_proteins(predictions, counts[kept])
+                table = reliability_table(hidden, interval, self._protein_names(imputed.proteins))
+                tables[names[panel]] = table[lacking[panel]]
+        if not tables:
+            raise ValueError("query lacks none of the proteins asked about; name others, or None.")
+        return pd.concat(tables, names=["panel", "protein"])
+
+    def _mapping_of(self, query: Asking) -> QueryMapping:
+        """Return how a query was laid on this model, as its weights are."""
+        self._require_trained()
+        if not isinstance(query, Asking) or query._mapping is None:
+            raise ValueError("query is not a model of new cells; give what map_query returned.")
+        mapping = query._mapping
+        its_reference, own = reference_state(query.module, mapping), self.module.state_dict()
+        same_weights = all(
+            name in own and torch.equal(value.cpu(), own[name].cpu())
+            for name, value in its_reference.items()
+        )
+        names = query.schema.batch_names[: mapping.n_reference_batches]
+        if not same_weights or names != self.schema.batch_names:
+            raise ValueError(
+                "query was mapped on another model, or on this one before it was trained further; map "
+                "it on this one."
+            )
+        return mapping
+
+    def _compared(
+        self, query: Asking, n_neighbors: int, seed: int, usable: np.ndarray
+    ) -> Iterator[Compared]:
+        """Yield the query's cells panel by panel beside the usable reference cells."""
+        mapping, data = self._mapping_of(query), query._training_data()
+        k = at_least_one("n_neighbors", n_neighbors)
+        reference = self._training_data()
+        positions = np.flatnonzero(usable)
+        if len(positions) < 10:
+            raise DataError("Fewer than 10 reference cells can be compared with; give more labels.")
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_HELD_OUT, seed)))
+        held_out = held_out_cells(self.split, usable, rng)
+        rest = np.setdiff1d(positions, held_out)
+        nearest_to = Reference(encode(self.module, reference, rest), k, seed)
+        found = encode(query.module, data, np.arange(data.n_cells))
+        for panel, kept, alike in as_the_query(
+            reference.in_memory(held_out), data, query.module, mapping.missing_genes
+        ):
+            cells = np.flatnonzero(data.panel == panel)
+            of_cells = LatentDistribution(found.mean[cells], found.variance[cells])
+            yield Compared(
+                cells,
+                nearest_to.neighbours(of_cells),
+                nearest_to.neighbours(encode(query.module, alike, np.arange(alike.n_cells))),
+                held_out[kept],
+                rest,
+            )
+
+
+def _label_codes(reference: CiteData, labels: Any) -> tuple[np.ndarray, list[str]]:
+    """Return the code of each reference cell's label, -1 without one, and the labels."""
+    if isinstance(labels, str):
+        obs = reference.annotation.obs()
+        if labels not in obs:
+            raise ValueError(
+                f"labels is {labels!r}, which is no column of the reference's obs; "
+                f"{did_you_mean(labels, obs.columns)}."
+            )
+        labels = obs[labels]
+    given = pd.Series(np.asarray(labels, dtype=object))
+    if len(given) != reference.n_cells:
+        raise ValueError(
+            f"labels has {len(given)} values; allowed are {reference.n_cells}, one a reference cell."
+        )
+    known = given.notna()
+    texts = given[known].astype(str)
+    names = sorted(texts.unique())
+    code = np.full(len(given), -1)
+    code[known.to_numpy()] = pd.Index(names).get_indexer(pd.Index(texts))
+    return code, names

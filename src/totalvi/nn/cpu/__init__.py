@@ -1,0 +1,1 @@
+"""The operations of the network as compiled loops for the CPU, each with its gradients."""

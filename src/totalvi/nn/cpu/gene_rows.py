@@ -1,0 +1,100 @@
+"""What the losses of RNA share: a cell's row of logits, and its non-zero counts."""
+
+import numpy as np
+
+from totalvi.compiled import compiled
+from totalvi.nn.cpu.math import (
+    exp,
+    load,
+    log,
+    log_factorial,
+    rising,
+    rising_beyond,
+    rising_tables,
+    store,
+)
+
+N_CHUNKS = 16  # of cells; their number is fixed, so that the number of threads changes no result
+_LARGEST_TABLED = 16
+_SMALLEST_BASE = 8  # of `rising_beyond`
+_LANES = 64
+
+
+def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `rising_tables` of as many counts as are worth it for a minibatch."""
+    largest = min(_LARGEST_TABLED, n_nonzero // r.size)
+    result: tuple[np.ndarray, np.ndarray] = rising_tables(r, largest)
+    return result
+
+
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
+def _largest(values: np.ndarray) -> float:
+    """Return the largest value, found in lanes side by side: one would wait for itself."""
+    lanes = np.full(_LANES, values[0])
+    whole = len(values) // _LANES * _LANES
+    for start in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            lanes[lane] = max(lanes[lane], values[start + lane])
+    for g in range(whole, len(values)):
+        lanes[0] = max(lanes[0], values[g])
+    return lanes.max()
+
+
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
+def softmax_terms(logits: np.ndarray, bias: np.ndarray, b: int, e: np.ndarray) -> float:
+    """Fill ``e`` (G,) with exp(logit - largest logit) of cell ``b``; return its sum."""
+    for g in range(len(e)):
+        e[g] = load(logits, b, g) + bias[g]
+    largest = _largest(e)
+    total = e.dtype.type(0)
+    for g in range(len(e)):
+        value = exp(e[g] - largest)
+        e[g] = value
+        total += value
+    return total
+
+
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
+def explain_nonzeros(
+    counts: np.ndarray, gene: np.ndarray, e: np.ndarray, scale: float,
+    inverse_r: np.ndarray, unexplained: np.ndarray,
+) -> float:  # fmt: skip
+    """Return the sum of c (S - log mean), and fill in minus its derivative, c / (1 + ratio)."""
+    one, least = e.dtype.type(1), e.dtype.type(1e-37)
+    cost = e.dtype.type(0)
+    for j in range(len(counts)):
+        mean = e[gene[j]] * scale
+        share = one / (one + mean * inverse_r[gene[j]])
+        cost -= counts[j] * log(max(mean * share, least))
+        unexplained[j] = counts[j] * share
+    return cost
+
+
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
+def pass_through_softmax(
+    q: np.ndarray, e: np.ndarray, share: float, b: int, gradient: np.ndarray
+) -> None:
+    """Fill in the gradient by logit: the softmax takes from each its share of the sum of all."""
+    for g in range(len(q)):
+        store(gradient, b, g, q[g] - e[g] * share)
+
+
+@compiled(error_model="numpy", forceinline=True)
+def count_terms(
+    count: float, r: float, rising_table: np.ndarray, digamma_table: np.ndarray, g: int
+) -> tuple[float, float]:
+    """Return ``log c! - rising(r, c)`` of a non-zero count, and the difference of digammas.
+
+    The tables are those of the cell's group, (counts, G).
+    """
+    largest = len(rising_table) - 1
+    whole = int(count)
+    if whole <= largest and whole == count:
+        log_ratio, difference = rising_table[whole, g], digamma_table[whole, g]
+    elif count > largest >= _SMALLEST_BASE:
+        log_ratio, difference = rising_beyond(
+            r, largest, rising_table[largest, g], digamma_table[largest, g], count
+        )
+    else:
+        log_ratio, difference = rising(r, count)
+    return rising_table.dtype.type(log_factorial(count)) - log_ratio, difference

@@ -1,0 +1,240 @@
+"""The fully connected layers of which encoder and decoder are made.
+
+Weights are stored as (inputs, outputs). Categorical covariates enter each layer as further inputs;
+they have a weight of their own, so that nothing is concatenated.
+"""
+
+import math
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from totalvi.nn.cpu.dispatch import suits_compiled_loops
+from totalvi.nn.cpu.fused_hidden import normalized_activation, scaled_relu
+from totalvi.nn.sync import SharedGenerator, n_cells_of_all, own_cells, shared_batch_norm
+
+Normalization = Literal["batch", "layer", "none"]
+
+
+def uniform_parameter(
+    *shape: int, fan_in: int, generator: torch.Generator | None = None
+) -> nn.Parameter:
+    """Return a parameter drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+
+
+def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Set a share ``rate`` of ``x`` to zero and scale up the rest.
+
+    The mask compares 16 random bits an element with ``rate``: four elements a random number.
+    """
+    threshold = min(round(rate * 2**16), 2**16 - 1)
+    if threshold == 0:
+        return x
+    shape = n_cells_of_all(len(x), generator), *x.shape[1:]
+    words = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64, device=x.device)
+    words.random_(-(2**63), None, generator=generator)
+    bits = words.view(torch.int16)[: math.prod(shape)].view(shape)
+    kept = own_cells(bits, len(x), generator) >= threshold - 2**15
+    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - threshold))
+
+
+class LinearProduct(NamedTuple):
+    """The inputs and weights of a linear layer, not multiplied yet.
+
+    Parameters
+    ----------
+    x
+        (..., B, inputs).
+    weight, bias
+        (inputs, outputs) and (outputs,).
+    covariates, covariate_weight
+        (..., B, columns) and (columns, outputs), or None.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    covariates: Tensor | None
+    covariate_weight: Tensor | None
+
+    def value(self) -> Tensor:
+        """Return ``x W + covariates V + b``, (..., B, outputs)."""
+        if self.x.dim() == 2:
+            result = torch.addmm(self.bias, self.x, self.weight)
+        else:
+            result = self.x @ self.weight + self.bias
+        if self.covariates is None or self.covariate_weight is None:
+            return result
+        return result + self.covariates @ self.covariate_weight
+
+    def unflatten(self, sizes: tuple[int, ...]) -> Self:
+        """Return the same of cells laid out in ``sizes``."""
+        covariates = None if self.covariates is None else self.covariates.unflatten(0, sizes)
+        return self._replace(x=self.x.unflatten(0, sizes), covariates=covariates)
+
+
+class Linear(nn.Module):
+    """``x W + covariates V + b``.
+
+    Parameters
+    ----------
+    n_input, n_covariates, n_output
+        Columns of ``x``, of ``covariates`` (0: none), and of the result.
+    fan_in
+        Number of inputs that bounds the initial weights, when there are more than these.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_output: int,
+        n_covariates: int = 0,
+        generator: torch.Generator | None = None,
+        fan_in: int | None = None,
+    ) -> None:
+        super().__init__()
+        fan_in = n_input + n_covariates if fan_in is None else fan_in
+        self.weight = uniform_parameter(n_input, n_output, fan_in=fan_in, generator=generator)
+        self.covariate_weight = (
+            uniform_parameter(n_covariates, n_output, fan_in=fan_in, generator=generator)
+            if n_covariates
+            else None
+        )
+        self.bias = uniform_parameter(n_output, fan_in=fan_in, generator=generator)
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """Return shape (B, n_output)."""
+        return self.product(x, covariates).value()
+
+    def product(self, x: Tensor, covariates: Tensor | None = None) -> LinearProduct:
+        """Return what `forward` would multiply."""
+        return LinearProduct(x, self.weight, self.bias, covariates, self.covariate_weight)
+
+
+class Activation(nn.Module):
+    """Normalisation, ReLU, dropout: what follows the linear part of each hidden layer.
+
+    Parameters
+    ----------
+    n_features
+        Columns; with ``n_parallel`` networks side by side, those of all of them.
+    normalization
+        Over the minibatch ("batch"), over the cell's features of each network ("layer"), or "none".
+    momentum, epsilon
+        Of batch normalisation.
+    fused
+        Whether one compiled loop does all three, where they are on the CPU and in training.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        normalization: Normalization,
+        dropout_rate: float,
+        n_parallel: int = 1,
+        momentum: float = 0.01,
+        epsilon: float = 1e-3,
+        *,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.fused = fused
+        self.normalization = normalization
+        self.dropout_rate = dropout_rate
+        self.n_parallel = n_parallel
+        if normalization == "batch":
+            self.batch_norm = nn.BatchNorm1d(n_features, momentum=momentum, eps=epsilon)
+
+    @property
+    def feels_shifts(self) -> bool:
+        """Return whether the bias of the linear part matters.
+
+        Batch normalisation takes it away again: its gradient is rounding errors, which Adam would scale
+        up to steps of full size, and the running mean would lag behind.
+        """
+        return self.normalization != "batch"
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return shape (B, n_features)."""
+        if self.fused and self.normalization == "batch" and suits_compiled_loops(x):
+            if self.training:
+                return normalized_activation(x, self.batch_norm, self.dropout_rate, generator)
+            if not torch.is_grad_enabled():
+                return scaled_relu(x, self.batch_norm)
+        if self.normalization == "batch":
+            if self.batch_norm.training and isinstance(generator, SharedGenerator):
+                x = shared_batch_norm(x, self.batch_norm, generator)
+            else:
+                x = self.batch_norm(x)
+        elif self.normalization == "layer":
+            parts = x.unflatten(-1, (self.n_parallel, -1))
+            x = F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
+        x = F.relu(x)
+        return dropout(x, self.dropout_rate, generator) if self.training else x
+
+
+class HiddenLayer(nn.Module):
+    """Linear -> normalisation -> ReLU -> dropout, covariates entering the linear part."""
+
+    def __init__(
+        self,
+        n_input: int,
+        n_output: int,
+        n_covariates: int,
+        activation: Activation,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear = Linear(n_input, n_output, n_covariates, generator)
+        self.linear.bias.requires_grad_(activation.feels_shifts)
+        self.activation = activation
+
+    def forward(
+        self, x: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return shape (B, n_output)."""
+        return self.activation(self.linear(x, covariates), generator)
+
+
+class ParallelHiddenLayer(nn.Module):
+    """The hidden layer of ``n_parallel`` networks at once, each on its own part of the columns."""
+
+    def __init__(
+        self,
+        n_hidden: int,
+        n_parallel: int,
+        n_covariates: int,
+        activation: Activation,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        fan_in = n_hidden + n_covariates
+        self.n_parallel = n_parallel
+        self.weight = uniform_parameter(
+            n_parallel, n_hidden, n_hidden, fan_in=fan_in, generator=generator
+        )
+        self.covariate_weight = (
+            uniform_parameter(
+                n_covariates, n_parallel * n_hidden, fan_in=fan_in, generator=generator
+            )
+            if n_covariates
+            else None
+        )
+        self.bias = uniform_parameter(n_parallel * n_hidden, fan_in=fan_in, generator=generator)
+        self.bias.requires_grad_(activation.feels_shifts)
+        self.activation = activation
+
+    def forward(
+        self, x: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return shape (B, n_parallel * n_hidden)."""
+        parts = x.unflatten(-1, (self.n_parallel, -1)).transpose(0, 1)  # (networks, B, hidden)
+        result = torch.bmm(parts, self.weight).transpose(0, 1).flatten(1) + self.bias
+        if self.covariate_weight is not None:
+            assert covariates is not None
+            result = result + covariates @ self.covariate_weight
+        return self.activation(result, generator)

@@ -1,0 +1,213 @@
+"""The groups of cells that a comparison is about, from columns, masks, positions or query strings."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.cells import CiteData
+from totalvi.data.finding import did_you_mean
+from totalvi.posterior.arguments import Cells, cell_positions
+from totalvi.posterior.differential.comparison import Comparison
+
+REST = "Rest"
+_FEW_CELLS, _TIMES_FOR_FEW = 200, 10
+_MOST_CELLS_FOR_PAIRS = 10_000
+
+
+class Groups(NamedTuple):
+    """Cells cut into disjoint parts, and the comparisons between them.
+
+    Parameters
+    ----------
+    part
+        Of each cell, (N,); -1: in no comparison.
+    comparisons
+        Between parts.
+    names
+        Of the two groups of each comparison.
+    """
+
+    part: np.ndarray
+    comparisons: list[Comparison]
+    names: list[tuple[str, str]]
+
+    @property
+    def n_parts(self) -> int:
+        """Number of parts."""
+        return int(self.part.max()) + 1
+
+
+def chosen_groups(
+    data: CiteData,
+    groupby: str | None,
+    group1: str | Sequence[str] | None,
+    group2: str | None,
+    idx1: Cells | str,
+    idx2: Cells | str,
+) -> Groups:
+    """Return the groups of a comparison, by a column of ``obs`` or by cells."""
+    if (groupby is None) == (idx1 is None):
+        raise ValueError("groupby and idx1 are two ways to give groups; give one of them.")
+    if groupby is None:
+        if group1 is not None or group2 is not None:
+            raise ValueError("group1 and group2 are categories of groupby; give it, or idx2.")
+        return groups_by_cells(data.annotation.obs(), idx1, idx2)
+    if idx2 is not None:
+        raise ValueError("idx2 goes with idx1; with groupby give group2.")
+    return groups_by_column(data.annotation.obs(), groupby, group1, group2)
+
+
+def groups_by_column(
+    obs: pd.DataFrame, groupby: str, group1: str | Sequence[str] | None, group2: str | None
+) -> Groups:
+    """Return the groups that a column of ``obs`` makes.
+
+    Parameters
+    ----------
+    group1
+        One or several categories, each compared on its own. None: every one.
+    group2
+        What with. None: all other cells that have a category.
+
+    Raises
+    ------
+    ValueError
+        When the column or a category is not there, or there is nothing to compare with.
+    """
+    if groupby not in obs.columns:
+        raise ValueError(f"groupby is {groupby!r}; {did_you_mean(str(groupby), obs.columns)}.")
+    column = obs[groupby].astype("category").cat.remove_unused_categories()
+    names = [str(name) for name in column.cat.categories]
+    part = column.cat.codes.to_numpy(np.int64)
+
+    def code(argument: str, name: Any) -> int:
+        if str(name) not in names:
+            raise ValueError(f"{argument} is {name!r}; {did_you_mean(str(name), names)}.")
+        return names.index(str(name))
+
+    if group1 is None:
+        firsts = list(range(len(names)))
+    else:
+        wanted = [group1] if np.isscalar(group1) else list(group1)
+        firsts = [code("group1", name) for name in wanted]
+    second = None if group2 is None else code("group2", group2)
+    if second is not None and group1 is None:
+        firsts.remove(second)
+    if not firsts or len(names) < 2:
+        raise ValueError(
+            f"obs[{groupby!r}] leaves nothing to compare: it has {len(names)} categories with cells, "
+            "and two are needed; give another groupby, or idx1."
+        )
+    if second in firsts:
+        raise ValueError(f"group1 and group2 are both {group2!r}; give two categories.")
+    comparisons, titles = [], []
+    for first in firsts:
+        others = tuple(i for i in range(len(names)) if i != first) if second is None else (second,)
+        comparisons.append(Comparison((first,), others))
+        titles.append((names[first], REST if second is None else names[second]))
+    if second is not None:
+        part = np.where(np.isin(part, [*firsts, second]), part, -1)
+    return Groups(part, comparisons, titles)
+
+
+def groups_by_cells(obs: pd.DataFrame, idx1: Cells | str, idx2: Cells | str) -> Groups:
+    """Return the groups that masks, positions or query strings of ``obs`` name.
+
+    Parameters
+    ----------
+    idx1
+        The first group.
+    idx2
+        The second, which may share cells with it. None: all cells not in the first.
+    """
+    first = _mask(obs, idx1, "idx1")
+    second = ~first if idx2 is None else _mask(obs, idx2, "idx2")
+    if not second.any():
+        raise ValueError("idx1 selects all cells, so none is left to compare with; give idx2.")
+    only_first, only_second, both = first & ~second, second & ~first, first & second
+    part = np.full(len(obs), -1)
+    parts: list[tuple[bool, bool]] = []
+    for cells, of in (
+        (only_first, (True, False)),
+        (only_second, (False, True)),
+        (both, (True,) * 2),
+    ):
+        if cells.any():
+            part[cells] = len(parts)
+            parts.append(of)
+    comparison = Comparison(
+        *(tuple(i for i, of in enumerate(parts) if of[group]) for group in range(2))
+    )
+    second_name = REST if idx2 is None else _title(idx2, "group 2")
+    return Groups(part, [comparison], [(_title(idx1, "group 1"), second_name)])
+
+
+def _title(idx: Cells | str, otherwise: str) -> str:
+    return idx if isinstance(idx, str) else otherwise
+
+
+def _mask(obs: pd.DataFrame, idx: Cells | str, argument: str) -> np.ndarray:
+    mask = np.zeros(len(obs), dtype=bool)
+    if isinstance(idx, str):
+        mask[:] = _queried(obs, idx, argument)
+        if not mask.any():
+            raise ValueError(f"{argument} is {idx!r}, which no cell fulfils; give another query.")
+        return mask
+    mask[cell_positions(idx, len(obs), argument)] = True
+    return mask
+
+
+def _queried(obs: pd.DataFrame, query: str, argument: str) -> np.ndarray:
+    numbered = obs.set_axis(pd.RangeIndex(len(obs)), axis=0)  # cell names may repeat
+    try:
+        positions = numbered.query(query).index.to_numpy()
+    except pd.errors.UndefinedVariableError as error:
+        name = str(error).split("'")[1]
+        raise ValueError(
+            f"{argument} is {query!r}, but obs has no column {name!r}; "
+            f"{did_you_mean(name, obs.columns)}."
+        ) from error
+    except (SyntaxError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{argument} is {query!r}, which is no query of obs ({error}); give one such as "
+            "\"cell_type == 'B'\"."
+        ) from error
+    mask = np.zeros(len(obs), dtype=bool)
+    mask[positions] = True
+    return mask
+
+
+def by_group_size(part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the cells of large groups and those of small ones, and how often each is sampled."""
+    cells = np.flatnonzero(part >= 0)
+    few = np.bincount(part[cells])[part[cells]] < _FEW_CELLS
+    for times, some in ((1, cells[~few]), (_TIMES_FOR_FEW, cells[few])):
+        if len(some):
+            yield times, some
+
+
+def cells_for_pairs(part: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return all cells, or where they are too many, as many of each group as there is room for."""
+    cells = np.flatnonzero(part >= 0)
+    if len(cells) <= _MOST_CELLS_FOR_PAIRS:
+        return cells
+    order = rng.permutation(cells)
+    rank = pd.Series(part[order]).groupby(part[order]).cumcount().to_numpy()
+    kept = np.argsort(rank, kind="stable")[:_MOST_CELLS_FOR_PAIRS]
+    return np.sort(order[kept])
+
+
+def warn_without_shared_batch(data: CiteData, groups: Groups) -> None:
+    """Warn of comparisons whose groups are in no common batch."""
+    pairs = {*zip(groups.part.tolist(), data.batch.tolist(), strict=True)}
+    for comparison, (first, second) in zip(groups.comparisons, groups.names, strict=True):
+        batches = [{b for part, b in pairs if part in parts} for parts in comparison]
+        if not batches[0] & batches[1]:
+            warnings.warn(
+                f"{first} and {second} have no batch in common, so differences between batches look "
+                "like differences between them; batch_correction=True decodes both into the same.",
+                stacklevel=3,
+            )

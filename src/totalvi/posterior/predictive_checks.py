@@ -1,0 +1,285 @@
+"""Posterior predictive checks: counts drawn from the model against those observed, streamed.
+
+No sample is kept. An observed count is compared with each count drawn for the same cell and feature
+as it comes; how many were lower and how many equal is all that intervals need.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from totalvi.compiled import compiled
+from totalvi.fit.batches import Minibatch
+from totalvi.nn.likelihoods import (
+    negative_binomial_log_prob,
+    negative_binomial_mixture_log_prob,
+    zero_inflated_negative_binomial_log_prob,
+)
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import CellNoise, draws
+from totalvi.posterior.parameters import (
+    GeneLikelihood,
+    ProteinLikelihood,
+    gene_likelihood,
+    protein_likelihood,
+)
+from totalvi.posterior.predictive_counts import gene_counts, protein_counts
+
+LEVELS = (0.5, 0.8, 0.95, 0.99)
+
+
+class FeatureChecks(NamedTuple):
+    """Checks of F features over the cells that measured them; NaN where none did.
+
+    Parameters
+    ----------
+    n_cells
+        How many cells measured the feature, (F,).
+    observed_mean, observed_cv, observed_zero_fraction
+        Mean, coefficient of variation (standard deviation / mean) and share of zeros, (F,).
+    predicted_mean, predicted_cv, predicted_zero_fraction
+        The same of each sample of all cells, averaged over the samples (for the coefficient of
+        variation, over those with a count above zero).
+    coverage
+        Share of counts inside central predictive intervals, a row a level of `LEVELS`, (levels, F).
+    quantile_coverage
+        The same with quantiles of the samples as limits, both inside the interval.
+    mae
+        Mean absolute difference of the observed count and the mean of those drawn, (F,).
+    log_likelihood
+        Mean over cells of log E[p(count)], in nats a count, (F,).
+    """
+
+    n_cells: np.ndarray
+    observed_mean: np.ndarray
+    observed_cv: np.ndarray
+    observed_zero_fraction: np.ndarray
+    predicted_mean: np.ndarray
+    predicted_cv: np.ndarray
+    predicted_zero_fraction: np.ndarray
+    coverage: np.ndarray
+    quantile_coverage: np.ndarray
+    mae: np.ndarray
+    log_likelihood: np.ndarray
+
+
+@torch.no_grad()
+def predictive_checks(
+    module: TOTALVI,
+    batches: Iterable[Minibatch],
+    noise: CellNoise,
+    genes: np.ndarray,
+    proteins: np.ndarray,
+    *,
+    n_samples: int,
+) -> tuple[FeatureChecks, FeatureChecks]:
+    """Return the checks of the genes and of the proteins at the given positions.
+
+    Held at a time are a few arrays (cells of a minibatch, features) and (n_samples, features).
+    """
+    of_genes = FeatureTally(n_samples, len(genes))
+    of_proteins = FeatureTally(n_samples, len(proteins))
+    for batch in batches:
+        observed = batch.x.to_dense()[:, genes]
+        measured = module.measured(batch.context.panel)
+        rna = of_genes.minibatch(observed.cpu().numpy())
+        protein = of_proteins.minibatch(
+            batch.y[:, proteins].cpu().numpy(),
+            None if measured is None else measured[:, proteins].cpu().numpy(),
+        )
+        for draw in draws(module, batch, n_samples, noise):
+            if len(genes):
+                gene = gene_likelihood(module, draw, genes)
+                drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)
+                rna.add(drawn, gene_log_prob(observed, gene))
+            of_cell = protein_likelihood(module, draw, proteins)
+            drawn = protein_counts(module, of_cell, noise, draw.sample, batch.keys, proteins)
+            protein.add(drawn, protein_log_prob(batch.y[:, proteins], of_cell))
+        rna.close()
+        protein.close()
+    return of_genes.checks(), of_proteins.checks()
+
+
+def gene_log_prob(observed: Tensor, parameters: GeneLikelihood) -> Tensor:
+    """Return log p of each RNA count, (B, g); log-gamma is taken only at those above zero."""
+    log_mean, log_r, dropout = parameters
+    cell, gene = observed.nonzero(as_tuple=True)
+    counts, log_mean_above = observed[cell, gene], log_mean[cell, gene]
+    log_r_above = log_r.expand_as(log_mean)[cell, gene]
+    zero = torch.zeros((), dtype=observed.dtype, device=observed.device)
+    if dropout is None:
+        log_prob = negative_binomial_log_prob(zero, log_mean, log_r)
+        above = negative_binomial_log_prob(counts, log_mean_above, log_r_above)
+    else:
+        log_prob = zero_inflated_negative_binomial_log_prob(zero, log_mean, log_r, dropout)
+        above = zero_inflated_negative_binomial_log_prob(
+            counts, log_mean_above, log_r_above, dropout[cell, gene]
+        )
+    log_prob[cell, gene] = above
+    return log_prob
+
+
+def protein_log_prob(observed: Tensor, parameters: ProteinLikelihood) -> Tensor:
+    """Return log p of each protein count, (B, t)."""
+    return negative_binomial_mixture_log_prob(observed, *parameters)
+
+
+class FeatureTally:
+    """Sums over cells from which `FeatureChecks` follow.
+
+    Parameters
+    ----------
+    n_samples, n_features
+        Samples a cell, and features F.
+    """
+
+    def __init__(self, n_samples: int, n_features: int) -> None:
+        self.n_samples = n_samples
+        self.n_cells = np.zeros(n_features)
+        self.observed = np.zeros((3, n_features))  # sums of counts, of squares, of zeros
+        self.drawn = np.zeros((n_samples, 3, n_features))  # the same by sample
+        self.inside = np.zeros((2, len(LEVELS), n_features))
+        self.absolute_error = np.zeros(n_features)
+        self.log_likelihood = np.zeros(n_features)
+
+    def minibatch(
+        self, observed: np.ndarray, measured: np.ndarray | None = None
+    ) -> "MinibatchTally":
+        """Start on cells with ``observed`` counts (B, F), of which those ``measured`` (B, F) count."""
+        if measured is None:
+            measured = np.ones(observed.shape, dtype=bool)
+        return MinibatchTally(self, observed, measured)
+
+    def checks(self) -> FeatureChecks:
+        """Return the checks of the cells so far."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            observed_mean, observed_cv, observed_zeros = _moments(self.observed, self.n_cells)
+            means, cvs, zeros = _moments(self.drawn.swapaxes(0, 1), self.n_cells)
+            has_cv = np.isfinite(cvs)
+            predicted_cv = np.where(has_cv, cvs, 0).sum(axis=0) / has_cv.sum(axis=0)
+            coverage, quantile_coverage = self.inside / self.n_cells
+            return FeatureChecks(
+                n_cells=self.n_cells.astype(np.int64),
+                observed_mean=observed_mean,
+                observed_cv=observed_cv,
+                observed_zero_fraction=observed_zeros,
+                predicted_mean=means.mean(axis=0),
+                predicted_cv=predicted_cv,
+                predicted_zero_fraction=zeros.mean(axis=0),
+                coverage=coverage,
+                quantile_coverage=quantile_coverage,
+                mae=self.absolute_error / self.n_cells,
+                log_likelihood=self.log_likelihood / self.n_cells,
+            )
+
+
+class MinibatchTally:
+    """How the observed counts of a minibatch compare with those drawn so far; see `FeatureTally`."""
+
+    def __init__(self, whole: FeatureTally, observed: np.ndarray, measured: np.ndarray) -> None:
+        self.whole, self.observed, self.measured = whole, observed, measured
+        self.n_drawn = 0
+        self.below = np.zeros(observed.shape, dtype=np.int32)
+        self.equal = np.zeros(observed.shape, dtype=np.int32)
+        self.total = np.zeros(observed.shape, dtype=np.float32)
+        self.log_density = torch.full(observed.shape, -torch.inf)
+
+    def add(self, drawn: np.ndarray, log_prob: Tensor) -> None:
+        """Compare with one more sample, and with the log-probabilities of the observed counts."""
+        sums = self.whole.drawn[self.n_drawn]
+        _compare(self.observed, drawn, self.measured, self.below, self.equal, self.total, sums)
+        torch.logaddexp(self.log_density, log_prob.cpu(), out=self.log_density)
+        self.n_drawn += 1
+
+    def close(self) -> None:
+        """Add what all samples gave to the sums over cells."""
+        whole, measured, observed = self.whole, self.measured, self.observed
+        whole.n_cells += measured.sum(axis=0)
+        for row, values in enumerate((observed, observed**2, observed == 0)):
+            whole.observed[row] += values.sum(axis=0, dtype=np.float64, where=measured)
+        if self.n_drawn == 0:
+            return
+        for row, level in enumerate(LEVELS):
+            inside = interval_coverage(self.below, self.equal, self.n_drawn, level)
+            whole.inside[0, row] += inside.sum(axis=0, where=measured)
+            inside = quantile_coverage(self.below, self.equal, self.n_drawn, level)
+            whole.inside[1, row] += inside.sum(axis=0, where=measured)
+        error = np.abs(self.total / self.n_drawn - observed)
+        whole.absolute_error += error.sum(axis=0, dtype=np.float64, where=measured)
+        log_density = self.log_density.numpy() - np.log(self.n_drawn)
+        whole.log_likelihood += log_density.sum(axis=0, dtype=np.float64, where=measured)
+
+
+def interval_coverage(
+    below: np.ndarray, equal: np.ndarray, n_samples: int, level: float
+) -> np.ndarray:
+    """Return the probability that a count's randomised rank lies in the central ``level`` of ranks.
+
+    Of a discrete count, no interval covers a given share: of a count that is zero in 99 of 100 cells,
+    the interval [0, 0] covers 99 %. So ties are broken at random: with V uniform in (0, 1), the rank
+    ``(below + V (equal + 1)) / (n_samples + 1)`` is uniform when the observed count comes from the
+    distribution of the samples, however few they are and however many ties. The probability over V
+    is returned in place of one draw (Czado, Gneiting and Held, 2009).
+
+    Parameters
+    ----------
+    below, equal
+        How many of the ``n_samples`` drawn counts are below the observed one, and equal to it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> never_above, always_equal = np.array([99, 0]), np.array([0, 99])
+    >>> interval_coverage(never_above, always_equal, 99, 0.5).tolist()
+    [0.0, 0.5]
+    """
+    tail = (1 - level) / 2
+    lower = below / (n_samples + 1)
+    width = (equal + 1) / (n_samples + 1)
+    overlap = np.minimum(lower + width, 1 - tail) - np.maximum(lower, tail)
+    return np.maximum(overlap, 0) / width
+
+
+def quantile_coverage(
+    below: np.ndarray, equal: np.ndarray, n_samples: int, level: float
+) -> np.ndarray:
+    """Return whether a count lies between quantiles of the samples, both of them inside.
+
+    The quantile at q is the smallest drawn count that a share q of the samples does not exceed.
+    Small counts are covered more often than ``level``, as limits can only be whole numbers.
+    """
+    tail = (1 - level) / 2 * n_samples
+    rounding = 1e-9 * n_samples
+    return (below + equal >= tail - rounding) & (below < n_samples - tail - rounding)
+
+
+def _moments(sums: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    mean, square, zeros = sums / n_cells
+    return mean, np.sqrt(np.maximum(square - mean**2, 0)) / mean, zeros
+
+
+@compiled()
+def _compare(
+    observed: np.ndarray,
+    drawn: np.ndarray,
+    measured: np.ndarray,
+    below: np.ndarray,
+    equal: np.ndarray,
+    total: np.ndarray,
+    sums: np.ndarray,
+) -> None:
+    """Compare drawn with observed counts, and sum the drawn ones, in one pass."""
+    for b in range(observed.shape[0]):
+        for j in range(observed.shape[1]):
+            count = drawn[b, j]
+            if not measured[b, j]:
+                continue
+            below[b, j] += count < observed[b, j]
+            equal[b, j] += count == observed[b, j]
+            total[b, j] += count
+            sums[0, j] += count
+            sums[1, j] += np.float64(count) * count
+            sums[2, j] += count == 0

@@ -1,1 +1,0 @@
-"""Fitting the model: the plan, the split, the schedules and the loop."""

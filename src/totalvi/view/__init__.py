@@ -1,0 +1,1 @@
+"""Pictures of a fitted model: figures, the report and the explorer."""

@@ -1,0 +1,481 @@
+"""The explorer: what happens when a gate is drawn, chosen, named, saved or compared."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial, wraps
+from html import escape
+
+from bokeh.core.templates import get_env
+from bokeh.document import Document
+from bokeh.models import Div, LinearColorMapper
+
+from totalvi.errors import OutputError, TotalviError
+from totalvi.view.explorer.coloring import (
+    DENSITY,
+    LEFT_MAP,
+    QUANTITIES,
+    Coloring,
+    ViewPanel,
+    color_cells,
+    color_choices,
+)
+from totalvi.view.explorer.compare import Compared
+from totalvi.view.explorer.compare_panel import PARENT_REST, REST, ComparePanel
+from totalvi.view.explorer.gate_panel import ALL_CELLS, GatePanel, decoded
+from totalvi.view.explorer.gates import Axis, Gate, Gating, Scale, Shape, counts, members
+from totalvi.view.explorer.gates_file import (
+    gate_columns,
+    gates_from_json,
+    gates_to_json,
+    read_gates,
+    without_formulas,
+    write_gated,
+)
+from totalvi.view.explorer.plot import CellPlot, Corners
+from totalvi.view.explorer.workspace import Workspace
+from totalvi.view.figures.cell_maps import VALUE_PALETTE, add_color_bar
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #222;
+       background: #f4f5f7; }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 16px; padding: 10px 18px;
+         background: #fff; border-bottom: 1px solid #dfe2e6; }
+h1 { font-size: 18px; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 14px; margin: 0 0 8px; }
+header p, .hint { margin: 0; color: #5b616a; }
+main { display: grid; gap: 12px; padding: 12px;
+       grid-template-columns: minmax(270px, 310px) minmax(0, 1fr) minmax(0, 1fr);
+       grid-template-areas: "gates view view" "gates left right" "gates legend legend"
+                            "compare compare compare"; }
+section { background: #fff; border: 1px solid #dfe2e6; border-radius: 8px; padding: 12px;
+          min-width: 0; }
+#gates { grid-area: gates; } #view { grid-area: view; } #left { grid-area: left; }
+#right { grid-area: right; } #legend { grid-area: legend; padding: 6px 12px; }
+#compare { grid-area: compare; }
+.compared { display: grid; gap: 12px; grid-template-columns: minmax(0, 1fr) minmax(0, 1.25fr); }
+@media (max-width: 900px) {
+  main { grid-template-columns: minmax(0, 1fr); padding: 8px;
+         grid-template-areas: "view" "left" "right" "legend" "gates" "compare"; }
+  .compared { grid-template-columns: minmax(0, 1fr); }
+}
+"""
+
+PAGE = (
+    """{% from macros import embed %}
+{% extends base %}
+{% block preamble %}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<style>"""
+    + STYLE
+    + """</style>
+{% endblock %}
+{% block contents %}
+<header>
+  <h1>{{ run_name | e }}</h1>
+  <p>{{ "{:,}".format(n_cells) }} cells. Choose a shape, draw it around cells on either plot, and see
+  what sets them apart below.</p>
+</header>
+<main>
+  <section id="gates" aria-label="Gates"><h2>Gates</h2>{{ embed(roots.gates) }}</section>
+  <section id="view" aria-label="What is shown">{{ embed(roots.view) }}</section>
+  <section id="left" aria-label="Left plot of the cells">{{ embed(roots.left) }}</section>
+  <section id="right" aria-label="Right plot of the cells">{{ embed(roots.right) }}</section>
+  <section id="legend" aria-label="Colours">{{ embed(roots.legend) }}</section>
+  <section id="compare" aria-label="What differs"><h2>What sets the gated cells apart</h2>
+    {{ embed(roots.comparison) }}
+    <div class="compared">
+      <div>{{ embed(roots.volcano) }}</div>
+      <div>{{ embed(roots.differences) }}</div>
+    </div>
+  </section>
+</main>
+{% endblock %}
+"""
+)
+
+
+GATED_FILE = "results_gated.h5mu"
+_REDRAW_AFTER_MS = 60
+
+
+def _told(action: Callable) -> Callable:
+    """Have errors of an action shown on the page."""
+
+    @wraps(action)
+    def tried(self: "Explorer", *arguments: object) -> None:
+        try:
+            action(self, *arguments)
+        except (TotalviError, OSError) as error:
+            self.say(str(error), problem=True)
+            self.refresh()
+
+    return tried
+
+
+class Explorer:
+    """The page of one visit.
+
+    Parameters
+    ----------
+    document
+        Empty; gets the page.
+    workspace
+        Of the server.
+    """
+
+    def __init__(self, document: Document, workspace: Workspace) -> None:
+        self.document, self.workspace = document, workspace
+        self.cells, self.history = workspace.cells, workspace.visit()
+        self._is_replacing = False  # what another page has saved
+        self.shown: str | None = None  # the gate whose cells are shown
+        self.selected: str | None = None  # the gate that is compared
+        self._asked = 0  # comparisons, of which only the last is shown
+        self._redraws: dict[str, object] = {}
+        self._choices = color_choices(self.cells)
+        self.plots = [
+            CellPlot(side, self.gate_drawn, self._window_moved) for side in ("left", "right")
+        ]
+        self.mapper = LinearColorMapper(palette=list(VALUE_PALETTE), low=0.0, high=1.0)
+        self.color_bar = add_color_bar(self.plots[0].figure, self.mapper)
+        self.legend = Div(
+            text="", name="legend", sizing_mode="stretch_width", stylesheets=[_LEGEND]
+        )
+        self.view = ViewPanel(
+            list(self.cells.protein_names),
+            list(self._choices),
+            [word for word, kind in QUANTITIES.items() if kind in self.cells.kinds],
+            self.plots,
+            on_axes=self._axes_chosen,
+            on_colors=self._colors_chosen,
+            on_shown=self._shown_chosen,
+        )
+        self.panel = GatePanel(
+            {
+                "select": self.select, "rename": self.rename, "load": self.load,
+                "inside": self.show_inside, "delete": self.delete, "undo": self.undo,
+                "redo": self.redo, "save": self.save, "reload": self.reload,
+                "restore": self.restore,
+                "csv": self.download_csv, "json": self.download_json, "h5mu": self.write_h5mu,
+            }
+        )  # fmt: skip
+        self.differences = ComparePanel(self.compare, self._feature_chosen)
+        self._is_open = True
+        document.on_session_destroyed(self._closed)
+        self._lay_out()
+        self._set_axes()
+        self._set_colors()
+        self.refresh()
+        if workspace.unsaved(self.history):
+            self.say("Gates of another visit were not saved: Restore unsaved shows them.")
+
+    def _lay_out(self) -> None:
+        document, plots = self.document, self.plots
+        for root in (
+            self.panel.layout(), self.view.layout(), plots[0].figure, plots[1].figure, self.legend,
+            self.differences.controls, self.differences.volcano, self.differences.table,
+        ):  # fmt: skip
+            document.add_root(root)
+        document.title = f"{self.cells.folder.resolve().name} - totalvi explorer"
+        document.template = get_env().from_string(PAGE)
+        document.template_variables["run_name"] = self.cells.folder.resolve().name
+        document.template_variables["n_cells"] = self.cells.n_cells
+
+    def _closed(self, _session_context: object) -> None:
+        self._is_open = False
+        self._asked += 1  # nobody waits for what is being compared
+
+    # ---------------------------------------------------------------------------------- gates
+
+    @_told
+    def gate_drawn(self, plot: CellPlot, shape: Shape, corners: Corners) -> None:
+        """Add a gate inside of the cells shown, and compare its cells."""
+        gating = self.history.now
+        gate = Gate(gating.free_name(), plot.axes, corners, self.shown, shape)
+        self._change(gating.add(gate), gate.name)
+
+    @_told
+    def select(self, name: str | None) -> None:
+        """Mark the cells of a gate, and compare them."""
+        self.selected = name
+        self.refresh()
+        self.compare()
+
+    @_told
+    def rename(self, name: str) -> None:
+        """Rename the selected gate."""
+        if self.selected is not None and name != self.selected:
+            old = self.selected
+            renamed = self.history.now.rename(old, name)
+            self.shown = name if self.shown == old else self.shown
+            self._change(renamed, name)
+
+    @_told
+    def delete(self) -> None:
+        """Delete the selected gate and those inside of it."""
+        if self.selected is not None:
+            parent = self.history.now[self.selected].parent
+            self._change(self.history.now.remove(self.selected), parent)
+
+    @_told
+    def undo(self) -> None:
+        """Go back one change."""
+        self.history.undo()
+        self._changed()
+
+    @_told
+    def redo(self) -> None:
+        """Take the last undo back."""
+        self.history.redo()
+        self._changed()
+
+    @_told
+    def show_inside(self) -> None:
+        """Show only the cells of the selected gate, so that the next gate goes inside."""
+        self.shown = self.selected
+        self.refresh()
+
+    def _change(self, gating: Gating, selected: str | None) -> None:
+        self.history.change(gating)
+        self.selected = selected
+        self._changed()
+
+    def _changed(self) -> None:
+        self.say("" if self.history.is_saved else "Not saved yet.")
+        self.refresh()
+        self.compare()
+
+    # ---------------------------------------------------------------------------------- files
+
+    @_told
+    def save(self) -> None:
+        """Write the gates into the run's folder."""
+        if self.workspace.saved != self.history.saved and not self._is_replacing:
+            self._is_replacing = True
+            raise OutputError(
+                "Another page has saved its gates: Reload saved shows them, and Save replaces them."
+            )
+        self.workspace.save(self.history)
+        self._is_replacing = False
+        self.say(f"Saved in {self.workspace.gates_path}.")
+        self.refresh()
+
+    @_told
+    def reload(self) -> None:
+        """Go back to the gates in the run's folder."""
+        self._take(read_gates(self.workspace.gates_path))
+        self.history.mark_saved()
+        self.workspace.saved = self.history.now
+        self._is_replacing = False
+        self.refresh()
+        self.say("Reloaded what was saved.")
+
+    @_told
+    def restore(self) -> None:
+        """Take over the gates of another visit that were not saved."""
+        self._take(self.workspace.unsaved(self.history)[0])
+        self.say("Restored what was not saved; Undo brings back the gates before.")
+
+    @_told
+    def load(self, encoded: str) -> None:
+        """Take over gates of a file, such as one of another run; its bytes come in base64."""
+        self._take(gates_from_json(decoded(encoded)))
+        self.say("Loaded the gates of the file; Undo brings back those before.")
+
+    def _take(self, gating: Gating) -> None:
+        members(gating, self.cells.inside, self.cells.n_cells)  # all that they need is there
+        self._change(gating, None)
+
+    @_told
+    def download_csv(self) -> None:
+        """Have the browser keep the gates of each cell as CSV."""
+        table = without_formulas(gate_columns(self.cells, self.history.now))
+        self.panel.download("gates.csv", "text/csv", table.to_csv())
+
+    @_told
+    def download_json(self) -> None:
+        """Have the browser keep the gates as JSON."""
+        self.panel.download("gates.json", "application/json", gates_to_json(self.history.now))
+
+    @_told
+    def write_h5mu(self) -> None:
+        """Write a copy of the results with the gates of each cell, beside them."""
+        self.say("Writing the file ...")
+        output = self.cells.folder / GATED_FILE
+        write = partial(write_gated, self.cells, self.history.now, output, overwrite=True)
+        self._in_background(write, lambda path: self.say(f"Written: {path}"))
+
+    # ---------------------------------------------------------------------------------- looking
+
+    def refresh(self) -> None:
+        """Show the gates as they are, in the tree and on the plots."""
+        gating = self.history.now
+        self.shown = self.shown if self.shown in gating.names else None
+        self.selected = self.selected if self.selected in gating.names else None
+        self._inside = members(gating, self.cells.inside, self.cells.n_cells)
+        self._counts = counts(gating, self._inside)
+        self.panel.show(gating, self._counts, self.cells.n_cells, self.selected)
+        self.panel.buttons["undo"].disabled = not self.history.can_undo
+        self.panel.buttons["redo"].disabled = not self.history.can_redo
+        self.panel.buttons["save"].disabled = self.history.is_saved
+        self.panel.buttons["reload"].disabled = not self.workspace.gates_path.exists()
+        self.panel.buttons["restore"].visible = bool(self.workspace.unsaved(self.history))
+        self.view.offer(gating.names, self.shown)
+        self.differences.offer([name for name in gating.names if name != self.selected])
+        for plot in self.plots:
+            self._draw(plot)
+
+    def _draw(self, plot: CellPlot) -> None:
+        gating = self.history.now
+        here = [g for g in gating.gates if g.parent == self.shown and g.axes == plot.axes]
+        labels = [f"{g.name}  {self._counts[g.name].percent_of_parent:.1f} %" for g in here]
+        plot.outline(here, labels, self.selected)
+        outlined = self.selected in [gate.name for gate in here]
+        dimmed = None if self.selected is None or outlined else ~self._inside[self.selected]
+        colors = self._colors
+        if colors is None:
+            colors = plot.density_colors
+        plot.draw(colors, None if self.shown is None else self._inside[self.shown], dimmed)
+
+    def _window_moved(self, plot: CellPlot) -> None:
+        """Draw once the window rests: every step of a zoom sets four numbers."""
+        name = plot.figure.name
+        if name in self._redraws:
+            self.document.remove_timeout_callback(self._redraws[name])
+
+        def redraw() -> None:
+            del self._redraws[name]
+            self._draw(plot)
+
+        self._redraws[name] = self.document.add_timeout_callback(redraw, _REDRAW_AFTER_MS)
+
+    def _set_axes(self) -> None:
+        view = self.view
+        kind, raw = QUANTITIES[view.quantity.value], QUANTITIES["raw counts"]
+        words = {kind: view.quantity.value, raw: "raw counts"}
+        for plot, shown_kind in zip(self.plots, (raw, kind), strict=True):
+            if plot is self.plots[0] and view.left.value == LEFT_MAP:
+                axes, labels = (Axis("umap", "1"), Axis("umap", "2")), ["UMAP 1", "UMAP 2"]
+            else:
+                scale: Scale = "linear" if shown_kind == "protein_foreground" else view.scale.value
+                axes = (
+                    Axis(shown_kind, view.x.value, scale),
+                    Axis(shown_kind, view.y.value, scale),
+                )
+                labels = [f"{axis.name}, {words[shown_kind]}" for axis in axes]
+            if plot.axes != axes or not len(plot.places[0]):
+                first, second = (self.cells.places(a.kind, a.name, a.scale) for a in axes)
+                plot.set_axes(axes, (first, second), labels)
+
+    def _set_colors(self) -> None:
+        if self.view.color.value == DENSITY:
+            self._colors = None
+            self.color_bar.visible, self.legend.text = (
+                False,
+                "Coloured by how many cells lie there.",
+            )
+            return
+        kind, name = self._choices[self.view.color.value]
+        found: Coloring = color_cells(self.cells, kind, name)
+        self._colors = found.colors
+        by_value = not found.legend
+        self.legend.text = found.legend or f"Coloured by {escape(self.view.color.value)}."
+        self.color_bar.visible = by_value
+        if by_value:
+            self.mapper.high = found.high
+            if found.scale is None:
+                self.color_bar.ticker, self.color_bar.major_label_overrides = "auto", {}
+            else:
+                self.color_bar.ticker = found.scale.ticker()
+                self.color_bar.major_label_overrides = found.scale.ticks()
+
+    @_told
+    def _axes_chosen(self) -> None:
+        if self.view.x.value and self.view.y.value:
+            self._set_axes()
+            self.refresh()
+
+    @_told
+    def _colors_chosen(self) -> None:
+        if self.view.color.value in (*self._choices, DENSITY):
+            self._set_colors()
+            self.refresh()
+
+    @_told
+    def _shown_chosen(self) -> None:
+        value = self.view.shown.value
+        self.shown = None if value == ALL_CELLS else value
+        self.refresh()
+
+    @_told
+    def _feature_chosen(self, modality: str, name: str) -> None:
+        kind = "protein_denoised" if modality != "rna" else "gene_denoised"
+        if kind not in self.cells.kinds:  # of a run on disk
+            kind = "gene_raw"
+        label = next(
+            (text for text, choice in self._choices.items() if choice == (kind, name)), None
+        )
+        if label is not None:
+            self.view.color.value = label
+
+    # ---------------------------------------------------------------------------------- comparing
+
+    @_told
+    def compare(self) -> None:
+        """Compare the cells of the selected gate with those chosen, in the background."""
+        self._asked += 1
+        panel, name = self.differences, self.selected
+        if name is None:
+            panel.clear("Draw or choose a gate.")
+            return
+        first = self._inside[name]
+        other = panel.other.value
+        if other == REST:
+            second = ~first
+        elif other == PARENT_REST:
+            second = self._inside[self.history.now[name].parent] & ~first
+        else:
+            second = self._inside[other] & ~first
+        shared = other in self._inside and bool((self._inside[other] & first).any())
+        left_out = " (without the cells of both)" if shared else ""
+        panel.say(f"Comparing {escape(name)} with {escape(other)} ...")
+        asked = self._asked
+
+        def ask() -> Compared | None:
+            return self.workspace.comparer.compare(first, second) if asked == self._asked else None
+
+        def answer(found: Compared | None) -> None:
+            if found is not None and asked == self._asked:
+                panel.show(found)
+                groups = f"<b>{escape(name)}</b> and {escape(other)}{left_out}"
+                sentence = f"{groups}: {found.sentence()}"
+                panel.say(sentence, explain=True)
+
+        self._in_background(ask, answer, panel.said)
+
+    def _in_background(
+        self, work: Callable, then: Callable[..., None], where: Div | None = None
+    ) -> None:
+        def finished(future: Future) -> None:
+            def show() -> None:
+                try:
+                    then(future.result())
+                except (TotalviError, ValueError, OSError) as error:
+                    (where or self.panel.status).text = escape(str(error))
+
+            if self._is_open:
+                self.document.add_next_tick_callback(show)
+
+        self.workspace.executor.submit(work).add_done_callback(finished)
+
+    def say(self, text: str, *, problem: bool = False) -> None:
+        """Show a sentence below the gates."""
+        color = "#C43C00" if problem else "#5b616a"
+        self.panel.status.text = f'<span style="color:{color}">{escape(text)}</span>'
+
+
+_LEGEND = """
+ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0; padding: 0; }
+.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 5px; }
+"""

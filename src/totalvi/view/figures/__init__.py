@@ -1,0 +1,1 @@
+"""Interactive figures, drawn with Bokeh from arrays; report and explorer share them."""

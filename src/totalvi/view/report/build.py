@@ -1,0 +1,160 @@
+"""Building the report of a run: one HTML file that needs nothing else."""
+
+import json
+import re
+import shlex
+from collections.abc import Hashable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from bokeh.resources import Resources
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from totalvi.analysis.output import staged_file
+from totalvi.analysis.record import OF_THE_OUTPUT
+from totalvi.view.figures.cell_maps import category_legend
+from totalvi.view.report.cards import HEIGHT, WIDTH, control_cards, protein_cards
+from totalvi.view.report.page_data import data_of_page, n_drawn
+from totalvi.view.report.report_data import Results, cells_file, mean_count, number, read_results
+from totalvi.view.report.report_figures import embedded, make_figures
+
+REPORT = "report.html"
+ABOUT_ANTIBODIES = re.compile(r"\d+ of \d+ antibodies: ")  # which the page lists by name
+
+
+def build_report(folder: str | Path, output: str | Path | None = None) -> Path:
+    """Write the report of a run, in place of one that is there.
+
+    Parameters
+    ----------
+    folder
+        As `totalvi run` wrote it; its model is not needed.
+    output
+        File to write, which ends in ``.html``. None: ``report.html`` in the folder.
+
+    Returns
+    -------
+    pathlib.Path
+        Where it is: one file, below 10 MB, that opens without a network.
+
+    Raises
+    ------
+    OutputError
+        When the folder is not one of a run, or the file cannot be written.
+    ReadError
+        When a file in it is damaged.
+    """
+    folder = Path(folder)
+    path = folder / REPORT if output is None else Path(output)
+    n_proteins = _n_proteins(folder)
+    page = render(read_results(folder, n_drawn(n_proteins)))
+    with staged_file(path, suffix=".html", overwrite=True) as staged:
+        staged.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(results: Results) -> str:
+    """Return the page."""
+    figures = make_figures(results)
+    document, figure_ids = embedded(figures)
+    page_files = files("totalvi.view.report") / "page"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": number, "mean_count": mean_count}
+    environment.filters["json"] = json_in_page
+    template = environment.from_string((page_files / "report.html").read_text(encoding="utf-8"))
+    tables = results.tables
+    data = data_of_page(results)
+    return template.render(
+        record=results.record,
+        name=_name(results.record),
+        warnings=[w for w in results.record["warnings"] if not ABOUT_ANTIBODIES.match(w)],
+        tables=tables,
+        cards=protein_cards(results),
+        control_cards=control_cards(results),
+        droplets=_droplets(tables["ambient"]) if "ambient" in tables else [],
+        card_width=WIDTH,
+        card_height=HEIGHT,
+        figures=set(figures),
+        batches=_batches(results),
+        legends=[
+            (c["name"], Markup(category_legend(c["names"], c["n_cells"])))  # nosec B704
+            for c in data["categories"]
+        ],
+        arguments=_arguments(results.record),
+        command=_repeating(results),
+        data=data
+        | {
+            "document": document,
+            "figure_ids": figure_ids,
+            "cells_file": cells_file(results.folder),
+        },
+        style=Markup((page_files / "report.css").read_text(encoding="utf-8")),  # nosec B704
+        script=Markup((page_files / "report.js").read_text(encoding="utf-8")),  # nosec B704
+        bokeh=[Markup(source) for source in Resources(mode="inline", components=["bokeh"]).js_raw],  # nosec B704
+    )
+
+
+def json_in_page(value: Any) -> Markup:
+    """Return JSON that no name in it can break out of.
+
+    Examples
+    --------
+    >>> print(json_in_page("</script>"))
+    "\\u003c/script>"
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))  # nosec B704
+
+
+def _n_proteins(folder: Path) -> int:
+    path = folder / "tables" / "proteins.csv"
+    return len(pd.read_csv(path, usecols=[0])) if path.is_file() else 1
+
+
+def _name(record: dict[str, Any]) -> str:
+    return Path(str(record["arguments"]["input"])).name
+
+
+def _arguments(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that say what was done, without those that were left out."""
+    given = {k: v for k, v in record["arguments"].items() if k not in OF_THE_OUTPUT}
+    return {k: v for k, v in given.items() if v is not None and v is not False and v != []}
+
+
+def _repeating(results: Results) -> str | None:
+    """Return the command that repeats the run; None when its counts were in memory."""
+    if "input" not in results.record["input_sha256"]:
+        return None
+    record = shlex.quote(str(results.folder / "run.json"))
+    return f"totalvi run --from {record} -o again"
+
+
+def _droplets(ambient: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return, of each batch, what its empty droplets hold, the most frequent antibodies first."""
+    rows = []
+    for batch, of_batch in ambient.groupby("batch", sort=False):
+        means = np.exp(of_batch["log_mean"]).sort_values(ascending=False)
+        rows.append(
+            {
+                "batch": batch or "all cells",
+                "droplets": of_batch["n_droplets"].max(),
+                "counts": means.sum(),
+                "most": [(name, 100 * mean / means.sum()) for name, mean in means[:3].items()],
+            }
+        )
+    return rows
+
+
+def _batches(results: Results) -> list[dict[Hashable, Any]]:
+    """Return the medians of each batch's cells, with its mixing where there are several."""
+    cells = results.tables["cells"]
+    table = cells.groupby("batch", sort=False)[["rna_total", "protein_total"]].median()
+    table["cells"] = cells["batch"].value_counts()
+    mixing = results.tables.get("batches")
+    if mixing is not None:
+        table = table.join(mixing.drop(columns="cells"))
+    return table.rename_axis("batch").reset_index().to_dict("records")
