@@ -44,8 +44,7 @@ def explore(
       totalvi explore results --gates other_results/gates.json
       totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
     """
-    from totalvi.view.explorer.serve import serving
-    from totalvi.view.explorer.server import open_in_browser
+    from totalvi.view.explorer.server import open_in_browser, serving
     from totalvi.view.explorer.workspace import open_workspace
 
     workspace = open_workspace(folder, gates)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from browser import browser, opened_page
-from report.run_folder import write_run_folder
+from view.report.run_folder import write_run_folder
 from totalvi.cli.main import execute
 from totalvi.errors import OutputError
 from totalvi.view.report.build import build_report

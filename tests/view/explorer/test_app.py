@@ -13,8 +13,7 @@ from bokeh.document import Document
 from totalvi.errors import DataError, FormatError
 from totalvi.view.explorer.app import Explorer
 from totalvi.view.explorer.coloring import DENSITY, LEFT_RAW
-from totalvi.view.explorer.compare import Compared
-from totalvi.view.explorer.compare_panel import PARENT_REST
+from totalvi.view.explorer.compare import PARENT_REST, Compared
 from totalvi.view.explorer.gates_file import gates_to_json, read_gates
 from totalvi.view.explorer.server import open_in_browser
 from totalvi.view.explorer.workspace import Workspace, open_workspace

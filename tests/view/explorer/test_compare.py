@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from totalvi.errors import DataError
-from totalvi.view.explorer.compare import SEED, Compared, Comparer, _drawn
-from totalvi.view.explorer.compare_panel import ComparePanel, columns_of
+from totalvi.view.explorer.compare import SEED, Compared, ComparePanel, Comparer, _drawn, columns_of
 from totalvi.view.explorer.run_cells import RunCells
 
 
