@@ -6,9 +6,20 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import scanpy as sc
+from anndata import AnnData
+from sklearn.metrics import adjusted_rand_score
 
-from totalvi.analysis.clusters import cluster_cells
+from totalvi.analysis import clusters
+from totalvi.analysis.clusters import (
+    Clusters,
+    cells_to_map,
+    cluster_all,
+    cluster_cells,
+    join_nearest,
+)
 from totalvi.errors import DataError
 
 
@@ -36,6 +47,63 @@ def test_few_cells_are_enough(n_cells: int) -> None:
     found = cluster_cells(np.random.default_rng(1).normal(size=(n_cells, 4)))
     assert np.isfinite(found.umap).all()
     assert len(found.labels) == n_cells
+
+
+@pytest.mark.filterwarnings("ignore")  # scanpy and UMAP warn of their own coming versions
+def test_clusters_and_map_are_those_of_scanpy() -> None:
+    latent = groups([90, 60, 30])[0].astype(np.float32)
+    cells = AnnData(obsm={"X": latent})
+    sc.pp.neighbors(cells, use_rep="X", random_state=3)
+    sc.tl.leiden(cells, flavor="igraph", n_iterations=2, directed=False, random_state=3)
+    sc.tl.umap(cells, random_state=3)
+    found = cluster_cells(latent, seed=3)
+    np.testing.assert_array_equal(found.umap, cells.obsm["X_umap"])
+    assert adjusted_rand_score(found.labels, cells.obs["leiden"]) == 1
+
+
+def test_more_cells_than_scanpy_compares_all_pairs_of() -> None:
+    rng = np.random.default_rng(2)
+    of = rng.integers(6, size=10_100)
+    found = cluster_cells(rng.normal(size=(of.size, 6)) + 12 * np.eye(6)[of], resolution=0.02)
+    assert adjusted_rand_score(found.labels, of) == 1
+    # Groups that are far apart are so on the map: its nearest center is that of a cell's group.
+    centers = np.stack([found.umap[of == i].mean(axis=0) for i in range(6)])
+    distance = np.linalg.norm(found.umap[:, None] - centers, axis=2)
+    assert (distance.argmin(axis=1) == of).mean() > 0.99
+
+
+def test_random_points_beyond_8192_are_clustered() -> None:
+    found = cluster_cells(np.random.default_rng(3).normal(size=(10_100, 20)))
+    assert len(found.labels) == 10_100
+    assert np.isfinite(found.umap).all()
+
+
+def test_cells_join_the_cluster_around_them() -> None:
+    rng = np.random.default_rng(0)
+    group = rng.integers(2, size=400)
+    latent = (rng.normal(size=(400, 3)) + 20 * group[:, None]).astype(np.float32)
+    sample = np.arange(0, 400, 4)
+    labels = pd.Categorical.from_codes(group[sample], ["0", "1"])
+    umap = np.stack([group[sample], -group[sample]], axis=1).astype(np.float32)
+    joined = join_nearest(latent, sample, Clusters(labels, umap))
+    np.testing.assert_array_equal(joined.labels.codes, group)
+    np.testing.assert_allclose(joined.umap[:, 0], group)
+
+
+def test_of_very_many_cells_some_of_each_batch_are_mapped_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clusters, "MAP_CELLS", 60)
+    latent, of = groups([20, 100])
+    batch = pd.Series(np.repeat(["a", "b"], [10, 110]))
+    sample = cells_to_map(batch, 120)
+    assert batch.iloc[sample].value_counts().to_dict() == {"a": 10, "b": 30}
+    found, alone = (
+        cluster_all(latent, sample, resolution=0.1),
+        cluster_cells(latent[sample], resolution=0.1),
+    )
+    assert adjusted_rand_score(found.labels, of) == 1
+    np.testing.assert_array_equal(found.umap[sample], alone.umap)
 
 
 def test_too_few_cells_are_refused() -> None:

@@ -1,13 +1,10 @@
 import numpy as np
-import pandas as pd
 import pytest
 
 import totalvi
-from totalvi.analysis import pipeline_on_disk
-from totalvi.analysis.clusters import Clusters
+from totalvi.analysis import clusters, pipeline_on_disk
 from totalvi.analysis.genes import select_genes
 from totalvi.analysis.genes_on_disk import select_genes_on_disk
-from totalvi.analysis.pipeline_on_disk import join_nearest
 from totalvi.analysis.prepare import prepare
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.run import repeat, run
@@ -65,25 +62,12 @@ def test_prepared_data_are_those_in_memory(mdata, tmp_path):
     assert {"cells_left_out", "genes_left_out"} <= codes
 
 
-@pytest.mark.slow  # pynndescent compiles
-def test_cells_join_the_cluster_around_them():
-    rng = np.random.default_rng(0)
-    group = rng.integers(2, size=400)
-    latent = (rng.normal(size=(400, 3)) + 20 * group[:, None]).astype(np.float32)
-    sample = np.arange(0, 400, 4)
-    labels = pd.Categorical.from_codes(group[sample], ["0", "1"])
-    umap = np.stack([group[sample], -group[sample]], axis=1).astype(np.float32)
-    joined = join_nearest(latent, sample, Clusters(labels, umap), seed=0)
-    np.testing.assert_array_equal(joined.labels.codes, group)
-    np.testing.assert_allclose(joined.umap[:, 0], group)
-
-
 OPTIONS = {"batch_key": "batch", "labels_key": "cell_type", "progress": False}
 
 
 @pytest.mark.slow
 def test_a_run_on_disk_writes_what_one_in_memory_does(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline_on_disk, "MAP_CELLS", 400)
+    monkeypatch.setattr(clusters, "MAP_CELLS", 400)
     options = OPTIONS | {"max_epochs": 4}
     result = run(path, tmp_path / "disk", on_disk=True, **options)
     memory = run(path, tmp_path / "memory", **options)
@@ -92,6 +76,9 @@ def test_a_run_on_disk_writes_what_one_in_memory_does(path, tmp_path, monkeypatc
     names = {str(file) for file in memory.files} - {"results.h5mu"}
     assert {str(file) for file in result.files} == names | {"results.zarr"}
     store = totalvi.read(tmp_path / "disk" / "results.zarr")
+    in_memory = totalvi.read(tmp_path / "memory" / "results.h5mu")
+    np.testing.assert_array_equal(store.obs["leiden_totalvi"], in_memory.obs["leiden_totalvi"])
+    np.testing.assert_array_equal(store.obsm["X_umap"], in_memory.obsm["X_umap"])
     assert {"X_totalvi", "X_umap"} <= set(store.obsm)
     assert store.obs["leiden_totalvi"].notna().all()
     assert store["prot"].layers["denoised"].shape == store["prot"].shape
@@ -119,7 +106,7 @@ def test_a_run_on_disk_goes_on_and_is_repeated_with_controls_and_droplets(tmp_pa
     assert store["prot"].n_vars == 6
     assert any("empty droplets" in note for note in whole.record["notes"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_on_disk, "cluster_cells", interrupt)
+        patch.setattr(pipeline_on_disk, "cluster_all", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cells.h5mu", tmp_path / "again", **options)
     assert (tmp_path / "again.checkpoint").exists()

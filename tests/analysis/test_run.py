@@ -178,7 +178,7 @@ def test_a_failed_run_leaves_what_was_there(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "cluster_cells", fail)
+    monkeypatch.setattr(pipeline, "cluster_all", fail)
     for name in ("out", "new"):
         with pytest.raises(OutputError, match="No space left"):
             run(

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
+
+from totalvi.neighbours import nearest
 
 NEIGHBORS = 30
 MAX_CELLS = 50_000  # searched among
@@ -44,8 +45,7 @@ def batch_mixing(latent: np.ndarray, batch: pd.Series, seed: int = 0) -> pd.Data
     searched = np.sort(rng.permutation(len(codes))[:MAX_CELLS])
     asked = np.sort(rng.permutation(len(searched))[:MAX_ASKED])
     n_neighbors = min(NEIGHBORS, len(searched) - 1)
-    search = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(latent[searched])
-    found = search.kneighbors(latent[searched[asked]], return_distance=False)
+    found = nearest(latent[searched[asked]], latent[searched], n_neighbors + 1).points
     own = codes[searched][asked]
     is_other = codes[searched][found] != own[:, None]
     # The cell itself is among its neighbours, though not always first where cells coincide.

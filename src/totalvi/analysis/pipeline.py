@@ -10,7 +10,7 @@ import pandas as pd
 from mudata import MuData
 
 from totalvi.analysis.background import background_tables
-from totalvi.analysis.clusters import Clusters, cluster_cells
+from totalvi.analysis.clusters import Clusters, cells_to_map, cluster_all
 from totalvi.analysis.columns import CLUSTER_COLUMN
 from totalvi.analysis.mixing import batch_mixing
 from totalvi.analysis.new_model import new_model
@@ -74,7 +74,9 @@ def fit_and_write(
     with steps.step("latent space and denoised counts"):
         estimates = _estimate(model)
     with steps.step("clusters and UMAP"):
-        clusters = cluster_cells(estimates.latent, resolution=resolution, seed=seed)
+        batch = None if keys.batch_key is None else mdata.obs[keys.batch_key]
+        sample = cells_to_map(batch, mdata.n_obs)
+        clusters = cluster_all(estimates.latent, sample, resolution=resolution, seed=seed)
     with steps.step("tables"):
         tables = make_tables(mdata, estimates, clusters, keys.batch_key, model.history)
         background, background_warnings = background_tables(model, mdata)

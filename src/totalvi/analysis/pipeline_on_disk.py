@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import mudata
 import numpy as np
-import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.io import write_elem
 from mudata import MuData
 
 from totalvi.analysis.background import background_tables
-from totalvi.analysis.clusters import NEIGHBORS, Clusters, cluster_cells
+from totalvi.analysis.clusters import Clusters, cells_to_map, cluster_all
 from totalvi.analysis.output import STORE
 from totalvi.analysis.pipeline import (
     POSTERIOR_SAMPLES,
@@ -29,11 +28,7 @@ from totalvi.analysis.tables import cell_table
 from totalvi.data.counts import RowsOnDisk, row_blocks
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.data.schema import Keys
-from totalvi.fit.batches import some_of_each
 from totalvi.model import Model
-
-MAP_CELLS = 100_000
-"""Cells that are clustered and mapped at once; further ones join the nearest of them."""
 
 
 def fit_and_write_on_disk(
@@ -51,8 +46,8 @@ def fit_and_write_on_disk(
 
     The store gets clusters, map, latent states, denoised proteins and foreground probabilities, but
     no denoised RNA, which is as large as cells times genes: `Model.get_normalized_expression` writes
-    it with ``out=``. Above `MAP_CELLS` cells, figures and all tables but those of cells and epochs are
-    of that many, spread evenly over each batch.
+    it with ``out=``. Above `clusters.MAP_CELLS` cells, figures and all tables but those of cells and
+    epochs are of that many, spread evenly over each batch.
 
     Parameters
     ----------
@@ -78,10 +73,9 @@ def fit_and_write_on_disk(
     assert isinstance(data, MuData)
     batch = None if keys.batch_key is None else data.obs[keys.batch_key]
     with steps.step("clusters and UMAP"):
-        codes = np.zeros(len(latent)) if batch is None else pd.factorize(batch)[0]
-        sample = some_of_each(codes, -(-MAP_CELLS // len(np.unique(codes))))
-        of_sample = cluster_cells(latent[sample], resolution=resolution, seed=seed)
-        clusters = join_nearest(latent, sample, of_sample, seed)
+        sample = cells_to_map(batch, len(latent))
+        clusters = cluster_all(latent, sample, resolution=resolution, seed=seed)
+        of_sample = Clusters(clusters.labels[sample], clusters.umap[sample])
     with steps.step("tables"):
         some = _sampled(data, sample)
         layers = data["prot"].layers
@@ -111,43 +105,6 @@ def fit_and_write_on_disk(
         write_elem(root["obsm"], "X_umap", clusters.umap)
     warnings = [*antibody_warnings(tables["proteins"]), *background_warnings]
     return summary_of(model, shown, len(latent)) | {"cells_on_map": len(sample)}, warnings
-
-
-def join_nearest(latent: np.ndarray, sample: np.ndarray, found: Clusters, seed: int) -> Clusters:
-    """Extend the clusters and map of a sample to all cells.
-
-    A cell outside of the sample gets the cluster that most of its nearest sampled cells have, and the
-    mean place of those.
-
-    Parameters
-    ----------
-    latent
-        Of all cells, (N, n_latent).
-    sample
-        Positions of the sampled cells, ascending.
-    found
-        Their clusters and map.
-    seed
-        Of the approximate search for neighbours.
-    """
-    if len(sample) == len(latent):
-        return found
-    from pynndescent import NNDescent
-
-    index = NNDescent(latent[sample], n_neighbors=NEIGHBORS, random_state=seed)
-    code = found.labels.codes.astype(np.int64).copy()
-    codes, umap = np.empty(len(latent), dtype=np.int64), np.empty((len(latent), 2), np.float32)
-    codes[sample], umap[sample] = code, found.umap
-    others = np.setdiff1d(np.arange(len(latent)), sample)
-    for some in np.array_split(others, -(-len(others) // 50_000)):
-        near = index.query(latent[some], k=NEIGHBORS)[0]
-        votes = np.zeros((len(some), len(found.labels.categories)), dtype=np.int64)
-        np.add.at(votes, (np.arange(len(some))[:, None], code[near]), 1)
-        codes[some] = votes.argmax(axis=1)
-        winners = code[near] == codes[some][:, None]
-        umap[some] = (found.umap[near] * winners[..., None]).sum(axis=1)
-        umap[some] /= winners.sum(axis=1, keepdims=True)
-    return Clusters(pd.Categorical.from_codes(codes, dtype=found.labels.dtype), umap)
 
 
 def _write_proteins(model: Model, folder: Path, store: Path) -> None:

@@ -106,8 +106,7 @@ class ComparisonQueries(HidingProteins):
         n_neighbors
             Reference cells that vote.
         seed
-            Of the choice of held-out cells where fewer than 100 were left out of the fit, and of the
-            approximate search for neighbours among more than 20,000 reference cells.
+            Of the choice of held-out cells where fewer than 100 were left out of the fit.
 
         Raises
         ------
@@ -300,7 +299,7 @@ class ComparisonQueries(HidingProteins):
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_HELD_OUT, seed)))
         held_out = held_out_cells(self.split, usable, rng)
         rest = np.setdiff1d(positions, held_out)
-        nearest_to = Reference(encode(self.module, reference, rest), k, seed)
+        nearest_to = Reference(encode(self.module, reference, rest), k)
         found = encode(query.module, data, np.arange(data.n_cells))
         for panel, kept, alike in as_the_query(
             reference.in_memory(held_out), data, query.module, mapping.missing_genes

@@ -14,6 +14,7 @@ from scipy import sparse
 from totalvi.data.cells import CiteData
 from totalvi.fit.batches import minibatches
 from totalvi.fit.split import Split
+from totalvi.neighbours import nearest
 from totalvi.nn.cpu.dispatch import threads_of_torch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.filling import always_shown, fill_unmeasured
@@ -21,7 +22,6 @@ from totalvi.posterior.latent import LatentDistribution, latent_distribution
 
 _BATCH_SIZE = 1024
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 100, 5000
-_EXACT_UP_TO = 20_000  # reference cells
 _PAIRS_AT_ONCE = 65_536  # pairs of cells compared at a time
 
 
@@ -109,33 +109,14 @@ class Reference:
         q(u | cell) of each.
     n_neighbors
         How many neighbours a cell is given.
-    seed
-        Of the approximate search that is used with more than 20,000 reference cells.
     """
 
-    def __init__(self, latent: LatentDistribution, n_neighbors: int, seed: int) -> None:
-        self.latent = latent
-        self.n_neighbors = min(n_neighbors, len(latent.mean))
-        if len(latent.mean) <= _EXACT_UP_TO:
-            from sklearn.neighbors import NearestNeighbors
-
-            self._exact = NearestNeighbors(n_neighbors=self.n_neighbors).fit(latent.mean)
-            self._approximate = None
-        else:
-            from pynndescent import NNDescent
-
-            self._exact = None
-            self._approximate = NNDescent(
-                latent.mean, n_neighbors=max(self.n_neighbors, 15), random_state=seed
-            )
+    def __init__(self, latent: LatentDistribution, n_neighbors: int) -> None:
+        self.latent, self.n_neighbors = latent, n_neighbors
 
     def neighbours(self, cells: LatentDistribution) -> Neighbours:
         """Return the reference cells nearest to each cell."""
-        if self._exact is not None:
-            found = self._exact.kneighbors(cells.mean, return_distance=False)
-        else:
-            assert self._approximate is not None
-            found = self._approximate.query(cells.mean, k=self.n_neighbors)[0]
+        found = nearest(cells.mean, self.latent.mean, self.n_neighbors).points
         log_overlap = np.empty(found.shape, dtype=np.float32)
         distance = np.empty(found.shape, dtype=np.float32)
         step = max(_PAIRS_AT_ONCE // found.shape[1], 1)
