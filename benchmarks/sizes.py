@@ -36,12 +36,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sizes_pages as pages
+from sizes_table import row, table
 
 HERE = Path(__file__).resolve().parent
 CELLS = (1_000, 9_000, 25_000, 60_000, 200_000)
 N_GENES, N_PROTEINS = 2_000, 30
 LIBRARY_SIZE = 370.0  # median RNA count: makes 9 % of the counts non-zero
-IN_MEMORY_TIMES, IN_MEMORY_MORE_MB, ON_DISK_MB = 2.5, 1_000, 1_500  # what memory is to stay below
+DATA = f"{N_GENES:,} genes, {N_PROTEINS} proteins"
 EPOCHS_COMPARED_WITH = 10
 BEFORE_AND_IN_FIT = ("read", "check and select genes", "train")
 Result = dict[str, Any]
@@ -313,81 +314,6 @@ COMMANDS: dict[str, Callable[[Place], Result]] = {
 }
 
 
-# --------------------------------------------------------------------------------------- the tables
-
-
-def memory_bar(name: str, size: Result) -> float | None:
-    """Return below how many MB the memory of a command is to stay."""
-    if name == "run_on_disk":
-        return ON_DISK_MB
-    return IN_MEMORY_TIMES * size["counts_mb"] + IN_MEMORY_MORE_MB if name == "run" else None
-
-
-def row(n_cells: int, name: str, found: Result, size: Result) -> str:
-    if not found["passed"]:
-        return f"| {n_cells:,} | {name} | **no**: {found['error']} | | | |"
-    bar, note = memory_bar(name, size), []
-    if bar is not None:
-        word = "below" if found["peak_mb"] <= bar else "**above**"
-        note.append(f"memory {word} the bar of {bar:,.0f} MB")
-    if "after_the_fit_to_ten_epochs" in found:
-        ratio = found["after_the_fit_to_ten_epochs"]
-        note.append(f"after the fit {ratio:.2f} of ten epochs")
-    if "gate_seconds" in found:
-        note.append(
-            f"start {found['start_seconds']:.1f} s, page {found['open_seconds']:.1f} s, gate of "
-            f"{found['cells_in_gate']:,} cells {found['gate_seconds']:.2f} s, comparison "
-            f"{found['comparison_seconds']:.1f} s"
-        )
-    elif "open_seconds" in found:
-        note.append(f"{found['report_mb']:.1f} MB, opened in {found['open_seconds']:.1f} s")
-    if "killed_after_seconds" in found:
-        note.append(f"killed after {found['killed_after_seconds']:.1f} s")
-    times = f"{found['peak_mb'] / size['counts_mb']:.1f}"
-    numbers = f"{found['seconds']:,.1f} | {found['peak_mb']:,.0f} | {times}"
-    return f"| {n_cells:,} | {name} | yes | {numbers} | {'; '.join(note)} |"
-
-
-def table(results: Result) -> str:
-    machine = results["machine"]
-    rows = [found for size in results["sizes"].values() for found in size["commands"].values()]
-    epochs = map(str, sorted({found["epochs_asked"] for found in rows}))
-    lines = [
-        "# Every command at growing numbers of cells", "",
-        f"`make bench-sizes`; {N_GENES:,} genes, {N_PROTEINS} proteins, {' or '.join(epochs)} epochs; "
-        f"{machine['processors']} processors ({machine['processor']}), Python {machine['python']}. "
-        f"Bars: a run in memory below {IN_MEMORY_TIMES} times its counts and "
-        f"{IN_MEMORY_MORE_MB / 1000:.0f} GB, one on disk below {ON_DISK_MB / 1000} GB.", "",
-        "| cells | command | ended well | seconds | peak memory, MB | times the counts | |",
-        "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    sizes = sorted(results["sizes"].items(), key=lambda item: int(item[0]))
-    for n_cells, size in sizes:
-        lines += [
-            row(int(n_cells), name, size["commands"][name], size)
-            for name in COMMANDS
-            if name in size["commands"]
-        ]
-    lines += ["", "## Steps of a run in seconds", ""]
-    runs = {
-        f"{int(n_cells):,} {name}": size["commands"][name]
-        for n_cells, size in sizes
-        for name in ("run", "run_on_disk")
-        if size["commands"].get(name, {}).get("passed")
-    }
-    names = list(dict.fromkeys(step for found in runs.values() for step in found["steps"]))
-    lines.append("| cells | " + " | ".join([*names, "start and report"]) + " |")
-    lines.append("|---" * (len(names) + 2) + "|")
-    for title, found in runs.items():
-        steps = [f"{found['steps'].get(step, 0):,.1f}" for step in names]
-        lines.append(f"| {title} | {' | '.join(steps)} | {found['start_and_report_seconds']:.1f} |")
-    sparse = ", ".join(
-        f"{int(n):,}: {size['counts_mb']:,.0f} MB, {100 * size['non_zero']:.1f} %"
-        for n, size in sizes
-    )
-    return "\n".join([*lines, "", f"Counts, and share of them that is not zero: {sparse}.", ""])
-
-
 def measure(name: str, place: Place) -> Result:
     """Return what a command did, or how it failed."""
     try:
@@ -434,7 +360,7 @@ def main() -> None:
             }
             given.output.parent.mkdir(parents=True, exist_ok=True)
             given.output.write_text(json.dumps(results, indent=1) + "\n")
-            given.output.with_suffix(".md").write_text(table(results))
+            given.output.with_suffix(".md").write_text(table(results, DATA, list(COMMANDS)))
 
 
 if __name__ == "__main__":
