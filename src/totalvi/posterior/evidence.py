@@ -210,7 +210,8 @@ class EvidenceQueries(Asking):
             errors = reconstruction_error_by_cell(self.module, batches, noise, n_samples=n_samples)
         table = pd.DataFrame(errors, index=asked.cell_names, columns=["gene", "protein"])
         table["total"] = table["gene"] + table["protein"]
-        return table.mean() if return_mean else table
+        # float32, which cells add up in otherwise, has seven digits
+        return table.astype(np.float64).mean() if return_mean else table
 
     def get_marginal_ll(
         self,
