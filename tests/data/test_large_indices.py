@@ -18,16 +18,15 @@ from scipy import sparse
 
 from counts import SMALL, annotated, described
 from totalvi.analysis.genes import select_genes
-from totalvi.data.fingerprint import fingerprint
-from totalvi.data.on_disk import RowsOnDisk
-from totalvi.data.source import find_counts
-from totalvi.data.tally import tally_counts
-from totalvi.data.write_zarr import SparseRows
-from totalvi.feed import minibatch, sparse_rows
-from totalvi.module.sparse import SparseCounts
-from totalvi.module.totalvi import TOTALVI
-from totalvi.on_device import CountsOnDevice
-from totalvi.queries import store
+from totalvi.data.cells import fingerprint
+from totalvi.data.check_counts import tally_counts
+from totalvi.data.counts import RowsOnDisk
+from totalvi.data.find import find_counts
+from totalvi.data.io.write_zarr import SparseRows
+from totalvi.fit.batches import CountsOnDevice, minibatch, sparse_rows
+from totalvi.nn.sparse import SparseCounts
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior import rows as store
 
 BEYOND = 2**31
 COUNTS = sparse.csr_matrix(np.random.default_rng(0).poisson(0.5, (6, 9)).astype(np.float32))

@@ -88,6 +88,17 @@ def test_barcodes_tell_where_the_cells_are(tmp_path):
         read(tmp_path / "rna.csv", protein_path=write(protein, tmp_path / "protein.csv"))
 
 
+@pytest.mark.parametrize("n_cells", [900, 1100])
+def test_the_first_thousand_names_tell_where_the_cells_are(tmp_path, n_cells):
+    rng = np.random.default_rng(0)
+    cells = ["".join(rng.choice(list("ACGT"), 12)) for _ in range(n_cells)]
+    counts = pd.DataFrame(rng.poisson(2.0, (n_cells, 2)), index=cells, columns=["CD3E", "CD4"])
+    for table in (counts, counts.T):
+        rna = read(write(table, tmp_path / "rna.csv"))["rna"]
+        assert rna.obs_names.tolist() == cells
+        np.testing.assert_array_equal(rna.X.toarray(), counts)
+
+
 def test_cells_in(tmp_path):
     rna, protein = frames()
     path = write(rna, tmp_path / "rna.csv")

@@ -164,6 +164,17 @@ def test_p_values_are_uniform_and_calibration_is_measured() -> None:
     assert calibration_error(np.stack([chance**0.2, 1 - chance**0.2], axis=1), truth) > 0.1
 
 
+@pytest.mark.parametrize(("n_cells", "n_bins"), [(149, 1), (150, 15), (151, 15)])
+def test_calibration_of_few_cells_is_that_of_one_bin(n_cells: int, n_bins: int) -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.uniform(0.5, 1, n_cells)
+    right = rng.random(n_cells) < chance
+    found = calibration_error(np.stack([chance, 1 - chance], axis=1), (~right).astype(int))
+    bins = np.array_split(np.argsort(chance), n_bins)
+    gaps = [len(b) * abs(chance[b].mean() - right[b].mean()) for b in bins]
+    assert found == pytest.approx(sum(gaps) / n_cells)
+
+
 def test_a_query_of_another_model_is_refused(reference: totalvi.Model, tmp_path: Path) -> None:
     """One with the same batches and sizes, and this one as it was before a further fit."""
     cells = annotated()[80:].copy()

@@ -8,7 +8,7 @@ from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.queries import evidence
+from totalvi.posterior import evidence
 
 FAST: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "progress": False}
 

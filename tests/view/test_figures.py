@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 from bokeh.models import ColumnDataSource
 
-from totalvi.view.figures.cell_maps import category_mapper, label_places, point_density
+from totalvi.view.figures.cell_maps import (
+    category_mapper,
+    label_places,
+    point_density,
+    point_size,
+)
 from totalvi.view.figures.charts import heat_map, histogram_parts, training_curves
 from totalvi.view.figures.style import PROTEIN_SCALE, RNA_SCALE, CountScale
 
@@ -54,6 +59,12 @@ def test_labels_lie_on_a_cell_of_their_category() -> None:
     assert places["text"] == ["a", "b", "c"]
     for code, x, y in zip(range(3), places["x"], places["y"], strict=True):
         assert [x, y] in points[codes == code].tolist()
+
+
+def test_dots_shrink_with_the_number_of_cells_within_bounds() -> None:
+    assert [point_size(n) for n in (0, 1, 834)] == [9.0] * 3
+    assert 9 > point_size(836) > point_size(5_000) > point_size(30_000) > 1.5
+    assert point_size(30_100) == point_size(10**7) == 1.5
 
 
 def test_codes_are_coloured_one_by_one() -> None:
