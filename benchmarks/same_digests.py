@@ -20,9 +20,9 @@ import torch
 import zarr
 from scipy import sparse
 
-# What two runs of the same program say differently; "sha256" is that of a file with such entries.
-_VOLATILE = {"seconds", "finished", "versions", "sha256"}
-_TIMES_IN_REPORT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC|\b\d[\d,]* (?:s|min)\b")
+# What two runs of the same program say differently; the hashes are of files with such entries.
+_VOLATILE = {"seconds", "finished", "versions", "sha256", "model_path", "_scvi_uuid"}
+_TIMES_IN_REPORT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC|\b\d[\d,.]* (?:s|min)\b")
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), np.generic)
 
 
@@ -146,16 +146,21 @@ def digests_of_file(path: Path, name: str = "") -> Iterator[tuple[str, str]]:
     if path.suffix == ".gz":
         content = gzip.decompress(content)
     if path.suffix == ".json":
-        yield from digests(_without_volatile(json.loads(content), path.parent), name)
+        yield from digests(_without_volatile(json.loads(content)), name)
         return
     if path.suffix == ".pt":
-        yield from digests(torch.load(path, weights_only=False, map_location="cpu"), name)
+        content = torch.load(path, weights_only=False, map_location="cpu")
+        yield from digests(_without_volatile(content), name)
         return
     if path.name == "history.csv":
         yield from digests(pd.read_csv(path).drop(columns="seconds"), name)
         return
     if path.suffix == ".html":
-        content = _TIMES_IN_REPORT.sub("", content.decode()).encode()
+        text = _TIMES_IN_REPORT.sub("", content.decode().replace(str(Path.cwd()), ""))
+        for part in text.split("<h2")[1:]:
+            title = re.sub("<[^>]*>", "", part.partition("</h2>")[0].partition(">")[2])
+            yield f"{name}, {title}", _digest(part.encode(), f"{len(part)} characters")
+        return
     yield name, _digest(content, f"{len(content)} bytes")
 
 
@@ -183,13 +188,13 @@ def _digest_of_attributes(attributes: Mapping[str, Any]) -> str:
     return _digest(json.dumps(content, sort_keys=True, default=str).encode(), ", ".join(content))
 
 
-def _without_volatile(value: Any, folder: Path) -> Any:
-    """Return what a JSON file holds without times, versions and the folder it was written in."""
+def _without_volatile(value: Any) -> Any:
+    """Return what a file holds without times, versions and the present folder."""
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if key not in _VOLATILE}
-        return {key: _without_volatile(item, folder) for key, item in kept.items()}
-    if isinstance(value, list):
-        return json.dumps([_without_volatile(item, folder) for item in value])
+        return {key: _without_volatile(item) for key, item in kept.items()}
+    if isinstance(value, list):  # of a JSON file, as one piece
+        return json.dumps([_without_volatile(item) for item in value], default=repr)
     if isinstance(value, str):
-        return value.replace(f"{folder.resolve().parent}/", "")
+        return value.replace(str(Path.cwd()), "")
     return value

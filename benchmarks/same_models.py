@@ -63,7 +63,9 @@ def fractional() -> MuData:
 @functools.cache
 def rna_only() -> AnnData:
     """Simulate further cells, of RNA alone, with a gene that the others lack."""
-    adata = _annotated(totalvi.simulate(120, N_GENES, N_PROTEINS, 2, 4, seed=4))["rna"].copy()
+    mdata = _annotated(totalvi.simulate(120, N_GENES, N_PROTEINS, 2, 4, seed=4))
+    adata = mdata["rna"].copy()
+    adata.obs = mdata.obs.copy()
     adata.var_names = [*adata.var_names[:-1], "another gene"]
     return adata
 
@@ -165,13 +167,14 @@ FITS: dict[str, Fit] = {
     ),
     "layer norm": Fit(plain, BATCHES | {"normalization": "layer"}),
     "no norm, ln": Fit(plain, {"normalization": "none", "latent_distribution": "ln"}),
-    "branched": Fit(plain, COVARIATES | BRANCHED | {"encode_covariates": False}),
+    "branched": Fit(plain, COVARIATES | BRANCHED | {"encode_covariates": False}, {"lr": 1e-3}),
     "branched, plain, no log, batch not encoded": Fit(
         panels,
         COVARIATES
         | BRANCHED
-        | {"fused": False, "log_variational": False, "encoder_batch": False, "library": "latent"},
-        {"lr": 1e-4},
+        | {"fused": False, "log_variational": False, "encoder_batch": False, "library": "latent"}
+        | {"background_scale": "softplus"},
+        {"lr": 1e-3},
     ),
     "AnnData": Fit(
         anndata, BATCHES | {"protein_expression_obsm_key": "adt", "latent_distribution": "ln"}
@@ -205,6 +208,15 @@ FITS: dict[str, Fit] = {
         {"max_epochs": 12, "early_stopping_patience": 1, "lr": 0.1, "train_size": 0.7},
     ),
 }
+
+# Cases that need every compiled loop.
+COMPILING = (
+    "fit: all defaults",
+    "fit: nb, float32",
+    "fit: zinb",
+    "zarr on disk",
+    "windows on disk",
+)
 
 
 def fitted(fit: Fit) -> totalvi.Model:

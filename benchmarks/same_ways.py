@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import torch
 
@@ -56,7 +57,7 @@ def one_fit(fit: Fit, folder: Path) -> Digests:
     model = fitted(fit)
     yield from describe(model)
     yield from ask_all(model, fit.data())
-    if fit in (FITS["zinb, ln, latent library"], FITS["panels"]):
+    if fit is FITS["zinb, ln, latent library"]:
         yield from ask_stored(model, fit.data(), folder)
 
 
@@ -90,8 +91,8 @@ def interrupted(folder: Path) -> Digests:
     """Interrupt fits once they have written a checkpoint, and go on with them."""
     for name in ("zinb", "panels, adversary", "stopped early"):
         fit, file = FITS[name], folder / f"{name}.checkpoint"
-        arguments = TRAIN | {"max_epochs": 40} | fit.train
-        arguments |= {"checkpoint": file, "checkpoint_every": 1, "max_epochs": 40}
+        arguments = TRAIN | fit.train | {"max_epochs": 20}
+        arguments |= {"checkpoint": file, "checkpoint_every": 1}
         model = totalvi.Model(fit.data(), **SMALL | fit.model)
         with _interruption_after(file):
             try:
@@ -199,7 +200,7 @@ def mapped(way: str, _folder: Path) -> Digests:
         "proteins": FITS["zinb, ln, latent library"],
         "trained": FITS["panels by lane, covariates, efficiencies, dispersions by batch"],
         "average": FITS["panels"],
-        "panels": FITS["branched, plain, no log, batch not encoded"],
+        "panels": FITS["size factors, zinb, plain"],
     }[way]
     cells = models.rna_only() if way in ("rna", "average") else models.fewer_proteins()
     model = fitted(fit)
@@ -215,11 +216,11 @@ def mapped(way: str, _folder: Path) -> Digests:
 
 
 def of_scvi(source: Path, folder: Path) -> Digests:
-    model = persistence.load_scvi(source)
+    adata = anndata.read_h5ad(source / "adata.h5ad")
+    adata.obs["cell_type"] = [f"type_{i % 3}" for i in range(adata.n_obs)]
+    model = persistence.load_scvi(source, adata)
     yield from describe(model)
-    import anndata
-
-    yield from ask_all(model, anndata.read_h5ad(source / "adata.h5ad"))
+    yield from ask_all(model, adata)
     model.save_scvi(folder / "again")
     yield from digests(folder / "again", "again")
 
