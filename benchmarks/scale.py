@@ -124,9 +124,11 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
     import numpy as np
 
     import totalvi
-    from totalvi.fit.loop import fit
+    from totalvi.fit.device import resolved_plan
+    from totalvi.fit.loop import Fit
     from totalvi.fit.plan import TrainingPlan
     from totalvi.fit.split import fewer_validate, random_split
+    from totalvi.processes import launch
 
     path = store(folder, n_cells)
     model = totalvi.Model(path if place == "disk" else totalvi.read(path), batch_key="batch")
@@ -134,8 +136,10 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
     rng = np.random.default_rng(0)
     split = fewer_validate(random_split(n_cells, 0.9, None, rng), rng)
     warm_up = split._replace(train=split.train[:3000], validation=split.validation[:300])
-    plan = TrainingPlan(max_epochs=1, accelerator="cpu")
-    fit(model.module, model._data, warm_up, plan, np.random.SeedSequence(0))
+    fabric = launch("cpu")
+    plan = resolved_plan(TrainingPlan(max_epochs=1), model.module, fabric.device)
+    fitted = model.module, model._data
+    Fit(*fitted, warm_up, plan, fabric, np.random.SeedSequence(0)).run()
     started: list[float] = []
     row = {}
 
@@ -144,7 +148,7 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
 
     started.append(time.perf_counter())
     cpu = cpu_seconds()
-    fit(model.module, model._data, split, plan, np.random.SeedSequence(1), on_epoch)
+    Fit(*fitted, split, plan, fabric, np.random.SeedSequence(1), on_epoch).run()
     return {
         "seconds": row["seconds"],
         "cpu_seconds": cpu_seconds() - cpu,

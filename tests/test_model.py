@@ -508,15 +508,15 @@ def test_an_interrupted_or_refused_fit_leaves_the_model_as_it_was() -> None:
     with pytest.raises(ValueError, match="tpuu"):
         model.train(**(FAST | {"accelerator": "tpuu"}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("totalvi.model.fit", _interrupted_fit)
+        patch.setattr("totalvi.training.Fit.run", _interrupted_fit)
         with pytest.raises(KeyboardInterrupt):
             model.train(**FAST)
     np.testing.assert_array_equal(model.get_latent_representation(), latent)
 
 
-def _interrupted_fit(module: Any, *_: Any) -> None:
-    module.train()
-    for parameter in module.parameters():
+def _interrupted_fit(self: Any, *_: Any) -> None:
+    self.network.train()
+    for parameter in self.network.parameters():
         parameter.data.add_(1)
     raise KeyboardInterrupt
 

@@ -107,7 +107,7 @@ def test_an_interrupted_imputation_goes_on(
     with pytest.raises(OutputError, match="interrupted"):
         impute(*inputs, tmp_path / "out", **arguments)
     with monkeypatch.context() as patch:
-        patch.setattr("totalvi.fit.step.Stepper.epoch", _interrupted)  # all steps are done
+        patch.setattr("totalvi.fit.loop.Fit.epoch", _interrupted)  # all steps are done
         resumed = impute(*inputs, tmp_path / "out", resume=True, **arguments)
     assert not kept.exists()
     first, second = (anndata.read_h5ad(r.folder / "imputed.h5ad") for r in (whole, resumed))

@@ -113,7 +113,7 @@ def test_a_run_on_disk_goes_on_and_is_repeated_with_controls_and_droplets(tmp_pa
     with pytest.raises(OutputError, match="go on with resume"):
         run(tmp_path / "cells.h5mu", tmp_path / "again", **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("totalvi.fit.step.Stepper.step", None)  # the fit is there
+        patch.setattr("totalvi.fit.loop.Fit.step", None)  # the fit is there
         again = run(tmp_path / "cells.h5mu", tmp_path / "again", resume=True, **options)
     third = repeat(tmp_path / "whole" / "run.json", tmp_path / "third", progress=False)
     for other in (again, third):

@@ -21,8 +21,8 @@ from totalvi.cli.main import execute
 from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.simulate import simulate
 from totalvi.errors import Interrupted, OutputError, ReadError
-from totalvi.fit import step as stepping
 from totalvi.fit.checkpoint import read_checkpoint
+from totalvi.fit.loop import Fit
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -64,7 +64,7 @@ def times(folder: Path) -> dict[Path, int]:
 def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
     cells: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, steps = stepping.Stepper.step, []
+    original, steps = Fit.step, []
 
     def watched(self: Any, batch: Any) -> Any:
         steps.append(None)
@@ -72,7 +72,7 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch)
 
-    monkeypatch.setattr(stepping.Stepper, "step", watched)
+    monkeypatch.setattr(Fit, "step", watched)
     with pytest.raises(Interrupted, match=r"out\.checkpoint"):
         run(cells, tmp_path / "out", **RUN, resume=True)  # nothing to resume: it starts
     assert [path.name for path in tmp_path.iterdir()] == ["out.checkpoint"]
@@ -157,7 +157,7 @@ def test_signals_end_the_command_with_a_checkpoint(cells: Path, tmp_path: Path) 
         assert f"the fit is kept in {checkpoint}: go on with --resume" in printed
         assert "Traceback" not in printed
         assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
-        n_steps.append(read_checkpoint(checkpoint).state.values["steps_done"])
+        n_steps.append(read_checkpoint(checkpoint).values["steps_done"])
         assert n_steps[-1] > n_steps[-2]
 
 

@@ -1,6 +1,7 @@
 """A fit that goes on from its checkpoint ends with the numbers of one that was never interrupted."""
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ from totalvi.data.cells import fingerprint
 from totalvi.data.describe import describe
 from totalvi.errors import CheckpointError, Interrupted, OutputError
 from totalvi.fit import batches as feed
-from totalvi.fit import step as stepping
 from totalvi.fit.batches import shuffled_windows
-from totalvi.fit.checkpoint import Checkpoint, State, read_checkpoint, write_checkpoint
+from totalvi.fit.checkpoint import Saved, read_checkpoint, write_checkpoint
+from totalvi.fit.loop import Fit
 
 FIT: dict[str, Any] = {
     "max_epochs": 5,
@@ -46,7 +47,7 @@ def build(mdata: MuData, **options: Any) -> totalvi.Model:
 @contextmanager
 def signal_after(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
     """Send this process a signal in the middle of a training step."""
-    original, done = stepping.Stepper.step, []
+    original, done = Fit.step, []
 
     def watched(self: Any, batch: Any) -> Any:
         done.append(None)
@@ -55,7 +56,7 @@ def signal_after(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
         return original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stepping.Stepper, "step", watched)
+        patch.setattr(Fit, "step", watched)
         yield
 
 
@@ -162,7 +163,7 @@ def test_a_fit_against_an_adversary_goes_on_too(tmp_path: Path) -> None:
     whole.train(**FIT, adversarial=3.0)
     with signal_after(6), pytest.raises(Interrupted):
         model.train(**FIT, adversarial=3.0, checkpoint=tmp_path / "fit")
-    kept = read_checkpoint(tmp_path / "fit").state.tensors
+    kept = read_checkpoint(tmp_path / "fit").tensors
     assert any(name.startswith("adversary.optimizer.") for name in kept)
     with pytest.raises(CheckpointError, match=r"adversary_weight is 3\.0 there and 1\.0 here"):
         again.train(resume=tmp_path / "fit", adversarial=True)
@@ -216,7 +217,7 @@ def test_a_finished_fit_needs_no_more_steps(
     build(mdata).train(**FIT, checkpoint=tmp_path / "fit")
     model = build(mdata)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stepping.Stepper, "step", None)
+        patch.setattr(Fit, "step", None)
         model.train(**FIT, resume=tmp_path / "fit")
     assert_same(model, uninterrupted)
 
@@ -234,7 +235,7 @@ def test_other_threads_leave_signals_alone(mdata: MuData, tmp_path: Path) -> Non
     thread.start()
     thread.join()
     assert not failures
-    assert read_checkpoint(tmp_path / "fit").state.values["stopped"] == "all 1 epochs done"
+    assert read_checkpoint(tmp_path / "fit").values["stopped"] == "all 1 epochs done"
 
 
 @pytest.mark.parametrize(
@@ -297,25 +298,26 @@ def test_arguments_that_contradict_each_other(mdata: MuData, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="is not there"):
         model.train(resume=path)
     path.write_text("years of work")
-    with pytest.raises(OutputError, match="exists: go on from it"):
+    with pytest.raises(OutputError, match="exists: resume it"):
         model.train(checkpoint=path)
     assert path.read_text() == "years of work"
 
 
 # ---------------------------------------------------------------- the file
 
-KEPT = Checkpoint(
+KEPT = Saved(
+    {"loss": float("inf")},
+    {"a": torch.tensor([1.5, -0.0]), "b": torch.tensor(3)},
     {"seed": 2**100, "plan": {"rate": 0.1}},
-    State({"loss": float("inf")}, {"a": torch.tensor([1.5, -0.0]), "b": torch.tensor(3)}),
 )
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "fit", KEPT)
     found = read_checkpoint(tmp_path / "fit")
-    assert (found.settings, found.state.values) == (KEPT.settings, KEPT.state.values)
-    for name, tensor in KEPT.state.tensors.items():
-        assert torch.equal(found.state.tensors[name], tensor)
+    assert (found.settings, found.values) == (KEPT.settings, KEPT.values)
+    for name, tensor in KEPT.tensors.items():
+        assert torch.equal(found.tensors[name], tensor)
     assert [path.name for path in tmp_path.iterdir()] == ["fit"]
 
 
@@ -345,3 +347,25 @@ def test_files_of_other_kinds_and_later_versions(
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="has format version 2, and this totalvi reads 1"):
         read_checkpoint(tmp_path / "later")
+
+
+def test_a_checkpoint_of_the_first_version_resumes(tmp_path: Path) -> None:
+    """It was interrupted in the third of its epochs, against an adversary."""
+    cells = totalvi.simulate(
+        n_cells=60, n_genes=20, n_proteins=4, n_batches=2, n_unmeasured=1, seed=3
+    )
+    path = tmp_path / "fit"
+    shutil.copy(Path(__file__).parent / "stored" / "version_1.checkpoint", path)
+    stored = read_checkpoint(path)
+    resumed, whole = (
+        totalvi.Model(cells, batch_key="batch", n_hidden=4, n_latent=2) for _ in range(2)
+    )
+    resumed.train(resume=path)
+    assert resumed.history[:2].to_dict("records") == stored.values["rows"]
+    whole.train(
+        4, batch_size=20, n_epochs_kl_warmup=2, adversarial=2.0, accelerator="cpu",
+        precision="32-true",
+    )  # fmt: skip
+    losses = ["train_loss", "validation_loss"]
+    np.testing.assert_allclose(resumed.history[losses], whole.history[losses], rtol=1e-3)
+    assert resumed.fit_summary == whole.fit_summary

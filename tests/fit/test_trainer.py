@@ -5,18 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from counts import SMALL, described
 from totalvi.data.cells import CiteData
 from totalvi.errors import TrainingError
 from totalvi.fit import loop as trainer
-from totalvi.fit import step as stepping
-from totalvi.fit.loop import Fit, evaluate, fit
+from totalvi.fit.device import resolved_plan
+from totalvi.fit.loop import Fit, StepInfo, evaluate
+from totalvi.fit.model_state import FitResult
 from totalvi.fit.plan import TrainingPlan
 from totalvi.fit.split import Split
+from totalvi.fit.state import clip_gradients
 from totalvi.nn.elbo import ElboTerms
 from totalvi.nn.v06 import TOTALVI
+from totalvi.processes import launch
 
 SPLIT = Split(np.arange(0, 100), np.arange(100, 120), np.arange(0))
 TERMS = ("loss", *ElboTerms._fields)
@@ -53,7 +55,7 @@ def network(seed: int = 1, **options: Any) -> Flawed:
 
 def run(
     data: CiteData, module: TOTALVI | None = None, seed: int = 0, split: Split = SPLIT, **plan: Any
-) -> tuple[TOTALVI, Fit]:
+) -> tuple[TOTALVI, FitResult]:
     module = network() if module is None else module
     numbers: dict[str, Any] = {
         "max_epochs": 4,
@@ -61,10 +63,10 @@ def run(
         "kl_warmup_epochs": 1,
         "accelerator": "cpu",
     }
-    result = fit(
-        module, data, split, TrainingPlan(**(numbers | plan)), np.random.SeedSequence(seed)
-    )
-    return module, result
+    fabric = launch("cpu")
+    resolved = resolved_plan(TrainingPlan(**(numbers | plan)), module, fabric.device)
+    fit = Fit(module, data, split, resolved, fabric, np.random.SeedSequence(seed))
+    return module, fit.run()
 
 
 def same_weights(a: TOTALVI, b: TOTALVI) -> bool:
@@ -91,7 +93,7 @@ def test_training_lowers_the_loss_and_leaves_the_module_ready(data: CiteData) ->
     end = evaluate(module, data, SPLIT.validation, np.random.SeedSequence(0))
     assert end["validation_loss"] < start["validation_loss"] - 5
     assert not module.training
-    assert result.n_skipped_steps == 0
+    assert result.summary["n_skipped_steps"] == 0
 
 
 def test_history_has_a_row_an_epoch_and_every_term(data: CiteData) -> None:
@@ -107,10 +109,9 @@ def test_history_has_a_row_an_epoch_and_every_term(data: CiteData) -> None:
         terms = history[[f"{part}_{term}" for term in ElboTerms._fields]].sum(axis=1)
         np.testing.assert_allclose(history[f"{part}_loss"], terms)
     assert (history["validation_kl_div_l_gene"] == 0).all()
-    fit(
-        network(), data, SPLIT, TrainingPlan(max_epochs=2, accelerator="cpu"),
-        np.random.SeedSequence(0), lambda epoch, row: shown.append((epoch, row)),
-    )  # fmt: skip
+    plan, seed = TrainingPlan(max_epochs=2, precision="32-true"), np.random.SeedSequence(0)
+    fit = Fit(network(), data, SPLIT, plan, launch("cpu"), seed, lambda *args: shown.append(args))
+    fit.run()
     assert [epoch for epoch, _ in shown] == [0, 1]
     assert "train_loss" in shown[0][1]
 
@@ -160,7 +161,7 @@ def test_without_validation_cells_all_epochs_run_and_the_last_counts(data: CiteD
     split = Split(np.arange(120), np.arange(0), np.arange(0))
     _, result = run(data, split=split, patience=1)
     assert len(result.history) == 4
-    assert result.best_epoch == 3
+    assert result.summary["best_epoch"] == 3
     assert not any("validation" in column for column in result.history)
 
 
@@ -169,7 +170,7 @@ def test_without_validation_cells_all_epochs_run_and_the_last_counts(data: CiteD
 
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     left = iter(losses)
-    monkeypatch.setattr(trainer, "evaluate", lambda *_: {"validation_loss": next(left)})
+    monkeypatch.setattr(Fit, "validate", lambda _: {"validation_loss": next(left)})
 
 
 def test_the_weights_of_the_lowest_validation_loss_are_kept(
@@ -178,7 +179,7 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept(
     plan = {"schedule": "constant", "kl_warmup_epochs": 0}
     scripted(monkeypatch, [5.0, 3.0, 4.0, 3.5])
     best, result = run(data, max_epochs=4, **plan)
-    assert result.best_epoch == 1
+    assert result.summary["best_epoch"] == 1
     scripted(monkeypatch, [5.0, 3.0])
     expected, _ = run(data, max_epochs=2, **plan)
     assert same_weights(best, expected)
@@ -193,13 +194,13 @@ def test_early_stopping_waits_for_its_patience(
     scripted(monkeypatch, [5.0, 4.0, 4.5, 4.2, 4.1, 1.0])
     _, result = run(data, max_epochs=6, patience=3)
     assert len(result.history) == 5
-    assert result.best_epoch == 1
-    assert result.stopped == "no lower validation loss for 3 epochs"
+    assert result.summary["best_epoch"] == 1
+    assert result.summary["stopped"] == "no lower validation loss for 3 epochs"
     scripted(monkeypatch, [5.0, 4.0, 4.5, 4.2, 4.1, 1.0])
     _, result = run(data, max_epochs=6, patience=None)
     assert len(result.history) == 6
-    assert result.best_epoch == 5
-    assert result.stopped == "all 6 epochs done"
+    assert result.summary["best_epoch"] == 5
+    assert result.summary["stopped"] == "all 6 epochs done"
 
 
 def test_no_epoch_of_the_warm_up_is_the_best(
@@ -207,10 +208,10 @@ def test_no_epoch_of_the_warm_up_is_the_best(
 ) -> None:
     scripted(monkeypatch, [1.0, 2.0, 9.0, 8.0, 8.5])
     _, result = run(data, max_epochs=5, kl_warmup_epochs=3, patience=10)
-    assert result.best_epoch == 3
+    assert result.summary["best_epoch"] == 3
     scripted(monkeypatch, [1.0, 2.0])
     _, result = run(data, max_epochs=2, kl_warmup_epochs=30)
-    assert result.best_epoch == 1
+    assert result.summary["best_epoch"] == 1
 
 
 # ------------------------------------------------------------------- what is not finite
@@ -221,7 +222,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(data: CiteData, poison
     module = network()
     module.bad_steps, module.poison_statistics = frozenset({1, 4}), poison
     _, result = run(data, module)
-    assert result.n_skipped_steps == 2
+    assert result.summary["n_skipped_steps"] == 2
     assert np.isfinite(result.history.to_numpy()).all()
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
@@ -287,7 +288,7 @@ def test_gradients_are_scaled_down_to_the_largest_norm(largest: float, expected:
     for parameter, value in zip(parameters[1:3], (3.0, 4.0), strict=True):
         assert parameter.grad is not None
         parameter.grad.view(-1)[0] = value
-    assert float(stepping.clip_gradients(module, largest)) == pytest.approx(5)
+    assert float(clip_gradients(module, largest)) == pytest.approx(5)
     after = [p.grad.view(-1)[0].item() for p in parameters[1:3] if p.grad is not None]
     assert after == pytest.approx([3 * expected / 5, 4 * expected / 5], rel=1e-5)
 
@@ -296,18 +297,18 @@ def test_a_gradient_that_is_not_finite_has_a_norm_that_is_not() -> None:
     module = network()
     parameter = next(module.parameters())
     parameter.grad = torch.full_like(parameter, torch.nan)
-    assert not stepping.clip_gradients(module, 1.0).isfinite()
+    assert not clip_gradients(module, 1.0).isfinite()
 
 
 def test_a_step_leaves_no_graph_behind(data: CiteData, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[bool, Tensor, int]] = []
-    original = stepping.Stepper.step
+    seen: list[StepInfo] = []
+    original = Fit.step
 
-    def watched(self: Any, batch: Any) -> tuple[bool, Tensor, int]:
+    def watched(self: Any, batch: Any) -> StepInfo:
         seen.append(original(self, batch))
         return seen[-1]
 
-    monkeypatch.setattr(stepping.Stepper, "step", watched)
+    monkeypatch.setattr(Fit, "step", watched)
     run(data, max_epochs=1)
     assert seen
-    assert not any(sums.requires_grad for _, sums, _ in seen)
+    assert not any(info.sums.requires_grad for info in seen)

@@ -339,7 +339,7 @@ def test_an_interrupted_map_goes_on(
     with pytest.raises(OutputError, match="interrupted"):
         map_files(*arguments, tmp_path / "out", train=True)
     with monkeypatch.context() as patch:
-        patch.setattr("totalvi.fit.step.Stepper.epoch", _interrupted)  # all steps are done
+        patch.setattr("totalvi.fit.loop.Fit.epoch", _interrupted)  # all steps are done
         resumed = map_files(*arguments, tmp_path / "out", train=True, resume=True)
     assert not kept.exists()
     cells = [

@@ -31,7 +31,7 @@ from totalvi.data.io.read import read
 from totalvi.data.io.write_zarr import shared_store
 from totalvi.data.schema import Keys
 from totalvi.errors import DataError, OutputError, TotalviError
-from totalvi.fit.resume import CHECKPOINT_EVERY
+from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
 from totalvi.processes import first_alone, launch, this_process

@@ -174,8 +174,9 @@ def convert(
         )
         return
     from totalvi.formats.model_folder import is_model
-    from totalvi.formats.scvi_read import model_of_scvi, read_config
+    from totalvi.formats.scvi_06 import read_config
     from totalvi.model import Model
+    from totalvi.persistence import model_of_scvi
 
     is_ours = is_model(input)
     to = to or ("scvi" if is_ours else "totalvi")

@@ -13,7 +13,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from totalvi.fit.state import optimizer_tensors, part, restore_optimizer, with_prefix
+from totalvi.fit.checkpoint import optimizer_tensors, part, restore_optimizer, with_prefix
 from totalvi.nn.encoder import CellPosterior
 from totalvi.nn.sync import Share
 from totalvi.nn.v06 import TOTALVI
@@ -86,7 +86,7 @@ class Adversary:
         loss = F.cross_entropy(self.classifier(latent), panel)
         if share is not None:
             loss = loss * (len(panel) / share.n_cells)
-        loss.backward()
+        torch.autograd.backward(loss)
         if share is not None:
             for parameter in self.classifier.parameters():
                 torch.distributed.all_reduce(parameter.grad)

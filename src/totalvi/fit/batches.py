@@ -1,7 +1,7 @@
 """Minibatches of CiteData as tensors for the module."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from totalvi.data.counts import read_ahead
 from totalvi.nn.cell import CellContext
 from totalvi.nn.config import at_least_one
 from totalvi.nn.cpu.counts_product import take_rows
+from totalvi.nn.elbo import ElboTerms
 from totalvi.nn.sparse import SparseCounts
-from totalvi.nn.sync import Share
+from totalvi.nn.sync import Share, SharedGenerator
 from totalvi.nn.v06 import TOTALVI
 from totalvi.processes import Process
 
@@ -209,6 +210,14 @@ class Minibatch(NamedTuple):
     library_log_variance: Tensor | None
     share: Share | None = None
 
+    def terms(self, elbo: Callable[..., ElboTerms], noise: torch.Generator) -> ElboTerms:
+        """Return what a network's ``elbo`` gives for these cells."""
+        if self.share is not None:
+            assert isinstance(noise, SharedGenerator)
+            noise.share = self.share
+        prior = self.library_log_mean, self.library_log_variance
+        return elbo(self.x, self.y, self.context, *prior, noise)
+
 
 class _Counts(NamedTuple):
     """Counts in memory, those of the cells wanted among them at ``rows``."""
@@ -296,6 +305,11 @@ def _from_disk(
             counts = _Counts(rna, protein, np.searchsorted(held, own))
             yield _minibatch(data, module, own, *counts.to(device), share)
         del rna, protein, counts  # before the window after the next is read
+
+
+def read_once(data: CiteData, cells: np.ndarray) -> tuple[CiteData, np.ndarray]:
+    """Return cells in memory and their positions there, so that not every epoch reads them."""
+    return (data.in_memory(cells), np.arange(len(cells))) if data.on_disk else (data, cells)
 
 
 def minibatch(

@@ -1,6 +1,5 @@
 """Laying new cells on a fitted model."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
@@ -12,9 +11,15 @@ import torch
 from totalvi.data.alignment import align_query, check_query, warn_of_alignment
 from totalvi.data.cells import CiteData
 from totalvi.data.describe import Data, opened
-from totalvi.data.mapped_query import dispersion_by_label, extended_schema, query_cite_data
-from totalvi.data.schema import Keys
+from totalvi.data.mapped_query import (
+    QueryMapping,
+    dispersion_by_label,
+    extended_schema,
+    query_cite_data,
+)
+from totalvi.data.schema import Keys, Schema
 from totalvi.fit.batches import minibatches
+from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.split import Split
 from totalvi.mapping.closest_batch import start_batches
 from totalvi.mapping.surgery import extend
@@ -29,12 +34,9 @@ _CELLS_FOR_SHARE = 256
 class MappingQueries(Asking):
     """What a model does with cells that it was not fitted to."""
 
-    history: pd.DataFrame
-    split: Split | None
-    plan: Any
-    fit_summary: dict[str, Any]
     train: Any
-    _network: Any
+    _state: Any
+    _from_state: Any
 
     def map_query(
         self,
@@ -140,22 +142,28 @@ class MappingQueries(Asking):
         schema, mapping = extended_schema(
             aligned, keys, self.schema, antibody_names, new_categories=train
         )
-        query = copy.copy(self)
-        query.schema, query._mapping = schema, mapping
-        query.module = query._network()
-        extend(self.module, query.module, mapping)
-        query._data = query_cite_data(data, aligned, schema, mapping, needs_labels)
-        started = start_batches(query.module, query._data, mapping, reference_batch, self._noise(0))
+        cells = query_cite_data(data, aligned, schema, mapping, needs_labels)
+        query = self._with_cells(cells, schema, mapping)
+        started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
-        query._fill_unmeasured(query._data, query._mapping)
-        share = _expected_share(query.module, query._data, ~aligned.found_genes)
+        query._fill_unmeasured(cells, query._mapping)
+        share = _expected_share(query.module, cells, ~aligned.found_genes)
         warn_of_alignment(aligned, self.schema, share)
-        query.history, query.plan = pd.DataFrame(), None
-        nobody = np.array([], dtype=np.int64)
-        query.split = Split(nobody, nobody, np.arange(query._data.n_cells))
-        query.fit_summary = {"stopped": "mapped without a fit"}
         if train:
             query.train(max_epochs, **({"n_epochs_kl_warmup": 0} | training))
+        return query
+
+    def _with_cells(self, cells: CiteData, schema: Schema, mapping: QueryMapping) -> Self:
+        """Return a model with a query's cells in place of this one's, and no fit of theirs."""
+        state: ModelState = self._state()
+        module = network_of(schema, state.options, state.seed)
+        extend(self.module, module, mapping)
+        nobody = np.array([], dtype=np.int64)
+        split = Split(nobody, nobody, np.arange(cells.n_cells))
+        summary = {"stopped": "mapped without a fit"}
+        result = FitResult(pd.DataFrame(), split, None, summary, state.result.fingerprint)
+        state = replace(state, schema=schema, network=module, result=result, mapping=mapping)
+        query: Self = self._from_state(state, cells)
         return query
 
 

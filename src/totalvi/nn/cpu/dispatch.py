@@ -1,23 +1,10 @@
 """What tensors and threads are to compiled loops."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@contextmanager
-def threads_of_torch() -> Iterator[None]:
-    """Let compiled loops use as many threads as torch does, for the thread that enters."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+from totalvi.processes import threads_of_torch as threads_of_torch
 
 
 def suits_compiled_loops(tensor: Tensor) -> bool:
