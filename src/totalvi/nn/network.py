@@ -112,28 +112,28 @@ class Network(nn.Module):
         self,
         x: Tensor | SparseCounts,
         y: Tensor,
-        cell: CellContext,
+        context: CellContext,
         generator: torch.Generator | None = None,
     ) -> CellPosterior:
         """Return the posterior of the latent state and library size.
 
         As in 0.6.x, values of unmeasured proteins are encoded as they are given; NaN enters as 0.
         """
-        codes = [cell.batch]
-        if cell.categorical is not None and self.encode_covariates:
-            codes += list(cell.categorical.unbind(dim=1))
+        codes = [context.batch]
+        if context.categorical is not None and self.encode_covariates:
+            codes += list(context.categorical.unbind(dim=1))
         covariates = one_hot_columns(codes, self.config.encoder_categories(), y.dtype)
-        continuous = cell.continuous if self.encode_covariates else None
-        measured = self.measured(cell.panel)
+        continuous = context.continuous if self.encode_covariates else None
+        measured = self.measured(context.panel)
         if measured is not None:
             y = torch.where(measured, y, y.nan_to_num(nan=0.0))
             if self.training and self.hidden_protein_rate:
-                y = y * self._shown_proteins(cell.panel, generator)
+                y = y * self._shown_proteins(context.panel, generator)
         posterior: CellPosterior = self.encoder(x, y, continuous, covariates, generator)
         return posterior
 
     def measured(self, panel: Tensor) -> Tensor | None:
-        """Return which proteins were measured in each cell, (B, T), or None when all were."""
+        """Return which proteins were measured in each context, (B, T), or None when all were."""
         return None if self.protein_mask is None else self.protein_mask[panel]
 
     def _shown_proteins(self, panel: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -150,21 +150,23 @@ class Network(nn.Module):
         return self.protein_mask[own_cells(seen, len(panel), generator)]
 
     def decode(
-        self, z: Tensor, cell: CellContext, generator: torch.Generator | None = None
+        self, z: Tensor, context: CellContext, generator: torch.Generator | None = None
     ) -> Decoded:
-        """Decode the latent states ``z`` (B, n_latent) of cells in the context ``cell``."""
-        codes = [cell.batch]
-        if cell.categorical is not None:
-            codes += list(cell.categorical.unbind(dim=1))
+        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``."""
+        codes = [context.batch]
+        if context.categorical is not None:
+            codes += list(context.categorical.unbind(dim=1))
         covariates = one_hot_columns(codes, self.config.decoder_categories(), z.dtype)
-        if cell.continuous is not None:
-            z = torch.cat([z, cell.continuous], dim=1)
+        if context.continuous is not None:
+            z = torch.cat([z, context.continuous], dim=1)
         decoded: Decoded = self.decoder(z, covariates, generator)
         return decoded
 
-    def in_batch(self, cell: CellContext, batch: int | None) -> CellContext:
-        """Return the context as if every cell came from the batch with this code; None: its own."""
-        return cell if batch is None else cell._replace(batch=torch.full_like(cell.batch, batch))
+    def in_batch(self, context: CellContext, transform_batch: int | None) -> CellContext:
+        """Return the context as if every cell came from ``transform_batch``; None: its own."""
+        if transform_batch is None:
+            return context
+        return context._replace(batch=torch.full_like(context.batch, transform_batch))
 
     # ------------------------------------------------------------------ latent variables
 
@@ -176,36 +178,30 @@ class Network(nn.Module):
         """Return u at given standard normal noise, (..., B, n_latent)."""
         return posterior.qz_m + posterior.qz_v.sqrt() * normal
 
-    def sample_latent(
-        self, posterior: CellPosterior, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Return one sample of u a cell, (..., B, n_latent)."""
-        return self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
-
     def library_at(
-        self, posterior: CellPosterior, cell: CellContext, normal: Tensor
+        self, posterior: CellPosterior, context: CellContext, normal: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return the library size (B, 1) at given noise, and its log where it is latent."""
         if posterior.ql_m is None or posterior.ql_v is None:
-            assert cell.library_size is not None
-            return cell.library_size, None
+            assert context.library_size is not None
+            return context.library_size, None
         untran_l = posterior.ql_m + posterior.ql_v.sqrt() * normal
         return untran_l.clamp(max=_LARGEST_LOG_LIBRARY).exp(), untran_l
 
     def sample_library(
-        self, posterior: CellPosterior, cell: CellContext, generator: torch.Generator | None
+        self, posterior: CellPosterior, context: CellContext, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the library size (..., B, 1), and its log where it is latent."""
         if posterior.ql_m is None:
-            assert cell.library_size is not None
-            return cell.library_size.expand(*posterior.qz_m.shape[:-1], 1), None
-        return self.library_at(posterior, cell, standard_normal(posterior.ql_m, generator))
+            assert context.library_size is not None
+            return context.library_size.expand(*posterior.qz_m.shape[:-1], 1), None
+        return self.library_at(posterior, context, standard_normal(posterior.ql_m, generator))
 
-    def library_mean(self, posterior: CellPosterior, cell: CellContext) -> Tensor:
+    def library_mean(self, posterior: CellPosterior, context: CellContext) -> Tensor:
         """Return the posterior mean of the library size, exp(m + v / 2), or the known one, (B, 1)."""
         if posterior.ql_m is None or posterior.ql_v is None:
-            assert cell.library_size is not None
-            return cell.library_size
+            assert context.library_size is not None
+            return context.library_size
         return (posterior.ql_m + 0.5 * posterior.ql_v).exp()
 
     def sample_log_background(
@@ -223,13 +219,13 @@ class Network(nn.Module):
 
     # ------------------------------------------------------------------ distributions of counts
 
-    def genes(self, decoded: Decoded, library_size: Tensor, cell: CellContext) -> GeneLikelihood:
+    def genes(self, decoded: Decoded, library_size: Tensor, context: CellContext) -> GeneLikelihood:
         """Return the distribution of RNA counts at a library size, (..., B, 1)."""
         return GeneLikelihood(
             logit=decoded.gene_product,
             dropout=decoded.dropout_product,
             library_size=library_size,
-            dispersion=self.dispersion(self.gene_log_r, self.gene_dispersion, cell),
+            dispersion=self.dispersion(self.gene_log_r, self.gene_dispersion, context),
             softplus=self.library == "size_factor",
         )
 
@@ -237,7 +233,7 @@ class Network(nn.Module):
         self,
         decoded: Decoded,
         log_background: Tensor,
-        cell: CellContext,
+        context: CellContext,
         *,
         efficiency: bool = True,
     ) -> ProteinMixture:
@@ -249,49 +245,49 @@ class Network(nn.Module):
             What `decode` said of the cells.
         log_background
             A sample of b, or what stands for it, such as the logarithm of E[exp(b)].
-        cell
+        context
             What the cells were decoded as.
         efficiency
             Whether the batch's protein efficiency, where the model has one, scales both means, as it
             does those of counts. Denoised expression leaves it out.
         """
         if efficiency and self.log_efficiency is not None:
-            log_background = log_background + self.log_efficiency[cell.batch]
+            log_background = log_background + self.log_efficiency[context.batch]
         return ProteinMixture(
             log_background=log_background,
             factor=decoded.foreground_factor,
             background_logit=decoded.background_logit,
-            dispersion=self.dispersion(self.protein_log_r, self.protein_dispersion, cell),
+            dispersion=self.dispersion(self.protein_log_r, self.protein_dispersion, context),
         )
 
-    def dispersion(self, by_group: Tensor, kind: str, cell: CellContext) -> Dispersion:
+    def dispersion(self, by_group: Tensor, kind: str, context: CellContext) -> Dispersion:
         """Return inverse dispersions that may differ by batch or label (``kind``)."""
         if kind.endswith("batch"):
-            return Dispersion(by_group, cell.batch)
+            return Dispersion(by_group, context.batch)
         if not kind.endswith("label"):
-            return Dispersion(by_group, torch.zeros_like(cell.batch))
-        if cell.label is None:
+            return Dispersion(by_group, torch.zeros_like(context.batch))
+        if context.label is None:
             raise ValueError(
                 f"label is None, but a dispersion is {kind!r}; give each cell's label."
             )
-        return Dispersion(by_group, cell.label)
+        return Dispersion(by_group, context.label)
 
     def gene_log_mean(self, gene_logit: Tensor, library_size: Tensor) -> Tensor:
         """Return the log of the NB mean of RNA, (..., B, G)."""
         log_rho = log_proportions(gene_logit, softplus=self.library == "size_factor")
         return log_rho + library_size.clamp(min=SMALLEST_NORMAL).log()
 
-    def gene_log_inverse_dispersion(self, cell: CellContext) -> Tensor:
+    def gene_log_inverse_dispersion(self, context: CellContext) -> Tensor:
         """Return log r of the genes, (1, G) or (B, G)."""
-        return self.dispersion(self.gene_log_r, self.gene_dispersion, cell).log_r
+        return self.dispersion(self.gene_log_r, self.gene_dispersion, context).log_r
 
-    def protein_log_inverse_dispersion(self, cell: CellContext) -> Tensor:
+    def protein_log_inverse_dispersion(self, context: CellContext) -> Tensor:
         """Return log r of the proteins, (1, T) or (B, T)."""
-        return self.dispersion(self.protein_log_r, self.protein_dispersion, cell).log_r
+        return self.dispersion(self.protein_log_r, self.protein_dispersion, context).log_r
 
-    def protein_log_efficiency(self, cell: CellContext) -> Tensor | float:
+    def protein_log_efficiency(self, context: CellContext) -> Tensor | float:
         """Return the log of the factor on both protein means, (B, T); 0 where the model has none."""
-        return 0.0 if self.log_efficiency is None else self.log_efficiency[cell.batch]
+        return 0.0 if self.log_efficiency is None else self.log_efficiency[context.batch]
 
     @torch.no_grad()
     def proportions(self, decoded: Decoded) -> Tensor:
@@ -312,7 +308,7 @@ class Network(nn.Module):
         self,
         x: Tensor | SparseCounts,
         y: Tensor,
-        cell: CellContext,
+        context: CellContext,
         local_l_mean_gene: Tensor | None = None,
         local_l_var_gene: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -326,16 +322,16 @@ class Network(nn.Module):
         local_l_mean_gene, local_l_var_gene
             Prior mean and variance of the log library size, (B, 1), where it is latent.
         """
-        posterior = self.encode(x, y, cell, generator)
-        untran_z = self.sample_latent(posterior, generator)
-        library_size, _ = self.sample_library(posterior, cell, generator)
-        decoded = self.decode(self.transform_latent(untran_z), cell, generator)
+        posterior = self.encode(x, y, context, generator)
+        untran_z = self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
+        library_size, _ = self.sample_library(posterior, context, generator)
+        decoded = self.decode(self.transform_latent(untran_z), context, generator)
         # A frozen reference stays in evaluation mode while it is trained; validation has no gradient.
         in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
         n_samples = self.config.background_samples if in_training else 1
         log_background = self.sample_log_background(decoded, generator, n_samples)
         return self.elbo_terms(
-            x, y, cell, posterior, decoded, library_size, log_background,
+            x, y, context, posterior, decoded, library_size, log_background,
             local_l_mean_gene, local_l_var_gene,
         )  # fmt: skip
 
@@ -343,7 +339,7 @@ class Network(nn.Module):
         self,
         x: Tensor | SparseCounts,
         y: Tensor,
-        cell: CellContext,
+        context: CellContext,
         posterior: CellPosterior,
         decoded: Decoded,
         library_size: Tensor,
@@ -355,9 +351,9 @@ class Network(nn.Module):
 
         ``log_background`` may hold several samples, (K, B, T), over which p(y | z, b) is averaged.
         """
-        measured = self.measured(cell.panel)
-        genes = self.genes(decoded, library_size, cell)
-        proteins = self.proteins(decoded, log_background, cell)
+        measured = self.measured(context.panel)
+        genes = self.genes(decoded, library_size, context)
+        proteins = self.proteins(decoded, log_background, context)
         return ElboTerms(
             reconst_loss_gene=ops.gene_loss(
                 x, genes, fast=self.fused, bfloat16=self.bfloat16_products
@@ -365,7 +361,7 @@ class Network(nn.Module):
             reconst_loss_protein=ops.protein_loss(y, proteins, measured, fast=self.fused),
             kl_div_z=standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1),
             kl_div_l_gene=self._library_kl(posterior, local_l_mean_gene, local_l_var_gene),
-            kl_div_back_pro=self._background_kl(decoded, cell, measured),
+            kl_div_back_pro=self._background_kl(decoded, context, measured),
         )
 
     def _library_kl(
@@ -375,20 +371,21 @@ class Network(nn.Module):
             return torch.zeros_like(posterior.qz_m[..., 0])
         assert mean is not None
         assert variance is not None
-        return normal_kl(posterior.ql_m, posterior.ql_v, mean, variance).sum(dim=-1)
+        prior = mean.reshape(-1, 1), variance.reshape(-1, 1)
+        return normal_kl(posterior.ql_m, posterior.ql_v, *prior).sum(dim=-1)
 
     def _background_kl(
-        self, decoded: Decoded, cell: CellContext, measured: Tensor | None
+        self, decoded: Decoded, context: CellContext, measured: Tensor | None
     ) -> Tensor:
         divergence = ops.background_divergence(
             decoded.background_mean, decoded.background_scale,
             self.background_prior_mean, self.background_prior_log_scale,
-            cell.panel, measured, fast=self.fused,
+            context.panel, measured, fast=self.fused,
         )  # fmt: skip
         if self.log_efficiency is None:
             return divergence
         # scvi-tools has a prior of the efficiency, and a small pull of pi towards 1.
-        efficiency_prior = log_normal_log_prob(self.log_efficiency[cell.batch]).sum(dim=-1)
+        efficiency_prior = log_normal_log_prob(self.log_efficiency[context.batch]).sum(dim=-1)
         log_pi = F.logsigmoid(decoded.background_logit).sum(dim=-1)
         return divergence - efficiency_prior - 1e-3 * log_pi
 

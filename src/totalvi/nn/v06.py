@@ -11,27 +11,21 @@ from torch.nn import functional as F
 
 from totalvi.nn import config as options
 from totalvi.nn.cell import CellContext, SparseCounts
+from totalvi.nn.coders import Decoded
 from totalvi.nn.config import NetworkConfig, at_least_one, check_option
-from totalvi.nn.likelihoods import (
-    SMALLEST_NORMAL,
-    ElboTerms,
-    negative_binomial_mixture_log_prob,
-    sum_measured,
-    without_unmeasured,
-)
+from totalvi.nn.likelihoods import SMALLEST_NORMAL, ElboTerms
 from totalvi.nn.network import Network
 from totalvi.nn.ops import gene_reconstruction_loss
+from totalvi.nn.sync import standard_normal
 from totalvi.nn.v06_minibatch import (
     CellExtras,
     check_counts,
     checked_context,
-    checked_mask,
-    gene_parameters,
     inverse_dispersion,
     latent_mean,
     library_prior,
     posterior_sample,
-    protein_parameters,
+    protein_reconstruction_loss,
 )
 
 
@@ -103,38 +97,22 @@ class TOTALVI(Network):
     ) -> None:
         check_option("use_cuda", use_cuda, bool)
         config = NetworkConfig(
-            n_input_genes=n_input_genes,
-            n_input_proteins=n_input_proteins,
-            n_batch=n_batch,
-            n_labels=n_labels,
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers_encoder=n_layers_encoder,
-            n_layers_decoder=n_layers_decoder,
-            dropout_rate_decoder=dropout_rate_decoder,
-            dropout_rate_encoder=dropout_rate_encoder,
-            gene_dispersion=gene_dispersion,
-            protein_dispersion=protein_dispersion,
-            log_variational=log_variational,
-            reconstruction_loss_gene=reconstruction_loss_gene,
-            latent_distribution=latent_distribution,
-            protein_batch_mask=protein_batch_mask,
-            encoder_batch=encoder_batch,
-            n_panels=n_panels,
-            library=library,
+            n_input_genes=n_input_genes, n_input_proteins=n_input_proteins, n_batch=n_batch,
+            n_labels=n_labels, n_hidden=n_hidden, n_latent=n_latent,
+            n_layers_encoder=n_layers_encoder, n_layers_decoder=n_layers_decoder,
+            dropout_rate_decoder=dropout_rate_decoder, dropout_rate_encoder=dropout_rate_encoder,
+            gene_dispersion=gene_dispersion, protein_dispersion=protein_dispersion,
+            log_variational=log_variational, reconstruction_loss_gene=reconstruction_loss_gene,
+            latent_distribution=latent_distribution, protein_batch_mask=protein_batch_mask,
+            encoder_batch=encoder_batch, n_panels=n_panels, library=library,
             n_categories_per_covariate=n_categories_per_covariate,
-            n_continuous_covariates=n_continuous_covariates,
-            encode_covariates=encode_covariates,
-            encoder_architecture=encoder_architecture,
-            scale_input=scale_input,
-            background_scale=background_scale,
-            protein_efficiency=protein_efficiency,
-            normalization=normalization,
-            background_prior=background_prior,
-            hidden_protein_rate=hidden_protein_rate,
-            background_samples=background_samples,
+            n_continuous_covariates=n_continuous_covariates, encode_covariates=encode_covariates,
+            encoder_architecture=encoder_architecture, scale_input=scale_input,
+            background_scale=background_scale, protein_efficiency=protein_efficiency,
+            normalization=normalization, background_prior=background_prior,
+            hidden_protein_rate=hidden_protein_rate, background_samples=background_samples,
             fused=fused,
-        )
+        )  # fmt: skip
         super().__init__(config, generator)
         if use_cuda and torch.cuda.is_available():
             self.cuda()
@@ -205,22 +183,13 @@ class TOTALVI(Network):
             True where a protein was measured, (B, T). None: everywhere.
         """
         check_counts(self, x, y)
-        measured = checked_mask(pro_batch_mask_minibatch, y)
         gene_loss = gene_reconstruction_loss(
             x,
             px_["rate"].clamp(min=SMALLEST_NORMAL).log(),
             px_["r"].log().reshape(-1, self.n_input_genes),
             px_.get("dropout"),
         )
-        efficiency = py_.get("efficiency", torch.ones_like(py_["rate_back"]))
-        log_prob = negative_binomial_mixture_log_prob(
-            without_unmeasured(y, measured),
-            (py_["rate_back"] * efficiency).log(),
-            (py_["rate_fore"] * efficiency).log(),
-            py_["r"].log(),
-            py_["mixing"],
-        )
-        return gene_loss, -sum_measured(log_prob, measured)
+        return gene_loss, protein_reconstruction_loss(y, py_, pro_batch_mask_minibatch)
 
     def inference(
         self,
@@ -247,8 +216,8 @@ class TOTALVI(Network):
         context = self.context(x, y, batch_index, label, **extras)
         sample = posterior_sample(self, x, y, context, n_samples, transform_batch, generator)
         return {
-            "px_": gene_parameters(self, sample),
-            "py_": protein_parameters(self, sample),
+            "px_": self.gene_parameters(sample.decoded, sample.library_size, sample.context),
+            "py_": self.protein_parameters(sample.decoded, sample.log_background, sample.context),
             "z": sample.z,
             "untran_z": sample.untran_z,
             "untran_l": sample.untran_l,
@@ -256,6 +225,36 @@ class TOTALVI(Network):
             "log_pro_back_mean": sample.log_background,
             **sample.posterior._asdict(),
         }
+
+    def gene_parameters(
+        self, decoded: Decoded, library_size: Tensor, context: CellContext
+    ) -> dict[str, Tensor]:
+        """Return the entries of ``px_``."""
+        genes = self.genes(decoded, library_size, context)
+        scale, r = genes.log_proportions().exp(), inverse_dispersion(genes.dispersion)
+        parameters = {"scale": scale, "rate": library_size * scale, "r": r}
+        dropout = genes.dropout_logit()
+        return parameters if dropout is None else {**parameters, "dropout": dropout}
+
+    def protein_parameters(
+        self, decoded: Decoded, log_background: Tensor, context: CellContext
+    ) -> dict[str, Tensor]:
+        """Return the entries of ``py_``."""
+        mixture = self.proteins(decoded, log_background, context, efficiency=False)
+        rate_fore = mixture.foreground_mean()
+        parameters = {
+            "back_alpha": decoded.background_mean,
+            "back_beta": decoded.background_scale,
+            "rate_back": mixture.background_mean(),
+            "fore_scale": mixture.factor,
+            "rate_fore": rate_fore,
+            "mixing": mixture.background_logit,
+            "scale": F.normalize(mixture.foreground_probability() * rate_fore, p=1, dim=-1),
+            "r": inverse_dispersion(mixture.dispersion),
+        }
+        if self.log_efficiency is not None:
+            parameters["efficiency"] = self.log_efficiency[context.batch].exp()
+        return parameters
 
     def sample_from_posterior_z(
         self,
@@ -277,7 +276,8 @@ class TOTALVI(Network):
         posterior = self.encode(x, y, context, generator)
         if give_mean:
             return latent_mean(self, posterior, n_samples, generator)
-        return self.transform_latent(self.sample_latent(posterior, generator))
+        noise = standard_normal(posterior.qz_m, generator)
+        return self.transform_latent(self.latent_at(posterior, noise))
 
     def sample_from_posterior_l(
         self,

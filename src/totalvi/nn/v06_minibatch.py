@@ -6,12 +6,16 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.config import LibraryKind, NetworkConfig, at_least_one
-from totalvi.nn.likelihoods import Dispersion
+from totalvi.nn.likelihoods import (
+    Dispersion,
+    negative_binomial_mixture_log_prob,
+    sum_measured,
+    without_unmeasured,
+)
 from totalvi.nn.network import Network
 from totalvi.nn.sync import standard_normal
 
@@ -88,16 +92,6 @@ def check_counts(network: Network, x: Tensor | SparseCounts, y: Tensor) -> None:
             raise ValueError(f"{name} holds {values.dtype}; allowed is {dtype}.")
     if isinstance(x, SparseCounts):
         x.check()
-
-
-def checked_mask(measured: Tensor | None, y: Tensor) -> Tensor | None:
-    """Return which counts were measured; raise ValueError unless it has the shape of ``y`` (B, T)."""
-    if measured is not None and measured.shape != y.shape:
-        raise ValueError(
-            f"pro_batch_mask_minibatch has shape {tuple(measured.shape)}; "
-            f"allowed is {tuple(y.shape)}."
-        )
-    return measured
 
 
 def group_codes(name: str, given: Tensor | None, like: Tensor, n_categories: int) -> Tensor:
@@ -191,9 +185,9 @@ def known_library(
 def library_prior(
     kind: LibraryKind, mean: Tensor | None, variance: Tensor | None, n_cells: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return mean and variance of the prior of the log library size, (B, 1), or (1, 1) for all cells.
+    """Return mean and variance of the prior of the log library size; None where it is not latent.
 
-    They are None where the library size is not latent.
+    Raises ValueError unless they hold one value, or one for each of the B cells.
     """
     if kind != "latent":
         return None, None
@@ -204,7 +198,7 @@ def library_prior(
     for name, given in (("local_l_mean_gene", mean), ("local_l_var_gene", variance)):
         if given.numel() not in (1, n_cells):
             raise ValueError(f"{name} has shape {tuple(given.shape)}; allowed is ({n_cells}, 1).")
-    return mean.reshape(-1, 1), variance.reshape(-1, 1)
+    return mean, variance
 
 
 class Sample(NamedTuple):
@@ -245,7 +239,8 @@ def posterior_sample(
             None if part is None else part.expand(n_samples, -1, -1) for part in posterior[2:]
         )
         posterior = CellPosterior(qz_m, qz_v, ql_m, ql_v)
-    untran_z = network.sample_latent(posterior, generator)
+    noise = standard_normal(posterior.qz_m, generator)
+    untran_z = network.latent_at(posterior, noise)
     library_size, untran_l = network.sample_library(posterior, context, generator)
     z = network.transform_latent(untran_z)
     context = network.in_batch(context, transform_batch)
@@ -273,39 +268,6 @@ def latent_mean(
     return total / n_samples
 
 
-def gene_parameters(network: Network, sample: Sample) -> dict[str, Tensor]:
-    """Return the entries of ``px_``."""
-    genes = network.genes(sample.decoded, sample.library_size, sample.context)
-    scale = genes.log_proportions().exp()
-    parameters = {
-        "scale": scale,
-        "rate": sample.library_size * scale,
-        "r": inverse_dispersion(genes.dispersion),
-    }
-    dropout = genes.dropout_logit()
-    return parameters if dropout is None else {**parameters, "dropout": dropout}
-
-
-def protein_parameters(network: Network, sample: Sample) -> dict[str, Tensor]:
-    """Return the entries of ``py_``."""
-    decoded, context = sample.decoded, sample.context
-    mixture = network.proteins(decoded, sample.log_background, context, efficiency=False)
-    rate_fore = mixture.foreground_mean()
-    parameters = {
-        "back_alpha": decoded.background_mean,
-        "back_beta": decoded.background_scale,
-        "rate_back": mixture.background_mean(),
-        "fore_scale": mixture.factor,
-        "rate_fore": rate_fore,
-        "mixing": mixture.background_logit,
-        "scale": F.normalize(mixture.foreground_probability() * rate_fore, p=1, dim=-1),
-        "r": inverse_dispersion(mixture.dispersion),
-    }
-    if network.log_efficiency is not None:
-        parameters["efficiency"] = network.log_efficiency[context.batch].exp()
-    return parameters
-
-
 def inverse_dispersion(dispersion: Dispersion, n_samples: int = 1) -> Tensor:
     """Return r, (features,), or by cell where it differs by group.
 
@@ -315,3 +277,23 @@ def inverse_dispersion(dispersion: Dispersion, n_samples: int = 1) -> Tensor:
     if len(dispersion.by_group) == 1:
         return r[0]
     return r if n_samples == 1 else r.expand(n_samples, -1, -1)
+
+
+def protein_reconstruction_loss(
+    y: Tensor, py_: dict[str, Tensor], measured: Tensor | None
+) -> Tensor:
+    """Return ``-log p(y)`` summed over measured proteins, (B,), from the entries of ``py_``."""
+    if measured is not None and measured.shape != y.shape:
+        raise ValueError(
+            f"pro_batch_mask_minibatch has shape {tuple(measured.shape)}; "
+            f"allowed is {tuple(y.shape)}."
+        )
+    efficiency = py_.get("efficiency", torch.ones_like(py_["rate_back"]))
+    log_prob = negative_binomial_mixture_log_prob(
+        without_unmeasured(y, measured),
+        (py_["rate_back"] * efficiency).log(),
+        (py_["rate_fore"] * efficiency).log(),
+        py_["r"].log(),
+        py_["mixing"],
+    )
+    return -sum_measured(log_prob, measured)
