@@ -7,7 +7,8 @@ import torch
 from counts import N_GENES, N_PROTEINS, SMALL, described
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
+from totalvi.posterior.draws import draws
+from totalvi.posterior.noise import CellNoise
 
 
 @pytest.mark.parametrize("library", ["observed", "latent"])

@@ -5,9 +5,14 @@ import pytest
 import torch
 from scipy import stats
 
-from totalvi.posterior.imputation import Predicted, mixture_moments
-from totalvi.posterior.parameters import ProteinLikelihood
-from totalvi.posterior.reliability import HiddenProteins, calibrated_probabilities, reliability
+from totalvi.posterior.draws import ProteinLikelihood
+from totalvi.posterior.protein_predictions import (
+    HiddenProteins,
+    Predicted,
+    calibrated_probabilities,
+    mixture_moments,
+    reliability,
+)
 
 
 def test_moments_are_those_of_the_mixture() -> None:

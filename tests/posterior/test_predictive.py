@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from counts import N_GENES, N_PROTEINS, SMALL, described
+from counts import N_GENES, N_PROTEINS, SMALL, described, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import minibatch, minibatches
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
-from totalvi.posterior.predictive_counts import predictive_counts
+from totalvi.posterior.draws import draws
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.predictive import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)
@@ -38,11 +39,15 @@ def ask(
     genes: np.ndarray = GENES,
     proteins: np.ndarray = PROTEINS,
     batch_size: int = 1000,
-    **given: Any,
+    n_samples: int = 1,
+    transform_batch: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    query = {"n_samples": 1, "transform_batch": None} | given
-    batches = minibatches(data, network, cells, batch_size)
-    parts = list(predictive_counts(network, batches, CellNoise(5), genes, proteins, **query))
+    asked = question(
+        data, network, cells, 5,
+        batch_size=batch_size, n_samples=n_samples, transform_batch=(transform_batch,),
+    )  # fmt: skip
+    with asked.minibatches("counts") as batches:
+        parts = [predictive_counts(asked, batch, genes, proteins) for batch in batches]
     assert all(isinstance(counts, sparse.csr_matrix) for rna, _ in parts for counts in rna)
     rna = [np.stack([counts.toarray() for counts in some]) for some, _ in parts]
     return np.concatenate(rna, axis=1), np.concatenate([some for _, some in parts], axis=1)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import h5py
 import numpy as np
@@ -314,3 +314,24 @@ def _numeric(array: np.ndarray, where: str, cells: pd.Index, features: pd.Index)
 def _require_real(dtype: Any, where: str) -> None:
     if not _is_real(dtype):
         raise DataError(f"{where} holds {dtype} values in place of counts: convert it to numbers")
+
+
+def evenly_spaced(
+    cells: np.ndarray, at_most: int, *, rounding: Literal["nearest", "down"] = "nearest"
+) -> np.ndarray:
+    """Return at most so many of the cells, the first, the last and others evenly spaced between them.
+
+    Parameters
+    ----------
+    rounding
+        How places between two cells are rounded.
+
+    Examples
+    --------
+    >>> evenly_spaced(np.arange(10, 15), 4).tolist()
+    [10, 11, 13, 14]
+    """
+    if len(cells) <= at_most:
+        return cells
+    places = np.linspace(0, len(cells) - 1, at_most)
+    return cells[(places.round() if rounding == "nearest" else places).astype(np.int64)]

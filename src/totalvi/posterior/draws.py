@@ -1,110 +1,20 @@
 """Posterior samples of a minibatch, one after the other: what every Monte Carlo query is made of."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from numba import prange, uint64
 from torch import Tensor
 
-from totalvi.compiled import compiled
 from totalvi.errors import BackgroundError
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import CellContext
 from totalvi.nn.decoder import Decoded
 from totalvi.nn.encoder import CellPosterior
 from totalvi.nn.v06 import TOTALVI
-
-Purpose = Literal["latent", "library", "background", "mixing", "counts", "dispersion"]
-_PURPOSES: tuple[Purpose, ...] = (
-    "latent", "library", "background", "mixing", "counts", "dispersion",
-)  # fmt: skip
-GOLDEN = 0x9E3779B97F4A7C15  # odd and near 2^64 / phi: steps of it never meet
-
-
-class CellNoise(NamedTuple):
-    """A source of noise by cell.
-
-    Parameters
-    ----------
-    seed
-        Whole number from 0; other seeds give other noise.
-    """
-
-    seed: int
-
-    def normal(self, purpose: Purpose, sample: int, keys: np.ndarray, width: int) -> Tensor:
-        """Return standard normal values (B, width), float32, for cells with ``keys`` (B,)."""
-        return self._fill(_fill_normal, purpose, sample, keys, width)
-
-    def uniform(self, purpose: Purpose, sample: int, keys: np.ndarray, width: int) -> Tensor:
-        """Return values between 0 and 1, both left out, (B, width), float32.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> keys = np.arange(4, dtype=np.uint64)
-        >>> whole = CellNoise(0).uniform("mixing", 0, keys, 3)
-        >>> part = CellNoise(0).uniform("mixing", 0, keys[2:], 3)
-        >>> bool((whole[2:] == part).all())
-        True
-        """
-        return self._fill(_fill_uniform, purpose, sample, keys, width)
-
-    def stream(self, purpose: Purpose, sample: int) -> np.uint64:
-        """Return the number that a cell's key is mixed with for all noise of one purpose and sample."""
-        words = np.random.SeedSequence((self.seed, _PURPOSES.index(purpose), sample))
-        return np.uint64(words.generate_state(1, np.uint64)[0])
-
-    def _fill(
-        self, fill: object, purpose: Purpose, sample: int, keys: np.ndarray, width: int
-    ) -> Tensor:
-        values = np.empty((len(keys), width), dtype=np.float32)
-        fill(keys, self.stream(purpose, sample), values)  # type: ignore[operator]
-        return torch.from_numpy(values)
-
-
-@compiled()
-def mixed(word: np.uint64) -> np.uint64:
-    """Return a hash of 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014)."""
-    word = (word ^ (word >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> uint64(27))) * uint64(0x94D049BB133111EB)
-    return word ^ (word >> uint64(31))
-
-
-@compiled()
-def _unit(bits: np.uint64) -> float:
-    """Return 32 bits as a number between 0 and 1, both left out."""
-    return (np.float64(bits) + 0.5) * 2.0**-32
-
-
-@compiled(parallel=True)
-def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
-    """Fill with the transform of Box and Muller (1958), which makes two values of a hash."""
-    width = values.shape[1]
-    for b in prange(len(keys)):
-        cell = mixed(keys[b] ^ stream)
-        for j in range(0, width, 2):
-            word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
-            radius = math.sqrt(-2 * math.log(_unit(word >> uint64(32))))
-            angle = 2 * math.pi * _unit(word & uint64(0xFFFFFFFF))
-            values[b, j] = radius * math.cos(angle)
-            if j + 1 < width:
-                values[b, j + 1] = radius * math.sin(angle)
-
-
-@compiled(parallel=True)
-def _fill_uniform(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
-    for b in prange(len(keys)):
-        cell = mixed(keys[b] ^ stream)
-        for j in range(values.shape[1]):
-            word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
-            # 23 bits and a half step are what float32 holds below 1 without rounding up to it
-            values[b, j] = np.float32((np.float64(word >> uint64(41)) + 0.5) * 2.0**-23)
-
+from totalvi.posterior.noise import CellNoise, Purpose
 
 _LARGEST_LOG_BACKGROUND = 30.0  # 1e13 counts
 
@@ -243,3 +153,69 @@ def _normal(
     width: int,
 ) -> Tensor:
     return noise.normal(purpose, sample, batch.keys, width).to(batch.y.device)
+
+
+class GeneLikelihood(NamedTuple):
+    """Parameters of the RNA counts of B cells and g genes.
+
+    Parameters
+    ----------
+    log_mean
+        Of the negative binomial, (B, g).
+    log_r
+        Log inverse dispersion, (1, g) or (B, g).
+    dropout_logit
+        Of the zero inflation, (B, g); None without.
+    """
+
+    log_mean: Tensor
+    log_r: Tensor
+    dropout_logit: Tensor | None
+
+
+class ProteinLikelihood(NamedTuple):
+    """Parameters of the protein counts of B cells and t proteins.
+
+    Parameters
+    ----------
+    log_background, log_foreground
+        Log means of both parts, the batch's protein efficiency included, (B, t).
+    log_r
+        Log inverse dispersion, (1, t) or (B, t).
+    background_logit
+        Of the probability of background, (B, t).
+    """
+
+    log_background: Tensor
+    log_foreground: Tensor
+    log_r: Tensor
+    background_logit: Tensor
+
+
+def gene_likelihood(module: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneLikelihood:
+    """Return the parameters of the genes at positions ``genes`` at one posterior sample."""
+    some = _selection(genes, module.n_input_genes)
+    dropout = draw.decoded.dropout_logit
+    return GeneLikelihood(
+        log_mean=module.gene_log_mean(draw.decoded.gene_logit, draw.library_size)[:, some],
+        log_r=module.gene_log_inverse_dispersion(draw.context)[:, some],
+        dropout_logit=None if dropout is None else dropout[:, some],
+    )
+
+
+def protein_likelihood(module: TOTALVI, draw: Draw, proteins: np.ndarray) -> ProteinLikelihood:
+    """Return the parameters of the proteins at positions ``proteins`` at one posterior sample."""
+    some = _selection(proteins, module.n_input_proteins)
+    log_background = draw.log_background + module.protein_log_efficiency(draw.context)
+    log_background = plausible_background(log_background[:, some], proteins)
+    return ProteinLikelihood(
+        log_background=log_background,
+        log_foreground=log_background + draw.decoded.foreground_factor[:, some].log(),
+        log_r=module.protein_log_inverse_dispersion(draw.context)[:, some],
+        background_logit=draw.decoded.background_logit[:, some],
+    )
+
+
+def _selection(positions: np.ndarray, n: int) -> slice | np.ndarray:
+    """Return a slice when all features are wanted, which spares a copy."""
+    return slice(None) if np.array_equal(positions, np.arange(n)) else positions

@@ -1,24 +1,24 @@
 """Predictive checks against brute force, and calibrated where the model is true."""
 
 import tracemalloc
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy import special, stats
+from scipy import sparse, special, stats
 
-from counts import N_GENES, N_PROTEINS, SMALL, annotated, described
+from counts import N_GENES, N_PROTEINS, SMALL, annotated, described, question
 from totalvi.data.cells import CiteData
 from totalvi.data.describe import describe
 from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
-from totalvi.fit.batches import Minibatch, minibatch, minibatches
-from totalvi.nn.sparse import sparse_counts
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
-from totalvi.posterior.parameters import GeneLikelihood
+from totalvi.posterior.draws import GeneLikelihood, draws
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.predictive import predictive_counts
 from totalvi.posterior.predictive_checks import (
     LEVELS,
     FeatureChecks,
@@ -27,7 +27,6 @@ from totalvi.posterior.predictive_checks import (
     predictive_checks,
     quantile_coverage,
 )
-from totalvi.posterior.predictive_counts import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)
@@ -97,23 +96,11 @@ def test_checks_are_those_of_all_samples_held_at_once(likelihood: str) -> None:
     measured = np.array(data.schema.panel_measured)[data.panel[CELLS]]
     assert not measured.all()
     genes, proteins, n_samples = np.array([20, 3, 11, 0]), np.array([5, 0, 4, 1]), 30
-    ours = predictive_checks(
-        network,
-        minibatches(data, network, CELLS, 13),
-        CellNoise(2),
-        genes,
-        proteins,
-        n_samples=n_samples,
-    )
-    ((rna, protein),) = predictive_counts(
-        network,
-        minibatches(data, network, CELLS, 40),
-        CellNoise(2),
-        genes,
-        proteins,
-        n_samples=n_samples,
-        transform_batch=None,
-    )
+    asked = question(data, network, CELLS, 2, batch_size=13, n_samples=n_samples)
+    ours = predictive_checks(asked, genes, proteins)
+    with torch.no_grad():
+        batch = minibatch(data, network, CELLS)
+        rna, protein = predictive_counts(asked, batch, genes, proteins)
     densities = predictive_density(data, network, n_samples)
     drawn_rna = np.stack([counts.toarray() for counts in rna])
     observed = data.rna[CELLS].toarray()[:, genes]
@@ -193,9 +180,8 @@ def test_a_protein_that_no_cell_measured_has_no_checks() -> None:
     network = module(data)
     cells = np.flatnonzero(data.batch == 1)
     unmeasured = ~np.array(data.schema.panel_measured)[1]
-    _, proteins = predictive_checks(
-        network, minibatches(data, network, cells, 50), CellNoise(0), GENES, PROTEINS, n_samples=3
-    )
+    asked = question(data, network, cells, batch_size=50, n_samples=3)
+    _, proteins = predictive_checks(asked, GENES, PROTEINS)
     assert np.array_equal(proteins.n_cells == 0, unmeasured)
     for values in (proteins.mae, proteins.coverage[0], proteins.log_likelihood):
         assert np.array_equal(np.isnan(values), unmeasured)
@@ -251,15 +237,11 @@ def test_intervals_are_calibrated_on_counts_of_the_model_itself(likelihood: str)
     mean = torch.where(is_background, beta, beta * py_["fore_scale"])
     protein = negative_binomial(rng, mean, py_["r"])
 
-    def true_counts() -> Iterator[Minibatch]:
-        for cells in np.array_split(np.arange(n_cells), 3):
-            x = torch.tensor(rna[cells], dtype=torch.float32)
-            y = torch.tensor(protein[cells], dtype=torch.float32)
-            yield minibatch(data, network, cells)._replace(x=sparse_counts(x), y=y)
-
-    for checks in predictive_checks(
-        network, true_counts(), CellNoise(1), GENES, PROTEINS, n_samples=100
-    ):
+    true_counts = replace(
+        data, rna=sparse.csr_matrix(rna, dtype=np.float32), protein=protein.astype(np.float32)
+    )
+    asked = question(true_counts, network, np.arange(n_cells), 1, batch_size=134, n_samples=100)
+    for checks in predictive_checks(asked, GENES, PROTEINS):
         for row, level in enumerate(LEVELS):
             error = np.sqrt(level * (1 - level) / (n_cells * len(checks.mae)))
             assert abs(checks.coverage[row].mean() - level) < 5 * error
@@ -306,11 +288,10 @@ def test_samples_are_not_held() -> None:
     network = module(data)
 
     def peak(n_samples: int) -> int:
-        batches = minibatches(data, network, np.arange(n_cells), 100)
+        cells = np.arange(n_cells)
+        asked = question(data, network, cells, batch_size=100, n_samples=n_samples)
         tracemalloc.start()
-        predictive_checks(
-            network, batches, CellNoise(0), np.arange(n_genes), np.arange(5), n_samples=n_samples
-        )
+        predictive_checks(asked, np.arange(n_genes), np.arange(5))
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
