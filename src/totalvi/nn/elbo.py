@@ -16,7 +16,6 @@ from totalvi.nn.encoder import CellPosterior
 from totalvi.nn.likelihoods import (
     gene_reconstruction_loss,
     log_normal_log_prob,
-    negative_binomial_mixture_log_prob,
     normal_kl,
     standard_normal_kl,
 )
@@ -157,33 +156,19 @@ class LossTerms(Network):
     def _protein_loss(
         self, y: Tensor, context: CellContext, decoded: Decoded, log_background: Tensor
     ) -> Tensor:
-        if (
-            self.fused
-            and suits_compiled_loops(log_background)
-            and decoded.background_mean.dim() == 2
-        ):
-            if self.log_efficiency is not None:
-                log_background = log_background + self.log_efficiency[context.batch]
+        mixture = self.proteins(decoded, log_background, context)
+        measured = self.measured(context.panel)
+        if self.fused and suits_compiled_loops(log_background) and mixture.factor.dim() == 2:
             return protein_mixture_loss(
                 y,
-                self.measured(context.panel),
-                log_background,
-                decoded.foreground_factor,
-                decoded.background_logit,
-                self.protein_log_r,
-                self._dispersion_group(self.protein_dispersion, context),
+                measured,
+                mixture.log_background,
+                mixture.factor,
+                mixture.background_logit,
+                *mixture.dispersion,
             )
-        log_efficiency = self.protein_log_efficiency(context)
-        log_mean_background = log_background + log_efficiency
-        measured = self.measured(context.panel)
-        log_prob = negative_binomial_mixture_log_prob(
-            without_unmeasured(y, measured),
-            log_mean_background,
-            log_mean_background + decoded.foreground_factor.log(),
-            self.protein_log_inverse_dispersion(context),
-            decoded.background_logit,
-        )
-        if log_prob.dim() > decoded.background_mean.dim():  # several samples of the background
+        log_prob = mixture.log_prob(without_unmeasured(y, measured))
+        if log_prob.dim() > mixture.factor.dim():  # several samples of the background
             log_prob = log_prob.logsumexp(dim=0) - math.log(len(log_prob))
         return -sum_measured(log_prob, measured)
 

@@ -6,7 +6,9 @@ formula finite.
 """
 
 import math
+from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -91,6 +93,119 @@ def negative_binomial_mixture_log_prob(
     return torch.logaddexp(background, foreground - background_logit) - F.softplus(
         -background_logit
     )
+
+
+class Dispersion(NamedTuple):
+    """Inverse dispersions of all features, which may differ between groups of cells.
+
+    Parameters
+    ----------
+    by_group
+        Log inverse dispersions, (groups, F); one group where all cells share them.
+    group
+        The group of each cell, (B,).
+    """
+
+    by_group: Tensor
+    group: Tensor
+
+    @property
+    def log_r(self) -> Tensor:
+        """Log inverse dispersion of each cell and feature, (B, F); (1, F) with one group."""
+        return self.by_group if len(self.by_group) == 1 else self.by_group[self.group]
+
+
+class ProteinMixture(NamedTuple):
+    """Distribution of protein counts: ``pi NB(beta, r) + (1 - pi) NB(beta alpha, r)``.
+
+    `Network.proteins` makes it. The first three fields broadcast to (..., B, T).
+
+    Parameters
+    ----------
+    log_background
+        Log of the background mean beta.
+    factor
+        Foreground factor alpha, above 1.
+    background_logit
+        Logit of pi, the probability that a count is background.
+    dispersion
+        Inverse dispersions r, which both parts share.
+    """
+
+    log_background: Tensor
+    factor: Tensor
+    background_logit: Tensor
+    dispersion: Dispersion
+
+    @property
+    def log_r(self) -> Tensor:
+        """Log of the inverse dispersion, (1, T) or (B, T)."""
+        return self.dispersion.log_r
+
+    @property
+    def log_foreground(self) -> Tensor:
+        """Log of the foreground mean beta alpha."""
+        return self.log_background + self.factor.log()
+
+    def take(self, proteins: slice | np.ndarray) -> Self:
+        """Return the mixture of the proteins at some positions."""
+        by_group, group = self.dispersion
+        return type(self)(
+            self.log_background[..., proteins],
+            self.factor[..., proteins],
+            self.background_logit[..., proteins],
+            Dispersion(by_group[:, proteins], group),
+        )
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Return the log-probability of counts ``y`` (B, T)."""
+        return negative_binomial_mixture_log_prob(
+            y, self.log_background, self.log_foreground, self.log_r, self.background_logit
+        )
+
+    def foreground_given(self, y: Tensor) -> Tensor:
+        """Return the probability that counts ``y`` (B, T), once seen, are foreground."""
+        log_r = self.log_r
+        return torch.sigmoid(
+            negative_binomial_log_prob(y, self.log_foreground, log_r)
+            - negative_binomial_log_prob(y, self.log_background, log_r)
+            - self.background_logit
+        )
+
+    def background_probability(self) -> Tensor:
+        """Return pi."""
+        return torch.sigmoid(self.background_logit)
+
+    def foreground_probability(self) -> Tensor:
+        """Return 1 - pi, which keeps its digits where it is small."""
+        return torch.sigmoid(-self.background_logit)
+
+    def background_mean(self) -> Tensor:
+        """Return beta."""
+        return self.log_background.exp()
+
+    def foreground_mean(self) -> Tensor:
+        """Return beta alpha."""
+        return self.background_mean() * self.factor
+
+    def mean(self, *, background: bool, in_background: Tensor | None = None) -> Tensor:
+        """Return ``(1 - pi) beta alpha``, and with ``background`` ``pi beta`` besides.
+
+        Parameters
+        ----------
+        background
+            Whether the background part counts.
+        in_background
+            What stands for pi, such as draws of 0 and 1 with this probability. None: pi.
+        """
+        pi = self.background_probability() if in_background is None else in_background
+        foreground = (1 - pi) * self.foreground_mean()
+        return foreground + pi * self.background_mean() if background else foreground
+
+    def mean_over_background(self) -> Tensor:
+        """Return ``pi + (1 - pi) alpha``: the mean of a count in units of the background mean."""
+        pi = self.background_probability()
+        return pi + (1 - pi) * self.factor
 
 
 def normal_log_prob(value: Tensor, mean: Tensor | float, scale: Tensor | float) -> Tensor:

@@ -16,6 +16,7 @@ from totalvi.nn.cpu.fused_proportions import add_proportions
 from totalvi.nn.decoder import BackgroundScale, Decoded, Decoder, profile_penalty
 from totalvi.nn.encoder import CellPosterior, Encoder, EncoderArchitecture
 from totalvi.nn.layers import Normalization
+from totalvi.nn.likelihoods import Dispersion, ProteinMixture
 from totalvi.nn.sparse import SparseCounts
 from totalvi.nn.sync import n_cells_of_all, of_all_cells, own_cells
 
@@ -26,7 +27,10 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 class Network(nn.Module):
-    """Encoder, decoder and parameters of totalVI; the arguments are documented at `TOTALVI`."""
+    """Encoder, decoder and parameters of totalVI; the arguments are documented at `TOTALVI`.
+
+    docs/model.md states the generative model, its posterior and the objective.
+    """
 
     def __init__(
         self,
@@ -317,6 +321,38 @@ class Network(nn.Module):
                 f"label is None, but a dispersion is {dispersion!r}; give each cell's label."
             )
         return context.label
+
+    def proteins(
+        self,
+        decoded: Decoded,
+        log_background: Tensor,
+        cell: CellContext,
+        *,
+        efficiency: bool = True,
+    ) -> ProteinMixture:
+        """Return the distribution of protein counts at a log background b, (..., B, T).
+
+        Parameters
+        ----------
+        decoded
+            What `decode` said of the cells.
+        log_background
+            A sample of b, or what stands for it, such as the logarithm of E[exp(b)].
+        cell
+            What the cells were decoded as.
+        efficiency
+            Whether the batch's protein efficiency, where the model has one, scales both means, as it
+            does those of counts. Denoised expression leaves it out.
+        """
+        if efficiency and self.log_efficiency is not None:
+            log_background = log_background + self.log_efficiency[cell.batch]
+        group = self._dispersion_group(self.protein_dispersion, cell)
+        return ProteinMixture(
+            log_background=log_background,
+            factor=decoded.foreground_factor,
+            background_logit=decoded.background_logit,
+            dispersion=Dispersion(self.protein_log_r, group),
+        )
 
     def protein_log_inverse_dispersion(self, context: CellContext) -> Tensor:
         """Return log r of the proteins, (1, T) or (B, T)."""

@@ -1,7 +1,7 @@
 """TOTALVI: the joint model of RNA and surface proteins as one torch module."""
 
 import math
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -18,6 +18,19 @@ from totalvi.nn.sparse import SparseCounts
 from totalvi.nn.v06_inputs import CellExtras, CheckedInputs
 
 Parameters = dict[str, Tensor]
+
+
+class _Sample(NamedTuple):
+    """Samples of the latent variables of a minibatch, and what they were decoded as and to."""
+
+    posterior: CellPosterior
+    context: CellContext
+    untran_z: Tensor
+    z: Tensor
+    library_size: Tensor
+    untran_l: Tensor | None
+    decoded: Decoded
+    log_background: Tensor
 
 
 class TOTALVI(CheckedInputs):
@@ -201,6 +214,31 @@ class TOTALVI(CheckedInputs):
         library_gene, log_pro_back_mean. With ``n_samples`` above 1 each, the dispersions apart, gains
         a leading axis (n_samples, B, .).
         """
+        sample = self._sample(
+            x, y, batch_index, label, n_samples, transform_batch, generator, extras
+        )
+        return {
+            "px_": self.gene_parameters(sample.decoded, sample.library_size, sample.context),
+            "py_": self.protein_parameters(sample.decoded, sample.log_background, sample.context),
+            "z": sample.z,
+            "untran_z": sample.untran_z,
+            "untran_l": sample.untran_l,
+            "library_gene": sample.library_size,
+            "log_pro_back_mean": sample.log_background,
+            **sample.posterior._asdict(),
+        }
+
+    def _sample(
+        self,
+        x: Tensor | SparseCounts,
+        y: Tensor,
+        batch_index: Tensor | None,
+        label: Tensor | None,
+        n_samples: int,
+        transform_batch: int | None,
+        generator: torch.Generator | None,
+        extras: CellExtras,
+    ) -> _Sample:
         at_least_one("n_samples", n_samples)
         context = self.context(x, y, batch_index, label, **extras)
         posterior = self.encode(x, y, context, generator)
@@ -215,16 +253,9 @@ class TOTALVI(CheckedInputs):
         flat = self.decode(z.flatten(0, -2), decode_context.repeat(n_samples), generator)
         decoded = flat.unflatten(z.shape[:-1])
         log_background = self.sample_log_background(decoded, generator)
-        return {
-            "px_": self.gene_parameters(decoded, library_size, decode_context),
-            "py_": self.protein_parameters(decoded, log_background, decode_context),
-            "z": z,
-            "untran_z": untran_z,
-            "untran_l": untran_l,
-            "library_gene": library_size,
-            "log_pro_back_mean": log_background,
-            **posterior._asdict(),
-        }
+        return _Sample(
+            posterior, decode_context, untran_z, z, library_size, untran_l, decoded, log_background
+        )
 
     def gene_parameters(
         self, decoded: Decoded, library_size: Tensor, context: CellContext
@@ -244,16 +275,16 @@ class TOTALVI(CheckedInputs):
         self, decoded: Decoded, log_background: Tensor, context: CellContext
     ) -> Parameters:
         """Return the entries of ``py_``."""
-        rate_back = log_background.exp()
-        rate_fore = rate_back * decoded.foreground_factor
-        foreground = torch.sigmoid(-decoded.background_logit) * rate_fore
+        mixture = self.proteins(decoded, log_background, context, efficiency=False)
+        rate_fore = mixture.foreground_mean()
+        foreground = mixture.foreground_probability() * rate_fore
         parameters = {
             "back_alpha": decoded.background_mean,
             "back_beta": decoded.background_scale,
-            "rate_back": rate_back,
-            "fore_scale": decoded.foreground_factor,
+            "rate_back": mixture.background_mean(),
+            "fore_scale": mixture.factor,
             "rate_fore": rate_fore,
-            "mixing": decoded.background_logit,
+            "mixing": mixture.background_logit,
             "scale": F.normalize(foreground, p=1, dim=-1),
             "r": self._inverse_dispersions(context)[1],
         }
@@ -382,19 +413,19 @@ class TOTALVI(CheckedInputs):
         """
         if not (math.isfinite(eps) and eps >= 0):
             raise ValueError(f"eps is {eps!r}; allowed are finite numbers from 0.")
-        outputs = self.inference(
-            x, y, batch_index, label, n_samples, transform_batch, generator=generator, **extras
+        sample = self._sample(
+            x, y, batch_index, label, n_samples, transform_batch, generator, extras
         )
-        py_ = outputs["py_"]
-        background = torch.sigmoid(py_["mixing"])
+        mixture = self.proteins(
+            sample.decoded, sample.log_background, sample.context, efficiency=False
+        )
+        in_background = mixture.background_probability()
         if sample_bern:
-            background = torch.bernoulli(background, generator=generator)
-        protein = (1 - background) * py_["rate_fore"]
-        if include_bg:
-            protein = protein + background * py_["rate_back"]
+            in_background = torch.bernoulli(in_background, generator=generator)
+        protein = mixture.mean(background=include_bg, in_background=in_background)
         if normalize_pro:
             protein = F.normalize(protein, p=1, dim=-1)
-        return outputs["px_"]["scale"], protein + eps
+        return self.log_proportions(sample.decoded.gene_logit).exp(), protein + eps
 
     def _inverse_dispersions(self, context: CellContext) -> tuple[Tensor, Tensor]:
         """Return r of genes and proteins: (G,) and (T,), or by cell where they differ by group."""
