@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from totalvi.posterior.draws import ProteinLikelihood
+from totalvi.nn.likelihoods import Dispersion, ProteinMixture
 from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     Predicted,
@@ -17,9 +17,10 @@ from totalvi.posterior.protein_predictions import (
 
 def test_moments_are_those_of_the_mixture() -> None:
     background, foreground, r, pi = 3.0, 40.0, 2.5, 0.3
-    given = [torch.tensor([[value]], dtype=torch.float64) for value in (background, foreground, r)]
-    logit = torch.tensor([[np.log(pi / (1 - pi))]])
-    first, second = mixture_moments(ProteinLikelihood(*(part.log() for part in given), logit))
+    given = (np.log(background), foreground / background, np.log(pi / (1 - pi)), np.log(r))
+    *means, log_r = (torch.tensor([[value]], dtype=torch.float64) for value in given)
+    dispersion = Dispersion(log_r, torch.tensor([0]))
+    first, second = mixture_moments(ProteinMixture(*means, dispersion))
     counts = np.arange(2000)
     density = pi * stats.nbinom.pmf(counts, r, r / (r + background))
     density += (1 - pi) * stats.nbinom.pmf(counts, r, r / (r + foreground))

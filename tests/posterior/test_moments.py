@@ -99,16 +99,16 @@ def test_sums_are_those_of_dense_arithmetic(data: CiteData, name: str) -> None:
     efficiency = 1.0
     if network.log_efficiency is not None:
         efficiency = network.log_efficiency[batch.context.batch].exp().detach().numpy()
-    background = own.background_rate().numpy() * efficiency
+    background = own.proteins.background_mean().numpy() * efficiency
     foreground = background * own.decoded.foreground_factor.numpy()
-    pi = own.background_probability().numpy()
+    pi = own.proteins.background_probability().numpy()
     log_like = [
         nbinom.logpmf(y, protein_r, protein_r / (protein_r + mean))
         for mean in (background, foreground)
     ]
     q = expit(log_like[1] - log_like[0] + logit(1 - pi))
     w = q / (1 + foreground / protein_r)
-    scale = (1 - pi) * own.foreground_rate().numpy()
+    scale = (1 - pi) * own.proteins.foreground_mean().numpy()
     expected = {
         "total": scale,
         "square": scale**2,

@@ -82,7 +82,7 @@ def test_counts_follow_the_law_of_each_draw(data: CiteData, options: dict[str, A
             at_or_below = 1 - kept * law.sf(counts)
             gene_ranks[draw.sample] = below + uniform[0, draw.sample] * (at_or_below - below)
             py_ = to_numpy(
-                network.protein_parameters(draw.decoded, draw.log_background, draw.context)
+                network.protein_parameters(draw.decoded, draw.proteins.log_background, draw.context)
             )
             factor, pi = py_.get("efficiency", 1.0), 1 / (1 + np.exp(-py_["mixing"]))
             below, at_or_below = (

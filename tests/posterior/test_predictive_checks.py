@@ -125,7 +125,9 @@ def predictive_density(
     with torch.no_grad():
         for draw in draws(network, batch, n_samples, CellNoise(2)):
             px_ = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
-            py_ = network.protein_parameters(draw.decoded, draw.log_background, draw.context)
+            py_ = network.protein_parameters(
+                draw.decoded, draw.proteins.log_background, draw.context
+            )
             log_prob = log_pmf(rna, px_["rate"], px_["r"])
             if "dropout" in px_:
                 dropout = px_["dropout"].sigmoid().double().numpy()
@@ -227,7 +229,7 @@ def test_intervals_are_calibrated_on_counts_of_the_model_itself(likelihood: str)
         batch = minibatch(data, network, np.arange(n_cells))
         (draw,) = draws(network, batch, 1, CellNoise(0))
         px_ = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
-        py_ = network.protein_parameters(draw.decoded, draw.log_background, draw.context)
+        py_ = network.protein_parameters(draw.decoded, draw.proteins.log_background, draw.context)
     rna = negative_binomial(rng, px_["rate"], px_["r"])
     if "dropout" in px_:
         rna[rng.random(rna.shape) < px_["dropout"].sigmoid().numpy()] = 0

@@ -30,7 +30,7 @@ from totalvi.mapping.surgery import extend, start_batch
 from totalvi.nn.cpu.dispatch import threads_of_torch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import documented
-from totalvi.posterior.draws import naming_proteins, plausible_background
+from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Fitted, Question
@@ -390,10 +390,9 @@ def with_expected(module: TOTALVI, batch: Minibatch, filled: np.ndarray) -> Tens
     for _ in range(_FILLING_ROUNDS if filled.any() else 0):
         posterior = module.encode(batch.x, y, context)
         decoded = module.decode(module.transform_latent(posterior.qz_m), context)
-        efficiency = module.protein_log_efficiency(context)
-        log_background = (decoded.background_mean + efficiency).where(where, 0.0)
-        background = plausible_background(log_background).exp()
-        in_background = torch.sigmoid(decoded.background_logit)
-        factor = in_background + (1 - in_background) * decoded.foreground_factor
-        y = torch.where(where, background * factor, y)
+        mixture = module.proteins(decoded, decoded.background_mean, context)
+        log_background = mixture.log_background.where(where, 0.0)  # only these need be plausible
+        mixture = plausible(mixture._replace(log_background=log_background))
+        expected = mixture.background_mean() * mixture.mean_over_background()
+        y = torch.where(where, expected, y)
     return y

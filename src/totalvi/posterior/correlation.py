@@ -16,7 +16,7 @@ from totalvi.data.panels.gene_names import matched_pairs
 from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
-from totalvi.posterior.draws import draws
+from totalvi.posterior.draws import draws, plausible
 from totalvi.posterior.noise import gamma_values
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Features, Fitted, Question
 
@@ -164,9 +164,9 @@ def _denoised_sample(
             mean[:, some].cpu().numpy(), log_r[:, some].exp().cpu().numpy(),
         )  # fmt: skip
 
-    foreground = draw.foreground_probability() * draw.foreground_rate()
-    log_r = network.protein_log_inverse_dispersion(draw.context)
-    proteins = values(foreground, log_r, wanted.proteins, network.n_input_genes)
+    mixture = plausible(draw.proteins)
+    foreground = mixture.foreground_probability() * mixture.foreground_mean()
+    proteins = values(foreground, mixture.log_r, wanted.proteins, network.n_input_genes)
     if not len(wanted.genes):
         return np.empty((len(proteins), 0), dtype=np.float32), proteins
     rna = wanted.rna_size_factor * network.proportions(draw.decoded)

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from totalvi.errors import BackgroundError
@@ -13,14 +12,15 @@ from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import CellContext
 from totalvi.nn.decoder import Decoded
 from totalvi.nn.encoder import CellPosterior
+from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.noise import CellNoise, Purpose
 
 _LARGEST_LOG_BACKGROUND = 30.0  # 1e13 counts
 
 
-def plausible_background(log_background: Tensor, proteins: np.ndarray | None = None) -> Tensor:
-    """Return the log background of proteins, (B, t), once none is beyond 1e13 counts.
+def plausible(mixture: ProteinMixture, proteins: np.ndarray | None = None) -> ProteinMixture:
+    """Return the distribution of proteins, once no background mean is beyond 1e13 counts.
 
     No fit to counts gives such a mean; one that went wrong does, and its exponential, which may not
     even be finite, answers nothing.
@@ -28,23 +28,23 @@ def plausible_background(log_background: Tensor, proteins: np.ndarray | None = N
     Parameters
     ----------
     proteins
-        Positions of the proteins, (t,). None: all.
+        Positions of the proteins. None: all.
 
     Raises
     ------
     BackgroundError
-        When a value is above 30, or not a number.
+        When a log background is above 30, or not a number.
     """
-    if not (log_background <= _LARGEST_LOG_BACKGROUND).all():
-        wrong = ~(log_background <= _LARGEST_LOG_BACKGROUND).all(dim=0)
+    if not (mixture.log_background <= _LARGEST_LOG_BACKGROUND).all():
+        wrong = ~(mixture.log_background <= _LARGEST_LOG_BACKGROUND).all(dim=0)
         column = int(wrong.nonzero()[0])
         raise BackgroundError(column if proteins is None else int(proteins[column]))
-    return log_background
+    return mixture
 
 
 @contextmanager
 def naming_proteins(names: Sequence[str]) -> Iterator[None]:
-    """Name the protein in the errors of `plausible_background`, which knows its position only."""
+    """Name the protein in the errors of `plausible`, which knows its position only."""
     try:
         yield
     except BackgroundError as error:
@@ -66,8 +66,9 @@ class Draw(NamedTuple):
         Latent state u (B, d), library size (B, 1) and its logarithm (None where it is known).
     decoded
         Parameters of the counts; the products as wide as the genes are taken when they are read.
-    log_background
-        Sample of the log background of each protein, (B, T).
+    proteins
+        Distribution of the protein counts at a sample of the log background, without the batch's
+        protein efficiency, (B, T).
     """
 
     sample: int
@@ -77,31 +78,15 @@ class Draw(NamedTuple):
     library_size: Tensor
     log_library: Tensor | None
     decoded: Decoded
-    log_background: Tensor
-
-    def background_rate(self) -> Tensor:
-        """Return beta, the background mean of each protein, (B, T); see `plausible_background`."""
-        return plausible_background(self.log_background).exp()
-
-    def foreground_rate(self) -> Tensor:
-        """Return beta alpha, the foreground mean of each protein, (B, T)."""
-        return self.background_rate() * self.decoded.foreground_factor
-
-    def background_probability(self) -> Tensor:
-        """Return pi, the probability that a protein count is background, (B, T)."""
-        return torch.sigmoid(self.decoded.background_logit)
+    proteins: ProteinMixture
 
     def expecting_background(self) -> Self:
-        """Return the same with exp(``log_background``) at its expectation, E[beta | z].
+        """Return the same with the background mean at its expectation, E[beta | z].
 
         What is linear in beta has the same average over such draws as over samples, with less noise.
         """
         mean, scale = self.decoded.background_mean, self.decoded.background_scale
-        return self._replace(log_background=mean + scale**2 / 2)
-
-    def foreground_probability(self) -> Tensor:
-        """Return 1 - pi, (B, T), which keeps its digits where it is small."""
-        return torch.sigmoid(-self.decoded.background_logit)
+        return self._replace(proteins=self.proteins._replace(log_background=mean + scale**2 / 2))
 
 
 def draws(
@@ -139,10 +124,10 @@ def draws(
             context = module.in_batch(batch.context, code)
             decoded = module.decode(z, context)
             log_background = decoded.background_mean + decoded.background_scale * background_noise
+            proteins = module.proteins(decoded, log_background, context, efficiency=False)
             yield Draw(
-                sample, posterior, context, untran_z, library_size, log_library, decoded,
-                log_background,
-            )  # fmt: skip
+                sample, posterior, context, untran_z, library_size, log_library, decoded, proteins
+            )
 
 
 def _normal(
@@ -173,25 +158,6 @@ class GeneLikelihood(NamedTuple):
     dropout_logit: Tensor | None
 
 
-class ProteinLikelihood(NamedTuple):
-    """Parameters of the protein counts of B cells and t proteins.
-
-    Parameters
-    ----------
-    log_background, log_foreground
-        Log means of both parts, the batch's protein efficiency included, (B, t).
-    log_r
-        Log inverse dispersion, (1, t) or (B, t).
-    background_logit
-        Of the probability of background, (B, t).
-    """
-
-    log_background: Tensor
-    log_foreground: Tensor
-    log_r: Tensor
-    background_logit: Tensor
-
-
 def gene_likelihood(module: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneLikelihood:
     """Return the parameters of the genes at positions ``genes`` at one posterior sample."""
     some = _selection(genes, module.n_input_genes)
@@ -203,17 +169,10 @@ def gene_likelihood(module: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneLikel
     )
 
 
-def protein_likelihood(module: TOTALVI, draw: Draw, proteins: np.ndarray) -> ProteinLikelihood:
-    """Return the parameters of the proteins at positions ``proteins`` at one posterior sample."""
-    some = _selection(proteins, module.n_input_proteins)
-    log_background = draw.log_background + module.protein_log_efficiency(draw.context)
-    log_background = plausible_background(log_background[:, some], proteins)
-    return ProteinLikelihood(
-        log_background=log_background,
-        log_foreground=log_background + draw.decoded.foreground_factor[:, some].log(),
-        log_r=module.protein_log_inverse_dispersion(draw.context)[:, some],
-        background_logit=draw.decoded.background_logit[:, some],
-    )
+def protein_likelihood(network: TOTALVI, draw: Draw, proteins: np.ndarray) -> ProteinMixture:
+    """Return the distribution of the counts of the proteins at positions ``proteins``."""
+    mixture = network.proteins(draw.decoded, draw.proteins.log_background, draw.context)
+    return plausible(mixture.take(_selection(proteins, network.n_input_proteins)), proteins)
 
 
 def _selection(positions: np.ndarray, n: int) -> slice | np.ndarray:

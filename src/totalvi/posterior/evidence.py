@@ -70,11 +70,13 @@ def log_weight(module: TOTALVI, batch: Minibatch, draw: Draw) -> Tensor:
             - normal_log_prob(draw.log_library, posterior.ql_m, posterior.ql_v.sqrt())
         ).sum(dim=-1)
     background = normal_log_prob(
-        draw.log_background,
+        draw.proteins.log_background,
         module.background_prior_mean[context.panel],
         module.background_prior_log_scale[context.panel].exp(),
     ) - normal_log_prob(
-        draw.log_background, draw.decoded.background_mean, draw.decoded.background_scale
+        draw.proteins.log_background,
+        draw.decoded.background_mean,
+        draw.decoded.background_scale,
     )
     log_ratio += sum_measured(background, module.measured(context.panel))
     return log_ratio - elbo_terms(module, batch, draw).reconstruction()
@@ -89,7 +91,7 @@ def elbo_terms(module: TOTALVI, batch: Minibatch, draw: Draw) -> ElboTerms:
         draw.posterior,
         draw.decoded,
         draw.library_size,
-        draw.log_background,
+        draw.proteins.log_background,
         batch.library_log_mean,
         batch.library_log_variance,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from totalvi.fit.batches import Minibatch
+from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.arguments import (
     Cells,
     Names,
@@ -18,7 +19,7 @@ from totalvi.posterior.arguments import (
     checked_library_size,
     documented,
 )
-from totalvi.posterior.draws import Draw
+from totalvi.posterior.draws import Draw, plausible
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Features, Fitted, Question
 
@@ -43,15 +44,16 @@ class ProteinScale:
 
     def parts(self, draw: Draw, noise: CellNoise, keys: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the foreground and the background part of cells with ``keys`` (B,), each (B, T)."""
-        in_background = draw.background_probability()
+        mixture = plausible(draw.proteins)
+        in_background = mixture.background_probability()
         if self.sample_mixing:
             uniform = noise.uniform("mixing", draw.sample, keys, in_background.shape[1])
             uniform = uniform.to(in_background.device)
             in_background = (uniform < in_background).to(in_background.dtype)
-        foreground = (1 - in_background) * draw.foreground_rate()
+        foreground = (1 - in_background) * mixture.foreground_mean()
         background = torch.zeros_like(foreground)
         if self.include_background:
-            background = in_background * draw.background_rate()
+            background = in_background * mixture.background_mean()
         if self.sum_to_one:
             both = F.normalize(torch.cat([foreground, background], dim=1), p=1, dim=1)
             foreground, background = both.chunk(2, dim=1)
@@ -116,10 +118,15 @@ def normalized_expression(
     return (rna[0], protein[0]) if return_mean else (rna, protein)
 
 
+def background_mean(mixture: ProteinMixture) -> Tensor:
+    """Return beta, (B, T), once it is plausible."""
+    return plausible(mixture).background_mean()
+
+
 def protein_means(
     question: Question,
     batch: Minibatch,
-    quantity: Callable[[Draw], Tensor],
+    quantity: Callable[[ProteinMixture], Tensor],
     proteins: np.ndarray,
     *,
     return_mean: bool = True,
@@ -129,8 +136,8 @@ def protein_means(
     Parameters
     ----------
     quantity
-        Gives it (B, T) at one sample, as do `Draw.foreground_probability` and `Draw.background_rate`;
-        linear in beta, since means take beta's expectation given z.
+        Gives it (B, T) at one sample, as do `ProteinMixture.foreground_probability` and
+        `background_mean`; linear in beta, since means take beta's expectation given z.
     return_mean
         As in `normalized_expression`.
     """
@@ -138,9 +145,9 @@ def protein_means(
     kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
     for i, draw in enumerate(question.draws(batch)):
         if return_mean:
-            kept[0] += quantity(draw.expecting_background())
+            kept[0] += quantity(draw.expecting_background().proteins)
         else:
-            kept[i // len(question.transform_batch)] += quantity(draw)
+            kept[i // len(question.transform_batch)] += quantity(draw.proteins)
     kept *= n_kept / question.n_draws
     wanted = kept[:, :, proteins].cpu()
     return wanted[0] if return_mean else wanted
@@ -296,7 +303,7 @@ class ExpressionQueries(Fitted):
             batch_size=batch_size, seed=seed, progress=progress,
         )  # fmt: skip
         return _protein_answer(
-            question, "foreground probability", Draw.foreground_probability,
+            question, "foreground probability", ProteinMixture.foreground_probability,
             self._proteins(protein_list), return_mean, return_numpy, out,
         )  # fmt: skip
 
@@ -354,7 +361,7 @@ class ExpressionQueries(Fitted):
             batch_size=batch_size, seed=seed, progress=progress,
         )  # fmt: skip
         return _protein_answer(
-            question, "protein background", Draw.background_rate,
+            question, "protein background", background_mean,
             self._proteins(protein_list), return_mean, return_numpy, out,
         )  # fmt: skip
 
@@ -362,7 +369,7 @@ class ExpressionQueries(Fitted):
 def _protein_answer(
     question: Question,
     what: str,
-    quantity: Callable[[Draw], Tensor],
+    quantity: Callable[[ProteinMixture], Tensor],
     proteins: Features,
     return_mean: bool,
     return_numpy: bool,

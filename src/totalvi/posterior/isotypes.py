@@ -8,8 +8,7 @@ import pandas as pd
 from totalvi.data.counts import evenly_spaced
 from totalvi.errors import DataError
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.draws import Draw
-from totalvi.posterior.expression import protein_means
+from totalvi.posterior.expression import background_mean, protein_means
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Fitted
 
 MOST_FOLD = 10.0
@@ -193,7 +192,7 @@ class IsotypeQueries(Fitted):
         all_proteins = np.arange(len(schema.protein_names))
         background = question.gather(
             "protein background",
-            lambda batch: protein_means(question, batch, Draw.background_rate, all_proteins),
+            lambda batch: protein_means(question, batch, background_mean, all_proteins),
         )
         panel, batch = data.panel[cells], data.batch[cells]
         background[~np.array(schema.panel_measured)[panel]] = np.nan

@@ -107,7 +107,7 @@ def cell_uncertainty(question: Question, proteins: np.ndarray) -> CellUncertaint
     def entropies(batch: Minibatch) -> Tensor:
         background = torch.zeros_like(batch.y)
         for draw in question.draws(batch):
-            background += draw.background_probability()
+            background += draw.proteins.background_probability()
         background /= question.n_draws
         variance = draw.posterior.qz_v
         latent = 0.5 * (variance.log() + math.log(2 * math.pi * math.e)).sum(dim=1)

@@ -13,9 +13,11 @@ from torch import Tensor
 from totalvi.data.cells import CiteData
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
+from totalvi.nn.cell import CellContext
 from totalvi.nn.decoder import Decoded
+from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, Names, checked_number, documented
-from totalvi.posterior.draws import plausible_background
+from totalvi.posterior.draws import plausible
 from totalvi.posterior.latent import latent_distribution
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Fitted, Question
 from totalvi.posterior.rows import Table
@@ -168,19 +170,21 @@ def archetype_expression(
             for code, (k, corner) in product(codes, enumerate(corners)):
                 context = network.in_batch(own, code)
                 decoded = network.decode(corner.repeat(n_contexts, 1), context)
-                mean = _protein_mean(decoded, include_protein_background)
+                mean = _protein_mean(network, decoded, context, include_protein_background)
                 rna[k] += weight @ network.proportions(decoded).double()
                 protein[k] += weight @ mean.double()
     return rna.numpy(), protein.numpy()
 
 
-def _protein_mean(decoded: Decoded, include_background: bool) -> Tensor:
+def _protein_mean(
+    network: TOTALVI, decoded: Decoded, context: CellContext, background: bool
+) -> Tensor:
     """Return (1 - pi) E[beta] alpha [+ pi E[beta]], with E[beta] = exp(m + s^2 / 2)."""
-    log_rate = decoded.background_mean + 0.5 * decoded.background_scale**2
-    background_rate = plausible_background(log_rate).exp()
-    background = torch.sigmoid(decoded.background_logit)
-    value = (1 - background) * background_rate * decoded.foreground_factor
-    return value + background * background_rate if include_background else value
+    log_mean = decoded.background_mean + 0.5 * decoded.background_scale**2
+    mixture = plausible(network.proteins(decoded, log_mean, context, efficiency=False))
+    pi, rate = mixture.background_probability(), mixture.background_mean()
+    foreground = (1 - pi) * rate * mixture.factor
+    return foreground + pi * rate if background else foreground
 
 
 def z_scores(by_archetype: np.ndarray) -> np.ndarray:

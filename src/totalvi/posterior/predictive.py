@@ -11,12 +11,12 @@ from scipy import sparse
 from torch import Tensor
 
 from totalvi.fit.batches import Minibatch
+from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, Names, documented
 from totalvi.posterior.draws import (
     Draw,
     GeneLikelihood,
-    ProteinLikelihood,
     gene_likelihood,
     protein_likelihood,
 )
@@ -64,9 +64,9 @@ def _parameters(
 ) -> dict[str, Tensor]:
     protein = protein_likelihood(question.network, draw, proteins)
     values = {
-        "protein_background_mean": protein.log_background.exp(),
+        "protein_background_mean": protein.background_mean(),
         "protein_foreground_mean": protein.log_foreground.exp(),
-        "protein_mixing": protein.background_logit.sigmoid(),
+        "protein_mixing": protein.background_probability(),
     }
     if len(genes):
         gene = gene_likelihood(question.network, draw, genes)
@@ -123,7 +123,7 @@ def gene_counts(
 
 def protein_counts(
     network: TOTALVI,
-    parameters: ProteinLikelihood,
+    mixture: ProteinMixture,
     noise: CellNoise,
     sample: int,
     keys: np.ndarray,
@@ -135,17 +135,16 @@ def protein_counts(
     ``sample_protein_mixing``.
     """
     uniform = noise.uniform("mixing", sample, keys, network.n_input_proteins)[:, proteins]
-    is_background = uniform.to(parameters.background_logit.device) < torch.sigmoid(
-        parameters.background_logit
-    )
-    log_mean = torch.where(is_background, parameters.log_background, parameters.log_foreground)
+    in_background = mixture.background_probability()
+    is_background = uniform.to(in_background.device) < in_background
+    log_mean = torch.where(is_background, mixture.log_background, mixture.log_foreground)
     return negative_binomial_counts(
         noise,
         sample,
         keys,
         network.n_input_genes + proteins,  # proteins are numbered after the genes
         log_mean.exp().cpu().numpy(),
-        parameters.log_r.exp().cpu().numpy(),
+        mixture.log_r.exp().cpu().numpy(),
     )
 
 

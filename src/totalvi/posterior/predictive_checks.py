@@ -15,16 +15,10 @@ from torch import Tensor
 from totalvi.compiled import compiled
 from totalvi.nn.likelihoods import (
     negative_binomial_log_prob,
-    negative_binomial_mixture_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.draws import (
-    GeneLikelihood,
-    ProteinLikelihood,
-    gene_likelihood,
-    protein_likelihood,
-)
+from totalvi.posterior.draws import GeneLikelihood, gene_likelihood, protein_likelihood
 from totalvi.posterior.predictive import gene_counts, protein_counts
 from totalvi.posterior.question import Data, Fitted, Question
 
@@ -92,7 +86,7 @@ def predictive_checks(
                     rna.add(drawn, gene_log_prob(observed, gene))
                 of_cell = protein_likelihood(network, draw, proteins)
                 drawn = protein_counts(network, of_cell, noise, draw.sample, batch.keys, proteins)
-                protein.add(drawn, protein_log_prob(observed_protein, of_cell))
+                protein.add(drawn, of_cell.log_prob(observed_protein))
             rna.close()
             protein.close()
     return gene_tally.checks(), protein_tally.checks()
@@ -115,11 +109,6 @@ def gene_log_prob(observed: Tensor, parameters: GeneLikelihood) -> Tensor:
         )
     log_prob[cell, gene] = above
     return log_prob
-
-
-def protein_log_prob(observed: Tensor, parameters: ProteinLikelihood) -> Tensor:
-    """Return log p of each protein count, (B, t)."""
-    return negative_binomial_mixture_log_prob(observed, *parameters)
 
 
 class FeatureTally:

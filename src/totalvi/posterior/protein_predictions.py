@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from totalvi.fit.batches import Minibatch
-from totalvi.posterior.draws import ProteinLikelihood, protein_likelihood
+from totalvi.nn.likelihoods import ProteinMixture
+from totalvi.posterior.draws import protein_likelihood
 from totalvi.posterior.predictive import protein_counts
 from totalvi.posterior.question import Features, Question
 
@@ -90,7 +91,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
     counts = np.empty((*shape, n_samples), dtype=np.float32)
     for number, draw in enumerate(question.draws(batch)):
         position = number % len(question.transform_batch)
-        parameters = protein_likelihood(question.network, draw, proteins)
+        mixture = protein_likelihood(question.network, draw, proteins)
         expected = protein_likelihood(question.network, draw.expecting_background(), proteins)
         variance = draw.decoded.background_scale[:, proteins] ** 2
         moments = mixture_moments(expected, variance)
@@ -99,7 +100,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
         drawn = np.flatnonzero(position_of_sample[draw.sample] == position)
         counts[:, drawn, draw.sample] = protein_counts(
             question.network,
-            ProteinLikelihood(*(part[:, drawn] for part in parameters)),
+            mixture.take(drawn),
             question.noise,
             draw.sample,
             batch.keys,
@@ -110,7 +111,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
 
 
 def mixture_moments(
-    expected: ProteinLikelihood, log_variance: Tensor | float = 0.0
+    expected: ProteinMixture, log_variance: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return E[y] and E[y^2] of protein counts, each (B, t), float64.
 
@@ -118,9 +119,10 @@ def mixture_moments(
     ``log_variance``. Of a part whose mean m varies, ``E[y^2] = E[m] + E[m^2] (1 + 1 / r)``, and
     ``E[m^2] = E[m]^2 exp(log_variance)``.
     """
-    log_background, log_foreground, log_r, background_logit = (p.double() for p in expected)
-    background, foreground = log_background.exp(), log_foreground.exp()
-    pi, rest = background_logit.sigmoid(), (-background_logit).sigmoid()
+    background = expected.log_background.double().exp()
+    foreground = expected.log_foreground.double().exp()
+    logit, log_r = expected.background_logit.double(), expected.log_r.double()
+    pi, rest = logit.sigmoid(), (-logit).sigmoid()
     first = pi * background + rest * foreground
     spread = torch.as_tensor(log_variance, dtype=torch.float64).exp()
     square = (pi * background**2 + rest * foreground**2) * spread

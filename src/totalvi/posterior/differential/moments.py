@@ -16,10 +16,9 @@ from torch import Tensor
 
 from totalvi.compiled import compiled
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.likelihoods import negative_binomial_log_prob
 from totalvi.nn.sparse import SparseCounts
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import Draw, plausible_background
+from totalvi.posterior.draws import Draw, plausible
 from totalvi.posterior.expression import ProteinScale
 from totalvi.posterior.question import Question
 
@@ -260,22 +259,11 @@ def _add_protein(
     share: np.ndarray,
 ) -> None:
     own = sample.own
-    log_r = network.protein_log_inverse_dispersion(own.context)
-    log_efficiency = (
-        torch.zeros_like(y)
-        if network.log_efficiency is None
-        else network.log_efficiency[own.context.batch]
-    )
-    log_background = plausible_background(own.log_background + log_efficiency)
-    log_foreground = log_background + own.decoded.foreground_factor.log()
-    in_foreground = torch.sigmoid(
-        negative_binomial_log_prob(y, log_foreground, log_r)
-        - negative_binomial_log_prob(y, log_background, log_r)
-        - own.decoded.background_logit
-    )
-    pi = own.background_probability()
+    mixture = network.proteins(own.decoded, own.proteins.log_background, own.context)
+    log_background, log_r = plausible(mixture).log_background, mixture.log_r
+    in_foreground, pi = mixture.foreground_given(y), mixture.background_probability()
     components = (
-        (sums.foreground, sample.foreground, log_foreground, in_foreground, 1 - pi),
+        (sums.foreground, sample.foreground, mixture.log_foreground, in_foreground, 1 - pi),
         (sums.background, sample.background, log_background, 1 - in_foreground, pi),
     )
     for moments, scale, log_mean, given_count, before in components:
