@@ -22,7 +22,6 @@ from totalvi.posterior.predictive import predictive_counts
 from totalvi.posterior.predictive_checks import (
     LEVELS,
     FeatureChecks,
-    gene_log_prob,
     interval_coverage,
     predictive_checks,
     quantile_coverage,
@@ -204,7 +203,7 @@ def test_gene_log_probabilities_are_scipys(zero_inflated: bool, by_cell: bool) -
     parameters = GeneLikelihood(
         torch.tensor(log_mean), torch.tensor(log_r), torch.tensor(logit) if zero_inflated else None
     )
-    ours = gene_log_prob(torch.tensor(counts), parameters)
+    ours = parameters.log_prob(torch.tensor(counts))
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-6, atol=1e-9)
 
 

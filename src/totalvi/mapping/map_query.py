@@ -254,7 +254,13 @@ def start_batches(
     return tuple(chosen)
 
 
-def _wanted(asked: Any, own_name: str, mapping: QueryMapping, known: tuple[str, ...]) -> str | None:
+def _wanted(
+    asked: str | Mapping[str, str] | None,
+    own_name: str,
+    mapping: QueryMapping,
+    known: tuple[str, ...],
+) -> str | None:
+    """Return the reference batch that was asked for one batch of the query, once it is known."""
     if isinstance(asked, Mapping):
         names = [own for own, _ in mapping.batches]
         for name in asked:
@@ -303,9 +309,11 @@ def _closest(
 
 
 def _weights(name: str, known: tuple[str, ...]) -> np.ndarray:
-    if name in known:
-        return (np.array(known) == name).astype(float)
-    return np.full(len(known), 1 / len(known))
+    """Return the weight of each reference batch: all on the one named, or the same for all."""
+    if name not in known:
+        return np.full(len(known), 1 / len(known))
+    one: np.ndarray = (np.array(known) == name).astype(float)
+    return one
 
 
 def always_shown(module: TOTALVI, panels: np.ndarray, panel: np.ndarray) -> np.ndarray:

@@ -274,7 +274,8 @@ class ComparisonQueries(Fitted):
                 tables[names[panel]] = table[lacking[panel]]
         if not tables:
             raise ValueError("query lacks none of the wanted proteins; name others, or None.")
-        return pd.concat(tables, names=["panel", "protein"])
+        found: pd.DataFrame = pd.concat(tables, names=["panel", "protein"])
+        return found
 
     def _mapping_of(self, query: Fitted) -> QueryMapping:
         """Return how a query was laid on this model, as its weights are."""

@@ -12,13 +12,14 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from totalvi.data.counts import ROWS_AT_A_TIME
+from totalvi.data.describe import Data
 from totalvi.data.panels.gene_names import matched_pairs
 from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
 from totalvi.posterior.draws import draws, plausible
 from totalvi.posterior.noise import gamma_values
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Features, Fitted, Question
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
 
 CorrelationType: TypeAlias = Literal["spearman", "pearson"]
 _FEATURES_RANKED_AT_ONCE = 256
@@ -121,7 +122,7 @@ def _normalised(co_moment: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """Return correlations: 0 between a constant feature and any other, 1 on the diagonal."""
     inverse = np.zeros_like(squares)
     np.divide(1.0, np.sqrt(squares), out=inverse, where=squares > 0)
-    correlations = np.clip(co_moment * np.outer(inverse, inverse), -1.0, 1.0)
+    correlations: np.ndarray = np.clip(co_moment * np.outer(inverse, inverse), -1.0, 1.0)
     np.fill_diagonal(correlations, 1.0)
     return correlations
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from totalvi.errors import BackgroundError
@@ -12,7 +13,11 @@ from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import CellContext
 from totalvi.nn.decoder import Decoded
 from totalvi.nn.encoder import CellPosterior
-from totalvi.nn.likelihoods import ProteinMixture
+from totalvi.nn.likelihoods import (
+    ProteinMixture,
+    negative_binomial_log_prob,
+    zero_inflated_negative_binomial_log_prob,
+)
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.noise import CellNoise, Purpose
 
@@ -156,6 +161,24 @@ class GeneLikelihood(NamedTuple):
     log_mean: Tensor
     log_r: Tensor
     dropout_logit: Tensor | None
+
+    def log_prob(self, observed: Tensor) -> Tensor:
+        """Return log p of each count, (B, g); log-gamma is taken only at those above zero."""
+        log_mean, log_r, dropout = self
+        cell, gene = observed.nonzero(as_tuple=True)
+        counts, log_mean_above = observed[cell, gene], log_mean[cell, gene]
+        log_r_above = log_r.expand_as(log_mean)[cell, gene]
+        zero = torch.zeros((), dtype=observed.dtype, device=observed.device)
+        if dropout is None:
+            log_prob = negative_binomial_log_prob(zero, log_mean, log_r)
+            above = negative_binomial_log_prob(counts, log_mean_above, log_r_above)
+        else:
+            log_prob = zero_inflated_negative_binomial_log_prob(zero, log_mean, log_r, dropout)
+            above = zero_inflated_negative_binomial_log_prob(
+                counts, log_mean_above, log_r_above, dropout[cell, gene]
+            )
+        log_prob[cell, gene] = above
+        return log_prob
 
 
 def gene_likelihood(module: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneLikelihood:

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.config import at_least_one
 from totalvi.nn.elbo import ElboTerms, sum_measured
@@ -14,7 +15,7 @@ from totalvi.nn.likelihoods import normal_log_prob
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.draws import Draw
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Fitted, Question
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 
 
 def elbo(question: Question, batch: Minibatch) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.arguments import (
@@ -21,7 +22,7 @@ from totalvi.posterior.arguments import (
 )
 from totalvi.posterior.draws import Draw, plausible
 from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Features, Fitted, Question
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
+from totalvi.data.describe import Data
 from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch
 from totalvi.posterior.arguments import Cells, Names, checked_number, documented
@@ -23,13 +24,7 @@ from totalvi.posterior.protein_predictions import (
     predicted_proteins,
     reliability_table,
 )
-from totalvi.posterior.question import (
-    QUERY_BATCH_SIZE,
-    Data,
-    Fitted,
-    Question,
-    measured_by_batch,
-)
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
 _MOST_HIDDEN_CELLS = 5000  # enough to tell how well proteins are imputed
@@ -251,7 +246,7 @@ class ImputationQueries(Fitted):
             raise ValueError(
                 "protein_list holds only proteins that every panel measured; name others, or None."
             )
-        found = pd.concat(tables, names=["panel", "protein"])
+        found: pd.DataFrame = pd.concat(tables, names=["panel", "protein"])
         if not found["n_cells"].any():
             raise DataError(
                 "None of the cells measured the proteins that are imputed, so there is nothing to "

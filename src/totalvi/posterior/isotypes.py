@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.counts import evenly_spaced
+from totalvi.data.describe import Data
 from totalvi.errors import DataError
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.expression import background_mean, protein_means
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Fitted
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted
 
 MOST_FOLD = 10.0
 _LEAST_COUNT = 0.05
@@ -109,7 +110,8 @@ def _row_mean(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     n = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
-    return np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+    mean: np.ndarray = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+    return mean
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from totalvi.data.cells import CiteData
+from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
 from totalvi.nn.cell import CellContext
@@ -19,7 +20,7 @@ from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, Names, checked_number, documented
 from totalvi.posterior.draws import plausible
 from totalvi.posterior.latent import latent_distribution
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Fitted, Question
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import Table
 
 _PAIRS_AT_ONCE = 2**22
@@ -92,7 +93,8 @@ class AggregatedPosterior:
         rng = np.random.default_rng(seed)
         cells = rng.integers(len(self.mean), size=n_samples)
         noise = rng.standard_normal((n_samples, self.mean.shape[1]))
-        return self.mean[cells] + np.sqrt(self.variance[cells]) * noise
+        drawn: np.ndarray = self.mean[cells] + np.sqrt(self.variance[cells]) * noise
+        return drawn
 
 
 def log_density_by_group(

@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.v06 import TOTALVI
@@ -21,7 +22,7 @@ from totalvi.posterior.draws import (
     protein_likelihood,
 )
 from totalvi.posterior.noise import CellNoise, negative_binomial_counts
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Data, Fitted, Question
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import write_counts
 
 

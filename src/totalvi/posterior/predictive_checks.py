@@ -13,14 +13,11 @@ import torch
 from torch import Tensor
 
 from totalvi.compiled import compiled
-from totalvi.nn.likelihoods import (
-    negative_binomial_log_prob,
-    zero_inflated_negative_binomial_log_prob,
-)
+from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.draws import GeneLikelihood, gene_likelihood, protein_likelihood
+from totalvi.posterior.draws import gene_likelihood, protein_likelihood
 from totalvi.posterior.predictive import gene_counts, protein_counts
-from totalvi.posterior.question import Data, Fitted, Question
+from totalvi.posterior.question import Fitted, Question
 
 LEVELS = (0.5, 0.8, 0.95, 0.99)
 
@@ -74,8 +71,9 @@ def predictive_checks(
         for batch in batches:
             observed, observed_protein = batch.x.to_dense()[:, genes], batch.y[:, proteins]
             measured = network.measured(batch.context.panel)
-            rna = gene_tally.minibatch(observed.cpu().numpy())
-            protein = protein_tally.minibatch(
+            rna = MinibatchTally(gene_tally, observed.cpu().numpy())
+            protein = MinibatchTally(
+                protein_tally,
                 observed_protein.cpu().numpy(),
                 None if measured is None else measured[:, proteins].cpu().numpy(),
             )
@@ -83,32 +81,13 @@ def predictive_checks(
                 if len(genes):
                     gene = gene_likelihood(network, draw, genes)
                     drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)
-                    rna.add(drawn, gene_log_prob(observed, gene))
+                    rna.add(drawn, gene.log_prob(observed))
                 of_cell = protein_likelihood(network, draw, proteins)
                 drawn = protein_counts(network, of_cell, noise, draw.sample, batch.keys, proteins)
                 protein.add(drawn, of_cell.log_prob(observed_protein))
             rna.close()
             protein.close()
     return gene_tally.checks(), protein_tally.checks()
-
-
-def gene_log_prob(observed: Tensor, parameters: GeneLikelihood) -> Tensor:
-    """Return log p of each RNA count, (B, g); log-gamma is taken only at those above zero."""
-    log_mean, log_r, dropout = parameters
-    cell, gene = observed.nonzero(as_tuple=True)
-    counts, log_mean_above = observed[cell, gene], log_mean[cell, gene]
-    log_r_above = log_r.expand_as(log_mean)[cell, gene]
-    zero = torch.zeros((), dtype=observed.dtype, device=observed.device)
-    if dropout is None:
-        log_prob = negative_binomial_log_prob(zero, log_mean, log_r)
-        above = negative_binomial_log_prob(counts, log_mean_above, log_r_above)
-    else:
-        log_prob = zero_inflated_negative_binomial_log_prob(zero, log_mean, log_r, dropout)
-        above = zero_inflated_negative_binomial_log_prob(
-            counts, log_mean_above, log_r_above, dropout[cell, gene]
-        )
-    log_prob[cell, gene] = above
-    return log_prob
 
 
 class FeatureTally:
@@ -128,14 +107,6 @@ class FeatureTally:
         self.inside = np.zeros((2, len(LEVELS), n_features))
         self.absolute_error = np.zeros(n_features)
         self.log_likelihood = np.zeros(n_features)
-
-    def minibatch(
-        self, observed: np.ndarray, measured: np.ndarray | None = None
-    ) -> "MinibatchTally":
-        """Start on cells with ``observed`` counts (B, F), of which those ``measured`` (B, F) count."""
-        if measured is None:
-            measured = np.ones(observed.shape, dtype=bool)
-        return MinibatchTally(self, observed, measured)
 
     def checks(self) -> FeatureChecks:
         """Return the checks of the cells so far."""
@@ -161,10 +132,23 @@ class FeatureTally:
 
 
 class MinibatchTally:
-    """How the observed counts of a minibatch compare with those drawn so far; see `FeatureTally`."""
+    """How the observed counts of a minibatch compare with those drawn so far; see `FeatureTally`.
 
-    def __init__(self, whole: FeatureTally, observed: np.ndarray, measured: np.ndarray) -> None:
-        self.whole, self.observed, self.measured = whole, observed, measured
+    Parameters
+    ----------
+    whole
+        The sums that the minibatch is added to.
+    observed
+        Counts, (B, F).
+    measured
+        Which of them count, (B, F). None: all.
+    """
+
+    def __init__(
+        self, whole: FeatureTally, observed: np.ndarray, measured: np.ndarray | None = None
+    ) -> None:
+        self.whole, self.observed = whole, observed
+        self.measured = np.ones(observed.shape, dtype=bool) if measured is None else measured
         self.n_drawn = 0
         self.below = np.zeros(observed.shape, dtype=np.int32)
         self.equal = np.zeros(observed.shape, dtype=np.int32)
@@ -224,7 +208,8 @@ def interval_coverage(
     lower = below / (n_samples + 1)
     width = (equal + 1) / (n_samples + 1)
     overlap = np.minimum(lower + width, 1 - tail) - np.maximum(lower, tail)
-    return np.maximum(overlap, 0) / width
+    inside: np.ndarray = np.maximum(overlap, 0) / width
+    return inside
 
 
 def quantile_coverage(
@@ -237,7 +222,8 @@ def quantile_coverage(
     """
     tail = (1 - level) / 2 * n_samples
     rounding = 1e-9 * n_samples
-    return (below + equal >= tail - rounding) & (below < n_samples - tail - rounding)
+    inside: np.ndarray = (below + equal >= tail - rounding) & (below < n_samples - tail - rounding)
+    return inside
 
 
 def _moments(sums: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

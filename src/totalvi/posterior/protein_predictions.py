@@ -53,7 +53,8 @@ class Predicted(NamedTuple):
 
     def log1p_mean(self) -> np.ndarray:
         """Return E[log(1 + count)], (B, t)."""
-        return np.log1p(self.counts).mean(axis=2)
+        mean: np.ndarray = np.log1p(self.counts).mean(axis=2)
+        return mean
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """Return the count below which a further one is with ``probability`` (B, t).

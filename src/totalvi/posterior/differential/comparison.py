@@ -259,7 +259,8 @@ def shared_batch_weights(first: np.ndarray, second: np.ndarray) -> tuple[np.ndar
 
 def _normalized(weight: np.ndarray) -> np.ndarray:
     total = weight.sum(axis=0)
-    return np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    normalized: np.ndarray = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    return normalized
 
 
 def pair_levels(

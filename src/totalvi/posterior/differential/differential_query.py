@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from totalvi.data.describe import Data
 from totalvi.errors import NotTrainedError
 from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import (
@@ -40,13 +41,7 @@ from totalvi.posterior.differential.moments import (
     sampled_scales,
 )
 from totalvi.posterior.expression import ProteinScale
-from totalvi.posterior.question import (
-    QUERY_BATCH_SIZE,
-    Data,
-    Fitted,
-    Question,
-    measured_by_batch,
-)
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
 
 _SMALLEST_PROBABILITY = 1e-12
 _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
@@ -295,7 +290,8 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
     array([ 0. , 27.6])
     """
     p = np.clip(probability, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
-    return np.log(p) - np.log1p(-p)
+    odds: np.ndarray = np.log(p) - np.log1p(-p)
+    return odds
 
 
 def expected_fdr_calls(proba_not: np.ndarray, target: float) -> np.ndarray:
