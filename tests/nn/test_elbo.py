@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from totalvi.nn.elbo import ElboTerms, objective
+from totalvi.nn.likelihoods import ElboTerms, objective
 
 
 def terms() -> ElboTerms:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from totalvi.nn.network import stratified_normal
+from totalvi.nn.sync import stratified_normal
 
 
 def test_stratified_noise_has_one_sample_in_each_equally_likely_interval() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from counts import minibatch
-from totalvi.nn.sparse import SparseCounts, sparse_counts, sparse_product
+from totalvi.nn.cell import SparseCounts, sparse_counts, sparse_product
 from totalvi.nn.v06 import TOTALVI
 
 

@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from totalvi.nn.cpu.dispatch import suits_compiled_loops, threads_of_torch
-from totalvi.nn.cpu.encoder_input import input_product
-from totalvi.nn.cpu.fused_gene_loss import gene_head_loss
-from totalvi.nn.cpu.fused_hidden import normalized_activation, scaled_relu
-from totalvi.nn.cpu.fused_proportions import add_proportions
-from totalvi.nn.cpu.fused_protein_terms import background_divergence, protein_mixture_loss
-from totalvi.nn.elbo import ElboTerms
-from totalvi.nn.layers import LinearProduct
-from totalvi.nn.likelihoods import gene_reconstruction_loss
-from totalvi.nn.sparse import SparseCounts, sparse_counts, sparse_product
+from totalvi.compiled import threads_of_torch
+from totalvi.nn.cell import LinearProduct, SparseCounts, sparse_counts, sparse_product
+from totalvi.nn.cpu.counts_product import input_product
+from totalvi.nn.cpu.gene_loss import gene_head_loss
+from totalvi.nn.cpu.gene_rows import add_proportions
+from totalvi.nn.cpu.hidden import normalized_activation, scaled_relu
+from totalvi.nn.cpu.protein_loss import background_divergence, protein_mixture_loss
+from totalvi.nn.likelihoods import ElboTerms
+from totalvi.nn.ops import gene_reconstruction_loss, suits_compiled_loops
 from totalvi.nn.v06 import TOTALVI
 
 N_CELLS, N_GENES, N_PROTEINS, N_HIDDEN = 6, 11, 4, 5

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from totalvi.nn.cpu.encoder_input import input_product, transformed_counts
-from totalvi.nn.cpu.fused_gene_loss import gene_head_loss
-from totalvi.nn.layers import LinearProduct
-from totalvi.nn.sparse import sparse_counts
+from totalvi.nn.cell import LinearProduct, sparse_counts
+from totalvi.nn.cpu.counts_product import input_product, transformed_counts
+from totalvi.nn.cpu.gene_loss import gene_head_loss
 
 N_CELLS, N_GENES, N_HIDDEN = 64, 300, 40
 X = torch.poisson(torch.full((N_CELLS, N_GENES), 0.8), generator=torch.Generator().manual_seed(0))

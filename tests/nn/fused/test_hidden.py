@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from totalvi.nn.cpu.fused_hidden import normalized_activation
+from totalvi.nn.cpu.hidden import normalized_activation
 
 
 def layer(n_features: int, dtype: torch.dtype) -> tuple[nn.BatchNorm1d, nn.BatchNorm1d]:

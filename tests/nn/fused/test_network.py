@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from totalvi.data.io.read import read
-from totalvi.nn.sparse import SparseCounts, sparse_counts
+from totalvi.nn.cell import SparseCounts, sparse_counts
 from totalvi.nn.v06 import TOTALVI
 
 CASES: dict[str, dict[str, Any]] = {
