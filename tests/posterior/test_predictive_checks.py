@@ -16,7 +16,7 @@ from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import GeneLikelihood, draws
+from totalvi.posterior.draws import GeneParameters, draws
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.predictive import predictive_counts
 from totalvi.posterior.predictive_checks import (
@@ -200,7 +200,7 @@ def test_gene_log_probabilities_are_scipys(zero_inflated: bool, by_cell: bool) -
     if zero_inflated:
         dropout = special.expit(logit)
         expected = np.log(dropout * (counts == 0) + (1 - dropout) * np.exp(expected))
-    parameters = GeneLikelihood(
+    parameters = GeneParameters(
         torch.tensor(log_mean), torch.tensor(log_r), torch.tensor(logit) if zero_inflated else None
     )
     ours = parameters.log_prob(torch.tensor(counts))

@@ -12,7 +12,7 @@ from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import draws, protein_likelihood
+from totalvi.posterior.draws import draws, protein_mixture
 from totalvi.posterior.evidence import elbo_terms
 from totalvi.posterior.expression import ProteinScale
 from totalvi.posterior.noise import CellNoise
@@ -185,9 +185,7 @@ def test_masks_leave_other_proteins_unchanged(
     batch = minibatch(data, plain, np.arange(N_CELLS))
     with torch.no_grad():
         (before,), (after,) = (draws(m, batch, 1, CellNoise(seed)) for m in (plain, module))
-        old, new = (
-            protein_likelihood(m, d, PROTEINS) for m, d in ((plain, before), (module, after))
-        )
+        old, new = (protein_mixture(m, d, PROTEINS) for m, d in ((plain, before), (module, after)))
         for part in ("log_background", "log_foreground", "log_r", "background_logit"):
             assert torch.equal(getattr(old, part), getattr(new, part))
         losses = elbo_terms(module, batch, after)

@@ -145,7 +145,7 @@ def _normal(
     return noise.normal(purpose, sample, batch.keys, width).to(batch.y.device)
 
 
-class GeneLikelihood(NamedTuple):
+class GeneParameters(NamedTuple):
     """Parameters of the RNA counts of B cells and g genes.
 
     Parameters
@@ -181,18 +181,19 @@ class GeneLikelihood(NamedTuple):
         return log_prob
 
 
-def gene_likelihood(module: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneLikelihood:
-    """Return the parameters of the genes at positions ``genes`` at one posterior sample."""
-    some = _selection(genes, module.n_input_genes)
-    dropout = draw.decoded.dropout_logit
-    return GeneLikelihood(
-        log_mean=module.gene_log_mean(draw.decoded.gene_logit, draw.library_size)[:, some],
-        log_r=module.gene_log_inverse_dispersion(draw.context)[:, some],
+def gene_parameters(network: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneParameters:
+    """Return the parameters of the counts of the genes at positions ``genes``."""
+    some = _selection(genes, network.n_input_genes)
+    likelihood = network.genes(draw.decoded, draw.library_size, draw.context)
+    dropout = likelihood.dropout_logit()
+    return GeneParameters(
+        log_mean=likelihood.log_mean()[:, some],
+        log_r=likelihood.log_r[:, some],
         dropout_logit=None if dropout is None else dropout[:, some],
     )
 
 
-def protein_likelihood(network: TOTALVI, draw: Draw, proteins: np.ndarray) -> ProteinMixture:
+def protein_mixture(network: TOTALVI, draw: Draw, proteins: np.ndarray) -> ProteinMixture:
     """Return the distribution of the counts of the proteins at positions ``proteins``."""
     mixture = network.proteins(draw.decoded, draw.proteins.log_background, draw.context)
     return plausible(mixture.take(_selection(proteins, network.n_input_proteins)), proteins)

@@ -68,7 +68,8 @@ def mixed(word: np.uint64) -> np.uint64:
     """Return a hash of 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014)."""
     word = (word ^ (word >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> uint64(27))) * uint64(0x94D049BB133111EB)
-    return word ^ (word >> uint64(31))
+    mixed_word: np.uint64 = word ^ (word >> uint64(31))
+    return mixed_word
 
 
 @compiled()

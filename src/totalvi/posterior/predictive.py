@@ -17,9 +17,9 @@ from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, Names, documented
 from totalvi.posterior.draws import (
     Draw,
-    GeneLikelihood,
-    gene_likelihood,
-    protein_likelihood,
+    GeneParameters,
+    gene_parameters,
+    protein_mixture,
 )
 from totalvi.posterior.noise import CellNoise, negative_binomial_counts
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
@@ -63,14 +63,14 @@ def mean_parameters(
 def _parameters(
     question: Question, draw: Draw, genes: np.ndarray, proteins: np.ndarray
 ) -> dict[str, Tensor]:
-    protein = protein_likelihood(question.network, draw, proteins)
+    protein = protein_mixture(question.network, draw, proteins)
     values = {
         "protein_background_mean": protein.background_mean(),
         "protein_foreground_mean": protein.log_foreground.exp(),
         "protein_mixing": protein.background_probability(),
     }
     if len(genes):
-        gene = gene_likelihood(question.network, draw, genes)
+        gene = gene_parameters(question.network, draw, genes)
         values["mean"] = gene.log_mean.exp()
         if gene.dropout_logit is not None:
             values["dropout"] = gene.dropout_logit.sigmoid()
@@ -92,18 +92,18 @@ def predictive_counts(
     for draw in question.draws(batch):
         counts = np.empty((len(batch.cells), 0), dtype=np.float32)
         if len(genes):
-            parameters = gene_likelihood(network, draw, genes)
+            parameters = gene_parameters(network, draw, genes)
             counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
         rna.append(sparse.csr_matrix(counts))
         protein[draw.sample] = protein_counts(
-            network, protein_likelihood(network, draw, proteins), noise, draw.sample,
+            network, protein_mixture(network, draw, proteins), noise, draw.sample,
             batch.keys, proteins,
         )  # fmt: skip
     return rna, protein
 
 
 def gene_counts(
-    parameters: GeneLikelihood,
+    parameters: GeneParameters,
     noise: CellNoise,
     sample: int,
     keys: np.ndarray,

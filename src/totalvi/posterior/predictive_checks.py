@@ -15,7 +15,7 @@ from torch import Tensor
 from totalvi.compiled import compiled
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.draws import gene_likelihood, protein_likelihood
+from totalvi.posterior.draws import gene_parameters, protein_mixture
 from totalvi.posterior.predictive import gene_counts, protein_counts
 from totalvi.posterior.question import Fitted, Question
 
@@ -79,10 +79,10 @@ def predictive_checks(
             )
             for draw in question.draws(batch):
                 if len(genes):
-                    gene = gene_likelihood(network, draw, genes)
+                    gene = gene_parameters(network, draw, genes)
                     drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)
                     rna.add(drawn, gene.log_prob(observed))
-                of_cell = protein_likelihood(network, draw, proteins)
+                of_cell = protein_mixture(network, draw, proteins)
                 drawn = protein_counts(network, of_cell, noise, draw.sample, batch.keys, proteins)
                 protein.add(drawn, of_cell.log_prob(observed_protein))
             rna.close()

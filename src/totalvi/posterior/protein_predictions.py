@@ -11,7 +11,7 @@ from torch import Tensor
 
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
-from totalvi.posterior.draws import protein_likelihood
+from totalvi.posterior.draws import protein_mixture
 from totalvi.posterior.predictive import protein_counts
 from totalvi.posterior.question import Features, Question
 
@@ -92,8 +92,8 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
     counts = np.empty((*shape, n_samples), dtype=np.float32)
     for number, draw in enumerate(question.draws(batch)):
         position = number % len(question.transform_batch)
-        mixture = protein_likelihood(question.network, draw, proteins)
-        expected = protein_likelihood(question.network, draw.expecting_background(), proteins)
+        mixture = protein_mixture(question.network, draw, proteins)
+        expected = protein_mixture(question.network, draw.expecting_background(), proteins)
         variance = draw.decoded.background_scale[:, proteins] ** 2
         moments = mixture_moments(expected, variance)
         first += weight[position] * moments[0].cpu().numpy()
