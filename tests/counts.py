@@ -8,8 +8,8 @@ from mudata import MuData
 from torch import Tensor
 
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
-from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
 
 N_GENES, N_PROTEINS = 30, 6
@@ -53,4 +53,4 @@ def annotated(n_cells: int = 120, n_unmeasured: int = 0, n_batches: int = 2) -> 
 
 def described(n_cells: int = 120, **keys: Any) -> CiteData:
     """The same as arrays."""
-    return describe(annotated(n_cells), Keys(**({"batch_key": "batch"} | keys)))
+    return describe(annotated(n_cells), Columns(**({"batch_key": "batch"} | keys)))

@@ -11,14 +11,14 @@ from totalvi.analysis.pipeline_on_disk import join_nearest
 from totalvi.analysis.prepare import prepare
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.run import repeat, run
+from totalvi.data.columns import Columns
 from totalvi.data.counts import RowsOnDisk
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.data.schema import Keys
 from totalvi.errors import OutputError
 from totalvi.view.explorer.run_cells import RunCells
 from totalvi.view.report.build import build_report
 
-KEYS = Keys(batch_key="batch")
+KEYS = Columns(batch_key="batch")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 from scipy import sparse
 
 from totalvi.data.checks import TRAINING_ONLY, Finding, check_counts, raise_errors
+from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource, find_counts
 from totalvi.errors import DataError
 
@@ -220,7 +221,7 @@ def table(severity, cases):
     table("error", ERRORS) + table("warning", WARNINGS),
 )
 def test_each_fault_is_named_once(clean, severity, spoil, arguments, code, words):
-    findings = check_counts(spoil(clean), **arguments)
+    findings = check_counts(spoil(clean), Columns(**arguments))
     found = [f for f in findings if f.severity == severity and f.code == code]
     assert len(found) == 1, [f.code for f in findings]
     for word in words:
@@ -252,13 +253,13 @@ def test_each_fault_is_named_once(clean, severity, spoil, arguments, code, words
     ],
 )
 def test_nothing_is_wrong_with_clean_counts(clean, arguments):
-    findings = check_counts(clean, **arguments)
+    findings = check_counts(clean, Columns(**arguments))
     assert {f.severity for f in findings} == {"note"}
     raise_errors(findings)
 
 
 def test_the_summary_gives_sizes_and_medians(clean):
-    message = next(f.message for f in check_counts(clean) if f.code == "summary")
+    message = next(f.message for f in check_counts(clean, Columns()) if f.code == "summary")
     non_zero = 100 * clean.rna.nnz / (N * G)
     assert f"{N} cells, {G} genes and {T} proteins" in message
     assert f"{non_zero:.1f} %" in message
@@ -269,7 +270,7 @@ def test_the_summary_gives_sizes_and_medians(clean):
 @pytest.mark.parametrize(("key", "group"), [("batch_key", "batch"), ("panel_key", "panel")])
 def test_a_protein_may_be_unmeasured_in_a_whole_group(clean, key, group):
     first = clean.obs[group] == clean.obs[group].iloc[0]
-    findings = check_counts(protein_at(clean, np.nan, first.to_numpy()), **{key: group})
+    findings = check_counts(protein_at(clean, np.nan, first.to_numpy()), Columns(**{key: group}))
     raise_errors(findings)
     note = next(f for f in findings if f.code == "protein_unmeasured")
     assert f'{group} "{clean.obs[group].iloc[0]}"' in note.message
@@ -279,66 +280,70 @@ def test_a_protein_may_be_unmeasured_in_a_whole_group(clean, key, group):
 
 def test_a_batch_without_any_protein_is_no_error(clean):
     first = (clean.obs["batch"] == "a").to_numpy()
-    findings = check_counts(protein_at(clean, np.nan, first, slice(None)), batch_key="batch")
+    findings = check_counts(
+        protein_at(clean, np.nan, first, slice(None)), Columns(batch_key="batch")
+    )
     raise_errors(findings)
     assert "cell_without_protein" not in {f.code for f in findings}
     assert "5 of 5 proteins" in next(f for f in findings if f.code == "protein_unmeasured").message
 
 
 def test_a_missing_key_does_not_bring_false_faults_of_the_panels(clean):
-    findings = check_counts(protein_at(clean, np.nan, slice(0, 20)), batch_key="bacth")
+    findings = check_counts(protein_at(clean, np.nan, slice(0, 20)), Columns(batch_key="bacth"))
     assert [f.code for f in findings if f.severity == "error"] == ["key_missing"]
 
 
 def test_fractions_are_accepted_on_request(clean):
     halves = protein_at(rna_at(rna_at(clean, 30), 0.37, 9), 2.5)
-    findings = check_counts(halves, allow_fractional=True)
+    findings = check_counts(halves, Columns(allow_fractional=True))
     assert {f.severity for f in findings} == {"note"}
     assert {f.code for f in findings} >= {"rna_fractional", "protein_fractional"}
 
 
 def test_a_gene_and_a_protein_may_share_a_name(clean):
-    raise_errors(check_counts(clean._replace(gene_names=renamed(clean.gene_names, gene_0="CD4"))))
+    raise_errors(
+        check_counts(clean._replace(gene_names=renamed(clean.gene_names, gene_0="CD4")), Columns())
+    )
 
 
 def test_integers_and_booleans_are_counts(clean):
     for dtype in (np.int64, np.uint16, np.int8):
-        raise_errors(check_counts(clean._replace(rna=clean.rna.astype(dtype))))
-    binary = check_counts(clean._replace(rna=clean.rna.astype(bool)))
+        raise_errors(check_counts(clean._replace(rna=clean.rna.astype(dtype)), Columns()))
+    binary = check_counts(clean._replace(rna=clean.rna.astype(bool)), Columns())
     assert [f.code for f in binary if f.severity == "warning"] == ["rna_binary"]
 
 
 def test_stored_zeros_are_zeros(clean):
     rna = clean.rna.copy()
     rna.data[rna.indptr[4] : rna.indptr[5]] = 0
-    findings = check_counts(clean._replace(rna=rna))
+    findings = check_counts(clean._replace(rna=rna), Columns())
     assert [f.code for f in findings if f.severity == "error"] == ["cell_without_rna"]
 
 
 def test_the_place_of_a_value_is_right_wherever_it_is(clean):
     rng = np.random.default_rng(1)
     for cell, gene in zip(rng.integers(N, size=20), rng.integers(G, size=20), strict=True):
-        message = check_counts(rna_at(clean, -5, cell, gene))[0].message
+        message = check_counts(rna_at(clean, -5, cell, gene), Columns())[0].message
         assert f'cell "cell_{cell}", gene "gene_{gene}"' in message
 
 
 def test_many_faults_are_counted_and_the_first_raised(clean):
     spoiled = protein_at(rna_at(clean, -1), -1)
     with pytest.raises(DataError, match=r"\"rna\".*\(and 1 more problem: run `totalvi check`\)$"):
-        raise_errors(check_counts(spoiled))
+        raise_errors(check_counts(spoiled, Columns()))
     with pytest.raises(DataError, match=r"\"x\".*\(and 2 more problems: run `totalvi check`\)$"):
-        raise_errors(check_counts(spoiled, batch_key="x"))
+        raise_errors(check_counts(spoiled, Columns(batch_key="x")))
 
 
 def test_findings_come_errors_first(clean):
     spoiled = rna_at(protein_at(clean, 0, slice(None)), -1)
-    severities = [f.severity for f in check_counts(spoiled, batch_key="batch")]
+    severities = [f.severity for f in check_counts(spoiled, Columns(batch_key="batch"))]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
 
 def test_the_checks_change_nothing(clean):
     rna, protein, obs = clean.rna.copy(), clean.protein.copy(), clean.obs.copy()
-    check_counts(clean, batch_key="batch", continuous_covariate_keys=["depth"])
+    check_counts(clean, Columns(batch_key="batch", continuous_covariate_keys=["depth"]))
     np.testing.assert_array_equal(rna.data, clean.rna.data)
     np.testing.assert_array_equal(rna.indices, clean.rna.indices)
     np.testing.assert_array_equal(protein, clean.protein)
@@ -358,5 +363,5 @@ def test_raise_errors_passes_over_warnings():
 def test_real_counts_pass(shared, name, batch):
     import mudata
 
-    source = find_counts(mudata.read_h5mu(shared / "data" / f"{name}.h5mu"))
-    raise_errors(check_counts(source, batch_key=batch))
+    source = find_counts(mudata.read_h5mu(shared / "data" / f"{name}.h5mu"), Columns())
+    raise_errors(check_counts(source, Columns(batch_key=batch)))

@@ -84,7 +84,7 @@ def test_without_surgery_a_query_is_encoded_as_its_reference_batch(
     cells = annotated()[80:].copy()
     name = reference.schema.batch_names[0]
     query = reference.map_query(cells, reference_batch=name)
-    if reference.schema.keys.batch_key is not None:
+    if reference.schema.columns.batch_key is not None:
         cells.obs["batch"] = name
     expected = reference.get_latent_representation(cells)
     np.testing.assert_allclose(query.get_latent_representation(), expected, atol=1e-6)
@@ -122,7 +122,7 @@ def test_refusals(reference: totalvi.Model) -> None:
         reference.map_query(cells, lr=0.1)
     with pytest.raises(ValueError, match="map_query returned"):
         reference.get_unlikeness(reference)
-    if reference.schema.keys.categorical_covariate_keys:
+    if reference.schema.columns.categorical_covariate_keys:
         cells.obs["sex"] = "x"
         with pytest.raises(DataError, match="train=True"):
             reference.map_query(cells)

@@ -11,8 +11,8 @@ from scipy import special, stats
 
 from counts import N_GENES, N_PROTEINS, SMALL, annotated, described
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
-from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
 from totalvi.fit.batches import Minibatch, minibatch, minibatches
 from totalvi.nn.sparse import sparse_counts
@@ -92,7 +92,7 @@ def ranks(observed: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
 def test_checks_are_those_of_all_samples_held_at_once(likelihood: str) -> None:
-    data = describe(annotated(n_unmeasured=2), Keys(batch_key="batch"))
+    data = describe(annotated(n_unmeasured=2), Columns(batch_key="batch"))
     network = module(data, reconstruction_loss_gene=likelihood)
     measured = np.array(data.schema.panel_measured)[data.panel[CELLS]]
     assert not measured.all()
@@ -189,7 +189,7 @@ def agree(
 
 
 def test_a_protein_that_no_cell_measured_has_no_checks() -> None:
-    data = describe(annotated(n_unmeasured=2), Keys(batch_key="batch"))
+    data = describe(annotated(n_unmeasured=2), Columns(batch_key="batch"))
     network = module(data)
     cells = np.flatnonzero(data.batch == 1)
     unmeasured = ~np.array(data.schema.panel_measured)[1]
@@ -302,7 +302,7 @@ def negative_binomial(rng: np.random.Generator, mean: Any, r: Any) -> np.ndarray
 
 def test_samples_are_not_held() -> None:
     n_cells, n_genes, n_samples = 300, 400, 100
-    data = describe(simulate(n_cells, n_genes, 5, n_cell_types=2, store_truth=False), Keys())
+    data = describe(simulate(n_cells, n_genes, 5, n_cell_types=2, store_truth=False), Columns())
     network = module(data)
 
     def peak(n_samples: int) -> int:

@@ -3,13 +3,13 @@
 import numpy as np
 
 from counts import N_GENES, annotated
+from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
-from totalvi.data.schema import Keys
 from totalvi.posterior.differential.raw_counts import raw_counts
 
 
 def test_means_and_fractions_over_the_cells_that_measured() -> None:
-    data = describe(annotated(n_unmeasured=2), Keys(batch_key="batch"))
+    data = describe(annotated(n_unmeasured=2), Columns(batch_key="batch"))
     group = np.arange(data.n_cells) % 4 - 1
     raw = raw_counts(data, group, 3)
     measured = np.array(data.schema.panel_measured)[data.panel]

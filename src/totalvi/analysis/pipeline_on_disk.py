@@ -26,9 +26,9 @@ from totalvi.analysis.pipeline import (
 from totalvi.analysis.results import CLUSTER_COLUMN, Estimates, antibody_warnings, make_tables
 from totalvi.analysis.steps import Steps
 from totalvi.analysis.tables import cell_table
+from totalvi.data.columns import Columns
 from totalvi.data.counts import RowsOnDisk, row_blocks
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.data.schema import Keys
 from totalvi.fit.batches import some_of_each
 from totalvi.model import Model
 
@@ -37,7 +37,7 @@ MAP_CELLS = 100_000
 
 
 def fit_and_write_on_disk(
-    keys: Keys,
+    keys: Columns,
     folder: Path,
     steps: Steps,
     *,

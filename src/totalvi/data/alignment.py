@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +12,14 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts
+from totalvi.data.cells import Schema
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
+from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource
 from totalvi.data.finding import listed
 from totalvi.data.panels.antibodies import harmonise_antibodies
-from totalvi.data.panels.data_sets import DataSet, Where, find_data_set
+from totalvi.data.panels.data_sets import DataSet, find_data_set
 from totalvi.data.panels.gene_names import align_genes
-from totalvi.data.schema import Keys, Schema
 from totalvi.errors import DataError
 
 LEAST_SHARED_GENES = 0.5  # of the reference's
@@ -50,7 +52,10 @@ class AlignedQuery(NamedTuple):
 
 
 def align_query(
-    data: MuData | AnnData, keys: Keys, schema: Schema, antibody_names: Mapping[str, str] | None
+    data: MuData | AnnData,
+    columns: Columns,
+    schema: Schema,
+    antibody_names: Mapping[str, str] | None,
 ) -> AlignedQuery:
     """Find the counts of a query and put them in the order of the reference's ``schema``.
 
@@ -61,14 +66,7 @@ def align_query(
     DataError
         When no counts are found, or too few genes or no proteins of those there match.
     """
-    where = Where(
-        keys.rna_modality,
-        keys.protein_modality,
-        keys.rna_layer,
-        keys.protein_layer,
-        keys.protein_expression_obsm_key,
-    )
-    found = find_data_set("query", data, where)
+    found = find_data_set("query", data, columns)
     rna, found_genes = _aligned_rna(found, schema)
     protein, found_proteins, unknown = _aligned_proteins(found, schema, antibody_names)
     source = found.source._replace(
@@ -145,18 +143,11 @@ def _aligned_proteins(
     return counts, measured, tuple(np.array(own, dtype=object)[~matched & ~found.controls])
 
 
-def check_query(source: CountSource, keys: Keys, needs_labels: bool) -> None:
+def check_query(source: CountSource, columns: Columns, needs_labels: bool) -> None:
     """Raise DataError for the first thing that keeps the counts and annotation from being used."""
-    findings = check_counts(
-        source,
-        batch_key=keys.batch_key,
-        panel_key=keys.panel_key,
-        labels_key=keys.labels_key if needs_labels else None,
-        size_factor_key=keys.size_factor_key,
-        categorical_covariate_keys=keys.categorical_covariate_keys,
-        continuous_covariate_keys=keys.continuous_covariate_keys,
-        allow_fractional=keys.allow_fractional,
-    )
+    if not needs_labels:
+        columns = replace(columns, labels_key=None)
+    findings = check_counts(source, columns)
     raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
 
 

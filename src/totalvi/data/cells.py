@@ -1,9 +1,9 @@
-"""CiteData: counts and annotation as arrays, in the order that a model knows them."""
+"""Counts and annotation as arrays, in the order of the schema that a model remembers."""
 
 import hashlib
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -12,9 +12,84 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.columns import Columns, joined_obs, names_of
 from totalvi.data.counts import RowsOnDisk, row_blocks
-from totalvi.data.join_obs import joined_obs, names_of
-from totalvi.data.schema import Schema
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a model must know of its training data to take new data.
+
+    Parameters
+    ----------
+    columns
+        Where counts and annotation are.
+    gene_names, protein_names
+        Features in the network's order.
+    batch_names, panel_names, label_names
+        Categories in the order of their codes; ``panel_names`` is empty where batches are the panels.
+    covariate_categories
+        Categories of each categorical covariate.
+    continuous_mean, continuous_scale
+        By which continuous covariates are standardised.
+    panel_measured
+        One row a panel: which proteins it measured.
+    library_log_mean, library_log_variance
+        Of the log RNA library size, by batch.
+    control_names
+        Isotype controls, which are not among the proteins.
+    """
+
+    columns: Columns
+    gene_names: tuple[str, ...]
+    protein_names: tuple[str, ...]
+    batch_names: tuple[str, ...]
+    panel_names: tuple[str, ...]
+    label_names: tuple[str, ...]
+    covariate_categories: tuple[tuple[str, ...], ...]
+    continuous_mean: tuple[float, ...]
+    continuous_scale: tuple[float, ...]
+    panel_measured: tuple[tuple[bool, ...], ...]
+    library_log_mean: tuple[float, ...]
+    library_log_variance: tuple[float, ...]
+    control_names: tuple[str, ...] = ()
+
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """Return the known categories by obs key."""
+        columns = self.columns
+        covariates = columns.categorical_covariate_keys
+        known = dict(zip(covariates, self.covariate_categories, strict=True))
+        by_key = {
+            columns.batch_key: self.batch_names,
+            columns.panel_key: self.panel_names,
+            columns.labels_key: self.label_names,
+        }
+        known |= {key: names for key, names in by_key.items() if key is not None}
+        return known
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, texts and numbers; files call the columns "keys"."""
+        given = asdict(self)
+        return {"keys": given.pop("columns"), **given}
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Self:
+        """Return the schema that `to_dict` wrote."""
+        columns = Columns(**{name: _tuples(value) for name, value in given["keys"].items()})
+        rest = {name: _tuples(value) for name, value in given.items() if name != "keys"}
+        return cls(columns=columns, **rest)
+
+
+def library_prior(
+    library_size: np.ndarray, batch: np.ndarray, n_batches: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and variance of the log library size of each batch."""
+    logs = [np.log(library_size[batch == code]) for code in range(n_batches)]
+    return tuple(float(x.mean()) for x in logs), tuple(max(float(x.var()), 1e-4) for x in logs)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 class Annotation:
@@ -172,8 +247,8 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
     --------
     >>> import totalvi
     >>> from totalvi.data.describe import describe
-    >>> from totalvi.data.schema import Keys
-    >>> data = describe(totalvi.simulate(n_cells=50, n_genes=20, n_proteins=4), Keys())
+    >>> from totalvi.data.columns import Columns
+    >>> data = describe(totalvi.simulate(n_cells=50, n_genes=20, n_proteins=4), Columns())
     >>> list(fingerprint(data))
     ['cells', 'genes', 'proteins', 'names of cells', 'annotation', 'protein counts', 'RNA counts']
     """

@@ -11,9 +11,9 @@ import torch
 
 from totalvi.data.alignment import align_query, check_query, warn_of_alignment
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, opened
 from totalvi.data.mapped_query import dispersion_by_label, extended_schema, query_cite_data
-from totalvi.data.schema import Keys
 from totalvi.fit.batches import minibatches
 from totalvi.fit.split import Split
 from totalvi.mapping.closest_batch import start_batches
@@ -129,7 +129,7 @@ class MappingQueries(Asking):
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
         keys = replace(
-            self.schema.keys,
+            self.schema.columns,
             **{name: value for name, value in changed.items() if value is not None},
         )
         data = opened(data)[0]
@@ -159,7 +159,7 @@ class MappingQueries(Asking):
         return query
 
 
-def _keys_of(obs: pd.DataFrame, keys: Keys, batch_key: str | None) -> Keys:
+def _keys_of(obs: pd.DataFrame, keys: Columns, batch_key: str | None) -> Columns:
     """Return the keys of the query: the reference's where its ``obs`` has them."""
     if batch_key is None and keys.batch_key in obs:
         batch_key = keys.batch_key

@@ -75,7 +75,7 @@ def as_the_query(
         rna = sparse.csr_matrix(rna.multiply(keep[None]), dtype=np.float32)
         rna.eliminate_zeros()
     library_size = held_out.library_size
-    if query.schema.keys.size_factor_key is None:
+    if query.schema.columns.size_factor_key is None:
         library_size = np.asarray(rna.sum(axis=1), dtype=np.float32).ravel()
     for panel in np.unique(query.panel):
         measured = np.array(query.schema.panel_measured[panel])

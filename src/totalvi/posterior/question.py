@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, Schema
 from totalvi.data.describe import Data, describe
 from totalvi.data.finding import did_you_mean
 from totalvi.data.mapped_query import QueryMapping, describe_query, dispersion_by_label
-from totalvi.data.schema import Schema
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.nn.cpu.dispatch import threads_of_torch
@@ -139,7 +138,7 @@ class Asking:
             query = describe_query(data, self.schema, self._mapping, needs_labels)
             self._fill_unmeasured(query, self._mapping)
             return query
-        return describe(data, self.schema.keys, self.schema)
+        return describe(data, self.schema.columns, self.schema)
 
     def _fill_unmeasured(self, query: CiteData, mapping: QueryMapping) -> None:
         fill_unmeasured(self.module, query, filled_proteins(self.module, query, mapping))

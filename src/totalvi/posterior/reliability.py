@@ -178,7 +178,7 @@ class HidingProteins(Asking):
         measured what all of its panels did: which batch had which panel is not known of them.
         """
         measured = np.array(self.schema.panel_measured)
-        if self.schema.keys.panel_key is None:
+        if self.schema.columns.panel_key is None:
             return measured  # each batch is a panel
         by_batch = np.zeros((len(self.schema.batch_names), measured.shape[1]), dtype=bool)
         for batch, panel in np.unique([data.batch, data.panel], axis=1).T:
