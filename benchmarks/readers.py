@@ -33,7 +33,7 @@ def ours(path: Path) -> Iterator[int]:
         np.arange(len(rna)), BATCH, np.random.default_rng(0), window=BLOCK * BLOCKS, block=BLOCK
     )
     rows = [np.sort(np.concatenate(window)) for window in windows]
-    for window, held, counts in zip(windows, rows, read_ahead(rna.__getitem__, rows), strict=True):
+    for window, held, counts in zip(windows, rows, read_ahead(rna.rows, rows), strict=True):
         for batch in window:
             yield sparse_rows(counts, np.searchsorted(held, batch)).shape[0]
 

@@ -104,7 +104,9 @@ def reader(folder: Path, n_cells: int) -> Result:
     rows = [np.sort(np.concatenate(window)) for window in windows]
     n_bytes = 0
     started, cpu = time.perf_counter(), cpu_seconds()
-    for rna, protein in read_ahead(lambda some: (source.rna[some], source.protein[some]), rows):
+    for rna, protein in read_ahead(
+        lambda some: (source.rna.rows(some), source.protein.rows(some)), rows
+    ):
         n_bytes += rna.data.nbytes + rna.indices.nbytes + protein.nbytes
     seconds, cpu = time.perf_counter() - started, cpu_seconds() - cpu
     on_disk = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

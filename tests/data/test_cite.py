@@ -37,7 +37,7 @@ def reordered(mdata: MuData, genes: np.ndarray, proteins: np.ndarray) -> MuData:
 
 
 def dense(data: CiteData) -> np.ndarray:
-    return data.rna.toarray()
+    return data.rna.read().toarray()
 
 
 def test_counts_and_codes_are_those_of_the_input() -> None:
@@ -45,7 +45,7 @@ def test_counts_and_codes_are_those_of_the_input() -> None:
     data = describe(mdata, Columns(**EVERY_KEY))
     schema = data.schema
     assert np.array_equal(dense(data), mdata["rna"].X.toarray())
-    assert np.array_equal(data.protein, mdata["prot"].X)
+    assert np.array_equal(data.protein.read(), mdata["prot"].X)
     assert schema.gene_names == tuple(mdata["rna"].var_names)
     assert schema.protein_names == tuple(mdata["prot"].var_names)
     assert list(data.cell_names) == list(mdata.obs_names)
@@ -72,7 +72,9 @@ def test_without_keys_there_is_one_batch_which_is_the_panel() -> None:
     assert data.label is None
     assert data.categorical is None
     assert data.continuous is None
-    np.testing.assert_array_equal(data.library_size, np.asarray(data.rna.sum(axis=1)).ravel())
+    np.testing.assert_array_equal(
+        data.library_size, np.asarray(data.rna.read().sum(axis=1)).ravel()
+    )
 
 
 def test_an_anndata_gives_the_same() -> None:
@@ -84,7 +86,7 @@ def test_an_anndata_gives_the_same() -> None:
     expected = describe(mdata, Columns(batch_key="batch"))
     data = describe(adata, Columns(batch_key="batch", protein_expression_obsm_key="adt"))
     assert np.array_equal(dense(data), dense(expected))
-    assert np.array_equal(data.protein, expected.protein)
+    assert np.array_equal(data.protein.read(), expected.protein.read())
     assert data.schema.protein_names == expected.schema.protein_names
 
 
@@ -96,13 +98,13 @@ def test_features_are_aligned_by_name() -> None:
     shuffled = reordered(mdata, rng.permutation(N_GENES), rng.permutation(N_PROTEINS))
     data = describe(shuffled, keys, expected.schema)
     assert np.array_equal(dense(data), dense(expected))
-    assert np.array_equal(data.protein, expected.protein)
+    assert np.array_equal(data.protein.read(), expected.protein.read())
     assert data.schema == expected.schema
 
     few = describe(reordered(mdata, np.arange(20), np.arange(4)), keys).schema
     subset = describe(mdata, keys, few)  # more features than the model knows
     assert np.array_equal(dense(subset), dense(expected)[:, :20])
-    assert np.array_equal(subset.protein, expected.protein[:, :4])
+    assert np.array_equal(subset.protein.read(), expected.protein.read()[:, :4])
     np.testing.assert_array_equal(subset.library_size, dense(subset).sum(axis=1))
 
 
@@ -136,7 +138,8 @@ def test_fewer_categories_keep_their_codes(keep: str) -> None:
     data = describe(mdata, Columns(**EVERY_KEY))
     cells = np.flatnonzero(data.batch == 1) if keep == "first batch" else np.array([17])
     subset = describe(mdata[cells].copy(), data.schema.columns, data.schema)
-    for name in ("batch", "panel", "label", "categorical", "continuous", "library_size", "protein"):
+    np.testing.assert_array_equal(subset.protein.read(), data.protein.rows(cells))
+    for name in ("batch", "panel", "label", "categorical", "continuous", "library_size"):
         np.testing.assert_array_equal(getattr(subset, name), getattr(data, name)[cells])
 
 
@@ -157,8 +160,8 @@ def test_unmeasured_proteins_are_told_by_panel_and_hold_zero() -> None:
     data = describe(mdata, Columns(batch_key="batch"))
     assert np.array_equal(np.array(data.schema.panel_measured)[data.panel], expected)
     assert not np.array(data.schema.panel_measured).all()
-    assert (data.protein[~expected] == 0).all()
-    assert np.array_equal(data.protein[expected], mdata["prot"].X[expected])
+    assert (data.protein.read()[~expected] == 0).all()
+    assert np.array_equal(data.protein.read()[expected], mdata["prot"].X[expected])
 
 
 def test_new_values_of_what_a_panel_did_not_measure_do_not_count() -> None:
@@ -166,7 +169,7 @@ def test_new_values_of_what_a_panel_did_not_measure_do_not_count() -> None:
     data = describe(mdata, Columns(batch_key="batch"))
     mdata["prot"].X = np.nan_to_num(mdata["prot"].X, nan=99.0)
     again = describe(mdata, data.schema.columns, data.schema)
-    assert np.array_equal(again.protein, data.protein)
+    assert np.array_equal(again.protein.read(), data.protein.read())
 
 
 def test_new_data_that_lack_what_their_panel_measured_are_refused() -> None:
@@ -184,10 +187,10 @@ def test_the_input_is_never_written_to_nor_shared() -> None:
     rna, protein = mdata["rna"].X.copy(), mdata["prot"].X.copy()
     obs = mdata.obs.copy()
     data = describe(mdata, Columns(**(EVERY_KEY | {"panel_key": None})))
-    assert not np.shares_memory(data.rna.data, mdata["rna"].X.data)
-    assert not np.shares_memory(data.protein, mdata["prot"].X)
-    data.rna.data[:] = 7
-    data.protein[:] = 7
+    assert not np.shares_memory(data.rna.read().data, mdata["rna"].X.data)
+    assert not np.shares_memory(data.protein.read(), mdata["prot"].X)
+    data.rna.read().data[:] = 7
+    data.protein.read()[:] = 7
     assert np.array_equal(mdata["rna"].X.data, rna.data)
     assert np.array_equal(mdata["rna"].X.indices, rna.indices)
     np.testing.assert_array_equal(mdata["prot"].X, protein)
@@ -201,7 +204,7 @@ def test_explicit_zeros_are_dropped() -> None:
     stored.data[:] = counts.ravel()  # every zero is stored
     mdata["rna"].X = stored
     data = describe(mdata, Columns())
-    assert data.rna.nnz == (counts > 0).sum()
+    assert data.rna.read().nnz == (counts > 0).sum()
     assert np.array_equal(dense(data), counts)
 
 
@@ -222,7 +225,7 @@ def test_continuous_covariates_are_standardised_by_the_training_data() -> None:
 
 def test_library_prior_by_batch() -> None:
     data = describe(annotated(), Columns(batch_key="batch"))
-    totals = np.asarray(data.rna.sum(axis=1)).ravel()
+    totals = np.asarray(data.rna.read().sum(axis=1)).ravel()
     for code in range(2):
         logs = np.log(totals[data.batch == code])
         assert data.schema.library_log_mean[code] == pytest.approx(logs.mean(), rel=1e-5)

@@ -56,11 +56,11 @@ def adata() -> AnnData:
 
 
 def same(source: CountSource, proteins=PROTEINS) -> None:
-    assert isinstance(source.rna, sparse.csr_matrix)
-    assert source.rna.has_canonical_format
-    np.testing.assert_array_equal(source.rna.toarray(), RNA)
-    assert source.protein.dtype == np.float32
-    np.testing.assert_array_equal(source.protein, PROTEIN)
+    assert isinstance(source.rna.read(), sparse.csr_matrix)
+    assert source.rna.read().has_canonical_format
+    np.testing.assert_array_equal(source.rna.read().toarray(), RNA)
+    assert source.protein.read().dtype == np.float32
+    np.testing.assert_array_equal(source.protein.read(), PROTEIN)
     assert source.gene_names.tolist() == GENES
     assert source.protein_names.tolist() == list(proteins)
     assert source.cell_names.tolist() == CELLS
@@ -174,7 +174,9 @@ def test_unmeasured_proteins_stay_nan(adata):
     frame = adata.obsm["protein_counts"].astype("Int64")
     frame.iloc[:3, 1] = pd.NA
     adata.obsm["protein_counts"] = frame
-    protein = find_counts(adata, Columns(protein_expression_obsm_key="protein_counts")).protein
+    protein = find_counts(
+        adata, Columns(protein_expression_obsm_key="protein_counts")
+    ).protein.read()
     assert np.isnan(protein[:3, 1]).all()
     assert np.isnan(protein).sum() == 3
 
@@ -188,14 +190,14 @@ def test_a_file_kept_on_disk_gives_the_same_counts(adata, tmp_path):
 
 
 def test_csr_is_not_copied(mdata):
-    assert np.shares_memory(find_counts(mdata, Columns()).rna.data, mdata["rna"].X.data)
+    assert np.shares_memory(find_counts(mdata, Columns()).rna.read().data, mdata["rna"].X.data)
 
 
 def test_a_view_is_read_as_its_own_cells(mdata):
     source = find_counts(mdata[2:5], Columns())
     assert source.cell_names.tolist() == CELLS[2:5]
-    np.testing.assert_array_equal(source.rna.toarray(), RNA[2:5])
-    np.testing.assert_array_equal(source.protein, PROTEIN[2:5])
+    np.testing.assert_array_equal(source.rna.read().toarray(), RNA[2:5])
+    np.testing.assert_array_equal(source.protein.read(), PROTEIN[2:5])
     assert source.obs["site"].tolist() == list("ttu")
 
 

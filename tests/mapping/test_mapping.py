@@ -17,6 +17,7 @@ import totalvi
 from counts import SMALL, annotated
 from totalvi.analysis.map import map_files
 from totalvi.cli.main import execute
+from totalvi.data.counts import CountsInMemory
 from totalvi.errors import DataError, OutputError
 from totalvi.fit.loop import evaluate
 from totalvi.mapping.neighbours import (
@@ -202,7 +203,7 @@ def test_counts_that_the_query_lacks_do_not_help_it(reference: totalvi.Model) ->
     query = reference.map_query(_rna_of(annotated()[80:].copy()))
     before = reference.get_query_reliability(query, n_samples=5)
     data, more = reference._data, np.array([1000, 1, 1, 1, 1, 1], dtype=np.float32)
-    reference._data = replace(data, protein=data.protein * more)
+    reference._data = replace(data, protein=CountsInMemory(data.protein.read() * more))
     after = reference.get_query_reliability(query, n_samples=5)
     reference._data = data
     changed = after.index.get_level_values("protein") == reference.schema.protein_names[0]

@@ -116,12 +116,12 @@ def test_checks_are_those_of_all_samples_held_at_once(likelihood: str) -> None:
     )
     densities = predictive_density(data, network, n_samples)
     drawn_rna = np.stack([counts.toarray() for counts in rna])
-    observed = data.rna[CELLS].toarray()[:, genes]
+    observed = data.rna.rows(CELLS).toarray()[:, genes]
     everywhere = np.ones(observed.shape, dtype=bool)
     agree(ours[0], observed, drawn_rna, everywhere, densities[0][:, genes])
     agree(
         ours[1],
-        data.protein[CELLS][:, proteins],
+        data.protein.rows(CELLS)[:, proteins],
         protein,
         measured[:, proteins],
         densities[1][:, proteins],
@@ -133,7 +133,7 @@ def predictive_density(
 ) -> tuple[np.ndarray, np.ndarray]:
     """log E[p(count)] of genes and proteins by scipy's distributions."""
     batch = minibatch(data, network, CELLS)
-    rna, protein = data.rna[CELLS].toarray(), data.protein[CELLS]
+    rna, protein = data.rna.rows(CELLS).toarray(), data.protein.rows(CELLS)
     by_gene, by_protein = [], []
     with torch.no_grad():
         for draw in draws(network, batch, n_samples, CellNoise(2)):

@@ -16,7 +16,7 @@ from totalvi.analysis.prepare import feature_annotation, read_input
 from totalvi.data.background.ambient import AMBIENT, ambient_in
 from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
 from totalvi.data.columns import Columns
-from totalvi.data.counts import in_memory, row_blocks, take_columns
+from totalvi.data.counts import in_memory
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.io.features import are_controls
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
@@ -125,8 +125,8 @@ def write_source(
     columns = None if genes is None else np.flatnonzero(genes)
 
     def blocks() -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
-        measured = take_columns(source.protein, np.flatnonzero(proteins))
-        pairs = zip(row_blocks(source.rna), row_blocks(measured), strict=True)
+        measured = source.protein.columns(np.flatnonzero(proteins))
+        pairs = zip(source.rna.blocks(), measured.blocks(), strict=True)
         for (start, rna), (_, protein) in pairs:
             some = kept[start : start + len(protein)]
             rna = rna if columns is None else rna[:, columns]

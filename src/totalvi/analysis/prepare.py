@@ -21,6 +21,7 @@ from totalvi.data.background.isotype_controls import (
 )
 from totalvi.data.checks import check_counts, raise_errors
 from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts, genes_and_proteins
 from totalvi.data.finding import Finding
 from totalvi.data.io.features import marked_controls
@@ -111,7 +112,9 @@ def prepare(
     kept = np.ones(len(all_cells), dtype=bool)
     notes = renamed_features(data)
     if drop_empty_cells:
-        kept = source.rna.count_nonzero(axis=1) > 0  # NaN counts as well, and the checks name it
+        kept = (
+            source.rna.read().count_nonzero(axis=1) > 0
+        )  # NaN counts as well, and the checks name it
         if not kept.any():
             raise DataError("no cell has any RNA count: check which matrix is the RNA")
         if not kept.all():
@@ -122,7 +125,7 @@ def prepare(
     raise_errors(findings)
     chosen, gene_notes = _choose_genes(source, keys.batch_key, n_genes)
     notes += gene_notes
-    expressed = source.rna[:, chosen].count_nonzero(axis=1) > 0
+    expressed = source.rna.read()[:, chosen].count_nonzero(axis=1) > 0
     if not expressed.all():
         message = f"{(~expressed).sum():,} without a count of the selected genes"
         if not drop_empty_cells:
@@ -151,9 +154,8 @@ def prepare(
 def _choose_genes(
     source: CountSource, batch_key: str | None, n_genes: int
 ) -> tuple[np.ndarray, list[Finding]]:
-    n_cells_with = np.bincount(
-        source.rna.indices[source.rna.data > 0], minlength=source.rna.shape[1]
-    )
+    rna = source.rna.read()
+    n_cells_with = np.bincount(rna.indices[rna.data > 0], minlength=rna.shape[1])
     chosen = n_cells_with > 0
     notes = []
     if not chosen.all():
@@ -168,7 +170,7 @@ def _choose_genes(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")  # scanpy warns of its own coming versions
             warnings.simplefilter("always", BatchesLeftOut)
-            chosen = select_genes(source.rna, source.gene_names, n_genes=n_genes, batch=batch)
+            chosen = select_genes(rna, source.gene_names, n_genes=n_genes, batch=batch)
         notes.append(Finding("note", "genes_selected", message))
         notes += [Finding("warning", "batches_left_out", str(said.message)) for said in caught]
     return chosen, notes
@@ -178,8 +180,8 @@ def _cells(source: CountSource, kept: np.ndarray) -> CountSource:
     if kept.all():
         return source
     return source._replace(
-        rna=source.rna[kept],
-        protein=source.protein[kept],
+        rna=CountsInMemory(source.rna.rows(kept)),
+        protein=CountsInMemory(source.protein.rows(kept)),
         cell_names=source.cell_names[kept],
         obs=source.obs[kept],
     )
@@ -210,8 +212,10 @@ def _to_mudata(
     cells = pd.DataFrame(index=source.cell_names)
     rna_var, protein_var = feature_annotation(source, data, keys)
     modalities = {
-        "rna": AnnData(source.rna[:, genes].astype(np.float32), obs=cells, var=rna_var[genes]),
-        "prot": AnnData(source.protein, obs=cells, var=protein_var),
+        "rna": AnnData(
+            source.rna.read()[:, genes].astype(np.float32), obs=cells, var=rna_var[genes]
+        ),
+        "prot": AnnData(source.protein.read(), obs=cells, var=protein_var),
     }
     if hashtags is not None:
         modalities["hto"] = hashtags

@@ -12,7 +12,7 @@ from totalvi.analysis.prepare import RawPaths, find_ambient
 from totalvi.data.background.isotype_controls import control_findings, split_controls
 from totalvi.data.checks import check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
-from totalvi.data.counts import row_blocks
+from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import Finding
 from totalvi.data.io.modalities import renamed_features
@@ -92,11 +92,11 @@ def _choose_genes(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", BatchesLeftOut)
-            if hasattr(source.rna, "take_columns"):
+            if not isinstance(source.rna, CountsInMemory):
                 chosen = select_genes_on_disk(source.rna, n_genes=n_genes, batch=batch, cells=cells)
             else:  # of a format that is read whole
                 chosen = select_genes(
-                    source.rna[cells], source.gene_names, n_genes=n_genes,
+                    source.rna.rows(cells), source.gene_names, n_genes=n_genes,
                     batch=None if batch is None else batch[cells],
                 )  # fmt: skip
         notes.append(Finding("note", "genes_selected", message))
@@ -107,7 +107,7 @@ def _choose_genes(
 def _expressed(source: CountSource, genes: np.ndarray) -> np.ndarray:
     """Return which cells have a count of the genes."""
     columns = np.flatnonzero(genes)
-    counts = [block[:, columns].count_nonzero(axis=1) > 0 for _, block in row_blocks(source.rna)]
+    counts = [block[:, columns].count_nonzero(axis=1) > 0 for _, block in source.rna.blocks()]
     return np.concatenate(counts)
 
 

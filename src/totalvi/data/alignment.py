@@ -15,6 +15,7 @@ from totalvi.data.background.isotype_controls import control_counts
 from totalvi.data.cells import Schema
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
 from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource
 from totalvi.data.finding import listed
 from totalvi.data.panels.antibodies import harmonise_antibodies
@@ -70,8 +71,8 @@ def align_query(
     rna, found_genes = _aligned_rna(found, schema)
     protein, found_proteins, unknown = _aligned_proteins(found, schema, antibody_names)
     source = found.source._replace(
-        rna=rna,
-        protein=protein,
+        rna=CountsInMemory(rna),
+        protein=CountsInMemory(protein),
         gene_names=pd.Index(schema.gene_names, dtype=object),
         protein_names=pd.Index(schema.protein_names, dtype=object),
     )
@@ -100,14 +101,13 @@ def _aligned_rna(found: DataSet, schema: Schema) -> tuple[sparse.csr_matrix, np.
             f'first is "{found.source.gene_names[0]}", the model\'s "{schema.gene_names[0]}"); give '
             "counts of all genes, before variable ones are selected."
         )
-    if len(rows) == n_genes == found.source.rna.shape[1] and bool(
-        (position == np.arange(n_genes)).all()
-    ):
-        rna = found.source.rna
+    given = found.source.rna.read()
+    if len(rows) == n_genes == given.shape[1] and bool((position == np.arange(n_genes)).all()):
+        rna = given
     else:
-        ones = np.ones(len(rows), dtype=found.source.rna.dtype)
+        ones = np.ones(len(rows), dtype=given.dtype)
         select = sparse.csr_matrix((ones, (rows, position[rows])), shape=(len(position), n_genes))
-        rna = sparse.csr_matrix(found.source.rna @ select)
+        rna = sparse.csr_matrix(given @ select)
         rna.sort_indices()
     has: np.ndarray = np.zeros(n_genes, dtype=bool)
     has[position[rows]] = True
@@ -138,7 +138,7 @@ def _aligned_proteins(
             f"({listed(schema.protein_names)}); say which are which with antibody_names, or give the "
             "RNA alone."
         )
-    counts[:, position[matched]] = found.source.protein[:, matched]
+    counts[:, position[matched]] = found.source.protein.read()[:, matched]
     measured = np.asarray(~np.isnan(counts).all(axis=0))
     return counts, measured, tuple(np.array(own, dtype=object)[~matched & ~found.controls])
 

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
 from totalvi.data.columns import Columns, joined_obs, names_of
-from totalvi.data.counts import RowsOnDisk, row_blocks
+from totalvi.data.counts import Counts, CountsInMemory
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,9 @@ class CiteData:
     schema
         Names and categories.
     rna
-        Counts (N, G), CSR, or rows on disk.
+        Counts (N, G).
     protein
-        Counts (N, T), float32, or rows on disk; unmeasured proteins hold 0 and are told by
-        ``schema.panel_measured``.
+        Counts (N, T); unmeasured proteins hold 0 and are told by ``schema.panel_measured``.
     cell_names
         Of the N cells.
     batch, panel, label
@@ -174,8 +174,8 @@ class CiteData:
     """
 
     schema: Schema
-    rna: Any  # csr_matrix or RowsOnDisk
-    protein: Any  # ndarray or MeasuredOnDisk
+    rna: Counts[sparse.csr_matrix]
+    protein: Counts[np.ndarray]
     cell_names: pd.Index
     batch: np.ndarray
     panel: np.ndarray
@@ -194,7 +194,7 @@ class CiteData:
     @property
     def on_disk(self) -> bool:
         """Whether the RNA counts are on disk, to be read some cells at a time."""
-        return isinstance(self.rna, RowsOnDisk)
+        return not isinstance(self.rna, CountsInMemory)
 
     def in_memory(self, cells: np.ndarray) -> Self:
         """Return the cells at these positions, counts and all, in memory."""
@@ -204,8 +204,8 @@ class CiteData:
 
         return replace(
             self,
-            rna=self.rna[cells],
-            protein=self.protein[cells],
+            rna=CountsInMemory(self.rna.rows(cells)),
+            protein=CountsInMemory(self.protein.rows(cells)),
             cell_names=self.cell_names[cells],
             batch=self.batch[cells],
             panel=self.panel[cells],
@@ -220,17 +220,6 @@ class CiteData:
     def cell_keys(self) -> np.ndarray:
         """One 64-bit number a cell, made from its name: the same in whatever data it comes."""
         return pd.util.hash_array(self.cell_names.to_numpy(object), categorize=False)
-
-
-class MeasuredOnDisk:
-    """Protein counts on disk, with 0 where the cell's panel did not measure the protein."""
-
-    def __init__(self, protein: RowsOnDisk, panel: np.ndarray, measured: np.ndarray) -> None:
-        self._protein, self._panel, self._measured = protein, panel, measured
-        self.shape = protein.shape
-
-    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
-        return np.where(self._measured[self._panel[rows]], self._protein[rows], np.float32(0))
 
 
 _CELLS_COMPARED, _ROWS_AT_ONCE = 10_000, 1_000
@@ -268,7 +257,7 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
 def _hash_protein(data: CiteData) -> str:
     digest = hashlib.sha256(f"float32{data.protein.shape}".encode())
     by_panel = np.array(data.schema.panel_measured)
-    for start, rows in row_blocks(data.protein):
+    for start, rows in data.protein.blocks():
         measured = by_panel[data.panel[start : start + len(rows)]]
         known = np.where(measured, rows, np.float32(0))  # what a query lacks may be filled in
         digest.update(np.ascontiguousarray(known).data)
@@ -280,7 +269,7 @@ def _hash_rna(data: CiteData) -> str:
     n_compared = min(data.n_cells, _CELLS_COMPARED)
     compared = np.linspace(0, data.n_cells - 1, n_compared).astype(np.int64)
     for start in range(0, n_compared, _ROWS_AT_ONCE):
-        rows = data.rna[compared[start : start + _ROWS_AT_ONCE]]
+        rows = data.rna.rows(compared[start : start + _ROWS_AT_ONCE])
         rows.sort_indices()
         for part in (rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data):
             digest.update(np.ascontiguousarray(part).data)

@@ -12,10 +12,10 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts, split_controls
-from totalvi.data.cells import Annotation, CiteData, MeasuredOnDisk, Schema, library_prior
+from totalvi.data.cells import Annotation, CiteData, Schema, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
-from totalvi.data.counts import RowsOnDisk, row_blocks, take_columns
+from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.h5_zarr import open_on_disk
@@ -83,9 +83,8 @@ def _cite_data(
     obs = source.obs
     known = {} if schema is None else schema.categories()
     rna = source.rna
-    if not isinstance(rna, RowsOnDisk):
-        rna = rna.astype(np.float32)  # keeps the user's own array out of reach
-        rna.eliminate_zeros()
+    if isinstance(rna, CountsInMemory):
+        rna = CountsInMemory(_own_counts(rna.values))
     batch, batch_names = _codes(obs, columns.batch_key, known)
     panel, panel_names = (
         (batch, ()) if columns.panel_key is None else _codes(obs, columns.panel_key, known)
@@ -152,30 +151,35 @@ def _codes(
     return positions[codes].astype(np.int64), names
 
 
-def _totals(rna: sparse.csr_matrix | RowsOnDisk) -> np.ndarray:
+def _own_counts(rna: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return a float32 copy without stored zeros, which does not share the user's memory."""
+    rna = rna.astype(np.float32)
+    rna.eliminate_zeros()
+    return rna
+
+
+def _totals(rna: Counts[sparse.csr_matrix]) -> np.ndarray:
     """Return the total RNA count of each cell."""
-    totals = [np.asarray(block.sum(axis=1)).ravel() for _, block in row_blocks(rna)]
+    totals = [np.asarray(block.sum(axis=1)).ravel() for _, block in rna.blocks()]
     return np.concatenate(totals)
 
 
 def _measured(
-    protein: np.ndarray | RowsOnDisk, panel: np.ndarray, n_panels: int
+    protein: Counts[np.ndarray], panel: np.ndarray, n_panels: int
 ) -> tuple[tuple[bool, ...], ...]:
     """Return which proteins each panel measured: those not NaN in its cells."""
     measured = np.zeros((n_panels, protein.shape[1]), dtype=bool)
-    for start, values in row_blocks(protein):
+    for start, values in protein.blocks():
         codes = panel[start : start + len(values)]
         for code in np.unique(codes):
             measured[code] |= ~np.isnan(values[codes == code]).all(axis=0)
     return tuple(tuple(map(bool, row)) for row in measured)
 
 
-def _measured_protein(
-    source: CountSource, schema: Schema, panel: np.ndarray
-) -> np.ndarray | MeasuredOnDisk:
+def _measured_protein(source: CountSource, schema: Schema, panel: np.ndarray) -> Counts[np.ndarray]:
     """Return protein counts with 0 where the cell's panel did not measure the protein."""
     by_panel = np.array(schema.panel_measured)
-    for start, values in row_blocks(source.protein):
+    for start, values in source.protein.blocks():
         measured = by_panel[panel[start : start + len(values)]]
         missing = np.argwhere(measured & np.isnan(values))
         if len(missing):
@@ -185,9 +189,9 @@ def _measured_protein(
                 f'in cell "{source.cell_names[cell]}", whose panel (or batch) measured it in the data '
                 "that the model was trained on; give the counts, or leave the cell out."
             )
-    if isinstance(source.protein, RowsOnDisk):
-        return MeasuredOnDisk(source.protein, panel, by_panel)
-    return np.where(by_panel[panel], source.protein, np.float32(0))
+    measured_only = MeasuredCounts(source.protein, panel, by_panel)
+    on_disk = not isinstance(source.protein, CountsInMemory)
+    return measured_only if on_disk else CountsInMemory(measured_only.read())
 
 
 def _align(source: CountSource, schema: Schema) -> CountSource:
@@ -204,8 +208,8 @@ def _align(source: CountSource, schema: Schema) -> CountSource:
                 stacklevel=4,
             )
     return source._replace(
-        rna=take_columns(source.rna, genes),
-        protein=take_columns(source.protein, proteins),
+        rna=source.rna.columns(genes),
+        protein=source.protein.columns(proteins),
         gene_names=source.gene_names[genes],
         protein_names=source.protein_names[proteins],
     )

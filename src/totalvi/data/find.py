@@ -10,7 +10,16 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.columns import Columns, joined_obs, names_of, require_same_cells
-from totalvi.data.counts import RowsOnDisk, in_memory, lies_on_disk, to_csr, to_dense
+from totalvi.data.counts import (
+    Counts,
+    CountsInMemory,
+    DenseOnDisk,
+    SparseOnDisk,
+    in_memory,
+    lies_on_disk,
+    to_csr,
+    to_dense,
+)
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.features import modalities_of
 from totalvi.errors import DataError
@@ -22,11 +31,11 @@ class CountSource(NamedTuple):
     Attributes
     ----------
     rna
-        RNA counts, CSR, shape ``(n_cells, n_genes)``, of the data type found; canonical (sorted
-        column indices, none twice). It may share memory with the user's object: do not write.
-        Counts left on disk are `RowsOnDisk`, whose rows are float32.
+        RNA counts, (cells, genes), canonical (sorted column indices, none twice). Those in memory
+        have the data type found, and may share memory with the user's object: do not write to them.
+        Those left on disk are read as float32.
     protein
-        Protein counts, dense float32, shape ``(n_cells, n_proteins)``; NaN means unmeasured.
+        Protein counts, (cells, proteins), float32; NaN means unmeasured.
     gene_names, protein_names, cell_names
         Names of the columns and rows.
     obs
@@ -38,8 +47,8 @@ class CountSource(NamedTuple):
         Names of the further layers beside the counts, for error messages.
     """
 
-    rna: Any  # csr_matrix or RowsOnDisk
-    protein: Any  # ndarray or RowsOnDisk
+    rna: Counts[sparse.csr_matrix]
+    protein: Counts[np.ndarray]
     gene_names: pd.Index
     protein_names: pd.Index
     cell_names: pd.Index
@@ -81,8 +90,8 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
     >>> cells = AnnData(np.array([[0, 3], [1, 0]]))
     >>> cells.obsm["protein_counts"] = pd.DataFrame({"CD3": [90, 4]}, index=cells.obs_names)
     >>> source = find_counts(cells, Columns(protein_expression_obsm_key="protein_counts"))
-    >>> source.rna.shape, source.protein_names.tolist(), source.protein.ravel().tolist()
-    ((2, 2), ['CD3'], [90.0, 4.0])
+    >>> source.rna.shape, source.protein_names.tolist(), source.protein.read().tolist()
+    ((2, 2), ['CD3'], [[90.0], [4.0]])
     """
     if isinstance(data, MuData):
         if columns.protein_expression_obsm_key is not None:
@@ -147,8 +156,8 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
             raise DataError(f"no {what} at all in {where}: check how it was filtered")
     values = _matrix(rna, layer, "the RNA", "rna_layer")
     return CountSource(
-        rna=to_csr(values, where, rna.obs_names, rna.var_names),
-        protein=np.empty((rna.shape[0], 0), dtype=np.float32),
+        rna=CountsInMemory(to_csr(values, where, rna.obs_names, rna.var_names)),
+        protein=CountsInMemory(np.empty((rna.shape[0], 0), dtype=np.float32)),
         gene_names=names_of(rna.var_names),
         protein_names=pd.Index([], dtype=object),
         cell_names=names_of(rna.obs_names),
@@ -220,9 +229,9 @@ def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
         protein, protein_layer, f'modality "{protein_modality}"', "protein_layer"
     )
     return CountSource(
-        rna=_rna(rna_values, rna_where, rna.obs_names, rna.var_names, on_disk),
+        rna=_rna(rna_values, _Place(rna_where, rna.obs_names, rna.var_names), on_disk),
         protein=_protein(
-            protein_values, protein_where, protein.obs_names, protein.var_names, on_disk
+            protein_values, _Place(protein_where, protein.obs_names, protein.var_names), on_disk
         ),
         gene_names=names_of(rna.var_names),
         protein_names=names_of(protein.var_names),
@@ -271,9 +280,9 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
     gene_columns = None if is_gene.all() else np.flatnonzero(is_gene)
     cells = adata.obs_names
     return CountSource(
-        rna=_rna(rna_values, rna_where, cells, gene_names, on_disk, gene_columns),
+        rna=_rna(rna_values, _Place(rna_where, cells, gene_names), on_disk, gene_columns),
         protein=_protein(
-            protein_values, protein_where, cells, protein_names, on_disk, protein_columns
+            protein_values, _Place(protein_where, cells, protein_names), on_disk, protein_columns
         ),
         gene_names=gene_names,
         protein_names=protein_names,
@@ -286,30 +295,28 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
     )
 
 
+class _Place(NamedTuple):
+    """Where counts are, and the names of their cells and features, for messages."""
+
+    where: str
+    cells: pd.Index
+    features: pd.Index
+
+
 def _rna(
-    values: Any,
-    where: str,
-    cells: pd.Index,
-    genes: pd.Index,
-    on_disk: bool,
-    columns: np.ndarray | None = None,
-) -> sparse.csr_matrix | RowsOnDisk:
+    values: Any, place: _Place, on_disk: bool, columns: np.ndarray | None = None
+) -> Counts[sparse.csr_matrix]:
     if on_disk and lies_on_disk(values):
-        return RowsOnDisk(values, where, columns=columns)
-    return to_csr(_columns(values, columns), where, cells, genes)
+        return SparseOnDisk(values, place.where, columns=columns)
+    return CountsInMemory(to_csr(_columns(values, columns), *place))
 
 
 def _protein(
-    values: Any,
-    where: str,
-    cells: pd.Index,
-    proteins: pd.Index,
-    on_disk: bool,
-    columns: np.ndarray | None = None,
-) -> np.ndarray | RowsOnDisk:
+    values: Any, place: _Place, on_disk: bool, columns: np.ndarray | None = None
+) -> Counts[np.ndarray]:
     if on_disk and lies_on_disk(values):
-        return RowsOnDisk(values, where, columns=columns, dense=True)
-    return to_dense(_columns(values, columns), where, cells, proteins)
+        return DenseOnDisk(values, place.where, columns=columns)
+    return CountsInMemory(to_dense(_columns(values, columns), *place))
 
 
 def _columns(values: Any, columns: np.ndarray | None) -> Any:

@@ -12,6 +12,7 @@ from mudata import MuData
 from totalvi.data.alignment import AlignedQuery, align_query, check_query
 from totalvi.data.cells import Annotation, CiteData, Schema, library_prior
 from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
 from totalvi.data.describe import Data, opened
 from totalvi.data.find import CountSource
 from totalvi.data.finding import did_you_mean
@@ -92,14 +93,14 @@ def extended_schema(
     own_panels = _groups(obs, columns.panel_key) if has_panels else []
     panels = _new_names(own_panels, reference.panel_names)
     group = texts_of(obs, columns.panel_key if has_panels else columns.batch_key)
-    measured = _measured(query.source.protein, group, own_panels or own_batches)
+    measured = _measured(query.source.protein.read(), group, own_panels or own_batches)
     categories = tuple(
         known + _unknown(obs, key, known, new_categories)
         for key, known in zip(
             columns.categorical_covariate_keys, reference.covariate_categories, strict=True
         )
     )
-    library_size = np.asarray(query.source.rna.sum(axis=1), dtype=np.float64).ravel()
+    library_size = np.asarray(query.source.rna.read().sum(axis=1), dtype=np.float64).ravel()
     codes = pd.Index(own_batches).get_indexer(pd.Index(texts_of(obs, columns.batch_key)))
     log_mean, log_variance = library_prior(np.maximum(library_size, 1.0), codes, len(own_batches))
     schema = replace(
@@ -207,7 +208,7 @@ def query_cite_data(
     ]
     continuous = obs[list(columns.continuous_covariate_keys)].to_numpy(dtype=np.float64)
     standardised = (continuous - schema.continuous_mean) / schema.continuous_scale
-    rna = source.rna.astype(np.float32)
+    rna = source.rna.read().astype(np.float32)
     rna.eliminate_zeros()
     library_size = (
         np.asarray(rna.sum(axis=1)).ravel()
@@ -216,8 +217,8 @@ def query_cite_data(
     )
     return CiteData(
         schema=schema,
-        rna=rna,
-        protein=_measured_protein(source, np.array(schema.panel_measured)[panel]),
+        rna=CountsInMemory(rna),
+        protein=CountsInMemory(_measured_protein(source, np.array(schema.panel_measured)[panel])),
         cell_names=source.cell_names,
         batch=batch,
         panel=panel,
@@ -256,7 +257,8 @@ def _known_codes(obs: pd.DataFrame, key: str, known: tuple[str, ...]) -> np.ndar
 
 
 def _measured_protein(source: CountSource, measured: np.ndarray) -> np.ndarray:
-    missing = np.argwhere(measured & np.isnan(source.protein))
+    counts = source.protein.read()
+    missing = np.argwhere(measured & np.isnan(counts))
     if len(missing):
         cell, protein = missing[0]
         raise DataError(
@@ -264,4 +266,4 @@ def _measured_protein(source: CountSource, measured: np.ndarray) -> np.ndarray:
             f'cell "{source.cell_names[cell]}", though others of its panel (or batch) have; give the '
             "counts, leave the cell out, or tell the panels apart by batch_key."
         )
-    return np.where(measured, source.protein, np.float32(0))
+    return np.where(measured, counts, np.float32(0))

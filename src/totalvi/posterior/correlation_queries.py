@@ -231,10 +231,10 @@ class CorrelationQueries(Asking):
         totals, some_genes, some_proteins = [], [], []
         for start in range(0, len(cells), ROWS_AT_A_TIME):
             some = cells[start : start + ROWS_AT_A_TIME]
-            block = data.rna[some]
+            block = data.rna.rows(some)
             totals.append(np.maximum(np.asarray(block.sum(axis=1)).ravel(), 1))
             some_genes.append(block[:, gene_columns])
-            some_proteins.append(data.protein[some][:, columns])
+            some_proteins.append(data.protein.rows(some)[:, columns])
         total, protein = np.concatenate(totals), np.concatenate(some_proteins)
         rna = sparse.vstack(some_genes, format="csc")
         measured = np.array(self.schema.panel_measured)[data.panel[cells]][:, columns]

@@ -73,10 +73,10 @@ def fill_unmeasured(module: TOTALVI, data: CiteData, filled: np.ndarray) -> None
 
     Likelihoods leave these values out, as the panel did not measure them.
     """
-    cells = np.flatnonzero(filled.any(axis=1))
+    cells, protein = np.flatnonzero(filled.any(axis=1)), data.protein.read()
     with threads_of_torch(), naming_proteins(data.schema.protein_names):
         for batch in minibatches(data, module, cells, _BATCH_SIZE):
-            data.protein[batch.cells] = with_expected(module, batch, filled[batch.cells]).numpy()
+            protein[batch.cells] = with_expected(module, batch, filled[batch.cells]).numpy()
 
 
 @torch.no_grad()

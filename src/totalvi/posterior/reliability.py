@@ -209,7 +209,7 @@ class HidingProteins(Asking):
     def _observed(self, data: CiteData, cells: np.ndarray, proteins: np.ndarray) -> np.ndarray:
         """Return the counts of proteins, NaN where a cell's panel did not measure them."""
         measured = np.array(self.schema.panel_measured)[data.panel[cells]]
-        return np.where(measured[:, proteins], data.protein[cells][:, proteins], np.nan)
+        return np.where(measured[:, proteins], data.protein.rows(cells)[:, proteins], np.nan)
 
     def _hidden(
         self,

@@ -8,7 +8,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.columns import Columns
-from totalvi.data.counts import take_columns, to_dense
+from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
 from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.features import are_controls
@@ -63,7 +63,7 @@ def split_controls(
     controls = control_counts(data, source, (*names, *_names_apart(data, names, chosen)))
     if is_control.any():
         source = source._replace(
-            protein=take_columns(source.protein, np.flatnonzero(~is_control)),
+            protein=source.protein.columns(np.flatnonzero(~is_control)),
             protein_names=source.protein_names[~is_control],
         )
     return source, controls
@@ -78,7 +78,7 @@ def control_counts(
     positions = source.protein_names.get_indexer(pd.Index(names))
     found = positions[positions >= 0]
     among = pd.DataFrame(
-        take_columns(source.protein, found)[:] if len(found) else None,
+        source.protein.columns(found).read() if len(found) else None,
         index=source.cell_names,
         columns=source.protein_names[found],
     )

@@ -169,7 +169,7 @@ def _joined_rna(found: Mapping[str, DataSet], aligned: GeneAlignment) -> sparse.
     """Put the cells of all data sets one below the other, genes in the joined order."""
     blocks = []
     for name, each in found.items():
-        rna, columns = each.source.rna, aligned.positions[name]
+        rna, columns = each.source.rna.read(), aligned.positions[name]
         rows = np.flatnonzero(columns >= 0)
         ones = np.ones(len(rows), dtype=rna.dtype)
         shape = (rna.shape[1], len(aligned.names))
@@ -200,7 +200,7 @@ def _joined_proteins(
         columns = position.get_indexer(own)
         kept = columns >= 0
         cells = slice(end - len(each.source.cell_names), end)
-        joined[cells, columns[kept]] = each.source.protein[:, kept]
+        joined[cells, columns[kept]] = each.source.protein.read()[:, kept]
         control[columns[kept]] |= each.controls[kept]
     return joined, pd.DataFrame({"control": control}, index=pd.Index(names, dtype=object))
 

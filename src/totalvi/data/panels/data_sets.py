@@ -65,7 +65,9 @@ def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSe
         var["control"] = data.mod[columns.protein_modality].var["control"].to_numpy()
     tags = are_hashtags(var, None, name)
     return DataSet(
-        source._replace(protein=source.protein[:, ~tags], protein_names=names[~tags]),
+        source._replace(
+            protein=source.protein.columns(np.flatnonzero(~tags)), protein_names=names[~tags]
+        ),
         _gene_var(data, columns),
         are_controls(var[~tags], None, name),
         tuple(names[tags]),

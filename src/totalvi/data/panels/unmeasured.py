@@ -60,7 +60,7 @@ def declare_unmeasured(
             f'batch_key: no column "{batch_key}" in obs, {did_you_mean(batch_key, source.obs.columns)}'
         )
     batch = source.obs[batch_key].astype(str).to_numpy()
-    protein = source.protein
+    protein = source.protein.read()  # a copy of the user's
     for name, proteins in unmeasured.items():
         if str(name) not in batch:
             raise ValueError(
