@@ -18,10 +18,10 @@ from totalvi.data.background.prior import (
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.cells import CiteData, fingerprint
+from totalvi.data.cells import CiteData, Schema, fingerprint
+from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.mapped_query import QueryMapping
-from totalvi.data.schema import Keys, Schema
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.fit.checkpoint import Checkpoints, State
 from totalvi.fit.loop import Fit, epoch_progress, fit, resolved_plan
@@ -190,7 +190,7 @@ class Model(
         seed: int = 0,
         **network_options: Any,
     ) -> None:
-        keys = Keys(
+        keys = Columns(
             batch_key=batch_key,
             panel_key=panel_key,
             labels_key=labels_key,
@@ -264,7 +264,7 @@ class Model(
             n_labels=len(schema.label_names),
             n_panels=len(schema.panel_names) or None,
             n_categories_per_covariate=[len(names) for names in schema.covariate_categories],
-            n_continuous_covariates=len(schema.keys.continuous_covariate_keys),
+            n_continuous_covariates=len(schema.columns.continuous_covariate_keys),
             protein_batch_mask=schema.panel_measured,
             generator=torch_generator(self._random(_INITIAL_WEIGHTS)),
             **self._options,

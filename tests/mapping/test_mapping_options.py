@@ -85,5 +85,5 @@ def test_only_proteins_that_the_encoder_always_saw_are_filled_in(
     filled = filled_proteins(query.module, query._data, query._mapping)
     expected = panels.all(axis=0) if hidden_protein_rate else panels[whole]
     assert (filled == expected).all()
-    assert (query._data.protein[filled] > 0).all()
-    assert (query._data.protein[~filled] == 0).all()
+    assert (query._data.protein.read()[filled] > 0).all()
+    assert (query._data.protein.read()[~filled] == 0).all()

@@ -56,7 +56,7 @@ def ask(
 
 def averages(data: CiteData, network: TOTALVI, n_samples: int, code: int | None) -> dict[str, Any]:
     """Posterior means from the module's own `inference`."""
-    x, y = torch.tensor(data.rna[CELLS].toarray()), torch.tensor(data.protein[CELLS])
+    x, y = torch.tensor(data.rna.rows(CELLS).toarray()), torch.tensor(data.protein.rows(CELLS))
     with torch.no_grad():
         outputs = network.inference(
             x, y, torch.tensor(data.batch[CELLS]), n_samples=n_samples, transform_batch=code
@@ -228,6 +228,6 @@ def test_foreground_probability(data: CiteData, codes: tuple[int | None, ...]) -
 def test_a_latent_library_size_is_sampled(data: CiteData) -> None:
     network = module(library="latent")
     latent, _ = ask(data, network, library_size="latent", n_samples=300)
-    x, y = torch.tensor(data.rna[CELLS].toarray()), torch.tensor(data.protein[CELLS])
+    x, y = torch.tensor(data.rna.rows(CELLS).toarray()), torch.tensor(data.protein.rows(CELLS))
     mean = network.sample_from_posterior_l(x, y, torch.tensor(data.batch[CELLS])).detach().numpy()
     np.testing.assert_allclose(latent.sum(axis=1), mean[:, 0], rtol=0.5)

@@ -47,7 +47,7 @@ def library_sizes(
 
 
 def posterior(data: CiteData, network: TOTALVI) -> tuple[np.ndarray, np.ndarray]:
-    x, y = torch.tensor(data.rna.toarray()), torch.tensor(data.protein)
+    x, y = torch.tensor(data.rna.read().toarray()), torch.tensor(data.protein.read())
     with torch.no_grad():
         outputs = network.inference(x, y, torch.tensor(data.batch))
     return outputs["qz_m"].numpy(), outputs["qz_v"].numpy()

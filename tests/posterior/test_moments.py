@@ -83,7 +83,7 @@ def test_sums_are_those_of_dense_arithmetic(data: CiteData, name: str) -> None:
         r = network.gene_log_inverse_dispersion(own.context).exp().numpy().astype(float)
         protein_r = network.protein_log_inverse_dispersion(own.context).exp().numpy()
     h = sample.rna.numpy().astype(float)
-    x, y = data.rna[CELLS].toarray(), data.protein[CELLS]
+    x, y = data.rna.rows(CELLS).toarray(), data.protein.rows(CELLS)
     mu = own.library_size.numpy() * h
     w = 1 / (1 + mu / r)
     kept = np.ones_like(mu)

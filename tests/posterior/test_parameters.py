@@ -29,7 +29,7 @@ def module(**options: Any) -> TOTALVI:
 
 
 def inferred(data: CiteData, network: TOTALVI, code: int | None = None) -> dict[str, Any]:
-    x, y = torch.tensor(data.rna[CELLS].toarray()), torch.tensor(data.protein[CELLS])
+    x, y = torch.tensor(data.rna.rows(CELLS).toarray()), torch.tensor(data.protein.rows(CELLS))
     with torch.no_grad():
         return network.inference(
             x,

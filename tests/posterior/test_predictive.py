@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from counts import N_GENES, N_PROTEINS, SMALL, described, question
+from counts import N_GENES, N_PROTEINS, SMALL, described, parameters_of, question
 from totalvi.data.cells import CiteData
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
@@ -74,16 +74,13 @@ def test_counts_follow_the_law_of_each_draw(data: CiteData, options: dict[str, A
     batch = minibatch(data, network, CELLS)
     with torch.no_grad():
         for draw in draws(network, batch, 40, CellNoise(5)):
-            px_ = to_numpy(network.gene_parameters(draw.decoded, draw.library_size, draw.context))
+            px_, py_ = map(to_numpy, parameters_of(network, draw))
             kept = 1 - 1 / (1 + np.exp(-px_["dropout"])) if "dropout" in px_ else 1.0
             law = nb(px_["rate"], px_["r"])
             counts = rna[draw.sample]
             below = np.where(counts > 0, 1 - kept * law.sf(counts - 1), 0)
             at_or_below = 1 - kept * law.sf(counts)
             gene_ranks[draw.sample] = below + uniform[0, draw.sample] * (at_or_below - below)
-            py_ = to_numpy(
-                network.protein_parameters(draw.decoded, draw.proteins.log_background, draw.context)
-            )
             factor, pi = py_.get("efficiency", 1.0), 1 / (1 + np.exp(-py_["mixing"]))
             below, at_or_below = (
                 pi * nb(py_["rate_back"] * factor, py_["r"]).cdf(k)

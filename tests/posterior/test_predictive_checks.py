@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy import sparse, special, stats
 
-from counts import N_GENES, N_PROTEINS, SMALL, annotated, described, question
+from counts import N_GENES, N_PROTEINS, SMALL, annotated, described, parameters_of, question
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
 from totalvi.data.describe import describe
-from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
@@ -90,7 +91,7 @@ def ranks(observed: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
 def test_checks_are_those_of_all_samples_held_at_once(likelihood: str) -> None:
-    data = describe(annotated(n_unmeasured=2), Keys(batch_key="batch"))
+    data = describe(annotated(n_unmeasured=2), Columns(batch_key="batch"))
     network = module(data, reconstruction_loss_gene=likelihood)
     measured = np.array(data.schema.panel_measured)[data.panel[CELLS]]
     assert not measured.all()
@@ -102,12 +103,12 @@ def test_checks_are_those_of_all_samples_held_at_once(likelihood: str) -> None:
         rna, protein = predictive_counts(asked, batch, genes, proteins)
     densities = predictive_density(data, network, n_samples)
     drawn_rna = np.stack([counts.toarray() for counts in rna])
-    observed = data.rna[CELLS].toarray()[:, genes]
+    observed = data.rna.rows(CELLS).toarray()[:, genes]
     everywhere = np.ones(observed.shape, dtype=bool)
     agree(ours[0], observed, drawn_rna, everywhere, densities[0][:, genes])
     agree(
         ours[1],
-        data.protein[CELLS][:, proteins],
+        data.protein.rows(CELLS)[:, proteins],
         protein,
         measured[:, proteins],
         densities[1][:, proteins],
@@ -119,14 +120,11 @@ def predictive_density(
 ) -> tuple[np.ndarray, np.ndarray]:
     """log E[p(count)] of genes and proteins by scipy's distributions."""
     batch = minibatch(data, network, CELLS)
-    rna, protein = data.rna[CELLS].toarray(), data.protein[CELLS]
+    rna, protein = data.rna.rows(CELLS).toarray(), data.protein.rows(CELLS)
     by_gene, by_protein = [], []
     with torch.no_grad():
         for draw in draws(network, batch, n_samples, CellNoise(2)):
-            px_ = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
-            py_ = network.protein_parameters(
-                draw.decoded, draw.proteins.log_background, draw.context
-            )
+            px_, py_ = parameters_of(network, draw)
             log_prob = log_pmf(rna, px_["rate"], px_["r"])
             if "dropout" in px_:
                 dropout = px_["dropout"].sigmoid().double().numpy()
@@ -177,7 +175,7 @@ def agree(
 
 
 def test_a_protein_that_no_cell_measured_has_no_checks() -> None:
-    data = describe(annotated(n_unmeasured=2), Keys(batch_key="batch"))
+    data = describe(annotated(n_unmeasured=2), Columns(batch_key="batch"))
     network = module(data)
     cells = np.flatnonzero(data.batch == 1)
     unmeasured = ~np.array(data.schema.panel_measured)[1]
@@ -227,8 +225,7 @@ def test_intervals_are_calibrated_on_counts_of_the_model_itself(likelihood: str)
     with torch.no_grad():
         batch = minibatch(data, network, np.arange(n_cells))
         (draw,) = draws(network, batch, 1, CellNoise(0))
-        px_ = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
-        py_ = network.protein_parameters(draw.decoded, draw.proteins.log_background, draw.context)
+        px_, py_ = parameters_of(network, draw)
     rna = negative_binomial(rng, px_["rate"], px_["r"])
     if "dropout" in px_:
         rna[rng.random(rna.shape) < px_["dropout"].sigmoid().numpy()] = 0
@@ -239,7 +236,9 @@ def test_intervals_are_calibrated_on_counts_of_the_model_itself(likelihood: str)
     protein = negative_binomial(rng, mean, py_["r"])
 
     true_counts = replace(
-        data, rna=sparse.csr_matrix(rna, dtype=np.float32), protein=protein.astype(np.float32)
+        data,
+        rna=CountsInMemory(sparse.csr_matrix(rna, dtype=np.float32)),
+        protein=CountsInMemory(protein.astype(np.float32)),
     )
     asked = question(true_counts, network, np.arange(n_cells), 1, batch_size=134, n_samples=100)
     for checks in predictive_checks(asked, GENES, PROTEINS):
@@ -285,7 +284,7 @@ def negative_binomial(rng: np.random.Generator, mean: Any, r: Any) -> np.ndarray
 
 def test_samples_are_not_held() -> None:
     n_cells, n_genes, n_samples = 300, 400, 100
-    data = describe(simulate(n_cells, n_genes, 5, n_cell_types=2, store_truth=False), Keys())
+    data = describe(simulate(n_cells, n_genes, 5, n_cell_types=2, store_truth=False), Columns())
     network = module(data)
 
     def peak(n_samples: int) -> int:

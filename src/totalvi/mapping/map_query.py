@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from totalvi.data.alignment import align_query, check_query, warn_of_alignment
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, Schema
+from totalvi.data.columns import Columns
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.finding import did_you_mean
@@ -22,7 +23,6 @@ from totalvi.data.mapped_query import (
     extended_schema,
     query_cite_data,
 )
-from totalvi.data.schema import Keys, Schema
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.plan import TrainingPlan
 from totalvi.fit.split import Split
@@ -63,7 +63,7 @@ class MappingQueries(_Mappable):
     def _describe(self, data: Data) -> CiteData:
         mapping = self._mapping
         if mapping is None:
-            return describe(data, self.schema.keys, self.schema)
+            return describe(data, self.schema.columns, self.schema)
         query = describe_query(data, self.schema, mapping, dispersion_by_label(self.module))
         fill_query(self.module, query, mapping)
         return query
@@ -159,7 +159,7 @@ class MappingQueries(_Mappable):
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
         keys = replace(
-            self.schema.keys,
+            self.schema.columns,
             **{name: value for name, value in changed.items() if value is not None},
         )
         data = opened(data)[0]
@@ -197,7 +197,7 @@ def _with_cells(
     return query
 
 
-def _keys_of(obs: pd.DataFrame, keys: Keys, batch_key: str | None) -> Keys:
+def _keys_of(obs: pd.DataFrame, keys: Columns, batch_key: str | None) -> Columns:
     """Return the keys of the query: the reference's where its ``obs`` has them."""
     if batch_key is None and keys.batch_key in obs:
         batch_key = keys.batch_key
@@ -379,10 +379,10 @@ def fill_unmeasured(module: TOTALVI, data: CiteData, filled: np.ndarray) -> None
 
     Likelihoods leave these values out, as the panel did not measure them.
     """
-    cells = np.flatnonzero(filled.any(axis=1))
+    cells, protein = np.flatnonzero(filled.any(axis=1)), data.protein.read()
     with threads_of_torch(), naming_proteins(data.schema.protein_names):
         for batch in minibatches(data, module, cells, _FILLING_BATCH_SIZE):
-            data.protein[batch.cells] = with_expected(module, batch, filled[batch.cells]).numpy()
+            protein[batch.cells] = with_expected(module, batch, filled[batch.cells]).numpy()
 
 
 @torch.no_grad()

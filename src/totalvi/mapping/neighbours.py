@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from totalvi.data.cells import CiteData
+from totalvi.data.counts import CountsInMemory
 from totalvi.fit.split import Split
 from totalvi.mapping.map_query import always_shown, fill_unmeasured
 from totalvi.nn.v06 import TOTALVI
@@ -70,21 +71,21 @@ def as_the_query(
     """
     panels = np.array(held_out.schema.panel_measured)
     known, shown = panels[held_out.panel], always_shown(module, panels, held_out.panel)
-    rna = held_out.rna
+    rna = held_out.rna.read()
     if missing_genes:
         keep = ~np.isin(query.schema.gene_names, missing_genes)
         rna = sparse.csr_matrix(rna.multiply(keep[None]), dtype=np.float32)
         rna.eliminate_zeros()
-    library_size = held_out.library_size
-    if query.schema.keys.size_factor_key is None:
+    protein, library_size = held_out.protein.read(), held_out.library_size
+    if query.schema.columns.size_factor_key is None:
         library_size = np.asarray(rna.sum(axis=1), dtype=np.float32).ravel()
     for panel in np.unique(query.panel):
         measured = np.array(query.schema.panel_measured[panel])
         alike = replace(
             held_out,
             schema=query.schema,
-            rna=rna,
-            protein=np.where(measured & known, held_out.protein, np.float32(0)),
+            rna=CountsInMemory(rna),
+            protein=CountsInMemory(np.where(measured & known, protein, np.float32(0))),
             panel=np.full_like(held_out.panel, panel),
             library_size=library_size,
         )

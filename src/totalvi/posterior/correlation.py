@@ -378,10 +378,10 @@ def _raw_correlations(question: Question, genes: Features, proteins: Features) -
     totals, some_genes, some_proteins = [], [], []
     for start in range(0, len(cells), ROWS_AT_A_TIME):
         some = cells[start : start + ROWS_AT_A_TIME]
-        block = data.rna[some]
+        block = data.rna.rows(some)
         totals.append(np.maximum(np.asarray(block.sum(axis=1)).ravel(), 1))
         some_genes.append(block[:, genes.positions])
-        some_proteins.append(data.protein[some][:, columns])
+        some_proteins.append(data.protein.rows(some)[:, columns])
     total, protein = np.concatenate(totals), np.concatenate(some_proteins)
     rna = sparse.vstack(some_genes, format="csc")
     measured = np.array(data.schema.panel_measured)[data.panel[cells]][:, columns]

@@ -285,7 +285,7 @@ def _measured_in_batches(model: Fitted, data: CiteData) -> np.ndarray:
     what all of its panels did: it is not known which batch had which panel.
     """
     measured = np.array(model.schema.panel_measured)
-    if model.schema.keys.panel_key is None:
+    if model.schema.columns.panel_key is None:
         return measured  # each batch is a panel
     by_batch = measured_by_batch(data)
     if model._mapping is not None:
@@ -310,7 +310,7 @@ def held_out_cells(model: Fitted, question: Question) -> Question:
 def observed_proteins(data: CiteData, cells: np.ndarray, proteins: np.ndarray) -> np.ndarray:
     """Return the counts of proteins, NaN where a cell's panel did not measure them."""
     measured = np.array(data.schema.panel_measured)[data.panel[cells]]
-    return np.where(measured[:, proteins], data.protein[cells][:, proteins], np.nan)
+    return np.where(measured[:, proteins], data.protein.rows(cells)[:, proteins], np.nan)
 
 
 def _hidden(

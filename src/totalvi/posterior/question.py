@@ -13,11 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, Schema
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.data.mapped_query import QueryMapping
-from totalvi.data.schema import Schema
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.split import Split

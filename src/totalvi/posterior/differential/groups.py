@@ -9,7 +9,6 @@ import pandas as pd
 
 from totalvi.compiled import compiled
 from totalvi.data.cells import CiteData
-from totalvi.data.counts import row_blocks
 from totalvi.data.finding import did_you_mean
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
@@ -249,12 +248,12 @@ def raw_counts(data: CiteData, group: np.ndarray, n_groups: int) -> RawCounts:
     """
     n_genes, n_proteins = data.rna.shape[1], data.protein.shape[1]
     total, n_expressing = (np.zeros((n_groups, n_genes)) for _ in range(2))
-    for start, rna in row_blocks(data.rna):
+    for start, rna in data.rna.blocks():
         rows = slice(start, start + rna.shape[0])
         _add_rows(rna.indptr, rna.indices, rna.data, group[rows], total, n_expressing)
     n_measured, protein_total, n_positive = (np.zeros((n_groups, n_proteins)) for _ in range(3))
     by_panel = np.array(data.schema.panel_measured)
-    for start, protein in row_blocks(data.protein):
+    for start, protein in data.protein.blocks():
         codes = group[start : start + len(protein)]
         used = np.flatnonzero(codes >= 0)
         membership = np.zeros((n_groups, len(used)))
