@@ -18,10 +18,10 @@ from totalvi.data.background.prior import (
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.cells import CiteData, fingerprint
+from totalvi.data.cells import CiteData, Schema, fingerprint
+from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.mapped_query import QueryMapping
-from totalvi.data.schema import Keys, Schema
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.fit.checkpoint import Checkpoints, State
 from totalvi.fit.loop import Fit, epoch_progress, fit, resolved_plan
@@ -36,22 +36,21 @@ from totalvi.formats.model_folder import (
     write_model,
 )
 from totalvi.formats.scvi_write import write_scvi
-from totalvi.mapping.map_query import MappingQueries
+from totalvi.mapping.map_query import MappingQueries, fill_query
 from totalvi.mapping.mapped_cells import ComparisonQueries
 from totalvi.mapping.surgery import only_new_rows
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.abundance import AbundanceQueries
-from totalvi.posterior.archetypes import ArchetypeQueries
 from totalvi.posterior.arguments import check_choice, check_network_options, key_tuple
-from totalvi.posterior.correlation_queries import CorrelationQueries
-from totalvi.posterior.differential.query import DifferentialQueries
+from totalvi.posterior.correlation import CorrelationQueries
+from totalvi.posterior.differential.differential_query import DifferentialQueries
 from totalvi.posterior.evidence import EvidenceQueries
-from totalvi.posterior.expression_queries import ExpressionQueries
-from totalvi.posterior.imputation_queries import ImputationQueries
+from totalvi.posterior.expression import ExpressionQueries
+from totalvi.posterior.imputation import ImputationQueries
 from totalvi.posterior.isotypes import IsotypeQueries
-from totalvi.posterior.latent_queries import LatentQueries
-from totalvi.posterior.parameters import ParameterQueries
+from totalvi.posterior.latent import LatentQueries
+from totalvi.posterior.latent_space import LatentSpaceQueries
 from totalvi.posterior.predictive import PredictiveQueries
+from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.processes import launch, process_of, require_equal, this_process
 
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # what a seed is for; queries have a number of their own
@@ -61,12 +60,11 @@ class Model(
     LatentQueries,
     ExpressionQueries,
     DifferentialQueries,
-    ParameterQueries,
     PredictiveQueries,
+    CheckQueries,
     CorrelationQueries,
     EvidenceQueries,
-    ArchetypeQueries,
-    AbundanceQueries,
+    LatentSpaceQueries,
     IsotypeQueries,
     ImputationQueries,
     MappingQueries,
@@ -192,7 +190,7 @@ class Model(
         seed: int = 0,
         **network_options: Any,
     ) -> None:
-        keys = Keys(
+        keys = Columns(
             batch_key=batch_key,
             panel_key=panel_key,
             labels_key=labels_key,
@@ -255,6 +253,7 @@ class Model(
         self.is_trained = False
         self._n_fits = 0
         self._failure: str | None = None
+        self._mapping: QueryMapping | None = None
 
     def _network(self) -> TOTALVI:
         schema = self.schema
@@ -265,7 +264,7 @@ class Model(
             n_labels=len(schema.label_names),
             n_panels=len(schema.panel_names) or None,
             n_categories_per_covariate=[len(names) for names in schema.covariate_categories],
-            n_continuous_covariates=len(schema.keys.continuous_covariate_keys),
+            n_continuous_covariates=len(schema.columns.continuous_covariate_keys),
             protein_batch_mask=schema.panel_measured,
             generator=torch_generator(self._random(_INITIAL_WEIGHTS)),
             **self._options,
@@ -420,7 +419,7 @@ class Model(
                 data, cells, plan, shown, checkpoints, kept_fit.state, devices, num_nodes
             )
         if self._mapping is not None:  # by the weights that the fit has left
-            self._fill_unmeasured(data, self._mapping)
+            fill_query(self.module, data, self._mapping)
         n_earlier_epochs = len(self.history)
         self.split, self.plan, self.fingerprint, self._failure = cells, plan, found, None
         self.history = pd.concat([self.history, result.history], ignore_index=True)

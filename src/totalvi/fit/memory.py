@@ -122,7 +122,7 @@ def _too_little(memory: Memory, n_cells: int) -> TrainingError:
 def _bytes_of_counts(data: CiteData) -> int:
     if data.on_disk:
         return 0
-    return 8 * data.rna.nnz + 8 * (data.n_cells + 1) + data.protein.nbytes
+    return 8 * data.rna.read().nnz + 8 * (data.n_cells + 1) + data.protein.read().nbytes
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.cells import Schema
 from totalvi.data.describe import describe
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu
-from totalvi.data.schema import Schema
 from totalvi.errors import DataError, FormatError, TotalviError
 from totalvi.fit.split import Split
 from totalvi.formats.safe_pickle import checked_tensors, load_inert, stored_values
@@ -86,7 +86,7 @@ def load_scvi(
     if data is None:
         return model
     try:
-        model._data = describe(data, model.schema.keys, model.schema)
+        model._data = describe(data, model.schema.columns, model.schema)
     except DataError as error:
         if saved is None:
             raise

@@ -6,7 +6,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from totalvi.data.schema import Keys, Schema
+from totalvi.data.cells import Schema
+from totalvi.data.columns import Columns
 from totalvi.errors import FormatError
 from totalvi.formats.safe_pickle import StoredArray, stored_values
 
@@ -20,7 +21,7 @@ def at(tree: Any, *path: str) -> Any:
     return tree
 
 
-def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Keys:
+def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Columns:
     """Return where the model's counts and annotation are in its data."""
     setup = at(registry, "setup_args")
     if not isinstance(setup, Mapping):
@@ -46,7 +47,7 @@ def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Keys:
             )
         modalities = {name: _text_or_none(value, name) for name, value in found.items()}
         modalities["protein_layer"] = _layer(proteins)
-    return Keys(
+    return Columns(
         batch_key=key("batch_key"),
         panel_key=key("panel_key"),
         size_factor_key=key("size_factor_key"),
@@ -60,7 +61,7 @@ def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Keys:
     )
 
 
-def schema_of(registry: Mapping[str, Any], keys: Keys, masked: bool) -> Schema:
+def schema_of(registry: Mapping[str, Any], keys: Columns, masked: bool) -> Schema:
     """Return names, categories and panels; continuous covariates are taken as they are.
 
     Parameters
@@ -85,7 +86,7 @@ def schema_of(registry: Mapping[str, Any], keys: Keys, masked: bool) -> Schema:
     n_panels = len(panels) or len(batches)
     n_continuous = len(keys.continuous_covariate_keys)
     return Schema(
-        keys=keys,
+        columns=keys,
         gene_names=genes,
         protein_names=proteins,
         batch_names=batches,
@@ -159,7 +160,7 @@ def registry_of(version: str, schema: Schema, n_cells: int) -> dict[str, Any]:
 
     Without a key of ``obsm`` the data are a MuData, whose columns of ``obs`` are its own.
     """
-    keys = schema.keys
+    keys = schema.columns
     in_mudata = keys.protein_expression_obsm_key is None
     genes, proteins = name_array(schema.gene_names), name_array(schema.protein_names)
     rna_modality = {"mod_key": keys.rna_modality} if in_mudata else {}
@@ -243,7 +244,7 @@ def _column(name: str, key: str | None, categories: tuple[str, ...]) -> dict[str
     )
 
 
-def _setup_arguments(keys: Keys) -> dict[str, Any]:
+def _setup_arguments(keys: Columns) -> dict[str, Any]:
     shared = {
         "batch_key": keys.batch_key,
         "panel_key": keys.panel_key,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from totalvi.data.schema import Schema
+from totalvi.data.cells import Schema
 from totalvi.errors import FormatError, OutputError
 from totalvi.fit.split import Split
 from totalvi.formats.model_folder import write_folder
@@ -83,7 +83,7 @@ def write_scvi(
         "history_": {},
         **{f"{name}_indices_": cells for name, cells in parts.items()},
     }
-    genes, keys = name_array(schema.gene_names), schema.keys
+    genes, keys = name_array(schema.gene_names), schema.columns
     names = (
         {keys.rna_modality: genes, keys.protein_modality: name_array(schema.protein_names)}
         if keys.protein_expression_obsm_key is None

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from totalvi.posterior.draws import CellNoise
-from totalvi.posterior.predictive_counts import gamma_values, negative_binomial_counts
+from totalvi.posterior.noise import CellNoise, gamma_values, negative_binomial_counts
 
 N_DRAWS = 20_000
 KEYS = np.random.default_rng(0).integers(0, 2**64, N_DRAWS, dtype=np.uint64)

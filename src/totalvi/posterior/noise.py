@@ -1,23 +1,107 @@
-"""Counts drawn from the posterior predictive distribution."""
+"""Noise that belongs to a cell: normal, uniform, gamma and negative binomial values by hash.
+
+A value follows from a seed, its purpose, the number of the sample and the cell's name alone. So a cell
+gets the same samples alone or among others, in any minibatch and on any number of threads.
+"""
 
 import math
-from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numba import prange, uint64
-from scipy import sparse
+from torch import Tensor
 
 from totalvi.compiled import compiled
-from totalvi.fit.batches import Minibatch
-from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import GOLDEN, CellNoise, draws, mixed
-from totalvi.posterior.parameters import (
-    GeneLikelihood,
-    ProteinLikelihood,
-    gene_likelihood,
-    protein_likelihood,
-)
+
+Purpose = Literal["latent", "library", "background", "mixing", "counts", "dispersion"]
+_PURPOSES: tuple[Purpose, ...] = (
+    "latent", "library", "background", "mixing", "counts", "dispersion",
+)  # fmt: skip
+GOLDEN = 0x9E3779B97F4A7C15  # odd and near 2^64 / phi: steps of it never meet
+
+
+class CellNoise(NamedTuple):
+    """A source of noise by cell.
+
+    Parameters
+    ----------
+    seed
+        Whole number from 0; other seeds give other noise.
+    """
+
+    seed: int
+
+    def normal(self, purpose: Purpose, sample: int, keys: np.ndarray, width: int) -> Tensor:
+        """Return standard normal values (B, width), float32, for cells with ``keys`` (B,)."""
+        return self._fill(_fill_normal, purpose, sample, keys, width)
+
+    def uniform(self, purpose: Purpose, sample: int, keys: np.ndarray, width: int) -> Tensor:
+        """Return values between 0 and 1, both left out, (B, width), float32.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> keys = np.arange(4, dtype=np.uint64)
+        >>> whole = CellNoise(0).uniform("mixing", 0, keys, 3)
+        >>> part = CellNoise(0).uniform("mixing", 0, keys[2:], 3)
+        >>> bool((whole[2:] == part).all())
+        True
+        """
+        return self._fill(_fill_uniform, purpose, sample, keys, width)
+
+    def stream(self, purpose: Purpose, sample: int) -> np.uint64:
+        """Return the number that a cell's key is mixed with for all noise of one purpose and sample."""
+        words = np.random.SeedSequence((self.seed, _PURPOSES.index(purpose), sample))
+        return np.uint64(words.generate_state(1, np.uint64)[0])
+
+    def _fill(
+        self, fill: object, purpose: Purpose, sample: int, keys: np.ndarray, width: int
+    ) -> Tensor:
+        values = np.empty((len(keys), width), dtype=np.float32)
+        fill(keys, self.stream(purpose, sample), values)  # type: ignore[operator]
+        return torch.from_numpy(values)
+
+
+@compiled()
+def mixed(word: np.uint64) -> np.uint64:
+    """Return a hash of 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014)."""
+    word = (word ^ (word >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> uint64(27))) * uint64(0x94D049BB133111EB)
+    mixed_word: np.uint64 = word ^ (word >> uint64(31))
+    return mixed_word
+
+
+@compiled()
+def _unit(bits: np.uint64) -> float:
+    """Return 32 bits as a number between 0 and 1, both left out."""
+    return (np.float64(bits) + 0.5) * 2.0**-32
+
+
+@compiled(parallel=True)
+def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
+    """Fill with the transform of Box and Muller (1958), which makes two values of a hash."""
+    width = values.shape[1]
+    for b in prange(len(keys)):
+        cell = mixed(keys[b] ^ stream)
+        for j in range(0, width, 2):
+            word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
+            radius = math.sqrt(-2 * math.log(_unit(word >> uint64(32))))
+            angle = 2 * math.pi * _unit(word & uint64(0xFFFFFFFF))
+            values[b, j] = radius * math.cos(angle)
+            if j + 1 < width:
+                values[b, j + 1] = radius * math.sin(angle)
+
+
+@compiled(parallel=True)
+def _fill_uniform(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
+    for b in prange(len(keys)):
+        cell = mixed(keys[b] ^ stream)
+        for j in range(values.shape[1]):
+            word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
+            # 23 bits and a half step are what float32 holds below 1 without rounding up to it
+            values[b, j] = np.float32((np.float64(word >> uint64(41)) + 0.5) * 2.0**-23)
+
 
 _INVERTED_UP_TO = 16.0  # mean; the inversion takes about as many steps
 _LARGEST_MEAN = 1e15
@@ -213,91 +297,3 @@ def _gamma(state: np.ndarray, shape: float) -> float:
         v = (1 + c * normal) ** 3
         if v > 0 and math.log(_uniform(state)) < 0.5 * normal**2 + d - d * v + d * math.log(v):
             return boost * d * v
-
-
-@torch.no_grad()
-def predictive_counts(
-    module: TOTALVI,
-    batches: Iterable[Minibatch],
-    noise: CellNoise,
-    genes: np.ndarray,
-    proteins: np.ndarray,
-    *,
-    n_samples: int,
-    transform_batch: int | None,
-) -> Iterator[tuple[list[sparse.csr_matrix], np.ndarray]]:
-    """Yield counts drawn for each minibatch: z, l, b and background or foreground, then the counts.
-
-    Parameters
-    ----------
-    genes, proteins
-        Positions of the wanted features.
-    transform_batch
-        Code of the batch to decode into; None: each cell's own.
-
-    Yields
-    ------
-    RNA, one CSR matrix (B, genes) a sample, and protein (n_samples, B, proteins), float32.
-    """
-    for batch in batches:
-        rna = []
-        protein = np.empty((n_samples, len(batch.cells), len(proteins)), dtype=np.float32)
-        for draw in draws(module, batch, n_samples, noise, (transform_batch,)):
-            counts = np.empty((len(batch.cells), 0), dtype=np.float32)
-            if len(genes):
-                parameters = gene_likelihood(module, draw, genes)
-                counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
-            rna.append(sparse.csr_matrix(counts))
-            protein[draw.sample] = protein_counts(
-                module, protein_likelihood(module, draw, proteins), noise, draw.sample,
-                batch.keys, proteins,
-            )  # fmt: skip
-        yield rna, protein
-
-
-def gene_counts(
-    parameters: GeneLikelihood,
-    noise: CellNoise,
-    sample: int,
-    keys: np.ndarray,
-    genes: np.ndarray,
-) -> np.ndarray:
-    """Return RNA counts (B, g) of cells with ``keys`` for the genes at positions ``genes``."""
-    dropout = parameters.dropout_logit
-    return negative_binomial_counts(
-        noise,
-        sample,
-        keys,
-        genes,
-        parameters.log_mean.exp().cpu().numpy(),
-        parameters.log_r.exp().cpu().numpy(),
-        None if dropout is None else dropout.sigmoid().cpu().numpy(),
-    )
-
-
-def protein_counts(
-    module: TOTALVI,
-    parameters: ProteinLikelihood,
-    noise: CellNoise,
-    sample: int,
-    keys: np.ndarray,
-    proteins: np.ndarray,
-) -> np.ndarray:
-    """Return protein counts (B, t) of cells with ``keys`` for the proteins at positions ``proteins``.
-
-    Which counts are background is the same draw as in denoised expression with
-    ``sample_protein_mixing``.
-    """
-    uniform = noise.uniform("mixing", sample, keys, module.n_input_proteins)[:, proteins]
-    is_background = uniform.to(parameters.background_logit.device) < torch.sigmoid(
-        parameters.background_logit
-    )
-    log_mean = torch.where(is_background, parameters.log_background, parameters.log_foreground)
-    return negative_binomial_counts(
-        noise,
-        sample,
-        keys,
-        module.n_input_genes + proteins,  # proteins are numbered after the genes
-        log_mean.exp().cpu().numpy(),
-        parameters.log_r.exp().cpu().numpy(),
-    )

@@ -1,17 +1,22 @@
 """Differential expression of genes and proteins between groups of cells."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
-from totalvi.data.cells import CiteData
+from totalvi.data.describe import Data
 from totalvi.errors import NotTrainedError
 from totalvi.nn.config import at_least_one
-from totalvi.posterior.arguments import Cells, check_choice, checked_number
-from totalvi.posterior.differential.cell_pairs import sampled_scales
+from totalvi.posterior.arguments import (
+    Cells,
+    Names,
+    check_choice,
+    checked_number,
+    documented,
+)
 from totalvi.posterior.differential.comparison import (
     Differences,
     Pseudocounts,
@@ -21,22 +26,31 @@ from totalvi.posterior.differential.comparison import (
 )
 from totalvi.posterior.differential.groups import (
     Groups,
+    RawCounts,
     by_group_size,
     cells_for_pairs,
     chosen_groups,
+    raw_counts,
     warn_without_shared_batch,
 )
-from totalvi.posterior.differential.moments import StratumMoments, add_moments
-from totalvi.posterior.differential.raw_counts import raw_counts
-from totalvi.posterior.differential.table import differential_table
-from totalvi.posterior.draws import CellNoise
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Asked, Asking, Data, Names
-from totalvi.posterior.scales import ScaleQuery
+from totalvi.posterior.differential.moments import (
+    ScaleQuery,
+    StratumMoments,
+    add_moments,
+    batch_weights,
+    sampled_scales,
+)
+from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
+
+_SMALLEST_PROBABILITY = 1e-12
+_NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
 
 
-class DifferentialQueries(Asking):
+class DifferentialQueries(Fitted):
     """What a model says of differences between groups of cells."""
 
+    @documented
     def differential_expression(
         self,
         adata: Data | None = None,
@@ -80,8 +94,8 @@ class DifferentialQueries(Asking):
 
         Parameters
         ----------
-        adata, batch_size, seed, progress
-            As in `get_latent_representation`.
+        adata
+            New data with the model's features, batches and annotation. None: the training data.
         groupby
             Column of ``obs`` with the groups. It may have been added after the model was built.
         group1, group2
@@ -116,10 +130,13 @@ class DifferentialQueries(Asking):
             c of genes. None: 10 divided by the RNA counts of the smaller group, below which a
             proportion is more noise than signal.
         n_samples
-            Posterior samples a cell, for ``unit="groups"``; groups of less than 200 cells get ten
+            Posterior samples of each cell, for ``unit="groups"``; groups of less than 200 cells get ten
             times as many.
         n_pairs
-            Pairs of cells a comparison, for ``unit="cells"``.
+            Pairs of cells in a comparison, for ``unit="cells"``.
+        {batch_size}
+        {seed}
+        {progress}
 
         Returns
         -------
@@ -168,38 +185,38 @@ class DifferentialQueries(Asking):
         if pseudocounts is not None:
             checked_number("pseudocounts", pseudocounts)
         codes = self._common_batches(batch_correction, batchid1, batchid2)
-        n_samples = at_least_one("n_samples", n_samples)
         n_pairs = at_least_one("n_pairs", n_pairs)
-        asked = self._asked(adata, None)
-        groups = chosen_groups(asked.data, groupby, group1, group2, idx1, idx2)
+        question = self._question(
+            adata, None, n_samples=n_samples,
+            batch_size=batch_size, seed=seed, progress=progress,
+        )  # fmt: skip
+        data = question.data
+        question = replace(
+            question, transform_batch=(None, *codes)
+        )  # own batches, which made counts
+        groups = chosen_groups(data, groupby, group1, group2, idx1, idx2)
         if not codes:
-            warn_without_shared_batch(asked.data, groups)
+            warn_without_shared_batch(data, groups)
         query = ScaleQuery(
-            measured_by_batch=torch.from_numpy(_measured_by_batch(asked.data)),
-            transform_batches=codes,
-            sample_protein_mixing=sample_protein_mixing,
-            scale_protein=scale_protein,
-            include_protein_background=include_protein_background,
+            ProteinScale(sample_protein_mixing, scale_protein, include_protein_background),
+            batch_weights(measured_by_batch(data), codes),
         )
         added = Pseudocounts(pseudocounts, protein_prior_count)
-        noise = self._noise(seed)
         if unit == "groups":
-            sums = self._moments(asked.data, groups, query, n_samples, noise, batch_size, progress)
             found = compare_groups(
-                sums, groups.comparisons, len(self.schema.batch_names), added, delta,
+                _group_moments(question, groups, query), groups.comparisons,
+                len(self.schema.batch_names), added, delta,
                 within_batches=not codes, scale_protein=scale_protein,
             )  # fmt: skip
         else:
-            found = self._cells(
-                asked.data, groups, query, added, delta, n_pairs, noise, batch_size, progress
-            )
-        genes, proteins = self._genes(None), self._proteins(None)
+            found = _cell_differences(question, groups, query, added, delta, n_pairs)
+        raw = raw_counts(data, groups.part, groups.n_parts) if all_stats else None
         return differential_table(
             found,
             groups,
-            self._gene_names(genes),
-            self._protein_names(proteins),
-            raw_counts(asked.data, groups.part, groups.n_parts) if all_stats else None,
+            self._genes(None).names,
+            self._proteins(None).names,
+            raw,
             mode,
             fdr_target,
         )
@@ -225,62 +242,148 @@ class DifferentialQueries(Asking):
             )
         return tuple(code for code in codes[0] if code is not None)
 
-    def _moments(
-        self,
-        data: CiteData,
-        groups: Groups,
-        query: ScaleQuery,
-        n_samples: int,
-        noise: CellNoise,
-        batch_size: int,
-        progress: bool | None,
-    ) -> StratumMoments:
-        n_batches = len(self.schema.batch_names)
-        stratum = groups.part * n_batches + data.batch
-        sums = StratumMoments.zeros(
-            groups.n_parts * n_batches, self.module.n_input_genes, self.module.n_input_proteins
-        )
-        for times, cells in by_group_size(groups.part):
-            asked = Asked(self.module, data, cells)
-            with asked.stream(batch_size, "differential expression", progress) as batches:
-                add_moments(sums, self.module, batches, stratum, query, n_samples * times, noise)
-        if not (np.isfinite(sums.rna.total).all() and np.isfinite(sums.foreground.total).all()):
-            raise NotTrainedError(_NOT_FINITE)
-        return sums
 
-    def _cells(
-        self,
-        data: CiteData,
-        groups: Groups,
-        query: ScaleQuery,
-        pseudocounts: Pseudocounts,
-        delta: float | None,
-        n_pairs: int,
-        noise: CellNoise,
-        batch_size: int,
-        progress: bool | None,
-    ) -> Differences:
-        cells = cells_for_pairs(groups.part, np.random.default_rng(noise.seed))
-        with Asked(self.module, data, cells).stream(
-            batch_size, "differential expression", progress
-        ) as batches:
-            values = sampled_scales(self.module, batches, len(cells), query, noise)
-        if not np.isfinite(values[: self.module.n_input_genes]).all():
-            raise NotTrainedError(_NOT_FINITE)
-        batch = data.batch[cells] if not query.transform_batches else np.zeros(len(cells))
-        return compare_cells(
-            values, groups.part[cells], batch, groups.comparisons, data.library_size[cells],
-            pseudocounts, delta, n_pairs, self.module.n_input_genes, noise.seed,
-        )  # fmt: skip
+def _group_moments(question: Question, groups: Groups, query: ScaleQuery) -> StratumMoments:
+    """Return the sums over each part of the cells in each batch."""
+    network, data = question.network, question.data
+    n_batches = len(data.schema.batch_names)
+    stratum = groups.part * n_batches + data.batch
+    sums = StratumMoments.zeros(
+        groups.n_parts * n_batches, network.n_input_genes, network.n_input_proteins
+    )
+    for times, cells in by_group_size(groups.part):
+        some = replace(question, cells=cells, n_samples=question.n_samples * times)
+        add_moments(sums, some, stratum, query)
+    if not (np.isfinite(sums.rna.total).all() and np.isfinite(sums.foreground.total).all()):
+        raise NotTrainedError(_NOT_FINITE)
+    return sums
 
 
-_NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
+def _cell_differences(
+    question: Question,
+    groups: Groups,
+    query: ScaleQuery,
+    pseudocounts: Pseudocounts,
+    delta: float | None,
+    n_pairs: int,
+) -> Differences:
+    """Compare cells in pairs, by one sample of each."""
+    data, seed, n_genes = question.data, question.noise.seed, question.network.n_input_genes
+    cells = cells_for_pairs(groups.part, np.random.default_rng(seed))
+    values = sampled_scales(replace(question, cells=cells, n_samples=1), query)
+    if not np.isfinite(values[:n_genes]).all():
+        raise NotTrainedError(_NOT_FINITE)
+    batch = np.zeros(len(cells)) if len(query.batch_weights) else data.batch[cells]
+    return compare_cells(
+        values, groups.part[cells], batch, groups.comparisons, data.library_size[cells],
+        pseudocounts, delta, n_pairs, n_genes, seed,
+    )  # fmt: skip
 
 
-def _measured_by_batch(data: CiteData) -> np.ndarray:
-    """Return which proteins any cell of each batch measured, (batches, T)."""
-    by_panel = np.array(data.schema.panel_measured)
-    measured = np.zeros((len(data.schema.batch_names), by_panel.shape[1]), dtype=bool)
-    for batch, panel in {*zip(data.batch.tolist(), data.panel.tolist(), strict=True)}:
-        measured[batch] |= by_panel[panel]
-    return measured
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Return log(p / (1 - p)), the Bayes factor under even prior odds, kept finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_odds(np.array([0.5, 1.0])).round(1)
+    array([ 0. , 27.6])
+    """
+    p = np.clip(probability, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+    odds: np.ndarray = np.log(p) - np.log1p(-p)
+    return odds
+
+
+def expected_fdr_calls(proba_not: np.ndarray, target: float) -> np.ndarray:
+    """Call as many features as keep the posterior expected false discovery rate within ``target``.
+
+    The expected rate of a set of calls is the mean of their ``proba_not``, so the likeliest features
+    are called first (Boyeau et al., "Deep generative models for detecting differential expression in
+    single cells", 2019). Features without a probability (NaN) are never called.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> expected_fdr_calls(np.array([0.3, 0.0, 0.08, np.nan]), 0.05).tolist()
+    [False, True, True, False]
+    """
+    order = np.argsort(proba_not, kind="stable")  # NaN last
+    rate = np.cumsum(proba_not[order]) / np.arange(1, len(order) + 1)
+    calls = np.zeros(len(order), dtype=bool)
+    calls[order[: int((rate <= target).sum())]] = True
+    return calls
+
+
+def differential_table(
+    found: Differences,
+    groups: Groups,
+    gene_names: np.ndarray,
+    protein_names: np.ndarray,
+    raw: RawCounts | None,
+    mode: str,
+    fdr_target: float,
+) -> pd.DataFrame:
+    """Return the table that `Model.differential_expression` documents."""
+    names = np.concatenate([gene_names, protein_names])
+    modality = np.repeat(["rna", "protein"], [len(gene_names), len(protein_names)])
+    tables = []
+    for number, (first, second) in enumerate(groups.names):
+        columns: dict[str, object] = {
+            "comparison": f"{first} vs {second}",
+            "group1": first,
+            "group2": second,
+            "modality": modality,
+        }
+        columns |= _probabilities(found, number, mode, fdr_target)
+        if raw is not None:
+            parts = groups.comparisons[number]
+            for place, group in enumerate(parts, start=1):
+                mean, fraction = raw.of(group)
+                columns |= {f"raw_mean{place}": mean, f"non_zeros_proportion{place}": fraction}
+        table = pd.DataFrame(columns, index=pd.Index(names, name="feature"))
+        tables.append(table.iloc[_order(found, number, mode)])
+    table = pd.concat(tables)
+    for column in ("comparison", "group1", "group2", "modality"):
+        table[column] = pd.Categorical(table[column], categories=list(dict.fromkeys(table[column])))
+    return table
+
+
+def _probabilities(
+    found: Differences, number: int, mode: str, fdr_target: float
+) -> dict[str, object]:
+    effects = found.effects
+    scales = {"scale1": found.first_scale[number], "scale2": found.second_scale[number]}
+    pseudocounts = {"pseudocounts": found.pseudocount[number]}
+    if mode == "vanilla":
+        above = effects.above[number]
+        return {
+            "proba_m1": above,
+            "proba_m2": 1 - above,
+            "bayes_factor": log_odds(above),
+            **scales,
+            **pseudocounts,
+        }
+    beyond = effects.beyond[number]
+    return {
+        "proba_de": beyond,
+        "proba_not_de": 1 - beyond,
+        "bayes_factor": log_odds(beyond),
+        **scales,
+        "lfc_mean": effects.mean[number],
+        "lfc_median": effects.median[number],
+        "lfc_std": effects.sd[number],
+        "lfc_ci_low": effects.low[number],
+        "lfc_ci_high": effects.high[number],
+        "delta": found.delta[number],
+        **pseudocounts,
+        f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target),
+    }
+
+
+def _order(found: Differences, number: int, mode: str) -> np.ndarray:
+    """Return the likeliest first, the larger effect first among equals; NaN last."""
+    effects = found.effects
+    if mode == "vanilla":
+        return np.argsort(-effects.above[number], kind="stable")
+    beyond = effects.beyond[number].round(6)
+    return np.lexsort([-np.abs(effects.median[number]), -beyond])

@@ -9,8 +9,8 @@ import torch
 
 import totalvi
 from counts import SMALL, annotated
+from totalvi.mapping.map_query import filled_proteins
 from totalvi.mapping.surgery import reference_state
-from totalvi.posterior.filling import filled_proteins
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
@@ -85,5 +85,5 @@ def test_only_proteins_that_the_encoder_always_saw_are_filled_in(
     filled = filled_proteins(query.module, query._data, query._mapping)
     expected = panels.all(axis=0) if hidden_protein_rate else panels[whole]
     assert (filled == expected).all()
-    assert (query._data.protein[filled] > 0).all()
-    assert (query._data.protein[~filled] == 0).all()
+    assert (query._data.protein.read()[filled] > 0).all()
+    assert (query._data.protein.read()[~filled] == 0).all()

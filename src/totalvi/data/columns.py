@@ -1,4 +1,6 @@
-"""The cells of a MuData's modalities: the same in the same order, with all their annotation."""
+"""Which column, modality or layer of the user's object is what, and the annotation of its cells."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -6,6 +8,29 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.errors import DataError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where in a MuData or AnnData the counts and the annotation of its cells are.
+
+    The fields are arguments of `totalvi.Model`, which says what each of them means.
+    """
+
+    batch_key: str | None = None
+    panel_key: str | None = None
+    labels_key: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+    rna_modality: str = "rna"
+    protein_modality: str = "prot"
+    rna_layer: str | None = None
+    protein_layer: str | None = None
+    protein_expression_obsm_key: str | None = None
+    protein_names_uns_key: str | None = None
+    allow_fractional: bool = False
+    isotype_controls: tuple[str, ...] | None = None
 
 
 def names_of(index: pd.Index) -> pd.Index:

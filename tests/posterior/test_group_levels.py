@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from totalvi.posterior.differential.moments import (
-    Moments,
-    StratumMoments,
+from totalvi.posterior.differential.comparison import (
     group_level,
     pair_levels,
     shared_batch_weights,
 )
+from totalvi.posterior.differential.moments import Moments, StratumMoments
 
 
 def moments(

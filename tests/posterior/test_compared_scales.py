@@ -1,21 +1,21 @@
 """Scales on which cells are compared, against those of denoised expression."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from counts import N_GENES, N_PROTEINS, SMALL, described
+from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise
-from totalvi.posterior.expression import ExpressionQuery, normalized_expression
-from totalvi.posterior.scales import ScaleQuery, scales
+from totalvi.posterior.differential.moments import ScaleQuery, batch_weights, scales
+from totalvi.posterior.expression import ProteinScale
 
 CELLS = np.arange(20)
-ALL = torch.ones(2, N_PROTEINS, dtype=torch.bool)
+ALL = np.ones((2, N_PROTEINS), dtype=bool)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def network() -> TOTALVI:
     "options",
     [
         {},
-        {"scale_protein": True},
-        {"include_protein_background": True},
-        {"sample_protein_mixing": True},
-        {"scale_protein": True, "include_protein_background": True},
+        {"sum_to_one": True},
+        {"include_background": True},
+        {"sample_mixing": True},
+        {"sum_to_one": True, "include_background": True},
     ],
 )
 @torch.no_grad()
@@ -50,13 +50,12 @@ def test_they_are_what_denoised_expression_averages(
     data: CiteData, network: TOTALVI, codes: tuple[int, ...], options: dict[str, Any]
 ) -> None:
     batch = minibatch(data, network, CELLS)
-    samples = list(scales(network, batch, ScaleQuery(ALL, codes, **options), 3, CellNoise(2)))
+    scale = ProteinScale(**options)
+    asked = question(data, network, CELLS, 2, n_samples=3, transform_batch=(None, *codes))
+    samples = list(scales(asked, batch, ScaleQuery(scale, batch_weights(ALL, codes))))
     assert len(samples) == 3
-    query = ExpressionQuery(
-        np.arange(N_GENES), np.arange(N_PROTEINS), codes or (None,), n_samples=3, **options
-    )
-    rna, protein = (np.empty((len(CELLS), n), dtype=np.float32) for n in (N_GENES, N_PROTEINS))
-    normalized_expression(network, [batch], query, CellNoise(2), rna, protein, return_mean=True)
+    averaged = replace(asked, transform_batch=codes or (None,))
+    rna, protein = denoised(averaged, scale=scale)
     np.testing.assert_allclose(sum(s.rna for s in samples) / 3, rna, rtol=1e-5)
     ours = sum(s.foreground + s.background for s in samples) / 3
     np.testing.assert_allclose(ours, protein, rtol=1e-5)
@@ -69,12 +68,14 @@ def test_batches_that_did_not_measure_a_protein_are_left_out(
     data: CiteData, network: TOTALVI
 ) -> None:
     batch = minibatch(data, network, CELLS)
-    measured = ALL.clone()
+    measured = ALL.copy()
     measured[0, 3] = False
     measured[:, 4] = False
 
-    def foreground(codes: tuple[int, ...], by_batch: torch.Tensor = ALL) -> torch.Tensor:
-        (sample,) = scales(network, batch, ScaleQuery(by_batch, codes), 1, CellNoise(0))
+    def foreground(codes: tuple[int, ...], by_batch: np.ndarray = ALL) -> torch.Tensor:
+        asked = question(data, network, CELLS, transform_batch=(None, *codes))
+        query = ScaleQuery(ProteinScale(), batch_weights(by_batch, codes))
+        (sample,) = scales(asked, batch, query)
         return sample.foreground
 
     both = foreground((0, 1), measured)

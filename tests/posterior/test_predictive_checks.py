@@ -1,33 +1,32 @@
 """Predictive checks against brute force, and calibrated where the model is true."""
 
 import tracemalloc
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy import special, stats
+from scipy import sparse, special, stats
 
-from counts import N_GENES, N_PROTEINS, SMALL, annotated, described
+from counts import N_GENES, N_PROTEINS, SMALL, annotated, described, parameters_of, question
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
 from totalvi.data.describe import describe
-from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
-from totalvi.fit.batches import Minibatch, minibatch, minibatches
-from totalvi.nn.sparse import sparse_counts
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
-from totalvi.posterior.parameters import GeneLikelihood
+from totalvi.posterior.draws import GeneParameters, draws
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.predictive import predictive_counts
 from totalvi.posterior.predictive_checks import (
     LEVELS,
     FeatureChecks,
-    gene_log_prob,
     interval_coverage,
     predictive_checks,
     quantile_coverage,
 )
-from totalvi.posterior.predictive_counts import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)
@@ -92,36 +91,24 @@ def ranks(observed: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
 def test_checks_are_those_of_all_samples_held_at_once(likelihood: str) -> None:
-    data = describe(annotated(n_unmeasured=2), Keys(batch_key="batch"))
+    data = describe(annotated(n_unmeasured=2), Columns(batch_key="batch"))
     network = module(data, reconstruction_loss_gene=likelihood)
     measured = np.array(data.schema.panel_measured)[data.panel[CELLS]]
     assert not measured.all()
     genes, proteins, n_samples = np.array([20, 3, 11, 0]), np.array([5, 0, 4, 1]), 30
-    ours = predictive_checks(
-        network,
-        minibatches(data, network, CELLS, 13),
-        CellNoise(2),
-        genes,
-        proteins,
-        n_samples=n_samples,
-    )
-    ((rna, protein),) = predictive_counts(
-        network,
-        minibatches(data, network, CELLS, 40),
-        CellNoise(2),
-        genes,
-        proteins,
-        n_samples=n_samples,
-        transform_batch=None,
-    )
+    asked = question(data, network, CELLS, 2, batch_size=13, n_samples=n_samples)
+    ours = predictive_checks(asked, genes, proteins)
+    with torch.no_grad():
+        batch = minibatch(data, network, CELLS)
+        rna, protein = predictive_counts(asked, batch, genes, proteins)
     densities = predictive_density(data, network, n_samples)
     drawn_rna = np.stack([counts.toarray() for counts in rna])
-    observed = data.rna[CELLS].toarray()[:, genes]
+    observed = data.rna.rows(CELLS).toarray()[:, genes]
     everywhere = np.ones(observed.shape, dtype=bool)
     agree(ours[0], observed, drawn_rna, everywhere, densities[0][:, genes])
     agree(
         ours[1],
-        data.protein[CELLS][:, proteins],
+        data.protein.rows(CELLS)[:, proteins],
         protein,
         measured[:, proteins],
         densities[1][:, proteins],
@@ -133,12 +120,11 @@ def predictive_density(
 ) -> tuple[np.ndarray, np.ndarray]:
     """log E[p(count)] of genes and proteins by scipy's distributions."""
     batch = minibatch(data, network, CELLS)
-    rna, protein = data.rna[CELLS].toarray(), data.protein[CELLS]
+    rna, protein = data.rna.rows(CELLS).toarray(), data.protein.rows(CELLS)
     by_gene, by_protein = [], []
     with torch.no_grad():
         for draw in draws(network, batch, n_samples, CellNoise(2)):
-            px_ = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
-            py_ = network.protein_parameters(draw.decoded, draw.log_background, draw.context)
+            px_, py_ = parameters_of(network, draw)
             log_prob = log_pmf(rna, px_["rate"], px_["r"])
             if "dropout" in px_:
                 dropout = px_["dropout"].sigmoid().double().numpy()
@@ -189,13 +175,12 @@ def agree(
 
 
 def test_a_protein_that_no_cell_measured_has_no_checks() -> None:
-    data = describe(annotated(n_unmeasured=2), Keys(batch_key="batch"))
+    data = describe(annotated(n_unmeasured=2), Columns(batch_key="batch"))
     network = module(data)
     cells = np.flatnonzero(data.batch == 1)
     unmeasured = ~np.array(data.schema.panel_measured)[1]
-    _, proteins = predictive_checks(
-        network, minibatches(data, network, cells, 50), CellNoise(0), GENES, PROTEINS, n_samples=3
-    )
+    asked = question(data, network, cells, batch_size=50, n_samples=3)
+    _, proteins = predictive_checks(asked, GENES, PROTEINS)
     assert np.array_equal(proteins.n_cells == 0, unmeasured)
     for values in (proteins.mae, proteins.coverage[0], proteins.log_likelihood):
         assert np.array_equal(np.isnan(values), unmeasured)
@@ -213,10 +198,10 @@ def test_gene_log_probabilities_are_scipys(zero_inflated: bool, by_cell: bool) -
     if zero_inflated:
         dropout = special.expit(logit)
         expected = np.log(dropout * (counts == 0) + (1 - dropout) * np.exp(expected))
-    parameters = GeneLikelihood(
+    parameters = GeneParameters(
         torch.tensor(log_mean), torch.tensor(log_r), torch.tensor(logit) if zero_inflated else None
     )
-    ours = gene_log_prob(torch.tensor(counts), parameters)
+    ours = parameters.log_prob(torch.tensor(counts))
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
@@ -240,8 +225,7 @@ def test_intervals_are_calibrated_on_counts_of_the_model_itself(likelihood: str)
     with torch.no_grad():
         batch = minibatch(data, network, np.arange(n_cells))
         (draw,) = draws(network, batch, 1, CellNoise(0))
-        px_ = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
-        py_ = network.protein_parameters(draw.decoded, draw.log_background, draw.context)
+        px_, py_ = parameters_of(network, draw)
     rna = negative_binomial(rng, px_["rate"], px_["r"])
     if "dropout" in px_:
         rna[rng.random(rna.shape) < px_["dropout"].sigmoid().numpy()] = 0
@@ -251,15 +235,13 @@ def test_intervals_are_calibrated_on_counts_of_the_model_itself(likelihood: str)
     mean = torch.where(is_background, beta, beta * py_["fore_scale"])
     protein = negative_binomial(rng, mean, py_["r"])
 
-    def true_counts() -> Iterator[Minibatch]:
-        for cells in np.array_split(np.arange(n_cells), 3):
-            x = torch.tensor(rna[cells], dtype=torch.float32)
-            y = torch.tensor(protein[cells], dtype=torch.float32)
-            yield minibatch(data, network, cells)._replace(x=sparse_counts(x), y=y)
-
-    for checks in predictive_checks(
-        network, true_counts(), CellNoise(1), GENES, PROTEINS, n_samples=100
-    ):
+    true_counts = replace(
+        data,
+        rna=CountsInMemory(sparse.csr_matrix(rna, dtype=np.float32)),
+        protein=CountsInMemory(protein.astype(np.float32)),
+    )
+    asked = question(true_counts, network, np.arange(n_cells), 1, batch_size=134, n_samples=100)
+    for checks in predictive_checks(asked, GENES, PROTEINS):
         for row, level in enumerate(LEVELS):
             error = np.sqrt(level * (1 - level) / (n_cells * len(checks.mae)))
             assert abs(checks.coverage[row].mean() - level) < 5 * error
@@ -302,15 +284,14 @@ def negative_binomial(rng: np.random.Generator, mean: Any, r: Any) -> np.ndarray
 
 def test_samples_are_not_held() -> None:
     n_cells, n_genes, n_samples = 300, 400, 100
-    data = describe(simulate(n_cells, n_genes, 5, n_cell_types=2, store_truth=False), Keys())
+    data = describe(simulate(n_cells, n_genes, 5, n_cell_types=2, store_truth=False), Columns())
     network = module(data)
 
     def peak(n_samples: int) -> int:
-        batches = minibatches(data, network, np.arange(n_cells), 100)
+        cells = np.arange(n_cells)
+        asked = question(data, network, cells, batch_size=100, n_samples=n_samples)
         tracemalloc.start()
-        predictive_checks(
-            network, batches, CellNoise(0), np.arange(n_genes), np.arange(5), n_samples=n_samples
-        )
+        predictive_checks(asked, np.arange(n_genes), np.arange(5))
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
