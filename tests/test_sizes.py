@@ -18,9 +18,9 @@ from totalvi.analysis.mixing import batch_mixing
 from totalvi.analysis.run import run
 from totalvi.data.background.ambient import choose_empty_droplets
 from totalvi.data.cells import fingerprint
+from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.data.schema import Keys
 from totalvi.errors import DataError
 from totalvi.fit.batches import WINDOW
 from totalvi.fit.split import DEFAULT_SIZES, choose_split
@@ -159,7 +159,7 @@ def test_questions_that_are_answered_by_a_sample_of_many_cells(n_cells: int) -> 
 def test_the_fingerprint_of_counts_in_memory_is_that_on_disk(tmp_path: Path, n_cells: int) -> None:
     mdata = cells(n_cells)
     mdata.write(tmp_path / "cells.h5mu")
-    keys = Keys(batch_key="batch")
+    keys = Columns(batch_key="batch")
     of_memory = fingerprint(describe(mdata, keys))
     on_disk = describe(open_on_disk(tmp_path / "cells.h5mu"), keys, on_disk=True)
     assert on_disk.on_disk
@@ -209,7 +209,7 @@ def test_batches_beyond_what_a_byte_tells_apart(n_batches: int) -> None:
     mdata = cells(n_batches * 10)
     names = [f"batch_{i % n_batches}" for i in range(mdata.n_obs)]
     mdata.obs["batch"] = pd.Categorical(names)
-    data = describe(mdata, Keys(batch_key="batch"))
+    data = describe(mdata, Columns(batch_key="batch"))
     assert [data.schema.batch_names[code] for code in data.batch] == names
 
 
@@ -220,7 +220,7 @@ def test_the_first_cells_tell_how_values_were_normalised(n_cells: int) -> None:
     scaled = sparse.diags_array(1e4 / np.asarray(counts.sum(axis=1)).ravel()) @ counts
     mdata["rna"].X = sparse.csr_matrix(scaled).log1p()
     with pytest.raises(DataError, match="looks log-normalised"):
-        describe(mdata, Keys())
+        describe(mdata, Columns())
 
 
 @pytest.mark.parametrize("suffix", ["h5mu", "zarr"])
