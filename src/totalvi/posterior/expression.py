@@ -54,6 +54,7 @@ def normalized_expression(
     noise: CellNoise,
     rna: Any,
     protein: Any,
+    foreground_probability: Any = None,
     *,
     return_mean: bool,
 ) -> None:
@@ -68,6 +69,9 @@ def normalized_expression(
     rna, protein
         What takes the rows: arrays or zarr arrays of shape (cells, genes) and (cells, proteins);
         without ``return_mean`` they have a leading axis of ``n_samples``, and batches are averaged.
+    foreground_probability
+        Takes, with ``return_mean``, the mean of `Draw.foreground_probability` over the same draws, as
+        `protein_means` would write it. None: it is not wanted.
     """
     n_kept = 1 if return_mean else query.n_samples
     n_batches = len(query.transform_batches)
@@ -81,6 +85,7 @@ def normalized_expression(
         kept_rna = torch.zeros(n_kept, len(batch.cells), len(query.genes))
         kept_protein = torch.zeros(n_kept, len(batch.cells), len(query.proteins))
         total = torch.zeros(*batch.x.shape, device=batch.y.device)
+        probability = torch.zeros(*batch.y.shape, device=batch.y.device)
         samples = draws(module, batch, query.n_samples, noise, query.transform_batches)
         for i, draw in enumerate(samples):
             slot = 0 if return_mean else i // n_batches
@@ -103,7 +108,12 @@ def normalized_expression(
                 include_background=query.include_protein_background,
             )
             kept_protein[slot] += (foreground + background)[:, query.proteins].cpu()
+            if foreground_probability is not None:
+                probability += draw.foreground_probability()
         kept_protein /= n_averaged
+        if foreground_probability is not None:
+            probability *= 1 / n_averaged
+            foreground_probability[rows] = probability[:, query.proteins].cpu().numpy()
         if return_mean:
             rna[rows], protein[rows] = kept_rna[0].numpy(), kept_protein[0].numpy()
         else:

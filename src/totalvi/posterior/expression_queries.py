@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from totalvi.nn.config import at_least_one
@@ -127,6 +128,45 @@ class ExpressionQueries(Asking):
         if return_numpy or not return_mean:
             return rna, protein
         return tables["rna"].frame(rna), tables["protein"].frame(protein)
+
+    def _write_denoised(
+        self,
+        rna: Any,
+        protein: Any,
+        foreground_probability: Any,
+        *,
+        library_size: float = 1.0,
+        n_samples: int = 1,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> None:
+        """Write denoised RNA and proteins, and foreground probabilities, in one pass over the samples.
+
+        The numbers are those of `get_normalized_expression` and `get_protein_foreground_probability`.
+
+        Parameters
+        ----------
+        rna, protein, foreground_probability
+            What takes the rows, one slice of all cells after the other: arrays of NumPy, HDF5 or zarr
+            of shape (cells, genes) and (cells, proteins). RNA None: it is not wanted.
+        library_size, n_samples, batch_size, seed, progress
+            As in `get_normalized_expression`.
+        """
+        asked = self._asked(None, None)
+        query = ExpressionQuery(
+            genes=self._genes([] if rna is None else None),
+            proteins=self._proteins(None),
+            library_size=checked_library_size(library_size),
+            n_samples=at_least_one("n_samples", n_samples),
+        )
+        noise = self._noise(seed)
+        with asked.stream(batch_size, "denoised expression", progress) as batches:
+            normalized_expression(
+                self.module, batches, query, noise,
+                np.empty((len(asked.cells), 0)) if rna is None else rna,
+                protein, foreground_probability, return_mean=True,
+            )  # fmt: skip
 
     def get_protein_foreground_probability(
         self,
