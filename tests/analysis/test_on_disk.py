@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import totalvi
-from totalvi.analysis import clusters, pipeline_on_disk
+from totalvi.analysis import after_fit, clusters
 from totalvi.analysis.genes import select_genes
 from totalvi.analysis.genes_on_disk import select_genes_on_disk
 from totalvi.analysis.prepare import prepare
@@ -106,7 +106,7 @@ def test_a_run_on_disk_goes_on_and_is_repeated_with_controls_and_droplets(tmp_pa
     assert store["prot"].n_vars == 6
     assert any("empty droplets" in note for note in whole.record["notes"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_on_disk, "cluster_all", interrupt)
+        patch.setattr(after_fit, "cluster_all", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cells.h5mu", tmp_path / "again", **options)
     assert (tmp_path / "again.checkpoint").exists()

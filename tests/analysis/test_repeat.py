@@ -186,12 +186,12 @@ def test_a_run_is_repeated_on_its_moved_input_with_the_same_numbers(
     assert any(note.startswith("torch is ") for note in again.record["notes"])
 
 
-def fake_fit(mdata: Any, keys: Any, folder: Path, *_: Any, **options: Any) -> tuple[dict, list]:
+def fake_fit(mdata: Any, keys: Any, folder: Path, *_: Any, **options: Any) -> pipeline.Outcome:
     """Note what a fit would be made of."""
     digest = hashlib.sha256(repr((keys, options["seed"], options["resolution"])).encode())
     digest.update(mdata["rna"].X.toarray().tobytes())
     digest.update(mdata.uns[AMBIENT].to_csv().encode())
-    return {"digest": digest.hexdigest(), "max_epochs": 1}, []
+    return pipeline.Outcome({"digest": digest.hexdigest(), "max_epochs": 1}, [], {})
 
 
 def test_the_hash_is_of_the_input_that_was_read(
@@ -199,10 +199,10 @@ def test_the_hash_is_of_the_input_that_was_read(
 ) -> None:
     given = shutil.copy(cells, tmp_path / "cells.h5mu")
 
-    def changed_meanwhile(*_: Any, **__: Any) -> tuple[dict, list]:
+    def changed_meanwhile(*_: Any, **__: Any) -> pipeline.Outcome:
         with given.open("ab") as file:
             file.write(b"\0")
-        return {"max_epochs": 1}, []
+        return pipeline.Outcome({"max_epochs": 1}, [], {})
 
     monkeypatch.setattr(pipeline, "fit_and_write", changed_meanwhile)
     made = run(given, tmp_path / "out")

@@ -11,7 +11,7 @@ import scanpy as sc
 from scipy import sparse
 
 from totalvi import Model
-from totalvi.analysis import pipeline
+from totalvi.analysis import after_fit
 from totalvi.analysis.record import sha256
 from totalvi.analysis.run import RunResult, run
 from totalvi.data.simulate import simulate
@@ -178,7 +178,7 @@ def test_a_failed_run_leaves_what_was_there(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "cluster_all", fail)
+    monkeypatch.setattr(after_fit, "cluster_all", fail)
     for name in ("out", "new"):
         with pytest.raises(OutputError, match="No space left"):
             run(

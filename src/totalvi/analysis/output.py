@@ -9,13 +9,14 @@ from pathlib import Path
 from totalvi.atomic import flush, locked, new_folder, parents_of, writing
 from totalvi.errors import OutputError
 
+MODEL, RESULTS = "model.totalvi", "results.h5mu"
 RECORD = "run.json"
 STORE = "results.zarr"  # of a run on disk
 PARTS = {
-    "results.h5mu",
+    RESULTS,
     STORE,
     "imputed.h5ad",
-    "model.totalvi",
+    MODEL,
     "tables",
     "figures",
     "report.html",

@@ -15,6 +15,8 @@ from mudata import MuData
 from totalvi.analysis.convert import open_input
 from totalvi.analysis.new_model import new_model
 from totalvi.analysis.output import (
+    MODEL,
+    RESULTS,
     STORE,
     checkpoint_of,
     refuse_input_in_output,
@@ -35,8 +37,6 @@ from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
 from totalvi.processes import first_alone, launch, this_process
-
-MODEL, RESULTS = "model.totalvi", "results.h5mu"
 
 
 class Trained(NamedTuple):

@@ -1,39 +1,45 @@
-"""From checked counts to a folder of results: fit, estimate, cluster, tabulate, draw, save."""
+"""From checked counts to a folder of results: fit, save the model, and do the steps that follow."""
 
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mudata
-import numpy as np
-import pandas as pd
 from mudata import MuData
 
-from totalvi.analysis.background import background_tables
-from totalvi.analysis.clusters import Clusters, cells_to_map, cluster_all
-from totalvi.analysis.columns import CLUSTER_COLUMN
-from totalvi.analysis.mixing import batch_mixing
+from totalvi.analysis.after_fit import AFTER_FIT, IN_THE_FILE, Work
 from totalvi.analysis.new_model import new_model
-from totalvi.analysis.results import (
-    DENOISED_LIBRARY_SIZE,
-    Estimates,
-    add_results,
-    antibody_warnings,
-    draw_figures,
-    make_tables,
-    write_tables,
-)
-from totalvi.analysis.steps import Steps
+from totalvi.analysis.output import MODEL
+from totalvi.analysis.results_file import ResultsFile
+from totalvi.analysis.steps import Steps, do_each
+from totalvi.data.cells import fingerprint
 from totalvi.data.columns import Columns
+from totalvi.data.io.h5_zarr import open_on_disk
+from totalvi.errors import DataError, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 
-POSTERIOR_SAMPLES = 25
-CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each anew
+
+class Outcome(NamedTuple):
+    """What a run comes to.
+
+    Attributes
+    ----------
+    summary
+        Sizes and the course of the fit, as the record has them.
+    warnings
+        About antibodies.
+    failed
+        Errors of the steps that failed, by name.
+    """
+
+    summary: dict[str, Any]
+    warnings: list[str]
+    failed: dict[str, Exception]
 
 
 def fit_and_write(
-    mdata: MuData,
+    data: MuData | Path,
     keys: Columns,
     folder: Path,
     steps: Steps,
@@ -43,53 +49,57 @@ def fit_and_write(
     seed: int,
     checkpoint: Path,
     checkpoint_every: timedelta,
-) -> tuple[dict[str, Any], list[str]]:
-    """Fit a model to ``mdata``, which gets the results, and write everything into ``folder``.
+    earlier: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Fit a model, and write it and everything that follows from it into ``folder``.
+
+    Of data on disk, the store gets no denoised RNA, which is as large as cells times genes:
+    `Model.get_normalized_expression` writes it with ``out=``. Above `clusters.MAP_CELLS` cells, figures
+    and all tables but those of cells, epochs and batches are of that many, spread evenly over each
+    batch.
 
     Parameters
     ----------
-    mdata
-        From :func:`totalvi.analysis.prepare.prepare`.
+    data
+        From :func:`totalvi.analysis.prepare.prepare`, or the store in ``folder`` that
+        :func:`totalvi.analysis.prepare_on_disk.prepare_on_disk` wrote.
     keys
         Columns of ``obs``; counts are in ``X`` of the modalities ``rna`` and ``prot``.
     folder
-        An empty folder.
+        Empty but for the store, or holds all that an incomplete run left.
     steps
         Times the steps and shows them.
     max_epochs, resolution, seed, checkpoint_every
         As in :func:`totalvi.analysis.run.run`.
     checkpoint
         File in which the fit is kept; where it exists, the fit goes on from it.
-
-    Returns
-    -------
-    tuple
-        Sizes and the course of the fit, and warnings about antibodies.
+    earlier
+        Record of the incomplete run: its model is taken, and only the steps that failed are done.
     """
-    with steps.step("train", spinner=False):
-        model = fit_model(
-            mdata, keys, steps.shown, max_epochs=max_epochs, seed=seed,
-            checkpoint=checkpoint, checkpoint_every=checkpoint_every,
-        )  # fmt: skip
-    with steps.step("latent space and denoised counts"):
-        estimates = _estimate(model)
-    with steps.step("clusters and UMAP"):
-        batch = None if keys.batch_key is None else mdata.obs[keys.batch_key]
-        sample = cells_to_map(batch, mdata.n_obs)
-        clusters = cluster_all(estimates.latent, sample, resolution=resolution, seed=seed)
-    with steps.step("tables"):
-        tables = make_tables(mdata, estimates, clusters, keys.batch_key, model.history)
-        background, background_warnings = background_tables(model, mdata)
-        tables |= background
-    add_results(mdata, estimates, clusters)
-    shown = Shown(mdata, estimates, clusters)
-    write_tables_and_figures(model, shown, tables, keys, folder, steps, seed)
-    with steps.step("save"):
-        model.save(folder / "model.totalvi")
-        with mudata.set_options(pull_on_update=False):
-            mdata.write(folder / "results.h5mu", compression="gzip")
-    warnings = [*antibody_warnings(tables["proteins"]), *background_warnings]
-    return summary_of(model, shown, mdata.n_obs), warnings
+    on_disk = isinstance(data, Path)
+    if earlier is None:
+        with steps.step("train", spinner=False):
+            model = fit_model(
+                data, keys, steps.shown, max_epochs=max_epochs, seed=seed,
+                checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+            )  # fmt: skip
+        with steps.step("save"):
+            model.save(folder / MODEL)
+    else:
+        model = _model_of(folder, data, earlier)
+    cells = open_on_disk(data) if isinstance(data, Path) else data
+    assert isinstance(cells, MuData)
+    file = ResultsFile(folder, on_disk=on_disk)
+    work = Work(model, cells, keys, folder, file, resolution, seed)
+    done = () if earlier is None else done_before(earlier["failed"], file)
+    failed = do_each(AFTER_FIT, work, steps, done)
+    return Outcome(_summary(work), work.warnings, failed)
+
+
+def done_before(failed: Collection[str], file: ResultsFile) -> set[str]:
+    """Return the names of the steps that an incomplete run has done, and whose results are there."""
+    lost = set(failed) if file.is_there else {*failed, *IN_THE_FILE}
+    return {step.name for step in AFTER_FIT} - lost
 
 
 def fit_model(
@@ -115,70 +125,32 @@ def fit_model(
     return model
 
 
-def _estimate(model: Model) -> Estimates:
-    rna, protein = model.get_normalized_expression(
-        library_size=DENOISED_LIBRARY_SIZE, n_samples=POSTERIOR_SAMPLES, return_numpy=True
+def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> Model:
+    """Return the model of an incomplete run, on the cells that it was fitted to."""
+    other = OutputError(
+        "the cells are not those of the incomplete run that is there: give the same ones, or choose "
+        "another output folder"
     )
-    foreground = model.get_protein_foreground_probability(
-        n_samples=POSTERIOR_SAMPLES, return_numpy=True
-    )
-    return Estimates(model.get_latent_representation(), rna, protein, foreground)
+    try:
+        model = Model.load(folder / MODEL, data)
+    except DataError as error:
+        raise other from error
+    if fingerprint(model._training_data()) != earlier["fingerprint"]:
+        raise other
+    return model
 
 
-class Shown(NamedTuple):
-    """The cells that tables and figures show, with what the model says of them.
-
-    Parameters
-    ----------
-    mdata
-        With the clusters in ``obs``.
-    estimates, clusters
-        Of these cells.
-    """
-
-    mdata: MuData
-    estimates: Estimates
-    clusters: Clusters
-
-
-def write_tables_and_figures(
-    model: Model,
-    shown: Shown,
-    tables: dict[str, pd.DataFrame],
-    keys: Columns,
-    folder: Path,
-    steps: Steps,
-    seed: int,
-) -> None:
-    """Add to ``tables`` what is asked of the model about the cells shown, write them, and draw."""
-    with steps.step("differential expression"):
-        tables |= differential_expression(model, shown.mdata)
-    with steps.step("predictive checks"):
-        tables |= predictive_checks(model, len(tables["cells"]), seed)
-    if keys.batch_key is not None:
-        batch = shown.mdata.obs[keys.batch_key]
-        tables["batches"] = batch_mixing(shown.estimates.latent, batch, seed)
-    write_tables(tables, folder / "tables")
-    with steps.step("figures"):
-        draw_figures(
-            *shown,
-            tables,
-            folder / "figures",
-            batch_key=keys.batch_key,
-            labels_key=keys.labels_key,
-            best_epoch=model.fit_summary["best_epoch"],
-        )
-
-
-def summary_of(model: Model, shown: Shown, n_cells: int) -> dict[str, Any]:
+def _summary(work: Work) -> dict[str, Any]:
     """Return the sizes and the course of the fit, as the record of a run has them."""
+    model = work.model
     assert model.plan is not None
     assert model.split is not None
     return {
-        "cells": n_cells,
-        "genes": shown.mdata["rna"].n_vars,
-        "proteins": shown.mdata["prot"].n_vars,
-        "clusters": len(shown.clusters.labels.categories),
+        "cells": work.data.n_obs,
+        "genes": work.data["rna"].n_vars,
+        "proteins": work.data["prot"].n_vars,
+        "clusters": None if work.clusters is None else len(work.clusters.labels.categories),
+        "cells_on_map": len(work.sample),
         "epochs": len(model.history),
         "max_epochs": model.plan.max_epochs,
         "default_max_epochs": default_max_epochs(len(model.split.train)),
@@ -188,20 +160,3 @@ def summary_of(model: Model, shown: Shown, n_cells: int) -> dict[str, Any]:
             model.history["validation_loss"][model.fit_summary["best_epoch"]]
         ),
     }
-
-
-def differential_expression(model: Model, mdata: MuData) -> dict[str, pd.DataFrame]:
-    """Compare each cluster with the others; one cluster has nothing to be compared with."""
-    if mdata.obs[CLUSTER_COLUMN].nunique() < 2:
-        return {}
-    table = model.differential_expression(mdata, groupby=CLUSTER_COLUMN, progress=False)
-    return {"differential_expression": table}
-
-
-def predictive_checks(model: Model, n_cells: int, seed: int) -> dict[str, pd.DataFrame]:
-    """Draw counts anew for at most 1,000 cells taken at random, and compare."""
-    cells = np.sort(np.random.default_rng(seed).permutation(n_cells)[:CHECKED_CELLS])
-    check = model.posterior_predictive_check(
-        indices=cells, n_samples=POSTERIOR_SAMPLES, progress=False
-    )
-    return {"predictive_checks": check.table, "predictive_calibration": check.calibration}

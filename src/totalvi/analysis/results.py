@@ -1,6 +1,7 @@
 """What a fitted model says of the cells, as MuData, tables and figures."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,26 +12,22 @@ from mudata import MuData
 
 from totalvi.analysis import figures
 from totalvi.analysis.clusters import Clusters
-from totalvi.analysis.columns import CLUSTER_COLUMN
 from totalvi.analysis.figure_histograms import protein_histograms
 from totalvi.analysis.figure_style import page_slices, save
 from totalvi.analysis.markers import marker_table
 from totalvi.analysis.separation import antibody_separation
 from totalvi.analysis.tables import cell_table, cluster_table, protein_table
 
-DENOISED_LIBRARY_SIZE = 10_000
 LONG_TABLES = {"cells", "differential_expression"}
 
 
 class Estimates(NamedTuple):
-    """What a fitted model says of N cells, G genes and T proteins; all float32.
+    """What a fitted model says of N cells and T proteins; all float32.
 
     Attributes
     ----------
     latent
         (N, n_latent).
-    denoised_rna
-        (N, G), expected counts in 10,000.
     denoised_protein
         (N, T), expected counts without background.
     foreground_probability
@@ -38,64 +35,53 @@ class Estimates(NamedTuple):
     """
 
     latent: np.ndarray
-    denoised_rna: np.ndarray
     denoised_protein: np.ndarray
     foreground_probability: np.ndarray
 
 
-def add_results(mdata: MuData, estimates: Estimates, clusters: Clusters) -> None:
-    """Write the estimates into a MuData with the modalities ``rna`` and ``prot``.
-
-    Layer ``denoised`` of both, layer ``foreground_probability`` of ``prot``; ``X_totalvi`` and
-    ``X_umap`` in ``obsm`` and the clusters as ``leiden_totalvi`` in ``obs``, of the MuData and of
-    both modalities, whose ``obs`` also get the other annotation.
-    """
-    rna, protein = mdata["rna"], mdata["prot"]
-    rna.layers["denoised"] = estimates.denoised_rna
-    protein.layers["denoised"] = estimates.denoised_protein
-    protein.layers["foreground_probability"] = estimates.foreground_probability
-    annotation = mdata.obs.copy()
-    annotation[CLUSTER_COLUMN] = clusters.labels
-    for holder in (mdata, rna, protein):
-        holder.obs = annotation.copy()
-        holder.obsm["X_totalvi"] = estimates.latent
-        holder.obsm["X_umap"] = clusters.umap
-    mdata.uns["totalvi"] = {
-        "denoised_rna": f"expected counts in {DENOISED_LIBRARY_SIZE:,}",
-        "denoised_protein": "expected counts without background",
-    }
-
-
 def make_tables(
-    mdata: MuData,
-    estimates: Estimates,
+    cell_names: pd.Index,
+    batch: pd.Series | None,
     clusters: Clusters,
+    latent: np.ndarray,
+    totals: Sequence[np.ndarray],
+    shown: MuData,
+    estimates: Estimates,
+    clusters_shown: Clusters,
     batch_key: str | None,
     history: pd.DataFrame,
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables ``cells``, ``proteins``, ``clusters``, ``markers`` and ``history``."""
-    rna, protein = mdata["rna"], mdata["prot"]
-    batch = None if batch_key is None else mdata.obs[batch_key]
+    """Return the tables ``cells``, ``proteins``, ``clusters``, ``markers`` and ``history``.
+
+    Parameters
+    ----------
+    cell_names, batch, clusters, latent
+        Of all cells, which the first table has.
+    totals
+        Total counts of RNA and of proteins of all cells, each (N, 1).
+    shown, estimates, clusters_shown
+        The cells that the other tables are of, and what is known of them.
+    batch_key
+        Column of their ``obs``.
+    history
+        Of the fit.
+    """
+    rna, protein = shown["rna"], shown["prot"]
+    batch_shown = None if batch_key is None else shown.obs[batch_key]
     names = list(protein.var_names)
     separation = antibody_separation(
         protein.X, estimates.foreground_probability, names, protein.var.get("control")
     )
     return {
-        "cells": cell_table(
-            mdata.obs_names,
-            batch,
-            clusters.labels,
-            clusters.umap,
-            estimates.latent,
-            rna.X,
-            protein.X,
-        ),
+        "cells": cell_table(cell_names, batch, clusters.labels, clusters.umap, latent, *totals),
         "proteins": protein_table(
             separation, protein.X, estimates.denoised_protein, estimates.foreground_probability
         ),
-        "clusters": cluster_table(clusters.labels, batch, estimates.denoised_protein, names),
+        "clusters": cluster_table(
+            clusters_shown.labels, batch_shown, estimates.denoised_protein, names
+        ),
         "markers": marker_table(
-            clusters.labels,
+            clusters_shown.labels,
             rna.X,
             rna.var_names,
             estimates.denoised_protein,
@@ -108,10 +94,16 @@ def make_tables(
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     """Write each table as CSV; those of many rows with gzip."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, table in tables.items():
         ending = "csv.gz" if name in LONG_TABLES else "csv"
         table.to_csv(folder / f"{name}.{ending}", float_format="%.6g")
+
+
+def read_protein_warnings(folder: Path) -> list[str]:
+    """Return what the table of proteins in a folder of tables says of each antibody."""
+    table = pd.read_csv(folder / "proteins.csv", usecols=["warning"], keep_default_na=False)
+    return list(table["warning"])
 
 
 def antibody_warnings(proteins: pd.DataFrame, at_most: int = 8) -> list[str]:
@@ -135,7 +127,8 @@ def draw_figures(
     mdata: MuData,
     estimates: Estimates,
     clusters: Clusters,
-    tables: Mapping[str, pd.DataFrame],
+    protein_warnings: Sequence[str],
+    history: pd.DataFrame,
     folder: Path,
     *,
     batch_key: str | None,
@@ -143,11 +136,12 @@ def draw_figures(
     best_epoch: int,
 ) -> None:
     """Draw all figures into ``folder``; many proteins are divided into several pages."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that failed in the middle
     folder.mkdir()
     umap, protein = clusters.umap, mdata["prot"]
     drawn: dict[str, Figure] = {
         "umap_clusters": figures.umap_by_category(umap, clusters.labels, name="cluster"),
-        "training": figures.training_curves(tables["history"], best_epoch),
+        "training": figures.training_curves(history, best_epoch),
     }
     if batch_key is not None:
         drawn["umap_batches"] = figures.umap_by_category(
@@ -157,7 +151,7 @@ def draw_figures(
         drawn["umap_labels"] = figures.umap_by_category(
             umap, mdata.obs[labels_key], name=labels_key
         )
-    names, warnings = list(protein.var_names), list(tables["proteins"]["warning"])
+    names = list(protein.var_names)
     for name, figure in drawn.items():
         save(figure, folder / f"{name}.png")
     pages = page_slices(len(names))
@@ -173,7 +167,7 @@ def draw_figures(
                 denoised,
                 estimates.foreground_probability[:, page],
                 names[page],
-                warnings[page],
+                protein_warnings[page],
             ),
             folder / f"protein_histograms{ending}",
         )

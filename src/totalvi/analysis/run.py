@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,12 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.analysis.convert import open_input
+from totalvi.analysis.incomplete import (
+    completed,
+    incomplete_error,
+    incomplete_record,
+    named,
+)
 from totalvi.analysis.output import (
     RECORD,
     STORE,
@@ -31,9 +38,16 @@ from totalvi.analysis.record import (
 )
 from totalvi.analysis.steps import Steps
 from totalvi.atomic import locked
+from totalvi.data.checks import Finding
 from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions
-from totalvi.errors import OutputError, ReadError, TrainingError
+from totalvi.errors import (
+    OutputError,
+    ReadError,
+    TrainingError,
+)
+
+_UNFINISHED = shutil.ignore_patterns(".*")  # files that a process which was killed left
 
 
 class RunResult(NamedTuple):
@@ -128,13 +142,14 @@ def run(
         The same seed gives the same results on the same machine.
     on_disk
         Whether counts are left on disk and read some cells at a time; ``input`` is then a path. What
-        differs is in `totalvi.analysis.pipeline_on_disk.fit_and_write_on_disk`.
+        differs is in `totalvi.analysis.pipeline.fit_and_write`.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end; forget the
         checkpoint of an interrupted run, unless ``resume``.
     resume
         Go on from the checkpoint of an interrupted run with the same arguments, to the same results;
-        start if there is none; do nothing if its results are there.
+        make what is missing of one some of whose steps failed; start if there is neither; do nothing
+        if all results are there.
     checkpoint_every
         How often the fit is kept.
     progress
@@ -144,6 +159,8 @@ def run(
     ------
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
+    IncompleteError
+        When a step after the fit failed; all that does not rest on it is in ``output``.
     KeyboardInterrupt
         When SIGINT or SIGTERM ended the fit; its checkpoint is there.
     """
@@ -155,8 +172,11 @@ def run(
     paths = _paths(input, raw, protein_path)
     for path in paths.values():
         refuse_input_in_output(path, output)
-    if resume and "input" in paths and is_record_of(output / RECORD, arguments, paths):
-        return finished(output)
+    earlier = None
+    if resume and is_record_of(output / RECORD, arguments, paths):
+        earlier = incomplete_record(output / RECORD)
+        if earlier is None and "input" in paths:
+            return finished(output)
     request = asked(arguments, paths)  # of the inputs as they are read, not as they are later
     steps = Steps(progress)
     keys = Columns(
@@ -174,6 +194,7 @@ def run(
         allow_fractional=allow_fractional,
         isotype_controls=None if isotype_controls is None else tuple(isotype_controls),
     )
+    overwrite = overwrite or earlier is not None
     require_writable(output, overwrite=overwrite)
     checkpoint = checkpoint_of(output)
     course: dict[str, Any] = {
@@ -182,12 +203,14 @@ def run(
         "seed": seed,
         "checkpoint": checkpoint,
         "checkpoint_every": checkpoint_every,
+        "earlier": earlier,
     }
     choice: dict[str, Any] = {
         "n_genes": n_genes,
         "drop_empty_cells": drop_empty_cells,
         "raw": raw,
     }
+    findings: list[Finding] = []
     with steps.step("read"):
         if not on_disk:
             data, keys = read_input(input, keys, read_options)
@@ -197,23 +220,22 @@ def run(
             data, keys = open_input(input, keys, read_options)
     if not on_disk:
         with steps.step("check and select genes"):
-            mdata, findings = prepare(data, keys, **choice)
+            data, findings = prepare(data, keys, **choice)
     # What fits a model is loaded only now: bad input is refused before seconds go to loading torch.
     with staged_folder(output, overwrite=overwrite) as folder:
+        if earlier is not None:
+            shutil.copytree(output, folder, ignore=_UNFINISHED, dirs_exist_ok=True)
         if on_disk:
-            with steps.step("check and select genes"):
-                findings = prepare_on_disk(data, keys, folder / STORE, **choice)
+            if earlier is None:
+                with steps.step("check and select genes"):
+                    findings = prepare_on_disk(data, keys, folder / STORE, **choice)
+            data = folder / STORE
         if not resume:
             forget(checkpoint, overwrite=overwrite)
+        from totalvi.analysis.pipeline import fit_and_write
+
         try:
-            if on_disk:
-                from totalvi.analysis.pipeline_on_disk import fit_and_write_on_disk
-
-                summary, antibody_warnings = fit_and_write_on_disk(keys, folder, steps, **course)
-            else:
-                from totalvi.analysis.pipeline import fit_and_write
-
-                summary, antibody_warnings = fit_and_write(mdata, keys, folder, steps, **course)
+            summary, warnings, failed = fit_and_write(data, keys, folder, steps, **course)
         except TrainingError:
             checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
             raise
@@ -229,12 +251,18 @@ def run(
             "epochs_asked": max_epochs,
             **summary,
             "seconds": steps.seconds,
-            "warnings": [*messages["warning"], *antibody_warnings],
+            "warnings": [*messages["warning"], *warnings],
             "notes": messages["note"],
         }
+        if earlier is not None:
+            record = completed(earlier, record)
+        if failed:
+            record["failed"] = {name: named(error) for name, error in failed.items()}
         write_record(record, folder / RECORD)
         files = files_in(folder)
     checkpoint.unlink(missing_ok=True)
+    if failed:
+        raise incomplete_error(output, failed, repeatable="input" in paths)
     return RunResult(output, files, record)
 
 

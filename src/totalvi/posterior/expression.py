@@ -23,6 +23,7 @@ from totalvi.posterior.arguments import (
 from totalvi.posterior.draws import Draw, plausible
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
+from totalvi.posterior.rows import RowTarget
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def normalized_expression(
     scale: ProteinScale = FOREGROUND,
     *,
     return_mean: bool = True,
+    foreground_probability: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return denoised RNA (B, genes) and protein (B, proteins) of a minibatch.
 
@@ -89,6 +91,9 @@ def normalized_expression(
     return_mean
         Whether samples are averaged; otherwise results have a leading axis of samples, and only the
         batches are averaged.
+    foreground_probability
+        Zeros (B, proteins of the model), to which the mean foreground probability over the same draws
+        is added, as `protein_means` returns it. None: it is not wanted.
     """
     network = question.network
     n_kept = 1 if return_mean else question.n_samples
@@ -115,7 +120,11 @@ def normalized_expression(
                 draw.expecting_background() if exact else draw, question.noise, batch.keys
             )
             protein[slot] += (foreground + background)[:, proteins].cpu()
+        if foreground_probability is not None:
+            foreground_probability += draw.proteins.foreground_probability()
     protein /= n_averaged
+    if foreground_probability is not None:
+        foreground_probability *= 1 / question.n_draws
     return (rna[0], protein[0]) if return_mean else (rna, protein)
 
 
@@ -249,6 +258,50 @@ class ExpressionQueries(Fitted):
         if return_numpy or not return_mean:
             return rna, protein
         return tables["rna"].frame(rna), tables["protein"].frame(protein)
+
+    def _write_denoised(
+        self,
+        rna: RowTarget | None,
+        protein: RowTarget,
+        foreground_probability: RowTarget,
+        *,
+        library_size: float = 1.0,
+        n_samples: int = 1,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> None:
+        """Write denoised RNA and proteins, and foreground probabilities, in one pass over the samples.
+
+        The numbers are those of `get_normalized_expression` and `get_protein_foreground_probability`.
+
+        Parameters
+        ----------
+        rna, protein, foreground_probability
+            What takes the rows, one slice of all cells after the other: arrays of NumPy, HDF5 or zarr
+            of shape (cells, genes) and (cells, proteins). RNA None: it is not wanted.
+        library_size, n_samples, batch_size, seed, progress
+            As in `get_normalized_expression`.
+        """
+        question = self._question(
+            None, None, n_samples=n_samples, batch_size=batch_size, seed=seed, progress=progress
+        )
+        genes = self._genes([] if rna is None else None).positions
+        proteins = self._proteins(None).positions
+        scaled = checked_library_size(library_size)
+        with question.minibatches("denoised expression") as batches:
+            start = 0
+            for batch in batches:
+                rows = slice(start, start + len(batch.cells))
+                start = rows.stop
+                probability = torch.zeros_like(batch.y)
+                of_rna, of_protein = normalized_expression(
+                    question, batch, genes, proteins, scaled, foreground_probability=probability
+                )
+                protein[rows] = of_protein.numpy()
+                foreground_probability[rows] = probability.cpu().numpy()
+                if rna is not None:
+                    rna[rows] = of_rna.numpy()
 
     @documented
     def get_protein_foreground_probability(

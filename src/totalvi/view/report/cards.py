@@ -103,6 +103,8 @@ def protein_cards(results: Results) -> list[Card]:
 
 def control_cards(results: Results) -> list[Card]:
     """Return a card for each isotype control that was kept out of the model."""
+    if "isotype_controls" not in results.tables:  # the run could not make it
+        return []
     cards = []
     for name in map(str, results.controls):
         numbers = _row(results, "isotype_controls", name)
