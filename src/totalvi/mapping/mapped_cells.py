@@ -225,9 +225,7 @@ class ComparisonQueries(Fitted):
             Probability of the interval whose coverage is given.
         n_samples
             Posterior samples of each cell, and counts drawn for each value.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -249,9 +247,7 @@ class ComparisonQueries(Fitted):
         (5, 5)
         """
         mapping = self._mapping_of(query)
-        asked = query._question(
-            None, None, n_samples=n_samples, batch_size=batch_size, progress=progress
-        )
+        asked = query._question(None, None, batch_size, progress, n_samples=n_samples)
         asked, wanted = imputed_batches(query, asked, None, protein_list)
         question = replace(asked, noise=self._noise(seed))
         interval = checked_number("interval", interval, below=1)

@@ -227,8 +227,7 @@ class CorrelationQueries(Fitted):
             Whether to set the genes of another cell, drawn at random, beside the proteins of each: a
             control, whose gene-protein correlations are those of chance. Correlations within a
             modality stay.
-        {seed}
-        {progress}
+        {seed} {progress}
 
         Returns
         -------
@@ -251,9 +250,8 @@ class CorrelationQueries(Fitted):
         (30, 5)
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         check_choice("correlation_type", correlation_type, ("spearman", "pearson"))
         _require_two_cells(question)
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
@@ -301,8 +299,7 @@ class CorrelationQueries(Fitted):
         transform_batch
             Batch or batches to decode every cell into; their correlations are averaged. None: each
             cell's own.
-        {seed}
-        {progress}
+        {seed} {progress}
 
         Returns
         -------
@@ -326,9 +323,8 @@ class CorrelationQueries(Fitted):
         ['protein', 'gene', 'raw', 'denoised']
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         protein_names, gene_names = zip(*self._pairs(pairs), strict=True)
         genes = self._genes(list(dict.fromkeys(gene_names)), "pairs")
         proteins = self._proteins(list(dict.fromkeys(protein_names)), "pairs")

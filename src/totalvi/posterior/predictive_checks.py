@@ -323,9 +323,7 @@ class CheckQueries(Fitted):
             Counts drawn for each cell and feature. The paper of totalVI has 150.
         gene_list, protein_list
             Features to check. None: all; an empty list: none.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -344,10 +342,7 @@ class CheckQueries(Fitted):
         >>> len(check.table), list(check.summary.index)
         (35, ['rna', 'protein'])
         """
-        question = self._question(
-            adata, indices, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         features = {"rna": self._genes(gene_list), "protein": self._proteins(protein_list)}
         checks = predictive_checks(question, *(some.positions for some in features.values()))
         tables = {

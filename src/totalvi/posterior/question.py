@@ -238,12 +238,11 @@ class Fitted(Protocol):
         self,
         adata: Data | None,
         indices: Cells,
-        *,
-        batch_size: int = QUERY_BATCH_SIZE,
-        transform_batch: Names = None,
-        n_samples: int = 1,
+        batch_size: int,
+        progress: bool | None,
         seed: int = 0,
-        progress: bool | None = None,
+        n_samples: int = 1,
+        transform_batch: Names = None,
     ) -> Question:
         """Return a question about cells, once the model can answer it."""
         self._require_trained()

@@ -40,7 +40,7 @@ from totalvi.posterior.differential.moments import (
     batch_weights,
     sampled_scales,
 )
-from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.draws import ProteinScale
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
 
 _SMALLEST_PROBABILITY = 1e-12
@@ -122,8 +122,7 @@ class DifferentialQueries(Fitted):
             Posterior expected false discovery rate of the calls, over genes and proteins together.
         protein_prior_count
             c of proteins.
-        sample_protein_mixing, scale_protein, include_protein_background
-            As in `get_normalized_expression`.
+        {protein_scale}
         unit
             What is compared: "groups" or "cells".
         pseudocounts
@@ -134,9 +133,7 @@ class DifferentialQueries(Fitted):
             times as many.
         n_pairs
             Pairs of cells in a comparison, for ``unit="cells"``.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -186,10 +183,7 @@ class DifferentialQueries(Fitted):
             checked_number("pseudocounts", pseudocounts)
         codes = self._common_batches(batch_correction, batchid1, batchid2)
         n_pairs = at_least_one("n_pairs", n_pairs)
-        question = self._question(
-            adata, None, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, None, batch_size, progress, seed, n_samples)
         data = question.data
         question = replace(
             question, transform_batch=(None, *codes)

@@ -18,8 +18,7 @@ from totalvi.compiled import compiled
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.sparse import SparseCounts
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import Draw, plausible
-from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.draws import Draw, ProteinScale, plausible
 from totalvi.posterior.question import Question
 
 _GENES_AT_A_TIME = 256
