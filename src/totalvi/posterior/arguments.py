@@ -146,7 +146,7 @@ def documented(method: _Method) -> _Method:
         texts = [_SHARED[name].strip() for name in re.findall(r"\w+", line[2])]
         return indent("\n".join(texts), line[1])
 
-    if method.__doc__:  # None where Python runs with -OO
+    if method.__doc__:  # it is None where Python runs with -OO
         method.__doc__ = _PLACES.sub(shared, method.__doc__)
     return method
 

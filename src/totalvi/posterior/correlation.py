@@ -112,7 +112,7 @@ def spearman(parts: Iterable[np.ndarray], n_features: int, n_cells: int) -> np.n
         start += len(part)
     for first in range(0, n_features, _FEATURES_RANKED_AT_ONCE):
         rows = slice(first, first + _FEATURES_RANKED_AT_ONCE)
-        # mean ranks are halves: exact, and of no variance where all cells tie
+        # mean ranks are halves, which are exact, and have no variance where all cells tie
         ranks[rows] = (rankdata(ranks[rows], axis=1) - (n_cells + 1) / 2) / n_cells
     co_moment = (ranks @ ranks.T).astype(np.float64)
     return _normalised(co_moment, np.diagonal(co_moment))
@@ -205,7 +205,8 @@ class CorrelationQueries(Fitted):
         cells; the result is their mean.
 
         Cells are decoded in minibatches, once for each sample and batch. "pearson" holds no more than
-        a minibatch beside the matrix; "spearman" holds one value a cell and feature, as ranks need.
+        a minibatch beside the matrix; "spearman" holds one value for each cell and feature, as ranks
+        need.
 
         Parameters
         ----------
@@ -240,7 +241,7 @@ class CorrelationQueries(Fitted):
         ------
         ValueError
             When an argument has a value not allowed, or a feature or batch is not known, or fewer than
-            two cells are asked about.
+            two cells are selected.
 
         Examples
         --------

@@ -23,7 +23,7 @@ from totalvi.nn.likelihoods import (
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.noise import CellNoise, Purpose
 
-_LARGEST_LOG_BACKGROUND = 30.0  # 1e13 counts
+_LARGEST_LOG_BACKGROUND = 30.0  # this is 1e13 counts
 
 
 def plausible(mixture: ProteinMixture, proteins: np.ndarray | None = None) -> ProteinMixture:

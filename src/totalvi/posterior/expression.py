@@ -380,7 +380,7 @@ def _protein_answer(
     return_numpy: bool,
     out: str | Path | None,
 ) -> pd.DataFrame | np.ndarray | Path:
-    """Return a quantity of each protein in the form that was asked for."""
+    """Return a quantity of each protein as a data frame, an array or a store."""
     table = question.table(proteins.names)
 
     def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:

@@ -27,7 +27,7 @@ from totalvi.posterior.protein_predictions import (
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
-_MOST_HIDDEN_CELLS = 5000  # enough to tell how well proteins are imputed
+_MOST_HIDDEN_CELLS = 5000  # these are enough to tell how well proteins are imputed
 
 
 class ImputedProteins(NamedTuple):
@@ -241,7 +241,7 @@ class ImputationQueries(Fitted):
         question, wanted = imputed_batches(self, question, transform_batch, protein_list)
         interval = checked_number("interval", interval, below=1)
         lacking = _lacking(self)
-        if not lacking.any():  # then all are hidden
+        if not lacking.any():  # where no panel lacks any, all proteins are hidden
             lacking = ~lacking
         lacking = lacking[:, wanted.proteins.positions]
         everything = self._data or question.data
@@ -281,7 +281,7 @@ def imputed_batches(
             f'No cell given is of a batch that measured protein "{proteins.names[nowhere][0]}"; give '
             "the training data to Model.load, or name batches with transform_batch."
         )
-    choices = (*range(len(measured)), None)  # None: each cell's own batch
+    choices = (*range(len(measured)), None)  # None is each cell's own batch
     decoded = np.vstack([measured, nowhere])
     used = np.flatnonzero(decoded.any(axis=1))
     codes = tuple(choices[i] for i in used)
@@ -347,7 +347,7 @@ def _panels(data: CiteData, cells: np.ndarray, wanted: np.ndarray) -> list[tuple
 
 
 def _imputed_rows(predicted: Predicted, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what is told of each predictive distribution, each (B, t).
+    """Return what is returned of each predictive distribution, each (B, t).
 
     Parameters
     ----------

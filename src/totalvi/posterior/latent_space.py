@@ -73,7 +73,7 @@ class AggregatedPosterior:
             raise ValueError("left_out leaves no cell of a group of one; give a larger group.")
         center = self.mean.mean(axis=0, dtype=np.float64)
         mean, variance = self.mean - center, self.variance.astype(np.float64)
-        # sum_j (u_j - m_j)^2 / v_j, multiplied out, is two products of matrices
+        # multiplied out, sum_j (u_j - m_j)^2 / v_j is two products of matrices
         inverse = (1 / variance).T
         weighted_mean = (mean / variance).T
         constant = (mean**2 / variance + np.log(2 * np.pi * variance)).sum(axis=1)

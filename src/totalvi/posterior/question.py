@@ -35,7 +35,7 @@ _QUERY = 3  # tells queries from the other uses of a model's seed: see `totalvi.
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a network: about which cells, and how they are sampled and decoded.
+    """What a query asks of a network: about which cells, and how these are sampled and decoded.
 
     Parameters
     ----------
