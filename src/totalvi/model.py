@@ -18,10 +18,9 @@ from totalvi.data.background.prior import (
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.cells import CiteData, Schema, fingerprint
+from totalvi.data.cells import CiteData, QueryMapping, Schema, fingerprint
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import FormatError, NotTrainedError, TrainingError
 from totalvi.fit.checkpoint import Checkpoints, State
 from totalvi.fit.loop import Fit, epoch_progress, fit, resolved_plan

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.fit.batches import minibatches
 from totalvi.mapping.surgery import start_batch
 from totalvi.nn.v06 import TOTALVI

@@ -9,18 +9,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from totalvi.data.alignment import align_query, check_query, warn_of_alignment
 from totalvi.data.cells import CiteData
-from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, opened
-from totalvi.data.mapped_query import dispersion_by_label, extended_schema, query_cite_data
+from totalvi.data.mapped_query import map_cells, warn_of_alignment
 from totalvi.fit.batches import minibatches
 from totalvi.fit.split import Split
 from totalvi.mapping.closest_batch import start_batches
 from totalvi.mapping.surgery import extend
 from totalvi.nn.cpu.dispatch import threads_of_torch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.question import Asking
+from totalvi.posterior.question import Asking, dispersion_by_label
 
 SURGERY_EPOCHS = 20
 _CELLS_FOR_SHARE = 256
@@ -128,45 +126,37 @@ class MappingQueries(Asking):
             "protein_layer": protein_layer,
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
-        keys = replace(
+        columns = replace(
             self.schema.columns,
             **{name: value for name, value in changed.items() if value is not None},
         )
-        data = opened(data)[0]
-        aligned = align_query(data, keys, self.schema, antibody_names)
-        keys = _keys_of(aligned.source.obs, keys, batch_key)
-        needs_labels = dispersion_by_label(self.module)
-        check_query(aligned.source, keys, needs_labels)
-        schema, mapping = extended_schema(
-            aligned, keys, self.schema, antibody_names, new_categories=train
+        mapped = map_cells(
+            opened(data)[0],
+            columns,
+            self.schema,
+            batch_key=batch_key,
+            antibody_names=antibody_names,
+            new_categories=train,
+            needs_labels=dispersion_by_label(self.module),
         )
+        cells, mapping = mapped.cells, mapped.mapping
         query = copy.copy(self)
-        query.schema, query._mapping = schema, mapping
+        query.schema, query._mapping = cells.schema, mapping
         query.module = query._network()
         extend(self.module, query.module, mapping)
-        query._data = query_cite_data(data, aligned, schema, mapping, needs_labels)
-        started = start_batches(query.module, query._data, mapping, reference_batch, self._noise(0))
+        query._data = cells
+        started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
-        query._fill_unmeasured(query._data, query._mapping)
-        share = _expected_share(query.module, query._data, ~aligned.found_genes)
-        warn_of_alignment(aligned, self.schema, share)
+        query._fill_unmeasured(cells, query._mapping)
+        share = _expected_share(query.module, cells, ~mapped.aligned.found_genes)
+        warn_of_alignment(mapped.aligned, self.schema, share)
         query.history, query.plan = pd.DataFrame(), None
         nobody = np.array([], dtype=np.int64)
-        query.split = Split(nobody, nobody, np.arange(query._data.n_cells))
+        query.split = Split(nobody, nobody, np.arange(cells.n_cells))
         query.fit_summary = {"stopped": "mapped without a fit"}
         if train:
             query.train(max_epochs, **({"n_epochs_kl_warmup": 0} | training))
         return query
-
-
-def _keys_of(obs: pd.DataFrame, keys: Columns, batch_key: str | None) -> Columns:
-    """Return the keys of the query: the reference's where its ``obs`` has them."""
-    if batch_key is None and keys.batch_key in obs:
-        batch_key = keys.batch_key
-    panel_key = keys.panel_key
-    if panel_key is not None and panel_key not in obs:
-        panel_key = batch_key
-    return replace(keys, batch_key=batch_key, panel_key=panel_key)
 
 
 def _expected_share(module: TOTALVI, data: CiteData, genes: np.ndarray) -> float:

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from totalvi.data.cells import CiteData
-from totalvi.data.mapped_query import QueryMapping
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.nn.cpu.dispatch import threads_of_torch
 from totalvi.nn.v06 import TOTALVI

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from totalvi.data.cells import CiteData, Schema
+from totalvi.data.cells import CiteData, QueryMapping, Schema
 from totalvi.data.describe import Data, describe
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping, describe_query, dispersion_by_label
+from totalvi.data.mapped_query import describe_query
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.nn.cpu.dispatch import threads_of_torch
@@ -118,6 +118,11 @@ class Asked:
             cell_progress(batches, n_passes * len(cells), what, shown_by) as shown,
         ):
             yield shown
+
+
+def dispersion_by_label(module: TOTALVI) -> bool:
+    """Return whether the network needs each cell's label."""
+    return "label" in module.gene_dispersion + module.protein_dispersion
 
 
 class Asking:
