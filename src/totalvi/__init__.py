@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from totalvi.data import datasets
-    from totalvi.data.background.empty_droplets import ambient_profile
+    from totalvi.data.background.raw_matrices import ambient_profile
     from totalvi.data.io.read import read
     from totalvi.data.panels.antibodies import harmonise_antibodies
     from totalvi.data.panels.concat import concat
@@ -38,7 +38,7 @@ __all__ = [
 _HOMES = {
     "Model": "totalvi.model",
     "TOTALVI": "totalvi.nn",
-    "ambient_profile": "totalvi.data.background.empty_droplets",
+    "ambient_profile": "totalvi.data.background.raw_matrices",
     "concat": "totalvi.data.panels.concat",
     "datasets": "totalvi.data",
     "declare_unmeasured": "totalvi.data.panels.unmeasured",

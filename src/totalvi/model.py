@@ -12,12 +12,13 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 
-from totalvi.data.background.empty_droplets import Raw, ambient_of
+from totalvi.data.background.ambient import AmbientProfile
 from totalvi.data.background.prior import (
     PanelBatches,
     anchored_background_prior,
     empirical_background_prior,
 )
+from totalvi.data.background.raw_matrices import Raw, ambient_of
 from totalvi.data.cells import CiteData, QueryMapping, Schema, fingerprint
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
@@ -242,7 +243,7 @@ class Model(
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
         self.schema = self._data.schema
         self.module = self._network()
-        ambient = ambient_of(data, batch_key, (rna_modality, protein_modality), empty_droplets)
+        ambient = ambient_of(data, keys, empty_droplets)
         if ambient is not None or (
             empirical_protein_background_prior and "background_prior" not in network_options
         ):
@@ -270,7 +271,7 @@ class Model(
             **self._options,
         ).eval()
 
-    def _start_background(self, data: CiteData, ambient: pd.DataFrame | None) -> None:
+    def _start_background(self, data: CiteData, ambient: AmbientProfile | None) -> None:
         """Set where the prior of the background starts, and its anchor where there are droplets."""
         measured = np.array(self.schema.panel_measured)
         mean, scale = empirical_background_prior(data.protein, data.panel, measured)

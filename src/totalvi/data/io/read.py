@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,8 @@ import h5py
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.background.ambient import AMBIENT
-from totalvi.data.background.empty_droplets import require_same_run
+from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
+from totalvi.data.background.droplets import batches_of_cells
 from totalvi.data.columns import Columns, names_of
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.features import keep_genome
@@ -163,13 +164,16 @@ def _add_ambient(
     mdata: MuData, path: str | PathLike[str], raw: str | PathLike[str], columns: Columns
 ) -> None:
     """Put what the raw matrix says of empty droplets beside the cells."""
-    modalities = (columns.rna_modality, columns.protein_modality)
     if columns.protein_modality not in mdata.mod:
         raise ReadError(
             f"{path} has no antibodies, of whose background raw could tell: leave out raw"
         )
     names = names_of(mdata[columns.protein_modality].var_names)
-    mdata.uns[AMBIENT] = require_same_run(raw, mdata, names, modalities=modalities)
+    modalities = replace(columns, protein_expression_obsm_key=None)
+    barcodes = _read(raw, modalities, ReadOptions())
+    cells = batches_of_cells(mdata, columns)
+    profile = profile_of_droplets(barcodes, cells, columns, str(raw), names)
+    mdata.uns[AMBIENT] = profile.to_table()
 
 
 def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> MuData:
