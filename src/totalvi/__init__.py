@@ -11,11 +11,9 @@ if TYPE_CHECKING:
     from totalvi.data import datasets
     from totalvi.data.background.raw_matrices import ambient_profile
     from totalvi.data.io.read import read
-    from totalvi.data.panels.antibodies import harmonise_antibodies
+    from totalvi.data.panels.antibodies import declare_unmeasured, harmonise_antibodies
     from totalvi.data.panels.concat import concat
-    from totalvi.data.panels.unmeasured import declare_unmeasured
-    from totalvi.data.simulate import simulate
-    from totalvi.data.simulate_droplets import simulate_raw
+    from totalvi.data.simulate import simulate, simulate_raw
     from totalvi.model import Model
     from totalvi.nn import TOTALVI
 
@@ -41,12 +39,12 @@ _HOMES = {
     "ambient_profile": "totalvi.data.background.raw_matrices",
     "concat": "totalvi.data.panels.concat",
     "datasets": "totalvi.data",
-    "declare_unmeasured": "totalvi.data.panels.unmeasured",
+    "declare_unmeasured": "totalvi.data.panels.antibodies",
     "harmonise_antibodies": "totalvi.data.panels.antibodies",
     "persistence": "totalvi",
     "read": "totalvi.data.io.read",
     "simulate": "totalvi.data.simulate",
-    "simulate_raw": "totalvi.data.simulate_droplets",
+    "simulate_raw": "totalvi.data.simulate",
 }
 
 

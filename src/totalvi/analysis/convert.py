@@ -18,9 +18,8 @@ from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
 from totalvi.data.columns import Columns
 from totalvi.data.counts import in_memory
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.io.features import are_controls
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
-from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key
+from totalvi.data.io.modalities import NAME_IN_FILE, are_controls, known_protein_obsm_key
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.io.write_zarr import new_store, write_counts
 

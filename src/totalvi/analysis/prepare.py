@@ -24,8 +24,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts, genes_and_proteins
 from totalvi.data.finding import Finding
-from totalvi.data.io.features import marked_controls
-from totalvi.data.io.modalities import mudata_of, renamed_features
+from totalvi.data.io.modalities import marked_controls, mudata_of, renamed_features
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.errors import DataError
 

@@ -20,8 +20,7 @@ from totalvi.data.describe import Data, Found, categories, cells, measured_by_gr
 from totalvi.data.find import CountSource
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.panels.antibodies import harmonise_antibodies
-from totalvi.data.panels.data_sets import DataSet, find_data_set
-from totalvi.data.panels.gene_names import align_genes
+from totalvi.data.panels.data_sets import DataSet, align_genes, find_data_set
 from totalvi.errors import DataError
 
 LEAST_SHARED_GENES = 0.5  # of the reference's

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import sparse
 
 from totalvi.data.counts import ROWS_AT_A_TIME
-from totalvi.data.panels.gene_names import matched_pairs
+from totalvi.data.panels.antibody_names import matched_pairs
 from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.nn.config import at_least_one
@@ -139,7 +139,7 @@ class CorrelationQueries(Asking):
         pairs
             (protein, gene) names. None: the proteins that a built-in table knows, each with the gene
             that encodes its target and, for some, a gene of the same lineage; see
-            `totalvi.data.panels.gene_names.matched_pairs`.
+            `totalvi.data.panels.antibody_names.matched_pairs`.
         n_samples, transform_batch
             As in `get_feature_correlation_matrix`.
 

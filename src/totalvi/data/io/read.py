@@ -16,9 +16,7 @@ from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
 from totalvi.data.background.droplets import batches_of_cells
 from totalvi.data.columns import Columns, names_of
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.features import keep_genome
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
-from totalvi.data.io.integrity import reading
 from totalvi.data.io.modalities import (
     assemble,
     in_order_of,
@@ -26,8 +24,15 @@ from totalvi.data.io.modalities import (
     proteins_in_obsm,
     tidy_mudata,
 )
-from totalvi.data.io.tenx import cell_ranger_output, holds_matrix, read_10x_folder, read_10x_h5
+from totalvi.data.io.tenx import (
+    cell_ranger_output,
+    holds_matrix,
+    keep_genome,
+    read_10x_folder,
+    read_10x_h5,
+)
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
+from totalvi.data.io.trust import reading
 from totalvi.errors import ReadError
 
 FORMATS = (
@@ -207,9 +212,11 @@ def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> 
             f"{path} is a MuData, which has its proteins in a modality: leave out "
             "protein_path and protein_expression_obsm_key"
         )
+    if columns.rna_modality in found.mod:
+        rna = found.mod[columns.rna_modality]
+        found.mod[columns.rna_modality] = keep_genome(rna, options.genome, path)
     return tidy_mudata(
         found,
-        options.genome,
         options.hashtags,
         options.controls,
         path,

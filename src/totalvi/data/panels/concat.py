@@ -13,8 +13,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
-from totalvi.data.panels.data_sets import DataSet, find_data_set
-from totalvi.data.panels.gene_names import GeneAlignment, Join, align_genes
+from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set
 from totalvi.errors import DataError
 
 
