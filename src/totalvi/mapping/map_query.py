@@ -10,19 +10,11 @@ import torch
 from torch import Tensor
 
 from totalvi.compiled import threads_of_torch
-from totalvi.data.alignment import align_query, check_query, warn_of_alignment
-from totalvi.data.cells import CiteData, Schema
-from totalvi.data.columns import Columns
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import (
-    QueryMapping,
-    describe_query,
-    dispersion_by_label,
-    extended_schema,
-    query_cite_data,
-)
+from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.split import Split
@@ -153,49 +145,47 @@ class MappingQueries(_Mappable):
             "protein_layer": protein_layer,
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
-        changed = {name: value for name, value in changed.items() if value is not None}
-        keys = replace(self.schema.columns, **changed)
-        data = opened(data)[0]
-        aligned = align_query(data, keys, self.schema, antibody_names)
-        keys = _keys_of(aligned.source.obs, keys, batch_key)
-        needs_labels = dispersion_by_label(self.module)
-        check_query(aligned.source, keys, needs_labels)
-        schema, mapping = extended_schema(
-            aligned, keys, self.schema, antibody_names, new_categories=train
+        columns = replace(
+            self.schema.columns,
+            **{name: value for name, value in changed.items() if value is not None},
         )
-        cells = query_cite_data(data, aligned, schema, mapping, needs_labels)
-        query = self._with_cells(cells, schema, mapping)
+        mapped = map_cells(
+            opened(data)[0],
+            columns,
+            self.schema,
+            batch_key=batch_key,
+            antibody_names=antibody_names,
+            new_categories=train,
+            needs_labels=dispersion_by_label(self.module),
+        )
+        cells, mapping = mapped.cells, mapped.mapping
+        query = self._with_cells(cells, mapping)
         started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
         fill_query(query.module, cells, query._mapping)
-        share = _expected_share(query.module, cells, ~aligned.found_genes)
-        warn_of_alignment(aligned, self.schema, share)
+        share = _expected_share(query.module, cells, ~mapped.aligned.found_genes)
+        warn_of_alignment(mapped.aligned, self.schema, share)
         if train:
             query.train(max_epochs, **({"n_epochs_kl_warmup": 0} | training))
         return query
 
-    def _with_cells(self, cells: CiteData, schema: Schema, mapping: QueryMapping) -> Self:
+    def _with_cells(self, cells: CiteData, mapping: QueryMapping) -> Self:
         """Return a model with a query's cells in place of this one's, and no fit of theirs."""
         state: ModelState = self._state()
-        module = network_of(schema, state.options, state.seed)
+        module = network_of(cells.schema, state.options, state.seed)
         extend(self.module, module, mapping)
         nobody = np.array([], dtype=np.int64)
         split = Split(nobody, nobody, np.arange(cells.n_cells))
         summary = {"stopped": "mapped without a fit"}
         result = FitResult(pd.DataFrame(), split, None, summary, state.result.fingerprint)
-        state = replace(state, schema=schema, network=module, result=result, mapping=mapping)
+        state = replace(state, schema=cells.schema, network=module, result=result, mapping=mapping)
         query: Self = self._from_state(state, cells)
         return query
 
 
-def _keys_of(obs: pd.DataFrame, keys: Columns, batch_key: str | None) -> Columns:
-    """Return the keys of the query: the reference's where its ``obs`` has them."""
-    if batch_key is None and keys.batch_key in obs:
-        batch_key = keys.batch_key
-    panel_key = keys.panel_key
-    if panel_key is not None and panel_key not in obs:
-        panel_key = batch_key
-    return replace(keys, batch_key=batch_key, panel_key=panel_key)
+def dispersion_by_label(network: TOTALVI) -> bool:
+    """Return whether the network needs each cell's label."""
+    return "label" in network.gene_dispersion + network.protein_dispersion
 
 
 def _expected_share(module: TOTALVI, data: CiteData, genes: np.ndarray) -> float:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from totalvi.compiled import threads_of_torch
-from totalvi.data.cells import CiteData, Schema
+from totalvi.data.cells import CiteData, QueryMapping, Schema
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.split import Split
