@@ -38,10 +38,10 @@ import torch
 from tqdm import tqdm
 
 import totalvi
-from totalvi.analysis.after_fit import AFTER_FIT, IN_THE_FILE
 from totalvi.atomic import standing_folder
 from totalvi.cli.main import execute
 from totalvi.fit.checkpoint import read_checkpoint
+from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE
 from totalvi.view.report.build import REPORT, build_report
 
 RESULTS = Path(__file__).parent / "results"

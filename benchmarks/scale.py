@@ -76,10 +76,10 @@ def cut(folder: Path, n_cells: int, of: int) -> Result:
     """Write the first cells to a store of their own."""
     import numpy as np
 
-    from totalvi.analysis.convert import write_source
     from totalvi.data.columns import Columns
     from totalvi.data.find import find_counts
     from totalvi.data.io.h5_zarr import open_on_disk
+    from totalvi.run.convert import write_source
 
     data = open_on_disk(store(folder, of))
     source = find_counts(data, Columns(), on_disk=True)
@@ -210,7 +210,7 @@ def quality(folder: Path, n_cells: int, place: str, order: str, whole: int) -> R
             again.obs = mdata.obs.iloc[rank]
             file = folder / "sorted.h5mu"
             again.write(file)
-            from totalvi.analysis.convert import convert_counts
+            from totalvi.run.convert import convert_counts
 
             convert_counts(file, path)
             file.unlink()

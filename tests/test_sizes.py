@@ -13,9 +13,6 @@ from mudata import MuData
 from scipy import sparse
 
 import totalvi
-from totalvi.analysis.convert import convert_counts
-from totalvi.analysis.mixing import batch_mixing
-from totalvi.analysis.run import run
 from totalvi.data.background.ambient import choose_empty_droplets
 from totalvi.data.cells import fingerprint
 from totalvi.data.columns import Columns
@@ -24,6 +21,9 @@ from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError
 from totalvi.fit.batches import WINDOW
 from totalvi.fit.split import DEFAULT_SIZES, choose_split
+from totalvi.run.clusters import batch_mixing
+from totalvi.run.convert import convert_counts
+from totalvi.run.run import run
 from totalvi.view.explorer.compare import MOST_CELLS, Comparer
 from totalvi.view.explorer.gates import Axis, Gate
 from totalvi.view.explorer.run_cells import RunCells

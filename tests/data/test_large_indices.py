@@ -17,7 +17,6 @@ from anndata.io import sparse_dataset
 from scipy import sparse
 
 from counts import SMALL, annotated, described
-from totalvi.analysis.genes import select_genes
 from totalvi.data.cells import fingerprint
 from totalvi.data.check_counts import tally_counts
 from totalvi.data.counts import RowsOnDisk
@@ -27,6 +26,7 @@ from totalvi.fit.batches import CountsOnDevice, minibatch, sparse_rows
 from totalvi.nn.sparse import SparseCounts
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior import rows as store
+from totalvi.run.variable_genes import select_genes
 
 BEYOND = 2**31
 COUNTS = sparse.csr_matrix(np.random.default_rng(0).poisson(0.5, (6, 9)).astype(np.float32))

@@ -15,12 +15,11 @@ from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.analysis.map import map_files
 from totalvi.cli.main import execute
 from totalvi.data.counts import CountsInMemory
 from totalvi.errors import DataError, OutputError
 from totalvi.fit.loop import evaluate
-from totalvi.mapping.neighbours import (
+from totalvi.mapping.reference_neighbours import (
     Calibration,
     Neighbours,
     calibration_error,
@@ -28,6 +27,7 @@ from totalvi.mapping.neighbours import (
     tail_probability,
 )
 from totalvi.mapping.surgery import only_new_rows, reference_state
+from totalvi.run.map_cells import map_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 

@@ -17,7 +17,7 @@ from totalvi.cli.wording import with_options
 from totalvi.errors import IncompleteError, TotalviError
 
 if TYPE_CHECKING:
-    from totalvi.analysis.run import RunResult
+    from totalvi.run.run import RunResult
 
 DEMO_EPOCHS = 60  # enough for these data
 
@@ -112,8 +112,8 @@ def run(
       totalvi run --from results/run.json -o again
       totalvi run million_cells.h5ad -o results --on-disk
     """
-    from totalvi.analysis.run import repeat
-    from totalvi.analysis.run import run as run_pipeline
+    from totalvi.run.run import repeat
+    from totalvi.run.run import run as run_pipeline
 
     every = timedelta(minutes=checkpoint_every)
     if record is not None:
@@ -184,8 +184,8 @@ def demo(
     Example:
       totalvi demo -o totalvi-demo
     """
-    from totalvi.analysis.run import run as run_pipeline
     from totalvi.data.simulate import simulate
+    from totalvi.run.run import run as run_pipeline
 
     data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
     with keeping(output), reporting_what_is_there(output):

@@ -13,10 +13,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from totalvi.cli.command_files import check, convert, datasets, simulate
-from totalvi.cli.command_map import impute, map_cells
 from totalvi.cli.command_parts import de, denoise, train
+from totalvi.cli.command_results import explore, impute, map_cells, report
 from totalvi.cli.command_run import demo, run
-from totalvi.cli.command_views import explore, report
 from totalvi.cli.wording import with_options
 from totalvi.errors import IncompleteError, ProcessError, TotalviError
 from totalvi.processes import this_process

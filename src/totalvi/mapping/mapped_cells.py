@@ -11,7 +11,7 @@ import torch
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
-from totalvi.mapping.neighbours import (
+from totalvi.mapping.reference_neighbours import (
     Neighbours,
     Reference,
     as_the_query,

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 import totalvi
-from totalvi.analysis.convert import convert_counts
 from totalvi.data.background.ambient import estimate_ambient, pooled_ambient
 from totalvi.data.background.droplets import choose_empty_droplets
 from totalvi.errors import DataError
+from totalvi.run.convert import convert_counts
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from totalvi.figures.style import BACKGROUND, category_colors
 from totalvi.view.explorer.coloring import color_cells
 from totalvi.view.explorer.plot import rgba
-from totalvi.view.figures.style import BACKGROUND, category_colors
 
 
 @pytest.mark.parametrize("n_categories", [59, 61, 127, 129, 300])

@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from totalvi.analysis.clusters import Clusters
-from totalvi.analysis.record import asked, circumstances, write_record
-from totalvi.analysis.results import Estimates, write_tables
-from totalvi.analysis.results_file import ResultsFile
-from totalvi.analysis.separation import antibody_separation
-from totalvi.analysis.tables import cell_table, cluster_table, protein_table
 from totalvi.data.simulate import simulate
+from totalvi.run.clusters import Clusters
+from totalvi.run.record import asked, circumstances, write_record
+from totalvi.run.results import Estimates, write_tables
+from totalvi.run.results_file import ResultsFile
+from totalvi.run.tables import antibody_separation, cell_table, cluster_table, protein_table
 
 
 def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: list[str]) -> None:

@@ -14,9 +14,9 @@ from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from totalvi.analysis.output import RECORD, staged_file
-from totalvi.analysis.record import OF_THE_OUTPUT
-from totalvi.view.figures.cell_maps import category_legend
+from totalvi.figures.cell_maps import category_legend
+from totalvi.run.folder import RECORD, staged_file
+from totalvi.run.record import OF_THE_OUTPUT
 from totalvi.view.report.cards import HEIGHT, WIDTH, control_cards, protein_cards
 from totalvi.view.report.page_data import data_of_page, n_drawn
 from totalvi.view.report.report_data import (

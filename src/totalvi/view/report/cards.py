@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from totalvi.view.figures.charts import HistogramParts, histogram_parts
-from totalvi.view.figures.style import PROTEIN_SCALE
+from totalvi.figures.charts import HistogramParts, histogram_parts
+from totalvi.figures.style import PROTEIN_SCALE
 from totalvi.view.report.report_data import Results, mean_count, number
 
 WIDTH, HEIGHT = 260.0, 84.0

@@ -12,9 +12,9 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset
 
-from totalvi.analysis.output import STORE
 from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
 from totalvi.errors import OutputError, ReadError
+from totalvi.run.folder import STORE
 
 AT_LEAST = 50  # cells of each stratum, where it has so many
 
