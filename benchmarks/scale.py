@@ -77,34 +77,36 @@ def cut(folder: Path, n_cells: int, of: int) -> Result:
     import numpy as np
 
     from totalvi.analysis.convert import write_source
-    from totalvi.data.describe import find_source
+    from totalvi.data.columns import Columns
+    from totalvi.data.find import find_counts
     from totalvi.data.io.h5_zarr import open_on_disk
-    from totalvi.data.schema import Keys
 
     data = open_on_disk(store(folder, of))
-    source = find_source(data, Keys(), on_disk=True)
-    write_source(store(folder, n_cells), source, data, Keys(), cells=np.arange(of) < n_cells)
+    source = find_counts(data, Columns(), on_disk=True)
+    write_source(store(folder, n_cells), source, data, Columns(), cells=np.arange(of) < n_cells)
     return {}
 
 
 def reader(folder: Path, n_cells: int) -> Result:
     import numpy as np
 
+    from totalvi.data.columns import Columns
     from totalvi.data.counts import read_ahead
-    from totalvi.data.describe import find_source
+    from totalvi.data.find import find_counts
     from totalvi.data.io.h5_zarr import open_on_disk
-    from totalvi.data.schema import Keys
     from totalvi.fit.batches import shuffled_windows
 
     path = store(folder, n_cells)
-    source = find_source(open_on_disk(path), Keys(), on_disk=True)
+    source = find_counts(open_on_disk(path), Columns(), on_disk=True)
     rng = np.random.default_rng(0)
     cells = np.sort(rng.permutation(n_cells)[: round(0.9 * n_cells)])
     windows = shuffled_windows(cells, 256, rng)
     rows = [np.sort(np.concatenate(window)) for window in windows]
     n_bytes = 0
     started, cpu = time.perf_counter(), cpu_seconds()
-    for rna, protein in read_ahead(lambda some: (source.rna[some], source.protein[some]), rows):
+    for rna, protein in read_ahead(
+        lambda some: (source.rna.rows(some), source.protein.rows(some)), rows
+    ):
         n_bytes += rna.data.nbytes + rna.indices.nbytes + protein.nbytes
     seconds, cpu = time.perf_counter() - started, cpu_seconds() - cpu
     on_disk = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -61,9 +61,9 @@ def test_a_minibatch_holds_the_rows_of_its_cells() -> None:
     )
     rows = np.array([5, 3, 60])
     batch = minibatch(data, module(), rows)
-    assert np.array_equal(batch.x.to_dense().numpy(), data.rna[rows].toarray())
+    assert np.array_equal(batch.x.to_dense().numpy(), data.rna.rows(rows).toarray())
     assert batch.x.counts.dtype == batch.y.dtype == torch.float32
-    assert np.array_equal(batch.y.numpy(), data.protein[rows])
+    assert np.array_equal(batch.y.numpy(), data.protein.rows(rows))
     context = batch.context
     for ours, expected in (
         (context.batch, data.batch),
@@ -87,7 +87,7 @@ def test_a_latent_library_size_comes_with_its_prior_by_batch() -> None:
     assert batch.library_log_mean is not None
     assert batch.library_log_variance is not None
     for code in range(2):
-        logs = np.log(data.rna.sum(axis=1).A1[data.batch == code])
+        logs = np.log(data.rna.read().sum(axis=1).A1[data.batch == code])
         cells = batch.context.batch == code
         assert batch.library_log_mean[cells].unique().item() == pytest.approx(logs.mean(), rel=1e-5)
         assert batch.library_log_variance[cells].unique().item() == pytest.approx(

@@ -16,8 +16,8 @@ def test_rows_are_those_asked_for(rows: list[int]) -> None:
     rna, protein = counts_on_device(data, "cpu").take(np.array(rows, dtype=np.int64))
     dense = np.zeros(rna.shape, dtype=np.float32)
     dense[rna.cell.numpy(), rna.gene.numpy()] = rna.counts.numpy()
-    assert np.array_equal(dense, data.rna[rows].toarray())
-    assert np.array_equal(protein.numpy(), data.protein[rows])
+    assert np.array_equal(dense, data.rna.rows(rows).toarray())
+    assert np.array_equal(protein.numpy(), data.protein.rows(rows))
 
 
 @pytest.mark.parametrize("process", [None, Process(1, 3)])

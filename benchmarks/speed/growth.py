@@ -75,8 +75,8 @@ def measure(n_cells: int, n_genes: int, threads: int) -> dict[str, float]:
     rna = mdata["rna"].X
     model = totalvi.Model(mdata)
     own = model._data
-    parts = [mdata["prot"].X, own.protein]
-    parts += [part for m in (rna, own.rna) for part in (m.data, m.indices, m.indptr)]
+    parts = [mdata["prot"].X, own.protein.read()]
+    parts += [part for m in (rna, own.rna.read()) for part in (m.data, m.indices, m.indptr)]
     data_mb = sum(part.nbytes for part in parts) / 2**20
     model.train(1, split=[range(300), range(300, 400), []], accelerator="cpu", progress=False)
     split = random_split(n_cells, 0.9, None, np.random.default_rng(0))

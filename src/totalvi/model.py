@@ -14,8 +14,9 @@ from totalvi.data.background.prior import (
     empirical_background_prior,
 )
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.schema import Keys
+from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import FormatError, NotTrainedError
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import TrainingPlan
@@ -24,18 +25,17 @@ from totalvi.formats.model_folder import read_state, write_state
 from totalvi.formats.scvi_write import write_scvi
 from totalvi.mapping.map_query import MappingQueries
 from totalvi.mapping.mapped_cells import ComparisonQueries
-from totalvi.posterior.abundance import AbundanceQueries
-from totalvi.posterior.archetypes import ArchetypeQueries
 from totalvi.posterior.arguments import check_choice, check_network_options, key_tuple
-from totalvi.posterior.correlation_queries import CorrelationQueries
-from totalvi.posterior.differential.query import DifferentialQueries
+from totalvi.posterior.correlation import CorrelationQueries
+from totalvi.posterior.differential.differential_query import DifferentialQueries
 from totalvi.posterior.evidence import EvidenceQueries
-from totalvi.posterior.expression_queries import ExpressionQueries
-from totalvi.posterior.imputation_queries import ImputationQueries
+from totalvi.posterior.expression import ExpressionQueries
+from totalvi.posterior.imputation import ImputationQueries
 from totalvi.posterior.isotypes import IsotypeQueries
-from totalvi.posterior.latent_queries import LatentQueries
-from totalvi.posterior.parameters import ParameterQueries
+from totalvi.posterior.latent import LatentQueries
+from totalvi.posterior.latent_space import LatentSpaceQueries
 from totalvi.posterior.predictive import PredictiveQueries
+from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.processes import this_process
 from totalvi.training import Training
 
@@ -45,12 +45,11 @@ class Model(
     LatentQueries,
     ExpressionQueries,
     DifferentialQueries,
-    ParameterQueries,
     PredictiveQueries,
+    CheckQueries,
     CorrelationQueries,
     EvidenceQueries,
-    ArchetypeQueries,
-    AbundanceQueries,
+    LatentSpaceQueries,
     IsotypeQueries,
     ImputationQueries,
     MappingQueries,
@@ -176,7 +175,7 @@ class Model(
         seed: int = 0,
         **network_options: Any,
     ) -> None:
-        keys = Keys(
+        keys = Columns(
             batch_key=batch_key,
             panel_key=panel_key,
             labels_key=labels_key,
@@ -235,6 +234,7 @@ class Model(
         self._result: FitResult | None = None
         self._n_fits, self.is_trained = 0, False
         self._failure: str | None = None
+        self._mapping: QueryMapping | None = None
 
     def _start_background(self, data: CiteData, ambient: pd.DataFrame | None) -> None:
         """Set where the prior of the background starts, and its anchor where there are droplets."""
@@ -255,7 +255,7 @@ class Model(
         return pd.DataFrame() if self._result is None else self._result.history
 
     @property
-    def split(self) -> Split | None:  # type: ignore[override]
+    def split(self) -> Split | None:
         """Positions of the cells that trained, validated, and were held out for tests."""
         return None if self._result is None else self._result.split
 

@@ -80,7 +80,7 @@ def load_scvi(
     if data is None:
         return Model._from_state(state)
     try:
-        return Model._from_state(state, describe(data, state.schema.keys, state.schema))
+        return Model._from_state(state, describe(data, state.schema.columns, state.schema))
     except DataError as error:
         if saved is None:
             raise

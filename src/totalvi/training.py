@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from totalvi.fit.loop import Fit
 from totalvi.fit.model_state import FitResult, fit_settings, seed_of_fit, seed_of_split
 from totalvi.fit.plan import Precision, TrainingPlan, plan_fit
 from totalvi.fit.split import DEFAULT_SIZES, Split, choose_split
+from totalvi.mapping.map_query import fill_query
 from totalvi.mapping.surgery import only_new_rows
-from totalvi.posterior.question import Asking
+from totalvi.posterior.question import Fitted
 from totalvi.processes import launch, require_equal, this_process
 from totalvi.progress import epoch_progress
 
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-class Training(Asking):
+class Training(Fitted, Protocol):
     """How a model is fitted to its data."""
 
     _options: dict[str, Any]
     _result: FitResult | None
     _n_fits: int
+    _failure: str | None
 
     def train(
         self,
@@ -171,7 +173,7 @@ class Training(Asking):
             shown = progress if this_process().rank == 0 else False
             result = self._fit(data, cells, plan, fabric, kept, shown)
         if self._mapping is not None:  # unmeasured proteins are filled by the weights after the fit
-            self._fill_unmeasured(data, self._mapping)
+            fill_query(self.module, data, self._mapping)
         self._result = result.after(self._result, found)
         self._n_fits += 1
         self.is_trained, self._failure = True, None

@@ -11,14 +11,14 @@ from totalvi.analysis.pipeline_on_disk import join_nearest
 from totalvi.analysis.prepare import prepare
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.run import repeat, run
-from totalvi.data.counts import RowsOnDisk
+from totalvi.data.columns import Columns
+from totalvi.data.counts import SparseOnDisk
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.data.schema import Keys
 from totalvi.errors import OutputError
 from totalvi.view.explorer.run_cells import RunCells
 from totalvi.view.report.build import build_report
 
-KEYS = Keys(batch_key="batch")
+KEYS = Columns(batch_key="batch")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_genes_are_those_chosen_in_memory(mdata, path, by_batch):
     often = np.asarray((rna.X > 0).sum(axis=0)).ravel() > 20  # rarer ones tie
     chosen = select_genes(rna.X, rna.var_names, n_genes=60, batch=batch)
     found = select_genes_on_disk(
-        RowsOnDisk(open_on_disk(path)["rna"].X, "rna"), n_genes=60, batch=batch
+        SparseOnDisk(open_on_disk(path)["rna"].X, "rna"), n_genes=60, batch=batch
     )
     assert found.sum() == 60
     np.testing.assert_array_equal(found[often], chosen[often])

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from totalvi.analysis.prepare import ReadOptions, prepare, read_input
-from totalvi.data.schema import Keys
+from totalvi.analysis.prepare import prepare, read_input
+from totalvi.data.columns import Columns
+from totalvi.data.io.read import ReadOptions
 from totalvi.data.simulate import simulate
 from totalvi.errors import DataError
 
@@ -31,7 +32,7 @@ def test_counts_and_annotation_come_through() -> None:
     data = simulate(n_cells=80, n_genes=60, n_proteins=10, n_batches=2, seed=1)
     data["rna"].X[:, 7] = 0
     before = dense(data["rna"].X).copy()
-    found = prepare(data, Keys(batch_key="batch"))
+    found = prepare(data, Columns(batch_key="batch"))
     kept = [gene for gene in data["rna"].var_names if gene in found.mdata["rna"].var_names]
     assert kept == found.mdata["rna"].var_names.tolist()
     assert data["rna"].var_names[7] not in kept
@@ -40,7 +41,7 @@ def test_counts_and_annotation_come_through() -> None:
     np.testing.assert_array_equal(found.mdata["prot"].X, data["prot"].X[:, ~control])
     np.testing.assert_array_equal(found.mdata["isotype"].X, data["prot"].X[:, control])
     assert control.sum() == 1
-    kept_in = prepare(data, Keys(batch_key="batch", isotype_controls=())).mdata
+    kept_in = prepare(data, Columns(batch_key="batch", isotype_controls=())).mdata
     assert kept_in["prot"].n_vars == 10
     assert "isotype" not in kept_in.mod
     assert found.mdata.obs["cell_type"].tolist() == data.obs["cell_type"].tolist()
@@ -51,11 +52,13 @@ def test_counts_and_annotation_come_through() -> None:
 
 
 def test_variable_genes_are_selected_above_the_limit(data: mudata.MuData) -> None:
-    found = prepare(data, Keys(), n_genes=20)
+    found = prepare(data, Columns(), n_genes=20)
     assert found.mdata["rna"].n_vars == 20
     assert any(f.code == "genes_selected" for f in found.findings)
-    assert prepare(data, Keys(), n_genes=60).mdata["rna"].n_vars <= 60
-    assert not any(f.code == "genes_selected" for f in prepare(data, Keys(), n_genes=60).findings)
+    assert prepare(data, Columns(), n_genes=60).mdata["rna"].n_vars <= 60
+    assert not any(
+        f.code == "genes_selected" for f in prepare(data, Columns(), n_genes=60).findings
+    )
 
 
 def test_cells_without_rna_are_left_out_with_a_warning_or_refused(data: mudata.MuData) -> None:
@@ -63,8 +66,8 @@ def test_cells_without_rna_are_left_out_with_a_warning_or_refused(data: mudata.M
     rna[3] = 0
     data["rna"].X = rna.tocsr()
     with pytest.raises(DataError, match="no RNA count"):
-        prepare(data, Keys(), drop_empty_cells=False)
-    found = prepare(data, Keys())
+        prepare(data, Columns(), drop_empty_cells=False)
+    found = prepare(data, Columns())
     assert found.mdata.obs_names.tolist() == data.obs_names.delete(3).tolist()
     messages = [f.message for f in found.findings if f.severity == "warning"]
     assert any(message.startswith("left out: 1 without any RNA count") for message in messages)
@@ -72,7 +75,7 @@ def test_cells_without_rna_are_left_out_with_a_warning_or_refused(data: mudata.M
 
 def test_cells_with_an_unmeasured_panel_or_nan_are_not_dropped(data: mudata.MuData) -> None:
     data["prot"].X[np.asarray(data.obs["batch"] == "batch_1")] = np.nan
-    keys = Keys(batch_key="batch")
+    keys = Columns(batch_key="batch")
     assert prepare(data, keys).mdata.n_obs == 80
     rna = data["rna"].X.tolil()
     rna[3] = 0
@@ -85,7 +88,7 @@ def test_cells_with_an_unmeasured_panel_or_nan_are_not_dropped(data: mudata.MuDa
 def test_only_empty_cells_are_refused(data: mudata.MuData) -> None:
     data["rna"].X = data["rna"].X * 0
     with pytest.raises(DataError, match="no cell has any RNA"):
-        prepare(data, Keys())
+        prepare(data, Columns())
 
 
 def test_hashtags_come_through_with_the_kept_cells(data: mudata.MuData) -> None:
@@ -95,18 +98,18 @@ def test_hashtags_come_through_with_the_kept_cells(data: mudata.MuData) -> None:
     data["rna"].X = rna.tocsr()
     with mudata.set_options(pull_on_update=False):
         more = mudata.MuData({**data.mod, "hto": tags})
-    found = prepare(more, Keys()).mdata
+    found = prepare(more, Columns()).mdata
     assert found["hto"].obs_names.equals(found.obs_names)
     np.testing.assert_array_equal(found["hto"].X, np.delete(np.eye(80), 3, axis=0))
 
 
 def test_cells_without_a_selected_gene_are_left_out(data: mudata.MuData) -> None:
-    chosen = prepare(data, Keys(), n_genes=20).mdata["rna"].var_names
+    chosen = prepare(data, Columns(), n_genes=20).mdata["rna"].var_names
     rna = data["rna"].X.tolil()
     rna[3] = 0
     rna[3, np.flatnonzero(~data["rna"].var_names.isin(chosen))[0]] = 1
     data["rna"].X = rna.tocsr()
-    found = prepare(data, Keys(), n_genes=20)
+    found = prepare(data, Columns(), n_genes=20)
     assert found.mdata.obs_names.tolist() == data.obs_names.delete(3).tolist()
     np.testing.assert_array_equal(
         found.mdata["prot"].X, np.delete(np.asarray(data["prot"].X), 3, axis=0)
@@ -114,7 +117,7 @@ def test_cells_without_a_selected_gene_are_left_out(data: mudata.MuData) -> None
     messages = [f.message for f in found.findings if f.severity == "warning"]
     assert "left out: 1 without a count of the selected genes, of 80 cells" in messages
     with pytest.raises(DataError, match="of the selected genes, such as"):
-        prepare(data, Keys(), n_genes=20, drop_empty_cells=False)
+        prepare(data, Columns(), n_genes=20, drop_empty_cells=False)
 
 
 @pytest.mark.parametrize("change", ["reversed", "more", "fewer", "others"])
@@ -130,7 +133,7 @@ def test_hashtags_are_matched_by_name(data: mudata.MuData, change: str) -> None:
     tags = anndata.AnnData(values, obs=pd.DataFrame(index=of_hashtags))
     with mudata.set_options(pull_on_update=False):
         more = mudata.MuData({**data.mod, "hto": tags})
-    found = prepare(more, Keys())
+    found = prepare(more, Columns())
     matched = change in ("reversed", "more")
     assert ("hto" in found.mdata.mod) == matched
     assert any(f.code == "hashtags_left_out" for f in found.findings) != matched
@@ -144,16 +147,16 @@ def test_controls_written_as_text_are_read(data: mudata.MuData) -> None:
     marks = data["prot"].var["control"].to_numpy()
     for written in (marks.astype(str), pd.Categorical(marks.astype(str)), marks.astype(int)):
         data["prot"].var["control"] = written
-        found = prepare(data, Keys()).mdata["prot"].var["control"]
+        found = prepare(data, Columns()).mdata["prot"].var["control"]
         assert found.dtype == bool
         assert found.tolist() == marks.tolist()
     data["prot"].var["control"] = ["maybe"] * 9
     with pytest.raises(DataError, match='is "maybe"'):
-        prepare(data, Keys())
+        prepare(data, Columns())
 
 
 def test_paths_are_read_and_objects_taken_as_they_are(data: mudata.MuData, tmp_path: Path) -> None:
-    keys = Keys(protein_expression_obsm_key="antibodies")
+    keys = Columns(protein_expression_obsm_key="antibodies")
     assert read_input(data, keys, ReadOptions()) == (data, keys)
     cells = data["rna"].copy()
     cells.obsm["antibodies"] = pd.DataFrame(
@@ -177,8 +180,8 @@ def test_annotation_of_features_comes_through(data: mudata.MuData) -> None:
     both.var["control"] = both.var["control"].astype("boolean").fillna(False)
     separate = rna.copy()
     separate.obsm["antibodies"] = pd.DataFrame(protein.X, data.obs_names, protein.var_names)
-    in_obsm = Keys(protein_expression_obsm_key="antibodies")
-    for given, keys in ((data, Keys()), (both, Keys()), (separate, in_obsm)):
+    in_obsm = Columns(protein_expression_obsm_key="antibodies")
+    for given, keys in ((data, Columns()), (both, Columns()), (separate, in_obsm)):
         found = prepare(given, keys).mdata
         genes = rna.var["gene_ids"].drop(rna.var_names[7])
         assert found["rna"].var["gene_ids"].to_dict().items() <= genes.to_dict().items()
@@ -197,7 +200,7 @@ def test_batches_without_a_say_are_a_warning(data: mudata.MuData) -> None:
     counts[40:] = 1
     data["rna"].X = sparse.csr_matrix(counts)
     data.obs["half"] = np.repeat(["good", "flat"], 40)
-    found = prepare(data, Keys(batch_key="half"), n_genes=20)
+    found = prepare(data, Columns(batch_key="half"), n_genes=20)
     (warning,) = [f for f in found.findings if f.code == "batches_left_out"]
     assert warning.severity == "warning"
     assert "batch 'flat'" in warning.message
@@ -211,7 +214,7 @@ def test_renamed_features_are_noted(tmp_path: Path) -> None:
     protein = pd.DataFrame(rng.poisson(9, (2, 12)), ["CD4", "CD3"], cells)
     protein.to_csv(tmp_path / "protein.csv")
     options = ReadOptions(protein_path=tmp_path / "protein.csv")
-    found = prepare(*read_input(tmp_path / "rna.csv", Keys(), options))
+    found = prepare(*read_input(tmp_path / "rna.csv", Columns(), options))
     (note,) = [f for f in found.findings if f.code == "feature_renamed"]
     assert (note.severity, note.message.split(",")[0]) == (
         "note",

@@ -261,5 +261,5 @@ def test_size_factors_take_the_place_of_library_sizes(tmp_path: Path) -> None:
     data.obs["factor"] = np.linspace(1.0, 2.0, 60)
     made = run(data, tmp_path / "out", size_factor_key="factor", max_epochs=1)
     model = Model.load(made.folder / "model.totalvi", data)
-    assert model.schema.keys.size_factor_key == "factor"
+    assert model.schema.columns.size_factor_key == "factor"
     assert made.record["arguments"]["size_factor_key"] == "factor"

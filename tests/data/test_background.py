@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from totalvi.data.background.prior import empirical_background_prior
+from totalvi.data.counts import CountsInMemory
 
 
 def counts(n_cells: int, share: float, log_background: float, seed: int = 0) -> np.ndarray:
@@ -20,7 +21,9 @@ def counts(n_cells: int, share: float, log_background: float, seed: int = 0) -> 
 @pytest.mark.parametrize("log_background", [1.5, 3.0, 5.0])
 def test_lower_mode(share: float, log_background: float) -> None:
     protein = counts(2000, share, log_background)[:, None]
-    mean, scale = empirical_background_prior(protein, np.zeros(2000, dtype=int), np.array([[True]]))
+    mean, scale = empirical_background_prior(
+        CountsInMemory(protein), np.zeros(2000, dtype=int), np.array([[True]])
+    )
     assert mean[0, 0] == pytest.approx(log_background, abs=0.25)
     assert 0.2 <= scale[0, 0] <= 0.8
 
@@ -33,7 +36,7 @@ def test_panels_apart_and_unmeasured_proteins() -> None:
     protein[panel == 1] *= 8
     measured = np.array([[True, True, True], [True, False, True], [True, True, True]])
     protein[panel == 1, 1] = 0
-    mean, scale = empirical_background_prior(protein, panel, measured)
+    mean, scale = empirical_background_prior(CountsInMemory(protein), panel, measured)
     np.testing.assert_allclose(mean[[0, 2]], [[2, 3, 4]] * 2, atol=0.35)
     np.testing.assert_allclose(mean[1, [0, 2]], np.array([2, 4]) + np.log(8), atol=0.35)
     assert mean[1, 1] == pytest.approx((mean[0, 1] + mean[2, 1]) / 2)
@@ -54,7 +57,9 @@ def test_panels_apart_and_unmeasured_proteins() -> None:
 )
 def test_always_finite_with_a_sane_scale(protein: np.ndarray) -> None:
     mean, scale = empirical_background_prior(
-        protein.astype(np.float32), np.zeros(len(protein), dtype=int), np.ones((1, 2), dtype=bool)
+        CountsInMemory(protein.astype(np.float32)),
+        np.zeros(len(protein), dtype=int),
+        np.ones((1, 2), dtype=bool),
     )
     assert mean.shape == scale.shape == (1, 2)
     assert np.isfinite(mean).all()
@@ -66,7 +71,9 @@ def test_always_finite_with_a_sane_scale(protein: np.ndarray) -> None:
 def test_input_is_left_alone() -> None:
     protein = counts(100, 0.3, 2.0)[:, None]
     before = protein.copy()
-    empirical_background_prior(protein, np.zeros(100, dtype=int), np.array([[True]]))
+    empirical_background_prior(
+        CountsInMemory(protein), np.zeros(100, dtype=int), np.array([[True]])
+    )
     assert np.array_equal(protein, before)
 
 
@@ -92,7 +99,7 @@ def test_whatever_the_counts_the_prior_is_finite_and_within_them(
     case: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     protein, panel, measured = case
-    mean, scale = empirical_background_prior(protein, panel, measured)
+    mean, scale = empirical_background_prior(CountsInMemory(protein), panel, measured)
     assert mean.shape == scale.shape == measured.shape
     assert np.isfinite(mean).all()
     assert np.isfinite(scale).all()
@@ -105,7 +112,9 @@ def test_whatever_the_counts_the_prior_is_finite_and_within_them(
 def test_many_cells_are_thinned() -> None:
     few, many = counts(9000, 0.3, 3.0)[:, None], counts(45_000, 0.3, 3.0)[:, None]
     (a, _), (b, _) = (
-        empirical_background_prior(c, np.zeros(len(c), dtype=int), np.array([[True]]))
+        empirical_background_prior(
+            CountsInMemory(c), np.zeros(len(c), dtype=int), np.array([[True]])
+        )
         for c in (few, many)
     )
     assert a[0, 0] == pytest.approx(b[0, 0], abs=0.05)

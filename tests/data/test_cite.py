@@ -12,9 +12,9 @@ from mudata import MuData
 from scipy import sparse
 
 from counts import N_GENES, N_PROTEINS, annotated
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, Schema
+from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
-from totalvi.data.schema import Keys, Schema
 from totalvi.errors import DataError
 
 EVERY_KEY: dict[str, Any] = {
@@ -37,15 +37,15 @@ def reordered(mdata: MuData, genes: np.ndarray, proteins: np.ndarray) -> MuData:
 
 
 def dense(data: CiteData) -> np.ndarray:
-    return data.rna.toarray()
+    return data.rna.read().toarray()
 
 
 def test_counts_and_codes_are_those_of_the_input() -> None:
     mdata = annotated()
-    data = describe(mdata, Keys(**EVERY_KEY))
+    data = describe(mdata, Columns(**EVERY_KEY))
     schema = data.schema
     assert np.array_equal(dense(data), mdata["rna"].X.toarray())
-    assert np.array_equal(data.protein, mdata["prot"].X)
+    assert np.array_equal(data.protein.read(), mdata["prot"].X)
     assert schema.gene_names == tuple(mdata["rna"].var_names)
     assert schema.protein_names == tuple(mdata["prot"].var_names)
     assert list(data.cell_names) == list(mdata.obs_names)
@@ -64,7 +64,7 @@ def test_counts_and_codes_are_those_of_the_input() -> None:
 
 
 def test_without_keys_there_is_one_batch_which_is_the_panel() -> None:
-    data = describe(annotated(), Keys())
+    data = describe(annotated(), Columns())
     assert (data.batch == 0).all()
     assert (data.panel == 0).all()
     assert len(data.schema.batch_names) == 1
@@ -72,7 +72,9 @@ def test_without_keys_there_is_one_batch_which_is_the_panel() -> None:
     assert data.label is None
     assert data.categorical is None
     assert data.continuous is None
-    np.testing.assert_array_equal(data.library_size, np.asarray(data.rna.sum(axis=1)).ravel())
+    np.testing.assert_array_equal(
+        data.library_size, np.asarray(data.rna.read().sum(axis=1)).ravel()
+    )
 
 
 def test_an_anndata_gives_the_same() -> None:
@@ -81,28 +83,28 @@ def test_an_anndata_gives_the_same() -> None:
     adata.obsm["adt"] = pd.DataFrame(
         mdata["prot"].X, index=mdata.obs_names, columns=mdata["prot"].var_names
     )
-    expected = describe(mdata, Keys(batch_key="batch"))
-    data = describe(adata, Keys(batch_key="batch", protein_expression_obsm_key="adt"))
+    expected = describe(mdata, Columns(batch_key="batch"))
+    data = describe(adata, Columns(batch_key="batch", protein_expression_obsm_key="adt"))
     assert np.array_equal(dense(data), dense(expected))
-    assert np.array_equal(data.protein, expected.protein)
+    assert np.array_equal(data.protein.read(), expected.protein.read())
     assert data.schema.protein_names == expected.schema.protein_names
 
 
 def test_features_are_aligned_by_name() -> None:
     mdata = annotated()
-    keys = Keys(batch_key="batch")
+    keys = Columns(batch_key="batch")
     expected = describe(mdata, keys)
     rng = np.random.default_rng(0)
     shuffled = reordered(mdata, rng.permutation(N_GENES), rng.permutation(N_PROTEINS))
     data = describe(shuffled, keys, expected.schema)
     assert np.array_equal(dense(data), dense(expected))
-    assert np.array_equal(data.protein, expected.protein)
+    assert np.array_equal(data.protein.read(), expected.protein.read())
     assert data.schema == expected.schema
 
     few = describe(reordered(mdata, np.arange(20), np.arange(4)), keys).schema
     subset = describe(mdata, keys, few)  # more features than the model knows
     assert np.array_equal(dense(subset), dense(expected)[:, :20])
-    assert np.array_equal(subset.protein, expected.protein[:, :4])
+    assert np.array_equal(subset.protein.read(), expected.protein.read()[:, :4])
     np.testing.assert_array_equal(subset.library_size, dense(subset).sum(axis=1))
 
 
@@ -115,28 +117,29 @@ def test_features_are_aligned_by_name() -> None:
 )
 def test_missing_features_are_named(genes: np.ndarray, proteins: np.ndarray, message: str) -> None:
     mdata = annotated()
-    schema = describe(mdata, Keys()).schema
+    schema = describe(mdata, Columns()).schema
     with pytest.raises(DataError, match=message):
-        describe(reordered(mdata, genes, proteins), Keys(), schema)
+        describe(reordered(mdata, genes, proteins), Columns(), schema)
 
 
 @pytest.mark.parametrize("key", ["batch", "lane", "cell_type", "sex"])
 def test_unknown_categories_are_named_with_the_near_misses(key: str) -> None:
     mdata = annotated()
-    schema = describe(mdata, Keys(**EVERY_KEY)).schema
+    schema = describe(mdata, Columns(**EVERY_KEY)).schema
     known = str(mdata.obs[key].iloc[0])
     mdata.obs[key] = mdata.obs[key].astype(str).replace(known, known + "x")
     with pytest.raises(DataError, match=f'{key}"\\] holds "{known}x".*{known}'):
-        describe(mdata, schema.keys, schema)
+        describe(mdata, schema.columns, schema)
 
 
 @pytest.mark.parametrize("keep", ["first batch", "one cell"])
 def test_fewer_categories_keep_their_codes(keep: str) -> None:
     mdata = annotated()
-    data = describe(mdata, Keys(**EVERY_KEY))
+    data = describe(mdata, Columns(**EVERY_KEY))
     cells = np.flatnonzero(data.batch == 1) if keep == "first batch" else np.array([17])
-    subset = describe(mdata[cells].copy(), data.schema.keys, data.schema)
-    for name in ("batch", "panel", "label", "categorical", "continuous", "library_size", "protein"):
+    subset = describe(mdata[cells].copy(), data.schema.columns, data.schema)
+    np.testing.assert_array_equal(subset.protein.read(), data.protein.rows(cells))
+    for name in ("batch", "panel", "label", "categorical", "continuous", "library_size"):
         np.testing.assert_array_equal(getattr(subset, name), getattr(data, name)[cells])
 
 
@@ -144,7 +147,7 @@ def test_fewer_categories_keep_their_codes(keep: str) -> None:
 def test_codes_of_any_kind_of_category(values: Any) -> None:
     mdata = annotated()
     mdata.obs["batch"] = pd.Series(values).iloc[np.arange(120) % 2].array
-    keys = Keys(batch_key="batch")
+    keys = Columns(batch_key="batch")
     data = describe(mdata, keys)
     assert [data.schema.batch_names[c] for c in data.batch] == list(mdata.obs["batch"].astype(str))
     again = describe(mdata, keys, data.schema)
@@ -154,28 +157,28 @@ def test_codes_of_any_kind_of_category(values: Any) -> None:
 def test_unmeasured_proteins_are_told_by_panel_and_hold_zero() -> None:
     mdata = annotated(n_unmeasured=2)
     expected = ~np.isnan(mdata["prot"].X)
-    data = describe(mdata, Keys(batch_key="batch"))
+    data = describe(mdata, Columns(batch_key="batch"))
     assert np.array_equal(np.array(data.schema.panel_measured)[data.panel], expected)
     assert not np.array(data.schema.panel_measured).all()
-    assert (data.protein[~expected] == 0).all()
-    assert np.array_equal(data.protein[expected], mdata["prot"].X[expected])
+    assert (data.protein.read()[~expected] == 0).all()
+    assert np.array_equal(data.protein.read()[expected], mdata["prot"].X[expected])
 
 
 def test_new_values_of_what_a_panel_did_not_measure_do_not_count() -> None:
     mdata = annotated(n_unmeasured=2)
-    data = describe(mdata, Keys(batch_key="batch"))
+    data = describe(mdata, Columns(batch_key="batch"))
     mdata["prot"].X = np.nan_to_num(mdata["prot"].X, nan=99.0)
-    again = describe(mdata, data.schema.keys, data.schema)
-    assert np.array_equal(again.protein, data.protein)
+    again = describe(mdata, data.schema.columns, data.schema)
+    assert np.array_equal(again.protein.read(), data.protein.read())
 
 
 def test_new_data_that_lack_what_their_panel_measured_are_refused() -> None:
     mdata = annotated()
-    schema = describe(mdata, Keys(batch_key="batch")).schema
+    schema = describe(mdata, Columns(batch_key="batch")).schema
     mdata["prot"].X[(mdata.obs["batch"] == mdata.obs["batch"].iloc[0]).to_numpy(), 3] = np.nan
     name = mdata["prot"].var_names[3]
     with pytest.raises(DataError, match=f'no value for protein "{name}" in cell "'):
-        describe(mdata, schema.keys, schema)
+        describe(mdata, schema.columns, schema)
 
 
 def test_the_input_is_never_written_to_nor_shared() -> None:
@@ -183,11 +186,11 @@ def test_the_input_is_never_written_to_nor_shared() -> None:
     mdata["rna"].X.data[0] = 0  # an explicit zero
     rna, protein = mdata["rna"].X.copy(), mdata["prot"].X.copy()
     obs = mdata.obs.copy()
-    data = describe(mdata, Keys(**(EVERY_KEY | {"panel_key": None})))
-    assert not np.shares_memory(data.rna.data, mdata["rna"].X.data)
-    assert not np.shares_memory(data.protein, mdata["prot"].X)
-    data.rna.data[:] = 7
-    data.protein[:] = 7
+    data = describe(mdata, Columns(**(EVERY_KEY | {"panel_key": None})))
+    assert not np.shares_memory(data.rna.read().data, mdata["rna"].X.data)
+    assert not np.shares_memory(data.protein.read(), mdata["prot"].X)
+    data.rna.read().data[:] = 7
+    data.protein.read()[:] = 7
     assert np.array_equal(mdata["rna"].X.data, rna.data)
     assert np.array_equal(mdata["rna"].X.indices, rna.indices)
     np.testing.assert_array_equal(mdata["prot"].X, protein)
@@ -200,20 +203,20 @@ def test_explicit_zeros_are_dropped() -> None:
     stored = sparse.csr_matrix(np.ones_like(counts))
     stored.data[:] = counts.ravel()  # every zero is stored
     mdata["rna"].X = stored
-    data = describe(mdata, Keys())
-    assert data.rna.nnz == (counts > 0).sum()
+    data = describe(mdata, Columns())
+    assert data.rna.read().nnz == (counts > 0).sum()
     assert np.array_equal(dense(data), counts)
 
 
 def test_continuous_covariates_are_standardised_by_the_training_data() -> None:
     mdata = annotated()
-    data = describe(mdata, Keys(continuous_covariate_keys=("age", "size_factor")))
+    data = describe(mdata, Columns(continuous_covariate_keys=("age", "size_factor")))
     assert data.continuous is not None
     np.testing.assert_allclose(data.continuous.mean(axis=0), 0, atol=1e-6)
     np.testing.assert_allclose(data.continuous.std(axis=0), 1, rtol=1e-5)
     some = mdata[:3].copy()
     some.obs["age"] = 61.0
-    again = describe(some, data.schema.keys, data.schema)
+    again = describe(some, data.schema.columns, data.schema)
     assert again.continuous is not None
     age = mdata.obs["age"]
     expected = (61 - age.mean()) / age.std(ddof=0)
@@ -221,8 +224,8 @@ def test_continuous_covariates_are_standardised_by_the_training_data() -> None:
 
 
 def test_library_prior_by_batch() -> None:
-    data = describe(annotated(), Keys(batch_key="batch"))
-    totals = np.asarray(data.rna.sum(axis=1)).ravel()
+    data = describe(annotated(), Columns(batch_key="batch"))
+    totals = np.asarray(data.rna.read().sum(axis=1)).ravel()
     for code in range(2):
         logs = np.log(totals[data.batch == code])
         assert data.schema.library_log_mean[code] == pytest.approx(logs.mean(), rel=1e-5)
@@ -233,7 +236,7 @@ def test_library_prior_by_batch() -> None:
     "keys", [{}, EVERY_KEY, {"batch_key": "batch"}], ids=["none", "all", "batch"]
 )
 def test_schema_round_trip_through_json(keys: dict[str, Any]) -> None:
-    schema = describe(annotated(n_unmeasured=0), Keys(**keys)).schema
+    schema = describe(annotated(n_unmeasured=0), Columns(**keys)).schema
     assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
 
 
@@ -241,8 +244,8 @@ def test_wrong_data_are_refused() -> None:
     mdata = annotated()
     mdata["rna"].X.data[0] = -1
     with pytest.raises(DataError, match="negative"):
-        describe(mdata, Keys())
+        describe(mdata, Columns())
     with pytest.raises(DataError, match='did you mean "batch"'):
-        describe(annotated(), Keys(batch_key="bacth"))
+        describe(annotated(), Columns(batch_key="bacth"))
     with pytest.raises(DataError, match="only 4 cells"):
-        describe(annotated()[:4].copy(), Keys())
+        describe(annotated()[:4].copy(), Columns())

@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 import totalvi
 from counts import SMALL
 from totalvi.data.checks import check_counts
+from totalvi.data.columns import Columns
 from totalvi.data.find import find_counts
 from totalvi.errors import DataError
 from totalvi.fit.batches import minibatch
@@ -252,7 +253,9 @@ def halves() -> tuple[MuData, np.ndarray]:
 @pytest.mark.parametrize("panel_key", [None, "panel"])
 def test_cells_without_proteins_are_checked_and_known(halves, panel_key):
     joined, _ = halves
-    findings = check_counts(find_counts(joined), batch_key="batch", panel_key=panel_key)
+    findings = check_counts(
+        find_counts(joined, Columns()), Columns(batch_key="batch", panel_key=panel_key)
+    )
     assert all(finding.severity != "error" for finding in findings)
     note = next(finding for finding in findings if finding.code == "protein_unmeasured")
     assert '"rna", and to be imputed there: 6 of 6 proteins' in note.message

@@ -6,7 +6,7 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from totalvi.data import counts as on_disk
-from totalvi.data.counts import RowsOnDisk, read_ahead, row_blocks
+from totalvi.data.counts import DenseOnDisk, SparseOnDisk, read_ahead
 from totalvi.errors import DataError
 
 
@@ -34,19 +34,19 @@ def test_rows_are_those_of_the_matrix(tmp_path, counts, kind, columns, monkeypat
     columns = None if columns is None else np.array(columns)
     x = stored(tmp_path, counts, kind)
     expected = counts.toarray() if columns is None else counts.toarray()[:, columns]
-    for dense in (False, True):
-        rows_on_disk = RowsOnDisk(x, "X", columns=columns, dense=dense)
+    for dense, kind in ((False, SparseOnDisk), (True, DenseOnDisk)):
+        rows_on_disk = kind(x, "X", columns=columns)
         assert rows_on_disk.shape == expected.shape
         for rows in (
             slice(None), slice(3, 40), np.array([], dtype=int), np.array([5, 299, 5, 0, 70, 71]),
             np.arange(0, 300, 3),
         ):  # fmt: skip
-            found = rows_on_disk[rows]
+            found = rows_on_disk.rows(rows)
             values = found if dense else found.toarray()
             assert found.dtype == np.float32
             np.testing.assert_array_equal(values, expected[rows])
             assert dense or (found.data != 0).all()
-    blocks = [block for _, block in row_blocks(RowsOnDisk(x, "X", columns=columns, dense=True))]
+    blocks = [block for _, block in DenseOnDisk(x, "X", columns=columns).blocks()]
     np.testing.assert_array_equal(np.concatenate(blocks), expected)
 
 
@@ -55,7 +55,7 @@ def test_unsorted_repeated_and_zero_entries_are_put_right(tmp_path):
     write_elem(group, "X", sparse.csr_matrix(np.array([[1.0, 2.0, 3.0], [4.0, 0.0, 5.0]])))
     group["X/indices"][:] = [2, 0, 2, 0, 1]
     group["X/data"][4] = 0
-    found = RowsOnDisk(sparse_dataset(group["X"]), "X")[:]
+    found = SparseOnDisk(sparse_dataset(group["X"]), "X").read()
     np.testing.assert_array_equal(found.toarray(), [[2, 0, 4], [4, 0, 0]])
     assert found.has_canonical_format
     assert found.nnz == 3
@@ -65,7 +65,7 @@ def test_what_cannot_be_read_by_cell_is_refused(tmp_path, counts):
     group = zarr.open_group(tmp_path / "m.zarr", mode="w")
     write_elem(group, "X", counts.tocsc())
     with pytest.raises(DataError, match="stored by column"):
-        RowsOnDisk(sparse_dataset(group["X"]), "X")
+        SparseOnDisk(sparse_dataset(group["X"]), "X")
 
 
 @pytest.mark.parametrize("part", ["indices", "indptr"])
@@ -74,7 +74,7 @@ def test_damage_is_found(tmp_path, counts, part):
     write_elem(group, "X", counts)
     group[f"X/{part}"][3] = 10**6
     with pytest.raises(DataError, match="damaged"):
-        RowsOnDisk(sparse_dataset(group["X"]), "X")[:]
+        SparseOnDisk(sparse_dataset(group["X"]), "X").read()
 
 
 def test_reading_ahead_keeps_the_order_and_hands_on_what_went_wrong():

@@ -10,6 +10,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.read import read
@@ -55,11 +56,11 @@ def adata() -> AnnData:
 
 
 def same(source: CountSource, proteins=PROTEINS) -> None:
-    assert isinstance(source.rna, sparse.csr_matrix)
-    assert source.rna.has_canonical_format
-    np.testing.assert_array_equal(source.rna.toarray(), RNA)
-    assert source.protein.dtype == np.float32
-    np.testing.assert_array_equal(source.protein, PROTEIN)
+    assert isinstance(source.rna.read(), sparse.csr_matrix)
+    assert source.rna.read().has_canonical_format
+    np.testing.assert_array_equal(source.rna.read().toarray(), RNA)
+    assert source.protein.read().dtype == np.float32
+    np.testing.assert_array_equal(source.protein.read(), PROTEIN)
     assert source.gene_names.tolist() == GENES
     assert source.protein_names.tolist() == list(proteins)
     assert source.cell_names.tolist() == CELLS
@@ -89,14 +90,18 @@ def duplicated(matrix: np.ndarray) -> sparse.csr_matrix:
     ],
 )
 def test_every_storage_gives_the_same_counts(store):
-    same(find_counts(mudata_of(adata_of(store(RNA), GENES), adata_of(store(PROTEIN), PROTEINS))))
+    same(
+        find_counts(
+            mudata_of(adata_of(store(RNA), GENES), adata_of(store(PROTEIN), PROTEINS)), Columns()
+        )
+    )
 
 
 def test_layers(mdata):
     for adata in mdata.mod.values():
         adata.layers["counts"] = adata.X.copy()
         adata.X = adata.X.log1p()
-    source = find_counts(mdata, rna_layer="counts", protein_layer="counts")
+    source = find_counts(mdata, Columns(rna_layer="counts", protein_layer="counts"))
     same(source)
     assert source.rna_where == 'modality "rna" layers["counts"]'
     assert source.rna_layers == ("counts",)
@@ -106,7 +111,7 @@ def test_modalities_by_name(mdata):
     renamed = mudata_of(mdata["rna"], mdata["prot"], hto=mdata["prot"][:, :1].copy())
     renamed.mod["GEX"] = renamed.mod.pop("rna")
     renamed.mod["ADT"] = renamed.mod.pop("prot")
-    source = find_counts(renamed, rna_modality="GEX", protein_modality="ADT")
+    source = find_counts(renamed, Columns(rna_modality="GEX", protein_modality="ADT"))
     same(source)
     assert (source.rna_where, source.protein_where) == ('modality "GEX"', 'modality "ADT"')
 
@@ -115,13 +120,13 @@ def test_a_third_modality_with_other_cells_does_not_matter(mdata):
     other = AnnData(np.ones((2, 1)), obs=pd.DataFrame(index=["cell_9", "cell_0"]))
     bigger = mudata_of(mdata["rna"], mdata["prot"], hto=other)
     bigger.obs["site"] = [f"site of {cell}" for cell in bigger.obs_names]
-    source = find_counts(bigger)
+    source = find_counts(bigger, Columns())
     same(source)
     assert source.obs["site"].tolist() == [f"site of {cell}" for cell in CELLS]
 
 
 def test_obs_joins_own_columns_first_then_those_of_the_modalities(mdata):
-    obs = find_counts(mdata).obs
+    obs = find_counts(mdata, Columns()).obs
     assert obs["site"].tolist() == list("ssttuu")
     assert obs["donor"].tolist() == list("aabbcc")
     assert obs["depth"].tolist() == list(range(6))
@@ -130,11 +135,13 @@ def test_obs_joins_own_columns_first_then_those_of_the_modalities(mdata):
 
 def test_obs_is_a_copy(mdata, adata):
     for data, key in ((mdata, None), (adata, "protein_counts")):
-        source = find_counts(data, protein_expression_obsm_key=key)
+        source = find_counts(data, Columns(protein_expression_obsm_key=key))
         source.obs["new"] = 1
         source.obs.loc["cell_0", "donor"] = "c"
         assert "new" not in data.obs
-        assert find_counts(data, protein_expression_obsm_key=key).obs["donor"].iloc[0] == "a"
+        assert (
+            find_counts(data, Columns(protein_expression_obsm_key=key)).obs["donor"].iloc[0] == "a"
+        )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def test_obs_is_a_copy(mdata, adata):
 )
 def test_anndata_with_proteins_in_obsm(adata, store, names):
     adata.obsm["protein_counts"] = store(PROTEIN)
-    source = find_counts(adata, protein_expression_obsm_key="protein_counts")
+    source = find_counts(adata, Columns(protein_expression_obsm_key="protein_counts"))
     same(source, names)
     assert source.protein_where == 'obsm["protein_counts"]'
 
@@ -158,16 +165,18 @@ def test_anndata_by_feature_types():
         sparse.csr_matrix(np.hstack([RNA, PROTEIN, RNA[:, :1]])), [*GENES, *PROTEINS, "x"]
     )
     both.var["feature_types"] = [*["Gene Expression"] * 4, *["Antibody Capture"] * 3, "Peaks"]
-    same(find_counts(both))
+    same(find_counts(both, Columns()))
     both.obsm["p"] = pd.DataFrame(PROTEIN, index=CELLS, columns=PROTEINS)
-    same(find_counts(both, protein_expression_obsm_key="p"))
+    same(find_counts(both, Columns(protein_expression_obsm_key="p")))
 
 
 def test_unmeasured_proteins_stay_nan(adata):
     frame = adata.obsm["protein_counts"].astype("Int64")
     frame.iloc[:3, 1] = pd.NA
     adata.obsm["protein_counts"] = frame
-    protein = find_counts(adata, protein_expression_obsm_key="protein_counts").protein
+    protein = find_counts(
+        adata, Columns(protein_expression_obsm_key="protein_counts")
+    ).protein.read()
     assert np.isnan(protein[:3, 1]).all()
     assert np.isnan(protein).sum() == 3
 
@@ -175,20 +184,20 @@ def test_unmeasured_proteins_stay_nan(adata):
 def test_a_file_kept_on_disk_gives_the_same_counts(adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    same(find_counts(backed, protein_expression_obsm_key="protein_counts"))
+    same(find_counts(backed, Columns(protein_expression_obsm_key="protein_counts")))
     assert backed.isbacked
     backed.file.close()
 
 
 def test_csr_is_not_copied(mdata):
-    assert np.shares_memory(find_counts(mdata).rna.data, mdata["rna"].X.data)
+    assert np.shares_memory(find_counts(mdata, Columns()).rna.read().data, mdata["rna"].X.data)
 
 
 def test_a_view_is_read_as_its_own_cells(mdata):
-    source = find_counts(mdata[2:5])
+    source = find_counts(mdata[2:5], Columns())
     assert source.cell_names.tolist() == CELLS[2:5]
-    np.testing.assert_array_equal(source.rna.toarray(), RNA[2:5])
-    np.testing.assert_array_equal(source.protein, PROTEIN[2:5])
+    np.testing.assert_array_equal(source.rna.read().toarray(), RNA[2:5])
+    np.testing.assert_array_equal(source.protein.read(), PROTEIN[2:5])
     assert source.obs["site"].tolist() == list("ttu")
 
 
@@ -197,7 +206,7 @@ def test_nothing_is_written_into_the_object(mdata, store):
     mdata["rna"].X = store(RNA)
     mdata.uns["setting"] = {"a": [1, 2]}
     before = mdata.copy()
-    find_counts(mdata)
+    find_counts(mdata, Columns())
     assert before.uns == mdata.uns
     pd.testing.assert_frame_equal(before.obs, mdata.obs)
     for name in ("rna", "prot"):
@@ -290,7 +299,7 @@ BAD_MUDATA = [
 @pytest.mark.filterwarnings("ignore")
 def test_bad_mudata_is_refused_by_name(mdata, spoil, arguments, words):
     with pytest.raises(DataError) as caught:
-        find_counts(spoil(mdata), **arguments)
+        find_counts(spoil(mdata), Columns(**arguments))
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -335,14 +344,14 @@ BAD_ANNDATA = [
 )
 def test_bad_anndata_is_refused_by_name(adata, spoil, arguments, words):
     with pytest.raises(DataError) as caught:
-        find_counts(spoil(adata), **arguments)
+        find_counts(spoil(adata), Columns(**arguments))
     for word in words:
         assert word in str(caught.value)
 
 
 def test_the_hint_names_only_obsm_entries_that_look_like_counts(adata):
     with pytest.raises(DataError, match="protein_counts") as caught:
-        find_counts(adata)
+        find_counts(adata, Columns())
     assert "X_pca" not in str(caught.value)
 
 
@@ -352,7 +361,7 @@ def test_did_you_mean_shows_at_most_twenty():
 
 def test_real_data(shared):
     eccite = anndata.read_h5ad(shared / "data" / "eccite_pbmc_49proteins.h5ad")
-    source = find_counts(eccite, protein_expression_obsm_key="protein_counts")
+    source = find_counts(eccite, Columns(protein_expression_obsm_key="protein_counts"))
     assert source.rna.shape == (500, 19521)
     assert source.protein.shape == (500, 49)
     assert "hto_argmax" in source.obs
@@ -361,6 +370,6 @@ def test_real_data(shared):
 def test_feature_types_are_those_that_read_knows(tmp_path):
     both = adata_of(np.hstack([RNA, PROTEIN, RNA[:, :1]]), [*GENES, "a", "b", "c", "tag"])
     both.var["feature_types"] = [*["gene expression"] * 4, *["Protein"] * 3, "HTO"]
-    same(find_counts(both), ["a", "b", "c"])
+    same(find_counts(both, Columns()), ["a", "b", "c"])
     both.write(tmp_path / "both.h5ad")
-    same(find_counts(read(tmp_path / "both.h5ad")), ["a", "b", "c"])
+    same(find_counts(read(tmp_path / "both.h5ad"), Columns()), ["a", "b", "c"])

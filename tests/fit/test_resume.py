@@ -154,7 +154,7 @@ def test_a_fit_on_disk_goes_on_bit_for_bit(
     assert_same(again, whole)
     assert again._data is not None
     assert again._data.on_disk
-    assert again.fingerprint == fingerprint(describe(mdata, again.schema.keys))
+    assert again.fingerprint == fingerprint(describe(mdata, again.schema.columns))
 
 
 def test_a_fit_against_an_adversary_goes_on_too(tmp_path: Path) -> None:

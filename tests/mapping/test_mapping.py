@@ -17,6 +17,7 @@ import totalvi
 from counts import SMALL, annotated
 from totalvi.analysis.map import map_files
 from totalvi.cli.main import execute
+from totalvi.data.counts import CountsInMemory
 from totalvi.errors import DataError, OutputError
 from totalvi.fit.loop import evaluate
 from totalvi.mapping.neighbours import (
@@ -84,7 +85,7 @@ def test_without_surgery_a_query_is_encoded_as_its_reference_batch(
     cells = annotated()[80:].copy()
     name = reference.schema.batch_names[0]
     query = reference.map_query(cells, reference_batch=name)
-    if reference.schema.keys.batch_key is not None:
+    if reference.schema.columns.batch_key is not None:
         cells.obs["batch"] = name
     expected = reference.get_latent_representation(cells)
     np.testing.assert_allclose(query.get_latent_representation(), expected, atol=1e-6)
@@ -122,7 +123,7 @@ def test_refusals(reference: totalvi.Model) -> None:
         reference.map_query(cells, lr=0.1)
     with pytest.raises(ValueError, match="map_query returned"):
         reference.get_unlikeness(reference)
-    if reference.schema.keys.categorical_covariate_keys:
+    if reference.schema.columns.categorical_covariate_keys:
         cells.obs["sex"] = "x"
         with pytest.raises(DataError, match="train=True"):
             reference.map_query(cells)
@@ -202,7 +203,7 @@ def test_counts_that_the_query_lacks_do_not_help_it(reference: totalvi.Model) ->
     query = reference.map_query(_rna_of(annotated()[80:].copy()))
     before = reference.get_query_reliability(query, n_samples=5)
     data, more = reference._data, np.array([1000, 1, 1, 1, 1, 1], dtype=np.float32)
-    reference._data = replace(data, protein=data.protein * more)
+    reference._data = replace(data, protein=CountsInMemory(data.protein.read() * more))
     after = reference.get_query_reliability(query, n_samples=5)
     reference._data = data
     changed = after.index.get_level_values("protein") == reference.schema.protein_names[0]

@@ -12,22 +12,22 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.analysis.output import refuse_input_in_output
-from totalvi.analysis.prepare import ReadOptions, feature_annotation, read_input
+from totalvi.analysis.prepare import feature_annotation, read_input
 from totalvi.data.background.ambient import AMBIENT, ambient_in
 from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
-from totalvi.data.counts import in_memory, row_blocks, take_columns
-from totalvi.data.describe import find_source
-from totalvi.data.find import CountSource
+from totalvi.data.columns import Columns
+from totalvi.data.counts import in_memory
+from totalvi.data.find import CountSource, find_counts
 from totalvi.data.io.features import are_controls
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
 from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key
+from totalvi.data.io.read import ReadOptions
 from totalvi.data.io.write_zarr import new_store, write_counts
-from totalvi.data.schema import Keys
 
 
 def open_input(
-    given: str | Path, keys: Keys, options: ReadOptions
-) -> tuple[MuData | AnnData, Keys]:
+    given: str | Path, keys: Columns, options: ReadOptions
+) -> tuple[MuData | AnnData, Columns]:
     """Open counts with what can stay on disk left there; read other formats into memory.
 
     Returns
@@ -46,7 +46,7 @@ def convert_counts(
     given: str | Path,
     output: str | Path,
     *,
-    keys: Keys | None = None,
+    keys: Columns | None = None,
     options: ReadOptions | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -85,8 +85,8 @@ def convert_counts(
     >>> model = totalvi.Model(store, n_hidden=16)
     """
     refuse_input_in_output(Path(given), Path(output))
-    data, keys = open_input(given, keys or Keys(), options or ReadOptions())
-    source = find_source(data, keys, on_disk=True)
+    data, keys = open_input(given, keys or Columns(), options or ReadOptions())
+    source = find_counts(data, keys, on_disk=True)
     with new_store(output, overwrite=overwrite) as staged:
         write_source(staged, source, data, keys, ambient=ambient_in(data.uns))
     return Path(output)
@@ -96,7 +96,7 @@ def write_source(
     path: Path,
     source: CountSource,
     data: MuData | AnnData,
-    keys: Keys,
+    keys: Columns,
     *,
     cells: np.ndarray | None = None,
     genes: np.ndarray | None = None,
@@ -125,8 +125,8 @@ def write_source(
     columns = None if genes is None else np.flatnonzero(genes)
 
     def blocks() -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
-        measured = take_columns(source.protein, np.flatnonzero(proteins))
-        pairs = zip(row_blocks(source.rna), row_blocks(measured), strict=True)
+        measured = source.protein.columns(np.flatnonzero(proteins))
+        pairs = zip(source.rna.blocks(), measured.blocks(), strict=True)
         for (start, rna), (_, protein) in pairs:
             some = kept[start : start + len(protein)]
             rna = rna if columns is None else rna[:, columns]

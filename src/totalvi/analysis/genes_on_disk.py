@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import sparse
 
 from totalvi.analysis.genes import (
     MIN_VARYING_GENES,
@@ -11,11 +12,11 @@ from totalvi.analysis.genes import (
     cells_of_batches,
     complete_ranks,
 )
-from totalvi.data.counts import RowsOnDisk, row_blocks
+from totalvi.data.counts import Counts
 
 
 def select_genes_on_disk(
-    rna: RowsOnDisk,
+    rna: Counts[sparse.csr_matrix],
     *,
     n_genes: int = 4000,
     batch: Sequence[object] | np.ndarray | None = None,
@@ -70,10 +71,12 @@ def select_genes_on_disk(
     return best_ranked(used, total.sum(axis=0) > 0, n_genes)
 
 
-def _sums(rna: RowsOnDisk, code: np.ndarray, highest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sums(
+    rna: Counts[sparse.csr_matrix], code: np.ndarray, highest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Sum counts, none taken as above ``highest`` (batches, genes), and their squares, by batch."""
     total, of_squares = np.zeros(highest.shape), np.zeros(highest.shape)
-    for start, block in row_blocks(rna):
+    for start, block in rna.blocks():
         batch = np.repeat(code[start : start + block.shape[0]], np.diff(block.indptr))
         some = batch >= 0
         place = batch[some] * rna.shape[1] + block.indices[some]

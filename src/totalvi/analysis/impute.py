@@ -18,13 +18,14 @@ from totalvi.analysis.output import (
     require_writable,
     staged_folder,
 )
-from totalvi.analysis.prepare import ReadOptions, prepare, read_input
+from totalvi.analysis.prepare import prepare, read_input
 from totalvi.analysis.record import asked, circumstances, is_record_of, write_record
 from totalvi.analysis.run import RunResult, files_in, finished, forget
 from totalvi.analysis.steps import Steps
+from totalvi.data.columns import Columns
 from totalvi.data.finding import did_you_mean
+from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.concat import concat
-from totalvi.data.schema import Keys
 from totalvi.errors import DataError, TrainingError
 
 REFERENCE, QUERY = "reference", "query"
@@ -110,13 +111,13 @@ def impute(
     options = ReadOptions(None, genome, hashtags, controls, None)
     with steps.step("read"):
         both = {
-            name: read_input(source, Keys(), options)[0]
+            name: read_input(source, Columns(), options)[0]
             for name, source in ((REFERENCE, reference), (QUERY, query))
         }
     _require_column(both, batch_key)
     with steps.step("join, check and select genes"):
         joined = concat(both, batch_key=_BATCH, panel_key=_PANEL, sub_batch_key=batch_key)
-        keys = replace(Keys(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
+        keys = replace(Columns(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
         mdata, findings = prepare(joined, keys, n_genes=n_genes)
         lacking = _lacking(mdata)
     # Loads torch, as in `_impute`: bad input is refused before seconds go to that.
@@ -214,7 +215,7 @@ def _in_query(mdata: MuData) -> np.ndarray:
 
 def _impute(
     mdata: MuData,
-    keys: Keys,
+    keys: Columns,
     lacking: np.ndarray,
     steps: Steps,
     fit: dict[str, Any],

@@ -24,7 +24,7 @@ from totalvi.data.finding import did_you_mean
 from totalvi.data.io.read import read
 from totalvi.errors import DataError, TrainingError
 from totalvi.formats.model_folder import is_model
-from totalvi.mapping.closest_batch import AVERAGE
+from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
 
 _DEFAULT_LABELS = "leiden_totalvi"

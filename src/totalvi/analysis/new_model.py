@@ -4,11 +4,11 @@ from pathlib import Path
 
 from mudata import MuData
 
-from totalvi.data.schema import Keys
+from totalvi.data.columns import Columns
 from totalvi.model import Model
 
 
-def new_model(counts: MuData | Path, keys: Keys, seed: int) -> Model:
+def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
     """Return a model of counts that hold their modalities under the usual names, not fitted yet."""
     return Model(
         counts,

@@ -20,16 +20,16 @@ from totalvi.analysis.output import (
     refuse_input_in_output,
     staged_file,
 )
-from totalvi.analysis.prepare import ReadOptions, prepare, read_input
+from totalvi.analysis.prepare import prepare, read_input
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.steps import Steps
 from totalvi.atomic import locked, parents_of
-from totalvi.data.checks import Finding
+from totalvi.data.columns import Columns
+from totalvi.data.finding import Finding
 from totalvi.data.io.h5_zarr import can_stay_on_disk
 from totalvi.data.io.modalities import mudata_of
-from totalvi.data.io.read import read
+from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import shared_store
-from totalvi.data.schema import Keys
 from totalvi.errors import DataError, OutputError, TotalviError
 from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
@@ -51,7 +51,7 @@ class Trained(NamedTuple):
 def train_model(
     input: str | Path | MuData | AnnData,
     output: Path,
-    keys: Keys,
+    keys: Columns,
     options: ReadOptions,
     *,
     n_genes: int = 4000,
@@ -145,11 +145,11 @@ def _cells_beside(output: Path) -> Iterator[Path]:
 
 def _prepared_on_disk(
     input: str | Path | MuData | AnnData,
-    keys: Keys,
+    keys: Columns,
     options: ReadOptions,
     n_genes: int,
     store: Path,
-) -> tuple[Path, Keys, list[Finding]]:
+) -> tuple[Path, Columns, list[Finding]]:
     """Write the cells and genes of a fit to ``store``."""
     if isinstance(input, MuData | AnnData):
         raise ValueError("on_disk is for the path of a file; data in memory do without.")

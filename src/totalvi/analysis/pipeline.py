@@ -24,7 +24,7 @@ from totalvi.analysis.results import (
     write_tables,
 )
 from totalvi.analysis.steps import Steps
-from totalvi.data.schema import Keys
+from totalvi.data.columns import Columns
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 
@@ -34,7 +34,7 @@ CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each 
 
 def fit_and_write(
     mdata: MuData,
-    keys: Keys,
+    keys: Columns,
     folder: Path,
     steps: Steps,
     *,
@@ -92,7 +92,7 @@ def fit_and_write(
 
 def fit_model(
     data: MuData | Path,
-    keys: Keys,
+    keys: Columns,
     show: bool,
     *,
     max_epochs: int | None,
@@ -143,7 +143,7 @@ def write_tables_and_figures(
     model: Model,
     shown: Shown,
     tables: dict[str, pd.DataFrame],
-    keys: Keys,
+    keys: Columns,
     folder: Path,
     steps: Steps,
     seed: int,

@@ -26,9 +26,9 @@ from totalvi.analysis.pipeline import (
 from totalvi.analysis.results import CLUSTER_COLUMN, Estimates, antibody_warnings, make_tables
 from totalvi.analysis.steps import Steps
 from totalvi.analysis.tables import cell_table
-from totalvi.data.counts import RowsOnDisk, row_blocks
+from totalvi.data.columns import Columns
+from totalvi.data.counts import DenseOnDisk, SparseOnDisk
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.data.schema import Keys
 from totalvi.fit.batches import some_of_each
 from totalvi.model import Model
 
@@ -37,7 +37,7 @@ MAP_CELLS = 100_000
 
 
 def fit_and_write_on_disk(
-    keys: Keys,
+    keys: Columns,
     folder: Path,
     steps: Steps,
     *,
@@ -88,8 +88,8 @@ def fit_and_write_on_disk(
         estimates = Estimates(
             latent[sample],
             np.empty((len(sample), 0), dtype=np.float32),
-            RowsOnDisk(layers["denoised"], "denoised", dense=True)[sample],
-            RowsOnDisk(layers["foreground_probability"], "foreground", dense=True)[sample],
+            DenseOnDisk(layers["denoised"], "denoised").rows(sample),
+            DenseOnDisk(layers["foreground_probability"], "foreground").rows(sample),
         )
         tables = make_tables(some, estimates, of_sample, keys.batch_key, model.history)
         totals = _totals(data)
@@ -165,9 +165,9 @@ def _sampled(data: MuData, sample: np.ndarray) -> MuData:
     """Return some of the cells in memory."""
     rna, protein = data["rna"], data["prot"]
     parts = {
-        "rna": AnnData(RowsOnDisk(rna.X, "rna")[sample], rna.obs.iloc[sample], rna.var),
+        "rna": AnnData(SparseOnDisk(rna.X, "rna").rows(sample), rna.obs.iloc[sample], rna.var),
         "prot": AnnData(
-            RowsOnDisk(protein.X, "prot", dense=True)[sample], protein.obs.iloc[sample], protein.var
+            DenseOnDisk(protein.X, "prot").rows(sample), protein.obs.iloc[sample], protein.var
         ),
     }
     with mudata.set_options(pull_on_update=False):
@@ -185,10 +185,10 @@ def _totals(data: MuData) -> _Totals:
     """Return each cell's total counts; proteins that are NaN do not count."""
     rna = [
         np.asarray(block.sum(axis=1)).reshape(-1, 1)
-        for _, block in row_blocks(RowsOnDisk(data["rna"].X, "rna"))
+        for _, block in SparseOnDisk(data["rna"].X, "rna").blocks()
     ]
     protein = [
         np.nansum(block, axis=1, keepdims=True)
-        for _, block in row_blocks(RowsOnDisk(data["prot"].X, "prot", dense=True))
+        for _, block in DenseOnDisk(data["prot"].X, "prot").blocks()
     ]
     return _Totals(np.concatenate(rna), np.concatenate(protein))

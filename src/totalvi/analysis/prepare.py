@@ -1,10 +1,10 @@
 """From data as read to the cells and genes that a model is fitted to."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import mudata
 import numpy as np
@@ -19,13 +19,14 @@ from totalvi.data.background.isotype_controls import (
     control_findings,
     split_controls,
 )
-from totalvi.data.checks import Finding, raise_errors
-from totalvi.data.describe import check_source, find_source
-from totalvi.data.find import CountSource, genes_and_proteins
+from totalvi.data.checks import check_counts, raise_errors
+from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
+from totalvi.data.find import CountSource, find_counts, genes_and_proteins
+from totalvi.data.finding import Finding
 from totalvi.data.io.features import marked_controls
 from totalvi.data.io.modalities import mudata_of, renamed_features
-from totalvi.data.io.read import read
-from totalvi.data.schema import Keys
+from totalvi.data.io.read import ReadOptions, read
 from totalvi.errors import DataError
 
 RawPaths = str | Path | Mapping[str, str | Path]
@@ -48,19 +49,9 @@ class Prepared(NamedTuple):
     findings: list[Finding]
 
 
-class ReadOptions(NamedTuple):
-    """How to read a path; see :func:`totalvi.read`."""
-
-    protein_path: str | Path | None = None
-    genome: str | None = None
-    hashtags: str | Sequence[str] | None = None
-    controls: str | Sequence[str] | None = None
-    cells_in: Literal["rows", "columns"] | None = None
-
-
 def read_input(
-    given: str | Path | MuData | AnnData, keys: Keys, options: ReadOptions
-) -> tuple[MuData | AnnData, Keys]:
+    given: str | Path | MuData | AnnData, keys: Columns, options: ReadOptions
+) -> tuple[MuData | AnnData, Columns]:
     """Read counts unless they are in memory already, and say where in what was read they are."""
     if isinstance(given, MuData | AnnData):
         return given, keys
@@ -75,7 +66,7 @@ def read_input(
 
 
 def find_ambient(
-    data: MuData | AnnData, keys: Keys, proteins: pd.Index, raw: RawPaths | None
+    data: MuData | AnnData, keys: Columns, proteins: pd.Index, raw: RawPaths | None
 ) -> tuple[pd.DataFrame | None, list[Finding]]:
     """Return the ambient table of the raw matrix, or that which the data have, and what it says."""
     modalities = (keys.rna_modality, keys.protein_modality)
@@ -90,7 +81,7 @@ def find_ambient(
 
 def prepare(
     data: MuData | AnnData,
-    keys: Keys,
+    keys: Columns,
     *,
     n_genes: int = 4000,
     drop_empty_cells: bool = True,
@@ -116,23 +107,25 @@ def prepare(
     DataError
         When the counts or their annotation cannot be used.
     """
-    source = whole = find_source(data, keys)
+    source = whole = find_counts(data, keys)
     all_cells = source.cell_names
     kept = np.ones(len(all_cells), dtype=bool)
     notes = renamed_features(data)
     if drop_empty_cells:
-        kept = source.rna.count_nonzero(axis=1) > 0  # NaN counts as well, and the checks name it
+        kept = (
+            source.rna.read().count_nonzero(axis=1) > 0
+        )  # NaN counts as well, and the checks name it
         if not kept.any():
             raise DataError("no cell has any RNA count: check which matrix is the RNA")
         if not kept.all():
             message = f"left out: {(~kept).sum():,} without any RNA count, of {kept.size:,} cells"
             notes.append(Finding("warning", "cells_left_out", message))
     source = _cells(source, kept)
-    findings = check_source(source, keys)
+    findings = check_counts(source, keys)
     raise_errors(findings)
     chosen, gene_notes = _choose_genes(source, keys.batch_key, n_genes)
     notes += gene_notes
-    expressed = source.rna[:, chosen].count_nonzero(axis=1) > 0
+    expressed = source.rna.read()[:, chosen].count_nonzero(axis=1) > 0
     if not expressed.all():
         message = f"{(~expressed).sum():,} without a count of the selected genes"
         if not drop_empty_cells:
@@ -147,7 +140,7 @@ def prepare(
     hashtags, hashtag_notes = _hashtags(data, all_cells, kept)
     findings = [finding for finding in findings if finding.code != "gene_zero"]
     mdata = _to_mudata(source, chosen, data, keys, hashtags)
-    controls = split_controls(data, whole, keys.protein_modality, keys.isotype_controls)[1]
+    controls = split_controls(data, whole, keys)[1]
     notes += control_findings(controls)
     if controls.shape[1]:
         mdata = _with_controls_apart(mdata, controls.iloc[kept])
@@ -161,9 +154,8 @@ def prepare(
 def _choose_genes(
     source: CountSource, batch_key: str | None, n_genes: int
 ) -> tuple[np.ndarray, list[Finding]]:
-    n_cells_with = np.bincount(
-        source.rna.indices[source.rna.data > 0], minlength=source.rna.shape[1]
-    )
+    rna = source.rna.read()
+    n_cells_with = np.bincount(rna.indices[rna.data > 0], minlength=rna.shape[1])
     chosen = n_cells_with > 0
     notes = []
     if not chosen.all():
@@ -178,7 +170,7 @@ def _choose_genes(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")  # scanpy warns of its own coming versions
             warnings.simplefilter("always", BatchesLeftOut)
-            chosen = select_genes(source.rna, source.gene_names, n_genes=n_genes, batch=batch)
+            chosen = select_genes(rna, source.gene_names, n_genes=n_genes, batch=batch)
         notes.append(Finding("note", "genes_selected", message))
         notes += [Finding("warning", "batches_left_out", str(said.message)) for said in caught]
     return chosen, notes
@@ -188,8 +180,8 @@ def _cells(source: CountSource, kept: np.ndarray) -> CountSource:
     if kept.all():
         return source
     return source._replace(
-        rna=source.rna[kept],
-        protein=source.protein[kept],
+        rna=CountsInMemory(source.rna.rows(kept)),
+        protein=CountsInMemory(source.protein.rows(kept)),
         cell_names=source.cell_names[kept],
         obs=source.obs[kept],
     )
@@ -214,14 +206,16 @@ def _to_mudata(
     source: CountSource,
     genes: np.ndarray,
     data: MuData | AnnData,
-    keys: Keys,
+    keys: Columns,
     hashtags: AnnData | None,
 ) -> MuData:
     cells = pd.DataFrame(index=source.cell_names)
     rna_var, protein_var = feature_annotation(source, data, keys)
     modalities = {
-        "rna": AnnData(source.rna[:, genes].astype(np.float32), obs=cells, var=rna_var[genes]),
-        "prot": AnnData(source.protein, obs=cells, var=protein_var),
+        "rna": AnnData(
+            source.rna.read()[:, genes].astype(np.float32), obs=cells, var=rna_var[genes]
+        ),
+        "prot": AnnData(source.protein.read(), obs=cells, var=protein_var),
     }
     if hashtags is not None:
         modalities["hto"] = hashtags
@@ -244,7 +238,7 @@ def _with_controls_apart(mdata: MuData, controls: pd.DataFrame) -> MuData:
 
 
 def feature_annotation(
-    source: CountSource, data: MuData | AnnData, keys: Keys
+    source: CountSource, data: MuData | AnnData, keys: Columns
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Copy what ``data`` says of the genes and of the proteins in ``source``."""
     if isinstance(data, MuData):

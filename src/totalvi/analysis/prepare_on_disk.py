@@ -10,18 +10,18 @@ from mudata import MuData
 from totalvi.analysis.convert import write_source
 from totalvi.analysis.prepare import RawPaths, find_ambient
 from totalvi.data.background.isotype_controls import control_findings, split_controls
-from totalvi.data.checks import Finding, raise_errors, tally_by_group
-from totalvi.data.counts import row_blocks
-from totalvi.data.describe import check_source, find_source
-from totalvi.data.find import CountSource
+from totalvi.data.checks import check_counts, raise_errors, tally_by_group
+from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
+from totalvi.data.find import CountSource, find_counts
+from totalvi.data.finding import Finding
 from totalvi.data.io.modalities import renamed_features
-from totalvi.data.schema import Keys
 from totalvi.errors import DataError
 
 
 def prepare_on_disk(
     data: MuData | AnnData,
-    keys: Keys,
+    keys: Columns,
     store: Path,
     *,
     n_genes: int = 4000,
@@ -43,16 +43,16 @@ def prepare_on_disk(
     -------
     Warnings and notes of the checks and of what was left out.
     """
-    source = find_source(data, keys, on_disk=True)
-    tally = tally_by_group(source, keys.batch_key, keys.panel_key)
-    findings = check_source(source, keys, tally)
+    source = find_counts(data, keys, on_disk=True)
+    tally = tally_by_group(source, keys)
+    findings = check_counts(source, keys, tally)
     kept = tally.n_rna > 0
     if not kept.any():
         raise DataError("no cell has any RNA count: check which matrix is the RNA")
     if drop_empty_cells:
         findings = [finding for finding in findings if finding.code != "cell_without_rna"]
     raise_errors(findings)
-    controls = split_controls(data, source, keys.protein_modality, keys.isotype_controls)[1]
+    controls = split_controls(data, source, keys)[1]
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
     notes = renamed_features(data) + _left_out(kept, "without any RNA count")
     genes, gene_notes = _choose_genes(source, keys.batch_key, n_genes, tally.gene_total > 0, kept)
@@ -92,11 +92,11 @@ def _choose_genes(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", BatchesLeftOut)
-            if hasattr(source.rna, "take_columns"):
+            if not isinstance(source.rna, CountsInMemory):
                 chosen = select_genes_on_disk(source.rna, n_genes=n_genes, batch=batch, cells=cells)
             else:  # of a format that is read whole
                 chosen = select_genes(
-                    source.rna[cells], source.gene_names, n_genes=n_genes,
+                    source.rna.rows(cells), source.gene_names, n_genes=n_genes,
                     batch=None if batch is None else batch[cells],
                 )  # fmt: skip
         notes.append(Finding("note", "genes_selected", message))
@@ -107,7 +107,7 @@ def _choose_genes(
 def _expressed(source: CountSource, genes: np.ndarray) -> np.ndarray:
     """Return which cells have a count of the genes."""
     columns = np.flatnonzero(genes)
-    counts = [block[:, columns].count_nonzero(axis=1) > 0 for _, block in row_blocks(source.rna)]
+    counts = [block[:, columns].count_nonzero(axis=1) > 0 for _, block in source.rna.blocks()]
     return np.concatenate(counts)
 
 

@@ -20,7 +20,7 @@ from totalvi.analysis.output import (
     require_writable,
     staged_folder,
 )
-from totalvi.analysis.prepare import ReadOptions, prepare, read_input
+from totalvi.analysis.prepare import prepare, read_input
 from totalvi.analysis.prepare_on_disk import prepare_on_disk
 from totalvi.analysis.record import (
     asked,
@@ -31,7 +31,8 @@ from totalvi.analysis.record import (
 )
 from totalvi.analysis.steps import Steps
 from totalvi.atomic import locked
-from totalvi.data.schema import Keys
+from totalvi.data.columns import Columns
+from totalvi.data.io.read import ReadOptions
 from totalvi.errors import OutputError, ReadError, TrainingError
 
 
@@ -158,7 +159,7 @@ def run(
         return finished(output)
     request = asked(arguments, paths)  # of the inputs as they are read, not as they are later
     steps = Steps(progress)
-    keys = Keys(
+    keys = Columns(
         batch_key=batch_key,
         panel_key=panel_key,
         labels_key=labels_key,

@@ -48,15 +48,17 @@ def check(
       totalvi check cells.h5mu --batch donor --json
       totalvi check filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5
     """
-    from totalvi.analysis.prepare import ReadOptions, find_ambient, read_input
+    from totalvi.analysis.prepare import find_ambient, read_input
     from totalvi.data.background.isotype_controls import control_findings, split_controls
-    from totalvi.data.describe import check_source, find_source
+    from totalvi.data.checks import check_counts
+    from totalvi.data.columns import Columns
+    from totalvi.data.find import find_counts
     from totalvi.data.finding import Finding
     from totalvi.data.io.modalities import renamed_features
-    from totalvi.data.schema import Keys
+    from totalvi.data.io.read import ReadOptions
     from totalvi.errors import DataError
 
-    keys = Keys(
+    keys = Columns(
         batch_key=batch,
         panel_key=panel,
         labels_key=labels,
@@ -74,9 +76,9 @@ def check(
     read_options = ReadOptions(protein, genome, hashtags, controls, cells_in)
     data, keys = read_input(input, keys, read_options)
     try:
-        source = find_source(data, keys)
-        findings = [*check_source(source, keys), *renamed_features(data)]
-        split = split_controls(data, source, keys.protein_modality, keys.isotype_controls)
+        source = find_counts(data, keys)
+        findings = [*check_counts(source, keys), *renamed_features(data)]
+        split = split_controls(data, source, keys)
         findings += control_findings(split[1])
         findings += find_ambient(data, keys, source.protein_names, options.raw_paths(raw))[1]
     except DataError as error:
@@ -154,12 +156,12 @@ def convert(
     assert written is not None
     if written.suffix == ".zarr":
         from totalvi.analysis.convert import convert_counts
-        from totalvi.analysis.prepare import ReadOptions
-        from totalvi.data.schema import Keys
+        from totalvi.data.columns import Columns
+        from totalvi.data.io.read import ReadOptions
 
         if to is not None or config is not None:
             raise DataError(f"--to and --config are for models, and {written} is to hold counts")
-        keys = Keys(
+        keys = Columns(
             rna_modality=rna_modality,
             protein_modality=protein_modality,
             rna_layer=rna_layer,

@@ -77,11 +77,11 @@ def train(
       totalvi train cells.zarr -o atlas.totalvi --on-disk --devices 4 --batch-size 1024
     """
     from totalvi.analysis.parts import train_model
-    from totalvi.analysis.prepare import ReadOptions
     from totalvi.cli.options import keeping
-    from totalvi.data.schema import Keys
+    from totalvi.data.columns import Columns
+    from totalvi.data.io.read import ReadOptions
 
-    keys = Keys(
+    keys = Columns(
         batch_key=batch,
         panel_key=panel,
         labels_key=labels,

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +12,15 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts
+from totalvi.data.cells import Schema
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
+from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource
 from totalvi.data.finding import listed
 from totalvi.data.panels.antibodies import harmonise_antibodies
-from totalvi.data.panels.data_sets import DataSet, Where, find_data_set
+from totalvi.data.panels.data_sets import DataSet, find_data_set
 from totalvi.data.panels.gene_names import align_genes
-from totalvi.data.schema import Keys, Schema
 from totalvi.errors import DataError
 
 LEAST_SHARED_GENES = 0.5  # of the reference's
@@ -50,7 +53,10 @@ class AlignedQuery(NamedTuple):
 
 
 def align_query(
-    data: MuData | AnnData, keys: Keys, schema: Schema, antibody_names: Mapping[str, str] | None
+    data: MuData | AnnData,
+    columns: Columns,
+    schema: Schema,
+    antibody_names: Mapping[str, str] | None,
 ) -> AlignedQuery:
     """Find the counts of a query and put them in the order of the reference's ``schema``.
 
@@ -61,19 +67,12 @@ def align_query(
     DataError
         When no counts are found, or too few genes or no proteins of those there match.
     """
-    where = Where(
-        keys.rna_modality,
-        keys.protein_modality,
-        keys.rna_layer,
-        keys.protein_layer,
-        keys.protein_expression_obsm_key,
-    )
-    found = find_data_set("query", data, where)
+    found = find_data_set("query", data, columns)
     rna, found_genes = _aligned_rna(found, schema)
     protein, found_proteins, unknown = _aligned_proteins(found, schema, antibody_names)
     source = found.source._replace(
-        rna=rna,
-        protein=protein,
+        rna=CountsInMemory(rna),
+        protein=CountsInMemory(protein),
         gene_names=pd.Index(schema.gene_names, dtype=object),
         protein_names=pd.Index(schema.protein_names, dtype=object),
     )
@@ -102,14 +101,13 @@ def _aligned_rna(found: DataSet, schema: Schema) -> tuple[sparse.csr_matrix, np.
             f'first is "{found.source.gene_names[0]}", the model\'s "{schema.gene_names[0]}"); give '
             "counts of all genes, before variable ones are selected."
         )
-    if len(rows) == n_genes == found.source.rna.shape[1] and bool(
-        (position == np.arange(n_genes)).all()
-    ):
-        rna = found.source.rna
+    given = found.source.rna.read()
+    if len(rows) == n_genes == given.shape[1] and bool((position == np.arange(n_genes)).all()):
+        rna = given
     else:
-        ones = np.ones(len(rows), dtype=found.source.rna.dtype)
+        ones = np.ones(len(rows), dtype=given.dtype)
         select = sparse.csr_matrix((ones, (rows, position[rows])), shape=(len(position), n_genes))
-        rna = sparse.csr_matrix(found.source.rna @ select)
+        rna = sparse.csr_matrix(given @ select)
         rna.sort_indices()
     has: np.ndarray = np.zeros(n_genes, dtype=bool)
     has[position[rows]] = True
@@ -140,23 +138,16 @@ def _aligned_proteins(
             f"({listed(schema.protein_names)}); say which are which with antibody_names, or give the "
             "RNA alone."
         )
-    counts[:, position[matched]] = found.source.protein[:, matched]
+    counts[:, position[matched]] = found.source.protein.read()[:, matched]
     measured = np.asarray(~np.isnan(counts).all(axis=0))
     return counts, measured, tuple(np.array(own, dtype=object)[~matched & ~found.controls])
 
 
-def check_query(source: CountSource, keys: Keys, needs_labels: bool) -> None:
+def check_query(source: CountSource, columns: Columns, needs_labels: bool) -> None:
     """Raise DataError for the first thing that keeps the counts and annotation from being used."""
-    findings = check_counts(
-        source,
-        batch_key=keys.batch_key,
-        panel_key=keys.panel_key,
-        labels_key=keys.labels_key if needs_labels else None,
-        size_factor_key=keys.size_factor_key,
-        categorical_covariate_keys=keys.categorical_covariate_keys,
-        continuous_covariate_keys=keys.continuous_covariate_keys,
-        allow_fractional=keys.allow_fractional,
-    )
+    if not needs_labels:
+        columns = replace(columns, labels_key=None)
+    findings = check_counts(source, columns)
     raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from totalvi.data.check_counts import CountTally
-from totalvi.data.counts import row_blocks
 from totalvi.data.find import CountSource
 from totalvi.data.finding import CellGroups, Finding, first_and_count, listed
 
@@ -61,7 +60,7 @@ def _partly_unmeasured(
         return
     group, protein = map(int, np.argwhere(partly)[0])
     missing = np.concatenate(
-        [np.isnan(values[:, protein]) for _, values in row_blocks(source.protein)]
+        [np.isnan(values[:, protein]) for _, values in source.protein.blocks()]
     )
     cell = source.cell_names[int((missing & (groups.codes == group)).argmax())]
     mend = (

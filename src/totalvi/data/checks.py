@@ -7,6 +7,7 @@ import pandas as pd
 
 from totalvi.data.check_counts import CountTally, protein_value_findings, rna_findings, tally_counts
 from totalvi.data.check_panels import panel_findings
+from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource
 from totalvi.data.finding import CellGroups, Finding, cell_groups, did_you_mean, first_and_count
 from totalvi.errors import DataError
@@ -15,31 +16,23 @@ MANY_CATEGORIES = 100
 SMALL_GROUP = 10
 
 
-def annotation_findings(
-    obs: pd.DataFrame,
-    *,
-    batch_key: str | None,
-    panel_key: str | None,
-    labels_key: str | None,
-    size_factor_key: str | None,
-    categorical_covariate_keys: Sequence[str],
-    continuous_covariate_keys: Sequence[str],
-) -> Iterator[Finding]:
-    """Check the columns of ``obs`` that the arguments name."""
-    named = {"batch_key": batch_key, "panel_key": panel_key, "labels_key": labels_key}
-    for argument, key in named.items():
+def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding]:
+    """Check the columns of ``obs`` that ``columns`` names."""
+    for argument in ("batch_key", "panel_key", "labels_key"):
+        key = getattr(columns, argument)
         if key is None:
             continue
         faults = list(_categories(obs, argument, key))
         yield from faults
         if not faults and argument != "labels_key":
             yield from _group_sizes(obs[key], argument.removesuffix("_key"), key)
-    if size_factor_key is not None:
-        yield from _size_factor(obs, size_factor_key)
-    for argument, keys, check in (
-        ("categorical_covariate_keys", categorical_covariate_keys, _categories),
-        ("continuous_covariate_keys", continuous_covariate_keys, _continuous),
+    if columns.size_factor_key is not None:
+        yield from _size_factor(obs, columns.size_factor_key)
+    for argument, check in (
+        ("categorical_covariate_keys", _categories),
+        ("continuous_covariate_keys", _continuous),
     ):
+        keys = getattr(columns, argument)
         if isinstance(keys, str):
             message = f'{argument} must be a list of column names: give ["{keys}"], not "{keys}"'
             yield Finding("error", "keys_not_a_list", message)
@@ -182,16 +175,7 @@ TRAINING_ONLY = frozenset(
 
 
 def check_counts(
-    source: CountSource,
-    *,
-    batch_key: str | None = None,
-    panel_key: str | None = None,
-    labels_key: str | None = None,
-    size_factor_key: str | None = None,
-    categorical_covariate_keys: Sequence[str] = (),
-    continuous_covariate_keys: Sequence[str] = (),
-    allow_fractional: bool = False,
-    tally: CountTally | None = None,
+    source: CountSource, columns: Columns, tally: CountTally | None = None
 ) -> list[Finding]:
     """Check counts and annotation; report everything found, errors first.
 
@@ -199,13 +183,10 @@ def check_counts(
     ----------
     source
         What `find_counts` returned.
-    batch_key, panel_key, labels_key, size_factor_key
-        Columns of ``source.obs``. A protein is unmeasured in a panel (or, without ``panel_key``,
-        in a batch) where all of its values there are NaN.
-    categorical_covariate_keys, continuous_covariate_keys
-        Further columns of ``source.obs``.
-    allow_fractional
-        Accept counts that are not whole numbers, such as those after ambient RNA was removed.
+    columns
+        Columns of ``source.obs``, and whether counts that are not whole numbers are accepted, such as
+        those after ambient RNA was removed. A protein is unmeasured in a panel (or, without
+        ``panel_key``, in a batch) where all of its values there are NaN.
     tally
         What `tally_by_group` gave for the same data, where it is at hand.
 
@@ -218,28 +199,20 @@ def check_counts(
     --------
     >>> from totalvi.data.simulate import simulate
     >>> from totalvi.data.find import find_counts
-    >>> source = find_counts(simulate(n_cells=200, n_genes=100, n_proteins=5))
-    >>> [finding.message for finding in check_counts(source, batch_key="bacth")][0]
+    >>> source = find_counts(simulate(n_cells=200, n_genes=100, n_proteins=5), Columns())
+    >>> [finding.message for finding in check_counts(source, Columns(batch_key="bacth"))][0]
     'batch_key: no column "bacth" in obs, did you mean "batch"? There are: "cell_type", "batch", \
 "library_size"'
     """
     if tally is None:
-        tally = tally_by_group(source, batch_key, panel_key)
-    groups = _groups(source, batch_key, panel_key)
+        tally = tally_by_group(source, columns)
+    groups = _groups(source, columns)
     counts = [
-        *rna_findings(source, tally, allow_fractional=allow_fractional),
-        *protein_value_findings(source, tally, allow_fractional=allow_fractional),
+        *rna_findings(source, tally, allow_fractional=columns.allow_fractional),
+        *protein_value_findings(source, tally, allow_fractional=columns.allow_fractional),
     ]
     findings = [
-        *annotation_findings(
-            source.obs,
-            batch_key=batch_key,
-            panel_key=panel_key,
-            labels_key=labels_key,
-            size_factor_key=size_factor_key,
-            categorical_covariate_keys=categorical_covariate_keys,
-            continuous_covariate_keys=continuous_covariate_keys,
-        ),
+        *annotation_findings(source.obs, columns),
         *_cell_findings(source),
         *counts,
         *(panel_findings(source, groups, tally) if groups is not None else ()),
@@ -249,18 +222,18 @@ def check_counts(
     return sorted(findings, key=lambda finding: severities.index(finding.severity))
 
 
-def tally_by_group(source: CountSource, batch_key: str | None, panel_key: str | None) -> CountTally:
+def tally_by_group(source: CountSource, columns: Columns) -> CountTally:
     """Read all counts once for the checks, which group cells by panel or batch."""
-    groups = _groups(source, batch_key, panel_key)
+    groups = _groups(source, columns)
     if groups is None:
         return tally_counts(source, np.zeros(len(source.obs), dtype=np.intp), 1)
     return tally_counts(source, groups.codes, len(groups.names))
 
 
-def _groups(source: CountSource, batch_key: str | None, panel_key: str | None) -> CellGroups | None:
-    if panel_key is not None:
-        return cell_groups(source.obs, "panel", panel_key)
-    return cell_groups(source.obs, "batch", batch_key)
+def _groups(source: CountSource, columns: Columns) -> CellGroups | None:
+    if columns.panel_key is not None:
+        return cell_groups(source.obs, "panel", columns.panel_key)
+    return cell_groups(source.obs, "batch", columns.batch_key)
 
 
 def raise_errors(findings: Sequence[Finding]) -> None:

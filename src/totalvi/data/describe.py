@@ -12,21 +12,20 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts, split_controls
-from totalvi.data.cells import Annotation, CiteData, MeasuredOnDisk
-from totalvi.data.check_counts import CountTally
+from totalvi.data.cells import Annotation, CiteData, Schema, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
-from totalvi.data.counts import RowsOnDisk, row_blocks, take_columns
-from totalvi.data.find import CountSource, did_you_mean, find_counts
-from totalvi.data.finding import Finding
+from totalvi.data.columns import Columns
+from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
+from totalvi.data.find import CountSource, find_counts
+from totalvi.data.finding import did_you_mean
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.data.schema import Keys, Schema, library_prior
 from totalvi.errors import DataError
 
 Data: TypeAlias = MuData | AnnData | str | PathLike[str]
 
 
 def describe(
-    data: Data, keys: Keys, schema: Schema | None = None, *, on_disk: bool = False
+    data: Data, columns: Columns, schema: Schema | None = None, *, on_disk: bool = False
 ) -> CiteData:
     """Find, check and order the counts and annotation of ``data``, which is not changed.
 
@@ -34,7 +33,7 @@ def describe(
     ----------
     data
         MuData or AnnData with raw counts; or the path of one, whose counts then stay on disk.
-    keys
+    columns
         Where they are.
     schema
         Of a model that exists: features are aligned with it by name, and categories must be known
@@ -48,15 +47,13 @@ def describe(
         When the data cannot be used; the message names what is wrong and the mend.
     """
     data, on_disk = opened(data, on_disk=on_disk)
-    source = find_source(data, keys, on_disk=on_disk)
-    tally = tally_by_group(source, keys.batch_key, keys.panel_key)
-    findings = check_source(source, keys, tally)
+    source = find_counts(data, columns, on_disk=on_disk)
+    tally = tally_by_group(source, columns)
+    findings = check_counts(source, columns, tally)
     library_size = tally.rna_total
     if schema is None:
         raise_errors(findings)
-        source, controls = split_controls(
-            data, source, keys.protein_modality, keys.isotype_controls
-        )
+        source, controls = split_controls(data, source, columns)
     else:
         raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
         controls = control_counts(data, source, schema.control_names)
@@ -64,8 +61,8 @@ def describe(
         if aligned.rna is not source.rna:
             library_size = _totals(aligned.rna)
         source = aligned
-    annotation = Annotation(data, source.obs, keys.rna_modality, keys.protein_modality)
-    return _cite_data(source, keys, schema, annotation, library_size, controls)
+    annotation = Annotation(data, source.obs, columns.rna_modality, columns.protein_modality)
+    return _cite_data(source, columns, schema, annotation, library_size, controls)
 
 
 def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool]:
@@ -75,38 +72,9 @@ def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool
     return data, on_disk
 
 
-def find_source(data: MuData | AnnData, keys: Keys, *, on_disk: bool = False) -> CountSource:
-    """Find the counts where ``keys`` say."""
-    return find_counts(
-        data,
-        rna_modality=keys.rna_modality,
-        protein_modality=keys.protein_modality,
-        rna_layer=keys.rna_layer,
-        protein_layer=keys.protein_layer,
-        protein_expression_obsm_key=keys.protein_expression_obsm_key,
-        protein_names_uns_key=keys.protein_names_uns_key,
-        on_disk=on_disk,
-    )
-
-
-def check_source(source: CountSource, keys: Keys, tally: CountTally | None = None) -> list[Finding]:
-    """Return the findings of all checks of ``source`` under ``keys``; see `check_counts`."""
-    return check_counts(
-        source,
-        batch_key=keys.batch_key,
-        panel_key=keys.panel_key,
-        labels_key=keys.labels_key,
-        size_factor_key=keys.size_factor_key,
-        categorical_covariate_keys=keys.categorical_covariate_keys,
-        continuous_covariate_keys=keys.continuous_covariate_keys,
-        allow_fractional=keys.allow_fractional,
-        tally=tally,
-    )
-
-
 def _cite_data(
     source: CountSource,
-    keys: Keys,
+    columns: Columns,
     schema: Schema | None,
     annotation: Annotation,
     library_size: np.ndarray,
@@ -115,28 +83,27 @@ def _cite_data(
     obs = source.obs
     known = {} if schema is None else schema.categories()
     rna = source.rna
-    if not isinstance(rna, RowsOnDisk):
-        rna = rna.astype(np.float32)  # keeps the user's own array out of reach
-        rna.eliminate_zeros()
-    batch, batch_names = _codes(obs, keys.batch_key, known)
+    if isinstance(rna, CountsInMemory):
+        rna = CountsInMemory(_own_counts(rna.values))
+    batch, batch_names = _codes(obs, columns.batch_key, known)
     panel, panel_names = (
-        (batch, ()) if keys.panel_key is None else _codes(obs, keys.panel_key, known)
+        (batch, ()) if columns.panel_key is None else _codes(obs, columns.panel_key, known)
     )
-    label, label_names = _codes(obs, keys.labels_key, known)
-    categorical = [_codes(obs, key, known) for key in keys.categorical_covariate_keys]
-    continuous = obs[list(keys.continuous_covariate_keys)].to_numpy(dtype=np.float64)
-    if keys.size_factor_key is not None:
-        library_size = obs[keys.size_factor_key].to_numpy(dtype=np.float64)
+    label, label_names = _codes(obs, columns.labels_key, known)
+    categorical = [_codes(obs, key, known) for key in columns.categorical_covariate_keys]
+    continuous = obs[list(columns.continuous_covariate_keys)].to_numpy(dtype=np.float64)
+    if columns.size_factor_key is not None:
+        library_size = obs[columns.size_factor_key].to_numpy(dtype=np.float64)
     if schema is None:
         n_panels = len(panel_names) or len(batch_names)
         log_mean, log_variance = library_prior(library_size, batch, len(batch_names))
         schema = Schema(
-            keys=keys,
+            columns=columns,
             gene_names=tuple(source.gene_names),
             protein_names=tuple(source.protein_names),
             batch_names=batch_names,
             panel_names=panel_names,
-            label_names=label_names if keys.labels_key else (),
+            label_names=label_names if columns.labels_key else (),
             covariate_categories=tuple(names for _, names in categorical),
             continuous_mean=tuple(map(float, continuous.mean(axis=0))),
             continuous_scale=tuple(map(float, continuous.std(axis=0))),
@@ -153,7 +120,7 @@ def _cite_data(
         cell_names=source.cell_names,
         batch=batch,
         panel=panel,
-        label=label if keys.labels_key else None,
+        label=label if columns.labels_key else None,
         categorical=np.stack([c for c, _ in categorical], axis=1) if categorical else None,
         continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
         library_size=library_size.astype(np.float32),
@@ -184,30 +151,35 @@ def _codes(
     return positions[codes].astype(np.int64), names
 
 
-def _totals(rna: sparse.csr_matrix | RowsOnDisk) -> np.ndarray:
+def _own_counts(rna: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return a float32 copy without stored zeros, which does not share the user's memory."""
+    rna = rna.astype(np.float32)
+    rna.eliminate_zeros()
+    return rna
+
+
+def _totals(rna: Counts[sparse.csr_matrix]) -> np.ndarray:
     """Return the total RNA count of each cell."""
-    totals = [np.asarray(block.sum(axis=1)).ravel() for _, block in row_blocks(rna)]
+    totals = [np.asarray(block.sum(axis=1)).ravel() for _, block in rna.blocks()]
     return np.concatenate(totals)
 
 
 def _measured(
-    protein: np.ndarray | RowsOnDisk, panel: np.ndarray, n_panels: int
+    protein: Counts[np.ndarray], panel: np.ndarray, n_panels: int
 ) -> tuple[tuple[bool, ...], ...]:
     """Return which proteins each panel measured: those not NaN in its cells."""
     measured = np.zeros((n_panels, protein.shape[1]), dtype=bool)
-    for start, values in row_blocks(protein):
+    for start, values in protein.blocks():
         codes = panel[start : start + len(values)]
         for code in np.unique(codes):
             measured[code] |= ~np.isnan(values[codes == code]).all(axis=0)
     return tuple(tuple(map(bool, row)) for row in measured)
 
 
-def _measured_protein(
-    source: CountSource, schema: Schema, panel: np.ndarray
-) -> np.ndarray | MeasuredOnDisk:
+def _measured_protein(source: CountSource, schema: Schema, panel: np.ndarray) -> Counts[np.ndarray]:
     """Return protein counts with 0 where the cell's panel did not measure the protein."""
     by_panel = np.array(schema.panel_measured)
-    for start, values in row_blocks(source.protein):
+    for start, values in source.protein.blocks():
         measured = by_panel[panel[start : start + len(values)]]
         missing = np.argwhere(measured & np.isnan(values))
         if len(missing):
@@ -217,9 +189,9 @@ def _measured_protein(
                 f'in cell "{source.cell_names[cell]}", whose panel (or batch) measured it in the data '
                 "that the model was trained on; give the counts, or leave the cell out."
             )
-    if isinstance(source.protein, RowsOnDisk):
-        return MeasuredOnDisk(source.protein, panel, by_panel)
-    return np.where(by_panel[panel], source.protein, np.float32(0))
+    measured_only = MeasuredCounts(source.protein, panel, by_panel)
+    on_disk = not isinstance(source.protein, CountsInMemory)
+    return measured_only if on_disk else CountsInMemory(measured_only.read())
 
 
 def _align(source: CountSource, schema: Schema) -> CountSource:
@@ -236,8 +208,8 @@ def _align(source: CountSource, schema: Schema) -> CountSource:
                 stacklevel=4,
             )
     return source._replace(
-        rna=take_columns(source.rna, genes),
-        protein=take_columns(source.protein, proteins),
+        rna=source.rna.columns(genes),
+        protein=source.protein.columns(proteins),
         gene_names=source.gene_names[genes],
         protein_names=source.protein_names[proteins],
     )

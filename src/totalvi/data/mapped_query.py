@@ -10,11 +10,12 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.alignment import AlignedQuery, align_query, check_query
-from totalvi.data.cells import Annotation, CiteData
+from totalvi.data.cells import Annotation, CiteData, Schema, library_prior
+from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
 from totalvi.data.describe import Data, opened
 from totalvi.data.find import CountSource
 from totalvi.data.finding import did_you_mean
-from totalvi.data.schema import Keys, Schema, library_prior
 from totalvi.errors import DataError
 from totalvi.nn.v06 import TOTALVI
 
@@ -67,7 +68,7 @@ class QueryMapping:
 
 def extended_schema(
     query: AlignedQuery,
-    keys: Keys,
+    columns: Columns,
     reference: Schema,
     antibody_names: Mapping[str, str] | None,
     *,
@@ -86,25 +87,25 @@ def extended_schema(
         When a column is missing, or holds a category that may not be new.
     """
     obs = query.source.obs
-    own_batches = _groups(obs, keys.batch_key)
+    own_batches = _groups(obs, columns.batch_key)
     batches = _new_names(own_batches, reference.batch_names)
     has_panels = bool(reference.panel_names)
-    own_panels = _groups(obs, keys.panel_key) if has_panels else []
+    own_panels = _groups(obs, columns.panel_key) if has_panels else []
     panels = _new_names(own_panels, reference.panel_names)
-    group = texts_of(obs, keys.panel_key if has_panels else keys.batch_key)
-    measured = _measured(query.source.protein, group, own_panels or own_batches)
+    group = texts_of(obs, columns.panel_key if has_panels else columns.batch_key)
+    measured = _measured(query.source.protein.read(), group, own_panels or own_batches)
     categories = tuple(
         known + _unknown(obs, key, known, new_categories)
         for key, known in zip(
-            keys.categorical_covariate_keys, reference.covariate_categories, strict=True
+            columns.categorical_covariate_keys, reference.covariate_categories, strict=True
         )
     )
-    library_size = np.asarray(query.source.rna.sum(axis=1), dtype=np.float64).ravel()
-    codes = pd.Index(own_batches).get_indexer(pd.Index(texts_of(obs, keys.batch_key)))
+    library_size = np.asarray(query.source.rna.read().sum(axis=1), dtype=np.float64).ravel()
+    codes = pd.Index(own_batches).get_indexer(pd.Index(texts_of(obs, columns.batch_key)))
     log_mean, log_variance = library_prior(np.maximum(library_size, 1.0), codes, len(own_batches))
     schema = replace(
         reference,
-        keys=keys,
+        columns=columns,
         batch_names=reference.batch_names + tuple(batches.values()),
         panel_names=reference.panel_names + tuple(panels.values()),
         covariate_categories=categories,
@@ -178,8 +179,8 @@ def describe_query(
         When the data cannot be used, or hold other batches than the query that was mapped.
     """
     data = opened(data)[0]
-    query = align_query(data, schema.keys, schema, dict(mapping.antibody_names))
-    check_query(query.source, schema.keys, needs_labels)
+    query = align_query(data, schema.columns, schema, dict(mapping.antibody_names))
+    check_query(query.source, schema.columns, needs_labels)
     return query_cite_data(data, query, schema, mapping, needs_labels)
 
 
@@ -191,33 +192,33 @@ def query_cite_data(
     needs_labels: bool,
 ) -> CiteData:
     """Return an aligned query as arrays; ``schema`` and ``mapping`` are of `extended_schema`."""
-    keys, source, obs = schema.keys, query.source, query.source.obs
-    batch = _codes(obs, keys.batch_key, dict(mapping.batches), schema.batch_names)
+    columns, source, obs = schema.columns, query.source, query.source.obs
+    batch = _codes(obs, columns.batch_key, dict(mapping.batches), schema.batch_names)
     panel = batch
     if mapping.panels:
-        panel = _codes(obs, keys.panel_key, dict(mapping.panels), schema.panel_names)
+        panel = _codes(obs, columns.panel_key, dict(mapping.panels), schema.panel_names)
     label = None
     if needs_labels:
-        label = _known_codes(obs, str(keys.labels_key), schema.label_names)
+        label = _known_codes(obs, str(columns.labels_key), schema.label_names)
     categorical = [
         _known_codes(obs, key, known)
         for key, known in zip(
-            keys.categorical_covariate_keys, schema.covariate_categories, strict=True
+            columns.categorical_covariate_keys, schema.covariate_categories, strict=True
         )
     ]
-    continuous = obs[list(keys.continuous_covariate_keys)].to_numpy(dtype=np.float64)
+    continuous = obs[list(columns.continuous_covariate_keys)].to_numpy(dtype=np.float64)
     standardised = (continuous - schema.continuous_mean) / schema.continuous_scale
-    rna = source.rna.astype(np.float32)
+    rna = source.rna.read().astype(np.float32)
     rna.eliminate_zeros()
     library_size = (
         np.asarray(rna.sum(axis=1)).ravel()
-        if keys.size_factor_key is None
-        else obs[keys.size_factor_key].to_numpy(dtype=np.float64)
+        if columns.size_factor_key is None
+        else obs[columns.size_factor_key].to_numpy(dtype=np.float64)
     )
     return CiteData(
         schema=schema,
-        rna=rna,
-        protein=_measured_protein(source, np.array(schema.panel_measured)[panel]),
+        rna=CountsInMemory(rna),
+        protein=CountsInMemory(_measured_protein(source, np.array(schema.panel_measured)[panel])),
         cell_names=source.cell_names,
         batch=batch,
         panel=panel,
@@ -225,7 +226,7 @@ def query_cite_data(
         categorical=np.stack(categorical, axis=1) if categorical else None,
         continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
         library_size=library_size.astype(np.float32),
-        annotation=Annotation(data, obs, keys.rna_modality, keys.protein_modality),
+        annotation=Annotation(data, obs, columns.rna_modality, columns.protein_modality),
         controls=query.controls,
     )
 
@@ -256,7 +257,8 @@ def _known_codes(obs: pd.DataFrame, key: str, known: tuple[str, ...]) -> np.ndar
 
 
 def _measured_protein(source: CountSource, measured: np.ndarray) -> np.ndarray:
-    missing = np.argwhere(measured & np.isnan(source.protein))
+    counts = source.protein.read()
+    missing = np.argwhere(measured & np.isnan(counts))
     if len(missing):
         cell, protein = missing[0]
         raise DataError(
@@ -264,4 +266,4 @@ def _measured_protein(source: CountSource, measured: np.ndarray) -> np.ndarray:
             f'cell "{source.cell_names[cell]}", though others of its panel (or batch) have; give the '
             "counts, leave the cell out, or tell the panels apart by batch_key."
         )
-    return np.where(measured, source.protein, np.float32(0))
+    return np.where(measured, counts, np.float32(0))

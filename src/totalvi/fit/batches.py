@@ -10,7 +10,7 @@ from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.cells import CiteData
-from totalvi.data.counts import read_ahead
+from totalvi.data.counts import Counts, CountsInMemory, read_ahead
 from totalvi.nn.cell import CellContext
 from totalvi.nn.config import at_least_one
 from totalvi.nn.cpu.counts_product import take_rows
@@ -171,12 +171,13 @@ class CountsOnDevice(NamedTuple):
 
 def counts_on_device(data: CiteData, device: torch.device | str) -> CountsOnDevice:
     """Return the counts of all cells on ``device``; they must be in memory."""
+    held = data.rna.read()
     counts, gene, pointer = (
         torch.from_numpy(part).to(device)
-        for part in (data.rna.data, data.rna.indices, data.rna.indptr.astype(np.int64))
+        for part in (held.data, held.indices, held.indptr.astype(np.int64))
     )
-    rna = SparseCounts(counts, gene, pointer, data.rna.shape[1])
-    return CountsOnDevice(rna, torch.from_numpy(data.protein).to(device))
+    rna = SparseCounts(counts, gene, pointer, held.shape[1])
+    return CountsOnDevice(rna, torch.from_numpy(data.protein.read()).to(device))
 
 
 _IN_ORDER = 8192  # cells read at a time where their order is given
@@ -223,12 +224,12 @@ class _Counts(NamedTuple):
     """Counts in memory, those of the cells wanted among them at ``rows``."""
 
     rna: sparse.csr_matrix
-    protein: np.ndarray
+    protein: Counts[np.ndarray]
     rows: np.ndarray
 
     def to(self, device: torch.device | str) -> tuple[SparseCounts, Tensor]:
         """Return RNA and protein of the cells wanted; to a GPU they go while it computes."""
-        x, y = sparse_rows(self.rna, self.rows), torch.from_numpy(self.protein[self.rows])
+        x, y = sparse_rows(self.rna, self.rows), torch.from_numpy(self.protein.rows(self.rows))
         if torch.device(device).type != "cuda":
             return x.to(device), y.to(device)
         return x.pin_memory().to(device), y.pin_memory().to(device, non_blocking=True)
@@ -297,7 +298,7 @@ def _from_disk(
     def read(batches: list[np.ndarray]) -> _Counts:
         own = [_own(rows, process)[0] for rows in batches]
         rows = np.unique(np.concatenate(own))  # ascending, which reads fast
-        return _Counts(data.rna[rows], data.protein[rows], rows)
+        return _read(data, rows)
 
     for batches, (rna, protein, held) in zip(windows, read_ahead(read, windows), strict=True):
         for rows in batches:
@@ -321,8 +322,12 @@ def minibatch(
 
 def _in_memory(data: CiteData, rows: np.ndarray) -> _Counts:
     if data.on_disk:
-        return _Counts(data.rna[rows], data.protein[rows], np.arange(len(rows)))
-    return _Counts(data.rna, data.protein, rows)
+        return _read(data, rows)._replace(rows=np.arange(len(rows)))
+    return _Counts(data.rna.read(), data.protein, rows)
+
+
+def _read(data: CiteData, rows: np.ndarray) -> _Counts:
+    return _Counts(data.rna.rows(rows), CountsInMemory(data.protein.rows(rows)), rows)
 
 
 def _minibatch(

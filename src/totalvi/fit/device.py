@@ -211,8 +211,8 @@ def _too_little(memory: Memory, n_cells: int) -> TrainingError:
 def _bytes_of_counts(data: CiteData) -> int:
     if data.on_disk:
         return 0
-    rna = 8 * int(data.rna.nnz) + 8 * (data.n_cells + 1)
-    return rna + int(data.protein.nbytes)
+    rna = 8 * int(data.rna.read().nnz) + 8 * (data.n_cells + 1)
+    return rna + int(data.protein.read().nbytes)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from totalvi.data.cells import Schema
 from totalvi.data.mapped_query import QueryMapping
-from totalvi.data.schema import Schema
 from totalvi.fit.plan import TrainingPlan
 from totalvi.fit.split import Split
 from totalvi.fit.state import torch_generator
@@ -48,7 +48,7 @@ def network_of(schema: Schema, options: dict[str, Any], seed: int) -> TOTALVI:
         n_labels=len(schema.label_names),
         n_panels=len(schema.panel_names) or None,
         n_categories_per_covariate=[len(names) for names in schema.covariate_categories],
-        n_continuous_covariates=len(schema.keys.continuous_covariate_keys),
+        n_continuous_covariates=len(schema.columns.continuous_covariate_keys),
         protein_batch_mask=schema.panel_measured,
         generator=torch_generator(initial_weights),
         **options,

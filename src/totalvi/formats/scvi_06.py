@@ -10,9 +10,10 @@ from anndata import AnnData
 from mudata import MuData
 from torch import Tensor
 
-from totalvi.data.cells import CiteData
-from totalvi.data.describe import describe, find_source
-from totalvi.data.schema import Keys, Schema, library_prior
+from totalvi.data.cells import CiteData, Schema, library_prior
+from totalvi.data.columns import Columns
+from totalvi.data.describe import describe
+from totalvi.data.find import find_counts
 from totalvi.errors import FormatError
 from totalvi.formats.scvi_weights import State
 from totalvi.nn.config import protein_mask
@@ -41,7 +42,7 @@ _ARCHITECTURE: dict[str, Any] = {
 }
 _KEYS = tuple(
     field.name
-    for field in fields(Keys)
+    for field in fields(Columns)
     if "covariate" not in field.name and field.name not in ("panel_key", "size_factor_key")
 )
 
@@ -78,7 +79,7 @@ def schema_and_options(
         **found,
     }
     _check(config, counted)
-    keys = Keys(**{name: config[name] for name in _KEYS if name in config})
+    keys = Columns(**{name: config[name] for name in _KEYS if name in config})
     schema = _schema(config, keys, counted, data)
     options = {name: config[name] for name in _OPTIONS if name in config}
     return schema, {**found, **options, **_ARCHITECTURE}
@@ -116,7 +117,7 @@ def _check(config: Mapping[str, Any], counted: Mapping[str, int]) -> None:
 
 def _schema(
     config: Mapping[str, Any],
-    keys: Keys,
+    keys: Columns,
     counted: Mapping[str, int],
     data: AnnData | MuData | None,
 ) -> Schema:
@@ -126,7 +127,7 @@ def _schema(
         raise FormatError(
             f"config has no batch_key, and the weights have {n_batch} batches; give it."
         )
-    source = None if data is None else find_source(data, keys)
+    source = None if data is None else find_counts(data, keys)
     given = {
         "gene_names": None if source is None else source.gene_names,
         "protein_names": None if source is None else source.protein_names,
@@ -147,7 +148,7 @@ def _schema(
     mask = protein_mask(config.get("protein_batch_mask"), n_batch, n_proteins)
     measured = ((True,) * n_proteins,) * n_batch if mask is None else mask.tolist()
     schema = Schema(
-        keys=keys,
+        columns=keys,
         **names,
         panel_names=(),
         covariate_categories=(),

@@ -15,7 +15,8 @@ from anndata import AnnData
 from mudata import MuData
 from torch import Tensor
 
-from totalvi.data.schema import Keys, Schema
+from totalvi.data.cells import Schema
+from totalvi.data.columns import Columns
 from totalvi.errors import FormatError, TotalviError
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.split import Split
@@ -160,7 +161,7 @@ def at(tree: Any, *path: str) -> Any:
     return tree
 
 
-def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Keys:
+def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Columns:
     """Return where the model's counts and annotation are in its data."""
     setup = at(registry, "setup_args")
     if not isinstance(setup, Mapping):
@@ -186,7 +187,7 @@ def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Keys:
             )
         modalities = {name: _text_or_none(value, name) for name, value in found.items()}
         modalities["protein_layer"] = _layer(proteins)
-    return Keys(
+    return Columns(
         batch_key=key("batch_key"),
         panel_key=key("panel_key"),
         size_factor_key=key("size_factor_key"),
@@ -200,7 +201,7 @@ def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Keys:
     )
 
 
-def schema_of(registry: Mapping[str, Any], keys: Keys, masked: bool) -> Schema:
+def schema_of(registry: Mapping[str, Any], keys: Columns, masked: bool) -> Schema:
     """Return names, categories and panels; continuous covariates are taken as they are.
 
     Parameters
@@ -225,7 +226,7 @@ def schema_of(registry: Mapping[str, Any], keys: Keys, masked: bool) -> Schema:
     n_panels = len(panels) or len(batches)
     n_continuous = len(keys.continuous_covariate_keys)
     return Schema(
-        keys=keys,
+        columns=keys,
         gene_names=genes,
         protein_names=proteins,
         batch_names=batches,

@@ -9,7 +9,8 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from totalvi.data.schema import Keys, Schema
+from totalvi.data.cells import Schema
+from totalvi.data.columns import Columns
 from totalvi.errors import FormatError, OutputError
 from totalvi.fit.model_state import ModelState
 from totalvi.formats.model_folder import write_folder
@@ -74,7 +75,7 @@ def write_scvi(path: Path, model: ModelState, overwrite: bool) -> None:
         "history_": {},
         **{f"{name}_indices_": cells for name, cells in parts.items()},
     }
-    genes, keys = _name_array(schema.gene_names), schema.keys
+    genes, keys = _name_array(schema.gene_names), schema.columns
     names = (
         {keys.rna_modality: genes, keys.protein_modality: _name_array(schema.protein_names)}
         if keys.protein_expression_obsm_key is None
@@ -175,7 +176,7 @@ def _registry(schema: Schema, n_cells: int) -> dict[str, Any]:
 
     Without a key of ``obsm`` the data are a MuData, whose columns of ``obs`` are its own.
     """
-    keys = schema.keys
+    keys = schema.columns
     in_mudata = keys.protein_expression_obsm_key is None
     genes, proteins = _name_array(schema.gene_names), _name_array(schema.protein_names)
     rna_modality = {"mod_key": keys.rna_modality} if in_mudata else {}
@@ -259,7 +260,7 @@ def _column(name: str, key: str | None, categories: tuple[str, ...]) -> dict[str
     )
 
 
-def _setup_arguments(keys: Keys) -> dict[str, Any]:
+def _setup_arguments(keys: Columns) -> dict[str, Any]:
     shared = {
         "batch_key": keys.batch_key,
         "panel_key": keys.panel_key,

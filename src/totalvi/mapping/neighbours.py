@@ -12,14 +12,14 @@ import numpy as np
 from scipy import sparse
 
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import minibatches
+from totalvi.data.counts import CountsInMemory
 from totalvi.fit.split import Split
-from totalvi.nn.cpu.dispatch import threads_of_torch
+from totalvi.mapping.map_query import always_shown, fill_unmeasured
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.filling import always_shown, fill_unmeasured
 from totalvi.posterior.latent import LatentDistribution, latent_distribution
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.question import Question
 
-_BATCH_SIZE = 1024
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 100, 5000
 _EXACT_UP_TO = 20_000  # reference cells
 _PAIRS_AT_ONCE = 65_536  # pairs of cells compared at a time
@@ -44,7 +44,9 @@ class Neighbours(NamedTuple):
     distance: np.ndarray
 
 
-def held_out_cells(split: Split | None, usable: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def cells_to_calibrate(
+    split: Split | None, usable: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Return usable reference cells to calibrate on: not trained on, where there are enough of these.
 
     Otherwise a tenth of the usable cells (at least 100, at most half) is drawn.
@@ -69,21 +71,21 @@ def as_the_query(
     """
     panels = np.array(held_out.schema.panel_measured)
     known, shown = panels[held_out.panel], always_shown(module, panels, held_out.panel)
-    rna = held_out.rna
+    rna = held_out.rna.read()
     if missing_genes:
         keep = ~np.isin(query.schema.gene_names, missing_genes)
         rna = sparse.csr_matrix(rna.multiply(keep[None]), dtype=np.float32)
         rna.eliminate_zeros()
-    library_size = held_out.library_size
-    if query.schema.keys.size_factor_key is None:
+    protein, library_size = held_out.protein.read(), held_out.library_size
+    if query.schema.columns.size_factor_key is None:
         library_size = np.asarray(rna.sum(axis=1), dtype=np.float32).ravel()
     for panel in np.unique(query.panel):
         measured = np.array(query.schema.panel_measured[panel])
         alike = replace(
             held_out,
             schema=query.schema,
-            rna=rna,
-            protein=np.where(measured & known, held_out.protein, np.float32(0)),
+            rna=CountsInMemory(rna),
+            protein=CountsInMemory(np.where(measured & known, protein, np.float32(0))),
             panel=np.full_like(held_out.panel, panel),
             library_size=library_size,
         )
@@ -95,9 +97,8 @@ def as_the_query(
 
 def encode(module: TOTALVI, data: CiteData, cells: np.ndarray) -> LatentDistribution:
     """Return q(u | cell) of the cells at these positions."""
-    with threads_of_torch():
-        batches = minibatches(data, module, cells, _BATCH_SIZE)
-        return latent_distribution(module, batches)
+    no_samples = CellNoise(0)  # the distribution is told by its moments
+    return latent_distribution(Question(module, data, cells, no_samples, progress=False))
 
 
 class Reference:

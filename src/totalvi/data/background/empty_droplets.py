@@ -20,9 +20,9 @@ from totalvi.data.background.ambient import (
     choose_empty_droplets,
     estimate_ambient,
 )
+from totalvi.data.columns import joined_obs, names_of
 from totalvi.data.find import genes_and_proteins
 from totalvi.data.finding import Finding, did_you_mean, listed
-from totalvi.data.join_obs import joined_obs, names_of
 from totalvi.errors import DataError
 
 Raw: TypeAlias = MuData | AnnData | str | PathLike[str]

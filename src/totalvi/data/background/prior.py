@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.background.ambient import ANY_BATCH
+from totalvi.data.counts import Counts
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
 
@@ -24,7 +25,7 @@ _SCALE_TOLERANCE = 0.3  # of the log spread
 
 
 def empirical_background_prior(
-    protein: np.ndarray, panel: np.ndarray, panel_measured: np.ndarray
+    protein: Counts[np.ndarray], panel: np.ndarray, panel_measured: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimate mean and standard deviation of each protein's log background, by panel.
 
@@ -183,12 +184,12 @@ def _densest_half(values: np.ndarray) -> float:
     return float(ordered[first : first + n_half].mean())
 
 
-def _log_counts(protein: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def _log_counts(protein: Counts[np.ndarray], chosen: np.ndarray) -> np.ndarray:
     """Return log(1 + counts) of the chosen cells, or of evenly spaced ones of many."""
     rows = np.flatnonzero(chosen)
     if len(rows) > _MOST_CELLS:
         rows = rows[np.linspace(0, len(rows) - 1, _MOST_CELLS).astype(np.int64)]
-    return np.log1p(protein[rows].astype(np.float64))
+    return np.log1p(protein.rows(rows).astype(np.float64))
 
 
 def _lower_component(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Find the counts of each data set that is to be joined with others: with proteins or without."""
 
 import re
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource, find_counts, find_rna_counts, genes_and_proteins
 from totalvi.data.io.features import are_controls, are_hashtags, modalities_of
 from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS
@@ -16,16 +18,6 @@ from totalvi.errors import DataError
 _LIKE_PROTEINS = re.compile(
     r"prote(in|om) | (?<![a-z]) (prot(?!o) | adt | antibod | cite)", re.I | re.X
 )
-
-
-class Where(NamedTuple):
-    """Where the counts of the data sets are."""
-
-    rna_modality: str
-    protein_modality: str
-    rna_layer: str | None
-    protein_layer: str | None
-    protein_expression_obsm_key: str | None
 
 
 class DataSet(NamedTuple):
@@ -42,22 +34,17 @@ class DataSet(NamedTuple):
     unused: tuple[str, ...] = ()
 
 
-def find_data_set(name: str, data: MuData | AnnData, where: Where) -> DataSet:
+def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSet:
     """Find the counts of one data set, without its hashtags."""
-    obsm_key = _obsm_key(data, where)
-    has_proteins = _has_proteins(data, obsm_key, where)
+    obsm_key = _obsm_key(data, columns)
+    has_proteins = _has_proteins(data, obsm_key, columns)
     try:
         if has_proteins:
-            source = find_counts(
-                data,
-                rna_modality=where.rna_modality,
-                protein_modality=where.protein_modality,
-                rna_layer=where.rna_layer,
-                protein_layer=None if obsm_key is not None else where.protein_layer,
-                protein_expression_obsm_key=obsm_key,
-            )
+            layer = None if obsm_key is not None else columns.protein_layer
+            found = replace(columns, protein_layer=layer, protein_expression_obsm_key=obsm_key)
+            source = find_counts(data, found)
         else:
-            source = find_rna_counts(data, rna_modality=where.rna_modality, layer=where.rna_layer)
+            source = find_rna_counts(data, columns)
     except DataError as error:
         raise DataError(f'data set "{name}": {error}') from error
     if not source.cell_names.is_unique:
@@ -74,30 +61,32 @@ def find_data_set(name: str, data: MuData | AnnData, where: Where) -> DataSet:
         )
     var = pd.DataFrame(index=names)
     in_mudata = isinstance(data, MuData) and len(names) > 0
-    if in_mudata and "control" in data.mod[where.protein_modality].var:
-        var["control"] = data.mod[where.protein_modality].var["control"].to_numpy()
+    if in_mudata and "control" in data.mod[columns.protein_modality].var:
+        var["control"] = data.mod[columns.protein_modality].var["control"].to_numpy()
     tags = are_hashtags(var, None, name)
     return DataSet(
-        source._replace(protein=source.protein[:, ~tags], protein_names=names[~tags]),
-        _gene_var(data, where),
+        source._replace(
+            protein=source.protein.columns(np.flatnonzero(~tags)), protein_names=names[~tags]
+        ),
+        _gene_var(data, columns),
         are_controls(var[~tags], None, name),
         tuple(names[tags]),
-        () if has_proteins else _beside_rna(data, where),
+        () if has_proteins else _beside_rna(data, columns),
     )
 
 
-def _gene_var(data: MuData | AnnData, where: Where) -> pd.DataFrame:
+def _gene_var(data: MuData | AnnData, columns: Columns) -> pd.DataFrame:
     if isinstance(data, MuData):
-        return data.mod[where.rna_modality].var
+        return data.mod[columns.rna_modality].var
     is_gene, _ = genes_and_proteins(data.var)
     return data.var[is_gene]
 
 
-def _obsm_key(data: MuData | AnnData, where: Where) -> str | None:
+def _obsm_key(data: MuData | AnnData, columns: Columns) -> str | None:
     """Return the obsm entry with the proteins of an AnnData, if it has one."""
     if not isinstance(data, AnnData):
         return None
-    given = where.protein_expression_obsm_key
+    given = columns.protein_expression_obsm_key
     if given is not None:
         return given if given in data.obsm else None
     if genes_and_proteins(data.var)[1].any():
@@ -105,21 +94,21 @@ def _obsm_key(data: MuData | AnnData, where: Where) -> str | None:
     return next((key for key in PROTEIN_OBSM_KEYS if key in data.obsm), None)
 
 
-def _has_proteins(data: Any, obsm_key: str | None, where: Where) -> bool:
+def _has_proteins(data: Any, obsm_key: str | None, columns: Columns) -> bool:
     """Whether there are proteins to be found, if need be under another name than the one given."""
     if isinstance(data, MuData):
-        return where.protein_modality in data.mod or any(
-            _may_be_proteins(name, data.mod[name].var) for name in _beside_rna(data, where)
+        return columns.protein_modality in data.mod or any(
+            _may_be_proteins(name, data.mod[name].var) for name in _beside_rna(data, columns)
         )
     if isinstance(data, AnnData):
         return obsm_key is not None or bool(genes_and_proteins(data.var)[1].any())
     return True  # find_counts says what is wrong
 
 
-def _beside_rna(data: MuData | AnnData, where: Where) -> tuple[str, ...]:
+def _beside_rna(data: MuData | AnnData, columns: Columns) -> tuple[str, ...]:
     """Return the names of what is neither RNA nor proteins nor hashtags."""
     if isinstance(data, MuData):
-        found, known = list(data.mod), {where.rna_modality, where.protein_modality, "hto"}
+        found, known = list(data.mod), {columns.rna_modality, columns.protein_modality, "hto"}
     else:
         found, known = list(modalities_of(data.var)), {"rna", "prot", "hto"}
     return tuple(name for name in dict.fromkeys(map(str, found)) if name not in known)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
-from totalvi.data.join_obs import names_of
+from totalvi.data.columns import names_of
 from totalvi.data.panels.antibody_names import identify, spelling_key
 from totalvi.errors import DataError
 

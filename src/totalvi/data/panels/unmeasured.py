@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from mudata import MuData
 
+from totalvi.data.columns import Columns
 from totalvi.data.find import find_counts
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.modalities import mudata_of
@@ -52,13 +53,14 @@ def declare_unmeasured(
     >>> declared["prot"].to_df()[protein].isna().equals(declared.obs["batch"] == batch)
     True
     """
-    source = find_counts(data, rna_modality=rna_modality, protein_modality=protein_modality)
+    where = Columns(rna_modality=rna_modality, protein_modality=protein_modality)
+    source = find_counts(data, where)
     if batch_key not in source.obs:
         raise DataError(
             f'batch_key: no column "{batch_key}" in obs, {did_you_mean(batch_key, source.obs.columns)}'
         )
     batch = source.obs[batch_key].astype(str).to_numpy()
-    protein = source.protein
+    protein = source.protein.read()  # a copy of the user's
     for name, proteins in unmeasured.items():
         if str(name) not in batch:
             raise ValueError(

@@ -117,7 +117,7 @@ class Comparer:
         )
 
     def _batch(self) -> np.ndarray:
-        key = self.model.schema.keys.batch_key
+        key = self.model.schema.columns.batch_key
         obs = self._cells.obs
         return np.zeros(len(obs)) if key is None else obs[key].astype(str).to_numpy()
 
