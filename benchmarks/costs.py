@@ -76,13 +76,12 @@ def step_seconds(size: Size, threads: int) -> dict[str, float]:
     import torch
 
     import totalvi
-    from totalvi.compiled import threads_of_torch
     from totalvi.fit.batches import minibatches
     from totalvi.fit.device import resolved_plan, wide_products
     from totalvi.fit.loop import Fit
     from totalvi.fit.plan import TrainingPlan
     from totalvi.fit.split import Split
-    from totalvi.processes import make_fabric
+    from totalvi.processes import make_fabric, threads_of_torch
 
     torch.set_num_threads(threads)
     n_cells = 6 * size.cells

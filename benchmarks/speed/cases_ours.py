@@ -17,12 +17,11 @@ from sklearn.cluster import KMeans
 from worker import clock, peak_memory, private_stdout, serve, timed, worker_arguments
 
 import totalvi
-from totalvi.compiled import threads_of_torch
 from totalvi.fit.batches import minibatches
 from totalvi.fit.device import resolved_plan, wide_products
 from totalvi.fit.loop import Fit
 from totalvi.fit.plan import TrainingPlan
-from totalvi.processes import launch
+from totalvi.processes import launch, threads_of_torch
 
 N_CLUSTERS = 15
 BATCH_SIZE = 256

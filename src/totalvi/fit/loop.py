@@ -16,7 +16,6 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from totalvi.compiled import threads_of_torch
 from totalvi.data.cells import CiteData
 from totalvi.errors import ProcessError, TrainingError
 from totalvi.fit.batches import WINDOW, CountsOnDevice, Minibatch, minibatches, read_once
@@ -36,7 +35,7 @@ from totalvi.fit.split import Split
 from totalvi.fit.state import FitState, clip_gradients, noise_of
 from totalvi.nn.elbo import ElboTerms, objective
 from totalvi.nn.v06 import TOTALVI
-from totalvi.processes import Process, losing_others, process_of
+from totalvi.processes import Process, losing_others, process_of, threads_of_torch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

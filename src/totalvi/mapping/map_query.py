@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.compiled import threads_of_torch
 from totalvi.data.alignment import align_query, check_query, warn_of_alignment
 from totalvi.data.cells import CiteData, Schema
 from totalvi.data.columns import Columns
@@ -33,6 +32,7 @@ from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Fitted, Question
+from totalvi.processes import threads_of_torch
 
 SURGERY_EPOCHS = 20
 AVERAGE = "average"

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.compiled import threads_of_torch
 from totalvi.data.cells import CiteData, Schema
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
@@ -26,7 +25,7 @@ from totalvi.posterior.arguments import Cells, Names, cell_positions, feature_po
 from totalvi.posterior.draws import Draw, draws, naming_proteins
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.rows import Table, own_rows, row_targets
-from totalvi.processes import this_process
+from totalvi.processes import this_process, threads_of_torch
 from totalvi.progress import cell_progress
 
 QUERY_BATCH_SIZE = 1024
