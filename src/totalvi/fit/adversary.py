@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from totalvi.fit.checkpoint import optimizer_tensors, part, restore_optimizer, with_prefix
-from totalvi.nn.encoder import CellPosterior
+from totalvi.nn.coders import CellPosterior
+from totalvi.nn.network import Network
 from totalvi.nn.sync import Share
-from totalvi.nn.v06 import TOTALVI
 
 _N_HIDDEN, _LEARNING_RATE = 32, 1e-3
 
@@ -37,7 +37,7 @@ class Adversary:
     """
 
     def __init__(
-        self, module: TOTALVI, weight: float, device: torch.device, generator: torch.Generator
+        self, module: Network, weight: float, device: torch.device, generator: torch.Generator
     ) -> None:
         self.weight = weight
         self.classifier = nn.Sequential(
@@ -53,7 +53,7 @@ class Adversary:
         self._latent: Tensor | None = None
 
     @contextmanager
-    def watching(self, module: TOTALVI) -> Iterator[None]:
+    def watching(self, module: Network) -> Iterator[None]:
         """Read what the module's encoder gives in training, for a while."""
         watch = module.encoder.register_forward_hook(self._read)
         try:

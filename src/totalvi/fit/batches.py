@@ -11,13 +11,12 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import Counts, CountsInMemory, read_ahead
-from totalvi.nn.cell import CellContext
+from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.config import at_least_one
 from totalvi.nn.cpu.counts_product import take_rows
-from totalvi.nn.elbo import ElboTerms
-from totalvi.nn.sparse import SparseCounts
+from totalvi.nn.likelihoods import ElboTerms
+from totalvi.nn.network import Network
 from totalvi.nn.sync import Share, SharedGenerator
-from totalvi.nn.v06 import TOTALVI
 from totalvi.processes import Process
 
 WINDOW = 65_536  # cells in memory at a time
@@ -237,7 +236,7 @@ class _Counts(NamedTuple):
 
 def minibatches(
     data: CiteData,
-    module: TOTALVI,
+    module: Network,
     cells: np.ndarray,
     batch_size: int,
     shuffle: np.random.Generator | None = None,
@@ -280,7 +279,7 @@ def _own(rows: np.ndarray, process: Process | None) -> tuple[np.ndarray, Share |
 
 def _from_disk(
     data: CiteData,
-    module: TOTALVI,
+    module: Network,
     cells: np.ndarray,
     batch_size: int,
     shuffle: np.random.Generator | None,
@@ -314,7 +313,7 @@ def read_once(data: CiteData, cells: np.ndarray) -> tuple[CiteData, np.ndarray]:
 
 
 def minibatch(
-    data: CiteData, module: TOTALVI, rows: np.ndarray, device: torch.device | str = "cpu"
+    data: CiteData, module: Network, rows: np.ndarray, device: torch.device | str = "cpu"
 ) -> Minibatch:
     """Return the cells at ``rows`` as one minibatch."""
     return _minibatch(data, module, rows, *_in_memory(data, rows).to(device))
@@ -332,7 +331,7 @@ def _read(data: CiteData, rows: np.ndarray) -> _Counts:
 
 def _minibatch(
     data: CiteData,
-    module: TOTALVI,
+    module: Network,
     rows: np.ndarray,
     x: SparseCounts,
     y: Tensor,

@@ -33,8 +33,8 @@ from totalvi.fit.model_state import FitResult
 from totalvi.fit.plan import TrainingPlan
 from totalvi.fit.split import Split
 from totalvi.fit.state import FitState, clip_gradients, noise_of
-from totalvi.nn.elbo import ElboTerms, objective
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.likelihoods import ElboTerms, objective
+from totalvi.nn.network import Network
 from totalvi.processes import Process, losing_others, process_of, threads_of_torch
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Fit:
 
     def __init__(
         self,
-        network: TOTALVI,
+        network: Network,
         data: CiteData,
         split: Split,
         plan: TrainingPlan,
@@ -332,7 +332,7 @@ class Fit:
 
 
 def evaluate(
-    network: TOTALVI,
+    network: Network,
     data: CiteData,
     cells: np.ndarray,
     seed: np.random.SeedSequence,
@@ -391,7 +391,7 @@ def _mean_terms(prefix: str, sums: Tensor, n_cells: int) -> dict[str, float]:
 class _Elbo(nn.Module):
     """The terms of the ELBO as the forward pass of a module."""
 
-    def __init__(self, network: TOTALVI) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from totalvi.errors import FormatError
-from totalvi.nn.encoder import Trunk
+from totalvi.nn.coders import Trunk
 from totalvi.nn.layers import Activation, HiddenLayer, ParallelHiddenLayer
 from totalvi.nn.v06 import TOTALVI
 
