@@ -27,7 +27,7 @@ def resolved_plan(plan: TrainingPlan, network: Network, device: torch.device) ->
     return replace(plan, accelerator=device.type, precision=precision)
 
 
-def resolve_precision(asked: Precision, network: Network, device: torch.device) -> Precision:
+def resolve_precision(given: Precision, network: Network, device: torch.device) -> Precision:
     """Return the precision that a fit of ``network`` on ``device`` has.
 
     "auto" is "bf16-mixed" for fused networks on processors with instructions for bfloat16, where wide
@@ -35,9 +35,9 @@ def resolve_precision(asked: Precision, network: Network, device: torch.device) 
     not train in float16: "16-mixed" is "bf16-mixed" there.
     """
     on_cpu = device.type == "cpu"
-    if asked == "auto":
+    if given == "auto":
         return "bf16-mixed" if on_cpu and network.fused and _has_bfloat16() else "32-true"
-    return "bf16-mixed" if on_cpu and asked == "16-mixed" else asked
+    return "bf16-mixed" if on_cpu and given == "16-mixed" else given
 
 
 def autocast_precision(precision: Precision, network: Network, device: torch.device) -> Precision:
@@ -51,7 +51,7 @@ def autocast_precision(precision: Precision, network: Network, device: torch.dev
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Return what makes torch choose 16 bits for the operations that bear it."""
+    """Return a context in which torch runs the operations that tolerate it in 16 bits."""
     if precision == "32-true":
         return nullcontext()
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.half
@@ -59,7 +59,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler | None:
-    """Return what scales losses so that their gradients do not vanish in float16."""
+    """Return the scaler that keeps gradients from vanishing in float16; None for other precisions."""
     return torch.amp.GradScaler(device.type) if precision == "16-mixed" else None
 
 

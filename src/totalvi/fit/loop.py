@@ -123,7 +123,7 @@ class Fit:
         _require_cells_for_all(split, plan, self.process)
         self.validation = read_once(data, split.validation)
         self.training = data, split.train
-        if len(split.train) <= WINDOW:  # otherwise one window after the other is read
+        if len(split.train) <= WINDOW:  # more cells are read one window after the other
             self.training = read_once(data, split.train)
         self.memory: Memory | None = None
         self.held: CountsOnDevice | None = None
@@ -307,7 +307,7 @@ class Fit:
             checkpoint.write(self.state.saved())
 
     def _own_cells(self) -> int:
-        """Return the most cells that this process has of a minibatch."""
+        """Return the largest number of cells that this process has of a minibatch."""
         return math.ceil(self.plan.batch_size / self.process.n_processes)
 
     def _result(self) -> FitResult:

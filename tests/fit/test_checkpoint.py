@@ -1,4 +1,4 @@
-"""A fit that goes on from its checkpoint ends with the numbers of one that was never interrupted."""
+"""A fit that resumes from its checkpoint ends with the numbers of one that was never interrupted."""
 
 import os
 import shutil
