@@ -19,7 +19,7 @@ from totalvi.posterior.differential.moments import (
     batch_weights,
     scales,
 )
-from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.draws import ProteinScale
 
 CELLS = np.arange(0, 120, 2)
 STRATUM = np.arange(120) % 3

@@ -120,7 +120,8 @@ def _estimate(model: Model) -> Estimates:
     foreground = model.get_protein_foreground_probability(
         n_samples=POSTERIOR_SAMPLES, return_numpy=True
     )
-    return Estimates(model.get_latent_representation(), rna, protein, foreground)
+    latent = model.get_latent_representation()
+    return Estimates(latent, rna, protein, np.asarray(foreground))
 
 
 class Shown(NamedTuple):

@@ -1,4 +1,4 @@
-"""Lay new cells on a fitted model: start each batch, fill in proteins that it lacks, fit if asked."""
+"""Lay new cells on a fitted model: start each batch, fill in proteins that it lacks, and fit."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,11 +36,9 @@ from totalvi.processes import threads_of_torch
 
 SURGERY_EPOCHS = 20
 AVERAGE = "average"
-_CELLS_FOR_SHARE = 256
-_CELLS_TO_COMPARE = 500
-_COMPARISON_BATCH_SIZE = 512
+_CELLS_FOR_SHARE, _CELLS_TO_COMPARE = 256, 500
+_COMPARISON_BATCH_SIZE, _FILLING_BATCH_SIZE = 512, 1024
 _FILLING_ROUNDS = 6
-_FILLING_BATCH_SIZE = 1024
 
 
 class _Mappable(Fitted, Protocol):
@@ -155,10 +153,8 @@ class MappingQueries(_Mappable):
             "protein_layer": protein_layer,
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
-        keys = replace(
-            self.schema.columns,
-            **{name: value for name, value in changed.items() if value is not None},
-        )
+        changed = {name: value for name, value in changed.items() if value is not None}
+        keys = replace(self.schema.columns, **changed)
         data = opened(data)[0]
         aligned = align_query(data, keys, self.schema, antibody_names)
         keys = _keys_of(aligned.source.obs, keys, batch_key)
@@ -221,14 +217,14 @@ def start_batches(
     module: TOTALVI,
     data: CiteData,
     mapping: QueryMapping,
-    asked: str | Mapping[str, str] | None,
+    reference_batch: str | Mapping[str, str] | None,
     noise: CellNoise,
 ) -> tuple[str, ...]:
     """Start each query batch at a reference batch, and return the names of those.
 
     Parameters
     ----------
-    asked
+    reference_batch
         A reference batch, "average", or one of these for each batch of the query. None: the batch
         under which the evidence of (up to 500 of) the query batch's cells is highest.
 
@@ -243,7 +239,7 @@ def start_batches(
         batch = mapping.n_reference_batches + i
         cells = np.flatnonzero(data.batch == batch)
         panels = np.unique(data.panel[cells])
-        wanted = _wanted(asked, own_name, mapping, known)
+        wanted = _wanted(reference_batch, own_name, mapping, known)
         if wanted is None:
             wanted = _closest(module, data, mapping, batch, cells, known, noise)
         for panel in panels:
@@ -253,26 +249,26 @@ def start_batches(
 
 
 def _wanted(
-    asked: str | Mapping[str, str] | None,
+    wanted: str | Mapping[str, str] | None,
     own_name: str,
     mapping: QueryMapping,
     known: tuple[str, ...],
 ) -> str | None:
-    """Return the reference batch that was asked for one batch of the query, once it is known."""
-    if isinstance(asked, Mapping):
+    """Return the reference batch that is wanted for one batch of the query, once it is known."""
+    if isinstance(wanted, Mapping):
         names = [own for own, _ in mapping.batches]
-        for name in asked:
+        for name in wanted:
             if name not in names:
                 raise ValueError(
                     f"reference_batch holds the query batch {name!r}; "
                     f"{did_you_mean(str(name), names)}."
                 )
-        asked = asked.get(own_name)
-    if asked is None or asked == AVERAGE or asked in known:
-        return asked
+        wanted = wanted.get(own_name)
+    if wanted is None or wanted == AVERAGE or wanted in known:
+        return wanted
     raise ValueError(
-        f"reference_batch is {asked!r}, which is no batch of the reference; "
-        f"{did_you_mean(str(asked), (*known, AVERAGE))}."
+        f"reference_batch is {wanted!r}, which is no batch of the reference; "
+        f"{did_you_mean(str(wanted), (*known, AVERAGE))}."
     )
 
 
@@ -330,7 +326,7 @@ def always_shown(module: TOTALVI, panels: np.ndarray, panel: np.ndarray) -> np.n
     -------
     Shape (N, T).
     """
-    if module.hidden_protein_rate:  # cells were also shown as other panels would have measured them
+    if module.hidden_protein_rate:  # cells were also shown with other panels
         return np.broadcast_to(panels.all(axis=0), (len(panel), panels.shape[1]))
     shown: np.ndarray = panels[panel]
     return shown
@@ -392,12 +388,12 @@ def with_expected(module: TOTALVI, batch: Minibatch, filled: np.ndarray) -> Tens
     Mohamed and Wierstra (2014, appendix F).
     """
     where, context = torch.from_numpy(filled), batch.context
-    y = batch.y.masked_fill(where, 0)  # so that it does not matter what was filled in before
+    y = batch.y.masked_fill(where, 0)  # so that earlier filling does not matter
     for _ in range(_FILLING_ROUNDS if filled.any() else 0):
         posterior = module.encode(batch.x, y, context)
         decoded = module.decode(module.transform_latent(posterior.qz_m), context)
         mixture = module.proteins(decoded, decoded.background_mean, context)
-        log_background = mixture.log_background.where(where, 0.0)  # only these need be plausible
+        log_background = mixture.log_background.where(where, 0.0)  # others may be implausible
         mixture = plausible(mixture._replace(log_background=log_background))
         expected = mixture.background_mean() * mixture.mean_over_background()
         y = torch.where(where, expected, y)

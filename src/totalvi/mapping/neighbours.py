@@ -21,8 +21,8 @@ from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Question
 
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 100, 5000
-_EXACT_UP_TO = 20_000  # reference cells
-_PAIRS_AT_ONCE = 65_536  # pairs of cells compared at a time
+_EXACT_UP_TO = 20_000  # up to so many reference cells
+_PAIRS_AT_ONCE = 65_536  # so many pairs of cells are compared at a time
 
 
 class Neighbours(NamedTuple):
@@ -81,7 +81,7 @@ def as_the_query(
         library_size = np.asarray(rna.sum(axis=1), dtype=np.float32).ravel()
     for panel in np.unique(query.panel):
         measured = np.array(query.schema.panel_measured[panel])
-        alike = replace(
+        as_query = replace(
             held_out,
             schema=query.schema,
             rna=CountsInMemory(rna),
@@ -90,14 +90,14 @@ def as_the_query(
             library_size=library_size,
         )
         kept = np.flatnonzero(library_size > 0)
-        alike = alike.in_memory(kept)
-        fill_unmeasured(module, alike, (shown & ~measured)[kept])
-        yield int(panel), kept, alike
+        as_query = as_query.in_memory(kept)
+        fill_unmeasured(module, as_query, (shown & ~measured)[kept])
+        yield int(panel), kept, as_query
 
 
 def encode(module: TOTALVI, data: CiteData, cells: np.ndarray) -> LatentDistribution:
     """Return q(u | cell) of the cells at these positions."""
-    no_samples = CellNoise(0)  # the distribution is told by its moments
+    no_samples = CellNoise(0)  # the distribution needs none
     return latent_distribution(Question(module, data, cells, no_samples, progress=False))
 
 

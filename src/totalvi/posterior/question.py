@@ -34,7 +34,7 @@ _QUERY = 3  # tells queries from the other uses of a model's seed: see `totalvi.
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a network: about which cells, and how they are sampled and decoded.
+    """What a query asks of a network: about which cells, and how these are sampled and decoded.
 
     Parameters
     ----------
@@ -197,12 +197,11 @@ class Fitted(Protocol):
         self,
         adata: Data | None,
         indices: Cells,
-        *,
-        batch_size: int = QUERY_BATCH_SIZE,
-        transform_batch: Names = None,
-        n_samples: int = 1,
+        batch_size: int,
+        progress: bool | None,
         seed: int = 0,
-        progress: bool | None = None,
+        n_samples: int = 1,
+        transform_batch: Names = None,
     ) -> Question:
         """Return a question about cells, once the model can answer it."""
         self._require_trained()
