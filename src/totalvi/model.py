@@ -55,7 +55,7 @@ class Model(
     MappingQueries,
     ComparisonQueries,
 ):
-    """A totalVI model of CITE-seq data: built from counts, trained, and asked.
+    """A totalVI model of CITE-seq data: built from counts, trained, and queried.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ class Model(
         check_network_options(network_options)
         if not (isinstance(seed, int | np.integer) and seed >= 0):
             raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0.")
-        # these two are other than the network's, whose own check would name another argument
+        # The network has these two under other names, which its own check would give.
         check_choice("library", library, ("observed", "latent"))
         check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb"))
         self._options: dict[str, Any] = {
@@ -255,7 +255,7 @@ class Model(
         return pd.DataFrame() if self._result is None else self._result.history
 
     @property
-    def split(self) -> Split | None:  # type: ignore[override]
+    def split(self) -> Split | None:
         """Positions of the cells that trained, validated, and were held out for tests."""
         return None if self._result is None else self._result.split
 
@@ -287,7 +287,7 @@ class Model(
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model, without the data, to the folder ``path``, whole or not at all.
 
-        Of several processes the first writes; the others go on at once.
+        Of several processes the first writes; the others return at once.
 
         Raises
         ------

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-class Training(Fitted):
+class Training(Fitted, Protocol):
     """How a model is fitted to its data."""
 
     _options: dict[str, Any]
@@ -132,7 +132,7 @@ class Training(Fitted):
             When a signal ended the fit. The model is what it was before, and the checkpoint is there.
         """
         data = self._training_data()
-        asked: dict[str, Any] = {
+        given: dict[str, Any] = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
             "learning_rate": lr,
@@ -145,7 +145,7 @@ class Training(Fitted):
             "precision": precision,
         }
         if early_stopping_patience is not None or not early_stopping:
-            asked["patience"] = early_stopping_patience if early_stopping else None
+            given["patience"] = early_stopping_patience if early_stopping else None
         sizes = (train_size, validation_size)
         fabric = launch(kept_accelerator(checkpoint, resume, accelerator), devices, num_nodes)
         with open_checkpoint(checkpoint, checkpoint_every, resume) as kept:
@@ -154,7 +154,7 @@ class Training(Fitted):
                 sizes = tuple(before["split_sizes"])
             rng = np.random.default_rng(seed_of_split(self.seed))
             cells = choose_split(split, data.n_cells, sizes, rng)
-            plan = plan_fit(len(cells.train), asked, before.get("plan"))
+            plan = plan_fit(len(cells.train), given, before.get("plan"))
             plan = resolved_plan(plan, self.module, fabric.device)
             found = fingerprint(data)
             settings = fit_settings(

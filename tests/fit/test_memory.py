@@ -14,7 +14,7 @@ from totalvi.errors import TrainingError
 from totalvi.fit.batches import minibatch
 from totalvi.fit.device import Memory, explained, memory_use, plan_memory, require_room
 from totalvi.fit.loop import Fit
-from totalvi.nn.elbo import objective
+from totalvi.nn.likelihoods import objective
 
 
 class LiveTensors(TorchDispatchMode):

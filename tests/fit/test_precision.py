@@ -21,7 +21,7 @@ from totalvi.fit.loop import Fit
 from totalvi.fit.model_state import FitResult
 from totalvi.fit.plan import Precision, TrainingPlan
 from totalvi.fit.split import Split
-from totalvi.nn.elbo import ElboTerms
+from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.v06 import TOTALVI
 from totalvi.processes import launch
 

@@ -162,7 +162,7 @@ class Signals:
             self.learn(n_noted.tolist())
 
     def interruption(self, path: Path) -> Interrupted:
-        """Return the error that ends a fit which is kept in ``path``, once all processes are here."""
+        """Return the error that ends a fit kept in ``path``, once all processes have arrived."""
         barrier()  # a process that ends may take the others with it
         return Interrupted(
             f"The fit got {signal.Signals(self.known[0]).name} and stopped; it is kept in {path}: "
@@ -261,7 +261,7 @@ def require_same(path: Path, kept: Mapping[str, Any], here: Mapping[str, Any]) -
         there, now = theirs.get(name), ours.get(name)
         if there != now:
             what = f"is {there!r} there and {now!r} here"
-            if isinstance(there, str) and len(there) == 64:  # hashes would tell nobody anything
+            if isinstance(there, str) and len(there) == 64:  # a hash tells the reader nothing
                 what = "differ"
             raise CheckpointError(
                 f"{path} is of another fit: {name} {what}; use the original data and arguments, or "

@@ -15,19 +15,19 @@ from totalvi.data.cells import CiteData
 from totalvi.errors import TrainingError
 from totalvi.fit.batches import CountsOnDevice, counts_on_device, minibatch
 from totalvi.fit.plan import Precision, TrainingPlan
-from totalvi.nn.elbo import objective
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.likelihoods import objective
+from totalvi.nn.network import Network
 
 # -------------------------------------------------------------------------------------- precision
 
 
-def resolved_plan(plan: TrainingPlan, network: TOTALVI, device: torch.device) -> TrainingPlan:
+def resolved_plan(plan: TrainingPlan, network: Network, device: torch.device) -> TrainingPlan:
     """Return the plan with the device and the precision that "auto" stands for."""
     precision = resolve_precision(plan.precision, network, device)
     return replace(plan, accelerator=device.type, precision=precision)
 
 
-def resolve_precision(asked: Precision, network: TOTALVI, device: torch.device) -> Precision:
+def resolve_precision(given: Precision, network: Network, device: torch.device) -> Precision:
     """Return the precision that a fit of ``network`` on ``device`` has.
 
     "auto" is "bf16-mixed" for fused networks on processors with instructions for bfloat16, where wide
@@ -35,12 +35,12 @@ def resolve_precision(asked: Precision, network: TOTALVI, device: torch.device) 
     not train in float16: "16-mixed" is "bf16-mixed" there.
     """
     on_cpu = device.type == "cpu"
-    if asked == "auto":
+    if given == "auto":
         return "bf16-mixed" if on_cpu and network.fused and _has_bfloat16() else "32-true"
-    return "bf16-mixed" if on_cpu and asked == "16-mixed" else asked
+    return "bf16-mixed" if on_cpu and given == "16-mixed" else given
 
 
-def autocast_precision(precision: Precision, network: TOTALVI, device: torch.device) -> Precision:
+def autocast_precision(precision: Precision, network: Network, device: torch.device) -> Precision:
     """Return the precision that is left to ``torch.autocast``.
 
     On the CPU, fused networks take their wide products in bfloat16 themselves, and everything else in
@@ -51,7 +51,7 @@ def autocast_precision(precision: Precision, network: TOTALVI, device: torch.dev
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Return what makes torch choose 16 bits for the operations that bear it."""
+    """Return a context in which torch runs the operations that tolerate it in 16 bits."""
     if precision == "32-true":
         return nullcontext()
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.half
@@ -59,12 +59,12 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler | None:
-    """Return what scales losses so that their gradients do not vanish in float16."""
+    """Return the scaler that keeps gradients from vanishing in float16; None for other precisions."""
     return torch.amp.GradScaler(device.type) if precision == "16-mixed" else None
 
 
 @contextmanager
-def wide_products(network: TOTALVI, precision: Precision) -> Iterator[None]:
+def wide_products(network: Network, precision: Precision) -> Iterator[None]:
     """Take the products as wide as the genes in this precision for a while."""
     before = network.bfloat16_products
     network.set_bfloat16_products(precision == "bf16-mixed")
@@ -134,7 +134,7 @@ class Memory(NamedTuple):
 
 
 def plan_memory(
-    network: TOTALVI, data: CiteData, device: torch.device, n_cells: int, *, show: bool
+    network: Network, data: CiteData, device: torch.device, n_cells: int, *, show: bool
 ) -> tuple[Memory, CountsOnDevice | None]:
     """Return what a fit needs of a GPU's memory, and the counts on it where they fit.
 
@@ -159,7 +159,7 @@ def plan_memory(
     return memory, held
 
 
-def memory_use(network: TOTALVI, data: CiteData, free: int) -> Memory:
+def memory_use(network: Network, data: CiteData, free: int) -> Memory:
     """Return what a fit of ``network`` to ``data`` needs on a device with ``free`` bytes.
 
     What a minibatch needs is counted on the CPU, in float32, from a few cells spread over the data:
@@ -216,7 +216,7 @@ def _bytes_of_counts(data: CiteData) -> int:
 
 
 @contextmanager
-def _kept_for_gradient(network: TOTALVI) -> Iterator[dict[int, int]]:
+def _kept_for_gradient(network: Network) -> Iterator[dict[int, int]]:
     """Give the bytes of the tensors, weights apart, that are kept for a gradient, by address."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     sizes: dict[int, int] = {}

@@ -16,7 +16,6 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from totalvi.compiled import threads_of_torch
 from totalvi.data.cells import CiteData
 from totalvi.errors import ProcessError, TrainingError
 from totalvi.fit.batches import WINDOW, CountsOnDevice, Minibatch, minibatches, read_once
@@ -34,9 +33,9 @@ from totalvi.fit.model_state import FitResult
 from totalvi.fit.plan import TrainingPlan
 from totalvi.fit.split import Split
 from totalvi.fit.state import FitState, clip_gradients, noise_of
-from totalvi.nn.elbo import ElboTerms, objective
-from totalvi.nn.v06 import TOTALVI
-from totalvi.processes import Process, losing_others, process_of
+from totalvi.nn.likelihoods import ElboTerms, objective
+from totalvi.nn.network import Network
+from totalvi.processes import Process, losing_others, process_of, threads_of_torch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -107,7 +106,7 @@ class Fit:
 
     def __init__(
         self,
-        network: TOTALVI,
+        network: Network,
         data: CiteData,
         split: Split,
         plan: TrainingPlan,
@@ -124,7 +123,7 @@ class Fit:
         _require_cells_for_all(split, plan, self.process)
         self.validation = read_once(data, split.validation)
         self.training = data, split.train
-        if len(split.train) <= WINDOW:  # otherwise one window after the other is read
+        if len(split.train) <= WINDOW:  # more cells are read one window after the other
             self.training = read_once(data, split.train)
         self.memory: Memory | None = None
         self.held: CountsOnDevice | None = None
@@ -308,7 +307,7 @@ class Fit:
             checkpoint.write(self.state.saved())
 
     def _own_cells(self) -> int:
-        """Return the most cells that this process has of a minibatch."""
+        """Return the largest number of cells that this process has of a minibatch."""
         return math.ceil(self.plan.batch_size / self.process.n_processes)
 
     def _result(self) -> FitResult:
@@ -333,7 +332,7 @@ class Fit:
 
 
 def evaluate(
-    network: TOTALVI,
+    network: Network,
     data: CiteData,
     cells: np.ndarray,
     seed: np.random.SeedSequence,
@@ -392,7 +391,7 @@ def _mean_terms(prefix: str, sums: Tensor, n_cells: int) -> dict[str, float]:
 class _Elbo(nn.Module):
     """The terms of the ELBO as the forward pass of a module."""
 
-    def __init__(self, network: TOTALVI) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 

@@ -162,11 +162,11 @@ def fit_settings(
     Parameters
     ----------
     seed, number_of_fit, network
-        Of the model: its seed, how many fits it has had with this one, and its options.
+        The model's seed, its number of fits with this one, and its options.
     plan, split, split_sizes
-        Of the fit; the sizes are None when positions were given.
+        Plan and cells of the fit; the sizes are None when positions were given.
     data
-        From `totalvi.data.cells.fingerprint`.
+        Fingerprint of the data, from `totalvi.data.cells.fingerprint`.
     """
     settings = {
         "seed": seed,

@@ -1,4 +1,4 @@
-"""How a model is trained: every number that the loop uses."""
+"""The plan of a fit: every number that the loop uses, its defaults, and schedules by step."""
 
 import math
 from dataclasses import dataclass, fields
@@ -21,7 +21,7 @@ class TrainingPlan:
     batch_size
         Cells in a minibatch, at most.
     learning_rate
-        Of Adam; the peak of the one-cycle schedule.
+        Learning rate of Adam; the peak of the one-cycle schedule.
     schedule
         "one-cycle" (a short rise, then a long cosine fall to nearly zero) or "constant".
     weight_decay
@@ -34,9 +34,10 @@ class TrainingPlan:
         Epochs without a lower validation loss after which training stops; None: it does not.
     accelerator, precision
         As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", "16-mixed", or
-        "auto": see `resolve_precision`. In all of them weights and validation are in float32.
+        "auto": see `totalvi.fit.device.resolve_precision`. Weights and validation are always in
+        float32.
     adversary_weight
-        Of deceiving a classifier of panels, in nats a cell; 0: there is none. See `Adversary`.
+        Weight of deceiving a classifier of panels, in nats a cell; 0: there is none. See `Adversary`.
     """
 
     max_epochs: int
@@ -122,33 +123,33 @@ def default_max_epochs(n_training_cells: int) -> int:
 
 
 def plan_fit(
-    n_training_cells: int, asked: dict[str, Any], kept: dict[str, Any] | None = None
+    n_training_cells: int, given: dict[str, Any], before: dict[str, Any] | None = None
 ) -> TrainingPlan:
     """Return the plan of a fit.
 
     Parameters
     ----------
     n_training_cells
-        By which numbers that were not asked for are chosen.
-    asked
+        Decides the numbers that are not given.
+    given
         Arguments of `TrainingPlan`; None for ``max_epochs`` and ``batch_size``, and no ``patience``:
         choose.
-    kept
-        Plan of the fit that is to go on; what was left at its default is taken from there.
+    before
+        Plan of the fit to resume; what was left at its default is taken from there.
 
     Examples
     --------
-    >>> asked = {"max_epochs": None, "batch_size": None, "weight_decay": 0.2}
-    >>> plan = plan_fit(6000, asked)
+    >>> given = {"max_epochs": None, "batch_size": None, "weight_decay": 0.2}
+    >>> plan = plan_fit(6000, given)
     >>> plan.max_epochs, plan.batch_size, plan.patience
     (100, 256, 45)
     """
-    if kept is not None:
+    if before is not None:
         defaults = {field.name: field.default for field in fields(TrainingPlan)}
-        defaults |= {"max_epochs": None, "batch_size": None, "patience": "not asked for"}
-        given = {name: value for name, value in asked.items() if value != defaults[name]}
-        return TrainingPlan(**(kept | given))
-    numbers = dict(asked)
+        defaults |= {"max_epochs": None, "batch_size": None, "patience": "not given"}
+        changed = {name: value for name, value in given.items() if value != defaults[name]}
+        return TrainingPlan(**(before | changed))
+    numbers = dict(given)
     if numbers["max_epochs"] is None:
         numbers["max_epochs"] = default_max_epochs(n_training_cells)
     if numbers["batch_size"] is None:

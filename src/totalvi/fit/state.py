@@ -17,9 +17,9 @@ from totalvi.fit.checkpoint import (
     with_prefix,
 )
 from totalvi.fit.plan import TrainingPlan
-from totalvi.nn.elbo import ElboTerms
+from totalvi.nn.likelihoods import ElboTerms
+from totalvi.nn.network import Network
 from totalvi.nn.sync import SharedGenerator
-from totalvi.nn.v06 import TOTALVI
 from totalvi.processes import Process
 
 
@@ -54,7 +54,7 @@ class FitState:
         Of the running epoch.
     """
 
-    network: TOTALVI
+    network: Network
     optimizer: torch.optim.Optimizer
     order: np.random.Generator
     noise: torch.Generator
@@ -72,7 +72,7 @@ class FitState:
     @classmethod
     def at_start(
         cls,
-        network: TOTALVI,
+        network: Network,
         plan: TrainingPlan,
         order: np.random.Generator,
         noise_seed: np.random.SeedSequence,
@@ -189,7 +189,7 @@ def noise_of(
     return shared
 
 
-def _optimizer(network: TOTALVI, plan: TrainingPlan, fused: bool) -> torch.optim.Optimizer:
+def _optimizer(network: Network, plan: TrainingPlan, fused: bool) -> torch.optim.Optimizer:
     """Return Adam with decoupled weight decay on the weights of linear layers, and on nothing else."""
     decayed: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
@@ -203,7 +203,7 @@ def _optimizer(network: TOTALVI, plan: TrainingPlan, fused: bool) -> torch.optim
     return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=fused)
 
 
-def clip_gradients(network: TOTALVI, largest_norm: float) -> Tensor:
+def clip_gradients(network: Network, largest_norm: float) -> Tensor:
     """Scale the gradients down to ``largest_norm`` where theirs is larger; return theirs."""
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -37,7 +37,7 @@ def write_state(path: Path, state: ModelState, overwrite: bool) -> None:
         "seed": state.seed,
         "n_fits": state.n_fits,
         **state.result.to_dict(),
-        "background_anchor": state.network.background_anchor,  # None without empty droplets
+        "background_anchor": state.network.background_anchor,
         "mapping": None if state.mapping is None else state.mapping.to_dict(),
     }
     write_model(path, state.network.state_dict(), description, overwrite)
@@ -60,7 +60,7 @@ def read_state(path: Path) -> ModelState:
             network.anchor_background(description["background_anchor"])
         _require_same_types(network.state_dict(), weights)
         network.load_state_dict(weights)
-        mapping = description.get("mapping")  # absent before models could be mapped
+        mapping = description.get("mapping")  # models saved before there was mapping lack it
         return ModelState(
             schema,
             options,
@@ -117,7 +117,7 @@ def write_folder(
 
     ``require_own`` raises OutputError for a folder that may not be replaced.
     """
-    path = path.resolve()  # a link keeps pointing at the model
+    path = path.resolve()  # a link then keeps pointing at the model
     with parents_of(path), locked(path, SAVING_TAKES_AT_MOST_S):
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
@@ -153,7 +153,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     weights_file = path / _WEIGHTS
     try:
         weights = load_file(weights_file)
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a type that torch lacks
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError means a type that torch lacks
         raise FormatError(f"{weights_file} is damaged ({error}); save the model again.") from error
     if "tensors" in description and _declared(weights) != description["tensors"]:
         raise FormatError(
@@ -228,7 +228,7 @@ def _require_own_file(file: Path) -> None:
     """Raise FormatError for a link, a pipe or a device in place of a file of the model."""
     if file.is_symlink() or (file.exists() and not file.is_file()):
         raise FormatError(
-            f"{file} is a link or no file; a model folder must contain regular files. Copy the file "
+            f"{file} is not a regular file, as each part of a model must be; copy the file itself "
             "there."
         )
 

@@ -203,7 +203,7 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
         "n_layers_encoder": n_layers("encoder.encoder"),
         "n_layers_decoder": n_layers("decoder.px_decoder"),
     }
-    # the network is built before weights are compared with it: a small file may not ask for a large one
+    # A small file must not have a large network built, which comes before weights are compared.
     n_further = found["n_layers_encoder"] - 1 + 4 * (found["n_layers_decoder"] - 1)
     n_features = state["px_r"].shape[0] + state["py_r"].shape[0]
     needed = n_hidden * (n_features + n_further * n_hidden + found["n_latent"])

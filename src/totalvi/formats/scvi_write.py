@@ -20,7 +20,7 @@ from totalvi.formats.scvi_weights import scvi_state
 from totalvi.nn.v06 import TOTALVI
 
 _FILE = "model.pt"
-_VERSION = "1.4.2"  # of scvi-tools, whose format this is
+_VERSION = "1.4.2"  # the version of scvi-tools that has this format
 _KNOWN_OPTIONS = {
     "background_samples",
     "hidden_protein_rate",

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.compiled import threads_of_torch
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
@@ -25,6 +24,7 @@ from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Fitted, Question
+from totalvi.processes import threads_of_torch
 
 SURGERY_EPOCHS = 20
 AVERAGE = "average"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from totalvi.errors import FormatError
-from totalvi.nn.encoder import CellPosterior
-from totalvi.nn.sparse import sparse_counts
+from totalvi.nn.cell import sparse_counts
+from totalvi.nn.coders import CellPosterior
 from totalvi.nn.v06 import TOTALVI
 from totalvi.persistence import load_scvi_state
 

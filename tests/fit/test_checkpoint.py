@@ -1,4 +1,4 @@
-"""A fit that goes on from its checkpoint ends with the numbers of one that was never interrupted."""
+"""A fit that resumes from its checkpoint ends with the numbers of one that was never interrupted."""
 
 import os
 import shutil
@@ -23,7 +23,12 @@ from totalvi.data.describe import describe
 from totalvi.errors import CheckpointError, Interrupted, OutputError
 from totalvi.fit import batches as feed
 from totalvi.fit.batches import shuffled_windows
-from totalvi.fit.checkpoint import Saved, read_checkpoint, write_checkpoint
+from totalvi.fit.checkpoint import (
+    Saved,
+    kept_accelerator,
+    read_checkpoint,
+    write_checkpoint,
+)
 from totalvi.fit.loop import Fit
 
 FIT: dict[str, Any] = {
@@ -369,3 +374,16 @@ def test_a_checkpoint_of_the_first_version_resumes(tmp_path: Path) -> None:
     losses = ["train_loss", "validation_loss"]
     np.testing.assert_allclose(resumed.history[losses], whole.history[losses], rtol=1e-3)
     assert resumed.fit_summary == whole.fit_summary
+
+
+def test_the_fit_to_resume_decides_on_the_accelerator_unless_one_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    path, text = tmp_path / "fit", tmp_path / "text"
+    text.write_text("years of work")
+    write_checkpoint(path, KEPT._replace(settings={"plan": {"accelerator": "cuda"}}))
+    assert kept_accelerator(path, True, "auto") == "cuda"
+    assert kept_accelerator(None, path, "auto") == "cuda"
+    assert kept_accelerator(path, True, "cpu") == "cpu"
+    for file, resume in ((path, False), (None, False), (tmp_path / "absent", True), (text, True)):
+        assert kept_accelerator(file, resume, "auto") == "auto"

@@ -16,7 +16,7 @@ from totalvi.fit.model_state import FitResult
 from totalvi.fit.plan import TrainingPlan
 from totalvi.fit.split import Split
 from totalvi.fit.state import clip_gradients
-from totalvi.nn.elbo import ElboTerms
+from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.v06 import TOTALVI
 from totalvi.processes import launch
 
