@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from anndata import AnnData
 from mudata import MuData
@@ -43,6 +43,9 @@ from totalvi.run.record import (
     write_record,
 )
 from totalvi.run.steps import Steps
+
+if TYPE_CHECKING:
+    from totalvi.run.pipeline import Outcome
 
 _UNFINISHED = shutil.ignore_patterns(".*")  # files that a process which was killed left
 
@@ -232,35 +235,48 @@ def run(
         from totalvi.run.pipeline import fit_and_write
 
         try:
-            summary, warnings, failed = fit_and_write(data, keys, folder, steps, **course)
+            outcome = fit_and_write(data, keys, folder, steps, **course)
         except TrainingError:
-            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            checkpoint.unlink(missing_ok=True)  # a fit resumed from it would fail in the same way
             raise
-        # None: of the checkpoint that the fit went on from, or by default
-        request["arguments"]["max_epochs"] = summary.pop("max_epochs")
-        messages = {
-            severity: [f.message for f in findings if f.severity == severity]
-            for severity in ("warning", "note")
-        }
-        record = {
-            **circumstances(),
-            **request,
-            "epochs_asked": max_epochs,
-            **summary,
-            "seconds": steps.seconds,
-            "warnings": [*messages["warning"], *warnings],
-            "notes": messages["note"],
-        }
-        if earlier is not None:
-            record = completed(earlier, record)
-        if failed:
-            record["failed"] = {name: named(error) for name, error in failed.items()}
+        record = _record_of(
+            outcome, request | {"epochs_asked": max_epochs}, findings, steps, earlier
+        )
         write_record(record, folder / RECORD)
         files = files_in(folder)
     checkpoint.unlink(missing_ok=True)
-    if failed:
-        raise incomplete_error(output, failed, repeatable="input" in paths)
+    if outcome.failed:
+        raise incomplete_error(output, outcome.failed, repeatable="input" in paths)
     return RunResult(output, files, record)
+
+
+def _record_of(
+    outcome: "Outcome",
+    request: dict[str, Any],
+    findings: list[Finding],
+    steps: Steps,
+    earlier: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the record of a run, or of what completes an earlier one."""
+    # The epochs as planned: those of the checkpoint that the fit was resumed from, or by default.
+    request["arguments"]["max_epochs"] = outcome.summary.pop("max_epochs")
+    messages = {
+        severity: [f.message for f in findings if f.severity == severity]
+        for severity in ("warning", "note")
+    }
+    record = {
+        **circumstances(),
+        **request,
+        **outcome.summary,
+        "seconds": steps.seconds,
+        "warnings": [*messages["warning"], *outcome.warnings],
+        "notes": messages["note"],
+    }
+    if earlier is not None:
+        record = completed(earlier, record)
+    if outcome.failed:
+        record["failed"] = {name: named(error) for name, error in outcome.failed.items()}
+    return record
 
 
 def repeat(
