@@ -9,7 +9,7 @@ For each held-out cell 150 counts are drawn given the cell's own counts. Reporte
 - coverage at 99 %: share of held-out counts between the 0.5 % and 99.5 % quantiles of the 150, both
   inside; the squared error is (that share - 0.99)^2;
 - the same with ties broken at random, which is 0.99 when the model is true; see
-  `totalvi.posterior.predictive.PredictiveCheck`;
+  `totalvi.posterior.predictive_checks.PredictiveCheck`;
 - CV MAE: |CV observed - CV predicted|, averaged over the features with a count above zero, where CV is
   the standard deviation / mean over the cells, and that predicted the average over 50 samples. It is
   taken over the cells trained on. Over the held-out ones the CV of rare genes is mostly chance: the

@@ -22,18 +22,18 @@ BATCH, BLOCK, BLOCKS = 256, 1024, 64
 
 
 def ours(path: Path) -> Iterator[int]:
+    from totalvi.data.columns import Columns
     from totalvi.data.counts import read_ahead
-    from totalvi.data.describe import find_source
+    from totalvi.data.find import find_counts
     from totalvi.data.io.h5_zarr import open_on_disk
-    from totalvi.data.schema import Keys
     from totalvi.fit.batches import shuffled_windows, sparse_rows
 
-    rna = find_source(open_on_disk(path), Keys(), on_disk=True).rna
+    rna = find_counts(open_on_disk(path), Columns(), on_disk=True).rna
     windows = shuffled_windows(
         np.arange(len(rna)), BATCH, np.random.default_rng(0), window=BLOCK * BLOCKS, block=BLOCK
     )
     rows = [np.sort(np.concatenate(window)) for window in windows]
-    for window, held, counts in zip(windows, rows, read_ahead(rna.__getitem__, rows), strict=True):
+    for window, held, counts in zip(windows, rows, read_ahead(rna.rows, rows), strict=True):
         for batch in window:
             yield sparse_rows(counts, np.searchsorted(held, batch)).shape[0]
 

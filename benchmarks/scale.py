@@ -76,35 +76,37 @@ def cut(folder: Path, n_cells: int, of: int) -> Result:
     """Write the first cells to a store of their own."""
     import numpy as np
 
-    from totalvi.analysis.convert import write_source
-    from totalvi.data.describe import find_source
+    from totalvi.data.columns import Columns
+    from totalvi.data.find import find_counts
     from totalvi.data.io.h5_zarr import open_on_disk
-    from totalvi.data.schema import Keys
+    from totalvi.run.convert import write_source
 
     data = open_on_disk(store(folder, of))
-    source = find_source(data, Keys(), on_disk=True)
-    write_source(store(folder, n_cells), source, data, Keys(), cells=np.arange(of) < n_cells)
+    source = find_counts(data, Columns(), on_disk=True)
+    write_source(store(folder, n_cells), source, data, Columns(), cells=np.arange(of) < n_cells)
     return {}
 
 
 def reader(folder: Path, n_cells: int) -> Result:
     import numpy as np
 
+    from totalvi.data.columns import Columns
     from totalvi.data.counts import read_ahead
-    from totalvi.data.describe import find_source
+    from totalvi.data.find import find_counts
     from totalvi.data.io.h5_zarr import open_on_disk
-    from totalvi.data.schema import Keys
     from totalvi.fit.batches import shuffled_windows
 
     path = store(folder, n_cells)
-    source = find_source(open_on_disk(path), Keys(), on_disk=True)
+    source = find_counts(open_on_disk(path), Columns(), on_disk=True)
     rng = np.random.default_rng(0)
     cells = np.sort(rng.permutation(n_cells)[: round(0.9 * n_cells)])
     windows = shuffled_windows(cells, 256, rng)
     rows = [np.sort(np.concatenate(window)) for window in windows]
     n_bytes = 0
     started, cpu = time.perf_counter(), cpu_seconds()
-    for rna, protein in read_ahead(lambda some: (source.rna[some], source.protein[some]), rows):
+    for rna, protein in read_ahead(
+        lambda some: (source.rna.rows(some), source.protein.rows(some)), rows
+    ):
         n_bytes += rna.data.nbytes + rna.indices.nbytes + protein.nbytes
     seconds, cpu = time.perf_counter() - started, cpu_seconds() - cpu
     on_disk = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -124,9 +126,11 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
     import numpy as np
 
     import totalvi
-    from totalvi.fit.loop import fit
+    from totalvi.fit.device import resolved_plan
+    from totalvi.fit.loop import Fit
     from totalvi.fit.plan import TrainingPlan
     from totalvi.fit.split import fewer_validate, random_split
+    from totalvi.processes import launch
 
     path = store(folder, n_cells)
     model = totalvi.Model(path if place == "disk" else totalvi.read(path), batch_key="batch")
@@ -134,8 +138,10 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
     rng = np.random.default_rng(0)
     split = fewer_validate(random_split(n_cells, 0.9, None, rng), rng)
     warm_up = split._replace(train=split.train[:3000], validation=split.validation[:300])
-    plan = TrainingPlan(max_epochs=1, accelerator="cpu")
-    fit(model.module, model._data, warm_up, plan, np.random.SeedSequence(0))
+    fabric = launch("cpu")
+    plan = resolved_plan(TrainingPlan(max_epochs=1), model.module, fabric.device)
+    fitted = model.module, model._data
+    Fit(*fitted, warm_up, plan, fabric, np.random.SeedSequence(0)).run()
     started: list[float] = []
     row = {}
 
@@ -144,7 +150,7 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
 
     started.append(time.perf_counter())
     cpu = cpu_seconds()
-    fit(model.module, model._data, split, plan, np.random.SeedSequence(1), on_epoch)
+    Fit(*fitted, split, plan, fabric, np.random.SeedSequence(1), on_epoch).run()
     return {
         "seconds": row["seconds"],
         "cpu_seconds": cpu_seconds() - cpu,
@@ -204,7 +210,7 @@ def quality(folder: Path, n_cells: int, place: str, order: str, whole: int) -> R
             again.obs = mdata.obs.iloc[rank]
             file = folder / "sorted.h5mu"
             again.write(file)
-            from totalvi.analysis.convert import convert_counts
+            from totalvi.run.convert import convert_counts
 
             convert_counts(file, path)
             file.unlink()

@@ -8,9 +8,15 @@ from mudata import MuData
 from torch import Tensor
 
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
-from totalvi.data.schema import Keys
 from totalvi.data.simulate import simulate
+from totalvi.fit.batches import Minibatch
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.draws import Draw
+from totalvi.posterior.expression import normalized_expression
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.question import Question
 
 N_GENES, N_PROTEINS = 30, 6
 SMALL: dict[str, Any] = {"n_hidden": 16, "n_latent": 4}
@@ -53,4 +59,32 @@ def annotated(n_cells: int = 120, n_unmeasured: int = 0, n_batches: int = 2) -> 
 
 def described(n_cells: int = 120, **keys: Any) -> CiteData:
     """The same as arrays."""
-    return describe(annotated(n_cells), Keys(**({"batch_key": "batch"} | keys)))
+    return describe(annotated(n_cells), Columns(**({"batch_key": "batch"} | keys)))
+
+
+def question(
+    data: CiteData, network: TOTALVI, cells: np.ndarray, seed: int = 0, **given: Any
+) -> Question:
+    """A question about cells, with noise of its own."""
+    return Question(network, data, cells, CellNoise(seed), progress=False, **given)
+
+
+def denoised(asked: Question, *, return_mean: bool = True, **given: Any) -> tuple[Any, Any]:
+    """Denoised RNA and protein of all cells of a question, as `Model.get_normalized_expression`."""
+    given = {"genes": np.arange(N_GENES), "proteins": np.arange(N_PROTEINS)} | given
+    tables = {"rna": asked.table(given["genes"]), "protein": asked.table(given["proteins"])}
+
+    def rows(batch: Minibatch) -> dict[str, np.ndarray]:
+        rna, protein = normalized_expression(asked, batch, return_mean=return_mean, **given)
+        return {"rna": rna.numpy(), "protein": protein.numpy()}
+
+    found = asked.rows("denoised", tables, rows, each_sample=not return_mean)
+    assert isinstance(found, dict)
+    return found["rna"], found["protein"]
+
+
+def parameters_of(network: TOTALVI, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters of RNA and protein counts at a draw, as ``px_`` and ``py_`` of 0.6.x."""
+    genes = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
+    log_background = draw.proteins.log_background
+    return genes, network.protein_parameters(draw.decoded, log_background, draw.context)

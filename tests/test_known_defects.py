@@ -57,7 +57,7 @@ def filled(model: totalvi.Model) -> CiteData:
     """The same cells with counts, large ones, where the second panel measured nothing."""
     mdata = annotated(n_unmeasured=2)
     mdata["prot"].X = np.nan_to_num(mdata["prot"].X, nan=9000.0)
-    return describe(mdata, model.schema.keys, model.schema)
+    return describe(mdata, model.schema.columns, model.schema)
 
 
 def gradients(model: totalvi.Model, data: CiteData, cells: np.ndarray) -> dict[str, torch.Tensor]:

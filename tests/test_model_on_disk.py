@@ -10,13 +10,13 @@ from mudata import MuData
 from pandas.testing import assert_frame_equal
 
 import totalvi
-from totalvi.analysis.convert import convert_counts
+from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.data.schema import Keys
 from totalvi.errors import DataError, ReadError
 from totalvi.fit import batches as feed
 from totalvi.fit import batches as order
+from totalvi.run.convert import convert_counts
 
 OPTIONS = {"batch_key": "batch", "n_hidden": 16, "n_latent": 4}
 
@@ -202,11 +202,11 @@ def test_windows_are_the_same_whatever_the_time_reading_takes(files, monkeypatch
 
 def test_a_backed_object_stays_on_disk_where_asked(files, mdata):
     data = open_on_disk(files / "cells.h5mu")
-    keys = Keys(batch_key="batch")
+    keys = Columns(batch_key="batch")
     assert describe(data, keys, on_disk=True).on_disk
     loaded = describe(data, keys)
     assert not loaded.on_disk
-    assert (loaded.rna != mdata["rna"].X).nnz == 0
+    assert (loaded.rna.read() != mdata["rna"].X).nnz == 0
 
 
 def test_checks_find_on_disk_what_they_find_in_memory(mdata, tmp_path):

@@ -68,7 +68,7 @@ def test_findings_name_options(file: Path, capsys: pytest.CaptureFixture[str]) -
     assert report["findings"][0]["message"].startswith("--labels: no column")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "totalvi.data.describe.check_source",
+            "totalvi.data.checks.check_counts",
             lambda *_: [Finding("error", "rna_fractional", "accept with allow_fractional=True")],
         )
         assert execute(["check", str(file)]) == 2

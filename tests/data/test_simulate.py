@@ -6,8 +6,10 @@ import pytest
 from scipy import sparse, stats
 
 from totalvi.data.checks import check_counts
+from totalvi.data.columns import Columns
 from totalvi.data.find import find_counts
-from totalvi.data.simulate import negative_binomial, simulate
+from totalvi.data.simulate import simulate
+from totalvi.data.simulate_draws import negative_binomial
 from totalvi.errors import DataError
 
 
@@ -203,7 +205,9 @@ def test_the_arguments_are_kept_and_the_file_can_be_written(mdata, tmp_path):
 
 def test_the_checks_find_no_fault_with_it(mdata):
     assert isinstance(mdata["rna"].X, sparse.csr_matrix)
-    findings = check_counts(find_counts(mdata), batch_key="batch", labels_key="cell_type")
+    findings = check_counts(
+        find_counts(mdata, Columns()), Columns(batch_key="batch", labels_key="cell_type")
+    )
     assert [f for f in findings if f.severity == "error"] == []
 
 

@@ -99,7 +99,7 @@ def test_what_a_model_knows_comes_from_its_registry(shared: Path) -> None:
     assert schema.protein_names == tuple(data.obsm["protein_expression"].columns)
     assert schema.batch_names == ("a", "b")
     assert schema.covariate_categories == (("x", "y", "z"),)
-    assert schema.keys.continuous_covariate_keys == ("depth",)
+    assert schema.columns.continuous_covariate_keys == ("depth",)
     log_library = np.log(np.asarray(data.X.sum(axis=1)).ravel())
     in_a = (data.obs["batch"] == "a").to_numpy()
     assert schema.library_log_mean[0] == pytest.approx(log_library[in_a].mean(), rel=1e-4)

@@ -15,11 +15,11 @@ from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.analysis.map import map_files
 from totalvi.cli.main import execute
+from totalvi.data.counts import CountsInMemory
 from totalvi.errors import DataError, OutputError
 from totalvi.fit.loop import evaluate
-from totalvi.mapping.neighbours import (
+from totalvi.mapping.reference_neighbours import (
     Calibration,
     Neighbours,
     calibration_error,
@@ -27,6 +27,7 @@ from totalvi.mapping.neighbours import (
     tail_probability,
 )
 from totalvi.mapping.surgery import only_new_rows, reference_state
+from totalvi.run.map_cells import map_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
@@ -84,7 +85,7 @@ def test_without_surgery_a_query_is_encoded_as_its_reference_batch(
     cells = annotated()[80:].copy()
     name = reference.schema.batch_names[0]
     query = reference.map_query(cells, reference_batch=name)
-    if reference.schema.keys.batch_key is not None:
+    if reference.schema.columns.batch_key is not None:
         cells.obs["batch"] = name
     expected = reference.get_latent_representation(cells)
     np.testing.assert_allclose(query.get_latent_representation(), expected, atol=1e-6)
@@ -122,7 +123,7 @@ def test_refusals(reference: totalvi.Model) -> None:
         reference.map_query(cells, lr=0.1)
     with pytest.raises(ValueError, match="map_query returned"):
         reference.get_unlikeness(reference)
-    if reference.schema.keys.categorical_covariate_keys:
+    if reference.schema.columns.categorical_covariate_keys:
         cells.obs["sex"] = "x"
         with pytest.raises(DataError, match="train=True"):
             reference.map_query(cells)
@@ -164,6 +165,17 @@ def test_p_values_are_uniform_and_calibration_is_measured() -> None:
     assert calibration_error(np.stack([chance**0.2, 1 - chance**0.2], axis=1), truth) > 0.1
 
 
+@pytest.mark.parametrize(("n_cells", "n_bins"), [(149, 1), (150, 15), (151, 15)])
+def test_calibration_of_few_cells_is_that_of_one_bin(n_cells: int, n_bins: int) -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.uniform(0.5, 1, n_cells)
+    right = rng.random(n_cells) < chance
+    found = calibration_error(np.stack([chance, 1 - chance], axis=1), (~right).astype(int))
+    bins = np.array_split(np.argsort(chance), n_bins)
+    gaps = [len(b) * abs(chance[b].mean() - right[b].mean()) for b in bins]
+    assert found == pytest.approx(sum(gaps) / n_cells)
+
+
 def test_a_query_of_another_model_is_refused(reference: totalvi.Model, tmp_path: Path) -> None:
     """One with the same batches and sizes, and this one as it was before a further fit."""
     cells = annotated()[80:].copy()
@@ -202,7 +214,7 @@ def test_counts_that_the_query_lacks_do_not_help_it(reference: totalvi.Model) ->
     query = reference.map_query(_rna_of(annotated()[80:].copy()))
     before = reference.get_query_reliability(query, n_samples=5)
     data, more = reference._data, np.array([1000, 1, 1, 1, 1, 1], dtype=np.float32)
-    reference._data = replace(data, protein=data.protein * more)
+    reference._data = replace(data, protein=CountsInMemory(data.protein.read() * more))
     after = reference.get_query_reliability(query, n_samples=5)
     reference._data = data
     changed = after.index.get_level_values("protein") == reference.schema.protein_names[0]
@@ -328,7 +340,7 @@ def test_an_interrupted_map_goes_on(
     with pytest.raises(OutputError, match="interrupted"):
         map_files(*arguments, tmp_path / "out", train=True)
     with monkeypatch.context() as patch:
-        patch.setattr("totalvi.fit.step.Stepper.epoch", _interrupted)  # all steps are done
+        patch.setattr("totalvi.fit.loop.Fit.epoch", _interrupted)  # all steps are done
         resumed = map_files(*arguments, tmp_path / "out", train=True, resume=True)
     assert not kept.exists()
     cells = [

@@ -12,9 +12,9 @@ from totalvi.nn.layers import (
     HiddenLayer,
     Linear,
     ParallelHiddenLayer,
-    dropout,
     uniform_parameter,
 )
+from totalvi.nn.ops import dropout
 
 
 def generator(seed: int = 0) -> torch.Generator:

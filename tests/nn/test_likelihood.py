@@ -9,8 +9,8 @@ from torch import Tensor
 
 from counts import minibatch
 from totalvi.data.io.read import read
-from totalvi.nn.likelihoods import gene_reconstruction_loss
-from totalvi.nn.sparse import sparse_counts
+from totalvi.nn.cell import sparse_counts
+from totalvi.nn.ops import gene_reconstruction_loss
 
 
 def parameters(

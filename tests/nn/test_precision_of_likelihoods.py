@@ -21,16 +21,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from totalvi.nn.cpu.fused_gene_loss import gene_head_loss
-from totalvi.nn.cpu.fused_protein_terms import protein_mixture_loss
-from totalvi.nn.layers import LinearProduct
+from totalvi.nn.cell import LinearProduct, SparseCounts
+from totalvi.nn.cpu.gene_loss import gene_head_loss
+from totalvi.nn.cpu.protein_loss import protein_mixture_loss
 from totalvi.nn.likelihoods import (
-    gene_reconstruction_loss,
     negative_binomial_log_prob,
     negative_binomial_mixture_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
-from totalvi.nn.sparse import SparseCounts
+from totalvi.nn.ops import gene_reconstruction_loss
 
 COUNTS = [0.0, 1.0, 2.0, 9.0, 16.0, 17.0, 250.0, 1e4, 1e6]
 MEANS = [1e-8, 1e-3, 0.3, 1.0, 40.0, 1e3, 1e6]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from counts import N_GENES, N_PROTEINS, described
+from counts import N_GENES, N_PROTEINS, described, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import minibatch, minibatches
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.archetypes import archetype_expression, distinct_contexts, z_scores
+from totalvi.posterior.latent_space import archetype_expression, distinct_contexts, z_scores
 
 
 def module(**options: Any) -> TOTALVI:
@@ -27,10 +27,8 @@ def ask(
     arguments = {"codes": (None,), "continuous": None, "background": False} | given
     rows, shares = distinct_contexts(data, cells)
     return archetype_expression(
-        network,
-        minibatches(data, network, rows, batch_size),
+        question(data, network, rows, batch_size=batch_size, transform_batch=arguments["codes"]),
         shares,
-        arguments["codes"],
         arguments["continuous"],
         include_protein_background=arguments["background"],
     )

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from counts import N_GENES, N_PROTEINS, SMALL, described
-from totalvi.fit.batches import minibatches
+from counts import N_GENES, N_PROTEINS, SMALL, described, question
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.differential.cell_pairs import draw_pairs, pair_effects, sampled_scales
-from totalvi.posterior.draws import CellNoise
-from totalvi.posterior.scales import ScaleQuery
+from totalvi.posterior.differential.effects import draw_pairs, pair_effects
+from totalvi.posterior.differential.moments import ScaleQuery, batch_weights, sampled_scales
+from totalvi.posterior.draws import ProteinScale
 
 
 def test_pairs_are_of_the_same_batch_in_their_shares() -> None:
@@ -65,12 +64,12 @@ def test_sampled_scales_know_what_was_measured() -> None:
         protein_batch_mask=mask, **SMALL,
     ).eval()  # fmt: skip
     cells = np.arange(5, 60)
-    measured = torch.from_numpy(mask)
 
     def values(batch_size: int, codes: tuple[int, ...] = ()) -> np.ndarray:
-        batches = minibatches(data, network, cells, batch_size)
-        query = ScaleQuery(measured, codes)
-        return sampled_scales(network, batches, len(cells), query, CellNoise(0))
+        asked = question(
+            data, network, cells, batch_size=batch_size, transform_batch=(None, *codes)
+        )
+        return sampled_scales(asked, ScaleQuery(ProteinScale(), batch_weights(mask, codes)))
 
     own = values(100)
     np.testing.assert_allclose(own, values(9), rtol=1e-4)

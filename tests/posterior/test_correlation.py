@@ -1,7 +1,6 @@
 """Correlations against scipy's and numpy's, and against the module's own denoised means."""
 
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,18 +8,16 @@ import pytest
 import torch
 from scipy import stats
 
-from counts import N_GENES, N_PROTEINS, SMALL, described
+from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import Minibatch, minibatch, minibatches
+from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.correlation import (
-    CorrelationQuery,
+    Correlated,
     feature_correlations,
     pearson,
     spearman,
 )
-from totalvi.posterior.draws import CellNoise
-from totalvi.posterior.expression import ExpressionQuery, normalized_expression
 
 CELLS = np.arange(80)
 N_FEATURES = N_GENES + N_PROTEINS
@@ -37,22 +34,25 @@ def module(**options: Any) -> TOTALVI:
     return TOTALVI(N_GENES, N_PROTEINS, 2, generator=generator, **arguments).eval()
 
 
-def passes(
-    data: CiteData, network: TOTALVI, n: int, batch_size: int, cells: np.ndarray
-) -> Iterator[Minibatch]:
-    return chain.from_iterable(minibatches(data, network, cells, batch_size) for _ in range(n))
-
-
 def ask(
-    data: CiteData, network: TOTALVI, batch_size: int = 30, seed: int = 0, **given: Any
+    data: CiteData,
+    network: TOTALVI,
+    batch_size: int = 30,
+    seed: int = 0,
+    n_samples: int = 1,
+    transform_batch: tuple[int | None, ...] = (None,),
+    cells: np.ndarray = CELLS,
+    gene_partners: Callable[[Minibatch], Minibatch] | None = None,
+    **given: Any,
 ) -> np.ndarray:
-    partners, cells = given.pop("gene_partners", None), given.pop("cells", CELLS)
-    features = {"genes": np.arange(N_GENES), "proteins": np.arange(N_PROTEINS)}
-    query = CorrelationQuery(**(features | given))
-    batches = passes(data, network, query.n_passes(), batch_size, cells)
-    result = feature_correlations(network, batches, len(cells), query, CellNoise(seed), partners)
-    assert next(batches, None) is None
-    return result
+    wanted = Correlated(
+        **({"genes": np.arange(N_GENES), "proteins": np.arange(N_PROTEINS)} | given)
+    )
+    asked = question(
+        data, network, cells, seed,
+        batch_size=batch_size, n_samples=n_samples, transform_batch=transform_batch,
+    )  # fmt: skip
+    return feature_correlations(asked, wanted, gene_partners)
 
 
 def blocks(values: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -110,20 +110,14 @@ def test_without_dispersion_it_correlates_the_denoised_means(
         network.protein_log_r.fill_(32)
     expected = []
     for code in codes:
-        rna, protein = (np.empty((3, len(CELLS), n), np.float32) for n in (N_GENES, N_PROTEINS))
-        query = ExpressionQuery(
-            np.arange(N_GENES), np.arange(N_PROTEINS), (code,), library_size=500.0, n_samples=3
-        )
-        normalized_expression(
-            network, minibatches(data, network, CELLS, 100), query, CellNoise(0), rna, protein,
-            return_mean=False,
-        )  # fmt: skip
+        asked = question(data, network, CELLS, n_samples=3, transform_batch=(code,))
+        rna, protein = denoised(asked, library_size=500.0, return_mean=False)
         for sample in np.concatenate([rna, protein], axis=2).astype(float):
             values = np.log1p(sample) if log_transform else sample
             by_kind = {"pearson": np.corrcoef(values.T), "spearman": stats.spearmanr(values)[0]}
             expected.append(by_kind[kind])
     ours = ask(
-        data, network, transform_batches=codes, n_samples=3, correlation_type=kind,
+        data, network, transform_batch=codes, n_samples=3, correlation_type=kind,
         log_transform=log_transform, rna_size_factor=500.0,
     )  # fmt: skip
     np.testing.assert_allclose(ours, np.mean(expected, axis=0), atol=2e-3)

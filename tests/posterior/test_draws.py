@@ -7,7 +7,8 @@ import torch
 from counts import N_GENES, N_PROTEINS, SMALL, described
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
+from totalvi.posterior.draws import draws
+from totalvi.posterior.noise import CellNoise
 
 
 @pytest.mark.parametrize("library", ["observed", "latent"])
@@ -39,6 +40,8 @@ def test_many_draws_have_the_posterior_of_the_module(library: str) -> None:
             torch.equal(d.library_size[:, 0], batch.x.sum_by_cell(batch.x.counts))
             for d in samples[:3]
         )
-    background = torch.stack([d.log_background - d.decoded.background_mean for d in samples])
+    background = torch.stack(
+        [d.proteins.log_background - d.decoded.background_mean for d in samples]
+    )
     scale = torch.stack([d.decoded.background_scale for d in samples])
     assert abs(float((background / scale).std()) - 1) < 0.02

@@ -8,20 +8,15 @@ import torch
 from scipy import stats
 from scipy.special import logsumexp
 
-from counts import SMALL, described
-from totalvi.fit.batches import Minibatch, minibatch, minibatches
+from counts import SMALL, described, question
+from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise
-from totalvi.posterior.evidence import (
-    elbo_by_cell,
-    marginal_log_likelihood_by_cell,
-    reconstruction_error_by_cell,
-)
+from totalvi.posterior.evidence import elbo, marginal_log_likelihood, reconstruction_error
 
 
 def ask(network: TOTALVI, cells: np.ndarray, seed: int, batch_size: int = 10) -> np.ndarray:
-    batches = minibatches(described(), network, cells, batch_size)
-    return elbo_by_cell(network, batches, CellNoise(seed))
+    asked = question(described(), network, cells, seed, batch_size=batch_size)
+    return asked.gather("evidence", lambda batch: elbo(asked, batch))
 
 
 @pytest.mark.parametrize("library", ["observed", "latent"])
@@ -163,11 +158,15 @@ def test_marginal_likelihood_agrees_with_numerical_integration(options: dict[str
     batch = tiny_batch(network)
     exact = [integrated(network, batch, cell) for cell in range(4)]
     # copies of a cell with noise of their own stand for more samples, at less time
-    values = marginal_log_likelihood_by_cell(
-        network, [copies(batch, N_COPIES)], CellNoise(0), n_samples=50
-    )
+    values = marginal(network, copies(batch, N_COPIES), n_samples=50)
     ours = logsumexp(values.reshape(N_COPIES, 4), axis=0) - np.log(N_COPIES)
     np.testing.assert_allclose(ours, exact, atol=0.03)
+
+
+@torch.no_grad()
+def marginal(network: TOTALVI, batch: Minibatch, n_samples: int) -> np.ndarray:
+    asked = question(described(10), network, batch.cells, n_samples=n_samples)
+    return marginal_log_likelihood(asked, batch).numpy()
 
 
 def copies(batch: Minibatch, n: int) -> Minibatch:
@@ -188,21 +187,20 @@ def test_marginal_likelihood_rises_with_samples_and_exceeds_the_lower_bound() ->
     network = TOTALVI(30, 6, 2, library="latent", **SMALL).eval()
     data, cells = described(), np.arange(60)
 
-    def marginal(n_samples: int, seed: int = 0) -> float:
-        batches = minibatches(data, network, cells, 60)
-        noise = CellNoise(seed)
-        values = marginal_log_likelihood_by_cell(network, batches, noise, n_samples=n_samples)
+    def estimate(n_samples: int, seed: int = 0) -> float:
+        asked = question(data, network, cells, seed, n_samples=n_samples)
+        values = asked.gather("marginal", lambda batch: marginal_log_likelihood(asked, batch))
         assert values.shape == (60,)
         return float(values.mean())
 
     def lower_bound(seed: int) -> float:
-        batches = minibatches(data, network, cells, 60)
-        return float(elbo_by_cell(network, batches, CellNoise(seed)).mean())
+        asked = question(data, network, cells, seed)
+        return float(asked.gather("evidence", lambda batch: elbo(asked, batch)).mean())
 
     bound = np.mean([lower_bound(seed) for seed in range(20)])
-    estimates = [marginal(n) for n in (1, 10, 100, 1000)]
+    estimates = [estimate(n) for n in (1, 10, 100, 1000)]
     assert np.all(np.diff([bound, *estimates[1:]]) > 0)
-    one_sample = np.mean([marginal(1, seed) for seed in range(40)])
+    one_sample = np.mean([estimate(1, seed) for seed in range(40)])
     assert one_sample == pytest.approx(bound, rel=0.05)  # one weight is the lower bound on average
 
 
@@ -214,16 +212,13 @@ def test_weights_do_not_depend_on_unmeasured_proteins() -> None:
     with torch.no_grad():
         network.encoder.trunk.first.others.weight.zero_()  # counts may reach no other term
         changed = batch._replace(y=batch.y + torch.tensor([0, 0, 50.0, 7, 0, 0]))
-        a, b = (
-            marginal_log_likelihood_by_cell(network, [y], CellNoise(0), n_samples=3)
-            for y in (batch, changed)
-        )
+        a, b = (marginal(network, y, n_samples=3) for y in (batch, changed))
         prior = network.background_prior_mean.clone()
         network.background_prior_mean[1, 2:4] += 5
-        c = marginal_log_likelihood_by_cell(network, [batch], CellNoise(0), n_samples=3)
+        c = marginal(network, batch, n_samples=3)
         network.background_prior_mean.copy_(prior)
         network.background_prior_mean[1, 0] += 5
-        d = marginal_log_likelihood_by_cell(network, [batch], CellNoise(0), n_samples=3)
+        d = marginal(network, batch, n_samples=3)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     np.testing.assert_allclose(a, c, rtol=1e-6)
     assert not np.allclose(a, d, rtol=1e-3)
@@ -234,8 +229,8 @@ def test_reconstruction_error_is_the_average_of_the_terms() -> None:
     cells = np.arange(30)
 
     def errors(n_samples: int, seed: int) -> np.ndarray:
-        batches = minibatches(data, network, cells, 11)
-        return reconstruction_error_by_cell(network, batches, CellNoise(seed), n_samples=n_samples)
+        asked = question(data, network, cells, seed, batch_size=11, n_samples=n_samples)
+        return asked.gather("error", lambda batch: reconstruction_error(asked, batch))
 
     batch = minibatch(data, network, cells)
     with torch.no_grad():

@@ -5,16 +5,22 @@ import pytest
 import torch
 from scipy import stats
 
-from totalvi.posterior.imputation import Predicted, mixture_moments
-from totalvi.posterior.parameters import ProteinLikelihood
-from totalvi.posterior.reliability import HiddenProteins, calibrated_probabilities, reliability
+from totalvi.nn.likelihoods import Dispersion, ProteinMixture
+from totalvi.posterior.protein_predictions import (
+    HiddenProteins,
+    Predicted,
+    calibrated_probabilities,
+    mixture_moments,
+    reliability,
+)
 
 
 def test_moments_are_those_of_the_mixture() -> None:
     background, foreground, r, pi = 3.0, 40.0, 2.5, 0.3
-    given = [torch.tensor([[value]], dtype=torch.float64) for value in (background, foreground, r)]
-    logit = torch.tensor([[np.log(pi / (1 - pi))]])
-    first, second = mixture_moments(ProteinLikelihood(*(part.log() for part in given), logit))
+    given = (np.log(background), foreground / background, np.log(pi / (1 - pi)), np.log(r))
+    *means, log_r = (torch.tensor([[value]], dtype=torch.float64) for value in given)
+    dispersion = Dispersion(log_r, torch.tensor([0]))
+    first, second = mixture_moments(ProteinMixture(*means, dispersion))
     counts = np.arange(2000)
     density = pi * stats.nbinom.pmf(counts, r, r / (r + background))
     density += (1 - pi) * stats.nbinom.pmf(counts, r, r / (r + foreground))

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from counts import SMALL, described
+from counts import SMALL, described, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import minibatches
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise
 from totalvi.posterior.latent import (
     latent_distribution,
     latent_mean,
@@ -33,12 +32,22 @@ def module(distribution: Any = "normal") -> TOTALVI:
 
 
 def ask(data: CiteData, network: TOTALVI, cells: np.ndarray, batch_size: int = 50) -> np.ndarray:
-    batches = minibatches(data, network, cells, batch_size)
-    return latent_mean(network, batches, CellNoise(0), n_samples=2000)
+    asked = question(data, network, cells, batch_size=batch_size, n_samples=2000)
+    return asked.gather("latent", lambda batch: latent_mean(asked, batch))
+
+
+def library_sizes(
+    data: CiteData, network: TOTALVI, cells: np.ndarray, **given: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    asked = question(data, network, cells, **given)
+    return (
+        asked.gather("library", lambda batch: library_mean(asked, batch)),
+        asked.gather("library", lambda batch: library_samples(asked, batch), axis=1),
+    )
 
 
 def posterior(data: CiteData, network: TOTALVI) -> tuple[np.ndarray, np.ndarray]:
-    x, y = torch.tensor(data.rna.toarray()), torch.tensor(data.protein)
+    x, y = torch.tensor(data.rna.read().toarray()), torch.tensor(data.protein.read())
     with torch.no_grad():
         outputs = network.inference(x, y, torch.tensor(data.batch))
     return outputs["qz_m"].numpy(), outputs["qz_v"].numpy()
@@ -68,8 +77,8 @@ def test_samples_follow_seed_and_posterior(data: CiteData) -> None:
     network, cells = module(), np.arange(data.n_cells)
 
     def samples(seed: int, cells: np.ndarray = cells) -> np.ndarray:
-        batches = minibatches(data, network, cells, 50)
-        return latent_samples(network, batches, CellNoise(seed), n_samples=3)
+        asked = question(data, network, cells, seed, batch_size=50, n_samples=3)
+        return asked.gather("latent", lambda batch: latent_samples(asked, batch), axis=1)
 
     three, same, other = samples(0), samples(0), samples(1)
     assert np.array_equal(three, same)
@@ -84,15 +93,15 @@ def test_samples_follow_seed_and_posterior(data: CiteData) -> None:
 
 def test_logistic_normal_samples_lie_in_the_simplex(data: CiteData) -> None:
     network, cells = module("ln"), np.arange(9)
-    batches = minibatches(data, network, cells, 5)
-    samples = latent_samples(network, batches, CellNoise(0), n_samples=2)
+    asked = question(data, network, cells, batch_size=5, n_samples=2)
+    samples = asked.gather("latent", lambda batch: latent_samples(asked, batch), axis=1)
     np.testing.assert_allclose(samples.sum(axis=2), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("distribution", ["normal", "ln"])
 def test_the_distribution_is_that_of_u(data: CiteData, distribution: str) -> None:
     network, cells = module(distribution), np.arange(5, 70)
-    ours = latent_distribution(network, minibatches(data, network, cells, 13))
+    ours = latent_distribution(question(data, network, cells, batch_size=13))
     for part, expected in zip(ours, posterior(data, network), strict=True):
         np.testing.assert_allclose(part, expected[cells], rtol=1e-4, atol=1e-5)
 
@@ -101,12 +110,10 @@ def test_library_size_is_log_normal_about_its_mean(data: CiteData) -> None:
     generator = torch.Generator().manual_seed(0)
     network = TOTALVI(30, 6, 2, library="latent", generator=generator, **SMALL).eval()
     cells = np.arange(40)
-    mean = library_mean(network, minibatches(data, network, cells, 13))
-    batches = minibatches(data, network, cells, 40)
-    samples = library_samples(network, batches, CellNoise(0), n_samples=4000)
+    mean, samples = library_sizes(data, network, cells, batch_size=13, n_samples=4000)
     assert samples.shape == (4000, 40, 1)
     with torch.no_grad():
-        (batch,) = minibatches(data, network, cells, 40)
+        batch = minibatch(data, network, cells)
         q = network.encode(batch.x, batch.y, batch.context)
     assert q.ql_m is not None
     assert q.ql_v is not None
@@ -118,8 +125,6 @@ def test_library_size_is_log_normal_about_its_mean(data: CiteData) -> None:
 
 def test_a_known_library_size_is_returned_as_it_is(data: CiteData) -> None:
     network, cells = module(), np.array([4, 90])
-    mean = library_mean(network, minibatches(data, network, cells, 1))
+    mean, samples = library_sizes(data, network, cells, batch_size=1, n_samples=2)
     assert np.array_equal(mean[:, 0], data.library_size[cells])
-    batches = minibatches(data, network, cells, 1)
-    samples = library_samples(network, batches, CellNoise(0), n_samples=2)
     assert np.array_equal(samples[1], mean)

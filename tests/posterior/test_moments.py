@@ -8,17 +8,24 @@ import torch
 from scipy.special import expit, logit
 from scipy.stats import nbinom
 
-from counts import N_GENES, N_PROTEINS, SMALL, described
+from counts import N_GENES, N_PROTEINS, SMALL, described, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import minibatch, minibatches
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.differential.moments import StratumMoments, add_moments
-from totalvi.posterior.draws import CellNoise
-from totalvi.posterior.scales import ScaleQuery, scales
+from totalvi.posterior.differential.moments import (
+    _GENES_AT_A_TIME,
+    ScaleQuery,
+    StratumMoments,
+    _add_scale,
+    add_moments,
+    batch_weights,
+    scales,
+)
+from totalvi.posterior.draws import ProteinScale
 
 CELLS = np.arange(0, 120, 2)
 STRATUM = np.arange(120) % 3
-MEASURED = torch.ones(2, N_PROTEINS, dtype=torch.bool)
+MEASURED = np.ones((2, N_PROTEINS), dtype=bool)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +49,14 @@ def sums(
     n_samples: int = 1,
     batch_size: int = 1000,
     cells: np.ndarray = CELLS,
-    **query: Any,
+    codes: tuple[int, ...] = (),
 ) -> StratumMoments:
     total = StratumMoments.zeros(3, N_GENES, N_PROTEINS)
-    batches = minibatches(data, network, cells, batch_size)
-    asked = ScaleQuery(MEASURED, **query)
-    add_moments(total, network, batches, STRATUM, asked, n_samples, CellNoise(1))
+    asked = question(
+        data, network, cells, 1,
+        batch_size=batch_size, n_samples=n_samples, transform_batch=(None, *codes),
+    )  # fmt: skip
+    add_moments(total, asked, STRATUM, ScaleQuery(ProteinScale(), batch_weights(MEASURED, codes)))
     return total
 
 
@@ -70,12 +79,13 @@ def test_sums_are_those_of_dense_arithmetic(data: CiteData, name: str) -> None:
     ours = sums(data, network, batch_size=17)
     batch = minibatch(data, network, CELLS)
     with torch.no_grad():
-        (sample,) = scales(network, batch, ScaleQuery(MEASURED), 1, CellNoise(1))
+        query = ScaleQuery(ProteinScale(), batch_weights(MEASURED, ()))
+        (sample,) = scales(question(data, network, CELLS, 1), batch, query)
         own = sample.own
         r = network.gene_log_inverse_dispersion(own.context).exp().numpy().astype(float)
         protein_r = network.protein_log_inverse_dispersion(own.context).exp().numpy()
     h = sample.rna.numpy().astype(float)
-    x, y = data.rna[CELLS].toarray(), data.protein[CELLS]
+    x, y = data.rna.rows(CELLS).toarray(), data.protein.rows(CELLS)
     mu = own.library_size.numpy() * h
     w = 1 / (1 + mu / r)
     kept = np.ones_like(mu)
@@ -91,16 +101,16 @@ def test_sums_are_those_of_dense_arithmetic(data: CiteData, name: str) -> None:
     efficiency = 1.0
     if network.log_efficiency is not None:
         efficiency = network.log_efficiency[batch.context.batch].exp().detach().numpy()
-    background = own.background_rate().numpy() * efficiency
+    background = own.proteins.background_mean().numpy() * efficiency
     foreground = background * own.decoded.foreground_factor.numpy()
-    pi = own.background_probability().numpy()
+    pi = own.proteins.background_probability().numpy()
     log_like = [
         nbinom.logpmf(y, protein_r, protein_r / (protein_r + mean))
         for mean in (background, foreground)
     ]
     q = expit(log_like[1] - log_like[0] + logit(1 - pi))
     w = q / (1 + foreground / protein_r)
-    scale = (1 - pi) * own.foreground_rate().numpy()
+    scale = (1 - pi) * own.proteins.foreground_mean().numpy()
     expected = {
         "total": scale,
         "square": scale**2,
@@ -130,13 +140,13 @@ def test_samples_are_averaged_and_minibatches_change_nothing(data: CiteData) -> 
 
 def test_decoding_into_a_batch_leaves_what_counts_say(data: CiteData) -> None:
     network = module()
-    own, other = sums(data, network), sums(data, network, transform_batches=(0, 1))
+    own, other = sums(data, network), sums(data, network, codes=(0, 1))
     for a, b in ((own.rna, other.rna), (own.foreground, other.foreground)):
         np.testing.assert_allclose(a.counted, b.counted, rtol=1e-5)
         np.testing.assert_allclose(a.expected, b.expected, rtol=1e-5)
         assert not np.allclose(a.total, b.total, rtol=1e-3)
     in_first = np.flatnonzero(data.batch == 0)
-    same = sums(data, network, transform_batches=(0,), cells=in_first)
+    same = sums(data, network, codes=(0,), cells=in_first)
     alone = sums(data, network, cells=in_first)
     np.testing.assert_allclose(same.rna.total, alone.rna.total, rtol=1e-6)
 
@@ -152,7 +162,7 @@ def test_unmeasured_proteins_have_no_part(data: CiteData) -> None:
     for field in ("total", "counted", "expected", "present"):
         a, b = (getattr(part.foreground, field)[:, 2] for part in (ours, first))
         np.testing.assert_allclose(a, b, rtol=1e-5)
-    imputed = sums(data, network, transform_batches=(0,))
+    imputed = sums(data, network, codes=(0,))
     np.testing.assert_array_equal(imputed.foreground.n_cells[:, 2], imputed.rna.n_cells[:, 0])
     np.testing.assert_allclose(imputed.foreground.counted, ours.foreground.counted, rtol=1e-5)
 
@@ -163,3 +173,17 @@ def test_strata_add_up(data: CiteData) -> None:
     np.testing.assert_allclose(joined.rna.total[0], total.rna.total[[0, 2]].sum(axis=0))
     side_by_side = total.sum(np.array([[0, 2]]))
     np.testing.assert_array_equal(side_by_side.rna.total, total.rna.total[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    "n_genes", [_GENES_AT_A_TIME - 1, _GENES_AT_A_TIME, 2 * _GENES_AT_A_TIME + 1]
+)
+def test_all_genes_are_summed_however_many_are_taken_at_a_time(n_genes: int) -> None:
+    scale = np.random.default_rng(0).random((40, n_genes)).astype(np.float32)
+    stratum = np.arange(40) % 2
+    total, square = np.zeros((2, n_genes)), np.zeros((2, n_genes))
+    _add_scale(scale, stratum, 0.5, total, square)
+    for s in range(2):
+        of_stratum = scale[stratum == s].astype(float)
+        np.testing.assert_allclose(total[s], 0.5 * of_stratum.sum(axis=0))
+        np.testing.assert_allclose(square[s], 0.5 * (of_stratum**2).sum(axis=0))

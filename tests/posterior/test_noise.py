@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from totalvi.posterior.draws import GOLDEN, CellNoise
+from totalvi.posterior.noise import GOLDEN, CellNoise
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 2000, dtype=np.uint64)
 

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from counts import N_GENES, N_PROTEINS, SMALL, described
+from counts import N_GENES, N_PROTEINS, SMALL, described, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import minibatches
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, Draw
-from totalvi.posterior.expression import protein_means
-from totalvi.posterior.parameters import mean_parameters
+from totalvi.posterior.expression import background_mean, protein_means
+from totalvi.posterior.predictive import mean_parameters
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 4)
@@ -31,7 +29,7 @@ def module(**options: Any) -> TOTALVI:
 
 
 def inferred(data: CiteData, network: TOTALVI, code: int | None = None) -> dict[str, Any]:
-    x, y = torch.tensor(data.rna[CELLS].toarray()), torch.tensor(data.protein[CELLS])
+    x, y = torch.tensor(data.rna.rows(CELLS).toarray()), torch.tensor(data.protein.rows(CELLS))
     with torch.no_grad():
         return network.inference(
             x,
@@ -58,24 +56,17 @@ def test_means_are_those_of_the_module(data: CiteData) -> None:
         "protein_mixing": py_["mixing"].sigmoid(),
     }
     genes = np.array([5, 0, 17])
-    targets = {
-        name: np.full((len(CELLS), 3 if name in ("mean", "dropout") else N_PROTEINS), np.nan)
-        for name in expected
-    }
-    mean_parameters(
-        network,
-        minibatches(data, network, CELLS, 11),
-        CellNoise(0),
-        genes,
-        PROTEINS,
-        targets,
-        n_samples=N_SAMPLES,
-    )
+    asked = question(data, network, CELLS, batch_size=11, n_samples=N_SAMPLES)
+    with asked.minibatches("parameters") as batches:
+        parts = [mean_parameters(asked, batch, genes, PROTEINS) for batch in batches]
+    assert len(parts) > 1
+    ours = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    assert set(ours) == set(expected)
     for name, samples in expected.items():
         mean, error = samples.mean(dim=0).numpy(), samples.std(dim=0).numpy() / N_SAMPLES**0.5
         if name in ("mean", "dropout"):
             mean, error = mean[:, genes], error[:, genes]
-        distance = np.abs(targets[name] - mean) / (error * 2**0.5 + 1e-6)
+        distance = np.abs(ours[name] - mean) / (error * 2**0.5 + 1e-6)
         assert distance.max() < 6, name
 
 
@@ -85,17 +76,12 @@ def test_background_is_free_of_efficiency(data: CiteData, codes: tuple[int | Non
     assert network.log_efficiency is not None
     with torch.no_grad():
         network.log_efficiency.fill_(3.0)
-    background = np.full((len(CELLS), 2), np.nan, dtype=np.float32)
-    protein_means(
-        network,
-        minibatches(data, network, CELLS, 11),
-        CellNoise(0),
-        Draw.background_rate,
-        PROTEINS[[4, 1]],
-        background,
-        n_samples=N_SAMPLES,
-        transform_batches=codes,
-        return_mean=True,
+    asked = question(
+        data, network, CELLS, batch_size=11, n_samples=N_SAMPLES, transform_batch=codes
+    )
+    background = asked.gather(
+        "background",
+        lambda batch: protein_means(asked, batch, background_mean, PROTEINS[[4, 1]]),
     )
     samples = torch.stack(
         [inferred(data, network, code)["py_"]["rate_back"][..., [4, 1]] for code in codes]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from counts import N_GENES, N_PROTEINS, SMALL, described
+from counts import N_GENES, N_PROTEINS, SMALL, described, parameters_of, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import minibatch, minibatches
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
-from totalvi.posterior.predictive_counts import predictive_counts
+from totalvi.posterior.draws import draws
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.predictive import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)
@@ -38,11 +39,15 @@ def ask(
     genes: np.ndarray = GENES,
     proteins: np.ndarray = PROTEINS,
     batch_size: int = 1000,
-    **given: Any,
+    n_samples: int = 1,
+    transform_batch: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    query = {"n_samples": 1, "transform_batch": None} | given
-    batches = minibatches(data, network, cells, batch_size)
-    parts = list(predictive_counts(network, batches, CellNoise(5), genes, proteins, **query))
+    asked = question(
+        data, network, cells, 5,
+        batch_size=batch_size, n_samples=n_samples, transform_batch=(transform_batch,),
+    )  # fmt: skip
+    with asked.minibatches("counts") as batches:
+        parts = [predictive_counts(asked, batch, genes, proteins) for batch in batches]
     assert all(isinstance(counts, sparse.csr_matrix) for rna, _ in parts for counts in rna)
     rna = [np.stack([counts.toarray() for counts in some]) for some, _ in parts]
     return np.concatenate(rna, axis=1), np.concatenate([some for _, some in parts], axis=1)
@@ -69,16 +74,13 @@ def test_counts_follow_the_law_of_each_draw(data: CiteData, options: dict[str, A
     batch = minibatch(data, network, CELLS)
     with torch.no_grad():
         for draw in draws(network, batch, 40, CellNoise(5)):
-            px_ = to_numpy(network.gene_parameters(draw.decoded, draw.library_size, draw.context))
+            px_, py_ = map(to_numpy, parameters_of(network, draw))
             kept = 1 - 1 / (1 + np.exp(-px_["dropout"])) if "dropout" in px_ else 1.0
             law = nb(px_["rate"], px_["r"])
             counts = rna[draw.sample]
             below = np.where(counts > 0, 1 - kept * law.sf(counts - 1), 0)
             at_or_below = 1 - kept * law.sf(counts)
             gene_ranks[draw.sample] = below + uniform[0, draw.sample] * (at_or_below - below)
-            py_ = to_numpy(
-                network.protein_parameters(draw.decoded, draw.log_background, draw.context)
-            )
             factor, pi = py_.get("efficiency", 1.0), 1 / (1 + np.exp(-py_["mixing"]))
             below, at_or_below = (
                 pi * nb(py_["rate_back"] * factor, py_["r"]).cdf(k)

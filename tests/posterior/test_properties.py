@@ -8,15 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counts import N_GENES, N_PROTEINS, SMALL, described
+from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import minibatch, minibatches
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
+from totalvi.posterior.draws import ProteinScale, draws, protein_mixture
 from totalvi.posterior.evidence import elbo_terms
-from totalvi.posterior.expression import ExpressionQuery, normalized_expression
-from totalvi.posterior.parameters import protein_likelihood
-from totalvi.posterior.predictive_checks import protein_log_prob
+from totalvi.posterior.noise import CellNoise
 
 N_CELLS, N_BATCHES = 60, 2
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
@@ -55,16 +53,20 @@ def network(seed: int, options: dict[str, Any], spread: float = 1.0, **more: Any
 
 
 def ask(
-    data: CiteData, module: TOTALVI, cells: np.ndarray, seed: int, batch_size: int, **query: Any
+    data: CiteData,
+    module: TOTALVI,
+    cells: np.ndarray,
+    seed: int,
+    batch_size: int,
+    n_samples: int = 1,
+    transform_batch: tuple[int | None, ...] = (None,),
+    **wanted: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    query = {"genes": GENES, "proteins": PROTEINS} | query
-    rna = np.empty((len(cells), len(query["genes"])), np.float32)
-    protein = np.empty((len(cells), len(query["proteins"])), np.float32)
-    batches = minibatches(data, module, cells, batch_size)
-    normalized_expression(
-        module, batches, ExpressionQuery(**query), CellNoise(seed), rna, protein, return_mean=True
-    )
-    return rna, protein
+    asked = question(
+        data, module, cells, seed,
+        batch_size=batch_size, n_samples=n_samples, transform_batch=transform_batch,
+    )  # fmt: skip
+    return denoised(asked, **wanted)
 
 
 @given(OPTIONS, SEEDS, st.floats(1, 3), CODES)
@@ -80,7 +82,7 @@ def test_rho_sums_to_one_and_foreground_is_above_background(
             assert (rho >= 0).all()
             torch.testing.assert_close(rho.sum(dim=1), torch.ones(N_CELLS), rtol=1e-4, atol=1e-4)
             assert (draw.decoded.foreground_factor >= 1).all()
-            total = draw.foreground_probability() + draw.background_probability()
+            total = draw.proteins.foreground_probability() + draw.proteins.background_probability()
             torch.testing.assert_close(total, torch.ones_like(total))
 
 
@@ -99,7 +101,7 @@ def test_the_library_size_is_applied_once_however_many_batches(
 ) -> None:
     module = network(seed, options)
     cells = np.arange(N_CELLS)
-    given = {"transform_batches": codes, "n_samples": n_samples}
+    given = {"transform_batch": codes, "n_samples": n_samples}
     rna, _ = ask(data, module, cells, seed, batch_size, library_size=library_size, **given)
     np.testing.assert_allclose(rna.sum(axis=1), library_size, rtol=1e-3)
     latent, _ = ask(data, module, cells, seed, batch_size, library_size="latent", **given)
@@ -132,7 +134,7 @@ def test_cells_and_features_are_answered_as_among_all(
     mixing: bool,
 ) -> None:
     module = network(seed, options)
-    given = {"transform_batches": codes, "sample_protein_mixing": mixing, "n_samples": 2}
+    given = {"transform_batch": codes, "scale": ProteinScale(sample_mixing=mixing), "n_samples": 2}
     everything = ask(data, module, np.arange(N_CELLS), seed, N_CELLS, **given)
     again = ask(data, module, np.arange(N_CELLS), seed, N_CELLS, **given)
     assert all(np.array_equal(*pair) for pair in zip(everything, again, strict=True))
@@ -164,7 +166,7 @@ def test_a_counterfactual_that_is_the_own_batch_changes_nothing(
     module = network(seed, options)
     cells = np.flatnonzero(data.batch == code)
     own = ask(data, module, cells, seed, 16)
-    same = ask(data, module, cells, seed, 16, transform_batches=(code,))
+    same = ask(data, module, cells, seed, 16, transform_batch=(code,))
     assert all(np.array_equal(*pair) for pair in zip(own, same, strict=True))
 
 
@@ -182,14 +184,13 @@ def test_masks_leave_other_proteins_unchanged(
     batch = minibatch(data, plain, np.arange(N_CELLS))
     with torch.no_grad():
         (before,), (after,) = (draws(m, batch, 1, CellNoise(seed)) for m in (plain, module))
-        old, new = (
-            protein_likelihood(m, d, PROTEINS) for m, d in ((plain, before), (module, after))
-        )
-        assert all(torch.equal(*pair) for pair in zip(old, new, strict=True))
+        old, new = (protein_mixture(m, d, PROTEINS) for m, d in ((plain, before), (module, after)))
+        for part in ("log_background", "log_foreground", "log_r", "background_logit"):
+            assert torch.equal(getattr(old, part), getattr(new, part))
         losses = elbo_terms(module, batch, after)
         whole = elbo_terms(plain, batch, before)
         left_out = ~torch.from_numpy(measured[data.batch])
-        missing = (protein_log_prob(batch.y, old) * left_out).sum(dim=1)
+        missing = (old.log_prob(batch.y) * left_out).sum(dim=1)
     torch.testing.assert_close(
         losses.reconst_loss_protein, whole.reconst_loss_protein + missing, rtol=1e-3, atol=1e-2
     )

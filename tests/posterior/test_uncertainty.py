@@ -4,10 +4,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from counts import N_PROTEINS, SMALL, described
-from totalvi.fit.batches import minibatch, minibatches
+from counts import N_PROTEINS, SMALL, described, question
+from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise
 from totalvi.posterior.latent import CellUncertainty, cell_uncertainty
 
 CELLS = np.arange(30)
@@ -17,10 +16,8 @@ ALL = np.arange(N_PROTEINS)
 def ask(
     network: TOTALVI, proteins: np.ndarray = ALL, n_samples: int = 20, batch_size: int = 13
 ) -> CellUncertainty:
-    batches = minibatches(described(), network, CELLS, batch_size)
-    return cell_uncertainty(
-        network, batches, CellNoise(0), proteins, n_samples=n_samples, transform_batches=(None,)
-    )
+    asked = question(described(), network, CELLS, batch_size=batch_size, n_samples=n_samples)
+    return cell_uncertainty(asked, proteins)
 
 
 def test_latent_uncertainty_is_that_of_the_normal() -> None:

@@ -1,9 +1,9 @@
-"""CiteData: counts and annotation as arrays, in the order that a model knows them."""
+"""Counts and annotation as arrays, in the order of the schema that a model remembers."""
 
 import hashlib
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -11,10 +11,117 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
-from totalvi.data.counts import RowsOnDisk, row_blocks
-from totalvi.data.join_obs import joined_obs, names_of
-from totalvi.data.schema import Schema
+from totalvi.data.columns import Columns, joined_obs, names_of
+from totalvi.data.counts import Counts, CountsInMemory
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a model must know of its training data to take new data.
+
+    Parameters
+    ----------
+    columns
+        Where counts and annotation are.
+    gene_names, protein_names
+        Features in the network's order.
+    batch_names, panel_names, label_names
+        Categories in the order of their codes; ``panel_names`` is empty where batches are the panels.
+    covariate_categories
+        Categories of each categorical covariate.
+    continuous_mean, continuous_scale
+        By which continuous covariates are standardised.
+    panel_measured
+        One row a panel: which proteins it measured.
+    library_log_mean, library_log_variance
+        Of the log RNA library size, by batch.
+    control_names
+        Isotype controls, which are not among the proteins.
+    """
+
+    columns: Columns
+    gene_names: tuple[str, ...]
+    protein_names: tuple[str, ...]
+    batch_names: tuple[str, ...]
+    panel_names: tuple[str, ...]
+    label_names: tuple[str, ...]
+    covariate_categories: tuple[tuple[str, ...], ...]
+    continuous_mean: tuple[float, ...]
+    continuous_scale: tuple[float, ...]
+    panel_measured: tuple[tuple[bool, ...], ...]
+    library_log_mean: tuple[float, ...]
+    library_log_variance: tuple[float, ...]
+    control_names: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, texts and numbers; files call the columns "keys"."""
+        given = asdict(self)
+        return {"keys": given.pop("columns"), **given}
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Self:
+        """Return the schema that `to_dict` wrote."""
+        columns = Columns(**{name: _tuples(value) for name, value in given["keys"].items()})
+        rest = {name: _tuples(value) for name, value in given.items() if name != "keys"}
+        return cls(columns=columns, **rest)
+
+
+@dataclass(frozen=True)
+class QueryMapping:
+    """What a mapped model remembers of how its query was laid on the reference.
+
+    Parameters
+    ----------
+    n_reference_batches, n_reference_panels, n_reference_categories
+        How many batches, panels and categories of each covariate are the reference's; the query's
+        come after them.
+    batches, panels
+        The query's own name of each of its batches and panels, and the model's; empty ``panels``:
+        each batch is one.
+    antibody_names
+        Names of the query's antibodies that the user decided on.
+    reference_batches
+        For each query batch, the reference batch whose weights it started from, or "average".
+    missing_genes
+        The reference's genes that the query lacks.
+    """
+
+    n_reference_batches: int
+    n_reference_panels: int
+    n_reference_categories: tuple[int, ...]
+    batches: tuple[tuple[str, str], ...]
+    panels: tuple[tuple[str, str], ...]
+    antibody_names: tuple[tuple[str, str], ...] = ()
+    reference_batches: tuple[str, ...] = ()
+    missing_genes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, texts and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Self:
+        """Return the mapping that `to_dict` wrote."""
+        plain = {
+            name: tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
+            for name, value in given.items()
+            if isinstance(value, list | tuple)
+        }
+        return cls(**(given | plain))
+
+
+def library_prior(
+    library_size: np.ndarray, batch: np.ndarray, n_batches: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and variance of the log library size of each batch."""
+    logs = [np.log(library_size[batch == code]) for code in range(n_batches)]
+    return tuple(float(x.mean()) for x in logs), tuple(max(float(x.var()), 1e-4) for x in logs)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 class Annotation:
@@ -80,10 +187,9 @@ class CiteData:
     schema
         Names and categories.
     rna
-        Counts (N, G), CSR, or rows on disk.
+        Counts (N, G).
     protein
-        Counts (N, T), float32, or rows on disk; unmeasured proteins hold 0 and are told by
-        ``schema.panel_measured``.
+        Counts (N, T); unmeasured proteins hold 0 and are told by ``schema.panel_measured``.
     cell_names
         Of the N cells.
     batch, panel, label
@@ -99,8 +205,8 @@ class CiteData:
     """
 
     schema: Schema
-    rna: Any  # csr_matrix or RowsOnDisk
-    protein: Any  # ndarray or MeasuredOnDisk
+    rna: Counts[sparse.csr_matrix]
+    protein: Counts[np.ndarray]
     cell_names: pd.Index
     batch: np.ndarray
     panel: np.ndarray
@@ -119,7 +225,7 @@ class CiteData:
     @property
     def on_disk(self) -> bool:
         """Whether the RNA counts are on disk, to be read some cells at a time."""
-        return isinstance(self.rna, RowsOnDisk)
+        return not isinstance(self.rna, CountsInMemory)
 
     def in_memory(self, cells: np.ndarray) -> Self:
         """Return the cells at these positions, counts and all, in memory."""
@@ -129,8 +235,8 @@ class CiteData:
 
         return replace(
             self,
-            rna=self.rna[cells],
-            protein=self.protein[cells],
+            rna=CountsInMemory(self.rna.rows(cells)),
+            protein=CountsInMemory(self.protein.rows(cells)),
             cell_names=self.cell_names[cells],
             batch=self.batch[cells],
             panel=self.panel[cells],
@@ -147,17 +253,6 @@ class CiteData:
         return pd.util.hash_array(self.cell_names.to_numpy(object), categorize=False)
 
 
-class MeasuredOnDisk:
-    """Protein counts on disk, with 0 where the cell's panel did not measure the protein."""
-
-    def __init__(self, protein: RowsOnDisk, panel: np.ndarray, measured: np.ndarray) -> None:
-        self._protein, self._panel, self._measured = protein, panel, measured
-        self.shape = protein.shape
-
-    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
-        return np.where(self._measured[self._panel[rows]], self._protein[rows], np.float32(0))
-
-
 _CELLS_COMPARED, _ROWS_AT_ONCE = 10_000, 1_000
 
 
@@ -172,8 +267,8 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
     --------
     >>> import totalvi
     >>> from totalvi.data.describe import describe
-    >>> from totalvi.data.schema import Keys
-    >>> data = describe(totalvi.simulate(n_cells=50, n_genes=20, n_proteins=4), Keys())
+    >>> from totalvi.data.columns import Columns
+    >>> data = describe(totalvi.simulate(n_cells=50, n_genes=20, n_proteins=4), Columns())
     >>> list(fingerprint(data))
     ['cells', 'genes', 'proteins', 'names of cells', 'annotation', 'protein counts', 'RNA counts']
     """
@@ -193,7 +288,7 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
 def _hash_protein(data: CiteData) -> str:
     digest = hashlib.sha256(f"float32{data.protein.shape}".encode())
     by_panel = np.array(data.schema.panel_measured)
-    for start, rows in row_blocks(data.protein):
+    for start, rows in data.protein.blocks():
         measured = by_panel[data.panel[start : start + len(rows)]]
         known = np.where(measured, rows, np.float32(0))  # what a query lacks may be filled in
         digest.update(np.ascontiguousarray(known).data)
@@ -205,7 +300,7 @@ def _hash_rna(data: CiteData) -> str:
     n_compared = min(data.n_cells, _CELLS_COMPARED)
     compared = np.linspace(0, data.n_cells - 1, n_compared).astype(np.int64)
     for start in range(0, n_compared, _ROWS_AT_ONCE):
-        rows = data.rna[compared[start : start + _ROWS_AT_ONCE]]
+        rows = data.rna.rows(compared[start : start + _ROWS_AT_ONCE])
         rows.sort_indices()
         for part in (rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data):
             digest.update(np.ascontiguousarray(part).data)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from totalvi.data.counts import row_blocks
 from totalvi.data.find import CountSource
 from totalvi.data.finding import Finding, first_and_count, listed
 
@@ -87,10 +86,10 @@ def tally_counts(source: CountSource, group: np.ndarray, n_groups: int) -> Count
     )
     with np.errstate(over="ignore", invalid="ignore"):  # of values that are then reported
         rna, protein = tally.rna, tally.protein
-        for start, rna_block in row_blocks(source.rna):
+        for start, rna_block in source.rna.blocks():
             rna = _with_values(rna, rna_block.data, start, rna_block)
             _add_rna(tally, rna_block, slice(start, start + rna_block.shape[0]))
-        for start, block in row_blocks(source.protein):
+        for start, block in source.protein.blocks():
             rows = slice(start, start + len(block))
             protein = _with_values(protein, block.ravel(), start, block)
             _add_protein(tally, block, rows, group[rows])
@@ -151,7 +150,7 @@ EXACT_FLOAT32 = 2**24
 LOG_MAXIMUM = 20.0  # log1p of any count that occurs is smaller
 HIGH_RNA, HIGH_PROTEIN = 50_000, 500_000
 FEW_GENES = 200
-_FIRST_CELLS = 200
+_FIRST_CELLS = slice(200)
 
 
 class _Modality(NamedTuple):
@@ -176,7 +175,7 @@ def rna_findings(
     source: CountSource, tally: CountTally, *, allow_fractional: bool
 ) -> Iterator[Finding]:
     """Check the values and the names of the RNA counts."""
-    first = source.rna[:_FIRST_CELLS]
+    first = source.rna.rows(_FIRST_CELLS)
     rows = np.split(first.data, first.indptr[1:-1])
     modality = _Modality(
         tally.rna, "rna", source.rna_where, source.rna_layers, source.cell_names, "gene",
@@ -228,7 +227,7 @@ def protein_value_findings(
     """Check the values and the names of the protein counts; NaN (unmeasured) is passed over."""
     modality = _Modality(
         tally.protein, "protein", source.protein_where, source.protein_layers, source.cell_names,
-        "protein", source.protein_names, [row[row > 0] for row in source.protein[:_FIRST_CELLS]],
+        "protein", source.protein_names, [row[row > 0] for row in source.protein.rows(_FIRST_CELLS)],
     )  # fmt: skip
     yield from _value_findings(modality, allow_fractional)
     yield from _repeated(source.protein_names, "protein", source.protein_where)

@@ -6,40 +6,39 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.check_counts import CountTally, protein_value_findings, rna_findings, tally_counts
-from totalvi.data.check_panels import panel_findings
+from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource
-from totalvi.data.finding import CellGroups, Finding, cell_groups, did_you_mean, first_and_count
+from totalvi.data.finding import (
+    CellGroups,
+    Finding,
+    cell_groups,
+    did_you_mean,
+    first_and_count,
+    listed,
+)
 from totalvi.errors import DataError
 
 MANY_CATEGORIES = 100
 SMALL_GROUP = 10
 
 
-def annotation_findings(
-    obs: pd.DataFrame,
-    *,
-    batch_key: str | None,
-    panel_key: str | None,
-    labels_key: str | None,
-    size_factor_key: str | None,
-    categorical_covariate_keys: Sequence[str],
-    continuous_covariate_keys: Sequence[str],
-) -> Iterator[Finding]:
-    """Check the columns of ``obs`` that the arguments name."""
-    named = {"batch_key": batch_key, "panel_key": panel_key, "labels_key": labels_key}
-    for argument, key in named.items():
+def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding]:
+    """Check the columns of ``obs`` that ``columns`` names."""
+    for argument in ("batch_key", "panel_key", "labels_key"):
+        key = getattr(columns, argument)
         if key is None:
             continue
         faults = list(_categories(obs, argument, key))
         yield from faults
         if not faults and argument != "labels_key":
             yield from _group_sizes(obs[key], argument.removesuffix("_key"), key)
-    if size_factor_key is not None:
-        yield from _size_factor(obs, size_factor_key)
-    for argument, keys, check in (
-        ("categorical_covariate_keys", categorical_covariate_keys, _categories),
-        ("continuous_covariate_keys", continuous_covariate_keys, _continuous),
+    if columns.size_factor_key is not None:
+        yield from _size_factor(obs, columns.size_factor_key)
+    for argument, check in (
+        ("categorical_covariate_keys", _categories),
+        ("continuous_covariate_keys", _continuous),
     ):
+        keys = getattr(columns, argument)
         if isinstance(keys, str):
             message = f'{argument} must be a list of column names: give ["{keys}"], not "{keys}"'
             yield Finding("error", "keys_not_a_list", message)
@@ -172,8 +171,6 @@ def _size_factor(obs: pd.DataFrame, key: str) -> Iterator[Finding]:
         )
 
 
-__all__ = ["TRAINING_ONLY", "Finding", "check_counts", "raise_errors"]
-
 MINIMUM_CELLS = 10
 TRAINING_ONLY = frozenset(
     {"few_cells", "group_of_one_cell", "covariate_constant", "protein_unmeasured_everywhere"}
@@ -182,16 +179,7 @@ TRAINING_ONLY = frozenset(
 
 
 def check_counts(
-    source: CountSource,
-    *,
-    batch_key: str | None = None,
-    panel_key: str | None = None,
-    labels_key: str | None = None,
-    size_factor_key: str | None = None,
-    categorical_covariate_keys: Sequence[str] = (),
-    continuous_covariate_keys: Sequence[str] = (),
-    allow_fractional: bool = False,
-    tally: CountTally | None = None,
+    source: CountSource, columns: Columns, tally: CountTally | None = None
 ) -> list[Finding]:
     """Check counts and annotation; report everything found, errors first.
 
@@ -199,13 +187,10 @@ def check_counts(
     ----------
     source
         What `find_counts` returned.
-    batch_key, panel_key, labels_key, size_factor_key
-        Columns of ``source.obs``. A protein is unmeasured in a panel (or, without ``panel_key``,
-        in a batch) where all of its values there are NaN.
-    categorical_covariate_keys, continuous_covariate_keys
-        Further columns of ``source.obs``.
-    allow_fractional
-        Accept counts that are not whole numbers, such as those after ambient RNA was removed.
+    columns
+        Columns of ``source.obs``, and whether counts that are not whole numbers are accepted, such as
+        those after ambient RNA was removed. A protein is unmeasured in a panel (or, without
+        ``panel_key``, in a batch) where all of its values there are NaN.
     tally
         What `tally_by_group` gave for the same data, where it is at hand.
 
@@ -218,28 +203,20 @@ def check_counts(
     --------
     >>> from totalvi.data.simulate import simulate
     >>> from totalvi.data.find import find_counts
-    >>> source = find_counts(simulate(n_cells=200, n_genes=100, n_proteins=5))
-    >>> [finding.message for finding in check_counts(source, batch_key="bacth")][0]
+    >>> source = find_counts(simulate(n_cells=200, n_genes=100, n_proteins=5), Columns())
+    >>> [finding.message for finding in check_counts(source, Columns(batch_key="bacth"))][0]
     'batch_key: no column "bacth" in obs, did you mean "batch"? There are: "cell_type", "batch", \
 "library_size"'
     """
     if tally is None:
-        tally = tally_by_group(source, batch_key, panel_key)
-    groups = _groups(source, batch_key, panel_key)
+        tally = tally_by_group(source, columns)
+    groups = _groups(source, columns)
     counts = [
-        *rna_findings(source, tally, allow_fractional=allow_fractional),
-        *protein_value_findings(source, tally, allow_fractional=allow_fractional),
+        *rna_findings(source, tally, allow_fractional=columns.allow_fractional),
+        *protein_value_findings(source, tally, allow_fractional=columns.allow_fractional),
     ]
     findings = [
-        *annotation_findings(
-            source.obs,
-            batch_key=batch_key,
-            panel_key=panel_key,
-            labels_key=labels_key,
-            size_factor_key=size_factor_key,
-            categorical_covariate_keys=categorical_covariate_keys,
-            continuous_covariate_keys=continuous_covariate_keys,
-        ),
+        *annotation_findings(source.obs, columns),
         *_cell_findings(source),
         *counts,
         *(panel_findings(source, groups, tally) if groups is not None else ()),
@@ -249,18 +226,18 @@ def check_counts(
     return sorted(findings, key=lambda finding: severities.index(finding.severity))
 
 
-def tally_by_group(source: CountSource, batch_key: str | None, panel_key: str | None) -> CountTally:
+def tally_by_group(source: CountSource, columns: Columns) -> CountTally:
     """Read all counts once for the checks, which group cells by panel or batch."""
-    groups = _groups(source, batch_key, panel_key)
+    groups = _groups(source, columns)
     if groups is None:
         return tally_counts(source, np.zeros(len(source.obs), dtype=np.intp), 1)
     return tally_counts(source, groups.codes, len(groups.names))
 
 
-def _groups(source: CountSource, batch_key: str | None, panel_key: str | None) -> CellGroups | None:
-    if panel_key is not None:
-        return cell_groups(source.obs, "panel", panel_key)
-    return cell_groups(source.obs, "batch", batch_key)
+def _groups(source: CountSource, columns: Columns) -> CellGroups | None:
+    if columns.panel_key is not None:
+        return cell_groups(source.obs, "panel", columns.panel_key)
+    return cell_groups(source.obs, "batch", columns.batch_key)
 
 
 def raise_errors(findings: Sequence[Finding]) -> None:
@@ -314,3 +291,109 @@ def _summary(source: CountSource, tally: CountTally, *, are_counts: bool) -> Fin
             f"{rna_median:,.0f} RNA counts and {protein_median:,.0f} protein counts"
         )
     return Finding("note", "summary", message)
+
+
+def panel_findings(source: CountSource, groups: CellGroups, tally: CountTally) -> Iterator[Finding]:
+    """Check each protein in each panel (or batch, or the whole data set).
+
+    Parameters
+    ----------
+    source
+        Counts; a protein that is NaN in all cells of a group is unmeasured there.
+    groups
+        The panel or batch of each cell.
+    tally
+        Sums of the counts, by these groups.
+    """
+    n_cells = np.bincount(groups.codes, minlength=len(groups.names))
+    n_unmeasured = tally.n_unmeasured
+    unmeasured = n_unmeasured == n_cells[:, None]
+    yield from _unmeasured(source, groups, unmeasured)
+    yield from _partly_unmeasured(source, groups, (n_unmeasured > 0) & ~unmeasured, n_unmeasured)
+    yield from _zero(source, groups, unmeasured, tally.n_positive)
+    yield from _cells_without_counts(source, tally)
+
+
+def _unmeasured(
+    source: CountSource, groups: CellGroups, unmeasured: np.ndarray
+) -> Iterator[Finding]:
+    nowhere = np.asarray(unmeasured.all(axis=0))
+    if nowhere.any():
+        name = first_and_count(source.protein_names[nowhere], "protein")
+        yield Finding(
+            "error",
+            "protein_unmeasured_everywhere",
+            f"{source.protein_where} has no value in any cell for {name}: remove what was never "
+            "measured",
+        )
+    for group in np.flatnonzero((unmeasured & ~nowhere).any(axis=1)):
+        names = source.protein_names[unmeasured[group] & ~nowhere]
+        yield Finding(
+            "note",
+            "protein_unmeasured",
+            f"unmeasured in {groups.name(int(group))}, and to be imputed there: {len(names)} of "
+            f"{len(source.protein_names)} proteins, {listed(names)}",
+        )
+
+
+def _partly_unmeasured(
+    source: CountSource, groups: CellGroups, partly: np.ndarray, n_unmeasured: np.ndarray
+) -> Iterator[Finding]:
+    """Find proteins that lack values in some cells of a group but not in all."""
+    if not partly.any():
+        return
+    group, protein = map(int, np.argwhere(partly)[0])
+    missing = np.concatenate(
+        [np.isnan(values[:, protein]) for _, values in source.protein.blocks()]
+    )
+    cell = source.cell_names[int((missing & (groups.codes == group)).argmax())]
+    mend = (
+        "set it to NaN in the whole of it if it was not measured there, or drop the cells"
+        if groups.word != "data set"
+        else "drop the cells, or name the obs column of the panels (or batches) with panel_key if "
+        "some did not measure it"
+    )
+    others = f", and so in {partly.sum() - 1} more" if partly.sum() > 1 else ""
+    yield Finding(
+        "error",
+        "protein_partly_unmeasured",
+        f'{source.protein_where} has no value for protein "{source.protein_names[protein]}" in '
+        f"{n_unmeasured[group, protein]:,} of {(groups.codes == group).sum():,} cells of "
+        f'{groups.name(int(group))}, first cell "{cell}"{others}: {mend}',
+    )
+
+
+def _zero(
+    source: CountSource, groups: CellGroups, unmeasured: np.ndarray, n_positive: np.ndarray
+) -> Iterator[Finding]:
+    measured = ~unmeasured.all(axis=0)
+    everywhere = np.asarray(measured & ~n_positive.any(axis=0))
+    if everywhere.any():
+        name = first_and_count(source.protein_names[everywhere], "protein")
+        yield Finding(
+            "warning",
+            "protein_zero",
+            f"{source.protein_where} is zero in all cells for {name}: remove it if it was not in "
+            "the antibody panel",
+        )
+    only_here = (n_positive == 0) & ~unmeasured & ~everywhere
+    for group in np.flatnonzero(only_here.any(axis=1)):
+        names = source.protein_names[only_here[group]]
+        yield Finding(
+            "warning",
+            "protein_zero_in_group",
+            f"{source.protein_where} is zero in all cells of {groups.name(int(group))}, but not "
+            f"elsewhere, for {first_and_count(names, 'protein')}: if it was not measured there, set "
+            f"it to NaN in that {groups.word}; else it counts as absent",
+        )
+
+
+def _cells_without_counts(source: CountSource, tally: CountTally) -> Iterator[Finding]:
+    empty = tally.protein_measured & (tally.protein_total == 0)
+    if empty.any():
+        yield Finding(
+            "warning",
+            "cell_without_protein",
+            f"{source.protein_where} has no protein count at all in "
+            f"{first_and_count(source.cell_names[empty], 'cell')}: drop what is not a stained cell",
+        )

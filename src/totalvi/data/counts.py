@@ -1,9 +1,11 @@
-"""Counts that stay on disk: rows of a matrix in HDF5 or zarr, read when they are asked for."""
+"""Counts of cells by genes or proteins: one protocol, whether memory or a disk holds them."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from numbers import Real
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import h5py
 import numpy as np
@@ -15,17 +17,106 @@ from totalvi.compiled import compiled
 from totalvi.errors import DataError
 
 ROWS_AT_A_TIME = 4096  # read in one piece, of which memory holds one at a time
+_LARGEST_GAP = 512  # rows read in vain rather than with a second read: about a chunk
+Block = TypeVar("Block", sparse.csr_matrix, np.ndarray)
+BlockOf = TypeVar("BlockOf", covariant=True)
 _Item = TypeVar("_Item")
 _Found = TypeVar("_Found")
-_LARGEST_GAP = 512  # rows read in vain rather than a read begun anew: about a chunk
 
 
-class RowsOnDisk:
-    """A matrix on disk of which only the rows asked for are read, as float32.
+class Counts(Protocol[BlockOf]):
+    """Counts (cells, features), which are given some cells at a time: as CSR, or as arrays."""
 
-    ``matrix[rows]``, with positions or a slice of unit steps, is a CSR matrix, or an array where
-    ``dense`` is True. Rows near each other are read together; neither time nor memory depends on
-    the size of the whole.
+    shape: tuple[int, int]
+
+    @abstractmethod
+    def rows(self, which: np.ndarray | slice) -> BlockOf:
+        """Return the cells at positions, in their order, or those of a slice of unit steps."""
+
+    @abstractmethod
+    def columns(self, which: np.ndarray) -> Self:
+        """Return the same cells with the features at positions, in their order."""
+
+    def blocks(self) -> Iterator[tuple[int, BlockOf]]:
+        """Yield all cells in parts, each with the position of its first cell."""
+        starts = range(0, self.shape[0], ROWS_AT_A_TIME)
+
+        def read(start: int) -> BlockOf:
+            return self.rows(slice(start, start + ROWS_AT_A_TIME))
+
+        yield from zip(starts, read_ahead(read, starts), strict=True)
+
+    def read(self) -> BlockOf:
+        """Return all cells; what memory holds is not copied."""
+        return self.rows(slice(None))
+
+
+class CountsInMemory(Counts[Block]):
+    """Counts that memory holds, as a CSR matrix or an array.
+
+    Examples
+    --------
+    >>> counts = CountsInMemory(np.zeros((5000, 2)))
+    >>> [(start, len(part)) for start, part in counts.blocks()]
+    [(0, 4096), (4096, 904)]
+    """
+
+    def __init__(self, values: Block) -> None:
+        self.values: Block = values
+        self.shape: tuple[int, int] = values.shape[0], values.shape[1]
+
+    def rows(self, which: np.ndarray | slice) -> Block:
+        """Return the cells at positions, or those of a slice, which an array shares."""
+        found: Block = self.values[which]
+        return found
+
+    def columns(self, which: np.ndarray) -> Self:
+        """Return the features at positions."""
+        return self if _are_all(which, self.shape) else type(self)(self.values[:, which])
+
+    def blocks(self) -> Iterator[tuple[int, Block]]:
+        """Yield all cells in parts."""
+        for start in range(0, self.shape[0], ROWS_AT_A_TIME):
+            yield start, self.rows(slice(start, start + ROWS_AT_A_TIME))
+
+    def read(self) -> Block:
+        """Return the values themselves."""
+        return self.values
+
+
+class MeasuredCounts(Counts[np.ndarray]):
+    """Protein counts with 0 where the cell's panel did not measure the protein.
+
+    Parameters
+    ----------
+    protein
+        Counts (N, T).
+    panel
+        Codes, (N,).
+    measured
+        Which proteins each panel measured, (panels, T).
+    """
+
+    def __init__(
+        self, protein: Counts[np.ndarray], panel: np.ndarray, measured: np.ndarray
+    ) -> None:
+        self._protein, self._panel, self._measured = protein, panel, measured
+        self.shape = protein.shape
+
+    def rows(self, which: np.ndarray | slice) -> np.ndarray:
+        """Return the cells at positions, or those of a slice."""
+        measured = self._measured[self._panel[which]]
+        return np.where(measured, self._protein.rows(which), np.float32(0))
+
+    def columns(self, which: np.ndarray) -> Self:
+        """Return the features at positions."""
+        return type(self)(self._protein.columns(which), self._panel, self._measured[:, which])
+
+
+class _OnDisk(Counts[Block]):
+    """A matrix on disk of which only the rows that are wanted are read, as float32.
+
+    Rows near each other are read together; neither time nor memory depends on the size of the whole.
 
     Parameters
     ----------
@@ -35,8 +126,6 @@ class RowsOnDisk:
         Name of the matrix, for messages.
     columns
         Positions of the columns to give, in that order. None: all.
-    dense
-        Whether rows are given as arrays.
 
     Raises
     ------
@@ -44,10 +133,8 @@ class RowsOnDisk:
         When the matrix is stored by column (CSC), holds no numbers, or is damaged.
     """
 
-    def __init__(
-        self, stored: Any, where: str, *, columns: np.ndarray | None = None, dense: bool = False
-    ) -> None:
-        self._stored, self.where, self.dense = stored, where, dense
+    def __init__(self, stored: Any, where: str, *, columns: np.ndarray | None = None) -> None:
+        self._stored, self._where, self._columns = stored, where, columns
         self._pointer: np.ndarray | None = None
         n_rows, n_columns = map(int, stored.shape)
         if hasattr(stored, "format"):
@@ -66,35 +153,80 @@ class RowsOnDisk:
                 f"{where} holds {dtype} values in place of counts: convert it to numbers"
             )
         self._n_stored_columns = n_columns
-        self.columns = columns
-        self.shape = (n_rows, n_columns if columns is None else len(columns))
+        self.shape = n_rows, n_columns if columns is None else len(columns)
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def take_columns(self, columns: np.ndarray) -> Self:
-        """Return the same rows with the columns at these positions."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other.columns = columns if self.columns is None else self.columns[columns]
-        other.shape = (self.shape[0], len(columns))
-        return other
-
-    def __getitem__(self, rows: np.ndarray | slice) -> Any:
-        if isinstance(rows, slice):
-            rows = np.arange(*rows.indices(self.shape[0]))
-        if (rows[1:] > rows[:-1]).all():
-            return self._ascending(rows)
-        wanted, place = np.unique(rows, return_inverse=True)
+    def rows(self, which: np.ndarray | slice) -> Block:
+        """Read the cells at positions, or those of a slice."""
+        if isinstance(which, slice):
+            which = np.arange(*which.indices(self.shape[0]))
+        if (which[1:] > which[:-1]).all():
+            return self._ascending(which)
+        wanted, place = np.unique(which, return_inverse=True)
         return self._ascending(wanted)[place]
 
-    def _ascending(self, rows: np.ndarray) -> Any:
-        """Return rows that ascend."""
-        if self._pointer is not None and self.columns is None and not self.dense:
+    def columns(self, which: np.ndarray) -> Self:
+        """Return the features at positions, which are read when they are needed."""
+        if _are_all(which, self.shape):
+            return self
+        other = copy(self)
+        other._columns = which if self._columns is None else self._columns[which]
+        other.shape = self.shape[0], len(which)
+        return other
+
+    @abstractmethod
+    def _ascending(self, rows: np.ndarray) -> Block:
+        """Read rows that ascend."""
+
+    def _piece(self, rows: np.ndarray) -> Any:
+        """Read a few rows that are near each other and ascend, sparse where they are stored so."""
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        found = self._span(start, stop)
+        if len(rows) < stop - start:
+            found = found[rows - start]
+        return found if self._columns is None else found[:, self._columns]
+
+    def _span(self, start: int, stop: int) -> Any:
+        if self._pointer is None:
+            return np.asarray(self._stored[start:stop]).astype(np.float32)
+        first, last = int(self._pointer[start]), int(self._pointer[stop])
+        counts = np.asarray(self._stored["data"][first:last]).astype(np.float32)
+        column = np.asarray(self._stored["indices"][first:last])
+        if len(column) and not (column.min() >= 0 and column.max() < self._n_stored_columns):
+            raise DataError(
+                f"{self._where} has column numbers beyond its {self._n_stored_columns} columns: it is "
+                "damaged, so copy, download or write it again"
+            )
+        pointer = self._pointer[start : stop + 1] - first
+        shape = (stop - start, self._n_stored_columns)
+        found = sparse.csr_matrix((counts, column, pointer), shape=shape)
+        if not found.has_canonical_format:
+            found.sum_duplicates()
+        return found
+
+
+class DenseOnDisk(_OnDisk[np.ndarray]):
+    """A matrix on disk, read as arrays."""
+
+    def _ascending(self, rows: np.ndarray) -> np.ndarray:
+        parts = [self._piece(piece) for piece in _pieces(rows)]
+        arrays = [part if isinstance(part, np.ndarray) else part.toarray() for part in parts]
+        return np.concatenate(arrays) if arrays else np.empty((0, self.shape[1]), dtype=np.float32)
+
+
+class SparseOnDisk(_OnDisk[sparse.csr_matrix]):
+    """A matrix on disk, read as CSR without stored zeros."""
+
+    def _ascending(self, rows: np.ndarray) -> sparse.csr_matrix:
+        if self._pointer is not None and self._columns is None:
             found = self._copied(rows, self._pointer)
             if found is not None:
                 return found
-        return _stacked([self._piece(piece) for piece in _pieces(rows)], self.shape[1], self.dense)
+        parts = [sparse.csr_matrix(self._piece(piece)) for piece in _pieces(rows)]
+        for part in parts:
+            part.eliminate_zeros()
+        if not parts:
+            return sparse.csr_matrix(np.empty((0, self.shape[1]), dtype=np.float32))
+        return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
 
     def _copied(self, rows: np.ndarray, pointer: np.ndarray) -> sparse.csr_matrix | None:
         """Return rows of a CSR matrix, copied once; None where it is not in canonical form."""
@@ -116,38 +248,6 @@ class RowsOnDisk:
             done += len(piece)
         return sparse.csr_matrix((counts, column, new_pointer), shape=(len(rows), self.shape[1]))
 
-    def _piece(self, rows: np.ndarray) -> Any:
-        """Return a few rows that are near each other and ascend."""
-        start, stop = int(rows[0]), int(rows[-1]) + 1
-        found: Any = self._read(start, stop)
-        if len(rows) < stop - start:
-            found = found[rows - start]
-        if self.columns is not None:
-            found = found[:, self.columns]
-        if self.dense:
-            return found if isinstance(found, np.ndarray) else found.toarray()
-        found = found if sparse.issparse(found) else sparse.csr_matrix(found)
-        found.eliminate_zeros()
-        return found
-
-    def _read(self, start: int, stop: int) -> Any:
-        if self._pointer is None:
-            return np.asarray(self._stored[start:stop]).astype(np.float32)
-        first, last = int(self._pointer[start]), int(self._pointer[stop])
-        counts = np.asarray(self._stored["data"][first:last]).astype(np.float32)
-        column = np.asarray(self._stored["indices"][first:last])
-        if len(column) and not (column.min() >= 0 and column.max() < self._n_stored_columns):
-            raise DataError(
-                f"{self.where} has column numbers beyond its {self._n_stored_columns} columns: it is "
-                "damaged, so copy, download or write it again"
-            )
-        pointer = self._pointer[start : stop + 1] - first
-        shape = (stop - start, self._n_stored_columns)
-        found = sparse.csr_matrix((counts, column, pointer), shape=shape)
-        if not found.has_canonical_format:
-            found.sum_duplicates()
-        return found
-
 
 @compiled(nogil=True)
 def _copy_rows(
@@ -167,38 +267,6 @@ def _copy_rows(
             new_counts[target] = counts[source]
             new_column[target] = here
     return sound
-
-
-def take_columns(matrix: Any, columns: np.ndarray) -> Any:
-    """Return the columns at these positions; the matrix itself where they are all, in order."""
-    if np.array_equal(columns, np.arange(matrix.shape[1])):
-        return matrix
-    return matrix.take_columns(columns) if isinstance(matrix, RowsOnDisk) else matrix[:, columns]
-
-
-def lies_on_disk(values: Any) -> bool:
-    """Return whether ``values`` is a matrix of HDF5 or zarr that has not been read."""
-    return hasattr(values, "group") or isinstance(values, h5py.Dataset | zarr.Array)
-
-
-def row_blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
-    """Yield a matrix, in memory or on disk, in parts, each with the position of its first row.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> [(start, len(part)) for start, part in row_blocks(np.zeros((5000, 2)))]
-    [(0, 4096), (4096, 904)]
-    """
-    starts = range(0, matrix.shape[0], ROWS_AT_A_TIME)
-
-    def read(start: int) -> Any:
-        return matrix[start : start + ROWS_AT_A_TIME]
-
-    in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
-    yield from zip(
-        starts, map(read, starts) if in_memory else read_ahead(read, starts), strict=True
-    )
 
 
 def read_ahead(read: Callable[[_Item], _Found], items: Sequence[_Item]) -> Iterator[_Found]:
@@ -228,12 +296,8 @@ def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
             yield from np.split(run, np.flatnonzero(np.diff(pieces)) + 1)
 
 
-def _stacked(parts: list[Any], n_columns: int, dense: bool) -> Any:
-    if dense:
-        return np.concatenate(parts) if parts else np.empty((0, n_columns), dtype=np.float32)
-    if not parts:
-        return sparse.csr_matrix(np.empty((0, n_columns), dtype=np.float32))
-    return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
+def _are_all(columns: np.ndarray, shape: tuple[int, int]) -> bool:
+    return np.array_equal(columns, np.arange(shape[1]))
 
 
 def _require_pointer(pointer: np.ndarray, n_rows: int, n_stored: int, where: str) -> None:
@@ -243,6 +307,11 @@ def _require_pointer(pointer: np.ndarray, n_rows: int, n_stored: int, where: str
             f"{where} is damaged (its row pointer does not fit its {n_rows} rows and {n_stored} "
             "values): copy, download or write it again"
         )
+
+
+def lies_on_disk(values: Any) -> bool:
+    """Return whether ``values`` is a matrix of HDF5 or zarr that has not been read."""
+    return hasattr(values, "group") or isinstance(values, h5py.Dataset | zarr.Array)
 
 
 def in_memory(values: Any) -> Any:
@@ -314,3 +383,24 @@ def _numeric(array: np.ndarray, where: str, cells: pd.Index, features: pd.Index)
 def _require_real(dtype: Any, where: str) -> None:
     if not _is_real(dtype):
         raise DataError(f"{where} holds {dtype} values in place of counts: convert it to numbers")
+
+
+def evenly_spaced(
+    cells: np.ndarray, at_most: int, *, rounding: Literal["nearest", "down"] = "nearest"
+) -> np.ndarray:
+    """Return at most so many of the cells, the first, the last and others evenly spaced between them.
+
+    Parameters
+    ----------
+    rounding
+        How places between two cells are rounded.
+
+    Examples
+    --------
+    >>> evenly_spaced(np.arange(10, 15), 4).tolist()
+    [10, 11, 13, 14]
+    """
+    if len(cells) <= at_most:
+        return cells
+    places = np.linspace(0, len(cells) - 1, at_most)
+    return cells[(places.round() if rounding == "nearest" else places).astype(np.int64)]

@@ -9,10 +9,19 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.counts import RowsOnDisk, in_memory, lies_on_disk, to_csr, to_dense
+from totalvi.data.columns import Columns, joined_obs, names_of, require_same_cells
+from totalvi.data.counts import (
+    Counts,
+    CountsInMemory,
+    DenseOnDisk,
+    SparseOnDisk,
+    in_memory,
+    lies_on_disk,
+    to_csr,
+    to_dense,
+)
 from totalvi.data.finding import did_you_mean, listed
-from totalvi.data.io.features import modalities_of
-from totalvi.data.join_obs import joined_obs, names_of, require_same_cells
+from totalvi.data.io.modalities import modalities_of
 from totalvi.errors import DataError
 
 
@@ -22,11 +31,11 @@ class CountSource(NamedTuple):
     Attributes
     ----------
     rna
-        RNA counts, CSR, shape ``(n_cells, n_genes)``, of the data type found; canonical (sorted
-        column indices, none twice). It may share memory with the user's object: do not write.
-        Counts left on disk are `RowsOnDisk`, whose rows are float32.
+        RNA counts, (cells, genes), canonical (sorted column indices, none twice). Those in memory
+        have the data type found, and may share memory with the user's object: do not write to them.
+        Those left on disk are read as float32.
     protein
-        Protein counts, dense float32, shape ``(n_cells, n_proteins)``; NaN means unmeasured.
+        Protein counts, (cells, proteins), float32; NaN means unmeasured.
     gene_names, protein_names, cell_names
         Names of the columns and rows.
     obs
@@ -38,8 +47,8 @@ class CountSource(NamedTuple):
         Names of the further layers beside the counts, for error messages.
     """
 
-    rna: Any  # csr_matrix or RowsOnDisk
-    protein: Any  # ndarray or RowsOnDisk
+    rna: Counts[sparse.csr_matrix]
+    protein: Counts[np.ndarray]
     gene_names: pd.Index
     protein_names: pd.Index
     cell_names: pd.Index
@@ -50,35 +59,20 @@ class CountSource(NamedTuple):
     protein_layers: tuple[str, ...] = ()
 
 
-def find_counts(
-    data: MuData | AnnData,
-    *,
-    rna_modality: str = "rna",
-    protein_modality: str = "prot",
-    rna_layer: str | None = None,
-    protein_layer: str | None = None,
-    protein_expression_obsm_key: str | None = None,
-    protein_names_uns_key: str | None = None,
-    on_disk: bool = False,
-) -> CountSource:
+def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = False) -> CountSource:
     """Find the paired RNA and protein counts of a MuData or AnnData.
 
     Parameters
     ----------
     data
         A MuData with an RNA and a protein modality of the same cells in the same order; or an
-        AnnData with RNA in ``X`` and proteins in ``obsm[protein_expression_obsm_key]``, or with
-        both in ``X``, told apart by ``var["feature_types"]`` ("Gene Expression" and "Antibody
-        Capture", in upper or lower case). It is not changed.
-    rna_modality, protein_modality
-        Names of the modalities of a MuData; not used for an AnnData.
-    rna_layer, protein_layer
-        Layers that hold the counts, in place of ``X``.
-    protein_expression_obsm_key
-        AnnData only: the ``obsm`` entry with the protein counts. Column names of a DataFrame
-        are the protein names; the columns of an array are named ``protein_0``, ``protein_1``, ...
-    protein_names_uns_key
-        The ``uns`` entry with the names of an array's columns instead.
+        AnnData with RNA in ``X`` and proteins in an ``obsm`` entry, or with both in ``X``, told apart
+        by ``var["feature_types"]`` ("Gene Expression" and "Antibody Capture", in upper or lower
+        case). It is not changed.
+    columns
+        Which modality, layer or ``obsm`` entry they are in. Column names of a DataFrame in ``obsm``
+        are the protein names; the columns of an array have those of the ``uns`` entry that
+        ``protein_names_uns_key`` names, or are ``protein_0``, ``protein_1``, ...
     on_disk
         Whether counts that lie on disk (see `totalvi.data.io.h5_zarr.open_on_disk`) are left there.
 
@@ -95,28 +89,19 @@ def find_counts(
     >>> from anndata import AnnData
     >>> cells = AnnData(np.array([[0, 3], [1, 0]]))
     >>> cells.obsm["protein_counts"] = pd.DataFrame({"CD3": [90, 4]}, index=cells.obs_names)
-    >>> source = find_counts(cells, protein_expression_obsm_key="protein_counts")
-    >>> source.rna.shape, source.protein_names.tolist(), source.protein.ravel().tolist()
-    ((2, 2), ['CD3'], [90.0, 4.0])
+    >>> source = find_counts(cells, Columns(protein_expression_obsm_key="protein_counts"))
+    >>> source.rna.shape, source.protein_names.tolist(), source.protein.read().tolist()
+    ((2, 2), ['CD3'], [[90.0], [4.0]])
     """
     if isinstance(data, MuData):
-        if protein_expression_obsm_key is not None:
+        if columns.protein_expression_obsm_key is not None:
             raise DataError(
                 "protein_expression_obsm_key belongs to an AnnData, but the data are a MuData: "
                 "name the modality that holds the proteins with protein_modality instead"
             )
-        source = _from_mudata(
-            data, rna_modality, protein_modality, rna_layer, protein_layer, on_disk
-        )
+        source = _from_mudata(data, columns, on_disk)
     elif isinstance(data, AnnData):
-        source = _from_anndata(
-            data,
-            rna_layer,
-            protein_layer,
-            protein_expression_obsm_key,
-            protein_names_uns_key,
-            on_disk,
-        )
+        source = _from_anndata(data, columns, on_disk)
     else:
         raise DataError(
             f"data must be a MuData or an AnnData, not {type(data).__name__}: "
@@ -130,16 +115,14 @@ def find_counts(
     return source
 
 
-def find_rna_counts(
-    data: MuData | AnnData, *, rna_modality: str = "rna", layer: str | None = None
-) -> CountSource:
+def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
     """Find the RNA counts of data without proteins: the result has no protein columns.
 
     Parameters
     ----------
     data
         A MuData, or an AnnData all of whose features are genes; it is not changed.
-    rna_modality, layer
+    columns
         Where the counts are, as in `find_counts`.
 
     Raises
@@ -149,9 +132,10 @@ def find_rna_counts(
 
     Examples
     --------
-    >>> find_rna_counts(AnnData(np.array([[0, 3], [1, 0]]))).protein.shape
+    >>> find_rna_counts(AnnData(np.array([[0, 3], [1, 0]])), Columns()).protein.shape
     (2, 0)
     """
+    rna_modality, layer = columns.rna_modality, columns.rna_layer
     if isinstance(data, MuData):
         if rna_modality not in data.mod:
             raise DataError(_no_rna(rna_modality, data.mod))
@@ -172,8 +156,8 @@ def find_rna_counts(
             raise DataError(f"no {what} at all in {where}: check how it was filtered")
     values = _matrix(rna, layer, "the RNA", "rna_layer")
     return CountSource(
-        rna=to_csr(values, where, rna.obs_names, rna.var_names),
-        protein=np.empty((rna.shape[0], 0), dtype=np.float32),
+        rna=CountsInMemory(to_csr(values, where, rna.obs_names, rna.var_names)),
+        protein=CountsInMemory(np.empty((rna.shape[0], 0), dtype=np.float32)),
         gene_names=names_of(rna.var_names),
         protein_names=pd.Index([], dtype=object),
         cell_names=names_of(rna.obs_names),
@@ -219,15 +203,10 @@ def _looks_like_counts(values: Any) -> bool:
     return bool(numbers.size and whole.all() and numbers.max() > 1)
 
 
-def _from_mudata(
-    mdata: MuData,
-    rna_modality: str,
-    protein_modality: str,
-    rna_layer: str | None,
-    protein_layer: str | None,
-    on_disk: bool,
-) -> CountSource:
+def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
     mod: Mapping[str, AnnData] = mdata.mod
+    rna_modality, protein_modality = columns.rna_modality, columns.protein_modality
+    rna_layer, protein_layer = columns.rna_layer, columns.protein_layer
     if rna_modality not in mod:
         raise DataError(_no_rna(rna_modality, mod))
     if protein_modality not in mod:
@@ -250,9 +229,9 @@ def _from_mudata(
         protein, protein_layer, f'modality "{protein_modality}"', "protein_layer"
     )
     return CountSource(
-        rna=_rna(rna_values, rna_where, rna.obs_names, rna.var_names, on_disk),
+        rna=_rna(rna_values, _Place(rna_where, rna.obs_names, rna.var_names), on_disk),
         protein=_protein(
-            protein_values, protein_where, protein.obs_names, protein.var_names, on_disk
+            protein_values, _Place(protein_where, protein.obs_names, protein.var_names), on_disk
         ),
         gene_names=names_of(rna.var_names),
         protein_names=names_of(protein.var_names),
@@ -265,14 +244,9 @@ def _from_mudata(
     )
 
 
-def _from_anndata(
-    adata: AnnData,
-    rna_layer: str | None,
-    protein_layer: str | None,
-    obsm_key: str | None,
-    names_key: str | None,
-    on_disk: bool,
-) -> CountSource:
+def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSource:
+    rna_layer, protein_layer = columns.rna_layer, columns.protein_layer
+    obsm_key, names_key = columns.protein_expression_obsm_key, columns.protein_names_uns_key
     is_gene, is_protein = genes_and_proteins(adata.var)
     protein_columns: np.ndarray | None = None  # all
     rna_where = "X" if rna_layer is None else f'layers["{rna_layer}"]'
@@ -306,9 +280,9 @@ def _from_anndata(
     gene_columns = None if is_gene.all() else np.flatnonzero(is_gene)
     cells = adata.obs_names
     return CountSource(
-        rna=_rna(rna_values, rna_where, cells, gene_names, on_disk, gene_columns),
+        rna=_rna(rna_values, _Place(rna_where, cells, gene_names), on_disk, gene_columns),
         protein=_protein(
-            protein_values, protein_where, cells, protein_names, on_disk, protein_columns
+            protein_values, _Place(protein_where, cells, protein_names), on_disk, protein_columns
         ),
         gene_names=gene_names,
         protein_names=protein_names,
@@ -321,30 +295,28 @@ def _from_anndata(
     )
 
 
+class _Place(NamedTuple):
+    """Where counts are, and the names of their cells and features, for messages."""
+
+    where: str
+    cells: pd.Index
+    features: pd.Index
+
+
 def _rna(
-    values: Any,
-    where: str,
-    cells: pd.Index,
-    genes: pd.Index,
-    on_disk: bool,
-    columns: np.ndarray | None = None,
-) -> sparse.csr_matrix | RowsOnDisk:
+    values: Any, place: _Place, on_disk: bool, columns: np.ndarray | None = None
+) -> Counts[sparse.csr_matrix]:
     if on_disk and lies_on_disk(values):
-        return RowsOnDisk(values, where, columns=columns)
-    return to_csr(_columns(values, columns), where, cells, genes)
+        return SparseOnDisk(values, place.where, columns=columns)
+    return CountsInMemory(to_csr(_columns(values, columns), *place))
 
 
 def _protein(
-    values: Any,
-    where: str,
-    cells: pd.Index,
-    proteins: pd.Index,
-    on_disk: bool,
-    columns: np.ndarray | None = None,
-) -> np.ndarray | RowsOnDisk:
+    values: Any, place: _Place, on_disk: bool, columns: np.ndarray | None = None
+) -> Counts[np.ndarray]:
     if on_disk and lies_on_disk(values):
-        return RowsOnDisk(values, where, columns=columns, dense=True)
-    return to_dense(_columns(values, columns), where, cells, proteins)
+        return DenseOnDisk(values, place.where, columns=columns)
+    return CountsInMemory(to_dense(_columns(values, columns), *place))
 
 
 def _columns(values: Any, columns: np.ndarray | None) -> Any:

@@ -1,41 +1,61 @@
-"""Laying new cells on a fitted model."""
+"""Lay new cells on a fitted model: start each batch, fill in proteins that it lacks, and fit."""
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from totalvi.data.alignment import align_query, check_query, warn_of_alignment
-from totalvi.data.cells import CiteData
-from totalvi.data.describe import Data, opened
-from totalvi.data.mapped_query import dispersion_by_label, extended_schema, query_cite_data
-from totalvi.data.schema import Keys
-from totalvi.fit.batches import minibatches
+from totalvi.data.cells import CiteData, QueryMapping
+from totalvi.data.counts import evenly_spaced
+from totalvi.data.describe import Data, describe, opened
+from totalvi.data.finding import did_you_mean
+from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
+from totalvi.fit.batches import Minibatch, minibatches
+from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.split import Split
-from totalvi.mapping.closest_batch import start_batches
-from totalvi.mapping.surgery import extend
-from totalvi.nn.cpu.dispatch import threads_of_torch
+from totalvi.mapping.surgery import extend, start_batch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.question import Asking
+from totalvi.posterior.arguments import documented
+from totalvi.posterior.draws import naming_proteins, plausible
+from totalvi.posterior.evidence import elbo
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.question import Fitted, Question
+from totalvi.processes import threads_of_torch
 
 SURGERY_EPOCHS = 20
-_CELLS_FOR_SHARE = 256
+AVERAGE = "average"
+_CELLS_FOR_SHARE, _CELLS_TO_COMPARE = 256, 500
+_COMPARISON_BATCH_SIZE, _FILLING_BATCH_SIZE = 512, 1024
+_FILLING_ROUNDS = 6
 
 
-class MappingQueries(Asking):
+class _Mappable(Fitted, Protocol):
+    """What `map_query` needs of a model beside what every query does."""
+
+    train: Callable[..., None]
+    _state: Callable[[], ModelState]
+    _from_state: Callable[..., Any]
+
+
+_Model = TypeVar("_Model", bound=_Mappable)
+
+
+class MappingQueries(_Mappable):
     """What a model does with cells that it was not fitted to."""
 
-    history: pd.DataFrame
-    split: Split | None
-    plan: Any
-    fit_summary: dict[str, Any]
-    train: Any
-    _network: Any
+    def _describe(self, data: Data) -> CiteData:
+        mapping = self._mapping
+        if mapping is None:
+            return describe(data, self.schema.columns, self.schema)
+        query = describe_query(data, self.schema, mapping, dispersion_by_label(self.module))
+        fill_query(self.module, query, mapping)
+        return query
 
+    @documented
     def map_query(
         self,
         data: Data,
@@ -52,7 +72,7 @@ class MappingQueries(Asking):
         max_epochs: int = SURGERY_EPOCHS,
         **training: Any,
     ) -> Self:
-        """Return a model of new cells, which this one, the reference, is not changed by.
+        """Return a model of new cells; this one, the reference, is not changed.
 
         Each batch of the query becomes a new batch of a copy of the model, and starts as a copy of the
         reference batch that explains its cells best. Without ``train`` that is all: nothing is fitted.
@@ -107,10 +127,7 @@ class MappingQueries(Asking):
 
         Examples
         --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {reference_model}
         >>> query = model.map_query(mdata[60:].copy())
         >>> query.get_latent_representation().shape
         (20, 4)
@@ -128,55 +145,243 @@ class MappingQueries(Asking):
             "protein_layer": protein_layer,
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
-        keys = replace(
-            self.schema.keys,
+        columns = replace(
+            self.schema.columns,
             **{name: value for name, value in changed.items() if value is not None},
         )
-        data = opened(data)[0]
-        aligned = align_query(data, keys, self.schema, antibody_names)
-        keys = _keys_of(aligned.source.obs, keys, batch_key)
-        needs_labels = dispersion_by_label(self.module)
-        check_query(aligned.source, keys, needs_labels)
-        schema, mapping = extended_schema(
-            aligned, keys, self.schema, antibody_names, new_categories=train
+        mapped = map_cells(
+            opened(data)[0],
+            columns,
+            self.schema,
+            batch_key=batch_key,
+            antibody_names=antibody_names,
+            new_categories=train,
+            needs_labels=dispersion_by_label(self.module),
         )
-        query = copy.copy(self)
-        query.schema, query._mapping = schema, mapping
-        query.module = query._network()
-        extend(self.module, query.module, mapping)
-        query._data = query_cite_data(data, aligned, schema, mapping, needs_labels)
-        started = start_batches(query.module, query._data, mapping, reference_batch, self._noise(0))
+        cells, mapping = mapped.cells, mapped.mapping
+        query = self._with_cells(cells, mapping)
+        started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
-        query._fill_unmeasured(query._data, query._mapping)
-        share = _expected_share(query.module, query._data, ~aligned.found_genes)
-        warn_of_alignment(aligned, self.schema, share)
-        query.history, query.plan = pd.DataFrame(), None
-        nobody = np.array([], dtype=np.int64)
-        query.split = Split(nobody, nobody, np.arange(query._data.n_cells))
-        query.fit_summary = {"stopped": "mapped without a fit"}
+        fill_query(query.module, cells, query._mapping)
+        share = _expected_share(query.module, cells, ~mapped.aligned.found_genes)
+        warn_of_alignment(mapped.aligned, self.schema, share)
         if train:
             query.train(max_epochs, **({"n_epochs_kl_warmup": 0} | training))
         return query
 
+    def _with_cells(self, cells: CiteData, mapping: QueryMapping) -> Self:
+        """Return a model with a query's cells in place of this one's, and no fit of theirs."""
+        state: ModelState = self._state()
+        module = network_of(cells.schema, state.options, state.seed)
+        extend(self.module, module, mapping)
+        nobody = np.array([], dtype=np.int64)
+        split = Split(nobody, nobody, np.arange(cells.n_cells))
+        summary = {"stopped": "mapped without a fit"}
+        result = FitResult(pd.DataFrame(), split, None, summary, state.result.fingerprint)
+        state = replace(state, schema=cells.schema, network=module, result=result, mapping=mapping)
+        query: Self = self._from_state(state, cells)
+        return query
 
-def _keys_of(obs: pd.DataFrame, keys: Keys, batch_key: str | None) -> Keys:
-    """Return the keys of the query: the reference's where its ``obs`` has them."""
-    if batch_key is None and keys.batch_key in obs:
-        batch_key = keys.batch_key
-    panel_key = keys.panel_key
-    if panel_key is not None and panel_key not in obs:
-        panel_key = batch_key
-    return replace(keys, batch_key=batch_key, panel_key=panel_key)
+
+def dispersion_by_label(network: TOTALVI) -> bool:
+    """Return whether the network needs each cell's label."""
+    return "label" in network.gene_dispersion + network.protein_dispersion
 
 
 def _expected_share(module: TOTALVI, data: CiteData, genes: np.ndarray) -> float:
     """Return the share of RNA that the model expects in ``genes``, over some of the cells."""
     if not genes.any():
         return 0.0
-    n_cells = min(data.n_cells, _CELLS_FOR_SHARE)
-    some = np.linspace(0, data.n_cells - 1, n_cells).round().astype(int)
+    some = evenly_spaced(np.arange(data.n_cells), _CELLS_FOR_SHARE)
     (batch,) = minibatches(data, module, some, _CELLS_FOR_SHARE)
     with torch.no_grad(), threads_of_torch():
         posterior = module.encode(batch.x, batch.y, batch.context)
         decoded = module.decode(module.transform_latent(posterior.qz_m), batch.context)
         return float(module.proportions(decoded).mean(dim=0)[torch.as_tensor(genes)].sum())
+
+
+def start_batches(
+    module: TOTALVI,
+    data: CiteData,
+    mapping: QueryMapping,
+    reference_batch: str | Mapping[str, str] | None,
+    noise: CellNoise,
+) -> tuple[str, ...]:
+    """Start each query batch at a reference batch, and return the names of those.
+
+    Parameters
+    ----------
+    reference_batch
+        A reference batch, "average", or one of these for each batch of the query. None: the batch
+        under which the evidence of (up to 500 of) the query batch's cells is highest.
+
+    Raises
+    ------
+    ValueError
+        When a name is not known.
+    """
+    known = data.schema.batch_names[: mapping.n_reference_batches]
+    chosen = []
+    for i, (own_name, _) in enumerate(mapping.batches):
+        batch = mapping.n_reference_batches + i
+        cells = np.flatnonzero(data.batch == batch)
+        panels = np.unique(data.panel[cells])
+        wanted = _wanted(reference_batch, own_name, mapping, known)
+        if wanted is None:
+            wanted = _closest(module, data, mapping, batch, cells, known, noise)
+        for panel in panels:
+            start_batch(module, mapping, batch, int(panel), _weights(wanted, known))
+        chosen.append(wanted)
+    return tuple(chosen)
+
+
+def _wanted(
+    wanted: str | Mapping[str, str] | None,
+    own_name: str,
+    mapping: QueryMapping,
+    known: tuple[str, ...],
+) -> str | None:
+    """Return the reference batch that is wanted for one batch of the query, once it is known."""
+    if isinstance(wanted, Mapping):
+        names = [own for own, _ in mapping.batches]
+        for name in wanted:
+            if name not in names:
+                raise ValueError(
+                    f"reference_batch holds the query batch {name!r}; "
+                    f"{did_you_mean(str(name), names)}."
+                )
+        wanted = wanted.get(own_name)
+    if wanted is None or wanted == AVERAGE or wanted in known:
+        return wanted
+    raise ValueError(
+        f"reference_batch is {wanted!r}, which is no batch of the reference; "
+        f"{did_you_mean(str(wanted), (*known, AVERAGE))}."
+    )
+
+
+def _closest(
+    module: TOTALVI,
+    data: CiteData,
+    mapping: QueryMapping,
+    batch: int,
+    cells: np.ndarray,
+    known: tuple[str, ...],
+    noise: CellNoise,
+) -> str:
+    """Return the reference batch under which the evidence of a query batch's cells is highest."""
+    if len(known) == 1:
+        return known[0]
+    some = evenly_spaced(cells, _CELLS_TO_COMPARE)
+    question = Question(
+        module, data, some, noise, batch_size=_COMPARISON_BATCH_SIZE, progress=False
+    )
+    evidence = []
+    for name in known:
+        for panel in np.unique(data.panel[cells]):
+            start_batch(module, mapping, batch, int(panel), _weights(name, known))
+        filled = filled_proteins(module, data, mapping, name)
+
+        def elbo_when_filled(minibatch: Minibatch, filled: np.ndarray = filled) -> Tensor:
+            y = with_expected(module, minibatch, filled[minibatch.cells])
+            return elbo(question, minibatch._replace(y=y))
+
+        evidence.append(float(question.gather("evidence", elbo_when_filled).mean()))
+    return known[int(np.argmax(evidence))]
+
+
+def _weights(name: str, known: tuple[str, ...]) -> np.ndarray:
+    """Return the weight of each reference batch: all on the one named, or the same for all."""
+    if name not in known:
+        return np.full(len(known), 1 / len(known))
+    one: np.ndarray = (np.array(known) == name).astype(float)
+    return one
+
+
+def always_shown(module: TOTALVI, panels: np.ndarray, panel: np.ndarray) -> np.ndarray:
+    """Return which proteins the encoder saw of every training cell with the panels in ``panel``.
+
+    For it, a 0 there means a cell without the protein; elsewhere, it has learned to do without.
+
+    Parameters
+    ----------
+    panels
+        Which proteins each panel of the reference measured, (panels, T).
+    panel
+        Codes, (N,).
+
+    Returns
+    -------
+    Shape (N, T).
+    """
+    if module.hidden_protein_rate:  # cells were also shown with other panels
+        return np.broadcast_to(panels.all(axis=0), (len(panel), panels.shape[1]))
+    shown: np.ndarray = panels[panel]
+    return shown
+
+
+def filled_proteins(
+    module: TOTALVI, data: CiteData, mapping: QueryMapping, start: str | None = None
+) -> np.ndarray:
+    """Return which unmeasured proteins of each cell are filled in for the encoder, (N, T).
+
+    They are those that it always saw in the reference batch that the cell's batch started from.
+
+    Parameters
+    ----------
+    start
+        A reference batch to start from, in place of those that ``mapping`` names.
+    """
+    schema, n_batches = data.schema, mapping.n_reference_batches
+    panels = np.array(schema.panel_measured)
+    of_reference = panels[: mapping.n_reference_panels]
+    always = of_reference.all(axis=0)
+    starts = mapping.reference_batches if start is None else (start,) * len(mapping.batches)
+    by_batch = np.zeros((len(schema.batch_names), panels.shape[1]), dtype=bool)
+    for code, name in enumerate(starts, start=n_batches):
+        known = schema.batch_names[:n_batches]
+        own_panel = name in known and not mapping.panels
+        by_batch[code] = (
+            always_shown(module, of_reference, np.array([known.index(name)]))[0]
+            if own_panel
+            else always
+        )
+    filled: np.ndarray = by_batch[data.batch] & ~panels[data.panel]
+    return filled
+
+
+def fill_query(module: TOTALVI, data: CiteData, mapping: QueryMapping) -> None:
+    """Fill the unmeasured proteins of a query's cells for the encoder, by the weights of the module."""
+    fill_unmeasured(module, data, filled_proteins(module, data, mapping))
+
+
+@torch.no_grad()
+def fill_unmeasured(module: TOTALVI, data: CiteData, filled: np.ndarray) -> None:
+    """Write expected counts where ``filled`` (N, T) into the proteins of ``data``, for the encoder.
+
+    Likelihoods leave these values out, as the panel did not measure them.
+    """
+    cells, protein = np.flatnonzero(filled.any(axis=1)), data.protein.read()
+    with threads_of_torch(), naming_proteins(data.schema.protein_names):
+        for batch in minibatches(data, module, cells, _FILLING_BATCH_SIZE):
+            protein[batch.cells] = with_expected(module, batch, filled[batch.cells]).numpy()
+
+
+@torch.no_grad()
+def with_expected(module: TOTALVI, batch: Minibatch, filled: np.ndarray) -> Tensor:
+    """Return protein counts (B, T) with expected ones where ``filled``.
+
+    Encoding and decoding in turn, with these counts replaced by their means each time, goes to where
+    the two agree: the deterministic form of the pseudo-Gibbs sampler for missing data of Rezende,
+    Mohamed and Wierstra (2014, appendix F).
+    """
+    where, context = torch.from_numpy(filled), batch.context
+    y = batch.y.masked_fill(where, 0)  # so that earlier filling does not matter
+    for _ in range(_FILLING_ROUNDS if filled.any() else 0):
+        posterior = module.encode(batch.x, y, context)
+        decoded = module.decode(module.transform_latent(posterior.qz_m), context)
+        mixture = module.proteins(decoded, decoded.background_mean, context)
+        log_background = mixture.log_background.where(where, 0.0)  # others may be implausible
+        mixture = plausible(mixture._replace(log_background=log_background))
+        expected = mixture.background_mean() * mixture.mean_over_background()
+        y = torch.where(where, expected, y)
+    return y

@@ -1,37 +1,37 @@
-"""What a model says of cells that were mapped on it, beside its own."""
+"""Compare cells that were mapped on a model with its own: labels, novelty, imputed proteins."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import DataError
-from totalvi.mapping.neighbours import (
+from totalvi.mapping.reference_neighbours import (
     Neighbours,
     Reference,
     as_the_query,
     calibrate,
     calibration_error,
+    cells_to_calibrate,
     distance_to,
     encode,
-    held_out_cells,
     label_probabilities,
     tail_probability,
 )
 from totalvi.mapping.surgery import reference_state
 from totalvi.nn.config import at_least_one
-from totalvi.posterior.arguments import checked_number
-from totalvi.posterior.imputation import predicted_proteins
+from totalvi.posterior.arguments import checked_number, documented
+from totalvi.posterior.imputation import held_out_cells, imputed_batches, observed_proteins
 from totalvi.posterior.latent import LatentDistribution
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Asked, Asking
-from totalvi.posterior.reliability import HidingProteins, hidden_proteins, reliability_table
+from totalvi.posterior.protein_predictions import hidden_proteins, reliability_table
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted
 
-_HELD_OUT = 4  # beside what else a model's seed is for: see `totalvi.model`
+_HELD_OUT = 4  # tells the held-out cells from the other uses of a model's seed: see `totalvi.model`
 
 
 class LabelTransfer(NamedTuple):
@@ -77,12 +77,13 @@ class Compared(NamedTuple):
     rest: np.ndarray
 
 
-class ComparisonQueries(HidingProteins):
+class ComparisonQueries(Fitted):
     """What a model says of the cells of a query that was mapped on it."""
 
+    @documented
     def transfer_labels(
         self,
-        query: Asking,
+        query: Fitted,
         labels: str | Sequence[Any] | np.ndarray | pd.Series,
         *,
         n_neighbors: int = 30,
@@ -110,15 +111,11 @@ class ComparisonQueries(HidingProteins):
 
         Raises
         ------
-        ValueError
-            When an argument has a value not allowed.
+        {value_error}
 
         Examples
         --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {reference_model}
         >>> query = model.map_query(mdata[60:].copy())
         >>> model.transfer_labels(query, "cell_type").probabilities.shape[0]
         20
@@ -128,11 +125,11 @@ class ComparisonQueries(HidingProteins):
         labelled = code >= 0
         result = np.zeros((query._training_data().n_cells, len(names)))
         errors, rights, temperatures = [], [], []
-        for cells, nearest, alike, held_out, rest in self._compared(
+        for cells, nearest, held_out_nearest, held_out, rest in self._compared(
             query, n_neighbors, seed, labelled
         ):
-            calibration = calibrate(alike, code[rest], code[held_out], len(names))
-            expected = label_probabilities(alike, code[rest], len(names), calibration)
+            calibration = calibrate(held_out_nearest, code[rest], code[held_out], len(names))
+            expected = label_probabilities(held_out_nearest, code[rest], len(names), calibration)
             errors.append(calibration_error(expected, code[held_out]))
             rights.append(float((expected.argmax(axis=1) == code[held_out]).mean()))
             temperatures.append(calibration.temperature)
@@ -149,8 +146,9 @@ class ComparisonQueries(HidingProteins):
             held_out_calibration_error=float(np.mean(errors)),
         )
 
+    @documented
     def get_unlikeness(
-        self, query: Asking, *, n_neighbors: int = 15, seed: int = 0
+        self, query: Fitted, *, n_neighbors: int = 15, seed: int = 0
     ) -> pd.DataFrame:
         """Return how unlike the reference each cell of a query is.
 
@@ -161,7 +159,11 @@ class ComparisonQueries(HidingProteins):
 
         Parameters
         ----------
-        query, n_neighbors, seed
+        query
+            A model that `map_query` of this model returned, which itself has its data.
+        n_neighbors
+            Reference cells whose distance is averaged.
+        seed
             As in `transfer_labels`.
 
         Returns
@@ -174,30 +176,29 @@ class ComparisonQueries(HidingProteins):
 
         Raises
         ------
-        ValueError
-            When an argument has a value not allowed.
+        {value_error}
 
         Examples
         --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {reference_model}
         >>> list(model.get_unlikeness(model.map_query(mdata[60:].copy())))
         ['distance', 'p_value', 'unlikeness']
         """
         everyone = np.ones(self._training_data().n_cells, dtype=bool)
         data = query._training_data()
         distance, p_value = np.empty(data.n_cells), np.empty(data.n_cells)
-        for cells, nearest, alike, _, _ in self._compared(query, n_neighbors, seed, everyone):
+        for cells, nearest, held_out_nearest, _, _ in self._compared(
+            query, n_neighbors, seed, everyone
+        ):
             distance[cells] = distance_to(nearest)
-            p_value[cells] = tail_probability(distance[cells], distance_to(alike))
+            p_value[cells] = tail_probability(distance[cells], distance_to(held_out_nearest))
         columns = {"distance": distance, "p_value": p_value, "unlikeness": 1 - p_value}
         return pd.DataFrame(columns, index=data.cell_names)
 
+    @documented
     def get_query_reliability(
         self,
-        query: HidingProteins,
+        query: Fitted,
         *,
         protein_list: Sequence[str] | None = None,
         interval: float = 0.9,
@@ -217,13 +218,18 @@ class ComparisonQueries(HidingProteins):
         Parameters
         ----------
         query
-            As in `transfer_labels`.
-        protein_list, interval, n_samples, batch_size, seed, progress
-            As in `impute_proteins`.
+            A model that `map_query` of this model returned, which itself has its data.
+        protein_list
+            Wanted proteins. None: all.
+        interval
+            Probability of the interval whose coverage is given.
+        n_samples
+            Posterior samples of each cell, and counts drawn for each value.
+        {batch_size} {seed} {progress}
 
         Returns
         -------
-        A row a panel of the query and protein that it lacks, with the columns of
+        A row for each panel of the query and protein that it lacks, with the columns of
         `get_imputation_reliability`.
 
         Raises
@@ -235,44 +241,44 @@ class ComparisonQueries(HidingProteins):
 
         Examples
         --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2, train_size=0.7)
+        {reference_model}
         >>> query = model.map_query(mdata["rna"][60:].copy())
         >>> model.get_query_reliability(query, n_samples=20).shape
         (5, 5)
         """
-        mapping, of_query = self._mapping_of(query), query._training_data()
-        held_out = self._held_out()
-        imputed = query._imputation_query(of_query, None, protein_list, n_samples)
+        mapping = self._mapping_of(query)
+        asked = query._question(None, None, batch_size, progress, n_samples=n_samples)
+        asked, wanted = imputed_batches(query, asked, None, protein_list)
+        question = replace(asked, noise=self._noise(seed))
         interval = checked_number("interval", interval, below=1)
-        noise = self._noise(seed)
+        held_out = held_out_cells(self, question)
         names = query.schema.panel_names or query.schema.batch_names
-        lacking = ~np.array(query.schema.panel_measured)[:, imputed.proteins]
+        lacking = ~np.array(query.schema.panel_measured)[:, wanted.proteins.positions]
         cells = held_out.data.in_memory(held_out.cells)
-        counts = self._observed(cells, np.arange(cells.n_cells), imputed.proteins)
+        counts = observed_proteins(cells, np.arange(cells.n_cells), wanted.proteins.positions)
         tables = {}
-        for panel, kept, alike in as_the_query(
-            cells, of_query, query.module, mapping.missing_genes
+        for panel, kept, as_query in as_the_query(
+            cells, asked.data, query.module, mapping.missing_genes
         ):
             if lacking[panel].any():
-                asked = Asked(query.module, alike, np.arange(alike.n_cells))
-                with asked.stream(batch_size, "hidden proteins", progress) as stream:
-                    predictions = predicted_proteins(query.module, stream, imputed, noise)
-                    hidden = hidden_proteins(predictions, counts[kept])
-                table = reliability_table(hidden, interval, self._protein_names(imputed.proteins))
+                hidden = hidden_proteins(
+                    replace(question, data=as_query, cells=np.arange(as_query.n_cells)),
+                    wanted,
+                    counts[kept],
+                )
+                table = reliability_table(hidden, interval, wanted.proteins.names)
                 tables[names[panel]] = table[lacking[panel]]
         if not tables:
-            raise ValueError("query lacks none of the proteins asked about; name others, or None.")
-        return pd.concat(tables, names=["panel", "protein"])
+            raise ValueError("query lacks none of the wanted proteins; name others, or None.")
+        found: pd.DataFrame = pd.concat(tables, names=["panel", "protein"])
+        return found
 
-    def _mapping_of(self, query: Asking) -> QueryMapping:
+    def _mapping_of(self, query: Fitted) -> QueryMapping:
         """Return how a query was laid on this model, as its weights are."""
         self._require_trained()
-        if not isinstance(query, Asking) or query._mapping is None:
+        mapping = getattr(query, "_mapping", None)
+        if not isinstance(mapping, QueryMapping):
             raise ValueError("query is not a model of new cells; give what map_query returned.")
-        mapping = query._mapping
         its_reference, own = reference_state(query.module, mapping), self.module.state_dict()
         same_weights = all(
             name in own and torch.equal(value.cpu(), own[name].cpu())
@@ -287,7 +293,7 @@ class ComparisonQueries(HidingProteins):
         return mapping
 
     def _compared(
-        self, query: Asking, n_neighbors: int, seed: int, usable: np.ndarray
+        self, query: Fitted, n_neighbors: int, seed: int, usable: np.ndarray
     ) -> Iterator[Compared]:
         """Yield the query's cells panel by panel beside the usable reference cells."""
         mapping, data = self._mapping_of(query), query._training_data()
@@ -297,11 +303,11 @@ class ComparisonQueries(HidingProteins):
         if len(positions) < 10:
             raise DataError("Fewer than 10 reference cells can be compared with; give more labels.")
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_HELD_OUT, seed)))
-        held_out = held_out_cells(self.split, usable, rng)
+        held_out = cells_to_calibrate(self.split, usable, rng)
         rest = np.setdiff1d(positions, held_out)
         nearest_to = Reference(encode(self.module, reference, rest), k)
         found = encode(query.module, data, np.arange(data.n_cells))
-        for panel, kept, alike in as_the_query(
+        for panel, kept, as_query in as_the_query(
             reference.in_memory(held_out), data, query.module, mapping.missing_genes
         ):
             cells = np.flatnonzero(data.panel == panel)
@@ -309,7 +315,7 @@ class ComparisonQueries(HidingProteins):
             yield Compared(
                 cells,
                 nearest_to.neighbours(of_cells),
-                nearest_to.neighbours(encode(query.module, alike, np.arange(alike.n_cells))),
+                nearest_to.neighbours(encode(query.module, as_query, np.arange(as_query.n_cells))),
                 held_out[kept],
                 rest,
             )

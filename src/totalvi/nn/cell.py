@@ -1,10 +1,13 @@
-"""What is known of each cell besides its counts: batch, panel, label, covariates, library size."""
+"""The cells of a minibatch: their RNA counts, what else is known of them, products not taken yet."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 
@@ -39,39 +42,6 @@ class CellContext(NamedTuple):
         return CellContext(*parts)  # type: ignore[arg-type]
 
 
-def integer_codes(name: str, given: Tensor, n_cells: int, n_categories: int) -> Tensor:
-    """Return codes of shape (B,) from codes (B,) or (B, 1), or a one-hot matrix (B, categories).
-
-    Raises
-    ------
-    ValueError
-        When the shape fits none of these, or a code is not below the number of categories.
-    """
-    n_allowed = max(n_categories, 1)
-    if given.dim() == 2 and given.shape[1] == n_categories == 1 and bool((given == 1).all()):
-        given = given - 1  # the one-hot of a single category
-    elif given.dim() == 2 and given.shape[1] == n_categories and n_categories > 1:
-        if not bool(((given == 1).sum(dim=1) == 1).all() & ((given != 0).sum(dim=1) == 1).all()):
-            raise ValueError(f"{name} is not one-hot: each row may hold a single 1 and zeros.")
-        given = given.argmax(dim=1)
-    elif given.dim() == 2 and given.shape[1] == 1:
-        given = given[:, 0]
-    if given.shape != (n_cells,):
-        raise ValueError(
-            f"{name} has shape {tuple(given.shape)}; allowed are ({n_cells},), ({n_cells}, 1) "
-            f"or one-hot ({n_cells}, {n_allowed})."
-        )
-    codes = given.long()
-    if bool((codes != given).any()):
-        raise ValueError(f"{name} holds fractions; allowed are codes from 0 to {n_allowed - 1}.")
-    if n_cells and not (int(codes.min()) >= 0 and int(codes.max()) < n_allowed):
-        raise ValueError(
-            f"{name} holds codes from {int(codes.min())} to {int(codes.max())}; allowed are 0 to "
-            f"{n_allowed - 1}."
-        )
-    return codes
-
-
 def one_hot_columns(
     codes: Sequence[Tensor], n_categories: Sequence[int], dtype: torch.dtype
 ) -> Tensor | None:
@@ -83,3 +53,199 @@ def one_hot_columns(
 def one_hot_width(n_categories: Sequence[int]) -> int:
     """Return the number of columns that ``one_hot_columns`` makes."""
     return sum(n for n in n_categories if n > 1)
+
+
+@dataclass(frozen=True)
+class SparseCounts:
+    """RNA counts (B, G) of B cells: only the non-zero ones, ordered by cell.
+
+    Parameters
+    ----------
+    counts
+        The non-zero counts, shape (nnz,).
+    gene
+        The gene of each count, shape (nnz,), integers.
+    cell_pointer
+        Where each cell's counts begin, and the end, shape (B + 1,), integers of 64 bits.
+    n_genes
+        G.
+    """
+
+    counts: Tensor
+    gene: Tensor
+    cell_pointer: Tensor
+    n_genes: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(cells, genes)."""
+        return len(self.cell_pointer) - 1, self.n_genes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the counts are."""
+        return self.counts.device
+
+    @cached_property
+    def cell(self) -> Tensor:
+        """The cell (row) of each count, shape (nnz,)."""
+        cells = torch.arange(self.shape[0], device=self.device)
+        return cells.repeat_interleave(self.cell_pointer.diff(), output_size=len(self.counts))
+
+    @cached_property
+    def by_gene(self) -> Tensor:
+        """The order that sorts the counts by gene, shape (nnz,)."""
+        return torch.argsort(self.gene, stable=True)
+
+    @cached_property
+    def gene_pointer(self) -> Tensor:
+        """Where each gene's counts begin in that order, and the end, shape (G + 1,)."""
+        return _pointer(self.gene, self.n_genes)
+
+    def to(self, device: torch.device | str) -> "SparseCounts":
+        """Return the counts on ``device``."""
+        counts, gene, pointer = (
+            part.to(device, non_blocking=part.is_pinned())
+            for part in (self.counts, self.gene, self.cell_pointer)
+        )
+        return SparseCounts(counts, gene, pointer, self.n_genes)
+
+    def pin_memory(self) -> "SparseCounts":
+        """Return the counts in memory that a GPU reads by itself."""
+        counts, gene, pointer = (
+            part.pin_memory() for part in (self.counts, self.gene, self.cell_pointer)
+        )
+        return SparseCounts(counts, gene, pointer, self.n_genes)
+
+    def check(self) -> None:
+        """Raise ValueError unless pointers and genes are within bounds, which fast loops trust."""
+        n, pointer = len(self.counts), self.cell_pointer
+        rises = int(pointer[0]) == 0 and int(pointer[-1]) == n and bool((pointer.diff() >= 0).all())
+        if not (rises and len(self.gene) == n):
+            raise ValueError(
+                f"Sparse counts hold {n} counts, {len(self.gene)} genes, and cell_pointer from "
+                f"{int(pointer[0])} to {int(pointer[-1])}; allowed are as many genes as counts, and a "
+                "cell_pointer that rises from 0 to their number."
+            )
+        if n and not (int(self.gene.min()) >= 0 and int(self.gene.max()) < self.n_genes):
+            raise ValueError(
+                f"Sparse counts hold genes from {int(self.gene.min())} to {int(self.gene.max())}; "
+                f"allowed are 0 to {self.n_genes - 1}."
+            )
+
+    def sum_by_cell(self, value: Tensor) -> Tensor:
+        """Sum ``value`` (nnz,) over each cell's non-zero counts, giving (B,)."""
+        total = torch.zeros(self.shape[0], dtype=value.dtype, device=value.device)
+        return total.index_add(0, self.cell, value)
+
+    def to_dense(self) -> Tensor:
+        """Return the counts as a dense tensor (B, G)."""
+        dense = torch.zeros(self.shape, dtype=self.counts.dtype, device=self.device)
+        dense[self.cell, self.gene] = self.counts
+        return dense
+
+
+class LinearProduct(NamedTuple):
+    """The inputs and weights of a linear layer, not multiplied yet.
+
+    Parameters
+    ----------
+    x
+        (..., B, inputs).
+    weight, bias
+        (inputs, outputs) and (outputs,).
+    covariates, covariate_weight
+        (..., B, columns) and (columns, outputs), or None.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    covariates: Tensor | None
+    covariate_weight: Tensor | None
+
+    def value(self) -> Tensor:
+        """Return ``x W + covariates V + b``, (..., B, outputs)."""
+        if self.x.dim() == 2:
+            result = torch.addmm(self.bias, self.x, self.weight)
+        else:
+            result = self.x @ self.weight + self.bias
+        if self.covariates is None or self.covariate_weight is None:
+            return result
+        return result + self.covariates @ self.covariate_weight
+
+    def unflatten(self, sizes: tuple[int, ...]) -> Self:
+        """Return the same of cells laid out in ``sizes``."""
+        covariates = self.covariates
+        if covariates is not None:
+            covariates = torch.unflatten(covariates, 0, sizes)
+        return self._replace(x=torch.unflatten(self.x, 0, sizes), covariates=covariates)
+
+
+def sparse_counts(dense: Tensor) -> SparseCounts:
+    """Return the non-zero entries of ``dense`` (B, G).
+
+    Examples
+    --------
+    >>> import torch
+    >>> counts = sparse_counts(torch.tensor([[0.0, 3.0], [1.0, 0.0]]))
+    >>> counts.counts.tolist(), counts.gene.tolist(), counts.cell.tolist()
+    ([3.0, 1.0], [1, 0], [0, 1])
+    """
+    cell, gene = dense.nonzero(as_tuple=True)
+    return SparseCounts(dense[cell, gene], gene, _pointer(cell, dense.shape[0]), dense.shape[1])
+
+
+def sparse_product(value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:
+    """Multiply the sparse (B, G) matrix that holds ``value`` at ``counts``' places by ``weight``.
+
+    Parameters
+    ----------
+    value
+        Entries of the matrix in the order of ``counts.counts``, shape (nnz,); they get no gradient.
+    weight
+        Shape (G, H).
+
+    Returns
+    -------
+    Shape (B, H).
+    """
+    return _apply_sparse_product(value, counts, weight)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """Both directions are sums of weighted rows, which is what ``embedding_bag`` computes fast."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:
+        ctx.value, ctx.counts = value, counts  # type: ignore[attr-defined]
+        return _weighted_row_sums(weight, counts.gene.long(), counts.cell_pointer, value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, None, Tensor]:
+        value, counts = ctx.value, ctx.counts  # type: ignore[attr-defined]
+        order = counts.by_gene
+        weight_gradient = _weighted_row_sums(
+            gradient.contiguous(), counts.cell[order], counts.gene_pointer, value[order]
+        )
+        return None, None, weight_gradient
+
+
+_apply_sparse_product: Callable[..., Tensor] = _SparseProduct.apply
+
+
+def _weighted_row_sums(rows: Tensor, index: Tensor, pointer: Tensor, value: Tensor) -> Tensor:
+    return F.embedding_bag(
+        index,
+        rows,
+        pointer,
+        mode="sum",
+        per_sample_weights=value.to(rows.dtype),
+        include_last_offset=True,
+    )
+
+
+def _pointer(group: Tensor, n_groups: int) -> Tensor:
+    sizes = torch.bincount(group, minlength=n_groups)
+    return F.pad(sizes.cumsum(0), (1, 0))

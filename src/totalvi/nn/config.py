@@ -1,91 +1,207 @@
-"""What the arguments of the network may be, checked once."""
+"""The options of the network: each with its default and what it may be, checked in one place."""
 
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "gene_dispersion": ("gene", "gene-batch", "gene-label"),
-    "protein_dispersion": ("protein", "protein-batch", "protein-label"),
-    "reconstruction_loss_gene": ("nb", "zinb"),
-    "latent_distribution": ("normal", "ln"),
-    "library": ("latent", "observed", "size_factor"),
-    "encoder_architecture": ("branched", "direct"),
-    "background_scale": ("exp", "softplus"),
-    "normalization": ("batch", "layer", "none"),
-}
-SMALLEST: dict[str, int] = {
-    "n_input_genes": 1,
-    "n_input_proteins": 1,
-    "n_batch": 0,
-    "n_labels": 0,
-    "n_hidden": 1,
-    "n_latent": 1,
-    "n_layers_encoder": 1,
-    "n_layers_decoder": 1,
-    "n_panels": 1,
-    "background_samples": 1,
-    "n_continuous_covariates": 0,
-}
-RATES = ("dropout_rate_decoder", "dropout_rate_encoder", "hidden_protein_rate")
-FLAGS = (
-    "log_variational",
-    "encoder_batch",
-    "use_cuda",
-    "encode_covariates",
-    "scale_input",
-    "protein_efficiency",
-    "fused",
-)
+GeneDispersion = Literal["gene", "gene-batch", "gene-label"]
+ProteinDispersion = Literal["protein", "protein-batch", "protein-label"]
+GeneLoss = Literal["nb", "zinb"]
+LatentDistribution = Literal["normal", "ln"]
+LibraryKind = Literal["latent", "observed", "size_factor"]
+EncoderArchitecture = Literal["branched", "direct"]
+BackgroundScale = Literal["exp", "softplus"]
+Normalization = Literal["batch", "layer", "none"]
+ProteinMask = Sequence[Any] | Mapping[Any, Any] | np.ndarray | Tensor | None
+
+# An annotation of int is the smallest number allowed.
+Count = Annotated[int, 0]
+Positive = Annotated[int, 1]
+# A rate is a share from 0 to below 1.
+Rate = Annotated[float, "rate"]
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first of the network's arguments that has a value not allowed."""
-    for name, choices in CHOICES.items():
-        if name in options and options[name] not in choices:
-            allowed = ", ".join(repr(choice) for choice in choices)
-            raise ValueError(f"{name} is {options[name]!r}; allowed are {allowed}.")
-    for name, smallest in SMALLEST.items():
-        value: Any = options.get(name, smallest)
-        if value is None and name == "n_panels":
-            continue
-        if not (_is_integer(value) and value >= smallest):
-            raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {smallest}.")
-    for name in RATES:
-        rate = options.get(name, 0.0)
-        if not (isinstance(rate, int | float | np.floating) and 0 <= rate < 1):
-            raise ValueError(f"{name} is {rate!r}; allowed are numbers from 0 to below 1.")
-    for name in FLAGS:
-        if not isinstance(options.get(name, False), bool | np.bool_):
-            raise ValueError(f"{name} is {options[name]!r}; allowed are True and False.")
-    per_covariate = options.get("n_categories_per_covariate", ())
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NetworkConfig:
+    """The options of a `Network`. The type of a field says which values are allowed.
+
+    Parameters
+    ----------
+    n_input_genes, n_input_proteins
+        Number of genes G and proteins T.
+    n_batch, n_labels
+        Number of batches and of labels (0: none).
+    n_hidden
+        Nodes of each hidden layer.
+    n_latent
+        Dimensions of the latent cell state.
+    n_layers_encoder, n_layers_decoder
+        Hidden layers of the encoder's trunk and of each of the decoder's four trunks.
+    dropout_rate_decoder, dropout_rate_encoder
+        Share of hidden nodes set to zero while training.
+    gene_dispersion
+        Inverse dispersion of genes: one value a gene ("gene"), or one for each batch ("gene-batch")
+        or label ("gene-label").
+    protein_dispersion
+        Likewise: "protein", "protein-batch" or "protein-label".
+    log_variational
+        Whether the encoder sees log(1 + counts). The likelihood always sees the counts.
+    reconstruction_loss_gene
+        "nb" or "zinb".
+    latent_distribution
+        "normal", or "ln" for the logistic normal: z = softmax(u).
+    protein_batch_mask
+        Which protein each batch (panel, where ``n_panels`` is given) measured: a sequence of boolean
+        rows, or a dict from batch code to row. None: all measured.
+    encoder_batch
+        Whether the encoder sees the batch.
+    n_panels
+        Number of antibody panels, where they differ from the batches. None: each batch is one.
+    library
+        RNA library size: "latent", "observed" (the cell's total) or "size_factor" (given to each
+        method; the RNA mean is then softplus(decoder) times the size factor).
+    n_categories_per_covariate
+        Categories of each further categorical covariate.
+    n_continuous_covariates
+        Number of continuous covariates.
+    encode_covariates
+        Whether the encoder sees the further covariates.
+    encoder_architecture
+        "branched" (0.6.x) or "direct" (scvi-tools); see `Encoder`.
+    scale_input
+        Whether the encoder first divides each modality by 1 + its mean over the cell's features.
+    background_scale
+        "exp" (0.6.x) or "softplus": how the posterior scale of the background stays positive.
+    protein_efficiency
+        Whether each protein and batch has a learned factor on both protein means.
+    normalization
+        Of hidden layers: "batch", "layer" or "none".
+    background_prior
+        Initial mean and standard deviation of each protein's log background, each (T,) or
+        (panels, T). None: standard normal draws for the mean, and 1.
+    hidden_protein_rate
+        Share of the cells that show the encoder, in training, only the proteins that another cell's
+        panel measured; without effect where all panels measured the same.
+    background_samples
+        Samples of each protein's background, in training, over which the likelihood of its count is
+        averaged: log E[p(y | z, b)] in place of the E[log p(y | z, b)] of the ELBO, which it is with 1.
+    fused
+        Whether compiled loops do the work of training on the CPU, where there is one for it; False:
+        plain torch operations everywhere.
+
+    Raises
+    ------
+    ValueError
+        When an option has a value that is not allowed; it names the option.
+
+    Examples
+    --------
+    >>> NetworkConfig(n_input_genes=100, n_input_proteins=5).n_latent
+    20
+    """
+
+    n_input_genes: Positive
+    n_input_proteins: Positive
+    n_batch: Count = 0
+    n_labels: Count = 0
+    n_hidden: Positive = 256
+    n_latent: Positive = 20
+    n_layers_encoder: Positive = 1
+    n_layers_decoder: Positive = 1
+    dropout_rate_decoder: Rate = 0.2
+    dropout_rate_encoder: Rate = 0.2
+    gene_dispersion: GeneDispersion = "gene"
+    protein_dispersion: ProteinDispersion = "protein"
+    log_variational: bool = True
+    reconstruction_loss_gene: GeneLoss = "nb"
+    latent_distribution: LatentDistribution = "ln"
+    protein_batch_mask: ProteinMask = None
+    encoder_batch: bool = True
+    n_panels: Positive | None = None
+    library: LibraryKind = "latent"
+    n_categories_per_covariate: Sequence[int] = ()
+    n_continuous_covariates: Count = 0
+    encode_covariates: bool = True
+    encoder_architecture: EncoderArchitecture = "branched"
+    scale_input: bool = False
+    background_scale: BackgroundScale = "exp"
+    protein_efficiency: bool = False
+    normalization: Normalization = "batch"
+    background_prior: tuple[Any, Any] | None = None
+    hidden_protein_rate: Rate = 0.0
+    background_samples: Positive = 1
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in get_type_hints(type(self), include_extras=True).items():
+            check_option(name, getattr(self, name), allowed)
+        _check_categories(self.n_categories_per_covariate)
+        for name in ("gene_dispersion", "protein_dispersion"):
+            dispersion = getattr(self, name)
+            if dispersion.endswith("label") and self.n_labels < 1:
+                raise ValueError(f"{name} is {dispersion!r}, which needs n_labels of at least 1.")
+
+    def n_groups(self, dispersion: GeneDispersion | ProteinDispersion) -> int:
+        """Return the number of groups of cells that each have inverse dispersions of their own."""
+        groups = {"batch": self.n_batch, "label": self.n_labels}
+        return max(groups.get(dispersion.partition("-")[2], 1), 1)
+
+    def encoder_categories(self) -> tuple[int, ...]:
+        """Return the categories of the batch and of each covariate that the encoder sees."""
+        batch = self.n_batch if self.encoder_batch else 0
+        return (batch, *(self.n_categories_per_covariate if self.encode_covariates else ()))
+
+    def decoder_categories(self) -> tuple[int, ...]:
+        """Return the categories of the batch and of each covariate, all of which the decoder sees."""
+        return (self.n_batch, *self.n_categories_per_covariate)
+
+
+def fields_page() -> str:
+    """Return what the docstring of `NetworkConfig` says of its fields, indented as in a class."""
+    page = inspect.getdoc(NetworkConfig) or ""
+    fields = page.partition("----------\n")[2].partition("\n\nRaises\n")[0]
+    return fields.replace("\n", "\n    ")
+
+
+def check_option(name: str, value: object, allowed: Any) -> None:
+    """Raise ValueError unless ``value`` is of the annotated type ``allowed``.
+
+    Types that are no number, flag or choice of words are not checked.
+    """
+    if get_origin(allowed) in (Union, UnionType) and NoneType in get_args(allowed):
+        if value is None:
+            return
+        allowed = get_args(allowed)[0]
+    if get_origin(allowed) is Literal and value not in get_args(allowed):
+        choices = ", ".join(repr(choice) for choice in get_args(allowed))
+        raise ValueError(f"{name} is {value!r}; allowed are {choices}.")
+    if allowed is bool and not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {value!r}; allowed are True and False.")
+    if get_origin(allowed) is not Annotated:
+        return
+    kind, limit = get_args(allowed)
+    if kind is int and not (_is_integer(value) and value >= limit):
+        raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {limit}.")
+    if kind is float and not (isinstance(value, int | float | np.floating) and 0 <= value < 1):
+        raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to below 1.")
+
+
+def _check_categories(per_covariate: object) -> None:
+    name = "n_categories_per_covariate"
     if not isinstance(per_covariate, Sequence | np.ndarray) or isinstance(per_covariate, str):
-        raise ValueError(
-            f"n_categories_per_covariate is {per_covariate!r}; allowed is a list of whole numbers."
-        )
+        raise ValueError(f"{name} is {per_covariate!r}; allowed is a list of whole numbers.")
     for categories in per_covariate:
         if not (_is_integer(categories) and categories >= 1):
-            raise ValueError(
-                f"n_categories_per_covariate holds {categories!r}; allowed are whole numbers from 1."
-            )
-    _check_needs(options)
+            raise ValueError(f"{name} holds {categories!r}; allowed are whole numbers from 1.")
 
 
-def _check_needs(options: Mapping[str, Any]) -> None:
-    for name in ("gene_dispersion", "protein_dispersion"):
-        by_label = str(options.get(name, "")).endswith("label")
-        if by_label and options.get("n_labels", 0) < 1:
-            raise ValueError(f"{name} is {options[name]!r}, which needs n_labels of at least 1.")
-
-
-def protein_mask(
-    given: Sequence[Any] | Mapping[Any, Any] | np.ndarray | Tensor | None,
-    n_panels: int,
-    n_proteins: int,
-) -> Tensor | None:
+def protein_mask(given: ProteinMask, n_panels: int, n_proteins: int) -> Tensor | None:
     """Return which protein each panel measured, (panels, proteins), or None when all did.
 
     Parameters
@@ -138,12 +254,49 @@ def protein_mask(
     return None if bool(mask.all()) else mask
 
 
+def background_prior(
+    mean: Any, scale: Any, n_panels: int, n_proteins: int
+) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the log background, each (T,) or (panels, T).
+
+    Raises
+    ------
+    ValueError
+        When one has another shape, or holds a value that is no mean or no scale.
+    """
+    shape = (n_panels, n_proteins)
+    mean, scale = np.asarray(mean), np.asarray(scale)
+    for name, value in (("mean", mean), ("scale", scale)):
+        if np.shape(value) not in (shape, shape[1:]):
+            raise ValueError(
+                f"background_prior's {name} has shape {np.shape(value)}; "
+                f"allowed are {shape[1:]} and {shape}."
+            )
+    if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError(
+            "background_prior holds a mean that is not finite, or a scale that is not a number "
+            "above 0; allowed are finite means and scales above 0."
+        )
+    return torch.as_tensor(mean), torch.as_tensor(scale)
+
+
+def background_anchor(given: Any, n_panels: int, n_proteins: int) -> Tensor:
+    """Return the anchor of the background prior, (4, panels, T); see `Network.anchor_background`."""
+    value = torch.as_tensor(np.asarray(given), dtype=torch.float32)
+    shape = (4, n_panels, n_proteins)
+    if value.shape != shape or not value.isfinite().all() or (value[2:] < 0).any():
+        raise ValueError(
+            f"anchor has shape {tuple(value.shape)}; allowed are finite numbers of shape {shape}, "
+            "the precisions from 0."
+        )
+    return value
+
+
 def at_least_one(name: str, value: int) -> int:
     """Return ``value`` when it is a whole number from 1; else raise ValueError naming it."""
-    if not (_is_integer(value) and value >= 1):
-        raise ValueError(f"{name} is {value!r}; allowed are whole numbers from 1.")
+    check_option(name, value, Positive)
     return int(value)
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

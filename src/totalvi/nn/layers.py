@@ -5,17 +5,14 @@ they have a weight of their own, so that nothing is concatenated.
 """
 
 import math
-from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from totalvi.nn.cpu.dispatch import suits_compiled_loops
-from totalvi.nn.cpu.fused_hidden import normalized_activation, scaled_relu
-from totalvi.nn.sync import SharedGenerator, n_cells_of_all, own_cells, shared_batch_norm
-
-Normalization = Literal["batch", "layer", "none"]
+from totalvi.nn import ops
+from totalvi.nn.cell import LinearProduct
+from totalvi.nn.config import Normalization
 
 
 def uniform_parameter(
@@ -24,57 +21,6 @@ def uniform_parameter(
     """Return a parameter drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
-
-
-def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Set a share ``rate`` of ``x`` to zero and scale up the rest.
-
-    The mask compares 16 random bits an element with ``rate``: four elements a random number.
-    """
-    threshold = min(round(rate * 2**16), 2**16 - 1)
-    if threshold == 0:
-        return x
-    shape = n_cells_of_all(len(x), generator), *x.shape[1:]
-    words = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64, device=x.device)
-    words.random_(-(2**63), None, generator=generator)
-    bits = words.view(torch.int16)[: math.prod(shape)].view(shape)
-    kept = own_cells(bits, len(x), generator) >= threshold - 2**15
-    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - threshold))
-
-
-class LinearProduct(NamedTuple):
-    """The inputs and weights of a linear layer, not multiplied yet.
-
-    Parameters
-    ----------
-    x
-        (..., B, inputs).
-    weight, bias
-        (inputs, outputs) and (outputs,).
-    covariates, covariate_weight
-        (..., B, columns) and (columns, outputs), or None.
-    """
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor
-    covariates: Tensor | None
-    covariate_weight: Tensor | None
-
-    def value(self) -> Tensor:
-        """Return ``x W + covariates V + b``, (..., B, outputs)."""
-        if self.x.dim() == 2:
-            result = torch.addmm(self.bias, self.x, self.weight)
-        else:
-            result = self.x @ self.weight + self.bias
-        if self.covariates is None or self.covariate_weight is None:
-            return result
-        return result + self.covariates @ self.covariate_weight
-
-    def unflatten(self, sizes: tuple[int, ...]) -> Self:
-        """Return the same of cells laid out in ``sizes``."""
-        covariates = None if self.covariates is None else self.covariates.unflatten(0, sizes)
-        return self._replace(x=self.x.unflatten(0, sizes), covariates=covariates)
 
 
 class Linear(nn.Module):
@@ -127,7 +73,7 @@ class Activation(nn.Module):
     momentum, epsilon
         Of batch normalisation.
     fused
-        Whether one compiled loop does all three, where they are on the CPU and in training.
+        Whether `ops` may use its fast forms.
     """
 
     def __init__(
@@ -160,21 +106,12 @@ class Activation(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return shape (B, n_features)."""
-        if self.fused and self.normalization == "batch" and suits_compiled_loops(x):
-            if self.training:
-                return normalized_activation(x, self.batch_norm, self.dropout_rate, generator)
-            if not torch.is_grad_enabled():
-                return scaled_relu(x, self.batch_norm)
         if self.normalization == "batch":
-            if self.batch_norm.training and isinstance(generator, SharedGenerator):
-                x = shared_batch_norm(x, self.batch_norm, generator)
-            else:
-                x = self.batch_norm(x)
-        elif self.normalization == "layer":
-            parts = x.unflatten(-1, (self.n_parallel, -1))
+            return ops.hidden(x, self.batch_norm, self.dropout_rate, generator, fast=self.fused)
+        if self.normalization == "layer":
+            parts = torch.unflatten(x, -1, (self.n_parallel, -1))
             x = F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
-        x = F.relu(x)
-        return dropout(x, self.dropout_rate, generator) if self.training else x
+        return ops.dropout(F.relu(x), self.dropout_rate if self.training else 0.0, generator)
 
 
 class HiddenLayer(nn.Module):
@@ -197,7 +134,8 @@ class HiddenLayer(nn.Module):
         self, x: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return shape (B, n_output)."""
-        return self.activation(self.linear(x, covariates), generator)
+        hidden: Tensor = self.activation(self.linear(x, covariates), generator)
+        return hidden
 
 
 class ParallelHiddenLayer(nn.Module):
@@ -232,9 +170,12 @@ class ParallelHiddenLayer(nn.Module):
         self, x: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return shape (B, n_parallel * n_hidden)."""
-        parts = x.unflatten(-1, (self.n_parallel, -1)).transpose(0, 1)  # (networks, B, hidden)
+        parts = torch.unflatten(x, -1, (self.n_parallel, -1)).transpose(
+            0, 1
+        )  # (networks, B, hidden)
         result = torch.bmm(parts, self.weight).transpose(0, 1).flatten(1) + self.bias
         if self.covariate_weight is not None:
             assert covariates is not None
             result = result + covariates @ self.covariate_weight
-        return self.activation(result, generator)
+        hidden: Tensor = self.activation(result, generator)
+        return hidden

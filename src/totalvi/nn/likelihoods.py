@@ -1,19 +1,20 @@
-"""Log-probabilities and divergences of the model's distributions, element by element.
+"""Distributions of the counts, divergences, and the objective that is made of them.
 
 ``NB(mean, r)`` has inverse dispersion ``r``: its variance is ``mean + mean**2 / r``. Means and inverse
-dispersions come in as logarithms, because that is how the network makes them and it keeps every
-formula finite.
+dispersions are given as logarithms: the network makes them so, and every formula stays finite.
 """
 
 import math
+from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from totalvi.nn.sparse import SparseCounts
+from totalvi.nn.cell import LinearProduct
 
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 _STIRLING_FROM = 30.0  # above this r the series below is exact to float32
 
 
@@ -93,6 +94,171 @@ def negative_binomial_mixture_log_prob(
     )
 
 
+class Dispersion(NamedTuple):
+    """Inverse dispersions of all features, which may differ between groups of cells.
+
+    Parameters
+    ----------
+    by_group
+        Log inverse dispersions, (groups, F); one group where all cells share them.
+    group
+        The group of each cell, (B,).
+    """
+
+    by_group: Tensor
+    group: Tensor
+
+    @property
+    def log_r(self) -> Tensor:
+        """Log inverse dispersion of each cell and feature, (B, F); (1, F) with one group."""
+        return self.by_group if len(self.by_group) == 1 else self.by_group[self.group]
+
+
+class GeneLikelihood(NamedTuple):
+    """Distribution of RNA counts: ``NB(l rho, r)``, which zero inflation sets to 0 at random.
+
+    `Network.genes` makes it. The linear layers as wide as the genes are multiplied when they are read.
+
+    Parameters
+    ----------
+    logit
+        Linear layer that ends in the logits of the proportions rho, (..., B, G).
+    dropout
+        Linear layer that ends in the logits of zero inflation; None without.
+    library_size
+        Library size or size factor l, (..., B, 1).
+    dispersion
+        Inverse dispersions r.
+    softplus
+        Whether rho is the softplus of its logits, in place of their softmax.
+    """
+
+    logit: LinearProduct
+    dropout: LinearProduct | None
+    library_size: Tensor
+    dispersion: Dispersion
+    softplus: bool
+
+    @property
+    def log_r(self) -> Tensor:
+        """Log of the inverse dispersion, (1, G) or (B, G)."""
+        return self.dispersion.log_r
+
+    def log_proportions(self) -> Tensor:
+        """Return log rho, (..., B, G)."""
+        return log_proportions(self.logit.value(), softplus=self.softplus)
+
+    def log_mean(self) -> Tensor:
+        """Return the log of the NB mean l rho, (..., B, G)."""
+        return self.log_proportions() + self.library_size.clamp(min=SMALLEST_NORMAL).log()
+
+    def dropout_logit(self) -> Tensor | None:
+        """Return the logits of zero inflation, (..., B, G); None without."""
+        return None if self.dropout is None else self.dropout.value()
+
+
+def log_proportions(logit: Tensor, *, softplus: bool) -> Tensor:
+    """Return the log of the softmax, or of the softplus, of the genes' logits, (..., B, G)."""
+    if not softplus:
+        return F.log_softmax(logit, dim=-1)
+    # log softplus(a) tends to a where softplus(a) would underflow
+    above = F.softplus(logit).clamp(min=SMALLEST_NORMAL).log()
+    return torch.where(logit < -20, logit, above)
+
+
+class ProteinMixture(NamedTuple):
+    """Distribution of protein counts: ``pi NB(beta, r) + (1 - pi) NB(beta alpha, r)``.
+
+    `Network.proteins` makes it. The first three fields broadcast to (..., B, T).
+
+    Parameters
+    ----------
+    log_background
+        Log of the background mean beta.
+    factor
+        Foreground factor alpha, above 1.
+    background_logit
+        Logit of pi, the probability that a count is background.
+    dispersion
+        Inverse dispersions r, which both parts share.
+    """
+
+    log_background: Tensor
+    factor: Tensor
+    background_logit: Tensor
+    dispersion: Dispersion
+
+    @property
+    def log_r(self) -> Tensor:
+        """Log of the inverse dispersion, (1, T) or (B, T)."""
+        return self.dispersion.log_r
+
+    @property
+    def log_foreground(self) -> Tensor:
+        """Log of the foreground mean beta alpha."""
+        return self.log_background + self.factor.log()
+
+    def take(self, proteins: slice | np.ndarray) -> Self:
+        """Return the mixture of the proteins at some positions."""
+        by_group, group = self.dispersion
+        return type(self)(
+            self.log_background[..., proteins],
+            self.factor[..., proteins],
+            self.background_logit[..., proteins],
+            Dispersion(by_group[:, proteins], group),
+        )
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Return the log-probability of counts ``y`` (B, T)."""
+        return negative_binomial_mixture_log_prob(
+            y, self.log_background, self.log_foreground, self.log_r, self.background_logit
+        )
+
+    def foreground_given(self, y: Tensor) -> Tensor:
+        """Return the probability that counts ``y`` (B, T), once seen, are foreground."""
+        log_r = self.log_r
+        return torch.sigmoid(
+            negative_binomial_log_prob(y, self.log_foreground, log_r)
+            - negative_binomial_log_prob(y, self.log_background, log_r)
+            - self.background_logit
+        )
+
+    def background_probability(self) -> Tensor:
+        """Return pi."""
+        return torch.sigmoid(self.background_logit)
+
+    def foreground_probability(self) -> Tensor:
+        """Return 1 - pi, which keeps its digits where it is small."""
+        return torch.sigmoid(-self.background_logit)
+
+    def background_mean(self) -> Tensor:
+        """Return beta."""
+        return self.log_background.exp()
+
+    def foreground_mean(self) -> Tensor:
+        """Return beta alpha."""
+        return self.background_mean() * self.factor
+
+    def mean(self, *, background: bool, in_background: Tensor | None = None) -> Tensor:
+        """Return ``(1 - pi) beta alpha``, and with ``background`` ``pi beta`` besides.
+
+        Parameters
+        ----------
+        background
+            Whether the background part counts.
+        in_background
+            What stands for pi, such as draws of 0 and 1 with this probability. None: pi.
+        """
+        pi = self.background_probability() if in_background is None else in_background
+        foreground = (1 - pi) * self.foreground_mean()
+        return foreground + pi * self.background_mean() if background else foreground
+
+    def mean_over_background(self) -> Tensor:
+        """Return ``pi + (1 - pi) alpha``: the mean of a count in units of the background mean."""
+        pi = self.background_probability()
+        return pi + (1 - pi) * self.factor
+
+
 def normal_log_prob(value: Tensor, mean: Tensor | float, scale: Tensor | float) -> Tensor:
     """Return the log-density of ``N(mean, scale**2)`` at ``value``; the arguments broadcast."""
     scale = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
@@ -115,92 +281,78 @@ def log_normal_log_prob(log_value: Tensor) -> Tensor:
     return -log_value - 0.5 * log_value**2 - 0.5 * math.log(2 * math.pi)
 
 
-def gene_reconstruction_loss(
-    x: Tensor | SparseCounts, log_mean: Tensor, log_r: Tensor, dropout_logit: Tensor | None = None
-) -> Tensor:
-    """Return ``-log p(x)`` summed over genes, shape (B,).
+def profile_penalty(values: Tensor, profile: Tensor, precision: Tensor) -> Tensor:
+    """Return ``1/2 sum precision (values - profile - shift)^2``, the shift of each row the best one.
+
+    All (panels, T). What a normal prior around the profile costs, in nats, where all proteins of a
+    panel may shift together at no cost: the best shift is the weighted mean difference.
+
+    Examples
+    --------
+    >>> profile, ones = torch.tensor([[0.0, 1.0, 2.0]]), torch.ones(1, 3)
+    >>> profile_penalty(profile + 5, profile, ones).item()
+    0.0
+    >>> profile_penalty(torch.tensor([[0.0, 1.0, 5.0]]), profile, ones).item()
+    3.0
+    """
+    difference = values - profile
+    weight = precision.sum(dim=1, keepdim=True).clamp(min=torch.finfo(precision.dtype).tiny)
+    shift = (precision * difference).sum(dim=1, keepdim=True) / weight
+    return 0.5 * (precision * (difference - shift).square()).sum()
+
+
+def without_unmeasured(y: Tensor, measured: Tensor | None) -> Tensor:
+    """Return ``y`` with 0 where it was not measured."""
+    return y if measured is None else torch.where(measured, y, torch.zeros_like(y))
+
+
+def sum_measured(value: Tensor, measured: Tensor | None) -> Tensor:
+    """Sum over proteins; where unmeasured, neither the value nor its gradient counts."""
+    if measured is not None:
+        value = torch.where(measured, value, torch.zeros_like(value))
+    return value.sum(dim=-1)
+
+
+class ElboTerms(NamedTuple):
+    """The five terms of the negative evidence lower bound, each (B,).
 
     Parameters
     ----------
-    x
-        RNA counts (B, G), dense or sparse.
-    log_mean
-        Log of the NB mean, (B, G); with posterior samples (n_samples, B, G), giving (n_samples, B).
-    log_r
-        Log of the inverse dispersion, (1, G) or (B, G).
-    dropout_logit
-        Of the zero inflation, (B, G); None for NB.
-    """
-    if isinstance(x, SparseCounts) and log_mean.dim() > 2:
-        x = x.to_dense()
-    if isinstance(x, SparseCounts):
-        if dropout_logit is None:
-            loss: Tensor = _SparseNegativeBinomialLoss.apply(x, log_mean, log_r)
-            return loss
-        return _sparse_zero_inflated_loss(x, log_mean, log_r, dropout_logit)
-    if dropout_logit is None:
-        return -negative_binomial_log_prob(x, log_mean, log_r).sum(dim=-1)
-    return -zero_inflated_negative_binomial_log_prob(x, log_mean, log_r, dropout_logit).sum(dim=-1)
-
-
-class _SparseNegativeBinomialLoss(torch.autograd.Function):
-    """NB loss by cell, with S = softplus(log mean - log r).
-
-    A zero count costs r S. A count c > 0 costs further c S - c log mean + log c! - log_rising_ratio.
+    reconst_loss_gene, reconst_loss_protein
+        ``-log p(x | z, l)`` and ``-log p(y | z, b)``; unmeasured proteins count nothing.
+    kl_div_z, kl_div_l_gene, kl_div_back_pro
+        Divergences of q(u), q(log l) and q(b), the last summed over measured proteins.
     """
 
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: SparseCounts, log_mean: Tensor, log_r: Tensor) -> Tensor:
-        r = log_r.exp()
-        s = F.softplus(log_mean - log_r)
-        zero_cost = s @ r[0] if r.shape[0] == 1 else (s * r).sum(dim=1)
-        s_nonzero = s[x.cell, x.gene]
-        r_nonzero = _at(r, x)
-        further_cost = (
-            x.counts * (s_nonzero - log_mean[x.cell, x.gene])
-            + torch.lgamma(x.counts + 1)
-            - log_rising_ratio(r_nonzero, x.counts)
-        )
-        ctx.counts = x  # type: ignore[attr-defined]
-        ctx.save_for_backward(r, s, r_nonzero, s_nonzero)
-        return zero_cost + x.sum_by_cell(further_cost)
+    reconst_loss_gene: Tensor
+    reconst_loss_protein: Tensor
+    kl_div_z: Tensor
+    kl_div_l_gene: Tensor
+    kl_div_back_pro: Tensor
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
-        x: SparseCounts = ctx.counts  # type: ignore[attr-defined]
-        r, s, r_nonzero, s_nonzero = ctx.saved_tensors  # type: ignore[attr-defined]
-        by_cell = gradient[:, None]
-        d_log_mean = torch.expm1(-s).mul_(r).mul_(-by_cell)  # sigmoid(log mean - log r) = 1 - e^-s
-        flat = x.cell * x.shape[1] + x.gene
-        counted = gradient[x.cell] * x.counts * torch.exp(-s_nonzero)
-        d_log_mean.view(-1).index_add_(0, flat, counted, alpha=-1)
+    def reconstruction(self) -> Tensor:
+        """Return the reconstruction loss of both modalities, (B,)."""
+        return self.reconst_loss_gene + self.reconst_loss_protein
 
-        # log r enters through r, at a fixed difference of the logs, and through that difference
-        rising = gradient[x.cell] * r_nonzero * digamma_difference(r_nonzero, x.counts)
-        if r.shape[0] == 1:
-            d_log_r = (gradient @ s)[None] * r - d_log_mean.sum(dim=0, keepdim=True)
-            d_log_r[0].index_add_(0, x.gene, rising, alpha=-1)
-        else:
-            d_log_r = s.mul(r).mul_(by_cell).sub_(d_log_mean)
-            d_log_r.view(-1).index_add_(0, flat, rising, alpha=-1)
-        return None, d_log_mean, d_log_r
+    def divergence(self) -> Tensor:
+        """Return the sum of the three divergences, (B,)."""
+        return self.kl_div_z + self.kl_div_l_gene + self.kl_div_back_pro
 
 
-def _sparse_zero_inflated_loss(
-    x: SparseCounts, log_mean: Tensor, log_r: Tensor, dropout_logit: Tensor
-) -> Tensor:
-    """Charge every entry as a zero, then correct the non-zero ones."""
-    log_zero = -log_r.exp() * F.softplus(log_mean - log_r)
-    # with w the dropout probability: log(w + (1 - w) NB(0)) = softplus(log_zero - logit) + log w
-    zero_cost = F.softplus(-dropout_logit) - F.softplus(log_zero - dropout_logit)
-    logit = dropout_logit[x.cell, x.gene]
-    nonzero_cost = F.softplus(logit) - negative_binomial_log_prob(
-        x.counts, log_mean[x.cell, x.gene], _at(log_r, x)
-    )
-    return zero_cost.sum(dim=1) + x.sum_by_cell(nonzero_cost - zero_cost[x.cell, x.gene])
+def objective(terms: ElboTerms, kl_weight: float | Tensor = 1.0) -> Tensor:
+    """Return what training minimises: the mean over cells of reconstruction + weighted divergences.
 
+    ``kl_weight`` scales the divergences of z and of the protein background, and grows from zero during
+    the warm-up. The divergence of the library size counts in full, because its posterior follows the
+    data from the start. At ``kl_weight=1`` and one sample of the background this is the negative ELBO
+    of the totalVI paper.
 
-def _at(by_gene: Tensor, x: SparseCounts) -> Tensor:
-    """Return the entries of a (1, G) or (B, G) tensor at the non-zero counts."""
-    return by_gene[0, x.gene] if by_gene.shape[0] == 1 else by_gene[x.cell, x.gene]
+    Examples
+    --------
+    >>> import torch
+    >>> ones = torch.ones(4)
+    >>> objective(ElboTerms(ones, ones, ones, ones, ones), kl_weight=0.5).item()
+    4.0
+    """
+    weighted = terms.kl_div_z + terms.kl_div_back_pro
+    return torch.mean(terms.reconstruction() + terms.kl_div_l_gene + kl_weight * weighted)

@@ -1,219 +1,112 @@
-"""The network of totalVI: construction, encoding, decoding, and samples of its latent variables."""
+"""The network of totalVI: its generative model, its approximate posterior, and its loss."""
 
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from totalvi.nn.cell import CellContext, one_hot_columns, one_hot_width
-from totalvi.nn.config import at_least_one, check_options, protein_mask
-from totalvi.nn.cpu.dispatch import suits_compiled_loops
-from totalvi.nn.cpu.fused_proportions import add_proportions
-from totalvi.nn.decoder import BackgroundScale, Decoded, Decoder, profile_penalty
-from totalvi.nn.encoder import CellPosterior, Encoder, EncoderArchitecture
-from totalvi.nn.layers import Normalization
-from totalvi.nn.sparse import SparseCounts
-from totalvi.nn.sync import n_cells_of_all, of_all_cells, own_cells
+from totalvi.nn import ops
+from totalvi.nn.cell import CellContext, SparseCounts, one_hot_columns
+from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
+from totalvi.nn.config import NetworkConfig, background_anchor, background_prior, protein_mask
+from totalvi.nn.likelihoods import (
+    SMALLEST_NORMAL,
+    Dispersion,
+    ElboTerms,
+    GeneLikelihood,
+    ProteinMixture,
+    log_normal_log_prob,
+    log_proportions,
+    normal_kl,
+    profile_penalty,
+    standard_normal_kl,
+)
+from totalvi.nn.sync import of_all_cells, own_cells, standard_normal, stratified_normal
 
-LibraryKind = Literal["latent", "observed", "size_factor"]
 _LARGEST_LOG_LIBRARY = 15.0
-_SAMPLES_AT_ONCE = 50
-SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 class Network(nn.Module):
-    """Encoder, decoder and parameters of totalVI; the arguments are documented at `TOTALVI`."""
+    """The joint model of RNA counts x and protein counts y of cells from batches s.
 
-    def __init__(
-        self,
-        n_input_genes: int,
-        n_input_proteins: int,
-        n_batch: int = 0,
-        n_labels: int = 0,
-        n_hidden: int = 256,
-        n_latent: int = 20,
-        n_layers_encoder: int = 1,
-        n_layers_decoder: int = 1,
-        dropout_rate_decoder: float = 0.2,
-        dropout_rate_encoder: float = 0.2,
-        gene_dispersion: Literal["gene", "gene-batch", "gene-label"] = "gene",
-        protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein",
-        log_variational: bool = True,
-        reconstruction_loss_gene: Literal["nb", "zinb"] = "nb",
-        latent_distribution: Literal["normal", "ln"] = "ln",
-        protein_batch_mask: Sequence[Any] | Mapping[Any, Any] | np.ndarray | Tensor | None = None,
-        encoder_batch: bool = True,
-        *,
-        use_cuda: bool = False,
-        n_panels: int | None = None,
-        library: LibraryKind = "latent",
-        n_categories_per_covariate: Sequence[int] = (),
-        n_continuous_covariates: int = 0,
-        encode_covariates: bool = True,
-        encoder_architecture: EncoderArchitecture = "branched",
-        scale_input: bool = False,
-        background_scale: BackgroundScale = "exp",
-        protein_efficiency: bool = False,
-        normalization: Normalization = "batch",
-        background_prior: tuple[Any, Any] | None = None,
-        hidden_protein_rate: float = 0.0,
-        background_samples: int = 1,
-        fused: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        check_options(locals())
+    Generative model, with f_1 ... f_4 the decoder's outputs::
+
+        u ~ N(0, I),  z = softmax(u) or u         latent state
+        log l ~ N(m_s, v_s), or l observed        library size
+        rho = softmax(f_1(z, s))                  RNA proportions
+        x ~ NB(l rho, r), or zero-inflated NB
+        b ~ N(c, d**2),  beta = exp(b)            background mean; c, d of the cell's panel
+        alpha = 1 + 1e-8 + relu(f_2(z, s))        foreground factor
+        pi = sigmoid(f_3(z, s))                   probability of background
+        y ~ pi NB(beta, r) + (1 - pi) NB(beta alpha, r)
+
+    Approximate posterior, all normal: q(u | x, y, s) and q(log l | x, y, s) of the encoder, and
+    q(b | z, s) of the decoder. Loss, with K samples b_k of the background (1 in evaluation)::
+
+        - log p(x | z, l) - log(1/K sum_k p(y | z, b_k))
+        + KL(q(u) || N(0, I)) + KL(q(log l) || N(m_s, v_s)) + KL(q(b | z) || N(c, d**2))
+
+    With K = 1 its expectation is minus the evidence lower bound; docs/model.md says what it is
+    otherwise, and has a table of symbols. `NetworkConfig` documents the options.
+
+    Attributes
+    ----------
+    reference_frozen
+        Whether only rows of new batches are trained; the network then stays in evaluation mode.
+    """
+
+    def __init__(self, config: NetworkConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.n_input_genes = n_input_genes
-        self.n_input_proteins = n_input_proteins
-        self.n_batch = n_batch
-        self.n_labels = n_labels
-        self.n_latent = n_latent
-        self.n_panels = max(n_batch, 1) if n_panels is None else n_panels
-        self.panel_is_batch = n_panels is None
-        self.gene_dispersion = gene_dispersion
-        self.protein_dispersion = protein_dispersion
-        self.latent_distribution = latent_distribution
-        self.library: LibraryKind = library
-        self.n_categories_per_covariate = tuple(n_categories_per_covariate)
-        self.n_continuous_covariates = n_continuous_covariates
-        self.fused = fused
-        self.hidden_protein_rate = hidden_protein_rate
-        self.background_samples = background_samples
+        self.config = config
+        self.n_input_genes = n_genes = config.n_input_genes
+        self.n_input_proteins = n_proteins = config.n_input_proteins
+        self.n_batch = n_batch = config.n_batch
+        self.n_latent = config.n_latent
+        self.n_panels = max(n_batch, 1) if config.n_panels is None else config.n_panels
+        self.gene_dispersion = config.gene_dispersion
+        self.protein_dispersion = config.protein_dispersion
+        self.latent_distribution = config.latent_distribution
+        self.library = config.library
+        self.n_categories_per_covariate = tuple(config.n_categories_per_covariate)
+        self.n_continuous_covariates = config.n_continuous_covariates
+        self.encoder_batch = config.encoder_batch
+        self.encode_covariates = config.encode_covariates
+        self.hidden_protein_rate = config.hidden_protein_rate
+        self.fused = config.fused
         self.bfloat16_products = False
         self.reference_frozen = False
-        self.encoder_batch = encoder_batch
-        self.encode_covariates = encode_covariates
 
-        mask = protein_mask(protein_batch_mask, self.n_panels, n_input_proteins)
+        mask = protein_mask(config.protein_batch_mask, self.n_panels, n_proteins)
         self.register_buffer("protein_mask", mask)
         self.protein_mask: Tensor | None
 
         def normal(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(shape, generator=generator))
 
-        self.gene_log_r = normal(self._rows_by(gene_dispersion), n_input_genes)
-        self.protein_log_r = nn.Parameter(
-            torch.ones(self._rows_by(protein_dispersion), n_input_proteins)
-        )
-        self.background_prior_mean = normal(self.n_panels, n_input_proteins)
-        self.background_prior_log_scale = nn.Parameter(torch.zeros(self.n_panels, n_input_proteins))
-        if background_prior is not None:
-            self.set_background_prior(*background_prior)
+        self.gene_log_r = normal(config.n_groups(config.gene_dispersion), n_genes)
+        n_groups = config.n_groups(config.protein_dispersion)
+        self.protein_log_r = nn.Parameter(torch.ones(n_groups, n_proteins))
+        self.background_prior_mean = normal(self.n_panels, n_proteins)
+        self.background_prior_log_scale = nn.Parameter(torch.zeros(self.n_panels, n_proteins))
+        if config.background_prior is not None:
+            self.set_background_prior(*config.background_prior)
         self.register_buffer("background_anchor", None, persistent=False)  # see `anchor_background`
         self.background_anchor: Tensor | None
-        self.log_efficiency = (
-            nn.Parameter(torch.zeros(max(n_batch, 1), n_input_proteins))
-            if protein_efficiency
-            else None
-        )
-        n_encoded = self.n_continuous_covariates if encode_covariates else 0
-        self.encoder = Encoder(
-            n_genes=n_input_genes,
-            n_proteins=n_input_proteins,
-            n_continuous=n_encoded,
-            n_covariates=one_hot_width(self._encoder_categories()),
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers_encoder,
-            dropout_rate=dropout_rate_encoder,
-            normalization=normalization,
-            architecture=encoder_architecture,
-            log_input=log_variational,
-            scale_input=scale_input,
-            latent_library=library == "latent",
-            generator=generator,
-            fused=fused,
-        )
-        self.decoder = Decoder(
-            n_input=n_latent + self.n_continuous_covariates,
-            n_genes=n_input_genes,
-            n_proteins=n_input_proteins,
-            n_covariates=one_hot_width((n_batch, *self.n_categories_per_covariate)),
-            n_hidden=n_hidden,
-            n_layers=n_layers_decoder,
-            dropout_rate=dropout_rate_decoder,
-            normalization=normalization,
-            background_scale=background_scale,
-            zero_inflated=reconstruction_loss_gene == "zinb",
-            generator=generator,
-            fused=fused,
-        )
-        if use_cuda:
-            if torch.cuda.is_available():
-                self.cuda()
-            else:
-                warnings.warn(
-                    "use_cuda=True, but there is no CUDA device: the model stays on the CPU.",
-                    stacklevel=2,
-                )
-
-    def _rows_by(self, dispersion: str) -> int:
-        groups = {"batch": self.n_batch, "label": self.n_labels}
-        return max(groups.get(dispersion.partition("-")[2], 1), 1)
-
-    def _encoder_categories(self) -> tuple[int, ...]:
-        batch = self.n_batch if self.encoder_batch else 0
-        extra = self.n_categories_per_covariate if self.encode_covariates else ()
-        return (batch, *extra)
+        efficiency = torch.zeros(max(n_batch, 1), n_proteins)
+        self.log_efficiency = nn.Parameter(efficiency) if config.protein_efficiency else None
+        self.encoder = Encoder(config, generator)
+        self.decoder = Decoder(config, generator)
 
     def train(self, mode: bool = True) -> Self:
         """Go to training mode, unless a reference is frozen: its batch normalisation then stays."""
         return super().train(mode and not self.reference_frozen)
 
     def set_bfloat16_products(self, value: bool) -> None:
-        """Say whether products as wide as the genes are in bfloat16, where compiled loops do them."""
+        """Choose whether compiled loops take products as wide as the genes in bfloat16."""
         self.bfloat16_products = self.encoder.bfloat16_products = value
 
-    def set_background_prior(self, mean: Any, scale: Any) -> None:
-        """Set the prior mean and standard deviation of the log background, (T,) or (panels, T)."""
-        shape = self.background_prior_mean.shape
-        mean, scale = np.asarray(mean), np.asarray(scale)
-        for name, value in (("mean", mean), ("scale", scale)):
-            if np.shape(value) not in (tuple(shape), tuple(shape[1:])):
-                raise ValueError(
-                    f"background_prior's {name} has shape {np.shape(value)}; "
-                    f"allowed are {tuple(shape[1:])} and {tuple(shape)}."
-                )
-        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale > 0).all()):
-            raise ValueError(
-                "background_prior holds a mean that is not finite, or a scale that is not a number "
-                "above 0; allowed are finite means and scales above 0."
-            )
-        with torch.no_grad():
-            self.background_prior_mean.copy_(torch.as_tensor(mean))
-            self.background_prior_log_scale.copy_(torch.as_tensor(scale).log())
-
-    def anchor_background(self, anchor: Any) -> None:
-        """Hold the background prior near a profile over proteins, while training.
-
-        ``anchor`` holds, each (panels, T): the profile of `background_prior_mean`, that of
-        `background_prior_log_scale`, and the precisions of both, counted once a cell (0: not anchored).
-        """
-        value = torch.as_tensor(np.asarray(anchor), dtype=torch.float32)
-        shape = (4, *self.background_prior_mean.shape)
-        if value.shape != shape or not value.isfinite().all() or (value[2:] < 0).any():
-            raise ValueError(
-                f"anchor has shape {tuple(value.shape)}; allowed are finite numbers of shape {shape}, "
-                "the precisions from 0."
-            )
-        self.background_anchor = value.to(self.background_prior_mean.device)
-
-    def anchor_penalty(self) -> Tensor | float:
-        """Return what the anchor adds to the objective, in nats a cell; 0 without an anchor."""
-        if self.background_anchor is None:
-            return 0.0
-        mean, log_scale, mean_precision, scale_precision = self.background_anchor
-        return profile_penalty(self.background_prior_mean, mean, mean_precision) + profile_penalty(
-            self.background_prior_log_scale, log_scale, scale_precision
-        )
-
-    def measured(self, panel: Tensor) -> Tensor | None:
-        """Return which proteins were measured in each cell, (B, T), or None when all were."""
-        return None if self.protein_mask is None else self.protein_mask[panel]
+    # ------------------------------------------------------------------ encoder and decoder
 
     def encode(
         self,
@@ -229,14 +122,19 @@ class Network(nn.Module):
         codes = [context.batch]
         if context.categorical is not None and self.encode_covariates:
             codes += list(context.categorical.unbind(dim=1))
-        covariates = one_hot_columns(codes, self._encoder_categories(), y.dtype)
+        covariates = one_hot_columns(codes, self.config.encoder_categories(), y.dtype)
         continuous = context.continuous if self.encode_covariates else None
         measured = self.measured(context.panel)
         if measured is not None:
             y = torch.where(measured, y, y.nan_to_num(nan=0.0))
             if self.training and self.hidden_protein_rate:
                 y = y * self._shown_proteins(context.panel, generator)
-        return self.encoder(x, y, continuous, covariates, generator)
+        posterior: CellPosterior = self.encoder(x, y, continuous, covariates, generator)
+        return posterior
+
+    def measured(self, panel: Tensor) -> Tensor | None:
+        """Return which proteins were measured in each context, (B, T), or None when all were."""
+        return None if self.protein_mask is None else self.protein_mask[panel]
 
     def _shown_proteins(self, panel: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return which proteins the encoder sees in training, (B, T).
@@ -258,69 +156,23 @@ class Network(nn.Module):
         codes = [context.batch]
         if context.categorical is not None:
             codes += list(context.categorical.unbind(dim=1))
-        categories = (self.n_batch, *self.n_categories_per_covariate)
-        covariates = one_hot_columns(codes, categories, z.dtype)
+        covariates = one_hot_columns(codes, self.config.decoder_categories(), z.dtype)
         if context.continuous is not None:
             z = torch.cat([z, context.continuous], dim=1)
-        return self.decoder(z, covariates, generator)
+        decoded: Decoded = self.decoder(z, covariates, generator)
+        return decoded
+
+    def in_batch(self, context: CellContext, transform_batch: int | None) -> CellContext:
+        """Return the context as if every cell came from ``transform_batch``; None: its own."""
+        if transform_batch is None:
+            return context
+        return context._replace(batch=torch.full_like(context.batch, transform_batch))
+
+    # ------------------------------------------------------------------ latent variables
 
     def transform_latent(self, untran_z: Tensor) -> Tensor:
         """Return z from u: itself, or its softmax for the logistic normal."""
         return untran_z if self.latent_distribution == "normal" else untran_z.softmax(dim=-1)
-
-    def gene_log_mean(self, gene_logit: Tensor, library_size: Tensor) -> Tensor:
-        """Return the log of the NB mean of RNA, (..., B, G)."""
-        return self.log_proportions(gene_logit) + library_size.clamp(min=SMALLEST_NORMAL).log()
-
-    def log_proportions(self, gene_logit: Tensor) -> Tensor:
-        """Return log rho, (..., B, G)."""
-        if self.library != "size_factor":
-            return F.log_softmax(gene_logit, dim=-1)
-        # log softplus(a) tends to a where softplus(a) would underflow
-        softplus = F.softplus(gene_logit).clamp(min=SMALLEST_NORMAL).log()
-        return torch.where(gene_logit < -20, gene_logit, softplus)
-
-    @torch.no_grad()
-    def proportions(self, decoded: Decoded) -> Tensor:
-        """Return rho, (B, G), without a gradient."""
-        like = decoded.background_mean
-        total = like.new_zeros(len(like), self.n_input_genes)
-        self.add_proportions(decoded, like.new_ones(len(like), 1), total)
-        return total
-
-    @torch.no_grad()
-    def add_proportions(self, decoded: Decoded, scale: Tensor, total: Tensor) -> None:
-        """Add rho times ``scale`` (B, 1) to ``total`` (B, G), in place and without a gradient."""
-        if self.fused and suits_compiled_loops(total) and self.library != "size_factor":
-            add_proportions(decoded.gene_product, scale, total)
-        else:
-            total.add_(self.log_proportions(decoded.gene_logit).exp_().mul_(scale))
-
-    def gene_log_inverse_dispersion(self, context: CellContext) -> Tensor:
-        """Return log r of the genes, (1, G) or (B, G)."""
-        return self._rows_of_cells(self.gene_log_r, self.gene_dispersion, context)
-
-    def _rows_of_cells(self, by_group: Tensor, dispersion: str, context: CellContext) -> Tensor:
-        """Return the row of each cell's batch or label, or the one row there is."""
-        if by_group.shape[0] == 1:
-            return by_group
-        return by_group[self._dispersion_group(dispersion, context)]
-
-    def _dispersion_group(self, dispersion: str, context: CellContext) -> Tensor:
-        """Return the row of a dispersion parameter that each cell has, (B,)."""
-        if not dispersion.endswith(("batch", "label")):
-            return torch.zeros_like(context.batch)
-        if dispersion.endswith("batch"):
-            return context.batch
-        if context.label is None:
-            raise ValueError(
-                f"label is None, but a dispersion is {dispersion!r}; give each cell's label."
-            )
-        return context.label
-
-    def protein_log_inverse_dispersion(self, context: CellContext) -> Tensor:
-        """Return log r of the proteins, (1, T) or (B, T)."""
-        return self._rows_of_cells(self.protein_log_r, self.protein_dispersion, context)
 
     def latent_at(self, posterior: CellPosterior, normal: Tensor) -> Tensor:
         """Return u at given standard normal noise, (..., B, n_latent)."""
@@ -336,6 +188,15 @@ class Network(nn.Module):
         untran_l = posterior.ql_m + posterior.ql_v.sqrt() * normal
         return untran_l.clamp(max=_LARGEST_LOG_LIBRARY).exp(), untran_l
 
+    def sample_library(
+        self, posterior: CellPosterior, context: CellContext, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the library size (..., B, 1), and its log where it is latent."""
+        if posterior.ql_m is None:
+            assert context.library_size is not None
+            return context.library_size.expand(*posterior.qz_m.shape[:-1], 1), None
+        return self.library_at(posterior, context, standard_normal(posterior.ql_m, generator))
+
     def library_mean(self, posterior: CellPosterior, context: CellContext) -> Tensor:
         """Return the posterior mean of the library size, exp(m + v / 2), or the known one, (B, 1)."""
         if posterior.ql_m is None or posterior.ql_v is None:
@@ -343,83 +204,214 @@ class Network(nn.Module):
             return context.library_size
         return (posterior.ql_m + 0.5 * posterior.ql_v).exp()
 
-    def sample_latent(
-        self, posterior: CellPosterior, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Return one sample of z a cell, (B, n_latent)."""
-        untran_z = sample_normal(posterior.qz_m, posterior.qz_v.sqrt(), generator)
-        return self.transform_latent(untran_z)
-
     def sample_log_background(
-        self, decoded: Decoded, generator: torch.Generator | None = None
+        self, decoded: Decoded, generator: torch.Generator | None = None, n_samples: int = 1
     ) -> Tensor:
-        """Return one sample of b, the log background of each protein, (..., B, T)."""
-        return sample_normal(decoded.background_mean, decoded.background_scale, generator)
+        """Return one sample of b, the log background of each protein, (..., B, T).
 
-    def latent_mean(
-        self, posterior: CellPosterior, n_samples: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Return E[z], (B, n_latent): exact, or from ``n_samples`` for the logistic normal."""
-        mean, scale = posterior.qz_m, posterior.qz_v.sqrt()
-        if self.latent_distribution == "normal":
-            return mean
-        at_least_one("n_samples", n_samples)
-        total = torch.zeros_like(mean)
-        for start in range(0, n_samples, _SAMPLES_AT_ONCE):
-            n_now = min(_SAMPLES_AT_ONCE, n_samples - start)
-            samples = sample_normal(
-                mean.expand(n_now, -1, -1), scale.expand(n_now, -1, -1), generator
-            )
-            total += self.transform_latent(samples).sum(dim=0)
-        return total / n_samples
+        With more samples there is one from each of ``n_samples`` equally likely intervals, and they lie
+        along a first axis.
+        """
+        mean = decoded.background_mean
+        if n_samples == 1:
+            return mean + decoded.background_scale * standard_normal(mean, generator)
+        return mean + decoded.background_scale * stratified_normal(n_samples, mean, generator)
 
-    def in_batch(self, context: CellContext, transform_batch: int | None) -> CellContext:
-        """Return the context as if every cell came from ``transform_batch``; None: its own."""
-        if transform_batch is None:
-            return context
-        is_code = isinstance(transform_batch, int | np.integer)
-        if not (is_code and 0 <= transform_batch < max(self.n_batch, 1)):
+    # ------------------------------------------------------------------ distributions of counts
+
+    def genes(self, decoded: Decoded, library_size: Tensor, context: CellContext) -> GeneLikelihood:
+        """Return the distribution of RNA counts at a library size, (..., B, 1)."""
+        return GeneLikelihood(
+            logit=decoded.gene_product,
+            dropout=decoded.dropout_product,
+            library_size=library_size,
+            dispersion=self.dispersion(self.gene_log_r, self.gene_dispersion, context),
+            softplus=self.library == "size_factor",
+        )
+
+    def proteins(
+        self,
+        decoded: Decoded,
+        log_background: Tensor,
+        context: CellContext,
+        *,
+        efficiency: bool = True,
+    ) -> ProteinMixture:
+        """Return the distribution of protein counts at a log background b, (..., B, T).
+
+        Parameters
+        ----------
+        decoded
+            What `decode` said of the cells.
+        log_background
+            A sample of b, or what stands for it, such as the logarithm of E[exp(b)].
+        context
+            What the cells were decoded as.
+        efficiency
+            Whether the batch's protein efficiency, where the model has one, scales both means, as it
+            does those of counts. Denoised expression leaves it out.
+        """
+        if efficiency and self.log_efficiency is not None:
+            log_background = log_background + self.log_efficiency[context.batch]
+        return ProteinMixture(
+            log_background=log_background,
+            factor=decoded.foreground_factor,
+            background_logit=decoded.background_logit,
+            dispersion=self.dispersion(self.protein_log_r, self.protein_dispersion, context),
+        )
+
+    def dispersion(self, by_group: Tensor, kind: str, context: CellContext) -> Dispersion:
+        """Return inverse dispersions that may differ by batch or label (``kind``)."""
+        if kind.endswith("batch"):
+            return Dispersion(by_group, context.batch)
+        if not kind.endswith("label"):
+            return Dispersion(by_group, torch.zeros_like(context.batch))
+        if context.label is None:
             raise ValueError(
-                f"transform_batch is {transform_batch!r}; allowed are 0 to {max(self.n_batch, 1) - 1}."
+                f"label is None, but a dispersion is {kind!r}; give each cell's label."
             )
-        return context._replace(batch=torch.full_like(context.batch, transform_batch))
+        return Dispersion(by_group, context.label)
 
-    def sample_library(
-        self, posterior: CellPosterior, context: CellContext, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the library size (..., B, 1), and its log where it is latent."""
+    def gene_log_mean(self, gene_logit: Tensor, library_size: Tensor) -> Tensor:
+        """Return the log of the NB mean of RNA, (..., B, G)."""
+        log_rho = log_proportions(gene_logit, softplus=self.library == "size_factor")
+        return log_rho + library_size.clamp(min=SMALLEST_NORMAL).log()
+
+    def gene_log_inverse_dispersion(self, context: CellContext) -> Tensor:
+        """Return log r of the genes, (1, G) or (B, G)."""
+        return self.dispersion(self.gene_log_r, self.gene_dispersion, context).log_r
+
+    def protein_log_inverse_dispersion(self, context: CellContext) -> Tensor:
+        """Return log r of the proteins, (1, T) or (B, T)."""
+        return self.dispersion(self.protein_log_r, self.protein_dispersion, context).log_r
+
+    def protein_log_efficiency(self, context: CellContext) -> Tensor | float:
+        """Return the log of the factor on both protein means, (B, T); 0 where the model has none."""
+        return 0.0 if self.log_efficiency is None else self.log_efficiency[context.batch]
+
+    @torch.no_grad()
+    def proportions(self, decoded: Decoded) -> Tensor:
+        """Return rho, (B, G), without a gradient."""
+        like = decoded.background_mean
+        total = like.new_zeros(len(like), self.n_input_genes)
+        self.add_proportions(decoded, like.new_ones(len(like), 1), total)
+        return total
+
+    def add_proportions(self, decoded: Decoded, scale: Tensor, total: Tensor) -> None:
+        """Add rho times ``scale`` (B, 1) to ``total`` (B, G), in place and without a gradient."""
+        softplus = self.library == "size_factor"
+        ops.add_proportions(decoded.gene_product, scale, total, softplus=softplus, fast=self.fused)
+
+    # ------------------------------------------------------------------ loss
+
+    def elbo(
+        self,
+        x: Tensor | SparseCounts,
+        y: Tensor,
+        context: CellContext,
+        local_l_mean_gene: Tensor | None = None,
+        local_l_var_gene: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ElboTerms:
+        """Return the terms of the loss, each (B,), at one sample of the latent variables a cell.
+
+        Parameters
+        ----------
+        x, y
+            Counts (B, G) and (B, T).
+        local_l_mean_gene, local_l_var_gene
+            Prior mean and variance of the log library size, (B, 1), where it is latent.
+        """
+        posterior = self.encode(x, y, context, generator)
+        untran_z = self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
+        library_size, _ = self.sample_library(posterior, context, generator)
+        decoded = self.decode(self.transform_latent(untran_z), context, generator)
+        # A frozen reference stays in evaluation mode while it is trained; validation has no gradient.
+        in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
+        n_samples = self.config.background_samples if in_training else 1
+        log_background = self.sample_log_background(decoded, generator, n_samples)
+        return self.elbo_terms(
+            x, y, context, posterior, decoded, library_size, log_background,
+            local_l_mean_gene, local_l_var_gene,
+        )  # fmt: skip
+
+    def elbo_terms(
+        self,
+        x: Tensor | SparseCounts,
+        y: Tensor,
+        context: CellContext,
+        posterior: CellPosterior,
+        decoded: Decoded,
+        library_size: Tensor,
+        log_background: Tensor,
+        local_l_mean_gene: Tensor | None = None,
+        local_l_var_gene: Tensor | None = None,
+    ) -> ElboTerms:
+        """Return the terms at given samples of the latent variables.
+
+        ``log_background`` may hold several samples, (K, B, T), over which p(y | z, b) is averaged.
+        """
+        measured = self.measured(context.panel)
+        genes = self.genes(decoded, library_size, context)
+        proteins = self.proteins(decoded, log_background, context)
+        return ElboTerms(
+            reconst_loss_gene=ops.gene_loss(
+                x, genes, fast=self.fused, bfloat16=self.bfloat16_products
+            ),
+            reconst_loss_protein=ops.protein_loss(y, proteins, measured, fast=self.fused),
+            kl_div_z=standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1),
+            kl_div_l_gene=self._library_kl(posterior, local_l_mean_gene, local_l_var_gene),
+            kl_div_back_pro=self._background_kl(decoded, context, measured),
+        )
+
+    def _library_kl(
+        self, posterior: CellPosterior, mean: Tensor | None, variance: Tensor | None
+    ) -> Tensor:
         if posterior.ql_m is None or posterior.ql_v is None:
-            assert context.library_size is not None
-            leading = posterior.qz_m.shape[:-1]
-            return context.library_size.expand(*leading, 1), None
-        untran_l = sample_normal(posterior.ql_m, posterior.ql_v.sqrt(), generator)
-        return untran_l.clamp(max=_LARGEST_LOG_LIBRARY).exp(), untran_l
+            return torch.zeros_like(posterior.qz_m[..., 0])
+        assert mean is not None
+        assert variance is not None
+        prior = mean.reshape(-1, 1), variance.reshape(-1, 1)
+        return normal_kl(posterior.ql_m, posterior.ql_v, *prior).sum(dim=-1)
 
+    def _background_kl(
+        self, decoded: Decoded, context: CellContext, measured: Tensor | None
+    ) -> Tensor:
+        divergence = ops.background_divergence(
+            decoded.background_mean, decoded.background_scale,
+            self.background_prior_mean, self.background_prior_log_scale,
+            context.panel, measured, fast=self.fused,
+        )  # fmt: skip
+        if self.log_efficiency is None:
+            return divergence
+        # scvi-tools has a prior of the efficiency, and a small pull of pi towards 1.
+        efficiency_prior = log_normal_log_prob(self.log_efficiency[context.batch]).sum(dim=-1)
+        log_pi = F.logsigmoid(decoded.background_logit).sum(dim=-1)
+        return divergence - efficiency_prior - 1e-3 * log_pi
 
-def sample_normal(mean: Tensor, scale: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return one sample of N(mean, scale**2)."""
-    noise = torch.randn(
-        _shape_of_all(mean, generator), generator=generator, dtype=mean.dtype, device=mean.device
-    )
-    return mean + scale * own_cells(noise, mean.shape[-2], generator, axis=-2)
+    # ------------------------------------------------------------------ prior of the background
 
+    def set_background_prior(self, mean: Any, scale: Any) -> None:
+        """Set the prior mean and standard deviation of the log background, (T,) or (panels, T)."""
+        mean, scale = background_prior(mean, scale, self.n_panels, self.n_input_proteins)
+        with torch.no_grad():
+            self.background_prior_mean.copy_(mean)
+            self.background_prior_log_scale.copy_(scale.log())
 
-def _shape_of_all(like: Tensor, generator: torch.Generator | None) -> tuple[int, ...]:
-    """Return the shape (..., B, features) that ``like`` has with the cells of all processes."""
-    *leading, n_own, n_features = like.shape
-    return *leading, n_cells_of_all(n_own, generator), n_features
+    def anchor_background(self, anchor: Any) -> None:
+        """Hold the background prior near a profile over proteins, while training.
 
+        ``anchor`` holds, each (panels, T): the profile of `background_prior_mean`, that of
+        `background_prior_log_scale`, and the precisions of both, counted once a cell (0: not anchored).
+        """
+        value = background_anchor(anchor, self.n_panels, self.n_input_proteins)
+        self.background_anchor = value.to(self.background_prior_mean.device)
 
-def stratified_normal(n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return standard normal noise, (n_samples, *like.shape), one from each equally likely interval.
-
-    Averages over it vary less than over independent samples, and have the same expectation.
-    """
-    shape = n_samples, *_shape_of_all(like, generator)
-    dtype = torch.promote_types(like.dtype, torch.float32)  # ndtri has no half precision
-    noise = torch.rand(shape, generator=generator, dtype=dtype, device=like.device)
-    noise = own_cells(noise, like.shape[-2], generator, axis=-2)
-    stratum = torch.arange(n_samples, dtype=dtype, device=like.device)
-    noise.add_(stratum.view(-1, *(1,) * like.dim())).div_(n_samples)
-    edge = torch.finfo(dtype).eps  # no infinite noise where the uniform sample is 0 or rounds to 1
-    return torch.special.ndtri(noise.clamp_(edge, 1 - edge))
+    def anchor_penalty(self) -> Tensor | float:
+        """Return what the anchor adds to the objective, in nats a cell; 0 without an anchor."""
+        if self.background_anchor is None:
+            return 0.0
+        mean, log_scale, mean_precision, scale_precision = self.background_anchor
+        return profile_penalty(self.background_prior_mean, mean, mean_precision) + profile_penalty(
+            self.background_prior_log_scale, log_scale, scale_precision
+        )

@@ -1,9 +1,10 @@
-"""Minibatches that several processes share, each with some of the cells.
+"""Noise and batch normalisation of minibatches, which several processes may share.
 
-Each process draws the noise of all cells and takes that of its own, and batch normalisation is over
-all of them: whatever the number of processes, a step has the same numbers but for rounding.
+Each process draws the noise of all cells and takes that of its own cells, and batch normalisation is
+over all of them: a step has the same numbers, up to rounding, with any number of processes.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,36 @@ def of_all_cells(own: Tensor, generator: torch.Generator | None) -> Tensor:
     return whole
 
 
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise of the shape of ``like``, (..., B, features)."""
+    noise = torch.randn(
+        _shape_of_all(like, generator), generator=generator, dtype=like.dtype, device=like.device
+    )
+    return own_cells(noise, like.shape[-2], generator, axis=-2)
+
+
+def _shape_of_all(like: Tensor, generator: torch.Generator | None) -> tuple[int, ...]:
+    """Return the shape (..., B, features) that ``like`` has with the cells of all processes."""
+    *leading, n_own, n_features = like.shape
+    return *leading, n_cells_of_all(n_own, generator), n_features
+
+
+def stratified_normal(n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise, (n_samples, *like.shape), one from each equally likely interval.
+
+    Averages over it vary less than over independent samples, and have the same expectation.
+    """
+    shape = n_samples, *_shape_of_all(like, generator)
+    dtype = torch.promote_types(like.dtype, torch.float32)  # ndtri has no half precision
+    noise = torch.rand(shape, generator=generator, dtype=dtype, device=like.device)
+    noise = own_cells(noise, like.shape[-2], generator, axis=-2)
+    stratum = torch.arange(n_samples, dtype=dtype, device=like.device)
+    noise.add_(stratum.view(-1, *(1,) * like.dim())).div_(n_samples)
+    edge = torch.finfo(dtype).eps  # no infinite noise where the uniform sample is 0 or rounds to 1
+    normal: Tensor = torch.special.ndtri(noise.clamp_(edge, 1 - edge))
+    return normal
+
+
 def shared_moments(mean: Tensor, variance: Tensor, n_own: int, generator: SharedGenerator) -> None:
     """Replace mean and biased variance of the own cells by those of all, (features,), in place."""
     share = n_own / generator.share.n_cells
@@ -84,8 +115,8 @@ def shared_batch_norm(x: Tensor, batch_norm: nn.BatchNorm1d, generator: SharedGe
     """Return ``x`` (B, features) normalised by mean and variance of the cells of all processes."""
     n_cells = generator.share.n_cells
     wide = x.float()
-    mean = _SumOfAll.apply(wide.sum(dim=0)) / n_cells
-    variance = _SumOfAll.apply((wide - mean).square().sum(dim=0)) / n_cells
+    mean = _sum_of_all(wide.sum(dim=0)) / n_cells
+    variance = _sum_of_all((wide - mean).square().sum(dim=0)) / n_cells
     note_moments(batch_norm, mean.detach(), variance.detach(), n_cells)
     normalized = (wide - mean) / (variance + batch_norm.eps).sqrt()
     return (normalized * batch_norm.weight + batch_norm.bias).to(x.dtype)
@@ -106,6 +137,9 @@ class _SumOfAll(torch.autograd.Function):
         total = gradients[0].clone()
         torch.distributed.all_reduce(total)
         return total
+
+
+_sum_of_all: Callable[[Tensor], Tensor] = _SumOfAll.apply
 
 
 def note_moments(batch_norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, n_cells: int) -> None:

@@ -1,26 +1,35 @@
-"""TOTALVI: the joint model of RNA and surface proteins as one torch module."""
+"""TOTALVI: the network behind the class of totalVI 0.6.x, which checks what it is given."""
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from totalvi.nn.cell import CellContext
-from totalvi.nn.config import at_least_one
-from totalvi.nn.decoder import Decoded
-from totalvi.nn.elbo import ElboTerms, sum_measured, without_unmeasured
-from totalvi.nn.encoder import CellPosterior
-from totalvi.nn.likelihoods import gene_reconstruction_loss, negative_binomial_mixture_log_prob
-from totalvi.nn.network import SMALLEST_NORMAL, sample_normal
-from totalvi.nn.sparse import SparseCounts
-from totalvi.nn.v06_inputs import CellExtras, CheckedInputs
+from totalvi.nn import config as options
+from totalvi.nn.cell import CellContext, SparseCounts
+from totalvi.nn.coders import Decoded
+from totalvi.nn.config import NetworkConfig, at_least_one, check_option
+from totalvi.nn.likelihoods import SMALLEST_NORMAL, ElboTerms
+from totalvi.nn.network import Network
+from totalvi.nn.ops import gene_reconstruction_loss
+from totalvi.nn.sync import standard_normal
+from totalvi.nn.v06_minibatch import (
+    CellExtras,
+    check_counts,
+    checked_context,
+    inverse_dispersion,
+    latent_mean,
+    library_prior,
+    posterior_sample,
+    protein_reconstruction_loss,
+)
 
-Parameters = dict[str, Tensor]
 
-
-class TOTALVI(CheckedInputs):
+class TOTALVI(Network):
     """Total variational inference for CITE-seq data.
 
     The generative model and its variational posterior are those of Gayoso, Steier et al., "Joint
@@ -28,69 +37,9 @@ class TOTALVI(CheckedInputs):
 
     Parameters
     ----------
-    n_input_genes, n_input_proteins
-        Number of genes G and proteins T.
-    n_batch, n_labels
-        Number of batches and of labels (0: none).
-    n_hidden
-        Nodes of each hidden layer.
-    n_latent
-        Dimensions of the latent cell state.
-    n_layers_encoder, n_layers_decoder
-        Hidden layers of the encoder's trunk and of each of the decoder's four trunks.
-    dropout_rate_decoder, dropout_rate_encoder
-        Share of hidden nodes set to zero while training.
-    gene_dispersion
-        Inverse dispersion of genes: one value a gene ("gene"), or one for each batch ("gene-batch")
-        or label ("gene-label").
-    protein_dispersion
-        Likewise: "protein", "protein-batch" or "protein-label".
-    log_variational
-        Whether the encoder sees log(1 + counts). The likelihood always sees the counts.
-    reconstruction_loss_gene
-        "nb" or "zinb".
-    latent_distribution
-        "normal", or "ln" for the logistic normal: z = softmax(u).
-    protein_batch_mask
-        Which protein each batch (panel, where ``n_panels`` is given) measured: a sequence of boolean
-        rows, or a dict from batch code to row. None: all measured.
-    encoder_batch
-        Whether the encoder sees the batch.
+    {options}
     use_cuda
         Move the module to the GPU; without one, warn and stay on the CPU.
-    n_panels
-        Number of antibody panels, where they differ from the batches. None: each batch is one.
-    library
-        RNA library size: "latent", "observed" (the cell's total) or "size_factor" (given to each
-        method; the RNA mean is then softplus(decoder) times the size factor).
-    n_categories_per_covariate
-        Categories of each further categorical covariate.
-    n_continuous_covariates
-        Number of continuous covariates.
-    encode_covariates
-        Whether the encoder sees the further covariates.
-    encoder_architecture
-        "branched" (0.6.x) or "direct" (scvi-tools); see `Encoder`.
-    scale_input
-        Whether the encoder first divides each modality by 1 + its mean over the cell's features.
-    background_scale
-        "exp" (0.6.x) or "softplus": how the posterior scale of the background stays positive.
-    protein_efficiency
-        Whether each protein and batch has a learned factor on both protein means.
-    normalization
-        Of hidden layers: "batch", "layer" or "none".
-    background_prior
-        Initial mean and standard deviation of each protein's log background, each (T,) or
-        (panels, T). None: standard normal draws for the mean, and 1.
-    hidden_protein_rate
-        Share of the cells that show the encoder, in training, only the proteins that another cell's
-        panel measured; without effect where all panels measured the same.
-    background_samples
-        Samples of each protein's background, in training, over which the likelihood of its count is
-        averaged: log E[p(y | z, b)] in place of the E[log p(y | z, b)] of the ELBO, which it is with 1.
-    fused
-        Whether compiled loops do the work of training on the CPU, where there is one for it; False:
-        plain torch operations everywhere.
     generator
         Source of the initial weights. None: torch's own.
 
@@ -108,6 +57,82 @@ class TOTALVI(CheckedInputs):
     >>> terms.reconst_loss_gene.shape
     torch.Size([8])
     """
+
+    def __init__(
+        self,
+        n_input_genes: int,
+        n_input_proteins: int,
+        n_batch: int = 0,
+        n_labels: int = 0,
+        n_hidden: int = 256,
+        n_latent: int = 20,
+        n_layers_encoder: int = 1,
+        n_layers_decoder: int = 1,
+        dropout_rate_decoder: float = 0.2,
+        dropout_rate_encoder: float = 0.2,
+        gene_dispersion: options.GeneDispersion = "gene",
+        protein_dispersion: options.ProteinDispersion = "protein",
+        log_variational: bool = True,
+        reconstruction_loss_gene: options.GeneLoss = "nb",
+        latent_distribution: options.LatentDistribution = "ln",
+        protein_batch_mask: options.ProteinMask = None,
+        encoder_batch: bool = True,
+        *,
+        use_cuda: bool = False,
+        n_panels: int | None = None,
+        library: options.LibraryKind = "latent",
+        n_categories_per_covariate: Sequence[int] = (),
+        n_continuous_covariates: int = 0,
+        encode_covariates: bool = True,
+        encoder_architecture: options.EncoderArchitecture = "branched",
+        scale_input: bool = False,
+        background_scale: options.BackgroundScale = "exp",
+        protein_efficiency: bool = False,
+        normalization: options.Normalization = "batch",
+        background_prior: tuple[Any, Any] | None = None,
+        hidden_protein_rate: float = 0.0,
+        background_samples: int = 1,
+        fused: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_option("use_cuda", use_cuda, bool)
+        config = NetworkConfig(
+            n_input_genes=n_input_genes, n_input_proteins=n_input_proteins, n_batch=n_batch,
+            n_labels=n_labels, n_hidden=n_hidden, n_latent=n_latent,
+            n_layers_encoder=n_layers_encoder, n_layers_decoder=n_layers_decoder,
+            dropout_rate_decoder=dropout_rate_decoder, dropout_rate_encoder=dropout_rate_encoder,
+            gene_dispersion=gene_dispersion, protein_dispersion=protein_dispersion,
+            log_variational=log_variational, reconstruction_loss_gene=reconstruction_loss_gene,
+            latent_distribution=latent_distribution, protein_batch_mask=protein_batch_mask,
+            encoder_batch=encoder_batch, n_panels=n_panels, library=library,
+            n_categories_per_covariate=n_categories_per_covariate,
+            n_continuous_covariates=n_continuous_covariates, encode_covariates=encode_covariates,
+            encoder_architecture=encoder_architecture, scale_input=scale_input,
+            background_scale=background_scale, protein_efficiency=protein_efficiency,
+            normalization=normalization, background_prior=background_prior,
+            hidden_protein_rate=hidden_protein_rate, background_samples=background_samples,
+            fused=fused,
+        )  # fmt: skip
+        super().__init__(config, generator)
+        if use_cuda and torch.cuda.is_available():
+            self.cuda()
+        elif use_cuda:
+            warnings.warn(
+                "use_cuda=True, but there is no CUDA device: the model stays on the CPU.",
+                stacklevel=2,
+            )
+
+    def context(
+        self,
+        x: Tensor | SparseCounts,
+        y: Tensor,
+        batch_index: Tensor | None = None,
+        label: Tensor | None = None,
+        **extras: Unpack[CellExtras],
+    ) -> CellContext:
+        """Return what is known of a minibatch's cells, once the shapes of all arguments are checked."""
+        check_counts(self, x, y)
+        return checked_context(self.config, x, y, batch_index, label, extras)
 
     def forward(
         self,
@@ -135,14 +160,15 @@ class TOTALVI(CheckedInputs):
             Source of the samples and of dropout.
         """
         context = self.context(x, y, batch_index, label, **extras)
-        return self.elbo(x, y, context, local_l_mean_gene, local_l_var_gene, generator)
+        prior = library_prior(self.library, local_l_mean_gene, local_l_var_gene, len(y))
+        return self.elbo(x, y, context, *prior, generator)
 
     def get_reconstruction_loss(
         self,
         x: Tensor | SparseCounts,
         y: Tensor,
-        px_: Parameters,
-        py_: Parameters,
+        px_: dict[str, Tensor],
+        py_: dict[str, Tensor],
         pro_batch_mask_minibatch: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the reconstruction loss of genes and proteins, each (B,).
@@ -156,28 +182,14 @@ class TOTALVI(CheckedInputs):
         pro_batch_mask_minibatch
             True where a protein was measured, (B, T). None: everywhere.
         """
-        self.check_counts(x, y)
-        mask_shape = None if pro_batch_mask_minibatch is None else pro_batch_mask_minibatch.shape
-        if mask_shape not in (None, y.shape):
-            raise ValueError(
-                f"pro_batch_mask_minibatch has shape {tuple(mask_shape)}; "
-                f"allowed is {tuple(y.shape)}."
-            )
+        check_counts(self, x, y)
         gene_loss = gene_reconstruction_loss(
             x,
             px_["rate"].clamp(min=SMALLEST_NORMAL).log(),
             px_["r"].log().reshape(-1, self.n_input_genes),
             px_.get("dropout"),
         )
-        efficiency = py_.get("efficiency", torch.ones_like(py_["rate_back"]))
-        log_prob = negative_binomial_mixture_log_prob(
-            without_unmeasured(y, pro_batch_mask_minibatch),
-            (py_["rate_back"] * efficiency).log(),
-            (py_["rate_fore"] * efficiency).log(),
-            py_["r"].log(),
-            py_["mixing"],
-        )
-        return gene_loss, -sum_measured(log_prob, pro_batch_mask_minibatch)
+        return gene_loss, protein_reconstruction_loss(y, py_, pro_batch_mask_minibatch)
 
     def inference(
         self,
@@ -201,61 +213,44 @@ class TOTALVI(CheckedInputs):
         library_gene, log_pro_back_mean. With ``n_samples`` above 1 each, the dispersions apart, gains
         a leading axis (n_samples, B, .).
         """
-        at_least_one("n_samples", n_samples)
         context = self.context(x, y, batch_index, label, **extras)
-        posterior = self.encode(x, y, context, generator)
-        if n_samples > 1:
-            posterior = CellPosterior(
-                *(None if part is None else part.expand(n_samples, -1, -1) for part in posterior)  # type: ignore[arg-type]
-            )
-        untran_z = sample_normal(posterior.qz_m, posterior.qz_v.sqrt(), generator)
-        library_size, untran_l = self.sample_library(posterior, context, generator)
-        z = self.transform_latent(untran_z)
-        decode_context = self.in_batch(context, transform_batch)
-        flat = self.decode(z.flatten(0, -2), decode_context.repeat(n_samples), generator)
-        decoded = flat.unflatten(z.shape[:-1])
-        log_background = self.sample_log_background(decoded, generator)
+        sample = posterior_sample(self, x, y, context, n_samples, transform_batch, generator)
         return {
-            "px_": self.gene_parameters(decoded, library_size, decode_context),
-            "py_": self.protein_parameters(decoded, log_background, decode_context),
-            "z": z,
-            "untran_z": untran_z,
-            "untran_l": untran_l,
-            "library_gene": library_size,
-            "log_pro_back_mean": log_background,
-            **posterior._asdict(),
+            "px_": self.gene_parameters(sample.decoded, sample.library_size, sample.context),
+            "py_": self.protein_parameters(sample.decoded, sample.log_background, sample.context),
+            "z": sample.z,
+            "untran_z": sample.untran_z,
+            "untran_l": sample.untran_l,
+            "library_gene": sample.library_size,
+            "log_pro_back_mean": sample.log_background,
+            **sample.posterior._asdict(),
         }
 
     def gene_parameters(
         self, decoded: Decoded, library_size: Tensor, context: CellContext
-    ) -> Parameters:
+    ) -> dict[str, Tensor]:
         """Return the entries of ``px_``."""
-        scale = self.log_proportions(decoded.gene_logit).exp()
-        parameters = {
-            "scale": scale,
-            "rate": library_size * scale,
-            "r": self._inverse_dispersions(context)[0],
-        }
-        if decoded.dropout_product is not None:
-            parameters["dropout"] = decoded.dropout_product.value()
-        return parameters
+        genes = self.genes(decoded, library_size, context)
+        scale, r = genes.log_proportions().exp(), inverse_dispersion(genes.dispersion)
+        parameters = {"scale": scale, "rate": library_size * scale, "r": r}
+        dropout = genes.dropout_logit()
+        return parameters if dropout is None else {**parameters, "dropout": dropout}
 
     def protein_parameters(
         self, decoded: Decoded, log_background: Tensor, context: CellContext
-    ) -> Parameters:
+    ) -> dict[str, Tensor]:
         """Return the entries of ``py_``."""
-        rate_back = log_background.exp()
-        rate_fore = rate_back * decoded.foreground_factor
-        foreground = torch.sigmoid(-decoded.background_logit) * rate_fore
+        mixture = self.proteins(decoded, log_background, context, efficiency=False)
+        rate_fore = mixture.foreground_mean()
         parameters = {
             "back_alpha": decoded.background_mean,
             "back_beta": decoded.background_scale,
-            "rate_back": rate_back,
-            "fore_scale": decoded.foreground_factor,
+            "rate_back": mixture.background_mean(),
+            "fore_scale": mixture.factor,
             "rate_fore": rate_fore,
-            "mixing": decoded.background_logit,
-            "scale": F.normalize(foreground, p=1, dim=-1),
-            "r": self._inverse_dispersions(context)[1],
+            "mixing": mixture.background_logit,
+            "scale": F.normalize(mixture.foreground_probability() * rate_fore, p=1, dim=-1),
+            "r": inverse_dispersion(mixture.dispersion),
         }
         if self.log_efficiency is not None:
             parameters["efficiency"] = self.log_efficiency[context.batch].exp()
@@ -280,8 +275,9 @@ class TOTALVI(CheckedInputs):
         context = self.context(x, y, batch_index, **extras)
         posterior = self.encode(x, y, context, generator)
         if give_mean:
-            return self.latent_mean(posterior, at_least_one("n_samples", n_samples), generator)
-        return self.sample_latent(posterior, generator)
+            return latent_mean(self, posterior, n_samples, generator)
+        noise = standard_normal(posterior.qz_m, generator)
+        return self.transform_latent(self.latent_at(posterior, noise))
 
     def sample_from_posterior_l(
         self,
@@ -320,11 +316,10 @@ class TOTALVI(CheckedInputs):
         a leading axis.
         """
         at_least_one("n_samples", n_samples)
-        values = self._inverse_dispersions(self.context(x, y, batch_index, label, **extras))
-        if n_samples == 1:
-            return values
-        gene, protein = (v.expand(n_samples, -1, -1) if v.dim() == 2 else v for v in values)
-        return gene, protein
+        context = self.context(x, y, batch_index, label, **extras)
+        gene = self.dispersion(self.gene_log_r, self.gene_dispersion, context)
+        protein = self.dispersion(self.protein_log_r, self.protein_dispersion, context)
+        return inverse_dispersion(gene, n_samples), inverse_dispersion(protein, n_samples)
 
     def get_sample_rate(
         self,
@@ -362,8 +357,6 @@ class TOTALVI(CheckedInputs):
 
         Parameters
         ----------
-        x, y, batch_index, label, n_samples
-            As in `inference`.
         transform_batch
             Decode every cell as if it came from this batch.
         eps
@@ -382,25 +375,19 @@ class TOTALVI(CheckedInputs):
         """
         if not (math.isfinite(eps) and eps >= 0):
             raise ValueError(f"eps is {eps!r}; allowed are finite numbers from 0.")
-        outputs = self.inference(
-            x, y, batch_index, label, n_samples, transform_batch, generator=generator, **extras
+        context = self.context(x, y, batch_index, label, **extras)
+        sample = posterior_sample(self, x, y, context, n_samples, transform_batch, generator)
+        mixture = self.proteins(
+            sample.decoded, sample.log_background, sample.context, efficiency=False
         )
-        py_ = outputs["py_"]
-        background = torch.sigmoid(py_["mixing"])
+        in_background = mixture.background_probability()
         if sample_bern:
-            background = torch.bernoulli(background, generator=generator)
-        protein = (1 - background) * py_["rate_fore"]
-        if include_bg:
-            protein = protein + background * py_["rate_back"]
+            in_background = torch.bernoulli(in_background, generator=generator)
+        protein = mixture.mean(background=include_bg, in_background=in_background)
         if normalize_pro:
             protein = F.normalize(protein, p=1, dim=-1)
-        return outputs["px_"]["scale"], protein + eps
+        genes = self.genes(sample.decoded, sample.library_size, sample.context)
+        return genes.log_proportions().exp(), protein + eps
 
-    def _inverse_dispersions(self, context: CellContext) -> tuple[Tensor, Tensor]:
-        """Return r of genes and proteins: (G,) and (T,), or by cell where they differ by group."""
-        gene = self.gene_log_inverse_dispersion(context).exp()
-        protein = self.protein_log_inverse_dispersion(context).exp()
-        return (
-            gene[0] if len(self.gene_log_r) == 1 else gene,
-            protein[0] if len(self.protein_log_r) == 1 else protein,
-        )
+
+TOTALVI.__doc__ = (TOTALVI.__doc__ or "").replace("{options}", options.fields_page())

@@ -1,15 +1,18 @@
-"""What the arguments of `Model` may be, and what they mean as positions."""
+"""Validate arguments of `Model`, convert names to positions, and document what queries share."""
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from textwrap import indent
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from totalvi.data.finding import did_you_mean
-from totalvi.posterior.expression import ScaledLibrary
 
-Cells = Sequence[int] | Sequence[bool] | np.ndarray | None
+Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
+Names: TypeAlias = str | Sequence[str] | None
+ScaledLibrary: TypeAlias = float | Literal["latent"]
 
 
 def check_network_options(options: dict[str, Any]) -> None:
@@ -108,3 +111,130 @@ def checked_number(
     least = "from" if zero else "above"
     most = "" if below == np.inf else f" and below {below:g}"
     raise ValueError(f"{argument} is {value!r}; allowed are finite numbers {least} 0{most}.")
+
+
+class Sampling(TypedDict, total=False):
+    """Options of every query that draws samples; the other classes add to them."""
+
+    batch_size: int
+    seed: int
+    progress: bool | None
+
+
+class ProteinOptions(Sampling, total=False):
+    """Options of a query of proteins."""
+
+    transform_batch: Names
+    protein_list: Sequence[str] | None
+    n_samples: int
+
+
+class FeatureOptions(ProteinOptions, total=False):
+    """Options of a query of genes and proteins."""
+
+    gene_list: Sequence[str] | None
+
+
+_Method = TypeVar("_Method", bound=Callable[..., object])
+_PLACES = re.compile(r"^( *)(\{\w+\}(?: \{\w+\})*)$", re.MULTILINE)
+
+
+def documented(method: _Method) -> _Method:
+    """Replace lines such as ``{seed} {progress}`` in a docstring by the texts that queries share."""
+
+    def shared(line: re.Match[str]) -> str:
+        texts = [_SHARED[name].strip() for name in re.findall(r"\w+", line[2])]
+        return indent("\n".join(texts), line[1])
+
+    if method.__doc__:  # it is None where Python runs with -OO
+        method.__doc__ = _PLACES.sub(shared, method.__doc__)
+    return method
+
+
+_SHARED = {
+    "cells": """
+adata
+    New data with the model's features, batches and annotation. None: the training data.
+indices
+    Positions of cells, or a mask. None: all.
+""",
+    "batch_size": """
+batch_size
+    Cells at a time.
+""",
+    "progress": """
+progress
+    Whether to show a progress bar; None: on a terminal.
+""",
+    "seed": """
+seed
+    Of the samples. A cell's samples depend on it and on the cell's name alone, not on which other
+    cells the query is about.
+""",
+    "transform_batch": """
+transform_batch
+    Batch or batches to decode every cell into, averaged. None: each cell's own.
+""",
+    "protein_list": """
+protein_list
+    Wanted proteins. None: all; an empty list: none.
+""",
+    "features": """
+gene_list, protein_list
+    Wanted features. None: all; an empty list: none.
+""",
+    "n_samples": """
+n_samples
+    Posterior samples of each cell.
+""",
+    "protein_scale": """
+sample_protein_mixing
+    Whether each protein is drawn to be background or foreground, rather than weighted.
+scale_protein
+    Whether the proteins of a cell are made to sum to one.
+include_protein_background
+    Whether to add the background, E[pi beta].
+""",
+    "return_numpy": """
+return_numpy
+    Whether to return arrays in place of data frames.
+""",
+    "cell_means": """
+return_mean
+    Whether to return the mean over cells; otherwise each cell's value.
+""",
+    "sample_means": """
+return_mean
+    Whether to average the samples; otherwise each is returned, as an array
+    (n_samples, cells, features).
+""",
+    "protein_out": """
+out
+    Folder of a new zarr store to write to, in place of memory: it gets the group "protein", which
+    `anndata.read_zarr` reads.
+""",
+    "value_error": """
+ValueError
+    When an argument has a value not allowed.
+""",
+    "name_error": """
+ValueError
+    When an argument has a value not allowed, or a feature or batch is not known.
+""",
+    "output_error": """
+OutputError
+    When ``out`` exists or cannot be written.
+""",
+    "fitted_model": """
+>>> import totalvi
+>>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+>>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+>>> model.train(max_epochs=2)
+""",
+    "reference_model": """
+>>> import totalvi
+>>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
+>>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)
+>>> model.train(max_epochs=2)
+""",
+}

@@ -1,34 +1,39 @@
-"""Correlations of features over cells, of samples around the denoised mean, in one sample's memory."""
+"""How genes and proteins vary together over cells, free of technical variation."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
+import pandas as pd
+from scipy import sparse
 from scipy.stats import rankdata
 from torch import Tensor
 
-from totalvi.fit.batches import Minibatch
-from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
-from totalvi.posterior.predictive_counts import gamma_values
+from totalvi.data.counts import ROWS_AT_A_TIME
+from totalvi.data.describe import Data
+from totalvi.data.panels.antibody_names import matched_pairs
+from totalvi.errors import DataError
+from totalvi.fit.batches import Minibatch, minibatch
+from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
+from totalvi.posterior.draws import draws, plausible
+from totalvi.posterior.noise import gamma_values
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
 
-CorrelationType = Literal["spearman", "pearson"]
+CorrelationType: TypeAlias = Literal["spearman", "pearson"]
 _FEATURES_RANKED_AT_ONCE = 256
+_PERMUTATION = 1  # tells the order of the genes' cells from the noise, which has the seed itself
 
 
-class CorrelationQuery(NamedTuple):
-    """What is asked of the correlations.
+@dataclass(frozen=True)
+class Correlated:
+    """What is correlated: which features, and how.
 
     Parameters
     ----------
     genes, proteins
         Positions of the wanted features.
-    transform_batches
-        Codes of the batches to decode into, averaged over; (None,): each cell's own.
-    n_samples
-        Posterior samples a cell and batch.
     correlation_type
         "spearman" or "pearson".
     rna_size_factor
@@ -39,24 +44,14 @@ class CorrelationQuery(NamedTuple):
 
     genes: np.ndarray
     proteins: np.ndarray
-    transform_batches: Sequence[int | None] = (None,)
-    n_samples: int = 1
     correlation_type: CorrelationType = "spearman"
     rna_size_factor: float = 1000.0
     log_transform: bool = False
 
-    def n_passes(self) -> int:
-        """Return how often all cells are decoded."""
-        return self.n_samples * len(self.transform_batches)
 
-
-@torch.no_grad()
 def feature_correlations(
-    module: TOTALVI,
-    batches: Iterator[Minibatch],
-    n_cells: int,
-    query: CorrelationQuery,
-    noise: CellNoise,
+    question: Question,
+    wanted: Correlated,
     gene_partners: Callable[[Minibatch], Minibatch] | None = None,
 ) -> np.ndarray:
     """Return the correlations of genes, then proteins, (features, features).
@@ -65,23 +60,22 @@ def feature_correlations(
 
     Parameters
     ----------
-    batches
-        All ``n_cells`` cells, ``query.n_passes()`` times.
     gene_partners
         The cells whose genes are set beside the proteins of a minibatch's; None: the same cells.
     """
-    n_features = len(query.genes) + len(query.proteins)
+    n_features, n_cells = len(wanted.genes) + len(wanted.proteins), len(question.cells)
     total = np.zeros((n_features, n_features))
-    for sample, code in product(range(query.n_samples), query.transform_batches):
-        parts = (
-            _values(module, batch, gene_partners, sample, code, query, noise)
-            for batch in _one_pass(batches, n_cells)
-        )
-        if query.correlation_type == "pearson":
-            total += pearson(parts, n_features)
-        else:
-            total += spearman(parts, n_features, n_cells)
-    return total / query.n_passes()
+    with question.minibatches("correlations", n_passes=question.n_draws) as batches:
+        for sample, code in product(range(question.n_samples), question.transform_batch):
+            parts = (
+                _values(question, wanted, batch, gene_partners, sample, code)
+                for batch in _one_pass(batches, n_cells)
+            )
+            if wanted.correlation_type == "pearson":
+                total += pearson(parts, n_features)
+            else:
+                total += spearman(parts, n_features, n_cells)
+    return total / question.n_draws
 
 
 def pearson(parts: Iterable[np.ndarray], n_features: int) -> np.ndarray:
@@ -118,7 +112,7 @@ def spearman(parts: Iterable[np.ndarray], n_features: int, n_cells: int) -> np.n
         start += len(part)
     for first in range(0, n_features, _FEATURES_RANKED_AT_ONCE):
         rows = slice(first, first + _FEATURES_RANKED_AT_ONCE)
-        # mean ranks are halves: exact, and of no variance where all cells tie
+        # mean ranks are halves, which are exact, and have no variance where all cells tie
         ranks[rows] = (rankdata(ranks[rows], axis=1) - (n_cells + 1) / 2) / n_cells
     co_moment = (ranks @ ranks.T).astype(np.float64)
     return _normalised(co_moment, np.diagonal(co_moment))
@@ -128,7 +122,7 @@ def _normalised(co_moment: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """Return correlations: 0 between a constant feature and any other, 1 on the diagonal."""
     inverse = np.zeros_like(squares)
     np.divide(1.0, np.sqrt(squares), out=inverse, where=squares > 0)
-    correlations = np.clip(co_moment * np.outer(inverse, inverse), -1.0, 1.0)
+    correlations: np.ndarray = np.clip(co_moment * np.outer(inverse, inverse), -1.0, 1.0)
     np.fill_diagonal(correlations, 1.0)
     return correlations
 
@@ -142,45 +136,263 @@ def _one_pass(batches: Iterator[Minibatch], n_cells: int) -> Iterator[Minibatch]
 
 
 def _values(
-    module: TOTALVI,
+    question: Question,
+    wanted: Correlated,
     batch: Minibatch,
     gene_partners: Callable[[Minibatch], Minibatch] | None,
     sample: int,
     code: int | None,
-    query: CorrelationQuery,
-    noise: CellNoise,
 ) -> np.ndarray:
     """Return the values to correlate: a sample of the wanted genes, then proteins, (B, features)."""
-    genes, proteins = _denoised_sample(module, batch, sample, code, query, noise)
-    if gene_partners is not None and len(query.genes):
+    genes, proteins = _denoised_sample(question, wanted, batch, sample, code)
+    if gene_partners is not None and len(wanted.genes):
         partners = gene_partners(batch)
-        genes, _ = _denoised_sample(module, partners, sample, code, query, noise)
+        genes, _ = _denoised_sample(question, wanted, partners, sample, code)
     values = np.hstack([genes, proteins])
-    return np.log1p(values) if query.log_transform else values
+    return np.log1p(values) if wanted.log_transform else values
 
 
 def _denoised_sample(
-    module: TOTALVI,
-    batch: Minibatch,
-    sample: int,
-    code: int | None,
-    query: CorrelationQuery,
-    noise: CellNoise,
+    question: Question, wanted: Correlated, batch: Minibatch, sample: int, code: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return Gamma(r, r / mean) samples of genes and proteins, whose background is set to zero."""
-    (draw,) = draws(module, batch, 1, noise, (code,), first_sample=sample)
+    network, noise = question.network, question.noise
+    (draw,) = draws(network, batch, 1, noise, (code,), first_sample=sample)
 
-    def values(mean: Tensor, log_r: Tensor, wanted: np.ndarray, number: int) -> np.ndarray:
+    def values(mean: Tensor, log_r: Tensor, some: np.ndarray, number: int) -> np.ndarray:
         return gamma_values(
-            noise, sample, batch.keys, number + wanted,
-            mean[:, wanted].cpu().numpy(), log_r[:, wanted].exp().cpu().numpy(),
+            noise, sample, batch.keys, number + some,
+            mean[:, some].cpu().numpy(), log_r[:, some].exp().cpu().numpy(),
         )  # fmt: skip
 
-    foreground = draw.foreground_probability() * draw.foreground_rate()
-    log_r = module.protein_log_inverse_dispersion(draw.context)
-    proteins = values(foreground, log_r, query.proteins, module.n_input_genes)
-    if not len(query.genes):
+    mixture = plausible(draw.proteins)
+    foreground = mixture.foreground_probability() * mixture.foreground_mean()
+    proteins = values(foreground, mixture.log_r, wanted.proteins, network.n_input_genes)
+    if not len(wanted.genes):
         return np.empty((len(proteins), 0), dtype=np.float32), proteins
-    rna = query.rna_size_factor * module.proportions(draw.decoded)
-    log_r = module.gene_log_inverse_dispersion(draw.context)
-    return values(rna, log_r, query.genes, 0), proteins
+    rna = wanted.rna_size_factor * network.proportions(draw.decoded)
+    log_r = network.gene_log_inverse_dispersion(draw.context)
+    return values(rna, log_r, wanted.genes, 0), proteins
+
+
+class CorrelationQueries(Fitted):
+    """What a model says of how genes and proteins vary together over cells."""
+
+    @documented
+    def get_feature_correlation_matrix(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        n_samples: int = 10,
+        batch_size: int = QUERY_BATCH_SIZE,
+        rna_size_factor: float = 1000,
+        transform_batch: Names = None,
+        correlation_type: CorrelationType = "spearman",
+        log_transform: bool = False,
+        *,
+        gene_list: Sequence[str] | None = None,
+        protein_list: Sequence[str] | None = None,
+        permute_genes: bool = False,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Return the correlations of genes and proteins over cells, free of technical variation.
+
+        A sample of each cell is drawn from Gamma(r, r / mean), which has the denoised mean and the
+        spread that the inverse dispersion r says: for genes, the mean is rho times
+        ``rna_size_factor``; for proteins (1 - pi) beta alpha, whose background is set to zero (Gayoso,
+        Steier et al., 2021). Each sample, decoded into each batch, gives a correlation matrix over the
+        cells; the result is their mean.
+
+        Cells are decoded in minibatches, once for each sample and batch. "pearson" holds no more than
+        a minibatch beside the matrix; "spearman" holds one value for each cell and feature, as ranks
+        need.
+
+        Parameters
+        ----------
+        {cells}
+        n_samples
+            Posterior samples of each cell in each batch; one is enough for a first look at many cells.
+        {batch_size}
+        rna_size_factor
+            Number that RNA proportions are multiplied by; it matters with ``log_transform`` only.
+        transform_batch
+            Batch or batches to decode every cell into; their correlations are averaged. None: each
+            cell's own.
+        correlation_type
+            "spearman" or "pearson".
+        log_transform
+            Whether log(1 + value) is correlated; it does not change "spearman".
+        {features}
+        permute_genes
+            Whether to set the genes of another cell, drawn at random, beside the proteins of each: a
+            control, whose gene-protein correlations are those of chance. Correlations within a
+            modality stay.
+        {seed} {progress}
+
+        Returns
+        -------
+        Data frame (features, features), genes first. Rows and columns have two levels, ``modality``
+        ("rna" or "protein") and ``feature``, so that a gene and a protein may share a name, and
+        ``result.loc["rna", "protein"]`` are the correlations of genes with proteins. A feature that is
+        the same in all cells has the correlation 0 with any other.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed, or a feature or batch is not known, or fewer than
+            two cells are selected.
+
+        Examples
+        --------
+        {fitted_model}
+        >>> correlations = model.get_feature_correlation_matrix(n_samples=2)
+        >>> correlations.loc["rna", "protein"].shape
+        (30, 5)
+        """
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
+        check_choice("correlation_type", correlation_type, ("spearman", "pearson"))
+        _require_two_cells(question)
+        genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        wanted = Correlated(
+            genes.positions,
+            proteins.positions,
+            correlation_type,
+            checked_number("rna_size_factor", rna_size_factor),
+            log_transform,
+        )
+        partners = _permuted_cells(question) if permute_genes else None
+        names = pd.MultiIndex.from_tuples(
+            [("rna", name) for name in genes.names]
+            + [("protein", name) for name in proteins.names],
+            names=["modality", "feature"],
+        )
+        values = feature_correlations(question, wanted, partners)
+        return pd.DataFrame(values, index=names, columns=names)
+
+    @documented
+    def get_gene_protein_pairs(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        pairs: Sequence[tuple[str, str]] | None = None,
+        n_samples: int = 10,
+        batch_size: int = QUERY_BATCH_SIZE,
+        transform_batch: Names = None,
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Return the Spearman correlation of proteins with their genes, raw and denoised.
+
+        Parameters
+        ----------
+        {cells}
+        pairs
+            (protein, gene) names. None: the proteins that a built-in table knows, each with the gene
+            that encodes its target and, for some, a gene of the same lineage; see
+            `totalvi.data.panels.antibody_names.matched_pairs`.
+        n_samples
+            Posterior samples of each cell in each batch.
+        {batch_size}
+        transform_batch
+            Batch or batches to decode every cell into; their correlations are averaged. None: each
+            cell's own.
+        {seed} {progress}
+
+        Returns
+        -------
+        Data frame of the pairs with the columns ``protein``, ``gene``, ``raw`` (of protein counts with
+        RNA counts divided by the cell's total) and ``denoised`` (as in
+        `get_feature_correlation_matrix`). Cells that did not measure a protein are left out of its
+        raw correlation.
+
+        Raises
+        ------
+        DataError
+            When no pair is given and none is known.
+        {name_error}
+
+        Examples
+        --------
+        {fitted_model}
+        >>> names = model.schema
+        >>> pair = names.protein_names[0], names.gene_names[0]
+        >>> list(model.get_gene_protein_pairs(pairs=[pair], n_samples=2))
+        ['protein', 'gene', 'raw', 'denoised']
+        """
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
+        protein_names, gene_names = zip(*self._pairs(pairs), strict=True)
+        genes = self._genes(list(dict.fromkeys(gene_names)), "pairs")
+        proteins = self._proteins(list(dict.fromkeys(protein_names)), "pairs")
+        _require_two_cells(question)
+        values = feature_correlations(question, Correlated(genes.positions, proteins.positions))
+        denoised = pd.DataFrame(
+            values[: len(genes), len(genes) :], index=genes.names, columns=proteins.names
+        )
+        return pd.DataFrame(
+            {
+                "protein": protein_names,
+                "gene": gene_names,
+                "raw": _raw_correlations(
+                    question,
+                    self._genes(gene_names, "pairs"),
+                    self._proteins(protein_names, "pairs"),
+                ),
+                "denoised": [
+                    denoised.loc[gene, protein]
+                    for protein, gene in zip(protein_names, gene_names, strict=True)
+                ],
+            }
+        )
+
+    def _pairs(self, pairs: Sequence[tuple[str, str]] | None) -> Sequence[tuple[str, str]]:
+        """Return pairs of (protein, gene), those given or those known."""
+        if pairs is None:
+            pairs = matched_pairs(self.schema.protein_names, self.schema.gene_names)
+            if not pairs:
+                raise DataError(
+                    "No protein of the model is known to go with one of its genes; name pairs of "
+                    "(protein, gene) in pairs."
+                )
+        if not len(pairs) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+            raise ValueError(f"pairs is {pairs!r}; allowed are lists of (protein, gene), or None.")
+        return pairs
+
+
+def _require_two_cells(question: Question) -> None:
+    if len(question.cells) < 2:
+        raise ValueError("indices selects one cell; correlations need two or more.")
+
+
+def _raw_correlations(question: Question, genes: Features, proteins: Features) -> list[float]:
+    """Return the Spearman correlation of each gene's share of the RNA with its protein's counts."""
+    data, cells, columns = question.data, question.cells, proteins.positions
+    totals, some_genes, some_proteins = [], [], []
+    for start in range(0, len(cells), ROWS_AT_A_TIME):
+        some = cells[start : start + ROWS_AT_A_TIME]
+        block = data.rna.rows(some)
+        totals.append(np.maximum(np.asarray(block.sum(axis=1)).ravel(), 1))
+        some_genes.append(block[:, genes.positions])
+        some_proteins.append(data.protein.rows(some)[:, columns])
+    total, protein = np.concatenate(totals), np.concatenate(some_proteins)
+    rna = sparse.vstack(some_genes, format="csc")
+    measured = np.array(data.schema.panel_measured)[data.panel[cells]][:, columns]
+    correlations = []
+    for i in range(len(columns)):
+        pair = [rna[:, [i]].toarray().ravel() / total, protein[:, i]]
+        values = np.column_stack(pair)[measured[:, i]]
+        correlations.append(float(spearman([values], 2, len(values))[0, 1]))
+    return correlations
+
+
+def _permuted_cells(question: Question) -> Callable[[Minibatch], Minibatch]:
+    """Return what gives each cell's minibatch with other cells of the question in their place."""
+    rng = np.random.default_rng((question.noise.seed, _PERMUTATION))
+    other_cell = np.arange(question.data.n_cells)
+    other_cell[question.cells] = rng.permutation(question.cells)
+    return lambda batch: minibatch(question.data, question.network, other_cell[batch.cells])

@@ -1,116 +1,33 @@
 """Posterior samples of a minibatch, one after the other: what every Monte Carlo query is made of."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Self
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from numba import prange, uint64
 from torch import Tensor
+from torch.nn import functional as F
 
-from totalvi.compiled import compiled
 from totalvi.errors import BackgroundError
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import CellContext
 from totalvi.nn.decoder import Decoded
 from totalvi.nn.encoder import CellPosterior
+from totalvi.nn.likelihoods import (
+    ProteinMixture,
+    negative_binomial_log_prob,
+    zero_inflated_negative_binomial_log_prob,
+)
 from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.noise import CellNoise, Purpose
 
-Purpose = Literal["latent", "library", "background", "mixing", "counts", "dispersion"]
-_PURPOSES: tuple[Purpose, ...] = (
-    "latent", "library", "background", "mixing", "counts", "dispersion",
-)  # fmt: skip
-GOLDEN = 0x9E3779B97F4A7C15  # odd and near 2^64 / phi: steps of it never meet
+_LARGEST_LOG_BACKGROUND = 30.0  # this is 1e13 counts
 
 
-class CellNoise(NamedTuple):
-    """A source of noise by cell.
-
-    Parameters
-    ----------
-    seed
-        Whole number from 0; other seeds give other noise.
-    """
-
-    seed: int
-
-    def normal(self, purpose: Purpose, sample: int, keys: np.ndarray, width: int) -> Tensor:
-        """Return standard normal values (B, width), float32, for cells with ``keys`` (B,)."""
-        return self._fill(_fill_normal, purpose, sample, keys, width)
-
-    def uniform(self, purpose: Purpose, sample: int, keys: np.ndarray, width: int) -> Tensor:
-        """Return values between 0 and 1, both left out, (B, width), float32.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> keys = np.arange(4, dtype=np.uint64)
-        >>> whole = CellNoise(0).uniform("mixing", 0, keys, 3)
-        >>> part = CellNoise(0).uniform("mixing", 0, keys[2:], 3)
-        >>> bool((whole[2:] == part).all())
-        True
-        """
-        return self._fill(_fill_uniform, purpose, sample, keys, width)
-
-    def stream(self, purpose: Purpose, sample: int) -> np.uint64:
-        """Return the number that a cell's key is mixed with for all noise of one purpose and sample."""
-        words = np.random.SeedSequence((self.seed, _PURPOSES.index(purpose), sample))
-        return np.uint64(words.generate_state(1, np.uint64)[0])
-
-    def _fill(
-        self, fill: object, purpose: Purpose, sample: int, keys: np.ndarray, width: int
-    ) -> Tensor:
-        values = np.empty((len(keys), width), dtype=np.float32)
-        fill(keys, self.stream(purpose, sample), values)  # type: ignore[operator]
-        return torch.from_numpy(values)
-
-
-@compiled()
-def mixed(word: np.uint64) -> np.uint64:
-    """Return a hash of 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014)."""
-    word = (word ^ (word >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> uint64(27))) * uint64(0x94D049BB133111EB)
-    return word ^ (word >> uint64(31))
-
-
-@compiled()
-def _unit(bits: np.uint64) -> float:
-    """Return 32 bits as a number between 0 and 1, both left out."""
-    return (np.float64(bits) + 0.5) * 2.0**-32
-
-
-@compiled(parallel=True)
-def _fill_normal(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
-    """Fill with the transform of Box and Muller (1958), which makes two values of a hash."""
-    width = values.shape[1]
-    for b in prange(len(keys)):
-        cell = mixed(keys[b] ^ stream)
-        for j in range(0, width, 2):
-            word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
-            radius = math.sqrt(-2 * math.log(_unit(word >> uint64(32))))
-            angle = 2 * math.pi * _unit(word & uint64(0xFFFFFFFF))
-            values[b, j] = radius * math.cos(angle)
-            if j + 1 < width:
-                values[b, j + 1] = radius * math.sin(angle)
-
-
-@compiled(parallel=True)
-def _fill_uniform(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> None:
-    for b in prange(len(keys)):
-        cell = mixed(keys[b] ^ stream)
-        for j in range(values.shape[1]):
-            word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
-            # 23 bits and a half step are what float32 holds below 1 without rounding up to it
-            values[b, j] = np.float32((np.float64(word >> uint64(41)) + 0.5) * 2.0**-23)
-
-
-_LARGEST_LOG_BACKGROUND = 30.0  # 1e13 counts
-
-
-def plausible_background(log_background: Tensor, proteins: np.ndarray | None = None) -> Tensor:
-    """Return the log background of proteins, (B, t), once none is beyond 1e13 counts.
+def plausible(mixture: ProteinMixture, proteins: np.ndarray | None = None) -> ProteinMixture:
+    """Return the distribution of proteins, once no background mean is beyond 1e13 counts.
 
     No fit to counts gives such a mean; one that went wrong does, and its exponential, which may not
     even be finite, answers nothing.
@@ -118,23 +35,23 @@ def plausible_background(log_background: Tensor, proteins: np.ndarray | None = N
     Parameters
     ----------
     proteins
-        Positions of the proteins, (t,). None: all.
+        Positions of the proteins. None: all.
 
     Raises
     ------
     BackgroundError
-        When a value is above 30, or not a number.
+        When a log background is above 30, or not a number.
     """
-    if not (log_background <= _LARGEST_LOG_BACKGROUND).all():
-        wrong = ~(log_background <= _LARGEST_LOG_BACKGROUND).all(dim=0)
+    if not (mixture.log_background <= _LARGEST_LOG_BACKGROUND).all():
+        wrong = ~(mixture.log_background <= _LARGEST_LOG_BACKGROUND).all(dim=0)
         column = int(wrong.nonzero()[0])
         raise BackgroundError(column if proteins is None else int(proteins[column]))
-    return log_background
+    return mixture
 
 
 @contextmanager
 def naming_proteins(names: Sequence[str]) -> Iterator[None]:
-    """Name the protein in the errors of `plausible_background`, which knows its position only."""
+    """Name the protein in the errors of `plausible`, which knows its position only."""
     try:
         yield
     except BackgroundError as error:
@@ -156,8 +73,9 @@ class Draw(NamedTuple):
         Latent state u (B, d), library size (B, 1) and its logarithm (None where it is known).
     decoded
         Parameters of the counts; the products as wide as the genes are taken when they are read.
-    log_background
-        Sample of the log background of each protein, (B, T).
+    proteins
+        Distribution of the protein counts at a sample of the log background, without the batch's
+        protein efficiency, (B, T).
     """
 
     sample: int
@@ -167,31 +85,54 @@ class Draw(NamedTuple):
     library_size: Tensor
     log_library: Tensor | None
     decoded: Decoded
-    log_background: Tensor
-
-    def background_rate(self) -> Tensor:
-        """Return beta, the background mean of each protein, (B, T); see `plausible_background`."""
-        return plausible_background(self.log_background).exp()
-
-    def foreground_rate(self) -> Tensor:
-        """Return beta alpha, the foreground mean of each protein, (B, T)."""
-        return self.background_rate() * self.decoded.foreground_factor
-
-    def background_probability(self) -> Tensor:
-        """Return pi, the probability that a protein count is background, (B, T)."""
-        return torch.sigmoid(self.decoded.background_logit)
+    proteins: ProteinMixture
 
     def expecting_background(self) -> Self:
-        """Return the same with exp(``log_background``) at its expectation, E[beta | z].
+        """Return the same with the background mean at its expectation, E[beta | z].
 
         What is linear in beta has the same average over such draws as over samples, with less noise.
         """
         mean, scale = self.decoded.background_mean, self.decoded.background_scale
-        return self._replace(log_background=mean + scale**2 / 2)
+        return self._replace(proteins=self.proteins._replace(log_background=mean + scale**2 / 2))
 
-    def foreground_probability(self) -> Tensor:
-        """Return 1 - pi, (B, T), which keeps its digits where it is small."""
-        return torch.sigmoid(-self.decoded.background_logit)
+
+@dataclass(frozen=True)
+class ProteinScale:
+    """Which expression of proteins is meant: E[(1 - pi) beta alpha], or a variant of it.
+
+    Parameters
+    ----------
+    sample_mixing
+        Whether each protein is drawn to be background or foreground, in place of weighting both.
+    sum_to_one
+        Whether the proteins of a cell are made to sum to one.
+    include_background
+        Whether the background pi beta is part of it.
+    """
+
+    sample_mixing: bool = False
+    sum_to_one: bool = False
+    include_background: bool = False
+
+    def parts(self, draw: Draw, noise: CellNoise, keys: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the foreground and the background part of cells with ``keys`` (B,), each (B, T)."""
+        mixture = plausible(draw.proteins)
+        in_background = mixture.background_probability()
+        if self.sample_mixing:
+            uniform = noise.uniform("mixing", draw.sample, keys, in_background.shape[1])
+            uniform = uniform.to(in_background.device)
+            in_background = (uniform < in_background).to(in_background.dtype)
+        foreground = (1 - in_background) * mixture.foreground_mean()
+        background = torch.zeros_like(foreground)
+        if self.include_background:
+            background = in_background * mixture.background_mean()
+        if self.sum_to_one:
+            both = F.normalize(torch.cat([foreground, background], dim=1), p=1, dim=1)
+            foreground, background = both.chunk(2, dim=1)
+        return foreground, background
+
+
+FOREGROUND = ProteinScale()
 
 
 def draws(
@@ -229,10 +170,10 @@ def draws(
             context = module.in_batch(batch.context, code)
             decoded = module.decode(z, context)
             log_background = decoded.background_mean + decoded.background_scale * background_noise
+            proteins = module.proteins(decoded, log_background, context, efficiency=False)
             yield Draw(
-                sample, posterior, context, untran_z, library_size, log_library, decoded,
-                log_background,
-            )  # fmt: skip
+                sample, posterior, context, untran_z, library_size, log_library, decoded, proteins
+            )
 
 
 def _normal(
@@ -243,3 +184,62 @@ def _normal(
     width: int,
 ) -> Tensor:
     return noise.normal(purpose, sample, batch.keys, width).to(batch.y.device)
+
+
+class GeneParameters(NamedTuple):
+    """Parameters of the RNA counts of B cells and g genes.
+
+    Parameters
+    ----------
+    log_mean
+        Of the negative binomial, (B, g).
+    log_r
+        Log inverse dispersion, (1, g) or (B, g).
+    dropout_logit
+        Of the zero inflation, (B, g); None without.
+    """
+
+    log_mean: Tensor
+    log_r: Tensor
+    dropout_logit: Tensor | None
+
+    def log_prob(self, observed: Tensor) -> Tensor:
+        """Return log p of each count, (B, g); log-gamma is taken only at those above zero."""
+        log_mean, log_r, dropout = self
+        cell, gene = observed.nonzero(as_tuple=True)
+        counts, log_mean_above = observed[cell, gene], log_mean[cell, gene]
+        log_r_above = log_r.expand_as(log_mean)[cell, gene]
+        zero = torch.zeros((), dtype=observed.dtype, device=observed.device)
+        if dropout is None:
+            log_prob = negative_binomial_log_prob(zero, log_mean, log_r)
+            above = negative_binomial_log_prob(counts, log_mean_above, log_r_above)
+        else:
+            log_prob = zero_inflated_negative_binomial_log_prob(zero, log_mean, log_r, dropout)
+            above = zero_inflated_negative_binomial_log_prob(
+                counts, log_mean_above, log_r_above, dropout[cell, gene]
+            )
+        log_prob[cell, gene] = above
+        return log_prob
+
+
+def gene_parameters(network: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneParameters:
+    """Return the parameters of the counts of the genes at positions ``genes``."""
+    some = _selection(genes, network.n_input_genes)
+    likelihood = network.genes(draw.decoded, draw.library_size, draw.context)
+    dropout = likelihood.dropout_logit()
+    return GeneParameters(
+        log_mean=likelihood.log_mean()[:, some],
+        log_r=likelihood.log_r[:, some],
+        dropout_logit=None if dropout is None else dropout[:, some],
+    )
+
+
+def protein_mixture(network: TOTALVI, draw: Draw, proteins: np.ndarray) -> ProteinMixture:
+    """Return the distribution of the counts of the proteins at positions ``proteins``."""
+    mixture = network.proteins(draw.decoded, draw.proteins.log_background, draw.context)
+    return plausible(mixture.take(_selection(proteins, network.n_input_proteins)), proteins)
+
+
+def _selection(positions: np.ndarray, n: int) -> slice | np.ndarray:
+    """Return a slice when all features are wanted, which spares a copy."""
+    return slice(None) if np.array_equal(positions, np.arange(n)) else positions

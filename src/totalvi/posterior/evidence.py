@@ -1,66 +1,51 @@
 """How well the model explains cells: lower bound, reconstruction error, marginal likelihood."""
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.config import at_least_one
 from totalvi.nn.elbo import ElboTerms, sum_measured
 from totalvi.nn.likelihoods import normal_log_prob
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.arguments import Cells
-from totalvi.posterior.draws import CellNoise, Draw, draws
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Asking, Data
+from totalvi.posterior.arguments import Cells, documented
+from totalvi.posterior.draws import Draw
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 
 
-@torch.no_grad()
-def elbo_by_cell(module: TOTALVI, batches: Iterable[Minibatch], noise: CellNoise) -> np.ndarray:
-    """Return each cell's evidence lower bound, (cells,), in nats, from one posterior sample a cell."""
-    parts = []
-    for batch in batches:
-        (draw,) = draws(module, batch, 1, noise)
-        terms = elbo_terms(module, batch, draw)
-        parts.append(-(terms.reconstruction() + terms.divergence()))
-    return torch.cat(parts).numpy()
+def elbo(question: Question, batch: Minibatch) -> Tensor:
+    """Return each cell's evidence lower bound, (B,), in nats, from one posterior sample of each."""
+    (draw,) = question.draws(batch)
+    terms = elbo_terms(question.network, batch, draw)
+    return -(terms.reconstruction() + terms.divergence())
 
 
-@torch.no_grad()
-def reconstruction_error_by_cell(
-    module: TOTALVI, batches: Iterable[Minibatch], noise: CellNoise, *, n_samples: int
-) -> np.ndarray:
-    """Return -E[log p(x | z, l)] and -E[log p(y | z, b)], (cells, 2), by Monte Carlo."""
-    parts = []
-    for batch in batches:
-        total = torch.zeros(len(batch.cells), 2, dtype=torch.float64)
-        for draw in draws(module, batch, n_samples, noise):
-            terms = elbo_terms(module, batch, draw)
-            losses = [terms.reconst_loss_gene, terms.reconst_loss_protein]
-            total += torch.stack(losses, dim=1).cpu()
-        parts.append(total / n_samples)
-    return torch.cat(parts).numpy()
+def reconstruction_error(question: Question, batch: Minibatch) -> Tensor:
+    """Return -E[log p(x | z, l)] and -E[log p(y | z, b)], (B, 2), by Monte Carlo."""
+    total = torch.zeros(len(batch.cells), 2, dtype=torch.float64)
+    for draw in question.draws(batch):
+        terms = elbo_terms(question.network, batch, draw)
+        losses = [terms.reconst_loss_gene, terms.reconst_loss_protein]
+        total += torch.stack(losses, dim=1).cpu()
+    return total / question.n_samples
 
 
-@torch.no_grad()
-def marginal_log_likelihood_by_cell(
-    module: TOTALVI, batches: Iterable[Minibatch], noise: CellNoise, *, n_samples: int
-) -> np.ndarray:
-    """Return an estimate of each cell's log p(x, y), (cells,): the log of the mean importance weight.
+def marginal_log_likelihood(question: Question, batch: Minibatch) -> Tensor:
+    """Return an estimate of each cell's log p(x, y), (B,): the log of the mean importance weight.
 
     It is ``log 1/K sum_k exp(log_weight_k)``, summed sample by sample, which lies below log p(x, y) on
     average and rises to it with K (Burda, Grosse and Salakhutdinov, 2016).
     """
-    parts = []
-    for batch in batches:
-        log_sum = torch.full((len(batch.cells),), -math.inf, dtype=torch.float64)
-        for draw in draws(module, batch, n_samples, noise):
-            log_sum = torch.logaddexp(log_sum, log_weight(module, batch, draw).double().cpu())
-        parts.append(log_sum - math.log(n_samples))
-    return torch.cat(parts).numpy()
+    log_sum = torch.full((len(batch.cells),), -math.inf, dtype=torch.float64)
+    for draw in question.draws(batch):
+        log_of_draw = log_weight(question.network, batch, draw).double().cpu()
+        log_sum = torch.logaddexp(log_sum, log_of_draw)
+    return log_sum - math.log(question.n_samples)
 
 
 def log_weight(module: TOTALVI, batch: Minibatch, draw: Draw) -> Tensor:
@@ -86,11 +71,13 @@ def log_weight(module: TOTALVI, batch: Minibatch, draw: Draw) -> Tensor:
             - normal_log_prob(draw.log_library, posterior.ql_m, posterior.ql_v.sqrt())
         ).sum(dim=-1)
     background = normal_log_prob(
-        draw.log_background,
+        draw.proteins.log_background,
         module.background_prior_mean[context.panel],
         module.background_prior_log_scale[context.panel].exp(),
     ) - normal_log_prob(
-        draw.log_background, draw.decoded.background_mean, draw.decoded.background_scale
+        draw.proteins.log_background,
+        draw.decoded.background_mean,
+        draw.decoded.background_scale,
     )
     log_ratio += sum_measured(background, module.measured(context.panel))
     return log_ratio - elbo_terms(module, batch, draw).reconstruction()
@@ -105,15 +92,16 @@ def elbo_terms(module: TOTALVI, batch: Minibatch, draw: Draw) -> ElboTerms:
         draw.posterior,
         draw.decoded,
         draw.library_size,
-        draw.log_background,
+        draw.proteins.log_background,
         batch.library_log_mean,
         batch.library_log_variance,
     )
 
 
-class EvidenceQueries(Asking):
+class EvidenceQueries(Fitted):
     """What a model says of how well it explains cells."""
 
+    @documented
     def get_elbo(
         self,
         adata: Data | None = None,
@@ -132,10 +120,7 @@ class EvidenceQueries(Asking):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, progress
-            As in `get_latent_representation`.
-        return_mean
-            Whether to return the mean over cells; otherwise each cell's.
+        {cells} {batch_size} {cell_means} {seed} {progress}
 
         Returns
         -------
@@ -143,23 +128,19 @@ class EvidenceQueries(Asking):
 
         Raises
         ------
-        ValueError
-            When an argument has a value not allowed.
+        {value_error}
 
         Examples
         --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {fitted_model}
         >>> model.get_elbo(return_mean=False).shape
         (60,)
         """
-        asked = self._asked(adata, indices)
-        with asked.stream(batch_size, "evidence", progress) as batches:
-            values = elbo_by_cell(self.module, batches, self._noise(seed))
+        question = self._question(adata, indices, batch_size, progress, seed)
+        values = question.gather("evidence", lambda batch: elbo(question, batch))
         return float(values.mean(dtype=np.float64)) if return_mean else values
 
+    @documented
     def get_reconstruction_error(
         self,
         adata: Data | None = None,
@@ -178,12 +159,7 @@ class EvidenceQueries(Asking):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, progress
-            As in `get_latent_representation`.
-        n_samples
-            Posterior samples a cell, averaged.
-        return_mean
-            Whether to return the mean over cells; otherwise each cell's.
+        {cells} {batch_size} {n_samples} {cell_means} {seed} {progress}
 
         Returns
         -------
@@ -192,26 +168,24 @@ class EvidenceQueries(Asking):
 
         Raises
         ------
-        ValueError
-            When an argument has a value not allowed.
+        {value_error}
 
         Examples
         --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {fitted_model}
         >>> list(model.get_reconstruction_error().index)
         ['gene', 'protein', 'total']
         """
-        asked = self._asked(adata, indices)
-        n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
-        with asked.stream(batch_size, "reconstruction error", progress) as batches:
-            errors = reconstruction_error_by_cell(self.module, batches, noise, n_samples=n_samples)
-        table = pd.DataFrame(errors, index=asked.cell_names, columns=["gene", "protein"])
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
+        errors = question.gather(
+            "reconstruction error", lambda batch: reconstruction_error(question, batch)
+        )
+        table = pd.DataFrame(errors, index=question.cell_names, columns=["gene", "protein"])
         table["total"] = table["gene"] + table["protein"]
-        return table.mean() if return_mean else table
+        # float32, which cells add up in otherwise, has seven digits
+        return table.astype(np.float64).mean() if return_mean else table
 
+    @documented
     def get_marginal_ll(
         self,
         adata: Data | None = None,
@@ -233,12 +207,10 @@ class EvidenceQueries(Asking):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, progress
-            As in `get_latent_representation`.
+        {cells}
         n_mc_samples
-            K. Its samples are decoded one after the other, so that memory does not grow with it.
-        return_mean
-            Whether to return the mean over cells; otherwise each cell's.
+            K. The samples are decoded one after the other, so that memory does not grow with it.
+        {batch_size} {cell_means} {seed} {progress}
 
         Returns
         -------
@@ -246,22 +218,18 @@ class EvidenceQueries(Asking):
 
         Raises
         ------
-        ValueError
-            When an argument has a value not allowed.
+        {value_error}
 
         Examples
         --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {fitted_model}
         >>> model.get_marginal_ll(n_mc_samples=20) > model.get_elbo()
         True
         """
-        asked = self._asked(adata, indices)
-        n_samples, noise = at_least_one("n_mc_samples", n_mc_samples), self._noise(seed)
-        with asked.stream(batch_size, "marginal likelihood", progress) as batches:
-            values = marginal_log_likelihood_by_cell(
-                self.module, batches, noise, n_samples=n_samples
-            )
+        question = self._question(
+            adata, indices, batch_size, progress, seed, at_least_one("n_mc_samples", n_mc_samples)
+        )
+        values = question.gather(
+            "marginal likelihood", lambda batch: marginal_log_likelihood(question, batch)
+        )
         return float(values.mean()) if return_mean else values

@@ -1,63 +1,43 @@
-"""Denoised expression, and other quantities of proteins: posterior means by Monte Carlo, streamed."""
+"""Denoised expression, and foreground and background of proteins: means by Monte Carlo."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Unpack, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, Draw, draws
-from totalvi.posterior.scales import protein_scale
-
-ScaledLibrary = float | Literal["latent"]
-
-
-class ExpressionQuery(NamedTuple):
-    """What is asked of the denoised expression.
-
-    Parameters
-    ----------
-    genes, proteins
-        Positions of the wanted features.
-    transform_batches
-        Codes of the batches to decode into, averaged over; (None,): each cell's own.
-    library_size
-        What RNA proportions are multiplied by: a number, or "latent" for each cell's library size.
-    n_samples
-        Posterior samples a cell and batch.
-    sample_protein_mixing
-        Whether each protein is drawn to be background or foreground, in place of weighting both.
-    scale_protein
-        Whether the proteins of a cell are made to sum to one.
-    include_protein_background
-        Whether the background part counts.
-    """
-
-    genes: np.ndarray
-    proteins: np.ndarray
-    transform_batches: Sequence[int | None] = (None,)
-    library_size: ScaledLibrary = 1.0
-    n_samples: int = 1
-    sample_protein_mixing: bool = False
-    scale_protein: bool = False
-    include_protein_background: bool = False
+from totalvi.nn.likelihoods import ProteinMixture
+from totalvi.posterior.arguments import (
+    Cells,
+    FeatureOptions,
+    Names,
+    ProteinOptions,
+    ScaledLibrary,
+    checked_library_size,
+    documented,
+)
+from totalvi.posterior.draws import FOREGROUND, ProteinScale, plausible
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
+from totalvi.posterior.rows import RowTarget
 
 
-@torch.no_grad()
 def normalized_expression(
-    module: TOTALVI,
-    batches: Iterable[Minibatch],
-    query: ExpressionQuery,
-    noise: CellNoise,
-    rna: Any,
-    protein: Any,
+    question: Question,
+    batch: Minibatch,
+    genes: np.ndarray,
+    proteins: np.ndarray,
+    library_size: ScaledLibrary = 1.0,
+    scale: ProteinScale = FOREGROUND,
     *,
-    return_mean: bool,
-) -> None:
-    """Write denoised RNA and protein, one minibatch after the other.
+    return_mean: bool = True,
+    foreground_probability: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return denoised RNA (B, genes) and protein (B, proteins) of a minibatch.
 
     RNA is E[rho] times the library size; protein E[(1 - pi) beta alpha], plus E[pi beta] with the
     background included; the expectations are over q(z, l, b | cell). That over b given z is exact
@@ -65,89 +45,405 @@ def normalized_expression(
 
     Parameters
     ----------
-    rna, protein
-        What takes the rows: arrays or zarr arrays of shape (cells, genes) and (cells, proteins);
-        without ``return_mean`` they have a leading axis of ``n_samples``, and batches are averaged.
+    genes, proteins
+        Positions of the wanted features.
+    library_size
+        What RNA proportions are multiplied by: a number, or "latent" for each cell's library size.
+    return_mean
+        Whether samples are averaged; otherwise results have a leading axis of samples, and only the
+        batches are averaged.
+    foreground_probability
+        Zeros (B, proteins of the model), to which the mean foreground probability over the same draws
+        is added, as `protein_means` returns it. None: it is not wanted.
     """
-    n_kept = 1 if return_mean else query.n_samples
-    n_batches = len(query.transform_batches)
-    n_averaged = n_batches * query.n_samples // n_kept
-    scale = 1.0 if query.library_size == "latent" else query.library_size
-    all_genes = np.array_equal(query.genes, np.arange(module.n_input_genes))
-    start = 0
-    for batch in batches:
-        rows = slice(start, start + len(batch.cells))
-        start = rows.stop
-        kept_rna = torch.zeros(n_kept, len(batch.cells), len(query.genes))
-        kept_protein = torch.zeros(n_kept, len(batch.cells), len(query.proteins))
-        total = torch.zeros(*batch.x.shape, device=batch.y.device)
-        samples = draws(module, batch, query.n_samples, noise, query.transform_batches)
-        for i, draw in enumerate(samples):
-            slot = 0 if return_mean else i // n_batches
-            if len(query.genes):
-                latent = query.library_size == "latent"
-                factor = draw.library_size if latent else torch.ones_like(draw.library_size)
-                module.add_proportions(draw.decoded, factor, total)
-                if (i + 1) % n_averaged == 0:  # the last draw of this average
-                    wanted = total if all_genes else total[:, query.genes]
-                    kept_rna[slot] = (wanted * (scale / n_averaged)).cpu()
-                    total.zero_()
-            if not len(query.proteins):
-                continue
-            foreground, background = protein_scale(
-                draw.expecting_background() if return_mean and not query.scale_protein else draw,
-                noise,
-                batch.keys,
-                sample_mixing=query.sample_protein_mixing,
-                scale=query.scale_protein,
-                include_background=query.include_protein_background,
+    network = question.network
+    n_kept = 1 if return_mean else question.n_samples
+    n_batches = len(question.transform_batch)
+    n_averaged = question.n_draws // n_kept
+    factor_after = 1.0 if library_size == "latent" else library_size
+    all_genes = np.array_equal(genes, np.arange(network.n_input_genes))
+    rna = torch.zeros(n_kept, len(batch.cells), len(genes))
+    protein = torch.zeros(n_kept, len(batch.cells), len(proteins))
+    total = torch.zeros(*batch.x.shape, device=batch.y.device)
+    for i, draw in enumerate(question.draws(batch)):
+        slot = 0 if return_mean else i // n_batches
+        if len(genes):
+            sampled = draw.library_size
+            factor = sampled if library_size == "latent" else torch.ones_like(sampled)
+            network.add_proportions(draw.decoded, factor, total)
+            if (i + 1) % n_averaged == 0:  # this was the last draw of the average
+                wanted = total if all_genes else total[:, genes]
+                rna[slot] = (wanted * (factor_after / n_averaged)).cpu()
+                total.zero_()
+        if len(proteins):
+            exact = return_mean and not scale.sum_to_one
+            foreground, background = scale.parts(
+                draw.expecting_background() if exact else draw, question.noise, batch.keys
             )
-            kept_protein[slot] += (foreground + background)[:, query.proteins].cpu()
-        kept_protein /= n_averaged
-        if return_mean:
-            rna[rows], protein[rows] = kept_rna[0].numpy(), kept_protein[0].numpy()
-        else:
-            rna[:, rows], protein[:, rows] = kept_rna.numpy(), kept_protein.numpy()
+            protein[slot] += (foreground + background)[:, proteins].cpu()
+        if foreground_probability is not None:
+            foreground_probability += draw.proteins.foreground_probability()
+    protein /= n_averaged
+    if foreground_probability is not None:
+        foreground_probability *= 1 / question.n_draws
+    return (rna[0], protein[0]) if return_mean else (rna, protein)
 
 
-@torch.no_grad()
+def background_mean(mixture: ProteinMixture) -> Tensor:
+    """Return beta, (B, T), once it is plausible."""
+    return plausible(mixture).background_mean()
+
+
 def protein_means(
-    module: TOTALVI,
-    batches: Iterable[Minibatch],
-    noise: CellNoise,
-    quantity: Callable[[Draw], Tensor],
+    question: Question,
+    batch: Minibatch,
+    quantity: Callable[[ProteinMixture], Tensor],
     proteins: np.ndarray,
-    values: Any,
     *,
-    n_samples: int,
-    transform_batches: Sequence[int | None],
-    return_mean: bool,
-) -> None:
-    """Write the posterior mean of a quantity of each protein, one minibatch after the other.
+    return_mean: bool = True,
+) -> Tensor:
+    """Return the posterior mean of a quantity of each protein of a minibatch, (B, proteins).
 
     Parameters
     ----------
     quantity
-        Gives it (B, T) at one sample, as do `Draw.foreground_probability` and `Draw.background_rate`;
-        linear in beta, since means take beta's expectation given z.
-    values
-        As ``protein`` in `normalized_expression`.
+        Gives it (B, T) at one sample, as do `ProteinMixture.foreground_probability` and
+        `background_mean`; linear in beta, since means take beta's expectation given z.
+    return_mean
+        As in `normalized_expression`.
     """
-    n_kept = 1 if return_mean else n_samples
-    n_batches = len(transform_batches)
-    start = 0
-    for batch in batches:
-        kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
-        for i, draw in enumerate(draws(module, batch, n_samples, noise, transform_batches)):
-            if return_mean:
-                kept[0] += quantity(draw.expecting_background())
-            else:
-                kept[i // n_batches] += quantity(draw)
-        kept *= n_kept / (n_samples * n_batches)
-        rows = slice(start, start + len(batch.cells))
-        start = rows.stop
-        wanted = kept[:, :, proteins].cpu().numpy()
+    n_kept = 1 if return_mean else question.n_samples
+    kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
+    for i, draw in enumerate(question.draws(batch)):
         if return_mean:
-            values[rows] = wanted[0]
+            kept[0] += quantity(draw.expecting_background().proteins)
         else:
-            values[:, rows] = wanted
+            kept[i // len(question.transform_batch)] += quantity(draw.proteins)
+    kept *= n_kept / question.n_draws
+    wanted = kept[:, :, proteins].cpu()
+    return wanted[0] if return_mean else wanted
+
+
+class _MeanOptions(ProteinOptions, total=False):
+    return_mean: bool
+    return_numpy: bool
+
+
+class _ExpressionOptions(FeatureOptions, total=False):
+    library_size: ScaledLibrary
+    sample_protein_mixing: bool
+    scale_protein: bool
+    include_protein_background: bool
+
+
+class ExpressionQueries(Fitted):
+    """What a model says of RNA and proteins, cell by cell."""
+
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[_ExpressionOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        return_numpy: Literal[True],
+        **options: Unpack[_ExpressionOptions],
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        return_mean: Literal[False],
+        **options: Unpack[_ExpressionOptions],
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @overload
+    def get_normalized_expression(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ExpressionOptions]
+    ) -> tuple[pd.DataFrame, pd.DataFrame]: ...
+
+    @documented
+    def get_normalized_expression(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        gene_list: Sequence[str] | None = None,
+        protein_list: Sequence[str] | None = None,
+        library_size: ScaledLibrary = 1.0,
+        n_samples: int = 1,
+        sample_protein_mixing: bool = False,
+        scale_protein: bool = False,
+        include_protein_background: bool = False,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+        out: str | Path | None = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> tuple[pd.DataFrame, pd.DataFrame] | tuple[np.ndarray, np.ndarray] | Path:
+        """Return denoised RNA and protein.
+
+        RNA is E[rho] times ``library_size``; protein E[(1 - pi) beta alpha], in counts, free of
+        background and of the batch's protein efficiency, where the model has one. The expectation is
+        over the posterior, by ``n_samples`` Monte Carlo samples, of which no more than one minibatch
+        is held at a time.
+
+        Parameters
+        ----------
+        {cells} {transform_batch} {features}
+        library_size
+            Number that RNA proportions are multiplied by, or "latent" for each cell's library size.
+        {n_samples} {protein_scale} {sample_means} {return_numpy}
+        out
+            Folder of a new zarr store to write to, in place of memory: it gets the groups "rna" and
+            "protein", each of which `anndata.read_zarr` reads.
+        {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        RNA (cells, genes) and protein (cells, proteins); with ``out``, its path.
+
+        Raises
+        ------
+        {name_error} {output_error}
+
+        Examples
+        --------
+        {fitted_model}
+        >>> rna, protein = model.get_normalized_expression(n_samples=5, library_size=10_000)
+        >>> rna.shape, protein.shape
+        ((60, 30), (60, 5))
+        """
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
+        genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        library_size = checked_library_size(library_size)
+        scale = ProteinScale(sample_protein_mixing, scale_protein, include_protein_background)
+        tables = {"rna": question.table(genes.names), "protein": question.table(proteins.names)}
+
+        def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
+            rna, protein = normalized_expression(
+                question, batch, genes.positions, proteins.positions, library_size, scale,
+                return_mean=return_mean,
+            )  # fmt: skip
+            return {"rna": rna.numpy(), "protein": protein.numpy()}
+
+        found = question.rows(
+            "denoised expression", tables, rows, out=out, each_sample=not return_mean
+        )
+        if isinstance(found, Path):
+            return found
+        rna, protein = found["rna"], found["protein"]
+        if return_numpy or not return_mean:
+            return rna, protein
+        return tables["rna"].frame(rna), tables["protein"].frame(protein)
+
+    def _write_denoised(
+        self,
+        rna: RowTarget | None,
+        protein: RowTarget,
+        foreground_probability: RowTarget,
+        *,
+        library_size: float = 1.0,
+        n_samples: int = 1,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> None:
+        """Write denoised RNA and proteins, and foreground probabilities, in one pass over the samples.
+
+        The numbers are those of `get_normalized_expression` and `get_protein_foreground_probability`.
+
+        Parameters
+        ----------
+        rna, protein, foreground_probability
+            What takes the rows, one slice of all cells after the other: arrays of NumPy, HDF5 or zarr
+            of shape (cells, genes) and (cells, proteins). RNA None: it is not wanted.
+        library_size, n_samples, batch_size, seed, progress
+            As in `get_normalized_expression`.
+        """
+        question = self._question(
+            None, None, n_samples=n_samples, batch_size=batch_size, seed=seed, progress=progress
+        )
+        genes = self._genes([] if rna is None else None).positions
+        proteins = self._proteins(None).positions
+        scaled = checked_library_size(library_size)
+        with question.minibatches("denoised expression") as batches:
+            start = 0
+            for batch in batches:
+                rows = slice(start, start + len(batch.cells))
+                start = rows.stop
+                probability = torch.zeros_like(batch.y)
+                of_rna, of_protein = normalized_expression(
+                    question, batch, genes, proteins, scaled, foreground_probability=probability
+                )
+                protein[rows] = of_protein.numpy()
+                foreground_probability[rows] = probability.cpu().numpy()
+                if rna is not None:
+                    rna[rows] = of_rna.numpy()
+
+    @overload
+    def get_protein_foreground_probability(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[ProteinOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_protein_foreground_probability(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_MeanOptions]
+    ) -> pd.DataFrame | np.ndarray: ...
+
+    @documented
+    def get_protein_foreground_probability(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        protein_list: Sequence[str] | None = None,
+        n_samples: int = 1,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+        out: str | Path | None = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> pd.DataFrame | np.ndarray | Path:
+        """Return the probability that each protein count is foreground, E[1 - pi].
+
+        The expectation is over q(z | cell).
+
+        Parameters
+        ----------
+        {cells} {transform_batch} {protein_list} {n_samples} {sample_means} {return_numpy}
+        {protein_out} {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        (cells, proteins), between 0 and 1; with ``out``, its path.
+
+        Raises
+        ------
+        {name_error} {output_error}
+
+        Examples
+        --------
+        {fitted_model}
+        >>> foreground = model.get_protein_foreground_probability(n_samples=5)
+        >>> foreground.shape, bool(foreground.min(axis=None) > 0)
+        ((60, 5), True)
+        """
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
+        return _protein_answer(
+            question, "foreground probability", ProteinMixture.foreground_probability,
+            self._proteins(protein_list), return_mean, return_numpy, out,
+        )  # fmt: skip
+
+    @overload
+    def get_protein_background_mean(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[ProteinOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_protein_background_mean(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_MeanOptions]
+    ) -> pd.DataFrame | np.ndarray: ...
+
+    @documented
+    def get_protein_background_mean(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        protein_list: Sequence[str] | None = None,
+        n_samples: int = 1,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+        out: str | Path | None = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> pd.DataFrame | np.ndarray | Path:
+        """Return the mean count of each protein's background, E[beta].
+
+        The expectation is over q(z, b | cell). Like `get_normalized_expression` it is free of the
+        batch's protein efficiency, where the model has one.
+
+        Parameters
+        ----------
+        {cells} {transform_batch} {protein_list} {n_samples} {sample_means} {return_numpy}
+        {protein_out} {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        (cells, proteins), above 0; with ``out``, its path.
+
+        Raises
+        ------
+        {name_error} {output_error}
+
+        Examples
+        --------
+        {fitted_model}
+        >>> model.get_protein_background_mean(protein_list=["protein_0"]).shape
+        (60, 1)
+        """
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
+        return _protein_answer(
+            question, "protein background", background_mean,
+            self._proteins(protein_list), return_mean, return_numpy, out,
+        )  # fmt: skip
+
+
+def _protein_answer(
+    question: Question,
+    what: str,
+    quantity: Callable[[ProteinMixture], Tensor],
+    proteins: Features,
+    return_mean: bool,
+    return_numpy: bool,
+    out: str | Path | None,
+) -> pd.DataFrame | np.ndarray | Path:
+    """Return a quantity of each protein as a data frame, an array or a store."""
+    table = question.table(proteins.names)
+
+    def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
+        means = protein_means(
+            question, batch, quantity, proteins.positions, return_mean=return_mean
+        )
+        return {"protein": means.numpy()}
+
+    found = question.rows(what, {"protein": table}, rows, out=out, each_sample=not return_mean)
+    if isinstance(found, Path):
+        return found
+    values = found["protein"]
+    return values if return_numpy or not return_mean else table.frame(values)

@@ -1,160 +1,367 @@
-"""What the counts of unmeasured proteins would be: their predictive distribution, streamed."""
+"""Proteins that were not measured: what their counts would be, and how far that can be trusted."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Unpack, overload
 
 import numpy as np
-import torch
-from torch import Tensor
+import pandas as pd
 
+from totalvi.data.cells import CiteData
+from totalvi.data.counts import evenly_spaced
+from totalvi.data.describe import Data
+from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
-from totalvi.posterior.parameters import ProteinLikelihood, protein_likelihood
-from totalvi.posterior.predictive_counts import protein_counts
+from totalvi.posterior.arguments import Cells, Names, ProteinOptions, checked_number, documented
+from totalvi.posterior.protein_predictions import (
+    HiddenProteins,
+    ImputedBatches,
+    Predicted,
+    as_panel,
+    calibrated_probabilities,
+    hidden_proteins,
+    predicted_proteins,
+    reliability_table,
+)
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
+
+_PARTS = ("mean", "sd", "log1p", "lower", "upper")
+_MOST_HIDDEN_CELLS = 5000  # these are enough to tell how well proteins are imputed
 
 
-class ImputationQuery(NamedTuple):
-    """What is asked of imputed proteins.
-
-    Parameters
-    ----------
-    proteins
-        Positions of the wanted proteins, (t,).
-    batches
-        Codes of the batches decoded into, (batches,).
-    decoded
-        Which of them each protein is decoded into, bool (batches, t), at least one; averaged over.
-    n_samples
-        Posterior samples a cell, and counts drawn for each value.
-    """
-
-    proteins: np.ndarray
-    batches: tuple[int | None, ...]
-    decoded: np.ndarray
-    n_samples: int
-
-
-class Predicted(NamedTuple):
-    """The predictive distribution of protein counts of B cells.
+class ImputedProteins(NamedTuple):
+    """What the counts of proteins would be, each a data frame (cells, proteins).
 
     Parameters
     ----------
     mean, sd
-        Its mean and standard deviation, (B, t), float64; exact given the samples of z.
-    counts
-        Counts drawn from it, sorted, (B, t, n_samples).
+        Mean and standard deviation of the predicted count, background and noise of counting included.
+    log1p
+        Mean of log(1 + count), the closest guess of a count's logarithm.
+    lower, upper
+        Limits of the predictive interval, whole numbers.
+    lacking
+        Whether the cell's panel lacks the protein. What it measured is predicted as well, from the
+        cell's own count among others.
     """
 
-    mean: np.ndarray
-    sd: np.ndarray
-    counts: np.ndarray
+    mean: pd.DataFrame
+    sd: pd.DataFrame
+    log1p: pd.DataFrame
+    lower: pd.DataFrame
+    upper: pd.DataFrame
+    lacking: pd.DataFrame
 
-    def log1p_mean(self) -> np.ndarray:
-        """Return E[log(1 + count)], (B, t)."""
-        return np.log1p(self.counts).mean(axis=2)
 
-    def quantile(self, probability: np.ndarray) -> np.ndarray:
-        """Return the count below which a further one is with ``probability`` (B, t).
+class _ImputationOptions(ProteinOptions, total=False):
+    interval: float
+    calibrated: bool
 
-        It lies between the samples of rank (n + 1) p, whose expected distribution function is p.
+
+class ImputationQueries(Fitted):
+    """What a model says of proteins that a cell's panel lacks."""
+
+    @overload
+    def impute_proteins(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[_ImputationOptions],
+    ) -> Path: ...
+
+    @overload
+    def impute_proteins(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ImputationOptions]
+    ) -> ImputedProteins: ...
+
+    @documented
+    def impute_proteins(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        protein_list: Sequence[str] | None = None,
+        interval: float = 0.9,
+        calibrated: bool = True,
+        n_samples: int = 100,
+        out: str | Path | None = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> ImputedProteins | Path:
+        """Return what the counts of proteins would be, and how sure that is.
+
+        The counts are those expected of the posterior predictive distribution: z and b from the cell's
+        posterior, then NB(beta, r) with probability pi and else NB(beta alpha, r). Mean and standard
+        deviation are exact given ``n_samples`` of z and b; the mean is
+        ``get_normalized_expression(include_protein_background=True)``. ``log1p`` and the interval come
+        from a count drawn at each sample.
+
+        Parameters
+        ----------
+        {cells}
+        transform_batch
+            Batch or batches to decode into, averaged. None: for each protein those that measured it,
+            whatever other cells there are. Those of a mapped query's reference count where all of its
+            panels have the protein, or each batch is a panel. A protein that a query then knows no
+            batch of is decoded in each cell's own, which started from the reference's.
+        protein_list
+            Wanted proteins. None: all.
+        interval
+            Probability of the interval from ``lower`` to ``upper``, below 1.
+        calibrated
+            Whether the interval is corrected, protein by protein, to hold that share of the counts of
+            cells that the fit held out, with their proteins hidden as in the cell's panel. Needs the
+            training data where a cell lacks a protein. Of a mapped query, whose own cells tell nothing
+            of what all of them lack, those intervals stay as the model gives them. No limit lies beyond
+            the counts drawn, so a poor fit needs more ``n_samples``, or to be trained longer.
+        n_samples
+            Posterior samples of each cell, and counts drawn for each value; those of a minibatch are
+            held.
+        out
+            Folder of a new zarr store to write to, in place of memory: it gets the groups "mean",
+            "sd", "log1p", "lower" and "upper", each of which `anndata.read_zarr` reads.
+        {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        `ImputedProteins`; with ``out``, its path.
+
+        Raises
+        ------
+        {name_error}
+        DataError
+            When the interval is to be calibrated without training data or held-out cells.
+        {output_error}
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(
+        ...     n_cells=80, n_genes=30, n_proteins=5, n_batches=2, n_unmeasured=2, seed=1
+        ... )
+        >>> model = totalvi.Model(mdata, batch_key="batch", n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> imputed = model.impute_proteins(n_samples=20)
+        >>> imputed.mean.shape, bool((imputed.lower <= imputed.upper).all(axis=None))
+        ((80, 5), True)
         """
-        n_samples = self.counts.shape[2]
-        rank = np.clip((n_samples + 1) * probability - 1, 0, n_samples - 1)[:, :, None]
-        below = np.floor(rank).astype(np.int64)
-        low = np.take_along_axis(self.counts, below, axis=2)
-        high = np.take_along_axis(self.counts, np.minimum(below + 1, n_samples - 1), axis=2)
-        quantile: np.ndarray = (low + (rank - below) * (high - low))[:, :, 0]
-        return quantile
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
+        question, wanted = imputed_batches(self, question, transform_batch, protein_list)
+        interval = checked_number("interval", interval, below=1)
+        data, cells = question.data, question.cells
+        lacking = _lacking(self)[:, wanted.proteins.positions]
+        limits = np.array([(1 - interval) / 2, (1 + interval) / 2])[:, None]
+        probabilities = np.tile(limits, (len(lacking), 1, len(wanted.proteins)))
+        if calibrated:
+            for panel, batches in _panels(data, cells, np.any(lacking, axis=1)):
+                held_out = replace(held_out_cells(self, question), progress=False)
+                hidden = _hidden(held_out, wanted, panel, batches)
+                probabilities[panel] = calibrated_probabilities(hidden, interval)
+        table = question.table(wanted.proteins.names)
 
-    def distribution_function(self, observed: np.ndarray) -> np.ndarray:
-        """Return the probability of a count below each observed one (B, t), half of ties included."""
-        below = (self.counts < observed[:, :, None]).sum(axis=2)
-        up_to = (self.counts <= observed[:, :, None]).sum(axis=2)
-        probability: np.ndarray = ((below + up_to) / 2 + 0.5) / (self.counts.shape[2] + 1)
-        return probability
+        def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
+            predicted = predicted_proteins(question, wanted, batch)
+            return _imputed_rows(predicted, probabilities[batch.context.panel.cpu().numpy()])
 
+        found = question.rows("imputed proteins", dict.fromkeys(_PARTS, table), rows, out=out)
+        if isinstance(found, Path):
+            return found
+        return ImputedProteins(
+            **{part: table.frame(found[part]) for part in _PARTS},
+            lacking=table.frame(lacking[data.panel[cells]]),
+        )
 
-@torch.no_grad()
-def predicted_proteins(
-    module: TOTALVI, batches: Iterable[Minibatch], query: ImputationQuery, noise: CellNoise
-) -> Iterator[tuple[Minibatch, Predicted]]:
-    """Yield each minibatch with the predictive distribution of its proteins.
+    @documented
+    def get_imputation_reliability(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        protein_list: Sequence[str] | None = None,
+        interval: float = 0.9,
+        n_samples: int = 100,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Return how well each protein is imputed, by hiding counts that were measured.
 
-    The means are those of denoised expression with the background, at the same samples.
-    """
-    weight = query.decoded / query.decoded.sum(axis=0) / query.n_samples
-    # a protein's counts come from its batches in turn
-    turns = [np.resize(np.flatnonzero(column), query.n_samples) for column in query.decoded.T]
-    position_of_sample = np.array(turns).reshape(len(query.proteins), query.n_samples).T
-    for batch in batches:
-        shape = (len(batch.cells), len(query.proteins))
-        first, second = np.zeros(shape), np.zeros(shape)
-        counts = np.empty((*shape, query.n_samples), dtype=np.float32)
-        samples = draws(module, batch, query.n_samples, noise, query.batches)
-        for number, draw in enumerate(samples):
-            position = number % len(query.batches)
-            parameters = protein_likelihood(module, draw, query.proteins)
-            expected = protein_likelihood(module, draw.expecting_background(), query.proteins)
-            variance = draw.decoded.background_scale[:, query.proteins] ** 2
-            moments = mixture_moments(expected, variance)
-            first += weight[position] * moments[0].cpu().numpy()
-            second += weight[position] * moments[1].cpu().numpy()
-            drawn = np.flatnonzero(position_of_sample[draw.sample] == position)
-            counts[:, drawn, draw.sample] = protein_counts(
-                module,
-                ProteinLikelihood(*(part[:, drawn] for part in parameters)),
-                noise,
-                draw.sample,
-                batch.keys,
-                query.proteins[drawn],
+        Cells are encoded as if they came from a panel that lacks some proteins, and these are predicted
+        as `impute_proteins` does. Cells that the model was trained on would look better than new ones:
+        the encoder has seen their proteins.
+
+        Parameters
+        ----------
+        adata, indices
+            Cells whose proteins are hidden. None: those that the fit held out, 5,000 at most.
+        transform_batch
+            As in `impute_proteins`.
+        protein_list
+            Wanted proteins. None: all.
+        interval
+            Probability of the interval whose coverage is given.
+        n_samples
+            Posterior samples of each cell, and counts drawn for each value.
+        {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        A row for each panel and protein that it lacks (all proteins, where no panel lacks any), with
+        ``n_cells`` whose counts were hidden; ``pearson`` and ``rmse`` of log(1 + count) and its
+        predicted mean; ``coverage``, the share of counts in the interval before it is calibrated; and
+        ``reliable``, whether ``pearson`` is 0.7 or more.
+
+        Raises
+        ------
+        {name_error}
+        DataError
+            When there are no training data or no held-out cells, or none that measured the proteins, as
+            in a query of RNA alone: see `get_query_reliability`.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(
+        ...     n_cells=80, n_genes=30, n_proteins=5, n_batches=2, n_unmeasured=2, seed=1
+        ... )
+        >>> model = totalvi.Model(mdata, batch_key="batch", n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2, train_size=0.7)
+        >>> list(model.get_imputation_reliability(n_samples=20).loc["batch_1"].index)
+        ['protein_0', 'protein_2']
+        """
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
+        if adata is None and indices is None:
+            question = held_out_cells(self, question)
+        question, wanted = imputed_batches(self, question, transform_batch, protein_list)
+        interval = checked_number("interval", interval, below=1)
+        lacking = _lacking(self)
+        if not lacking.any():  # where no panel lacks any, all proteins are hidden
+            lacking = ~lacking
+        lacking = lacking[:, wanted.proteins.positions]
+        everything = self._data or question.data
+        panels = _panels(everything, np.arange(everything.n_cells), np.any(lacking, axis=1))
+        names = self.schema.panel_names or self.schema.batch_names
+        tables = {}
+        for panel, batches in panels:
+            hidden = _hidden(question, wanted, panel, batches)
+            table = reliability_table(hidden, interval, wanted.proteins.names)
+            tables[names[panel]] = table[lacking[panel]]
+        if not tables:
+            raise ValueError(
+                "protein_list holds only proteins that every panel measured; name others, or None."
             )
-        counts.sort(axis=2)
-        yield batch, Predicted(first, np.sqrt(np.maximum(second - first**2, 0)), counts)
+        found: pd.DataFrame = pd.concat(tables, names=["panel", "protein"])
+        if not found["n_cells"].any():
+            raise DataError(
+                "None of the cells measured the proteins that are imputed, so there is nothing to "
+                "compare with; name cells that did with indices, or for a query that was mapped call "
+                "reference.get_query_reliability(query)."
+            )
+        return found
 
 
-def mixture_moments(
-    expected: ProteinLikelihood, log_variance: Tensor | float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Return E[y] and E[y^2] of protein counts, each (B, t), float64.
+def imputed_batches(
+    model: Fitted, question: Question, transform_batch: Names, protein_list: Sequence[str] | None
+) -> tuple[Question, ImputedBatches]:
+    """Return the question as it is decoded to impute proteins, and from which batches each is."""
+    proteins, codes = model._proteins(protein_list), model._batch_codes(transform_batch)
+    if transform_batch is not None:
+        everywhere = np.ones((len(codes), len(proteins)), dtype=bool)
+        return replace(question, transform_batch=codes), ImputedBatches(proteins, everywhere)
+    measured = _measured_in_batches(model, model._data or question.data)[:, proteins.positions]
+    nowhere = ~measured.any(axis=0)
+    if nowhere.any() and model._mapping is None:
+        raise DataError(
+            f'No cell given is of a batch that measured protein "{proteins.names[nowhere][0]}"; give '
+            "the training data to Model.load, or name batches with transform_batch."
+        )
+    choices = (*range(len(measured)), None)  # None is each cell's own batch
+    decoded = np.vstack([measured, nowhere])
+    used = np.flatnonzero(decoded.any(axis=1))
+    codes = tuple(choices[i] for i in used)
+    return replace(question, transform_batch=codes), ImputedBatches(proteins, decoded[used])
 
-    ``expected`` has the background at its expectation; its logarithm is normal with variance
-    ``log_variance``. Of a part whose mean m varies, ``E[y^2] = E[m] + E[m^2] (1 + 1 / r)``, and
-    ``E[m^2] = E[m]^2 exp(log_variance)``.
+
+def _measured_in_batches(model: Fitted, data: CiteData) -> np.ndarray:
+    """Return which proteins each batch measured in ``data``, bool (batches, T).
+
+    The batches of a query's reference, none of whose cells are in ``data``, count as having measured
+    what all of its panels did: it is not known which batch had which panel.
     """
-    log_background, log_foreground, log_r, background_logit = (p.double() for p in expected)
-    background, foreground = log_background.exp(), log_foreground.exp()
-    pi, rest = background_logit.sigmoid(), (-background_logit).sigmoid()
-    first = pi * background + rest * foreground
-    spread = torch.as_tensor(log_variance, dtype=torch.float64).exp()
-    square = (pi * background**2 + rest * foreground**2) * spread
-    return first, first + square * (1 + (-log_r).exp())
+    measured = np.array(model.schema.panel_measured)
+    if model.schema.columns.panel_key is None:
+        return measured  # each batch is a panel
+    by_batch = measured_by_batch(data)
+    if model._mapping is not None:
+        reference_panels = measured[: model._mapping.n_reference_panels]
+        by_batch[: model._mapping.n_reference_batches] = reference_panels.all(axis=0)
+    return by_batch
 
 
-def write_imputed(
-    predictions: Iterable[tuple[Minibatch, Predicted]],
-    probabilities: np.ndarray,
-    targets: Mapping[str, Any],
-) -> None:
-    """Write predictive distributions to the rows of targets, one minibatch after the other.
+def held_out_cells(model: Fitted, question: Question) -> Question:
+    """Return the question about cells of the training data that the fit held out."""
+    data = model._training_data()
+    assert model.split is not None
+    cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
+    if not len(cells):
+        raise DataError(
+            "The fit held out no cell in which proteins could be hidden; train with train_size "
+            "below 1, or name cells with indices (impute_proteins: calibrated=False)."
+        )
+    return replace(question, data=data, cells=evenly_spaced(cells, _MOST_HIDDEN_CELLS))
+
+
+def observed_proteins(data: CiteData, cells: np.ndarray, proteins: np.ndarray) -> np.ndarray:
+    """Return the counts of proteins, NaN where a cell's panel did not measure them."""
+    measured = np.array(data.schema.panel_measured)[data.panel[cells]]
+    return np.where(measured[:, proteins], data.protein.rows(cells)[:, proteins], np.nan)
+
+
+def _hidden(
+    question: Question, wanted: ImputedBatches, panel: int, batches: np.ndarray
+) -> HiddenProteins:
+    """Predict the counts of cells as if they came from a panel."""
+    observed = observed_proteins(question.data, question.cells, wanted.proteins.positions)
+    return hidden_proteins(
+        question, wanted, observed, lambda batch: as_panel(question, batch, panel, batches)
+    )
+
+
+def _lacking(model: Fitted) -> np.ndarray:
+    """Return which proteins each panel lacks, bool (panels, T)."""
+    return ~np.array(model.schema.panel_measured, dtype=bool)
+
+
+def _panels(data: CiteData, cells: np.ndarray, wanted: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Return each wanted panel that the cells have, with the codes of its batches."""
+    panel, batch = data.panel[cells], data.batch[cells]
+    return [
+        (int(code), np.unique(batch[panel == code])) for code in np.unique(panel[wanted[panel]])
+    ]
+
+
+def _imputed_rows(predicted: Predicted, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what is returned of each predictive distribution, each (B, t).
 
     Parameters
     ----------
     probabilities
-        Of a count below the lower and the upper limit of the interval, (panels, 2, t).
-    targets
-        Arrays or zarr arrays (cells, t): "mean", "sd", "log1p" (mean of log(1 + count)), "lower" and
-        "upper". Limits are whole numbers, both in the interval.
+        Of a count below the lower and the upper limit of the interval, (B, 2, t). Limits are whole
+        numbers, both in the interval.
     """
-    start = 0
-    for batch, predicted in predictions:
-        panel = batch.context.panel.cpu().numpy()
-        rows = slice(start, start + len(panel))
-        start = rows.stop
-        lower = np.ceil(predicted.quantile(probabilities[panel, 0]))
-        upper = np.floor(predicted.quantile(probabilities[panel, 1]))
-        targets["mean"][rows] = predicted.mean
-        targets["sd"][rows] = predicted.sd
-        targets["log1p"][rows] = predicted.log1p_mean()
-        targets["lower"][rows] = np.minimum(lower, upper)  # as of a few samples both may be one gap
-        targets["upper"][rows] = np.maximum(lower, upper)
+    lower = np.ceil(predicted.quantile(probabilities[:, 0]))
+    upper = np.floor(predicted.quantile(probabilities[:, 1]))
+    return {
+        "mean": predicted.mean,
+        "sd": predicted.sd,
+        "log1p": predicted.log1p_mean(),
+        # with few samples both limits can fall between the same two whole numbers, and cross
+        "lower": np.minimum(lower, upper),
+        "upper": np.maximum(lower, upper),
+    }

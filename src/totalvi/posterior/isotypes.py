@@ -5,12 +5,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from totalvi.data.counts import evenly_spaced
+from totalvi.data.describe import Data
 from totalvi.errors import DataError
-from totalvi.nn.config import at_least_one
-from totalvi.posterior.arguments import Cells
-from totalvi.posterior.draws import Draw
-from totalvi.posterior.expression import protein_means
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Asked, Asking, Data
+from totalvi.posterior.arguments import Cells, documented
+from totalvi.posterior.expression import background_mean, protein_means
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted
 
 MOST_FOLD = 10.0
 _LEAST_COUNT = 0.05
@@ -22,11 +22,11 @@ class IsotypeCheck(NamedTuple):
     Attributes
     ----------
     controls
-        A row a control: ``mean_count``; ``correlation``, over cells, of its log(1 + count) with the
-        cell's log background, averaged over proteins; ``n_cells``.
+        A row for each control: ``mean_count``; ``correlation``, over cells, of its log(1 + count) with
+        the cell's log background, averaged over proteins; ``n_cells``.
     proteins
-        A row a protein: ``background_mean`` over cells, ``control_mean`` (of the highest control in
-        the same cells), ``log2_over_controls``, ``correlation`` with the cell's mean
+        A row for each protein: ``background_mean`` over cells, ``control_mean`` (of the highest control
+        in the same cells), ``log2_over_controls``, ``correlation`` with the cell's mean
         log(1 + count) of the controls, and ``warning``: what does not agree, or "".
     """
 
@@ -110,7 +110,8 @@ def _row_mean(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     n = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
-    return np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+    mean: np.ndarray = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+    return mean
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -124,9 +125,10 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 _MOST_CELLS = 20_000
 
 
-class IsotypeQueries(Asking):
+class IsotypeQueries(Fitted):
     """What the antibodies that bind nothing say of a model's background."""
 
+    @documented
     def check_isotype_controls(
         self,
         adata: Data | None = None,
@@ -139,21 +141,22 @@ class IsotypeQueries(Asking):
     ) -> IsotypeCheck:
         """Compare the estimated background with the isotype controls, which the model never saw.
 
-        Of more than 20,000 cells, as many evenly spaced ones are looked at.
+        Of more than 20,000 cells, 20,000 evenly spaced ones are used.
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, progress
-            As in `get_latent_representation`; the data must have the controls, among the proteins or
-            in a modality "isotype".
-        n_samples
-            Posterior samples a cell.
+        adata
+            New data with the model's features, batches and annotation, and with the controls, among the
+            proteins or in a modality "isotype". None: the training data.
+        indices
+            Positions of cells, or a mask. None: all.
+        {n_samples} {batch_size} {seed} {progress}
 
         Returns
         -------
         IsotypeCheck
-            ``controls``, a row a control: its mean count and its correlation with the cells'
-            background; ``proteins``, a row a protein: its background against the controls, and a
+            ``controls``, a row for each control: its mean count and its correlation with the cells'
+            background; ``proteins``, a row for each protein: its background against the controls, and a
             warning where it is more than tenfold above.
 
         Raises
@@ -171,30 +174,26 @@ class IsotypeQueries(Asking):
         >>> check.controls.index.tolist(), len(check.proteins)
         (['isotype_0'], 9)
         """
-        asked = self._asked(adata, indices)
-        controls = asked.data.controls
-        if not self.schema.control_names:
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
+        data, schema = question.data, self.schema
+        if not schema.control_names:
             raise DataError("The model has no isotype controls: its panel names and marks none.")
-        if controls.shape[1] == 0:
+        if data.controls.shape[1] == 0:
             raise DataError(
-                f'The data lack the isotype controls, such as "{self.schema.control_names[0]}"; '
+                f'The data lack the isotype controls, such as "{schema.control_names[0]}"; '
                 "give data with them."
             )
-        if len(asked.cells) > _MOST_CELLS:
-            spaced = np.linspace(0, len(asked.cells) - 1, _MOST_CELLS).astype(np.int64)
-            asked = Asked(self.module, asked.data, asked.cells[spaced])
-        n_proteins = len(self.schema.protein_names)
-        background = np.empty((len(asked.cells), n_proteins), dtype=np.float32)
-        n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
-        with asked.stream(batch_size, "protein background", progress) as batches:
-            protein_means(
-                self.module, batches, noise, Draw.background_rate, np.arange(n_proteins), background,
-                n_samples=n_samples, transform_batches=(None,), return_mean=True,
-            )  # fmt: skip
-        panel, batch = asked.data.panel[asked.cells], asked.data.batch[asked.cells]
-        background[~np.array(self.schema.panel_measured)[panel]] = np.nan
+        cells = evenly_spaced(question.cells, _MOST_CELLS, rounding="down")
+        question = question.about(cells)
+        all_proteins = np.arange(len(schema.protein_names))
+        background = question.gather(
+            "protein background",
+            lambda batch: protein_means(question, batch, background_mean, all_proteins),
+        )
+        panel, batch = data.panel[cells], data.batch[cells]
+        background[~np.array(schema.panel_measured)[panel]] = np.nan
         return isotype_check(
-            pd.DataFrame(background, columns=list(self.schema.protein_names)),
-            controls.iloc[asked.cells].reset_index(drop=True),
-            panel * len(self.schema.batch_names) + batch,
+            pd.DataFrame(background, columns=list(schema.protein_names)),
+            data.controls.iloc[cells].reset_index(drop=True),
+            panel * len(schema.batch_names) + batch,
         )

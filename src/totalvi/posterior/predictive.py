@@ -1,21 +1,29 @@
-"""Queries of counts drawn from the model, and of how they compare with those observed."""
+"""The distributions of counts given a cell: their parameters, and counts drawn from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, Unpack, overload
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
+from torch import Tensor
 
-from totalvi.nn.config import at_least_one
-from totalvi.posterior.arguments import Cells
-from totalvi.posterior.predictive_checks import LEVELS, FeatureChecks, predictive_checks
-from totalvi.posterior.predictive_counts import predictive_counts
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Asking, Data
-from totalvi.posterior.rows import Table, write_counts
-
-_CHECK_BATCH_SIZE = 256  # the checks hold some ten arrays of cells by genes
+from totalvi.data.describe import Data
+from totalvi.fit.batches import Minibatch
+from totalvi.nn.likelihoods import ProteinMixture
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.arguments import Cells, FeatureOptions, Names, Sampling, documented
+from totalvi.posterior.draws import (
+    Draw,
+    GeneParameters,
+    gene_parameters,
+    protein_mixture,
+)
+from totalvi.posterior.noise import CellNoise, negative_binomial_counts
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.rows import write_counts
 
 
 class PredictiveSample(NamedTuple):
@@ -37,45 +45,252 @@ class PredictiveSample(NamedTuple):
     gene_names: pd.Index
 
 
-class PredictiveCheck(NamedTuple):
-    """How counts drawn from the model compare with those observed.
+def mean_parameters(
+    question: Question, batch: Minibatch, genes: np.ndarray, proteins: np.ndarray
+) -> dict[str, Tensor]:
+    """Return the posterior mean of each parameter of the counts' distributions, (B, features).
 
-    ``coverage_95`` is the share of counts inside the central 95 % predictive interval, ties broken at
-    random: 0.95 if the model is true, however small the counts (Czado, Gneiting and Held, Biometrics
-    2009). ``quantile_coverage_95`` takes quantiles of the samples as limits, both inside, as
-    the paper of totalVI does; it is above 0.95 for small counts even if the model is true.
-
-    Intervals of proteins come out wide, 95 % ones covering some 98 %: the posterior of the background,
-    q(b | z), does not see the count, so the fit lowers the inverse dispersion until the negative
-    binomial alone explains the spread of the background, which sampling b then adds once more.
-
-    Parameters
-    ----------
-    table
-        A row a feature, with ``modality`` ("rna" or "protein"), ``n_cells`` that measured it, observed
-        and predicted ``mean``, ``cv`` (coefficient of variation: standard deviation / mean over cells;
-        predicted: averaged over samples that have a count above zero) and ``zero_fraction``;
-        ``coverage_*`` and ``quantile_coverage_*`` at 50, 80, 95 and 99 %; ``mae``, the mean over cells
-        of ``|count - predictive mean|``; ``log_likelihood``, the mean over cells of
-        ``log E[p(count)]``, the expectation over the posterior, in nats a count.
-    summary
-        A row a modality: the means over features of ``mae``, ``log_likelihood`` and, as ``cv_mae`` and
-        ``zero_fraction_mae``, of the absolute difference of predicted and observed; and
-        ``calibration_error``, the mean over features and levels of the squared difference of
-        ``coverage_*`` and its level.
-    calibration
-        A row a modality and level: ``coverage``, the mean over features; ``calibration_error``, the
-        mean over features of its squared difference from the level; and both by quantiles.
+    They are "mean" and, for "zinb", "dropout" of RNA; "protein_background_mean",
+    "protein_foreground_mean" and "protein_mixing".
     """
+    totals: dict[str, Tensor] = {}
+    for draw in question.draws(batch):
+        for name, value in _parameters(question, draw, genes, proteins).items():
+            totals[name] = totals[name].add_(value) if name in totals else value
+    return {name: total / question.n_draws for name, total in totals.items()}
 
-    table: pd.DataFrame
-    summary: pd.DataFrame
-    calibration: pd.DataFrame
+
+def _parameters(
+    question: Question, draw: Draw, genes: np.ndarray, proteins: np.ndarray
+) -> dict[str, Tensor]:
+    protein = protein_mixture(question.network, draw, proteins)
+    values = {
+        "protein_background_mean": protein.background_mean(),
+        "protein_foreground_mean": protein.log_foreground.exp(),
+        "protein_mixing": protein.background_probability(),
+    }
+    if len(genes):
+        gene = gene_parameters(question.network, draw, genes)
+        values["mean"] = gene.log_mean.exp()
+        if gene.dropout_logit is not None:
+            values["dropout"] = gene.dropout_logit.sigmoid()
+    return values
 
 
-class PredictiveQueries(Asking):
-    """What counts a model would expect, and whether those observed are like them."""
+def predictive_counts(
+    question: Question, batch: Minibatch, genes: np.ndarray, proteins: np.ndarray
+) -> tuple[list[sparse.csr_matrix], np.ndarray]:
+    """Draw counts for a minibatch: z, l, b and background or foreground, then the counts.
 
+    Returns
+    -------
+    RNA, one CSR matrix (B, genes) for each sample, and protein (n_samples, B, proteins), float32.
+    """
+    network, noise = question.network, question.noise
+    rna = []
+    protein = np.empty((question.n_samples, len(batch.cells), len(proteins)), dtype=np.float32)
+    for draw in question.draws(batch):
+        counts = np.empty((len(batch.cells), 0), dtype=np.float32)
+        if len(genes):
+            parameters = gene_parameters(network, draw, genes)
+            counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
+        rna.append(sparse.csr_matrix(counts))
+        protein[draw.sample] = protein_counts(
+            network, protein_mixture(network, draw, proteins), noise, draw.sample,
+            batch.keys, proteins,
+        )  # fmt: skip
+    return rna, protein
+
+
+def gene_counts(
+    parameters: GeneParameters,
+    noise: CellNoise,
+    sample: int,
+    keys: np.ndarray,
+    genes: np.ndarray,
+) -> np.ndarray:
+    """Return RNA counts (B, g) of cells with ``keys`` for the genes at positions ``genes``."""
+    dropout = parameters.dropout_logit
+    return negative_binomial_counts(
+        noise,
+        sample,
+        keys,
+        genes,
+        parameters.log_mean.exp().cpu().numpy(),
+        parameters.log_r.exp().cpu().numpy(),
+        None if dropout is None else dropout.sigmoid().cpu().numpy(),
+    )
+
+
+def protein_counts(
+    network: TOTALVI,
+    mixture: ProteinMixture,
+    noise: CellNoise,
+    sample: int,
+    keys: np.ndarray,
+    proteins: np.ndarray,
+) -> np.ndarray:
+    """Return protein counts (B, t) of cells with ``keys`` for the proteins at positions ``proteins``.
+
+    Which counts are background is the same draw as in denoised expression with
+    ``sample_protein_mixing``.
+    """
+    uniform = noise.uniform("mixing", sample, keys, network.n_input_proteins)[:, proteins]
+    in_background = mixture.background_probability()
+    is_background = uniform.to(in_background.device) < in_background
+    log_mean = torch.where(is_background, mixture.log_background, mixture.log_foreground)
+    return negative_binomial_counts(
+        noise,
+        sample,
+        keys,
+        network.n_input_genes + proteins,  # proteins are numbered after the genes
+        log_mean.exp().cpu().numpy(),
+        mixture.log_r.exp().cpu().numpy(),
+    )
+
+
+class _SampleOptions(Sampling, total=False):
+    transform_batch: str | None
+    gene_list: Sequence[str] | None
+    protein_list: Sequence[str] | None
+
+
+class PredictiveQueries(Fitted):
+    """What a model says of how counts are distributed, and counts that it would expect."""
+
+    @overload
+    def get_likelihood_parameters(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[FeatureOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_likelihood_parameters(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        return_numpy: Literal[True],
+        **options: Unpack[FeatureOptions],
+    ) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def get_likelihood_parameters(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[FeatureOptions]
+    ) -> dict[str, pd.DataFrame]: ...
+
+    @documented
+    def get_likelihood_parameters(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        gene_list: Sequence[str] | None = None,
+        protein_list: Sequence[str] | None = None,
+        n_samples: int = 1,
+        return_numpy: bool = False,
+        out: str | Path | None = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> dict[str, pd.DataFrame] | dict[str, np.ndarray] | Path:
+        """Return the parameters of the distributions of the counts, as posterior means.
+
+        RNA counts are ``NB(mean, r)``, set to zero with probability ``dropout`` in a "zinb" model;
+        protein counts ``mixing NB(background mean, r) + (1 - mixing) NB(foreground mean, r)``;
+        ``NB(m, r)`` has variance ``m + m^2 / r``. The protein means are those of the counts: the
+        batch's protein efficiency, where the model has one, is in them.
+
+        Parameters
+        ----------
+        {cells} {transform_batch} {features} {n_samples} {return_numpy}
+        out
+            Folder of a new zarr store to write to, in place of memory: it gets one group a
+            parameter, each of which `anndata.read_zarr` reads.
+        {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        Data frames by name of the parameter: "mean" and, for "zinb", "dropout" (cells, genes);
+        "protein_background_mean", "protein_foreground_mean" and "protein_mixing", the probability of
+        background, (cells, proteins); "dispersions" and "protein_dispersions", the inverse
+        dispersions r, with one row, or one a batch or label where they differ by it. With ``out``,
+        its path.
+
+        Raises
+        ------
+        {name_error} {output_error}
+
+        Examples
+        --------
+        {fitted_model}
+        >>> parameters = model.get_likelihood_parameters()
+        >>> parameters["mean"].shape, parameters["protein_mixing"].shape
+        ((60, 30), (60, 5))
+        """
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
+        genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        network = self.module
+        rna, protein = question.table(genes.names), question.table(proteins.names)
+        tables = {
+            "mean": rna,
+            "protein_background_mean": protein,
+            "protein_foreground_mean": protein,
+            "protein_mixing": protein,
+            "dispersions": rna._replace(cells=self._groups(network.gene_dispersion)),
+            "protein_dispersions": protein._replace(cells=self._groups(network.protein_dispersion)),
+        }
+        if network.decoder.dropout_head is not None:
+            tables["dropout"] = rna
+        gene_r = network.gene_log_r.detach().exp()[:, genes.positions]
+        protein_r = network.protein_log_r.detach().exp()[:, proteins.positions]
+
+        def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
+            means = mean_parameters(question, batch, genes.positions, proteins.positions)
+            return {name: mean.cpu().numpy() for name, mean in means.items()}
+
+        found = question.rows(
+            "likelihood parameters", tables, rows, out=out,
+            without_cells={"dispersions": gene_r.numpy(), "protein_dispersions": protein_r.numpy()},
+        )  # fmt: skip
+        if isinstance(found, Path) or return_numpy:
+            return found
+        return {name: table.frame(found[name]) for name, table in tables.items()}
+
+    def _groups(self, dispersion: str) -> pd.Index:
+        """Return the names of the batches or labels by which inverse dispersions differ."""
+        schema = self.schema
+        names = {"batch": schema.batch_names, "label": schema.label_names}
+        return pd.Index(names.get(dispersion.partition("-")[2]) or ("all cells",))
+
+    @overload
+    def posterior_predictive_sample(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        n_samples: int = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[_SampleOptions],
+    ) -> Path: ...
+
+    @overload
+    def posterior_predictive_sample(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        n_samples: int = ...,
+        **options: Unpack[_SampleOptions],
+    ) -> PredictiveSample: ...
+
+    @documented
     def posterior_predictive_sample(
         self,
         adata: Data | None = None,
@@ -89,7 +304,7 @@ class PredictiveQueries(Asking):
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> PredictiveSample | Path:
         """Return new counts for each cell, drawn given the cell's own counts.
 
         Drawn are z, l and b from their posterior; RNA from ``NB(l rho, r)``, set to zero with the
@@ -100,19 +315,21 @@ class PredictiveQueries(Asking):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, progress
-            As in `get_latent_representation`. A cell's counts depend on ``seed``, its name and the
-            feature alone, not on which others are asked about.
+        {cells}
         n_samples
             Counts drawn for each cell and feature.
         transform_batch
             Batch to decode every cell into. None: each cell's own.
-        gene_list, protein_list
-            Wanted features. None: all; an empty list: none.
+        {features}
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "rna",
             sparse, and "protein", each of which `anndata.read_zarr` reads; with ``n_samples`` above
             1 they are in "sample_0" and so on.
+        {batch_size}
+        seed
+            Of the samples. A cell's counts depend on it, on the cell's name and on the feature alone,
+            not on which others the query is about.
+        {progress}
 
         Returns
         -------
@@ -121,161 +338,40 @@ class PredictiveQueries(Asking):
 
         Raises
         ------
-        ValueError
-            When an argument has a value not allowed, or a feature or batch is not known.
-        OutputError
-            When ``out`` exists or cannot be written.
+        {name_error} {output_error}
 
         Examples
         --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {fitted_model}
         >>> sample = model.posterior_predictive_sample(protein_list=["protein_0"])
         >>> sample.rna.shape, sample.protein.shape
         ((60, 30), (60, 1))
         """
-        asked = self._asked(adata, indices)
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
-        codes = self._batch_codes(transform_batch)
-        if len(codes) > 1:
+        if len(question.transform_batch) > 1:
             raise ValueError(
-                f"transform_batch holds {len(codes)} batches; allowed is one, as counts of several "
-                "cannot be averaged."
+                f"transform_batch holds {len(question.transform_batch)} batches; allowed is one, as "
+                "counts of several cannot be averaged."
             )
-        n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
-        of_rna = Table(asked.cell_names, self._gene_names(genes))
-        of_protein = Table(asked.cell_names, self._protein_names(proteins))
-        with asked.stream(batch_size, "predictive counts", progress) as batches:
-            parts = predictive_counts(
-                self.module, batches, noise, genes, proteins,
-                n_samples=n_samples, transform_batch=codes[0],
-            )  # fmt: skip
+        rna_table, protein_table = question.table(genes.names), question.table(proteins.names)
+        with question.minibatches("predictive counts") as batches:
+            parts = (
+                predictive_counts(question, batch, genes.positions, proteins.positions)
+                for batch in batches
+            )
             if out is not None:
-                write_counts(parts, of_rna, of_protein, out, n_samples)
+                write_counts(parts, rna_table, protein_table, out, n_samples)
                 return Path(out)
-            by_cells, protein = zip(*parts, strict=True)
-        rna = [sparse.vstack(some, format="csr") for some in zip(*by_cells, strict=True)]
-        frames = [of_protein.frame(counts) for counts in np.concatenate(protein, axis=1)]
+            rna_parts, protein_parts = zip(*parts, strict=True)
+        rna = [sparse.vstack(some, format="csr") for some in zip(*rna_parts, strict=True)]
+        protein = [protein_table.frame(counts) for counts in np.concatenate(protein_parts, axis=1)]
         single = n_samples == 1
         return PredictiveSample(
             rna=rna[0] if single else rna,
-            protein=frames[0] if single else frames,
-            cell_names=of_rna.cells,
-            gene_names=pd.Index(of_rna.features),
+            protein=protein[0] if single else protein,
+            cell_names=rna_table.cells,
+            gene_names=pd.Index(rna_table.features),
         )
-
-    def posterior_predictive_check(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        *,
-        n_samples: int = 150,
-        gene_list: Sequence[str] | None = None,
-        protein_list: Sequence[str] | None = None,
-        batch_size: int = _CHECK_BATCH_SIZE,
-        seed: int = 0,
-        progress: bool | None = None,
-    ) -> PredictiveCheck:
-        """Compare observed counts with counts drawn as by `posterior_predictive_sample`.
-
-        The posterior of a cell is that given its own counts, so of cells held out from the fit
-        (``indices=model.split.test``) it says how well unseen cells are reconstructed, not predicted
-        blind. No sample is kept; memory goes with ``batch_size`` times the features.
-
-        Parameters
-        ----------
-        adata, indices, batch_size, seed, progress
-            As in `get_latent_representation`.
-        n_samples
-            Counts drawn for each cell and feature. The paper of totalVI has 150.
-        gene_list, protein_list
-            Features to check. None: all; an empty list: none.
-
-        Returns
-        -------
-        `PredictiveCheck`: a table by feature, a summary and the calibration of the intervals. A
-        protein counts in the cells whose panel measured it.
-
-        Raises
-        ------
-        ValueError
-            When an argument has a value not allowed, or a feature is not known.
-
-        Examples
-        --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
-        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
-        >>> check = model.posterior_predictive_check(n_samples=20)
-        >>> len(check.table), list(check.summary.index)
-        (35, ['rna', 'protein'])
-        """
-        asked = self._asked(adata, indices)
-        genes, proteins = self._genes(gene_list), self._proteins(protein_list)
-        n_samples, noise = at_least_one("n_samples", n_samples), self._noise(seed)
-        with asked.stream(batch_size, "predictive checks", progress) as batches:
-            checks = predictive_checks(
-                self.module, batches, noise, genes, proteins, n_samples=n_samples
-            )
-        names = (self._gene_names(genes), self._protein_names(proteins))
-        tables = {
-            modality: _table(modality, features, check)
-            for modality, features, check in zip(("rna", "protein"), names, checks, strict=True)
-            if len(features)
-        }
-        if not tables:
-            raise ValueError(
-                "gene_list and protein_list are both empty; give at least one feature."
-            )
-        return PredictiveCheck(
-            table=pd.concat(tables.values()),
-            summary=pd.DataFrame({name: _summary(table) for name, table in tables.items()}).T,
-            calibration=pd.concat(
-                {name: _calibration(table) for name, table in tables.items()}, names=["modality"]
-            ),
-        )
-
-
-def _table(modality: str, features: np.ndarray, checks: FeatureChecks) -> pd.DataFrame:
-    columns: dict[str, object] = {"modality": modality}
-    for name, values in checks._asdict().items():
-        if values.ndim == 1:
-            columns[name] = values
-        else:
-            columns |= {_at(name, level): row for level, row in zip(LEVELS, values, strict=True)}
-    return pd.DataFrame(columns, index=pd.Index(features, name="feature"))
-
-
-def _summary(table: pd.DataFrame) -> pd.Series:
-    """Return means over the features that at least one cell measured."""
-    return pd.Series(
-        {
-            "mae": table["mae"].mean(),
-            "log_likelihood": table["log_likelihood"].mean(),
-            "cv_mae": (table["predicted_cv"] - table["observed_cv"]).abs().mean(),
-            "zero_fraction_mae": (
-                (table["predicted_zero_fraction"] - table["observed_zero_fraction"]).abs().mean()
-            ),
-            "calibration_error": _calibration(table)["calibration_error"].mean(),
-        }
-    )
-
-
-def _calibration(table: pd.DataFrame) -> pd.DataFrame:
-    levels = pd.Index(LEVELS, name="level")
-    columns = {}
-    for prefix in ("", "quantile_"):
-        by_level = [table[_at(f"{prefix}coverage", level)] for level in LEVELS]
-        columns[f"{prefix}coverage"] = [coverage.mean() for coverage in by_level]
-        columns[f"{prefix}calibration_error"] = [
-            ((coverage - level) ** 2).mean()
-            for level, coverage in zip(LEVELS, by_level, strict=True)
-        ]
-    return pd.DataFrame(columns, index=levels)
-
-
-def _at(name: str, level: float) -> str:
-    return f"{name}_{100 * level:.0f}"

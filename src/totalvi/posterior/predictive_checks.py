@@ -4,31 +4,23 @@ No sample is kept. An observed count is compared with each count drawn for the s
 as it comes; how many were lower and how many equal is all that intervals need.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from totalvi.compiled import compiled
-from totalvi.fit.batches import Minibatch
-from totalvi.nn.likelihoods import (
-    negative_binomial_log_prob,
-    negative_binomial_mixture_log_prob,
-    zero_inflated_negative_binomial_log_prob,
-)
-from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import CellNoise, draws
-from totalvi.posterior.parameters import (
-    GeneLikelihood,
-    ProteinLikelihood,
-    gene_likelihood,
-    protein_likelihood,
-)
-from totalvi.posterior.predictive_counts import gene_counts, protein_counts
+from totalvi.data.describe import Data
+from totalvi.posterior.arguments import Cells, documented
+from totalvi.posterior.draws import gene_parameters, protein_mixture
+from totalvi.posterior.predictive import gene_counts, protein_counts
+from totalvi.posterior.question import Fitted, Question
 
 LEVELS = (0.5, 0.8, 0.95, 0.99)
+_CHECK_BATCH_SIZE = 256  # the checks hold about ten arrays of cells by genes
 
 
 class FeatureChecks(NamedTuple):
@@ -44,13 +36,14 @@ class FeatureChecks(NamedTuple):
         The same of each sample of all cells, averaged over the samples (for the coefficient of
         variation, over those with a count above zero).
     coverage
-        Share of counts inside central predictive intervals, a row a level of `LEVELS`, (levels, F).
+        Share of counts inside central predictive intervals, a row for each level of `LEVELS`, (levels,
+        F).
     quantile_coverage
         The same with quantiles of the samples as limits, both inside the interval.
     mae
         Mean absolute difference of the observed count and the mean of those drawn, (F,).
     log_likelihood
-        Mean over cells of log E[p(count)], in nats a count, (F,).
+        Mean over cells of log E[p(count)], in nats per count, (F,).
     """
 
     n_cells: np.ndarray
@@ -66,65 +59,37 @@ class FeatureChecks(NamedTuple):
     log_likelihood: np.ndarray
 
 
-@torch.no_grad()
 def predictive_checks(
-    module: TOTALVI,
-    batches: Iterable[Minibatch],
-    noise: CellNoise,
-    genes: np.ndarray,
-    proteins: np.ndarray,
-    *,
-    n_samples: int,
+    question: Question, genes: np.ndarray, proteins: np.ndarray
 ) -> tuple[FeatureChecks, FeatureChecks]:
     """Return the checks of the genes and of the proteins at the given positions.
 
     Held at a time are a few arrays (cells of a minibatch, features) and (n_samples, features).
     """
-    of_genes = FeatureTally(n_samples, len(genes))
-    of_proteins = FeatureTally(n_samples, len(proteins))
-    for batch in batches:
-        observed = batch.x.to_dense()[:, genes]
-        measured = module.measured(batch.context.panel)
-        rna = of_genes.minibatch(observed.cpu().numpy())
-        protein = of_proteins.minibatch(
-            batch.y[:, proteins].cpu().numpy(),
-            None if measured is None else measured[:, proteins].cpu().numpy(),
-        )
-        for draw in draws(module, batch, n_samples, noise):
-            if len(genes):
-                gene = gene_likelihood(module, draw, genes)
-                drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)
-                rna.add(drawn, gene_log_prob(observed, gene))
-            of_cell = protein_likelihood(module, draw, proteins)
-            drawn = protein_counts(module, of_cell, noise, draw.sample, batch.keys, proteins)
-            protein.add(drawn, protein_log_prob(batch.y[:, proteins], of_cell))
-        rna.close()
-        protein.close()
-    return of_genes.checks(), of_proteins.checks()
-
-
-def gene_log_prob(observed: Tensor, parameters: GeneLikelihood) -> Tensor:
-    """Return log p of each RNA count, (B, g); log-gamma is taken only at those above zero."""
-    log_mean, log_r, dropout = parameters
-    cell, gene = observed.nonzero(as_tuple=True)
-    counts, log_mean_above = observed[cell, gene], log_mean[cell, gene]
-    log_r_above = log_r.expand_as(log_mean)[cell, gene]
-    zero = torch.zeros((), dtype=observed.dtype, device=observed.device)
-    if dropout is None:
-        log_prob = negative_binomial_log_prob(zero, log_mean, log_r)
-        above = negative_binomial_log_prob(counts, log_mean_above, log_r_above)
-    else:
-        log_prob = zero_inflated_negative_binomial_log_prob(zero, log_mean, log_r, dropout)
-        above = zero_inflated_negative_binomial_log_prob(
-            counts, log_mean_above, log_r_above, dropout[cell, gene]
-        )
-    log_prob[cell, gene] = above
-    return log_prob
-
-
-def protein_log_prob(observed: Tensor, parameters: ProteinLikelihood) -> Tensor:
-    """Return log p of each protein count, (B, t)."""
-    return negative_binomial_mixture_log_prob(observed, *parameters)
+    network, noise = question.network, question.noise
+    gene_tally = FeatureTally(question.n_samples, len(genes))
+    protein_tally = FeatureTally(question.n_samples, len(proteins))
+    with question.minibatches("predictive checks") as batches:
+        for batch in batches:
+            observed, observed_protein = batch.x.to_dense()[:, genes], batch.y[:, proteins]
+            measured = network.measured(batch.context.panel)
+            rna = MinibatchTally(gene_tally, observed.cpu().numpy())
+            protein = MinibatchTally(
+                protein_tally,
+                observed_protein.cpu().numpy(),
+                None if measured is None else measured[:, proteins].cpu().numpy(),
+            )
+            for draw in question.draws(batch):
+                if len(genes):
+                    gene = gene_parameters(network, draw, genes)
+                    drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)
+                    rna.add(drawn, gene.log_prob(observed))
+                of_cell = protein_mixture(network, draw, proteins)
+                drawn = protein_counts(network, of_cell, noise, draw.sample, batch.keys, proteins)
+                protein.add(drawn, of_cell.log_prob(observed_protein))
+            rna.close()
+            protein.close()
+    return gene_tally.checks(), protein_tally.checks()
 
 
 class FeatureTally:
@@ -133,25 +98,16 @@ class FeatureTally:
     Parameters
     ----------
     n_samples, n_features
-        Samples a cell, and features F.
+        Samples of each cell, and features F.
     """
 
     def __init__(self, n_samples: int, n_features: int) -> None:
-        self.n_samples = n_samples
         self.n_cells = np.zeros(n_features)
-        self.observed = np.zeros((3, n_features))  # sums of counts, of squares, of zeros
-        self.drawn = np.zeros((n_samples, 3, n_features))  # the same by sample
+        self.observed = np.zeros((3, n_features))  # it sums counts, squares and zeros
+        self.drawn = np.zeros((n_samples, 3, n_features))  # it does so for each sample
         self.inside = np.zeros((2, len(LEVELS), n_features))
         self.absolute_error = np.zeros(n_features)
         self.log_likelihood = np.zeros(n_features)
-
-    def minibatch(
-        self, observed: np.ndarray, measured: np.ndarray | None = None
-    ) -> "MinibatchTally":
-        """Start on cells with ``observed`` counts (B, F), of which those ``measured`` (B, F) count."""
-        if measured is None:
-            measured = np.ones(observed.shape, dtype=bool)
-        return MinibatchTally(self, observed, measured)
 
     def checks(self) -> FeatureChecks:
         """Return the checks of the cells so far."""
@@ -177,10 +133,23 @@ class FeatureTally:
 
 
 class MinibatchTally:
-    """How the observed counts of a minibatch compare with those drawn so far; see `FeatureTally`."""
+    """How the observed counts of a minibatch compare with those drawn so far; see `FeatureTally`.
 
-    def __init__(self, whole: FeatureTally, observed: np.ndarray, measured: np.ndarray) -> None:
-        self.whole, self.observed, self.measured = whole, observed, measured
+    Parameters
+    ----------
+    whole
+        The sums that the minibatch is added to.
+    observed
+        Counts, (B, F).
+    measured
+        Which of them count, (B, F). None: all.
+    """
+
+    def __init__(
+        self, whole: FeatureTally, observed: np.ndarray, measured: np.ndarray | None = None
+    ) -> None:
+        self.whole, self.observed = whole, observed
+        self.measured = np.ones(observed.shape, dtype=bool) if measured is None else measured
         self.n_drawn = 0
         self.below = np.zeros(observed.shape, dtype=np.int32)
         self.equal = np.zeros(observed.shape, dtype=np.int32)
@@ -240,7 +209,8 @@ def interval_coverage(
     lower = below / (n_samples + 1)
     width = (equal + 1) / (n_samples + 1)
     overlap = np.minimum(lower + width, 1 - tail) - np.maximum(lower, tail)
-    return np.maximum(overlap, 0) / width
+    inside: np.ndarray = np.maximum(overlap, 0) / width
+    return inside
 
 
 def quantile_coverage(
@@ -253,7 +223,8 @@ def quantile_coverage(
     """
     tail = (1 - level) / 2 * n_samples
     rounding = 1e-9 * n_samples
-    return (below + equal >= tail - rounding) & (below < n_samples - tail - rounding)
+    inside: np.ndarray = (below + equal >= tail - rounding) & (below < n_samples - tail - rounding)
+    return inside
 
 
 def _moments(sums: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -283,3 +254,145 @@ def _compare(
             sums[0, j] += count
             sums[1, j] += np.float64(count) * count
             sums[2, j] += count == 0
+
+
+class PredictiveCheck(NamedTuple):
+    """How counts drawn from the model compare with those observed.
+
+    ``coverage_95`` is the share of counts inside the central 95 % predictive interval, ties broken at
+    random: 0.95 if the model is true, however small the counts (Czado, Gneiting and Held, Biometrics
+    2009). ``quantile_coverage_95`` takes quantiles of the samples as limits, both inside, as
+    the paper of totalVI does; it is above 0.95 for small counts even if the model is true.
+
+    Intervals of proteins come out wide, 95 % ones covering some 98 %: the posterior of the background,
+    q(b | z), does not see the count, so the fit lowers the inverse dispersion until the negative
+    binomial alone explains the spread of the background, which sampling b then adds once more.
+
+    Parameters
+    ----------
+    table
+        A row for each feature, with ``modality`` ("rna" or "protein"), ``n_cells`` that measured it,
+        observed and predicted ``mean``, ``cv`` (coefficient of variation: standard deviation / mean
+        over cells; predicted: averaged over samples that have a count above zero) and
+        ``zero_fraction``; ``coverage_*`` and ``quantile_coverage_*`` at 50, 80, 95 and 99 %; ``mae``,
+        the mean over cells of ``|count - predictive mean|``; ``log_likelihood``, the mean over cells of
+        ``log E[p(count)]``, the expectation over the posterior, in nats per count.
+    summary
+        A row for each modality: the means over features of ``mae``, ``log_likelihood`` and, as
+        ``cv_mae`` and ``zero_fraction_mae``, of the absolute difference of predicted and observed; and
+        ``calibration_error``, the mean over features and levels of the squared difference of
+        ``coverage_*`` and its level.
+    calibration
+        A row for each modality and level: ``coverage``, the mean over features; ``calibration_error``,
+        the mean over features of its squared difference from the level; and both by quantiles.
+    """
+
+    table: pd.DataFrame
+    summary: pd.DataFrame
+    calibration: pd.DataFrame
+
+
+class CheckQueries(Fitted):
+    """Whether counts that were observed are like those that a model expects."""
+
+    @documented
+    def posterior_predictive_check(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        n_samples: int = 150,
+        gene_list: Sequence[str] | None = None,
+        protein_list: Sequence[str] | None = None,
+        batch_size: int = _CHECK_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> PredictiveCheck:
+        """Compare observed counts with counts drawn as by `posterior_predictive_sample`.
+
+        The posterior of a cell is that given its own counts, so of cells held out from the fit
+        (``indices=model.split.test``) it says how well unseen cells are reconstructed, not predicted
+        blind. No sample is kept; memory grows with ``batch_size`` times the features.
+
+        Parameters
+        ----------
+        {cells}
+        n_samples
+            Counts drawn for each cell and feature. The paper of totalVI has 150.
+        gene_list, protein_list
+            Features to check. None: all; an empty list: none.
+        {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        `PredictiveCheck`: a table by feature, a summary and the calibration of the intervals. A
+        protein counts in the cells whose panel measured it.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed, or a feature is not known.
+
+        Examples
+        --------
+        {fitted_model}
+        >>> check = model.posterior_predictive_check(n_samples=20)
+        >>> len(check.table), list(check.summary.index)
+        (35, ['rna', 'protein'])
+        """
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
+        features = {"rna": self._genes(gene_list), "protein": self._proteins(protein_list)}
+        checks = predictive_checks(question, *(some.positions for some in features.values()))
+        tables = {
+            modality: _table(modality, some.names, check)
+            for (modality, some), check in zip(features.items(), checks, strict=True)
+            if len(some)
+        }
+        if not tables:
+            raise ValueError(
+                "gene_list and protein_list are both empty; give at least one feature."
+            )
+        return PredictiveCheck(
+            table=pd.concat(tables.values()),
+            summary=pd.DataFrame({name: _summary(table) for name, table in tables.items()}).T,
+            calibration=pd.concat(
+                {name: _calibration(table) for name, table in tables.items()}, names=["modality"]
+            ),
+        )
+
+
+def _table(modality: str, features: np.ndarray, checks: FeatureChecks) -> pd.DataFrame:
+    columns: dict[str, object] = {"modality": modality}
+    for name, values in checks._asdict().items():
+        if values.ndim == 1:
+            columns[name] = values
+        else:
+            columns |= {_at(name, level): row for level, row in zip(LEVELS, values, strict=True)}
+    return pd.DataFrame(columns, index=pd.Index(features, name="feature"))
+
+
+def _summary(table: pd.DataFrame) -> pd.Series:
+    """Return means over the features that at least one cell measured."""
+    means = {name: table[name].mean() for name in ("mae", "log_likelihood")}
+    for name in ("cv", "zero_fraction"):
+        difference = table[f"predicted_{name}"] - table[f"observed_{name}"]
+        means[f"{name}_mae"] = difference.abs().mean()
+    means["calibration_error"] = _calibration(table)["calibration_error"].mean()
+    return pd.Series(means)
+
+
+def _calibration(table: pd.DataFrame) -> pd.DataFrame:
+    levels = pd.Index(LEVELS, name="level")
+    columns = {}
+    for prefix in ("", "quantile_"):
+        by_level = [table[_at(f"{prefix}coverage", level)] for level in LEVELS]
+        columns[f"{prefix}coverage"] = [coverage.mean() for coverage in by_level]
+        columns[f"{prefix}calibration_error"] = [
+            ((coverage - level) ** 2).mean()
+            for level, coverage in zip(LEVELS, by_level, strict=True)
+        ]
+    return pd.DataFrame(columns, index=levels)
+
+
+def _at(name: str, level: float) -> str:
+    return f"{name}_{100 * level:.0f}"

@@ -1,128 +1,179 @@
-"""What every query of `Model` starts from: a fitted network, the cells asked about, the noise."""
+"""What every query of `Model` starts from: a fitted network, the cells it is about, their noise."""
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from totalvi.data.cells import CiteData
-from totalvi.data.describe import Data, describe
+from totalvi.data.cells import CiteData, QueryMapping, Schema
+from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping, describe_query, dispersion_by_label
-from totalvi.data.schema import Schema
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
-from totalvi.nn.cpu.dispatch import threads_of_torch
+from totalvi.fit.split import Split
+from totalvi.nn.config import at_least_one
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.arguments import Cells, cell_positions, feature_positions
-from totalvi.posterior.draws import CellNoise, naming_proteins
-from totalvi.posterior.filling import fill_unmeasured, filled_proteins
-from totalvi.posterior.rows import own_rows
-from totalvi.processes import this_process
+from totalvi.posterior.arguments import Cells, Names, cell_positions, feature_positions
+from totalvi.posterior.draws import Draw, draws, naming_proteins
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.rows import Table, own_rows, row_targets
+from totalvi.processes import this_process, threads_of_torch
+from totalvi.progress import cell_progress
 
-
-@contextmanager
-def cell_progress(
-    batches: Iterable[Minibatch], n_cells: int, what: str, show: bool | None
-) -> Iterator[Iterator[Minibatch]]:
-    """Give the minibatches on, while a bar on standard error shows how many cells are done.
-
-    Parameters
-    ----------
-    what
-        What is computed, shown beside the bar.
-    show
-        Whether to show the bar; None: only when standard error is a terminal.
-    """
-    if not (sys.stderr.isatty() if show is None else show):
-        yield iter(batches)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("cells"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=n_cells)
-
-        def counted() -> Iterator[Minibatch]:
-            for batch in batches:
-                yield batch
-                bar.update(task, advance=len(batch.cells))
-
-        yield counted()
-        bar.update(task, completed=n_cells)  # who knows the number of cells need not ask for more
-
-
-Names = str | Sequence[str] | None
 QUERY_BATCH_SIZE = 1024
-_QUERY = 3  # beside what else a model's seed is for: see `totalvi.model`
+_QUERY = 3  # tells queries from the other uses of a model's seed: see `totalvi.model`
 
 
-class Asked:
-    """The cells a query is about.
+@dataclass(frozen=True)
+class Question:
+    """What a query asks of a network: about which cells, and how these are sampled and decoded.
 
     Parameters
     ----------
+    network
+        A fitted network.
     data
-        All cells given.
+        Cells aligned with it.
     cells
-        Positions of those asked about.
+        Positions in ``data`` of the cells that the question is about.
+    noise
+        Source of the posterior samples.
+    batch_size
+        Cells at a time.
+    transform_batch
+        Codes of the batches to decode into; None: each cell's own.
+    n_samples
+        Posterior samples of each cell.
+    progress
+        Whether to show a progress bar; None: on a terminal.
     """
 
-    def __init__(self, module: TOTALVI, data: CiteData, cells: np.ndarray) -> None:
-        self.module, self.data, self.cells = module, data, cells
+    network: TOTALVI
+    data: CiteData
+    cells: np.ndarray
+    noise: CellNoise
+    batch_size: int = QUERY_BATCH_SIZE
+    transform_batch: tuple[int | None, ...] = (None,)
+    n_samples: int = 1
+    progress: bool | None = None
 
     @property
     def cell_names(self) -> pd.Index:
-        """Names of the cells asked about."""
+        """Names of the cells."""
         return self.data.cell_names[self.cells]
 
+    @property
+    def n_draws(self) -> int:
+        """Number of times that each cell is decoded."""
+        return self.n_samples * len(self.transform_batch)
+
+    def about(self, cells: np.ndarray) -> Self:
+        """Return the same question about other cells of the same data."""
+        return replace(self, cells=cells)
+
+    def table(self, features: np.ndarray) -> Table:
+        """Return the names of a result with a row for each cell and these columns."""
+        return Table(self.cell_names, features)
+
+    def draws(self, batch: Minibatch) -> Iterator[Draw]:
+        """Yield the posterior samples of a minibatch, each decoded into each batch in turn."""
+        return draws(self.network, batch, self.n_samples, self.noise, self.transform_batch)
+
     @contextmanager
-    def stream(
-        self,
-        batch_size: int,
-        what: str,
-        progress: bool | None,
-        n_passes: int = 1,
-        out: str | Path | None = None,
+    def minibatches(
+        self, what: str, *, n_passes: int = 1, stored: bool = False
     ) -> Iterator[Iterator[Minibatch]]:
         """Give the cells in minibatches, with a progress bar that says ``what`` is computed.
 
-        All cells come ``n_passes`` times, one pass after the other. With a store ``out`` to write,
-        several processes each get the cells of their `own_rows`.
+        Inside the block torch computes without gradients, and errors about a protein name it.
+
+        Parameters
+        ----------
+        n_passes
+            How often all cells come, one pass after the other.
+        stored
+            Whether several processes each get the cells of their `own_rows` of a store.
         """
-        cells = self.cells if out is None else self.cells[own_rows(len(self.cells))]
+        cells = self.cells[own_rows(len(self.cells))] if stored else self.cells
         batches = chain.from_iterable(
-            minibatches(self.data, self.module, cells, batch_size) for _ in range(n_passes)
+            minibatches(self.data, self.network, cells, self.batch_size) for _ in range(n_passes)
         )
-        shown_by = progress if this_process().rank == 0 else False
+        shown = self.progress if this_process().rank == 0 else False
         with (
             naming_proteins(self.data.schema.protein_names),
             threads_of_torch(),
-            cell_progress(batches, n_passes * len(cells), what, shown_by) as shown,
+            torch.no_grad(),
+            cell_progress(batches, n_passes * len(cells), what, shown) as given,
         ):
-            yield shown
+            yield given
+
+    def gather(
+        self, what: str, compute: Callable[[Minibatch], Tensor], axis: int = 0
+    ) -> np.ndarray:
+        """Return what ``compute`` makes of each minibatch, joined along the axis of the cells."""
+        with self.minibatches(what) as batches:
+            return torch.cat([compute(batch) for batch in batches], dim=axis).cpu().numpy()
+
+    def rows(
+        self,
+        what: str,
+        tables: Mapping[str, Table],
+        compute: Callable[[Minibatch], Mapping[str, np.ndarray]],
+        *,
+        out: str | Path | None = None,
+        each_sample: bool = False,
+        without_cells: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray] | Path:
+        """Return tables that are filled minibatch by minibatch; with ``out``, the path of their store.
+
+        Parameters
+        ----------
+        tables
+            Names of the cells and features of each table.
+        compute
+            Gives the rows of a minibatch by table, (cells, features).
+        out
+            Folder of a new zarr store to write to; None: memory.
+        each_sample
+            Whether tables and rows have a leading axis of the samples.
+        without_cells
+            Values of the tables that have no row for each cell.
+        """
+        with (
+            row_targets(tables, out, self.n_samples if each_sample else None) as targets,
+            self.minibatches(what, stored=out is not None) as batches,
+        ):
+            start = 0
+            for batch in batches:
+                rows = slice(start, start + len(batch.cells))
+                start = rows.stop
+                for name, values in compute(batch).items():
+                    targets[name][(slice(None), rows) if each_sample else rows] = values
+            for name, values in (without_cells or {}).items():
+                targets[name][:] = values
+        return cast("dict[str, np.ndarray]", targets) if out is None else Path(out)
 
 
-class Asking:
-    """The base of the classes of queries: what they need of a fitted model."""
+@dataclass(frozen=True)
+class Features:
+    """Genes or proteins of a model: their positions and names."""
+
+    positions: np.ndarray
+    names: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class Fitted(Protocol):
+    """What the classes of queries need of a fitted model."""
 
     module: TOTALVI
     schema: Schema
@@ -130,29 +181,44 @@ class Asking:
     is_trained: bool
     _data: CiteData | None
     _failure: str | None
-    _mapping: QueryMapping | None = None  # of a model that `map_query` returned
+    _mapping: QueryMapping | None
+
+    @property
+    def split(self) -> Split | None:
+        """Positions of the cells that trained, validated, and were held out for tests."""
+        ...
 
     def _describe(self, data: Data) -> CiteData:
-        """Return new data in the order of the model, which knows their batches."""
-        if self._mapping is not None:
-            needs_labels = dispersion_by_label(self.module)
-            query = describe_query(data, self.schema, self._mapping, needs_labels)
-            self._fill_unmeasured(query, self._mapping)
-            return query
-        return describe(data, self.schema.keys, self.schema)
+        """Return new data aligned with the model, which knows their batches."""
+        ...
 
-    def _fill_unmeasured(self, query: CiteData, mapping: QueryMapping) -> None:
-        fill_unmeasured(self.module, query, filled_proteins(self.module, query, mapping))
-
-    def _asked(self, adata: Data | None, indices: Cells) -> Asked:
-        """Return the cells of a query, once the model can answer it."""
+    def _question(
+        self,
+        adata: Data | None,
+        indices: Cells,
+        batch_size: int,
+        progress: bool | None,
+        seed: int = 0,
+        n_samples: int = 1,
+        transform_batch: Names = None,
+    ) -> Question:
+        """Return a question about cells, once the model can answer it."""
         self._require_trained()
         data = self._training_data() if adata is None else self._describe(adata)
-        return Asked(self.module, data, cell_positions(indices, data.n_cells))
+        return Question(
+            network=self.module,
+            data=data,
+            cells=cell_positions(indices, data.n_cells),
+            noise=self._noise(seed),
+            batch_size=batch_size,
+            transform_batch=self._batch_codes(transform_batch),
+            n_samples=at_least_one("n_samples", n_samples),
+            progress=progress,
+        )
 
     def _require_trained(self) -> None:
         if self._failure is not None:
-            raise NotTrainedError(f"The fit failed, so nothing can be asked: {self._failure}")
+            raise NotTrainedError(f"The fit failed, so queries are unavailable: {self._failure}")
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call model.train() first.")
 
@@ -169,17 +235,11 @@ class Asking:
         sequence = np.random.SeedSequence(self.seed, spawn_key=(_QUERY, int(seed)))
         return CellNoise(int(sequence.generate_state(1, np.uint64)[0]))
 
-    def _genes(self, gene_list: Sequence[str] | None) -> np.ndarray:
-        return feature_positions(gene_list, self.schema.gene_names, "gene_list")
+    def _genes(self, wanted: Sequence[str] | None, argument: str = "gene_list") -> Features:
+        return _features(wanted, self.schema.gene_names, argument)
 
-    def _proteins(self, protein_list: Sequence[str] | None) -> np.ndarray:
-        return feature_positions(protein_list, self.schema.protein_names, "protein_list")
-
-    def _gene_names(self, genes: np.ndarray) -> np.ndarray:
-        return np.array(self.schema.gene_names, dtype=object)[genes]
-
-    def _protein_names(self, proteins: np.ndarray) -> np.ndarray:
-        return np.array(self.schema.protein_names, dtype=object)[proteins]
+    def _proteins(self, wanted: Sequence[str] | None, argument: str = "protein_list") -> Features:
+        return _features(wanted, self.schema.protein_names, argument)
 
     def _batch_codes(self, transform_batch: Names) -> tuple[int | None, ...]:
         """Return the codes of batches given by name; (None,) for each cell's own."""
@@ -197,3 +257,17 @@ class Asking:
                     f"transform_batch holds {name!r}; {did_you_mean(str(name), known)}."
                 )
         return tuple(known.index(str(name)) for name in wanted)
+
+
+def _features(wanted: Sequence[str] | None, known: Sequence[str], argument: str) -> Features:
+    positions = feature_positions(wanted, known, argument)
+    return Features(positions, np.array(known, dtype=object)[positions])
+
+
+def measured_by_batch(data: CiteData) -> np.ndarray:
+    """Return which proteins any cell of each batch measured, bool (batches, T)."""
+    by_panel = np.array(data.schema.panel_measured, dtype=bool)
+    measured = np.zeros((len(data.schema.batch_names), by_panel.shape[1]), dtype=bool)
+    for batch, panel in np.unique([data.batch, data.panel], axis=1).T:
+        measured[batch] |= by_panel[panel]
+    return measured

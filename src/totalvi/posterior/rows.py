@@ -1,20 +1,26 @@
-"""Where the rows of a large result go: into memory, or into a zarr store on disk."""
+"""Where the rows of a result go: into memory, or into a zarr store on disk."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.io.write_zarr import new_store, shared_store
+from totalvi.data.io.write_zarr import SparseRows, new_store, shared_store
 from totalvi.processes import barrier, first_alone, this_process
 
 ROWS_PER_CHUNK = 1024
-"""Writers of different rows at the same time each take whole chunks of this many."""
+"""Several processes that write at the same time each write whole chunks of this many rows."""
+
+
+class RowTarget(Protocol):
+    """An array, in memory or on disk, whose rows are written."""
+
+    def __setitem__(self, rows: Any, values: Any, /) -> None: ...
 
 
 class Table(NamedTuple):
@@ -31,7 +37,7 @@ class Table(NamedTuple):
 @contextmanager
 def row_targets(
     tables: Mapping[str, Table], out: str | Path | None, n_samples: int | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Mapping[str, RowTarget]]:
     """Give something with rows to write for each table: an array, or a zarr array in ``out``.
 
     Parameters
@@ -39,9 +45,9 @@ def row_targets(
     tables
         By name of the result.
     out
-        Folder of a zarr store that must not exist, or be empty: it gets a group a table, each of
-        which ``anndata.read_zarr`` reads. It appears whole when all is written, or not at all. None:
-        memory. Several processes each write the `own_rows` of it, counted from 0.
+        Folder of a zarr store that must not exist, or be empty: it gets a group for each table, which
+        ``anndata.read_zarr`` reads. It appears whole when all is written, or not at all. None:
+        memory. Several processes each write their `own_rows`, counted from 0.
     n_samples
         Length of a leading axis; None: there is none. Only in memory.
 
@@ -76,13 +82,13 @@ def own_rows(n_cells: int) -> slice:
 
 
 class _OwnRows(NamedTuple):
-    """A zarr array, to whose rows from ``first`` on this process writes its first row, and so on."""
+    """A zarr array of which this process writes the rows from ``first``, which it counts from 0."""
 
-    array: Any
+    array: RowTarget
     first: int
 
     def __setitem__(self, rows: slice, values: np.ndarray) -> None:
-        if rows == slice(None):  # of all cells together
+        if rows == slice(None):  # the table has no row for each cell, so all processes write it
             self.array[:] = values
         else:
             self.array[rows.start + self.first : rows.stop + self.first] = values
@@ -102,9 +108,9 @@ def write_counts(
     Parameters
     ----------
     parts
-        RNA, one matrix a sample, and protein (n_samples, cells, proteins), of the next cells.
+        RNA, one matrix for each sample, and protein (n_samples, cells, proteins), of the next cells.
     out
-        Folder of the store. It gets the groups "rna", sparse, and "protein"; of several samples,
+        Folder of the store. It gets the groups "rna", sparse, and "protein"; for several samples,
         "sample_0/rna" and so on.
 
     Raises
@@ -112,56 +118,34 @@ def write_counts(
     OutputError
         When ``out`` exists, or cannot be written.
     """
-    with first_alone() as is_first:
-        if is_first:
-            _write_counts(parts, rna, protein, out, n_samples)
-
-
-def _write_counts(
-    parts: Iterable[tuple[Sequence[sparse.csr_matrix], np.ndarray]],
-    rna: Table,
-    protein: Table,
-    out: str | Path,
-    n_samples: int,
-) -> None:
     groups = [""] if n_samples == 1 else [f"sample_{i}/" for i in range(n_samples)]
-    with new_store(out) as path:
-        of_proteins = {f"{group}protein": protein for group in groups}
-        create_tables(path, of_proteins)
-        proteins = open_tables(path, of_proteins)
-        matrices = [SparseRows(path, f"{group}rna", rna) for group in groups]
-        start = 0
-        for by_sample, counts in parts:
-            rows = slice(start, start + counts.shape[1])
-            start = rows.stop
-            for group, matrix, of_rna, of_protein in zip(
-                groups, matrices, by_sample, counts, strict=True
-            ):
-                matrix.append(of_rna)
-                proteins[f"{group}protein"][rows] = of_protein
-
-
-class SparseRows:
-    """A sparse table in a zarr store, in the layout of AnnData, that grows by rows."""
-
-    def __init__(self, path: Path, name: str, table: Table) -> None:
-        import zarr
-        from anndata.io import write_elem
-
-        root = zarr.open_group(str(path), mode="a", zarr_format=3)
-        write_elem(root, name, _names(table))
-        self.group = root[name]
-
-    def append(self, rows: sparse.csr_matrix) -> None:
-        """Write the next rows."""
-        from anndata.io import sparse_dataset, write_elem
-
-        if "X" in self.group:
-            sparse_dataset(self.group["X"]).append(rows)
+    with first_alone() as is_first:
+        if not is_first:
             return
-        rows = rows.copy()
-        rows.indptr = rows.indptr.astype(np.int64)  # the whole may have more than 2^31 counts
-        write_elem(self.group, "X", rows)
+        with new_store(out) as path:
+            protein_tables = {f"{group}protein": protein for group in groups}
+            create_tables(path, protein_tables)
+            proteins = open_tables(path, protein_tables)
+            matrices = [_sparse_table(path, f"{group}rna", rna) for group in groups]
+            start = 0
+            for rna_counts, protein_counts in parts:
+                rows = slice(start, start + protein_counts.shape[1])
+                start = rows.stop
+                for i, group in enumerate(groups):
+                    matrices[i].append(rna_counts[i])
+                    proteins[f"{group}protein"][rows] = protein_counts[i]
+            for matrix in matrices:
+                matrix.close()
+
+
+def _sparse_table(path: Path, name: str, table: Table) -> SparseRows:
+    """Begin a sparse table in a store, in the layout of AnnData."""
+    import zarr
+    from anndata.io import write_elem
+
+    root = zarr.open_group(str(path), mode="a", zarr_format=3)
+    write_elem(root, name, _names(table))
+    return SparseRows(root[name], "X", len(table.features), np.float32)
 
 
 def _names(table: Table) -> AnnData:
@@ -171,7 +155,7 @@ def _names(table: Table) -> AnnData:
 
 
 def create_tables(path: Path, tables: Mapping[str, Table]) -> None:
-    """Begin a store: one group a table in the layout of AnnData, with ``X`` still to be filled."""
+    """Begin a store: a group for each table in the layout of AnnData, with ``X`` still to be filled."""
     import zarr
     from anndata.io import write_elem
 
@@ -185,13 +169,13 @@ def create_tables(path: Path, tables: Mapping[str, Table]) -> None:
             shape=(n_cells, n_features),
             chunks=(max(min(ROWS_PER_CHUNK, n_cells), 1), max(n_features, 1)),
             dtype=np.float32,
-            compressors=None,  # averages hardly compress, and trying takes long
+            compressors=None,  # because averages hardly compress, and trying takes long
             overwrite=True,
         )
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
-def open_tables(path: Path, names: Iterable[str]) -> dict[str, Any]:
+def open_tables(path: Path, names: Iterable[str]) -> dict[str, RowTarget]:
     """Return the ``X`` of each table of a store that was begun, to be filled row by row."""
     import zarr
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from anndata.io import read_elem
 
-from totalvi.data.counts import RowsOnDisk
+from totalvi.data.counts import SparseOnDisk
 from totalvi.errors import OutputError, ReadError
 from totalvi.view.explorer.gates import Axis, Gate, Gating
 from totalvi.view.explorer.gates_file import gate_columns, write_gated
@@ -63,7 +63,7 @@ def test_a_run_on_disk_is_read_alike(folder: Path, tmp_path: Path) -> None:
         counts, others = (each.counts_of(some) for each in (cells, expected))
         np.testing.assert_array_equal(counts["rna"].X.toarray(), others["rna"].X.toarray())
         np.testing.assert_array_equal(counts["prot"].X, others["prot"].X)
-        assert isinstance(cells.rna, RowsOnDisk)
+        assert isinstance(cells.rna, SparseOnDisk)
         pd.testing.assert_frame_equal(
             gate_columns(cells, gating()), gate_columns(expected, gating())
         )

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 
 from totalvi.errors import DataError
-from totalvi.view.explorer.gates import Axis, Gate, Gating, counts, deepest, inside_polygon, members
+from totalvi.view.explorer.gates import (
+    MOST_GATES,
+    MOST_VERTICES,
+    Axis,
+    Gate,
+    Gating,
+    counts,
+    deepest,
+    inside_polygon,
+    members,
+)
 
 AXES = (Axis("protein_denoised", "CD3", "asinh"), Axis("protein_denoised", "CD19", "asinh"))
 number = st.floats(-100, 100).map(lambda x: round(x, 3))
@@ -150,6 +160,22 @@ def test_hierarchy_edits() -> None:
 def test_what_is_no_gate_is_refused(change: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Gate(**{"name": "a", "axes": AXES, "vertices": box(0, 0, 1, 1), **change})
+
+
+def test_only_so_many_gates_and_corners_are_kept() -> None:
+    angle = np.linspace(0, 2 * np.pi, MOST_VERTICES + 1, endpoint=False)
+    corners = tuple(zip(np.cos(angle).tolist(), np.sin(angle).tolist(), strict=True))
+    lasso = Gate("T", AXES, corners[:-1], shape="lasso")
+    assert inside_polygon(np.array([0.0, 2.0]), np.zeros(2), lasso.vertices).tolist() == [
+        True,
+        False,
+    ]
+    with pytest.raises(DataError, match="has 10001 corners"):
+        Gate("T", AXES, corners)
+    gates = tuple(Gate(str(i), AXES, box(0, 0, 1, 1)) for i in range(MOST_GATES + 1))
+    assert len(Gating(gates[:-1]).gates) == MOST_GATES
+    with pytest.raises(DataError, match="There are 1,001 gates"):
+        Gating(gates)
 
 
 def test_what_is_no_hierarchy_is_refused() -> None:

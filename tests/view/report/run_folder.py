@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from totalvi.analysis.clusters import Clusters
-from totalvi.analysis.record import asked, circumstances, write_record
-from totalvi.analysis.results import Estimates, add_results, write_tables
-from totalvi.analysis.separation import antibody_separation
-from totalvi.analysis.tables import cell_table, cluster_table, protein_table
 from totalvi.data.simulate import simulate
+from totalvi.run.clusters import Clusters
+from totalvi.run.record import asked, circumstances, write_record
+from totalvi.run.results import Estimates, write_tables
+from totalvi.run.results_file import ResultsFile
+from totalvi.run.tables import antibody_separation, cell_table, cluster_table, protein_table
 
 
 def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: list[str]) -> None:
@@ -24,11 +24,10 @@ def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: lis
     umap = rng.normal(size=(n_cells, 2)).astype(np.float32)
     clusters = Clusters(pd.Categorical(np.sort(rng.integers(15, size=n_cells)).astype(str)), umap)
     noise = rng.lognormal(sigma=0.3, size=protein.shape)
+    latent = rng.normal(size=(n_cells, 4)).astype(np.float32)
+    denoised = rna.toarray() * rng.lognormal(size=len(genes)) + rng.random(len(genes))
     estimates = Estimates(
-        rng.normal(size=(n_cells, 4)).astype(np.float32),
-        (rna.toarray() * rng.lognormal(size=len(genes)) + rng.random(len(genes))).astype(
-            np.float32
-        ),
+        latent,
         (protein * noise).astype(np.float32),
         rng.beta(0.3, 0.3, size=protein.shape).astype(np.float32),
     )
@@ -37,7 +36,7 @@ def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: lis
         "cells": cell_table(
             data.obs_names, data.obs["batch"], clusters.labels, umap, estimates.latent, rna, protein
         ),
-        "proteins": protein_table(separation, protein, *estimates[2:]),
+        "proteins": protein_table(separation, protein, *estimates[1:]),
         "clusters": cluster_table(
             clusters.labels, data.obs["batch"], estimates.denoised_protein, proteins
         ),
@@ -47,8 +46,13 @@ def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: lis
     tables["history"].index.name = "epoch"
     folder.mkdir()
     write_tables(tables, folder / "tables")
-    add_results(data, estimates, clusters)
-    data.write(folder / "results.h5mu")
+    file = ResultsFile(folder, on_disk=False)
+    file.write_counts(data)
+    file.add_layer("rna", "denoised", denoised.astype(np.float32))
+    file.add_layer("prot", "denoised", estimates.denoised_protein)
+    file.add_layer("prot", "foreground_probability", estimates.foreground_probability)
+    file.add_obs("leiden_totalvi", clusters.labels)
+    file.add_obsm("X_umap", umap)
     arguments = {"input": "simulated", "batch_key": "batch", "labels_key": None}
     record = circumstances() | asked(arguments, {})
     record |= {name.removeprefix("n_"): n for name, n in sizes.items()} | {"clusters": 15}

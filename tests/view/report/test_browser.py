@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 
 from browser import browser, opened_page
-from totalvi.analysis.run import run
-from totalvi.data.simulate import simulate
-from totalvi.data.simulate_droplets import simulate_raw
-from totalvi.view.figures.cell_maps import point_density
+from totalvi.data.simulate import simulate, simulate_raw
+from totalvi.figures.cell_maps import point_density
+from totalvi.run.run import run
 from totalvi.view.report.build import build_report
 
 pytestmark = [

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from browser import browser, opened_page
-from view.report.run_folder import write_run_folder
 from totalvi.cli.main import execute
 from totalvi.errors import OutputError
 from totalvi.view.report.build import build_report
+from view.report.run_folder import write_run_folder
 
 EVIL = "<script>alert(1)</script>"
 PROTEINS = ["CD3", EVIL, "</script><img src=x onerror=alert(2)>", 'a"b']

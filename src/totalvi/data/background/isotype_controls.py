@@ -7,17 +7,18 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.counts import take_columns, to_dense
+from totalvi.data.columns import Columns
+from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
 from totalvi.data.finding import Finding, did_you_mean, listed
-from totalvi.data.io.features import are_controls
+from totalvi.data.io.modalities import are_controls
 from totalvi.errors import DataError
 
 ISOTYPE_MODALITY = "isotype"
 
 
 def split_controls(
-    data: MuData | AnnData, source: CountSource, protein_modality: str, chosen: Sequence[str] | None
+    data: MuData | AnnData, source: CountSource, columns: Columns
 ) -> tuple[CountSource, pd.DataFrame]:
     """Take the isotype controls out of the proteins.
 
@@ -25,11 +26,9 @@ def split_controls(
     ----------
     data, source
         The user's object and the counts found in it.
-    protein_modality
-        Of a MuData.
-    chosen
-        Names of the controls; none of them: ``()``. None: those marked in ``var["control"]``, or
-        named so.
+    columns
+        Names the modality of the proteins and, in ``isotype_controls``, the controls; none of them:
+        ``()``. None: those marked in ``var["control"]``, or named so.
 
     Returns
     -------
@@ -47,12 +46,13 @@ def split_controls(
     >>> from totalvi.data.find import find_counts
     >>> cells = AnnData(np.ones((2, 3)))
     >>> cells.obsm["adt"] = pd.DataFrame({"CD3": [9, 4], "IgG1": [1, 0]}, index=cells.obs_names)
-    >>> source = find_counts(cells, protein_expression_obsm_key="adt")
-    >>> proteins, controls = split_controls(cells, source, "prot", None)
+    >>> columns = Columns(protein_expression_obsm_key="adt")
+    >>> proteins, controls = split_controls(cells, find_counts(cells, columns), columns)
     >>> proteins.protein_names.tolist(), controls.columns.tolist()
     (['CD3'], ['IgG1'])
     """
-    is_control = _are_controls(data, source, protein_modality, chosen)
+    chosen = columns.isotype_controls
+    is_control = _are_controls(data, source, columns.protein_modality, chosen)
     if is_control.all():
         raise DataError(
             f"all {len(is_control)} antibodies of {source.protein_where} are isotype controls "
@@ -63,7 +63,7 @@ def split_controls(
     controls = control_counts(data, source, (*names, *_names_apart(data, names, chosen)))
     if is_control.any():
         source = source._replace(
-            protein=take_columns(source.protein, np.flatnonzero(~is_control)),
+            protein=source.protein.columns(np.flatnonzero(~is_control)),
             protein_names=source.protein_names[~is_control],
         )
     return source, controls
@@ -78,7 +78,7 @@ def control_counts(
     positions = source.protein_names.get_indexer(pd.Index(names))
     found = positions[positions >= 0]
     among = pd.DataFrame(
-        take_columns(source.protein, found)[:] if len(found) else None,
+        source.protein.columns(found).read() if len(found) else None,
         index=source.cell_names,
         columns=source.protein_names[found],
     )

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +12,11 @@ import h5py
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.background.ambient import AMBIENT
-from totalvi.data.background.empty_droplets import require_same_run
+from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
+from totalvi.data.background.droplets import batches_of_cells
+from totalvi.data.columns import Columns, names_of
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.features import keep_genome
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
-from totalvi.data.io.integrity import reading
 from totalvi.data.io.modalities import (
     assemble,
     in_order_of,
@@ -24,9 +24,15 @@ from totalvi.data.io.modalities import (
     proteins_in_obsm,
     tidy_mudata,
 )
-from totalvi.data.io.tenx import cell_ranger_output, holds_matrix, read_10x_folder, read_10x_h5
+from totalvi.data.io.tenx import (
+    cell_ranger_output,
+    holds_matrix,
+    keep_genome,
+    read_10x_folder,
+    read_10x_h5,
+)
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
-from totalvi.data.join_obs import names_of
+from totalvi.data.io.trust import reading
 from totalvi.errors import ReadError
 
 FORMATS = (
@@ -42,6 +48,16 @@ SILENCED = (
     r".*names are not unique|Duplicated (obs|var)_names|Suffix used"
     r"|.* written without encoding|.* not created by"
 )
+
+
+class ReadOptions(NamedTuple):
+    """How a file is read, beyond where in it the counts are; see `read`."""
+
+    protein_path: str | PathLike[str] | None = None
+    genome: str | None = None
+    hashtags: str | Sequence[str] | None = None
+    controls: str | Sequence[str] | None = None
+    cells_in: Axis | None = None
 
 
 def read(
@@ -137,50 +153,41 @@ def read(
     assert given is not None
     if cells_in not in (None, "rows", "columns"):
         raise ReadError(f'cells_in="{cells_in}" is not known: give "rows" or "columns"')
-    options = _Options(
-        protein_path, protein_expression_obsm_key, genome, hashtags, controls, cells_in,
-        rna_modality, protein_modality,
-    )  # fmt: skip
-    mdata = _read(given, options)
+    columns = Columns(
+        rna_modality=rna_modality,
+        protein_modality=protein_modality,
+        protein_expression_obsm_key=protein_expression_obsm_key,
+    )
+    options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
+    mdata = _read(given, columns, options)
     if raw is not None:
-        _add_ambient(mdata, given, raw, options)
+        _add_ambient(mdata, given, raw, columns)
     return mdata
 
 
-class _Options(NamedTuple):
-    """The arguments of `read` that say how, not what."""
-
-    protein_path: str | PathLike[str] | None
-    protein_expression_obsm_key: str | None
-    genome: str | None
-    hashtags: str | Sequence[str] | None
-    controls: str | Sequence[str] | None
-    cells_in: Axis | None
-    rna_modality: str
-    protein_modality: str
-
-
 def _add_ambient(
-    mdata: MuData, path: str | PathLike[str], raw: str | PathLike[str], options: _Options
+    mdata: MuData, path: str | PathLike[str], raw: str | PathLike[str], columns: Columns
 ) -> None:
     """Put what the raw matrix says of empty droplets beside the cells."""
-    modalities = (options.rna_modality, options.protein_modality)
-    if options.protein_modality not in mdata.mod:
+    if columns.protein_modality not in mdata.mod:
         raise ReadError(
             f"{path} has no antibodies, of whose background raw could tell: leave out raw"
         )
-    proteins = mdata[options.protein_modality]
-    names = names_of(proteins.var_names)
-    mdata.uns[AMBIENT] = require_same_run(raw, mdata, names, modalities=modalities)
+    names = names_of(mdata[columns.protein_modality].var_names)
+    modalities = replace(columns, protein_expression_obsm_key=None)
+    barcodes = _read(raw, modalities, ReadOptions())
+    cells = batches_of_cells(mdata, columns)
+    profile = profile_of_droplets(barcodes, cells, columns, str(raw), names)
+    mdata.uns[AMBIENT] = profile.to_table()
 
 
-def _read(path: str | PathLike[str], options: _Options) -> MuData:
+def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> MuData:
     first = _existing(path)
     with _without_irrelevant_warnings():
         found = _load(first, options.genome)
         if isinstance(found, MuData):
-            return _tidy(found, first, options)
-        protein_path, key = options.protein_path, options.protein_expression_obsm_key
+            return _tidy(found, first, columns, options)
+        protein_path, key = options.protein_path, columns.protein_expression_obsm_key
         if protein_path is None:
             where = protein_where = str(first)
             adata = orient_alone(found, options.cells_in) if isinstance(found, Table) else found
@@ -199,20 +206,22 @@ def _read(path: str | PathLike[str], options: _Options) -> MuData:
         return assemble(modalities, adata.obs, options.controls, where)
 
 
-def _tidy(found: MuData, path: Path, options: _Options) -> MuData:
-    if options.protein_path is not None or options.protein_expression_obsm_key is not None:
+def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> MuData:
+    if options.protein_path is not None or columns.protein_expression_obsm_key is not None:
         raise ReadError(
             f"{path} is a MuData, which has its proteins in a modality: leave out "
             "protein_path and protein_expression_obsm_key"
         )
+    if columns.rna_modality in found.mod:
+        rna = found.mod[columns.rna_modality]
+        found.mod[columns.rna_modality] = keep_genome(rna, options.genome, path)
     return tidy_mudata(
         found,
-        options.genome,
         options.hashtags,
         options.controls,
         path,
-        options.rna_modality,
-        options.protein_modality,
+        columns.rna_modality,
+        columns.protein_modality,
     )
 
 

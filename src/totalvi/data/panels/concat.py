@@ -8,12 +8,12 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.background.ambient import AMBIENT, ambient_in, of_batches
+from totalvi.data.background.ambient import AMBIENT, AmbientProfile
+from totalvi.data.columns import Columns
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
-from totalvi.data.panels.data_sets import DataSet, Where, find_data_set
-from totalvi.data.panels.gene_names import GeneAlignment, Join, align_genes
+from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set
 from totalvi.errors import DataError
 
 
@@ -119,10 +119,14 @@ def concat(
         raise ValueError(f'batch_key and panel_key are both "{batch_key}"; give two names.')
     if protein_expression_obsm_key is not None:
         _require_obsm(data, protein_expression_obsm_key)
-    where = Where(
-        rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
+    columns = Columns(
+        rna_modality=rna_modality,
+        protein_modality=protein_modality,
+        rna_layer=rna_layer,
+        protein_layer=protein_layer,
+        protein_expression_obsm_key=protein_expression_obsm_key,
     )
-    found = {name: find_data_set(name, each, where) for name, each in data.items()}
+    found = {name: find_data_set(name, each, columns) for name, each in data.items()}
     aligned = align_genes({name: each.genes for name, each in found.items()}, genes)
     antibodies = harmonise_antibodies(
         {name: list(each.source.protein_names) for name, each in found.items()}, antibody_names
@@ -139,7 +143,7 @@ def concat(
     joined = mudata_of({"rna": rna, "prot": AnnData(protein, obs=cells.copy(), var=var)}, obs)
     ambient = _joined_ambient(data, found, antibodies, obs[batch_key])
     if ambient is not None:
-        joined.uns[AMBIENT] = ambient
+        joined.uns[AMBIENT] = ambient.to_table()
     joined.uns["concat"] = {"antibodies": antibodies, "data_sets": _summary(found, aligned)}
     return joined
 
@@ -164,7 +168,7 @@ def _joined_rna(found: Mapping[str, DataSet], aligned: GeneAlignment) -> sparse.
     """Put the cells of all data sets one below the other, genes in the joined order."""
     blocks = []
     for name, each in found.items():
-        rna, columns = each.source.rna, aligned.positions[name]
+        rna, columns = each.source.rna.read(), aligned.positions[name]
         rows = np.flatnonzero(columns >= 0)
         ones = np.ones(len(rows), dtype=rna.dtype)
         shape = (rna.shape[1], len(aligned.names))
@@ -195,7 +199,7 @@ def _joined_proteins(
         columns = position.get_indexer(own)
         kept = columns >= 0
         cells = slice(end - len(each.source.cell_names), end)
-        joined[cells, columns[kept]] = each.source.protein[:, kept]
+        joined[cells, columns[kept]] = each.source.protein.read()[:, kept]
         control[columns[kept]] |= each.controls[kept]
     return joined, pd.DataFrame({"control": control}, index=pd.Index(names, dtype=object))
 
@@ -205,22 +209,21 @@ def _joined_ambient(
     found: Mapping[str, DataSet],
     antibodies: pd.DataFrame,
     batch: pd.Series,
-) -> pd.DataFrame | None:
+) -> AmbientProfile | None:
     """Join what is known of empty droplets: by batch of the result, under harmonised names."""
     parts = []
     start = 0
     for name, each in found.items():
         stop = start + len(each.source.cell_names)
         batches, start = pd.unique(batch.iloc[start:stop]), stop
-        table = ambient_in(data[name].uns)
-        if table is None:
+        profile = AmbientProfile.in_uns(data[name].uns)
+        if profile is None:
             continue
-        own = antibodies[antibodies["data_set"] == name].set_index("original")["harmonised"]
-        table = table.assign(protein=table["protein"].map(own.to_dict()))
-        table = table[table["protein"].notna()]
-        if len(table):
-            parts.append(of_batches(table, list(map(str, batches)), prefix=f"{name}:"))
-    return pd.concat(parts, ignore_index=True) if parts else None
+        own = antibodies[antibodies["data_set"] == name]
+        profile = profile.renamed(dict(zip(own["original"], own["harmonised"], strict=True)))
+        if len(profile.protein):
+            parts.append(profile.of_batches(list(map(str, batches)), prefix=f"{name}:"))
+    return AmbientProfile.join(parts) if parts else None
 
 
 def _joined_obs(

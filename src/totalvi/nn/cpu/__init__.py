@@ -1,1 +1,1 @@
-"""The operations of the network as compiled loops for the CPU, each with its gradients."""
+"""The fast forms of the operations in `ops`: compiled loops for the CPU, with their gradients."""

@@ -1,10 +1,17 @@
-"""Loops over the non-zero counts of a minibatch in CSR form."""
+"""The product of the encoder's first layer with the RNA counts, and loops over counts in CSR form."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import torch
 from numba import prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from totalvi.compiled import compiled
-from totalvi.nn.cpu.math import log1p, store
+from totalvi.nn.cell import SparseCounts
+from totalvi.nn.cpu.math import as_array, log1p, store
 
 
 @compiled(parallel=True, error_model="numpy")
@@ -21,7 +28,7 @@ def take_rows(
 
 
 @compiled(parallel=True, fastmath=True, error_model="numpy")
-def transform(
+def _transform(
     counts: np.ndarray, pointer: np.ndarray, n_genes: int, scale: bool, log: bool, value: np.ndarray
 ) -> None:
     """Fill in what the encoder sees of each count: divided by 1 + the cell's mean, then log(1 + .)."""
@@ -41,7 +48,7 @@ def transform(
 
 
 @compiled(parallel=True, error_model="numpy")
-def scatter(value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, dense: np.ndarray) -> None:
+def _scatter(value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, dense: np.ndarray) -> None:
     """Fill ``dense`` (B, G), float or bfloat16 in uint16, with the values and zeros elsewhere."""
     for b in prange(len(pointer) - 1):
         dense[b] = 0
@@ -50,7 +57,7 @@ def scatter(value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, dense: np.
 
 
 @compiled(parallel=True, fastmath=True, error_model="numpy")
-def product(
+def _product(
     value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, weight: np.ndarray, result: np.ndarray
 ) -> None:
     """Fill ``result`` (B, H) with the sparse matrix times ``weight`` (G, H)."""
@@ -63,7 +70,9 @@ def product(
 
 
 @compiled()
-def by_gene(gene: np.ndarray, pointer: np.ndarray, n_genes: int) -> tuple[np.ndarray, ...]:
+def _by_gene(
+    gene: np.ndarray, pointer: np.ndarray, n_genes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the order of the counts by gene, the cell of each, and where each gene's begin."""
     gene_pointer = np.zeros(n_genes + 1, np.int64)
     for g in gene:
@@ -82,13 +91,13 @@ def by_gene(gene: np.ndarray, pointer: np.ndarray, n_genes: int) -> tuple[np.nda
 
 
 @compiled(parallel=True, fastmath=True, error_model="numpy")
-def transposed_product(
+def _transposed_product(
     value: np.ndarray, order: np.ndarray, cell: np.ndarray, gene_pointer: np.ndarray,
     right: np.ndarray, result: np.ndarray,
 ) -> None:  # fmt: skip
     """Fill ``result`` (G, H) with the transposed sparse matrix times ``right`` (B, H).
 
-    ``order``, ``cell`` and ``gene_pointer`` are what `by_gene` gave.
+    ``order``, ``cell`` and ``gene_pointer`` are what `_by_gene` gave.
     """
     for g in prange(len(gene_pointer) - 1):
         result[g] = 0
@@ -96,3 +105,51 @@ def transposed_product(
             v, b = value[order[k]], cell[k]
             for h in range(right.shape[1]):
                 result[g, h] += v * right[b, h]
+
+
+def transformed_counts(x: SparseCounts, scale: bool, log: bool) -> Tensor:
+    """Return what the encoder sees of the non-zero counts, (nnz,); see `Encoder`."""
+    value = torch.empty_like(x.counts)
+    _transform(x.counts.numpy(), x.cell_pointer.numpy(), x.n_genes, scale, log, value.numpy())
+    return value
+
+
+def input_product(value: Tensor, x: SparseCounts, weight: Tensor, bfloat16: bool) -> Tensor:
+    """Multiply the sparse (B, G) matrix of ``value`` at ``x``'s places by ``weight`` (G, H).
+
+    In bfloat16 the matrix is made dense: the matrix unit is faster than leaving out the zeros.
+    """
+    return _apply_input_product(value, x, weight, bfloat16)
+
+
+class _InputProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, x: SparseCounts, weight: Tensor, bfloat16: bool) -> Tensor:
+        ctx.value, ctx.x = value, x
+        if bfloat16:
+            ctx.dense = torch.empty(x.shape, dtype=torch.bfloat16)
+            _scatter(value.numpy(), x.gene.numpy(), x.cell_pointer.numpy(), as_array(ctx.dense))
+            wide: Tensor = ctx.dense @ weight.to(torch.bfloat16)
+            return wide.to(weight.dtype)
+        ctx.dense = None
+        result = torch.empty(x.shape[0], weight.shape[1], dtype=weight.dtype)
+        _product(
+            value.numpy(), x.gene.numpy(), x.cell_pointer.numpy(),
+            weight.detach().numpy(), result.numpy(),
+        )  # fmt: skip
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None]:
+        gradient = gradients[0].contiguous()
+        if ctx.dense is not None:
+            product = ctx.dense.t() @ gradient.to(torch.bfloat16)
+            return None, None, product.to(gradient.dtype), None
+        result = torch.empty(ctx.x.n_genes, gradient.shape[1], dtype=gradient.dtype)
+        places = _by_gene(ctx.x.gene.numpy(), ctx.x.cell_pointer.numpy(), len(result))
+        _transposed_product(ctx.value.numpy(), *places, gradient.numpy(), result.numpy())
+        return None, None, result, None
+
+
+_apply_input_product: Callable[..., Tensor] = _InputProduct.apply

@@ -1,9 +1,13 @@
-"""What the losses of RNA share: a cell's row of logits, and its non-zero counts."""
+"""Loops over the genes of one cell, which the losses of RNA share, and sums of RNA proportions."""
 
 import numpy as np
+from numba import prange
+from torch import Tensor
 
 from totalvi.compiled import compiled
+from totalvi.nn.cell import LinearProduct
 from totalvi.nn.cpu.math import (
+    as_array,
     exp,
     load,
     log,
@@ -18,6 +22,7 @@ N_CHUNKS = 16  # of cells; their number is fixed, so that the number of threads 
 _LARGEST_TABLED = 16
 _SMALLEST_BASE = 8  # of `rising_beyond`
 _LANES = 64
+_PROPORTION_CHUNKS = 64  # of cells
 
 
 def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +42,8 @@ def _largest(values: np.ndarray) -> float:
             lanes[lane] = max(lanes[lane], values[start + lane])
     for g in range(whole, len(values)):
         lanes[0] = max(lanes[0], values[g])
-    return lanes.max()
+    largest: float = lanes.max()
+    return largest
 
 
 @compiled(fastmath=True, error_model="numpy", forceinline=True)
@@ -46,7 +52,7 @@ def softmax_terms(logits: np.ndarray, bias: np.ndarray, b: int, e: np.ndarray) -
     for g in range(len(e)):
         e[g] = load(logits, b, g) + bias[g]
     largest = _largest(e)
-    total = e.dtype.type(0)
+    total: float = e.dtype.type(0)
     for g in range(len(e)):
         value = exp(e[g] - largest)
         e[g] = value
@@ -61,7 +67,7 @@ def explain_nonzeros(
 ) -> float:  # fmt: skip
     """Return the sum of c (S - log mean), and fill in minus its derivative, c / (1 + ratio)."""
     one, least = e.dtype.type(1), e.dtype.type(1e-37)
-    cost = e.dtype.type(0)
+    cost: float = e.dtype.type(0)
     for j in range(len(counts)):
         mean = e[gene[j]] * scale
         share = one / (one + mean * inverse_r[gene[j]])
@@ -98,3 +104,35 @@ def count_terms(
     else:
         log_ratio, difference = rising(r, count)
     return rising_table.dtype.type(log_factorial(count)) - log_ratio, difference
+
+
+@compiled(parallel=True, fastmath=True, error_model="numpy")
+def _add_proportions(
+    logits: np.ndarray, bias: np.ndarray, scale: np.ndarray, total: np.ndarray
+) -> None:
+    """Add ``scale * softmax(logits + bias)`` of each cell to ``total``.
+
+    Parameters
+    ----------
+    logits, bias, total
+        (B, G), (G,) and (B, G).
+    scale
+        (B,).
+    """
+    n_cells, n_genes = logits.shape
+    size = -(-n_cells // _PROPORTION_CHUNKS)
+    for chunk in prange(_PROPORTION_CHUNKS):
+        e = np.empty(n_genes, bias.dtype)
+        for b in range(min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)):
+            factor = scale[b] / softmax_terms(logits, bias, b, e)
+            for g in range(n_genes):
+                total[b, g] += factor * e[g]
+
+
+def add_proportions(head: LinearProduct, scale: Tensor, total: Tensor) -> None:
+    """Add each cell's RNA proportions times ``scale`` (B, 1) to ``total`` (B, G), in place."""
+    logits = head.x @ head.weight
+    if head.covariates is not None and head.covariate_weight is not None:
+        logits.addmm_(head.covariates, head.covariate_weight)
+    flat = scale.expand(len(logits), 1).reshape(-1).contiguous()
+    _add_proportions(*map(as_array, (logits, head.bias, flat, total)))

@@ -6,14 +6,21 @@ kernels precise where tests ask for it.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic, overload
+from torch import Tensor
 
-from totalvi.compiled import compiled
+from totalvi.compiled import Function, compiled
+
+# numba has no types for these two.
+_intrinsic: Callable[[Any], Callable[..., Any]] = intrinsic
+_overload: Callable[..., Callable[[Function], Function]] = overload
 
 _F = np.float32
 # inlined, or the loops around them would not become vector instructions; no reassociation, which
@@ -22,7 +29,7 @@ _INLINE: dict[str, Any] = {"forceinline": True, "error_model": "numpy"}
 _EXACT_ORDER = _INLINE | {"fastmath": {"contract", "nnan", "ninf", "nsz"}}
 
 
-@intrinsic
+@_intrinsic
 def _as_integer(_context: Any, _x: Any) -> Any:
     """Return the bits of a float32 as an integer of 32 bits."""
 
@@ -32,7 +39,7 @@ def _as_integer(_context: Any, _x: Any) -> Any:
     return types.int32(types.float32), generate
 
 
-@intrinsic
+@_intrinsic
 def _as_float(_context: Any, _i: Any) -> Any:
     """Return the float32 that has these bits."""
 
@@ -75,7 +82,7 @@ def store(array: np.ndarray, row: int, column: int, value: float) -> None:
         array[row, column] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
 
-@overload(exp, jit_options=_EXACT_ORDER)
+@_overload(exp, jit_options=_EXACT_ORDER)
 def _exp(x: Any) -> Any:
     if x != types.float32:
 
@@ -101,7 +108,7 @@ def _exp(x: Any) -> Any:
     return exp32
 
 
-@overload(log, jit_options=_EXACT_ORDER)
+@_overload(log, jit_options=_EXACT_ORDER)
 def _log(x: Any) -> Any:
     if x != types.float32:
 
@@ -131,7 +138,7 @@ def _log(x: Any) -> Any:
     return log32
 
 
-@overload(log1p, jit_options=_EXACT_ORDER)
+@_overload(log1p, jit_options=_EXACT_ORDER)
 def _log1p(x: Any) -> Any:
     if x != types.float32:
 
@@ -148,7 +155,7 @@ def _log1p(x: Any) -> Any:
     return log1p32
 
 
-@overload(load, jit_options=_INLINE)
+@_overload(load, jit_options=_INLINE)
 def _load(array: Any, row: Any, column: Any) -> Any:
     if array.dtype != types.uint16:
 
@@ -163,7 +170,7 @@ def _load(array: Any, row: Any, column: Any) -> Any:
     return load16
 
 
-@overload(store, jit_options=_INLINE)
+@_overload(store, jit_options=_INLINE)
 def _store(array: Any, row: Any, column: Any, value: Any) -> Any:
     if array.dtype != types.uint16:
 
@@ -241,7 +248,8 @@ def log_factorial(count: float) -> float:
     """Return ``log count!``, also of counts with fractions."""
     whole = int(count)
     if whole < len(_LOG_FACTORIAL) and whole == count:
-        return _LOG_FACTORIAL[whole]
+        value: float = _LOG_FACTORIAL[whole]
+        return value
     return rising(count / count, count)[0]
 
 
@@ -285,3 +293,9 @@ def rising_tables(r: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
                 difference[k, count - 1, block], ratio[k, count, block], difference[k, count, block],
             )  # fmt: skip
     return ratio, difference
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as an array that shares its memory; bfloat16 as uint16, as `load` reads it."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

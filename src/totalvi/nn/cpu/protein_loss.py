@@ -10,11 +10,17 @@ With K samples of the log background, the loss is -log of the average of p(y) ov
 protein; each sample counts in the gradients by its share of the sum.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import torch
 from numba import prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from totalvi.compiled import compiled
-from totalvi.nn.cpu.math import exp, log, log1p, log_factorial, rising
+from totalvi.nn.cpu.math import as_array, exp, log, log1p, log_factorial, rising
 
 
 @compiled(error_model="numpy")
@@ -26,7 +32,7 @@ def _softplus(x: float, one: float) -> tuple[float, float]:
 
 
 @compiled(parallel=True, error_model="numpy")
-def mixture_loss(
+def _mixture_loss(
     y: np.ndarray, measured: np.ndarray, log_background: np.ndarray, factor: np.ndarray,
     logit: np.ndarray, log_r: np.ndarray, group: np.ndarray, loss: np.ndarray,
     d_log_background: np.ndarray, d_factor: np.ndarray, d_logit: np.ndarray, d_log_r: np.ndarray,
@@ -104,14 +110,14 @@ def mixture_loss(
 
 
 @compiled(parallel=True, error_model="numpy")
-def background_divergence(
+def _divergence(
     measured: np.ndarray, mean: np.ndarray, scale: np.ndarray, prior_mean: np.ndarray,
     prior_log_scale: np.ndarray, panel: np.ndarray, divergence: np.ndarray,
     d_mean: np.ndarray, d_scale: np.ndarray, d_prior_log_scale: np.ndarray,
 ) -> None:  # fmt: skip
     """Fill in KL(N(mean, scale**2) || prior of the cell's panel) summed over proteins, and derivatives.
 
-    Shapes are those of `mixture_loss`; the prior's parameters are (panels, T). The derivative by the
+    Shapes are those of `_mixture_loss`; the prior's parameters are (panels, T). The derivative by the
     prior's mean is minus that by the mean.
     """
     n_cells, n_proteins = mean.shape
@@ -130,3 +136,107 @@ def background_divergence(
             d_scale[b, t] = scale[b, t] * precision - 1 / scale[b, t]
             d_prior_log_scale[b, t] = 1 - variance_ratio - shift
         divergence[b] = total
+
+
+def protein_mixture_loss(
+    y: Tensor,
+    measured: Tensor | None,
+    log_background: Tensor,
+    factor: Tensor,
+    logit: Tensor,
+    log_r: Tensor,
+    group: Tensor,
+) -> Tensor:
+    """Return ``-log p(y)`` summed over measured proteins, (B,).
+
+    ``log_background`` is one sample, (B, T), or several, (K, B, T), over which p(y) is averaged.
+    """
+    return _apply_mixture_loss(y, measured, log_background, factor, logit, log_r, group)
+
+
+class _ProteinMixtureLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, measured: Tensor | None, log_background: Tensor, factor: Tensor,
+        logit: Tensor, log_r: Tensor, group: Tensor,
+    ) -> Tensor:  # fmt: skip
+        loss = torch.empty_like(y[:, 0])
+        samples = log_background if log_background.dim() == 3 else log_background[None]
+        derivatives = [torch.empty_like(samples), *(torch.empty_like(y) for _ in range(3))]
+        _mixture_loss(
+            as_array(y), _mask(measured),
+            *map(as_array, (samples, factor, logit, log_r, group, loss)),
+            *map(as_array, derivatives),
+        )  # fmt: skip
+        derivatives[0] = derivatives[0].view_as(log_background)
+        ctx.save_for_backward(*derivatives, group)
+        ctx.n_groups = len(log_r)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *derivatives, group = ctx.saved_tensors
+        by_background, by_factor, by_logit, by_log_r = (
+            derivative * gradients[0][:, None] for derivative in derivatives
+        )
+        d_log_r = _sum_by_group(by_log_r, group, ctx.n_groups)
+        return None, None, by_background, by_factor, by_logit, d_log_r, None
+
+
+_apply_mixture_loss: Callable[..., Tensor] = _ProteinMixtureLoss.apply
+
+
+def background_divergence(
+    measured: Tensor | None,
+    mean: Tensor,
+    scale: Tensor,
+    prior_mean: Tensor,
+    prior_log_scale: Tensor,
+    panel: Tensor,
+) -> Tensor:
+    """Return the divergence of q(b | z) from its prior, summed over measured proteins, (B,)."""
+    return _apply_divergence(measured, mean, scale, prior_mean, prior_log_scale, panel)
+
+
+class _BackgroundDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, measured: Tensor | None, mean: Tensor, scale: Tensor, prior_mean: Tensor,
+        prior_log_scale: Tensor, panel: Tensor,
+    ) -> Tensor:  # fmt: skip
+        divergence = torch.empty_like(mean[:, 0])
+        derivatives = [torch.empty_like(scale) for _ in range(3)]
+        _divergence(
+            _mask(measured),
+            *map(as_array, (mean, scale, prior_mean, prior_log_scale, panel, divergence)),
+            *map(as_array, derivatives),
+        )  # fmt: skip
+        ctx.save_for_backward(*derivatives, panel)
+        ctx.n_panels = len(prior_mean)
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *derivatives, panel = ctx.saved_tensors
+        by_mean, by_scale, by_prior_log_scale = (
+            derivative * gradients[0][:, None] for derivative in derivatives
+        )
+        d_prior_mean = -_sum_by_group(by_mean, panel, ctx.n_panels)
+        d_prior_log_scale = _sum_by_group(by_prior_log_scale, panel, ctx.n_panels)
+        return None, by_mean, by_scale, d_prior_mean, d_prior_log_scale, None
+
+
+_apply_divergence: Callable[..., Tensor] = _BackgroundDivergence.apply
+
+
+def _sum_by_group(value: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """Sum the rows of ``value`` (B, T) by group, giving (groups, T)."""
+    if n_groups == 1:
+        return value.sum(dim=0, keepdim=True)
+    return value.new_zeros(n_groups, value.shape[1]).index_add(0, group, value)
+
+
+def _mask(measured: Tensor | None) -> np.ndarray:
+    return np.empty((0, 0), dtype=np.bool_) if measured is None else measured.numpy()

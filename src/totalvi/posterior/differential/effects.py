@@ -1,5 +1,6 @@
-"""Posterior of effects, log2 ratios of two levels, under a prior learned from all features.
+"""Effects, log2 ratios of two levels: their posterior, or their spread over pairs of cells.
 
+The posterior is that under a prior learned from all features.
 Source of the prior: Stephens, "False discovery rates: a new deal", Biostatistics 2017. An effect is a
 draw from a mixture of normals about one mode, whose weights are fitted by expectation maximisation to
 the estimates of all features of a comparison, each with its own error. So a comparison in which
@@ -15,12 +16,12 @@ from scipy.special import erf
 
 from totalvi.compiled import compiled
 
-WIDTHS = 0.02 * 2.0 ** np.arange(10)  # of the normals, in log2
+WIDTHS = 0.02 * 2.0 ** np.arange(10)  # standard deviations of the normals, in log2
 _OUTER_STEPS, _INNER_STEPS = 8, 15
 LEAST_DELTA = 0.1
-_LEAST_SHARE = 1e-6  # of a mixture's parts that are computed
-_PRECISION = 1e-5  # of quantiles, in log2
-_TAIL = 1.96  # standard normal quantile that leaves 2.5 %
+_LEAST_SHARE = 1e-6  # a part of a mixture with a smaller share is left out
+_PRECISION = 1e-5  # the error of quantiles, in log2
+_TAIL = 1.96  # this standard normal quantile leaves 2.5 % above it
 
 
 class Effects(NamedTuple):
@@ -256,3 +257,104 @@ def _summarize(
         below = _mixture_cdf(-delta[c], share, means, sds)
         beyond[c, f] = min(below + _mixture_cdf(-delta[c], share, -means, sds), 1.0)
         above[c, f] = _mixture_cdf(0.0, share, -means, sds)
+
+
+class PairEffects(NamedTuple):
+    """Effects of one comparison, each (features,), and the mean scales of the paired cells."""
+
+    effects: Effects
+    first_mean: np.ndarray
+    second_mean: np.ndarray
+
+
+def draw_pairs(
+    first: list[np.ndarray], second: list[np.ndarray], n_pairs: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pairs of a cell of each group, within the same batch where any batch has cells of both.
+
+    Parameters
+    ----------
+    first, second
+        Cells of the groups, one array a batch.
+    n_pairs
+        How many; batches get shares as n m / (n + m) for n and m cells.
+    """
+    sizes = np.array([[len(a), len(b)] for a, b in zip(first, second, strict=True)], dtype=float)
+    share = sizes.prod(axis=1) / np.maximum(sizes.sum(axis=1), 1)
+    if not share.any():
+        return rng.choice(np.concatenate(first), n_pairs), rng.choice(
+            np.concatenate(second), n_pairs
+        )
+    drawn = rng.multinomial(n_pairs, share / share.sum())
+    chosen = [
+        (rng.choice(a, n), rng.choice(b, n))
+        for a, b, n in zip(first, second, drawn, strict=True)
+        if n
+    ]
+    a, b = zip(*chosen, strict=True)
+    return np.concatenate(a), np.concatenate(b)
+
+
+def pair_effects(
+    values: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    pseudocount: np.ndarray,
+    delta: float,
+) -> PairEffects:
+    """Return summaries of r = log2(h_a + c) - log2(h_b + c) over pairs of cells.
+
+    Parameters
+    ----------
+    values
+        Scales, (features, cells).
+    first, second
+        The cells of each pair.
+    pseudocount
+        c, (features,).
+    delta
+        Smallest effect of interest.
+    """
+    n_features = len(values)
+    effects = Effects(*(np.full(n_features, np.nan) for _ in Effects._fields))
+    means = np.full((2, n_features), np.nan)
+    _pair_effects(values, first, second, pseudocount, delta, means, *effects)
+    return PairEffects(effects, *means)
+
+
+@compiled(parallel=True)
+def _pair_effects(
+    values: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    pseudocount: np.ndarray,
+    delta: float,
+    means: np.ndarray,
+    mean: np.ndarray,
+    sd: np.ndarray,
+    median: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    beyond: np.ndarray,
+    above: np.ndarray,
+) -> None:
+    for f in prange(len(values)):
+        ratios = np.empty(len(first))
+        n, total_a, total_b = 0, 0.0, 0.0
+        for i in range(len(first)):
+            a, b = values[f, first[i]], values[f, second[i]]
+            if np.isnan(a) or np.isnan(b):
+                continue
+            total_a += a
+            total_b += b
+            ratios[n] = np.log2((a + pseudocount[f]) / (b + pseudocount[f]))
+            n += 1
+        if n == 0:
+            continue
+        r = np.sort(ratios[:n])
+        means[0, f], means[1, f] = total_a / n, total_b / n
+        mean[f], sd[f] = r.mean(), r.std()
+        median[f] = 0.5 * (r[(n - 1) // 2] + r[n // 2])
+        low[f], high[f] = r[int(0.025 * (n - 1))], r[int(np.ceil(0.975 * (n - 1)))]
+        beyond[f] = (np.abs(r) >= delta).sum() / n
+        above[f] = (r > 0).sum() / n

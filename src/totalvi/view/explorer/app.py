@@ -11,6 +11,7 @@ from bokeh.document import Document
 from bokeh.models import Div, LinearColorMapper
 
 from totalvi.errors import OutputError, TotalviError
+from totalvi.figures.cell_maps import VALUE_PALETTE, add_color_bar
 from totalvi.view.explorer.coloring import (
     DENSITY,
     LEFT_MAP,
@@ -35,7 +36,6 @@ from totalvi.view.explorer.gates_file import (
 )
 from totalvi.view.explorer.plot import CellPlot, Corners
 from totalvi.view.explorer.workspace import Workspace
-from totalvi.view.figures.cell_maps import VALUE_PALETTE, add_color_bar
 
 GATED_FILE = "results_gated.h5mu"
 _REDRAW_AFTER_MS = 60

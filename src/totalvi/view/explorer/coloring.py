@@ -16,19 +16,13 @@ from bokeh.models import (
     Select,
 )
 
-from totalvi.analysis.columns import CLUSTER_COLUMN
+from totalvi.figures.cell_maps import VALUE_PALETTE, category_legend
+from totalvi.figures.style import BACKGROUND, PROTEIN_SCALE, RNA_SCALE, CountScale, category_colors
+from totalvi.run.folder import CLUSTER_COLUMN
 from totalvi.view.explorer.gate_panel import ALL_CELLS
 from totalvi.view.explorer.gates import SCALES, Kind
 from totalvi.view.explorer.plot import CellPlot, mapped, rgba
 from totalvi.view.explorer.run_cells import RunCells
-from totalvi.view.figures.cell_maps import VALUE_PALETTE, category_legend
-from totalvi.view.figures.style import (
-    BACKGROUND,
-    PROTEIN_SCALE,
-    RNA_SCALE,
-    CountScale,
-    category_colors,
-)
 
 WORDS: dict[Kind, str] = {
     "protein_denoised": "protein, denoised",

@@ -23,9 +23,9 @@ from bokeh.models import (
 )
 
 from totalvi.errors import DataError
+from totalvi.figures.charts import volcano
+from totalvi.figures.style import FOREGROUND, WARNING
 from totalvi.view.explorer.run_cells import RunCells
-from totalvi.view.figures.charts import volcano
-from totalvi.view.figures.style import FOREGROUND, WARNING
 
 if TYPE_CHECKING:
     from totalvi.model import Model
@@ -135,7 +135,7 @@ class Comparer:
         )
 
     def _batch(self) -> np.ndarray:
-        key = self.model.schema.keys.batch_key
+        key = self.model.schema.columns.batch_key
         obs = self._cells.obs
         return np.zeros(len(obs)) if key is None else obs[key].astype(str).to_numpy()
 

@@ -1,6 +1,5 @@
 """The cells of a run's folder, read from its results as they are asked for."""
 
-from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -14,10 +13,10 @@ from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.analysis.output import STORE
-from totalvi.data.counts import RowsOnDisk, row_blocks
+from totalvi.data.counts import Counts, CountsInMemory, DenseOnDisk, SparseOnDisk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.errors import ReadError
+from totalvi.run.folder import STORE
 from totalvi.view.explorer.gates import Gate, Kind, Scale, inside_polygon, to_scale
 
 COLUMNS_KEPT = 128  # of values of all cells, in memory
@@ -117,7 +116,9 @@ class RunCells:
             raise ReadError(f"There is no {what} {name!r} in {self.results}.")
         position = int(names.get_indexer(pd.Index([name]))[0])
         if kind == "gene_raw":
-            return np.concatenate([_column(part, position) for part in self._parts_of_rna()])
+            rna = self.rna
+            parts = rna.blocks() if self.on_disk else [(0, rna.read())]
+            return np.concatenate([_column(part, position) for _, part in parts])
         if _WHERE[kind] not in self._file:
             raise ReadError(f"{self.results} holds no {kind.replace('_', ' ')}.")
         return self._file[_WHERE[kind]][:, position].astype(np.float32)
@@ -137,34 +138,29 @@ class RunCells:
         return inside_polygon(x, y, gate.vertices)
 
     @cached_property
-    def rna(self) -> sparse.csr_matrix | RowsOnDisk:
+    def rna(self) -> Counts[sparse.csr_matrix]:
         """Raw counts of genes, (N, G), which stay in memory once they are asked for, or on disk."""
         stored = self._file["mod/rna/X"]
         if self.on_disk:
-            return RowsOnDisk(sparse_dataset(stored), str(self.results))
-        return read_elem(stored).tocsr()
-
-    def _parts_of_rna(self) -> Iterator[sparse.csr_matrix]:
-        if isinstance(self.rna, RowsOnDisk):
-            yield from (part for _, part in row_blocks(self.rna))
-        else:
-            yield self.rna
+            return SparseOnDisk(sparse_dataset(stored), str(self.results))
+        return CountsInMemory(read_elem(stored).tocsr())
 
     @cached_property
-    def protein(self) -> np.ndarray | RowsOnDisk:
+    def protein(self) -> Counts[np.ndarray]:
         """Raw counts of proteins, (N, T), NaN where unmeasured; in memory or on disk likewise."""
         stored = self._file[_WHERE["protein_raw"]]
         if self.on_disk:
-            return RowsOnDisk(stored, str(self.results), dense=True)
-        return stored[:] if isinstance(stored, h5py.Dataset) else read_elem(stored).toarray()
+            return DenseOnDisk(stored, str(self.results))
+        dense = isinstance(stored, h5py.Dataset)
+        return CountsInMemory(stored[:] if dense else read_elem(stored).toarray())
 
     def counts_of(self, cells: np.ndarray) -> MuData:
         """Return the raw counts and annotation of some cells, for the model."""
         obs = self.obs.iloc[cells]
         names = pd.DataFrame(index=obs.index)
-        rna = AnnData(self.rna[cells], obs=names, var=pd.DataFrame(index=self.gene_names))
+        rna = AnnData(self.rna.rows(cells), obs=names, var=pd.DataFrame(index=self.gene_names))
         protein = AnnData(
-            self.protein[cells], obs=names, var=pd.DataFrame(index=self.protein_names)
+            self.protein.rows(cells), obs=names, var=pd.DataFrame(index=self.protein_names)
         )
         return mudata_of({"rna": rna, "prot": protein}, obs.copy())
 

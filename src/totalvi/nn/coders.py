@@ -1,0 +1,300 @@
+"""The encoder, from a cell's counts to the posterior of its latent variables, and the decoder back."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from totalvi.nn import ops
+from totalvi.nn.cell import LinearProduct, SparseCounts, one_hot_width
+from totalvi.nn.config import NetworkConfig
+from totalvi.nn.layers import (
+    Activation,
+    HiddenLayer,
+    Linear,
+    ParallelHiddenLayer,
+    uniform_parameter,
+)
+
+# It multiplies the RNA counts as the encoder sees them, (B, G), by a weight (G, H).
+GeneProduct = Callable[[Tensor], Tensor]
+_VARIANCE_FLOOR = 1e-4
+_TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mixing
+
+
+class CellPosterior(NamedTuple):
+    """q(u | x, y) = N(qz_m, qz_v) and q(log l | x, y) = N(ql_m, ql_v); variances, not scales.
+
+    ``ql_m`` and ``ql_v`` are None when the library size is observed.
+    """
+
+    qz_m: Tensor
+    qz_v: Tensor
+    ql_m: Tensor | None = None
+    ql_v: Tensor | None = None
+
+
+class InputLayer(nn.Module):
+    """The first hidden layer: its product with the RNA counts skips the zeros."""
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_others: int,
+        n_covariates: int,
+        n_output: int,
+        activation: Activation,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        fan_in = n_genes + n_others + n_covariates
+        self.gene_weight = uniform_parameter(n_genes, n_output, fan_in=fan_in, generator=generator)
+        self.others = Linear(n_others, n_output, n_covariates, generator, fan_in)
+        self.others.bias.requires_grad_(activation.feels_shifts)
+        self.activation = activation
+
+    def forward(
+        self,
+        times: GeneProduct,
+        others: Tensor,
+        covariates: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Return shape (B, n_output).
+
+        ``others`` are the proteins as the encoder sees them and the continuous covariates.
+        """
+        linear = times(self.gene_weight) + self.others(others, covariates)
+        hidden: Tensor = self.activation(linear, generator)
+        return hidden
+
+
+class Trunk(nn.Module):
+    """``n_layers`` hidden layers from the counts."""
+
+    def __init__(
+        self, config: NetworkConfig, n_layers: int, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        n_hidden = config.n_hidden
+        n_continuous = config.n_continuous_covariates if config.encode_covariates else 0
+        n_covariates = one_hot_width(config.encoder_categories())
+        activations = [
+            Activation(
+                n_hidden, config.normalization, config.dropout_rate_encoder, fused=config.fused
+            )
+            for _ in range(n_layers)
+        ]
+        n_others = config.n_input_proteins + n_continuous
+        self.first = InputLayer(
+            config.n_input_genes, n_others, n_covariates, n_hidden, activations[0], generator
+        )
+        self.rest = nn.ModuleList(
+            HiddenLayer(n_hidden, n_hidden, n_covariates, activation, generator)
+            for activation in activations[1:]
+        )
+
+    def forward(
+        self,
+        times: GeneProduct,
+        others: Tensor,
+        covariates: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Return shape (B, n_hidden)."""
+        hidden: Tensor = self.first(times, others, covariates, generator)
+        for layer in self.rest:
+            hidden = layer(hidden, covariates, generator)
+        return hidden
+
+
+class GaussianHead(nn.Module):
+    """Mean and variance of a normal posterior, linear in the hidden layer."""
+
+    def __init__(
+        self, n_hidden: int, n_output: int, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.mean = Linear(n_hidden, n_output, generator=generator)
+        self.log_variance = Linear(n_hidden, n_output, generator=generator)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance, each (B, n_output)."""
+        return self.mean(hidden), self.log_variance(hidden).exp() + _VARIANCE_FLOOR
+
+
+class Encoder(nn.Module):
+    """q(u | x, y, covariates), and q(log l | ...) when the library size is latent.
+
+    With ``encoder_architecture="branched"`` (0.6.x), z and l each have a hidden layer of their own
+    after a shared trunk. With "direct" (scvi-tools) the trunk ends in the heads of z, and l has a
+    trunk of one layer of its own.
+
+    Attributes
+    ----------
+    bfloat16_products
+        Whether compiled loops take the product with the RNA counts in bfloat16.
+    """
+
+    def __init__(self, config: NetworkConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.bfloat16_products = False
+        self.fused = config.fused
+        self.log_input = config.log_variational
+        self.scale_input = config.scale_input
+        self.latent_library = config.library == "latent"
+        branched = config.encoder_architecture == "branched"
+        n_hidden = config.n_hidden
+
+        def branch() -> HiddenLayer:
+            # Here 0.6.x leaves batch normalisation at torch's defaults.
+            activation = Activation(
+                n_hidden, config.normalization, config.dropout_rate_encoder,
+                momentum=0.1, epsilon=1e-5, fused=config.fused,
+            )  # fmt: skip
+            return HiddenLayer(n_hidden, n_hidden, 0, activation, generator)
+
+        self.trunk = Trunk(config, config.n_layers_encoder, generator)
+        self.z_branch = branch() if branched else None
+        self.z_head = GaussianHead(n_hidden, config.n_latent, generator)
+        if self.latent_library:
+            self.library_branch = branch() if branched else None
+            self.library_trunk = None if branched else Trunk(config, 1, generator)
+            self.library_head = GaussianHead(n_hidden, 1, generator)
+
+    def forward(
+        self,
+        x: Tensor | SparseCounts,
+        y: Tensor,
+        continuous: Tensor | None,
+        covariates: Tensor | None,
+        generator: torch.Generator | None = None,
+    ) -> CellPosterior:
+        """Return the posterior of B cells from counts ``x`` (B, G) and ``y`` (B, T)."""
+        others = self._as_seen(y)
+        if continuous is not None:
+            others = torch.cat([others, continuous], dim=1)
+        times = partial(
+            ops.counts_product, self._as_seen(x), x,
+            fast=self.fused, bfloat16=self.bfloat16_products,
+        )  # fmt: skip
+        shared = self.trunk(times, others, covariates, generator)
+        z_hidden = shared if self.z_branch is None else self.z_branch(shared, None, generator)
+        qz_m, qz_v = self.z_head(z_hidden)
+        if not self.latent_library:
+            return CellPosterior(qz_m, qz_v)
+        if self.library_trunk is not None:
+            library_hidden = self.library_trunk(times, others, covariates, generator)
+        else:
+            assert self.library_branch is not None
+            library_hidden = self.library_branch(shared, None, generator)
+        return CellPosterior(qz_m, qz_v, *self.library_head(library_hidden))
+
+    def _as_seen(self, counts: Tensor | SparseCounts) -> Tensor:
+        return ops.encoder_input(
+            counts, scale=self.scale_input, log=self.log_input, fast=self.fused
+        )
+
+
+class Decoded(NamedTuple):
+    """What the decoder says of B cells.
+
+    Parameters
+    ----------
+    gene_product, dropout_product
+        Linear layers that end in ``gene_logit`` and ``dropout_logit``; the latter None without zero
+        inflation.
+    background_mean, background_scale
+        Mean and standard deviation of q(b | z): the log background of each protein, (B, T).
+    foreground_factor
+        alpha > 1, (B, T).
+    background_logit
+        Logit of the probability that a protein count is background, (B, T).
+    """
+
+    gene_product: LinearProduct
+    dropout_product: LinearProduct | None
+    background_mean: Tensor
+    background_scale: Tensor
+    foreground_factor: Tensor
+    background_logit: Tensor
+
+    @property
+    def gene_logit(self) -> Tensor:
+        """Logit of the RNA proportions, (B, G), the largest product; computed at each access."""
+        return self.gene_product.value()
+
+    @property
+    def dropout_logit(self) -> Tensor | None:
+        """Logit of RNA's zero inflation, (B, G), computed at each access; None without."""
+        return None if self.dropout_product is None else self.dropout_product.value()
+
+    def unflatten(self, sizes: tuple[int, ...]) -> Self:
+        """Return the same of cells laid out in ``sizes``."""
+        dropout = self.dropout_product
+        return type(self)(
+            self.gene_product.unflatten(sizes),
+            None if dropout is None else dropout.unflatten(sizes),
+            *(torch.unflatten(part, 0, sizes) for part in self[2:]),
+        )
+
+
+class Decoder(nn.Module):
+    """p(x, y | z, covariates): four trunks side by side, and a linear head for each quantity."""
+
+    def __init__(self, config: NetworkConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.background_scale = config.background_scale
+        n_hidden, n_proteins = config.n_hidden, config.n_input_proteins
+        n_input = config.n_latent + config.n_continuous_covariates
+        n_covariates = one_hot_width(config.decoder_categories())
+
+        def activation() -> Activation:
+            return Activation(
+                _TRUNKS * n_hidden, config.normalization, config.dropout_rate_decoder, _TRUNKS,
+                fused=config.fused,
+            )  # fmt: skip
+
+        self.first = HiddenLayer(n_input, _TRUNKS * n_hidden, n_covariates, activation(), generator)
+        self.rest = nn.ModuleList(
+            ParallelHiddenLayer(n_hidden, _TRUNKS, n_covariates, activation(), generator)
+            for _ in range(config.n_layers_decoder - 1)
+        )
+
+        def head(n_output: int) -> Linear:
+            return Linear(n_hidden + n_input, n_output, n_covariates, generator)
+
+        zero_inflated = config.reconstruction_loss_gene == "zinb"
+        self.gene_head = head(config.n_input_genes)
+        self.dropout_head = head(config.n_input_genes) if zero_inflated else None
+        self.background_mean_head = head(n_proteins)
+        self.background_scale_head = head(n_proteins)
+        self.foreground_head = head(n_proteins)
+        self.background_logit_head = head(n_proteins)
+
+    def forward(
+        self, z: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
+    ) -> Decoded:
+        """Decode ``z`` (B, n_input): the latent state and the continuous covariates."""
+        hidden = self.first(z, covariates, generator)
+        for layer in self.rest:
+            hidden = layer(hidden, covariates, generator)
+        trunks = hidden.unflatten(1, (_TRUNKS, -1))
+        with_z = torch.cat([trunks, z[:, None].expand(-1, _TRUNKS, -1)], dim=2)
+        genes, background, foreground, mixing = with_z.unbind(dim=1)
+        scale = self.background_scale_head(background, covariates)
+        return Decoded(
+            gene_product=self.gene_head.product(genes, covariates),
+            dropout_product=(
+                None if self.dropout_head is None else self.dropout_head.product(mixing, covariates)
+            ),
+            background_mean=self.background_mean_head(background, covariates),
+            background_scale=(
+                scale.exp() if self.background_scale == "exp" else F.softplus(scale) + 1e-8
+            ),
+            foreground_factor=1 + 1e-8 + F.relu(self.foreground_head(foreground, covariates)),
+            background_logit=self.background_logit_head(mixing, covariates),
+        )

@@ -1,0 +1,383 @@
+"""Differential expression of genes and proteins between groups of cells."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.describe import Data
+from totalvi.errors import NotTrainedError
+from totalvi.nn.config import at_least_one
+from totalvi.posterior.arguments import (
+    Cells,
+    Names,
+    check_choice,
+    checked_number,
+    documented,
+)
+from totalvi.posterior.differential.comparison import (
+    Differences,
+    Pseudocounts,
+    Unit,
+    compare_cells,
+    compare_groups,
+)
+from totalvi.posterior.differential.groups import (
+    Groups,
+    RawCounts,
+    by_group_size,
+    cells_for_pairs,
+    chosen_groups,
+    raw_counts,
+    warn_without_shared_batch,
+)
+from totalvi.posterior.differential.moments import (
+    ScaleQuery,
+    StratumMoments,
+    add_moments,
+    batch_weights,
+    sampled_scales,
+)
+from totalvi.posterior.draws import ProteinScale
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
+
+_SMALLEST_PROBABILITY = 1e-12
+_NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
+
+
+class DifferentialQueries(Fitted):
+    """What a model says of differences between groups of cells."""
+
+    @documented
+    def differential_expression(
+        self,
+        adata: Data | None = None,
+        groupby: str | None = None,
+        group1: str | Sequence[str] | None = None,
+        group2: str | None = None,
+        idx1: Cells | str = None,
+        idx2: Cells | str = None,
+        mode: Literal["change", "vanilla"] = "change",
+        delta: float | None = 0.25,
+        all_stats: bool = True,
+        batch_correction: bool = False,
+        batchid1: Names = None,
+        batchid2: Names = None,
+        fdr_target: float = 0.05,
+        protein_prior_count: float = 0.1,
+        scale_protein: bool = False,
+        sample_protein_mixing: bool = False,
+        include_protein_background: bool = False,
+        *,
+        unit: Unit = "groups",
+        pseudocounts: float | None = None,
+        n_samples: int = 1,
+        n_pairs: int = 1000,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Compare genes and proteins between groups of cells.
+
+        The effect of a feature is r = log2(h1 + c) - log2(h2 + c) with h the scale of each group (RNA
+        proportions; foreground protein, E[(1 - pi) beta alpha]) and c a pseudocount. Mode "change"
+        gives P(\\|r\\| >= delta), mode "vanilla" P(h1 > h2).
+
+        With ``unit="groups"``, h is the mean expression of the group: what the decoder says, corrected
+        by what the group's own counts say, and as uncertain as counts and cells leave it. Effects
+        are drawn towards what is usual in their comparison, the more the less is known of them. With
+        ``unit="cells"``, h is that of single cells, and r is over random pairs of a cell of each
+        group, as in the totalVI paper: it asks whether cells differ, not whether groups do.
+        `totalvi.posterior.differential.comparison` says how the two fare on simulated truth.
+
+        Parameters
+        ----------
+        adata
+            New data with the model's features, batches and annotation. None: the training data.
+        groupby
+            Column of ``obs`` with the groups. It may have been added after the model was built.
+        group1, group2
+            Category or categories of it, each compared with category ``group2``. None: every
+            category; with all other cells.
+        idx1, idx2
+            The two groups in place of ``groupby``: masks, positions, or texts that
+            `pandas.DataFrame.query` takes, such as "cell_type == 'B' & batch == '1'". No ``idx2``: all
+            cells not in the first.
+        mode
+            "change" or "vanilla".
+        delta
+            Smallest effect of interest, in log2. None: three robust standard deviations of the
+            effects of genes in a comparison, noise left out, at least 0.1.
+        all_stats
+            Whether to add raw means and expressing fractions.
+        batch_correction
+            Whether to decode both groups into the same batches. Otherwise cells keep their own batch
+            and groups are compared within batches that have cells of both, with a warning where
+            there is none.
+        batchid1, batchid2
+            Batches to decode into, averaged. None: all. Both must name the same.
+        fdr_target
+            Posterior expected false discovery rate of the calls, over genes and proteins together.
+        protein_prior_count
+            c of proteins.
+        {protein_scale}
+        unit
+            What is compared: "groups" or "cells".
+        pseudocounts
+            c of genes. None: 10 divided by the RNA counts of the smaller group, below which a
+            proportion is more noise than signal.
+        n_samples
+            Posterior samples of each cell, for ``unit="groups"``; groups of less than 200 cells get ten
+            times as many.
+        n_pairs
+            Pairs of cells in a comparison, for ``unit="cells"``.
+        {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        One row for each comparison and feature, the likeliest difference first. The index is the
+        feature's name; a gene and a protein may share it and are told apart by ``modality``, "rna" or
+        "protein".
+
+        - ``comparison``, ``group1``, ``group2``: which groups.
+        - In mode "change": ``proba_de``, ``proba_not_de``, ``bayes_factor`` (log odds); ``lfc_mean``,
+          ``lfc_median``, ``lfc_std``, ``lfc_ci_low`` and ``lfc_ci_high`` (95 % credible interval) of
+          r; ``delta``; ``is_de_fdr_<fdr_target>``.
+        - In mode "vanilla": ``proba_m1`` = P(h1 > h2), ``proba_m2``, ``bayes_factor``.
+        - ``scale1``, ``scale2``: h of the groups; ``pseudocounts``: c.
+        - With ``all_stats``: ``raw_mean1``, ``raw_mean2`` (counts per cell),
+          ``non_zeros_proportion1``, ``non_zeros_proportion2``.
+
+        A protein is compared in cells whose panel measured it; where a group has none, its row is NaN
+        and not called. With ``batch_correction`` the other cells count with what they would have shown
+        in the batches that measured it.
+
+        Memory: seven float64 values for each group, batch and feature; with ``unit="cells"`` four bytes
+        for each feature and cell, of 10,000 cells at most.
+
+        Raises
+        ------
+        ValueError
+            When an argument has a value not allowed, or a column, category or batch is not known.
+        NotTrainedError
+            When the model was not trained, its fit failed, or its weights are not finite.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, n_cell_types=2, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> table = model.differential_expression(groupby="cell_type", group1="type_0")
+        >>> table.shape[0], table["comparison"].unique().tolist()
+        (35, ['type_0 vs Rest'])
+        """
+        check_choice("mode", mode, ("change", "vanilla"))
+        check_choice("unit", unit, ("groups", "cells"))
+        checked_number("protein_prior_count", protein_prior_count)
+        checked_number("fdr_target", fdr_target, below=1.0)
+        if delta is not None:
+            checked_number("delta", delta, zero=True)
+        if pseudocounts is not None:
+            checked_number("pseudocounts", pseudocounts)
+        codes = self._common_batches(batch_correction, batchid1, batchid2)
+        n_pairs = at_least_one("n_pairs", n_pairs)
+        question = self._question(adata, None, batch_size, progress, seed, n_samples)
+        data = question.data
+        # each cell's own batch comes first, since it made the counts
+        question = replace(question, transform_batch=(None, *codes))
+        groups = chosen_groups(data, groupby, group1, group2, idx1, idx2)
+        if not codes:
+            warn_without_shared_batch(data, groups)
+        query = ScaleQuery(
+            ProteinScale(sample_protein_mixing, scale_protein, include_protein_background),
+            batch_weights(measured_by_batch(data), codes),
+        )
+        added = Pseudocounts(pseudocounts, protein_prior_count)
+        if unit == "groups":
+            found = compare_groups(
+                _group_moments(question, groups, query), groups.comparisons,
+                len(self.schema.batch_names), added, delta,
+                within_batches=not codes, scale_protein=scale_protein,
+            )  # fmt: skip
+        else:
+            found = _cell_differences(question, groups, query, added, delta, n_pairs)
+        raw = raw_counts(data, groups.part, groups.n_parts) if all_stats else None
+        return differential_table(
+            found,
+            groups,
+            self._genes(None).names,
+            self._proteins(None).names,
+            raw,
+            mode,
+            fdr_target,
+        )
+
+    def _common_batches(self, wanted: bool, first: Names, second: Names) -> tuple[int, ...]:
+        """Return the codes of the batches both groups are decoded into; none: their own."""
+        if not wanted:
+            if first is not None or second is not None:
+                raise ValueError(
+                    "batchid1 and batchid2 are for batch_correction=True, which is False."
+                )
+            return ()
+        everything = list(self.schema.batch_names)
+        first = second if first is None else first
+        codes = [
+            self._batch_codes(everything if names is None else names)
+            for names in (first, first if second is None else second)
+        ]
+        if set(codes[0]) != set(codes[1]):
+            raise ValueError(
+                f"batchid1 is {first!r} and batchid2 {second!r}; give both the same batches, or only "
+                "one of them."
+            )
+        return tuple(code for code in codes[0] if code is not None)
+
+
+def _group_moments(question: Question, groups: Groups, query: ScaleQuery) -> StratumMoments:
+    """Return the sums over each part of the cells in each batch."""
+    network, data = question.network, question.data
+    n_batches = len(data.schema.batch_names)
+    stratum = groups.part * n_batches + data.batch
+    sums = StratumMoments.zeros(
+        groups.n_parts * n_batches, network.n_input_genes, network.n_input_proteins
+    )
+    for times, cells in by_group_size(groups.part):
+        some = replace(question, cells=cells, n_samples=question.n_samples * times)
+        add_moments(sums, some, stratum, query)
+    if not (np.isfinite(sums.rna.total).all() and np.isfinite(sums.foreground.total).all()):
+        raise NotTrainedError(_NOT_FINITE)
+    return sums
+
+
+def _cell_differences(
+    question: Question,
+    groups: Groups,
+    query: ScaleQuery,
+    pseudocounts: Pseudocounts,
+    delta: float | None,
+    n_pairs: int,
+) -> Differences:
+    """Compare cells in pairs, by one sample of each."""
+    data, seed, n_genes = question.data, question.noise.seed, question.network.n_input_genes
+    cells = cells_for_pairs(groups.part, np.random.default_rng(seed))
+    values = sampled_scales(replace(question, cells=cells, n_samples=1), query)
+    if not np.isfinite(values[:n_genes]).all():
+        raise NotTrainedError(_NOT_FINITE)
+    batch = np.zeros(len(cells)) if len(query.batch_weights) else data.batch[cells]
+    return compare_cells(
+        values, groups.part[cells], batch, groups.comparisons, data.library_size[cells],
+        pseudocounts, delta, n_pairs, n_genes, seed,
+    )  # fmt: skip
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Return log(p / (1 - p)), the Bayes factor under even prior odds, kept finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_odds(np.array([0.5, 1.0])).round(1)
+    array([ 0. , 27.6])
+    """
+    p = np.clip(probability, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+    odds: np.ndarray = np.log(p) - np.log1p(-p)
+    return odds
+
+
+def expected_fdr_calls(proba_not: np.ndarray, target: float) -> np.ndarray:
+    """Call as many features as keep the posterior expected false discovery rate within ``target``.
+
+    The expected rate of a set of calls is the mean of their ``proba_not``, so the likeliest features
+    are called first (Boyeau et al., "Deep generative models for detecting differential expression in
+    single cells", 2019). Features without a probability (NaN) are never called.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> expected_fdr_calls(np.array([0.3, 0.0, 0.08, np.nan]), 0.05).tolist()
+    [False, True, True, False]
+    """
+    order = np.argsort(proba_not, kind="stable")  # NaN comes last
+    rate = np.cumsum(proba_not[order]) / np.arange(1, len(order) + 1)
+    calls = np.zeros(len(order), dtype=bool)
+    calls[order[: int((rate <= target).sum())]] = True
+    return calls
+
+
+def differential_table(
+    found: Differences,
+    groups: Groups,
+    gene_names: np.ndarray,
+    protein_names: np.ndarray,
+    raw: RawCounts | None,
+    mode: str,
+    fdr_target: float,
+) -> pd.DataFrame:
+    """Return the table that `Model.differential_expression` documents."""
+    names = np.concatenate([gene_names, protein_names])
+    modality = np.repeat(["rna", "protein"], [len(gene_names), len(protein_names)])
+    tables = []
+    for number, (first, second) in enumerate(groups.names):
+        columns: dict[str, object] = {
+            "comparison": f"{first} vs {second}",
+            "group1": first,
+            "group2": second,
+            "modality": modality,
+        }
+        columns |= _probabilities(found, number, mode, fdr_target)
+        if raw is not None:
+            parts = groups.comparisons[number]
+            for place, group in enumerate(parts, start=1):
+                mean, fraction = raw.of(group)
+                columns |= {f"raw_mean{place}": mean, f"non_zeros_proportion{place}": fraction}
+        table = pd.DataFrame(columns, index=pd.Index(names, name="feature"))
+        tables.append(table.iloc[_order(found, number, mode)])
+    table = pd.concat(tables)
+    for column in ("comparison", "group1", "group2", "modality"):
+        table[column] = pd.Categorical(table[column], categories=list(dict.fromkeys(table[column])))
+    return table
+
+
+def _probabilities(
+    found: Differences, number: int, mode: str, fdr_target: float
+) -> dict[str, object]:
+    effects = found.effects
+    scales = {"scale1": found.first_scale[number], "scale2": found.second_scale[number]}
+    pseudocounts = {"pseudocounts": found.pseudocount[number]}
+    if mode == "vanilla":
+        above = effects.above[number]
+        return {
+            "proba_m1": above,
+            "proba_m2": 1 - above,
+            "bayes_factor": log_odds(above),
+            **scales,
+            **pseudocounts,
+        }
+    beyond = effects.beyond[number]
+    return {
+        "proba_de": beyond,
+        "proba_not_de": 1 - beyond,
+        "bayes_factor": log_odds(beyond),
+        **scales,
+        "lfc_mean": effects.mean[number],
+        "lfc_median": effects.median[number],
+        "lfc_std": effects.sd[number],
+        "lfc_ci_low": effects.low[number],
+        "lfc_ci_high": effects.high[number],
+        "delta": found.delta[number],
+        **pseudocounts,
+        f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target),
+    }
+
+
+def _order(found: Differences, number: int, mode: str) -> np.ndarray:
+    """Return the likeliest first, the larger effect first among equals; NaN last."""
+    effects = found.effects
+    if mode == "vanilla":
+        return np.argsort(-effects.above[number], kind="stable")
+    beyond = effects.beyond[number].round(6)
+    return np.lexsort([-np.abs(effects.median[number]), -beyond])

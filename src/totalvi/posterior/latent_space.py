@@ -1,0 +1,392 @@
+"""The latent space as a whole: how densely groups of cells fill it, and what its corners express."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import logsumexp
+from torch import Tensor
+
+from totalvi.data.cells import CiteData
+from totalvi.data.describe import Data
+from totalvi.data.finding import did_you_mean
+from totalvi.errors import DataError
+from totalvi.nn.cell import CellContext
+from totalvi.nn.decoder import Decoded
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.arguments import Cells, Names, checked_number, documented
+from totalvi.posterior.draws import plausible
+from totalvi.posterior.latent import latent_distribution
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.rows import Table
+
+_PAIRS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class AggregatedPosterior:
+    """The mixture, in equal parts, of q(u | cell) = N(mean, diag(variance)) over a group of cells.
+
+    u is the latent state z itself, or for the logistic normal what z is the softmax of.
+
+    Parameters
+    ----------
+    mean, variance
+        Of each cell, (cells, n_latent).
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+    def log_prob(self, u: np.ndarray, left_out: np.ndarray | None = None) -> np.ndarray:
+        """Return the log density at each row of ``u``.
+
+        Points and cells are compared in blocks: no more than some million pairs are held, and no pair
+        with all its dimensions.
+
+        Parameters
+        ----------
+        u
+            Points, (points, n_latent).
+        left_out
+            For each point, the position of a cell that is not part of its mixture, or -1 for none.
+
+        Returns
+        -------
+        (points,) float64.
+
+        Raises
+        ------
+        ValueError
+            When ``u`` has another width than the latent space, or no cell would be left.
+        """
+        u = np.asarray(u, dtype=np.float64)
+        n_cells, n_latent = self.mean.shape
+        if u.ndim != 2 or u.shape[1] != n_latent:
+            raise ValueError(f"u has shape {u.shape}; allowed is (points, {n_latent}).")
+        if left_out is None:
+            left_out = np.full(len(u), -1)
+        if n_cells == 1 and (left_out >= 0).any():
+            raise ValueError("left_out leaves no cell of a group of one; give a larger group.")
+        center = self.mean.mean(axis=0, dtype=np.float64)
+        mean, variance = self.mean - center, self.variance.astype(np.float64)
+        # multiplied out, sum_j (u_j - m_j)^2 / v_j is two products of matrices
+        inverse = (1 / variance).T
+        weighted_mean = (mean / variance).T
+        constant = (mean**2 / variance + np.log(2 * np.pi * variance)).sum(axis=1)
+        result = np.empty(len(u))
+        step = max(_PAIRS_AT_ONCE // n_cells, 1)
+        for start in range(0, len(u), step):
+            rows = slice(start, start + step)
+            points, without = u[rows] - center, left_out[rows]
+            log_density = -0.5 * (points**2 @ inverse - 2 * (points @ weighted_mean) + constant)
+            of_group = np.flatnonzero(without >= 0)
+            log_density[of_group, without[of_group]] = -np.inf
+            result[rows] = logsumexp(log_density, axis=1) - np.log(n_cells - (without >= 0))
+        return result
+
+    def sample(self, n_samples: int, seed: int = 0) -> np.ndarray:
+        """Return ``n_samples`` draws of u, (n_samples, n_latent)."""
+        rng = np.random.default_rng(seed)
+        cells = rng.integers(len(self.mean), size=n_samples)
+        noise = rng.standard_normal((n_samples, self.mean.shape[1]))
+        drawn: np.ndarray = self.mean[cells] + np.sqrt(self.variance[cells]) * noise
+        return drawn
+
+
+def log_density_by_group(
+    mean: np.ndarray, variance: np.ndarray, group: np.ndarray, n_groups: int
+) -> np.ndarray:
+    """Return the log density of each cell's mean u under each group's aggregated posterior.
+
+    A cell is left out of the mixture of its own group: q(u | cell) is at its highest at the cell's own
+    mean, which would make every cell look typical of its group, the more so the smaller the group.
+
+    Parameters
+    ----------
+    mean, variance
+        Of q(u | cell), (cells, n_latent).
+    group
+        Code of each cell's group, from 0; -1 for cells of none. Each group has two cells or more.
+
+    Returns
+    -------
+    (cells, n_groups) float64.
+    """
+    result = np.empty((len(mean), n_groups))
+    for code in range(n_groups):
+        members = np.flatnonzero(group == code)
+        own_position = np.full(len(mean), -1)
+        own_position[members] = np.arange(len(members))
+        mixture = AggregatedPosterior(mean[members], variance[members])
+        result[:, code] = mixture.log_prob(mean, own_position)
+    return result
+
+
+def distinct_contexts(data: CiteData, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return one of ``cells`` for each combination of batch and covariates, and the share of each.
+
+    Continuous covariates are left out.
+    """
+    columns = [data.batch[cells, None]]
+    if data.categorical is not None:
+        columns.append(data.categorical[cells])
+    _, first, counts = np.unique(np.hstack(columns), axis=0, return_index=True, return_counts=True)
+    return cells[first], counts / len(cells)
+
+
+def archetype_expression(
+    contexts: Question,
+    shares: np.ndarray,
+    continuous: np.ndarray | None,
+    *,
+    include_protein_background: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return RNA proportions and protein means at each corner, (n_latent, features).
+
+    Parameters
+    ----------
+    contexts
+        About one cell for each context to decode in, whose counts do not matter.
+    shares
+        Weight of each context; they sum to 1.
+    continuous
+        Continuous covariates that all contexts are given, (covariates,).
+    """
+    network, codes = contexts.network, contexts.transform_batch
+    rna = torch.zeros(network.n_latent, network.n_input_genes, dtype=torch.float64)
+    protein = torch.zeros(network.n_latent, network.n_input_proteins, dtype=torch.float64)
+    corners = torch.eye(network.n_latent)
+    start = 0
+    with contexts.minibatches("archetypes") as batches:
+        for batch in batches:
+            n_contexts = len(batch.cells)
+            weight = torch.from_numpy(shares[start : start + n_contexts]) / len(codes)
+            start += n_contexts
+            own = batch.context
+            if continuous is not None:
+                own = own._replace(continuous=torch.from_numpy(continuous).repeat(n_contexts, 1))
+            for code, (k, corner) in product(codes, enumerate(corners)):
+                context = network.in_batch(own, code)
+                decoded = network.decode(corner.repeat(n_contexts, 1), context)
+                mean = _protein_mean(network, decoded, context, include_protein_background)
+                rna[k] += weight @ network.proportions(decoded).double()
+                protein[k] += weight @ mean.double()
+    return rna.numpy(), protein.numpy()
+
+
+def _protein_mean(
+    network: TOTALVI, decoded: Decoded, context: CellContext, background: bool
+) -> Tensor:
+    """Return (1 - pi) E[beta] alpha [+ pi E[beta]], with E[beta] = exp(m + s^2 / 2)."""
+    log_mean = decoded.background_mean + 0.5 * decoded.background_scale**2
+    mixture = plausible(network.proteins(decoded, log_mean, context, efficiency=False))
+    pi, rate = mixture.background_probability(), mixture.background_mean()
+    foreground = (1 - pi) * rate * mixture.factor
+    return foreground + pi * rate if background else foreground
+
+
+def z_scores(by_archetype: np.ndarray) -> np.ndarray:
+    """Return each feature's standard scores over the archetypes; 0 where all are the same."""
+    deviation = by_archetype - by_archetype.mean(axis=0)
+    scale = by_archetype.std(axis=0)
+    rounding = np.finfo(np.float32).eps * np.abs(by_archetype).max(axis=0)
+    varies = scale > rounding
+    return np.where(varies, deviation / np.where(varies, scale, 1), 0.0)
+
+
+class LatentSpaceQueries(Fitted):
+    """What a model says of the latent space: how groups of cells fill it, and what its corners are."""
+
+    @documented
+    def get_aggregated_posterior(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        *,
+        progress: bool | None = None,
+    ) -> AggregatedPosterior:
+        """Return the aggregated posterior of cells: the mixture of their q(u | cell) in equal parts.
+
+        Parameters
+        ----------
+        {cells} {batch_size} {progress}
+
+        Returns
+        -------
+        `AggregatedPosterior`, with ``log_prob(u)`` and ``sample(n_samples, seed)``. u is the latent
+        state z, or with ``latent_distribution="ln"`` what z is the softmax of.
+
+        Raises
+        ------
+        {value_error}
+
+        Examples
+        --------
+        {fitted_model}
+        >>> mixture = model.get_aggregated_posterior(indices=range(30))
+        >>> mixture.log_prob(mixture.sample(3)).shape
+        (3,)
+        """
+        question = self._question(adata, indices, batch_size, progress)
+        return AggregatedPosterior(*latent_distribution(question))
+
+    @documented
+    def differential_abundance(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        *,
+        sample_key: str,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Return how dense each sample is, in the latent space, where each cell lies.
+
+        It is the log density of the mean of q(u | cell) under each sample's aggregated posterior; the
+        difference of two columns is the log ratio of abundances around the cell, each relative to its
+        sample's size. A cell is left out of the mixture of its own sample, which it would otherwise
+        make look dense: the smaller the sample, the more.
+
+        Every cell is compared with every other, in blocks: time grows with the square of the cells.
+
+        Parameters
+        ----------
+        {cells} {batch_size}
+        sample_key
+            Column of ``obs`` with each cell's sample; cells without a value belong to none. The samples
+            should not also be the model's batches, whose differences the model takes out.
+        {progress}
+
+        Returns
+        -------
+        Data frame (cells, samples) of log densities in nats.
+
+        Raises
+        ------
+        DataError
+            When the column is missing, holds no sample, or a sample has fewer than two of the cells.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, n_cell_types=3, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+        >>> model.train(max_epochs=2)
+        >>> model.differential_abundance(sample_key="cell_type").shape
+        (60, 3)
+        """
+        question = self._question(adata, indices, batch_size, progress)
+        group, names = _samples_of(question, sample_key)
+        density = log_density_by_group(*latent_distribution(question), group, len(names))
+        return pd.DataFrame(density, index=question.cell_names, columns=names)
+
+    @documented
+    def get_archetypes(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        transform_batch: Names = None,
+        gene_list: Sequence[str] | None = None,
+        protein_list: Sequence[str] | None = None,
+        library_size: float = 1.0,
+        include_protein_background: bool = False,
+        standardize: bool = False,
+        batch_size: int = QUERY_BATCH_SIZE,
+        progress: bool | None = None,
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return what a cell at each corner of the latent space would express.
+
+        With ``latent_distribution="ln"``, a cell's latent state holds shares that sum to one: it lies
+        between as many corners, or archetypes, as there are latent dimensions (Gayoso, Steier et al.,
+        2021). `get_latent_representation` gives each cell's shares, in the same order. RNA is rho
+        times ``library_size``, protein (1 - pi) E[beta] alpha with E[beta] = exp(m + s^2 / 2); nothing
+        is sampled.
+
+        Parameters
+        ----------
+        adata, indices
+            Cells in whose batches and categorical covariates the corners are decoded, averaged, with
+            their mean continuous covariates. None: the training data; all cells.
+        transform_batch
+            Batch or batches to decode into instead, averaged.
+        {features}
+        library_size
+            Number that RNA proportions are multiplied by.
+        include_protein_background
+            Whether to add the background, pi E[beta].
+        standardize
+            Whether to return standard scores over the archetypes, which show what sets each apart.
+        batch_size
+            Combinations of batch and covariates decoded at a time.
+        progress
+            Whether to show a progress bar of these combinations; None: on a terminal.
+
+        Returns
+        -------
+        RNA (archetypes, genes) and protein (archetypes, proteins), rows "archetype 0" and so on.
+
+        Raises
+        ------
+        ValueError
+            When the latent distribution is "normal", an argument has a value not allowed, or a feature
+            or batch is not known.
+
+        Examples
+        --------
+        >>> import totalvi
+        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
+        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4, latent_distribution="ln")
+        >>> model.train(max_epochs=2)
+        >>> rna, protein = model.get_archetypes()
+        >>> rna.shape, protein.shape
+        ((4, 30), (4, 5))
+        """
+        question = self._question(
+            adata, indices, batch_size, progress, transform_batch=transform_batch
+        )
+        if self.module.latent_distribution != "ln":
+            raise ValueError(
+                'latent_distribution is "normal", whose latent space has no corners; build the Model '
+                'with latent_distribution="ln" for archetypes.'
+            )
+        genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        scale = checked_number("library_size", library_size)
+        contexts, shares = distinct_contexts(question.data, question.cells)
+        continuous = question.data.continuous
+        rna, protein = archetype_expression(
+            question.about(contexts),
+            shares,
+            None if continuous is None else continuous[question.cells].mean(axis=0),
+            include_protein_background=include_protein_background,
+        )
+        rna, protein = scale * rna[:, genes.positions], protein[:, proteins.positions]
+        if standardize:
+            rna, protein = z_scores(rna), z_scores(protein)
+        index = pd.Index([f"archetype {k}" for k in range(len(rna))])
+        return Table(index, genes.names).frame(rna), Table(index, proteins.names).frame(protein)
+
+
+def _samples_of(question: Question, sample_key: str) -> tuple[np.ndarray, pd.Index]:
+    """Return the code of each cell's sample, -1 for none, and the samples' names."""
+    obs = question.data.annotation.obs()
+    if sample_key not in obs:
+        raise DataError(
+            f"obs has no column {sample_key!r}; {did_you_mean(sample_key, obs.columns)}."
+        )
+    samples = pd.Categorical(obs[sample_key].iloc[question.cells]).remove_unused_categories()
+    if not len(samples.categories):
+        raise DataError(f"obs[{sample_key!r}] holds no sample; fill the column.")
+    counts = np.bincount(samples.codes[samples.codes >= 0], minlength=len(samples.categories))
+    if counts.min() < 2:
+        alone = samples.categories[int(counts.argmin())]
+        raise DataError(
+            f"obs[{sample_key!r}]: sample {str(alone)!r} has one cell; a sample needs two or more, or "
+            "leave its cell out by indices."
+        )
+    return np.asarray(samples.codes, dtype=np.int64), pd.Index(samples.categories, name=sample_key)

@@ -1,0 +1,261 @@
+"""The predictive distribution of protein counts, and how well it predicts counts that were hidden."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from totalvi.fit.batches import Minibatch
+from totalvi.nn.likelihoods import ProteinMixture
+from totalvi.posterior.draws import protein_mixture
+from totalvi.posterior.predictive import protein_counts
+from totalvi.posterior.question import Features, Question
+
+LEAST_PEARSON = 0.7  # a protein with at least this is called reliable
+_FEWEST_CELLS = 20  # with fewer, a 90 % interval cannot be calibrated
+
+
+@dataclass(frozen=True)
+class ImputedBatches:
+    """Which proteins are imputed, and from which batches.
+
+    Parameters
+    ----------
+    proteins
+        The wanted proteins.
+    decoded
+        Which of the batches that the question decodes into each protein is averaged over, bool
+        (batches, proteins), at least one.
+    """
+
+    proteins: Features
+    decoded: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """The predictive distribution of protein counts of B cells.
+
+    Parameters
+    ----------
+    mean, sd
+        Its mean and standard deviation, (B, t), float64; exact given the samples of z.
+    counts
+        Counts drawn from it, sorted, (B, t, n_samples).
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    counts: np.ndarray
+
+    def log1p_mean(self) -> np.ndarray:
+        """Return E[log(1 + count)], (B, t)."""
+        mean: np.ndarray = np.log1p(self.counts).mean(axis=2)
+        return mean
+
+    def quantile(self, probability: np.ndarray) -> np.ndarray:
+        """Return the count below which a further one is with ``probability`` (B, t).
+
+        It lies between the samples of rank (n + 1) p, whose expected distribution function is p.
+        """
+        n_samples = self.counts.shape[2]
+        rank = np.clip((n_samples + 1) * probability - 1, 0, n_samples - 1)[:, :, None]
+        below = np.floor(rank).astype(np.int64)
+        low = np.take_along_axis(self.counts, below, axis=2)
+        high = np.take_along_axis(self.counts, np.minimum(below + 1, n_samples - 1), axis=2)
+        quantile: np.ndarray = (low + (rank - below) * (high - low))[:, :, 0]
+        return quantile
+
+    def distribution_function(self, observed: np.ndarray) -> np.ndarray:
+        """Return the probability of a count below each observed one (B, t), half of ties included."""
+        below = (self.counts < observed[:, :, None]).sum(axis=2)
+        up_to = (self.counts <= observed[:, :, None]).sum(axis=2)
+        probability: np.ndarray = ((below + up_to) / 2 + 0.5) / (self.counts.shape[2] + 1)
+        return probability
+
+
+def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Minibatch) -> Predicted:
+    """Return the predictive distribution of the wanted proteins of a minibatch.
+
+    The means are those of denoised expression with the background, at the same samples.
+    """
+    proteins, n_samples = wanted.proteins.positions, question.n_samples
+    weight = wanted.decoded / wanted.decoded.sum(axis=0) / n_samples
+    # a protein's samples are drawn from its batches in turn
+    turns = [np.resize(np.flatnonzero(column), n_samples) for column in wanted.decoded.T]
+    position_of_sample = np.array(turns).reshape(len(proteins), n_samples).T
+    shape = (len(batch.cells), len(proteins))
+    first, second = np.zeros(shape), np.zeros(shape)
+    counts = np.empty((*shape, n_samples), dtype=np.float32)
+    for number, draw in enumerate(question.draws(batch)):
+        position = number % len(question.transform_batch)
+        mixture = protein_mixture(question.network, draw, proteins)
+        expected = protein_mixture(question.network, draw.expecting_background(), proteins)
+        variance = draw.decoded.background_scale[:, proteins] ** 2
+        moments = mixture_moments(expected, variance)
+        first += weight[position] * moments[0].cpu().numpy()
+        second += weight[position] * moments[1].cpu().numpy()
+        drawn = np.flatnonzero(position_of_sample[draw.sample] == position)
+        counts[:, drawn, draw.sample] = protein_counts(
+            question.network,
+            mixture.take(drawn),
+            question.noise,
+            draw.sample,
+            batch.keys,
+            proteins[drawn],
+        )
+    counts.sort(axis=2)
+    return Predicted(first, np.sqrt(np.maximum(second - first**2, 0)), counts)
+
+
+def mixture_moments(
+    expected: ProteinMixture, log_variance: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return E[y] and E[y^2] of protein counts, each (B, t), float64.
+
+    ``expected`` has the background at its expectation; its logarithm is normal with variance
+    ``log_variance``. Of a part whose mean m varies, ``E[y^2] = E[m] + E[m^2] (1 + 1 / r)``, and
+    ``E[m^2] = E[m]^2 exp(log_variance)``.
+    """
+    background = expected.log_background.double().exp()
+    foreground = expected.log_foreground.double().exp()
+    logit, log_r = expected.background_logit.double(), expected.log_r.double()
+    pi, rest = logit.sigmoid(), (-logit).sigmoid()
+    first = pi * background + rest * foreground
+    spread = torch.as_tensor(log_variance, dtype=torch.float64).exp()
+    square = (pi * background**2 + rest * foreground**2) * spread
+    return first, first + square * (1 + (-log_r).exp())
+
+
+class HiddenProteins(NamedTuple):
+    """Counts of N cells that were hidden from the model, and what it predicted; each (N, t).
+
+    Parameters
+    ----------
+    observed
+        Counts; NaN where a cell did not measure the protein.
+    log1p
+        Predicted mean of log(1 + count).
+    below
+        Probability that it gave to a lower count than the one observed (half of ties included).
+    """
+
+    observed: np.ndarray
+    log1p: np.ndarray
+    below: np.ndarray
+
+
+class Reliability(NamedTuple):
+    """How well each protein is imputed, each (t,); NaN where too few cells tell.
+
+    Parameters
+    ----------
+    n_cells
+        Cells whose counts were hidden.
+    pearson, rmse
+        Of log(1 + count) and its predicted mean: correlation, and root mean squared error.
+    coverage
+        Share of counts inside the interval of the wanted probability, before it is calibrated.
+    """
+
+    n_cells: np.ndarray
+    pearson: np.ndarray
+    rmse: np.ndarray
+    coverage: np.ndarray
+
+
+def as_panel(
+    question: Question, batch: Minibatch, panel: int, batch_codes: np.ndarray
+) -> Minibatch:
+    """Return cells as if they came from a panel: its batches, in turn, and only its proteins.
+
+    That is how a cell of that panel reaches the encoder.
+    """
+    shown, mask = torch.zeros_like(batch.y), question.network.protein_mask
+    if mask is not None:
+        shown = batch.y * mask[panel]
+    code = torch.from_numpy(batch_codes[batch.cells % len(batch_codes)])
+    context = batch.context._replace(
+        batch=code.to(batch.context.batch), panel=torch.full_like(batch.context.panel, panel)
+    )
+    return batch._replace(y=shown, context=context)
+
+
+def hidden_proteins(
+    question: Question,
+    wanted: ImputedBatches,
+    observed: np.ndarray,
+    shown: Callable[[Minibatch], Minibatch] = lambda batch: batch,
+) -> HiddenProteins:
+    """Predict counts that the network does not see.
+
+    Parameters
+    ----------
+    observed
+        The counts of the question's cells, (N, t).
+    shown
+        Gives what the network sees of a minibatch.
+    """
+    parts, start = [], 0
+    with question.minibatches("hidden proteins") as batches:
+        for batch in batches:
+            counts = observed[start : start + len(batch.cells)]
+            start += len(counts)
+            predicted = predicted_proteins(question, wanted, shown(batch))
+            below = predicted.distribution_function(counts)
+            parts.append(HiddenProteins(counts, predicted.log1p_mean(), below))
+    return HiddenProteins(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def reliability(hidden: HiddenProteins, interval: float) -> Reliability:
+    """Compare predictions with what was hidden; ``interval`` is the probability of the interval."""
+    known = ~np.isnan(hidden.observed)
+    n_cells = known.sum(axis=0)
+    columns = [
+        _of_protein(*(part[known[:, t], t] for part in hidden), interval=interval)
+        for t in range(known.shape[1])
+    ]
+    return Reliability(n_cells, *np.array(columns).reshape(-1, 3).T)
+
+
+def _of_protein(
+    observed: np.ndarray,
+    log1p: np.ndarray,
+    below: np.ndarray,
+    *,
+    interval: float,
+) -> tuple[float, float, float]:
+    if len(observed) < 2:
+        return (np.nan,) * 3
+    logs = np.log1p(observed)
+    varies = logs.std() > 0 and log1p.std() > 0
+    return (
+        float(np.corrcoef(logs, log1p)[0, 1]) if varies else np.nan,
+        float(np.sqrt(((logs - log1p) ** 2).mean())),
+        float((np.abs(below - 0.5) <= interval / 2).mean()),
+    )
+
+
+def calibrated_probabilities(hidden: HiddenProteins, interval: float) -> np.ndarray:
+    """Return the probabilities between which a share ``interval`` of hidden counts lies, (2, t).
+
+    The predictive distribution functions at the hidden counts are uniform where the model is right;
+    their own quantiles at the limits correct it where it is not (Kuleshov, Fenner and Ermon, 2018).
+    With too few cells for that, the probabilities stay those of the interval.
+    """
+    limits = np.array([(1 - interval) / 2, (1 + interval) / 2])
+    calibrated = np.repeat(limits[:, None], hidden.observed.shape[1], axis=1)
+    known = ~np.isnan(hidden.observed)
+    for t in np.flatnonzero(known.sum(axis=0) >= _FEWEST_CELLS):
+        calibrated[:, t] = np.quantile(hidden.below[known[:, t], t], limits, method="weibull")
+    return calibrated
+
+
+def reliability_table(hidden: HiddenProteins, interval: float, names: np.ndarray) -> pd.DataFrame:
+    """Return how well each protein is imputed, a row each."""
+    columns = reliability(hidden, interval)._asdict()
+    table = pd.DataFrame(columns, index=pd.Index(names))
+    return table.assign(reliable=table["pearson"] >= LEAST_PEARSON)

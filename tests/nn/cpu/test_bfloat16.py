@@ -1,0 +1,61 @@
+"""Products in bfloat16 are those of float32 up to the digits that bfloat16 has."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from totalvi.nn.cell import LinearProduct, sparse_counts
+from totalvi.nn.cpu.counts_product import input_product, transformed_counts
+from totalvi.nn.cpu.gene_loss import gene_head_loss
+
+N_CELLS, N_GENES, N_HIDDEN = 64, 300, 40
+X = torch.poisson(torch.full((N_CELLS, N_GENES), 0.8), generator=torch.Generator().manual_seed(0))
+COUNTS = sparse_counts(X)
+
+
+def weights(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).mul(0.1).requires_grad_()
+
+
+def distance(ours: Tensor | None, expected: Tensor | None) -> float:
+    assert ours is not None
+    assert expected is not None
+    return float((ours - expected).norm() / expected.norm())
+
+
+def both(
+    loss: Callable[[bool, list[Tensor]], Tensor], shapes: list[tuple[int, ...]]
+) -> list[float]:
+    """Distances of value and gradients."""
+    results = []
+    for bfloat16 in (False, True):
+        leaves = [weights(*shape) for shape in shapes]
+        value = loss(bfloat16, leaves)
+        value.sum().backward()
+        results.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    return [distance(ours, expected) for expected, ours in zip(*results, strict=True)]
+
+
+def test_input_product() -> None:
+    value = transformed_counts(COUNTS, True, True)
+    scale = torch.linspace(-1, 1, N_HIDDEN)
+    distances = both(
+        lambda bfloat16, leaves: input_product(value, COUNTS, leaves[0], bfloat16) * scale,
+        [(N_GENES, N_HIDDEN)],
+    )
+    assert 1e-5 < max(distances) < 0.01
+
+
+def test_gene_loss() -> None:
+    def loss(bfloat16: bool, leaves: list[Tensor]) -> Tensor:
+        x, weight, bias, log_r = leaves
+        head = LinearProduct(x, weight, bias, None, None)
+        group = torch.zeros(N_CELLS, dtype=torch.long)
+        library = X.sum(dim=1, keepdim=True)
+        return gene_head_loss(head, None, COUNTS, library, log_r, group, bfloat16)
+
+    shapes = [(N_CELLS, N_HIDDEN), (N_HIDDEN, N_GENES), (N_GENES,), (1, N_GENES)]
+    distances = both(loss, shapes)
+    assert distances[0] < 1e-4  # errors of the logits average out
+    assert 1e-5 < max(distances[1:]) < 0.01

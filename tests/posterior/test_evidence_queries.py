@@ -1,0 +1,104 @@
+"""Queries of the evidence: means and cells, subsets, new data, unmeasured proteins."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from mudata import MuData
+
+import totalvi
+from counts import SMALL, annotated
+from totalvi.posterior import evidence
+
+FAST: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def mdata() -> MuData:
+    return annotated(n_unmeasured=2)
+
+
+@pytest.fixture(scope="module", params=["observed", "latent"])
+def trained(request: pytest.FixtureRequest, mdata: MuData) -> totalvi.Model:
+    model = totalvi.Model(mdata, batch_key="batch", library=request.param, **SMALL)
+    model.train(**FAST)
+    return model
+
+
+def test_marginal_likelihood_by_cell_and_its_mean(trained: totalvi.Model) -> None:
+    """`return_mean=False` gives each cell's, not an error."""
+    cells = trained.get_marginal_ll(n_mc_samples=20, return_mean=False)
+    assert isinstance(cells, np.ndarray)
+    assert cells.shape == (120,)
+    mean = trained.get_marginal_ll(n_mc_samples=20)
+    assert mean == pytest.approx(cells.mean())
+    assert mean > trained.get_elbo()
+    assert trained.get_marginal_ll(n_mc_samples=200) > mean
+
+
+def test_subsets_and_new_data_give_the_same_values(trained: totalvi.Model, mdata: MuData) -> None:
+    cells = trained.get_marginal_ll(n_mc_samples=5, return_mean=False)
+    new = trained.get_marginal_ll(
+        mdata[30:50].copy(), n_mc_samples=5, return_mean=False, batch_size=9
+    )
+    np.testing.assert_allclose(new, np.asarray(cells)[30:50], rtol=1e-4)
+    errors = trained.get_reconstruction_error(return_mean=False)
+    part = trained.get_reconstruction_error(indices=[4, 60], return_mean=False)
+    np.testing.assert_allclose(part, errors.iloc[[4, 60]], rtol=1e-4)
+
+
+def test_the_mean_of_very_many_cells_is_that_of_float64(
+    trained: totalvi.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = np.ones((120, 2), dtype=np.float32)
+    errors[0] = 2**25  # beside which float32 has no room for the ones
+    monkeypatch.setattr(evidence, "reconstruction_error_by_cell", lambda *_, **__: errors)
+    mean = trained.get_reconstruction_error()
+    assert mean["gene"] == mean["protein"] == (2**25 + 119) / 120
+
+
+def test_reconstruction_error_by_modality(trained: totalvi.Model, mdata: MuData) -> None:
+    table = trained.get_reconstruction_error(return_mean=False, n_samples=3)
+    assert list(table.columns) == ["gene", "protein", "total"]
+    assert list(table.index) == list(mdata.obs_names)
+    np.testing.assert_allclose(table["total"], table["gene"] + table["protein"])
+    mean = trained.get_reconstruction_error(n_samples=3)
+    np.testing.assert_allclose(mean, table.mean())
+    one = trained.get_reconstruction_error()
+    assert trained.get_elbo() < -one["total"]  # the divergences are above 0
+
+
+def test_counts_of_unmeasured_proteins_do_not_matter(mdata: MuData) -> None:
+    """The second batch did not measure two proteins: in it they add nothing to the error."""
+    model = totalvi.Model(mdata, batch_key="batch", **SMALL)
+    model.train(**FAST)
+    measured = np.array(model.schema.panel_measured)
+    assert not measured.all()
+    batch, protein = np.argwhere(~measured)[0]
+    before = model.get_marginal_ll(n_mc_samples=2, return_mean=False)
+    model.module.protein_log_r.data[:, protein] -= 3
+    after = model.get_marginal_ll(n_mc_samples=2, return_mean=False)
+    inside = mdata.obs["batch"].to_numpy() == model.schema.batch_names[batch]
+    np.testing.assert_allclose(np.asarray(after)[inside], np.asarray(before)[inside], rtol=1e-5)
+    assert not np.allclose(np.asarray(after)[~inside], np.asarray(before)[~inside], rtol=1e-4)
+
+
+def test_a_background_that_went_wrong_explains_no_cell_better(mdata: MuData) -> None:
+    """q(b | z) is evaluated where b was drawn, however far that is from any count."""
+    model = totalvi.Model(mdata, batch_key="batch", **SMALL)
+    model.train(**FAST)
+    before = np.asarray(model.get_marginal_ll(n_mc_samples=5, return_mean=False))
+    elbo = np.asarray(model.get_elbo(return_mean=False))
+    model.module.decoder.background_mean_head.bias.data[0] += 60
+    after = np.asarray(model.get_marginal_ll(n_mc_samples=5, return_mean=False))
+    assert np.isfinite(after).all()
+    assert (after < before).mean() == 1
+    assert (np.asarray(model.get_elbo(return_mean=False)) < elbo).all()
+
+
+@pytest.mark.parametrize("n", [0, 2.5, True])
+def test_wrong_numbers_of_samples_are_refused(trained: totalvi.Model, n: Any) -> None:
+    with pytest.raises(ValueError, match="n_mc_samples is"):
+        trained.get_marginal_ll(n_mc_samples=n)
+    with pytest.raises(ValueError, match="n_samples is"):
+        trained.get_reconstruction_error(n_samples=n)
