@@ -7,16 +7,20 @@ WORKERS ?= auto
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 # scvi-tools, which `make bench` compares with, has an environment of its own; or name its interpreter
 PEER_VENV := .peer-venv
+LOWEST_VENV := .venv-lowest
+NEWEST_VENV := .venv-newest
 ifeq ($(PEER_PYTHON),)
 PEER_PYTHON := $(PEER_VENV)/bin/python
 PEER := $(PEER_VENV)/.installed
 endif
 
-.PHONY: help venv venv-dev browser demo test test-all lint format bench bench-quality bench-scale bench-sizes clean
+.PHONY: help venv venv-dev browser demo test test-all test-lowest test-newest lint format bench bench-quality bench-scale bench-sizes clean
 
 help:
 	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
 	@echo "make test       run the tests (make test-all: the slow ones too)"
+	@echo "make test-lowest  run the tests with the lowest versions that pyproject.toml allows"
+	@echo "make test-newest  run them with the newest"
 	@echo "make browser    install Chromium, which the tests of pages need (Debian, as root)"
 	@echo "make lint       check style, types and security"
 	@echo "make bench      time totalvi and scvi-tools side by side (see benchmarks/README.md)"
@@ -53,6 +57,22 @@ test: venv-dev
 test-all: venv-dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
 
+# An environment of its own for each end of the bounds in pyproject.toml.
+test-lowest: $(LOWEST_VENV)/.installed
+	$(ONE_THREAD) $(LOWEST_VENV)/bin/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+$(LOWEST_VENV)/.installed: pyproject.toml tools/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST_VENV)
+	$(PYTHON) tools/lowest.py > $(LOWEST_VENV)/lowest.txt
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --constraint $(LOWEST_VENV)/lowest.txt --editable ".[dev]"
+	@touch $@
+
+# What is newest changes from day to day, so it is looked up every time.
+test-newest:
+	$(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
+	$(ONE_THREAD) $(NEWEST_VENV)/bin/python -m pytest -q -n $(WORKERS) -m "not slow"
+
 lint: venv-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,4 +102,4 @@ bench-sizes: venv-dev
 	$(BIN)/python benchmarks/sizes.py $(BENCH_OPTIONS)
 
 clean:
-	rm -rf $(VENV) $(PEER_VENV) totalvi-demo .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEER_VENV) $(LOWEST_VENV) $(NEWEST_VENV) totalvi-demo .mypy_cache .ruff_cache
