@@ -7,16 +7,16 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 
-from totalvi.data.background.empty_droplets import Raw, ambient_of
+from totalvi.data.background.ambient import AmbientProfile
 from totalvi.data.background.prior import (
     PanelBatches,
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.cells import CiteData
+from totalvi.data.background.raw_matrices import Raw, ambient_of
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import FormatError, NotTrainedError
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import TrainingPlan
@@ -226,7 +226,7 @@ class Model(
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
         self.schema = self._data.schema
         self.module = network_of(self.schema, self._options, self.seed)
-        ambient = ambient_of(data, batch_key, (rna_modality, protein_modality), empty_droplets)
+        ambient = ambient_of(data, keys, empty_droplets)
         if ambient is not None or (
             empirical_protein_background_prior and "background_prior" not in network_options
         ):
@@ -236,7 +236,7 @@ class Model(
         self._failure: str | None = None
         self._mapping: QueryMapping | None = None
 
-    def _start_background(self, data: CiteData, ambient: pd.DataFrame | None) -> None:
+    def _start_background(self, data: CiteData, ambient: AmbientProfile | None) -> None:
         """Set where the prior of the background starts, and its anchor where there are droplets."""
         measured = np.array(self.schema.panel_measured)
         mean, scale = empirical_background_prior(data.protein, data.panel, measured)

@@ -10,8 +10,7 @@ import pytest
 
 from browser import browser, opened_page
 from totalvi.analysis.run import run
-from totalvi.data.simulate import simulate
-from totalvi.data.simulate_droplets import simulate_raw
+from totalvi.data.simulate import simulate, simulate_raw
 from totalvi.view.figures.cell_maps import point_density
 from totalvi.view.report.build import build_report
 

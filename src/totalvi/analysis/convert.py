@@ -13,14 +13,13 @@ from scipy import sparse
 
 from totalvi.analysis.output import refuse_input_in_output
 from totalvi.analysis.prepare import feature_annotation, read_input
-from totalvi.data.background.ambient import AMBIENT, ambient_in
+from totalvi.data.background.ambient import AMBIENT, AmbientProfile
 from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
 from totalvi.data.columns import Columns
 from totalvi.data.counts import in_memory
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.io.features import are_controls
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
-from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key
+from totalvi.data.io.modalities import NAME_IN_FILE, are_controls, known_protein_obsm_key
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.io.write_zarr import new_store, write_counts
 
@@ -88,7 +87,7 @@ def convert_counts(
     data, keys = open_input(given, keys or Columns(), options or ReadOptions())
     source = find_counts(data, keys, on_disk=True)
     with new_store(output, overwrite=overwrite) as staged:
-        write_source(staged, source, data, keys, ambient=ambient_in(data.uns))
+        write_source(staged, source, data, keys, ambient=AmbientProfile.in_uns(data.uns))
     return Path(output)
 
 
@@ -101,12 +100,12 @@ def write_source(
     cells: np.ndarray | None = None,
     genes: np.ndarray | None = None,
     controls: pd.DataFrame | None = None,
-    ambient: pd.DataFrame | None = None,
+    ambient: AmbientProfile | None = None,
 ) -> None:
     """Write counts, or only the cells and genes that are True in masks, to a new store at ``path``.
 
     ``controls``, counts of isotype controls (all cells, controls), are kept out of the proteins, in a
-    modality of their own; ``ambient`` is the table of empty droplets.
+    modality of their own; ``ambient`` is what empty droplets say.
     """
     kept = np.ones(len(source.cell_names), dtype=bool) if cells is None else cells
     rna_var, protein_var = feature_annotation(source, data, keys)
@@ -139,7 +138,7 @@ def write_source(
         rna_var=rna_var if genes is None else rna_var[genes],
         protein_var=protein_var[proteins],
         others=others,
-        uns={} if ambient is None else {AMBIENT: ambient},
+        uns={} if ambient is None else {AMBIENT: ambient.to_table()},
     )
 
 

@@ -12,20 +12,19 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.background.ambient import AMBIENT
-from totalvi.data.background.empty_droplets import ambient_findings, ambient_of, require_same_run
+from totalvi.data.background.ambient import AMBIENT, AmbientProfile, ambient_findings
 from totalvi.data.background.isotype_controls import (
     ISOTYPE_MODALITY,
     control_findings,
     split_controls,
 )
+from totalvi.data.background.raw_matrices import ambient_of, profile_of_raw
 from totalvi.data.checks import check_counts, raise_errors
 from totalvi.data.columns import Columns
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts, genes_and_proteins
 from totalvi.data.finding import Finding
-from totalvi.data.io.features import marked_controls
-from totalvi.data.io.modalities import mudata_of, renamed_features
+from totalvi.data.io.modalities import marked_controls, mudata_of, renamed_features
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.errors import DataError
 
@@ -67,15 +66,12 @@ def read_input(
 
 def find_ambient(
     data: MuData | AnnData, keys: Columns, proteins: pd.Index, raw: RawPaths | None
-) -> tuple[pd.DataFrame | None, list[Finding]]:
-    """Return the ambient table of the raw matrix, or that which the data have, and what it says."""
-    modalities = (keys.rna_modality, keys.protein_modality)
-    if raw is None:
-        ambient = ambient_of(data, keys.batch_key, modalities, None)
+) -> tuple[AmbientProfile | None, list[Finding]]:
+    """Return the profile of the raw matrix, or that which the data have, and what it says."""
+    if raw is not None:
+        ambient: AmbientProfile | None = profile_of_raw(raw, data, keys, proteins)
     else:
-        ambient = require_same_run(
-            raw, data, proteins, batch_key=keys.batch_key, modalities=modalities
-        )
+        ambient = ambient_of(data, keys, None)
     return ambient, [] if ambient is None else ambient_findings(ambient)
 
 
@@ -146,7 +142,7 @@ def prepare(
         mdata = _with_controls_apart(mdata, controls.iloc[kept])
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
     if ambient is not None:
-        mdata.uns[AMBIENT] = ambient.copy()
+        mdata.uns[AMBIENT] = ambient.to_table()
     notes += ambient_notes
     return Prepared(mdata, findings + notes + hashtag_notes)
 

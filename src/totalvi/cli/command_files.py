@@ -294,8 +294,7 @@ def simulate(
     """
     from totalvi.analysis.output import staged_file
     from totalvi.data.simulate import simulate as simulate_counts
-    from totalvi.data.simulate import simulate_to_zarr
-    from totalvi.data.simulate_droplets import simulate_raw
+    from totalvi.data.simulate import simulate_raw, simulate_to_zarr
     from totalvi.errors import DataError, OutputError
 
     if raw is not None and raw.resolve() == output.resolve():

@@ -8,8 +8,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from totalvi.data.cells import Schema
-from totalvi.data.mapped_query import QueryMapping
+from totalvi.data.cells import QueryMapping, Schema
 from totalvi.fit.plan import TrainingPlan
 from totalvi.fit.split import Split
 from totalvi.fit.state import torch_generator

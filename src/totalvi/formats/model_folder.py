@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from totalvi.atomic import locked, new_folder, parents_of, standing_folder, writing
-from totalvi.data.cells import Schema
-from totalvi.data.mapped_query import QueryMapping
+from totalvi.data.cells import QueryMapping, Schema
 from totalvi.errors import FormatError, OutputError
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 

@@ -9,19 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.data.alignment import align_query, check_query, warn_of_alignment
-from totalvi.data.cells import CiteData, Schema
-from totalvi.data.columns import Columns
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import (
-    QueryMapping,
-    describe_query,
-    dispersion_by_label,
-    extended_schema,
-    query_cite_data,
-)
+from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.split import Split
@@ -31,7 +23,7 @@ from totalvi.posterior.arguments import documented
 from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
 from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.question import Fitted, Question
+from totalvi.posterior.question import Fitted, Question, dispersion_by_label
 from totalvi.processes import threads_of_torch
 
 SURGERY_EPOCHS = 20
@@ -154,32 +146,30 @@ class MappingQueries(_Mappable):
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
         changed = {name: value for name, value in changed.items() if value is not None}
-        keys = replace(self.schema.columns, **changed)
-        data = opened(data)[0]
-        aligned = align_query(data, keys, self.schema, antibody_names)
-        keys = _keys_of(aligned.source.obs, keys, batch_key)
-        needs_labels = dispersion_by_label(self.module)
-        check_query(aligned.source, keys, needs_labels)
-        schema, mapping = extended_schema(
-            aligned, keys, self.schema, antibody_names, new_categories=train
+        mapped = map_cells(
+            opened(data)[0],
+            replace(self.schema.columns, **changed),
+            self.schema,
+            batch_key=batch_key,
+            antibody_names=antibody_names,
+            new_categories=train,
+            needs_labels=dispersion_by_label(self.module),
         )
-        cells = query_cite_data(data, aligned, schema, mapping, needs_labels)
-        query = _with_cells(self, cells, schema, mapping)
+        cells, mapping = mapped.cells, mapped.mapping
+        query = _with_cells(self, cells, mapping)
         started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
         fill_query(query.module, cells, query._mapping)
-        share = _expected_share(query.module, cells, ~aligned.found_genes)
-        warn_of_alignment(aligned, self.schema, share)
+        share = _expected_share(query.module, cells, ~mapped.aligned.found_genes)
+        warn_of_alignment(mapped.aligned, self.schema, share)
         if train:
             query.train(max_epochs, **({"n_epochs_kl_warmup": 0} | training))
         return query
 
 
-def _with_cells(
-    reference: _Model, cells: CiteData, schema: Schema, mapping: QueryMapping
-) -> _Model:
+def _with_cells(reference: _Model, cells: CiteData, mapping: QueryMapping) -> _Model:
     """Return a model with a query's cells in place of the reference's, and no fit of theirs."""
-    state = reference._state()
+    state, schema = reference._state(), cells.schema
     network = network_of(schema, state.options, state.seed)
     extend(reference.module, network, mapping)
     nobody = np.array([], dtype=np.int64)
@@ -189,16 +179,6 @@ def _with_cells(
     state = replace(state, schema=schema, network=network, result=result, mapping=mapping)
     query: _Model = reference._from_state(state, cells)
     return query
-
-
-def _keys_of(obs: pd.DataFrame, keys: Columns, batch_key: str | None) -> Columns:
-    """Return the keys of the query: the reference's where its ``obs`` has them."""
-    if batch_key is None and keys.batch_key in obs:
-        batch_key = keys.batch_key
-    panel_key = keys.panel_key
-    if panel_key is not None and panel_key not in obs:
-        panel_key = batch_key
-    return replace(keys, batch_key=batch_key, panel_key=panel_key)
 
 
 def _expected_share(module: TOTALVI, data: CiteData, genes: np.ndarray) -> float:

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import DataError
 from totalvi.mapping.neighbours import (
     Neighbours,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from totalvi.data.counts import ROWS_AT_A_TIME
 from totalvi.data.describe import Data
-from totalvi.data.panels.gene_names import matched_pairs
+from totalvi.data.panels.antibody_names import matched_pairs
 from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
@@ -293,7 +293,7 @@ class CorrelationQueries(Fitted):
         pairs
             (protein, gene) names. None: the proteins that a built-in table knows, each with the gene
             that encodes its target and, for some, a gene of the same lineage; see
-            `totalvi.data.panels.gene_names.matched_pairs`.
+            `totalvi.data.panels.antibody_names.matched_pairs`.
         n_samples
             Posterior samples of each cell in each batch.
         {batch_size}

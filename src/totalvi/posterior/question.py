@@ -12,10 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.data.cells import CiteData, Schema
+from totalvi.data.cells import CiteData, QueryMapping, Schema
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.split import Split
@@ -160,6 +159,11 @@ class Question:
             for name, values in (without_cells or {}).items():
                 targets[name][:] = values
         return cast("dict[str, np.ndarray]", targets) if out is None else Path(out)
+
+
+def dispersion_by_label(module: TOTALVI) -> bool:
+    """Return whether the network needs each cell's label."""
+    return "label" in module.gene_dispersion + module.protein_dispersion
 
 
 @dataclass(frozen=True)

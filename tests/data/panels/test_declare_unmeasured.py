@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from counts import SMALL, annotated
-from totalvi.data.panels.unmeasured import declare_unmeasured
+from totalvi.data.panels.antibodies import declare_unmeasured
 from totalvi.errors import DataError
 from totalvi.model import Model
 

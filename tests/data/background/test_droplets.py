@@ -10,7 +10,8 @@ import pytest
 
 import totalvi
 from totalvi.analysis.convert import convert_counts
-from totalvi.data.background.ambient import choose_empty_droplets, estimate_ambient, pooled_ambient
+from totalvi.data.background.ambient import estimate_ambient, pooled_ambient
+from totalvi.data.background.droplets import choose_empty_droplets
 from totalvi.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")

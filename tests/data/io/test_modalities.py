@@ -5,8 +5,13 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from totalvi.data.io.features import modalities_of
-from totalvi.data.io.modalities import assemble, in_order_of, join_proteins, split_anndata
+from totalvi.data.io.modalities import (
+    assemble,
+    in_order_of,
+    join_proteins,
+    modalities_of,
+    split_anndata,
+)
 from totalvi.errors import ReadError
 
 TYPES = ["Gene Expression", "Antibody Capture", "Multiplexing Capture", "Custom"]

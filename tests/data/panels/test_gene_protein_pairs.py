@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from totalvi.data.panels.antibody_names import identify
-from totalvi.data.panels.gene_names import GENES_OF_ANTIGEN, matched_pairs
+from totalvi.data.panels.antibody_names import GENES_OF_ANTIGEN, identify, matched_pairs
 
 GENES = sorted({gene for genes in GENES_OF_ANTIGEN.values() for gene in genes})
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from totalvi.data.panels.gene_names import align_genes
+from totalvi.data.panels.data_sets import align_genes
 from totalvi.errors import DataError
 
 IDS = {"CD4": "ENSG00000010610", "NKG7": "ENSG00000105374", "MS4A1": "ENSG00000156738"}

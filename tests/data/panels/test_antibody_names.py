@@ -8,8 +8,7 @@ import anndata
 import pytest
 
 import totalvi
-from totalvi.data.panels.antibody_aliases import ALIASES
-from totalvi.data.panels.antibody_names import identify, spelling_key
+from totalvi.data.panels.antibody_names import ALIASES, identify, spelling_key
 
 # target: ways in which data sets and makers write it
 VARIANTS = {
@@ -175,7 +174,7 @@ def test_every_alias_has_one_target() -> None:
     seen: dict[str, str] = {}
     for target, aliases in ALIASES.items():
         assert identify(target).target == target
-        for alias in filter(None, aliases.split(", ")):
+        for alias in aliases:
             assert identify(alias).target == target, alias
             assert seen.setdefault(spelling_key(alias), target) == target, alias
 
