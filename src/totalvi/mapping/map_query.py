@@ -38,7 +38,7 @@ class _Mappable(Fitted, Protocol):
 
     train: Callable[..., None]
     _state: Callable[[], ModelState]
-    _from_state: Any
+    _from_state: Callable[[ModelState, CiteData], Any]
 
 
 _Model = TypeVar("_Model", bound=_Mappable)
