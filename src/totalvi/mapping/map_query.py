@@ -23,7 +23,7 @@ from totalvi.posterior.arguments import documented
 from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
 from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.question import Fitted, Question
+from totalvi.posterior.question import Fitted, Question, dispersion_by_label
 from totalvi.processes import threads_of_torch
 
 SURGERY_EPOCHS = 20
@@ -38,7 +38,7 @@ class _Mappable(Fitted, Protocol):
 
     train: Callable[..., None]
     _state: Callable[[], ModelState]
-    _from_state: Callable[..., Any]
+    _from_state: Callable[[ModelState, CiteData], Any]
 
 
 _Model = TypeVar("_Model", bound=_Mappable)
@@ -145,13 +145,10 @@ class MappingQueries(_Mappable):
             "protein_layer": protein_layer,
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
-        columns = replace(
-            self.schema.columns,
-            **{name: value for name, value in changed.items() if value is not None},
-        )
+        changed = {name: value for name, value in changed.items() if value is not None}
         mapped = map_cells(
             opened(data)[0],
-            columns,
+            replace(self.schema.columns, **changed),
             self.schema,
             batch_key=batch_key,
             antibody_names=antibody_names,
@@ -159,7 +156,7 @@ class MappingQueries(_Mappable):
             needs_labels=dispersion_by_label(self.module),
         )
         cells, mapping = mapped.cells, mapped.mapping
-        query = self._with_cells(cells, mapping)
+        query = _with_cells(self, cells, mapping)
         started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
         fill_query(query.module, cells, query._mapping)
@@ -169,23 +166,19 @@ class MappingQueries(_Mappable):
             query.train(max_epochs, **({"n_epochs_kl_warmup": 0} | training))
         return query
 
-    def _with_cells(self, cells: CiteData, mapping: QueryMapping) -> Self:
-        """Return a model with a query's cells in place of this one's, and no fit of theirs."""
-        state: ModelState = self._state()
-        module = network_of(cells.schema, state.options, state.seed)
-        extend(self.module, module, mapping)
-        nobody = np.array([], dtype=np.int64)
-        split = Split(nobody, nobody, np.arange(cells.n_cells))
-        summary = {"stopped": "mapped without a fit"}
-        result = FitResult(pd.DataFrame(), split, None, summary, state.result.fingerprint)
-        state = replace(state, schema=cells.schema, network=module, result=result, mapping=mapping)
-        query: Self = self._from_state(state, cells)
-        return query
 
-
-def dispersion_by_label(network: TOTALVI) -> bool:
-    """Return whether the network needs each cell's label."""
-    return "label" in network.gene_dispersion + network.protein_dispersion
+def _with_cells(reference: _Model, cells: CiteData, mapping: QueryMapping) -> _Model:
+    """Return a model with a query's cells in place of the reference's, and no fit of theirs."""
+    state, schema = reference._state(), cells.schema
+    network = network_of(schema, state.options, state.seed)
+    extend(reference.module, network, mapping)
+    nobody = np.array([], dtype=np.int64)
+    split = Split(nobody, nobody, np.arange(cells.n_cells))
+    summary = {"stopped": "mapped without a fit"}
+    result = FitResult(pd.DataFrame(), split, None, summary, state.result.fingerprint)
+    state = replace(state, schema=schema, network=network, result=result, mapping=mapping)
+    query: _Model = reference._from_state(state, cells)
+    return query
 
 
 def _expected_share(module: TOTALVI, data: CiteData, genes: np.ndarray) -> float:

@@ -161,6 +161,11 @@ class Question:
         return cast("dict[str, np.ndarray]", targets) if out is None else Path(out)
 
 
+def dispersion_by_label(module: TOTALVI) -> bool:
+    """Return whether the network needs each cell's label."""
+    return "label" in module.gene_dispersion + module.protein_dispersion
+
+
 @dataclass(frozen=True)
 class Features:
     """Genes or proteins of a model: their positions and names."""
