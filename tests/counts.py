@@ -13,7 +13,6 @@ from totalvi.data.describe import describe
 from totalvi.data.simulate import simulate
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.nn.v06_minibatch import Sample, gene_parameters, protein_parameters
 from totalvi.posterior.draws import Draw
 from totalvi.posterior.expression import normalized_expression
 from totalvi.posterior.noise import CellNoise
@@ -86,8 +85,6 @@ def denoised(asked: Question, *, return_mean: bool = True, **given: Any) -> tupl
 
 def parameters_of(network: TOTALVI, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The parameters of RNA and protein counts at a draw, as ``px_`` and ``py_`` of 0.6.x."""
-    sample = Sample(
-        draw.posterior, draw.context, draw.untran_z, network.transform_latent(draw.untran_z),
-        draw.library_size, draw.log_library, draw.decoded, draw.proteins.log_background,
-    )  # fmt: skip
-    return gene_parameters(network, sample), protein_parameters(network, sample)
+    genes = network.gene_parameters(draw.decoded, draw.library_size, draw.context)
+    log_background = draw.proteins.log_background
+    return genes, network.protein_parameters(draw.decoded, log_background, draw.context)

@@ -7,7 +7,7 @@ from scipy import sparse
 
 from counts import SMALL, described
 from totalvi.fit.batches import minibatch, minibatches, sparse_rows
-from totalvi.nn.sparse import sparse_counts
+from totalvi.nn.cell import sparse_counts
 from totalvi.nn.v06 import TOTALVI
 
 

@@ -1,4 +1,4 @@
-"""How loops are compiled, and on how many threads they run.
+"""How loops are compiled.
 
 numba compiles them and keeps the result beside the source, or in the home folder. It compiles a loop
 again when the file of the loop changes, but not when a file that the loop calls changes: after a change
@@ -11,11 +11,9 @@ numba ends a process that was forked from one which ran such loops (start others
 where it found neither OpenMP nor TBB, one whose Python threads run them at once.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numba
 from numba import njit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -46,16 +44,3 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
         return dispatcher
 
     return decorate
-
-
-@contextmanager
-def threads_of_torch() -> Iterator[None]:
-    """Let compiled loops use as many threads as torch does, for the thread that enters."""
-    import torch
-
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)

@@ -246,6 +246,20 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="totalvi-parent").start()
 
 
+@contextmanager
+def threads_of_torch() -> Iterator[None]:
+    """Let compiled loops use as many threads as torch does, for the thread that enters."""
+    import numba
+    import torch
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
 # ------------------------------------------------------------------------- waiting for each other
 
 

@@ -21,13 +21,12 @@ from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.split import Split
 from totalvi.nn.config import at_least_one
-from totalvi.nn.cpu.dispatch import threads_of_torch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, Names, cell_positions, feature_positions
 from totalvi.posterior.draws import Draw, draws, naming_proteins
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.rows import Table, own_rows, row_targets
-from totalvi.processes import this_process
+from totalvi.processes import this_process, threads_of_torch
 
 QUERY_BATCH_SIZE = 1024
 _QUERY = 3  # tells queries from the other uses of a model's seed: see `totalvi.model`

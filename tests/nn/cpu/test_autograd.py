@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from totalvi.compiled import threads_of_torch
 from totalvi.nn.cell import LinearProduct, SparseCounts, sparse_counts, sparse_product
 from totalvi.nn.cpu.counts_product import input_product
 from totalvi.nn.cpu.gene_loss import gene_head_loss
@@ -18,6 +17,7 @@ from totalvi.nn.cpu.protein_loss import background_divergence, protein_mixture_l
 from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.ops import gene_reconstruction_loss, suits_compiled_loops
 from totalvi.nn.v06 import TOTALVI
+from totalvi.processes import threads_of_torch
 
 N_CELLS, N_GENES, N_PROTEINS, N_HIDDEN = 6, 11, 4, 5
 GROUP = torch.arange(N_CELLS) % 2

@@ -1,5 +1,5 @@
 """Names that moved; other packages still import them from here."""
 
-from totalvi.compiled import threads_of_torch
+from totalvi.processes import threads_of_torch
 
 __all__ = ["threads_of_torch"]
