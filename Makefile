@@ -12,7 +12,7 @@ PEER_PYTHON := $(PEER_VENV)/bin/python
 PEER := $(PEER_VENV)/.installed
 endif
 
-.PHONY: help venv venv-dev browser demo test test-all lint format bench bench-quality bench-scale clean
+.PHONY: help venv venv-dev browser demo test test-all lint format bench bench-quality bench-scale bench-sizes clean
 
 help:
 	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench      time totalvi and scvi-tools side by side (see benchmarks/README.md)"
 	@echo "make bench-quality  measure the quality of the fit (needs real data)"
 	@echo "make bench-scale  measure training and queries of a million cells on disk"
+	@echo "make bench-sizes  run every command at 1,000 to 200,000 cells: does it end, how long, how much memory"
 	@echo "make venv       only set up the environment in $(VENV)"
 
 venv: $(VENV)/.installed
@@ -75,6 +76,10 @@ bench-quality: venv-dev
 
 bench-scale: venv
 	$(BIN)/python benchmarks/scale.py $(BENCH_OPTIONS)
+
+# for its pages: `make browser`
+bench-sizes: venv-dev
+	$(BIN)/python benchmarks/sizes.py $(BENCH_OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(PEER_VENV) totalvi-demo .mypy_cache .ruff_cache

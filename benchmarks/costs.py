@@ -77,10 +77,11 @@ def step_seconds(size: Size, threads: int) -> dict[str, float]:
 
     import totalvi
     from totalvi.fit.batches import minibatches
-    from totalvi.fit.plan import TrainingPlan, resolve_precision, wide_products
-    from totalvi.fit.step import Stepper
-    from totalvi.nn.cpu.dispatch import threads_of_torch
-    from totalvi.processes import make_fabric
+    from totalvi.fit.device import resolved_plan, wide_products
+    from totalvi.fit.loop import Fit
+    from totalvi.fit.plan import TrainingPlan
+    from totalvi.fit.split import Split
+    from totalvi.processes import make_fabric, threads_of_torch
 
     torch.set_num_threads(threads)
     n_cells = 6 * size.cells
@@ -88,15 +89,15 @@ def step_seconds(size: Size, threads: int) -> dict[str, float]:
     module = model.module.train()
     fabric = make_fabric("cpu")
     plan = TrainingPlan(max_epochs=100, batch_size=size.cells)
-    stepper = Stepper(fabric, module, plan, n_cells, np.random.SeedSequence(0))
-    precision = resolve_precision("auto", module, fabric.device)
+    plan = resolved_plan(plan, module, fabric.device)
+    cells, nobody = np.arange(n_cells), np.arange(0)
+    split, seed = Split(cells, nobody, nobody), np.random.SeedSequence(0)
+    fit = Fit(module, model._training_data(), split, plan, fabric, seed)
     ends, order = [], np.random.default_rng(0)
-    with threads_of_torch(), wide_products(module, precision):
+    with threads_of_torch(), wide_products(module, plan.precision):
         for _ in range(6):
-            for batch in minibatches(
-                model._training_data(), module, np.arange(n_cells), size.cells, order
-            ):
-                stepper.step(batch)
+            for batch in minibatches(model._training_data(), module, cells, size.cells, order):
+                fit.step(batch)
                 ends.append(time.perf_counter())
     weights = sum(parameter.numel() for parameter in module.parameters())
     return {"seconds": statistics.median(np.diff(ends)[6:]), "weights": weights}

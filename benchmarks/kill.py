@@ -41,6 +41,7 @@ import totalvi
 from totalvi.atomic import standing_folder
 from totalvi.cli.main import execute
 from totalvi.fit.checkpoint import read_checkpoint
+from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE
 from totalvi.view.report.build import REPORT, build_report
 
 RESULTS = Path(__file__).parent / "results"
@@ -176,7 +177,7 @@ def kill_runs(place: Path, n_kills: int, rng: np.random.Generator, counts: Count
     build_report(new)
     seconds = {
         "training": took["train"],
-        "results": took["figures"] + took["save"],
+        "results": sum(took[step.name] for step in AFTER_FIT if step.name not in IN_THE_FILE),
         "end": 0.1,
         "report": time.monotonic() - began,
     }
@@ -194,6 +195,8 @@ def kill_runs(place: Path, n_kills: int, rng: np.random.Generator, counts: Count
                 break
             counts[where] += 1
             killed += 1
+            if killed == n_kills:
+                break
         process = start(lambda: execute(command(folder, SEED, "--resume", "--overwrite")))  # noqa: B023
         _, status = os.waitpid(process, 0)
         if os.waitstatus_to_exitcode(status) != 0:

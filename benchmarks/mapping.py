@@ -26,7 +26,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 import totalvi
-from totalvi.mapping.neighbours import calibration_error
+from totalvi.mapping.reference_neighbours import calibration_error
 from totalvi.mapping.surgery import reference_state
 
 HERE = Path(__file__).resolve().parent

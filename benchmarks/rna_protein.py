@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 import totalvi
-from totalvi.analysis.figure_style import new_figure, save
-from totalvi.view.figures.style import BACKGROUND, FOREGROUND, INK, WARNING
+from totalvi.figures.png_style import new_figure, save
+from totalvi.figures.style import BACKGROUND, FOREGROUND, INK, WARNING
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data" / "pbmc10k.h5mu"

@@ -76,10 +76,10 @@ def cut(folder: Path, n_cells: int, of: int) -> Result:
     """Write the first cells to a store of their own."""
     import numpy as np
 
-    from totalvi.analysis.convert import write_source
     from totalvi.data.columns import Columns
     from totalvi.data.find import find_counts
     from totalvi.data.io.h5_zarr import open_on_disk
+    from totalvi.run.convert import write_source
 
     data = open_on_disk(store(folder, of))
     source = find_counts(data, Columns(), on_disk=True)
@@ -126,9 +126,11 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
     import numpy as np
 
     import totalvi
-    from totalvi.fit.loop import fit
+    from totalvi.fit.device import resolved_plan
+    from totalvi.fit.loop import Fit
     from totalvi.fit.plan import TrainingPlan
     from totalvi.fit.split import fewer_validate, random_split
+    from totalvi.processes import launch
 
     path = store(folder, n_cells)
     model = totalvi.Model(path if place == "disk" else totalvi.read(path), batch_key="batch")
@@ -136,8 +138,10 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
     rng = np.random.default_rng(0)
     split = fewer_validate(random_split(n_cells, 0.9, None, rng), rng)
     warm_up = split._replace(train=split.train[:3000], validation=split.validation[:300])
-    plan = TrainingPlan(max_epochs=1, accelerator="cpu")
-    fit(model.module, model._data, warm_up, plan, np.random.SeedSequence(0))
+    fabric = launch("cpu")
+    plan = resolved_plan(TrainingPlan(max_epochs=1), model.module, fabric.device)
+    fitted = model.module, model._data
+    Fit(*fitted, warm_up, plan, fabric, np.random.SeedSequence(0)).run()
     started: list[float] = []
     row = {}
 
@@ -146,7 +150,7 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
 
     started.append(time.perf_counter())
     cpu = cpu_seconds()
-    fit(model.module, model._data, split, plan, np.random.SeedSequence(1), on_epoch)
+    Fit(*fitted, split, plan, fabric, np.random.SeedSequence(1), on_epoch).run()
     return {
         "seconds": row["seconds"],
         "cpu_seconds": cpu_seconds() - cpu,
@@ -206,7 +210,7 @@ def quality(folder: Path, n_cells: int, place: str, order: str, whole: int) -> R
             again.obs = mdata.obs.iloc[rank]
             file = folder / "sorted.h5mu"
             again.write(file)
-            from totalvi.analysis.convert import convert_counts
+            from totalvi.run.convert import convert_counts
 
             convert_counts(file, path)
             file.unlink()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import totalvi
+from totalvi.data.background.ambient import AmbientProfile
 from totalvi.data.background.prior import PanelBatches, anchored_background_prior
 from totalvi.errors import CheckpointError
 from totalvi.nn.likelihoods import profile_penalty
@@ -89,13 +90,15 @@ def test_the_level_is_that_of_most_proteins() -> None:
             "log_mean": profile,
             "log_sd": 0.4,
             "standard_error": 0.0,
+            "n_droplets": 100,
         }
     )
     mean = (profile + 2)[None].copy()
     mean[0, [1, 3]] += 3  # every cell carries them: no lower mode
+    profile = AmbientProfile.from_table(ambient, "droplets")
     panels = PanelBatches(list("abcdef"), ["one"], [np.array([0])])
     start = np.append(mean, [[7.0]], axis=1)
-    found, scale, anchor = anchored_background_prior(start, np.ones((1, 6)), ambient, panels)
+    found, scale, anchor = anchored_background_prior(start, np.ones((1, 6)), profile, panels)
     np.testing.assert_allclose(found[0], [2, 3, 4, 5, 6, 7])
     np.testing.assert_allclose(scale[0], [0.4] * 5 + [1])
     np.testing.assert_allclose(anchor.mean_precision[0], [100] * 5 + [0])

@@ -28,6 +28,16 @@ def test_every_query_has_a_line() -> None:
     assert sorted(rows) == sorted(name for name in queries if not name.startswith("_"))
 
 
+def test_sizes_name_files_that_are_there() -> None:
+    root = PAGE.parents[1]
+    section = (root / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = section.partition("## Where another path is taken")[2]
+    named = set(re.findall(r"`([\w/]+\.py)`", rows))
+    assert len(named) > 40
+    folders = (root / "tests", root / "src" / "totalvi")
+    assert {name for name in named if not any((f / name).is_file() for f in folders)} == set()
+
+
 def test_all_that_a_model_shows_is_documented() -> None:
     shown = [getattr(totalvi.Model, name) for name in dir(totalvi.Model) if name[0] != "_"]
     assert [value.__qualname__ for value in shown if not value.__doc__] == []

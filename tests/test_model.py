@@ -13,6 +13,7 @@ from mudata import MuData
 
 import totalvi
 from counts import N_GENES, N_PROTEINS, SMALL, annotated
+from totalvi import processes
 from totalvi.errors import DataError, FormatError, NotTrainedError, OutputError, TrainingError
 from totalvi.fit.split import Split
 from totalvi.formats.model_folder import _checksum
@@ -234,6 +235,22 @@ def test_an_untrained_model_refuses_every_query(mdata: MuData, tmp_path: Path) -
         with pytest.raises(NotTrainedError, match=r"call model.train\(\) first"):
             query()
     assert "not trained" in repr(model)
+
+
+def test_before_a_fit_there_is_nothing_that_it_leaves(mdata: MuData) -> None:
+    model = build(mdata)
+    assert model.history.empty
+    assert (model.split, model.plan, model.fingerprint) == (None, None, None)
+    with pytest.raises(NotTrainedError, match=r"no fit_summary yet; call model.train\(\) first"):
+        _ = model.fit_summary
+
+
+def test_a_fit_makes_one_fabric(mdata: MuData, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    original = processes.make_fabric
+    monkeypatch.setattr(processes, "make_fabric", lambda *a: made.append(a) or original(*a))
+    build(mdata).train(**FAST)
+    assert len(made) == 1
 
 
 def test_progress_is_silent_unless_asked(mdata: MuData, capfd: pytest.CaptureFixture[str]) -> None:
@@ -508,15 +525,15 @@ def test_an_interrupted_or_refused_fit_leaves_the_model_as_it_was() -> None:
     with pytest.raises(ValueError, match="tpuu"):
         model.train(**(FAST | {"accelerator": "tpuu"}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("totalvi.model.fit", _interrupted_fit)
+        patch.setattr("totalvi.training.Fit.run", _interrupted_fit)
         with pytest.raises(KeyboardInterrupt):
             model.train(**FAST)
     np.testing.assert_array_equal(model.get_latent_representation(), latent)
 
 
-def _interrupted_fit(module: Any, *_: Any) -> None:
-    module.train()
-    for parameter in module.parameters():
+def _interrupted_fit(self: Any, *_: Any) -> None:
+    self.network.train()
+    for parameter in self.network.parameters():
         parameter.data.add_(1)
     raise KeyboardInterrupt
 

@@ -10,13 +10,13 @@ from mudata import MuData
 from pandas.testing import assert_frame_equal
 
 import totalvi
-from totalvi.analysis.convert import convert_counts
 from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError, ReadError
 from totalvi.fit import batches as feed
 from totalvi.fit import batches as order
+from totalvi.run.convert import convert_counts
 
 OPTIONS = {"batch_key": "batch", "n_hidden": 16, "n_latent": 4}
 

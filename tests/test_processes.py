@@ -459,11 +459,9 @@ def test_an_interactive_session_launches_nothing(monkeypatch: pytest.MonkeyPatch
 def test_minibatches_smaller_than_the_processes_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from totalvi.fit import loop as trainer
-
     model = totalvi.Model(
         shared_fits.cells(40, panels=False), batch_key="batch", **shared_fits.SMALL
     )
-    monkeypatch.setattr(trainer, "process_of", lambda _: Process(0, 5))
+    monkeypatch.setattr("totalvi.fit.loop.process_of", lambda _: Process(0, 5))
     with pytest.raises(ValueError, match="batch_size is 4, too few for 5 processes"):
         model.train(max_epochs=1, batch_size=4, accelerator="cpu", progress=False)

@@ -7,9 +7,9 @@ import pytest
 from mudata import MuData
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
-from totalvi.analysis.clusters import cluster_cells
 from totalvi.data.simulate import simulate
 from totalvi.model import Model
+from totalvi.run.clusters import cluster_cells
 
 
 class Fitted(NamedTuple):

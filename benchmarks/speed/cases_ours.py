@@ -12,17 +12,16 @@ import numpy as np
 import pandas as pd
 import torch
 from floor import floor_seconds
-from lightning_fabric import Fabric
 from mudata import MuData
 from sklearn.cluster import KMeans
 from worker import clock, peak_memory, private_stdout, serve, timed, worker_arguments
 
 import totalvi
 from totalvi.fit.batches import minibatches
-from totalvi.fit.loop import fit
-from totalvi.fit.plan import TrainingPlan, autocast_precision, resolve_precision, wide_products
-from totalvi.fit.step import Stepper
-from totalvi.nn.cpu.dispatch import threads_of_torch
+from totalvi.fit.device import resolved_plan, wide_products
+from totalvi.fit.loop import Fit
+from totalvi.fit.plan import TrainingPlan
+from totalvi.processes import launch, threads_of_torch
 
 N_CLUSTERS = 15
 BATCH_SIZE = 256
@@ -66,11 +65,13 @@ def main() -> None:
 def epoch_seconds(model: totalvi.Model, device: str) -> float:
     """Return the time from the end of one epoch to the end of the next, validation included."""
     ends: list[float] = []
-    plan = TrainingPlan(max_epochs=2, batch_size=BATCH_SIZE, accelerator=device)
-    fit(
-        deepcopy(model.module), model._data, model.split, plan, np.random.SeedSequence(0),
+    fabric = launch(device)
+    plan = TrainingPlan(max_epochs=2, batch_size=BATCH_SIZE)
+    plan = resolved_plan(plan, model.module, fabric.device)
+    Fit(
+        deepcopy(model.module), model._data, model.split, plan, fabric, np.random.SeedSequence(0),
         on_epoch=lambda *_: ends.append(clock(device)),
-    )  # fmt: skip
+    ).run()  # fmt: skip
     return ends[1] - ends[0]
 
 
@@ -80,21 +81,21 @@ def step_seconds(model: totalvi.Model, asked: str, device: str) -> float:
     Cells that would make minibatches smaller than the peer's are left out.
     """
     module = deepcopy(model.module)
-    plan = TrainingPlan(max_epochs=100, batch_size=BATCH_SIZE)
-    found = Fabric(accelerator=device, devices=1).device
-    precision = resolve_precision(asked, module, found)
-    fabric = Fabric(
-        accelerator=device, devices=1, precision=autocast_precision(precision, module, found)
-    )
+    fabric = launch(device)
+    plan = TrainingPlan(max_epochs=100, batch_size=BATCH_SIZE, precision=asked)
+    plan = resolved_plan(plan, module, fabric.device)
     cells, shuffle = model.split.train, np.random.default_rng(0)
     cells = cells[: max(len(cells) // BATCH_SIZE, 1) * BATCH_SIZE]
-    stepper = Stepper(fabric, module, plan, len(cells), np.random.SeedSequence(0))
+    split = model.split._replace(train=cells)
+    fit = Fit(module, model._data, split, plan, fabric, np.random.SeedSequence(0))
     module.train()
     ends = []
-    with threads_of_torch(), wide_products(module, precision):
+    with threads_of_torch(), wide_products(module, plan.precision):
         for _ in range(2):
-            for batch in minibatches(model._data, module, cells, BATCH_SIZE, shuffle, found):
-                stepper.step(batch)
+            for batch in minibatches(
+                model._data, module, cells, BATCH_SIZE, shuffle, fabric.device
+            ):
+                fit.step(batch)
                 ends.append(clock(device))
     return statistics.median(np.diff(ends))
 

@@ -64,8 +64,11 @@ def measure(n_cells: int, n_genes: int, threads: int) -> dict[str, float]:
     import torch
 
     import totalvi
-    from totalvi.fit.loop import fit
+    from totalvi.fit.device import resolved_plan
+    from totalvi.fit.loop import Fit
     from totalvi.fit.plan import TrainingPlan
+    from totalvi.fit.split import random_split
+    from totalvi.processes import launch
 
     torch.set_num_threads(threads)
     mdata = simulated(n_cells, n_genes)
@@ -76,12 +79,14 @@ def measure(n_cells: int, n_genes: int, threads: int) -> dict[str, float]:
     parts += [part for m in (rna, own.rna.read()) for part in (m.data, m.indices, m.indptr)]
     data_mb = sum(part.nbytes for part in parts) / 2**20
     model.train(1, split=[range(300), range(300, 400), []], accelerator="cpu", progress=False)
-    split = totalvi.fit.split.random_split(n_cells, 0.9, None, np.random.default_rng(0))
+    split = random_split(n_cells, 0.9, None, np.random.default_rng(0))
     ends: list[float] = []
-    fit(
-        model.module, model._data, split, TrainingPlan(max_epochs=2, accelerator="cpu"),
-        np.random.SeedSequence(0), on_epoch=lambda *_: ends.append(time.perf_counter()),
-    )  # fmt: skip
+    fabric = launch("cpu")
+    plan = resolved_plan(TrainingPlan(max_epochs=2), model.module, fabric.device)
+    Fit(
+        model.module, model._data, split, plan, fabric, np.random.SeedSequence(0),
+        on_epoch=lambda *_: ends.append(time.perf_counter()),
+    ).run()  # fmt: skip
     repetitions = max(1, min(5, 50_000 // n_cells))
     latent = median_seconds(lambda _: model.get_latent_representation(), repetitions)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,56 +7,42 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from totalvi.data import datasets
-    from totalvi.data.background.empty_droplets import ambient_profile
-    from totalvi.data.io.read import read
-    from totalvi.data.panels.antibodies import harmonise_antibodies
-    from totalvi.data.panels.concat import concat
-    from totalvi.data.panels.unmeasured import declare_unmeasured
-    from totalvi.data.simulate import simulate
-    from totalvi.data.simulate_droplets import simulate_raw
-    from totalvi.model import Model
-    from totalvi.nn import TOTALVI
+if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
+    from totalvi import persistence as persistence
+    from totalvi.data import datasets as datasets
+    from totalvi.data.background.raw_matrices import ambient_profile as ambient_profile
+    from totalvi.data.io.read import read as read
+    from totalvi.data.panels.antibodies import declare_unmeasured as declare_unmeasured
+    from totalvi.data.panels.antibodies import harmonise_antibodies as harmonise_antibodies
+    from totalvi.data.panels.concat import concat as concat
+    from totalvi.data.simulate import simulate as simulate
+    from totalvi.data.simulate import simulate_raw as simulate_raw
+    from totalvi.model import Model as Model
+    from totalvi.nn import TOTALVI as TOTALVI
 
-__version__ = version("totalvi")
-__all__ = [
-    "TOTALVI",
-    "Model",
-    "__version__",
-    "ambient_profile",
-    "concat",
-    "datasets",
-    "declare_unmeasured",
-    "harmonise_antibodies",
-    "persistence",
-    "read",
-    "simulate",
-    "simulate_raw",
-]
-
-_HOMES = {
-    "Model": "totalvi.model",
-    "TOTALVI": "totalvi.nn",
-    "ambient_profile": "totalvi.data.background.empty_droplets",
-    "concat": "totalvi.data.panels.concat",
-    "datasets": "totalvi.data",
-    "declare_unmeasured": "totalvi.data.panels.unmeasured",
-    "harmonise_antibodies": "totalvi.data.panels.antibodies",
-    "persistence": "totalvi",
-    "read": "totalvi.data.io.read",
-    "simulate": "totalvi.data.simulate",
-    "simulate_raw": "totalvi.data.simulate_droplets",
+_HOMES = {  # the module of each public name, and the name there unless it is the module
+    "TOTALVI": "totalvi.nn:TOTALVI",
+    "Model": "totalvi.model:Model",
+    "ambient_profile": "totalvi.data.background.raw_matrices:ambient_profile",
+    "concat": "totalvi.data.panels.concat:concat",
+    "datasets": "totalvi.data.datasets",
+    "declare_unmeasured": "totalvi.data.panels.antibodies:declare_unmeasured",
+    "harmonise_antibodies": "totalvi.data.panels.antibodies:harmonise_antibodies",
+    "persistence": "totalvi.persistence",
+    "read": "totalvi.data.io.read:read",
+    "simulate": "totalvi.data.simulate:simulate",
+    "simulate_raw": "totalvi.data.simulate:simulate_raw",
 }
+__version__ = version("totalvi")
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'totalvi' has no attribute {name!r}")
-    home = _HOMES[name]
-    if name in ("datasets", "persistence"):
-        return import_module(f"{home}.{name}")
-    return getattr(import_module(home), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    home = import_module(module)
+    return getattr(home, attribute) if attribute else home
 
 
 def __dir__() -> list[str]:

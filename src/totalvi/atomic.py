@@ -33,13 +33,18 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        number = _error_number(error)
-        if number not in _MENDS:
+        if not is_of_the_disk(error):
             raise
+        number = _error_number(error)
         raise OutputError(
             f"{target} cannot be written ({os.strerror(number)}), and what was there is as it was: "
             f"{_MENDS[number]}."
         ) from error
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Return whether an error says that the disk is full, or does not let itself be written to."""
+    return _error_number(error) in _MENDS
 
 
 def _error_number(error: OSError) -> int:

@@ -67,6 +67,16 @@ class OutputError(TotalviError):
     """Results cannot be written where they were asked for."""
 
 
+class IncompleteError(TotalviError):
+    """Something that follows a fit failed; all that does not rest on it is written.
+
+    Parameters
+    ----------
+    message
+        What failed, where the rest is, and how to complete it.
+    """
+
+
 class Interrupted(KeyboardInterrupt):
     """A fit was stopped by a signal, after it wrote its checkpoint.
 

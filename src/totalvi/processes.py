@@ -1,4 +1,4 @@
-"""Several processes that work on one thing: how many, which one this is, how they are launched.
+"""Several processes that fit or query together: how many, which one this is, how they start.
 
 Each runs the same program from its start; `torchrun`, `fabric run`, SLURM's `srun` or
 `launch(devices=2)` start them. What they share goes through the default group of torch.distributed.
@@ -20,8 +20,9 @@ from totalvi.errors import ProcessError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_WAIT = timedelta(hours=2)  # for a process that reads, selects genes or writes while others wait
-_GRACE_S = 10  # for a process whose parent died to notice it by itself
+# While one process reads, selects genes or writes, the others wait so long.
+_WAIT = timedelta(hours=2)
+_GRACE_S = 10  # a process whose parent died has so many seconds to notice it by itself
 
 
 class Process(NamedTuple):
@@ -100,7 +101,7 @@ def launch(
             "launched; give the same number each time."
         )
     try:
-        if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has made sure of the others
+        if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has started the others
             fabric.launch()
     except RuntimeError as error:
         raise ProcessError(f"The processes did not find each other: {error}") from error
@@ -117,7 +118,7 @@ def make_fabric(
     num_nodes: int = 1,
     precision: Any = "32-true",
 ) -> "Fabric":
-    """Return a Fabric of the processes asked for, or else of those that a launcher has started.
+    """Return a Fabric of the given number of processes, or else of those that a launcher has started.
 
     Parameters
     ----------
@@ -131,7 +132,7 @@ def make_fabric(
     ProcessError
         When they contradict the launcher, or cannot be launched from here.
     """
-    from lightning_fabric import Fabric  # takes seconds to load
+    from lightning_fabric import Fabric  # its import takes seconds
     from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.strategies import DDPStrategy
     from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -151,12 +152,12 @@ def make_fabric(
         return Fabric(
             devices=wanted.devices, num_nodes=wanted.num_nodes, strategy=strategy, **options
         )
-    except MisconfigurationException as error:  # too few GPUs
+    except MisconfigurationException as error:  # there are too few GPUs
         raise ProcessError(f"devices is {wanted.devices}: {error}") from error
 
 
 def _wanted(devices: int | None, num_nodes: int) -> _Launcher:
-    """Return the processes asked for, and who has started them; "": they have yet to be started."""
+    """Return the processes to use, and who has started them; "": they have yet to be started."""
     for name, value in (("devices", devices), ("num_nodes", num_nodes)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not whole and not (value is None and name == "devices"):
@@ -196,7 +197,7 @@ def _launcher() -> _Launcher | None:
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _Launcher("torchrun", number("LOCAL_WORLD_SIZE"), number("GROUP_WORLD_SIZE"))
-    n_tasks = number("SLURM_STEP_NUM_TASKS")  # there only under srun
+    n_tasks = number("SLURM_STEP_NUM_TASKS")  # srun sets it, sbatch does not
     if n_tasks > 1 and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         n_nodes = number("SLURM_STEP_NUM_NODES")
         return _Launcher("SLURM", n_tasks // n_nodes, n_nodes)
@@ -212,7 +213,7 @@ def _environment(wanted: _Launcher) -> Any:
         return environments.LightningEnvironment()
     try:
         return environments.SLURMEnvironment(auto_requeue=False)
-    except RuntimeError as error:  # says which option of SLURM is missing
+    except RuntimeError as error:  # it names the missing option of SLURM
         raise ProcessError(f"SLURM did not say what it started: {error}") from error
 
 
@@ -298,7 +299,7 @@ def first_alone() -> Iterator[bool]:
     try:
         yield this_process().rank == 0
     except BaseException:
-        with suppress(ProcessError):  # the error of the block is the one to see
+        with suppress(ProcessError):  # the error of the block is the one to report
             _largest(1)
         raise
     if _largest(0):
@@ -321,7 +322,7 @@ def losing_others() -> Iterator[None]:
             raise
         raise ProcessError(
             "Another process ended, or cannot be reached; see what it said, and start again: a fit "
-            "goes on from its checkpoint."
+            "resumes from its checkpoint."
         ) from error
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from totalvi.analysis.run import RunResult, run
 from totalvi.cli.main import execute
+from totalvi.run.run import RunResult, run
 
 RECORD = {
     "cells": 2000,
@@ -32,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
         files = [Path("figures/training.png"), Path("model.totalvi/model.json"), Path("run.json")]
         return RunResult(tmp_path / "out", files, RECORD)
 
-    monkeypatch.setattr("totalvi.analysis.run.run", run)
+    monkeypatch.setattr("totalvi.run.run.run", run)
     monkeypatch.setattr(
         "totalvi.view.report.build.build_report", lambda folder: folder / "report.html"
     )
@@ -121,7 +121,7 @@ def test_a_run_is_repeated_as_it_was(
         asked.append((given, options))
         return RunResult(tmp_path / "out", [Path("run.json"), Path("report.html")], RECORD)
 
-    monkeypatch.setattr("totalvi.analysis.run.repeat", repeat)
+    monkeypatch.setattr("totalvi.run.run.repeat", repeat)
     command = ["run", "--from", "run.json", "-o", "out"]
     assert execute([*command, "moved.h5", "--raw", "b=r.h5", "--resume", "--overwrite"]) == 0
     assert capsys.readouterr().out.count("report.html") == 1

@@ -6,9 +6,9 @@ import re
 import pytest
 import typer
 
-from totalvi.analysis.run import run
 from totalvi.cli.main import app
 from totalvi.cli.wording import OPTIONS, with_options
+from totalvi.run.run import run
 
 
 @pytest.mark.parametrize(

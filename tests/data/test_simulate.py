@@ -8,7 +8,8 @@ from scipy import sparse, stats
 from totalvi.data.checks import check_counts
 from totalvi.data.columns import Columns
 from totalvi.data.find import find_counts
-from totalvi.data.simulate import negative_binomial, simulate
+from totalvi.data.simulate import simulate
+from totalvi.data.simulate_draws import negative_binomial
 from totalvi.errors import DataError
 
 

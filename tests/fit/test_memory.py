@@ -11,11 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import totalvi
 from counts import SMALL, annotated
 from totalvi.errors import TrainingError
-from totalvi.fit import loop as trainer
-from totalvi.fit import step as stepping
 from totalvi.fit.batches import minibatch
-from totalvi.fit.memory import Memory, explained, memory_use, require_room
-from totalvi.nn.elbo import objective
+from totalvi.fit.device import Memory, explained, memory_use, plan_memory, require_room
+from totalvi.fit.loop import Fit
+from totalvi.nn.likelihoods import objective
 
 
 class LiveTensors(TorchDispatchMode):
@@ -101,25 +100,19 @@ def test_too_little_memory_is_one_sentence() -> None:
 
 def test_a_fit_that_runs_out_of_memory_says_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU is a pretence: memory is asked for and planned as on one, steps run on the CPU."""
-
-    class Pretended:
-        type = "cuda"
-
     model = totalvi.Model(annotated(), batch_key="batch", **SMALL)
-    original = trainer._fit
 
-    def with_pretended_gpu(fabric: Any, *arguments: Any) -> Any:
-        monkeypatch.setattr(type(fabric), "device", property(lambda _: torch.device("cpu")))
-        planned = trainer._plan_memory(*arguments[:2], arguments[3], fabric, show=True)
-        with planned[0]:
-            assert planned[1] is not None
-            return original(fabric, *arguments)
+    class WithPretendedGpu(Fit):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            planned = self.network, self.training[0], self.fabric.device, 64
+            self.memory, self.held = plan_memory(*planned, show=True)
+            assert self.held is not None
 
-    def out_of_memory(*_: Any) -> None:
-        raise torch.OutOfMemoryError
+        def step(self, _batch: Any) -> Any:
+            raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(trainer, "free_memory", lambda _: 10**9)
-    monkeypatch.setattr(trainer, "_fit", with_pretended_gpu)
-    monkeypatch.setattr(stepping.Stepper, "step", out_of_memory)
+    monkeypatch.setattr("totalvi.fit.device.free_memory", lambda _: 10**9)
+    monkeypatch.setattr("totalvi.training.Fit", WithPretendedGpu)
     with pytest.raises(TrainingError, match=r"minibatches of 64 cells; give batch_size=32 or less"):
         model.train(max_epochs=1, batch_size=64, accelerator="cpu", progress=False)

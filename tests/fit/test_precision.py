@@ -5,25 +5,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
 
 from counts import SMALL, described
 from totalvi.data.cells import CiteData
-from totalvi.fit import plan as precision
-from totalvi.fit import step as stepping
+from totalvi.fit import device as precision
+from totalvi.fit import loop
 from totalvi.fit.batches import minibatch
-from totalvi.fit.loop import fit
-from totalvi.fit.plan import (
-    Precision,
-    TrainingPlan,
+from totalvi.fit.device import (
     autocast_precision,
     resolve_precision,
+    resolved_plan,
     wide_products,
 )
+from totalvi.fit.loop import Fit
+from totalvi.fit.model_state import FitResult
+from totalvi.fit.plan import Precision, TrainingPlan
 from totalvi.fit.split import Split
-from totalvi.nn.elbo import ElboTerms
+from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.v06 import TOTALVI
+from totalvi.processes import launch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPLIT = Split(np.arange(40), np.arange(40, 60), np.arange(0))
@@ -49,6 +49,13 @@ class Watched(TOTALVI):
 def network(*, fused: bool) -> Watched:
     options: dict[str, Any] = SMALL | {"library": "observed", "fused": fused}
     return Watched(30, 6, 2, generator=torch.Generator().manual_seed(0), **options)
+
+
+def fitted(module: TOTALVI, data: CiteData, asked: Precision, max_epochs: int) -> FitResult:
+    fabric = launch("cpu")
+    plan = TrainingPlan(max_epochs=max_epochs, batch_size=20, precision=asked)
+    plan = resolved_plan(plan, module, fabric.device)
+    return Fit(module, data, SPLIT, plan, fabric, np.random.SeedSequence(0)).run()
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
@@ -99,10 +106,9 @@ def test_steps_run_in_the_precision_that_is_reported(
     data: CiteData, asked: Precision, fused: bool
 ) -> None:
     module = network(fused=fused)
-    plan = TrainingPlan(max_epochs=1, batch_size=20, accelerator="cpu", precision=asked)
-    result = fit(module, data, SPLIT, plan, np.random.SeedSequence(0))
+    result = fitted(module, data, asked, 1)
     mixed = asked != "32-true"
-    assert result.precision == ("bf16-mixed" if mixed else "32-true")
+    assert result.summary["precision"] == ("bf16-mixed" if mixed else "32-true")
     # validation is in float32 whatever the steps are
     assert module.seen == {(mixed and not fused, mixed), (False, False)}
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
@@ -114,11 +120,11 @@ def test_mixed_precision_is_not_single_but_close(
 ) -> None:
     """Under autocast torch draws other noise too, in 16 bits."""
     losses = {}
-    for asked in ("32-true", "bf16-mixed"):
-        plan = TrainingPlan(max_epochs=5, batch_size=20, accelerator="cpu", precision=asked)  # type: ignore[arg-type]
-        result = fit(network(fused=fused), data, SPLIT, plan, np.random.SeedSequence(0))
+    both: tuple[Precision, ...] = ("32-true", "bf16-mixed")
+    for asked in both:
+        result = fitted(network(fused=fused), data, asked, 5)
         losses[asked] = result.history["train_loss"].to_numpy()
-        assert result.n_skipped_steps == 0
+        assert result.summary["n_skipped_steps"] == 0
     assert not np.array_equal(losses["32-true"], losses["bf16-mixed"])
     np.testing.assert_allclose(losses["32-true"], losses["bf16-mixed"], rtol=tolerance)
 
@@ -128,30 +134,39 @@ def test_float16_gradients_are_unscaled_before_they_are_clipped(
 ) -> None:
     """On the CPU the same scaler of losses can be had as on a GPU."""
     norms: list[float] = []
-    original = stepping.clip_gradients
+    original = loop.clip_gradients
 
     def watched(module: TOTALVI, largest_norm: float) -> torch.Tensor:
         norm = original(module, largest_norm)
         norms.append(float(norm))
         return norm
 
-    monkeypatch.setattr(stepping, "clip_gradients", watched)
+    monkeypatch.setattr(loop, "clip_gradients", watched)
 
-    def stepper(fabric: Fabric) -> stepping.Stepper:
-        plan = TrainingPlan(max_epochs=5, batch_size=20, precision="16-mixed")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)  # too large at first
+
+    def scaler_of(asked: Precision, _device: torch.device) -> torch.amp.GradScaler | None:
+        return scaler if asked == "16-mixed" else None
+
+    monkeypatch.setattr(loop, "loss_scaler", scaler_of)
+
+    def fit(asked: Precision) -> Fit:
+        plan = TrainingPlan(max_epochs=5, batch_size=20, precision=asked)
+        split = SPLIT._replace(train=np.arange(20))
         seed = np.random.SeedSequence(1)
-        return stepping.Stepper(fabric, network(fused=False), plan, 20, seed)
+        return Fit(network(fused=False), data, split, plan, launch("cpu"), seed)
 
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)  # too large at first
-    half = stepper(Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler)))
-    before = {name: value.clone() for name, value in half.module.state_dict().items()}
-    batch = minibatch(data, half.module, np.arange(20))
-    assert not half.step(batch)[0]
-    assert scaler.get_scale() == 2.0**29
-    for name, value in half.module.state_dict().items():
+    half = fit("16-mixed")
+    half.network.train()
+    before = {name: value.clone() for name, value in half.network.state_dict().items()}
+    batch = minibatch(data, half.network, np.arange(20))
+    assert not half.step(batch).taken
+    assert scaler.get_scale() == 2.0**23
+    for name, value in half.network.state_dict().items():
         assert torch.equal(value, before[name])
-    while not half.step(batch)[0]:
+    while not half.step(batch).taken:
         assert scaler.get_scale() > 1
-    single = stepper(Fabric(accelerator="cpu"))
+    single = fit("32-true")
+    single.network.train()
     single.step(batch)
     assert norms[-2] == pytest.approx(norms[-1], rel=0.1)

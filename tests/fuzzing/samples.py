@@ -18,7 +18,7 @@ from mudata import MuData
 from scipy import sparse
 
 import totalvi
-from totalvi.formats.scvi_read import read_config
+from totalvi.formats.scvi_06 import read_config
 from totalvi.formats.scvi_weights import scvi_state
 from totalvi.persistence import load_scvi
 

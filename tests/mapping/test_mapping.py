@@ -15,12 +15,11 @@ from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.analysis.map import map_files
 from totalvi.cli.main import execute
 from totalvi.data.counts import CountsInMemory
 from totalvi.errors import DataError, OutputError
 from totalvi.fit.loop import evaluate
-from totalvi.mapping.neighbours import (
+from totalvi.mapping.reference_neighbours import (
     Calibration,
     Neighbours,
     calibration_error,
@@ -28,6 +27,7 @@ from totalvi.mapping.neighbours import (
     tail_probability,
 )
 from totalvi.mapping.surgery import only_new_rows, reference_state
+from totalvi.run.map_cells import map_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
@@ -163,6 +163,17 @@ def test_p_values_are_uniform_and_calibration_is_measured() -> None:
     both = np.stack([chance, 1 - chance], axis=1)
     assert calibration_error(both, truth) < 0.04
     assert calibration_error(np.stack([chance**0.2, 1 - chance**0.2], axis=1), truth) > 0.1
+
+
+@pytest.mark.parametrize(("n_cells", "n_bins"), [(149, 1), (150, 15), (151, 15)])
+def test_calibration_of_few_cells_is_that_of_one_bin(n_cells: int, n_bins: int) -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.uniform(0.5, 1, n_cells)
+    right = rng.random(n_cells) < chance
+    found = calibration_error(np.stack([chance, 1 - chance], axis=1), (~right).astype(int))
+    bins = np.array_split(np.argsort(chance), n_bins)
+    gaps = [len(b) * abs(chance[b].mean() - right[b].mean()) for b in bins]
+    assert found == pytest.approx(sum(gaps) / n_cells)
 
 
 def test_a_query_of_another_model_is_refused(reference: totalvi.Model, tmp_path: Path) -> None:
@@ -329,7 +340,7 @@ def test_an_interrupted_map_goes_on(
     with pytest.raises(OutputError, match="interrupted"):
         map_files(*arguments, tmp_path / "out", train=True)
     with monkeypatch.context() as patch:
-        patch.setattr("totalvi.fit.step.Stepper.epoch", _interrupted)  # all steps are done
+        patch.setattr("totalvi.fit.loop.Fit.epoch", _interrupted)  # all steps are done
         resumed = map_files(*arguments, tmp_path / "out", train=True, resume=True)
     assert not kept.exists()
     cells = [

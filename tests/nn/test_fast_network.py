@@ -108,6 +108,19 @@ def test_fused_equals_reference(
         assert_same(mine, reference, tolerance, f"{case}: {what}")
 
 
+@pytest.mark.parametrize(
+    ("n_cells", "n_genes"), [(5, 63), (15, 64), (17, 65), (16, 511), (17, 513), (65, 130)]
+)
+def test_whatever_blocks_the_loops_take(n_cells: int, n_genes: int) -> None:
+    """Of 16 and 64 chunks of cells, 64 and 512 genes, and up to 16 tabled counts."""
+    x, y = counts(torch.float64, n_cells, n_genes)
+    weight = torch.rand(5, n_cells, generator=torch.Generator().manual_seed(2)).double()
+    ours = terms_and_gradients(sparse_counts(x), y, True, weight, {})
+    expected = terms_and_gradients(x, y, False, weight, {})
+    for what, mine, reference in zip(("term", "gradient", "buffer"), ours, expected, strict=True):
+        assert_same(mine, reference, 1e-8, what)
+
+
 @pytest.mark.parametrize("library", ["latent", "observed"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-3)])
 def test_real_counts(shared: Path, library: str, dtype: torch.dtype, tolerance: float) -> None:

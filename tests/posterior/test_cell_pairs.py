@@ -8,7 +8,7 @@ from counts import N_GENES, N_PROTEINS, SMALL, described, question
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.differential.effects import draw_pairs, pair_effects
 from totalvi.posterior.differential.moments import ScaleQuery, batch_weights, sampled_scales
-from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.draws import ProteinScale
 
 
 def test_pairs_are_of_the_same_batch_in_their_shares() -> None:

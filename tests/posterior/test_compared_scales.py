@@ -12,7 +12,7 @@ from totalvi.data.cells import CiteData
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.differential.moments import ScaleQuery, batch_weights, scales
-from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.draws import ProteinScale
 
 CELLS = np.arange(20)
 ALL = np.ones((2, N_PROTEINS), dtype=bool)

@@ -8,6 +8,7 @@ from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
+from totalvi.posterior import evidence
 
 FAST: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "progress": False}
 
@@ -44,6 +45,16 @@ def test_subsets_and_new_data_give_the_same_values(trained: totalvi.Model, mdata
     errors = trained.get_reconstruction_error(return_mean=False)
     part = trained.get_reconstruction_error(indices=[4, 60], return_mean=False)
     np.testing.assert_allclose(part, errors.iloc[[4, 60]], rtol=1e-4)
+
+
+def test_the_mean_of_very_many_cells_is_that_of_float64(
+    trained: totalvi.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = np.ones((120, 2), dtype=np.float32)
+    errors[0] = 2**25  # beside which float32 has no room for the ones
+    monkeypatch.setattr(evidence, "reconstruction_error_by_cell", lambda *_, **__: errors)
+    mean = trained.get_reconstruction_error()
+    assert mean["gene"] == mean["protein"] == (2**25 + 119) / 120
 
 
 def test_reconstruction_error_by_modality(trained: totalvi.Model, mdata: MuData) -> None:

@@ -10,7 +10,8 @@ from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.expression import ProteinScale, protein_means
+from totalvi.posterior.draws import ProteinScale
+from totalvi.posterior.expression import protein_means
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 2)

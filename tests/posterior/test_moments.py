@@ -13,13 +13,15 @@ from totalvi.data.cells import CiteData
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.differential.moments import (
+    _GENES_AT_A_TIME,
     ScaleQuery,
     StratumMoments,
+    _add_scale,
     add_moments,
     batch_weights,
     scales,
 )
-from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.draws import ProteinScale
 
 CELLS = np.arange(0, 120, 2)
 STRATUM = np.arange(120) % 3
@@ -172,3 +174,17 @@ def test_strata_add_up(data: CiteData) -> None:
     np.testing.assert_allclose(joined.rna.total[0], total.rna.total[[0, 2]].sum(axis=0))
     side_by_side = total.sum(np.array([[0, 2]]))
     np.testing.assert_array_equal(side_by_side.rna.total, total.rna.total[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    "n_genes", [_GENES_AT_A_TIME - 1, _GENES_AT_A_TIME, 2 * _GENES_AT_A_TIME + 1]
+)
+def test_all_genes_are_summed_however_many_are_taken_at_a_time(n_genes: int) -> None:
+    scale = np.random.default_rng(0).random((40, n_genes)).astype(np.float32)
+    stratum = np.arange(40) % 2
+    total, square = np.zeros((2, n_genes)), np.zeros((2, n_genes))
+    _add_scale(scale, stratum, 0.5, total, square)
+    for s in range(2):
+        of_stratum = scale[stratum == s].astype(float)
+        np.testing.assert_allclose(total[s], 0.5 * of_stratum.sum(axis=0))
+        np.testing.assert_allclose(square[s], 0.5 * (of_stratum**2).sum(axis=0))

@@ -12,9 +12,8 @@ from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import draws, protein_mixture
+from totalvi.posterior.draws import ProteinScale, draws, protein_mixture
 from totalvi.posterior.evidence import elbo_terms
-from totalvi.posterior.expression import ProteinScale
 from totalvi.posterior.noise import CellNoise
 
 N_CELLS, N_BATCHES = 60, 2

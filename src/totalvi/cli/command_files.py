@@ -48,7 +48,6 @@ def check(
       totalvi check cells.h5mu --batch donor --json
       totalvi check filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5
     """
-    from totalvi.analysis.prepare import find_ambient, read_input
     from totalvi.data.background.isotype_controls import control_findings, split_controls
     from totalvi.data.checks import check_counts
     from totalvi.data.columns import Columns
@@ -57,6 +56,8 @@ def check(
     from totalvi.data.io.modalities import renamed_features
     from totalvi.data.io.read import ReadOptions
     from totalvi.errors import DataError
+    from totalvi.run.convert import read_input
+    from totalvi.run.prepare import find_ambient
 
     keys = Columns(
         batch_key=batch,
@@ -155,9 +156,9 @@ def convert(
     written = target or output
     assert written is not None
     if written.suffix == ".zarr":
-        from totalvi.analysis.convert import convert_counts
         from totalvi.data.columns import Columns
         from totalvi.data.io.read import ReadOptions
+        from totalvi.run.convert import convert_counts
 
         if to is not None or config is not None:
             raise DataError(f"--to and --config are for models, and {written} is to hold counts")
@@ -176,8 +177,9 @@ def convert(
         )
         return
     from totalvi.formats.model_folder import is_model
-    from totalvi.formats.scvi_read import model_of_scvi, read_config
+    from totalvi.formats.scvi_06 import read_config
     from totalvi.model import Model
+    from totalvi.persistence import model_of_scvi
 
     is_ours = is_model(input)
     to = to or ("scvi" if is_ours else "totalvi")
@@ -291,11 +293,10 @@ def simulate(
       totalvi simulate -o simulated.h5mu --raw raw.h5mu --ubiquitous 5 --foreground-factor 10
       totalvi simulate -o simulated.zarr --cells 1000000 --genes 4000 --proteins 30
     """
-    from totalvi.analysis.output import staged_file
     from totalvi.data.simulate import simulate as simulate_counts
-    from totalvi.data.simulate import simulate_to_zarr
-    from totalvi.data.simulate_droplets import simulate_raw
+    from totalvi.data.simulate import simulate_raw, simulate_to_zarr
     from totalvi.errors import DataError, OutputError
+    from totalvi.run.folder import staged_file
 
     if raw is not None and raw.resolve() == output.resolve():
         raise OutputError(f"--raw {raw} is the file of --output: give another name")

@@ -76,10 +76,10 @@ def train(
       totalvi train cells.h5mu -o pbmc.totalvi --batch donor --resume
       totalvi train cells.zarr -o atlas.totalvi --on-disk --devices 4 --batch-size 1024
     """
-    from totalvi.analysis.parts import train_model
     from totalvi.cli.options import keeping
     from totalvi.data.columns import Columns
     from totalvi.data.io.read import ReadOptions
+    from totalvi.run.commands import train_model
 
     keys = Columns(
         batch_key=batch,
@@ -147,7 +147,7 @@ def denoise(
       totalvi denoise pbmc.totalvi cells.h5mu -o denoised.zarr --as-batch donor_1
       totalvi denoise atlas.totalvi cells.zarr -o denoised.zarr --devices 4
     """
-    from totalvi.analysis.parts import denoise as write
+    from totalvi.run.commands import denoise as write
 
     path = write(
         model,
@@ -213,7 +213,7 @@ def de(
       totalvi de results -o clusters.csv
       totalvi de pbmc.totalvi cells.h5mu --groupby cell_type --group B --against NK -o b_nk.csv
     """
-    from totalvi.analysis.parts import compare
+    from totalvi.run.commands import compare
 
     table = compare(
         model,

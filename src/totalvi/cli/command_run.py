@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +14,10 @@ import typer
 from totalvi.cli import options
 from totalvi.cli.options import keeping
 from totalvi.cli.wording import with_options
+from totalvi.errors import IncompleteError, TotalviError
 
 if TYPE_CHECKING:
-    from totalvi.analysis.run import RunResult
+    from totalvi.run.run import RunResult
 
 DEMO_EPOCHS = 60  # enough for these data
 
@@ -94,9 +97,10 @@ def run(
     """Make a folder of results from raw counts.
 
     Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
-    counts, tables, figures, the model and a report. The folder appears whole at the end, or not at
-    all. Until then the fit is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step,
-    with exit status 130 and 143, and --resume goes on to the same results.
+    counts, tables, figures, the model and a report. The folder appears at the end. Until then the fit
+    is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step, with exit status 130 and
+    143, and --resume goes on to the same results. Where something after the fit fails, the folder holds
+    all else, the exit status is 1, and --resume makes what is missing.
 
     \b
     Examples:
@@ -108,13 +112,13 @@ def run(
       totalvi run --from results/run.json -o again
       totalvi run million_cells.h5ad -o results --on-disk
     """
-    from totalvi.analysis.run import repeat
-    from totalvi.analysis.run import run as run_pipeline
+    from totalvi.run.run import repeat
+    from totalvi.run.run import run as run_pipeline
 
     every = timedelta(minutes=checkpoint_every)
     if record is not None:
         _refuse_others_than_repeated(context)
-        with keeping(output):
+        with keeping(output), reporting_what_is_there(output):
             result = repeat(
                 record,
                 output,
@@ -129,7 +133,7 @@ def run(
         return
     if input is None:
         raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
-    with keeping(output):
+    with keeping(output), reporting_what_is_there(output):
         result = run_pipeline(
             input,
             output,
@@ -180,11 +184,11 @@ def demo(
     Example:
       totalvi demo -o totalvi-demo
     """
-    from totalvi.analysis.run import run as run_pipeline
     from totalvi.data.simulate import simulate
+    from totalvi.run.run import run as run_pipeline
 
     data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
-    with keeping(output):
+    with keeping(output), reporting_what_is_there(output):
         result = run_pipeline(
             data,
             output,
@@ -196,6 +200,34 @@ def demo(
             resume=resume,
         )
     _finish(result)
+
+
+@contextmanager
+def reporting_what_is_there(output: Path) -> Iterator[None]:
+    """Make the report of a run some of whose steps failed, which names them, before it ends so."""
+    try:
+        yield
+    except IncompleteError as error:
+        try:
+            _report(output)
+        except IncompleteError as report_error:
+            raise IncompleteError(f"{error}; {report_error}") from error
+        raise
+
+
+def _report(folder: Path) -> Path:
+    """Make the report of a run."""
+    from totalvi.view.report.build import build_report
+
+    try:
+        return build_report(folder)
+    except (OSError, TotalviError):
+        raise
+    except Exception as error:
+        raise IncompleteError(
+            f"report.html failed ({type(error).__name__}: {error}); all else is in {folder}, and the "
+            "same command with --resume makes what is missing"
+        ) from error
 
 
 def _refuse_others_than_repeated(context: typer.Context) -> None:
@@ -211,9 +243,7 @@ def _refuse_others_than_repeated(context: typer.Context) -> None:
 
 def _finish(result: RunResult, as_json: bool = False) -> None:
     """Make the report of a run, whose folder is in place by now, and sum the run up."""
-    from totalvi.view.report.build import build_report
-
-    report, record = build_report(result.folder), result.record
+    report, record = _report(result.folder), result.record
     if as_json:
         folder = {"folder": str(result.folder.absolute())}
         typer.echo(json.dumps(folder | record, ensure_ascii=False, allow_nan=False))

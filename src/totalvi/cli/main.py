@@ -13,12 +13,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from totalvi.cli.command_files import check, convert, datasets, simulate
-from totalvi.cli.command_map import impute, map_cells
 from totalvi.cli.command_parts import de, denoise, train
+from totalvi.cli.command_results import explore, impute, map_cells, report
 from totalvi.cli.command_run import demo, run
-from totalvi.cli.command_views import explore, report
 from totalvi.cli.wording import with_options
-from totalvi.errors import ProcessError, TotalviError
+from totalvi.errors import IncompleteError, ProcessError, TotalviError
 from totalvi.processes import this_process
 
 BAD_INPUT = 2
@@ -75,9 +74,9 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
 def execute(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0: done; 1: an unexpected failure; 2: the input, an option or the output cannot be used;
-    130: interrupted; 143: terminated. Failures are one line on standard error, except under
-    ``--debug``, which may stand anywhere.
+    0: done; 1: an unexpected failure, or one of a step after a fit; 2: the input, an option or the
+    output cannot be used; 130: interrupted; 143: terminated. Failures are one line on standard error,
+    except under ``--debug``, which may stand anywhere.
     """
     debug = "--debug" in arguments
     rest = [argument for argument in arguments if argument != "--debug"]
@@ -113,6 +112,8 @@ def execute(arguments: Sequence[str]) -> int:
 
 def explain(error: Exception) -> tuple[int, str]:
     """Return the exit status and the sentence for an exception."""
+    if isinstance(error, IncompleteError):
+        return UNEXPECTED, with_options(str(error))
     if isinstance(error, TotalviError):
         return BAD_INPUT, with_options(str(error))
     if isinstance(error, MemoryError):

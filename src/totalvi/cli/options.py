@@ -209,9 +209,9 @@ NumNodes = Annotated[
 @contextmanager
 def keeping(output: Path) -> Iterator[None]:
     """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
-    from totalvi.analysis.output import checkpoint_of
     from totalvi.errors import Interrupted
     from totalvi.processes import this_process
+    from totalvi.run.folder import checkpoint_of
 
     try:
         yield

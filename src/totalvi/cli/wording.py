@@ -44,6 +44,7 @@ OPTIONS = {
     "by genome=": "with --genome",
     "with overwrite": "with --overwrite",
     "go on with resume": "go on with --resume",
+    "the same call with resume": "the same command with --resume",
     "give overwrite=True": "give --overwrite",
     "describe it with config": "describe it with --config",
 }

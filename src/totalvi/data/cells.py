@@ -55,19 +55,6 @@ class Schema:
     library_log_variance: tuple[float, ...]
     control_names: tuple[str, ...] = ()
 
-    def categories(self) -> dict[str, tuple[str, ...]]:
-        """Return the known categories by obs key."""
-        columns = self.columns
-        covariates = columns.categorical_covariate_keys
-        known = dict(zip(covariates, self.covariate_categories, strict=True))
-        by_key = {
-            columns.batch_key: self.batch_names,
-            columns.panel_key: self.panel_names,
-            columns.labels_key: self.label_names,
-        }
-        known |= {key: names for key, names in by_key.items() if key is not None}
-        return known
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, texts and numbers; files call the columns "keys"."""
         given = asdict(self)
@@ -79,6 +66,50 @@ class Schema:
         columns = Columns(**{name: _tuples(value) for name, value in given["keys"].items()})
         rest = {name: _tuples(value) for name, value in given.items() if name != "keys"}
         return cls(columns=columns, **rest)
+
+
+@dataclass(frozen=True)
+class QueryMapping:
+    """What a mapped model remembers of how its query was laid on the reference.
+
+    Parameters
+    ----------
+    n_reference_batches, n_reference_panels, n_reference_categories
+        How many batches, panels and categories of each covariate are the reference's; the query's
+        come after them.
+    batches, panels
+        The query's own name of each of its batches and panels, and the model's; empty ``panels``:
+        each batch is one.
+    antibody_names
+        Names of the query's antibodies that the user decided on.
+    reference_batches
+        For each query batch, the reference batch whose weights it started from, or "average".
+    missing_genes
+        The reference's genes that the query lacks.
+    """
+
+    n_reference_batches: int
+    n_reference_panels: int
+    n_reference_categories: tuple[int, ...]
+    batches: tuple[tuple[str, str], ...]
+    panels: tuple[tuple[str, str], ...]
+    antibody_names: tuple[tuple[str, str], ...] = ()
+    reference_batches: tuple[str, ...] = ()
+    missing_genes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, texts and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Self:
+        """Return the mapping that `to_dict` wrote."""
+        plain = {
+            name: tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
+            for name, value in given.items()
+            if isinstance(value, list | tuple)
+        }
+        return cls(**(given | plain))
 
 
 def library_prior(

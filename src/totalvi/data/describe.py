@@ -1,9 +1,9 @@
-"""From a MuData or AnnData to CiteData: found, checked, and in the order of a schema."""
+"""From the user's object to arrays: one way for the cells of a fit, new cells and a mapped query."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts, split_controls
-from totalvi.data.cells import Annotation, CiteData, Schema, library_prior
+from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
 from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
@@ -21,7 +21,29 @@ from totalvi.data.finding import did_you_mean
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError
 
+ALL_CELLS = "all cells"  # name of a batch that has no other
 Data: TypeAlias = MuData | AnnData | str | PathLike[str]
+
+
+class Found(NamedTuple):
+    """Counts that were found in an object, checked, and in the order that the model has or will have.
+
+    Parameters
+    ----------
+    data
+        The user's object.
+    source
+        Its counts and annotation.
+    controls
+        Counts of isotype controls, (N, controls), by name.
+    library_size
+        Total RNA count of each cell, (N,). None: that of the counts as float32.
+    """
+
+    data: MuData | AnnData
+    source: CountSource
+    controls: pd.DataFrame
+    library_size: np.ndarray | None = None
 
 
 def describe(
@@ -44,7 +66,7 @@ def describe(
     Raises
     ------
     DataError
-        When the data cannot be used; the message names what is wrong and the mend.
+        When the data cannot be used; the message names what is wrong and the fix.
     """
     data, on_disk = opened(data, on_disk=on_disk)
     source = find_counts(data, columns, on_disk=on_disk)
@@ -54,6 +76,7 @@ def describe(
     if schema is None:
         raise_errors(findings)
         source, controls = split_controls(data, source, columns)
+        schema = _schema_of(source, columns, library_size, tuple(map(str, controls.columns)))
     else:
         raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
         controls = control_counts(data, source, schema.control_names)
@@ -61,8 +84,7 @@ def describe(
         if aligned.rna is not source.rna:
             library_size = _totals(aligned.rna)
         source = aligned
-    annotation = Annotation(data, source.obs, columns.rna_modality, columns.protein_modality)
-    return _cite_data(source, columns, schema, annotation, library_size, controls)
+    return cells(Found(data, source, controls, library_size), columns, schema)
 
 
 def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool]:
@@ -72,83 +94,146 @@ def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool
     return data, on_disk
 
 
-def _cite_data(
-    source: CountSource,
-    columns: Columns,
-    schema: Schema | None,
-    annotation: Annotation,
-    library_size: np.ndarray,
-    controls: pd.DataFrame,
+def cells(
+    found: Found, columns: Columns, schema: Schema, mapping: QueryMapping | None = None
 ) -> CiteData:
-    obs = source.obs
-    known = {} if schema is None else schema.categories()
+    """Return counts and annotation as arrays, by the names and categories of ``schema``.
+
+    Parameters
+    ----------
+    found
+        Features in the order of ``schema``.
+    columns
+        Columns of the annotation; without ``labels_key``, labels are left out.
+    schema
+        What the model knows.
+    mapping
+        Of a mapped query, whose batches and panels have other names in the model.
+
+    Raises
+    ------
+    DataError
+        When a category is not known, or a value is missing of a protein that its panel measured.
+    """
+    source, obs = found.source, found.source.obs
     rna = source.rna
     if isinstance(rna, CountsInMemory):
         rna = CountsInMemory(_own_counts(rna.values))
-    batch, batch_names = _codes(obs, columns.batch_key, known)
-    panel, panel_names = (
-        (batch, ()) if columns.panel_key is None else _codes(obs, columns.panel_key, known)
-    )
-    label, label_names = _codes(obs, columns.labels_key, known)
-    categorical = [_codes(obs, key, known) for key in columns.categorical_covariate_keys]
-    continuous = obs[list(columns.continuous_covariate_keys)].to_numpy(dtype=np.float64)
+    of_model = None if mapping is None else dict(mapping.batches)
+    batch = panel = _codes(obs, columns.batch_key, schema.batch_names, of_model)
+    if schema.panel_names:
+        of_model = None if mapping is None else dict(mapping.panels)
+        panel = _codes(obs, columns.panel_key, schema.panel_names, of_model)
+    covariates = zip(columns.categorical_covariate_keys, schema.covariate_categories, strict=True)
+    categorical = [_codes(obs, key, names) for key, names in covariates]
+    continuous = _numbers(obs, columns.continuous_covariate_keys)
+    standardised = (continuous - schema.continuous_mean) / schema.continuous_scale
+    library_size = _totals(rna) if found.library_size is None else found.library_size
     if columns.size_factor_key is not None:
         library_size = obs[columns.size_factor_key].to_numpy(dtype=np.float64)
-    if schema is None:
-        n_panels = len(panel_names) or len(batch_names)
-        log_mean, log_variance = library_prior(library_size, batch, len(batch_names))
-        schema = Schema(
-            columns=columns,
-            gene_names=tuple(source.gene_names),
-            protein_names=tuple(source.protein_names),
-            batch_names=batch_names,
-            panel_names=panel_names,
-            label_names=label_names if columns.labels_key else (),
-            covariate_categories=tuple(names for _, names in categorical),
-            continuous_mean=tuple(map(float, continuous.mean(axis=0))),
-            continuous_scale=tuple(map(float, continuous.std(axis=0))),
-            panel_measured=_measured(source.protein, panel, n_panels),
-            library_log_mean=log_mean,
-            library_log_variance=log_variance,
-            control_names=tuple(map(str, controls.columns)),
-        )
-    standardised = (continuous - schema.continuous_mean) / schema.continuous_scale
+    label = None
+    if columns.labels_key is not None:
+        label = _codes(obs, columns.labels_key, schema.label_names)
     return CiteData(
         schema=schema,
         rna=rna,
-        protein=_measured_protein(source, schema, panel),
+        protein=_measured_protein(source, schema, panel, is_query=mapping is not None),
         cell_names=source.cell_names,
         batch=batch,
         panel=panel,
-        label=label if columns.labels_key else None,
-        categorical=np.stack([c for c, _ in categorical], axis=1) if categorical else None,
+        label=label,
+        categorical=np.stack(categorical, axis=1) if categorical else None,
         continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
         library_size=library_size.astype(np.float32),
-        annotation=annotation,
-        controls=controls,
+        annotation=Annotation(found.data, obs, columns.rna_modality, columns.protein_modality),
+        controls=found.controls,
     )
 
 
-def _codes(
-    obs: pd.DataFrame, key: str | None, known: Mapping[str, Sequence[str]]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return each cell's code and the categories; without a key, one category for all."""
+def categories(obs: pd.DataFrame, key: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return each cell's code in a column, and its categories; without a key, one for all cells."""
     if key is None:
-        return np.zeros(len(obs), dtype=np.int64), ("all cells",)
+        return np.zeros(len(obs), dtype=np.int64), (ALL_CELLS,)
     categorical = obs[key].astype("category").cat.remove_unused_categories()
-    found = tuple(map(str, categorical.cat.categories))
-    codes = categorical.cat.codes.to_numpy(np.int64)
-    if key not in known:
-        return codes, found
-    names = tuple(known[key])
-    positions = pd.Index(names).get_indexer(pd.Index(found))
-    if (positions < 0).any():
-        name = found[int((positions < 0).argmax())]
-        raise DataError(
-            f'obs["{key}"] holds "{name}", which the model was not trained on; '
-            f"{did_you_mean(name, names)}."
+    names = tuple(map(str, categorical.cat.categories))
+    return categorical.cat.codes.to_numpy(np.int64), names
+
+
+def measured_by_group(
+    protein: Counts[np.ndarray], group: np.ndarray, n_groups: int
+) -> tuple[tuple[bool, ...], ...]:
+    """Return which proteins each panel measured: those that are not NaN in all of its cells."""
+    measured = np.zeros((n_groups, protein.shape[1]), dtype=bool)
+    for start, values in protein.blocks():
+        codes = group[start : start + len(values)]
+        for code in np.unique(codes):
+            measured[code] |= ~np.isnan(values[codes == code]).all(axis=0)
+    return tuple(tuple(map(bool, row)) for row in measured)
+
+
+def _schema_of(
+    source: CountSource, columns: Columns, library_size: np.ndarray, controls: tuple[str, ...]
+) -> Schema:
+    """Return the schema of the data that a model is fitted to."""
+    obs = source.obs
+    batch, batch_names = categories(obs, columns.batch_key)
+    panel, panel_names = batch, tuple[str, ...]()
+    if columns.panel_key is not None:
+        panel, panel_names = categories(obs, columns.panel_key)
+    if columns.size_factor_key is not None:
+        library_size = obs[columns.size_factor_key].to_numpy(dtype=np.float64)
+    log_mean, log_variance = library_prior(library_size, batch, len(batch_names))
+    continuous = _numbers(obs, columns.continuous_covariate_keys)
+    n_panels = len(panel_names) or len(batch_names)
+    return Schema(
+        columns=columns,
+        gene_names=tuple(source.gene_names),
+        protein_names=tuple(source.protein_names),
+        batch_names=batch_names,
+        panel_names=panel_names,
+        label_names=categories(obs, columns.labels_key)[1] if columns.labels_key else (),
+        covariate_categories=tuple(
+            categories(obs, key)[1] for key in columns.categorical_covariate_keys
+        ),
+        continuous_mean=tuple(map(float, continuous.mean(axis=0))),
+        continuous_scale=tuple(map(float, continuous.std(axis=0))),
+        panel_measured=measured_by_group(source.protein, panel, n_panels),
+        library_log_mean=log_mean,
+        library_log_variance=log_variance,
+        control_names=controls,
+    )
+
+
+def _numbers(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
+    return obs[list(keys)].to_numpy(dtype=np.float64)
+
+
+def _codes(
+    obs: pd.DataFrame,
+    key: str | None,
+    names: Sequence[str],
+    of_model: Mapping[str, str] | None = None,
+) -> np.ndarray:
+    """Return each cell's position among the model's names, which ``of_model`` has by its own."""
+    codes, found = categories(obs, key)
+    if key is None:
+        if of_model is None:
+            return codes
+        found = tuple(of_model)  # all cells have the same
+    known = names if of_model is None else list(of_model)
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        near = did_you_mean(unknown[0], known)
+        why = (
+            f"which the model was not trained on; {near}."
+            if of_model is None
+            else f"which was not in the query that was mapped; {near}; map these cells with map_query "
+            "of the reference model."
         )
-    return positions[codes].astype(np.int64), names
+        raise DataError(f'obs["{key}"] holds "{unknown[0]}", {why}')
+    if of_model is not None:
+        found = tuple(of_model[name] for name in found)
+    return pd.Index(names).get_indexer(pd.Index(found))[codes].astype(np.int64)
 
 
 def _own_counts(rna: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -160,23 +245,12 @@ def _own_counts(rna: sparse.csr_matrix) -> sparse.csr_matrix:
 
 def _totals(rna: Counts[sparse.csr_matrix]) -> np.ndarray:
     """Return the total RNA count of each cell."""
-    totals = [np.asarray(block.sum(axis=1)).ravel() for _, block in rna.blocks()]
-    return np.concatenate(totals)
+    return np.concatenate([np.asarray(block.sum(axis=1)).ravel() for _, block in rna.blocks()])
 
 
-def _measured(
-    protein: Counts[np.ndarray], panel: np.ndarray, n_panels: int
-) -> tuple[tuple[bool, ...], ...]:
-    """Return which proteins each panel measured: those not NaN in its cells."""
-    measured = np.zeros((n_panels, protein.shape[1]), dtype=bool)
-    for start, values in protein.blocks():
-        codes = panel[start : start + len(values)]
-        for code in np.unique(codes):
-            measured[code] |= ~np.isnan(values[codes == code]).all(axis=0)
-    return tuple(tuple(map(bool, row)) for row in measured)
-
-
-def _measured_protein(source: CountSource, schema: Schema, panel: np.ndarray) -> Counts[np.ndarray]:
+def _measured_protein(
+    source: CountSource, schema: Schema, panel: np.ndarray, *, is_query: bool
+) -> Counts[np.ndarray]:
     """Return protein counts with 0 where the cell's panel did not measure the protein."""
     by_panel = np.array(schema.panel_measured)
     for start, values in source.protein.blocks():
@@ -184,14 +258,21 @@ def _measured_protein(source: CountSource, schema: Schema, panel: np.ndarray) ->
         missing = np.argwhere(measured & np.isnan(values))
         if len(missing):
             cell, protein = start + missing[0][0], missing[0][1]
+            why = (
+                "though others of its panel (or batch) have; give the counts, leave the cell out, or "
+                "tell the panels apart by batch_key."
+                if is_query
+                else "whose panel (or batch) measured it in the data that the model was trained on; "
+                "give the counts, or leave the cell out."
+            )
             raise DataError(
                 f'{source.protein_where} has no value for protein "{source.protein_names[protein]}" '
-                f'in cell "{source.cell_names[cell]}", whose panel (or batch) measured it in the data '
-                "that the model was trained on; give the counts, or leave the cell out."
+                f'in cell "{source.cell_names[cell]}", {why}'
             )
-    measured_only = MeasuredCounts(source.protein, panel, by_panel)
-    on_disk = not isinstance(source.protein, CountsInMemory)
-    return measured_only if on_disk else CountsInMemory(measured_only.read())
+    measured_counts = MeasuredCounts(source.protein, panel, by_panel)
+    if isinstance(source.protein, CountsInMemory):
+        return CountsInMemory(measured_counts.read())
+    return measured_counts
 
 
 def _align(source: CountSource, schema: Schema) -> CountSource:

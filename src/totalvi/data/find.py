@@ -21,7 +21,7 @@ from totalvi.data.counts import (
     to_dense,
 )
 from totalvi.data.finding import did_you_mean, listed
-from totalvi.data.io.features import modalities_of
+from totalvi.data.io.modalities import modalities_of
 from totalvi.errors import DataError
 
 

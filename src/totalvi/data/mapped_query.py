@@ -1,69 +1,227 @@
-"""The reference's schema with a query's batches and panels behind its own."""
+"""Cells of a query in the order of a reference model, and the reference's schema with their batches."""
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
-from totalvi.data.alignment import AlignedQuery, align_query, check_query
-from totalvi.data.cells import Annotation, CiteData, Schema, library_prior
+from totalvi.data.background.isotype_controls import control_counts
+from totalvi.data.cells import CiteData, QueryMapping, Schema, library_prior
+from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
 from totalvi.data.columns import Columns
 from totalvi.data.counts import CountsInMemory
-from totalvi.data.describe import Data, opened
+from totalvi.data.describe import Data, Found, categories, cells, measured_by_group, opened
 from totalvi.data.find import CountSource
-from totalvi.data.finding import did_you_mean
+from totalvi.data.finding import did_you_mean, listed
+from totalvi.data.panels.antibodies import harmonise_antibodies
+from totalvi.data.panels.data_sets import DataSet, align_genes, find_data_set
 from totalvi.errors import DataError
-from totalvi.nn.v06 import TOTALVI
 
+LEAST_SHARED_GENES = 0.5  # of the reference's
 _ALL_CELLS = "query"  # name of a batch that has no other
 
 
-@dataclass(frozen=True)
-class QueryMapping:
-    """What a mapped model remembers of how its query was laid on the reference.
+class MappedQuery(NamedTuple):
+    """A query as cells of the reference's schema, to which its batches and panels were appended."""
+
+    cells: CiteData
+    mapping: QueryMapping
+    aligned: "AlignedQuery"
+
+
+class AlignedQuery(NamedTuple):
+    """A query's counts in the reference's order.
 
     Parameters
     ----------
-    n_reference_batches, n_reference_panels, n_reference_categories
-        How many batches, panels and categories of each covariate are the reference's; the query's
-        come after them.
-    batches, panels
-        The query's own name of each of its batches and panels, and the model's; empty ``panels``:
-        each batch is one.
-    antibody_names
-        Names of the query's antibodies that the user decided on.
-    reference_batches
-        For each query batch, the reference batch whose weights it started from, or "average".
-    missing_genes
-        The reference's genes that the query lacks.
+    source
+        Counts of the reference's genes, 0 where the query lacks one, and of its proteins, NaN where
+        the query lacks one.
+    found_genes
+        Which of the reference's genes the query has.
+    unknown_proteins
+        Names of the query's proteins that the reference does not know, isotype controls aside.
+    controls
+        Counts of the reference's isotype controls that the query has, (N, controls), by name.
+    unused
+        What a query without proteins has beside its RNA.
     """
 
-    n_reference_batches: int
-    n_reference_panels: int
-    n_reference_categories: tuple[int, ...]
-    batches: tuple[tuple[str, str], ...]
-    panels: tuple[tuple[str, str], ...]
-    antibody_names: tuple[tuple[str, str], ...] = ()
-    reference_batches: tuple[str, ...] = ()
-    missing_genes: tuple[str, ...] = ()
+    source: CountSource
+    found_genes: np.ndarray
+    unknown_proteins: tuple[str, ...]
+    controls: pd.DataFrame
+    unused: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists, texts and numbers."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, given: dict[str, Any]) -> Self:
-        """Return the mapping that `to_dict` wrote."""
-        plain = {
-            name: tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
-            for name, value in given.items()
-            if isinstance(value, list | tuple)
-        }
-        return cls(**(given | plain))
+def map_cells(
+    data: MuData | AnnData,
+    columns: Columns,
+    reference: Schema,
+    *,
+    batch_key: str | None,
+    antibody_names: Mapping[str, str] | None,
+    new_categories: bool,
+    needs_labels: bool,
+) -> MappedQuery:
+    """Find, check and order the cells of a query, with its batches behind the reference's.
+
+    Parameters
+    ----------
+    columns
+        Where its counts and annotation are.
+    reference
+        The reference's schema.
+    batch_key
+        Column with the query's batches. None: that of ``columns``, where the query has it; else all
+        cells are one batch, named "query".
+    antibody_names
+        The reference's name of antibodies that are not matched as they should be.
+    new_categories
+        Whether categorical covariates may have categories that the reference does not know.
+    needs_labels
+        Whether the network needs each cell's label.
+
+    Raises
+    ------
+    DataError
+        When the data cannot be used; the message names what is wrong and the fix.
+    """
+    aligned = align_query(data, columns, reference, antibody_names)
+    obs = aligned.source.obs
+    if batch_key is None and columns.batch_key in obs:
+        batch_key = columns.batch_key
+    panel_key = columns.panel_key
+    if panel_key is not None and panel_key not in obs:
+        panel_key = batch_key
+    columns = replace(columns, batch_key=batch_key, panel_key=panel_key)
+    used = _require_usable(aligned, columns, needs_labels)
+    schema, mapping = extended_schema(
+        aligned, columns, reference, antibody_names, new_categories=new_categories
+    )
+    found = Found(data, aligned.source, aligned.controls)
+    return MappedQuery(cells(found, used, schema, mapping), mapping, aligned)
+
+
+def describe_query(
+    data: Data, schema: Schema, mapping: QueryMapping, needs_labels: bool
+) -> CiteData:
+    """Return more cells of a query that was mapped, or the same ones again, in memory.
+
+    Raises
+    ------
+    DataError
+        When the data cannot be used, or hold other batches than the query that was mapped.
+    """
+    data = opened(data)[0]
+    aligned = align_query(data, schema.columns, schema, dict(mapping.antibody_names))
+    used = _require_usable(aligned, schema.columns, needs_labels)
+    return cells(Found(data, aligned.source, aligned.controls), used, schema, mapping)
+
+
+def _require_usable(query: AlignedQuery, columns: Columns, needs_labels: bool) -> Columns:
+    """Refuse counts and annotation that cannot be used, and return the columns that will be."""
+    if not needs_labels:
+        columns = replace(columns, labels_key=None)
+    findings = check_counts(query.source, columns)
+    raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
+    return columns
+
+
+def align_query(
+    data: MuData | AnnData,
+    columns: Columns,
+    schema: Schema,
+    antibody_names: Mapping[str, str] | None,
+) -> AlignedQuery:
+    """Find the counts of a query and put them in the order of the reference's ``schema``.
+
+    Genes are matched as `align_genes` says, proteins as `harmonise_antibodies` says.
+
+    Raises
+    ------
+    DataError
+        When no counts are found, or too few genes or no proteins of those there match.
+    """
+    found = find_data_set("query", data, columns)
+    rna, found_genes = _aligned_rna(found, schema)
+    protein, unknown = _aligned_proteins(found, schema, antibody_names)
+    source = found.source._replace(
+        rna=CountsInMemory(rna),
+        protein=CountsInMemory(protein),
+        gene_names=pd.Index(schema.gene_names, dtype=object),
+        protein_names=pd.Index(schema.protein_names, dtype=object),
+    )
+    controls = control_counts(data, found.source, schema.control_names)
+    return AlignedQuery(source, found_genes, unknown, controls, found.unused)
+
+
+def _aligned_rna(found: DataSet, schema: Schema) -> tuple[sparse.csr_matrix, np.ndarray]:
+    known = pd.DataFrame(index=pd.Index(schema.gene_names, dtype=object))
+    try:
+        aligned = align_genes({"reference": known, "query": found.genes}, "inner")
+    except DataError as error:
+        raise DataError(
+            f"the query's genes do not match those of the reference model: {error}"
+        ) from error
+    joined = aligned.positions["reference"]
+    gene_of_joined = np.full(len(aligned.names), -1)
+    gene_of_joined[joined[joined >= 0]] = np.flatnonzero(joined >= 0)
+    of_query = aligned.positions["query"]
+    position = np.where(of_query >= 0, gene_of_joined[of_query], -1)
+    rows = np.flatnonzero(position >= 0)
+    n_genes = len(schema.gene_names)
+    if len(rows) < LEAST_SHARED_GENES * n_genes:
+        raise DataError(
+            f"the query has only {len(rows):,} of the {n_genes:,} genes of the reference model (its "
+            f'first is "{found.source.gene_names[0]}", the model\'s "{schema.gene_names[0]}"); give '
+            "counts of all genes, before variable ones are selected."
+        )
+    given = found.source.rna.read()
+    if len(rows) == n_genes == given.shape[1] and bool((position == np.arange(n_genes)).all()):
+        rna = given
+    else:
+        ones = np.ones(len(rows), dtype=given.dtype)
+        select = sparse.csr_matrix((ones, (rows, position[rows])), shape=(len(position), n_genes))
+        rna = sparse.csr_matrix(given @ select)
+        rna.sort_indices()
+    has: np.ndarray = np.zeros(n_genes, dtype=bool)
+    has[position[rows]] = True
+    return rna, has
+
+
+def _aligned_proteins(
+    found: DataSet, schema: Schema, antibody_names: Mapping[str, str] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    own = list(found.source.protein_names)
+    counts = np.full((len(found.source.cell_names), len(schema.protein_names)), np.nan, np.float32)
+    if not own:
+        return counts, ()
+    names = harmonise_antibodies(
+        {"reference": list(schema.protein_names), "query": own},
+        {"query": antibody_names} if antibody_names else None,
+    )
+    of_query = names[names["data_set"] == "query"]
+    of_reference = names[names["data_set"] == "reference"]
+    known = pd.Index(of_reference["harmonised"])
+    position = known.get_indexer(pd.Index(of_query["harmonised"]))
+    exact = pd.Index(schema.protein_names).get_indexer(pd.Index(of_query["harmonised"]))
+    position = np.where(position < 0, exact, position)  # a name given is the model's own
+    matched = position >= 0
+    if not (matched | found.controls).any():
+        raise DataError(
+            f"none of the query's {len(own)} proteins ({listed(own)}) is one of the reference model "
+            f"({listed(schema.protein_names)}); say which are which with antibody_names, or give the "
+            "RNA alone."
+        )
+    counts[:, position[matched]] = found.source.protein.read()[:, matched]
+    return counts, tuple(np.array(own, dtype=object)[~matched & ~found.controls])
 
 
 def extended_schema(
@@ -87,28 +245,27 @@ def extended_schema(
         When a column is missing, or holds a category that may not be new.
     """
     obs = query.source.obs
-    own_batches = _groups(obs, columns.batch_key)
+    batch, own_batches = _own_categories(obs, columns.batch_key)
     batches = _new_names(own_batches, reference.batch_names)
-    has_panels = bool(reference.panel_names)
-    own_panels = _groups(obs, columns.panel_key) if has_panels else []
-    panels = _new_names(own_panels, reference.panel_names)
-    group = texts_of(obs, columns.panel_key if has_panels else columns.batch_key)
-    measured = _measured(query.source.protein.read(), group, own_panels or own_batches)
-    categories = tuple(
+    panel, own_panels, panels = batch, own_batches, {}
+    if reference.panel_names:
+        panel, own_panels = _own_categories(obs, columns.panel_key)
+        panels = _new_names(own_panels, reference.panel_names)
+    measured = measured_by_group(query.source.protein, panel, len(own_panels))
+    covariates = tuple(
         known + _unknown(obs, key, known, new_categories)
         for key, known in zip(
             columns.categorical_covariate_keys, reference.covariate_categories, strict=True
         )
     )
     library_size = np.asarray(query.source.rna.read().sum(axis=1), dtype=np.float64).ravel()
-    codes = pd.Index(own_batches).get_indexer(pd.Index(texts_of(obs, columns.batch_key)))
-    log_mean, log_variance = library_prior(np.maximum(library_size, 1.0), codes, len(own_batches))
+    log_mean, log_variance = library_prior(np.maximum(library_size, 1.0), batch, len(own_batches))
     schema = replace(
         reference,
         columns=columns,
         batch_names=reference.batch_names + tuple(batches.values()),
         panel_names=reference.panel_names + tuple(panels.values()),
-        covariate_categories=categories,
+        covariate_categories=covariates,
         panel_measured=reference.panel_measured + measured,
         library_log_mean=reference.library_log_mean + log_mean,
         library_log_variance=reference.library_log_variance + log_variance,
@@ -124,13 +281,11 @@ def extended_schema(
     )
 
 
-def texts_of(obs: pd.DataFrame, key: str | None) -> np.ndarray:
-    """Return each cell's name in a column; without a key, one name for all."""
-    return np.full(len(obs), _ALL_CELLS) if key is None else obs[key].astype(str).to_numpy()
-
-
-def _groups(obs: pd.DataFrame, key: str | None) -> list[str]:
-    return sorted(map(str, set(texts_of(obs, key))))
+def _own_categories(obs: pd.DataFrame, key: str | None) -> tuple[np.ndarray, list[str]]:
+    """Return each cell's code in a column, and its categories in order of their names."""
+    codes, found = categories(obs, key)
+    names = [_ALL_CELLS] if key is None else sorted(found)
+    return codes if key is None else pd.Index(names).get_indexer(pd.Index(found))[codes], names
 
 
 def _new_names(own: list[str], known: tuple[str, ...]) -> dict[str, str]:
@@ -144,17 +299,10 @@ def _new_names(own: list[str], known: tuple[str, ...]) -> dict[str, str]:
     return names
 
 
-def _measured(
-    protein: np.ndarray, group: np.ndarray, groups: list[str]
-) -> tuple[tuple[bool, ...], ...]:
-    rows = [~np.isnan(protein[group == name]).all(axis=0) for name in groups]
-    return tuple(tuple(map(bool, row)) for row in rows)
-
-
 def _unknown(
     obs: pd.DataFrame, key: str, known: tuple[str, ...], may_be_new: bool
 ) -> tuple[str, ...]:
-    new = tuple(name for name in _groups(obs, key) if name not in known)
+    new = tuple(name for name in sorted(categories(obs, key)[1]) if name not in known)
     if new and not may_be_new:
         raise DataError(
             f'obs["{key}"] holds "{new[0]}", which the model was not trained on; '
@@ -163,107 +311,30 @@ def _unknown(
     return new
 
 
-def dispersion_by_label(module: TOTALVI) -> bool:
-    """Return whether the network needs each cell's label."""
-    return "label" in module.gene_dispersion + module.protein_dispersion
+def warn_of_alignment(query: AlignedQuery, schema: Schema, share_of_missing: float) -> None:
+    """Warn of genes that the query lacks, of proteins that the reference lacks, and of what is unused.
 
-
-def describe_query(
-    data: Data, schema: Schema, mapping: QueryMapping, needs_labels: bool
-) -> CiteData:
-    """Return more cells of a query that was mapped, or the same ones again, in memory.
-
-    Raises
-    ------
-    DataError
-        When the data cannot be used, or hold other batches than the query that was mapped.
+    ``share_of_missing`` is the share of RNA that the model expects in the genes that are missing.
     """
-    data = opened(data)[0]
-    query = align_query(data, schema.columns, schema, dict(mapping.antibody_names))
-    check_query(query.source, schema.columns, needs_labels)
-    return query_cite_data(data, query, schema, mapping, needs_labels)
-
-
-def query_cite_data(
-    data: MuData | AnnData,
-    query: AlignedQuery,
-    schema: Schema,
-    mapping: QueryMapping,
-    needs_labels: bool,
-) -> CiteData:
-    """Return an aligned query as arrays; ``schema`` and ``mapping`` are of `extended_schema`."""
-    columns, source, obs = schema.columns, query.source, query.source.obs
-    batch = _codes(obs, columns.batch_key, dict(mapping.batches), schema.batch_names)
-    panel = batch
-    if mapping.panels:
-        panel = _codes(obs, columns.panel_key, dict(mapping.panels), schema.panel_names)
-    label = None
-    if needs_labels:
-        label = _known_codes(obs, str(columns.labels_key), schema.label_names)
-    categorical = [
-        _known_codes(obs, key, known)
-        for key, known in zip(
-            columns.categorical_covariate_keys, schema.covariate_categories, strict=True
+    missing = ~query.found_genes
+    if missing.any():
+        first = schema.gene_names[int(missing.argmax())]
+        warnings.warn(
+            f"The query lacks {missing.sum():,} of the {missing.size:,} genes of the reference model "
+            f'({100 * missing.mean():.1f} %, "{first}" the first), in which the model expects '
+            f"{100 * share_of_missing:.1f} % of the RNA counts; they count as 0.",
+            stacklevel=4,
         )
-    ]
-    continuous = obs[list(columns.continuous_covariate_keys)].to_numpy(dtype=np.float64)
-    standardised = (continuous - schema.continuous_mean) / schema.continuous_scale
-    rna = source.rna.read().astype(np.float32)
-    rna.eliminate_zeros()
-    library_size = (
-        np.asarray(rna.sum(axis=1)).ravel()
-        if columns.size_factor_key is None
-        else obs[columns.size_factor_key].to_numpy(dtype=np.float64)
-    )
-    return CiteData(
-        schema=schema,
-        rna=CountsInMemory(rna),
-        protein=CountsInMemory(_measured_protein(source, np.array(schema.panel_measured)[panel])),
-        cell_names=source.cell_names,
-        batch=batch,
-        panel=panel,
-        label=label,
-        categorical=np.stack(categorical, axis=1) if categorical else None,
-        continuous=standardised.astype(np.float32) if continuous.shape[1] else None,
-        library_size=library_size.astype(np.float32),
-        annotation=Annotation(data, obs, columns.rna_modality, columns.protein_modality),
-        controls=query.controls,
-    )
-
-
-def _codes(
-    obs: pd.DataFrame, key: str | None, names: dict[str, str], known: tuple[str, ...]
-) -> np.ndarray:
-    """Return the codes of the query's batches or panels, by their own names."""
-    texts = texts_of(obs, key)
-    for name in sorted(set(texts) - set(names)):
-        raise DataError(
-            f'obs["{key}"] holds "{name}", which was not in the query that was mapped; '
-            f"{did_you_mean(name, names)}; map these cells with map_query of the reference model."
+    if query.unknown_proteins:
+        warnings.warn(
+            f"The reference model does not know {len(query.unknown_proteins)} proteins of the query, "
+            f"which are left out: {listed(query.unknown_proteins, at_most=20)}; where one goes by "
+            "another name there, say so with antibody_names.",
+            stacklevel=4,
         )
-    return np.array([known.index(names[text]) for text in texts], dtype=np.int64)
-
-
-def _known_codes(obs: pd.DataFrame, key: str, known: tuple[str, ...]) -> np.ndarray:
-    texts = texts_of(obs, key)
-    codes = pd.Index(known).get_indexer(pd.Index(texts)).astype(np.int64)
-    if (codes < 0).any():
-        name = str(texts[int((codes < 0).argmax())])
-        raise DataError(
-            f'obs["{key}"] holds "{name}", which the model was not trained on; '
-            f"{did_you_mean(name, known)}."
+    if query.unused:
+        warnings.warn(
+            f"The query has {listed(query.unused)} beside its RNA, which is left out; where those are "
+            "the proteins, say so with protein_modality.",
+            stacklevel=4,
         )
-    return codes
-
-
-def _measured_protein(source: CountSource, measured: np.ndarray) -> np.ndarray:
-    counts = source.protein.read()
-    missing = np.argwhere(measured & np.isnan(counts))
-    if len(missing):
-        cell, protein = missing[0]
-        raise DataError(
-            f'{source.protein_where} has no value for protein "{source.protein_names[protein]}" in '
-            f'cell "{source.cell_names[cell]}", though others of its panel (or batch) have; give the '
-            "counts, leave the cell out, or tell the panels apart by batch_key."
-        )
-    return np.where(measured, counts, np.float32(0))

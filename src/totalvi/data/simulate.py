@@ -1,7 +1,7 @@
-"""Simulate CITE-seq counts from the model's own generative process, the truth stored beside."""
+"""Simulate CITE-seq counts, and the raw matrix around them, with the truth stored beside."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import mudata
 import numpy as np
@@ -10,20 +10,28 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.simulate_parameters import N_PROGRAMS, Parameters, draw_parameters
+from totalvi.data.io.write_zarr import CountStore, new_store
+from totalvi.data.simulate_draws import (
+    CELLS_AT_A_TIME,
+    N_PROGRAMS,
+    Arguments,
+    Cells,
+    Parameters,
+    ambient_protein,
+    ambient_rna,
+    annotation,
+    blank_protein,
+    cell_names,
+    debris_rna,
+    draw_cells,
+    draw_parameters,
+    draw_protein,
+    draw_rna,
+    some_cells,
+)
 from totalvi.errors import DataError
 
-_CELLS_AT_A_TIME = 1000
 _MOST = 10**9  # of cells, genes, ...
-
-
-class _Cells(NamedTuple):
-    """What is true of each cell."""
-
-    cell_type: np.ndarray  # (N,)
-    batch: np.ndarray  # (N,)
-    programs: np.ndarray  # (N, P)
-    library_size: np.ndarray  # (N,)
 
 
 def simulate(
@@ -104,19 +112,21 @@ def simulate(
     >>> bool(counts[truth].mean() > 10 * counts[~truth].mean())
     True
     """
-    arguments, rng, parameters = _begin(
+    arguments = _arguments(
         n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, n_unmeasured,
         n_ubiquitous, median_foreground_factor, median_library_size, batch_effect, seed,
     )  # fmt: skip
-    cells = _draw_cells(rng, parameters, n_cells)
-    prot = _draw_protein(rng, parameters, cells)
+    rng = np.random.default_rng(seed)
+    parameters = draw_parameters(rng, arguments)
+    cells = draw_cells(rng, parameters, n_cells)
+    prot = draw_protein(rng, parameters, cells)
     if n_unmeasured:
         measured_by_all = np.flatnonzero(~parameters.is_control)
         unmeasured = rng.choice(measured_by_all, n_unmeasured, replace=False)
         prot.layers["complete"] = prot.X.copy()
         prot.X[np.ix_(cells.batch == n_batches - 1, unmeasured)] = np.nan
-    rna = _draw_rna(rng, parameters, cells, store_truth)
-    return _assemble(rna, prot, cells, parameters, arguments)
+    rna = draw_rna(rng, parameters, cells, store_truth)
+    return _assemble(rna, prot, cells, parameters, asdict(arguments))
 
 
 def simulate_to_zarr(
@@ -167,36 +177,29 @@ def simulate_to_zarr(
     >>> totalvi.read(path)["rna"].shape
     (300, 50)
     """
-    from totalvi.data.io.write_zarr import CountStore, new_store
-
-    _, rng, parameters = _begin(
+    arguments = _arguments(
         n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, 0,
         n_ubiquitous, median_foreground_factor, median_library_size, batch_effect, seed,
     )  # fmt: skip
-    cells = _draw_cells(rng, parameters, n_cells)._replace(programs=np.empty((0, N_PROGRAMS)))
-    obs = _annotation(cells, parameters).set_axis(_cell_names(n_cells), axis=0)
-    first = _some_cells(cells, slice(0, 1), rng)  # for the features
-    rna_var = _draw_rna(rng, parameters, first, store_truth=False).var
-    protein_var = _draw_protein(rng, parameters, first).var
+    rng = np.random.default_rng(seed)
+    parameters = draw_parameters(rng, arguments)
+    cells = draw_cells(rng, parameters, n_cells)._replace(programs=np.empty((0, N_PROGRAMS)))
+    obs = annotation(cells, parameters).set_axis(cell_names(n_cells), axis=0)
+    first = some_cells(cells, slice(0, 1), rng)  # for the features
+    rna_var = draw_rna(rng, parameters, first, store_truth=False).var
+    protein_var = draw_protein(rng, parameters, first).var
     with (
         new_store(path, overwrite=overwrite) as staged,
         CountStore(staged, obs, rna_var, protein_var, np.int32) as store,
     ):
-        for start in range(0, n_cells, _CELLS_AT_A_TIME):
+        for start in range(0, n_cells, CELLS_AT_A_TIME):
             part = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(start,)))
-            some = _some_cells(cells, slice(start, start + _CELLS_AT_A_TIME), part)
-            protein = _draw_protein(part, parameters, some).X
-            store.append(_draw_rna(part, parameters, some, store_truth=False).X, protein)
+            some = some_cells(cells, slice(start, start + CELLS_AT_A_TIME), part)
+            protein = draw_protein(part, parameters, some).X
+            store.append(draw_rna(part, parameters, some, store_truth=False).X, protein)
 
 
-def _some_cells(cells: _Cells, rows: slice, rng: np.random.Generator) -> _Cells:
-    """Return some of the cells, with programs drawn for them."""
-    batch = cells.batch[rows]
-    programs = rng.normal(size=(len(batch), N_PROGRAMS)).astype(np.float32)
-    return _Cells(cells.cell_type[rows], batch, programs, cells.library_size[rows])
-
-
-def _begin(
+def _arguments(
     n_cells: int,
     n_genes: int,
     n_proteins: int,
@@ -209,41 +212,18 @@ def _begin(
     median_library_size: float | None,
     batch_effect: float,
     seed: int,
-) -> tuple[dict[str, float], np.random.Generator, Parameters]:
-    """Fill in and check the arguments; draw what is true of all cells."""
+) -> Arguments:
+    """Fill in and check the arguments."""
     if n_isotype_controls is None:
         n_isotype_controls = min(2, n_proteins // 10)
     if median_library_size is None:
         median_library_size = max(0.3 * n_genes, 100.0)
-    arguments = {
-        "n_cells": n_cells,
-        "n_genes": n_genes,
-        "n_proteins": n_proteins,
-        "n_batches": n_batches,
-        "n_cell_types": n_cell_types,
-        "n_isotype_controls": n_isotype_controls,
-        "n_unmeasured": n_unmeasured,
-        "n_ubiquitous": n_ubiquitous,
-        "median_foreground_factor": median_foreground_factor,
-        "median_library_size": median_library_size,
-        "batch_effect": batch_effect,
-        "seed": seed,
-    }
-    _require_valid(arguments)
-    rng = np.random.default_rng(seed)
-    parameters = draw_parameters(
-        rng,
-        n_genes=n_genes,
-        n_proteins=n_proteins,
-        n_batches=n_batches,
-        n_cell_types=n_cell_types,
-        n_isotype_controls=n_isotype_controls,
-        median_library_size=median_library_size,
-        batch_effect=batch_effect,
-        n_ubiquitous=n_ubiquitous,
-        median_foreground_factor=median_foreground_factor,
-    )
-    return arguments, rng, parameters
+    arguments = Arguments(
+        n_cells, n_genes, n_proteins, n_batches, n_cell_types, n_isotype_controls, n_unmeasured,
+        n_ubiquitous, median_foreground_factor, median_library_size, batch_effect, seed,
+    )  # fmt: skip
+    _require_valid(asdict(arguments))
+    return arguments
 
 
 def _require_valid(arguments: dict[str, float]) -> None:
@@ -274,120 +254,128 @@ def _require_valid(arguments: dict[str, float]) -> None:
         raise DataError("median_library_size=0 is out of range: give a positive number")
 
 
-def _draw_cells(rng: np.random.Generator, parameters: Parameters, n_cells: int) -> _Cells:
-    n_batches, n_types = len(parameters.log_library_mean), len(parameters.type_proportions)
-    batch = rng.permutation(np.arange(n_cells) % n_batches)
-    log_size = rng.normal(parameters.log_library_mean[batch], parameters.log_library_sd[batch])
-    return _Cells(
-        cell_type=rng.choice(n_types, n_cells, p=parameters.type_proportions),
-        batch=batch,
-        programs=rng.normal(size=(n_cells, N_PROGRAMS)).astype(np.float32),
-        library_size=np.exp(log_size),
-    )
-
-
-def negative_binomial(
-    rng: np.random.Generator, mean: np.ndarray, inverse_dispersion: np.ndarray
-) -> np.ndarray:
-    """Draw counts of variance ``mean + mean^2 / inverse_dispersion``, as a gamma-Poisson mixture.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> counts = negative_binomial(rng, np.full(100_000, 6.0), np.array(2.0))
-    >>> round(float(counts.mean()), 1), round(float(counts.var()))
-    (6.0, 24)
-    """
-    rate = rng.standard_gamma(np.broadcast_to(inverse_dispersion, mean.shape))
-    return rng.poisson(rate * (mean / inverse_dispersion))
-
-
-def _draw_protein(rng: np.random.Generator, p: Parameters, cells: _Cells) -> AnnData:
-    background_log_mean = p.log_background_mean[cells.batch]
-    background = np.exp(rng.normal(background_log_mean, p.log_background_sd))
-    factor = p.foreground_factor[cells.cell_type] - 1
-    factor = 1 + factor * np.exp(cells.programs @ p.protein_programs)  # alpha > 1 in every cell
-    foreground = rng.random(background.shape) < p.foreground_probability[cells.cell_type]
-    mean = np.where(foreground, background * factor, background)
-    counts = negative_binomial(rng, mean, p.protein_inverse_dispersion)
-    n_controls = int(p.is_control.sum())
-    names = [f"protein_{t}" for t in range(len(p.is_control) - n_controls)]
-    names += [f"isotype_{t}" for t in range(n_controls)]
-    var = pd.DataFrame(
-        {"control": p.is_control, "inverse_dispersion": p.protein_inverse_dispersion}, index=names
-    )
-    var["log_background_sd"] = p.log_background_sd
-    return AnnData(
-        counts.astype(np.float32),
-        var=var,
-        varm={
-            "foreground_factor": p.foreground_factor.T,
-            "foreground_probability": p.foreground_probability.T,
-            "log_background_mean": p.log_background_mean.T,
-        },
-        layers={
-            "foreground": foreground.astype(np.uint8),
-            "background_mean": background.astype(np.float32),
-            "denoised": np.where(foreground, mean, 0.0).astype(np.float32),
-        },
-    )
-
-
-def _draw_rna(rng: np.random.Generator, p: Parameters, cells: _Cells, store_truth: bool) -> AnnData:
-    """Draw the RNA counts, some cells at a time so that only sparse counts add up in memory."""
-    log_expression = p.log_expression.astype(np.float32)
-    gene_programs = p.gene_programs.astype(np.float32)
-    log_batch_effect = p.log_batch_effect.astype(np.float32)
-    n_cells = len(cells.batch)
-    blocks, proportions = [], []
-    for start in range(0, n_cells, _CELLS_AT_A_TIME):
-        some = slice(start, start + _CELLS_AT_A_TIME)
-        logits = log_expression[cells.cell_type[some]] + log_batch_effect[cells.batch[some]]
-        logits += cells.programs[some] @ gene_programs
-        rho = np.exp(logits - logits.max(axis=1, keepdims=True))
-        rho /= rho.sum(axis=1, keepdims=True)
-        mean = cells.library_size[some, None] * rho
-        counts = negative_binomial(rng, mean, p.gene_inverse_dispersion)
-        blocks.append(sparse.csr_matrix(counts.astype(np.float32)))
-        if store_truth:
-            proportions.append(rho)
-    types = np.array([f"type_{k}" for k in range(len(p.type_proportions))])
-    var = pd.DataFrame(
-        {
-            "marker_of": [", ".join(types[of]) for of in p.marker_of.T],
-            "inverse_dispersion": p.gene_inverse_dispersion,
-        },
-        index=[f"gene_{g}" for g in range(len(p.gene_inverse_dispersion))],
-    )
-    layers = {"denoised": np.concatenate(proportions)} if store_truth else {}
-    return AnnData(sparse.vstack(blocks, format="csr"), var=var, layers=layers)
-
-
 def _assemble(
-    rna: AnnData, prot: AnnData, cells: _Cells, p: Parameters, arguments: dict[str, float]
+    rna: AnnData, prot: AnnData, cells: Cells, p: Parameters, arguments: dict[str, float]
 ) -> MuData:
-    rna.obs_names = prot.obs_names = _cell_names(len(cells.batch))
+    rna.obs_names = prot.obs_names = cell_names(len(cells.batch))
     with mudata.set_options(pull_on_update=False):
         mdata = MuData({"rna": rna, "prot": prot})
-    for column, values in _annotation(cells, p).items():
+    for column, values in annotation(cells, p).items():
         mdata.obs[column] = values.array
     mdata.obsm["programs"] = cells.programs
     mdata.uns["simulation"] = arguments
     return mdata
 
 
-def _cell_names(n_cells: int) -> list[str]:
-    return [f"cell_{i}" for i in range(n_cells)]
+def simulate_raw(
+    mdata: MuData,
+    n_empty: int = 2000,
+    *,
+    ambient_share: float = 0.4,
+    profile_deviation: float = 0.1,
+    share_debris: float = 0.05,
+    n_blank: int | None = None,
+    seed: int = 0,
+) -> MuData:
+    """Simulate the raw matrix around simulated cells: what a sequencer saw before cells were called.
+
+    An empty droplet of batch s holds ``y ~ NB(v a_ts, 10)`` of protein t, where ``log v`` is normal
+    with standard deviation 0.4. The ambient mean ``a_ts`` is that of the cells' background in the
+    batch times ``ambient_share``, and times a log-normal deviation by protein, since what clings to
+    cells is not quite what floats around them.
+
+    Parameters
+    ----------
+    mdata
+        From `totalvi.simulate`; not changed.
+    n_empty
+        Empty droplets, divided between the batches.
+    ambient_share
+        Ambient counts of a droplet over background counts of a cell.
+    profile_deviation
+        Standard deviation by protein of the log of that ratio.
+    share_debris
+        Further droplets, as a share of ``n_empty``, that hold a tenth of a cell's counts besides.
+    n_blank
+        Further barcodes with one to three counts; by default as many as there are empty droplets.
+    seed
+        The same seed and data give the same counts.
+
+    Returns
+    -------
+    MuData
+        ``rna`` (CSR) and ``prot`` (dense) of all barcodes, the cells of ``mdata`` among them under
+        their names; ``obs["batch"]`` and ``obs["kind"]``: "cell", "empty", "debris" or "blank". The
+        truth is in ``prot.varm["log_ambient_mean"]``, a column a batch.
+
+    Raises
+    ------
+    DataError
+        When ``mdata`` is not simulated, or an argument is out of range.
+
+    Examples
+    --------
+    >>> raw = simulate_raw(simulate(n_cells=100, n_genes=50, n_proteins=5), n_empty=200)
+    >>> dict(sorted(raw.obs["kind"].value_counts().items()))
+    {'blank': 200, 'cell': 100, 'debris': 10, 'empty': 200}
+    """
+    prot, rna = mdata["prot"], mdata["rna"]
+    if "log_background_mean" not in prot.varm:
+        raise DataError("the data are not simulated: give what totalvi.simulate returned")
+    n_blank = n_empty if n_blank is None else n_blank
+    _require_valid_droplets(n_empty, ambient_share, profile_deviation, share_debris, n_blank)
+    rng = np.random.default_rng([seed, 1])
+    log_background = np.asarray(prot.varm["log_background_mean"]).T  # (S, T)
+    deviation = rng.normal(0.0, profile_deviation, log_background.shape)
+    log_ambient = log_background + np.log(ambient_share) + deviation
+    n_debris = round(share_debris * n_empty)
+    n_filled = n_empty + n_debris
+    batches = mdata.obs["batch"].cat.codes.to_numpy()
+    batch = np.arange(n_filled + n_blank) % len(log_ambient)
+    protein = ambient_protein(rng, log_ambient[batch[:n_filled]])
+    counts = ambient_rna(rng, rna.X, n_filled)
+    source = rng.integers(mdata.n_obs, size=n_debris)  # the cells that debris is of
+    protein[n_empty:] += rng.poisson(0.1 * np.nan_to_num(prot.X[source]))
+    counts = sparse.vstack([counts[:n_empty], counts[n_empty:] + debris_rna(rng, rna.X[source])])
+    batch[n_empty:n_filled] = batches[source]
+    blank = blank_protein(rng, log_ambient[batch[n_filled:]])
+    kinds = np.repeat(
+        ["cell", "empty", "debris", "blank"], [mdata.n_obs, n_empty, n_debris, n_blank]
+    )
+    numbers = np.concatenate([np.arange(n) for n in (n_empty, n_debris, n_blank)])
+    others = [f"{k}_{i}" for k, i in zip(kinds[mdata.n_obs :], numbers, strict=True)]
+    names = pd.Index([*mdata.obs_names, *others])
+    obs = pd.DataFrame(index=names)
+    no_rna = sparse.csr_matrix(np.zeros((n_blank, rna.n_vars), dtype=np.float32))
+    all_rna = sparse.vstack([rna.X, counts, no_rna], format="csr").astype(np.float32)
+    all_protein = np.concatenate([prot.X, protein, blank]).astype(np.float32)
+    modalities = {
+        "rna": AnnData(all_rna, obs=obs, var=rna.var[[]]),
+        "prot": AnnData(
+            all_protein,
+            obs=obs,
+            var=prot.var[["control"]],
+            varm={"log_ambient_mean": log_ambient.T},
+        ),
+    }
+    with mudata.set_options(pull_on_update=False):
+        raw = MuData(modalities)
+    categories = mdata.obs["batch"].cat.categories
+    raw.obs["batch"] = pd.Categorical.from_codes(np.concatenate([batches, batch]), categories)
+    raw.obs["kind"] = pd.Categorical(kinds)
+    return raw
 
 
-def _annotation(cells: _Cells, p: Parameters) -> pd.DataFrame:
-    columns: dict[str, Any] = {}
-    for column, codes, n in (
-        ("cell_type", cells.cell_type, len(p.type_proportions)),
-        ("batch", cells.batch, len(p.log_library_mean)),
-    ):
-        word = column.removeprefix("cell_")
-        columns[column] = pd.Categorical.from_codes(
-            codes.astype(np.intp), pd.Index([f"{word}_{i}" for i in range(n)])
-        )
-    return pd.DataFrame(columns | {"library_size": cells.library_size})
+def _require_valid_droplets(
+    n_empty: int, ambient_share: float, deviation: float, share_debris: float, n_blank: int
+) -> None:
+    limits = {
+        "n_empty": (n_empty, 1),
+        "ambient_share": (ambient_share, 1e-3),
+        "profile_deviation": (deviation, 0),
+        "share_debris": (share_debris, 0),
+        "n_blank": (n_blank, 0),
+    }
+    for name, (value, lowest) in limits.items():
+        if not lowest <= value < np.inf:
+            raise DataError(f"{name}={value} is out of range: give {lowest} or more")

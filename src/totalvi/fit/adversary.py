@@ -13,10 +13,10 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from totalvi.fit.state import optimizer_tensors, part, restore_optimizer, with_prefix
-from totalvi.nn.encoder import CellPosterior
+from totalvi.fit.checkpoint import optimizer_tensors, part, restore_optimizer, with_prefix
+from totalvi.nn.coders import CellPosterior
+from totalvi.nn.network import Network
 from totalvi.nn.sync import Share
-from totalvi.nn.v06 import TOTALVI
 
 _N_HIDDEN, _LEARNING_RATE = 32, 1e-3
 
@@ -24,20 +24,20 @@ _N_HIDDEN, _LEARNING_RATE = 32, 1e-3
 class Adversary:
     """The classifier, its optimiser, and what it reads from the network it is trained against.
 
-    Its steps are its own: they count in no schedule of the fit.
+    Its steps do not count in the schedules of the fit.
 
     Parameters
     ----------
     module
-        The network to be trained against it, whose means of q(u | cell) it sees.
+        The network that is trained against it; the classifier sees its means of q(u | cell).
     weight
-        Of the deception in the objective, constant over the fit.
+        Weight of the deception in the objective, constant over the fit.
     generator
         Source of the initial weights.
     """
 
     def __init__(
-        self, module: TOTALVI, weight: float, device: torch.device, generator: torch.Generator
+        self, module: Network, weight: float, device: torch.device, generator: torch.Generator
     ) -> None:
         self.weight = weight
         self.classifier = nn.Sequential(
@@ -53,8 +53,8 @@ class Adversary:
         self._latent: Tensor | None = None
 
     @contextmanager
-    def watching(self, module: TOTALVI) -> Iterator[None]:
-        """Read what the module's encoder gives in training, for a while."""
+    def watching(self, module: Network) -> Iterator[None]:
+        """Read the module's encodings in training for a while."""
         watch = module.encoder.register_forward_hook(self._read)
         try:
             yield
@@ -78,15 +78,15 @@ class Adversary:
     def step(self, panel: Tensor, share: Share | None = None) -> float:
         """Teach the classifier one minibatch; return its loss, in nats a cell.
 
-        Of a minibatch that several processes share, it is what the own cells add to the loss.
+        For a minibatch that several processes share, return what this process's cells add to the loss.
         """
         assert self._latent is not None
         latent, self._latent = self._latent.detach().float(), None
-        self.optimizer.zero_grad()  # also of what `deception` left
+        self.optimizer.zero_grad()  # `deception` left gradients here, too
         loss = F.cross_entropy(self.classifier(latent), panel)
         if share is not None:
             loss = loss * (len(panel) / share.n_cells)
-        loss.backward()
+        torch.autograd.backward(loss)
         if share is not None:
             for parameter in self.classifier.parameters():
                 torch.distributed.all_reduce(parameter.grad)
@@ -94,11 +94,11 @@ class Adversary:
         return loss.item()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all that a fit needs to go on."""
+        """Return what a checkpoint keeps of the adversary."""
         classifier = with_prefix("classifier.", self.classifier.state_dict())
         return classifier | with_prefix("optimizer.", optimizer_tensors(self.optimizer))
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` returned."""
+        """Set back what `tensors` returned."""
         self.classifier.load_state_dict(part(tensors, "classifier."))
         restore_optimizer(self.optimizer, part(tensors, "optimizer."))

@@ -1,7 +1,7 @@
-"""Minibatches of CiteData as tensors for the module."""
+"""Minibatches of `CiteData` as tensors: the order of cells, reading ahead, counts held by a GPU."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import Counts, CountsInMemory, read_ahead
-from totalvi.nn.cell import CellContext
+from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.config import at_least_one
 from totalvi.nn.cpu.counts_product import take_rows
-from totalvi.nn.sparse import SparseCounts
-from totalvi.nn.sync import Share
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.likelihoods import ElboTerms
+from totalvi.nn.network import Network
+from totalvi.nn.sync import Share, SharedGenerator
 from totalvi.processes import Process
 
 WINDOW = 65_536  # cells in memory at a time
@@ -48,7 +48,7 @@ def shuffled_windows(
 
     Blocks of cells that lie together are put in random order and cut into windows; the cells of a
     window are dealt to its minibatches at random, evenly over its blocks. As many cells as a window
-    holds, or fewer, come in quite random order.
+    holds, or fewer, come in fully random order.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ def shuffled_windows(
     batch_size
         Cells in a minibatch, at most.
     rng
-        Source of the order; nothing else bears upon it.
+        Source of the order, which depends on nothing else.
     window, block
-        Cells of a window, about, and rows of a block.
+        Cells of a window, approximately, and rows of a block.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def _dealt(cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> list[np
 
 
 def windows_in_order(cells: np.ndarray, batch_size: int, window: int) -> list[list[np.ndarray]]:
-    """Return ``cells`` as they come, in minibatches, as many to a window as it has room for."""
+    """Return ``cells`` in their order, in minibatches, as many to a window as it has room for."""
     batches = even_parts(cells, batch_size)
     per_window = max(1, window // batch_size)
     return [batches[i : i + per_window] for i in range(0, len(batches), per_window)]
@@ -210,6 +210,14 @@ class Minibatch(NamedTuple):
     library_log_variance: Tensor | None
     share: Share | None = None
 
+    def terms(self, elbo: Callable[..., ElboTerms], noise: torch.Generator) -> ElboTerms:
+        """Return what a network's ``elbo`` gives for these cells."""
+        if self.share is not None:
+            assert isinstance(noise, SharedGenerator)
+            noise.share = self.share
+        prior = self.library_log_mean, self.library_log_variance
+        return elbo(self.x, self.y, self.context, *prior, noise)
+
 
 class _Counts(NamedTuple):
     """Counts in memory, those of the cells wanted among them at ``rows``."""
@@ -228,7 +236,7 @@ class _Counts(NamedTuple):
 
 def minibatches(
     data: CiteData,
-    module: TOTALVI,
+    module: Network,
     cells: np.ndarray,
     batch_size: int,
     shuffle: np.random.Generator | None = None,
@@ -240,15 +248,15 @@ def minibatches(
     """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
 
     Equal sizes keep batch normalisation from ever seeing a last minibatch of one cell, where
-    ``batch_size`` is 3 or more. The first ``skip`` are left out: a fit that goes on has had them.
+    ``batch_size`` is 3 or more. The first ``skip`` are left out: a fit that resumes has taken them.
 
     Counts on disk are read a window of cells at a time, the next one in a thread of its own while
     the minibatches of this one are used; ``shuffle`` then mixes cells within windows of random
     blocks (see `shuffled_windows`), so that ``cells`` must ascend. Windows that are left out whole
     are not read.
 
-    Of minibatches that several processes share, ``process`` gets its part, and no other cells are read.
-    Counts that the device holds already, ``held``, are taken there.
+    Where several processes share minibatches, ``process`` gets its part, and no other cells are read.
+    Counts that the device already holds, ``held``, are taken from there.
     """
     at_least_one("batch_size", batch_size)
     if data.on_disk:
@@ -271,7 +279,7 @@ def _own(rows: np.ndarray, process: Process | None) -> tuple[np.ndarray, Share |
 
 def _from_disk(
     data: CiteData,
-    module: TOTALVI,
+    module: Network,
     cells: np.ndarray,
     batch_size: int,
     shuffle: np.random.Generator | None,
@@ -288,7 +296,7 @@ def _from_disk(
 
     def read(batches: list[np.ndarray]) -> _Counts:
         own = [_own(rows, process)[0] for rows in batches]
-        rows = np.unique(np.concatenate(own))  # ascending, which reads fast
+        rows = np.unique(np.concatenate(own))  # ascending rows are read faster
         return _read(data, rows)
 
     for batches, (rna, protein, held) in zip(windows, read_ahead(read, windows), strict=True):
@@ -296,11 +304,16 @@ def _from_disk(
             own, share = _own(rows, process)
             counts = _Counts(rna, protein, np.searchsorted(held, own))
             yield _minibatch(data, module, own, *counts.to(device), share)
-        del rna, protein, counts  # before the window after the next is read
+        del rna, protein, counts  # frees the window before the one after the next is read
+
+
+def read_once(data: CiteData, cells: np.ndarray) -> tuple[CiteData, np.ndarray]:
+    """Return cells in memory and their positions there, so that not every epoch reads them."""
+    return (data.in_memory(cells), np.arange(len(cells))) if data.on_disk else (data, cells)
 
 
 def minibatch(
-    data: CiteData, module: TOTALVI, rows: np.ndarray, device: torch.device | str = "cpu"
+    data: CiteData, module: Network, rows: np.ndarray, device: torch.device | str = "cpu"
 ) -> Minibatch:
     """Return the cells at ``rows`` as one minibatch."""
     return _minibatch(data, module, rows, *_in_memory(data, rows).to(device))
@@ -318,7 +331,7 @@ def _read(data: CiteData, rows: np.ndarray) -> _Counts:
 
 def _minibatch(
     data: CiteData,
-    module: TOTALVI,
+    module: Network,
     rows: np.ndarray,
     x: SparseCounts,
     y: Tensor,

@@ -1,146 +1,288 @@
-"""Checkpoints: what a fit needs to go on with the same numbers, in one file without pickle."""
+"""A fit in one file without pickle, from which it resumes with the same numbers.
+
+`Checkpoint` is the file of one fit, and says when it is due to be written; `Signals` are what ends a
+fit that has one.
+"""
 
 import hashlib
 import json
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from totalvi.atomic import write_file
-from totalvi.errors import CheckpointError, Interrupted
-from totalvi.processes import Process, barrier
+from totalvi.atomic import locked, parents_of, write_file
+from totalvi.errors import CheckpointError, Interrupted, OutputError
+from totalvi.processes import barrier, require_equal, this_process
 
 FORMAT, FORMAT_VERSION = "totalvi checkpoint", 1
+CHECKPOINT_EVERY = timedelta(minutes=10)
+OBEYED = (signal.SIGINT, signal.SIGTERM)
 
 
-class State(NamedTuple):
-    """Where a fit is.
+class Saved(NamedTuple):
+    """The state of a fit as a file holds it.
 
     Parameters
     ----------
     values
         Numbers, texts, and lists and dicts of them.
     tensors
-        By name; all on the CPU.
+        By name; those of a file are on the CPU.
+    settings
+        What must be the same for the fit to resume: seed, network, plan, data.
     """
 
     values: dict[str, Any]
     tensors: dict[str, Tensor]
+    settings: Mapping[str, Any] = {}
 
 
-class Checkpoint(NamedTuple):
-    """A state, and the fit that it is of.
-
-    Parameters
-    ----------
-    settings
-        What must be the same for the fit to go on: seed, network, plan, data.
-    state
-        Where it was.
-    """
-
-    settings: dict[str, Any]
-    state: State
-
-
-class Checkpoints(NamedTuple):
-    """Where and when a fit writes its checkpoint.
+class Checkpoint:
+    """The file of one fit.
 
     Parameters
     ----------
     path
-        The file, replaced by each checkpoint.
+        The file, replaced each time it is written.
     every
-        A number of epochs, or a time.
-    settings
-        Of the fit.
-    """
+        Epochs, or the time, from one writing to the next.
+    start
+        What the file held when the fit began; None: the fit is a new one.
 
-    path: Path
-    every: int | timedelta
-    settings: dict[str, Any]
-
-
-class Keeper:
-    """Writes checkpoints when they are due, and ends a fit that got a signal.
-
-    Parameters
+    Attributes
     ----------
-    checkpoints
-        Where and when.
-    state
-        Returns the state of the fit, between two steps.
-    signals
-        Numbers of the signals received.
-    process
-        Which one of several this is; only the first writes.
+    settings
+        What the fit depends on; set once by `belong_to`.
     """
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        state: Callable[[], State],
-        signals: list[int],
-        process: Process,
-    ) -> None:
-        self.checkpoints, self.state, self.signals = checkpoints, state, signals
-        self.process = process
-        self.written = time.monotonic()
+    def __init__(self, path: Path, every: int | timedelta, start: Saved | None) -> None:
+        self.path, self.every, self.start = path, every, start
+        self.settings: Mapping[str, Any] = {} if start is None else start.settings
+        self._written = time.monotonic()
 
-    def write(self) -> None:
-        """Write a checkpoint now."""
-        path, _, settings = self.checkpoints
-        if self.process.rank == 0:
-            write_checkpoint(path, Checkpoint(settings, self.state()))
-        self.written = time.monotonic()
-
-    def after_step(self) -> None:
-        """Write a checkpoint if its time has come or the fit must end.
+    def belong_to(self, settings: dict[str, Any]) -> None:
+        """Make the file that of the fit with these settings.
 
         Raises
         ------
-        Interrupted
-            When there was a signal.
+        CheckpointError
+            When it holds a fit with other settings.
         """
-        if self.signals:
-            self.write()
-            if self.process.n_processes > 1:
-                barrier()  # whoever is gone may take the others with it
-            raise Interrupted(
-                f"The fit got {signal.Signals(self.signals[0]).name} and stopped; it is kept in "
-                f"{self.checkpoints.path}: resume it from there.",
-                self.signals[0],
+        if self.start is not None:
+            require_same(self.path, self.start.settings, settings)
+        self.settings = settings
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the fit that resumes; 0 for a new one."""
+        return 0 if self.start is None else int(self.start.values["steps_done"])
+
+    def is_due_after(self, n_epochs: int) -> bool:
+        """Return whether the file is due because so many epochs are done."""
+        return isinstance(self.every, int) and n_epochs % self.every == 0
+
+    def is_due(self) -> bool:
+        """Return whether the time to write the file has come."""
+        passed = time.monotonic() - self._written
+        return isinstance(self.every, timedelta) and passed >= self.every.total_seconds()
+
+    def write(self, state: Saved) -> None:
+        """Write the file; of several processes the first does."""
+        if this_process().rank == 0:
+            write_checkpoint(self.path, state._replace(settings=self.settings))
+        self._written = time.monotonic()
+
+
+class Signals:
+    """SIGINT and SIGTERM, noted in place of being obeyed at once.
+
+    Attributes
+    ----------
+    own
+        Numbers of those that this process got.
+    known
+        Those that every process of the fit knows of, so that all end after the same step.
+    """
+
+    def __init__(self, n_processes: int) -> None:
+        self.own: list[int] = []
+        self.known: list[int] = self.own if n_processes == 1 else []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note signals for a while.
+
+        A second SIGINT is not waited for: it raises KeyboardInterrupt. SIGTERM may come from several
+        programs that watch over a job, and is waited for each time. Only the main thread can do this;
+        in others, and for signals that the process ignores, nothing changes.
+        """
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            self.own.append(number)
+            if self.own.count(signal.SIGINT) > 1:
+                raise KeyboardInterrupt
+
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            handlers = {number: signal.getsignal(number) for number in OBEYED}
+            before = {n: h for n, h in handlers.items() if h not in (None, signal.SIG_IGN)}
+        try:
+            for number in before:
+                signal.signal(number, note)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def flags(self) -> list[float]:
+        """Return 1 for each of `OBEYED` that this process got, and 0 for the others."""
+        return [float(number in self.own) for number in OBEYED]
+
+    def learn(self, n_noted: Sequence[float]) -> None:
+        """Note what all processes know, by how many of them got each of `OBEYED`."""
+        self.known += [number for number, n in zip(OBEYED, n_noted, strict=True) if n]
+
+    def agree(self) -> None:
+        """Let all processes, if there are several, know of the signals that each has got."""
+        if self.known is not self.own:
+            n_noted = torch.tensor(self.flags()).int()
+            torch.distributed.all_reduce(n_noted)
+            self.learn(n_noted.tolist())
+
+    def interruption(self, path: Path) -> Interrupted:
+        """Return the error that ends a fit kept in ``path``, once all processes have arrived."""
+        barrier()  # a process that ends may take the others with it
+        return Interrupted(
+            f"The fit got {signal.Signals(self.known[0]).name} and stopped; it is kept in {path}: "
+            "resume it from there.",
+            self.known[0],
+        )
+
+
+# ---------------------------------------------------------------- the arguments of a fit to resume
+
+
+@contextmanager
+def open_checkpoint(
+    file: str | Path | None, every: int | timedelta, resume: bool | str | Path
+) -> Iterator[Checkpoint | None]:
+    """Give the checkpoint that arguments of `Model.train` name, if any; no other process writes it.
+
+    Raises
+    ------
+    ValueError
+        When the arguments contradict each other.
+    OutputError
+        When there is a file that would be lost, or another process writes it.
+    CheckpointError
+        When the checkpoint cannot be read.
+    """
+    is_time = isinstance(every, timedelta) and every >= timedelta(0)
+    is_number = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+    if not (is_time or is_number):
+        raise ValueError(
+            f"checkpoint_every is {every!r}; allowed are a number of epochs from 1, or a "
+            "datetime.timedelta."
+        )
+    require_equal(repr((file, every, resume)), "checkpoint")
+    if resume is True and file is None:
+        raise ValueError("resume is True without a checkpoint; give the file to resume from.")
+    if not isinstance(resume, bool):
+        if file is not None and Path(file) != Path(resume):
+            raise ValueError(
+                f"resume is {str(resume)!r} and checkpoint {str(file)!r}; allowed is one file for both."
             )
-        every = self.checkpoints.every
-        if (
-            isinstance(every, timedelta)
-            and time.monotonic() - self.written >= every.total_seconds()
-        ):
-            self.write()
-
-    def after_epoch(self, n_epochs: int, last: bool) -> None:
-        """Write a checkpoint if so many epochs make one due, or there are no more to come.
-
-        Raises
-        ------
-        Interrupted
-            When there was a signal.
-        """
-        every = self.checkpoints.every
-        if last or (isinstance(every, int) and n_epochs % every == 0):
-            self.write()
-        self.after_step()
+        file = resume
+    if file is None:
+        yield None
+        return
+    path = Path(file).resolve()
+    with _right_to_write(path):
+        start = None
+        if not isinstance(resume, bool) or (resume and path.exists()):
+            start = read_checkpoint(path)
+        elif path.exists():
+            raise OutputError(
+                f"{path} exists: resume it with resume=True, or choose another checkpoint."
+            )
+        barrier()  # the first process may write only after the others have read
+        yield Checkpoint(path, every, start)
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+@contextmanager
+def _right_to_write(path: Path) -> Iterator[None]:
+    """Hold the lock of a checkpoint, and make its folder; of several processes the first does both."""
+    if this_process().rank > 0:
+        yield
+        return
+    with parents_of(path), locked(path):
+        yield
+
+
+def kept_accelerator(file: str | Path | None, resume: bool | str | Path, asked: str) -> str:
+    """Return the accelerator of the fit to resume where "auto" is asked for, else what is asked for.
+
+    Processes are launched with it, before `open_checkpoint` looks at the rest of the file.
+    """
+    path = file if isinstance(resume, bool) else resume
+    if asked != "auto" or resume is False or path is None:
+        return asked
+    try:
+        with safe_open(path, "pt") as opened:
+            settings = json.loads(opened.metadata()["content"])["settings"]
+        return str(settings["plan"]["accelerator"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return asked  # the file is new, or `open_checkpoint` will say what is wrong with it
+
+
+def require_same(path: Path, kept: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise CheckpointError that names the first setting that differs.
+
+    Examples
+    --------
+    >>> require_same(Path("fit"), {"seed": 1}, {"seed": 2})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    totalvi.errors.CheckpointError: fit is of another fit: seed is 1 there and 2 here; use ...
+    """
+    ours, theirs = _flat(here), _flat(kept)
+    for name in {**theirs, **ours}:
+        there, now = theirs.get(name), ours.get(name)
+        if there != now:
+            what = f"is {there!r} there and {now!r} here"
+            if isinstance(there, str) and len(there) == 64:  # a hash tells the reader nothing
+                what = "differ"
+            raise CheckpointError(
+                f"{path} is of another fit: {name} {what}; use the original data and arguments, or "
+                "remove the checkpoint."
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}, ")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+# --------------------------------------------------------------------------------------- the file
+
+
+def write_checkpoint(path: Path, saved: Saved) -> None:
     """Write a checkpoint, whole or not at all.
 
     Raises
@@ -148,9 +290,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     OutputError
         When the file cannot be written.
     """
-    (values, tensors), settings = checkpoint.state, checkpoint.settings
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"settings": settings, "values": values})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.tensors.items()}
+    text = json.dumps({"settings": saved.settings, "values": saved.values})
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -160,8 +301,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_file(path, save(tensors, metadata))
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint in a file.
+def read_checkpoint(path: Path) -> Saved:
+    """Return what a checkpoint holds.
 
     Raises
     ------
@@ -181,13 +322,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if metadata.get("format_version") != str(FORMAT_VERSION):
         raise CheckpointError(
             f"{path} has format version {metadata.get('format_version')}, and this totalvi reads "
-            f"{FORMAT_VERSION}; go on with the totalvi that wrote it."
+            f"{FORMAT_VERSION}; resume with the totalvi that wrote it."
         )
     text = metadata.get("content", "")
     if metadata.get("sha256") != _checksum(text, tensors):
-        raise CheckpointError(f"{path} is damaged (checksum): start the fit anew.")
+        raise CheckpointError(f"{path} is damaged (checksum): remove it and start the fit again.")
     content = json.loads(text)
-    return Checkpoint(content["settings"], State(content["values"], tensors))
+    return Saved(content["values"], tensors, content["settings"])
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -199,41 +340,38 @@ def is_checkpoint(path: Path) -> bool:
         return False
 
 
-def require_same(path: Path, kept: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise CheckpointError that names the first setting that differs.
-
-    Examples
-    --------
-    >>> require_same(Path("fit"), {"seed": 1}, {"seed": 2})  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    totalvi.errors.CheckpointError: fit is of another fit: seed is 1 there and 2 here; give ...
-    """
-    ours, theirs = _flat(here), _flat(kept)
-    for name in {**theirs, **ours}:
-        there, now = theirs.get(name), ours.get(name)
-        if there != now:
-            what = f"is {there!r} there and {now!r} here"
-            if isinstance(there, str) and len(there) == 64:  # hashes would tell nobody anything
-                what = "differ"
-            raise CheckpointError(
-                f"{path} is of another fit: {name} {what}; give what it was made with, or start anew "
-                "without it."
-            )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}, ")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------- tensors by name
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under names that start with ``prefix``."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix``, without it."""
+    return {k.removeprefix(prefix): tensor for k, tensor in tensors.items() if k.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what the optimiser keeps of each parameter, as "number.name"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value for i, kept in state.items() for name, value in kept.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Set back what `optimizer_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".")
+        state.setdefault(int(number), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,302 +1,338 @@
-"""The training loop."""
+"""The training loop: epochs of steps on minibatches, each epoch validated, the best weights kept.
+
+Read `Fit.run`, `Fit.epoch`, `Fit.step` and `Fit.validate` in this order; what changes from step to
+step is `totalvi.fit.state.FitState`.
+"""
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.distributed
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
 
 from totalvi.data.cells import CiteData
 from totalvi.errors import ProcessError, TrainingError
-from totalvi.fit.batches import WINDOW, CountsOnDevice, counts_on_device, minibatches
-from totalvi.fit.checkpoint import Checkpoints, Keeper, State
-from totalvi.fit.memory import explained, free_memory, memory_use, require_room
-from totalvi.fit.plan import TrainingPlan, autocast_precision, resolve_precision, wide_products
+from totalvi.fit.batches import WINDOW, CountsOnDevice, Minibatch, minibatches, read_once
+from totalvi.fit.checkpoint import Checkpoint, Signals
+from totalvi.fit.device import (
+    Memory,
+    autocast,
+    autocast_precision,
+    explained,
+    loss_scaler,
+    plan_memory,
+    wide_products,
+)
+from totalvi.fit.model_state import FitResult
+from totalvi.fit.plan import TrainingPlan
 from totalvi.fit.split import Split
-from totalvi.fit.state import Course, MeanTerms
-from totalvi.fit.step import Stepper, noted_signals, samples_of, sums_of, terms_of
-from totalvi.nn.cpu.dispatch import threads_of_torch
-from totalvi.nn.v06 import TOTALVI
-from totalvi.processes import Process, launch, losing_others, make_fabric, process_of
+from totalvi.fit.state import FitState, clip_gradients, noise_of
+from totalvi.nn.likelihoods import ElboTerms, objective
+from totalvi.nn.network import Network
+from totalvi.processes import Process, losing_others, process_of, threads_of_torch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 
-
-@contextmanager
-def epoch_progress(n_epochs: int, show: bool | None) -> Iterator[OnEpoch | None]:
-    """Give a function that shows each finished epoch: bar, rate, time left, losses.
-
-    Parameters
-    ----------
-    n_epochs
-        Epochs to come, at most.
-    show
-        Whether to show anything; None: only when standard error is a terminal.
-    """
-    if not (sys.stderr.isatty() if show is None else show):
-        yield None
-        return
-    columns = (
-        TextColumn("training"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=n_epochs, rate="", losses="")
-
-        def on_epoch(_epoch: int, row: dict[str, float]) -> None:
-            losses = f"loss {row['train_loss']:.1f}"
-            if "validation_loss" in row:
-                losses += f", held out {row['validation_loss']:.1f}"
-            rate = f"{1 / max(row['seconds'], 1e-9):.2f} epochs/s"
-            bar.update(task, advance=1, rate=rate, losses=losses)
-
-        yield on_epoch
-
-
+_NOT_FINITE = (
+    "had a finite loss and gradient; the likely cause is a learning rate that is too high: lower it, "
+    "or check the counts with `totalvi check`."
+)
+_MOST_SKIPPED_IN_A_ROW = 20
 _VALIDATION_BATCH_SIZE = 1024
 
 
-class Fit(NamedTuple):
-    """What a fit leaves besides the weights.
+class StepInfo(NamedTuple):
+    """What a step did.
 
     Parameters
     ----------
-    history
-        One row an epoch: losses by cell, their parts, KL weight, learning rate, seconds.
-    best_epoch
-        The epoch whose weights the module has.
-    stopped
-        Why training ended.
-    n_skipped_steps
-        Steps left out because their loss or gradient was not finite.
-    precision
-        Of the products, once "auto" is decided.
+    taken
+        Whether loss and gradient were finite; otherwise nothing has changed.
+    sums
+        Sums of the terms of the ELBO over the cells of the minibatch.
+    n_cells
+        Cells of the minibatch, those of other processes included.
     """
 
-    history: pd.DataFrame
-    best_epoch: int
-    stopped: str
-    n_skipped_steps: int
-    precision: str
+    taken: bool
+    sums: Tensor
+    n_cells: int
 
 
-def fit(
-    module: TOTALVI,
-    data: CiteData,
-    split: Split,
-    plan: TrainingPlan,
-    seed: np.random.SeedSequence,
-    on_epoch: OnEpoch | None = None,
-    checkpoints: Checkpoints | None = None,
-    start: State | None = None,
-    devices: int | None = None,
-    num_nodes: int = 1,
-) -> Fit:
-    """Train ``module`` in place, and leave it with the weights of the lowest validation loss.
+class Fit:
+    """One fit of a network to data; `run` leaves it with the weights of the lowest validation loss.
 
     Several processes share each minibatch: each takes its part of the cells, batch normalisation and
     gradients are those of all, and all end with the same weights. See ``docs/scaling.md``.
 
     Parameters
     ----------
-    module
-        The network.
+    network
+        Trained in place.
     data, split
         All cells, and which of them train and validate.
     plan
-        The numbers of the fit.
+        The numbers of the fit, with device and precision as `totalvi.fit.device.resolved_plan` gives
+        them.
+    fabric
+        The device and the processes; see `totalvi.processes.launch`.
     seed
         Source of all that is random: order of cells, samples, dropout.
     on_epoch
-        Called after each epoch with its number and its row of the history; at the start with those
-        of the epochs that came before ``start``.
-    checkpoints
-        Where and when to write checkpoints, the last one at the end. SIGINT and SIGTERM then end
-        the fit after a step, with a checkpoint.
-    start
-        Of a checkpoint of this fit: where to go on.
-    devices, num_nodes
-        Processes on each machine, and machines: see `totalvi.processes.launch`.
+        Called after each epoch with its number and its row of the history; a fit that resumes calls
+        it for its earlier epochs first.
+
+    Attributes
+    ----------
+    state
+        How far the fit has come.
 
     Raises
     ------
-    TrainingError
-        When too many steps in a row are not finite.
-    Interrupted
-        When a signal came, and there are ``checkpoints``.
     ProcessError
-        When another process of the fit ended.
-    """
-    plan = resolved_plan(plan, module, devices, num_nodes)
-    precision = autocast_precision(plan.precision, module, torch.device(plan.accelerator))
-    fabric = launch(plan.accelerator, devices, num_nodes, precision)
-    with threads_of_torch(), losing_others():
-        return _fit(fabric, module, data, split, plan, seed, on_epoch, checkpoints, start)
-
-
-def resolved_plan(
-    plan: TrainingPlan, module: TOTALVI, devices: int | None = None, num_nodes: int = 1
-) -> TrainingPlan:
-    """Return the plan with the device and precision that "auto" means on this machine."""
-    device = make_fabric(plan.accelerator, devices, num_nodes).device
-    precision = resolve_precision(plan.precision, module, device)
-    return replace(plan, accelerator=device.type, precision=precision)
-
-
-def _fit(
-    fabric: "Fabric",
-    module: TOTALVI,
-    data: CiteData,
-    split: Split,
-    plan: TrainingPlan,
-    seed: np.random.SeedSequence,
-    on_epoch: OnEpoch | None,
-    checkpoints: Checkpoints | None,
-    start: State | None,
-) -> Fit:
-    order_seed, sample_seed, validation_seed = seed.spawn(3)
-    process = process_of(fabric)
-    shared_by = process if process.n_processes > 1 else None
-    smallest = len(split.train) // math.ceil(len(split.train) / plan.batch_size)
-    if smallest < process.n_processes:
-        raise ProcessError(
-            f"batch_size is {plan.batch_size}, too few for {process.n_processes} processes with a "
-            "cell each; raise it, or use fewer."
-        )
-    course = Course(np.random.default_rng(order_seed))
-    held_out, held_out_cells = data, split.validation
-    if data.on_disk:  # read once, not every epoch
-        held_out, held_out_cells = _read(data, split.validation)
-    training, training_cells = data, split.train
-    if data.on_disk and len(split.train) <= WINDOW:  # which would be in memory all the time
-        training, training_cells = _read(data, split.train)
-    room: AbstractContextManager[None] = nullcontext()
-    held = None
-    if fabric.device.type == "cuda":
-        room, held = _plan_memory(module, training, plan, fabric, show=on_epoch is not None)
-    stepper = Stepper(fabric, module, plan, len(split.train), sample_seed)
-    if start is not None:
-        course.restore(start, fabric.device)
-        stepper.restore(start)
-        if on_epoch is not None:
-            for epoch, row in enumerate(course.rows):
-                on_epoch(epoch, row)
-    with room, _keeper(checkpoints, course, stepper, process) as keeper:
-        while not course.stopped:
-            started = time.perf_counter() - course.seconds_in_epoch
-            batches = minibatches(
-                training, module, training_cells, plan.batch_size, course.order, fabric.device,
-                course.steps_in_epoch, shared_by, held,
-            )  # fmt: skip
-            with wide_products(module, plan.precision):
-                row = stepper.epoch(course, batches, keeper)
-            if len(split.validation):
-                row |= evaluate(
-                    module, held_out, held_out_cells, validation_seed, fabric.device, shared_by
-                )
-            stepper.agree_on_signals()
-            row["kl_weight"] = stepper.kl_weight()
-            row["learning_rate"] = stepper.learning_rate()
-            row["seconds"] = time.perf_counter() - started
-            _end_epoch(course, row, plan, module)
-            if on_epoch is not None:
-                on_epoch(len(course.rows) - 1, row)
-            if keeper is not None:
-                keeper.after_epoch(len(course.rows), last=bool(course.stopped))
-    best = course.best
-    if best.state is not None:
-        module.load_state_dict(best.state)
-    elif len(split.validation):
-        raise TrainingError(
-            f"After epoch {len(course.rows) - 1} no validation loss was finite; lower the learning "
-            "rate, or check the counts with `totalvi check`."
-        )
-    module.cpu().eval()
-    n_epochs = len(course.rows)
-    history = pd.DataFrame(course.rows, index=pd.RangeIndex(n_epochs, name="epoch"))
-    best_epoch = best.epoch if best.state else n_epochs - 1
-    return Fit(history, best_epoch, course.stopped, course.skipped.total, plan.precision)
-
-
-def _read(data: CiteData, cells: np.ndarray) -> tuple[CiteData, np.ndarray]:
-    """Return cells of data on disk in memory, and their positions there."""
-    return data.in_memory(cells), np.arange(len(cells))
-
-
-def _plan_memory(
-    module: TOTALVI, data: CiteData, plan: TrainingPlan, fabric: "Fabric", *, show: bool
-) -> tuple[AbstractContextManager[None], CountsOnDevice | None]:
-    """Return what explains too little memory, and the counts on the GPU where it has room for them.
-
-    Raises
-    ------
+        When there are more processes than cells in a minibatch.
     TrainingError
-        When minibatches do not fit.
+        When the GPU's memory is too small for a minibatch.
     """
-    n_own = math.ceil(plan.batch_size / fabric.world_size)
-    memory = memory_use(module, data, free_memory(fabric.device))
-    require_room(memory, n_own)
-    if show:
-        sys.stderr.write(f"{memory.sentence(n_own)}\n")
-    with explained(memory, n_own):
-        held = counts_on_device(data, fabric.device) if memory.holds_counts(n_own) else None
-    return explained(memory, n_own), held
 
+    def __init__(
+        self,
+        network: Network,
+        data: CiteData,
+        split: Split,
+        plan: TrainingPlan,
+        fabric: "Fabric",
+        seed: np.random.SeedSequence,
+        on_epoch: OnEpoch | None = None,
+    ) -> None:
+        order_seed, noise_seed, self.validation_seed = seed.spawn(3)
+        self.network, self.split, self.plan, self.fabric = network, split, plan, fabric
+        self.on_epoch = on_epoch
+        self.process = process_of(fabric)
+        self.shared_by = self.process if self.process.n_processes > 1 else None
+        self.steps_per_epoch = math.ceil(len(split.train) / plan.batch_size)
+        _require_cells_for_all(split, plan, self.process)
+        self.validation = read_once(data, split.validation)
+        self.training = data, split.train
+        if len(split.train) <= WINDOW:  # more cells are read one window after the other
+            self.training = read_once(data, split.train)
+        self.memory: Memory | None = None
+        self.held: CountsOnDevice | None = None
+        if fabric.device.type == "cuda":
+            given = network, self.training[0], fabric.device, self._own_cells()
+            self.memory, self.held = plan_memory(*given, show=on_epoch is not None)
+        self.signals = Signals(self.process.n_processes)
+        self.autocast = autocast_precision(plan.precision, network, fabric.device)
+        self.state = FitState.at_start(
+            network.to(fabric.device),
+            plan,
+            np.random.default_rng(order_seed),
+            noise_seed,
+            loss_scaler(self.autocast, fabric.device),
+            self.shared_by,
+        )
+        self.elbo: Callable[..., ElboTerms] = network.elbo
+        if self.shared_by is not None:  # DDP averages the gradients of what its `forward` computes
+            with losing_others():
+                self.elbo = fabric.strategy.setup_module(_Elbo(network))
 
-def _end_epoch(course: Course, row: dict[str, float], plan: TrainingPlan, module: TOTALVI) -> None:
-    """Note a finished epoch, its weights if they are the best, and whether it was the last."""
-    epoch = len(course.rows)
-    course.rows.append(row)
-    course.begin_epoch()
-    last = epoch + 1 == plan.max_epochs
-    if last:
-        course.stopped = f"all {plan.max_epochs} epochs done"
-    if "validation_loss" in row and (row["kl_weight"] >= 1 or last):
-        course.best.offer(row["validation_loss"], epoch, module)
-        if plan.patience is not None and epoch - course.best.epoch >= plan.patience:
-            course.stopped = f"no lower validation loss for {plan.patience} epochs"
+    def run(self, checkpoint: Checkpoint | None = None) -> FitResult:
+        """Train to the end, and return what is left besides the weights.
 
+        Parameters
+        ----------
+        checkpoint
+            The file from which the fit resumes if it holds one, and which is written when it is due
+            and at the end. SIGINT and SIGTERM then end the fit after a step, with the file written.
 
-@contextmanager
-def _keeper(
-    checkpoints: Checkpoints | None, course: Course, stepper: "Stepper", process: Process
-) -> Iterator[Keeper | None]:
-    """Give what writes the checkpoints; signals are noted for it meanwhile.
+        Raises
+        ------
+        TrainingError
+            When too many steps in a row are not finite, or no validation loss is.
+        Interrupted
+            When a signal came, and there is a ``checkpoint``.
+        ProcessError
+            When another process of the fit ended.
+        """
+        state, show = self.state, self.on_epoch or _show_nothing
+        with ExitStack() as stack:
+            stack.enter_context(threads_of_torch())
+            stack.enter_context(losing_others())
+            if self.memory is not None:
+                stack.enter_context(explained(self.memory, self._own_cells()))
+            if checkpoint is not None:
+                stack.enter_context(self.signals.noted())
+                if checkpoint.start is not None:
+                    state.restore(checkpoint.start)
+            for epoch, row in enumerate(state.history):
+                show(epoch, row)
+            while not state.stopped:
+                row = self.epoch(checkpoint)
+                state.end_epoch(row, self.plan)
+                show(state.epoch - 1, row)
+                if checkpoint is not None:
+                    if state.stopped or checkpoint.is_due_after(state.epoch):
+                        checkpoint.write(state.saved())
+                    self._between_steps(checkpoint)
+        return self._result()
 
-    Of several processes the first writes, and all end after the same step: when all know of the signal.
-    """
-    if checkpoints is None:
-        yield None
-        return
+    def epoch(self, checkpoint: Checkpoint | None = None) -> dict[str, float]:
+        """Take the steps of an epoch that are left, and validate; return its row of the history."""
+        state, plan = self.state, self.plan
+        started = time.perf_counter() - state.seconds_in_epoch
+        data, cells = self.training
+        batches = minibatches(
+            data, self.network, cells, plan.batch_size, state.order, self.fabric.device,
+            state.steps_in_epoch, self.shared_by, self.held,
+        )  # fmt: skip
+        watching = (
+            nullcontext() if state.adversary is None else state.adversary.watching(self.network)
+        )
+        self.network.train()
+        with wide_products(self.network, plan.precision), watching:
+            for batch in batches:
+                taken, sums, n_cells = self.step(batch)
+                if taken:
+                    state.sums, state.n_cells = state.sums + sums, state.n_cells + n_cells
+                state.steps_in_epoch += 1
+                state.seconds_in_epoch = time.perf_counter() - started
+                if checkpoint is not None:
+                    self._between_steps(checkpoint)
+        if state.n_cells == 0:
+            raise TrainingError(f"In epoch {state.epoch} no step {_NOT_FINITE}")
+        row = _mean_terms("train", state.sums, state.n_cells)
+        if len(self.split.validation):
+            row |= self.validate()
+        self.signals.agree()
+        row["kl_weight"] = plan.kl_weight_at(state.step, self.steps_per_epoch)
+        row["learning_rate"] = plan.learning_rate_at(state.step, self.steps_per_epoch)
+        row["seconds"] = time.perf_counter() - started
+        return row
 
-    def state() -> State:
-        (course_values, course_tensors), (values, tensors) = course.state(), stepper.state()
-        return State(course_values | values, course_tensors | tensors)
+    def step(self, batch: Minibatch) -> StepInfo:
+        """Take one step; change nothing when loss or gradient is not finite."""
+        state, network, fabric = self.state, self.network, self.fabric
+        statistics_before = [buffer.clone() for buffer in network.buffers()]
+        with autocast(self.autocast, fabric.device):
+            terms = ElboTerms(*(term.float() for term in batch.terms(self.elbo, state.noise)))
+        loss = objective(terms, self.plan.kl_weight_at(state.step, self.steps_per_epoch))
+        if state.adversary is not None:
+            loss = loss + state.adversary.deception(batch.context.panel)
+        if batch.share is not None:  # the mean of this over processes is the mean over cells
+            loss = loss * (len(batch.cells) * fabric.world_size / batch.share.n_cells)
+        loss = loss + network.anchor_penalty()
+        state.optimizer.zero_grad()
+        fabric.backward(loss if state.scaler is None else state.scaler.scale(loss))
+        if state.scaler is not None:
+            state.scaler.unscale_(state.optimizer)
+        norm = clip_gradients(network, self.plan.gradient_clip_norm)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        info = self._of_all_processes(batch, finite, _sums(terms))
+        if info.taken:
+            self._move(batch)
+        else:
+            self._refuse(statistics_before)
+        state.step += 1
+        return info
 
-    with noted_signals() as signals:
-        known = signals if process.n_processes == 1 else []
-        stepper.signals, stepper.known_signals = signals, known
-        yield Keeper(checkpoints, state, known, process)
+    def validate(self) -> dict[str, float]:
+        """Return the losses of the validation cells."""
+        data, cells = self.validation
+        return evaluate(
+            self.network, data, cells, self.validation_seed, self.fabric.device, self.shared_by
+        )
+
+    def _move(self, batch: Minibatch) -> None:
+        """Move the weights, and the adversary's, along their gradients."""
+        state = self.state
+        state.n_skipped_in_a_row = 0
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate_at(state.step, self.steps_per_epoch)
+        if state.scaler is None:
+            state.optimizer.step()
+        else:
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+        if state.adversary is not None:
+            state.adversary.step(batch.context.panel, batch.share)
+
+    def _refuse(self, statistics_before: list[Tensor]) -> None:
+        """Undo what the forward pass changed, and end a fit that takes no more steps.
+
+        Raises
+        ------
+        TrainingError
+            When too many steps in a row were refused.
+        """
+        state = self.state
+        for buffer, before in zip(self.network.buffers(), statistics_before, strict=True):
+            buffer.copy_(before)
+        if state.scaler is not None:
+            state.scaler.update()
+        state.n_skipped += 1
+        state.n_skipped_in_a_row += 1
+        if state.n_skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"In epoch {state.epoch} none of {state.n_skipped_in_a_row} steps in a row "
+                f"{_NOT_FINITE}"
+            )
+
+    def _of_all_processes(self, batch: Minibatch, finite: Tensor, sums: Tensor) -> StepInfo:
+        """Return whether all have finite numbers, the sums of all and their cells; learn of signals."""
+        if batch.share is None:
+            return StepInfo(bool(finite), sums, len(batch.cells))
+        own = torch.tensor([0.0, *self.signals.flags()], device=sums.device)
+        own[0] = ~finite
+        of_all = torch.cat([own, sums])
+        torch.distributed.all_reduce(of_all)
+        n_not_finite, *n_noted = of_all[: len(own)].tolist()
+        self.signals.learn(n_noted)
+        return StepInfo(n_not_finite == 0, of_all[len(own) :], batch.share.n_cells)
+
+    def _between_steps(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint if its time has come; end a fit that got a signal."""
+        if self.signals.known:
+            checkpoint.write(self.state.saved())
+            raise self.signals.interruption(checkpoint.path)
+        if checkpoint.is_due():
+            checkpoint.write(self.state.saved())
+
+    def _own_cells(self) -> int:
+        """Return the largest number of cells that this process has of a minibatch."""
+        return math.ceil(self.plan.batch_size / self.process.n_processes)
+
+    def _result(self) -> FitResult:
+        """Give the network its best weights, and return what else the fit leaves."""
+        state, n_epochs = self.state, self.state.epoch
+        if state.best_weights is not None:
+            self.network.load_state_dict(state.best_weights)
+        elif len(self.split.validation):
+            raise TrainingError(
+                f"After epoch {n_epochs - 1} no validation loss was finite; lower the learning rate, "
+                "or check the counts with `totalvi check`."
+            )
+        self.network.cpu().eval()
+        summary = {
+            "best_epoch": state.best_epoch if state.best_weights else n_epochs - 1,
+            "stopped": state.stopped,
+            "n_skipped_steps": state.n_skipped,
+            "precision": self.plan.precision,
+        }
+        history = pd.DataFrame(state.history, index=pd.RangeIndex(n_epochs, name="epoch"))
+        return FitResult(history, self.split, self.plan, summary)
 
 
 def evaluate(
-    module: TOTALVI,
+    network: Network,
     data: CiteData,
     cells: np.ndarray,
     seed: np.random.SeedSequence,
@@ -307,17 +343,58 @@ def evaluate(
 
     Several processes each take a part of the cells; all return the losses of all.
     """
-    was_training = module.training
-    module.eval()
-    mean = MeanTerms()
-    samples = samples_of(seed, device, process)
+    was_training = network.training
+    network.eval()
+    noise = noise_of(seed, device, process)
+    sums, n_cells = torch.zeros(len(ElboTerms._fields), device=device), 0
+    batches = minibatches(
+        data, network, cells, _VALIDATION_BATCH_SIZE, device=device, process=process
+    )
     with torch.no_grad():
-        for batch in minibatches(
-            data, module, cells, _VALIDATION_BATCH_SIZE, device=device, process=process
-        ):
+        for batch in batches:
             if len(batch.cells):
-                mean.add(sums_of(terms_of(module.elbo, batch, samples)), len(batch.cells))
+                sums = sums + _sums(batch.terms(network.elbo, noise))
+                n_cells += len(batch.cells)
     if process is not None:
-        mean.add_up(device)
-    module.train(was_training)
-    return mean.row("validation")
+        of_all = torch.cat([sums.double(), sums.new_tensor([n_cells], dtype=torch.float64)])
+        torch.distributed.all_reduce(of_all)
+        sums, n_cells = of_all[:-1].to(sums.dtype), int(of_all[-1])
+    network.train(was_training)
+    return _mean_terms("validation", sums, n_cells)
+
+
+def _show_nothing(_epoch: int, _row: dict[str, float]) -> None:
+    pass
+
+
+def _require_cells_for_all(split: Split, plan: TrainingPlan, process: Process) -> None:
+    n_batches = math.ceil(len(split.train) / plan.batch_size)
+    if len(split.train) // n_batches < process.n_processes:
+        raise ProcessError(
+            f"batch_size is {plan.batch_size}, too few for {process.n_processes} processes with a "
+            "cell each; raise it, or use fewer."
+        )
+
+
+def _sums(terms: ElboTerms) -> Tensor:
+    """Return the sum of each term over the cells."""
+    return torch.stack([term.detach().sum() for term in terms])
+
+
+def _mean_terms(prefix: str, sums: Tensor, n_cells: int) -> dict[str, float]:
+    """Return the loss by cell and its terms, each name with ``prefix``."""
+    values = (sums / n_cells).tolist()
+    terms = zip(ElboTerms._fields, values, strict=True)
+    return {f"{prefix}_loss": sum(values), **{f"{prefix}_{name}": v for name, v in terms}}
+
+
+class _Elbo(nn.Module):
+    """The terms of the ELBO as the forward pass of a module."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any) -> ElboTerms:
+        """Return what the network's ``elbo`` returns."""
+        return self.network.elbo(*inputs)

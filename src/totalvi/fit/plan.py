@@ -1,59 +1,12 @@
-"""How a model is trained: every number that the loop uses."""
+"""The plan of a fit: every number that the loop uses, its defaults, and schedules by step."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-import torch
-
-from totalvi.nn.network import Network
-
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # weights stay in float32
-
-
-def resolve_precision(asked: Precision, network: Network, device: torch.device) -> Precision:
-    """Return the precision that a fit of ``network`` on ``device`` has.
-
-    "auto" is "bf16-mixed" for fused networks on processors with instructions for bfloat16, where wide
-    products are several times faster and fits measured as good; "32-true" elsewhere. Processors do
-    not train in float16: "16-mixed" is "bf16-mixed" there.
-    """
-    on_cpu = device.type == "cpu"
-    if asked == "auto":
-        return "bf16-mixed" if on_cpu and network.fused and _has_bfloat16() else "32-true"
-    return "bf16-mixed" if on_cpu and asked == "16-mixed" else asked
-
-
-def autocast_precision(precision: Precision, network: Network, device: torch.device) -> Precision:
-    """Return the precision that Lightning Fabric must see to.
-
-    On the CPU, fused networks take their wide products in bfloat16 themselves, and all else in
-    float32: see `wide_products`.
-    """
-    fused = precision == "bf16-mixed" and network.fused and device.type == "cpu"
-    return "32-true" if fused else precision
-
-
-@contextmanager
-def wide_products(network: Network, precision: Precision) -> Iterator[None]:
-    """Take the products as wide as the genes in this precision for a while."""
-    before = network.bfloat16_products
-    network.set_bfloat16_products(precision == "bf16-mixed")
-    try:
-        yield
-    finally:
-        network.set_bfloat16_products(before)
-
-
-def _has_bfloat16() -> bool:
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
 LearningRateSchedule = Literal["one-cycle", "constant"]
 
 
@@ -68,7 +21,7 @@ class TrainingPlan:
     batch_size
         Cells in a minibatch, at most.
     learning_rate
-        Of Adam; the peak of the one-cycle schedule.
+        Learning rate of Adam; the peak of the one-cycle schedule.
     schedule
         "one-cycle" (a short rise, then a long cosine fall to nearly zero) or "constant".
     weight_decay
@@ -81,9 +34,10 @@ class TrainingPlan:
         Epochs without a lower validation loss after which training stops; None: it does not.
     accelerator, precision
         As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", "16-mixed", or
-        "auto": see `resolve_precision`. In all of them weights and validation are in float32.
+        "auto": see `totalvi.fit.device.resolve_precision`. Weights and validation are always in
+        float32.
     adversary_weight
-        Of deceiving a classifier of panels, in nats a cell; 0: there is none. See `Adversary`.
+        Weight of deceiving a classifier of panels, in nats a cell; 0: there is none. See `Adversary`.
     """
 
     max_epochs: int
@@ -119,6 +73,15 @@ class TrainingPlan:
             raise ValueError(f"precision is {self.precision!r}; allowed are {allowed}.")
         if self.schedule not in ("one-cycle", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; allowed are 'one-cycle', 'constant'.")
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step, counted from 0 over all epochs."""
+        n_steps = self.max_epochs * steps_per_epoch
+        return self.learning_rate * learning_rate_factor(step, n_steps, self.schedule)
+
+    def kl_weight_at(self, step: int, steps_per_epoch: int) -> float:
+        """Return the weight of the divergences at a step."""
+        return kl_weight(step, self.kl_warmup_epochs * steps_per_epoch)
 
 
 def default_batch_size(n_training_cells: int) -> int:
@@ -160,33 +123,33 @@ def default_max_epochs(n_training_cells: int) -> int:
 
 
 def plan_fit(
-    n_training_cells: int, asked: dict[str, Any], kept: dict[str, Any] | None = None
+    n_training_cells: int, given: dict[str, Any], before: dict[str, Any] | None = None
 ) -> TrainingPlan:
     """Return the plan of a fit.
 
     Parameters
     ----------
     n_training_cells
-        By which numbers that were not asked for are chosen.
-    asked
+        Decides the numbers that are not given.
+    given
         Arguments of `TrainingPlan`; None for ``max_epochs`` and ``batch_size``, and no ``patience``:
         choose.
-    kept
-        Plan of the fit that is to go on; what was left at its default is taken from there.
+    before
+        Plan of the fit to resume; what was left at its default is taken from there.
 
     Examples
     --------
-    >>> asked = {"max_epochs": None, "batch_size": None, "weight_decay": 0.2}
-    >>> plan = plan_fit(6000, asked)
+    >>> given = {"max_epochs": None, "batch_size": None, "weight_decay": 0.2}
+    >>> plan = plan_fit(6000, given)
     >>> plan.max_epochs, plan.batch_size, plan.patience
     (100, 256, 45)
     """
-    if kept is not None:
+    if before is not None:
         defaults = {field.name: field.default for field in fields(TrainingPlan)}
-        defaults |= {"max_epochs": None, "batch_size": None, "patience": "not asked for"}
-        given = {name: value for name, value in asked.items() if value != defaults[name]}
-        return TrainingPlan(**(kept | given))
-    numbers = dict(asked)
+        defaults |= {"max_epochs": None, "batch_size": None, "patience": "not given"}
+        changed = {name: value for name, value in given.items() if value != defaults[name]}
+        return TrainingPlan(**(before | changed))
+    numbers = dict(given)
     if numbers["max_epochs"] is None:
         numbers["max_epochs"] = default_max_epochs(n_training_cells)
     if numbers["batch_size"] is None:

@@ -1,4 +1,4 @@
-"""Which cells train the model, which stop it, and which it never sees."""
+"""The split: which cells train the model, which validate it, and which it never sees."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -9,7 +9,7 @@ import numpy as np
 from totalvi.errors import DataError
 
 MOST_VALIDATION_CELLS = 50_000
-"""More take time in every epoch, and memory, and hardly change when a fit stops."""
+"""More would take time in every epoch, and memory, and hardly change when a fit stops."""
 DEFAULT_SIZES: tuple[float, float | None] = (0.9, None)
 
 

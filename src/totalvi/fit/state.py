@@ -1,182 +1,213 @@
-"""What the training loop keeps count of: epochs, mean losses, the best weights, skipped steps."""
+"""The state of a fit: all that changes from one step to the next, as one object."""
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
 
-from totalvi.errors import TrainingError
-from totalvi.fit.checkpoint import State
-from totalvi.nn.elbo import ElboTerms
-from totalvi.nn.v06 import TOTALVI
-
-
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under names that start with ``prefix``."""
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names start with ``prefix``, without it."""
-    return {k.removeprefix(prefix): tensor for k, tensor in tensors.items() if k.startswith(prefix)}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what the optimiser keeps of each parameter, as "number.name"."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": value for i, kept in state.items() for name, value in kept.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Set back what `optimizer_tensors` returned."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".")
-        state.setdefault(int(number), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-NOT_FINITE = (
-    "had a finite loss and gradient; the likely cause is a learning rate that is too high: lower it, "
-    "or check the counts with `totalvi check`."
+from totalvi.fit.adversary import Adversary
+from totalvi.fit.checkpoint import (
+    Saved,
+    optimizer_tensors,
+    part,
+    restore_optimizer,
+    with_prefix,
 )
-_MOST_SKIPPED_IN_A_ROW = 20
+from totalvi.fit.plan import TrainingPlan
+from totalvi.nn.likelihoods import ElboTerms
+from totalvi.nn.network import Network
+from totalvi.nn.sync import SharedGenerator
+from totalvi.processes import Process
 
 
-class MeanTerms:
-    """Averages the terms of the ELBO over the cells of an epoch."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.n_cells = 0
-
-    def add(self, sums: Tensor, n_cells: int) -> None:
-        """Count the cells of one minibatch, by the sums of the terms over them."""
-        self.total = sums if self.total is None else self.total + sums
-        self.n_cells += n_cells
-
-    def add_up(self, device: torch.device | str) -> None:
-        """Add what other processes have counted."""
-        total = torch.zeros(len(ElboTerms._fields), device=device)
-        own = total if self.total is None else self.total
-        of_all = torch.cat([own.double(), own.new_tensor([self.n_cells], dtype=torch.float64)])
-        torch.distributed.all_reduce(of_all)
-        self.total, self.n_cells = of_all[:-1].to(own.dtype), int(of_all[-1])
-
-    def row(self, prefix: str) -> dict[str, float]:
-        """Return the loss by cell and its terms, each name with ``prefix``."""
-        assert self.total is not None
-        values = (self.total / self.n_cells).tolist()
-        terms = zip(ElboTerms._fields, values, strict=True)
-        return {f"{prefix}_loss": sum(values), **{f"{prefix}_{name}": v for name, v in terms}}
-
-
-class BestWeights:
-    """The weights of the lowest validation loss."""
-
-    def __init__(self) -> None:
-        self.loss = math.inf
-        self.epoch = 0
-        self.state: dict[str, Tensor] | None = None
-
-    def offer(self, loss: float, epoch: int, module: TOTALVI) -> None:
-        """Keep the module's weights when ``loss`` is the lowest yet."""
-        if loss < self.loss:
-            self.loss, self.epoch = loss, epoch
-            self.state = {name: value.clone() for name, value in module.state_dict().items()}
-
-
-class SkippedSteps:
-    """Counts the steps that were not finite, and ends a fit that makes no others."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.in_a_row = 0
-
-    def count(self, taken: bool, epoch: int) -> None:
-        """Count one step.
-
-        Raises
-        ------
-        TrainingError
-            When too many in a row were skipped.
-        """
-        self.in_a_row = 0 if taken else self.in_a_row + 1
-        self.total += not taken
-        if self.in_a_row >= _MOST_SKIPPED_IN_A_ROW:
-            raise TrainingError(
-                f"In epoch {epoch} none of {self.in_a_row} steps in a row {NOT_FINITE}"
-            )
-
-
-class Course:
-    """How far a fit has come: all of its state but weights, optimiser and samples.
+@dataclass
+class FitState:
+    """How far a fit has come.
 
     Parameters
     ----------
-    order
-        Gives the order of the cells.
+    network, optimizer, scaler, adversary
+        What steps change; the scaler of losses in float16 and the adversary may be absent.
+    order, noise
+        Generators of the order of cells, and of samples and dropout.
+    step
+        Steps taken or refused, over all epochs.
+    n_skipped, n_skipped_in_a_row
+        Steps refused because loss or gradient was not finite: all of them, and the latest in a row.
+    history
+        A row for each finished epoch.
+    best_loss, best_epoch, best_weights
+        The lowest validation loss, its epoch, and the weights after it.
+    stopped
+        Why the fit is over; empty while it is not.
 
     Attributes
     ----------
     order_before
-        State of ``order`` before the running epoch.
-    rows
-        Of the history: one for each finished epoch.
-    mean, steps_in_epoch, seconds_in_epoch
+        State of ``order`` before the running epoch, from which a resumed fit shuffles again.
+    sums, n_cells
+        Of the running epoch: the sums of the terms of the ELBO, and over how many cells.
+    steps_in_epoch, seconds_in_epoch
         Of the running epoch.
-    best, skipped
-        Over all epochs.
-    stopped
-        Why the fit is over; empty while it is not.
     """
 
-    def __init__(self, order: np.random.Generator) -> None:
-        self.order = order
-        self.rows: list[dict[str, float]] = []
-        self.best = BestWeights()
-        self.skipped = SkippedSteps()
-        self.stopped = ""
-        self.begin_epoch()
+    network: Network
+    optimizer: torch.optim.Optimizer
+    order: np.random.Generator
+    noise: torch.Generator
+    scaler: torch.amp.GradScaler | None = None
+    adversary: Adversary | None = None
+    step: int = 0
+    n_skipped: int = 0
+    n_skipped_in_a_row: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] | None = None
+    stopped: str = ""
 
-    def begin_epoch(self) -> None:
-        """Start counting anew."""
-        self.order_before = self.order.bit_generator.state
-        self.mean, self.steps_in_epoch, self.seconds_in_epoch = MeanTerms(), 0, 0.0
+    @classmethod
+    def at_start(
+        cls,
+        network: Network,
+        plan: TrainingPlan,
+        order: np.random.Generator,
+        noise_seed: np.random.SeedSequence,
+        scaler: torch.amp.GradScaler | None,
+        process: Process | None,
+    ) -> Self:
+        """Return the state before the first step of a network that is on its device."""
+        device = next(network.parameters()).device
+        fused = device.type in ("cpu", "cuda") and scaler is None
+        optimizer = _optimizer(network, plan, fused)
+        noise = noise_of(noise_seed, device, process)
+        adversary = None
+        if plan.adversary_weight:
+            generator = torch_generator(noise_seed.spawn(1)[0], device)
+            adversary = Adversary(network, plan.adversary_weight, device, generator)
+        return cls(network, optimizer, order, noise, scaler, adversary)
 
-    def state(self) -> State:
-        """Return all of it as plain values and tensors."""
+    def __post_init__(self) -> None:
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.order_before: dict[str, Any] = dict(self.order.bit_generator.state)
+        device = next(self.network.parameters()).device
+        self.sums, self.n_cells = torch.zeros(len(ElboTerms._fields), device=device), 0
+        self.steps_in_epoch, self.seconds_in_epoch = 0, 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Number of the running epoch, from 0."""
+        return len(self.history)
+
+    def end_epoch(self, row: dict[str, float], plan: TrainingPlan) -> None:
+        """Note a finished epoch, its weights if they are the best, and whether it was the last."""
+        epoch = self.epoch
+        self.history.append(row)
+        self._begin_epoch()
+        last = epoch + 1 == plan.max_epochs
+        if last:
+            self.stopped = f"all {plan.max_epochs} epochs done"
+        if "validation_loss" in row and (row["kl_weight"] >= 1 or last):
+            if row["validation_loss"] < self.best_loss:
+                self.best_loss, self.best_epoch = row["validation_loss"], epoch
+                weights = self.network.state_dict()
+                self.best_weights = {name: value.clone() for name, value in weights.items()}
+            if plan.patience is not None and epoch - self.best_epoch >= plan.patience:
+                self.stopped = f"no lower validation loss for {plan.patience} epochs"
+
+    def saved(self) -> Saved:
+        """Return the state between two steps as a checkpoint holds it."""
         values = {
             "order": self.order_before,
-            "rows": self.rows,
-            "mean_n_cells": self.mean.n_cells,
+            "rows": self.history,
+            "mean_n_cells": self.n_cells,
             "steps_in_epoch": self.steps_in_epoch,
             "seconds_in_epoch": self.seconds_in_epoch,
-            "best_loss": self.best.loss,
-            "best_epoch": self.best.epoch,
-            "skipped": self.skipped.total,
-            "skipped_in_a_row": self.skipped.in_a_row,
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+            "skipped": self.n_skipped,
+            "skipped_in_a_row": self.n_skipped_in_a_row,
             "stopped": self.stopped,
+            "steps_done": self.step,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
-        tensors = {} if self.mean.total is None else {"mean": self.mean.total}
-        for name, value in (self.best.state or {}).items():
-            tensors[f"best.{name}"] = value
-        return State(values, tensors)
+        tensors = {
+            "mean": self.sums,
+            "samples": self.noise.get_state(),
+            **with_prefix("best.", self.best_weights or {}),
+            **with_prefix("module.", self.network.state_dict()),
+            **with_prefix("optimizer.", optimizer_tensors(self.optimizer)),
+        }
+        if self.adversary is not None:
+            tensors |= with_prefix("adversary.", self.adversary.tensors())
+        return Saved(values, tensors)
 
-    def restore(self, state: State, device: torch.device) -> None:
-        """Set back what `state` returned."""
-        values, tensors = state
+    def restore(self, saved: Saved) -> None:
+        """Set back what `saved` returned."""
+        values, tensors = saved.values, saved.tensors
         self.order.bit_generator.state = self.order_before = values["order"]
-        self.rows, self.stopped = list(values["rows"]), values["stopped"]
-        self.mean.n_cells = values["mean_n_cells"]
-        self.mean.total = tensors["mean"].to(device) if "mean" in tensors else None
+        self.history, self.stopped = list(values["rows"]), values["stopped"]
+        self.n_cells = values["mean_n_cells"]
+        if "mean" in tensors:  # earlier versions left it out before an epoch's first step
+            self.sums = tensors["mean"].to(self.sums.device)
         self.steps_in_epoch = values["steps_in_epoch"]
         self.seconds_in_epoch = values["seconds_in_epoch"]
-        self.best.loss, self.best.epoch = values["best_loss"], values["best_epoch"]
-        self.best.state = part(tensors, "best.") or None
-        self.skipped.total = values["skipped"]
-        self.skipped.in_a_row = values["skipped_in_a_row"]
+        self.best_loss, self.best_epoch = values["best_loss"], values["best_epoch"]
+        self.best_weights = part(tensors, "best.") or None
+        self.n_skipped, self.n_skipped_in_a_row = values["skipped"], values["skipped_in_a_row"]
+        self.network.load_state_dict(part(tensors, "module."))
+        restore_optimizer(self.optimizer, part(tensors, "optimizer."))
+        if self.adversary is not None:
+            self.adversary.restore(part(tensors, "adversary."))
+        self.noise.set_state(tensors["samples"])
+        self.step = values["steps_done"]
+        if self.scaler is not None:
+            self.scaler.load_state_dict(values["scaler"])
+
+
+def torch_generator(
+    seed: np.random.SeedSequence, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Return a torch generator seeded from ``seed``."""
+    return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+
+def noise_of(
+    seed: np.random.SeedSequence, device: torch.device | str, process: Process | None
+) -> torch.Generator:
+    """Return the source of samples of minibatches; with a ``process``, of those that it shares."""
+    whole = torch_generator(seed, device)
+    if process is None:
+        return whole
+    shared = SharedGenerator(device)
+    shared.set_state(whole.get_state())
+    return shared
+
+
+def _optimizer(network: Network, plan: TrainingPlan, fused: bool) -> torch.optim.Optimizer:
+    """Return Adam with decoupled weight decay on the weights of linear layers, and on nothing else."""
+    decayed: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        is_linear_weight = name.endswith("weight") and "batch_norm" not in name
+        (decayed if is_linear_weight else others).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": plan.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=fused)
+
+
+def clip_gradients(network: Network, largest_norm: float) -> Tensor:
+    """Scale the gradients down to ``largest_norm`` where theirs is larger; return theirs."""
+    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if norm.is_cuda or norm > largest_norm:  # asking a GPU for its number would make it wait
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
+    return norm

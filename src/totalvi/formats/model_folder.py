@@ -1,4 +1,8 @@
-"""The folder in which a model is kept: safetensors weights and one JSON file."""
+"""The folder in which a model is kept: safetensors weights and one JSON file.
+
+`write_state` and `read_state` are for a model; `write_model` and `read_model` know nothing of what the
+JSON file says about it.
+"""
 
 import hashlib
 import json
@@ -14,13 +18,63 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from totalvi.atomic import locked, new_folder, parents_of, standing_folder, writing
+from totalvi.data.cells import QueryMapping, Schema
 from totalvi.errors import FormatError, OutputError
+from totalvi.fit.model_state import FitResult, ModelState, network_of
 
 FORMAT = "totalvi model"
 FORMAT_VERSION = 2
 PACKAGES = ("totalvi", "torch", "numpy")
 SAVING_TAKES_AT_MOST_S = 60
 _WEIGHTS, _DESCRIPTION = "weights.safetensors", "model.json"
+
+
+def write_state(path: Path, state: ModelState, overwrite: bool) -> None:
+    """Write the folder of a model, whole or not at all; see `write_model`."""
+    description = {
+        "options": state.options,
+        "schema": state.schema.to_dict(),
+        "seed": state.seed,
+        "n_fits": state.n_fits,
+        **state.result.to_dict(),
+        "background_anchor": state.network.background_anchor,
+        "mapping": None if state.mapping is None else state.mapping.to_dict(),
+    }
+    write_model(path, state.network.state_dict(), description, overwrite)
+
+
+def read_state(path: Path) -> ModelState:
+    """Return the model in folder ``path``.
+
+    Raises
+    ------
+    FormatError
+        When the folder is not a whole model.
+    """
+    weights, description = read_model(path)
+    try:
+        _require_possible_sizes(description, weights)
+        schema, options = Schema.from_dict(description["schema"]), description["options"]
+        network = network_of(schema, options, description["seed"])
+        if description.get("background_anchor") is not None:
+            network.anchor_background(description["background_anchor"])
+        _require_same_types(network.state_dict(), weights)
+        network.load_state_dict(weights)
+        mapping = description.get("mapping")  # models saved before there was mapping lack it
+        return ModelState(
+            schema,
+            options,
+            description["seed"],
+            network,
+            FitResult.from_dict(description),
+            description["n_fits"],
+            mapping=None if mapping is None else QueryMapping.from_dict(mapping),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise FormatError(
+            f"{path} does not hold a whole model ({type(error).__name__}: {error}); save the model "
+            "again."
+        ) from error
 
 
 def write_model(
@@ -63,7 +117,7 @@ def write_folder(
 
     ``require_own`` raises OutputError for a folder that may not be replaced.
     """
-    path = path.resolve()  # a link keeps pointing at the model
+    path = path.resolve()  # a link then keeps pointing at the model
     with parents_of(path), locked(path, SAVING_TAKES_AT_MOST_S):
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
@@ -99,7 +153,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     weights_file = path / _WEIGHTS
     try:
         weights = load_file(weights_file)
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a type that torch lacks
+    except (OSError, SafetensorError, KeyError) as error:  # KeyError means a type that torch lacks
         raise FormatError(f"{weights_file} is damaged ({error}); save the model again.") from error
     if "tensors" in description and _declared(weights) != description["tensors"]:
         raise FormatError(
@@ -128,7 +182,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise FormatError(f"{file} does not describe a totalvi model.")
     number = description.setdefault("format_version", None)
     if not isinstance(number, int) or isinstance(number, bool):
-        raise FormatError(f"{file} has format version {number!r}, which is none.")
+        raise FormatError(
+            f"{file} declares format version {number!r}; supported are 1 to {FORMAT_VERSION}."
+        )
     return description
 
 
@@ -172,7 +228,8 @@ def _require_own_file(file: Path) -> None:
     """Raise FormatError for a link, a pipe or a device in place of a file of the model."""
     if file.is_symlink() or (file.exists() and not file.is_file()):
         raise FormatError(
-            f"{file} is no file of its own, as every part of a model is; copy it there."
+            f"{file} is not a regular file, as each part of a model must be; copy the file itself "
+            "there."
         )
 
 
@@ -204,7 +261,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be kept in {_DESCRIPTION}.")
 
 
-def require_possible_sizes(description: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def _require_possible_sizes(description: dict[str, Any], weights: dict[str, Tensor]) -> None:
     """Raise ValueError, before a network is made, for one larger than the weights that are there."""
     options, schema = description["options"], description["schema"]
     n_weights = sum(tensor.numel() for tensor in weights.values())
@@ -221,7 +278,7 @@ def require_possible_sizes(description: dict[str, Any], weights: dict[str, Tenso
         raise ValueError(f"{n_weights} weights are too few for {n_hidden} hidden nodes")
 
 
-def require_same_types(network: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+def _require_same_types(network: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     """Raise ValueError for weights of another data type than the network's, or that are not finite."""
     for name, tensor in weights.items():
         if name in network and tensor.dtype != network[name].dtype:

@@ -1,22 +1,26 @@
-"""A 0.6.x state dict and its config as a schema and options; the file itself says only its weights."""
+"""A 0.6.x state dict, which holds only weights, and its config as a schema and options."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from anndata import AnnData
 from mudata import MuData
+from torch import Tensor
 
 from totalvi.data.cells import CiteData, Schema, library_prior
 from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.data.find import find_counts
 from totalvi.errors import FormatError
-from totalvi.formats.scvi_options import sizes
-from totalvi.formats.scvi_registry import ONE_CATEGORY
 from totalvi.formats.scvi_weights import State
 from totalvi.nn.config import protein_mask
 from totalvi.posterior.arguments import key_tuple
+
+ONE_CATEGORY = ("all cells",)
+"""Name of the batch of data without batches."""
 
 _NAMES = ("gene_names", "protein_names", "batch_names", "label_names")
 _LIBRARY = ("library_log_mean", "library_log_variance")
@@ -79,6 +83,25 @@ def schema_and_options(
     schema = _schema(config, keys, counted, data)
     options = {name: config[name] for name in _OPTIONS if name in config}
     return schema, {**found, **options, **_ARCHITECTURE}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the config of a 0.6.x state dict from a JSON file.
+
+    Raises
+    ------
+    FormatError
+        When it is not a JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON ({error}); correct it.") from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read ({error.strerror}); give a JSON file.") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"{path} is not a JSON object; write the entries of config as one.")
+    return config
 
 
 def _check(config: Mapping[str, Any], counted: Mapping[str, int]) -> None:
@@ -155,3 +178,35 @@ def _library(data: CiteData) -> dict[str, Any]:
     return dict(
         zip(_LIBRARY, library_prior(data.library_size, data.batch, len(names)), strict=True)
     )
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the sizes of the network that a state dict of 0.6.x or scvi-tools belongs to.
+
+    Raises
+    ------
+    FormatError
+        When it lacks the tensors that tell, or they do not fit together.
+    """
+    first, latent = "encoder.encoder.fc_layers.Layer 0.0.weight", "encoder.z_mean_encoder.weight"
+    for name in (first, latent, "px_r", "py_r"):
+        if name not in state or state[name].dim() == 0:
+            raise FormatError(f"The state dict has no {name}; it is not of a totalVI model.")
+    n_hidden = state[first].shape[0]
+
+    def n_layers(trunk: str) -> int:
+        return sum(f"{trunk}.fc_layers.Layer {i}.0.weight" in state for i in range(len(state)))
+
+    found = {
+        "n_hidden": n_hidden,
+        "n_latent": state[latent].shape[0],
+        "n_layers_encoder": n_layers("encoder.encoder"),
+        "n_layers_decoder": n_layers("decoder.px_decoder"),
+    }
+    # A small file must not have a large network built, which comes before weights are compared.
+    n_further = found["n_layers_encoder"] - 1 + 4 * (found["n_layers_decoder"] - 1)
+    n_features = state["px_r"].shape[0] + state["py_r"].shape[0]
+    needed = n_hidden * (n_features + n_further * n_hidden + found["n_latent"])
+    if needed > sum(tensor.numel() for tensor in state.values()):
+        raise FormatError("The sizes of the state dict's tensors do not fit each other.")
+    return found

@@ -1,141 +1,98 @@
-"""Models of scvi-tools and of 0.6.x as models of this package."""
+"""Models of scvi-tools as models of this package, read without scvi-tools.
 
-import json
-from collections.abc import Mapping
+A file is read as data (`totalvi.formats.safe_pickle`). Its registry becomes the schema, the arguments
+it was made with become the network's options, and its tensors the network's weights.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from torch import Tensor
 
 from totalvi.data.cells import Schema
-from totalvi.data.describe import describe
-from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu
-from totalvi.errors import DataError, FormatError, TotalviError
+from totalvi.data.columns import Columns
+from totalvi.errors import FormatError, TotalviError
+from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.split import Split
-from totalvi.formats.safe_pickle import checked_tensors, load_inert, stored_values
-from totalvi.formats.scvi_06 import schema_and_options
-from totalvi.formats.scvi_options import model_arguments, network_options, version_of
-from totalvi.formats.scvi_registry import at, keys_of, schema_of
+from totalvi.formats.safe_pickle import StoredArray, checked_tensors, load_inert, stored_values
+from totalvi.formats.scvi_06 import ONE_CATEGORY, schema_and_options, sizes
 from totalvi.formats.scvi_weights import State, load_scvi_state
 
-if TYPE_CHECKING:
-    from totalvi.model import Model
+OLDEST = (1, 0)
+SOFTPLUS_BACKGROUND_SINCE = (1, 1)
+NORMALIZATION = {("both", "none"): "batch", ("none", "both"): "layer", ("none", "none"): "none"}
+"""What ``use_batch_norm`` and ``use_layer_norm`` together are called here."""
 
-Data: TypeAlias = AnnData | MuData
-_MODEL, _ADATA, _MDATA = "model.pt", "adata.h5ad", "mdata.h5mu"
+_SEEN_IN_THE_WEIGHTS = {
+    "n_hidden",
+    "n_latent",
+    "n_layers_encoder",
+    "n_layers_decoder",
+    "use_observed_lib_size",
+}
+_OF_THE_START = {"empirical_protein_background_prior", "extra_payload_autotune"}
+_TAKEN = {
+    "gene_dispersion": "gene",
+    "protein_dispersion": "protein",
+    "gene_likelihood": "nb",
+    "latent_distribution": "normal",
+    "log_variational": True,
+    "encode_covariates": True,
+    "dropout_rate_encoder": 0.2,
+    "dropout_rate_decoder": 0.2,
+    "use_batch_norm": "both",
+    "use_layer_norm": "none",
+    "override_missing_proteins": False,
+}
 
 
-def load_scvi(
-    path: str | Path,
-    adata: Data | None = None,
-    *,
+def read_scvi(
+    file: Path,
     config: Mapping[str, Any] | None = None,
+    adata: AnnData | MuData | None = None,
+    *,
     allow_fractional: bool = False,
-) -> "Model":
-    """Return a model that scvi-tools (from 1.0 on) or the 0.6.x implementation saved.
-
-    scvi-tools is not needed, and nothing in the file is run: it is read as data, and anything else than
-    tensors, plain containers and arrays of texts and numbers is refused.
+) -> ModelState:
+    """Return the model in a file of scvi-tools, or in a 0.6.x state dict that ``config`` describes.
 
     Parameters
     ----------
-    path
-        Folder that ``scvi.model.TOTALVI.save`` wrote, or the ``model.pt`` in it (with its prefix, if it
-        has one); or the file of a 0.6.x state dict.
+    file
+        The ``model.pt`` of scvi-tools, or a state dict.
+    config, allow_fractional
+        See `totalvi.persistence.load_scvi`.
     adata
-        The cells that queries are about when none are given; features are aligned by name. None: the
-        data saved beside the model, if any.
-    config
-        Needed for a 0.6.x state dict only, which says nothing but its weights: arguments of `TOTALVI`
-        that are not its defaults; ``gene_names`` and ``protein_names`` (None: those of ``adata``),
-        ``batch_names`` and ``label_names`` (None: "0", "1", ...); where data have their counts and
-        annotation, as in `Model` (``batch_key``, ...); and ``library_log_mean`` and
-        ``library_log_variance`` of each batch (None: those of ``adata``).
-    allow_fractional
-        Whether counts that the model is asked about may have fractions.
-
-    Returns
-    -------
-    The model, ready for queries. The history of its training is not read.
+        Cells that give what ``config`` lacks.
 
     Raises
     ------
     FormatError
         When the file is damaged, is no totalVI model, would run code, or the model has an option that
         this package has not.
-    DataError
-        When ``adata`` lack what the model needs.
-
-    Examples
-    --------
-    >>> import tempfile, totalvi
-    >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
-    >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
-    >>> model.train(max_epochs=2)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = model.save_scvi(f"{folder}/model")
-    ...     again = totalvi.persistence.load_scvi(f"{folder}/model", mdata)
-    >>> again.get_latent_representation().shape
-    (60, 4)
     """
-    file = _file(path)
-    model = model_of_scvi(file, config, adata, allow_fractional=allow_fractional)
-    saved = None if adata is not None else _saved_data(file)
-    data = adata if saved is None else saved
-    if data is None:
-        return model
-    try:
-        model._data = describe(data, model.schema.columns, model.schema)
-    except DataError as error:
-        if saved is None:
-            raise
-        raise DataError(
-            f"{error} (in the data saved beside {file}: give adata, or move them away.)"
-        ) from error
-    return model
-
-
-def model_of_scvi(
-    path: str | Path,
-    config: Mapping[str, Any] | None = None,
-    adata: Data | None = None,
-    *,
-    allow_fractional: bool = False,
-) -> "Model":
-    """Return the same without data; ``adata`` gives what ``config`` lacks."""
-    from totalvi.model import Model  # which imports this package
-
-    file = _file(path)
     content = load_inert(file)
-    model = Model.__new__(Model)
+    attributes = at(content, "attr_dict")
     try:
-        if at(content, "attr_dict") is not None:
-            read = _scvi_tools(content, file, allow_fractional)
+        if attributes is not None:
+            weights, schema, options = _scvi_tools(content, file, allow_fractional)
         elif config is not None:
-            state = checked_tensors(content, file)
+            weights = checked_tensors(content, file)
             config = {"allow_fractional": allow_fractional, **config}
-            read = (state, *schema_and_options(state, config, adata))
+            schema, options = schema_and_options(weights, config, adata)
         else:
             raise FormatError(
                 f"{file} holds no model of scvi-tools; if it is a state dict of 0.6.x, describe it "
                 "with config."
             )
-        state, schema, options = read
-        attributes = at(content, "attr_dict")
-        model._restore(
-            {
-                "schema": schema.to_dict(),
-                "options": options,
-                "seed": 0,
-                "n_fits": 1,
-                "plan": None,
-                "fit_summary": {},
-                "split": _split(attributes),
-                "history": {},
-            }
-        )
-        load_scvi_state(model.module, state)
+        network = network_of(schema, options, seed=0)
+        load_scvi_state(network, weights)
+        result = FitResult(_no_history(), _split(attributes), plan=None, summary={})
     except TotalviError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -143,32 +100,12 @@ def model_of_scvi(
             f"{file} cannot be read as a totalVI model ({type(error).__name__}: {error}); save it "
             "again."
         ) from error
-    model.is_trained = at(attributes, "is_trained_") is not False
-    model._data = None
-    return model
+    is_trained = at(attributes, "is_trained_") is not False
+    return ModelState(schema, options, 0, network, result, is_trained=is_trained)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the config of a 0.6.x state dict from a JSON file.
-
-    Raises
-    ------
-    FormatError
-        When it is not a JSON object.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON ({error}); mend it.") from error
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read ({error.strerror}); give a JSON file.") from error
-    if not isinstance(config, dict):
-        raise FormatError(f"{path} is not a JSON object; write the entries of config as one.")
-    return config
-
-
-def _file(path: str | Path) -> Path:
-    return Path(path) / _MODEL if Path(path).is_dir() else Path(path)
+def _no_history() -> pd.DataFrame:
+    return pd.DataFrame(index=pd.RangeIndex(0, name="epoch"))
 
 
 def _scvi_tools(
@@ -177,7 +114,7 @@ def _scvi_tools(
     """Return the weights and the schema of a scvi-tools model and the options of its network."""
     weights, attributes = content.get("model_state_dict"), content["attr_dict"]
     if isinstance(weights, dict):
-        weights.pop("pyro_param_store", None)  # which totalVI keeps nothing in
+        weights.pop("pyro_param_store", None)  # totalVI keeps nothing in it
     state = checked_tensors(weights, file)
     registry = at(attributes, "registry_")
     name = at(registry, "model_name")
@@ -204,19 +141,237 @@ def _with_library(schema: Schema, state: State) -> Schema:
     return Schema.from_dict(given)
 
 
-def _split(attributes: Any) -> dict[str, list[int]]:
+def _split(attributes: Any) -> Split:
     """Return the cells that the model was trained, validated and tested on, if it says so."""
-    stored = {part: at(attributes, f"{part}_indices_") for part in Split._fields}
+    parts = []
+    for part in Split._fields:
+        stored = at(attributes, f"{part}_indices_")
+        cells = () if stored is None else stored_values(stored, f"{part}_indices_")
+        parts.append(np.array(list(map(int, cells)), dtype=np.int64))
+    return Split(*parts)
+
+
+# ----------------------------------------------------------------- the registry, what is known of data
+
+
+def at(tree: Any, *path: str) -> Any:
+    """Return the entry of nested dicts at ``path``; None where there is none."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Columns:
+    """Return where the model's counts and annotation are in its data."""
+    setup = at(registry, "setup_args")
+    if not isinstance(setup, Mapping):
+        raise FormatError("The model's registry does not say how its data were set up.")
+    x, proteins = (
+        at(registry, "field_registries", field, "data_registry") for field in ("X", "proteins")
+    )
+
+    def key(name: str) -> str | None:
+        return _text_or_none(setup.get(name), name)
+
+    def several(name: str) -> tuple[str, ...]:
+        given = setup.get(name)
+        return () if given is None else tuple(map(str, stored_values(given, name)))
+
+    modalities: dict[str, Any] = {}
+    if at(registry, "setup_method_name") == "setup_mudata":
+        found = {"rna_modality": at(x, "mod_key"), "protein_modality": at(proteins, "mod_key")}
+        if None in found.values():
+            raise FormatError(
+                "The model was set up with RNA or proteins outside a modality of its MuData; set it up "
+                "with modalities= in scvi-tools and save it again."
+            )
+        modalities = {name: _text_or_none(value, name) for name, value in found.items()}
+        modalities["protein_layer"] = _layer(proteins)
+    return Columns(
+        batch_key=key("batch_key"),
+        panel_key=key("panel_key"),
+        size_factor_key=key("size_factor_key"),
+        categorical_covariate_keys=several("categorical_covariate_keys"),
+        continuous_covariate_keys=several("continuous_covariate_keys"),
+        rna_layer=_layer(x),
+        protein_expression_obsm_key=key("protein_expression_obsm_key"),
+        protein_names_uns_key=key("protein_names_uns_key"),
+        allow_fractional=allow_fractional,
+        **modalities,
+    )
+
+
+def schema_of(registry: Mapping[str, Any], keys: Columns, masked: bool) -> Schema:
+    """Return names, categories and panels; continuous covariates are taken as they are.
+
+    Parameters
+    ----------
+    masked
+        Whether the model leaves out the proteins that a batch or panel did not measure.
+    """
+    fields = at(registry, "field_registries")
+    genes = names_at(fields, "X", "state_registry", "column_names")
+    batches: tuple[str, ...] = ONE_CATEGORY
+    if keys.batch_key is not None:
+        batches = names_at(fields, "batch", "state_registry", "categorical_mapping")
+    panels: tuple[str, ...] = ()
+    if keys.panel_key is not None:
+        panels = names_at(fields, "panel", "state_registry", "categorical_mapping")
+    covariates = tuple(
+        names_at(fields, "extra_categorical_covs", "state_registry", "mappings", key)
+        for key in keys.categorical_covariate_keys
+    )
+    proteins = _protein_names(at(fields, "proteins", "state_registry", "column_names"))
+    mask = at(fields, "proteins", "state_registry", "protein_batch_mask") if masked else None
+    n_panels = len(panels) or len(batches)
+    n_continuous = len(keys.continuous_covariate_keys)
+    return Schema(
+        columns=keys,
+        gene_names=genes,
+        protein_names=proteins,
+        batch_names=batches,
+        panel_names=panels,
+        label_names=(),
+        covariate_categories=covariates,
+        continuous_mean=(0.0,) * n_continuous,
+        continuous_scale=(1.0,) * n_continuous,
+        panel_measured=_measured(mask, n_panels, len(proteins)),
+        library_log_mean=(0.0,) * len(batches),
+        library_log_variance=(1.0,) * len(batches),
+    )
+
+
+def names_at(tree: Any, *path: str) -> tuple[str, ...]:
+    """Return the names or categories stored at ``path`` as texts, each once.
+
+    Raises
+    ------
+    FormatError
+        When there are none, or one comes twice.
+    """
+    what = " of ".join(reversed([part for part in path if part != "state_registry"]))
+    names = tuple(map(str, stored_values(at(tree, *path), what)))
+    if not names or len(set(names)) != len(names):
+        raise FormatError(f"The model's {what} are empty or not unique.")
+    return names
+
+
+def _protein_names(stored: Any) -> tuple[str, ...]:
+    """Return the proteins' names; an array without names has its columns numbered, as in our data."""
+    numbered = isinstance(stored, StoredArray) and all(
+        isinstance(item, int) for item in stored_values(stored, "proteins")
+    )
+    names = names_at({"protein names": stored}, "protein names")
+    return tuple(f"protein_{name}" for name in names) if numbered else names
+
+
+def _measured(
+    mask: Mapping[str, Any] | None, n_panels: int, n_proteins: int
+) -> tuple[tuple[bool, ...], ...]:
+    if mask is None:
+        return ((True,) * n_proteins,) * n_panels
+    rows: Sequence[tuple[bool, ...]] = [
+        tuple(map(bool, stored_values(at(mask, str(code)), "protein_batch_mask")))
+        for code in range(n_panels)
+    ]
+    if {len(row) for row in rows} != {n_proteins}:
+        raise FormatError("The model's protein_batch_mask has not one value a protein and batch.")
+    return tuple(rows)
+
+
+def _layer(data_registry: Any) -> str | None:
+    """Return the layer with the counts; None: X."""
+    if at(data_registry, "attr_name") != "layers":
+        return None
+    return _text_or_none(at(data_registry, "attr_key"), "layer")
+
+
+def _text_or_none(value: Any, what: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise FormatError(f"The model's {what} is a {type(value).__name__} and not a text.")
+
+
+# ---------------------------------------------------------- the arguments that the model was made with
+
+
+def version_of(text: Any) -> tuple[int, int]:
+    """Return the first two numbers of a version of scvi-tools.
+
+    Raises
+    ------
+    FormatError
+        When there are none, or it is older than 1.0.
+    """
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", text) if isinstance(text, str) else None
+    if found is None:
+        raise FormatError("The model's registry has no scvi_version, so it cannot be read.")
+    version = (int(found[1]), int(found[2]))
+    if version < OLDEST:
+        raise FormatError(
+            f"The model is of scvi-tools {version[0]}.{version[1]}, and those from 1.0 on can be read; "
+            "load it in scvi-tools 1.0 or later and save it again."
+        )
+    return version
+
+
+def model_arguments(init_params: Any) -> dict[str, Any]:
+    """Return the arguments that the model was made with, defaults filled in.
+
+    Raises
+    ------
+    FormatError
+        When one of them has no counterpart here.
+    """
+    given: dict[str, Any] = {}
+    for part in ("non_kwargs", "kwargs"):
+        arguments = init_params.get(part) if isinstance(init_params, Mapping) else None
+        if not isinstance(arguments, Mapping):
+            raise FormatError("The model does not say which arguments it was made with.")
+        given |= arguments
+    given |= given.pop("model_kwargs", None) or {}
+    for name, value in given.items():
+        known = name in _TAKEN or name in _SEEN_IN_THE_WEIGHTS or name in _OF_THE_START
+        if not known and value not in (None, {}):
+            raise FormatError(
+                f"The model was made with {name}, which totalvi has no counterpart of."
+            )
+    return {name: given.get(name, default) for name, default in _TAKEN.items()}
+
+
+def network_options(
+    arguments: Mapping[str, Any],
+    version: tuple[int, int],
+    has_size_factor: bool,
+    state: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Return the arguments of `TOTALVI` for a scvi-tools model."""
+    norms = (arguments["use_batch_norm"], arguments["use_layer_norm"])
+    if norms not in NORMALIZATION:
+        raise FormatError(
+            f"The model has use_batch_norm={norms[0]!r} and use_layer_norm={norms[1]!r}; totalvi has "
+            "one normalisation, or none, for encoder and decoder alike."
+        )
+    if has_size_factor:
+        library = "size_factor"
+    else:
+        library = "latent" if "library_log_means" in state else "observed"
     return {
-        part: [] if cells is None else list(map(int, stored_values(cells, f"{part}_indices_")))
-        for part, cells in stored.items()
+        **sizes(state),
+        "dropout_rate_encoder": arguments["dropout_rate_encoder"],
+        "dropout_rate_decoder": arguments["dropout_rate_decoder"],
+        "reconstruction_loss_gene": arguments["gene_likelihood"],
+        "latent_distribution": arguments["latent_distribution"],
+        # scvi-tools knows one label only, for which "by label" is the same as one for all cells
+        "gene_dispersion": str(arguments["gene_dispersion"]).removesuffix("-label"),
+        "protein_dispersion": str(arguments["protein_dispersion"]).removesuffix("-label"),
+        "library": library,
+        "encoder_architecture": "direct",
+        "scale_input": True,
+        "background_scale": "softplus" if version >= SOFTPLUS_BACKGROUND_SINCE else "exp",
+        "log_variational": arguments["log_variational"],
+        "encoder_batch": arguments["encode_covariates"],
+        "encode_covariates": arguments["encode_covariates"],
+        "protein_efficiency": "log_per_batch_efficiency" in state,
+        "normalization": NORMALIZATION[norms],
     }
-
-
-def _saved_data(file: Path) -> Data | None:
-    """Return the data saved beside the model; None where there are none."""
-    prefix = file.name.removesuffix(_MODEL)
-    adata, mdata = (file.with_name(prefix + name) for name in (_ADATA, _MDATA))
-    if adata.is_file():
-        return read_h5ad(adata)
-    return read_h5mu(mdata) if mdata.is_file() else None

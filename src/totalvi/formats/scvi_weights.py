@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from totalvi.errors import FormatError
-from totalvi.nn.encoder import Trunk
+from totalvi.nn.coders import Trunk
 from totalvi.nn.layers import Activation, HiddenLayer, ParallelHiddenLayer
 from totalvi.nn.v06 import TOTALVI
 
@@ -206,7 +206,7 @@ def _linear(
 def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
     if (
         f"{theirs}.weight" not in state
-    ):  # a network without; what a module needs is checked at the end
+    ):  # a network without batch normalisation; what is missing is found at the end
         return {}
     return {f"{ours}.{entry}": state[f"{theirs}.{entry}"] for entry in BATCH_NORM}
 
@@ -306,7 +306,7 @@ def _exported_decoder(module: TOTALVI, mean: Tensor, scale: Tensor) -> State:
     for theirs, ours in HEADS.items():
         name = f"decoder.{theirs}.fc_layers.Layer 0"
         head = getattr(decoder, ours)
-        if head is None:  # the dropout of genes, of the same shape as their proportions
+        if head is None:  # the head of gene dropout has the shape of that of the proportions
             like = decoder.gene_head
             parts = (like.weight, like.covariate_weight)
             zeros = [None if part is None else torch.zeros_like(part) for part in parts]

@@ -1,22 +1,26 @@
-"""Models of this package as model folders of scvi-tools."""
+"""Models of this package as model folders of scvi-tools: weights, arguments and registry."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
 import torch
 
 from totalvi.data.cells import Schema
+from totalvi.data.columns import Columns
 from totalvi.errors import FormatError, OutputError
-from totalvi.fit.split import Split
+from totalvi.fit.model_state import ModelState
 from totalvi.formats.model_folder import write_folder
-from totalvi.formats.scvi_options import NORMALIZATION
-from totalvi.formats.scvi_registry import name_array, registry_of
+from totalvi.formats.scvi_06 import ONE_CATEGORY
+from totalvi.formats.scvi_read import NORMALIZATION
 from totalvi.formats.scvi_weights import scvi_state
 from totalvi.nn.v06 import TOTALVI
 
 _FILE = "model.pt"
-_VERSION = "1.4.2"  # whose format this is
+_VERSION = "1.4.2"  # the version of scvi-tools that has this format
 _KNOWN_OPTIONS = {
     "background_samples",
     "hidden_protein_rate",
@@ -44,21 +48,8 @@ _KNOWN_OPTIONS = {
 }
 
 
-def write_scvi(
-    path: Path,
-    module: TOTALVI,
-    schema: Schema,
-    options: dict[str, Any],
-    split: Split,
-    overwrite: bool,
-) -> None:
+def write_scvi(path: Path, model: ModelState, overwrite: bool) -> None:
     """Write a folder that scvi-tools 1.4 loads, whole or not at all.
-
-    Parameters
-    ----------
-    module, schema, options, split
-        Of the model: its network, what it knows of its data, the arguments of `TOTALVI` that it gave,
-        and the cells that it was trained on.
 
     Raises
     ------
@@ -67,6 +58,7 @@ def write_scvi(
     OutputError
         When ``path`` may not be replaced or written to.
     """
+    module, schema, options = model.network, model.schema, model.options
     _require_counterparts(module, options)
     state = scvi_state(module, schema.continuous_mean, schema.continuous_scale)
     if module.library == "latent":
@@ -75,22 +67,22 @@ def write_scvi(
             "library_log_means": torch.tensor([mean]),
             "library_log_vars": torch.tensor([variance]),
         }
-    parts = split._asdict()
+    parts = model.result.split._asdict()
     attributes = {
         "init_params_": _init_params(module, options),
         "is_trained_": True,
-        "registry_": registry_of(_VERSION, schema, sum(map(len, parts.values()))),
+        "registry_": _registry(schema, sum(map(len, parts.values()))),
         "history_": {},
         **{f"{name}_indices_": cells for name, cells in parts.items()},
     }
-    genes, keys = name_array(schema.gene_names), schema.columns
+    genes, keys = _name_array(schema.gene_names), schema.columns
     names = (
-        {keys.rna_modality: genes, keys.protein_modality: name_array(schema.protein_names)}
+        {keys.rna_modality: genes, keys.protein_modality: _name_array(schema.protein_names)}
         if keys.protein_expression_obsm_key is None
         else genes
     )
     content = {"model_state_dict": state, "var_names": names, "attr_dict": attributes}
-    packed = BytesIO()  # of a full disk torch says nothing but that it could not write
+    packed = BytesIO()  # torch does not say that a disk is full, so the file is written by us
     torch.save(content, packed)
 
     def write(folder: Path) -> None:
@@ -174,3 +166,118 @@ def _require_own_folder(path: Path) -> None:
         raise OutputError(
             f"{path} exists and holds not only the {_FILE} of scvi-tools; choose another path."
         )
+
+
+# ----------------------------------------------------------------- the registry, what is known of data
+
+
+def _registry(schema: Schema, n_cells: int) -> dict[str, Any]:
+    """Return what scvi-tools must know of the data of a model with this schema.
+
+    Without a key of ``obsm`` the data are a MuData, whose columns of ``obs`` are its own.
+    """
+    keys = schema.columns
+    in_mudata = keys.protein_expression_obsm_key is None
+    genes, proteins = _name_array(schema.gene_names), _name_array(schema.protein_names)
+    rna_modality = {"mod_key": keys.rna_modality} if in_mudata else {}
+    protein_state: dict[str, Any] = {"column_names": proteins if in_mudata else proteins.tolist()}
+    if in_mudata:
+        protein_state |= {"n_obs": n_cells, "n_vars": len(proteins)}
+        protein_place = {**_counts_in(keys.protein_layer), "mod_key": keys.protein_modality}
+    else:
+        protein_place = _place("obsm", keys.protein_expression_obsm_key)
+    mask = np.array(schema.panel_measured)
+    if not mask.all():
+        protein_state["protein_batch_mask"] = {str(code): row for code, row in enumerate(mask)}
+    covariates, continuous = keys.categorical_covariate_keys, keys.continuous_covariate_keys
+    categories = schema.covariate_categories
+    fields = {
+        "X": _field(
+            {**_counts_in(keys.rna_layer), **rna_modality},
+            {"n_obs": n_cells, "n_vars": len(genes), "column_names": genes},
+            {"n_vars": len(genes), "n_cells": n_cells},
+        ),
+        "labels": _column("labels", None, ONE_CATEGORY),
+        "batch": _column("batch", keys.batch_key, schema.batch_names),
+        "size_factor": _field(
+            {} if keys.size_factor_key is None else _place("obs", keys.size_factor_key), {}, {}
+        ),
+        "extra_categorical_covs": _field(
+            _place("obsm", "_scvi_extra_categorical_covs") if covariates else {},
+            {
+                "mappings": dict(zip(covariates, map(_name_array, categories), strict=True)),
+                "field_keys": list(covariates),
+                "n_cats_per_key": list(map(len, categories)),
+            }
+            if covariates
+            else {},
+            {"n_extra_categorical_covs": len(covariates)},
+        ),
+        "extra_continuous_covs": _field(
+            _place("obsm", "_scvi_extra_continuous_covs") if continuous else {},
+            {"columns": _name_array(continuous)} if continuous else {},
+            {"n_extra_continuous_covs": len(continuous)},
+        ),
+        "proteins": _field(protein_place, protein_state, {"n_proteins": len(proteins)}),
+    }
+    if keys.panel_key is not None:
+        fields["panel"] = _column("panel", keys.panel_key, schema.panel_names)
+    return {
+        "scvi_version": _VERSION,
+        "model_name": "TOTALVI",
+        "setup_args": _setup_arguments(keys),
+        "field_registries": fields,
+        "setup_method_name": "setup_mudata" if in_mudata else "setup_anndata",
+        "_scvi_uuid": str(uuid4()),
+    }
+
+
+def _name_array(names: Sequence[str]) -> np.ndarray:
+    """Return names as scvi-tools keeps them."""
+    return np.array(names, dtype=object)
+
+
+def _field(place: dict[str, Any], state: dict[str, Any], summary: dict[str, int]) -> dict[str, Any]:
+    return {"data_registry": place, "state_registry": state, "summary_stats": summary}
+
+
+def _place(attr_name: str, attr_key: str | None) -> dict[str, Any]:
+    return {"attr_name": attr_name, "attr_key": attr_key}
+
+
+def _counts_in(layer: str | None) -> dict[str, Any]:
+    return _place("X" if layer is None else "layers", layer)
+
+
+def _column(name: str, key: str | None, categories: tuple[str, ...]) -> dict[str, Any]:
+    """Return a column of codes that scvi-tools makes of a column of ``obs``, or of nothing."""
+    own = f"_scvi_{name}"
+    mapping = np.array([0]) if key is None else _name_array(categories)
+    return _field(
+        _place("obs", own),
+        {"categorical_mapping": mapping, "original_key": own if key is None else key},
+        {f"n_{name}": len(categories)},
+    )
+
+
+def _setup_arguments(keys: Columns) -> dict[str, Any]:
+    shared = {
+        "batch_key": keys.batch_key,
+        "panel_key": keys.panel_key,
+        "size_factor_key": keys.size_factor_key,
+        "categorical_covariate_keys": list(keys.categorical_covariate_keys) or None,
+        "continuous_covariate_keys": list(keys.continuous_covariate_keys) or None,
+    }
+    if keys.protein_expression_obsm_key is not None:
+        return {
+            "protein_expression_obsm_key": keys.protein_expression_obsm_key,
+            "protein_names_uns_key": keys.protein_names_uns_key,
+            "layer": keys.rna_layer,
+            **shared,
+        }
+    return {
+        "rna_layer": keys.rna_layer,
+        "protein_layer": keys.protein_layer,
+        **shared,
+        "modalities": {"rna_layer": keys.rna_modality, "protein_layer": keys.protein_modality},
+    }

@@ -1,1 +1,1 @@
-"""New cells on a fitted model: alignment, surgery, label transfer, and what is unlike the reference."""
+"""New cells on a fitted model: surgery of its network, label transfer, novelty, reliability."""

@@ -1,6 +1,5 @@
-"""Lay new cells on a fitted model: start each batch, fill in proteins that it lacks, fit if asked."""
+"""Lay new cells on a fitted model: start each batch, fill in proteins that it lacks, and fit."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, Self, TypeVar
@@ -10,48 +9,36 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.data.alignment import align_query, check_query, warn_of_alignment
-from totalvi.data.cells import CiteData, Schema
-from totalvi.data.columns import Columns
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import (
-    QueryMapping,
-    describe_query,
-    dispersion_by_label,
-    extended_schema,
-    query_cite_data,
-)
+from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
 from totalvi.fit.batches import Minibatch, minibatches
-from totalvi.fit.plan import TrainingPlan
+from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.split import Split
 from totalvi.mapping.surgery import extend, start_batch
-from totalvi.nn.cpu.dispatch import threads_of_torch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import documented
 from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Fitted, Question
+from totalvi.processes import threads_of_torch
 
 SURGERY_EPOCHS = 20
 AVERAGE = "average"
-_CELLS_FOR_SHARE = 256
-_CELLS_TO_COMPARE = 500
-_COMPARISON_BATCH_SIZE = 512
+_CELLS_FOR_SHARE, _CELLS_TO_COMPARE = 256, 500
+_COMPARISON_BATCH_SIZE, _FILLING_BATCH_SIZE = 512, 1024
 _FILLING_ROUNDS = 6
-_FILLING_BATCH_SIZE = 1024
 
 
 class _Mappable(Fitted, Protocol):
     """What `map_query` needs of a model beside what every query does."""
 
-    history: pd.DataFrame
-    plan: TrainingPlan | None
-    fit_summary: dict[str, Any]
     train: Callable[..., None]
-    _network: Callable[[], TOTALVI]
+    _state: Callable[[], ModelState]
+    _from_state: Callable[..., Any]
 
 
 _Model = TypeVar("_Model", bound=_Mappable)
@@ -158,53 +145,47 @@ class MappingQueries(_Mappable):
             "protein_layer": protein_layer,
             "protein_expression_obsm_key": protein_expression_obsm_key,
         }
-        keys = replace(
+        columns = replace(
             self.schema.columns,
             **{name: value for name, value in changed.items() if value is not None},
         )
-        data = opened(data)[0]
-        aligned = align_query(data, keys, self.schema, antibody_names)
-        keys = _keys_of(aligned.source.obs, keys, batch_key)
-        needs_labels = dispersion_by_label(self.module)
-        check_query(aligned.source, keys, needs_labels)
-        schema, mapping = extended_schema(
-            aligned, keys, self.schema, antibody_names, new_categories=train
+        mapped = map_cells(
+            opened(data)[0],
+            columns,
+            self.schema,
+            batch_key=batch_key,
+            antibody_names=antibody_names,
+            new_categories=train,
+            needs_labels=dispersion_by_label(self.module),
         )
-        cells = query_cite_data(data, aligned, schema, mapping, needs_labels)
-        query = _with_cells(self, cells, schema, mapping)
+        cells, mapping = mapped.cells, mapped.mapping
+        query = self._with_cells(cells, mapping)
         started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)
         fill_query(query.module, cells, query._mapping)
-        share = _expected_share(query.module, cells, ~aligned.found_genes)
-        warn_of_alignment(aligned, self.schema, share)
+        share = _expected_share(query.module, cells, ~mapped.aligned.found_genes)
+        warn_of_alignment(mapped.aligned, self.schema, share)
         if train:
             query.train(max_epochs, **({"n_epochs_kl_warmup": 0} | training))
         return query
 
-
-def _with_cells(
-    reference: _Model, cells: CiteData, schema: Schema, mapping: QueryMapping
-) -> _Model:
-    """Return a copy of a model with a query's cells in place of its own, and no fit of theirs."""
-    query = copy.copy(reference)
-    query.schema, query._mapping, query._data = schema, mapping, cells
-    query.module = query._network()
-    extend(reference.module, query.module, mapping)
-    query.history, query.plan = pd.DataFrame(), None
-    nobody = np.array([], dtype=np.int64)
-    query.split = Split(nobody, nobody, np.arange(cells.n_cells))
-    query.fit_summary = {"stopped": "mapped without a fit"}
-    return query
+    def _with_cells(self, cells: CiteData, mapping: QueryMapping) -> Self:
+        """Return a model with a query's cells in place of this one's, and no fit of theirs."""
+        state: ModelState = self._state()
+        module = network_of(cells.schema, state.options, state.seed)
+        extend(self.module, module, mapping)
+        nobody = np.array([], dtype=np.int64)
+        split = Split(nobody, nobody, np.arange(cells.n_cells))
+        summary = {"stopped": "mapped without a fit"}
+        result = FitResult(pd.DataFrame(), split, None, summary, state.result.fingerprint)
+        state = replace(state, schema=cells.schema, network=module, result=result, mapping=mapping)
+        query: Self = self._from_state(state, cells)
+        return query
 
 
-def _keys_of(obs: pd.DataFrame, keys: Columns, batch_key: str | None) -> Columns:
-    """Return the keys of the query: the reference's where its ``obs`` has them."""
-    if batch_key is None and keys.batch_key in obs:
-        batch_key = keys.batch_key
-    panel_key = keys.panel_key
-    if panel_key is not None and panel_key not in obs:
-        panel_key = batch_key
-    return replace(keys, batch_key=batch_key, panel_key=panel_key)
+def dispersion_by_label(network: TOTALVI) -> bool:
+    """Return whether the network needs each cell's label."""
+    return "label" in network.gene_dispersion + network.protein_dispersion
 
 
 def _expected_share(module: TOTALVI, data: CiteData, genes: np.ndarray) -> float:
@@ -223,14 +204,14 @@ def start_batches(
     module: TOTALVI,
     data: CiteData,
     mapping: QueryMapping,
-    asked: str | Mapping[str, str] | None,
+    reference_batch: str | Mapping[str, str] | None,
     noise: CellNoise,
 ) -> tuple[str, ...]:
     """Start each query batch at a reference batch, and return the names of those.
 
     Parameters
     ----------
-    asked
+    reference_batch
         A reference batch, "average", or one of these for each batch of the query. None: the batch
         under which the evidence of (up to 500 of) the query batch's cells is highest.
 
@@ -245,7 +226,7 @@ def start_batches(
         batch = mapping.n_reference_batches + i
         cells = np.flatnonzero(data.batch == batch)
         panels = np.unique(data.panel[cells])
-        wanted = _wanted(asked, own_name, mapping, known)
+        wanted = _wanted(reference_batch, own_name, mapping, known)
         if wanted is None:
             wanted = _closest(module, data, mapping, batch, cells, known, noise)
         for panel in panels:
@@ -255,26 +236,26 @@ def start_batches(
 
 
 def _wanted(
-    asked: str | Mapping[str, str] | None,
+    wanted: str | Mapping[str, str] | None,
     own_name: str,
     mapping: QueryMapping,
     known: tuple[str, ...],
 ) -> str | None:
-    """Return the reference batch that was asked for one batch of the query, once it is known."""
-    if isinstance(asked, Mapping):
+    """Return the reference batch that is wanted for one batch of the query, once it is known."""
+    if isinstance(wanted, Mapping):
         names = [own for own, _ in mapping.batches]
-        for name in asked:
+        for name in wanted:
             if name not in names:
                 raise ValueError(
                     f"reference_batch holds the query batch {name!r}; "
                     f"{did_you_mean(str(name), names)}."
                 )
-        asked = asked.get(own_name)
-    if asked is None or asked == AVERAGE or asked in known:
-        return asked
+        wanted = wanted.get(own_name)
+    if wanted is None or wanted == AVERAGE or wanted in known:
+        return wanted
     raise ValueError(
-        f"reference_batch is {asked!r}, which is no batch of the reference; "
-        f"{did_you_mean(str(asked), (*known, AVERAGE))}."
+        f"reference_batch is {wanted!r}, which is no batch of the reference; "
+        f"{did_you_mean(str(wanted), (*known, AVERAGE))}."
     )
 
 
@@ -332,7 +313,7 @@ def always_shown(module: TOTALVI, panels: np.ndarray, panel: np.ndarray) -> np.n
     -------
     Shape (N, T).
     """
-    if module.hidden_protein_rate:  # cells were also shown as other panels would have measured them
+    if module.hidden_protein_rate:  # cells were also shown with other panels
         return np.broadcast_to(panels.all(axis=0), (len(panel), panels.shape[1]))
     shown: np.ndarray = panels[panel]
     return shown
@@ -394,12 +375,12 @@ def with_expected(module: TOTALVI, batch: Minibatch, filled: np.ndarray) -> Tens
     Mohamed and Wierstra (2014, appendix F).
     """
     where, context = torch.from_numpy(filled), batch.context
-    y = batch.y.masked_fill(where, 0)  # so that it does not matter what was filled in before
+    y = batch.y.masked_fill(where, 0)  # so that earlier filling does not matter
     for _ in range(_FILLING_ROUNDS if filled.any() else 0):
         posterior = module.encode(batch.x, y, context)
         decoded = module.decode(module.transform_latent(posterior.qz_m), context)
         mixture = module.proteins(decoded, decoded.background_mean, context)
-        log_background = mixture.log_background.where(where, 0.0)  # only these need be plausible
+        log_background = mixture.log_background.where(where, 0.0)  # others may be implausible
         mixture = plausible(mixture._replace(log_background=log_background))
         expected = mixture.background_mean() * mixture.mean_over_background()
         y = torch.where(where, expected, y)

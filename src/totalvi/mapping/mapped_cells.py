@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import DataError
-from totalvi.mapping.neighbours import (
+from totalvi.mapping.reference_neighbours import (
     Neighbours,
     Reference,
     as_the_query,
@@ -108,8 +107,7 @@ class ComparisonQueries(Fitted):
         n_neighbors
             Reference cells that vote.
         seed
-            Of the choice of held-out cells where fewer than 100 were left out of the fit, and of the
-            approximate search for neighbours among more than 20,000 reference cells.
+            Of the choice of held-out cells where fewer than 100 were left out of the fit.
 
         Raises
         ------
@@ -127,11 +125,11 @@ class ComparisonQueries(Fitted):
         labelled = code >= 0
         result = np.zeros((query._training_data().n_cells, len(names)))
         errors, rights, temperatures = [], [], []
-        for cells, nearest, alike, held_out, rest in self._compared(
+        for cells, nearest, held_out_nearest, held_out, rest in self._compared(
             query, n_neighbors, seed, labelled
         ):
-            calibration = calibrate(alike, code[rest], code[held_out], len(names))
-            expected = label_probabilities(alike, code[rest], len(names), calibration)
+            calibration = calibrate(held_out_nearest, code[rest], code[held_out], len(names))
+            expected = label_probabilities(held_out_nearest, code[rest], len(names), calibration)
             errors.append(calibration_error(expected, code[held_out]))
             rights.append(float((expected.argmax(axis=1) == code[held_out]).mean()))
             temperatures.append(calibration.temperature)
@@ -189,9 +187,11 @@ class ComparisonQueries(Fitted):
         everyone = np.ones(self._training_data().n_cells, dtype=bool)
         data = query._training_data()
         distance, p_value = np.empty(data.n_cells), np.empty(data.n_cells)
-        for cells, nearest, alike, _, _ in self._compared(query, n_neighbors, seed, everyone):
+        for cells, nearest, held_out_nearest, _, _ in self._compared(
+            query, n_neighbors, seed, everyone
+        ):
             distance[cells] = distance_to(nearest)
-            p_value[cells] = tail_probability(distance[cells], distance_to(alike))
+            p_value[cells] = tail_probability(distance[cells], distance_to(held_out_nearest))
         columns = {"distance": distance, "p_value": p_value, "unlikeness": 1 - p_value}
         return pd.DataFrame(columns, index=data.cell_names)
 
@@ -225,9 +225,7 @@ class ComparisonQueries(Fitted):
             Probability of the interval whose coverage is given.
         n_samples
             Posterior samples of each cell, and counts drawn for each value.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -249,9 +247,7 @@ class ComparisonQueries(Fitted):
         (5, 5)
         """
         mapping = self._mapping_of(query)
-        asked = query._question(
-            None, None, n_samples=n_samples, batch_size=batch_size, progress=progress
-        )
+        asked = query._question(None, None, batch_size, progress, n_samples=n_samples)
         asked, wanted = imputed_batches(query, asked, None, protein_list)
         question = replace(asked, noise=self._noise(seed))
         interval = checked_number("interval", interval, below=1)
@@ -261,12 +257,12 @@ class ComparisonQueries(Fitted):
         cells = held_out.data.in_memory(held_out.cells)
         counts = observed_proteins(cells, np.arange(cells.n_cells), wanted.proteins.positions)
         tables = {}
-        for panel, kept, alike in as_the_query(
+        for panel, kept, as_query in as_the_query(
             cells, asked.data, query.module, mapping.missing_genes
         ):
             if lacking[panel].any():
                 hidden = hidden_proteins(
-                    replace(question, data=alike, cells=np.arange(alike.n_cells)),
+                    replace(question, data=as_query, cells=np.arange(as_query.n_cells)),
                     wanted,
                     counts[kept],
                 )
@@ -309,9 +305,9 @@ class ComparisonQueries(Fitted):
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_HELD_OUT, seed)))
         held_out = cells_to_calibrate(self.split, usable, rng)
         rest = np.setdiff1d(positions, held_out)
-        nearest_to = Reference(encode(self.module, reference, rest), k, seed)
+        nearest_to = Reference(encode(self.module, reference, rest), k)
         found = encode(query.module, data, np.arange(data.n_cells))
-        for panel, kept, alike in as_the_query(
+        for panel, kept, as_query in as_the_query(
             reference.in_memory(held_out), data, query.module, mapping.missing_genes
         ):
             cells = np.flatnonzero(data.panel == panel)
@@ -319,7 +315,7 @@ class ComparisonQueries(Fitted):
             yield Compared(
                 cells,
                 nearest_to.neighbours(of_cells),
-                nearest_to.neighbours(encode(query.module, alike, np.arange(alike.n_cells))),
+                nearest_to.neighbours(encode(query.module, as_query, np.arange(as_query.n_cells))),
                 held_out[kept],
                 rest,
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from totalvi.data.mapped_query import QueryMapping
+from totalvi.data.cells import QueryMapping
 from totalvi.errors import TrainingError
 from totalvi.nn.v06 import TOTALVI
 

@@ -1,1 +1,1 @@
-"""What a fitted model says: a topic a file, each with its query and its computation."""
+"""What a fitted model says of cells: a file for each topic, with its queries and their computation."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from textwrap import indent
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -113,16 +113,41 @@ def checked_number(
     raise ValueError(f"{argument} is {value!r}; allowed are finite numbers {least} 0{most}.")
 
 
+class Sampling(TypedDict, total=False):
+    """Options of every query that draws samples; the other classes add to them."""
+
+    batch_size: int
+    seed: int
+    progress: bool | None
+
+
+class ProteinOptions(Sampling, total=False):
+    """Options of a query of proteins."""
+
+    transform_batch: Names
+    protein_list: Sequence[str] | None
+    n_samples: int
+
+
+class FeatureOptions(ProteinOptions, total=False):
+    """Options of a query of genes and proteins."""
+
+    gene_list: Sequence[str] | None
+
+
 _Method = TypeVar("_Method", bound=Callable[..., object])
-_PLACE = re.compile(r"^( *)\{(\w+)\}$", re.MULTILINE)
+_PLACES = re.compile(r"^( *)(\{\w+\}(?: \{\w+\})*)$", re.MULTILINE)
 
 
 def documented(method: _Method) -> _Method:
-    """Replace each line ``{name}`` of a query's docstring by the text that queries share."""
-    if method.__doc__:  # None where Python runs with -OO
-        method.__doc__ = _PLACE.sub(
-            lambda place: indent(_SHARED[place[2]].strip(), place[1]), method.__doc__
-        )
+    """Replace lines such as ``{seed} {progress}`` in a docstring by the texts that queries share."""
+
+    def shared(line: re.Match[str]) -> str:
+        texts = [_SHARED[name].strip() for name in re.findall(r"\w+", line[2])]
+        return indent("\n".join(texts), line[1])
+
+    if method.__doc__:  # it is None where Python runs with -OO
+        method.__doc__ = _PLACES.sub(shared, method.__doc__)
     return method
 
 
@@ -137,14 +162,14 @@ indices
 batch_size
     Cells at a time.
 """,
+    "progress": """
+progress
+    Whether to show a progress bar; None: on a terminal.
+""",
     "seed": """
 seed
     Of the samples. A cell's samples depend on it and on the cell's name alone, not on which other
     cells the query is about.
-""",
-    "progress": """
-progress
-    Whether to show a progress bar; None: on a terminal.
 """,
     "transform_batch": """
 transform_batch
@@ -161,6 +186,14 @@ gene_list, protein_list
     "n_samples": """
 n_samples
     Posterior samples of each cell.
+""",
+    "protein_scale": """
+sample_protein_mixing
+    Whether each protein is drawn to be background or foreground, rather than weighted.
+scale_protein
+    Whether the proteins of a cell are made to sum to one.
+include_protein_background
+    Whether to add the background, E[pi beta].
 """,
     "return_numpy": """
 return_numpy

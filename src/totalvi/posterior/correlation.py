@@ -13,7 +13,7 @@ from torch import Tensor
 
 from totalvi.data.counts import ROWS_AT_A_TIME
 from totalvi.data.describe import Data
-from totalvi.data.panels.gene_names import matched_pairs
+from totalvi.data.panels.antibody_names import matched_pairs
 from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
@@ -112,7 +112,7 @@ def spearman(parts: Iterable[np.ndarray], n_features: int, n_cells: int) -> np.n
         start += len(part)
     for first in range(0, n_features, _FEATURES_RANKED_AT_ONCE):
         rows = slice(first, first + _FEATURES_RANKED_AT_ONCE)
-        # mean ranks are halves: exact, and of no variance where all cells tie
+        # mean ranks are halves, which are exact, and have no variance where all cells tie
         ranks[rows] = (rankdata(ranks[rows], axis=1) - (n_cells + 1) / 2) / n_cells
     co_moment = (ranks @ ranks.T).astype(np.float64)
     return _normalised(co_moment, np.diagonal(co_moment))
@@ -205,7 +205,8 @@ class CorrelationQueries(Fitted):
         cells; the result is their mean.
 
         Cells are decoded in minibatches, once for each sample and batch. "pearson" holds no more than
-        a minibatch beside the matrix; "spearman" holds one value a cell and feature, as ranks need.
+        a minibatch beside the matrix; "spearman" holds one value for each cell and feature, as ranks
+        need.
 
         Parameters
         ----------
@@ -227,8 +228,7 @@ class CorrelationQueries(Fitted):
             Whether to set the genes of another cell, drawn at random, beside the proteins of each: a
             control, whose gene-protein correlations are those of chance. Correlations within a
             modality stay.
-        {seed}
-        {progress}
+        {seed} {progress}
 
         Returns
         -------
@@ -241,7 +241,7 @@ class CorrelationQueries(Fitted):
         ------
         ValueError
             When an argument has a value not allowed, or a feature or batch is not known, or fewer than
-            two cells are asked about.
+            two cells are selected.
 
         Examples
         --------
@@ -251,9 +251,8 @@ class CorrelationQueries(Fitted):
         (30, 5)
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         check_choice("correlation_type", correlation_type, ("spearman", "pearson"))
         _require_two_cells(question)
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
@@ -294,15 +293,14 @@ class CorrelationQueries(Fitted):
         pairs
             (protein, gene) names. None: the proteins that a built-in table knows, each with the gene
             that encodes its target and, for some, a gene of the same lineage; see
-            `totalvi.data.panels.gene_names.matched_pairs`.
+            `totalvi.data.panels.antibody_names.matched_pairs`.
         n_samples
             Posterior samples of each cell in each batch.
         {batch_size}
         transform_batch
             Batch or batches to decode every cell into; their correlations are averaged. None: each
             cell's own.
-        {seed}
-        {progress}
+        {seed} {progress}
 
         Returns
         -------
@@ -326,9 +324,8 @@ class CorrelationQueries(Fitted):
         ['protein', 'gene', 'raw', 'denoised']
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         protein_names, gene_names = zip(*self._pairs(pairs), strict=True)
         genes = self._genes(list(dict.fromkeys(gene_names)), "pairs")
         proteins = self._proteins(list(dict.fromkeys(protein_names)), "pairs")

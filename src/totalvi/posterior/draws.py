@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from totalvi.errors import BackgroundError
 from totalvi.fit.batches import Minibatch
@@ -20,7 +22,7 @@ from totalvi.nn.likelihoods import (
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.noise import CellNoise, Purpose
 
-_LARGEST_LOG_BACKGROUND = 30.0  # 1e13 counts
+_LARGEST_LOG_BACKGROUND = 30.0  # this is 1e13 counts
 
 
 def plausible(mixture: ProteinMixture, proteins: np.ndarray | None = None) -> ProteinMixture:
@@ -91,6 +93,45 @@ class Draw(NamedTuple):
         """
         mean, scale = self.decoded.background_mean, self.decoded.background_scale
         return self._replace(proteins=self.proteins._replace(log_background=mean + scale**2 / 2))
+
+
+@dataclass(frozen=True)
+class ProteinScale:
+    """Which expression of proteins is meant: E[(1 - pi) beta alpha], or a variant of it.
+
+    Parameters
+    ----------
+    sample_mixing
+        Whether each protein is drawn to be background or foreground, in place of weighting both.
+    sum_to_one
+        Whether the proteins of a cell are made to sum to one.
+    include_background
+        Whether the background pi beta is part of it.
+    """
+
+    sample_mixing: bool = False
+    sum_to_one: bool = False
+    include_background: bool = False
+
+    def parts(self, draw: Draw, noise: CellNoise, keys: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the foreground and the background part of cells with ``keys`` (B,), each (B, T)."""
+        mixture = plausible(draw.proteins)
+        in_background = mixture.background_probability()
+        if self.sample_mixing:
+            uniform = noise.uniform("mixing", draw.sample, keys, in_background.shape[1])
+            uniform = uniform.to(in_background.device)
+            in_background = (uniform < in_background).to(in_background.dtype)
+        foreground = (1 - in_background) * mixture.foreground_mean()
+        background = torch.zeros_like(foreground)
+        if self.include_background:
+            background = in_background * mixture.background_mean()
+        if self.sum_to_one:
+            both = F.normalize(torch.cat([foreground, background], dim=1), p=1, dim=1)
+            foreground, background = both.chunk(2, dim=1)
+        return foreground, background
+
+
+FOREGROUND = ProteinScale()
 
 
 def draws(

@@ -119,11 +119,7 @@ class EvidenceQueries(Fitted):
 
         Parameters
         ----------
-        {cells}
-        {batch_size}
-        {cell_means}
-        {seed}
-        {progress}
+        {cells} {batch_size} {cell_means} {seed} {progress}
 
         Returns
         -------
@@ -139,9 +135,7 @@ class EvidenceQueries(Fitted):
         >>> model.get_elbo(return_mean=False).shape
         (60,)
         """
-        question = self._question(
-            adata, indices, batch_size=batch_size, seed=seed, progress=progress
-        )
+        question = self._question(adata, indices, batch_size, progress, seed)
         values = question.gather("evidence", lambda batch: elbo(question, batch))
         return float(values.mean(dtype=np.float64)) if return_mean else values
 
@@ -164,12 +158,7 @@ class EvidenceQueries(Fitted):
 
         Parameters
         ----------
-        {cells}
-        {batch_size}
-        {n_samples}
-        {cell_means}
-        {seed}
-        {progress}
+        {cells} {batch_size} {n_samples} {cell_means} {seed} {progress}
 
         Returns
         -------
@@ -186,16 +175,14 @@ class EvidenceQueries(Fitted):
         >>> list(model.get_reconstruction_error().index)
         ['gene', 'protein', 'total']
         """
-        question = self._question(
-            adata, indices, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         errors = question.gather(
             "reconstruction error", lambda batch: reconstruction_error(question, batch)
         )
         table = pd.DataFrame(errors, index=question.cell_names, columns=["gene", "protein"])
         table["total"] = table["gene"] + table["protein"]
-        return table.mean() if return_mean else table
+        # float32, which cells add up in otherwise, has seven digits
+        return table.astype(np.float64).mean() if return_mean else table
 
     @documented
     def get_marginal_ll(
@@ -222,10 +209,7 @@ class EvidenceQueries(Fitted):
         {cells}
         n_mc_samples
             K. The samples are decoded one after the other, so that memory does not grow with it.
-        {batch_size}
-        {cell_means}
-        {seed}
-        {progress}
+        {batch_size} {cell_means} {seed} {progress}
 
         Returns
         -------
@@ -242,9 +226,8 @@ class EvidenceQueries(Fitted):
         True
         """
         question = self._question(
-            adata, indices, n_samples=at_least_one("n_mc_samples", n_mc_samples),
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, at_least_one("n_mc_samples", n_mc_samples)
+        )
         values = question.gather(
             "marginal likelihood", lambda batch: marginal_log_likelihood(question, batch)
         )

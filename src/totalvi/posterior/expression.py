@@ -1,67 +1,29 @@
 """Denoised expression, and foreground and background of proteins: means by Monte Carlo."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, Unpack, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.arguments import (
     Cells,
+    FeatureOptions,
     Names,
+    ProteinOptions,
     ScaledLibrary,
     checked_library_size,
     documented,
 )
-from totalvi.posterior.draws import Draw, plausible
-from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.draws import FOREGROUND, ProteinScale, plausible
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
-
-
-@dataclass(frozen=True)
-class ProteinScale:
-    """Which expression of proteins is meant: E[(1 - pi) beta alpha], or a variant of it.
-
-    Parameters
-    ----------
-    sample_mixing
-        Whether each protein is drawn to be background or foreground, in place of weighting both.
-    sum_to_one
-        Whether the proteins of a cell are made to sum to one.
-    include_background
-        Whether the background pi beta is part of it.
-    """
-
-    sample_mixing: bool = False
-    sum_to_one: bool = False
-    include_background: bool = False
-
-    def parts(self, draw: Draw, noise: CellNoise, keys: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the foreground and the background part of cells with ``keys`` (B,), each (B, T)."""
-        mixture = plausible(draw.proteins)
-        in_background = mixture.background_probability()
-        if self.sample_mixing:
-            uniform = noise.uniform("mixing", draw.sample, keys, in_background.shape[1])
-            uniform = uniform.to(in_background.device)
-            in_background = (uniform < in_background).to(in_background.dtype)
-        foreground = (1 - in_background) * mixture.foreground_mean()
-        background = torch.zeros_like(foreground)
-        if self.include_background:
-            background = in_background * mixture.background_mean()
-        if self.sum_to_one:
-            both = F.normalize(torch.cat([foreground, background], dim=1), p=1, dim=1)
-            foreground, background = both.chunk(2, dim=1)
-        return foreground, background
-
-
-FOREGROUND = ProteinScale()
+from totalvi.posterior.rows import RowTarget
 
 
 def normalized_expression(
@@ -73,6 +35,7 @@ def normalized_expression(
     scale: ProteinScale = FOREGROUND,
     *,
     return_mean: bool = True,
+    foreground_probability: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return denoised RNA (B, genes) and protein (B, proteins) of a minibatch.
 
@@ -89,6 +52,9 @@ def normalized_expression(
     return_mean
         Whether samples are averaged; otherwise results have a leading axis of samples, and only the
         batches are averaged.
+    foreground_probability
+        Zeros (B, proteins of the model), to which the mean foreground probability over the same draws
+        is added, as `protein_means` returns it. None: it is not wanted.
     """
     network = question.network
     n_kept = 1 if return_mean else question.n_samples
@@ -115,7 +81,11 @@ def normalized_expression(
                 draw.expecting_background() if exact else draw, question.noise, batch.keys
             )
             protein[slot] += (foreground + background)[:, proteins].cpu()
+        if foreground_probability is not None:
+            foreground_probability += draw.proteins.foreground_probability()
     protein /= n_averaged
+    if foreground_probability is not None:
+        foreground_probability *= 1 / question.n_draws
     return (rna[0], protein[0]) if return_mean else (rna, protein)
 
 
@@ -154,8 +124,55 @@ def protein_means(
     return wanted[0] if return_mean else wanted
 
 
+class _MeanOptions(ProteinOptions, total=False):
+    return_mean: bool
+    return_numpy: bool
+
+
+class _ExpressionOptions(FeatureOptions, total=False):
+    library_size: ScaledLibrary
+    sample_protein_mixing: bool
+    scale_protein: bool
+    include_protein_background: bool
+
+
 class ExpressionQueries(Fitted):
     """What a model says of RNA and proteins, cell by cell."""
+
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[_ExpressionOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        return_numpy: Literal[True],
+        **options: Unpack[_ExpressionOptions],
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        return_mean: Literal[False],
+        **options: Unpack[_ExpressionOptions],
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @overload
+    def get_normalized_expression(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ExpressionOptions]
+    ) -> tuple[pd.DataFrame, pd.DataFrame]: ...
 
     @documented
     def get_normalized_expression(
@@ -177,7 +194,7 @@ class ExpressionQueries(Fitted):
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> tuple[pd.DataFrame, pd.DataFrame] | tuple[np.ndarray, np.ndarray] | Path:
         """Return denoised RNA and protein.
 
         RNA is E[rho] times ``library_size``; protein E[(1 - pi) beta alpha], in counts, free of
@@ -187,26 +204,14 @@ class ExpressionQueries(Fitted):
 
         Parameters
         ----------
-        {cells}
-        {transform_batch}
-        {features}
+        {cells} {transform_batch} {features}
         library_size
             Number that RNA proportions are multiplied by, or "latent" for each cell's library size.
-        {n_samples}
-        sample_protein_mixing
-            Whether each protein is drawn to be background or foreground, rather than weighted.
-        scale_protein
-            Whether the proteins of a cell are made to sum to one.
-        include_protein_background
-            Whether to add the background, E[pi beta].
-        {sample_means}
-        {return_numpy}
+        {n_samples} {protein_scale} {sample_means} {return_numpy}
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "rna" and
             "protein", each of which `anndata.read_zarr` reads.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -214,8 +219,7 @@ class ExpressionQueries(Fitted):
 
         Raises
         ------
-        {name_error}
-        {output_error}
+        {name_error} {output_error}
 
         Examples
         --------
@@ -225,9 +229,8 @@ class ExpressionQueries(Fitted):
         ((60, 30), (60, 5))
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
         library_size = checked_library_size(library_size)
         scale = ProteinScale(sample_protein_mixing, scale_protein, include_protein_background)
@@ -250,6 +253,65 @@ class ExpressionQueries(Fitted):
             return rna, protein
         return tables["rna"].frame(rna), tables["protein"].frame(protein)
 
+    def _write_denoised(
+        self,
+        rna: RowTarget | None,
+        protein: RowTarget,
+        foreground_probability: RowTarget,
+        *,
+        library_size: float = 1.0,
+        n_samples: int = 1,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> None:
+        """Write denoised RNA and proteins, and foreground probabilities, in one pass over the samples.
+
+        The numbers are those of `get_normalized_expression` and `get_protein_foreground_probability`.
+
+        Parameters
+        ----------
+        rna, protein, foreground_probability
+            What takes the rows, one slice of all cells after the other: arrays of NumPy, HDF5 or zarr
+            of shape (cells, genes) and (cells, proteins). RNA None: it is not wanted.
+        library_size, n_samples, batch_size, seed, progress
+            As in `get_normalized_expression`.
+        """
+        question = self._question(
+            None, None, n_samples=n_samples, batch_size=batch_size, seed=seed, progress=progress
+        )
+        genes = self._genes([] if rna is None else None).positions
+        proteins = self._proteins(None).positions
+        scaled = checked_library_size(library_size)
+        with question.minibatches("denoised expression") as batches:
+            start = 0
+            for batch in batches:
+                rows = slice(start, start + len(batch.cells))
+                start = rows.stop
+                probability = torch.zeros_like(batch.y)
+                of_rna, of_protein = normalized_expression(
+                    question, batch, genes, proteins, scaled, foreground_probability=probability
+                )
+                protein[rows] = of_protein.numpy()
+                foreground_probability[rows] = probability.cpu().numpy()
+                if rna is not None:
+                    rna[rows] = of_rna.numpy()
+
+    @overload
+    def get_protein_foreground_probability(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[ProteinOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_protein_foreground_probability(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_MeanOptions]
+    ) -> pd.DataFrame | np.ndarray: ...
+
     @documented
     def get_protein_foreground_probability(
         self,
@@ -265,23 +327,15 @@ class ExpressionQueries(Fitted):
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> pd.DataFrame | np.ndarray | Path:
         """Return the probability that each protein count is foreground, E[1 - pi].
 
         The expectation is over q(z | cell).
 
         Parameters
         ----------
-        {cells}
-        {transform_batch}
-        {protein_list}
-        {n_samples}
-        {sample_means}
-        {return_numpy}
-        {protein_out}
-        {batch_size}
-        {seed}
-        {progress}
+        {cells} {transform_batch} {protein_list} {n_samples} {sample_means} {return_numpy}
+        {protein_out} {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -289,8 +343,7 @@ class ExpressionQueries(Fitted):
 
         Raises
         ------
-        {name_error}
-        {output_error}
+        {name_error} {output_error}
 
         Examples
         --------
@@ -300,13 +353,27 @@ class ExpressionQueries(Fitted):
         ((60, 5), True)
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         return _protein_answer(
             question, "foreground probability", ProteinMixture.foreground_probability,
             self._proteins(protein_list), return_mean, return_numpy, out,
         )  # fmt: skip
+
+    @overload
+    def get_protein_background_mean(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[ProteinOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_protein_background_mean(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_MeanOptions]
+    ) -> pd.DataFrame | np.ndarray: ...
 
     @documented
     def get_protein_background_mean(
@@ -323,7 +390,7 @@ class ExpressionQueries(Fitted):
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> pd.DataFrame | np.ndarray | Path:
         """Return the mean count of each protein's background, E[beta].
 
         The expectation is over q(z, b | cell). Like `get_normalized_expression` it is free of the
@@ -331,16 +398,8 @@ class ExpressionQueries(Fitted):
 
         Parameters
         ----------
-        {cells}
-        {transform_batch}
-        {protein_list}
-        {n_samples}
-        {sample_means}
-        {return_numpy}
-        {protein_out}
-        {batch_size}
-        {seed}
-        {progress}
+        {cells} {transform_batch} {protein_list} {n_samples} {sample_means} {return_numpy}
+        {protein_out} {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -348,8 +407,7 @@ class ExpressionQueries(Fitted):
 
         Raises
         ------
-        {name_error}
-        {output_error}
+        {name_error} {output_error}
 
         Examples
         --------
@@ -358,9 +416,8 @@ class ExpressionQueries(Fitted):
         (60, 1)
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         return _protein_answer(
             question, "protein background", background_mean,
             self._proteins(protein_list), return_mean, return_numpy, out,
@@ -375,8 +432,8 @@ def _protein_answer(
     return_mean: bool,
     return_numpy: bool,
     out: str | Path | None,
-) -> Any:
-    """Return a quantity of each protein in the form that was asked for."""
+) -> pd.DataFrame | np.ndarray | Path:
+    """Return a quantity of each protein as a data frame, an array or a store."""
     table = question.table(proteins.names)
 
     def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:

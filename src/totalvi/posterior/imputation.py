@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack, overload
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch
-from totalvi.posterior.arguments import Cells, Names, checked_number, documented
+from totalvi.posterior.arguments import Cells, Names, ProteinOptions, checked_number, documented
 from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     ImputedBatches,
@@ -27,7 +27,7 @@ from totalvi.posterior.protein_predictions import (
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
-_MOST_HIDDEN_CELLS = 5000  # enough to tell how well proteins are imputed
+_MOST_HIDDEN_CELLS = 5000  # these are enough to tell how well proteins are imputed
 
 
 class ImputedProteins(NamedTuple):
@@ -54,8 +54,28 @@ class ImputedProteins(NamedTuple):
     lacking: pd.DataFrame
 
 
+class _ImputationOptions(ProteinOptions, total=False):
+    interval: float
+    calibrated: bool
+
+
 class ImputationQueries(Fitted):
     """What a model says of proteins that a cell's panel lacks."""
+
+    @overload
+    def impute_proteins(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[_ImputationOptions],
+    ) -> Path: ...
+
+    @overload
+    def impute_proteins(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ImputationOptions]
+    ) -> ImputedProteins: ...
 
     @documented
     def impute_proteins(
@@ -72,7 +92,7 @@ class ImputationQueries(Fitted):
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> ImputedProteins | Path:
         """Return what the counts of proteins would be, and how sure that is.
 
         The counts are those expected of the posterior predictive distribution: z and b from the cell's
@@ -105,9 +125,7 @@ class ImputationQueries(Fitted):
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "mean",
             "sd", "log1p", "lower" and "upper", each of which `anndata.read_zarr` reads.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -132,10 +150,7 @@ class ImputationQueries(Fitted):
         >>> imputed.mean.shape, bool((imputed.lower <= imputed.upper).all(axis=None))
         ((80, 5), True)
         """
-        question = self._question(
-            adata, indices, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         question, wanted = imputed_batches(self, question, transform_batch, protein_list)
         interval = checked_number("interval", interval, below=1)
         data, cells = question.data, question.cells
@@ -193,9 +208,7 @@ class ImputationQueries(Fitted):
             Probability of the interval whose coverage is given.
         n_samples
             Posterior samples of each cell, and counts drawn for each value.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -222,16 +235,13 @@ class ImputationQueries(Fitted):
         >>> list(model.get_imputation_reliability(n_samples=20).loc["batch_1"].index)
         ['protein_0', 'protein_2']
         """
-        question = self._question(
-            adata, indices, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         if adata is None and indices is None:
             question = held_out_cells(self, question)
         question, wanted = imputed_batches(self, question, transform_batch, protein_list)
         interval = checked_number("interval", interval, below=1)
         lacking = _lacking(self)
-        if not lacking.any():  # then all are hidden
+        if not lacking.any():  # where no panel lacks any, all proteins are hidden
             lacking = ~lacking
         lacking = lacking[:, wanted.proteins.positions]
         everything = self._data or question.data
@@ -271,7 +281,7 @@ def imputed_batches(
             f'No cell given is of a batch that measured protein "{proteins.names[nowhere][0]}"; give '
             "the training data to Model.load, or name batches with transform_batch."
         )
-    choices = (*range(len(measured)), None)  # None: each cell's own batch
+    choices = (*range(len(measured)), None)  # None is each cell's own batch
     decoded = np.vstack([measured, nowhere])
     used = np.flatnonzero(decoded.any(axis=1))
     codes = tuple(choices[i] for i in used)
@@ -337,7 +347,7 @@ def _panels(data: CiteData, cells: np.ndarray, wanted: np.ndarray) -> list[tuple
 
 
 def _imputed_rows(predicted: Predicted, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what is told of each predictive distribution, each (B, t).
+    """Return what is returned of each predictive distribution, each (B, t).
 
     Parameters
     ----------

@@ -150,10 +150,7 @@ class IsotypeQueries(Fitted):
             proteins or in a modality "isotype". None: the training data.
         indices
             Positions of cells, or a mask. None: all.
-        {n_samples}
-        {batch_size}
-        {seed}
-        {progress}
+        {n_samples} {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -177,10 +174,7 @@ class IsotypeQueries(Fitted):
         >>> check.controls.index.tolist(), len(check.proteins)
         (['isotype_0'], 9)
         """
-        question = self._question(
-            adata, indices, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         data, schema = question.data, self.schema
         if not schema.control_names:
             raise DataError("The model has no isotype controls: its panel names and marks none.")

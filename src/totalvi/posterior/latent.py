@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import numpy as np
 import pandas as pd
@@ -123,8 +123,51 @@ def _binary_entropy(probability: Tensor) -> Tensor:
     return -torch.xlogy(probability, probability) - torch.xlogy(other, other)
 
 
+class _LatentOptions(TypedDict, total=False):
+    n_samples: int
+    seed: int
+    progress: bool | None
+
+
 class LatentQueries(Fitted):
     """What a model says of the state of cells."""
+
+    @overload
+    def get_latent_representation(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        give_mean: bool = ...,
+        mc_samples: int = ...,
+        batch_size: int = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[_LatentOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_latent_representation(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        give_mean: bool = ...,
+        mc_samples: int = ...,
+        batch_size: int = ...,
+        *,
+        return_dist: Literal[True],
+        **options: Unpack[_LatentOptions],
+    ) -> LatentDistribution: ...
+
+    @overload
+    def get_latent_representation(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        give_mean: bool = ...,
+        mc_samples: int = ...,
+        batch_size: int = ...,
+        **options: Unpack[_LatentOptions],
+    ) -> np.ndarray: ...
 
     @documented
     def get_latent_representation(
@@ -140,7 +183,7 @@ class LatentQueries(Fitted):
         out: str | Path | None = None,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> np.ndarray | LatentDistribution | Path:
         """Return the latent cell state: the mean of q(z | cell), samples of it, or q itself.
 
         Parameters
@@ -159,8 +202,7 @@ class LatentQueries(Fitted):
         out
             Folder of a new zarr store to write the mean to, in place of memory: it gets the group
             "latent", which `anndata.read_zarr` reads.
-        {seed}
-        {progress}
+        {seed} {progress}
 
         Returns
         -------
@@ -169,8 +211,7 @@ class LatentQueries(Fitted):
 
         Raises
         ------
-        {value_error}
-        {output_error}
+        {value_error} {output_error}
         NotTrainedError
             When the model has not been trained, or its fit failed; every other query raises it too.
 
@@ -184,9 +225,8 @@ class LatentQueries(Fitted):
         """
         at_least_one("mc_samples", mc_samples)
         question = self._question(
-            adata, indices, n_samples=mc_samples if give_mean else n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, mc_samples if give_mean else n_samples
+        )
         _check_n_samples(n_samples, give_mean or return_dist)
         if out is not None:
             if return_dist or not give_mean:
@@ -226,8 +266,7 @@ class LatentQueries(Fitted):
         {batch_size}
         n_samples
             Samples of each cell, with ``give_mean=False``.
-        {seed}
-        {progress}
+        {seed} {progress}
 
         Returns
         -------
@@ -246,10 +285,7 @@ class LatentQueries(Fitted):
         >>> model.get_latent_library_size().shape
         (60, 1)
         """
-        question = self._question(
-            adata, indices, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         _check_n_samples(n_samples, give_mean)
         if give_mean:
             return question.gather("library sizes", lambda batch: library_mean(question, batch))
@@ -278,15 +314,12 @@ class LatentQueries(Fitted):
 
         Parameters
         ----------
-        {cells}
-        {transform_batch}
+        {cells} {transform_batch}
         protein_list
             Proteins whose entropy is averaged. None: all.
         n_samples
             Posterior samples over which each foreground probability is averaged.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -310,9 +343,8 @@ class LatentQueries(Fitted):
         ['latent_entropy', 'latent_variance', 'protein_entropy']
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         proteins = self._proteins(protein_list)
         if not len(proteins):
             raise ValueError("protein_list is empty; name at least one protein, or leave it None.")

@@ -73,7 +73,7 @@ class AggregatedPosterior:
             raise ValueError("left_out leaves no cell of a group of one; give a larger group.")
         center = self.mean.mean(axis=0, dtype=np.float64)
         mean, variance = self.mean - center, self.variance.astype(np.float64)
-        # sum_j (u_j - m_j)^2 / v_j, multiplied out, is two products of matrices
+        # multiplied out, sum_j (u_j - m_j)^2 / v_j is two products of matrices
         inverse = (1 / variance).T
         weighted_mean = (mean / variance).T
         constant = (mean**2 / variance + np.log(2 * np.pi * variance)).sum(axis=1)
@@ -214,9 +214,7 @@ class LatentSpaceQueries(Fitted):
 
         Parameters
         ----------
-        {cells}
-        {batch_size}
-        {progress}
+        {cells} {batch_size} {progress}
 
         Returns
         -------
@@ -234,7 +232,7 @@ class LatentSpaceQueries(Fitted):
         >>> mixture.log_prob(mixture.sample(3)).shape
         (3,)
         """
-        question = self._question(adata, indices, batch_size=batch_size, progress=progress)
+        question = self._question(adata, indices, batch_size, progress)
         return AggregatedPosterior(*latent_distribution(question))
 
     @documented
@@ -258,8 +256,7 @@ class LatentSpaceQueries(Fitted):
 
         Parameters
         ----------
-        {cells}
-        {batch_size}
+        {cells} {batch_size}
         sample_key
             Column of ``obs`` with each cell's sample; cells without a value belong to none. The samples
             should not also be the model's batches, whose differences the model takes out.
@@ -283,7 +280,7 @@ class LatentSpaceQueries(Fitted):
         >>> model.differential_abundance(sample_key="cell_type").shape
         (60, 3)
         """
-        question = self._question(adata, indices, batch_size=batch_size, progress=progress)
+        question = self._question(adata, indices, batch_size, progress)
         group, names = _samples_of(question, sample_key)
         density = log_density_by_group(*latent_distribution(question), group, len(names))
         return pd.DataFrame(density, index=question.cell_names, columns=names)
@@ -351,9 +348,8 @@ class LatentSpaceQueries(Fitted):
         ((4, 30), (4, 5))
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch,
-            batch_size=batch_size, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, transform_batch=transform_batch
+        )
         if self.module.latent_distribution != "ln":
             raise ValueError(
                 'latent_distribution is "normal", whose latent space has no corners; build the Model '

@@ -18,7 +18,7 @@ Purpose = Literal["latent", "library", "background", "mixing", "counts", "disper
 _PURPOSES: tuple[Purpose, ...] = (
     "latent", "library", "background", "mixing", "counts", "dispersion",
 )  # fmt: skip
-GOLDEN = 0x9E3779B97F4A7C15  # odd and near 2^64 / phi: steps of it never meet
+GOLDEN = 0x9E3779B97F4A7C15  # it is odd and near 2^64 / phi, so that its multiples do not repeat
 
 
 class CellNoise(NamedTuple):
@@ -99,13 +99,13 @@ def _fill_uniform(keys: np.ndarray, stream: np.uint64, values: np.ndarray) -> No
         cell = mixed(keys[b] ^ stream)
         for j in range(values.shape[1]):
             word = mixed(cell + uint64(j + 1) * uint64(GOLDEN))
-            # 23 bits and a half step are what float32 holds below 1 without rounding up to it
+            # float32 holds 23 bits and a half step below 1 without rounding up to it
             values[b, j] = np.float32((np.float64(word >> uint64(41)) + 0.5) * 2.0**-23)
 
 
-_INVERTED_UP_TO = 16.0  # mean; the inversion takes about as many steps
+_INVERTED_UP_TO = 16.0  # up to this mean, as inversion takes about as many steps
 _LARGEST_MEAN = 1e15
-_LARGEST_R, _SMALLEST_R = 1e10, 1e-30  # beyond them the count is Poisson, or zero
+_LARGEST_R, _SMALLEST_R = 1e10, 1e-30  # beyond these the count is Poisson, or zero
 
 
 def negative_binomial_counts(
@@ -144,7 +144,9 @@ def negative_binomial_counts(
     """
     counts = np.empty(mean.shape, dtype=np.float32)
     stream = noise.stream("counts", sample)
-    dropout = np.zeros((1, 0), dtype=np.float32)  # what the compiled loop takes for none
+    dropout = np.zeros(
+        (1, 0), dtype=np.float32
+    )  # the compiled loop takes this for no zero inflation
     if dropout_probability is not None:
         dropout = dropout_probability
     _fill_counts(keys, stream, features, mean, inverse_dispersion, dropout, counts)
@@ -234,7 +236,7 @@ def _negative_binomial(state: np.ndarray, mean: float, r: float) -> float:
         return mean
     if mean <= _INVERTED_UP_TO:
         uniform = _uniform(state)
-        if uniform < 1 - mean:  # the probability of zero is at least that
+        if uniform < 1 - mean:  # since the probability of zero is at least that
             return 0.0
         r = min(max(r, _SMALLEST_R), _LARGEST_R)
         odds = mean / (mean + r)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, Unpack, overload
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.arguments import Cells, Names, documented
+from totalvi.posterior.arguments import Cells, FeatureOptions, Names, Sampling, documented
 from totalvi.posterior.draws import (
     Draw,
     GeneParameters,
@@ -149,8 +149,39 @@ def protein_counts(
     )
 
 
+class _SampleOptions(Sampling, total=False):
+    transform_batch: str | None
+    gene_list: Sequence[str] | None
+    protein_list: Sequence[str] | None
+
+
 class PredictiveQueries(Fitted):
     """What a model says of how counts are distributed, and counts that it would expect."""
+
+    @overload
+    def get_likelihood_parameters(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[FeatureOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_likelihood_parameters(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        return_numpy: Literal[True],
+        **options: Unpack[FeatureOptions],
+    ) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def get_likelihood_parameters(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[FeatureOptions]
+    ) -> dict[str, pd.DataFrame]: ...
 
     @documented
     def get_likelihood_parameters(
@@ -167,7 +198,7 @@ class PredictiveQueries(Fitted):
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> dict[str, pd.DataFrame] | dict[str, np.ndarray] | Path:
         """Return the parameters of the distributions of the counts, as posterior means.
 
         RNA counts are ``NB(mean, r)``, set to zero with probability ``dropout`` in a "zinb" model;
@@ -177,17 +208,11 @@ class PredictiveQueries(Fitted):
 
         Parameters
         ----------
-        {cells}
-        {transform_batch}
-        {features}
-        {n_samples}
-        {return_numpy}
+        {cells} {transform_batch} {features} {n_samples} {return_numpy}
         out
             Folder of a new zarr store to write to, in place of memory: it gets one group a
             parameter, each of which `anndata.read_zarr` reads.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -199,8 +224,7 @@ class PredictiveQueries(Fitted):
 
         Raises
         ------
-        {name_error}
-        {output_error}
+        {name_error} {output_error}
 
         Examples
         --------
@@ -210,9 +234,8 @@ class PredictiveQueries(Fitted):
         ((60, 30), (60, 5))
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
         network = self.module
         rna, protein = question.table(genes.names), question.table(proteins.names)
@@ -247,6 +270,26 @@ class PredictiveQueries(Fitted):
         names = {"batch": schema.batch_names, "label": schema.label_names}
         return pd.Index(names.get(dispersion.partition("-")[2]) or ("all cells",))
 
+    @overload
+    def posterior_predictive_sample(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        n_samples: int = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[_SampleOptions],
+    ) -> Path: ...
+
+    @overload
+    def posterior_predictive_sample(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        n_samples: int = ...,
+        **options: Unpack[_SampleOptions],
+    ) -> PredictiveSample: ...
+
     @documented
     def posterior_predictive_sample(
         self,
@@ -261,7 +304,7 @@ class PredictiveQueries(Fitted):
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> Any:
+    ) -> PredictiveSample | Path:
         """Return new counts for each cell, drawn given the cell's own counts.
 
         Drawn are z, l and b from their posterior; RNA from ``NB(l rho, r)``, set to zero with the
@@ -295,8 +338,7 @@ class PredictiveQueries(Fitted):
 
         Raises
         ------
-        {name_error}
-        {output_error}
+        {name_error} {output_error}
 
         Examples
         --------
@@ -306,9 +348,8 @@ class PredictiveQueries(Fitted):
         ((60, 30), (60, 1))
         """
         question = self._question(
-            adata, indices, transform_batch=transform_batch, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+        )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
         if len(question.transform_batch) > 1:
             raise ValueError(

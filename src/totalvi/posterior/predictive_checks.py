@@ -20,6 +20,7 @@ from totalvi.posterior.predictive import gene_counts, protein_counts
 from totalvi.posterior.question import Fitted, Question
 
 LEVELS = (0.5, 0.8, 0.95, 0.99)
+_CHECK_BATCH_SIZE = 256  # the checks hold about ten arrays of cells by genes
 
 
 class FeatureChecks(NamedTuple):
@@ -35,13 +36,14 @@ class FeatureChecks(NamedTuple):
         The same of each sample of all cells, averaged over the samples (for the coefficient of
         variation, over those with a count above zero).
     coverage
-        Share of counts inside central predictive intervals, a row a level of `LEVELS`, (levels, F).
+        Share of counts inside central predictive intervals, a row for each level of `LEVELS`, (levels,
+        F).
     quantile_coverage
         The same with quantiles of the samples as limits, both inside the interval.
     mae
         Mean absolute difference of the observed count and the mean of those drawn, (F,).
     log_likelihood
-        Mean over cells of log E[p(count)], in nats a count, (F,).
+        Mean over cells of log E[p(count)], in nats per count, (F,).
     """
 
     n_cells: np.ndarray
@@ -96,14 +98,13 @@ class FeatureTally:
     Parameters
     ----------
     n_samples, n_features
-        Samples a cell, and features F.
+        Samples of each cell, and features F.
     """
 
     def __init__(self, n_samples: int, n_features: int) -> None:
-        self.n_samples = n_samples
         self.n_cells = np.zeros(n_features)
-        self.observed = np.zeros((3, n_features))  # sums of counts, of squares, of zeros
-        self.drawn = np.zeros((n_samples, 3, n_features))  # the same by sample
+        self.observed = np.zeros((3, n_features))  # it sums counts, squares and zeros
+        self.drawn = np.zeros((n_samples, 3, n_features))  # it does so for each sample
         self.inside = np.zeros((2, len(LEVELS), n_features))
         self.absolute_error = np.zeros(n_features)
         self.log_likelihood = np.zeros(n_features)
@@ -255,9 +256,6 @@ def _compare(
             sums[2, j] += count == 0
 
 
-_CHECK_BATCH_SIZE = 256  # the checks hold some ten arrays of cells by genes
-
-
 class PredictiveCheck(NamedTuple):
     """How counts drawn from the model compare with those observed.
 
@@ -273,20 +271,20 @@ class PredictiveCheck(NamedTuple):
     Parameters
     ----------
     table
-        A row a feature, with ``modality`` ("rna" or "protein"), ``n_cells`` that measured it, observed
-        and predicted ``mean``, ``cv`` (coefficient of variation: standard deviation / mean over cells;
-        predicted: averaged over samples that have a count above zero) and ``zero_fraction``;
-        ``coverage_*`` and ``quantile_coverage_*`` at 50, 80, 95 and 99 %; ``mae``, the mean over cells
-        of ``|count - predictive mean|``; ``log_likelihood``, the mean over cells of
-        ``log E[p(count)]``, the expectation over the posterior, in nats a count.
+        A row for each feature, with ``modality`` ("rna" or "protein"), ``n_cells`` that measured it,
+        observed and predicted ``mean``, ``cv`` (coefficient of variation: standard deviation / mean
+        over cells; predicted: averaged over samples that have a count above zero) and
+        ``zero_fraction``; ``coverage_*`` and ``quantile_coverage_*`` at 50, 80, 95 and 99 %; ``mae``,
+        the mean over cells of ``|count - predictive mean|``; ``log_likelihood``, the mean over cells of
+        ``log E[p(count)]``, the expectation over the posterior, in nats per count.
     summary
-        A row a modality: the means over features of ``mae``, ``log_likelihood`` and, as ``cv_mae`` and
-        ``zero_fraction_mae``, of the absolute difference of predicted and observed; and
+        A row for each modality: the means over features of ``mae``, ``log_likelihood`` and, as
+        ``cv_mae`` and ``zero_fraction_mae``, of the absolute difference of predicted and observed; and
         ``calibration_error``, the mean over features and levels of the squared difference of
         ``coverage_*`` and its level.
     calibration
-        A row a modality and level: ``coverage``, the mean over features; ``calibration_error``, the
-        mean over features of its squared difference from the level; and both by quantiles.
+        A row for each modality and level: ``coverage``, the mean over features; ``calibration_error``,
+        the mean over features of its squared difference from the level; and both by quantiles.
     """
 
     table: pd.DataFrame
@@ -314,7 +312,7 @@ class CheckQueries(Fitted):
 
         The posterior of a cell is that given its own counts, so of cells held out from the fit
         (``indices=model.split.test``) it says how well unseen cells are reconstructed, not predicted
-        blind. No sample is kept; memory goes with ``batch_size`` times the features.
+        blind. No sample is kept; memory grows with ``batch_size`` times the features.
 
         Parameters
         ----------
@@ -323,9 +321,7 @@ class CheckQueries(Fitted):
             Counts drawn for each cell and feature. The paper of totalVI has 150.
         gene_list, protein_list
             Features to check. None: all; an empty list: none.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -344,10 +340,7 @@ class CheckQueries(Fitted):
         >>> len(check.table), list(check.summary.index)
         (35, ['rna', 'protein'])
         """
-        question = self._question(
-            adata, indices, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         features = {"rna": self._genes(gene_list), "protein": self._proteins(protein_list)}
         checks = predictive_checks(question, *(some.positions for some in features.values()))
         tables = {
@@ -380,17 +373,12 @@ def _table(modality: str, features: np.ndarray, checks: FeatureChecks) -> pd.Dat
 
 def _summary(table: pd.DataFrame) -> pd.Series:
     """Return means over the features that at least one cell measured."""
-    return pd.Series(
-        {
-            "mae": table["mae"].mean(),
-            "log_likelihood": table["log_likelihood"].mean(),
-            "cv_mae": (table["predicted_cv"] - table["observed_cv"]).abs().mean(),
-            "zero_fraction_mae": (
-                (table["predicted_zero_fraction"] - table["observed_zero_fraction"]).abs().mean()
-            ),
-            "calibration_error": _calibration(table)["calibration_error"].mean(),
-        }
-    )
+    means = {name: table[name].mean() for name in ("mae", "log_likelihood")}
+    for name in ("cv", "zero_fraction"):
+        difference = table[f"predicted_{name}"] - table[f"observed_{name}"]
+        means[f"{name}_mae"] = difference.abs().mean()
+    means["calibration_error"] = _calibration(table)["calibration_error"].mean()
+    return pd.Series(means)
 
 
 def _calibration(table: pd.DataFrame) -> pd.DataFrame:

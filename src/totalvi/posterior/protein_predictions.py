@@ -15,8 +15,8 @@ from totalvi.posterior.draws import protein_mixture
 from totalvi.posterior.predictive import protein_counts
 from totalvi.posterior.question import Features, Question
 
-LEAST_PEARSON = 0.7  # from which a protein is called reliable
-_FEWEST_CELLS = 20  # with which a 90 % interval can be calibrated
+LEAST_PEARSON = 0.7  # a protein with at least this is called reliable
+_FEWEST_CELLS = 20  # with fewer, a 90 % interval cannot be calibrated
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
     """
     proteins, n_samples = wanted.proteins.positions, question.n_samples
     weight = wanted.decoded / wanted.decoded.sum(axis=0) / n_samples
-    # a protein's counts come from its batches in turn
+    # a protein's samples are drawn from its batches in turn
     turns = [np.resize(np.flatnonzero(column), n_samples) for column in wanted.decoded.T]
     position_of_sample = np.array(turns).reshape(len(proteins), n_samples).T
     shape = (len(batch.cells), len(proteins))
@@ -158,7 +158,7 @@ class Reliability(NamedTuple):
     pearson, rmse
         Of log(1 + count) and its predicted mean: correlation, and root mean squared error.
     coverage
-        Share of counts inside the interval that has the probability asked for, before calibration.
+        Share of counts inside the interval of the wanted probability, before it is calibrated.
     """
 
     n_cells: np.ndarray
@@ -244,7 +244,7 @@ def calibrated_probabilities(hidden: HiddenProteins, interval: float) -> np.ndar
 
     The predictive distribution functions at the hidden counts are uniform where the model is right;
     their own quantiles at the limits correct it where it is not (Kuleshov, Fenner and Ermon, 2018).
-    With too few cells for that, the probabilities are left as asked for.
+    With too few cells for that, the probabilities stay those of the interval.
     """
     limits = np.array([(1 - interval) / 2, (1 + interval) / 2])
     calibrated = np.repeat(limits[:, None], hidden.observed.shape[1], axis=1)

@@ -1,7 +1,6 @@
 """What every query of `Model` starts from: a fitted network, the cells it is about, their noise."""
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -13,10 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.data.cells import CiteData, Schema
+from totalvi.data.cells import CiteData, QueryMapping, Schema
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
-from totalvi.data.mapped_query import QueryMapping
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.split import Split
@@ -27,6 +25,7 @@ from totalvi.posterior.draws import Draw, draws, naming_proteins
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.rows import Table, own_rows, row_targets
 from totalvi.processes import this_process, threads_of_torch
+from totalvi.progress import cell_progress
 
 QUERY_BATCH_SIZE = 1024
 _QUERY = 3  # tells queries from the other uses of a model's seed: see `totalvi.model`
@@ -34,7 +33,7 @@ _QUERY = 3  # tells queries from the other uses of a model's seed: see `totalvi.
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a network: about which cells, and how they are sampled and decoded.
+    """What a query asks of a network: about which cells, and how these are sampled and decoded.
 
     Parameters
     ----------
@@ -162,50 +161,6 @@ class Question:
         return cast("dict[str, np.ndarray]", targets) if out is None else Path(out)
 
 
-@contextmanager
-def cell_progress(
-    batches: Iterable[Minibatch], n_cells: int, what: str, show: bool | None
-) -> Iterator[Iterator[Minibatch]]:
-    """Pass the minibatches on, while a bar on standard error shows how many cells are done.
-
-    Parameters
-    ----------
-    what
-        What is computed, shown beside the bar.
-    show
-        Whether to show the bar; None: only when standard error is a terminal.
-    """
-    if not (sys.stderr.isatty() if show is None else show):
-        yield iter(batches)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("cells"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=n_cells)
-
-        def counted() -> Iterator[Minibatch]:
-            for batch in batches:
-                yield batch
-                bar.update(task, advance=len(batch.cells))
-
-        yield counted()
-        bar.update(task, completed=n_cells)  # a consumer may stop before it advances the last batch
-
-
 @dataclass(frozen=True)
 class Features:
     """Genes or proteins of a model: their positions and names."""
@@ -223,11 +178,15 @@ class Fitted(Protocol):
     module: TOTALVI
     schema: Schema
     seed: int
-    split: Split | None
     is_trained: bool
     _data: CiteData | None
     _failure: str | None
     _mapping: QueryMapping | None
+
+    @property
+    def split(self) -> Split | None:
+        """Positions of the cells that trained, validated, and were held out for tests."""
+        ...
 
     def _describe(self, data: Data) -> CiteData:
         """Return new data aligned with the model, which knows their batches."""
@@ -237,12 +196,11 @@ class Fitted(Protocol):
         self,
         adata: Data | None,
         indices: Cells,
-        *,
-        batch_size: int = QUERY_BATCH_SIZE,
-        transform_batch: Names = None,
-        n_samples: int = 1,
+        batch_size: int,
+        progress: bool | None,
         seed: int = 0,
-        progress: bool | None = None,
+        n_samples: int = 1,
+        transform_batch: Names = None,
     ) -> Question:
         """Return a question about cells, once the model can answer it."""
         self._require_trained()

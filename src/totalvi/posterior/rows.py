@@ -169,7 +169,7 @@ def create_tables(path: Path, tables: Mapping[str, Table]) -> None:
             shape=(n_cells, n_features),
             chunks=(max(min(ROWS_PER_CHUNK, n_cells), 1), max(n_features, 1)),
             dtype=np.float32,
-            compressors=None,  # averages hardly compress, and trying takes long
+            compressors=None,  # because averages hardly compress, and trying takes long
             overwrite=True,
         )
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})

@@ -1,19 +1,32 @@
-"""Each protein's ambient distribution, from empty droplets."""
+"""What empty droplets say of each protein: its ambient distribution, by batch."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from anndata import AnnData
+from mudata import MuData
 
-from totalvi.data.finding import listed
+from totalvi.data.background.droplets import (
+    ANY_BATCH,
+    Barcodes,
+    choose_empty_droplets,
+    find_barcodes,
+)
+from totalvi.data.columns import Columns
+from totalvi.data.finding import Finding, listed
 from totalvi.errors import DataError
 
+AMBIENT = "ambient"  # entry of uns that holds a table
+_NUMBERS = ["log_mean", "log_sd", "standard_error", "n_droplets"]
+_COLUMNS = ["batch", "protein", *_NUMBERS]
+_LEAST_DROPLETS = 20
 _LOG_SCALE_RANGE = (0.1, 1.5)
 
 
-class Ambient(NamedTuple):
+class AmbientRates(NamedTuple):
     """Of the count of each protein in empty droplets, (T,).
 
     Attributes
@@ -31,7 +44,7 @@ class Ambient(NamedTuple):
     standard_error: np.ndarray
 
 
-def estimate_ambient(protein: np.ndarray) -> Ambient:
+def estimate_ambient(protein: np.ndarray) -> AmbientRates:
     """Estimate the ambient distribution of each protein from counts in empty droplets, (N, T).
 
     A count is Poisson at a log-normal rate: of mean m and variance ``m + m^2 (exp(sd^2) - 1)``. Half
@@ -48,10 +61,12 @@ def estimate_ambient(protein: np.ndarray) -> Ambient:
     n_droplets = len(protein)
     mean = (protein.sum(axis=0, dtype=np.float64) + 0.5) / n_droplets
     excess = (protein.var(axis=0, dtype=np.float64) - mean) / mean**2
-    return _ambient(mean, excess, n_droplets)
+    return _rates(mean, excess, n_droplets)
 
 
-def pooled_ambient(log_mean: np.ndarray, log_sd: np.ndarray, n_droplets: np.ndarray) -> Ambient:
+def pooled_ambient(
+    log_mean: np.ndarray, log_sd: np.ndarray, n_droplets: np.ndarray
+) -> AmbientRates:
     """Return what the droplets of several estimates hold together.
 
     Parameters
@@ -63,70 +78,164 @@ def pooled_ambient(log_mean: np.ndarray, log_sd: np.ndarray, n_droplets: np.ndar
     total = np.nansum(n_droplets, axis=0)
     pooled = np.nansum(n_droplets * mean, axis=0) / total
     square = np.nansum(n_droplets * mean**2 * np.exp(log_sd**2), axis=0) / total
-    return _ambient(pooled, square / pooled**2 - 1, total)
+    return _rates(pooled, square / pooled**2 - 1, total)
 
 
-def _ambient(mean: np.ndarray, excess: np.ndarray, n_droplets: float | np.ndarray) -> Ambient:
+def _rates(mean: np.ndarray, excess: np.ndarray, n_droplets: float | np.ndarray) -> AmbientRates:
     """Return the distribution with this mean and squared coefficient of variation of the rate."""
     excess = np.clip(excess, *np.expm1(np.square(_LOG_SCALE_RANGE)))
-    return Ambient(
+    return AmbientRates(
         log_mean=np.log(mean),
         log_sd=np.sqrt(np.log1p(excess)),
         standard_error=np.sqrt((1 / mean + excess) / n_droplets),
     )
 
 
-AMBIENT = "ambient"  # entry of uns
-ANY_BATCH = ""
-NUMBERS = ["log_mean", "log_sd", "standard_error", "n_droplets"]
-COLUMNS = ["batch", "protein", *NUMBERS]
+@dataclass(frozen=True, eq=False)
+class AmbientProfile:
+    """The ambient distribution of proteins in the empty droplets of batches.
 
+    Each of R entries is one protein in one batch; no two are of the same protein and batch.
 
-def ambient_in(uns: Mapping[str, Any]) -> pd.DataFrame | None:
-    """Return the table that `totalvi.read` or `concat` left; None where there is none, or another's.
-
-    Raises
-    ------
-    DataError
-        When it has the columns of such a table and cannot be used.
+    Attributes
+    ----------
+    batch, protein
+        Names, (R,); the batch is `ANY_BATCH` where droplets stand for all batches.
+    log_mean, log_sd, standard_error
+        As in `AmbientRates`, (R,).
+    n_droplets
+        Number of droplets that they are estimated from, (R,).
     """
-    found = uns.get(AMBIENT)
-    if not isinstance(found, pd.DataFrame) or not set(COLUMNS) <= set(found):
-        return None
-    return checked_table(found, f'uns["{AMBIENT}"]')
 
+    batch: np.ndarray
+    protein: np.ndarray
+    log_mean: np.ndarray
+    log_sd: np.ndarray
+    standard_error: np.ndarray
+    n_droplets: np.ndarray
 
-def checked_table(given: Any, where: str) -> pd.DataFrame:
-    """Return a table of `totalvi.ambient_profile`, its names as texts, once it is one.
+    @classmethod
+    def from_table(cls, given: Any, where: str) -> Self:
+        """Return what a table of `totalvi.ambient_profile` says.
 
-    Raises
-    ------
-    DataError
-        When it is something else, or a batch and protein have no row of finite numbers of their own.
-    """
-    fault = _fault(given)
-    if fault is not None:
-        raise DataError(
-            f"{where} is not a table of totalvi.ambient_profile ({fault}): remove it, or give "
-            "empty_droplets=False"
+        Parameters
+        ----------
+        given
+            The table.
+        where
+            Its name, for messages.
+
+        Raises
+        ------
+        DataError
+            When it is something else, or a batch and protein have no row of finite numbers of their
+            own.
+        """
+        fault = _fault(given)
+        if fault is not None:
+            raise DataError(
+                f"{where} is not a table of totalvi.ambient_profile ({fault}): remove it, or give "
+                "empty_droplets=False"
+            )
+        names = (given[column].astype(str).to_numpy(object) for column in ("batch", "protein"))
+        numbers = (pd.to_numeric(given[column]).to_numpy() for column in _NUMBERS)
+        return cls(*names, *numbers)
+
+    @classmethod
+    def in_uns(cls, uns: Mapping[str, Any]) -> Self | None:
+        """Return what `totalvi.read` or `totalvi.concat` left; None without it, or if it is another's.
+
+        Raises
+        ------
+        DataError
+            When it has the columns of such a table and cannot be used.
+        """
+        found = uns.get(AMBIENT)
+        if not isinstance(found, pd.DataFrame) or not set(_COLUMNS) <= set(found):
+            return None
+        return cls.from_table(found, f'uns["{AMBIENT}"]')
+
+    @classmethod
+    def of_rates(
+        cls, rates: AmbientRates, protein: np.ndarray, n_droplets: np.ndarray, batch: str
+    ) -> Self:
+        """Return the profile of one batch."""
+        return cls(np.full(len(protein), batch, dtype=object), protein, *rates, n_droplets)
+
+    @classmethod
+    def join(cls, profiles: Iterable[Self]) -> Self:
+        """Join profiles of different batches."""
+        parts = list(profiles)
+        return cls(
+            *(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls))
         )
-    texts = {column: given[column].astype(str).astype(object) for column in ("batch", "protein")}
-    return pd.DataFrame(
-        given.assign(**texts, **{name: pd.to_numeric(given[name]) for name in NUMBERS})
-    )
+
+    def to_table(self) -> pd.DataFrame:
+        """Return a table with a row a batch and protein, as it is kept in ``uns``."""
+        return pd.DataFrame({column: getattr(self, column) for column in _COLUMNS})
+
+    def of_batch(self, batch: str) -> Self:
+        """Return the same profile as that of a batch."""
+        return replace(self, batch=np.full(len(self.protein), batch, dtype=object))
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """Return the proteins that ``names`` has, by the names that it gives them."""
+        known = self._rows(np.array([protein in names for protein in self.protein], dtype=bool))
+        return replace(known, protein=np.array([names[p] for p in known.protein], dtype=object))
+
+    def of_batches(self, batches: Sequence[str], prefix: str) -> Self:
+        """Return what a data set's droplets say of each of its batches in joined data.
+
+        Entries of a batch that is there under the same name behind ``prefix`` are of it alone. The
+        others, of lanes that were not kept apart or of all batches, are pooled, and stand for each
+        batch that has none of its own.
+        """
+        named = prefix + self.batch
+        others = self._rows(~np.isin(named, batches))
+        parts = []
+        for batch in batches:
+            own = self._rows(named == batch)
+            rows = own if len(own.batch) else others
+            if len(rows.batch):
+                parts.append(rows._pooled().of_batch(batch))
+        return self.join(parts)
+
+    def at(self, batch: str, proteins: Sequence[str]) -> AmbientRates:
+        """Return the numbers of proteins in a batch, (T,); NaN where droplets say nothing."""
+        own = self._rows(self.batch == batch)
+        position = pd.Index(own.protein).get_indexer(pd.Index(proteins))
+        found = (own.log_mean, own.log_sd, own.standard_error)
+        return AmbientRates(*(np.append(values, np.nan)[position] for values in found))
+
+    def _rows(self, chosen: np.ndarray) -> Self:
+        return type(self)(*(getattr(self, each.name)[chosen] for each in fields(self)))
+
+    def _pooled(self) -> Self:
+        """Return one entry for each protein, as if its droplets were estimated from together."""
+        if not pd.Index(self.protein).has_duplicates:
+            return self
+        table = self.to_table()
+        pivoted = [
+            table.pivot(index="batch", columns="protein", values=column)[pd.unique(self.protein)]
+            for column in ("log_mean", "log_sd", "n_droplets")
+        ]
+        log_mean, log_sd, n_droplets = (each.to_numpy(float) for each in pivoted)
+        rates = pooled_ambient(log_mean, log_sd, n_droplets)
+        total = np.nansum(n_droplets, axis=0).astype(np.int64)
+        return self.of_rates(rates, pivoted[0].columns.to_numpy(object), total, ANY_BATCH)
 
 
 def _fault(given: Any) -> str | None:
     if not isinstance(given, pd.DataFrame):
         return f"but a {type(given).__name__}"
-    missing = [column for column in COLUMNS if column not in given]
+    missing = [column for column in _COLUMNS if column not in given]
     if missing:
         return f"without {listed(missing)}"
     if given.empty:
         return "without rows"
-    numbers = given[NUMBERS].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    numbers = given[_NUMBERS].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     least = [-np.inf, 0, 0, 1]
-    for column, values, at_least in zip(NUMBERS, numbers.T, least, strict=True):
+    for column, values, at_least in zip(_NUMBERS, numbers.T, least, strict=True):
         if not (np.isfinite(values) & (values >= at_least)).all():
             return f'"{column}" has values that cannot be'
     names = given[["batch", "protein"]].astype(str)
@@ -137,137 +246,84 @@ def _fault(given: Any) -> str | None:
     return None
 
 
-def of_batches(table: pd.DataFrame, batches: Sequence[str], prefix: str) -> pd.DataFrame:
-    """Return what a data set's table says of each of its batches in the joined data.
-
-    Rows of a batch that is there under the same name behind ``prefix`` are of it alone. The others,
-    of lanes that were not kept apart or of all batches, are pooled, and stand for each batch that has
-    none of its own.
-    """
-    named = prefix + table["batch"]
-    others = table[~named.isin(batches)]
-    parts = []
-    for batch in batches:
-        own = table[named == batch]
-        rows = own if len(own) else others
-        if len(rows):
-            parts.append(_pooled(rows).assign(batch=batch))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each protein, as if its droplets were estimated from together."""
-    if not rows["protein"].duplicated().any():
-        return rows
-    tables = [
-        rows.pivot(index="batch", columns="protein", values=column)[rows["protein"].unique()]
-        for column in ("log_mean", "log_sd", "n_droplets")
-    ]
-    log_mean, log_sd, n_droplets = (table.to_numpy(float) for table in tables)
-    ambient = pooled_ambient(log_mean, log_sd, n_droplets)
-    pooled = pd.DataFrame({"protein": tables[0].columns.to_numpy(object), **ambient._asdict()})
-    total = np.nansum(n_droplets, axis=0).astype(np.int64)
-    return pooled.assign(batch=ANY_BATCH, n_droplets=total)[COLUMNS]
-
-
-LEAST_DROPLETS = 20
-MOST_DROPLETS = 20_000
-_MOST_RNA_OF_A_CELL = 0.1  # of the median cell; more of it is debris, or a cell that was not called
-_MOST_PROTEIN_OF_A_CELL = 0.5
-_BIN = 0.25  # of log totals
-_WIDTH = np.log(4.0)
-_OUTLIER = 4.0  # robust standard deviations
-
-
-def choose_empty_droplets(
-    rna_total: np.ndarray, protein: np.ndarray | sparse.csr_matrix, is_cell: np.ndarray
-) -> np.ndarray:
-    """Return the positions of the barcodes that are droplets without a cell.
-
-    Of the barcodes that are no cells, those with as much RNA or protein as damaged cells have are
-    left out. Most molecules of the others are in empty droplets, although most of these barcodes may
-    be blank, with a count or two each from errors of sequencing: so the droplets are looked for
-    within fourfold of the protein total at which most molecules are. What then stands out by its RNA,
-    or by proteins in other proportions than the rest, such as debris of cells and clumps of
-    antibody, is left out too.
+def profile_of_droplets(
+    raw: MuData | AnnData,
+    cells: pd.Series,
+    columns: Columns,
+    where: str,
+    proteins: pd.Index | None = None,
+) -> AmbientProfile:
+    """Estimate the profile of a raw matrix, by batch where its barcodes have a column of batches.
 
     Parameters
     ----------
-    rna_total
-        RNA counts of each barcode, (N,).
-    protein
-        Protein counts, (N, T).
-    is_cell
-        Which barcodes are cells, (N,); with none of them, their totals set no limit.
+    raw
+        All barcodes.
+    cells
+        From `totalvi.data.background.droplets.batches_of_cells`.
+    columns
+        Names the modalities and the column of batches.
+    where
+        Name of the matrix, for messages.
+    proteins
+        Of the cells. With them, a raw matrix that lacks some of the cells or proteins is an error: it
+        is not the one that the cells come from.
 
-    Returns
-    -------
-    Positions, at most 20,000 evenly spaced ones; none when nothing looks like a droplet.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> protein = rng.poisson(np.repeat([[200], [10], [0.1]], [50, 300, 500], axis=0) * np.ones(5))
-    >>> chosen = choose_empty_droplets(np.zeros(850), protein, np.arange(850) < 50)
-    >>> len(chosen) > 280, bool(chosen.min() >= 50), bool(chosen.max() < 350)
-    (True, True, True)
+    Raises
+    ------
+    DataError
+        When there are no proteins, or fewer than 20 empty droplets.
     """
-    protein = sparse.csr_matrix(protein)
-    total = _total(protein)
-    likely = ~is_cell & (total > 0)
-    if is_cell.any():
-        most_rna = _MOST_RNA_OF_A_CELL * np.median(rna_total[is_cell])
-        most_protein = _MOST_PROTEIN_OF_A_CELL * np.median(total[is_cell])
-        likely &= (rna_total <= max(most_rna, 1)) & (total <= max(most_protein, 1))
-    chosen = np.flatnonzero(likely)
-    if not len(chosen):
-        return chosen
-    log_total = np.log(total[chosen])
-    chosen = chosen[np.abs(log_total - _where_most_molecules_are(log_total)) <= _WIDTH]
-    chosen = chosen[_not_high(np.log1p(rna_total[chosen]))]
-    chosen = _thinned(chosen, MOST_DROPLETS)
-    return chosen[_not_high(np.log(_misfit(protein[chosen].toarray())))]
+    barcodes = find_barcodes(raw, columns, where)
+    if proteins is not None:
+        barcodes.require_proteins(proteins)
+        barcodes.require_cells(cells.index)
+    is_cell = barcodes.are_cells(cells.index)
+    key = columns.batch_key
+    if key is None or key not in barcodes.obs:
+        return _estimate(barcodes, np.arange(len(is_cell)), is_cell, ANY_BATCH)
+    batch = barcodes.obs[key].astype(str).to_numpy()
+    return AmbientProfile.join(
+        _estimate(barcodes, np.flatnonzero(batch == name), is_cell, str(name))
+        for name in pd.unique(batch)
+    )
 
 
-def _total(protein: sparse.csr_matrix) -> np.ndarray:
-    """Return the sum of each row, NaN (unmeasured) left out."""
-    measured = protein.copy()
-    measured.data = np.nan_to_num(measured.data)
-    return np.asarray(measured.sum(axis=1), dtype=np.float64).ravel()
+def _estimate(
+    barcodes: Barcodes, rows: np.ndarray, is_cell: np.ndarray, batch: str
+) -> AmbientProfile:
+    """Estimate the profile of the droplets among some of the barcodes."""
+    counts = barcodes.protein[rows]
+    chosen = choose_empty_droplets(barcodes.rna_total[rows], counts, is_cell[rows])
+    if len(chosen) < _LEAST_DROPLETS:
+        of_batch = f' of batch "{batch}"' if batch else ""
+        raise DataError(
+            f"{barcodes.where} holds {len(chosen)} empty droplets{of_batch} besides "
+            f"{is_cell[rows].sum():,} cells, and an estimate needs {_LEAST_DROPLETS}: give the matrix "
+            "of all barcodes, such as raw_feature_bc_matrix.h5, or leave it out"
+        )
+    protein = counts[chosen].toarray()
+    measured = ~np.isnan(protein).any(axis=0)
+    names = barcodes.protein_names[measured].to_numpy(object)
+    n_droplets = np.full(len(names), len(chosen))
+    return AmbientProfile.of_rates(estimate_ambient(protein[:, measured]), names, n_droplets, batch)
 
 
-def _where_most_molecules_are(log_total: np.ndarray) -> float:
-    """Return the middle of the bin of log totals that holds most molecules, smoothed over three."""
-    edges = np.arange(0.0, log_total.max() + 2 * _BIN, _BIN)
-    molecules = np.histogram(log_total, edges, weights=np.exp(log_total))[0]
-    smooth = np.convolve(molecules, [0.5, 1.0, 0.5], mode="same")
-    return float(edges[smooth.argmax()] + _BIN / 2)
-
-
-def _not_high(values: np.ndarray) -> np.ndarray:
-    """Mark the values that are not far above the median, in robust standard deviations."""
-    if not len(values):
-        return np.zeros(0, dtype=bool)
-    centre = np.median(values)
-    spread = max(1.4826 * float(np.median(np.abs(values - centre))), 0.1)
-    return values <= centre + _OUTLIER * spread
-
-
-def _misfit(protein: np.ndarray) -> np.ndarray:
-    """Return how far each droplet's proteins are from the pooled proportions: mean squared residual.
-
-    Residuals are Pearson's, with an inverse dispersion of 4 so that a few counts more of an abundant
-    protein, as every droplet has, count little.
-    """
-    protein = protein[:, ~np.isnan(protein).any(axis=0)]
-    share = (protein.sum(axis=0) + 0.5) / (protein.sum() + 0.5 * protein.shape[1])
-    expected = protein.sum(axis=1, keepdims=True) * share
-    squared = (protein - expected) ** 2 / (expected + expected**2 / 4)
-    return np.asarray(squared.mean(axis=1) + 1e-3)
-
-
-def _thinned(positions: np.ndarray, at_most: int) -> np.ndarray:
-    """Return evenly spaced positions where there are more than ``at_most``."""
-    if len(positions) <= at_most:
-        return positions
-    return positions[np.linspace(0, len(positions) - 1, at_most).astype(np.int64)]
+def ambient_findings(ambient: AmbientProfile) -> list[Finding]:
+    """Note how many empty droplets there are, and what most of their antibody is."""
+    notes = []
+    table = ambient.to_table()
+    for batch in np.unique(ambient.batch):
+        rows = table[table["batch"] == batch]
+        share = np.exp(rows["log_mean"]) / np.exp(rows["log_mean"]).sum()
+        most = rows.assign(share=share).nlargest(3, "share")
+        names = ", ".join(
+            f'"{n}" {100 * s:.0f} %' for n, s in zip(most["protein"], most["share"], strict=True)
+        )
+        of_batch = f' of batch "{batch}"' if batch else ""
+        message = (
+            f"background anchored to {rows['n_droplets'].iloc[0]:,} empty droplets{of_batch}, with "
+            f"{np.exp(rows['log_mean']).sum():,.1f} protein counts each, most of {names}"
+        )
+        notes.append(Finding("note", "empty_droplets", message))
+    return notes

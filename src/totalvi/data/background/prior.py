@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.data.background.ambient import ANY_BATCH
+from totalvi.data.background.ambient import AmbientProfile
+from totalvi.data.background.droplets import ANY_BATCH
 from totalvi.data.counts import Counts
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
@@ -80,7 +81,7 @@ class BackgroundAnchor(NamedTuple):
 
 
 def anchored_background_prior(
-    mean: np.ndarray, scale: np.ndarray, ambient: pd.DataFrame, panels: "PanelBatches"
+    mean: np.ndarray, scale: np.ndarray, ambient: AmbientProfile, panels: "PanelBatches"
 ) -> tuple[np.ndarray, np.ndarray, BackgroundAnchor]:
     """Move an empirical prior to the profile of empty droplets, and anchor it there.
 
@@ -93,7 +94,7 @@ def anchored_background_prior(
     mean, scale
         From `empirical_background_prior`, (panels, T).
     ambient
-        From `totalvi.ambient_profile`.
+        What empty droplets say.
     panels
         Names of the proteins and of each panel's batches.
 
@@ -131,41 +132,37 @@ class PanelBatches(NamedTuple):
     batches: Sequence[np.ndarray]
 
 
-def _by_panel(ambient: pd.DataFrame, panels: PanelBatches) -> tuple[np.ndarray, ...]:
+def _by_panel(ambient: AmbientProfile, panels: PanelBatches) -> tuple[np.ndarray, ...]:
     """Return log mean, spread and standard error by panel, (panels, T); NaN where not known."""
-    named = [name for name in pd.unique(ambient["batch"]) if name != ANY_BATCH]
-    unknown = [name for name in named if name not in panels.batch_names]
-    if unknown and len(unknown) == len(pd.unique(ambient["batch"])):
+    batches = pd.unique(ambient.batch)
+    unknown = [name for name in batches if name not in (*panels.batch_names, ANY_BATCH)]
+    if unknown and len(unknown) == len(batches):
         raise DataError(
             f'the empty droplets are of batch "{unknown[0]}", and the cells of none of that name: '
             f"{did_you_mean(unknown[0], panels.batch_names)}"
         )
-    if not ambient["protein"].isin(panels.protein_names).any():
+    if not np.isin(ambient.protein, panels.protein_names).any():
         raise DataError(
             "the empty droplets have none of the proteins of the cells, but "
-            f'"{ambient["protein"].iloc[0]}": '
-            f"{did_you_mean(str(ambient['protein'].iloc[0]), panels.protein_names)}"
+            f'"{ambient.protein[0]}": {did_you_mean(ambient.protein[0], panels.protein_names)}'
         )
-    names = pd.Index(panels.protein_names)
-    found = []
-    for column in ("log_mean", "log_sd", "standard_error"):
-        table = ambient.pivot(index="batch", columns="protein", values=column).reindex(
-            columns=names
-        )
-        rows = [
-            _mean_of_known(
-                [
-                    table.loc[name].to_numpy()
-                    for code in codes
-                    for name in (panels.batch_names[code], ANY_BATCH)
-                    if name in table.index
-                ],
-                len(names),
-            )
-            for codes in panels.batches
+    rates = {name: ambient.at(name, panels.protein_names) for name in batches}
+    of_panels = [
+        [
+            rates[name]
+            for code in codes
+            for name in (panels.batch_names[code], ANY_BATCH)
+            if name in rates
         ]
-        found.append(np.stack(rows))
-    return tuple(found)
+        for codes in panels.batches
+    ]
+    n_proteins = len(panels.protein_names)
+    return tuple(
+        np.stack(
+            [_mean_of_known([rate[i] for rate in of_panel], n_proteins) for of_panel in of_panels]
+        )
+        for i in range(3)
+    )
 
 
 def _mean_of_known(rows: list[np.ndarray], n_proteins: int) -> np.ndarray:

@@ -12,8 +12,13 @@ from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 
-from totalvi.data.io.integrity import reading, require_sound_anndata
-from totalvi.data.io.trust import require_honest_zarr, require_plain_folder, require_plain_hdf5
+from totalvi.data.io.trust import (
+    reading,
+    require_honest_zarr,
+    require_plain_folder,
+    require_plain_hdf5,
+    require_sound_anndata,
+)
 from totalvi.errors import ReadError
 
 

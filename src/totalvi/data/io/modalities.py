@@ -1,5 +1,6 @@
-"""Make of the features of a file the modalities "rna", "prot" and "hto" of a MuData."""
+"""What the features of a file are, and the modalities "rna", "prot" and "hto" that they make."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,126 @@ from anndata.utils import make_index_unique
 from mudata import MuData
 
 from totalvi.data.finding import Finding, did_you_mean
-from totalvi.data.io.features import are_controls, are_hashtags, keep_genome, modalities_of
-from totalvi.data.io.integrity import counts_from
+from totalvi.data.io.trust import counts_from
 from totalvi.errors import ReadError
+
+MODALITY_OF_TYPE = {
+    "gene expression": "rna",
+    "gex": "rna",
+    "rna": "rna",
+    "antibody capture": "prot",
+    "adt": "prot",
+    "protein": "prot",
+    "prot": "prot",
+    "multiplexing capture": "hto",
+    "hto": "hto",
+    "hashtag": "hto",
+}
+
+HASHTAG = re.compile(
+    r"""hash[ _-]?tag | multi-?seq
+        | (?<![a-z0-9]) hto (?![a-z])
+        | (?<![a-z0-9]) cmo \d{3} (?!\d)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+CONTROL = re.compile(
+    r"""iso[ _.-]?(type|ctrl|control)
+        | ig[gmade] .* (control|ctrl)
+        | (control|ctrl) .* ig[gmade]
+        | ^ (?! .* anti[ _-]* ((human|mouse|rat|hamster)[ _-]*)? igg)  # anti-IgG1 is a target,
+          .* ig[ ]?g[ _]?[1-4][a-c]? (?! \d | [ _.-]*fc)               # and so is IgG1 Fc""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def modalities_of(var: pd.DataFrame) -> np.ndarray:
+    """Name the modality of each feature by ``var["feature_types"]``; all genes without it.
+
+    A type other than genes, antibodies and multiplexing becomes a modality of its own name, as
+    "CRISPR Guide Capture" becomes ``crispr_guide_capture``.
+    """
+    if "feature_types" not in var:
+        return np.full(len(var), "rna", dtype=object)
+    types = var["feature_types"].astype(str).str.strip().str.lower()
+    named = {t: MODALITY_OF_TYPE.get(t, re.sub(r"\W+", "_", t).strip("_")) for t in types.unique()}
+    return types.map(named).to_numpy(dtype=object)
+
+
+def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where: str) -> np.ndarray:
+    """Mark hashtag antibodies, by name or by the user's list or regular expression."""
+    return _chosen(var, hashtags, HASHTAG, "hashtags", where)
+
+
+def are_controls(var: pd.DataFrame, controls: str | Sequence[str] | None, where: str) -> np.ndarray:
+    """Mark isotype controls, by ``var["control"]``, name, or the user's list or expression."""
+    if controls is None and "control" in var:
+        return marked_controls(var["control"], where)
+    return _chosen(var, controls, CONTROL, "controls", where)
+
+
+def marked_controls(control: pd.Series, where: str) -> np.ndarray:
+    """Read ``var["control"]``: bool, 0 and 1, or the texts of these.
+
+    Raises
+    ------
+    ReadError
+        If a value is neither true nor false.
+
+    Examples
+    --------
+    >>> marked_controls(pd.Series(["True", "False"]), "panel.csv")
+    array([ True, False])
+    """
+    marks = control.astype(str).str.strip().str.lower().map(TRUTH_OF_TEXT)
+    unknown = np.flatnonzero(marks.isna())
+    if unknown.size:
+        first = unknown[0]
+        raise ReadError(
+            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}": '
+            "write True for isotype controls and False for the other antibodies"
+        )
+    return marks.to_numpy(dtype=bool)
+
+
+def _chosen(
+    var: pd.DataFrame,
+    choice: str | Sequence[str] | None,
+    default: re.Pattern[str],
+    option: str,
+    where: str,
+) -> np.ndarray:
+    """Mark the features whose name or id a list holds or a regular expression finds."""
+    names = [var.index.astype(str)]
+    if "gene_ids" in var:
+        names.append(pd.Index(var["gene_ids"].astype(str)))
+    if choice is not None and not isinstance(choice, str):
+        known = names[0].union(names[-1]) if len(names) > 1 else names[0]
+        for name in choice:
+            if name not in known:
+                raise ReadError(
+                    f'{option} names "{name}", which is no antibody of {where}: '
+                    f"{did_you_mean(str(name), names[0])}"
+                )
+        return np.logical_or.reduce([index.isin(list(choice)) for index in names])
+    try:
+        pattern = default if choice is None else re.compile(choice)
+    except re.error as error:
+        raise ReadError(
+            f'{option}="{choice}" is not a regular expression ({error}): '
+            "mend it, or give a list of names"
+        ) from error
+    found = [[pattern.search(name) is not None for name in index] for index in names]
+    marked = np.logical_or.reduce(np.array(found, dtype=bool).reshape(len(names), len(var)))
+    if choice is not None and not marked.any():
+        raise ReadError(
+            f'{option}="{choice}" matches no antibody of {where}: {did_you_mean(choice, names[0])}'
+        )
+    return marked
+
 
 PROTEIN_OBSM_KEYS = (
     "protein_expression",
@@ -217,7 +335,6 @@ def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
 
 def tidy_mudata(
     mdata: MuData,
-    genome: str | None,
     hashtags: Names,
     controls: Names,
     path: Path,
@@ -243,7 +360,7 @@ def tidy_mudata(
         where = f'modality "{name}" of {path}'
         if name == rna_modality:
             adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
-            parts[name] = keep_genome(adata, genome, path)
+            parts[name] = adata
         elif name == protein_modality:
             modality = np.full(adata.n_vars, "prot", dtype=object)
             split = split_anndata(adata, modality, () if "hto" in mdata.mod else hashtags, where)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,11 @@ import h5py
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.background.ambient import AMBIENT
-from totalvi.data.background.empty_droplets import require_same_run
+from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
+from totalvi.data.background.droplets import batches_of_cells
 from totalvi.data.columns import Columns, names_of
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.features import keep_genome
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
-from totalvi.data.io.integrity import reading
 from totalvi.data.io.modalities import (
     assemble,
     in_order_of,
@@ -25,8 +24,15 @@ from totalvi.data.io.modalities import (
     proteins_in_obsm,
     tidy_mudata,
 )
-from totalvi.data.io.tenx import cell_ranger_output, holds_matrix, read_10x_folder, read_10x_h5
+from totalvi.data.io.tenx import (
+    cell_ranger_output,
+    holds_matrix,
+    keep_genome,
+    read_10x_folder,
+    read_10x_h5,
+)
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
+from totalvi.data.io.trust import reading
 from totalvi.errors import ReadError
 
 FORMATS = (
@@ -163,13 +169,16 @@ def _add_ambient(
     mdata: MuData, path: str | PathLike[str], raw: str | PathLike[str], columns: Columns
 ) -> None:
     """Put what the raw matrix says of empty droplets beside the cells."""
-    modalities = (columns.rna_modality, columns.protein_modality)
     if columns.protein_modality not in mdata.mod:
         raise ReadError(
             f"{path} has no antibodies, of whose background raw could tell: leave out raw"
         )
     names = names_of(mdata[columns.protein_modality].var_names)
-    mdata.uns[AMBIENT] = require_same_run(raw, mdata, names, modalities=modalities)
+    modalities = replace(columns, protein_expression_obsm_key=None)
+    barcodes = _read(raw, modalities, ReadOptions())
+    cells = batches_of_cells(mdata, columns)
+    profile = profile_of_droplets(barcodes, cells, columns, str(raw), names)
+    mdata.uns[AMBIENT] = profile.to_table()
 
 
 def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> MuData:
@@ -203,9 +212,11 @@ def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> 
             f"{path} is a MuData, which has its proteins in a modality: leave out "
             "protein_path and protein_expression_obsm_key"
         )
+    if columns.rna_modality in found.mod:
+        rna = found.mod[columns.rna_modality]
+        found.mod[columns.rna_modality] = keep_genome(rna, options.genome, path)
     return tidy_mudata(
         found,
-        options.genome,
         options.hashtags,
         options.controls,
         path,

@@ -1,25 +1,112 @@
 """Read counts from delimited text, and find out whether its cells are the rows or the columns."""
 
 import csv
+import gzip
 import io
+import os
 import re
 import warnings
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.io.integrity import reading
-from totalvi.data.io.trust import LONGEST_LINE, open_text, require_last_line_end
+from totalvi.data.io.trust import UNSUSPECTED, reading
 from totalvi.errors import ReadError
 
 Axis = Literal["rows", "columns"]
 BARCODE = re.compile(r"[ACGTN]{8,}")
+LONGEST_LINE = 2**28  # bytes: of five million cells in columns, the names take half
+LARGEST_TEXT_RATIO = 300  # of lists of names and of entries, which gzip packs to a fourth
 VALUES_PER_CHUNK = 20_000_000
 MISSING = ["", "NA", "NaN", "nan", "N/A"]
+
+
+def open_text(path: Path, at_most: int | None = None) -> io.BufferedReader:
+    """Open text, gzipped or not, that is checked while it is read.
+
+    Parameters
+    ----------
+    at_most
+        Bytes of text, or `UNSUSPECTED` where that is more. None: no bound.
+
+    Raises
+    ------
+    ReadError
+        While reading: where there is a NUL byte, which readers of tables take for the end of a field,
+        or a carriage return that ends no line; or beyond ``at_most``.
+    """
+    return io.BufferedReader(_CheckedText(path, at_most), buffer_size=2**18)
+
+
+def require_last_line_end(path: Path) -> None:
+    """Refuse text that ends within a line, unless it is gzipped and so has a checksum.
+
+    Raises
+    ------
+    ReadError
+        Since a number may have lost its last digits.
+    """
+    with path.open("rb") as file:
+        is_whole = _is_gzip(path) or file.seek(0, os.SEEK_END) == 0
+        if not is_whole:
+            file.seek(-1, os.SEEK_END)
+            is_whole = file.read(1) in b"\n"
+    if not is_whole:
+        raise ReadError(
+            f"{path} ends within a line, so that it may be cut short: copy, download or write it "
+            "again, or end its last line if it is whole"
+        )
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+class _CheckedText(io.RawIOBase):
+    def __init__(self, path: Path, at_most: int | None) -> None:
+        self._path, self._at_most, self._n_read = path, at_most, 0
+        self._ended_in_return = False
+        opened = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # noqa: SIM115
+        self._file = cast(io.BufferedReader, opened)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        content = self._file.read(len(buffer))
+        if b"\0" in content:
+            raise ReadError(
+                f"{self._path} is not text (it holds a NUL byte): give a .csv or .tsv file, or write "
+                "it again as text"
+            )
+        self._require_paired_returns(content)
+        self._n_read += len(content)
+        if self._at_most is not None and self._n_read > max(self._at_most, UNSUSPECTED):
+            raise ReadError(
+                f"{self._path} unpacks to more than {self._n_read // 2**20} MB, which no list of this "
+                "size does: copy, download or write it again"
+            )
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _require_paired_returns(self, content: bytes) -> None:
+        """Refuse a carriage return within a line, which readers of tables take for the line's end."""
+        alone = content.count(b"\r") - content.count(b"\r\n") - content.endswith(b"\r")
+        if alone or (self._ended_in_return and not content.startswith(b"\n")):
+            raise ReadError(
+                f"{self._path} has a carriage return that ends no line: write it again with line ends "
+                "of one kind"
+            )
+        self._ended_in_return = content.endswith(b"\r")
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class Table(NamedTuple):

@@ -1,20 +1,124 @@
-"""What a file must be before its content is believed: whole, of an honest size, and in one place."""
+"""Nothing in a file is believed before it is checked: that it is whole, honest and in one place."""
 
-import gzip
 import io
 import math
 import mmap
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import zarr
+from anndata import AnnData
+from scipy import sparse
 
-from totalvi.errors import ReadError
+from totalvi.data.counts import to_csr
+from totalvi.errors import DataError, ReadError, TotalviError
+
+COMPRESSED = (sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc_array)
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a parser raises on a damaged file into a ReadError that names the file."""
+    try:
+        yield
+    except TotalviError:
+        raise
+    except MemoryError as error:
+        raise ReadError(
+            f"{path} needs more memory than there is ({error}): read it on a machine with more, or, if "
+            "it should not be that large, copy, download or write it again"
+        ) from error
+    except PermissionError as error:
+        raise ReadError(f"{path} may not be read: ask its owner for permission") from error
+    except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ReadError(
+            f"{path} cannot be read as {what} ({lines[0][:200].rstrip('.')}): it is damaged or cut "
+            "short, so copy, download or write it again"
+        ) from error
+
+
+def counts_from_csr(
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], where: str
+) -> sparse.csr_matrix:
+    """Build cells x features counts (CSR, float32) from its three arrays once they fit together."""
+    _require_consistent(data, indices, indptr, shape, where)
+    counts = sparse.csr_matrix((data.astype(np.float32), indices, indptr), shape=shape)
+    counts.sum_duplicates()
+    return counts
+
+
+def counts_from(values: Any, where: str, cells: pd.Index, features: pd.Index) -> sparse.csr_matrix:
+    """Return any matrix of numbers, sparse, dense or a DataFrame, as checked CSR float32."""
+    if values is None:
+        raise ReadError(f"{where} has no X: write it again with the raw counts in X")
+    require_sound(values, where)
+    try:
+        counts = to_csr(values, where, cells, features)
+    except DataError as error:
+        raise ReadError(str(error)) from error
+    if counts.shape != (len(cells), len(features)):
+        raise ReadError(
+            f"{where} is {counts.shape[0]} x {counts.shape[1]} but there are {len(cells)} cells and "
+            f"{len(features)} names of features: write the file again with both in step"
+        )
+    return counts.astype(np.float32, copy=False)
+
+
+def require_sound(values: Any, where: str) -> None:
+    """Refuse a CSR or CSC matrix whose indices point outside it; let all other types pass."""
+    if isinstance(values, COMPRESSED):
+        major, minor = values.shape if values.format == "csr" else values.shape[::-1]
+        _require_consistent(values.data, values.indices, values.indptr, (major, minor), where)
+
+
+def require_sound_anndata(adata: AnnData, where: str) -> None:
+    """Check every sparse matrix of an AnnData before anything computes with it."""
+    for name, values in (("X", adata.X), *adata.layers.items(), *adata.obsm.items()):
+        require_sound(values, f'"{name}" of {where}')
+
+
+def require_lengths(path: Path, n_rows: int, n_features: int, n_columns: int, n_cells: int) -> None:
+    """Refuse a matrix of n_rows x n_columns whose features or barcodes are not as many."""
+    for n, named, what in ((n_rows, n_features, "features"), (n_columns, n_cells, "barcodes")):
+        if n != named:
+            raise ReadError(
+                f"{path} does not fit together (counts for {n} {what}, but {named} {what} are "
+                "listed): use the files of one and the same Cell Ranger run"
+            )
+
+
+def _require_consistent(
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], where: str
+) -> None:
+    n_rows, n_columns = shape
+    fault = None
+    if data.dtype.kind not in "iufb" or not {indices.dtype.kind, indptr.dtype.kind} <= set("iu"):
+        fault = f"counts of type {data.dtype} at indices of type {indices.dtype}"
+    elif len(indptr) != n_rows + 1:
+        fault = f"row pointers for {len(indptr) - 1} rows in place of {n_rows}"
+    elif len(data) != len(indices):
+        fault = f"{len(data)} counts but {len(indices)} indices"
+    elif indptr[0] != 0 or int(indptr[-1]) != len(data):
+        fault = f"row pointers from {indptr[0]} to {indptr[-1]} for {len(data)} counts"
+    elif (np.diff(indptr.astype(np.int64)) < 0).any():
+        fault = "row pointers that go backwards"
+    elif len(indices) and (indices.min() < 0 or indices.max() >= n_columns):
+        worst = indices.min() if indices.min() < 0 else indices.max()
+        fault = f"a count at index {worst}, outside the {n_columns} columns"
+    if fault is not None:
+        raise ReadError(
+            f"{where} is damaged (its sparse matrix has {fault}): copy, download or write it again"
+        )
+
 
 HEAP = (
     b"GCOL\x01\0\0\0"  # of texts; then its length, and objects of a head and a multiple of 8 bytes
@@ -137,92 +241,6 @@ LARGEST_RATIO_OF_OTHERS = 40_000
 BLOSC_HEAD = 16  # bytes, of which the last four are the length of the whole
 CHECKSUM, NO_CHUNK = 4, 2**64 - 1  # of the index of a zarr shard: bytes, and what stands for none
 ZARR_METADATA = (".zarray", ".zattrs", "zarr.json")
-LONGEST_LINE = 2**28  # bytes: of five million cells in columns, the names take half
-LARGEST_TEXT_RATIO = 300  # of lists of names and of entries, which gzip packs to a fourth
-
-
-def open_text(path: Path, at_most: int | None = None) -> io.BufferedReader:
-    """Open text, gzipped or not, that is checked while it is read.
-
-    Parameters
-    ----------
-    at_most
-        Bytes of text, or `UNSUSPECTED` where that is more. None: no bound.
-
-    Raises
-    ------
-    ReadError
-        While reading: where there is a NUL byte, which readers of tables take for the end of a field,
-        or a carriage return that ends no line; or beyond ``at_most``.
-    """
-    return io.BufferedReader(_CheckedText(path, at_most), buffer_size=2**18)
-
-
-def require_last_line_end(path: Path) -> None:
-    """Refuse text that ends within a line, unless it is gzipped and so has a checksum.
-
-    Raises
-    ------
-    ReadError
-        Since a number may have lost its last digits.
-    """
-    with path.open("rb") as file:
-        is_whole = _is_gzip(path) or file.seek(0, os.SEEK_END) == 0
-        if not is_whole:
-            file.seek(-1, os.SEEK_END)
-            is_whole = file.read(1) in b"\n"
-    if not is_whole:
-        raise ReadError(
-            f"{path} ends within a line, so that it may be cut short: copy, download or write it "
-            "again, or end its last line if it is whole"
-        )
-
-
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-class _CheckedText(io.RawIOBase):
-    def __init__(self, path: Path, at_most: int | None) -> None:
-        self._path, self._at_most, self._n_read = path, at_most, 0
-        self._ended_in_return = False
-        opened = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # noqa: SIM115
-        self._file = cast(io.BufferedReader, opened)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
-        content = self._file.read(len(buffer))
-        if b"\0" in content:
-            raise ReadError(
-                f"{self._path} is not text (it holds a NUL byte): give a .csv or .tsv file, or write "
-                "it again as text"
-            )
-        self._require_paired_returns(content)
-        self._n_read += len(content)
-        if self._at_most is not None and self._n_read > max(self._at_most, UNSUSPECTED):
-            raise ReadError(
-                f"{self._path} unpacks to more than {self._n_read // 2**20} MB, which no list of this "
-                "size does: copy, download or write it again"
-            )
-        buffer[: len(content)] = content
-        return len(content)
-
-    def _require_paired_returns(self, content: bytes) -> None:
-        """Refuse a carriage return within a line, which readers of tables take for the line's end."""
-        alone = content.count(b"\r") - content.count(b"\r\n") - content.endswith(b"\r")
-        if alone or (self._ended_in_return and not content.startswith(b"\n")):
-            raise ReadError(
-                f"{self._path} has a carriage return that ends no line: write it again with line ends "
-                "of one kind"
-            )
-        self._ended_in_return = content.endswith(b"\r")
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def require_plain_hdf5(file: h5py.File, path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from totalvi.data.io.features import CONTROL
-from totalvi.data.panels.antibody_aliases import ALIASES, ISOTYPE_CLONES
+from totalvi.data.io.modalities import CONTROL
 
 
 class Antibody(NamedTuple):
@@ -128,11 +129,34 @@ def spelling_key(text: str) -> str:
     return re.sub(r"[^a-z0-9|]", "", text)
 
 
+def read_names(file: str) -> dict[str, tuple[str, ...]]:
+    """Return a table that lies beside this file: a name, and the names that belong to it."""
+    lines = Path(__file__).with_name(file).read_text(encoding="utf-8").splitlines()
+    rows = (line.partition("\t") for line in lines if line and not line.startswith("#"))
+    return {name: tuple(filter(None, others.split(", "))) for name, _, others in rows}
+
+
+ALIASES = read_names("antibody_aliases.tsv")
 _TARGET_OF_KEY = {
     spelling_key(alias): target
     for target, aliases in ALIASES.items()
-    for alias in (target, *aliases.split(", "))
-    if alias
+    for alias in (target, *aliases)
+}
+ISOTYPE_CLONES = {  # controls that are often named by their clone alone
+    "MOPC-21": "mouse IgG1",
+    "MG1-45": "mouse IgG1",
+    "X40": "mouse IgG1",
+    "MOPC-173": "mouse IgG2a",
+    "MG2a-53": "mouse IgG2a",
+    "G155-178": "mouse IgG2a",
+    "MPC-11": "mouse IgG2b",
+    "MG2b-57": "mouse IgG2b",
+    "27-35": "mouse IgG2b",
+    "RTK2071": "rat IgG1",
+    "RTK2758": "rat IgG2a",
+    "RTK4530": "rat IgG2b",
+    "RTK4174": "rat IgG2c",
+    "HTK888": "hamster IgG",
 }
 _ISOTYPE_OF_KEY = {spelling_key(clone): isotype for clone, isotype in ISOTYPE_CLONES.items()}
 
@@ -302,3 +326,39 @@ def _isotype_control(text: str) -> Antibody | None:
         known = f"{species[0].lower() + ' ' if species else ''}Ig{found[1].upper()}{subclass}"
     target = f"{known} isotype control"
     return Antibody(target, spelling_key(target), why="isotype control")
+
+
+GENES_OF_ANTIGEN = read_names("antigen_genes.tsv")
+_GENOME_PREFIX = re.compile(r"^(?:hg|mm|GRC[hm])\d+_+")
+_GENES_OF_TARGET = {spelling_key(antigen): genes for antigen, genes in GENES_OF_ANTIGEN.items()}
+
+
+def matched_pairs(protein_names: Sequence[str], gene_names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (protein, gene) for each protein whose target a gene is known to go with.
+
+    Parameters
+    ----------
+    protein_names
+        Names of antibodies, under any of their names; see `totalvi.harmonise_antibodies`.
+    gene_names
+        Gene symbols, with or without a genome (``hg19_CD4``).
+
+    Returns
+    -------
+    In the order of the proteins, all genes of each that are among ``gene_names``, from
+    `GENES_OF_ANTIGEN`.
+
+    Examples
+    --------
+    >>> matched_pairs(["CD8a_TotalSeqB", "CD14 (M5E2)", "IgG1"], ["LYZ", "CD14", "CD8A"])
+    [('CD8a_TotalSeqB', 'CD8A'), ('CD14 (M5E2)', 'CD14'), ('CD14 (M5E2)', 'LYZ')]
+    """
+    genes: dict[str, str] = {}
+    for name in gene_names:
+        genes.setdefault(_GENOME_PREFIX.sub("", name).upper(), name)
+    return [
+        (protein, genes[gene])
+        for protein in protein_names
+        for gene in _GENES_OF_TARGET.get(identify(protein).key, ())
+        if gene in genes
+    ]

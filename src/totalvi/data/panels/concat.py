@@ -8,13 +8,12 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.background.ambient import AMBIENT, ambient_in, of_batches
+from totalvi.data.background.ambient import AMBIENT, AmbientProfile
 from totalvi.data.columns import Columns
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
-from totalvi.data.panels.data_sets import DataSet, find_data_set
-from totalvi.data.panels.gene_names import GeneAlignment, Join, align_genes
+from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set
 from totalvi.errors import DataError
 
 
@@ -144,7 +143,7 @@ def concat(
     joined = mudata_of({"rna": rna, "prot": AnnData(protein, obs=cells.copy(), var=var)}, obs)
     ambient = _joined_ambient(data, found, antibodies, obs[batch_key])
     if ambient is not None:
-        joined.uns[AMBIENT] = ambient
+        joined.uns[AMBIENT] = ambient.to_table()
     joined.uns["concat"] = {"antibodies": antibodies, "data_sets": _summary(found, aligned)}
     return joined
 
@@ -210,22 +209,21 @@ def _joined_ambient(
     found: Mapping[str, DataSet],
     antibodies: pd.DataFrame,
     batch: pd.Series,
-) -> pd.DataFrame | None:
+) -> AmbientProfile | None:
     """Join what is known of empty droplets: by batch of the result, under harmonised names."""
     parts = []
     start = 0
     for name, each in found.items():
         stop = start + len(each.source.cell_names)
         batches, start = pd.unique(batch.iloc[start:stop]), stop
-        table = ambient_in(data[name].uns)
-        if table is None:
+        profile = AmbientProfile.in_uns(data[name].uns)
+        if profile is None:
             continue
-        own = antibodies[antibodies["data_set"] == name].set_index("original")["harmonised"]
-        table = table.assign(protein=table["protein"].map(own.to_dict()))
-        table = table[table["protein"].notna()]
-        if len(table):
-            parts.append(of_batches(table, list(map(str, batches)), prefix=f"{name}:"))
-    return pd.concat(parts, ignore_index=True) if parts else None
+        own = antibodies[antibodies["data_set"] == name]
+        profile = profile.renamed(dict(zip(own["original"], own["harmonised"], strict=True)))
+        if len(profile.protein):
+            parts.append(profile.of_batches(list(map(str, batches)), prefix=f"{name}:"))
+    return AmbientProfile.join(parts) if parts else None
 
 
 def _joined_obs(

@@ -1,20 +1,41 @@
-"""Find the counts of each data set that is to be joined with others: with proteins or without."""
+"""Data sets to be joined: their counts, with proteins or without, and their genes in one order."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 from mudata import MuData
 
-from totalvi.data.columns import Columns
+from totalvi.data.columns import Columns, names_of
 from totalvi.data.find import CountSource, find_counts, find_rna_counts, genes_and_proteins
-from totalvi.data.io.features import are_controls, are_hashtags, modalities_of
-from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS
+from totalvi.data.io.modalities import (
+    PROTEIN_OBSM_KEYS,
+    are_controls,
+    are_hashtags,
+    modalities_of,
+)
 from totalvi.errors import DataError
 
+Join = Literal["inner", "outer"]
+_Kind = Literal["symbol", "Ensembl id"]
+
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(?:\.\d+)?")
+_GENOME = re.compile(r"((?:hg|mm|rn)\d+|GRC[hmz]\d+|mRatBN7|Rnor_6)(?:\.\w+)?_+", re.IGNORECASE)
+_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id")
+_SYMBOL_COLUMNS = (
+    "gene_symbols",
+    "gene_symbol",
+    "gene_names",
+    "gene_name",
+    "feature_name",
+    "symbol",
+)
+_LEAST_SHARED = 0.5
 _LIKE_PROTEINS = re.compile(
     r"prote(in|om) | (?<![a-z]) (prot(?!o) | adt | antibod | cite)", re.I | re.X
 )
@@ -117,3 +138,168 @@ def _beside_rna(data: MuData | AnnData, columns: Columns) -> tuple[str, ...]:
 def _may_be_proteins(name: str, var: pd.DataFrame) -> bool:
     """Whether a modality is named as proteins are, or says that its features are."""
     return bool(_LIKE_PROTEINS.search(name)) or "prot" in modalities_of(var)
+
+
+class GeneAlignment(NamedTuple):
+    """The genes of several data sets in one order.
+
+    Attributes
+    ----------
+    names
+        Names of the joined genes: symbols where the first data set that has the gene knows them.
+    ids
+        Their Ensembl ids, "" where unknown; None where no data set has any.
+    positions
+        Of each data set: the position of each of its genes among the joined ones, -1 for none.
+    matched_by
+        "symbol" or "Ensembl id".
+    n_shared
+        Number of genes that all data sets have.
+    """
+
+    names: pd.Index
+    ids: pd.Index | None
+    positions: dict[str, np.ndarray]
+    matched_by: _Kind
+    n_shared: int
+
+
+def align_genes(var: Mapping[str, pd.DataFrame], join: Join) -> GeneAlignment:
+    """Align genes by name or by id.
+
+    A genome before all names (``hg19_CD3E``) and the version of an Ensembl id are left out.
+
+    Parameters
+    ----------
+    var
+        Annotation of each data set's genes, with their names as index.
+    join
+        "inner": the genes that all data sets have; "outer": those of any.
+
+    Raises
+    ------
+    DataError
+        When names are repeated, or data sets share less than half of the genes of the smaller one.
+
+    Examples
+    --------
+    >>> a = pd.DataFrame(index=["CD4", "MS4A1", "NKG7"])
+    >>> b = pd.DataFrame(index=["hg19_NKG7", "hg19_CD4"])
+    >>> aligned = align_genes({"A": a, "B": b}, "inner")
+    >>> aligned.names.tolist(), aligned.positions["B"].tolist()
+    (['CD4', 'NKG7'], [1, 0])
+    """
+    labels = {data_set: _labels(frame, data_set) for data_set, frame in var.items()}
+    kinds: list[_Kind] = ["symbol", "Ensembl id"]
+    common = [kind for kind in kinds if all(kind in known for known in labels.values())]
+    if not common:
+        by_id, by_symbol = (next(d for d, known in labels.items() if k not in known) for k in kinds)
+        raise DataError(
+            f'the genes of "{by_symbol}" are known by symbol alone and those of "{by_id}" by Ensembl '
+            f'id alone: add the ids of the former as var["gene_ids"] of its RNA'
+        )
+    shared = {kind: _intersection([known[kind] for known in labels.values()]) for kind in common}
+    kind = max(common, key=lambda kind: len(shared[kind]))
+    genes = {data_set: known[kind] for data_set, known in labels.items()}
+    _require_overlap(genes, join)
+    joined = shared[kind]
+    if join == "outer":
+        joined = pd.Index(pd.unique(np.concatenate([g.to_numpy(object) for g in genes.values()])))
+    other = _first_known(labels, kind, "Ensembl id" if kind == "symbol" else "symbol", joined)
+    if kind == "symbol":
+        names, ids = joined, other
+    else:
+        ids = joined
+        names = joined if other is None else other.where(other != "", joined)
+        names = make_index_unique(names)
+    return GeneAlignment(
+        names, ids, {d: joined.get_indexer(g) for d, g in genes.items()}, kind, len(shared[kind])
+    )
+
+
+def _labels(var: pd.DataFrame, data_set: str) -> dict[_Kind, pd.Index]:
+    """Return each gene's symbol and Ensembl id, as far as they are known and unique."""
+    names = names_of(var.index)
+    if not names.is_unique:
+        repeated = names[names.duplicated()][0]
+        raise DataError(
+            f'data set "{data_set}" has several genes named "{repeated}": make the names unique with '
+            "var_names_make_unique()"
+        )
+    names = _without_genome(names)
+    ids = _ensembl(names)
+    columns = [c for c in (_SYMBOL_COLUMNS if ids is not None else _ID_COLUMNS) if c in var]
+    if ids is not None:
+        labels: dict[_Kind, pd.Index] = {"Ensembl id": ids}
+        if columns:
+            symbols = pd.Index(var[columns[0]].astype(str).to_numpy(object))
+            labels["symbol"] = make_index_unique(_without_genome(symbols))
+        return labels
+    labels = {"symbol": names}
+    for column in columns:
+        found = _ensembl(_without_genome(pd.Index(var[column].astype(str).to_numpy(object))))
+        if found is not None:
+            labels["Ensembl id"] = found
+            break
+    return labels
+
+
+def _without_genome(names: pd.Index) -> pd.Index:
+    """Leave out the genome before all names; where there are several genomes, nothing."""
+    matches = [_GENOME.match(name) for name in names]
+    genomes = {match[1] for match in matches if match is not None}
+    if len(genomes) != 1 or None in matches:
+        return names
+    bare = pd.Index([name[m.end() :] for name, m in zip(names, matches, strict=True) if m])
+    return bare if bare.is_unique or not names.is_unique else names
+
+
+def _ensembl(names: pd.Index) -> pd.Index | None:
+    """Return Ensembl ids without their versions; None where most names are none, or some repeat."""
+    matches = [_ENSEMBL.fullmatch(name) for name in names]
+    if sum(match is not None for match in matches) <= len(names) / 2:
+        return None
+    bare = pd.Index([m[1] if m else name for name, m in zip(names, matches, strict=True)])
+    if bare.is_unique:
+        return bare
+    return names if names.is_unique else None
+
+
+def _intersection(genes: list[pd.Index]) -> pd.Index:
+    shared = genes[0]
+    for more in genes[1:]:
+        shared = shared[shared.isin(more)]
+    return shared
+
+
+def _require_overlap(genes: Mapping[str, pd.Index], join: Join) -> None:
+    """Refuse data sets that share few genes: most likely the names are of different kinds."""
+    (_, known), *others = genes.items()
+    n_smaller = len(known)
+    for data_set, more in others:
+        n_smaller = min(n_smaller, len(more))
+        n_shared = int(known.isin(more).sum())
+        if n_shared < _LEAST_SHARED * n_smaller:
+            raise DataError(
+                f'"{data_set}" shares only {n_shared:,} of {n_smaller:,} genes with the data sets '
+                f'before it (their first gene is "{known[0]}", its own "{more[0]}"): name genes alike '
+                '(Ensembl ids in var["gene_ids"] will do), join before variable genes are selected, '
+                "or, if the data sets do differ that much, keep only the shared genes beforehand"
+            )
+        if join == "inner":
+            known = known[known.isin(more)]
+        else:
+            known = known.append(more[~more.isin(known)])
+            n_smaller = len(known)
+
+
+def _first_known(
+    labels: Mapping[str, Mapping[_Kind, pd.Index]], kind: _Kind, other: _Kind, joined: pd.Index
+) -> pd.Index | None:
+    """Return what the genes are in the other kind, from the first data set that knows."""
+    found: dict[str, str] = {}
+    for known in labels.values():
+        if other in known:
+            for name, label in zip(known[kind], known[other], strict=True):
+                found.setdefault(name, label)
+    return pd.Index([found.get(name, "") for name in joined], dtype=object) if found else None

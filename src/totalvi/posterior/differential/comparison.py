@@ -1,11 +1,11 @@
 """Differential expression: what differs between groups of cells, and how sure that is.
 
-Two units can be compared. "groups" compares the mean expression of the groups (`levels`), with an
+Two units can be compared. "groups" compares the mean expression of the groups (`pair_levels`), with an
 error that shrinks with their cells and counts. "cells" compares random pairs of a cell of each, as
 the totalVI paper does: its spread is that between cells, so much that varies within a group counts
 against a difference between groups, and an effect that the decoder shrinks stays shrunk. On
 simulated counts with known effects (benchmarks/differential_truth.py) groups found nearly all 2-fold
-changes at about the false discovery rate asked for, and effects came out in the right size; pairs
+changes at about the wanted false discovery rate, and effects came out in the right size; pairs
 found six in ten, and effects were a quarter too small. So groups is the default.
 """
 
@@ -214,7 +214,8 @@ def group_level(moments: Moments, weight: np.ndarray) -> Level:
     factor = (counted.total + _PRIOR_COUNT) / ((of_cell * moments.expected).sum(0) + _PRIOR_COUNT)
     factor *= (present.total + _PRIOR_COUNT) / ((of_cell * moments.prior).sum(0) + _PRIOR_COUNT)
     elsewhere = 1 - present.total / np.maximum((of_cell * moments.n_cells).sum(axis=0), 1)
-    relative = polygamma(1, counted.effective + _PRIOR_COUNT)  # variance of the log of a Gamma
+    # the variance of the logarithm of a gamma variable is a polygamma function
+    relative = polygamma(1, counted.effective + _PRIOR_COUNT)
     relative += np.maximum(elsewhere, 0) / (present.effective + _PRIOR_COUNT)
     mean = decoded * factor
     variance = mean**2 * relative + factor**2 * (weight**2 * batch_variance).sum(axis=0)
@@ -224,7 +225,7 @@ def group_level(moments: Moments, weight: np.ndarray) -> Level:
 
 class _Reweighted(NamedTuple):
     total: np.ndarray
-    effective: np.ndarray  # the unweighted sum that would be known as well
+    effective: np.ndarray  # an unweighted sum of this size would be as uncertain
 
 
 def _reweighted(part: np.ndarray, weight: np.ndarray) -> _Reweighted:

@@ -40,7 +40,7 @@ from totalvi.posterior.differential.moments import (
     batch_weights,
     sampled_scales,
 )
-from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.draws import ProteinScale
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
 
 _SMALLEST_PROBABILITY = 1e-12
@@ -122,8 +122,7 @@ class DifferentialQueries(Fitted):
             Posterior expected false discovery rate of the calls, over genes and proteins together.
         protein_prior_count
             c of proteins.
-        sample_protein_mixing, scale_protein, include_protein_background
-            As in `get_normalized_expression`.
+        {protein_scale}
         unit
             What is compared: "groups" or "cells".
         pseudocounts
@@ -134,14 +133,13 @@ class DifferentialQueries(Fitted):
             times as many.
         n_pairs
             Pairs of cells in a comparison, for ``unit="cells"``.
-        {batch_size}
-        {seed}
-        {progress}
+        {batch_size} {seed} {progress}
 
         Returns
         -------
-        One row a comparison and feature, the likeliest difference first. The index is the feature's
-        name; a gene and a protein may share it and are told apart by ``modality``, "rna" or "protein".
+        One row for each comparison and feature, the likeliest difference first. The index is the
+        feature's name; a gene and a protein may share it and are told apart by ``modality``, "rna" or
+        "protein".
 
         - ``comparison``, ``group1``, ``group2``: which groups.
         - In mode "change": ``proba_de``, ``proba_not_de``, ``bayes_factor`` (log odds); ``lfc_mean``,
@@ -149,15 +147,15 @@ class DifferentialQueries(Fitted):
           r; ``delta``; ``is_de_fdr_<fdr_target>``.
         - In mode "vanilla": ``proba_m1`` = P(h1 > h2), ``proba_m2``, ``bayes_factor``.
         - ``scale1``, ``scale2``: h of the groups; ``pseudocounts``: c.
-        - With ``all_stats``: ``raw_mean1``, ``raw_mean2`` (counts a cell),
+        - With ``all_stats``: ``raw_mean1``, ``raw_mean2`` (counts per cell),
           ``non_zeros_proportion1``, ``non_zeros_proportion2``.
 
         A protein is compared in cells whose panel measured it; where a group has none, its row is NaN
         and not called. With ``batch_correction`` the other cells count with what they would have shown
         in the batches that measured it.
 
-        Memory: seven float64 values a group, batch and feature; with ``unit="cells"`` four bytes a
-        feature and cell, of 10,000 cells at most.
+        Memory: seven float64 values for each group, batch and feature; with ``unit="cells"`` four bytes
+        for each feature and cell, of 10,000 cells at most.
 
         Raises
         ------
@@ -186,14 +184,10 @@ class DifferentialQueries(Fitted):
             checked_number("pseudocounts", pseudocounts)
         codes = self._common_batches(batch_correction, batchid1, batchid2)
         n_pairs = at_least_one("n_pairs", n_pairs)
-        question = self._question(
-            adata, None, n_samples=n_samples,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
+        question = self._question(adata, None, batch_size, progress, seed, n_samples)
         data = question.data
-        question = replace(
-            question, transform_batch=(None, *codes)
-        )  # own batches, which made counts
+        # each cell's own batch comes first, since it made the counts
+        question = replace(question, transform_batch=(None, *codes))
         groups = chosen_groups(data, groupby, group1, group2, idx1, idx2)
         if not codes:
             warn_without_shared_batch(data, groups)
@@ -307,7 +301,7 @@ def expected_fdr_calls(proba_not: np.ndarray, target: float) -> np.ndarray:
     >>> expected_fdr_calls(np.array([0.3, 0.0, 0.08, np.nan]), 0.05).tolist()
     [False, True, True, False]
     """
-    order = np.argsort(proba_not, kind="stable")  # NaN last
+    order = np.argsort(proba_not, kind="stable")  # NaN comes last
     rate = np.cumsum(proba_not[order]) / np.arange(1, len(order) + 1)
     calls = np.zeros(len(order), dtype=bool)
     calls[order[: int((rate <= target).sum())]] = True

@@ -16,12 +16,12 @@ from scipy.special import erf
 
 from totalvi.compiled import compiled
 
-WIDTHS = 0.02 * 2.0 ** np.arange(10)  # of the normals, in log2
+WIDTHS = 0.02 * 2.0 ** np.arange(10)  # standard deviations of the normals, in log2
 _OUTER_STEPS, _INNER_STEPS = 8, 15
 LEAST_DELTA = 0.1
-_LEAST_SHARE = 1e-6  # of a mixture's parts that are computed
-_PRECISION = 1e-5  # of quantiles, in log2
-_TAIL = 1.96  # standard normal quantile that leaves 2.5 %
+_LEAST_SHARE = 1e-6  # a part of a mixture with a smaller share is left out
+_PRECISION = 1e-5  # the error of quantiles, in log2
+_TAIL = 1.96  # this standard normal quantile leaves 2.5 % above it
 
 
 class Effects(NamedTuple):

@@ -162,7 +162,7 @@ def _mask(obs: pd.DataFrame, idx: Cells | str, argument: str) -> np.ndarray:
 
 
 def _queried(obs: pd.DataFrame, query: str, argument: str) -> np.ndarray:
-    numbered = obs.set_axis(pd.RangeIndex(len(obs)), axis=0)  # cell names may repeat
+    numbered = obs.set_axis(pd.RangeIndex(len(obs)), axis=0)  # because cell names may repeat
     try:
         positions = numbered.query(query).index.to_numpy()
     except pd.errors.UndefinedVariableError as error:
@@ -259,7 +259,7 @@ def raw_counts(data: CiteData, group: np.ndarray, n_groups: int) -> RawCounts:
         membership = np.zeros((n_groups, len(used)))
         membership[codes[used], np.arange(len(used))] = 1
         measured = by_panel[data.panel[start + used]]
-        counts = np.where(measured, protein[used], 0)  # what a panel lacks may be filled in
+        counts = np.where(measured, protein[used], 0)  # because what a panel lacks may be filled in
         n_measured += membership @ measured
         protein_total += membership @ counts
         n_positive += membership @ (counts > 0)

@@ -1,9 +1,10 @@
 """What a comparison knows of cells: samples of their scales, and sums over groups of cells.
 
 The sums say where the mean expression of groups lies, in one pass over the cells. Beside the decoded
-scale they compare what the decoder expects with what was counted. With a group's scale multiplied by an
-unknown factor f, the NB likelihood of its counts (Poisson given the weights w = 1 / (1 + mu / r)) has
-sum w x as counts and f sum w mu as their mean; see `comparison.group_level`.
+scale they compare the counts that the decoder expects with those observed. With a group's scale
+multiplied by an unknown factor f, the NB likelihood of its counts (Poisson given the weights
+w = 1 / (1 + mu / r)) has sum w x as counts and f sum w mu as their mean; see
+`comparison.group_level`.
 """
 
 from collections.abc import Iterator
@@ -18,8 +19,7 @@ from totalvi.compiled import compiled
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import SparseCounts
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import Draw, plausible
-from totalvi.posterior.expression import ProteinScale
+from totalvi.posterior.draws import Draw, ProteinScale, plausible
 from totalvi.posterior.question import Question
 
 _GENES_AT_A_TIME = 256
@@ -233,12 +233,12 @@ def _add_rna(
     library = own.library_size[:, 0].cpu().numpy()
     own_rna = sample.own_rna.cpu().numpy()
     rna = own_rna if sample.rna is sample.own_rna else sample.rna.cpu().numpy()
-    kept = np.ones((1, 1), dtype=np.float32)
+    not_dropped = np.ones((1, 1), dtype=np.float32)
     dropout_logit = own.decoded.dropout_logit
     if dropout_logit is not None:
-        kept = _not_dropped(dropout_logit, sample.own_rna, own.library_size, r)
+        not_dropped = _not_dropped(dropout_logit, sample.own_rna, own.library_size, r)
     _add_scale(rna, of_cell, share, sums.total, sums.square)
-    _add_expected(own_rna, library, r, kept, of_cell, share, sums.expected)
+    _add_expected(own_rna, library, r, not_dropped, of_cell, share, sums.expected)
     cell, gene, counts = (part.cpu().numpy() for part in (x.cell, x.gene, x.counts))
     _add_counted(cell, gene, counts, own_rna, library, r, of_cell, share, sums.counted)
 
@@ -306,17 +306,18 @@ def _add_expected(
     scale: np.ndarray,
     library: np.ndarray,
     r: np.ndarray,
-    kept: np.ndarray,
+    not_dropped: np.ndarray,
     stratum: np.ndarray,
     share: float,
     expected: np.ndarray,
 ) -> None:
     """Add w mu; where a count may be dropped out, times the probability that it was not.
 
-    Rows of ``r``, and rows and columns of ``kept``, are one for all or one each.
+    Rows of ``r``, and rows and columns of ``not_dropped``, are one for all or one each.
     """
     n_genes = scale.shape[1]
-    by_cell, with_dropout = len(r) > 1, kept.shape[1] == n_genes and len(kept) == len(stratum)
+    by_cell = len(r) > 1
+    with_dropout = not_dropped.shape[1] == n_genes and len(not_dropped) == len(stratum)
     for chunk in prange((n_genes + _GENES_AT_A_TIME - 1) // _GENES_AT_A_TIME):
         first = chunk * _GENES_AT_A_TIME
         last = min(first + _GENES_AT_A_TIME, n_genes)
@@ -326,7 +327,7 @@ def _add_expected(
                 mu = scale[b, g] * library[b]
                 value = mu * r[row, g] / (r[row, g] + mu)
                 if with_dropout:
-                    value *= kept[b, g]
+                    value *= not_dropped[b, g]
                 expected[s, g] += share * value
 
 

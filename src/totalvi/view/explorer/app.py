@@ -4,23 +4,26 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial, wraps
 from html import escape
+from importlib.resources import files
 
 from bokeh.core.templates import get_env
 from bokeh.document import Document
 from bokeh.models import Div, LinearColorMapper
 
 from totalvi.errors import OutputError, TotalviError
+from totalvi.figures.cell_maps import VALUE_PALETTE, add_color_bar
 from totalvi.view.explorer.coloring import (
     DENSITY,
     LEFT_MAP,
+    LEGEND_STYLE,
     QUANTITIES,
     Coloring,
     ViewPanel,
     color_cells,
     color_choices,
+    show_scale,
 )
-from totalvi.view.explorer.compare import Compared
-from totalvi.view.explorer.compare_panel import PARENT_REST, REST, ComparePanel
+from totalvi.view.explorer.compare import Compared, ComparePanel, other_cells
 from totalvi.view.explorer.gate_panel import ALL_CELLS, GatePanel, decoded
 from totalvi.view.explorer.gates import Axis, Gate, Gating, Scale, Shape, counts, members
 from totalvi.view.explorer.gates_file import (
@@ -33,71 +36,14 @@ from totalvi.view.explorer.gates_file import (
 )
 from totalvi.view.explorer.plot import CellPlot, Corners
 from totalvi.view.explorer.workspace import Workspace
-from totalvi.view.figures.cell_maps import VALUE_PALETTE, add_color_bar
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #222;
-       background: #f4f5f7; }
-header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 16px; padding: 10px 18px;
-         background: #fff; border-bottom: 1px solid #dfe2e6; }
-h1 { font-size: 18px; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 14px; margin: 0 0 8px; }
-header p, .hint { margin: 0; color: #5b616a; }
-main { display: grid; gap: 12px; padding: 12px;
-       grid-template-columns: minmax(270px, 310px) minmax(0, 1fr) minmax(0, 1fr);
-       grid-template-areas: "gates view view" "gates left right" "gates legend legend"
-                            "compare compare compare"; }
-section { background: #fff; border: 1px solid #dfe2e6; border-radius: 8px; padding: 12px;
-          min-width: 0; }
-#gates { grid-area: gates; } #view { grid-area: view; } #left { grid-area: left; }
-#right { grid-area: right; } #legend { grid-area: legend; padding: 6px 12px; }
-#compare { grid-area: compare; }
-.compared { display: grid; gap: 12px; grid-template-columns: minmax(0, 1fr) minmax(0, 1.25fr); }
-@media (max-width: 900px) {
-  main { grid-template-columns: minmax(0, 1fr); padding: 8px;
-         grid-template-areas: "view" "left" "right" "legend" "gates" "compare"; }
-  .compared { grid-template-columns: minmax(0, 1fr); }
-}
-"""
-
-PAGE = (
-    """{% from macros import embed %}
-{% extends base %}
-{% block preamble %}
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<style>"""
-    + STYLE
-    + """</style>
-{% endblock %}
-{% block contents %}
-<header>
-  <h1>{{ run_name | e }}</h1>
-  <p>{{ "{:,}".format(n_cells) }} cells. Choose a shape, draw it around cells on either plot, and see
-  what sets them apart below.</p>
-</header>
-<main>
-  <section id="gates" aria-label="Gates"><h2>Gates</h2>{{ embed(roots.gates) }}</section>
-  <section id="view" aria-label="What is shown">{{ embed(roots.view) }}</section>
-  <section id="left" aria-label="Left plot of the cells">{{ embed(roots.left) }}</section>
-  <section id="right" aria-label="Right plot of the cells">{{ embed(roots.right) }}</section>
-  <section id="legend" aria-label="Colours">{{ embed(roots.legend) }}</section>
-  <section id="compare" aria-label="What differs"><h2>What sets the gated cells apart</h2>
-    {{ embed(roots.comparison) }}
-    <div class="compared">
-      <div>{{ embed(roots.volcano) }}</div>
-      <div>{{ embed(roots.differences) }}</div>
-    </div>
-  </section>
-</main>
-{% endblock %}
-"""
-)
-
 
 GATED_FILE = "results_gated.h5mu"
 _REDRAW_AFTER_MS = 60
+
+
+def _template() -> str:
+    page = files("totalvi.view.explorer") / "page" / "explorer.html"
+    return page.read_text(encoding="utf-8")
 
 
 def _told(action: Callable) -> Callable:
@@ -140,7 +86,7 @@ class Explorer:
         self.mapper = LinearColorMapper(palette=list(VALUE_PALETTE), low=0.0, high=1.0)
         self.color_bar = add_color_bar(self.plots[0].figure, self.mapper)
         self.legend = Div(
-            text="", name="legend", sizing_mode="stretch_width", stylesheets=[_LEGEND]
+            text="", name="legend", sizing_mode="stretch_width", stylesheets=[LEGEND_STYLE]
         )
         self.view = ViewPanel(
             list(self.cells.protein_names),
@@ -178,15 +124,13 @@ class Explorer:
         ):  # fmt: skip
             document.add_root(root)
         document.title = f"{self.cells.folder.resolve().name} - totalvi explorer"
-        document.template = get_env().from_string(PAGE)
+        document.template = get_env().from_string(_template())
         document.template_variables["run_name"] = self.cells.folder.resolve().name
         document.template_variables["n_cells"] = self.cells.n_cells
 
     def _closed(self, _session_context: object) -> None:
         self._is_open = False
         self._asked += 1  # nobody waits for what is being compared
-
-    # ---------------------------------------------------------------------------------- gates
 
     @_told
     def gate_drawn(self, plot: CellPlot, shape: Shape, corners: Corners) -> None:
@@ -246,8 +190,6 @@ class Explorer:
         self.refresh()
         self.compare()
 
-    # ---------------------------------------------------------------------------------- files
-
     @_told
     def save(self) -> None:
         """Write the gates into the run's folder."""
@@ -305,8 +247,6 @@ class Explorer:
         output = self.cells.folder / GATED_FILE
         write = partial(write_gated, self.cells, self.history.now, output, overwrite=True)
         self._in_background(write, lambda path: self.say(f"Written: {path}"))
-
-    # ---------------------------------------------------------------------------------- looking
 
     def refresh(self) -> None:
         """Show the gates as they are, in the tree and on the plots."""
@@ -371,10 +311,8 @@ class Explorer:
     def _set_colors(self) -> None:
         if self.view.color.value == DENSITY:
             self._colors = None
-            self.color_bar.visible, self.legend.text = (
-                False,
-                "Coloured by how many cells lie there.",
-            )
+            self.color_bar.visible = False
+            self.legend.text = "Coloured by how many cells lie there."
             return
         kind, name = self._choices[self.view.color.value]
         found: Coloring = color_cells(self.cells, kind, name)
@@ -383,12 +321,7 @@ class Explorer:
         self.legend.text = found.legend or f"Coloured by {escape(self.view.color.value)}."
         self.color_bar.visible = by_value
         if by_value:
-            self.mapper.high = found.high
-            if found.scale is None:
-                self.color_bar.ticker, self.color_bar.major_label_overrides = "auto", {}
-            else:
-                self.color_bar.ticker = found.scale.ticker()
-                self.color_bar.major_label_overrides = found.scale.ticks()
+            show_scale(found, self.mapper, self.color_bar)
 
     @_told
     def _axes_chosen(self) -> None:
@@ -419,8 +352,6 @@ class Explorer:
         if label is not None:
             self.view.color.value = label
 
-    # ---------------------------------------------------------------------------------- comparing
-
     @_told
     def compare(self) -> None:
         """Compare the cells of the selected gate with those chosen, in the background."""
@@ -431,12 +362,7 @@ class Explorer:
             return
         first = self._inside[name]
         other = panel.other.value
-        if other == REST:
-            second = ~first
-        elif other == PARENT_REST:
-            second = self._inside[self.history.now[name].parent] & ~first
-        else:
-            second = self._inside[other] & ~first
+        second = other_cells(other, first, self._inside, self.history.now[name].parent)
         shared = other in self._inside and bool((self._inside[other] & first).any())
         left_out = " (without the cells of both)" if shared else ""
         panel.say(f"Comparing {escape(name)} with {escape(other)} ...")
@@ -449,8 +375,7 @@ class Explorer:
             if found is not None and asked == self._asked:
                 panel.show(found)
                 groups = f"<b>{escape(name)}</b> and {escape(other)}{left_out}"
-                sentence = f"{groups}: {found.sentence()}"
-                panel.say(sentence, explain=True)
+                panel.say(f"{groups}: {found.sentence()}", explain=True)
 
         self._in_background(ask, answer, panel.said)
 
@@ -473,9 +398,3 @@ class Explorer:
         """Show a sentence below the gates."""
         color = "#C43C00" if problem else "#5b616a"
         self.panel.status.text = f'<span style="color:{color}">{escape(text)}</span>'
-
-
-_LEGEND = """
-ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0; padding: 0; }
-.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 5px; }
-"""

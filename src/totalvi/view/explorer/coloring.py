@@ -6,21 +6,23 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from bokeh.layouts import row
-from bokeh.models import AutocompleteInput, CustomJS, LayoutDOM, RadioButtonGroup, Select
+from bokeh.models import (
+    AutocompleteInput,
+    ColorBar,
+    CustomJS,
+    LayoutDOM,
+    LinearColorMapper,
+    RadioButtonGroup,
+    Select,
+)
 
-from totalvi.analysis.columns import CLUSTER_COLUMN
+from totalvi.figures.cell_maps import VALUE_PALETTE, category_legend
+from totalvi.figures.style import BACKGROUND, PROTEIN_SCALE, RNA_SCALE, CountScale, category_colors
+from totalvi.run.folder import CLUSTER_COLUMN
 from totalvi.view.explorer.gate_panel import ALL_CELLS
 from totalvi.view.explorer.gates import SCALES, Kind
 from totalvi.view.explorer.plot import CellPlot, mapped, rgba
 from totalvi.view.explorer.run_cells import RunCells
-from totalvi.view.figures.cell_maps import VALUE_PALETTE, category_legend
-from totalvi.view.figures.style import (
-    BACKGROUND,
-    PROTEIN_SCALE,
-    RNA_SCALE,
-    CountScale,
-    category_colors,
-)
 
 WORDS: dict[Kind, str] = {
     "protein_denoised": "protein, denoised",
@@ -116,6 +118,16 @@ wheels.forEach((wheel) => { wheel.active = cb_obj.active === 0; });
 """
 
 
+def show_scale(coloring: Coloring, mapper: LinearColorMapper, color_bar: ColorBar) -> None:
+    """Set the colour bar to the range of the values that cells are coloured by."""
+    mapper.high = coloring.high
+    if coloring.scale is None:
+        color_bar.ticker, color_bar.major_label_overrides = "auto", {}
+    else:
+        color_bar.ticker = coloring.scale.ticker()
+        color_bar.major_label_overrides = coloring.scale.ticks()
+
+
 class ViewPanel:
     """Widgets above the plots.
 
@@ -203,3 +215,9 @@ def _search(
         search_strategy="includes",
         restrict=True,
     )
+
+
+LEGEND_STYLE = """
+ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0; padding: 0; }
+.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 5px; }
+"""

@@ -19,7 +19,7 @@ from bokeh.models import (
 )
 
 from totalvi.errors import DataError
-from totalvi.view.explorer.compare_panel import redrawn_with_its_source
+from totalvi.view.explorer.compare import redrawn_with_its_source
 from totalvi.view.explorer.gates import Count, Gating
 
 ALL_CELLS = "All cells"

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem, write_elem
 
-from totalvi.analysis.output import staged_file
 from totalvi.errors import DataError, FormatError, OutputError
+from totalvi.run.folder import staged_file
 from totalvi.view.explorer.gates import (
     COFACTOR,
     MOST_GATES,

@@ -21,9 +21,8 @@ from bokeh.models import (
     WheelZoomTool,
 )
 
-from totalvi.view.explorer.gates import Axis, Gate, Scale, Shape, scale_ticks, to_scale
-from totalvi.view.figures.cell_maps import add_labels, density_mapper, point_density, point_size
-from totalvi.view.figures.style import (
+from totalvi.figures.cell_maps import add_labels, density_mapper, point_density, point_size
+from totalvi.figures.style import (
     BACKGROUND,
     INK,
     PALE,
@@ -33,6 +32,7 @@ from totalvi.view.figures.style import (
     use_count_axis,
     use_ticks,
 )
+from totalvi.view.explorer.gates import Axis, Gate, Scale, Shape, scale_ticks, to_scale
 
 CLEAR = np.uint32(0)
 

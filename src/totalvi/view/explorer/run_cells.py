@@ -13,10 +13,10 @@ from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.analysis.output import STORE
 from totalvi.data.counts import Counts, CountsInMemory, DenseOnDisk, SparseOnDisk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.errors import ReadError
+from totalvi.run.folder import STORE
 from totalvi.view.explorer.gates import Gate, Kind, Scale, inside_polygon, to_scale
 
 COLUMNS_KEPT = 128  # of values of all cells, in memory

@@ -27,6 +27,9 @@ from tornado.netutil import bind_sockets
 from tornado.routing import Router
 from tornado.web import Application, ErrorHandler, OutputTransform
 
+from totalvi.view.explorer.app import Explorer
+from totalvi.view.explorer.workspace import Workspace
+
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
     # Bokeh makes functions of texts, and its page has scripts and styles in it. Nothing may come from,
@@ -211,3 +214,19 @@ def open_in_browser(url: str, folder: Path) -> Iterator[None]:
         yield
     finally:
         file.unlink(missing_ok=True)
+
+
+@contextmanager
+def serving(workspace: Workspace, port: int | None = None) -> Iterator[ExplorerServer]:
+    """Give a server of the explorer, whose `run` serves until it is interrupted."""
+    server = ExplorerServer(lambda document: _fill(document, workspace), port)
+    # What fails here fails at the first comparison again, which says so on the page.
+    workspace.executor.submit(workspace.comparer.warm_up)
+    try:
+        yield server
+    finally:
+        workspace.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _fill(document: Document, workspace: Workspace) -> None:
+    Explorer(document, workspace)

@@ -11,18 +11,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bokeh.resources import Resources
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from totalvi.analysis.output import staged_file
-from totalvi.analysis.record import OF_THE_OUTPUT
-from totalvi.view.figures.cell_maps import category_legend
+from totalvi.figures.cell_maps import category_legend
+from totalvi.run.folder import RECORD, staged_file
+from totalvi.run.record import OF_THE_OUTPUT
 from totalvi.view.report.cards import HEIGHT, WIDTH, control_cards, protein_cards
 from totalvi.view.report.page_data import data_of_page, n_drawn
-from totalvi.view.report.report_data import Results, cells_file, mean_count, number, read_results
+from totalvi.view.report.report_data import (
+    Results,
+    cells_file,
+    mean_count,
+    number,
+    read_results,
+    read_run_record,
+)
 from totalvi.view.report.report_figures import embedded, make_figures
 
 REPORT = "report.html"
+_PAGE_NEEDS = {
+    *("results file", "latent space", "denoised counts", "clusters and UMAP", "tables"),
+}
+"""Steps of a run without which there is little to show."""
 ABOUT_ANTIBODIES = re.compile(r"\d+ of \d+ antibodies: ")  # which the page lists by name
 
 
@@ -32,7 +43,8 @@ def build_report(folder: str | Path, output: str | Path | None = None) -> Path:
     Parameters
     ----------
     folder
-        As `totalvi run` wrote it; its model is not needed.
+        As `totalvi run` wrote it; its model is not needed. Of a run some of whose steps failed, the
+        page names them, and shows what there is or, where that would be little, nothing else.
     output
         File to write, which ends in ``.html``. None: ``report.html`` in the folder.
 
@@ -50,8 +62,11 @@ def build_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """
     folder = Path(folder)
     path = folder / REPORT if output is None else Path(output)
-    n_proteins = _n_proteins(folder)
-    page = render(read_results(folder, n_drawn(n_proteins)))
+    record = read_run_record(folder)
+    if _PAGE_NEEDS & set(record.get("failed", {})):
+        page = render_incomplete(folder, record)
+    else:
+        page = render(read_results(folder, n_drawn(_n_proteins(folder))))
     with staged_file(path, suffix=".html", overwrite=True) as staged:
         staged.write_text(page, encoding="utf-8")
     return path
@@ -61,15 +76,11 @@ def render(results: Results) -> str:
     """Return the page."""
     figures = make_figures(results)
     document, figure_ids = embedded(figures)
-    page_files = files("totalvi.view.report") / "page"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": number, "mean_count": mean_count}
-    environment.filters["json"] = json_in_page
-    template = environment.from_string((page_files / "report.html").read_text(encoding="utf-8"))
     tables = results.tables
     data = data_of_page(results)
-    return template.render(
+    return _template("report.html").render(
         record=results.record,
+        **_missing(results.folder, results.record),
         name=_name(results.record),
         warnings=[w for w in results.record["warnings"] if not ABOUT_ANTIBODIES.match(w)],
         tables=tables,
@@ -92,10 +103,47 @@ def render(results: Results) -> str:
             "figure_ids": figure_ids,
             "cells_file": cells_file(results.folder),
         },
-        style=Markup((page_files / "report.css").read_text(encoding="utf-8")),  # nosec B704
-        script=Markup((page_files / "report.js").read_text(encoding="utf-8")),  # nosec B704
+        style=_source("report.css"),
+        script=_source("report.js"),
         bokeh=[Markup(source) for source in Resources(mode="inline", components=["bokeh"]).js_raw],  # nosec B704
     )
+
+
+def render_incomplete(folder: Path, record: dict[str, Any]) -> str:
+    """Return the page of a run that lacks what the report is about."""
+    return _template("incomplete.html").render(
+        record=record,
+        **_missing(folder, record),
+        name=_name(record),
+        there=sorted(path.name for path in folder.iterdir() if path.name[0] not in "."),
+        style=_source("report.css"),
+    )
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("totalvi.view.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters |= {"number": number, "mean_count": mean_count, "json": json_in_page}
+    return environment.get_template(name)
+
+
+def _source(name: str) -> Markup:
+    """Return a style or script of ours."""
+    path = files("totalvi.view.report") / "page" / name
+    return Markup(path.read_text(encoding="utf-8"))  # nosec B704
+
+
+def _missing(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the steps that failed, with their errors, and the command that makes them up."""
+    command = None
+    if "input" in record["input_sha256"]:
+        place = shlex.quote(str(folder))
+        command = f"totalvi run --from {shlex.quote(str(folder / RECORD))} -o {place} --resume"
+    return {"missing": record.get("failed", {}), "completing": command}
 
 
 def json_in_page(value: Any) -> Markup:

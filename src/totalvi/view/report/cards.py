@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from totalvi.view.figures.charts import HistogramParts, histogram_parts
-from totalvi.view.figures.style import PROTEIN_SCALE
+from totalvi.figures.charts import HistogramParts, histogram_parts
+from totalvi.figures.style import PROTEIN_SCALE
 from totalvi.view.report.report_data import Results, mean_count, number
 
 WIDTH, HEIGHT = 260.0, 84.0
@@ -103,6 +103,8 @@ def protein_cards(results: Results) -> list[Card]:
 
 def control_cards(results: Results) -> list[Card]:
     """Return a card for each isotype control that was kept out of the model."""
+    if "isotype_controls" not in results.tables:  # the run could not make it
+        return []
     cards = []
     for name in map(str, results.controls):
         numbers = _row(results, "isotype_controls", name)

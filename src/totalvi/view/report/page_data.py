@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from totalvi.view.figures.cell_maps import label_places
-from totalvi.view.figures.style import PROTEIN_SCALE, RNA_SCALE, category_colors
+from totalvi.figures.cell_maps import label_places
+from totalvi.figures.style import PROTEIN_SCALE, RNA_SCALE, category_colors
 from totalvi.view.report.report_data import CLUSTERS, Results, read_genes
 
 

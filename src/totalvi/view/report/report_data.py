@@ -12,9 +12,9 @@ import pandas as pd
 import zarr
 from anndata.io import read_elem, sparse_dataset
 
-from totalvi.analysis.output import STORE
 from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
 from totalvi.errors import OutputError, ReadError
+from totalvi.run.folder import STORE
 
 AT_LEAST = 50  # cells of each stratum, where it has so many
 
@@ -138,6 +138,36 @@ class Results(NamedTuple):
         return key if key in self.obs else None
 
 
+_NOT_OF_A_RUN = (
+    "{} is not a folder of `totalvi run`, which holds run.json, results.h5mu (or "
+    f"{STORE}) and tables: give the folder that a run wrote"
+)
+
+
+def read_run_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a run.
+
+    Raises
+    ------
+    OutputError
+        When the folder is not one of a run.
+    ReadError
+        When the record is damaged.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise OutputError(_NOT_OF_A_RUN.format(folder))
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    return record
+
+
+def _damaged(folder: Path, error: Exception) -> ReadError:
+    return ReadError(f"{folder} cannot be read ({error}): make it again with totalvi run")
+
+
 def read_results(folder: Path, n_drawn: int) -> Results:
     """Read the folder of a run.
 
@@ -155,16 +185,12 @@ def read_results(folder: Path, n_drawn: int) -> Results:
     ReadError
         When a file in it is damaged.
     """
-    record_path = folder / "run.json"
     tables_missing = [n for n in NEEDED if not _table_path(folder, n).is_file()]
     has_cells = (folder / "results.h5mu").is_file() or (folder / STORE).is_dir()
-    if not record_path.is_file() or not has_cells or tables_missing:
-        raise OutputError(
-            f"{folder} is not a folder of `totalvi run`, which holds run.json, results.h5mu (or "
-            f"{STORE}) and tables: give the folder that a run wrote"
-        )
+    if not has_cells or tables_missing:
+        raise OutputError(_NOT_OF_A_RUN.format(folder))
+    record = read_run_record(folder)
     try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
         tables = {
             name: _read_table(_table_path(folder, name), index)
             for name, index in NAMES.items()
@@ -184,9 +210,7 @@ def read_results(folder: Path, n_drawn: int) -> Results:
             gene_names = read_elem(file["mod/rna/var"]).index.astype(str).tolist()
             controls = _controls(file, drawn.rows)
     except (OSError, KeyError, ValueError) as error:
-        raise ReadError(
-            f"{folder} cannot be read ({error}): make it anew with totalvi run"
-        ) from error
+        raise _damaged(folder, error) from error
     control = var.get("control", pd.Series(False, index=var.index))
     return Results(
         folder,

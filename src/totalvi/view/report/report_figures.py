@@ -10,7 +10,7 @@ from bokeh.document import Document
 from bokeh.models import ColumnDataSource
 from bokeh.plotting import figure
 
-from totalvi.view.figures.cell_maps import (
+from totalvi.figures.cell_maps import (
     add_color_bar,
     add_density,
     add_labels,
@@ -19,7 +19,7 @@ from totalvi.view.figures.cell_maps import (
     cell_map,
     value_mapper,
 )
-from totalvi.view.figures.charts import (
+from totalvi.figures.charts import (
     agreement,
     composition,
     count_histogram,
@@ -27,7 +27,7 @@ from totalvi.view.figures.charts import (
     training_curves,
     volcano,
 )
-from totalvi.view.figures.style import PROTEIN_SCALE
+from totalvi.figures.style import PROTEIN_SCALE
 from totalvi.view.report.page_data import packed
 from totalvi.view.report.report_data import Results
 

@@ -143,7 +143,7 @@
   const proteins = data.features.filter((f) => f.kind === "protein");
   const BINS = 80;
   function density(x, y) {
-    // As totalvi.view.figures.cell_maps.point_density: smoothed counts of a grid, log1p, of the highest.
+    // As totalvi.figures.cell_maps.point_density: smoothed counts of a grid, log1p, of the highest.
     const result = new Float32Array(x.length);
     const range = (values) => {
       let low = Infinity, high = -Infinity;

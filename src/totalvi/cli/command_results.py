@@ -1,0 +1,277 @@
+"""`totalvi explore`: gates and what they hold, in a browser."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from totalvi.cli import options
+from totalvi.cli.options import keeping
+from totalvi.cli.wording import with_options
+
+
+def explore(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `totalvi run` wrote.", show_default=False)
+    ],
+    gates: Annotated[
+        Path | None,
+        typer.Option(
+            "--gates", metavar="FILE", help="Gates to start with; default: those saved in DIR."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Port to listen on; default: 5006 or the next free one.",
+        ),
+    ] = None,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only print the address.")
+    ] = False,
+) -> None:
+    """Look at the cells of a run, gate them, and see what sets them apart.
+
+    Opens a page in your browser. It is served on this machine only, to whoever has the address
+    that is printed. Ctrl-C stops it; gates that were not saved are then kept in
+    DIR/gates_unsaved.json, and offered when it is started again.
+
+    \b
+    Examples:
+      totalvi explore totalvi-demo
+      totalvi explore results --gates other_results/gates.json
+      totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
+    """
+    from totalvi.view.explorer.server import open_in_browser, serving
+    from totalvi.view.explorer.workspace import open_workspace
+
+    workspace = open_workspace(folder, gates)
+    for note in workspace.notes:
+        typer.echo(f"note: {note}")
+    try:
+        with serving(workspace, port) as server:
+            n_cells, n_gates = workspace.cells.n_cells, len(workspace.saved.gates)
+            typer.echo(f"{folder}: {n_cells:,} cells, {n_gates} gates")
+            typer.echo(f"open     {server.url}")
+            typer.echo("to stop  press Ctrl-C here")
+            if workspace.unsaved():
+                typer.echo("note: gates of an earlier visit were not saved; the page offers them")
+            opening = nullcontext() if no_browser else open_in_browser(server.url, folder)
+            with opening:
+                server.run()
+    finally:  # a terminated server keeps them as well
+        for kept in workspace.keep_unsaved():
+            typer.echo(f"gates that were not saved: {kept}")
+    typer.echo("stopped")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `totalvi run` wrote.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE.html", help="File to write; default: DIR/report.html."
+        ),
+    ] = None,
+) -> None:
+    """Make the report of a run anew, and print its path.
+
+    The report is one HTML file that opens in a browser without a network.
+
+    \b
+    Examples:
+      totalvi report results
+      totalvi report results -o for_the_lab.html
+    """
+    from totalvi.view.report.build import build_report
+
+    typer.echo(build_report(folder, output))
+
+
+def map_cells(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
+    ],
+    query: Annotated[
+        str,
+        typer.Argument(metavar="QUERY", help="Raw counts of the new cells; RNA alone will do."),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+    ],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            metavar="PATH",
+            help="Counts that the model was fitted to; default: results.h5mu (or .zarr) beside it.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="KEY",
+            help="Column of the reference with labels; default: leiden_totalvi, if there.",
+        ),
+    ] = None,
+    batch: options.Batch = None,
+    reference_batch: Annotated[
+        str | None,
+        typer.Option(
+            "--reference-batch",
+            metavar="NAME",
+            help='Batch of the reference to start from, or "average"; default: the nearest.',
+        ),
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Fit the weights of the query's batches (surgery).")
+    ] = False,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10.0,
+) -> None:
+    """Lay new cells on a fitted model, which is not changed.
+
+    Writes cells.csv.gz (label with its probability, how unlike the reference the cell is, latent
+    state), label_probabilities.csv.gz, where the query lacks proteins imputed_proteins.csv.gz and how
+    far they can be trusted (reliability.csv), the model of the query, and run.json. An interrupted
+    --train is kept in DIR.checkpoint, from which --resume goes on.
+
+    \b
+    Examples:
+      totalvi map results new_cells.h5 -o mapped
+      totalvi map pbmc.totalvi rna.h5ad -o mapped --reference pbmc.h5mu --labels cell_type --train
+    """
+    from totalvi.run.map_cells import map_files
+
+    with warnings.catch_warnings(record=True) as caught, keeping(output):
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message="The (query|reference model) ")
+        record = map_files(
+            model,
+            query,
+            output,
+            reference=reference,
+            labels=labels,
+            batch_key=batch,
+            reference_batch=reference_batch,
+            train=train,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
+        )
+    for said in caught:
+        typer.echo(f"warning: {said.message}")
+    typer.echo(record["summary"])
+    for note in record["notes"]:
+        typer.echo(f"note: {with_options(note)}")
+    typer.echo(f"written: {output}")
+
+
+def impute(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="REFERENCE", help="Raw counts of RNA and proteins.", show_default=False
+        ),
+    ],
+    query: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUERY",
+            help="Raw counts of RNA, with other proteins or none.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+    ],
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="KEY", help="Column with the batches within REFERENCE or QUERY."
+        ),
+    ] = None,
+    genome: options.Genome = None,
+    hashtags: options.Hashtags = None,
+    controls: options.Controls = None,
+    genes: Annotated[
+        int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
+    ] = 4000,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
+    ] = None,
+    interval: Annotated[
+        float,
+        typer.Option(
+            "--interval",
+            min=0.01,
+            max=0.99,
+            callback=options.a_number,
+            help="Probability of the intervals.",
+        ),
+    ] = 0.9,
+    samples: Annotated[
+        int, typer.Option("--samples", min=20, help="Posterior samples a cell.")
+    ] = 100,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10.0,
+) -> None:
+    """Predict the proteins that cells lack.
+
+    Fits a model to both inputs together, predicts the proteins of REFERENCE in the cells of QUERY,
+    and says how sure each value is and how far each protein can be trusted: that is measured on
+    cells of REFERENCE kept out of the fit, with their proteins hidden. Until the folder is there, the
+    fit is kept in DIR.checkpoint, from which --resume goes on to the same results.
+
+    \b
+    Examples:
+      totalvi impute cite.h5mu rna.h5ad -o imputed
+      totalvi impute cite.h5mu other_panel.h5mu -o imputed --batch donor
+    """
+    from totalvi.run.impute import impute as impute_proteins
+
+    with keeping(output):
+        result = impute_proteins(
+            reference,
+            query,
+            output,
+            batch_key=batch,
+            genome=genome,
+            hashtags=hashtags,
+            controls=controls,
+            n_genes=genes,
+            max_epochs=epochs,
+            n_samples=samples,
+            interval=interval,
+            seed=seed,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
+        )
+    record = result.record
+    typer.echo(
+        f"{record['proteins']} proteins imputed in {record['cells']:,} cells from "
+        f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
+        f"{sum(record['seconds'].values()):,.0f} s"
+    )
+    for kind in ("notes", "warnings"):
+        for message in record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] != "model.totalvi":
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / 'model.totalvi'}")

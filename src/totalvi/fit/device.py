@@ -1,0 +1,233 @@
+"""The device of a fit: the precision of its products, and the memory of a GPU."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from totalvi.data.cells import CiteData
+from totalvi.errors import TrainingError
+from totalvi.fit.batches import CountsOnDevice, counts_on_device, minibatch
+from totalvi.fit.plan import Precision, TrainingPlan
+from totalvi.nn.likelihoods import objective
+from totalvi.nn.network import Network
+
+# -------------------------------------------------------------------------------------- precision
+
+
+def resolved_plan(plan: TrainingPlan, network: Network, device: torch.device) -> TrainingPlan:
+    """Return the plan with the device and the precision that "auto" stands for."""
+    precision = resolve_precision(plan.precision, network, device)
+    return replace(plan, accelerator=device.type, precision=precision)
+
+
+def resolve_precision(given: Precision, network: Network, device: torch.device) -> Precision:
+    """Return the precision that a fit of ``network`` on ``device`` has.
+
+    "auto" is "bf16-mixed" for fused networks on processors with instructions for bfloat16, where wide
+    products are several times faster and fits measured as good; "32-true" elsewhere. Processors do
+    not train in float16: "16-mixed" is "bf16-mixed" there.
+    """
+    on_cpu = device.type == "cpu"
+    if given == "auto":
+        return "bf16-mixed" if on_cpu and network.fused and _has_bfloat16() else "32-true"
+    return "bf16-mixed" if on_cpu and given == "16-mixed" else given
+
+
+def autocast_precision(precision: Precision, network: Network, device: torch.device) -> Precision:
+    """Return the precision that is left to ``torch.autocast``.
+
+    On the CPU, fused networks take their wide products in bfloat16 themselves, and everything else in
+    float32: see `wide_products`.
+    """
+    fused = precision == "bf16-mixed" and network.fused and device.type == "cpu"
+    return "32-true" if fused else precision
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which torch runs the operations that tolerate it in 16 bits."""
+    if precision == "32-true":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.half
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler | None:
+    """Return the scaler that keeps gradients from vanishing in float16; None for other precisions."""
+    return torch.amp.GradScaler(device.type) if precision == "16-mixed" else None
+
+
+@contextmanager
+def wide_products(network: Network, precision: Precision) -> Iterator[None]:
+    """Take the products as wide as the genes in this precision for a while."""
+    before = network.bfloat16_products
+    network.set_bfloat16_products(precision == "bf16-mixed")
+    try:
+        yield
+    finally:
+        network.set_bfloat16_products(before)
+
+
+def _has_bfloat16() -> bool:
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+# ----------------------------------------------------------------------------------------- memory
+
+_PROBE_CELLS = 64
+_COPIES_OF_WEIGHTS = 6  # the weights, their gradients, two moments of Adam, the best ones, clipping
+_SPARE = 0.9  # share of the free memory that may be planned for
+_GB = 1e9
+
+
+class Memory(NamedTuple):
+    """Bytes that a fit needs on its device.
+
+    Parameters
+    ----------
+    weights
+        Weights with their gradients, moments and copies.
+    per_cell
+        What a cell of a minibatch takes while its gradient is computed.
+    counts
+        Counts of all cells, if the device holds them; 0 where they stay on disk.
+    free
+        What the device has.
+    """
+
+    weights: int
+    per_cell: int
+    counts: int
+    free: int
+
+    def holds_counts(self, n_cells: int) -> bool:
+        """Return whether all counts can be on the device beside minibatches of ``n_cells``."""
+        needed = self.weights + n_cells * self.per_cell + self.counts
+        return self.counts > 0 and needed <= _SPARE * self.free
+
+    def largest_minibatch(self) -> int:
+        """Return how many cells of a minibatch fit, the counts being elsewhere."""
+        return max(int((_SPARE * self.free - self.weights) / self.per_cell), 0)
+
+    def sentence(self, n_cells: int) -> str:
+        """Return what is needed with minibatches of ``n_cells``, in words."""
+        minibatch = n_cells * self.per_cell
+        held = self.holds_counts(n_cells)
+        total = self.weights + minibatch + held * self.counts
+        counts = (
+            f"{self.counts / _GB:.2f} for the counts of all cells"
+            if held
+            else "counts come from the computer's memory"
+        )
+        return (
+            f"memory on the GPU: about {total / _GB:.2f} of {self.free / _GB:.1f} GB "
+            f"({self.weights / _GB:.2f} for weights, {minibatch / _GB:.2f} for a minibatch of "
+            f"{n_cells:,} cells, {counts})"
+        )
+
+
+def plan_memory(
+    network: Network, data: CiteData, device: torch.device, n_cells: int, *, show: bool
+) -> tuple[Memory, CountsOnDevice | None]:
+    """Return what a fit needs of a GPU's memory, and the counts on it where they fit.
+
+    Parameters
+    ----------
+    n_cells
+        Cells of a minibatch, at most.
+    show
+        Whether to say on standard error what is needed.
+
+    Raises
+    ------
+    TrainingError
+        When minibatches do not fit.
+    """
+    memory = memory_use(network, data, free_memory(device))
+    require_room(memory, n_cells)
+    if show:
+        sys.stderr.write(f"{memory.sentence(n_cells)}\n")
+    with explained(memory, n_cells):
+        held = counts_on_device(data, device) if memory.holds_counts(n_cells) else None
+    return memory, held
+
+
+def memory_use(network: Network, data: CiteData, free: int) -> Memory:
+    """Return what a fit of ``network`` to ``data`` needs on a device with ``free`` bytes.
+
+    What a minibatch needs is counted on the CPU, in float32, from a few cells spread over the data:
+    the tensors that are kept for the gradient, and twice the largest of them on top.
+    """
+    n_weights = sum(parameter.numel() for parameter in network.parameters())
+    cells = np.unique(np.linspace(0, data.n_cells - 1, _PROBE_CELLS).round().astype(np.int64))
+    probe = deepcopy(network).cpu().train()
+    for part in probe.modules():
+        if hasattr(part, "fused"):
+            part.fused = False  # type: ignore[assignment]
+    batch = minibatch(data, probe, cells)
+    with _kept_for_gradient(probe) as sizes:
+        objective(batch.terms(probe.elbo, torch.Generator()))
+    per_cell = (sum(sizes.values()) + 2 * max(sizes.values())) // len(cells)
+    return Memory(4 * n_weights * _COPIES_OF_WEIGHTS, per_cell, _bytes_of_counts(data), free)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a GPU has free."""
+    free, _total = torch.cuda.mem_get_info(device)
+    return int(free)
+
+
+def require_room(memory: Memory, n_cells: int) -> None:
+    """Raise TrainingError when minibatches of ``n_cells`` do not fit."""
+    if n_cells > memory.largest_minibatch():
+        raise _too_little(memory, n_cells)
+
+
+@contextmanager
+def explained(memory: Memory, n_cells: int) -> Iterator[None]:
+    """Raise TrainingError when minibatches of ``n_cells`` took more memory than there was."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _too_little(memory, n_cells) from error
+
+
+def _too_little(memory: Memory, n_cells: int) -> TrainingError:
+    fits = min(memory.largest_minibatch(), n_cells // 2)
+    fix = f"give batch_size={fits} or less" if fits >= 3 else "use the CPU, or fewer genes"
+    return TrainingError(
+        f"The GPU's memory ({memory.free / _GB:.1f} GB free) is too small for minibatches of "
+        f"{n_cells:,} cells; {fix}."
+    )
+
+
+def _bytes_of_counts(data: CiteData) -> int:
+    if data.on_disk:
+        return 0
+    rna = 8 * int(data.rna.read().nnz) + 8 * (data.n_cells + 1)
+    return rna + int(data.protein.read().nbytes)
+
+
+@contextmanager
+def _kept_for_gradient(network: Network) -> Iterator[dict[int, int]]:
+    """Give the bytes of the tensors, weights apart, that are kept for a gradient, by address."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    sizes: dict[int, int] = {}
+    alive: list[Tensor] = []  # keeps each tensor, so that no address is used twice
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield sizes

@@ -1,0 +1,184 @@
+"""A fitted model as values: what a fit leaves, and all that makes a model besides its data."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.cells import QueryMapping, Schema
+from totalvi.fit.plan import TrainingPlan
+from totalvi.fit.split import Split
+from totalvi.fit.state import torch_generator
+from totalvi.nn.v06 import TOTALVI
+
+_INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # uses of a model's seed; queries have others
+
+
+def seed_of_split(seed: int) -> np.random.SeedSequence:
+    """Return the source of a model's random splits, the same for each of its fits."""
+    return np.random.SeedSequence(seed, spawn_key=(_SPLIT, 0))
+
+
+def seed_of_fit(seed: int, n_earlier_fits: int) -> np.random.SeedSequence:
+    """Return the source of all that is random in a fit of a model."""
+    return np.random.SeedSequence(seed, spawn_key=(_FIT, n_earlier_fits))
+
+
+def network_of(schema: Schema, options: dict[str, Any], seed: int) -> TOTALVI:
+    """Return the network of a model before its first fit, ready for queries.
+
+    Parameters
+    ----------
+    schema
+        What the model knows of its data: the sizes follow from it.
+    options
+        The other arguments of `TOTALVI`.
+    seed
+        The model's, source of the initial weights.
+    """
+    initial_weights = np.random.SeedSequence(seed, spawn_key=(_INITIAL_WEIGHTS, 0))
+    return TOTALVI(
+        n_input_genes=len(schema.gene_names),
+        n_input_proteins=len(schema.protein_names),
+        n_batch=len(schema.batch_names),
+        n_labels=len(schema.label_names),
+        n_panels=len(schema.panel_names) or None,
+        n_categories_per_covariate=[len(names) for names in schema.covariate_categories],
+        n_continuous_covariates=len(schema.columns.continuous_covariate_keys),
+        protein_batch_mask=schema.panel_measured,
+        generator=torch_generator(initial_weights),
+        **options,
+    ).eval()
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit leaves besides the weights.
+
+    Parameters
+    ----------
+    history
+        One row an epoch: losses by cell, their parts, KL weight, learning rate, seconds.
+    split
+        The cells that trained, validated, and were held out for tests.
+    plan
+        The numbers of the fit; None: another package fitted the model, or nothing did.
+    summary
+        The epoch whose weights the network has, why training stopped, the number of steps left out
+        because they were not finite, and the precision of the products.
+    fingerprint
+        By which the data are recognised; None: not known.
+    """
+
+    history: pd.DataFrame
+    split: Split
+    plan: TrainingPlan | None
+    summary: dict[str, Any]
+    fingerprint: dict[str, Any] | None = None
+
+    def after(self, earlier: "FitResult | None", fingerprint: dict[str, Any]) -> "FitResult":
+        """Return the result with the epochs of an ``earlier`` fit first, and the data's fingerprint."""
+        before = pd.DataFrame() if earlier is None else earlier.history
+        history = pd.concat([before, self.history], ignore_index=True)
+        history.index.name = "epoch"
+        summary = self.summary | {"best_epoch": len(before) + self.summary["best_epoch"]}
+        return replace(self, history=history, summary=summary, fingerprint=fingerprint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, texts and numbers."""
+        return {
+            "plan": None if self.plan is None else asdict(self.plan),
+            "fit_summary": self.summary,
+            "fingerprint": self.fingerprint,
+            "split": {name: part.tolist() for name, part in self.split._asdict().items()},
+            "history": self.history.to_dict(orient="list"),
+        }
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Self:
+        """Return the result that `to_dict` wrote."""
+        history = pd.DataFrame(given["history"], dtype=float)
+        history.index.name = "epoch"
+        parts = {name: np.array(cells, np.int64) for name, cells in given["split"].items()}
+        plan = given["plan"]
+        return cls(
+            history,
+            Split(**parts),
+            None if plan is None else TrainingPlan(**plan),
+            given["fit_summary"],
+            given.get("fingerprint"),
+        )
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """All that makes a fitted model besides its data.
+
+    Parameters
+    ----------
+    schema
+        What the model knows of its data.
+    options
+        Arguments of `TOTALVI` that do not follow from the schema.
+    seed
+        Source of all that is random.
+    network
+        The network, its weights included.
+    result
+        What the latest fit left.
+    n_fits
+        Fits so far.
+    is_trained
+        Whether queries can be answered.
+    mapping
+        How a query was laid on a reference; None: the model is of its own data.
+    """
+
+    schema: Schema
+    options: dict[str, Any]
+    seed: int
+    network: TOTALVI
+    result: FitResult
+    n_fits: int = 1
+    is_trained: bool = True
+    mapping: QueryMapping | None = None
+
+
+def fit_settings(
+    *,
+    seed: int,
+    number_of_fit: int,
+    network: dict[str, Any],
+    plan: TrainingPlan,
+    split: Split,
+    split_sizes: tuple[float, float | None] | None,
+    data: dict[str, Any],
+) -> dict[str, Any]:
+    """Return all that a fit depends on, as JSON holds it.
+
+    Parameters
+    ----------
+    seed, number_of_fit, network
+        The model's seed, its number of fits with this one, and its options.
+    plan, split, split_sizes
+        Plan and cells of the fit; the sizes are None when positions were given.
+    data
+        Fingerprint of the data, from `totalvi.data.cells.fingerprint`.
+    """
+    settings = {
+        "seed": seed,
+        "number of the fit": number_of_fit,
+        "network": network,
+        "plan": asdict(plan),
+        "split": {
+            f"{name} cells": hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()
+            for name, part in split._asdict().items()
+        },
+        "split_sizes": split_sizes,
+        "data": data,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=lambda value: value.tolist()))
+    return plain

@@ -1,0 +1,241 @@
+"""Query cells beside the reference cells nearest to them, and held-out reference cells likewise.
+
+What is said of a query is calibrated on cells of the reference that it was not fitted to: they are
+encoded with what the query has (its genes, its panel), and compared with the same reference cells.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from totalvi.data.cells import CiteData
+from totalvi.data.counts import CountsInMemory
+from totalvi.fit.split import Split
+from totalvi.mapping.map_query import always_shown, fill_unmeasured
+from totalvi.neighbours import nearest
+from totalvi.nn.v06 import TOTALVI
+from totalvi.posterior.latent import LatentDistribution, latent_distribution
+from totalvi.posterior.noise import CellNoise
+from totalvi.posterior.question import Question
+
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 100, 5000
+_PAIRS_AT_ONCE = 65_536  # so many pairs of cells are compared at a time
+
+
+class Neighbours(NamedTuple):
+    """The k reference cells nearest to each of N cells.
+
+    Parameters
+    ----------
+    cells
+        Positions among the reference cells compared with, (N, k).
+    log_overlap
+        log of the integral of q(u | cell) q(u | reference cell), (N, k): how probable it is that both
+        have the same latent state.
+    distance
+        Distance of the posterior means, (N, k).
+    """
+
+    cells: np.ndarray
+    log_overlap: np.ndarray
+    distance: np.ndarray
+
+
+def cells_to_calibrate(
+    split: Split | None, usable: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return usable reference cells to calibrate on: not trained on, where there are enough of these.
+
+    Otherwise a tenth of the usable cells (at least 100, at most half) is drawn.
+    """
+    n_cells = len(usable)
+    if split is not None and sum(map(len, split)) == n_cells:
+        cells = np.concatenate([split.validation, split.test])
+        cells = cells[usable[cells]]
+        if len(cells) >= _LEAST_HELD_OUT:
+            return np.sort(rng.permutation(cells)[:_MOST_HELD_OUT])
+    cells = np.flatnonzero(usable)
+    n_wanted = min(max(len(cells) // 10, _LEAST_HELD_OUT), len(cells) // 2, _MOST_HELD_OUT)
+    return np.sort(rng.choice(cells, n_wanted, replace=False))
+
+
+def as_the_query(
+    held_out: CiteData, query: CiteData, module: TOTALVI, missing_genes: tuple[str, ...]
+) -> Iterator[tuple[int, np.ndarray, CiteData]]:
+    """Yield each panel of the query, and the held-out cells as if they had been measured with it.
+
+    With them comes which of the held-out cells they are: those with RNA in the genes of the query.
+    """
+    panels = np.array(held_out.schema.panel_measured)
+    known, shown = panels[held_out.panel], always_shown(module, panels, held_out.panel)
+    rna = held_out.rna.read()
+    if missing_genes:
+        keep = ~np.isin(query.schema.gene_names, missing_genes)
+        rna = sparse.csr_matrix(rna.multiply(keep[None]), dtype=np.float32)
+        rna.eliminate_zeros()
+    protein, library_size = held_out.protein.read(), held_out.library_size
+    if query.schema.columns.size_factor_key is None:
+        library_size = np.asarray(rna.sum(axis=1), dtype=np.float32).ravel()
+    for panel in np.unique(query.panel):
+        measured = np.array(query.schema.panel_measured[panel])
+        as_query = replace(
+            held_out,
+            schema=query.schema,
+            rna=CountsInMemory(rna),
+            protein=CountsInMemory(np.where(measured & known, protein, np.float32(0))),
+            panel=np.full_like(held_out.panel, panel),
+            library_size=library_size,
+        )
+        kept = np.flatnonzero(library_size > 0)
+        as_query = as_query.in_memory(kept)
+        fill_unmeasured(module, as_query, (shown & ~measured)[kept])
+        yield int(panel), kept, as_query
+
+
+def encode(module: TOTALVI, data: CiteData, cells: np.ndarray) -> LatentDistribution:
+    """Return q(u | cell) of the cells at these positions."""
+    no_samples = CellNoise(0)  # the distribution needs none
+    return latent_distribution(Question(module, data, cells, no_samples, progress=False))
+
+
+class Reference:
+    """Reference cells that others are compared with.
+
+    Parameters
+    ----------
+    latent
+        q(u | cell) of each.
+    n_neighbors
+        How many neighbours a cell is given.
+    """
+
+    def __init__(self, latent: LatentDistribution, n_neighbors: int) -> None:
+        self.latent, self.n_neighbors = latent, n_neighbors
+
+    def neighbours(self, cells: LatentDistribution) -> Neighbours:
+        """Return the reference cells nearest to each cell."""
+        found = nearest(cells.mean, self.latent.mean, self.n_neighbors).points
+        log_overlap = np.empty(found.shape, dtype=np.float32)
+        distance = np.empty(found.shape, dtype=np.float32)
+        step = max(_PAIRS_AT_ONCE // found.shape[1], 1)
+        for start in range(0, len(found), step):
+            rows = slice(start, start + step)
+            variance = cells.variance[rows, None] + self.latent.variance[found[rows]]
+            squared = (cells.mean[rows, None] - self.latent.mean[found[rows]]) ** 2
+            distance[rows] = np.sqrt(squared.sum(axis=2))
+            log_overlap[rows] = -0.5 * (squared / variance + np.log(variance)).sum(axis=2)
+        return Neighbours(found, log_overlap, distance)
+
+
+_TEMPERATURES = np.geomspace(0.5, 100, 16)
+_DOUBTS = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1])
+_BINS = 15
+
+
+class Calibration(NamedTuple):
+    """How weights of neighbours become probabilities.
+
+    Parameters
+    ----------
+    temperature
+        Weights are the overlap of the posteriors to the power 1 / temperature.
+    doubt
+        Share of the probability that is spread over the labels by how frequent they are.
+    """
+
+    temperature: float
+    doubt: float
+
+
+def label_probabilities(
+    neighbours: Neighbours, code: np.ndarray, n_labels: int, calibration: Calibration
+) -> np.ndarray:
+    """Return the probability of each label for each cell, (N, labels).
+
+    Parameters
+    ----------
+    code
+        Label of each reference cell, (reference cells,).
+    """
+    log_weight = neighbours.log_overlap.astype(np.float64) / calibration.temperature
+    weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
+    weight /= weight.sum(axis=1, keepdims=True)
+    n_cells = len(weight)
+    cell = np.repeat(np.arange(n_cells), weight.shape[1])
+    place = cell * n_labels + code[neighbours.cells].ravel()
+    votes = np.bincount(place, weight.ravel(), minlength=n_cells * n_labels)
+    frequency = np.bincount(code, minlength=n_labels) / len(code)
+    shares = votes.reshape(n_cells, n_labels)
+    result: np.ndarray = (1 - calibration.doubt) * shares + calibration.doubt * frequency
+    return result
+
+
+def calibrate(
+    neighbours: Neighbours, code: np.ndarray, truth: np.ndarray, n_labels: int
+) -> Calibration:
+    """Choose temperature and doubt that make the labels of held-out cells most probable.
+
+    Parameters
+    ----------
+    neighbours
+        Of the held-out cells.
+    code, truth
+        Labels of the reference cells, and of the held-out cells.
+    """
+    best, lowest = Calibration(1.0, float(_DOUBTS[0])), np.inf
+    for temperature in _TEMPERATURES:
+        shares = label_probabilities(neighbours, code, n_labels, Calibration(temperature, 0.0))
+        frequency = np.bincount(code, minlength=n_labels) / len(code)
+        right, expected = shares[np.arange(len(truth)), truth], frequency[truth]
+        for doubt in _DOUBTS:
+            chance = np.maximum((1 - doubt) * right + doubt * expected, 1e-12)
+            loss = -float(np.log(chance).mean())
+            if loss < lowest:
+                best, lowest = Calibration(float(temperature), float(doubt)), loss
+    return best
+
+
+def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Return the expected calibration error: how far the probability of the label given lies from how
+    often it is right, averaged over cells in 15 bins of equally many cells.
+
+    Examples
+    --------
+    >>> sure = np.array([[0.9, 0.1]] * 10)
+    >>> round(calibration_error(sure, np.array([0] * 9 + [1])), 3)
+    0.0
+    """
+    top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    order = np.argsort(top, kind="stable")
+    if len(order) < _BINS * 10:
+        return float(abs(top.mean() - right.mean()))
+    gaps = [
+        len(cells) * abs(top[cells].mean() - right[cells].mean())
+        for cells in np.array_split(order, _BINS)
+    ]
+    return float(sum(gaps) / len(order))
+
+
+def tail_probability(distance: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Return the share of held-out cells that are at least as far away, the cell itself counted, (N,).
+
+    It is a conformal p-value: of cells that are drawn like the held-out ones, a share of at most p has
+    one of p or less, whatever the distribution (Vovk, Gammerman and Shafer, 2005).
+
+    Examples
+    --------
+    >>> tail_probability(np.array([0.0, 2.5, 9.0]), np.array([1.0, 2.0, 3.0]))
+    array([1.  , 0.5 , 0.25])
+    """
+    n_nearer = np.searchsorted(np.sort(held_out), distance, side="left")
+    result: np.ndarray = (1 + len(held_out) - n_nearer) / (1 + len(held_out))
+    return result
+
+
+def distance_to(neighbours: Neighbours) -> np.ndarray:
+    """Return each cell's mean distance to its neighbours in the reference, (N,)."""
+    result: np.ndarray = neighbours.distance.mean(axis=1)
+    return result

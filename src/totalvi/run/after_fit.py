@@ -1,0 +1,312 @@
+"""What follows the fit of a run: each step takes from `Work` what it needs, and leaves what it made."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mudata
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.columns import Columns
+from totalvi.data.counts import (
+    Counts,
+    CountsInMemory,
+    DenseOnDisk,
+    SparseOnDisk,
+    lies_on_disk,
+)
+from totalvi.model import Model
+from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
+from totalvi.run.folder import CLUSTER_COLUMN
+from totalvi.run.results import (
+    Estimates,
+    antibody_warnings,
+    draw_figures,
+    make_tables,
+    read_protein_warnings,
+    write_tables,
+)
+from totalvi.run.results_file import DENOISED_LIBRARY_SIZE, ResultsFile
+from totalvi.run.steps import Step
+from totalvi.run.tables import background_tables
+
+POSTERIOR_SAMPLES = 25
+CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
+LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5mu read whole
+
+
+@dataclass
+class Work:
+    """A fitted model, its cells, and what the steps after the fit have made so far.
+
+    Parameters
+    ----------
+    model
+        Fitted.
+    data
+        Its cells: in memory, or opened with their counts left on disk.
+    keys
+        Columns of ``obs``.
+    folder
+        Of the run.
+    file
+        Takes what is known of each cell.
+    resolution, seed
+        As in `totalvi.run.run.run`.
+
+    Attributes
+    ----------
+    latent
+        Latent representation of all cells.
+    clusters
+        Clusters and map of all cells.
+    denoised_protein, foreground_probability
+        Of the cells shown.
+    protein_warnings
+        What is wrong with each antibody, or "".
+    warnings
+        Of the steps, for the record.
+    """
+
+    model: Model
+    data: MuData
+    keys: Columns
+    folder: Path
+    file: ResultsFile
+    resolution: float
+    seed: int
+    latent: np.ndarray = field(init=False)
+    clusters: Clusters | None = field(init=False, default=None)
+    denoised_protein: np.ndarray = field(init=False)
+    foreground_probability: np.ndarray = field(init=False)
+    protein_warnings: list[str] = field(init=False)
+    warnings: list[str] = field(init=False, default_factory=list)
+
+    @cached_property
+    def batch(self) -> pd.Series | None:
+        """The batch of each cell."""
+        return None if self.keys.batch_key is None else self.data.obs[self.keys.batch_key]
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """Positions of the cells that tables and figures show: all, unless there are very many."""
+        return cells_to_map(self.batch, self.data.n_obs)
+
+    @cached_property
+    def shown(self) -> MuData:
+        """The cells of the sample, in memory."""
+        everyone = len(self.sample) == self.data.n_obs
+        if everyone and not lies_on_disk(self.data["rna"].X):
+            return self.data
+        parts = {}
+        for name in ("rna", "prot"):
+            part = self.data[name]
+            counts = _rows(part.X, name, dense=name == "prot").rows(self.sample)
+            parts[name] = AnnData(counts, part.obs.iloc[self.sample], part.var)
+        with mudata.set_options(pull_on_update=False):
+            some = MuData(parts)
+            some.obs = self.data.obs.iloc[self.sample].copy()
+        return some
+
+    @property
+    def estimates(self) -> Estimates:
+        """What the model says of the cells shown."""
+        return Estimates(
+            self.latent[self.sample], self.denoised_protein, self.foreground_probability
+        )
+
+    @property
+    def clusters_shown(self) -> Clusters:
+        """Clusters and map of the cells shown."""
+        assert self.clusters is not None
+        return Clusters(self.clusters.labels[self.sample], self.clusters.umap[self.sample])
+
+
+def _rows(stored: Any, where: str, *, dense: bool) -> Counts[Any]:
+    """Return counts whose rows can be taken, in memory or on disk."""
+    if not lies_on_disk(stored):
+        return CountsInMemory(stored)
+    return DenseOnDisk(stored, where) if dense else SparseOnDisk(stored, where)
+
+
+def write_counts(work: Work) -> None:
+    """Begin the results; a store on disk has its counts since before the fit."""
+    if not work.file.on_disk:
+        work.file.write_counts(work.data)
+
+
+def take_latent(work: Work) -> None:
+    """Ask for the latent representation."""
+    work.latent = work.model.get_latent_representation()
+    work.file.add_obsm("X_totalvi", work.latent)
+
+
+def load_latent(work: Work) -> None:
+    """Read the latent representation."""
+    work.latent = work.file.read("obsm/X_totalvi")
+
+
+def denoise(work: Work) -> None:
+    """Write denoised counts and foreground probabilities as layers, and keep those of proteins."""
+    n_cells, n_genes = work.data["rna"].shape
+    n_proteins = work.data["prot"].n_vars
+    shape = (n_cells, n_proteins)
+    asked: dict[str, Any] = {"library_size": DENOISED_LIBRARY_SIZE, "n_samples": POSTERIOR_SAMPLES}
+    if work.file.on_disk:
+        with (
+            work.file.new_layer("prot", "denoised", n_proteins) as protein,
+            work.file.new_layer("prot", "foreground_probability", n_proteins) as foreground,
+        ):
+            work.model._write_denoised(None, protein, foreground, **asked)
+        load_denoised(work)
+        return
+    protein, foreground = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    if work.file.is_there and 4 * n_cells * n_genes <= LARGEST_DENOISED_RNA:
+        with work.file.new_layer("rna", "denoised", n_genes) as rna:
+            work.model._write_denoised(rna, protein, foreground, **asked)
+    else:
+        work.model._write_denoised(None, protein, foreground, **asked)
+    for name, values in (("denoised", protein), ("foreground_probability", foreground)):
+        work.file.add_layer("prot", name, values)
+    work.denoised_protein = protein[work.sample]
+    work.foreground_probability = foreground[work.sample]
+
+
+def load_denoised(work: Work) -> None:
+    """Read the layers of the proteins of the cells shown."""
+    work.denoised_protein = work.file.read_rows("mod/prot/layers/denoised", work.sample)
+    work.foreground_probability = work.file.read_rows(
+        "mod/prot/layers/foreground_probability", work.sample
+    )
+
+
+def cluster(work: Work) -> None:
+    """Cluster and map the cells."""
+    _set_clusters(
+        work,
+        cluster_all(work.latent, work.sample, resolution=work.resolution, seed=work.seed),
+    )
+    assert work.clusters is not None
+    work.file.add_obs(CLUSTER_COLUMN, work.clusters.labels)
+    work.file.add_obsm("X_umap", work.clusters.umap)
+
+
+def load_clusters(work: Work) -> None:
+    """Read clusters and map."""
+    labels = pd.Categorical(work.file.read(f"obs/{CLUSTER_COLUMN}"))
+    _set_clusters(work, Clusters(labels, work.file.read("obsm/X_umap")))
+
+
+def _set_clusters(work: Work, clusters: Clusters) -> None:
+    """Keep the clusters, also where the model looks for columns to compare by."""
+    work.clusters = clusters
+    work.shown.obs[CLUSTER_COLUMN] = work.clusters_shown.labels
+
+
+def tabulate(work: Work) -> None:
+    """Write the tables of cells, proteins, clusters, markers and epochs."""
+    assert work.clusters is not None
+    totals = [
+        np.concatenate([total(block) for _, block in _rows(part.X, name, dense=dense).blocks()])
+        for name, part, dense, total in (
+            ("rna", work.data["rna"], False, _total),
+            ("prot", work.data["prot"], True, _measured_total),
+        )
+    ]
+    tables = make_tables(
+        work.data.obs_names, work.batch, work.clusters, work.latent, totals,
+        work.shown, work.estimates, work.clusters_shown, work.keys.batch_key, work.model.history,
+    )  # fmt: skip
+    write_tables(tables, work.folder / "tables")
+    work.protein_warnings = list(tables["proteins"]["warning"])
+    work.warnings += antibody_warnings(tables["proteins"])
+
+
+def _total(counts: Any) -> np.ndarray:
+    return np.asarray(counts.sum(axis=1)).reshape(-1, 1)
+
+
+def _measured_total(counts: np.ndarray) -> np.ndarray:
+    total: np.ndarray = np.nansum(counts, axis=1, keepdims=True)
+    return total
+
+
+def load_protein_warnings(work: Work) -> None:
+    """Read what the table of proteins says of the antibodies."""
+    work.protein_warnings = read_protein_warnings(work.folder / "tables")
+
+
+def tabulate_background(work: Work) -> None:
+    """Write the tables of empty droplets and isotype controls, where there are any."""
+    tables, warnings = background_tables(work.model, work.data)
+    write_tables(tables, work.folder / "tables")
+    work.warnings += warnings
+
+
+def compare_clusters(work: Work) -> None:
+    """Compare each cluster with the others; one cluster has nothing to be compared with."""
+    if work.clusters_shown.labels.remove_unused_categories().categories.size < 2:
+        return
+    data = None if work.shown is work.data else work.shown
+    table = work.model.differential_expression(data, groupby=CLUSTER_COLUMN, progress=False)
+    write_tables({"differential_expression": table}, work.folder / "tables")
+
+
+def check_predictions(work: Work) -> None:
+    """Draw counts again for at most 1,000 cells taken at random, and compare."""
+    n_cells = work.data.n_obs
+    cells = np.sort(np.random.default_rng(work.seed).permutation(n_cells)[:CHECKED_CELLS])
+    check = work.model.posterior_predictive_check(
+        indices=cells, n_samples=POSTERIOR_SAMPLES, progress=False
+    )
+    tables = {"predictive_checks": check.table, "predictive_calibration": check.calibration}
+    write_tables(tables, work.folder / "tables")
+
+
+def measure_mixing(work: Work) -> None:
+    """Write how well the batches mix, where there are any."""
+    if work.batch is not None:
+        tables = {"batches": batch_mixing(work.latent, work.batch, work.seed)}
+        write_tables(tables, work.folder / "tables")
+
+
+def draw(work: Work) -> None:
+    """Draw the figures."""
+    draw_figures(
+        work.shown,
+        work.estimates,
+        work.clusters_shown,
+        work.protein_warnings,
+        work.model.history,
+        work.folder / "figures",
+        batch_key=work.keys.batch_key,
+        labels_key=work.keys.labels_key,
+        best_epoch=work.model.fit_summary["best_epoch"],
+    )
+
+
+AFTER_FIT: tuple[Step[Work], ...] = (
+    Step("results file", write_counts),
+    Step("latent space", take_latent, load=load_latent),
+    Step("denoised counts", denoise, load=load_denoised),
+    Step("clusters and UMAP", cluster, ("latent space",), load_clusters),
+    Step(
+        "tables",
+        tabulate,
+        ("latent space", "denoised counts", "clusters and UMAP"),
+        load_protein_warnings,
+    ),
+    Step("background tables", tabulate_background),
+    Step("differential expression", compare_clusters, ("clusters and UMAP",)),
+    Step("predictive checks", check_predictions),
+    Step("batch mixing", measure_mixing, ("latent space",)),
+    Step("figures", draw, ("tables",)),
+)
+"""The steps after the fit."""
+
+IN_THE_FILE = ("latent space", "denoised counts", "clusters and UMAP")
+"""Those that leave nothing but what they add to the results file."""

@@ -1,0 +1,304 @@
+"""Clusters and a map of the cells, both on one graph of neighbours in the latent space."""
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import igraph
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from totalvi.errors import DataError
+from totalvi.fit.batches import some_of_each
+from totalvi.neighbours import nearest, nearest_to_each
+
+NEIGHBOURS = 15  # of a cell, itself included
+MAP_CELLS = 100_000
+"""Cells that are clustered and mapped at once; further ones join the nearest of them."""
+LEIDEN_ITERATIONS = 2
+
+
+class Clusters(NamedTuple):
+    """Clusters and map of the cells.
+
+    Attributes
+    ----------
+    labels
+        One cluster for each cell, named ``"0"`` (the largest), ``"1"``, ...
+    umap
+        Shape (n_cells, 2), float32.
+    """
+
+    labels: pd.Categorical
+    umap: np.ndarray
+
+
+def cells_to_map(batch: pd.Series | None, n_cells: int) -> np.ndarray:
+    """Return the cells that are clustered and mapped at once, ascending: `MAP_CELLS`, or all.
+
+    They are spread evenly over each batch.
+
+    Examples
+    --------
+    >>> cells_to_map(None, 3)
+    array([0, 1, 2])
+    """
+    codes = np.zeros(n_cells) if batch is None else pd.factorize(batch)[0]
+    return some_of_each(codes, -(-MAP_CELLS // len(np.unique(codes))))
+
+
+def cluster_all(
+    latent: np.ndarray, sample: np.ndarray, *, resolution: float = 1.0, seed: int = 0
+) -> Clusters:
+    """Cluster and map the cells of a sample, and let all others join the nearest of them.
+
+    Parameters
+    ----------
+    latent
+        Latent representation of all cells, (n_cells, n_latent).
+    sample
+        From `cells_to_map`.
+    resolution, seed
+        As in `cluster_cells`.
+    """
+    latent = np.asarray(latent, dtype=np.float32)
+    found = cluster_cells(latent[sample], resolution=resolution, seed=seed)
+    return join_nearest(latent, sample, found)
+
+
+def cluster_cells(latent: np.ndarray, *, resolution: float = 1.0, seed: int = 0) -> Clusters:
+    """Cluster the cells with Leiden and lay them out with UMAP.
+
+    Parameters
+    ----------
+    latent
+        Latent representation, shape (n_cells, n_latent).
+    resolution
+        Higher gives more clusters.
+    seed
+        The same seed gives the same clusters and map.
+
+    Raises
+    ------
+    DataError
+        With fewer than 5 cells, which is too few for a map.
+    """
+    n_cells = len(latent)
+    if n_cells < 5:
+        raise DataError(f"{n_cells} cells are too few to cluster: give at least 5")
+    latent = np.asarray(latent, dtype=np.float32)
+    with warnings.catch_warnings(), _threads_kept():
+        warnings.simplefilter("ignore")  # UMAP warns of its own coming versions
+        graph = neighbour_graph(latent)
+        return Clusters(_leiden(graph, resolution, seed), _umap(latent, graph, seed))
+
+
+def neighbour_graph(latent: np.ndarray) -> sparse.csr_matrix:
+    """Return UMAP's graph of the 15 nearest neighbours of each cell: symmetric, weights up to 1."""
+    from umap.umap_ import fuzzy_simplicial_set  # loading it takes seconds
+
+    found = nearest_to_each(latent, NEIGHBOURS)
+    graph, _, _ = fuzzy_simplicial_set(
+        latent,
+        found.points.shape[1],
+        random_state=None,
+        metric=None,
+        knn_indices=found.points,
+        knn_dists=found.distances,
+    )
+    return sparse.csr_matrix(graph)
+
+
+def _leiden(graph: sparse.csr_matrix, resolution: float, seed: int) -> pd.Categorical:
+    """Cluster the cells by modularity, and name clusters "0", "1", ... by falling size."""
+    entries = graph.tocoo()
+    edges = igraph.Graph(n=graph.shape[0], edges=np.stack([entries.row, entries.col], axis=1))
+    with _drawing_from(np.random.RandomState(seed)):
+        membership = edges.community_leiden(
+            objective_function="modularity",
+            weights=entries.data,
+            resolution=resolution,
+            n_iterations=LEIDEN_ITERATIONS,
+        ).membership
+    return _by_size(pd.Series(membership).astype(str))
+
+
+class _Bits:
+    """What igraph asks of a source of random numbers, as scanpy gives it to igraph.
+
+    Parameters
+    ----------
+    source
+        Its state changes.
+    """
+
+    def __init__(self, source: np.random.RandomState) -> None:
+        self._source = source
+
+    def getrandbits(self, k: int) -> int:
+        """Return ``k`` random bits."""
+        return int(self._source.tomaxint()) & ((1 << k) - 1)
+
+    def randint(self, first: int, last: int) -> int:
+        """Return a random integer between both, which may be either."""
+        return int(self._source.randint(first, last + 1))
+
+    def random(self) -> float:
+        """Return a random number from 0 to 1."""
+        return float(self._source.random_sample())
+
+    def gauss(self, mean: float, deviation: float) -> float:
+        """Return a normal random number."""
+        return float(self._source.normal(mean, deviation))
+
+
+@contextmanager
+def _drawing_from(source: np.random.RandomState) -> Iterator[None]:
+    """Make igraph draw from ``source``, in place of Python's global generator."""
+    igraph.set_random_number_generator(_Bits(source))
+    try:
+        yield
+    finally:
+        igraph.set_random_number_generator(random)
+
+
+def _umap(latent: np.ndarray, graph: sparse.csr_matrix, seed: int) -> np.ndarray:
+    """Lay the cells out in two dimensions, (n_cells, 2)."""
+    from umap.umap_ import find_ab_params, simplicial_set_embedding
+
+    a, b = find_ab_params(1.0, 0.5)
+    places, _ = simplicial_set_embedding(
+        latent,
+        graph.tocoo(),
+        n_components=2,
+        initial_alpha=1.0,
+        a=a,
+        b=b,
+        gamma=1.0,
+        negative_sample_rate=5,
+        n_epochs=500 if len(latent) <= 10_000 else 200,
+        # A spectral start needs more cells than eigenvectors with room to spare.
+        init="spectral" if len(latent) >= 50 else "random",
+        random_state=np.random.RandomState(seed),
+        metric="euclidean",
+        metric_kwds={},
+        densmap=False,
+        densmap_kwds={},
+        output_dens=False,
+    )
+    return np.asarray(places, dtype=np.float32)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Keep torch's number of threads, which numba's OpenMP pool, that UMAP starts, shares with it."""
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _by_size(cluster: pd.Series) -> pd.Categorical:
+    """Rename clusters "0", "1", ... by falling size."""
+    ranked = cluster.value_counts().index
+    names = [str(rank) for rank in range(len(ranked))]
+    return pd.Categorical(cluster.map(dict(zip(ranked, names, strict=True))), categories=names)
+
+
+def join_nearest(latent: np.ndarray, sample: np.ndarray, found: Clusters) -> Clusters:
+    """Extend the clusters and map of a sample to all cells.
+
+    A cell outside of the sample gets the cluster that most of its nearest sampled cells have, and the
+    mean place of those.
+
+    Parameters
+    ----------
+    latent
+        Of all cells, (N, n_latent).
+    sample
+        Positions of the sampled cells, ascending.
+    found
+        Their clusters and map.
+    """
+    if len(sample) == len(latent):
+        return found
+    code = found.labels.codes.astype(np.int64).copy()
+    codes, umap = np.empty(len(latent), dtype=np.int64), np.empty((len(latent), 2), np.float32)
+    codes[sample], umap[sample] = code, found.umap
+    others = np.setdiff1d(np.arange(len(latent)), sample)
+    for some in np.array_split(others, -(-len(others) // 50_000)):
+        near = nearest(latent[some], latent[sample], NEIGHBOURS).points
+        votes = np.zeros((len(some), len(found.labels.categories)), dtype=np.int64)
+        np.add.at(votes, (np.arange(len(some))[:, None], code[near]), 1)
+        codes[some] = votes.argmax(axis=1)
+        winners = code[near] == codes[some][:, None]
+        umap[some] = (found.umap[near] * winners[..., None]).sum(axis=1)
+        umap[some] /= winners.sum(axis=1, keepdims=True)
+    return Clusters(pd.Categorical.from_codes(codes, dtype=found.labels.dtype), umap)
+
+
+NEIGHBORS = 30
+MAX_CELLS = 50_000  # searched among
+MAX_ASKED = 5_000  # whose neighbours are counted
+
+
+def batch_mixing(latent: np.ndarray, batch: pd.Series, seed: int = 0) -> pd.DataFrame:
+    """Compare how often a cell's neighbours are of other batches with what chance would give.
+
+    Among the 30 nearest cells in the latent space, the share from other batches is averaged over the
+    cells of each batch. Chance gives the share of all cells that are from other batches. Batches that
+    hold different cell types mix less than chance even when nothing technical is left.
+
+    Parameters
+    ----------
+    latent
+        Latent representation, shape (n_cells, n_latent).
+    batch
+        Batch of each cell.
+    seed
+        Of the sample of cells that is taken of more than 50,000.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by batch: ``cells``; ``percent_other_neighbors``; ``percent_other_by_chance``; and
+        ``mixing``, their ratio: 1 as if batches were dealt out at random, 0 apart. NaN with one
+        batch.
+
+    Examples
+    --------
+    >>> latent = np.random.default_rng(0).normal(size=(400, 3))
+    >>> batch = pd.Series(np.arange(400) % 2)
+    >>> batch_mixing(latent, batch)["mixing"].between(0.9, 1.1).all()
+    np.True_
+    """
+    codes, names = pd.factorize(batch.astype(str), sort=True)
+    rng = np.random.default_rng(seed)
+    searched = np.sort(rng.permutation(len(codes))[:MAX_CELLS])
+    asked = np.sort(rng.permutation(len(searched))[:MAX_ASKED])
+    n_neighbors = min(NEIGHBORS, len(searched) - 1)
+    found = nearest(latent[searched[asked]], latent[searched], n_neighbors + 1).points
+    own = codes[searched][asked]
+    is_other = codes[searched][found] != own[:, None]
+    # The cell itself is among its neighbours, though not always first where cells coincide.
+    observed = is_other.sum(axis=1) / n_neighbors
+    n_cells = np.bincount(codes, minlength=len(names))
+    n_asked = np.bincount(own, minlength=len(names))
+    total = np.bincount(own, weights=observed, minlength=len(names))
+    mean = np.divide(total, n_asked, out=np.full(len(names), np.nan), where=n_asked > 0)
+    in_search = np.bincount(codes[searched], minlength=len(names))
+    chance = (len(searched) - in_search) / max(len(searched) - 1, 1)
+    return pd.DataFrame(
+        {
+            "cells": n_cells,
+            "percent_other_neighbors": 100 * mean,
+            "percent_other_by_chance": 100 * chance,
+            "mixing": np.divide(mean, chance, out=np.full(len(names), np.nan), where=chance > 0),
+        },
+        index=pd.Index(names, name="batch"),
+    )

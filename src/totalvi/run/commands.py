@@ -1,0 +1,301 @@
+"""The parts of a run on their own: a fitted model, its denoised counts, its differential expression."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.atomic import locked, parents_of
+from totalvi.data.columns import Columns
+from totalvi.data.finding import Finding
+from totalvi.data.io.h5_zarr import can_stay_on_disk
+from totalvi.data.io.modalities import mudata_of
+from totalvi.data.io.read import ReadOptions, read
+from totalvi.data.io.write_zarr import shared_store
+from totalvi.errors import DataError, OutputError, TotalviError
+from totalvi.fit.checkpoint import CHECKPOINT_EVERY
+from totalvi.formats.model_folder import is_model
+from totalvi.model import Model
+from totalvi.processes import first_alone, launch, this_process
+from totalvi.run.convert import open_input, read_input
+from totalvi.run.folder import (
+    MODEL,
+    RESULTS,
+    STORE,
+    checkpoint_of,
+    refuse_input_in_output,
+    staged_file,
+)
+from totalvi.run.pipeline import new_model
+from totalvi.run.prepare import prepare, prepare_on_disk
+from totalvi.run.steps import Steps
+
+
+class Trained(NamedTuple):
+    """A fitted model in its folder, and what was noted on the way."""
+
+    folder: Path
+    model: Model
+    warnings: list[str]
+    notes: list[str]
+
+
+def train_model(
+    input: str | Path | MuData | AnnData,
+    output: Path,
+    keys: Columns,
+    options: ReadOptions,
+    *,
+    n_genes: int = 4000,
+    max_epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    on_disk: bool = False,
+    devices: int | None = None,
+    num_nodes: int = 1,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = CHECKPOINT_EVERY,
+    progress: bool | None = None,
+) -> Trained:
+    """Check counts, select genes, fit a model, and save it; nothing else.
+
+    Several processes (see `totalvi.processes`) fit it together; the first selects genes and writes.
+
+    Parameters
+    ----------
+    input, keys, options
+        Counts, and where in them what is.
+    output
+        The model's folder. Until it is there the fit is kept beside it, in ``<output>.checkpoint``.
+    n_genes, max_epochs, seed, on_disk, overwrite, resume, checkpoint_every, progress
+        As in :func:`totalvi.run.run.run`. The cells and genes of a fit on disk are kept beside the
+        model until it is there.
+    batch_size, devices, num_nodes
+        As in `Model.train`.
+
+    Raises
+    ------
+    TotalviError
+        When the input cannot be used, the output cannot be written, or the fit fails.
+    """
+    if output.exists() and not (overwrite and is_model(output)):
+        mend = (
+            "choose another name"
+            if overwrite
+            else "choose another name, or replace it with overwrite"
+        )
+        raise OutputError(f"{output} exists: {mend}")
+    launch(devices=devices, num_nodes=num_nodes)
+    steps = Steps(progress if this_process().rank == 0 else False)
+    checkpoint = checkpoint_of(output)
+    with _cells_beside(output) as store:
+        with steps.step("read, check and select genes"):
+            if on_disk:
+                counts, keys, findings = _prepared_on_disk(input, keys, options, n_genes, store)
+            else:
+                data, keys = read_input(input, keys, options)
+                counts, findings = prepare(data, keys, n_genes=n_genes)
+        with steps.step("train", spinner=False):
+            model = new_model(counts, keys, seed)
+            model.train(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                progress=steps.shown,
+                devices=devices,
+                num_nodes=num_nodes,
+            )
+        with steps.step("save"), first_alone() as is_first:
+            model.save(output, overwrite=overwrite)
+            if is_first:
+                checkpoint.unlink(missing_ok=True)
+    said: dict[str, list[str]] = {"warning": [], "note": []}
+    for finding in findings:
+        said[finding.severity].append(finding.message)
+    return Trained(output, model, said["warning"], said["note"])
+
+
+@contextmanager
+def _cells_beside(output: Path) -> Iterator[Path]:
+    """Give the place of a store beside ``output`` that is there for a while, and no others use.
+
+    Of several processes the first holds and removes it.
+    """
+    store = output.with_name(f".{output.name}.cells.zarr")
+    if this_process().rank:
+        yield store
+        return
+    with parents_of(output), locked(output.with_name(f"{output.name}.training")):
+        try:
+            yield store
+        finally:
+            shutil.rmtree(store, ignore_errors=True)
+
+
+def _prepared_on_disk(
+    input: str | Path | MuData | AnnData,
+    keys: Columns,
+    options: ReadOptions,
+    n_genes: int,
+    store: Path,
+) -> tuple[Path, Columns, list[Finding]]:
+    """Write the cells and genes of a fit to ``store``."""
+    if isinstance(input, MuData | AnnData):
+        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+    data, keys = open_input(input, keys, options)
+    findings: list[Finding] = []
+    with first_alone() as is_first:
+        if is_first:
+            shutil.rmtree(store, ignore_errors=True)  # of a process that was killed
+            findings = prepare_on_disk(data, keys, store, n_genes=n_genes)
+    return store, keys, findings
+
+
+def load_with_counts(
+    model_path: Path, input: str | Path | None, *, on_disk: bool = False
+) -> tuple[Model, Any]:
+    """Return a model and the counts to ask it about.
+
+    Parameters
+    ----------
+    model_path
+        A model folder, or the folder of `totalvi run`, whose results are then the counts
+        unless ``input`` names others.
+    on_disk
+        Whether counts stay on disk where their format lets them; the path is then returned.
+
+    Raises
+    ------
+    DataError
+        Where there are no counts.
+    """
+    folder, counts = _model_and_counts(model_path, input)
+    if counts is None:
+        raise DataError(f"{model_path} holds no counts: name the file with the counts as INPUT")
+    data = counts if on_disk and can_stay_on_disk(counts) else read(counts)
+    return Model.load(folder, data), data
+
+
+def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:
+    """Return the model's folder, and the counts that are given or lie beside it."""
+    is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
+    if input is None and is_run:
+        beside = [model_path / name for name in (RESULTS, STORE)]
+        input = next((path for path in beside if path.exists()), None)
+    return (model_path / MODEL if is_run else model_path), input
+
+
+def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None) -> None:
+    """Refuse an output that is, or holds, the model or the counts."""
+    for given in _model_and_counts(model_path, input):
+        if given is not None:
+            refuse_input_in_output(Path(given), output)
+
+
+@contextmanager
+def _values_of_the_user() -> Iterator[None]:
+    """Make what a query says of a wrong name a matter of the input."""
+    try:
+        yield
+    except TotalviError:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def denoise(
+    model_path: Path,
+    input: str | Path | None,
+    output: Path,
+    *,
+    transform_batch: Sequence[str] | None = None,
+    n_samples: int = 25,
+    seed: int = 0,
+    devices: int | None = None,
+    num_nodes: int = 1,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Path:
+    """Write denoised counts: RNA by 10,000 a cell, proteins free of background.
+
+    ``output`` ends in .h5mu (with the foreground probability as a layer), or in .zarr, which is
+    written some cells at a time, by several processes if there are (see `totalvi.processes`), from
+    counts that stay on disk where they can.
+
+    Raises
+    ------
+    TotalviError
+        When the model or the counts cannot be used, or the output cannot be written.
+    """
+    asked: dict[str, Any] = {
+        "transform_batch": transform_batch,
+        "n_samples": n_samples,
+        "seed": seed,
+        "progress": progress,
+    }
+    _refuse_to_replace(output, model_path, input)
+    launch("cpu", devices, num_nodes)  # queries run there
+    if output.suffix == ".zarr":
+        with shared_store(output, overwrite=overwrite) as staged, _values_of_the_user():
+            model = load_with_counts(model_path, input, on_disk=True)[0]
+            model.get_normalized_expression(**asked, library_size=1e4, out=staged)
+        return output
+    if this_process().n_processes > 1:
+        raise OutputError(f"{output} is written by one process: give a name that ends in .zarr")
+    with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
+        model, data = load_with_counts(model_path, input)
+        rna, protein = model.get_normalized_expression(**asked, library_size=1e4)
+        foreground = model.get_protein_foreground_probability(**asked, return_numpy=True)
+        modalities = {"rna": AnnData(rna.astype(np.float32)), "prot": AnnData(protein)}
+        modalities["prot"].layers["foreground_probability"] = foreground.astype(np.float32)
+        mudata_of(modalities, data.obs).write(staged, compression="gzip")
+    return output
+
+
+def compare(
+    model_path: Path,
+    input: str | Path | None,
+    output: Path,
+    *,
+    groupby: str,
+    group: str | None = None,
+    against: str | None = None,
+    delta: float = 0.25,
+    fdr_target: float = 0.05,
+    batch_correction: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """Write the table of `Model.differential_expression` as .csv.
+
+    Raises
+    ------
+    TotalviError
+        When the model or the counts cannot be used, or the output cannot be written.
+    """
+    _refuse_to_replace(output, model_path, input)
+    with staged_file(output, suffix=".csv", overwrite=overwrite) as staged, _values_of_the_user():
+        model, _ = load_with_counts(model_path, input)
+        table: pd.DataFrame = model.differential_expression(
+            groupby=groupby,
+            group1=group,
+            group2=against,
+            delta=delta,
+            fdr_target=fdr_target,
+            batch_correction=batch_correction,
+            seed=seed,
+            progress=progress,
+        )
+        table.to_csv(staged, index_label="name")
+    return table

@@ -1,0 +1,191 @@
+"""Where results may go, and writing them whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from totalvi.atomic import flush, locked, new_folder, parents_of, writing
+from totalvi.errors import OutputError
+
+MODEL, RESULTS = "model.totalvi", "results.h5mu"
+RECORD = "run.json"
+STORE = "results.zarr"  # of a run on disk
+PARTS = {
+    RESULTS,
+    STORE,
+    "imputed.h5ad",
+    MODEL,
+    "tables",
+    "figures",
+    "report.html",
+    RECORD,
+}
+
+
+def checkpoint_of(output: Path) -> Path:
+    """Return the file beside ``output`` in which a run keeps its fit until the results are there.
+
+    Examples
+    --------
+    >>> checkpoint_of(Path("pbmc/results")).name
+    'results.checkpoint'
+    """
+    output = Path(os.path.realpath(output))
+    return output.parent / f"{output.name}.checkpoint"
+
+
+@contextmanager
+def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder that becomes ``output`` when the block ends, and vanishes if it fails.
+
+    No other process can write ``output`` meanwhile.
+
+    Parameters
+    ----------
+    output
+        A folder that does not exist or is empty, or a link to one; missing parents are made.
+    overwrite
+        Replace the folder of an earlier run, which holds nothing else, at the end.
+
+    Raises
+    ------
+    OutputError
+        If ``output`` may not be replaced, is being written, or cannot be.
+    """
+    require_writable(output, overwrite=overwrite)
+    place = Path(os.path.realpath(output))
+    with parents_of(place), locked(place):
+        require_writable(output, overwrite=overwrite)  # another run may have just ended
+        with new_folder(place) as folder:
+            yield folder
+
+
+@contextmanager
+def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterator[Path]:
+    """Give a path that becomes the file ``output`` when the block ends, and vanishes if it fails.
+
+    No other process can write ``output`` meanwhile.
+
+    Parameters
+    ----------
+    output
+        A file with the ending ``suffix``; missing parents are made.
+    overwrite
+        Replace a file that is there.
+
+    Raises
+    ------
+    OutputError
+        If ``output`` has another ending, may not be replaced, is being written, or cannot be.
+    """
+    output = output.absolute()
+    if output.suffix != suffix:
+        raise OutputError(f"{output} does not end in {suffix}: choose a name that does")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder: choose the name of a file")
+    _nearest_folder(output)
+    with parents_of(output), locked(output), writing(output):
+        if output.exists() and not overwrite:
+            raise OutputError(f"{output} exists: choose another name, or replace it with overwrite")
+        staged = output.with_name(f".{output.name}.partial{suffix}")
+        staged.unlink(missing_ok=True)  # of a process that was killed
+        staged.touch(exist_ok=False)
+        try:
+            yield staged
+            flush(staged)
+            staged.replace(output)
+            flush(output.parent)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def refuse_input_in_output(given: Path, output: Path) -> None:
+    """Refuse an input that is the output or is in it, or is a link in it, or is a link into it."""
+    place, real = given.absolute(), Path(os.path.realpath(given))
+    above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}
+    if Path(os.path.realpath(output)) in above:
+        where = "is" if real == Path(os.path.realpath(output)) else "lies in"
+        raise OutputError(
+            f"the input {given} {where} the output {output}, which would be replaced: "
+            "choose another output"
+        )
+
+
+def _nearest_folder(output: Path) -> Path:
+    """Return the nearest folder above ``output`` that exists."""
+    nearest = next(folder for folder in output.parents if folder.exists())
+    if not nearest.is_dir():
+        raise OutputError(
+            f"{nearest} is a file, so nothing can be made in it: choose another place"
+        )
+    return nearest
+
+
+def require_writable(output: Path, *, overwrite: bool = False) -> None:
+    """Refuse, before any work, a folder of results that could not be written at the end.
+
+    Raises
+    ------
+    OutputError
+        If ``output`` is a file, a link to nothing or a folder that cannot be moved, holds
+        something that may not be replaced, or has a parent that cannot be written to.
+    """
+    if output.is_symlink() and not output.exists():
+        raise OutputError(f"{output} is a link to nothing: choose another output folder")
+    output = Path(os.path.realpath(output))
+    if os.path.ismount(output):
+        raise OutputError(
+            f"{output} is a mount point, which cannot be replaced: choose a folder in it"
+        )
+    if output in (Path.cwd(), *Path.cwd().parents):
+        raise OutputError(
+            f"{output} is or holds the current folder, which cannot be replaced: "
+            "choose a new folder in it"
+        )
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file: choose a folder for the results")
+    nearest = _nearest_folder(output)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot write in {nearest} (no permission): choose another output folder"
+        )
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(
+            f"{output} is not empty: choose another output folder, or replace it with overwrite"
+        )
+    _require_earlier_run(output)
+
+
+def _require_earlier_run(output: Path) -> None:
+    """Refuse to replace a folder unless a run wrote it and nothing was added."""
+    if not _is_record(output / RECORD):
+        raise OutputError(
+            f"{output} holds no {RECORD} of totalvi, so it is not the result of an earlier run and "
+            "will not be overwritten: choose another output folder"
+        )
+    foreign = sorted(path.name for path in output.iterdir() if not _is_of_a_run(path.name))
+    if foreign:
+        raise OutputError(
+            f"{output} holds {foreign[0]}, which no run wrote, and will not be overwritten: "
+            f"move {foreign[0]} elsewhere, or choose another output folder"
+        )
+
+
+def _is_of_a_run(name: str) -> bool:
+    """Return whether a file is a part of a run, or what a process left that was killed writing one."""
+    return name in PARTS or name.startswith(tuple(f".{part}." for part in (*PARTS, "explore")))
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        versions = json.loads(path.read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return isinstance(versions, dict) and "totalvi" in versions
+
+
+CLUSTER_COLUMN = "leiden_totalvi"

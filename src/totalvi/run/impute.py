@@ -1,0 +1,299 @@
+"""The whole way from a reference with proteins and a query without them to imputed proteins."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.columns import Columns
+from totalvi.data.finding import did_you_mean
+from totalvi.data.io.read import ReadOptions
+from totalvi.data.panels.concat import concat
+from totalvi.errors import DataError, TrainingError
+from totalvi.run.convert import read_input
+from totalvi.run.folder import (
+    RECORD,
+    checkpoint_of,
+    refuse_input_in_output,
+    require_writable,
+    staged_folder,
+)
+from totalvi.run.prepare import prepare
+from totalvi.run.record import asked, circumstances, is_record_of, write_record
+from totalvi.run.run import RunResult, files_in, finished, forget
+from totalvi.run.steps import Steps
+
+REFERENCE, QUERY = "reference", "query"
+_BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
+
+
+class Imputed(NamedTuple):
+    """Imputed proteins of the query, the model, and how far the proteins can be trusted."""
+
+    adata: AnnData
+    model: Any
+    reliability: pd.DataFrame
+
+
+def impute(
+    reference: str | Path | MuData | AnnData,
+    query: str | Path | MuData | AnnData,
+    output: str | Path,
+    *,
+    batch_key: str | None = None,
+    genome: str | None = None,
+    hashtags: str | Sequence[str] | None = None,
+    controls: str | Sequence[str] | None = None,
+    n_genes: int = 4000,
+    max_epochs: int | None = None,
+    n_samples: int = 100,
+    interval: float = 0.9,
+    seed: int = 0,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
+    progress: bool | None = None,
+) -> RunResult:
+    """Fit reference and query together, and predict the proteins that the query lacks.
+
+    ``output`` then holds ``imputed.h5ad`` (mean counts; layers ``sd``, ``log1p``, ``lower`` and
+    ``upper``; the reliability of each protein in ``var``), ``tables``, ``model.totalvi`` and
+    ``run.json``. It appears whole at the end. Until then the fit is kept beside it in
+    ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing behind.
+
+    Parameters
+    ----------
+    reference
+        RNA and proteins: a path that :func:`totalvi.read` takes, or data in memory.
+    query
+        RNA of the same tissue, with other proteins or none.
+    output
+        A folder that does not exist or is empty, or a link to one.
+    batch_key
+        Column of ``obs`` with the batches within reference or query, where it is there.
+    genome, hashtags, controls
+        How to read paths; see :func:`totalvi.read`.
+    n_genes
+        With more shared genes than this, that many are selected for varying most.
+    max_epochs
+        Epochs of training at most; None: by the number of cells.
+    n_samples, interval
+        See :meth:`totalvi.Model.impute_proteins`.
+    seed
+        The same seed gives the same results on the same machine.
+    overwrite, resume, checkpoint_every, progress
+        As in :func:`totalvi.run.run.run`.
+
+    Raises
+    ------
+    TotalviError
+        When the input cannot be used, the output cannot be written, or the fit fails.
+    KeyboardInterrupt
+        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
+    """
+    arguments = dict(locals())
+    output = Path(output)
+    given = {"reference": reference, "query": query}
+    paths = {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
+    for path in paths.values():
+        refuse_input_in_output(path, output)
+    if resume and len(paths) == len(given) and is_record_of(output / RECORD, arguments, paths):
+        return finished(output)
+    request = asked(arguments, paths)
+    require_writable(output, overwrite=overwrite)
+    checkpoint = checkpoint_of(output)
+    steps = Steps(progress)
+    options = ReadOptions(None, genome, hashtags, controls, None)
+    with steps.step("read"):
+        both = {
+            name: read_input(source, Columns(), options)[0]
+            for name, source in ((REFERENCE, reference), (QUERY, query))
+        }
+    _require_column(both, batch_key)
+    with steps.step("join, check and select genes"):
+        joined = concat(both, batch_key=_BATCH, panel_key=_PANEL, sub_batch_key=batch_key)
+        keys = replace(Columns(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
+        mdata, findings = prepare(joined, keys, n_genes=n_genes)
+        lacking = _lacking(mdata)
+    # Loads torch, as in `_impute`: bad input is refused before seconds go to that.
+    from totalvi.fit.plan import default_max_epochs
+
+    with staged_folder(output, overwrite=overwrite) as folder:
+        if not resume:
+            forget(checkpoint, overwrite=overwrite)
+        fit = {
+            "max_epochs": max_epochs,
+            "checkpoint": checkpoint,
+            "checkpoint_every": checkpoint_every,
+        }
+        try:
+            imputed = _impute(
+                mdata, keys, lacking, steps, fit, n_samples=n_samples, interval=interval, seed=seed
+            )
+        except TrainingError:
+            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
+        with steps.step("save"):
+            _write(imputed, folder)
+            names = joined.uns["concat"]["antibodies"]
+            names.to_csv(folder / "tables" / "antibodies.csv", index=False)
+        messages = {
+            severity: [finding.message for finding in findings if finding.severity == severity]
+            for severity in ("warning", "note")
+        }
+        plan, split = imputed.model.plan, imputed.model.split
+        request["arguments"]["max_epochs"] = (
+            plan.max_epochs
+        )  # None: of the checkpoint, or by default
+        record = {
+            **circumstances(),
+            **request,
+            "cells": imputed.adata.n_obs,
+            "reference_cells": mdata.n_obs - imputed.adata.n_obs,
+            "genes": mdata["rna"].n_vars,
+            "proteins": imputed.adata.n_vars,
+            "epochs_asked": max_epochs,
+            "default_max_epochs": default_max_epochs(len(split.train)),
+            "epochs": len(imputed.model.history),
+            **imputed.model.fit_summary,
+            "seconds": steps.seconds,
+            "warnings": [*messages["warning"], *unreliable_warnings(imputed.reliability)],
+            "notes": [*messages["note"], *_left_out(joined)],
+        }
+        write_record(record, folder / RECORD)
+        files = files_in(folder)
+    checkpoint.unlink(missing_ok=True)
+    return RunResult(output, files, record)
+
+
+def _require_column(data: Mapping[str, MuData | AnnData], batch_key: str | None) -> None:
+    """Refuse a column of batches that neither input has."""
+    obs = [each.obs for each in data.values()]
+    obs += [
+        part.obs for each in data.values() if isinstance(each, MuData) for part in each.mod.values()
+    ]
+    known = dict.fromkeys(str(column) for frame in obs for column in frame)
+    if batch_key is not None and batch_key not in known:
+        raise DataError(
+            f'batch_key="{batch_key}" is no column of obs of the reference or the query; '
+            f"{did_you_mean(batch_key, known)}."
+        )
+
+
+def _left_out(joined: MuData) -> list[str]:
+    return [
+        f"the {name} has {others} beside its RNA, which is left out"
+        for name, others in joined.uns["concat"]["data_sets"]["others_left_out"].items()
+        if others
+    ]
+
+
+def _lacking(mdata: MuData) -> np.ndarray:
+    """Return the positions of the proteins that no cell of the query has."""
+    in_query, measured = _in_query(mdata), ~np.isnan(mdata["prot"].X)
+    if not measured[~in_query].any():
+        raise DataError("the reference has no proteins: give it first, and then the query")
+    lacking = np.flatnonzero(~measured[in_query].any(axis=0))
+    if not len(lacking):
+        raise DataError(
+            "the query has all proteins of the reference, so there is nothing to impute: give a query "
+            "without some of them, or fit both with `totalvi run`"
+        )
+    return lacking
+
+
+def _in_query(mdata: MuData) -> np.ndarray:
+    batch = mdata.obs[_BATCH].astype(str)
+    in_query: np.ndarray = ((batch == QUERY) | batch.str.startswith(f"{QUERY}:")).to_numpy()
+    return in_query
+
+
+def _impute(
+    mdata: MuData,
+    keys: Columns,
+    lacking: np.ndarray,
+    steps: Steps,
+    fit: dict[str, Any],
+    *,
+    n_samples: int,
+    interval: float,
+    seed: int,
+) -> Imputed:
+    # Loaded only now: bad input is refused before seconds go to loading torch.
+    from totalvi.model import Model
+
+    with steps.step("train", spinner=False):
+        model = Model(mdata, batch_key=keys.batch_key, panel_key=keys.panel_key, seed=seed)
+        model.train(resume=True, progress=steps.shown, devices=1, **fit)
+    names = list(mdata["prot"].var_names[lacking])
+    cells = _in_query(mdata)
+    asked: dict[str, Any] = {
+        "protein_list": names,
+        "n_samples": n_samples,
+        "interval": interval,
+        "progress": False,
+    }
+    with steps.step("reliability"):
+        by_panel = model.get_imputation_reliability(**asked)
+        panels = mdata.obs[keys.panel_key or _BATCH].astype(str)[cells].unique()
+        # the batches of a query that all lack the protein are alike but for their cells
+        reliability = by_panel.loc[list(panels)].groupby("protein", sort=False).mean().loc[names]
+        reliability["reliable"] = reliability["reliable"] == 1
+    with steps.step("impute"):
+        imputed = model.impute_proteins(indices=cells, **asked)
+        latent = model.get_latent_representation(indices=cells)
+    obs = mdata.obs[cells].drop(columns=[_BATCH, _PANEL])
+    obs.index = obs.index.str.removesuffix(f"-{QUERY}")
+    adata = AnnData(
+        imputed.mean.to_numpy(),
+        obs=obs,
+        var=reliability,
+        layers={name: getattr(imputed, name).to_numpy() for name in imputed._fields[1:5]},
+        obsm={"X_totalvi": latent},
+        uns={"totalvi": {"X": "expected counts, background included", "interval": interval}},
+    )
+    return Imputed(adata, model, reliability)
+
+
+def _write(imputed: Imputed, folder: Path) -> None:
+    tables = folder / "tables"
+    tables.mkdir()
+    adata = imputed.adata
+    adata.to_df().to_csv(tables / "mean.csv.gz", float_format="%.5g")
+    for layer in adata.layers:
+        adata.to_df(layer).to_csv(tables / f"{layer}.csv.gz", float_format="%.5g")
+    imputed.reliability.to_csv(tables / "reliability.csv", float_format="%.4g")
+    imputed.model.history.to_csv(tables / "history.csv", float_format="%.6g")
+    imputed.model.save(folder / "model.totalvi")
+    adata.write_h5ad(folder / "imputed.h5ad", compression="gzip")
+
+
+def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str]:
+    """Say which proteins cannot be trusted, worst first.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame(
+    ...     {"pearson": [0.9, 0.42], "reliable": [True, False]}, index=["CD3", "CD15"]
+    ... )
+    >>> unreliable_warnings(table)
+    ['1 of 2 proteins cannot be trusted (Pearson with hidden counts below 0.7): CD15 (0.42)']
+    """
+    poor = reliability[~reliability["reliable"]].sort_values("pearson")
+    if not len(poor):
+        return []
+    named = ", ".join(
+        f"{name} ({value:.2f})" for name, value in poor["pearson"].iloc[:at_most].items()
+    )
+    if len(poor) > at_most:
+        named += f" and {len(poor) - at_most} more, see tables/reliability.csv"
+    return [
+        f"{len(poor)} of {len(reliability)} proteins cannot be trusted (Pearson with hidden counts "
+        f"below 0.7): {named}"
+    ]

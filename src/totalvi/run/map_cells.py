@@ -1,0 +1,247 @@
+"""From a fitted model and new counts to a folder of results."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.cells import CiteData
+from totalvi.data.describe import Data
+from totalvi.data.finding import did_you_mean
+from totalvi.data.io.read import read
+from totalvi.errors import DataError, TrainingError
+from totalvi.formats.model_folder import is_model
+from totalvi.mapping.map_query import AVERAGE
+from totalvi.model import Model
+from totalvi.run.folder import RECORD, STORE, checkpoint_of, refuse_input_in_output, staged_folder
+from totalvi.run.impute import unreliable_warnings
+from totalvi.run.record import asked, circumstances, is_record_of, write_record
+from totalvi.run.run import finished, forget
+from totalvi.run.steps import Steps
+
+_DEFAULT_LABELS = "leiden_totalvi"
+_MODEL, _RESULTS = "model.totalvi", "results.h5mu"
+POSTERIOR_SAMPLES = 25
+_MANY_UNLIKE = 0.2  # share of cells, where 0.05 is expected
+
+
+def map_files(
+    model_path: Path,
+    query_path: str | Path,
+    output: Path,
+    *,
+    reference: Path | None = None,
+    labels: str | None = None,
+    batch_key: str | None = None,
+    reference_batch: str | None = None,
+    train: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
+) -> dict[str, Any]:
+    """Map the cells of a file on a model, and write what comes out into a new folder.
+
+    Parameters
+    ----------
+    model_path
+        Model folder, or the folder of `totalvi run` that holds one.
+    query_path
+        Counts of the query.
+    output
+        A folder that does not exist or is empty. It appears whole at the end.
+    reference
+        Counts that the model was fitted to. None: ``results.h5mu`` or ``results.zarr`` (which stays on
+        disk) beside the model, if it is there; without it there are neither labels nor a score of how
+        unlike the reference cells are.
+    labels
+        Column of the reference's ``obs``. None: ``leiden_totalvi``, if it is there.
+    batch_key, reference_batch, train
+        As in `Model.map_query`.
+    overwrite, resume, checkpoint_every
+        As in `totalvi.run.run.run`; what is kept is the fit of ``train``.
+
+    Returns
+    -------
+    What ``run.json`` holds.
+    """
+    arguments = dict(locals())
+    for given in (model_path, Path(query_path), *([] if reference is None else [reference])):
+        refuse_input_in_output(given, output)
+    folder = model_path if is_model(model_path) else model_path / _MODEL
+    if reference is None:
+        beside = [folder.parent / name for name in (_RESULTS, STORE)]
+        reference = next((path for path in beside if path.exists()), None)
+    paths = {"model_path": folder, "query_path": Path(query_path)}
+    paths |= {} if reference is None else {"reference": reference}
+    checkpoint = checkpoint_of(output)
+    if resume and is_record_of(output / RECORD, arguments, paths):
+        return finished(output).record
+    request = asked(arguments, paths)
+    with staged_folder(output, overwrite=overwrite) as place:
+        if not resume:
+            forget(checkpoint, overwrite=overwrite)
+        if labels is not None and reference is None:
+            raise DataError(
+                f"labels are those of the reference's cells, whose counts are not beside {folder}; "
+                'give them with reference="PATH".'
+            )
+        fit: dict[str, Any] = {
+            "train": True,
+            "checkpoint": checkpoint,
+            "checkpoint_every": checkpoint_every,
+            "resume": True,
+            "devices": 1,
+        }
+        try:
+            found = _map(
+                folder, query_path, reference, labels, fit if train else {},
+                batch_key=batch_key, reference_batch=reference_batch,
+            )  # fmt: skip
+        except TrainingError:
+            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
+        record = {**circumstances(), **request, **found.record}
+        (place / "tables").mkdir()
+        for name, table in found.tables.items():
+            table.to_csv(place / "tables" / f"{name}.csv.gz", float_format="%.6g")
+        if found.reliability is not None:
+            found.reliability.to_csv(place / "tables" / "reliability.csv", float_format="%.4g")
+        found.query.save(place / _MODEL)
+        write_record(record, place / RECORD)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+class _Mapped(NamedTuple):
+    query: Model
+    tables: dict[str, pd.DataFrame]
+    reliability: pd.DataFrame | None
+    record: dict[str, Any]
+
+
+def _map(
+    folder: Path,
+    query_path: str | Path,
+    reference: Path | None,
+    labels: str | None,
+    fit: dict[str, Any],
+    *,
+    batch_key: str | None,
+    reference_batch: str | None,
+) -> _Mapped:
+    """Map, compare and impute; ``fit`` holds the arguments of the fit of `Model.map_query`."""
+    steps, notes = Steps(None), []
+    with steps.step("read"):
+        cells_of_model: Data | None = reference
+        if reference is not None and reference.name != STORE:
+            cells_of_model = read(reference)
+        model = Model.load(folder, cells_of_model)
+        _require_known(model, labels, reference_batch)
+        query_data = read(query_path)
+    with steps.step("map", spinner=not fit):
+        query = model.map_query(
+            query_data, batch_key=batch_key, reference_batch=reference_batch, **fit
+        )
+    tables: dict[str, pd.DataFrame] = {}
+    query_cells = _described(query).cell_names
+    cells = pd.DataFrame(index=query_cells.rename("cell"))
+    if reference is None:
+        notes.append(
+            "no labels, no unlikeness and no reliability of imputed proteins: the counts of the "
+            "reference were not given"
+        )
+    else:
+        with steps.step("compare with the reference"):
+            unlike = model.get_unlikeness(query)
+            cells = cells.join(unlike.rename(columns=lambda name: f"reference_{name}"))
+            labels = labels or _default_labels(model)
+            if labels is not None:
+                transfer = model.transfer_labels(query, labels)
+                cells.insert(0, "label", transfer.labels)
+                cells.insert(1, "label_probability", transfer.probabilities.max(axis=1))
+                tables["label_probabilities"] = transfer.probabilities.rename_axis("cell")
+    latent = query.get_latent_representation(progress=False)
+    width = len(str(latent.shape[1]))
+    names = [f"latent_{i + 1:0{width}}" for i in range(latent.shape[1])]
+    tables["cells"] = cells.join(pd.DataFrame(latent, index=cells.index, columns=names))
+    missing = _unmeasured(query)
+    if missing:
+        with steps.step("impute"):
+            # a query batch decodes what it lacks like the reference batches that measured it
+            _, protein = query.get_normalized_expression(
+                gene_list=[],
+                protein_list=missing,
+                include_protein_background=True,
+                n_samples=POSTERIOR_SAMPLES,
+                progress=False,
+            )
+            tables["imputed_proteins"] = protein.rename_axis("cell")
+    reliability = None
+    if missing and reference is not None and _holds_cells_out(model):
+        with steps.step("reliability"):
+            reliability = model.get_query_reliability(
+                query, protein_list=missing, n_samples=POSTERIOR_SAMPLES, progress=False
+            )
+            notes += unreliable_warnings(reliability.groupby("protein", sort=False).min())
+    n_batches = len(model.schema.batch_names)
+    summary = f"{len(cells):,} cells on {n_batches} reference batch{'es' * (n_batches > 1)}"
+    if "label" in cells:
+        summary += f", {cells['label'].nunique()} labels"
+    if "reference_p_value" in cells:
+        share = float(np.mean(cells["reference_p_value"] < 0.05))
+        if share > _MANY_UNLIKE:
+            notes.append(
+                "many cells are unlike the reference: states that it lacks, or a batch effect, which a "
+                "reference of several batches corrects best"
+            )
+        summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
+    record = {
+        "summary": summary,
+        "notes": notes,
+        "imputed_proteins": missing,
+        "seconds": steps.seconds,
+    }
+    return _Mapped(query, tables, reliability, record)
+
+
+def _require_known(model: Model, labels: str | None, reference_batch: str | None) -> None:
+    """Refuse names that the reference does not have, before any work."""
+    if labels is not None:
+        columns = list(map(str, _described(model).annotation.obs()))
+        if labels not in columns:
+            raise DataError(
+                f'labels="{labels}" is no column of the reference\'s obs; '
+                f"{did_you_mean(labels, columns)}."
+            )
+    known = (*model.schema.batch_names, AVERAGE)
+    if reference_batch is not None and reference_batch not in known:
+        raise DataError(
+            f'reference_batch="{reference_batch}" is no batch of the reference; '
+            f"{did_you_mean(reference_batch, known)}."
+        )
+
+
+def _holds_cells_out(model: Model) -> bool:
+    assert model.split is not None
+    return len(model.split.validation) + len(model.split.test) > 0
+
+
+def _default_labels(model: Model) -> str | None:
+    return _DEFAULT_LABELS if _DEFAULT_LABELS in _described(model).annotation.obs() else None
+
+
+def _described(model: Model) -> CiteData:
+    return model._training_data()
+
+
+def _unmeasured(query: Model) -> list[str]:
+    """Return the proteins that some panel of the query lacks."""
+    panels = np.unique(_described(query).panel)
+    measured = np.array(query.schema.panel_measured)[panels].all(axis=0)
+    return [
+        name
+        for name, is_there in zip(query.schema.protein_names, measured, strict=True)
+        if not is_there
+    ]

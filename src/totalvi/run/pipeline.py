@@ -1,0 +1,177 @@
+"""From checked counts to a folder of results: fit, save the model, and do the steps that follow."""
+
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mudata import MuData
+
+from totalvi.data.cells import fingerprint
+from totalvi.data.columns import Columns
+from totalvi.data.io.h5_zarr import open_on_disk
+from totalvi.errors import DataError, OutputError
+from totalvi.fit.plan import default_max_epochs
+from totalvi.model import Model
+from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work
+from totalvi.run.folder import MODEL
+from totalvi.run.results_file import ResultsFile
+from totalvi.run.steps import Steps, do_each
+
+
+def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
+    """Return a model of counts that hold their modalities under the usual names, not fitted yet."""
+    return Model(
+        counts,
+        batch_key=keys.batch_key,
+        panel_key=keys.panel_key,
+        labels_key=keys.labels_key,
+        size_factor_key=keys.size_factor_key,
+        categorical_covariate_keys=keys.categorical_covariate_keys,
+        continuous_covariate_keys=keys.continuous_covariate_keys,
+        allow_fractional=keys.allow_fractional,
+        isotype_controls=keys.isotype_controls,
+        seed=seed,
+    )
+
+
+class Outcome(NamedTuple):
+    """What a run comes to.
+
+    Attributes
+    ----------
+    summary
+        Sizes and the course of the fit, as the record has them.
+    warnings
+        About antibodies.
+    failed
+        Errors of the steps that failed, by name.
+    """
+
+    summary: dict[str, Any]
+    warnings: list[str]
+    failed: dict[str, Exception]
+
+
+def fit_and_write(
+    data: MuData | Path,
+    keys: Columns,
+    folder: Path,
+    steps: Steps,
+    *,
+    max_epochs: int | None,
+    resolution: float,
+    seed: int,
+    checkpoint: Path,
+    checkpoint_every: timedelta,
+    earlier: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Fit a model, and write it and everything that follows from it into ``folder``.
+
+    Of data on disk, the store gets no denoised RNA, which is as large as cells times genes:
+    `Model.get_normalized_expression` writes it with ``out=``. Above `clusters.MAP_CELLS` cells, figures
+    and all tables but those of cells, epochs and batches are of that many, spread evenly over each
+    batch.
+
+    Parameters
+    ----------
+    data
+        From :func:`totalvi.run.prepare.prepare`, or the store in ``folder`` that
+        :func:`totalvi.run.prepare.prepare_on_disk` wrote.
+    keys
+        Columns of ``obs``; counts are in ``X`` of the modalities ``rna`` and ``prot``.
+    folder
+        Empty but for the store, or holds all that an incomplete run left.
+    steps
+        Times the steps and shows them.
+    max_epochs, resolution, seed, checkpoint_every
+        As in :func:`totalvi.run.run.run`.
+    checkpoint
+        File in which the fit is kept; where it exists, the fit goes on from it.
+    earlier
+        Record of the incomplete run: its model is taken, and only the steps that failed are done.
+    """
+    on_disk = isinstance(data, Path)
+    if earlier is None:
+        with steps.step("train", spinner=False):
+            model = fit_model(
+                data, keys, steps.shown, max_epochs=max_epochs, seed=seed,
+                checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+            )  # fmt: skip
+        with steps.step("save"):
+            model.save(folder / MODEL)
+    else:
+        model = _model_of(folder, data, earlier)
+    cells = open_on_disk(data) if isinstance(data, Path) else data
+    assert isinstance(cells, MuData)
+    file = ResultsFile(folder, on_disk=on_disk)
+    work = Work(model, cells, keys, folder, file, resolution, seed)
+    done = () if earlier is None else done_before(earlier["failed"], file)
+    failed = do_each(AFTER_FIT, work, steps, done)
+    return Outcome(_summary(work), work.warnings, failed)
+
+
+def done_before(failed: Collection[str], file: ResultsFile) -> set[str]:
+    """Return the names of the steps that an incomplete run has done, and whose results are there."""
+    lost = set(failed) if file.is_there else {*failed, *IN_THE_FILE}
+    return {step.name for step in AFTER_FIT} - lost
+
+
+def fit_model(
+    data: MuData | Path,
+    keys: Columns,
+    show: bool,
+    *,
+    max_epochs: int | None,
+    seed: int,
+    checkpoint: Path,
+    checkpoint_every: timedelta,
+) -> Model:
+    """Fit a model to prepared counts, in memory or on disk; where ``checkpoint`` exists, go on."""
+    model = new_model(data, keys, seed)
+    model.train(
+        max_epochs=max_epochs,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=True,
+        progress=show,
+        devices=1,  # all else in a run is done by one process
+    )
+    return model
+
+
+def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> Model:
+    """Return the model of an incomplete run, on the cells that it was fitted to."""
+    other = OutputError(
+        "the cells are not those of the incomplete run that is there: give the same ones, or choose "
+        "another output folder"
+    )
+    try:
+        model = Model.load(folder / MODEL, data)
+    except DataError as error:
+        raise other from error
+    if fingerprint(model._training_data()) != earlier["fingerprint"]:
+        raise other
+    return model
+
+
+def _summary(work: Work) -> dict[str, Any]:
+    """Return the sizes and the course of the fit, as the record of a run has them."""
+    model = work.model
+    assert model.plan is not None
+    assert model.split is not None
+    return {
+        "cells": work.data.n_obs,
+        "genes": work.data["rna"].n_vars,
+        "proteins": work.data["prot"].n_vars,
+        "clusters": None if work.clusters is None else len(work.clusters.labels.categories),
+        "cells_on_map": len(work.sample),
+        "epochs": len(model.history),
+        "max_epochs": model.plan.max_epochs,
+        "default_max_epochs": default_max_epochs(len(model.split.train)),
+        **model.fit_summary,
+        "fingerprint": model.fingerprint,
+        "held_out_loss_per_cell": float(
+            model.history["validation_loss"][model.fit_summary["best_epoch"]]
+        ),
+    }

@@ -1,0 +1,289 @@
+"""From data as read to the cells and genes that a model is fitted to."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import mudata
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.background.ambient import AMBIENT, AmbientProfile, ambient_findings
+from totalvi.data.background.isotype_controls import (
+    ISOTYPE_MODALITY,
+    control_findings,
+    split_controls,
+)
+from totalvi.data.background.raw_matrices import ambient_of, profile_of_raw
+from totalvi.data.checks import check_counts, raise_errors, tally_by_group
+from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory
+from totalvi.data.find import CountSource, find_counts
+from totalvi.data.finding import Finding
+from totalvi.data.io.modalities import mudata_of, renamed_features
+from totalvi.errors import DataError
+from totalvi.run.convert import feature_annotation, write_source
+
+RawPaths = str | Path | Mapping[str, str | Path]
+
+
+class Prepared(NamedTuple):
+    """Checked cells and genes.
+
+    Attributes
+    ----------
+    mdata
+        Modalities ``rna`` (CSR float32 raw counts), ``prot`` (dense float32 raw counts, NaN where
+        unmeasured) and, if there was one, ``hto``; all annotation of the cells in ``obs``, of the
+        features in ``var``; isotype controls are apart, in ``isotype``.
+    findings
+        Warnings and notes of the checks and of what was left out.
+    """
+
+    mdata: MuData
+    findings: list[Finding]
+
+
+def find_ambient(
+    data: MuData | AnnData, keys: Columns, proteins: pd.Index, raw: RawPaths | None
+) -> tuple[AmbientProfile | None, list[Finding]]:
+    """Return the profile of the raw matrix, or that which the data have, and what it says."""
+    if raw is not None:
+        ambient: AmbientProfile | None = profile_of_raw(raw, data, keys, proteins)
+    else:
+        ambient = ambient_of(data, keys, None)
+    return ambient, [] if ambient is None else ambient_findings(ambient)
+
+
+def prepare(
+    data: MuData | AnnData,
+    keys: Columns,
+    *,
+    n_genes: int = 4000,
+    drop_empty_cells: bool = True,
+    raw: RawPaths | None = None,
+) -> Prepared:
+    """Find and check the counts, leave out empty cells and genes, and select variable genes.
+
+    Parameters
+    ----------
+    data
+        Never written to.
+    keys
+        Where counts and annotation are.
+    n_genes
+        With more genes than this, that many are selected for varying most.
+    drop_empty_cells
+        Whether cells without any RNA count are left out, with a warning; otherwise they are an error.
+    raw
+        The raw matrix with the empty droplets, or one for each batch.
+
+    Raises
+    ------
+    DataError
+        When the counts or their annotation cannot be used.
+    """
+    source = whole = find_counts(data, keys)
+    all_cells = source.cell_names
+    kept = np.ones(len(all_cells), dtype=bool)
+    notes = renamed_features(data)
+    if drop_empty_cells:
+        kept = (
+            source.rna.read().count_nonzero(axis=1) > 0
+        )  # NaN counts as well, and the checks name it
+        if not kept.any():
+            raise DataError("no cell has any RNA count: check which matrix is the RNA")
+        if not kept.all():
+            message = f"left out: {(~kept).sum():,} without any RNA count, of {kept.size:,} cells"
+            notes.append(Finding("warning", "cells_left_out", message))
+    source = _cells(source, kept)
+    findings = check_counts(source, keys)
+    raise_errors(findings)
+    rna = source.rna.read()
+    has_count = np.bincount(rna.indices[rna.data > 0], minlength=rna.shape[1]) > 0
+    everyone = np.ones(rna.shape[0], dtype=bool)
+    chosen, gene_notes = _choose_genes(source, keys.batch_key, n_genes, has_count, everyone)
+    notes += gene_notes
+    expressed = source.rna.read()[:, chosen].count_nonzero(axis=1) > 0
+    if not expressed.all():
+        message = f"{(~expressed).sum():,} without a count of the selected genes"
+        if not drop_empty_cells:
+            first = source.cell_names[~expressed][0]
+            raise DataError(
+                f'cells: {message}, such as "{first}": select more genes, or leave such cells out'
+            )
+        message = f"left out: {message}, of {expressed.size:,} cells"
+        notes.append(Finding("warning", "cells_left_out", message))
+        source = _cells(source, expressed)
+        kept[kept] = expressed
+    hashtags, hashtag_notes = _hashtags(data, all_cells, kept)
+    findings = [finding for finding in findings if finding.code != "gene_zero"]
+    mdata = _to_mudata(source, chosen, data, keys, hashtags)
+    controls = split_controls(data, whole, keys)[1]
+    notes += control_findings(controls)
+    if controls.shape[1]:
+        mdata = _with_controls_apart(mdata, controls.iloc[kept])
+    ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
+    if ambient is not None:
+        mdata.uns[AMBIENT] = ambient.to_table()
+    notes += ambient_notes
+    return Prepared(mdata, findings + notes + hashtag_notes)
+
+
+def _choose_genes(
+    source: CountSource,
+    batch_key: str | None,
+    n_genes: int,
+    expressed: np.ndarray,
+    cells: np.ndarray,
+) -> tuple[np.ndarray, list[Finding]]:
+    """Return which genes are kept, of those that are ``expressed``, judged by some of the cells."""
+    chosen, notes = expressed, []
+    if not chosen.all():
+        message = f"left out: {(~chosen).sum():,} without a count, of {chosen.size:,} genes"
+        notes.append(Finding("note", "genes_left_out", message))
+    if chosen.sum() > n_genes:
+        # Loads scanpy, which takes seconds.
+        from totalvi.run.variable_genes import BatchesLeftOut, variable_genes
+
+        batch = None if batch_key is None else source.obs[batch_key].astype(str).to_numpy()
+        message = f"the {n_genes:,} most variable of {chosen.sum():,} genes were selected"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")  # scanpy warns of its own coming versions
+            warnings.simplefilter("always", BatchesLeftOut)
+            chosen = variable_genes(
+                source.rna, source.gene_names, n_genes=n_genes, batch=batch, cells=cells
+            )
+        notes.append(Finding("note", "genes_selected", message))
+        notes += [Finding("warning", "batches_left_out", str(said.message)) for said in caught]
+    return chosen, notes
+
+
+def _cells(source: CountSource, kept: np.ndarray) -> CountSource:
+    if kept.all():
+        return source
+    return source._replace(
+        rna=CountsInMemory(source.rna.rows(kept)),
+        protein=CountsInMemory(source.protein.rows(kept)),
+        cell_names=source.cell_names[kept],
+        obs=source.obs[kept],
+    )
+
+
+def _hashtags(
+    data: MuData | AnnData, all_cells: pd.Index, kept: np.ndarray
+) -> tuple[AnnData | None, list[Finding]]:
+    """Take the kept cells from the modality ``hto``, by name unless it lists the same cells."""
+    if not isinstance(data, MuData) or "hto" not in data.mod:
+        return None, []
+    hashtags, names = data["hto"], all_cells[kept]
+    if hashtags.obs_names.equals(all_cells):
+        return hashtags[kept].copy(), []
+    if hashtags.obs_names.is_unique and names.isin(hashtags.obs_names).all():
+        return hashtags[names].copy(), []
+    message = 'left out: modality "hto", which lacks some of the cells or repeats their names'
+    return None, [Finding("note", "hashtags_left_out", message)]
+
+
+def _to_mudata(
+    source: CountSource,
+    genes: np.ndarray,
+    data: MuData | AnnData,
+    keys: Columns,
+    hashtags: AnnData | None,
+) -> MuData:
+    cells = pd.DataFrame(index=source.cell_names)
+    rna_var, protein_var = feature_annotation(source, data, keys)
+    modalities = {
+        "rna": AnnData(
+            source.rna.read()[:, genes].astype(np.float32), obs=cells, var=rna_var[genes]
+        ),
+        "prot": AnnData(source.protein.read(), obs=cells, var=protein_var),
+    }
+    if hashtags is not None:
+        modalities["hto"] = hashtags
+    with mudata.set_options(pull_on_update=False):
+        prepared = MuData(modalities)
+    prepared.obs = pd.DataFrame(source.obs, index=source.cell_names)
+    return prepared
+
+
+def _with_controls_apart(mdata: MuData, controls: pd.DataFrame) -> MuData:
+    """Move the isotype controls from the proteins to a modality of their own."""
+    names = controls.columns
+    others = ~mdata["prot"].var_names.isin(names)
+    modalities = {**mdata.mod, "prot": mdata["prot"][:, others].copy()}
+    cells = pd.DataFrame(index=mdata.obs_names)
+    modalities[ISOTYPE_MODALITY] = AnnData(
+        controls.to_numpy(np.float32), obs=cells, var=pd.DataFrame(index=names)
+    )
+    return mudata_of(modalities, mdata.obs)
+
+
+def prepare_on_disk(
+    data: MuData | AnnData,
+    keys: Columns,
+    store: Path,
+    *,
+    n_genes: int = 4000,
+    drop_empty_cells: bool = True,
+    raw: RawPaths | None = None,
+) -> list[Finding]:
+    """Do what `totalvi.run.prepare.prepare` does, some cells at a time; write the rest to a store.
+
+    Parameters
+    ----------
+    data
+        From `totalvi.run.convert.open_input`.
+    keys, n_genes, drop_empty_cells, raw
+        As in `prepare`.
+    store
+        Folder of the store to write: modalities ``rna``, ``prot``, ``hto`` and ``isotype``.
+
+    Returns
+    -------
+    Warnings and notes of the checks and of what was left out.
+    """
+    source = find_counts(data, keys, on_disk=True)
+    tally = tally_by_group(source, keys)
+    findings = check_counts(source, keys, tally)
+    kept = tally.n_rna > 0
+    if not kept.any():
+        raise DataError("no cell has any RNA count: check which matrix is the RNA")
+    if drop_empty_cells:
+        findings = [finding for finding in findings if finding.code != "cell_without_rna"]
+    raise_errors(findings)
+    controls = split_controls(data, source, keys)[1]
+    ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
+    notes = renamed_features(data) + _left_out(kept, "without any RNA count")
+    genes, gene_notes = _choose_genes(source, keys.batch_key, n_genes, tally.gene_total > 0, kept)
+    expressed = kept & _expressed(source, genes)
+    lost = _left_out(expressed[kept], "without a count of the selected genes")
+    if lost and not drop_empty_cells:
+        first = source.cell_names[kept & ~expressed][0]
+        raise DataError(
+            f'cells: {lost[0].message.removeprefix("left out: ")}, such as "{first}": select more '
+            "genes, or leave such cells out"
+        )
+    write_source(
+        store, source, data, keys, cells=expressed, genes=genes, controls=controls, ambient=ambient
+    )
+    findings = [finding for finding in findings if finding.code != "gene_zero"]
+    return findings + notes + gene_notes + lost + control_findings(controls) + ambient_notes
+
+
+def _expressed(source: CountSource, genes: np.ndarray) -> np.ndarray:
+    """Return which cells have a count of the genes."""
+    columns = np.flatnonzero(genes)
+    counts = [block[:, columns].count_nonzero(axis=1) > 0 for _, block in source.rna.blocks()]
+    return np.concatenate(counts)
+
+
+def _left_out(kept: np.ndarray, why: str) -> list[Finding]:
+    if kept.all():
+        return []
+    message = f"left out: {(~kept).sum():,} {why}, of {kept.size:,} cells"
+    return [Finding("warning", "cells_left_out", message)]

@@ -1,0 +1,253 @@
+"""What a run records of itself, and what it takes to repeat it: arguments, versions, input."""
+
+import hashlib
+import json
+import platform
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from totalvi.atomic import standing_folder
+from totalvi.data.io.read import read
+from totalvi.data.io.tenx import matrix_files
+from totalvi.errors import IncompleteError, ReadError, TotalviError
+from totalvi.run.folder import RECORD
+from totalvi.run.steps import NotMadeError
+
+PACKAGES = ("totalvi", "torch", "numpy", "scipy", "scanpy", "anndata", "mudata")
+OF_THE_OUTPUT = ("output", "overwrite", "resume", "checkpoint_every", "progress")
+"""Arguments of a run that change no number."""
+
+
+def circumstances() -> dict[str, Any]:
+    """Return when, where and with what versions the run was made."""
+    import torch
+
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES},
+    }
+
+
+def asked(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the part of the record that says what was asked for: arguments, and hashes of inputs.
+
+    Parameters
+    ----------
+    arguments
+        Of the run; of values other than numbers, texts and sequences of them, only the type is kept.
+    inputs
+        Files or folders that were read, by argument; ``raw[donor]`` for one of several raw matrices.
+    """
+    paths = {name: str(path.absolute()) for name, path in inputs.items()}
+    return {
+        "arguments": {name: _plain(value) for name, value in arguments.items()} | paths,
+        "input_sha256": {name: sha256(path) for name, path in inputs.items()},
+    }
+
+
+class Repeat(NamedTuple):
+    """A run to be repeated.
+
+    Attributes
+    ----------
+    arguments
+        Of :func:`totalvi.run.run.run`, all but those about the output.
+    notes
+        What may give other numbers this time.
+    """
+
+    arguments: dict[str, Any]
+    notes: list[str]
+
+
+def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
+    """Return the run in a ``run.json``, once its input is seen to be what it was.
+
+    Parameters
+    ----------
+    path
+        Written by a run.
+    moved
+        Where inputs are now, by argument, if they are not where they were.
+
+    Raises
+    ------
+    ReadError
+        When the file is not the record of a run, or its input has changed or is gone.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        arguments, hashes = dict(record["arguments"]), dict(record["input_sha256"])
+        versions = dict(record["versions"])
+        if "totalvi" not in versions or not set(hashes) <= set(arguments):
+            raise LookupError("versions or inputs")
+    except OSError as error:
+        raise ReadError(f"{path} cannot be read ({error.strerror}): give a run.json") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ReadError(f"{path} is not the run.json of a run that can be repeated") from error
+    if {"query", "query_path"} & set(arguments):
+        raise ReadError(
+            f"{path} is of `totalvi impute` or `totalvi map`: give that command its arguments again"
+        )
+    if "input" not in hashes:
+        raise ReadError(f"{path} is of a run on data in memory: repeat it from Python")
+    for name in moved:
+        if name not in hashes:
+            raise ReadError(f"{path} is of a run without {name}: leave it out")
+    arguments |= {name: str(place) for name, place in moved.items()}
+    for name, expected in hashes.items():
+        _require_unchanged(Path(arguments[name]), expected, path)
+    now = {"python": platform.python_version()} | {
+        package: version(package) for package in PACKAGES
+    }
+    notes = [
+        f"{package} is {now[package]}, and was {then}: numbers may differ"
+        for package, then in versions.items()
+        if now.get(package, then) != then
+    ]
+    by_batch = {name[4:-1]: arguments.pop(name) for name in hashes if name.startswith("raw[")}
+    if by_batch:
+        arguments["raw"] = by_batch
+    return Repeat({k: v for k, v in arguments.items() if k not in OF_THE_OUTPUT}, notes)
+
+
+def _require_unchanged(place: Path, expected: str, record: Path) -> None:
+    if not place.exists():
+        raise ReadError(f"{place}, the input of {record}, is not there: say where it is now")
+    if sha256(place) != expected:
+        raise ReadError(
+            f"{place} is not the input of {record} any more (other SHA-256): give the file it was"
+        )
+
+
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    """Write ``record`` as indented JSON."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
+    """Return whether the record at ``path`` is of a run on files that asked for the same.
+
+    Without ``max_epochs``, of the number by default, or of the checkpoint that a run without it went on
+    from: the record tells both ``default_max_epochs`` and ``epochs_asked``.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        theirs, hashes = dict(record["arguments"]), record["input_sha256"]
+        by_default = "epochs_asked" in record and (
+            record["epochs_asked"] is None or theirs["max_epochs"] == record["default_max_epochs"]
+        )
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    ours = asked(arguments, inputs)
+    differing = {
+        name
+        for name in {*theirs, *ours["arguments"]}
+        if theirs.get(name) != ours["arguments"].get(name)
+    }
+    if arguments.get("max_epochs") is None and by_default:
+        differing.discard("max_epochs")
+    return hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of what is read of a folder.
+
+    Raises
+    ------
+    ReadError
+        When nothing in the folder is read.
+    """
+    path = path.expanduser()
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    folder = standing_folder(path)
+    for file_path in _files_read(folder) if folder.is_dir() else []:  # else reading refuses it
+        digest.update(f"{file_path.relative_to(folder).as_posix()}\0{sha256(file_path)}\0".encode())
+    return digest.hexdigest()
+
+
+def _files_read(folder: Path) -> list[Path]:
+    """Return the files of a zarr store, a matrix (Cell Ranger puts more beside it) or a model."""
+    if any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        return _all_files(folder)
+    found = matrix_files(folder)
+    if not found:
+        from totalvi.formats.model_folder import is_model
+
+        found = _all_files(folder) if is_model(folder) else []
+    if not found:
+        read(folder)  # which says what is wrong with it
+        raise ReadError(
+            f"{folder} holds neither counts nor a model: give a matrix folder, a .zarr store, or the "
+            "path of a file"
+        )
+    return found
+
+
+def _all_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return (
+        value if isinstance(value, str | int | float | None) else f"{type(value).__name__} object"
+    )
+
+
+def incomplete_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a run some of whose steps failed; None if all was made."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record if record.get("failed") else None
+
+
+def completed(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a run that was completed: what it said of its input, and what is new."""
+    both = {**record, **{name: earlier[name] for name in ("arguments", "epochs_asked", "notes")}}
+    both["seconds"] = earlier["seconds"] | record["seconds"]
+    both["warnings"] = list(dict.fromkeys([*earlier["warnings"], *record["warnings"]]))
+    return both
+
+
+def named(error: Exception) -> str:
+    """Return an error in a few words."""
+    if isinstance(error, TotalviError | NotMadeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def incomplete_error(
+    output: Path, failed: Mapping[str, Exception], *, repeatable: bool
+) -> IncompleteError:
+    """Return the error that says in one sentence what failed, what is there, and how to complete it."""
+    causes = {name: error for name, error in failed.items() if not isinstance(error, NotMadeError)}
+    left_out = [name for name in failed if name not in causes]
+    said = " and ".join(f"{name} failed ({named(error)})" for name, error in causes.items())
+    if left_out:
+        said += f", so that {', '.join(left_out)} could not be made"
+    how = "the same call with resume"
+    if repeatable:
+        record, folder = shlex.quote(str(output / RECORD)), shlex.quote(str(output))
+        how = f"`totalvi run --from {record} -o {folder} --resume`"
+    error = IncompleteError(
+        f"{said}; the model and all else are in {output}, and {how} makes what is missing"
+    )
+    errors = list(causes.values())
+    error.__cause__ = errors[0] if len(errors) == 1 else ExceptionGroup("failed steps", errors)
+    return error

@@ -1,0 +1,357 @@
+"""The whole way from a count file to a folder of results."""
+
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.atomic import locked
+from totalvi.data.checks import Finding
+from totalvi.data.columns import Columns
+from totalvi.data.io.read import ReadOptions
+from totalvi.errors import (
+    OutputError,
+    ReadError,
+    TrainingError,
+)
+from totalvi.run.convert import open_input, read_input
+from totalvi.run.folder import (
+    RECORD,
+    STORE,
+    checkpoint_of,
+    refuse_input_in_output,
+    require_writable,
+    staged_folder,
+)
+from totalvi.run.prepare import prepare, prepare_on_disk
+from totalvi.run.record import (
+    asked,
+    circumstances,
+    completed,
+    incomplete_error,
+    incomplete_record,
+    is_record_of,
+    named,
+    read_record,
+    write_record,
+)
+from totalvi.run.steps import Steps
+
+_UNFINISHED = shutil.ignore_patterns(".*")  # files that a process which was killed left
+
+
+class RunResult(NamedTuple):
+    """What a run made.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    files
+        All files, relative to ``folder``.
+    record
+        What ``run.json`` holds, the warnings among it.
+    """
+
+    folder: Path
+    files: list[Path]
+    record: dict[str, Any]
+
+
+def run(
+    input: str | Path | MuData | AnnData,
+    output: str | Path,
+    *,
+    raw: str | Path | Mapping[str, str | Path] | None = None,
+    protein_path: str | Path | None = None,
+    genome: str | None = None,
+    hashtags: str | Sequence[str] | None = None,
+    controls: str | Sequence[str] | None = None,
+    cells_in: Literal["rows", "columns"] | None = None,
+    batch_key: str | None = None,
+    panel_key: str | None = None,
+    labels_key: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] = (),
+    continuous_covariate_keys: Sequence[str] = (),
+    rna_modality: str = "rna",
+    protein_modality: str = "prot",
+    rna_layer: str | None = None,
+    protein_layer: str | None = None,
+    protein_expression_obsm_key: str | None = None,
+    allow_fractional: bool = False,
+    isotype_controls: Sequence[str] | None = None,
+    drop_empty_cells: bool = True,
+    n_genes: int = 4000,
+    max_epochs: int | None = None,
+    resolution: float = 1.0,
+    seed: int = 0,
+    on_disk: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
+    progress: bool | None = None,
+) -> RunResult:
+    """Check, select genes, fit, embed, cluster, denoise, and write tables and figures.
+
+    ``output`` then holds ``results.h5mu`` (``results.zarr`` with ``on_disk``), ``model.totalvi``,
+    ``tables``, ``figures`` and ``run.json``. It appears whole at the end. Until then the fit is kept
+    beside it in ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing
+    behind.
+
+    Parameters
+    ----------
+    input
+        A path that :func:`totalvi.read` takes, or data in memory, which is never written to.
+    output
+        A folder that does not exist or is empty, or a link to one.
+    raw
+        The raw matrix of all barcodes, or one for each batch, whose empty droplets anchor the
+        background; see :func:`totalvi.ambient_profile`.
+    protein_path, genome, hashtags, controls, cells_in
+        How to read a path; see :func:`totalvi.read`.
+    batch_key, panel_key, labels_key, size_factor_key
+        Columns of ``obs``; see :class:`totalvi.Model`.
+    categorical_covariate_keys, continuous_covariate_keys
+        Columns of ``obs``; see :class:`totalvi.Model`.
+    rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
+        Where the counts are; see :class:`totalvi.Model`.
+    allow_fractional
+        Whether counts may have fractions.
+    isotype_controls
+        As in :class:`totalvi.Model`; they come apart, as modality ``isotype``.
+    drop_empty_cells
+        Leave out cells without any RNA count, with a warning; otherwise they are an error.
+    n_genes
+        With more genes than this, that many are selected for varying most.
+    max_epochs
+        Epochs of training at most; None: by the number of cells.
+    resolution
+        Of the clusters; higher gives more.
+    seed
+        The same seed gives the same results on the same machine.
+    on_disk
+        Whether counts are left on disk and read some cells at a time; ``input`` is then a path. What
+        differs is in `totalvi.run.pipeline.fit_and_write`.
+    overwrite
+        Replace the folder of an earlier run, which holds nothing else, at the end; forget the
+        checkpoint of an interrupted run, unless ``resume``.
+    resume
+        Go on from the checkpoint of an interrupted run with the same arguments, to the same results;
+        make what is missing of one some of whose steps failed; start if there is neither; do nothing
+        if all results are there.
+    checkpoint_every
+        How often the fit is kept.
+    progress
+        Whether to show the steps on standard error; by default when it is a terminal.
+
+    Raises
+    ------
+    TotalviError
+        When the input cannot be used, the output cannot be written, or the fit fails.
+    IncompleteError
+        When a step after the fit failed; all that does not rest on it is in ``output``.
+    KeyboardInterrupt
+        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
+    """
+    arguments = dict(locals())
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; allowed are whole numbers from 0 to 4294967295.")
+    read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
+    output = Path(output)
+    paths = _paths(input, raw, protein_path)
+    for path in paths.values():
+        refuse_input_in_output(path, output)
+    earlier = None
+    if resume and is_record_of(output / RECORD, arguments, paths):
+        earlier = incomplete_record(output / RECORD)
+        if earlier is None and "input" in paths:
+            return finished(output)
+    request = asked(arguments, paths)  # of the inputs as they are read, not as they are later
+    steps = Steps(progress)
+    keys = Columns(
+        batch_key=batch_key,
+        panel_key=panel_key,
+        labels_key=labels_key,
+        size_factor_key=size_factor_key,
+        categorical_covariate_keys=tuple(categorical_covariate_keys),
+        continuous_covariate_keys=tuple(continuous_covariate_keys),
+        rna_modality=rna_modality,
+        protein_modality=protein_modality,
+        rna_layer=rna_layer,
+        protein_layer=protein_layer,
+        protein_expression_obsm_key=protein_expression_obsm_key,
+        allow_fractional=allow_fractional,
+        isotype_controls=None if isotype_controls is None else tuple(isotype_controls),
+    )
+    overwrite = overwrite or earlier is not None
+    require_writable(output, overwrite=overwrite)
+    checkpoint = checkpoint_of(output)
+    course: dict[str, Any] = {
+        "max_epochs": max_epochs,
+        "resolution": resolution,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "checkpoint_every": checkpoint_every,
+        "earlier": earlier,
+    }
+    choice: dict[str, Any] = {
+        "n_genes": n_genes,
+        "drop_empty_cells": drop_empty_cells,
+        "raw": raw,
+    }
+    findings: list[Finding] = []
+    with steps.step("read"):
+        if not on_disk:
+            data, keys = read_input(input, keys, read_options)
+        elif isinstance(input, MuData | AnnData):
+            raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        else:
+            data, keys = open_input(input, keys, read_options)
+    if not on_disk:
+        with steps.step("check and select genes"):
+            data, findings = prepare(data, keys, **choice)
+    # What fits a model is loaded only now: bad input is refused before seconds go to loading torch.
+    with staged_folder(output, overwrite=overwrite) as folder:
+        if earlier is not None:
+            shutil.copytree(output, folder, ignore=_UNFINISHED, dirs_exist_ok=True)
+        if on_disk:
+            if earlier is None:
+                with steps.step("check and select genes"):
+                    findings = prepare_on_disk(data, keys, folder / STORE, **choice)
+            data = folder / STORE
+        if not resume:
+            forget(checkpoint, overwrite=overwrite)
+        from totalvi.run.pipeline import fit_and_write
+
+        try:
+            summary, warnings, failed = fit_and_write(data, keys, folder, steps, **course)
+        except TrainingError:
+            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
+        # None: of the checkpoint that the fit went on from, or by default
+        request["arguments"]["max_epochs"] = summary.pop("max_epochs")
+        messages = {
+            severity: [f.message for f in findings if f.severity == severity]
+            for severity in ("warning", "note")
+        }
+        record = {
+            **circumstances(),
+            **request,
+            "epochs_asked": max_epochs,
+            **summary,
+            "seconds": steps.seconds,
+            "warnings": [*messages["warning"], *warnings],
+            "notes": messages["note"],
+        }
+        if earlier is not None:
+            record = completed(earlier, record)
+        if failed:
+            record["failed"] = {name: named(error) for name, error in failed.items()}
+        write_record(record, folder / RECORD)
+        files = files_in(folder)
+    checkpoint.unlink(missing_ok=True)
+    if failed:
+        raise incomplete_error(output, failed, repeatable="input" in paths)
+    return RunResult(output, files, record)
+
+
+def repeat(
+    record: str | Path,
+    output: str | Path,
+    *,
+    input: str | Path | None = None,
+    raw: str | Path | Mapping[str, str | Path] | None = None,
+    protein_path: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: timedelta = timedelta(minutes=10),
+    progress: bool | None = None,
+) -> RunResult:
+    """Repeat the run of a ``run.json``: on the same machine, with the same numbers.
+
+    Parameters
+    ----------
+    record
+        The ``run.json``.
+    output, overwrite, resume, checkpoint_every, progress
+        As in :func:`run`.
+    input, raw, protein_path
+        Where the input is now, if it was moved.
+
+    Raises
+    ------
+    TotalviError
+        When the record cannot be read, or the input is gone or has changed; as in :func:`run`.
+    """
+    arguments, notes = read_record(Path(record), _paths(input, raw, protein_path))
+    unknown = sorted(set(arguments) - set(inspect.signature(run).parameters))
+    if unknown:
+        raise ReadError(
+            f"{record} asks for {unknown[0]}, which this totalvi does not know: update it"
+        )
+    result = run(
+        **arguments,
+        output=output,
+        overwrite=overwrite,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    return result._replace(record=result.record | {"notes": [*result.record["notes"], *notes]})
+
+
+def _paths(
+    input: Any, raw: str | Path | Mapping[str, str | Path] | None, protein_path: str | Path | None
+) -> dict[str, Path]:
+    """Return what is a path of the inputs, by argument; ``raw[donor]`` for one of several."""
+    raws = {f"raw[{k}]": v for k, v in raw.items()} if isinstance(raw, Mapping) else {"raw": raw}
+    given = {"input": input, "protein_path": protein_path, **raws}
+    return {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
+
+
+def forget(checkpoint: Path, *, overwrite: bool) -> None:
+    """Remove the checkpoint of an earlier run, if that is what it is and asked for."""
+    from totalvi.fit.checkpoint import is_checkpoint
+
+    if not checkpoint.exists():
+        return
+    if overwrite and is_checkpoint(checkpoint):
+        checkpoint.unlink()
+        return
+    raise OutputError(
+        f"{checkpoint} is there, of a run that was interrupted: go on with resume, or delete it"
+    )
+
+
+def finished(output: Path) -> RunResult:
+    """Return what a run that has ended made."""
+    record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+    checkpoint = checkpoint_of(output)
+    if checkpoint.exists():  # it died just before it would have removed it
+        with locked(Path(os.path.realpath(output))):  # unless it is of one that replaces the output
+            checkpoint.unlink(missing_ok=True)
+    return RunResult(output, files_in(output), record)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return all files of a folder of results, relative to it."""
+    return sorted(_written(folder))
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    """Yield what is in the folder; of a zarr store, which has many files, the store."""
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if place.parts[0] == STORE:
+            if len(place.parts) == 1:
+                yield place
+        elif path.is_file():
+            yield place

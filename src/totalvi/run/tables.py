@@ -1,0 +1,353 @@
+"""Tables of a fitted model: cells, proteins and clusters."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from mudata import MuData
+from scipy import sparse
+from scipy.stats import false_discovery_control, norm, rankdata
+
+from totalvi.data.background.ambient import AMBIENT
+from totalvi.data.finding import listed
+from totalvi.model import Model
+
+
+def cell_table(
+    cell_names: pd.Index,
+    batch: pd.Series | None,
+    cluster: pd.Categorical,
+    umap: np.ndarray,
+    latent: np.ndarray,
+    rna: sparse.csr_matrix | np.ndarray,
+    protein: np.ndarray,
+) -> pd.DataFrame:
+    """One row for each cell: batch, cluster, place on the map, latent coordinates, total counts.
+
+    Parameters
+    ----------
+    cell_names, batch, cluster
+        One for each cell; ``batch`` None when all cells are of one.
+    umap, latent
+        Shape (n_cells, 2) and (n_cells, n_latent).
+    rna, protein
+        Raw counts, cells x features; NaN proteins are unmeasured and not summed.
+    """
+    width = len(str(latent.shape[1]))
+    columns: dict = {
+        "batch": "all cells" if batch is None else np.asarray(batch),
+        "cluster": cluster,
+        "umap_1": umap[:, 0],
+        "umap_2": umap[:, 1],
+        "rna_total": np.asarray(rna.sum(axis=1)).ravel(),
+        "protein_total": np.nansum(protein, axis=1),
+    }
+    columns |= {f"latent_{i + 1:0{width}}": latent[:, i] for i in range(latent.shape[1])}
+    return pd.DataFrame(columns, index=pd.Index(cell_names, name="cell"))
+
+
+def protein_table(
+    separation: pd.DataFrame,
+    raw: np.ndarray,
+    denoised: np.ndarray,
+    foreground_probability: np.ndarray,
+) -> pd.DataFrame:
+    """One row for each protein: its means and how well its antibody separates.
+
+    Parameters
+    ----------
+    separation
+        From :func:`totalvi.run.tables.antibody_separation`.
+    raw, denoised, foreground_probability
+        Shape (n_cells, n_proteins); means are over cells where ``raw`` is not NaN.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``separation`` with the columns ``raw_mean`` and ``denoised_foreground_mean`` (over cells
+        with a foreground probability above one half).
+    """
+    measured = ~np.isnan(raw)
+    foreground = measured & (foreground_probability > 0.5)
+    means = {
+        "raw_mean": _mean_where(raw, measured),
+        "denoised_foreground_mean": _mean_where(denoised, foreground),
+    }
+    table = pd.concat([pd.DataFrame(means, index=separation.index), separation], axis=1)
+    return table[[*(c for c in table if c != "warning"), "warning"]]
+
+
+def cluster_table(
+    cluster: pd.Categorical,
+    batch: pd.Series | None,
+    denoised: np.ndarray,
+    protein_names: Sequence[str],
+) -> pd.DataFrame:
+    """One row for each cluster: size, cells from each batch, mean denoised proteins."""
+    table = pd.DataFrame({"cells": cluster.value_counts()})
+    table["percent_of_cells"] = 100 * table["cells"] / len(cluster)
+    if batch is not None:
+        batches = pd.crosstab(cluster, np.asarray(batch).astype(str))
+        table = table.join(batches.add_prefix("cells_in_batch_"))
+    means = pd.DataFrame(denoised, columns=list(protein_names)).groupby(np.asarray(cluster)).mean()
+    return table.join(means.add_prefix("denoised_")).rename_axis("cluster")
+
+
+def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean of each column over the marked rows, NaN where there are none."""
+    n_cells = where.sum(axis=0)
+    sums = np.where(where, values, 0.0).sum(axis=0, dtype=np.float64)
+    return np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
+
+
+MIN_FOREGROUND_CELLS = 5
+MIN_AUROC = 0.85
+MIN_LOG1P_DIFFERENCE = np.log(2.0)
+MAX_CONTROL_FOREGROUND = 0.05
+
+
+def antibody_separation(
+    raw: np.ndarray,
+    foreground_probability: np.ndarray,
+    names: Sequence[str],
+    is_control: Sequence[bool] | None = None,
+) -> pd.DataFrame:
+    """Compare each protein's counts between the cells called background and foreground.
+
+    A cell is foreground when its foreground probability is above one half.
+
+    Parameters
+    ----------
+    raw
+        Counts, shape (n_cells, n_proteins), NaN where unmeasured; such cells are left out.
+    foreground_probability
+        Of the same shape.
+    names
+        Names of the proteins.
+    is_control
+        Which antibodies are isotype controls, that should stain nothing.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by protein, with columns ``percent_foreground``; ``percent_ambiguous``, of cells
+        with a probability between 0.1 and 0.9; ``auroc``, the chance that a foreground cell has
+        more counts than a background cell; ``log1p_median_difference``; and ``warning``, a few
+        words when the antibody failed to separate, else empty: fewer than 5 cells of one kind, an
+        AUROC below 0.85, medians less than twofold apart, or an isotype control with more than
+        5 % foreground. AUROC and difference are NaN when all cells are of one kind.
+    """
+    controls = np.zeros(len(names), dtype=bool) if is_control is None else np.asarray(is_control)
+    rows = [
+        _separation(raw[:, i], foreground_probability[:, i], bool(controls[i]))
+        for i in range(len(names))
+    ]
+    return pd.DataFrame(rows, index=pd.Index(names, name="protein"))
+
+
+def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -> dict:
+    measured = ~np.isnan(counts)
+    counts, probability = np.log1p(counts[measured]), probability[measured]
+    foreground = probability > 0.5
+    n_foreground, n_cells = int(foreground.sum()), len(foreground)
+    ambiguous = float(((probability > 0.1) & (probability < 0.9)).mean()) if n_cells else np.nan
+    auroc = difference = np.nan
+    if 0 < n_foreground < n_cells:
+        ranks = rankdata(counts)[foreground].sum() - n_foreground * (n_foreground + 1) / 2
+        auroc = ranks / (n_foreground * (n_cells - n_foreground))
+        difference = np.median(counts[foreground]) - np.median(counts[~foreground])
+    warning = ""
+    if n_cells == 0:
+        warning = "not measured"
+    elif is_control:
+        if n_foreground > MAX_CONTROL_FOREGROUND * n_cells:
+            warning = "control with foreground"
+    elif n_foreground < MIN_FOREGROUND_CELLS:
+        warning = "no foreground"
+    elif n_cells - n_foreground < MIN_FOREGROUND_CELLS:
+        warning = "no background"
+    elif auroc < MIN_AUROC or difference < MIN_LOG1P_DIFFERENCE:
+        warning = "does not separate"
+    return {
+        "percent_foreground": 100 * n_foreground / n_cells if n_cells else np.nan,
+        "percent_ambiguous": 100 * ambiguous,
+        "auroc": auroc,
+        "log1p_median_difference": difference,
+        "warning": warning,
+    }
+
+
+GENES_PER_CLUSTER = 100
+GENE_PSEUDOCOUNT = 0.01
+PROTEIN_PSEUDOCOUNT = 1.0
+COLUMNS = [
+    "modality",
+    "feature",
+    "cluster",
+    "log2_fold_change",
+    "score",
+    "p",
+    "adjusted_p",
+    "fraction_in",
+    "fraction_out",
+]
+
+
+def marker_table(
+    cluster: pd.Categorical,
+    rna: sparse.csr_matrix,
+    gene_names: Sequence[str],
+    denoised_protein: np.ndarray,
+    foreground_probability: np.ndarray,
+    protein_names: Sequence[str],
+    n_genes: int = GENES_PER_CLUSTER,
+) -> pd.DataFrame:
+    """Table the features that mark each cluster against all other cells.
+
+    Genes are tested on raw counts scaled to the median library size, proteins on denoised counts.
+
+    Parameters
+    ----------
+    cluster
+        Cluster of each cell.
+    rna
+        Raw counts, shape (n_cells, n_genes).
+    gene_names, protein_names
+        Names of the columns.
+    denoised_protein, foreground_probability
+        Shape (n_cells, n_proteins).
+    n_genes
+        Genes kept for each cluster, those of the highest score; all proteins are kept.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Sorted by modality, cluster and falling score; columns ``modality`` ("rna" or "protein"),
+        ``feature``, ``cluster``, ``log2_fold_change`` of the mean, with a pseudocount of 0.01
+        (genes) or 1 (proteins); ``score``, the standardised rank sum; ``p`` and ``adjusted_p``
+        (Benjamini-Hochberg within modality and cluster); ``fraction_in`` and ``fraction_out``:
+        of the cells in the cluster and outside, with a count (genes) or with a foreground
+        probability above one half (proteins). Empty with one cluster.
+    """
+    if len(cluster.categories) < 2:
+        return pd.DataFrame(columns=COLUMNS)
+    total = np.maximum(np.asarray(rna.sum(axis=1), dtype=np.float64).ravel(), 1.0)
+    scaled = sparse.diags_array(np.median(total) / total) @ rna
+    genes = _test(cluster, scaled, rna > 0, gene_names, GENE_PSEUDOCOUNT)
+    proteins = _test(
+        cluster,
+        sparse.csr_matrix(denoised_protein),
+        sparse.csr_matrix(foreground_probability > 0.5),
+        protein_names,
+        PROTEIN_PSEUDOCOUNT,
+    )
+    genes = genes.groupby("cluster", observed=True, sort=False).head(n_genes)
+    table = pd.concat([genes.assign(modality="rna"), proteins.assign(modality="protein")])
+    return table[COLUMNS].reset_index(drop=True)
+
+
+def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int) -> np.ndarray:
+    """Standardised Wilcoxon rank sums of each group against all others, corrected for ties.
+
+    Only stored values are ranked: all zeros tie below them.
+
+    Parameters
+    ----------
+    values
+        Non-negative, shape (n_cells, n_features), without stored zeros.
+    group
+        Group of each cell, 0 to ``n_groups - 1``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n_groups, n_features); 0 where all values of a feature are the same.
+    """
+    n_cells, n_features = values.shape
+    size = np.bincount(group, minlength=n_groups).astype(np.float64)
+    scores = np.zeros((n_groups, n_features))
+    for feature in range(n_features):
+        stored = slice(values.indptr[feature], values.indptr[feature + 1])
+        cells, ranks = group[values.indices[stored]], rankdata(values.data[stored])
+        n_zero = n_cells - len(ranks)
+        n_stored = np.bincount(cells, minlength=n_groups)
+        of_stored = np.bincount(cells, weights=n_zero + ranks, minlength=n_groups)
+        rank_sum = of_stored + (size - n_stored) * (n_zero + 1) / 2
+        ties = np.append(np.unique(ranks, return_counts=True)[1], n_zero).astype(np.float64)
+        untied = 1 - (ties**3 - ties).sum() / max(float(n_cells) ** 3 - n_cells, 1.0)
+        variance = untied * size * (n_cells - size) * (n_cells + 1) / 12
+        excess = rank_sum - size * (n_cells + 1) / 2
+        np.divide(excess, np.sqrt(variance), out=scores[:, feature], where=variance > 0)
+    return scores
+
+
+def _test(
+    cluster: pd.Categorical,
+    values: sparse.csr_matrix,
+    expressed: sparse.csr_matrix,
+    names: Sequence[str],
+    pseudocount: float,
+) -> pd.DataFrame:
+    """One row for each cluster and feature, by falling score within the cluster."""
+    n_groups = len(cluster.categories)
+    columns = values.tocsc().astype(np.float64)
+    columns.eliminate_zeros()
+    scores = rank_sum_scores(columns, cluster.codes, n_groups)
+    p = 2 * norm.sf(np.abs(scores))
+    mean_in, mean_out = _means(cluster, columns)
+    fraction_in, fraction_out = _means(cluster, expressed)
+    tables = []
+    for group in range(n_groups):
+        order = np.argsort(-scores[group], kind="stable")
+        tables.append(
+            pd.DataFrame(
+                {
+                    "feature": np.asarray(names, dtype=object)[order],
+                    "cluster": cluster.categories[group],
+                    "log2_fold_change": np.log2(
+                        (mean_in[group] + pseudocount) / (mean_out[group] + pseudocount)
+                    )[order],
+                    "score": scores[group][order],
+                    "p": p[group][order],
+                    "adjusted_p": false_discovery_control(p[group])[order],
+                    "fraction_in": fraction_in[group][order],
+                    "fraction_out": fraction_out[group][order],
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _means(
+    cluster: pd.Categorical, values: sparse.csr_matrix | sparse.csc_matrix
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each feature in each cluster, and in all cells outside it."""
+    member = sparse.csr_array(
+        (np.ones(len(cluster)), (cluster.codes, np.arange(len(cluster)))),
+        shape=(len(cluster.categories), len(cluster)),
+    )
+    sums = np.asarray((member @ values.astype(np.float64)).todense())
+    size = np.bincount(cluster.codes, minlength=len(cluster.categories))[:, None]
+    return sums / size, (sums.sum(axis=0) - sums) / np.maximum(len(cluster) - size, 1)
+
+
+def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Return tables of the empty droplets and isotype controls, where there are any, and warnings.
+
+    ``ambient``: what the droplets hold; ``isotype_controls`` and ``background``: how the estimated
+    background agrees with the controls, by control and by protein.
+    """
+    tables = {}
+    if AMBIENT in mdata.uns:
+        tables["ambient"] = mdata.uns[AMBIENT].set_index("protein")
+    if not model.schema.control_names:
+        return tables, []
+    check = model.check_isotype_controls()
+    tables |= {"isotype_controls": check.controls, "background": check.proteins}
+    high = check.proteins.index[check.proteins["warning"] != ""]
+    if not len(high):
+        return tables, []
+    return tables, [
+        f"{len(high)} of {len(check.proteins)} proteins have a background far above the isotype "
+        f"controls, {listed(high)}: it may be signal that most cells have, see tables/background.csv"
+    ]

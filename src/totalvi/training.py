@@ -1,0 +1,223 @@
+"""`Model.train`: its arguments become the plan, split and checkpoint of a fit, which then runs."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from totalvi.data.cells import CiteData, fingerprint
+from totalvi.errors import TrainingError
+from totalvi.fit.checkpoint import (
+    CHECKPOINT_EVERY,
+    Checkpoint,
+    kept_accelerator,
+    open_checkpoint,
+)
+from totalvi.fit.device import resolved_plan
+from totalvi.fit.loop import Fit
+from totalvi.fit.model_state import FitResult, fit_settings, seed_of_fit, seed_of_split
+from totalvi.fit.plan import Precision, TrainingPlan, plan_fit
+from totalvi.fit.split import DEFAULT_SIZES, Split, choose_split
+from totalvi.mapping.map_query import fill_query
+from totalvi.mapping.surgery import only_new_rows
+from totalvi.posterior.question import Fitted
+from totalvi.processes import launch, require_equal, this_process
+from totalvi.progress import epoch_progress
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Training(Fitted, Protocol):
+    """How a model is fitted to its data."""
+
+    _options: dict[str, Any]
+    _result: FitResult | None
+    _n_fits: int
+    _failure: str | None
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        lr: float = TrainingPlan.learning_rate,
+        batch_size: int | None = None,
+        train_size: float = 0.9,
+        validation_size: float | None = None,
+        split: Sequence[Any] | None = None,
+        early_stopping: bool = True,
+        early_stopping_patience: int | None = None,
+        n_epochs_kl_warmup: int = TrainingPlan.kl_warmup_epochs,
+        schedule: Literal["one-cycle", "constant"] = TrainingPlan.schedule,
+        weight_decay: float = TrainingPlan.weight_decay,
+        gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
+        adversarial: bool | float = False,
+        accelerator: str = TrainingPlan.accelerator,
+        precision: Precision = TrainingPlan.precision,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int | timedelta = CHECKPOINT_EVERY,
+        resume: bool | str | Path = False,
+        progress: bool | None = None,
+        devices: int | None = None,
+        num_nodes: int = 1,
+    ) -> None:
+        """Fit the model, and keep the weights of the lowest held-out loss.
+
+        A second call starts from the weights of the first. In a model that `map_query` returned, only
+        the weights of the query's batches move.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells. None: fewer for more cells; see `default_max_epochs`.
+        lr
+            Learning rate; the peak of the one-cycle schedule.
+        batch_size
+            Cells in a minibatch. None: see `default_batch_size`.
+        train_size, validation_size
+            Shares of cells to train on and to validate on; the rest is held out for tests. None: all
+            that ``train_size`` leaves, but 50,000 cells at most.
+        split
+            Positions of the cells to train on, to validate on and to hold out, in place of a random
+            split.
+        early_stopping, early_stopping_patience
+            Whether to stop after that many epochs without a lower held-out loss. None: see
+            `default_patience`.
+        n_epochs_kl_warmup
+            Epochs over which the weight of the divergences rises from 0 to 1.
+        schedule
+            "one-cycle" or "constant" learning rate.
+        weight_decay, gradient_clip_norm
+            Weight decay of the optimiser, and the largest norm of the gradient.
+        adversarial
+            Whether the encoder also learns to deceive a classifier of antibody panels, or the weight
+            of doing so (True: 1). Off by default, as it measured no better; see ``docs/decisions.md``.
+        accelerator
+            As in Lightning Fabric: "auto", "cpu", "cuda", ...
+        precision
+            "32-true", "bf16-mixed" or "16-mixed" as in Lightning Fabric; "auto": bfloat16 products
+            where the processor has them. ``fit_summary`` says which it was.
+        checkpoint
+            File from which the fit can be resumed: written as often as ``checkpoint_every`` says, after
+            SIGINT (Ctrl-C) or SIGTERM, which then end the fit after its step, and at the end.
+        checkpoint_every
+            A number of epochs, or a time: ``datetime.timedelta(minutes=10)``.
+        resume
+            A checkpoint, from which the fit resumes to the numbers it would have had without the
+            interruption, and which is then the ``checkpoint``; True: ``checkpoint``, if it exists.
+            Arguments left at their defaults are those of the checkpoint, and others must agree.
+        progress
+            Whether to show a progress bar; None: on a terminal.
+        devices, num_nodes
+            Processes on each machine, one for each GPU, and machines; they share each minibatch. The
+            script runs in each of them, from its start. None: as many as `torchrun`, `fabric run` or
+            SLURM's `srun` started, else 1. See ``docs/scaling.md``.
+
+        Raises
+        ------
+        TrainingError
+            When the loss or its gradient is no longer finite.
+        ProcessError
+            When another process of the fit ended, or has other data or arguments.
+        CheckpointError
+            When the checkpoint is damaged, or of another fit: the message names what differs.
+        OutputError
+            When the checkpoint cannot be written, or exists and is not to be resumed.
+        KeyboardInterrupt
+            When a signal ended the fit. The model is what it was before, and the checkpoint is there.
+        """
+        data = self._training_data()
+        given: dict[str, Any] = {
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "learning_rate": lr,
+            "schedule": schedule,
+            "weight_decay": weight_decay,
+            "kl_warmup_epochs": n_epochs_kl_warmup,
+            "gradient_clip_norm": gradient_clip_norm,
+            "adversary_weight": self._adversary_weight(adversarial),
+            "accelerator": accelerator,
+            "precision": precision,
+        }
+        if early_stopping_patience is not None or not early_stopping:
+            given["patience"] = early_stopping_patience if early_stopping else None
+        sizes = (train_size, validation_size)
+        fabric = launch(kept_accelerator(checkpoint, resume, accelerator), devices, num_nodes)
+        with open_checkpoint(checkpoint, checkpoint_every, resume) as kept:
+            before = {} if kept is None else kept.settings
+            if split is None and sizes == DEFAULT_SIZES and before.get("split_sizes"):
+                sizes = tuple(before["split_sizes"])
+            rng = np.random.default_rng(seed_of_split(self.seed))
+            cells = choose_split(split, data.n_cells, sizes, rng)
+            plan = plan_fit(len(cells.train), given, before.get("plan"))
+            plan = resolved_plan(plan, self.module, fabric.device)
+            found = fingerprint(data)
+            settings = fit_settings(
+                seed=self.seed,
+                number_of_fit=self._n_fits + 1,
+                network={**self._options, "background_anchor": self._anchor_digest()},
+                plan=plan,
+                split=cells,
+                split_sizes=sizes if split is None else None,
+                data=found,
+            )
+            if kept is not None:
+                kept.belong_to(settings)
+            steps_done = kept.steps_done if kept is not None else 0
+            require_equal(json.dumps([settings, steps_done]), "data, arguments or checkpoint")
+            shown = progress if this_process().rank == 0 else False
+            result = self._fit(data, cells, plan, fabric, kept, shown)
+        if self._mapping is not None:  # unmeasured proteins are filled by the weights after the fit
+            fill_query(self.module, data, self._mapping)
+        self._result = result.after(self._result, found)
+        self._n_fits += 1
+        self.is_trained, self._failure = True, None
+
+    def _fit(
+        self,
+        data: CiteData,
+        split: Split,
+        plan: TrainingPlan,
+        fabric: "Fabric",
+        checkpoint: Checkpoint | None,
+        progress: bool | None,
+    ) -> FitResult:
+        """Fit the module; when that fails or is interrupted, the model is what it was before."""
+        seed = seed_of_fit(self.seed, self._n_fits)
+        before = {name: value.clone() for name, value in self.module.state_dict().items()}
+        mapping = self._mapping
+        frozen = nullcontext() if mapping is None else only_new_rows(self.module, mapping)
+        try:
+            with frozen, epoch_progress(plan.max_epochs, progress) as on_epoch:
+                fit = Fit(self.module, data, split, plan, fabric, seed, on_epoch)
+                return fit.run(checkpoint)
+        except BaseException as error:
+            self.module.load_state_dict(before)
+            self.module.cpu().eval()
+            if isinstance(error, TrainingError):
+                self._failure, self.is_trained = str(error), False
+            raise
+
+    def _anchor_digest(self) -> str | None:
+        """Return a hash of what empty droplets say, which a fit depends on."""
+        anchor = self.module.background_anchor
+        return (
+            None if anchor is None else hashlib.sha256(anchor.cpu().numpy().tobytes()).hexdigest()
+        )
+
+    def _adversary_weight(self, adversarial: bool | float) -> float:
+        if adversarial and self._mapping is not None:
+            raise ValueError(
+                "adversarial moves the encoder, which a mapped query shares with its reference; "
+                "leave it at False."
+            )
+        if adversarial and self.module.n_panels < 2:
+            raise ValueError(
+                f"adversarial is {adversarial!r}, but all cells are of one panel; leave it at False."
+            )
+        return float(adversarial)

@@ -1,1 +1,0 @@
-"""Interactive figures, drawn with Bokeh from arrays; report and explorer share them."""

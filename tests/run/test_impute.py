@@ -1,0 +1,148 @@
+"""`totalvi impute`: files in, imputed proteins out."""
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from mudata import MuData
+
+import totalvi
+from totalvi.cli.main import execute
+from totalvi.errors import DataError, OutputError
+from totalvi.run.impute import impute, unreliable_warnings
+
+# Of mudata, about a default that its next version changes.
+pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A reference with proteins and donors, and a query of RNA alone with an annotation."""
+    folder = tmp_path_factory.mktemp("inputs")
+    mdata = totalvi.simulate(n_cells=160, n_genes=40, n_proteins=4, store_truth=False, seed=1)
+    mdata["prot"].var_names = ["CD3", "CD4", "CD19", "PD-1"]
+    mdata.obs = pd.DataFrame({"donor": ["a", "b"] * 80}, index=mdata.obs_names)
+    mdata.write(folder / "reference.h5mu")
+    rna = totalvi.simulate(n_cells=60, n_genes=40, n_proteins=4, store_truth=False, seed=2)["rna"]
+    rna.obs = pd.DataFrame({"type": ["x", "y", "z"] * 20}, index=rna.obs_names)
+    rna.write(folder / "query.h5ad")
+    return folder / "reference.h5mu", folder / "query.h5ad"
+
+
+def test_one_command(
+    inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    given = [*map(str, inputs), "-o", str(output), "--epochs", "3", "--samples", "20"]
+    assert execute(["impute", *given]) == 0
+    printed = capsys.readouterr().out
+    assert "4 proteins imputed in 60 cells from 160 cells and 40 genes" in printed
+    adata = anndata.read_h5ad(output / "imputed.h5ad")
+    query = anndata.read_h5ad(inputs[1])
+    assert list(adata.obs_names) == list(query.obs_names)
+    assert list(adata.obs["type"]) == list(query.obs["type"])
+    assert {"sd", "log1p", "lower", "upper"} == set(adata.layers)
+    assert np.isfinite(adata.X).all()
+    assert (adata.layers["sd"] > 0).all()
+    assert {"n_cells", "pearson", "rmse", "coverage", "reliable"} == set(adata.var.columns)
+    mean = pd.read_csv(output / "tables" / "mean.csv.gz", index_col=0)
+    np.testing.assert_allclose(mean, adata.to_df(), rtol=1e-3)
+    record = json.loads((output / "run.json").read_text())
+    assert len(record["input_sha256"]) == 2
+    assert record["warnings"][-1:] == unreliable_warnings(adata.var)
+    names = pd.read_csv(output / "tables" / "antibodies.csv")
+    assert set(names["harmonised"]) == set(adata.var_names) == {"CD3", "CD4", "CD19", "CD279"}
+    model = totalvi.Model.load(output / "model.totalvi")
+    assert model.schema.batch_names == ("query", "reference")
+    assert execute(["impute", *given]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_batches_within_the_reference(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    result = impute(*inputs, tmp_path / "out", batch_key="donor", max_epochs=2, n_samples=20)
+    model = totalvi.Model.load(result.folder / "model.totalvi")
+    assert model.schema.batch_names == ("query", "reference:a", "reference:b")
+    assert model.schema.panel_names == ("query", "reference")
+    assert result.record["reference_cells"] == 160
+
+
+def test_a_query_with_another_panel_gets_what_it_lacks(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    reference = totalvi.read(inputs[0])
+    query = totalvi.simulate(n_cells=50, n_genes=40, n_proteins=4, store_truth=False, seed=3)
+    protein = query["prot"][:, :3].copy()
+    protein.var_names = ["CD19_TotalSeqB", "CD4", "CD3"]
+    query = MuData({"rna": query["rna"], "prot": protein})
+    result = impute(reference, query, tmp_path / "out", max_epochs=2, n_samples=20)
+    adata = anndata.read_h5ad(result.folder / "imputed.h5ad")
+    assert list(adata.var_names) == ["CD279"]
+
+
+def test_nothing_to_impute_is_said_before_any_work(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    reference, query = (totalvi.read(path) for path in inputs)
+    with pytest.raises(DataError, match="query has all proteins of the reference"):
+        impute(reference, reference.copy(), tmp_path / "out")
+    with pytest.raises(DataError, match="reference has no proteins: give it first"):
+        impute(query, reference, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_imputation_goes_on(
+    inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"max_epochs": 2, "n_samples": 20}
+    whole = impute(*inputs, tmp_path / "whole", **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(totalvi.Model, "get_imputation_reliability", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            impute(*inputs, tmp_path / "out", **arguments)
+    kept = tmp_path / "out.checkpoint"
+    assert kept.exists()
+    with pytest.raises(OutputError, match="interrupted"):
+        impute(*inputs, tmp_path / "out", **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr("totalvi.fit.loop.Fit.epoch", _interrupted)  # all steps are done
+        resumed = impute(*inputs, tmp_path / "out", resume=True, **arguments)
+    assert not kept.exists()
+    first, second = (anndata.read_h5ad(r.folder / "imputed.h5ad") for r in (whole, resumed))
+    np.testing.assert_array_equal(first.X, second.X)
+    with pytest.raises(OutputError, match="not empty"):  # of the default number of epochs
+        impute(*inputs, tmp_path / "out", resume=True, n_samples=20)
+    again = impute(*inputs, tmp_path / "out", resume=True, **arguments)
+    assert again.record["finished"] == resumed.record["finished"]
+    assert again.files == resumed.files
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_batch_that_neither_has_is_one_sentence(
+    inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["impute", *map(str, inputs), "-o", str(tmp_path / "out"), "--batch", "doner"]
+    assert execute(command) == 2
+    printed = capsys.readouterr().err
+    assert (
+        '--batch "doner" is no column of obs of the reference or the query; did you mean' in printed
+    )
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_guides_of_a_query_are_left_out_with_a_note(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    reference = totalvi.read(inputs[0])
+    query = anndata.read_h5ad(inputs[1])
+    query.var["feature_types"] = ["Gene Expression"] * 38 + ["CRISPR Guide Capture"] * 2
+    result = impute(reference, query, tmp_path / "out", max_epochs=1, n_samples=20)
+    assert result.record["genes"] == 38
+    said = 'the query has "crispr_guide_capture" beside its RNA, which is left out'
+    assert said in result.record["notes"]

@@ -1,0 +1,51 @@
+"""Antibodies that separate, and those that do not."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from totalvi.run.tables import antibody_separation
+
+rng = np.random.default_rng(0)
+N_CELLS = 200
+STAINED = np.arange(N_CELLS) < 60
+
+
+def one(raw: np.ndarray, probability: np.ndarray, control: bool = False) -> dict:
+    table = antibody_separation(raw[:, None], probability[:, None], ["CD3"], [control])
+    return table.loc["CD3"].to_dict()
+
+
+@pytest.mark.parametrize(("mean", "warning"), [(200.0, ""), (14.0, "does not separate")])
+def test_auroc_is_that_of_the_raw_counts(mean: float, warning: str) -> None:
+    raw = rng.poisson(np.where(STAINED, mean, 12.0)).astype(float)
+    found = one(raw, np.where(STAINED, 0.99, 0.02))
+    assert found["auroc"] == pytest.approx(roc_auc_score(STAINED, raw))
+    assert found["percent_foreground"] == pytest.approx(30.0)
+    assert found["percent_ambiguous"] == 0
+    assert found["warning"] == warning
+
+
+@pytest.mark.parametrize(
+    ("probability", "warning"), [(0.1, "no foreground"), (0.9, "no background")]
+)
+def test_cells_of_one_kind_are_told(probability: float, warning: str) -> None:
+    found = one(rng.poisson(9.0, N_CELLS).astype(float), np.full(N_CELLS, probability))
+    assert found["warning"] == warning
+    assert np.isnan(found["auroc"])
+
+
+def test_controls_should_stain_nothing() -> None:
+    raw = rng.poisson(np.where(STAINED, 200.0, 12.0)).astype(float)
+    assert one(raw, np.where(STAINED, 0.99, 0.02), control=True)["warning"] != ""
+    assert one(raw, np.zeros(N_CELLS), control=True)["warning"] == ""
+
+
+def test_unmeasured_cells_are_left_out() -> None:
+    raw = rng.poisson(np.where(STAINED, 200.0, 12.0)).astype(float)
+    probability = np.where(STAINED, 0.99, 0.02)
+    part = slice(30, 150)
+    masked = raw.copy()
+    masked[:30] = masked[150:] = np.nan
+    assert one(masked, probability) == one(raw[part], probability[part])
+    assert one(np.full(N_CELLS, np.nan), probability)["warning"] == "not measured"

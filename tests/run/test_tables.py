@@ -1,0 +1,64 @@
+"""Tables against pandas."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from totalvi.run.tables import antibody_separation, cell_table, cluster_table, protein_table
+
+rng = np.random.default_rng(0)
+N_CELLS = 40
+CELLS = pd.Index([f"cell{i}" for i in range(N_CELLS)])
+BATCH = pd.Series(np.repeat(["x", "y"], 20), index=CELLS)
+CLUSTER = pd.Categorical((np.arange(N_CELLS) % 3).astype(str))
+RAW = rng.poisson(20.0, (N_CELLS, 3)).astype(np.float32)
+RAW[:20, 2] = np.nan
+DENOISED = rng.gamma(2.0, 10.0, (N_CELLS, 3))
+PROBABILITY = rng.random((N_CELLS, 3))
+PROBABILITY[:, 1] = 0.0
+NAMES = ["CD3", "CD4", "CD8"]
+
+
+@pytest.mark.parametrize("batch", [None, BATCH])
+def test_cells_have_their_totals_and_places(batch: pd.Series | None) -> None:
+    rna = rng.poisson(1.0, (N_CELLS, 7))
+    umap, latent = rng.normal(size=(N_CELLS, 2)), rng.normal(size=(N_CELLS, 12))
+    table = cell_table(CELLS, batch, CLUSTER, umap, latent, sparse.csr_matrix(rna), RAW)
+    assert table.index.equals(CELLS)
+    assert table["batch"].tolist() == (["all cells"] * 40 if batch is None else BATCH.tolist())
+    np.testing.assert_array_equal(table["rna_total"], rna.sum(axis=1))
+    np.testing.assert_allclose(table["protein_total"], np.nansum(RAW, axis=1))
+    np.testing.assert_array_equal(table[["umap_1", "umap_2"]], umap)
+    np.testing.assert_array_equal(table.filter(like="latent_"), latent)
+    assert table.columns[-1] == "latent_12"
+    assert "latent_01" in table
+
+
+def test_means_of_proteins_leave_out_unmeasured_cells() -> None:
+    separation = antibody_separation(RAW, PROBABILITY, NAMES)
+    table = protein_table(separation, RAW, DENOISED, PROBABILITY)
+    np.testing.assert_allclose(table["raw_mean"], np.nanmean(RAW, axis=0))
+    in_foreground = PROBABILITY > 0.5
+    assert table["denoised_foreground_mean"]["CD3"] == pytest.approx(
+        DENOISED[in_foreground[:, 0], 0].mean()
+    )
+    assert np.isnan(table["denoised_foreground_mean"]["CD4"])
+    assert table["denoised_foreground_mean"]["CD8"] == pytest.approx(
+        DENOISED[20:, 2][in_foreground[20:, 2]].mean()
+    )
+    assert table.columns[-1] == "warning"
+
+
+def test_clusters_have_their_sizes_batches_and_means() -> None:
+    table = cluster_table(CLUSTER, BATCH, DENOISED, NAMES)
+    assert table["cells"].to_dict() == {"0": 14, "1": 13, "2": 13}
+    assert table["percent_of_cells"].sum() == pytest.approx(100)
+    np.testing.assert_array_equal(
+        table["cells_in_batch_x"] + table["cells_in_batch_y"], table["cells"]
+    )
+    np.testing.assert_allclose(
+        table.loc["1", [f"denoised_{n}" for n in NAMES]].astype(float),
+        DENOISED[CLUSTER == "1"].mean(axis=0),
+    )
+    assert not cluster_table(CLUSTER, None, DENOISED, NAMES).filter(like="batch").size
