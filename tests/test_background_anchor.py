@@ -11,7 +11,7 @@ import totalvi
 from totalvi.data.background.ambient import AmbientProfile
 from totalvi.data.background.prior import PanelBatches, anchored_background_prior
 from totalvi.errors import CheckpointError
-from totalvi.nn.decoder import profile_penalty
+from totalvi.nn.likelihoods import profile_penalty
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 

@@ -12,7 +12,7 @@ from totalvi.data.cells import CiteData
 from totalvi.data.describe import describe
 from totalvi.errors import DataError
 from totalvi.fit.batches import minibatch
-from totalvi.nn.elbo import objective
+from totalvi.nn.likelihoods import objective
 
 FAST: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "progress": False}
 

@@ -23,7 +23,7 @@ from totalvi.data.counts import RowsOnDisk
 from totalvi.data.find import find_counts
 from totalvi.data.io.write_zarr import SparseRows
 from totalvi.fit.batches import CountsOnDevice, minibatch, sparse_rows
-from totalvi.nn.sparse import SparseCounts
+from totalvi.nn.cell import SparseCounts
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior import rows as store
 from totalvi.run.variable_genes import select_genes

@@ -82,8 +82,9 @@ def test_sums_are_those_of_dense_arithmetic(data: CiteData, name: str) -> None:
         query = ScaleQuery(ProteinScale(), batch_weights(MEASURED, ()))
         (sample,) = scales(question(data, network, CELLS, 1), batch, query)
         own = sample.own
-        r = network.gene_log_inverse_dispersion(own.context).exp().numpy().astype(float)
-        protein_r = network.protein_log_inverse_dispersion(own.context).exp().numpy()
+        genes = network.genes(own.decoded, own.library_size, own.context)
+        r = genes.log_r.exp().numpy().astype(float)
+        protein_r = own.proteins.log_r.exp().numpy()
     h = sample.rna.numpy().astype(float)
     x, y = data.rna.rows(CELLS).toarray(), data.protein.rows(CELLS)
     mu = own.library_size.numpy() * h

@@ -11,13 +11,11 @@ from totalvi.nn.cell import CellContext, SparseCounts, one_hot_columns
 from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
 from totalvi.nn.config import NetworkConfig, background_anchor, background_prior, protein_mask
 from totalvi.nn.likelihoods import (
-    SMALLEST_NORMAL,
     Dispersion,
     ElboTerms,
     GeneLikelihood,
     ProteinMixture,
     log_normal_log_prob,
-    log_proportions,
     normal_kl,
     profile_penalty,
     standard_normal_kl,
@@ -271,23 +269,6 @@ class Network(nn.Module):
                 f"label is None, but a dispersion is {kind!r}; give each cell's label."
             )
         return Dispersion(by_group, context.label)
-
-    def gene_log_mean(self, gene_logit: Tensor, library_size: Tensor) -> Tensor:
-        """Return the log of the NB mean of RNA, (..., B, G)."""
-        log_rho = log_proportions(gene_logit, softplus=self.library == "size_factor")
-        return log_rho + library_size.clamp(min=SMALLEST_NORMAL).log()
-
-    def gene_log_inverse_dispersion(self, context: CellContext) -> Tensor:
-        """Return log r of the genes, (1, G) or (B, G)."""
-        return self.dispersion(self.gene_log_r, self.gene_dispersion, context).log_r
-
-    def protein_log_inverse_dispersion(self, context: CellContext) -> Tensor:
-        """Return log r of the proteins, (1, T) or (B, T)."""
-        return self.dispersion(self.protein_log_r, self.protein_dispersion, context).log_r
-
-    def protein_log_efficiency(self, context: CellContext) -> Tensor | float:
-        """Return the log of the factor on both protein means, (B, T); 0 where the model has none."""
-        return 0.0 if self.log_efficiency is None else self.log_efficiency[context.batch]
 
     @torch.no_grad()
     def proportions(self, decoded: Decoded) -> Tensor:

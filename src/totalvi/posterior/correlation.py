@@ -171,8 +171,8 @@ def _denoised_sample(
     if not len(wanted.genes):
         return np.empty((len(proteins), 0), dtype=np.float32), proteins
     rna = wanted.rna_size_factor * network.proportions(draw.decoded)
-    log_r = network.gene_log_inverse_dispersion(draw.context)
-    return values(rna, log_r, wanted.genes, 0), proteins
+    genes = network.genes(draw.decoded, draw.library_size, draw.context)
+    return values(rna, genes.log_r, wanted.genes, 0), proteins
 
 
 class CorrelationQueries(Fitted):

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from totalvi.errors import BackgroundError
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import CellContext
-from totalvi.nn.decoder import Decoded
-from totalvi.nn.encoder import CellPosterior
+from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.likelihoods import (
     ProteinMixture,
     negative_binomial_log_prob,

@@ -10,8 +10,7 @@ from torch import Tensor
 from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.config import at_least_one
-from totalvi.nn.elbo import ElboTerms, sum_measured
-from totalvi.nn.likelihoods import normal_log_prob
+from totalvi.nn.likelihoods import ElboTerms, normal_log_prob, sum_measured
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.draws import Draw

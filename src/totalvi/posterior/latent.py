@@ -12,8 +12,8 @@ from torch import Tensor
 
 from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
+from totalvi.nn.coders import CellPosterior
 from totalvi.nn.config import at_least_one
-from totalvi.nn.encoder import CellPosterior
 from totalvi.posterior.arguments import Cells, Names, documented
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 

@@ -15,7 +15,7 @@ from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
 from totalvi.nn.cell import CellContext
-from totalvi.nn.decoder import Decoded
+from totalvi.nn.coders import Decoded
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, Names, checked_number, documented
 from totalvi.posterior.draws import plausible

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from totalvi.compiled import compiled
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.sparse import SparseCounts
+from totalvi.nn.cell import SparseCounts
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.draws import Draw, ProteinScale, plausible
 from totalvi.posterior.question import Question
@@ -228,7 +228,8 @@ def _add_rna(
     share: float,
 ) -> None:
     own = sample.own
-    r = network.gene_log_inverse_dispersion(own.context).exp().cpu().numpy()
+    genes = network.genes(own.decoded, own.library_size, own.context)
+    r = genes.log_r.exp().cpu().numpy()
     library = own.library_size[:, 0].cpu().numpy()
     own_rna = sample.own_rna.cpu().numpy()
     rna = own_rna if sample.rna is sample.own_rna else sample.rna.cpu().numpy()
