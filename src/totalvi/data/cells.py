@@ -14,7 +14,7 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.columns import Columns, joined_obs, names_of
-from totalvi.data.counts import Counts, CountsInMemory
+from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -297,9 +297,8 @@ def _hash_protein(data: CiteData) -> str:
 
 def _hash_rna(data: CiteData) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(data.library_size).data)
-    n_compared = min(data.n_cells, _CELLS_COMPARED)
-    compared = np.linspace(0, data.n_cells - 1, n_compared).astype(np.int64)
-    for start in range(0, n_compared, _ROWS_AT_ONCE):
+    compared = evenly_spaced(np.arange(data.n_cells), _CELLS_COMPARED, rounding="down")
+    for start in range(0, len(compared), _ROWS_AT_ONCE):
         rows = data.rna.rows(compared[start : start + _ROWS_AT_ONCE])
         rows.sort_indices()
         for part in (rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data):

@@ -35,7 +35,8 @@ class Columns:
 
 def names_of(index: pd.Index) -> pd.Index:
     """Return names as an unnamed index of Python texts."""
-    return pd.Index(index.astype(str), dtype=object, name=None)
+    names: pd.Index = pd.Index(index.astype(str), dtype=object, name=None)
+    return names
 
 
 def require_same_cells(rna: AnnData, protein: AnnData, rna_name: str, protein_name: str) -> None:

@@ -147,11 +147,7 @@ class _OnDisk(Counts[Block]):
             self._pointer = np.asarray(self._stored["indptr"][...]).astype(np.int64)
             n_stored = min(self._stored[part].shape[0] for part in ("data", "indices"))
             _require_pointer(self._pointer, n_rows, n_stored, where)
-        dtype = stored.dtype
-        if dtype.kind not in "fiub":
-            raise DataError(
-                f"{where} holds {dtype} values in place of counts: convert it to numbers"
-            )
+        _require_real(stored.dtype, where)
         self._n_stored_columns = n_columns
         self.shape = n_rows, n_columns if columns is None else len(columns)
 
@@ -301,8 +297,8 @@ def _are_all(columns: np.ndarray, shape: tuple[int, int]) -> bool:
 
 
 def _require_pointer(pointer: np.ndarray, n_rows: int, n_stored: int, where: str) -> None:
-    rises = len(pointer) == n_rows + 1 and pointer[0] == 0 and bool((np.diff(pointer) >= 0).all())
-    if not (rises and pointer[-1] <= n_stored):
+    is_sound = len(pointer) == n_rows + 1 and pointer[0] == 0 and pointer[-1] <= n_stored
+    if not (is_sound and (np.diff(pointer) >= 0).all()):
         raise DataError(
             f"{where} is damaged (its row pointer does not fit its {n_rows} rows and {n_stored} "
             "values): copy, download or write it again"
@@ -347,14 +343,13 @@ def to_dense(values: Any, where: str, cells: pd.Index, features: pd.Index) -> np
         _require_real(values.dtype, where)
         return np.asarray(values.toarray(), dtype=np.float32)
     if isinstance(values, pd.DataFrame) and not all(map(_is_real, values.dtypes)):
-        columns = [values.iloc[:, [i]].to_numpy() for i in range(values.shape[1])]
-        columns = [
-            _numeric(column, where, cells, features[i : i + 1]) for i, column in enumerate(columns)
-        ]
-        return np.hstack(columns).astype(np.float32)
+        columns = (values.iloc[:, [i]].to_numpy() for i in range(values.shape[1]))
+        named = zip(columns, features, strict=True)
+        numbers = [_numeric(column, where, cells, pd.Index([name])) for column, name in named]
+        return np.hstack(numbers).astype(np.float32)
     array = np.asarray(values)
-    array = array.reshape(len(array), -1) if array.ndim < 2 else array
-    return _numeric(array, where, cells, features).astype(np.float32)
+    table = array.reshape(len(array), -1) if array.ndim < 2 else array
+    return _numeric(table, where, cells, features).astype(np.float32)
 
 
 def _is_sparse(values: Any) -> bool:
@@ -376,8 +371,7 @@ def _numeric(array: np.ndarray, where: str, cells: pd.Index, features: pd.Index)
                     f'{where} holds {type(value).__name__} in place of counts, first "{value}" in '
                     f'cell "{cells[i]}", feature "{features[j]}": convert it to numbers'
                 )
-    numbers = np.where(pd.isna(array), np.nan, array)
-    return numbers.astype(np.float64)
+    return np.where(pd.isna(array), np.nan, array).astype(np.float64)
 
 
 def _require_real(dtype: Any, where: str) -> None:

@@ -233,7 +233,8 @@ def _codes(
         raise DataError(f'obs["{key}"] holds "{unknown[0]}", {why}')
     if of_model is not None:
         found = tuple(of_model[name] for name in found)
-    return pd.Index(names).get_indexer(pd.Index(found))[codes].astype(np.int64)
+    position = pd.Index(names).get_indexer(pd.Index(found)).astype(np.int64)
+    return np.asarray(position[codes])
 
 
 def _own_counts(rna: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -103,7 +103,7 @@ def draw_parameters(rng: np.random.Generator, arguments: Arguments) -> Parameter
 
 def _is_relative(n_cell_types: int) -> np.ndarray:
     """Which cell types are close relatives of the one before: 1, 4, 7, ..."""
-    return np.arange(n_cell_types) % 3 == 1
+    return np.asarray(np.arange(n_cell_types) % 3 == 1)
 
 
 def _marker_genes(rng: np.random.Generator, n_cell_types: int, n_genes: int) -> np.ndarray:
@@ -167,7 +167,7 @@ def negative_binomial(
     (6.0, 24)
     """
     rate = rng.standard_gamma(np.broadcast_to(inverse_dispersion, mean.shape))
-    return rng.poisson(rate * (mean / inverse_dispersion))
+    return np.asarray(rng.poisson(rate * (mean / inverse_dispersion)))
 
 
 def draw_protein(rng: np.random.Generator, p: Parameters, cells: Cells) -> AnnData:

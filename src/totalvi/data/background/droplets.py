@@ -10,6 +10,7 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.columns import Columns, joined_obs, names_of
+from totalvi.data.counts import evenly_spaced
 from totalvi.data.find import genes_and_proteins
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.errors import DataError
@@ -187,8 +188,9 @@ def choose_empty_droplets(
     log_total = np.log(total[chosen])
     chosen = chosen[np.abs(log_total - _where_most_molecules_are(log_total)) <= _WIDTH]
     chosen = chosen[_not_high(np.log1p(rna_total[chosen]))]
-    chosen = _thinned(chosen, MOST_DROPLETS)
-    return chosen[_not_high(np.log(_misfit(protein[chosen].toarray())))]
+    chosen = evenly_spaced(chosen, MOST_DROPLETS, rounding="down")
+    is_droplet = _not_high(np.log(_misfit(protein[chosen].toarray())))
+    return np.asarray(chosen[is_droplet])
 
 
 def _total(protein: sparse.csr_matrix) -> np.ndarray:
@@ -212,7 +214,7 @@ def _not_high(values: np.ndarray) -> np.ndarray:
         return np.zeros(0, dtype=bool)
     centre = np.median(values)
     spread = max(1.4826 * float(np.median(np.abs(values - centre))), 0.1)
-    return values <= centre + _OUTLIER * spread
+    return np.asarray(values <= centre + _OUTLIER * spread)
 
 
 def _misfit(protein: np.ndarray) -> np.ndarray:
@@ -226,10 +228,3 @@ def _misfit(protein: np.ndarray) -> np.ndarray:
     expected = protein.sum(axis=1, keepdims=True) * share
     squared = (protein - expected) ** 2 / (expected + expected**2 / 4)
     return np.asarray(squared.mean(axis=1) + 1e-3)
-
-
-def _thinned(positions: np.ndarray, at_most: int) -> np.ndarray:
-    """Return evenly spaced positions where there are more than ``at_most``."""
-    if len(positions) <= at_most:
-        return positions
-    return positions[np.linspace(0, len(positions) - 1, at_most).astype(np.int64)]

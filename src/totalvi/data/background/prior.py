@@ -12,7 +12,7 @@ import pandas as pd
 
 from totalvi.data.background.ambient import AmbientProfile
 from totalvi.data.background.droplets import ANY_BATCH
-from totalvi.data.counts import Counts
+from totalvi.data.counts import Counts, evenly_spaced
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
 
@@ -183,9 +183,7 @@ def _densest_half(values: np.ndarray) -> float:
 
 def _log_counts(protein: Counts[np.ndarray], chosen: np.ndarray) -> np.ndarray:
     """Return log(1 + counts) of the chosen cells, or of evenly spaced ones of many."""
-    rows = np.flatnonzero(chosen)
-    if len(rows) > _MOST_CELLS:
-        rows = rows[np.linspace(0, len(rows) - 1, _MOST_CELLS).astype(np.int64)]
+    rows = evenly_spaced(np.flatnonzero(chosen), _MOST_CELLS, rounding="down")
     return np.log1p(protein.rows(rows).astype(np.float64))
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -251,10 +252,11 @@ def _stored_validator(path: Path, url: str) -> str | None:
 
 def _validator(response: httpx.Response) -> str | None:
     """Give what identifies this version of the file; a weak ETag may not be used for ranges."""
-    etag = response.headers.get("ETag", "")
+    headers: Mapping[str, str] = response.headers
+    etag = headers.get("ETag", "")
     if etag and not etag.startswith("W/"):
         return etag
-    return response.headers.get("Last-Modified")
+    return headers.get("Last-Modified")
 
 
 def _extent(response: httpx.Response) -> tuple[int, int | None]:

@@ -118,7 +118,7 @@ def _chosen(
                     f'{option} names "{name}", which is no antibody of {where}: '
                     f"{did_you_mean(str(name), names[0])}"
                 )
-        return np.logical_or.reduce([index.isin(list(choice)) for index in names])
+        return np.asarray(np.any([index.isin(list(choice)) for index in names], axis=0))
     try:
         pattern = default if choice is None else re.compile(choice)
     except re.error as error:
@@ -127,7 +127,7 @@ def _chosen(
             "mend it, or give a list of names"
         ) from error
     found = [[pattern.search(name) is not None for name in index] for index in names]
-    marked = np.logical_or.reduce(np.array(found, dtype=bool).reshape(len(names), len(var)))
+    marked: np.ndarray = np.any(np.array(found, dtype=bool).reshape(len(names), len(var)), axis=0)
     if choice is not None and not marked.any():
         raise ReadError(
             f'{option}="{choice}" matches no antibody of {where}: {did_you_mean(choice, names[0])}'
@@ -217,7 +217,8 @@ def known_protein_obsm_key(adata: AnnData) -> str | None:
 
 def _obsm_names(adata: AnnData, values: Any, key: str) -> pd.Index:
     if isinstance(values, pd.DataFrame):
-        return pd.Index(values.columns.astype(str), dtype=object)
+        names: pd.Index = pd.Index(values.columns.astype(str), dtype=object)
+        return names
     for name in (f"{key}_names", "protein_names"):
         if name in adata.uns:
             return pd.Index([str(protein) for protein in adata.uns[name]], dtype=object)

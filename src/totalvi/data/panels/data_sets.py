@@ -98,9 +98,8 @@ def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSe
 
 def _gene_var(data: MuData | AnnData, columns: Columns) -> pd.DataFrame:
     if isinstance(data, MuData):
-        return data.mod[columns.rna_modality].var
-    is_gene, _ = genes_and_proteins(data.var)
-    return data.var[is_gene]
+        return pd.DataFrame(data.mod[columns.rna_modality].var)
+    return pd.DataFrame(data.var[genes_and_proteins(data.var)[0]])
 
 
 def _obsm_key(data: MuData | AnnData, columns: Columns) -> str | None:
