@@ -79,8 +79,7 @@ def step_seconds(size: Size, threads: int) -> dict[str, float]:
     from totalvi.fit.batches import minibatches
     from totalvi.fit.device import resolved_plan, wide_products
     from totalvi.fit.loop import Fit
-    from totalvi.fit.plan import TrainingPlan
-    from totalvi.fit.split import Split
+    from totalvi.fit.plan import Split, TrainingPlan
     from totalvi.processes import make_fabric, threads_of_torch
 
     torch.set_num_threads(threads)

@@ -128,8 +128,7 @@ def one_epoch(folder: Path, n_cells: int, place: str) -> Result:
     import totalvi
     from totalvi.fit.device import resolved_plan
     from totalvi.fit.loop import Fit
-    from totalvi.fit.plan import TrainingPlan
-    from totalvi.fit.split import fewer_validate, random_split
+    from totalvi.fit.plan import TrainingPlan, fewer_validate, random_split
     from totalvi.processes import launch
 
     path = store(folder, n_cells)

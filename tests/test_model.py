@@ -15,7 +15,7 @@ import totalvi
 from counts import N_GENES, N_PROTEINS, SMALL, annotated
 from totalvi import processes
 from totalvi.errors import DataError, FormatError, NotTrainedError, OutputError, TrainingError
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split
 from totalvi.formats.model_folder import _checksum
 
 FAST: dict[str, Any] = {"max_epochs": 2, "n_epochs_kl_warmup": 1, "accelerator": "cpu"}

@@ -20,7 +20,7 @@ from totalvi.data.describe import describe
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError
 from totalvi.fit.batches import WINDOW
-from totalvi.fit.split import DEFAULT_SIZES, choose_split
+from totalvi.fit.plan import DEFAULT_SIZES, choose_split
 from totalvi.run.clusters import batch_mixing
 from totalvi.run.convert import convert_counts
 from totalvi.run.run import run

@@ -66,8 +66,7 @@ def measure(n_cells: int, n_genes: int, threads: int) -> dict[str, float]:
     import totalvi
     from totalvi.fit.device import resolved_plan
     from totalvi.fit.loop import Fit
-    from totalvi.fit.plan import TrainingPlan
-    from totalvi.fit.split import random_split
+    from totalvi.fit.plan import TrainingPlan, random_split
     from totalvi.processes import launch
 
     torch.set_num_threads(threads)

@@ -19,8 +19,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.errors import FormatError, NotTrainedError
 from totalvi.fit.model_state import FitResult, ModelState, network_of
-from totalvi.fit.plan import TrainingPlan
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.formats.model_folder import read_state, write_state
 from totalvi.formats.scvi_write import write_scvi
 from totalvi.mapping.map_query import MappingQueries
@@ -31,11 +30,11 @@ from totalvi.posterior.differential.differential_query import DifferentialQuerie
 from totalvi.posterior.evidence import EvidenceQueries
 from totalvi.posterior.expression import ExpressionQueries
 from totalvi.posterior.imputation import ImputationQueries
-from totalvi.posterior.isotypes import IsotypeQueries
 from totalvi.posterior.latent import LatentQueries
 from totalvi.posterior.latent_space import LatentSpaceQueries
 from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
+from totalvi.posterior.protein_background import IsotypeQueries
 from totalvi.processes import this_process
 from totalvi.training import Training
 

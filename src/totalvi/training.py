@@ -21,8 +21,7 @@ from totalvi.fit.checkpoint import (
 from totalvi.fit.device import resolved_plan
 from totalvi.fit.loop import Fit
 from totalvi.fit.model_state import FitResult, fit_settings, seed_of_fit, seed_of_split
-from totalvi.fit.plan import Precision, TrainingPlan, plan_fit
-from totalvi.fit.split import DEFAULT_SIZES, Split, choose_split
+from totalvi.fit.plan import DEFAULT_SIZES, Precision, Split, TrainingPlan, choose_split, plan_fit
 from totalvi.mapping.map_query import fill_query
 from totalvi.mapping.surgery import only_new_rows
 from totalvi.posterior.question import Fitted

@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from totalvi.cli.main import app
-from totalvi.cli.wording import OPTIONS, with_options
+from totalvi.cli.options import OPTIONS, with_options
 from totalvi.run.run import run
 
 

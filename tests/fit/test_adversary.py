@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.fit.adversary import Adversary
+from totalvi.fit.state import Adversary
 from totalvi.nn.v06 import TOTALVI
 
 PANEL = torch.tensor([0, 1] * 50)

@@ -13,8 +13,7 @@ from totalvi.fit import loop as trainer
 from totalvi.fit.device import resolved_plan
 from totalvi.fit.loop import Fit, StepInfo, evaluate
 from totalvi.fit.model_state import FitResult
-from totalvi.fit.plan import TrainingPlan
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import clip_gradients
 from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.v06 import TOTALVI

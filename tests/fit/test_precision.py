@@ -19,8 +19,7 @@ from totalvi.fit.device import (
 )
 from totalvi.fit.loop import Fit
 from totalvi.fit.model_state import FitResult
-from totalvi.fit.plan import Precision, TrainingPlan
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Precision, Split, TrainingPlan
 from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.v06 import TOTALVI
 from totalvi.processes import launch

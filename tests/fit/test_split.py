@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from totalvi.errors import DataError
-from totalvi.fit.split import Split, check_split, random_split
+from totalvi.fit.plan import Split, check_split, random_split
 
 
 @given(n_cells=st.integers(4, 500), train=st.floats(0.5, 1), validation=st.floats(0, 1))

@@ -9,7 +9,7 @@ from anndata import AnnData
 
 import totalvi
 from totalvi.errors import DataError
-from totalvi.posterior.isotypes import isotype_check
+from totalvi.posterior.protein_background import isotype_check
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
 RUN: dict[str, Any] = {"batch_key": "batch", "labels_key": "cell_type", "max_epochs": 2}
 STEPS = {
-    "results file": ("totalvi.run.results_file.ResultsFile.write_counts", ()),
+    "results file": ("totalvi.run.results.ResultsFile.write_counts", ()),
     "latent space": (
         "totalvi.model.Model.get_latent_representation",
         ("clusters and UMAP", "tables", "differential expression", "batch mixing", "figures"),

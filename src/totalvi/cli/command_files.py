@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.wording import with_options
+from totalvi.cli.options import with_options
 from totalvi.errors import DataError
 
 COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}

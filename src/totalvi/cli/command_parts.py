@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.wording import with_options
+from totalvi.cli.options import with_options
 from totalvi.processes import this_process
 
 ModelPath = Annotated[

@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping
-from totalvi.cli.wording import with_options
+from totalvi.cli.options import keeping, with_options
 
 
 def explore(

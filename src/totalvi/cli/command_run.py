@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping
-from totalvi.cli.wording import with_options
+from totalvi.cli.options import keeping, with_options
 from totalvi.errors import IncompleteError, TotalviError
 
 if TYPE_CHECKING:

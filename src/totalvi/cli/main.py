@@ -16,7 +16,7 @@ from totalvi.cli.command_files import check, convert, datasets, simulate
 from totalvi.cli.command_parts import de, denoise, train
 from totalvi.cli.command_results import explore, impute, map_cells, report
 from totalvi.cli.command_run import demo, run
-from totalvi.cli.wording import with_options
+from totalvi.cli.options import with_options
 from totalvi.errors import IncompleteError, ProcessError, TotalviError
 from totalvi.processes import this_process
 

@@ -30,8 +30,7 @@ from totalvi.fit.device import (
     wide_products,
 )
 from totalvi.fit.model_state import FitResult
-from totalvi.fit.plan import TrainingPlan
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import FitState, clip_gradients, noise_of
 from totalvi.nn.likelihoods import ElboTerms, objective
 from totalvi.nn.network import Network

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import QueryMapping, Schema
-from totalvi.fit.plan import TrainingPlan
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import torch_generator
 from totalvi.nn.v06 import TOTALVI
 

@@ -19,7 +19,7 @@ from totalvi.data.cells import Schema
 from totalvi.data.columns import Columns
 from totalvi.errors import FormatError, TotalviError
 from totalvi.fit.model_state import FitResult, ModelState, network_of
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split
 from totalvi.formats.safe_pickle import StoredArray, checked_tensors, load_inert, stored_values
 from totalvi.formats.scvi_06 import ONE_CATEGORY, schema_and_options, sizes
 from totalvi.formats.scvi_weights import State, load_scvi_state

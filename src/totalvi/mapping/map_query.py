@@ -16,7 +16,7 @@ from totalvi.data.finding import did_you_mean
 from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split
 from totalvi.mapping.surgery import extend, start_batch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import documented

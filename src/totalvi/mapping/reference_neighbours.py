@@ -13,7 +13,7 @@ from scipy import sparse
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import CountsInMemory
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split
 from totalvi.mapping.map_query import always_shown, fill_unmeasured
 from totalvi.neighbours import nearest
 from totalvi.nn.v06 import TOTALVI

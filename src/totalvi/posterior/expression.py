@@ -16,13 +16,12 @@ from totalvi.posterior.arguments import (
     Cells,
     FeatureOptions,
     Names,
-    ProteinOptions,
     ScaledLibrary,
     checked_library_size,
     documented,
 )
 from totalvi.posterior.draws import FOREGROUND, ProteinScale, plausible
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import RowTarget
 
 
@@ -122,11 +121,6 @@ def protein_means(
     kept *= n_kept / question.n_draws
     wanted = kept[:, :, proteins].cpu()
     return wanted[0] if return_mean else wanted
-
-
-class _MeanOptions(ProteinOptions, total=False):
-    return_mean: bool
-    return_numpy: bool
 
 
 class _ExpressionOptions(FeatureOptions, total=False):
@@ -296,154 +290,3 @@ class ExpressionQueries(Fitted):
                 foreground_probability[rows] = probability.cpu().numpy()
                 if rna is not None:
                     rna[rows] = of_rna.numpy()
-
-    @overload
-    def get_protein_foreground_probability(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[ProteinOptions],
-    ) -> Path: ...
-
-    @overload
-    def get_protein_foreground_probability(
-        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_MeanOptions]
-    ) -> pd.DataFrame | np.ndarray: ...
-
-    @documented
-    def get_protein_foreground_probability(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        *,
-        transform_batch: Names = None,
-        protein_list: Sequence[str] | None = None,
-        n_samples: int = 1,
-        return_mean: bool = True,
-        return_numpy: bool = False,
-        out: str | Path | None = None,
-        batch_size: int = QUERY_BATCH_SIZE,
-        seed: int = 0,
-        progress: bool | None = None,
-    ) -> pd.DataFrame | np.ndarray | Path:
-        """Return the probability that each protein count is foreground, E[1 - pi].
-
-        The expectation is over q(z | cell).
-
-        Parameters
-        ----------
-        {cells} {transform_batch} {protein_list} {n_samples} {sample_means} {return_numpy}
-        {protein_out} {batch_size} {seed} {progress}
-
-        Returns
-        -------
-        (cells, proteins), between 0 and 1; with ``out``, its path.
-
-        Raises
-        ------
-        {name_error} {output_error}
-
-        Examples
-        --------
-        {fitted_model}
-        >>> foreground = model.get_protein_foreground_probability(n_samples=5)
-        >>> foreground.shape, bool(foreground.min(axis=None) > 0)
-        ((60, 5), True)
-        """
-        question = self._question(
-            adata, indices, batch_size, progress, seed, n_samples, transform_batch
-        )
-        return _protein_answer(
-            question, "foreground probability", ProteinMixture.foreground_probability,
-            self._proteins(protein_list), return_mean, return_numpy, out,
-        )  # fmt: skip
-
-    @overload
-    def get_protein_background_mean(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[ProteinOptions],
-    ) -> Path: ...
-
-    @overload
-    def get_protein_background_mean(
-        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_MeanOptions]
-    ) -> pd.DataFrame | np.ndarray: ...
-
-    @documented
-    def get_protein_background_mean(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        *,
-        transform_batch: Names = None,
-        protein_list: Sequence[str] | None = None,
-        n_samples: int = 1,
-        return_mean: bool = True,
-        return_numpy: bool = False,
-        out: str | Path | None = None,
-        batch_size: int = QUERY_BATCH_SIZE,
-        seed: int = 0,
-        progress: bool | None = None,
-    ) -> pd.DataFrame | np.ndarray | Path:
-        """Return the mean count of each protein's background, E[beta].
-
-        The expectation is over q(z, b | cell). Like `get_normalized_expression` it is free of the
-        batch's protein efficiency, where the model has one.
-
-        Parameters
-        ----------
-        {cells} {transform_batch} {protein_list} {n_samples} {sample_means} {return_numpy}
-        {protein_out} {batch_size} {seed} {progress}
-
-        Returns
-        -------
-        (cells, proteins), above 0; with ``out``, its path.
-
-        Raises
-        ------
-        {name_error} {output_error}
-
-        Examples
-        --------
-        {fitted_model}
-        >>> model.get_protein_background_mean(protein_list=["protein_0"]).shape
-        (60, 1)
-        """
-        question = self._question(
-            adata, indices, batch_size, progress, seed, n_samples, transform_batch
-        )
-        return _protein_answer(
-            question, "protein background", background_mean,
-            self._proteins(protein_list), return_mean, return_numpy, out,
-        )  # fmt: skip
-
-
-def _protein_answer(
-    question: Question,
-    what: str,
-    quantity: Callable[[ProteinMixture], Tensor],
-    proteins: Features,
-    return_mean: bool,
-    return_numpy: bool,
-    out: str | Path | None,
-) -> pd.DataFrame | np.ndarray | Path:
-    """Return a quantity of each protein as a data frame, an array or a store."""
-    table = question.table(proteins.names)
-
-    def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
-        means = protein_means(
-            question, batch, quantity, proteins.positions, return_mean=return_mean
-        )
-        return {"protein": means.numpy()}
-
-    found = question.rows(what, {"protein": table}, rows, out=out, each_sample=not return_mean)
-    if isinstance(found, Path):
-        return found
-    values = found["protein"]
-    return values if return_numpy or not return_mean else table.frame(values)

@@ -17,7 +17,7 @@ from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
-from totalvi.fit.split import Split
+from totalvi.fit.plan import Split
 from totalvi.nn.config import at_least_one
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, Names, cell_positions, feature_positions

@@ -23,14 +23,15 @@ from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.folder import CLUSTER_COLUMN
 from totalvi.run.results import (
+    DENOISED_LIBRARY_SIZE,
     Estimates,
+    ResultsFile,
     antibody_warnings,
     draw_figures,
     make_tables,
     read_protein_warnings,
     write_tables,
 )
-from totalvi.run.results_file import DENOISED_LIBRARY_SIZE, ResultsFile
 from totalvi.run.steps import Step
 from totalvi.run.tables import background_tables
 

@@ -15,7 +15,7 @@ from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work
 from totalvi.run.folder import MODEL
-from totalvi.run.results_file import ResultsFile
+from totalvi.run.results import ResultsFile
 from totalvi.run.steps import Steps, do_each
 
 

@@ -8,8 +8,7 @@ import pandas as pd
 from totalvi.data.simulate import simulate
 from totalvi.run.clusters import Clusters
 from totalvi.run.record import asked, circumstances, write_record
-from totalvi.run.results import Estimates, write_tables
-from totalvi.run.results_file import ResultsFile
+from totalvi.run.results import Estimates, ResultsFile, write_tables
 from totalvi.run.tables import antibody_separation, cell_table, cluster_table, protein_table
 
 

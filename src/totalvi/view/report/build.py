@@ -17,7 +17,6 @@ from markupsafe import Markup
 from totalvi.figures.cell_maps import category_legend
 from totalvi.run.folder import RECORD, staged_file
 from totalvi.run.record import OF_THE_OUTPUT
-from totalvi.view.report.cards import HEIGHT, WIDTH, control_cards, protein_cards
 from totalvi.view.report.page_data import data_of_page, n_drawn
 from totalvi.view.report.report_data import (
     Results,
@@ -27,7 +26,14 @@ from totalvi.view.report.report_data import (
     read_results,
     read_run_record,
 )
-from totalvi.view.report.report_figures import embedded, make_figures
+from totalvi.view.report.report_figures import (
+    HEIGHT,
+    WIDTH,
+    control_cards,
+    embedded,
+    make_figures,
+    protein_cards,
+)
 
 REPORT = "report.html"
 _PAGE_NEEDS = {
