@@ -212,12 +212,7 @@ def run(
     }
     findings: list[Finding] = []
     with steps.step("read"):
-        if not on_disk:
-            data, keys = read_input(input, keys, read_options)
-        elif isinstance(input, MuData | AnnData):
-            raise ValueError("on_disk is for the path of a file; data in memory do without.")
-        else:
-            data, keys = open_input(input, keys, read_options)
+        data, keys = _read(input, keys, read_options, on_disk)
     if not on_disk:
         with steps.step("check and select genes"):
             data, findings = prepare(data, keys, **choice)
@@ -248,6 +243,17 @@ def run(
     if outcome.failed:
         raise incomplete_error(output, outcome.failed, repeatable="input" in paths)
     return RunResult(output, files, record)
+
+
+def _read(
+    input: str | Path | MuData | AnnData, keys: Columns, options: ReadOptions, on_disk: bool
+) -> tuple[MuData | AnnData, Columns]:
+    """Return the data, whose counts stay on disk if asked for, and where in them the counts are."""
+    if not on_disk:
+        return read_input(input, keys, options)
+    if isinstance(input, MuData | AnnData):
+        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+    return open_input(input, keys, options)
 
 
 def _record_of(
