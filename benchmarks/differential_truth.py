@@ -2,7 +2,7 @@
 
     python benchmarks/differential_truth.py --simulations 20
 
-Each simulation is fitted anew, and each of its cell types compared with all other cells. The true
+Each simulation has a fit of its own, and each of its cell types compared with all other cells. The true
 effect is that of the groups' mean expression by the parameters of the simulation, with the
 pseudocounts of the table. A call is false when the true effect is below delta; power is the share of
 true effects of 2-fold or more that are called; the slope is that of estimated on true effects.

@@ -106,7 +106,7 @@ def main() -> None:
         return
     readers = tuple(SHARES) if given.reader is None else (given.reader,)
     endings, faults, seconds = run(readers, given.files, given.workers)
-    if given.reader is not None:  # again, since its faults are mended
+    if given.reader is not None:  # again, since its faults are fixed
         before = json.loads((given.output / "fuzz.json").read_text())
         endings = {name: Counter(of) for name, of in before["endings"].items()} | endings
         faults += [fault for fault in before["faults"] if fault["reader"] != given.reader]

@@ -33,7 +33,7 @@ def test_damaged_files_are_refused_or_read_rightly(worker: Worker, name: str, se
     assert outcome.kind not in FAULTS, outcome
 
 
-# what the extended run found, each mended in the reader
+# what the extended run found, each fixed in the reader
 FOUND = [
     ("Cell Ranger 2 .h5", 4), ("Cell Ranger 2 .h5", 25), ("Cell Ranger 3 .h5", 1134),
     ("Cell Ranger 3 .h5", 1924), ("Cell Ranger 3 .h5", 2285), ("Cell Ranger 3 .h5", 2470), ("h5ad", 69),

@@ -4,7 +4,7 @@
 
 Same split, same objective, no imports and no reading of files within the time, which starts before the
 model is made. The peer's fit takes about ten minutes and is read from results/peer_fit.json if that is
-of these data; --peer-python fits it anew and writes that file.
+of these data; --peer-python fits it again and writes that file.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--peer-result", type=Path, default=PEER_FIT)
-    parser.add_argument("--peer-python", help="fit the peer anew with this interpreter")
+    parser.add_argument("--peer-python", help="fit the peer again with this interpreter")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")

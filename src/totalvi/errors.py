@@ -6,7 +6,7 @@ from collections.abc import Sequence
 class TotalviError(Exception):
     """Base of all errors that totalvi raises on purpose.
 
-    The message is one sentence that names what is wrong and how to mend it. The command line
+    The message is one sentence that names what is wrong and how to fix it. The command line
     prints it without a traceback and exits with status 2.
     """
 

@@ -1,4 +1,4 @@
-"""check_counts: each fault gets one sentence that names the place and the mend."""
+"""check_counts: each fault gets one sentence that names the place and the fix."""
 
 import numpy as np
 import pandas as pd

@@ -150,7 +150,7 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
             again = copy.copy(largest)
             again.filename = f"model/data/{i + 1}"
             archive.filelist.append(again)
-        archive.writestr("model/end", b"")  # writes the directory anew
+        archive.writestr("model/end", b"")  # writes the directory again
     assert file.stat().st_size < 10_000
     with pytest.raises(FormatError, match="more than its own size"):
         load_inert(file)

@@ -369,9 +369,9 @@ def test_a_map_on_a_refitted_model_is_made_anew(files: Path, tmp_path: Path) -> 
     refitted.save(place, overwrite=True)
     with pytest.raises(OutputError, match="not empty"):
         map_files(place, query, tmp_path / "out", resume=True)
-    anew = map_files(place, query, tmp_path / "out", resume=True, overwrite=True)
-    assert anew["input_sha256"]["query_path"] == first["input_sha256"]["query_path"]
-    assert anew["input_sha256"]["model_path"] != first["input_sha256"]["model_path"]
+    again = map_files(place, query, tmp_path / "out", resume=True, overwrite=True)
+    assert again["input_sha256"]["query_path"] == first["input_sha256"]["query_path"]
+    assert again["input_sha256"]["model_path"] != first["input_sha256"]["model_path"]
 
 
 def test_a_map_leaves_the_checkpoint_of_a_live_one(

@@ -41,7 +41,7 @@ def data() -> CiteData:
 
 
 def network(seed: int, options: dict[str, Any], spread: float = 1.0, **more: Any) -> TOTALVI:
-    """A network with weights drawn anew, larger ones for a larger ``spread``."""
+    """A network with weights drawn again, larger ones for a larger ``spread``."""
     generator = torch.Generator().manual_seed(seed)
     module = TOTALVI(
         N_GENES, N_PROTEINS, n_batch=N_BATCHES, generator=generator, **SMALL, **options, **more

@@ -39,7 +39,7 @@ def check(
 ) -> None:
     """Show what is in a file of counts.
 
-    Lists errors, warnings and notes, each with its mend. The exit status is 2 when there is an
+    Lists errors, warnings and notes, each with a suggested fix. The exit status is 2 when there is an
     error.
 
     \b

@@ -81,7 +81,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Make the report of a run anew, and print its path.
+    """Make the report of a run again, and print its path.
 
     The report is one HTML file that opens in a browser without a network.
 

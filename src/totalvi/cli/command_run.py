@@ -49,7 +49,7 @@ def run(
     covariate: options.Covariates = None,
     continuous_covariate: options.ContinuousCovariates = None,
     genes: Annotated[
-        int, typer.Option("--genes", min=1, help="Variable genes to keep, of more.")
+        int, typer.Option("--genes", min=1, help="Number of highly variable genes to use.")
     ] = 4000,
     epochs: Annotated[
         int | None,

@@ -159,7 +159,7 @@ CheckpointEvery = Annotated[
         min=0.0,
         max=1e6,
         callback=a_number,
-        help="How often the fit is kept.",
+        help="Time between checkpoints, in minutes.",
     ),
 ]
 

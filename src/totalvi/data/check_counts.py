@@ -332,7 +332,7 @@ def _too_high(modality: _Modality) -> Iterator[Finding]:
     if largest is None or not np.isfinite(largest.value) or largest.value <= high:
         return
     impossible = largest.value > EXACT_FLOAT32
-    mend = (
+    fix = (
         "no assay counts that many molecules, so give raw counts"
         if impossible
         else "check that the values are counts of molecules, not of reads or intensities"
@@ -340,7 +340,7 @@ def _too_high(modality: _Modality) -> Iterator[Finding]:
     yield Finding(
         "error" if impossible else "warning",
         f"{modality.kind}_too_high" if impossible else f"{modality.kind}_high",
-        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}: {mend}",
+        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}: {fix}",
     )
 
 

@@ -347,7 +347,7 @@ def _partly_unmeasured(
         [np.isnan(values[:, protein]) for _, values in source.protein.blocks()]
     )
     cell = source.cell_names[int((missing & (groups.codes == group)).argmax())]
-    mend = (
+    fix = (
         "set it to NaN in the whole of it if it was not measured there, or drop the cells"
         if groups.word != "data set"
         else "drop the cells, or name the obs column of the panels (or batches) with panel_key if "
@@ -359,7 +359,7 @@ def _partly_unmeasured(
         "protein_partly_unmeasured",
         f'{source.protein_where} has no value for protein "{source.protein_names[protein]}" in '
         f"{n_unmeasured[group, protein]:,} of {(groups.codes == group).sum():,} cells of "
-        f'{groups.name(int(group))}, first cell "{cell}"{others}: {mend}',
+        f'{groups.name(int(group))}, first cell "{cell}"{others}: {fix}',
     )
 
 

@@ -278,5 +278,5 @@ def _find(name: str) -> PublicDataset:
     if name in by_name:
         return by_name[name]
     near = difflib.get_close_matches(name, by_name, n=1)
-    mend = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(by_name)}."
-    raise DownloadError(f"No public data set is called {name!r}: {mend}")
+    fix = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(by_name)}."
+    raise DownloadError(f"No public data set is called {name!r}: {fix}")

@@ -18,7 +18,7 @@ class Finding(NamedTuple):
     code
         A fixed word for the kind of finding, such as ``rna_negative``.
     message
-        One sentence that names what is wrong and where, and how to mend it.
+        One sentence that names what is wrong and where, and how to fix it.
     """
 
     severity: Literal["error", "warning", "note"]

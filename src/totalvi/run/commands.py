@@ -87,12 +87,12 @@ def train_model(
         When the input cannot be used, the output cannot be written, or the fit fails.
     """
     if output.exists() and not (overwrite and is_model(output)):
-        mend = (
+        fix = (
             "choose another name"
             if overwrite
             else "choose another name, or replace it with overwrite"
         )
-        raise OutputError(f"{output} exists: {mend}")
+        raise OutputError(f"{output} exists: {fix}")
     launch(devices=devices, num_nodes=num_nodes)
     steps = Steps(progress if this_process().rank == 0 else False)
     checkpoint = checkpoint_of(output)

@@ -151,7 +151,7 @@ def run(
         make what is missing of one some of whose steps failed; start if there is neither; do nothing
         if all results are there.
     checkpoint_every
-        How often the fit is kept.
+        Time between checkpoints.
     progress
         Whether to show the steps on standard error; by default when it is a terminal.
 

@@ -456,7 +456,7 @@ def test_broken(case, tmp_path):
     assert expected in message
     assert str(path) in message
     assert "\n" not in message
-    assert ": " in message  # what is wrong, then the mend
+    assert ": " in message  # what is wrong, then the fix
 
 
 @pytest.mark.filterwarnings("ignore")

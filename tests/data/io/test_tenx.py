@@ -401,7 +401,7 @@ def test_broken(case, tmp_path):
     assert expected in message
     assert str(path) in message
     assert "\n" not in message
-    assert ": " in message  # what is wrong, then the mend
+    assert ": " in message  # what is wrong, then the fix
 
 
 def test_a_line_of_very_many_tabs_is_not_taken_apart(tmp_path: Path) -> None:

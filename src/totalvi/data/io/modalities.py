@@ -124,7 +124,7 @@ def _chosen(
     except re.error as error:
         raise ReadError(
             f'{option}="{choice}" is not a regular expression ({error}): '
-            "mend it, or give a list of names"
+            "fix it, or give a list of names"
         ) from error
     found = [[pattern.search(name) is not None for name in index] for index in names]
     marked: np.ndarray = np.any(np.array(found, dtype=bool).reshape(len(names), len(var)), axis=0)

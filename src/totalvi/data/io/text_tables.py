@@ -226,7 +226,7 @@ def _require_whole_lines(
                 if not _is_number(field):
                     raise ReadError(
                         f'{path} holds the text "{field[:60]}" in row "{line[0]}", column "{name}": '
-                        "a count table holds numbers only, so remove or mend it"
+                        "a count table holds numbers only, so remove or fix it"
                     )
 
 

@@ -283,7 +283,7 @@ def _require_overlap(genes: Mapping[str, pd.Index], join: Join) -> None:
                 f'"{data_set}" shares only {n_shared:,} of {n_smaller:,} genes with the data sets '
                 f'before it (their first gene is "{known[0]}", its own "{more[0]}"): name genes alike '
                 '(Ensembl ids in var["gene_ids"] will do), join before variable genes are selected, '
-                "or, if the data sets do differ that much, keep only the shared genes beforehand"
+                "or, if the data sets do differ that much, keep only the shared genes first"
             )
         if join == "inner":
             known = known[known.isin(more)]

@@ -154,7 +154,7 @@ class Gate:
         if corners.shape != (len(self.vertices), 2) or not np.isfinite(corners).all():
             raise DataError(f"Gate {self.name!r} has a corner that is not two finite numbers.")
         if (np.ptp(corners, axis=0) == 0).any():
-            raise DataError(f"Gate {self.name!r} has no area; draw it anew.")
+            raise DataError(f"Gate {self.name!r} has no area; draw it again.")
 
 
 class Count(NamedTuple):

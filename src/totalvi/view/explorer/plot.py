@@ -139,7 +139,7 @@ class CellPlot:
     on_gate
         Is called with this plot, the shape and the corners of what was drawn.
     on_window
-        Is called when the window changed, so that the image must be drawn anew.
+        Is called when the window changed, so that the image must be drawn again.
     """
 
     def __init__(
