@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from totalvi.figures.png_figures import (
+    MOST_DOTS,
     separate_boxes,
     training_curves,
     umap_by_category,
@@ -121,3 +122,20 @@ def test_dollars_in_names_are_no_mathematics() -> None:
         texts = [text.get_text() for text in figure.findobj(Text)]
         assert any(r"\$" in text for text in texts)
         assert not [text for text in texts if "$" in text.replace(r"\$", "")]
+
+
+def test_maps_of_very_many_cells_are_images_with_the_highest_on_top() -> None:
+    places = np.random.default_rng(5).normal(size=(MOST_DOTS + 1, 2))
+    places[7] = places[11] = [0.5, 0.5]
+    denoised = np.random.default_rng(6).gamma(1.0, 100.0, (len(places), 1))
+    denoised[7], denoised[11] = 1e6, 1.0
+    (axes, *_) = (axes for axes in umap_by_protein(places, denoised, ["CD3"]).axes)
+    (image,) = axes.images
+    left, right, bottom, top = image.get_extent()
+    shown = image.get_array()
+    column = int((0.5 - left) / (right - left) * shown.shape[1])
+    row = int((0.5 - bottom) / (top - bottom) * shown.shape[0])
+    assert shown[row, column] == pytest.approx(np.log1p(1e6))
+    assert shown.mask.mean() > 0.1  # nothing is drawn where no cell is
+    figure = umap_by_protein(places, denoised, ["CD3"])
+    figure.draw_without_rendering()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from totalvi.run.steps import Steps
+from totalvi.run.record import Steps
 
 
 @pytest.mark.parametrize("show", [None, False, True])

@@ -4,17 +4,20 @@ Each function returns a :class:`matplotlib.figure.Figure`; neither pyplot nor ``
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from totalvi.figures.png_style import (
+    DOTS_PER_INCH,
     count_ticks,
     expression_colormap,
     new_figure,
@@ -26,6 +29,7 @@ from totalvi.figures.png_style import (
 from totalvi.figures.style import FOREGROUND, INK, QUIET, WARNING, category_colors
 
 SWEEPS = 200  # over all pairs of labels, to part them
+MOST_DOTS = 20_000  # on a small map; drawing each of more takes long
 
 
 def umap_by_category(
@@ -117,23 +121,13 @@ def umap_by_protein(umap: np.ndarray, denoised: np.ndarray, names: Sequence[str]
         Names of the proteins.
     """
     figure, panels = panel_grid(len(names), width=1.8, height=1.8, gap=(0.5, 0.3))
-    area = _point_area(len(umap), inches=1.8)
     colormap = expression_colormap()
     for axes, name, counts in zip(panels, short_names(names), denoised.T, strict=True):
         values = np.log1p(counts)
         low, high = np.percentile(values, [1.0, 99.5])
         order = np.argsort(values, kind="stable")
-        points = axes.scatter(
-            umap[order, 0],
-            umap[order, 1],
-            s=area,
-            c=values[order],
-            cmap=colormap,
-            vmin=low,
-            vmax=max(high, low + np.log1p(10)),
-            linewidths=0,
-            rasterized=True,
-        )
+        shown = {"cmap": colormap, "vmin": low, "vmax": max(high, low + np.log1p(10))}
+        points = _cells(axes, umap[order], values[order], inches=1.8, **shown)
         _bare(axes, frame=False)
         axes.set_title(name, fontsize=9, color=INK, pad=2)
         bar = figure.colorbar(points, cax=axes.inset_axes((1.0, 0.22, 0.04, 0.56)))
@@ -185,6 +179,27 @@ def training_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
     figure.align_ylabels()
     title(figure, "Training")
     return figure
+
+
+def _cells(
+    axes: Axes, umap: np.ndarray, values: np.ndarray, *, inches: float, **shown: Any
+) -> ScalarMappable:
+    """Draw the cells, each over those before it: as dots or, if these are but pixels, as an image."""
+    if len(umap) <= MOST_DOTS:
+        area = _point_area(len(umap), inches)
+        return axes.scatter(
+            umap[:, 0], umap[:, 1], s=area, c=values, linewidths=0, rasterized=True, **shown
+        )
+    low, high = umap.min(axis=0), umap.max(axis=0)
+    margin = 0.03 * (high - low)
+    low, high = low - margin, high + margin
+    n_pixels = round(inches * DOTS_PER_INCH)
+    share = (umap - low) / np.maximum(high - low, 1e-12)
+    column, row = np.minimum((share * n_pixels).astype(np.int64), n_pixels - 1).T
+    image = np.full((n_pixels, n_pixels), np.nan, dtype=np.float32)
+    image[row, column] = values
+    extent = (low[0], high[0], low[1], high[1])
+    return axes.imshow(image, extent=extent, origin="lower", aspect="auto", **shown)
 
 
 def _point_area(n_cells: int, inches: float) -> float:

@@ -21,7 +21,8 @@ from totalvi.data.counts import (
 )
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
-from totalvi.run.folder import CLUSTER_COLUMN
+from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
+from totalvi.run.record import Step
 from totalvi.run.results import (
     DENOISED_LIBRARY_SIZE,
     Estimates,
@@ -32,10 +33,10 @@ from totalvi.run.results import (
     read_protein_warnings,
     write_tables,
 )
-from totalvi.run.steps import Step
 from totalvi.run.tables import background_tables
 
 POSTERIOR_SAMPLES = 25
+SAMPLES_OF_MANY, MANY_CELLS = 10, 8192
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
 LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5mu read whole
 
@@ -151,12 +152,28 @@ def load_latent(work: Work) -> None:
     work.latent = work.file.read("obsm/X_totalvi")
 
 
+def posterior_samples(n_cells: int) -> int:
+    """Return how many samples denoised values average: 25; 10 of more than 8,192 cells.
+
+    Each sample of many cells takes as long as a third of an epoch.
+
+    Examples
+    --------
+    >>> posterior_samples(8192), posterior_samples(60_000)
+    (25, 10)
+    """
+    return POSTERIOR_SAMPLES if n_cells <= MANY_CELLS else SAMPLES_OF_MANY
+
+
 def denoise(work: Work) -> None:
     """Write denoised counts and foreground probabilities as layers, and keep those of proteins."""
     n_cells, n_genes = work.data["rna"].shape
     n_proteins = work.data["prot"].n_vars
     shape = (n_cells, n_proteins)
-    asked: dict[str, Any] = {"library_size": DENOISED_LIBRARY_SIZE, "n_samples": POSTERIOR_SAMPLES}
+    asked: dict[str, Any] = {
+        "library_size": DENOISED_LIBRARY_SIZE,
+        "n_samples": posterior_samples(n_cells),
+    }
     if work.file.on_disk:
         with (
             work.file.new_layer("prot", "denoised", n_proteins) as protein,
@@ -171,6 +188,11 @@ def denoise(work: Work) -> None:
             work.model._write_denoised(rna, protein, foreground, **asked)
     else:
         work.model._write_denoised(None, protein, foreground, **asked)
+        if work.file.is_there:
+            work.warnings.append(
+                f"denoised RNA of {n_cells:,} cells and {n_genes:,} genes is not in {RESULTS}, which "
+                "would be too large to read: `totalvi denoise` writes it to a .zarr store"
+            )
     for name, values in (("denoised", protein), ("foreground_probability", foreground)):
         work.file.add_layer("prot", name, values)
     work.denoised_protein = protein[work.sample]

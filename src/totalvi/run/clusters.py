@@ -14,11 +14,14 @@ from scipy import sparse
 
 from totalvi.errors import DataError
 from totalvi.fit.batches import some_of_each
-from totalvi.neighbours import nearest, nearest_to_each
+from totalvi.neighbours import Nearest, nearest, nearest_to_each
+from totalvi.run.map_layout import lay_out, neighbour_weights
 
 NEIGHBOURS = 15  # of a cell, itself included
 MAP_CELLS = 100_000
 """Cells that are clustered and mapped at once; further ones join the nearest of them."""
+AS_SCANPY = 8192
+"""Cells up to which clusters and map are scanpy's to the bit; of more, they are made in parallel."""
 LEIDEN_ITERATIONS = 2
 
 
@@ -91,36 +94,40 @@ def cluster_cells(latent: np.ndarray, *, resolution: float = 1.0, seed: int = 0)
     if n_cells < 5:
         raise DataError(f"{n_cells} cells are too few to cluster: give at least 5")
     latent = np.asarray(latent, dtype=np.float32)
+    found = nearest_to_each(latent, NEIGHBOURS)
+    if n_cells > AS_SCANPY:
+        weights = neighbour_weights(found)
+        # Each edge once, which is half the work: modularity is the same, though ties fall otherwise.
+        labels = _leiden(sparse.triu(weights, format="coo"), resolution, seed)
+        return Clusters(labels, lay_out(latent, weights, seed))
     with warnings.catch_warnings(), _threads_kept():
         warnings.simplefilter("ignore")  # UMAP warns of its own coming versions
-        graph = neighbour_graph(latent)
+        graph = _umap_graph(found)
         return Clusters(_leiden(graph, resolution, seed), _umap(latent, graph, seed))
 
 
-def neighbour_graph(latent: np.ndarray) -> sparse.csr_matrix:
-    """Return UMAP's graph of the 15 nearest neighbours of each cell: symmetric, weights up to 1."""
+def _umap_graph(found: Nearest) -> sparse.coo_matrix:
+    """Return umap-learn's graph of each cell's neighbours: symmetric, weights up to 1."""
     from umap.umap_ import fuzzy_simplicial_set  # loading it takes seconds
 
-    found = nearest_to_each(latent, NEIGHBOURS)
     graph, _, _ = fuzzy_simplicial_set(
-        latent,
+        found.points,  # of which it takes the number
         found.points.shape[1],
         random_state=None,
         metric=None,
         knn_indices=found.points,
         knn_dists=found.distances,
     )
-    return sparse.csr_matrix(graph)
+    return sparse.csr_matrix(graph).tocoo()
 
 
-def _leiden(graph: sparse.csr_matrix, resolution: float, seed: int) -> pd.Categorical:
+def _leiden(graph: sparse.coo_matrix, resolution: float, seed: int) -> pd.Categorical:
     """Cluster the cells by modularity, and name clusters "0", "1", ... by falling size."""
-    entries = graph.tocoo()
-    edges = igraph.Graph(n=graph.shape[0], edges=np.stack([entries.row, entries.col], axis=1))
+    edges = igraph.Graph(n=graph.shape[0], edges=np.stack([graph.row, graph.col], axis=1))
     with _drawing_from(np.random.RandomState(seed)):
         membership = edges.community_leiden(
             objective_function="modularity",
-            weights=entries.data,
+            weights=graph.data,
             resolution=resolution,
             n_iterations=LEIDEN_ITERATIONS,
         ).membership
@@ -166,21 +173,21 @@ def _drawing_from(source: np.random.RandomState) -> Iterator[None]:
         igraph.set_random_number_generator(random)
 
 
-def _umap(latent: np.ndarray, graph: sparse.csr_matrix, seed: int) -> np.ndarray:
+def _umap(latent: np.ndarray, graph: sparse.coo_matrix, seed: int) -> np.ndarray:
     """Lay the cells out in two dimensions, (n_cells, 2)."""
     from umap.umap_ import find_ab_params, simplicial_set_embedding
 
     a, b = find_ab_params(1.0, 0.5)
     places, _ = simplicial_set_embedding(
         latent,
-        graph.tocoo(),
+        graph,
         n_components=2,
         initial_alpha=1.0,
         a=a,
         b=b,
         gamma=1.0,
         negative_sample_rate=5,
-        n_epochs=500 if len(latent) <= 10_000 else 200,
+        n_epochs=500,
         # A spectral start needs more cells than eigenvectors with room to spare.
         init="spectral" if len(latent) >= 50 else "random",
         random_state=np.random.RandomState(seed),

@@ -35,7 +35,7 @@ from totalvi.run.folder import (
 )
 from totalvi.run.pipeline import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
-from totalvi.run.steps import Steps
+from totalvi.run.record import Steps
 
 
 class Trained(NamedTuple):

@@ -25,9 +25,8 @@ from totalvi.run.folder import (
     staged_folder,
 )
 from totalvi.run.prepare import prepare
-from totalvi.run.record import asked, circumstances, is_record_of, write_record
+from totalvi.run.record import Steps, asked, circumstances, is_record_of, write_record
 from totalvi.run.run import RunResult, files_in, finished, forget
-from totalvi.run.steps import Steps
 
 REFERENCE, QUERY = "reference", "query"
 _BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's

@@ -17,9 +17,8 @@ from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
 from totalvi.run.folder import RECORD, STORE, checkpoint_of, refuse_input_in_output, staged_folder
 from totalvi.run.impute import unreliable_warnings
-from totalvi.run.record import asked, circumstances, is_record_of, write_record
+from totalvi.run.record import Steps, asked, circumstances, is_record_of, write_record
 from totalvi.run.run import finished, forget
-from totalvi.run.steps import Steps
 
 _DEFAULT_LABELS = "leiden_totalvi"
 _MODEL, _RESULTS = "model.totalvi", "results.h5mu"

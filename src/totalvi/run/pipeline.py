@@ -13,10 +13,10 @@ from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
-from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work
+from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work, posterior_samples
 from totalvi.run.folder import MODEL
+from totalvi.run.record import Steps, do_each
 from totalvi.run.results import ResultsFile
-from totalvi.run.steps import Steps, do_each
 
 
 def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
@@ -166,6 +166,7 @@ def _summary(work: Work) -> dict[str, Any]:
         "proteins": work.data["prot"].n_vars,
         "clusters": None if work.clusters is None else len(work.clusters.labels.categories),
         "cells_on_map": len(work.sample),
+        "posterior_samples": posterior_samples(work.data.n_obs),
         "epochs": len(model.history),
         "max_epochs": model.plan.max_epochs,
         "default_max_epochs": default_max_epochs(len(model.split.train)),

@@ -106,8 +106,11 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     """Write each table as CSV; those of many rows with gzip."""
     folder.mkdir(exist_ok=True)
     for name, table in tables.items():
-        ending = "csv.gz" if name in LONG_TABLES else "csv"
-        table.to_csv(folder / f"{name}.{ending}", float_format="%.6g")
+        if name in LONG_TABLES:
+            fast = {"method": "gzip", "compresslevel": 1}  # a sixth larger, in a fifth of the time
+            table.to_csv(folder / f"{name}.csv.gz", float_format="%.6g", compression=fast)
+        else:
+            table.to_csv(folder / f"{name}.csv", float_format="%.6g")
 
 
 def read_protein_warnings(folder: Path) -> list[str]:

@@ -32,6 +32,7 @@ from totalvi.run.folder import (
 )
 from totalvi.run.prepare import prepare, prepare_on_disk
 from totalvi.run.record import (
+    Steps,
     asked,
     circumstances,
     completed,
@@ -42,7 +43,6 @@ from totalvi.run.record import (
     read_record,
     write_record,
 )
-from totalvi.run.steps import Steps
 
 if TYPE_CHECKING:
     from totalvi.run.pipeline import Outcome

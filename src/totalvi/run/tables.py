@@ -1,6 +1,6 @@
 """Tables of a fitted model: cells, proteins and clusters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -178,6 +178,7 @@ def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -
 
 
 GENES_PER_CLUSTER = 100
+GENES_AT_A_TIME = 256
 GENE_PSEUDOCOUNT = 0.01
 PROTEIN_PSEUDOCOUNT = 1.0
 COLUMNS = [
@@ -232,18 +233,34 @@ def marker_table(
     if len(cluster.categories) < 2:
         return pd.DataFrame(columns=COLUMNS)
     total = np.maximum(np.asarray(rna.sum(axis=1), dtype=np.float64).ravel(), 1.0)
-    scaled = sparse.diags_array(np.median(total) / total) @ rna
-    genes = _test(cluster, scaled, rna > 0, gene_names, GENE_PSEUDOCOUNT)
-    proteins = _test(
-        cluster,
-        sparse.csr_matrix(denoised_protein),
-        sparse.csr_matrix(foreground_probability > 0.5),
-        protein_names,
-        PROTEIN_PSEUDOCOUNT,
+    genes = _test(
+        cluster, _scaled_blocks(rna, np.median(total) / total), gene_names, GENE_PSEUDOCOUNT
     )
+    denoised = _clean(sparse.csc_matrix(denoised_protein))
+    foreground = sparse.csc_matrix(foreground_probability > 0.5)
+    proteins = _test(cluster, [(denoised, foreground)], protein_names, PROTEIN_PSEUDOCOUNT)
     genes = genes.groupby("cluster", observed=True, sort=False).head(n_genes)
     table = pd.concat([genes.assign(modality="rna"), proteins.assign(modality="protein")])
     return table[COLUMNS].reset_index(drop=True)
+
+
+def _scaled_blocks(
+    counts: sparse.csr_matrix, factor: np.ndarray
+) -> Iterator[tuple[sparse.csc_matrix, sparse.csc_matrix]]:
+    """Yield some genes after the other: counts times each cell's factor, and which there are."""
+    columns = counts.tocsc()
+    for first in range(0, columns.shape[1], GENES_AT_A_TIME):
+        block = _clean(columns[:, first : first + GENES_AT_A_TIME])
+        expressed = block > 0
+        block.data *= factor[block.indices]
+        yield block, expressed
+
+
+def _clean(values: sparse.csc_matrix) -> sparse.csc_matrix:
+    """Return float64 without stored zeros."""
+    values = values.astype(np.float64)
+    values.eliminate_zeros()
+    return values
 
 
 def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int) -> np.ndarray:
@@ -268,12 +285,13 @@ def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int)
     scores = np.zeros((n_groups, n_features))
     for feature in range(n_features):
         stored = slice(values.indptr[feature], values.indptr[feature + 1])
-        cells, ranks = group[values.indices[stored]], rankdata(values.data[stored])
+        cells = group[values.indices[stored]]
+        ranks, n_tied = _ranks(values.data[stored])
         n_zero = n_cells - len(ranks)
         n_stored = np.bincount(cells, minlength=n_groups)
         of_stored = np.bincount(cells, weights=n_zero + ranks, minlength=n_groups)
         rank_sum = of_stored + (size - n_stored) * (n_zero + 1) / 2
-        ties = np.append(np.unique(ranks, return_counts=True)[1], n_zero).astype(np.float64)
+        ties = np.append(n_tied, n_zero).astype(np.float64)
         untied = 1 - (ties**3 - ties).sum() / max(float(n_cells) ** 3 - n_cells, 1.0)
         variance = untied * size * (n_cells - size) * (n_cells + 1) / 12
         excess = rank_sum - size * (n_cells + 1) / 2
@@ -281,21 +299,47 @@ def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int)
     return scores
 
 
+def _ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rank of each value from 1, the mean rank where they tie, and the sizes of ties.
+
+    Examples
+    --------
+    >>> _ranks(np.array([5.0, 1.0, 5.0]))
+    (array([2.5, 1. , 2.5]), array([1, 2]))
+    """
+    order = np.argsort(values)
+    ordered = values[order]
+    begins = np.append(True, ordered[1:] != ordered[:-1])[: len(values)]
+    n_tied = np.diff(np.append(np.flatnonzero(begins), len(values)))
+    mean_rank = np.cumsum(n_tied) - (n_tied - 1) / 2
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(mean_rank, n_tied)
+    return ranks, n_tied
+
+
 def _test(
     cluster: pd.Categorical,
-    values: sparse.csr_matrix,
-    expressed: sparse.csr_matrix,
+    blocks: Iterable[tuple[sparse.csc_matrix, sparse.csc_matrix]],
     names: Sequence[str],
     pseudocount: float,
 ) -> pd.DataFrame:
-    """One row for each cluster and feature, by falling score within the cluster."""
+    """One row for each cluster and feature, by falling score within the cluster.
+
+    ``blocks`` are values of the next features, and in which cells they are present.
+    """
     n_groups = len(cluster.categories)
-    columns = values.tocsc().astype(np.float64)
-    columns.eliminate_zeros()
-    scores = rank_sum_scores(columns, cluster.codes, n_groups)
+    parts = [
+        (
+            rank_sum_scores(values, cluster.codes, n_groups),
+            *_means(cluster, values),
+            *_means(cluster, expressed),
+        )
+        for values, expressed in blocks
+    ]
+    scores, mean_in, mean_out, fraction_in, fraction_out = (
+        np.concatenate(part, axis=1) for part in zip(*parts, strict=True)
+    )
     p = 2 * norm.sf(np.abs(scores))
-    mean_in, mean_out = _means(cluster, columns)
-    fraction_in, fraction_out = _means(cluster, expressed)
     tables = []
     for group in range(n_groups):
         order = np.argsort(-scores[group], kind="stable")
@@ -318,9 +362,7 @@ def _test(
     return pd.concat(tables, ignore_index=True)
 
 
-def _means(
-    cluster: pd.Categorical, values: sparse.csr_matrix | sparse.csc_matrix
-) -> tuple[np.ndarray, np.ndarray]:
+def _means(cluster: pd.Categorical, values: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Mean of each feature in each cluster, and in all cells outside it."""
     member = sparse.csr_array(
         (np.ones(len(cluster)), (cluster.codes, np.arange(len(cluster)))),
