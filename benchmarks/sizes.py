@@ -175,9 +175,10 @@ def run_on_disk(place: Place) -> Result:
 
 def _whole_run(place: Place, data: Path, name: str, *options: str) -> Result:
     folder = place / name
+    _forget(folder, place / f"{name}.checkpoint")
     found = command(
         place, "run", data, "-o", folder, "--batch", "batch", "--epochs", place.epochs,
-        "--overwrite", *options,
+        *options,
     )  # fmt: skip
     record = json.loads((folder / "run.json").read_text())
     if not (folder / "report.html").is_file():

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import zarr
@@ -19,13 +18,13 @@ from scipy import sparse
 from counts import SMALL, annotated, described
 from totalvi.data.cells import fingerprint
 from totalvi.data.check_counts import tally_counts
-from totalvi.data.counts import RowsOnDisk
+from totalvi.data.columns import Columns
+from totalvi.data.counts import CountsInMemory, SparseOnDisk
 from totalvi.data.find import find_counts
 from totalvi.data.io.write_zarr import SparseRows
 from totalvi.fit.batches import CountsOnDevice, minibatch, sparse_rows
 from totalvi.nn.cell import SparseCounts
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior import rows as store
 from totalvi.run.variable_genes import select_genes
 
 BEYOND = 2**31
@@ -55,12 +54,12 @@ def stored(folder: Path, kind: str) -> h5py.Group | zarr.Group:
 
 @pytest.mark.parametrize("kind", ["h5", "zarr"])
 def test_rows_are_read_from_disk(tmp_path: Path, kind: str) -> None:
-    rows = RowsOnDisk(sparse_dataset(stored(tmp_path, kind)), "X")
+    counts = SparseOnDisk(sparse_dataset(stored(tmp_path, kind)), "X")
     dense = COUNTS.toarray()
-    np.testing.assert_array_equal(rows[np.arange(1, 7)].toarray(), dense)
-    np.testing.assert_array_equal(rows[np.array([6, 2, 6])].toarray(), dense[[5, 1, 5]])
-    some = rows.take_columns(np.array([8, 0]))
-    np.testing.assert_array_equal(some[1:7].toarray(), dense[:, [8, 0]])
+    np.testing.assert_array_equal(counts.rows(np.arange(1, 7)).toarray(), dense)
+    np.testing.assert_array_equal(counts.rows(np.array([6, 2, 6])).toarray(), dense[[5, 1, 5]])
+    some = counts.columns(np.array([8, 0]))
+    np.testing.assert_array_equal(some.rows(slice(1, 7)).toarray(), dense[:, [8, 0]])
 
 
 def test_rows_are_appended_to_a_store(tmp_path: Path) -> None:
@@ -73,22 +72,7 @@ def test_rows_are_appended_to_a_store(tmp_path: Path) -> None:
     rows.append(COUNTS[2:])
     rows.close()
     np.testing.assert_array_equal(group["X/indptr"][:], POINTER)
-    found = RowsOnDisk(sparse_dataset(group["X"]), "X")[1:7]
-    np.testing.assert_array_equal(found.toarray(), COUNTS.toarray())
-
-
-def test_rows_are_appended_to_the_answer_of_a_query(tmp_path: Path) -> None:
-    names = store.Table(pd.Index(map(str, range(7))), np.array(list(map(str, range(9)))))
-    rows = store.SparseRows(tmp_path / "m.zarr", "rna", names)
-    rows.append(sparse.csr_matrix(np.ones((1, 9), dtype=np.float32)))
-    group = rows.group["X"]
-    for part in ("data", "indices"):
-        group[part].resize((BEYOND,))  # as if the first row had so many
-    group["indptr"][:] = [0, BEYOND]
-    rows.append(COUNTS)
-    whole = zarr.open_group(tmp_path / "m.zarr")["rna/X"]
-    np.testing.assert_array_equal(whole["indptr"][:], POINTER)
-    found = RowsOnDisk(sparse_dataset(whole), "X")[1:7]
+    found = SparseOnDisk(sparse_dataset(group["X"]), "X").rows(slice(1, 7))
     np.testing.assert_array_equal(found.toarray(), COUNTS.toarray())
 
 
@@ -110,7 +94,7 @@ def test_rows_are_taken_in_memory(matrix: sparse.csr_matrix) -> None:
     rows = np.array([5, 1, 6])
     expected = COUNTS.toarray()[rows - 1]
     np.testing.assert_array_equal(sparse_rows(matrix, rows).to_dense().numpy(), expected)
-    np.testing.assert_array_equal(matrix[rows].toarray(), expected)
+    np.testing.assert_array_equal(CountsInMemory(matrix).rows(rows).toarray(), expected)
     parts = (torch.from_numpy(part) for part in (matrix.data, matrix.indices, matrix.indptr))
     held = CountsOnDevice(SparseCounts(*parts, n_genes=9), torch.zeros(7, 2))
     np.testing.assert_array_equal(held.take(rows)[0].to_dense().numpy(), expected)
@@ -125,8 +109,8 @@ def wide(counts: sparse.csr_matrix) -> sparse.csr_matrix:
 
 def test_what_is_told_of_counts_does_not_depend_on_their_indices() -> None:
     narrow = described()
-    other = replace(narrow, rna=wide(narrow.rna))
-    assert other.rna.indices.dtype == np.int64
+    other = replace(narrow, rna=CountsInMemory(wide(narrow.rna.read())))
+    assert other.rna.read().indices.dtype == np.int64
     assert fingerprint(other) == fingerprint(narrow)
     module = TOTALVI(30, 6, 2, **SMALL, generator=torch.Generator().manual_seed(0))
     losses = []
@@ -141,10 +125,9 @@ def test_what_is_told_of_counts_does_not_depend_on_their_indices() -> None:
     names = list(mdata["rna"].var_names)
     chosen = [select_genes(x, names, n_genes=12) for x in (mdata["rna"].X, wide(mdata["rna"].X))]
     np.testing.assert_array_equal(*chosen)
-    source = find_counts(mdata)
+    source = find_counts(mdata, Columns())
     group = np.zeros(120, dtype=np.int64)
-    tallies = [
-        tally_counts(source._replace(rna=x), group, 1) for x in (source.rna, wide(source.rna))
-    ]
+    sources = source, source._replace(rna=CountsInMemory(wide(source.rna.read())))
+    tallies = [tally_counts(each, group, 1) for each in sources]
     assert tallies[0].rna == tallies[1].rna
     np.testing.assert_array_equal(tallies[0].gene_total, tallies[1].gene_total)
