@@ -114,7 +114,7 @@ _LEAST = _FLOAT(1e-12)  # squared distance, so that cells at one place are no ex
 @compiled(parallel=True, fastmath={"contract", "nnan", "ninf", "nsz"}, error_model="numpy")
 def _move(
     places: np.ndarray, moved: np.ndarray, first: np.ndarray, neighbour: np.ndarray,
-    share: np.ndarray, epoch: int, step: float, stream: np.uint64,
+    share: np.ndarray, epoch: int, step: np.floating, stream: np.uint64,
 ) -> None:  # fmt: skip
     """Move each cell towards its neighbours of this epoch and away from random cells."""
     n_cells = len(places)
