@@ -157,7 +157,7 @@ def test_the_rest_is_there_and_resume_makes_what_is_missing(
     assert "--resume</code> makes what is missing" in page
     (out / "report.html").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("totalvi.fit.step.Stepper.step", broken)  # there is no second fit
+        patch.setattr("totalvi.fit.loop.Fit.step", broken)  # there is no second fit
         made = run(cells, out, resume=True, **options)
     assert "failed" not in made.record
     assert_same_results(out, whole(on_disk))
@@ -212,7 +212,7 @@ def test_an_interrupt_ends_the_run_and_leaves_the_fit(
         with pytest.raises(KeyboardInterrupt):
             run(cells, tmp_path / "out", **RUN)
     assert [path.name for path in tmp_path.iterdir()] == ["out.checkpoint"]
-    monkeypatch.setattr("totalvi.fit.step.Stepper.step", broken)
+    monkeypatch.setattr("totalvi.fit.loop.Fit.step", broken)
     run(cells, tmp_path / "out", resume=True, **RUN)
 
 
@@ -255,7 +255,7 @@ def test_a_report_that_fails_leaves_the_results(
         assert "report.html failed (RuntimeError: it is broken)" in capsys.readouterr().err
     assert (out / "results.h5mu").exists()
     assert not (out / "report.html").exists()
-    monkeypatch.setattr("totalvi.fit.step.Stepper.step", broken)
+    monkeypatch.setattr("totalvi.fit.loop.Fit.step", broken)
     assert execute([*command, "--resume"]) == 0
     assert (out / "report.html").exists()
 
