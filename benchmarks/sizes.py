@@ -142,7 +142,7 @@ def _ended(process: subprocess.Popen, place: Place, name: str, started: float) -
     if process.returncode != 0:
         last = (place / "log.txt").read_text(errors="replace").strip().splitlines()[-1]
         raise FailedError(f"{name} ended with status {process.returncode}: {last}")
-    return {"seconds": seconds, "peak_mb": used.ru_maxrss / 1024}
+    return {"seconds": seconds, "peak_mb": used.ru_maxrss * 1024 / 1e6}
 
 
 # ------------------------------------------------------------------------------------- the commands
