@@ -116,7 +116,7 @@ def stopped(server: subprocess.Popen) -> dict[str, Any]:
         server.kill()
         _, status, used = os.wait4(server.pid, 0)
     server.returncode = os.waitstatus_to_exitcode(status)
-    return {"peak_mb": used.ru_maxrss / 1024, "status": server.returncode}
+    return {"peak_mb": used.ru_maxrss * 1024 / 1e6, "status": server.returncode}
 
 
 def explore(folder: Path, screenshots: Path, name: str) -> dict[str, Any]:
