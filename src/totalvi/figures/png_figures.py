@@ -34,7 +34,7 @@ MOST_DOTS = 20_000  # on a small map; drawing each of more takes long
 
 def umap_by_category(
     umap: np.ndarray,
-    categories: Sequence | pd.Series | pd.Categorical,
+    categories: Sequence[Any] | pd.Series | pd.Categorical,
     *,
     name: str,
     label_on_map: bool = True,
@@ -223,7 +223,8 @@ def _bare(axes: Axes, frame: bool = True) -> None:
 def _center(points: np.ndarray) -> np.ndarray:
     """Return the point nearest to the median, which lies among the cells whatever their shape."""
     distance = np.linalg.norm(points - np.median(points, axis=0), axis=1)
-    return points[distance.argmin()]
+    nearest: np.ndarray = points[distance.argmin()]
+    return nearest
 
 
 def _place_labels(figure: Figure, axes: Axes, centers: np.ndarray, names: Sequence[str]) -> None:

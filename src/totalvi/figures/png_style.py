@@ -260,7 +260,8 @@ def count_bin_edges(highest: float) -> np.ndarray:
     """
     wanted = np.linspace(0.0, np.log1p(highest + 0.5), N_BINS + 1)
     between = np.unique(np.floor(np.expm1(wanted[1:]) + 1e-9) + 0.5)
-    return np.log1p(np.concatenate([[-0.5], between]))
+    edges: np.ndarray = np.log1p(np.concatenate([[-0.5], between]))
+    return edges
 
 
 def _cells_per_width(counts: np.ndarray, edges: np.ndarray) -> np.ndarray:

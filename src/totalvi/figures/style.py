@@ -53,7 +53,8 @@ class CountScale(NamedTuple):
 
     def inverse(self, places: np.ndarray | float) -> np.ndarray:
         """Return the counts at these places on the axis."""
-        return np.sinh(np.asarray(places)) * self.cofactor
+        counts: np.ndarray = np.sinh(np.asarray(places)) * self.cofactor
+        return counts
 
     def ticks(self, low: float = 0.0, high: float = 1e7, fine: bool = False) -> dict[float, str]:
         """Return the places of 0 and of powers of ten between two counts, with their labels.

@@ -102,7 +102,8 @@ def _principal(latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     )  # else it may be mirrored
     places = centered @ chosen
     places *= _EXTENT / np.ptp(places, axis=0).max()
-    return (places + rng.normal(scale=1e-4, size=places.shape)).astype(np.float32)
+    apart: np.ndarray = places + rng.normal(scale=1e-4, size=places.shape)
+    return apart.astype(np.float32)
 
 
 _FLOAT: Any = np.float32

@@ -13,8 +13,8 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.atomic import locked
-from totalvi.data.checks import Finding
 from totalvi.data.columns import Columns
+from totalvi.data.finding import Finding
 from totalvi.data.io.read import ReadOptions
 from totalvi.errors import (
     OutputError,

@@ -1,6 +1,7 @@
 """Tables of a fitted model: cells, proteins and clusters."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ def cell_table(
         Raw counts, cells x features; NaN proteins are unmeasured and not summed.
     """
     width = len(str(latent.shape[1]))
-    columns: dict = {
+    columns: dict[str, Any] = {
         "batch": "all cells" if batch is None else np.asarray(batch),
         "cluster": cluster,
         "umap_1": umap[:, 0],
@@ -97,7 +98,8 @@ def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Mean of each column over the marked rows, NaN where there are none."""
     n_cells = where.sum(axis=0)
     sums = np.where(where, values, 0.0).sum(axis=0, dtype=np.float64)
-    return np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
+    means: np.ndarray = np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
+    return means
 
 
 MIN_FOREGROUND_CELLS = 5
@@ -145,7 +147,7 @@ def antibody_separation(
     return pd.DataFrame(rows, index=pd.Index(names, name="protein"))
 
 
-def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -> dict:
+def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -> dict[str, Any]:
     measured = ~np.isnan(counts)
     counts, probability = np.log1p(counts[measured]), probability[measured]
     foreground = probability > 0.5

@@ -185,7 +185,8 @@ def _ranks_in(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
             failure = error
             continue
         if np.isfinite(table["variances_norm"]).all():
-            return table["highly_variable_rank"].to_numpy(dtype=float)
+            ranks: np.ndarray = table["highly_variable_rank"].to_numpy(dtype=float)
+            return ranks
     raise ValueError("too few genes differ in mean for a trend of variance on mean") from failure
 
 

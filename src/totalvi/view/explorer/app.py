@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from functools import partial, wraps
 from html import escape
 from importlib.resources import files
+from typing import Any
 
 from bokeh.core.templates import get_env
 from bokeh.document import Document
@@ -46,7 +47,7 @@ def _template() -> str:
     return page.read_text(encoding="utf-8")
 
 
-def _told(action: Callable) -> Callable:
+def _told(action: Callable[..., None]) -> Callable[..., None]:
     """Have errors of an action shown on the page."""
 
     @wraps(action)
@@ -380,9 +381,9 @@ class Explorer:
         self._in_background(ask, answer, panel.said)
 
     def _in_background(
-        self, work: Callable, then: Callable[..., None], where: Div | None = None
+        self, work: Callable[[], Any], then: Callable[..., None], where: Div | None = None
     ) -> None:
-        def finished(future: Future) -> None:
+        def finished(future: Future[Any]) -> None:
             def show() -> None:
                 try:
                     then(future.result())

@@ -182,9 +182,8 @@ def other_cells(
     parent
         Parent of the gate.
     """
-    if other == REST:
-        return ~first
-    return inside[parent if other == PARENT_REST else other] & ~first
+    rest: np.ndarray = ~first
+    return rest if other == REST else inside[parent if other == PARENT_REST else other] & rest
 
 
 class ComparePanel:

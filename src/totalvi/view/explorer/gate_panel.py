@@ -46,7 +46,7 @@ class GatePanel:
         "restore", "csv", "json" and "h5mu".
     """
 
-    def __init__(self, on: Mapping[str, Callable]) -> None:
+    def __init__(self, on: Mapping[str, Callable[..., None]]) -> None:
         self._setting = False
         self._names: list[str | None] = [None]
         self._rows = ColumnDataSource(

@@ -37,9 +37,8 @@ def from_scale(places: np.ndarray, scale: Scale) -> np.ndarray:
     >>> from_scale(np.array([0.0, 1.0]), "log")
     array([0., 9.])
     """
-    if scale == "asinh":
-        return np.sinh(places) * COFACTOR
-    return 10.0**places - 1 if scale == "log" else places
+    values: np.ndarray = np.sinh(places) * COFACTOR if scale == "asinh" else places
+    return 10.0**places - 1 if scale == "log" else values
 
 
 def scale_ticks(high: float, scale: Scale) -> list[float] | None:
@@ -332,4 +331,5 @@ def deepest(gating: Gating, inside: Mapping[str | None, np.ndarray]) -> np.ndarr
         around = len(gating.gates) if gate.parent is None else gating.names.index(gate.parent)
         code[inside[gate.name] & (code == around)] = number
     paths = ["/".join(gating.path(name)) for name in gating.names]
-    return np.array([*paths, ""], dtype=object)[code]
+    path_of: np.ndarray = np.array([*paths, ""], dtype=object)[code]
+    return path_of

@@ -167,7 +167,7 @@ def _fields(found: Any, names: tuple[str, ...], what: str) -> Mapping[str, Any]:
     return found
 
 
-def _listed(found: Any, what: str) -> list:
+def _listed(found: Any, what: str) -> list[Any]:
     if not isinstance(found, list):
         raise ValueError(f"{what} is no list.")
     return found

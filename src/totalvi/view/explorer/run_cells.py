@@ -94,7 +94,8 @@ class RunCells:
 
     def _names(self, modality: str) -> pd.Index:
         frame = self._file[f"mod/{modality}/var"]
-        return pd.Index(read_elem(frame[frame.attrs["_index"]])).astype(str)
+        names: pd.Index = pd.Index(read_elem(frame[frame.attrs["_index"]])).astype(str)
+        return names
 
     def _values(self, kind: Kind, name: str) -> np.ndarray:
         """Return a number for each cell, (N,); NaN where it was not measured.
@@ -121,7 +122,8 @@ class RunCells:
             return np.concatenate([_column(part, position) for _, part in parts])
         if _WHERE[kind] not in self._file:
             raise ReadError(f"{self.results} holds no {kind.replace('_', ' ')}.")
-        return self._file[_WHERE[kind]][:, position].astype(np.float32)
+        values: np.ndarray = self._file[_WHERE[kind]][:, position]
+        return values.astype(np.float32)
 
     def _numbers_of_obs(self, name: str) -> np.ndarray:
         if name not in self.obs or not pd.api.types.is_numeric_dtype(self.obs[name]):

@@ -296,7 +296,8 @@ def _droplet_means(results: Results, name: str) -> np.ndarray:
     ambient = results.tables.get("ambient")
     if ambient is None or name not in ambient.index:
         return np.empty(0)
-    return np.exp(ambient.loc[[name], "log_mean"].to_numpy(dtype=float))
+    means: np.ndarray = np.exp(ambient.loc[[name], "log_mean"].to_numpy(dtype=float))
+    return means
 
 
 def _row(results: Results, table: str, name: str) -> dict[Hashable, Any]:
