@@ -221,11 +221,7 @@ class ComparisonQueries(Fitted):
             A model that `map_query` of this model returned, which itself has its data.
         protein_list
             Wanted proteins. None: all.
-        interval
-            Probability of the interval whose coverage is given.
-        n_samples
-            Posterior samples of each cell, and counts drawn for each value.
-        {batch_size} {seed} {progress}
+        {hidden_counts} {batch_size} {seed} {progress}
 
         Returns
         -------

@@ -203,6 +203,22 @@ return_numpy
 return_mean
     Whether to return the mean over cells; otherwise each cell's value.
 """,
+    "number_by_cell": """
+Returns
+-------
+A number, or with ``return_mean=False`` an array (cells,).
+
+Raises
+------
+ValueError
+    When an argument has a value not allowed.
+""",
+    "hidden_counts": """
+interval
+    Probability of the interval whose coverage is given.
+n_samples
+    Posterior samples of each cell, and counts drawn for each value.
+""",
     "sample_means": """
 return_mean
     Whether to average the samples; otherwise each is returned, as an array

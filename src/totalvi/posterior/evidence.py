@@ -121,13 +121,7 @@ class EvidenceQueries(Fitted):
         ----------
         {cells} {batch_size} {cell_means} {seed} {progress}
 
-        Returns
-        -------
-        A number, or with ``return_mean=False`` an array (cells,).
-
-        Raises
-        ------
-        {value_error}
+        {number_by_cell}
 
         Examples
         --------
@@ -211,13 +205,7 @@ class EvidenceQueries(Fitted):
             K. The samples are decoded one after the other, so that memory does not grow with it.
         {batch_size} {cell_means} {seed} {progress}
 
-        Returns
-        -------
-        A number, or with ``return_mean=False`` an array (cells,).
-
-        Raises
-        ------
-        {value_error}
+        {number_by_cell}
 
         Examples
         --------

@@ -204,11 +204,7 @@ class ImputationQueries(Fitted):
             As in `impute_proteins`.
         protein_list
             Wanted proteins. None: all.
-        interval
-            Probability of the interval whose coverage is given.
-        n_samples
-            Posterior samples of each cell, and counts drawn for each value.
-        {batch_size} {seed} {progress}
+        {hidden_counts} {batch_size} {seed} {progress}
 
         Returns
         -------

@@ -1,7 +1,7 @@
 """The latent cell state and the library size: means, samples, and how uncertain they are."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
@@ -236,10 +236,7 @@ class LatentQueries(Fitted):
             return latent_distribution(question)
         if give_mean:
             return question.gather("latent states", lambda batch: latent_mean(question, batch))
-        samples = question.gather(
-            "latent states", lambda batch: latent_samples(question, batch), axis=1
-        )
-        return samples[0] if n_samples == 1 else samples
+        return _each_sample(question, "latent states", latent_samples)
 
     @documented
     def get_latent_library_size(
@@ -289,10 +286,7 @@ class LatentQueries(Fitted):
         _check_n_samples(n_samples, give_mean)
         if give_mean:
             return question.gather("library sizes", lambda batch: library_mean(question, batch))
-        samples = question.gather(
-            "library sizes", lambda batch: library_samples(question, batch), axis=1
-        )
-        return samples[0] if n_samples == 1 else samples
+        return _each_sample(question, "library sizes", library_samples)
 
     @documented
     def get_cell_uncertainty(
@@ -361,6 +355,14 @@ def _write_latent(question: Question, out: str | Path) -> Path:
     written = question.rows("latent states", {"latent": question.table(names)}, rows, out=out)
     assert isinstance(written, Path)
     return written
+
+
+def _each_sample(
+    question: Question, what: str, samples_of: Callable[[Question, Minibatch], Tensor]
+) -> np.ndarray:
+    """Return samples (n_samples, cells, values); without the first axis where there is one sample."""
+    samples = question.gather(what, lambda batch: samples_of(question, batch), axis=1)
+    return samples[0] if question.n_samples == 1 else samples
 
 
 def _check_n_samples(n_samples: int, no_samples: bool) -> None:
