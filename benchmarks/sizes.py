@@ -336,6 +336,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for a command")
     parser.add_argument("--make", type=int, help="only simulate so many cells into the folder")
     given = parser.parse_args()
+    # A shell starts background jobs deaf to Ctrl-C, and their children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if given.make is not None:
         make_data(given.folder, given.make)
         return
