@@ -8,7 +8,7 @@ from torch import Tensor
 from totalvi.errors import FormatError
 from totalvi.nn.coders import Trunk
 from totalvi.nn.layers import Activation, HiddenLayer, ParallelHiddenLayer
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 
 State = dict[str, Tensor]
 _UNUSED = ("decoder.px_dropout_decoder_gene.", "library_log_", "pyro_param_store")
@@ -25,7 +25,7 @@ HEADS = {
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-def load_scvi_state(module: TOTALVI, state_dict: Mapping[str, Tensor]) -> TOTALVI:
+def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Network:
     """Fill ``module`` with the weights of a 0.6.x or scvi-tools totalVI state dict.
 
     Parameters
@@ -91,7 +91,7 @@ class _Read(State):
         return super().__getitem__(name)
 
 
-def _refuse_unread(module: TOTALVI, state: _Read) -> None:
+def _refuse_unread(module: Network, state: _Read) -> None:
     library = () if module.encoder.latent_library else _UNUSED_WITHOUT_LIBRARY
     unread = sorted(name for name in state.unread if not name.startswith((*_UNUSED, *library)))
     if unread:
@@ -100,7 +100,7 @@ def _refuse_unread(module: TOTALVI, state: _Read) -> None:
         )
 
 
-def _parameters(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
+def _parameters(module: Network, state: Mapping[str, Tensor]) -> State:
     names = {
         "px_r": "gene_log_r",
         "py_r": "protein_log_r",
@@ -114,7 +114,7 @@ def _parameters(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
     }
 
 
-def _encoder(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
+def _encoder(module: Network, state: Mapping[str, Tensor]) -> State:
     encoder = module.encoder
     converted = _trunk(state, "encoder.encoder.fc_layers", "encoder.trunk", encoder.trunk)
     branches = {"encoder.z_encoder": ("z_branch", encoder.z_branch)}
@@ -160,7 +160,7 @@ def _trunk(state: Mapping[str, Tensor], theirs: str, ours: str, trunk: Trunk) ->
     return converted
 
 
-def _decoder(module: TOTALVI, state: Mapping[str, Tensor]) -> State:
+def _decoder(module: Network, state: Mapping[str, Tensor]) -> State:
     decoder = module.decoder
     converted: State = {}
     for i in range(len(decoder.rest) + 1):
@@ -212,7 +212,7 @@ def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
 
 
 def scvi_state(
-    module: TOTALVI, continuous_mean: Sequence[float], continuous_scale: Sequence[float]
+    module: Network, continuous_mean: Sequence[float], continuous_scale: Sequence[float]
 ) -> State:
     """Return the state dict that scvi-tools' module of the same configuration loads.
 
@@ -235,7 +235,7 @@ def scvi_state(
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
-def _exported_parameters(module: TOTALVI) -> State:
+def _exported_parameters(module: Network) -> State:
     gene, protein = module.gene_log_r.T, module.protein_log_r.T
     efficiency = module.log_efficiency
     n_batch = max(module.n_batch, 1)
@@ -250,7 +250,7 @@ def _exported_parameters(module: TOTALVI) -> State:
     }
 
 
-def _exported_encoder(module: TOTALVI, mean: Tensor, scale: Tensor) -> State:
+def _exported_encoder(module: Network, mean: Tensor, scale: Tensor) -> State:
     encoder = module.encoder
     if not module.encode_covariates:
         mean, scale = mean[:0], scale[:0]
@@ -293,7 +293,7 @@ def _exported_trunk(name: str, trunk: Trunk, mean: Tensor, scale: Tensor) -> Sta
     return state
 
 
-def _exported_decoder(module: TOTALVI, mean: Tensor, scale: Tensor) -> State:
+def _exported_decoder(module: Network, mean: Tensor, scale: Tensor) -> State:
     decoder = module.decoder
     linear = decoder.first.linear
     weight, bias = _unstandardised(linear.weight, linear.bias, mean, scale)

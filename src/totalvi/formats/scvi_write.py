@@ -17,7 +17,7 @@ from totalvi.formats.model_folder import write_folder
 from totalvi.formats.scvi_06 import ONE_CATEGORY
 from totalvi.formats.scvi_read import NORMALIZATION
 from totalvi.formats.scvi_weights import scvi_state
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 
 _FILE = "model.pt"
 _VERSION = "1.4.2"  # the version of scvi-tools that has this format
@@ -91,7 +91,7 @@ def write_scvi(path: Path, model: ModelState, overwrite: bool) -> None:
     write_folder(path, write, overwrite, _require_own_folder)
 
 
-def _require_counterparts(module: TOTALVI, options: dict[str, Any]) -> None:
+def _require_counterparts(module: Network, options: dict[str, Any]) -> None:
     """Raise FormatError for the first thing that a totalVI of scvi-tools cannot be."""
     by_label = [
         f"{name} by label"
@@ -114,7 +114,7 @@ def _require_counterparts(module: TOTALVI, options: dict[str, Any]) -> None:
         )
 
 
-def _encodes_covariates(module: TOTALVI) -> bool | None:
+def _encodes_covariates(module: Network) -> bool | None:
     """Return scvi-tools' one switch for batch and covariates in the encoder; None: they differ."""
     switches = set()
     if module.n_batch > 1:
@@ -126,7 +126,7 @@ def _encodes_covariates(module: TOTALVI) -> bool | None:
     return bool(next(iter(switches), True))
 
 
-def _init_params(module: TOTALVI, options: dict[str, Any]) -> dict[str, Any]:
+def _init_params(module: Network, options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that scvi-tools makes the same network with."""
     encoder, decoder = module.encoder, module.decoder
     activation = encoder.trunk.first.activation

@@ -18,7 +18,7 @@ from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
 from totalvi.mapping.surgery import extend, start_batch
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 from totalvi.posterior.arguments import documented
 from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
@@ -181,7 +181,7 @@ def _with_cells(reference: _Model, cells: CiteData, mapping: QueryMapping) -> _M
     return query
 
 
-def _expected_share(module: TOTALVI, data: CiteData, genes: np.ndarray) -> float:
+def _expected_share(module: Network, data: CiteData, genes: np.ndarray) -> float:
     """Return the share of RNA that the model expects in ``genes``, over some of the cells."""
     if not genes.any():
         return 0.0
@@ -194,7 +194,7 @@ def _expected_share(module: TOTALVI, data: CiteData, genes: np.ndarray) -> float
 
 
 def start_batches(
-    module: TOTALVI,
+    module: Network,
     data: CiteData,
     mapping: QueryMapping,
     reference_batch: str | Mapping[str, str] | None,
@@ -253,7 +253,7 @@ def _wanted(
 
 
 def _closest(
-    module: TOTALVI,
+    module: Network,
     data: CiteData,
     mapping: QueryMapping,
     batch: int,
@@ -290,7 +290,7 @@ def _weights(name: str, known: tuple[str, ...]) -> np.ndarray:
     return one
 
 
-def always_shown(module: TOTALVI, panels: np.ndarray, panel: np.ndarray) -> np.ndarray:
+def always_shown(module: Network, panels: np.ndarray, panel: np.ndarray) -> np.ndarray:
     """Return which proteins the encoder saw of every training cell with the panels in ``panel``.
 
     For it, a 0 there means a cell without the protein; elsewhere, it has learned to do without.
@@ -313,7 +313,7 @@ def always_shown(module: TOTALVI, panels: np.ndarray, panel: np.ndarray) -> np.n
 
 
 def filled_proteins(
-    module: TOTALVI, data: CiteData, mapping: QueryMapping, start: str | None = None
+    module: Network, data: CiteData, mapping: QueryMapping, start: str | None = None
 ) -> np.ndarray:
     """Return which unmeasured proteins of each cell are filled in for the encoder, (N, T).
 
@@ -342,13 +342,13 @@ def filled_proteins(
     return filled
 
 
-def fill_query(module: TOTALVI, data: CiteData, mapping: QueryMapping) -> None:
+def fill_query(module: Network, data: CiteData, mapping: QueryMapping) -> None:
     """Fill the unmeasured proteins of a query's cells for the encoder, by the weights of the module."""
     fill_unmeasured(module, data, filled_proteins(module, data, mapping))
 
 
 @torch.no_grad()
-def fill_unmeasured(module: TOTALVI, data: CiteData, filled: np.ndarray) -> None:
+def fill_unmeasured(module: Network, data: CiteData, filled: np.ndarray) -> None:
     """Write expected counts where ``filled`` (N, T) into the proteins of ``data``, for the encoder.
 
     Likelihoods leave these values out, as the panel did not measure them.
@@ -360,7 +360,7 @@ def fill_unmeasured(module: TOTALVI, data: CiteData, filled: np.ndarray) -> None
 
 
 @torch.no_grad()
-def with_expected(module: TOTALVI, batch: Minibatch, filled: np.ndarray) -> Tensor:
+def with_expected(module: Network, batch: Minibatch, filled: np.ndarray) -> Tensor:
     """Return protein counts (B, T) with expected ones where ``filled``.
 
     Encoding and decoding in turn, with these counts replaced by their means each time, goes to where

@@ -16,7 +16,7 @@ from totalvi.data.counts import CountsInMemory
 from totalvi.fit.plan import Split
 from totalvi.mapping.map_query import always_shown, fill_unmeasured
 from totalvi.neighbours import nearest
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 from totalvi.posterior.latent import LatentDistribution, latent_distribution
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Question
@@ -63,7 +63,7 @@ def cells_to_calibrate(
 
 
 def as_the_query(
-    held_out: CiteData, query: CiteData, module: TOTALVI, missing_genes: tuple[str, ...]
+    held_out: CiteData, query: CiteData, module: Network, missing_genes: tuple[str, ...]
 ) -> Iterator[tuple[int, np.ndarray, CiteData]]:
     """Yield each panel of the query, and the held-out cells as if they had been measured with it.
 
@@ -95,7 +95,7 @@ def as_the_query(
         yield int(panel), kept, as_query
 
 
-def encode(module: TOTALVI, data: CiteData, cells: np.ndarray) -> LatentDistribution:
+def encode(module: Network, data: CiteData, cells: np.ndarray) -> LatentDistribution:
     """Return q(u | cell) of the cells at these positions."""
     no_samples = CellNoise(0)  # the distribution needs none
     return latent_distribution(Question(module, data, cells, no_samples, progress=False))

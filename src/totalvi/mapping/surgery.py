@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from totalvi.data.cells import QueryMapping
 from totalvi.errors import TrainingError
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 
 _PROTEIN_HEADS = (
     "background_mean_head",
@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     by_batch: bool
 
 
-def extended_rows(module: TOTALVI, mapping: QueryMapping) -> dict[str, Rows]:
+def extended_rows(module: Network, mapping: QueryMapping) -> dict[str, Rows]:
     """Return the rows of each tensor of an extended network that has rows by batch, panel, category."""
     n_new, n_old = max(module.n_batch, 1), mapping.n_reference_batches
     categories = (n_new, *module.n_categories_per_covariate)
@@ -99,7 +99,7 @@ def _one_hot_rows(n_before: Sequence[int], n_now: Sequence[int]) -> Rows:
     return Rows(np.array(kept, int), np.array(source, int), np.array(new, int), n_now[0] > 1)
 
 
-def extend(reference: TOTALVI, module: TOTALVI, mapping: QueryMapping) -> None:
+def extend(reference: Network, module: Network, mapping: QueryMapping) -> None:
     """Fill ``module``, which has more batches, panels or categories, with the reference's weights.
 
     New categories of covariates start at the mean of the known ones; new batches are for
@@ -122,7 +122,7 @@ def extend(reference: TOTALVI, module: TOTALVI, mapping: QueryMapping) -> None:
                 _start_categories(value, module, mapping, name)
 
 
-def _start_categories(value: Tensor, module: TOTALVI, mapping: QueryMapping, name: str) -> None:
+def _start_categories(value: Tensor, module: Network, mapping: QueryMapping, name: str) -> None:
     """Start rows of new categories at the mean of the covariate's known ones."""
     in_encoder = name.startswith("encoder")
     if in_encoder and not module.encode_covariates:
@@ -138,7 +138,7 @@ def _start_categories(value: Tensor, module: TOTALVI, mapping: QueryMapping, nam
 
 
 def start_batch(
-    module: TOTALVI, mapping: QueryMapping, batch: int, panel: int, weight: np.ndarray
+    module: Network, mapping: QueryMapping, batch: int, panel: int, weight: np.ndarray
 ) -> None:
     """Set the rows of a new batch and its panel to a weighted mean of the reference batches' rows.
 
@@ -170,7 +170,7 @@ def start_batch(
                 value[batch] = (weights * value[:n_batches]).sum(dim=0)
 
 
-def _protein_weights(module: TOTALVI, weight: Tensor | None, n_panels: int) -> Tensor:
+def _protein_weights(module: Network, weight: Tensor | None, n_panels: int) -> Tensor:
     """Return the weight of each reference panel for each protein, (panels, T), adding up to 1."""
     prior = module.background_prior_mean
     measured = torch.ones(n_panels, prior.shape[1], dtype=prior.dtype, device=prior.device)
@@ -181,7 +181,7 @@ def _protein_weights(module: TOTALVI, weight: Tensor | None, n_panels: int) -> T
     return weighted / weighted.sum(dim=0)
 
 
-def reference_state(module: TOTALVI, mapping: QueryMapping) -> dict[str, Tensor]:
+def reference_state(module: Network, mapping: QueryMapping) -> dict[str, Tensor]:
     """Return what an extended network has of its reference: its tensors without the new rows.
 
     Tensors that the reference lacks are left out, as is the mask of measured proteins.
@@ -217,7 +217,7 @@ class _NewRows(nn.Module):
 
 
 @contextmanager
-def only_new_rows(module: TOTALVI, mapping: QueryMapping) -> Iterator[None]:
+def only_new_rows(module: Network, mapping: QueryMapping) -> Iterator[None]:
     """Let a fit move nothing but the rows of new batches, panels and categories for a while.
 
     All else is frozen: other parameters have no gradient, the reference's rows are no parameters, and

@@ -19,7 +19,7 @@ from totalvi.nn.likelihoods import (
     negative_binomial_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 from totalvi.posterior.noise import CellNoise, Purpose
 
 _LARGEST_LOG_BACKGROUND = 30.0  # this is 1e13 counts
@@ -135,7 +135,7 @@ FOREGROUND = ProteinScale()
 
 
 def draws(
-    module: TOTALVI,
+    module: Network,
     batch: Minibatch,
     n_samples: int,
     noise: CellNoise,
@@ -221,7 +221,7 @@ class GeneParameters(NamedTuple):
         return log_prob
 
 
-def gene_parameters(network: TOTALVI, draw: Draw, genes: np.ndarray) -> GeneParameters:
+def gene_parameters(network: Network, draw: Draw, genes: np.ndarray) -> GeneParameters:
     """Return the parameters of the counts of the genes at positions ``genes``."""
     some = _selection(genes, network.n_input_genes)
     likelihood = network.genes(draw.decoded, draw.library_size, draw.context)
@@ -233,7 +233,7 @@ def gene_parameters(network: TOTALVI, draw: Draw, genes: np.ndarray) -> GenePara
     )
 
 
-def protein_mixture(network: TOTALVI, draw: Draw, proteins: np.ndarray) -> ProteinMixture:
+def protein_mixture(network: Network, draw: Draw, proteins: np.ndarray) -> ProteinMixture:
     """Return the distribution of the counts of the proteins at positions ``proteins``."""
     mixture = network.proteins(draw.decoded, draw.proteins.log_background, draw.context)
     return plausible(mixture.take(_selection(proteins, network.n_input_proteins)), proteins)

@@ -11,7 +11,7 @@ from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.config import at_least_one
 from totalvi.nn.likelihoods import ElboTerms, normal_log_prob, sum_measured
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.draws import Draw
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
@@ -47,7 +47,7 @@ def marginal_log_likelihood(question: Question, batch: Minibatch) -> Tensor:
     return log_sum - math.log(question.n_samples)
 
 
-def log_weight(module: TOTALVI, batch: Minibatch, draw: Draw) -> Tensor:
+def log_weight(module: Network, batch: Minibatch, draw: Draw) -> Tensor:
     """Return the log importance weight of a posterior sample, (B,).
 
     It is ``log p(x | z, l) + log p(y | z, b) + log p(z) p(l) p(b) / (q(z) q(l) q(b | z))``: of the
@@ -82,7 +82,7 @@ def log_weight(module: TOTALVI, batch: Minibatch, draw: Draw) -> Tensor:
     return log_ratio - elbo_terms(module, batch, draw).reconstruction()
 
 
-def elbo_terms(module: TOTALVI, batch: Minibatch, draw: Draw) -> ElboTerms:
+def elbo_terms(module: Network, batch: Minibatch, draw: Draw) -> ElboTerms:
     """Return the terms of the negative evidence lower bound at one posterior sample."""
     return module.elbo_terms(
         batch.x,

@@ -16,7 +16,7 @@ from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
 from totalvi.nn.cell import CellContext
 from totalvi.nn.coders import Decoded
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 from totalvi.posterior.arguments import Cells, Names, checked_number, documented
 from totalvi.posterior.draws import plausible
 from totalvi.posterior.latent import latent_distribution
@@ -179,7 +179,7 @@ def archetype_expression(
 
 
 def _protein_mean(
-    network: TOTALVI, decoded: Decoded, context: CellContext, background: bool
+    network: Network, decoded: Decoded, context: CellContext, background: bool
 ) -> Tensor:
     """Return (1 - pi) E[beta] alpha [+ pi E[beta]], with E[beta] = exp(m + s^2 / 2)."""
     log_mean = decoded.background_mean + 0.5 * decoded.background_scale**2

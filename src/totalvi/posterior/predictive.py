@@ -13,7 +13,7 @@ from torch import Tensor
 from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 from totalvi.posterior.arguments import Cells, FeatureOptions, Names, Sampling, documented
 from totalvi.posterior.draws import (
     Draw,
@@ -123,7 +123,7 @@ def gene_counts(
 
 
 def protein_counts(
-    network: TOTALVI,
+    network: Network,
     mixture: ProteinMixture,
     noise: CellNoise,
     sample: int,

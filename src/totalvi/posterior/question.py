@@ -19,6 +19,7 @@ from totalvi.errors import DataError, NotTrainedError
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.plan import Split
 from totalvi.nn.config import at_least_one
+from totalvi.nn.network import Network
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.arguments import Cells, Names, cell_positions, feature_positions
 from totalvi.posterior.draws import Draw, draws, naming_proteins
@@ -55,7 +56,7 @@ class Question:
         Whether to show a progress bar; None: on a terminal.
     """
 
-    network: TOTALVI
+    network: Network
     data: CiteData
     cells: np.ndarray
     noise: CellNoise
@@ -161,7 +162,7 @@ class Question:
         return cast("dict[str, np.ndarray]", targets) if out is None else Path(out)
 
 
-def dispersion_by_label(module: TOTALVI) -> bool:
+def dispersion_by_label(module: Network) -> bool:
     """Return whether the network needs each cell's label."""
     return "label" in module.gene_dispersion + module.protein_dispersion
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from totalvi.compiled import compiled
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import SparseCounts
-from totalvi.nn.v06 import TOTALVI
+from totalvi.nn.network import Network
 from totalvi.posterior.draws import Draw, ProteinScale, plausible
 from totalvi.posterior.question import Question
 
@@ -221,7 +221,7 @@ def add_moments(
 
 def _add_rna(
     sums: Moments,
-    network: TOTALVI,
+    network: Network,
     x: SparseCounts,
     sample: Scales,
     of_cell: np.ndarray,
@@ -252,7 +252,7 @@ def _not_dropped(dropout_logit: Tensor, rna: Tensor, library: Tensor, r: np.ndar
 
 def _add_protein(
     sums: StratumMoments,
-    network: TOTALVI,
+    network: Network,
     y: Tensor,
     sample: Scales,
     seen: Tensor,

@@ -158,7 +158,7 @@ class ViewPanel:
                 code=_CHOOSE_TOOL,
             ),
         )
-        self.shown = _select("Cells shown; new gates go inside", [ALL_CELLS], "shown", 190)
+        self.shown = _select("Cells shown and gated", [ALL_CELLS], "shown", 190)
         self.x, self.y = (
             _search(
                 f"{axis} protein", proteins, proteins[min(i, len(proteins) - 1)], f"{axis}_protein"
