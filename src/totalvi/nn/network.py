@@ -221,7 +221,7 @@ class Network(nn.Module):
         """Return the distribution of RNA counts at a library size, (..., B, 1)."""
         return GeneLikelihood(
             logit=decoded.gene_product,
-            dropout=decoded.dropout_product,
+            dropout=decoded.dropout_product if self.decoder.dropout_head is not None else None,
             library_size=library_size,
             dispersion=self.dispersion(self.gene_log_r, self.gene_dispersion, context),
             softplus=self.library == "size_factor",
