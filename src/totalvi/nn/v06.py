@@ -20,7 +20,7 @@ from totalvi.nn.network import Network
 from totalvi.nn.sync import standard_normal
 from totalvi.nn.v06_minibatch import BatchCode, CellExtras, inverse_dispersion
 
-NO_DROPOUT_LOGIT = -100.0  # of a probability that is 0 in float32, and still a number to add to
+NO_DROPOUT_LOGIT = -100.0  # of a probability that is 0 in float32
 
 
 class TOTALVI(Network):
@@ -86,6 +86,7 @@ class TOTALVI(Network):
         background_prior: tuple[Any, Any] | None = None,
         hidden_protein_rate: float = 0.0,
         background_samples: int = 1,
+        foreground_penalty: float = 0.0,
         fused: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -105,7 +106,7 @@ class TOTALVI(Network):
             background_scale=background_scale, protein_efficiency=protein_efficiency,
             normalization=normalization, background_prior=background_prior,
             hidden_protein_rate=hidden_protein_rate, background_samples=background_samples,
-            fused=fused,
+            foreground_penalty=foreground_penalty, fused=fused,
         )  # fmt: skip
         super().__init__(config, generator)
         if use_cuda and torch.cuda.is_available():
@@ -231,9 +232,8 @@ class TOTALVI(Network):
     ) -> dict[str, Tensor]:
         """Return the entries of ``px_``.
 
-        "dropout" is the logit of the probability that a count is set to zero. The likelihood of an "nb"
-        network leaves it out: it is then of the head that 0.6.x has all the same, where such weights
-        were loaded, and else a logit whose probability is zero.
+        "dropout" is the logit of the probability that a count is set to zero. An "nb" network leaves it
+        out of its likelihood: it is of 0.6.x's head, if loaded, or of a probability of zero.
         """
         genes = self.genes(decoded, library_size, context)
         scale, r = genes.log_proportions().exp(), inverse_dispersion(genes.dispersion)
