@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from totalvi.nn.likelihoods import ElboTerms, objective
+from totalvi.nn.v06 import TOTALVI
 
 
 def terms() -> ElboTerms:
@@ -49,18 +50,18 @@ def test_the_foreground_penalty_is_paid_in_training_for_measured_proteins() -> N
     batch = torch.arange(12) % 2
     prior = torch.full((12, 1), 3.0), torch.full((12, 1), 0.1)
 
-    def terms(module: TOTALVI) -> ElboTerms:
+    def terms_of(module: TOTALVI) -> ElboTerms:
         noise = torch.Generator().manual_seed(1)
         return module(x, y, *prior, batch, generator=noise)
 
     logits = []
     hook = paying.decoder.register_forward_hook(lambda *of: logits.append(of[2].background_logit))
-    without, with_penalty = terms(free), terms(paying)
+    without, with_penalty = terms_of(free), terms_of(paying)
     hook.remove()
     log_pi = torch.nn.functional.logsigmoid(logits[0])
     paid = -0.25 * (log_pi * torch.tensor(mask)[batch]).sum(dim=1)
     added = with_penalty.kl_div_back_pro - without.kl_div_back_pro
     torch.testing.assert_close(added, paid, rtol=1e-4, atol=1e-4)
     assert (paid > 0).all()
-    for a, b in zip(terms(free.eval()), terms(paying.eval()), strict=True):
+    for a, b in zip(terms_of(free.eval()), terms_of(paying.eval()), strict=True):
         assert torch.equal(a, b)
