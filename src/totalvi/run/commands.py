@@ -14,7 +14,7 @@ from mudata import MuData
 
 from totalvi.atomic import locked, parents_of
 from totalvi.data.columns import Columns
-from totalvi.data.finding import Finding
+from totalvi.data.finding import Finding, warnings_and_notes
 from totalvi.data.io.h5_zarr import can_stay_on_disk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read
@@ -24,6 +24,7 @@ from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
 from totalvi.processes import first_alone, launch, this_process
+from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.folder import (
     MODEL,
@@ -35,7 +36,6 @@ from totalvi.run.folder import (
 )
 from totalvi.run.pipeline import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
-from totalvi.run.record import Steps
 
 
 class Trained(NamedTuple):
@@ -119,10 +119,7 @@ def train_model(
             model.save(output, overwrite=overwrite)
             if is_first:
                 checkpoint.unlink(missing_ok=True)
-    said: dict[str, list[str]] = {"warning": [], "note": []}
-    for finding in findings:
-        said[finding.severity].append(finding.message)
-    return Trained(output, model, said["warning"], said["note"])
+    return Trained(output, model, *warnings_and_notes(findings))
 
 
 @contextmanager
