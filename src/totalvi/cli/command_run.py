@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 DEMO_EPOCHS = 60  # enough for these data
 
-Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
-]
-
-
 REPEATED = {
     *("input", "raw", "protein", "output", "record"),
     *("overwrite", "resume", "checkpoint_every", "as_json"),
@@ -34,7 +29,7 @@ REPEATED = {
 
 def run(
     context: typer.Context,
-    output: Output,
+    output: options.Output,
     input: options.InputOfRun = None,
     raw: options.RawPath = None,
     protein: options.ProteinPath = None,
@@ -51,19 +46,9 @@ def run(
     genes: Annotated[
         int, typer.Option("--genes", min=1, help="Number of highly variable genes to use.")
     ] = 4000,
-    epochs: Annotated[
-        int | None,
-        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
-    ] = None,
+    epochs: options.Epochs = None,
     resolution: Annotated[
-        float,
-        typer.Option(
-            "--resolution",
-            min=0.01,
-            max=1000,
-            callback=options.a_number,
-            help="Of the clusters; higher gives more.",
-        ),
+        float, options.number("--resolution", 0.01, 1000, "Of the clusters; higher gives more.")
     ] = 1.0,
     seed: options.Seed = 0,
     on_disk: Annotated[
@@ -78,8 +63,7 @@ def run(
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 10.0,
     record: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="run.json", help="Repeat the run that wrote this."),
+        Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
     refuse_empty_cells: options.RefuseEmptyCells = False,
     allow_fractional: options.AllowFractional = False,
@@ -169,7 +153,7 @@ def run(
 
 
 def demo(
-    output: Output = Path("totalvi-demo"),
+    output: options.Output = Path("totalvi-demo"),
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,

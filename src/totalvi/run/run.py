@@ -296,12 +296,6 @@ def repeat(
         raise ReadError(
             f"{record} asks for {unknown[0]}, which this totalvi does not know: update it"
         )
-    result = run(
-        **arguments,
-        output=output,
-        overwrite=overwrite,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
+    writing = WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress)
+    result = run(**arguments, **vars(writing))
     return result._replace(record=result.record | {"notes": [*result.record["notes"], *notes]})
