@@ -246,11 +246,4 @@ def impute(
         f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
         f"{sum(record['seconds'].values()):,.0f} s"
     )
-    for kind in ("notes", "warnings"):
-        for message in record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
-    typer.echo("written:")
-    for file in result.files:
-        if file.parts[0] != "model.totalvi":
-            typer.echo(f"  {result.folder / file}")
-    typer.echo(f"  {result.folder / 'model.totalvi'}")
+    options.list_written(result)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping, with_options
+from totalvi.cli.options import keeping
 from totalvi.errors import IncompleteError, TotalviError
 
 if TYPE_CHECKING:
-    from totalvi.run.run import RunResult
+    from totalvi.run.folder import RunResult
 
 DEMO_EPOCHS = 60  # enough for these data
 
@@ -236,12 +236,5 @@ def _finish(result: RunResult, as_json: bool = False) -> None:
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
         f"per cell, {sum(record['seconds'].values()):,.0f} s"
     )
-    for kind in ("notes", "warnings"):
-        for message in record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
-    typer.echo("written:")
-    for file in result.files:
-        if file.parts[0] not in ("model.totalvi", report.name):
-            typer.echo(f"  {result.folder / file}")
-    typer.echo(f"  {result.folder / 'model.totalvi'}")
+    options.list_written(result, apart=(report.name,))
     typer.echo(f"  {report}  (open it in a browser)")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from totalvi.errors import ReadError
+from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
 
 def a_number(value: float) -> float:
@@ -178,7 +179,6 @@ def keeping(output: Path) -> Iterator[None]:
     """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
     from totalvi.errors import Interrupted
     from totalvi.processes import this_process
-    from totalvi.run.folder import checkpoint_of
 
     try:
         yield
@@ -190,6 +190,18 @@ def keeping(output: Path) -> Iterator[None]:
         if isinstance(error, Interrupted):
             raise typer.Exit(128 + error.signal_number) from error
         raise
+
+
+def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
+    """Print what the record notes and warns of, and which files there are; of the model its folder."""
+    for kind in ("notes", "warnings"):
+        for message in result.record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] not in (MODEL, *apart):
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / MODEL}")
 
 
 OPTIONS = {

@@ -18,11 +18,11 @@ from totalvi.neighbours import Nearest, nearest, nearest_to_each
 from totalvi.run.map_layout import lay_out, neighbour_weights
 
 NEIGHBOURS = 15  # of a cell, itself included
+LEIDEN_ITERATIONS = 2
 MAP_CELLS = 100_000
 """Cells that are clustered and mapped at once; further ones join the nearest of them."""
 AS_SCANPY = 8192
 """Cells up to which clusters and map are scanpy's to the bit; of more, they are made in parallel."""
-LEIDEN_ITERATIONS = 2
 
 
 class Clusters(NamedTuple):

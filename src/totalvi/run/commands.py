@@ -28,9 +28,8 @@ from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.folder import (
     MODEL,
-    RESULTS,
-    STORE,
     checkpoint_of,
+    counts_beside,
     refuse_input_in_output,
     staged_file,
 )
@@ -185,11 +184,10 @@ def load_with_counts(
 
 def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:
     """Return the model's folder, and the counts that are given or lie beside it."""
-    is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
-    if input is None and is_run:
-        beside = [model_path / name for name in (RESULTS, STORE)]
-        input = next((path for path in beside if path.exists()), None)
-    return (model_path / MODEL if is_run else model_path), input
+    of_run = model_path / MODEL
+    if is_model(model_path) or not of_run.is_dir():
+        return model_path, input
+    return of_run, counts_beside(of_run) if input is None else input
 
 
 def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None) -> None:

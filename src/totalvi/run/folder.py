@@ -281,6 +281,12 @@ def finished(output: Path) -> RunResult:
     return RunResult(output, files_in(output), record)
 
 
+def counts_beside(model: Path) -> Path | None:
+    """Return the results with the counts that `totalvi run` wrote beside a model's folder, if any."""
+    beside = [model.parent / name for name in (RESULTS, STORE)]
+    return next((path for path in beside if path.exists()), None)
+
+
 def files_in(folder: Path) -> list[Path]:
     """Return all files of a folder of results, relative to it."""
     return sorted(_written(folder))

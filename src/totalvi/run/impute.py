@@ -239,17 +239,11 @@ def _impute(
 ) -> Imputed:
     # Loaded only now: bad input is refused before seconds go to loading torch.
     from totalvi.model import Model
+    from totalvi.run.pipeline import fit_model
 
     with steps.step("train", spinner=False):
         model = Model(mdata, batch_key=keys.batch_key, panel_key=keys.panel_key, seed=options.seed)
-        model.train(
-            max_epochs=options.max_epochs,
-            checkpoint=options.writing.checkpoint,
-            checkpoint_every=options.writing.checkpoint_every,
-            resume=True,
-            progress=steps.shown,
-            devices=1,
-        )
+        fit_model(model, options.max_epochs, options.writing, steps.shown)
     names = list(mdata["prot"].var_names[lacking])
     cells = _in_query(mdata)
     question: dict[str, Any] = {

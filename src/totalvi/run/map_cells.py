@@ -21,9 +21,9 @@ from totalvi.run.folder import (
     CLUSTER_COLUMN,
     MODEL,
     RECORD,
-    RESULTS,
     STORE,
     WriteOptions,
+    counts_beside,
     finished,
     refuse_input_in_output,
     results_folder,
@@ -94,8 +94,7 @@ def map_files(
         refuse_input_in_output(given, output)
     folder = model_path if is_model(model_path) else model_path / MODEL
     if reference is None:
-        beside = [folder.parent / name for name in (RESULTS, STORE)]
-        reference = next((path for path in beside if path.exists()), None)
+        reference = counts_beside(folder)
     return _run(
         MapOptions(
             model_path=folder,

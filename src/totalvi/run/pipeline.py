@@ -14,7 +14,7 @@ from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.progress import Steps
 from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work, posterior_samples
-from totalvi.run.folder import MODEL
+from totalvi.run.folder import MODEL, WriteOptions
 from totalvi.run.record import RunOptions, do_each
 from totalvi.run.results import ResultsFile
 
@@ -84,7 +84,8 @@ def fit_and_write(
     """
     if earlier is None:
         with steps.step("train", spinner=False):
-            model = _fit_model(data, options, steps.shown)
+            model = new_model(data, options.keys, options.seed)
+            fit_model(model, options.max_epochs, options.writing, steps.shown)
         with steps.step("save"):
             model.save(folder / MODEL)
     else:
@@ -103,18 +104,16 @@ def done_before(failed: Collection[str], file: ResultsFile) -> set[str]:
     return {step.name for step in AFTER_FIT} - lost
 
 
-def _fit_model(data: MuData | Path, options: RunOptions, show: bool) -> Model:
-    """Fit a model to prepared counts, in memory or on disk; where there is a checkpoint, go on."""
-    model = new_model(data, options.keys, options.seed)
+def fit_model(model: Model, max_epochs: int | None, writing: WriteOptions, show: bool) -> None:
+    """Fit a model with its checkpoint beside the results; where there is one, go on from it."""
     model.train(
-        max_epochs=options.max_epochs,
-        checkpoint=options.writing.checkpoint,
-        checkpoint_every=options.writing.checkpoint_every,
+        max_epochs=max_epochs,
+        checkpoint=writing.checkpoint,
+        checkpoint_every=writing.checkpoint_every,
         resume=True,
         progress=show,
         devices=1,  # all else in a run is done by one process
     )
-    return model
 
 
 def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> Model:
