@@ -263,10 +263,8 @@ def batch_mixing(latent: np.ndarray, batch: pd.Series, seed: int = 0) -> pd.Data
 
     Parameters
     ----------
-    latent
-        Latent representation, shape (n_cells, n_latent).
-    batch
-        Batch of each cell.
+    latent, batch
+        Latent representation, shape (n_cells, n_latent), and batch of each cell.
     seed
         Of the sample of cells that is taken of more than 50,000.
 
