@@ -188,8 +188,8 @@ def rna_findings(
         yield Finding(
             "warning",
             "few_genes",
-            f"{source.rna_where} has only {source.rna.shape[1]} genes: totalVI is meant for hundreds "
-            "or thousands of variable genes",
+            f"{source.rna_where} has only {source.rna.shape[1]} genes; give more, as totalVI is meant "
+            "for hundreds or thousands of variable genes.",
         )
     if any(f.severity == "error" for f in faults):
         return  # totals of values that are not counts say nothing
@@ -198,7 +198,7 @@ def rna_findings(
         yield Finding(
             "warning",
             "rna_binary",
-            f"no RNA count in {source.rna_where} is above 1: give counts, not presence and absence",
+            f"no RNA count in {source.rna_where} is above 1; give counts, not presence and absence.",
         )
 
 
@@ -209,15 +209,15 @@ def _rna_zeros(source: CountSource, tally: CountTally) -> Iterator[Finding]:
         yield Finding(
             "error",
             "cell_without_rna",
-            f"{source.rna_where} has no RNA count at all in {first_and_count(empty, 'cell')}: "
-            "filter it out (`totalvi run` does)",
+            f"{source.rna_where} has no RNA count at all in {first_and_count(empty, 'cell')}; "
+            "filter it out (`totalvi run` does).",
         )
     if len(silent):
         yield Finding(
             "warning",
             "gene_zero",
-            f"{source.rna_where} is zero in all cells for {first_and_count(silent, 'gene')}: "
-            "nothing can be learned of it, so better remove it",
+            f"{source.rna_where} is zero in all cells for {first_and_count(silent, 'gene')}; "
+            "remove what tells nothing.",
         )
 
 
@@ -237,7 +237,7 @@ def protein_value_findings(
             "warning",
             "protein_constant",
             f"{source.protein_where} has the same count in all cells for "
-            f"{first_and_count(constant, 'protein')}: check that it is a measured count",
+            f"{first_and_count(constant, 'protein')}; check that it is a measured count.",
         )
 
 
@@ -259,8 +259,8 @@ def _value_findings(modality: _Modality, allow_fractional: bool) -> Iterator[Fin
             "error",
             f"{kind}_negative",
             f"{where} holds {_number(number['negative'], 'negative value')}{looks}, first "
-            f"{first['negative'].value:g} for {modality.place(first['negative'])}: "
-            f"{_mend(modality)}",
+            f"{first['negative'].value:g} for {modality.place(first['negative'])}; "
+            f"{_fix(modality)}.",
         )
     elif number["fractional"]:
         found = (
@@ -279,7 +279,7 @@ def _not_finite(modality: _Modality, code: str, noun: str) -> Iterator[Finding]:
             "error",
             f"{modality.kind}_{code}",
             f"{modality.where} holds {_number(number, noun)}, first for "
-            f"{modality.place(modality.values.first[code])}: give the counts as they were measured",
+            f"{modality.place(modality.values.first[code])}; give the counts as they were measured.",
         )
 
 
@@ -289,16 +289,16 @@ def _fractional(modality: _Modality, found: str, looks: str, allowed: bool) -> F
         return Finding(
             "warning" if allowed else "error",
             f"{modality.kind}_normalised",
-            f"{modality.where} looks {looks}, with {found}: {_mend(modality)}",
+            f"{modality.where} looks {looks}, with {found}; {_fix(modality)}.",
         )
     if allowed:
-        message = f"{modality.where} holds {found}, as allowed"
+        message = f"{modality.where} holds {found}, as allowed."
         return Finding("note", f"{modality.kind}_fractional", message)
     return Finding(
         "error",
         f"{modality.kind}_fractional",
-        f"{modality.where} holds {found}: {_mend(modality)}, or accept fractions on purpose with "
-        "allow_fractional=True",
+        f"{modality.where} holds {found}; {_fix(modality)}, or accept fractions on purpose with "
+        "allow_fractional=True.",
     )
 
 
@@ -340,7 +340,7 @@ def _too_high(modality: _Modality) -> Iterator[Finding]:
     yield Finding(
         "error" if impossible else "warning",
         f"{modality.kind}_too_high" if impossible else f"{modality.kind}_high",
-        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}: {fix}",
+        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}; {fix}.",
     )
 
 
@@ -352,11 +352,11 @@ def _repeated(names: pd.Index, noun: str, where: str) -> Iterator[Finding]:
             "error",
             f"{noun}_name_repeated",
             f"{where} has the same name for several {noun}s, in "
-            f"{first_and_count(repeated, noun + ' name')}: {rename}",
+            f"{first_and_count(repeated, noun + ' name')}; {rename}.",
         )
 
 
-def _mend(modality: _Modality) -> str:
+def _fix(modality: _Modality) -> str:
     """Say where the raw counts may be."""
     argument = "rna_layer" if modality.kind == "rna" else "protein_layer"
     others = [layer for layer in modality.layers if f'["{layer}"]' not in modality.where]

@@ -41,7 +41,7 @@ def test_the_model_knows_the_panels():
     [
         ({"batch_7": ["protein_0"]}, "unmeasured holds 'batch_7'; did you mean \"batch_"),
         ({"batch_0": ["CD4"]}, "unmeasured holds 'CD4'"),
-        ({"batch_0": "CD4"}, r'allowed is a list: give \["CD4"\]'),
+        ({"batch_0": "CD4"}, r'allowed is a list; give \["CD4"\]'),
     ],
 )
 def test_what_is_not_there_is_named(unmeasured, message):

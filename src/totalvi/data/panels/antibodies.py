@@ -69,8 +69,8 @@ def harmonise_antibodies(
         repeated = [name for name, n in Counter(originals).items() if n > 1]
         if repeated:
             raise ValueError(
-                f'data set "{data_set}" has several antibodies named "{repeated[0]}": make the '
-                "names unique"
+                f'data set "{data_set}" has several antibodies named "{repeated[0]}"; make the '
+                "names unique."
             )
     given = _given(names, antibody_names or {})
     found = {
@@ -99,21 +99,21 @@ def _given(names: Mapping[str, Sequence[str]], antibody_names: AntibodyNames) ->
         if isinstance(value, Mapping):
             if key not in names:
                 raise ValueError(
-                    f'antibody_names holds the data set "{key}"; {did_you_mean(key, names)}'
+                    f'antibody_names holds the data set "{key}"; {did_you_mean(key, names)}.'
                 )
             by_data_set[key] = value
             continue
         holders = [data_set for data_set, originals in names.items() if key in originals]
         if not holders:
             known = dict.fromkeys(name for originals in names.values() for name in originals)
-            raise ValueError(f'antibody_names holds "{key}"; {did_you_mean(key, known)}')
+            raise ValueError(f'antibody_names holds "{key}"; {did_you_mean(key, known)}.')
         given |= {(data_set, key): str(value) for data_set in holders}
     for data_set, renamed in by_data_set.items():
         for original, name in renamed.items():
             if original not in names[data_set]:
                 raise ValueError(
                     f'antibody_names holds "{original}" of data set "{data_set}"; '
-                    f"{did_you_mean(original, names[data_set])}"
+                    f"{did_you_mean(original, names[data_set])}."
                 )
             given[data_set, original] = str(name)
     twice = [
@@ -124,7 +124,7 @@ def _given(names: Mapping[str, Sequence[str]], antibody_names: AntibodyNames) ->
         originals = [o for (d, o), n in given.items() if (d, n) == (data_set, name)]
         raise ValueError(
             f'antibody_names gives the name "{name}" to {listed(originals)} of data set '
-            f'"{data_set}": give each of them a name of its own'
+            f'"{data_set}"; give each of them a name of its own.'
         )
     return given
 
@@ -205,7 +205,7 @@ def _keep_apart(chosen: dict[_Key, tuple[str, str]], given: Mapping[_Key, str]) 
             data_set, original = shared[0]
             raise ValueError(
                 f'antibody_names gives the name "{original}" to another antibody of data set '
-                f'"{data_set}", which has one of this name: give that one a name as well'
+                f'"{data_set}", which has one of this name; give that one a name as well.'
             )
         for data_set, original in changed:
             name = chosen[data_set, original][0]
@@ -256,7 +256,7 @@ def declare_unmeasured(
     source = find_counts(data, where)
     if batch_key not in source.obs:
         raise DataError(
-            f'batch_key: no column "{batch_key}" in obs, {did_you_mean(batch_key, source.obs.columns)}'
+            f'batch_key: no column "{batch_key}" in obs, {did_you_mean(batch_key, source.obs.columns)}.'
         )
     batch = source.obs[batch_key].astype(str).to_numpy()
     protein = source.protein.read()  # a copy of the user's
@@ -267,7 +267,7 @@ def declare_unmeasured(
             )
         if isinstance(proteins, str):
             raise ValueError(
-                f'unmeasured[{name!r}] is {proteins!r}; allowed is a list: give ["{proteins}"].'
+                f'unmeasured[{name!r}] is {proteins!r}; allowed is a list; give ["{proteins}"].'
             )
         for wanted in proteins:
             if wanted not in source.protein_names:

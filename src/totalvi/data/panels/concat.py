@@ -189,7 +189,7 @@ def _joined_proteins(
         names = [name for name in names if n_data_sets[name] == n_with_proteins]
     if not names:
         reason = "no data set has any" if n_with_proteins == 0 else "none is in all data sets"
-        raise DataError(f'no proteins to join: {reason}; proteins="outer" takes those of any')
+        raise DataError(f'no proteins to join: {reason}; proteins="outer" takes those of any.')
     n_cells = [len(each.source.cell_names) for each in found.values()]
     joined = np.full((sum(n_cells), len(names)), np.nan, dtype=np.float32)
     control = np.zeros(len(names), dtype=bool)
@@ -242,8 +242,8 @@ def _joined_obs(
         for argument, key in (("batch_key", batch_key), ("panel_key", panel_key)):
             if key in obs and key != sub_batch_key:
                 raise DataError(
-                    f'data set "{name}" has a column "{key}" in obs already: give another name as '
-                    f'{argument}, or, where it holds batches to keep, sub_batch_key="{key}"'
+                    f'data set "{name}" has a column "{key}" in obs already; give another name as '
+                    f'{argument}, or, where it holds batches to keep, sub_batch_key="{key}".'
                 )
         batch = pd.Series(name, index=obs.index, dtype=object)
         if sub_batch_key is not None and sub_batch_key in obs:
@@ -251,7 +251,7 @@ def _joined_obs(
             if values.isna().any():
                 raise DataError(
                     f'sub_batch_key: obs["{sub_batch_key}"] of data set "{name}" has no value for '
-                    f'cell "{obs.index[values.isna()][0]}": fill it, or drop the cells'
+                    f'cell "{obs.index[values.isna()][0]}"; fill it, or drop the cells.'
                 )
             batch = name + ":" + values.astype(str)
         obs[batch_key], obs[panel_key] = batch.to_numpy(object), name
@@ -261,8 +261,8 @@ def _joined_obs(
     if not joined.index.is_unique:
         repeated = joined.index[joined.index.duplicated()][0]
         raise DataError(
-            f'two data sets have a cell that is "{repeated}" with the data set behind it: rename one '
-            "of the data sets"
+            f'two data sets have a cell that is "{repeated}" with the data set behind it; rename one '
+            "of the data sets."
         )
     for column in joined:
         values = joined[column]
