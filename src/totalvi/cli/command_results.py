@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping, with_options
+from totalvi.cli.options import keeping
 
 
 def explore(
@@ -172,7 +172,7 @@ def map_cells(
         typer.echo(f"warning: {said.message}")
     typer.echo(record["summary"])
     for note in record["notes"]:
-        typer.echo(f"note: {with_options(note)}")
+        typer.echo(f"note: {note}")
     typer.echo(f"written: {output}")
 
 
@@ -268,7 +268,7 @@ def impute(
     )
     for kind in ("notes", "warnings"):
         for message in record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+            typer.echo(f"{kind.removesuffix('s')}: {message}")
     typer.echo("written:")
     for file in result.files:
         if file.parts[0] != "model.totalvi":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping, with_options
+from totalvi.cli.options import keeping
 from totalvi.errors import IncompleteError, TotalviError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def run(
         _finish(result, as_json)
         return
     if input is None:
-        raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
+        raise typer.BadParameter("INPUT is missing; give a file of counts, or --from run.json.")
     with keeping(output), reporting_what_is_there(output):
         result = run_pipeline(
             input,
@@ -210,12 +210,13 @@ def reporting_what_is_there(output: Path) -> Iterator[None]:
         try:
             _report(output)
         except IncompleteError as report_error:
-            raise IncompleteError(f"{error}; {report_error}") from error
+            raise IncompleteError(f"{error} {report_error}") from error
         raise
 
 
 def _report(folder: Path) -> Path:
     """Make the report of a run."""
+    from totalvi.run.record import named
     from totalvi.view.report.build import build_report
 
     try:
@@ -224,8 +225,8 @@ def _report(folder: Path) -> Path:
         raise
     except Exception as error:
         raise IncompleteError(
-            f"report.html failed ({type(error).__name__}: {error}); all else is in {folder}, and the "
-            "same command with --resume makes what is missing"
+            f"report.html failed ({named(error)}); all else is in {folder}, and the "
+            "same command with --resume makes what is missing."
         ) from error
 
 
@@ -236,7 +237,8 @@ def _refuse_others_than_repeated(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if name not in REPEATED and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(
-                f"{parameter.opts[0]} was given with --from, which repeats a run as it was"
+                f"{parameter.opts[0]} was given with --from, which repeats a run as it was; leave "
+                "it out."
             )
 
 
@@ -254,7 +256,7 @@ def _finish(result: RunResult, as_json: bool = False) -> None:
     )
     for kind in ("notes", "warnings"):
         for message in record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+            typer.echo(f"{kind.removesuffix('s')}: {message}")
     typer.echo("written:")
     for file in result.files:
         if file.parts[0] not in ("model.totalvi", report.name):

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from totalvi.data.find import CountSource
 from totalvi.data.finding import Finding, first_and_count, listed
+from totalvi.errors import argument, setting
 
 
 class Place(NamedTuple):
@@ -298,7 +299,7 @@ def _fractional(modality: _Modality, found: str, looks: str, allowed: bool) -> F
         "error",
         f"{modality.kind}_fractional",
         f"{modality.where} holds {found}; {_fix(modality)}, or accept fractions on purpose with "
-        "allow_fractional=True.",
+        f"{setting('allow_fractional', True)}.",
     )
 
 
@@ -358,16 +359,16 @@ def _repeated(names: pd.Index, noun: str, where: str) -> Iterator[Finding]:
 
 def _fix(modality: _Modality) -> str:
     """Say where the raw counts may be."""
-    argument = "rna_layer" if modality.kind == "rna" else "protein_layer"
-    others = [layer for layer in modality.layers if f'["{layer}"]' not in modality.where]
-    likely = [layer for layer in others if "count" in layer.lower() or "raw" in layer.lower()]
+    layer = "rna_layer" if modality.kind == "rna" else "protein_layer"
+    others = [name for name in modality.layers if f'["{name}"]' not in modality.where]
+    likely = [name for name in others if "count" in name.lower() or "raw" in name.lower()]
     if likely:
-        return f'give the raw counts, likely with {argument}="{likely[0]}"'
+        return f"give the raw counts, likely with {setting(layer, likely[0])}"
     if others:
-        return f"give the raw counts (there are the layers {listed(others)}: {argument})"
+        return f"give the raw counts (there are the layers {listed(others)}: {argument(layer)})"
     if modality.where.startswith("obsm"):
-        return "give the raw counts with protein_expression_obsm_key"
-    return f'give the raw counts (kept in a layer, name it, as in {argument}="counts")'
+        return f"give the raw counts with {argument('protein_expression_obsm_key')}"
+    return f"give the raw counts (kept in a layer, name it, as in {setting(layer, 'counts')})"
 
 
 def _number(number: int, noun: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.errors import allowed
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.config import LibraryKind, NetworkConfig, at_least_one
@@ -100,7 +101,7 @@ def group_codes(name: str, given: Tensor | None, like: Tensor, n_categories: int
     ``like`` holds a row for each of the B cells.
     """
     if given is None and n_categories > 1:
-        raise ValueError(f"{name} is None; allowed are codes from 0 to {n_categories - 1}.")
+        raise ValueError(allowed(name, None, f"codes from 0 to {n_categories - 1}"))
     if given is not None and n_categories == 0 and len(given) != len(like):
         raise ValueError(f"{name} has {len(given)} rows; allowed are {len(like)}, one a cell.")
     if given is None or n_categories == 0:
@@ -231,7 +232,7 @@ def posterior_sample(
     largest = max(network.n_batch, 1) - 1
     is_code = isinstance(transform_batch, int | np.integer)
     if transform_batch is not None and not (is_code and 0 <= transform_batch <= largest):
-        raise ValueError(f"transform_batch is {transform_batch!r}; allowed are 0 to {largest}.")
+        raise ValueError(allowed("transform_batch", transform_batch, f"0 to {largest}"))
     posterior = network.encode(x, y, context, generator)
     if n_samples > 1:
         qz_m, qz_v = (part.expand(n_samples, -1, -1) for part in posterior[:2])

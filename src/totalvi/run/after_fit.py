@@ -191,7 +191,7 @@ def denoise(work: Work) -> None:
         if work.file.is_there:
             work.warnings.append(
                 f"denoised RNA of {n_cells:,} cells and {n_genes:,} genes is not in {RESULTS}, which "
-                "would be too large to read: `totalvi denoise` writes it to a .zarr store"
+                "would be too large to read; `totalvi denoise` writes it to a .zarr store."
             )
     for name, values in (("denoised", protein), ("foreground_probability", foreground)):
         work.file.add_layer("prot", name, values)

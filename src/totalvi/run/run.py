@@ -16,11 +16,7 @@ from totalvi.atomic import locked
 from totalvi.data.checks import Finding
 from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions
-from totalvi.errors import (
-    OutputError,
-    ReadError,
-    TrainingError,
-)
+from totalvi.errors import OutputError, ReadError, TrainingError, allowed, argument, setting
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.folder import (
     RECORD,
@@ -166,7 +162,7 @@ def run(
     """
     arguments = dict(locals())
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; allowed are whole numbers from 0 to 4294967295.")
+        raise ValueError(allowed("seed", seed, "whole numbers from 0 to 4294967295"))
     read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
     output = Path(output)
     paths = _paths(input, raw, protein_path)
@@ -252,7 +248,9 @@ def _read(
     if not on_disk:
         return read_input(input, keys, options)
     if isinstance(input, MuData | AnnData):
-        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        raise ValueError(
+            f"{argument('on_disk')} is for the path of a file; data in memory do without."
+        )
     return open_input(input, keys, options)
 
 
@@ -317,7 +315,7 @@ def repeat(
     unknown = sorted(set(arguments) - set(inspect.signature(run).parameters))
     if unknown:
         raise ReadError(
-            f"{record} asks for {unknown[0]}, which this totalvi does not know: update it"
+            f"{record} asks for {unknown[0]}, which this totalvi does not know; update it."
         )
     result = run(
         **arguments,
@@ -349,7 +347,8 @@ def forget(checkpoint: Path, *, overwrite: bool) -> None:
         checkpoint.unlink()
         return
     raise OutputError(
-        f"{checkpoint} is there, of a run that was interrupted: go on with resume, or delete it"
+        f"{checkpoint} is there, of a run that was interrupted; go on with "
+        f"{setting('resume', True)}, or delete it."
     )
 
 

@@ -391,5 +391,5 @@ def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFra
         return tables, []
     return tables, [
         f"{len(high)} of {len(check.proteins)} proteins have a background far above the isotype "
-        f"controls, {listed(high)}: it may be signal that most cells have, see tables/background.csv"
+        f"controls, {listed(high)}; it may be signal that most cells have, see tables/background.csv."
     ]

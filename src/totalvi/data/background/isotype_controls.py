@@ -12,7 +12,7 @@ from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
 from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.modalities import are_controls
-from totalvi.errors import DataError
+from totalvi.errors import DataError, setting
 
 ISOTYPE_MODALITY = "isotype"
 
@@ -57,7 +57,7 @@ def split_controls(
         raise DataError(
             f"all {len(is_control)} antibodies of {source.protein_where} are isotype controls "
             f"({listed(source.protein_names, at_most=2)}), and none is left to model; keep them with "
-            "isotype_controls=()."
+            f"{setting('isotype_controls', ())}."
         )
     names = tuple(source.protein_names[is_control])
     controls = control_counts(data, source, (*names, *_names_apart(data, names, chosen)))

@@ -33,7 +33,7 @@ from totalvi.data.io.tenx import (
 )
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
 from totalvi.data.io.trust import reading
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, allowed, argument
 
 FORMATS = (
     ((".h5", ".hdf5", ".h5ad", ".h5mu"), "HDF5: Cell Ranger, AnnData or MuData"),
@@ -147,12 +147,14 @@ def read(
     >>> mdata["prot"].var["control"].to_dict()
     {'CD3': False, 'IgG1': True}
     """
-    if (path is None) == (filtered is None):
+    if path is not None and filtered is not None:
         raise ReadError("path and filtered both name the file of the cells; give one of them.")
+    if path is None and filtered is None:
+        raise ReadError("path is missing; give the file of the cells.")
     given = path if filtered is None else filtered
     assert given is not None
     if cells_in not in (None, "rows", "columns"):
-        raise ReadError(f'cells_in="{cells_in}" is not known; give "rows" or "columns".')
+        raise ReadError(allowed("cells_in", cells_in, ("rows", "columns")))
     columns = Columns(
         rna_modality=rna_modality,
         protein_modality=protein_modality,
@@ -171,7 +173,8 @@ def _add_ambient(
     """Put what the raw matrix says of empty droplets beside the cells."""
     if columns.protein_modality not in mdata.mod:
         raise ReadError(
-            f"{path} has no antibodies, of whose background raw could tell; leave out raw."
+            f"{path} has no antibodies, of whose background raw could tell; leave out "
+            f"{argument('raw')}."
         )
     names = names_of(mdata[columns.protein_modality].var_names)
     modalities = replace(columns, protein_expression_obsm_key=None)
@@ -198,8 +201,8 @@ def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> 
             adata, proteins = _paired(found, first, second, options.cells_in)
         else:
             raise ReadError(
-                "protein_path and protein_expression_obsm_key both say where the proteins are; "
-                "give one of them."
+                f"{argument('protein_path')} and {argument('protein_expression_obsm_key')} both say "
+                "where the proteins are; give one of them."
             )
         adata = keep_genome(adata, options.genome, first)
         modalities = join_proteins(adata, proteins, options.hashtags, str(first), protein_where)
@@ -210,7 +213,7 @@ def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> 
     if options.protein_path is not None or columns.protein_expression_obsm_key is not None:
         raise ReadError(
             f"{path} is a MuData, which has its proteins in a modality; leave out "
-            "protein_path and protein_expression_obsm_key."
+            f"{argument('protein_path')} and {argument('protein_expression_obsm_key')}."
         )
     if columns.rna_modality in found.mod:
         rna = found.mod[columns.rna_modality]

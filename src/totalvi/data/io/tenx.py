@@ -15,7 +15,7 @@ from totalvi.data.finding import did_you_mean
 from totalvi.data.io.modalities import modalities_of
 from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
 from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument
 
 V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
 V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")
@@ -118,7 +118,9 @@ def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> M
 
 def _no_such_genome(genome: str, known: list[str], path: Path) -> ReadError:
     hint = did_you_mean(genome, known)
-    return ReadError(f'no genome "{genome}" in {path}; give another as genome ({hint}).')
+    return ReadError(
+        f'no genome "{genome}" in {path}; give another as {argument("genome")} ({hint}).'
+    )
 
 
 def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
@@ -134,7 +136,7 @@ def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
             repeated = part.obs_names[part.obs_names.duplicated()][0]
             raise ReadError(
                 f'{path} lists the barcode "{repeated}" twice for the genome "{name}", so that its '
-                "genomes cannot be joined; read one of them by genome=."
+                f"genomes cannot be joined; read one of them with {argument('genome')}."
             )
     cells = pd.Index(
         pd.unique(np.concatenate([part.obs_names.to_numpy(object) for part in parts.values()])),
@@ -183,7 +185,7 @@ def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
         if not chosen.any():
             raise ReadError(
                 f"{path} names no genome, and no gene name in it begins with "
-                f'"{genome}_"; leave out genome.'
+                f'"{genome}_"; leave out {argument("genome")}.'
             )
     return adata if (chosen | ~is_gene).all() else adata[:, chosen | ~is_gene].copy()
 

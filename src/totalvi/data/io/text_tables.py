@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.io.trust import UNSUSPECTED, reading
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument, setting
 
 Axis = Literal["rows", "columns"]
 BARCODE = re.compile(r"[ACGTN]{8,}")
@@ -253,7 +253,7 @@ def orient_pair(
         names, others = (next(iter(_cell_axes(x, cells_in).values())) for x in (first, second))
         hint = ""
         if isinstance(first, Table) or isinstance(second, Table):
-            hint = ', or say with cells_in whether they are "rows" or "columns"'
+            hint = f', or say with {argument("cells_in")} whether they are "rows" or "columns"'
         raise ReadError(
             f"{paths[0]} and {paths[1]} have no cell name in common (they begin with "
             f'"{_first(names)}" and "{_first(others)}"); write the cell names alike in both{hint}.'
@@ -261,7 +261,7 @@ def orient_pair(
     if len(best) > 1:
         raise ReadError(
             f"{paths[0]} and {paths[1]} have {most} names in common along either axis; say where "
-            'the cells are with cells_in="rows" or cells_in="columns".'
+            f"the cells are with {setting('cells_in', 'rows')} or {setting('cells_in', 'columns')}."
         )
     return _oriented(first, best[0][0]), _oriented(second, best[0][1])
 
@@ -272,7 +272,8 @@ def orient_alone(table: Table, cells_in: Axis | None) -> AnnData:
     if len(axes) > 1:
         raise ReadError(
             f"{table.path} does not tell whether its cells are rows or columns; say it with "
-            'cells_in="rows" or cells_in="columns", or give the protein table as protein_path.'
+            f"{setting('cells_in', 'rows')} or {setting('cells_in', 'columns')}, or give the protein "
+            f"table as {argument('protein_path')}."
         )
     return table.to_anndata(next(iter(axes)))
 

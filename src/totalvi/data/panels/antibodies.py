@@ -11,10 +11,10 @@ from mudata import MuData
 
 from totalvi.data.columns import Columns
 from totalvi.data.find import find_counts
-from totalvi.data.finding import did_you_mean, listed
+from totalvi.data.finding import did_you_mean, listed, no_column
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibody_names import Antibody, identify, spelling_key
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 
 AntibodyNames = Mapping[str, str] | Mapping[str, Mapping[str, str]]
 _Key = tuple[str, str]  # data set, original name
@@ -184,7 +184,7 @@ def _warn_of_several(data_set: str, target: str, names: Mapping[str, str]) -> No
     warnings.warn(
         f'data set "{data_set}": {listed(names)} are all against {target} and stay {len(names)} '
         f"proteins{renamed}; to make one of them the {target} of other data sets, give "
-        f'antibody_names={{"{data_set}": {{"{first}": "{target}"}}}}',
+        f'antibody_names={{"{data_set}": {{"{first}": "{target}"}}}}.',
         stacklevel=4,
     )
 
@@ -255,9 +255,7 @@ def declare_unmeasured(
     where = Columns(rna_modality=rna_modality, protein_modality=protein_modality)
     source = find_counts(data, where)
     if batch_key not in source.obs:
-        raise DataError(
-            f'batch_key: no column "{batch_key}" in obs, {did_you_mean(batch_key, source.obs.columns)}.'
-        )
+        raise DataError(no_column("batch_key", batch_key, source.obs.columns))
     batch = source.obs[batch_key].astype(str).to_numpy()
     protein = source.protein.read()  # a copy of the user's
     for name, proteins in unmeasured.items():
@@ -267,7 +265,7 @@ def declare_unmeasured(
             )
         if isinstance(proteins, str):
             raise ValueError(
-                f'unmeasured[{name!r}] is {proteins!r}; allowed is a list; give ["{proteins}"].'
+                allowed(f"unmeasured[{name!r}]", proteins, f'lists, as ["{proteins}"]')
             )
         for wanted in proteins:
             if wanted not in source.protein_names:

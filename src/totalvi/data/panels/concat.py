@@ -1,6 +1,7 @@
 """Join data sets with different antibody panels into one MuData that knows what was measured where."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 
 
 def concat(
@@ -149,9 +150,9 @@ def concat(
 
 
 def _check_joins(genes: str, proteins: str) -> None:
-    for argument, join in (("genes", genes), ("proteins", proteins)):
-        if join not in ("inner", "outer"):
-            raise ValueError(f"{argument} is {join!r}; allowed are 'inner', 'outer'.")
+    for name, join in (("genes", genes), ("proteins", proteins)):
+        if join not in get_args(Join):
+            raise ValueError(allowed(name, join, get_args(Join)))
 
 
 def _require_obsm(data: Mapping[str, MuData | AnnData], key: str) -> None:
