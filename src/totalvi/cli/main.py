@@ -117,7 +117,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, TotalviError):
         return BAD_INPUT, str(error)
     if isinstance(error, MemoryError):
-        asked = " ".join(str(error).split()) or "more than there is"
+        asked = " ".join(str(error).split()).rstrip(".") or "more than there is"
         return (
             BAD_INPUT,
             f"memory does not suffice ({asked}); ask for less, or use a larger machine.",
