@@ -219,7 +219,7 @@ def keeping(output: Path) -> Iterator[None]:
         checkpoint = checkpoint_of(output)
         is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
         if (is_kept or isinstance(error, Interrupted)) and this_process().rank == 0:
-            typer.echo(f"the fit is kept in {checkpoint}: go on with --resume", err=True)
+            typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
         if isinstance(error, Interrupted):
             raise typer.Exit(128 + error.signal_number) from error
         raise
