@@ -130,7 +130,7 @@ def test_a_batch_that_neither_has_is_one_sentence(
     assert execute(command) == 2
     printed = capsys.readouterr().err
     assert (
-        '--batch doner is no column of obs of the reference or the query; did you mean' in printed
+        "--batch doner is no column of obs of the reference or the query; did you mean" in printed
     )
     assert printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
