@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from totalvi.errors import OutputError
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "free some space, or choose another place",
     errno.EDQUOT: "free some of your quota, or choose another place",
     errno.EFBIG: "raise the limit on file sizes, or choose another place",
@@ -37,21 +37,21 @@ def writing(target: Path) -> Iterator[None]:
             raise
         number = _error_number(error)
         raise OutputError(
-            f"{target} cannot be written ({os.strerror(number)}), and what was there is as it was: "
-            f"{_MENDS[number]}."
+            f"{target} cannot be written ({os.strerror(number)}), and what was there is as it was; "
+            f"{_FIXES[number]}."
         ) from error
 
 
 def is_of_the_disk(error: OSError) -> bool:
     """Return whether an error says that the disk is full, or does not let itself be written to."""
-    return _error_number(error) in _MENDS
+    return _error_number(error) in _FIXES
 
 
 def _error_number(error: OSError) -> int:
     """Return the errno, which HDF5 hides in its message."""
     if error.errno is not None:
         return error.errno
-    found = (number for number in _MENDS if f"errno = {number}," in str(error))
+    found = (number for number in _FIXES if f"errno = {number}," in str(error))
     return next(found, 0)
 
 
@@ -70,7 +70,7 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
             lock.acquire()
     except Timeout as error:
         raise OutputError(
-            f"{target} is being written by another process: wait for it, or choose another place."
+            f"{target} is being written by another process; wait for it, or choose another place."
         ) from error
     try:
         yield

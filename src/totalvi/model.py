@@ -17,7 +17,7 @@ from totalvi.data.background.raw_matrices import Raw, ambient_of
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
-from totalvi.errors import FormatError, NotTrainedError
+from totalvi.errors import FormatError, NotTrainedError, allowed
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.formats.model_folder import read_state, write_state
@@ -197,7 +197,7 @@ class Model(
         )
         check_network_options(network_options)
         if not (isinstance(seed, int | np.integer) and seed >= 0):
-            raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0.")
+            raise ValueError(allowed("seed", seed, "whole numbers from 0"))
         # The network has these two under other names, which its own check would give.
         check_choice("library", library, ("observed", "latent"))
         check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb"))

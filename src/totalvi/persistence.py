@@ -85,7 +85,8 @@ def load_scvi(
         if saved is None:
             raise
         raise DataError(
-            f"{error} (in the data saved beside {file}: give adata, or move them away.)"
+            f"{str(error).rstrip('.')} (in the data saved beside {file}; give adata, or move "
+            "them away)."
         ) from error
 
 

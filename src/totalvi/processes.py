@@ -15,7 +15,7 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from totalvi.errors import ProcessError
+from totalvi.errors import ProcessError, allowed, argument, setting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -97,14 +97,15 @@ def launch(
     before = this_process()
     if before.n_processes > 1 and fabric.world_size != before.n_processes:
         raise ProcessError(
-            f"devices is {devices}, but this is one of {before.n_processes} processes that have been "
-            "launched; give the same number each time."
+            f"{argument('devices')} is {devices}, but this is one of {before.n_processes} "
+            "processes that have been launched; give the same number each time."
         )
     try:
         if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has started the others
             fabric.launch()
     except RuntimeError as error:
-        raise ProcessError(f"The processes did not find each other: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ProcessError(f"The processes did not find each other: {reason}.") from error
     launcher = _launcher()
     watched = bool(fabric.local_rank) if launcher is None else launcher.name == "torchrun"
     if before.n_processes < fabric.world_size and watched:
@@ -153,7 +154,8 @@ def make_fabric(
             devices=wanted.devices, num_nodes=wanted.num_nodes, strategy=strategy, **options
         )
     except MisconfigurationException as error:  # there are too few GPUs
-        raise ProcessError(f"devices is {wanted.devices}: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ProcessError(f"{argument('devices')} is {wanted.devices}: {reason}.") from error
 
 
 def _wanted(devices: int | None, num_nodes: int) -> _Launcher:
@@ -161,7 +163,7 @@ def _wanted(devices: int | None, num_nodes: int) -> _Launcher:
     for name, value in (("devices", devices), ("num_nodes", num_nodes)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not whole and not (value is None and name == "devices"):
-            raise ProcessError(f"{name} is {value!r}; allowed are whole numbers from 1.")
+            raise ProcessError(allowed(name, value, "whole numbers from 1"))
     found = _launcher()
     if devices == num_nodes == 1:
         return _Launcher("", 1, 1)
@@ -169,22 +171,25 @@ def _wanted(devices: int | None, num_nodes: int) -> _Launcher:
         if devices in (None, found.devices) and num_nodes in (1, found.num_nodes):
             return found
         raise ProcessError(
-            f"devices={devices}, num_nodes={num_nodes}, but {found.name} has started {found.devices} "
-            f"processes on each of {found.num_nodes} machines; leave the arguments out."
+            f"{setting('devices', devices)}, {setting('num_nodes', num_nodes)}, but {found.name} has "
+            f"started {found.devices} processes on each of {found.num_nodes} machines; "
+            "leave the arguments out."
         )
     if devices is None and num_nodes == 1 and this_process().n_processes > 1:
-        raise ProcessError("devices is missing, but processes have been launched; give it again.")
+        raise ProcessError(
+            f"{argument('devices')} is missing, but processes have been launched; give it again."
+        )
     wanted = _Launcher("", devices or 1, num_nodes)
     if num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= {*os.environ}:
         raise ProcessError(
-            f"num_nodes is {num_nodes}, but nothing tells the machines of each other; start them with "
-            "torchrun or srun, or set MASTER_ADDR and NODE_RANK on each."
+            f"{argument('num_nodes')} is {num_nodes}, but nothing tells the machines of each other; "
+            "start them with torchrun or srun, or set MASTER_ADDR and NODE_RANK on each."
         )
     interactive = hasattr(sys, "ps1") or sys.argv[0] in ("", "-", "-c")
     if wanted.devices * num_nodes > 1 and interactive:
         raise ProcessError(
-            f"devices is {devices} in an interactive session, which other processes cannot repeat; "
-            "run a script, or `totalvi train --devices`."
+            f"{argument('devices')} is {devices} in an interactive session, which other processes "
+            "cannot repeat; run a script, or `totalvi train --devices`."
         )
     return wanted
 
@@ -214,7 +219,8 @@ def _environment(wanted: _Launcher) -> Any:
     try:
         return environments.SLURMEnvironment(auto_requeue=False)
     except RuntimeError as error:  # it names the missing option of SLURM
-        raise ProcessError(f"SLURM did not say what it started: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ProcessError(f"SLURM did not say what it started: {reason}.") from error
 
 
 def _backend(accelerator: str) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import with_options
 from totalvi.errors import DataError
 
 COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}
@@ -84,7 +83,6 @@ def check(
         findings += find_ambient(data, keys, source.protein_names, options.raw_paths(raw))[1]
     except DataError as error:
         findings = [Finding("error", "counts_not_found", str(error))]
-    findings = [finding._replace(message=with_options(finding.message)) for finding in findings]
     if as_json:
         listed = [finding._asdict() for finding in findings]
         typer.echo(json.dumps({"input": str(input), "findings": listed}, indent=2))
@@ -152,7 +150,7 @@ def convert(
       totalvi convert pbmc.totalvi -o scvi_folder --to scvi
     """
     if (target is None) == (output is None):
-        raise DataError("convert needs one output: name it once, as in `convert INPUT OUTPUT`")
+        raise DataError("convert needs one output; name it once, as in `convert INPUT OUTPUT`.")
     written = target or output
     assert written is not None
     if written.suffix == ".zarr":
@@ -161,7 +159,9 @@ def convert(
         from totalvi.run.convert import convert_counts
 
         if to is not None or config is not None:
-            raise DataError(f"--to and --config are for models, and {written} is to hold counts")
+            raise DataError(
+                f"--to and --config are for models, and {written} is to hold counts; leave them out."
+            )
         keys = Columns(
             rna_modality=rna_modality,
             protein_modality=protein_modality,
@@ -293,11 +293,11 @@ def simulate(
     from totalvi.run.folder import staged_file
 
     if raw is not None and raw.resolve() == output.resolve():
-        raise OutputError(f"--raw {raw} is the file of --output: give another name")
+        raise OutputError(f"--raw {raw} is the file of --output; give another name.")
     if output.suffix == ".zarr":
         if unmeasured or raw is not None:
             option = f"--unmeasured {unmeasured}" if unmeasured else f"--raw {raw}"
-            raise DataError(f"{option} needs all cells in memory: write .h5mu")
+            raise DataError(f"{option} needs all cells in memory; write .h5mu.")
         simulate_to_zarr(
             output,
             n_cells=cells,

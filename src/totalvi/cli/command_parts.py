@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import with_options
 from totalvi.processes import this_process
 
 Counts = Annotated[
@@ -107,7 +106,7 @@ def train(
         return
     for kind, messages in (("note", trained.notes), ("warning", trained.warnings)):
         for message in messages:
-            typer.echo(f"{kind}: {with_options(message)}")
+            typer.echo(f"{kind}: {message}")
     history = trained.model.history["validation_loss"]
     typer.echo(f"{len(history)} epochs, held-out loss {history.min():,.1f} per cell")
     typer.echo(f"written: {output}")

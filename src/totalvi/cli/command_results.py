@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping, with_options
+from totalvi.cli.options import keeping
 
 
 def explore(
@@ -166,7 +166,7 @@ def map_cells(
         typer.echo(f"warning: {said.message}")
     typer.echo(record["summary"])
     for note in record["notes"]:
-        typer.echo(f"note: {with_options(note)}")
+        typer.echo(f"note: {note}")
     typer.echo(f"written: {output}")
 
 

@@ -115,7 +115,7 @@ def run(
         _finish(result, as_json)
         return
     if input is None:
-        raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
+        raise typer.BadParameter("INPUT is missing; give a file of counts, or --from run.json.")
     with keeping(output), reporting_what_is_there(output):
         result = run_pipeline(
             input,
@@ -194,12 +194,13 @@ def reporting_what_is_there(output: Path) -> Iterator[None]:
         try:
             _report(output)
         except IncompleteError as report_error:
-            raise IncompleteError(f"{error}; {report_error}") from error
+            raise IncompleteError(f"{error} {report_error}") from error
         raise
 
 
 def _report(folder: Path) -> Path:
     """Make the report of a run."""
+    from totalvi.run.record import named
     from totalvi.view.report.build import build_report
 
     try:
@@ -208,8 +209,8 @@ def _report(folder: Path) -> Path:
         raise
     except Exception as error:
         raise IncompleteError(
-            f"report.html failed ({type(error).__name__}: {error}); all else is in {folder}, and the "
-            "same command with --resume makes what is missing"
+            f"report.html failed ({named(error)}); all else is in {folder}, and the "
+            "same command with --resume makes what is missing."
         ) from error
 
 
@@ -220,7 +221,8 @@ def _refuse_others_than_repeated(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if name not in REPEATED and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(
-                f"{parameter.opts[0]} was given with --from, which repeats a run as it was"
+                f"{parameter.opts[0]} was given with --from, which repeats a run as it was; leave "
+                "it out."
             )
 
 

@@ -16,8 +16,8 @@ from totalvi.cli.command_files import check, convert, datasets, simulate
 from totalvi.cli.command_parts import de, denoise, train
 from totalvi.cli.command_results import explore, impute, map_cells, report
 from totalvi.cli.command_run import demo, run
-from totalvi.cli.options import with_options
-from totalvi.errors import IncompleteError, ProcessError, TotalviError
+from totalvi.cli.options import OPTIONS
+from totalvi.errors import IncompleteError, ProcessError, TotalviError, naming_options
 from totalvi.processes import this_process
 
 BAD_INPUT = 2
@@ -82,7 +82,7 @@ def execute(arguments: Sequence[str]) -> int:
     rest = [argument for argument in arguments if argument != "--debug"]
     quiet = nullcontext() if debug else warnings.catch_warnings(action="ignore")
     try:
-        with quiet:
+        with quiet, naming_options(OPTIONS):
             status = app(rest, prog_name="totalvi", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
@@ -113,22 +113,23 @@ def execute(arguments: Sequence[str]) -> int:
 def explain(error: Exception) -> tuple[int, str]:
     """Return the exit status and the sentence for an exception."""
     if isinstance(error, IncompleteError):
-        return UNEXPECTED, with_options(str(error))
+        return UNEXPECTED, str(error)
     if isinstance(error, TotalviError):
-        return BAD_INPUT, with_options(str(error))
+        return BAD_INPUT, str(error)
     if isinstance(error, MemoryError):
-        asked = " ".join(str(error).split()) or "more than there is"
+        asked = " ".join(str(error).split()).rstrip(".") or "more than there is"
         return (
             BAD_INPUT,
-            f"memory does not suffice ({asked}): ask for less, or use a larger machine",
+            f"memory does not suffice ({asked}); ask for less, or use a larger machine.",
         )
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return BAD_INPUT, f"{place}{error.strerror or error}"
+        return BAD_INPUT, f"{place}{error.strerror or error}".rstrip(".") + "."
     if hasattr(error, "format_message"):  # of the option parser, which exports no base class
-        return BAD_INPUT, f"{error.format_message().rstrip('.')} (see --help)"
+        return BAD_INPUT, f"{error.format_message().rstrip('.')} (see --help)."
     return UNEXPECTED, (
-        f"unexpected {type(error).__name__}: {error} (run it again with --debug for the traceback)"
+        f"unexpected {type(error).__name__}: {str(error).rstrip('.')} (run it again with --debug for "
+        "the traceback)."
     )
 
 

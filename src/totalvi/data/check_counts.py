@@ -9,6 +9,7 @@ from scipy import sparse
 
 from totalvi.data.find import CountSource
 from totalvi.data.finding import Finding, first_and_count, listed
+from totalvi.errors import argument, setting
 
 
 class Place(NamedTuple):
@@ -188,8 +189,8 @@ def rna_findings(
         yield Finding(
             "warning",
             "few_genes",
-            f"{source.rna_where} has only {source.rna.shape[1]} genes: totalVI is meant for hundreds "
-            "or thousands of variable genes",
+            f"{source.rna_where} has only {source.rna.shape[1]} genes; give more, as totalVI is meant "
+            "for hundreds or thousands of variable genes.",
         )
     if any(f.severity == "error" for f in faults):
         return  # totals of values that are not counts say nothing
@@ -198,7 +199,7 @@ def rna_findings(
         yield Finding(
             "warning",
             "rna_binary",
-            f"no RNA count in {source.rna_where} is above 1: give counts, not presence and absence",
+            f"no RNA count in {source.rna_where} is above 1; give counts, not presence and absence.",
         )
 
 
@@ -209,15 +210,15 @@ def _rna_zeros(source: CountSource, tally: CountTally) -> Iterator[Finding]:
         yield Finding(
             "error",
             "cell_without_rna",
-            f"{source.rna_where} has no RNA count at all in {first_and_count(empty, 'cell')}: "
-            "filter it out (`totalvi run` does)",
+            f"{source.rna_where} has no RNA count at all in {first_and_count(empty, 'cell')}; "
+            "filter it out (`totalvi run` does).",
         )
     if len(silent):
         yield Finding(
             "warning",
             "gene_zero",
-            f"{source.rna_where} is zero in all cells for {first_and_count(silent, 'gene')}: "
-            "nothing can be learned of it, so better remove it",
+            f"{source.rna_where} is zero in all cells for {first_and_count(silent, 'gene')}; "
+            "remove what tells nothing.",
         )
 
 
@@ -237,7 +238,7 @@ def protein_value_findings(
             "warning",
             "protein_constant",
             f"{source.protein_where} has the same count in all cells for "
-            f"{first_and_count(constant, 'protein')}: check that it is a measured count",
+            f"{first_and_count(constant, 'protein')}; check that it is a measured count.",
         )
 
 
@@ -259,8 +260,8 @@ def _value_findings(modality: _Modality, allow_fractional: bool) -> Iterator[Fin
             "error",
             f"{kind}_negative",
             f"{where} holds {_number(number['negative'], 'negative value')}{looks}, first "
-            f"{first['negative'].value:g} for {modality.place(first['negative'])}: "
-            f"{_mend(modality)}",
+            f"{first['negative'].value:g} for {modality.place(first['negative'])}; "
+            f"{_fix(modality)}.",
         )
     elif number["fractional"]:
         found = (
@@ -279,7 +280,7 @@ def _not_finite(modality: _Modality, code: str, noun: str) -> Iterator[Finding]:
             "error",
             f"{modality.kind}_{code}",
             f"{modality.where} holds {_number(number, noun)}, first for "
-            f"{modality.place(modality.values.first[code])}: give the counts as they were measured",
+            f"{modality.place(modality.values.first[code])}; give the counts as they were measured.",
         )
 
 
@@ -289,16 +290,16 @@ def _fractional(modality: _Modality, found: str, looks: str, allowed: bool) -> F
         return Finding(
             "warning" if allowed else "error",
             f"{modality.kind}_normalised",
-            f"{modality.where} looks {looks}, with {found}: {_mend(modality)}",
+            f"{modality.where} looks {looks}, with {found}; {_fix(modality)}.",
         )
     if allowed:
-        message = f"{modality.where} holds {found}, as allowed"
+        message = f"{modality.where} holds {found}, as allowed."
         return Finding("note", f"{modality.kind}_fractional", message)
     return Finding(
         "error",
         f"{modality.kind}_fractional",
-        f"{modality.where} holds {found}: {_mend(modality)}, or accept fractions on purpose with "
-        "allow_fractional=True",
+        f"{modality.where} holds {found}; {_fix(modality)}, or accept fractions on purpose with "
+        f"{setting('allow_fractional', True)}.",
     )
 
 
@@ -340,7 +341,7 @@ def _too_high(modality: _Modality) -> Iterator[Finding]:
     yield Finding(
         "error" if impossible else "warning",
         f"{modality.kind}_too_high" if impossible else f"{modality.kind}_high",
-        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}: {fix}",
+        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}; {fix}.",
     )
 
 
@@ -352,22 +353,22 @@ def _repeated(names: pd.Index, noun: str, where: str) -> Iterator[Finding]:
             "error",
             f"{noun}_name_repeated",
             f"{where} has the same name for several {noun}s, in "
-            f"{first_and_count(repeated, noun + ' name')}: {rename}",
+            f"{first_and_count(repeated, noun + ' name')}; {rename}.",
         )
 
 
-def _mend(modality: _Modality) -> str:
+def _fix(modality: _Modality) -> str:
     """Say where the raw counts may be."""
-    argument = "rna_layer" if modality.kind == "rna" else "protein_layer"
-    others = [layer for layer in modality.layers if f'["{layer}"]' not in modality.where]
-    likely = [layer for layer in others if "count" in layer.lower() or "raw" in layer.lower()]
+    layer = "rna_layer" if modality.kind == "rna" else "protein_layer"
+    others = [name for name in modality.layers if f'["{name}"]' not in modality.where]
+    likely = [name for name in others if "count" in name.lower() or "raw" in name.lower()]
     if likely:
-        return f'give the raw counts, likely with {argument}="{likely[0]}"'
+        return f"give the raw counts, likely with {setting(layer, likely[0])}"
     if others:
-        return f"give the raw counts (there are the layers {listed(others)}: {argument})"
+        return f"give the raw counts (there are the layers {listed(others)}: {argument(layer)})"
     if modality.where.startswith("obsm"):
-        return "give the raw counts with protein_expression_obsm_key"
-    return f'give the raw counts (kept in a layer, name it, as in {argument}="counts")'
+        return f"give the raw counts with {argument('protein_expression_obsm_key')}"
+    return f"give the raw counts (kept in a layer, name it, as in {setting(layer, 'counts')})"
 
 
 def _number(number: int, noun: str) -> str:

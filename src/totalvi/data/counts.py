@@ -141,7 +141,7 @@ class _OnDisk(Counts[Block]):
             if stored.format != "csr":
                 raise DataError(
                     f"{where} is stored by column ({stored.format}), which cannot be read some cells "
-                    "at a time: write it as CSR (`adata.X = adata.X.tocsr()`), or read it into memory"
+                    "at a time; write it as CSR (`adata.X = adata.X.tocsr()`), or read it into memory."
                 )
             self._stored = stored.group
             self._pointer = np.asarray(self._stored["indptr"][...]).astype(np.int64)
@@ -189,8 +189,8 @@ class _OnDisk(Counts[Block]):
         column = np.asarray(self._stored["indices"][first:last])
         if len(column) and not (column.min() >= 0 and column.max() < self._n_stored_columns):
             raise DataError(
-                f"{self._where} has column numbers beyond its {self._n_stored_columns} columns: it is "
-                "damaged, so copy, download or write it again"
+                f"{self._where} has column numbers beyond its {self._n_stored_columns} columns; it is "
+                "damaged, so copy, download or write it again."
             )
         pointer = self._pointer[start : stop + 1] - first
         shape = (stop - start, self._n_stored_columns)
@@ -301,7 +301,7 @@ def _require_pointer(pointer: np.ndarray, n_rows: int, n_stored: int, where: str
     if not (is_sound and (np.diff(pointer) >= 0).all()):
         raise DataError(
             f"{where} is damaged (its row pointer does not fit its {n_rows} rows and {n_stored} "
-            "values): copy, download or write it again"
+            "values); copy, download or write it again."
         )
 
 
@@ -369,14 +369,14 @@ def _numeric(array: np.ndarray, where: str, cells: pd.Index, features: pd.Index)
             if not (isinstance(value, Real) or pd.isna(value)):
                 raise DataError(
                     f'{where} holds {type(value).__name__} in place of counts, first "{value}" in '
-                    f'cell "{cells[i]}", feature "{features[j]}": convert it to numbers'
+                    f'cell "{cells[i]}", feature "{features[j]}"; convert it to numbers.'
                 )
     return np.where(pd.isna(array), np.nan, array).astype(np.float64)
 
 
 def _require_real(dtype: Any, where: str) -> None:
     if not _is_real(dtype):
-        raise DataError(f"{where} holds {dtype} values in place of counts: convert it to numbers")
+        raise DataError(f"{where} holds {dtype} values in place of counts; convert it to numbers.")
 
 
 def evenly_spaced(

@@ -170,13 +170,13 @@ def fetch(
     >>> fetch("pbmc_10k_protein")
     Traceback (most recent call last):
         ...
-    totalvi.errors.DownloadError: No public data set is called 'pbmc_10k_protein': did you mean \
+    totalvi.errors.DownloadError: No public data set is called 'pbmc_10k_protein'; did you mean \
 'pbmc_10k_protein_v3'?
     """
     dataset = _find(name)
     if kind not in dataset.kinds:
         raise DownloadError(
-            f"The data set {dataset.name!r} has no {kind!r} file: choose from "
+            f"The data set {dataset.name!r} has no {kind!r} file; choose from "
             f"{', '.join(map(repr, dataset.kinds))}."
         )
     return download(
@@ -279,4 +279,4 @@ def _find(name: str) -> PublicDataset:
         return by_name[name]
     near = difflib.get_close_matches(name, by_name, n=1)
     fix = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(by_name)}."
-    raise DownloadError(f"No public data set is called {name!r}: {fix}")
+    raise DownloadError(f"No public data set is called {name!r}; {fix}")

@@ -19,7 +19,7 @@ from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument
 
 ALL_CELLS = "all cells"  # name of a batch that has no other
 Data: TypeAlias = MuData | AnnData | str | PathLike[str]
@@ -261,7 +261,7 @@ def _measured_protein(
             cell, protein = start + missing[0][0], missing[0][1]
             why = (
                 "though others of its panel (or batch) have; give the counts, leave the cell out, or "
-                "tell the panels apart by batch_key."
+                f"tell the panels apart by {argument('batch_key')}."
                 if is_query
                 else "whose panel (or batch) measured it in the data that the model was trained on; "
                 "give the counts, or leave the cell out."

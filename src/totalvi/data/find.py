@@ -22,7 +22,7 @@ from totalvi.data.counts import (
 )
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import modalities_of
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, setting
 
 
 class CountSource(NamedTuple):
@@ -96,22 +96,23 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
     if isinstance(data, MuData):
         if columns.protein_expression_obsm_key is not None:
             raise DataError(
-                "protein_expression_obsm_key belongs to an AnnData, but the data are a MuData: "
-                "name the modality that holds the proteins with protein_modality instead"
+                f"{argument('protein_expression_obsm_key')} belongs to an AnnData, but the data are a "
+                "MuData; name the modality that holds the proteins with "
+                f"{argument('protein_modality')} instead."
             )
         source = _from_mudata(data, columns, on_disk)
     elif isinstance(data, AnnData):
         source = _from_anndata(data, columns, on_disk)
     else:
         raise DataError(
-            f"data must be a MuData or an AnnData, not {type(data).__name__}: "
-            "read a count file with totalvi.read(path) first"
+            f"data must be a MuData or an AnnData, not {type(data).__name__}; "
+            "read a count file with totalvi.read(path) first."
         )
     for count, what in zip(source.rna.shape, ("cells", "genes"), strict=True):
         if count == 0:
-            raise DataError(f"no {what} at all in {source.rna_where}: check how it was filtered")
+            raise DataError(f"no {what} at all in {source.rna_where}; check how it was filtered.")
     if source.protein.shape[1] == 0:
-        raise DataError(f"no proteins at all in {source.protein_where}: {_protein_mend(data)}")
+        raise DataError(f"no proteins at all in {source.protein_where}; {_protein_fix(data)}.")
     return source
 
 
@@ -146,14 +147,14 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
         if likely:
             raise DataError(
                 f"there are no antibodies among the features, but {listed(likely)} in obsm looks like "
-                "counts: name the entry that holds the proteins with protein_expression_obsm_key, or "
-                "remove it"
+                "counts; name the entry that holds the proteins with "
+                f"{argument('protein_expression_obsm_key')}, or remove it."
             )
         rna = data[:, genes_and_proteins(data.var)[0]]
         obs, where = pd.DataFrame(data.obs).copy(), "X" if layer is None else f'layers["{layer}"]'
     for count, what in zip(rna.shape, ("cells", "genes"), strict=True):
         if count == 0:
-            raise DataError(f"no {what} at all in {where}: check how it was filtered")
+            raise DataError(f"no {what} at all in {where}; check how it was filtered.")
     values = _matrix(rna, layer, "the RNA", "rna_layer")
     return CountSource(
         rna=CountsInMemory(to_csr(values, where, rna.obs_names, rna.var_names)),
@@ -170,23 +171,23 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
 
 def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
     return (
-        f'no modality "{rna_modality}" in the MuData: name the modality that holds the RNA '
-        f"with rna_modality ({did_you_mean(rna_modality, mod)})"
+        f'no modality "{rna_modality}" in the MuData; name the modality that holds the RNA '
+        f"with {argument('rna_modality')} ({did_you_mean(rna_modality, mod)})."
     )
 
 
-def _protein_mend(data: MuData | AnnData) -> str:
+def _protein_fix(data: MuData | AnnData) -> str:
     """How to say where the proteins are."""
     if isinstance(data, MuData):
         return (
             "totalVI needs protein counts paired with the RNA; name the modality that holds them "
-            f"with protein_modality (there are: {listed(data.mod)})"
+            f"with {argument('protein_modality')} (there are: {listed(data.mod)})"
         )
     likely = [key for key, value in data.obsm.items() if _looks_like_counts(value)]
     hint = f" (these look like counts: {listed(likely)})" if likely else ""
     return (
         "totalVI needs protein counts paired with the RNA; name the obsm entry that holds them "
-        f"with protein_expression_obsm_key{hint}"
+        f"with {argument('protein_expression_obsm_key')}{hint}"
     )
 
 
@@ -212,13 +213,13 @@ def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
     if protein_modality not in mod:
         if len(mod) == 1:
             raise DataError(
-                f'no proteins at all: the MuData holds only the modality "{rna_modality}", and '
+                f'no proteins at all; the MuData holds only the modality "{rna_modality}", and '
                 "totalVI needs protein counts paired with the RNA; add them as the modality "
-                f'"{protein_modality}"'
+                f'"{protein_modality}".'
             )
         raise DataError(
-            f'no modality "{protein_modality}" in the MuData: name the modality that holds the '
-            f"proteins with protein_modality ({did_you_mean(protein_modality, mod)})"
+            f'no modality "{protein_modality}" in the MuData; name the modality that holds the '
+            f"proteins with {argument('protein_modality')} ({did_you_mean(protein_modality, mod)})."
         )
     rna, protein = mod[rna_modality], mod[protein_modality]
     require_same_cells(rna, protein, rna_modality, protein_modality)
@@ -255,13 +256,14 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
     if obsm_key is not None:
         if obsm_key not in adata.obsm:
             raise DataError(
-                f'no obsm["{obsm_key}"] in the AnnData: give the entry that holds the proteins as '
-                f"protein_expression_obsm_key ({did_you_mean(obsm_key, adata.obsm)})"
+                f'no obsm["{obsm_key}"] in the AnnData; give the entry that holds the proteins as '
+                f"{argument('protein_expression_obsm_key')} ({did_you_mean(obsm_key, adata.obsm)})."
             )
         if protein_layer is not None:
             raise DataError(
-                f'protein_layer="{protein_layer}" cannot be used together with '
-                "protein_expression_obsm_key: give only the one that holds the protein counts"
+                f"{setting('protein_layer', protein_layer)} cannot be used together with "
+                f"{argument('protein_expression_obsm_key')}; give only the one that holds the protein "
+                "counts."
             )
         protein_where = f'obsm["{obsm_key}"]'
         protein_values = adata.obsm[obsm_key]
@@ -276,7 +278,7 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
         protein_where = f"the antibody features of {protein_where}"
         protein_names = names_of(adata.var_names[is_protein])
     else:
-        raise DataError(f"no proteins at all in the AnnData: {_protein_mend(adata)}")
+        raise DataError(f"no proteins at all in the AnnData; {_protein_fix(adata)}.")
     gene_columns = None if is_gene.all() else np.flatnonzero(is_gene)
     cells = adata.obs_names
     return CountSource(
@@ -345,8 +347,8 @@ def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
     names = adata.uns.get(key)
     if names is None or len(names) != n_proteins:
         raise DataError(
-            f'uns["{key}"] does not hold the names of {n_proteins} proteins: give them there, or make '
-            "the protein counts a DataFrame"
+            f'uns["{key}"] does not hold the names of {n_proteins} proteins; give them there, or make '
+            "the protein counts a DataFrame."
         )
     return names_of(pd.Index(names))
 
@@ -355,14 +357,18 @@ def _where(modality: str, layer: str | None) -> str:
     return modality if layer is None else f'{modality} layers["{layer}"]'
 
 
-def _matrix(adata: AnnData, layer: str | None, owner: str, argument: str) -> Any:
+def _matrix(adata: AnnData, layer: str | None, owner: str, name: str) -> Any:
     """Return the matrix of a layer, or X."""
     if layer is not None:
         if layer not in adata.layers:
             hint = did_you_mean(layer, adata.layers)
-            raise DataError(f'no layer "{layer}" in {owner}: name another as {argument} ({hint})')
+            raise DataError(
+                f'no layer "{layer}" in {owner}; name another as {argument(name)} ({hint}).'
+            )
         return adata.layers[layer]
     if adata.X is None:
         hint = did_you_mean("counts", adata.layers)
-        raise DataError(f"no X in {owner}: name a layer with the counts as {argument} ({hint})")
+        raise DataError(
+            f"no X in {owner}; name a layer with the counts as {argument(name)} ({hint})."
+        )
     return adata.X

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from totalvi.errors import argument
+
 
 class Finding(NamedTuple):
     """One thing that a check of the input found.
@@ -111,3 +113,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = [by_lower[k] for k in get_close_matches(name.lower(), by_lower, n=3)]
     shown = listed(known, at_most=20)
     return f"did you mean {listed(near)}? There are: {shown}" if near else f"there are: {shown}"
+
+
+def column(name: str, key: str) -> str:
+    """Return the words for the column ``key`` of ``obs``, which the argument ``name`` names.
+
+    Examples
+    --------
+    >>> column("batch_key", "donor")
+    'batch_key: obs["donor"]'
+    """
+    return f'{argument(name)}: obs["{key}"]'
+
+
+def no_column(name: str, key: str, known: Iterable[str]) -> str:
+    """Return the message that ``obs`` lacks the column ``key`` that the argument ``name`` names.
+
+    Examples
+    --------
+    >>> no_column("batch_key", "sample", ["donor"])
+    'batch_key: no column "sample" in obs; there are: "donor".'
+    """
+    return f'{argument(name)}: no column "{key}" in obs; {did_you_mean(str(key), known)}.'

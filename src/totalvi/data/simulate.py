@@ -29,7 +29,7 @@ from totalvi.data.simulate_draws import (
     draw_rna,
     some_cells,
 )
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, setting
 
 _MOST = 10**9  # of cells, genes, ...
 
@@ -230,28 +230,33 @@ def _require_valid(arguments: dict[str, float]) -> None:
     for name, value in arguments.items():
         is_size = name in {"n_cells", "n_genes", "n_proteins", "n_batches", "n_cell_types"}
         if is_size and not 1 <= value <= _MOST:
-            raise DataError(f"{name}={value} is out of range: give 1 to {_MOST}")
+            raise DataError(f"{setting(name, value)} is out of range; give 1 to {_MOST}.")
         if not 0 <= value < np.inf:
-            raise DataError(f"{name}={value} is out of range: give 0 or more")
+            raise DataError(f"{setting(name, value)} is out of range; give 0 or more.")
     n_real = int(arguments["n_proteins"] - arguments["n_isotype_controls"])
     if n_real < 1:
         raise DataError(
             f"n_isotype_controls={arguments['n_isotype_controls']} leaves no other of the "
-            f"n_proteins={arguments['n_proteins']} proteins: give fewer"
+            f"{arguments['n_proteins']} proteins of {argument('n_proteins')}; give fewer."
         )
     n_unmeasured = arguments["n_unmeasured"]
     if n_unmeasured and arguments["n_batches"] < 2:
         raise DataError(
-            f"n_unmeasured={n_unmeasured} needs a second batch: give n_batches=2 or more"
+            f"{setting('n_unmeasured', n_unmeasured)} needs a second batch; give "
+            f"{setting('n_batches', 2)} or more."
         )
     for name in ("n_unmeasured", "n_ubiquitous"):
         if arguments[name] > n_real:
-            raise DataError(f"{name}={arguments[name]} is out of range: give at most {n_real}")
+            raise DataError(
+                f"{setting(name, arguments[name])} is out of range; give at most {n_real}."
+            )
     factor = arguments["median_foreground_factor"]
     if factor < 3:
-        raise DataError(f"median_foreground_factor={factor} is out of range: give 3 or more")
+        raise DataError(
+            f"{setting('median_foreground_factor', factor)} is out of range; give 3 or more."
+        )
     if arguments["median_library_size"] == 0:
-        raise DataError("median_library_size=0 is out of range: give a positive number")
+        raise DataError("median_library_size=0 is out of range; give a positive number.")
 
 
 def _assemble(
@@ -321,7 +326,7 @@ def simulate_raw(
     """
     prot, rna = mdata["prot"], mdata["rna"]
     if "log_background_mean" not in prot.varm:
-        raise DataError("the data are not simulated: give what totalvi.simulate returned")
+        raise DataError("the data are not simulated; give what totalvi.simulate returned.")
     n_blank = n_empty if n_blank is None else n_blank
     _require_valid_droplets(n_empty, ambient_share, profile_deviation, share_debris, n_blank)
     rng = np.random.default_rng([seed, 1])
@@ -378,4 +383,4 @@ def _require_valid_droplets(
     }
     for name, (value, lowest) in limits.items():
         if not lowest <= value < np.inf:
-            raise DataError(f"{name}={value} is out of range: give {lowest} or more")
+            raise DataError(f"{setting(name, value)} is out of range; give {lowest} or more.")

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from totalvi.atomic import locked, parents_of, write_file
-from totalvi.errors import CheckpointError, Interrupted, OutputError
+from totalvi.errors import CheckpointError, Interrupted, OutputError, allowed, argument, setting
 from totalvi.processes import barrier, require_equal, this_process
 
 FORMAT, FORMAT_VERSION = "totalvi checkpoint", 1
@@ -165,8 +165,8 @@ class Signals:
         """Return the error that ends a fit kept in ``path``, once all processes have arrived."""
         barrier()  # a process that ends may take the others with it
         return Interrupted(
-            f"The fit got {signal.Signals(self.known[0]).name} and stopped; it is kept in {path}: "
-            "resume it from there.",
+            f"The fit got {signal.Signals(self.known[0]).name} and stopped; it is kept in {path}, "
+            "to be resumed from there.",
             self.known[0],
         )
 
@@ -192,10 +192,8 @@ def open_checkpoint(
     is_time = isinstance(every, timedelta) and every >= timedelta(0)
     is_number = isinstance(every, int) and not isinstance(every, bool) and every >= 1
     if not (is_time or is_number):
-        raise ValueError(
-            f"checkpoint_every is {every!r}; allowed are a number of epochs from 1, or a "
-            "datetime.timedelta."
-        )
+        choices = "a number of epochs from 1, or a datetime.timedelta"
+        raise ValueError(allowed("checkpoint_every", every, choices))
     require_equal(repr((file, every, resume)), "checkpoint")
     if resume is True and file is None:
         raise ValueError("resume is True without a checkpoint; give the file to resume from.")
@@ -215,7 +213,8 @@ def open_checkpoint(
             start = read_checkpoint(path)
         elif path.exists():
             raise OutputError(
-                f"{path} exists: resume it with resume=True, or choose another checkpoint."
+                f"{path} exists; resume it with {setting('resume', True)}, or choose another "
+                "checkpoint."
             )
         barrier()  # the first process may write only after the others have read
         yield Checkpoint(path, every, start)
@@ -263,9 +262,10 @@ def require_same(path: Path, kept: Mapping[str, Any], here: Mapping[str, Any]) -
             what = f"is {there!r} there and {now!r} here"
             if isinstance(there, str) and len(there) == 64:  # a hash tells the reader nothing
                 what = "differ"
+            group, comma, own = name.rpartition(", ")
             raise CheckpointError(
-                f"{path} is of another fit: {name} {what}; use the original data and arguments, or "
-                "remove the checkpoint."
+                f"{path} is of another fit: {group}{comma}{argument(own)} {what}; use the "
+                "original data and arguments, or remove the checkpoint."
             )
 
 
@@ -310,7 +310,7 @@ def read_checkpoint(path: Path) -> Saved:
         When the file is missing, damaged, something else, or of a later version.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there: no fit left a checkpoint under this name.")
+        raise CheckpointError(f"{path} is not there; no fit left a checkpoint under this name.")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -326,7 +326,7 @@ def read_checkpoint(path: Path) -> Saved:
         )
     text = metadata.get("content", "")
     if metadata.get("sha256") != _checksum(text, tensors):
-        raise CheckpointError(f"{path} is damaged (checksum): remove it and start the fit again.")
+        raise CheckpointError(f"{path} is damaged (checksum); remove it and start the fit again.")
     content = json.loads(text)
     return Saved(content["values"], tensors, content["settings"])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
-from totalvi.errors import TrainingError
+from totalvi.errors import TrainingError, setting
 from totalvi.fit.batches import CountsOnDevice, counts_on_device, minibatch
 from totalvi.fit.plan import Precision, TrainingPlan
 from totalvi.nn.likelihoods import objective
@@ -202,7 +202,11 @@ def explained(memory: Memory, n_cells: int) -> Iterator[None]:
 
 def _too_little(memory: Memory, n_cells: int) -> TrainingError:
     fits = min(memory.largest_minibatch(), n_cells // 2)
-    fix = f"give batch_size={fits} or less" if fits >= 3 else "use the CPU, or fewer genes"
+    fix = (
+        f"give {setting('batch_size', fits)} or less"
+        if fits >= 3
+        else "use the CPU, or fewer genes"
+    )
     return TrainingError(
         f"The GPU's memory ({memory.free / _GB:.1f} GB free) is too small for minibatches of "
         f"{n_cells:,} cells; {fix}."

@@ -17,7 +17,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from totalvi.data.cells import CiteData
-from totalvi.errors import ProcessError, TrainingError
+from totalvi.errors import ProcessError, TrainingError, argument
 from totalvi.fit.batches import WINDOW, CountsOnDevice, Minibatch, minibatches, read_once
 from totalvi.fit.checkpoint import Checkpoint, Signals
 from totalvi.fit.device import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 _NOT_FINITE = (
-    "had a finite loss and gradient; the likely cause is a learning rate that is too high: lower it, "
+    "had a finite loss and gradient; the likely cause is a learning rate that is too high; lower it, "
     "or check the counts with `totalvi check`."
 )
 _MOST_SKIPPED_IN_A_ROW = 20
@@ -370,8 +370,8 @@ def _require_cells_for_all(split: Split, plan: TrainingPlan, process: Process) -
     n_batches = math.ceil(len(split.train) / plan.batch_size)
     if len(split.train) // n_batches < process.n_processes:
         raise ProcessError(
-            f"batch_size is {plan.batch_size}, too few for {process.n_processes} processes with a "
-            "cell each; raise it, or use fewer."
+            f"{argument('batch_size')} is {plan.batch_size}, too few for "
+            f"{process.n_processes} processes with a cell each; raise it, or use fewer."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # weights stay in float32
@@ -64,20 +64,20 @@ class TrainingPlan:
             if value is None and name == "patience":
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < smallest:
-                raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {smallest}.")
+                raise ValueError(allowed(name, value, f"whole numbers from {smallest}"))
         for name in ("learning_rate", "gradient_clip_norm"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and float(value) > 0):
-                raise ValueError(f"{name} is {value!r}; allowed are numbers above 0.")
+                raise ValueError(allowed(name, value, "numbers above 0"))
         for name in ("weight_decay", "adversary_weight"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
-                raise ValueError(f"{name} is {value!r}; allowed are numbers from 0.")
+                raise ValueError(allowed(name, value, "numbers from 0"))
         if self.precision not in PRECISIONS:
-            allowed = ", ".join(map(repr, PRECISIONS))
-            raise ValueError(f"precision is {self.precision!r}; allowed are {allowed}.")
-        if self.schedule not in ("one-cycle", "constant"):
-            raise ValueError(f"schedule is {self.schedule!r}; allowed are 'one-cycle', 'constant'.")
+            raise ValueError(allowed("precision", self.precision, PRECISIONS))
+        schedules = ("one-cycle", "constant")
+        if self.schedule not in schedules:
+            raise ValueError(allowed("schedule", self.schedule, schedules))
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
@@ -244,14 +244,12 @@ def random_split(
     [80, 5, 15]
     """
     if not (isinstance(train_size, Real) and 0 < train_size <= 1):
-        raise ValueError(f"train_size is {train_size!r}; allowed are numbers above 0, at most 1.")
+        raise ValueError(allowed("train_size", train_size, "numbers above 0, at most 1"))
     left = 1 - train_size
     validation_size = left if validation_size is None else validation_size
     if not (isinstance(validation_size, Real) and 0 <= validation_size <= left + 1e-9):
-        raise ValueError(
-            f"validation_size is {validation_size!r}; allowed are numbers from 0 to {left:g}, which "
-            "train_size leaves."
-        )
+        choices = f"numbers from 0 to {left:g}, which train_size leaves"
+        raise ValueError(allowed("validation_size", validation_size, choices))
     n_train = int(np.ceil(train_size * n_cells - 1e-9))
     n_validation = min(round(validation_size * n_cells), n_cells - n_train)
     order = rng.permutation(n_cells)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from totalvi.atomic import locked, new_folder, parents_of, standing_folder, writing
 from totalvi.data.cells import QueryMapping, Schema
-from totalvi.errors import FormatError, OutputError
+from totalvi.errors import FormatError, OutputError, setting
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 
 FORMAT = "totalvi model"
@@ -120,7 +120,9 @@ def write_folder(
     path = path.resolve()  # a link then keeps pointing at the model
     with parents_of(path), locked(path, SAVING_TAKES_AT_MOST_S):
         if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
+            raise OutputError(
+                f"{path} exists; give {setting('overwrite', True)} to replace it, or another path."
+            )
         if path.exists():
             with writing(path):
                 require_own(path)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from totalvi.data.cells import Schema
 from totalvi.data.columns import Columns
-from totalvi.errors import FormatError, TotalviError
+from totalvi.errors import FormatError, TotalviError, argument
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
 from totalvi.formats.safe_pickle import StoredArray, checked_tensors, load_inert, stored_values
@@ -88,7 +88,7 @@ def read_scvi(
         else:
             raise FormatError(
                 f"{file} holds no model of scvi-tools; if it is a state dict of 0.6.x, describe it "
-                "with config."
+                f"with {argument('config')}."
             )
         network = network_of(schema, options, seed=0)
         load_scvi_state(network, weights)

@@ -14,6 +14,7 @@ from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.finding import did_you_mean
 from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
+from totalvi.errors import argument, setting
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
@@ -135,7 +136,8 @@ class MappingQueries(_Mappable):
         """
         if training and not train:
             raise ValueError(
-                f"{next(iter(training))} is given, but nothing is trained; give train=True as well."
+                f"{next(iter(training))} is given, but nothing is trained; give "
+                f"{setting('train', True)} as well."
             )
         self._require_trained()
         changed: dict[str, Any] = {
@@ -240,14 +242,14 @@ def _wanted(
         for name in wanted:
             if name not in names:
                 raise ValueError(
-                    f"reference_batch holds the query batch {name!r}; "
+                    f"{argument('reference_batch')} holds the query batch {name!r}; "
                     f"{did_you_mean(str(name), names)}."
                 )
         wanted = wanted.get(own_name)
     if wanted is None or wanted == AVERAGE or wanted in known:
         return wanted
     raise ValueError(
-        f"reference_batch is {wanted!r}, which is no batch of the reference; "
+        f"{argument('reference_batch')} is {wanted!r}, which is no batch of the reference; "
         f"{did_you_mean(str(wanted), (*known, AVERAGE))}."
     )
 

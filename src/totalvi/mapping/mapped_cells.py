@@ -10,7 +10,7 @@ import torch
 
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument
 from totalvi.mapping.reference_neighbours import (
     Neighbours,
     Reference,
@@ -323,7 +323,7 @@ def _label_codes(reference: CiteData, labels: Any) -> tuple[np.ndarray, list[str
         obs = reference.annotation.obs()
         if labels not in obs:
             raise ValueError(
-                f"labels is {labels!r}, which is no column of the reference's obs; "
+                f"{argument('labels')} is {labels!r}, which is no column of the reference's obs; "
                 f"{did_you_mean(labels, obs.columns)}."
             )
         labels = obs[labels]

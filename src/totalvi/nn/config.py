@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.errors import allowed
+
 GeneDispersion = Literal["gene", "gene-batch", "gene-label"]
 ProteinDispersion = Literal["protein", "protein-batch", "protein-label"]
 GeneLoss = Literal["nb", "zinb"]
@@ -144,8 +146,8 @@ class NetworkConfig:
     fused: bool = True
 
     def __post_init__(self) -> None:
-        for name, allowed in get_type_hints(type(self), include_extras=True).items():
-            check_option(name, getattr(self, name), allowed)
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            check_option(name, getattr(self, name), hint)
         _check_categories(self.n_categories_per_covariate)
         for name in ("gene_dispersion", "protein_dispersion"):
             dispersion = getattr(self, name)
@@ -174,33 +176,32 @@ def fields_page() -> str:
     return fields.replace("\n", "\n    ")
 
 
-def check_option(name: str, value: object, allowed: Any) -> None:
-    """Raise ValueError unless ``value`` is of the annotated type ``allowed``.
+def check_option(name: str, value: object, hint: Any) -> None:
+    """Raise ValueError unless ``value`` is of the annotated type ``hint``.
 
     Types that are no number, flag or choice of words are not checked.
     """
-    if get_origin(allowed) in (Union, UnionType) and NoneType in get_args(allowed):
+    if get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint):
         if value is None:
             return
-        allowed = get_args(allowed)[0]
-    if get_origin(allowed) is Literal and value not in get_args(allowed):
-        choices = ", ".join(repr(choice) for choice in get_args(allowed))
-        raise ValueError(f"{name} is {value!r}; allowed are {choices}.")
-    if allowed is bool and not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} is {value!r}; allowed are True and False.")
-    if get_origin(allowed) is not Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ValueError(allowed(name, value, get_args(hint)))
+    if hint is bool and not isinstance(value, bool | np.bool_):
+        raise ValueError(allowed(name, value, "True and False"))
+    if get_origin(hint) is not Annotated:
         return
-    kind, limit = get_args(allowed)
+    kind, limit = get_args(hint)
     if kind is int and not (_is_integer(value) and value >= limit):
-        raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {limit}.")
+        raise ValueError(allowed(name, value, f"whole numbers from {limit}"))
     if kind is float and not (isinstance(value, int | float | np.floating) and 0 <= value < 1):
-        raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to below 1.")
+        raise ValueError(allowed(name, value, "numbers from 0 to below 1"))
 
 
 def _check_categories(per_covariate: object) -> None:
     name = "n_categories_per_covariate"
     if not isinstance(per_covariate, Sequence | np.ndarray) or isinstance(per_covariate, str):
-        raise ValueError(f"{name} is {per_covariate!r}; allowed is a list of whole numbers.")
+        raise ValueError(allowed(name, per_covariate, "lists of whole numbers"))
     for categories in per_covariate:
         if not (_is_integer(categories) and categories >= 1):
             raise ValueError(f"{name} holds {categories!r}; allowed are whole numbers from 1.")
@@ -237,9 +238,8 @@ def protein_mask(given: ProteinMask, n_panels: int, n_proteins: int) -> Tensor |
     elif isinstance(given, Sequence | np.ndarray | Tensor) and not isinstance(given, str):
         rows = list(given)
     else:
-        raise ValueError(
-            f"protein_batch_mask is {given!r}; allowed are a list of rows, or a dict of rows by batch."
-        )
+        choices = "a list of rows, or a dict of rows by batch"
+        raise ValueError(allowed("protein_batch_mask", given, choices))
     shapes = sorted({np.shape(row) for row in rows})
     if len(rows) != n_panels or shapes != [(n_proteins,)]:
         raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from totalvi.errors import allowed
 from totalvi.nn import config as options
 from totalvi.nn import v06_minibatch as minibatch
 from totalvi.nn.cell import CellContext, SparseCounts
@@ -379,7 +380,7 @@ class TOTALVI(Network):
         RNA proportions (B, G) and protein scale (B, T); with ``n_samples`` above 1 (n_samples, B, .).
         """
         if not (math.isfinite(eps) and eps >= 0):
-            raise ValueError(f"eps is {eps!r}; allowed are finite numbers from 0.")
+            raise ValueError(allowed("eps", eps, "finite numbers from 0"))
         x, y, context = self._cells(x, y, batch_index, label, **extras)
         sample = minibatch.posterior_sample(
             self, x, y, context, n_samples, transform_batch, generator

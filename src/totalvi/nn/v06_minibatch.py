@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.errors import allowed
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.config import LibraryKind, NetworkConfig, at_least_one
@@ -113,7 +114,7 @@ def group_codes(name: str, given: Tensor | None, like: Tensor, n_categories: int
     ``like`` holds a row for each of the B cells.
     """
     if given is None and n_categories > 1:
-        raise ValueError(f"{name} is None; allowed are codes from 0 to {n_categories - 1}.")
+        raise ValueError(allowed(name, None, f"codes from 0 to {n_categories - 1}"))
     if given is not None and n_categories == 0 and len(given) != len(like):
         raise ValueError(f"{name} has {len(given)} rows; allowed are {len(like)}, one a cell.")
     if given is None or n_categories == 0:
@@ -229,7 +230,7 @@ def batch_code(given: BatchCode | None, n_batch: int) -> int | None:
     is_number = values.size == 1 and np.issubdtype(values.dtype, np.number)
     code = values.reshape(-1)[0] if is_number else -1
     if not (0 <= code <= largest and code == int(code)):
-        raise ValueError(f"transform_batch is {given!r}; allowed are 0 to {largest}.")
+        raise ValueError(allowed("transform_batch", given, f"0 to {largest}"))
     return int(code)
 
 

@@ -188,7 +188,7 @@ def denoise(work: Work) -> None:
         if work.file.is_there:
             work.warnings.append(
                 f"denoised RNA of {n_cells:,} cells and {n_genes:,} genes is not in {RESULTS}, which "
-                "would be too large to read: `totalvi denoise` writes it to a .zarr store"
+                "would be too large to read; `totalvi denoise` writes it to a .zarr store."
             )
     for name, values in (("denoised", protein), ("foreground_probability", foreground)):
         work.file.add_layer("prot", name, values)
@@ -281,7 +281,7 @@ def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFra
         return tables, []
     return tables, [
         f"{len(high)} of {len(check.proteins)} proteins have a background far above the isotype "
-        f"controls, {listed(high)}: it may be signal that most cells have, see tables/background.csv"
+        f"controls, {listed(high)}; it may be signal that most cells have, see tables/background.csv."
     ]
 
 

@@ -92,7 +92,7 @@ def cluster_cells(latent: np.ndarray, *, resolution: float = 1.0, seed: int = 0)
     """
     n_cells = len(latent)
     if n_cells < 5:
-        raise DataError(f"{n_cells} cells are too few to cluster: give at least 5")
+        raise DataError(f"{n_cells} cells are too few to cluster; give at least 5.")
     latent = np.asarray(latent, dtype=np.float32)
     found = nearest_to_each(latent, NEIGHBOURS)
     if n_cells > AS_SCANPY:

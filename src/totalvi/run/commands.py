@@ -19,7 +19,7 @@ from totalvi.data.io.h5_zarr import can_stay_on_disk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import shared_store
-from totalvi.errors import DataError, OutputError, TotalviError
+from totalvi.errors import DataError, OutputError, TotalviError, argument, setting
 from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
@@ -86,12 +86,8 @@ def train_model(
         When the input cannot be used, the output cannot be written, or the fit fails.
     """
     if output.exists() and not (overwrite and is_model(output)):
-        fix = (
-            "choose another name"
-            if overwrite
-            else "choose another name, or replace it with overwrite"
-        )
-        raise OutputError(f"{output} exists: {fix}")
+        replace = "" if overwrite else f", or replace it with {setting('overwrite', True)}"
+        raise OutputError(f"{output} exists; choose another name{replace}.")
     launch(devices=devices, num_nodes=num_nodes)
     steps = Steps(progress if this_process().rank == 0 else False)
     checkpoint = checkpoint_of(output)
@@ -147,7 +143,9 @@ def _prepared_on_disk(
 ) -> tuple[Path, Columns, list[Finding]]:
     """Write the cells and genes of a fit to ``store``."""
     if isinstance(input, MuData | AnnData):
-        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        raise ValueError(
+            f"{argument('on_disk')} is for the path of a file; data in memory do without."
+        )
     data, keys = open_input(input, keys, options)
     findings: list[Finding] = []
     with first_alone() as is_first:
@@ -177,7 +175,9 @@ def load_with_counts(
     """
     folder, counts = _model_and_counts(model_path, input)
     if counts is None:
-        raise DataError(f"{model_path} holds no counts: name the file with the counts as INPUT")
+        raise DataError(
+            f"{model_path} holds no counts; name the file with the counts as {argument('input')}."
+        )
     data = counts if on_disk and can_stay_on_disk(counts) else read(counts)
     return Model.load(folder, data), data
 
@@ -246,7 +246,7 @@ def denoise(
             model.get_normalized_expression(**asked, library_size=1e4, out=staged)
         return output
     if this_process().n_processes > 1:
-        raise OutputError(f"{output} is written by one process: give a name that ends in .zarr")
+        raise OutputError(f"{output} is written by one process; give a name that ends in .zarr.")
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
         model, data = load_with_counts(model_path, input)
         rna, protein = model.get_normalized_expression(**asked, library_size=1e4)

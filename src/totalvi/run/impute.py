@@ -15,7 +15,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.finding import did_you_mean, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.concat import concat
-from totalvi.errors import DataError
+from totalvi.errors import DataError, setting
 from totalvi.progress import Steps
 from totalvi.run.convert import read_input
 from totalvi.run.folder import (
@@ -201,14 +201,14 @@ def _require_column(data: Mapping[str, MuData | AnnData], batch_key: str | None)
     known = dict.fromkeys(str(column) for frame in obs for column in frame)
     if batch_key is not None and batch_key not in known:
         raise DataError(
-            f'batch_key="{batch_key}" is no column of obs of the reference or the query; '
+            f"{setting('batch_key', batch_key)} is no column of obs of the reference or the query; "
             f"{did_you_mean(batch_key, known)}."
         )
 
 
 def _left_out(joined: MuData) -> list[str]:
     return [
-        f"the {name} has {others} beside its RNA, which is left out"
+        f"the {name} has {others} beside its RNA, which is left out."
         for name, others in joined.uns["concat"]["data_sets"]["others_left_out"].items()
         if others
     ]
@@ -218,12 +218,12 @@ def _lacking(mdata: MuData) -> np.ndarray:
     """Return the positions of the proteins that no cell of the query has."""
     in_query, measured = _in_query(mdata), ~np.isnan(mdata["prot"].X)
     if not measured[~in_query].any():
-        raise DataError("the reference has no proteins: give it first, and then the query")
+        raise DataError("the reference has no proteins; give it first, and then the query.")
     lacking = np.flatnonzero(~measured[in_query].any(axis=0))
     if not len(lacking):
         raise DataError(
-            "the query has all proteins of the reference, so there is nothing to impute: give a query "
-            "without some of them, or fit both with `totalvi run`"
+            "the query has all proteins of the reference, so there is nothing to impute; give a query "
+            "without some of them, or fit both with `totalvi run`."
         )
     return lacking
 
@@ -298,7 +298,7 @@ def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str
     ...     {"pearson": [0.9, 0.42], "reliable": [True, False]}, index=["CD3", "CD15"]
     ... )
     >>> unreliable_warnings(table)
-    ['1 of 2 proteins cannot be trusted (Pearson with hidden counts below 0.7): CD15 (0.42)']
+    ['1 of 2 proteins cannot be trusted (Pearson with hidden counts below 0.7): CD15 (0.42).']
     """
     poor = reliability[~reliability["reliable"]].sort_values("pearson")
     if not len(poor):
@@ -310,5 +310,5 @@ def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str
         named += f" and {len(poor) - at_most} more, see tables/reliability.csv"
     return [
         f"{len(poor)} of {len(reliability)} proteins cannot be trusted (Pearson with hidden counts "
-        f"below 0.7): {named}"
+        f"below 0.7): {named}."
     ]

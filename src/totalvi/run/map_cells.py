@@ -12,7 +12,7 @@ from totalvi.data.cells import CiteData
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.read import read
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, setting
 from totalvi.formats.model_folder import is_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
@@ -117,8 +117,8 @@ def _run(options: MapOptions) -> dict[str, Any]:
     with results_folder(writing) as place:
         if options.labels is not None and options.reference is None:
             raise DataError(
-                f"labels are those of the reference's cells, whose counts are not beside {folder}; "
-                'give them with reference="PATH".'
+                f"{argument('labels')} are those of the reference's cells, whose counts are not beside "
+                f"{folder}; give them with {setting('reference', 'PATH')}."
             )
         found = _map(options)
         record = {**circumstances(), **request, **found.record}
@@ -175,8 +175,8 @@ def _map(options: MapOptions) -> _Mapped:
     cells = pd.DataFrame(index=query_cells.rename("cell"))
     if reference is None:
         notes.append(
-            "no labels, no unlikeness and no reliability of imputed proteins: the counts of the "
-            "reference were not given"
+            "no labels, no unlikeness and no reliability of imputed proteins, as the counts of the "
+            "reference were not given."
         )
     else:
         with steps.step("compare with the reference"):
@@ -220,7 +220,7 @@ def _map(options: MapOptions) -> _Mapped:
         if share > _MANY_UNLIKE:
             notes.append(
                 "many cells are unlike the reference: states that it lacks, or a batch effect, which a "
-                "reference of several batches corrects best"
+                "reference of several batches corrects best."
             )
         summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
     record = {
@@ -238,13 +238,13 @@ def _require_known(model: Model, labels: str | None, reference_batch: str | None
         columns = list(map(str, _described(model).annotation.obs()))
         if labels not in columns:
             raise DataError(
-                f'labels="{labels}" is no column of the reference\'s obs; '
+                f"{setting('labels', labels)} is no column of the reference's obs; "
                 f"{did_you_mean(labels, columns)}."
             )
     known = (*model.schema.batch_names, AVERAGE)
     if reference_batch is not None and reference_batch not in known:
         raise DataError(
-            f'reference_batch="{reference_batch}" is no batch of the reference; '
+            f"{setting('reference_batch', reference_batch)} is no batch of the reference; "
             f"{did_you_mean(reference_batch, known)}."
         )
 

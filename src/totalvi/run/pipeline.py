@@ -119,8 +119,8 @@ def fit_model(model: Model, max_epochs: int | None, writing: WriteOptions, show:
 def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> Model:
     """Return the model of an incomplete run, on the cells that it was fitted to."""
     other = OutputError(
-        "the cells are not those of the incomplete run that is there: give the same ones, or choose "
-        "another output folder"
+        "the cells are not those of the incomplete run that is there; give the same ones, or choose "
+        "another output folder."
     )
     try:
         model = Model.load(folder / MODEL, data)

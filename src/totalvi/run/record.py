@@ -18,7 +18,7 @@ from totalvi.atomic import is_of_the_disk, standing_folder
 from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.tenx import matrix_files
-from totalvi.errors import IncompleteError, OutputError, ReadError, TotalviError
+from totalvi.errors import IncompleteError, OutputError, ReadError, TotalviError, argument, setting
 from totalvi.progress import Steps
 from totalvi.run.folder import RECORD, WriteOptions
 
@@ -230,18 +230,18 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
         if "totalvi" not in versions or not set(hashes) <= set(arguments):
             raise LookupError("versions or inputs")
     except OSError as error:
-        raise ReadError(f"{path} cannot be read ({error.strerror}): give a run.json") from error
+        raise ReadError(f"{path} cannot be read ({error.strerror}); give a run.json.") from error
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ReadError(f"{path} is not the run.json of a run that can be repeated") from error
+        raise ReadError(f"{path} is not the run.json of a run that can be repeated.") from error
     if {"query", "query_path"} & set(arguments):
         raise ReadError(
-            f"{path} is of `totalvi impute` or `totalvi map`: give that command its arguments again"
+            f"{path} is of `totalvi impute` or `totalvi map`; give that command its arguments again."
         )
     if "input" not in hashes:
-        raise ReadError(f"{path} is of a run on data in memory: repeat it from Python")
+        raise ReadError(f"{path} is of a run on data in memory; repeat it from Python.")
     for name in moved:
         if name not in hashes:
-            raise ReadError(f"{path} is of a run without {name}: leave it out")
+            raise ReadError(f"{path} is of a run without {argument(name)}; leave it out.")
     arguments |= {name: str(place) for name, place in moved.items()}
     for name, expected in hashes.items():
         _require_unchanged(Path(arguments[name]), expected, path)
@@ -249,7 +249,7 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
         package: version(package) for package in PACKAGES
     }
     notes = [
-        f"{package} is {now[package]}, and was {then}: numbers may differ"
+        f"{package} is {now[package]}, and was {then}; numbers may differ."
         for package, then in versions.items()
         if now.get(package, then) != then
     ]
@@ -261,10 +261,10 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
 
 def _require_unchanged(place: Path, expected: str, record: Path) -> None:
     if not place.exists():
-        raise ReadError(f"{place}, the input of {record}, is not there: say where it is now")
+        raise ReadError(f"{place}, the input of {record}, is not there; say where it is now.")
     if sha256(place) != expected:
         raise ReadError(
-            f"{place} is not the input of {record} any more (other SHA-256): give the file it was"
+            f"{place} is not the input of {record} any more (other SHA-256); give the file it was."
         )
 
 
@@ -330,8 +330,8 @@ def _files_read(folder: Path) -> list[Path]:
     if not found:
         read(folder)  # which says what is wrong with it
         raise ReadError(
-            f"{folder} holds neither counts nor a model: give a matrix folder, a .zarr store, or the "
-            "path of a file"
+            f"{folder} holds neither counts nor a model; give a matrix folder, a .zarr store, or the "
+            "path of a file."
         )
     return found
 
@@ -369,8 +369,8 @@ def completed(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]
 def named(error: Exception) -> str:
     """Return an error in a few words."""
     if isinstance(error, TotalviError | NotMadeError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+        return str(error).rstrip(".")
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def incomplete_error(
@@ -382,12 +382,12 @@ def incomplete_error(
     said = " and ".join(f"{name} failed ({named(error)})" for name, error in causes.items())
     if left_out:
         said += f", so that {', '.join(left_out)} could not be made"
-    how = "the same call with resume"
+    how = f"the same call with {setting('resume', True)}"
     if repeatable:
         record, folder = shlex.quote(str(output / RECORD)), shlex.quote(str(output))
         how = f"`totalvi run --from {record} -o {folder} --resume`"
     error = IncompleteError(
-        f"{said}; the model and all else are in {output}, and {how} makes what is missing"
+        f"{said}; the model and all else are in {output}, and {how} makes what is missing."
     )
     errors = list(causes.values())
     error.__cause__ = errors[0] if len(errors) == 1 else ExceptionGroup("failed steps", errors)

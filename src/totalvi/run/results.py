@@ -160,14 +160,14 @@ def antibody_warnings(proteins: pd.DataFrame, at_most: int = 8) -> list[str]:
     Examples
     --------
     >>> antibody_warnings(pd.DataFrame({"warning": ["", "no foreground"]}, index=["CD3", "CD25"]))
-    ['1 of 2 antibodies: no foreground (CD25)']
+    ['1 of 2 antibodies: no foreground (CD25).']
     """
     sentences = []
     for kind, failed in proteins[proteins["warning"] != ""].groupby("warning", sort=False):
         names = ", ".join(map(str, failed.index[:at_most]))
         if len(failed) > at_most:
             names += f" and {len(failed) - at_most} more, see tables/proteins.csv"
-        sentences.append(f"{len(failed)} of {len(proteins)} antibodies: {kind} ({names})")
+        sentences.append(f"{len(failed)} of {len(proteins)} antibodies: {kind} ({names}).")
     return sentences
 
 

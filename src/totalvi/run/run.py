@@ -14,7 +14,7 @@ from mudata import MuData
 from totalvi.data.columns import Columns
 from totalvi.data.finding import Finding, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, allowed, argument
 from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.folder import (
@@ -146,7 +146,7 @@ def run(
         When SIGINT or SIGTERM ended the fit; its checkpoint is there.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; allowed are whole numbers from 0 to 4294967295.")
+        raise ValueError(allowed("seed", seed, "whole numbers from 0 to 4294967295"))
     return _run(
         RunOptions(
             input=input,
@@ -231,7 +231,9 @@ def _read(options: RunOptions) -> tuple[MuData | AnnData, Columns]:
     if not options.on_disk:
         return read_input(options.input, options.keys, options.reading)
     if isinstance(options.input, MuData | AnnData):
-        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        raise ValueError(
+            f"{argument('on_disk')} is for the path of a file; data in memory do without."
+        )
     return open_input(options.input, options.keys, options.reading)
 
 
@@ -294,7 +296,7 @@ def repeat(
     unknown = sorted(set(arguments) - set(inspect.signature(run).parameters))
     if unknown:
         raise ReadError(
-            f"{record} asks for {unknown[0]}, which this totalvi does not know: update it"
+            f"{record} asks for {unknown[0]}, which this totalvi does not know; update it."
         )
     writing = WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress)
     result = run(**arguments, **vars(writing))

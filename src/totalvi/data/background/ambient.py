@@ -134,8 +134,8 @@ class AmbientProfile:
         fault = _fault(given)
         if fault is not None:
             raise DataError(
-                f"{where} is not a table of totalvi.ambient_profile ({fault}): remove it, or give "
-                "empty_droplets=False"
+                f"{where} is not a table of totalvi.ambient_profile ({fault}); remove it, or give "
+                "empty_droplets=False."
             )
         names = (given[column].astype(str).to_numpy(object) for column in ("batch", "protein"))
         numbers = (pd.to_numeric(given[column]).to_numpy() for column in _NUMBERS)
@@ -299,8 +299,8 @@ def _estimate(
         of_batch = f' of batch "{batch}"' if batch else ""
         raise DataError(
             f"{barcodes.where} holds {len(chosen)} empty droplets{of_batch} besides "
-            f"{is_cell[rows].sum():,} cells, and an estimate needs {_LEAST_DROPLETS}: give the matrix "
-            "of all barcodes, such as raw_feature_bc_matrix.h5, or leave it out"
+            f"{is_cell[rows].sum():,} cells, and an estimate needs {_LEAST_DROPLETS}; give the matrix "
+            "of all barcodes, such as raw_feature_bc_matrix.h5, or leave it out."
         )
     protein = counts[chosen].toarray()
     measured = ~np.isnan(protein).any(axis=0)
@@ -323,7 +323,7 @@ def ambient_findings(ambient: AmbientProfile) -> list[Finding]:
         of_batch = f' of batch "{batch}"' if batch else ""
         message = (
             f"background anchored to {rows['n_droplets'].iloc[0]:,} empty droplets{of_batch}, with "
-            f"{np.exp(rows['log_mean']).sum():,.1f} protein counts each, most of {names}"
+            f"{np.exp(rows['log_mean']).sum():,.1f} protein counts each, most of {names}."
         )
         notes.append(Finding("note", "empty_droplets", message))
     return notes

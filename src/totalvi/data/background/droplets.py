@@ -65,21 +65,21 @@ class Barcodes(NamedTuple):
         if len(missing):
             raise DataError(
                 f"{self.where} lacks {len(missing)} of the {len(proteins)} proteins of the cells, "
-                f"{listed(missing, at_most=3)}: give the raw matrix of the same run"
+                f"{listed(missing, at_most=3)}; give the raw matrix of the same run."
             )
 
     def require_cells(self, cells: pd.Index) -> None:
         """Refuse a raw matrix that lacks some of the cells."""
         if len(self.names) < len(cells):
             raise DataError(
-                f"{self.where} holds {len(self.names):,} barcodes and there are {len(cells):,} cells: "
-                "the raw matrix holds them all, so the two may be swapped"
+                f"{self.where} holds {len(self.names):,} barcodes and there are {len(cells):,} cells; "
+                "the raw matrix holds them all, so the two may be swapped."
             )
         n_missing = len(cells) - int(self.are_cells(cells).sum())
         if n_missing > 0:
             raise DataError(
-                f"{self.where} lacks {n_missing:,} of the {len(cells):,} cells: give the raw matrix of "
-                "the same run"
+                f"{self.where} lacks {n_missing:,} of the {len(cells):,} cells; give the raw matrix of "
+                "the same run."
             )
 
 
@@ -92,7 +92,7 @@ def batches_of_cells(data: MuData | AnnData, columns: Columns) -> pd.Series:
     key = columns.batch_key
     if key is not None and key not in obs:
         raise DataError(
-            f'no column "{key}" in obs of the cells: {did_you_mean(key, map(str, obs))}'
+            f'no column "{key}" in obs of the cells; {did_you_mean(key, map(str, obs))}.'
         )
     values = ANY_BATCH if key is None else obs[key].astype(str).to_numpy(object)
     return pd.Series(values, index=names_of(obs.index), dtype=object)
@@ -115,11 +115,11 @@ def find_barcodes(raw: MuData | AnnData, columns: Columns, where: str) -> Barcod
     if columns.protein_modality not in raw.mod:
         raise _no_proteins(where)
     if columns.rna_modality not in raw.mod:
-        raise DataError(f"{where} holds no RNA: give the matrix with both RNA and proteins")
+        raise DataError(f"{where} holds no RNA; give the matrix with both RNA and proteins.")
     rna, protein = raw[columns.rna_modality], raw[columns.protein_modality]
     if not rna.obs_names.equals(protein.obs_names):
         raise DataError(
-            f"{where} holds other barcodes for RNA than for proteins: give both of the same"
+            f"{where} holds other barcodes for RNA than for proteins; give both of the same."
         )
     found = Barcodes(
         where,
@@ -131,14 +131,14 @@ def find_barcodes(raw: MuData | AnnData, columns: Columns, where: str) -> Barcod
     )
     values = found.protein.data
     if (values < 0).any() or np.isinf(values).any():
-        raise DataError(f"{where} holds negative or infinite values: give raw counts")
+        raise DataError(f"{where} holds negative or infinite values; give raw counts.")
     return found
 
 
 def _no_proteins(where: str) -> DataError:
     return DataError(
-        f"{where} holds no antibodies, whose ambient counts are asked for: give the raw matrix with "
-        "RNA and proteins"
+        f"{where} holds no antibodies, whose ambient counts are asked for; give the raw matrix with "
+        "RNA and proteins."
     )
 
 

@@ -12,7 +12,7 @@ from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
 from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.modalities import are_controls
-from totalvi.errors import DataError
+from totalvi.errors import DataError, setting
 
 ISOTYPE_MODALITY = "isotype"
 
@@ -56,8 +56,8 @@ def split_controls(
     if is_control.all():
         raise DataError(
             f"all {len(is_control)} antibodies of {source.protein_where} are isotype controls "
-            f"({listed(source.protein_names, at_most=2)}), and none is left to model: keep them with "
-            "isotype_controls=()"
+            f"({listed(source.protein_names, at_most=2)}), and none is left to model; keep them with "
+            f"{setting('isotype_controls', ())}."
         )
     names = tuple(source.protein_names[is_control])
     controls = control_counts(data, source, (*names, *_names_apart(data, names, chosen)))
@@ -97,7 +97,7 @@ def control_findings(controls: pd.DataFrame) -> list[Finding]:
         return []
     means = ", ".join(f'"{name}" {mean:.3g}' for name, mean in controls.mean().items())
     count = f"{controls.shape[1]} isotype control" + "s" * (controls.shape[1] > 1)
-    message = f"kept out of the model, to check its background: {count}, with mean counts {means}"
+    message = f"kept out of the model, to check its background: {count}, with mean counts {means}."
     return [Finding("note", "isotype_controls", message)]
 
 
@@ -111,8 +111,8 @@ def _are_controls(
     for name in chosen:
         if name not in names and not (isinstance(data, MuData) and ISOTYPE_MODALITY in data.mod):
             raise DataError(
-                f'isotype_controls holds "{name}", which is no protein of {source.protein_where}: '
-                f"{did_you_mean(str(name), names)}"
+                f'isotype_controls holds "{name}", which is no protein of {source.protein_where}; '
+                f"{did_you_mean(str(name), names)}."
             )
     return np.asarray(names.isin(list(chosen)))
 

@@ -138,13 +138,13 @@ def _by_panel(ambient: AmbientProfile, panels: PanelBatches) -> tuple[np.ndarray
     unknown = [name for name in batches if name not in (*panels.batch_names, ANY_BATCH)]
     if unknown and len(unknown) == len(batches):
         raise DataError(
-            f'the empty droplets are of batch "{unknown[0]}", and the cells of none of that name: '
-            f"{did_you_mean(unknown[0], panels.batch_names)}"
+            f'the empty droplets are of batch "{unknown[0]}", and the cells of none of that name; '
+            f"{did_you_mean(unknown[0], panels.batch_names)}."
         )
     if not np.isin(ambient.protein, panels.protein_names).any():
         raise DataError(
             "the empty droplets have none of the proteins of the cells, but "
-            f'"{ambient.protein[0]}": {did_you_mean(ambient.protein[0], panels.protein_names)}'
+            f'"{ambient.protein[0]}"; {did_you_mean(ambient.protein[0], panels.protein_names)}.'
         )
     rates = {name: ambient.at(name, panels.protein_names) for name in batches}
     of_panels = [

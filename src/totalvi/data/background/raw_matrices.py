@@ -95,14 +95,14 @@ def profile_of_raw(
     for name, each in raw.items():
         if len(cells) and str(name) not in known:
             raise DataError(
-                f'the empty droplets are of batch "{name}", which no cell is of: '
-                f"{did_you_mean(str(name), known)}"
+                f'the empty droplets are of batch "{name}", which no cell is of; '
+                f"{did_you_mean(str(name), known)}."
             )
         own = cells[cells == str(name)]
         parts.append(_profile(each, own, modalities, proteins).of_batch(str(name)))
     if not parts:
         raise DataError(
-            "the empty droplets are of no batch at all: give a raw matrix for each batch"
+            "the empty droplets are of no batch at all; give a raw matrix for each batch."
         )
     return AmbientProfile.join(parts)
 

@@ -97,7 +97,7 @@ def download(
         _check_present(target, sha256)
     except OSError as error:
         raise DownloadError(
-            f"{target} cannot be written or read ({error.strerror or error}): "
+            f"{target} cannot be written or read ({error.strerror or error}); "
             "free space there, or give another folder (or set TOTALVI_CACHE)."
         ) from error
     return target
@@ -109,7 +109,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 def _failure(url: str, target: Path, why: str) -> DownloadError:
     return DownloadError(
-        f"{url} could not be fetched ({why}): try again later, or fetch it by other means and "
+        f"{url} could not be fetched ({why}); try again later, or fetch it by other means and "
         f"put the file at {target}."
     )
 
@@ -139,7 +139,7 @@ def _check_fetched(url: str, part: Path, target: Path, known: str | None) -> Non
     remedy = "" if known else f", or delete {_beside(target, '.sha256')} to accept a changed file"
     raise DownloadError(
         f"{url} arrived with sha256 {found} in place of the expected {expected}, and was "
-        f"discarded: fetch it again{remedy}."
+        f"discarded; fetch it again{remedy}."
     )
 
 
@@ -154,7 +154,7 @@ def _check_present(target: Path, known: str | None) -> None:
     elif found != expected:
         record = "" if known else f" (and {_beside(target, '.sha256').name}, if it is meant to be)"
         raise DownloadError(
-            f"{target} has sha256 {found} in place of the expected {expected}: delete the file"
+            f"{target} has sha256 {found} in place of the expected {expected}; delete the file"
             f"{record} and fetch it again."
         )
 
@@ -273,7 +273,7 @@ def _check_space(part: Path, total: int | None, start: int) -> None:
     if total is not None and total - start > free:
         raise DownloadError(
             f"{part.parent} has {free / 1e6:.0f} MB free and {(total - start) / 1e6:.0f} MB are "
-            "needed: free space there, or give another folder (or set TOTALVI_CACHE)."
+            "needed; free space there, or give another folder (or set TOTALVI_CACHE)."
         )
 
 

@@ -46,8 +46,8 @@ def read_zarr(path: Path) -> AnnData | MuData:
         if not {"obs", "var"} <= set(group):
             found = ", ".join(sorted(group)) or "nothing"
             raise ReadError(
-                f"{path} is a zarr store of neither an AnnData nor a MuData (it holds {found}): "
-                "write it with the write_zarr method of one of them"
+                f"{path} is a zarr store of neither an AnnData nor a MuData (it holds {found}); "
+                "write it with the write_zarr method of one of them."
             )
         return _checked(anndata.read_zarr(path), path)
 
@@ -97,7 +97,7 @@ def _require_names(group: h5py.Group | zarr.Group, path: Path) -> None:
             index = "" if table is None else str(table.attrs.get("_index", ""))
             if not (index and index in table):
                 raise ReadError(
-                    f'{path} has lost the names in "{place}{axis}": copy, download or write it again'
+                    f'{path} has lost the names in "{place}{axis}"; copy, download or write it again.'
                 )
 
 
@@ -123,8 +123,8 @@ def _require_all_chunks(group: zarr.Group, path: Path) -> None:
         n_lost = array.nchunks - array.nchunks_initialized
         if n_lost > 0:
             raise ReadError(
-                f'{path} lacks {n_lost} of {array.nchunks} chunks of "{array.path}": '
-                "copy, download or write it again"
+                f'{path} lacks {n_lost} of {array.nchunks} chunks of "{array.path}"; '
+                "copy, download or write it again."
             )
 
 
@@ -135,7 +135,7 @@ def _checked(adata: AnnData, path: Path) -> AnnData:
 
 def _checked_mudata(mdata: MuData, path: Path) -> MuData:
     if not mdata.mod:
-        raise ReadError(f"{path} is a MuData without modalities: write it again with its counts")
+        raise ReadError(f"{path} is a MuData without modalities; write it again with its counts.")
     for name, adata in mdata.mod.items():
         require_sound_anndata(adata, f'modality "{name}" of {path}')
     return mdata
@@ -178,19 +178,19 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise ReadError(f"{path} does not exist: check the path")
+        raise ReadError(f"{path} does not exist; check the path.")
     if not can_stay_on_disk(path):
         raise ReadError(
-            f"{path} cannot be read some cells at a time: write it as .zarr with `totalvi convert`, or "
-            "read it into memory with totalvi.read"
+            f"{path} cannot be read some cells at a time; write it as .zarr with `totalvi convert`, or "
+            "read it into memory with totalvi.read."
         )
     with reading(path, "an AnnData or MuData"):
         group = open_zarr(path) if path.suffix == ".zarr" else open_hdf5(path)
         if "mod" not in group:
             if not {"obs", "var"} <= set(group):
                 raise ReadError(
-                    f"{path} holds neither an AnnData nor a MuData: write it again with the write "
-                    "methods of one of them"
+                    f"{path} holds neither an AnnData nor a MuData; write it again with the write "
+                    "methods of one of them."
                 )
             return _anndata(group)
         parts = group["mod"]

@@ -15,7 +15,7 @@ from mudata import MuData
 
 from totalvi.data.finding import Finding, did_you_mean
 from totalvi.data.io.trust import counts_from
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument, setting
 
 MODALITY_OF_TYPE = {
     "gene expression": "rna",
@@ -93,8 +93,8 @@ def marked_controls(control: pd.Series, where: str) -> np.ndarray:
     if unknown.size:
         first = unknown[0]
         raise ReadError(
-            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}": '
-            "write True for isotype controls and False for the other antibodies"
+            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}"; '
+            "write True for isotype controls and False for the other antibodies."
         )
     return marks.to_numpy(dtype=bool)
 
@@ -115,22 +115,23 @@ def _chosen(
         for name in choice:
             if name not in known:
                 raise ReadError(
-                    f'{option} names "{name}", which is no antibody of {where}: '
-                    f"{did_you_mean(str(name), names[0])}"
+                    f'{argument(option)} names "{name}", which is no antibody of {where}; '
+                    f"{did_you_mean(str(name), names[0])}."
                 )
         return np.asarray(np.any([index.isin(list(choice)) for index in names], axis=0))
     try:
         pattern = default if choice is None else re.compile(choice)
     except re.error as error:
         raise ReadError(
-            f'{option}="{choice}" is not a regular expression ({error}): '
-            "fix it, or give a list of names"
+            f"{setting(option, choice)} is not a regular expression ({error}); "
+            "fix it, or give a list of names."
         ) from error
     found = [[pattern.search(name) is not None for name in index] for index in names]
     marked: np.ndarray = np.any(np.array(found, dtype=bool).reshape(len(names), len(var)), axis=0)
     if choice is not None and not marked.any():
         raise ReadError(
-            f'{option}="{choice}" matches no antibody of {where}: {did_you_mean(choice, names[0])}'
+            f"{setting(option, choice)} matches no antibody of {where}; "
+            f"{did_you_mean(choice, names[0])}."
         )
     return marked
 
@@ -196,8 +197,8 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
     elif key not in adata.obsm:
         hint = did_you_mean(key, adata.obsm)
         raise ReadError(
-            f'no obsm["{key}"] in {where}: give another entry as '
-            f"protein_expression_obsm_key ({hint})"
+            f'no obsm["{key}"] in {where}; give another entry as '
+            f"{argument('protein_expression_obsm_key')} ({hint})."
         )
     values = adata.obsm.pop(key)
     where = f'obsm["{key}"] of {where}'
@@ -247,7 +248,7 @@ def join_proteins(
     for name in modalities.keys() & antibodies.keys():
         raise ReadError(
             f'there are "{name}" features beside the genes of {where} and again apart from them in '
-            f"{protein_where}: give the antibodies once, beside the genes or apart from them"
+            f"{protein_where}; give the antibodies once, beside the genes or apart from them."
         )
     return modalities | antibodies
 
@@ -276,7 +277,9 @@ def assemble(
         var = modalities[protein_modality].var
         var["control"] = are_controls(var, controls, where)
     elif controls:
-        raise ReadError(f"{where} has no antibodies that could be controls: leave out controls")
+        raise ReadError(
+            f"{where} has no antibodies that could be controls; leave out {argument('controls')}."
+        )
     for adata in modalities.values():
         names = adata.var_names.astype(str)
         if not names.is_unique:
@@ -314,7 +317,7 @@ def renamed_features(data: MuData | AnnData) -> list[Finding]:
             message = (
                 f'{renamed.size:,} {features} renamed in modality "{modality}", since names were '
                 f'repeated in the file, first "{before.iloc[renamed[0]]}" to '
-                f'"{adata.var_names[renamed[0]]}"'
+                f'"{adata.var_names[renamed[0]]}".'
             )
             notes.append(Finding("note", "feature_renamed", message))
     return notes
@@ -330,7 +333,7 @@ def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
                 raise ReadError(
                     f'the cell "{repeated}" occurs more than once in "{modality}" of {where}, and '
                     f'"{first}" and "{name}" do not list the same cells in the same order, so that '
-                    "they cannot be paired: give every cell its own name"
+                    "they cannot be paired; give every cell its own name."
                 )
 
 
@@ -348,13 +351,18 @@ def tidy_mudata(
     isotype controls are marked. Other modalities and the annotation of the cells stay.
     """
     if mdata.axis != 0:
-        raise ReadError(f"{path} is a MuData whose modalities share no cells: write it with axis=0")
+        raise ReadError(
+            f"{path} is a MuData whose modalities share no cells; write it with axis=0."
+        )
     if hashtags and "hto" in mdata.mod:
-        raise ReadError(f'{path} has a modality "hto" for hashtags already: leave out hashtags')
+        raise ReadError(
+            f'{path} has a modality "hto" for hashtags already; leave out {argument("hashtags")}.'
+        )
     if (hashtags or controls) and protein_modality not in mdata.mod:
         raise ReadError(
-            f'no modality "{protein_modality}" in {path}, to look for hashtags and controls: name '
-            f"that of the proteins with protein_modality ({did_you_mean(protein_modality, mdata.mod)})"
+            f'no modality "{protein_modality}" in {path}, to look for hashtags and controls; name '
+            f"that of the proteins with {argument('protein_modality')} "
+            f"({did_you_mean(protein_modality, mdata.mod)})."
         )
     parts: dict[str, AnnData] = {}
     for name, adata in mdata.mod.items():

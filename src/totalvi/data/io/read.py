@@ -33,7 +33,7 @@ from totalvi.data.io.tenx import (
 )
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
 from totalvi.data.io.trust import reading
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, allowed, argument
 
 FORMATS = (
     ((".h5", ".hdf5", ".h5ad", ".h5mu"), "HDF5: Cell Ranger, AnnData or MuData"),
@@ -147,12 +147,14 @@ def read(
     >>> mdata["prot"].var["control"].to_dict()
     {'CD3': False, 'IgG1': True}
     """
-    if (path is None) == (filtered is None):
-        raise ReadError("path and filtered both name the file of the cells: give one of them")
+    if path is not None and filtered is not None:
+        raise ReadError("path and filtered both name the file of the cells; give one of them.")
+    if path is None and filtered is None:
+        raise ReadError("path is missing; give the file of the cells.")
     given = path if filtered is None else filtered
     assert given is not None
     if cells_in not in (None, "rows", "columns"):
-        raise ReadError(f'cells_in="{cells_in}" is not known: give "rows" or "columns"')
+        raise ReadError(allowed("cells_in", cells_in, ("rows", "columns")))
     columns = Columns(
         rna_modality=rna_modality,
         protein_modality=protein_modality,
@@ -171,7 +173,8 @@ def _add_ambient(
     """Put what the raw matrix says of empty droplets beside the cells."""
     if columns.protein_modality not in mdata.mod:
         raise ReadError(
-            f"{path} has no antibodies, of whose background raw could tell: leave out raw"
+            f"{path} has no antibodies, of whose background raw could tell; leave out "
+            f"{argument('raw')}."
         )
     names = names_of(mdata[columns.protein_modality].var_names)
     modalities = replace(columns, protein_expression_obsm_key=None)
@@ -198,8 +201,8 @@ def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> 
             adata, proteins = _paired(found, first, second, options.cells_in)
         else:
             raise ReadError(
-                "protein_path and protein_expression_obsm_key both say where the proteins are: "
-                "give one of them"
+                f"{argument('protein_path')} and {argument('protein_expression_obsm_key')} both say "
+                "where the proteins are; give one of them."
             )
         adata = keep_genome(adata, options.genome, first)
         modalities = join_proteins(adata, proteins, options.hashtags, str(first), protein_where)
@@ -209,8 +212,8 @@ def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> 
 def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> MuData:
     if options.protein_path is not None or columns.protein_expression_obsm_key is not None:
         raise ReadError(
-            f"{path} is a MuData, which has its proteins in a modality: leave out "
-            "protein_path and protein_expression_obsm_key"
+            f"{path} is a MuData, which has its proteins in a modality; leave out "
+            f"{argument('protein_path')} and {argument('protein_expression_obsm_key')}."
         )
     if columns.rna_modality in found.mod:
         rna = found.mod[columns.rna_modality]
@@ -232,8 +235,8 @@ def _paired(
     more = _load(second, None)
     if isinstance(more, MuData):
         raise ReadError(
-            f"{second} is a MuData, which may hold RNA as well: read it alone, or write its "
-            "proteins to an .h5ad file"
+            f"{second} is a MuData, which may hold RNA as well; read it alone, or write its "
+            "proteins to an .h5ad file."
         )
     adata, proteins = orient_pair(found, more, cells_in, (first, second))
     return adata, in_order_of(proteins, adata.obs_names)
@@ -241,18 +244,18 @@ def _paired(
 
 def _existing(path: str | PathLike[str]) -> Path:
     if "://" in str(path):
-        raise ReadError(f"{path} is not a file on this machine: download it and give its path")
+        raise ReadError(f"{path} is not a file on this machine; download it and give its path.")
     found = Path(path).expanduser()
     if not found.exists():
         folder = found.parent
         if not folder.is_dir():
-            raise ReadError(f"{path} does not exist, nor does its folder: check the path")
+            raise ReadError(f"{path} does not exist, nor does its folder; check the path.")
         hint = did_you_mean(found.name, sorted(p.name for p in folder.iterdir()))
-        raise ReadError(f"{path} does not exist: check the name ({hint})")
+        raise ReadError(f"{path} does not exist; check the name ({hint}).")
     with reading(found, "a file of counts"):
         is_empty = not any(found.iterdir()) if found.is_dir() else found.stat().st_size == 0
     if is_empty:
-        raise ReadError(f"{path} is empty: copy, download or write it again")
+        raise ReadError(f"{path} is empty; copy, download or write it again.")
     return found
 
 
@@ -270,11 +273,11 @@ def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
     if name.endswith(tables):
         return read_table(path)
     if name.endswith(PACKED):
-        raise ReadError(f"{path} is a packed file: unpack it and give the path of what was in it")
+        raise ReadError(f"{path} is a packed file; unpack it and give the path of what was in it.")
     known = "; ".join(f"{', '.join(suffixes)} ({what})" for suffixes, what in FORMATS)
     raise ReadError(
-        f'{path} has the unknown suffix "{path.suffix}": convert it to, or name it as, one of '
-        f"these formats: {known}"
+        f'{path} has the unknown suffix "{path.suffix}"; convert it to, or name it as, one of '
+        f"these formats: {known}."
     )
 
 
@@ -285,8 +288,8 @@ def _load_hdf5(path: Path, genome: str | None) -> AnnData | MuData:
     if not is_hdf5:
         looks = "it looks like text" if start.isascii() and b"\0" not in start else "it is not HDF5"
         raise ReadError(
-            f'{path} is not what its suffix "{path.suffix}" says ({looks}): give it the suffix of '
-            "its format, or copy, download or write it again"
+            f'{path} is not what its suffix "{path.suffix}" says ({looks}); give it the suffix of '
+            "its format, or copy, download or write it again."
         )
     with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
         members = set(file)
@@ -300,7 +303,7 @@ def _load_hdf5(path: Path, genome: str | None) -> AnnData | MuData:
         return read_10x_h5(path, genome)
     raise ReadError(
         f"{path} is HDF5, but not of Cell Ranger, AnnData or MuData (it holds "
-        f"{', '.join(sorted(members)) or 'nothing'}): write it again as one of these"
+        f"{', '.join(sorted(members)) or 'nothing'}); write it again as one of these."
     )
 
 
@@ -309,8 +312,8 @@ def _load_folder(path: Path, genome: str | None) -> AnnData | MuData | Table:
         return read_zarr(path)
     if path.suffix == ".zarr":
         raise ReadError(
-            f"{path} is not a zarr store (it has neither zarr.json nor .zgroup): "
-            "copy, download or write it again"
+            f"{path} is not a zarr store (it has neither zarr.json nor .zgroup); "
+            "copy, download or write it again."
         )
     if not holds_matrix(path):
         output = cell_ranger_output(path)

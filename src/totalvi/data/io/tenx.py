@@ -15,7 +15,7 @@ from totalvi.data.finding import did_you_mean
 from totalvi.data.io.modalities import modalities_of
 from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
 from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument
 
 V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
 V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")
@@ -78,8 +78,8 @@ def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
 def _text(dataset: h5py.Dataset) -> list[str]:
     if h5py.check_string_dtype(dataset.dtype) is None:
         raise ReadError(
-            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text: '
-            "copy, download or write it again"
+            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text; '
+            "copy, download or write it again."
         )
     return [v.decode() if isinstance(v, bytes) else str(v) for v in dataset[:].tolist()]
 
@@ -87,8 +87,8 @@ def _text(dataset: h5py.Dataset) -> list[str]:
 def _same_length(values: list[str], n: int, what: str, path: Path) -> list[str]:
     if len(values) != n:
         raise ReadError(
-            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}): "
-            "copy, download or write it again"
+            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}); "
+            "copy, download or write it again."
         )
     return values
 
@@ -98,7 +98,7 @@ def _require_members(group: h5py.Group, members: tuple[str, ...], path: Path) ->
     if missing:
         raise ReadError(
             f'{path} lacks {", ".join(missing)} in its group "{group.name}", which a Cell Ranger '
-            ".h5 file has: write it again, or convert what it holds to .h5ad or .h5mu"
+            ".h5 file has; write it again, or convert what it holds to .h5ad or .h5mu."
         )
 
 
@@ -108,7 +108,7 @@ Part = TypeVar("Part")
 def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> Mapping[str, Part]:
     """Return the one part named, or all of them."""
     if not parts:
-        raise ReadError(f"{path} holds no count matrix: give a file that Cell Ranger wrote")
+        raise ReadError(f"{path} holds no count matrix; give a file that Cell Ranger wrote.")
     if genome is None:
         return parts
     if genome not in parts:
@@ -118,7 +118,9 @@ def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> M
 
 def _no_such_genome(genome: str, known: list[str], path: Path) -> ReadError:
     hint = did_you_mean(genome, known)
-    return ReadError(f'no genome "{genome}" in {path}: give another as genome ({hint})')
+    return ReadError(
+        f'no genome "{genome}" in {path}; give another as {argument("genome")} ({hint}).'
+    )
 
 
 def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
@@ -134,7 +136,7 @@ def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
             repeated = part.obs_names[part.obs_names.duplicated()][0]
             raise ReadError(
                 f'{path} lists the barcode "{repeated}" twice for the genome "{name}", so that its '
-                "genomes cannot be joined: read one of them by genome="
+                f"genomes cannot be joined; read one of them with {argument('genome')}."
             )
     cells = pd.Index(
         pd.unique(np.concatenate([part.obs_names.to_numpy(object) for part in parts.values()])),
@@ -183,7 +185,7 @@ def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
         if not chosen.any():
             raise ReadError(
                 f"{path} names no genome, and no gene name in it begins with "
-                f'"{genome}_": leave out genome'
+                f'"{genome}_"; leave out {argument("genome")}.'
             )
     return adata if (chosen | ~is_gene).all() else adata[:, chosen | ~is_gene].copy()
 
@@ -217,7 +219,7 @@ def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None)
     if len(matrices) > 1:
         raise ReadError(
             f"{folder} holds {len(matrices)} matrices ({matrices[0].name}, {matrices[1].name}, "
-            "...): give the path of one of these files in place of the folder"
+            "...); give the path of one of these files in place of the folder."
         )
     subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
     if matrices or not subfolders:
@@ -267,8 +269,8 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     missing = [prefix + name for name, found in wanted.items() if found is None]
     if matrix is None or features is None or barcodes is None:
         raise ReadError(
-            f"{folder} lacks {', '.join(missing)}: a Cell Ranger matrix folder holds matrix.mtx.gz, "
-            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others"
+            f"{folder} lacks {', '.join(missing)}; a Cell Ranger matrix folder holds matrix.mtx.gz, "
+            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others."
         )
     lines_of_cells, lines_of_features = _lines(barcodes), _lines(features)
     # first, as lists that are no part of it may be so long that to take them apart fills the memory
@@ -278,8 +280,8 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     n_fields = {line.count("\t") + 1 for line in lines_of_features}
     if len(n_fields) > 1:
         raise ReadError(
-            f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns: "
-            "copy, download or write it again"
+            f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns; "
+            "copy, download or write it again."
         )
     names = [fields[1 if len(fields) > 1 else 0] for fields in table]
     var = pd.DataFrame({"gene_ids": [fields[0] for fields in table]}, index=names)
@@ -321,16 +323,16 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
                 if indices.min() < 1 or indices.max() > n:
                     worst = indices.min() if indices.min() < 1 else indices.max()
                     raise ReadError(
-                        f"{path} has a count in {what} {worst}, outside its {n} {what}s: "
-                        "copy, download or write it again"
+                        f"{path} has a count in {what} {worst}, outside its {n} {what}s; "
+                        "copy, download or write it again."
                     )
             chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
     require_last_line_end(path)
     found = sum(len(counts) for counts, _, _ in chunks)
     if found != n_entries:
         raise ReadError(
-            f"{path} announces {n_entries} counts but has {found}: it is damaged or cut short, so "
-            "copy, download or write it again"
+            f"{path} announces {n_entries} counts but has {found}; it is damaged or cut short, so "
+            "copy, download or write it again."
         )
     empty = (np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int32))
     counts, cells, features = (np.concatenate(parts) for parts in zip(empty, *chunks, strict=True))
@@ -342,13 +344,13 @@ def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
     banner = file.readline(1000).decode().lower().split()
     if banner[:2] != ["%%matrixmarket", "matrix"]:
         raise ReadError(
-            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket): "
-            "copy, download or write it again"
+            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket); "
+            "copy, download or write it again."
         )
     if banner[2:] not in (["coordinate", kind, "general"] for kind in ("integer", "real")):
         raise ReadError(
             f'{path} is a Matrix Market file of the kind "{" ".join(banner[2:])}", and counts are '
-            '"coordinate integer general": write it again as a sparse matrix of integers'
+            '"coordinate integer general"; write it again as a sparse matrix of integers.'
         )
     line = b"%"
     while line.startswith(b"%") or line.isspace():

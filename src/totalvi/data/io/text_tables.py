@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.io.trust import UNSUSPECTED, reading
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument, setting
 
 Axis = Literal["rows", "columns"]
 BARCODE = re.compile(r"[ACGTN]{8,}")
@@ -57,8 +57,8 @@ def require_last_line_end(path: Path) -> None:
             is_whole = file.read(1) in b"\n"
     if not is_whole:
         raise ReadError(
-            f"{path} ends within a line, so that it may be cut short: copy, download or write it "
-            "again, or end its last line if it is whole"
+            f"{path} ends within a line, so that it may be cut short; copy, download or write it "
+            "again, or end its last line if it is whole."
         )
 
 
@@ -81,15 +81,15 @@ class _CheckedText(io.RawIOBase):
         content = self._file.read(len(buffer))
         if b"\0" in content:
             raise ReadError(
-                f"{self._path} is not text (it holds a NUL byte): give a .csv or .tsv file, or write "
-                "it again as text"
+                f"{self._path} is not text (it holds a NUL byte); give a .csv or .tsv file, or write "
+                "it again as text."
             )
         self._require_paired_returns(content)
         self._n_read += len(content)
         if self._at_most is not None and self._n_read > max(self._at_most, UNSUSPECTED):
             raise ReadError(
                 f"{self._path} unpacks to more than {self._n_read // 2**20} MB, which no list of this "
-                "size does: copy, download or write it again"
+                "size does; copy, download or write it again."
             )
         buffer[: len(content)] = content
         return len(content)
@@ -99,8 +99,8 @@ class _CheckedText(io.RawIOBase):
         alone = content.count(b"\r") - content.count(b"\r\n") - content.endswith(b"\r")
         if alone or (self._ended_in_return and not content.startswith(b"\n")):
             raise ReadError(
-                f"{self._path} has a carriage return that ends no line: write it again with line ends "
-                "of one kind"
+                f"{self._path} has a carriage return that ends no line; write it again with line ends "
+                "of one kind."
             )
         self._ended_in_return = content.endswith(b"\r")
 
@@ -154,7 +154,7 @@ def read_table(path: Path) -> Table:
             raise
     require_last_line_end(path)
     if not rows:
-        raise ReadError(f"{path} holds a line of names but no counts: write the table again")
+        raise ReadError(f"{path} holds a line of names but no counts; write the table again.")
     counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
     return Table(path, counts, pd.Index(rows, dtype=object), pd.Index(columns, dtype=object))
 
@@ -187,7 +187,7 @@ def _header(path: Path) -> tuple[str, list[str]]:
     with _open(path) as file:
         line = file.readline(LONGEST_LINE)
         if len(line) == LONGEST_LINE:
-            raise ReadError(f"{path} has a first line without end: write the table again")
+            raise ReadError(f"{path} has a first line without end; write the table again.")
         delimiter = "\t" if "\t" in line else max(",;", key=line.count)
         header = next(csv.reader([line], delimiter=delimiter), [])
         first = next(csv.reader(file, delimiter=delimiter), [])
@@ -198,13 +198,13 @@ def _header(path: Path) -> tuple[str, list[str]]:
     columns = [name.strip() for name in (header[1:] if has_corner else header)]
     if not columns:
         raise ReadError(
-            f"{path} has only one column: a count table has a column of names and then one per "
-            "cell or feature, separated by commas or tabs"
+            f"{path} has only one column; give a count table, with a column of names and then one per "
+            "cell or feature, separated by commas or tabs."
         )
     seen: set[str] = set()
     for name in columns:
         if name in seen:
-            raise ReadError(f'{path} has more than one column "{name}": give each its own name')
+            raise ReadError(f'{path} has more than one column "{name}"; give each its own name.')
         seen.add(name)
     return delimiter, columns
 
@@ -220,13 +220,13 @@ def _require_whole_lines(
             if line and len(line) != len(columns) + 1:
                 raise ReadError(
                     f'{path} has {len(line)} fields in its line {lines.line_num} (row "{line[0]}") '
-                    f"in place of {len(columns) + 1}: write the table again"
+                    f"in place of {len(columns) + 1}; write the table again."
                 )
             for name, field in zip(columns, line[1:], strict=bool(line)) if numbers else ():
                 if not _is_number(field):
                     raise ReadError(
-                        f'{path} holds the text "{field[:60]}" in row "{line[0]}", column "{name}": '
-                        "a count table holds numbers only, so remove or fix it"
+                        f'{path} holds the text "{field[:60]}" in row "{line[0]}", column "{name}"; '
+                        "remove or fix it, as a count table holds numbers only."
                     )
 
 
@@ -251,16 +251,17 @@ def orient_pair(
     best = [axes for axes, n in shared.items() if n == most]
     if most == 0:
         names, others = (next(iter(_cell_axes(x, cells_in).values())) for x in (first, second))
-        hint = ', or say with cells_in whether they are "rows" or "columns"'
+        hint = ""
+        if isinstance(first, Table) or isinstance(second, Table):
+            hint = f', or say with {argument("cells_in")} whether they are "rows" or "columns"'
         raise ReadError(
             f"{paths[0]} and {paths[1]} have no cell name in common (they begin with "
-            f'"{_first(names)}" and "{_first(others)}"): write the cell names alike in both'
-            + (hint if isinstance(first, Table) or isinstance(second, Table) else "")
+            f'"{_first(names)}" and "{_first(others)}"); write the cell names alike in both{hint}.'
         )
     if len(best) > 1:
         raise ReadError(
-            f"{paths[0]} and {paths[1]} have {most} names in common along either axis: say where "
-            'the cells are with cells_in="rows" or cells_in="columns"'
+            f"{paths[0]} and {paths[1]} have {most} names in common along either axis; say where "
+            f"the cells are with {setting('cells_in', 'rows')} or {setting('cells_in', 'columns')}."
         )
     return _oriented(first, best[0][0]), _oriented(second, best[0][1])
 
@@ -270,8 +271,9 @@ def orient_alone(table: Table, cells_in: Axis | None) -> AnnData:
     axes = _cell_axes(table, cells_in)
     if len(axes) > 1:
         raise ReadError(
-            f"{table.path} does not tell whether its cells are rows or columns: say it with "
-            'cells_in="rows" or cells_in="columns", or give the protein table as protein_path'
+            f"{table.path} does not tell whether its cells are rows or columns; say it with "
+            f"{setting('cells_in', 'rows')} or {setting('cells_in', 'columns')}, or give the protein "
+            f"table as {argument('protein_path')}."
         )
     return table.to_anndata(next(iter(axes)))
 

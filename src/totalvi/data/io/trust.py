@@ -33,16 +33,16 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ReadError(
-            f"{path} needs more memory than there is ({error}): read it on a machine with more, or, if "
-            "it should not be that large, copy, download or write it again"
+            f"{path} needs more memory than there is ({error}); read it on a machine with more, or, if "
+            "it should not be that large, copy, download or write it again."
         ) from error
     except PermissionError as error:
-        raise ReadError(f"{path} may not be read: ask its owner for permission") from error
+        raise ReadError(f"{path} may not be read; ask its owner for permission.") from error
     except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ReadError(
-            f"{path} cannot be read as {what} ({lines[0][:200].rstrip('.')}): it is damaged or cut "
-            "short, so copy, download or write it again"
+            f"{path} cannot be read as {what} ({lines[0][:200].rstrip('.')}); it is damaged or cut "
+            "short, so copy, download or write it again."
         ) from error
 
 
@@ -59,7 +59,7 @@ def counts_from_csr(
 def counts_from(values: Any, where: str, cells: pd.Index, features: pd.Index) -> sparse.csr_matrix:
     """Return any matrix of numbers, sparse, dense or a DataFrame, as checked CSR float32."""
     if values is None:
-        raise ReadError(f"{where} has no X: write it again with the raw counts in X")
+        raise ReadError(f"{where} has no X; write it again with the raw counts in X.")
     require_sound(values, where)
     try:
         counts = to_csr(values, where, cells, features)
@@ -68,7 +68,7 @@ def counts_from(values: Any, where: str, cells: pd.Index, features: pd.Index) ->
     if counts.shape != (len(cells), len(features)):
         raise ReadError(
             f"{where} is {counts.shape[0]} x {counts.shape[1]} but there are {len(cells)} cells and "
-            f"{len(features)} names of features: write the file again with both in step"
+            f"{len(features)} names of features; write the file again with both in step."
         )
     return counts.astype(np.float32, copy=False)
 
@@ -92,7 +92,7 @@ def require_lengths(path: Path, n_rows: int, n_features: int, n_columns: int, n_
         if n != named:
             raise ReadError(
                 f"{path} does not fit together (counts for {n} {what}, but {named} {what} are "
-                "listed): use the files of one and the same Cell Ranger run"
+                "listed); use the files of one and the same Cell Ranger run."
             )
 
 
@@ -116,7 +116,7 @@ def _require_consistent(
         fault = f"a count at index {worst}, outside the {n_columns} columns"
     if fault is not None:
         raise ReadError(
-            f"{where} is damaged (its sparse matrix has {fault}): copy, download or write it again"
+            f"{where} is damaged (its sparse matrix has {fault}); copy, download or write it again."
         )
 
 
@@ -228,7 +228,7 @@ def _number(content: mmap.mmap, place: int) -> int:
 
 
 def _damaged(path: Path, what: str) -> ReadError:
-    return ReadError(f"{path} is damaged ({what}): copy, download or write it again")
+    return ReadError(f"{path} is damaged ({what}); copy, download or write it again.")
 
 
 UNSUSPECTED = 2**26  # bytes: whatever declares no more is no danger
@@ -281,7 +281,7 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
     outside += [name for name in soft if name not in file or isinstance(file[name], h5py.Group)]
     if outside:
         raise ReadError(
-            f'{path} takes "{outside[0]}" from another place: write it again with all it needs in it'
+            f'{path} takes "{outside[0]}" from another place; write it again with all it needs in it.'
         )
 
 
@@ -296,16 +296,16 @@ def require_plain_folder(folder: Path) -> None:
     root = folder.resolve()
     for place, folders, files in os.walk(root):
         if not (folders or files):
-            raise ReadError(f"{place} is empty: copy, download or write {folder} again")
+            raise ReadError(f"{place} is empty; copy, download or write {folder} again.")
         for name in (*folders, *files):
             entry = Path(place, name)
             mode = entry.lstat().st_mode
             if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
                 raise ReadError(
-                    f"{entry} is a link out of {folder}: put what it stands for in place"
+                    f"{entry} is a link out of {folder}; put what it stands for in place."
                 )
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
-                raise ReadError(f"{entry} is no file: copy, download or write {folder} again")
+                raise ReadError(f"{entry} is no file; copy, download or write {folder} again.")
 
 
 def require_honest_zarr(group: zarr.Group, path: Path) -> None:
@@ -342,8 +342,8 @@ def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:
                     head = file.read(BLOSC_HEAD)
                     if len(head) < BLOSC_HEAD or int.from_bytes(head[12:], "little") != length:
                         raise ReadError(
-                            f"{path} is not of the length that it says: copy, download or write it "
-                            "again"
+                            f"{path} is not of the length that it says; copy, download or write it "
+                            "again."
                         )
 
 
@@ -369,8 +369,8 @@ def _require_columns(group: h5py.Group | zarr.Group, path: Path) -> None:
     for name in group:
         if getattr(group[name], "shape", None) == ():
             raise ReadError(
-                f'{path} has a single value in place of the column "{name}" of "{group.name}": copy, '
-                "download or write it again"
+                f'{path} has a single value in place of the column "{name}" of "{group.name}"; copy, '
+                "download or write it again."
             )
 
 
@@ -380,6 +380,6 @@ def _require_honest_size(
     ratio = LARGEST_RATIO.get(compression, LARGEST_RATIO_OF_OTHERS)
     if declared > max(UNSUSPECTED, ratio * max(stored, 1)):
         raise ReadError(
-            f'{path} declares {declared:,} bytes for "{name}" and holds {stored:,}: it is damaged, so '
-            "copy, download or write it again"
+            f'{path} declares {declared:,} bytes for "{name}" and holds {stored:,}; it is damaged, so '
+            "copy, download or write it again."
         )

@@ -187,9 +187,9 @@ def _require_replaceable(target: Path, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise OutputError(f"{target} exists already: choose another folder, or remove it")
+        raise OutputError(f"{target} exists already; choose another folder, or remove it.")
     if not any((target / name).is_file() for name in ("zarr.json", ".zgroup")):
-        raise OutputError(f"{target} is not a zarr store, and stays: choose another folder")
+        raise OutputError(f"{target} is not a zarr store, and stays; choose another folder.")
 
 
 class SparseRows:

@@ -11,10 +11,10 @@ from mudata import MuData
 
 from totalvi.data.columns import Columns
 from totalvi.data.find import find_counts
-from totalvi.data.finding import did_you_mean, listed
+from totalvi.data.finding import did_you_mean, listed, no_column
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibody_names import Antibody, identify, spelling_key
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 
 AntibodyNames = Mapping[str, str] | Mapping[str, Mapping[str, str]]
 _Key = tuple[str, str]  # data set, original name
@@ -69,8 +69,8 @@ def harmonise_antibodies(
         repeated = [name for name, n in Counter(originals).items() if n > 1]
         if repeated:
             raise ValueError(
-                f'data set "{data_set}" has several antibodies named "{repeated[0]}": make the '
-                "names unique"
+                f'data set "{data_set}" has several antibodies named "{repeated[0]}"; make the '
+                "names unique."
             )
     given = _given(names, antibody_names or {})
     found = {
@@ -99,21 +99,21 @@ def _given(names: Mapping[str, Sequence[str]], antibody_names: AntibodyNames) ->
         if isinstance(value, Mapping):
             if key not in names:
                 raise ValueError(
-                    f'antibody_names holds the data set "{key}"; {did_you_mean(key, names)}'
+                    f'antibody_names holds the data set "{key}"; {did_you_mean(key, names)}.'
                 )
             by_data_set[key] = value
             continue
         holders = [data_set for data_set, originals in names.items() if key in originals]
         if not holders:
             known = dict.fromkeys(name for originals in names.values() for name in originals)
-            raise ValueError(f'antibody_names holds "{key}"; {did_you_mean(key, known)}')
+            raise ValueError(f'antibody_names holds "{key}"; {did_you_mean(key, known)}.')
         given |= {(data_set, key): str(value) for data_set in holders}
     for data_set, renamed in by_data_set.items():
         for original, name in renamed.items():
             if original not in names[data_set]:
                 raise ValueError(
                     f'antibody_names holds "{original}" of data set "{data_set}"; '
-                    f"{did_you_mean(original, names[data_set])}"
+                    f"{did_you_mean(original, names[data_set])}."
                 )
             given[data_set, original] = str(name)
     twice = [
@@ -124,7 +124,7 @@ def _given(names: Mapping[str, Sequence[str]], antibody_names: AntibodyNames) ->
         originals = [o for (d, o), n in given.items() if (d, n) == (data_set, name)]
         raise ValueError(
             f'antibody_names gives the name "{name}" to {listed(originals)} of data set '
-            f'"{data_set}": give each of them a name of its own'
+            f'"{data_set}"; give each of them a name of its own.'
         )
     return given
 
@@ -184,7 +184,7 @@ def _warn_of_several(data_set: str, target: str, names: Mapping[str, str]) -> No
     warnings.warn(
         f'data set "{data_set}": {listed(names)} are all against {target} and stay {len(names)} '
         f"proteins{renamed}; to make one of them the {target} of other data sets, give "
-        f'antibody_names={{"{data_set}": {{"{first}": "{target}"}}}}',
+        f'antibody_names={{"{data_set}": {{"{first}": "{target}"}}}}.',
         stacklevel=4,
     )
 
@@ -205,7 +205,7 @@ def _keep_apart(chosen: dict[_Key, tuple[str, str]], given: Mapping[_Key, str]) 
             data_set, original = shared[0]
             raise ValueError(
                 f'antibody_names gives the name "{original}" to another antibody of data set '
-                f'"{data_set}", which has one of this name: give that one a name as well'
+                f'"{data_set}", which has one of this name; give that one a name as well.'
             )
         for data_set, original in changed:
             name = chosen[data_set, original][0]
@@ -255,9 +255,7 @@ def declare_unmeasured(
     where = Columns(rna_modality=rna_modality, protein_modality=protein_modality)
     source = find_counts(data, where)
     if batch_key not in source.obs:
-        raise DataError(
-            f'batch_key: no column "{batch_key}" in obs, {did_you_mean(batch_key, source.obs.columns)}'
-        )
+        raise DataError(no_column("batch_key", batch_key, source.obs.columns))
     batch = source.obs[batch_key].astype(str).to_numpy()
     protein = source.protein.read()  # a copy of the user's
     for name, proteins in unmeasured.items():
@@ -267,7 +265,7 @@ def declare_unmeasured(
             )
         if isinstance(proteins, str):
             raise ValueError(
-                f'unmeasured[{name!r}] is {proteins!r}; allowed is a list: give ["{proteins}"].'
+                allowed(f"unmeasured[{name!r}]", proteins, f'lists, as ["{proteins}"]')
             )
         for wanted in proteins:
             if wanted not in source.protein_names:

@@ -1,6 +1,7 @@
 """Join data sets with different antibody panels into one MuData that knows what was measured where."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 
 
 def concat(
@@ -149,9 +150,9 @@ def concat(
 
 
 def _check_joins(genes: str, proteins: str) -> None:
-    for argument, join in (("genes", genes), ("proteins", proteins)):
-        if join not in ("inner", "outer"):
-            raise ValueError(f"{argument} is {join!r}; allowed are 'inner', 'outer'.")
+    for name, join in (("genes", genes), ("proteins", proteins)):
+        if join not in get_args(Join):
+            raise ValueError(allowed(name, join, get_args(Join)))
 
 
 def _require_obsm(data: Mapping[str, MuData | AnnData], key: str) -> None:
@@ -189,7 +190,7 @@ def _joined_proteins(
         names = [name for name in names if n_data_sets[name] == n_with_proteins]
     if not names:
         reason = "no data set has any" if n_with_proteins == 0 else "none is in all data sets"
-        raise DataError(f'no proteins to join: {reason}; proteins="outer" takes those of any')
+        raise DataError(f'no proteins to join: {reason}; proteins="outer" takes those of any.')
     n_cells = [len(each.source.cell_names) for each in found.values()]
     joined = np.full((sum(n_cells), len(names)), np.nan, dtype=np.float32)
     control = np.zeros(len(names), dtype=bool)
@@ -242,8 +243,8 @@ def _joined_obs(
         for argument, key in (("batch_key", batch_key), ("panel_key", panel_key)):
             if key in obs and key != sub_batch_key:
                 raise DataError(
-                    f'data set "{name}" has a column "{key}" in obs already: give another name as '
-                    f'{argument}, or, where it holds batches to keep, sub_batch_key="{key}"'
+                    f'data set "{name}" has a column "{key}" in obs already; give another name as '
+                    f'{argument}, or, where it holds batches to keep, sub_batch_key="{key}".'
                 )
         batch = pd.Series(name, index=obs.index, dtype=object)
         if sub_batch_key is not None and sub_batch_key in obs:
@@ -251,7 +252,7 @@ def _joined_obs(
             if values.isna().any():
                 raise DataError(
                     f'sub_batch_key: obs["{sub_batch_key}"] of data set "{name}" has no value for '
-                    f'cell "{obs.index[values.isna()][0]}": fill it, or drop the cells'
+                    f'cell "{obs.index[values.isna()][0]}"; fill it, or drop the cells.'
                 )
             batch = name + ":" + values.astype(str)
         obs[batch_key], obs[panel_key] = batch.to_numpy(object), name
@@ -261,8 +262,8 @@ def _joined_obs(
     if not joined.index.is_unique:
         repeated = joined.index[joined.index.duplicated()][0]
         raise DataError(
-            f'two data sets have a cell that is "{repeated}" with the data set behind it: rename one '
-            "of the data sets"
+            f'two data sets have a cell that is "{repeated}" with the data set behind it; rename one '
+            "of the data sets."
         )
     for column in joined:
         values = joined[column]

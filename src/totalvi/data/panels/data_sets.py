@@ -71,14 +71,14 @@ def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSe
     if not source.cell_names.is_unique:
         repeated = source.cell_names[source.cell_names.duplicated()][0]
         raise DataError(
-            f'data set "{name}" has several cells named "{repeated}": make the names unique with '
-            "obs_names_make_unique()"
+            f'data set "{name}" has several cells named "{repeated}"; make the names unique with '
+            "obs_names_make_unique()."
         )
     names = source.protein_names
     if not names.is_unique:
         repeated = names[names.duplicated()][0]
         raise DataError(
-            f'data set "{name}" has several antibodies named "{repeated}": make the names unique'
+            f'data set "{name}" has several antibodies named "{repeated}"; make the names unique.'
         )
     var = pd.DataFrame(index=names)
     in_mudata = isinstance(data, MuData) and len(names) > 0
@@ -195,7 +195,7 @@ def align_genes(var: Mapping[str, pd.DataFrame], join: Join) -> GeneAlignment:
         by_id, by_symbol = (next(d for d, known in labels.items() if k not in known) for k in kinds)
         raise DataError(
             f'the genes of "{by_symbol}" are known by symbol alone and those of "{by_id}" by Ensembl '
-            f'id alone: add the ids of the former as var["gene_ids"] of its RNA'
+            f'id alone; add the ids of the former as var["gene_ids"] of its RNA.'
         )
     shared = {kind: _intersection([known[kind] for known in labels.values()]) for kind in common}
     kind = max(common, key=lambda kind: len(shared[kind]))
@@ -222,8 +222,8 @@ def _labels(var: pd.DataFrame, data_set: str) -> dict[_Kind, pd.Index]:
     if not names.is_unique:
         repeated = names[names.duplicated()][0]
         raise DataError(
-            f'data set "{data_set}" has several genes named "{repeated}": make the names unique with '
-            "var_names_make_unique()"
+            f'data set "{data_set}" has several genes named "{repeated}"; make the names unique with '
+            "var_names_make_unique()."
         )
     names = _without_genome(names)
     ids = _ensembl(names)
@@ -281,9 +281,9 @@ def _require_overlap(genes: Mapping[str, pd.Index], join: Join) -> None:
         if n_shared < _LEAST_SHARED * n_smaller:
             raise DataError(
                 f'"{data_set}" shares only {n_shared:,} of {n_smaller:,} genes with the data sets '
-                f'before it (their first gene is "{known[0]}", its own "{more[0]}"): name genes alike '
+                f'before it (their first gene is "{known[0]}", its own "{more[0]}"); name genes alike '
                 '(Ensembl ids in var["gene_ids"] will do), join before variable genes are selected, '
-                "or, if the data sets do differ that much, keep only the shared genes first"
+                "or, if the data sets do differ that much, keep only the shared genes first."
             )
         if join == "inner":
             known = known[known.isin(more)]

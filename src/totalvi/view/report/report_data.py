@@ -140,7 +140,7 @@ class Results(NamedTuple):
 
 _NOT_OF_A_RUN = (
     "{} is not a folder of `totalvi run`, which holds run.json, results.h5mu (or "
-    f"{STORE}) and tables: give the folder that a run wrote"
+    f"{STORE}) and tables; give the folder that a run wrote."
 )
 
 
@@ -165,7 +165,7 @@ def read_run_record(folder: Path) -> dict[str, Any]:
 
 
 def _damaged(folder: Path, error: Exception) -> ReadError:
-    return ReadError(f"{folder} cannot be read ({error}): make it again with totalvi run")
+    return ReadError(f"{folder} cannot be read ({error}); make it again with `totalvi run`.")
 
 
 def read_results(folder: Path, n_drawn: int) -> Results:
