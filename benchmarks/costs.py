@@ -190,7 +190,7 @@ def table(found: dict[str, Any]) -> list[str]:
     lines += [f"| {term} | {value:.2e} |" for term, value in found["seconds"].items()]
     lines += [
         "",
-        f"Over the grid it is off by {100 * found['median_error']:.0f} % in the median, "
+        f"The error over the grid is {100 * found['median_error']:.0f} % in the median, "
         f"{100 * found['largest_error']:.0f} % at most.",
         "",
         "| genes | density | proteins | cells a step | measured, ms | predicted | two threads |",

@@ -104,9 +104,9 @@ def report(n_cells: int, n_genes: int, rows: list[tuple[str, float, float]]) -> 
     lines = [f"| {what} | {wall:.2f} | {cpu:.2f} |" for what, wall, cpu in rows]
     head = [
         "# Explorer", "",
-        f"`python benchmarks/explore.py --cells {n_cells} --genes {n_genes}`. The bars: a gate within "
-        "0.5 s, a comparison within 10 s, on 2 cores.", "",
-        "| what | seconds | of the processor |", "|---|---|---|",
+        f"`python benchmarks/explore.py --cells {n_cells} --genes {n_genes}`. The goals are 0.5 s "
+        "for a gate and 10 s for a comparison, on 2 cores.", "",
+        "| what | seconds | processor seconds |", "|---|---|---|",
     ]  # fmt: skip
     return "\n".join([*head, *lines, ""])
 

@@ -31,13 +31,14 @@ SHARES = {
 }  # fmt: skip
 ENDINGS = ("refused", "right", "undetectable", *FAULTS)
 EXPLAINED = """
-- refused: an error of totalvi that names the file. right: counts, names and batches (of a model:
-  weights, schema and options) are those of the undamaged file.
-- undetectable: the file is whole and says what was read (an independent parser of text agrees), or is
-  read rightly once values that lie in blocks without a checksum are restored. HDF5 without compression,
-  zarr and torch's older format protect no values.
-- faults: another number or name than the file's (wrong), an error not of totalvi, more than 600 MB of
-  memory for a few kilobytes, a file changed or written, more than 30 s, or the end of the process.
+- refused: totalvi raises an error that names the file.
+- right: counts, names and batches (of a model: weights, schema and options) are those of the undamaged
+  file.
+- undetectable: the file is complete and contains what was read (an independent parser of text agrees),
+  or it is read correctly once values in blocks without a checksum are restored. HDF5 without
+  compression, zarr and torch's older format do not protect values.
+- faults: a number or name that differs from the file (wrong), an error that is not totalvi's, more than
+  600 MB of memory for a few kilobytes, a file changed or written, more than 30 s, or a crash.
 """
 
 

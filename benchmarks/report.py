@@ -33,10 +33,10 @@ def main() -> None:
         load = f"{os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
         head = (
             "# Building report.html\n\n"
-            f"`python benchmarks/report.py FOLDER... --write`, totalvi {version('totalvi')}: best of "
-            "three builds from the folder of a\nrun, and the size of the file. Load average "
-            f"of the machine meanwhile: {load}. To hold: PBMC10k below 20 s;\nbelow 10 MB at "
-            "10,000 cells.\n\n"
+            f"`python benchmarks/report.py FOLDER... --write`, totalvi {version('totalvi')}: the "
+            "best of three builds from the folder of a\nrun, and the size of the file. The load average "
+            f"of the machine was {load}. The goals are less than 20 s\nfor PBMC10k and less than 10 MB "
+            "for 10,000 cells.\n\n"
         )
         RESULT.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 

@@ -66,10 +66,10 @@ def main() -> None:
     lines = [
         "# Numbers of threads",
         "",
-        "`python benchmarks/threads.py`: the same fit (CPU, float32) with other numbers of threads "
-        "against one thread. Differences are relative, of the latent space 1 - correlation, "
-        "of the foreground probability absolute; medians over all cells and proteins. On a machine of "
-        f"{os.cpu_count()} cores.",
+        "`python benchmarks/threads.py`: the same fit (CPU, float32) with several threads, compared "
+        "with one thread, on a machine of "
+        f"{os.cpu_count()} cores. Differences are relative; for the latent space they are 1 - correlation, "
+        "and for the foreground probability absolute. They are medians over all cells and proteins.",
         "",
         "| fit | threads | loss of the first epoch | lowest held-out loss | latent space | "
         "denoised protein | foreground probability |",
