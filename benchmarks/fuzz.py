@@ -1,11 +1,12 @@
-"""Read tens of thousands of damaged and hostile files, and count how the readings end.
+"""Read tens of thousands of damaged and hostile files, and count the outcomes.
 
     python benchmarks/fuzz.py --files 22000
 
-Every file is a small good one, damaged by a seed (tests/fuzzing): cut short, with bits flipped, bytes
-moved, hostile numbers, types, names, links and sizes. It is read in a process of its own, limited in
-time and memory. Results go to benchmarks/results/fuzz.json and fuzz.md; `--reader NAME` reads those of
-one reader again, and `--reader NAME --index N` tells of one file.
+Every file is a small valid one, damaged at random with a seed (tests/fuzzing): cut short, with
+flipped bits or moved bytes, or with hostile numbers, types, names, links and sizes. A separate
+process with limited time and memory reads it. Results go to benchmarks/results/fuzz.json and
+fuzz.md. `--reader NAME` reads the files of one reader again, and `--reader NAME --index N` reports
+on one file.
 """
 
 import argparse
