@@ -265,8 +265,8 @@ def main() -> None:
         f"`python benchmarks/kill.py --kills {options.kills} --seed {options.seed}`, totalvi "
         f"{totalvi.__version__}, {time.monotonic() - started:.0f} s on {os.cpu_count()} cores. "
         "After each kill, the checkpoint and the results were complete, or absent as before. "
-        f"{n_completed} runs, killed up to 5 times each, were resumed to the end. They had a report, and "
-        "the weights, history and latent space of an uninterrupted run, bit for bit.",
+        f"{n_completed} runs, killed up to 5 times each, were resumed to the end. They had a report, "
+        "and the weights, history and latent space of an uninterrupted run, bit for bit.",
         "",
         "| killed while | times | losses |",
         "|---|---|---|",

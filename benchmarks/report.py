@@ -35,8 +35,8 @@ def main() -> None:
             "# Building report.html\n\n"
             f"`python benchmarks/report.py FOLDER... --write`, totalvi {version('totalvi')}: the "
             "best of three builds from the folder of a\nrun, and the size of the file. The load "
-            f"average of the machine was {load}. The goals are less than 20 s\nfor PBMC10k and less than 10 MB "
-            "for 10,000 cells.\n\n"
+            f"average of the machine was {load}. The goals are less than 20 s\nfor PBMC10k and less "
+            "than 10 MB for 10,000 cells.\n\n"
         )
         RESULT.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 

@@ -69,7 +69,8 @@ def main() -> None:
         "`python benchmarks/threads.py`: the same fit (CPU, float32) with several threads, compared "
         "with one thread, on a machine of "
         f"{os.cpu_count()} cores. Differences are relative; for the latent space they are "
-        "1 - correlation, and for the foreground probability absolute. They are medians over all cells and proteins.",
+        "1 - correlation, and for the foreground probability absolute. They are "
+        "medians over all cells and proteins.",
         "",
         "| fit | threads | loss of the first epoch | lowest held-out loss | latent space | "
         "denoised protein | foreground probability |",
