@@ -74,10 +74,10 @@ def as_text(found: dict) -> str:
         "",
         f"`python benchmarks/empty_droplets.py`: {CELLS['n_cells']:,} simulated cells, "
         f"{CELLS['n_proteins']} proteins (2 isotype controls, excluded from the model), 2,000 empty "
-        "droplets with 0.4 of a cell's background and a deviation of 0.1 between proteins, and debris and "
-        f"blank barcodes; {EPOCHS} epochs. The errors are those of the log background mean: of a protein "
-        "(over cells), and of a cell and protein. The floor of the second is the variation of a "
-        "cell's background.",
+        "droplets with 0.4 of a cell's background and a deviation of 0.1 between proteins, and debris "
+        f"and blank barcodes; {EPOCHS} epochs. The errors are those of the log background mean: of a "
+        "protein (over cells), and of a cell and protein. The floor of the second is the variation "
+        "of a cell's background.",
         "",
     ]
     for name, runs in found.items():

@@ -1,4 +1,4 @@
-"""Progress bars on standard error: of a fit's epochs and of a query's cells."""
+"""Show progress bars on standard error: for the epochs of a fit and the cells of a query."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -21,12 +21,12 @@ _Batch = TypeVar("_Batch", bound=_OfCells)
 def epoch_progress(
     n_epochs: int, show: bool | None
 ) -> Iterator[Callable[[int, dict[str, float]], None] | None]:
-    """Give a function that shows each finished epoch: bar, rate, time left, losses.
+    """Yield a function that shows each finished epoch: bar, rate, time left, losses.
 
     Parameters
     ----------
     n_epochs
-        Epochs to come, at most.
+        Largest number of epochs to come.
     show
         Whether to show anything; None: only when standard error is a terminal.
     """
@@ -53,12 +53,12 @@ def epoch_progress(
 def cell_progress(
     batches: Iterable[_Batch], n_cells: int, what: str, show: bool | None
 ) -> Iterator[Iterator[_Batch]]:
-    """Give the minibatches on, while a bar shows how many cells are done.
+    """Yield the minibatches while a bar shows how many cells are done.
 
     Parameters
     ----------
     what
-        What is computed, shown beside the bar.
+        Name of the result, shown beside the bar.
     show
         Whether to show the bar; None: only when standard error is a terminal.
     """
@@ -76,7 +76,7 @@ def cell_progress(
                 bar.update(task, advance=len(batch.cells))
 
         yield counted()
-        bar.update(task, completed=n_cells)  # a query that knows n_cells may not ask for the end
+        bar.update(task, completed=n_cells)  # a query that knows n_cells may not iterate to the end
 
 
 def _is_shown(show: bool | None) -> bool:

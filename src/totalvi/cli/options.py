@@ -13,7 +13,7 @@ from totalvi.errors import ReadError
 
 
 def a_number(value: float) -> float:
-    """Refuse NaN, which is within every bound."""
+    """Refuse NaN, which passes every check of bounds."""
     if math.isnan(value):
         raise typer.BadParameter("NaN is not a number: give one")
     return value
@@ -209,7 +209,7 @@ NumNodes = Annotated[
 
 @contextmanager
 def keeping(output: Path) -> Iterator[None]:
-    """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
+    """Print where the fit is kept if a signal ends a run early, and exit with its status."""
     from totalvi.errors import Interrupted
     from totalvi.processes import this_process
     from totalvi.run.folder import checkpoint_of
@@ -251,7 +251,7 @@ OPTIONS = {
     "n_cell_types": "--cell-types",
     "n_unmeasured": "--unmeasured",
     "max_epochs": "--epochs",
-    # Arguments whose names are also words, where they mean the argument.
+    # Arguments whose names are also words; these patterns match only the argument.
     "isotype_controls=()": "--keep-isotypes",
     "checkpoint_every": "--checkpoint-every",
     "on_disk": "--on-disk",
@@ -274,14 +274,14 @@ OPTIONS = {
 }
 """What a message says for Python, and the same for the command line."""
 
-# Not inside of quoted names and paths.
+# Skip quoted names and paths.
 _ARGUMENT = re.compile(
     rf"(?<![\w\"/.-])({'|'.join(map(re.escape, OPTIONS))})(?![\w/-]|\.\w)(=True|=)?"
 )
 
 
 def with_options(message: str) -> str:
-    """Return a message that names options in place of Python arguments.
+    """Return a message that names options instead of Python arguments.
 
     Examples
     --------
