@@ -82,9 +82,7 @@ def _has_bfloat16() -> bool:
 # ----------------------------------------------------------------------------------------- memory
 
 _PROBE_CELLS = 64
-_COPIES_OF_WEIGHTS = (
-    6  # the weights, their gradients, two moments of Adam, the best weights, clipping
-)
+_COPIES_OF_WEIGHTS = 6  # weights, gradients, two moments of Adam, the best weights, clipping
 _SPARE = 0.9  # share of the free memory that a plan may use
 _GB = 1e9
 

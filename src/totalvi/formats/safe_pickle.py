@@ -204,9 +204,7 @@ def checked_tensors(given: Any, file: Path) -> dict[str, Tensor]:
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not plain or tensor.is_quantized or tensor.device.type != "cpu":
             raise FormatError(f"{file} holds {name}, which is not a plain tensor.")
-        if _overlaps_itself(
-            tensor
-        ):  # the older format has no checksum, but does not need such strides
+        if _overlaps_itself(tensor):  # the older format has no checksum, but needs no such strides
             raise FormatError(f"{file} is damaged (the strides of {name}); save it again.")
         size += tensor.numel() * tensor.element_size()
     if size > file.stat().st_size:

@@ -204,9 +204,7 @@ def _linear(
 
 
 def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
-    if (
-        f"{theirs}.weight" not in state
-    ):  # a network without batch normalisation; missing tensors are found at the end
+    if f"{theirs}.weight" not in state:  # no batch normalisation; gaps are found at the end
         return {}
     return {f"{ours}.{entry}": state[f"{theirs}.{entry}"] for entry in BATCH_NORM}
 
