@@ -272,7 +272,7 @@ OPTIONS = {
     "give overwrite=True": "give --overwrite",
     "describe it with config": "describe it with --config",
 }
-"""What a message says for Python, and the same for the command line."""
+"""Words of messages for Python, and their replacements for the command line."""
 
 # Skip quoted names and paths.
 _ARGUMENT = re.compile(

@@ -175,7 +175,7 @@ MINIMUM_CELLS = 10
 TRAINING_ONLY = frozenset(
     {"few_cells", "group_of_one_cell", "covariate_constant", "protein_unmeasured_everywhere"}
 )
-"""Codes of errors that stand in the way of a fit, but not of queries to a fitted model."""
+"""Codes of errors that prevent a fit, but not queries of a fitted model."""
 
 
 def check_counts(

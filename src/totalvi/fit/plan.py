@@ -202,7 +202,7 @@ def _half_cosine(start: float, end: float, share: float) -> float:
 
 
 MOST_VALIDATION_CELLS = 50_000
-"""More would take time in every epoch, and memory, and hardly change when a fit stops."""
+"""More cells would cost time in every epoch, and memory, and hardly change when a fit stops."""
 DEFAULT_SIZES: tuple[float, float | None] = (0.9, None)
 
 

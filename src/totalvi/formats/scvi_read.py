@@ -27,7 +27,7 @@ from totalvi.formats.scvi_weights import State, load_scvi_state
 OLDEST = (1, 0)
 SOFTPLUS_BACKGROUND_SINCE = (1, 1)
 NORMALIZATION = {("both", "none"): "batch", ("none", "both"): "layer", ("none", "none"): "none"}
-"""What ``use_batch_norm`` and ``use_layer_norm`` together are called here."""
+"""The name here of each pair of ``use_batch_norm`` and ``use_layer_norm``."""
 
 _SEEN_IN_THE_WEIGHTS = {
     "n_hidden",

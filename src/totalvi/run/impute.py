@@ -1,4 +1,4 @@
-"""The whole way from a reference with proteins and a query without them to imputed proteins."""
+"""Impute the proteins of a query from a reference, from files to a folder of results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ _BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of t
 
 
 class Imputed(NamedTuple):
-    """Imputed proteins of the query, the model, and how far the proteins can be trusted."""
+    """Imputed proteins of the query, the model, and the reliability of the proteins."""
 
     adata: AnnData
     model: Any
@@ -63,8 +63,8 @@ def impute(
 
     ``output`` then holds ``imputed.h5ad`` (mean counts; layers ``sd``, ``log1p``, ``lower`` and
     ``upper``; the reliability of each protein in ``var``), ``tables``, ``model.totalvi`` and
-    ``run.json``. It appears whole at the end. Until then the fit is kept beside it in
-    ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing behind.
+    ``run.json``. It appears complete at the end. Until then the fit is kept beside it in
+    ``<output>.checkpoint``. A run that ends before the first checkpoint leaves nothing behind.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ def impute(
     genome, hashtags, controls
         How to read paths; see :func:`totalvi.read`.
     n_genes
-        With more shared genes than this, that many are selected for varying most.
+        Number of highly variable genes to select if more are shared.
     max_epochs
-        Epochs of training at most; None: by the number of cells.
+        Largest number of epochs; None: by the number of cells.
     n_samples, interval
         See :meth:`totalvi.Model.impute_proteins`.
     seed
@@ -94,7 +94,7 @@ def impute(
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
     KeyboardInterrupt
-        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
+        When SIGINT or SIGTERM ended the fit; its checkpoint is written.
     """
     arguments = dict(locals())
     output = Path(output)
@@ -136,7 +136,7 @@ def impute(
                 mdata, keys, lacking, steps, fit, n_samples=n_samples, interval=interval, seed=seed
             )
         except TrainingError:
-            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            checkpoint.unlink(missing_ok=True)  # a fit resumed from it would also fail
             raise
         with steps.step("save"):
             _write(imputed, folder)
@@ -274,7 +274,7 @@ def _write(imputed: Imputed, folder: Path) -> None:
 
 
 def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str]:
-    """Say which proteins cannot be trusted, worst first.
+    """Return a warning with the unreliable proteins, worst first.
 
     Examples
     --------

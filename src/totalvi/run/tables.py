@@ -23,7 +23,7 @@ def cell_table(
     rna: sparse.csr_matrix | np.ndarray,
     protein: np.ndarray,
 ) -> pd.DataFrame:
-    """One row for each cell: batch, cluster, place on the map, latent coordinates, total counts.
+    """Return one row for each cell: batch, cluster, map coordinates, latent state, total counts.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def protein_table(
     denoised: np.ndarray,
     foreground_probability: np.ndarray,
 ) -> pd.DataFrame:
-    """One row for each protein: its means and how well its antibody separates.
+    """Return one row for each protein: its means, and how well its antibody separates.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def cluster_table(
     denoised: np.ndarray,
     protein_names: Sequence[str],
 ) -> pd.DataFrame:
-    """One row for each cluster: size, cells from each batch, mean denoised proteins."""
+    """Return one row for each cluster: size, cells from each batch, mean denoised proteins."""
     table = pd.DataFrame({"cells": cluster.value_counts()})
     table["percent_of_cells"] = 100 * table["cells"] / len(cluster)
     if batch is not None:
@@ -95,7 +95,7 @@ def cluster_table(
 
 
 def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean of each column over the marked rows, NaN where there are none."""
+    """Return the mean of each column over the marked rows, NaN if there are none."""
     n_cells = where.sum(axis=0)
     sums = np.where(where, values, 0.0).sum(axis=0, dtype=np.float64)
     means: np.ndarray = np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
@@ -205,7 +205,7 @@ def marker_table(
     protein_names: Sequence[str],
     n_genes: int = GENES_PER_CLUSTER,
 ) -> pd.DataFrame:
-    """Table the features that mark each cluster against all other cells.
+    """Return the features that mark each cluster against all other cells.
 
     Genes are tested on raw counts scaled to the median library size, proteins on denoised counts.
 
@@ -266,7 +266,7 @@ def _clean(values: sparse.csc_matrix) -> sparse.csc_matrix:
 
 
 def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int) -> np.ndarray:
-    """Standardised Wilcoxon rank sums of each group against all others, corrected for ties.
+    """Return standardised Wilcoxon rank sums of each group against all others, corrected for ties.
 
     Only stored values are ranked: all zeros tie below them.
 
@@ -325,7 +325,7 @@ def _test(
     names: Sequence[str],
     pseudocount: float,
 ) -> pd.DataFrame:
-    """One row for each cluster and feature, by falling score within the cluster.
+    """Return one row for each cluster and feature, by falling score within the cluster.
 
     ``blocks`` are values of the next features, and in which cells they are present.
     """
@@ -365,7 +365,7 @@ def _test(
 
 
 def _means(cluster: pd.Categorical, values: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each feature in each cluster, and in all cells outside it."""
+    """Return the mean of each feature in each cluster, and in all cells outside it."""
     member = sparse.csr_array(
         (np.ones(len(cluster)), (cluster.codes, np.arange(len(cluster)))),
         shape=(len(cluster.categories), len(cluster)),
@@ -376,7 +376,7 @@ def _means(cluster: pd.Categorical, values: sparse.csc_matrix) -> tuple[np.ndarr
 
 
 def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Return tables of the empty droplets and isotype controls, where there are any, and warnings.
+    """Return tables of the empty droplets and isotype controls, if there are any, and warnings.
 
     ``ambient``: what the droplets hold; ``isotype_controls`` and ``background``: how the estimated
     background agrees with the controls, by control and by protein.
