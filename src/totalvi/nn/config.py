@@ -91,6 +91,10 @@ class NetworkConfig:
     background_samples
         Number of samples of each protein's background, in training, over which the likelihood of its
         count is averaged: log E[p(y | z, b)]. With 1, this is the E[log p(y | z, b)] of the ELBO.
+    foreground_penalty
+        Weight of -log pi in training, in nats, added to each cell's loss for each measured protein. The
+        counts of a protein that no cell carries fit a foreground of all cells as well as a background;
+        this penalty decides for the background. 0: the paper's objective.
     fused
         Whether training on the CPU uses compiled loops, if there are some for the operation. False:
         only plain torch operations.
@@ -136,6 +140,7 @@ class NetworkConfig:
     background_prior: tuple[Any, Any] | None = None
     hidden_protein_rate: Rate = 0.0
     background_samples: Positive = 1
+    foreground_penalty: Rate = 0.0
     fused: bool = True
 
     def __post_init__(self) -> None:
