@@ -1,4 +1,4 @@
-"""`totalvi check`: what is in a file, and what stands in the way of a fit."""
+"""`totalvi check`, `convert`, `datasets` and `simulate`: commands on files of counts."""
 
 import json
 from contextlib import ExitStack
@@ -36,7 +36,7 @@ def check(
     protein_obsm: options.ProteinObsm = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is in a file of counts.
+    """Describe a file of counts and list its problems.
 
     Lists errors, warnings and notes, each with a suggested fix. The exit status is 2 when there is an
     error.
@@ -139,9 +139,10 @@ def convert(
 ) -> None:
     """Convert counts for training from disk, or a model to or from scvi-tools.
 
-    OUTPUT that ends in .zarr is written from counts, some cells at a time: a MuData with RNA and
-    proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise INPUT is a model.
-    Nothing in the files of other packages is run, and scvi-tools need not be installed.
+    If OUTPUT ends in .zarr, INPUT has counts. They are read some cells at a time and written as a
+    MuData with RNA and proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise
+    INPUT is a model. No code in the files of other packages is run, and scvi-tools need not be
+    installed.
 
     \b
     Examples:
@@ -205,7 +206,7 @@ def _list_by_default(context: typer.Context) -> None:
 
 @datasets.command("list")
 def list_names() -> None:
-    """List the data sets that can be fetched by name.
+    """List the data sets that can be downloaded by name.
 
     \b
     Example:
@@ -230,7 +231,7 @@ def fetch_by_name(
         bool, typer.Option("--raw", help="All barcodes, rather than those called cells.")
     ] = False,
 ) -> None:
-    """Fetch a data set unless it is there already, and print the path of its file.
+    """Download a data set unless it is already there, and print the path of its file.
 
     \b
     Example:

@@ -130,7 +130,7 @@ def denoise(
     num_nodes: options.NumNodes = 1,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Write denoised counts: RNA by 10,000 a cell, and proteins free of background.
+    """Write denoised counts: RNA scaled to 10,000 per cell, and proteins without background.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`totalvi run` and `totalvi demo`: from counts to a folder of results."""
+"""`totalvi run` and `totalvi demo`: write a folder of results from counts."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def run(
         bool, typer.Option("--json", help="Print the record of the run as JSON.")
     ] = False,
 ) -> None:
-    """Make a folder of results from raw counts.
+    """Fit a model to raw counts and write a folder of results.
 
     Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
     counts, tables, figures, the model and a report. The folder appears at the end. Until then the fit
-    is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step, with exit status 130 and
-    143, and --resume goes on to the same results. Where something after the fit fails, the folder holds
-    all else, the exit status is 1, and --resume makes what is missing.
+    is kept in DIR.checkpoint. SIGINT (Ctrl-C) and SIGTERM end it after a step, with exit status 130 and
+    143, and --resume resumes it to the same results. If a step after the fit fails, the folder holds
+    everything else, the exit status is 1, and --resume completes the results.
 
     \b
     Examples:
@@ -160,8 +160,8 @@ def demo(
 ) -> None:
     """Run everything on simulated counts.
 
-    Simulates 2,000 cells, 500 genes and 20 proteins in 2 batches, and does with them what `totalvi
-    run` does. Needs no network.
+    Simulates 2,000 cells with 500 genes and 20 proteins in 2 batches, and does the same with
+    them as `totalvi run`. Needs no internet connection.
 
     \b
     Example:
@@ -187,7 +187,7 @@ def demo(
 
 @contextmanager
 def reporting_what_is_there(output: Path) -> Iterator[None]:
-    """Make the report of a run some of whose steps failed, which names them, before it ends so."""
+    """Build the report of a run even if some of its steps failed; the report names them."""
     try:
         yield
     except IncompleteError as error:
@@ -199,7 +199,7 @@ def reporting_what_is_there(output: Path) -> Iterator[None]:
 
 
 def _report(folder: Path) -> Path:
-    """Make the report of a run."""
+    """Build the report of a run."""
     from totalvi.run.record import named
     from totalvi.view.report.build import build_report
 
@@ -215,7 +215,7 @@ def _report(folder: Path) -> Path:
 
 
 def _refuse_others_than_repeated(context: typer.Context) -> None:
-    """Refuse options beside ``--from`` that would make it another run."""
+    """Refuse options beside ``--from`` that would change the run."""
     for parameter in context.command.params:
         name = str(parameter.name)
         source = context.get_parameter_source(name)
@@ -227,7 +227,7 @@ def _refuse_others_than_repeated(context: typer.Context) -> None:
 
 
 def _finish(result: RunResult, as_json: bool = False) -> None:
-    """Make the report of a run, whose folder is in place by now, and sum the run up."""
+    """Build the report of a run whose folder is in place, and print a summary."""
     report, record = _report(result.folder), result.record
     if as_json:
         folder = {"folder": str(result.folder.absolute())}

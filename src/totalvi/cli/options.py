@@ -13,7 +13,7 @@ from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
 
 def a_number(value: float) -> float:
-    """Refuse NaN, which is within every bound."""
+    """Refuse NaN, which passes every check of bounds."""
     if math.isnan(value):
         raise typer.BadParameter("NaN is not a number; give one.")
     return value
@@ -175,7 +175,7 @@ NumNodes = Annotated[
 
 @contextmanager
 def keeping(output: Path) -> Iterator[None]:
-    """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
+    """Print where the fit is kept if a signal ends a run early, and exit with its status."""
     from totalvi.errors import Interrupted
     from totalvi.processes import this_process
 
@@ -258,4 +258,4 @@ OPTIONS = {
     "train": "--train",
     "transform_batch": "--as-batch",
 }
-"""The option of each argument that messages name."""
+"""Words of messages for Python, and their replacements for the command line."""

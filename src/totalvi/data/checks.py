@@ -1,4 +1,4 @@
-"""Check paired counts and their annotation before any work is done with them."""
+"""Check paired counts and their annotation before anything is computed."""
 
 from collections.abc import Iterator, Sequence
 
@@ -49,7 +49,7 @@ def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding
 
 
 def _absent(obs: pd.DataFrame, name: str, key: str) -> Finding | None:
-    """Find fault with a column that is missing or lacks values."""
+    """Return the fault of a column that is missing or lacks values, if it has one."""
     if key not in obs:
         return Finding("error", "key_missing", no_column(name, key, obs.columns))
     missing = obs.index[obs[key].isna().to_numpy()]
@@ -125,7 +125,7 @@ def _group_sizes(values: pd.Series, word: str, key: str) -> Iterator[Finding]:
 
 
 def _numbers(obs: pd.DataFrame, name: str, key: str) -> tuple[np.ndarray, Finding | None]:
-    """Return a numeric column as float64, or an empty array and the fault with it."""
+    """Return a numeric column as float64, or an empty array and the fault."""
     nothing = np.empty(0)
     absent = _absent(obs, name, key)
     if absent is not None:
@@ -175,7 +175,7 @@ MINIMUM_CELLS = 10
 TRAINING_ONLY = frozenset(
     {"few_cells", "group_of_one_cell", "covariate_constant", "protein_unmeasured_everywhere"}
 )
-"""Codes of errors that stand in the way of a fit, but not of queries to a fitted model."""
+"""Codes of errors that prevent a fit, but not queries of a fitted model."""
 
 
 def check_counts(
@@ -188,11 +188,11 @@ def check_counts(
     source
         What `find_counts` returned.
     columns
-        Columns of ``source.obs``, and whether counts that are not whole numbers are accepted, such as
-        those after ambient RNA was removed. A protein is unmeasured in a panel (or, without
-        ``panel_key``, in a batch) where all of its values there are NaN.
+        Columns of ``source.obs``, and whether fractional counts are accepted, such as those after
+        removal of ambient RNA. A protein is unmeasured in a panel (or, without ``panel_key``, in a
+        batch) if all of its values there are NaN.
     tally
-        What `tally_by_group` gave for the same data, where it is at hand.
+        Result of `tally_by_group` for the same data, if it exists already.
 
     Returns
     -------
@@ -241,7 +241,7 @@ def _groups(source: CountSource, columns: Columns) -> CellGroups | None:
 
 
 def raise_errors(findings: Sequence[Finding]) -> None:
-    """Raise `DataError` with the first error's message, if there is an error among the findings.
+    """Raise `DataError` with the message of the first error among the findings, if there is one.
 
     Examples
     --------
@@ -277,7 +277,7 @@ def _cell_findings(source: CountSource) -> list[Finding]:
 
 
 def _summary(source: CountSource, tally: CountTally, *, are_counts: bool) -> Finding:
-    """Say how much there is: cells, genes, proteins, share of non-zeros, median counts."""
+    """Return a summary: cells, genes, proteins, share of non-zeros, median counts."""
     n_cells, n_genes = source.rna.shape
     n_proteins = source.protein.shape[1]
     message = f"{n_cells:,} cells, {n_genes:,} genes and {n_proteins:,} proteins"

@@ -1,4 +1,4 @@
-"""Which column, modality or layer of the user's object is what, and the annotation of its cells."""
+"""Names of the columns, modalities and layers of the user's object, and its annotation."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ from totalvi.errors import DataError
 
 @dataclass(frozen=True)
 class Columns:
-    """Where in a MuData or AnnData the counts and the annotation of its cells are.
+    """Places of the counts and the annotation of cells in a MuData or AnnData.
 
-    The fields are arguments of `totalvi.Model`, which says what each of them means.
+    The fields are arguments of `totalvi.Model`, whose docstring explains them.
     """
 
     batch_key: str | None = None

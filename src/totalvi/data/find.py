@@ -1,4 +1,4 @@
-"""Find the RNA and protein counts in a MuData or AnnData, without ever writing into it."""
+"""Find the RNA and protein counts in a MuData or AnnData, without changing it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,9 +31,9 @@ class CountSource(NamedTuple):
     Attributes
     ----------
     rna
-        RNA counts, (cells, genes), canonical (sorted column indices, none twice). Those in memory
-        have the data type found, and may share memory with the user's object: do not write to them.
-        Those left on disk are read as float32.
+        RNA counts, (cells, genes), canonical (sorted column indices, none twice). Counts in memory keep
+        their data type and may share memory with the user's object: do not write to them. Counts on
+        disk are read as float32.
     protein
         Protein counts, (cells, proteins), float32; NaN means unmeasured.
     gene_names, protein_names, cell_names
@@ -42,9 +42,9 @@ class CountSource(NamedTuple):
         All annotation of the cells (a copy): the MuData's own columns first, then those of the
         RNA and protein modalities whose names are not yet present.
     rna_where, protein_where
-        Where the counts were found, such as ``modality "rna"`` or ``obsm["protein_counts"]``.
+        Place where the counts were found, such as ``modality "rna"`` or ``obsm["protein_counts"]``.
     rna_layers, protein_layers
-        Names of the further layers beside the counts, for error messages.
+        Names of the other layers, for error messages.
     """
 
     rna: Counts[sparse.csr_matrix]
@@ -66,15 +66,15 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
     ----------
     data
         A MuData with an RNA and a protein modality of the same cells in the same order; or an
-        AnnData with RNA in ``X`` and proteins in an ``obsm`` entry, or with both in ``X``, told apart
-        by ``var["feature_types"]`` ("Gene Expression" and "Antibody Capture", in upper or lower
-        case). It is not changed.
+        AnnData with RNA in ``X`` and proteins in an ``obsm`` entry, or with both in ``X``, marked in
+        ``var["feature_types"]`` ("Gene Expression" and "Antibody Capture", in upper or lower case).
+        It is not changed.
     columns
-        Which modality, layer or ``obsm`` entry they are in. Column names of a DataFrame in ``obsm``
-        are the protein names; the columns of an array have those of the ``uns`` entry that
-        ``protein_names_uns_key`` names, or are ``protein_0``, ``protein_1``, ...
+        Modality, layer or ``obsm`` entry of the counts. The protein names are the column names of a
+        DataFrame in ``obsm``. For an array, they are in the ``uns`` entry ``protein_names_uns_key``, or
+        are ``protein_0``, ``protein_1``, ...
     on_disk
-        Whether counts that lie on disk (see `totalvi.data.io.h5_zarr.open_on_disk`) are left there.
+        Whether counts on disk (see `totalvi.data.io.h5_zarr.open_on_disk`) stay there.
 
     Raises
     ------
@@ -122,14 +122,14 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
     Parameters
     ----------
     data
-        A MuData, or an AnnData all of whose features are genes; it is not changed.
+        A MuData, or an AnnData with only genes as features; it is not changed.
     columns
-        Where the counts are, as in `find_counts`.
+        Places of the counts, as in `find_counts`.
 
     Raises
     ------
     DataError
-        As `find_counts`, and if an ``obsm`` entry of an AnnData looks like protein counts.
+        As in `find_counts`, and if an ``obsm`` entry of an AnnData looks like protein counts.
 
     Examples
     --------
@@ -177,7 +177,7 @@ def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
 
 
 def _protein_fix(data: MuData | AnnData) -> str:
-    """How to say where the proteins are."""
+    """Return the words for how to name the place of the proteins."""
     if isinstance(data, MuData):
         return (
             "totalVI needs protein counts paired with the RNA; name the modality that holds them "
@@ -192,7 +192,7 @@ def _protein_fix(data: MuData | AnnData) -> str:
 
 
 def _looks_like_counts(values: Any) -> bool:
-    """Whether the first rows of an obsm entry hold only whole numbers >= 0, one of them > 1."""
+    """Return whether the first rows of an obsm entry hold only whole numbers >= 0, one of them > 1."""
     try:
         first = values.iloc[:1000] if isinstance(values, pd.DataFrame) else values[:1000]
         rows = pd.RangeIndex(1000)
@@ -298,7 +298,7 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
 
 
 class _Place(NamedTuple):
-    """Where counts are, and the names of their cells and features, for messages."""
+    """The place of counts, and the names of their cells and features, for messages."""
 
     where: str
     cells: pd.Index
@@ -328,7 +328,7 @@ def _columns(values: Any, columns: np.ndarray | None) -> Any:
 def genes_and_proteins(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Mark the features of an AnnData that are genes, and those that are proteins.
 
-    Without any feature said to be a gene, all that are no proteins are genes.
+    If no feature is marked as a gene, all features that are not proteins are genes.
     """
     modality = modalities_of(var)
     is_gene, is_protein = modality == "rna", modality == "prot"

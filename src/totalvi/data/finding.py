@@ -1,4 +1,4 @@
-"""What a check of the input found, and the words that checks share."""
+"""Findings of the checks of the input, and words that the checks share."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -11,14 +11,14 @@ from totalvi.errors import argument
 
 
 class Finding(NamedTuple):
-    """One thing that a check of the input found.
+    """One finding of a check of the input.
 
     Attributes
     ----------
     severity
-        "error": the data cannot be used; "warning": they can, but look again; "note": a summary.
+        "error": the data cannot be used; "warning": they may contain a mistake; "note": a summary.
     code
-        A fixed word for the kind of finding, such as ``rna_negative``.
+        Fixed name of the kind of finding, such as ``rna_negative``.
     message
         One sentence that names what is wrong and where, and how to fix it.
     """
@@ -69,7 +69,7 @@ def cell_groups(obs: pd.DataFrame, word: str, key: str | None) -> CellGroups | N
 
 
 def first_and_count(names: Sequence[str] | pd.Index, singular: str) -> str:
-    """Say how many names there are, and the first.
+    """Return the number of names, and the first of them, in words.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def first_and_count(names: Sequence[str] | pd.Index, singular: str) -> str:
 
 
 def listed(names: Iterable[str], at_most: int = 5) -> str:
-    """Quote names for a message, the first few of many.
+    """Quote names for a message, or the first few if there are many.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def listed(names: Iterable[str], at_most: int = 5) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """List the known names for an error message, the near misses of ``name`` first.
+    """List the known names for an error message, those similar to ``name`` first.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The parts of a run on their own: a fitted model, its denoised counts, its differential expression."""
+"""The parts of a run as separate commands: train, denoise, differential expression."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ from totalvi.run.prepare import prepare, prepare_on_disk
 
 
 class Trained(NamedTuple):
-    """A fitted model in its folder, and what was noted on the way."""
+    """A fitted model in its folder, with warnings and notes."""
 
     folder: Path
     model: Model
@@ -64,14 +64,14 @@ def train_model(
     checkpoint_every: timedelta = CHECKPOINT_EVERY,
     progress: bool | None = None,
 ) -> Trained:
-    """Check counts, select genes, fit a model, and save it; nothing else.
+    """Check counts, select genes, fit a model, and save it, without the rest of a run.
 
     Several processes (see `totalvi.processes`) fit it together; the first selects genes and writes.
 
     Parameters
     ----------
     input, keys, options
-        Counts, and where in them what is.
+        Counts, the places in them, and how to read them.
     output
         The model's folder. Until it is there the fit is kept beside it, in ``<output>.checkpoint``.
     n_genes, max_epochs, seed, on_disk, overwrite, resume, checkpoint_every, progress
@@ -119,9 +119,9 @@ def train_model(
 
 @contextmanager
 def _cells_beside(output: Path) -> Iterator[Path]:
-    """Give the place of a store beside ``output`` that is there for a while, and no others use.
+    """Yield the path of a temporary store beside ``output``, under a lock.
 
-    Of several processes the first holds and removes it.
+    With several processes, the first holds the lock and removes the store.
     """
     store = output.with_name(f".{output.name}.cells.zarr")
     if this_process().rank:
@@ -150,7 +150,7 @@ def _prepared_on_disk(
     findings: list[Finding] = []
     with first_alone() as is_first:
         if is_first:
-            shutil.rmtree(store, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(store, ignore_errors=True)  # left by a process that was killed
             findings = prepare_on_disk(data, keys, store, n_genes=n_genes)
     return store, keys, findings
 
@@ -158,7 +158,7 @@ def _prepared_on_disk(
 def load_with_counts(
     model_path: Path, input: str | Path | None, *, on_disk: bool = False
 ) -> tuple[Model, Any]:
-    """Return a model and the counts to ask it about.
+    """Return a model and the counts for its queries.
 
     Parameters
     ----------
@@ -166,12 +166,12 @@ def load_with_counts(
         A model folder, or the folder of `totalvi run`, whose results are then the counts
         unless ``input`` names others.
     on_disk
-        Whether counts stay on disk where their format lets them; the path is then returned.
+        Whether counts stay on disk if their format allows it; the path is then returned.
 
     Raises
     ------
     DataError
-        Where there are no counts.
+        When there are no counts.
     """
     folder, counts = _model_and_counts(model_path, input)
     if counts is None:
@@ -183,7 +183,7 @@ def load_with_counts(
 
 
 def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:
-    """Return the model's folder, and the counts that are given or lie beside it."""
+    """Return the model's folder, and the given counts or those beside it."""
     of_run = model_path / MODEL
     if is_model(model_path) or not of_run.is_dir():
         return model_path, input
@@ -199,7 +199,7 @@ def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None)
 
 @contextmanager
 def _values_of_the_user() -> Iterator[None]:
-    """Make what a query says of a wrong name a matter of the input."""
+    """Turn the error of a query about a wrong name into one about the input."""
     try:
         yield
     except TotalviError:
@@ -221,11 +221,11 @@ def denoise(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
-    """Write denoised counts: RNA by 10,000 a cell, proteins free of background.
+    """Write denoised counts: RNA scaled to 10,000 per cell, proteins without background.
 
-    ``output`` ends in .h5mu (with the foreground probability as a layer), or in .zarr, which is
-    written some cells at a time, by several processes if there are (see `totalvi.processes`), from
-    counts that stay on disk where they can.
+    ``output`` ends in .h5mu (with the foreground probability as a layer) or in .zarr. A zarr store is
+    written some cells at a time, by all processes (see `totalvi.processes`), from counts that stay on
+    disk if possible.
 
     Raises
     ------

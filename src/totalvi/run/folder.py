@@ -1,4 +1,4 @@
-"""Where results may go, writing them whole or not at all, and what a finished run left there."""
+"""Check the places of results, and write results completely or not at all."""
 
 import json
 import os
@@ -84,14 +84,14 @@ def checkpoint_of(output: Path) -> Path:
 
 @contextmanager
 def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder that becomes ``output`` when the block ends, and vanishes if it fails.
+    """Yield an empty folder that becomes ``output`` when the block ends, or is removed if it fails.
 
-    No other process can write ``output`` meanwhile.
+    No other process can write ``output`` in the meantime.
 
     Parameters
     ----------
     output
-        A folder that does not exist or is empty, or a link to one; missing parents are made.
+        A folder that does not exist or is empty, or a link to one; missing parents are created.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end.
 
@@ -148,16 +148,16 @@ def _forget(checkpoint: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterator[Path]:
-    """Give a path that becomes the file ``output`` when the block ends, and vanishes if it fails.
+    """Yield a path that becomes the file ``output`` when the block ends, or is removed if it fails.
 
-    No other process can write ``output`` meanwhile.
+    No other process can write ``output`` in the meantime.
 
     Parameters
     ----------
     output
-        A file with the ending ``suffix``; missing parents are made.
+        A file with the ending ``suffix``; missing parents are created.
     overwrite
-        Replace a file that is there.
+        Whether to replace an existing file.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
                 f"{setting('overwrite', True)}."
             )
         staged = output.with_name(f".{output.name}.partial{suffix}")
-        staged.unlink(missing_ok=True)  # of a process that was killed
+        staged.unlink(missing_ok=True)  # left by a process that was killed
         staged.touch(exist_ok=False)
         try:
             yield staged
@@ -189,7 +189,7 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
 
 
 def refuse_input_in_output(given: Path, output: Path) -> None:
-    """Refuse an input that is the output or is in it, or is a link in it, or is a link into it."""
+    """Refuse an input that is the output, is or has a link in it, or links into it."""
     place, real = given.absolute(), Path(os.path.realpath(given))
     above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}
     if Path(os.path.realpath(output)) in above:

@@ -1,4 +1,4 @@
-"""The whole way from a reference with proteins and a query without them to imputed proteins."""
+"""Impute the proteins of a query from a reference, from files to a folder of results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ class ImputeOptions(Options):
 
 
 class Imputed(NamedTuple):
-    """Imputed proteins of the query, the model, and how far the proteins can be trusted."""
+    """Imputed proteins of the query, the model, and the reliability of the proteins."""
 
     adata: AnnData
     model: Any
@@ -86,8 +86,8 @@ def impute(
 
     ``output`` then holds ``imputed.h5ad`` (mean counts; layers ``sd``, ``log1p``, ``lower`` and
     ``upper``; the reliability of each protein in ``var``), ``tables``, ``model.totalvi`` and
-    ``run.json``. It appears whole at the end. Until then the fit is kept beside it in
-    ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing behind.
+    ``run.json``. It appears complete at the end. Until then the fit is kept beside it in
+    ``<output>.checkpoint``. A run that ends before the first checkpoint leaves nothing behind.
 
     Parameters
     ----------
@@ -102,9 +102,9 @@ def impute(
     genome, hashtags, controls
         How to read paths; see :func:`totalvi.read`.
     n_genes
-        With more shared genes than this, that many are selected for varying most.
+        Number of highly variable genes to select if more are shared.
     max_epochs
-        Epochs of training at most; None: by the number of cells.
+        Largest number of epochs; None: by the number of cells.
     n_samples, interval
         See :meth:`totalvi.Model.impute_proteins`.
     seed
@@ -117,7 +117,7 @@ def impute(
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
     KeyboardInterrupt
-        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
+        When SIGINT or SIGTERM ended the fit; its checkpoint is written.
     """
     return _run(
         ImputeOptions(
@@ -290,7 +290,7 @@ def _write(imputed: Imputed, folder: Path) -> None:
 
 
 def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str]:
-    """Say which proteins cannot be trusted, worst first.
+    """Return a warning with the unreliable proteins, worst first.
 
     Examples
     --------

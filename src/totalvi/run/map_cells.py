@@ -1,4 +1,4 @@
-"""From a fitted model and new counts to a folder of results."""
+"""Map the cells of a file on a fitted model, and write a folder of results."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,7 +65,7 @@ def map_files(
     resume: bool = False,
     checkpoint_every: timedelta = timedelta(minutes=10),
 ) -> dict[str, Any]:
-    """Map the cells of a file on a model, and write what comes out into a new folder.
+    """Map the cells of a file on a model, and write the results into a new folder.
 
     Parameters
     ----------
@@ -74,13 +74,13 @@ def map_files(
     query_path
         Counts of the query.
     output
-        A folder that does not exist or is empty. It appears whole at the end.
+        A folder that does not exist or is empty. It appears complete at the end.
     reference
         Counts that the model was fitted to. None: ``results.h5mu`` or ``results.zarr`` (which stays on
-        disk) beside the model, if it is there; without it there are neither labels nor a score of how
-        unlike the reference cells are.
+        disk) beside the model, if it exists. Without a reference, there are neither labels nor
+        unlikeness.
     labels
-        Column of the reference's ``obs``. None: ``leiden_totalvi``, if it is there.
+        Column of the reference's ``obs``. None: ``leiden_totalvi``, if it exists.
     batch_key, reference_batch, train
         As in `Model.map_query`.
     overwrite, resume, checkpoint_every
@@ -88,7 +88,7 @@ def map_files(
 
     Returns
     -------
-    What ``run.json`` holds.
+    The content of ``run.json``.
     """
     for given in (model_path, Path(query_path), *([] if reference is None else [reference])):
         refuse_input_in_output(given, output)
@@ -233,7 +233,7 @@ def _map(options: MapOptions) -> _Mapped:
 
 
 def _require_known(model: Model, labels: str | None, reference_batch: str | None) -> None:
-    """Refuse names that the reference does not have, before any work."""
+    """Refuse names that the reference does not have, before anything is computed."""
     if labels is not None:
         columns = list(map(str, _described(model).annotation.obs()))
         if labels not in columns:

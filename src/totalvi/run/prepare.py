@@ -1,4 +1,4 @@
-"""From data as read to the cells and genes that a model is fitted to."""
+"""Select the cells and genes for a model from the data."""
 
 import warnings
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class Prepared(NamedTuple):
 def find_ambient(
     data: MuData | AnnData, keys: Columns, proteins: pd.Index, raw: RawPaths | None
 ) -> tuple[AmbientProfile | None, list[Finding]]:
-    """Return the profile of the raw matrix, or that which the data have, and what it says."""
+    """Return the ambient profile of the raw matrix or of the data, and its findings."""
     if raw is not None:
         ambient: AmbientProfile | None = profile_of_raw(raw, data, keys, proteins)
     else:
@@ -73,11 +73,11 @@ def prepare(
     Parameters
     ----------
     data
-        Never written to.
+        The data, which are not changed.
     keys
-        Where counts and annotation are.
+        Places of counts and annotation.
     n_genes
-        With more genes than this, that many are selected for varying most.
+        Number of highly variable genes to select if there are more genes.
     drop_empty_cells
         Whether cells without any RNA count are left out, with a warning; otherwise they are an error.
     raw
@@ -147,7 +147,7 @@ def _choose_genes(
         batch = None if batch_key is None else source.obs[batch_key].astype(str).to_numpy()
         message = f"the {n_genes:,} most variable of {chosen.sum():,} genes were selected."
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")  # scanpy warns of its own coming versions
+            warnings.simplefilter("ignore")  # scanpy warns about its own future versions
             warnings.simplefilter("always", BatchesLeftOut)
             chosen = variable_genes(
                 source.rna, source.gene_names, n_genes=n_genes, batch=batch, cells=cells

@@ -1,4 +1,4 @@
-"""What a run records of itself, and what it takes to repeat it: arguments, versions, input."""
+"""The record of a run, with all that is needed to repeat it: arguments, versions, input."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ _Work = TypeVar("_Work")
 
 
 class Step(NamedTuple, Generic[_Work]):
-    """A step that may fail without taking others with it.
+    """A step that may fail without ending the others.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Step(NamedTuple, Generic[_Work]):
 
 
 class NotMadeError(Exception):
-    """A step was left out, as another that it needs had failed."""
+    """A step was skipped, because a step that it needs had failed."""
 
 
 def do_each(
@@ -69,7 +69,7 @@ def do_each(
     Raises
     ------
     OutputError, OSError
-        When the disk is full or does not let itself be written to, which no other step would survive.
+        When the disk is full or cannot be written to, which would also end all other steps.
     """
     failed: dict[str, Exception] = {}
     for step in all_steps:
@@ -95,7 +95,7 @@ def do_each(
 
 PACKAGES = ("totalvi", "torch", "numpy", "scipy", "scanpy", "anndata", "mudata")
 OF_THE_OUTPUT = tuple(field.name for field in fields(WriteOptions))
-"""Arguments of a run that change no number."""
+"""Arguments of a run that do not change any number."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Repeat(NamedTuple):
     arguments
         Of :func:`totalvi.run.run.run`, all but those about the output.
     notes
-        What may give other numbers this time.
+        Differences that may change numbers.
     """
 
     arguments: dict[str, Any]
@@ -209,14 +209,14 @@ class Repeat(NamedTuple):
 
 
 def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
-    """Return the run in a ``run.json``, once its input is seen to be what it was.
+    """Return the run in a ``run.json``, after checking that its input has not changed.
 
     Parameters
     ----------
     path
         Written by a run.
     moved
-        Where inputs are now, by argument, if they are not where they were.
+        New paths of moved inputs, by argument.
 
     Raises
     ------
@@ -353,13 +353,13 @@ def _plain(value: Any) -> Any:
 
 
 def incomplete_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of a run some of whose steps failed; None if all was made."""
+    """Return the record of a run with failed steps; None if the run is complete."""
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record if record.get("failed") else None
 
 
 def completed(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a run that was completed: what it said of its input, and what is new."""
+    """Return the record of a completed run: its input of the first run, and the new results."""
     both = {**record, **{name: earlier[name] for name in ("arguments", "epochs_asked", "notes")}}
     both["seconds"] = earlier["seconds"] | record["seconds"]
     both["warnings"] = list(dict.fromkeys([*earlier["warnings"], *record["warnings"]]))
@@ -376,7 +376,7 @@ def named(error: Exception) -> str:
 def incomplete_error(
     output: Path, failed: Mapping[str, Exception], *, repeatable: bool
 ) -> IncompleteError:
-    """Return the error that says in one sentence what failed, what is there, and how to complete it."""
+    """Return the error that names the failure, the results, and how to complete them."""
     causes = {name: error for name, error in failed.items() if not isinstance(error, NotMadeError)}
     left_out = [name for name in failed if name not in causes]
     said = " and ".join(f"{name} failed ({named(error)})" for name, error in causes.items())

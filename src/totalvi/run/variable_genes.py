@@ -1,4 +1,4 @@
-"""Choose the genes that vary more between cells than their mean expression explains."""
+"""Select genes that vary more between cells than their mean expression explains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIN_VARYING_GENES = 10  # fewer make no trend, and crash the local regression
 
 
 class BatchesLeftOut(UserWarning):
-    """Some batches had no say in the selection of genes."""
+    """Some batches did not affect the selection of genes."""
 
 
 def select_genes(
@@ -46,10 +46,10 @@ def select_genes(
     gene_names
         Names of the columns.
     n_genes
-        How many genes to select.
+        Number of genes to select.
     batch
         The batch of each cell; by default all cells are one batch. Batches of fewer than 20 cells
-        have no say, unless all are that small: then the cells are taken together.
+        are ignored, unless all are that small: then the cells are taken together.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def select_genes(
     Warns
     -----
     BatchesLeftOut
-        If the regression fails in some batches; they are named, and have no say.
+        If the regression fails in some batches; the warning names them, and they are ignored.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def select_genes_on_disk(
     """Select highly variable genes as `totalvi.run.variable_genes.select_genes` does, on disk.
 
     Means and variances by batch are summed in a first pass; the variance of the standardised counts,
-    clipped at the square root of the number of cells, in a second. All cells have a say.
+    clipped at the square root of the number of cells, in a second. All cells are used.
 
     Parameters
     ----------

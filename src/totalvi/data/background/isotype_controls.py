@@ -1,4 +1,4 @@
-"""Isotype controls: antibodies that bind nothing, whose counts are background and no more."""
+"""Isotype controls: antibodies that bind nothing, so that their counts are only background."""
 
 from collections.abc import Sequence
 
@@ -20,20 +20,20 @@ ISOTYPE_MODALITY = "isotype"
 def split_controls(
     data: MuData | AnnData, source: CountSource, columns: Columns
 ) -> tuple[CountSource, pd.DataFrame]:
-    """Take the isotype controls out of the proteins.
+    """Separate the isotype controls from the proteins.
 
     Parameters
     ----------
     data, source
         The user's object and the counts found in it.
     columns
-        Names the modality of the proteins and, in ``isotype_controls``, the controls; none of them:
-        ``()``. None: those marked in ``var["control"]``, or named so.
+        Names the modality of the proteins and, in ``isotype_controls``, the controls; ``()`` means no
+        controls. None: those marked in ``var["control"]``, or named like isotype controls.
 
     Returns
     -------
-    The counts of the other proteins, and those of the controls, cells x controls: those taken out,
-    and those of a modality "isotype", as `totalvi run` writes it.
+    The counts of the other proteins, and those of the controls, cells x controls. The controls include
+    those of a modality "isotype", which `totalvi run` writes.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def split_controls(
 def control_counts(
     data: MuData | AnnData, source: CountSource, names: Sequence[str]
 ) -> pd.DataFrame:
-    """Return the counts of isotype controls, cells x those of ``names`` that the data have."""
+    """Return the counts of those isotype controls in ``names`` that the data have, cells x controls."""
     if not names:
         return pd.DataFrame(index=source.cell_names, dtype=np.float32)
     positions = source.protein_names.get_indexer(pd.Index(names))
@@ -92,7 +92,7 @@ def control_counts(
 
 
 def control_findings(controls: pd.DataFrame) -> list[Finding]:
-    """Note which antibodies are isotype controls, and how many counts (cells, controls) they have."""
+    """Note which antibodies are isotype controls, and their number of ``counts`` (cells, controls)."""
     if not controls.shape[1]:
         return []
     means = ", ".join(f'"{name}" {mean:.3g}' for name, mean in controls.mean().items())

@@ -1,4 +1,4 @@
-"""What the features of a file are, and the modalities "rna", "prot" and "hto" that they make."""
+"""Recognise the features of a file, and build the modalities "rna", "prot" and "hto" from them."""
 
 import re
 import warnings
@@ -51,9 +51,9 @@ TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": Fals
 
 
 def modalities_of(var: pd.DataFrame) -> np.ndarray:
-    """Name the modality of each feature by ``var["feature_types"]``; all genes without it.
+    """Return the modality of each feature by ``var["feature_types"]``; without it, all are genes.
 
-    A type other than genes, antibodies and multiplexing becomes a modality of its own name, as
+    Each type other than genes, antibodies and multiplexing becomes a modality with its own name:
     "CRISPR Guide Capture" becomes ``crispr_guide_capture``.
     """
     if "feature_types" not in var:
@@ -64,12 +64,12 @@ def modalities_of(var: pd.DataFrame) -> np.ndarray:
 
 
 def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where: str) -> np.ndarray:
-    """Mark hashtag antibodies, by name or by the user's list or regular expression."""
+    """Mark hashtag antibodies by name, or by the user's list or regular expression."""
     return _chosen(var, hashtags, HASHTAG, "hashtags", where)
 
 
 def are_controls(var: pd.DataFrame, controls: str | Sequence[str] | None, where: str) -> np.ndarray:
-    """Mark isotype controls, by ``var["control"]``, name, or the user's list or expression."""
+    """Mark isotype controls by ``var["control"]``, name, or the user's list or regular expression."""
     if controls is None and "control" in var:
         return marked_controls(var["control"], where)
     return _chosen(var, controls, CONTROL, "controls", where)
@@ -106,7 +106,7 @@ def _chosen(
     option: str,
     where: str,
 ) -> np.ndarray:
-    """Mark the features whose name or id a list holds or a regular expression finds."""
+    """Mark the features whose name or id is in a list or matches a regular expression."""
     names = [var.index.astype(str)]
     if "gene_ids" in var:
         names.append(pd.Index(var["gene_ids"].astype(str)))
@@ -155,10 +155,10 @@ Names = str | Sequence[str] | None
 def split_anndata(
     adata: AnnData, modality: np.ndarray, hashtags: Names, where: str
 ) -> dict[str, AnnData]:
-    """Split the features by the modality named for each; antibodies that are hashtags go to "hto".
+    """Split the features by modality; hashtag antibodies go to "hto".
 
     The counts become CSR float32. Cell annotation, ``obsm``, ``obsp`` and ``uns`` stay with the
-    first of "rna", "prot" or else whichever there is; the others keep their ``var`` and layers.
+    first of "rna", "prot" or any other modality. All modalities keep their ``var`` and layers.
     """
     adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
     is_antibody = np.flatnonzero(modality == "prot")
@@ -185,7 +185,7 @@ def _bare(adata: AnnData, chosen: np.ndarray) -> AnnData:
 
 
 def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | None:
-    """Take the proteins out of ``obsm``: under the key given, else under a well-known one.
+    """Return the proteins in ``obsm``, under the given key or a well-known one.
 
     Well-known keys do not count when the antibodies are features of ``X``. Names are a DataFrame's
     columns, else ``uns["<key>_names"]`` or ``uns["protein_names"]``, else protein_0, protein_1, ...
@@ -210,7 +210,7 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
 
 
 def known_protein_obsm_key(adata: AnnData) -> str | None:
-    """Return a well-known key of proteins in ``obsm``; None where antibodies are features of ``X``."""
+    """Return a well-known key of proteins in ``obsm``; None if antibodies are features of ``X``."""
     if "prot" in modalities_of(adata.var):
         return None
     return next((known for known in PROTEIN_OBSM_KEYS if known in adata.obsm), None)
@@ -227,7 +227,7 @@ def _obsm_names(adata: AnnData, values: Any, key: str) -> pd.Index:
 
 
 def split_proteins(proteins: AnnData, hashtags: Names, where: str) -> dict[str, AnnData]:
-    """Split a file that is read for its proteins: all are antibodies if none is said to be one."""
+    """Split a file that is read for its proteins; if no feature is marked as antibody, all are."""
     modality = modalities_of(proteins.var)
     is_antibody = np.isin(modality, ("prot", "hto"))
     if not is_antibody.any():
@@ -240,7 +240,7 @@ def split_proteins(proteins: AnnData, hashtags: Names, where: str) -> dict[str, 
 def join_proteins(
     adata: AnnData, proteins: AnnData | None, hashtags: Names, where: str, protein_where: str
 ) -> dict[str, AnnData]:
-    """Split the features of a file, and of the proteins that came apart from its RNA if any."""
+    """Split the features of a file, and add the proteins that were stored separately, if any."""
     if proteins is None:
         return split_anndata(adata, modalities_of(adata.var), hashtags, where)
     modalities = split_anndata(adata, modalities_of(adata.var), (), where)
@@ -254,7 +254,7 @@ def join_proteins(
 
 
 def in_order_of(proteins: AnnData, cells: pd.Index) -> AnnData:
-    """Put the cells in the order given if they are the same ones, else leave them as they are."""
+    """Return the cells in the given order if they are the same ones, else unchanged."""
     names = proteins.obs_names
     same = (
         len(names) == len(cells) and names.is_unique and not names.symmetric_difference(cells).size
@@ -269,9 +269,9 @@ def assemble(
     where: str,
     protein_modality: str = "prot",
 ) -> MuData:
-    """Name features uniquely, mark the isotype controls, and join the modalities of the cells.
+    """Make names of features unique, mark the isotype controls, and join the modalities.
 
-    Where names were repeated, ``var["name_in_file"]`` keeps them as they were.
+    If names were repeated, ``var["name_in_file"]`` keeps the original names.
     """
     if protein_modality in modalities:
         var = modalities[protein_modality].var
@@ -305,7 +305,7 @@ def mudata_of(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
 
 
 def renamed_features(data: MuData | AnnData) -> list[Finding]:
-    """Note which repeated feature names of a file were made unique when it was read."""
+    """Note which repeated feature names were made unique on reading."""
     notes = []
     for modality, adata in data.mod.items() if isinstance(data, MuData) else ():
         before = adata.var.get(NAME_IN_FILE)
@@ -345,10 +345,10 @@ def tidy_mudata(
     rna_modality: str = "rna",
     protein_modality: str = "prot",
 ) -> MuData:
-    """Bring a MuData from a file into the form of all that ``read`` gives.
+    """Convert a MuData from a file to the form that ``read`` returns.
 
-    Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto" and
-    isotype controls are marked. Other modalities and the annotation of the cells stay.
+    Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto", and
+    isotype controls are marked. Other modalities and the annotation of the cells do not change.
     """
     if mdata.axis != 0:
         raise ReadError(

@@ -1,4 +1,4 @@
-"""Read paired RNA and protein counts from any of the usual files."""
+"""Read paired RNA and protein counts from any supported file."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -42,8 +42,8 @@ FORMATS = (
     ((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "tables of RNA and of proteins"),
 )
 PACKED = (".tar", ".tar.gz", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z")
-# Repeated features are renamed, which `renamed_features` notes; repeated cells are reported by the
-# checks; and files of older versions are read all the same.
+# Repeated features are renamed, which `renamed_features` notes; the checks report repeated cells; and
+# files of older versions can be read.
 SILENCED = (
     r".*names are not unique|Duplicated (obs|var)_names|Suffix used"
     r"|.* written without encoding|.* not created by"
@@ -51,7 +51,7 @@ SILENCED = (
 
 
 class ReadOptions(NamedTuple):
-    """How a file is read, beyond where in it the counts are; see `read`."""
+    """Options of reading a file, besides the places of its counts; see `read`."""
 
     protein_path: str | PathLike[str] | None = None
     genome: str | None = None
@@ -74,7 +74,7 @@ def read(
     rna_modality: str = "rna",
     protein_modality: str = "prot",
 ) -> MuData:
-    """Read raw counts of RNA and proteins; no file is ever written to.
+    """Read raw counts of RNA and proteins, without changing any file.
 
     Parameters
     ----------
@@ -89,48 +89,47 @@ def read(
     filtered
         Another name of ``path``, for ``read(raw=..., filtered=...)``.
     raw
-        The raw matrix of all barcodes of the same run, such as ``raw_feature_bc_matrix.h5``: each
-        protein's distribution in empty droplets is then in ``uns["ambient"]``, and anchors the
+        The raw matrix of all barcodes of the same run, such as ``raw_feature_bc_matrix.h5``. Each
+        protein's distribution in empty droplets is then stored in ``uns["ambient"]``, and anchors the
         background of a `totalvi.Model` of these data. See `totalvi.ambient_profile`.
     protein_path
-        A second file that holds the proteins of the same cells: a table, or any of the above
-        but a MuData. Its antibodies are taken, or all features if it says of none that it is
-        one. By default the first file holds the proteins, or there are none.
+        A second file with the proteins of the same cells: a table, or any of the above except a
+        MuData. Its antibodies are read, or all of its features if none is marked as antibody. By
+        default the first file holds the proteins, or there are none.
     protein_expression_obsm_key
-        AnnData only: the ``obsm`` entry with the proteins. By default one that is named as is
-        usual, such as ``protein_expression`` or ``protein_counts``.
+        AnnData only: the ``obsm`` entry with the proteins. By default one with a usual name, such as
+        ``protein_expression`` or ``protein_counts``.
     genome
-        Keep only the genes of this genome. By default those of all genomes are joined, and a gene
-        name found in several is prefixed by its genome, as in ``mm10_Actb``.
+        Keep only the genes of this genome. By default the genes of all genomes are joined, and a name
+        that several genomes have gets a prefix, as in ``mm10_Actb``.
     hashtags
-        Which antibodies are hashtags: a list of names or a regular expression. By default those
-        named so, such as ``HTO_1`` or ``anti-human_Hashtag_1``. An empty list means none.
+        Which antibodies are hashtags: a list of names or a regular expression. By default those with
+        names such as ``HTO_1`` or ``anti-human_Hashtag_1``. An empty list means none.
     controls
-        Which antibodies are isotype controls, in the same way. By default those named so, such
-        as ``IgG1_control_TotalSeqB`` or ``Rat IgG2b``.
+        Which antibodies are isotype controls, in the same way. By default those with names such as
+        ``IgG1_control_TotalSeqB`` or ``Rat IgG2b``.
     cells_in
-        Tables only: whether cells are "rows" or "columns". By default the direction that makes
-        the names in both tables agree, or in which the names are barcodes.
+        Tables only: whether cells are "rows" or "columns". By default the direction in which the names
+        of both tables agree, or are barcodes.
     rna_modality, protein_modality
-        MuData only: its modalities of RNA and proteins, which keep their names.
+        MuData only: names of the modalities of RNA and proteins, which do not change.
 
     Returns
     -------
     MuData
-        Modalities "rna", "prot" and "hto" (hashtags), those that the file has; counts are CSR
-        float32, cells x features. Repeated feature names are made unique (``TBCE``, ``TBCE-1``),
-        with those of the file kept in ``var["name_in_file"]``, and Cell Ranger's feature ids are
-        kept in ``var["gene_ids"]``; ``prot.var["control"]`` marks isotype controls. Cell annotation
-        is in ``obs`` and in the first modality's ``obs``.
-        Features of other types, such as "CRISPR Guide Capture", form a modality
-        (``crispr_guide_capture``).
+        Those of the modalities "rna", "prot" and "hto" (hashtags) that the file has. Counts are CSR
+        float32, cells x features. Repeated feature names are made unique (``TBCE``, ``TBCE-1``), and
+        ``var["name_in_file"]`` keeps those of the file. ``var["gene_ids"]`` has Cell Ranger's feature
+        ids, and ``prot.var["control"]`` marks isotype controls. Cell annotation is in ``obs`` and in
+        the first modality's ``obs``. Features of other types, such as "CRISPR Guide Capture", form a
+        modality (``crispr_guide_capture``).
 
     Raises
     ------
     ReadError
         If a file is missing, damaged or of an unknown format, or an option does not fit it.
     DataError
-        If ``raw`` is not of the same run as the cells, or has too few empty droplets.
+        If ``raw`` is not from the same run as the cells, or has too few empty droplets.
 
     Examples
     --------
@@ -170,7 +169,7 @@ def read(
 def _add_ambient(
     mdata: MuData, path: str | PathLike[str], raw: str | PathLike[str], columns: Columns
 ) -> None:
-    """Put what the raw matrix says of empty droplets beside the cells."""
+    """Store the ambient profile of the raw matrix beside the cells."""
     if columns.protein_modality not in mdata.mod:
         raise ReadError(
             f"{path} has no antibodies, of whose background raw could tell; leave out "
@@ -260,7 +259,7 @@ def _existing(path: str | PathLike[str]) -> Path:
 
 
 def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
-    """Read one file or folder by the format that its name and its beginning tell."""
+    """Read one file or folder; its name and its first bytes give the format."""
     if path.is_dir():
         return _load_folder(path, genome)
     name = path.name.lower()

@@ -1,4 +1,4 @@
-"""Read the ``.h5`` files that Cell Ranger writes, of versions 2 and later."""
+"""Read the files that Cell Ranger writes from version 2 on: ``.h5`` files and matrix folders."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ V3_FEATURE_MEMBERS = ("id", "name", "feature_type")
 
 
 def read_10x_h5(path: Path, genome: str | None) -> AnnData:
-    """Read a Cell Ranger ``.h5`` file; of version 2, all genomes or only the one named."""
+    """Read a Cell Ranger ``.h5`` file; in version 2, all genomes or only the given one."""
     with reading(path, "a Cell Ranger .h5 file"), h5py.File(path, "r") as file:
         require_plain_hdf5(file, path)
         if "matrix" in file:
@@ -65,7 +65,7 @@ def _read_v2_group(group: h5py.Group, path: Path, genome: str) -> AnnData:
 
 
 def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
-    """Build the AnnData; the file's features x barcodes CSC is a cells x features CSR."""
+    """Build the AnnData; the file's features x barcodes CSC is read as cells x features CSR."""
     cells = pd.Index(_text(group["barcodes"]), dtype=object)
     n_features, n_cells = (int(n) for n in group["shape"][:])
     require_lengths(path, n_features, len(var), n_cells, len(cells))
@@ -106,7 +106,7 @@ Part = TypeVar("Part")
 
 
 def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> Mapping[str, Part]:
-    """Return the one part named, or all of them."""
+    """Return the named part, or all parts."""
     if not parts:
         raise ReadError(f"{path} holds no count matrix; give a file that Cell Ranger wrote.")
     if genome is None:
@@ -124,10 +124,10 @@ def _no_such_genome(genome: str, known: list[str], path: Path) -> ReadError:
 
 
 def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
-    """Put the genes of all genomes side by side.
+    """Join the genes of all genomes.
 
-    Cell Ranger 2 lists for each genome only the cells called in it. The result has every cell
-    of any genome, in order of first appearance, with no counts where a genome does not list it.
+    Cell Ranger 2 lists for each genome only the cells called in it. The result has the cells of all
+    genomes, in order of first appearance. A cell has no counts of a genome that does not list it.
     """
     if len(parts) == 1:
         return next(iter(parts.values()))
@@ -153,7 +153,7 @@ def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
 
 
 def prefix_shared_names(adata: AnnData) -> AnnData:
-    """Prefix gene names found in more than one genome by their genome, as in ``mm10_ACTB``."""
+    """Prefix gene names that several genomes have by their genome, as in ``mm10_ACTB``."""
     if "genome" not in adata.var or adata.var["genome"].nunique() < 2:
         return adata
     var = adata.var
@@ -169,8 +169,8 @@ def prefix_shared_names(adata: AnnData) -> AnnData:
 def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
     """Keep the genes of one genome and all features that are not genes.
 
-    The genome of a gene is its ``var["genome"]``; in a file without this column it is the
-    prefix of its name, as in ``hg19_CD3E``.
+    The genome of a gene is its ``var["genome"]``, or without this column the prefix of its name, as in
+    ``hg19_CD3E``.
     """
     if genome is None:
         return adata
@@ -210,10 +210,10 @@ def cell_ranger_output(folder: Path) -> Path | None:
 
 
 def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None) -> AnnData:
-    """Read a matrix folder, or one with a subfolder per genome as Cell Ranger 2 writes them.
+    """Read a matrix folder, or a folder of Cell Ranger 2 with a subfolder for each genome.
 
-    ``prefix`` is what stands before ``matrix.mtx`` in the file names, as in GEO's
-    ``GSM1_matrix.mtx.gz``; by default the one that is there.
+    ``prefix`` is the part of the file names before ``matrix.mtx``, as in GEO's ``GSM1_matrix.mtx.gz``;
+    by default it is found in the folder.
     """
     matrices = _matrices(folder) if prefix is None else [folder / f"{prefix}matrix.mtx"]
     if len(matrices) > 1:
@@ -233,12 +233,12 @@ def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None)
 
 
 def holds_matrix(folder: Path) -> bool:
-    """Whether a folder itself holds a matrix."""
+    """Return whether a folder itself holds a matrix."""
     return bool(_matrices(folder))
 
 
 def matrix_files(folder: Path) -> list[Path]:
-    """Return the files that counts are read from in a folder: none where it holds no matrix."""
+    """Return the files with the counts in a folder; none if it holds no matrix."""
     if holds_matrix(folder):
         parts = ("matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv")
         listed = (
@@ -273,10 +273,12 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
             "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others."
         )
     lines_of_cells, lines_of_features = _lines(barcodes), _lines(features)
-    # first, as lists that are no part of it may be so long that to take them apart fills the memory
+    # first, because lists that do not belong to it may be so long that parsing them fills the memory
     counts = _read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
     cells = [line.partition("\t")[0] for line in lines_of_cells]
-    table = [line.split("\t", maxsplit=3) for line in lines_of_features]  # a line may be all tabs
+    table = [
+        line.split("\t", maxsplit=3) for line in lines_of_features
+    ]  # a line may consist of tabs
     n_fields = {line.count("\t") + 1 for line in lines_of_features}
     if len(n_fields) > 1:
         raise ReadError(
@@ -285,7 +287,7 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
         )
     names = [fields[1 if len(fields) > 1 else 0] for fields in table]
     var = pd.DataFrame({"gene_ids": [fields[0] for fields in table]}, index=names)
-    if n_fields != {1}:  # version 2 knows genes only, and has no column for the type
+    if n_fields != {1}:  # version 2 has only genes, and no column for the type
         var["feature_types"] = [fields[2] if fields[2:] else "Gene Expression" for fields in table]
     return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
 
@@ -314,7 +316,7 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
         _open(path) as file,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines of more than three fields
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines with more than three fields
         n_rows, n_columns, n_entries = _mtx_size(path, file)
         require_lengths(path, n_rows, n_features, n_columns, n_cells)
         for chunk in _mtx_entries(file) if n_entries else ():
@@ -340,7 +342,7 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
 
 
 def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
-    """Read the head of a Matrix Market file: rows, columns and entries that follow."""
+    """Read the header of a Matrix Market file: numbers of rows, columns and entries."""
     banner = file.readline(1000).decode().lower().split()
     if banner[:2] != ["%%matrixmarket", "matrix"]:
         raise ReadError(
@@ -360,7 +362,7 @@ def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
 
 
 def _mtx_entries(file: IO[bytes]) -> Iterator[pd.DataFrame]:
-    """Read the entries; scipy's quicker reader aborts the process on some damaged streams."""
+    """Read the entries; scipy's faster reader aborts the process on some damaged streams."""
     return pd.read_csv(
         file,
         sep=r"\s+",

@@ -1,4 +1,4 @@
-"""Nothing in a file is believed before it is checked: that it is whole, honest and in one place."""
+"""Check that a file is complete, consistent and self-contained before its content is used."""
 
 import io
 import math
@@ -26,7 +26,7 @@ COMPRESSED = (sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a parser raises on a damaged file into a ReadError that names the file."""
+    """Turn all errors of a parser on a damaged file into a ReadError that names the file."""
     try:
         yield
     except TotalviError:
@@ -49,7 +49,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 def counts_from_csr(
     data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], where: str
 ) -> sparse.csr_matrix:
-    """Build cells x features counts (CSR, float32) from its three arrays once they fit together."""
+    """Build cells x features counts (CSR, float32) from three arrays after checking that they match."""
     _require_consistent(data, indices, indptr, shape, where)
     counts = sparse.csr_matrix((data.astype(np.float32), indices, indptr), shape=shape)
     counts.sum_duplicates()
@@ -74,7 +74,7 @@ def counts_from(values: Any, where: str, cells: pd.Index, features: pd.Index) ->
 
 
 def require_sound(values: Any, where: str) -> None:
-    """Refuse a CSR or CSC matrix whose indices point outside it; let all other types pass."""
+    """Refuse a CSR or CSC matrix whose indices point outside it; accept all other types."""
     if isinstance(values, COMPRESSED):
         major, minor = values.shape if values.format == "csr" else values.shape[::-1]
         _require_consistent(values.data, values.indices, values.indptr, (major, minor), where)
@@ -87,7 +87,7 @@ def require_sound_anndata(adata: AnnData, where: str) -> None:
 
 
 def require_lengths(path: Path, n_rows: int, n_features: int, n_columns: int, n_cells: int) -> None:
-    """Refuse a matrix of n_rows x n_columns whose features or barcodes are not as many."""
+    """Refuse a matrix of n_rows x n_columns whose numbers of features or barcodes differ."""
     for n, named, what in ((n_rows, n_features, "features"), (n_columns, n_cells, "barcodes")):
         if n != named:
             raise ReadError(
@@ -120,22 +120,21 @@ def _require_consistent(
         )
 
 
-HEAP = (
-    b"GCOL\x01\0\0\0"  # of texts; then its length, and objects of a head and a multiple of 8 bytes
-)
+# Signature of a heap of texts; then come its length, and objects: a header and a multiple of 8 bytes.
+HEAP = b"GCOL\x01\0\0\0"
 HEAD = 16
 REFERENCE = np.dtype(
     [("length", "<u4"), ("address", "<u8"), ("object", "<u4")]
-)  # to a text in a heap
+)  # a reference to a text in a heap
 
 
 def require_sound_heaps(path: Path) -> None:
-    """Refuse a file with a heap whose objects do not follow each other to its end.
+    """Refuse a file with a heap whose objects do not fill it without gaps.
 
     Raises
     ------
     ReadError
-        Naming the place.
+        When there is one; the message names the place.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(HEAP)
@@ -155,12 +154,12 @@ def require_sound_heaps(path: Path) -> None:
 
 
 def require_sound_chunks(dataset: h5py.Dataset, path: Path) -> None:
-    """Refuse a dataset that lost chunks, or with chunks that skip a filter which cannot fail.
+    """Refuse a dataset that lost chunks, or whose chunks skip a filter that cannot fail.
 
     Raises
     ------
     ReadError
-        Naming the dataset.
+        When it is such a dataset; the message names it.
     """
     if dataset.chunks is None or not dataset.size:
         return
@@ -188,7 +187,7 @@ def require_sound_chunks(dataset: h5py.Dataset, path: Path) -> None:
             try:
                 dataset.id.read_direct_chunk(
                     offset
-                )  # listed is not found: a damaged tree hides some
+                )  # compare with the list: a damaged tree hides some chunks
             except (OSError, RuntimeError) as error:
                 raise _damaged(path, f'chunks of "{dataset.name}"') from error
     if faults or inside != expected:
@@ -196,12 +195,12 @@ def require_sound_chunks(dataset: h5py.Dataset, path: Path) -> None:
 
 
 def require_short_texts(dataset: h5py.Dataset, path: Path) -> None:
-    """Refuse texts longer than the file, where no compression, and with it a checksum, is in between.
+    """Refuse texts that are longer than the file, if no compression with a checksum explains this.
 
     Raises
     ------
     ReadError
-        Naming the dataset.
+        When there are such texts; the message names the dataset.
     """
     text = h5py.check_string_dtype(dataset.dtype)
     start = dataset.id.get_offset() if dataset.chunks is None else None
@@ -231,25 +230,26 @@ def _damaged(path: Path, what: str) -> ReadError:
     return ReadError(f"{path} is damaged ({what}); copy, download or write it again.")
 
 
-UNSUSPECTED = 2**26  # bytes: whatever declares no more is no danger
-# What zlib, LZF and the like reach, and what Zstandard, Blosc and others do, in bytes unpacked by
-# bytes stored; a block that was never written counts as a byte.
+UNSUSPECTED = 2**26  # bytes; a declared size up to this is harmless
+# The largest compression of zlib, LZF and similar, and of Zstandard, Blosc and others: unpacked bytes
+# divided by stored bytes. A block that was never written counts as a byte.
 LARGEST_RATIO = {None: 2, "gzip": 1100, "lzf": 300, "szip": 300}
 LARGEST_RATIO_OF_OTHERS = 40_000
 
 
-BLOSC_HEAD = 16  # bytes, of which the last four are the length of the whole
-CHECKSUM, NO_CHUNK = 4, 2**64 - 1  # of the index of a zarr shard: bytes, and what stands for none
+BLOSC_HEAD = 16  # bytes; the last four are the total length
+# In the index of a zarr shard: bytes of its checksum, and the entry of a missing chunk.
+CHECKSUM, NO_CHUNK = 4, 2**64 - 1
 ZARR_METADATA = (".zarray", ".zattrs", "zarr.json")
 
 
 def require_plain_hdf5(file: h5py.File, path: Path) -> None:
-    """Refuse an HDF5 file that takes its values from others or declares more than it can hold.
+    """Refuse an HDF5 file that takes values from other files or declares more than it can hold.
 
     Raises
     ------
     ReadError
-        Naming the member.
+        When it is such a file; the message names the member.
     """
     outside: list[str] = []
     soft: list[str] = []
@@ -263,7 +263,7 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
     def measure(name: str, member: object) -> None:
         if isinstance(member, h5py.Group):
             if h5py.h5o.get_info(member.id).rc > 1:
-                outside.append(name)  # a group in two places may lie within itself
+                outside.append(name)  # a group with two paths may contain itself
             _require_columns(member, path)
         if not isinstance(member, h5py.Dataset):
             return
@@ -286,12 +286,12 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
 
 
 def require_plain_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but files and folders of its own.
+    """Refuse a folder that holds anything except its own files and folders.
 
     Raises
     ------
     ReadError
-        For a link that leads out of it, a pipe, a device, or an empty folder.
+        For a link that points out of it, a pipe, a device, or an empty folder.
     """
     root = folder.resolve()
     for place, folders, files in os.walk(root):
@@ -314,7 +314,7 @@ def require_honest_zarr(group: zarr.Group, path: Path) -> None:
     Raises
     ------
     ReadError
-        Naming the array.
+        When there is one; the message names the array.
     """
     for name, array in group.members(max_depth=None):
         if isinstance(array, zarr.Group):
@@ -327,7 +327,7 @@ def require_honest_zarr(group: zarr.Group, path: Path) -> None:
 
 
 def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:
-    """Refuse chunks of another length than they say: Blosc reads on beyond the end of short ones."""
+    """Refuse chunks that differ from their declared length, because Blosc reads past the end."""
     for place, _, files in os.walk(folder):
         for name in files:
             if name in ZARR_METADATA:
@@ -350,7 +350,7 @@ def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:
 def _chunks_of_shard(
     file: io.BufferedReader, size: int, array: zarr.Array
 ) -> list[tuple[int, int]]:
-    """Return where the chunks in a shard begin and how long they are, by the index of the shard."""
+    """Return the starts and lengths of the chunks in a shard, from the index of the shard."""
     assert array.shards is not None
     n_chunks = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
     length = 16 * n_chunks + CHECKSUM

@@ -19,7 +19,7 @@ def take_rows(
     data: np.ndarray, column: np.ndarray, pointer: np.ndarray, rows: np.ndarray,
     new_data: np.ndarray, new_column: np.ndarray, new_pointer: np.ndarray,
 ) -> None:  # fmt: skip
-    """Copy the chosen rows of a CSR matrix; ``new_pointer`` is given, the rest filled in."""
+    """Copy the chosen rows of a CSR matrix; ``new_pointer`` is an input, the others are filled in."""
     for i in prange(len(rows)):
         source, target = pointer[rows[i]], new_pointer[i]
         for j in range(new_pointer[i + 1] - target):
@@ -31,7 +31,7 @@ def take_rows(
 def _transform(
     counts: np.ndarray, pointer: np.ndarray, n_genes: int, scale: bool, log: bool, value: np.ndarray
 ) -> None:
-    """Fill in what the encoder sees of each count: divided by 1 + the cell's mean, then log(1 + .)."""
+    """Fill in the encoder's input from each count: divided by 1 + the cell's mean, then log(1 + .)."""
     for b in prange(len(pointer) - 1):
         start, end = pointer[b], pointer[b + 1]
         factor = counts.dtype.type(1)
@@ -73,7 +73,7 @@ def _product(
 def _by_gene(
     gene: np.ndarray, pointer: np.ndarray, n_genes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order of the counts by gene, the cell of each, and where each gene's begin."""
+    """Return the order of the counts by gene, the cell of each, and the start of each gene."""
     gene_pointer = np.zeros(n_genes + 1, np.int64)
     for g in gene:
         gene_pointer[g + 1] += 1
@@ -97,7 +97,7 @@ def _transposed_product(
 ) -> None:  # fmt: skip
     """Fill ``result`` (G, H) with the transposed sparse matrix times ``right`` (B, H).
 
-    ``order``, ``cell`` and ``gene_pointer`` are what `_by_gene` gave.
+    ``order``, ``cell`` and ``gene_pointer`` are results of `_by_gene`.
     """
     for g in prange(len(gene_pointer) - 1):
         result[g] = 0
@@ -108,16 +108,16 @@ def _transposed_product(
 
 
 def transformed_counts(x: SparseCounts, scale: bool, log: bool) -> Tensor:
-    """Return what the encoder sees of the non-zero counts, (nnz,); see `Encoder`."""
+    """Return the encoder's input from the non-zero counts, (nnz,); see `Encoder`."""
     value = torch.empty_like(x.counts)
     _transform(x.counts.numpy(), x.cell_pointer.numpy(), x.n_genes, scale, log, value.numpy())
     return value
 
 
 def input_product(value: Tensor, x: SparseCounts, weight: Tensor, bfloat16: bool) -> Tensor:
-    """Multiply the sparse (B, G) matrix of ``value`` at ``x``'s places by ``weight`` (G, H).
+    """Multiply the sparse (B, G) matrix with ``value`` at the positions of ``x`` by ``weight`` (G, H).
 
-    In bfloat16 the matrix is made dense: the matrix unit is faster than leaving out the zeros.
+    In bfloat16 the matrix becomes dense, because the matrix unit is faster than skipping the zeros.
     """
     return _apply_input_product(value, x, weight, bfloat16)
 

@@ -1,4 +1,4 @@
-"""Loops over the genes of one cell, which the losses of RNA share, and sums of RNA proportions."""
+"""Loops over the genes of one cell for the losses of RNA, and sums of RNA proportions."""
 
 import numpy as np
 from numba import prange
@@ -18,7 +18,8 @@ from totalvi.nn.cpu.math import (
     store,
 )
 
-N_CHUNKS = 16  # of cells; their number is fixed, so that the number of threads changes no result
+# Chunks of cells; their fixed number makes results independent of the number of threads.
+N_CHUNKS = 16
 _LARGEST_TABLED = 16
 _SMALLEST_BASE = 8  # of `rising_beyond`
 _LANES = 64
@@ -26,7 +27,7 @@ _PROPORTION_CHUNKS = 64  # of cells
 
 
 def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return `rising_tables` of as many counts as are worth it for a minibatch."""
+    """Return `rising_tables` with as many counts as save time for a minibatch."""
     largest = min(_LARGEST_TABLED, n_nonzero // r.size)
     result: tuple[np.ndarray, np.ndarray] = rising_tables(r, largest)
     return result
@@ -34,7 +35,7 @@ def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled(fastmath=True, error_model="numpy", forceinline=True)
 def _largest(values: np.ndarray) -> float:
-    """Return the largest value, found in lanes side by side: one would wait for itself."""
+    """Return the largest value; parallel lanes avoid that each step waits for the last."""
     lanes = np.full(_LANES, values[0])
     whole = len(values) // _LANES * _LANES
     for start in range(0, whole, _LANES):
@@ -80,7 +81,7 @@ def explain_nonzeros(
 def pass_through_softmax(
     q: np.ndarray, e: np.ndarray, share: float, b: int, gradient: np.ndarray
 ) -> None:
-    """Fill in the gradient by logit: the softmax takes from each its share of the sum of all."""
+    """Fill in the gradient by logit: the softmax subtracts from each its share of the sum."""
     for g in range(len(q)):
         store(gradient, b, g, q[g] - e[g] * share)
 
