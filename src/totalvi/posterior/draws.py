@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from totalvi.errors import BackgroundError
 from totalvi.fit.batches import Minibatch
+from totalvi.nn import ops
 from totalvi.nn.cell import CellContext
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.likelihoods import (
+    CountPosterior,
     ProteinMixture,
     negative_binomial_log_prob,
     zero_inflated_negative_binomial_log_prob,
@@ -74,7 +76,10 @@ class Draw(NamedTuple):
         Parameters of the counts; the products as wide as the genes are taken when they are read.
     proteins
         Distribution of the protein counts at a sample of the log background, without the batch's
-        protein efficiency, (B, T).
+        protein efficiency, (B, T). Where counts are given: the probability of each component, and the
+        means of their rates, given z and the count.
+    background
+        E[beta | z, y], (B, T), where counts are given; otherwise None.
     """
 
     sample: int
@@ -85,14 +90,39 @@ class Draw(NamedTuple):
     log_library: Tensor | None
     decoded: Decoded
     proteins: ProteinMixture
+    background: Tensor | None = None
 
     def expecting_background(self) -> Self:
         """Return the same with the background mean at its expectation, E[beta | z].
 
         What is linear in beta has the same average over such draws as over samples, with less noise.
+        Where counts are given, all is an expectation already.
         """
-        mean, scale = self.decoded.background_mean, self.decoded.background_scale
-        return self._replace(proteins=self.proteins._replace(log_background=mean + scale**2 / 2))
+        if self.background is not None:
+            return self
+        log_background = _log_expected_background(self.decoded)
+        return self._replace(proteins=self.proteins._replace(log_background=log_background))
+
+    def foreground_probability(self) -> Tensor:
+        """Return the probability that a protein is foreground, (B, T)."""
+        return self.proteins.foreground_probability()
+
+    def in_background(self, noise: CellNoise, keys: np.ndarray) -> Tensor:
+        """Draw which proteins of cells with ``keys`` (B,) are background: 1 or else 0, (B, T)."""
+        pi = self.proteins.background_probability()
+        uniform = noise.uniform("mixing", self.sample, keys, pi.shape[1]).to(pi.device)
+        return (uniform < pi).to(pi.dtype)
+
+    def background_mean(self) -> Tensor:
+        """Return beta, (B, T), once it is plausible."""
+        if self.background is not None:
+            return self.background
+        return plausible(self.proteins).background_mean()
+
+
+def _log_expected_background(decoded: Decoded) -> Tensor:
+    """Return log E[beta | z], (B, T)."""
+    return decoded.background_mean + decoded.background_scale**2 / 2
 
 
 @dataclass(frozen=True)
@@ -116,11 +146,11 @@ class ProteinScale:
     def parts(self, draw: Draw, noise: CellNoise, keys: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the foreground and the background part of cells with ``keys`` (B,), each (B, T)."""
         mixture = plausible(draw.proteins)
-        in_background = mixture.background_probability()
-        if self.sample_mixing:
-            uniform = noise.uniform("mixing", draw.sample, keys, in_background.shape[1])
-            uniform = uniform.to(in_background.device)
-            in_background = (uniform < in_background).to(in_background.dtype)
+        in_background = (
+            draw.in_background(noise, keys)
+            if self.sample_mixing
+            else mixture.background_probability()
+        )
         foreground = (1 - in_background) * mixture.foreground_mean()
         background = torch.zeros_like(foreground)
         if self.include_background:
@@ -142,6 +172,7 @@ def draws(
     transform_batches: Sequence[int | None] = (None,),
     *,
     first_sample: int = 0,
+    given_counts: bool = False,
 ) -> Iterator[Draw]:
     """Yield ``n_samples`` posterior samples of a minibatch, each decoded into each batch in turn.
 
@@ -154,6 +185,9 @@ def draws(
         Codes of the batches to decode into; None: each cell's own.
     first_sample
         Number of the first sample.
+    given_counts
+        Whether proteins are given their counts, in place of a sample of their background. What a count
+        says of its cell, decoded into the cell's own batch, is taken along into other batches.
     """
     posterior = module.encode(batch.x, batch.y, batch.context)
     for sample in range(first_sample, first_sample + n_samples):
@@ -164,15 +198,39 @@ def draws(
             posterior, batch.context, _normal(noise, "library", sample, batch, 1)
         )
         z = module.transform_latent(untran_z)
-        background_noise = _normal(noise, "background", sample, batch, module.n_input_proteins)
+        if given_counts:
+            own = module.decode(z, batch.context)
+            given = _count_posterior(module, batch, own)
+        else:
+            width = module.n_input_proteins
+            background_noise = _normal(noise, "background", sample, batch, width)
         for code in transform_batches:
             context = module.in_batch(batch.context, code)
-            decoded = module.decode(z, context)
-            log_background = decoded.background_mean + decoded.background_scale * background_noise
-            proteins = module.proteins(decoded, log_background, context, efficiency=False)
+            decoded = own if given_counts and code is None else module.decode(z, context)
+            background = None
+            if given_counts:
+                log_background = _log_expected_background(decoded)
+                prior = module.proteins(decoded, log_background, context, efficiency=False)
+                background = given.background_mean(plausible(prior))
+                proteins = given.expression(prior)
+            else:
+                log_background = (
+                    decoded.background_mean + decoded.background_scale * background_noise
+                )
+                proteins = module.proteins(decoded, log_background, context, efficiency=False)
             yield Draw(
-                sample, posterior, context, untran_z, library_size, log_library, decoded, proteins
-            )
+                sample, posterior, context, untran_z, library_size, log_library, decoded,
+                proteins, background,
+            )  # fmt: skip
+
+
+def _count_posterior(module: Network, batch: Minibatch, decoded: Decoded) -> CountPosterior:
+    """Return what the counts of a minibatch say of proteins decoded into the cells' own batches."""
+    proteins = module.proteins(decoded, decoded.background_mean, batch.context)
+    return ops.count_posterior(
+        batch.y, plausible(proteins), decoded.background_scale,
+        module.measured(batch.context.panel), fast=module.fused,
+    )  # fmt: skip
 
 
 def _normal(

@@ -173,6 +173,7 @@ def _map(
                 gene_list=[],
                 protein_list=missing,
                 include_protein_background=True,
+                given_counts=False,
                 n_samples=POSTERIOR_SAMPLES,
                 progress=False,
             )
