@@ -190,7 +190,7 @@ def count_posterior(
     """
     values = (
         without_unmeasured(y, measured),
-        proteins.log_background.clamp(min=-50),
+        proteins.log_background.clamp(-50, 50),
         scale.clamp(1e-3, 10),
         proteins.factor.log(),
         proteins.background_logit,

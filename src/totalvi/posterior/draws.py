@@ -76,10 +76,9 @@ class Draw(NamedTuple):
         Parameters of the counts; the products as wide as the genes are taken when they are read.
     proteins
         Distribution of the protein counts at a sample of the log background, without the batch's
-        protein efficiency, (B, T). Where counts are given: the probability of each component, and the
-        means of their rates, given z and the count.
-    background
-        E[beta | z, y], (B, T), where counts are given; otherwise None.
+        protein efficiency, (B, T); at beta's expectation given z where ``given`` is not None.
+    given
+        What the proteins' counts say, where values given the counts are meant.
     """
 
     sample: int
@@ -90,34 +89,34 @@ class Draw(NamedTuple):
     log_library: Tensor | None
     decoded: Decoded
     proteins: ProteinMixture
-    background: Tensor | None = None
+    given: CountPosterior | None = None
 
     def expecting_background(self) -> Self:
         """Return the same with the background mean at its expectation, E[beta | z].
 
         What is linear in beta has the same average over such draws as over samples, with less noise.
-        Where counts are given, all is an expectation already.
         """
-        if self.background is not None:
-            return self
         log_background = _log_expected_background(self.decoded)
         return self._replace(proteins=self.proteins._replace(log_background=log_background))
 
-    def foreground_probability(self) -> Tensor:
-        """Return the probability that a protein is foreground, (B, T)."""
-        return self.proteins.foreground_probability()
+    def expression(self) -> ProteinMixture:
+        """Return the probability and the mean rate of each component, (B, T)."""
+        return self.proteins if self.given is None else self.given.expression(self.proteins)
 
-    def in_background(self, noise: CellNoise, keys: np.ndarray) -> Tensor:
-        """Draw which proteins of cells with ``keys`` (B,) are background: 1 or else 0, (B, T)."""
-        pi = self.proteins.background_probability()
-        uniform = noise.uniform("mixing", self.sample, keys, pi.shape[1]).to(pi.device)
-        return (uniform < pi).to(pi.dtype)
+    def foreground_probability(self) -> Tensor:
+        """Return the probability that each protein is foreground, (B, T)."""
+        return self.expression().foreground_probability()
 
     def background_mean(self) -> Tensor:
         """Return beta, (B, T), once it is plausible."""
-        if self.background is not None:
-            return self.background
-        return plausible(self.proteins).background_mean()
+        prior = plausible(self.proteins)
+        return prior.background_mean() if self.given is None else self.given.background_mean(prior)
+
+    def in_background(self, noise: CellNoise, keys: np.ndarray) -> Tensor:
+        """Draw which proteins of cells with ``keys`` (B,) are background: 1 or else 0, (B, T)."""
+        pi = self.expression().background_probability()
+        uniform = noise.uniform("mixing", self.sample, keys, pi.shape[1]).to(pi.device)
+        return (uniform < pi).to(pi.dtype)
 
 
 def _log_expected_background(decoded: Decoded) -> Tensor:
@@ -145,7 +144,8 @@ class ProteinScale:
 
     def parts(self, draw: Draw, noise: CellNoise, keys: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the foreground and the background part of cells with ``keys`` (B,), each (B, T)."""
-        mixture = plausible(draw.proteins)
+        plausible(draw.proteins)
+        mixture = draw.expression()
         in_background = (
             draw.in_background(noise, keys)
             if self.sample_mixing
@@ -202,25 +202,20 @@ def draws(
             own = module.decode(z, batch.context)
             given = _count_posterior(module, batch, own)
         else:
-            width = module.n_input_proteins
+            width, given = module.n_input_proteins, None
             background_noise = _normal(noise, "background", sample, batch, width)
         for code in transform_batches:
             context = module.in_batch(batch.context, code)
             decoded = own if given_counts and code is None else module.decode(z, context)
-            background = None
-            if given_counts:
-                log_background = _log_expected_background(decoded)
-                prior = module.proteins(decoded, log_background, context, efficiency=False)
-                background = given.background_mean(plausible(prior))
-                proteins = given.expression(prior)
-            else:
-                log_background = (
-                    decoded.background_mean + decoded.background_scale * background_noise
-                )
-                proteins = module.proteins(decoded, log_background, context, efficiency=False)
+            log_background = (
+                _log_expected_background(decoded)
+                if given_counts
+                else decoded.background_mean + decoded.background_scale * background_noise
+            )
+            proteins = module.proteins(decoded, log_background, context, efficiency=False)
             yield Draw(
                 sample, posterior, context, untran_z, library_size, log_library, decoded,
-                proteins, background,
+                proteins, given,
             )  # fmt: skip
 
 
@@ -228,7 +223,7 @@ def _count_posterior(module: Network, batch: Minibatch, decoded: Decoded) -> Cou
     """Return what the counts of a minibatch say of proteins decoded into the cells' own batches."""
     proteins = module.proteins(decoded, decoded.background_mean, batch.context)
     return ops.count_posterior(
-        batch.y, plausible(proteins), decoded.background_scale,
+        batch.y, proteins, decoded.background_scale,
         module.measured(batch.context.panel), fast=module.fused,
     )  # fmt: skip
 

@@ -242,10 +242,11 @@ class ExpressionQueries(Fitted):
         >>> rna.shape, protein.shape
         ((60, 30), (60, 5))
         """
-        question = self._question(
-            adata, indices, batch_size, progress, seed, n_samples, transform_batch, given_counts
-        )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch,
+            given_counts and len(proteins) > 0,
+        )  # fmt: skip
         library_size = checked_library_size(library_size)
         scale = ProteinScale(sample_protein_mixing, scale_protein, include_protein_background)
         tables = {"rna": question.table(genes.names), "protein": question.table(proteins.names)}
