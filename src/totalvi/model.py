@@ -217,6 +217,7 @@ class Model(
             "scale_input": True,
             "background_scale": "softplus",
             "background_samples": 8,
+            "foreground_penalty": 0.01,
             "hidden_protein_rate": 0.8,
             **network_options,
         }

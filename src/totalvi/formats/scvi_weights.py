@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from totalvi.errors import FormatError
-from totalvi.nn.coders import Trunk
+from totalvi.nn.coders import UNUSED_DROPOUT, Trunk
 from totalvi.nn.layers import Activation, HiddenLayer, ParallelHiddenLayer
 from totalvi.nn.network import Network
 
 State = dict[str, Tensor]
-_UNUSED = ("decoder.px_dropout_decoder_gene.", "library_log_", "pyro_param_store")
+_DROPOUT = "px_dropout_decoder_gene"
+_UNUSED = (f"decoder.{_DROPOUT}.", "library_log_", "pyro_param_store")
 _UNUSED_WITHOUT_LIBRARY = ("encoder.l_gene_",)
 TRUNKS = ("px_decoder", "py_back_decoder", "py_fore_decoder", "sigmoid_decoder")
 HEADS = {
     "px_scale_decoder": "gene_head",
-    "px_dropout_decoder_gene": "dropout_head",
+    _DROPOUT: "dropout_head",
     "py_back_mean_log_alpha": "background_mean_head",
     "py_back_mean_log_beta": "background_scale_head",
     "py_fore_scale_decoder": "foreground_head",
@@ -35,8 +36,8 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
         ``encoder_architecture="direct"``, ``scale_input=True``, ``background_scale="softplus"`` and,
         from 1.3.1 on, ``protein_efficiency=True``.
     state_dict
-        Its tensors. Parts that the configuration does not use (the dropout decoder of an "nb" model,
-        the library encoder of an observed library size) are left out.
+        Its tensors. The library encoder of an observed library size is left out; the dropout decoder
+        of an "nb" model is kept for ``px_["dropout"]`` alone.
 
     Returns
     -------
@@ -76,7 +77,24 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
                 f"has {tuple(tensor.shape)}; check TOTALVI's arguments."
             )
     module.load_state_dict({name: converted[name] for name in expected})
+    if module.decoder.dropout_head is None:
+        _keep_unused_dropout(module, state_dict)
     return module
+
+
+def _keep_unused_dropout(module: Network, state_dict: Mapping[str, Tensor]) -> None:
+    """Keep the dropout head that an "nb" model of 0.6.x has beside its likelihood."""
+    source = f"decoder.{_DROPOUT}.fc_layers.Layer 0.0"
+    like = module.decoder.gene_head  # which has the same shape
+    theirs = state_dict.get(f"{source}.weight")
+    n_input = like.weight.shape[0]
+    n_columns = 0 if like.covariate_weight is None else len(like.covariate_weight)
+    if theirs is None or theirs.shape != (like.weight.shape[1], n_input + n_columns):
+        return
+    head = _linear(state_dict, source, "", n_input)
+    for part, name in zip(UNUSED_DROPOUT, (".weight", ".covariate_weight", ".bias"), strict=True):
+        tensor = head[name].detach().to(like.weight).contiguous()
+        setattr(module.decoder, part, tensor if tensor.numel() else None)
 
 
 class _Read(State):

@@ -23,6 +23,7 @@ _FILE = "model.pt"
 _VERSION = "1.4.2"  # the version of scvi-tools that has this format
 _KNOWN_OPTIONS = {
     "background_samples",
+    "foreground_penalty",
     "hidden_protein_rate",
     "fused",
     "n_latent",

@@ -199,14 +199,22 @@ class Encoder(nn.Module):
         )
 
 
+UNUSED_DROPOUT = (
+    "unused_dropout_weight",
+    "unused_dropout_covariate_weight",
+    "unused_dropout_bias",
+)
+"""Weights of the dropout head of an "nb" model, which its likelihood leaves out."""
+
+
 class Decoded(NamedTuple):
     """What the decoder says of B cells.
 
     Parameters
     ----------
     gene_product, dropout_product
-        Linear layers that end in ``gene_logit`` and ``dropout_logit``; the latter None without zero
-        inflation.
+        Linear layers that end in ``gene_logit`` and ``dropout_logit``; the latter None where the
+        network has no such layer.
     background_mean, background_scale
         Mean and standard deviation of q(b | z): the log background of each protein, (B, T).
     foreground_factor
@@ -270,6 +278,10 @@ class Decoder(nn.Module):
         zero_inflated = config.reconstruction_loss_gene == "zinb"
         self.gene_head = head(config.n_input_genes)
         self.dropout_head = head(config.n_input_genes) if zero_inflated else None
+        # An "nb" model of 0.6.x has a dropout head that its loss leaves out. It is kept where one is
+        # loaded, so that `inference` returns what 0.6.x returned; no fit reads it and no file gets it.
+        for part in UNUSED_DROPOUT:
+            self.register_buffer(part, None, persistent=False)
         self.background_mean_head = head(n_proteins)
         self.background_scale_head = head(n_proteins)
         self.foreground_head = head(n_proteins)
@@ -288,9 +300,7 @@ class Decoder(nn.Module):
         scale = self.background_scale_head(background, covariates)
         return Decoded(
             gene_product=self.gene_head.product(genes, covariates),
-            dropout_product=(
-                None if self.dropout_head is None else self.dropout_head.product(mixing, covariates)
-            ),
+            dropout_product=self._dropout_product(mixing, covariates),
             background_mean=self.background_mean_head(background, covariates),
             background_scale=(
                 scale.exp() if self.background_scale == "exp" else F.softplus(scale) + 1e-8
@@ -298,3 +308,11 @@ class Decoder(nn.Module):
             foreground_factor=1 + 1e-8 + F.relu(self.foreground_head(foreground, covariates)),
             background_logit=self.background_logit_head(mixing, covariates),
         )
+
+    def _dropout_product(self, mixing: Tensor, covariates: Tensor | None) -> LinearProduct | None:
+        if self.dropout_head is not None:
+            return self.dropout_head.product(mixing, covariates)
+        weight, covariate_weight, bias = (getattr(self, part) for part in UNUSED_DROPOUT)
+        if weight is None:
+            return None
+        return LinearProduct(mixing, weight, bias, covariates, covariate_weight)

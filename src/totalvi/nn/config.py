@@ -91,6 +91,10 @@ class NetworkConfig:
     background_samples
         Samples of each protein's background, in training, over which the likelihood of its count is
         averaged: log E[p(y | z, b)] in place of the E[log p(y | z, b)] of the ELBO, which it is with 1.
+    foreground_penalty
+        What training adds to each cell's loss for each measured protein, times -log pi, in nats. The
+        counts of a protein that no cell carries fit a foreground of all cells as well as a background;
+        this decides for the background. 0: the paper's objective.
     fused
         Whether compiled loops do the work of training on the CPU, where there is one for it; False:
         plain torch operations everywhere.
@@ -136,6 +140,7 @@ class NetworkConfig:
     background_prior: tuple[Any, Any] | None = None
     hidden_protein_rate: Rate = 0.0
     background_samples: Positive = 1
+    foreground_penalty: Rate = 0.0
     fused: bool = True
 
     def __post_init__(self) -> None:

@@ -4,22 +4,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from totalvi.nn import ops
+from totalvi.nn import likelihoods, ops
 from totalvi.nn.cell import CellContext, SparseCounts, one_hot_columns
 from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
 from totalvi.nn.config import NetworkConfig, background_anchor, background_prior, protein_mask
-from totalvi.nn.likelihoods import (
-    Dispersion,
-    ElboTerms,
-    GeneLikelihood,
-    ProteinMixture,
-    log_normal_log_prob,
-    normal_kl,
-    profile_penalty,
-    standard_normal_kl,
-)
+from totalvi.nn.likelihoods import Dispersion, ElboTerms, GeneLikelihood, ProteinMixture
 from totalvi.nn.sync import of_all_cells, own_cells, standard_normal, stratified_normal
 
 _LARGEST_LOG_LIBRARY = 15.0
@@ -44,6 +34,7 @@ class Network(nn.Module):
 
         - log p(x | z, l) - log(1/K sum_k p(y | z, b_k))
         + KL(q(u) || N(0, I)) + KL(q(log l) || N(m_s, v_s)) + KL(q(b | z) || N(c, d**2))
+        - w log pi, in training alone, with w the option ``foreground_penalty``
 
     With K = 1 its expectation is minus the evidence lower bound; docs/model.md says what it is
     otherwise, and has a table of symbols. `NetworkConfig` documents the options.
@@ -221,7 +212,7 @@ class Network(nn.Module):
         """Return the distribution of RNA counts at a library size, (..., B, 1)."""
         return GeneLikelihood(
             logit=decoded.gene_product,
-            dropout=decoded.dropout_product,
+            dropout=decoded.dropout_product if self.decoder.dropout_head is not None else None,
             library_size=library_size,
             dispersion=self.dispersion(self.gene_log_r, self.gene_dispersion, context),
             softplus=self.library == "size_factor",
@@ -311,10 +302,16 @@ class Network(nn.Module):
         in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
         n_samples = self.config.background_samples if in_training else 1
         log_background = self.sample_log_background(decoded, generator, n_samples)
-        return self.elbo_terms(
+        terms = self.elbo_terms(
             x, y, context, posterior, decoded, library_size, log_background,
             local_l_mean_gene, local_l_var_gene,
         )  # fmt: skip
+        weight = self.config.foreground_penalty if in_training else 0.0
+        if weight == 0:
+            return terms
+        measured = self.measured(context.panel)
+        paid = weight * likelihoods.background_surprise(decoded.background_logit, measured)
+        return terms._replace(kl_div_back_pro=terms.kl_div_back_pro + paid)
 
     def elbo_terms(
         self,
@@ -340,7 +337,7 @@ class Network(nn.Module):
                 x, genes, fast=self.fused, bfloat16=self.bfloat16_products
             ),
             reconst_loss_protein=ops.protein_loss(y, proteins, measured, fast=self.fused),
-            kl_div_z=standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1),
+            kl_div_z=likelihoods.standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1),
             kl_div_l_gene=self._library_kl(posterior, local_l_mean_gene, local_l_var_gene),
             kl_div_back_pro=self._background_kl(decoded, context, measured),
         )
@@ -353,7 +350,7 @@ class Network(nn.Module):
         assert mean is not None
         assert variance is not None
         prior = mean.reshape(-1, 1), variance.reshape(-1, 1)
-        return normal_kl(posterior.ql_m, posterior.ql_v, *prior).sum(dim=-1)
+        return likelihoods.normal_kl(posterior.ql_m, posterior.ql_v, *prior).sum(dim=-1)
 
     def _background_kl(
         self, decoded: Decoded, context: CellContext, measured: Tensor | None
@@ -366,9 +363,9 @@ class Network(nn.Module):
         if self.log_efficiency is None:
             return divergence
         # scvi-tools has a prior of the efficiency, and a small pull of pi towards 1.
-        efficiency_prior = log_normal_log_prob(self.log_efficiency[context.batch]).sum(dim=-1)
-        log_pi = F.logsigmoid(decoded.background_logit).sum(dim=-1)
-        return divergence - efficiency_prior - 1e-3 * log_pi
+        efficiency = likelihoods.log_normal_log_prob(self.log_efficiency[context.batch])
+        surprise = likelihoods.background_surprise(decoded.background_logit, None)
+        return divergence - efficiency.sum(dim=-1) + 1e-3 * surprise
 
     # ------------------------------------------------------------------ prior of the background
 
@@ -393,6 +390,7 @@ class Network(nn.Module):
         if self.background_anchor is None:
             return 0.0
         mean, log_scale, mean_precision, scale_precision = self.background_anchor
-        return profile_penalty(self.background_prior_mean, mean, mean_precision) + profile_penalty(
+        held = likelihoods.profile_penalty(self.background_prior_mean, mean, mean_precision)
+        return held + likelihoods.profile_penalty(
             self.background_prior_log_scale, log_scale, scale_precision
         )

@@ -5,28 +5,22 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from totalvi.nn import config as options
+from totalvi.nn import v06_minibatch as minibatch
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import Decoded
 from totalvi.nn.config import NetworkConfig, at_least_one, check_option
-from totalvi.nn.likelihoods import SMALLEST_NORMAL, ElboTerms
+from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.network import Network
-from totalvi.nn.ops import gene_reconstruction_loss
 from totalvi.nn.sync import standard_normal
-from totalvi.nn.v06_minibatch import (
-    CellExtras,
-    check_counts,
-    checked_context,
-    inverse_dispersion,
-    latent_mean,
-    library_prior,
-    posterior_sample,
-    protein_reconstruction_loss,
-)
+from totalvi.nn.v06_minibatch import BatchCode, CellExtras, inverse_dispersion
+
+NO_DROPOUT_LOGIT = -100.0  # of a probability that is 0 in float32
 
 
 class TOTALVI(Network):
@@ -92,6 +86,7 @@ class TOTALVI(Network):
         background_prior: tuple[Any, Any] | None = None,
         hidden_protein_rate: float = 0.0,
         background_samples: int = 1,
+        foreground_penalty: float = 0.0,
         fused: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -111,7 +106,7 @@ class TOTALVI(Network):
             background_scale=background_scale, protein_efficiency=protein_efficiency,
             normalization=normalization, background_prior=background_prior,
             hidden_protein_rate=hidden_protein_rate, background_samples=background_samples,
-            fused=fused,
+            foreground_penalty=foreground_penalty, fused=fused,
         )  # fmt: skip
         super().__init__(config, generator)
         if use_cuda and torch.cuda.is_available():
@@ -131,8 +126,15 @@ class TOTALVI(Network):
         **extras: Unpack[CellExtras],
     ) -> CellContext:
         """Return what is known of a minibatch's cells, once the shapes of all arguments are checked."""
-        check_counts(self, x, y)
-        return checked_context(self.config, x, y, batch_index, label, extras)
+        return self._cells(x, y, batch_index, label, **extras)[2]
+
+    def _cells(
+        self, x: Tensor | SparseCounts, y: Tensor, *groups: Tensor | None,
+        **extras: Unpack[CellExtras],
+    ) -> tuple[Tensor | SparseCounts, Tensor, CellContext]:  # fmt: skip
+        """Return the counts in the network's data type, and what else is known of the cells."""
+        x, y = minibatch.checked_counts(self, x, y)
+        return x, y, minibatch.checked_context(self.config, x, y, *groups, extras=extras)
 
     def forward(
         self,
@@ -159,8 +161,8 @@ class TOTALVI(Network):
         generator
             Source of the samples and of dropout.
         """
-        context = self.context(x, y, batch_index, label, **extras)
-        prior = library_prior(self.library, local_l_mean_gene, local_l_var_gene, len(y))
+        x, y, context = self._cells(x, y, batch_index, label, **extras)
+        prior = minibatch.library_prior(self.library, local_l_mean_gene, local_l_var_gene, len(y))
         return self.elbo(x, y, context, *prior, generator)
 
     def get_reconstruction_loss(
@@ -169,7 +171,7 @@ class TOTALVI(Network):
         y: Tensor,
         px_: dict[str, Tensor],
         py_: dict[str, Tensor],
-        pro_batch_mask_minibatch: Tensor | None = None,
+        pro_batch_mask_minibatch: Tensor | np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the reconstruction loss of genes and proteins, each (B,).
 
@@ -178,18 +180,15 @@ class TOTALVI(Network):
         x, y
             Counts (B, G) and (B, T).
         px_, py_
-            What `inference` returned under these names.
+            What `inference` returned under these names. ``px_["dropout"]`` counts in a "zinb" network
+            alone.
         pro_batch_mask_minibatch
-            True where a protein was measured, (B, T). None: everywhere.
+            True, or 1, where a protein was measured, (B, T). None: everywhere.
         """
-        check_counts(self, x, y)
-        gene_loss = gene_reconstruction_loss(
-            x,
-            px_["rate"].clamp(min=SMALLEST_NORMAL).log(),
-            px_["r"].log().reshape(-1, self.n_input_genes),
-            px_.get("dropout"),
-        )
-        return gene_loss, protein_reconstruction_loss(y, py_, pro_batch_mask_minibatch)
+        x, y = minibatch.checked_counts(self, x, y)
+        measured = minibatch.measured_proteins(pro_batch_mask_minibatch, y)
+        genes = minibatch.gene_loss_of(self, x, px_)
+        return genes, minibatch.protein_reconstruction_loss(y, py_, measured)
 
     def inference(
         self,
@@ -198,7 +197,7 @@ class TOTALVI(Network):
         batch_index: Tensor | None = None,
         label: Tensor | None = None,
         n_samples: int = 1,
-        transform_batch: int | None = None,
+        transform_batch: BatchCode | None = None,
         *,
         generator: torch.Generator | None = None,
         **extras: Unpack[CellExtras],
@@ -207,14 +206,16 @@ class TOTALVI(Network):
 
         Returns
         -------
-        ``px_`` (scale, rate, r; dropout for "zinb") and ``py_`` (back_alpha, back_beta, rate_back,
+        ``px_`` (scale, rate, r, dropout) and ``py_`` (back_alpha, back_beta, rate_back,
         fore_scale, rate_fore, mixing, scale, r; efficiency where the model has one) as dicts, and
         qz_m, qz_v, z, untran_z, ql_m, ql_v, untran_l (None when the library size is known),
         library_gene, log_pro_back_mean. With ``n_samples`` above 1 each, the dispersions apart, gains
         a leading axis (n_samples, B, .).
         """
-        context = self.context(x, y, batch_index, label, **extras)
-        sample = posterior_sample(self, x, y, context, n_samples, transform_batch, generator)
+        x, y, context = self._cells(x, y, batch_index, label, **extras)
+        sample = minibatch.posterior_sample(
+            self, x, y, context, n_samples, transform_batch, generator
+        )
         return {
             "px_": self.gene_parameters(sample.decoded, sample.library_size, sample.context),
             "py_": self.protein_parameters(sample.decoded, sample.log_background, sample.context),
@@ -229,12 +230,17 @@ class TOTALVI(Network):
     def gene_parameters(
         self, decoded: Decoded, library_size: Tensor, context: CellContext
     ) -> dict[str, Tensor]:
-        """Return the entries of ``px_``."""
+        """Return the entries of ``px_``.
+
+        "dropout" is the logit of the probability that a count is set to zero. An "nb" network leaves it
+        out of its likelihood: it is of 0.6.x's head, if loaded, or of a probability of zero.
+        """
         genes = self.genes(decoded, library_size, context)
         scale, r = genes.log_proportions().exp(), inverse_dispersion(genes.dispersion)
-        parameters = {"scale": scale, "rate": library_size * scale, "r": r}
-        dropout = genes.dropout_logit()
-        return parameters if dropout is None else {**parameters, "dropout": dropout}
+        dropout = decoded.dropout_logit
+        if dropout is None:
+            dropout = scale.new_full((), NO_DROPOUT_LOGIT).expand_as(scale)
+        return {"scale": scale, "rate": library_size * scale, "r": r, "dropout": dropout}
 
     def protein_parameters(
         self, decoded: Decoded, log_background: Tensor, context: CellContext
@@ -272,10 +278,10 @@ class TOTALVI(Network):
         The mean is exact for the normal; for the logistic normal it is the average of softmax(u) over
         ``n_samples`` samples.
         """
-        context = self.context(x, y, batch_index, **extras)
+        x, y, context = self._cells(x, y, batch_index, **extras)
         posterior = self.encode(x, y, context, generator)
         if give_mean:
-            return latent_mean(self, posterior, n_samples, generator)
+            return minibatch.latent_mean(self, posterior, n_samples, generator)
         noise = standard_normal(posterior.qz_m, generator)
         return self.transform_latent(self.latent_at(posterior, noise))
 
@@ -293,7 +299,7 @@ class TOTALVI(Network):
 
         A known library size (observed, or a size factor) is returned as it is.
         """
-        context = self.context(x, y, batch_index, **extras)
+        x, y, context = self._cells(x, y, batch_index, **extras)
         if context.library_size is not None:
             return context.library_size
         posterior = self.encode(x, y, context, generator)
@@ -316,7 +322,7 @@ class TOTALVI(Network):
         a leading axis.
         """
         at_least_one("n_samples", n_samples)
-        context = self.context(x, y, batch_index, label, **extras)
+        x, y, context = self._cells(x, y, batch_index, label, **extras)
         gene = self.dispersion(self.gene_log_r, self.gene_dispersion, context)
         protein = self.dispersion(self.protein_log_r, self.protein_dispersion, context)
         return inverse_dispersion(gene, n_samples), inverse_dispersion(protein, n_samples)
@@ -333,9 +339,8 @@ class TOTALVI(Network):
         **extras: Unpack[CellExtras],
     ) -> Tensor:
         """Return samples of the negative binomial mean of genes, (B, G) or (n_samples, B, G)."""
-        outputs = self.inference(x, y, batch_index, label, n_samples, generator=generator, **extras)
-        rate: Tensor = outputs["px_"]["rate"]
-        return rate
+        found = self.inference(x, y, batch_index, label, n_samples, generator=generator, **extras)
+        return torch.as_tensor(found["px_"]["rate"])
 
     def get_sample_scale(
         self,
@@ -344,7 +349,7 @@ class TOTALVI(Network):
         batch_index: Tensor | None = None,
         label: Tensor | None = None,
         n_samples: int = 1,
-        transform_batch: int | None = None,
+        transform_batch: BatchCode | None = None,
         eps: float = 0,
         normalize_pro: bool = False,
         sample_bern: bool = True,
@@ -375,8 +380,10 @@ class TOTALVI(Network):
         """
         if not (math.isfinite(eps) and eps >= 0):
             raise ValueError(f"eps is {eps!r}; allowed are finite numbers from 0.")
-        context = self.context(x, y, batch_index, label, **extras)
-        sample = posterior_sample(self, x, y, context, n_samples, transform_batch, generator)
+        x, y, context = self._cells(x, y, batch_index, label, **extras)
+        sample = minibatch.posterior_sample(
+            self, x, y, context, n_samples, transform_batch, generator
+        )
         mixture = self.proteins(
             sample.decoded, sample.log_background, sample.context, efficiency=False
         )

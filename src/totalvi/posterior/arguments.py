@@ -181,6 +181,10 @@ seed
 transform_batch
     Batch or batches to decode every cell into, averaged. None: each cell's own.
 """,
+    "batches_correlated": """
+transform_batch
+    Batch or batches to decode every cell into; their correlations are averaged. None: each cell's own.
+""",
     "protein_list": """
 protein_list
     Wanted proteins. None: all; an empty list: none.

@@ -112,12 +112,6 @@ class Draw(NamedTuple):
         prior = plausible(self.proteins)
         return prior.background_mean() if self.given is None else self.given.background_mean(prior)
 
-    def in_background(self, noise: CellNoise, keys: np.ndarray) -> Tensor:
-        """Draw which proteins of cells with ``keys`` (B,) are background: 1 or else 0, (B, T)."""
-        pi = self.expression().background_probability()
-        uniform = noise.uniform("mixing", self.sample, keys, pi.shape[1]).to(pi.device)
-        return (uniform < pi).to(pi.dtype)
-
 
 def _log_expected_background(decoded: Decoded) -> Tensor:
     """Return log E[beta | z], (B, T)."""
@@ -146,11 +140,9 @@ class ProteinScale:
         """Return the foreground and the background part of cells with ``keys`` (B,), each (B, T)."""
         plausible(draw.proteins)
         mixture = draw.expression()
-        in_background = (
-            draw.in_background(noise, keys)
-            if self.sample_mixing
-            else mixture.background_probability()
-        )
+        in_background = mixture.background_probability()
+        if self.sample_mixing:
+            in_background = drawn_background(in_background, noise, draw.sample, keys)
         foreground = (1 - in_background) * mixture.foreground_mean()
         background = torch.zeros_like(foreground)
         if self.include_background:
@@ -162,6 +154,17 @@ class ProteinScale:
 
 
 FOREGROUND = ProteinScale()
+
+
+def drawn_background(
+    probability: Tensor, noise: CellNoise, sample: int, keys: np.ndarray
+) -> Tensor:
+    """Return 1 where a protein is drawn to be background, which it is with ``probability``, else 0.
+
+    Every query draws it from the same noise, (B, all proteins of the model).
+    """
+    uniform = noise.uniform("mixing", sample, keys, probability.shape[1]).to(probability.device)
+    return (uniform < probability).to(probability.dtype)
 
 
 def draws(

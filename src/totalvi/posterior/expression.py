@@ -22,7 +22,7 @@ from totalvi.posterior.arguments import (
     checked_library_size,
     documented,
 )
-from totalvi.posterior.draws import FOREGROUND, Draw, ProteinScale
+from totalvi.posterior.draws import FOREGROUND, Draw, ProteinScale, drawn_background
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import RowTarget, write_sparse
 
@@ -131,7 +131,8 @@ def foreground_counts(
     """
     (draw,) = question.draws(batch)
     y = without_unmeasured(batch.y, question.network.measured(batch.context.panel))
-    counts = y * (1 - draw.in_background(question.noise, batch.keys))
+    pi = draw.expression().background_probability()
+    counts = y * (1 - drawn_background(pi, question.noise, draw.sample, batch.keys))
     return sparse.csr_matrix(counts[:, proteins].cpu().numpy())
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.columns import Columns
 from totalvi.data.counts import (
     Counts,
@@ -19,6 +20,7 @@ from totalvi.data.counts import (
     SparseOnDisk,
     lies_on_disk,
 )
+from totalvi.data.finding import listed
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
@@ -33,7 +35,6 @@ from totalvi.run.results import (
     read_protein_warnings,
     write_tables,
 )
-from totalvi.run.tables import background_tables
 
 POSTERIOR_SAMPLES = 25
 SAMPLES_OF_MANY, MANY_CELLS = 10, 8192
@@ -261,6 +262,28 @@ def _measured_total(counts: np.ndarray) -> np.ndarray:
 def load_protein_warnings(work: Work) -> None:
     """Read what the table of proteins says of the antibodies."""
     work.protein_warnings = read_protein_warnings(work.folder / "tables")
+
+
+def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Return tables of the empty droplets and isotype controls, where there are any, and warnings.
+
+    ``ambient``: what the droplets hold; ``isotype_controls`` and ``background``: how the estimated
+    background agrees with the controls, by control and by protein.
+    """
+    tables = {}
+    if AMBIENT in mdata.uns:
+        tables["ambient"] = mdata.uns[AMBIENT].set_index("protein")
+    if not model.schema.control_names:
+        return tables, []
+    check = model.check_isotype_controls()
+    tables |= {"isotype_controls": check.controls, "background": check.proteins}
+    high = check.proteins.index[check.proteins["warning"] != ""]
+    if not len(high):
+        return tables, []
+    return tables, [
+        f"{len(high)} of {len(check.proteins)} proteins have a background far above the isotype "
+        f"controls, {listed(high)}: it may be signal that most cells have, see tables/background.csv"
+    ]
 
 
 def tabulate_background(work: Work) -> None:

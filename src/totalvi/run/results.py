@@ -14,6 +14,7 @@ import zarr
 from anndata.io import read_elem, write_elem
 from matplotlib.figure import Figure
 from mudata import MuData
+from scipy import sparse
 
 from totalvi.data.counts import DenseOnDisk
 from totalvi.figures import png_figures as figures
@@ -22,7 +23,6 @@ from totalvi.run.clusters import Clusters
 from totalvi.run.folder import RESULTS, STORE
 from totalvi.run.tables import (
     antibody_separation,
-    cell_table,
     cluster_table,
     marker_table,
     protein_table,
@@ -94,12 +94,47 @@ def make_tables(
             clusters_shown.labels,
             rna.X,
             rna.var_names,
+            protein.X,
             estimates.denoised_protein,
             estimates.foreground_probability,
             names,
+            None if batch_shown is None else pd.factorize(batch_shown)[0],
         ).set_index("modality"),
         "history": history,
     }
+
+
+def cell_table(
+    cell_names: pd.Index,
+    batch: pd.Series | None,
+    cluster: pd.Categorical,
+    umap: np.ndarray,
+    latent: np.ndarray,
+    rna: sparse.csr_matrix | np.ndarray,
+    protein: np.ndarray,
+) -> pd.DataFrame:
+    """One row for each cell: batch, cluster, place on the map, latent coordinates, total counts.
+
+    Parameters
+    ----------
+    cell_names, batch, cluster
+        One for each cell; ``batch`` None when all cells are of one.
+    umap, latent
+        Shape (n_cells, 2) and (n_cells, n_latent).
+    rna, protein
+        Raw counts, cells x features; NaN proteins are unmeasured and not summed.
+    """
+    width = len(str(latent.shape[1]))
+    columns: dict[str, Any] = {
+        "batch": "all cells" if batch is None else np.asarray(batch),
+        "cluster": cluster,
+        "umap_1": umap[:, 0],
+        "umap_2": umap[:, 1],
+        "rna_total": np.asarray(rna.sum(axis=1)).ravel(),
+        "protein_total": np.nansum(protein, axis=1),
+    }
+    columns |= {f"latent_{i + 1:0{width}}": latent[:, i] for i in range(latent.shape[1])}
+    return pd.DataFrame(columns, index=pd.Index(cell_names, name="cell"))
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:

@@ -89,8 +89,12 @@ class DifferentialQueries(Fitted):
         by what the group's own counts say, and as uncertain as counts and cells leave it. Effects
         are drawn towards what is usual in their comparison, the more the less is known of them. With
         ``unit="cells"``, h is that of single cells, and r is over random pairs of a cell of each
-        group, as in the totalVI paper: it asks whether cells differ, not whether groups do.
+        group, as in the totalVI paper: it asks whether cells differ, not whether groups do, and calls
+        no feature, since P(\\|r\\| >= delta) over pairs of cells is no probability of a true discovery.
         `totalvi.posterior.differential.comparison` says how the two fare on simulated truth.
+
+        The calls do not allow for groups that were found in the same counts, as clusters are: where two
+        clusters cut one population of cells, more of the calls are wrong than ``fdr_target`` says.
 
         Parameters
         ----------
@@ -144,7 +148,7 @@ class DifferentialQueries(Fitted):
         - ``comparison``, ``group1``, ``group2``: which groups.
         - In mode "change": ``proba_de``, ``proba_not_de``, ``bayes_factor`` (log odds); ``lfc_mean``,
           ``lfc_median``, ``lfc_std``, ``lfc_ci_low`` and ``lfc_ci_high`` (95 % credible interval) of
-          r; ``delta``; ``is_de_fdr_<fdr_target>``.
+          r; ``delta``; with ``unit="groups"``, ``is_de_fdr_<fdr_target>``.
         - In mode "vanilla": ``proba_m1`` = P(h1 > h2), ``proba_m2``, ``bayes_factor``.
         - ``scale1``, ``scale2``: h of the groups; ``pseudocounts``: c.
         - With ``all_stats``: ``raw_mean1``, ``raw_mean2`` (counts per cell),
@@ -212,7 +216,7 @@ class DifferentialQueries(Fitted):
             self._proteins(None).names,
             raw,
             mode,
-            fdr_target,
+            fdr_target if unit == "groups" else None,
         )
 
     def _common_batches(self, wanted: bool, first: Names, second: Names) -> tuple[int, ...]:
@@ -315,9 +319,12 @@ def differential_table(
     protein_names: np.ndarray,
     raw: RawCounts | None,
     mode: str,
-    fdr_target: float,
+    fdr_target: float | None,
 ) -> pd.DataFrame:
-    """Return the table that `Model.differential_expression` documents."""
+    """Return the table that `Model.differential_expression` documents.
+
+    ``fdr_target`` None: how cells differ is no statement on a discovery, so nothing is called.
+    """
     names = np.concatenate([gene_names, protein_names])
     modality = np.repeat(["rna", "protein"], [len(gene_names), len(protein_names)])
     tables = []
@@ -343,7 +350,7 @@ def differential_table(
 
 
 def _probabilities(
-    found: Differences, number: int, mode: str, fdr_target: float
+    found: Differences, number: int, mode: str, fdr_target: float | None
 ) -> dict[str, object]:
     effects = found.effects
     scales = {"scale1": found.first_scale[number], "scale2": found.second_scale[number]}
@@ -358,6 +365,9 @@ def _probabilities(
             **pseudocounts,
         }
     beyond = effects.beyond[number]
+    calls = {}
+    if fdr_target is not None:
+        calls = {f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target)}
     return {
         "proba_de": beyond,
         "proba_not_de": 1 - beyond,
@@ -370,7 +380,7 @@ def _probabilities(
         "lfc_ci_high": effects.high[number],
         "delta": found.delta[number],
         **pseudocounts,
-        f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target),
+        **calls,
     }
 
 

@@ -5,7 +5,6 @@ from concurrent.futures import Future
 from functools import partial, wraps
 from html import escape
 from importlib.resources import files
-from typing import Any
 
 from bokeh.core.templates import get_env
 from bokeh.document import Document
@@ -381,9 +380,9 @@ class Explorer:
         self._in_background(ask, answer, panel.said)
 
     def _in_background(
-        self, work: Callable[[], Any], then: Callable[..., None], where: Div | None = None
+        self, work: Callable[[], object], then: Callable[..., None], where: Div | None = None
     ) -> None:
-        def finished(future: Future[Any]) -> None:
+        def finished(future: Future[object]) -> None:
             def show() -> None:
                 try:
                     then(future.result())
