@@ -191,7 +191,7 @@ def count_posterior(
     values = (
         without_unmeasured(y, measured),
         proteins.log_background.clamp(-50, 50),
-        scale.clamp(1e-3, 10),
+        scale.clamp(1e-3, 4),
         proteins.factor.log(),
         proteins.background_logit,
         proteins.log_r.clamp(-18, 18),

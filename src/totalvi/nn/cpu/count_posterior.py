@@ -31,10 +31,10 @@ _LARGEST_STEP = 0.5
 # to ask each time whether they overlap.
 (
     _COUNT, _MEAN, _SCALE, _LOG_R, _LOG_FACTOR, _LOGIT,
-    _X, _P, _N, _SLOPE, _HALF_PRECISION, _STEP, _N_STEPS, _D, _E, _RATIO,
+    _X, _P, _NOT_P, _N, _SLOPE, _HALF_PRECISION, _STEP, _N_STEPS, _D, _E, _RATIO,
     _SUM, _LEVEL, _RATE, _LOG_PROB, _OTHER_LEVEL, _OTHER_RATE, _OTHER_LOG_PROB,
-) = range(0, 23 * BLOCK, BLOCK)  # fmt: skip
-_WORK = 23 * BLOCK
+) = range(0, 24 * BLOCK, BLOCK)  # fmt: skip
+_WORK = 24 * BLOCK
 
 # no reassociation, which would undo the error-free steps of the two functions below
 _FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "nnan", "ninf", "nsz"}}
@@ -149,7 +149,8 @@ def _centre(w: np.ndarray) -> None:
         width = 2 * reach + 1 / (curvature / (1 + reach * 0.5) + precision)  # for the mean of e^x
         step = min(1 / math.sqrt(curvature + precision), _LARGEST_STEP)
         w[_X + i], w[_N + i] = u + log_r, n
-        w[_P + i] = larger if u > 0 else 1 - larger
+        w[_P + i] = larger if u > 0 else larger * small
+        w[_NOT_P + i] = larger * small if u > 0 else larger
         w[_SLOPE + i], w[_HALF_PRECISION + i] = y - (u - u0) * precision, 0.5 * precision
         w[_STEP + i], w[_N_STEPS + i] = width, width / step
         w[_D + i], w[_E + i] = -reach, exp64(-reach)
@@ -184,7 +185,7 @@ def _integrate(w: np.ndarray) -> None:
     for _ in range(n_steps + 1):
         for i in range(BLOCK):
             d, e = w[_D + i], w[_E + i]
-            q = 1 + w[_P + i] * (e - 1)
+            q = w[_NOT_P + i] + w[_P + i] * e  # 1 + p (e^d - 1)
             exponent = d * (w[_SLOPE + i] - w[_HALF_PRECISION + i] * d) - w[_N + i] * log64(q)
             density = exp64(exponent)
             w[_SUM + i] += density
@@ -192,11 +193,11 @@ def _integrate(w: np.ndarray) -> None:
             w[_RATE + i] += density * e / q
             w[_D + i], w[_E + i] = d + w[_STEP + i], e * w[_RATIO + i]
     for i in range(BLOCK):
-        s, u = w[_SCALE + i], w[_X + i] - w[_LOG_R + i]
+        s = w[_SCALE + i]
         w[_LOG_PROB + i] += log64(w[_SUM + i] * w[_STEP + i])
         over_expected = exp64(w[_X + i] - w[_MEAN + i] - 0.5 * s * s) / w[_SUM + i]
         w[_LEVEL + i] *= over_expected
-        w[_RATE + i] *= over_expected * w[_N + i] * exp64(-w[_LOG_R + i]) / (1 + exp64(u))
+        w[_RATE + i] *= over_expected * w[_N + i] * w[_NOT_P + i] * exp64(-w[_LOG_R + i])
 
 
 @compiled(parallel=True, **_FAST)
