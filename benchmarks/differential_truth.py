@@ -2,10 +2,10 @@
 
     python benchmarks/differential_truth.py --simulations 20
 
-Each simulation has a fit of its own, and each of its cell types compared with all other cells. The true
+Each simulation has its own fit, and compares each of its cell types with all other cells. The true
 effect is that of the groups' mean expression by the parameters of the simulation, with the
-pseudocounts of the table. A call is false when the true effect is below delta; power is the share of
-true effects of 2-fold or more that are called; the slope is that of estimated on true effects.
+pseudocounts of the table. A call is false if the true effect is below delta. Power is the share of
+true effects of 2-fold or more that are called. The slope is that of estimated on true effects.
 Results go to benchmarks/results/differential_truth.json and differential_truth.md.
 """
 

@@ -1,8 +1,9 @@
-"""Progress bars on standard error: of a fit's epochs and of a query's cells."""
+"""Show progress bars on standard error: for the epochs of a fit and the cells of a query."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ _Batch = TypeVar("_Batch", bound=_OfCells)
 def epoch_progress(
     n_epochs: int, show: bool | None
 ) -> Iterator[Callable[[int, dict[str, float]], None] | None]:
-    """Give a function that shows each finished epoch: bar, rate, time left, losses.
+    """Yield a function that shows each finished epoch: bar, rate, time left, losses.
 
     Parameters
     ----------
     n_epochs
-        Epochs to come, at most.
+        Largest number of epochs to come.
     show
         Whether to show anything; None: only when standard error is a terminal.
     """
@@ -53,12 +54,12 @@ def epoch_progress(
 def cell_progress(
     batches: Iterable[_Batch], n_cells: int, what: str, show: bool | None
 ) -> Iterator[Iterator[_Batch]]:
-    """Give the minibatches on, while a bar shows how many cells are done.
+    """Yield the minibatches while a bar shows how many cells are done.
 
     Parameters
     ----------
     what
-        What is computed, shown beside the bar.
+        Name of the result, shown beside the bar.
     show
         Whether to show the bar; None: only when standard error is a terminal.
     """
@@ -76,7 +77,7 @@ def cell_progress(
                 bar.update(task, advance=len(batch.cells))
 
         yield counted()
-        bar.update(task, completed=n_cells)  # a query that knows n_cells may not ask for the end
+        bar.update(task, completed=n_cells)  # a query that knows n_cells may not iterate to the end
 
 
 def _is_shown(show: bool | None) -> bool:
@@ -96,3 +97,38 @@ def _bar(
     bar, count = BarColumn(bar_width=width), MofNCompleteColumn()
     columns = (*before, bar, count, *after_count, TimeRemainingColumn(), *at_end)
     return Progress(*columns, console=Console(stderr=True))
+
+
+class Steps:
+    """Named steps with their elapsed times.
+
+    Parameters
+    ----------
+    show
+        Whether to show the steps on standard error; by default when it is a terminal.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        Elapsed time of each finished step.
+    shown : bool
+        Whether the steps are shown.
+    """
+
+    def __init__(self, show: bool | None = None) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self.shown = self._console.is_terminal if show is None else show
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str, *, spinner: bool = True) -> Iterator[None]:
+        """Time a step, under a spinner unless it shows its own progress."""
+        waiting = self._console.status(name) if self.shown and spinner else nullcontext()
+        started = time.perf_counter()
+        with waiting:
+            yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+        if self.shown:
+            self._console.print(f"{self.seconds[name]:8.1f} s  {name}")

@@ -9,6 +9,7 @@ import pytest
 from totalvi.cli.main import execute
 from totalvi.data.finding import Finding
 from totalvi.data.simulate import simulate
+from totalvi.errors import setting
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -69,10 +70,10 @@ def test_findings_name_options(file: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "totalvi.data.checks.check_counts",
-            lambda *_: [Finding("error", "rna_fractional", "accept with allow_fractional=True")],
+            lambda *_: [Finding("error", "x", f"accept with {setting('allow_fractional', True)}.")],
         )
         assert execute(["check", str(file)]) == 2
-    assert capsys.readouterr().out == "error    accept with --allow-fractional\n"
+    assert capsys.readouterr().out == "error    accept with --allow-fractional.\n"
 
 
 def test_renamed_features_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`totalvi check`: what is in a file, and what stands in the way of a fit."""
+"""`totalvi check`, `convert`, `datasets` and `simulate`: commands on files of counts."""
 
 import json
 from contextlib import ExitStack
@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import with_options
 from totalvi.errors import DataError
 
 COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}
@@ -37,7 +36,7 @@ def check(
     protein_obsm: options.ProteinObsm = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is in a file of counts.
+    """Describe a file of counts and list its problems.
 
     Lists errors, warnings and notes, each with a suggested fix. The exit status is 2 when there is an
     error.
@@ -84,7 +83,6 @@ def check(
         findings += find_ambient(data, keys, source.protein_names, options.raw_paths(raw))[1]
     except DataError as error:
         findings = [Finding("error", "counts_not_found", str(error))]
-    findings = [finding._replace(message=with_options(finding.message)) for finding in findings]
     if as_json:
         listed = [finding._asdict() for finding in findings]
         typer.echo(json.dumps({"input": str(input), "findings": listed}, indent=2))
@@ -124,10 +122,10 @@ def convert(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
+        options.text(
             "--config",
-            metavar="FILE.json",
-            help="What 0.6.x weights do not say: options, gene_names, protein_names, ...",
+            "FILE.json",
+            "What 0.6.x weights do not say: options, gene_names, protein_names, ...",
         ),
     ] = None,
     allow_fractional: options.AllowFractional = False,
@@ -141,9 +139,10 @@ def convert(
 ) -> None:
     """Convert counts for training from disk, or a model to or from scvi-tools.
 
-    OUTPUT that ends in .zarr is written from counts, some cells at a time: a MuData with RNA and
-    proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise INPUT is a model.
-    Nothing in the files of other packages is run, and scvi-tools need not be installed.
+    If OUTPUT ends in .zarr, INPUT has counts. They are read some cells at a time and written as a
+    MuData with RNA and proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise
+    INPUT is a model. No code in the files of other packages is run, and scvi-tools need not be
+    installed.
 
     \b
     Examples:
@@ -152,7 +151,7 @@ def convert(
       totalvi convert pbmc.totalvi -o scvi_folder --to scvi
     """
     if (target is None) == (output is None):
-        raise DataError("convert needs one output: name it once, as in `convert INPUT OUTPUT`")
+        raise DataError("convert needs one output; name it once, as in `convert INPUT OUTPUT`.")
     written = target or output
     assert written is not None
     if written.suffix == ".zarr":
@@ -161,7 +160,9 @@ def convert(
         from totalvi.run.convert import convert_counts
 
         if to is not None or config is not None:
-            raise DataError(f"--to and --config are for models, and {written} is to hold counts")
+            raise DataError(
+                f"--to and --config are for models, and {written} is to hold counts; leave them out."
+            )
         keys = Columns(
             rna_modality=rna_modality,
             protein_modality=protein_modality,
@@ -205,7 +206,7 @@ def _list_by_default(context: typer.Context) -> None:
 
 @datasets.command("list")
 def list_names() -> None:
-    """List the data sets that can be fetched by name.
+    """List the data sets that can be downloaded by name.
 
     \b
     Example:
@@ -230,7 +231,7 @@ def fetch_by_name(
         bool, typer.Option("--raw", help="All barcodes, rather than those called cells.")
     ] = False,
 ) -> None:
-    """Fetch a data set unless it is there already, and print the path of its file.
+    """Download a data set unless it is already there, and print the path of its file.
 
     \b
     Example:
@@ -264,19 +265,13 @@ def simulate(
     ] = 0,
     foreground_factor: Annotated[
         float,
-        typer.Option(
-            "--foreground-factor",
-            min=3,
-            max=1e6,
-            callback=options.a_number,
-            help="Foreground over background of the median protein.",
+        options.number(
+            "--foreground-factor", 3, 1e6, "Foreground over background of the median protein."
         ),
     ] = 30.0,
     raw: Annotated[
         Path | None,
-        typer.Option(
-            "--raw", metavar="RAW.h5mu", help="Also write the raw matrix, with empty droplets."
-        ),
+        options.text("--raw", "RAW.h5mu", "Also write the raw matrix, with empty droplets."),
     ] = None,
     empty: Annotated[int, typer.Option("--empty", min=1, help="Empty droplets in it.")] = 2000,
     seed: options.Seed = 0,
@@ -299,11 +294,11 @@ def simulate(
     from totalvi.run.folder import staged_file
 
     if raw is not None and raw.resolve() == output.resolve():
-        raise OutputError(f"--raw {raw} is the file of --output: give another name")
+        raise OutputError(f"--raw {raw} is the file of --output; give another name.")
     if output.suffix == ".zarr":
         if unmeasured or raw is not None:
             option = f"--unmeasured {unmeasured}" if unmeasured else f"--raw {raw}"
-            raise DataError(f"{option} needs all cells in memory: write .h5mu")
+            raise DataError(f"{option} needs all cells in memory; write .h5mu.")
         simulate_to_zarr(
             output,
             n_cells=cells,

@@ -1,4 +1,4 @@
-"""`totalvi explore`: gates and what they hold, in a browser."""
+"""`totalvi explore`, `report`, `map` and `impute`: commands on results and models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping, with_options
+from totalvi.cli.options import keeping
 
 
 def explore(
@@ -20,9 +20,7 @@ def explore(
     ],
     gates: Annotated[
         Path | None,
-        typer.Option(
-            "--gates", metavar="FILE", help="Gates to start with; default: those saved in DIR."
-        ),
+        options.text("--gates", "FILE", "Gates to start with; default: those saved in DIR."),
     ] = None,
     port: Annotated[
         int | None,
@@ -37,11 +35,11 @@ def explore(
         bool, typer.Option("--no-browser", help="Only print the address.")
     ] = False,
 ) -> None:
-    """Look at the cells of a run, gate them, and see what sets them apart.
+    """Gate the cells of a run in the browser, and compare them.
 
-    Opens a page in your browser. It is served on this machine only, to whoever has the address
-    that is printed. Ctrl-C stops it; gates that were not saved are then kept in
-    DIR/gates_unsaved.json, and offered when it is started again.
+    Opens a page in your browser. Only this machine serves it, and only to users who have the printed
+    address. Ctrl-C stops it. Unsaved gates are then kept in DIR/gates_unsaved.json, and offered when
+    the command is started again.
 
     \b
     Examples:
@@ -66,7 +64,7 @@ def explore(
             opening = nullcontext() if no_browser else open_in_browser(server.url, folder)
             with opening:
                 server.run()
-    finally:  # a terminated server keeps them as well
+    finally:  # a terminated server also keeps them
         for kept in workspace.keep_unsaved():
             typer.echo(f"gates that were not saved: {kept}")
     typer.echo("stopped")
@@ -81,9 +79,9 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Make the report of a run again, and print its path.
+    """Build the report of a run again, and print its path.
 
-    The report is one HTML file that opens in a browser without a network.
+    The report is one HTML file that opens in a browser without an internet connection.
 
     \b
     Examples:
@@ -96,39 +94,35 @@ def report(
 
 
 def map_cells(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
-    ],
+    model: options.ModelPath,
     query: Annotated[
         str,
         typer.Argument(metavar="QUERY", help="Raw counts of the new cells; RNA alone will do."),
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
-    ],
+    output: options.Output,
     reference: Annotated[
         Path | None,
-        typer.Option(
+        options.text(
             "--reference",
-            metavar="PATH",
-            help="Counts that the model was fitted to; default: results.h5mu (or .zarr) beside it.",
+            "PATH",
+            "Counts that the model was fitted to; default: results.h5mu (or .zarr) beside it.",
         ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(
+        options.text(
             "--labels",
-            metavar="KEY",
-            help="Column of the reference with labels; default: leiden_totalvi, if there.",
+            "KEY",
+            "Column of the reference with labels; default: leiden_totalvi, if there.",
         ),
     ] = None,
     batch: options.Batch = None,
     reference_batch: Annotated[
         str | None,
-        typer.Option(
+        options.text(
             "--reference-batch",
-            metavar="NAME",
-            help='Batch of the reference to start from, or "average"; default: the nearest.',
+            "NAME",
+            'Batch of the reference to start from, or "average"; default: the nearest.',
         ),
     ] = None,
     train: Annotated[
@@ -138,12 +132,12 @@ def map_cells(
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 10.0,
 ) -> None:
-    """Lay new cells on a fitted model, which is not changed.
+    """Map new cells on a fitted model, without changing the model.
 
-    Writes cells.csv.gz (label with its probability, how unlike the reference the cell is, latent
-    state), label_probabilities.csv.gz, where the query lacks proteins imputed_proteins.csv.gz and how
-    far they can be trusted (reliability.csv), the model of the query, and run.json. An interrupted
-    --train is kept in DIR.checkpoint, from which --resume goes on.
+    Writes cells.csv.gz (label with its probability, unlikeness, latent state),
+    label_probabilities.csv.gz, the model of the query, and run.json. If the query lacks proteins, also
+    writes imputed_proteins.csv.gz and their reliability (reliability.csv). An interrupted --train is
+    kept in DIR.checkpoint, and --resume resumes it.
 
     \b
     Examples:
@@ -172,7 +166,7 @@ def map_cells(
         typer.echo(f"warning: {said.message}")
     typer.echo(record["summary"])
     for note in record["notes"]:
-        typer.echo(f"note: {with_options(note)}")
+        typer.echo(f"note: {note}")
     typer.echo(f"written: {output}")
 
 
@@ -191,14 +185,10 @@ def impute(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
-    ],
+    output: options.Output,
     batch: Annotated[
         str | None,
-        typer.Option(
-            "--batch", metavar="KEY", help="Column with the batches within REFERENCE or QUERY."
-        ),
+        options.text("--batch", "KEY", "Column with the batches within REFERENCE or QUERY."),
     ] = None,
     genome: options.Genome = None,
     hashtags: options.Hashtags = None,
@@ -206,19 +196,9 @@ def impute(
     genes: Annotated[
         int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
     ] = 4000,
-    epochs: Annotated[
-        int | None,
-        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
-    ] = None,
+    epochs: options.Epochs = None,
     interval: Annotated[
-        float,
-        typer.Option(
-            "--interval",
-            min=0.01,
-            max=0.99,
-            callback=options.a_number,
-            help="Probability of the intervals.",
-        ),
+        float, options.number("--interval", 0.01, 0.99, "Probability of the intervals.")
     ] = 0.9,
     samples: Annotated[
         int, typer.Option("--samples", min=20, help="Posterior samples a cell.")
@@ -230,10 +210,10 @@ def impute(
 ) -> None:
     """Predict the proteins that cells lack.
 
-    Fits a model to both inputs together, predicts the proteins of REFERENCE in the cells of QUERY,
-    and says how sure each value is and how far each protein can be trusted: that is measured on
-    cells of REFERENCE kept out of the fit, with their proteins hidden. Until the folder is there, the
-    fit is kept in DIR.checkpoint, from which --resume goes on to the same results.
+    Fits a model to both inputs together and predicts the proteins of REFERENCE in the cells of QUERY.
+    Also writes the uncertainty of each value and the reliability of each protein, which is measured
+    on held-out cells of REFERENCE with their proteins hidden. Until the folder is complete, the fit is
+    kept in DIR.checkpoint, and --resume resumes it to the same results.
 
     \b
     Examples:
@@ -266,11 +246,4 @@ def impute(
         f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
         f"{sum(record['seconds'].values()):,.0f} s"
     )
-    for kind in ("notes", "warnings"):
-        for message in record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
-    typer.echo("written:")
-    for file in result.files:
-        if file.parts[0] != "model.totalvi":
-            typer.echo(f"  {result.folder / file}")
-    typer.echo(f"  {result.folder / 'model.totalvi'}")
+    options.list_written(result)

@@ -1,117 +1,85 @@
 """Options that several commands share: where the counts and the annotation are."""
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from totalvi.errors import ReadError
+from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
 
 def a_number(value: float) -> float:
-    """Refuse NaN, which is within every bound."""
+    """Refuse NaN, which passes every check of bounds."""
     if math.isnan(value):
-        raise typer.BadParameter("NaN is not a number: give one")
+        raise typer.BadParameter("NaN is not a number; give one.")
     return value
+
+
+def text(flag: str, metavar: str, help: str) -> Any:
+    """Return an option that takes a text or a path."""
+    return typer.Option(flag, metavar=metavar, help=help)
+
+
+def number(flag: str, least: float, most: float, help: str) -> Any:
+    """Return an option that takes a number between bounds."""
+    return typer.Option(flag, min=least, max=most, callback=a_number, help=help)
 
 
 INPUT_HELP = "Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv"
 
-Input = Annotated[
-    str,
-    typer.Argument(
-        metavar="INPUT",
-        help=f"{INPUT_HELP}.",
-        show_default=False,
-    ),
-]
+Input = Annotated[str, typer.Argument(metavar="INPUT", help=f"{INPUT_HELP}.", show_default=False)]
 InputOfRun = Annotated[
-    str | None,
-    typer.Argument(metavar="INPUT", help=f"{INPUT_HELP}; not needed with --from."),
+    str | None, typer.Argument(metavar="INPUT", help=f"{INPUT_HELP}; not needed with --from.")
 ]
 ProteinPath = Annotated[
-    Path | None,
-    typer.Option("--protein", metavar="PATH", help="Protein counts, if INPUT holds only RNA."),
+    Path | None, text("--protein", "PATH", "Protein counts, if INPUT holds only RNA.")
 ]
 RawPath = Annotated[
     list[str] | None,
-    typer.Option(
+    text(
         "--raw",
-        metavar="[BATCH=]PATH",
-        help=(
-            "Raw matrix of all barcodes, whose empty droplets anchor the background; repeatable, "
-            "one a batch."
-        ),
+        "[BATCH=]PATH",
+        "Raw matrix of all barcodes, whose empty droplets anchor the background; repeatable, one a "
+        "batch.",
     ),
 ]
 KeepIsotypes = Annotated[
-    bool,
-    typer.Option("--keep-isotypes", help="Model isotype controls like other antibodies, too."),
+    bool, typer.Option("--keep-isotypes", help="Model isotype controls like other antibodies, too.")
 ]
-Genome = Annotated[
-    str | None,
-    typer.Option("--genome", metavar="NAME", help="Keep only the genes of this genome."),
-]
+Genome = Annotated[str | None, text("--genome", "NAME", "Keep only the genes of this genome.")]
 Hashtags = Annotated[
     str | None,
-    typer.Option(
-        "--hashtags",
-        metavar="REGEX",
-        help="Which antibodies are hashtags; default: those named so.",
-    ),
+    text("--hashtags", "REGEX", "Which antibodies are hashtags; default: those named so."),
 ]
 Controls = Annotated[
     str | None,
-    typer.Option(
-        "--controls",
-        metavar="REGEX",
-        help="Which antibodies are isotype controls; default: those named so.",
-    ),
+    text("--controls", "REGEX", "Which antibodies are isotype controls; default: those named so."),
 ]
 CellsIn = Annotated[
     Literal["rows", "columns"] | None,
     typer.Option("--cells-in", help="Where cells are in tables; default: as their names tell."),
 ]
-Batch = Annotated[
-    str | None,
-    typer.Option("--batch", metavar="KEY", help="Column of obs with each cell's batch."),
-]
+Batch = Annotated[str | None, text("--batch", "KEY", "Column of obs with each cell's batch.")]
 Panel = Annotated[
     str | None,
-    typer.Option(
-        "--panel",
-        metavar="KEY",
-        help="Column with each cell's antibody panel; default: each batch is one.",
-    ),
+    text("--panel", "KEY", "Column with each cell's antibody panel; default: each batch is one."),
 ]
-Labels = Annotated[
-    str | None, typer.Option("--labels", metavar="KEY", help="Column with known cell labels.")
-]
+Labels = Annotated[str | None, text("--labels", "KEY", "Column with known cell labels.")]
 SizeFactor = Annotated[
     str | None,
-    typer.Option(
-        "--size-factor",
-        metavar="KEY",
-        help="Column with size factors; default: each cell's total RNA count.",
-    ),
+    text("--size-factor", "KEY", "Column with size factors; default: each cell's total RNA count."),
 ]
 Covariates = Annotated[
     list[str] | None,
-    typer.Option(
-        "--covariate", metavar="KEY", help="Categorical covariate to correct for; repeatable."
-    ),
+    text("--covariate", "KEY", "Categorical covariate to correct for; repeatable."),
 ]
 ContinuousCovariates = Annotated[
     list[str] | None,
-    typer.Option(
-        "--continuous-covariate",
-        metavar="KEY",
-        help="Continuous covariate to correct for; repeatable.",
-    ),
+    text("--continuous-covariate", "KEY", "Continuous covariate to correct for; repeatable."),
 ]
 AllowFractional = Annotated[
     bool,
@@ -124,32 +92,21 @@ RefuseEmptyCells = Annotated[
         help="Stop at cells without RNA counts, in place of leaving them out.",
     ),
 ]
-RnaModality = Annotated[
-    str, typer.Option("--rna-modality", metavar="NAME", help="Modality with the RNA.")
-]
-ProteinModality = Annotated[
-    str, typer.Option("--protein-modality", metavar="NAME", help="Modality with the proteins.")
-]
-RnaLayer = Annotated[
-    str | None, typer.Option("--rna-layer", metavar="NAME", help="Layer with RNA counts.")
-]
-ProteinLayer = Annotated[
-    str | None, typer.Option("--protein-layer", metavar="NAME", help="Layer with protein counts.")
-]
+RnaModality = Annotated[str, text("--rna-modality", "NAME", "Modality with the RNA.")]
+ProteinModality = Annotated[str, text("--protein-modality", "NAME", "Modality with the proteins.")]
+RnaLayer = Annotated[str | None, text("--rna-layer", "NAME", "Layer with RNA counts.")]
+ProteinLayer = Annotated[str | None, text("--protein-layer", "NAME", "Layer with protein counts.")]
 ProteinObsm = Annotated[
-    str | None,
-    typer.Option("--protein-obsm", metavar="KEY", help="Entry of obsm with protein counts."),
+    str | None, text("--protein-obsm", "KEY", "Entry of obsm with protein counts.")
 ]
 Seed = Annotated[
-    int,
-    typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same results."),
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same results.")
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier run wrote, at the end.")
 ]
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on with the interrupted run; start if there is none."),
+    bool, typer.Option("--resume", help="Go on with the interrupted run; start if there is none.")
 ]
 CheckpointEvery = Annotated[
     float,
@@ -161,6 +118,15 @@ CheckpointEvery = Annotated[
         callback=a_number,
         help="Time between checkpoints, in minutes.",
     ),
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells.")
+]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+]
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
 ]
 
 
@@ -186,7 +152,7 @@ def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
         batch, equals, path = one.partition("=")
         if not (equals and batch and path) or batch in by_batch:
             raise ReadError(
-                f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH"
+                f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH."
             )
         by_batch[batch] = path
     return by_batch
@@ -209,10 +175,9 @@ NumNodes = Annotated[
 
 @contextmanager
 def keeping(output: Path) -> Iterator[None]:
-    """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
+    """Print where the fit is kept if a signal ends a run early, and exit with its status."""
     from totalvi.errors import Interrupted
     from totalvi.processes import this_process
-    from totalvi.run.folder import checkpoint_of
 
     try:
         yield
@@ -220,76 +185,77 @@ def keeping(output: Path) -> Iterator[None]:
         checkpoint = checkpoint_of(output)
         is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
         if (is_kept or isinstance(error, Interrupted)) and this_process().rank == 0:
-            typer.echo(f"the fit is kept in {checkpoint}: go on with --resume", err=True)
+            typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
         if isinstance(error, Interrupted):
             raise typer.Exit(128 + error.signal_number) from error
         raise
 
 
+def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
+    """Print what the record notes and warns of, and which files there are; of the model its folder."""
+    for kind in ("notes", "warnings"):
+        for message in result.record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {message}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] not in (MODEL, *apart):
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / MODEL}")
+
+
 OPTIONS = {
     "allow_fractional": "--allow-fractional",
+    "batch_correction": "--batch-correction",
     "batch_key": "--batch",
-    "panel_key": "--panel",
-    "labels_key": "--labels",
-    "size_factor_key": "--size-factor",
+    "batch_size": "--batch-size",
     "categorical_covariate_keys": "--covariate",
-    "continuous_covariate_keys": "--continuous-covariate",
-    "rna_modality": "--rna-modality",
-    "protein_modality": "--protein-modality",
-    "rna_layer": "--rna-layer",
-    "protein_layer": "--protein-layer",
-    "protein_expression_obsm_key": "--protein-obsm",
-    "protein_path": "--protein",
-    "n_ubiquitous": "--ubiquitous",
-    "median_foreground_factor": "--foreground-factor",
-    "n_empty": "--empty",
     "cells_in": "--cells-in",
-    "n_cells": "--cells",
-    "n_genes": "--genes",
-    "n_proteins": "--proteins",
+    "checkpoint_every": "--checkpoint-every",
+    "config": "--config",
+    "continuous_covariate_keys": "--continuous-covariate",
+    "controls": "--controls",
+    "delta": "--delta",
+    "devices": "--devices",
+    "fdr_target": "--fdr",
+    "genome": "--genome",
+    "group1": "--group",
+    "group2": "--against",
+    "groupby": "--groupby",
+    "hashtags": "--hashtags",
+    "input": "INPUT",
+    "interval": "--interval",
+    "isotype_controls": "--keep-isotypes",
+    "labels": "--labels",
+    "labels_key": "--labels",
+    "max_epochs": "--epochs",
+    "median_foreground_factor": "--foreground-factor",
     "n_batches": "--batches",
     "n_cell_types": "--cell-types",
+    "n_cells": "--cells",
+    "n_empty": "--empty",
+    "n_genes": "--genes",
+    "n_proteins": "--proteins",
+    "n_samples": "--samples",
+    "n_ubiquitous": "--ubiquitous",
     "n_unmeasured": "--unmeasured",
-    "max_epochs": "--epochs",
-    # Arguments whose names are also words, where they mean the argument.
-    "isotype_controls=()": "--keep-isotypes",
-    "checkpoint_every": "--checkpoint-every",
+    "num_nodes": "--num-nodes",
     "on_disk": "--on-disk",
-    "hashtags=": "--hashtags ",
-    "controls=": "--controls ",
-    "reference=": "--reference ",
-    "labels=": "--labels ",
+    "overwrite": "--overwrite",
+    "panel_key": "--panel",
+    "protein_expression_obsm_key": "--protein-obsm",
+    "protein_layer": "--protein-layer",
+    "protein_modality": "--protein-modality",
+    "protein_path": "--protein",
+    "raw": "--raw",
+    "reference": "--reference",
     "reference_batch": "--reference-batch",
-    "leave out hashtags": "leave out --hashtags",
-    "leave out controls": "leave out --controls",
-    "leave out raw": "leave out --raw",
-    "leave out genome": "leave out --genome",
-    "another as genome": "another with --genome",
-    "by genome=": "with --genome",
-    "with overwrite": "with --overwrite",
-    "go on with resume": "go on with --resume",
-    "the same call with resume": "the same command with --resume",
-    "give overwrite=True": "give --overwrite",
-    "describe it with config": "describe it with --config",
+    "resolution": "--resolution",
+    "resume": "--resume",
+    "rna_layer": "--rna-layer",
+    "rna_modality": "--rna-modality",
+    "seed": "--seed",
+    "size_factor_key": "--size-factor",
+    "train": "--train",
+    "transform_batch": "--as-batch",
 }
-"""What a message says for Python, and the same for the command line."""
-
-# Not inside of quoted names and paths.
-_ARGUMENT = re.compile(
-    rf"(?<![\w\"/.-])({'|'.join(map(re.escape, OPTIONS))})(?![\w/-]|\.\w)(=True|=)?"
-)
-
-
-def with_options(message: str) -> str:
-    """Return a message that names options in place of Python arguments.
-
-    Examples
-    --------
-    >>> with_options('give the raw counts, likely with rna_layer="counts"')
-    'give the raw counts, likely with --rna-layer "counts"'
-    >>> with_options("accept fractions on purpose with allow_fractional=True")
-    'accept fractions on purpose with --allow-fractional'
-    """
-    return _ARGUMENT.sub(
-        lambda found: OPTIONS[found[1]] + (" " if found[2] == "=" else ""), message
-    )
+"""Words of messages for Python, and their replacements for the command line."""

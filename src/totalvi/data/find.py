@@ -1,4 +1,4 @@
-"""Find the RNA and protein counts in a MuData or AnnData, without ever writing into it."""
+"""Find the RNA and protein counts in a MuData or AnnData, without changing it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from totalvi.data.counts import (
 )
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import modalities_of
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, setting
 
 
 class CountSource(NamedTuple):
@@ -31,9 +31,9 @@ class CountSource(NamedTuple):
     Attributes
     ----------
     rna
-        RNA counts, (cells, genes), canonical (sorted column indices, none twice). Those in memory
-        have the data type found, and may share memory with the user's object: do not write to them.
-        Those left on disk are read as float32.
+        RNA counts, (cells, genes), canonical (sorted column indices, none twice). Counts in memory keep
+        their data type and may share memory with the user's object: do not write to them. Counts on
+        disk are read as float32.
     protein
         Protein counts, (cells, proteins), float32; NaN means unmeasured.
     gene_names, protein_names, cell_names
@@ -42,9 +42,9 @@ class CountSource(NamedTuple):
         All annotation of the cells (a copy): the MuData's own columns first, then those of the
         RNA and protein modalities whose names are not yet present.
     rna_where, protein_where
-        Where the counts were found, such as ``modality "rna"`` or ``obsm["protein_counts"]``.
+        Place where the counts were found, such as ``modality "rna"`` or ``obsm["protein_counts"]``.
     rna_layers, protein_layers
-        Names of the further layers beside the counts, for error messages.
+        Names of the other layers, for error messages.
     """
 
     rna: Counts[sparse.csr_matrix]
@@ -66,15 +66,15 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
     ----------
     data
         A MuData with an RNA and a protein modality of the same cells in the same order; or an
-        AnnData with RNA in ``X`` and proteins in an ``obsm`` entry, or with both in ``X``, told apart
-        by ``var["feature_types"]`` ("Gene Expression" and "Antibody Capture", in upper or lower
-        case). It is not changed.
+        AnnData with RNA in ``X`` and proteins in an ``obsm`` entry, or with both in ``X``, marked in
+        ``var["feature_types"]`` ("Gene Expression" and "Antibody Capture", in upper or lower case).
+        It is not changed.
     columns
-        Which modality, layer or ``obsm`` entry they are in. Column names of a DataFrame in ``obsm``
-        are the protein names; the columns of an array have those of the ``uns`` entry that
-        ``protein_names_uns_key`` names, or are ``protein_0``, ``protein_1``, ...
+        Modality, layer or ``obsm`` entry of the counts. The protein names are the column names of a
+        DataFrame in ``obsm``. For an array, they are in the ``uns`` entry ``protein_names_uns_key``, or
+        are ``protein_0``, ``protein_1``, ...
     on_disk
-        Whether counts that lie on disk (see `totalvi.data.io.h5_zarr.open_on_disk`) are left there.
+        Whether counts on disk (see `totalvi.data.io.h5_zarr.open_on_disk`) stay there.
 
     Raises
     ------
@@ -96,22 +96,23 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
     if isinstance(data, MuData):
         if columns.protein_expression_obsm_key is not None:
             raise DataError(
-                "protein_expression_obsm_key belongs to an AnnData, but the data are a MuData: "
-                "name the modality that holds the proteins with protein_modality instead"
+                f"{argument('protein_expression_obsm_key')} belongs to an AnnData, but the data are a "
+                "MuData; name the modality that holds the proteins with "
+                f"{argument('protein_modality')} instead."
             )
         source = _from_mudata(data, columns, on_disk)
     elif isinstance(data, AnnData):
         source = _from_anndata(data, columns, on_disk)
     else:
         raise DataError(
-            f"data must be a MuData or an AnnData, not {type(data).__name__}: "
-            "read a count file with totalvi.read(path) first"
+            f"data must be a MuData or an AnnData, not {type(data).__name__}; "
+            "read a count file with totalvi.read(path) first."
         )
     for count, what in zip(source.rna.shape, ("cells", "genes"), strict=True):
         if count == 0:
-            raise DataError(f"no {what} at all in {source.rna_where}: check how it was filtered")
+            raise DataError(f"no {what} at all in {source.rna_where}; check how it was filtered.")
     if source.protein.shape[1] == 0:
-        raise DataError(f"no proteins at all in {source.protein_where}: {_protein_mend(data)}")
+        raise DataError(f"no proteins at all in {source.protein_where}; {_protein_fix(data)}.")
     return source
 
 
@@ -121,14 +122,14 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
     Parameters
     ----------
     data
-        A MuData, or an AnnData all of whose features are genes; it is not changed.
+        A MuData, or an AnnData with only genes as features; it is not changed.
     columns
-        Where the counts are, as in `find_counts`.
+        Places of the counts, as in `find_counts`.
 
     Raises
     ------
     DataError
-        As `find_counts`, and if an ``obsm`` entry of an AnnData looks like protein counts.
+        As in `find_counts`, and if an ``obsm`` entry of an AnnData looks like protein counts.
 
     Examples
     --------
@@ -146,14 +147,14 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
         if likely:
             raise DataError(
                 f"there are no antibodies among the features, but {listed(likely)} in obsm looks like "
-                "counts: name the entry that holds the proteins with protein_expression_obsm_key, or "
-                "remove it"
+                "counts; name the entry that holds the proteins with "
+                f"{argument('protein_expression_obsm_key')}, or remove it."
             )
         rna = data[:, genes_and_proteins(data.var)[0]]
         obs, where = pd.DataFrame(data.obs).copy(), "X" if layer is None else f'layers["{layer}"]'
     for count, what in zip(rna.shape, ("cells", "genes"), strict=True):
         if count == 0:
-            raise DataError(f"no {what} at all in {where}: check how it was filtered")
+            raise DataError(f"no {what} at all in {where}; check how it was filtered.")
     values = _matrix(rna, layer, "the RNA", "rna_layer")
     return CountSource(
         rna=CountsInMemory(to_csr(values, where, rna.obs_names, rna.var_names)),
@@ -170,28 +171,28 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
 
 def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
     return (
-        f'no modality "{rna_modality}" in the MuData: name the modality that holds the RNA '
-        f"with rna_modality ({did_you_mean(rna_modality, mod)})"
+        f'no modality "{rna_modality}" in the MuData; name the modality that holds the RNA '
+        f"with {argument('rna_modality')} ({did_you_mean(rna_modality, mod)})."
     )
 
 
-def _protein_mend(data: MuData | AnnData) -> str:
-    """How to say where the proteins are."""
+def _protein_fix(data: MuData | AnnData) -> str:
+    """Return the words for how to name the place of the proteins."""
     if isinstance(data, MuData):
         return (
             "totalVI needs protein counts paired with the RNA; name the modality that holds them "
-            f"with protein_modality (there are: {listed(data.mod)})"
+            f"with {argument('protein_modality')} (there are: {listed(data.mod)})"
         )
     likely = [key for key, value in data.obsm.items() if _looks_like_counts(value)]
     hint = f" (these look like counts: {listed(likely)})" if likely else ""
     return (
         "totalVI needs protein counts paired with the RNA; name the obsm entry that holds them "
-        f"with protein_expression_obsm_key{hint}"
+        f"with {argument('protein_expression_obsm_key')}{hint}"
     )
 
 
 def _looks_like_counts(values: Any) -> bool:
-    """Whether the first rows of an obsm entry hold only whole numbers >= 0, one of them > 1."""
+    """Return whether the first rows of an obsm entry hold only whole numbers >= 0, one of them > 1."""
     try:
         first = values.iloc[:1000] if isinstance(values, pd.DataFrame) else values[:1000]
         rows = pd.RangeIndex(1000)
@@ -212,13 +213,13 @@ def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
     if protein_modality not in mod:
         if len(mod) == 1:
             raise DataError(
-                f'no proteins at all: the MuData holds only the modality "{rna_modality}", and '
+                f'no proteins at all; the MuData holds only the modality "{rna_modality}", and '
                 "totalVI needs protein counts paired with the RNA; add them as the modality "
-                f'"{protein_modality}"'
+                f'"{protein_modality}".'
             )
         raise DataError(
-            f'no modality "{protein_modality}" in the MuData: name the modality that holds the '
-            f"proteins with protein_modality ({did_you_mean(protein_modality, mod)})"
+            f'no modality "{protein_modality}" in the MuData; name the modality that holds the '
+            f"proteins with {argument('protein_modality')} ({did_you_mean(protein_modality, mod)})."
         )
     rna, protein = mod[rna_modality], mod[protein_modality]
     require_same_cells(rna, protein, rna_modality, protein_modality)
@@ -255,13 +256,14 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
     if obsm_key is not None:
         if obsm_key not in adata.obsm:
             raise DataError(
-                f'no obsm["{obsm_key}"] in the AnnData: give the entry that holds the proteins as '
-                f"protein_expression_obsm_key ({did_you_mean(obsm_key, adata.obsm)})"
+                f'no obsm["{obsm_key}"] in the AnnData; give the entry that holds the proteins as '
+                f"{argument('protein_expression_obsm_key')} ({did_you_mean(obsm_key, adata.obsm)})."
             )
         if protein_layer is not None:
             raise DataError(
-                f'protein_layer="{protein_layer}" cannot be used together with '
-                "protein_expression_obsm_key: give only the one that holds the protein counts"
+                f"{setting('protein_layer', protein_layer)} cannot be used together with "
+                f"{argument('protein_expression_obsm_key')}; give only the one that holds the protein "
+                "counts."
             )
         protein_where = f'obsm["{obsm_key}"]'
         protein_values = adata.obsm[obsm_key]
@@ -276,7 +278,7 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
         protein_where = f"the antibody features of {protein_where}"
         protein_names = names_of(adata.var_names[is_protein])
     else:
-        raise DataError(f"no proteins at all in the AnnData: {_protein_mend(adata)}")
+        raise DataError(f"no proteins at all in the AnnData; {_protein_fix(adata)}.")
     gene_columns = None if is_gene.all() else np.flatnonzero(is_gene)
     cells = adata.obs_names
     return CountSource(
@@ -296,7 +298,7 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
 
 
 class _Place(NamedTuple):
-    """Where counts are, and the names of their cells and features, for messages."""
+    """The place of counts, and the names of their cells and features, for messages."""
 
     where: str
     cells: pd.Index
@@ -326,7 +328,7 @@ def _columns(values: Any, columns: np.ndarray | None) -> Any:
 def genes_and_proteins(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Mark the features of an AnnData that are genes, and those that are proteins.
 
-    Without any feature said to be a gene, all that are no proteins are genes.
+    If no feature is marked as a gene, all features that are not proteins are genes.
     """
     modality = modalities_of(var)
     is_gene, is_protein = modality == "rna", modality == "prot"
@@ -345,8 +347,8 @@ def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
     names = adata.uns.get(key)
     if names is None or len(names) != n_proteins:
         raise DataError(
-            f'uns["{key}"] does not hold the names of {n_proteins} proteins: give them there, or make '
-            "the protein counts a DataFrame"
+            f'uns["{key}"] does not hold the names of {n_proteins} proteins; give them there, or make '
+            "the protein counts a DataFrame."
         )
     return names_of(pd.Index(names))
 
@@ -355,14 +357,18 @@ def _where(modality: str, layer: str | None) -> str:
     return modality if layer is None else f'{modality} layers["{layer}"]'
 
 
-def _matrix(adata: AnnData, layer: str | None, owner: str, argument: str) -> Any:
+def _matrix(adata: AnnData, layer: str | None, owner: str, name: str) -> Any:
     """Return the matrix of a layer, or X."""
     if layer is not None:
         if layer not in adata.layers:
             hint = did_you_mean(layer, adata.layers)
-            raise DataError(f'no layer "{layer}" in {owner}: name another as {argument} ({hint})')
+            raise DataError(
+                f'no layer "{layer}" in {owner}; name another as {argument(name)} ({hint}).'
+            )
         return adata.layers[layer]
     if adata.X is None:
         hint = did_you_mean("counts", adata.layers)
-        raise DataError(f"no X in {owner}: name a layer with the counts as {argument} ({hint})")
+        raise DataError(
+            f"no X in {owner}; name a layer with the counts as {argument(name)} ({hint})."
+        )
     return adata.X

@@ -1,4 +1,4 @@
-"""Colours of all figures: told apart with normal and colour-blind vision."""
+"""Colours and count axes of all figures; colours differ with normal and colour-blind vision."""
 
 from typing import Any, NamedTuple
 
@@ -32,12 +32,7 @@ def category_colors(n_categories: int) -> list[str]:
 
 
 class CountScale(NamedTuple):
-    """Linear near zero and logarithmic far above ``cofactor``: ``asinh(count / cofactor)``.
-
-    Parameters
-    ----------
-    cofactor
-        Count at which linear turns to logarithmic.
+    """Linear up to ``cofactor`` counts and logarithmic far above: ``asinh(count / cofactor)``.
 
     Examples
     --------

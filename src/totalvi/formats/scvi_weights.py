@@ -1,4 +1,4 @@
-"""Weights of other implementations of totalVI: the 0.6.x module and scvi-tools."""
+"""Read and write weights of other implementations of totalVI: the 0.6.x module and scvi-tools."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,12 +32,12 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
     Parameters
     ----------
     module
-        Configured as the model that was saved: scvi-tools models need
+        Network with the options of the saved model. scvi-tools models need
         ``encoder_architecture="direct"``, ``scale_input=True``, ``background_scale="softplus"`` and,
         from 1.3.1 on, ``protein_efficiency=True``.
     state_dict
-        Its tensors. The library encoder of an observed library size is left out; the dropout decoder
-        of an "nb" model is kept for ``px_["dropout"]`` alone.
+        Tensors of the saved model. The library encoder of an observed library size is left out. The
+        dropout decoder of an "nb" model is kept only for ``px_["dropout"]``.
 
     Returns
     -------
@@ -46,8 +46,8 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
     Raises
     ------
     FormatError
-        When a tensor is missing, has a shape that does not fit the module's configuration, or belongs
-        to a part that the module lacks.
+        When a tensor is missing, has another shape than the module needs, or belongs to a part that the
+        module lacks.
     """
     state = _Read(state_dict)
     try:
@@ -83,7 +83,7 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
 
 
 def _keep_unused_dropout(module: Network, state_dict: Mapping[str, Tensor]) -> None:
-    """Keep the dropout head that an "nb" model of 0.6.x has beside its likelihood."""
+    """Keep the dropout head of an "nb" model of 0.6.x, which its likelihood does not use."""
     source = f"decoder.{_DROPOUT}.fc_layers.Layer 0.0"
     like = module.decoder.gene_head  # which has the same shape
     theirs = state_dict.get(f"{source}.weight")
@@ -98,7 +98,7 @@ def _keep_unused_dropout(module: Network, state_dict: Mapping[str, Tensor]) -> N
 
 
 class _Read(State):
-    """A state dict that knows which of its tensors have been read."""
+    """A state dict that records which of its tensors have been read."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__(state)
@@ -222,9 +222,7 @@ def _linear(
 
 
 def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
-    if (
-        f"{theirs}.weight" not in state
-    ):  # a network without batch normalisation; what is missing is found at the end
+    if f"{theirs}.weight" not in state:  # no batch normalisation; gaps are found at the end
         return {}
     return {f"{ours}.{entry}": state[f"{theirs}.{entry}"] for entry in BATCH_NORM}
 
@@ -232,16 +230,17 @@ def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
 def scvi_state(
     module: Network, continuous_mean: Sequence[float], continuous_scale: Sequence[float]
 ) -> State:
-    """Return the state dict that scvi-tools' module of the same configuration loads.
+    """Return a state dict that scvi-tools' module with the same options loads.
 
     Parameters
     ----------
     module
-        Of the "direct" architecture. What it has no weights for and scvi-tools always has (the library
-        encoder, the dropout decoder, the efficiency) is zero, and without effect.
+        Network of the "direct" architecture. Parts that scvi-tools always has and this network
+        lacks (the library encoder, the dropout decoder, the efficiency) become zero and have no
+        effect.
     continuous_mean, continuous_scale
-        By which the module's continuous covariates are standardised: scvi-tools takes them as they
-        are, so this goes into the weights.
+        Mean and scale that standardise the module's continuous covariates. scvi-tools does not
+        standardise, so they become part of the weights.
     """
     mean = torch.tensor(continuous_mean, dtype=torch.float64)
     scale = torch.tensor(continuous_scale, dtype=torch.float64)
@@ -324,7 +323,7 @@ def _exported_decoder(module: Network, mean: Tensor, scale: Tensor) -> State:
     for theirs, ours in HEADS.items():
         name = f"decoder.{theirs}.fc_layers.Layer 0"
         head = getattr(decoder, ours)
-        if head is None:  # the head of gene dropout has the shape of that of the proportions
+        if head is None:  # the head of gene dropout has the shape of the head of the proportions
             like = decoder.gene_head
             parts = (like.weight, like.covariate_weight)
             zeros = [None if part is None else torch.zeros_like(part) for part in parts]
@@ -340,7 +339,7 @@ def _trunk_layers(i: int) -> list[str]:
 
 
 def _parallel(i: int, weights: list[Tensor], covariate: Tensor | None, bias: Tensor) -> State:
-    """Return layer ``i`` of the decoder's trunks, each apart."""
+    """Return layer ``i`` of each of the decoder's trunks."""
     n = len(TRUNKS)
     covariates = [None] * n if covariate is None else covariate.chunk(n, dim=1)
     state: State = {}
@@ -357,7 +356,7 @@ def _layer(name: str, weights: Sequence[Tensor | None], bias: Tensor) -> State:
 
 
 def _exported_batch_norm(names: list[str], activation: Activation) -> State:
-    """Return the batch normalisation of networks side by side; nothing where there is none."""
+    """Return the batch normalisation of parallel networks; nothing if there is none."""
     if activation.normalization != "batch":
         return {}
     ours = activation.batch_norm.state_dict()
@@ -375,7 +374,7 @@ def _exported_batch_norm(names: list[str], activation: Activation) -> State:
 def _unstandardised(
     weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return weights (inputs, outputs), the last of them for covariates that are not standardised."""
+    """Return weights (inputs, outputs), the last of which are for unstandardised covariates."""
     n = len(mean)
     if n == 0:
         return weight, bias

@@ -1,4 +1,4 @@
-"""The encoder, from a cell's counts to the posterior of its latent variables, and the decoder back."""
+"""The encoder of counts into the posterior of latent variables, and the decoder."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from totalvi.nn.layers import (
     uniform_parameter,
 )
 
-# It multiplies the RNA counts as the encoder sees them, (B, G), by a weight (G, H).
+# Multiplies the encoder's input from RNA counts, (B, G), by a weight (G, H).
 GeneProduct = Callable[[Tensor], Tensor]
 _VARIANCE_FLOOR = 1e-4
 _TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mixing
@@ -28,7 +28,7 @@ _TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mi
 class CellPosterior(NamedTuple):
     """q(u | x, y) = N(qz_m, qz_v) and q(log l | x, y) = N(ql_m, ql_v); variances, not scales.
 
-    ``ql_m`` and ``ql_v`` are None when the library size is observed.
+    ``ql_m`` and ``ql_v`` are None if the library size is observed.
     """
 
     qz_m: Tensor
@@ -65,7 +65,7 @@ class InputLayer(nn.Module):
     ) -> Tensor:
         """Return shape (B, n_output).
 
-        ``others`` are the proteins as the encoder sees them and the continuous covariates.
+        ``others`` are the encoder's input from proteins and the continuous covariates.
         """
         linear = times(self.gene_weight) + self.others(others, covariates)
         hidden: Tensor = self.activation(linear, generator)
@@ -76,7 +76,7 @@ class Trunk(nn.Module):
     """``n_layers`` hidden layers from the counts."""
 
     def __init__(
-        self, config: NetworkConfig, n_layers: int, generator: torch.Generator | None = None
+        self, config: NetworkConfig, n_layers: int, generator: torch.Generator | None
     ) -> None:
         super().__init__()
         n_hidden = config.n_hidden
@@ -114,9 +114,7 @@ class Trunk(nn.Module):
 class GaussianHead(nn.Module):
     """Mean and variance of a normal posterior, linear in the hidden layer."""
 
-    def __init__(
-        self, n_hidden: int, n_output: int, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, n_hidden: int, n_output: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.mean = Linear(n_hidden, n_output, generator=generator)
         self.log_variance = Linear(n_hidden, n_output, generator=generator)
@@ -127,16 +125,16 @@ class GaussianHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(u | x, y, covariates), and q(log l | ...) when the library size is latent.
+    """q(u | x, y, covariates), and q(log l | ...) if the library size is latent.
 
-    With ``encoder_architecture="branched"`` (0.6.x), z and l each have a hidden layer of their own
-    after a shared trunk. With "direct" (scvi-tools) the trunk ends in the heads of z, and l has a
-    trunk of one layer of its own.
+    With ``encoder_architecture="branched"`` (0.6.x), z and l each have their own hidden layer after a
+    shared trunk. With "direct" (scvi-tools), the trunk ends in the heads of z, and l has its own trunk
+    of one layer.
 
     Attributes
     ----------
     bfloat16_products
-        Whether compiled loops take the product with the RNA counts in bfloat16.
+        Whether compiled loops compute the product with the RNA counts in bfloat16.
     """
 
     def __init__(self, config: NetworkConfig, generator: torch.Generator | None = None) -> None:
@@ -150,7 +148,7 @@ class Encoder(nn.Module):
         n_hidden = config.n_hidden
 
         def branch() -> HiddenLayer:
-            # Here 0.6.x leaves batch normalisation at torch's defaults.
+            # 0.6.x uses torch's defaults of batch normalisation here.
             activation = Activation(
                 n_hidden, config.normalization, config.dropout_rate_encoder,
                 momentum=0.1, epsilon=1e-5, fused=config.fused,
@@ -204,16 +202,16 @@ UNUSED_DROPOUT = (
     "unused_dropout_covariate_weight",
     "unused_dropout_bias",
 )
-"""Weights of the dropout head of an "nb" model, which its likelihood leaves out."""
+"""Weights of the dropout head of an "nb" model, which its likelihood does not use."""
 
 
 class Decoded(NamedTuple):
-    """What the decoder says of B cells.
+    """The output of the decoder for B cells.
 
     Parameters
     ----------
     gene_product, dropout_product
-        Linear layers that end in ``gene_logit`` and ``dropout_logit``; the latter None where the
+        Linear layers that end in ``gene_logit`` and ``dropout_logit``; the latter is None if the
         network has no such layer.
     background_mean, background_scale
         Mean and standard deviation of q(b | z): the log background of each protein, (B, T).
@@ -237,11 +235,11 @@ class Decoded(NamedTuple):
 
     @property
     def dropout_logit(self) -> Tensor | None:
-        """Logit of RNA's zero inflation, (B, G), computed at each access; None without."""
+        """Logit of RNA's zero inflation, (B, G), computed at each access; None for "nb"."""
         return None if self.dropout_product is None else self.dropout_product.value()
 
     def unflatten(self, sizes: tuple[int, ...]) -> Self:
-        """Return the same of cells laid out in ``sizes``."""
+        """Return the same output for cells in an array of shape ``sizes``."""
         dropout = self.dropout_product
         return type(self)(
             self.gene_product.unflatten(sizes),
@@ -251,7 +249,7 @@ class Decoded(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """p(x, y | z, covariates): four trunks side by side, and a linear head for each quantity."""
+    """p(x, y | z, covariates): four parallel trunks, and a linear head for each quantity."""
 
     def __init__(self, config: NetworkConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()

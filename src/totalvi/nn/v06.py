@@ -1,4 +1,4 @@
-"""TOTALVI: the network behind the class of totalVI 0.6.x, which checks what it is given."""
+"""TOTALVI: the network with the interface of totalVI 0.6.x, which checks its arguments."""
 
 import math
 import warnings
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from totalvi.errors import allowed
 from totalvi.nn import config as options
 from totalvi.nn import v06_minibatch as minibatch
 from totalvi.nn.cell import CellContext, SparseCounts
@@ -33,9 +34,9 @@ class TOTALVI(Network):
     ----------
     {options}
     use_cuda
-        Move the module to the GPU; without one, warn and stay on the CPU.
+        Whether to move the module to the GPU; without a GPU, warn and stay on the CPU.
     generator
-        Source of the initial weights. None: torch's own.
+        Generator of the initial weights. None: torch's own.
 
     Raises
     ------
@@ -125,14 +126,14 @@ class TOTALVI(Network):
         label: Tensor | None = None,
         **extras: Unpack[CellExtras],
     ) -> CellContext:
-        """Return what is known of a minibatch's cells, once the shapes of all arguments are checked."""
+        """Return the context of a minibatch's cells, after checking the shapes of all arguments."""
         return self._cells(x, y, batch_index, label, **extras)[2]
 
     def _cells(
         self, x: Tensor | SparseCounts, y: Tensor, *groups: Tensor | None,
         **extras: Unpack[CellExtras],
     ) -> tuple[Tensor | SparseCounts, Tensor, CellContext]:  # fmt: skip
-        """Return the counts in the network's data type, and what else is known of the cells."""
+        """Return the counts in the network's data type, and the context of the cells."""
         x, y = minibatch.checked_counts(self, x, y)
         return x, y, minibatch.checked_context(self.config, x, y, *groups, extras=extras)
 
@@ -148,18 +149,18 @@ class TOTALVI(Network):
         generator: torch.Generator | None = None,
         **extras: Unpack[CellExtras],
     ) -> ElboTerms:
-        """Return the five terms of the negative ELBO, each (B,), from one posterior sample a cell.
+        """Return the five terms of the negative ELBO, each (B,), from one posterior sample per cell.
 
         Parameters
         ----------
         x, y
             RNA counts (B, G), dense or sparse, and protein counts (B, T).
         local_l_mean_gene, local_l_var_gene
-            Prior mean and variance of the log library size, (B, 1); needed only when it is latent.
+            Prior mean and variance of the log library size, (B, 1); needed only if it is latent.
         batch_index, label
             Codes (B,) or (B, 1), or one-hot.
         generator
-            Source of the samples and of dropout.
+            Generator of the samples and of dropout.
         """
         x, y, context = self._cells(x, y, batch_index, label, **extras)
         prior = minibatch.library_prior(self.library, local_l_mean_gene, local_l_var_gene, len(y))
@@ -180,10 +181,10 @@ class TOTALVI(Network):
         x, y
             Counts (B, G) and (B, T).
         px_, py_
-            What `inference` returned under these names. ``px_["dropout"]`` counts in a "zinb" network
-            alone.
+            Results of `inference` under these names. ``px_["dropout"]`` is used only by a "zinb"
+            network.
         pro_batch_mask_minibatch
-            True, or 1, where a protein was measured, (B, T). None: everywhere.
+            True, or 1, for measured proteins, (B, T). None: all.
         """
         x, y = minibatch.checked_counts(self, x, y)
         measured = minibatch.measured_proteins(pro_batch_mask_minibatch, y)
@@ -207,10 +208,10 @@ class TOTALVI(Network):
         Returns
         -------
         ``px_`` (scale, rate, r, dropout) and ``py_`` (back_alpha, back_beta, rate_back,
-        fore_scale, rate_fore, mixing, scale, r; efficiency where the model has one) as dicts, and
-        qz_m, qz_v, z, untran_z, ql_m, ql_v, untran_l (None when the library size is known),
-        library_gene, log_pro_back_mean. With ``n_samples`` above 1 each, the dispersions apart, gains
-        a leading axis (n_samples, B, .).
+        fore_scale, rate_fore, mixing, scale, r; efficiency if the model has one) as dicts, and
+        qz_m, qz_v, z, untran_z, ql_m, ql_v, untran_l (None if the library size is known),
+        library_gene, log_pro_back_mean. With ``n_samples`` above 1, all except the dispersions
+        gain a leading axis (n_samples, B, .).
         """
         x, y, context = self._cells(x, y, batch_index, label, **extras)
         sample = minibatch.posterior_sample(
@@ -297,7 +298,7 @@ class TOTALVI(Network):
     ) -> Tensor:
         """Return the library size, (B, 1): its posterior mean exp(m + v/2), or one sample.
 
-        A known library size (observed, or a size factor) is returned as it is.
+        A known library size (observed, or a size factor) is returned unchanged.
         """
         x, y, context = self._cells(x, y, batch_index, **extras)
         if context.library_size is not None:
@@ -318,8 +319,8 @@ class TOTALVI(Network):
     ) -> tuple[Tensor, Tensor]:
         """Return the inverse dispersions of genes and proteins: (G,) and (T,), or (B, G) and (B, T).
 
-        They are parameters, not sampled: with ``n_samples`` above 1 those by cell are repeated along
-        a leading axis.
+        They are parameters and not sampled. With ``n_samples`` above 1, those per cell are repeated
+        along a leading axis.
         """
         at_least_one("n_samples", n_samples)
         x, y, context = self._cells(x, y, batch_index, label, **extras)
@@ -358,32 +359,31 @@ class TOTALVI(Network):
         generator: torch.Generator | None = None,
         **extras: Unpack[CellExtras],
     ) -> tuple[Tensor, Tensor]:
-        """Return the scales of genes and proteins, on which expression is compared.
+        """Return the scales of genes and proteins, on which queries compare expression.
 
         Parameters
         ----------
         transform_batch
             Decode every cell as if it came from this batch.
         eps
-            Prior count added to the protein scale, last.
+            Prior count that is added to the protein scale at the end.
         normalize_pro
-            Whether the proteins of a cell are made to sum to one.
+            Whether the proteins of a cell are scaled to sum to one.
         sample_bern
-            Whether each protein is drawn to be background or foreground; otherwise both are weighted
-            by their probability.
+            Whether to draw for each protein if it is background or foreground. Otherwise both are
+            weighted by their probability.
         include_bg
-            Whether the background part counts.
+            Whether to include the background part.
 
         Returns
         -------
         RNA proportions (B, G) and protein scale (B, T); with ``n_samples`` above 1 (n_samples, B, .).
         """
-        if not (math.isfinite(eps) and eps >= 0):
-            raise ValueError(f"eps is {eps!r}; allowed are finite numbers from 0.")
+        if not 0 <= eps < math.inf:
+            raise ValueError(allowed("eps", eps, "finite numbers from 0"))
         x, y, context = self._cells(x, y, batch_index, label, **extras)
-        sample = minibatch.posterior_sample(
-            self, x, y, context, n_samples, transform_batch, generator
-        )
+        given = n_samples, transform_batch, generator
+        sample = minibatch.posterior_sample(self, x, y, context, *given)
         mixture = self.proteins(
             sample.decoded, sample.log_background, sample.context, efficiency=False
         )

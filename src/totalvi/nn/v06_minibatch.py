@@ -1,4 +1,4 @@
-"""A minibatch as totalVI 0.6.x takes and describes it: checked, sampled, and named."""
+"""Minibatches with the arguments and names of totalVI 0.6.x: checks, samples, and results."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, TypedDict
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.errors import allowed
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.config import LibraryKind, NetworkConfig, at_least_one
@@ -28,7 +29,7 @@ BatchCode: TypeAlias = int | float | np.number | np.ndarray | Tensor
 
 
 class CellExtras(TypedDict, total=False):
-    """Keyword arguments that the methods of `TOTALVI` take besides the reference's.
+    """Keyword arguments of the methods of `TOTALVI` that the reference does not have.
 
     ``panel_index`` (B,), ``size_factor`` (B, 1), ``categorical_covariates`` (B, covariates) of codes,
     ``continuous_covariates`` (B, covariates).
@@ -49,7 +50,7 @@ def checked_context(
     *,
     extras: CellExtras,
 ) -> CellContext:
-    """Return what is known of the cells with counts ``x`` (B, G) and ``y`` (B, T).
+    """Return the context of the cells with counts ``x`` (B, G) and ``y`` (B, T).
 
     Raises
     ------
@@ -108,12 +109,12 @@ def checked_counts(
 
 
 def group_codes(name: str, given: Tensor | None, like: Tensor, n_categories: int) -> Tensor:
-    """Return the code of each cell's group, (B,); all cells are one group where the model has none.
+    """Return the code of each cell's group, (B,); all cells are one group if the model has none.
 
-    ``like`` holds a row for each of the B cells.
+    ``like`` has a row for each of the B cells.
     """
     if given is None and n_categories > 1:
-        raise ValueError(f"{name} is None; allowed are codes from 0 to {n_categories - 1}.")
+        raise ValueError(allowed(name, None, f"codes from 0 to {n_categories - 1}"))
     if given is not None and n_categories == 0 and len(given) != len(like):
         raise ValueError(f"{name} has {len(given)} rows; allowed are {len(like)}, one a cell.")
     if given is None or n_categories == 0:
@@ -127,7 +128,7 @@ def integer_codes(name: str, given: Tensor, n_cells: int, n_categories: int) -> 
     Raises
     ------
     ValueError
-        When the shape fits none of these, or a code is not below the number of categories.
+        When it has another shape, or a code is not below the number of categories.
     """
     n_allowed = max(n_categories, 1)
     if given.dim() == 2 and given.shape[1] == n_categories == 1 and bool((given == 1).all()):
@@ -169,7 +170,7 @@ def covariate_codes(
 
 
 def covariate_matrix(name: str, given: Tensor | None, n_cells: int, width: int) -> Tensor | None:
-    """Return covariates (B, width); None where the model has none and none are given."""
+    """Return covariates (B, width); None if the model has none and none are given."""
     if width == 0 and given is None:
         return None
     shape = None if given is None else tuple(given.shape)
@@ -181,7 +182,7 @@ def covariate_matrix(name: str, given: Tensor | None, n_cells: int, width: int) 
 def known_library(
     kind: LibraryKind, x: Tensor | SparseCounts, size_factor: Tensor | None
 ) -> Tensor | None:
-    """Return the cells' RNA totals, or the given size factors, (B, 1); None where it is latent."""
+    """Return the cells' RNA totals or the given size factors, (B, 1); None if they are latent."""
     if kind == "latent":
         return None
     if kind == "observed":
@@ -198,7 +199,7 @@ def known_library(
 def library_prior(
     kind: LibraryKind, mean: Tensor | None, variance: Tensor | None, n_cells: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return mean and variance of the prior of the log library size; None where it is not latent.
+    """Return mean and variance of the prior of the log library size; None if it is not latent.
 
     Raises ValueError unless they hold one value, or one for each of the B cells.
     """
@@ -229,12 +230,12 @@ def batch_code(given: BatchCode | None, n_batch: int) -> int | None:
     is_number = values.size == 1 and np.issubdtype(values.dtype, np.number)
     code = values.reshape(-1)[0] if is_number else -1
     if not (0 <= code <= largest and code == int(code)):
-        raise ValueError(f"transform_batch is {given!r}; allowed are 0 to {largest}.")
+        raise ValueError(allowed("transform_batch", given, f"0 to {largest}"))
     return int(code)
 
 
 class Sample(NamedTuple):
-    """Samples of the latent variables of a minibatch, and what they were decoded as and to."""
+    """Samples of the latent variables of a minibatch, with the context and result of decoding."""
 
     posterior: CellPosterior
     context: CellContext
@@ -257,7 +258,7 @@ def posterior_sample(
 ) -> Sample:
     """Encode the cells, sample their latent variables, and decode them into ``transform_batch``.
 
-    With ``n_samples`` above 1 all parts gain a leading axis.
+    With ``n_samples`` above 1, all parts gain a leading axis.
     """
     at_least_one("n_samples", n_samples)
     decoded_in = batch_code(transform_batch, network.n_batch)
@@ -298,9 +299,9 @@ def latent_mean(
 
 
 def inverse_dispersion(dispersion: Dispersion, n_samples: int = 1) -> Tensor:
-    """Return r, (features,), or by cell where it differs by group.
+    """Return r, (features,), or per cell if it differs by group.
 
-    It is a parameter, not sampled: for several samples r by cell is repeated along a leading axis.
+    It is a parameter and not sampled. For several samples, r per cell is repeated along a leading axis.
     """
     r = dispersion.log_r.exp()
     if len(dispersion.by_group) == 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from totalvi.data.counts import ROWS_AT_A_TIME
 from totalvi.data.describe import Data
 from totalvi.data.panels.antibody_names import matched_pairs
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
 from totalvi.posterior.draws import drawn_background, draws, plausible
@@ -357,7 +357,7 @@ class CorrelationQueries(Fitted):
                     "(protein, gene) in pairs."
                 )
         if not len(pairs) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
-            raise ValueError(f"pairs is {pairs!r}; allowed are lists of (protein, gene), or None.")
+            raise ValueError(allowed("pairs", pairs, "lists of (protein, gene), or None"))
         return pairs
 
 

@@ -1,4 +1,4 @@
-"""The parts of a run on their own: a fitted model, its denoised counts, its differential expression."""
+"""The parts of a run as separate commands: train, denoise, differential expression."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,32 +14,31 @@ from mudata import MuData
 
 from totalvi.atomic import locked, parents_of
 from totalvi.data.columns import Columns
-from totalvi.data.finding import Finding
+from totalvi.data.finding import Finding, warnings_and_notes
 from totalvi.data.io.h5_zarr import can_stay_on_disk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import shared_store
-from totalvi.errors import DataError, OutputError, TotalviError
+from totalvi.errors import DataError, OutputError, TotalviError, argument, setting
 from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
 from totalvi.processes import first_alone, launch, this_process
+from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.folder import (
     MODEL,
-    RESULTS,
-    STORE,
     checkpoint_of,
+    counts_beside,
     refuse_input_in_output,
     staged_file,
 )
 from totalvi.run.pipeline import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
-from totalvi.run.record import Steps
 
 
 class Trained(NamedTuple):
-    """A fitted model in its folder, and what was noted on the way."""
+    """A fitted model in its folder, with warnings and notes."""
 
     folder: Path
     model: Model
@@ -65,14 +64,14 @@ def train_model(
     checkpoint_every: timedelta = CHECKPOINT_EVERY,
     progress: bool | None = None,
 ) -> Trained:
-    """Check counts, select genes, fit a model, and save it; nothing else.
+    """Check counts, select genes, fit a model, and save it, without the rest of a run.
 
     Several processes (see `totalvi.processes`) fit it together; the first selects genes and writes.
 
     Parameters
     ----------
     input, keys, options
-        Counts, and where in them what is.
+        Counts, the places in them, and how to read them.
     output
         The model's folder. Until it is there the fit is kept beside it, in ``<output>.checkpoint``.
     n_genes, max_epochs, seed, on_disk, overwrite, resume, checkpoint_every, progress
@@ -87,12 +86,8 @@ def train_model(
         When the input cannot be used, the output cannot be written, or the fit fails.
     """
     if output.exists() and not (overwrite and is_model(output)):
-        fix = (
-            "choose another name"
-            if overwrite
-            else "choose another name, or replace it with overwrite"
-        )
-        raise OutputError(f"{output} exists: {fix}")
+        replace = "" if overwrite else f", or replace it with {setting('overwrite', True)}"
+        raise OutputError(f"{output} exists; choose another name{replace}.")
     launch(devices=devices, num_nodes=num_nodes)
     steps = Steps(progress if this_process().rank == 0 else False)
     checkpoint = checkpoint_of(output)
@@ -119,17 +114,14 @@ def train_model(
             model.save(output, overwrite=overwrite)
             if is_first:
                 checkpoint.unlink(missing_ok=True)
-    said: dict[str, list[str]] = {"warning": [], "note": []}
-    for finding in findings:
-        said[finding.severity].append(finding.message)
-    return Trained(output, model, said["warning"], said["note"])
+    return Trained(output, model, *warnings_and_notes(findings))
 
 
 @contextmanager
 def _cells_beside(output: Path) -> Iterator[Path]:
-    """Give the place of a store beside ``output`` that is there for a while, and no others use.
+    """Yield the path of a temporary store beside ``output``, under a lock.
 
-    Of several processes the first holds and removes it.
+    With several processes, the first holds the lock and removes the store.
     """
     store = output.with_name(f".{output.name}.cells.zarr")
     if this_process().rank:
@@ -151,12 +143,14 @@ def _prepared_on_disk(
 ) -> tuple[Path, Columns, list[Finding]]:
     """Write the cells and genes of a fit to ``store``."""
     if isinstance(input, MuData | AnnData):
-        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        raise ValueError(
+            f"{argument('on_disk')} is for the path of a file; data in memory do without."
+        )
     data, keys = open_input(input, keys, options)
     findings: list[Finding] = []
     with first_alone() as is_first:
         if is_first:
-            shutil.rmtree(store, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(store, ignore_errors=True)  # left by a process that was killed
             findings = prepare_on_disk(data, keys, store, n_genes=n_genes)
     return store, keys, findings
 
@@ -164,7 +158,7 @@ def _prepared_on_disk(
 def load_with_counts(
     model_path: Path, input: str | Path | None, *, on_disk: bool = False
 ) -> tuple[Model, Any]:
-    """Return a model and the counts to ask it about.
+    """Return a model and the counts for its queries.
 
     Parameters
     ----------
@@ -172,27 +166,28 @@ def load_with_counts(
         A model folder, or the folder of `totalvi run`, whose results are then the counts
         unless ``input`` names others.
     on_disk
-        Whether counts stay on disk where their format lets them; the path is then returned.
+        Whether counts stay on disk if their format allows it; the path is then returned.
 
     Raises
     ------
     DataError
-        Where there are no counts.
+        When there are no counts.
     """
     folder, counts = _model_and_counts(model_path, input)
     if counts is None:
-        raise DataError(f"{model_path} holds no counts: name the file with the counts as INPUT")
+        raise DataError(
+            f"{model_path} holds no counts; name the file with the counts as {argument('input')}."
+        )
     data = counts if on_disk and can_stay_on_disk(counts) else read(counts)
     return Model.load(folder, data), data
 
 
 def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:
-    """Return the model's folder, and the counts that are given or lie beside it."""
-    is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
-    if input is None and is_run:
-        beside = [model_path / name for name in (RESULTS, STORE)]
-        input = next((path for path in beside if path.exists()), None)
-    return (model_path / MODEL if is_run else model_path), input
+    """Return the model's folder, and the given counts or those beside it."""
+    of_run = model_path / MODEL
+    if is_model(model_path) or not of_run.is_dir():
+        return model_path, input
+    return of_run, counts_beside(of_run) if input is None else input
 
 
 def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None) -> None:
@@ -204,7 +199,7 @@ def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None)
 
 @contextmanager
 def _values_of_the_user() -> Iterator[None]:
-    """Make what a query says of a wrong name a matter of the input."""
+    """Turn the error of a query about a wrong name into one about the input."""
     try:
         yield
     except TotalviError:
@@ -226,11 +221,11 @@ def denoise(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
-    """Write denoised counts: RNA by 10,000 a cell, proteins free of background.
+    """Write denoised counts: RNA scaled to 10,000 per cell, proteins without background.
 
-    ``output`` ends in .h5mu (with the foreground probability as a layer), or in .zarr, which is
-    written some cells at a time, by several processes if there are (see `totalvi.processes`), from
-    counts that stay on disk where they can.
+    ``output`` ends in .h5mu (with the foreground probability as a layer) or in .zarr. A zarr store is
+    written some cells at a time, by all processes (see `totalvi.processes`), from counts that stay on
+    disk if possible.
 
     Raises
     ------
@@ -251,7 +246,7 @@ def denoise(
             model.get_normalized_expression(**asked, library_size=1e4, out=staged)
         return output
     if this_process().n_processes > 1:
-        raise OutputError(f"{output} is written by one process: give a name that ends in .zarr")
+        raise OutputError(f"{output} is written by one process; give a name that ends in .zarr.")
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
         model, data = load_with_counts(model_path, input)
         rna, protein = model.get_normalized_expression(**asked, library_size=1e4)

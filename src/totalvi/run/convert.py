@@ -1,4 +1,4 @@
-"""Counts of any format to the zarr store that models train from on disk."""
+"""Convert counts of any format to a zarr store, from which models train on disk."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +31,7 @@ from totalvi.run.folder import refuse_input_in_output
 def read_input(
     given: str | Path | MuData | AnnData, keys: Columns, options: ReadOptions
 ) -> tuple[MuData | AnnData, Columns]:
-    """Read counts unless they are in memory already, and say where in what was read they are."""
+    """Read counts unless they are already in memory; return the data and the places of the counts."""
     if isinstance(given, MuData | AnnData):
         return given, keys
     data = read(
@@ -47,11 +47,11 @@ def read_input(
 def open_input(
     given: str | Path, keys: Columns, options: ReadOptions
 ) -> tuple[MuData | AnnData, Columns]:
-    """Open counts with what can stay on disk left there; read other formats into memory.
+    """Open counts on disk if their format allows it; read other formats into memory.
 
     Returns
     -------
-    The data, and where in them the counts are.
+    The data, and the places of the counts in them.
     """
     if options != ReadOptions() or not can_stay_on_disk(given):
         return read_input(given, keys, options)
@@ -69,7 +69,7 @@ def convert_counts(
     options: ReadOptions | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write raw counts as a MuData in zarr whose layout reads fast, some cells at a time.
+    """Write raw counts as a MuData in zarr with a layout that is fast to read, some cells at a time.
 
     The store has the modalities ``rna`` (CSR, in compressed chunks and shards), ``prot`` and, where
     there are hashtags or isotype controls apart, ``hto`` and ``isotype``; the annotation of cells and
@@ -84,9 +84,9 @@ def convert_counts(
     output
         Folder of the new store.
     keys, options
-        Where the counts are, and how to read formats that are read whole.
+        Places of the counts, and how to read formats that are read into memory.
     overwrite
-        Whether to replace a store that is there.
+        Whether to replace an existing store.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def convert_counts(
 def feature_annotation(
     source: CountSource, data: MuData | AnnData, keys: Columns
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Copy what ``data`` says of the genes and of the proteins in ``source``."""
+    """Copy the annotation in ``data`` of the genes and of the proteins in ``source``."""
     if isinstance(data, MuData):
         genes, proteins = data[keys.rna_modality].var, data[keys.protein_modality].var
     else:

@@ -1,63 +1,32 @@
-"""What a run records of itself, and what it takes to repeat it: arguments, versions, input."""
+"""The record of a run, with all that is needed to repeat it: arguments, versions, input."""
 
 import hashlib
 import json
 import platform
 import shlex
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from rich.console import Console
+from anndata import AnnData
+from mudata import MuData
 
 from totalvi.atomic import is_of_the_disk, standing_folder
-from totalvi.data.io.read import read
+from totalvi.data.columns import Columns
+from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.tenx import matrix_files
-from totalvi.errors import IncompleteError, OutputError, ReadError, TotalviError
-from totalvi.run.folder import RECORD
+from totalvi.errors import IncompleteError, OutputError, ReadError, TotalviError, argument, setting
+from totalvi.progress import Steps
+from totalvi.run.folder import RECORD, WriteOptions
 
 _Work = TypeVar("_Work")
 
 
-class Steps:
-    """Named steps with their elapsed times.
-
-    Parameters
-    ----------
-    show
-        Whether to show the steps on standard error; by default when it is a terminal.
-
-    Attributes
-    ----------
-    seconds : dict of str to float
-        Elapsed time of each finished step.
-    shown : bool
-        Whether the steps are shown.
-    """
-
-    def __init__(self, show: bool | None = None) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self.shown = self._console.is_terminal if show is None else show
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str, *, spinner: bool = True) -> Iterator[None]:
-        """Time a step, under a spinner unless it shows its own progress."""
-        waiting = self._console.status(name) if self.shown and spinner else nullcontext()
-        started = time.perf_counter()
-        with waiting:
-            yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
-        if self.shown:
-            self._console.print(f"{self.seconds[name]:8.1f} s  {name}")
-
-
 class Step(NamedTuple, Generic[_Work]):
-    """A step that may fail without taking others with it.
+    """A step that may fail without ending the others.
 
     Attributes
     ----------
@@ -78,7 +47,7 @@ class Step(NamedTuple, Generic[_Work]):
 
 
 class NotMadeError(Exception):
-    """A step was left out, as another that it needs had failed."""
+    """A step was skipped, because a step that it needs had failed."""
 
 
 def do_each(
@@ -100,7 +69,7 @@ def do_each(
     Raises
     ------
     OutputError, OSError
-        When the disk is full or does not let itself be written to, which no other step would survive.
+        When the disk is full or cannot be written to, which would also end all other steps.
     """
     failed: dict[str, Exception] = {}
     for step in all_steps:
@@ -125,8 +94,77 @@ def do_each(
 
 
 PACKAGES = ("totalvi", "torch", "numpy", "scipy", "scanpy", "anndata", "mudata")
-OF_THE_OUTPUT = ("output", "overwrite", "resume", "checkpoint_every", "progress")
-"""Arguments of a run that change no number."""
+OF_THE_OUTPUT = tuple(field.name for field in fields(WriteOptions))
+"""Arguments of a run that do not change any number."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command was asked that makes a folder of results: its arguments, some in groups."""
+
+    INPUTS: ClassVar[tuple[str, ...]]
+    """Arguments that may be paths, which the record tells with their hashes."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the command by name."""
+        arguments: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, ReadOptions):
+                arguments |= value._asdict()
+            elif isinstance(value, Columns | WriteOptions):
+                arguments |= vars(value)
+            else:
+                arguments[name] = value
+        arguments.pop("protein_names_uns_key", None)  # no command takes it
+        return arguments
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the files and folders that are read, by argument, as `paths_of` does."""
+        arguments = self.arguments()
+        return paths_of({name: arguments[name] for name in self.INPUTS})
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """What a run was asked.
+
+    Attributes
+    ----------
+    reading
+        How to read ``input``, if it is a path.
+    keys
+        Columns of ``obs``, and where the counts are.
+    writing
+        Where the results go.
+    input, raw, drop_empty_cells, n_genes, max_epochs, resolution, seed, on_disk
+        As in :func:`totalvi.run.run.run`.
+    """
+
+    INPUTS = ("input", "protein_path", "raw")
+
+    input: str | Path | MuData | AnnData
+    raw: str | Path | Mapping[str, str | Path] | None
+    reading: ReadOptions
+    keys: Columns
+    drop_empty_cells: bool
+    n_genes: int
+    max_epochs: int | None
+    resolution: float
+    seed: int
+    on_disk: bool
+    writing: WriteOptions
+
+
+def paths_of(given: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the arguments that are paths; ``raw[donor]`` is one of several raw matrices."""
+    each: dict[str, Any] = {}
+    for name, value in given.items():
+        each |= (
+            {f"{name}[{key}]": path for key, path in value.items()}
+            if isinstance(value, Mapping)
+            else {name: value}
+        )
+    return {name: Path(path) for name, path in each.items() if isinstance(path, str | Path)}
 
 
 def circumstances() -> dict[str, Any]:
@@ -142,19 +180,15 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def asked(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+def asked(options: Options) -> dict[str, Any]:
     """Return the part of the record that says what was asked for: arguments, and hashes of inputs.
 
-    Parameters
-    ----------
-    arguments
-        Of the run; of values other than numbers, texts and sequences of them, only the type is kept.
-    inputs
-        Files or folders that were read, by argument; ``raw[donor]`` for one of several raw matrices.
+    Of arguments other than numbers, texts and sequences of them, only the type is kept.
     """
-    paths = {name: str(path.absolute()) for name, path in inputs.items()}
+    inputs = options.inputs()
+    arguments = {name: _plain(value) for name, value in options.arguments().items()}
     return {
-        "arguments": {name: _plain(value) for name, value in arguments.items()} | paths,
+        "arguments": arguments | {name: str(path.absolute()) for name, path in inputs.items()},
         "input_sha256": {name: sha256(path) for name, path in inputs.items()},
     }
 
@@ -167,7 +201,7 @@ class Repeat(NamedTuple):
     arguments
         Of :func:`totalvi.run.run.run`, all but those about the output.
     notes
-        What may give other numbers this time.
+        Differences that may change numbers.
     """
 
     arguments: dict[str, Any]
@@ -175,14 +209,14 @@ class Repeat(NamedTuple):
 
 
 def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
-    """Return the run in a ``run.json``, once its input is seen to be what it was.
+    """Return the run in a ``run.json``, after checking that its input has not changed.
 
     Parameters
     ----------
     path
         Written by a run.
     moved
-        Where inputs are now, by argument, if they are not where they were.
+        New paths of moved inputs, by argument.
 
     Raises
     ------
@@ -196,18 +230,18 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
         if "totalvi" not in versions or not set(hashes) <= set(arguments):
             raise LookupError("versions or inputs")
     except OSError as error:
-        raise ReadError(f"{path} cannot be read ({error.strerror}): give a run.json") from error
+        raise ReadError(f"{path} cannot be read ({error.strerror}); give a run.json.") from error
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ReadError(f"{path} is not the run.json of a run that can be repeated") from error
+        raise ReadError(f"{path} is not the run.json of a run that can be repeated.") from error
     if {"query", "query_path"} & set(arguments):
         raise ReadError(
-            f"{path} is of `totalvi impute` or `totalvi map`: give that command its arguments again"
+            f"{path} is of `totalvi impute` or `totalvi map`; give that command its arguments again."
         )
     if "input" not in hashes:
-        raise ReadError(f"{path} is of a run on data in memory: repeat it from Python")
+        raise ReadError(f"{path} is of a run on data in memory; repeat it from Python.")
     for name in moved:
         if name not in hashes:
-            raise ReadError(f"{path} is of a run without {name}: leave it out")
+            raise ReadError(f"{path} is of a run without {argument(name)}; leave it out.")
     arguments |= {name: str(place) for name, place in moved.items()}
     for name, expected in hashes.items():
         _require_unchanged(Path(arguments[name]), expected, path)
@@ -215,7 +249,7 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
         package: version(package) for package in PACKAGES
     }
     notes = [
-        f"{package} is {now[package]}, and was {then}: numbers may differ"
+        f"{package} is {now[package]}, and was {then}; numbers may differ."
         for package, then in versions.items()
         if now.get(package, then) != then
     ]
@@ -227,10 +261,10 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
 
 def _require_unchanged(place: Path, expected: str, record: Path) -> None:
     if not place.exists():
-        raise ReadError(f"{place}, the input of {record}, is not there: say where it is now")
+        raise ReadError(f"{place}, the input of {record}, is not there; say where it is now.")
     if sha256(place) != expected:
         raise ReadError(
-            f"{place} is not the input of {record} any more (other SHA-256): give the file it was"
+            f"{place} is not the input of {record} any more (other SHA-256); give the file it was."
         )
 
 
@@ -240,7 +274,7 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
+def is_record_of(path: Path, options: Options) -> bool:
     """Return whether the record at ``path`` is of a run on files that asked for the same.
 
     Without ``max_epochs``, of the number by default, or of the checkpoint that a run without it went on
@@ -254,13 +288,13 @@ def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, 
         )
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
-    ours = asked(arguments, inputs)
+    ours = asked(options)
     differing = {
         name
         for name in {*theirs, *ours["arguments"]}
         if theirs.get(name) != ours["arguments"].get(name)
     }
-    if arguments.get("max_epochs") is None and by_default:
+    if ours["arguments"].get("max_epochs") is None and by_default:
         differing.discard("max_epochs")
     return hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
 
@@ -296,8 +330,8 @@ def _files_read(folder: Path) -> list[Path]:
     if not found:
         read(folder)  # which says what is wrong with it
         raise ReadError(
-            f"{folder} holds neither counts nor a model: give a matrix folder, a .zarr store, or the "
-            "path of a file"
+            f"{folder} holds neither counts nor a model; give a matrix folder, a .zarr store, or the "
+            "path of a file."
         )
     return found
 
@@ -319,13 +353,13 @@ def _plain(value: Any) -> Any:
 
 
 def incomplete_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of a run some of whose steps failed; None if all was made."""
+    """Return the record of a run with failed steps; None if the run is complete."""
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record if record.get("failed") else None
 
 
 def completed(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a run that was completed: what it said of its input, and what is new."""
+    """Return the record of a completed run: its input of the first run, and the new results."""
     both = {**record, **{name: earlier[name] for name in ("arguments", "epochs_asked", "notes")}}
     both["seconds"] = earlier["seconds"] | record["seconds"]
     both["warnings"] = list(dict.fromkeys([*earlier["warnings"], *record["warnings"]]))
@@ -335,25 +369,25 @@ def completed(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]
 def named(error: Exception) -> str:
     """Return an error in a few words."""
     if isinstance(error, TotalviError | NotMadeError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+        return str(error).rstrip(".")
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def incomplete_error(
     output: Path, failed: Mapping[str, Exception], *, repeatable: bool
 ) -> IncompleteError:
-    """Return the error that says in one sentence what failed, what is there, and how to complete it."""
+    """Return the error that names the failure, the results, and how to complete them."""
     causes = {name: error for name, error in failed.items() if not isinstance(error, NotMadeError)}
     left_out = [name for name in failed if name not in causes]
     said = " and ".join(f"{name} failed ({named(error)})" for name, error in causes.items())
     if left_out:
         said += f", so that {', '.join(left_out)} could not be made"
-    how = "the same call with resume"
+    how = f"the same call with {setting('resume', True)}"
     if repeatable:
         record, folder = shlex.quote(str(output / RECORD)), shlex.quote(str(output))
         how = f"`totalvi run --from {record} -o {folder} --resume`"
     error = IncompleteError(
-        f"{said}; the model and all else are in {output}, and {how} makes what is missing"
+        f"{said}; the model and all else are in {output}, and {how} makes what is missing."
     )
     errors = list(causes.values())
     error.__cause__ = errors[0] if len(errors) == 1 else ExceptionGroup("failed steps", errors)

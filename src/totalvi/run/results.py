@@ -1,4 +1,4 @@
-"""What a fitted model says of the cells, as MuData, tables and figures."""
+"""Write estimates of a fitted model as MuData, tables and figures."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ LONG_TABLES = {"cells", "differential_expression"}
 
 
 class Estimates(NamedTuple):
-    """What a fitted model says of N cells and T proteins; all float32.
+    """Estimates of a fitted model for N cells and T proteins; all float32.
 
     Attributes
     ----------
@@ -149,25 +149,25 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
 
 
 def read_protein_warnings(folder: Path) -> list[str]:
-    """Return what the table of proteins in a folder of tables says of each antibody."""
+    """Return the warning of each antibody from the table of proteins in a folder of tables."""
     table = pd.read_csv(folder / "proteins.csv", usecols=["warning"], keep_default_na=False)
     return list(table["warning"])
 
 
 def antibody_warnings(proteins: pd.DataFrame, at_most: int = 8) -> list[str]:
-    """Say in one sentence for each kind of failure which antibodies failed to separate.
+    """Return one sentence for each kind of failure, with the antibodies that failed to separate.
 
     Examples
     --------
     >>> antibody_warnings(pd.DataFrame({"warning": ["", "no foreground"]}, index=["CD3", "CD25"]))
-    ['1 of 2 antibodies: no foreground (CD25)']
+    ['1 of 2 antibodies: no foreground (CD25).']
     """
     sentences = []
     for kind, failed in proteins[proteins["warning"] != ""].groupby("warning", sort=False):
         names = ", ".join(map(str, failed.index[:at_most]))
         if len(failed) > at_most:
             names += f" and {len(failed) - at_most} more, see tables/proteins.csv"
-        sentences.append(f"{len(failed)} of {len(proteins)} antibodies: {kind} ({names})")
+        sentences.append(f"{len(failed)} of {len(proteins)} antibodies: {kind} ({names}).")
     return sentences
 
 
@@ -230,7 +230,7 @@ _EVERYWHERE = ("", "mod/rna/", "mod/prot/")
 class ResultsFile:
     """``results.h5mu`` of a run in memory, or ``results.zarr`` of one on disk.
 
-    What is added goes to the file at once and need not fit into memory; where there is no file, since
+    Results are written to the file at once and need not fit into memory. If there is no file, because
     writing the counts failed, nothing is added.
 
     Parameters

@@ -15,7 +15,7 @@ def protein_table(
     denoised: np.ndarray,
     foreground_probability: np.ndarray,
 ) -> pd.DataFrame:
-    """One row for each protein: its means and how well its antibody separates.
+    """Return one row for each protein: its means, and how well its antibody separates.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def cluster_table(
     denoised: np.ndarray,
     protein_names: Sequence[str],
 ) -> pd.DataFrame:
-    """One row for each cluster: size, cells from each batch, mean denoised proteins."""
+    """Return one row for each cluster: size, cells from each batch, mean denoised proteins."""
     table = pd.DataFrame({"cells": cluster.value_counts()})
     table["percent_of_cells"] = 100 * table["cells"] / len(cluster)
     if batch is not None:
@@ -57,7 +57,7 @@ def cluster_table(
 
 
 def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean of each column over the marked rows, NaN where there are none."""
+    """Return the mean of each column over the marked rows, NaN if there are none."""
     n_cells = where.sum(axis=0)
     sums = np.where(where, values, 0.0).sum(axis=0, dtype=np.float64)
     means: np.ndarray = np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
@@ -169,7 +169,7 @@ def marker_table(
     batch: np.ndarray | None = None,
     n_genes: int = GENES_PER_CLUSTER,
 ) -> pd.DataFrame:
-    """Table the features that mark each cluster against all other cells.
+    """Return the features that mark each cluster against all other cells.
 
     Genes are tested on raw counts scaled to the median library size. Proteins are tested on raw counts,
     each batch within itself: denoised values follow the latent space in which the clusters were found,
@@ -240,7 +240,7 @@ def _clean(values: sparse.csc_matrix) -> sparse.csc_matrix:
 
 
 def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int) -> np.ndarray:
-    """Standardised Wilcoxon rank sums of each group against all others, corrected for ties.
+    """Return standardised Wilcoxon rank sums of each group against all others, corrected for ties.
 
     Only stored values are ranked: all zeros tie below them.
 
@@ -332,7 +332,7 @@ def _marks(
     names: Sequence[str],
     pseudocount: float,
 ) -> pd.DataFrame:
-    """One row for each cluster and feature, by falling score within the cluster.
+    """Return one row for each cluster and feature, by falling score within the cluster.
 
     ``blocks`` are scores and values of the next features, and in which cells they are present.
     """
@@ -368,7 +368,7 @@ def _marks(
 
 
 def _means(cluster: pd.Categorical, values: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each feature in each cluster, and in all cells outside it."""
+    """Return the mean of each feature in each cluster, and in all cells outside it."""
     member = sparse.csr_array(
         (np.ones(len(cluster)), (cluster.codes, np.arange(len(cluster)))),
         shape=(len(cluster.categories), len(cluster)),

@@ -1,4 +1,4 @@
-"""Isotype controls: antibodies that bind nothing, whose counts are background and no more."""
+"""Isotype controls: antibodies that bind nothing, so that their counts are only background."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
 from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.modalities import are_controls
-from totalvi.errors import DataError
+from totalvi.errors import DataError, setting
 
 ISOTYPE_MODALITY = "isotype"
 
@@ -20,20 +20,20 @@ ISOTYPE_MODALITY = "isotype"
 def split_controls(
     data: MuData | AnnData, source: CountSource, columns: Columns
 ) -> tuple[CountSource, pd.DataFrame]:
-    """Take the isotype controls out of the proteins.
+    """Separate the isotype controls from the proteins.
 
     Parameters
     ----------
     data, source
         The user's object and the counts found in it.
     columns
-        Names the modality of the proteins and, in ``isotype_controls``, the controls; none of them:
-        ``()``. None: those marked in ``var["control"]``, or named so.
+        Names the modality of the proteins and, in ``isotype_controls``, the controls; ``()`` means no
+        controls. None: those marked in ``var["control"]``, or named like isotype controls.
 
     Returns
     -------
-    The counts of the other proteins, and those of the controls, cells x controls: those taken out,
-    and those of a modality "isotype", as `totalvi run` writes it.
+    The counts of the other proteins, and those of the controls, cells x controls. The controls include
+    those of a modality "isotype", which `totalvi run` writes.
 
     Raises
     ------
@@ -56,8 +56,8 @@ def split_controls(
     if is_control.all():
         raise DataError(
             f"all {len(is_control)} antibodies of {source.protein_where} are isotype controls "
-            f"({listed(source.protein_names, at_most=2)}), and none is left to model: keep them with "
-            "isotype_controls=()"
+            f"({listed(source.protein_names, at_most=2)}), and none is left to model; keep them with "
+            f"{setting('isotype_controls', ())}."
         )
     names = tuple(source.protein_names[is_control])
     controls = control_counts(data, source, (*names, *_names_apart(data, names, chosen)))
@@ -72,7 +72,7 @@ def split_controls(
 def control_counts(
     data: MuData | AnnData, source: CountSource, names: Sequence[str]
 ) -> pd.DataFrame:
-    """Return the counts of isotype controls, cells x those of ``names`` that the data have."""
+    """Return the counts of those isotype controls in ``names`` that the data have, cells x controls."""
     if not names:
         return pd.DataFrame(index=source.cell_names, dtype=np.float32)
     positions = source.protein_names.get_indexer(pd.Index(names))
@@ -92,12 +92,12 @@ def control_counts(
 
 
 def control_findings(controls: pd.DataFrame) -> list[Finding]:
-    """Note which antibodies are isotype controls, and how many counts (cells, controls) they have."""
+    """Note which antibodies are isotype controls, and their number of ``counts`` (cells, controls)."""
     if not controls.shape[1]:
         return []
     means = ", ".join(f'"{name}" {mean:.3g}' for name, mean in controls.mean().items())
     count = f"{controls.shape[1]} isotype control" + "s" * (controls.shape[1] > 1)
-    message = f"kept out of the model, to check its background: {count}, with mean counts {means}"
+    message = f"kept out of the model, to check its background: {count}, with mean counts {means}."
     return [Finding("note", "isotype_controls", message)]
 
 
@@ -111,8 +111,8 @@ def _are_controls(
     for name in chosen:
         if name not in names and not (isinstance(data, MuData) and ISOTYPE_MODALITY in data.mod):
             raise DataError(
-                f'isotype_controls holds "{name}", which is no protein of {source.protein_where}: '
-                f"{did_you_mean(str(name), names)}"
+                f'isotype_controls holds "{name}", which is no protein of {source.protein_where}; '
+                f"{did_you_mean(str(name), names)}."
             )
     return np.asarray(names.isin(list(chosen)))
 

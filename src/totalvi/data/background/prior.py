@@ -1,7 +1,7 @@
-"""Where the prior of each protein's background starts, and what holds it there.
+"""Start and anchor of the prior of each protein's background.
 
-It starts at the lower mode of the counts; where there are empty droplets, at their profile over
-proteins, which then anchors it.
+The prior starts at the lower mode of the counts. With empty droplets, it starts at their profile over
+proteins and is anchored there.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,14 @@ from totalvi.data.counts import Counts, evenly_spaced
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError
 
-_MOST_CELLS = 10_000  # by panel: a mode needs no more
+_MOST_CELLS = 10_000  # cells of a panel that are enough to find a mode
 _EM_ITERATIONS = 50
 _LEAST_CELLS = 20
-_LEAST_BACKGROUND = 0.05  # counts a cell
+_LEAST_BACKGROUND = 0.05  # counts per cell
 _SCALE_RANGE = (0.2, 1.5)
-_MEAN_TOLERANCE = 0.1  # between the profiles of droplets and cells, in log counts
-_SCALE_TOLERANCE = 0.3  # of the log spread
+# Standard deviations between the profiles of droplets and cells: of log counts, and of the log spread.
+_MEAN_TOLERANCE = 0.1
+_SCALE_TOLERANCE = 0.3
 
 
 def empirical_background_prior(
@@ -31,8 +32,8 @@ def empirical_background_prior(
     """Estimate mean and standard deviation of each protein's log background, by panel.
 
     Two normal components are fitted to log(1 + counts) of each protein; the lower one is the
-    background. Where cells are too few to tell two components, the lower quartile stands in. Of many
-    cells, 10,000 evenly spaced ones by panel are looked at.
+    background. With too few cells for two components, the lower quartile is used instead. Of each
+    panel, at most 10,000 evenly spaced cells are used.
 
     Parameters
     ----------
@@ -63,15 +64,15 @@ def empirical_background_prior(
 
 
 class BackgroundAnchor(NamedTuple):
-    """What holds the prior of the background, each (panels, T).
+    """The anchor of the background prior; each field is (panels, T).
 
     Attributes
     ----------
     log_mean, log_scale
-        Profiles over proteins of the log background's mean and log standard deviation, each up to a
-        constant by panel: droplets hold another share of the background than cells do.
+        Profiles over proteins of the log background's mean and log standard deviation. Each is known up
+        to a constant by panel, because droplets and cells differ in the level of the background.
     mean_precision, scale_precision
-        Of either; 0 where droplets say nothing of a protein.
+        Precision of each profile; 0 if there are no droplets for a protein.
     """
 
     log_mean: np.ndarray
@@ -83,24 +84,24 @@ class BackgroundAnchor(NamedTuple):
 def anchored_background_prior(
     mean: np.ndarray, scale: np.ndarray, ambient: AmbientProfile, panels: "PanelBatches"
 ) -> tuple[np.ndarray, np.ndarray, BackgroundAnchor]:
-    """Move an empirical prior to the profile of empty droplets, and anchor it there.
+    """Shift an empirical prior to the profile of empty droplets, and anchor it there.
 
-    Cells and droplets share the proportions of proteins in the background, but not its level: that of
-    a panel is where most of its proteins' lower modes agree, which a few proteins that have no lower
-    mode (every cell carries them) cannot move.
+    Cells and droplets share the proportions of proteins in the background, but not its level. The level
+    of a panel is where the lower modes of most of its proteins agree. A few proteins without a lower
+    mode, which every cell carries, do not influence it.
 
     Parameters
     ----------
     mean, scale
         From `empirical_background_prior`, (panels, T).
     ambient
-        What empty droplets say.
+        Profile of the empty droplets.
     panels
         Names of the proteins and of each panel's batches.
 
     Returns
     -------
-    The means and standard deviations where the prior starts, (panels, T), and the anchor.
+    The initial means and standard deviations of the prior, (panels, T), and the anchor.
 
     Raises
     ------
@@ -133,18 +134,18 @@ class PanelBatches(NamedTuple):
 
 
 def _by_panel(ambient: AmbientProfile, panels: PanelBatches) -> tuple[np.ndarray, ...]:
-    """Return log mean, spread and standard error by panel, (panels, T); NaN where not known."""
+    """Return log mean, spread and standard error by panel, (panels, T); NaN if not known."""
     batches = pd.unique(ambient.batch)
     unknown = [name for name in batches if name not in (*panels.batch_names, ANY_BATCH)]
     if unknown and len(unknown) == len(batches):
         raise DataError(
-            f'the empty droplets are of batch "{unknown[0]}", and the cells of none of that name: '
-            f"{did_you_mean(unknown[0], panels.batch_names)}"
+            f'the empty droplets are of batch "{unknown[0]}", and the cells of none of that name; '
+            f"{did_you_mean(unknown[0], panels.batch_names)}."
         )
     if not np.isin(ambient.protein, panels.protein_names).any():
         raise DataError(
             "the empty droplets have none of the proteins of the cells, but "
-            f'"{ambient.protein[0]}": {did_you_mean(ambient.protein[0], panels.protein_names)}'
+            f'"{ambient.protein[0]}"; {did_you_mean(ambient.protein[0], panels.protein_names)}.'
         )
     rates = {name: ambient.at(name, panels.protein_names) for name in batches}
     of_panels = [
@@ -182,13 +183,13 @@ def _densest_half(values: np.ndarray) -> float:
 
 
 def _log_counts(protein: Counts[np.ndarray], chosen: np.ndarray) -> np.ndarray:
-    """Return log(1 + counts) of the chosen cells, or of evenly spaced ones of many."""
+    """Return log(1 + counts) of the chosen cells, or of evenly spaced ones if there are many."""
     rows = evenly_spaced(np.flatnonzero(chosen), _MOST_CELLS, rounding="down")
     return np.log1p(protein.rows(rows).astype(np.float64))
 
 
 def _lower_component(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit two normals to each column by expectation maximisation; return the lower's moments."""
+    """Fit two normals to each column by expectation maximisation; return the moments of the lower."""
     low, high = np.quantile(values, [0.25, 0.9], axis=0)
     if len(values) < _LEAST_CELLS:
         return low, np.full_like(low, 0.5)

@@ -1,4 +1,4 @@
-"""Ambient profiles of raw matrices: files or objects in memory, one of all cells or one a batch."""
+"""Ambient profiles of raw matrices: files or objects, one for all cells or one for each batch."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -32,21 +32,21 @@ def ambient_profile(
     ----------
     raw
         All barcodes, such as Cell Ranger's ``raw_feature_bc_matrix``: a path, or data in memory with
-        both modalities, which are not changed. Or one for each batch: ``{batch: raw}``. Only empty
-        droplets, without the cells, do as well.
+        both modalities, which are not changed. Or one for each batch: ``{batch: raw}``. A matrix with
+        only empty droplets, without the cells, is also allowed.
     data
-        The cells, so that they are not taken for empty droplets.
+        The cells, which are excluded from the empty droplets.
     batch_key
-        Column of ``obs`` with the batch, of ``data`` and, where one matrix holds the barcodes of
-        several batches, of ``raw``. A matrix without it stands for all batches.
+        Column of ``obs`` with the batch, in ``data`` and, if one matrix holds the barcodes of several
+        batches, in ``raw``. A matrix without it stands for all batches.
     rna_modality, protein_modality
-        Of a MuData.
+        Names of the modalities of a MuData.
 
     Returns
     -------
-    DataFrame with a row a batch and protein: ``batch`` ("": all), ``protein``, ``log_mean`` (log of
-    the mean count of an empty droplet), ``log_sd`` (spread of the log rate), ``standard_error`` (of
-    ``log_mean``) and ``n_droplets``. `totalvi.Model` takes it as ``empty_droplets``, or finds it in
+    DataFrame with a row for each batch and protein: ``batch`` ("": all), ``protein``, ``log_mean`` (log
+    of the mean count of an empty droplet), ``log_sd`` (spread of the log rate), ``standard_error`` (of
+    ``log_mean``) and ``n_droplets``. Give it to `totalvi.Model` as ``empty_droplets``, or store it in
     ``data.uns["ambient"]``.
 
     Raises
@@ -76,10 +76,10 @@ def profile_of_raw(
     columns: Columns,
     proteins: pd.Index | None = None,
 ) -> AmbientProfile:
-    """Estimate as `ambient_profile` does.
+    """Estimate the profile as `ambient_profile` does.
 
-    With the names of the cells' ``proteins``, a raw matrix that lacks some of the cells or proteins is
-    an error: it is not the one that the cells come from.
+    If the names of the cells' ``proteins`` are given, a raw matrix that lacks some of the cells or
+    proteins is an error, because the cells do not come from it.
     """
     if data is None:
         cells = pd.Series([], index=pd.Index([], dtype=object), dtype=object)
@@ -95,14 +95,14 @@ def profile_of_raw(
     for name, each in raw.items():
         if len(cells) and str(name) not in known:
             raise DataError(
-                f'the empty droplets are of batch "{name}", which no cell is of: '
-                f"{did_you_mean(str(name), known)}"
+                f'the empty droplets are of batch "{name}", which no cell is of; '
+                f"{did_you_mean(str(name), known)}."
             )
         own = cells[cells == str(name)]
         parts.append(_profile(each, own, modalities, proteins).of_batch(str(name)))
     if not parts:
         raise DataError(
-            "the empty droplets are of no batch at all: give a raw matrix for each batch"
+            "the empty droplets are of no batch at all; give a raw matrix for each batch."
         )
     return AmbientProfile.join(parts)
 
@@ -112,12 +112,12 @@ def ambient_of(
     columns: Columns,
     empty_droplets: Raw | Mapping[str, Raw] | pd.DataFrame | Literal[False] | None,
 ) -> AmbientProfile | None:
-    """Return the profile that a model is to use: given, made of droplets, or left by `totalvi.read`.
+    """Return the profile for a model: given, estimated from droplets, or stored by `totalvi.read`.
 
     Raises
     ------
     DataError, ValueError
-        When it is none of what is allowed.
+        When the argument is none of these.
     """
     if empty_droplets is False:
         return None

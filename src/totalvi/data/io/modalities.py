@@ -1,4 +1,4 @@
-"""What the features of a file are, and the modalities "rna", "prot" and "hto" that they make."""
+"""Recognise the features of a file, and build the modalities "rna", "prot" and "hto" from them."""
 
 import re
 import warnings
@@ -15,7 +15,7 @@ from mudata import MuData
 
 from totalvi.data.finding import Finding, did_you_mean
 from totalvi.data.io.trust import counts_from
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument, setting
 
 MODALITY_OF_TYPE = {
     "gene expression": "rna",
@@ -51,9 +51,9 @@ TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": Fals
 
 
 def modalities_of(var: pd.DataFrame) -> np.ndarray:
-    """Name the modality of each feature by ``var["feature_types"]``; all genes without it.
+    """Return the modality of each feature by ``var["feature_types"]``; without it, all are genes.
 
-    A type other than genes, antibodies and multiplexing becomes a modality of its own name, as
+    Each type other than genes, antibodies and multiplexing becomes a modality with its own name:
     "CRISPR Guide Capture" becomes ``crispr_guide_capture``.
     """
     if "feature_types" not in var:
@@ -64,12 +64,12 @@ def modalities_of(var: pd.DataFrame) -> np.ndarray:
 
 
 def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where: str) -> np.ndarray:
-    """Mark hashtag antibodies, by name or by the user's list or regular expression."""
+    """Mark hashtag antibodies by name, or by the user's list or regular expression."""
     return _chosen(var, hashtags, HASHTAG, "hashtags", where)
 
 
 def are_controls(var: pd.DataFrame, controls: str | Sequence[str] | None, where: str) -> np.ndarray:
-    """Mark isotype controls, by ``var["control"]``, name, or the user's list or expression."""
+    """Mark isotype controls by ``var["control"]``, name, or the user's list or regular expression."""
     if controls is None and "control" in var:
         return marked_controls(var["control"], where)
     return _chosen(var, controls, CONTROL, "controls", where)
@@ -93,8 +93,8 @@ def marked_controls(control: pd.Series, where: str) -> np.ndarray:
     if unknown.size:
         first = unknown[0]
         raise ReadError(
-            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}": '
-            "write True for isotype controls and False for the other antibodies"
+            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}"; '
+            "write True for isotype controls and False for the other antibodies."
         )
     return marks.to_numpy(dtype=bool)
 
@@ -106,7 +106,7 @@ def _chosen(
     option: str,
     where: str,
 ) -> np.ndarray:
-    """Mark the features whose name or id a list holds or a regular expression finds."""
+    """Mark the features whose name or id is in a list or matches a regular expression."""
     names = [var.index.astype(str)]
     if "gene_ids" in var:
         names.append(pd.Index(var["gene_ids"].astype(str)))
@@ -115,22 +115,23 @@ def _chosen(
         for name in choice:
             if name not in known:
                 raise ReadError(
-                    f'{option} names "{name}", which is no antibody of {where}: '
-                    f"{did_you_mean(str(name), names[0])}"
+                    f'{argument(option)} names "{name}", which is no antibody of {where}; '
+                    f"{did_you_mean(str(name), names[0])}."
                 )
         return np.asarray(np.any([index.isin(list(choice)) for index in names], axis=0))
     try:
         pattern = default if choice is None else re.compile(choice)
     except re.error as error:
         raise ReadError(
-            f'{option}="{choice}" is not a regular expression ({error}): '
-            "fix it, or give a list of names"
+            f"{setting(option, choice)} is not a regular expression ({error}); "
+            "fix it, or give a list of names."
         ) from error
     found = [[pattern.search(name) is not None for name in index] for index in names]
     marked: np.ndarray = np.any(np.array(found, dtype=bool).reshape(len(names), len(var)), axis=0)
     if choice is not None and not marked.any():
         raise ReadError(
-            f'{option}="{choice}" matches no antibody of {where}: {did_you_mean(choice, names[0])}'
+            f"{setting(option, choice)} matches no antibody of {where}; "
+            f"{did_you_mean(choice, names[0])}."
         )
     return marked
 
@@ -154,10 +155,10 @@ Names = str | Sequence[str] | None
 def split_anndata(
     adata: AnnData, modality: np.ndarray, hashtags: Names, where: str
 ) -> dict[str, AnnData]:
-    """Split the features by the modality named for each; antibodies that are hashtags go to "hto".
+    """Split the features by modality; hashtag antibodies go to "hto".
 
     The counts become CSR float32. Cell annotation, ``obsm``, ``obsp`` and ``uns`` stay with the
-    first of "rna", "prot" or else whichever there is; the others keep their ``var`` and layers.
+    first of "rna", "prot" or any other modality. All modalities keep their ``var`` and layers.
     """
     adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
     is_antibody = np.flatnonzero(modality == "prot")
@@ -184,7 +185,7 @@ def _bare(adata: AnnData, chosen: np.ndarray) -> AnnData:
 
 
 def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | None:
-    """Take the proteins out of ``obsm``: under the key given, else under a well-known one.
+    """Return the proteins in ``obsm``, under the given key or a well-known one.
 
     Well-known keys do not count when the antibodies are features of ``X``. Names are a DataFrame's
     columns, else ``uns["<key>_names"]`` or ``uns["protein_names"]``, else protein_0, protein_1, ...
@@ -196,8 +197,8 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
     elif key not in adata.obsm:
         hint = did_you_mean(key, adata.obsm)
         raise ReadError(
-            f'no obsm["{key}"] in {where}: give another entry as '
-            f"protein_expression_obsm_key ({hint})"
+            f'no obsm["{key}"] in {where}; give another entry as '
+            f"{argument('protein_expression_obsm_key')} ({hint})."
         )
     values = adata.obsm.pop(key)
     where = f'obsm["{key}"] of {where}'
@@ -209,7 +210,7 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
 
 
 def known_protein_obsm_key(adata: AnnData) -> str | None:
-    """Return a well-known key of proteins in ``obsm``; None where antibodies are features of ``X``."""
+    """Return a well-known key of proteins in ``obsm``; None if antibodies are features of ``X``."""
     if "prot" in modalities_of(adata.var):
         return None
     return next((known for known in PROTEIN_OBSM_KEYS if known in adata.obsm), None)
@@ -226,7 +227,7 @@ def _obsm_names(adata: AnnData, values: Any, key: str) -> pd.Index:
 
 
 def split_proteins(proteins: AnnData, hashtags: Names, where: str) -> dict[str, AnnData]:
-    """Split a file that is read for its proteins: all are antibodies if none is said to be one."""
+    """Split a file that is read for its proteins; if no feature is marked as antibody, all are."""
     modality = modalities_of(proteins.var)
     is_antibody = np.isin(modality, ("prot", "hto"))
     if not is_antibody.any():
@@ -239,7 +240,7 @@ def split_proteins(proteins: AnnData, hashtags: Names, where: str) -> dict[str, 
 def join_proteins(
     adata: AnnData, proteins: AnnData | None, hashtags: Names, where: str, protein_where: str
 ) -> dict[str, AnnData]:
-    """Split the features of a file, and of the proteins that came apart from its RNA if any."""
+    """Split the features of a file, and add the proteins that were stored separately, if any."""
     if proteins is None:
         return split_anndata(adata, modalities_of(adata.var), hashtags, where)
     modalities = split_anndata(adata, modalities_of(adata.var), (), where)
@@ -247,13 +248,13 @@ def join_proteins(
     for name in modalities.keys() & antibodies.keys():
         raise ReadError(
             f'there are "{name}" features beside the genes of {where} and again apart from them in '
-            f"{protein_where}: give the antibodies once, beside the genes or apart from them"
+            f"{protein_where}; give the antibodies once, beside the genes or apart from them."
         )
     return modalities | antibodies
 
 
 def in_order_of(proteins: AnnData, cells: pd.Index) -> AnnData:
-    """Put the cells in the order given if they are the same ones, else leave them as they are."""
+    """Return the cells in the given order if they are the same ones, else unchanged."""
     names = proteins.obs_names
     same = (
         len(names) == len(cells) and names.is_unique and not names.symmetric_difference(cells).size
@@ -268,15 +269,17 @@ def assemble(
     where: str,
     protein_modality: str = "prot",
 ) -> MuData:
-    """Name features uniquely, mark the isotype controls, and join the modalities of the cells.
+    """Make names of features unique, mark the isotype controls, and join the modalities.
 
-    Where names were repeated, ``var["name_in_file"]`` keeps them as they were.
+    If names were repeated, ``var["name_in_file"]`` keeps the original names.
     """
     if protein_modality in modalities:
         var = modalities[protein_modality].var
         var["control"] = are_controls(var, controls, where)
     elif controls:
-        raise ReadError(f"{where} has no antibodies that could be controls: leave out controls")
+        raise ReadError(
+            f"{where} has no antibodies that could be controls; leave out {argument('controls')}."
+        )
     for adata in modalities.values():
         names = adata.var_names.astype(str)
         if not names.is_unique:
@@ -302,7 +305,7 @@ def mudata_of(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
 
 
 def renamed_features(data: MuData | AnnData) -> list[Finding]:
-    """Note which repeated feature names of a file were made unique when it was read."""
+    """Note which repeated feature names were made unique on reading."""
     notes = []
     for modality, adata in data.mod.items() if isinstance(data, MuData) else ():
         before = adata.var.get(NAME_IN_FILE)
@@ -314,7 +317,7 @@ def renamed_features(data: MuData | AnnData) -> list[Finding]:
             message = (
                 f'{renamed.size:,} {features} renamed in modality "{modality}", since names were '
                 f'repeated in the file, first "{before.iloc[renamed[0]]}" to '
-                f'"{adata.var_names[renamed[0]]}"'
+                f'"{adata.var_names[renamed[0]]}".'
             )
             notes.append(Finding("note", "feature_renamed", message))
     return notes
@@ -330,7 +333,7 @@ def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
                 raise ReadError(
                     f'the cell "{repeated}" occurs more than once in "{modality}" of {where}, and '
                     f'"{first}" and "{name}" do not list the same cells in the same order, so that '
-                    "they cannot be paired: give every cell its own name"
+                    "they cannot be paired; give every cell its own name."
                 )
 
 
@@ -342,19 +345,24 @@ def tidy_mudata(
     rna_modality: str = "rna",
     protein_modality: str = "prot",
 ) -> MuData:
-    """Bring a MuData from a file into the form of all that ``read`` gives.
+    """Convert a MuData from a file to the form that ``read`` returns.
 
-    Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto" and
-    isotype controls are marked. Other modalities and the annotation of the cells stay.
+    Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto", and
+    isotype controls are marked. Other modalities and the annotation of the cells do not change.
     """
     if mdata.axis != 0:
-        raise ReadError(f"{path} is a MuData whose modalities share no cells: write it with axis=0")
+        raise ReadError(
+            f"{path} is a MuData whose modalities share no cells; write it with axis=0."
+        )
     if hashtags and "hto" in mdata.mod:
-        raise ReadError(f'{path} has a modality "hto" for hashtags already: leave out hashtags')
+        raise ReadError(
+            f'{path} has a modality "hto" for hashtags already; leave out {argument("hashtags")}.'
+        )
     if (hashtags or controls) and protein_modality not in mdata.mod:
         raise ReadError(
-            f'no modality "{protein_modality}" in {path}, to look for hashtags and controls: name '
-            f"that of the proteins with protein_modality ({did_you_mean(protein_modality, mdata.mod)})"
+            f'no modality "{protein_modality}" in {path}, to look for hashtags and controls; name '
+            f"that of the proteins with {argument('protein_modality')} "
+            f"({did_you_mean(protein_modality, mdata.mod)})."
         )
     parts: dict[str, AnnData] = {}
     for name, adata in mdata.mod.items():

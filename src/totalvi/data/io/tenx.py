@@ -1,4 +1,4 @@
-"""Read the ``.h5`` files that Cell Ranger writes, of versions 2 and later."""
+"""Read the files that Cell Ranger writes from version 2 on: ``.h5`` files and matrix folders."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from totalvi.data.finding import did_you_mean
 from totalvi.data.io.modalities import modalities_of
 from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
 from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument
 
 V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
 V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")
@@ -23,7 +23,7 @@ V3_FEATURE_MEMBERS = ("id", "name", "feature_type")
 
 
 def read_10x_h5(path: Path, genome: str | None) -> AnnData:
-    """Read a Cell Ranger ``.h5`` file; of version 2, all genomes or only the one named."""
+    """Read a Cell Ranger ``.h5`` file; in version 2, all genomes or only the given one."""
     with reading(path, "a Cell Ranger .h5 file"), h5py.File(path, "r") as file:
         require_plain_hdf5(file, path)
         if "matrix" in file:
@@ -65,7 +65,7 @@ def _read_v2_group(group: h5py.Group, path: Path, genome: str) -> AnnData:
 
 
 def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
-    """Build the AnnData; the file's features x barcodes CSC is a cells x features CSR."""
+    """Build the AnnData; the file's features x barcodes CSC is read as cells x features CSR."""
     cells = pd.Index(_text(group["barcodes"]), dtype=object)
     n_features, n_cells = (int(n) for n in group["shape"][:])
     require_lengths(path, n_features, len(var), n_cells, len(cells))
@@ -78,8 +78,8 @@ def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
 def _text(dataset: h5py.Dataset) -> list[str]:
     if h5py.check_string_dtype(dataset.dtype) is None:
         raise ReadError(
-            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text: '
-            "copy, download or write it again"
+            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text; '
+            "copy, download or write it again."
         )
     return [v.decode() if isinstance(v, bytes) else str(v) for v in dataset[:].tolist()]
 
@@ -87,8 +87,8 @@ def _text(dataset: h5py.Dataset) -> list[str]:
 def _same_length(values: list[str], n: int, what: str, path: Path) -> list[str]:
     if len(values) != n:
         raise ReadError(
-            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}): "
-            "copy, download or write it again"
+            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}); "
+            "copy, download or write it again."
         )
     return values
 
@@ -98,7 +98,7 @@ def _require_members(group: h5py.Group, members: tuple[str, ...], path: Path) ->
     if missing:
         raise ReadError(
             f'{path} lacks {", ".join(missing)} in its group "{group.name}", which a Cell Ranger '
-            ".h5 file has: write it again, or convert what it holds to .h5ad or .h5mu"
+            ".h5 file has; write it again, or convert what it holds to .h5ad or .h5mu."
         )
 
 
@@ -106,9 +106,9 @@ Part = TypeVar("Part")
 
 
 def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> Mapping[str, Part]:
-    """Return the one part named, or all of them."""
+    """Return the named part, or all parts."""
     if not parts:
-        raise ReadError(f"{path} holds no count matrix: give a file that Cell Ranger wrote")
+        raise ReadError(f"{path} holds no count matrix; give a file that Cell Ranger wrote.")
     if genome is None:
         return parts
     if genome not in parts:
@@ -118,14 +118,16 @@ def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> M
 
 def _no_such_genome(genome: str, known: list[str], path: Path) -> ReadError:
     hint = did_you_mean(genome, known)
-    return ReadError(f'no genome "{genome}" in {path}: give another as genome ({hint})')
+    return ReadError(
+        f'no genome "{genome}" in {path}; give another as {argument("genome")} ({hint}).'
+    )
 
 
 def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
-    """Put the genes of all genomes side by side.
+    """Join the genes of all genomes.
 
-    Cell Ranger 2 lists for each genome only the cells called in it. The result has every cell
-    of any genome, in order of first appearance, with no counts where a genome does not list it.
+    Cell Ranger 2 lists for each genome only the cells called in it. The result has the cells of all
+    genomes, in order of first appearance. A cell has no counts of a genome that does not list it.
     """
     if len(parts) == 1:
         return next(iter(parts.values()))
@@ -134,7 +136,7 @@ def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
             repeated = part.obs_names[part.obs_names.duplicated()][0]
             raise ReadError(
                 f'{path} lists the barcode "{repeated}" twice for the genome "{name}", so that its '
-                "genomes cannot be joined: read one of them by genome="
+                f"genomes cannot be joined; read one of them with {argument('genome')}."
             )
     cells = pd.Index(
         pd.unique(np.concatenate([part.obs_names.to_numpy(object) for part in parts.values()])),
@@ -151,7 +153,7 @@ def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
 
 
 def prefix_shared_names(adata: AnnData) -> AnnData:
-    """Prefix gene names found in more than one genome by their genome, as in ``mm10_ACTB``."""
+    """Prefix gene names that several genomes have by their genome, as in ``mm10_ACTB``."""
     if "genome" not in adata.var or adata.var["genome"].nunique() < 2:
         return adata
     var = adata.var
@@ -167,8 +169,8 @@ def prefix_shared_names(adata: AnnData) -> AnnData:
 def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
     """Keep the genes of one genome and all features that are not genes.
 
-    The genome of a gene is its ``var["genome"]``; in a file without this column it is the
-    prefix of its name, as in ``hg19_CD3E``.
+    The genome of a gene is its ``var["genome"]``, or without this column the prefix of its name, as in
+    ``hg19_CD3E``.
     """
     if genome is None:
         return adata
@@ -183,7 +185,7 @@ def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
         if not chosen.any():
             raise ReadError(
                 f"{path} names no genome, and no gene name in it begins with "
-                f'"{genome}_": leave out genome'
+                f'"{genome}_"; leave out {argument("genome")}.'
             )
     return adata if (chosen | ~is_gene).all() else adata[:, chosen | ~is_gene].copy()
 
@@ -208,16 +210,16 @@ def cell_ranger_output(folder: Path) -> Path | None:
 
 
 def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None) -> AnnData:
-    """Read a matrix folder, or one with a subfolder per genome as Cell Ranger 2 writes them.
+    """Read a matrix folder, or a folder of Cell Ranger 2 with a subfolder for each genome.
 
-    ``prefix`` is what stands before ``matrix.mtx`` in the file names, as in GEO's
-    ``GSM1_matrix.mtx.gz``; by default the one that is there.
+    ``prefix`` is the part of the file names before ``matrix.mtx``, as in GEO's ``GSM1_matrix.mtx.gz``;
+    by default it is found in the folder.
     """
     matrices = _matrices(folder) if prefix is None else [folder / f"{prefix}matrix.mtx"]
     if len(matrices) > 1:
         raise ReadError(
             f"{folder} holds {len(matrices)} matrices ({matrices[0].name}, {matrices[1].name}, "
-            "...): give the path of one of these files in place of the folder"
+            "...); give the path of one of these files in place of the folder."
         )
     subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
     if matrices or not subfolders:
@@ -231,12 +233,12 @@ def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None)
 
 
 def holds_matrix(folder: Path) -> bool:
-    """Whether a folder itself holds a matrix."""
+    """Return whether a folder itself holds a matrix."""
     return bool(_matrices(folder))
 
 
 def matrix_files(folder: Path) -> list[Path]:
-    """Return the files that counts are read from in a folder: none where it holds no matrix."""
+    """Return the files with the counts in a folder; none if it holds no matrix."""
     if holds_matrix(folder):
         parts = ("matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv")
         listed = (
@@ -267,23 +269,25 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     missing = [prefix + name for name, found in wanted.items() if found is None]
     if matrix is None or features is None or barcodes is None:
         raise ReadError(
-            f"{folder} lacks {', '.join(missing)}: a Cell Ranger matrix folder holds matrix.mtx.gz, "
-            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others"
+            f"{folder} lacks {', '.join(missing)}; a Cell Ranger matrix folder holds matrix.mtx.gz, "
+            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others."
         )
     lines_of_cells, lines_of_features = _lines(barcodes), _lines(features)
-    # first, as lists that are no part of it may be so long that to take them apart fills the memory
+    # first, because lists that do not belong to it may be so long that parsing them fills the memory
     counts = _read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
     cells = [line.partition("\t")[0] for line in lines_of_cells]
-    table = [line.split("\t", maxsplit=3) for line in lines_of_features]  # a line may be all tabs
+    table = [
+        line.split("\t", maxsplit=3) for line in lines_of_features
+    ]  # a line may consist of tabs
     n_fields = {line.count("\t") + 1 for line in lines_of_features}
     if len(n_fields) > 1:
         raise ReadError(
-            f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns: "
-            "copy, download or write it again"
+            f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns; "
+            "copy, download or write it again."
         )
     names = [fields[1 if len(fields) > 1 else 0] for fields in table]
     var = pd.DataFrame({"gene_ids": [fields[0] for fields in table]}, index=names)
-    if n_fields != {1}:  # version 2 knows genes only, and has no column for the type
+    if n_fields != {1}:  # version 2 has only genes, and no column for the type
         var["feature_types"] = [fields[2] if fields[2:] else "Gene Expression" for fields in table]
     return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
 
@@ -312,7 +316,7 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
         _open(path) as file,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines of more than three fields
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines with more than three fields
         n_rows, n_columns, n_entries = _mtx_size(path, file)
         require_lengths(path, n_rows, n_features, n_columns, n_cells)
         for chunk in _mtx_entries(file) if n_entries else ():
@@ -321,16 +325,16 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
                 if indices.min() < 1 or indices.max() > n:
                     worst = indices.min() if indices.min() < 1 else indices.max()
                     raise ReadError(
-                        f"{path} has a count in {what} {worst}, outside its {n} {what}s: "
-                        "copy, download or write it again"
+                        f"{path} has a count in {what} {worst}, outside its {n} {what}s; "
+                        "copy, download or write it again."
                     )
             chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
     require_last_line_end(path)
     found = sum(len(counts) for counts, _, _ in chunks)
     if found != n_entries:
         raise ReadError(
-            f"{path} announces {n_entries} counts but has {found}: it is damaged or cut short, so "
-            "copy, download or write it again"
+            f"{path} announces {n_entries} counts but has {found}; it is damaged or cut short, so "
+            "copy, download or write it again."
         )
     empty = (np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int32))
     counts, cells, features = (np.concatenate(parts) for parts in zip(empty, *chunks, strict=True))
@@ -338,17 +342,17 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
 
 
 def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
-    """Read the head of a Matrix Market file: rows, columns and entries that follow."""
+    """Read the header of a Matrix Market file: numbers of rows, columns and entries."""
     banner = file.readline(1000).decode().lower().split()
     if banner[:2] != ["%%matrixmarket", "matrix"]:
         raise ReadError(
-            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket): "
-            "copy, download or write it again"
+            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket); "
+            "copy, download or write it again."
         )
     if banner[2:] not in (["coordinate", kind, "general"] for kind in ("integer", "real")):
         raise ReadError(
             f'{path} is a Matrix Market file of the kind "{" ".join(banner[2:])}", and counts are '
-            '"coordinate integer general": write it again as a sparse matrix of integers'
+            '"coordinate integer general"; write it again as a sparse matrix of integers.'
         )
     line = b"%"
     while line.startswith(b"%") or line.isspace():
@@ -358,7 +362,7 @@ def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
 
 
 def _mtx_entries(file: IO[bytes]) -> Iterator[pd.DataFrame]:
-    """Read the entries; scipy's quicker reader aborts the process on some damaged streams."""
+    """Read the entries; scipy's faster reader aborts the process on some damaged streams."""
     return pd.read_csv(
         file,
         sep=r"\s+",

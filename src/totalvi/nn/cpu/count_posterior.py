@@ -127,32 +127,35 @@ def _centre(w: np.ndarray) -> None:
     for i in range(BLOCK):
         y, s, log_r = w[_COUNT + i], w[_SCALE + i], w[_LOG_R + i]
         r = exp64(log_r)
-        variance, precision = s * s, 1 / (s * s)
-        n, u0 = y + r, w[_MEAN + i] - log_r
-        is_above = y - n * 0.5 + u0 * precision > 0
+        variance, n, u0 = s * s, y + r, w[_MEAN + i] - log_r
+        precision, pull = 1 / variance, variance * n
+        is_above = variance * (y - n * 0.5) + u0 > 0
         bound = (-u0 if is_above else u0) + variance * (r if is_above else y)
-        t = log64(variance * n) + bound
+        t = log64(pull) + bound
         softplus = max(t, 0.0) + log64(1 + exp64(-abs(t)))
         lambert = softplus * (1 - log64(1 + softplus) / (2 + softplus))  # Iacono and Boyd, 2017
-        u = max(bound - variance * n, bound - lambert)
+        u = max(bound - pull, bound - lambert)
         u = -u if is_above else u
-        for _ in range(_NEWTON_STEPS):
-            p = 1 / (1 + exp64(-u))
-            u += (y - n * p - (u - u0) * precision) / (n * p * (1 - p) + precision)
+        for _ in range(_NEWTON_STEPS):  # both sides times s^2 (1 + e^-u)^2, for one division
+            e = exp64(-u)
+            change = ((variance * y - u + u0) * (1 + e) - pull) * (1 + e)
+            u += change / (pull * e + (1 + e) * (1 + e))
         small = exp64(-abs(u))
         larger = 1 / (1 + small)
         curvature = n * larger * larger * small
+        total = curvature + precision
         # the curvature falls by no more than e^-|d|, which bounds the fall of the logarithm from below
-        reach = math.sqrt(_DROP) * s
-        reach = math.sqrt(_DROP / (curvature / (1 + reach * (1 / 3)) + precision))
-        reach = math.sqrt(_DROP / (curvature / (1 + reach * (1 / 3)) + precision))
-        width = 2 * reach + 1 / (curvature / (1 + reach * 0.5) + precision)  # for the mean of e^x
-        step = min(1 / math.sqrt(curvature + precision), _LARGEST_STEP)
+        room = 1 + math.sqrt(_DROP) / 3 * s
+        reach = math.sqrt(_DROP * room / (curvature + precision * room))
+        room = 1 + reach * (1 / 3)
+        reach = math.sqrt(_DROP * room / (curvature + precision * room))
+        room = 1 + reach * 0.5
+        width = 2 * reach + room / (curvature + precision * room)  # further, for the mean of e^x
         w[_X + i], w[_N + i] = u + log_r, n
         w[_P + i] = larger if u > 0 else larger * small
         w[_NOT_P + i] = larger * small if u > 0 else larger
         w[_SLOPE + i], w[_HALF_PRECISION + i] = y - (u - u0) * precision, 0.5 * precision
-        w[_STEP + i], w[_N_STEPS + i] = width, width / step
+        w[_STEP + i], w[_N_STEPS + i] = width, width * max(math.sqrt(total), 1 / _LARGEST_STEP)
         w[_D + i], w[_E + i] = -reach, exp64(-reach)
         w[_LOG_PROB + i] = (
             y * u - n * (max(u, 0.0) + log64(1 + small)) - (u - u0) * (u - u0) * 0.5 * precision

@@ -48,7 +48,7 @@ _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; tr
 
 
 class DifferentialQueries(Fitted):
-    """What a model says of differences between groups of cells."""
+    """The method `differential_expression` of a model."""
 
     @documented
     def differential_expression(
@@ -85,16 +85,17 @@ class DifferentialQueries(Fitted):
         proportions; foreground protein, E[(1 - pi) beta alpha]) and c a pseudocount. Mode "change"
         gives P(\\|r\\| >= delta), mode "vanilla" P(h1 > h2).
 
-        With ``unit="groups"``, h is the mean expression of the group: what the decoder says, corrected
-        by what the group's own counts say, and as uncertain as counts and cells leave it. Effects
-        are drawn towards what is usual in their comparison, the more the less is known of them. With
+        With ``unit="groups"``, h is the mean expression of the group: the decoder's, corrected by
+        the group's own counts, with the uncertainty from its counts and cells. Effects are shrunk
+        towards the usual effect of their comparison, more strongly if they are uncertain. With
         ``unit="cells"``, h is that of single cells, and r is over random pairs of a cell of each
-        group, as in the totalVI paper: it asks whether cells differ, not whether groups do, and calls
-        no feature, since P(\\|r\\| >= delta) over pairs of cells is no probability of a true discovery.
-        `totalvi.posterior.differential.comparison` says how the two fare on simulated truth.
+        group, as in the totalVI paper. It measures whether cells differ, not whether groups do. It
+        calls no feature, since P(\\|r\\| >= delta) over pairs of cells is not the probability of a
+        true discovery. `totalvi.posterior.differential.comparison` compares the two on simulated
+        truth.
 
-        The calls do not allow for groups that were found in the same counts, as clusters are: where two
-        clusters cut one population of cells, more of the calls are wrong than ``fdr_target`` says.
+        The calls do not account for groups that were found in the same counts, such as clusters. If two
+        clusters divide one population of cells, more calls than ``fdr_target`` are wrong.
 
         Parameters
         ----------
@@ -106,7 +107,7 @@ class DifferentialQueries(Fitted):
             Category or categories of it, each compared with category ``group2``. None: every
             category; with all other cells.
         idx1, idx2
-            The two groups in place of ``groupby``: masks, positions, or texts that
+            The two groups instead of ``groupby``: masks, positions, or texts that
             `pandas.DataFrame.query` takes, such as "cell_type == 'B' & batch == '1'". No ``idx2``: all
             cells not in the first.
         mode
@@ -164,7 +165,8 @@ class DifferentialQueries(Fitted):
         Raises
         ------
         ValueError
-            When an argument has a value not allowed, or a column, category or batch is not known.
+            When an argument has a value that is not allowed, or a column, category or batch is not
+            known.
         NotTrainedError
             When the model was not trained, its fit failed, or its weights are not finite.
 
