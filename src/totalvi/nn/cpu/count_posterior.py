@@ -7,7 +7,7 @@ N(m, s^2) times e^(xy) / (r + e^x)^(y + r). With d = x - x0, p = e^x0 / (r + e^x
 
 times its value at x0, so one logarithm and one exponential give it at a node. It is analytic and
 log-concave; sums over equal steps, the rule of trapezoids, converge at an exponential rate (Trefethen
-and Weideman, 2014). x0 is near the mode, and the nodes reach to where the density is e^-16 of that.
+and Weideman, 2014). x0 is near the mode, and the nodes reach to where the density is e^-14 of that.
 """
 
 import math
@@ -24,8 +24,8 @@ from totalvi.compiled import compiled
 
 BLOCK = 64  # cells and proteins side by side; a constant, so that loops become vector instructions
 _MOST_NODES = 128
-_NEWTON_STEPS = 4
-_DROP = 32.0  # twice the fall of the logarithm to where the nodes end
+_NEWTON_STEPS = 3
+_DROP = 28.0  # twice the fall of the logarithm to where the nodes end
 _LARGEST_STEP = 0.5
 # Where in one array of work each value of a block begins: for several arrays, the compiler would have
 # to ask each time whether they overlap.
