@@ -344,6 +344,7 @@ class ExpressionQueries(Fitted):
         *,
         library_size: float = 1.0,
         n_samples: int = 1,
+        transform_batch: Names = None,
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
@@ -357,11 +358,11 @@ class ExpressionQueries(Fitted):
         rna, protein, foreground_probability
             What takes the rows, one slice of all cells after the other: arrays of NumPy, HDF5 or zarr
             of shape (cells, genes) and (cells, proteins). RNA None: it is not wanted.
-        library_size, n_samples, batch_size, seed, progress
+        library_size, n_samples, transform_batch, batch_size, seed, progress
             As in `get_normalized_expression`.
         """
         question = self._question(
-            None, None, batch_size, progress, seed, n_samples, given_counts=True
+            None, None, batch_size, progress, seed, n_samples, transform_batch, given_counts=True
         )
         genes = self._genes([] if rna is None else None).positions
         proteins = self._proteins(None).positions

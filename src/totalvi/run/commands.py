@@ -249,11 +249,16 @@ def denoise(
         raise OutputError(f"{output} is written by one process; give a name that ends in .zarr.")
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
         model, data = load_with_counts(model_path, input)
-        rna, protein = model.get_normalized_expression(**asked, library_size=1e4)
-        foreground = model.get_protein_foreground_probability(**asked, return_numpy=True)
-        modalities = {"rna": AnnData(rna.astype(np.float32)), "prot": AnnData(protein)}
-        modalities["prot"].layers["foreground_probability"] = foreground.astype(np.float32)
-        mudata_of(modalities, data.obs).write(staged, compression="gzip")
+        schema, cells = model.schema, pd.DataFrame(index=model._training_data().cell_names)
+        names = schema.gene_names, schema.protein_names, schema.protein_names
+        rna, protein, foreground = (np.empty((len(cells), len(of)), np.float32) for of in names)
+        model._write_denoised(rna, protein, foreground, **asked, library_size=1e4)
+        modalities = {
+            name: AnnData(values, cells.copy(), pd.DataFrame(index=list(features)))
+            for name, values, features in zip(("rna", "prot"), (rna, protein), names, strict=False)
+        }
+        modalities["prot"].layers["foreground_probability"] = foreground
+        mudata_of(modalities, data.obs).write(staged)  # compression would take longer than all else
     return output
 
 
