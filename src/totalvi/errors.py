@@ -1,6 +1,87 @@
-"""The exceptions that totalvi raises on purpose."""
+"""The exceptions that totalvi raises on purpose, and how their messages name an argument.
 
-from collections.abc import Sequence
+A message that tells of an argument names it with `argument` or `setting` when it is made, so that it
+reads right both from Python and on the command line.
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_OPTIONS: ContextVar[Mapping[str, str] | None] = ContextVar("options", default=None)
+
+
+@contextmanager
+def naming_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Let messages that are made meanwhile name these options in place of Python's arguments.
+
+    Parameters
+    ----------
+    options
+        Option of the command line for each argument that has one.
+    """
+    before = _OPTIONS.set(options)
+    try:
+        yield
+    finally:
+        _OPTIONS.reset(before)
+
+
+def argument(name: str) -> str:
+    """Return what an argument is called where the message is read.
+
+    Examples
+    --------
+    >>> argument("rna_layer")
+    'rna_layer'
+    >>> with naming_options({"rna_layer": "--rna-layer"}):
+    ...     argument("rna_layer")
+    '--rna-layer'
+    """
+    return (_OPTIONS.get() or {}).get(name, name)
+
+
+def setting(name: str, value: object) -> str:
+    """Return how an argument is given a value where the message is read.
+
+    An option without a value of its own stands for True, or for nothing in a list.
+
+    Examples
+    --------
+    >>> setting("rna_layer", "counts"), setting("overwrite", True)
+    ('rna_layer="counts"', 'overwrite=True')
+    >>> with naming_options({"rna_layer": "--rna-layer", "overwrite": "--overwrite"}):
+    ...     setting("rna_layer", "counts"), setting("overwrite", True)
+    ('--rna-layer counts', '--overwrite')
+    """
+    option = (_OPTIONS.get() or {}).get(name)
+    if option is None:
+        return f'{name}="{value}"' if isinstance(value, str) else f"{name}={value!r}"
+    return option if value is True or value == () else f"{option} {shlex.quote(str(value))}"
+
+
+def allowed(name: str, value: object, choices: str | Sequence[object]) -> str:
+    """Return the message that an argument has a value that is not allowed.
+
+    Parameters
+    ----------
+    name
+        Of the argument.
+    value
+        What it is.
+    choices
+        What it may be: the values, or words for them.
+
+    Examples
+    --------
+    >>> allowed("seed", -1, "whole numbers from 0")
+    'seed is -1; allowed are whole numbers from 0.'
+    >>> allowed("schedule", "linear", ("one-cycle", "constant"))
+    "schedule is 'linear'; allowed are 'one-cycle', 'constant'."
+    """
+    words = choices if isinstance(choices, str) else ", ".join(map(repr, choices))
+    return f"{argument(name)} is {value!r}; allowed are {words}."
 
 
 class TotalviError(Exception):

@@ -5,6 +5,8 @@ import math
 import mmap
 import os
 import stat
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -38,12 +40,29 @@ def reading(path: Path, what: str) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise ReadError(f"{path} may not be read: ask its owner for permission") from error
-    except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except ImportError as error:
         raise ReadError(
-            f"{path} cannot be read as {what} ({lines[0][:200].rstrip('.')}): it is damaged or cut "
-            "short, so copy, download or write it again"
+            f"{path} needs a package that is not installed ({first_line(error)}): install it, or write "
+            "the file again without what needs it"
         ) from error
+    except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types
+        broken = isinstance(error, BROKEN_STREAM)
+        fix = (
+            "it is damaged or cut short, so copy, download or write it again"
+            if broken
+            else "it lacks something, or is laid out otherwise, so write it again"
+        )
+        raise ReadError(f"{path} cannot be read as {what} ({first_line(error)}): {fix}") from error
+
+
+# What a stream that was cut or changed raises; other exceptions say nothing of damage.
+BROKEN_STREAM = (OSError, EOFError, zlib.error, UnicodeDecodeError, RuntimeError, struct.error)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library says, without its full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].rstrip(".")
 
 
 def counts_from_csr(
@@ -241,6 +260,7 @@ LARGEST_RATIO_OF_OTHERS = 40_000
 BLOSC_HEAD = 16  # bytes, of which the last four are the length of the whole
 CHECKSUM, NO_CHUNK = 4, 2**64 - 1  # of the index of a zarr shard: bytes, and what stands for none
 ZARR_METADATA = (".zarray", ".zattrs", "zarr.json")
+MOST_COLUMNS = 1000  # of an embedding or table beside the counts
 
 
 def require_plain_hdf5(file: h5py.File, path: Path) -> None:
@@ -321,9 +341,26 @@ def require_honest_zarr(group: zarr.Group, path: Path) -> None:
             _require_columns(array, path)
             continue
         if array.nbytes > UNSUSPECTED:
-            _require_honest_size(array.nbytes, array.nbytes_stored(), "zstd", name, path)
+            # Chunks that hold only zeros are not stored; those of a layer, table or embedding may be
+            # many, and have a row or column for each of the cells and features that are named.
+            stored = array.nchunks_initialized / array.nchunks
+            is_theirs = set(array.shape) <= _lengths(group, name) | set(range(MOST_COLUMNS))
+            declared = int(array.nbytes * stored) if is_theirs else array.nbytes
+            _require_honest_size(declared, array.nbytes_stored(), "zstd", name, path)
         if any("blosc" in type(codec).__name__.lower() for codec in array.compressors):
             _require_whole_blosc(path / array.path, array)
+
+
+def _lengths(group: zarr.Group, name: str) -> set[int]:
+    """Return how many cells and features the AnnData lists that an array belongs to."""
+    parts = name.split("/")
+    owner = group[f"mod/{parts[1]}"] if parts[0] == "mod" and len(parts) > 2 else group
+    found = set()
+    for axis in ("obs", "var"):
+        index = str(owner[axis].attrs.get("_index", "_index")) if axis in owner else ""
+        if index and index in owner[axis] and owner[axis][index].nchunks_initialized:
+            found.add(int(owner[axis][index].shape[0]))
+    return found
 
 
 def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:
