@@ -17,13 +17,17 @@ if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi.data.panels.concat import concat as concat
     from totalvi.data.simulate import simulate as simulate
     from totalvi.data.simulate import simulate_raw as simulate_raw
+    from totalvi.errors import DataWarning as DataWarning
     from totalvi.model import Model as Model
     from totalvi.nn import TOTALVI as TOTALVI
+    from totalvi.run.prepare import check as check
 
 _HOMES = {  # the module of each public name, and the name there unless it is the module
     "TOTALVI": "totalvi.nn:TOTALVI",
+    "DataWarning": "totalvi.errors:DataWarning",
     "Model": "totalvi.model:Model",
     "ambient_profile": "totalvi.data.background.raw_matrices:ambient_profile",
+    "check": "totalvi.run.prepare:check",
     "concat": "totalvi.data.panels.concat:concat",
     "datasets": "totalvi.data.datasets",
     "declare_unmeasured": "totalvi.data.panels.antibodies:declare_unmeasured",

@@ -96,6 +96,10 @@ class DataError(TotalviError, ValueError):
     """The input counts or their annotation cannot be used as they are."""
 
 
+class DataWarning(UserWarning):
+    """The input counts can be used, but there is something in them to look at again."""
+
+
 class ReadError(DataError):
     """A file cannot be read as CITE-seq counts."""
 

@@ -17,6 +17,7 @@ from totalvi.data.background.raw_matrices import Raw, ambient_of
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
+from totalvi.data.finding import Finding, warn_of
 from totalvi.errors import FormatError, NotTrainedError
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split, TrainingPlan
@@ -118,6 +119,8 @@ class Model(
         One row an epoch, all fits one after the other: losses in nats by cell.
     split
         The cells of the last fit: ``train``, ``validation`` and ``test`` positions.
+    findings
+        What the checks of the data say; `totalvi.check` says it of data without a model.
     fingerprint
         By what the data of the last fit are known again: names, and hashes of the counts.
     is_trained
@@ -129,6 +132,11 @@ class Model(
         When the counts or their annotation cannot be used; the message says what to do.
     ValueError
         When an argument has a value that is not allowed.
+
+    Warns
+    -----
+    DataWarning
+        Of what the checks of the data find: proteins that are zero throughout a batch, for instance.
 
     Examples
     --------
@@ -223,6 +231,7 @@ class Model(
         self.seed = int(seed)
         data, on_disk = opened(data, on_disk=on_disk)
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
+        warn_of(self._data.findings)
         self.schema = self._data.schema
         self.module = network_of(self.schema, self._options, self.seed)
         ambient = ambient_of(data, keys, empty_droplets)
@@ -267,6 +276,11 @@ class Model(
     def fingerprint(self) -> dict[str, Any] | None:
         """Names of the data and hashes of the counts, by which the data are recognised."""
         return None if self._result is None else self._result.fingerprint
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the checks of the data say, and what of the data is used and what is set apart."""
+        return () if self._data is None else self._data.findings
 
     @property
     def fit_summary(self) -> dict[str, Any]:

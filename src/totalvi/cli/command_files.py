@@ -48,16 +48,9 @@ def check(
       totalvi check cells.h5mu --batch donor --json
       totalvi check filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5
     """
-    from totalvi.data.background.isotype_controls import control_findings, split_controls
-    from totalvi.data.checks import check_counts
     from totalvi.data.columns import Columns
-    from totalvi.data.find import find_counts
-    from totalvi.data.finding import Finding
-    from totalvi.data.io.modalities import renamed_features
     from totalvi.data.io.read import ReadOptions
-    from totalvi.errors import DataError
-    from totalvi.run.convert import read_input
-    from totalvi.run.prepare import find_ambient
+    from totalvi.run.prepare import check_input
 
     keys = Columns(
         batch_key=batch,
@@ -75,15 +68,7 @@ def check(
         isotype_controls=() if keep_isotypes else None,
     )
     read_options = ReadOptions(protein, genome, hashtags, controls, cells_in)
-    data, keys = read_input(input, keys, read_options)
-    try:
-        source = find_counts(data, keys)
-        findings = [*check_counts(source, keys), *renamed_features(data)]
-        split = split_controls(data, source, keys)
-        findings += control_findings(split[1])
-        findings += find_ambient(data, keys, source.protein_names, options.raw_paths(raw))[1]
-    except DataError as error:
-        findings = [Finding("error", "counts_not_found", str(error))]
+    findings = check_input(input, keys, read_options, options.raw_paths(raw), None)
     findings = [finding._replace(message=with_options(finding.message)) for finding in findings]
     if as_json:
         listed = [finding._asdict() for finding in findings]

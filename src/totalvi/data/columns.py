@@ -39,6 +39,21 @@ def names_of(index: pd.Index) -> pd.Index:
     return names
 
 
+def feature_names(index: pd.Index, modality: str) -> pd.Index:
+    """Return names of features, without the modality that MuData puts before all to make them unique.
+
+    Examples
+    --------
+    >>> feature_names(pd.Index(["rna:CD4", "rna:CD3E"]), "rna").tolist()
+    ['CD4', 'CD3E']
+    """
+    names = names_of(index)
+    prefix = f"{modality}:"
+    if len(names) and all(name.startswith(prefix) for name in names):
+        return pd.Index([name[len(prefix) :] for name in names], dtype=object)
+    return names
+
+
 def require_same_cells(rna: AnnData, protein: AnnData, rna_name: str, protein_name: str) -> None:
     """Refuse modalities whose cells differ in set or order."""
     a, b = names_of(rna.obs_names), names_of(protein.obs_names)

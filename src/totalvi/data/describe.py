@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import NamedTuple, TypeAlias
 
@@ -15,6 +16,7 @@ from totalvi.data.background.isotype_controls import control_counts, split_contr
 from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
+from totalvi.data.contents import contents_findings
 from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import did_you_mean
@@ -84,7 +86,9 @@ def describe(
         if aligned.rna is not source.rna:
             library_size = _totals(aligned.rna)
         source = aligned
-    return cells(Found(data, source, controls, library_size), columns, schema)
+    described = cells(Found(data, source, controls, library_size), columns, schema)
+    noted = tuple(finding for finding in findings if finding.severity != "error")
+    return replace(described, findings=(*contents_findings(data, columns), *noted))
 
 
 def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool]:

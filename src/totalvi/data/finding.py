@@ -1,11 +1,14 @@
 """What a check of the input found, and the words that checks share."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from totalvi.errors import DataWarning
 
 
 class Finding(NamedTuple):
@@ -24,6 +27,19 @@ class Finding(NamedTuple):
     severity: Literal["error", "warning", "note"]
     code: str
     message: str
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Return errors, then warnings, then notes."""
+    severities = ("error", "warning", "note")
+    return sorted(findings, key=lambda finding: severities.index(finding.severity))
+
+
+def warn_of(findings: Iterable[Finding], stacklevel: int = 2) -> None:
+    """Warn of what the checks warn of, as `totalvi.errors.DataWarning`."""
+    for finding in findings:
+        if finding.severity == "warning":
+            warnings.warn(finding.message, DataWarning, stacklevel=stacklevel + 1)
 
 
 class CellGroups(NamedTuple):

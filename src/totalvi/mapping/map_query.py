@@ -12,7 +12,7 @@ from torch import Tensor
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.finding import did_you_mean
+from totalvi.data.finding import did_you_mean, warn_of
 from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
@@ -124,6 +124,9 @@ class MappingQueries(_Mappable):
         UserWarning
             Of genes that are missing, with the share of the RNA that is expected in them, and of
             proteins that are left out.
+        DataWarning
+            Of what the checks find, such as proteins that are zero throughout a batch: where these were
+            not measured, say so with `totalvi.declare_unmeasured`.
 
         Examples
         --------
@@ -156,6 +159,7 @@ class MappingQueries(_Mappable):
             needs_labels=dispersion_by_label(self.module),
         )
         cells, mapping = mapped.cells, mapped.mapping
+        warn_of(cells.findings)
         query = _with_cells(self, cells, mapping)
         started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)

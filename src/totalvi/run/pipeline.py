@@ -1,5 +1,6 @@
 """From checked counts to a folder of results: fit, save the model, and do the steps that follow."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ from mudata import MuData
 from totalvi.data.cells import fingerprint
 from totalvi.data.columns import Columns
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.errors import DataError, OutputError
+from totalvi.errors import DataError, DataWarning, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work, posterior_samples
@@ -21,6 +22,13 @@ from totalvi.run.results import ResultsFile
 
 def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
     """Return a model of counts that hold their modalities under the usual names, not fitted yet."""
+    with warnings.catch_warnings(
+        action="ignore", category=DataWarning
+    ):  # said of the input already
+        return _model(counts, keys, seed)
+
+
+def _model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
     return Model(
         counts,
         batch_key=keys.batch_key,

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from totalvi.data.io.modalities import (
+    Rows,
     assemble,
     in_order_of,
     join_proteins,
@@ -29,7 +30,7 @@ def anndata_of(types: list[str], n_cells: int = 3) -> AnnData:
 def test_every_feature_goes_to_one_modality_with_its_counts(types):
     adata = anndata_of(types)
     expected = adata.to_df()
-    parts = split_anndata(adata, modalities_of(adata.var), None, "x.h5")
+    parts = split_anndata(adata, modalities_of(adata.var), Rows(), "x.h5")
     found = pd.concat([part.to_df() for part in parts.values()], axis=1)
     assert sorted(found.columns) == sorted(expected.columns)
     pd.testing.assert_frame_equal(found[expected.columns], expected)
@@ -49,14 +50,14 @@ def test_order_of_cells():
 
 def test_a_protein_file_gives_its_antibodies_only():
     rna = anndata_of(["Gene Expression"] * 2)
-    parts = join_proteins(rna, anndata_of(TYPES), None, "a.h5", "b.h5")
+    parts = join_proteins(rna, anndata_of(TYPES), Rows(), "a.h5", "b.h5")
     assert {name: part.var_names.tolist() for name, part in parts.items()} == {
         "rna": ["f0", "f1"],
         "prot": ["f1"],
         "hto": ["f2"],
     }
     untyped = AnnData(np.ones((3, 2)), var=pd.DataFrame(index=["CD3", "HTO_1"]))
-    parts = join_proteins(rna, untyped, None, "a.h5", "b.csv")
+    parts = join_proteins(rna, untyped, Rows(), "a.h5", "b.csv")
     assert parts["prot"].var_names.tolist() == ["CD3"]
     assert parts["hto"].var_names.tolist() == ["HTO_1"]
 
@@ -73,4 +74,4 @@ def test_cell_annotation_is_that_of_the_cells_when_sets_differ():
 def test_missing_x_is_named():
     adata = AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"]))
     with pytest.raises(ReadError, match=r"x\.h5ad has no X"):
-        split_anndata(adata, modalities_of(adata.var), None, "x.h5ad")
+        split_anndata(adata, modalities_of(adata.var), Rows(), "x.h5ad")

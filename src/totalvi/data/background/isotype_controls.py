@@ -11,7 +11,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
 from totalvi.data.finding import Finding, did_you_mean, listed
-from totalvi.data.io.modalities import are_controls
+from totalvi.data.io.antibody_rows import are_controls
 from totalvi.errors import DataError
 
 ISOTYPE_MODALITY = "isotype"

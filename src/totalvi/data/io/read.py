@@ -18,6 +18,7 @@ from totalvi.data.columns import Columns, names_of
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
 from totalvi.data.io.modalities import (
+    Rows,
     assemble,
     in_order_of,
     join_proteins,
@@ -58,6 +59,12 @@ class ReadOptions(NamedTuple):
     hashtags: str | Sequence[str] | None = None
     controls: str | Sequence[str] | None = None
     cells_in: Axis | None = None
+    leave_out: str | Sequence[str] | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows of the antibodies are something else."""
+        return Rows(self.hashtags, self.controls, self.leave_out)
 
 
 def read(
@@ -71,6 +78,7 @@ def read(
     hashtags: str | Sequence[str] | None = None,
     controls: str | Sequence[str] | None = None,
     cells_in: Axis | None = None,
+    leave_out: str | Sequence[str] | None = None,
     rna_modality: str = "rna",
     protein_modality: str = "prot",
 ) -> MuData:
@@ -111,6 +119,10 @@ def read(
     cells_in
         Tables only: whether cells are "rows" or "columns". By default the direction that makes
         the names in both tables agree, or in which the names are barcodes.
+    leave_out
+        Which rows of the antibodies are of none, in the same way, such as reads that match no antibody
+        and totals. By default those named so: ``unmapped``, ``no_match``, ``total`` and the like, which
+        form a modality "no_antibody".
     rna_modality, protein_modality
         MuData only: its modalities of RNA and proteins, which keep their names.
 
@@ -158,7 +170,7 @@ def read(
         protein_modality=protein_modality,
         protein_expression_obsm_key=protein_expression_obsm_key,
     )
-    options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
+    options = ReadOptions(protein_path, genome, hashtags, controls, cells_in, leave_out)
     mdata = _read(given, columns, options)
     if raw is not None:
         _add_ambient(mdata, given, raw, columns)
@@ -202,7 +214,7 @@ def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> 
                 "give one of them"
             )
         adata = keep_genome(adata, options.genome, first)
-        modalities = join_proteins(adata, proteins, options.hashtags, str(first), protein_where)
+        modalities = join_proteins(adata, proteins, options.rows, str(first), protein_where)
         return assemble(modalities, adata.obs, options.controls, where)
 
 
@@ -217,8 +229,7 @@ def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> 
         found.mod[columns.rna_modality] = keep_genome(rna, options.genome, path)
     return tidy_mudata(
         found,
-        options.hashtags,
-        options.controls,
+        options.rows,
         path,
         columns.rna_modality,
         columns.protein_modality,

@@ -12,13 +12,16 @@ from anndata.utils import make_index_unique
 from mudata import MuData
 
 from totalvi.data.columns import Columns, names_of
-from totalvi.data.find import CountSource, find_counts, find_rna_counts, genes_and_proteins
-from totalvi.data.io.modalities import (
-    PROTEIN_OBSM_KEYS,
-    are_controls,
-    are_hashtags,
-    modalities_of,
+from totalvi.data.contents import LIKE_PROTEINS
+from totalvi.data.find import (
+    CountSource,
+    find_counts,
+    find_rna_counts,
+    gene_table,
+    genes_and_proteins,
 )
+from totalvi.data.io.antibody_rows import are_controls, are_hashtags, are_no_antibodies
+from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS, modalities_of
 from totalvi.errors import DataError
 
 Join = Literal["inner", "outer"]
@@ -26,7 +29,7 @@ _Kind = Literal["symbol", "Ensembl id"]
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(?:\.\d+)?")
 _GENOME = re.compile(r"((?:hg|mm|rn)\d+|GRC[hmz]\d+|mRatBN7|Rnor_6)(?:\.\w+)?_+", re.IGNORECASE)
-_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id")
+_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "ID", "id")
 _SYMBOL_COLUMNS = (
     "gene_symbols",
     "gene_symbol",
@@ -34,11 +37,12 @@ _SYMBOL_COLUMNS = (
     "gene_name",
     "feature_name",
     "symbol",
+    "Symbol",
+    "SYMBOL",
+    "GeneName",
+    "hgnc_symbol",
 )
 _LEAST_SHARED = 0.5
-_LIKE_PROTEINS = re.compile(
-    r"prote(in|om) | (?<![a-z]) (prot(?!o) | adt | antibod | cite)", re.I | re.X
-)
 
 
 class DataSet(NamedTuple):
@@ -84,22 +88,16 @@ def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSe
     in_mudata = isinstance(data, MuData) and len(names) > 0
     if in_mudata and "control" in data.mod[columns.protein_modality].var:
         var["control"] = data.mod[columns.protein_modality].var["control"].to_numpy()
-    tags = are_hashtags(var, None, name)
+    tags = are_hashtags(var, None, name) | are_no_antibodies(var, None, name)
     return DataSet(
         source._replace(
             protein=source.protein.columns(np.flatnonzero(~tags)), protein_names=names[~tags]
         ),
-        _gene_var(data, columns),
+        gene_table(data, columns).set_axis(source.gene_names),
         are_controls(var[~tags], None, name),
         tuple(names[tags]),
         () if has_proteins else _beside_rna(data, columns),
     )
-
-
-def _gene_var(data: MuData | AnnData, columns: Columns) -> pd.DataFrame:
-    if isinstance(data, MuData):
-        return pd.DataFrame(data.mod[columns.rna_modality].var)
-    return pd.DataFrame(data.var[genes_and_proteins(data.var)[0]])
 
 
 def _obsm_key(data: MuData | AnnData, columns: Columns) -> str | None:
@@ -136,7 +134,7 @@ def _beside_rna(data: MuData | AnnData, columns: Columns) -> tuple[str, ...]:
 
 def _may_be_proteins(name: str, var: pd.DataFrame) -> bool:
     """Whether a modality is named as proteins are, or says that its features are."""
-    return bool(_LIKE_PROTEINS.search(name)) or "prot" in modalities_of(var)
+    return bool(LIKE_PROTEINS.search(name)) or "prot" in modalities_of(var)
 
 
 class GeneAlignment(NamedTuple):

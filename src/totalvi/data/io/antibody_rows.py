@@ -1,0 +1,138 @@
+"""What the rows of an antibody matrix are: antibodies, isotype controls, hashtags, or none of these."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.finding import did_you_mean
+from totalvi.errors import ReadError
+
+HASHTAG = re.compile(
+    r"""hash[ _.-]?tag | hashing | sample[ _.-]?tag | multi-?seq
+        | (?<![a-z0-9]) hto [a-z]? (?![a-z])
+        | (?<![a-z0-9]) (hash|lmo) [ _.-]? \d
+        | (?<![a-z0-9]) multi [ _.-]? (bc|barcode)? [ _.-]? \d
+        | (?<![a-z0-9]) cmo \d{3} (?!\d)
+        | (?<![a-z0-9]) (total-?seq [ _.-]?)? [abc] 0 (25[1-9]|260|30[1-9]|310) (?!\d)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+CONTROL = re.compile(
+    r"""iso[ _.-]?(type|ctrl|control)
+        | ig[gmade] .* (control|ctrl)
+        | (control|ctrl) .* ig[gmade]
+        | ^ (?! .* anti[ _-]* ((human|mouse|rat|hamster)[ _-]*)? igg)  # anti-IgG1 is a target,
+          .* ( ig[ ]?g[ _]?[1-4][a-c]? (?! \d | [ _.-]*fc)             # and so is IgG1 Fc
+             | (mouse|rat|hamster|rabbit|goat) [ _.-]* ig[gm] (?! [ _.-]*fc) )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+# What counters and tables list beside the antibodies: reads of none, and totals.
+NO_ANTIBODY = re.compile(
+    r"""((adt|ab|antibody|prot|protein|tag|hto|hash) [ _.:|-]+)?
+        ( un[ _.-]?(mapped|assigned|aligned|matched|known|identified|determined|recogni[sz]ed)
+        | (no|not)[ _.-]?(match(ed)?|map(ped)?|feature|hit|barcode|tag|assigned|aligned|antibody)
+        | bad[ _.-]?struct(ure)? | ambiguous | none | null | nan | others?
+        | __(no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique)
+        | (grand[ _.-]?)?total | sum | all
+        | (total|sum|all|num|number|n) [ _.-]? (of[ _.-]?)?
+          (reads?|umis?|counts?|adts?|abs?|antibod(y|ies)|prot(eins?)?|tags?|features?)
+          ([ _.-]?(counts?|umis?|reads?|adts?|abs?|antibod(y|ies)|prot(eins?)?|rna))?
+        | (reads?|umis?|counts?|adts?|antibod(y|ies)|proteins?) [ _.-]? (total|sum|unmapped)
+        )
+        ([-_ ]total[ _-]?seq[ _-]?[abcd])?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where: str) -> np.ndarray:
+    """Mark hashtag antibodies, by name or by the user's list or regular expression."""
+    return _chosen(var, hashtags, HASHTAG, "hashtags", where)
+
+
+def are_controls(var: pd.DataFrame, controls: str | Sequence[str] | None, where: str) -> np.ndarray:
+    """Mark isotype controls, by ``var["control"]``, name, or the user's list or expression."""
+    if controls is None and "control" in var:
+        return marked_controls(var["control"], where)
+    return _chosen(var, controls, CONTROL, "controls", where)
+
+
+def are_no_antibodies(
+    var: pd.DataFrame, leave_out: str | Sequence[str] | None, where: str
+) -> np.ndarray:
+    """Mark rows that are of no antibody: by whole names, or by the user's list or expression.
+
+    Examples
+    --------
+    >>> are_no_antibodies(pd.DataFrame(index=["CD3", "unmapped", "total_reads"]), None, "x").tolist()
+    [False, True, True]
+    """
+    if leave_out is None:
+        found = [NO_ANTIBODY.fullmatch(name.strip()) is not None for name in var.index.astype(str)]
+        return np.array(found, dtype=bool)
+    return _chosen(var, leave_out, NO_ANTIBODY, "leave_out", where)
+
+
+def marked_controls(control: pd.Series, where: str) -> np.ndarray:
+    """Read ``var["control"]``: bool, 0 and 1, or the texts of these.
+
+    Raises
+    ------
+    ReadError
+        If a value is neither true nor false.
+
+    Examples
+    --------
+    >>> marked_controls(pd.Series(["True", "False"]), "panel.csv")
+    array([ True, False])
+    """
+    marks = control.astype(str).str.strip().str.lower().map(TRUTH_OF_TEXT)
+    unknown = np.flatnonzero(marks.isna())
+    if unknown.size:
+        first = unknown[0]
+        raise ReadError(
+            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}": '
+            "write True for isotype controls and False for the other antibodies"
+        )
+    return marks.to_numpy(dtype=bool)
+
+
+def _chosen(
+    var: pd.DataFrame,
+    choice: str | Sequence[str] | None,
+    default: re.Pattern[str],
+    option: str,
+    where: str,
+) -> np.ndarray:
+    """Mark the features whose name or id a list holds or a regular expression finds."""
+    names = [var.index.astype(str)]
+    if "gene_ids" in var:
+        names.append(pd.Index(var["gene_ids"].astype(str)))
+    if choice is not None and not isinstance(choice, str):
+        known = names[0].union(names[-1]) if len(names) > 1 else names[0]
+        for name in choice:
+            if name not in known:
+                raise ReadError(
+                    f'{option} names "{name}", which is no antibody of {where}: '
+                    f"{did_you_mean(str(name), names[0])}"
+                )
+        return np.asarray(np.any([index.isin(list(choice)) for index in names], axis=0))
+    try:
+        pattern = default if choice is None else re.compile(choice)
+    except re.error as error:
+        raise ReadError(
+            f'{option}="{choice}" is not a regular expression ({error}): '
+            "fix it, or give a list of names"
+        ) from error
+    found = [[pattern.search(name) is not None for name in index] for index in names]
+    marked: np.ndarray = np.any(np.array(found, dtype=bool).reshape(len(names), len(var)), axis=0)
+    if choice is not None and not marked.any():
+        raise ReadError(
+            f'{option}="{choice}" matches no antibody of {where}: {did_you_mean(choice, names[0])}'
+        )
+    return marked
