@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi import persistence as persistence
     from totalvi.data import datasets as datasets
-    from totalvi.data.background.raw_matrices import ambient_profile as ambient_profile
+    from totalvi.data.background.prior import ambient_profile as ambient_profile
     from totalvi.data.io.read import read as read
     from totalvi.data.panels.antibodies import declare_unmeasured as declare_unmeasured
     from totalvi.data.panels.antibodies import harmonise_antibodies as harmonise_antibodies
@@ -26,7 +26,7 @@ _HOMES = {  # the module of each public name, and the name there unless it is th
     "TOTALVI": "totalvi.nn:TOTALVI",
     "DataWarning": "totalvi.errors:DataWarning",
     "Model": "totalvi.model:Model",
-    "ambient_profile": "totalvi.data.background.raw_matrices:ambient_profile",
+    "ambient_profile": "totalvi.data.background.prior:ambient_profile",
     "check": "totalvi.run.prepare:check",
     "concat": "totalvi.data.panels.concat:concat",
     "datasets": "totalvi.data.datasets",

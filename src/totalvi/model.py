@@ -10,10 +10,11 @@ import pandas as pd
 from totalvi.data.background.ambient import AmbientProfile
 from totalvi.data.background.prior import (
     PanelBatches,
+    Raw,
+    ambient_of,
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.background.raw_matrices import Raw, ambient_of
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
@@ -231,7 +232,8 @@ class Model(
         self.seed = int(seed)
         data, on_disk = opened(data, on_disk=on_disk)
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
-        warn_of(self._data.findings)
+        # A model of a few chosen genes is small on purpose.
+        warn_of(finding for finding in self._data.findings if finding.code != "few_genes")
         self.schema = self._data.schema
         self.module = network_of(self.schema, self._options, self.seed)
         ambient = ambient_of(data, keys, empty_droplets)

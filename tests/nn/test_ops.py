@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from totalvi.nn import ops
 from totalvi.nn.cell import LinearProduct, SparseCounts, sparse_counts
-from totalvi.nn.cpu.counts_product import take_rows
+from totalvi.nn.cpu.gene_rows import take_rows
 from totalvi.nn.likelihoods import Dispersion, GeneLikelihood, ProteinMixture
 
 N_CELLS, N_GENES, N_PROTEINS, N_HIDDEN = 23, 70, 6, 8

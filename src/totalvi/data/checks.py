@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from totalvi.data.check_antibodies import antibody_findings
+from totalvi.data.background.isotype_controls import antibody_findings
 from totalvi.data.check_counts import CountTally, protein_value_findings, rna_findings, tally_counts
 from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource

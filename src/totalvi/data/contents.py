@@ -12,7 +12,8 @@ from mudata import MuData
 from totalvi.data.columns import Columns
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
 from totalvi.data.finding import Finding, did_you_mean, listed
-from totalvi.data.io.modalities import READING, modalities_of, says_antibody
+from totalvi.data.io.features import modalities_of, says_antibody
+from totalvi.data.io.modalities import READING
 from totalvi.data.panels.antibody_names import has_known_target
 from totalvi.errors import DataError, argument, setting
 

@@ -28,7 +28,8 @@ from totalvi.data.counts import (
     to_dense,
 )
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.modalities import modalities_of, names_in_obsm
+from totalvi.data.io.features import modalities_of
+from totalvi.data.io.modalities import names_in_obsm
 from totalvi.errors import DataError
 
 

@@ -13,7 +13,7 @@ from totalvi.data.cells import CiteData
 from totalvi.data.counts import Counts, CountsInMemory, read_ahead
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.config import at_least_one
-from totalvi.nn.cpu.counts_product import take_rows
+from totalvi.nn.cpu.gene_rows import take_rows
 from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.network import Network
 from totalvi.nn.sync import Share, SharedGenerator

@@ -13,7 +13,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from totalvi.nn.cell import LinearProduct, SparseCounts, sparse_product
-from totalvi.nn.cpu import counts_product as cpu_counts
 from totalvi.nn.cpu import gene_loss as cpu_genes
 from totalvi.nn.cpu import gene_rows as cpu_rows
 from totalvi.nn.cpu import hidden as cpu_hidden
@@ -57,7 +56,7 @@ def encoder_input(x: Tensor | SparseCounts, *, scale: bool, log: bool, fast: boo
     """
     if isinstance(x, SparseCounts):
         if fast and suits_compiled_loops(x.counts):
-            return cpu_counts.transformed_counts(x, scale, log)
+            return cpu_rows.transformed_counts(x, scale, log)
         value = x.counts
         if scale:
             value = value / (1 + x.sum_by_cell(value) / x.n_genes)[x.cell]
@@ -83,7 +82,7 @@ def counts_product(
     if not isinstance(x, SparseCounts):
         return value @ weight
     if fast and suits_compiled_loops(x.counts):
-        return cpu_counts.input_product(value, x, weight, bfloat16)
+        return cpu_rows.input_product(value, x, weight, bfloat16)
     return sparse_product(value, x, weight)
 
 

@@ -21,9 +21,9 @@ from totalvi.data.contents import contents_findings
 from totalvi.data.counts import in_memory
 from totalvi.data.find import CountSource, find_counts, gene_table, genes_and_proteins
 from totalvi.data.finding import Finding
-from totalvi.data.io.antibody_rows import are_controls, are_no_antibodies, marked_controls
+from totalvi.data.io.features import are_controls, are_no_antibodies, marked_controls, modalities_of
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
-from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key, modalities_of
+from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import new_store, write_counts
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured

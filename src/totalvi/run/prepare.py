@@ -18,7 +18,7 @@ from totalvi.data.background.isotype_controls import (
     control_findings,
     split_controls,
 )
-from totalvi.data.background.raw_matrices import ambient_of, profile_of_raw
+from totalvi.data.background.prior import ambient_of, profile_of_raw
 from totalvi.data.checks import check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
 from totalvi.data.contents import contents_findings

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from totalvi.data.io.modalities import (
     Rows,
     assemble,
-    in_order_of,
     join_proteins,
-    modalities_of,
+    pair_modalities,
     split_anndata,
 )
 from totalvi.errors import ReadError
@@ -41,11 +40,14 @@ def test_every_feature_goes_to_one_modality_with_its_counts(types):
 
 def test_order_of_cells():
     adata = anndata_of(TYPES)
-    turned = in_order_of(adata, pd.Index(["c2", "c0", "c1"]))
+    rna = anndata_of(TYPES)[["c2", "c0", "c1"]].copy()
+    first, turned = pair_modalities(rna, adata, ("a", "b"))
+    assert first is rna
     assert turned.obs_names.tolist() == ["c2", "c0", "c1"]
-    np.testing.assert_array_equal(turned.X, adata.X[[2, 0, 1]])
-    assert in_order_of(adata, pd.Index(["c2", "c0"])) is adata
-    assert in_order_of(adata, pd.Index(["c2", "c0", "cx"])) is adata
+    np.testing.assert_array_equal(turned.X, anndata_of(TYPES).X[[2, 0, 1]])
+    first, turned = pair_modalities(rna[:2].copy(), anndata_of(TYPES), ("a", "b"))
+    assert turned.obs_names.tolist() == first.obs_names.tolist() == ["c2", "c0"]
+    np.testing.assert_array_equal(turned.X, anndata_of(TYPES).X[[2, 0]])
 
 
 def test_a_protein_file_gives_its_antibodies_only():

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from totalvi.nn.cell import LinearProduct, SparseCounts, sparse_counts, sparse_product
-from totalvi.nn.cpu.counts_product import input_product
 from totalvi.nn.cpu.gene_loss import gene_head_loss
-from totalvi.nn.cpu.gene_rows import add_proportions
+from totalvi.nn.cpu.gene_rows import add_proportions, input_product
 from totalvi.nn.cpu.hidden import normalized_activation, scaled_relu
 from totalvi.nn.cpu.protein_loss import background_divergence, protein_mixture_loss
 from totalvi.nn.likelihoods import ElboTerms

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from totalvi.nn.cell import LinearProduct, sparse_counts
-from totalvi.nn.cpu.counts_product import input_product, transformed_counts
 from totalvi.nn.cpu.gene_loss import gene_head_loss
+from totalvi.nn.cpu.gene_rows import input_product, transformed_counts
 
 N_CELLS, N_GENES, N_HIDDEN = 64, 300, 40
 X = torch.poisson(torch.full((N_CELLS, N_GENES), 0.8), generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,7 @@
 """Read AnnData and MuData from HDF5 and zarr."""
 
+import os
+import stat
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from totalvi.data.io.trust import (
     first_line,
     reading,
     require_honest_zarr,
-    require_plain_folder,
     require_plain_hdf5,
     require_sound_anndata,
 )
@@ -169,6 +170,29 @@ def open_zarr(path: Path) -> zarr.Group:
     for _, part in parts:
         _require_all_chunks(part, path)
     return group
+
+
+def require_plain_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but files and folders of its own.
+
+    Raises
+    ------
+    ReadError
+        For a link that leads out of it, a pipe, a device, or an empty folder.
+    """
+    root = folder.resolve()
+    for place, folders, files in os.walk(root):
+        if not (folders or files):
+            raise ReadError(f"{place} is empty: copy, download or write {folder} again")
+        for name in (*folders, *files):
+            entry = Path(place, name)
+            mode = entry.lstat().st_mode
+            if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
+                raise ReadError(
+                    f"{entry} is a link out of {folder}: put what it stands for in place"
+                )
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
+                raise ReadError(f"{entry} is no file: copy, download or write {folder} again")
 
 
 def open_hdf5(path: Path) -> h5py.File:

@@ -1,6 +1,5 @@
 """What the features of a file are, and the modalities "rna", "prot" and "hto" that they make."""
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,88 +12,17 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from mudata import MuData
 
+from totalvi.data.columns import in_words, pair_cells
 from totalvi.data.finding import Finding, did_you_mean, listed
-from totalvi.data.io.antibody_rows import are_controls, are_hashtags, are_no_antibodies
+from totalvi.data.io.features import (
+    are_controls,
+    are_hashtags,
+    are_no_antibodies,
+    modalities_of,
+)
 from totalvi.data.io.h5_zarr import UNREAD
 from totalvi.data.io.trust import counts_from
 from totalvi.errors import ReadError
-
-_TYPES = {  # what annotation of features calls genes, antibodies and hashtags
-    "rna": r"gex|m?rna([ _-]expression)?|genes?([ _-]expression)?|transcript(s|ome)?",
-    "prot": r".*\bantibod(y|ies).*|adts?|abs?([ _-]?seq)?|prot|cite([ _-]?seq)?"
-    r"|(surface[ _-])?proteins?([ _-]expression)?",
-    "hto": r"multiplexing([ _-]capture)?|htos?|hash([ _-]?tags?|ing)?|cell[ _-]?hashing"
-    r"|sample[ _-]?tags?",
-}
-_MOST_TYPES = 50
-# Names that no gene has, of features in a table that has no types.
-_ANTIBODY_NAME = re.compile(
-    r"""\|pAbO$ | [-_ ]total-?seq[-_ ]?[abcd]?$ | ^(adt|antibody|prot|protein|cite)[_:.|-](?=\w)
-        | [_:.|-](adt|antibody|prot|protein|pabo)$""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-
-def modality_of_type(name: str) -> str:
-    """Return the modality of a feature type: "rna", "prot", "hto", or a name of its own.
-
-    Examples
-    --------
-    >>> [modality_of_type(name) for name in ("Antibody Capture 2", "GEX", "CRISPR Guide Capture")]
-    ['prot', 'rna', 'crispr_guide_capture']
-    """
-    text = name.strip().lower()
-    for modality, pattern in _TYPES.items():
-        if re.fullmatch(pattern, text):
-            return modality
-    return re.sub(r"\W+", "_", text).strip("_")
-
-
-def says_antibody(name: str) -> bool:
-    """Whether a feature's name alone says that it is an antibody, as ``CD3_TotalSeqB`` does.
-
-    Examples
-    --------
-    >>> says_antibody("CD3:UCHT1|CD3E|AHS0231|pAbO"), says_antibody("adt_CD4"), says_antibody("CD4")
-    (True, True, False)
-    """
-    return _ANTIBODY_NAME.search(name) is not None
-
-
-def modalities_of(var: pd.DataFrame) -> np.ndarray:
-    """Name the modality of each feature by its type, or name; all others are genes.
-
-    The types are those of ``var["feature_types"]``, or else of a column that tells genes from
-    antibodies. A type other than genes, antibodies and multiplexing becomes a modality of its own
-    name, as "CRISPR Guide Capture" becomes ``crispr_guide_capture``.
-    """
-    column = _type_column(var)
-    if column is not None:
-        types = var[column].astype(str)
-        named = {text: modality_of_type(text) for text in types.unique()}
-        return types.map(named).to_numpy(dtype=object)
-    modality = np.full(len(var), "rna", dtype=object)
-    antibodies = np.array([says_antibody(str(name)) for name in var.index], dtype=bool)
-    if not antibodies.all():
-        modality[antibodies] = "prot"
-    return modality
-
-
-def _type_column(var: pd.DataFrame) -> str | None:
-    """Return the column with the types of the features: one that has genes and antibodies, if any."""
-    usual = "feature_types"
-    for name in (usual, *(column for column in var.columns if column != usual)):
-        if name not in var or pd.api.types.is_numeric_dtype(var[name].dtype):
-            continue
-        types = pd.unique(var[name].iloc[:: max(1, len(var) // 5000)].astype(str))
-        if len(types) > _MOST_TYPES:
-            continue
-        if {"rna", "prot"} <= {
-            modality_of_type(str(text)) for text in pd.unique(var[name].astype(str))
-        }:
-            return str(name)
-    return usual if usual in var else None
-
 
 PROTEIN_OBSM_KEYS = (
     "protein_expression",
@@ -270,13 +198,47 @@ def join_proteins(
     return modalities | antibodies
 
 
-def in_order_of(proteins: AnnData, cells: pd.Index) -> AnnData:
-    """Put the cells in the order given if they are the same ones, else leave them as they are."""
-    names = proteins.obs_names
-    same = (
-        len(names) == len(cells) and names.is_unique and not names.symmetric_difference(cells).size
-    )
-    return proteins[cells].copy() if same and not names.equals(cells) else proteins
+def pair_modalities(
+    rna: AnnData, protein: AnnData, where: tuple[Any, Any]
+) -> tuple[AnnData, AnnData]:
+    """Return RNA and proteins of the cells of both, in the order of the RNA and with its names.
+
+    Parameters
+    ----------
+    where
+        What both are called in messages.
+
+    Raises
+    ------
+    ReadError
+        When too few cells agree for it not to be by chance.
+    """
+    names, others = rna.obs_names, protein.obs_names
+    if names.equals(others) or not (names.is_unique and others.is_unique):
+        return rna, protein  # repeated names are reported by the checks
+    pairs = pair_cells(names, others)
+    said = in_words(pairs, len(names), len(others))
+    if not pairs.is_enough:
+        lonely = names[~names.isin(others)]
+        raise ReadError(
+            f"{where[0]} and {where[1]} are not of the same cells ({said}; the one alone has "
+            f'"{lonely[0] if len(lonely) else names[0]}", and the other begins with "{others[0]}"): '
+            "give both of one experiment, with the cells named alike."
+        )
+    n_dropped = len(names) - len(pairs.first), len(others) - len(pairs.first)
+    if len(pairs.first) != len(names):
+        rna = rna[pairs.first].copy()
+    if not np.array_equal(pairs.second, np.arange(len(others))):
+        protein = protein[pairs.second].copy()
+    if pairs.change or any(n_dropped):
+        message = f"{said[0].upper()}{said[1:]} in {where[0]} and {where[1]}"
+        if any(n_dropped):
+            message += (
+                f"; left out are {n_dropped[0]:,} of the one and {n_dropped[1]:,} of the other"
+            )
+        say_of_reading(rna, "cells_paired", f"{message}.")
+    protein.obs_names = rna.obs_names
+    return rna, protein
 
 
 def assemble(
@@ -383,28 +345,44 @@ def tidy_mudata(
             f'no modality "{protein_modality}" in {path}, to look for hashtags and controls: name '
             f"that of the proteins with protein_modality ({did_you_mean(protein_modality, mdata.mod)})"
         )
+    own = dict(mdata.mod)
+    if {rna_modality, protein_modality} <= set(own):
+        where_both = f'modality "{rna_modality}" of {path}', f'modality "{protein_modality}"'
+        rna, protein = own[rna_modality], own[protein_modality]
+        own[rna_modality], own[protein_modality] = pair_modalities(rna, protein, where_both)
+        for name, adata in own.items():
+            has_all = adata.obs_names.is_unique and rna.obs_names.isin(adata.obs_names).all()
+            if has_all and not adata.obs_names.equals(own[rna_modality].obs_names):
+                own[name] = adata[own[rna_modality].obs_names].copy()
     parts: dict[str, AnnData] = {}
-    for name, adata in mdata.mod.items():
+    for name, adata in own.items():
         where = f'modality "{name}" of {path}'
         if name == rna_modality and (adata.X is not None or not adata.layers):
             adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
             parts[name] = adata
         elif name == protein_modality:
             modality = np.full(adata.n_vars, "prot", dtype=object)
-            own = rows._replace(hashtags=()) if "hto" in mdata.mod else rows
+            known = rows._replace(hashtags=()) if "hto" in mdata.mod else rows
             if NO_ANTIBODY_MODALITY in mdata.mod:
-                own = own._replace(leave_out=())
-            split = split_anndata(adata, modality, own, where)
+                known = known._replace(leave_out=())
+            split = split_anndata(adata, modality, known, where)
             parts |= {name if part == "prot" else part: found for part, found in split.items()}
         else:
             parts[name] = adata
     tidy = assemble(parts, mdata.obs, controls, str(path), protein_modality)
-    if tidy.obs_names.equals(mdata.obs_names):
+    rows = np.arange(tidy.n_obs)
+    if not tidy.obs_names.equals(mdata.obs_names):
+        known = mdata.obs_names.is_unique
+        rows = mdata.obs_names.get_indexer(tidy.obs_names) if known else np.array([-1])
+    if (rows >= 0).all():
         for name in mdata.obsm.keys() - mdata.mod.keys():
-            tidy.obsm[name] = mdata.obsm[name]
+            values = mdata.obsm[name]
+            tidy.obsm[name] = (
+                values.iloc[rows] if isinstance(values, pd.DataFrame) else values[rows]
+            )
         for name, values in mdata.obsp.items():
             if name not in mdata.mod:
-                tidy.obsp[name] = values
+                tidy.obsp[name] = values[rows][:, rows]
     said = {**mdata.uns.get(READING, {}), **tidy.uns.get(READING, {})}
     tidy.uns.update(mdata.uns)
     if said:

@@ -20,8 +20,8 @@ from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
 from totalvi.data.io.modalities import (
     Rows,
     assemble,
-    in_order_of,
     join_proteins,
+    pair_modalities,
     proteins_in_obsm,
     tidy_mudata,
 )
@@ -246,8 +246,7 @@ def _paired(
             f"{second} is a MuData, which may hold RNA as well: read it alone, or write its "
             "proteins to an .h5ad file"
         )
-    adata, proteins = orient_pair(found, more, cells_in, (first, second))
-    return adata, in_order_of(proteins, adata.obs_names)
+    return pair_modalities(*orient_pair(found, more, cells_in, (first, second)), (first, second))
 
 
 def _existing(path: str | PathLike[str]) -> Path:

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.modalities import modalities_of
+from totalvi.data.io.features import modalities_of
 from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
 from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
 from totalvi.errors import ReadError

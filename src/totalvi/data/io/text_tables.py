@@ -14,6 +14,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from totalvi.data.columns import pair_cells
 from totalvi.data.io.trust import UNSUSPECTED, reading
 from totalvi.errors import ReadError
 
@@ -247,6 +248,12 @@ def orient_pair(
         for a, names in _cell_axes(first, cells_in).items()
         for b, others in _cell_axes(second, cells_in).items()
     }
+    if max(shared.values()) == 0:  # unless they are named otherwise
+        shared = {
+            (a, b): len(pair_cells(names, others).first)
+            for a, names in _cell_axes(first, cells_in).items()
+            for b, others in _cell_axes(second, cells_in).items()
+        }
     most = max(shared.values())
     best = [axes for axes, n in shared.items() if n == most]
     if most == 0:

@@ -4,7 +4,6 @@ import io
 import math
 import mmap
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -305,29 +304,6 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
         )
 
 
-def require_plain_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but files and folders of its own.
-
-    Raises
-    ------
-    ReadError
-        For a link that leads out of it, a pipe, a device, or an empty folder.
-    """
-    root = folder.resolve()
-    for place, folders, files in os.walk(root):
-        if not (folders or files):
-            raise ReadError(f"{place} is empty: copy, download or write {folder} again")
-        for name in (*folders, *files):
-            entry = Path(place, name)
-            mode = entry.lstat().st_mode
-            if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
-                raise ReadError(
-                    f"{entry} is a link out of {folder}: put what it stands for in place"
-                )
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
-                raise ReadError(f"{entry} is no file: copy, download or write {folder} again")
-
-
 def require_honest_zarr(group: zarr.Group, path: Path) -> None:
     """Refuse a store with an array that declares more than its chunks hold, or that lost parts.
 
@@ -336,31 +312,28 @@ def require_honest_zarr(group: zarr.Group, path: Path) -> None:
     ReadError
         Naming the array.
     """
-    for name, array in group.members(max_depth=None):
+    members = dict(group.members(max_depth=None))
+    n_named = {0}  # cells and features whose names are there
+    for name, array in members.items():
+        is_index = name.endswith(("obs/_index", "var/_index", "obs/index", "var/index"))
+        if (
+            is_index
+            and isinstance(array, zarr.Array)
+            and array.nchunks_initialized == array.nchunks
+        ):
+            n_named.add(array.shape[0])
+    for name, array in members.items():
         if isinstance(array, zarr.Group):
             _require_columns(array, path)
             continue
         if array.nbytes > UNSUSPECTED:
-            # Chunks that hold only zeros are not stored; those of a layer, table or embedding may be
-            # many, and have a row or column for each of the cells and features that are named.
-            stored = array.nchunks_initialized / array.nchunks
-            is_theirs = set(array.shape) <= _lengths(group, name) | set(range(MOST_COLUMNS))
-            declared = int(array.nbytes * stored) if is_theirs else array.nbytes
+            # Chunks that hold only zeros are not stored; a layer, table or embedding may lack many.
+            declared = array.nbytes
+            if array.shape[0] in n_named and prod(array.shape[1:]) <= max(MOST_COLUMNS, *n_named):
+                declared = int(declared * array.nchunks_initialized / array.nchunks)
             _require_honest_size(declared, array.nbytes_stored(), "zstd", name, path)
         if any("blosc" in type(codec).__name__.lower() for codec in array.compressors):
             _require_whole_blosc(path / array.path, array)
-
-
-def _lengths(group: zarr.Group, name: str) -> set[int]:
-    """Return how many cells and features the AnnData lists that an array belongs to."""
-    parts = name.split("/")
-    owner = group[f"mod/{parts[1]}"] if parts[0] == "mod" and len(parts) > 2 else group
-    found = set()
-    for axis in ("obs", "var"):
-        index = str(owner[axis].attrs.get("_index", "_index")) if axis in owner else ""
-        if index and index in owner[axis] and owner[axis][index].nchunks_initialized:
-            found.add(int(owner[axis][index].shape[0]))
-    return found
 
 
 def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from totalvi.data.io.antibody_rows import CONTROL
+from totalvi.data.io.features import CONTROL
 
 
 class Antibody(NamedTuple):

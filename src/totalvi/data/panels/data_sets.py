@@ -20,8 +20,8 @@ from totalvi.data.find import (
     gene_table,
     genes_and_proteins,
 )
-from totalvi.data.io.antibody_rows import are_controls, are_hashtags, are_no_antibodies
-from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS, modalities_of
+from totalvi.data.io.features import are_controls, are_hashtags, are_no_antibodies, modalities_of
+from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS
 from totalvi.errors import DataError
 
 Join = Literal["inner", "outer"]

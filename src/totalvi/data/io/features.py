@@ -1,4 +1,4 @@
-"""What the rows of an antibody matrix are: antibodies, isotype controls, hashtags, or none of these."""
+"""What features are: genes, antibodies, isotype controls, hashtags, or none of these."""
 
 import re
 from collections.abc import Sequence
@@ -8,6 +8,83 @@ import pandas as pd
 
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import ReadError
+
+_TYPES = {  # what annotation of features calls genes, antibodies and hashtags
+    "rna": r"gex|m?rna([ _-]expression)?|genes?([ _-]expression)?|transcript(s|ome)?",
+    "prot": r".*\bantibod(y|ies).*|adts?|abs?([ _-]?seq)?|prot|cite([ _-]?seq)?"
+    r"|(surface[ _-])?proteins?([ _-]expression)?",
+    "hto": r"multiplexing([ _-]capture)?|htos?|hash([ _-]?tags?|ing)?|cell[ _-]?hashing"
+    r"|sample[ _-]?tags?",
+}
+_MOST_TYPES = 50
+# Names that no gene has, of features in a table that has no types.
+_ANTIBODY_NAME = re.compile(
+    r"""\|pAbO$ | [-_ ]total-?seq[-_ ]?[abcd]?$ | ^(adt|antibody|prot|protein|cite)[_:.|-](?=\w)
+        | [_:.|-](adt|antibody|prot|protein|pabo)$""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def modality_of_type(name: str) -> str:
+    """Return the modality of a feature type: "rna", "prot", "hto", or a name of its own.
+
+    Examples
+    --------
+    >>> [modality_of_type(name) for name in ("Antibody Capture 2", "GEX", "CRISPR Guide Capture")]
+    ['prot', 'rna', 'crispr_guide_capture']
+    """
+    text = name.strip().lower()
+    for modality, pattern in _TYPES.items():
+        if re.fullmatch(pattern, text):
+            return modality
+    return re.sub(r"\W+", "_", text).strip("_")
+
+
+def says_antibody(name: str) -> bool:
+    """Whether a feature's name alone says that it is an antibody, as ``CD3_TotalSeqB`` does.
+
+    Examples
+    --------
+    >>> says_antibody("CD3:UCHT1|CD3E|AHS0231|pAbO"), says_antibody("adt_CD4"), says_antibody("CD4")
+    (True, True, False)
+    """
+    return _ANTIBODY_NAME.search(name) is not None
+
+
+def modalities_of(var: pd.DataFrame) -> np.ndarray:
+    """Name the modality of each feature by its type, or name; all others are genes.
+
+    The types are those of ``var["feature_types"]``, or else of a column that tells genes from
+    antibodies. A type other than genes, antibodies and multiplexing becomes a modality of its own
+    name, as "CRISPR Guide Capture" becomes ``crispr_guide_capture``.
+    """
+    column = _type_column(var)
+    if column is not None:
+        types = var[column].astype(str)
+        named = {text: modality_of_type(text) for text in types.unique()}
+        return types.map(named).to_numpy(dtype=object)
+    modality = np.full(len(var), "rna", dtype=object)
+    antibodies = np.array([says_antibody(str(name)) for name in var.index], dtype=bool)
+    if not antibodies.all():
+        modality[antibodies] = "prot"
+    return modality
+
+
+def _type_column(var: pd.DataFrame) -> str | None:
+    """Return the column with the types of the features: one that has genes and antibodies, if any."""
+    usual = "feature_types"
+    for name in (usual, *(column for column in var.columns if column != usual)):
+        if name not in var or pd.api.types.is_numeric_dtype(var[name].dtype):
+            continue
+        types = pd.unique(var[name].iloc[:: max(1, len(var) // 5000)].astype(str))
+        if len(types) > _MOST_TYPES:
+            continue
+        if {"rna", "prot"} <= {
+            modality_of_type(str(text)) for text in pd.unique(var[name].astype(str))
+        }:
+            return str(name)
+    return usual if usual in var else None
+
 
 HASHTAG = re.compile(
     r"""hash[ _.-]?tag | hashing | sample[ _.-]?tag | multi-?seq
