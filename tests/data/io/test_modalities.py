@@ -5,6 +5,7 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from totalvi.data.io.features import modalities_of
 from totalvi.data.io.modalities import (
     Rows,
     assemble,

@@ -16,6 +16,7 @@ from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
 from totalvi.data.background.droplets import batches_of_cells
 from totalvi.data.columns import Columns, names_of
 from totalvi.data.finding import did_you_mean
+from totalvi.data.io.features import keep_genome
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
 from totalvi.data.io.modalities import (
     Rows,
@@ -28,9 +29,10 @@ from totalvi.data.io.modalities import (
 from totalvi.data.io.tenx import (
     cell_ranger_output,
     holds_matrix,
-    keep_genome,
+    layout_of,
     read_10x_folder,
     read_10x_h5,
+    read_layout,
 )
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
 from totalvi.data.io.trust import reading
@@ -43,6 +45,15 @@ FORMATS = (
     ((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "tables of RNA and of proteins"),
 )
 PACKED = (".tar", ".tar.gz", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z")
+ELSEWHERE = {
+    (".rds", ".rdata", ".rda", ".qs", ".h5seurat"): (
+        'of R: export its counts as docs/r.md says (section "From R"), as 10x folders or an .h5ad file'
+    ),
+    (".loom",): "a loom file: write it as .h5ad with anndata.io.read_loom and its write_h5ad",
+    (".parquet", ".feather", ".xlsx", ".xls"): (
+        "a table of another format: write it as .csv, cells and features named"
+    ),
+}
 # Repeated features are renamed, which `renamed_features` notes; repeated cells are reported by the
 # checks; and files of older versions are read all the same.
 SILENCED = (
@@ -279,12 +290,29 @@ def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
         return read_10x_folder(path.parent, genome, prefix)
     if name.endswith(tables):
         return read_table(path)
+    if name.removesuffix(".gz").endswith(".mtx"):
+        return _load_other_matrix(path)
+    for suffixes, fix in ELSEWHERE.items():
+        if name.endswith(suffixes):
+            raise ReadError(f"{path} is {fix}.")
     if name.endswith(PACKED):
         raise ReadError(f"{path} is a packed file: unpack it and give the path of what was in it")
     known = "; ".join(f"{', '.join(suffixes)} ({what})" for suffixes, what in FORMATS)
     raise ReadError(
-        f'{path} has the unknown suffix "{path.suffix}": convert it to, or name it as, one of '
-        f"these formats: {known}"
+        f'{path} has the unknown suffix "{path.suffix}": convert it to one of these formats: {known}'
+    )
+
+
+def _load_other_matrix(path: Path) -> AnnData:
+    """Read a Matrix Market file of another name than Cell Ranger's, with the lists beside it."""
+    found = layout_of(path.parent)
+    if found is not None and found[1] == path:
+        return read_layout(path.parent, *found)
+    stem = path.name.removesuffix(".gz").removesuffix(".mtx").replace("matrix", "").strip("_.-")
+    raise ReadError(
+        f"{path} is a matrix whose features and barcodes are in files of other names: name the three "
+        f"{stem or 'sample'}_matrix.mtx.gz, {stem or 'sample'}_features.tsv.gz and "
+        f"{stem or 'sample'}_barcodes.tsv.gz."
     )
 
 
@@ -322,7 +350,7 @@ def _load_folder(path: Path, genome: str | None) -> AnnData | MuData | Table:
             f"{path} is not a zarr store (it has neither zarr.json nor .zgroup): "
             "copy, download or write it again"
         )
-    if not holds_matrix(path):
+    if not holds_matrix(path) and layout_of(path) is None:
         output = cell_ranger_output(path)
         if output is not None:
             return _load(output, genome)
