@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.io import write_elem
 from mudata import MuData
 
 from totalvi.data.columns import Columns
@@ -29,6 +31,7 @@ _NO_COUNTS = re.compile(
 _GENE_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 _BARCODE = re.compile(r"[ACGT]{12,}")
 _FEW = 1000  # antibodies that no panel exceeds
+AMBIENT_KEY = "ambient"  # entry of uns with the profile of empty droplets, which is kept elsewhere
 _SEEN = 1000  # cells that are looked at
 _NAMED = 20  # features of a modality that is set apart
 
@@ -224,3 +227,54 @@ def _beside(adata: AnnData, layer: str | None, obsm_key: str | None, of: str) ->
     if getattr(adata, "raw", None) is not None and layer != "raw":
         found.append(f"raw{of}")
     return found
+
+
+class Beside(NamedTuple):
+    """What one owner, the data as a whole ("") or a modality, holds beside the counts."""
+
+    owner: str
+    obsm: dict[str, Any]
+    uns: dict[str, Any]
+
+
+def beside_counts(data: MuData | AnnData, columns: Columns, rows: np.ndarray) -> list[Beside]:
+    """Return embeddings, coordinates and unstructured annotation of the cells at ``rows``.
+
+    Results keep them. The entry of ``obsm`` with the proteins is not among them, nor is what cannot
+    be written to a file.
+    """
+    owners: list[tuple[str, MuData | AnnData]] = [("rna", data)]
+    if isinstance(data, MuData):
+        owners = [("", data), ("rna", data.mod[columns.rna_modality])]
+        if columns.protein_modality in data.mod:
+            owners.append(("prot", data.mod[columns.protein_modality]))
+    found = []
+    for owner, adata in owners:
+        if adata.n_obs <= (rows.max() if len(rows) else 0):
+            continue
+        obsm = {}
+        for key in _obsm_entries(adata):
+            if key == columns.protein_expression_obsm_key:
+                continue
+            values = adata.obsm[key]
+            if isinstance(values, pd.DataFrame):
+                obsm[key] = values.iloc[rows]
+            else:
+                obsm[key] = in_memory(values)[rows]
+        uns = {
+            str(key): value
+            for key, value in adata.uns.items()
+            if key not in (READING, AMBIENT_KEY) and _can_be_written(value)
+        }
+        found.append(Beside(owner, obsm, uns))
+    return found
+
+
+def _can_be_written(value: Any) -> bool:
+    """Whether a file can hold an entry of ``uns``, whatever objects people keep there."""
+    with h5py.File("uns", "w", driver="core", backing_store=False) as file:
+        try:
+            write_elem(file, "value", value)
+        except Exception:  # of any type, as no writer is known for it
+            return False
+    return True

@@ -28,7 +28,7 @@ from totalvi.data.counts import (
     to_dense,
 )
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.features import modalities_of
+from totalvi.data.io.features import modalities_of, with_symbols
 from totalvi.data.io.modalities import names_in_obsm
 from totalvi.errors import DataError
 
@@ -315,7 +315,7 @@ def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
 def gene_table(data: MuData | AnnData, columns: Columns) -> pd.DataFrame:
     """Return what ``data`` says of the genes whose counts are used."""
     rna = data.mod[columns.rna_modality] if isinstance(data, MuData) else data
-    var = pd.DataFrame(rna.raw.var if _is_raw(rna, columns.rna_layer) else rna.var)
+    var = with_symbols(rna.raw.var) if _is_raw(rna, columns.rna_layer) else pd.DataFrame(rna.var)
     return var if isinstance(data, MuData) else var[genes_and_proteins(var)[0]]
 
 
@@ -332,7 +332,7 @@ def _layers_of(rna: AnnData) -> tuple[str, ...]:
 def _rna_matrix(rna: AnnData, layer: str | None, owner: str) -> tuple[Any, pd.DataFrame]:
     """Return the matrix of a layer, of raw, or X, and the annotation of its features."""
     if _is_raw(rna, layer):
-        return rna.raw.X, pd.DataFrame(rna.raw.var)
+        return rna.raw.X, with_symbols(pd.DataFrame(rna.raw.var))
     return _matrix(rna, layer, owner, "rna_layer"), pd.DataFrame(rna.var)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import zarr
 from anndata import AnnData
-from anndata.io import write_elem
+from anndata.io import read_elem, write_elem
 from anndata.utils import make_index_unique
 from mudata import MuData
 from scipy import sparse
@@ -17,11 +17,17 @@ from totalvi.data.background.ambient import AMBIENT, AmbientProfile
 from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
 from totalvi.data.columns import Columns
-from totalvi.data.contents import contents_findings
+from totalvi.data.contents import beside_counts, contents_findings
 from totalvi.data.counts import in_memory
 from totalvi.data.find import CountSource, find_counts, gene_table, genes_and_proteins
 from totalvi.data.finding import Finding
-from totalvi.data.io.features import are_controls, are_no_antibodies, marked_controls, modalities_of
+from totalvi.data.io.features import (
+    are_controls,
+    are_no_antibodies,
+    marked_controls,
+    modalities_of,
+    with_symbols,
+)
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
 from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key
 from totalvi.data.io.read import ReadOptions, read
@@ -92,6 +98,10 @@ def open_input(
         return read_input(given, keys, options, unmeasured)
     if isinstance(data, AnnData) and keys.protein_expression_obsm_key is None:
         keys = replace(keys, protein_expression_obsm_key=known_protein_obsm_key(data))
+    rna: AnnData = data.mod[keys.rna_modality] if isinstance(data, MuData) else data
+    names = with_symbols(pd.DataFrame(rna.var))
+    if not names.index.equals(rna.var_names):
+        rna.var = names
     return _declared(data, keys, unmeasured), keys
 
 
@@ -99,7 +109,7 @@ def _must_be_read(data: MuData | AnnData, keys: Columns) -> bool:
     """Whether data cannot be used as they lie on disk, but can once they are read into memory."""
     rna: AnnData = data.mod.get(keys.rna_modality) if isinstance(data, MuData) else data
     if rna is None:
-        return False
+        return True
     if keys.rna_layer == "raw" and "raw" not in rna.layers:
         return True
     counts = rna.X if keys.rna_layer is None else rna.layers.get(keys.rna_layer)
@@ -129,8 +139,8 @@ def convert_counts(
     The store has the modalities ``rna`` (CSR, in compressed chunks and shards), ``prot`` and, where
     there are hashtags or isotype controls apart, ``hto`` and ``isotype``; the annotation of cells and
     features; and the profile of empty droplets in ``uns``. Repeated feature names are made unique and
-    isotype controls marked, as `totalvi.read` does. Other layers are kept, one at a time in memory;
-    ``obsm`` and other ``uns`` are left out. Counts that are none are refused.
+    isotype controls marked, as `totalvi.read` does. Other layers are kept, one at a time in memory, and
+    so are ``obsm`` and ``uns``. Counts that are none are refused.
 
     Parameters
     ----------
@@ -185,12 +195,29 @@ def write_store(
     raise_errors([finding for finding in findings if finding.code not in OF_FITS])
     with new_store(output, overwrite=overwrite) as staged:
         write_source(staged, source, data, keys, ambient=AmbientProfile.in_uns(data.uns))
+        write_the_rest(staged, data, keys, np.ones(len(source.cell_names), dtype=bool))
         _write_layers(staged, source, data, keys)
     return [*contents_findings(data, keys), *(f for f in findings if f.severity == "warning")]
 
 
 # Errors that stand in the way of a fit, but not of a store of the same counts.
 OF_FITS = TRAINING_ONLY | {"cell_without_rna", "protein_all_zero"}
+
+
+def write_the_rest(store: Path, data: MuData | AnnData, keys: Columns, kept: np.ndarray) -> None:
+    """Write embeddings, coordinates and unstructured annotation of the cells that are kept."""
+    root = zarr.open_group(store, mode="r+")
+    cells = None
+    for owner, obsm, uns in beside_counts(data, keys, np.flatnonzero(kept)):
+        place = f"mod/{owner}/" if owner else ""
+        for name, values in obsm.items():
+            if isinstance(values, pd.DataFrame):
+                cells = read_elem(root["obs"]).index if cells is None else cells
+                values = values.set_axis(cells, axis=0)
+            write_elem(root, f"{place}obsm/{name}", values)
+        for name, value in uns.items():
+            write_elem(root, f"{place}uns/{name}", value)
+    zarr.consolidate_metadata(store)
 
 
 def _write_layers(store: Path, source: CountSource, data: MuData | AnnData, keys: Columns) -> None:

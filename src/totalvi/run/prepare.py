@@ -21,7 +21,7 @@ from totalvi.data.background.isotype_controls import (
 from totalvi.data.background.prior import ambient_of, profile_of_raw
 from totalvi.data.checks import check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
-from totalvi.data.contents import contents_findings
+from totalvi.data.contents import beside_counts, contents_findings
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import Finding, did_you_mean, in_order
@@ -29,8 +29,9 @@ from totalvi.data.io.modalities import mudata_of, renamed_features
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError
-from totalvi.run.convert import feature_annotation, read_input, write_source
+from totalvi.run.convert import feature_annotation, read_input, write_source, write_the_rest
 
+LARGEST_RAW = 2**31  # bytes of counts of all genes that results keep
 RawPaths = str | Path | Mapping[str, str | Path]
 
 
@@ -204,11 +205,40 @@ def prepare(
     notes += control_findings(controls)
     if controls.shape[1]:
         mdata = _with_controls_apart(mdata, controls.iloc[kept])
+    keep_the_rest(mdata, data, keys, kept, None if chosen.all() else source)
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
     if ambient is not None:
         mdata.uns[AMBIENT] = ambient.to_table()
     notes += ambient_notes
     return Prepared(mdata, findings + notes + hashtag_notes)
+
+
+def keep_the_rest(
+    mdata: MuData,
+    data: MuData | AnnData,
+    keys: Columns,
+    kept: np.ndarray,
+    source: CountSource | None,
+) -> None:
+    """Keep what the input has beside its counts, and the counts of genes that are not modelled.
+
+    The latter, of ``source``, become ``raw`` of the RNA, from which plots take any gene; not where they
+    are larger than 2 GiB.
+    """
+    for owner, obsm, uns in beside_counts(data, keys, np.flatnonzero(kept)):
+        target = mdata.mod[owner] if owner else mdata
+        for name, values in obsm.items():
+            if isinstance(values, pd.DataFrame):
+                values = values.set_axis(mdata.obs_names, axis=0)
+            target.obsm[name] = values
+        target.uns.update(uns)
+    if source is None:
+        return
+    counts = source.rna.read().astype(np.float32)
+    if counts.nnz * (counts.data.itemsize + counts.indices.itemsize) <= LARGEST_RAW:
+        var = pd.DataFrame(index=source.gene_names)
+        cells = pd.DataFrame(index=mdata.obs_names)
+        mdata.mod["rna"].raw = AnnData(counts, obs=cells, var=var)
 
 
 def _choose_genes(
@@ -350,6 +380,7 @@ def prepare_on_disk(
     write_source(
         store, source, data, keys, cells=expressed, genes=genes, controls=controls, ambient=ambient
     )
+    write_the_rest(store, data, keys, expressed)
     findings = [finding for finding in findings if finding.code != "gene_zero"]
     return findings + notes + gene_notes + lost + control_findings(controls) + ambient_notes
 

@@ -167,7 +167,7 @@ def test_proteins_in_an_unknown_place_are_not_taken_for_none():
         totalvi.concat({"A": a, "B": hidden}, protein_expression_obsm_key="surfaec")
     with mudata.set_options(pull_on_update=False):
         other = MuData({"rna": b["rna"], "adt": b["prot"]})
-    with pytest.raises(DataError, match='data set "B": .* modality "adt" looks'):
+    with pytest.raises(DataError, match=r'data set "B": .* modality "adt" looks'):
         totalvi.concat({"A": a, "B": other})
 
 

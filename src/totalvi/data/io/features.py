@@ -131,6 +131,34 @@ NO_ANTIBODY = re.compile(
 TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
+ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(?:\.\d+)?")
+SYMBOL_COLUMNS = (
+    *("gene_symbols", "gene_symbol", "gene_names", "gene_name", "feature_name", "symbol"),
+    *("Symbol", "SYMBOL", "GeneSymbol", "gene_short_name", "hgnc_symbol"),
+)
+
+
+def with_symbols(var: pd.DataFrame) -> pd.DataFrame:
+    """Name genes that go by Ensembl ids by their symbols, where a column has these; ids are kept.
+
+    Examples
+    --------
+    >>> var = pd.DataFrame({"feature_name": ["CD3E", "CD4"]}, ["ENSG00000198851", "ENSG00000010610"])
+    >>> with_symbols(var)["gene_ids"].to_dict()
+    {'CD3E': 'ENSG00000198851', 'CD4': 'ENSG00000010610'}
+    """
+    names = var.index.astype(str)
+    is_id = np.array([ENSEMBL.fullmatch(name) is not None for name in names], dtype=bool)
+    column = next((name for name in SYMBOL_COLUMNS if name in var), None)
+    if column is None or is_id.mean() <= 0.5:
+        return var
+    symbols = var[column].astype(object).where(var[column].notna(), "").astype(str).to_numpy(object)
+    known = is_id & (symbols != "")
+    if "gene_ids" not in var:
+        var = var.assign(gene_ids=names.to_numpy(object))
+    return var.set_axis(pd.Index(np.where(known, symbols, names), dtype=object), axis=0)
+
+
 def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where: str) -> np.ndarray:
     """Mark hashtag antibodies, by name or by the user's list or regular expression."""
     return _chosen(var, hashtags, HASHTAG, "hashtags", where)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
@@ -16,7 +17,7 @@ from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
 from totalvi.data.background.droplets import batches_of_cells
 from totalvi.data.columns import Columns, names_of
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.features import keep_genome
+from totalvi.data.io.features import keep_genome, with_symbols
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
 from totalvi.data.io.modalities import (
     Rows,
@@ -224,9 +225,16 @@ def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> 
                 "protein_path and protein_expression_obsm_key both say where the proteins are: "
                 "give one of them"
             )
-        adata = keep_genome(adata, options.genome, first)
+        adata = _by_symbol(keep_genome(adata, options.genome, first))
         modalities = join_proteins(adata, proteins, options.rows, str(first), protein_where)
         return assemble(modalities, adata.obs, options.controls, where)
+
+
+def _by_symbol(adata: AnnData) -> AnnData:
+    var = with_symbols(pd.DataFrame(adata.var))
+    if var is not adata.var and not var.index.equals(adata.var_names):
+        adata.var = var
+    return adata
 
 
 def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> MuData:
@@ -237,7 +245,7 @@ def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> 
         )
     if columns.rna_modality in found.mod:
         rna = found.mod[columns.rna_modality]
-        found.mod[columns.rna_modality] = keep_genome(rna, options.genome, path)
+        found.mod[columns.rna_modality] = _by_symbol(keep_genome(rna, options.genome, path))
     return tidy_mudata(
         found,
         options.rows,

@@ -197,8 +197,8 @@ def read_layout(folder: Path, layout: Layout, matrix: Path) -> AnnData:
     if lists[0] is None or lists[1] is None or ids is None:
         missing = layout.cells if lists[0] is None else layout.features[-1]
         raise ReadError(
-            f"{matrix} is a matrix whose names are in {missing}, which {folder} lacks: copy it beside the "
-            "matrix."
+            f"{matrix} is a matrix whose names are in {missing}, which {folder} lacks: copy it beside "
+            "the matrix."
         )
     cells, features, ids = (_first_fields(path) for path in (lists[0], lists[1], ids))
     with reading(matrix, "a Matrix Market file"), _open(matrix) as file:

@@ -15,12 +15,11 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.columns import pair_cells
-from totalvi.data.io.features import says_antibody
+from totalvi.data.io.features import ENSEMBL, says_antibody
 from totalvi.data.io.trust import UNSUSPECTED, reading
 from totalvi.errors import ReadError
 
 Axis = Literal["rows", "columns"]
-ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
 BARCODE = re.compile(r"[ACGTN]{8,}")
 LONGEST_LINE = 2**28  # bytes: of five million cells in columns, the names take half
 LARGEST_TEXT_RATIO = 300  # of lists of names and of entries, which gzip packs to a fourth

@@ -20,28 +20,22 @@ from totalvi.data.find import (
     gene_table,
     genes_and_proteins,
 )
-from totalvi.data.io.features import are_controls, are_hashtags, are_no_antibodies, modalities_of
+from totalvi.data.io.features import (
+    ENSEMBL,
+    SYMBOL_COLUMNS,
+    are_controls,
+    are_hashtags,
+    are_no_antibodies,
+    modalities_of,
+)
 from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS
 from totalvi.errors import DataError
 
 Join = Literal["inner", "outer"]
 _Kind = Literal["symbol", "Ensembl id"]
 
-_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(?:\.\d+)?")
 _GENOME = re.compile(r"((?:hg|mm|rn)\d+|GRC[hmz]\d+|mRatBN7|Rnor_6)(?:\.\w+)?_+", re.IGNORECASE)
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "ID", "id")
-_SYMBOL_COLUMNS = (
-    "gene_symbols",
-    "gene_symbol",
-    "gene_names",
-    "gene_name",
-    "feature_name",
-    "symbol",
-    "Symbol",
-    "SYMBOL",
-    "GeneName",
-    "hgnc_symbol",
-)
 _LEAST_SHARED = 0.5
 
 
@@ -225,7 +219,7 @@ def _labels(var: pd.DataFrame, data_set: str) -> dict[_Kind, pd.Index]:
         )
     names = _without_genome(names)
     ids = _ensembl(names)
-    columns = [c for c in (_SYMBOL_COLUMNS if ids is not None else _ID_COLUMNS) if c in var]
+    columns = [c for c in (SYMBOL_COLUMNS if ids is not None else _ID_COLUMNS) if c in var]
     if ids is not None:
         labels: dict[_Kind, pd.Index] = {"Ensembl id": ids}
         if columns:
@@ -253,7 +247,7 @@ def _without_genome(names: pd.Index) -> pd.Index:
 
 def _ensembl(names: pd.Index) -> pd.Index | None:
     """Return Ensembl ids without their versions; None where most names are none, or some repeat."""
-    matches = [_ENSEMBL.fullmatch(name) for name in names]
+    matches = [ENSEMBL.fullmatch(name) for name in names]
     if sum(match is not None for match in matches) <= len(names) / 2:
         return None
     bare = pd.Index([m[1] if m else name for name, m in zip(names, matches, strict=True)])
