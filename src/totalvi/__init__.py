@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from totalvi.errors import of_scvi
+
 if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi import persistence as persistence
     from totalvi.data import datasets as datasets
@@ -43,7 +45,8 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'totalvi' has no attribute {name!r}")
+        answer = of_scvi(name)
+        raise AttributeError(answer or f"module 'totalvi' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
     home = import_module(module)
     return getattr(home, attribute) if attribute else home

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.finding import Finding, warn_of
-from totalvi.errors import FormatError, NotTrainedError
+from totalvi.errors import FormatError, KnowsScvi, NotTrainedError, of_scvi
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.formats.model_folder import read_state, write_state
@@ -38,7 +38,11 @@ from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import IsotypeQueries
 from totalvi.processes import this_process
-from totalvi.training import Training
+from totalvi.training import History, Training
+
+
+class _KnowsScvi(KnowsScvi, type(Protocol)):  # type: ignore[misc]  # the bases are protocols
+    pass
 
 
 class Model(
@@ -55,6 +59,7 @@ class Model(
     ImputationQueries,
     MappingQueries,
     ComparisonQueries,
+    metaclass=_KnowsScvi,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and queried.
 
@@ -73,9 +78,11 @@ class Model(
     rna_modality, protein_modality
         Names of the modalities of a MuData.
     rna_layer, protein_layer
-        Layers with the counts. None: ``X``.
+        Layers with the counts. None: ``X``; "raw": the ``raw`` of the RNA.
     protein_expression_obsm_key
         Where an AnnData keeps proteins in ``obsm``.
+    protein_names_uns_key
+        Where in ``uns`` it keeps their names, if that entry is an array. None: ``<key>_names``, ...
     allow_fractional
         Whether counts may have fractions (corrected counts, for instance).
     on_disk
@@ -164,6 +171,7 @@ class Model(
         rna_layer: str | None = None,
         protein_layer: str | None = None,
         protein_expression_obsm_key: str | None = None,
+        protein_names_uns_key: str | None = None,
         allow_fractional: bool = False,
         on_disk: bool = False,
         n_latent: int = 20,
@@ -199,6 +207,7 @@ class Model(
             rna_layer=rna_layer,
             protein_layer=protein_layer,
             protein_expression_obsm_key=protein_expression_obsm_key,
+            protein_names_uns_key=protein_names_uns_key,
             allow_fractional=allow_fractional,
             isotype_controls=None
             if isotype_controls is None
@@ -257,12 +266,15 @@ class Model(
             self.module.anchor_background(anchor)
         self.module.set_background_prior(mean, scale)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(of_scvi(name) or f"'Model' object has no attribute {name!r}")
+
     # ------------------------------------------------------------------------------ the latest fit
 
     @property
     def history(self) -> pd.DataFrame:
         """One row an epoch, all fits one after the other: losses in nats by cell."""
-        return pd.DataFrame() if self._result is None else self._result.history
+        return History() if self._result is None else History(self._result.history)
 
     @property
     def split(self) -> Split | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from totalvi.errors import NetworkThatKnowsScvi
 from totalvi.nn import config as options
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import Decoded
@@ -29,7 +30,7 @@ from totalvi.nn.v06_minibatch import (
 )
 
 
-class TOTALVI(Network):
+class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
     """Total variational inference for CITE-seq data.
 
     The generative model and its variational posterior are those of Gayoso, Steier et al., "Joint
