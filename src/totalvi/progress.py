@@ -1,8 +1,9 @@
-"""Progress bars on standard error: of a fit's epochs and of a query's cells."""
+"""Progress on standard error: of a fit's epochs, of a query's cells, and of the steps of a run."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -96,3 +97,38 @@ def _bar(
     bar, count = BarColumn(bar_width=width), MofNCompleteColumn()
     columns = (*before, bar, count, *after_count, TimeRemainingColumn(), *at_end)
     return Progress(*columns, console=Console(stderr=True))
+
+
+class Steps:
+    """Named steps with their elapsed times.
+
+    Parameters
+    ----------
+    show
+        Whether to show the steps on standard error; by default when it is a terminal.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        Elapsed time of each finished step.
+    shown : bool
+        Whether the steps are shown.
+    """
+
+    def __init__(self, show: bool | None = None) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self.shown = self._console.is_terminal if show is None else show
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str, *, spinner: bool = True) -> Iterator[None]:
+        """Time a step, under a spinner unless it shows its own progress."""
+        waiting = self._console.status(name) if self.shown and spinner else nullcontext()
+        started = time.perf_counter()
+        with waiting:
+            yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+        if self.shown:
+            self._console.print(f"{self.seconds[name]:8.1f} s  {name}")

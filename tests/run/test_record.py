@@ -2,13 +2,26 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from totalvi.errors import ReadError
-from totalvi.run.record import asked, circumstances, sha256, write_record
+from totalvi.run.record import Options, asked, circumstances, sha256, write_record
+
+
+@dataclass(frozen=True)
+class Given(Options):
+    INPUTS = ("data", "input")
+
+    path: Path
+    keys: tuple[str, ...]
+    n: int
+    none: None
+    data: np.ndarray
+    input: str
 
 
 def test_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
@@ -65,9 +78,8 @@ def test_a_folder_of_nothing_that_is_read_has_no_hash(tmp_path: Path) -> None:
 
 def test_record_is_json(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("x")
-    arguments = {"path": tmp_path, "keys": ("a", "b"), "n": 3, "none": None, "data": np.zeros(3)}
-    request = asked(arguments, {"input": tmp_path / "in.csv"})
-    write_record(circumstances() | request, tmp_path / "run.json")
+    options = Given(tmp_path, ("a", "b"), 3, None, np.zeros(3), str(tmp_path / "in.csv"))
+    write_record(circumstances() | asked(options), tmp_path / "run.json")
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["arguments"] == {
         "path": str(tmp_path),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from totalvi.errors import Interrupted, OutputError, ReadError
 from totalvi.fit.checkpoint import read_checkpoint
 from totalvi.fit.loop import Fit
 from totalvi.run import pipeline
-from totalvi.run.record import asked, is_record_of, sha256, write_record
+from totalvi.run.record import Options, RunOptions, asked, is_record_of, sha256, write_record
 from totalvi.run.run import repeat, run
 
 # Of mudata, about a default that its next version changes.
@@ -112,22 +113,30 @@ def test_a_requeued_run_that_is_done_does_nothing_but_its_report(
     assert times(out) == after
 
 
+@dataclass(frozen=True)
+class Given(Options):
+    INPUTS = ("input",)
+
+    input: Path
+    max_epochs: int | None
+    seed: int = 0
+
+
 def test_results_of_the_default_epochs_are_those_of_no_number(tmp_path: Path) -> None:
-    inputs = {"input": tmp_path / "cells.h5mu"}
-    inputs["input"].touch()
+    cells = tmp_path / "cells.h5mu"
+    cells.touch()
     for planned, wanted, same in (
         (400, None, True),
         (400, 400, True),
         (3, None, True),
         (3, 3, False),
     ):
-        record = asked({"max_epochs": planned, "seed": 0}, inputs)
+        record = asked(Given(cells, planned))
         write_record(
             record | {"epochs_asked": wanted, "default_max_epochs": 400}, tmp_path / "run.json"
         )
         for given, expected in ((None, same), (planned, True), (5, False)):
-            arguments = {"max_epochs": given, "seed": 0}
-            assert is_record_of(tmp_path / "run.json", arguments, inputs) is expected
+            assert is_record_of(tmp_path / "run.json", Given(cells, given)) is expected
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -186,9 +195,9 @@ def test_a_run_is_repeated_on_its_moved_input_with_the_same_numbers(
     assert any(note.startswith("torch is ") for note in again.record["notes"])
 
 
-def fake_fit(mdata: Any, keys: Any, folder: Path, *_: Any, **options: Any) -> pipeline.Outcome:
+def fake_fit(mdata: Any, options: RunOptions, *_: Any) -> pipeline.Outcome:
     """Note what a fit would be made of."""
-    digest = hashlib.sha256(repr((keys, options["seed"], options["resolution"])).encode())
+    digest = hashlib.sha256(repr((options.keys, options.seed, options.resolution)).encode())
     digest.update(mdata["rna"].X.toarray().tobytes())
     digest.update(mdata.uns[AMBIENT].to_csv().encode())
     return pipeline.Outcome({"digest": digest.hexdigest(), "max_epochs": 1}, [], {})

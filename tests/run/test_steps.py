@@ -2,7 +2,7 @@
 
 import pytest
 
-from totalvi.run.record import Steps
+from totalvi.progress import Steps
 
 
 @pytest.mark.parametrize("show", [None, False, True])

@@ -109,10 +109,10 @@ def convert(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
+        options.text(
             "--config",
-            metavar="FILE.json",
-            help="What 0.6.x weights do not say: options, gene_names, protein_names, ...",
+            "FILE.json",
+            "What 0.6.x weights do not say: options, gene_names, protein_names, ...",
         ),
     ] = None,
     allow_fractional: options.AllowFractional = False,
@@ -249,19 +249,13 @@ def simulate(
     ] = 0,
     foreground_factor: Annotated[
         float,
-        typer.Option(
-            "--foreground-factor",
-            min=3,
-            max=1e6,
-            callback=options.a_number,
-            help="Foreground over background of the median protein.",
+        options.number(
+            "--foreground-factor", 3, 1e6, "Foreground over background of the median protein."
         ),
     ] = 30.0,
     raw: Annotated[
         Path | None,
-        typer.Option(
-            "--raw", metavar="RAW.h5mu", help="Also write the raw matrix, with empty droplets."
-        ),
+        options.text("--raw", "RAW.h5mu", "Also write the raw matrix, with empty droplets."),
     ] = None,
     empty: Annotated[int, typer.Option("--empty", min=1, help="Empty droplets in it.")] = 2000,
     seed: options.Seed = 0,

@@ -10,9 +10,6 @@ from totalvi.cli import options
 from totalvi.cli.options import with_options
 from totalvi.processes import this_process
 
-ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
-]
 Counts = Annotated[
     str | None,
     typer.Argument(
@@ -37,10 +34,7 @@ def train(
     covariate: options.Covariates = None,
     continuous_covariate: options.ContinuousCovariates = None,
     genes: Annotated[int, typer.Option("--genes", min=1, help="Variable genes to keep.")] = 4000,
-    epochs: Annotated[
-        int | None,
-        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
-    ] = None,
+    epochs: options.Epochs = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -120,17 +114,15 @@ def train(
 
 
 def denoise(
-    model: ModelPath,
+    model: options.ModelPath,
     input: Counts = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="New .h5mu or .zarr.")
     ] = Path("denoised.h5mu"),
     transform_batch: Annotated[
         list[str] | None,
-        typer.Option(
-            "--as-batch",
-            metavar="NAME",
-            help="Decode all cells as if from this batch; of several the average.",
+        options.text(
+            "--as-batch", "NAME", "Decode all cells as if from this batch; of several the average."
         ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Posterior samples.")] = 25,
@@ -165,40 +157,25 @@ def denoise(
 
 
 def de(
-    model: ModelPath,
+    model: options.ModelPath,
     input: Counts = None,
     groupby: Annotated[
-        str, typer.Option("--groupby", metavar="KEY", help="Column of obs with the groups.")
+        str, options.text("--groupby", "KEY", "Column of obs with the groups.")
     ] = "leiden_totalvi",
     group: Annotated[
-        str | None, typer.Option("--group", metavar="NAME", help="Only this group; default: each.")
+        str | None, options.text("--group", "NAME", "Only this group; default: each.")
     ] = None,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="NAME", help="The other group; default: all the rest."),
+        str | None, options.text("--against", "NAME", "The other group; default: all the rest.")
     ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="New .csv file.")
     ] = Path("differential_expression.csv"),
     delta: Annotated[
-        float,
-        typer.Option(
-            "--delta",
-            min=0.0,
-            max=100,
-            callback=options.a_number,
-            help="Smallest log2 fold change of interest.",
-        ),
+        float, options.number("--delta", 0.0, 100, "Smallest log2 fold change of interest.")
     ] = 0.25,
     fdr: Annotated[
-        float,
-        typer.Option(
-            "--fdr",
-            min=0.001,
-            max=0.999,
-            callback=options.a_number,
-            help="Expected false discovery rate.",
-        ),
+        float, options.number("--fdr", 0.001, 0.999, "Expected false discovery rate.")
     ] = 0.05,
     batch_correction: Annotated[
         bool, typer.Option("--batch-correction", help="Decode both groups into the same batches.")

@@ -20,9 +20,7 @@ def explore(
     ],
     gates: Annotated[
         Path | None,
-        typer.Option(
-            "--gates", metavar="FILE", help="Gates to start with; default: those saved in DIR."
-        ),
+        options.text("--gates", "FILE", "Gates to start with; default: those saved in DIR."),
     ] = None,
     port: Annotated[
         int | None,
@@ -96,39 +94,35 @@ def report(
 
 
 def map_cells(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
-    ],
+    model: options.ModelPath,
     query: Annotated[
         str,
         typer.Argument(metavar="QUERY", help="Raw counts of the new cells; RNA alone will do."),
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
-    ],
+    output: options.Output,
     reference: Annotated[
         Path | None,
-        typer.Option(
+        options.text(
             "--reference",
-            metavar="PATH",
-            help="Counts that the model was fitted to; default: results.h5mu (or .zarr) beside it.",
+            "PATH",
+            "Counts that the model was fitted to; default: results.h5mu (or .zarr) beside it.",
         ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(
+        options.text(
             "--labels",
-            metavar="KEY",
-            help="Column of the reference with labels; default: leiden_totalvi, if there.",
+            "KEY",
+            "Column of the reference with labels; default: leiden_totalvi, if there.",
         ),
     ] = None,
     batch: options.Batch = None,
     reference_batch: Annotated[
         str | None,
-        typer.Option(
+        options.text(
             "--reference-batch",
-            metavar="NAME",
-            help='Batch of the reference to start from, or "average"; default: the nearest.',
+            "NAME",
+            'Batch of the reference to start from, or "average"; default: the nearest.',
         ),
     ] = None,
     train: Annotated[
@@ -191,14 +185,10 @@ def impute(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
-    ],
+    output: options.Output,
     batch: Annotated[
         str | None,
-        typer.Option(
-            "--batch", metavar="KEY", help="Column with the batches within REFERENCE or QUERY."
-        ),
+        options.text("--batch", "KEY", "Column with the batches within REFERENCE or QUERY."),
     ] = None,
     genome: options.Genome = None,
     hashtags: options.Hashtags = None,
@@ -206,19 +196,9 @@ def impute(
     genes: Annotated[
         int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
     ] = 4000,
-    epochs: Annotated[
-        int | None,
-        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
-    ] = None,
+    epochs: options.Epochs = None,
     interval: Annotated[
-        float,
-        typer.Option(
-            "--interval",
-            min=0.01,
-            max=0.99,
-            callback=options.a_number,
-            help="Probability of the intervals.",
-        ),
+        float, options.number("--interval", 0.01, 0.99, "Probability of the intervals.")
     ] = 0.9,
     samples: Annotated[
         int, typer.Option("--samples", min=20, help="Posterior samples a cell.")
@@ -266,11 +246,4 @@ def impute(
         f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
         f"{sum(record['seconds'].values()):,.0f} s"
     )
-    for kind in ("notes", "warnings"):
-        for message in record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
-    typer.echo("written:")
-    for file in result.files:
-        if file.parts[0] != "model.totalvi":
-            typer.echo(f"  {result.folder / file}")
-    typer.echo(f"  {result.folder / 'model.totalvi'}")
+    options.list_written(result)

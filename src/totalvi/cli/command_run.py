@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping, with_options
+from totalvi.cli.options import keeping
 from totalvi.errors import IncompleteError, TotalviError
 
 if TYPE_CHECKING:
-    from totalvi.run.run import RunResult
+    from totalvi.run.folder import RunResult
 
 DEMO_EPOCHS = 60  # enough for these data
-
-Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
-]
-
 
 REPEATED = {
     *("input", "raw", "protein", "output", "record"),
@@ -34,7 +29,7 @@ REPEATED = {
 
 def run(
     context: typer.Context,
-    output: Output,
+    output: options.Output,
     input: options.InputOfRun = None,
     raw: options.RawPath = None,
     protein: options.ProteinPath = None,
@@ -51,19 +46,9 @@ def run(
     genes: Annotated[
         int, typer.Option("--genes", min=1, help="Number of highly variable genes to use.")
     ] = 4000,
-    epochs: Annotated[
-        int | None,
-        typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells."),
-    ] = None,
+    epochs: options.Epochs = None,
     resolution: Annotated[
-        float,
-        typer.Option(
-            "--resolution",
-            min=0.01,
-            max=1000,
-            callback=options.a_number,
-            help="Of the clusters; higher gives more.",
-        ),
+        float, options.number("--resolution", 0.01, 1000, "Of the clusters; higher gives more.")
     ] = 1.0,
     seed: options.Seed = 0,
     on_disk: Annotated[
@@ -78,8 +63,7 @@ def run(
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 10.0,
     record: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="run.json", help="Repeat the run that wrote this."),
+        Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
     refuse_empty_cells: options.RefuseEmptyCells = False,
     allow_fractional: options.AllowFractional = False,
@@ -169,7 +153,7 @@ def run(
 
 
 def demo(
-    output: Output = Path("totalvi-demo"),
+    output: options.Output = Path("totalvi-demo"),
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
@@ -252,12 +236,5 @@ def _finish(result: RunResult, as_json: bool = False) -> None:
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
         f"per cell, {sum(record['seconds'].values()):,.0f} s"
     )
-    for kind in ("notes", "warnings"):
-        for message in record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
-    typer.echo("written:")
-    for file in result.files:
-        if file.parts[0] not in ("model.totalvi", report.name):
-            typer.echo(f"  {result.folder / file}")
-    typer.echo(f"  {result.folder / 'model.totalvi'}")
+    options.list_written(result, apart=(report.name,))
     typer.echo(f"  {report}  (open it in a browser)")

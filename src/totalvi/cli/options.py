@@ -2,14 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from totalvi.errors import ReadError
+from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
 
 def a_number(value: float) -> float:
@@ -19,99 +20,67 @@ def a_number(value: float) -> float:
     return value
 
 
+def text(flag: str, metavar: str, help: str) -> Any:
+    """Return an option that takes a text or a path."""
+    return typer.Option(flag, metavar=metavar, help=help)
+
+
+def number(flag: str, least: float, most: float, help: str) -> Any:
+    """Return an option that takes a number between bounds."""
+    return typer.Option(flag, min=least, max=most, callback=a_number, help=help)
+
+
 INPUT_HELP = "Raw counts: Cell Ranger .h5 or matrix folder, .h5ad, .h5mu, .zarr, or .csv/.tsv"
 
-Input = Annotated[
-    str,
-    typer.Argument(
-        metavar="INPUT",
-        help=f"{INPUT_HELP}.",
-        show_default=False,
-    ),
-]
+Input = Annotated[str, typer.Argument(metavar="INPUT", help=f"{INPUT_HELP}.", show_default=False)]
 InputOfRun = Annotated[
-    str | None,
-    typer.Argument(metavar="INPUT", help=f"{INPUT_HELP}; not needed with --from."),
+    str | None, typer.Argument(metavar="INPUT", help=f"{INPUT_HELP}; not needed with --from.")
 ]
 ProteinPath = Annotated[
-    Path | None,
-    typer.Option("--protein", metavar="PATH", help="Protein counts, if INPUT holds only RNA."),
+    Path | None, text("--protein", "PATH", "Protein counts, if INPUT holds only RNA.")
 ]
 RawPath = Annotated[
     list[str] | None,
-    typer.Option(
+    text(
         "--raw",
-        metavar="[BATCH=]PATH",
-        help=(
-            "Raw matrix of all barcodes, whose empty droplets anchor the background; repeatable, "
-            "one a batch."
-        ),
+        "[BATCH=]PATH",
+        "Raw matrix of all barcodes, whose empty droplets anchor the background; repeatable, one a "
+        "batch.",
     ),
 ]
 KeepIsotypes = Annotated[
-    bool,
-    typer.Option("--keep-isotypes", help="Model isotype controls like other antibodies, too."),
+    bool, typer.Option("--keep-isotypes", help="Model isotype controls like other antibodies, too.")
 ]
-Genome = Annotated[
-    str | None,
-    typer.Option("--genome", metavar="NAME", help="Keep only the genes of this genome."),
-]
+Genome = Annotated[str | None, text("--genome", "NAME", "Keep only the genes of this genome.")]
 Hashtags = Annotated[
     str | None,
-    typer.Option(
-        "--hashtags",
-        metavar="REGEX",
-        help="Which antibodies are hashtags; default: those named so.",
-    ),
+    text("--hashtags", "REGEX", "Which antibodies are hashtags; default: those named so."),
 ]
 Controls = Annotated[
     str | None,
-    typer.Option(
-        "--controls",
-        metavar="REGEX",
-        help="Which antibodies are isotype controls; default: those named so.",
-    ),
+    text("--controls", "REGEX", "Which antibodies are isotype controls; default: those named so."),
 ]
 CellsIn = Annotated[
     Literal["rows", "columns"] | None,
     typer.Option("--cells-in", help="Where cells are in tables; default: as their names tell."),
 ]
-Batch = Annotated[
-    str | None,
-    typer.Option("--batch", metavar="KEY", help="Column of obs with each cell's batch."),
-]
+Batch = Annotated[str | None, text("--batch", "KEY", "Column of obs with each cell's batch.")]
 Panel = Annotated[
     str | None,
-    typer.Option(
-        "--panel",
-        metavar="KEY",
-        help="Column with each cell's antibody panel; default: each batch is one.",
-    ),
+    text("--panel", "KEY", "Column with each cell's antibody panel; default: each batch is one."),
 ]
-Labels = Annotated[
-    str | None, typer.Option("--labels", metavar="KEY", help="Column with known cell labels.")
-]
+Labels = Annotated[str | None, text("--labels", "KEY", "Column with known cell labels.")]
 SizeFactor = Annotated[
     str | None,
-    typer.Option(
-        "--size-factor",
-        metavar="KEY",
-        help="Column with size factors; default: each cell's total RNA count.",
-    ),
+    text("--size-factor", "KEY", "Column with size factors; default: each cell's total RNA count."),
 ]
 Covariates = Annotated[
     list[str] | None,
-    typer.Option(
-        "--covariate", metavar="KEY", help="Categorical covariate to correct for; repeatable."
-    ),
+    text("--covariate", "KEY", "Categorical covariate to correct for; repeatable."),
 ]
 ContinuousCovariates = Annotated[
     list[str] | None,
-    typer.Option(
-        "--continuous-covariate",
-        metavar="KEY",
-        help="Continuous covariate to correct for; repeatable.",
-    ),
+    text("--continuous-covariate", "KEY", "Continuous covariate to correct for; repeatable."),
 ]
 AllowFractional = Annotated[
     bool,
@@ -124,32 +93,21 @@ RefuseEmptyCells = Annotated[
         help="Stop at cells without RNA counts, in place of leaving them out.",
     ),
 ]
-RnaModality = Annotated[
-    str, typer.Option("--rna-modality", metavar="NAME", help="Modality with the RNA.")
-]
-ProteinModality = Annotated[
-    str, typer.Option("--protein-modality", metavar="NAME", help="Modality with the proteins.")
-]
-RnaLayer = Annotated[
-    str | None, typer.Option("--rna-layer", metavar="NAME", help="Layer with RNA counts.")
-]
-ProteinLayer = Annotated[
-    str | None, typer.Option("--protein-layer", metavar="NAME", help="Layer with protein counts.")
-]
+RnaModality = Annotated[str, text("--rna-modality", "NAME", "Modality with the RNA.")]
+ProteinModality = Annotated[str, text("--protein-modality", "NAME", "Modality with the proteins.")]
+RnaLayer = Annotated[str | None, text("--rna-layer", "NAME", "Layer with RNA counts.")]
+ProteinLayer = Annotated[str | None, text("--protein-layer", "NAME", "Layer with protein counts.")]
 ProteinObsm = Annotated[
-    str | None,
-    typer.Option("--protein-obsm", metavar="KEY", help="Entry of obsm with protein counts."),
+    str | None, text("--protein-obsm", "KEY", "Entry of obsm with protein counts.")
 ]
 Seed = Annotated[
-    int,
-    typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same results."),
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same results.")
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier run wrote, at the end.")
 ]
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on with the interrupted run; start if there is none."),
+    bool, typer.Option("--resume", help="Go on with the interrupted run; start if there is none.")
 ]
 CheckpointEvery = Annotated[
     float,
@@ -161,6 +119,15 @@ CheckpointEvery = Annotated[
         callback=a_number,
         help="Time between checkpoints, in minutes.",
     ),
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells.")
+]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the results.")
+]
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
 ]
 
 
@@ -212,7 +179,6 @@ def keeping(output: Path) -> Iterator[None]:
     """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
     from totalvi.errors import Interrupted
     from totalvi.processes import this_process
-    from totalvi.run.folder import checkpoint_of
 
     try:
         yield
@@ -224,6 +190,18 @@ def keeping(output: Path) -> Iterator[None]:
         if isinstance(error, Interrupted):
             raise typer.Exit(128 + error.signal_number) from error
         raise
+
+
+def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
+    """Print what the record notes and warns of, and which files there are; of the model its folder."""
+    for kind in ("notes", "warnings"):
+        for message in result.record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] not in (MODEL, *apart):
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / MODEL}")
 
 
 OPTIONS = {

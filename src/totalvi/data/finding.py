@@ -42,6 +42,14 @@ def warn_of(findings: Iterable[Finding], stacklevel: int = 2) -> None:
             warnings.warn(finding.message, DataWarning, stacklevel=stacklevel + 1)
 
 
+def warnings_and_notes(findings: Iterable[Finding]) -> tuple[list[str], list[str]]:
+    """Return the messages of the warnings, and those of the notes."""
+    said: dict[str, list[str]] = {"error": [], "warning": [], "note": []}
+    for finding in findings:
+        said[finding.severity].append(finding.message)
+    return said["warning"], said["note"]
+
+
 class CellGroups(NamedTuple):
     """The group of each cell: its panel or batch, or one group of all cells.
 

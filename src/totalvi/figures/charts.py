@@ -23,6 +23,9 @@ from totalvi.figures.style import (
     use_ticks,
 )
 
+N_BINS = 45
+SMOOTH_BINS = 30
+
 
 def agreement(
     source: ColumnDataSource,
@@ -241,10 +244,6 @@ def volcano(
     drawn.add_tools(HoverTool(renderers=[dots], tooltips=tips))
     drawn.xgrid.grid_line_color = drawn.ygrid.grid_line_color = "#EEF0F2"
     return drawn
-
-
-N_BINS = 45
-SMOOTH_BINS = 30
 
 
 class HistogramParts(NamedTuple):

@@ -32,12 +32,7 @@ def category_colors(n_categories: int) -> list[str]:
 
 
 class CountScale(NamedTuple):
-    """Linear near zero and logarithmic far above ``cofactor``: ``asinh(count / cofactor)``.
-
-    Parameters
-    ----------
-    cofactor
-        Count at which linear turns to logarithmic.
+    """Linear up to ``cofactor`` counts and logarithmic far above: ``asinh(count / cofactor)``.
 
     Examples
     --------

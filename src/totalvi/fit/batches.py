@@ -10,7 +10,7 @@ from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.cells import CiteData
-from totalvi.data.counts import Counts, CountsInMemory, read_ahead
+from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced, read_ahead
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.config import at_least_one
 from totalvi.nn.cpu.gene_rows import take_rows
@@ -134,11 +134,7 @@ def some_of_each(group: np.ndarray, most: int) -> np.ndarray:
     >>> some_of_each(np.array([0, 0, 0, 0, 1, 1]), 2).tolist()
     [0, 3, 4, 5]
     """
-    chosen = []
-    for code in np.unique(group):
-        cells = np.flatnonzero(group == code)
-        spread = np.linspace(0, len(cells) - 1, min(most, len(cells))).round().astype(np.int64)
-        chosen.append(cells[spread])
+    chosen = [evenly_spaced(np.flatnonzero(group == code), most) for code in np.unique(group)]
     return np.sort(np.concatenate(chosen))
 
 

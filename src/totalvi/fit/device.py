@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from totalvi.data.cells import CiteData
+from totalvi.data.counts import evenly_spaced
 from totalvi.errors import TrainingError
 from totalvi.fit.batches import CountsOnDevice, counts_on_device, minibatch
 from totalvi.fit.plan import Precision, TrainingPlan
@@ -166,7 +167,7 @@ def memory_use(network: Network, data: CiteData, free: int) -> Memory:
     the tensors that are kept for the gradient, and twice the largest of them on top.
     """
     n_weights = sum(parameter.numel() for parameter in network.parameters())
-    cells = np.unique(np.linspace(0, data.n_cells - 1, _PROBE_CELLS).round().astype(np.int64))
+    cells = evenly_spaced(np.arange(data.n_cells), _PROBE_CELLS)
     probe = deepcopy(network).cpu().train()
     for part in probe.modules():
         if hasattr(part, "fused"):

@@ -76,7 +76,7 @@ class Trunk(nn.Module):
     """``n_layers`` hidden layers from the counts."""
 
     def __init__(
-        self, config: NetworkConfig, n_layers: int, generator: torch.Generator | None = None
+        self, config: NetworkConfig, n_layers: int, generator: torch.Generator | None
     ) -> None:
         super().__init__()
         n_hidden = config.n_hidden
@@ -114,9 +114,7 @@ class Trunk(nn.Module):
 class GaussianHead(nn.Module):
     """Mean and variance of a normal posterior, linear in the hidden layer."""
 
-    def __init__(
-        self, n_hidden: int, n_output: int, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, n_hidden: int, n_output: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.mean = Linear(n_hidden, n_output, generator=generator)
         self.log_variance = Linear(n_hidden, n_output, generator=generator)

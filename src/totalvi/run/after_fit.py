@@ -11,7 +11,6 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.columns import Columns
 from totalvi.data.counts import (
     Counts,
     CountsInMemory,
@@ -22,7 +21,7 @@ from totalvi.data.counts import (
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
-from totalvi.run.record import Step
+from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
     DENOISED_LIBRARY_SIZE,
     Estimates,
@@ -51,14 +50,12 @@ class Work:
         Fitted.
     data
         Its cells: in memory, or opened with their counts left on disk.
-    keys
-        Columns of ``obs``.
+    options
+        What the run was asked.
     folder
         Of the run.
     file
         Takes what is known of each cell.
-    resolution, seed
-        As in `totalvi.run.run.run`.
 
     Attributes
     ----------
@@ -76,11 +73,9 @@ class Work:
 
     model: Model
     data: MuData
-    keys: Columns
+    options: RunOptions
     folder: Path
     file: ResultsFile
-    resolution: float
-    seed: int
     latent: np.ndarray = field(init=False)
     clusters: Clusters | None = field(init=False, default=None)
     denoised_protein: np.ndarray = field(init=False)
@@ -91,7 +86,8 @@ class Work:
     @cached_property
     def batch(self) -> pd.Series | None:
         """The batch of each cell."""
-        return None if self.keys.batch_key is None else self.data.obs[self.keys.batch_key]
+        key = self.options.keys.batch_key
+        return None if key is None else self.data.obs[key]
 
     @cached_property
     def sample(self) -> np.ndarray:
@@ -211,7 +207,9 @@ def cluster(work: Work) -> None:
     """Cluster and map the cells."""
     _set_clusters(
         work,
-        cluster_all(work.latent, work.sample, resolution=work.resolution, seed=work.seed),
+        cluster_all(
+            work.latent, work.sample, resolution=work.options.resolution, seed=work.options.seed
+        ),
     )
     assert work.clusters is not None
     work.file.add_obs(CLUSTER_COLUMN, work.clusters.labels)
@@ -240,9 +238,10 @@ def tabulate(work: Work) -> None:
             ("prot", work.data["prot"], True, _measured_total),
         )
     ]
+    keys = work.options.keys
     tables = make_tables(
         work.data.obs_names, work.batch, work.clusters, work.latent, totals,
-        work.shown, work.estimates, work.clusters_shown, work.keys.batch_key, work.model.history,
+        work.shown, work.estimates, work.clusters_shown, keys.batch_key, work.model.history,
     )  # fmt: skip
     write_tables(tables, work.folder / "tables")
     work.protein_warnings = list(tables["proteins"]["warning"])
@@ -282,7 +281,7 @@ def compare_clusters(work: Work) -> None:
 def check_predictions(work: Work) -> None:
     """Draw counts again for at most 1,000 cells taken at random, and compare."""
     n_cells = work.data.n_obs
-    cells = np.sort(np.random.default_rng(work.seed).permutation(n_cells)[:CHECKED_CELLS])
+    cells = np.sort(np.random.default_rng(work.options.seed).permutation(n_cells)[:CHECKED_CELLS])
     check = work.model.posterior_predictive_check(
         indices=cells, n_samples=POSTERIOR_SAMPLES, progress=False
     )
@@ -293,12 +292,13 @@ def check_predictions(work: Work) -> None:
 def measure_mixing(work: Work) -> None:
     """Write how well the batches mix, where there are any."""
     if work.batch is not None:
-        tables = {"batches": batch_mixing(work.latent, work.batch, work.seed)}
+        tables = {"batches": batch_mixing(work.latent, work.batch, work.options.seed)}
         write_tables(tables, work.folder / "tables")
 
 
 def draw(work: Work) -> None:
     """Draw the figures."""
+    keys = work.options.keys
     draw_figures(
         work.shown,
         work.estimates,
@@ -306,8 +306,8 @@ def draw(work: Work) -> None:
         work.protein_warnings,
         work.model.history,
         work.folder / "figures",
-        batch_key=work.keys.batch_key,
-        labels_key=work.keys.labels_key,
+        batch_key=keys.batch_key,
+        labels_key=keys.labels_key,
         best_epoch=work.model.fit_summary["best_epoch"],
     )
 

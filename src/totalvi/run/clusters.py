@@ -18,11 +18,11 @@ from totalvi.neighbours import Nearest, nearest, nearest_to_each
 from totalvi.run.map_layout import lay_out, neighbour_weights
 
 NEIGHBOURS = 15  # of a cell, itself included
+LEIDEN_ITERATIONS = 2
 MAP_CELLS = 100_000
 """Cells that are clustered and mapped at once; further ones join the nearest of them."""
 AS_SCANPY = 8192
 """Cells up to which clusters and map are scanpy's to the bit; of more, they are made in parallel."""
-LEIDEN_ITERATIONS = 2
 
 
 class Clusters(NamedTuple):
@@ -263,10 +263,8 @@ def batch_mixing(latent: np.ndarray, batch: pd.Series, seed: int = 0) -> pd.Data
 
     Parameters
     ----------
-    latent
-        Latent representation, shape (n_cells, n_latent).
-    batch
-        Batch of each cell.
+    latent, batch
+        Latent representation, shape (n_cells, n_latent), and batch of each cell.
     seed
         Of the sample of cells that is taken of more than 50,000.
 

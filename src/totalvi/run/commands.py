@@ -14,7 +14,7 @@ from mudata import MuData
 
 from totalvi.atomic import locked, parents_of
 from totalvi.data.columns import Columns
-from totalvi.data.finding import Finding
+from totalvi.data.finding import Finding, warnings_and_notes
 from totalvi.data.io.h5_zarr import can_stay_on_disk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read
@@ -24,18 +24,17 @@ from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
 from totalvi.processes import first_alone, launch, this_process
+from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.folder import (
     MODEL,
-    RESULTS,
-    STORE,
     checkpoint_of,
+    counts_beside,
     refuse_input_in_output,
     staged_file,
 )
 from totalvi.run.pipeline import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
-from totalvi.run.record import Steps
 
 
 class Trained(NamedTuple):
@@ -119,10 +118,7 @@ def train_model(
             model.save(output, overwrite=overwrite)
             if is_first:
                 checkpoint.unlink(missing_ok=True)
-    said: dict[str, list[str]] = {"warning": [], "note": []}
-    for finding in findings:
-        said[finding.severity].append(finding.message)
-    return Trained(output, model, said["warning"], said["note"])
+    return Trained(output, model, *warnings_and_notes(findings))
 
 
 @contextmanager
@@ -188,11 +184,10 @@ def load_with_counts(
 
 def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:
     """Return the model's folder, and the counts that are given or lie beside it."""
-    is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
-    if input is None and is_run:
-        beside = [model_path / name for name in (RESULTS, STORE)]
-        input = next((path for path in beside if path.exists()), None)
-    return (model_path / MODEL if is_run else model_path), input
+    of_run = model_path / MODEL
+    if is_model(model_path) or not of_run.is_dir():
+        return model_path, input
+    return of_run, counts_beside(of_run) if input is None else input
 
 
 def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None) -> None:

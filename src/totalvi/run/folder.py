@@ -1,16 +1,20 @@
-"""Where results may go, and writing them whole or not at all."""
+"""Where results may go, writing them whole or not at all, and what a finished run left there."""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from totalvi.atomic import flush, locked, new_folder, parents_of, writing
-from totalvi.errors import OutputError
+from totalvi.errors import OutputError, TrainingError
 
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 RECORD = "run.json"
+CLUSTER_COLUMN = "leiden_totalvi"
 STORE = "results.zarr"  # of a run on disk
 PARTS = {
     RESULTS,
@@ -22,6 +26,48 @@ PARTS = {
     "report.html",
     RECORD,
 }
+
+
+class RunResult(NamedTuple):
+    """What a run made.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    files
+        All files, relative to ``folder``.
+    record
+        What ``run.json`` holds, the warnings among it.
+    """
+
+    folder: Path
+    files: list[Path]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """Where a command writes its results, and what it makes of those that are there.
+
+    These are the arguments of a command that change no number.
+
+    Attributes
+    ----------
+    output, overwrite, resume, checkpoint_every, progress
+        As in :func:`totalvi.run.run.run`.
+    """
+
+    output: Path
+    overwrite: bool
+    resume: bool
+    checkpoint_every: timedelta
+    progress: bool | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file in which the fit is kept until the results are there."""
+        return checkpoint_of(self.output)
 
 
 def checkpoint_of(output: Path) -> Path:
@@ -60,6 +106,43 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         require_writable(output, overwrite=overwrite)  # another run may have just ended
         with new_folder(place) as folder:
             yield folder
+
+
+@contextmanager
+def results_folder(writing: WriteOptions) -> Iterator[Path]:
+    """Give what `staged_folder` gives for a block that fits with a checkpoint and writes the results.
+
+    A checkpoint is there when the block starts only to go on from, and when it has ended only if the
+    fit can go on.
+
+    Raises
+    ------
+    OutputError
+        As in `staged_folder`, and when there is a checkpoint that may not be deleted.
+    """
+    with staged_folder(writing.output, overwrite=writing.overwrite) as folder:
+        if not writing.resume:
+            _forget(writing.checkpoint, overwrite=writing.overwrite)
+        try:
+            yield folder
+        except TrainingError:
+            writing.checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
+            raise
+    writing.checkpoint.unlink(missing_ok=True)
+
+
+def _forget(checkpoint: Path, *, overwrite: bool) -> None:
+    """Remove the checkpoint of an earlier run, if that is what it is and asked for."""
+    if not checkpoint.exists():
+        return
+    from totalvi.fit.checkpoint import is_checkpoint
+
+    if overwrite and is_checkpoint(checkpoint):
+        checkpoint.unlink()
+        return
+    raise OutputError(
+        f"{checkpoint} is there, of a run that was interrupted: go on with resume, or delete it"
+    )
 
 
 @contextmanager
@@ -188,4 +271,33 @@ def _is_record(path: Path) -> bool:
     return isinstance(versions, dict) and "totalvi" in versions
 
 
-CLUSTER_COLUMN = "leiden_totalvi"
+def finished(output: Path) -> RunResult:
+    """Return what a run that has ended made."""
+    record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+    checkpoint = checkpoint_of(output)
+    if checkpoint.exists():  # it died just before it would have removed it
+        with locked(Path(os.path.realpath(output))):  # unless it is of one that replaces the output
+            checkpoint.unlink(missing_ok=True)
+    return RunResult(output, files_in(output), record)
+
+
+def counts_beside(model: Path) -> Path | None:
+    """Return the results with the counts that `totalvi run` wrote beside a model's folder, if any."""
+    beside = [model.parent / name for name in (RESULTS, STORE)]
+    return next((path for path in beside if path.exists()), None)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return all files of a folder of results, relative to it."""
+    return sorted(_written(folder))
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    """Yield what is in the folder; of a zarr store, which has many files, the store."""
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if place.parts[0] == STORE:
+            if len(place.parts) == 1:
+                yield place
+        elif path.is_file():
+            yield place

@@ -1,7 +1,7 @@
 """The whole way from a reference with proteins and a query without them to imputed proteins."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,24 +12,47 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.columns import Columns
-from totalvi.data.finding import did_you_mean
+from totalvi.data.finding import did_you_mean, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.concat import concat
-from totalvi.errors import DataError, TrainingError
+from totalvi.errors import DataError
+from totalvi.progress import Steps
 from totalvi.run.convert import read_input
 from totalvi.run.folder import (
     RECORD,
-    checkpoint_of,
+    RunResult,
+    WriteOptions,
+    files_in,
+    finished,
     refuse_input_in_output,
     require_writable,
-    staged_folder,
+    results_folder,
 )
 from totalvi.run.prepare import prepare
-from totalvi.run.record import Steps, asked, circumstances, is_record_of, write_record
-from totalvi.run.run import RunResult, files_in, finished, forget
+from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
 
 REFERENCE, QUERY = "reference", "query"
 _BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
+
+
+@dataclass(frozen=True)
+class ImputeOptions(Options):
+    """What `impute` was asked, whose arguments these are."""
+
+    INPUTS = ("reference", "query")
+
+    reference: str | Path | MuData | AnnData
+    query: str | Path | MuData | AnnData
+    batch_key: str | None
+    genome: str | None
+    hashtags: str | Sequence[str] | None
+    controls: str | Sequence[str] | None
+    n_genes: int
+    max_epochs: int | None
+    n_samples: int
+    interval: float
+    seed: int
+    writing: WriteOptions
 
 
 class Imputed(NamedTuple):
@@ -96,60 +119,59 @@ def impute(
     KeyboardInterrupt
         When SIGINT or SIGTERM ended the fit; its checkpoint is there.
     """
-    arguments = dict(locals())
-    output = Path(output)
-    given = {"reference": reference, "query": query}
-    paths = {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
-    for path in paths.values():
+    return _run(
+        ImputeOptions(
+            reference=reference,
+            query=query,
+            batch_key=batch_key,
+            genome=genome,
+            hashtags=hashtags,
+            controls=controls,
+            n_genes=n_genes,
+            max_epochs=max_epochs,
+            n_samples=n_samples,
+            interval=interval,
+            seed=seed,
+            writing=WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress),
+        )
+    )
+
+
+def _run(options: ImputeOptions) -> RunResult:
+    writing, inputs = options.writing, options.inputs()
+    output, batch_key = writing.output, options.batch_key
+    for path in inputs.values():
         refuse_input_in_output(path, output)
-    if resume and len(paths) == len(given) and is_record_of(output / RECORD, arguments, paths):
+    if writing.resume and len(inputs) == 2 and is_record_of(output / RECORD, options):
         return finished(output)
-    request = asked(arguments, paths)
-    require_writable(output, overwrite=overwrite)
-    checkpoint = checkpoint_of(output)
-    steps = Steps(progress)
-    options = ReadOptions(None, genome, hashtags, controls, None)
+    request = asked(options)
+    require_writable(output, overwrite=writing.overwrite)
+    steps = Steps(writing.progress)
+    reading = ReadOptions(None, options.genome, options.hashtags, options.controls, None)
     with steps.step("read"):
         both = {
-            name: read_input(source, Columns(), options)[0]
-            for name, source in ((REFERENCE, reference), (QUERY, query))
+            name: read_input(source, Columns(), reading)[0]
+            for name, source in ((REFERENCE, options.reference), (QUERY, options.query))
         }
     _require_column(both, batch_key)
     with steps.step("join, check and select genes"):
         joined = concat(both, batch_key=_BATCH, panel_key=_PANEL, sub_batch_key=batch_key)
         keys = replace(Columns(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
-        mdata, findings = prepare(joined, keys, n_genes=n_genes)
+        mdata, findings = prepare(joined, keys, n_genes=options.n_genes)
         lacking = _lacking(mdata)
     # Loads torch, as in `_impute`: bad input is refused before seconds go to that.
     from totalvi.fit.plan import default_max_epochs
 
-    with staged_folder(output, overwrite=overwrite) as folder:
-        if not resume:
-            forget(checkpoint, overwrite=overwrite)
-        fit = {
-            "max_epochs": max_epochs,
-            "checkpoint": checkpoint,
-            "checkpoint_every": checkpoint_every,
-        }
-        try:
-            imputed = _impute(
-                mdata, keys, lacking, steps, fit, n_samples=n_samples, interval=interval, seed=seed
-            )
-        except TrainingError:
-            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
-            raise
+    with results_folder(writing) as folder:
+        imputed = _impute(mdata, keys, lacking, steps, options)
         with steps.step("save"):
             _write(imputed, folder)
             names = joined.uns["concat"]["antibodies"]
             names.to_csv(folder / "tables" / "antibodies.csv", index=False)
-        messages = {
-            severity: [finding.message for finding in findings if finding.severity == severity]
-            for severity in ("warning", "note")
-        }
+        warnings, notes = warnings_and_notes(findings)
         plan, split = imputed.model.plan, imputed.model.split
-        request["arguments"]["max_epochs"] = (
-            plan.max_epochs
-        )  # None: of the checkpoint, or by default
+        # None: of the checkpoint, or by default
+        request["arguments"]["max_epochs"] = plan.max_epochs
         record = {
             **circumstances(),
             **request,
@@ -157,17 +179,16 @@ def impute(
             "reference_cells": mdata.n_obs - imputed.adata.n_obs,
             "genes": mdata["rna"].n_vars,
             "proteins": imputed.adata.n_vars,
-            "epochs_asked": max_epochs,
+            "epochs_asked": options.max_epochs,
             "default_max_epochs": default_max_epochs(len(split.train)),
             "epochs": len(imputed.model.history),
             **imputed.model.fit_summary,
             "seconds": steps.seconds,
-            "warnings": [*messages["warning"], *unreliable_warnings(imputed.reliability)],
-            "notes": [*messages["note"], *_left_out(joined)],
+            "warnings": [*warnings, *unreliable_warnings(imputed.reliability)],
+            "notes": [*notes, *_left_out(joined)],
         }
         write_record(record, folder / RECORD)
         files = files_in(folder)
-    checkpoint.unlink(missing_ok=True)
     return RunResult(output, files, record)
 
 
@@ -214,38 +235,31 @@ def _in_query(mdata: MuData) -> np.ndarray:
 
 
 def _impute(
-    mdata: MuData,
-    keys: Columns,
-    lacking: np.ndarray,
-    steps: Steps,
-    fit: dict[str, Any],
-    *,
-    n_samples: int,
-    interval: float,
-    seed: int,
+    mdata: MuData, keys: Columns, lacking: np.ndarray, steps: Steps, options: ImputeOptions
 ) -> Imputed:
     # Loaded only now: bad input is refused before seconds go to loading torch.
     from totalvi.model import Model
+    from totalvi.run.pipeline import fit_model
 
     with steps.step("train", spinner=False):
-        model = Model(mdata, batch_key=keys.batch_key, panel_key=keys.panel_key, seed=seed)
-        model.train(resume=True, progress=steps.shown, devices=1, **fit)
+        model = Model(mdata, batch_key=keys.batch_key, panel_key=keys.panel_key, seed=options.seed)
+        fit_model(model, options.max_epochs, options.writing, steps.shown)
     names = list(mdata["prot"].var_names[lacking])
     cells = _in_query(mdata)
-    asked: dict[str, Any] = {
+    question: dict[str, Any] = {
         "protein_list": names,
-        "n_samples": n_samples,
-        "interval": interval,
+        "n_samples": options.n_samples,
+        "interval": options.interval,
         "progress": False,
     }
     with steps.step("reliability"):
-        by_panel = model.get_imputation_reliability(**asked)
+        by_panel = model.get_imputation_reliability(**question)
         panels = mdata.obs[keys.panel_key or _BATCH].astype(str)[cells].unique()
         # the batches of a query that all lack the protein are alike but for their cells
         reliability = by_panel.loc[list(panels)].groupby("protein", sort=False).mean().loc[names]
         reliability["reliable"] = reliability["reliable"] == 1
     with steps.step("impute"):
-        imputed = model.impute_proteins(indices=cells, **asked)
+        imputed = model.impute_proteins(indices=cells, **question)
         latent = model.get_latent_representation(indices=cells)
     obs = mdata.obs[cells].drop(columns=[_BATCH, _PANEL])
     obs.index = obs.index.str.removesuffix(f"-{QUERY}")
@@ -255,7 +269,9 @@ def _impute(
         var=reliability,
         layers={name: getattr(imputed, name).to_numpy() for name in imputed._fields[1:5]},
         obsm={"X_totalvi": latent},
-        uns={"totalvi": {"X": "expected counts, background included", "interval": interval}},
+        uns={
+            "totalvi": {"X": "expected counts, background included", "interval": options.interval}
+        },
     )
     return Imputed(adata, model, reliability)
 

@@ -1,5 +1,6 @@
 """From a fitted model and new counts to a folder of results."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,19 +12,43 @@ from totalvi.data.cells import CiteData
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.read import read
-from totalvi.errors import DataError, TrainingError
+from totalvi.errors import DataError
 from totalvi.formats.model_folder import is_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
-from totalvi.run.folder import RECORD, STORE, checkpoint_of, refuse_input_in_output, staged_folder
+from totalvi.progress import Steps
+from totalvi.run.folder import (
+    CLUSTER_COLUMN,
+    MODEL,
+    RECORD,
+    STORE,
+    WriteOptions,
+    counts_beside,
+    finished,
+    refuse_input_in_output,
+    results_folder,
+)
 from totalvi.run.impute import unreliable_warnings
-from totalvi.run.record import Steps, asked, circumstances, is_record_of, write_record
-from totalvi.run.run import finished, forget
+from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
 
-_DEFAULT_LABELS = "leiden_totalvi"
-_MODEL, _RESULTS = "model.totalvi", "results.h5mu"
 POSTERIOR_SAMPLES = 25
 _MANY_UNLIKE = 0.2  # share of cells, where 0.05 is expected
+
+
+@dataclass(frozen=True)
+class MapOptions(Options):
+    """What `map_files` was asked, whose arguments these are, with the model and reference it found."""
+
+    INPUTS = ("model_path", "query_path", "reference")
+
+    model_path: Path
+    query_path: str | Path
+    reference: Path | None
+    labels: str | None
+    batch_key: str | None
+    reference_batch: str | None
+    train: bool
+    writing: WriteOptions
 
 
 def map_files(
@@ -65,51 +90,45 @@ def map_files(
     -------
     What ``run.json`` holds.
     """
-    arguments = dict(locals())
     for given in (model_path, Path(query_path), *([] if reference is None else [reference])):
         refuse_input_in_output(given, output)
-    folder = model_path if is_model(model_path) else model_path / _MODEL
+    folder = model_path if is_model(model_path) else model_path / MODEL
     if reference is None:
-        beside = [folder.parent / name for name in (_RESULTS, STORE)]
-        reference = next((path for path in beside if path.exists()), None)
-    paths = {"model_path": folder, "query_path": Path(query_path)}
-    paths |= {} if reference is None else {"reference": reference}
-    checkpoint = checkpoint_of(output)
-    if resume and is_record_of(output / RECORD, arguments, paths):
-        return finished(output).record
-    request = asked(arguments, paths)
-    with staged_folder(output, overwrite=overwrite) as place:
-        if not resume:
-            forget(checkpoint, overwrite=overwrite)
-        if labels is not None and reference is None:
+        reference = counts_beside(folder)
+    return _run(
+        MapOptions(
+            model_path=folder,
+            query_path=query_path,
+            reference=reference,
+            labels=labels,
+            batch_key=batch_key,
+            reference_batch=reference_batch,
+            train=train,
+            writing=WriteOptions(output, overwrite, resume, checkpoint_every),
+        )
+    )
+
+
+def _run(options: MapOptions) -> dict[str, Any]:
+    writing, folder = options.writing, options.model_path
+    if writing.resume and is_record_of(writing.output / RECORD, options):
+        return finished(writing.output).record
+    request = asked(options)
+    with results_folder(writing) as place:
+        if options.labels is not None and options.reference is None:
             raise DataError(
                 f"labels are those of the reference's cells, whose counts are not beside {folder}; "
                 'give them with reference="PATH".'
             )
-        fit: dict[str, Any] = {
-            "train": True,
-            "checkpoint": checkpoint,
-            "checkpoint_every": checkpoint_every,
-            "resume": True,
-            "devices": 1,
-        }
-        try:
-            found = _map(
-                folder, query_path, reference, labels, fit if train else {},
-                batch_key=batch_key, reference_batch=reference_batch,
-            )  # fmt: skip
-        except TrainingError:
-            checkpoint.unlink(missing_ok=True)  # going on from it would fail alike
-            raise
+        found = _map(options)
         record = {**circumstances(), **request, **found.record}
         (place / "tables").mkdir()
         for name, table in found.tables.items():
             table.to_csv(place / "tables" / f"{name}.csv.gz", float_format="%.6g")
         if found.reliability is not None:
             found.reliability.to_csv(place / "tables" / "reliability.csv", float_format="%.4g")
-        found.query.save(place / _MODEL)
+        found.query.save(place / MODEL)
         write_record(record, place / RECORD)
-    checkpoint.unlink(missing_ok=True)
     return record
 
 
@@ -120,29 +139,37 @@ class _Mapped(NamedTuple):
     record: dict[str, Any]
 
 
-def _map(
-    folder: Path,
-    query_path: str | Path,
-    reference: Path | None,
-    labels: str | None,
-    fit: dict[str, Any],
-    *,
-    batch_key: str | None,
-    reference_batch: str | None,
-) -> _Mapped:
-    """Map, compare and impute; ``fit`` holds the arguments of the fit of `Model.map_query`."""
-    steps, notes = Steps(None), []
+def _models(options: MapOptions, steps: Steps) -> tuple[Model, Model]:
+    """Return the reference's model and the query's."""
+    reference = options.reference
     with steps.step("read"):
         cells_of_model: Data | None = reference
         if reference is not None and reference.name != STORE:
             cells_of_model = read(reference)
-        model = Model.load(folder, cells_of_model)
-        _require_known(model, labels, reference_batch)
-        query_data = read(query_path)
+        model = Model.load(options.model_path, cells_of_model)
+        _require_known(model, options.labels, options.reference_batch)
+        query_data = read(options.query_path)
+    fit: dict[str, Any] = {}
+    if options.train:
+        fit = {
+            "train": True,
+            "checkpoint": options.writing.checkpoint,
+            "checkpoint_every": options.writing.checkpoint_every,
+            "resume": True,
+            "devices": 1,
+        }
     with steps.step("map", spinner=not fit):
         query = model.map_query(
-            query_data, batch_key=batch_key, reference_batch=reference_batch, **fit
+            query_data, batch_key=options.batch_key, reference_batch=options.reference_batch, **fit
         )
+    return model, query
+
+
+def _map(options: MapOptions) -> _Mapped:
+    """Map, compare and impute."""
+    reference, labels = options.reference, options.labels
+    steps, notes = Steps(options.writing.progress), []
+    model, query = _models(options, steps)
     tables: dict[str, pd.DataFrame] = {}
     query_cells = _described(query).cell_names
     cells = pd.DataFrame(index=query_cells.rename("cell"))
@@ -228,7 +255,7 @@ def _holds_cells_out(model: Model) -> bool:
 
 
 def _default_labels(model: Model) -> str | None:
-    return _DEFAULT_LABELS if _DEFAULT_LABELS in _described(model).annotation.obs() else None
+    return CLUSTER_COLUMN if CLUSTER_COLUMN in _described(model).annotation.obs() else None
 
 
 def _described(model: Model) -> CiteData:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Collection, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +13,10 @@ from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError, DataWarning, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
+from totalvi.progress import Steps
 from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work, posterior_samples
-from totalvi.run.folder import MODEL
-from totalvi.run.record import Steps, do_each
+from totalvi.run.folder import MODEL, WriteOptions
+from totalvi.run.record import RunOptions, do_each
 from totalvi.run.results import ResultsFile
 
 
@@ -63,15 +63,9 @@ class Outcome(NamedTuple):
 
 def fit_and_write(
     data: MuData | Path,
-    keys: Columns,
+    options: RunOptions,
     folder: Path,
     steps: Steps,
-    *,
-    max_epochs: int | None,
-    resolution: float,
-    seed: int,
-    checkpoint: Path,
-    checkpoint_every: timedelta,
     earlier: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Fit a model, and write it and everything that follows from it into ``folder``.
@@ -86,35 +80,28 @@ def fit_and_write(
     data
         From :func:`totalvi.run.prepare.prepare`, or the store in ``folder`` that
         :func:`totalvi.run.prepare.prepare_on_disk` wrote.
-    keys
-        Columns of ``obs``; counts are in ``X`` of the modalities ``rna`` and ``prot``.
+    options
+        What the run was asked. Counts are in ``X`` of the modalities ``rna`` and ``prot``; where there
+        is a checkpoint, the fit goes on from it.
     folder
         Empty but for the store, or holds all that an incomplete run left.
     steps
         Times the steps and shows them.
-    max_epochs, resolution, seed, checkpoint_every
-        As in :func:`totalvi.run.run.run`.
-    checkpoint
-        File in which the fit is kept; where it exists, the fit goes on from it.
     earlier
         Record of the incomplete run: its model is taken, and only the steps that failed are done.
     """
-    on_disk = isinstance(data, Path)
     if earlier is None:
         with steps.step("train", spinner=False):
-            model = fit_model(
-                data, keys, steps.shown, max_epochs=max_epochs, seed=seed,
-                checkpoint=checkpoint, checkpoint_every=checkpoint_every,
-            )  # fmt: skip
+            model = new_model(data, options.keys, options.seed)
+            fit_model(model, options.max_epochs, options.writing, steps.shown)
         with steps.step("save"):
             model.save(folder / MODEL)
     else:
         model = _model_of(folder, data, earlier)
     cells = open_on_disk(data) if isinstance(data, Path) else data
     assert isinstance(cells, MuData)
-    file = ResultsFile(folder, on_disk=on_disk)
-    work = Work(model, cells, keys, folder, file, resolution, seed)
-    done = () if earlier is None else done_before(earlier["failed"], file)
+    work = Work(model, cells, options, folder, ResultsFile(folder, on_disk=options.on_disk))
+    done = () if earlier is None else done_before(earlier["failed"], work.file)
     failed = do_each(AFTER_FIT, work, steps, done)
     return Outcome(_summary(work), work.warnings, failed)
 
@@ -125,27 +112,16 @@ def done_before(failed: Collection[str], file: ResultsFile) -> set[str]:
     return {step.name for step in AFTER_FIT} - lost
 
 
-def fit_model(
-    data: MuData | Path,
-    keys: Columns,
-    show: bool,
-    *,
-    max_epochs: int | None,
-    seed: int,
-    checkpoint: Path,
-    checkpoint_every: timedelta,
-) -> Model:
-    """Fit a model to prepared counts, in memory or on disk; where ``checkpoint`` exists, go on."""
-    model = new_model(data, keys, seed)
+def fit_model(model: Model, max_epochs: int | None, writing: WriteOptions, show: bool) -> None:
+    """Fit a model with its checkpoint beside the results; where there is one, go on from it."""
     model.train(
         max_epochs=max_epochs,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
+        checkpoint=writing.checkpoint,
+        checkpoint_every=writing.checkpoint_every,
         resume=True,
         progress=show,
         devices=1,  # all else in a run is done by one process
     )
-    return model
 
 
 def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> Model:

@@ -4,56 +4,25 @@ import hashlib
 import json
 import platform
 import shlex
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from rich.console import Console
+from anndata import AnnData
+from mudata import MuData
 
 from totalvi.atomic import is_of_the_disk, standing_folder
-from totalvi.data.io.read import read
+from totalvi.data.columns import Columns
+from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.tenx import matrix_files
 from totalvi.errors import IncompleteError, OutputError, ReadError, TotalviError
-from totalvi.run.folder import RECORD
+from totalvi.progress import Steps
+from totalvi.run.folder import RECORD, WriteOptions
 
 _Work = TypeVar("_Work")
-
-
-class Steps:
-    """Named steps with their elapsed times.
-
-    Parameters
-    ----------
-    show
-        Whether to show the steps on standard error; by default when it is a terminal.
-
-    Attributes
-    ----------
-    seconds : dict of str to float
-        Elapsed time of each finished step.
-    shown : bool
-        Whether the steps are shown.
-    """
-
-    def __init__(self, show: bool | None = None) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self.shown = self._console.is_terminal if show is None else show
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str, *, spinner: bool = True) -> Iterator[None]:
-        """Time a step, under a spinner unless it shows its own progress."""
-        waiting = self._console.status(name) if self.shown and spinner else nullcontext()
-        started = time.perf_counter()
-        with waiting:
-            yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
-        if self.shown:
-            self._console.print(f"{self.seconds[name]:8.1f} s  {name}")
 
 
 class Step(NamedTuple, Generic[_Work]):
@@ -125,8 +94,77 @@ def do_each(
 
 
 PACKAGES = ("totalvi", "torch", "numpy", "scipy", "scanpy", "anndata", "mudata")
-OF_THE_OUTPUT = ("output", "overwrite", "resume", "checkpoint_every", "progress")
+OF_THE_OUTPUT = tuple(field.name for field in fields(WriteOptions))
 """Arguments of a run that change no number."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command was asked that makes a folder of results: its arguments, some in groups."""
+
+    INPUTS: ClassVar[tuple[str, ...]]
+    """Arguments that may be paths, which the record tells with their hashes."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the command by name."""
+        arguments: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, ReadOptions):
+                arguments |= value._asdict()
+            elif isinstance(value, Columns | WriteOptions):
+                arguments |= vars(value)
+            else:
+                arguments[name] = value
+        arguments.pop("protein_names_uns_key", None)  # no command takes it
+        return arguments
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the files and folders that are read, by argument, as `paths_of` does."""
+        arguments = self.arguments()
+        return paths_of({name: arguments[name] for name in self.INPUTS})
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """What a run was asked.
+
+    Attributes
+    ----------
+    reading
+        How to read ``input``, if it is a path.
+    keys
+        Columns of ``obs``, and where the counts are.
+    writing
+        Where the results go.
+    input, raw, drop_empty_cells, n_genes, max_epochs, resolution, seed, on_disk
+        As in :func:`totalvi.run.run.run`.
+    """
+
+    INPUTS = ("input", "protein_path", "raw")
+
+    input: str | Path | MuData | AnnData
+    raw: str | Path | Mapping[str, str | Path] | None
+    reading: ReadOptions
+    keys: Columns
+    drop_empty_cells: bool
+    n_genes: int
+    max_epochs: int | None
+    resolution: float
+    seed: int
+    on_disk: bool
+    writing: WriteOptions
+
+
+def paths_of(given: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the arguments that are paths; ``raw[donor]`` is one of several raw matrices."""
+    each: dict[str, Any] = {}
+    for name, value in given.items():
+        each |= (
+            {f"{name}[{key}]": path for key, path in value.items()}
+            if isinstance(value, Mapping)
+            else {name: value}
+        )
+    return {name: Path(path) for name, path in each.items() if isinstance(path, str | Path)}
 
 
 def circumstances() -> dict[str, Any]:
@@ -142,19 +180,15 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def asked(arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+def asked(options: Options) -> dict[str, Any]:
     """Return the part of the record that says what was asked for: arguments, and hashes of inputs.
 
-    Parameters
-    ----------
-    arguments
-        Of the run; of values other than numbers, texts and sequences of them, only the type is kept.
-    inputs
-        Files or folders that were read, by argument; ``raw[donor]`` for one of several raw matrices.
+    Of arguments other than numbers, texts and sequences of them, only the type is kept.
     """
-    paths = {name: str(path.absolute()) for name, path in inputs.items()}
+    inputs = options.inputs()
+    arguments = {name: _plain(value) for name, value in options.arguments().items()}
     return {
-        "arguments": {name: _plain(value) for name, value in arguments.items()} | paths,
+        "arguments": arguments | {name: str(path.absolute()) for name, path in inputs.items()},
         "input_sha256": {name: sha256(path) for name, path in inputs.items()},
     }
 
@@ -240,7 +274,7 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
+def is_record_of(path: Path, options: Options) -> bool:
     """Return whether the record at ``path`` is of a run on files that asked for the same.
 
     Without ``max_epochs``, of the number by default, or of the checkpoint that a run without it went on
@@ -254,13 +288,13 @@ def is_record_of(path: Path, arguments: Mapping[str, Any], inputs: Mapping[str, 
         )
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
-    ours = asked(arguments, inputs)
+    ours = asked(options)
     differing = {
         name
         for name in {*theirs, *ours["arguments"]}
         if theirs.get(name) != ours["arguments"].get(name)
     }
-    if arguments.get("max_epochs") is None and by_default:
+    if ours["arguments"].get("max_epochs") is None and by_default:
         differing.discard("max_epochs")
     return hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
 

@@ -1,38 +1,36 @@
 """The whole way from a count file to a folder of results."""
 
 import inspect
-import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.atomic import locked
 from totalvi.data.columns import Columns
-from totalvi.data.finding import Finding
+from totalvi.data.finding import Finding, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
-from totalvi.errors import (
-    OutputError,
-    ReadError,
-    TrainingError,
-)
+from totalvi.errors import ReadError
+from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.folder import (
     RECORD,
     STORE,
-    checkpoint_of,
+    RunResult,
+    WriteOptions,
+    files_in,
+    finished,
     refuse_input_in_output,
     require_writable,
-    staged_folder,
+    results_folder,
 )
 from totalvi.run.prepare import prepare, prepare_on_disk
 from totalvi.run.record import (
-    Steps,
+    RunOptions,
     asked,
     circumstances,
     completed,
@@ -40,6 +38,7 @@ from totalvi.run.record import (
     incomplete_record,
     is_record_of,
     named,
+    paths_of,
     read_record,
     write_record,
 )
@@ -48,24 +47,6 @@ if TYPE_CHECKING:
     from totalvi.run.pipeline import Outcome
 
 _UNFINISHED = shutil.ignore_patterns(".*")  # files that a process which was killed left
-
-
-class RunResult(NamedTuple):
-    """What a run made.
-
-    Attributes
-    ----------
-    folder
-        Where it is.
-    files
-        All files, relative to ``folder``.
-    record
-        What ``run.json`` holds, the warnings among it.
-    """
-
-    folder: Path
-    files: list[Path]
-    record: dict[str, Any]
 
 
 def run(
@@ -164,96 +145,94 @@ def run(
     KeyboardInterrupt
         When SIGINT or SIGTERM ended the fit; its checkpoint is there.
     """
-    arguments = dict(locals())
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; allowed are whole numbers from 0 to 4294967295.")
-    read_options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
-    output = Path(output)
-    paths = _paths(input, raw, protein_path)
-    for path in paths.values():
+    return _run(
+        RunOptions(
+            input=input,
+            raw=raw,
+            reading=ReadOptions(protein_path, genome, hashtags, controls, cells_in),
+            keys=Columns(
+                batch_key=batch_key,
+                panel_key=panel_key,
+                labels_key=labels_key,
+                size_factor_key=size_factor_key,
+                categorical_covariate_keys=tuple(categorical_covariate_keys),
+                continuous_covariate_keys=tuple(continuous_covariate_keys),
+                rna_modality=rna_modality,
+                protein_modality=protein_modality,
+                rna_layer=rna_layer,
+                protein_layer=protein_layer,
+                protein_expression_obsm_key=protein_expression_obsm_key,
+                allow_fractional=allow_fractional,
+                isotype_controls=None if isotype_controls is None else tuple(isotype_controls),
+            ),
+            drop_empty_cells=drop_empty_cells,
+            n_genes=n_genes,
+            max_epochs=max_epochs,
+            resolution=resolution,
+            seed=seed,
+            on_disk=on_disk,
+            writing=WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress),
+        )
+    )
+
+
+def _run(options: RunOptions) -> RunResult:
+    writing, inputs = options.writing, options.inputs()
+    output = writing.output
+    for path in inputs.values():
         refuse_input_in_output(path, output)
     earlier = None
-    if resume and is_record_of(output / RECORD, arguments, paths):
+    if writing.resume and is_record_of(output / RECORD, options):
         earlier = incomplete_record(output / RECORD)
-        if earlier is None and "input" in paths:
+        if earlier is None and "input" in inputs:
             return finished(output)
-    request = asked(arguments, paths)  # of the inputs as they are read, not as they are later
-    steps = Steps(progress)
-    keys = Columns(
-        batch_key=batch_key,
-        panel_key=panel_key,
-        labels_key=labels_key,
-        size_factor_key=size_factor_key,
-        categorical_covariate_keys=tuple(categorical_covariate_keys),
-        continuous_covariate_keys=tuple(continuous_covariate_keys),
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        rna_layer=rna_layer,
-        protein_layer=protein_layer,
-        protein_expression_obsm_key=protein_expression_obsm_key,
-        allow_fractional=allow_fractional,
-        isotype_controls=None if isotype_controls is None else tuple(isotype_controls),
-    )
-    overwrite = overwrite or earlier is not None
-    require_writable(output, overwrite=overwrite)
-    checkpoint = checkpoint_of(output)
-    course: dict[str, Any] = {
-        "max_epochs": max_epochs,
-        "resolution": resolution,
-        "seed": seed,
-        "checkpoint": checkpoint,
-        "checkpoint_every": checkpoint_every,
-        "earlier": earlier,
-    }
+    request = asked(options)  # of the inputs as they are read, not as they are later
+    request["epochs_asked"] = options.max_epochs
+    steps = Steps(writing.progress)
+    if earlier is not None:
+        writing = replace(writing, overwrite=True)
+    require_writable(output, overwrite=writing.overwrite)
     choice: dict[str, Any] = {
-        "n_genes": n_genes,
-        "drop_empty_cells": drop_empty_cells,
-        "raw": raw,
+        "n_genes": options.n_genes,
+        "drop_empty_cells": options.drop_empty_cells,
+        "raw": options.raw,
     }
     findings: list[Finding] = []
     with steps.step("read"):
-        data, keys = _read(input, keys, read_options, on_disk)
-    if not on_disk:
+        data, keys = _read(options)
+        options = replace(options, keys=keys)
+    if not options.on_disk:
         with steps.step("check and select genes"):
             data, findings = prepare(data, keys, **choice)
     # What fits a model is loaded only now: bad input is refused before seconds go to loading torch.
-    with staged_folder(output, overwrite=overwrite) as folder:
+    with results_folder(writing) as folder:
         if earlier is not None:
             shutil.copytree(output, folder, ignore=_UNFINISHED, dirs_exist_ok=True)
-        if on_disk:
+        if options.on_disk:
             if earlier is None:
                 with steps.step("check and select genes"):
                     findings = prepare_on_disk(data, keys, folder / STORE, **choice)
             data = folder / STORE
-        if not resume:
-            forget(checkpoint, overwrite=overwrite)
         from totalvi.run.pipeline import fit_and_write
 
-        try:
-            outcome = fit_and_write(data, keys, folder, steps, **course)
-        except TrainingError:
-            checkpoint.unlink(missing_ok=True)  # a fit resumed from it would fail in the same way
-            raise
-        record = _record_of(
-            outcome, request | {"epochs_asked": max_epochs}, findings, steps, earlier
-        )
+        outcome = fit_and_write(data, options, folder, steps, earlier)
+        record = _record_of(outcome, request, findings, steps, earlier)
         write_record(record, folder / RECORD)
         files = files_in(folder)
-    checkpoint.unlink(missing_ok=True)
     if outcome.failed:
-        raise incomplete_error(output, outcome.failed, repeatable="input" in paths)
+        raise incomplete_error(output, outcome.failed, repeatable="input" in inputs)
     return RunResult(output, files, record)
 
 
-def _read(
-    input: str | Path | MuData | AnnData, keys: Columns, options: ReadOptions, on_disk: bool
-) -> tuple[MuData | AnnData, Columns]:
+def _read(options: RunOptions) -> tuple[MuData | AnnData, Columns]:
     """Return the data, whose counts stay on disk if asked for, and where in them the counts are."""
-    if not on_disk:
-        return read_input(input, keys, options)
-    if isinstance(input, MuData | AnnData):
+    if not options.on_disk:
+        return read_input(options.input, options.keys, options.reading)
+    if isinstance(options.input, MuData | AnnData):
         raise ValueError("on_disk is for the path of a file; data in memory do without.")
-    return open_input(input, keys, options)
+    return open_input(options.input, options.keys, options.reading)
 
 
 def _record_of(
@@ -266,17 +245,14 @@ def _record_of(
     """Return the record of a run, or of what completes an earlier one."""
     # The epochs as planned: those of the checkpoint that the fit was resumed from, or by default.
     request["arguments"]["max_epochs"] = outcome.summary.pop("max_epochs")
-    messages = {
-        severity: [f.message for f in findings if f.severity == severity]
-        for severity in ("warning", "note")
-    }
+    warnings, notes = warnings_and_notes(findings)
     record = {
         **circumstances(),
         **request,
         **outcome.summary,
         "seconds": steps.seconds,
-        "warnings": [*messages["warning"], *outcome.warnings],
-        "notes": messages["note"],
+        "warnings": [*warnings, *outcome.warnings],
+        "notes": notes,
     }
     if earlier is not None:
         record = completed(earlier, record)
@@ -313,67 +289,13 @@ def repeat(
     TotalviError
         When the record cannot be read, or the input is gone or has changed; as in :func:`run`.
     """
-    arguments, notes = read_record(Path(record), _paths(input, raw, protein_path))
+    moved = paths_of({"input": input, "protein_path": protein_path, "raw": raw})
+    arguments, notes = read_record(Path(record), moved)
     unknown = sorted(set(arguments) - set(inspect.signature(run).parameters))
     if unknown:
         raise ReadError(
             f"{record} asks for {unknown[0]}, which this totalvi does not know: update it"
         )
-    result = run(
-        **arguments,
-        output=output,
-        overwrite=overwrite,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
+    writing = WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress)
+    result = run(**arguments, **vars(writing))
     return result._replace(record=result.record | {"notes": [*result.record["notes"], *notes]})
-
-
-def _paths(
-    input: Any, raw: str | Path | Mapping[str, str | Path] | None, protein_path: str | Path | None
-) -> dict[str, Path]:
-    """Return what is a path of the inputs, by argument; ``raw[donor]`` for one of several."""
-    raws = {f"raw[{k}]": v for k, v in raw.items()} if isinstance(raw, Mapping) else {"raw": raw}
-    given = {"input": input, "protein_path": protein_path, **raws}
-    return {name: Path(path) for name, path in given.items() if isinstance(path, str | Path)}
-
-
-def forget(checkpoint: Path, *, overwrite: bool) -> None:
-    """Remove the checkpoint of an earlier run, if that is what it is and asked for."""
-    from totalvi.fit.checkpoint import is_checkpoint
-
-    if not checkpoint.exists():
-        return
-    if overwrite and is_checkpoint(checkpoint):
-        checkpoint.unlink()
-        return
-    raise OutputError(
-        f"{checkpoint} is there, of a run that was interrupted: go on with resume, or delete it"
-    )
-
-
-def finished(output: Path) -> RunResult:
-    """Return what a run that has ended made."""
-    record = json.loads((output / RECORD).read_text(encoding="utf-8"))
-    checkpoint = checkpoint_of(output)
-    if checkpoint.exists():  # it died just before it would have removed it
-        with locked(Path(os.path.realpath(output))):  # unless it is of one that replaces the output
-            checkpoint.unlink(missing_ok=True)
-    return RunResult(output, files_in(output), record)
-
-
-def files_in(folder: Path) -> list[Path]:
-    """Return all files of a folder of results, relative to it."""
-    return sorted(_written(folder))
-
-
-def _written(folder: Path) -> Iterator[Path]:
-    """Yield what is in the folder; of a zarr store, which has many files, the store."""
-    for path in folder.rglob("*"):
-        place = path.relative_to(folder)
-        if place.parts[0] == STORE:
-            if len(place.parts) == 1:
-                yield place
-        elif path.is_file():
-            yield place

@@ -7,7 +7,7 @@ import pandas as pd
 
 from totalvi.data.simulate import simulate
 from totalvi.run.clusters import Clusters
-from totalvi.run.record import asked, circumstances, write_record
+from totalvi.run.record import circumstances, write_record
 from totalvi.run.results import Estimates, ResultsFile, write_tables
 from totalvi.run.tables import antibody_separation, cell_table, cluster_table, protein_table
 
@@ -53,7 +53,7 @@ def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: lis
     file.add_obs("leiden_totalvi", clusters.labels)
     file.add_obsm("X_umap", umap)
     arguments = {"input": "simulated", "batch_key": "batch", "labels_key": None}
-    record = circumstances() | asked(arguments, {})
+    record = circumstances() | {"arguments": arguments, "input_sha256": {}}
     record |= {name.removeprefix("n_"): n for name, n in sizes.items()} | {"clusters": 15}
     fit = {"epochs": 2, "best_epoch": 1, "stopped": "all 2 epochs done", "n_skipped_steps": 0}
     said = {"held_out_loss_per_cell": 1.5, "seconds": {"train": 1.0}, "warnings": [], "notes": []}

@@ -196,13 +196,7 @@ def require_plain_folder(folder: Path) -> None:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file that is whole and believable.
-
-    Raises
-    ------
-    ReadError
-        When it is not, naming the member.
-    """
+    """Open an HDF5 file, under the conditions of `open_zarr`."""
     _require_plain(path)
     return h5py.File(path, "r")
 

@@ -82,77 +82,57 @@ def store(array: np.ndarray, row: int, column: int, value: float) -> None:
         array[row, column] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
 
-@_overload(exp, jit_options=_EXACT_ORDER)
-def _exp(x: Any) -> Any:
-    if x != types.float32:
+def _in_float32(function: Function, single: Function) -> None:
+    """Compile ``function`` as ``single`` where its argument is a float32, and else as it is."""
 
-        def exp64(x: Any) -> Any:
-            return math.exp(x)
-
-        return exp64
-
-    def exp32(x: Any) -> Any:
-        # e**x = 2**n e**r; n log 2 is taken off in two parts, the first of few bits (Cody and Waite)
-        x = min(max(x, _F(-87.0)), _F(88.0))
-        n = np.floor(x * _F(1.4426950408889634) + _F(0.5))
-        r = (x - n * _F(0.693359375)) - n * _F(-2.12194440e-4)
-        p = _F(1.9875691500e-4)
-        p = p * r + _F(1.3981999507e-3)
-        p = p * r + _F(8.3334519073e-3)
-        p = p * r + _F(4.1665795894e-2)
-        p = p * r + _F(1.6666665459e-1)
-        p = p * r + _F(5.0000001201e-1)
-        p = p * r * r + r + _F(1.0)
-        return p * _as_float(np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)))
-
-    return exp32
+    @_overload(function, jit_options=_EXACT_ORDER, strict=False)  # annotations may differ
+    def _choose(x: Any) -> Any:
+        return single if x == types.float32 else function
 
 
-@_overload(log, jit_options=_EXACT_ORDER)
-def _log(x: Any) -> Any:
-    if x != types.float32:
-
-        def log64(x: Any) -> Any:
-            return math.log(x)
-
-        return log64
-
-    def log32(x: Any) -> Any:
-        # x = 2**e m with m around 1
-        bits = _as_integer(x)
-        e = np.int32(np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23))
-        z = _as_float(np.int32(bits - np.int32(e << np.int32(23)))) - _F(1.0)
-        p = _F(7.0376836292e-2)
-        p = p * z + _F(-1.1514610310e-1)
-        p = p * z + _F(1.1676998740e-1)
-        p = p * z + _F(-1.2420140846e-1)
-        p = p * z + _F(1.4249322787e-1)
-        p = p * z + _F(-1.6668057665e-1)
-        p = p * z + _F(2.0000714765e-1)
-        p = p * z + _F(-2.4999993993e-1)
-        p = p * z + _F(3.3333331174e-1)
-        z2 = z * z
-        small = _F(e) * _F(-2.12194440e-4) + z * z2 * p - _F(0.5) * z2
-        return small + z + _F(e) * _F(0.693359375)
-
-    return log32
+def _exp32(x: Any) -> Any:
+    # e**x = 2**n e**r; n log 2 is taken off in two parts, the first of few bits (Cody and Waite)
+    x = min(max(x, _F(-87.0)), _F(88.0))
+    n = np.floor(x * _F(1.4426950408889634) + _F(0.5))
+    r = (x - n * _F(0.693359375)) - n * _F(-2.12194440e-4)
+    p = _F(1.9875691500e-4)
+    p = p * r + _F(1.3981999507e-3)
+    p = p * r + _F(8.3334519073e-3)
+    p = p * r + _F(4.1665795894e-2)
+    p = p * r + _F(1.6666665459e-1)
+    p = p * r + _F(5.0000001201e-1)
+    p = p * r * r + r + _F(1.0)
+    return p * _as_float(np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
-@_overload(log1p, jit_options=_EXACT_ORDER)
-def _log1p(x: Any) -> Any:
-    if x != types.float32:
+def _log32(x: Any) -> Any:
+    # x = 2**e m with m around 1
+    bits = _as_integer(x)
+    e = np.int32(np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23))
+    z = _as_float(np.int32(bits - np.int32(e << np.int32(23)))) - _F(1.0)
+    p = _F(7.0376836292e-2)
+    p = p * z + _F(-1.1514610310e-1)
+    p = p * z + _F(1.1676998740e-1)
+    p = p * z + _F(-1.2420140846e-1)
+    p = p * z + _F(1.4249322787e-1)
+    p = p * z + _F(-1.6668057665e-1)
+    p = p * z + _F(2.0000714765e-1)
+    p = p * z + _F(-2.4999993993e-1)
+    p = p * z + _F(3.3333331174e-1)
+    z2 = z * z
+    small = _F(e) * _F(-2.12194440e-4) + z * z2 * p - _F(0.5) * z2
+    return small + z + _F(e) * _F(0.693359375)
 
-        def log1p64(x: Any) -> Any:
-            return math.log1p(x)
 
-        return log1p64
+def _log1p32(x: Any) -> Any:
+    u = _F(1.0) + x
+    lost = x - (u - _F(1.0))  # what rounding to u took from x
+    return log(u) + lost / u
 
-    def log1p32(x: Any) -> Any:
-        u = _F(1.0) + x
-        lost = x - (u - _F(1.0))  # what rounding to u took from x
-        return log(u) + lost / u
 
-    return log1p32
+_in_float32(exp, _exp32)
+_in_float32(log, _log32)
+_in_float32(log1p, _log1p32)
 
 
 @_overload(load, jit_options=_INLINE)
