@@ -8,20 +8,17 @@ from typing import Annotated, Literal
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import with_options
+from totalvi.cli.options import Reading, that_reads, with_options
 from totalvi.errors import DataError
 
 COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}
 
 
+@that_reads
 def check(
     input: options.Input,
+    reading: Reading,
     raw: options.RawPath = None,
-    protein: options.ProteinPath = None,
-    genome: options.Genome = None,
-    hashtags: options.Hashtags = None,
-    controls: options.Controls = None,
-    cells_in: options.CellsIn = None,
     batch: options.Batch = None,
     panel: options.Panel = None,
     labels: options.Labels = None,
@@ -30,11 +27,6 @@ def check(
     continuous_covariate: options.ContinuousCovariates = None,
     allow_fractional: options.AllowFractional = False,
     keep_isotypes: options.KeepIsotypes = False,
-    rna_modality: options.RnaModality = "rna",
-    protein_modality: options.ProteinModality = "prot",
-    rna_layer: options.RnaLayer = None,
-    protein_layer: options.ProteinLayer = None,
-    protein_obsm: options.ProteinObsm = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what is in a file of counts.
@@ -48,27 +40,21 @@ def check(
       totalvi check cells.h5mu --batch donor --json
       totalvi check filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5
     """
-    from totalvi.data.columns import Columns
-    from totalvi.data.io.read import ReadOptions
     from totalvi.run.prepare import check_input
 
-    keys = Columns(
+    keys = reading.columns(
         batch_key=batch,
         panel_key=panel,
         labels_key=labels,
         size_factor_key=size_factor,
         categorical_covariate_keys=tuple(covariate or ()),
         continuous_covariate_keys=tuple(continuous_covariate or ()),
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        rna_layer=rna_layer,
-        protein_layer=protein_layer,
-        protein_expression_obsm_key=protein_obsm,
         allow_fractional=allow_fractional,
         isotype_controls=() if keep_isotypes else None,
     )
-    read_options = ReadOptions(protein, genome, hashtags, controls, cells_in)
-    findings = check_input(input, keys, read_options, options.raw_paths(raw), None)
+    findings = check_input(
+        input, keys, reading.options(), options.raw_paths(raw), reading.unmeasured
+    )
     findings = [finding._replace(message=with_options(finding.message)) for finding in findings]
     if as_json:
         listed = [finding._asdict() for finding in findings]
@@ -81,6 +67,7 @@ def check(
         raise typer.Exit(2)
 
 
+@that_reads
 def convert(
     input: Annotated[
         Path,
@@ -91,6 +78,7 @@ def convert(
             show_default=False,
         ),
     ],
+    reading: Reading,
     target: Annotated[
         Path | None,
         typer.Argument(
@@ -116,12 +104,7 @@ def convert(
         ),
     ] = None,
     allow_fractional: options.AllowFractional = False,
-    protein: options.ProteinPath = None,
-    rna_modality: options.RnaModality = "rna",
-    protein_modality: options.ProteinModality = "prot",
-    rna_layer: options.RnaLayer = None,
-    protein_layer: options.ProteinLayer = None,
-    protein_obsm: options.ProteinObsm = None,
+    batch: options.Batch = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Convert counts for training from disk, or a model to or from scvi-tools.
@@ -141,25 +124,17 @@ def convert(
     written = target or output
     assert written is not None
     if written.suffix == ".zarr":
-        from totalvi.data.columns import Columns
-        from totalvi.data.io.read import ReadOptions
-        from totalvi.run.convert import convert_counts
+        from totalvi.run.convert import write_store
 
         if to is not None or config is not None:
             raise DataError(f"--to and --config are for models, and {written} is to hold counts")
-        keys = Columns(
-            rna_modality=rna_modality,
-            protein_modality=protein_modality,
-            rna_layer=rna_layer,
-            protein_layer=protein_layer,
-            protein_expression_obsm_key=protein_obsm,
+        keys = reading.columns(batch_key=batch, allow_fractional=allow_fractional)
+        findings = write_store(
+            input, written, keys, reading.options(), reading.unmeasured, overwrite
         )
-        options_of_reading = ReadOptions(protein_path=protein)
-        typer.echo(
-            convert_counts(
-                input, written, keys=keys, options=options_of_reading, overwrite=overwrite
-            )
-        )
+        for finding in findings:
+            typer.echo(f"{finding.severity}: {with_options(finding.message)}")
+        typer.echo(written)
         return
     from totalvi.formats.model_folder import is_model
     from totalvi.formats.scvi_06 import read_config

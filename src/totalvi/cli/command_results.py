@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping, with_options
+from totalvi.cli.options import Reading, keeping, that_reads, with_options
+from totalvi.errors import DataWarning
 
 
 def explore(
@@ -93,6 +94,7 @@ def report(
     typer.echo(build_report(folder, output))
 
 
+@that_reads
 def map_cells(
     model: options.ModelPath,
     query: Annotated[
@@ -100,6 +102,7 @@ def map_cells(
         typer.Argument(metavar="QUERY", help="Raw counts of the new cells; RNA alone will do."),
     ],
     output: options.Output,
+    reading: Reading,
     reference: Annotated[
         Path | None,
         options.text(
@@ -149,13 +152,16 @@ def map_cells(
     with warnings.catch_warnings(record=True) as caught, keeping(output):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message="The (query|reference model) ")
+        warnings.filterwarnings("always", category=DataWarning)
         record = map_files(
             model,
             query,
             output,
             reference=reference,
             labels=labels,
-            batch_key=batch,
+            keys=reading.columns(batch_key=batch),
+            options=reading.options(),
+            unmeasured=reading.unmeasured,
             reference_batch=reference_batch,
             train=train,
             overwrite=overwrite,
@@ -163,13 +169,14 @@ def map_cells(
             checkpoint_every=timedelta(minutes=checkpoint_every),
         )
     for said in caught:
-        typer.echo(f"warning: {said.message}")
+        typer.echo(f"warning: {with_options(str(said.message))}")
     typer.echo(record["summary"])
     for note in record["notes"]:
         typer.echo(f"note: {with_options(note)}")
     typer.echo(f"written: {output}")
 
 
+@that_reads
 def impute(
     reference: Annotated[
         str,
@@ -186,13 +193,11 @@ def impute(
         ),
     ],
     output: options.Output,
+    reading: Reading,
     batch: Annotated[
         str | None,
         options.text("--batch", "KEY", "Column with the batches within REFERENCE or QUERY."),
     ] = None,
-    genome: options.Genome = None,
-    hashtags: options.Hashtags = None,
-    controls: options.Controls = None,
     genes: Annotated[
         int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
     ] = 4000,
@@ -228,9 +233,9 @@ def impute(
             query,
             output,
             batch_key=batch,
-            genome=genome,
-            hashtags=hashtags,
-            controls=controls,
+            **reading.arguments,
+            **reading.where,
+            unmeasured=reading.unmeasured,
             n_genes=genes,
             max_epochs=epochs,
             n_samples=samples,

@@ -29,7 +29,7 @@ from totalvi.data.io.features import (
     with_symbols,
 )
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
-from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key
+from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key, mudata_of
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import new_store, write_counts
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
@@ -75,6 +75,30 @@ def _declared(
         protein_layer=keys.protein_layer,
         protein_expression_obsm_key=keys.protein_expression_obsm_key,
     )
+
+
+def counts_in_x(data: MuData | AnnData, keys: Columns) -> MuData | AnnData:
+    """Return data that were read with the counts in ``X`` of modalities "rna" and "prot".
+
+    A layer that ``data`` lack is not asked for: the counts of one of two inputs may be in ``X``.
+    """
+    rna_modality, protein_modality = keys.rna_modality, keys.protein_modality
+    if not isinstance(data, MuData) or rna_modality not in data.mod:
+        return data
+    parts = {}
+    for name, adata in data.mod.items():
+        layer = {rna_modality: keys.rna_layer, protein_modality: keys.protein_layer}.get(name)
+        if layer == "raw" and "raw" not in adata.layers and adata.raw is not None:
+            raw_var = with_symbols(pd.DataFrame(adata.raw.var))
+            adata = AnnData(adata.raw.X, obs=adata.obs, var=raw_var, obsm=dict(adata.obsm))
+        elif layer is not None and layer in adata.layers:
+            adata = adata.copy()
+            adata.X = adata.layers.pop(layer)
+        new = {rna_modality: "rna", protein_modality: "prot"}.get(name, name)
+        parts[new] = adata
+    found = mudata_of(parts, data.obs)
+    found.uns.update(data.uns)
+    return found
 
 
 def open_input(

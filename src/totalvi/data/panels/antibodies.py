@@ -305,7 +305,7 @@ def _columns_by_batch(
     """Return the positions of the proteins that each batch did not measure."""
     if isinstance(unmeasured, str):
         if unmeasured != "zeros":
-            raise ValueError(
+            raise DataError(
                 f'unmeasured is {unmeasured!r}; allowed are "zeros", or names of proteins by batch.'
             )
         batches = pd.unique(batch)
@@ -316,16 +316,16 @@ def _columns_by_batch(
     found = []
     for name, proteins in unmeasured.items():
         if str(name) not in batch:
-            raise ValueError(
+            raise DataError(
                 f"unmeasured holds {name!r}; {did_you_mean(str(name), pd.unique(batch))}."
             )
         if isinstance(proteins, str):
-            raise ValueError(
+            raise DataError(
                 f'unmeasured[{name!r}] is {proteins!r}; allowed is a list: give ["{proteins}"].'
             )
         for wanted in proteins:
             if wanted not in names:
-                raise ValueError(f"unmeasured holds {wanted!r}; {did_you_mean(wanted, names)}.")
+                raise DataError(f"unmeasured holds {wanted!r}; {did_you_mean(wanted, names)}.")
         found.append((str(name), names.get_indexer(pd.Index(list(proteins), dtype=object))))
     return found
 
