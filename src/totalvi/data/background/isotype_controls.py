@@ -17,7 +17,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
 from totalvi.data.finding import Finding, did_you_mean, first_and_count, listed
-from totalvi.data.io.features import NO_ANTIBODY, are_controls
+from totalvi.data.io.features import UNMAPPED, are_controls
 from totalvi.data.panels.antibody_names import has_known_target
 from totalvi.errors import DataError, setting
 
@@ -202,9 +202,7 @@ def _some_cells(n_cells: int) -> np.ndarray:
 def _no_antibodies(source: CountSource, counts: np.ndarray | None) -> Iterator[Finding]:
     """Find rows named as no antibody is, and those that are the sum of the others."""
     names = source.protein_names
-    named = np.array(
-        [NO_ANTIBODY.fullmatch(name.strip()) is not None for name in names], dtype=bool
-    )
+    named = np.array([UNMAPPED.fullmatch(name.strip()) is not None for name in names], dtype=bool)
     sums = np.zeros(len(names), dtype=bool)
     if counts is not None and counts.shape[1] > 2:
         for others in (~np.zeros_like(named), ~named):
@@ -235,7 +233,7 @@ def _hashtags(source: CountSource, cells: np.ndarray, counts: np.ndarray) -> Ite
     columns = [
         i
         for i, name in enumerate(source.protein_names)
-        if not has_known_target(name) and not NO_ANTIBODY.fullmatch(name.strip())
+        if not has_known_target(name) and not UNMAPPED.fullmatch(name.strip())
     ]
     has = {column: _has_tag(counts[:, column]) for column in columns}
     tags = [column for column in columns if has[column] is not None][:_MOST_TAGS]

@@ -110,20 +110,26 @@ CONTROL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
+_OWNER = r"((adt|ab|antibody|prot|protein|tag|hto|hash) [ _.:|-]+)?"
+_COUNTED = r"(reads?|umis?|counts?|adts?|abs?|antibod(y|ies)|prot(eins?)?|tags?|features?)"
 # What counters and tables list beside the antibodies: reads of none, and totals.
-NO_ANTIBODY = re.compile(
-    r"""((adt|ab|antibody|prot|protein|tag|hto|hash) [ _.:|-]+)?
+UNMAPPED = re.compile(
+    rf"""{_OWNER}
         ( un[ _.-]?(mapped|assigned|aligned|matched|known|identified|determined|recogni[sz]ed)
         | (no|not)[ _.-]?(match(ed)?|map(ped)?|feature|hit|barcode|tag|assigned|aligned|antibody)
-        | bad[ _.-]?struct(ure)? | ambiguous | none | null | nan | others?
+        | bad[ _.-]?struct(ure)? | ambiguous | none | null | nan
         | __(no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique)
-        | (grand[ _.-]?)?total | sum | all
-        | (total|sum|all|num|number|n) [ _.-]? (of[ _.-]?)?
-          (reads?|umis?|counts?|adts?|abs?|antibod(y|ies)|prot(eins?)?|tags?|features?)
-          ([ _.-]?(counts?|umis?|reads?|adts?|abs?|antibod(y|ies)|prot(eins?)?|rna))?
-        | (reads?|umis?|counts?|adts?|antibod(y|ies)|proteins?) [ _.-]? (total|sum|unmapped)
+        | {_COUNTED} [ _.-]? unmapped
         )
         ([-_ ]total[ _-]?seq[ _-]?[abcd])?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+TOTAL = re.compile(
+    rf"""{_OWNER}
+        ( (grand[ _.-]?)?total | sum | all
+        | (total|sum|all|num|number|n) [ _.-]? (of[ _.-]?)? {_COUNTED} ([ _.-]?({_COUNTED}|rna))?
+        | {_COUNTED} [ _.-]? (total|sum)
+        )""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -172,19 +178,31 @@ def are_controls(var: pd.DataFrame, controls: str | Sequence[str] | None, where:
 
 
 def are_no_antibodies(
-    var: pd.DataFrame, leave_out: str | Sequence[str] | None, where: str
+    var: pd.DataFrame,
+    leave_out: str | Sequence[str] | None,
+    where: str,
+    counts: sparse.csr_matrix | None = None,
 ) -> np.ndarray:
     """Mark rows that are of no antibody: by whole names, or by the user's list or expression.
+
+    Those named as totals are, if their ``counts`` (cells x these rows) are as large as all others.
 
     Examples
     --------
     >>> are_no_antibodies(pd.DataFrame(index=["CD3", "unmapped", "total_reads"]), None, "x").tolist()
-    [False, True, True]
+    [False, True, False]
     """
-    if leave_out is None:
-        found = [NO_ANTIBODY.fullmatch(name.strip()) is not None for name in var.index.astype(str)]
-        return np.array(found, dtype=bool)
-    return _chosen(var, leave_out, NO_ANTIBODY, "leave_out", where)
+    if leave_out is not None:
+        return _chosen(var, leave_out, UNMAPPED, "leave_out", where)
+    names = [name.strip() for name in var.index.astype(str)]
+    found = np.array([UNMAPPED.fullmatch(name) is not None for name in names], dtype=bool)
+    totals = np.array([TOTAL.fullmatch(name) is not None for name in names], dtype=bool)
+    if counts is not None and totals.any() and len(names) > totals.sum() + found.sum() + 1:
+        others = np.asarray(counts[:, np.flatnonzero(~totals & ~found)].sum(axis=1)).ravel()
+        for column in np.flatnonzero(totals):
+            total = np.asarray(counts[:, [column]].sum(axis=1)).ravel()
+            found[column] = bool((total >= 0.9 * others)[others > 0].mean() > 0.9)
+    return found
 
 
 def marked_controls(control: pd.Series, where: str) -> np.ndarray:

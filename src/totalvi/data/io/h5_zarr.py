@@ -78,6 +78,7 @@ def read_zarr(path: Path) -> AnnData | MuData:
             return _checked(_what_can_be_read(group, error), path)
 
 
+READING = "reading"  # entry of uns: what reading changed or left out, by code
 UNREAD = "parts that cannot be read"  # entry of uns: why, for each of them
 
 
@@ -94,14 +95,21 @@ def _what_can_be_read(group: h5py.Group | zarr.Group, error: Exception) -> AnnDa
         counts = read_elem(group["X"]) if "X" in group else None
         lengths = {"layers": (len(obs), len(var)), "obsm": (len(obs),), "varm": (len(var),)}
         for place in ("layers", "obsm", "varm", "uns"):
-            parts[place] = {}
+            parts.setdefault(place, {})
             for name in group.get(place, {}):
                 try:
                     found = read_elem(group[place][name])
                     if place != "uns" and found.shape[: len(lengths[place])] != lengths[place]:
                         raise ValueError(f"it is {' x '.join(map(str, found.shape))}")
                     if isinstance(found, pd.DataFrame) and place == "obsm":
-                        found = found.set_axis(_rows_of_cells(found.index, obs.index), axis=0)
+                        rows = _rows_of_cells(found.index, obs.index)
+                        if not rows.equals(found.index.astype(str)):
+                            message = (
+                                f'The rows of obsm["{name}"] have numbers in place of names: they were '
+                                "taken as the cells, in their order."
+                            )
+                            parts["uns"] = {READING: {"rows_numbered": message}}
+                        found = found.set_axis(rows, axis=0)
                         found = found.loc[obs.index] if obs.index.is_unique else found
                     parts[place][name] = found
                 except Exception as fault:  # any library may fail on a part that nobody asked for

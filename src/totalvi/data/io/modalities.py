@@ -20,7 +20,7 @@ from totalvi.data.io.features import (
     are_no_antibodies,
     modalities_of,
 )
-from totalvi.data.io.h5_zarr import UNREAD
+from totalvi.data.io.h5_zarr import READING, UNREAD
 from totalvi.data.io.trust import counts_from
 from totalvi.errors import ReadError
 
@@ -37,7 +37,6 @@ PROTEIN_OBSM_KEYS = (
 
 NAME_IN_FILE = "name_in_file"  # column of var
 NO_ANTIBODY_MODALITY = "no_antibody"
-READING = "reading"  # entry of uns: what reading changed or left out, by code
 
 Names = str | Sequence[str] | None
 
@@ -65,7 +64,8 @@ def split_anndata(
     is_antibody = np.flatnonzero(modality == "prot")
     var = adata.var.iloc[is_antibody]
     tags = are_hashtags(var, rows.hashtags, where)
-    none = are_no_antibodies(var, rows.leave_out, where) & ~tags
+    counts = None if adata.X is None else adata.X[:, is_antibody]
+    none = are_no_antibodies(var, rows.leave_out, where, counts) & ~tags
     modality[is_antibody[tags]] = "hto"
     if not (none | tags).all():  # a file of nothing else is read as it is
         modality[is_antibody[none]] = NO_ANTIBODY_MODALITY
