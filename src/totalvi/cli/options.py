@@ -17,6 +17,7 @@ from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 if TYPE_CHECKING:
     from totalvi.data.columns import Columns
     from totalvi.data.io.read import ReadOptions
+    from totalvi.data.panels.antibodies import Unmeasured
 
 
 def a_number(value: float) -> float:
@@ -184,21 +185,15 @@ LeaveOut = Annotated[
 
 
 class Reading(NamedTuple):
-    """How a command was asked to read counts, as arguments of what reads them.
-
-    Attributes
-    ----------
-    arguments
-        Of `totalvi.data.io.read.ReadOptions`.
-    where
-        Of `totalvi.data.columns.Columns`.
-    unmeasured
-        As in `totalvi.declare_unmeasured`.
-    """
+    """How to read counts: arguments of `ReadOptions`, of `Columns` and of `declare_unmeasured`."""
 
     arguments: dict[str, Any]
     where: dict[str, Any]
     unmeasured: dict[str, list[str]] | Literal["zeros"] | None
+
+    def of(self, **columns: Any) -> "tuple[Columns, ReadOptions, Unmeasured | None]":
+        """Return where the counts are, how files are read, and what was not measured."""
+        return self.columns(**columns), self.options(), self.unmeasured
 
     def options(self) -> "ReadOptions":
         """Return how files are read."""
@@ -347,7 +342,7 @@ OPTIONS = {
     "protein_path": "--protein",
     "totalvi.declare_unmeasured": "--unmeasured",
     "unmeasured=": "--unmeasured ",
-    "leave_out=": "--leave-out ",
+    "leave_out": "--leave-out",
     "n_ubiquitous": "--ubiquitous",
     "median_foreground_factor": "--foreground-factor",
     "n_empty": "--empty",

@@ -249,7 +249,7 @@ def _pairs_of_lanes(
         rivals = shared[
             (shared.index.get_level_values(0) == lane) ^ (shared.index.get_level_values(1) == other)
         ]
-        alone = rivals.empty or n >= 3 * rivals.max()
+        alone = rivals.empty or n >= 2 * rivals.max()
         if alone and _is_enough(int(n), int(sizes[lane]), int(sizes_of_others[other])):
             partner[lane] = other
     kept = both[both["lane_x"].map(partner) == both["lane_y"]].sort_values("place_x")

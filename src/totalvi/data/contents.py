@@ -151,7 +151,10 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
     """Return the message that there are no proteins, and where they may be."""
     found = likely_proteins(data, columns)
     if found:
-        return f"There are no proteins at all, but {_in_words(found)}."
+        name = columns.protein_modality
+        asked = isinstance(data, MuData) and name != "prot" and name not in data.mod
+        where = f' (no modality "{name}" is there)' if asked else ""
+        return f"There are no proteins at all{where}, but {_in_words(found)}."
     if isinstance(data, MuData) and len(data.mod) > 1:
         name = columns.protein_modality
         missing = (

@@ -26,7 +26,7 @@ from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
 from totalvi.processes import first_alone, launch, this_process
 from totalvi.progress import Steps
-from totalvi.run.convert import counts_in_x, open_input, read_input
+from totalvi.run.convert import AS_IS, Reading, counts_in_x, open_input, read_input
 from totalvi.run.folder import (
     MODEL,
     checkpoint_of,
@@ -36,9 +36,6 @@ from totalvi.run.folder import (
 )
 from totalvi.run.pipeline import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
-
-Reading = tuple[Columns, ReadOptions, Unmeasured | None]
-AS_IS: Reading = (Columns(), ReadOptions(), None)
 
 
 class Trained(NamedTuple):
@@ -292,7 +289,6 @@ def compare(
     batch_correction: bool = False,
     seed: int = 0,
     overwrite: bool = False,
-    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Write the table of `Model.differential_expression` as .csv.
 
@@ -312,7 +308,6 @@ def compare(
             fdr_target=fdr_target,
             batch_correction=batch_correction,
             seed=seed,
-            progress=progress,
         )
         table.to_csv(staged, index_label="name")
     return table

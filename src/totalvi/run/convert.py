@@ -35,6 +35,10 @@ from totalvi.data.io.write_zarr import new_store, write_counts
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
 from totalvi.run.folder import refuse_input_in_output
 
+Reading = tuple[Columns, ReadOptions, Unmeasured | None]
+"""Where counts are, how files are read, and what was not measured."""
+AS_IS: Reading = (Columns(), ReadOptions(), None)
+
 
 def read_input(
     given: str | Path | MuData | AnnData,
@@ -230,7 +234,7 @@ OF_FITS = TRAINING_ONLY | {"cell_without_rna", "protein_all_zero"}
 
 def write_the_rest(store: Path, data: MuData | AnnData, keys: Columns, kept: np.ndarray) -> None:
     """Write embeddings, coordinates and unstructured annotation of the cells that are kept."""
-    root = zarr.open_group(store, mode="r+")
+    root = zarr.open_group(store, mode="r+", use_consolidated=False)
     cells = None
     for owner, obsm, uns in beside_counts(data, keys, np.flatnonzero(kept)):
         place = f"mod/{owner}/" if owner else ""
@@ -246,7 +250,7 @@ def write_the_rest(store: Path, data: MuData | AnnData, keys: Columns, kept: np.
 
 def _write_layers(store: Path, source: CountSource, data: MuData | AnnData, keys: Columns) -> None:
     """Write the layers that are not the counts, and X where it is not, beside the counts."""
-    root = zarr.open_group(store, mode="r+")
+    root = zarr.open_group(store, mode="r+", use_consolidated=False)
     for name, layer, n_features in (
         ("rna", keys.rna_layer, source.rna.shape[1]),
         ("prot", keys.protein_layer, source.protein.shape[1]),

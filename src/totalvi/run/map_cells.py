@@ -19,7 +19,7 @@ from totalvi.formats.model_folder import is_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
 from totalvi.progress import Steps
-from totalvi.run.convert import read_input
+from totalvi.run.convert import AS_IS, Reading, read_input
 from totalvi.run.folder import (
     CLUSTER_COLUMN,
     MODEL,
@@ -63,9 +63,7 @@ def map_files(
     *,
     reference: Path | None = None,
     labels: str | None = None,
-    keys: Columns | None = None,
-    options: ReadOptions | None = None,
-    unmeasured: Unmeasured | None = None,
+    reading: Reading = AS_IS,
     reference_batch: str | None = None,
     train: bool = False,
     overwrite: bool = False,
@@ -88,10 +86,9 @@ def map_files(
         unlike the reference cells are.
     labels
         Column of the reference's ``obs``. None: ``leiden_totalvi``, if it is there.
-    keys, options
-        Where the counts and batches of the query are, and how it is read.
-    unmeasured
-        Proteins that a batch of the query did not measure; see `totalvi.declare_unmeasured`.
+    reading
+        Where the counts and batches of the query are, how it is read, and what its batches did not
+        measure.
     reference_batch, train
         As in `Model.map_query`.
     overwrite, resume, checkpoint_every
@@ -112,9 +109,9 @@ def map_files(
             query_path=query_path,
             reference=reference,
             labels=labels,
-            reading=options or ReadOptions(),
-            keys=keys or Columns(),
-            unmeasured=unmeasured,
+            keys=reading[0],
+            reading=reading[1],
+            unmeasured=reading[2],
             reference_batch=reference_batch,
             train=train,
             writing=WriteOptions(output, overwrite, resume, checkpoint_every),

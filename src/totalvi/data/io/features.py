@@ -74,6 +74,11 @@ def modalities_of(var: pd.DataFrame) -> np.ndarray:
     return modality
 
 
+def has_types(var: pd.DataFrame) -> bool:
+    """Whether a column says what the features are."""
+    return _type_column(var) is not None
+
+
 def _type_column(var: pd.DataFrame) -> str | None:
     """Return the column with the types of the features: one that has genes and antibodies, if any."""
     usual = "feature_types"

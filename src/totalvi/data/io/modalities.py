@@ -18,6 +18,7 @@ from totalvi.data.io.features import (
     are_controls,
     are_hashtags,
     are_no_antibodies,
+    has_types,
     modalities_of,
 )
 from totalvi.data.io.h5_zarr import READING, UNREAD
@@ -163,7 +164,7 @@ def split_proteins(proteins: AnnData, rows: Rows, where: str) -> dict[str, AnnDa
     """Split a file that is read for its proteins: all are antibodies if none is said to be one."""
     modality = modalities_of(proteins.var)
     is_antibody = np.isin(modality, ("prot", "hto"))
-    if not is_antibody.any():
+    if not (has_types(proteins.var) and is_antibody.any()):
         modality = np.full(proteins.n_vars, "prot", dtype=object)
     elif not is_antibody.all():
         others = listed(dict.fromkeys(map(str, modality[~is_antibody])))

@@ -274,7 +274,9 @@ def matrix_files(folder: Path) -> list[Path]:
 
 def _matrices(folder: Path) -> list[Path]:
     found = {p.name.removesuffix(".gz"): p for p in folder.glob("*matrix.mtx*") if p.is_file()}
-    return [p for name, p in sorted(found.items()) if name.endswith("matrix.mtx")]
+    of_others = {layout.matrix for layout in LAYOUTS}
+    own = {name: path for name, path in found.items() if name not in of_others}
+    return [path for name, path in sorted(own.items()) if name.endswith("matrix.mtx")]
 
 
 def _read_triple(folder: Path, prefix: str) -> AnnData:

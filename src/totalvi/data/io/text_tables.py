@@ -24,7 +24,6 @@ BARCODE = re.compile(r"[ACGTN]{8,}")
 LONGEST_LINE = 2**28  # bytes: of five million cells in columns, the names take half
 LARGEST_TEXT_RATIO = 300  # of lists of names and of entries, which gzip packs to a fourth
 VALUES_PER_CHUNK = 20_000_000
-_RANK = {",": 3, ";": 2, " ": 1}  # of delimiters that a first line without a tab may have
 MISSING = ["", "NA", "NaN", "nan", "N/A"]
 
 
@@ -197,9 +196,9 @@ def _header(path: Path) -> tuple[int, str, list[str]]:
             line = file.readline(LONGEST_LINE)
         if len(line) == LONGEST_LINE:
             raise ReadError(f"{path} has a first line without end: write the table again")
-        delimiter = (
-            "\t" if "\t" in line else max(",; ", key=lambda mark: (mark in line) * _RANK[mark])
-        )
+        delimiter = "\t" if "\t" in line else max(",;", key=line.count)
+        if delimiter not in line and " " in line.strip():
+            delimiter = " "  # as R writes tables by default
         header = next(csv.reader([line], delimiter=delimiter), [])
         first = next(csv.reader(file, delimiter=delimiter), [])
     # A last field left empty is a stray delimiter: R, which leaves out the corner, writes NA.
