@@ -98,7 +98,7 @@ def replaced(make: Callable[[mudata.MuData], mudata.MuData]) -> Build:
     return build
 
 
-def of_other_cells(protein: AnnData) -> AnnData:
+def of_other_cells(protein: anndata.AnnData) -> anndata.AnnData:
     protein = protein.copy()
     names = list(protein.obs_names)
     protein.obs_names = [*names[:10], *(f"other{i}" for i in range(len(names) - 10))]
