@@ -1,16 +1,16 @@
-"""What a fit costs by cell, gene, count, protein, weight and process: a model, and its check.
+"""Measure the cost of a fit by cell, gene, count, protein, weight and process; check the formula.
 
-    python benchmarks/costs.py            # some 6 minutes, on a machine with nothing else to do
-    python benchmarks/costs.py --quick    # a few sizes, for a look
+    python benchmarks/costs.py            # some 6 minutes, on a machine that does nothing else
+    python benchmarks/costs.py --quick    # a few sizes only
 
-Training steps of a grid of sizes are timed, with one thread, and the seconds of a step are explained,
-by non-negative least squares of relative errors, by what a step does:
+The script times training steps of a grid of sizes with one thread. It fits this formula to the
+seconds of a step, by non-negative least squares of relative errors:
 
     step = a + b cells + c cells x genes + d non-zero counts + e cells x proteins + f weights
 
-The grid leaves out the sizes of the check, whose times the model then predicts. Further rows: a second
-thread; and processes, which share each minibatch, against one, with the bytes that each sends a step.
-Results go to benchmarks/results/costs.json and costs.md.
+The grid leaves out the sizes of the check, whose times the formula then predicts. Further rows
+measure a second thread, and compare processes that share each minibatch with one process, with the
+bytes that each sends per step. Results go to benchmarks/results/costs.json and costs.md.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def table(found: dict[str, Any]) -> list[str]:
     lines += [f"| {term} | {value:.2e} |" for term, value in found["seconds"].items()]
     lines += [
         "",
-        f"Over the grid it is off by {100 * found['median_error']:.0f} % in the median, "
+        f"The error over the grid is {100 * found['median_error']:.0f} % in the median, "
         f"{100 * found['largest_error']:.0f} % at most.",
         "",
         "| genes | density | proteins | cells a step | measured, ms | predicted | two threads |",

@@ -1,10 +1,10 @@
-"""Whether empty droplets make the estimated background better, on simulated cells of known background.
+"""Measure how empty droplets improve the estimated background, on cells with a simulated background.
 
 ``python benchmarks/empty_droplets.py`` writes ``benchmarks/results/empty_droplets.json`` and ``.md``.
 
-The error of a protein is ``|log mean_n E[beta_nt] - log mean_n beta_nt|``: of its background mean over
-cells. The error of a cell and protein is ``|log E[beta_nt] - log beta_nt|``; the floor is that of
-knowing each protein's distribution and nothing of the cell.
+The error of a protein is ``|log mean_n E[beta_nt] - log mean_n beta_nt|``, for its background mean
+over cells. The error of a cell and protein is ``|log E[beta_nt] - log beta_nt|``. Its floor is the
+error of an estimate from each protein's distribution alone, without the cell.
 """
 
 import json
@@ -73,10 +73,11 @@ def as_text(found: dict) -> str:
         "# Background from empty droplets",
         "",
         f"`python benchmarks/empty_droplets.py`: {CELLS['n_cells']:,} simulated cells, "
-        f"{CELLS['n_proteins']} proteins (2 isotype controls, kept out), 2,000 empty droplets with 0.4 "
-        "of a cell's background and a deviation by protein of 0.1, besides debris and blank barcodes; "
-        f"{EPOCHS} epochs. Errors of the log background mean: by protein (over cells), and by cell and "
-        "protein, whose floor is what a cell's background varies by.",
+        f"{CELLS['n_proteins']} proteins (2 isotype controls, excluded from the model), 2,000 empty "
+        "droplets with 0.4 of a cell's background and a deviation of 0.1 between proteins, and debris "
+        f"and blank barcodes; {EPOCHS} epochs. The errors are those of the log background mean: of a "
+        "protein (over cells), and of a cell and protein. The floor of the second is the variation "
+        "of a cell's background.",
         "",
     ]
     for name, runs in found.items():
@@ -96,7 +97,8 @@ def as_text(found: dict) -> str:
             label: sum(run[label]["protein_error"] for run in runs) for label in ("without", "with")
         }
         ratio = sums["with"] / sums["without"]
-        lines += ["", f"Protein error with droplets, of that without: {ratio:.2f}.", ""]
+        said = f"Protein error with droplets, divided by the error without: {ratio:.2f}."
+        lines += ["", said, ""]
     return "\n".join(lines[:-1]) + "\n"
 
 

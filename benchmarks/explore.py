@@ -1,13 +1,13 @@
-"""Time what people wait for in the explorer, on 100,000 simulated cells.
+"""Time the responses of the explorer, on 100,000 simulated cells.
 
     python benchmarks/explore.py [--cells 100000] [--genes 2000] [--folder DIR]
 
-DIR, made unless it is there, holds what the explorer reads of a run; its model is trained for one epoch
-on 5,000 of the cells, as the time of a question does not depend on the fit, and its map is two latent
-dimensions. "gate" is the whole answer on the server: membership, counts, and the images of both plots.
-"start" is what happens in the background before the first comparison. Seconds are of the wall clock and
-of the processor, all threads together, which tells a busy machine from a slow program. Writes
-`results/explore.md`.
+DIR is created if necessary and holds the files that the explorer reads of a run. Its model is
+trained for one epoch on 5,000 of the cells, because the time of a query does not depend on the fit.
+Its map is two latent dimensions. "gate" is the whole response of the server: membership, counts,
+and the images of both plots. "start" is the work in the background before the first comparison. The
+table has wall-clock and processor seconds of all threads, which distinguishes a busy machine from a
+slow program. Writes `results/explore.md`.
 """
 
 import argparse
@@ -104,9 +104,9 @@ def report(n_cells: int, n_genes: int, rows: list[tuple[str, float, float]]) -> 
     lines = [f"| {what} | {wall:.2f} | {cpu:.2f} |" for what, wall, cpu in rows]
     head = [
         "# Explorer", "",
-        f"`python benchmarks/explore.py --cells {n_cells} --genes {n_genes}`. The bars: a gate within "
-        "0.5 s, a comparison within 10 s, on 2 cores.", "",
-        "| what | seconds | of the processor |", "|---|---|---|",
+        f"`python benchmarks/explore.py --cells {n_cells} --genes {n_genes}`. The goals are 0.5 s "
+        "for a gate and 10 s for a comparison, on 2 cores.", "",
+        "| what | seconds | processor seconds |", "|---|---|---|",
     ]  # fmt: skip
     return "\n".join([*head, *lines, ""])
 

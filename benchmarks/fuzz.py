@@ -1,11 +1,12 @@
-"""Read tens of thousands of damaged and hostile files, and count how the readings end.
+"""Read tens of thousands of damaged and hostile files, and count the outcomes.
 
     python benchmarks/fuzz.py --files 22000
 
-Every file is a small good one, damaged by a seed (tests/fuzzing): cut short, with bits flipped, bytes
-moved, hostile numbers, types, names, links and sizes. It is read in a process of its own, limited in
-time and memory. Results go to benchmarks/results/fuzz.json and fuzz.md; `--reader NAME` reads those of
-one reader again, and `--reader NAME --index N` tells of one file.
+Every file is a small valid one, damaged at random with a seed (tests/fuzzing): cut short, with
+flipped bits or moved bytes, or with hostile numbers, types, names, links and sizes. A separate
+process with limited time and memory reads it. Results go to benchmarks/results/fuzz.json and
+fuzz.md. `--reader NAME` reads the files of one reader again, and `--reader NAME --index N` reports
+on one file.
 """
 
 import argparse
@@ -31,13 +32,14 @@ SHARES = {
 }  # fmt: skip
 ENDINGS = ("refused", "right", "undetectable", *FAULTS)
 EXPLAINED = """
-- refused: an error of totalvi that names the file. right: counts, names and batches (of a model:
-  weights, schema and options) are those of the undamaged file.
-- undetectable: the file is whole and says what was read (an independent parser of text agrees), or is
-  read rightly once values that lie in blocks without a checksum are restored. HDF5 without compression,
-  zarr and torch's older format protect no values.
-- faults: another number or name than the file's (wrong), an error not of totalvi, more than 600 MB of
-  memory for a few kilobytes, a file changed or written, more than 30 s, or the end of the process.
+- refused: totalvi raises an error that names the file.
+- right: counts, names and batches (of a model: weights, schema and options) are those of the undamaged
+  file.
+- undetectable: the file is complete and contains what was read (an independent parser of text agrees),
+  or it is read correctly once values in blocks without a checksum are restored. HDF5 without
+  compression, zarr and torch's older format do not protect values.
+- faults: a number or name that differs from the file (wrong), an error that is not totalvi's, more than
+  600 MB of memory for a few kilobytes, a file changed or written, more than 30 s, or a crash.
 """
 
 

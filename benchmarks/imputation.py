@@ -1,13 +1,14 @@
-"""Measure how well proteins that were not measured are predicted.
+"""Measure how accurately unmeasured proteins are predicted.
 
     python benchmarks/imputation.py --data pbmc10k.h5mu --seeds 0 1 2
 
-The proteins of a random 40 % of the cells are hidden, which become a batch of their own without
-proteins. A default fit then predicts them as if the cells came from the other batch. Reported are, over
-the hidden cells and averaged over proteins, the Pearson correlation of log(1 + count) and the root mean
-squared error (RMSE) of log(1 + count), for two predictions: the log of the denoised mean
+The script hides the proteins of a random 40 % of the cells, which become a batch without proteins.
+A default fit then predicts them as if the cells came from the other batch. The table shows the
+Pearson correlation and the root mean squared error (RMSE) of log(1 + count), over the hidden cells
+and averaged over proteins. There are two predictions: the log of the denoised mean
 (`get_normalized_expression`, 25 samples), and the predictive mean of log(1 + count)
-(`impute_proteins(...).log1p`, 200 samples). Results go to benchmarks/results/imputation.json and .md.
+(`impute_proteins(...).log1p`, 200 samples). Results go to benchmarks/results/imputation.json and
+.md.
 """
 
 import argparse

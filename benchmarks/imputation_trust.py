@@ -1,12 +1,12 @@
-"""Measure whether imputed proteins can be trusted as far as the model says.
+"""Measure whether the model reports the reliability of imputed proteins correctly.
 
     python benchmarks/imputation_trust.py --data pbmc10k.h5mu --seeds 0 1 2
 
-Proteins are hidden as in `imputation.py`. The reliability that the model finds for each protein, in
-cells it held out, is compared with the truth in the cells whose proteins were hidden: the correlation
-over proteins, and the mean absolute difference. Coverage is the share of hidden counts in the 90 %
-intervals, averaged over proteins, with the lowest and highest protein. Results go to
-benchmarks/results/imputation_trust.md.
+Proteins are hidden as in `imputation.py`. The model measures the reliability of each protein in
+held-out cells. The script compares it with the truth in the cells whose proteins were hidden, by
+the correlation over proteins and the mean absolute difference. Coverage is the share of hidden
+counts in the 90 % intervals, averaged over proteins, with the lowest and highest protein. Results
+go to benchmarks/results/imputation_trust.md.
 """
 
 import argparse

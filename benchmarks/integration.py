@@ -1,15 +1,16 @@
-"""Measure how well batches are mixed and cell types kept apart.
+"""Measure the mixing of batches and the separation of cell types.
 
     python benchmarks/integration.py --scib-python /path/to/python
 
-Two cases: the two donors of a bone marrow data set, with known cell types; and PBMC10k with PBMC5k, of
-which the second has RNA alone. Each is embedded by a default fit and, uncorrected, by the first 20
-principal components of log-normalised RNA. The scores are those of scib-metrics, taken by the
-interpreter named, which needs only that package. Results go to benchmarks/results/integration.md.
+There are two cases: the two donors of a bone marrow data set, with known cell types; and PBMC10k
+with PBMC5k, which has RNA alone. Each is embedded by a default fit and, uncorrected, by the first
+20 principal components of log-normalised RNA. The scores are those of scib-metrics. The named
+interpreter computes them and needs only that package. Results go to
+benchmarks/results/integration.md.
 
-PBMC have no known types. Their labels are the clusters of each batch by itself (k-means of its own
-principal components of RNA, 12 clusters), and conservation is scored in each batch and averaged; that
-favours the principal components, of which the labels were made.
+The types of PBMC are unknown. Their labels are the clusters of each batch (k-means of its own principal
+components of RNA, 12 clusters), and conservation is scored in each batch and averaged. This favours the
+principal components, from which the labels were computed.
 """
 
 import argparse

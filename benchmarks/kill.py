@@ -1,12 +1,13 @@
-"""Kill `totalvi run` and `Model.save` with SIGKILL at random moments, and see that nothing is lost.
+"""Kill `totalvi run` and `Model.save` with SIGKILL at random moments, and check that nothing is lost.
 
-Each victim is a process of its own that runs the command line as it is; it is forked from one which
-has loaded and compiled everything, so that a hundred of them take minutes and not hours. What a fork
-would share with its siblings is made its own: a victim that dies with the lock of the progress bars,
-a semaphore between processes, would stop all that come after it. After each kill the
-checkpoint, the results and the model must each be absent as before or whole; runs are killed and
-resumed several times, and then resumed to the end, where weights, history and latent space must be
-those of an uninterrupted run.
+Each victim is a separate process that runs the unchanged command line. It is forked from a process
+that has loaded and compiled everything, so that a hundred of them take minutes and not hours. Each
+fork gets its own copy of objects that it would share with its siblings. Otherwise, a victim that
+dies with the lock of the progress bars, a semaphore between processes, would block all later ones.
+
+After each kill, the checkpoint, the results and the model must each be complete, or absent as
+before. Runs are killed and resumed several times, and then resumed to the end. Their weights,
+history and latent space must then be those of an uninterrupted run.
 
 ``python benchmarks/kill.py --kills 100`` writes ``benchmarks/results/kill.md``, or fails on a loss.
 """
@@ -263,9 +264,9 @@ def main() -> None:
         "",
         f"`python benchmarks/kill.py --kills {options.kills} --seed {options.seed}`, totalvi "
         f"{totalvi.__version__}, {time.monotonic() - started:.0f} s on {os.cpu_count()} cores. "
-        "After each kill the checkpoint and the results were absent as before, or whole; "
-        f"{n_completed} runs, killed up to 5 times each, were resumed to the end, and had the weights, "
-        "history and latent space of an uninterrupted run, bit for bit, and a report.",
+        "After each kill, the checkpoint and the results were complete, or absent as before. "
+        f"{n_completed} runs, killed up to 5 times each, were resumed to the end. They had a report, "
+        "and the weights, history and latent space of an uninterrupted run, bit for bit.",
         "",
         "| killed while | times | losses |",
         "|---|---|---|",

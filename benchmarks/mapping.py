@@ -1,14 +1,19 @@
-"""Measure how well new cells are laid on a reference.
+"""Measure the accuracy of mapping new cells on a reference.
 
     python benchmarks/mapping.py --data pbmc10k.h5mu --rna pbmc5k_rna.h5ad
 
-A random half of the cells is mapped on a model fitted to the other half, with and without
-surgery, with proteins and with RNA alone. Labels are of no model, and favour neither side: those
-of marker proteins, and Leiden clusters of principal components of both modalities. Reported are the
-share of mapped cells whose 15 nearest reference cells vote for their own label, beside the same in
-a joint fit of all cells; calibration of transferred labels; and how well cells of a type that was
-left out of the reference are told from the others by their unlikeness. Then `rna` is mapped on all
-of `data`, and its proteins are imputed. Results go to benchmarks/results/mapping.json and .md.
+A random half of the cells is mapped on a model fitted to the other half, with and without surgery,
+with proteins and with RNA alone. The labels do not come from a model and favour neither side: they
+are types by marker proteins, and Leiden clusters of principal components of both modalities. The
+tables show
+
+- the share of mapped cells whose 15 nearest reference cells vote for their own label, beside the
+  same in a joint fit of all cells;
+- the calibration of transferred labels;
+- how well unlikeness distinguishes cells of a type that was left out of the reference.
+
+Then `rna` is mapped on all of `data`, and its proteins are imputed. Results go to
+benchmarks/results/mapping.json and .md.
 """
 
 import argparse

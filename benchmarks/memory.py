@@ -1,17 +1,18 @@
-"""Measure how much memory queries add, each in a process of its own.
+"""Measure how much memory queries add, each in a separate process.
 
     python benchmarks/memory.py --data pbmc10k.h5mu
     python benchmarks/memory.py --only disk
 
-- memory: denoised expression of the data at 100 posterior samples, as data frames. Reported is by how
-  much the peak of the process rose during the query, as a multiple of the size of its answer.
+- memory: denoised expression of the data with 100 posterior samples, as data frames. The result is
+  the rise of the peak memory of the process during the query, as a multiple of the size of its
+  result.
 - disk: denoised expression of 500,000 simulated cells with 1,000 genes, 5 % of whose counts are above
-  zero, to a zarr store, by a small model fitted to 2,000 of them. Reported is the peak of the process
-  while it was asked, counts and all.
+  zero, to a zarr store, by a small model fitted to 2,000 of them. The result is the peak memory of the
+  process during the query, including the counts.
 
-The fits are short: what is held depends on the sizes, not on the weights. A first query of a few
-cells loads and compiles what every query shares. Results go to benchmarks/results/memory.json and
-memory.md.
+The fits are short, because memory depends on the sizes and not on the weights. A first query of a
+few cells loads and compiles the code that all queries share. Results go to
+benchmarks/results/memory.json and memory.md.
 """
 
 import argparse

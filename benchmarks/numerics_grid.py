@@ -1,11 +1,11 @@
-"""Fit tiny networks to extreme data of every kind, and look for any number that is not finite.
+"""Fit tiny networks to extreme data of every kind, and find numbers that are not finite.
 
     python benchmarks/numerics_grid.py
 
-Each configuration pairs one kind of extreme counts with one kind of network and fit. It passes when it
-is refused by a sentence (DataError), stops with a TrainingError and then answers no query, or ends with
-a finite history, weights and answers. Results go to benchmarks/results/numerics_grid.json and
-numerics_grid.md.
+Each configuration pairs one kind of extreme counts with one kind of network and fit. It passes in
+three cases: the counts are refused with a DataError; the fit stops with a TrainingError, and the
+model then refuses all queries; or history, weights and results are finite. Results go to
+benchmarks/results/numerics_grid.json and numerics_grid.md.
 """
 
 import argparse

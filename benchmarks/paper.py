@@ -1,19 +1,20 @@
-"""Measure posterior predictive counts of held-out cells as the paper of totalVI does.
+"""Measure posterior predictive counts of held-out cells as the totalVI paper does.
 
     python benchmarks/paper.py --data pbmc10k.h5mu --seeds 0
 
-Default fits on the paper's split: 80 % of the cells to train on, 5 % to validate on, 15 % held out.
-For each held-out cell 150 counts are drawn given the cell's own counts. Reported are
+Fits have default options and use the paper's split: 80 % of the cells train, 5 % validate, 15 % are
+held out. For each held-out cell 150 counts are drawn given the cell's own counts. The table shows
 
 - MAE: |count - mean of the 150|, averaged over held-out cells and features;
-- coverage at 99 %: share of held-out counts between the 0.5 % and 99.5 % quantiles of the 150, both
-  inside; the squared error is (that share - 0.99)^2;
-- the same with ties broken at random, which is 0.99 when the model is true; see
+- coverage at 99 %: the share of held-out counts from the 0.5 % to the 99.5 % quantile of the 150; the
+  squared error is (that share - 0.99)^2;
+- the same with ties broken at random, which is 0.99 if the model is true; see
   `totalvi.posterior.predictive_checks.PredictiveCheck`;
-- CV MAE: |CV observed - CV predicted|, averaged over the features with a count above zero, where CV is
-  the standard deviation / mean over the cells, and that predicted the average over 50 samples. It is
-  taken over the cells trained on. Over the held-out ones the CV of rare genes is mostly chance: the
-  last row is what a sample from the model itself scores in place of the observed counts.
+- CV MAE: |CV observed - CV predicted|, averaged over the features with a count above zero. CV is
+  the standard deviation / mean over the cells; the predicted CV is the average over 50 samples. It
+  is computed over the training cells. Over the held-out cells, the CV of rare genes is mostly
+  chance: the last row is the score of a sample from the model itself instead of the observed
+  counts.
 
 Results go to benchmarks/results/paper.json and paper.md.
 """

@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py --data pbmc10k.h5mu --seeds 0 1 2
 
-The loss is that of the paper's objective (minus the ELBO), in nats by cell, averaged over the
-10 % of cells held out. Results go to benchmarks/results/quality.json and quality.md.
+The loss is that of the paper's objective (minus the ELBO), in nats per cell, averaged over the 10 %
+of cells that are held out. Results go to benchmarks/results/quality.json and quality.md.
 """
 
 import argparse

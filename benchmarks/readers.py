@@ -4,10 +4,10 @@
     PEER/bin/python benchmarks/readers.py CELLS.zarr annbatch [--zarrs]     # Python 3.12, annbatch
     PEER/bin/python benchmarks/readers.py CELLS.zarr scdataset [--zarrs]    # scDataset
 
-`totalvi convert` or `totalvi simulate -o CELLS.zarr` writes the store. Each reads the RNA counts of all
-cells once in minibatches of 256 that are mixed from blocks of 1,024 cells, 64 blocks in memory, and
-does nothing with them. ``--zarrs`` takes the codecs of zarrs-python. Prints microseconds a cell: of the
-clock, and of processors.
+`totalvi convert` or `totalvi simulate -o CELLS.zarr` writes the store. Each reader reads the RNA
+counts of all cells once, in minibatches of 256 that are mixed from blocks of 1,024 cells, with 64
+blocks in memory. ``--zarrs`` uses the codecs of zarrs-python. Prints microseconds a cell, by wall
+clock and by processor.
 """
 
 import argparse

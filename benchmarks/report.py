@@ -1,8 +1,8 @@
-"""How long the reports of runs take to build, and how large they are.
+"""Time how long the reports of runs take to build, and measure their size.
 
     python benchmarks/report.py FOLDER_OF_A_RUN... [--write]
 
-Each is built three times. With --write the table goes to results/report.md.
+Each report is built three times. With --write the table goes to results/report.md.
 """
 
 import argparse
@@ -33,10 +33,10 @@ def main() -> None:
         load = f"{os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
         head = (
             "# Building report.html\n\n"
-            f"`python benchmarks/report.py FOLDER... --write`, totalvi {version('totalvi')}: best of "
-            "three builds from the folder of a\nrun, and the size of the file. Load average "
-            f"of the machine meanwhile: {load}. To hold: PBMC10k below 20 s;\nbelow 10 MB at "
-            "10,000 cells.\n\n"
+            f"`python benchmarks/report.py FOLDER... --write`, totalvi {version('totalvi')}: the "
+            "best of three builds from the folder of a\nrun, and the size of the file. The load "
+            f"average of the machine was {load}. The goals are less than 20 s\nfor PBMC10k and less "
+            "than 10 MB for 10,000 cells.\n\n"
         )
         RESULT.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 

@@ -2,9 +2,9 @@
 
     python benchmarks/rna_protein.py --data pbmc10k.h5mu --seed 0
 
-The table gives the Spearman correlation of each matched gene and protein over cells: of counts (RNA
-divided by the cell's total), of samples around the denoised means, and of the same samples with the
-genes of another cell beside each cell's proteins, the control. Results go to
+The table shows the Spearman correlation of each matched gene and protein over cells: of counts (RNA
+divided by the cell's total), and of samples around the denoised means. The control is the same
+samples, with the genes of another cell beside each cell's proteins. Results go to
 benchmarks/results/rna_protein.json and rna_protein.md, the figure to docs/images/rna_protein.png.
 """
 

@@ -1,4 +1,4 @@
-"""The command line: what each command writes, and its options."""
+"""Digests of the command line: the output of each command, and its options."""
 
 import contextlib
 import io

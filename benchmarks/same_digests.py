@@ -1,7 +1,7 @@
-"""Digests of whatever totalvi returns or writes, in which the type and each bit of a number counts.
+"""Digests of all results and files of totalvi, which cover the type and each bit of a number.
 
-`digests` takes an answer apart into named pieces. A piece becomes one text: the start of its SHA-256,
-its type and shape, and its mean, which tells a reader how far apart two differing pieces are.
+`digests` splits a result into named pieces. A piece becomes one text: the start of its SHA-256, its
+type and shape, and its mean, which shows how far apart two differing pieces are.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The table of small fits whose numbers must stay, and the data they are fitted to."""
+"""The small fits whose numbers must not change, and the data for them."""
 
 import functools
 from collections.abc import Callable

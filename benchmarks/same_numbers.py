@@ -1,19 +1,20 @@
-"""Write down the numbers of a totalvi, to see that a change of its code changes none of them.
+"""Record the numbers of one version of totalvi, and compare them with those of another.
 
     PYTHONPATH=old/src python benchmarks/same_numbers.py record old.json
     PYTHONPATH=new/src python benchmarks/same_numbers.py record new.json
     python benchmarks/same_numbers.py compare old.json new.json
     PYTHONPATH=new/src python benchmarks/same_numbers.py step
 
-`record` fits small models of every kind (`same_models.py`), asks all queries of each
-(`same_queries.py`), goes through files, processes, mapping and the command line (`same_ways.py`), and
-writes a digest of each weight, loss and answer (`same_digests.py`), and the public names. It uses only
-what is public, with one thread. `--only WORD` takes the cases whose names hold the word, and leaves the
-others in the file as they are. Loops are compiled first, in a process of its own: the process that
-compiles them may compute other last digits than those that read them back. `compare` prints what
-differs, and ends with status 1 if anything does; both records have to be of one machine. `step`
-(`same_steps.py`) times training steps, one JSON line a measurement; a shell loop lets the old code and
-the new take turns.
+- `record` fits small models of every kind (`same_models.py`), runs all queries of each
+  (`same_queries.py`), and uses files, processes, mapping and the command line (`same_ways.py`). It
+  writes the public names and a digest of each weight, loss and result (`same_digests.py`). It uses
+  only public names, with one thread. `--only WORD` runs the cases whose names contain the word, and
+  keeps the others of the file. A separate process compiles the loops first, because the process
+  that compiles them may compute other last digits than processes that load them.
+- `compare` prints the differences, and ends with status 1 if there are any. Both records must come
+  from the same machine.
+- `step` (`same_steps.py`) times training steps, with one JSON line for each measurement. Use a
+  shell loop to run the old code and the new code in turns.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""All that a fitted model is asked, so that no answer changes unseen."""
+"""All queries of a fitted model, so that no change of a result goes unnoticed."""
 
 from collections.abc import Iterator
 from pathlib import Path

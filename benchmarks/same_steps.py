@@ -1,6 +1,6 @@
 """The time of a training step, from the end of one to the end of the next.
 
-Beside it stands the time of the processor, which other programs on the machine disturb less.
+It also has the processor time, on which other programs on the machine have less influence.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The ways to numbers other than a fit in memory: files, processes, mapping, public names."""
+"""Numbers that do not come from a fit in memory: files, processes, mapping, public names."""
 
 import inspect
 import os

@@ -1,22 +1,21 @@
 """Measure training and queries of data on disk, against the same in memory.
 
     python benchmarks/scale.py                          # all rows, 1,000,000 cells: about an hour
-    python benchmarks/scale.py --cells 100000           # all rows, smaller
-    python benchmarks/scale.py --only reader epoch      # some rows; those of an earlier run stay
+    python benchmarks/scale.py --cells 100000           # all rows, smaller python
+    benchmarks/scale.py --only reader epoch      # some rows; the others of an earlier run are kept
 
-Rows, each measured in processes of their own:
+Separate processes measure each row:
 
-- data: cells are simulated straight to a zarr store (or found there).
-- reader: an epoch's windows are read and nothing else is done.
-- epoch: seconds of an epoch on disk and in memory, the whole data read into memory for the latter; the
-  better of two, in turn.
+- data: simulate cells directly to a zarr store, unless it exists.
+- reader: only read the windows of an epoch.
+- epoch: seconds of an epoch on disk, and in memory with all data read; the better of two, in turns.
 - fit: `Model(path).train()` with its defaults, then latent states and denoised proteins (1 sample) to
   zarr; peak memory of each.
-- quality: held-out loss of a fit on disk and of one in memory, to the same 100,000 cells with the same
-  split, seed, epochs and steps. Windows and blocks are scaled down so that as many of them make up the
-  100,000 cells as make up all: the cells are mixed no better than those of the whole. Once in the order
-  of the file, once sorted by cell type and batch, the worst order for windows.
-- growth: seconds a cell of an epoch, and peak memory, on disk, at growing numbers of cells.
+- quality: held-out loss of a fit on disk and of one in memory, to the same 100,000 cells with the
+  same split, seed, epochs and steps. Windows and blocks are smaller, so that the 100,000 cells have
+  as many of them as all cells have. These cells are therefore mixed no better than all cells. There
+  are two orders: that of the file, and by cell type and batch, the worst order for windows.
+- growth: seconds per cell of an epoch on disk, and peak memory, at growing numbers of cells.
 
 Results go to benchmarks/results/scale.json and scale.md. Needs 3 GB of disk for a million cells, and
 for "epoch" the memory for all of them (8 GB).

@@ -1,19 +1,19 @@
-"""Every command at growing numbers of cells: whether it ends well, its seconds and its memory.
+"""Run every command at growing numbers of cells: whether it succeeds, its time and its memory.
 
     python benchmarks/sizes.py                                  # all sizes: more than an hour
     python benchmarks/sizes.py --cells 1000 9000 --epochs 3
     python benchmarks/sizes.py --cells 60000 --commands run report
 
-Cells are simulated, with 2,000 genes (9 % of the counts are not zero) and 30 proteins. Each command is
-a process of its own, as a person starts it; what it needs of another (a run, a store) is made first, if
-it is not there. Rows:
+Cells are simulated, with 2,000 genes (9 % of the counts are not zero) and 30 proteins. Each command
+runs in a separate process, as a user starts it. If it needs the output of another command (a run, a
+store), that command runs first. Rows:
 
-- check, convert (to zarr), run, run_on_disk, report (made again, and opened in Chromium);
+- check, convert (to zarr), run, run_on_disk, report (built again, and opened in Chromium);
 - explore: the page opened in Chromium, a gate drawn with the mouse, its count, its comparison;
-- map, impute: a fifth as many new cells, of which only RNA is known;
+- map, impute: a fifth as many new cells, with RNA alone;
 - denoise, de: of the cells of the run, as .h5mu and as a table;
-- resume: a run killed (SIGKILL) once its first checkpoint is there, and then resumed. It must end with
-  the held-out loss of the run that was not killed, where that had as many epochs.
+- resume: a run that is killed (SIGKILL) after its first checkpoint, and then resumed. It must end
+  with the held-out loss of the run that was not killed, if that had as many epochs.
 
 Memory is the largest resident memory of any process of the command. "counts" are the bytes of the
 non-zero RNA counts in CSR (8 each) and of the proteins (4 each).

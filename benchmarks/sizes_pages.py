@@ -1,4 +1,4 @@
-"""Pages as a person opens them, in headless Chromium: the report, and the explorer with a gate.
+"""Open pages in headless Chromium as a user does: the report, and the explorer with a gate.
 
 Used by `sizes.py`. Needs playwright and the system's Chromium.
 """

@@ -1,4 +1,4 @@
-"""What `sizes.py` measured, as Markdown."""
+"""Write the measurements of `sizes.py` as Markdown."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""How far the numbers of a fit depend on the number of threads: the same fits with 1, 2 and 4.
+"""Measure how the numbers of a fit depend on the number of threads: 1, 2 and 4.
 
-Sums are taken in another order by another number of threads, and a fit makes rounding errors larger.
-Each fit is a process of its own with ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS``, and two fits with
-one thread tell whether anything else differs. ``python benchmarks/threads.py`` writes
+Another number of threads computes sums in another order, and a fit amplifies rounding errors. Each
+fit runs in a separate process with ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS``. Two fits with one
+thread show whether anything else differs. ``python benchmarks/threads.py`` writes
 ``benchmarks/results/threads.md``.
 """
 
@@ -66,10 +66,11 @@ def main() -> None:
     lines = [
         "# Numbers of threads",
         "",
-        "`python benchmarks/threads.py`: the same fit (CPU, float32) with other numbers of threads "
-        "against one thread. Differences are relative, of the latent space 1 - correlation, "
-        "of the foreground probability absolute; medians over all cells and proteins. On a machine of "
-        f"{os.cpu_count()} cores.",
+        "`python benchmarks/threads.py`: the same fit (CPU, float32) with several threads, compared "
+        "with one thread, on a machine of "
+        f"{os.cpu_count()} cores. Differences are relative; for the latent space they are "
+        "1 - correlation, and for the foreground probability absolute. They are "
+        "medians over all cells and proteins.",
         "",
         "| fit | threads | loss of the first epoch | lowest held-out loss | latent space | "
         "denoised protein | foreground probability |",

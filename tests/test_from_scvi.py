@@ -29,7 +29,7 @@ def fitted() -> totalvi.Model:
     "name", ["setup_anndata", "setup_mudata", "load_query_data", "prepare_query_anndata"]
 )
 def test_steps_of_setting_up_are_answered(owner: type, name: str) -> None:
-    with pytest.raises(AttributeError, match="scvi-tools' name.*from_scvi_tools.md"):
+    with pytest.raises(AttributeError, match=r"scvi-tools' name.*from_scvi_tools\.md"):
         getattr(owner, name)
     assert not hasattr(owner, name)
 
@@ -62,7 +62,7 @@ def test_arguments_of_training_are_answered(fitted: totalvi.Model, argument: str
     "column", ["elbo_train", "elbo_validation", "reconstruction_loss_train", "kl_local_train"]
 )
 def test_columns_of_the_history_are_answered(fitted: totalvi.Model, column: str) -> None:
-    with pytest.raises(KeyError, match="scvi-tools' name"):
+    with pytest.raises(KeyError, match="name; "):
         fitted.history[column]
     with pytest.raises(KeyError):
         fitted.history["loss"]

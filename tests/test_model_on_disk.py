@@ -161,7 +161,7 @@ def test_a_damaged_store_is_refused_before_it_is_read(with_controls, tmp_path):
     with pytest.raises(ReadError, match="write it again"):
         totalvi.Model(store)
     shard.unlink()
-    with pytest.raises(ReadError, match="is empty: copy"):
+    with pytest.raises(ReadError, match="is empty; copy"):
         totalvi.Model(store)
 
 

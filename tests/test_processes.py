@@ -361,7 +361,7 @@ def test_commands_of_two_processes_write_what_one_writes(tmp_path: Path) -> None
     assert "process 1: error: Another process could not do its part" in again.stderr
     wrong = finish([*denoise, str(tmp_path / "x.h5mu"), "--devices", "2"])
     assert wrong.returncode == 2
-    assert "is written by one process: give a name that ends in .zarr" in wrong.stderr
+    assert "is written by one process; give a name that ends in .zarr" in wrong.stderr
 
 
 def test_numbers_of_processes_that_cannot_be_are_one_sentence(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_the_command_says_where_an_interrupted_fit_is_kept(tmp_path: Path) -> No
         running.send_signal(signal.SIGTERM)
     said = running.communicate(timeout=120)[1]
     assert running.returncode == 143, said
-    assert "model.checkpoint: go on with --resume" in said
+    assert "model.checkpoint; go on with --resume" in said
     assert (tmp_path / "model.checkpoint").exists()
 
 

@@ -1,4 +1,4 @@
-"""Both sides of the numbers of cells at which another path is taken; see docs/scaling.md.
+"""Both sides of the thresholds in numbers of cells; see docs/scaling.md.
 
 With a dozen genes and four proteins, tens of thousands of cells take no longer than hundreds otherwise.
 """

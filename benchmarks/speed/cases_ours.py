@@ -1,6 +1,6 @@
 """The cases of totalvi, as a worker of `run.py`.
 
-The minibatches of a training step are assembled within its time.
+The time of a training step includes the assembly of its minibatch.
 """
 
 import statistics

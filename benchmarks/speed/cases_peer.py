@@ -1,7 +1,7 @@
-"""The cases of scvi-tools, as a worker of `run.py` in an environment of its own.
+"""The cases of scvi-tools, as a worker of `run.py` in a separate environment.
 
-Steps and epochs are timed by a callback of its trainer, from the end of one to the end of the next: a
-step has the assembly of its minibatch within its time, an epoch its validation.
+A callback of its trainer times steps and epochs, from the end of one to the end of the next. The
+time of a step includes the assembly of its minibatch, and that of an epoch its validation.
 """
 
 import statistics

@@ -2,11 +2,11 @@
 
     python benchmarks/speed/floor.py --genes 4000
 
-Their sum is the floor that the machine sets: no losses, no random numbers, no optimiser, no memory
-allocated. Each product has operands of its own and they are taken in the order of a step, so that
-caches are as cold as in a step. In "bfloat16" only those as wide as the genes are in bfloat16, as in a
-step. In "float32" the product with the RNA counts is dense or leaves out the zeros, whichever is
-faster.
+Their sum is the floor that the machine sets, without losses, random numbers, an optimiser or
+allocation of memory. Each product has its own operands, and they run in the order of a step, so
+that caches are as cold as in a step. In "bfloat16" only products as wide as the genes are in
+bfloat16, as in a step. In "float32" the product with the RNA counts is dense or sparse, whichever
+is faster.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python benchmarks/speed/growth.py --cells 2000 200000
 
-Each size has a process of its own. Counts are sparse as real ones: cells drawn, with repetition, from
-2,000 that `totalvi.simulate` made. Times are of an epoch with its validation, of the latent states, and
-of denoised expression (5 samples) written to a zarr store. Memory is the most that the process ever had
-less the counts, the user's and the model's own copy of them, all else included: Python, libraries,
-compiled loops, results.
+Each size has a separate process. Counts are as sparse as real ones: cells are drawn, with
+repetition, from 2,000 that `totalvi.simulate` made. The table has the times of an epoch with its
+validation, of the latent states, and of denoised expression (5 samples) written to a zarr store.
+Memory is the peak of the process minus the counts, which exist twice, as the user's and the model's
+copy. It includes Python, libraries, compiled loops and results.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""Describe the machine of a benchmark."""
 
 import os
 import platform

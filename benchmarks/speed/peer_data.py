@@ -1,4 +1,4 @@
-"""CITE-seq data as scvi-tools takes them."""
+"""CITE-seq data in the format of scvi-tools."""
 
 from pathlib import Path
 

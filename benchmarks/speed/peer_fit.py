@@ -1,8 +1,8 @@
 """Fit scvi-tools with its defaults until it stops, and write its clock and held-out losses to a file.
 
 Run by `quality_time.py` with the interpreter of an environment that has scvi-tools. The losses are
-those of the paper's objective: the peer adds a prior of protein efficiencies by batch, whose part is
-taken off. The clock starts before the data are registered, after imports and reading.
+those of the paper's objective: scvi-tools adds a prior of protein efficiencies by batch, which is
+subtracted. The clock starts before the data are registered, after imports and reading.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/speed/quality_time.py --data pbmc10k.h5mu
 
-Same split, same objective, no imports and no reading of files within the time, which starts before the
-model is made. The peer's fit takes about ten minutes and is read from results/peer_fit.json if that is
-of these data; --peer-python fits it again and writes that file.
+Both programs have the same split and objective. The time starts before the model is created and
+includes neither imports nor reading of files. The fit of scvi-tools takes about ten minutes. It is
+read from results/peer_fit.json if that belongs to these data; --peer-python fits it again and
+writes that file.
 """
 
 import argparse

@@ -34,7 +34,7 @@ def _about(result: dict[str, Any]) -> list[str]:
         f"(torch {peer['torch']}) on {result['data']}: {ours['cells']} cells, {ours['genes']} genes, "
         f"{ours['proteins']} proteins. {where['processor']}, {where['cores']} cores, "
         f"{where['threads']} threads{device}. Medians of {len(result['seconds']['epoch']['ours'])}; "
-        "the ratio is the peer's over ours."
+        "the ratio is the value of scvi-tools divided by that of totalvi."
     ]
 
 
@@ -54,9 +54,9 @@ def _cases(result: dict[str, Any]) -> list[str]:
 
 def _time_to_quality(result: dict[str, Any]) -> list[str]:
     if "time_to_quality" not in result:
-        return ["", "Time to quality was left out: no fit of the peer to these data is stored."]
+        return ["", "The time to quality is missing: no fit of scvi-tools to these data is stored."]
     found = result["time_to_quality"]
-    what = f"time to a held-out loss of {found['target']:.1f}, with which the peer ends"
+    what = f"time to a held-out loss of {found['target']:.1f}, with which scvi-tools ends"
     n_there = sum(fit["reached"] is not None for fit in found["fits"])
     epoch = median(result["seconds"]["epoch"]["peer"])
     at_this_pace = found["peer_epochs"] * epoch
@@ -69,7 +69,7 @@ def _time_to_quality(result: dict[str, Any]) -> list[str]:
         _row(what, found["ours"], peer, _seconds),
         "",
         f"Time to quality: {n_there} of {len(found['fits'])} fits of totalvi reached that loss, and "
-        f"ended with {found['loss']:.1f} (median). The peer's time {source}.",
+        f"ended with {found['loss']:.1f} (median). The time of scvi-tools {source}.",
     ]
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/speed/run.py --peer-python .peer-venv/bin/python
 
-Each program is a process of its own, and they take turns, so that what else slows the machine slows
-both. All repetitions go to results/speed.json, medians and ratios to results/speed.md. With a CUDA
-device in both environments the cases run on it too, and go to speed_cuda.json and speed_cuda.md.
+Each program runs in a separate process, and they take turns, so that other load on the machine
+slows both. All repetitions go to results/speed.json, medians and ratios to results/speed.md. With a
+CUDA device in both environments the cases run on it too, and go to speed_cuda.json and
+speed_cuda.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the workers of both programs share: requests, answers and clocks."""
+"""Code that the workers of both programs share: requests, responses and clocks."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Files and folders that are on disk whole, or not at all, whatever happens while they are written."""
+"""Write files and folders completely or not at all, whatever happens in the meantime."""
 
 import ctypes
 import errno
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from totalvi.errors import OutputError
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "free some space, or choose another place",
     errno.EDQUOT: "free some of your quota, or choose another place",
     errno.EFBIG: "raise the limit on file sizes, or choose another place",
@@ -29,7 +29,7 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn what the system says of a full or closed disk into an OutputError about ``target``."""
+    """Turn a system error of a full or read-only disk into an OutputError about ``target``."""
     try:
         yield
     except OSError as error:
@@ -37,32 +37,32 @@ def writing(target: Path) -> Iterator[None]:
             raise
         number = _error_number(error)
         raise OutputError(
-            f"{target} cannot be written ({os.strerror(number)}), and what was there is as it was: "
-            f"{_MENDS[number]}."
+            f"{target} cannot be written ({os.strerror(number)}), and what was there is as it was; "
+            f"{_FIXES[number]}."
         ) from error
 
 
 def is_of_the_disk(error: OSError) -> bool:
-    """Return whether an error says that the disk is full, or does not let itself be written to."""
-    return _error_number(error) in _MENDS
+    """Return whether an error means that the disk is full or cannot be written to."""
+    return _error_number(error) in _FIXES
 
 
 def _error_number(error: OSError) -> int:
     """Return the errno, which HDF5 hides in its message."""
     if error.errno is not None:
         return error.errno
-    found = (number for number in _MENDS if f"errno = {number}," in str(error))
+    found = (number for number in _FIXES if f"errno = {number}," in str(error))
     return next(found, 0)
 
 
 @contextmanager
 def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
-    """Hold the right to write ``target``: a lock beside it, which ends with the process.
+    """Hold the lock beside ``target``, which the system releases when the process ends.
 
     Raises
     ------
     OutputError
-        When another holds it for longer than ``wait_s``.
+        When another process holds it for longer than ``wait_s``.
     """
     lock = FileLock(_beside(target, "lock"), timeout=wait_s)
     try:
@@ -70,20 +70,20 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
             lock.acquire()
     except Timeout as error:
         raise OutputError(
-            f"{target} is being written by another process: wait for it, or choose another place."
+            f"{target} is being written by another process; wait for it, or choose another place."
         ) from error
     try:
         yield
     finally:
-        # whoever waits notices that its lock file has no name any more, and makes another
-        if isinstance(lock, FileLock):  # on file systems without locks it becomes another kind
+        # a process that waits notices that its lock file was removed, and creates another
+        if isinstance(lock, FileLock):  # without locks, it is of another kind
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 @contextmanager
 def parents_of(target: Path) -> Iterator[None]:
-    """Make the folders that ``target`` needs; they vanish, where empty, if the block fails."""
+    """Create the parent folders of ``target``; remove those that are empty if the block fails."""
     missing = [folder for folder in target.parents if not folder.exists()]
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,19 +99,19 @@ def parents_of(target: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder that takes the place of ``target`` when the block ends without an error.
+    """Yield an empty folder that replaces ``target`` when the block ends without an error.
 
-    The caller holds the lock of ``target``, whose parent exists. At every moment, power failures
-    among them, the old or the new folder is there whole: see `standing_folder`.
+    The caller holds the lock of ``target``, whose parent exists. At every moment, even after a power
+    failure, the old or the new folder is complete: see `standing_folder`.
 
     Raises
     ------
     OutputError
-        When the disk is full, or does not let itself be written to.
+        When the disk is full or cannot be written to.
     """
     temporary = partial_of(target)
     with writing(target):
-        _remove(temporary)  # of a process that was killed
+        _remove(temporary)  # left by a process that was killed
         temporary.mkdir()
         try:
             yield temporary
@@ -124,21 +124,21 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def standing_folder(target: Path) -> Path:
-    """Return where the folder ``target`` is: beside its place if a process died while replacing it.
+    """Return the path of the folder ``target``: a name beside it if a process died while replacing it.
 
-    Only file systems that cannot exchange two names know such a moment.
+    This can happen only on file systems that cannot exchange two names.
     """
     previous = _previous(target)
     return previous if previous.is_dir() and not target.exists() else target
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Write a file whole, or leave what was there.
+    """Write a file completely, or leave the old one unchanged.
 
     Raises
     ------
     OutputError
-        When the disk is full, or does not let itself be written to.
+        When the disk is full or cannot be written to.
     """
     temporary = partial_of(target)
     with writing(target):
@@ -163,7 +163,7 @@ def flush(path: Path) -> None:
 
 
 def _replace(new: Path, target: Path) -> None:
-    """Put ``new`` in the place of ``target``; what was there is then at ``new``, or removed."""
+    """Replace ``target`` by ``new``; the old one is then at ``new``, or removed."""
     previous = _previous(target)
     if previous.exists() and not target.exists():
         previous.rename(target)
@@ -182,7 +182,7 @@ def _replace(new: Path, target: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two names in one step, where system and file system can."""
+    """Exchange two names in one step; return whether system and file system support it."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -191,7 +191,7 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def partial_of(target: Path) -> Path:
-    """Return where ``target`` is while it is being written."""
+    """Return the path of ``target`` while it is being written."""
     return _beside(target, "partial")
 
 

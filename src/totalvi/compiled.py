@@ -1,14 +1,14 @@
-"""How loops are compiled.
+"""Compile loops with numba.
 
-numba compiles them and keeps the result beside the source, or in the home folder. It compiles a loop
-again when the file of the loop changes, but not when a file that the loop calls changes: after a change
-of `totalvi.nn.cpu.math` or `totalvi.nn.cpu.gene_rows` delete ``__pycache__``.
+numba caches compiled loops beside the source, or in the home folder. It compiles a loop again when the
+file of the loop changes, but not when a file that the loop calls changes. After a change of
+`totalvi.nn.cpu.math` or `totalvi.nn.cpu.gene_rows`, delete ``__pycache__``.
 
-Loops with fast arithmetic that other loops call have ``forceinline=True``: else what is compiled and
-what is read back later may differ in what was inlined, and so in their last digits.
+Loops with fast arithmetic that other loops call have ``forceinline=True``. Otherwise a compiled
+loop and a cached one may inline different calls, and so differ in their last digits.
 
-numba ends a process that was forked from one which ran such loops (start others by "spawn"), and,
-where it found neither OpenMP nor TBB, one whose Python threads run them at once.
+numba ends a process that was forked from one that ran such loops, so start processes by "spawn". If it
+finds neither OpenMP nor TBB, it also ends a process whose Python threads run them at the same time.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(**options: Any) -> Callable[[Function], Function]:
-    """Return a decorator that compiles a loop with numba's ``options`` and keeps the result.
+    """Return a decorator that compiles a loop with numba's ``options`` and caches the result.
 
-    Where no folder can be written to, as in containers of other users, each process compiles again;
-    ``NUMBA_CACHE_DIR`` names a folder that can be written to.
+    If no folder can be written to, as in containers of other users, each process compiles again. Set
+    ``NUMBA_CACHE_DIR`` to a folder that can be written to.
 
     Examples
     --------

@@ -106,7 +106,7 @@ class ReadError(DataError):
 
 
 class DownloadError(TotalviError):
-    """A public data set could not be fetched whole."""
+    """A public data set could not be downloaded completely."""
 
 
 class TrainingError(TotalviError):
@@ -114,7 +114,7 @@ class TrainingError(TotalviError):
 
 
 class NotTrainedError(TotalviError):
-    """A query was put to a model that has not been trained, or whose fit failed."""
+    """A query was called on a model that has not been trained, or whose fit failed."""
 
 
 class BackgroundError(NotTrainedError):
@@ -125,7 +125,7 @@ class BackgroundError(NotTrainedError):
     protein
         Its position among the model's.
     names
-        Names of the model's proteins; empty where they are not known.
+        Names of the model's proteins; empty if they are not known.
     """
 
     def __init__(self, protein: int, names: Sequence[str] = ()) -> None:
@@ -142,24 +142,24 @@ class FormatError(TotalviError):
 
 
 class CheckpointError(TotalviError):
-    """A checkpoint is damaged, or of another fit than the one that is to go on."""
+    """A checkpoint is damaged, or belongs to a different fit."""
 
 
 class ProcessError(TotalviError, ValueError):
-    """Several processes cannot be launched or go on, or differ in data or arguments."""
+    """Several processes cannot be launched or continue, or differ in data or arguments."""
 
 
 class OutputError(TotalviError):
-    """Results cannot be written where they were asked for."""
+    """Results cannot be written to the given path."""
 
 
 class IncompleteError(TotalviError):
-    """Something that follows a fit failed; all that does not rest on it is written.
+    """A step after the fit failed; everything that does not depend on it is written.
 
     Parameters
     ----------
     message
-        What failed, where the rest is, and how to complete it.
+        The failure, where the other results are, and how to complete them.
     """
 
 
@@ -169,7 +169,7 @@ class Interrupted(KeyboardInterrupt):
     Parameters
     ----------
     message
-        What happened, and where the checkpoint is.
+        The signal, and where the checkpoint is.
     signal_number
         SIGINT or SIGTERM.
     """
@@ -234,11 +234,11 @@ def of_scvi(name: str) -> str | None:
     Examples
     --------
     >>> of_scvi("history_")
-    "history_ is scvi-tools' name: history has it; see docs/from_scvi_tools.md."
+    "history_ is scvi-tools' name; history has it; see docs/from_scvi_tools.md."
     """
     if name not in SCVI_NAMES:
         return None
-    return f"{name} is scvi-tools' name: {SCVI_NAMES[name]}; see docs/from_scvi_tools.md."
+    return f"{name} is scvi-tools' name; {SCVI_NAMES[name]}; see docs/from_scvi_tools.md."
 
 
 class KnowsScvi(type):

@@ -1,8 +1,8 @@
-"""Model: what people use."""
+"""`Model`, the class that users work with: it describes data, trains, saves and loads."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.finding import Finding, warn_of
-from totalvi.errors import FormatError, KnowsScvi, NotTrainedError, of_scvi
+from totalvi.errors import FormatError, NotTrainedError, allowed, of_scvi
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.formats.model_folder import read_state, write_state
@@ -38,11 +38,7 @@ from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import IsotypeQueries
 from totalvi.processes import this_process
-from totalvi.training import History, Training
-
-
-class _KnowsScvi(KnowsScvi, type(Protocol)):  # type: ignore[misc]  # the bases are protocols
-    pass
+from totalvi.training import History, KnowsScviProtocol, Training
 
 
 class Model(
@@ -59,16 +55,16 @@ class Model(
     ImputationQueries,
     MappingQueries,
     ComparisonQueries,
-    metaclass=_KnowsScvi,
+    metaclass=KnowsScviProtocol,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and queried.
 
     Parameters
     ----------
     data
-        MuData or AnnData with raw counts of paired RNA and proteins. It is never written to. Or the
+        MuData or AnnData with raw counts of paired RNA and proteins, which is never changed. Or the
         path of one, ``.h5ad``, ``.h5mu`` or ``.zarr``, whose counts stay on disk and are read as
-        they are needed; fast is what `totalvi convert` writes.
+        they are needed. The stores that `totalvi convert` writes are fastest.
     batch_key, panel_key, labels_key
         Columns of ``obs`` with each cell's batch, antibody panel (None: each batch is one), label.
     size_factor_key
@@ -80,14 +76,14 @@ class Model(
     rna_layer, protein_layer
         Layers with the counts. None: ``X``; "raw": the ``raw`` of the RNA.
     protein_expression_obsm_key
-        Where an AnnData keeps proteins in ``obsm``.
+        Entry of ``obsm`` in which an AnnData has the proteins.
     protein_names_uns_key
-        Where in ``uns`` it keeps their names, if that entry is an array. None: ``<key>_names``, ...
+        Entry of ``uns`` with their names, if that of ``obsm`` is an array. None: ``<key>_names``, ...
     allow_fractional
         Whether counts may have fractions (corrected counts, for instance).
     on_disk
-        Whether counts that lie on disk (of a backed AnnData, or one opened by
-        `totalvi.data.io.h5_zarr.open_on_disk`) stay there; those of a path do.
+        Whether counts that are on disk (of a backed AnnData, or one opened by
+        `totalvi.data.io.h5_zarr.open_on_disk`) stay there. Counts of a path always do.
     n_latent, n_hidden, n_layers_encoder, n_layers_decoder
         Sizes of the network; see `TOTALVI`.
     dropout_rate_encoder, dropout_rate_decoder
@@ -95,7 +91,7 @@ class Model(
     gene_likelihood
         "nb" or "zinb".
     latent_distribution
-        "normal" or "ln" (logistic normal, whose corners are archetypes).
+        "normal" or "ln" (logistic normal; its corners are archetypes).
     gene_dispersion, protein_dispersion
         See `TOTALVI`.
     library
@@ -104,16 +100,16 @@ class Model(
         Whether the prior of each protein's background starts at the lower mode of its counts. It is
         learned either way.
     isotype_controls
-        Antibodies that are kept out of the model, to check its background with them
-        (`check_isotype_controls`). None: those marked in ``var["control"]``, or named as isotype
-        controls are; an empty list: none.
+        Antibodies that are excluded from the model and serve to check its background
+        (`check_isotype_controls`). None: those marked in ``var["control"]``, or named like isotype
+        controls. An empty list: none.
     empty_droplets
-        The raw matrix of all barcodes, one by batch (``{batch: raw}``), or what
-        `totalvi.ambient_profile` returned: the prior of the background then starts at the profile of
-        the empty droplets and is anchored there; see docs/background.md. None:
-        ``uns["ambient"]`` of the data, as ``totalvi.read(raw=...)`` leaves it, if any; False: none.
+        The raw matrix of all barcodes, one for each batch (``{batch: raw}``), or the result of
+        `totalvi.ambient_profile`. The prior of the background then starts at the profile of the empty
+        droplets and is anchored there; see docs/background.md. None: ``uns["ambient"]`` of the data,
+        if ``totalvi.read(raw=...)`` stored it. False: no empty droplets.
     seed
-        Source of all that is random. The same seed gives the same numbers on the same machine.
+        Seed of all random numbers. The same seed gives the same numbers on the same machine.
     network_options
         Further keyword arguments of `TOTALVI`.
 
@@ -124,15 +120,15 @@ class Model(
     schema
         Names and categories that the model knows.
     history
-        One row an epoch, all fits one after the other: losses in nats by cell.
+        Losses in nats per cell, one row for each epoch, of all fits in order.
     split
         The cells of the last fit: ``train``, ``validation`` and ``test`` positions.
     findings
         What the checks of the data say; `totalvi.check` says it of data without a model.
     fingerprint
-        By what the data of the last fit are known again: names, and hashes of the counts.
+        Fingerprint of the data of the last fit: names, and hashes of the counts.
     is_trained
-        Whether queries can be answered.
+        Whether the model is ready for queries.
 
     Raises
     ------
@@ -215,7 +211,7 @@ class Model(
         )
         check_network_options(network_options)
         if not (isinstance(seed, int | np.integer) and seed >= 0):
-            raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0.")
+            raise ValueError(allowed("seed", seed, "whole numbers from 0"))
         # The network has these two under other names, which its own check would give.
         check_choice("library", library, ("observed", "latent"))
         check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb"))
@@ -235,14 +231,14 @@ class Model(
             "scale_input": True,
             "background_scale": "softplus",
             "background_samples": 8,
+            "foreground_penalty": 0.01,
             "hidden_protein_rate": 0.8,
             **network_options,
         }
         self.seed = int(seed)
         data, on_disk = opened(data, on_disk=on_disk)
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
-        # A model of a few chosen genes is small on purpose.
-        warn_of(finding for finding in self._data.findings if finding.code != "few_genes")
+        warn_of(self._data.findings)
         self.schema = self._data.schema
         self.module = network_of(self.schema, self._options, self.seed)
         ambient = ambient_of(data, keys, empty_droplets)
@@ -256,7 +252,7 @@ class Model(
         self._mapping: QueryMapping | None = None
 
     def _start_background(self, data: CiteData, ambient: AmbientProfile | None) -> None:
-        """Set where the prior of the background starts, and its anchor where there are droplets."""
+        """Set the start of the background prior, and its anchor if there are droplets."""
         measured = np.array(self.schema.panel_measured)
         mean, scale = empirical_background_prior(data.protein, data.panel, measured)
         if ambient is not None:
@@ -273,7 +269,7 @@ class Model(
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row an epoch, all fits one after the other: losses in nats by cell."""
+        """Losses in nats per cell, one row for each epoch, of all fits in order."""
         return History() if self._result is None else History(self._result.history)
 
     @property
@@ -312,9 +308,9 @@ class Model(
     # --------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the model, without the data, to the folder ``path``, whole or not at all.
+        """Write the model, without the data, to the folder ``path``, completely or not at all.
 
-        Of several processes the first writes; the others return at once.
+        With several processes, the first writes and the others return at once.
 
         Raises
         ------
@@ -329,14 +325,15 @@ class Model(
     def save_scvi(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder that ``scvi.model.TOTALVI.load(path, data)`` opens.
 
-        Written for scvi-tools 1.4. The data given to it must have what this model was made with: the
-        proteins in ``obsm`` of an AnnData, else as a modality of a MuData, whose own ``obs`` then has
-        the batches and covariates; texts as categories; and 0 where a protein was not measured.
+        The format is that of scvi-tools 1.4. The data given to scvi-tools must have the same layout
+        as the data of this model: proteins in ``obsm`` of an AnnData, or as a modality of a MuData
+        whose own ``obs`` has the batches and covariates. Texts must be categories, and unmeasured
+        proteins 0.
 
         Raises
         ------
         FormatError
-            When scvi-tools has nothing that corresponds to an option of the model.
+            When an option of the model has no equivalent in scvi-tools.
         OutputError
             When ``path`` exists and ``overwrite`` is False.
         """
@@ -357,16 +354,16 @@ class Model(
         Parameters
         ----------
         path
-            Where `save` wrote it.
+            Folder that `save` wrote.
         data
-            The cells that queries are about when none are given; features are aligned by name.
+            Cells that queries use by default; features are aligned by name.
 
         Raises
         ------
         FormatError
-            When the folder is not a whole model.
+            When the folder is not a complete model.
         DataError
-            When ``data`` lack what the model needs.
+            When ``data`` lack features or columns that the model needs.
         """
         model = cls._from_state(read_state(Path(path)))
         model._data = None if data is None else model._describe(data)
@@ -374,7 +371,7 @@ class Model(
 
     @classmethod
     def _from_state(cls, state: ModelState, data: CiteData | None = None) -> Self:
-        """Return the model with this state; ``data`` are in the order of its schema."""
+        """Return the model with this state; ``data`` must be in the order of its schema."""
         model = cls.__new__(cls)
         model.schema, model.module, model.seed = state.schema, state.network, state.seed
         model._options, model._result = state.options, state.result
@@ -383,7 +380,7 @@ class Model(
         return model
 
     def _state(self) -> ModelState:
-        """Return all that makes the model besides its data, once it is trained."""
+        """Return the state of the trained model, without its data."""
         if not self.is_trained or self._result is None:
             raise NotTrainedError("The model has not been trained; call model.train() first.")
         return ModelState(

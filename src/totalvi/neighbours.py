@@ -1,4 +1,4 @@
-"""The nearest neighbours of cells in the latent space: one exact search for all who need one."""
+"""Find the nearest neighbours of cells in the latent space, with one exact search."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Nearest(NamedTuple):
     points
         Their positions, (N, k).
     distances
-        How far they are, (N, k).
+        Their distances, (N, k).
     """
 
     points: np.ndarray
@@ -21,10 +21,10 @@ class Nearest(NamedTuple):
 
 
 def nearest(asked: np.ndarray, points: np.ndarray, n_neighbours: int) -> Nearest:
-    """Return the ``points`` that are nearest to each point ``asked`` about.
+    """Return the ``points`` that are nearest to each point of ``asked``.
 
-    All pairs are compared, so the answer is exact and needs no seed. That takes about 2 s of one core
-    for a billion pairs of 20 dimensions, and memory for the answer alone.
+    The search compares all pairs, so the result is exact and needs no seed. It takes about 2 s of one
+    core for a billion pairs of 20 dimensions, and memory only for the result.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def nearest(asked: np.ndarray, points: np.ndarray, n_neighbours: int) -> Nearest
     points
         Shape (M, dimensions).
     n_neighbours
-        How many of them; all, if there are fewer.
+        Number of neighbours; all points, if there are fewer.
 
     Examples
     --------
@@ -49,14 +49,14 @@ def nearest(asked: np.ndarray, points: np.ndarray, n_neighbours: int) -> Nearest
 
 
 def nearest_to_each(points: np.ndarray, n_neighbours: int) -> Nearest:
-    """Return the points nearest to each of them: first itself, at distance 0, then others.
+    """Return the points nearest to each point: first itself, at distance 0, then others.
 
     Parameters
     ----------
     points
         Shape (N, dimensions).
     n_neighbours
-        How many, the point itself counted.
+        Number of neighbours, including the point itself.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def nearest_to_each(points: np.ndarray, n_neighbours: int) -> Nearest:
     [[0, 1], [1, 0], [2, 3], [3, 2]]
     """
     found = nearest(points, points, n_neighbours)
-    # Where points coincide, others may come before the point itself, or leave no room for it.
+    # If points coincide, others may come before the point itself, or leave no room for it.
     own = np.arange(len(points))
     is_own = found.points == own[:, None]
     place = np.where(is_own.any(axis=1), is_own.argmax(axis=1), found.points.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Models of other implementations of totalVI: scvi-tools and the 0.6.x module."""
+"""Read models of other implementations of totalVI: scvi-tools and the 0.6.x module."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +29,8 @@ def load_scvi(
 ) -> Model:
     """Return a model that scvi-tools (from 1.0 on) or the 0.6.x implementation saved.
 
-    scvi-tools is not needed, and nothing in the file is run: it is read as data, and anything else than
-    tensors, plain containers and arrays of texts and numbers is refused.
+    scvi-tools is not needed, and no code in the file is run. The file may hold only tensors, plain
+    containers, and arrays of texts and numbers.
 
     Parameters
     ----------
@@ -38,28 +38,30 @@ def load_scvi(
         Folder that ``scvi.model.TOTALVI.save`` wrote, or the ``model.pt`` in it (with its prefix, if it
         has one); or the file of a 0.6.x state dict.
     adata
-        The cells that queries are about when none are given; features are aligned by name. None: the
-        data saved beside the model, if any.
+        Cells that queries use by default; features are aligned by name. None: the data saved beside the
+        model, if any.
     config
-        Needed only for a 0.6.x state dict, which holds nothing but weights: arguments of `TOTALVI` that
-        are not its defaults; ``gene_names`` and ``protein_names`` (None: those of ``adata``),
-        ``batch_names`` and ``label_names`` (None: "0", "1", ...); where data have their counts and
-        annotation, as in `Model` (``batch_key``, ...); and ``library_log_mean`` and
-        ``library_log_variance`` of each batch (None: those of ``adata``).
+        Needed only for a 0.6.x state dict, which holds only weights. It may have
+
+        - arguments of `TOTALVI` that are not its defaults;
+        - ``gene_names`` and ``protein_names`` (None: those of ``adata``), ``batch_names`` and
+          ``label_names`` (None: "0", "1", ...);
+        - the places of counts and annotation in the data, as in `Model` (``batch_key``, ...);
+        - ``library_log_mean`` and ``library_log_variance`` of each batch (None: those of ``adata``).
     allow_fractional
         Whether counts given to queries may have fractions.
 
     Returns
     -------
-    The model, ready for queries. The history of its training is not read.
+    The model, ready for queries, without its training history.
 
     Raises
     ------
     FormatError
-        When the file is damaged, is no totalVI model, would run code, or the model has an option that
-        this package has not.
+        When the file is damaged, is not a totalVI model, would run code, or the model has an option
+        that this package does not have.
     DataError
-        When ``adata`` lack what the model needs.
+        When ``adata`` lack features or columns that the model needs.
 
     Examples
     --------
@@ -85,7 +87,8 @@ def load_scvi(
         if saved is None:
             raise
         raise DataError(
-            f"{error} (in the data saved beside {file}: give adata, or move them away.)"
+            f"{str(error).rstrip('.')} (in the data saved beside {file}; give adata, or move "
+            "them away)."
         ) from error
 
 
@@ -96,7 +99,7 @@ def model_of_scvi(
     *,
     allow_fractional: bool = False,
 ) -> Model:
-    """Return the same model without data; ``adata`` only gives what ``config`` lacks."""
+    """Return the same model without data; ``adata`` completes ``config``."""
     return Model._from_state(
         read_scvi(_file(path), config, adata, allow_fractional=allow_fractional)
     )
@@ -107,7 +110,7 @@ def _file(path: str | Path) -> Path:
 
 
 def _saved_data(file: Path) -> Data | None:
-    """Return the data saved beside the model; None where there are none."""
+    """Return the data saved beside the model; None if there are none."""
     prefix = file.name.removesuffix(_MODEL)
     adata, mdata = (file.with_name(prefix + name) for name in (_ADATA, _MDATA))
     if adata.is_file():

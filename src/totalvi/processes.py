@@ -1,7 +1,7 @@
-"""Several processes that fit or query together: how many, which one this is, how they start.
+"""Start and identify several processes that fit or query together.
 
-Each runs the same program from its start; `torchrun`, `fabric run`, SLURM's `srun` or
-`launch(devices=2)` start them. What they share goes through the default group of torch.distributed.
+Each runs the same program from its start. `torchrun`, `fabric run`, SLURM's `srun` or
+`launch(devices=2)` start them. They exchange data through the default group of torch.distributed.
 """
 
 import inspect
@@ -15,32 +15,32 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from totalvi.errors import ProcessError
+from totalvi.errors import ProcessError, allowed, argument, setting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-# While one process reads, selects genes or writes, the others wait so long.
+# The longest wait while one process reads, selects genes or writes.
 _WAIT = timedelta(hours=2)
-_GRACE_S = 10  # a process whose parent died has so many seconds to notice it by itself
+_GRACE_S = 10  # seconds that a process has to notice by itself that its parent died
 
 
 class Process(NamedTuple):
-    """Which of several processes this is.
+    """The number of this process among several.
 
     Parameters
     ----------
     rank
         Its number, from 0.
     n_processes
-        How many there are.
+        Number of processes.
     """
 
     rank: int = 0
     n_processes: int = 1
 
     def part(self, n: int) -> slice:
-        """Return which of ``n`` things that lie in a row are this process's own.
+        """Return the slice of ``n`` items in a row that belongs to this process.
 
         Examples
         --------
@@ -50,7 +50,7 @@ class Process(NamedTuple):
         return slice(n * self.rank // self.n_processes, n * (self.rank + 1) // self.n_processes)
 
     def part_of_chunks(self, n: int, size: int) -> slice:
-        """Return the same of ``n`` things that stay together in chunks of ``size``.
+        """Return the slice of ``n`` items that belongs to this process, in whole chunks of ``size``.
 
         Examples
         --------
@@ -68,7 +68,7 @@ class _Launcher(NamedTuple):
 
 
 def this_process() -> Process:
-    """Return which of the processes that have been launched this one is."""
+    """Return the number of this process among those that have been launched."""
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
         return Process()
@@ -76,7 +76,7 @@ def this_process() -> Process:
 
 
 def process_of(fabric: "Fabric") -> Process:
-    """Return which of a Fabric's processes this one is."""
+    """Return the number of this process among those of a Fabric."""
     return Process(fabric.global_rank, fabric.world_size)
 
 
@@ -86,7 +86,7 @@ def launch(
     num_nodes: int = 1,
     precision: Any = "32-true",
 ) -> "Fabric":
-    """Return the Fabric of `make_fabric` once all of its processes are there.
+    """Return the Fabric of `make_fabric` once all of its processes have started.
 
     Raises
     ------
@@ -97,14 +97,15 @@ def launch(
     before = this_process()
     if before.n_processes > 1 and fabric.world_size != before.n_processes:
         raise ProcessError(
-            f"devices is {devices}, but this is one of {before.n_processes} processes that have been "
-            "launched; give the same number each time."
+            f"{argument('devices')} is {devices}, but this is one of {before.n_processes} "
+            "processes that have been launched; give the same number each time."
         )
     try:
-        if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has started the others
+        if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has started the other processes
             fabric.launch()
     except RuntimeError as error:
-        raise ProcessError(f"The processes did not find each other: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ProcessError(f"The processes did not find each other: {reason}.") from error
     launcher = _launcher()
     watched = bool(fabric.local_rank) if launcher is None else launcher.name == "torchrun"
     if before.n_processes < fabric.world_size and watched:
@@ -118,14 +119,14 @@ def make_fabric(
     num_nodes: int = 1,
     precision: Any = "32-true",
 ) -> "Fabric":
-    """Return a Fabric of the given number of processes, or else of those that a launcher has started.
+    """Return a Fabric of the given number of processes, or of those that a launcher has started.
 
     Parameters
     ----------
     accelerator, precision
         As in Lightning Fabric.
     devices, num_nodes
-        Processes on each machine, and machines. None: those of the launcher; without one, 1.
+        Number of processes on each machine, and of machines. None: those of the launcher, else 1.
 
     Raises
     ------
@@ -153,15 +154,16 @@ def make_fabric(
             devices=wanted.devices, num_nodes=wanted.num_nodes, strategy=strategy, **options
         )
     except MisconfigurationException as error:  # there are too few GPUs
-        raise ProcessError(f"devices is {wanted.devices}: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ProcessError(f"{argument('devices')} is {wanted.devices}: {reason}.") from error
 
 
 def _wanted(devices: int | None, num_nodes: int) -> _Launcher:
-    """Return the processes to use, and who has started them; "": they have yet to be started."""
+    """Return the number of processes to use, and their launcher; "" if they are not started yet."""
     for name, value in (("devices", devices), ("num_nodes", num_nodes)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not whole and not (value is None and name == "devices"):
-            raise ProcessError(f"{name} is {value!r}; allowed are whole numbers from 1.")
+            raise ProcessError(allowed(name, value, "whole numbers from 1"))
     found = _launcher()
     if devices == num_nodes == 1:
         return _Launcher("", 1, 1)
@@ -169,28 +171,31 @@ def _wanted(devices: int | None, num_nodes: int) -> _Launcher:
         if devices in (None, found.devices) and num_nodes in (1, found.num_nodes):
             return found
         raise ProcessError(
-            f"devices={devices}, num_nodes={num_nodes}, but {found.name} has started {found.devices} "
-            f"processes on each of {found.num_nodes} machines; leave the arguments out."
+            f"{setting('devices', devices)}, {setting('num_nodes', num_nodes)}, but {found.name} has "
+            f"started {found.devices} processes on each of {found.num_nodes} machines; "
+            "leave the arguments out."
         )
     if devices is None and num_nodes == 1 and this_process().n_processes > 1:
-        raise ProcessError("devices is missing, but processes have been launched; give it again.")
+        raise ProcessError(
+            f"{argument('devices')} is missing, but processes have been launched; give it again."
+        )
     wanted = _Launcher("", devices or 1, num_nodes)
     if num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= {*os.environ}:
         raise ProcessError(
-            f"num_nodes is {num_nodes}, but nothing tells the machines of each other; start them with "
-            "torchrun or srun, or set MASTER_ADDR and NODE_RANK on each."
+            f"{argument('num_nodes')} is {num_nodes}, but nothing tells the machines of each other; "
+            "start them with torchrun or srun, or set MASTER_ADDR and NODE_RANK on each."
         )
     interactive = hasattr(sys, "ps1") or sys.argv[0] in ("", "-", "-c")
     if wanted.devices * num_nodes > 1 and interactive:
         raise ProcessError(
-            f"devices is {devices} in an interactive session, which other processes cannot repeat; "
-            "run a script, or `totalvi train --devices`."
+            f"{argument('devices')} is {devices} in an interactive session, which other processes "
+            "cannot repeat; run a script, or `totalvi train --devices`."
         )
     return wanted
 
 
 def _launcher() -> _Launcher | None:
-    """Return what has started several processes, by what it says in the environment."""
+    """Return the name of the launcher of several processes, from environment variables."""
 
     def number(name: str) -> int:
         return int(os.environ.get(name, "1").split("(")[0])
@@ -214,11 +219,12 @@ def _environment(wanted: _Launcher) -> Any:
     try:
         return environments.SLURMEnvironment(auto_requeue=False)
     except RuntimeError as error:  # it names the missing option of SLURM
-        raise ProcessError(f"SLURM did not say what it started: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ProcessError(f"SLURM did not say what it started: {reason}.") from error
 
 
 def _backend(accelerator: str) -> str:
-    """Return what carries tensors between processes: NCCL those of GPUs, gloo the others."""
+    """Return the backend that exchanges tensors: NCCL for GPUs, gloo otherwise."""
     import torch
 
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -226,7 +232,7 @@ def _backend(accelerator: str) -> str:
 
 
 def _buffers_of_each() -> dict[str, bool]:
-    """Return the option by which buffers, the same in all processes, are not sent at each step."""
+    """Return the option that avoids sending buffers at each step, as all processes have the same."""
     from torch.nn.parallel import DistributedDataParallel
 
     known = inspect.signature(DistributedDataParallel).parameters
@@ -235,7 +241,7 @@ def _buffers_of_each() -> dict[str, bool]:
 
 
 def _end_with_parent() -> None:
-    """End this process, whatever it waits for, some seconds after the one that started it."""
+    """End this process some seconds after its parent ended, even while it waits."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -249,7 +255,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def threads_of_torch() -> Iterator[None]:
-    """Let compiled loops use as many threads as torch does, for the thread that enters."""
+    """Let compiled loops that the current thread calls use as many threads as torch."""
     import numba
     import torch
 
@@ -265,7 +271,7 @@ def threads_of_torch() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait until all processes are here.
+    """Wait until all processes have arrived.
 
     Raises
     ------
@@ -276,7 +282,7 @@ def barrier() -> None:
 
 
 def _largest(value: int) -> int:
-    """Return the largest of the values that the processes have."""
+    """Return the largest of the values of all processes."""
     if this_process().n_processes == 1:
         return value
     import torch
@@ -289,17 +295,17 @@ def _largest(value: int) -> int:
 
 @contextmanager
 def first_alone() -> Iterator[bool]:
-    """Give whether this process is the first, which alone does what the block is for; others wait.
+    """Yield whether this process is the first, which alone runs the work of the block; others wait.
 
     Raises
     ------
     ProcessError
-        In the others, when the first failed.
+        In the other processes, when the first failed.
     """
     try:
         yield this_process().rank == 0
     except BaseException:
-        with suppress(ProcessError):  # the error of the block is the one to report
+        with suppress(ProcessError):  # report the error of the block
             _largest(1)
         raise
     if _largest(0):
@@ -308,12 +314,12 @@ def first_alone() -> Iterator[bool]:
 
 @contextmanager
 def losing_others() -> Iterator[None]:
-    """Say in one sentence that another process has ended, where the block waits for it.
+    """Turn the errors of a block that waits for another process into one sentence if that ended.
 
     Raises
     ------
     ProcessError
-        When that is so.
+        When another process has ended.
     """
     try:
         yield

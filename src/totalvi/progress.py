@@ -1,4 +1,4 @@
-"""Progress on standard error: of a fit's epochs, of a query's cells, and of the steps of a run."""
+"""Show progress bars on standard error: for the epochs of a fit and the cells of a query."""
 
 import sys
 import time
@@ -22,12 +22,12 @@ _Batch = TypeVar("_Batch", bound=_OfCells)
 def epoch_progress(
     n_epochs: int, show: bool | None
 ) -> Iterator[Callable[[int, dict[str, float]], None] | None]:
-    """Give a function that shows each finished epoch: bar, rate, time left, losses.
+    """Yield a function that shows each finished epoch: bar, rate, time left, losses.
 
     Parameters
     ----------
     n_epochs
-        Epochs to come, at most.
+        Largest number of epochs to come.
     show
         Whether to show anything; None: only when standard error is a terminal.
     """
@@ -54,12 +54,12 @@ def epoch_progress(
 def cell_progress(
     batches: Iterable[_Batch], n_cells: int, what: str, show: bool | None
 ) -> Iterator[Iterator[_Batch]]:
-    """Give the minibatches on, while a bar shows how many cells are done.
+    """Yield the minibatches while a bar shows how many cells are done.
 
     Parameters
     ----------
     what
-        What is computed, shown beside the bar.
+        Name of the result, shown beside the bar.
     show
         Whether to show the bar; None: only when standard error is a terminal.
     """
@@ -77,7 +77,7 @@ def cell_progress(
                 bar.update(task, advance=len(batch.cells))
 
         yield counted()
-        bar.update(task, completed=n_cells)  # a query that knows n_cells may not ask for the end
+        bar.update(task, completed=n_cells)  # a query that knows n_cells may not iterate to the end
 
 
 def _is_shown(show: bool | None) -> bool:

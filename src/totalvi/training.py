@@ -1,4 +1,4 @@
-"""`Model.train`: its arguments become the plan, split and checkpoint of a fit, which then runs."""
+"""`Model.train`: turn its arguments into plan, split and checkpoint of a fit, and run it."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData, fingerprint
-from totalvi.errors import TrainingError, of_scvi, refuse_arguments
+from totalvi.errors import KnowsScvi, TrainingError, of_scvi, refuse_arguments
 from totalvi.fit.checkpoint import (
     CHECKPOINT_EVERY,
     Checkpoint,
@@ -47,8 +47,12 @@ class History(pd.DataFrame):
         return super().__getitem__(key)
 
 
+class KnowsScviProtocol(KnowsScvi, type(Protocol)):  # type: ignore[misc]  # its base is a function
+    """Metaclass of `Model`, whose bases are protocols."""
+
+
 class Training(Fitted, Protocol):
-    """How a model is fitted to its data."""
+    """The method `train` of a model."""
 
     _options: dict[str, Any]
     _result: FitResult | None
@@ -81,10 +85,10 @@ class Training(Fitted, Protocol):
         num_nodes: int = 1,
         **unknown: Any,
     ) -> None:
-        """Fit the model, and keep the weights of the lowest held-out loss.
+        """Fit the model, and keep the weights with the lowest held-out loss.
 
         A second call starts from the weights of the first. In a model that `map_query` returned, only
-        the weights of the query's batches move.
+        the weights of the query's batches change.
 
         Parameters
         ----------
@@ -95,11 +99,10 @@ class Training(Fitted, Protocol):
         batch_size
             Cells in a minibatch. None: see `default_batch_size`.
         train_size, validation_size
-            Shares of cells to train on and to validate on; the rest is held out for tests. None: all
-            that ``train_size`` leaves, but 50,000 cells at most.
+            Shares of cells for training and validation; the rest is held out for tests. None: all cells
+            that ``train_size`` leaves, at most 50,000.
         split
-            Positions of the cells to train on, to validate on and to hold out, in place of a random
-            split.
+            Positions of the cells for training, validation and tests, instead of a random split.
         early_stopping, early_stopping_patience
             Whether to stop after that many epochs without a lower held-out loss. None: see
             `default_patience`.
@@ -111,27 +114,28 @@ class Training(Fitted, Protocol):
             Weight decay of the optimiser, and the largest norm of the gradient.
         adversarial
             Whether the encoder also learns to deceive a classifier of antibody panels, or the weight
-            of doing so (True: 1). Off by default, as it measured no better; see ``docs/decisions.md``.
+            of this loss (True: 1). Off by default, because measurements showed no gain.
         accelerator
             As in Lightning Fabric: "auto", "cpu", "cuda", ...
         precision
             "32-true", "bf16-mixed" or "16-mixed" as in Lightning Fabric; "auto": bfloat16 products
-            where the processor has them. ``fit_summary`` says which it was.
+            if the processor has them. ``fit_summary`` reports the choice.
         checkpoint
-            File from which the fit can be resumed: written as often as ``checkpoint_every`` says, after
-            SIGINT (Ctrl-C) or SIGTERM, which then end the fit after its step, and at the end.
+            File from which the fit can be resumed. It is written at intervals of
+            ``checkpoint_every``, at the end, and after SIGINT (Ctrl-C) or SIGTERM, which then end
+            the fit after its step.
         checkpoint_every
             A number of epochs, or a time: ``datetime.timedelta(minutes=10)``.
         resume
-            A checkpoint, from which the fit resumes to the numbers it would have had without the
-            interruption, and which is then the ``checkpoint``; True: ``checkpoint``, if it exists.
+            A checkpoint from which the fit resumes; it is then also the ``checkpoint``. True:
+            ``checkpoint``, if it exists. The fit ends with the numbers of an uninterrupted one.
             Arguments left at their defaults are those of the checkpoint, and others must agree.
         progress
             Whether to show a progress bar; None: on a terminal.
         devices, num_nodes
-            Processes on each machine, one for each GPU, and machines; they share each minibatch. The
-            script runs in each of them, from its start. None: as many as `torchrun`, `fabric run` or
-            SLURM's `srun` started, else 1. See ``docs/scaling.md``.
+            Number of processes on each machine (one for each GPU), and of machines. They share each
+            minibatch. The script runs in each of them, from its start. None: as many as `torchrun`,
+            `fabric run` or SLURM's `srun` started, else 1. See ``docs/scaling.md``.
 
         Raises
         ------
@@ -140,11 +144,11 @@ class Training(Fitted, Protocol):
         ProcessError
             When another process of the fit ended, or has other data or arguments.
         CheckpointError
-            When the checkpoint is damaged, or of another fit: the message names what differs.
+            When the checkpoint is damaged, or belongs to a different fit.
         OutputError
-            When the checkpoint cannot be written, or exists and is not to be resumed.
+            When the checkpoint cannot be written, or exists without ``resume``.
         KeyboardInterrupt
-            When a signal ended the fit. The model is what it was before, and the checkpoint is there.
+            When a signal ended the fit. The model is unchanged, and the checkpoint is written.
         """
         refuse_arguments(unknown, "train()")
         data = self._training_data()
@@ -203,7 +207,7 @@ class Training(Fitted, Protocol):
         checkpoint: Checkpoint | None,
         progress: bool | None,
     ) -> FitResult:
-        """Fit the module; when that fails or is interrupted, the model is what it was before."""
+        """Fit the module; if that fails or is interrupted, restore the model."""
         seed = seed_of_fit(self.seed, self._n_fits)
         before = {name: value.clone() for name, value in self.module.state_dict().items()}
         mapping = self._mapping
@@ -220,7 +224,7 @@ class Training(Fitted, Protocol):
             raise
 
     def _anchor_digest(self) -> str | None:
-        """Return a hash of what empty droplets say, which a fit depends on."""
+        """Return a hash of the anchor from empty droplets, on which a fit depends."""
         anchor = self.module.background_anchor
         return (
             None if anchor is None else hashlib.sha256(anchor.cpu().numpy().tobytes()).hexdigest()

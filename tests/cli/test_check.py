@@ -9,6 +9,7 @@ import pytest
 from totalvi.cli.main import execute
 from totalvi.data.finding import Finding
 from totalvi.data.simulate import simulate
+from totalvi.errors import setting
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -69,11 +70,11 @@ def test_findings_name_options(file: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "totalvi.run.prepare.check_counts",
-            lambda *_: [Finding("error", "rna_fractional", "accept with allow_fractional=True")],
+            lambda *_: [Finding("error", "x", f"accept with {setting('allow_fractional', True)}.")],
         )
         assert execute(["check", str(file)]) == 2
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == "error    accept with --allow-fractional"
+    assert first == "error    accept with --allow-fractional."
 
 
 def test_renamed_features_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from totalvi.cli.main import execute
+from totalvi.errors import argument
 from totalvi.run.run import RunResult, run
 
 RECORD = {
@@ -18,7 +19,7 @@ RECORD = {
     "held_out_loss_per_cell": 812.34,
     "seconds": {"read": 1.0, "train": 20.0},
     "warnings": ["1 of 20 antibodies: no foreground (CD25)"],
-    "notes": ["name it with panel_key"],
+    "notes": [],
 }
 DEFAULTS = {name: given.default for name, given in inspect.signature(run).parameters.items()}
 
@@ -30,7 +31,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
     def run(*given: object, **options: object) -> RunResult:
         calls.append((given, options))
         files = [Path("figures/training.png"), Path("model.totalvi/model.json"), Path("run.json")]
-        return RunResult(tmp_path / "out", files, RECORD)
+        note = f"name it with {argument('panel_key')}"
+        return RunResult(tmp_path / "out", files, RECORD | {"notes": [note]})
 
     monkeypatch.setattr("totalvi.run.run.run", run)
     monkeypatch.setattr(
@@ -114,7 +116,8 @@ def test_json_is_the_record_and_nothing_else(
     asked: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert execute(["run", "a.h5", "-o", "out", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "out"), **RECORD}
+    expected = {"folder": str(tmp_path / "out"), **RECORD, "notes": ["name it with --panel"]}
+    assert json.loads(capsys.readouterr().out) == expected
 
 
 def test_a_run_is_repeated_as_it_was(

@@ -346,9 +346,9 @@ def test_the_place_of_a_value_is_right_wherever_it_is(clean):
 
 def test_many_faults_are_counted_and_the_first_raised(clean):
     spoiled = protein_at(rna_at(clean, -1), -1)
-    with pytest.raises(DataError, match=r"\"rna\".*\(and 1 more problem: run `totalvi check`\)$"):
+    with pytest.raises(DataError, match=r"\"rna\".*\(and 1 more problem; run `totalvi check`\)\.$"):
         raise_errors(check_counts(spoiled, Columns()))
-    with pytest.raises(DataError, match=r"\"x\".*\(and 2 more problems: run `totalvi check`\)$"):
+    with pytest.raises(DataError, match=r"\"x\".*\(and 2 more problems; run `totalvi check`\)\.$"):
         raise_errors(check_counts(spoiled, Columns(batch_key="x")))
 
 

@@ -163,8 +163,8 @@ def test_file_that_is_no_count_file(mirror: tuple[str, Path], tmp_path: Path) ->
     [
         ("pbmc_10k_protein", "filtered", f"did you mean '{NAME}'"),
         ("zebra", "filtered", f"choose from {NAME}"),
-        (NAME, "cooked", "no 'cooked' file: choose from 'filtered', 'raw'"),
-        ("vdj_v1_hs_pbmc3", "raw", "no 'raw' file: choose from 'filtered'"),
+        (NAME, "cooked", "no 'cooked' file; choose from 'filtered', 'raw'"),
+        ("vdj_v1_hs_pbmc3", "raw", "no 'raw' file; choose from 'filtered'"),
     ],
 )
 def test_what_is_not_listed(tmp_path: Path, name: str, kind: str, message: str) -> None:

@@ -303,7 +303,7 @@ def test_arguments_that_contradict_each_other(mdata: MuData, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="is not there"):
         model.train(resume=path)
     path.write_text("years of work")
-    with pytest.raises(OutputError, match="exists: resume it"):
+    with pytest.raises(OutputError, match="exists; resume it"):
         model.train(checkpoint=path)
     assert path.read_text() == "years of work"
 

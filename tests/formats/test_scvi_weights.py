@@ -1,5 +1,6 @@
 """The network gives the numbers of the public implementations, from their weights and noise."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,6 @@ def test_golden_06(shared: Path, name: str, sparse: bool) -> None:
         config["protein_batch_mask"] = list(inputs["protein_mask"])
     module = TOTALVI(120, 14, n_hidden=32, n_latent=8, **config).eval()
     result = run_with_noise(load_scvi_state(module, state), inputs, expected, sparse)
-
-    # an "nb" network has no dropout decoder: a "zinb" network with the same weights stands in
-    with_dropout = TOTALVI(
-        120, 14, n_hidden=32, n_latent=8, **{**config, "reconstruction_loss_gene": "zinb"}
-    ).eval()
-    load_scvi_state(with_dropout, state)
-    result["px_"]["dropout"] = run_with_noise(with_dropout, inputs, expected, sparse)["px_"][
-        "dropout"
-    ]
     library_mean = module.sample_from_posterior_l(
         inputs["x"], inputs["y"], inputs["batch_index"], give_mean=True
     )
@@ -155,6 +147,114 @@ def test_golden_06(shared: Path, name: str, sparse: bool) -> None:
         result["losses"], ("reconst_loss_gene", "reconst_loss_protein"), strict=True
     ):
         assert_close(loss, expected[key].numpy(), f"get_reconstruction_loss: {key}")
+
+
+def loaded_06(shared: Path, name: str) -> tuple[TOTALVI, dict[str, Any], dict[str, torch.Tensor]]:
+    """Return a module with the weights of a file, the counts in it, and what it expects."""
+    stored = np.load(shared / "golden" / f"seed_{name}.npz")
+    inputs = tensors(stored, "in/")
+    config: dict[str, Any] = dict(MODULE_06[name])
+    if "protein_mask" in inputs:
+        config["protein_batch_mask"] = list(inputs["protein_mask"])
+    module = TOTALVI(120, 14, n_hidden=32, n_latent=8, **config).eval()
+    load_scvi_state(module, tensors(stored, "param/"))
+    return module, inputs, tensors(stored, "out/")
+
+
+MASKS: dict[str, Any] = {
+    "floats": lambda mask: mask.float(),
+    "doubles": lambda mask: mask.double(),
+    "integers": lambda mask: mask.long(),
+    "bytes": lambda mask: mask.to(torch.uint8),
+    "booleans": lambda mask: mask.bool(),
+    "numpy": lambda mask: mask.numpy(),
+    "numpy booleans": lambda mask: mask.bool().numpy(),
+    "lists": lambda mask: mask.tolist(),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("name", MODULE_06)
+def test_reconstruction_loss_of_dictionaries_of_06(shared: Path, name: str, kind: str) -> None:
+    """The dictionaries always hold "dropout"; the network's likelihood says whether it counts."""
+    module, inputs, expected = loaded_06(shared, name)
+    px_, py_ = (
+        {entry.removeprefix(part): value for entry, value in expected.items() if part in entry[:3]}
+        for part in ("px_", "py_")
+    )
+    assert "dropout" in px_
+    measured = module.measured(module.context(**groups(inputs)).panel)
+    mask = torch.ones_like(inputs["y"]) if measured is None else measured
+    losses = module.get_reconstruction_loss(inputs["x"], inputs["y"], px_, py_, MASKS[kind](mask))
+    for loss, key in zip(losses, ("reconst_loss_gene", "reconst_loss_protein"), strict=True):
+        assert_close(loss, expected[key].numpy(), key)
+
+
+def groups(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {key: inputs[key] for key in ("x", "y", "batch_index", "label") if key in inputs}
+
+
+def test_a_mask_of_other_numbers_is_refused(shared: Path) -> None:
+    module, inputs, _ = loaded_06(shared, "default_nb_ln")
+    found = module.inference(inputs["x"], inputs["y"])
+    for mask in (torch.full_like(inputs["y"], 0.5), torch.full_like(inputs["y"], np.nan)):
+        with pytest.raises(ValueError, match="other numbers than 0 and 1"):
+            module.get_reconstruction_loss(
+                inputs["x"], inputs["y"], found["px_"], found["py_"], mask
+            )
+
+
+@pytest.mark.parametrize("name", MODULE_06)
+def test_whole_numbers_count_as_floats_do(shared: Path, name: str) -> None:
+    module, inputs, _ = loaded_06(shared, name)
+    given = groups(inputs)
+    prior = {key: inputs[key] for key in ("local_l_mean_gene", "local_l_var_gene")}
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        whole = given | {key: given[key].to(dtype) for key in ("x", "y")}
+        floats = given | {key: whole[key].float() for key in ("x", "y")}
+        outputs = [
+            module(**cells, **prior, generator=torch.Generator().manual_seed(0))
+            for cells in (whole, floats)
+        ]
+        for a, b in zip(*outputs, strict=True):
+            assert torch.equal(a, b)
+        scales = [
+            module.get_sample_scale(**cells, generator=torch.Generator().manual_seed(0))
+            for cells in (whole, floats)
+        ]
+        for a, b in zip(*scales, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "one", [1, 1.0, np.int64(1), np.float32(1), np.array(1), torch.tensor(1), torch.tensor([1.0])],
+    ids=repr,
+)  # fmt: skip
+def test_transform_batch_is_any_whole_number(shared: Path, one: Any) -> None:
+    module, inputs, _ = loaded_06(shared, "batch_zinb_normal")
+    cells = groups(inputs)
+    a, b = (
+        module.inference(**cells, transform_batch=code, generator=torch.Generator().manual_seed(0))
+        for code in (1, one)
+    )
+    assert torch.equal(a["px_"]["rate"], b["px_"]["rate"])
+    for wrong in (2, -1, 0.5, torch.tensor([0, 1]), "1", np.nan):
+        with pytest.raises(ValueError, match="transform_batch"):
+            module.inference(**cells, transform_batch=wrong)
+
+
+def test_a_head_that_nothing_reads_is_in_no_state(shared: Path) -> None:
+    module, inputs, expected = loaded_06(shared, "default_nb_ln")
+    fresh = TOTALVI(120, 14, n_hidden=32, n_latent=8).eval()
+    assert set(module.state_dict()) == set(fresh.state_dict())
+    fresh.load_state_dict(module.state_dict())
+    kept = copy.deepcopy(module).double()
+    cells = {key: value.double() for key, value in inputs.items() if key in ("x", "y")}
+    dropout = kept.inference(**cells, generator=torch.Generator().manual_seed(0))["px_"]["dropout"]
+    assert dropout.shape == expected["px_dropout"].shape
+    assert dropout.std() > 0
+    without = fresh.inference(inputs["x"], inputs["y"])["px_"]
+    assert torch.equal(without["dropout"].sigmoid(), torch.zeros_like(without["rate"]))
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -212,11 +312,6 @@ def test_golden_scvi_tools(shared: Path, name: str, sparse: bool) -> None:
             assert_close(py_[key.removeprefix("py_")], expected[key].numpy(), key)
         elif key.startswith("loss_"):
             assert_close(result[key.removeprefix("loss_")], expected[key].numpy(), key)
-    zero_inflated = TOTALVI(
-        250, 14, n_hidden=32, n_latent=8, **{**config, "reconstruction_loss_gene": "zinb"}
-    ).eval()
-    load_scvi_state(zero_inflated, state)
-    px_["dropout"] = run_with_noise(zero_inflated, first, expected, sparse)["px_"]["dropout"]
     for entry in ("scale", "rate", "r", "dropout"):
         assert_close(px_[entry], expected[f"px_{entry}"].numpy(), f"px_{entry}")
 

@@ -300,11 +300,11 @@ def test_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         (
             ["--labels", "cell_typ"],
-            '--labels "cell_typ" is no column of the reference\'s obs; did you',
+            "--labels cell_typ is no column of the reference's obs; did you",
         ),
         (
             ["--reference-batch", "bach_0"],
-            '--reference-batch "bach_0" is no batch of the reference',
+            "--reference-batch bach_0 is no batch of the reference",
         ),
         (["--batch", "donor"], "donor"),
         (["--labels", "nobody"], "ewer than 10 reference cells"),

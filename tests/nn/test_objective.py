@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from totalvi.nn.likelihoods import ElboTerms, objective
+from totalvi.nn.v06 import TOTALVI
 
 
 def terms() -> ElboTerms:
@@ -36,3 +37,31 @@ def test_the_field_order_is_the_references() -> None:
         "kl_div_l_gene",
         "kl_div_back_pro",
     )
+
+
+def test_the_foreground_penalty_is_paid_in_training_for_measured_proteins() -> None:
+    mask = [[True] * 5, [True, True, False, True, False]]
+    given = {"n_batch": 2, "protein_batch_mask": mask, "background_samples": 3}
+    weights = torch.Generator().manual_seed(0)
+    free = TOTALVI(30, 5, n_hidden=8, n_latent=3, **given, generator=weights)
+    paying = TOTALVI(30, 5, n_hidden=8, n_latent=3, **given, foreground_penalty=0.25)
+    paying.load_state_dict(free.state_dict())
+    x, y = torch.poisson(torch.ones(12, 30)), torch.poisson(torch.ones(12, 5))
+    batch = torch.arange(12) % 2
+    prior = torch.full((12, 1), 3.0), torch.full((12, 1), 0.1)
+
+    def terms_of(module: TOTALVI) -> ElboTerms:
+        noise = torch.Generator().manual_seed(1)
+        return module(x, y, *prior, batch, generator=noise)
+
+    logits = []
+    hook = paying.decoder.register_forward_hook(lambda *of: logits.append(of[2].background_logit))
+    without, with_penalty = terms_of(free), terms_of(paying)
+    hook.remove()
+    log_pi = torch.nn.functional.logsigmoid(logits[0])
+    paid = -0.25 * (log_pi * torch.tensor(mask)[batch]).sum(dim=1)
+    added = with_penalty.kl_div_back_pro - without.kl_div_back_pro
+    torch.testing.assert_close(added, paid, rtol=1e-4, atol=1e-4)
+    assert (paid > 0).all()
+    for a, b in zip(terms_of(free.eval()), terms_of(paying.eval()), strict=True):
+        assert torch.equal(a, b)

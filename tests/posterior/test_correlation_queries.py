@@ -113,8 +113,16 @@ def test_gene_protein_pairs(trained: totalvi.Model, mdata: MuData) -> None:
     )
     expected = [matrix.at[("rna", gene), ("protein", protein)] for protein, gene in pairs]
     np.testing.assert_allclose(table["denoised"], expected)
+    expected = np.corrcoef(np.log1p(1000 * relative), np.log1p(protein))[0, 1]
+    assert table["raw_log_pearson"][1] == pytest.approx(expected, abs=1e-6)
+    matrix = trained.get_feature_correlation_matrix(
+        n_samples=2, gene_list=["CD4", "CD8A"], protein_list=["CD4", "CD8"],
+        correlation_type="pearson", log_transform=True,
+    )  # fmt: skip
+    expected = [matrix.at[("rna", gene), ("protein", protein)] for protein, gene in pairs]
+    np.testing.assert_allclose(table["denoised_log_pearson"], expected, atol=1e-6)
     own = trained.get_gene_protein_pairs(pairs=[("CD8", "CD4")], indices=range(50), n_samples=1)
-    assert own.shape == (1, 4)
+    assert own.shape == (1, 6)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +164,10 @@ def test_denoising_raises_the_correlation_of_matched_pairs(shared: Path) -> None
     model.train(progress=False)
     table = model.get_gene_protein_pairs(n_samples=10)
     assert len(table) >= 8
-    assert table["denoised"].mean() > table["raw"].mean() + 0.05
+    for kind in ("", "_log_pearson"):
+        assert table[f"denoised{kind}"].mean() > table[f"raw{kind}"].mean() + 0.05
+    pair = table.set_index(["protein", "gene"]).loc[("CD19", "CD79A")]
+    assert pair["denoised"] > pair["raw"] - 0.05
 
 
 def test_the_bar_counts_every_pass(

@@ -88,7 +88,7 @@ def test_nothing_to_impute_is_said_before_any_work(
     reference, query = (totalvi.read(path) for path in inputs)
     with pytest.raises(DataError, match="query has all proteins of the reference"):
         impute(reference, reference.copy(), tmp_path / "out")
-    with pytest.raises(DataError, match="reference has no proteins: give it first"):
+    with pytest.raises(DataError, match="reference has no proteins; give it first"):
         impute(query, reference, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -130,7 +130,7 @@ def test_a_batch_that_neither_has_is_one_sentence(
     assert execute(command) == 2
     printed = capsys.readouterr().err
     assert (
-        '--batch "doner" is no column of obs of the reference or the query; did you mean' in printed
+        "--batch doner is no column of obs of the reference or the query; did you mean" in printed
     )
     assert printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -144,5 +144,5 @@ def test_guides_of_a_query_are_left_out_with_a_note(
     query.var["feature_types"] = ["Gene Expression"] * 38 + ["CRISPR Guide Capture"] * 2
     result = impute(reference, query, tmp_path / "out", max_epochs=1, n_samples=20)
     assert result.record["genes"] == 38
-    said = 'the query has "crispr_guide_capture" beside its RNA, which is left out'
+    said = 'the query has "crispr_guide_capture" beside its RNA, which is left out.'
     assert said in result.record["notes"]

@@ -188,7 +188,7 @@ def test_other_arguments_or_cells_complete_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("totalvi.run.after_fit.batch_mixing", broken)
         with pytest.raises(
-            IncompleteError, match="the same call with resume makes what is missing"
+            IncompleteError, match="the same call with resume=True makes what is missing"
         ):
             run(data, out, **options)
     with pytest.raises(OutputError, match="is not empty"):

@@ -19,11 +19,12 @@ GENES = [f"gene{i}" for i in range(12)]
 PROTEINS = ["CD3", "CD19"]
 DENOISED = rng.gamma(1.0, 20.0, (N_CELLS, 2)) * np.where(CLUSTER == "2", 9, 1)[:, None]
 FOREGROUND = rng.random((N_CELLS, 2))
+COUNTS = rng.poisson(DENOISED).astype(np.float64)
 
 
 def table(**options: int) -> pd.DataFrame:
     rna = sparse.csr_matrix(RNA)
-    return marker_table(CLUSTER, rna, GENES, DENOISED, FOREGROUND, PROTEINS, **options)
+    return marker_table(CLUSTER, rna, GENES, COUNTS, DENOISED, FOREGROUND, PROTEINS, **options)
 
 
 def test_scores_and_p_values_are_those_of_mann_whitney() -> None:
@@ -81,12 +82,52 @@ def test_fractions_and_fold_changes_are_those_of_the_cells() -> None:
 
 def test_one_cluster_has_no_markers() -> None:
     one = pd.Categorical(["0"] * N_CELLS)
-    found = marker_table(one, sparse.csr_matrix(RNA), GENES, DENOISED, FOREGROUND, PROTEINS)
+    found = marker_table(one, sparse.csr_matrix(RNA), GENES, COUNTS, DENOISED, FOREGROUND, PROTEINS)
     assert found.empty
     assert found.columns.tolist() == COLUMNS
 
 
 def test_a_cluster_of_one_cell_gives_finite_numbers() -> None:
     lone = pd.Categorical(["1"] + ["0"] * (N_CELLS - 1))
-    found = marker_table(lone, sparse.csr_matrix(RNA), GENES, DENOISED, FOREGROUND, PROTEINS)
+    found = marker_table(
+        lone, sparse.csr_matrix(RNA), GENES, COUNTS, DENOISED, FOREGROUND, PROTEINS
+    )
     assert np.isfinite(found.select_dtypes("number").to_numpy()).all()
+
+
+def test_proteins_are_tested_on_their_counts() -> None:
+    """Denoised values that part the clusters by themselves are no evidence."""
+    n_cells = 4000
+    cluster = pd.Categorical(rng.choice(["0", "1", "2", "3"], n_cells))
+    counts = rng.poisson(3.0, (n_cells, 200)).astype(np.float64)
+    denoised = 1.0 + 0.1 * cluster.codes[:, None] + 0.01 * rng.random((n_cells, 200))
+    names = [f"isotype{i}" for i in range(200)]
+    found = marker_table(
+        cluster, sparse.csr_matrix((n_cells, 1)), ["gene"], counts, denoised, 0 * counts, names
+    )
+    of_proteins = found[found.modality == "protein"]
+    assert 0.03 < (of_proteins.p < 0.05).mean() < 0.07
+    assert (of_proteins.adjusted_p < 0.05).mean() < 0.01
+
+
+def test_batches_are_each_compared_within_themselves() -> None:
+    """Batches of other levels, and of other shares of the clusters, make no marker."""
+    n_cells = 2000
+    batch = np.repeat([0, 1], n_cells // 2)
+    cluster = pd.Categorical(np.where(rng.random(n_cells) < 0.2 + 0.6 * batch, "a", "b"))
+    counts = rng.poisson(2.0 + 20 * batch[:, None], (n_cells, 300)).astype(np.float64)
+    counts[batch == 0, :100] = np.nan
+    names = [f"protein{i}" for i in range(300)]
+    rna, genes = sparse.csr_matrix((n_cells, 1)), ["gene"]
+    given = (cluster, rna, genes, counts, np.ones_like(counts), np.ones_like(counts), names)
+    within = marker_table(*given, batch=batch).query("modality == 'protein'")
+    assert 0.02 < (within.p < 0.05).mean() < 0.08
+    across = marker_table(*given).query("modality == 'protein'").set_index("feature")
+    assert (across.p[names[100:]] < 1e-10).all()
+    alone = within[within.cluster == "a"].set_index("feature")
+    inside = (batch == 1) & (cluster == "a")
+    outside = (batch == 1) & (cluster == "b")
+    known = mannwhitneyu(
+        counts[inside, 0], counts[outside, 0], method="asymptotic", use_continuity=False
+    )
+    assert alone.p["protein0"] == pytest.approx(known.pvalue)

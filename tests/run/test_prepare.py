@@ -116,7 +116,7 @@ def test_cells_without_a_selected_gene_are_left_out(data: mudata.MuData) -> None
         found.mdata["prot"].X, np.delete(np.asarray(data["prot"].X), 3, axis=0)
     )
     messages = [f.message for f in found.findings if f.severity == "warning"]
-    assert "left out: 1 without a count of the selected genes, of 80 cells" in messages
+    assert "left out: 1 without a count of the selected genes, of 80 cells." in messages
     with pytest.raises(DataError, match="of the selected genes, such as"):
         prepare(data, Columns(), n_genes=20, drop_empty_cells=False)
 

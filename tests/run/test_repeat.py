@@ -163,7 +163,7 @@ def test_signals_end_the_command_with_a_checkpoint(cells: Path, tmp_path: Path) 
         process.send_signal(number)
         _, printed = process.communicate(timeout=300)
         assert process.returncode == status
-        assert f"the fit is kept in {checkpoint}: go on with --resume" in printed
+        assert f"the fit is kept in {checkpoint}; go on with --resume" in printed
         assert "Traceback" not in printed
         assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
         n_steps.append(read_checkpoint(checkpoint).values["steps_done"])
@@ -180,7 +180,7 @@ def test_a_run_is_repeated_on_its_moved_input_with_the_same_numbers(
     record["arguments"]["input"] = str(tmp_path / "gone.h5mu")
     record["versions"]["torch"] = "0.1"
     (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ReadError, match=r"gone\.h5mu, the input of .* is not there: say where"):
+    with pytest.raises(ReadError, match=r"gone\.h5mu, the input of .* is not there; say where"):
         repeat(tmp_path / "run.json", tmp_path / "again")
     changed = tmp_path / "changed.h5mu"
     changed.write_bytes(cells.read_bytes() + b"\0")

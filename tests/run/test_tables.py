@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from totalvi.run.tables import antibody_separation, cell_table, cluster_table, protein_table
+from totalvi.run.results import cell_table
+from totalvi.run.tables import antibody_separation, cluster_table, protein_table
 
 rng = np.random.default_rng(0)
 N_CELLS = 40

@@ -1,4 +1,4 @@
-"""`totalvi check`: what is in a file, and what stands in the way of a fit."""
+"""`totalvi check`, `convert`, `datasets` and `simulate`: commands on files of counts."""
 
 import json
 from contextlib import ExitStack
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import Reading, that_reads, with_options
+from totalvi.cli.options import Reading, that_reads
 from totalvi.errors import DataError
 
 COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}
@@ -29,7 +29,7 @@ def check(
     keep_isotypes: options.KeepIsotypes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is in a file of counts.
+    """Describe a file of counts and list its problems.
 
     Lists errors, warnings and notes, each with a suggested fix. The exit status is 2 when there is an
     error.
@@ -55,7 +55,6 @@ def check(
     findings = check_input(
         input, keys, reading.options(), options.raw_paths(raw), reading.unmeasured
     )
-    findings = [finding._replace(message=with_options(finding.message)) for finding in findings]
     if as_json:
         listed = [finding._asdict() for finding in findings]
         typer.echo(json.dumps({"input": str(input), "findings": listed}, indent=2))
@@ -109,9 +108,10 @@ def convert(
 ) -> None:
     """Convert counts for training from disk, or a model to or from scvi-tools.
 
-    OUTPUT that ends in .zarr is written from counts, some cells at a time: a MuData with RNA and
-    proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise INPUT is a model.
-    Nothing in the files of other packages is run, and scvi-tools need not be installed.
+    If OUTPUT ends in .zarr, INPUT has counts. They are read some cells at a time and written as a
+    MuData with RNA and proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise
+    INPUT is a model. No code in the files of other packages is run, and scvi-tools need not be
+    installed.
 
     \b
     Examples:
@@ -120,20 +120,22 @@ def convert(
       totalvi convert pbmc.totalvi -o scvi_folder --to scvi
     """
     if (target is None) == (output is None):
-        raise DataError("convert needs one output: name it once, as in `convert INPUT OUTPUT`")
+        raise DataError("convert needs one output; name it once, as in `convert INPUT OUTPUT`.")
     written = target or output
     assert written is not None
     if written.suffix == ".zarr":
         from totalvi.run.convert import write_store
 
         if to is not None or config is not None:
-            raise DataError(f"--to and --config are for models, and {written} is to hold counts")
+            raise DataError(
+                f"--to and --config are for models, and {written} is to hold counts; leave them out."
+            )
         keys = reading.columns(batch_key=batch, allow_fractional=allow_fractional)
         findings = write_store(
             input, written, keys, reading.options(), reading.unmeasured, overwrite
         )
         for finding in findings:
-            typer.echo(f"{finding.severity}: {with_options(finding.message)}")
+            typer.echo(f"{finding.severity}: {finding.message}")
         typer.echo(written)
         return
     from totalvi.formats.model_folder import is_model
@@ -165,7 +167,7 @@ def _list_by_default(context: typer.Context) -> None:
 
 @datasets.command("list")
 def list_names() -> None:
-    """List the data sets that can be fetched by name.
+    """List the data sets that can be downloaded by name.
 
     \b
     Example:
@@ -190,7 +192,7 @@ def fetch_by_name(
         bool, typer.Option("--raw", help="All barcodes, rather than those called cells.")
     ] = False,
 ) -> None:
-    """Fetch a data set unless it is there already, and print the path of its file.
+    """Download a data set unless it is already there, and print the path of its file.
 
     \b
     Example:
@@ -253,11 +255,11 @@ def simulate(
     from totalvi.run.folder import staged_file
 
     if raw is not None and raw.resolve() == output.resolve():
-        raise OutputError(f"--raw {raw} is the file of --output: give another name")
+        raise OutputError(f"--raw {raw} is the file of --output; give another name.")
     if output.suffix == ".zarr":
         if unmeasured or raw is not None:
             option = f"--unmeasured {unmeasured}" if unmeasured else f"--raw {raw}"
-            raise DataError(f"{option} needs all cells in memory: write .h5mu")
+            raise DataError(f"{option} needs all cells in memory; write .h5mu.")
         simulate_to_zarr(
             output,
             n_cells=cells,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import Reading, that_reads, with_options
+from totalvi.cli.options import Reading, that_reads
 from totalvi.processes import this_process
 
 Counts = Annotated[
@@ -101,7 +101,7 @@ def train(
         return
     for kind, messages in (("note", trained.notes), ("warning", trained.warnings)):
         for message in messages:
-            typer.echo(f"{kind}: {with_options(message)}")
+            typer.echo(f"{kind}: {message}")
     history = trained.model.history["validation_loss"]
     typer.echo(f"{len(history)} epochs, held-out loss {history.min():,.1f} per cell")
     typer.echo(f"written: {output}")
@@ -127,7 +127,7 @@ def denoise(
     num_nodes: options.NumNodes = 1,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Write denoised counts: RNA by 10,000 a cell, and proteins free of background.
+    """Write denoised counts: RNA scaled to 10,000 per cell, and proteins without background.
 
     \b
     Examples:

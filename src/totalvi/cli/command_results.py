@@ -1,4 +1,4 @@
-"""`totalvi explore`: gates and what they hold, in a browser."""
+"""`totalvi explore`, `report`, `map` and `impute`: commands on results and models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import Reading, keeping, that_reads, with_options
+from totalvi.cli.options import Reading, keeping, that_reads
 from totalvi.errors import DataWarning
 
 
@@ -36,11 +36,11 @@ def explore(
         bool, typer.Option("--no-browser", help="Only print the address.")
     ] = False,
 ) -> None:
-    """Look at the cells of a run, gate them, and see what sets them apart.
+    """Gate the cells of a run in the browser, and compare them.
 
-    Opens a page in your browser. It is served on this machine only, to whoever has the address
-    that is printed. Ctrl-C stops it; gates that were not saved are then kept in
-    DIR/gates_unsaved.json, and offered when it is started again.
+    Opens a page in your browser. Only this machine serves it, and only to users who have the printed
+    address. Ctrl-C stops it. Unsaved gates are then kept in DIR/gates_unsaved.json, and offered when
+    the command is started again.
 
     \b
     Examples:
@@ -65,7 +65,7 @@ def explore(
             opening = nullcontext() if no_browser else open_in_browser(server.url, folder)
             with opening:
                 server.run()
-    finally:  # a terminated server keeps them as well
+    finally:  # a terminated server also keeps them
         for kept in workspace.keep_unsaved():
             typer.echo(f"gates that were not saved: {kept}")
     typer.echo("stopped")
@@ -80,9 +80,9 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Make the report of a run again, and print its path.
+    """Build the report of a run again, and print its path.
 
-    The report is one HTML file that opens in a browser without a network.
+    The report is one HTML file that opens in a browser without an internet connection.
 
     \b
     Examples:
@@ -135,12 +135,12 @@ def map_cells(
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 10.0,
 ) -> None:
-    """Lay new cells on a fitted model, which is not changed.
+    """Map new cells on a fitted model, without changing the model.
 
-    Writes cells.csv.gz (label with its probability, how unlike the reference the cell is, latent
-    state), label_probabilities.csv.gz, where the query lacks proteins imputed_proteins.csv.gz and how
-    far they can be trusted (reliability.csv), the model of the query, and run.json. An interrupted
-    --train is kept in DIR.checkpoint, from which --resume goes on.
+    Writes cells.csv.gz (label with its probability, unlikeness, latent state),
+    label_probabilities.csv.gz, the model of the query, and run.json. If the query lacks proteins, also
+    writes imputed_proteins.csv.gz and their reliability (reliability.csv). An interrupted --train is
+    kept in DIR.checkpoint, and --resume resumes it.
 
     \b
     Examples:
@@ -167,10 +167,10 @@ def map_cells(
             checkpoint_every=timedelta(minutes=checkpoint_every),
         )
     for said in caught:
-        typer.echo(f"warning: {with_options(str(said.message))}")
+        typer.echo(f"warning: {said.message}")
     typer.echo(record["summary"])
     for note in record["notes"]:
-        typer.echo(f"note: {with_options(note)}")
+        typer.echo(f"note: {note}")
     typer.echo(f"written: {output}")
 
 
@@ -213,10 +213,10 @@ def impute(
 ) -> None:
     """Predict the proteins that cells lack.
 
-    Fits a model to both inputs together, predicts the proteins of REFERENCE in the cells of QUERY,
-    and says how sure each value is and how far each protein can be trusted: that is measured on
-    cells of REFERENCE kept out of the fit, with their proteins hidden. Until the folder is there, the
-    fit is kept in DIR.checkpoint, from which --resume goes on to the same results.
+    Fits a model to both inputs together and predicts the proteins of REFERENCE in the cells of QUERY.
+    Also writes the uncertainty of each value and the reliability of each protein, which is measured
+    on held-out cells of REFERENCE with their proteins hidden. Until the folder is complete, the fit is
+    kept in DIR.checkpoint, and --resume resumes it to the same results.
 
     \b
     Examples:

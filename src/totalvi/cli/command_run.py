@@ -1,4 +1,4 @@
-"""`totalvi run` and `totalvi demo`: from counts to a folder of results."""
+"""`totalvi run` and `totalvi demo`: write a folder of results from counts."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def run(
         bool, typer.Option("--json", help="Print the record of the run as JSON.")
     ] = False,
 ) -> None:
-    """Make a folder of results from raw counts.
+    """Fit a model to raw counts and write a folder of results.
 
     Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
     counts, tables, figures, the model and a report. The folder appears at the end. Until then the fit
-    is kept in DIR.checkpoint; SIGINT (Ctrl-C) and SIGTERM end it after a step, with exit status 130 and
-    143, and --resume goes on to the same results. Where something after the fit fails, the folder holds
-    all else, the exit status is 1, and --resume makes what is missing.
+    is kept in DIR.checkpoint. SIGINT (Ctrl-C) and SIGTERM end it after a step, with exit status 130 and
+    143, and --resume resumes it to the same results. If a step after the fit fails, the folder holds
+    everything else, the exit status is 1, and --resume completes the results.
 
     \b
     Examples:
@@ -107,7 +107,7 @@ def run(
         _finish(result, as_json)
         return
     if input is None:
-        raise typer.BadParameter("INPUT is missing: give a file of counts, or --from run.json")
+        raise typer.BadParameter("INPUT is missing; give a file of counts, or --from run.json.")
     with keeping(output), reporting_what_is_there(output):
         result = run_pipeline(
             input,
@@ -145,8 +145,8 @@ def demo(
 ) -> None:
     """Run everything on simulated counts.
 
-    Simulates 2,000 cells, 500 genes and 20 proteins in 2 batches, and does with them what `totalvi
-    run` does. Needs no network.
+    Simulates 2,000 cells with 500 genes and 20 proteins in 2 batches, and does the same with
+    them as `totalvi run`. Needs no internet connection.
 
     \b
     Example:
@@ -172,19 +172,20 @@ def demo(
 
 @contextmanager
 def reporting_what_is_there(output: Path) -> Iterator[None]:
-    """Make the report of a run some of whose steps failed, which names them, before it ends so."""
+    """Build the report of a run even if some of its steps failed; the report names them."""
     try:
         yield
     except IncompleteError as error:
         try:
             _report(output)
         except IncompleteError as report_error:
-            raise IncompleteError(f"{error}; {report_error}") from error
+            raise IncompleteError(f"{error} {report_error}") from error
         raise
 
 
 def _report(folder: Path) -> Path:
-    """Make the report of a run."""
+    """Build the report of a run."""
+    from totalvi.run.record import named
     from totalvi.view.report.build import build_report
 
     try:
@@ -193,24 +194,25 @@ def _report(folder: Path) -> Path:
         raise
     except Exception as error:
         raise IncompleteError(
-            f"report.html failed ({type(error).__name__}: {error}); all else is in {folder}, and the "
-            "same command with --resume makes what is missing"
+            f"report.html failed ({named(error)}); all else is in {folder}, and the "
+            "same command with --resume makes what is missing."
         ) from error
 
 
 def _refuse_others_than_repeated(context: typer.Context) -> None:
-    """Refuse options beside ``--from`` that would make it another run."""
+    """Refuse options beside ``--from`` that would change the run."""
     for parameter in context.command.params:
         name = str(parameter.name)
         source = context.get_parameter_source(name)
         if name not in REPEATED and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(
-                f"{parameter.opts[0]} was given with --from, which repeats a run as it was"
+                f"{parameter.opts[0]} was given with --from, which repeats a run as it was; leave "
+                "it out."
             )
 
 
 def _finish(result: RunResult, as_json: bool = False) -> None:
-    """Make the report of a run, whose folder is in place by now, and sum the run up."""
+    """Build the report of a run whose folder is in place, and print a summary."""
     report, record = _report(result.folder), result.record
     if as_json:
         folder = {"folder": str(result.folder.absolute())}

@@ -16,8 +16,8 @@ from totalvi.cli.command_files import check, convert, datasets, simulate
 from totalvi.cli.command_parts import de, denoise, train
 from totalvi.cli.command_results import explore, impute, map_cells, report
 from totalvi.cli.command_run import demo, run
-from totalvi.cli.options import with_options
-from totalvi.errors import IncompleteError, ProcessError, TotalviError
+from totalvi.cli.options import OPTIONS
+from totalvi.errors import IncompleteError, ProcessError, TotalviError, naming_options
 from totalvi.processes import this_process
 
 BAD_INPUT = 2
@@ -58,31 +58,31 @@ app.add_typer(datasets, name="datasets")
 
 def main() -> NoReturn:
     """Run the command line of this process."""
-    # Idle threads must soon sleep: on a busy machine, waiting in a loop slows a fit many times over.
+    # Idle threads must sleep soon: on a busy machine, busy-waiting slows a fit many times.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    for part in ("distributed", "rank_zero"):  # which say how processes find each other
+    for part in ("distributed", "rank_zero"):  # it reports how processes find each other
         logging.getLogger(f"lightning_fabric.utilities.{part}").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(execute(sys.argv[1:]))
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(TERMINATED)  # an exception, so that half-written files go
+    sys.exit(TERMINATED)  # an exception, so that half-written files are removed
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0: done; 1: an unexpected failure, or one of a step after a fit; 2: the input, an option or the
-    output cannot be used; 130: interrupted; 143: terminated. Failures are one line on standard error,
-    except under ``--debug``, which may stand anywhere.
+    0: success; 1: an unexpected failure, or a failed step after a fit; 2: the input, an option or the
+    output cannot be used; 130: interrupted; 143: terminated. Failures print one line on standard error,
+    unless ``--debug`` is given at any position.
     """
     debug = "--debug" in arguments
     rest = [argument for argument in arguments if argument != "--debug"]
     quiet = nullcontext() if debug else warnings.catch_warnings(action="ignore")
     try:
-        with quiet:
+        with quiet, naming_options(OPTIONS):
             status = app(rest, prog_name="totalvi", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
@@ -91,7 +91,7 @@ def execute(arguments: Sequence[str]) -> int:
             raise
         status = TERMINATED
     except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has left: keep Python from complaining at exit.
+        # The reader of a pipe, such as `head`, has ended: prevent an error message at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNEXPECTED
     except Exception as error:
@@ -103,7 +103,7 @@ def execute(arguments: Sequence[str]) -> int:
             return status  # one of those that are left says so
         which = f"process {rank}: " if rank else ""
         typer.echo(f"{which}error: {' '.join(message.split())}", err=True)
-    if status == INTERRUPTED:  # the option parser turns Ctrl-C into this status without a word
+    if status == INTERRUPTED:  # the option parser silently turns Ctrl-C into this status
         typer.echo("interrupted", err=True)
     if status == TERMINATED:
         typer.echo("terminated", err=True)
@@ -113,22 +113,23 @@ def execute(arguments: Sequence[str]) -> int:
 def explain(error: Exception) -> tuple[int, str]:
     """Return the exit status and the sentence for an exception."""
     if isinstance(error, IncompleteError):
-        return UNEXPECTED, with_options(str(error))
+        return UNEXPECTED, str(error)
     if isinstance(error, TotalviError):
-        return BAD_INPUT, with_options(str(error))
+        return BAD_INPUT, str(error)
     if isinstance(error, MemoryError):
-        asked = " ".join(str(error).split()) or "more than there is"
+        asked = " ".join(str(error).split()).rstrip(".") or "more than there is"
         return (
             BAD_INPUT,
-            f"memory does not suffice ({asked}): ask for less, or use a larger machine",
+            f"memory does not suffice ({asked}); ask for less, or use a larger machine.",
         )
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return BAD_INPUT, f"{place}{error.strerror or error}"
+        return BAD_INPUT, f"{place}{error.strerror or error}".rstrip(".") + "."
     if hasattr(error, "format_message"):  # of the option parser, which exports no base class
-        return BAD_INPUT, f"{error.format_message().rstrip('.')} (see --help)"
+        return BAD_INPUT, f"{error.format_message().rstrip('.')} (see --help)."
     return UNEXPECTED, (
-        f"unexpected {type(error).__name__}: {error} (run it again with --debug for the traceback)"
+        f"unexpected {type(error).__name__}: {str(error).rstrip('.')} (run it again with --debug for "
+        "the traceback)."
     )
 
 

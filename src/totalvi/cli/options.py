@@ -1,7 +1,6 @@
 """Options that several commands share: where the counts and the annotation are."""
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def a_number(value: float) -> float:
-    """Refuse NaN, which is within every bound."""
+    """Refuse NaN, which passes every check of bounds."""
     if math.isnan(value):
-        raise typer.BadParameter("NaN is not a number: give one")
+        raise typer.BadParameter("NaN is not a number; give one.")
     return value
 
 
@@ -160,7 +159,7 @@ def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
         batch, equals, path = one.partition("=")
         if not (equals and batch and path) or batch in by_batch:
             raise ReadError(
-                f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH"
+                f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH."
             )
         by_batch[batch] = path
     return by_batch
@@ -275,7 +274,7 @@ def unmeasured_proteins(given: list[str] | None) -> dict[str, list[str]] | Liter
         batch, equals, names = one.partition("=")
         if not (equals and batch and names):
             raise ReadError(
-                f'--unmeasured {one}: give a batch and its proteins, BATCH=NAME,NAME, or "zeros".'
+                f'--unmeasured {one}; give a batch and its proteins, BATCH=NAME,NAME, or "zeros".'
             )
         found.setdefault(batch, []).extend(name.strip() for name in names.split(","))
     return found
@@ -298,7 +297,7 @@ NumNodes = Annotated[
 
 @contextmanager
 def keeping(output: Path) -> Iterator[None]:
-    """Say where the fit is kept when a run ends early, and exit as the signal asks that ended it."""
+    """Print where the fit is kept if a signal ends a run early, and exit with its status."""
     from totalvi.errors import Interrupted
     from totalvi.processes import this_process
 
@@ -308,7 +307,7 @@ def keeping(output: Path) -> Iterator[None]:
         checkpoint = checkpoint_of(output)
         is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
         if (is_kept or isinstance(error, Interrupted)) and this_process().rank == 0:
-            typer.echo(f"the fit is kept in {checkpoint}: go on with --resume", err=True)
+            typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
         if isinstance(error, Interrupted):
             raise typer.Exit(128 + error.signal_number) from error
         raise
@@ -318,7 +317,7 @@ def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
     """Print what the record notes and warns of, and which files there are; of the model its folder."""
     for kind in ("notes", "warnings"):
         for message in result.record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {with_options(message)}")
+            typer.echo(f"{kind.removesuffix('s')}: {message}")
     typer.echo("written:")
     for file in result.files:
         if file.parts[0] not in (MODEL, *apart):
@@ -328,71 +327,60 @@ def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
 
 OPTIONS = {
     "allow_fractional": "--allow-fractional",
+    "batch_correction": "--batch-correction",
     "batch_key": "--batch",
-    "panel_key": "--panel",
-    "labels_key": "--labels",
-    "size_factor_key": "--size-factor",
+    "batch_size": "--batch-size",
     "categorical_covariate_keys": "--covariate",
-    "continuous_covariate_keys": "--continuous-covariate",
-    "rna_modality": "--rna-modality",
-    "protein_modality": "--protein-modality",
-    "rna_layer": "--rna-layer",
-    "protein_layer": "--protein-layer",
-    "protein_expression_obsm_key": "--protein-obsm",
-    "protein_path": "--protein",
-    "totalvi.declare_unmeasured": "--unmeasured",
-    "unmeasured=": "--unmeasured ",
     "leave_out": "--leave-out",
-    "n_ubiquitous": "--ubiquitous",
-    "median_foreground_factor": "--foreground-factor",
-    "n_empty": "--empty",
+    "totalvi.declare_unmeasured": "--unmeasured",
+    "unmeasured": "--unmeasured",
     "cells_in": "--cells-in",
-    "n_cells": "--cells",
-    "n_genes": "--genes",
-    "n_proteins": "--proteins",
+    "checkpoint_every": "--checkpoint-every",
+    "config": "--config",
+    "continuous_covariate_keys": "--continuous-covariate",
+    "controls": "--controls",
+    "delta": "--delta",
+    "devices": "--devices",
+    "fdr_target": "--fdr",
+    "genome": "--genome",
+    "group1": "--group",
+    "group2": "--against",
+    "groupby": "--groupby",
+    "hashtags": "--hashtags",
+    "input": "INPUT",
+    "interval": "--interval",
+    "isotype_controls": "--keep-isotypes",
+    "labels": "--labels",
+    "labels_key": "--labels",
+    "max_epochs": "--epochs",
+    "median_foreground_factor": "--foreground-factor",
     "n_batches": "--batches",
     "n_cell_types": "--cell-types",
+    "n_cells": "--cells",
+    "n_empty": "--empty",
+    "n_genes": "--genes",
+    "n_proteins": "--proteins",
+    "n_samples": "--samples",
+    "n_ubiquitous": "--ubiquitous",
     "n_unmeasured": "--unmeasured",
-    "max_epochs": "--epochs",
-    # Arguments whose names are also words, where they mean the argument.
-    "isotype_controls=()": "--keep-isotypes",
-    "checkpoint_every": "--checkpoint-every",
+    "num_nodes": "--num-nodes",
     "on_disk": "--on-disk",
-    "hashtags=": "--hashtags ",
-    "controls=": "--controls ",
-    "reference=": "--reference ",
-    "labels=": "--labels ",
+    "overwrite": "--overwrite",
+    "panel_key": "--panel",
+    "protein_expression_obsm_key": "--protein-obsm",
+    "protein_layer": "--protein-layer",
+    "protein_modality": "--protein-modality",
+    "protein_path": "--protein",
+    "raw": "--raw",
+    "reference": "--reference",
     "reference_batch": "--reference-batch",
-    "leave out hashtags": "leave out --hashtags",
-    "leave out controls": "leave out --controls",
-    "leave out raw": "leave out --raw",
-    "leave out genome": "leave out --genome",
-    "another as genome": "another with --genome",
-    "by genome=": "with --genome",
-    "with overwrite": "with --overwrite",
-    "go on with resume": "go on with --resume",
-    "the same call with resume": "the same command with --resume",
-    "give overwrite=True": "give --overwrite",
-    "describe it with config": "describe it with --config",
+    "resolution": "--resolution",
+    "resume": "--resume",
+    "rna_layer": "--rna-layer",
+    "rna_modality": "--rna-modality",
+    "seed": "--seed",
+    "size_factor_key": "--size-factor",
+    "train": "--train",
+    "transform_batch": "--as-batch",
 }
-"""What a message says for Python, and the same for the command line."""
-
-# Not inside of quoted names and paths.
-_ARGUMENT = re.compile(
-    rf"(?<![\w\"/.-])({'|'.join(map(re.escape, OPTIONS))})(?![\w/-]|\.\w)(=True|=)?"
-)
-
-
-def with_options(message: str) -> str:
-    """Return a message that names options in place of Python arguments.
-
-    Examples
-    --------
-    >>> with_options('give the raw counts, likely with rna_layer="counts"')
-    'give the raw counts, likely with --rna-layer "counts"'
-    >>> with_options("accept fractions on purpose with allow_fractional=True")
-    'accept fractions on purpose with --allow-fractional'
-    """
-    return _ARGUMENT.sub(
-        lambda found: OPTIONS[found[1]] + (" " if found[2] == "=" else ""), message
-    )
+"""Words of messages for Python, and their replacements for the command line."""

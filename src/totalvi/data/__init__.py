@@ -1,1 +1,1 @@
-"""CITE-seq counts: reading, finding, checking, describing, simulating and fetching them."""
+"""CITE-seq counts: read, find, check, describe, simulate and download them."""

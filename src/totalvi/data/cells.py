@@ -29,17 +29,17 @@ class Schema:
     gene_names, protein_names
         Features in the network's order.
     batch_names, panel_names, label_names
-        Categories in the order of their codes; ``panel_names`` is empty where batches are the panels.
+        Categories in the order of their codes; ``panel_names`` is empty if batches are the panels.
     covariate_categories
         Categories of each categorical covariate.
     continuous_mean, continuous_scale
-        By which continuous covariates are standardised.
+        Mean and scale that standardise continuous covariates.
     panel_measured
-        One row a panel: which proteins it measured.
+        Which proteins each panel measured, one row for each panel.
     library_log_mean, library_log_variance
-        Of the log RNA library size, by batch.
+        Mean and variance of the log RNA library size of each batch.
     control_names
-        Isotype controls, which are not among the proteins.
+        Names of the isotype controls, which are not among the proteins.
     """
 
     columns: Columns
@@ -71,20 +71,20 @@ class Schema:
 
 @dataclass(frozen=True)
 class QueryMapping:
-    """What a mapped model remembers of how its query was laid on the reference.
+    """How the query of a mapped model was mapped on its reference.
 
     Parameters
     ----------
     n_reference_batches, n_reference_panels, n_reference_categories
-        How many batches, panels and categories of each covariate are the reference's; the query's
-        come after them.
+        Number of batches, panels and categories of each covariate in the reference; those of the query
+        follow them.
     batches, panels
-        The query's own name of each of its batches and panels, and the model's; empty ``panels``:
-        each batch is one.
+        The model's name of each batch and panel of the query, by the query's own name; with empty
+        ``panels``, each batch is one.
     antibody_names
-        Names of the query's antibodies that the user decided on.
+        Names of the query's antibodies that the user chose.
     reference_batches
-        For each query batch, the reference batch whose weights it started from, or "average".
+        For each query batch, the reference batch whose weights it started with, or "average".
     missing_genes
         The reference's genes that the query lacks.
     """
@@ -128,15 +128,15 @@ def _tuples(value: Any) -> Any:
 class Annotation:
     """The ``obs`` of the object that counts came from, with columns added to it later.
 
-    The object is not kept alive, as its counts would be in memory twice: when it is gone, the
-    annotation is what it was when the counts were described.
+    The object is not kept alive, because its counts would then be in memory twice. Once it is gone,
+    this is the annotation from the time when the counts were described.
 
     Parameters
     ----------
     data
         The user's object.
     obs
-        Its annotation now.
+        Its current annotation.
     rna_modality, protein_modality
         Of a MuData.
     """
@@ -166,7 +166,7 @@ class Annotation:
             obs = pd.DataFrame(data.obs)
             obs = obs.set_axis(names_of(obs.index), axis=0)
         same_cells = obs.index.equals(self._obs.index)
-        return obs if same_cells else self._obs  # the object was cut or sorted in the meantime
+        return obs if same_cells else self._obs  # the object was subset or sorted in the meantime
 
     def __getstate__(self) -> pd.DataFrame:
         return self.obs()
@@ -176,12 +176,12 @@ class Annotation:
 
 
 def _gone() -> None:
-    """Stand in for the reference to an object that is no more."""
+    """Replace the reference to an object that no longer exists."""
 
 
 @dataclass(frozen=True)
 class CiteData:
-    """Counts and annotation of N cells, aligned with a schema; nothing here is the user's object.
+    """Counts and annotation of N cells, aligned with a schema and independent of the user's object.
 
     Parameters
     ----------
@@ -190,19 +190,19 @@ class CiteData:
     rna
         Counts (N, G).
     protein
-        Counts (N, T); unmeasured proteins hold 0 and are told by ``schema.panel_measured``.
+        Counts (N, T); unmeasured proteins hold 0, and ``schema.panel_measured`` says which they are.
     cell_names
-        Of the N cells.
+        Names of the N cells.
     batch, panel, label
         Codes (N,); ``label`` is None without a labels key.
     categorical, continuous
         Covariates (N, covariates), or None.
     library_size
-        Size factor where a key is given, else total RNA count, (N,).
+        Size factor if a key is given, else total RNA count, (N,).
     annotation
-        Gives the ``obs`` of the cells.
+        The source of the ``obs`` of the cells.
     controls
-        Counts of the isotype controls that the data have, (N, controls), by name.
+        Counts of the isotype controls in the data, (N, controls), by name.
     findings
         Warnings and notes of the checks of the data.
     """
@@ -232,7 +232,7 @@ class CiteData:
         return not isinstance(self.rna, CountsInMemory)
 
     def in_memory(self, cells: np.ndarray) -> Self:
-        """Return the cells at these positions, counts and all, in memory."""
+        """Return the cells at these positions, with their counts, in memory."""
 
         def of_cells(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else values[cells]
@@ -253,7 +253,7 @@ class CiteData:
 
     @cached_property
     def cell_keys(self) -> np.ndarray:
-        """One 64-bit number a cell, made from its name: the same in whatever data it comes."""
+        """A 64-bit number for each cell, hashed from its name, so that it is the same in any data."""
         return pd.util.hash_array(self.cell_names.to_numpy(object), categorize=False)
 
 
@@ -261,11 +261,11 @@ _CELLS_COMPARED, _ROWS_AT_ONCE = 10_000, 1_000
 
 
 def fingerprint(data: CiteData) -> dict[str, Any]:
-    """Return what tells one data set from another, as JSON can hold it.
+    """Return the fingerprint of a data set as JSON values, to detect on resuming that it changed.
 
-    Names, annotation, proteins and the library size of every cell are hashed; of data with more than
-    10,000 cells, the RNA counts of 10,000 that are spread over all. Counts on disk, which are read some
-    cells at a time, have the fingerprint of the same counts in memory.
+    It hashes names, annotation, proteins and the library size of every cell. Of RNA counts it
+    hashes at most 10,000 cells, spread over the data. Counts on disk, which are read some cells at
+    a time, have the fingerprint of the same counts in memory.
 
     Examples
     --------
@@ -294,7 +294,7 @@ def _hash_protein(data: CiteData) -> str:
     by_panel = np.array(data.schema.panel_measured)
     for start, rows in data.protein.blocks():
         measured = by_panel[data.panel[start : start + len(rows)]]
-        known = np.where(measured, rows, np.float32(0))  # what a query lacks may be filled in
+        known = np.where(measured, rows, np.float32(0))  # the others may be filled in
         digest.update(np.ascontiguousarray(known).data)
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Check the values of the counts: raw, whole, non-negative, finite."""
+"""Check that the values of the counts are raw, whole, non-negative and finite."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -9,10 +9,11 @@ from scipy import sparse
 
 from totalvi.data.find import CountSource
 from totalvi.data.finding import Finding, first_and_count, listed
+from totalvi.errors import argument, setting
 
 
 class Place(NamedTuple):
-    """One value and where it is."""
+    """A value and its place."""
 
     value: float
     row: int
@@ -20,14 +21,14 @@ class Place(NamedTuple):
 
 
 class Values(NamedTuple):
-    """The stored values of one modality: how many are faulty, and the first of each kind.
+    """Faults among the stored values of one modality: their number, and the first of each kind.
 
     Attributes
     ----------
     number, first
         By kind: "nan", "infinite", "negative", "fractional", "positive".
     largest
-        The first of the largest values, or None where all are NaN.
+        The first of the largest values; None if all are NaN.
     """
 
     number: dict[str, int]
@@ -41,17 +42,17 @@ class CountTally(NamedTuple):
     Attributes
     ----------
     rna, protein
-        Their values.
+        Faults among their values.
     rna_total, n_rna
-        Total RNA count of each cell, (N,) float64, and how many of its counts are not zero.
+        Total RNA count of each cell, (N,) float64, and the number of its non-zero counts.
     gene_total
-        Of each gene, (G,).
+        Total count of each gene, (G,).
     protein_total, protein_measured
-        Total protein count of each cell, NaN passed over, and whether any is not NaN, (N,).
+        Total protein count of each cell without NaN, and whether any count is not NaN, (N,).
     smallest, largest
-        Count of each protein, NaN passed over, (T,).
+        Smallest and largest count of each protein without NaN, (T,).
     n_unmeasured, n_positive
-        Cells of each group whose count of each protein is NaN, or above zero, (groups, T).
+        Number of cells of each group whose count of each protein is NaN, or above zero, (groups, T).
     """
 
     rna: Values
@@ -84,7 +85,7 @@ def tally_counts(source: CountSource, group: np.ndarray, n_groups: int) -> Count
         n_unmeasured=np.zeros((n_groups, n_proteins), dtype=np.int64),
         n_positive=np.zeros((n_groups, n_proteins), dtype=np.int64),
     )
-    with np.errstate(over="ignore", invalid="ignore"):  # of values that are then reported
+    with np.errstate(over="ignore", invalid="ignore"):  # these values are then reported
         rna, protein = tally.rna, tally.protein
         for start, rna_block in source.rna.blocks():
             rna = _with_values(rna, rna_block.data, start, rna_block)
@@ -147,14 +148,14 @@ def _add_protein(tally: CountTally, block: np.ndarray, rows: slice, group: np.nd
 
 
 EXACT_FLOAT32 = 2**24
-LOG_MAXIMUM = 20.0  # log1p of any count that occurs is smaller
+LOG_MAXIMUM = 20.0  # log1p of any realistic count is smaller
 HIGH_RNA, HIGH_PROTEIN = 50_000, 500_000
 FEW_GENES = 200
 _FIRST_CELLS = slice(200)
 
 
 class _Modality(NamedTuple):
-    """The values of one modality, and how to name it and its cells and features."""
+    """The values of one modality, and the words to name it, its cells and its features."""
 
     values: Values
     kind: str  # "rna" or "protein"
@@ -163,10 +164,10 @@ class _Modality(NamedTuple):
     cell_names: pd.Index
     feature: str  # "gene" or "protein"
     feature_names: pd.Index
-    first_cells: list[np.ndarray]  # their positive values
+    first_cells: list[np.ndarray]  # positive values of the first cells
 
     def place(self, place: Place) -> str:
-        """Return the words for where a value is."""
+        """Return the words for the place of a value."""
         cell, name = self.cell_names[place.row], self.feature_names[place.column]
         return f'cell "{cell}", {self.feature} "{name}"'
 
@@ -188,17 +189,17 @@ def rna_findings(
         yield Finding(
             "warning",
             "few_genes",
-            f"{source.rna_where} has only {source.rna.shape[1]} genes: totalVI is meant for hundreds "
-            "or thousands of variable genes",
+            f"{source.rna_where} has only {source.rna.shape[1]} genes; give more, as totalVI is meant "
+            "for hundreds or thousands of variable genes.",
         )
     if any(f.severity == "error" for f in faults):
-        return  # totals of values that are not counts say nothing
+        return  # totals of values that are not counts have no meaning
     yield from _rna_zeros(source, tally)
     if tally.rna.largest is not None and tally.rna.largest.value == 1:
         yield Finding(
             "warning",
             "rna_binary",
-            f"no RNA count in {source.rna_where} is above 1: give counts, not presence and absence",
+            f"no RNA count in {source.rna_where} is above 1; give counts, not presence and absence.",
         )
 
 
@@ -209,22 +210,22 @@ def _rna_zeros(source: CountSource, tally: CountTally) -> Iterator[Finding]:
         yield Finding(
             "error",
             "cell_without_rna",
-            f"{source.rna_where} has no RNA count at all in {first_and_count(empty, 'cell')}: "
-            "filter it out (`totalvi run` does)",
+            f"{source.rna_where} has no RNA count at all in {first_and_count(empty, 'cell')}; "
+            "filter it out (`totalvi run` does).",
         )
     if len(silent):
         yield Finding(
             "warning",
             "gene_zero",
-            f"{source.rna_where} is zero in all cells for {first_and_count(silent, 'gene')}: "
-            "nothing can be learned of it, so better remove it",
+            f"{source.rna_where} is zero in all cells for {first_and_count(silent, 'gene')}; "
+            "remove what tells nothing.",
         )
 
 
 def protein_value_findings(
     source: CountSource, tally: CountTally, *, allow_fractional: bool
 ) -> Iterator[Finding]:
-    """Check the values and the names of the protein counts; NaN (unmeasured) is passed over."""
+    """Check the values and the names of the protein counts; NaN (unmeasured) is allowed."""
     modality = _Modality(
         tally.protein, "protein", source.protein_where, source.protein_layers, source.cell_names,
         "protein", source.protein_names, [row[row > 0] for row in source.protein.rows(_FIRST_CELLS)],
@@ -237,7 +238,7 @@ def protein_value_findings(
             "warning",
             "protein_constant",
             f"{source.protein_where} has the same count in all cells for "
-            f"{first_and_count(constant, 'protein')}: check that it is a measured count",
+            f"{first_and_count(constant, 'protein')}; check that it is a measured count.",
         )
 
 
@@ -259,8 +260,8 @@ def _value_findings(modality: _Modality, allow_fractional: bool) -> Iterator[Fin
             "error",
             f"{kind}_negative",
             f"{where} holds {_number(number['negative'], 'negative value')}{looks}, first "
-            f"{first['negative'].value:g} for {modality.place(first['negative'])}: "
-            f"{_mend(modality)}",
+            f"{first['negative'].value:g} for {modality.place(first['negative'])}; "
+            f"{_fix(modality)}.",
         )
     elif number["fractional"]:
         found = (
@@ -279,31 +280,31 @@ def _not_finite(modality: _Modality, code: str, noun: str) -> Iterator[Finding]:
             "error",
             f"{modality.kind}_{code}",
             f"{modality.where} holds {_number(number, noun)}, first for "
-            f"{modality.place(modality.values.first[code])}: give the counts as they were measured",
+            f"{modality.place(modality.values.first[code])}; give the counts as they were measured.",
         )
 
 
 def _fractional(modality: _Modality, found: str, looks: str, allowed: bool) -> Finding:
-    """Say that values are fractional, and what they look like."""
+    """Return the finding that values are fractional, with their likely origin."""
     if looks:
         return Finding(
             "warning" if allowed else "error",
             f"{modality.kind}_normalised",
-            f"{modality.where} looks {looks}, with {found}: {_mend(modality)}",
+            f"{modality.where} looks {looks}, with {found}; {_fix(modality)}.",
         )
     if allowed:
-        message = f"{modality.where} holds {found}, as allowed"
+        message = f"{modality.where} holds {found}, as allowed."
         return Finding("note", f"{modality.kind}_fractional", message)
     return Finding(
         "error",
         f"{modality.kind}_fractional",
-        f"{modality.where} holds {found}: {_mend(modality)}, or accept fractions on purpose with "
-        "allow_fractional=True",
+        f"{modality.where} holds {found}; {_fix(modality)}, or accept fractions on purpose with "
+        f"{setting('allow_fractional', True)}.",
     )
 
 
 def _looks(modality: _Modality) -> str:
-    """Say how mostly fractional values may have come about; empty when that is unclear."""
+    """Return the likely origin of mostly fractional values; empty if it is unclear."""
     rows = [row.astype(np.float64) for row in modality.first_cells]
     largest = modality.values.largest
     small = largest is not None and largest.value < LOG_MAXIMUM
@@ -317,7 +318,7 @@ def _looks(modality: _Modality) -> str:
 
 
 def _are_scaled_counts(rows: list[np.ndarray]) -> bool:
-    """Whether most rows are whole multiples of their smallest value, as one count then is."""
+    """Return whether most rows are whole multiples of their smallest value, which is then one count."""
     verdicts = []
     for row in rows:
         multiples = row / row.min() if row.size else row
@@ -340,7 +341,7 @@ def _too_high(modality: _Modality) -> Iterator[Finding]:
     yield Finding(
         "error" if impossible else "warning",
         f"{modality.kind}_too_high" if impossible else f"{modality.kind}_high",
-        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}: {fix}",
+        f"{modality.where} holds {largest.value:,.0f} for {modality.place(largest)}; {fix}.",
     )
 
 
@@ -352,22 +353,22 @@ def _repeated(names: pd.Index, noun: str, where: str) -> Iterator[Finding]:
             "error",
             f"{noun}_name_repeated",
             f"{where} has the same name for several {noun}s, in "
-            f"{first_and_count(repeated, noun + ' name')}: {rename}",
+            f"{first_and_count(repeated, noun + ' name')}; {rename}.",
         )
 
 
-def _mend(modality: _Modality) -> str:
-    """Say where the raw counts may be."""
-    argument = "rna_layer" if modality.kind == "rna" else "protein_layer"
-    others = [layer for layer in modality.layers if f'["{layer}"]' not in modality.where]
-    likely = [layer for layer in others if "count" in layer.lower() or "raw" in layer.lower()]
+def _fix(modality: _Modality) -> str:
+    """Return the words for the likely place of the raw counts."""
+    layer = "rna_layer" if modality.kind == "rna" else "protein_layer"
+    others = [name for name in modality.layers if f'["{name}"]' not in modality.where]
+    likely = [name for name in others if "count" in name.lower() or "raw" in name.lower()]
     if likely:
-        return f'give the raw counts, likely with {argument}="{likely[0]}"'
+        return f"give the raw counts, likely with {setting(layer, likely[0])}"
     if others:
-        return f"give the raw counts (there are the layers {listed(others)}: {argument})"
+        return f"give the raw counts (there are the layers {listed(others)}: {argument(layer)})"
     if modality.where.startswith("obsm"):
-        return "give the raw counts with protein_expression_obsm_key"
-    return f'give the raw counts (kept in a layer, name it, as in {argument}="counts")'
+        return f"give the raw counts with {argument('protein_expression_obsm_key')}"
+    return f"give the raw counts (kept in a layer, name it, as in {setting(layer, 'counts')})"
 
 
 def _number(number: int, noun: str) -> str:

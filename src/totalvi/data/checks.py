@@ -1,4 +1,4 @@
-"""Check paired counts and their annotation before any work is done with them."""
+"""Check paired counts and their annotation before anything is computed."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,13 +13,13 @@ from totalvi.data.finding import (
     CellGroups,
     Finding,
     cell_groups,
-    did_you_mean,
+    column,
     first_and_count,
     in_order,
     listed,
+    no_column,
 )
-from totalvi.errors import DataError
-from totalvi.errors import argument as named
+from totalvi.errors import DataError, argument
 
 MANY_CATEGORIES = 100
 SMALL_GROUP = 10
@@ -27,45 +27,43 @@ SMALL_GROUP = 10
 
 def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding]:
     """Check the columns of ``obs`` that ``columns`` names."""
-    for argument in ("batch_key", "panel_key", "labels_key"):
-        key = getattr(columns, argument)
+    for name in ("batch_key", "panel_key", "labels_key"):
+        key = getattr(columns, name)
         if key is None:
             continue
-        faults = list(_categories(obs, argument, key))
+        faults = list(_categories(obs, name, key))
         yield from faults
-        if not faults and argument != "labels_key":
-            yield from _group_sizes(obs[key], argument.removesuffix("_key"), key)
+        if not faults and name != "labels_key":
+            yield from _group_sizes(obs[key], name.removesuffix("_key"), key)
     if columns.size_factor_key is not None:
         yield from _size_factor(obs, columns.size_factor_key)
-    for argument, check in (
+    for name, check in (
         ("categorical_covariate_keys", _categories),
         ("continuous_covariate_keys", _continuous),
     ):
-        keys = getattr(columns, argument)
+        keys = getattr(columns, name)
         if isinstance(keys, str):
-            message = f'{argument} must be a list of column names: give ["{keys}"], not "{keys}"'
+            message = f'{argument(name)} must be a list of columns; give ["{keys}"], not "{keys}".'
             yield Finding("error", "keys_not_a_list", message)
             continue
         for key in keys:
-            yield from check(obs, argument, key)
+            yield from check(obs, name, key)
 
 
-def _absent(obs: pd.DataFrame, argument: str, key: str) -> Finding | None:
-    """Find fault with a column that is missing or lacks values."""
+def _absent(obs: pd.DataFrame, name: str, key: str) -> Finding | None:
+    """Return the fault of a column that is missing or lacks values, if it has one."""
     if key not in obs:
-        hint = did_you_mean(str(key), obs.columns)
-        message = f'{argument}: no column "{key}" in obs, {hint}'
-        return Finding("error", "key_missing", message)
+        return Finding("error", "key_missing", no_column(name, key, obs.columns))
     missing = obs.index[obs[key].isna().to_numpy()]
     if len(missing):
         where = first_and_count(missing, "cell")
-        message = f'{argument}: obs["{key}"] has no value for {where}: fill it, or drop the cells'
+        message = f"{column(name, key)} has no value for {where}; fill it, or drop the cells."
         return Finding("error", "value_missing", message)
     return None
 
 
-def _categories(obs: pd.DataFrame, argument: str, key: str) -> Iterator[Finding]:
-    absent = _absent(obs, argument, key)
+def _categories(obs: pd.DataFrame, name: str, key: str) -> Iterator[Finding]:
+    absent = _absent(obs, name, key)
     if absent is not None:
         yield absent
         return
@@ -75,15 +73,15 @@ def _categories(obs: pd.DataFrame, argument: str, key: str) -> Iterator[Finding]
         yield Finding(
             "error",
             "category_continuous",
-            f'{argument}: obs["{key}"] looks continuous, with {len(found):,} different numbers: '
-            "name a column of categories, or give it as a continuous covariate",
+            f"{column(name, key)} looks continuous, with {len(found):,} different numbers; "
+            "name a column of categories, or give it as a continuous covariate.",
         )
     elif len(found) == len(values) > SMALL_GROUP:
         yield Finding(
             "error",
             "category_per_cell",
-            f'{argument}: obs["{key}"] differs in every one of the {len(values):,} cells, first '
-            f'"{found[0]}": name a column whose categories cells share',
+            f"{column(name, key)} differs in every one of the {len(values):,} cells, first "
+            f'"{found[0]}"; name a column whose categories cells share.',
         )
     texts = pd.Index(map(str, found))
     if texts.has_duplicates:
@@ -91,11 +89,11 @@ def _categories(obs: pd.DataFrame, argument: str, key: str) -> Iterator[Finding]
         yield Finding(
             "error",
             "category_ambiguous",
-            f'{argument}: obs["{key}"] holds "{text}" both as text and as a number: make the '
-            f'column text with obs["{key}"].astype(str)',
+            f'{column(name, key)} holds "{text}" both as text and as a number; make the '
+            f'column text with obs["{key}"].astype(str).',
         )
-    if argument == "categorical_covariate_keys" and len(found) == 1:
-        message = f'{argument}: obs["{key}"] is "{found[0]}" in all cells and has no effect'
+    if name == "categorical_covariate_keys" and len(found) == 1:
+        message = f'{column(name, key)} is "{found[0]}" in all cells and has no effect.'
         yield Finding("warning", "covariate_constant_category", message)
 
 
@@ -109,53 +107,53 @@ def _group_sizes(values: pd.Series, word: str, key: str) -> Iterator[Finding]:
         yield Finding(
             "error",
             "group_of_one_cell",
-            f'{word} "{single[0]}"{others} of obs["{key}"] has a single cell ("{cell}"): drop it, '
-            f"or merge the {word} with another",
+            f'{word} "{single[0]}"{others} of obs["{key}"] has a single cell ("{cell}"); drop it, '
+            f"or merge the {word} with another.",
         )
     for name, size in small.items():
         yield Finding(
             "warning",
             "group_small",
-            f'{word} "{name}" of obs["{key}"] has only {size} cells: its effect will be estimated '
-            f"poorly, so drop it or merge the {word} with another",
+            f'{word} "{name}" of obs["{key}"] has only {size} cells; its effect will be estimated '
+            f"poorly, so drop it or merge the {word} with another.",
         )
     if len(single) < len(sizes):
         largest = ", ".join(f'"{name}" {size:,}' for name, size in sizes.head(5).items())
         more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
         plural = {"batch": "batches", "panel": "panels"}[word]
         counted = f"the {len(sizes)} {plural}" if len(sizes) > 1 else f"the only {word}"
-        message = f'cells in {counted} of obs["{key}"]: {largest}{more}'
+        message = f'cells in {counted} of obs["{key}"]: {largest}{more}.'
         yield Finding("note", "group_sizes", message)
 
 
-def _numbers(obs: pd.DataFrame, argument: str, key: str) -> tuple[np.ndarray, Finding | None]:
-    """Return a numeric column as float64, or an empty array and the fault with it."""
+def _numbers(obs: pd.DataFrame, name: str, key: str) -> tuple[np.ndarray, Finding | None]:
+    """Return a numeric column as float64, or an empty array and the fault."""
     nothing = np.empty(0)
-    absent = _absent(obs, argument, key)
+    absent = _absent(obs, name, key)
     if absent is not None:
         return nothing, absent
     values = obs[key]
     if not pd.api.types.is_numeric_dtype(values.dtype):
         message = (
-            f'{argument}: obs["{key}"] holds {values.dtype} values, first "{values.iloc[0]}", '
-            "where numbers are needed: convert it, or give it as a categorical covariate"
+            f'{column(name, key)} holds {values.dtype} values, first "{values.iloc[0]}", '
+            "where numbers are needed; convert it, or give it as a categorical covariate."
         )
         return nothing, Finding("error", "not_numeric", message)
     numbers = values.to_numpy(dtype=np.float64)
     infinite = obs.index[~np.isfinite(numbers)]
     if len(infinite):
         where = first_and_count(infinite, "cell")
-        message = f'{argument}: obs["{key}"] is infinite in {where}: correct it, or drop the cells'
+        message = f"{column(name, key)} is infinite in {where}; correct it, or drop the cells."
         return nothing, Finding("error", "value_infinite", message)
     return numbers, None
 
 
-def _continuous(obs: pd.DataFrame, argument: str, key: str) -> Iterator[Finding]:
-    numbers, fault = _numbers(obs, argument, key)
+def _continuous(obs: pd.DataFrame, name: str, key: str) -> Iterator[Finding]:
+    numbers, fault = _numbers(obs, name, key)
     if fault is not None:
         yield fault
     elif numbers.size and numbers.min() == numbers.max():
-        message = f'{argument}: obs["{key}"] is {numbers[0]:g} in all cells: leave it out'
+        message = f"{column(name, key)} is {numbers[0]:g} in all cells; leave it out."
         yield Finding("error", "covariate_constant", message)
 
 
@@ -169,8 +167,9 @@ def _size_factor(obs: pd.DataFrame, key: str) -> Iterator[Finding]:
         yield Finding(
             "error",
             "size_factor_not_positive",
-            f'size_factor_key: obs["{key}"] is not positive in {first_and_count(bad, "cell")}: '
-            "correct it, or drop the cells",
+            f"{column('size_factor_key', key)} is not positive in "
+            f"{first_and_count(bad, 'cell')}; "
+            "correct it, or drop the cells.",
         )
 
 
@@ -178,7 +177,7 @@ MINIMUM_CELLS = 10
 TRAINING_ONLY = frozenset(
     {"few_cells", "group_of_one_cell", "covariate_constant", "protein_unmeasured_everywhere"}
 )
-"""Codes of errors that stand in the way of a fit, but not of queries to a fitted model."""
+"""Codes of errors that prevent a fit, but not queries of a fitted model."""
 
 
 def check_counts(
@@ -191,11 +190,11 @@ def check_counts(
     source
         What `find_counts` returned.
     columns
-        Columns of ``source.obs``, and whether counts that are not whole numbers are accepted, such as
-        those after ambient RNA was removed. A protein is unmeasured in a panel (or, without
-        ``panel_key``, in a batch) where all of its values there are NaN.
+        Columns of ``source.obs``, and whether fractional counts are accepted, such as those after
+        removal of ambient RNA. A protein is unmeasured in a panel (or, without ``panel_key``, in a
+        batch) if all of its values there are NaN.
     tally
-        What `tally_by_group` gave for the same data, where it is at hand.
+        Result of `tally_by_group` for the same data, if it exists already.
 
     Returns
     -------
@@ -208,8 +207,8 @@ def check_counts(
     >>> from totalvi.data.find import find_counts
     >>> source = find_counts(simulate(n_cells=200, n_genes=100, n_proteins=5), Columns())
     >>> [finding.message for finding in check_counts(source, Columns(batch_key="bacth"))][0]
-    'batch_key: no column "bacth" in obs, did you mean "batch"? There are: "cell_type", "batch", \
-"library_size"'
+    'batch_key: no column "bacth" in obs; did you mean "batch"? There are: "cell_type", "batch", \
+"library_size".'
     """
     if tally is None:
         tally = tally_by_group(source, columns)
@@ -244,7 +243,7 @@ def _groups(source: CountSource, columns: Columns) -> CellGroups | None:
 
 
 def raise_errors(findings: Sequence[Finding]) -> None:
-    """Raise `DataError` with the first error's message, if there is an error among the findings.
+    """Raise `DataError` with the message of the first error among the findings, if there is one.
 
     Examples
     --------
@@ -255,8 +254,8 @@ def raise_errors(findings: Sequence[Finding]) -> None:
         return
     more = len(errors) - 1
     problems = "problem" if more == 1 else "problems"
-    tail = f" (and {more} more {problems}: run `totalvi check`)" if more else ""
-    raise DataError(errors[0].message + tail)
+    tail = f" (and {more} more {problems}; run `totalvi check`)." if more else "."
+    raise DataError(errors[0].message.removesuffix(".") + tail)
 
 
 def _cell_findings(source: CountSource) -> list[Finding]:
@@ -264,7 +263,7 @@ def _cell_findings(source: CountSource) -> list[Finding]:
     findings = []
     n_cells = source.rna.shape[0]
     if n_cells < MINIMUM_CELLS:
-        message = f"only {n_cells} cells: a model cannot be fitted to fewer than {MINIMUM_CELLS}"
+        message = f"only {n_cells} cells, and a model needs {MINIMUM_CELLS}; give more."
         findings.append(Finding("error", "few_cells", message))
     repeated = source.cell_names[source.cell_names.duplicated()].unique()
     if len(repeated):
@@ -272,15 +271,15 @@ def _cell_findings(source: CountSource) -> list[Finding]:
             Finding(
                 "error",
                 "cell_name_repeated",
-                f"several cells share {first_and_count(repeated, 'cell name')}: make the names "
-                "unique, for example with obs_names_make_unique() or a prefix per sample",
+                f"several cells share {first_and_count(repeated, 'cell name')}; make the names "
+                "unique, for example with obs_names_make_unique() or a prefix per sample.",
             )
         )
     return findings
 
 
 def _summary(source: CountSource, tally: CountTally, *, are_counts: bool) -> Finding:
-    """Say how much there is: cells, genes, proteins, share of non-zeros, median counts."""
+    """Return a summary: cells, genes, proteins, share of non-zeros, median counts."""
     n_cells, n_genes = source.rna.shape
     n_proteins = source.protein.shape[1]
     message = f"{n_cells:,} cells, {n_genes:,} genes and {n_proteins:,} proteins"
@@ -293,7 +292,7 @@ def _summary(source: CountSource, tally: CountTally, *, are_counts: bool) -> Fin
             f"; {100 * non_zero:.1f} % of the RNA counts are not zero; a median cell has "
             f"{rna_median:,.0f} RNA counts and {protein_median:,.0f} protein counts"
         )
-    return Finding("note", "summary", message)
+    return Finding("note", "summary", message + ".")
 
 
 def panel_findings(source: CountSource, groups: CellGroups, tally: CountTally) -> Iterator[Finding]:
@@ -325,8 +324,8 @@ def _unmeasured(
         yield Finding(
             "error",
             "protein_unmeasured_everywhere",
-            f"{source.protein_where} has no value in any cell for {name}: remove what was never "
-            "measured",
+            f"{source.protein_where} has no value in any cell for {name}; remove what was never "
+            "measured.",
         )
     for group in np.flatnonzero((unmeasured & ~nowhere).any(axis=1)):
         names = source.protein_names[unmeasured[group] & ~nowhere]
@@ -334,7 +333,7 @@ def _unmeasured(
             "note",
             "protein_unmeasured",
             f"unmeasured in {groups.name(int(group))}, and to be imputed there: {len(names)} of "
-            f"{len(source.protein_names)} proteins, {listed(names)}",
+            f"{len(source.protein_names)} proteins, {listed(names)}.",
         )
 
 
@@ -352,8 +351,8 @@ def _partly_unmeasured(
     fix = (
         "set it to NaN in the whole of it if it was not measured there, or drop the cells"
         if groups.word != "data set"
-        else "drop the cells, or name the obs column of the panels (or batches) with panel_key if "
-        "some did not measure it"
+        else "drop the cells, or name the obs column of the panels (or batches) with "
+        f"{argument('panel_key')} if some did not measure it"
     )
     others = f", and so in {partly.sum() - 1} more" if partly.sum() > 1 else ""
     yield Finding(
@@ -361,7 +360,7 @@ def _partly_unmeasured(
         "protein_partly_unmeasured",
         f'{source.protein_where} has no value for protein "{source.protein_names[protein]}" in '
         f"{n_unmeasured[group, protein]:,} of {(groups.codes == group).sum():,} cells of "
-        f'{groups.name(int(group))}, first cell "{cell}"{others}: {fix}',
+        f'{groups.name(int(group))}, first cell "{cell}"{others}; {fix}.',
     )
 
 
@@ -375,9 +374,9 @@ def _zero(
         yield Finding(
             "warning",
             "protein_zero",
-            f"{source.protein_where} is zero in all cells for {name}: remove it if it was not in "
-            f"the antibody panel, or, if cells of other batches or of a reference have it, declare it "
-            f"unmeasured (NaN) with {named('totalvi.declare_unmeasured')}",
+            f"{source.protein_where} is zero in all cells for {name}; remove it if it was not in "
+            "the antibody panel, or, if cells of other batches or of a reference have it, declare it "
+            f"unmeasured (NaN) with {argument('totalvi.declare_unmeasured')}.",
         )
     only_here = (n_positive == 0) & ~unmeasured & ~everywhere
     for group in np.flatnonzero(only_here.any(axis=1)):
@@ -386,7 +385,7 @@ def _zero(
             "warning",
             "protein_zero_in_group",
             f"{source.protein_where} is zero in all cells of {groups.name(int(group))}, but not "
-            f"elsewhere, for {first_and_count(names, 'protein')}: if it was not measured there, set "
-            f"it to NaN in that {groups.word}, with {named('totalvi.declare_unmeasured')}; else it "
-            "counts as absent",
+            f"elsewhere, for {first_and_count(names, 'protein')}; if it was not measured there, set "
+            f"it to NaN in that {groups.word}, with {argument('totalvi.declare_unmeasured')}; else it "
+            "counts as absent.",
         )

@@ -15,9 +15,9 @@ from totalvi.errors import DataError
 
 @dataclass(frozen=True)
 class Columns:
-    """Where in a MuData or AnnData the counts and the annotation of its cells are.
+    """Places of the counts and the annotation of cells in a MuData or AnnData.
 
-    The fields are arguments of `totalvi.Model`, which says what each of them means.
+    The fields are arguments of `totalvi.Model`, whose docstring explains them.
     """
 
     batch_key: str | None = None
@@ -68,18 +68,18 @@ def require_same_cells(rna: AnnData, protein: AnnData, rna_name: str, protein_na
         lonely, name = (only_rna, rna_name) if len(only_rna) else (only_protein, protein_name)
         raise DataError(
             f"{counts}, and {len(only_rna) + len(only_protein)} are in only one of them, the first "
-            f'"{lonely[0]}" in "{name}": keep the cells of both with muon.pp.intersect_obs(mdata)'
+            f'"{lonely[0]}" in "{name}"; keep the cells of both with muon.pp.intersect_obs(mdata).'
         )
     if len(a) != len(b):
         raise DataError(
-            f"{counts}, because cell names are repeated: make them unique with "
-            "obs_names_make_unique() in both"
+            f"{counts}, because cell names are repeated; make them unique with "
+            "obs_names_make_unique() in both."
         )
     row = int(np.flatnonzero(a != b)[0])
     raise DataError(
         f"{counts}, the same ones in another order, which first differs at row {row} "
-        f'("{a[row]}" and "{b[row]}"): reorder the proteins with '
-        f'mdata["{protein_name}"][mdata["{rna_name}"].obs_names].copy()'
+        f'("{a[row]}" and "{b[row]}"); reorder the proteins with '
+        f'mdata["{protein_name}"][mdata["{rna_name}"].obs_names].copy().'
     )
 
 

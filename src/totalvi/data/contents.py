@@ -165,7 +165,7 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
             f"{argument('protein_modality')} ({did_you_mean(name, data.mod)})."
         )
     return (
-        "There are no proteins at all, and totalVI needs their counts paired with the RNA: give the "
+        "There are no proteins at all, and totalVI needs their counts paired with the RNA; give the "
         f"file that has both, or that of the proteins as {argument('protein_path')}; in an AnnData "
         'they are features with "Antibody Capture" in var["feature_types"], or an entry of obsm '
         f"that {argument('protein_expression_obsm_key')} names."

@@ -1,4 +1,4 @@
-"""Counts of cells by genes or proteins: one protocol, whether memory or a disk holds them."""
+"""Counts of cells by genes or proteins: one protocol for counts in memory and on disk."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,8 @@ from scipy import sparse
 from totalvi.compiled import compiled
 from totalvi.errors import DataError
 
-ROWS_AT_A_TIME = 4096  # read in one piece, of which memory holds one at a time
-_LARGEST_GAP = 512  # rows read in vain rather than with a second read: about a chunk
+ROWS_AT_A_TIME = 4096  # cells of a block; memory holds one block at a time
+_LARGEST_GAP = 512  # longest gap of rows that is read instead of skipped: about a chunk
 Block = TypeVar("Block", sparse.csr_matrix, np.ndarray)
 BlockOf = TypeVar("BlockOf", covariant=True)
 _Item = TypeVar("_Item")
@@ -25,17 +25,17 @@ _Found = TypeVar("_Found")
 
 
 class Counts(Protocol[BlockOf]):
-    """Counts (cells, features), which are given some cells at a time: as CSR, or as arrays."""
+    """Counts (cells, features) that can be read some cells at a time, as CSR or as arrays."""
 
     shape: tuple[int, int]
 
     @abstractmethod
     def rows(self, which: np.ndarray | slice) -> BlockOf:
-        """Return the cells at positions, in their order, or those of a slice of unit steps."""
+        """Return the cells at positions, in this order, or those of a slice of unit steps."""
 
     @abstractmethod
     def columns(self, which: np.ndarray) -> Self:
-        """Return the same cells with the features at positions, in their order."""
+        """Return the same cells with the features at positions, in this order."""
 
     def blocks(self) -> Iterator[tuple[int, BlockOf]]:
         """Yield all cells in parts, each with the position of its first cell."""
@@ -47,12 +47,12 @@ class Counts(Protocol[BlockOf]):
         yield from zip(starts, read_ahead(read, starts), strict=True)
 
     def read(self) -> BlockOf:
-        """Return all cells; what memory holds is not copied."""
+        """Return all cells; counts in memory are not copied."""
         return self.rows(slice(None))
 
 
 class CountsInMemory(Counts[Block]):
-    """Counts that memory holds, as a CSR matrix or an array.
+    """Counts in memory, as a CSR matrix or an array.
 
     Examples
     --------
@@ -85,7 +85,7 @@ class CountsInMemory(Counts[Block]):
 
 
 class MeasuredCounts(Counts[np.ndarray]):
-    """Protein counts with 0 where the cell's panel did not measure the protein.
+    """Protein counts with 0 for the proteins that the cell's panel did not measure.
 
     Parameters
     ----------
@@ -114,9 +114,9 @@ class MeasuredCounts(Counts[np.ndarray]):
 
 
 class _OnDisk(Counts[Block]):
-    """A matrix on disk of which only the rows that are wanted are read, as float32.
+    """A matrix on disk from which only the requested rows are read, as float32.
 
-    Rows near each other are read together; neither time nor memory depends on the size of the whole.
+    Rows near each other are read together. Time and memory do not depend on the size of the matrix.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class _OnDisk(Counts[Block]):
     where
         Name of the matrix, for messages.
     columns
-        Positions of the columns to give, in that order. None: all.
+        Positions of the columns to return, in this order. None: all.
 
     Raises
     ------
@@ -141,7 +141,7 @@ class _OnDisk(Counts[Block]):
             if stored.format != "csr":
                 raise DataError(
                     f"{where} is stored by column ({stored.format}), which cannot be read some cells "
-                    "at a time: write it as CSR (`adata.X = adata.X.tocsr()`), or read it into memory"
+                    "at a time; write it as CSR (`adata.X = adata.X.tocsr()`), or read it into memory."
                 )
             self._stored = stored.group
             self._pointer = np.asarray(self._stored["indptr"][...]).astype(np.int64)
@@ -161,7 +161,7 @@ class _OnDisk(Counts[Block]):
         return self._ascending(wanted)[place]
 
     def columns(self, which: np.ndarray) -> Self:
-        """Return the features at positions, which are read when they are needed."""
+        """Return the features at positions, without reading them yet."""
         if _are_all(which, self.shape):
             return self
         other = copy(self)
@@ -171,10 +171,10 @@ class _OnDisk(Counts[Block]):
 
     @abstractmethod
     def _ascending(self, rows: np.ndarray) -> Block:
-        """Read rows that ascend."""
+        """Read rows in ascending order."""
 
     def _piece(self, rows: np.ndarray) -> Any:
-        """Read a few rows that are near each other and ascend, sparse where they are stored so."""
+        """Read a few rows near each other, in ascending order, sparse if the matrix is."""
         start, stop = int(rows[0]), int(rows[-1]) + 1
         found = self._span(start, stop)
         if len(rows) < stop - start:
@@ -189,8 +189,8 @@ class _OnDisk(Counts[Block]):
         column = np.asarray(self._stored["indices"][first:last])
         if len(column) and not (column.min() >= 0 and column.max() < self._n_stored_columns):
             raise DataError(
-                f"{self._where} has column numbers beyond its {self._n_stored_columns} columns: it is "
-                "damaged, so copy, download or write it again"
+                f"{self._where} has column numbers beyond its {self._n_stored_columns} columns; it is "
+                "damaged, so copy, download or write it again."
             )
         pointer = self._pointer[start : stop + 1] - first
         shape = (stop - start, self._n_stored_columns)
@@ -225,7 +225,7 @@ class SparseOnDisk(_OnDisk[sparse.csr_matrix]):
         return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
 
     def _copied(self, rows: np.ndarray, pointer: np.ndarray) -> sparse.csr_matrix | None:
-        """Return rows of a CSR matrix, copied once; None where it is not in canonical form."""
+        """Return rows of a CSR matrix, copied once; None if it is not in canonical form."""
         new_pointer = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(pointer[rows + 1] - pointer[rows], out=new_pointer[1:])
         counts = np.empty(new_pointer[-1], dtype=np.float32)
@@ -266,7 +266,7 @@ def _copy_rows(
 
 
 def read_ahead(read: Callable[[_Item], _Found], items: Sequence[_Item]) -> Iterator[_Found]:
-    """Yield what ``read`` gives for each item, reading the next in a thread while this one is used.
+    """Yield the result of ``read`` for each item; a thread reads the next one in the meantime.
 
     Examples
     --------
@@ -285,7 +285,7 @@ def read_ahead(read: Callable[[_Item], _Found], items: Sequence[_Item]) -> Itera
 
 
 def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Divide ascending rows where gaps are long, and again into pieces that are not."""
+    """Split ascending rows at long gaps, and then into pieces of limited length."""
     for run in np.split(rows, np.flatnonzero(np.diff(rows) > _LARGEST_GAP) + 1):
         if len(run):
             pieces = (run - run[0]) // ROWS_AT_A_TIME
@@ -301,17 +301,17 @@ def _require_pointer(pointer: np.ndarray, n_rows: int, n_stored: int, where: str
     if not (is_sound and (np.diff(pointer) >= 0).all()):
         raise DataError(
             f"{where} is damaged (its row pointer does not fit its {n_rows} rows and {n_stored} "
-            "values): copy, download or write it again"
+            "values); copy, download or write it again."
         )
 
 
 def lies_on_disk(values: Any) -> bool:
-    """Return whether ``values`` is a matrix of HDF5 or zarr that has not been read."""
+    """Return whether ``values`` is a matrix of HDF5 or zarr on disk."""
     return hasattr(values, "group") or isinstance(values, h5py.Dataset | zarr.Array)
 
 
 def in_memory(values: Any) -> Any:
-    """Load a matrix that lies on disk (HDF5, zarr, dask); leave others as they are."""
+    """Load a matrix from disk (HDF5, zarr, dask); return others unchanged."""
     if hasattr(values, "to_memory"):
         return values.to_memory()
     if hasattr(values, "compute"):
@@ -322,13 +322,13 @@ def in_memory(values: Any) -> Any:
 
 
 def to_csr(values: Any, where: str, cells: pd.Index, features: pd.Index) -> sparse.csr_matrix:
-    """Return CSR with sorted, unique column indices; shares memory with ``values`` if it can."""
+    """Return CSR with sorted, unique column indices; share memory with ``values`` if possible."""
     values = in_memory(values)
     if not _is_sparse(values):
         return sparse.csr_matrix(_numeric(np.asarray(values), where, cells, features))
     _require_real(values.dtype, where)
     found = values.tocsr() if values.format != "csr" else values
-    # A new object around the same arrays, so that not even scipy's cached flags change.
+    # Create a new object around the same arrays, so that scipy's cached flags do not change.
     rna = sparse.csr_matrix((found.data, found.indices, found.indptr), shape=found.shape)
     if not rna.has_canonical_format:
         rna = rna.copy()
@@ -361,7 +361,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def _numeric(array: np.ndarray, where: str, cells: pd.Index, features: pd.Index) -> np.ndarray:
-    """Return a matrix of numbers as it is, one of Python numbers as float64; refuse text."""
+    """Return a matrix of numbers unchanged, and one of Python numbers as float64; refuse text."""
     if _is_real(array.dtype):
         return array
     for j, column in enumerate(array.T):
@@ -369,25 +369,25 @@ def _numeric(array: np.ndarray, where: str, cells: pd.Index, features: pd.Index)
             if not (isinstance(value, Real) or pd.isna(value)):
                 raise DataError(
                     f'{where} holds {type(value).__name__} in place of counts, first "{value}" in '
-                    f'cell "{cells[i]}", feature "{features[j]}": convert it to numbers'
+                    f'cell "{cells[i]}", feature "{features[j]}"; convert it to numbers.'
                 )
     return np.where(pd.isna(array), np.nan, array).astype(np.float64)
 
 
 def _require_real(dtype: Any, where: str) -> None:
     if not _is_real(dtype):
-        raise DataError(f"{where} holds {dtype} values in place of counts: convert it to numbers")
+        raise DataError(f"{where} holds {dtype} values in place of counts; convert it to numbers.")
 
 
 def evenly_spaced(
     cells: np.ndarray, at_most: int, *, rounding: Literal["nearest", "down"] = "nearest"
 ) -> np.ndarray:
-    """Return at most so many of the cells, the first, the last and others evenly spaced between them.
+    """Return at most ``at_most`` cells: the first, the last and evenly spaced ones between them.
 
     Parameters
     ----------
     rounding
-        How places between two cells are rounded.
+        Function that rounds positions between two cells.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Public CITE-seq data sets, fetched from their publishers."""
+"""Public CITE-seq data sets, downloaded from their publishers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ TENX_PAGES = "https://support.10xgenomics.com"
 
 
 class PublicDataset(NamedTuple):
-    """One published data set: where it lies and what is in its filtered file.
+    """One published data set: its address, and the content of its filtered file.
 
     ``cells`` and ``proteins`` are the numbers of barcodes and of antibodies (isotype controls
-    included) of the filtered file, or None where they are not known for certain.
+    included) of the filtered file, or None if they are not known for certain.
     """
 
     name: str
     title: str
-    version: str  # of Cell Ranger; part of the address
+    version: str  # version of Cell Ranger; part of the address
     cells: int | None = None
     proteins: int | None = None
-    publisher_name: str = ""  # where it is not `name`
+    publisher_name: str = ""  # None: the same as `name`
     assay: Literal["cell-exp", "cell-vdj"] = "cell-exp"
     kinds: tuple[Kind, ...] = ("filtered", "raw")
     sha256: str | None = None  # of the filtered file
@@ -49,11 +49,11 @@ class PublicDataset(NamedTuple):
         return f"{TENX_PAGES}/single-cell-{product}/datasets/{self.version}/{self.stem}"
 
     def file_name(self, kind: Kind) -> str:
-        """Give the name of the count file of one kind."""
+        """Return the name of the count file of one kind."""
         return f"{self.stem}_{kind}_feature_bc_matrix.h5"
 
     def url(self, kind: Kind, base_url: str | None = None) -> str:
-        """Give the address of the count file of one kind."""
+        """Return the address of the count file of one kind."""
         base = (base_url or TENX_FILES).rstrip("/")
         return f"{base}/{self.assay}/{self.version}/{self.stem}/{self.file_name(kind)}"
 
@@ -104,13 +104,13 @@ DATASETS = (
 
 
 def list_datasets() -> pd.DataFrame:
-    """Table the public data sets that can be fetched by name.
+    """List the public data sets that can be downloaded by name.
 
     Returns
     -------
     DataFrame
         One row per data set, indexed by ``name``; columns ``title``, ``cells`` and ``proteins`` (of
-        the filtered file, isotype controls included; missing where not known), ``kinds``,
+        the filtered file, isotype controls included; missing if not known), ``kinds``,
         ``publisher``, ``page`` (the publisher's description, with licence and citation), ``url``.
 
     Examples
@@ -142,19 +142,19 @@ def fetch(
     base_url: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Fetch a public data set, unless it is there already, and give the path of its file.
+    """Download a public data set, unless it is already there, and return the path of its file.
 
     An interrupted transfer continues where it stopped. The file's checksum is compared with the
-    known one, or with the one recorded beside the file when it was first fetched.
+    known one, or with the one recorded beside the file at its first download.
 
     Parameters
     ----------
     name
         A name of :func:`list_datasets`, or the publisher's own name of the data set.
     kind
-        ``"filtered"`` has the barcodes that were called cells, ``"raw"`` has all barcodes.
+        ``"filtered"``: the barcodes that were called cells; ``"raw"``: all barcodes.
     folder
-        Where to keep the file; by default ``TOTALVI_CACHE``, else the user's cache folder.
+        Folder for the file; by default ``TOTALVI_CACHE``, else the user's cache folder.
     base_url
         A mirror with the publisher's layout of folders.
     progress
@@ -163,20 +163,20 @@ def fetch(
     Raises
     ------
     DownloadError
-        If the name or kind is not known, or the file cannot be fetched whole.
+        If the name or kind is not known, or the file cannot be downloaded completely.
 
     Examples
     --------
     >>> fetch("pbmc_10k_protein")
     Traceback (most recent call last):
         ...
-    totalvi.errors.DownloadError: No public data set is called 'pbmc_10k_protein': did you mean \
+    totalvi.errors.DownloadError: No public data set is called 'pbmc_10k_protein'; did you mean \
 'pbmc_10k_protein_v3'?
     """
     dataset = _find(name)
     if kind not in dataset.kinds:
         raise DownloadError(
-            f"The data set {dataset.name!r} has no {kind!r} file: choose from "
+            f"The data set {dataset.name!r} has no {kind!r} file; choose from "
             f"{', '.join(map(repr, dataset.kinds))}."
         )
     return download(
@@ -195,7 +195,7 @@ def load(
     base_url: str | None = None,
     progress: bool = True,
 ) -> MuData:
-    """Fetch a public data set and read it.
+    """Download a public data set and read it.
 
     Parameters are those of :func:`fetch`.
 
@@ -217,14 +217,14 @@ def load(
 
 
 class Dataset10X:
-    """A 10x Genomics data set with the numbers that :class:`totalvi.TOTALVI` is built from.
+    """A 10x Genomics data set with the sizes that :class:`totalvi.TOTALVI` needs.
 
     Parameters
     ----------
     dataset_name
         A name of :func:`list_datasets`, or the publisher's own name of the data set.
     save_path
-        The folder to keep the file in; by default as :func:`fetch` does.
+        Folder for the file; by default that of :func:`fetch`.
     kind, base_url, progress
         As in :func:`fetch`.
 
@@ -242,7 +242,7 @@ class Dataset10X:
     Raises
     ------
     DownloadError
-        If the data set is not known or cannot be fetched whole.
+        If the data set is not known or cannot be downloaded completely.
     ReadError
         If the file is not a count file.
 
@@ -279,4 +279,4 @@ def _find(name: str) -> PublicDataset:
         return by_name[name]
     near = difflib.get_close_matches(name, by_name, n=1)
     fix = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(by_name)}."
-    raise DownloadError(f"No public data set is called {name!r}: {fix}")
+    raise DownloadError(f"No public data set is called {name!r}; {fix}")

@@ -1,4 +1,4 @@
-"""From the user's object to arrays: one way for the cells of a fit, new cells and a mapped query."""
+"""Turn the user's object into arrays: the cells of a fit, new cells, or a mapped query."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ from totalvi.data.find import CountSource, find_counts, gene_table
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.features import with_symbols
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument
 
-ALL_CELLS = "all cells"  # name of a batch that has no other
+ALL_CELLS = "all cells"  # name of the batch if there is no batch key
 Data: TypeAlias = MuData | AnnData | str | PathLike[str]
 
 
 class Found(NamedTuple):
-    """Counts that were found in an object, checked, and in the order that the model has or will have.
+    """Counts found in an object, checked, and in the order of the model.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     controls
         Counts of isotype controls, (N, controls), by name.
     library_size
-        Total RNA count of each cell, (N,). None: that of the counts as float32.
+        Total RNA count of each cell, (N,). None: total of the counts as float32.
     """
 
     data: MuData | AnnData
@@ -53,19 +53,19 @@ class Found(NamedTuple):
 def describe(
     data: Data, columns: Columns, schema: Schema | None = None, *, on_disk: bool = False
 ) -> CiteData:
-    """Find, check and order the counts and annotation of ``data``, which is not changed.
+    """Find, check and order the counts and annotation of ``data``, without changing it.
 
     Parameters
     ----------
     data
         MuData or AnnData with raw counts; or the path of one, whose counts then stay on disk.
     columns
-        Where they are.
+        Places of counts and annotation.
     schema
-        Of a model that exists: features are aligned with it by name, and categories must be known
-        to it. None: the schema is made from the data.
+        Schema of an existing model: features are aligned with it by name, and it must have all
+        categories. None: a new schema is built from the data.
     on_disk
-        Whether counts of ``data`` that lie on disk stay there.
+        Whether counts of ``data`` that are on disk stay there.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def describe(
 
 
 def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool]:
-    """Open a path, and return the data and whether counts that lie on disk are to stay there."""
+    """Open a path; return the data and whether their counts stay on disk."""
     if isinstance(data, str | PathLike):
         return open_on_disk(data), True
     return data, on_disk
@@ -112,14 +112,14 @@ def cells(
     columns
         Columns of the annotation; without ``labels_key``, labels are left out.
     schema
-        What the model knows.
+        Schema of the model.
     mapping
-        Of a mapped query, whose batches and panels have other names in the model.
+        Names of the batches and panels of a mapped query in the model.
 
     Raises
     ------
     DataError
-        When a category is not known, or a value is missing of a protein that its panel measured.
+        When a category is not known, or a protein that the panel measured lacks a value.
     """
     source, obs = found.source, found.source.obs
     rna = source.rna
@@ -157,7 +157,7 @@ def cells(
 
 
 def categories(obs: pd.DataFrame, key: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return each cell's code in a column, and its categories; without a key, one for all cells."""
+    """Return the code of each cell in a column, and the categories; one for all cells without a key."""
     if key is None:
         return np.zeros(len(obs), dtype=np.int64), (ALL_CELLS,)
     categorical = obs[key].astype("category").cat.remove_unused_categories()
@@ -168,7 +168,7 @@ def categories(obs: pd.DataFrame, key: str | None) -> tuple[np.ndarray, tuple[st
 def measured_by_group(
     protein: Counts[np.ndarray], group: np.ndarray, n_groups: int
 ) -> tuple[tuple[bool, ...], ...]:
-    """Return which proteins each panel measured: those that are not NaN in all of its cells."""
+    """Return which proteins each panel measured: those with a value in at least one of its cells."""
     measured = np.zeros((n_groups, protein.shape[1]), dtype=bool)
     for start, values in protein.blocks():
         codes = group[start : start + len(values)]
@@ -220,12 +220,12 @@ def _codes(
     names: Sequence[str],
     of_model: Mapping[str, str] | None = None,
 ) -> np.ndarray:
-    """Return each cell's position among the model's names, which ``of_model`` has by its own."""
+    """Return the position of each cell's name among the model's names, translated by ``of_model``."""
     codes, found = categories(obs, key)
     if key is None:
         if of_model is None:
             return codes
-        found = tuple(of_model)  # all cells have the same
+        found = tuple(of_model)  # all cells have the same code
     known = names if of_model is None else list(of_model)
     unknown = [name for name in found if name not in known]
     if unknown:
@@ -258,7 +258,7 @@ def _totals(rna: Counts[sparse.csr_matrix]) -> np.ndarray:
 def _measured_protein(
     source: CountSource, schema: Schema, panel: np.ndarray, *, is_query: bool
 ) -> Counts[np.ndarray]:
-    """Return protein counts with 0 where the cell's panel did not measure the protein."""
+    """Return protein counts with 0 for the proteins that the cell's panel did not measure."""
     by_panel = np.array(schema.panel_measured)
     for start, values in source.protein.blocks():
         measured = by_panel[panel[start : start + len(values)]]
@@ -267,7 +267,7 @@ def _measured_protein(
             cell, protein = start + missing[0][0], missing[0][1]
             why = (
                 "though others of its panel (or batch) have; give the counts, leave the cell out, or "
-                "tell the panels apart by batch_key."
+                f"tell the panels apart by {argument('batch_key')}."
                 if is_query
                 else "whose panel (or batch) measured it in the data that the model was trained on; "
                 "give the counts, or leave the cell out."

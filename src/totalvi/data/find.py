@@ -1,4 +1,4 @@
-"""Find the RNA and protein counts in a MuData or AnnData, without ever writing into it."""
+"""Find the RNA and protein counts in a MuData or AnnData, without changing it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from totalvi.data.counts import (
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.features import modalities_of, with_symbols
 from totalvi.data.io.modalities import names_in_obsm
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, setting
 
 
 class CountSource(NamedTuple):
@@ -39,9 +39,9 @@ class CountSource(NamedTuple):
     Attributes
     ----------
     rna
-        RNA counts, (cells, genes), canonical (sorted column indices, none twice). Those in memory
-        have the data type found, and may share memory with the user's object: do not write to them.
-        Those left on disk are read as float32.
+        RNA counts, (cells, genes), canonical (sorted column indices, none twice). Counts in memory keep
+        their data type and may share memory with the user's object: do not write to them. Counts on
+        disk are read as float32.
     protein
         Protein counts, (cells, proteins), float32; NaN means unmeasured.
     gene_names, protein_names, cell_names
@@ -50,9 +50,9 @@ class CountSource(NamedTuple):
         All annotation of the cells (a copy): the MuData's own columns first, then those of the
         RNA and protein modalities whose names are not yet present.
     rna_where, protein_where
-        Where the counts were found, such as ``modality "rna"`` or ``obsm["protein_counts"]``.
+        Place where the counts were found, such as ``modality "rna"`` or ``obsm["protein_counts"]``.
     rna_layers, protein_layers
-        Names of the further layers beside the counts, for error messages.
+        Names of the other layers, for error messages.
     """
 
     rna: Counts[sparse.csr_matrix]
@@ -74,15 +74,15 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
     ----------
     data
         A MuData with an RNA and a protein modality of the same cells in the same order; or an
-        AnnData with RNA in ``X`` and proteins in an ``obsm`` entry, or with both in ``X``, told apart
-        by ``var["feature_types"]`` ("Gene Expression" and "Antibody Capture", in upper or lower
-        case). It is not changed.
+        AnnData with RNA in ``X`` and proteins in an ``obsm`` entry, or with both in ``X``, marked in
+        ``var["feature_types"]`` ("Gene Expression" and "Antibody Capture", in upper or lower case).
+        It is not changed.
     columns
-        Which modality, layer or ``obsm`` entry they are in. Column names of a DataFrame in ``obsm``
-        are the protein names; the columns of an array have those of the ``uns`` entry that
-        ``protein_names_uns_key`` names, or are ``protein_0``, ``protein_1``, ...
+        Modality, layer or ``obsm`` entry of the counts. The protein names are the column names of a
+        DataFrame in ``obsm``. For an array, they are in the ``uns`` entry ``protein_names_uns_key``, or
+        are ``protein_0``, ``protein_1``, ...
     on_disk
-        Whether counts that lie on disk (see `totalvi.data.io.h5_zarr.open_on_disk`) are left there.
+        Whether counts on disk (see `totalvi.data.io.h5_zarr.open_on_disk`) stay there.
 
     Raises
     ------
@@ -104,20 +104,21 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
     if isinstance(data, MuData):
         if columns.protein_expression_obsm_key is not None:
             raise DataError(
-                "protein_expression_obsm_key belongs to an AnnData, but the data are a MuData: "
-                "name the modality that holds the proteins with protein_modality instead"
+                f"{argument('protein_expression_obsm_key')} belongs to an AnnData, but the data are a "
+                "MuData; name the modality that holds the proteins with "
+                f"{argument('protein_modality')} instead."
             )
         source = _from_mudata(data, columns, on_disk)
     elif isinstance(data, AnnData):
         source = _from_anndata(data, columns, on_disk)
     else:
         raise DataError(
-            f"data must be a MuData or an AnnData, not {type(data).__name__}: "
-            "read a count file with totalvi.read(path) first"
+            f"data must be a MuData or an AnnData, not {type(data).__name__}; "
+            "read a count file with totalvi.read(path) first."
         )
     for count, what in zip(source.rna.shape, ("cells", "genes"), strict=True):
         if count == 0:
-            raise DataError(f"no {what} at all in {source.rna_where}: check how it was filtered")
+            raise DataError(f"no {what} at all in {source.rna_where}; check how it was filtered.")
     if source.protein.shape[1] == 0:
         raise DataError(no_proteins(data, columns))
     return source
@@ -129,14 +130,14 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
     Parameters
     ----------
     data
-        A MuData, or an AnnData all of whose features are genes; it is not changed.
+        A MuData, or an AnnData with only genes as features; it is not changed.
     columns
-        Where the counts are, as in `find_counts`.
+        Places of the counts, as in `find_counts`.
 
     Raises
     ------
     DataError
-        As `find_counts`, and if an ``obsm`` entry of an AnnData looks like protein counts.
+        As in `find_counts`, and if an ``obsm`` entry of an AnnData looks like protein counts.
 
     Examples
     --------
@@ -157,7 +158,7 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
     values, var = _rna_matrix(rna, layer, "the RNA")
     for count, what in zip((rna.n_obs, len(var)), ("cells", "genes"), strict=True):
         if count == 0:
-            raise DataError(f"no {what} at all in {where}: check how it was filtered")
+            raise DataError(f"no {what} at all in {where}; check how it was filtered.")
     return CountSource(
         rna=CountsInMemory(to_csr(values, where, rna.obs_names, var.index)),
         protein=CountsInMemory(np.empty((rna.shape[0], 0), dtype=np.float32)),
@@ -173,8 +174,8 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
 
 def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
     return (
-        f'no modality "{rna_modality}" in the MuData: name the modality that holds the RNA '
-        f"with rna_modality ({did_you_mean(rna_modality, mod)})"
+        f'no modality "{rna_modality}" in the MuData; name the modality that holds the RNA '
+        f"with {argument('rna_modality')} ({did_you_mean(rna_modality, mod)})."
     )
 
 
@@ -222,13 +223,14 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
     if obsm_key is not None:
         if obsm_key not in adata.obsm:
             raise DataError(
-                f'no obsm["{obsm_key}"] in the AnnData: give the entry that holds the proteins as '
-                f"protein_expression_obsm_key ({did_you_mean(obsm_key, adata.obsm)})"
+                f'no obsm["{obsm_key}"] in the AnnData; give the entry that holds the proteins as '
+                f"{argument('protein_expression_obsm_key')} ({did_you_mean(obsm_key, adata.obsm)})."
             )
         if protein_layer is not None:
             raise DataError(
-                f'protein_layer="{protein_layer}" cannot be used together with '
-                "protein_expression_obsm_key: give only the one that holds the protein counts"
+                f"{setting('protein_layer', protein_layer)} cannot be used together with "
+                f"{argument('protein_expression_obsm_key')}; give only the one that holds the protein "
+                "counts."
             )
         protein_where = f'obsm["{obsm_key}"]'
         protein_values = adata.obsm[obsm_key]
@@ -265,7 +267,7 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
 
 
 class _Place(NamedTuple):
-    """Where counts are, and the names of their cells and features, for messages."""
+    """The place of counts, and the names of their cells and features, for messages."""
 
     where: str
     cells: pd.Index
@@ -295,7 +297,7 @@ def _columns(values: Any, columns: np.ndarray | None) -> Any:
 def genes_and_proteins(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Mark the features of an AnnData that are genes, and those that are proteins.
 
-    Without any feature said to be a gene, all that are no proteins are genes.
+    If no feature is marked as a gene, all features that are not proteins are genes.
     """
     modality = modalities_of(var)
     is_gene, is_protein = modality == "rna", modality == "prot"
@@ -306,8 +308,8 @@ def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
     names = adata.uns.get(key)
     if names is None or len(names) != n_proteins:
         raise DataError(
-            f'uns["{key}"] does not hold the names of {n_proteins} proteins: give them there, or make '
-            "the protein counts a DataFrame"
+            f'uns["{key}"] does not hold the names of {n_proteins} proteins; give them there, or make '
+            "the protein counts a DataFrame."
         )
     return names_of(pd.Index(names))
 
@@ -342,14 +344,18 @@ def _where(modality: str, layer: str | None) -> str:
     return f'{modality} layers["{layer}"]'.strip()
 
 
-def _matrix(adata: AnnData, layer: str | None, owner: str, argument: str) -> Any:
+def _matrix(adata: AnnData, layer: str | None, owner: str, name: str) -> Any:
     """Return the matrix of a layer, or X."""
     if layer is not None:
         if layer not in adata.layers:
             hint = did_you_mean(layer, adata.layers)
-            raise DataError(f'no layer "{layer}" in {owner}: name another as {argument} ({hint})')
+            raise DataError(
+                f'no layer "{layer}" in {owner}; name another as {argument(name)} ({hint}).'
+            )
         return adata.layers[layer]
     if adata.X is None:
         hint = did_you_mean("counts", adata.layers)
-        raise DataError(f"no X in {owner}: name a layer with the counts as {argument} ({hint})")
+        raise DataError(
+            f"no X in {owner}; name a layer with the counts as {argument(name)} ({hint})."
+        )
     return adata.X

@@ -1,4 +1,4 @@
-"""What a check of the input found, and the words that checks share."""
+"""Findings of the checks of the input, and words that the checks share."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -8,18 +8,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.errors import DataWarning
+from totalvi.errors import DataWarning, argument
 
 
 class Finding(NamedTuple):
-    """One thing that a check of the input found.
+    """One finding of a check of the input.
 
     Attributes
     ----------
     severity
-        "error": the data cannot be used; "warning": they can, but look again; "note": a summary.
+        "error": the data cannot be used; "warning": they may contain a mistake; "note": a summary.
     code
-        A fixed word for the kind of finding, such as ``rna_negative``.
+        Fixed name of the kind of finding, such as ``rna_negative``.
     message
         One sentence that names what is wrong and where, and how to fix it.
     """
@@ -36,9 +36,12 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def warn_of(findings: Iterable[Finding], stacklevel: int = 2) -> None:
-    """Warn of what the checks warn of, as `totalvi.errors.DataWarning`."""
+    """Warn of what the checks warn of, as `totalvi.errors.DataWarning`.
+
+    Not of few genes: those of a model are chosen.
+    """
     for finding in findings:
-        if finding.severity == "warning":
+        if finding.severity == "warning" and finding.code != "few_genes":
             warnings.warn(finding.message, DataWarning, stacklevel=stacklevel + 1)
 
 
@@ -83,7 +86,7 @@ def cell_groups(obs: pd.DataFrame, word: str, key: str | None) -> CellGroups | N
 
 
 def first_and_count(names: Sequence[str] | pd.Index, singular: str) -> str:
-    """Say how many names there are, and the first.
+    """Return the number of names, and the first of them, in words.
 
     Examples
     --------
@@ -98,7 +101,7 @@ def first_and_count(names: Sequence[str] | pd.Index, singular: str) -> str:
 
 
 def listed(names: Iterable[str], at_most: int = 5) -> str:
-    """Quote names for a message, the first few of many.
+    """Quote names for a message, or the first few if there are many.
 
     Examples
     --------
@@ -111,7 +114,7 @@ def listed(names: Iterable[str], at_most: int = 5) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """List the known names for an error message, the near misses of ``name`` first.
+    """List the known names for an error message, those similar to ``name`` first.
 
     Examples
     --------
@@ -127,3 +130,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = [by_lower[k] for k in get_close_matches(name.lower(), by_lower, n=3)]
     shown = listed(known, at_most=20)
     return f"did you mean {listed(near)}? There are: {shown}" if near else f"there are: {shown}"
+
+
+def column(name: str, key: str) -> str:
+    """Return the words for the column ``key`` of ``obs``, which the argument ``name`` names.
+
+    Examples
+    --------
+    >>> column("batch_key", "donor")
+    'batch_key: obs["donor"]'
+    """
+    return f'{argument(name)}: obs["{key}"]'
+
+
+def no_column(name: str, key: str, known: Iterable[str]) -> str:
+    """Return the message that ``obs`` lacks the column ``key`` that the argument ``name`` names.
+
+    Examples
+    --------
+    >>> no_column("batch_key", "sample", ["donor"])
+    'batch_key: no column "sample" in obs; there are: "donor".'
+    """
+    return f'{argument(name)}: no column "{key}" in obs; {did_you_mean(str(key), known)}.'

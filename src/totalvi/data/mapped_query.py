@@ -1,4 +1,4 @@
-"""Cells of a query in the order of a reference model, and the reference's schema with their batches."""
+"""Cells of a query in the order of a reference model, whose schema gets their batches."""
 
 import warnings
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from totalvi.data.panels.data_sets import DataSet, align_genes, find_data_set
 from totalvi.errors import DataError
 
 LEAST_SHARED_GENES = 0.5  # of the reference's
-_ALL_CELLS = "query"  # name of a batch that has no other
+_ALL_CELLS = "query"  # name of the batch if the query has no batch column
 
 
 class MappedQuery(NamedTuple):
@@ -42,16 +42,16 @@ class AlignedQuery(NamedTuple):
     Parameters
     ----------
     source
-        Counts of the reference's genes, 0 where the query lacks one, and of its proteins, NaN where
-        the query lacks one.
+        Counts of the reference's genes, 0 if the query lacks one, and of its proteins, NaN if the query
+        lacks one.
     found_genes
         Which of the reference's genes the query has.
     unknown_proteins
-        Names of the query's proteins that the reference does not know, isotype controls aside.
+        Names of the query's proteins that the reference does not have, without isotype controls.
     controls
         Counts of the reference's isotype controls that the query has, (N, controls), by name.
     unused
-        What a query without proteins has beside its RNA.
+        Names of the other modalities of a query without proteins.
     """
 
     source: CountSource
@@ -71,21 +71,21 @@ def map_cells(
     new_categories: bool,
     needs_labels: bool,
 ) -> MappedQuery:
-    """Find, check and order the cells of a query, with its batches behind the reference's.
+    """Find, check and order the cells of a query; its batches follow those of the reference.
 
     Parameters
     ----------
     columns
-        Where its counts and annotation are.
+        Places of its counts and annotation.
     reference
         The reference's schema.
     batch_key
-        Column with the query's batches. None: that of ``columns``, where the query has it; else all
-        cells are one batch, named "query".
+        Column with the query's batches. None: that of ``columns``, if the query has it; else all cells
+        are one batch, named "query".
     antibody_names
-        The reference's name of antibodies that are not matched as they should be.
+        The reference's names of antibodies whose automatic match is wrong.
     new_categories
-        Whether categorical covariates may have categories that the reference does not know.
+        Whether categorical covariates may have categories that the reference does not have.
     needs_labels
         Whether the network needs each cell's label.
 
@@ -115,7 +115,7 @@ def map_cells(
 def describe_query(
     data: Data, schema: Schema, mapping: QueryMapping, needs_labels: bool
 ) -> CiteData:
-    """Return more cells of a query that was mapped, or the same ones again, in memory.
+    """Return new cells of a mapped query, or the same cells again, in memory.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def align_query(
     Raises
     ------
     DataError
-        When no counts are found, or too few genes or no proteins of those there match.
+        When no counts are found, too few genes match, or there are proteins and none of them match.
     """
     found = find_data_set("query", data, columns)
     rna, found_genes = _aligned_rna(found, schema)
@@ -223,7 +223,7 @@ def _aligned_proteins(
     known = pd.Index(of_reference["harmonised"])
     position = known.get_indexer(pd.Index(of_query["harmonised"]))
     exact = pd.Index(schema.protein_names).get_indexer(pd.Index(of_query["harmonised"]))
-    position = np.where(position < 0, exact, position)  # a name given is the model's own
+    position = np.where(position < 0, exact, position)  # the given name is one of the model's
     matched = position >= 0
     if not (matched | found.controls).any():
         raise DataError(
@@ -243,17 +243,17 @@ def extended_schema(
     *,
     new_categories: bool,
 ) -> tuple[Schema, QueryMapping]:
-    """Return the reference's schema with the query's batches and panels behind its own.
+    """Return the reference's schema with the query's batches and panels appended.
 
     Parameters
     ----------
     new_categories
-        Whether categorical covariates may have categories that the reference does not know.
+        Whether categorical covariates may have categories that the reference does not have.
 
     Raises
     ------
     DataError
-        When a column is missing, or holds a category that may not be new.
+        When a column is missing, or holds a new category although none may be new.
     """
     obs = query.source.obs
     batch, own_batches = _own_categories(obs, columns.batch_key)
@@ -293,7 +293,7 @@ def extended_schema(
 
 
 def _own_categories(obs: pd.DataFrame, key: str | None) -> tuple[np.ndarray, list[str]]:
-    """Return each cell's code in a column, and its categories in order of their names."""
+    """Return the code of each cell in a column, and the categories in order of their names."""
     codes, found = categories(obs, key)
     names = [_ALL_CELLS] if key is None else sorted(found)
     return codes if key is None else pd.Index(names).get_indexer(pd.Index(found))[codes], names
@@ -323,9 +323,9 @@ def _unknown(
 
 
 def warn_of_alignment(query: AlignedQuery, schema: Schema, share_of_missing: float) -> None:
-    """Warn of genes that the query lacks, of proteins that the reference lacks, and of what is unused.
+    """Warn about genes missing in the query, proteins missing in the reference, and unused modalities.
 
-    ``share_of_missing`` is the share of RNA that the model expects in the genes that are missing.
+    ``share_of_missing`` is the share of RNA that the model expects in the missing genes.
     """
     missing = ~query.found_genes
     if missing.any():

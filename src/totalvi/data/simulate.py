@@ -1,4 +1,4 @@
-"""Simulate CITE-seq counts, and the raw matrix around them, with the truth stored beside."""
+"""Simulate CITE-seq counts and the raw matrix that contains them, with the truth."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +29,9 @@ from totalvi.data.simulate_draws import (
     draw_rna,
     some_cells,
 )
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, setting
 
-_MOST = 10**9  # of cells, genes, ...
+_MOST = 10**9  # numbers of cells, genes, ...
 
 
 def simulate(
@@ -63,24 +63,25 @@ def simulate(
     Parameters
     ----------
     n_cells, n_genes, n_proteins, n_batches, n_cell_types
-        Sizes; the proteins include the isotype controls.
+        Numbers of each; the proteins include the isotype controls.
     n_isotype_controls
-        Proteins without foreground, ``prot.var["control"]``; by default one in ten, at most two.
+        Number of proteins without foreground, ``prot.var["control"]``; by default one in ten, at
+        most two.
     n_unmeasured
-        Proteins, drawn at random, that the last batch did not measure: NaN there.
+        Number of random proteins that the last batch did not measure: NaN there.
     n_ubiquitous
-        Proteins that every cell type carries, as CD44 and CD45 are on blood cells: only 0 to 8 % of
-        the cells show their background. They are the last before the isotype controls.
+        Number of proteins that every cell type carries, like CD44 and CD45 on blood cells: only 0 to
+        8 % of the cells show their background. They are the last before the isotype controls.
     median_foreground_factor
-        Foreground over background mean of the median protein, 3 or more; the least of all is half of
-        it, at most 5.
+        Foreground mean divided by background mean of the median protein, 3 or more. The smallest of
+        these factors is half of it, at most 5.
     median_library_size
-        Of the RNA counts of a cell; by default 0.3 per gene, at least 100.
+        Median RNA count of a cell; by default 0.3 per gene, at least 100.
     batch_effect
         Standard deviation between batches of log gene expression; that of the log protein
         background is 1.5 times as large.
     store_truth
-        Keep the true RNA proportions, a dense layer as large as cells times genes.
+        Whether to keep the true RNA proportions, a dense layer as large as cells times genes.
     seed
         The same seed and arguments give the same counts.
 
@@ -145,11 +146,11 @@ def simulate_to_zarr(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Simulate counts as `simulate` does, straight to a new zarr store: any number of cells.
+    """Simulate counts as `simulate` does, directly to a new zarr store, for any number of cells.
 
-    The cells come some at a time, each part with a generator of its own, so that counts are not those
-    that `simulate` gives with the same seed. Of the truth, ``obs["cell_type"]``, ``obs["batch"]`` and
-    ``obs["library_size"]`` are stored.
+    Some cells are simulated at a time, each part with its own random generator. The counts
+    therefore differ from those of `simulate` with the same seed. Of the truth,
+    ``obs["cell_type"]``, ``obs["batch"]`` and ``obs["library_size"]`` are stored.
 
     Parameters
     ----------
@@ -160,7 +161,7 @@ def simulate_to_zarr(
     median_foreground_factor, median_library_size, batch_effect, seed
         As in `simulate`.
     overwrite
-        Whether to replace a store that is there.
+        Whether to replace an existing store.
 
     Raises
     ------
@@ -185,7 +186,7 @@ def simulate_to_zarr(
     parameters = draw_parameters(rng, arguments)
     cells = draw_cells(rng, parameters, n_cells)._replace(programs=np.empty((0, N_PROGRAMS)))
     obs = annotation(cells, parameters).set_axis(cell_names(n_cells), axis=0)
-    first = some_cells(cells, slice(0, 1), rng)  # for the features
+    first = some_cells(cells, slice(0, 1), rng)  # simulated for its features
     rna_var = draw_rna(rng, parameters, first, store_truth=False).var
     protein_var = draw_protein(rng, parameters, first).var
     with (
@@ -213,7 +214,7 @@ def _arguments(
     batch_effect: float,
     seed: int,
 ) -> Arguments:
-    """Fill in and check the arguments."""
+    """Complete and check the arguments."""
     if n_isotype_controls is None:
         n_isotype_controls = min(2, n_proteins // 10)
     if median_library_size is None:
@@ -230,28 +231,33 @@ def _require_valid(arguments: dict[str, float]) -> None:
     for name, value in arguments.items():
         is_size = name in {"n_cells", "n_genes", "n_proteins", "n_batches", "n_cell_types"}
         if is_size and not 1 <= value <= _MOST:
-            raise DataError(f"{name}={value} is out of range: give 1 to {_MOST}")
+            raise DataError(f"{setting(name, value)} is out of range; give 1 to {_MOST}.")
         if not 0 <= value < np.inf:
-            raise DataError(f"{name}={value} is out of range: give 0 or more")
+            raise DataError(f"{setting(name, value)} is out of range; give 0 or more.")
     n_real = int(arguments["n_proteins"] - arguments["n_isotype_controls"])
     if n_real < 1:
         raise DataError(
             f"n_isotype_controls={arguments['n_isotype_controls']} leaves no other of the "
-            f"n_proteins={arguments['n_proteins']} proteins: give fewer"
+            f"{arguments['n_proteins']} proteins of {argument('n_proteins')}; give fewer."
         )
     n_unmeasured = arguments["n_unmeasured"]
     if n_unmeasured and arguments["n_batches"] < 2:
         raise DataError(
-            f"n_unmeasured={n_unmeasured} needs a second batch: give n_batches=2 or more"
+            f"{setting('n_unmeasured', n_unmeasured)} needs a second batch; give "
+            f"{setting('n_batches', 2)} or more."
         )
     for name in ("n_unmeasured", "n_ubiquitous"):
         if arguments[name] > n_real:
-            raise DataError(f"{name}={arguments[name]} is out of range: give at most {n_real}")
+            raise DataError(
+                f"{setting(name, arguments[name])} is out of range; give at most {n_real}."
+            )
     factor = arguments["median_foreground_factor"]
     if factor < 3:
-        raise DataError(f"median_foreground_factor={factor} is out of range: give 3 or more")
+        raise DataError(
+            f"{setting('median_foreground_factor', factor)} is out of range; give 3 or more."
+        )
     if arguments["median_library_size"] == 0:
-        raise DataError("median_library_size=0 is out of range: give a positive number")
+        raise DataError("median_library_size=0 is out of range; give a positive number.")
 
 
 def _assemble(
@@ -277,36 +283,37 @@ def simulate_raw(
     n_blank: int | None = None,
     seed: int = 0,
 ) -> MuData:
-    """Simulate the raw matrix around simulated cells: what a sequencer saw before cells were called.
+    """Simulate the raw matrix that contains simulated cells: all barcodes before cells were called.
 
     An empty droplet of batch s holds ``y ~ NB(v a_ts, 10)`` of protein t, where ``log v`` is normal
     with standard deviation 0.4. The ambient mean ``a_ts`` is that of the cells' background in the
-    batch times ``ambient_share``, and times a log-normal deviation by protein, since what clings to
-    cells is not quite what floats around them.
+    batch times ``ambient_share``, and times a log-normal deviation of each protein, because the
+    antibodies that stick to cells differ a little from those in solution.
 
     Parameters
     ----------
     mdata
         From `totalvi.simulate`; not changed.
     n_empty
-        Empty droplets, divided between the batches.
+        Number of empty droplets, divided between the batches.
     ambient_share
-        Ambient counts of a droplet over background counts of a cell.
+        Ambient counts of a droplet divided by background counts of a cell.
     profile_deviation
-        Standard deviation by protein of the log of that ratio.
+        Standard deviation between proteins of the log of that ratio.
     share_debris
-        Further droplets, as a share of ``n_empty``, that hold a tenth of a cell's counts besides.
+        Number of further droplets, as a share of ``n_empty``, that also hold a tenth of a cell's
+        counts.
     n_blank
-        Further barcodes with one to three counts; by default as many as there are empty droplets.
+        Number of further barcodes with one to three counts; by default as many as empty droplets.
     seed
         The same seed and data give the same counts.
 
     Returns
     -------
     MuData
-        ``rna`` (CSR) and ``prot`` (dense) of all barcodes, the cells of ``mdata`` among them under
+        ``rna`` (CSR) and ``prot`` (dense) of all barcodes, which include the cells of ``mdata`` under
         their names; ``obs["batch"]`` and ``obs["kind"]``: "cell", "empty", "debris" or "blank". The
-        truth is in ``prot.varm["log_ambient_mean"]``, a column a batch.
+        truth is in ``prot.varm["log_ambient_mean"]``, with a column for each batch.
 
     Raises
     ------
@@ -321,7 +328,7 @@ def simulate_raw(
     """
     prot, rna = mdata["prot"], mdata["rna"]
     if "log_background_mean" not in prot.varm:
-        raise DataError("the data are not simulated: give what totalvi.simulate returned")
+        raise DataError("the data are not simulated; give what totalvi.simulate returned.")
     n_blank = n_empty if n_blank is None else n_blank
     _require_valid_droplets(n_empty, ambient_share, profile_deviation, share_debris, n_blank)
     rng = np.random.default_rng([seed, 1])
@@ -334,7 +341,7 @@ def simulate_raw(
     batch = np.arange(n_filled + n_blank) % len(log_ambient)
     protein = ambient_protein(rng, log_ambient[batch[:n_filled]])
     counts = ambient_rna(rng, rna.X, n_filled)
-    source = rng.integers(mdata.n_obs, size=n_debris)  # the cells that debris is of
+    source = rng.integers(mdata.n_obs, size=n_debris)  # the cells from which debris comes
     protein[n_empty:] += rng.poisson(0.1 * np.nan_to_num(prot.X[source]))
     counts = sparse.vstack([counts[:n_empty], counts[n_empty:] + debris_rna(rng, rna.X[source])])
     batch[n_empty:n_filled] = batches[source]
@@ -378,4 +385,4 @@ def _require_valid_droplets(
     }
     for name, (value, lowest) in limits.items():
         if not lowest <= value < np.inf:
-            raise DataError(f"{name}={value} is out of range: give {lowest} or more")
+            raise DataError(f"{setting(name, value)} is out of range; give {lowest} or more.")

@@ -1,4 +1,4 @@
-"""What a simulation draws: parameters of the population, then cells, then their counts."""
+"""Random draws of a simulation: parameters of the population, then cells, then their counts."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ _DROPLET_DISPERSION = 10.0  # inverse dispersion of ambient counts
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of `totalvi.simulate` that bear upon the counts."""
+    """The arguments of `totalvi.simulate` that affect the counts."""
 
     n_cells: int
     n_genes: int
@@ -32,7 +32,7 @@ class Arguments:
 
 
 class Parameters(NamedTuple):
-    """What is true of all cells; K cell types, G genes, T proteins, S batches, P programs."""
+    """Parameters of all cells: K cell types, G genes, T proteins, S batches, P programs."""
 
     type_proportions: np.ndarray  # (K,)
     marker_of: np.ndarray  # (K, G) bool
@@ -45,14 +45,14 @@ class Parameters(NamedTuple):
     is_control: np.ndarray  # (T,) bool
     log_background_mean: np.ndarray  # (S, T)
     log_background_sd: np.ndarray  # (T,)
-    foreground_factor: np.ndarray  # (K, T), of the mean cell of the type
+    foreground_factor: np.ndarray  # (K, T), of the mean cell of each type
     protein_programs: np.ndarray  # (P, T)
     foreground_probability: np.ndarray  # (K, T)
     protein_inverse_dispersion: np.ndarray  # (T,)
 
 
 class Cells(NamedTuple):
-    """What is true of each cell."""
+    """Parameters of each cell."""
 
     cell_type: np.ndarray  # (N,)
     batch: np.ndarray  # (N,)
@@ -61,7 +61,7 @@ class Cells(NamedTuple):
 
 
 def draw_parameters(rng: np.random.Generator, arguments: Arguments) -> Parameters:
-    """Draw what is true of all cells."""
+    """Draw the parameters of all cells."""
     n_genes, n_proteins = arguments.n_genes, arguments.n_proteins
     n_batches, n_cell_types = arguments.n_batches, arguments.n_cell_types
     n_isotype_controls, batch_effect = arguments.n_isotype_controls, arguments.batch_effect
@@ -102,7 +102,7 @@ def draw_parameters(rng: np.random.Generator, arguments: Arguments) -> Parameter
 
 
 def _is_relative(n_cell_types: int) -> np.ndarray:
-    """Which cell types are close relatives of the one before: 1, 4, 7, ..."""
+    """Return which cell types are close relatives of the type before them: 1, 4, 7, ..."""
     return np.asarray(np.arange(n_cell_types) % 3 == 1)
 
 
@@ -124,7 +124,7 @@ def _marker_genes(rng: np.random.Generator, n_cell_types: int, n_genes: int) -> 
 
 
 def _positive_proteins(rng: np.random.Generator, n_cell_types: int, n_proteins: int) -> np.ndarray:
-    """Draw which types carry which proteins; protein k marks type k, relatives differ least."""
+    """Draw which types carry which proteins: protein k marks type k, and relatives differ least."""
     positive = rng.random((n_cell_types, n_proteins)) < 0.3
     relative = _is_relative(n_cell_types)
     positive[relative] = positive[np.flatnonzero(relative) - 1]
@@ -132,7 +132,7 @@ def _positive_proteins(rng: np.random.Generator, n_cell_types: int, n_proteins: 
         positive[k, k] = True
         if relative[k]:
             positive[k, k - 1] = positive[k - 1, k] = False
-    if n_cell_types > 1:  # each protein needs cells with and cells without it
+    if n_cell_types > 1:  # each protein needs cells that carry it and cells that do not
         anyone = rng.integers(n_cell_types, size=n_proteins)
         nowhere, everywhere = ~positive.any(axis=0), positive.all(axis=0)
         positive[anyone[nowhere], np.flatnonzero(nowhere)] = True
@@ -171,7 +171,7 @@ def negative_binomial(
 
 
 def draw_protein(rng: np.random.Generator, p: Parameters, cells: Cells) -> AnnData:
-    """Draw the protein counts, with what is true of them."""
+    """Draw the protein counts, and return them with their parameters."""
     background_log_mean = p.log_background_mean[cells.batch]
     background = np.exp(rng.normal(background_log_mean, p.log_background_sd))
     factor = p.foreground_factor[cells.cell_type] - 1
@@ -203,7 +203,7 @@ def draw_protein(rng: np.random.Generator, p: Parameters, cells: Cells) -> AnnDa
 
 
 def draw_rna(rng: np.random.Generator, p: Parameters, cells: Cells, store_truth: bool) -> AnnData:
-    """Draw the RNA counts, some cells at a time so that only sparse counts add up in memory."""
+    """Draw the RNA counts, some cells at a time, so that memory holds only sparse counts of all."""
     log_expression = p.log_expression.astype(np.float32)
     gene_programs = p.gene_programs.astype(np.float32)
     log_batch_effect = p.log_batch_effect.astype(np.float32)
@@ -267,7 +267,7 @@ def ambient_protein(rng: np.random.Generator, log_mean: np.ndarray) -> np.ndarra
 def ambient_rna(
     rng: np.random.Generator, cells: sparse.csr_matrix, n_droplets: int
 ) -> sparse.csr_matrix:
-    """Draw a hundredth of a cell's counts for each droplet, of the mean cell's profile."""
+    """Draw a hundredth of a cell's counts for each droplet, from the profile of the mean cell."""
     mean = 0.01 * np.asarray(cells.mean(axis=0)).ravel()
     genes = rng.choice(len(mean), int(rng.poisson(mean.sum() * n_droplets)), p=mean / mean.sum())
     droplets = rng.integers(n_droplets, size=len(genes))
@@ -284,7 +284,7 @@ def debris_rna(rng: np.random.Generator, cells: sparse.csr_matrix) -> sparse.csr
 
 
 def blank_protein(rng: np.random.Generator, log_mean: np.ndarray) -> np.ndarray:
-    """Draw one to three counts a barcode, of the ambient profile."""
+    """Draw one to three counts for each barcode, from the ambient profile."""
     share = np.exp(log_mean)
     share /= share.sum(axis=1, keepdims=True)
     return rng.multinomial(rng.integers(1, 4, len(share)), share)

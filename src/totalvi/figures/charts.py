@@ -1,4 +1,4 @@
-"""Observed against predicted: dots on the line agree."""
+"""Charts of the report: observed against predicted, bars, tiles, losses, volcano, histograms."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -131,7 +131,7 @@ def heat_map(
     low, high
         Ends of the colours.
     value_name
-        What the values are, shown where the pointer is.
+        Name of the values, shown at the pointer.
     """
     mapper = value_mapper(low, high)
     drawn = new_figure(
@@ -281,7 +281,7 @@ def histogram_parts(
     raw
         Counts, (n_cells,), NaN where unmeasured; such cells are left out.
     denoised, foreground_probability
-        What the model says, (n_cells,).
+        Estimates of the model, (n_cells,).
     weights
         How many cells each stands for, (n_cells,); None: one.
     """

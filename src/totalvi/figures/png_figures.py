@@ -29,7 +29,7 @@ from totalvi.figures.png_style import (
 from totalvi.figures.style import FOREGROUND, INK, QUIET, WARNING, category_colors
 
 SWEEPS = 200  # over all pairs of labels, to part them
-MOST_DOTS = 20_000  # on a small map; drawing each of more takes long
+MOST_DOTS = 20_000  # dots on a small map; drawing more takes long
 
 
 def umap_by_category(
@@ -48,7 +48,7 @@ def umap_by_category(
     categories
         One value for each cell; the order of a categorical's categories is kept.
     name
-        What the category is, for the title.
+        Name of the category, for the title.
     label_on_map
         Whether each category's name is also written in the middle of its cells; more than twelve
         long names are written as numbers that the legend explains.
@@ -69,7 +69,7 @@ def umap_by_category(
     legend_width = sum(0.45 + 0.066 * max(map(len, column)) for column in columns)
     figure = new_figure(6.0 + legend_width, 6.0, layout="constrained")
     axes = figure.add_subplot(anchor="W")
-    # Drawn in a random order, or the last category would hide the others where they mix.
+    # Drawn in a random order, because otherwise the last category would hide the others.
     order = np.random.default_rng(0).permutation(len(umap))
     axes.scatter(
         umap[order, 0],

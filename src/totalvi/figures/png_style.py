@@ -1,4 +1,4 @@
-"""What all figures share: colours, count axes, panel grids, and writing a PNG."""
+"""Shared parts of PNG figures: colours, count axes, panel grids, histograms, and writing."""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as a PNG with 150 dots per inch; ``path`` appears whole or not at all."""
+    """Write ``figure`` as a PNG with 150 dots per inch; ``path`` is complete or not written."""
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         figure.savefig(partial, dpi=DOTS_PER_INCH, format="png")
@@ -113,7 +113,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    r"""Return text that matplotlib takes for no formula.
+    r"""Return text that matplotlib does not read as a formula.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def protein_histograms(
         Counts, shape (n_cells, n_proteins), NaN where a protein was not measured; such cells are
         left out of its panel.
     denoised, foreground_probability
-        What the model says, of the same shape.
+        Estimates of the model, of the same shape.
     names
         Names of the proteins; at most 24 stay readable
         (see :func:`totalvi.figures.png_style.page_slices`).

@@ -1,4 +1,4 @@
-"""Colours of all figures: told apart with normal and colour-blind vision."""
+"""Colours and count axes of all figures; colours differ with normal and colour-blind vision."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Minibatches of `CiteData` as tensors: the order of cells, reading ahead, counts held by a GPU."""
+"""Minibatches of `CiteData` as tensors: order of cells, reading ahead, counts on a GPU."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ from totalvi.nn.sync import Share, SharedGenerator
 from totalvi.processes import Process
 
 WINDOW = 65_536  # cells in memory at a time
-BLOCK = 1024  # cells that lie together on disk and are read together
+BLOCK = 1024  # neighbouring cells on disk that are read together
 
 
 def even_parts(cells: np.ndarray, size: int) -> list[np.ndarray]:
-    """Divide ``cells`` into parts of nearly equal length, none above ``size``.
+    """Split ``cells`` into parts of nearly equal length, none longer than ``size``.
 
     Examples
     --------
@@ -46,24 +46,24 @@ def shuffled_windows(
 ) -> list[list[np.ndarray]]:
     """Shuffle cells so that those of a window can be read from disk together.
 
-    Blocks of cells that lie together are put in random order and cut into windows; the cells of a
-    window are dealt to its minibatches at random, evenly over its blocks. As many cells as a window
-    holds, or fewer, come in fully random order.
+    Blocks of neighbouring cells are put in random order and cut into windows. The cells of a window are
+    assigned to its minibatches at random, evenly over its blocks. If all cells fit into one window,
+    their order is fully random.
 
     Parameters
     ----------
     cells
         Positions of the cells, ascending.
     batch_size
-        Cells in a minibatch, at most.
+        Largest number of cells in a minibatch.
     rng
-        Source of the order, which depends on nothing else.
+        Generator of the order, which depends on nothing else.
     window, block
-        Cells of a window, approximately, and rows of a block.
+        Approximate number of cells of a window, and rows of a block.
 
     Returns
     -------
-    Minibatches by window, of nearly equal size, as many as `even_parts` makes.
+    Minibatches by window, of nearly equal size, as many as `even_parts` returns.
 
     Examples
     --------
@@ -87,10 +87,11 @@ def shuffled_windows(
 
 
 def _dealt(cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Deal cells at random to parts, so that of every ``n_parts`` neighbours each part gets one.
+    """Assign cells at random to parts, so that each part gets one of every ``n_parts`` neighbours.
 
-    In each part they stay in the order of ``cells``: any stretch of all parts is a stretch of
-    ``cells``, and a process that has that stretch reads no other cells.
+    Each part keeps the order of
+    ``cells``. The same range of all parts is therefore a range of ``cells``, and a process that has
+    this range reads no other cells.
     """
     n_rounds, n_left = divmod(len(cells), n_parts)
     rounds = cells[: n_rounds * n_parts].reshape(n_rounds, n_parts)
@@ -101,14 +102,14 @@ def _dealt(cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> list[np
 
 
 def windows_in_order(cells: np.ndarray, batch_size: int, window: int) -> list[list[np.ndarray]]:
-    """Return ``cells`` in their order, in minibatches, as many to a window as it has room for."""
+    """Return ``cells`` in their order, in minibatches, with as many in a window as fit."""
     batches = even_parts(cells, batch_size)
     per_window = max(1, window // batch_size)
     return [batches[i : i + per_window] for i in range(0, len(batches), per_window)]
 
 
 def without_first(windows: list[list[np.ndarray]], skip: int) -> list[list[np.ndarray]]:
-    """Return windows without the first ``skip`` minibatches, and without windows left empty.
+    """Return windows without the first ``skip`` minibatches, and without empty windows.
 
     Examples
     --------
@@ -126,7 +127,7 @@ def without_first(windows: list[list[np.ndarray]], skip: int) -> list[list[np.nd
 
 
 def some_of_each(group: np.ndarray, most: int) -> np.ndarray:
-    """Return positions of at most ``most`` cells of each group, spread evenly over it, ascending.
+    """Return ascending positions of at most ``most`` cells of each group, spread evenly over it.
 
     Examples
     --------
@@ -139,7 +140,7 @@ def some_of_each(group: np.ndarray, most: int) -> np.ndarray:
 
 
 class CountsOnDevice(NamedTuple):
-    """RNA and protein counts of all cells as tensors of one device.
+    """RNA and protein counts of all cells as tensors on one device.
 
     Parameters
     ----------
@@ -153,7 +154,7 @@ class CountsOnDevice(NamedTuple):
     protein: Tensor
 
     def take(self, rows: np.ndarray) -> tuple[SparseCounts, Tensor]:
-        """Return RNA and protein of the cells at ``rows``, in that order."""
+        """Return RNA and protein of the cells at ``rows``, in this order."""
         cells = torch.from_numpy(rows).to(self.protein.device)
         start = self.rna.cell_pointer[cells]
         length = self.rna.cell_pointer[cells + 1] - start
@@ -175,7 +176,7 @@ def counts_on_device(data: CiteData, device: torch.device | str) -> CountsOnDevi
     return CountsOnDevice(rna, torch.from_numpy(data.protein.read()).to(device))
 
 
-_IN_ORDER = 8192  # cells read at a time where their order is given
+_IN_ORDER = 8192  # cells read at a time in a given order
 
 
 class Minibatch(NamedTuple):
@@ -186,15 +187,15 @@ class Minibatch(NamedTuple):
     cells
         Their positions in the data, (B,).
     keys
-        One number a cell, made from its name, by which its noise is drawn, (B,).
+        One number for each cell, hashed from its name, which seeds its noise, (B,).
     x, y
         RNA counts (B, G), sparse, and protein counts (B, T).
     context
-        What else is known of them.
+        Batch, panel, label and covariates of the cells.
     library_log_mean, library_log_variance
-        Prior of the log library size, (B, 1); None where it is not latent.
+        Prior of the log library size, (B, 1); None if it is not latent.
     share
-        Which part they are of a minibatch that several processes share; None: it is not shared.
+        The part of these cells in a minibatch that several processes share; None: not shared.
     """
 
     cells: np.ndarray
@@ -207,7 +208,7 @@ class Minibatch(NamedTuple):
     share: Share | None = None
 
     def terms(self, elbo: Callable[..., ElboTerms], noise: torch.Generator) -> ElboTerms:
-        """Return what a network's ``elbo`` gives for these cells."""
+        """Return the terms of a network's ``elbo`` for these cells."""
         if self.share is not None:
             assert isinstance(noise, SharedGenerator)
             noise.share = self.share
@@ -216,14 +217,14 @@ class Minibatch(NamedTuple):
 
 
 class _Counts(NamedTuple):
-    """Counts in memory, those of the cells wanted among them at ``rows``."""
+    """Counts in memory; those of the requested cells are at ``rows``."""
 
     rna: sparse.csr_matrix
     protein: Counts[np.ndarray]
     rows: np.ndarray
 
     def to(self, device: torch.device | str) -> tuple[SparseCounts, Tensor]:
-        """Return RNA and protein of the cells wanted; to a GPU they go while it computes."""
+        """Return RNA and protein of the requested cells; copy them to a GPU while it computes."""
         x, y = sparse_rows(self.rna, self.rows), torch.from_numpy(self.protein.rows(self.rows))
         if torch.device(device).type != "cuda":
             return x.to(device), y.to(device)
@@ -241,18 +242,18 @@ def minibatches(
     process: Process | None = None,
     held: CountsOnDevice | None = None,
 ) -> Iterator[Minibatch]:
-    """Yield ``cells`` in minibatches of nearly equal size, none above ``batch_size``.
+    """Yield ``cells`` in minibatches of nearly equal size, none larger than ``batch_size``.
 
-    Equal sizes keep batch normalisation from ever seeing a last minibatch of one cell, where
-    ``batch_size`` is 3 or more. The first ``skip`` are left out: a fit that resumes has taken them.
+    With equal sizes and ``batch_size`` of 3 or more, batch normalisation never gets a minibatch of one
+    cell. The first ``skip`` minibatches are left out, because a fit that resumes has used them.
 
-    Counts on disk are read a window of cells at a time, the next one in a thread of its own while
-    the minibatches of this one are used; ``shuffle`` then mixes cells within windows of random
-    blocks (see `shuffled_windows`), so that ``cells`` must ascend. Windows that are left out whole
-    are not read.
+    Counts on disk are read one window of cells at a time. A thread reads the next window while the
+    minibatches of the current one are used.
+    ``shuffle`` then mixes cells within windows of random blocks (see `shuffled_windows`), so ``cells``
+    must ascend. Windows that are left out completely are not read.
 
-    Where several processes share minibatches, ``process`` gets its part, and no other cells are read.
-    Counts that the device already holds, ``held``, are taken from there.
+    If several processes share minibatches, ``process`` gets its part and reads no other cells. Counts
+    that the device already holds (``held``) are used from there.
     """
     at_least_one("batch_size", batch_size)
     if data.on_disk:
@@ -266,7 +267,7 @@ def minibatches(
 
 
 def _own(rows: np.ndarray, process: Process | None) -> tuple[np.ndarray, Share | None]:
-    """Return which cells of a minibatch are the process's own, and their place in it."""
+    """Return the process's own cells of a minibatch, and their position in it."""
     if process is None:
         return rows, None
     part = process.part(len(rows))
@@ -300,11 +301,11 @@ def _from_disk(
             own, share = _own(rows, process)
             counts = _Counts(rna, protein, np.searchsorted(held, own))
             yield _minibatch(data, module, own, *counts.to(device), share)
-        del rna, protein, counts  # frees the window before the one after the next is read
+        del rna, protein, counts  # free this window before the one after the next is read
 
 
 def read_once(data: CiteData, cells: np.ndarray) -> tuple[CiteData, np.ndarray]:
-    """Return cells in memory and their positions there, so that not every epoch reads them."""
+    """Return cells in memory and their positions there, so that epochs need not read them again."""
     return (data.in_memory(cells), np.arange(len(cells))) if data.on_disk else (data, cells)
 
 
@@ -360,7 +361,7 @@ def _minibatch(
 
 
 def sparse_rows(counts: sparse.csr_matrix, rows: np.ndarray) -> SparseCounts:
-    """Return the cells at ``rows`` of a float32 CSR matrix as the tensors that the module takes."""
+    """Return the cells at ``rows`` of a float32 CSR matrix as the tensors of `SparseCounts`."""
     pointer = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(counts.indptr[rows + 1] - counts.indptr[rows], out=pointer[1:])
     data = np.empty(pointer[-1], dtype=np.float32)

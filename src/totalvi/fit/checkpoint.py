@@ -1,7 +1,6 @@
-"""A fit in one file without pickle, from which it resumes with the same numbers.
+"""Save a fit to one file without pickle, and resume it from there with the same numbers.
 
-`Checkpoint` is the file of one fit, and says when it is due to be written; `Signals` are what ends a
-fit that has one.
+`Checkpoint` is the file of one fit, and decides when to write it. `Signals` end a fit that has one.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from totalvi.atomic import locked, parents_of, write_file
-from totalvi.errors import CheckpointError, Interrupted, OutputError
+from totalvi.errors import CheckpointError, Interrupted, OutputError, allowed, argument, setting
 from totalvi.processes import barrier, require_equal, this_process
 
 FORMAT, FORMAT_VERSION = "totalvi checkpoint", 1
@@ -32,16 +31,16 @@ OBEYED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Saved(NamedTuple):
-    """The state of a fit as a file holds it.
+    """The state of a fit in the form that a file stores.
 
     Parameters
     ----------
     values
         Numbers, texts, and lists and dicts of them.
     tensors
-        By name; those of a file are on the CPU.
+        Tensors by name; those of a file are on the CPU.
     settings
-        What must be the same for the fit to resume: seed, network, plan, data.
+        Settings that must be the same for the fit to resume: seed, network, plan, data.
     """
 
     values: dict[str, Any]
@@ -57,14 +56,14 @@ class Checkpoint:
     path
         The file, replaced each time it is written.
     every
-        Epochs, or the time, from one writing to the next.
+        Number of epochs, or time, between checkpoints.
     start
-        What the file held when the fit began; None: the fit is a new one.
+        Content of the file when the fit began; None for a new fit.
 
     Attributes
     ----------
     settings
-        What the fit depends on; set once by `belong_to`.
+        Settings on which the fit depends; `belong_to` sets them once.
     """
 
     def __init__(self, path: Path, every: int | timedelta, start: Saved | None) -> None:
@@ -73,7 +72,7 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def belong_to(self, settings: dict[str, Any]) -> None:
-        """Make the file that of the fit with these settings.
+        """Declare that the file belongs to the fit with these settings.
 
         Raises
         ------
@@ -86,11 +85,11 @@ class Checkpoint:
 
     @property
     def steps_done(self) -> int:
-        """Steps of the fit that resumes; 0 for a new one."""
+        """Number of steps of the fit to resume; 0 for a new fit."""
         return 0 if self.start is None else int(self.start.values["steps_done"])
 
     def is_due_after(self, n_epochs: int) -> bool:
-        """Return whether the file is due because so many epochs are done."""
+        """Return whether the file is due after this number of epochs."""
         return isinstance(self.every, int) and n_epochs % self.every == 0
 
     def is_due(self) -> bool:
@@ -99,21 +98,21 @@ class Checkpoint:
         return isinstance(self.every, timedelta) and passed >= self.every.total_seconds()
 
     def write(self, state: Saved) -> None:
-        """Write the file; of several processes the first does."""
+        """Write the file; with several processes, only the first does."""
         if this_process().rank == 0:
             write_checkpoint(self.path, state._replace(settings=self.settings))
         self._written = time.monotonic()
 
 
 class Signals:
-    """SIGINT and SIGTERM, noted in place of being obeyed at once.
+    """SIGINT and SIGTERM, which are recorded so that the fit can end after its step.
 
     Attributes
     ----------
     own
-        Numbers of those that this process got.
+        Numbers of the signals that this process received.
     known
-        Those that every process of the fit knows of, so that all end after the same step.
+        Signals known to every process of the fit, so that all end after the same step.
     """
 
     def __init__(self, n_processes: int) -> None:
@@ -122,11 +121,11 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note signals for a while.
+        """Record signals while the block runs.
 
-        A second SIGINT is not waited for: it raises KeyboardInterrupt. SIGTERM may come from several
-        programs that watch over a job, and is waited for each time. Only the main thread can do this;
-        in others, and for signals that the process ignores, nothing changes.
+        A second SIGINT raises KeyboardInterrupt at once. SIGTERM may come from several programs
+        that supervise a job, so it never interrupts a step. Only the main thread can handle
+        signals: in other threads, and for signals that the process ignores, nothing changes.
         """
 
         def note(number: int, _frame: FrameType | None) -> None:
@@ -147,26 +146,26 @@ class Signals:
                 signal.signal(number, handler)
 
     def flags(self) -> list[float]:
-        """Return 1 for each of `OBEYED` that this process got, and 0 for the others."""
+        """Return 1 for each of `OBEYED` that this process received, and 0 for the others."""
         return [float(number in self.own) for number in OBEYED]
 
     def learn(self, n_noted: Sequence[float]) -> None:
-        """Note what all processes know, by how many of them got each of `OBEYED`."""
+        """Record the signals of all processes, from how many of them received each of `OBEYED`."""
         self.known += [number for number, n in zip(OBEYED, n_noted, strict=True) if n]
 
     def agree(self) -> None:
-        """Let all processes, if there are several, know of the signals that each has got."""
+        """Share the received signals between all processes, if there are several."""
         if self.known is not self.own:
             n_noted = torch.tensor(self.flags()).int()
             torch.distributed.all_reduce(n_noted)
             self.learn(n_noted.tolist())
 
     def interruption(self, path: Path) -> Interrupted:
-        """Return the error that ends a fit kept in ``path``, once all processes have arrived."""
-        barrier()  # a process that ends may take the others with it
+        """Wait for all processes, and return the error that ends a fit saved in ``path``."""
+        barrier()  # a process that ends may end the others
         return Interrupted(
-            f"The fit got {signal.Signals(self.known[0]).name} and stopped; it is kept in {path}: "
-            "resume it from there.",
+            f"The fit got {signal.Signals(self.known[0]).name} and stopped; it is kept in {path}, "
+            "to be resumed from there.",
             self.known[0],
         )
 
@@ -178,24 +177,22 @@ class Signals:
 def open_checkpoint(
     file: str | Path | None, every: int | timedelta, resume: bool | str | Path
 ) -> Iterator[Checkpoint | None]:
-    """Give the checkpoint that arguments of `Model.train` name, if any; no other process writes it.
+    """Yield the checkpoint of the arguments of `Model.train`, if any, and hold its lock.
 
     Raises
     ------
     ValueError
         When the arguments contradict each other.
     OutputError
-        When there is a file that would be lost, or another process writes it.
+        When a file would be lost, or another process writes it.
     CheckpointError
         When the checkpoint cannot be read.
     """
     is_time = isinstance(every, timedelta) and every >= timedelta(0)
     is_number = isinstance(every, int) and not isinstance(every, bool) and every >= 1
     if not (is_time or is_number):
-        raise ValueError(
-            f"checkpoint_every is {every!r}; allowed are a number of epochs from 1, or a "
-            "datetime.timedelta."
-        )
+        choices = "a number of epochs from 1, or a datetime.timedelta"
+        raise ValueError(allowed("checkpoint_every", every, choices))
     require_equal(repr((file, every, resume)), "checkpoint")
     if resume is True and file is None:
         raise ValueError("resume is True without a checkpoint; give the file to resume from.")
@@ -215,15 +212,16 @@ def open_checkpoint(
             start = read_checkpoint(path)
         elif path.exists():
             raise OutputError(
-                f"{path} exists: resume it with resume=True, or choose another checkpoint."
+                f"{path} exists; resume it with {setting('resume', True)}, or choose another "
+                "checkpoint."
             )
-        barrier()  # the first process may write only after the others have read
+        barrier()  # the first process may write only after all others have read
         yield Checkpoint(path, every, start)
 
 
 @contextmanager
 def _right_to_write(path: Path) -> Iterator[None]:
-    """Hold the lock of a checkpoint, and make its folder; of several processes the first does both."""
+    """Hold the lock of a checkpoint and create its folder, both only in the first process."""
     if this_process().rank > 0:
         yield
         return
@@ -232,9 +230,9 @@ def _right_to_write(path: Path) -> Iterator[None]:
 
 
 def kept_accelerator(file: str | Path | None, resume: bool | str | Path, asked: str) -> str:
-    """Return the accelerator of the fit to resume where "auto" is asked for, else what is asked for.
+    """Return the accelerator of the fit to resume if "auto" is given, else the given one.
 
-    Processes are launched with it, before `open_checkpoint` looks at the rest of the file.
+    Processes are launched with it, before `open_checkpoint` reads the rest of the file.
     """
     path = file if isinstance(resume, bool) else resume
     if asked != "auto" or resume is False or path is None:
@@ -244,7 +242,7 @@ def kept_accelerator(file: str | Path | None, resume: bool | str | Path, asked: 
             settings = json.loads(opened.metadata()["content"])["settings"]
         return str(settings["plan"]["accelerator"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return asked  # the file is new, or `open_checkpoint` will say what is wrong with it
+        return asked  # the file is new, or `open_checkpoint` will report its fault
 
 
 def require_same(path: Path, kept: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -261,11 +259,12 @@ def require_same(path: Path, kept: Mapping[str, Any], here: Mapping[str, Any]) -
         there, now = theirs.get(name), ours.get(name)
         if there != now:
             what = f"is {there!r} there and {now!r} here"
-            if isinstance(there, str) and len(there) == 64:  # a hash tells the reader nothing
+            if isinstance(there, str) and len(there) == 64:  # a hash does not help the reader
                 what = "differ"
+            group, comma, own = name.rpartition(", ")
             raise CheckpointError(
-                f"{path} is of another fit: {name} {what}; use the original data and arguments, or "
-                "remove the checkpoint."
+                f"{path} is of another fit: {group}{comma}{argument(own)} {what}; use the "
+                "original data and arguments, or remove the checkpoint."
             )
 
 
@@ -283,7 +282,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_checkpoint(path: Path, saved: Saved) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint, completely or not at all.
 
     Raises
     ------
@@ -302,15 +301,15 @@ def write_checkpoint(path: Path, saved: Saved) -> None:
 
 
 def read_checkpoint(path: Path) -> Saved:
-    """Return what a checkpoint holds.
+    """Return the content of a checkpoint.
 
     Raises
     ------
     CheckpointError
-        When the file is missing, damaged, something else, or of a later version.
+        When the file is missing, damaged, not a checkpoint, or of a later version.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there: no fit left a checkpoint under this name.")
+        raise CheckpointError(f"{path} is not there; no fit left a checkpoint under this name.")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -326,7 +325,7 @@ def read_checkpoint(path: Path) -> Saved:
         )
     text = metadata.get("content", "")
     if metadata.get("sha256") != _checksum(text, tensors):
-        raise CheckpointError(f"{path} is damaged (checksum): remove it and start the fit again.")
+        raise CheckpointError(f"{path} is damaged (checksum); remove it and start the fit again.")
     content = json.loads(text)
     return Saved(content["values"], tensors, content["settings"])
 
@@ -352,7 +351,7 @@ def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under names that start with ``prefix``."""
+    """Return the tensors with ``prefix`` before their names."""
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
@@ -362,13 +361,13 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what the optimiser keeps of each parameter, as "number.name"."""
+    """Return the optimiser's state of each parameter, as "number.name"."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, kept in state.items() for name, value in kept.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Set back what `optimizer_tensors` returned."""
+    """Restore the state that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
-from totalvi.errors import TrainingError
+from totalvi.errors import TrainingError, setting
 from totalvi.fit.batches import CountsOnDevice, counts_on_device, minibatch
 from totalvi.fit.plan import Precision, TrainingPlan
 from totalvi.nn.likelihoods import objective
@@ -23,17 +23,17 @@ from totalvi.nn.network import Network
 
 
 def resolved_plan(plan: TrainingPlan, network: Network, device: torch.device) -> TrainingPlan:
-    """Return the plan with the device and the precision that "auto" stands for."""
+    """Return the plan with "auto" replaced by the device and the precision to use."""
     precision = resolve_precision(plan.precision, network, device)
     return replace(plan, accelerator=device.type, precision=precision)
 
 
 def resolve_precision(given: Precision, network: Network, device: torch.device) -> Precision:
-    """Return the precision that a fit of ``network`` on ``device`` has.
+    """Return the precision of a fit of ``network`` on ``device``.
 
-    "auto" is "bf16-mixed" for fused networks on processors with instructions for bfloat16, where wide
-    products are several times faster and fits measured as good; "32-true" elsewhere. Processors do
-    not train in float16: "16-mixed" is "bf16-mixed" there.
+    "auto" is "bf16-mixed" for fused networks on processors with instructions for bfloat16: wide
+    products are several times faster, and fits measured as good. Otherwise it is "32-true". CPUs do
+    not train in float16, so "16-mixed" means "bf16-mixed" there.
     """
     on_cpu = device.type == "cpu"
     if given == "auto":
@@ -42,10 +42,10 @@ def resolve_precision(given: Precision, network: Network, device: torch.device) 
 
 
 def autocast_precision(precision: Precision, network: Network, device: torch.device) -> Precision:
-    """Return the precision that is left to ``torch.autocast``.
+    """Return the precision for ``torch.autocast``.
 
-    On the CPU, fused networks take their wide products in bfloat16 themselves, and everything else in
-    float32: see `wide_products`.
+    On the CPU, fused networks compute their wide products in bfloat16 themselves, and everything
+    else in float32: see `wide_products`.
     """
     fused = precision == "bf16-mixed" and network.fused and device.type == "cpu"
     return "32-true" if fused else precision
@@ -60,13 +60,13 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler | None:
-    """Return the scaler that keeps gradients from vanishing in float16; None for other precisions."""
+    """Return the scaler that prevents gradients from vanishing in float16; None otherwise."""
     return torch.amp.GradScaler(device.type) if precision == "16-mixed" else None
 
 
 @contextmanager
 def wide_products(network: Network, precision: Precision) -> Iterator[None]:
-    """Take the products as wide as the genes in this precision for a while."""
+    """Compute the products as wide as the genes in this precision while the block runs."""
     before = network.bfloat16_products
     network.set_bfloat16_products(precision == "bf16-mixed")
     try:
@@ -83,8 +83,8 @@ def _has_bfloat16() -> bool:
 # ----------------------------------------------------------------------------------------- memory
 
 _PROBE_CELLS = 64
-_COPIES_OF_WEIGHTS = 6  # the weights, their gradients, two moments of Adam, the best ones, clipping
-_SPARE = 0.9  # share of the free memory that may be planned for
+_COPIES_OF_WEIGHTS = 6  # weights, gradients, two moments of Adam, the best weights, clipping
+_SPARE = 0.9  # share of the free memory that a plan may use
 _GB = 1e9
 
 
@@ -96,11 +96,11 @@ class Memory(NamedTuple):
     weights
         Weights with their gradients, moments and copies.
     per_cell
-        What a cell of a minibatch takes while its gradient is computed.
+        Memory of a cell of a minibatch while its gradient is computed.
     counts
-        Counts of all cells, if the device holds them; 0 where they stay on disk.
+        Counts of all cells, if the device holds them; 0 if they stay on disk.
     free
-        What the device has.
+        Free memory of the device.
     """
 
     weights: int
@@ -109,16 +109,16 @@ class Memory(NamedTuple):
     free: int
 
     def holds_counts(self, n_cells: int) -> bool:
-        """Return whether all counts can be on the device beside minibatches of ``n_cells``."""
+        """Return whether all counts fit on the device beside minibatches of ``n_cells``."""
         needed = self.weights + n_cells * self.per_cell + self.counts
         return self.counts > 0 and needed <= _SPARE * self.free
 
     def largest_minibatch(self) -> int:
-        """Return how many cells of a minibatch fit, the counts being elsewhere."""
+        """Return how many cells of a minibatch fit if the counts are not on the device."""
         return max(int((_SPARE * self.free - self.weights) / self.per_cell), 0)
 
     def sentence(self, n_cells: int) -> str:
-        """Return what is needed with minibatches of ``n_cells``, in words."""
+        """Describe the memory needed with minibatches of ``n_cells``."""
         minibatch = n_cells * self.per_cell
         held = self.holds_counts(n_cells)
         total = self.weights + minibatch + held * self.counts
@@ -137,14 +137,14 @@ class Memory(NamedTuple):
 def plan_memory(
     network: Network, data: CiteData, device: torch.device, n_cells: int, *, show: bool
 ) -> tuple[Memory, CountsOnDevice | None]:
-    """Return what a fit needs of a GPU's memory, and the counts on it where they fit.
+    """Return the memory that a fit needs on a GPU, and the counts on the GPU if they fit.
 
     Parameters
     ----------
     n_cells
-        Cells of a minibatch, at most.
+        Largest number of cells in a minibatch.
     show
-        Whether to say on standard error what is needed.
+        Whether to print the memory needed on standard error.
 
     Raises
     ------
@@ -161,10 +161,10 @@ def plan_memory(
 
 
 def memory_use(network: Network, data: CiteData, free: int) -> Memory:
-    """Return what a fit of ``network`` to ``data`` needs on a device with ``free`` bytes.
+    """Estimate the memory of a fit of ``network`` to ``data`` on a device with ``free`` bytes.
 
-    What a minibatch needs is counted on the CPU, in float32, from a few cells spread over the data:
-    the tensors that are kept for the gradient, and twice the largest of them on top.
+    The memory of a minibatch is measured on the CPU, in float32, with a few cells spread over the data.
+    It is the size of the tensors that are kept for the gradient, plus twice the largest of them.
     """
     n_weights = sum(parameter.numel() for parameter in network.parameters())
     cells = evenly_spaced(np.arange(data.n_cells), _PROBE_CELLS)
@@ -180,7 +180,7 @@ def memory_use(network: Network, data: CiteData, free: int) -> Memory:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that a GPU has free."""
+    """Return the free memory of a GPU in bytes."""
     free, _total = torch.cuda.mem_get_info(device)
     return int(free)
 
@@ -193,7 +193,7 @@ def require_room(memory: Memory, n_cells: int) -> None:
 
 @contextmanager
 def explained(memory: Memory, n_cells: int) -> Iterator[None]:
-    """Raise TrainingError when minibatches of ``n_cells`` took more memory than there was."""
+    """Turn an out-of-memory error of the block into a TrainingError that explains it."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -202,7 +202,11 @@ def explained(memory: Memory, n_cells: int) -> Iterator[None]:
 
 def _too_little(memory: Memory, n_cells: int) -> TrainingError:
     fits = min(memory.largest_minibatch(), n_cells // 2)
-    fix = f"give batch_size={fits} or less" if fits >= 3 else "use the CPU, or fewer genes"
+    fix = (
+        f"give {setting('batch_size', fits)} or less"
+        if fits >= 3
+        else "use the CPU, or fewer genes"
+    )
     return TrainingError(
         f"The GPU's memory ({memory.free / _GB:.1f} GB free) is too small for minibatches of "
         f"{n_cells:,} cells; {fix}."
@@ -218,10 +222,10 @@ def _bytes_of_counts(data: CiteData) -> int:
 
 @contextmanager
 def _kept_for_gradient(network: Network) -> Iterator[dict[int, int]]:
-    """Give the bytes of the tensors, weights apart, that are kept for a gradient, by address."""
+    """Yield the bytes of the tensors that are kept for a gradient, without weights, by address."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     sizes: dict[int, int] = {}
-    alive: list[Tensor] = []  # keeps each tensor, so that no address is used twice
+    alive: list[Tensor] = []  # keep each tensor, so that no address is used twice
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -1,7 +1,7 @@
-"""The training loop: epochs of steps on minibatches, each epoch validated, the best weights kept.
+"""The training loop: run epochs of steps on minibatches, validate each, keep the best weights.
 
-Read `Fit.run`, `Fit.epoch`, `Fit.step` and `Fit.validate` in this order; what changes from step to
-step is `totalvi.fit.state.FitState`.
+Read `Fit.run`, `Fit.epoch`, `Fit.step` and `Fit.validate` in this order. Everything that changes
+between steps is in `totalvi.fit.state.FitState`.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from totalvi.data.cells import CiteData
-from totalvi.errors import ProcessError, TrainingError
+from totalvi.errors import ProcessError, TrainingError, argument
 from totalvi.fit.batches import WINDOW, CountsOnDevice, Minibatch, minibatches, read_once
 from totalvi.fit.checkpoint import Checkpoint, Signals
 from totalvi.fit.device import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 _NOT_FINITE = (
-    "had a finite loss and gradient; the likely cause is a learning rate that is too high: lower it, "
+    "had a finite loss and gradient; the likely cause is a learning rate that is too high; lower it, "
     "or check the counts with `totalvi check`."
 )
 _MOST_SKIPPED_IN_A_ROW = 20
@@ -50,16 +50,16 @@ _VALIDATION_BATCH_SIZE = 1024
 
 
 class StepInfo(NamedTuple):
-    """What a step did.
+    """The result of a step.
 
     Parameters
     ----------
     taken
-        Whether loss and gradient were finite; otherwise nothing has changed.
+        Whether loss and gradient were finite; otherwise the step changed nothing.
     sums
         Sums of the terms of the ELBO over the cells of the minibatch.
     n_cells
-        Cells of the minibatch, those of other processes included.
+        Number of cells of the minibatch in all processes.
     """
 
     taken: bool
@@ -68,32 +68,31 @@ class StepInfo(NamedTuple):
 
 
 class Fit:
-    """One fit of a network to data; `run` leaves it with the weights of the lowest validation loss.
+    """One fit of a network to data; `run` gives it the weights with the lowest validation loss.
 
-    Several processes share each minibatch: each takes its part of the cells, batch normalisation and
-    gradients are those of all, and all end with the same weights. See ``docs/scaling.md``.
+    Several processes share each minibatch: each takes its part of the cells. Batch normalisation and
+    gradients are over all cells, and all processes end with the same weights. See ``docs/scaling.md``.
 
     Parameters
     ----------
     network
-        Trained in place.
+        The network, which is trained in place.
     data, split
         All cells, and which of them train and validate.
     plan
-        The numbers of the fit, with device and precision as `totalvi.fit.device.resolved_plan` gives
-        them.
+        The plan of the fit, with device and precision from `totalvi.fit.device.resolved_plan`.
     fabric
         The device and the processes; see `totalvi.processes.launch`.
     seed
-        Source of all that is random: order of cells, samples, dropout.
+        Seed of the order of cells, of samples and of dropout.
     on_epoch
-        Called after each epoch with its number and its row of the history; a fit that resumes calls
-        it for its earlier epochs first.
+        Function called after each epoch with its number and its row of the history. A fit that
+        resumes first calls it for its earlier epochs.
 
     Attributes
     ----------
     state
-        How far the fit has come.
+        The current state of the fit.
 
     Raises
     ------
@@ -122,7 +121,7 @@ class Fit:
         _require_cells_for_all(split, plan, self.process)
         self.validation = read_once(data, split.validation)
         self.training = data, split.train
-        if len(split.train) <= WINDOW:  # more cells are read one window after the other
+        if len(split.train) <= WINDOW:  # more cells are read window by window
             self.training = read_once(data, split.train)
         self.memory: Memory | None = None
         self.held: CountsOnDevice | None = None
@@ -140,25 +139,25 @@ class Fit:
             self.shared_by,
         )
         self.elbo: Callable[..., ElboTerms] = network.elbo
-        if self.shared_by is not None:  # DDP averages the gradients of what its `forward` computes
+        if self.shared_by is not None:  # DDP averages the gradients of its `forward`
             with losing_others():
                 self.elbo = fabric.strategy.setup_module(_Elbo(network))
 
     def run(self, checkpoint: Checkpoint | None = None) -> FitResult:
-        """Train to the end, and return what is left besides the weights.
+        """Train to the end, and return the result besides the weights.
 
         Parameters
         ----------
         checkpoint
-            The file from which the fit resumes if it holds one, and which is written when it is due
-            and at the end. SIGINT and SIGTERM then end the fit after a step, with the file written.
+            The file from which the fit resumes if it holds a fit. It is written when it is due and
+            at the end. SIGINT and SIGTERM then end the fit after a step, and the file is written.
 
         Raises
         ------
         TrainingError
-            When too many steps in a row are not finite, or no validation loss is.
+            When too many steps in a row are not finite, or no validation loss is finite.
         Interrupted
-            When a signal came, and there is a ``checkpoint``.
+            When the fit received a signal and has a ``checkpoint``.
         ProcessError
             When another process of the fit ended.
         """
@@ -185,7 +184,7 @@ class Fit:
         return self._result()
 
     def epoch(self, checkpoint: Checkpoint | None = None) -> dict[str, float]:
-        """Take the steps of an epoch that are left, and validate; return its row of the history."""
+        """Take the remaining steps of an epoch and validate; return its row of the history."""
         state, plan = self.state, self.plan
         started = time.perf_counter() - state.seconds_in_epoch
         data, cells = self.training
@@ -218,7 +217,7 @@ class Fit:
         return row
 
     def step(self, batch: Minibatch) -> StepInfo:
-        """Take one step; change nothing when loss or gradient is not finite."""
+        """Take one step; change nothing if loss or gradient is not finite."""
         state, network, fabric = self.state, self.network, self.fabric
         statistics_before = [buffer.clone() for buffer in network.buffers()]
         with autocast(self.autocast, fabric.device):
@@ -226,7 +225,7 @@ class Fit:
         loss = objective(terms, self.plan.kl_weight_at(state.step, self.steps_per_epoch))
         if state.adversary is not None:
             loss = loss + state.adversary.deception(batch.context.panel)
-        if batch.share is not None:  # the mean of this over processes is the mean over cells
+        if batch.share is not None:  # the mean over processes is then the mean over cells
             loss = loss * (len(batch.cells) * fabric.world_size / batch.share.n_cells)
         loss = loss + network.anchor_penalty()
         state.optimizer.zero_grad()
@@ -251,7 +250,7 @@ class Fit:
         )
 
     def _move(self, batch: Minibatch) -> None:
-        """Move the weights, and the adversary's, along their gradients."""
+        """Update the weights of the network and of the adversary by their gradients."""
         state = self.state
         state.n_skipped_in_a_row = 0
         for group in state.optimizer.param_groups:
@@ -265,7 +264,7 @@ class Fit:
             state.adversary.step(batch.context.panel, batch.share)
 
     def _refuse(self, statistics_before: list[Tensor]) -> None:
-        """Undo what the forward pass changed, and end a fit that takes no more steps.
+        """Undo the changes of the forward pass; end the fit if too many steps are refused.
 
         Raises
         ------
@@ -286,7 +285,7 @@ class Fit:
             )
 
     def _of_all_processes(self, batch: Minibatch, finite: Tensor, sums: Tensor) -> StepInfo:
-        """Return whether all have finite numbers, the sums of all and their cells; learn of signals."""
+        """Return whether all processes have finite numbers, and their sums and cells; share signals."""
         if batch.share is None:
             return StepInfo(bool(finite), sums, len(batch.cells))
         own = torch.tensor([0.0, *self.signals.flags()], device=sums.device)
@@ -298,7 +297,7 @@ class Fit:
         return StepInfo(n_not_finite == 0, of_all[len(own) :], batch.share.n_cells)
 
     def _between_steps(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint if its time has come; end a fit that got a signal."""
+        """Write the checkpoint if it is due; end a fit that received a signal."""
         if self.signals.known:
             checkpoint.write(self.state.saved())
             raise self.signals.interruption(checkpoint.path)
@@ -310,7 +309,7 @@ class Fit:
         return math.ceil(self.plan.batch_size / self.process.n_processes)
 
     def _result(self) -> FitResult:
-        """Give the network its best weights, and return what else the fit leaves."""
+        """Give the network its best weights, and return the rest of the result."""
         state, n_epochs = self.state, self.state.epoch
         if state.best_weights is not None:
             self.network.load_state_dict(state.best_weights)
@@ -338,9 +337,9 @@ def evaluate(
     device: torch.device | str = "cpu",
     process: Process | None = None,
 ) -> dict[str, float]:
-    """Return the losses of ``cells`` by cell, at full KL weight, from the same samples every time.
+    """Return the losses of ``cells`` per cell, at full KL weight, from the same samples every time.
 
-    Several processes each take a part of the cells; all return the losses of all.
+    With several processes, each takes a part of the cells, and all return the losses of all cells.
     """
     was_training = network.training
     network.eval()
@@ -370,8 +369,8 @@ def _require_cells_for_all(split: Split, plan: TrainingPlan, process: Process) -
     n_batches = math.ceil(len(split.train) / plan.batch_size)
     if len(split.train) // n_batches < process.n_processes:
         raise ProcessError(
-            f"batch_size is {plan.batch_size}, too few for {process.n_processes} processes with a "
-            "cell each; raise it, or use fewer."
+            f"{argument('batch_size')} is {plan.batch_size}, too few for "
+            f"{process.n_processes} processes with a cell each; raise it, or use fewer."
         )
 
 
@@ -381,7 +380,7 @@ def _sums(terms: ElboTerms) -> Tensor:
 
 
 def _mean_terms(prefix: str, sums: Tensor, n_cells: int) -> dict[str, float]:
-    """Return the loss by cell and its terms, each name with ``prefix``."""
+    """Return the loss per cell and its terms, each name with ``prefix``."""
     values = (sums / n_cells).tolist()
     terms = zip(ElboTerms._fields, values, strict=True)
     return {f"{prefix}_loss": sum(values), **{f"{prefix}_{name}": v for name, v in terms}}
@@ -395,5 +394,5 @@ class _Elbo(nn.Module):
         self.network = network
 
     def forward(self, *inputs: Any) -> ElboTerms:
-        """Return what the network's ``elbo`` returns."""
+        """Return the terms of the network's ``elbo``."""
         return self.network.elbo(*inputs)

@@ -1,4 +1,4 @@
-"""A fitted model as values: what a fit leaves, and all that makes a model besides its data."""
+"""The state of a fitted model: the result of a fit, and everything in a model besides its data."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import torch_generator
 from totalvi.nn.v06 import TOTALVI
 
-_INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # uses of a model's seed; queries have others
+_INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # purposes of a model's seed in fits; queries have others
 
 
 def seed_of_split(seed: int) -> np.random.SeedSequence:
-    """Return the source of a model's random splits, the same for each of its fits."""
+    """Return the generator of a model's random splits, the same for each of its fits."""
     return np.random.SeedSequence(seed, spawn_key=(_SPLIT, 0))
 
 
 def seed_of_fit(seed: int, n_earlier_fits: int) -> np.random.SeedSequence:
-    """Return the source of all that is random in a fit of a model."""
+    """Return the seed of all random numbers in a fit of a model."""
     return np.random.SeedSequence(seed, spawn_key=(_FIT, n_earlier_fits))
 
 
@@ -32,11 +32,11 @@ def network_of(schema: Schema, options: dict[str, Any], seed: int) -> TOTALVI:
     Parameters
     ----------
     schema
-        What the model knows of its data: the sizes follow from it.
+        Schema of the model's data, which gives the sizes.
     options
         The other arguments of `TOTALVI`.
     seed
-        The model's, source of the initial weights.
+        Seed of the model, for the initial weights.
     """
     initial_weights = np.random.SeedSequence(seed, spawn_key=(_INITIAL_WEIGHTS, 0))
     return TOTALVI(
@@ -55,21 +55,21 @@ def network_of(schema: Schema, options: dict[str, Any], seed: int) -> TOTALVI:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit leaves besides the weights.
+    """The result of a fit besides the weights.
 
     Parameters
     ----------
     history
-        One row an epoch: losses by cell, their parts, KL weight, learning rate, seconds.
+        One row for each epoch: losses per cell, their parts, KL weight, learning rate, seconds.
     split
         The cells that trained, validated, and were held out for tests.
     plan
-        The numbers of the fit; None: another package fitted the model, or nothing did.
+        The plan of the fit; None if another package fitted the model, or it was not fitted.
     summary
-        The epoch whose weights the network has, why training stopped, the number of steps left out
-        because they were not finite, and the precision of the products.
+        The epoch whose weights the network has, the reason why training stopped, the number of
+        refused steps that were not finite, and the precision of the products.
     fingerprint
-        By which the data are recognised; None: not known.
+        Fingerprint of the data; None if not known.
     """
 
     history: pd.DataFrame
@@ -114,26 +114,26 @@ class FitResult:
 
 @dataclass(frozen=True)
 class ModelState:
-    """All that makes a fitted model besides its data.
+    """Everything in a fitted model besides its data.
 
     Parameters
     ----------
     schema
-        What the model knows of its data.
+        Schema of the model's data.
     options
         Arguments of `TOTALVI` that do not follow from the schema.
     seed
-        Source of all that is random.
+        Seed of all random numbers.
     network
-        The network, its weights included.
+        The network with its weights.
     result
-        What the latest fit left.
+        Result of the latest fit.
     n_fits
-        Fits so far.
+        Number of fits so far.
     is_trained
-        Whether queries can be answered.
+        Whether the model is ready for queries.
     mapping
-        How a query was laid on a reference; None: the model is of its own data.
+        How a query was mapped on a reference; None if the model was fitted to its own data.
     """
 
     schema: Schema
@@ -156,14 +156,14 @@ def fit_settings(
     split_sizes: tuple[float, float | None] | None,
     data: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return all that a fit depends on, as JSON holds it.
+    """Return the settings on which a fit depends, as JSON values.
 
     Parameters
     ----------
     seed, number_of_fit, network
-        The model's seed, its number of fits with this one, and its options.
+        Seed of the model, number of its fits including this one, and options of its network.
     plan, split, split_sizes
-        Plan and cells of the fit; the sizes are None when positions were given.
+        Plan and cells of the fit; the sizes are None if positions were given.
     data
         Fingerprint of the data, from `totalvi.data.cells.fingerprint`.
     """

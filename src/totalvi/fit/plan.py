@@ -1,4 +1,4 @@
-"""The plan of a fit: every number that the loop uses, its defaults, and schedules by step."""
+"""The plan of a fit: all numbers that the loop uses, their defaults, and schedules by step."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # weights stay in float32
@@ -24,7 +24,7 @@ class TrainingPlan:
     max_epochs
         Passes over the training cells.
     batch_size
-        Cells in a minibatch, at most.
+        Largest number of cells in a minibatch.
     learning_rate
         Learning rate of Adam; the peak of the one-cycle schedule.
     schedule
@@ -36,13 +36,12 @@ class TrainingPlan:
     gradient_clip_norm
         Largest norm of the gradient of all parameters together.
     patience
-        Epochs without a lower validation loss after which training stops; None: it does not.
+        Epochs without a lower validation loss after which training stops; None: never.
     accelerator, precision
         As in Lightning Fabric: "auto", "cpu", "cuda", ...; "32-true", "bf16-mixed", "16-mixed", or
-        "auto": see `totalvi.fit.device.resolve_precision`. Weights and validation are always in
-        float32.
+        "auto" (see `totalvi.fit.device.resolve_precision`). Weights and validation always use float32.
     adversary_weight
-        Weight of deceiving a classifier of panels, in nats a cell; 0: there is none. See `Adversary`.
+        Weight of deceiving a classifier of panels, in nats per cell; 0: no classifier. See `Adversary`.
     """
 
     max_epochs: int
@@ -64,20 +63,20 @@ class TrainingPlan:
             if value is None and name == "patience":
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < smallest:
-                raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {smallest}.")
+                raise ValueError(allowed(name, value, f"whole numbers from {smallest}"))
         for name in ("learning_rate", "gradient_clip_norm"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and float(value) > 0):
-                raise ValueError(f"{name} is {value!r}; allowed are numbers above 0.")
+                raise ValueError(allowed(name, value, "numbers above 0"))
         for name in ("weight_decay", "adversary_weight"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
-                raise ValueError(f"{name} is {value!r}; allowed are numbers from 0.")
+                raise ValueError(allowed(name, value, "numbers from 0"))
         if self.precision not in PRECISIONS:
-            allowed = ", ".join(map(repr, PRECISIONS))
-            raise ValueError(f"precision is {self.precision!r}; allowed are {allowed}.")
-        if self.schedule not in ("one-cycle", "constant"):
-            raise ValueError(f"schedule is {self.schedule!r}; allowed are 'one-cycle', 'constant'.")
+            raise ValueError(allowed("precision", self.precision, PRECISIONS))
+        schedules = ("one-cycle", "constant")
+        if self.schedule not in schedules:
+            raise ValueError(allowed("schedule", self.schedule, schedules))
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
@@ -90,9 +89,9 @@ class TrainingPlan:
 
 
 def default_batch_size(n_training_cells: int) -> int:
-    """Return the cells in a minibatch for a data set of this size.
+    """Return the number of cells in a minibatch for a data set of this size.
 
-    Few cells make few steps an epoch; smaller minibatches make more of them.
+    Few cells give few steps per epoch, and smaller minibatches give more.
 
     Examples
     --------
@@ -103,10 +102,10 @@ def default_batch_size(n_training_cells: int) -> int:
 
 
 def default_patience(max_epochs: int) -> int:
-    """Return the epochs without a lower validation loss after which to stop.
+    """Return the number of epochs without a lower validation loss after which to stop.
 
-    A third of the epochs at least: while the one-cycle learning rate is high, the validation loss
-    goes up and down.
+    It is at least a third of the epochs, because the validation loss fluctuates while the one-cycle
+    learning rate is high.
 
     Examples
     --------
@@ -135,12 +134,12 @@ def plan_fit(
     Parameters
     ----------
     n_training_cells
-        Decides the numbers that are not given.
+        Number of cells, from which missing numbers follow.
     given
-        Arguments of `TrainingPlan`; None for ``max_epochs`` and ``batch_size``, and no ``patience``:
-        choose.
+        Arguments of `TrainingPlan`. If ``max_epochs`` or ``batch_size`` is None, or ``patience`` is
+        missing, it is chosen.
     before
-        Plan of the fit to resume; what was left at its default is taken from there.
+        Plan of the fit to resume; arguments left at their defaults are read from it.
 
     Examples
     --------
@@ -165,14 +164,14 @@ def plan_fit(
 
 
 _RISE = 0.1  # share of the steps in which the one-cycle rate rises
-_FIRST, _LAST = 1 / 25, 1e-3  # first and last rate, as shares of the peak
+_FIRST, _LAST = 1 / 25, 1e-3  # first and last rate as shares of the peak
 
 
 def learning_rate_factor(step: int, n_steps: int, schedule: LearningRateSchedule) -> float:
     """Return the learning rate at ``step`` as a share of the peak.
 
-    One-cycle (Smith and Topin, 2019): half a cosine up over the first tenth of the steps, half a
-    cosine down over the rest.
+    "one-cycle" (Smith and Topin, 2019) rises as half a cosine over the first tenth of the steps,
+    and falls as half a cosine over the rest.
 
     Examples
     --------
@@ -188,7 +187,7 @@ def learning_rate_factor(step: int, n_steps: int, schedule: LearningRateSchedule
 
 
 def kl_weight(step: int, n_warmup_steps: int) -> float:
-    """Return the weight of the divergences at ``step``: a straight rise from 0 to 1.
+    """Return the weight of the divergences at ``step``, which rises linearly from 0 to 1.
 
     Examples
     --------
@@ -203,12 +202,12 @@ def _half_cosine(start: float, end: float, share: float) -> float:
 
 
 MOST_VALIDATION_CELLS = 50_000
-"""More would take time in every epoch, and memory, and hardly change when a fit stops."""
+"""More cells would cost time in every epoch, and memory, and hardly change when a fit stops."""
 DEFAULT_SIZES: tuple[float, float | None] = (0.9, None)
 
 
 class Split(NamedTuple):
-    """Positions of the cells used to train, to validate (and stop early), and held out for tests."""
+    """Positions of the cells for training, for validation (and early stopping), and for tests."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -225,16 +224,16 @@ def random_split(
     n_cells
         Number of cells.
     train_size
-        Share of cells to train on, above 0 and at most 1.
+        Share of training cells, above 0 and at most 1.
     validation_size
-        Share to validate on; the rest is the test set. None: all that ``train_size`` leaves.
+        Share of validation cells; the rest is the test set. None: all that ``train_size`` leaves.
     rng
-        Source of the order.
+        Generator of the order.
 
     Raises
     ------
     ValueError
-        When the shares are not within bounds, or leave fewer than two cells to train on.
+        When the shares are not within bounds, or leave fewer than two training cells.
 
     Examples
     --------
@@ -244,14 +243,12 @@ def random_split(
     [80, 5, 15]
     """
     if not (isinstance(train_size, Real) and 0 < train_size <= 1):
-        raise ValueError(f"train_size is {train_size!r}; allowed are numbers above 0, at most 1.")
+        raise ValueError(allowed("train_size", train_size, "numbers above 0, at most 1"))
     left = 1 - train_size
     validation_size = left if validation_size is None else validation_size
     if not (isinstance(validation_size, Real) and 0 <= validation_size <= left + 1e-9):
-        raise ValueError(
-            f"validation_size is {validation_size!r}; allowed are numbers from 0 to {left:g}, which "
-            "train_size leaves."
-        )
+        choices = f"numbers from 0 to {left:g}, which train_size leaves"
+        raise ValueError(allowed("validation_size", validation_size, choices))
     n_train = int(np.ceil(train_size * n_cells - 1e-9))
     n_validation = min(round(validation_size * n_cells), n_cells - n_train)
     order = rng.permutation(n_cells)
@@ -260,7 +257,7 @@ def random_split(
 
 
 def fewer_validate(split: Split, rng: np.random.Generator) -> Split:
-    """Leave `MOST_VALIDATION_CELLS` to validate on, and hold the others out for tests."""
+    """Keep `MOST_VALIDATION_CELLS` for validation, and hold the others out for tests."""
     if len(split.validation) <= MOST_VALIDATION_CELLS:
         return split
     parts = np.split(rng.permutation(split.validation), [MOST_VALIDATION_CELLS])
@@ -274,7 +271,7 @@ def choose_split(
     sizes: tuple[float, float | None],
     rng: np.random.Generator,
 ) -> Split:
-    """Return the given split, checked, or a random one of these sizes; see `Model.train`."""
+    """Return the given split after checks, or a random one of these sizes; see `Model.train`."""
     if given is None:
         split = random_split(n_cells, *sizes, rng)
         return fewer_validate(split, rng) if sizes[1] is None else split
@@ -287,9 +284,9 @@ def check_split(given: Sequence[Any], n_cells: int) -> Split:
     Raises
     ------
     ValueError
-        When there are not three lists of whole numbers, or a position is out of range or twice.
+        When there are not three lists of whole numbers, or a position is out of range or repeated.
     DataError
-        When fewer than two cells are left to train on.
+        When there are fewer than two training cells.
     """
     if len(given) != 3:
         raise ValueError(f"split has {len(given)} parts; allowed are train, validation and test.")

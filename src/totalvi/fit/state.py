@@ -1,4 +1,4 @@
-"""The state of a fit: all that changes from one step to the next, as one object."""
+"""The state of a fit: everything that changes between steps, in one object."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -30,18 +30,18 @@ _N_HIDDEN, _LEARNING_RATE = 32, 1e-3
 
 
 class Adversary:
-    """The classifier, its optimiser, and what it reads from the network it is trained against.
+    """A classifier of panels, against which a network is trained, with its optimiser and inputs.
 
     Its steps do not count in the schedules of the fit.
 
     Parameters
     ----------
     module
-        The network that is trained against it; the classifier sees its means of q(u | cell).
+        The network that is trained against it; the means of q(u | cell) are the classifier's input.
     weight
-        Weight of the deception in the objective, constant over the fit.
+        Weight of the adversarial loss in the objective, constant over the fit.
     generator
-        Source of the initial weights.
+        Generator of the initial weights.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Adversary:
 
     @contextmanager
     def watching(self, module: Network) -> Iterator[None]:
-        """Read the module's encodings in training for a while."""
+        """Record the module's encodings in training while the block runs."""
         watch = module.encoder.register_forward_hook(self._read)
         try:
             yield
@@ -75,7 +75,7 @@ class Adversary:
             self._latent = posterior.qz_m
 
     def deception(self, panel: Tensor) -> Tensor:
-        """Return the weighted loss that is least where each cell seems to be of the other panels."""
+        """Return the weighted loss, which is lowest if each cell seems to be of the other panels."""
         assert self._latent is not None
         log_probability = F.log_softmax(self.classifier(self._latent.float()), dim=1)
         n_panels = log_probability.shape[1]
@@ -84,13 +84,13 @@ class Adversary:
         return -self.weight * others.mean()
 
     def step(self, panel: Tensor, share: Share | None = None) -> float:
-        """Teach the classifier one minibatch; return its loss, in nats a cell.
+        """Train the classifier on one minibatch; return its loss, in nats per cell.
 
-        For a minibatch that several processes share, return what this process's cells add to the loss.
+        For a minibatch that several processes share, return the part of this process's cells.
         """
         assert self._latent is not None
         latent, self._latent = self._latent.detach().float(), None
-        self.optimizer.zero_grad()  # `deception` left gradients here, too
+        self.optimizer.zero_grad()  # `deception` also left gradients here
         loss = F.cross_entropy(self.classifier(latent), panel)
         if share is not None:
             loss = loss * (len(panel) / share.n_cells)
@@ -102,45 +102,45 @@ class Adversary:
         return loss.item()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps of the adversary."""
+        """Return the tensors of the adversary for a checkpoint."""
         classifier = with_prefix("classifier.", self.classifier.state_dict())
         return classifier | with_prefix("optimizer.", optimizer_tensors(self.optimizer))
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set back what `tensors` returned."""
+        """Restore the tensors that `tensors` returned."""
         self.classifier.load_state_dict(part(tensors, "classifier."))
         restore_optimizer(self.optimizer, part(tensors, "optimizer."))
 
 
 @dataclass
 class FitState:
-    """How far a fit has come.
+    """The state of a fit between two steps.
 
     Parameters
     ----------
     network, optimizer, scaler, adversary
-        What steps change; the scaler of losses in float16 and the adversary may be absent.
+        Objects that steps change; the scaler of losses in float16 and the adversary may be None.
     order, noise
         Generators of the order of cells, and of samples and dropout.
     step
-        Steps taken or refused, over all epochs.
+        Number of steps taken or refused, over all epochs.
     n_skipped, n_skipped_in_a_row
-        Steps refused because loss or gradient was not finite: all of them, and the latest in a row.
+        Number of refused steps, whose loss or gradient was not finite: all, and the latest in a row.
     history
         A row for each finished epoch.
     best_loss, best_epoch, best_weights
         The lowest validation loss, its epoch, and the weights after it.
     stopped
-        Why the fit is over; empty while it is not.
+        Why the fit ended; empty before that.
 
     Attributes
     ----------
     order_before
-        State of ``order`` before the running epoch, from which a resumed fit shuffles again.
+        State of ``order`` before the current epoch, with which a resumed fit shuffles again.
     sums, n_cells
-        Of the running epoch: the sums of the terms of the ELBO, and over how many cells.
+        In the current epoch: sums of the terms of the ELBO, and their number of cells.
     steps_in_epoch, seconds_in_epoch
-        Of the running epoch.
+        Steps and seconds of the current epoch.
     """
 
     network: Network
@@ -190,11 +190,11 @@ class FitState:
 
     @property
     def epoch(self) -> int:
-        """Number of the running epoch, from 0."""
+        """Number of the current epoch, from 0."""
         return len(self.history)
 
     def end_epoch(self, row: dict[str, float], plan: TrainingPlan) -> None:
-        """Note a finished epoch, its weights if they are the best, and whether it was the last."""
+        """Record a finished epoch, its weights if they are the best, and whether it was the last."""
         epoch = self.epoch
         self.history.append(row)
         self._begin_epoch()
@@ -210,7 +210,7 @@ class FitState:
                 self.stopped = f"no lower validation loss for {plan.patience} epochs"
 
     def saved(self) -> Saved:
-        """Return the state between two steps as a checkpoint holds it."""
+        """Return the state between two steps in the form of a checkpoint."""
         values = {
             "order": self.order_before,
             "rows": self.history,
@@ -237,12 +237,12 @@ class FitState:
         return Saved(values, tensors)
 
     def restore(self, saved: Saved) -> None:
-        """Set back what `saved` returned."""
+        """Restore the state that `saved` returned."""
         values, tensors = saved.values, saved.tensors
         self.order.bit_generator.state = self.order_before = values["order"]
         self.history, self.stopped = list(values["rows"]), values["stopped"]
         self.n_cells = values["mean_n_cells"]
-        if "mean" in tensors:  # earlier versions left it out before an epoch's first step
+        if "mean" in tensors:  # earlier versions left it out before the first step of an epoch
             self.sums = tensors["mean"].to(self.sums.device)
         self.steps_in_epoch = values["steps_in_epoch"]
         self.seconds_in_epoch = values["seconds_in_epoch"]
@@ -269,7 +269,7 @@ def torch_generator(
 def noise_of(
     seed: np.random.SeedSequence, device: torch.device | str, process: Process | None
 ) -> torch.Generator:
-    """Return the source of samples of minibatches; with a ``process``, of those that it shares."""
+    """Return the generator of samples; with a ``process``, for minibatches that it shares."""
     whole = torch_generator(seed, device)
     if process is None:
         return whole
@@ -279,7 +279,7 @@ def noise_of(
 
 
 def _optimizer(network: Network, plan: TrainingPlan, fused: bool) -> torch.optim.Optimizer:
-    """Return Adam with decoupled weight decay on the weights of linear layers, and on nothing else."""
+    """Return Adam with decoupled weight decay only on the weights of linear layers."""
     decayed: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in network.named_parameters():
@@ -293,10 +293,10 @@ def _optimizer(network: Network, plan: TrainingPlan, fused: bool) -> torch.optim
 
 
 def clip_gradients(network: Network, largest_norm: float) -> Tensor:
-    """Scale the gradients down to ``largest_norm`` where theirs is larger; return theirs."""
+    """Scale the gradients down to ``largest_norm`` if their norm is larger; return their norm."""
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if norm.is_cuda or norm > largest_norm:  # asking a GPU for its number would make it wait
+    if norm.is_cuda or norm > largest_norm:  # reading the number from a GPU would make it wait
         torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
     return norm

@@ -1,7 +1,7 @@
-"""The folder in which a model is kept: safetensors weights and one JSON file.
+"""Write and read the folder of a model: safetensors weights and one JSON file.
 
-`write_state` and `read_state` are for a model; `write_model` and `read_model` know nothing of what the
-JSON file says about it.
+`write_state` and `read_state` handle a model. `write_model` and `read_model` do not depend on the
+content of the JSON file.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from totalvi.atomic import locked, new_folder, parents_of, standing_folder, writing
 from totalvi.data.cells import QueryMapping, Schema
-from totalvi.errors import FormatError, OutputError
+from totalvi.errors import FormatError, OutputError, setting
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 
 FORMAT = "totalvi model"
@@ -30,7 +30,7 @@ _WEIGHTS, _DESCRIPTION = "weights.safetensors", "model.json"
 
 
 def write_state(path: Path, state: ModelState, overwrite: bool) -> None:
-    """Write the folder of a model, whole or not at all; see `write_model`."""
+    """Write the folder of a model, completely or not at all; see `write_model`."""
     description = {
         "options": state.options,
         "schema": state.schema.to_dict(),
@@ -49,7 +49,7 @@ def read_state(path: Path) -> ModelState:
     Raises
     ------
     FormatError
-        When the folder is not a whole model.
+        When the folder is not a complete model.
     """
     weights, description = read_model(path)
     try:
@@ -60,7 +60,7 @@ def read_state(path: Path) -> ModelState:
             network.anchor_background(description["background_anchor"])
         _require_same_types(network.state_dict(), weights)
         network.load_state_dict(weights)
-        mapping = description.get("mapping")  # models saved before there was mapping lack it
+        mapping = description.get("mapping")  # models saved by versions without mapping lack it
         return ModelState(
             schema,
             options,
@@ -80,13 +80,13 @@ def read_state(path: Path) -> ModelState:
 def write_model(
     path: Path, weights: dict[str, Tensor], description: dict[str, Any], overwrite: bool
 ) -> None:
-    """Write a model folder, whole or not at all.
+    """Write a model folder, completely or not at all.
 
     Raises
     ------
     OutputError
-        When ``path`` exists and ``overwrite`` is False, or is something else than a model folder, or
-        its folder cannot be written to.
+        When ``path`` exists and ``overwrite`` is False, or is not a model folder, or its folder
+        cannot be written to.
     """
     packed = save({name: tensor.contiguous() for name, tensor in weights.items()})
     content = {
@@ -113,14 +113,16 @@ def write_folder(
     overwrite: bool,
     require_own: Callable[[Path], None],
 ) -> None:
-    """Let ``write`` fill an empty folder, and put it in the place of ``path``, whole or not at all.
+    """Let ``write`` fill an empty folder, and replace ``path`` by it, completely or not at all.
 
     ``require_own`` raises OutputError for a folder that may not be replaced.
     """
-    path = path.resolve()  # a link then keeps pointing at the model
+    path = path.resolve()  # a link then still points to the model
     with parents_of(path), locked(path, SAVING_TAKES_AT_MOST_S):
         if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists; give overwrite=True to replace it, or another path.")
+            raise OutputError(
+                f"{path} exists; give {setting('overwrite', True)} to replace it, or another path."
+            )
         if path.exists():
             with writing(path):
                 require_own(path)
@@ -189,7 +191,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _read_version_1(_path: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 had no checksums, versions of packages or fingerprint of the data."""
+    """Complete a description of version 1, which has no checksums, versions or fingerprint."""
     return {**description, "versions": {}, "fingerprint": None}
 
 
@@ -212,7 +214,7 @@ _READERS = {1: _read_version_1, 2: _read_version_2}
 
 
 def _declared(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Return data type and shape of each tensor, as JSON can hold them."""
+    """Return data type and shape of each tensor as JSON values."""
     return {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
         for name, tensor in sorted(weights.items())
@@ -225,7 +227,7 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def _require_own_file(file: Path) -> None:
-    """Raise FormatError for a link, a pipe or a device in place of a file of the model."""
+    """Raise FormatError if a file of the model is a link, a pipe or a device."""
     if file.is_symlink() or (file.exists() and not file.is_file()):
         raise FormatError(
             f"{file} is not a regular file, as each part of a model must be; copy the file itself "
@@ -246,7 +248,7 @@ def _require_own_folder(path: Path) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """Return ``value`` with NaN replaced by None, which JSON knows."""
+    """Return ``value`` with NaN replaced by None, which JSON supports."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, dict):
@@ -262,7 +264,7 @@ def _plain(value: Any) -> Any:
 
 
 def _require_possible_sizes(description: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Raise ValueError, before a network is made, for one larger than the weights that are there."""
+    """Raise ValueError for a network larger than the weights, before it is created."""
     options, schema = description["options"], description["schema"]
     n_weights = sum(tensor.numel() for tensor in weights.values())
     n_hidden, n_latent = int(options["n_hidden"]), int(options["n_latent"])
@@ -279,7 +281,7 @@ def _require_possible_sizes(description: dict[str, Any], weights: dict[str, Tens
 
 
 def _require_same_types(network: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    """Raise ValueError for weights of another data type than the network's, or that are not finite."""
+    """Raise ValueError for weights that are not finite or have another data type than the network."""
     for name, tensor in weights.items():
         if name in network and tensor.dtype != network[name].dtype:
             raise ValueError(f"{name} is of type {tensor.dtype}, not {network[name].dtype}")

@@ -1,7 +1,7 @@
-"""Torch files of unknown origin, read without running anything they say.
+"""Read torch files of unknown origin without running code in them.
 
-A pickle is a program. Here it can only build plain containers, tensors, and the stand-ins below in
-place of the NumPy and pandas objects that scvi-tools stores; whatever else it asks for is refused.
+A pickle is a program. Here it can build only plain containers, tensors, and the stand-ins below for the
+NumPy and pandas objects that scvi-tools stores. Everything else is an error.
 """
 
 import re
@@ -24,7 +24,7 @@ _lock = threading.Lock()
 
 
 class StoredDtype:
-    """Stands for a NumPy data type: its code, such as "f4", and its byte order."""
+    """Stand-in for a NumPy data type: its code, such as "f4", and its byte order."""
 
     def __init__(self, code: Any = None, *_: Any) -> None:
         self.code, self.order = code, "="
@@ -34,7 +34,7 @@ class StoredDtype:
 
 
 class StoredArray:
-    """Stands for a NumPy array; `stored_values` decodes it."""
+    """Stand-in for a NumPy array; `stored_values` decodes it."""
 
     shape: Any = ()
     dtype: Any = None
@@ -45,7 +45,7 @@ class StoredArray:
 
 
 class Ignored:
-    """Stands for an object of pandas, which nothing is read from."""
+    """Stand-in for a pandas object, whose content is not used."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Ignored":
         """Take any arguments."""
@@ -85,16 +85,16 @@ _STAND_INS: list[tuple[Any, str]] = [
     (Ignored, "builtins.slice"),
     (_empty, "builtins.bytes"),
 ]
-_PANDAS = ("pandas.core.", "pandas._libs.")  # its parts differ between versions, and none is needed
+_PANDAS = ("pandas.core.", "pandas._libs.")  # its parts differ between versions and are not needed
 
 
 def load_inert(file: Path) -> Any:
-    """Return what a torch file holds, of which nothing is run.
+    """Return the content of a torch file without running code in it.
 
     Raises
     ------
     FormatError
-        When it is damaged, larger in memory than on disk, or asks for anything but tensors, plain
+        When it is damaged, larger in memory than on disk, or holds anything except tensors, plain
         containers and arrays.
     """
     if not file.is_file():
@@ -107,7 +107,7 @@ def load_inert(file: Path) -> Any:
                 pandas = [(Ignored, name) for name in names if name.startswith(_PANDAS)]
                 torch.serialization.add_safe_globals(pandas)  # type: ignore[arg-type]
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file can fail in any way
+    except Exception as error:  # damaged and hostile files can raise any error
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked:
             raise FormatError(
@@ -121,7 +121,7 @@ def load_inert(file: Path) -> Any:
 
 @contextmanager
 def _only_stand_ins() -> Iterator[None]:
-    """Let torch build the stand-ins and nothing that was allowed elsewhere in the process."""
+    """Let torch build only the stand-ins, and no types allowed elsewhere in the process."""
     with _lock:
         allowed = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
@@ -134,14 +134,14 @@ def _only_stand_ins() -> Iterator[None]:
 
 
 def _require_honest_sizes(file: Path) -> None:
-    """Refuse an archive whose entries are compressed or overlap, or differ from their checksums."""
+    """Refuse an archive whose entries are compressed, overlap, or differ from their checksums."""
     if not zipfile.is_zipfile(file):
         return
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             _require_stored_once(file, entries)
-            damaged = archive.testzip()  # torch itself does not look at the checksums
+            damaged = archive.testzip()  # torch itself does not verify the checksums
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError) as error:
         raise FormatError(f"{file} is damaged ({error}); save it again.") from error
     if damaged is not None:
@@ -163,7 +163,7 @@ def stored_values(value: Any, what: str) -> list[Any]:
     Raises
     ------
     FormatError
-        Naming ``what``, when it is something else, or holds more than texts and numbers.
+        When it is something else, or holds more than texts and numbers; the message names ``what``.
     """
     if isinstance(value, StoredArray):
         values = _decoded(value.dtype, value.raw)
@@ -175,7 +175,7 @@ def stored_values(value: Any, what: str) -> list[Any]:
 
 
 def _decoded(dtype: Any, raw: Any) -> list[Any] | None:
-    """Return the values of an array's memory; None when they are of a type not known here."""
+    """Return the values of an array's memory; None if their type is not supported."""
     code = getattr(dtype, "code", None)
     if isinstance(code, str) and code.startswith("O") and isinstance(raw, list):
         return raw
@@ -190,7 +190,7 @@ def _decoded(dtype: Any, raw: Any) -> list[Any] | None:
 
 
 def checked_tensors(given: Any, file: Path) -> dict[str, Tensor]:
-    """Return a state dict, once it holds plain finite tensors, no larger than the file.
+    """Return a state dict after checking that it holds plain finite tensors, no larger than the file.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def checked_tensors(given: Any, file: Path) -> dict[str, Tensor]:
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
-    """Return whether two elements may lie in the same place."""
+    """Return whether two elements may share memory."""
     steps = sorted(
         (stride, n) for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1
     )

@@ -1,4 +1,4 @@
-"""A 0.6.x state dict, which holds only weights, and its config as a schema and options."""
+"""Read a 0.6.x state dict, which holds only weights, and its config as schema and options."""
 
 import json
 from collections.abc import Mapping
@@ -55,16 +55,17 @@ def schema_and_options(
     Parameters
     ----------
     state
-        The weights, which tell all sizes.
+        The weights, from which all sizes follow.
     config
         See `load_scvi`.
     data
-        Where names and library sizes come from when ``config`` has none.
+        Source of names and library sizes that ``config`` does not have.
 
     Raises
     ------
     FormatError
-        When ``config`` has an unknown entry, contradicts the weights, or lacks what they do not tell.
+        When ``config`` has an unknown entry, contradicts the weights, or lacks information that they do
+        not have.
     """
     found = sizes(state)
     background = state.get("background_pro_alpha")
@@ -167,7 +168,7 @@ def _schema(
 
 
 def _library(data: CiteData) -> dict[str, Any]:
-    """Return the prior of the log library size that the data give."""
+    """Return the prior of the log library size from the data."""
     names = data.schema.batch_names
     for code, name in enumerate(names):
         if not (data.batch == code).any():
@@ -181,12 +182,12 @@ def _library(data: CiteData) -> dict[str, Any]:
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the sizes of the network that a state dict of 0.6.x or scvi-tools belongs to.
+    """Return the sizes of the network of a 0.6.x or scvi-tools state dict.
 
     Raises
     ------
     FormatError
-        When it lacks the tensors that tell, or they do not fit together.
+        When it lacks the tensors that show them, or these contradict each other.
     """
     first, latent = "encoder.encoder.fc_layers.Layer 0.0.weight", "encoder.z_mean_encoder.weight"
     for name in (first, latent, "px_r", "py_r"):
@@ -203,7 +204,7 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
         "n_layers_encoder": n_layers("encoder.encoder"),
         "n_layers_decoder": n_layers("decoder.px_decoder"),
     }
-    # A small file must not have a large network built, which comes before weights are compared.
+    # A small file must not lead to a large network, which is built before weights are compared.
     n_further = found["n_layers_encoder"] - 1 + 4 * (found["n_layers_decoder"] - 1)
     n_features = state["px_r"].shape[0] + state["py_r"].shape[0]
     needed = n_hidden * (n_features + n_further * n_hidden + found["n_latent"])

@@ -1,7 +1,7 @@
-"""Models of scvi-tools as models of this package, read without scvi-tools.
+"""Read models of scvi-tools without scvi-tools.
 
 A file is read as data (`totalvi.formats.safe_pickle`). Its registry becomes the schema, the arguments
-it was made with become the network's options, and its tensors the network's weights.
+of the model become the network's options, and its tensors the network's weights.
 """
 
 import re
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from totalvi.data.cells import Schema
 from totalvi.data.columns import Columns
-from totalvi.errors import FormatError, TotalviError
+from totalvi.errors import FormatError, TotalviError, argument
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
 from totalvi.formats.safe_pickle import StoredArray, checked_tensors, load_inert, stored_values
@@ -27,7 +27,7 @@ from totalvi.formats.scvi_weights import State, load_scvi_state
 OLDEST = (1, 0)
 SOFTPLUS_BACKGROUND_SINCE = (1, 1)
 NORMALIZATION = {("both", "none"): "batch", ("none", "both"): "layer", ("none", "none"): "none"}
-"""What ``use_batch_norm`` and ``use_layer_norm`` together are called here."""
+"""The name here of each pair of ``use_batch_norm`` and ``use_layer_norm``."""
 
 _SEEN_IN_THE_WEIGHTS = {
     "n_hidden",
@@ -68,13 +68,13 @@ def read_scvi(
     config, allow_fractional
         See `totalvi.persistence.load_scvi`.
     adata
-        Cells that give what ``config`` lacks.
+        Cells that complete ``config``.
 
     Raises
     ------
     FormatError
-        When the file is damaged, is no totalVI model, would run code, or the model has an option that
-        this package has not.
+        When the file is damaged, is not a totalVI model, would run code, or the model has an option
+        that this package does not have.
     """
     content = load_inert(file)
     attributes = at(content, "attr_dict")
@@ -88,7 +88,7 @@ def read_scvi(
         else:
             raise FormatError(
                 f"{file} holds no model of scvi-tools; if it is a state dict of 0.6.x, describe it "
-                "with config."
+                f"with {argument('config')}."
             )
         network = network_of(schema, options, seed=0)
         load_scvi_state(network, weights)
@@ -114,7 +114,7 @@ def _scvi_tools(
     """Return the weights and the schema of a scvi-tools model and the options of its network."""
     weights, attributes = content.get("model_state_dict"), content["attr_dict"]
     if isinstance(weights, dict):
-        weights.pop("pyro_param_store", None)  # totalVI keeps nothing in it
+        weights.pop("pyro_param_store", None)  # totalVI does not use it
     state = checked_tensors(weights, file)
     registry = at(attributes, "registry_")
     name = at(registry, "model_name")
@@ -142,7 +142,7 @@ def _with_library(schema: Schema, state: State) -> Schema:
 
 
 def _split(attributes: Any) -> Split:
-    """Return the cells that the model was trained, validated and tested on, if it says so."""
+    """Return the training, validation and test cells of the model, if they are stored."""
     parts = []
     for part in Split._fields:
         stored = at(attributes, f"{part}_indices_")
@@ -151,18 +151,18 @@ def _split(attributes: Any) -> Split:
     return Split(*parts)
 
 
-# ----------------------------------------------------------------- the registry, what is known of data
+# ----------------------------------------------------------------- the registry: schema of the data
 
 
 def at(tree: Any, *path: str) -> Any:
-    """Return the entry of nested dicts at ``path``; None where there is none."""
+    """Return the entry of nested dicts at ``path``; None if there is none."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
 def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Columns:
-    """Return where the model's counts and annotation are in its data."""
+    """Return the places of counts and annotation in the model's data."""
     setup = at(registry, "setup_args")
     if not isinstance(setup, Mapping):
         raise FormatError("The model's registry does not say how its data were set up.")
@@ -202,7 +202,7 @@ def keys_of(registry: Mapping[str, Any], allow_fractional: bool) -> Columns:
 
 
 def schema_of(registry: Mapping[str, Any], keys: Columns, masked: bool) -> Schema:
-    """Return names, categories and panels; continuous covariates are taken as they are.
+    """Return names, categories and panels; continuous covariates are not standardised.
 
     Parameters
     ----------
@@ -242,12 +242,12 @@ def schema_of(registry: Mapping[str, Any], keys: Columns, masked: bool) -> Schem
 
 
 def names_at(tree: Any, *path: str) -> tuple[str, ...]:
-    """Return the names or categories stored at ``path`` as texts, each once.
+    """Return the names or categories stored at ``path`` as unique texts.
 
     Raises
     ------
     FormatError
-        When there are none, or one comes twice.
+        When there are none, or one is repeated.
     """
     what = " of ".join(reversed([part for part in path if part != "state_registry"]))
     names = tuple(map(str, stored_values(at(tree, *path), what)))
@@ -257,7 +257,7 @@ def names_at(tree: Any, *path: str) -> tuple[str, ...]:
 
 
 def _protein_names(stored: Any) -> tuple[str, ...]:
-    """Return the proteins' names; an array without names has its columns numbered, as in our data."""
+    """Return the proteins' names; without names, columns are numbered as in our data."""
     numbered = isinstance(stored, StoredArray) and all(
         isinstance(item, int) for item in stored_values(stored, "proteins")
     )
@@ -292,7 +292,7 @@ def _text_or_none(value: Any, what: str) -> str | None:
     raise FormatError(f"The model's {what} is a {type(value).__name__} and not a text.")
 
 
-# ---------------------------------------------------------- the arguments that the model was made with
+# ---------------------------------------------------------- the arguments of the model
 
 
 def version_of(text: Any) -> tuple[int, int]:
@@ -316,12 +316,12 @@ def version_of(text: Any) -> tuple[int, int]:
 
 
 def model_arguments(init_params: Any) -> dict[str, Any]:
-    """Return the arguments that the model was made with, defaults filled in.
+    """Return the arguments of the model, with defaults.
 
     Raises
     ------
     FormatError
-        When one of them has no counterpart here.
+        When this package has no equivalent of one of them.
     """
     given: dict[str, Any] = {}
     for part in ("non_kwargs", "kwargs"):
@@ -362,7 +362,7 @@ def network_options(
         "dropout_rate_decoder": arguments["dropout_rate_decoder"],
         "reconstruction_loss_gene": arguments["gene_likelihood"],
         "latent_distribution": arguments["latent_distribution"],
-        # scvi-tools knows one label only, for which "by label" is the same as one for all cells
+        # scvi-tools has only one label, so "by label" means one value for all cells
         "gene_dispersion": str(arguments["gene_dispersion"]).removesuffix("-label"),
         "protein_dispersion": str(arguments["protein_dispersion"]).removesuffix("-label"),
         "library": library,

@@ -1,4 +1,4 @@
-"""Weights of other implementations of totalVI: the 0.6.x module and scvi-tools."""
+"""Read and write weights of other implementations of totalVI: the 0.6.x module and scvi-tools."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from totalvi.errors import FormatError
-from totalvi.nn.coders import Trunk
+from totalvi.nn.coders import UNUSED_DROPOUT, Trunk
 from totalvi.nn.layers import Activation, HiddenLayer, ParallelHiddenLayer
 from totalvi.nn.network import Network
 
 State = dict[str, Tensor]
-_UNUSED = ("decoder.px_dropout_decoder_gene.", "library_log_", "pyro_param_store")
+_DROPOUT = "px_dropout_decoder_gene"
+_UNUSED = (f"decoder.{_DROPOUT}.", "library_log_", "pyro_param_store")
 _UNUSED_WITHOUT_LIBRARY = ("encoder.l_gene_",)
 TRUNKS = ("px_decoder", "py_back_decoder", "py_fore_decoder", "sigmoid_decoder")
 HEADS = {
     "px_scale_decoder": "gene_head",
-    "px_dropout_decoder_gene": "dropout_head",
+    _DROPOUT: "dropout_head",
     "py_back_mean_log_alpha": "background_mean_head",
     "py_back_mean_log_beta": "background_scale_head",
     "py_fore_scale_decoder": "foreground_head",
@@ -31,12 +32,12 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
     Parameters
     ----------
     module
-        Configured as the model that was saved: scvi-tools models need
+        Network with the options of the saved model. scvi-tools models need
         ``encoder_architecture="direct"``, ``scale_input=True``, ``background_scale="softplus"`` and,
         from 1.3.1 on, ``protein_efficiency=True``.
     state_dict
-        Its tensors. Parts that the configuration does not use (the dropout decoder of an "nb" model,
-        the library encoder of an observed library size) are left out.
+        Tensors of the saved model. The library encoder of an observed library size is left out. The
+        dropout decoder of an "nb" model is kept only for ``px_["dropout"]``.
 
     Returns
     -------
@@ -45,8 +46,8 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
     Raises
     ------
     FormatError
-        When a tensor is missing, has a shape that does not fit the module's configuration, or belongs
-        to a part that the module lacks.
+        When a tensor is missing, has another shape than the module needs, or belongs to a part that the
+        module lacks.
     """
     state = _Read(state_dict)
     try:
@@ -76,11 +77,28 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
                 f"has {tuple(tensor.shape)}; check TOTALVI's arguments."
             )
     module.load_state_dict({name: converted[name] for name in expected})
+    if module.decoder.dropout_head is None:
+        _keep_unused_dropout(module, state_dict)
     return module
 
 
+def _keep_unused_dropout(module: Network, state_dict: Mapping[str, Tensor]) -> None:
+    """Keep the dropout head of an "nb" model of 0.6.x, which its likelihood does not use."""
+    source = f"decoder.{_DROPOUT}.fc_layers.Layer 0.0"
+    like = module.decoder.gene_head  # which has the same shape
+    theirs = state_dict.get(f"{source}.weight")
+    n_input = like.weight.shape[0]
+    n_columns = 0 if like.covariate_weight is None else len(like.covariate_weight)
+    if theirs is None or theirs.shape != (like.weight.shape[1], n_input + n_columns):
+        return
+    head = _linear(state_dict, source, "", n_input)
+    for part, name in zip(UNUSED_DROPOUT, (".weight", ".covariate_weight", ".bias"), strict=True):
+        tensor = head[name].detach().to(like.weight).contiguous()
+        setattr(module.decoder, part, tensor if tensor.numel() else None)
+
+
 class _Read(State):
-    """A state dict that knows which of its tensors have been read."""
+    """A state dict that records which of its tensors have been read."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__(state)
@@ -204,9 +222,7 @@ def _linear(
 
 
 def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
-    if (
-        f"{theirs}.weight" not in state
-    ):  # a network without batch normalisation; what is missing is found at the end
+    if f"{theirs}.weight" not in state:  # no batch normalisation; gaps are found at the end
         return {}
     return {f"{ours}.{entry}": state[f"{theirs}.{entry}"] for entry in BATCH_NORM}
 
@@ -214,16 +230,17 @@ def _batch_norm(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
 def scvi_state(
     module: Network, continuous_mean: Sequence[float], continuous_scale: Sequence[float]
 ) -> State:
-    """Return the state dict that scvi-tools' module of the same configuration loads.
+    """Return a state dict that scvi-tools' module with the same options loads.
 
     Parameters
     ----------
     module
-        Of the "direct" architecture. What it has no weights for and scvi-tools always has (the library
-        encoder, the dropout decoder, the efficiency) is zero, and without effect.
+        Network of the "direct" architecture. Parts that scvi-tools always has and this network
+        lacks (the library encoder, the dropout decoder, the efficiency) become zero and have no
+        effect.
     continuous_mean, continuous_scale
-        By which the module's continuous covariates are standardised: scvi-tools takes them as they
-        are, so this goes into the weights.
+        Mean and scale that standardise the module's continuous covariates. scvi-tools does not
+        standardise, so they become part of the weights.
     """
     mean = torch.tensor(continuous_mean, dtype=torch.float64)
     scale = torch.tensor(continuous_scale, dtype=torch.float64)
@@ -306,7 +323,7 @@ def _exported_decoder(module: Network, mean: Tensor, scale: Tensor) -> State:
     for theirs, ours in HEADS.items():
         name = f"decoder.{theirs}.fc_layers.Layer 0"
         head = getattr(decoder, ours)
-        if head is None:  # the head of gene dropout has the shape of that of the proportions
+        if head is None:  # the head of gene dropout has the shape of the head of the proportions
             like = decoder.gene_head
             parts = (like.weight, like.covariate_weight)
             zeros = [None if part is None else torch.zeros_like(part) for part in parts]
@@ -322,7 +339,7 @@ def _trunk_layers(i: int) -> list[str]:
 
 
 def _parallel(i: int, weights: list[Tensor], covariate: Tensor | None, bias: Tensor) -> State:
-    """Return layer ``i`` of the decoder's trunks, each apart."""
+    """Return layer ``i`` of each of the decoder's trunks."""
     n = len(TRUNKS)
     covariates = [None] * n if covariate is None else covariate.chunk(n, dim=1)
     state: State = {}
@@ -339,7 +356,7 @@ def _layer(name: str, weights: Sequence[Tensor | None], bias: Tensor) -> State:
 
 
 def _exported_batch_norm(names: list[str], activation: Activation) -> State:
-    """Return the batch normalisation of networks side by side; nothing where there is none."""
+    """Return the batch normalisation of parallel networks; nothing if there is none."""
     if activation.normalization != "batch":
         return {}
     ours = activation.batch_norm.state_dict()
@@ -357,7 +374,7 @@ def _exported_batch_norm(names: list[str], activation: Activation) -> State:
 def _unstandardised(
     weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return weights (inputs, outputs), the last of them for covariates that are not standardised."""
+    """Return weights (inputs, outputs), the last of which are for unstandardised covariates."""
     n = len(mean)
     if n == 0:
         return weight, bias

@@ -1,4 +1,4 @@
-"""Models of this package as model folders of scvi-tools: weights, arguments and registry."""
+"""Write models as model folders of scvi-tools: weights, arguments and registry."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -20,9 +20,10 @@ from totalvi.formats.scvi_weights import scvi_state
 from totalvi.nn.network import Network
 
 _FILE = "model.pt"
-_VERSION = "1.4.2"  # the version of scvi-tools that has this format
+_VERSION = "1.4.2"  # the version of scvi-tools with this format
 _KNOWN_OPTIONS = {
     "background_samples",
+    "foreground_penalty",
     "hidden_protein_rate",
     "fused",
     "n_latent",
@@ -49,12 +50,12 @@ _KNOWN_OPTIONS = {
 
 
 def write_scvi(path: Path, model: ModelState, overwrite: bool) -> None:
-    """Write a folder that scvi-tools 1.4 loads, whole or not at all.
+    """Write a folder that scvi-tools 1.4 loads, completely or not at all.
 
     Raises
     ------
     FormatError
-        When scvi-tools has nothing that corresponds to an option of the model.
+        When an option of the model has no equivalent in scvi-tools.
     OutputError
         When ``path`` may not be replaced or written to.
     """
@@ -82,7 +83,7 @@ def write_scvi(path: Path, model: ModelState, overwrite: bool) -> None:
         else genes
     )
     content = {"model_state_dict": state, "var_names": names, "attr_dict": attributes}
-    packed = BytesIO()  # torch does not say that a disk is full, so the file is written by us
+    packed = BytesIO()  # torch does not report a full disk, so we write the file ourselves
     torch.save(content, packed)
 
     def write(folder: Path) -> None:
@@ -92,7 +93,7 @@ def write_scvi(path: Path, model: ModelState, overwrite: bool) -> None:
 
 
 def _require_counterparts(module: Network, options: dict[str, Any]) -> None:
-    """Raise FormatError for the first thing that a totalVI of scvi-tools cannot be."""
+    """Raise FormatError for the first option without an equivalent in scvi-tools."""
     by_label = [
         f"{name} by label"
         for name in ("gene_dispersion", "protein_dispersion")
@@ -115,7 +116,7 @@ def _require_counterparts(module: Network, options: dict[str, Any]) -> None:
 
 
 def _encodes_covariates(module: Network) -> bool | None:
-    """Return scvi-tools' one switch for batch and covariates in the encoder; None: they differ."""
+    """Return scvi-tools' joint option for batch and covariates in the encoder; None if they differ."""
     switches = set()
     if module.n_batch > 1:
         switches.add(module.encoder_batch)
@@ -127,7 +128,7 @@ def _encodes_covariates(module: Network) -> bool | None:
 
 
 def _init_params(module: Network, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that scvi-tools makes the same network with."""
+    """Return the arguments of scvi-tools for the same network."""
     encoder, decoder = module.encoder, module.decoder
     activation = encoder.trunk.first.activation
     batch_norm, layer_norm = next(
@@ -168,13 +169,13 @@ def _require_own_folder(path: Path) -> None:
         )
 
 
-# ----------------------------------------------------------------- the registry, what is known of data
+# ----------------------------------------------------------------- the registry: schema of the data
 
 
 def _registry(schema: Schema, n_cells: int) -> dict[str, Any]:
-    """Return what scvi-tools must know of the data of a model with this schema.
+    """Return the registry of scvi-tools for the data of a model with this schema.
 
-    Without a key of ``obsm`` the data are a MuData, whose columns of ``obs`` are its own.
+    Without a key of ``obsm``, the data are a MuData with columns in its own ``obs``.
     """
     keys = schema.columns
     in_mudata = keys.protein_expression_obsm_key is None
@@ -233,7 +234,7 @@ def _registry(schema: Schema, n_cells: int) -> dict[str, Any]:
 
 
 def _name_array(names: Sequence[str]) -> np.ndarray:
-    """Return names as scvi-tools keeps them."""
+    """Return names in the form of scvi-tools."""
     return np.array(names, dtype=object)
 
 
@@ -250,7 +251,7 @@ def _counts_in(layer: str | None) -> dict[str, Any]:
 
 
 def _column(name: str, key: str | None, categories: tuple[str, ...]) -> dict[str, Any]:
-    """Return a column of codes that scvi-tools makes of a column of ``obs``, or of nothing."""
+    """Return the entry for a column of codes that scvi-tools derives from a column of ``obs``."""
     own = f"_scvi_{name}"
     mapping = np.array([0]) if key is None else _name_array(categories)
     return _field(

@@ -1,1 +1,1 @@
-"""New cells on a fitted model: surgery of its network, label transfer, novelty, reliability."""
+"""Map new cells on a fitted model: surgery of its network, label transfer, novelty, reliability."""

@@ -1,4 +1,4 @@
-"""Lay new cells on a fitted model: start each batch, fill in proteins that it lacks, and fit."""
+"""Map new cells on a fitted model: start each batch, fill in missing proteins, and fit."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,6 +14,7 @@ from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.finding import did_you_mean, warn_of
 from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
+from totalvi.errors import argument, setting
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
@@ -34,7 +35,7 @@ _FILLING_ROUNDS = 6
 
 
 class _Mappable(Fitted, Protocol):
-    """What `map_query` needs of a model beside what every query does."""
+    """A model with the further methods that `map_query` needs."""
 
     train: Callable[..., None]
     _state: Callable[[], ModelState]
@@ -45,7 +46,7 @@ _Model = TypeVar("_Model", bound=_Mappable)
 
 
 class MappingQueries(_Mappable):
-    """What a model does with cells that it was not fitted to."""
+    """The method `map_query` of a model, for cells that it was not fitted to."""
 
     def _describe(self, data: Data) -> CiteData:
         mapping = self._mapping
@@ -72,60 +73,59 @@ class MappingQueries(_Mappable):
         max_epochs: int = SURGERY_EPOCHS,
         **training: Any,
     ) -> Self:
-        """Return a model of new cells; this one, the reference, is not changed.
+        """Return a model of new cells, without changing this model, the reference.
 
-        Each batch of the query becomes a new batch of a copy of the model, and starts as a copy of the
-        reference batch that explains its cells best. Without ``train`` that is all: nothing is fitted.
-        With it, the weights of the new batches are fitted to the query (surgery, as in scArches):
+        Each batch of the query becomes a new batch of a copy of the model. It starts as a copy of the
+        reference batch that explains its cells best. Without ``train``, nothing is fitted. With
+        ``train``, the weights of the new batches are fitted to the query (surgery, as in scArches):
         covariate weights, dispersions by batch, the background prior of the panel, the protein
-        efficiency. All other weights, and the statistics of batch normalisation, are the reference's to
-        the last bit.
+        efficiency. All other weights, and the statistics of batch normalisation, remain those of the
+        reference to the last bit.
 
-        The model returned answers every question about the query, and
-        ``transform_batch=<a batch of the reference>`` decodes its cells as if they came from there,
-        which imputes the proteins that they lack. `transfer_labels` and `get_unlikeness` of the
-        reference compare both.
+        The returned model has all queries. ``transform_batch=<a batch of the reference>`` decodes its
+        cells as if they came from this batch, which imputes the proteins that they lack.
+        `transfer_labels` and `get_unlikeness` of the reference compare the query with it.
 
         Parameters
         ----------
         data
-            MuData or AnnData with raw counts, of RNA and proteins or of RNA alone. Genes are matched
-            by name or Ensembl id, proteins as `totalvi.harmonise_antibodies` says. Genes that the query
-            lacks count as 0, with a warning; proteins that it lacks are unmeasured; proteins that the
-            model does not know are left out, with a warning.
+            MuData or AnnData with raw counts of RNA and proteins, or of RNA alone. Genes are matched by
+            name or Ensembl id, proteins as in `totalvi.harmonise_antibodies`. Genes that the query
+            lacks count as 0, with a warning. Proteins that it lacks are unmeasured. Proteins that the
+            model lacks are left out, with a warning.
         train
             Whether to fit the weights of the query's batches.
         batch_key
-            Column of ``obs`` with the query's batches. None: that of the reference, where the query has
-            it; else all cells are one batch, named "query". A batch is a new one even if a reference
-            batch has its name.
+            Column of ``obs`` with the query's batches. None: that of the reference, if the query
+            has it; else all cells are one batch, named "query". A batch is new even if a reference
+            batch has the same name.
         reference_batch
             The reference batch to start from, by name; "average": the mean of all; or one of these for
             each batch of the query, as a dict. None: the nearest by evidence.
         antibody_names
-            The model's name of antibodies of the query that are not matched as they should be.
+            The model's names of antibodies of the query whose automatic match is wrong.
         rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
-            Where the query's counts are, if not where the reference's were.
+            Places of the query's counts, if they differ from those of the reference.
         max_epochs
-            Of ``train``.
+            Number of epochs with ``train``.
         training
-            Further arguments of `Model.train`; without a KL warm-up unless one is given.
+            Further arguments of `Model.train`; there is no KL warm-up unless one is given.
 
         Raises
         ------
         DataError
             When too few genes match; when a protein is partly measured in a batch; or when a covariate
-            has a category that the reference does not know, which ``train=True`` learns.
+            has a category that the reference lacks, which ``train=True`` can learn.
         ValueError
-            When an argument has a value not allowed.
+            When an argument has a value that is not allowed.
 
         Warns
         -----
         UserWarning
-            Of genes that are missing, with the share of the RNA that is expected in them, and of
-            proteins that are left out.
+            About missing genes, with the share of the RNA that is expected in them, and about proteins
+            that are left out.
         DataWarning
-            Of what the checks find, such as proteins that are zero throughout a batch: where these were
+            About what the checks find, such as proteins that are zero throughout a batch; if these were
             not measured, say so with `totalvi.declare_unmeasured`.
 
         Examples
@@ -138,7 +138,8 @@ class MappingQueries(_Mappable):
         """
         if training and not train:
             raise ValueError(
-                f"{next(iter(training))} is given, but nothing is trained; give train=True as well."
+                f"{next(iter(training))} is given, but nothing is trained; give "
+                f"{setting('train', True)} as well."
             )
         self._require_trained()
         changed: dict[str, Any] = {
@@ -172,7 +173,7 @@ class MappingQueries(_Mappable):
 
 
 def _with_cells(reference: _Model, cells: CiteData, mapping: QueryMapping) -> _Model:
-    """Return a model with a query's cells in place of the reference's, and no fit of theirs."""
+    """Return a model with a query's cells instead of the reference's, and without a fit."""
     state, schema = reference._state(), cells.schema
     network = network_of(schema, state.options, state.seed)
     extend(reference.module, network, mapping)
@@ -204,7 +205,7 @@ def start_batches(
     reference_batch: str | Mapping[str, str] | None,
     noise: CellNoise,
 ) -> tuple[str, ...]:
-    """Start each query batch at a reference batch, and return the names of those.
+    """Start each query batch with the weights of a reference batch, and return their names.
 
     Parameters
     ----------
@@ -238,20 +239,20 @@ def _wanted(
     mapping: QueryMapping,
     known: tuple[str, ...],
 ) -> str | None:
-    """Return the reference batch that is wanted for one batch of the query, once it is known."""
+    """Return the reference batch that the user gave for one batch of the query, after a check."""
     if isinstance(wanted, Mapping):
         names = [own for own, _ in mapping.batches]
         for name in wanted:
             if name not in names:
                 raise ValueError(
-                    f"reference_batch holds the query batch {name!r}; "
+                    f"{argument('reference_batch')} holds the query batch {name!r}; "
                     f"{did_you_mean(str(name), names)}."
                 )
         wanted = wanted.get(own_name)
     if wanted is None or wanted == AVERAGE or wanted in known:
         return wanted
     raise ValueError(
-        f"reference_batch is {wanted!r}, which is no batch of the reference; "
+        f"{argument('reference_batch')} is {wanted!r}, which is no batch of the reference; "
         f"{did_you_mean(str(wanted), (*known, AVERAGE))}."
     )
 
@@ -287,7 +288,7 @@ def _closest(
 
 
 def _weights(name: str, known: tuple[str, ...]) -> np.ndarray:
-    """Return the weight of each reference batch: all on the one named, or the same for all."""
+    """Return the weight of each reference batch: 1 for the named one, or equal weights."""
     if name not in known:
         return np.full(len(known), 1 / len(known))
     one: np.ndarray = (np.array(known) == name).astype(float)
@@ -295,9 +296,10 @@ def _weights(name: str, known: tuple[str, ...]) -> np.ndarray:
 
 
 def always_shown(module: Network, panels: np.ndarray, panel: np.ndarray) -> np.ndarray:
-    """Return which proteins the encoder saw of every training cell with the panels in ``panel``.
+    """Return which proteins the encoder saw in every training cell with the panels in ``panel``.
 
-    For it, a 0 there means a cell without the protein; elsewhere, it has learned to do without.
+    For these proteins, the encoder reads a 0 as a cell without the protein. It has learned to work
+    without the others.
 
     Parameters
     ----------
@@ -310,7 +312,7 @@ def always_shown(module: Network, panels: np.ndarray, panel: np.ndarray) -> np.n
     -------
     Shape (N, T).
     """
-    if module.hidden_protein_rate:  # cells were also shown with other panels
+    if module.hidden_protein_rate:  # the encoder also saw cells with other panels
         return np.broadcast_to(panels.all(axis=0), (len(panel), panels.shape[1]))
     shown: np.ndarray = panels[panel]
     return shown
@@ -321,12 +323,12 @@ def filled_proteins(
 ) -> np.ndarray:
     """Return which unmeasured proteins of each cell are filled in for the encoder, (N, T).
 
-    They are those that it always saw in the reference batch that the cell's batch started from.
+    They are those that it always saw in the reference batch from which the cell's batch started.
 
     Parameters
     ----------
     start
-        A reference batch to start from, in place of those that ``mapping`` names.
+        A reference batch that replaces those in ``mapping``.
     """
     schema, n_batches = data.schema, mapping.n_reference_batches
     panels = np.array(schema.panel_measured)
@@ -347,7 +349,7 @@ def filled_proteins(
 
 
 def fill_query(module: Network, data: CiteData, mapping: QueryMapping) -> None:
-    """Fill the unmeasured proteins of a query's cells for the encoder, by the weights of the module."""
+    """Fill in the unmeasured proteins of a query's cells for the encoder, with the module."""
     fill_unmeasured(module, data, filled_proteins(module, data, mapping))
 
 
@@ -355,7 +357,7 @@ def fill_query(module: Network, data: CiteData, mapping: QueryMapping) -> None:
 def fill_unmeasured(module: Network, data: CiteData, filled: np.ndarray) -> None:
     """Write expected counts where ``filled`` (N, T) into the proteins of ``data``, for the encoder.
 
-    Likelihoods leave these values out, as the panel did not measure them.
+    Likelihoods leave these values out, because the panel did not measure them.
     """
     cells, protein = np.flatnonzero(filled.any(axis=1)), data.protein.read()
     with threads_of_torch(), naming_proteins(data.schema.protein_names):
@@ -365,19 +367,19 @@ def fill_unmeasured(module: Network, data: CiteData, filled: np.ndarray) -> None
 
 @torch.no_grad()
 def with_expected(module: Network, batch: Minibatch, filled: np.ndarray) -> Tensor:
-    """Return protein counts (B, T) with expected ones where ``filled``.
+    """Return protein counts (B, T) with expected counts where ``filled`` is true.
 
-    Encoding and decoding in turn, with these counts replaced by their means each time, goes to where
-    the two agree: the deterministic form of the pseudo-Gibbs sampler for missing data of Rezende,
-    Mohamed and Wierstra (2014, appendix F).
+    The function encodes and decodes in turn and replaces these counts by their means each time,
+    until the two agree. This is the deterministic form of the pseudo-Gibbs sampler for missing data
+    of Rezende, Mohamed and Wierstra (2014, appendix F).
     """
     where, context = torch.from_numpy(filled), batch.context
-    y = batch.y.masked_fill(where, 0)  # so that earlier filling does not matter
+    y = batch.y.masked_fill(where, 0)  # so that earlier filled-in values do not matter
     for _ in range(_FILLING_ROUNDS if filled.any() else 0):
         posterior = module.encode(batch.x, y, context)
         decoded = module.decode(module.transform_latent(posterior.qz_m), context)
         mixture = module.proteins(decoded, decoded.background_mean, context)
-        log_background = mixture.log_background.where(where, 0.0)  # others may be implausible
+        log_background = mixture.log_background.where(where, 0.0)  # other values may be implausible
         mixture = plausible(mixture._replace(log_background=log_background))
         expected = mixture.background_mean() * mixture.mean_over_background()
         y = torch.where(where, expected, y)

@@ -1,4 +1,4 @@
-"""Compare cells that were mapped on a model with its own: labels, novelty, imputed proteins."""
+"""Compare mapped cells with the cells of their reference: labels, novelty, imputed proteins."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument
 from totalvi.mapping.reference_neighbours import (
     Neighbours,
     Reference,
@@ -31,23 +31,23 @@ from totalvi.posterior.latent import LatentDistribution
 from totalvi.posterior.protein_predictions import hidden_proteins, reliability_table
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted
 
-_HELD_OUT = 4  # tells the held-out cells from the other uses of a model's seed: see `totalvi.model`
+_HELD_OUT = 4  # distinguishes held-out cells from other uses of a model's seed; see `totalvi.model`
 
 
 class LabelTransfer(NamedTuple):
-    """Labels that a query got from a reference.
+    """Labels that a query received from a reference.
 
     Parameters
     ----------
     labels
         The most probable label of each cell.
     probabilities
-        Of each label, data frame (cells, labels).
+        Probability of each label, data frame (cells, labels).
     temperature
-        Of the neighbours' weights; the mean, where the query has several panels.
+        Temperature of the neighbours' weights; the mean if the query has several panels.
     held_out_accuracy, held_out_calibration_error
-        Of held-out reference cells, encoded as the query: how often their most probable label is their
-        own, and how far its probability is from that, on average.
+        Of held-out reference cells, encoded like the query: how often their most probable label is
+        correct, and how much its probability differs from that, on average.
     """
 
     labels: pd.Series
@@ -67,7 +67,7 @@ class Compared(NamedTuple):
     nearest, held_out_nearest
         Neighbours of these cells, and of the held-out cells.
     held_out, rest
-        Positions in the reference of the held-out cells, and of those compared with.
+        Positions in the reference of the held-out cells, and of the cells to compare with.
     """
 
     cells: np.ndarray
@@ -78,7 +78,7 @@ class Compared(NamedTuple):
 
 
 class ComparisonQueries(Fitted):
-    """What a model says of the cells of a query that was mapped on it."""
+    """Queries of a model about the cells of a query mapped on it."""
 
     @documented
     def transfer_labels(
@@ -89,13 +89,14 @@ class ComparisonQueries(Fitted):
         n_neighbors: int = 30,
         seed: int = 0,
     ) -> LabelTransfer:
-        """Give the cells of a query the labels of the reference cells nearest to them.
+        """Label the cells of a query like the reference cells nearest to them.
 
-        Neighbours in the latent space vote by how much their posterior and the cell's overlap: by the
-        integral of q(u | cell) q(u | neighbour) to the power 1 / temperature. The temperature, and a
-        share that goes to each label by its frequency, are those under which the labels of held-out
-        reference cells are most probable, when these are encoded with the genes and panel of the query.
-        Probabilities are of the labels given: for cells of none of them, see `get_unlikeness`.
+        Neighbours in the latent space vote. The weight of a vote is the overlap of their posterior
+        and the cell's: the integral of q(u | cell) q(u | neighbour) to the power 1 / temperature. A
+        share of the probability goes to each label by its frequency. The temperature and this share
+        are those under which the labels of held-out reference cells are most probable, encoded with
+        the genes and panel of the query. Probabilities cover only the given labels: for cells of
+        other types, see `get_unlikeness`.
 
         Parameters
         ----------
@@ -103,11 +104,11 @@ class ComparisonQueries(Fitted):
             A model that `map_query` of this model returned, which itself has its data.
         labels
             Column of the reference's ``obs``, or a label for each reference cell. Cells without a label
-            (NaN or None) have no say.
+            (NaN or None) do not vote.
         n_neighbors
-            Reference cells that vote.
+            Number of reference cells that vote.
         seed
-            Of the choice of held-out cells where fewer than 100 were left out of the fit.
+            Seed of the choice of held-out cells if fewer than 100 were left out of the fit.
 
         Raises
         ------
@@ -150,19 +151,20 @@ class ComparisonQueries(Fitted):
     def get_unlikeness(
         self, query: Fitted, *, n_neighbors: int = 15, seed: int = 0
     ) -> pd.DataFrame:
-        """Return how unlike the reference each cell of a query is.
+        """Measure how unlike the reference each cell of a query is.
 
-        A cell's mean distance to its nearest reference cells in the latent space is compared with that
-        of held-out reference cells, encoded with the genes and panel of the query. Cells that are drawn
-        like the reference have a ``p_value`` spread evenly from 0 to 1; cells of a state that the
-        reference lacks have small ones. A query whose batch effect is not corrected is unlike as well.
+        The method compares a cell's mean distance to its nearest reference cells in the latent
+        space with that of held-out reference cells, encoded with the genes and panel of the query.
+        Cells from the same distribution as the reference have a uniform ``p_value`` from 0 to 1.
+        Cells of a state that the reference lacks have small values, as have queries whose batch
+        effect is not corrected.
 
         Parameters
         ----------
         query
             A model that `map_query` of this model returned, which itself has its data.
         n_neighbors
-            Reference cells whose distance is averaged.
+            Number of reference cells whose distance is averaged.
         seed
             As in `transfer_labels`.
 
@@ -171,7 +173,7 @@ class ComparisonQueries(Fitted):
         Data frame of the query's cells with the columns
 
         - ``distance``: mean distance to the nearest reference cells;
-        - ``p_value``: share of held-out reference cells that are at least as far from the others;
+        - ``p_value``: share of held-out reference cells that are at least as far from the other cells;
         - ``unlikeness``: 1 - ``p_value``.
 
         Raises
@@ -207,25 +209,25 @@ class ComparisonQueries(Fitted):
         seed: int = 0,
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """Return how well the proteins that a query lacks are imputed, as far as the reference tells.
+        """Measure on reference cells how well the proteins that a query lacks are imputed.
 
-        The query's cells have no counts of these proteins to compare with. Those of the reference that
-        its fit held out have: they are encoded with the genes and panel of the query, and what it lacks
-        is predicted as the query's `impute_proteins` does, from the same batches; where that is each
-        cell's own, from their own of the reference. That holds for a query like the reference; how far
-        its cells are unlike it, `get_unlikeness` says.
+        The query's cells have no counts of these proteins, but held-out cells of the reference
+        have. They are encoded with the genes and panel of the query. The missing proteins are then
+        predicted as in the query's `impute_proteins`, from the same batches. If these are each
+        cell's own batch, the reference cells also use their own. The result is valid for a query
+        like the reference; `get_unlikeness` measures how unlike its cells are.
 
         Parameters
         ----------
         query
             A model that `map_query` of this model returned, which itself has its data.
         protein_list
-            Wanted proteins. None: all.
+            Names of proteins. None: all.
         {hidden_counts} {batch_size} {seed} {progress}
 
         Returns
         -------
-        A row for each panel of the query and protein that it lacks, with the columns of
+        A row for each panel of the query and each protein that it lacks, with the columns of
         `get_imputation_reliability`.
 
         Raises
@@ -270,7 +272,7 @@ class ComparisonQueries(Fitted):
         return found
 
     def _mapping_of(self, query: Fitted) -> QueryMapping:
-        """Return how a query was laid on this model, as its weights are."""
+        """Return how a query was mapped on this model, after checking its weights."""
         self._require_trained()
         mapping = getattr(query, "_mapping", None)
         if not isinstance(mapping, QueryMapping):
@@ -291,7 +293,7 @@ class ComparisonQueries(Fitted):
     def _compared(
         self, query: Fitted, n_neighbors: int, seed: int, usable: np.ndarray
     ) -> Iterator[Compared]:
-        """Yield the query's cells panel by panel beside the usable reference cells."""
+        """Yield the query's cells of each panel with the usable reference cells."""
         mapping, data = self._mapping_of(query), query._training_data()
         k = at_least_one("n_neighbors", n_neighbors)
         reference = self._training_data()
@@ -323,7 +325,7 @@ def _label_codes(reference: CiteData, labels: Any) -> tuple[np.ndarray, list[str
         obs = reference.annotation.obs()
         if labels not in obs:
             raise ValueError(
-                f"labels is {labels!r}, which is no column of the reference's obs; "
+                f"{argument('labels')} is {labels!r}, which is no column of the reference's obs; "
                 f"{did_you_mean(labels, obs.columns)}."
             )
         labels = obs[labels]

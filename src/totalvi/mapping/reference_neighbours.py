@@ -1,7 +1,7 @@
-"""Query cells beside the reference cells nearest to them, and held-out reference cells likewise.
+"""Find the nearest reference cells of query cells, and of held-out reference cells to calibrate on.
 
-What is said of a query is calibrated on cells of the reference that it was not fitted to: they are
-encoded with what the query has (its genes, its panel), and compared with the same reference cells.
+Results about a query are calibrated on held-out cells of the reference. These are encoded with the
+genes and panel of the query, and compared with the same reference cells.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Question
 
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 100, 5000
-_PAIRS_AT_ONCE = 65_536  # so many pairs of cells are compared at a time
+_PAIRS_AT_ONCE = 65_536  # pairs of cells that are compared at a time
 
 
 class Neighbours(NamedTuple):
@@ -31,10 +31,10 @@ class Neighbours(NamedTuple):
     Parameters
     ----------
     cells
-        Positions among the reference cells compared with, (N, k).
+        Positions among the reference cells, (N, k).
     log_overlap
-        log of the integral of q(u | cell) q(u | reference cell), (N, k): how probable it is that both
-        have the same latent state.
+        Log of the integral of q(u | cell) q(u | reference cell), (N, k): the probability density that
+        both have the same latent state.
     distance
         Distance of the posterior means, (N, k).
     """
@@ -47,7 +47,7 @@ class Neighbours(NamedTuple):
 def cells_to_calibrate(
     split: Split | None, usable: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return usable reference cells to calibrate on: not trained on, where there are enough of these.
+    """Return usable reference cells to calibrate on: held-out cells, if there are enough.
 
     Otherwise a tenth of the usable cells (at least 100, at most half) is drawn.
     """
@@ -65,9 +65,9 @@ def cells_to_calibrate(
 def as_the_query(
     held_out: CiteData, query: CiteData, module: Network, missing_genes: tuple[str, ...]
 ) -> Iterator[tuple[int, np.ndarray, CiteData]]:
-    """Yield each panel of the query, and the held-out cells as if they had been measured with it.
+    """Yield each panel of the query, and the held-out cells as if measured with this panel.
 
-    With them comes which of the held-out cells they are: those with RNA in the genes of the query.
+    Also yield which held-out cells these are: those with RNA in the genes of the query.
     """
     panels = np.array(held_out.schema.panel_measured)
     known, shown = panels[held_out.panel], always_shown(module, panels, held_out.panel)
@@ -97,19 +97,19 @@ def as_the_query(
 
 def encode(module: Network, data: CiteData, cells: np.ndarray) -> LatentDistribution:
     """Return q(u | cell) of the cells at these positions."""
-    no_samples = CellNoise(0)  # the distribution needs none
+    no_samples = CellNoise(0)  # the distribution does not need them
     return latent_distribution(Question(module, data, cells, no_samples, progress=False))
 
 
 class Reference:
-    """Reference cells that others are compared with.
+    """Reference cells to compare others with.
 
     Parameters
     ----------
     latent
-        q(u | cell) of each.
+        q(u | cell) of each reference cell.
     n_neighbors
-        How many neighbours a cell is given.
+        Number of neighbours of a cell.
     """
 
     def __init__(self, latent: LatentDistribution, n_neighbors: int) -> None:
@@ -136,14 +136,14 @@ _BINS = 15
 
 
 class Calibration(NamedTuple):
-    """How weights of neighbours become probabilities.
+    """Parameters that turn weights of neighbours into probabilities.
 
     Parameters
     ----------
     temperature
         Weights are the overlap of the posteriors to the power 1 / temperature.
     doubt
-        Share of the probability that is spread over the labels by how frequent they are.
+        Share of the probability that is spread over the labels by their frequency.
     """
 
     temperature: float
@@ -181,7 +181,7 @@ def calibrate(
     Parameters
     ----------
     neighbours
-        Of the held-out cells.
+        Neighbours of the held-out cells.
     code, truth
         Labels of the reference cells, and of the held-out cells.
     """
@@ -199,8 +199,10 @@ def calibrate(
 
 
 def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Return the expected calibration error: how far the probability of the label given lies from how
-    often it is right, averaged over cells in 15 bins of equally many cells.
+    """Return the expected calibration error of the most probable label.
+
+    It is the difference between the label's probability and how often the label is correct,
+    averaged over 15 bins of equally many cells.
 
     Examples
     --------
@@ -220,10 +222,10 @@ def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def tail_probability(distance: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Return the share of held-out cells that are at least as far away, the cell itself counted, (N,).
+    """Return the share of held-out cells that are at least as far away, counting the cell itself, (N,).
 
-    It is a conformal p-value: of cells that are drawn like the held-out ones, a share of at most p has
-    one of p or less, whatever the distribution (Vovk, Gammerman and Shafer, 2005).
+    It is a conformal p-value: of cells from the same distribution as the held-out ones, a share of
+    at most p has a value of p or less, for any distribution (Vovk, Gammerman and Shafer, 2005).
 
     Examples
     --------

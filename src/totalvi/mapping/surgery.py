@@ -1,8 +1,8 @@
-"""Give a network new batches, and train nothing but what belongs to them.
+"""Give a network new batches, and train only their weights.
 
-Everything that a network knows of a batch, panel or category lies in rows of its own: of the covariate
-weights of each layer, of dispersions by batch, of the background prior, of the protein efficiency.
-New batches are new rows; the reference's rows and everything else are copied and then frozen.
+All weights of a batch, panel or category are separate rows: in the covariate weights of each layer, in
+dispersions by batch, in the background prior, and in the protein efficiency. New batches are new rows.
+The reference's rows and everything else are copied and then frozen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,15 +28,15 @@ _BACKGROUND_PRIOR = ("background_prior_mean", "background_prior_log_scale")
 
 
 class Rows(NamedTuple):
-    """Where the rows of an extended tensor come from.
+    """The origin of the rows of an extended tensor.
 
     Parameters
     ----------
     kept
-        Rows that are the reference's.
+        Rows of the reference.
     source
-        Of each of them, its row in the reference's tensor; -1: the reference has no such tensor, as
-        it has a single batch, and the row is 0.
+        For each of them, its row in the reference's tensor; -1 if the reference has no such tensor,
+        because it has a single batch, and the row is 0.
     new
         Rows of new batches, panels and categories.
     by_batch
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
 
 
 def extended_rows(module: Network, mapping: QueryMapping) -> dict[str, Rows]:
-    """Return the rows of each tensor of an extended network that has rows by batch, panel, category."""
+    """Return the rows of each tensor of an extended network with rows by batch, panel or category."""
     n_new, n_old = max(module.n_batch, 1), mapping.n_reference_batches
     categories = (n_new, *module.n_categories_per_covariate)
     old_categories = (n_old, *mapping.n_reference_categories)
@@ -102,8 +102,7 @@ def _one_hot_rows(n_before: Sequence[int], n_now: Sequence[int]) -> Rows:
 def extend(reference: Network, module: Network, mapping: QueryMapping) -> None:
     """Fill ``module``, which has more batches, panels or categories, with the reference's weights.
 
-    New categories of covariates start at the mean of the known ones; new batches are for
-    `start_batch`.
+    New categories of covariates start at the mean of the known ones; `start_batch` starts new batches.
     """
     rows = extended_rows(module, mapping)
     state, old = module.state_dict(), reference.state_dict()
@@ -147,8 +146,8 @@ def start_batch(
     batch, panel
         Codes of the new batch, and of its panel.
     weight
-        Of each reference batch, adding up to 1: a one at the nearest, or equal ones. What belongs to a
-        protein is averaged over the batches that measured it.
+        Weight of each reference batch; they add up to 1. Either the nearest batch has weight 1, or
+        all are equal. Weights of a protein are averaged over the batches that measured it.
     """
     n_batches, n_panels = mapping.n_reference_batches, mapping.n_reference_panels
     by_batch = torch.as_tensor(
@@ -182,9 +181,9 @@ def _protein_weights(module: Network, weight: Tensor | None, n_panels: int) -> T
 
 
 def reference_state(module: Network, mapping: QueryMapping) -> dict[str, Tensor]:
-    """Return what an extended network has of its reference: its tensors without the new rows.
+    """Return the reference's part of an extended network: its tensors without the new rows.
 
-    Tensors that the reference lacks are left out, as is the mask of measured proteins.
+    Tensors that the reference lacks and the mask of measured proteins are left out.
     """
     rows = extended_rows(module, mapping)
     state: dict[str, Tensor] = {}
@@ -198,7 +197,7 @@ def reference_state(module: Network, mapping: QueryMapping) -> dict[str, Tensor]
 
 
 class _NewRows(nn.Module):
-    """A parameter of which only some rows are trained; the others are no parameters at all."""
+    """A parameter of which only some rows are trained; the other rows are not parameters."""
 
     def __init__(self, whole: Tensor, new: np.ndarray) -> None:
         super().__init__()
@@ -208,7 +207,7 @@ class _NewRows(nn.Module):
         self.new: Tensor
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the whole parameter with ``rows`` in place."""
+        """Return the complete parameter, including ``rows``."""
         return self.frozen.index_copy(0, self.new, rows)
 
     def right_inverse(self, whole: Tensor) -> Tensor:
@@ -218,15 +217,15 @@ class _NewRows(nn.Module):
 
 @contextmanager
 def only_new_rows(module: Network, mapping: QueryMapping) -> Iterator[None]:
-    """Let a fit move nothing but the rows of new batches, panels and categories for a while.
+    """Let a fit change only the rows of new batches, panels and categories while the block runs.
 
-    All else is frozen: other parameters have no gradient, the reference's rows are no parameters, and
-    the network stays in evaluation mode, so that batch normalisation keeps its statistics.
+    Everything else is frozen. Other parameters have no gradient, and the reference's rows are not
+    parameters. The network stays in evaluation mode, so batch normalisation keeps its statistics.
 
     Raises
     ------
     TrainingError
-        When a tensor of the reference has changed all the same.
+        When a tensor of the reference has changed nevertheless.
     """
     before = {name: value.clone() for name, value in reference_state(module, mapping).items()}
     needed_gradient = {name: p.requires_grad for name, p in module.named_parameters()}

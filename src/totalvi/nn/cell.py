@@ -1,4 +1,4 @@
-"""The cells of a minibatch: their RNA counts, what else is known of them, products not taken yet."""
+"""The cells of a minibatch: sparse RNA counts, context, and products that are computed on demand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from torch.nn import functional as F
 
 
 class CellContext(NamedTuple):
-    """Known facts of B cells.
+    """Batch, panel, label and covariates of B cells.
 
     Parameters
     ----------
     batch, panel, label
-        Integer codes, shape (B,); ``label`` is None where none were given.
+        Integer codes, shape (B,); ``label`` is None if there are no labels.
     categorical
         Codes of further categorical covariates, shape (B, covariates), or None.
     continuous
         Continuous covariates, shape (B, covariates), or None.
     library_size
-        The observed library size or size factor, shape (B, 1); None when it is latent.
+        The observed library size or size factor, shape (B, 1); None if it is latent.
     """
 
     batch: Tensor
@@ -45,7 +45,7 @@ class CellContext(NamedTuple):
 def one_hot_columns(
     codes: Sequence[Tensor], n_categories: Sequence[int], dtype: torch.dtype
 ) -> Tensor | None:
-    """Return the one-hot columns of all covariates with more than one category side by side."""
+    """Return the one-hot columns of all covariates with more than one category, concatenated."""
     columns = [F.one_hot(code, n) for code, n in zip(codes, n_categories, strict=True) if n > 1]
     return torch.cat(columns, dim=1).to(dtype) if columns else None
 
@@ -57,7 +57,7 @@ def one_hot_width(n_categories: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class SparseCounts:
-    """RNA counts (B, G) of B cells: only the non-zero ones, ordered by cell.
+    """Non-zero RNA counts of B cells and G genes, ordered by cell.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class SparseCounts:
     gene
         The gene of each count, shape (nnz,), integers.
     cell_pointer
-        Where each cell's counts begin, and the end, shape (B + 1,), integers of 64 bits.
+        Start of each cell's counts, and the end, shape (B + 1,), 64-bit integers.
     n_genes
         G.
     """
@@ -83,7 +83,7 @@ class SparseCounts:
 
     @property
     def device(self) -> torch.device:
-        """Where the counts are."""
+        """The device of the counts."""
         return self.counts.device
 
     @cached_property
@@ -99,7 +99,7 @@ class SparseCounts:
 
     @cached_property
     def gene_pointer(self) -> Tensor:
-        """Where each gene's counts begin in that order, and the end, shape (G + 1,)."""
+        """The start of each gene's counts in this order, and the end, shape (G + 1,)."""
         return _pointer(self.gene, self.n_genes)
 
     def to(self, device: torch.device | str) -> "SparseCounts":
@@ -111,14 +111,14 @@ class SparseCounts:
         return SparseCounts(counts, gene, pointer, self.n_genes)
 
     def pin_memory(self) -> "SparseCounts":
-        """Return the counts in memory that a GPU reads by itself."""
+        """Return the counts in pinned memory, from which a GPU copies."""
         counts, gene, pointer = (
             part.pin_memory() for part in (self.counts, self.gene, self.cell_pointer)
         )
         return SparseCounts(counts, gene, pointer, self.n_genes)
 
     def check(self) -> None:
-        """Raise ValueError unless pointers and genes are within bounds, which fast loops trust."""
+        """Raise ValueError unless pointers and genes are within bounds, as fast loops do not check."""
         n, pointer = len(self.counts), self.cell_pointer
         rises = int(pointer[0]) == 0 and int(pointer[-1]) == n and bool((pointer.diff() >= 0).all())
         if not (rises and len(self.gene) == n):
@@ -146,7 +146,7 @@ class SparseCounts:
 
 
 class LinearProduct(NamedTuple):
-    """The inputs and weights of a linear layer, not multiplied yet.
+    """The inputs and weights of a linear layer, which are multiplied on demand.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ class LinearProduct(NamedTuple):
         return result + self.covariates @ self.covariate_weight
 
     def unflatten(self, sizes: tuple[int, ...]) -> Self:
-        """Return the same of cells laid out in ``sizes``."""
+        """Return the same product for cells in an array of shape ``sizes``."""
         covariates = self.covariates
         if covariates is not None:
             covariates = torch.unflatten(covariates, 0, sizes)
@@ -197,7 +197,7 @@ def sparse_counts(dense: Tensor) -> SparseCounts:
 
 
 def sparse_product(value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:
-    """Multiply the sparse (B, G) matrix that holds ``value`` at ``counts``' places by ``weight``.
+    """Multiply the sparse (B, G) matrix with ``value`` at the positions of ``counts`` by ``weight``.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def sparse_product(value: Tensor, counts: SparseCounts, weight: Tensor) -> Tenso
 
 
 class _SparseProduct(torch.autograd.Function):
-    """Both directions are sums of weighted rows, which is what ``embedding_bag`` computes fast."""
+    """A sparse product: both directions are sums of weighted rows, fast with ``embedding_bag``."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The encoder, from a cell's counts to the posterior of its latent variables, and the decoder back."""
+"""The encoder of counts into the posterior of latent variables, and the decoder."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from totalvi.nn.layers import (
     uniform_parameter,
 )
 
-# It multiplies the RNA counts as the encoder sees them, (B, G), by a weight (G, H).
+# Multiplies the encoder's input from RNA counts, (B, G), by a weight (G, H).
 GeneProduct = Callable[[Tensor], Tensor]
 _VARIANCE_FLOOR = 1e-4
 _TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mixing
@@ -28,7 +28,7 @@ _TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mi
 class CellPosterior(NamedTuple):
     """q(u | x, y) = N(qz_m, qz_v) and q(log l | x, y) = N(ql_m, ql_v); variances, not scales.
 
-    ``ql_m`` and ``ql_v`` are None when the library size is observed.
+    ``ql_m`` and ``ql_v`` are None if the library size is observed.
     """
 
     qz_m: Tensor
@@ -65,7 +65,7 @@ class InputLayer(nn.Module):
     ) -> Tensor:
         """Return shape (B, n_output).
 
-        ``others`` are the proteins as the encoder sees them and the continuous covariates.
+        ``others`` are the encoder's input from proteins and the continuous covariates.
         """
         linear = times(self.gene_weight) + self.others(others, covariates)
         hidden: Tensor = self.activation(linear, generator)
@@ -125,16 +125,16 @@ class GaussianHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(u | x, y, covariates), and q(log l | ...) when the library size is latent.
+    """q(u | x, y, covariates), and q(log l | ...) if the library size is latent.
 
-    With ``encoder_architecture="branched"`` (0.6.x), z and l each have a hidden layer of their own
-    after a shared trunk. With "direct" (scvi-tools) the trunk ends in the heads of z, and l has a
-    trunk of one layer of its own.
+    With ``encoder_architecture="branched"`` (0.6.x), z and l each have their own hidden layer after a
+    shared trunk. With "direct" (scvi-tools), the trunk ends in the heads of z, and l has its own trunk
+    of one layer.
 
     Attributes
     ----------
     bfloat16_products
-        Whether compiled loops take the product with the RNA counts in bfloat16.
+        Whether compiled loops compute the product with the RNA counts in bfloat16.
     """
 
     def __init__(self, config: NetworkConfig, generator: torch.Generator | None = None) -> None:
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
         n_hidden = config.n_hidden
 
         def branch() -> HiddenLayer:
-            # Here 0.6.x leaves batch normalisation at torch's defaults.
+            # 0.6.x uses torch's defaults of batch normalisation here.
             activation = Activation(
                 n_hidden, config.normalization, config.dropout_rate_encoder,
                 momentum=0.1, epsilon=1e-5, fused=config.fused,
@@ -197,14 +197,22 @@ class Encoder(nn.Module):
         )
 
 
+UNUSED_DROPOUT = (
+    "unused_dropout_weight",
+    "unused_dropout_covariate_weight",
+    "unused_dropout_bias",
+)
+"""Weights of the dropout head of an "nb" model, which its likelihood does not use."""
+
+
 class Decoded(NamedTuple):
-    """What the decoder says of B cells.
+    """The output of the decoder for B cells.
 
     Parameters
     ----------
     gene_product, dropout_product
-        Linear layers that end in ``gene_logit`` and ``dropout_logit``; the latter None without zero
-        inflation.
+        Linear layers that end in ``gene_logit`` and ``dropout_logit``; the latter is None if the
+        network has no such layer.
     background_mean, background_scale
         Mean and standard deviation of q(b | z): the log background of each protein, (B, T).
     foreground_factor
@@ -227,11 +235,11 @@ class Decoded(NamedTuple):
 
     @property
     def dropout_logit(self) -> Tensor | None:
-        """Logit of RNA's zero inflation, (B, G), computed at each access; None without."""
+        """Logit of RNA's zero inflation, (B, G), computed at each access; None for "nb"."""
         return None if self.dropout_product is None else self.dropout_product.value()
 
     def unflatten(self, sizes: tuple[int, ...]) -> Self:
-        """Return the same of cells laid out in ``sizes``."""
+        """Return the same output for cells in an array of shape ``sizes``."""
         dropout = self.dropout_product
         return type(self)(
             self.gene_product.unflatten(sizes),
@@ -241,7 +249,7 @@ class Decoded(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """p(x, y | z, covariates): four trunks side by side, and a linear head for each quantity."""
+    """p(x, y | z, covariates): four parallel trunks, and a linear head for each quantity."""
 
     def __init__(self, config: NetworkConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -268,6 +276,10 @@ class Decoder(nn.Module):
         zero_inflated = config.reconstruction_loss_gene == "zinb"
         self.gene_head = head(config.n_input_genes)
         self.dropout_head = head(config.n_input_genes) if zero_inflated else None
+        # An "nb" model of 0.6.x has a dropout head that its loss leaves out. It is kept where one is
+        # loaded, so that `inference` returns what 0.6.x returned; no fit reads it and no file gets it.
+        for part in UNUSED_DROPOUT:
+            self.register_buffer(part, None, persistent=False)
         self.background_mean_head = head(n_proteins)
         self.background_scale_head = head(n_proteins)
         self.foreground_head = head(n_proteins)
@@ -286,9 +298,7 @@ class Decoder(nn.Module):
         scale = self.background_scale_head(background, covariates)
         return Decoded(
             gene_product=self.gene_head.product(genes, covariates),
-            dropout_product=(
-                None if self.dropout_head is None else self.dropout_head.product(mixing, covariates)
-            ),
+            dropout_product=self._dropout_product(mixing, covariates),
             background_mean=self.background_mean_head(background, covariates),
             background_scale=(
                 scale.exp() if self.background_scale == "exp" else F.softplus(scale) + 1e-8
@@ -296,3 +306,11 @@ class Decoder(nn.Module):
             foreground_factor=1 + 1e-8 + F.relu(self.foreground_head(foreground, covariates)),
             background_logit=self.background_logit_head(mixing, covariates),
         )
+
+    def _dropout_product(self, mixing: Tensor, covariates: Tensor | None) -> LinearProduct | None:
+        if self.dropout_head is not None:
+            return self.dropout_head.product(mixing, covariates)
+        weight, covariate_weight, bias = (getattr(self, part) for part in UNUSED_DROPOUT)
+        if weight is None:
+            return None
+        return LinearProduct(mixing, weight, bias, covariates, covariate_weight)

@@ -1,4 +1,4 @@
-"""The options of the network: each with its default and what it may be, checked in one place."""
+"""The options of the network, their defaults and allowed values, and their checks."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.errors import allowed
+
 GeneDispersion = Literal["gene", "gene-batch", "gene-label"]
 ProteinDispersion = Literal["protein", "protein-batch", "protein-label"]
 GeneLoss = Literal["nb", "zinb"]
@@ -20,10 +22,10 @@ BackgroundScale = Literal["exp", "softplus"]
 Normalization = Literal["batch", "layer", "none"]
 ProteinMask = Sequence[Any] | Mapping[Any, Any] | np.ndarray | Tensor | None
 
-# An annotation of int is the smallest number allowed.
+# The annotation of an int is the smallest allowed number.
 Count = Annotated[int, 0]
 Positive = Annotated[int, 1]
-# A rate is a share from 0 to below 1.
+# A rate is a share from 0 to less than 1.
 Rate = Annotated[float, "rate"]
 
 
@@ -46,10 +48,10 @@ class NetworkConfig:
     dropout_rate_decoder, dropout_rate_encoder
         Share of hidden nodes set to zero while training.
     gene_dispersion
-        Inverse dispersion of genes: one value a gene ("gene"), or one for each batch ("gene-batch")
-        or label ("gene-label").
+        Inverse dispersion of genes: one value for each gene ("gene"), or also for each batch
+        ("gene-batch") or label ("gene-label").
     protein_dispersion
-        Likewise: "protein", "protein-batch" or "protein-label".
+        Inverse dispersion of proteins: "protein", "protein-batch" or "protein-label".
     log_variational
         Whether the encoder sees log(1 + counts). The likelihood always sees the counts.
     reconstruction_loss_gene
@@ -57,12 +59,12 @@ class NetworkConfig:
     latent_distribution
         "normal", or "ln" for the logistic normal: z = softmax(u).
     protein_batch_mask
-        Which protein each batch (panel, where ``n_panels`` is given) measured: a sequence of boolean
-        rows, or a dict from batch code to row. None: all measured.
+        Which proteins each batch measured, or each panel if ``n_panels`` is given: a sequence of
+        boolean rows, or a dict from batch code to row. None: all proteins.
     encoder_batch
         Whether the encoder sees the batch.
     n_panels
-        Number of antibody panels, where they differ from the batches. None: each batch is one.
+        Number of antibody panels, if they differ from the batches. None: each batch is one.
     library
         RNA library size: "latent", "observed" (the cell's total) or "size_factor" (given to each
         method; the RNA mean is then softplus(decoder) times the size factor).
@@ -77,28 +79,32 @@ class NetworkConfig:
     scale_input
         Whether the encoder first divides each modality by 1 + its mean over the cell's features.
     background_scale
-        "exp" (0.6.x) or "softplus": how the posterior scale of the background stays positive.
+        "exp" (0.6.x) or "softplus": function that makes the posterior scale of the background positive.
     protein_efficiency
         Whether each protein and batch has a learned factor on both protein means.
     normalization
-        Of hidden layers: "batch", "layer" or "none".
+        Normalisation of hidden layers: "batch", "layer" or "none".
     background_prior
         Initial mean and standard deviation of each protein's log background, each (T,) or
-        (panels, T). None: standard normal draws for the mean, and 1.
+        (panels, T). None: standard normal draws for the mean, and 1 for the standard deviation.
     hidden_protein_rate
-        Share of the cells that show the encoder, in training, only the proteins that another cell's
-        panel measured; without effect where all panels measured the same.
+        Share of the cells for which the encoder sees, in training, only the proteins that another
+        cell's panel measured. It has no effect if all panels measured the same proteins.
     background_samples
-        Samples of each protein's background, in training, over which the likelihood of its count is
-        averaged: log E[p(y | z, b)] in place of the E[log p(y | z, b)] of the ELBO, which it is with 1.
+        Number of samples of each protein's background, in training, over which the likelihood of its
+        count is averaged: log E[p(y | z, b)]. With 1, this is the E[log p(y | z, b)] of the ELBO.
+    foreground_penalty
+        Weight of -log pi in training, in nats, added to each cell's loss for each measured protein. The
+        counts of a protein that no cell carries fit a foreground of all cells as well as a background;
+        this penalty decides for the background. 0: the paper's objective.
     fused
-        Whether compiled loops do the work of training on the CPU, where there is one for it; False:
-        plain torch operations everywhere.
+        Whether training on the CPU uses compiled loops, if there are some for the operation. False:
+        only plain torch operations.
 
     Raises
     ------
     ValueError
-        When an option has a value that is not allowed; it names the option.
+        When an option has a value that is not allowed; the message names the option.
 
     Examples
     --------
@@ -136,11 +142,12 @@ class NetworkConfig:
     background_prior: tuple[Any, Any] | None = None
     hidden_protein_rate: Rate = 0.0
     background_samples: Positive = 1
+    foreground_penalty: Rate = 0.0
     fused: bool = True
 
     def __post_init__(self) -> None:
-        for name, allowed in get_type_hints(type(self), include_extras=True).items():
-            check_option(name, getattr(self, name), allowed)
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            check_option(name, getattr(self, name), hint)
         _check_categories(self.n_categories_per_covariate)
         for name in ("gene_dispersion", "protein_dispersion"):
             dispersion = getattr(self, name)
@@ -148,7 +155,7 @@ class NetworkConfig:
                 raise ValueError(f"{name} is {dispersion!r}, which needs n_labels of at least 1.")
 
     def n_groups(self, dispersion: GeneDispersion | ProteinDispersion) -> int:
-        """Return the number of groups of cells that each have inverse dispersions of their own."""
+        """Return the number of groups of cells with separate inverse dispersions."""
         groups = {"batch": self.n_batch, "label": self.n_labels}
         return max(groups.get(dispersion.partition("-")[2], 1), 1)
 
@@ -163,52 +170,51 @@ class NetworkConfig:
 
 
 def fields_page() -> str:
-    """Return what the docstring of `NetworkConfig` says of its fields, indented as in a class."""
+    """Return the text on the fields from the docstring of `NetworkConfig`, indented as in a class."""
     page = inspect.getdoc(NetworkConfig) or ""
     fields = page.partition("----------\n")[2].partition("\n\nRaises\n")[0]
     return fields.replace("\n", "\n    ")
 
 
-def check_option(name: str, value: object, allowed: Any) -> None:
-    """Raise ValueError unless ``value`` is of the annotated type ``allowed``.
+def check_option(name: str, value: object, hint: Any) -> None:
+    """Raise ValueError unless ``value`` is of the annotated type ``hint``.
 
-    Types that are no number, flag or choice of words are not checked.
+    Only numbers, flags and choices of words are checked.
     """
-    if get_origin(allowed) in (Union, UnionType) and NoneType in get_args(allowed):
+    if get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint):
         if value is None:
             return
-        allowed = get_args(allowed)[0]
-    if get_origin(allowed) is Literal and value not in get_args(allowed):
-        choices = ", ".join(repr(choice) for choice in get_args(allowed))
-        raise ValueError(f"{name} is {value!r}; allowed are {choices}.")
-    if allowed is bool and not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} is {value!r}; allowed are True and False.")
-    if get_origin(allowed) is not Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ValueError(allowed(name, value, get_args(hint)))
+    if hint is bool and not isinstance(value, bool | np.bool_):
+        raise ValueError(allowed(name, value, "True and False"))
+    if get_origin(hint) is not Annotated:
         return
-    kind, limit = get_args(allowed)
+    kind, limit = get_args(hint)
     if kind is int and not (_is_integer(value) and value >= limit):
-        raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {limit}.")
+        raise ValueError(allowed(name, value, f"whole numbers from {limit}"))
     if kind is float and not (isinstance(value, int | float | np.floating) and 0 <= value < 1):
-        raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to below 1.")
+        raise ValueError(allowed(name, value, "numbers from 0 to below 1"))
 
 
 def _check_categories(per_covariate: object) -> None:
     name = "n_categories_per_covariate"
     if not isinstance(per_covariate, Sequence | np.ndarray) or isinstance(per_covariate, str):
-        raise ValueError(f"{name} is {per_covariate!r}; allowed is a list of whole numbers.")
+        raise ValueError(allowed(name, per_covariate, "lists of whole numbers"))
     for categories in per_covariate:
         if not (_is_integer(categories) and categories >= 1):
             raise ValueError(f"{name} holds {categories!r}; allowed are whole numbers from 1.")
 
 
 def protein_mask(given: ProteinMask, n_panels: int, n_proteins: int) -> Tensor | None:
-    """Return which protein each panel measured, (panels, proteins), or None when all did.
+    """Return which proteins each panel measured, (panels, proteins), or None if all were measured.
 
     Parameters
     ----------
     given
-        One row of booleans a panel, as a sequence or array, or a dict from the panel's code (as
-        integer or text) to its row.
+        One row of booleans for each panel, as a sequence or array, or as a dict from the panel's code
+        (integer or text) to its row.
 
     Raises
     ------
@@ -232,9 +238,8 @@ def protein_mask(given: ProteinMask, n_panels: int, n_proteins: int) -> Tensor |
     elif isinstance(given, Sequence | np.ndarray | Tensor) and not isinstance(given, str):
         rows = list(given)
     else:
-        raise ValueError(
-            f"protein_batch_mask is {given!r}; allowed are a list of rows, or a dict of rows by batch."
-        )
+        choices = "a list of rows, or a dict of rows by batch"
+        raise ValueError(allowed("protein_batch_mask", given, choices))
     shapes = sorted({np.shape(row) for row in rows})
     if len(rows) != n_panels or shapes != [(n_proteins,)]:
         raise ValueError(
@@ -262,7 +267,7 @@ def background_prior(
     Raises
     ------
     ValueError
-        When one has another shape, or holds a value that is no mean or no scale.
+        When one has another shape, or holds a value that cannot be a mean or a scale.
     """
     shape = (n_panels, n_proteins)
     mean, scale = np.asarray(mean), np.asarray(scale)
@@ -293,7 +298,7 @@ def background_anchor(given: Any, n_panels: int, n_proteins: int) -> Tensor:
 
 
 def at_least_one(name: str, value: int) -> int:
-    """Return ``value`` when it is a whole number from 1; else raise ValueError naming it."""
+    """Return ``value`` if it is a whole number from 1; else raise ValueError that names it."""
     check_option(name, value, Positive)
     return int(value)
 

@@ -1,7 +1,7 @@
-"""The fully connected layers of which encoder and decoder are made.
+"""The fully connected layers of encoder and decoder.
 
-Weights are stored as (inputs, outputs). Categorical covariates enter each layer as further inputs;
-they have a weight of their own, so that nothing is concatenated.
+Weights are stored as (inputs, outputs). Categorical covariates enter each layer as further inputs with
+their own weight, so that nothing is concatenated.
 """
 
 import math
@@ -31,7 +31,7 @@ class Linear(nn.Module):
     n_input, n_covariates, n_output
         Columns of ``x``, of ``covariates`` (0: none), and of the result.
     fan_in
-        Number of inputs that bounds the initial weights, when there are more than these.
+        Number of inputs that bounds the initial weights, if it is larger than these.
     """
 
     def __init__(
@@ -57,21 +57,21 @@ class Linear(nn.Module):
         return self.product(x, covariates).value()
 
     def product(self, x: Tensor, covariates: Tensor | None = None) -> LinearProduct:
-        """Return what `forward` would multiply."""
+        """Return the product of `forward` before its multiplication."""
         return LinearProduct(x, self.weight, self.bias, covariates, self.covariate_weight)
 
 
 class Activation(nn.Module):
-    """Normalisation, ReLU, dropout: what follows the linear part of each hidden layer.
+    """Normalisation, ReLU and dropout, which follow the linear part of each hidden layer.
 
     Parameters
     ----------
     n_features
-        Columns; with ``n_parallel`` networks side by side, those of all of them.
+        Number of columns, of all networks if there are ``n_parallel``.
     normalization
         Over the minibatch ("batch"), over the cell's features of each network ("layer"), or "none".
     momentum, epsilon
-        Of batch normalisation.
+        Parameters of batch normalisation.
     fused
         Whether `ops` may use its fast forms.
     """
@@ -99,8 +99,8 @@ class Activation(nn.Module):
     def feels_shifts(self) -> bool:
         """Return whether the bias of the linear part matters.
 
-        Batch normalisation takes it away again: its gradient is rounding errors, which Adam would scale
-        up to steps of full size, and the running mean would lag behind.
+        Batch normalisation cancels it. Its gradient is only rounding errors, which Adam would scale
+        up to full steps, and the running mean would lag behind.
         """
         return self.normalization != "batch"
 
@@ -115,7 +115,7 @@ class Activation(nn.Module):
 
 
 class HiddenLayer(nn.Module):
-    """Linear -> normalisation -> ReLU -> dropout, covariates entering the linear part."""
+    """Linear -> normalisation -> ReLU -> dropout; covariates enter the linear part."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class HiddenLayer(nn.Module):
 
 
 class ParallelHiddenLayer(nn.Module):
-    """The hidden layer of ``n_parallel`` networks at once, each on its own part of the columns."""
+    """The hidden layers of ``n_parallel`` networks, each on its own part of the columns."""
 
     def __init__(
         self,

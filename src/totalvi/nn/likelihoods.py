@@ -313,6 +313,11 @@ def sum_measured(value: Tensor, measured: Tensor | None) -> Tensor:
     return value.sum(dim=-1)
 
 
+def background_surprise(background_logit: Tensor, measured: Tensor | None) -> Tensor:
+    """Return -log pi summed over measured proteins, (B,): how far all are from background."""
+    return -sum_measured(F.logsigmoid(background_logit), measured)
+
+
 class ElboTerms(NamedTuple):
     """The five terms of the negative evidence lower bound, each (B,).
 

@@ -4,22 +4,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from totalvi.nn import ops
+from totalvi.nn import likelihoods, ops
 from totalvi.nn.cell import CellContext, SparseCounts, one_hot_columns
 from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
 from totalvi.nn.config import NetworkConfig, background_anchor, background_prior, protein_mask
-from totalvi.nn.likelihoods import (
-    Dispersion,
-    ElboTerms,
-    GeneLikelihood,
-    ProteinMixture,
-    log_normal_log_prob,
-    normal_kl,
-    profile_penalty,
-    standard_normal_kl,
-)
+from totalvi.nn.likelihoods import Dispersion, ElboTerms, GeneLikelihood, ProteinMixture
 from totalvi.nn.sync import of_all_cells, own_cells, standard_normal, stratified_normal
 
 _LARGEST_LOG_LIBRARY = 15.0
@@ -44,9 +34,10 @@ class Network(nn.Module):
 
         - log p(x | z, l) - log(1/K sum_k p(y | z, b_k))
         + KL(q(u) || N(0, I)) + KL(q(log l) || N(m_s, v_s)) + KL(q(b | z) || N(c, d**2))
+        - w log pi, only in training, with w the option ``foreground_penalty``
 
-    With K = 1 its expectation is minus the evidence lower bound; docs/model.md says what it is
-    otherwise, and has a table of symbols. `NetworkConfig` documents the options.
+    With K = 1 its expectation is minus the evidence lower bound. docs/model.md explains other K,
+    and has a table of symbols. `NetworkConfig` documents the options.
 
     Attributes
     ----------
@@ -97,11 +88,11 @@ class Network(nn.Module):
         self.decoder = Decoder(config, generator)
 
     def train(self, mode: bool = True) -> Self:
-        """Go to training mode, unless a reference is frozen: its batch normalisation then stays."""
+        """Switch to training mode, unless a reference is frozen: its batch normalisation is fixed."""
         return super().train(mode and not self.reference_frozen)
 
     def set_bfloat16_products(self, value: bool) -> None:
-        """Choose whether compiled loops take products as wide as the genes in bfloat16."""
+        """Choose whether compiled loops compute products as wide as the genes in bfloat16."""
         self.bfloat16_products = self.encoder.bfloat16_products = value
 
     # ------------------------------------------------------------------ encoder and decoder
@@ -115,7 +106,7 @@ class Network(nn.Module):
     ) -> CellPosterior:
         """Return the posterior of the latent state and library size.
 
-        As in 0.6.x, values of unmeasured proteins are encoded as they are given; NaN enters as 0.
+        As in 0.6.x, values of unmeasured proteins are encoded unchanged; NaN becomes 0.
         """
         codes = [context.batch]
         if context.categorical is not None and self.encode_covariates:
@@ -131,14 +122,14 @@ class Network(nn.Module):
         return posterior
 
     def measured(self, panel: Tensor) -> Tensor | None:
-        """Return which proteins were measured in each context, (B, T), or None when all were."""
+        """Return which proteins were measured in each context, (B, T), or None if all were."""
         return None if self.protein_mask is None else self.protein_mask[panel]
 
     def _shown_proteins(self, panel: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return which proteins the encoder sees in training, (B, T).
 
-        A share of the cells shows only what the panel of another cell of the minibatch measured, so
-        that the encoder learns to do without the rest.
+        For a share of the cells, it sees only the proteins that the panel of another cell of the
+        minibatch measured, so that it learns to work without the others.
         """
         assert self.protein_mask is not None
         whole = of_all_cells(panel, generator)
@@ -179,7 +170,7 @@ class Network(nn.Module):
     def library_at(
         self, posterior: CellPosterior, context: CellContext, normal: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the library size (B, 1) at given noise, and its log where it is latent."""
+        """Return the library size (B, 1) at given noise, and its log if it is latent."""
         if posterior.ql_m is None or posterior.ql_v is None:
             assert context.library_size is not None
             return context.library_size, None
@@ -189,7 +180,7 @@ class Network(nn.Module):
     def sample_library(
         self, posterior: CellPosterior, context: CellContext, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the library size (..., B, 1), and its log where it is latent."""
+        """Return the library size (..., B, 1), and its log if it is latent."""
         if posterior.ql_m is None:
             assert context.library_size is not None
             return context.library_size.expand(*posterior.qz_m.shape[:-1], 1), None
@@ -207,8 +198,8 @@ class Network(nn.Module):
     ) -> Tensor:
         """Return one sample of b, the log background of each protein, (..., B, T).
 
-        With more samples there is one from each of ``n_samples`` equally likely intervals, and they lie
-        along a first axis.
+        With several samples, there is one from each of ``n_samples`` equally likely intervals, along a
+        first axis.
         """
         mean = decoded.background_mean
         if n_samples == 1:
@@ -221,7 +212,7 @@ class Network(nn.Module):
         """Return the distribution of RNA counts at a library size, (..., B, 1)."""
         return GeneLikelihood(
             logit=decoded.gene_product,
-            dropout=decoded.dropout_product,
+            dropout=decoded.dropout_product if self.decoder.dropout_head is not None else None,
             library_size=library_size,
             dispersion=self.dispersion(self.gene_log_r, self.gene_dispersion, context),
             softplus=self.library == "size_factor",
@@ -240,14 +231,14 @@ class Network(nn.Module):
         Parameters
         ----------
         decoded
-            What `decode` said of the cells.
+            Output of `decode` for the cells.
         log_background
-            A sample of b, or what stands for it, such as the logarithm of E[exp(b)].
+            A sample of b, or a value that replaces it, such as the logarithm of E[exp(b)].
         context
-            What the cells were decoded as.
+            Context in which the cells were decoded.
         efficiency
-            Whether the batch's protein efficiency, where the model has one, scales both means, as it
-            does those of counts. Denoised expression leaves it out.
+            Whether the batch's protein efficiency, if the model has one, scales both means, as in
+            counts. Denoised expression excludes it.
         """
         if efficiency and self.log_efficiency is not None:
             log_background = log_background + self.log_efficiency[context.batch]
@@ -294,27 +285,33 @@ class Network(nn.Module):
         local_l_var_gene: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> ElboTerms:
-        """Return the terms of the loss, each (B,), at one sample of the latent variables a cell.
+        """Return the terms of the loss, each (B,), at one sample of the latent variables of each cell.
 
         Parameters
         ----------
         x, y
             Counts (B, G) and (B, T).
         local_l_mean_gene, local_l_var_gene
-            Prior mean and variance of the log library size, (B, 1), where it is latent.
+            Prior mean and variance of the log library size, (B, 1), if it is latent.
         """
         posterior = self.encode(x, y, context, generator)
         untran_z = self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
         library_size, _ = self.sample_library(posterior, context, generator)
         decoded = self.decode(self.transform_latent(untran_z), context, generator)
-        # A frozen reference stays in evaluation mode while it is trained; validation has no gradient.
+        # A frozen reference trains in evaluation mode; validation has no gradient.
         in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
         n_samples = self.config.background_samples if in_training else 1
         log_background = self.sample_log_background(decoded, generator, n_samples)
-        return self.elbo_terms(
+        terms = self.elbo_terms(
             x, y, context, posterior, decoded, library_size, log_background,
             local_l_mean_gene, local_l_var_gene,
         )  # fmt: skip
+        weight = self.config.foreground_penalty if in_training else 0.0
+        if weight == 0:
+            return terms
+        measured = self.measured(context.panel)
+        paid = weight * likelihoods.background_surprise(decoded.background_logit, measured)
+        return terms._replace(kl_div_back_pro=terms.kl_div_back_pro + paid)
 
     def elbo_terms(
         self,
@@ -340,7 +337,7 @@ class Network(nn.Module):
                 x, genes, fast=self.fused, bfloat16=self.bfloat16_products
             ),
             reconst_loss_protein=ops.protein_loss(y, proteins, measured, fast=self.fused),
-            kl_div_z=standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1),
+            kl_div_z=likelihoods.standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1),
             kl_div_l_gene=self._library_kl(posterior, local_l_mean_gene, local_l_var_gene),
             kl_div_back_pro=self._background_kl(decoded, context, measured),
         )
@@ -353,7 +350,7 @@ class Network(nn.Module):
         assert mean is not None
         assert variance is not None
         prior = mean.reshape(-1, 1), variance.reshape(-1, 1)
-        return normal_kl(posterior.ql_m, posterior.ql_v, *prior).sum(dim=-1)
+        return likelihoods.normal_kl(posterior.ql_m, posterior.ql_v, *prior).sum(dim=-1)
 
     def _background_kl(
         self, decoded: Decoded, context: CellContext, measured: Tensor | None
@@ -365,10 +362,10 @@ class Network(nn.Module):
         )  # fmt: skip
         if self.log_efficiency is None:
             return divergence
-        # scvi-tools has a prior of the efficiency, and a small pull of pi towards 1.
-        efficiency_prior = log_normal_log_prob(self.log_efficiency[context.batch]).sum(dim=-1)
-        log_pi = F.logsigmoid(decoded.background_logit).sum(dim=-1)
-        return divergence - efficiency_prior - 1e-3 * log_pi
+        # scvi-tools has a prior of the efficiency, and a weak prior of pi towards 1.
+        efficiency = likelihoods.log_normal_log_prob(self.log_efficiency[context.batch])
+        surprise = likelihoods.background_surprise(decoded.background_logit, None)
+        return divergence - efficiency.sum(dim=-1) + 1e-3 * surprise
 
     # ------------------------------------------------------------------ prior of the background
 
@@ -382,17 +379,19 @@ class Network(nn.Module):
     def anchor_background(self, anchor: Any) -> None:
         """Hold the background prior near a profile over proteins, while training.
 
-        ``anchor`` holds, each (panels, T): the profile of `background_prior_mean`, that of
-        `background_prior_log_scale`, and the precisions of both, counted once a cell (0: not anchored).
+        ``anchor`` holds the profile of `background_prior_mean`, that of `background_prior_log_scale`,
+        and the precisions of both, each (panels, T). They count once per cell; 0 means not
+        anchored.
         """
         value = background_anchor(anchor, self.n_panels, self.n_input_proteins)
         self.background_anchor = value.to(self.background_prior_mean.device)
 
     def anchor_penalty(self) -> Tensor | float:
-        """Return what the anchor adds to the objective, in nats a cell; 0 without an anchor."""
+        """Return the term of the anchor in the objective, in nats per cell; 0 without an anchor."""
         if self.background_anchor is None:
             return 0.0
         mean, log_scale, mean_precision, scale_precision = self.background_anchor
-        return profile_penalty(self.background_prior_mean, mean, mean_precision) + profile_penalty(
+        held = likelihoods.profile_penalty(self.background_prior_mean, mean, mean_precision)
+        return held + likelihoods.profile_penalty(
             self.background_prior_log_scale, log_scale, scale_precision
         )

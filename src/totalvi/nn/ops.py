@@ -1,7 +1,7 @@
 """The operations of the network that have a fast form on the CPU.
 
-Each function is the readable form. Where ``fast`` allows it and the compiled loops in `cpu` can take
-the tensors, they do the work; both forms give the same values and gradients up to rounding.
+Each function is the readable form. If ``fast`` is true and the compiled loops in `cpu` accept the
+tensors, these loops are used. Both forms give the same values and gradients, up to rounding.
 """
 
 import math
@@ -34,7 +34,7 @@ from totalvi.nn.sync import SharedGenerator, n_cells_of_all, own_cells, shared_b
 
 
 def suits_compiled_loops(tensor: Tensor) -> bool:
-    """Return whether compiled loops can take what is made of ``tensor``: on the CPU, one data type.
+    """Return whether compiled loops accept results of ``tensor``: on the CPU, with one data type.
 
     Under ``torch.autocast`` some results are in 16 bits and others are not.
     """
@@ -43,16 +43,16 @@ def suits_compiled_loops(tensor: Tensor) -> bool:
 
 
 def encoder_input(x: Tensor | SparseCounts, *, scale: bool, log: bool, fast: bool) -> Tensor:
-    """Return counts as the encoder sees them: dense (B, F), or the non-zero ones of ``SparseCounts``.
+    """Return the encoder's input from counts: dense (B, F), or the non-zero ones of ``SparseCounts``.
 
     Parameters
     ----------
     x
         Counts (B, F).
     scale
-        Whether they are divided by 1 + their mean over the cell's features.
+        Whether to divide them by 1 + their mean over the cell's features.
     log
-        Whether they are then replaced by log(1 + .).
+        Whether to apply log(1 + .) afterwards.
     """
     if isinstance(x, SparseCounts):
         if fast and suits_compiled_loops(x.counts):
@@ -68,14 +68,14 @@ def encoder_input(x: Tensor | SparseCounts, *, scale: bool, log: bool, fast: boo
 def counts_product(
     value: Tensor, x: Tensor | SparseCounts, weight: Tensor, *, fast: bool, bfloat16: bool
 ) -> Tensor:
-    """Return the matrix of counts as the encoder sees them times ``weight`` (G, H): (B, H).
+    """Return the encoder's input from RNA counts times ``weight`` (G, H): (B, H).
 
     Parameters
     ----------
     value
         `encoder_input` of ``x``.
     x
-        RNA counts, which say where the values belong.
+        RNA counts, which give the positions of the values.
     bfloat16
         Whether the fast form multiplies in bfloat16.
     """
@@ -94,7 +94,7 @@ def hidden(
     *,
     fast: bool,
 ) -> Tensor:
-    """Return dropout(ReLU(batch_norm(x))), (B, features); without dropout unless in training."""
+    """Return dropout(ReLU(batch_norm(x))), (B, features); dropout only in training."""
     training = batch_norm.training
     if fast and suits_compiled_loops(x) and (training or not torch.is_grad_enabled()):
         return cpu_hidden.hidden(x, batch_norm, dropout_rate, generator)
@@ -108,7 +108,8 @@ def hidden(
 def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
     """Set a share ``rate`` of ``x`` to zero and scale up the rest.
 
-    The mask compares 16 random bits an element with ``rate``: four elements a random number.
+    The mask compares 16 random bits of each element with ``rate``; a random number serves four
+    elements.
     """
     threshold = min(round(rate * 2**16), 2**16 - 1)
     if threshold == 0:
@@ -131,7 +132,7 @@ def gene_loss(
     x
         RNA counts (B, G).
     bfloat16
-        Whether the fast form takes the products as wide as the genes in bfloat16.
+        Whether the fast form computes the products as wide as the genes in bfloat16.
     """
     library = genes.library_size
     suits = fast and library.dim() == 2 and not genes.softplus and suits_compiled_loops(library)
@@ -153,8 +154,8 @@ def protein_loss(
     y
         Protein counts (B, T).
     proteins
-        Their distribution. Where its log background has one more axis than the rest, as several samples
-        (K, B, T) do, p(y) is averaged over that axis.
+        Their distribution. If its log background has a further axis, as several samples (K, B, T)
+        do, p(y) is averaged over this axis.
     measured
         Which counts the cell's panel measured, (B, T); None: all.
     """
@@ -184,11 +185,11 @@ def background_divergence(
     Parameters
     ----------
     mean, scale
-        Of q(b | z), (B, T).
+        Mean and scale of q(b | z), (B, T).
     prior_mean, prior_log_scale
-        Of the prior, (panels, T).
+        Mean and log scale of the prior, (panels, T).
     panel
-        Of each cell, (B,).
+        Panel of each cell, (B,).
     measured
         Which proteins the cell's panel measured, (B, T); None: all.
     """
@@ -211,7 +212,7 @@ def add_proportions(
     logit
         Linear layer that ends in the logits of the proportions.
     softplus
-        Whether proportions are the softplus of their logits, in place of their softmax.
+        Whether proportions are the softplus of their logits, instead of their softmax.
     """
     if fast and suits_compiled_loops(total) and not softplus:
         cpu_rows.add_proportions(logit, scale, total)
@@ -233,7 +234,7 @@ def gene_reconstruction_loss(
     log_r
         Log of the inverse dispersion, (1, G) or (B, G).
     dropout_logit
-        Of the zero inflation, (B, G); None for NB.
+        Logit of the zero inflation, (B, G); None for NB.
     """
     if isinstance(x, SparseCounts) and log_mean.dim() > 2:
         x = x.to_dense()
@@ -247,9 +248,9 @@ def gene_reconstruction_loss(
 
 
 class _SparseNegativeBinomialLoss(torch.autograd.Function):
-    """NB loss by cell, with S = softplus(log mean - log r).
+    """Compute the NB loss per cell, with S = softplus(log mean - log r).
 
-    A zero count costs r S. A count c > 0 costs further c S - c log mean + log c! - log_rising_ratio.
+    A zero count costs r S. A count c > 0 costs this plus c S - c log mean + log c! - log_rising_ratio.
     """
 
     @staticmethod
@@ -279,7 +280,7 @@ class _SparseNegativeBinomialLoss(torch.autograd.Function):
         counted = gradient[x.cell] * x.counts * torch.exp(-s_nonzero)
         d_log_mean.view(-1).index_add_(0, flat, counted, alpha=-1)
 
-        # log r enters through r, at a fixed difference of the logs, and through that difference
+        # log r enters through r at a fixed difference of the logs, and through this difference
         rising = gradient[x.cell] * r_nonzero * digamma_difference(r_nonzero, x.counts)
         if r.shape[0] == 1:
             d_log_r = (gradient @ s)[None] * r - d_log_mean.sum(dim=0, keepdim=True)
@@ -296,7 +297,7 @@ _apply_negative_binomial_loss: Callable[..., Tensor] = _SparseNegativeBinomialLo
 def _sparse_zero_inflated_loss(
     x: SparseCounts, log_mean: Tensor, log_r: Tensor, dropout_logit: Tensor
 ) -> Tensor:
-    """Charge every entry as a zero, then correct the non-zero ones."""
+    """Compute the cost of every entry as a zero, then correct the non-zero ones."""
     log_zero = -log_r.exp() * F.softplus(log_mean - log_r)
     # with w the dropout probability: log(w + (1 - w) NB(0)) = softplus(log_zero - logit) + log w
     zero_cost = F.softplus(-dropout_logit) - F.softplus(log_zero - dropout_logit)

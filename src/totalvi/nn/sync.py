@@ -1,7 +1,7 @@
-"""Noise and batch normalisation of minibatches, which several processes may share.
+"""Noise and batch normalisation of minibatches that several processes may share.
 
-Each process draws the noise of all cells and takes that of its own cells, and batch normalisation is
-over all of them: a step has the same numbers, up to rounding, with any number of processes.
+Each process draws the noise of all cells and uses that of its own cells. Batch normalisation is
+over all cells. A step therefore has the same numbers, up to rounding, with any number of processes.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from torch.autograd.function import once_differentiable
 
 
 class Share(NamedTuple):
-    """Which cells of a minibatch are this process's own.
+    """This process's own cells in a minibatch.
 
     Parameters
     ----------
     first
-        Place of the first of them in the minibatch.
+        Position of the first of them in the minibatch.
     n_cells
-        Cells of all processes.
+        Number of cells of all processes.
     """
 
     first: int
@@ -34,26 +34,26 @@ class SharedGenerator(torch.Generator):
     Attributes
     ----------
     share
-        Of the minibatch whose noise is drawn.
+        This process's part of the minibatch whose noise is drawn.
     """
 
     share: Share
 
 
 def n_cells_of_all(n_own: int, generator: torch.Generator | None) -> int:
-    """Return the cells in the minibatch of which ``n_own`` are this process's."""
+    """Return the number of cells in the minibatch; ``n_own`` of them are this process's."""
     return generator.share.n_cells if isinstance(generator, SharedGenerator) else n_own
 
 
 def first_own(generator: torch.Generator | None) -> int:
-    """Return the place of the first own cell in the minibatch."""
+    """Return the position of the first own cell in the minibatch."""
     return generator.share.first if isinstance(generator, SharedGenerator) else 0
 
 
 def own_cells(
     of_all: Tensor, n_own: int, generator: torch.Generator | None, axis: int = 0
 ) -> Tensor:
-    """Return the part of ``of_all`` that belongs to this process's cells, which lie along ``axis``."""
+    """Return the part of ``of_all`` for this process's cells, along ``axis``."""
     if not isinstance(generator, SharedGenerator):
         return of_all
     return of_all.narrow(axis, generator.share.first, n_own)
@@ -78,7 +78,7 @@ def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _shape_of_all(like: Tensor, generator: torch.Generator | None) -> tuple[int, ...]:
-    """Return the shape (..., B, features) that ``like`` has with the cells of all processes."""
+    """Return the shape (..., B, features) of ``like`` with the cells of all processes."""
     *leading, n_own, n_features = like.shape
     return *leading, n_cells_of_all(n_own, generator), n_features
 
@@ -86,7 +86,7 @@ def _shape_of_all(like: Tensor, generator: torch.Generator | None) -> tuple[int,
 def stratified_normal(n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return standard normal noise, (n_samples, *like.shape), one from each equally likely interval.
 
-    Averages over it vary less than over independent samples, and have the same expectation.
+    Averages over these samples vary less than over independent ones, with the same expectation.
     """
     shape = n_samples, *_shape_of_all(like, generator)
     dtype = torch.promote_types(like.dtype, torch.float32)  # ndtri has no half precision
@@ -94,15 +94,15 @@ def stratified_normal(n_samples: int, like: Tensor, generator: torch.Generator |
     noise = own_cells(noise, like.shape[-2], generator, axis=-2)
     stratum = torch.arange(n_samples, dtype=dtype, device=like.device)
     noise.add_(stratum.view(-1, *(1,) * like.dim())).div_(n_samples)
-    edge = torch.finfo(dtype).eps  # no infinite noise where the uniform sample is 0 or rounds to 1
+    edge = torch.finfo(dtype).eps  # avoid infinite noise if the uniform sample is 0 or rounds to 1
     normal: Tensor = torch.special.ndtri(noise.clamp_(edge, 1 - edge))
     return normal
 
 
 def shared_moments(mean: Tensor, variance: Tensor, n_own: int, generator: SharedGenerator) -> None:
-    """Replace mean and biased variance of the own cells by those of all, (features,), in place."""
+    """Replace mean and biased variance of own cells by those of all cells, (features,), in place."""
     share = n_own / generator.share.n_cells
-    # distances from the mean of all, not squares less the squared mean: no digits are lost
+    # squared distances from the mean of all cells lose no digits, unlike sums of squares
     total = mean * share
     torch.distributed.all_reduce(total)
     within_and_between = (variance + (mean - total).square()) * share
@@ -123,7 +123,7 @@ def shared_batch_norm(x: Tensor, batch_norm: nn.BatchNorm1d, generator: SharedGe
 
 
 class _SumOfAll(torch.autograd.Function):
-    """The sum of a tensor over processes; its gradient is the sum of theirs."""
+    """The sum of a tensor over processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(_ctx: Any, own: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ _sum_of_all: Callable[[Tensor], Tensor] = _SumOfAll.apply
 
 
 def note_moments(batch_norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, n_cells: int) -> None:
-    """Move the running mean and variance towards those of a minibatch (the variance biased)."""
+    """Update the running mean and variance by those of a minibatch (with biased variance)."""
     running: Any = batch_norm
     running.running_mean.lerp_(mean, running.momentum)
     running.running_var.lerp_(variance * (n_cells / (n_cells - 1)), running.momentum)

@@ -1,33 +1,27 @@
-"""TOTALVI: the network behind the class of totalVI 0.6.x, which checks what it is given."""
+"""TOTALVI: the network with the interface of totalVI 0.6.x, which checks its arguments."""
 
 import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from totalvi.errors import NetworkThatKnowsScvi
+from totalvi.errors import NetworkThatKnowsScvi, allowed
 from totalvi.nn import config as options
+from totalvi.nn import v06_minibatch as minibatch
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import Decoded
 from totalvi.nn.config import NetworkConfig, at_least_one, check_option
-from totalvi.nn.likelihoods import SMALLEST_NORMAL, ElboTerms
+from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.network import Network
-from totalvi.nn.ops import gene_reconstruction_loss
 from totalvi.nn.sync import standard_normal
-from totalvi.nn.v06_minibatch import (
-    CellExtras,
-    check_counts,
-    checked_context,
-    inverse_dispersion,
-    latent_mean,
-    library_prior,
-    posterior_sample,
-    protein_reconstruction_loss,
-)
+from totalvi.nn.v06_minibatch import BatchCode, CellExtras, inverse_dispersion
+
+NO_DROPOUT_LOGIT = -100.0  # of a probability that is 0 in float32
 
 
 class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
@@ -40,9 +34,9 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
     ----------
     {options}
     use_cuda
-        Move the module to the GPU; without one, warn and stay on the CPU.
+        Whether to move the module to the GPU; without a GPU, warn and stay on the CPU.
     generator
-        Source of the initial weights. None: torch's own.
+        Generator of the initial weights. None: torch's own.
 
     Raises
     ------
@@ -93,6 +87,7 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         background_prior: tuple[Any, Any] | None = None,
         hidden_protein_rate: float = 0.0,
         background_samples: int = 1,
+        foreground_penalty: float = 0.0,
         fused: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -112,7 +107,7 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
             background_scale=background_scale, protein_efficiency=protein_efficiency,
             normalization=normalization, background_prior=background_prior,
             hidden_protein_rate=hidden_protein_rate, background_samples=background_samples,
-            fused=fused,
+            foreground_penalty=foreground_penalty, fused=fused,
         )  # fmt: skip
         super().__init__(config, generator)
         if use_cuda and torch.cuda.is_available():
@@ -131,9 +126,16 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         label: Tensor | None = None,
         **extras: Unpack[CellExtras],
     ) -> CellContext:
-        """Return what is known of a minibatch's cells, once the shapes of all arguments are checked."""
-        check_counts(self, x, y)
-        return checked_context(self.config, x, y, batch_index, label, extras)
+        """Return the context of a minibatch's cells, after checking the shapes of all arguments."""
+        return self._cells(x, y, batch_index, label, **extras)[2]
+
+    def _cells(
+        self, x: Tensor | SparseCounts, y: Tensor, *groups: Tensor | None,
+        **extras: Unpack[CellExtras],
+    ) -> tuple[Tensor | SparseCounts, Tensor, CellContext]:  # fmt: skip
+        """Return the counts in the network's data type, and the context of the cells."""
+        x, y = minibatch.checked_counts(self, x, y)
+        return x, y, minibatch.checked_context(self.config, x, y, *groups, extras=extras)
 
     def forward(
         self,
@@ -147,21 +149,21 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         generator: torch.Generator | None = None,
         **extras: Unpack[CellExtras],
     ) -> ElboTerms:
-        """Return the five terms of the negative ELBO, each (B,), from one posterior sample a cell.
+        """Return the five terms of the negative ELBO, each (B,), from one posterior sample per cell.
 
         Parameters
         ----------
         x, y
             RNA counts (B, G), dense or sparse, and protein counts (B, T).
         local_l_mean_gene, local_l_var_gene
-            Prior mean and variance of the log library size, (B, 1); needed only when it is latent.
+            Prior mean and variance of the log library size, (B, 1); needed only if it is latent.
         batch_index, label
             Codes (B,) or (B, 1), or one-hot.
         generator
-            Source of the samples and of dropout.
+            Generator of the samples and of dropout.
         """
-        context = self.context(x, y, batch_index, label, **extras)
-        prior = library_prior(self.library, local_l_mean_gene, local_l_var_gene, len(y))
+        x, y, context = self._cells(x, y, batch_index, label, **extras)
+        prior = minibatch.library_prior(self.library, local_l_mean_gene, local_l_var_gene, len(y))
         return self.elbo(x, y, context, *prior, generator)
 
     def get_reconstruction_loss(
@@ -170,7 +172,7 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         y: Tensor,
         px_: dict[str, Tensor],
         py_: dict[str, Tensor],
-        pro_batch_mask_minibatch: Tensor | None = None,
+        pro_batch_mask_minibatch: Tensor | np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the reconstruction loss of genes and proteins, each (B,).
 
@@ -179,18 +181,15 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         x, y
             Counts (B, G) and (B, T).
         px_, py_
-            What `inference` returned under these names.
+            Results of `inference` under these names. ``px_["dropout"]`` is used only by a "zinb"
+            network.
         pro_batch_mask_minibatch
-            True where a protein was measured, (B, T). None: everywhere.
+            True, or 1, for measured proteins, (B, T). None: all.
         """
-        check_counts(self, x, y)
-        gene_loss = gene_reconstruction_loss(
-            x,
-            px_["rate"].clamp(min=SMALLEST_NORMAL).log(),
-            px_["r"].log().reshape(-1, self.n_input_genes),
-            px_.get("dropout"),
-        )
-        return gene_loss, protein_reconstruction_loss(y, py_, pro_batch_mask_minibatch)
+        x, y = minibatch.checked_counts(self, x, y)
+        measured = minibatch.measured_proteins(pro_batch_mask_minibatch, y)
+        genes = minibatch.gene_loss_of(self, x, px_)
+        return genes, minibatch.protein_reconstruction_loss(y, py_, measured)
 
     def inference(
         self,
@@ -199,7 +198,7 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         batch_index: Tensor | None = None,
         label: Tensor | None = None,
         n_samples: int = 1,
-        transform_batch: int | None = None,
+        transform_batch: BatchCode | None = None,
         *,
         generator: torch.Generator | None = None,
         **extras: Unpack[CellExtras],
@@ -208,14 +207,16 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
 
         Returns
         -------
-        ``px_`` (scale, rate, r; dropout for "zinb") and ``py_`` (back_alpha, back_beta, rate_back,
-        fore_scale, rate_fore, mixing, scale, r; efficiency where the model has one) as dicts, and
-        qz_m, qz_v, z, untran_z, ql_m, ql_v, untran_l (None when the library size is known),
-        library_gene, log_pro_back_mean. With ``n_samples`` above 1 each, the dispersions apart, gains
-        a leading axis (n_samples, B, .).
+        ``px_`` (scale, rate, r, dropout) and ``py_`` (back_alpha, back_beta, rate_back,
+        fore_scale, rate_fore, mixing, scale, r; efficiency if the model has one) as dicts, and
+        qz_m, qz_v, z, untran_z, ql_m, ql_v, untran_l (None if the library size is known),
+        library_gene, log_pro_back_mean. With ``n_samples`` above 1, all except the dispersions
+        gain a leading axis (n_samples, B, .).
         """
-        context = self.context(x, y, batch_index, label, **extras)
-        sample = posterior_sample(self, x, y, context, n_samples, transform_batch, generator)
+        x, y, context = self._cells(x, y, batch_index, label, **extras)
+        sample = minibatch.posterior_sample(
+            self, x, y, context, n_samples, transform_batch, generator
+        )
         return {
             "px_": self.gene_parameters(sample.decoded, sample.library_size, sample.context),
             "py_": self.protein_parameters(sample.decoded, sample.log_background, sample.context),
@@ -230,12 +231,17 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
     def gene_parameters(
         self, decoded: Decoded, library_size: Tensor, context: CellContext
     ) -> dict[str, Tensor]:
-        """Return the entries of ``px_``."""
+        """Return the entries of ``px_``.
+
+        "dropout" is the logit of the probability that a count is set to zero. An "nb" network leaves it
+        out of its likelihood: it is of 0.6.x's head, if loaded, or of a probability of zero.
+        """
         genes = self.genes(decoded, library_size, context)
         scale, r = genes.log_proportions().exp(), inverse_dispersion(genes.dispersion)
-        parameters = {"scale": scale, "rate": library_size * scale, "r": r}
-        dropout = genes.dropout_logit()
-        return parameters if dropout is None else {**parameters, "dropout": dropout}
+        dropout = decoded.dropout_logit
+        if dropout is None:
+            dropout = scale.new_full((), NO_DROPOUT_LOGIT).expand_as(scale)
+        return {"scale": scale, "rate": library_size * scale, "r": r, "dropout": dropout}
 
     def protein_parameters(
         self, decoded: Decoded, log_background: Tensor, context: CellContext
@@ -273,10 +279,10 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         The mean is exact for the normal; for the logistic normal it is the average of softmax(u) over
         ``n_samples`` samples.
         """
-        context = self.context(x, y, batch_index, **extras)
+        x, y, context = self._cells(x, y, batch_index, **extras)
         posterior = self.encode(x, y, context, generator)
         if give_mean:
-            return latent_mean(self, posterior, n_samples, generator)
+            return minibatch.latent_mean(self, posterior, n_samples, generator)
         noise = standard_normal(posterior.qz_m, generator)
         return self.transform_latent(self.latent_at(posterior, noise))
 
@@ -292,9 +298,9 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
     ) -> Tensor:
         """Return the library size, (B, 1): its posterior mean exp(m + v/2), or one sample.
 
-        A known library size (observed, or a size factor) is returned as it is.
+        A known library size (observed, or a size factor) is returned unchanged.
         """
-        context = self.context(x, y, batch_index, **extras)
+        x, y, context = self._cells(x, y, batch_index, **extras)
         if context.library_size is not None:
             return context.library_size
         posterior = self.encode(x, y, context, generator)
@@ -313,11 +319,11 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
     ) -> tuple[Tensor, Tensor]:
         """Return the inverse dispersions of genes and proteins: (G,) and (T,), or (B, G) and (B, T).
 
-        They are parameters, not sampled: with ``n_samples`` above 1 those by cell are repeated along
-        a leading axis.
+        They are parameters and not sampled. With ``n_samples`` above 1, those per cell are repeated
+        along a leading axis.
         """
         at_least_one("n_samples", n_samples)
-        context = self.context(x, y, batch_index, label, **extras)
+        x, y, context = self._cells(x, y, batch_index, label, **extras)
         gene = self.dispersion(self.gene_log_r, self.gene_dispersion, context)
         protein = self.dispersion(self.protein_log_r, self.protein_dispersion, context)
         return inverse_dispersion(gene, n_samples), inverse_dispersion(protein, n_samples)
@@ -334,9 +340,8 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         **extras: Unpack[CellExtras],
     ) -> Tensor:
         """Return samples of the negative binomial mean of genes, (B, G) or (n_samples, B, G)."""
-        outputs = self.inference(x, y, batch_index, label, n_samples, generator=generator, **extras)
-        rate: Tensor = outputs["px_"]["rate"]
-        return rate
+        found = self.inference(x, y, batch_index, label, n_samples, generator=generator, **extras)
+        return torch.as_tensor(found["px_"]["rate"])
 
     def get_sample_scale(
         self,
@@ -345,7 +350,7 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         batch_index: Tensor | None = None,
         label: Tensor | None = None,
         n_samples: int = 1,
-        transform_batch: int | None = None,
+        transform_batch: BatchCode | None = None,
         eps: float = 0,
         normalize_pro: bool = False,
         sample_bern: bool = True,
@@ -354,30 +359,32 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         generator: torch.Generator | None = None,
         **extras: Unpack[CellExtras],
     ) -> tuple[Tensor, Tensor]:
-        """Return the scales of genes and proteins, on which expression is compared.
+        """Return the scales of genes and proteins, on which queries compare expression.
 
         Parameters
         ----------
         transform_batch
             Decode every cell as if it came from this batch.
         eps
-            Prior count added to the protein scale, last.
+            Prior count that is added to the protein scale at the end.
         normalize_pro
-            Whether the proteins of a cell are made to sum to one.
+            Whether the proteins of a cell are scaled to sum to one.
         sample_bern
-            Whether each protein is drawn to be background or foreground; otherwise both are weighted
-            by their probability.
+            Whether to draw for each protein if it is background or foreground. Otherwise both are
+            weighted by their probability.
         include_bg
-            Whether the background part counts.
+            Whether to include the background part.
 
         Returns
         -------
         RNA proportions (B, G) and protein scale (B, T); with ``n_samples`` above 1 (n_samples, B, .).
         """
         if not (math.isfinite(eps) and eps >= 0):
-            raise ValueError(f"eps is {eps!r}; allowed are finite numbers from 0.")
-        context = self.context(x, y, batch_index, label, **extras)
-        sample = posterior_sample(self, x, y, context, n_samples, transform_batch, generator)
+            raise ValueError(allowed("eps", eps, "finite numbers from 0"))
+        x, y, context = self._cells(x, y, batch_index, label, **extras)
+        sample = minibatch.posterior_sample(
+            self, x, y, context, n_samples, transform_batch, generator
+        )
         mixture = self.proteins(
             sample.decoded, sample.log_background, sample.context, efficiency=False
         )

@@ -1,29 +1,35 @@
-"""A minibatch as totalVI 0.6.x takes and describes it: checked, sampled, and named."""
+"""Minibatches with the arguments and names of totalVI 0.6.x: checks, samples, and results."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.errors import allowed
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.config import LibraryKind, NetworkConfig, at_least_one
 from totalvi.nn.likelihoods import (
+    SMALLEST_NORMAL,
     Dispersion,
     negative_binomial_mixture_log_prob,
     sum_measured,
     without_unmeasured,
 )
 from totalvi.nn.network import Network
+from totalvi.nn.ops import gene_reconstruction_loss
 from totalvi.nn.sync import standard_normal
 
 _SAMPLES_AT_ONCE = 50
 
 
+BatchCode: TypeAlias = int | float | np.number | np.ndarray | Tensor
+
+
 class CellExtras(TypedDict, total=False):
-    """Keyword arguments that the methods of `TOTALVI` take besides the reference's.
+    """Keyword arguments of the methods of `TOTALVI` that the reference does not have.
 
     ``panel_index`` (B,), ``size_factor`` (B, 1), ``categorical_covariates`` (B, covariates) of codes,
     ``continuous_covariates`` (B, covariates).
@@ -39,11 +45,12 @@ def checked_context(
     config: NetworkConfig,
     x: Tensor | SparseCounts,
     y: Tensor,
-    batch_index: Tensor | None,
-    label: Tensor | None,
+    batch_index: Tensor | None = None,
+    label: Tensor | None = None,
+    *,
     extras: CellExtras,
 ) -> CellContext:
-    """Return what is known of the cells with counts ``x`` (B, G) and ``y`` (B, T).
+    """Return the context of the cells with counts ``x`` (B, G) and ``y`` (B, T).
 
     Raises
     ------
@@ -76,8 +83,13 @@ def checked_context(
     )
 
 
-def check_counts(network: Network, x: Tensor | SparseCounts, y: Tensor) -> None:
-    """Raise ValueError unless ``x`` is (B, G) and ``y`` (B, T), of the network's data type."""
+def checked_counts(
+    network: Network, x: Tensor | SparseCounts, y: Tensor
+) -> tuple[Tensor | SparseCounts, Tensor]:
+    """Return RNA counts (B, G) and protein counts (B, T); whole numbers in the network's data type.
+
+    Raises ValueError where they have another shape, or another data type of fractions.
+    """
     dtype = network.gene_log_r.dtype
     widths = network.n_input_genes, network.n_input_proteins
     for name, given, width in zip(("x", "y"), (x, y), widths, strict=True):
@@ -88,19 +100,21 @@ def check_counts(network: Network, x: Tensor | SparseCounts, y: Tensor) -> None:
                 f"{name} has shape {tuple(given.shape)}; allowed is ({x.shape[0]}, {width})."
             )
         values = given.counts if isinstance(given, SparseCounts) else given
-        if values.dtype != dtype:
-            raise ValueError(f"{name} holds {values.dtype}; allowed is {dtype}.")
+        if values.dtype != dtype and (values.is_floating_point() or values.is_complex()):
+            raise ValueError(f"{name} holds {values.dtype}; allowed are {dtype} and whole numbers.")
     if isinstance(x, SparseCounts):
         x.check()
+        return SparseCounts(x.counts.to(dtype), x.gene, x.cell_pointer, x.n_genes), y.to(dtype)
+    return x.to(dtype), y.to(dtype)
 
 
 def group_codes(name: str, given: Tensor | None, like: Tensor, n_categories: int) -> Tensor:
-    """Return the code of each cell's group, (B,); all cells are one group where the model has none.
+    """Return the code of each cell's group, (B,); all cells are one group if the model has none.
 
-    ``like`` holds a row for each of the B cells.
+    ``like`` has a row for each of the B cells.
     """
     if given is None and n_categories > 1:
-        raise ValueError(f"{name} is None; allowed are codes from 0 to {n_categories - 1}.")
+        raise ValueError(allowed(name, None, f"codes from 0 to {n_categories - 1}"))
     if given is not None and n_categories == 0 and len(given) != len(like):
         raise ValueError(f"{name} has {len(given)} rows; allowed are {len(like)}, one a cell.")
     if given is None or n_categories == 0:
@@ -114,7 +128,7 @@ def integer_codes(name: str, given: Tensor, n_cells: int, n_categories: int) -> 
     Raises
     ------
     ValueError
-        When the shape fits none of these, or a code is not below the number of categories.
+        When it has another shape, or a code is not below the number of categories.
     """
     n_allowed = max(n_categories, 1)
     if given.dim() == 2 and given.shape[1] == n_categories == 1 and bool((given == 1).all()):
@@ -156,7 +170,7 @@ def covariate_codes(
 
 
 def covariate_matrix(name: str, given: Tensor | None, n_cells: int, width: int) -> Tensor | None:
-    """Return covariates (B, width); None where the model has none and none are given."""
+    """Return covariates (B, width); None if the model has none and none are given."""
     if width == 0 and given is None:
         return None
     shape = None if given is None else tuple(given.shape)
@@ -168,7 +182,7 @@ def covariate_matrix(name: str, given: Tensor | None, n_cells: int, width: int) 
 def known_library(
     kind: LibraryKind, x: Tensor | SparseCounts, size_factor: Tensor | None
 ) -> Tensor | None:
-    """Return the cells' RNA totals, or the given size factors, (B, 1); None where it is latent."""
+    """Return the cells' RNA totals or the given size factors, (B, 1); None if they are latent."""
     if kind == "latent":
         return None
     if kind == "observed":
@@ -185,7 +199,7 @@ def known_library(
 def library_prior(
     kind: LibraryKind, mean: Tensor | None, variance: Tensor | None, n_cells: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return mean and variance of the prior of the log library size; None where it is not latent.
+    """Return mean and variance of the prior of the log library size; None if it is not latent.
 
     Raises ValueError unless they hold one value, or one for each of the B cells.
     """
@@ -201,8 +215,27 @@ def library_prior(
     return mean, variance
 
 
+def batch_code(given: BatchCode | None, n_batch: int) -> int | None:
+    """Return the code of a batch from a whole number, or a tensor or array that holds a single one.
+
+    Examples
+    --------
+    >>> batch_code(torch.tensor(1), 2), batch_code(1.0, 2), batch_code(None, 2)
+    (1, 1, None)
+    """
+    if given is None:
+        return None
+    largest = max(n_batch, 1) - 1
+    values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    is_number = values.size == 1 and np.issubdtype(values.dtype, np.number)
+    code = values.reshape(-1)[0] if is_number else -1
+    if not (0 <= code <= largest and code == int(code)):
+        raise ValueError(allowed("transform_batch", given, f"0 to {largest}"))
+    return int(code)
+
+
 class Sample(NamedTuple):
-    """Samples of the latent variables of a minibatch, and what they were decoded as and to."""
+    """Samples of the latent variables of a minibatch, with the context and result of decoding."""
 
     posterior: CellPosterior
     context: CellContext
@@ -220,18 +253,15 @@ def posterior_sample(
     y: Tensor,
     context: CellContext,
     n_samples: int,
-    transform_batch: int | None,
+    transform_batch: BatchCode | None,
     generator: torch.Generator | None,
 ) -> Sample:
     """Encode the cells, sample their latent variables, and decode them into ``transform_batch``.
 
-    With ``n_samples`` above 1 all parts gain a leading axis.
+    With ``n_samples`` above 1, all parts gain a leading axis.
     """
     at_least_one("n_samples", n_samples)
-    largest = max(network.n_batch, 1) - 1
-    is_code = isinstance(transform_batch, int | np.integer)
-    if transform_batch is not None and not (is_code and 0 <= transform_batch <= largest):
-        raise ValueError(f"transform_batch is {transform_batch!r}; allowed are 0 to {largest}.")
+    decoded_in = batch_code(transform_batch, network.n_batch)
     posterior = network.encode(x, y, context, generator)
     if n_samples > 1:
         qz_m, qz_v = (part.expand(n_samples, -1, -1) for part in posterior[:2])
@@ -243,7 +273,7 @@ def posterior_sample(
     untran_z = network.latent_at(posterior, noise)
     library_size, untran_l = network.sample_library(posterior, context, generator)
     z = network.transform_latent(untran_z)
-    context = network.in_batch(context, transform_batch)
+    context = network.in_batch(context, decoded_in)
     flat = network.decode(z.flatten(0, -2), context.repeat(n_samples), generator)
     decoded = flat.unflatten(z.shape[:-1])
     log_background = network.sample_log_background(decoded, generator)
@@ -269,9 +299,9 @@ def latent_mean(
 
 
 def inverse_dispersion(dispersion: Dispersion, n_samples: int = 1) -> Tensor:
-    """Return r, (features,), or by cell where it differs by group.
+    """Return r, (features,), or per cell if it differs by group.
 
-    It is a parameter, not sampled: for several samples r by cell is repeated along a leading axis.
+    It is a parameter and not sampled. For several samples, r per cell is repeated along a leading axis.
     """
     r = dispersion.log_r.exp()
     if len(dispersion.by_group) == 1:
@@ -279,15 +309,54 @@ def inverse_dispersion(dispersion: Dispersion, n_samples: int = 1) -> Tensor:
     return r if n_samples == 1 else r.expand(n_samples, -1, -1)
 
 
+def measured_proteins(
+    given: Tensor | np.ndarray | Sequence[Sequence[float]] | None, y: Tensor
+) -> Tensor | None:
+    """Return which proteins were measured, bool (B, T), from true and false or 1 and 0; None: all.
+
+    Raises ValueError where the mask has another shape than ``y``, or other numbers.
+    """
+    if given is None:
+        return None
+    mask = torch.as_tensor(given, device=y.device)
+    if mask.shape != y.shape:
+        raise ValueError(
+            f"pro_batch_mask_minibatch has shape {tuple(mask.shape)}; allowed is {tuple(y.shape)}."
+        )
+    measured = mask.bool()
+    if bool((measured != mask).any()):
+        raise ValueError(
+            "pro_batch_mask_minibatch holds other numbers than 0 and 1; give 1 where a protein was "
+            "measured."
+        )
+    return measured
+
+
+def gene_loss_of(network: Network, x: Tensor | SparseCounts, px_: dict[str, Tensor]) -> Tensor:
+    """Return ``-log p(x)`` summed over genes, (B,), from the entries of ``px_``.
+
+    The network's likelihood decides whether ``px_["dropout"]`` counts, whoever made ``px_``.
+    """
+    dropout = None
+    if network.config.reconstruction_loss_gene == "zinb":
+        if "dropout" not in px_:
+            raise ValueError(
+                'px_ has no "dropout", which a "zinb" network needs; give what inference returned.'
+            )
+        dropout = px_["dropout"]
+    log_r = px_["r"].log()
+    return gene_reconstruction_loss(
+        x,
+        px_["rate"].clamp(min=SMALLEST_NORMAL).log(),
+        log_r[None] if log_r.dim() == 1 else log_r,
+        dropout,
+    )
+
+
 def protein_reconstruction_loss(
     y: Tensor, py_: dict[str, Tensor], measured: Tensor | None
 ) -> Tensor:
     """Return ``-log p(y)`` summed over measured proteins, (B,), from the entries of ``py_``."""
-    if measured is not None and measured.shape != y.shape:
-        raise ValueError(
-            f"pro_batch_mask_minibatch has shape {tuple(measured.shape)}; "
-            f"allowed is {tuple(y.shape)}."
-        )
     efficiency = py_.get("efficiency", torch.ones_like(py_["rate_back"]))
     log_prob = negative_binomial_mixture_log_prob(
         without_unmeasured(y, measured),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.finding import did_you_mean
-from totalvi.errors import of_scvi
+from totalvi.errors import allowed, of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names: TypeAlias = str | Sequence[str] | None
@@ -44,15 +44,14 @@ def check_network_options(options: dict[str, Any]) -> None:
 def key_tuple(argument: str, keys: Sequence[str]) -> tuple[str, ...]:
     """Return several obs keys as a tuple; a single text is refused, as its letters would be keys."""
     if isinstance(keys, str):
-        raise ValueError(f'{argument} is {keys!r}; allowed is a list of columns: give ["{keys}"].')
+        raise ValueError(allowed(argument, keys, f'lists of columns, as ["{keys}"]'))
     return tuple(keys)
 
 
 def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
-        allowed = ", ".join(map(repr, choices))
-        raise ValueError(f"{argument} is {value!r}; allowed are {allowed}.")
+        raise ValueError(allowed(argument, value, choices))
 
 
 def cell_positions(indices: Cells, n_cells: int, argument: str = "indices") -> np.ndarray:
@@ -102,7 +101,7 @@ def checked_library_size(library_size: ScaledLibrary) -> ScaledLibrary:
     is_number = isinstance(library_size, int | float | np.number)
     if is_number and 0 < library_size < np.inf:
         return float(library_size)
-    raise ValueError(f"library_size is {library_size!r}; allowed are 'latent' or a number above 0.")
+    raise ValueError(allowed("library_size", library_size, "'latent' or a number above 0"))
 
 
 def checked_number(
@@ -114,7 +113,7 @@ def checked_number(
         return float(value)
     least = "from" if zero else "above"
     most = "" if below == np.inf else f" and below {below:g}"
-    raise ValueError(f"{argument} is {value!r}; allowed are finite numbers {least} 0{most}.")
+    raise ValueError(allowed(argument, value, f"finite numbers {least} 0{most}"))
 
 
 class Sampling(TypedDict, total=False):
@@ -178,6 +177,10 @@ seed
     "transform_batch": """
 transform_batch
     Batch or batches to decode every cell into, averaged. None: each cell's own.
+""",
+    "batches_correlated": """
+transform_batch
+    Batch or batches to decode every cell into; their correlations are averaged. None: each cell's own.
 """,
     "protein_list": """
 protein_list

@@ -14,10 +14,10 @@ from torch import Tensor
 from totalvi.data.counts import ROWS_AT_A_TIME
 from totalvi.data.describe import Data
 from totalvi.data.panels.antibody_names import matched_pairs
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
-from totalvi.posterior.draws import draws, plausible
+from totalvi.posterior.draws import drawn_background, draws, plausible
 from totalvi.posterior.noise import gamma_values
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
 
@@ -65,17 +65,28 @@ def feature_correlations(
     """
     n_features, n_cells = len(wanted.genes) + len(wanted.proteins), len(question.cells)
     total = np.zeros((n_features, n_features))
+    for parts in _samples(question, wanted, gene_partners):
+        if wanted.log_transform:
+            parts = map(np.log1p, parts)
+        if wanted.correlation_type == "pearson":
+            total += pearson(parts, n_features)
+        else:
+            total += spearman(parts, n_features, n_cells)
+    return total / question.n_draws
+
+
+def _samples(
+    question: Question,
+    wanted: Correlated,
+    gene_partners: Callable[[Minibatch], Minibatch] | None = None,
+) -> Iterator[Iterator[np.ndarray]]:
+    """Yield the values of each sample in each batch, in blocks of cells (B, features)."""
     with question.minibatches("correlations", n_passes=question.n_draws) as batches:
         for sample, code in product(range(question.n_samples), question.transform_batch):
-            parts = (
+            yield (
                 _values(question, wanted, batch, gene_partners, sample, code)
-                for batch in _one_pass(batches, n_cells)
+                for batch in _one_pass(batches, len(question.cells))
             )
-            if wanted.correlation_type == "pearson":
-                total += pearson(parts, n_features)
-            else:
-                total += spearman(parts, n_features, n_cells)
-    return total / question.n_draws
 
 
 def pearson(parts: Iterable[np.ndarray], n_features: int) -> np.ndarray:
@@ -128,11 +139,9 @@ def _normalised(co_moment: np.ndarray, squares: np.ndarray) -> np.ndarray:
 
 
 def _one_pass(batches: Iterator[Minibatch], n_cells: int) -> Iterator[Minibatch]:
-    n_done = 0
-    while n_done < n_cells:
-        batch = next(batches)
-        n_done += len(batch.cells)
-        yield batch
+    while n_cells > 0:
+        yield (batch := next(batches))
+        n_cells -= len(batch.cells)
 
 
 def _values(
@@ -148,14 +157,17 @@ def _values(
     if gene_partners is not None and len(wanted.genes):
         partners = gene_partners(batch)
         genes, _ = _denoised_sample(question, wanted, partners, sample, code)
-    values = np.hstack([genes, proteins])
-    return np.log1p(values) if wanted.log_transform else values
+    return np.hstack([genes, proteins])
 
 
 def _denoised_sample(
     question: Question, wanted: Correlated, batch: Minibatch, sample: int, code: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return Gamma(r, r / mean) samples of genes and proteins, whose background is set to zero."""
+    """Return Gamma(r, r / mean) samples of genes and proteins.
+
+    The mean of a protein is that of its foreground; where the protein is drawn to be background, the
+    sample is zero.
+    """
     network, noise = question.network, question.noise
     (draw,) = draws(network, batch, 1, noise, (code,), first_sample=sample)
 
@@ -166,8 +178,10 @@ def _denoised_sample(
         )  # fmt: skip
 
     mixture = plausible(draw.proteins)
-    foreground = mixture.foreground_probability() * mixture.foreground_mean()
+    foreground = mixture.foreground_mean()
     proteins = values(foreground, mixture.log_r, wanted.proteins, network.n_input_genes)
+    in_background = drawn_background(mixture.background_probability(), noise, sample, batch.keys)
+    proteins[in_background[:, wanted.proteins].cpu().numpy() > 0] = 0.0
     if not len(wanted.genes):
         return np.empty((len(proteins), 0), dtype=np.float32), proteins
     rna = wanted.rna_size_factor * network.proportions(draw.decoded)
@@ -198,27 +212,21 @@ class CorrelationQueries(Fitted):
     ) -> pd.DataFrame:
         """Return the correlations of genes and proteins over cells, free of technical variation.
 
-        A sample of each cell is drawn from Gamma(r, r / mean), which has the denoised mean and the
-        spread that the inverse dispersion r says: for genes, the mean is rho times
-        ``rna_size_factor``; for proteins (1 - pi) beta alpha, whose background is set to zero (Gayoso,
-        Steier et al., 2021). Each sample, decoded into each batch, gives a correlation matrix over the
+        A sample of each cell is drawn from Gamma(r, r / mean). For genes, the mean is rho times
+        ``rna_size_factor``. For proteins it is that of the foreground, beta alpha, and the sample is
+        zero where the protein is drawn to be background, with probability pi (Gayoso, Steier et al.,
+        2021). Each sample, decoded into each batch, gives a correlation matrix over the
         cells; the result is their mean.
 
-        Cells are decoded in minibatches, once for each sample and batch. "pearson" holds no more than
-        a minibatch beside the matrix; "spearman" holds one value for each cell and feature, as ranks
-        need.
+        "pearson" holds no more than a minibatch of cells beside the matrix; "spearman" holds one value
+        for each cell and feature, as ranks need.
 
         Parameters
         ----------
-        {cells}
-        n_samples
-            Posterior samples of each cell in each batch; one is enough for a first look at many cells.
-        {batch_size}
+        {cells} {n_samples} {batch_size}
         rna_size_factor
             Number that RNA proportions are multiplied by; it matters with ``log_transform`` only.
-        transform_batch
-            Batch or batches to decode every cell into; their correlations are averaged. None: each
-            cell's own.
+        {batches_correlated}
         correlation_type
             "spearman" or "pearson".
         log_transform
@@ -256,18 +264,14 @@ class CorrelationQueries(Fitted):
         check_choice("correlation_type", correlation_type, ("spearman", "pearson"))
         _require_two_cells(question)
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        scale = checked_number("rna_size_factor", rna_size_factor)
         wanted = Correlated(
-            genes.positions,
-            proteins.positions,
-            correlation_type,
-            checked_number("rna_size_factor", rna_size_factor),
-            log_transform,
+            genes.positions, proteins.positions, correlation_type, scale, log_transform
         )
         partners = _permuted_cells(question) if permute_genes else None
-        names = pd.MultiIndex.from_tuples(
-            [("rna", name) for name in genes.names]
-            + [("protein", name) for name in proteins.names],
-            names=["modality", "feature"],
+        modality = np.repeat(["rna", "protein"], [len(genes), len(proteins)])
+        names = pd.MultiIndex.from_arrays(
+            [modality, [*genes.names, *proteins.names]], names=["modality", "feature"]
         )
         values = feature_correlations(question, wanted, partners)
         return pd.DataFrame(values, index=names, columns=names)
@@ -285,29 +289,26 @@ class CorrelationQueries(Fitted):
         seed: int = 0,
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """Return the Spearman correlation of proteins with their genes, raw and denoised.
+        """Return the correlation of proteins with their genes, raw and denoised.
+
+        Spearman's correlation ranks all cells, those too whose values hardly differ; Pearson's of
+        log(1 + value) does not see such differences.
 
         Parameters
         ----------
         {cells}
         pairs
-            (protein, gene) names. None: the proteins that a built-in table knows, each with the gene
-            that encodes its target and, for some, a gene of the same lineage; see
-            `totalvi.data.panels.antibody_names.matched_pairs`.
-        n_samples
-            Posterior samples of each cell in each batch.
-        {batch_size}
-        transform_batch
-            Batch or batches to decode every cell into; their correlations are averaged. None: each
-            cell's own.
-        {seed} {progress}
+            (protein, gene) names. None: those of `totalvi.data.panels.antibody_names.matched_pairs`,
+            a protein with the gene of its target and, for some, a gene of the same lineage.
+        {n_samples} {batch_size} {batches_correlated} {seed} {progress}
 
         Returns
         -------
         Data frame of the pairs with the columns ``protein``, ``gene``, ``raw`` (of protein counts with
         RNA counts divided by the cell's total) and ``denoised`` (as in
-        `get_feature_correlation_matrix`). Cells that did not measure a protein are left out of its
-        raw correlation.
+        `get_feature_correlation_matrix`), which are Spearman's correlations; ``raw_log_pearson`` and
+        ``denoised_log_pearson`` are Pearson's of log(1 + value), RNA by 1,000 a cell. Cells that did
+        not measure a protein are left out of its raw correlations.
 
         Raises
         ------
@@ -321,7 +322,7 @@ class CorrelationQueries(Fitted):
         >>> names = model.schema
         >>> pair = names.protein_names[0], names.gene_names[0]
         >>> list(model.get_gene_protein_pairs(pairs=[pair], n_samples=2))
-        ['protein', 'gene', 'raw', 'denoised']
+        ['protein', 'gene', 'raw', 'denoised', 'raw_log_pearson', 'denoised_log_pearson']
         """
         question = self._question(
             adata, indices, batch_size, progress, seed, n_samples, transform_batch
@@ -330,25 +331,21 @@ class CorrelationQueries(Fitted):
         genes = self._genes(list(dict.fromkeys(gene_names)), "pairs")
         proteins = self._proteins(list(dict.fromkeys(protein_names)), "pairs")
         _require_two_cells(question)
-        values = feature_correlations(question, Correlated(genes.positions, proteins.positions))
-        denoised = pd.DataFrame(
-            values[: len(genes), len(genes) :], index=genes.names, columns=proteins.names
+        rows = pd.Index(genes.names).get_indexer(pd.Index(gene_names))
+        columns = pd.Index(proteins.names).get_indexer(pd.Index(protein_names))
+        denoised = np.zeros((2, len(rows)))
+        for parts in _samples(question, Correlated(genes.positions, proteins.positions)):
+            values = np.concatenate(list(parts))
+            for i, (gene, protein) in enumerate(zip(rows, len(genes) + columns, strict=True)):
+                denoised[:, i] += _both_correlations(values[:, [gene, protein]])
+        denoised /= question.n_draws
+        raw = _raw_correlations(
+            question, self._genes(gene_names, "pairs"), self._proteins(protein_names, "pairs")
         )
-        return pd.DataFrame(
-            {
-                "protein": protein_names,
-                "gene": gene_names,
-                "raw": _raw_correlations(
-                    question,
-                    self._genes(gene_names, "pairs"),
-                    self._proteins(protein_names, "pairs"),
-                ),
-                "denoised": [
-                    denoised.loc[gene, protein]
-                    for protein, gene in zip(protein_names, gene_names, strict=True)
-                ],
-            }
-        )
+        found = pd.DataFrame({"protein": protein_names, "gene": gene_names})
+        for suffix, of_counts, of_samples in zip(("", "_log_pearson"), raw, denoised, strict=True):
+            found[f"raw{suffix}"], found[f"denoised{suffix}"] = of_counts, of_samples
+        return found
 
     def _pairs(self, pairs: Sequence[tuple[str, str]] | None) -> Sequence[tuple[str, str]]:
         """Return pairs of (protein, gene), those given or those known."""
@@ -360,7 +357,7 @@ class CorrelationQueries(Fitted):
                     "(protein, gene) in pairs."
                 )
         if not len(pairs) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
-            raise ValueError(f"pairs is {pairs!r}; allowed are lists of (protein, gene), or None.")
+            raise ValueError(allowed("pairs", pairs, "lists of (protein, gene), or None"))
         return pairs
 
 
@@ -369,8 +366,14 @@ def _require_two_cells(question: Question) -> None:
         raise ValueError("indices selects one cell; correlations need two or more.")
 
 
-def _raw_correlations(question: Question, genes: Features, proteins: Features) -> list[float]:
-    """Return the Spearman correlation of each gene's share of the RNA with its protein's counts."""
+def _both_correlations(values: np.ndarray) -> tuple[float, float]:
+    """Return Spearman's correlation of two columns, and Pearson's of their log(1 + value)."""
+    ranked = spearman([values], 2, len(values))[0, 1]
+    return float(ranked), float(pearson([np.log1p(values)], 2)[0, 1])
+
+
+def _raw_correlations(question: Question, genes: Features, proteins: Features) -> np.ndarray:
+    """Return both correlations of each gene's RNA, by 1,000 a cell, with its protein's counts."""
     data, cells, columns = question.data, question.cells, proteins.positions
     totals, some_genes, some_proteins = [], [], []
     for start in range(0, len(cells), ROWS_AT_A_TIME):
@@ -382,11 +385,10 @@ def _raw_correlations(question: Question, genes: Features, proteins: Features) -
     total, protein = np.concatenate(totals), np.concatenate(some_proteins)
     rna = sparse.vstack(some_genes, format="csc")
     measured = np.array(data.schema.panel_measured)[data.panel[cells]][:, columns]
-    correlations = []
+    correlations = np.empty((2, len(columns)))
     for i in range(len(columns)):
-        pair = [rna[:, [i]].toarray().ravel() / total, protein[:, i]]
-        values = np.column_stack(pair)[measured[:, i]]
-        correlations.append(float(spearman([values], 2, len(values))[0, 1]))
+        pair = [1000.0 * rna[:, [i]].toarray().ravel() / total, protein[:, i]]
+        correlations[:, i] = _both_correlations(np.column_stack(pair)[measured[:, i]])
     return correlations
 
 

@@ -118,9 +118,7 @@ class ProteinScale:
         mixture = plausible(draw.proteins)
         in_background = mixture.background_probability()
         if self.sample_mixing:
-            uniform = noise.uniform("mixing", draw.sample, keys, in_background.shape[1])
-            uniform = uniform.to(in_background.device)
-            in_background = (uniform < in_background).to(in_background.dtype)
+            in_background = drawn_background(in_background, noise, draw.sample, keys)
         foreground = (1 - in_background) * mixture.foreground_mean()
         background = torch.zeros_like(foreground)
         if self.include_background:
@@ -132,6 +130,17 @@ class ProteinScale:
 
 
 FOREGROUND = ProteinScale()
+
+
+def drawn_background(
+    probability: Tensor, noise: CellNoise, sample: int, keys: np.ndarray
+) -> Tensor:
+    """Return 1 where a protein is drawn to be background, which it is with ``probability``, else 0.
+
+    Every query draws it from the same noise, (B, all proteins of the model).
+    """
+    uniform = noise.uniform("mixing", sample, keys, probability.shape[1]).to(probability.device)
+    return (uniform < probability).to(probability.dtype)
 
 
 def draws(

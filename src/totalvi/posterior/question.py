@@ -15,7 +15,7 @@ from torch import Tensor
 from totalvi.data.cells import CiteData, QueryMapping, Schema
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError, NotTrainedError
+from totalvi.errors import DataError, NotTrainedError, allowed, argument
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.plan import Split
 from totalvi.nn.config import at_least_one
@@ -237,7 +237,7 @@ class Fitted(Protocol):
 
     def _noise(self, seed: int) -> CellNoise:
         if not (isinstance(seed, int | np.integer) and seed >= 0):
-            raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0.")
+            raise ValueError(allowed("seed", seed, "whole numbers from 0"))
         sequence = np.random.SeedSequence(self.seed, spawn_key=(_QUERY, int(seed)))
         return CellNoise(int(sequence.generate_state(1, np.uint64)[0]))
 
@@ -260,7 +260,8 @@ class Fitted(Protocol):
         for name in wanted:
             if str(name) not in known:
                 raise ValueError(
-                    f"transform_batch holds {name!r}; {did_you_mean(str(name), known)}."
+                    f"{argument('transform_batch')} holds {name!r}; "
+                    f"{did_you_mean(str(name), known)}."
                 )
         return tuple(known.index(str(name)) for name in wanted)
 

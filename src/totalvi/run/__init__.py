@@ -1,1 +1,1 @@
-"""From a count file to a folder of results: the commands that fit, map and impute."""
+"""Commands that fit, map and impute, from a count file to a folder of results."""

@@ -1,4 +1,4 @@
-"""What follows the fit of a run: each step takes from `Work` what it needs, and leaves what it made."""
+"""The steps of a run after its fit: each reads its inputs from `Work`, and adds its results."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.counts import (
     Counts,
     CountsInMemory,
@@ -18,6 +19,7 @@ from totalvi.data.counts import (
     SparseOnDisk,
     lies_on_disk,
 )
+from totalvi.data.finding import listed
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
@@ -32,7 +34,6 @@ from totalvi.run.results import (
     read_protein_warnings,
     write_tables,
 )
-from totalvi.run.tables import background_tables
 
 POSTERIOR_SAMPLES = 25
 SAMPLES_OF_MANY, MANY_CELLS = 10, 8192
@@ -42,7 +43,7 @@ LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5m
 
 @dataclass
 class Work:
-    """A fitted model, its cells, and what the steps after the fit have made so far.
+    """A fitted model, its cells, and the results of the steps after the fit so far.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ class Work:
     options
         What the run was asked.
     folder
-        Of the run.
+        Folder of the run.
     file
         Takes what is known of each cell.
 
@@ -66,7 +67,7 @@ class Work:
     denoised_protein, foreground_probability
         Of the cells shown.
     protein_warnings
-        What is wrong with each antibody, or "".
+        The fault of each antibody, or "".
     warnings
         Of the steps, for the record.
     """
@@ -112,7 +113,7 @@ class Work:
 
     @property
     def estimates(self) -> Estimates:
-        """What the model says of the cells shown."""
+        """Estimates of the model for the cells shown."""
         return Estimates(
             self.latent[self.sample], self.denoised_protein, self.foreground_probability
         )
@@ -132,13 +133,13 @@ def _rows(stored: Any, where: str, *, dense: bool) -> Counts[Any]:
 
 
 def write_counts(work: Work) -> None:
-    """Begin the results; a store on disk has its counts since before the fit."""
+    """Create the results file; a store on disk got its counts before the fit."""
     if not work.file.on_disk:
         work.file.write_counts(work.data)
 
 
 def take_latent(work: Work) -> None:
-    """Ask for the latent representation."""
+    """Compute the latent representation."""
     work.latent = work.model.get_latent_representation()
     work.file.add_obsm("X_totalvi", work.latent)
 
@@ -149,9 +150,9 @@ def load_latent(work: Work) -> None:
 
 
 def posterior_samples(n_cells: int) -> int:
-    """Return how many samples denoised values average: 25; 10 of more than 8,192 cells.
+    """Return the number of samples that denoised values average: 25, or 10 for more than 8,192 cells.
 
-    Each sample of many cells takes as long as a third of an epoch.
+    Each sample takes a third as long as an epoch.
 
     Examples
     --------
@@ -187,7 +188,7 @@ def denoise(work: Work) -> None:
         if work.file.is_there:
             work.warnings.append(
                 f"denoised RNA of {n_cells:,} cells and {n_genes:,} genes is not in {RESULTS}, which "
-                "would be too large to read: `totalvi denoise` writes it to a .zarr store"
+                "would be too large to read; `totalvi denoise` writes it to a .zarr store."
             )
     for name, values in (("denoised", protein), ("foreground_probability", foreground)):
         work.file.add_layer("prot", name, values)
@@ -223,7 +224,7 @@ def load_clusters(work: Work) -> None:
 
 
 def _set_clusters(work: Work, clusters: Clusters) -> None:
-    """Keep the clusters, also where the model looks for columns to compare by."""
+    """Store the clusters, also where the model finds columns to compare by."""
     work.clusters = clusters
     work.shown.obs[CLUSTER_COLUMN] = work.clusters_shown.labels
 
@@ -258,19 +259,41 @@ def _measured_total(counts: np.ndarray) -> np.ndarray:
 
 
 def load_protein_warnings(work: Work) -> None:
-    """Read what the table of proteins says of the antibodies."""
+    """Read the warnings about antibodies from the table of proteins."""
     work.protein_warnings = read_protein_warnings(work.folder / "tables")
 
 
+def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Return tables of the empty droplets and isotype controls, where there are any, and warnings.
+
+    ``ambient``: what the droplets hold; ``isotype_controls`` and ``background``: how the estimated
+    background agrees with the controls, by control and by protein.
+    """
+    tables = {}
+    if AMBIENT in mdata.uns:
+        tables["ambient"] = mdata.uns[AMBIENT].set_index("protein")
+    if not model.schema.control_names:
+        return tables, []
+    check = model.check_isotype_controls()
+    tables |= {"isotype_controls": check.controls, "background": check.proteins}
+    high = check.proteins.index[check.proteins["warning"] != ""]
+    if not len(high):
+        return tables, []
+    return tables, [
+        f"{len(high)} of {len(check.proteins)} proteins have a background far above the isotype "
+        f"controls, {listed(high)}; it may be signal that most cells have, see tables/background.csv."
+    ]
+
+
 def tabulate_background(work: Work) -> None:
-    """Write the tables of empty droplets and isotype controls, where there are any."""
+    """Write the tables of empty droplets and isotype controls, if there are any."""
     tables, warnings = background_tables(work.model, work.data)
     write_tables(tables, work.folder / "tables")
     work.warnings += warnings
 
 
 def compare_clusters(work: Work) -> None:
-    """Compare each cluster with the others; one cluster has nothing to be compared with."""
+    """Compare each cluster with the others, if there are several."""
     if work.clusters_shown.labels.remove_unused_categories().categories.size < 2:
         return
     data = None if work.shown is work.data else work.shown
@@ -279,7 +302,7 @@ def compare_clusters(work: Work) -> None:
 
 
 def check_predictions(work: Work) -> None:
-    """Draw counts again for at most 1,000 cells taken at random, and compare."""
+    """Draw counts from the model for at most 1,000 random cells, and compare."""
     n_cells = work.data.n_obs
     cells = np.sort(np.random.default_rng(work.options.seed).permutation(n_cells)[:CHECKED_CELLS])
     check = work.model.posterior_predictive_check(
@@ -290,7 +313,7 @@ def check_predictions(work: Work) -> None:
 
 
 def measure_mixing(work: Work) -> None:
-    """Write how well the batches mix, where there are any."""
+    """Write how well the batches mix, if there are any."""
     if work.batch is not None:
         tables = {"batches": batch_mixing(work.latent, work.batch, work.options.seed)}
         write_tables(tables, work.folder / "tables")
@@ -332,4 +355,4 @@ AFTER_FIT: tuple[Step[Work], ...] = (
 """The steps after the fit."""
 
 IN_THE_FILE = ("latent space", "denoised counts", "clusters and UMAP")
-"""Those that leave nothing but what they add to the results file."""
+"""Steps whose only result is what they add to the results file."""

@@ -22,7 +22,7 @@ LEIDEN_ITERATIONS = 2
 MAP_CELLS = 100_000
 """Cells that are clustered and mapped at once; further ones join the nearest of them."""
 AS_SCANPY = 8192
-"""Cells up to which clusters and map are scanpy's to the bit; of more, they are made in parallel."""
+"""Cells up to which clusters and map equal scanpy's to the bit; above, they are made in parallel."""
 
 
 class Clusters(NamedTuple):
@@ -57,7 +57,7 @@ def cells_to_map(batch: pd.Series | None, n_cells: int) -> np.ndarray:
 def cluster_all(
     latent: np.ndarray, sample: np.ndarray, *, resolution: float = 1.0, seed: int = 0
 ) -> Clusters:
-    """Cluster and map the cells of a sample, and let all others join the nearest of them.
+    """Cluster and map the cells of a sample, and assign all others to the nearest of them.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def cluster_cells(latent: np.ndarray, *, resolution: float = 1.0, seed: int = 0)
     """
     n_cells = len(latent)
     if n_cells < 5:
-        raise DataError(f"{n_cells} cells are too few to cluster: give at least 5")
+        raise DataError(f"{n_cells} cells are too few to cluster; give at least 5.")
     latent = np.asarray(latent, dtype=np.float32)
     found = nearest_to_each(latent, NEIGHBOURS)
     if n_cells > AS_SCANPY:
@@ -101,7 +101,7 @@ def cluster_cells(latent: np.ndarray, *, resolution: float = 1.0, seed: int = 0)
         labels = _leiden(sparse.triu(weights, format="coo"), resolution, seed)
         return Clusters(labels, lay_out(latent, weights, seed))
     with warnings.catch_warnings(), _threads_kept():
-        warnings.simplefilter("ignore")  # UMAP warns of its own coming versions
+        warnings.simplefilter("ignore")  # UMAP warns about its own future versions
         graph = _umap_graph(found)
         return Clusters(_leiden(graph, resolution, seed), _umap(latent, graph, seed))
 
@@ -135,7 +135,7 @@ def _leiden(graph: sparse.coo_matrix, resolution: float, seed: int) -> pd.Catego
 
 
 class _Bits:
-    """What igraph asks of a source of random numbers, as scanpy gives it to igraph.
+    """A random number generator for igraph, like the one that scanpy gives it.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ class _Bits:
 
 @contextmanager
 def _drawing_from(source: np.random.RandomState) -> Iterator[None]:
-    """Make igraph draw from ``source``, in place of Python's global generator."""
+    """Make igraph draw from ``source`` instead of Python's global generator."""
     igraph.set_random_number_generator(_Bits(source))
     try:
         yield
@@ -266,14 +266,13 @@ def batch_mixing(latent: np.ndarray, batch: pd.Series, seed: int = 0) -> pd.Data
     latent, batch
         Latent representation, shape (n_cells, n_latent), and batch of each cell.
     seed
-        Of the sample of cells that is taken of more than 50,000.
+        Seed of the sample of cells, if there are more than 50,000.
 
     Returns
     -------
     pandas.DataFrame
         Indexed by batch: ``cells``; ``percent_other_neighbors``; ``percent_other_by_chance``; and
-        ``mixing``, their ratio: 1 as if batches were dealt out at random, 0 apart. NaN with one
-        batch.
+        ``mixing``, their ratio: 1 for random batches, 0 for separate ones. NaN with one batch.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The parts of a run on their own: a fitted model, its denoised counts, its differential expression."""
+"""The parts of a run as separate commands: train, denoise, differential expression."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import shared_store
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError, OutputError, TotalviError
+from totalvi.errors import DataError, OutputError, TotalviError, argument, setting
 from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
@@ -39,7 +39,7 @@ from totalvi.run.prepare import prepare, prepare_on_disk
 
 
 class Trained(NamedTuple):
-    """A fitted model in its folder, and what was noted on the way."""
+    """A fitted model in its folder, with warnings and notes."""
 
     folder: Path
     model: Model
@@ -66,14 +66,14 @@ def train_model(
     checkpoint_every: timedelta = CHECKPOINT_EVERY,
     progress: bool | None = None,
 ) -> Trained:
-    """Check counts, select genes, fit a model, and save it; nothing else.
+    """Check counts, select genes, fit a model, and save it, without the rest of a run.
 
     Several processes (see `totalvi.processes`) fit it together; the first selects genes and writes.
 
     Parameters
     ----------
     input, keys, options
-        Counts, and where in them what is.
+        Counts, the places in them, and how to read them.
     unmeasured
         Proteins that a batch did not measure; see `totalvi.declare_unmeasured`.
     output
@@ -90,12 +90,8 @@ def train_model(
         When the input cannot be used, the output cannot be written, or the fit fails.
     """
     if output.exists() and not (overwrite and is_model(output)):
-        fix = (
-            "choose another name"
-            if overwrite
-            else "choose another name, or replace it with overwrite"
-        )
-        raise OutputError(f"{output} exists: {fix}")
+        replace = "" if overwrite else f", or replace it with {setting('overwrite', True)}"
+        raise OutputError(f"{output} exists; choose another name{replace}.")
     launch(devices=devices, num_nodes=num_nodes)
     steps = Steps(progress if this_process().rank == 0 else False)
     checkpoint = checkpoint_of(output)
@@ -129,9 +125,9 @@ def train_model(
 
 @contextmanager
 def _cells_beside(output: Path) -> Iterator[Path]:
-    """Give the place of a store beside ``output`` that is there for a while, and no others use.
+    """Yield the path of a temporary store beside ``output``, under a lock.
 
-    Of several processes the first holds and removes it.
+    With several processes, the first holds the lock and removes the store.
     """
     store = output.with_name(f".{output.name}.cells.zarr")
     if this_process().rank:
@@ -154,12 +150,14 @@ def _prepared_on_disk(
 ) -> tuple[Path, Columns, list[Finding]]:
     """Write the cells and genes of a fit to ``store``."""
     if isinstance(input, MuData | AnnData):
-        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        raise ValueError(
+            f"{argument('on_disk')} is for the path of a file; data in memory do without."
+        )
     data, keys = open_input(input, keys, options, unmeasured)
     findings: list[Finding] = []
     with first_alone() as is_first:
         if is_first:
-            shutil.rmtree(store, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(store, ignore_errors=True)  # left by a process that was killed
             findings = prepare_on_disk(data, keys, store, n_genes=n_genes)
     return store, keys, findings
 
@@ -171,7 +169,7 @@ def load_with_counts(
     *,
     on_disk: bool = False,
 ) -> tuple[Model, Any]:
-    """Return a model and the counts to ask it about.
+    """Return a model and the counts for its queries.
 
     Parameters
     ----------
@@ -181,16 +179,18 @@ def load_with_counts(
     reading
         Where the counts of ``input`` are, how it is read, and what it did not measure.
     on_disk
-        Whether counts stay on disk where their format lets them; the path is then returned.
+        Whether counts stay on disk if their format allows it; the path is then returned.
 
     Raises
     ------
     DataError
-        Where there are no counts.
+        When there are no counts.
     """
     folder, counts = _model_and_counts(model_path, input)
     if counts is None:
-        raise DataError(f"{model_path} holds no counts: name the file with the counts as INPUT")
+        raise DataError(
+            f"{model_path} holds no counts; name the file with the counts as {argument('input')}."
+        )
     data: Any = counts
     if input is not None and reading != AS_IS:
         data = counts_in_x(*read_input(counts, *reading))
@@ -200,7 +200,7 @@ def load_with_counts(
 
 
 def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:
-    """Return the model's folder, and the counts that are given or lie beside it."""
+    """Return the model's folder, and the given counts or those beside it."""
     of_run = model_path / MODEL
     if is_model(model_path) or not of_run.is_dir():
         return model_path, input
@@ -216,7 +216,7 @@ def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None)
 
 @contextmanager
 def _values_of_the_user() -> Iterator[None]:
-    """Make what a query says of a wrong name a matter of the input."""
+    """Turn the error of a query about a wrong name into one about the input."""
     try:
         yield
     except TotalviError:
@@ -239,11 +239,11 @@ def denoise(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
-    """Write denoised counts: RNA by 10,000 a cell, proteins free of background.
+    """Write denoised counts: RNA scaled to 10,000 per cell, proteins without background.
 
-    ``output`` ends in .h5mu (with the foreground probability as a layer), or in .zarr, which is
-    written some cells at a time, by several processes if there are (see `totalvi.processes`), from
-    counts that stay on disk where they can.
+    ``output`` ends in .h5mu (with the foreground probability as a layer) or in .zarr. A zarr store is
+    written some cells at a time, by all processes (see `totalvi.processes`), from counts that stay on
+    disk if possible.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def denoise(
             model.get_normalized_expression(**asked, library_size=1e4, out=staged)
         return output
     if this_process().n_processes > 1:
-        raise OutputError(f"{output} is written by one process: give a name that ends in .zarr")
+        raise OutputError(f"{output} is written by one process; give a name that ends in .zarr.")
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
         model, data = load_with_counts(model_path, input, reading)
         rna, protein = model.get_normalized_expression(**asked, library_size=1e4)

@@ -1,4 +1,4 @@
-"""Counts of any format to the zarr store that models train from on disk."""
+"""Convert counts of any format to a zarr store, from which models train on disk."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -46,7 +46,7 @@ def read_input(
     options: ReadOptions,
     unmeasured: Unmeasured | None = None,
 ) -> tuple[MuData | AnnData, Columns]:
-    """Read counts unless they are in memory already, and say where in what was read they are.
+    """Read counts unless they are already in memory; return the data and the places of the counts.
 
     ``unmeasured`` is as in `totalvi.declare_unmeasured`.
     """
@@ -111,13 +111,13 @@ def open_input(
     options: ReadOptions,
     unmeasured: Unmeasured | None = None,
 ) -> tuple[MuData | AnnData, Columns]:
-    """Open counts with what can stay on disk left there; read other formats into memory.
+    """Open counts on disk if their format allows it; read other formats into memory.
 
     So is what has to be put in order to be read, and counts that are stored by gene (CSC) or in raw.
 
     Returns
     -------
-    The data, and where in them the counts are.
+    The data, and the places of the counts in them.
     """
     if options != ReadOptions() or not can_stay_on_disk(given):
         return read_input(given, keys, options, unmeasured)
@@ -162,7 +162,7 @@ def convert_counts(
     unmeasured: Unmeasured | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write raw counts as a MuData in zarr whose layout reads fast, some cells at a time.
+    """Write raw counts as a MuData in zarr with a layout that is fast to read, some cells at a time.
 
     The store has the modalities ``rna`` (CSR, in compressed chunks and shards), ``prot`` and, where
     there are hashtags or isotype controls apart, ``hto`` and ``isotype``; the annotation of cells and
@@ -178,11 +178,11 @@ def convert_counts(
     output
         Folder of the new store.
     keys, options
-        Where the counts are, and how to read formats that are read whole.
+        Places of the counts, and how to read formats that are read into memory.
     unmeasured
         Proteins that a batch did not measure; see `totalvi.declare_unmeasured`.
     overwrite
-        Whether to replace a store that is there.
+        Whether to replace an existing store.
 
     Returns
     -------
@@ -277,7 +277,7 @@ def _write_layers(store: Path, source: CountSource, data: MuData | AnnData, keys
 def feature_annotation(
     source: CountSource, data: MuData | AnnData, keys: Columns
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Copy what ``data`` says of the genes and of the proteins in ``source``."""
+    """Copy the annotation in ``data`` of the genes and of the proteins in ``source``."""
     if isinstance(data, MuData):
         proteins = data[keys.protein_modality].var
     else:

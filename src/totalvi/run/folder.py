@@ -1,4 +1,4 @@
-"""Where results may go, writing them whole or not at all, and what a finished run left there."""
+"""Check the places of results, and write results completely or not at all."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from totalvi.atomic import flush, locked, new_folder, parents_of, writing
-from totalvi.errors import OutputError, TrainingError
+from totalvi.errors import OutputError, TrainingError, setting
 
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 RECORD = "run.json"
@@ -84,14 +84,14 @@ def checkpoint_of(output: Path) -> Path:
 
 @contextmanager
 def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder that becomes ``output`` when the block ends, and vanishes if it fails.
+    """Yield an empty folder that becomes ``output`` when the block ends, or is removed if it fails.
 
-    No other process can write ``output`` meanwhile.
+    No other process can write ``output`` in the meantime.
 
     Parameters
     ----------
     output
-        A folder that does not exist or is empty, or a link to one; missing parents are made.
+        A folder that does not exist or is empty, or a link to one; missing parents are created.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end.
 
@@ -141,22 +141,23 @@ def _forget(checkpoint: Path, *, overwrite: bool) -> None:
         checkpoint.unlink()
         return
     raise OutputError(
-        f"{checkpoint} is there, of a run that was interrupted: go on with resume, or delete it"
+        f"{checkpoint} is there, of a run that was interrupted; go on with "
+        f"{setting('resume', True)}, or delete it."
     )
 
 
 @contextmanager
 def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterator[Path]:
-    """Give a path that becomes the file ``output`` when the block ends, and vanishes if it fails.
+    """Yield a path that becomes the file ``output`` when the block ends, or is removed if it fails.
 
-    No other process can write ``output`` meanwhile.
+    No other process can write ``output`` in the meantime.
 
     Parameters
     ----------
     output
-        A file with the ending ``suffix``; missing parents are made.
+        A file with the ending ``suffix``; missing parents are created.
     overwrite
-        Replace a file that is there.
+        Whether to replace an existing file.
 
     Raises
     ------
@@ -165,15 +166,18 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
     """
     output = output.absolute()
     if output.suffix != suffix:
-        raise OutputError(f"{output} does not end in {suffix}: choose a name that does")
+        raise OutputError(f"{output} does not end in {suffix}; choose a name that does.")
     if output.is_dir():
-        raise OutputError(f"{output} is a folder: choose the name of a file")
+        raise OutputError(f"{output} is a folder; choose the name of a file.")
     _nearest_folder(output)
     with parents_of(output), locked(output), writing(output):
         if output.exists() and not overwrite:
-            raise OutputError(f"{output} exists: choose another name, or replace it with overwrite")
+            raise OutputError(
+                f"{output} exists; choose another name, or replace it with "
+                f"{setting('overwrite', True)}."
+            )
         staged = output.with_name(f".{output.name}.partial{suffix}")
-        staged.unlink(missing_ok=True)  # of a process that was killed
+        staged.unlink(missing_ok=True)  # left by a process that was killed
         staged.touch(exist_ok=False)
         try:
             yield staged
@@ -185,14 +189,14 @@ def staged_file(output: Path, *, suffix: str, overwrite: bool = False) -> Iterat
 
 
 def refuse_input_in_output(given: Path, output: Path) -> None:
-    """Refuse an input that is the output or is in it, or is a link in it, or is a link into it."""
+    """Refuse an input that is the output, is or has a link in it, or links into it."""
     place, real = given.absolute(), Path(os.path.realpath(given))
     above = {real, *real.parents, *map(Path, map(os.path.realpath, (place, *place.parents)))}
     if Path(os.path.realpath(output)) in above:
         where = "is" if real == Path(os.path.realpath(output)) else "lies in"
         raise OutputError(
-            f"the input {given} {where} the output {output}, which would be replaced: "
-            "choose another output"
+            f"the input {given} {where} the output {output}, which would be replaced; "
+            "choose another output."
         )
 
 
@@ -201,7 +205,7 @@ def _nearest_folder(output: Path) -> Path:
     nearest = next(folder for folder in output.parents if folder.exists())
     if not nearest.is_dir():
         raise OutputError(
-            f"{nearest} is a file, so nothing can be made in it: choose another place"
+            f"{nearest} is a file, so nothing can be made in it; choose another place."
         )
     return nearest
 
@@ -216,29 +220,30 @@ def require_writable(output: Path, *, overwrite: bool = False) -> None:
         something that may not be replaced, or has a parent that cannot be written to.
     """
     if output.is_symlink() and not output.exists():
-        raise OutputError(f"{output} is a link to nothing: choose another output folder")
+        raise OutputError(f"{output} is a link to nothing; choose another output folder.")
     output = Path(os.path.realpath(output))
     if os.path.ismount(output):
         raise OutputError(
-            f"{output} is a mount point, which cannot be replaced: choose a folder in it"
+            f"{output} is a mount point, which cannot be replaced; choose a folder in it."
         )
     if output in (Path.cwd(), *Path.cwd().parents):
         raise OutputError(
-            f"{output} is or holds the current folder, which cannot be replaced: "
-            "choose a new folder in it"
+            f"{output} is or holds the current folder, which cannot be replaced; "
+            "choose a new folder in it."
         )
     if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file: choose a folder for the results")
+        raise OutputError(f"{output} is a file; choose a folder for the results.")
     nearest = _nearest_folder(output)
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(
-            f"cannot write in {nearest} (no permission): choose another output folder"
+            f"cannot write in {nearest} (no permission); choose another output folder."
         )
     if not output.exists() or not any(output.iterdir()):
         return
     if not overwrite:
         raise OutputError(
-            f"{output} is not empty: choose another output folder, or replace it with overwrite"
+            f"{output} is not empty; choose another output folder, or replace it with "
+            f"{setting('overwrite', True)}."
         )
     _require_earlier_run(output)
 
@@ -248,13 +253,13 @@ def _require_earlier_run(output: Path) -> None:
     if not _is_record(output / RECORD):
         raise OutputError(
             f"{output} holds no {RECORD} of totalvi, so it is not the result of an earlier run and "
-            "will not be overwritten: choose another output folder"
+            "will not be overwritten; choose another output folder."
         )
     foreign = sorted(path.name for path in output.iterdir() if not _is_of_a_run(path.name))
     if foreign:
         raise OutputError(
-            f"{output} holds {foreign[0]}, which no run wrote, and will not be overwritten: "
-            f"move {foreign[0]} elsewhere, or choose another output folder"
+            f"{output} holds {foreign[0]}, which no run wrote, and will not be overwritten; "
+            f"move {foreign[0]} elsewhere, or choose another output folder."
         )
 
 

@@ -1,4 +1,4 @@
-"""The whole way from a reference with proteins and a query without them to imputed proteins."""
+"""Impute the proteins of a query from a reference, from files to a folder of results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ class ImputeOptions(Options):
 
 
 class Imputed(NamedTuple):
-    """Imputed proteins of the query, the model, and how far the proteins can be trusted."""
+    """Imputed proteins of the query, the model, and the reliability of the proteins."""
 
     adata: AnnData
     model: Any
@@ -95,8 +95,8 @@ def impute(
 
     ``output`` then holds ``imputed.h5ad`` (mean counts; layers ``sd``, ``log1p``, ``lower`` and
     ``upper``; the reliability of each protein in ``var``), ``tables``, ``model.totalvi`` and
-    ``run.json``. It appears whole at the end. Until then the fit is kept beside it in
-    ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing behind.
+    ``run.json``. It appears complete at the end. Until then the fit is kept beside it in
+    ``<output>.checkpoint``. A run that ends before the first checkpoint leaves nothing behind.
 
     Parameters
     ----------
@@ -118,9 +118,9 @@ def impute(
         Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`. "zeros": those
         that are zero in all of it, as the query may be padded.
     n_genes
-        With more shared genes than this, that many are selected for varying most.
+        Number of highly variable genes to select if more are shared.
     max_epochs
-        Epochs of training at most; None: by the number of cells.
+        Largest number of epochs; None: by the number of cells.
     n_samples, interval
         See :meth:`totalvi.Model.impute_proteins`.
     seed
@@ -133,7 +133,7 @@ def impute(
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
     KeyboardInterrupt
-        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
+        When SIGINT or SIGTERM ended the fit; its checkpoint is written.
     """
     return _run(
         ImputeOptions(
@@ -266,14 +266,14 @@ def _require_column(data: Mapping[str, MuData | AnnData], batch_key: str | None)
     known = dict.fromkeys(str(column) for frame in obs for column in frame)
     if batch_key is not None and batch_key not in known:
         raise DataError(
-            f'batch_key="{batch_key}" is no column of obs of the reference or the query; '
+            f"{setting('batch_key', batch_key)} is no column of obs of the reference or the query; "
             f"{did_you_mean(batch_key, known)}."
         )
 
 
 def _left_out(joined: MuData) -> list[str]:
     return [
-        f"the {name} has {others} beside its RNA, which is left out"
+        f"the {name} has {others} beside its RNA, which is left out."
         for name, others in joined.uns["concat"]["data_sets"]["others_left_out"].items()
         if others
     ]
@@ -283,13 +283,13 @@ def _lacking(mdata: MuData) -> np.ndarray:
     """Return the positions of the proteins that no cell of the query has."""
     in_query, measured = _in_query(mdata), ~np.isnan(mdata["prot"].X)
     if not measured[~in_query].any():
-        raise DataError("the reference has no proteins: give it first, and then the query")
+        raise DataError("the reference has no proteins; give it first, and then the query.")
     lacking = np.flatnonzero(~measured[in_query].any(axis=0))
     if not len(lacking):
         raise DataError(
-            "the query has all proteins of the reference, so there is nothing to impute: give a query "
+            "the query has all proteins of the reference, so there is nothing to impute; give a query "
             "without some of them, or fit both with `totalvi run`; zeros count as measured, unless "
-            f"they are declared otherwise, with {setting('unmeasured', 'zeros')}"
+            f"they are declared otherwise, with {setting('unmeasured', 'zeros')}."
         )
     return lacking
 
@@ -356,7 +356,7 @@ def _write(imputed: Imputed, folder: Path) -> None:
 
 
 def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str]:
-    """Say which proteins cannot be trusted, worst first.
+    """Return a warning with the unreliable proteins, worst first.
 
     Examples
     --------
@@ -364,7 +364,7 @@ def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str
     ...     {"pearson": [0.9, 0.42], "reliable": [True, False]}, index=["CD3", "CD15"]
     ... )
     >>> unreliable_warnings(table)
-    ['1 of 2 proteins cannot be trusted (Pearson with hidden counts below 0.7): CD15 (0.42)']
+    ['1 of 2 proteins cannot be trusted (Pearson with hidden counts below 0.7): CD15 (0.42).']
     """
     poor = reliability[~reliability["reliable"]].sort_values("pearson")
     if not len(poor):
@@ -376,5 +376,5 @@ def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str
         named += f" and {len(poor) - at_most} more, see tables/reliability.csv"
     return [
         f"{len(poor)} of {len(reliability)} proteins cannot be trusted (Pearson with hidden counts "
-        f"below 0.7): {named}"
+        f"below 0.7): {named}."
     ]

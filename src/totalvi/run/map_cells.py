@@ -1,4 +1,4 @@
-"""From a fitted model and new counts to a folder of results."""
+"""Map the cells of a file on a fitted model, and write a folder of results."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +14,7 @@ from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, setting
 from totalvi.formats.model_folder import is_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
@@ -70,7 +70,7 @@ def map_files(
     resume: bool = False,
     checkpoint_every: timedelta = timedelta(minutes=10),
 ) -> dict[str, Any]:
-    """Map the cells of a file on a model, and write what comes out into a new folder.
+    """Map the cells of a file on a model, and write the results into a new folder.
 
     Parameters
     ----------
@@ -79,13 +79,13 @@ def map_files(
     query_path
         Counts of the query.
     output
-        A folder that does not exist or is empty. It appears whole at the end.
+        A folder that does not exist or is empty. It appears complete at the end.
     reference
         Counts that the model was fitted to. None: ``results.h5mu`` or ``results.zarr`` (which stays on
-        disk) beside the model, if it is there; without it there are neither labels nor a score of how
-        unlike the reference cells are.
+        disk) beside the model, if it exists. Without a reference, there are neither labels nor
+        unlikeness.
     labels
-        Column of the reference's ``obs``. None: ``leiden_totalvi``, if it is there.
+        Column of the reference's ``obs``. None: ``leiden_totalvi``, if it exists.
     reading
         Where the counts and batches of the query are, how it is read, and what its batches did not
         measure.
@@ -96,7 +96,7 @@ def map_files(
 
     Returns
     -------
-    What ``run.json`` holds.
+    The content of ``run.json``.
     """
     for given in (model_path, Path(query_path), *([] if reference is None else [reference])):
         refuse_input_in_output(given, output)
@@ -127,8 +127,8 @@ def _run(options: MapOptions) -> dict[str, Any]:
     with results_folder(writing) as place:
         if options.labels is not None and options.reference is None:
             raise DataError(
-                f"labels are those of the reference's cells, whose counts are not beside {folder}; "
-                'give them with reference="PATH".'
+                f"{argument('labels')} are those of the reference's cells, whose counts are not beside "
+                f"{folder}; give them with {setting('reference', 'PATH')}."
             )
         found = _map(options)
         record = {**circumstances(), **request, **found.record}
@@ -194,8 +194,8 @@ def _map(options: MapOptions) -> _Mapped:
     cells = pd.DataFrame(index=query_cells.rename("cell"))
     if reference is None:
         notes.append(
-            "no labels, no unlikeness and no reliability of imputed proteins: the counts of the "
-            "reference were not given"
+            "no labels, no unlikeness and no reliability of imputed proteins, as the counts of the "
+            "reference were not given."
         )
     else:
         with steps.step("compare with the reference"):
@@ -239,7 +239,7 @@ def _map(options: MapOptions) -> _Mapped:
         if share > _MANY_UNLIKE:
             notes.append(
                 "many cells are unlike the reference: states that it lacks, or a batch effect, which a "
-                "reference of several batches corrects best"
+                "reference of several batches corrects best."
             )
         summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
     notes = [f.message for f in query.findings if f.severity == "note"] + notes
@@ -253,18 +253,18 @@ def _map(options: MapOptions) -> _Mapped:
 
 
 def _require_known(model: Model, labels: str | None, reference_batch: str | None) -> None:
-    """Refuse names that the reference does not have, before any work."""
+    """Refuse names that the reference does not have, before anything is computed."""
     if labels is not None:
         columns = list(map(str, _described(model).annotation.obs()))
         if labels not in columns:
             raise DataError(
-                f'labels="{labels}" is no column of the reference\'s obs; '
+                f"{setting('labels', labels)} is no column of the reference's obs; "
                 f"{did_you_mean(labels, columns)}."
             )
     known = (*model.schema.batch_names, AVERAGE)
     if reference_batch is not None and reference_batch not in known:
         raise DataError(
-            f'reference_batch="{reference_batch}" is no batch of the reference; '
+            f"{setting('reference_batch', reference_batch)} is no batch of the reference; "
             f"{did_you_mean(reference_batch, known)}."
         )
 

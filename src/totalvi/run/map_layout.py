@@ -1,9 +1,9 @@
 """A UMAP of many cells: the graph and the forces of McInnes, Healy and Melville (2018), in parallel.
 
-umap-learn moves one cell after the other: several threads would make each map another one, and it
-compiles itself for seconds in each process. Here all cells of an epoch move at once, by the places of
-the epoch before, so that the map is the same for any number of threads. Sums are added in the order in
-which they stand (no reassociation), so that it is the same however the loop was compiled, too.
+umap-learn moves one cell after the other, so several threads would change the map, and it compiles
+for seconds in each process. Here all cells of an epoch move at the same time, from their positions
+in the previous epoch, so that any number of threads gives the same map. Sums keep their order (no
+reassociation), so that the map also does not depend on how the loop was compiled.
 """
 
 from typing import Any, NamedTuple

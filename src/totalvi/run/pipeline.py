@@ -1,4 +1,4 @@
-"""From checked counts to a folder of results: fit, save the model, and do the steps that follow."""
+"""Fit a model to checked counts, save it, and run the steps after the fit."""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ from totalvi.run.results import ResultsFile
 
 
 def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
-    """Return a model of counts that hold their modalities under the usual names, not fitted yet."""
+    """Return an unfitted model of counts with the usual names of modalities."""
     with warnings.catch_warnings(
         action="ignore", category=DataWarning
     ):  # said of the input already
@@ -44,12 +44,12 @@ def _model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
 
 
 class Outcome(NamedTuple):
-    """What a run comes to.
+    """The results of a run.
 
     Attributes
     ----------
     summary
-        Sizes and the course of the fit, as the record has them.
+        Sizes and the course of the fit, for the record.
     warnings
         About antibodies.
     failed
@@ -68,12 +68,12 @@ def fit_and_write(
     steps: Steps,
     earlier: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Fit a model, and write it and everything that follows from it into ``folder``.
+    """Fit a model, and write it and all results into ``folder``.
 
-    Of data on disk, the store gets no denoised RNA, which is as large as cells times genes:
+    For data on disk, the store gets no denoised RNA, which has as many values as cells times genes;
     `Model.get_normalized_expression` writes it with ``out=``. Above `clusters.MAP_CELLS` cells, figures
-    and all tables but those of cells, epochs and batches are of that many, spread evenly over each
-    batch.
+    and all tables except those of cells, epochs and batches cover this number of cells, spread evenly
+    over each batch.
 
     Parameters
     ----------
@@ -84,11 +84,11 @@ def fit_and_write(
         What the run was asked. Counts are in ``X`` of the modalities ``rna`` and ``prot``; where there
         is a checkpoint, the fit goes on from it.
     folder
-        Empty but for the store, or holds all that an incomplete run left.
+        Empty except for the store, or the folder of an incomplete run.
     steps
         Times the steps and shows them.
     earlier
-        Record of the incomplete run: its model is taken, and only the steps that failed are done.
+        Record of an incomplete run: its model is loaded, and only the failed steps are done.
     """
     if earlier is None:
         with steps.step("train", spinner=False):
@@ -113,22 +113,22 @@ def done_before(failed: Collection[str], file: ResultsFile) -> set[str]:
 
 
 def fit_model(model: Model, max_epochs: int | None, writing: WriteOptions, show: bool) -> None:
-    """Fit a model with its checkpoint beside the results; where there is one, go on from it."""
+    """Fit a model to prepared counts, in memory or on disk; resume if ``checkpoint`` exists."""
     model.train(
         max_epochs=max_epochs,
         checkpoint=writing.checkpoint,
         checkpoint_every=writing.checkpoint_every,
         resume=True,
         progress=show,
-        devices=1,  # all else in a run is done by one process
+        devices=1,  # one process does everything else in a run
     )
 
 
 def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> Model:
     """Return the model of an incomplete run, on the cells that it was fitted to."""
     other = OutputError(
-        "the cells are not those of the incomplete run that is there: give the same ones, or choose "
-        "another output folder"
+        "the cells are not those of the incomplete run that is there; give the same ones, or choose "
+        "another output folder."
     )
     try:
         model = Model.load(folder / MODEL, data)
@@ -140,7 +140,7 @@ def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> 
 
 
 def _summary(work: Work) -> dict[str, Any]:
-    """Return the sizes and the course of the fit, as the record of a run has them."""
+    """Return the sizes and the course of the fit, for the record of a run."""
     model = work.model
     assert model.plan is not None
     assert model.split is not None

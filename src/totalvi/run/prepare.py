@@ -1,4 +1,4 @@
-"""From data as read to the cells and genes that a model is fitted to."""
+"""Select the cells and genes for a model from the data."""
 
 import warnings
 from collections.abc import Mapping
@@ -33,6 +33,8 @@ from totalvi.run.convert import feature_annotation, read_input, write_source, wr
 
 LARGEST_RAW = 2**31  # bytes of counts of all genes that results keep
 RawPaths = str | Path | Mapping[str, str | Path]
+NO_RNA_COUNT = "without any RNA count"
+NO_SELECTED_COUNT = "without a count of the selected genes"
 
 
 class Prepared(NamedTuple):
@@ -55,7 +57,7 @@ class Prepared(NamedTuple):
 def find_ambient(
     data: MuData | AnnData, keys: Columns, proteins: pd.Index, raw: RawPaths | None
 ) -> tuple[AmbientProfile | None, list[Finding]]:
-    """Return the profile of the raw matrix, or that which the data have, and what it says."""
+    """Return the ambient profile of the raw matrix or of the data, and its findings."""
     if raw is not None:
         ambient: AmbientProfile | None = profile_of_raw(raw, data, keys, proteins)
     else:
@@ -150,11 +152,11 @@ def prepare(
     Parameters
     ----------
     data
-        Never written to.
+        The data, which are not changed.
     keys
-        Where counts and annotation are.
+        Places of counts and annotation.
     n_genes
-        With more genes than this, that many are selected for varying most.
+        Number of highly variable genes to select if there are more genes.
     drop_empty_cells
         Whether cells without any RNA count are left out, with a warning; otherwise they are an error.
     raw
@@ -174,10 +176,8 @@ def prepare(
             source.rna.read().count_nonzero(axis=1) > 0
         )  # NaN counts as well, and the checks name it
         if not kept.any():
-            raise DataError("no cell has any RNA count: check which matrix is the RNA")
-        if not kept.all():
-            message = f"left out: {(~kept).sum():,} without any RNA count, of {kept.size:,} cells"
-            notes.append(Finding("warning", "cells_left_out", message))
+            raise DataError("no cell has any RNA count; check which matrix is the RNA.")
+        notes += _left_out(kept, NO_RNA_COUNT)
     source = _cells(source, kept)
     findings = check_counts(source, keys)
     raise_errors(findings)
@@ -188,14 +188,9 @@ def prepare(
     notes += gene_notes
     expressed = source.rna.read()[:, chosen].count_nonzero(axis=1) > 0
     if not expressed.all():
-        message = f"{(~expressed).sum():,} without a count of the selected genes"
         if not drop_empty_cells:
-            first = source.cell_names[~expressed][0]
-            raise DataError(
-                f'cells: {message}, such as "{first}": select more genes, or leave such cells out'
-            )
-        message = f"left out: {message}, of {expressed.size:,} cells"
-        notes.append(Finding("warning", "cells_left_out", message))
+            raise DataError(_no_selected_count(source.cell_names[~expressed]))
+        notes += _left_out(expressed, NO_SELECTED_COUNT)
         source = _cells(source, expressed)
         kept[kept] = expressed
     hashtags, hashtag_notes = _hashtags(data, all_cells, kept)
@@ -251,16 +246,16 @@ def _choose_genes(
     """Return which genes are kept, of those that are ``expressed``, judged by some of the cells."""
     chosen, notes = expressed, []
     if not chosen.all():
-        message = f"left out: {(~chosen).sum():,} without a count, of {chosen.size:,} genes"
+        message = f"left out: {(~chosen).sum():,} without a count, of {chosen.size:,} genes."
         notes.append(Finding("note", "genes_left_out", message))
     if chosen.sum() > n_genes:
         # Loads scanpy, which takes seconds.
         from totalvi.run.variable_genes import BatchesLeftOut, variable_genes
 
         batch = None if batch_key is None else source.obs[batch_key].astype(str).to_numpy()
-        message = f"the {n_genes:,} most variable of {chosen.sum():,} genes were selected"
+        message = f"the {n_genes:,} most variable of {chosen.sum():,} genes were selected."
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")  # scanpy warns of its own coming versions
+            warnings.simplefilter("ignore")  # scanpy warns about its own future versions
             warnings.simplefilter("always", BatchesLeftOut)
             chosen = variable_genes(
                 source.rna, source.gene_names, n_genes=n_genes, batch=batch, cells=cells
@@ -292,7 +287,7 @@ def _hashtags(
         return hashtags[kept].copy(), []
     if hashtags.obs_names.is_unique and names.isin(hashtags.obs_names).all():
         return hashtags[names].copy(), []
-    message = 'left out: modality "hto", which lacks some of the cells or repeats their names'
+    message = 'left out: modality "hto", which lacks some of the cells or repeats their names.'
     return None, [Finding("note", "hashtags_left_out", message)]
 
 
@@ -360,29 +355,26 @@ def prepare_on_disk(
     findings = check_counts(source, keys, tally)
     kept = tally.n_rna > 0
     if not kept.any():
-        raise DataError("no cell has any RNA count: check which matrix is the RNA")
+        raise DataError("no cell has any RNA count; check which matrix is the RNA.")
     if drop_empty_cells:
         findings = [finding for finding in findings if finding.code != "cell_without_rna"]
     raise_errors(findings)
     controls = split_controls(data, source, keys)[1]
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
     notes = renamed_features(data) + contents_findings(data, keys)
-    notes += _left_out(kept, "without any RNA count")
+    notes += _left_out(kept, NO_RNA_COUNT)
     genes, gene_notes = _choose_genes(source, keys.batch_key, n_genes, tally.gene_total > 0, kept)
     expressed = kept & _expressed(source, genes)
-    lost = _left_out(expressed[kept], "without a count of the selected genes")
-    if lost and not drop_empty_cells:
-        first = source.cell_names[kept & ~expressed][0]
-        raise DataError(
-            f'cells: {lost[0].message.removeprefix("left out: ")}, such as "{first}": select more '
-            "genes, or leave such cells out"
-        )
+    lost = kept & ~expressed
+    if lost.any() and not drop_empty_cells:
+        raise DataError(_no_selected_count(source.cell_names[lost]))
+    notes += gene_notes + _left_out(expressed[kept], NO_SELECTED_COUNT)
     write_source(
         store, source, data, keys, cells=expressed, genes=genes, controls=controls, ambient=ambient
     )
     write_the_rest(store, data, keys, expressed)
     findings = [finding for finding in findings if finding.code != "gene_zero"]
-    return findings + notes + gene_notes + lost + control_findings(controls) + ambient_notes
+    return findings + notes + control_findings(controls) + ambient_notes
 
 
 def _expressed(source: CountSource, genes: np.ndarray) -> np.ndarray:
@@ -395,5 +387,12 @@ def _expressed(source: CountSource, genes: np.ndarray) -> np.ndarray:
 def _left_out(kept: np.ndarray, why: str) -> list[Finding]:
     if kept.all():
         return []
-    message = f"left out: {(~kept).sum():,} {why}, of {kept.size:,} cells"
+    message = f"left out: {(~kept).sum():,} {why}, of {kept.size:,} cells."
     return [Finding("warning", "cells_left_out", message)]
+
+
+def _no_selected_count(cells: pd.Index) -> str:
+    return (
+        f'{len(cells):,} cells are {NO_SELECTED_COUNT}, such as "{cells[0]}"; select more genes, or '
+        "leave such cells out."
+    )

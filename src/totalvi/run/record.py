@@ -1,4 +1,4 @@
-"""What a run records of itself, and what it takes to repeat it: arguments, versions, input."""
+"""The record of a run, with all that is needed to repeat it: arguments, versions, input."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.tenx import matrix_files
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import IncompleteError, OutputError, ReadError, TotalviError
+from totalvi.errors import IncompleteError, OutputError, ReadError, TotalviError, argument, setting
 from totalvi.progress import Steps
 from totalvi.run.folder import RECORD, WriteOptions
 
@@ -27,7 +27,7 @@ _Work = TypeVar("_Work")
 
 
 class Step(NamedTuple, Generic[_Work]):
-    """A step that may fail without taking others with it.
+    """A step that may fail without ending the others.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Step(NamedTuple, Generic[_Work]):
 
 
 class NotMadeError(Exception):
-    """A step was left out, as another that it needs had failed."""
+    """A step was skipped, because a step that it needs had failed."""
 
 
 def do_each(
@@ -70,7 +70,7 @@ def do_each(
     Raises
     ------
     OutputError, OSError
-        When the disk is full or does not let itself be written to, which no other step would survive.
+        When the disk is full or cannot be written to, which would also end all other steps.
     """
     failed: dict[str, Exception] = {}
     for step in all_steps:
@@ -96,7 +96,7 @@ def do_each(
 
 PACKAGES = ("totalvi", "torch", "numpy", "scipy", "scanpy", "anndata", "mudata")
 OF_THE_OUTPUT = tuple(field.name for field in fields(WriteOptions))
-"""Arguments of a run that change no number."""
+"""Arguments of a run that do not change any number."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Repeat(NamedTuple):
     arguments
         Of :func:`totalvi.run.run.run`, all but those about the output.
     notes
-        What may give other numbers this time.
+        Differences that may change numbers.
     """
 
     arguments: dict[str, Any]
@@ -211,14 +211,14 @@ class Repeat(NamedTuple):
 
 
 def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
-    """Return the run in a ``run.json``, once its input is seen to be what it was.
+    """Return the run in a ``run.json``, after checking that its input has not changed.
 
     Parameters
     ----------
     path
         Written by a run.
     moved
-        Where inputs are now, by argument, if they are not where they were.
+        New paths of moved inputs, by argument.
 
     Raises
     ------
@@ -232,18 +232,18 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
         if "totalvi" not in versions or not set(hashes) <= set(arguments):
             raise LookupError("versions or inputs")
     except OSError as error:
-        raise ReadError(f"{path} cannot be read ({error.strerror}): give a run.json") from error
+        raise ReadError(f"{path} cannot be read ({error.strerror}); give a run.json.") from error
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ReadError(f"{path} is not the run.json of a run that can be repeated") from error
+        raise ReadError(f"{path} is not the run.json of a run that can be repeated.") from error
     if {"query", "query_path"} & set(arguments):
         raise ReadError(
-            f"{path} is of `totalvi impute` or `totalvi map`: give that command its arguments again"
+            f"{path} is of `totalvi impute` or `totalvi map`; give that command its arguments again."
         )
     if "input" not in hashes:
-        raise ReadError(f"{path} is of a run on data in memory: repeat it from Python")
+        raise ReadError(f"{path} is of a run on data in memory; repeat it from Python.")
     for name in moved:
         if name not in hashes:
-            raise ReadError(f"{path} is of a run without {name}: leave it out")
+            raise ReadError(f"{path} is of a run without {argument(name)}; leave it out.")
     arguments |= {name: str(place) for name, place in moved.items()}
     for name, expected in hashes.items():
         _require_unchanged(Path(arguments[name]), expected, path)
@@ -251,7 +251,7 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
         package: version(package) for package in PACKAGES
     }
     notes = [
-        f"{package} is {now[package]}, and was {then}: numbers may differ"
+        f"{package} is {now[package]}, and was {then}; numbers may differ."
         for package, then in versions.items()
         if now.get(package, then) != then
     ]
@@ -263,10 +263,10 @@ def read_record(path: Path, moved: Mapping[str, Path]) -> Repeat:
 
 def _require_unchanged(place: Path, expected: str, record: Path) -> None:
     if not place.exists():
-        raise ReadError(f"{place}, the input of {record}, is not there: say where it is now")
+        raise ReadError(f"{place}, the input of {record}, is not there; say where it is now.")
     if sha256(place) != expected:
         raise ReadError(
-            f"{place} is not the input of {record} any more (other SHA-256): give the file it was"
+            f"{place} is not the input of {record} any more (other SHA-256); give the file it was."
         )
 
 
@@ -332,8 +332,8 @@ def _files_read(folder: Path) -> list[Path]:
     if not found:
         read(folder)  # which says what is wrong with it
         raise ReadError(
-            f"{folder} holds neither counts nor a model: give a matrix folder, a .zarr store, or the "
-            "path of a file"
+            f"{folder} holds neither counts nor a model; give a matrix folder, a .zarr store, or the "
+            "path of a file."
         )
     return found
 
@@ -355,13 +355,13 @@ def _plain(value: Any) -> Any:
 
 
 def incomplete_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of a run some of whose steps failed; None if all was made."""
+    """Return the record of a run with failed steps; None if the run is complete."""
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record if record.get("failed") else None
 
 
 def completed(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a run that was completed: what it said of its input, and what is new."""
+    """Return the record of a completed run: its input of the first run, and the new results."""
     both = {**record, **{name: earlier[name] for name in ("arguments", "epochs_asked", "notes")}}
     both["seconds"] = earlier["seconds"] | record["seconds"]
     both["warnings"] = list(dict.fromkeys([*earlier["warnings"], *record["warnings"]]))
@@ -371,25 +371,25 @@ def completed(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]
 def named(error: Exception) -> str:
     """Return an error in a few words."""
     if isinstance(error, TotalviError | NotMadeError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+        return str(error).rstrip(".")
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def incomplete_error(
     output: Path, failed: Mapping[str, Exception], *, repeatable: bool
 ) -> IncompleteError:
-    """Return the error that says in one sentence what failed, what is there, and how to complete it."""
+    """Return the error that names the failure, the results, and how to complete them."""
     causes = {name: error for name, error in failed.items() if not isinstance(error, NotMadeError)}
     left_out = [name for name in failed if name not in causes]
     said = " and ".join(f"{name} failed ({named(error)})" for name, error in causes.items())
     if left_out:
         said += f", so that {', '.join(left_out)} could not be made"
-    how = "the same call with resume"
+    how = f"the same call with {setting('resume', True)}"
     if repeatable:
         record, folder = shlex.quote(str(output / RECORD)), shlex.quote(str(output))
         how = f"`totalvi run --from {record} -o {folder} --resume`"
     error = IncompleteError(
-        f"{said}; the model and all else are in {output}, and {how} makes what is missing"
+        f"{said}; the model and all else are in {output}, and {how} makes what is missing."
     )
     errors = list(causes.values())
     error.__cause__ = errors[0] if len(errors) == 1 else ExceptionGroup("failed steps", errors)

@@ -1,4 +1,4 @@
-"""What a fitted model says of the cells, as MuData, tables and figures."""
+"""Write estimates of a fitted model as MuData, tables and figures."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ import zarr
 from anndata.io import read_elem, write_elem
 from matplotlib.figure import Figure
 from mudata import MuData
+from scipy import sparse
 
 from totalvi.data.counts import DenseOnDisk
 from totalvi.figures import png_figures as figures
@@ -22,7 +23,6 @@ from totalvi.run.clusters import Clusters
 from totalvi.run.folder import RESULTS, STORE
 from totalvi.run.tables import (
     antibody_separation,
-    cell_table,
     cluster_table,
     marker_table,
     protein_table,
@@ -32,7 +32,7 @@ LONG_TABLES = {"cells", "differential_expression"}
 
 
 class Estimates(NamedTuple):
-    """What a fitted model says of N cells and T proteins; all float32.
+    """Estimates of a fitted model for N cells and T proteins; all float32.
 
     Attributes
     ----------
@@ -94,12 +94,47 @@ def make_tables(
             clusters_shown.labels,
             rna.X,
             rna.var_names,
+            protein.X,
             estimates.denoised_protein,
             estimates.foreground_probability,
             names,
+            None if batch_shown is None else pd.factorize(batch_shown)[0],
         ).set_index("modality"),
         "history": history,
     }
+
+
+def cell_table(
+    cell_names: pd.Index,
+    batch: pd.Series | None,
+    cluster: pd.Categorical,
+    umap: np.ndarray,
+    latent: np.ndarray,
+    rna: sparse.csr_matrix | np.ndarray,
+    protein: np.ndarray,
+) -> pd.DataFrame:
+    """One row for each cell: batch, cluster, place on the map, latent coordinates, total counts.
+
+    Parameters
+    ----------
+    cell_names, batch, cluster
+        One for each cell; ``batch`` None when all cells are of one.
+    umap, latent
+        Shape (n_cells, 2) and (n_cells, n_latent).
+    rna, protein
+        Raw counts, cells x features; NaN proteins are unmeasured and not summed.
+    """
+    width = len(str(latent.shape[1]))
+    columns: dict[str, Any] = {
+        "batch": "all cells" if batch is None else np.asarray(batch),
+        "cluster": cluster,
+        "umap_1": umap[:, 0],
+        "umap_2": umap[:, 1],
+        "rna_total": np.asarray(rna.sum(axis=1)).ravel(),
+        "protein_total": np.nansum(protein, axis=1),
+    }
+    columns |= {f"latent_{i + 1:0{width}}": latent[:, i] for i in range(latent.shape[1])}
+    return pd.DataFrame(columns, index=pd.Index(cell_names, name="cell"))
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -114,25 +149,25 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
 
 
 def read_protein_warnings(folder: Path) -> list[str]:
-    """Return what the table of proteins in a folder of tables says of each antibody."""
+    """Return the warning of each antibody from the table of proteins in a folder of tables."""
     table = pd.read_csv(folder / "proteins.csv", usecols=["warning"], keep_default_na=False)
     return list(table["warning"])
 
 
 def antibody_warnings(proteins: pd.DataFrame, at_most: int = 8) -> list[str]:
-    """Say in one sentence for each kind of failure which antibodies failed to separate.
+    """Return one sentence for each kind of failure, with the antibodies that failed to separate.
 
     Examples
     --------
     >>> antibody_warnings(pd.DataFrame({"warning": ["", "no foreground"]}, index=["CD3", "CD25"]))
-    ['1 of 2 antibodies: no foreground (CD25)']
+    ['1 of 2 antibodies: no foreground (CD25).']
     """
     sentences = []
     for kind, failed in proteins[proteins["warning"] != ""].groupby("warning", sort=False):
         names = ", ".join(map(str, failed.index[:at_most]))
         if len(failed) > at_most:
             names += f" and {len(failed) - at_most} more, see tables/proteins.csv"
-        sentences.append(f"{len(failed)} of {len(proteins)} antibodies: {kind} ({names})")
+        sentences.append(f"{len(failed)} of {len(proteins)} antibodies: {kind} ({names}).")
     return sentences
 
 
@@ -195,7 +230,7 @@ _EVERYWHERE = ("", "mod/rna/", "mod/prot/")
 class ResultsFile:
     """``results.h5mu`` of a run in memory, or ``results.zarr`` of one on disk.
 
-    What is added goes to the file at once and need not fit into memory; where there is no file, since
+    Results are written to the file at once and need not fit into memory. If there is no file, because
     writing the counts failed, nothing is added.
 
     Parameters

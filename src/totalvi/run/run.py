@@ -1,4 +1,4 @@
-"""The whole way from a count file to a folder of results."""
+"""`run`: from a count file to a folder of results."""
 
 import inspect
 import shutil
@@ -15,7 +15,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.finding import Finding, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, allowed, argument
 from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.folder import (
@@ -89,14 +89,14 @@ def run(
     """Check, select genes, fit, embed, cluster, denoise, and write tables and figures.
 
     ``output`` then holds ``results.h5mu`` (``results.zarr`` with ``on_disk``), ``model.totalvi``,
-    ``tables``, ``figures`` and ``run.json``. It appears whole at the end. Until then the fit is kept
-    beside it in ``<output>.checkpoint``; a run that ends before the first checkpoint leaves nothing
+    ``tables``, ``figures`` and ``run.json``. It appears complete at the end. Until then the fit is kept
+    beside it in ``<output>.checkpoint``. A run that ends before the first checkpoint leaves nothing
     behind.
 
     Parameters
     ----------
     input
-        A path that :func:`totalvi.read` takes, or data in memory, which is never written to.
+        A path for :func:`totalvi.read`, or data in memory, which are not changed.
     output
         A folder that does not exist or is empty, or a link to one.
     raw
@@ -111,31 +111,30 @@ def run(
     categorical_covariate_keys, continuous_covariate_keys
         Columns of ``obs``; see :class:`totalvi.Model`.
     rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
-        Where the counts are; see :class:`totalvi.Model`.
+        Places of the counts; see :class:`totalvi.Model`.
     allow_fractional
         Whether counts may have fractions.
     isotype_controls
-        As in :class:`totalvi.Model`; they come apart, as modality ``isotype``.
+        As in :class:`totalvi.Model`; they become the modality ``isotype``.
     drop_empty_cells
         Leave out cells without any RNA count, with a warning; otherwise they are an error.
     n_genes
-        With more genes than this, that many are selected for varying most.
+        Number of highly variable genes to select if there are more genes.
     max_epochs
-        Epochs of training at most; None: by the number of cells.
+        Largest number of epochs; None: by the number of cells.
     resolution
-        Of the clusters; higher gives more.
+        Resolution of the clusters; a higher value gives more.
     seed
         The same seed gives the same results on the same machine.
     on_disk
-        Whether counts are left on disk and read some cells at a time; ``input`` is then a path. What
-        differs is in `totalvi.run.pipeline.fit_and_write`.
+        Whether counts stay on disk and are read some cells at a time; ``input`` is then a path.
+        `totalvi.run.pipeline.fit_and_write` describes the differences.
     overwrite
-        Replace the folder of an earlier run, which holds nothing else, at the end; forget the
+        Replace the folder of an earlier run, which holds nothing else, at the end. Discard the
         checkpoint of an interrupted run, unless ``resume``.
     resume
-        Go on from the checkpoint of an interrupted run with the same arguments, to the same results;
-        make what is missing of one some of whose steps failed; start if there is neither; do nothing
-        if all results are there.
+        Resume an interrupted run with the same arguments from its checkpoint, to the same results.
+        Complete a run with failed steps. Start if there is neither. Do nothing if all results exist.
     checkpoint_every
         Time between checkpoints.
     progress
@@ -146,12 +145,12 @@ def run(
     TotalviError
         When the input cannot be used, the output cannot be written, or the fit fails.
     IncompleteError
-        When a step after the fit failed; all that does not rest on it is in ``output``.
+        When a step after the fit failed; everything that does not depend on it is in ``output``.
     KeyboardInterrupt
-        When SIGINT or SIGTERM ended the fit; its checkpoint is there.
+        When SIGINT or SIGTERM ended the fit; its checkpoint is written.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; allowed are whole numbers from 0 to 4294967295.")
+        raise ValueError(allowed("seed", seed, "whole numbers from 0 to 4294967295"))
     return _run(
         RunOptions(
             input=input,
@@ -237,7 +236,9 @@ def _read(options: RunOptions) -> tuple[MuData | AnnData, Columns]:
     if not options.on_disk:
         return read_input(options.input, options.keys, options.reading, options.unmeasured)
     if isinstance(options.input, MuData | AnnData):
-        raise ValueError("on_disk is for the path of a file; data in memory do without.")
+        raise ValueError(
+            f"{argument('on_disk')} is for the path of a file; data in memory do without."
+        )
     return open_input(options.input, options.keys, options.reading, options.unmeasured)
 
 
@@ -288,7 +289,7 @@ def repeat(
     output, overwrite, resume, checkpoint_every, progress
         As in :func:`run`.
     input, raw, protein_path
-        Where the input is now, if it was moved.
+        New path of the input, if it was moved.
 
     Raises
     ------
@@ -300,7 +301,7 @@ def repeat(
     unknown = sorted(set(arguments) - set(inspect.signature(run).parameters))
     if unknown:
         raise ReadError(
-            f"{record} asks for {unknown[0]}, which this totalvi does not know: update it"
+            f"{record} asks for {unknown[0]}, which this totalvi does not know; update it."
         )
     writing = WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress)
     result = run(**arguments, **vars(writing))

@@ -1,50 +1,12 @@
-"""Tables of a fitted model: cells, proteins and clusters."""
+"""Tables of a fitted model: proteins, clusters, and what marks these."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from mudata import MuData
 from scipy import sparse
 from scipy.stats import false_discovery_control, norm, rankdata
-
-from totalvi.data.background.ambient import AMBIENT
-from totalvi.data.finding import listed
-from totalvi.model import Model
-
-
-def cell_table(
-    cell_names: pd.Index,
-    batch: pd.Series | None,
-    cluster: pd.Categorical,
-    umap: np.ndarray,
-    latent: np.ndarray,
-    rna: sparse.csr_matrix | np.ndarray,
-    protein: np.ndarray,
-) -> pd.DataFrame:
-    """One row for each cell: batch, cluster, place on the map, latent coordinates, total counts.
-
-    Parameters
-    ----------
-    cell_names, batch, cluster
-        One for each cell; ``batch`` None when all cells are of one.
-    umap, latent
-        Shape (n_cells, 2) and (n_cells, n_latent).
-    rna, protein
-        Raw counts, cells x features; NaN proteins are unmeasured and not summed.
-    """
-    width = len(str(latent.shape[1]))
-    columns: dict[str, Any] = {
-        "batch": "all cells" if batch is None else np.asarray(batch),
-        "cluster": cluster,
-        "umap_1": umap[:, 0],
-        "umap_2": umap[:, 1],
-        "rna_total": np.asarray(rna.sum(axis=1)).ravel(),
-        "protein_total": np.nansum(protein, axis=1),
-    }
-    columns |= {f"latent_{i + 1:0{width}}": latent[:, i] for i in range(latent.shape[1])}
-    return pd.DataFrame(columns, index=pd.Index(cell_names, name="cell"))
 
 
 def protein_table(
@@ -53,7 +15,7 @@ def protein_table(
     denoised: np.ndarray,
     foreground_probability: np.ndarray,
 ) -> pd.DataFrame:
-    """One row for each protein: its means and how well its antibody separates.
+    """Return one row for each protein: its means, and how well its antibody separates.
 
     Parameters
     ----------
@@ -84,7 +46,7 @@ def cluster_table(
     denoised: np.ndarray,
     protein_names: Sequence[str],
 ) -> pd.DataFrame:
-    """One row for each cluster: size, cells from each batch, mean denoised proteins."""
+    """Return one row for each cluster: size, cells from each batch, mean denoised proteins."""
     table = pd.DataFrame({"cells": cluster.value_counts()})
     table["percent_of_cells"] = 100 * table["cells"] / len(cluster)
     if batch is not None:
@@ -95,7 +57,7 @@ def cluster_table(
 
 
 def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean of each column over the marked rows, NaN where there are none."""
+    """Return the mean of each column over the marked rows, NaN if there are none."""
     n_cells = where.sum(axis=0)
     sums = np.where(where, values, 0.0).sum(axis=0, dtype=np.float64)
     means: np.ndarray = np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
@@ -200,14 +162,19 @@ def marker_table(
     cluster: pd.Categorical,
     rna: sparse.csr_matrix,
     gene_names: Sequence[str],
+    protein_counts: np.ndarray,
     denoised_protein: np.ndarray,
     foreground_probability: np.ndarray,
     protein_names: Sequence[str],
+    batch: np.ndarray | None = None,
     n_genes: int = GENES_PER_CLUSTER,
 ) -> pd.DataFrame:
-    """Table the features that mark each cluster against all other cells.
+    """Return the features that mark each cluster against all other cells.
 
-    Genes are tested on raw counts scaled to the median library size, proteins on denoised counts.
+    Genes are tested on raw counts scaled to the median library size. Proteins are tested on raw counts,
+    each batch within itself: denoised values follow the latent space in which the clusters were found,
+    so that any protein would seem to mark them. Clusters were found in the same counts, too: where they
+    cut one population of cells, rather than part two, p is too small.
 
     Parameters
     ----------
@@ -217,8 +184,10 @@ def marker_table(
         Raw counts, shape (n_cells, n_genes).
     gene_names, protein_names
         Names of the columns.
-    denoised_protein, foreground_probability
-        Shape (n_cells, n_proteins).
+    protein_counts, denoised_protein, foreground_probability
+        Shape (n_cells, n_proteins); counts are NaN where they were not measured.
+    batch
+        Code of each cell's batch; None: there is one.
     n_genes
         Genes kept for each cluster, those of the highest score; all proteins are kept.
 
@@ -226,8 +195,9 @@ def marker_table(
     -------
     pandas.DataFrame
         Sorted by modality, cluster and falling score; columns ``modality`` ("rna" or "protein"),
-        ``feature``, ``cluster``, ``log2_fold_change`` of the mean, with a pseudocount of 0.01
-        (genes) or 1 (proteins); ``score``, the standardised rank sum; ``p`` and ``adjusted_p``
+        ``feature``, ``cluster``, ``log2_fold_change`` of the mean of scaled counts
+        (genes) or denoised counts (proteins), with a pseudocount of 0.01 or 1; ``score``, the
+        standardised rank sum; ``p`` and ``adjusted_p``
         (Benjamini-Hochberg within modality and cluster); ``fraction_in`` and ``fraction_out``:
         of the cells in the cluster and outside, with a count (genes) or with a foreground
         probability above one half (proteins). Empty with one cluster.
@@ -235,12 +205,16 @@ def marker_table(
     if len(cluster.categories) < 2:
         return pd.DataFrame(columns=COLUMNS)
     total = np.maximum(np.asarray(rna.sum(axis=1), dtype=np.float64).ravel(), 1.0)
-    genes = _test(
-        cluster, _scaled_blocks(rna, np.median(total) / total), gene_names, GENE_PSEUDOCOUNT
+    n_clusters = len(cluster.categories)
+    blocks = (
+        (rank_sum_scores(values, cluster.codes, n_clusters), values, expressed)
+        for values, expressed in _scaled_blocks(rna, np.median(total) / total)
     )
+    genes = _marks(cluster, blocks, gene_names, GENE_PSEUDOCOUNT)
+    scores = _scores_within_batches(protein_counts, cluster.codes, n_clusters, batch)
     denoised = _clean(sparse.csc_matrix(denoised_protein))
     foreground = sparse.csc_matrix(foreground_probability > 0.5)
-    proteins = _test(cluster, [(denoised, foreground)], protein_names, PROTEIN_PSEUDOCOUNT)
+    proteins = _marks(cluster, [(scores, denoised, foreground)], protein_names, PROTEIN_PSEUDOCOUNT)
     genes = genes.groupby("cluster", observed=True, sort=False).head(n_genes)
     table = pd.concat([genes.assign(modality="rna"), proteins.assign(modality="protein")])
     return table[COLUMNS].reset_index(drop=True)
@@ -266,7 +240,7 @@ def _clean(values: sparse.csc_matrix) -> sparse.csc_matrix:
 
 
 def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int) -> np.ndarray:
-    """Standardised Wilcoxon rank sums of each group against all others, corrected for ties.
+    """Return standardised Wilcoxon rank sums of each group against all others, corrected for ties.
 
     Only stored values are ranked: all zeros tie below them.
 
@@ -282,9 +256,43 @@ def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int)
     numpy.ndarray
         Shape (n_groups, n_features); 0 where all values of a feature are the same.
     """
+    return _standardised(*_rank_sums(values, group, n_groups))
+
+
+def _scores_within_batches(
+    counts: np.ndarray, group: np.ndarray, n_groups: int, batch: np.ndarray | None
+) -> np.ndarray:
+    """Return rank sums of each batch within itself, added up and standardised (van Elteren, 1960).
+
+    Of each batch the cells count that measured the protein.
+    """
+    excess, variance = np.zeros((2, n_groups, counts.shape[1]))
+    batch = np.zeros(len(group), dtype=np.int64) if batch is None else batch
+    for cells in (np.flatnonzero(batch == code) for code in np.unique(batch)):
+        measured = ~np.isnan(counts[cells])
+        for pattern in np.unique(measured, axis=1).T:
+            some, features = cells[pattern], (measured == pattern[:, None]).all(axis=0)
+            values = _clean(sparse.csc_matrix(counts[np.ix_(some, features)]))
+            of_batch, its_variance = _rank_sums(values, group[some], n_groups)
+            excess[:, features] += of_batch / (len(some) + 1)
+            variance[:, features] += its_variance / (len(some) + 1) ** 2
+    return _standardised(excess, variance)
+
+
+def _standardised(excess: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    scores: np.ndarray = np.divide(
+        excess, np.sqrt(variance), out=np.zeros(excess.shape), where=variance > 0
+    )
+    return scores
+
+
+def _rank_sums(
+    values: sparse.csc_matrix, group: np.ndarray, n_groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far each group's rank sum is above chance, and its variance by chance."""
     n_cells, n_features = values.shape
     size = np.bincount(group, minlength=n_groups).astype(np.float64)
-    scores = np.zeros((n_groups, n_features))
+    excess, variance = np.zeros((2, n_groups, n_features))
     for feature in range(n_features):
         stored = slice(values.indptr[feature], values.indptr[feature + 1])
         cells = group[values.indices[stored]]
@@ -295,10 +303,9 @@ def rank_sum_scores(values: sparse.csc_matrix, group: np.ndarray, n_groups: int)
         rank_sum = of_stored + (size - n_stored) * (n_zero + 1) / 2
         ties = np.append(n_tied, n_zero).astype(np.float64)
         untied = 1 - (ties**3 - ties).sum() / max(float(n_cells) ** 3 - n_cells, 1.0)
-        variance = untied * size * (n_cells - size) * (n_cells + 1) / 12
-        excess = rank_sum - size * (n_cells + 1) / 2
-        np.divide(excess, np.sqrt(variance), out=scores[:, feature], where=variance > 0)
-    return scores
+        variance[:, feature] = untied * size * (n_cells - size) * (n_cells + 1) / 12
+        excess[:, feature] = rank_sum - size * (n_cells + 1) / 2
+    return excess, variance
 
 
 def _ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -319,24 +326,20 @@ def _ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ranks, n_tied
 
 
-def _test(
+def _marks(
     cluster: pd.Categorical,
-    blocks: Iterable[tuple[sparse.csc_matrix, sparse.csc_matrix]],
+    blocks: Iterable[tuple[np.ndarray, sparse.csc_matrix, sparse.csc_matrix]],
     names: Sequence[str],
     pseudocount: float,
 ) -> pd.DataFrame:
-    """One row for each cluster and feature, by falling score within the cluster.
+    """Return one row for each cluster and feature, by falling score within the cluster.
 
-    ``blocks`` are values of the next features, and in which cells they are present.
+    ``blocks`` are scores and values of the next features, and in which cells they are present.
     """
     n_groups = len(cluster.categories)
     parts = [
-        (
-            rank_sum_scores(values, cluster.codes, n_groups),
-            *_means(cluster, values),
-            *_means(cluster, expressed),
-        )
-        for values, expressed in blocks
+        (scores, *_means(cluster, values), *_means(cluster, expressed))
+        for scores, values, expressed in blocks
     ]
     scores, mean_in, mean_out, fraction_in, fraction_out = (
         np.concatenate(part, axis=1) for part in zip(*parts, strict=True)
@@ -365,7 +368,7 @@ def _test(
 
 
 def _means(cluster: pd.Categorical, values: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each feature in each cluster, and in all cells outside it."""
+    """Return the mean of each feature in each cluster, and in all cells outside it."""
     member = sparse.csr_array(
         (np.ones(len(cluster)), (cluster.codes, np.arange(len(cluster)))),
         shape=(len(cluster.categories), len(cluster)),
@@ -373,25 +376,3 @@ def _means(cluster: pd.Categorical, values: sparse.csc_matrix) -> tuple[np.ndarr
     sums = np.asarray((member @ values.astype(np.float64)).todense())
     size = np.bincount(cluster.codes, minlength=len(cluster.categories))[:, None]
     return sums / size, (sums.sum(axis=0) - sums) / np.maximum(len(cluster) - size, 1)
-
-
-def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Return tables of the empty droplets and isotype controls, where there are any, and warnings.
-
-    ``ambient``: what the droplets hold; ``isotype_controls`` and ``background``: how the estimated
-    background agrees with the controls, by control and by protein.
-    """
-    tables = {}
-    if AMBIENT in mdata.uns:
-        tables["ambient"] = mdata.uns[AMBIENT].set_index("protein")
-    if not model.schema.control_names:
-        return tables, []
-    check = model.check_isotype_controls()
-    tables |= {"isotype_controls": check.controls, "background": check.proteins}
-    high = check.proteins.index[check.proteins["warning"] != ""]
-    if not len(high):
-        return tables, []
-    return tables, [
-        f"{len(high)} of {len(check.proteins)} proteins have a background far above the isotype "
-        f"controls, {listed(high)}: it may be signal that most cells have, see tables/background.csv"
-    ]

@@ -1,4 +1,4 @@
-"""Choose the genes that vary more between cells than their mean expression explains."""
+"""Select genes that vary more between cells than their mean expression explains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.counts import Counts, CountsInMemory
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed, argument
 
 SPANS = (0.3, 0.6, 1.0)  # fractions of genes in each local fit of the trend; the first that works
 MIN_CELLS = 20  # of a batch, to judge variability by
@@ -20,7 +20,7 @@ MIN_VARYING_GENES = 10  # fewer make no trend, and crash the local regression
 
 
 class BatchesLeftOut(UserWarning):
-    """Some batches had no say in the selection of genes."""
+    """Some batches did not affect the selection of genes."""
 
 
 def select_genes(
@@ -46,10 +46,10 @@ def select_genes(
     gene_names
         Names of the columns.
     n_genes
-        How many genes to select.
+        Number of genes to select.
     batch
         The batch of each cell; by default all cells are one batch. Batches of fewer than 20 cells
-        have no say, unless all are that small: then the cells are taken together.
+        are ignored, unless all are that small: then the cells are taken together.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def select_genes(
     Warns
     -----
     BatchesLeftOut
-        If the regression fails in some batches; they are named, and have no say.
+        If the regression fails in some batches; the warning names them, and they are ignored.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def select_genes(
     (20, True)
     """
     if n_genes < 1:
-        raise DataError(f"n_genes is {n_genes}: give a number of at least 1.")
+        raise DataError(allowed("n_genes", n_genes, "whole numbers from 1"))
     _check_counts(rna, gene_names)
     expressed = np.asarray(rna.sum(axis=0)).ravel() > 0
     if n_genes >= expressed.sum():
@@ -101,15 +101,15 @@ def best_ranked(ranks: np.ndarray, expressed: np.ndarray, n_genes: int) -> np.nd
 def _check_counts(rna: sparse.csr_matrix, gene_names: Sequence[str] | pd.Index) -> None:
     if len(gene_names) != rna.shape[1]:
         raise DataError(
-            f"gene_names has {len(gene_names)} names for {rna.shape[1]} columns of RNA counts: "
+            f"gene_names has {len(gene_names)} names for {rna.shape[1]} columns of RNA counts; "
             "give one name per column."
         )
     wrong = ~np.isfinite(rna.data) | (rna.data < 0)
     if wrong.any():
         gene = gene_names[int(rna.indices[np.argmax(wrong)])]
         raise DataError(
-            f"The RNA counts of gene {gene!r} include {rna.data[wrong][0]}: "
-            "variable genes are selected from raw counts, which are finite and not negative."
+            f"The RNA counts of gene {gene!r} include {rna.data[wrong][0]}; "
+            "give raw counts, which are finite and not negative."
         )
 
 
@@ -122,11 +122,11 @@ def cells_of_batches(
         return everything
     codes, names = pd.factorize(np.asarray(batch, dtype=object), sort=False)
     if len(codes) != n_cells:
-        raise DataError(f"batch has {len(codes)} values for {n_cells} cells: give one per cell.")
+        raise DataError(f"batch has {len(codes)} values for {n_cells} cells; give one per cell.")
     if (codes < 0).any():
         raise DataError(
             f"batch is missing for {(codes < 0).sum()} cells, the first at position "
-            f"{np.argmax(codes < 0)}: give each cell a batch, or remove those cells."
+            f"{np.argmax(codes < 0)}; give each cell a batch, or remove those cells."
         )
     batches = {str(name): np.flatnonzero(codes == code) for code, name in enumerate(names)}
     return {name: cells for name, cells in batches.items() if len(cells) >= MIN_CELLS} or everything
@@ -150,8 +150,8 @@ def complete_ranks(ranks: list[np.ndarray], failures: dict[str, str], n_cells: i
     told = "; ".join(f"batch {name!r}: {why}" for name, why in failures.items())
     if not ranks:
         raise DataError(
-            f"Variable genes cannot be told from {n_cells} cells ({told}): "
-            "keep all genes (a larger n_genes), or give a list of genes of your own."
+            f"Variable genes cannot be told from {n_cells} cells ({told}); "
+            f"keep all genes (a larger {argument('n_genes')}), or give a list of genes of your own."
         )
     if failures:
         warnings.warn(
@@ -200,7 +200,7 @@ def select_genes_on_disk(
     """Select highly variable genes as `totalvi.run.variable_genes.select_genes` does, on disk.
 
     Means and variances by batch are summed in a first pass; the variance of the standardised counts,
-    clipped at the square root of the number of cells, in a second. All cells have a say.
+    clipped at the square root of the number of cells, in a second. All cells are used.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""Pictures of a fitted model: figures, the report and the explorer."""
+"""Views of a run: the report and the explorer."""

@@ -65,8 +65,8 @@ def test_chosen_by_the_user(mark, choice, expected):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (["CD3", "CD5x"], 'names "CD5x", which is no antibody of x.h5: did you mean "CD5"'),
-        ("^HTO", '="^HTO" matches no antibody of x.h5: there are'),
+        (["CD3", "CD5x"], 'names "CD5x", which is no antibody of x.h5; did you mean "CD5"'),
+        ("^HTO", '="^HTO" matches no antibody of x.h5; there are'),
         ("(", r'="(" is not a regular expression'),
     ],
 )

@@ -226,7 +226,7 @@ def test_genome_by_prefix(tmp_path, suffix):
     mdata = read(path, genome="mm10")
     assert mdata["rna"].var_names.tolist() == ["mm10_Cd4"]
     np.testing.assert_array_equal(mdata["rna"].X.toarray(), RNA[:, 4:])
-    with pytest.raises(ReadError, match='begins with "hg19_": leave out genome'):
+    with pytest.raises(ReadError, match='begins with "hg19_"; leave out genome'):
         read(path, genome="hg19")
 
 
@@ -419,7 +419,7 @@ BROKEN = {
     "unknown suffix": (file_of("x.dat", b"RDX3"), 'unknown suffix ".dat"'),
     "of R": (file_of("x.rds", b"RDX3"), "docs/r.md"),
     "no suffix": (file_of("counts", b"1 2 3"), 'unknown suffix ""'),
-    "archive": (file_of("x.tar.gz", b"\x1f\x8b"), "is a packed file: unpack it"),
+    "archive": (file_of("x.tar.gz", b"\x1f\x8b"), "is a packed file; unpack it"),
     "HDF5 of nothing": (h5_of("x.h5"), "it holds nothing"),
     "HDF5 of others": (h5_of("x.h5ad", "images", "labels"), "it holds images, labels"),
     "h5mu of nothing": (h5_of("x.h5mu", "mod"), "is a MuData without modalities"),
@@ -431,7 +431,7 @@ BROKEN = {
     "layer out of range": (h5ad_with("layers/raw/indices", lambda v: v + 9), '"raw" of'),
     "no feature names": (h5ad_with("var/_index", None), 'has lost the names in "var"'),
     "no data": (h5ad_with("X/data", None), "cannot be read as an AnnData"),
-    "no X": (no_x, "has no X: write it again with the raw counts"),
+    "no X": (no_x, "has no X; write it again with the raw counts"),
     "h5mu index": (h5mu_with("mod/rna/X/indices", 99), 'modality "rna" of'),
     "zarr without X data": (zarr_without("X/data"), 'lacks 1 of 1 chunks of "X/data"'),
     "zarr without var": (zarr_without("var"), 'lacks 1 of 1 chunks of "var/_index"'),
@@ -457,7 +457,8 @@ def test_broken(case, tmp_path):
     assert expected in message
     assert str(path) in message
     assert "\n" not in message
-    assert ": " in message  # what is wrong, then the fix
+    assert "; " in message  # what is wrong, then the fix
+    assert message.endswith(".")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -485,7 +486,7 @@ def test_names_that_were_lost_are_not_made_up(tmp_path, suffix, table, lost, rea
         zarr.consolidate_metadata(path)
     with pytest.raises(ReadError) as caught:
         read_with(path)
-    assert f'{path} has lost the names in "{table}": ' in str(caught.value)
+    assert f'{path} has lost the names in "{table}"; ' in str(caught.value)
 
 
 @pytest.mark.parametrize(

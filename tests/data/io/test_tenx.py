@@ -361,8 +361,8 @@ BROKEN = {
     ),
     "v2 without genes": (v2_without("genes"), 'lacks genes in its group "/hg19"'),
     "v2 without indptr": (v2_without("indptr"), "lacks indptr"),
-    "no matrix": (folder_without("matrix.mtx.gz"), "lacks matrix.mtx.gz:"),
-    "no barcodes": (folder_without("barcodes.tsv.gz"), "lacks barcodes.tsv.gz:"),
+    "no matrix": (folder_without("matrix.mtx.gz"), "lacks matrix.mtx.gz;"),
+    "no barcodes": (folder_without("barcodes.tsv.gz"), "lacks barcodes.tsv.gz;"),
     "no features": (folder_without("features.tsv.gz"), "lacks features.tsv.gz"),
     "one barcode less": (folder_with("barcodes.tsv.gz", CELLS[1:]), "12 barcodes, but 11"),
     "one feature less": (
@@ -403,7 +403,8 @@ def test_broken(case, tmp_path):
     assert expected in message
     assert str(path) in message
     assert "\n" not in message
-    assert ": " in message  # what is wrong, then the fix
+    assert "; " in message  # what is wrong, then the fix
+    assert message.endswith(".")
 
 
 def test_a_line_of_very_many_tabs_is_not_taken_apart(tmp_path: Path) -> None:

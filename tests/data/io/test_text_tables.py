@@ -107,7 +107,7 @@ def test_cells_in(tmp_path):
     assert read(path, cells_in="columns")["rna"].obs_names.tolist() == GENES
     with pytest.raises(ReadError, match="does not tell whether its cells are rows or columns"):
         read(path)
-    with pytest.raises(ReadError, match='give "rows" or "columns"'):
+    with pytest.raises(ReadError, match="allowed are 'rows', 'columns'"):
         read(path, cells_in="row")
     rna, protein = rna.iloc[:1], protein.iloc[:1]  # one cell and one gene name, CD4, in common
     paths = write(rna, tmp_path / "rna.csv"), write(protein, tmp_path / "protein.csv")

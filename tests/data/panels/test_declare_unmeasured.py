@@ -41,7 +41,7 @@ def test_the_model_knows_the_panels():
     [
         ({"batch_7": ["protein_0"]}, "unmeasured holds 'batch_7'; did you mean \"batch_"),
         ({"batch_0": ["CD4"]}, "unmeasured holds 'CD4'"),
-        ({"batch_0": "CD4"}, r'allowed is a list: give \["CD4"\]'),
+        ({"batch_0": "CD4"}, r'allowed are lists, as \["CD4"\]'),
     ],
 )
 def test_what_is_not_there_is_named(unmeasured, message):
@@ -50,5 +50,5 @@ def test_what_is_not_there_is_named(unmeasured, message):
 
 
 def test_a_missing_column_is_named():
-    with pytest.raises(DataError, match='no column "bacth" in obs, did you mean "batch"'):
+    with pytest.raises(DataError, match='no column "bacth" in obs; did you mean "batch"'):
         declare_unmeasured(annotated(), {}, batch_key="bacth")

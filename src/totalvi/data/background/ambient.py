@@ -1,4 +1,4 @@
-"""What empty droplets say of each protein: its ambient distribution, by batch."""
+"""Ambient distributions: the counts of each protein in empty droplets, by batch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,16 +27,16 @@ _LOG_SCALE_RANGE = (0.1, 1.5)
 
 
 class AmbientRates(NamedTuple):
-    """Of the count of each protein in empty droplets, (T,).
+    """The ambient distribution of each protein in empty droplets, (T,).
 
     Attributes
     ----------
     log_mean
         Log of the mean count.
     log_sd
-        Standard deviation of the log of the rate that counts are drawn at.
+        Standard deviation of the log of the Poisson rate of the counts.
     standard_error
-        Of ``log_mean``, given the number of droplets.
+        Standard error of ``log_mean``, from the number of droplets.
     """
 
     log_mean: np.ndarray
@@ -47,8 +47,9 @@ class AmbientRates(NamedTuple):
 def estimate_ambient(protein: np.ndarray) -> AmbientRates:
     """Estimate the ambient distribution of each protein from counts in empty droplets, (N, T).
 
-    A count is Poisson at a log-normal rate: of mean m and variance ``m + m^2 (exp(sd^2) - 1)``. Half
-    a count is added to each protein's sum, so that one without any has a finite, uncertain level.
+    A count is Poisson with a log-normal rate. Its mean is m and its variance
+    ``m + m^2 (exp(sd^2) - 1)``. Half a count is added to each protein's sum, so that a protein
+    without counts has a finite, uncertain level.
 
     Examples
     --------
@@ -67,12 +68,12 @@ def estimate_ambient(protein: np.ndarray) -> AmbientRates:
 def pooled_ambient(
     log_mean: np.ndarray, log_sd: np.ndarray, n_droplets: np.ndarray
 ) -> AmbientRates:
-    """Return what the droplets of several estimates hold together.
+    """Pool the droplets of several estimates into one distribution.
 
     Parameters
     ----------
     log_mean, log_sd, n_droplets
-        Of each estimate, (estimates, T); NaN where one lacks a protein.
+        Values of each estimate, (estimates, T); NaN if it lacks a protein.
     """
     mean = np.exp(log_mean)
     total = np.nansum(n_droplets, axis=0)
@@ -82,7 +83,7 @@ def pooled_ambient(
 
 
 def _rates(mean: np.ndarray, excess: np.ndarray, n_droplets: float | np.ndarray) -> AmbientRates:
-    """Return the distribution with this mean and squared coefficient of variation of the rate."""
+    """Return the distribution with this mean and this squared coefficient of variation of the rate."""
     excess = np.clip(excess, *np.expm1(np.square(_LOG_SCALE_RANGE)))
     return AmbientRates(
         log_mean=np.log(mean),
@@ -95,16 +96,16 @@ def _rates(mean: np.ndarray, excess: np.ndarray, n_droplets: float | np.ndarray)
 class AmbientProfile:
     """The ambient distribution of proteins in the empty droplets of batches.
 
-    Each of R entries is one protein in one batch; no two are of the same protein and batch.
+    Each of R entries is one protein in one batch; each pair of protein and batch occurs once.
 
     Attributes
     ----------
     batch, protein
-        Names, (R,); the batch is `ANY_BATCH` where droplets stand for all batches.
+        Names, (R,); the batch is `ANY_BATCH` if droplets stand for all batches.
     log_mean, log_sd, standard_error
         As in `AmbientRates`, (R,).
     n_droplets
-        Number of droplets that they are estimated from, (R,).
+        Number of droplets of the estimate, (R,).
     """
 
     batch: np.ndarray
@@ -116,7 +117,7 @@ class AmbientProfile:
 
     @classmethod
     def from_table(cls, given: Any, where: str) -> Self:
-        """Return what a table of `totalvi.ambient_profile` says.
+        """Return the profile in a table of `totalvi.ambient_profile`.
 
         Parameters
         ----------
@@ -128,14 +129,14 @@ class AmbientProfile:
         Raises
         ------
         DataError
-            When it is something else, or a batch and protein have no row of finite numbers of their
-            own.
+            When it is not such a table, or a batch and protein have no or several rows, or numbers
+            that are not finite.
         """
         fault = _fault(given)
         if fault is not None:
             raise DataError(
-                f"{where} is not a table of totalvi.ambient_profile ({fault}): remove it, or give "
-                "empty_droplets=False"
+                f"{where} is not a table of totalvi.ambient_profile ({fault}); remove it, or give "
+                "empty_droplets=False."
             )
         names = (given[column].astype(str).to_numpy(object) for column in ("batch", "protein"))
         numbers = (pd.to_numeric(given[column]).to_numpy() for column in _NUMBERS)
@@ -143,12 +144,12 @@ class AmbientProfile:
 
     @classmethod
     def in_uns(cls, uns: Mapping[str, Any]) -> Self | None:
-        """Return what `totalvi.read` or `totalvi.concat` left; None without it, or if it is another's.
+        """Return the profile of `totalvi.read` or `totalvi.concat`; None if there is none of theirs.
 
         Raises
         ------
         DataError
-            When it has the columns of such a table and cannot be used.
+            When a table has the columns of a profile but cannot be used.
         """
         found = uns.get(AMBIENT)
         if not isinstance(found, pd.DataFrame) or not set(_COLUMNS) <= set(found):
@@ -171,24 +172,23 @@ class AmbientProfile:
         )
 
     def to_table(self) -> pd.DataFrame:
-        """Return a table with a row a batch and protein, as it is kept in ``uns``."""
+        """Return a table with a row for each batch and protein, as it is stored in ``uns``."""
         return pd.DataFrame({column: getattr(self, column) for column in _COLUMNS})
 
     def of_batch(self, batch: str) -> Self:
-        """Return the same profile as that of a batch."""
+        """Return the same profile with this name of the batch."""
         return replace(self, batch=np.full(len(self.protein), batch, dtype=object))
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """Return the proteins that ``names`` has, by the names that it gives them."""
+        """Return the proteins in ``names``, renamed by it."""
         known = self._rows(np.array([protein in names for protein in self.protein], dtype=bool))
         return replace(known, protein=np.array([names[p] for p in known.protein], dtype=object))
 
     def of_batches(self, batches: Sequence[str], prefix: str) -> Self:
-        """Return what a data set's droplets say of each of its batches in joined data.
+        """Return the profile of each batch of a data set after joining.
 
-        Entries of a batch that is there under the same name behind ``prefix`` are of it alone. The
-        others, of lanes that were not kept apart or of all batches, are pooled, and stand for each
-        batch that has none of its own.
+        A batch with the same name after ``prefix`` keeps its entries. All other entries, of lanes that
+        were joined or of all batches, are pooled, and stand for each batch without entries.
         """
         named = prefix + self.batch
         others = self._rows(~np.isin(named, batches))
@@ -201,7 +201,7 @@ class AmbientProfile:
         return self.join(parts)
 
     def at(self, batch: str, proteins: Sequence[str]) -> AmbientRates:
-        """Return the numbers of proteins in a batch, (T,); NaN where droplets say nothing."""
+        """Return the values of proteins in a batch, (T,); NaN for proteins without droplets."""
         own = self._rows(self.batch == batch)
         position = pd.Index(own.protein).get_indexer(pd.Index(proteins))
         found = (own.log_mean, own.log_sd, own.standard_error)
@@ -211,7 +211,7 @@ class AmbientProfile:
         return type(self)(*(getattr(self, each.name)[chosen] for each in fields(self)))
 
     def _pooled(self) -> Self:
-        """Return one entry for each protein, as if its droplets were estimated from together."""
+        """Return one entry for each protein, as if estimated from all of its droplets together."""
         if not pd.Index(self.protein).has_duplicates:
             return self
         table = self.to_table()
@@ -253,21 +253,21 @@ def profile_of_droplets(
     where: str,
     proteins: pd.Index | None = None,
 ) -> AmbientProfile:
-    """Estimate the profile of a raw matrix, by batch where its barcodes have a column of batches.
+    """Estimate the profile of a raw matrix, by batch if its barcodes have a column of batches.
 
     Parameters
     ----------
     raw
         All barcodes.
     cells
-        From `totalvi.data.background.droplets.batches_of_cells`.
+        Batch of each cell, from `totalvi.data.background.droplets.batches_of_cells`.
     columns
         Names the modalities and the column of batches.
     where
         Name of the matrix, for messages.
     proteins
-        Of the cells. With them, a raw matrix that lacks some of the cells or proteins is an error: it
-        is not the one that the cells come from.
+        Names of the cells' proteins. If given, a raw matrix that lacks some of the cells or proteins is
+        an error, because the cells do not come from it.
 
     Raises
     ------
@@ -299,8 +299,8 @@ def _estimate(
         of_batch = f' of batch "{batch}"' if batch else ""
         raise DataError(
             f"{barcodes.where} holds {len(chosen)} empty droplets{of_batch} besides "
-            f"{is_cell[rows].sum():,} cells, and an estimate needs {_LEAST_DROPLETS}: give the matrix "
-            "of all barcodes, such as raw_feature_bc_matrix.h5, or leave it out"
+            f"{is_cell[rows].sum():,} cells, and an estimate needs {_LEAST_DROPLETS}; give the matrix "
+            "of all barcodes, such as raw_feature_bc_matrix.h5, or leave it out."
         )
     protein = counts[chosen].toarray()
     measured = ~np.isnan(protein).any(axis=0)
@@ -310,7 +310,7 @@ def _estimate(
 
 
 def ambient_findings(ambient: AmbientProfile) -> list[Finding]:
-    """Note how many empty droplets there are, and what most of their antibody is."""
+    """Note the number of empty droplets, and their most frequent antibodies."""
     notes = []
     table = ambient.to_table()
     for batch in np.unique(ambient.batch):
@@ -323,7 +323,7 @@ def ambient_findings(ambient: AmbientProfile) -> list[Finding]:
         of_batch = f' of batch "{batch}"' if batch else ""
         message = (
             f"background anchored to {rows['n_droplets'].iloc[0]:,} empty droplets{of_batch}, with "
-            f"{np.exp(rows['log_mean']).sum():,.1f} protein counts each, most of {names}"
+            f"{np.exp(rows['log_mean']).sum():,.1f} protein counts each, most of {names}."
         )
         notes.append(Finding("note", "empty_droplets", message))
     return notes

@@ -1,4 +1,4 @@
-"""Which barcodes of a raw matrix are empty droplets."""
+"""Detect the empty droplets among the barcodes of a raw matrix."""
 
 import re
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from totalvi.data.find import genes_and_proteins
 from totalvi.data.finding import did_you_mean, listed
 from totalvi.errors import DataError
 
-ANY_BATCH = ""  # of cells and droplets whose batch does not matter
+ANY_BATCH = ""  # name for cells and droplets whose batch does not matter
 MOST_DROPLETS = 20_000
-_MOST_RNA_OF_A_CELL = 0.1  # of the median cell; more of it is debris, or a cell that was not called
+# Shares of the median cell; barcodes with more are debris, or cells that were not called.
+_MOST_RNA_OF_A_CELL = 0.1
 _MOST_PROTEIN_OF_A_CELL = 0.5
 _BIN = 0.25  # of log totals
 _WIDTH = np.log(4.0)
@@ -33,11 +34,11 @@ class Barcodes(NamedTuple):
     where
         Name of the matrix, for messages.
     names, obs
-        Of the barcodes.
+        Names and annotation of the barcodes.
     rna_total, protein
         Their RNA counts, (N,), and protein counts, (N, T).
     protein_names
-        Of the T proteins.
+        Names of the T proteins.
     """
 
     where: str
@@ -48,7 +49,7 @@ class Barcodes(NamedTuple):
     protein_names: pd.Index
 
     def are_cells(self, cells: pd.Index) -> np.ndarray:
-        """Mark the barcodes that are cells: by name, or by nucleotides where no name is the same."""
+        """Mark the barcodes that are cells: by name, or by nucleotides if no name matches."""
         by_name = np.asarray(self.names.isin(cells))
         if by_name.any() or not len(cells):
             return by_name
@@ -65,21 +66,21 @@ class Barcodes(NamedTuple):
         if len(missing):
             raise DataError(
                 f"{self.where} lacks {len(missing)} of the {len(proteins)} proteins of the cells, "
-                f"{listed(missing, at_most=3)}: give the raw matrix of the same run"
+                f"{listed(missing, at_most=3)}; give the raw matrix of the same run."
             )
 
     def require_cells(self, cells: pd.Index) -> None:
         """Refuse a raw matrix that lacks some of the cells."""
         if len(self.names) < len(cells):
             raise DataError(
-                f"{self.where} holds {len(self.names):,} barcodes and there are {len(cells):,} cells: "
-                "the raw matrix holds them all, so the two may be swapped"
+                f"{self.where} holds {len(self.names):,} barcodes and there are {len(cells):,} cells; "
+                "the raw matrix holds them all, so the two may be swapped."
             )
         n_missing = len(cells) - int(self.are_cells(cells).sum())
         if n_missing > 0:
             raise DataError(
-                f"{self.where} lacks {n_missing:,} of the {len(cells):,} cells: give the raw matrix of "
-                "the same run"
+                f"{self.where} lacks {n_missing:,} of the {len(cells):,} cells; give the raw matrix of "
+                "the same run."
             )
 
 
@@ -92,7 +93,7 @@ def batches_of_cells(data: MuData | AnnData, columns: Columns) -> pd.Series:
     key = columns.batch_key
     if key is not None and key not in obs:
         raise DataError(
-            f'no column "{key}" in obs of the cells: {did_you_mean(key, map(str, obs))}'
+            f'no column "{key}" in obs of the cells; {did_you_mean(key, map(str, obs))}.'
         )
     values = ANY_BATCH if key is None else obs[key].astype(str).to_numpy(object)
     return pd.Series(values, index=names_of(obs.index), dtype=object)
@@ -115,11 +116,11 @@ def find_barcodes(raw: MuData | AnnData, columns: Columns, where: str) -> Barcod
     if columns.protein_modality not in raw.mod:
         raise _no_proteins(where)
     if columns.rna_modality not in raw.mod:
-        raise DataError(f"{where} holds no RNA: give the matrix with both RNA and proteins")
+        raise DataError(f"{where} holds no RNA; give the matrix with both RNA and proteins.")
     rna, protein = raw[columns.rna_modality], raw[columns.protein_modality]
     if not rna.obs_names.equals(protein.obs_names):
         raise DataError(
-            f"{where} holds other barcodes for RNA than for proteins: give both of the same"
+            f"{where} holds other barcodes for RNA than for proteins; give both of the same."
         )
     found = Barcodes(
         where,
@@ -131,14 +132,14 @@ def find_barcodes(raw: MuData | AnnData, columns: Columns, where: str) -> Barcod
     )
     values = found.protein.data
     if (values < 0).any() or np.isinf(values).any():
-        raise DataError(f"{where} holds negative or infinite values: give raw counts")
+        raise DataError(f"{where} holds negative or infinite values; give raw counts.")
     return found
 
 
 def _no_proteins(where: str) -> DataError:
     return DataError(
-        f"{where} holds no antibodies, whose ambient counts are asked for: give the raw matrix with "
-        "RNA and proteins"
+        f"{where} holds no antibodies, whose ambient counts are asked for; give the raw matrix with "
+        "RNA and proteins."
     )
 
 
@@ -147,12 +148,11 @@ def choose_empty_droplets(
 ) -> np.ndarray:
     """Return the positions of the barcodes that are droplets without a cell.
 
-    Of the barcodes that are no cells, those with as much RNA or protein as damaged cells have are
-    left out. Most molecules of the others are in empty droplets, although most of these barcodes may
-    be blank, with a count or two each from errors of sequencing: so the droplets are looked for
-    within fourfold of the protein total at which most molecules are. What then stands out by its RNA,
-    or by proteins in other proportions than the rest, such as debris of cells and clumps of
-    antibody, is left out too.
+    Barcodes that are cells, or have as much RNA or protein as damaged cells, are left out. Most of the
+    other barcodes may be blank, with a count or two from sequencing errors, but most molecules are in
+    empty droplets. The droplets are therefore those within fourfold of the protein total at which most
+    molecules are. Barcodes with unusual RNA or protein proportions, such as debris of cells and clumps
+    of antibody, are then left out too.
 
     Parameters
     ----------
@@ -161,11 +161,11 @@ def choose_empty_droplets(
     protein
         Protein counts, (N, T).
     is_cell
-        Which barcodes are cells, (N,); with none of them, their totals set no limit.
+        Which barcodes are cells, (N,); without cells, totals of cells set no limit.
 
     Returns
     -------
-    Positions, at most 20,000 evenly spaced ones; none when nothing looks like a droplet.
+    Positions, at most 20,000 evenly spaced ones; none if no barcode looks like a droplet.
 
     Examples
     --------
@@ -194,14 +194,14 @@ def choose_empty_droplets(
 
 
 def _total(protein: sparse.csr_matrix) -> np.ndarray:
-    """Return the sum of each row, NaN (unmeasured) left out."""
+    """Return the sum of each row without NaN (unmeasured)."""
     measured = protein.copy()
     measured.data = np.nan_to_num(measured.data)
     return np.asarray(measured.sum(axis=1), dtype=np.float64).ravel()
 
 
 def _where_most_molecules_are(log_total: np.ndarray) -> float:
-    """Return the middle of the bin of log totals that holds most molecules, smoothed over three."""
+    """Return the middle of the bin of log totals with the most molecules, smoothed over three bins."""
     edges = np.arange(0.0, log_total.max() + 2 * _BIN, _BIN)
     molecules = np.histogram(log_total, edges, weights=np.exp(log_total))[0]
     smooth = np.convolve(molecules, [0.5, 1.0, 0.5], mode="same")
@@ -209,7 +209,7 @@ def _where_most_molecules_are(log_total: np.ndarray) -> float:
 
 
 def _not_high(values: np.ndarray) -> np.ndarray:
-    """Mark the values that are not far above the median, in robust standard deviations."""
+    """Mark the values that are not far above the median, measured in robust standard deviations."""
     if not len(values):
         return np.zeros(0, dtype=bool)
     centre = np.median(values)
@@ -218,10 +218,10 @@ def _not_high(values: np.ndarray) -> np.ndarray:
 
 
 def _misfit(protein: np.ndarray) -> np.ndarray:
-    """Return how far each droplet's proteins are from the pooled proportions: mean squared residual.
+    """Return each droplet's mean squared residual of proteins from the pooled proportions.
 
-    Residuals are Pearson's, with an inverse dispersion of 4 so that a few counts more of an abundant
-    protein, as every droplet has, count little.
+    The residuals are Pearson's. Their inverse dispersion of 4 gives little weight to a few more
+    counts of an abundant protein, which every droplet has.
     """
     protein = protein[:, ~np.isnan(protein).any(axis=0)]
     share = (protein.sum(axis=0) + 0.5) / (protein.sum() + 0.5 * protein.shape[1])

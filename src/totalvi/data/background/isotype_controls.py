@@ -27,20 +27,20 @@ ISOTYPE_MODALITY = "isotype"
 def split_controls(
     data: MuData | AnnData, source: CountSource, columns: Columns
 ) -> tuple[CountSource, pd.DataFrame]:
-    """Take the isotype controls out of the proteins.
+    """Separate the isotype controls from the proteins.
 
     Parameters
     ----------
     data, source
         The user's object and the counts found in it.
     columns
-        Names the modality of the proteins and, in ``isotype_controls``, the controls; none of them:
-        ``()``. None: those marked in ``var["control"]``, or named so.
+        Names the modality of the proteins and, in ``isotype_controls``, the controls; ``()`` means no
+        controls. None: those marked in ``var["control"]``, or named like isotype controls.
 
     Returns
     -------
-    The counts of the other proteins, and those of the controls, cells x controls: those taken out,
-    and those of a modality "isotype", as `totalvi run` writes it.
+    The counts of the other proteins, and those of the controls, cells x controls. The controls include
+    those of a modality "isotype", which `totalvi run` writes.
 
     Raises
     ------
@@ -63,8 +63,8 @@ def split_controls(
     if is_control.all():
         raise DataError(
             f"all {len(is_control)} antibodies of {source.protein_where} are isotype controls "
-            f"({listed(source.protein_names, at_most=2)}), and none is left to model: keep them with "
-            "isotype_controls=()"
+            f"({listed(source.protein_names, at_most=2)}), and none is left to model; keep them with "
+            f"{setting('isotype_controls', ())}."
         )
     names = tuple(source.protein_names[is_control])
     controls = control_counts(data, source, (*names, *_names_apart(data, names, chosen)))
@@ -79,7 +79,7 @@ def split_controls(
 def control_counts(
     data: MuData | AnnData, source: CountSource, names: Sequence[str]
 ) -> pd.DataFrame:
-    """Return the counts of isotype controls, cells x those of ``names`` that the data have."""
+    """Return the counts of those isotype controls in ``names`` that the data have, cells x controls."""
     if not names:
         return pd.DataFrame(index=source.cell_names, dtype=np.float32)
     positions = source.protein_names.get_indexer(pd.Index(names))
@@ -99,12 +99,12 @@ def control_counts(
 
 
 def control_findings(controls: pd.DataFrame) -> list[Finding]:
-    """Note which antibodies are isotype controls, and how many counts (cells, controls) they have."""
+    """Note which antibodies are isotype controls, and their number of ``counts`` (cells, controls)."""
     if not controls.shape[1]:
         return []
     means = ", ".join(f'"{name}" {mean:.3g}' for name, mean in controls.mean().items())
     count = f"{controls.shape[1]} isotype control" + "s" * (controls.shape[1] > 1)
-    message = f"kept out of the model, to check its background: {count}, with mean counts {means}"
+    message = f"kept out of the model, to check its background: {count}, with mean counts {means}."
     return [Finding("note", "isotype_controls", message)]
 
 
@@ -118,8 +118,8 @@ def _are_controls(
     for name in chosen:
         if name not in names and not (isinstance(data, MuData) and ISOTYPE_MODALITY in data.mod):
             raise DataError(
-                f'isotype_controls holds "{name}", which is no protein of {source.protein_where}: '
-                f"{did_you_mean(str(name), names)}"
+                f'isotype_controls holds "{name}", which is no protein of {source.protein_where}; '
+                f"{did_you_mean(str(name), names)}."
             )
     return np.asarray(names.isin(list(chosen)))
 
@@ -179,7 +179,7 @@ def antibody_findings(source: CountSource, tally: CountTally) -> Iterator[Findin
         yield Finding(
             "error",
             "protein_all_zero",
-            f"{source.protein_where} holds no count at all: give the matrix of the antibodies as it "
+            f"{source.protein_where} holds no count at all; give the matrix of the antibodies as it "
             "was counted.",
         )
         return
@@ -223,7 +223,7 @@ def _no_antibodies(source: CountSource, counts: np.ndarray | None) -> Iterator[F
         yield Finding(
             "warning",
             "protein_no_antibody",
-            f"{source.protein_where} has {which} among the proteins, which {why}: leave it out when "
+            f"{source.protein_where} has {which} among the proteins, which {why}; leave it out when "
             f"the file is read, with {fix}, or drop it from the data.",
         )
 
@@ -257,7 +257,7 @@ def _hashtags(source: CountSource, cells: np.ndarray, counts: np.ndarray) -> Ite
         "warning",
         "protein_hashtags",
         f"{source.protein_where} has {listed(names)}, of which nearly every cell has exactly one, as "
-        "of hashtags, which are no proteins to model: set them apart when the file is read, with "
+        "of hashtags, which are no proteins to model; set them apart when the file is read, with "
         f"{setting('hashtags', _pattern(names))}, or drop them from the data.",
     )
 
@@ -311,7 +311,7 @@ def _cells_that_are_none(source: CountSource, tally: CountTally) -> Iterator[Fin
             "warning",
             "cell_without_protein",
             f"{source.protein_where} has no protein count at all in "
-            f"{first_and_count(source.cell_names[empty], 'cell')}: drop what is not a stained cell",
+            f"{first_and_count(source.cell_names[empty], 'cell')}; drop what is not a stained cell.",
         )
     stained = tally.protein_total[tally.protein_total > 0]
     if len(stained) >= _FEWEST_CELLS:
@@ -324,7 +324,7 @@ def _cells_that_are_none(source: CountSource, tally: CountTally) -> Iterator[Fin
                 "cell_aggregate",
                 f"{source.protein_where} has more than {_AGGREGATE} times the antibody counts of a "
                 f"median cell in {first_and_count(source.cell_names[clumped], 'cell')}, as aggregates "
-                "of antibodies have: look at them, and drop what is no single cell.",
+                "of antibodies have; look at them, and drop what is no single cell.",
             )
     n_cells = len(tally.rna_total)
     if n_cells > 10 * _CELLS_OF_A_RUN:
@@ -335,6 +335,6 @@ def _cells_that_are_none(source: CountSource, tally: CountTally) -> Iterator[Fin
                 "warning",
                 "mostly_empty_droplets",
                 f"{are_droplets.sum():,} of {n_cells:,} barcodes have so little RNA that they look "
-                "like empty droplets, as in a raw matrix: give the filtered matrix of the cells, and "
+                "like empty droplets, as in a raw matrix; give the filtered matrix of the cells, and "
                 "the raw one only beside it.",
             )

@@ -1,7 +1,7 @@
-"""Where the prior of each protein's background starts, and what holds it there.
+"""Start and anchor of the prior of each protein's background.
 
-It starts at the lower mode of the counts; where there are empty droplets, at their profile over
-proteins, which then anchors it.
+The prior starts at the lower mode of the counts. With empty droplets, it starts at their profile over
+proteins and is anchored there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,14 @@ from totalvi.data.io.read import read
 from totalvi.errors import DataError
 
 Raw: TypeAlias = MuData | AnnData | str | PathLike[str]
-_MOST_CELLS = 10_000  # by panel: a mode needs no more
+_MOST_CELLS = 10_000  # cells of a panel that are enough to find a mode
 _EM_ITERATIONS = 50
 _LEAST_CELLS = 20
-_LEAST_BACKGROUND = 0.05  # counts a cell
+_LEAST_BACKGROUND = 0.05  # counts per cell
 _SCALE_RANGE = (0.2, 1.5)
-_MEAN_TOLERANCE = 0.1  # between the profiles of droplets and cells, in log counts
-_SCALE_TOLERANCE = 0.3  # of the log spread
+# Standard deviations between the profiles of droplets and cells: of log counts, and of the log spread.
+_MEAN_TOLERANCE = 0.1
+_SCALE_TOLERANCE = 0.3
 
 
 def empirical_background_prior(
@@ -37,8 +38,8 @@ def empirical_background_prior(
     """Estimate mean and standard deviation of each protein's log background, by panel.
 
     Two normal components are fitted to log(1 + counts) of each protein; the lower one is the
-    background. Where cells are too few to tell two components, the lower quartile stands in. Of many
-    cells, 10,000 evenly spaced ones by panel are looked at.
+    background. With too few cells for two components, the lower quartile is used instead. Of each
+    panel, at most 10,000 evenly spaced cells are used.
 
     Parameters
     ----------
@@ -69,15 +70,15 @@ def empirical_background_prior(
 
 
 class BackgroundAnchor(NamedTuple):
-    """What holds the prior of the background, each (panels, T).
+    """The anchor of the background prior; each field is (panels, T).
 
     Attributes
     ----------
     log_mean, log_scale
-        Profiles over proteins of the log background's mean and log standard deviation, each up to a
-        constant by panel: droplets hold another share of the background than cells do.
+        Profiles over proteins of the log background's mean and log standard deviation. Each is known up
+        to a constant by panel, because droplets and cells differ in the level of the background.
     mean_precision, scale_precision
-        Of either; 0 where droplets say nothing of a protein.
+        Precision of each profile; 0 if there are no droplets for a protein.
     """
 
     log_mean: np.ndarray
@@ -89,24 +90,24 @@ class BackgroundAnchor(NamedTuple):
 def anchored_background_prior(
     mean: np.ndarray, scale: np.ndarray, ambient: AmbientProfile, panels: "PanelBatches"
 ) -> tuple[np.ndarray, np.ndarray, BackgroundAnchor]:
-    """Move an empirical prior to the profile of empty droplets, and anchor it there.
+    """Shift an empirical prior to the profile of empty droplets, and anchor it there.
 
-    Cells and droplets share the proportions of proteins in the background, but not its level: that of
-    a panel is where most of its proteins' lower modes agree, which a few proteins that have no lower
-    mode (every cell carries them) cannot move.
+    Cells and droplets share the proportions of proteins in the background, but not its level. The level
+    of a panel is where the lower modes of most of its proteins agree. A few proteins without a lower
+    mode, which every cell carries, do not influence it.
 
     Parameters
     ----------
     mean, scale
         From `empirical_background_prior`, (panels, T).
     ambient
-        What empty droplets say.
+        Profile of the empty droplets.
     panels
         Names of the proteins and of each panel's batches.
 
     Returns
     -------
-    The means and standard deviations where the prior starts, (panels, T), and the anchor.
+    The initial means and standard deviations of the prior, (panels, T), and the anchor.
 
     Raises
     ------
@@ -139,18 +140,18 @@ class PanelBatches(NamedTuple):
 
 
 def _by_panel(ambient: AmbientProfile, panels: PanelBatches) -> tuple[np.ndarray, ...]:
-    """Return log mean, spread and standard error by panel, (panels, T); NaN where not known."""
+    """Return log mean, spread and standard error by panel, (panels, T); NaN if not known."""
     batches = pd.unique(ambient.batch)
     unknown = [name for name in batches if name not in (*panels.batch_names, ANY_BATCH)]
     if unknown and len(unknown) == len(batches):
         raise DataError(
-            f'the empty droplets are of batch "{unknown[0]}", and the cells of none of that name: '
-            f"{did_you_mean(unknown[0], panels.batch_names)}"
+            f'the empty droplets are of batch "{unknown[0]}", and the cells of none of that name; '
+            f"{did_you_mean(unknown[0], panels.batch_names)}."
         )
     if not np.isin(ambient.protein, panels.protein_names).any():
         raise DataError(
             "the empty droplets have none of the proteins of the cells, but "
-            f'"{ambient.protein[0]}": {did_you_mean(ambient.protein[0], panels.protein_names)}'
+            f'"{ambient.protein[0]}"; {did_you_mean(ambient.protein[0], panels.protein_names)}.'
         )
     rates = {name: ambient.at(name, panels.protein_names) for name in batches}
     of_panels = [
@@ -188,13 +189,13 @@ def _densest_half(values: np.ndarray) -> float:
 
 
 def _log_counts(protein: Counts[np.ndarray], chosen: np.ndarray) -> np.ndarray:
-    """Return log(1 + counts) of the chosen cells, or of evenly spaced ones of many."""
+    """Return log(1 + counts) of the chosen cells, or of evenly spaced ones if there are many."""
     rows = evenly_spaced(np.flatnonzero(chosen), _MOST_CELLS, rounding="down")
     return np.log1p(protein.rows(rows).astype(np.float64))
 
 
 def _lower_component(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit two normals to each column by expectation maximisation; return the lower's moments."""
+    """Fit two normals to each column by expectation maximisation; return the moments of the lower."""
     low, high = np.quantile(values, [0.25, 0.9], axis=0)
     if len(values) < _LEAST_CELLS:
         return low, np.full_like(low, 0.5)
@@ -234,21 +235,21 @@ def ambient_profile(
     ----------
     raw
         All barcodes, such as Cell Ranger's ``raw_feature_bc_matrix``: a path, or data in memory with
-        both modalities, which are not changed. Or one for each batch: ``{batch: raw}``. Only empty
-        droplets, without the cells, do as well.
+        both modalities, which are not changed. Or one for each batch: ``{batch: raw}``. A matrix with
+        only empty droplets, without the cells, is also allowed.
     data
-        The cells, so that they are not taken for empty droplets.
+        The cells, which are excluded from the empty droplets.
     batch_key
-        Column of ``obs`` with the batch, of ``data`` and, where one matrix holds the barcodes of
-        several batches, of ``raw``. A matrix without it stands for all batches.
+        Column of ``obs`` with the batch, in ``data`` and, if one matrix holds the barcodes of several
+        batches, in ``raw``. A matrix without it stands for all batches.
     rna_modality, protein_modality
-        Of a MuData.
+        Names of the modalities of a MuData.
 
     Returns
     -------
-    DataFrame with a row a batch and protein: ``batch`` ("": all), ``protein``, ``log_mean`` (log of
-    the mean count of an empty droplet), ``log_sd`` (spread of the log rate), ``standard_error`` (of
-    ``log_mean``) and ``n_droplets``. `totalvi.Model` takes it as ``empty_droplets``, or finds it in
+    DataFrame with a row for each batch and protein: ``batch`` ("": all), ``protein``, ``log_mean`` (log
+    of the mean count of an empty droplet), ``log_sd`` (spread of the log rate), ``standard_error`` (of
+    ``log_mean``) and ``n_droplets``. Give it to `totalvi.Model` as ``empty_droplets``, or store it in
     ``data.uns["ambient"]``.
 
     Raises
@@ -278,10 +279,10 @@ def profile_of_raw(
     columns: Columns,
     proteins: pd.Index | None = None,
 ) -> AmbientProfile:
-    """Estimate as `ambient_profile` does.
+    """Estimate the profile as `ambient_profile` does.
 
-    With the names of the cells' ``proteins``, a raw matrix that lacks some of the cells or proteins is
-    an error: it is not the one that the cells come from.
+    If the names of the cells' ``proteins`` are given, a raw matrix that lacks some of the cells or
+    proteins is an error, because the cells do not come from it.
     """
     if data is None:
         cells = pd.Series([], index=pd.Index([], dtype=object), dtype=object)
@@ -297,14 +298,14 @@ def profile_of_raw(
     for name, each in raw.items():
         if len(cells) and str(name) not in known:
             raise DataError(
-                f'the empty droplets are of batch "{name}", which no cell is of: '
-                f"{did_you_mean(str(name), known)}"
+                f'the empty droplets are of batch "{name}", which no cell is of; '
+                f"{did_you_mean(str(name), known)}."
             )
         own = cells[cells == str(name)]
         parts.append(_profile(each, own, modalities, proteins).of_batch(str(name)))
     if not parts:
         raise DataError(
-            "the empty droplets are of no batch at all: give a raw matrix for each batch"
+            "the empty droplets are of no batch at all; give a raw matrix for each batch."
         )
     return AmbientProfile.join(parts)
 
@@ -314,12 +315,12 @@ def ambient_of(
     columns: Columns,
     empty_droplets: Raw | Mapping[str, Raw] | pd.DataFrame | Literal[False] | None,
 ) -> AmbientProfile | None:
-    """Return the profile that a model is to use: given, made of droplets, or left by `totalvi.read`.
+    """Return the profile for a model: given, estimated from droplets, or stored by `totalvi.read`.
 
     Raises
     ------
     DataError, ValueError
-        When it is none of what is allowed.
+        When the argument is none of these.
     """
     if empty_droplets is False:
         return None

@@ -1,1 +1,1 @@
-"""Files and stores of counts: reading and writing."""
+"""Read and write files and stores of counts."""

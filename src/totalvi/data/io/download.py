@@ -1,8 +1,8 @@
-"""Fetch one file over HTTP, so that whatever lies at the target path is whole and checked.
+"""Download one file over HTTP, so that a file at the target path is always complete and checked.
 
-Bytes gather in ``NAME.part`` beside the target and move there in one step when they are complete.
-An interrupted transfer is continued where it stopped, provided the server confirms (by ``ETag`` or
-``Last-Modified``) that the file is still the same one.
+Bytes are collected in ``NAME.part`` beside the target, which is renamed in one step when it is
+complete. An interrupted transfer continues where it stopped if the server confirms (by ``ETag`` or
+``Last-Modified``) that the file has not changed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 TIMEOUT_S = 30.0
-ATTEMPTS = 4  # in a row without a new byte
+ATTEMPTS = 4  # attempts in a row without a new byte
 FIRST_WAIT_S = 1.0  # doubles after every such attempt
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _TryAgainError(Exception):
-    """The transfer stopped for a reason that may pass."""
+    """The transfer stopped for a temporary reason."""
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
-    """Give the folder in which fetched files are kept.
+    """Return the folder for downloaded files.
 
     Parameters
     ----------
@@ -56,22 +56,22 @@ def cache_folder(folder: str | Path | None = None) -> Path:
 def download(
     url: str, target: str | Path, *, sha256: str | None = None, progress: bool = True
 ) -> Path:
-    """Fetch `url` to `target`, or check the file that is there already.
+    """Download `url` to `target`, or check the file if it exists already.
 
     Parameters
     ----------
     url
-        An ``https`` address (``http`` is taken only when given as such, and ``https`` is never
-        redirected to ``http``).
+        An ``https`` address. ``http`` is used only if it is given, and ``https`` is never redirected to
+        ``http``.
     target
-        Where the file goes. Its folder is made if need be. Processes that fetch the same target
+        Path for the file. Its folder is created if necessary. Processes that download the same target
         wait for each other.
     sha256
         The known checksum, 64 hexadecimal digits. Without it, the checksum of the first download is
-        written to ``TARGET.sha256`` (as ``sha256sum`` does) and the file is checked against that
-        from then on.
+        written to ``TARGET.sha256`` (as ``sha256sum`` does), and later downloads are checked against
+        it.
     progress
-        Whether to draw a bar with rate and remaining time; drawn on a terminal only.
+        Whether to show a bar with rate and remaining time; it is shown only on a terminal.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def download(
     Raises
     ------
     DownloadError
-        If the file cannot be fetched or written whole, or its checksum is not the expected one.
+        If the file cannot be downloaded or written completely, or its checksum is not the expected one.
     """
     target = Path(target)
     part = _beside(target, ".part")
@@ -89,7 +89,7 @@ def download(
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(target.parent / f".{target.name}.lock"):
-                if not target.exists():  # nobody else fetched it while this process waited
+                if not target.exists():  # no other process downloaded it while this one waited
                     _transfer(url, part, target, progress=progress)
                     _check_fetched(url, part, target, sha256)
                     part.replace(target)
@@ -97,7 +97,7 @@ def download(
         _check_present(target, sha256)
     except OSError as error:
         raise DownloadError(
-            f"{target} cannot be written or read ({error.strerror or error}): "
+            f"{target} cannot be written or read ({error.strerror or error}); "
             "free space there, or give another folder (or set TOTALVI_CACHE)."
         ) from error
     return target
@@ -109,7 +109,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 def _failure(url: str, target: Path, why: str) -> DownloadError:
     return DownloadError(
-        f"{url} could not be fetched ({why}): try again later, or fetch it by other means and "
+        f"{url} could not be fetched ({why}); try again later, or fetch it by other means and "
         f"put the file at {target}."
     )
 
@@ -139,22 +139,22 @@ def _check_fetched(url: str, part: Path, target: Path, known: str | None) -> Non
     remedy = "" if known else f", or delete {_beside(target, '.sha256')} to accept a changed file"
     raise DownloadError(
         f"{url} arrived with sha256 {found} in place of the expected {expected}, and was "
-        f"discarded: fetch it again{remedy}."
+        f"discarded; fetch it again{remedy}."
     )
 
 
 def _check_present(target: Path, known: str | None) -> None:
-    """Compare with the known or recorded checksum; record it where there is none."""
+    """Compare with the known or recorded checksum; record it if there is none."""
     expected, found = _expected_sha256(target, known), _sha256(target)
     if expected is None:
-        if os.access(target.parent, os.W_OK):  # a shared read-only folder stays as it is
+        if os.access(target.parent, os.W_OK):  # a shared read-only folder stays unchanged
             draft = _beside(target, ".sha256.part")
             draft.write_text(f"{found}  {target.name}\n")
             draft.replace(_beside(target, ".sha256"))
     elif found != expected:
         record = "" if known else f" (and {_beside(target, '.sha256').name}, if it is meant to be)"
         raise DownloadError(
-            f"{target} has sha256 {found} in place of the expected {expected}: delete the file"
+            f"{target} has sha256 {found} in place of the expected {expected}; delete the file"
             f"{record} and fetch it again."
         )
 
@@ -163,12 +163,12 @@ def _check_present(target: Path, known: str | None) -> None:
 
 
 def _transfer(url: str, part: Path, target: Path, *, progress: bool) -> None:
-    """Fill `part` with the whole of `url`, over as many connections as it takes."""
+    """Fill `part` with the content of `url`, over as many connections as necessary."""
     import httpx
 
     allowed = {"https", "http"} if url.lower().startswith("http:") else {"https"}
 
-    def refuse_downgrade(request: httpx.Request) -> None:  # called for redirects too
+    def refuse_downgrade(request: httpx.Request) -> None:  # also called for redirects
         if request.url.scheme not in allowed:
             raise _failure(url, target, f"{request.url} is not an https address")
 
@@ -199,7 +199,7 @@ def _transfer(url: str, part: Path, target: Path, *, progress: bool) -> None:
 
 
 def _attempt(client: httpx.Client, url: str, part: Path, target: Path, bar: Progress) -> None:
-    """Make one request, for the bytes that `part` lacks if the server's file is unchanged."""
+    """Make one request, only for the bytes that `part` lacks if the server's file is unchanged."""
     validator_file = _beside(part, ".validator")
     validator = _stored_validator(validator_file, url) if part.exists() else None
     offset = _size(part) if validator else 0
@@ -209,7 +209,7 @@ def _attempt(client: httpx.Client, url: str, part: Path, target: Path, bar: Prog
         start, total = _extent(response)
         current = _validator(response)
         if status == 416 and total == offset:
-            return  # the last connection broke after the last byte
+            return  # the connection broke after the last byte
         if status == 416 or (
             status == 206 and (start != offset or (current is not None and current != validator))
         ):
@@ -251,7 +251,7 @@ def _stored_validator(path: Path, url: str) -> str | None:
 
 
 def _validator(response: httpx.Response) -> str | None:
-    """Give what identifies this version of the file; a weak ETag may not be used for ranges."""
+    """Return the identifier of this version of the file; a weak ETag is not allowed for ranges."""
     headers: Mapping[str, str] = response.headers
     etag = headers.get("ETag", "")
     if etag and not etag.startswith("W/"):
@@ -260,7 +260,7 @@ def _validator(response: httpx.Response) -> str | None:
 
 
 def _extent(response: httpx.Response) -> tuple[int, int | None]:
-    """Give the position of the first byte sent and the size of the whole file, if told."""
+    """Return the position of the first byte sent and the size of the file, if the server tells."""
     told = re.match(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
     if told:
         return int(told[1] or 0), None if told[2] == "*" else int(told[2])
@@ -273,7 +273,7 @@ def _check_space(part: Path, total: int | None, start: int) -> None:
     if total is not None and total - start > free:
         raise DownloadError(
             f"{part.parent} has {free / 1e6:.0f} MB free and {(total - start) / 1e6:.0f} MB are "
-            "needed: free space there, or give another folder (or set TOTALVI_CACHE)."
+            "needed; free space there, or give another folder (or set TOTALVI_CACHE)."
         )
 
 

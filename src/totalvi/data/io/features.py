@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.finding import did_you_mean
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument, setting
 
 _TYPES = {  # what annotation of features calls genes, antibodies and hashtags
     "rna": r"gex|m?rna([ _-]expression)?|genes?([ _-]expression)?|transcript(s|ome)?",
@@ -228,8 +228,8 @@ def marked_controls(control: pd.Series, where: str) -> np.ndarray:
     if unknown.size:
         first = unknown[0]
         raise ReadError(
-            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}": '
-            "write True for isotype controls and False for the other antibodies"
+            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}"; '
+            "write True for isotype controls and False for the other antibodies."
         )
     return marks.to_numpy(dtype=bool)
 
@@ -241,7 +241,7 @@ def _chosen(
     option: str,
     where: str,
 ) -> np.ndarray:
-    """Mark the features whose name or id a list holds or a regular expression finds."""
+    """Mark the features whose name or id is in a list or matches a regular expression."""
     names = [var.index.astype(str)]
     if "gene_ids" in var:
         names.append(pd.Index(var["gene_ids"].astype(str)))
@@ -250,22 +250,23 @@ def _chosen(
         for name in choice:
             if name not in known:
                 raise ReadError(
-                    f'{option} names "{name}", which is no antibody of {where}: '
-                    f"{did_you_mean(str(name), names[0])}"
+                    f'{argument(option)} names "{name}", which is no antibody of {where}; '
+                    f"{did_you_mean(str(name), names[0])}."
                 )
         return np.asarray(np.any([index.isin(list(choice)) for index in names], axis=0))
     try:
         pattern = default if choice is None else re.compile(choice)
     except re.error as error:
         raise ReadError(
-            f'{option}="{choice}" is not a regular expression ({error}): '
-            "fix it, or give a list of names"
+            f"{setting(option, choice)} is not a regular expression ({error}); "
+            "fix it, or give a list of names."
         ) from error
     found = [[pattern.search(name) is not None for name in index] for index in names]
     marked: np.ndarray = np.any(np.array(found, dtype=bool).reshape(len(names), len(var)), axis=0)
     if choice is not None and not marked.any():
         raise ReadError(
-            f'{option}="{choice}" matches no antibody of {where}: {did_you_mean(choice, names[0])}'
+            f"{setting(option, choice)} matches no antibody of {where}; "
+            f"{did_you_mean(choice, names[0])}."
         )
     return marked
 
@@ -274,9 +275,9 @@ Part = TypeVar("Part")
 
 
 def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> Mapping[str, Part]:
-    """Return the one part named, or all of them."""
+    """Return the named part, or all parts."""
     if not parts:
-        raise ReadError(f"{path} holds no count matrix: give a file that Cell Ranger wrote")
+        raise ReadError(f"{path} holds no count matrix; give a file that Cell Ranger wrote.")
     if genome is None:
         return parts
     if genome not in parts:
@@ -286,14 +287,16 @@ def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> M
 
 def _no_such_genome(genome: str, known: list[str], path: Path) -> ReadError:
     hint = did_you_mean(genome, known)
-    return ReadError(f'no genome "{genome}" in {path}: give another as genome ({hint})')
+    return ReadError(
+        f'no genome "{genome}" in {path}; give another as {argument("genome")} ({hint}).'
+    )
 
 
 def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
-    """Put the genes of all genomes side by side.
+    """Join the genes of all genomes.
 
-    Cell Ranger 2 lists for each genome only the cells called in it. The result has every cell
-    of any genome, in order of first appearance, with no counts where a genome does not list it.
+    Cell Ranger 2 lists for each genome only the cells called in it. The result has the cells of all
+    genomes, in order of first appearance. A cell has no counts of a genome that does not list it.
     """
     if len(parts) == 1:
         return next(iter(parts.values()))
@@ -302,7 +305,7 @@ def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
             repeated = part.obs_names[part.obs_names.duplicated()][0]
             raise ReadError(
                 f'{path} lists the barcode "{repeated}" twice for the genome "{name}", so that its '
-                "genomes cannot be joined: read one of them by genome="
+                f"genomes cannot be joined; read one of them with {argument('genome')}."
             )
     cells = pd.Index(
         pd.unique(np.concatenate([part.obs_names.to_numpy(object) for part in parts.values()])),
@@ -319,7 +322,7 @@ def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
 
 
 def prefix_shared_names(adata: AnnData) -> AnnData:
-    """Prefix gene names found in more than one genome by their genome, as in ``mm10_ACTB``."""
+    """Prefix gene names that several genomes have by their genome, as in ``mm10_ACTB``."""
     if "genome" not in adata.var or adata.var["genome"].nunique() < 2:
         return adata
     var = adata.var
@@ -335,8 +338,8 @@ def prefix_shared_names(adata: AnnData) -> AnnData:
 def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
     """Keep the genes of one genome and all features that are not genes.
 
-    The genome of a gene is its ``var["genome"]``; in a file without this column it is the
-    prefix of its name, as in ``hg19_CD3E``.
+    The genome of a gene is its ``var["genome"]``, or without this column the prefix of its name, as in
+    ``hg19_CD3E``.
     """
     if genome is None:
         return adata
@@ -351,6 +354,6 @@ def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
         if not chosen.any():
             raise ReadError(
                 f"{path} names no genome, and no gene name in it begins with "
-                f'"{genome}_": leave out genome'
+                f'"{genome}_"; leave out {argument("genome")}.'
             )
     return adata if (chosen | ~is_gene).all() else adata[:, chosen | ~is_gene].copy()

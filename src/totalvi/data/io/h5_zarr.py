@@ -53,7 +53,7 @@ def read_h5mu(path: Path) -> MuData:
 
 
 def read_zarr(path: Path) -> AnnData | MuData:
-    """Read whichever of the two a zarr store holds."""
+    """Read the AnnData or MuData in a zarr store."""
     with reading(path, "a zarr store"):
         group = open_zarr(path)
         if "mod" in group:
@@ -67,8 +67,8 @@ def read_zarr(path: Path) -> AnnData | MuData:
         if not {"obs", "var"} <= set(group):
             found = ", ".join(sorted(group)) or "nothing"
             raise ReadError(
-                f"{path} is a zarr store of neither an AnnData nor a MuData (it holds {found}): "
-                "write it with the write_zarr method of one of them"
+                f"{path} is a zarr store of neither an AnnData nor a MuData (it holds {found}); "
+                "write it with the write_zarr method of one of them."
             )
         try:
             return _checked(anndata.read_zarr(path), path)
@@ -105,7 +105,7 @@ def _what_can_be_read(group: h5py.Group | zarr.Group, error: Exception) -> AnnDa
                         rows = _rows_of_cells(found.index, obs.index)
                         if not rows.equals(found.index.astype(str)):
                             message = (
-                                f'The rows of obsm["{name}"] have numbers in place of names: they were '
+                                f'The rows of obsm["{name}"] have numbers in place of names; they were '
                                 "taken as the cells, in their order."
                             )
                             parts["uns"] = {READING: {"rows_numbered": message}}
@@ -163,12 +163,12 @@ def _joined(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
 
 
 def open_zarr(path: Path) -> zarr.Group:
-    """Open a zarr store that is whole and believable.
+    """Open a zarr store after checking that it is complete and consistent.
 
     Raises
     ------
     ReadError
-        When it is not, naming the member.
+        When it is not; the message names the member.
     """
     require_plain_folder(path)
     group = zarr.open_group(path, mode="r")
@@ -181,26 +181,26 @@ def open_zarr(path: Path) -> zarr.Group:
 
 
 def require_plain_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but files and folders of its own.
+    """Refuse a folder that holds anything except its own files and folders.
 
     Raises
     ------
     ReadError
-        For a link that leads out of it, a pipe, a device, or an empty folder.
+        For a link that points out of it, a pipe, a device, or an empty folder.
     """
     root = folder.resolve()
     for place, folders, files in os.walk(root):
         if not (folders or files):
-            raise ReadError(f"{place} is empty: copy, download or write {folder} again")
+            raise ReadError(f"{place} is empty; copy, download or write {folder} again.")
         for name in (*folders, *files):
             entry = Path(place, name)
             mode = entry.lstat().st_mode
             if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
                 raise ReadError(
-                    f"{entry} is a link out of {folder}: put what it stands for in place"
+                    f"{entry} is a link out of {folder}; put what it stands for in place."
                 )
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
-                raise ReadError(f"{entry} is no file: copy, download or write {folder} again")
+                raise ReadError(f"{entry} is no file; copy, download or write {folder} again.")
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -216,21 +216,21 @@ def _require_plain(path: Path) -> None:
 
 
 def _require_names(group: h5py.Group | zarr.Group, path: Path) -> None:
-    """Refuse data whose cells or features lost their names, for which numbers would stand in."""
+    """Refuse data whose cells or features lost their names, which numbers would replace."""
     parts = {"": group}
     if "mod" in group:
         parts = {**{f"mod/{name}/": group["mod"][name] for name in group["mod"]}, **parts}
     if not ({"obs", "var"} <= set(group) or len(parts) > 1):
-        return  # neither an AnnData nor a MuData with modalities, which is said elsewhere
+        return  # neither an AnnData nor a MuData with modalities, which another check reports
     for place, part in parts.items():
         for axis in ("obs", "var"):
             table = part.get(axis)
             if isinstance(table, h5py.Dataset):
-                continue  # of AnnData before 0.7, in one piece with its names
+                continue  # AnnData before 0.7 stored it in one piece with its names
             index = "" if table is None else str(table.attrs.get("_index", ""))
             if not (index and index in table):
                 raise ReadError(
-                    f'{path} has lost the names in "{place}{axis}": copy, download or write it again'
+                    f'{path} has lost the names in "{place}{axis}"; copy, download or write it again.'
                 )
 
 
@@ -262,15 +262,15 @@ def _require_all_chunks(group: zarr.Group, path: Path) -> None:
             continue  # a count that is not there may be zero, but hardly all of them
         if n_lost > 0 and array.size:
             raise ReadError(
-                f'{path} lacks {n_lost} of {array.nchunks} chunks of "{array.path}": '
-                "copy, download or write it again"
+                f'{path} lacks {n_lost} of {array.nchunks} chunks of "{array.path}"; '
+                "copy, download or write it again."
             )
     for name, array in group.members(max_depth=None):
         folder = path / array.path
         if isinstance(array, zarr.Array) and not any(
             (folder / file).is_file() for file in (".zarray", "zarr.json")
         ):
-            raise ReadError(f'{path} has lost "{name}": copy, download or write it again')
+            raise ReadError(f'{path} has lost "{name}"; copy, download or write it again.')
 
 
 def _checked(adata: AnnData, path: Path) -> AnnData:
@@ -280,7 +280,7 @@ def _checked(adata: AnnData, path: Path) -> AnnData:
 
 def _checked_mudata(mdata: MuData, path: Path) -> MuData:
     if not mdata.mod:
-        raise ReadError(f"{path} is a MuData without modalities: write it again with its counts")
+        raise ReadError(f"{path} is a MuData without modalities; write it again with its counts.")
     for name, adata in mdata.mod.items():
         require_sound_anndata(adata, f'modality "{name}" of {path}')
     return mdata
@@ -290,7 +290,7 @@ SUFFIXES = (".h5ad", ".h5mu", ".zarr")
 
 
 def can_stay_on_disk(path: str | PathLike[str]) -> bool:
-    """Return whether the counts of a file of this name can be read some cells at a time.
+    """Return whether the counts of a file with this name can be read some cells at a time.
 
     Examples
     --------
@@ -301,10 +301,10 @@ def can_stay_on_disk(path: str | PathLike[str]) -> bool:
 
 
 def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
-    """Open an AnnData (``.h5ad``, ``.zarr``) or MuData (``.h5mu``, ``.zarr``), its counts on disk.
+    """Open an AnnData (``.h5ad``, ``.zarr``) or MuData (``.h5mu``, ``.zarr``) with its counts on disk.
 
-    ``X``, ``layers`` and ``obsm`` are datasets that are read as they are asked for; annotation of
-    cells and features is in memory. Pairwise matrices and ``raw`` are left out.
+    ``X``, ``layers`` and ``obsm`` are datasets that are read on access. Annotation of cells and
+    features is in memory. Pairwise matrices and ``raw`` are left out.
 
     Raises
     ------
@@ -323,19 +323,19 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise ReadError(f"{path} does not exist: check the path")
+        raise ReadError(f"{path} does not exist; check the path.")
     if not can_stay_on_disk(path):
         raise ReadError(
-            f"{path} cannot be read some cells at a time: write it as .zarr with `totalvi convert`, or "
-            "read it into memory with totalvi.read"
+            f"{path} cannot be read some cells at a time; write it as .zarr with `totalvi convert`, or "
+            "read it into memory with totalvi.read."
         )
     with reading(path, "an AnnData or MuData"):
         group = open_zarr(path) if path.suffix == ".zarr" else open_hdf5(path)
         if "mod" not in group:
             if not {"obs", "var"} <= set(group):
                 raise ReadError(
-                    f"{path} holds neither an AnnData nor a MuData: write it again with the write "
-                    "methods of one of them"
+                    f"{path} holds neither an AnnData nor a MuData; write it again with the write "
+                    "methods of one of them."
                 )
             return _anndata(group)
         parts = group["mod"]
@@ -363,7 +363,7 @@ def _anndata(group: Any) -> AnnData:
 
 
 def _stored(found: Any) -> Any:
-    """Return a dataset to read from, or what cannot be left on disk."""
+    """Return a dataset on disk, or the values in memory if they cannot stay on disk."""
     kind = found.attrs.get("encoding-type", "array")
     if kind in ("csr_matrix", "csc_matrix"):
         return sparse_dataset(found)

@@ -1,4 +1,4 @@
-"""What the features of a file are, and the modalities "rna", "prot" and "hto" that they make."""
+"""Recognise the features of a file, and build the modalities "rna", "prot" and "hto" from them."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from totalvi.data.io.features import (
 )
 from totalvi.data.io.h5_zarr import READING, UNREAD
 from totalvi.data.io.trust import counts_from
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument
 
 PROTEIN_OBSM_KEYS = (
     "protein_expression",
@@ -58,7 +58,7 @@ def split_anndata(
     Antibodies that are hashtags go to "hto", and rows that are of no antibody to "no_antibody".
 
     The counts become CSR float32. Cell annotation, ``obsm``, ``obsp`` and ``uns`` stay with the
-    first of "rna", "prot" or else whichever there is; the others keep their ``var`` and layers.
+    first of "rna", "prot" or any other modality. All modalities keep their ``var`` and layers.
     """
     if adata.X is not None or not adata.layers:  # else the counts are in a layer
         adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
@@ -91,7 +91,7 @@ def _bare(adata: AnnData, chosen: np.ndarray) -> AnnData:
 
 
 def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | None:
-    """Take the proteins out of ``obsm``: under the key given, else under a well-known one.
+    """Return the proteins in ``obsm``, under the given key or a well-known one.
 
     Well-known keys do not count when the antibodies are features of ``X``. Names are a DataFrame's
     columns, else ``uns["<key>_names"]`` or ``uns["protein_names"]``, else protein_0, protein_1, ...
@@ -105,8 +105,8 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
         _require_read(adata, (key,), where)
         hint = did_you_mean(key, adata.obsm)
         raise ReadError(
-            f'no obsm["{key}"] in {where}: give another entry as '
-            f"protein_expression_obsm_key ({hint})"
+            f'no obsm["{key}"] in {where}; give another entry as '
+            f"{argument('protein_expression_obsm_key')} ({hint})."
         )
     values = adata.obsm.pop(key)
     where = f'obsm["{key}"] of {where}'
@@ -118,7 +118,7 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
 
 
 def known_protein_obsm_key(adata: AnnData) -> str | None:
-    """Return a well-known key of proteins in ``obsm``; None where antibodies are features of ``X``."""
+    """Return a well-known key of proteins in ``obsm``; None if antibodies are features of ``X``."""
     if "prot" in modalities_of(adata.var):
         return None
     return next((known for known in PROTEIN_OBSM_KEYS if known in adata.obsm), None)
@@ -131,7 +131,7 @@ def _require_read(adata: AnnData, keys: Sequence[str], where: str) -> None:
         reason = unread.get(f'obsm["{key}"]')
         if reason is not None:
             raise ReadError(
-                f'obsm["{key}"] of {where}, which may hold the proteins, cannot be read ({reason}): '
+                f'obsm["{key}"] of {where}, which may hold the proteins, cannot be read ({reason}); '
                 "write it again for the same cells, or as a table of its own."
             )
 
@@ -186,7 +186,7 @@ def say_of_reading(data: AnnData | MuData, code: str, message: str) -> None:
 def join_proteins(
     adata: AnnData, proteins: AnnData | None, rows: Rows, where: str, protein_where: str
 ) -> dict[str, AnnData]:
-    """Split the features of a file, and of the proteins that came apart from its RNA if any."""
+    """Split the features of a file, and add the proteins that were stored separately, if any."""
     if proteins is None:
         return split_anndata(adata, modalities_of(adata.var), rows, where)
     modalities = split_anndata(adata, modalities_of(adata.var), Rows((), (), ()), where)
@@ -194,7 +194,7 @@ def join_proteins(
     for name in modalities.keys() & antibodies.keys():
         raise ReadError(
             f'there are "{name}" features beside the genes of {where} and again apart from them in '
-            f"{protein_where}: give the antibodies once, beside the genes or apart from them"
+            f"{protein_where}; give the antibodies once, beside the genes or apart from them."
         )
     return modalities | antibodies
 
@@ -223,7 +223,7 @@ def pair_modalities(
         lonely = names[~names.isin(others)]
         raise ReadError(
             f"{where[0]} and {where[1]} are not of the same cells ({said}; the one alone has "
-            f'"{lonely[0] if len(lonely) else names[0]}", and the other begins with "{others[0]}"): '
+            f'"{lonely[0] if len(lonely) else names[0]}", and the other begins with "{others[0]}"); '
             "give both of one experiment, with the cells named alike."
         )
     n_dropped = len(names) - len(pairs.first), len(others) - len(pairs.first)
@@ -234,9 +234,8 @@ def pair_modalities(
     if pairs.change or any(n_dropped):
         message = f"{said[0].upper()}{said[1:]} in {where[0]} and {where[1]}"
         if any(n_dropped):
-            message += (
-                f"; left out are {n_dropped[0]:,} of the one and {n_dropped[1]:,} of the other"
-            )
+            n_rna, n_protein = n_dropped
+            message += f"; left out are {n_rna:,} of the one and {n_protein:,} of the other"
         say_of_reading(rna, "cells_paired", f"{message}.")
     protein.obs_names = rna.obs_names
     return rna, protein
@@ -249,15 +248,17 @@ def assemble(
     where: str,
     protein_modality: str = "prot",
 ) -> MuData:
-    """Name features uniquely, mark the isotype controls, and join the modalities of the cells.
+    """Make names of features unique, mark the isotype controls, and join the modalities.
 
-    Where names were repeated, ``var["name_in_file"]`` keeps them as they were.
+    If names were repeated, ``var["name_in_file"]`` keeps the original names.
     """
     if protein_modality in modalities:
         var = modalities[protein_modality].var
         var["control"] = are_controls(var, controls, where)
     elif controls:
-        raise ReadError(f"{where} has no antibodies that could be controls: leave out controls")
+        raise ReadError(
+            f"{where} has no antibodies that could be controls; leave out {argument('controls')}."
+        )
     for adata in modalities.values():
         names = adata.var_names.astype(str)
         if not names.is_unique:
@@ -292,7 +293,7 @@ def mudata_of(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
 
 
 def renamed_features(data: MuData | AnnData) -> list[Finding]:
-    """Note which repeated feature names of a file were made unique when it was read."""
+    """Note which repeated feature names were made unique on reading."""
     notes = []
     for modality, adata in data.mod.items() if isinstance(data, MuData) else ():
         before = adata.var.get(NAME_IN_FILE)
@@ -304,7 +305,7 @@ def renamed_features(data: MuData | AnnData) -> list[Finding]:
             message = (
                 f'{renamed.size:,} {features} renamed in modality "{modality}", since names were '
                 f'repeated in the file, first "{before.iloc[renamed[0]]}" to '
-                f'"{adata.var_names[renamed[0]]}"'
+                f'"{adata.var_names[renamed[0]]}".'
             )
             notes.append(Finding("note", "feature_renamed", message))
     return notes
@@ -320,7 +321,7 @@ def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
                 raise ReadError(
                     f'the cell "{repeated}" occurs more than once in "{modality}" of {where}, and '
                     f'"{first}" and "{name}" do not list the same cells in the same order, so that '
-                    "they cannot be paired: give every cell its own name"
+                    "they cannot be paired; give every cell its own name."
                 )
 
 
@@ -331,20 +332,25 @@ def tidy_mudata(
     rna_modality: str = "rna",
     protein_modality: str = "prot",
 ) -> MuData:
-    """Bring a MuData from a file into the form of all that ``read`` gives.
+    """Convert a MuData from a file to the form that ``read`` returns.
 
-    Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto" and
-    isotype controls are marked. Other modalities and the annotation of the cells stay.
+    Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto", and
+    isotype controls are marked. Other modalities and the annotation of the cells do not change.
     """
     hashtags, controls = rows.hashtags, rows.controls
     if mdata.axis != 0:
-        raise ReadError(f"{path} is a MuData whose modalities share no cells: write it with axis=0")
+        raise ReadError(
+            f"{path} is a MuData whose modalities share no cells; write it with axis=0."
+        )
     if hashtags and "hto" in mdata.mod:
-        raise ReadError(f'{path} has a modality "hto" for hashtags already: leave out hashtags')
+        raise ReadError(
+            f'{path} has a modality "hto" for hashtags already; leave out {argument("hashtags")}.'
+        )
     if (hashtags or controls) and protein_modality not in mdata.mod:
         raise ReadError(
-            f'no modality "{protein_modality}" in {path}, to look for hashtags and controls: name '
-            f"that of the proteins with protein_modality ({did_you_mean(protein_modality, mdata.mod)})"
+            f'no modality "{protein_modality}" in {path}, to look for hashtags and controls; name '
+            f"that of the proteins with {argument('protein_modality')} "
+            f"({did_you_mean(protein_modality, mdata.mod)})."
         )
     own = dict(mdata.mod)
     if {rna_modality, protein_modality} <= set(own):

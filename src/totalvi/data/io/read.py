@@ -1,4 +1,4 @@
-"""Read paired RNA and protein counts from any of the usual files."""
+"""Read paired RNA and protein counts from any supported file."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ from totalvi.data.io.tenx import (
 )
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
 from totalvi.data.io.trust import reading
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, allowed, argument
 
 FORMATS = (
     ((".h5", ".hdf5", ".h5ad", ".h5mu"), "HDF5: Cell Ranger, AnnData or MuData"),
@@ -48,11 +48,11 @@ FORMATS = (
 PACKED = (".tar", ".tar.gz", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z")
 ELSEWHERE = {
     (".rds", ".rdata", ".rda", ".qs", ".h5seurat"): (
-        'of R: export its counts as docs/r.md says (section "From R"), as 10x folders or an .h5ad file'
+        'of R; export its counts as docs/r.md says (section "From R"), as 10x folders or an .h5ad file'
     ),
-    (".loom",): "a loom file: write it as .h5ad with anndata.io.read_loom and its write_h5ad",
+    (".loom",): "a loom file; write it as .h5ad with anndata.io.read_loom and its write_h5ad",
     (".parquet", ".feather", ".xlsx", ".xls"): (
-        "a table of another format: write it as .csv, cells and features named"
+        "a table of another format; write it as .csv, cells and features named"
     ),
 }
 # Repeated features are renamed, which `renamed_features` notes; repeated cells are reported by the
@@ -64,7 +64,7 @@ SILENCED = (
 
 
 class ReadOptions(NamedTuple):
-    """How a file is read, beyond where in it the counts are; see `read`."""
+    """Options of reading a file, besides the places of its counts; see `read`."""
 
     protein_path: str | PathLike[str] | None = None
     genome: str | None = None
@@ -94,7 +94,7 @@ def read(
     rna_modality: str = "rna",
     protein_modality: str = "prot",
 ) -> MuData:
-    """Read raw counts of RNA and proteins; no file is ever written to.
+    """Read raw counts of RNA and proteins, without changing any file.
 
     Parameters
     ----------
@@ -109,25 +109,25 @@ def read(
     filtered
         Another name of ``path``, for ``read(raw=..., filtered=...)``.
     raw
-        The raw matrix of all barcodes of the same run, such as ``raw_feature_bc_matrix.h5``: each
-        protein's distribution in empty droplets is then in ``uns["ambient"]``, and anchors the
+        The raw matrix of all barcodes of the same run, such as ``raw_feature_bc_matrix.h5``. Each
+        protein's distribution in empty droplets is then stored in ``uns["ambient"]``, and anchors the
         background of a `totalvi.Model` of these data. See `totalvi.ambient_profile`.
     protein_path
-        A second file that holds the proteins of the same cells: a table, or any of the above
-        but a MuData. Its antibodies are taken, or all features if it says of none that it is
-        one. By default the first file holds the proteins, or there are none.
+        A second file with the proteins of the same cells: a table, or any of the above except a
+        MuData. Its antibodies are read, or all of its features if none is marked as antibody. By
+        default the first file holds the proteins, or there are none.
     protein_expression_obsm_key
-        AnnData only: the ``obsm`` entry with the proteins. By default one that is named as is
-        usual, such as ``protein_expression`` or ``protein_counts``.
+        AnnData only: the ``obsm`` entry with the proteins. By default one with a usual name, such as
+        ``protein_expression`` or ``protein_counts``.
     genome
-        Keep only the genes of this genome. By default those of all genomes are joined, and a gene
-        name found in several is prefixed by its genome, as in ``mm10_Actb``.
+        Keep only the genes of this genome. By default the genes of all genomes are joined, and a name
+        that several genomes have gets a prefix, as in ``mm10_Actb``.
     hashtags
-        Which antibodies are hashtags: a list of names or a regular expression. By default those
-        named so, such as ``HTO_1`` or ``anti-human_Hashtag_1``. An empty list means none.
+        Which antibodies are hashtags: a list of names or a regular expression. By default those with
+        names such as ``HTO_1`` or ``anti-human_Hashtag_1``. An empty list means none.
     controls
-        Which antibodies are isotype controls, in the same way. By default those named so, such
-        as ``IgG1_control_TotalSeqB`` or ``Rat IgG2b``.
+        Which antibodies are isotype controls, in the same way. By default those with names such as
+        ``IgG1_control_TotalSeqB`` or ``Rat IgG2b``.
     cells_in
         Tables only: whether cells are "rows" or "columns". By default the direction that makes
         the names in both tables agree, or in which the names are barcodes.
@@ -136,25 +136,24 @@ def read(
         and totals. By default those named so: ``unmapped``, ``no_match``, ``total`` and the like, which
         form a modality "no_antibody".
     rna_modality, protein_modality
-        MuData only: its modalities of RNA and proteins, which keep their names.
+        MuData only: names of the modalities of RNA and proteins, which do not change.
 
     Returns
     -------
     MuData
-        Modalities "rna", "prot" and "hto" (hashtags), those that the file has; counts are CSR
-        float32, cells x features. Repeated feature names are made unique (``TBCE``, ``TBCE-1``),
-        with those of the file kept in ``var["name_in_file"]``, and Cell Ranger's feature ids are
-        kept in ``var["gene_ids"]``; ``prot.var["control"]`` marks isotype controls. Cell annotation
-        is in ``obs`` and in the first modality's ``obs``.
-        Features of other types, such as "CRISPR Guide Capture", form a modality
-        (``crispr_guide_capture``).
+        Those of the modalities "rna", "prot" and "hto" (hashtags) that the file has. Counts are CSR
+        float32, cells x features. Repeated feature names are made unique (``TBCE``, ``TBCE-1``), and
+        ``var["name_in_file"]`` keeps those of the file. ``var["gene_ids"]`` has Cell Ranger's feature
+        ids, and ``prot.var["control"]`` marks isotype controls. Cell annotation is in ``obs`` and in
+        the first modality's ``obs``. Features of other types, such as "CRISPR Guide Capture", form a
+        modality (``crispr_guide_capture``).
 
     Raises
     ------
     ReadError
         If a file is missing, damaged or of an unknown format, or an option does not fit it.
     DataError
-        If ``raw`` is not of the same run as the cells, or has too few empty droplets.
+        If ``raw`` is not from the same run as the cells, or has too few empty droplets.
 
     Examples
     --------
@@ -171,12 +170,14 @@ def read(
     >>> mdata["prot"].var["control"].to_dict()
     {'CD3': False, 'IgG1': True}
     """
-    if (path is None) == (filtered is None):
-        raise ReadError("path and filtered both name the file of the cells: give one of them")
+    if path is not None and filtered is not None:
+        raise ReadError("path and filtered both name the file of the cells; give one of them.")
+    if path is None and filtered is None:
+        raise ReadError("path is missing; give the file of the cells.")
     given = path if filtered is None else filtered
     assert given is not None
     if cells_in not in (None, "rows", "columns"):
-        raise ReadError(f'cells_in="{cells_in}" is not known: give "rows" or "columns"')
+        raise ReadError(allowed("cells_in", cells_in, ("rows", "columns")))
     columns = Columns(
         rna_modality=rna_modality,
         protein_modality=protein_modality,
@@ -192,10 +193,11 @@ def read(
 def _add_ambient(
     mdata: MuData, path: str | PathLike[str], raw: str | PathLike[str], columns: Columns
 ) -> None:
-    """Put what the raw matrix says of empty droplets beside the cells."""
+    """Store the ambient profile of the raw matrix beside the cells."""
     if columns.protein_modality not in mdata.mod:
         raise ReadError(
-            f"{path} has no antibodies, of whose background raw could tell: leave out raw"
+            f"{path} has no antibodies, of whose background raw could tell; leave out "
+            f"{argument('raw')}."
         )
     names = names_of(mdata[columns.protein_modality].var_names)
     modalities = replace(columns, protein_expression_obsm_key=None)
@@ -222,8 +224,8 @@ def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> 
             adata, proteins = _paired(found, first, second, options.cells_in)
         else:
             raise ReadError(
-                "protein_path and protein_expression_obsm_key both say where the proteins are: "
-                "give one of them"
+                f"{argument('protein_path')} and {argument('protein_expression_obsm_key')} both say "
+                "where the proteins are; give one of them."
             )
         adata = _by_symbol(keep_genome(adata, options.genome, first))
         modalities = join_proteins(adata, proteins, options.rows, str(first), protein_where)
@@ -240,8 +242,8 @@ def _by_symbol(adata: AnnData) -> AnnData:
 def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> MuData:
     if options.protein_path is not None or columns.protein_expression_obsm_key is not None:
         raise ReadError(
-            f"{path} is a MuData, which has its proteins in a modality: leave out "
-            "protein_path and protein_expression_obsm_key"
+            f"{path} is a MuData, which has its proteins in a modality; leave out "
+            f"{argument('protein_path')} and {argument('protein_expression_obsm_key')}."
         )
     if columns.rna_modality in found.mod:
         rna = found.mod[columns.rna_modality]
@@ -262,31 +264,31 @@ def _paired(
     more = _load(second, None)
     if isinstance(more, MuData):
         raise ReadError(
-            f"{second} is a MuData, which may hold RNA as well: read it alone, or write its "
-            "proteins to an .h5ad file"
+            f"{second} is a MuData, which may hold RNA as well; read it alone, or write its "
+            "proteins to an .h5ad file."
         )
     return pair_modalities(*orient_pair(found, more, cells_in, (first, second)), (first, second))
 
 
 def _existing(path: str | PathLike[str]) -> Path:
     if "://" in str(path):
-        raise ReadError(f"{path} is not a file on this machine: download it and give its path")
+        raise ReadError(f"{path} is not a file on this machine; download it and give its path.")
     found = Path(path).expanduser()
     if not found.exists():
         folder = found.parent
         if not folder.is_dir():
-            raise ReadError(f"{path} does not exist, nor does its folder: check the path")
+            raise ReadError(f"{path} does not exist, nor does its folder; check the path.")
         hint = did_you_mean(found.name, sorted(p.name for p in folder.iterdir()))
-        raise ReadError(f"{path} does not exist: check the name ({hint})")
+        raise ReadError(f"{path} does not exist; check the name ({hint}).")
     with reading(found, "a file of counts"):
         is_empty = not any(found.iterdir()) if found.is_dir() else found.stat().st_size == 0
     if is_empty:
-        raise ReadError(f"{path} is empty: copy, download or write it again")
+        raise ReadError(f"{path} is empty; copy, download or write it again.")
     return found
 
 
 def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
-    """Read one file or folder by the format that its name and its beginning tell."""
+    """Read one file or folder; its name and its first bytes give the format."""
     if path.is_dir():
         return _load_folder(path, genome)
     name = path.name.lower()
@@ -304,10 +306,10 @@ def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
         if name.endswith(suffixes):
             raise ReadError(f"{path} is {fix}.")
     if name.endswith(PACKED):
-        raise ReadError(f"{path} is a packed file: unpack it and give the path of what was in it")
+        raise ReadError(f"{path} is a packed file; unpack it and give the path of what was in it.")
     known = "; ".join(f"{', '.join(suffixes)} ({what})" for suffixes, what in FORMATS)
     raise ReadError(
-        f'{path} has the unknown suffix "{path.suffix}": convert it to one of these formats: {known}'
+        f'{path} has the unknown suffix "{path.suffix}"; convert it to one of these formats: {known}.'
     )
 
 
@@ -318,7 +320,7 @@ def _load_other_matrix(path: Path) -> AnnData:
         return read_layout(path.parent, *found)
     stem = path.name.removesuffix(".gz").removesuffix(".mtx").replace("matrix", "").strip("_.-")
     raise ReadError(
-        f"{path} is a matrix whose features and barcodes are in files of other names: name the three "
+        f"{path} is a matrix whose features and barcodes are in files of other names; name the three "
         f"{stem or 'sample'}_matrix.mtx.gz, {stem or 'sample'}_features.tsv.gz and "
         f"{stem or 'sample'}_barcodes.tsv.gz."
     )
@@ -331,8 +333,8 @@ def _load_hdf5(path: Path, genome: str | None) -> AnnData | MuData:
     if not is_hdf5:
         looks = "it looks like text" if start.isascii() and b"\0" not in start else "it is not HDF5"
         raise ReadError(
-            f'{path} is not what its suffix "{path.suffix}" says ({looks}): give it the suffix of '
-            "its format, or copy, download or write it again"
+            f'{path} is not what its suffix "{path.suffix}" says ({looks}); give it the suffix of '
+            "its format, or copy, download or write it again."
         )
     with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
         members = set(file)
@@ -346,7 +348,7 @@ def _load_hdf5(path: Path, genome: str | None) -> AnnData | MuData:
         return read_10x_h5(path, genome)
     raise ReadError(
         f"{path} is HDF5, but not of Cell Ranger, AnnData or MuData (it holds "
-        f"{', '.join(sorted(members)) or 'nothing'}): write it again as one of these"
+        f"{', '.join(sorted(members)) or 'nothing'}); write it again as one of these."
     )
 
 
@@ -355,8 +357,8 @@ def _load_folder(path: Path, genome: str | None) -> AnnData | MuData | Table:
         return read_zarr(path)
     if path.suffix == ".zarr":
         raise ReadError(
-            f"{path} is not a zarr store (it has neither zarr.json nor .zgroup): "
-            "copy, download or write it again"
+            f"{path} is not a zarr store (it has neither zarr.json nor .zgroup); "
+            "copy, download or write it again."
         )
     if not holds_matrix(path) and layout_of(path) is None:
         output = cell_ranger_output(path)

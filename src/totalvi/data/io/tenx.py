@@ -1,4 +1,4 @@
-"""Read the ``.h5`` files that Cell Ranger writes, of versions 2 and later."""
+"""Read the files that Cell Ranger writes from version 2 on: ``.h5`` files and matrix folders."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ V3_FEATURE_MEMBERS = ("id", "name", "feature_type")
 
 
 def read_10x_h5(path: Path, genome: str | None) -> AnnData:
-    """Read a Cell Ranger ``.h5`` file; of version 2, all genomes or only the one named."""
+    """Read a Cell Ranger ``.h5`` file; in version 2, all genomes or only the given one."""
     with reading(path, "a Cell Ranger .h5 file"), h5py.File(path, "r") as file:
         require_plain_hdf5(file, path)
         if "matrix" in file:
@@ -65,7 +65,7 @@ def _read_v2_group(group: h5py.Group, path: Path, genome: str) -> AnnData:
 
 
 def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
-    """Build the AnnData; the file's features x barcodes CSC is a cells x features CSR."""
+    """Build the AnnData; the file's features x barcodes CSC is read as cells x features CSR."""
     cells = pd.Index(_text(group["barcodes"]), dtype=object)
     n_features, n_cells = (int(n) for n in group["shape"][:])
     require_lengths(path, n_features, len(var), n_cells, len(cells))
@@ -78,8 +78,8 @@ def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
 def _text(dataset: h5py.Dataset) -> list[str]:
     if h5py.check_string_dtype(dataset.dtype) is None:
         raise ReadError(
-            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text: '
-            "copy, download or write it again"
+            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text; '
+            "copy, download or write it again."
         )
     return [v.decode() if isinstance(v, bytes) else str(v) for v in dataset[:].tolist()]
 
@@ -87,8 +87,8 @@ def _text(dataset: h5py.Dataset) -> list[str]:
 def _same_length(values: list[str], n: int, what: str, path: Path) -> list[str]:
     if len(values) != n:
         raise ReadError(
-            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}): "
-            "copy, download or write it again"
+            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}); "
+            "copy, download or write it again."
         )
     return values
 
@@ -98,7 +98,7 @@ def _require_members(group: h5py.Group, members: tuple[str, ...], path: Path) ->
     if missing:
         raise ReadError(
             f'{path} lacks {", ".join(missing)} in its group "{group.name}", which a Cell Ranger '
-            ".h5 file has: write it again, or convert what it holds to .h5ad or .h5mu"
+            ".h5 file has; write it again, or convert what it holds to .h5ad or .h5mu."
         )
 
 
@@ -145,7 +145,7 @@ LAYOUTS = (
     Layout("count_matrix.mtx", "cell_metadata.csv", ("all_genes.csv",)),
     Layout("DGE.mtx", "cell_metadata.csv", ("all_genes.csv",)),
 )
-READABLE = (".h5", ".h5ad", ".h5mu", ".zarr", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt.gz")
+READABLE = (".h5", ".h5ad", ".h5mu", ".zarr")
 MTX_COLUMNS = {"feature": np.int64, "cell": np.int64, "count": np.float32}
 ENTRIES_PER_CHUNK = 5_000_000
 
@@ -169,13 +169,13 @@ def cell_ranger_output(folder: Path) -> Path | None:
     if samples:
         names = listed([str(sample) for sample in samples])
         raise ReadError(
-            f"{folder} holds {len(samples)} samples: give one of them, or read each and join them "
+            f"{folder} holds {len(samples)} samples; give one of them, or read each and join them "
             f"with totalvi.concat ({names})."
         )
-    files = sorted(p.name for p in folder.iterdir() if p.name.endswith(READABLE[:4]))
+    files = sorted(p.name for p in folder.iterdir() if p.name.endswith(READABLE))
     if files and not any(p.is_dir() and holds_matrix(p) for p in folder.iterdir()):
         raise ReadError(
-            f"{folder} holds no matrix of its own but files that may hold counts: give the path of one "
+            f"{folder} holds no matrix of its own but files that may hold counts; give the path of one "
             f"of them ({listed(files)})."
         )
     return None
@@ -183,24 +183,21 @@ def cell_ranger_output(folder: Path) -> Path | None:
 
 def layout_of(folder: Path) -> tuple[Layout, Path] | None:
     """Return how the files of another counter in a folder lie, and its matrix; None without any."""
-    for layout in LAYOUTS:
-        matrix = _member(folder, "", layout.matrix)
-        if matrix is not None:
-            return layout, matrix
-    return None
+    found = ((layout, _member(folder, "", layout.matrix)) for layout in LAYOUTS)
+    return next(((layout, matrix) for layout, matrix in found if matrix is not None), None)
 
 
 def read_layout(folder: Path, layout: Layout, matrix: Path) -> AnnData:
     """Read the matrix of another counter, whatever way it lies."""
     lists = [_member(folder, "", layout.cells), _member(folder, "", *layout.features)]
-    ids = _member(folder, "", layout.features[-1])
-    if lists[0] is None or lists[1] is None or ids is None:
+    if lists[0] is None or lists[1] is None:
         missing = layout.cells if lists[0] is None else layout.features[-1]
         raise ReadError(
-            f"{matrix} is a matrix whose names are in {missing}, which {folder} lacks: copy it beside "
+            f"{matrix} is a matrix whose names are in {missing}, which {folder} lacks; copy it beside "
             "the matrix."
         )
-    cells, features, ids = (_first_fields(path) for path in (lists[0], lists[1], ids))
+    ids_file = _member(folder, "", layout.features[-1]) or lists[1]
+    cells, features, ids = (_first_fields(path) for path in (lists[0], lists[1], ids_file))
     with reading(matrix, "a Matrix Market file"), _open(matrix) as file:
         n_rows, _, _ = _mtx_size(matrix, file)
     if n_rows == len(cells) and n_rows != len(features):
@@ -222,16 +219,16 @@ def _first_fields(path: Path) -> list[str]:
 
 
 def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None) -> AnnData:
-    """Read a matrix folder, or one with a subfolder per genome as Cell Ranger 2 writes them.
+    """Read a matrix folder, or a folder of Cell Ranger 2 with a subfolder for each genome.
 
-    ``prefix`` is what stands before ``matrix.mtx`` in the file names, as in GEO's
-    ``GSM1_matrix.mtx.gz``; by default the one that is there.
+    ``prefix`` is the part of the file names before ``matrix.mtx``, as in GEO's ``GSM1_matrix.mtx.gz``;
+    by default it is found in the folder.
     """
     matrices = _matrices(folder) if prefix is None else [folder / f"{prefix}matrix.mtx"]
     if len(matrices) > 1:
         raise ReadError(
             f"{folder} holds {len(matrices)} matrices ({matrices[0].name}, {matrices[1].name}, "
-            "...): give the path of one of these files in place of the folder"
+            "...); give the path of one of these files in place of the folder."
         )
     subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
     layout = None if matrices else layout_of(folder)
@@ -248,12 +245,12 @@ def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None)
 
 
 def holds_matrix(folder: Path) -> bool:
-    """Whether a folder itself holds a matrix."""
+    """Return whether a folder itself holds a matrix."""
     return bool(_matrices(folder))
 
 
 def matrix_files(folder: Path) -> list[Path]:
-    """Return the files that counts are read from in a folder: none where it holds no matrix."""
+    """Return the files with the counts in a folder; none if it holds no matrix."""
     if holds_matrix(folder):
         parts = ("matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv")
         listed = (
@@ -291,28 +288,30 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     missing = [prefix + name for name, found in wanted.items() if found is None]
     if len(missing) == len(wanted):
         raise ReadError(
-            f"{folder} holds no counts, as it lacks {', '.join(missing)}: give the file or folder that "
+            f"{folder} holds no counts, as it lacks {', '.join(missing)}; give the file or folder that "
             "holds them, such as filtered_feature_bc_matrix.h5."
         )
     if matrix is None or features is None or barcodes is None:
         raise ReadError(
-            f"{folder} lacks {', '.join(missing)}: a Cell Ranger matrix folder holds matrix.mtx.gz, "
-            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others"
+            f"{folder} lacks {', '.join(missing)}; a Cell Ranger matrix folder holds matrix.mtx.gz, "
+            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others."
         )
     lines_of_cells, lines_of_features = _lines(barcodes), _lines(features)
-    # first, as lists that are no part of it may be so long that to take them apart fills the memory
+    # first, because lists that do not belong to it may be so long that parsing them fills the memory
     counts = _read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
     cells = [line.partition("\t")[0] for line in lines_of_cells]
-    table = [line.split("\t", maxsplit=3) for line in lines_of_features]  # a line may be all tabs
+    table = [
+        line.split("\t", maxsplit=3) for line in lines_of_features
+    ]  # a line may consist of tabs
     n_fields = {line.count("\t") + 1 for line in lines_of_features}
     if len(n_fields) > 1:
         raise ReadError(
-            f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns: "
-            "copy, download or write it again"
+            f"{features} has lines of {min(n_fields)} and of {max(n_fields)} columns; "
+            "copy, download or write it again."
         )
     names = [fields[1 if len(fields) > 1 else 0] for fields in table]
     var = pd.DataFrame({"gene_ids": [fields[0] for fields in table]}, index=names)
-    if n_fields != {1}:  # version 2 knows genes only, and has no column for the type
+    if n_fields != {1}:  # version 2 has only genes, and no column for the type
         var["feature_types"] = [fields[2] if fields[2:] else "Gene Expression" for fields in table]
     return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
 
@@ -341,7 +340,7 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
         _open(path) as file,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines of more than three fields
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines with more than three fields
         n_rows, n_columns, n_entries = _mtx_size(path, file)
         require_lengths(path, n_rows, n_features, n_columns, n_cells)
         for chunk in _mtx_entries(file) if n_entries else ():
@@ -350,16 +349,16 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
                 if indices.min() < 1 or indices.max() > n:
                     worst = indices.min() if indices.min() < 1 else indices.max()
                     raise ReadError(
-                        f"{path} has a count in {what} {worst}, outside its {n} {what}s: "
-                        "copy, download or write it again"
+                        f"{path} has a count in {what} {worst}, outside its {n} {what}s; "
+                        "copy, download or write it again."
                     )
             chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
     require_last_line_end(path)
     found = sum(len(counts) for counts, _, _ in chunks)
     if found != n_entries:
         raise ReadError(
-            f"{path} announces {n_entries} counts but has {found}: it is damaged or cut short, so "
-            "copy, download or write it again"
+            f"{path} announces {n_entries} counts but has {found}; it is damaged or cut short, so "
+            "copy, download or write it again."
         )
     empty = (np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int32))
     counts, cells, features = (np.concatenate(parts) for parts in zip(empty, *chunks, strict=True))
@@ -367,17 +366,17 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
 
 
 def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
-    """Read the head of a Matrix Market file: rows, columns and entries that follow."""
+    """Read the header of a Matrix Market file: numbers of rows, columns and entries."""
     banner = file.readline(1000).decode().lower().split()
     if banner[:2] != ["%%matrixmarket", "matrix"]:
         raise ReadError(
-            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket): "
-            "copy, download or write it again"
+            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket); "
+            "copy, download or write it again."
         )
     if banner[2:] not in (["coordinate", kind, "general"] for kind in ("integer", "real")):
         raise ReadError(
             f'{path} is a Matrix Market file of the kind "{" ".join(banner[2:])}", and counts are '
-            '"coordinate integer general": write it again as a sparse matrix of integers'
+            '"coordinate integer general"; write it again as a sparse matrix of integers.'
         )
     line = b"%"
     while line.startswith(b"%") or line.isspace():
@@ -387,7 +386,7 @@ def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
 
 
 def _mtx_entries(file: IO[bytes]) -> Iterator[pd.DataFrame]:
-    """Read the entries; scipy's quicker reader aborts the process on some damaged streams."""
+    """Read the entries; scipy's faster reader aborts the process on some damaged streams."""
     return pd.read_csv(
         file,
         sep=r"\s+",

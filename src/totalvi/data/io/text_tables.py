@@ -1,4 +1,4 @@
-"""Read counts from delimited text, and find out whether its cells are the rows or the columns."""
+"""Read counts from delimited text, and detect whether its cells are the rows or the columns."""
 
 import csv
 import gzip
@@ -17,29 +17,29 @@ from scipy import sparse
 from totalvi.data.columns import pair_cells
 from totalvi.data.io.features import ENSEMBL, says_antibody
 from totalvi.data.io.trust import UNSUSPECTED, reading
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument, setting
 
 Axis = Literal["rows", "columns"]
 BARCODE = re.compile(r"[ACGTN]{8,}")
-LONGEST_LINE = 2**28  # bytes: of five million cells in columns, the names take half
-LARGEST_TEXT_RATIO = 300  # of lists of names and of entries, which gzip packs to a fourth
+LONGEST_LINE = 2**28  # bytes; the names of five million cells in columns take half of it
+LARGEST_TEXT_RATIO = 300  # bytes of lists of names and of entries; gzip compresses them to a fourth
 VALUES_PER_CHUNK = 20_000_000
 MISSING = ["", "NA", "NaN", "nan", "N/A"]
 
 
 def open_text(path: Path, at_most: int | None = None) -> io.BufferedReader:
-    """Open text, gzipped or not, that is checked while it is read.
+    """Open text, gzipped or not, and check it while it is read.
 
     Parameters
     ----------
     at_most
-        Bytes of text, or `UNSUSPECTED` where that is more. None: no bound.
+        Largest number of bytes, or `UNSUSPECTED` if that is larger. None: no limit.
 
     Raises
     ------
     ReadError
-        While reading: where there is a NUL byte, which readers of tables take for the end of a field,
-        or a carriage return that ends no line; or beyond ``at_most``.
+        While reading: at a NUL byte, which readers of tables treat as the end of a field; at a carriage
+        return within a line; or beyond ``at_most``.
     """
     return io.BufferedReader(_CheckedText(path, at_most), buffer_size=2**18)
 
@@ -50,7 +50,7 @@ def require_last_line_end(path: Path) -> None:
     Raises
     ------
     ReadError
-        Since a number may have lost its last digits.
+        When it does, because a number may have lost its last digits.
     """
     with path.open("rb") as file:
         is_whole = _is_gzip(path) or file.seek(0, os.SEEK_END) == 0
@@ -59,8 +59,8 @@ def require_last_line_end(path: Path) -> None:
             is_whole = file.read(1) in b"\n"
     if not is_whole:
         raise ReadError(
-            f"{path} ends within a line, so that it may be cut short: copy, download or write it "
-            "again, or end its last line if it is whole"
+            f"{path} ends within a line, so that it may be cut short; copy, download or write it "
+            "again, or end its last line if it is whole."
         )
 
 
@@ -83,26 +83,26 @@ class _CheckedText(io.RawIOBase):
         content = self._file.read(len(buffer))
         if b"\0" in content:
             raise ReadError(
-                f"{self._path} is not text (it holds a NUL byte): give a .csv or .tsv file, or write "
-                "it again as text"
+                f"{self._path} is not text (it holds a NUL byte); give a .csv or .tsv file, or write "
+                "it again as text."
             )
         self._require_paired_returns(content)
         self._n_read += len(content)
         if self._at_most is not None and self._n_read > max(self._at_most, UNSUSPECTED):
             raise ReadError(
                 f"{self._path} unpacks to more than {self._n_read // 2**20} MB, which no list of this "
-                "size does: copy, download or write it again"
+                "size does; copy, download or write it again."
             )
         buffer[: len(content)] = content
         return len(content)
 
     def _require_paired_returns(self, content: bytes) -> None:
-        """Refuse a carriage return within a line, which readers of tables take for the line's end."""
+        """Refuse a carriage return within a line, which readers of tables treat as its end."""
         alone = content.count(b"\r") - content.count(b"\r\n") - content.endswith(b"\r")
         if alone or (self._ended_in_return and not content.startswith(b"\n")):
             raise ReadError(
-                f"{self._path} has a carriage return that ends no line: write it again with line ends "
-                "of one kind"
+                f"{self._path} has a carriage return that ends no line; write it again with line ends "
+                "of one kind."
             )
         self._ended_in_return = content.endswith(b"\r")
 
@@ -112,7 +112,7 @@ class _CheckedText(io.RawIOBase):
 
 
 class Table(NamedTuple):
-    """A text file's numbers as they lie in it: CSR float32, with the names of rows and columns."""
+    """The numbers of a text file in its own layout: CSR float32, with names of rows and columns."""
 
     path: Path
     values: sparse.csr_matrix
@@ -135,8 +135,8 @@ class Table(NamedTuple):
 def read_table(path: Path) -> Table:
     """Read a table of numbers whose first line and first column are names.
 
-    The delimiter is a tab, comma or semicolon, whichever the first line has; the first line may
-    leave out the corner, as R writes it. Empty and NA fields become NaN.
+    The first line shows whether the delimiter is a tab, comma or semicolon. It may lack the corner,
+    as in files that R writes. Empty and NA fields become NaN.
     """
     with reading(path, "a table of text"):
         n_comments, delimiter, columns = _header(path)
@@ -144,10 +144,10 @@ def read_table(path: Path) -> Table:
         rows: list[str] = []
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # lines too long
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # lines that are too long
                 for chunk in _chunks(path, n_comments, delimiter, len(columns)):
                     values = chunk.iloc[:, 1:].to_numpy(np.float32)
-                    if np.isnan(values[:, -1]).any():  # what a line that ends early looks like
+                    if np.isnan(values[:, -1]).any():  # a line that ends early looks like this
                         _require_whole_lines(path, delimiter, columns)
                     rows.extend(chunk.iloc[:, 0])
                     blocks.append(sparse.csr_matrix(values))
@@ -156,7 +156,7 @@ def read_table(path: Path) -> Table:
             raise
     require_last_line_end(path)
     if not rows:
-        raise ReadError(f"{path} holds a line of names but no counts: write the table again")
+        raise ReadError(f"{path} holds a line of names but no counts; write the table again.")
     counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
     return Table(path, counts, pd.Index(rows, dtype=object), pd.Index(columns, dtype=object))
 
@@ -195,26 +195,26 @@ def _header(path: Path) -> tuple[int, str, list[str]]:
             n_comments += 1
             line = file.readline(LONGEST_LINE)
         if len(line) == LONGEST_LINE:
-            raise ReadError(f"{path} has a first line without end: write the table again")
+            raise ReadError(f"{path} has a first line without end; write the table again.")
         delimiter = "\t" if "\t" in line else max(",;", key=line.count)
         if delimiter not in line and " " in line.strip():
             delimiter = " "  # as R writes tables by default
         header = next(csv.reader([line], delimiter=delimiter), [])
         first = next(csv.reader(file, delimiter=delimiter), [])
-    # A last field left empty is a stray delimiter: R, which leaves out the corner, writes NA.
+    # An empty last field is a stray delimiter: R, which leaves out the corner, writes NA.
     has_corner = (
         len(first) != len(header) + 1 or not first[-1].strip() or not "".join(header[:1]).strip()
     )
     columns = [name.strip() for name in (header[1:] if has_corner else header)]
     if not columns:
         raise ReadError(
-            f"{path} has only one column: a count table has a column of names and then one per "
-            "cell or feature, separated by commas, tabs or spaces"
+            f"{path} has only one column; give a count table, with a column of names and then one per "
+            "cell or feature, separated by commas, tabs or spaces."
         )
     seen: set[str] = set()
     for name in columns:
         if name in seen:
-            raise ReadError(f'{path} has more than one column "{name}": give each its own name')
+            raise ReadError(f'{path} has more than one column "{name}"; give each its own name.')
         seen.add(name)
     return n_comments, delimiter, columns
 
@@ -222,7 +222,7 @@ def _header(path: Path) -> tuple[int, str, list[str]]:
 def _require_whole_lines(
     path: Path, delimiter: str, columns: list[str], numbers: bool = False
 ) -> None:
-    """Raise for the first line of the wrong length and, if asked, the first field of text."""
+    """Raise for the first line of the wrong length and, on request, for the first field of text."""
     with _open(path) as file:
         lines = csv.reader(file, delimiter=delimiter)
         while next(lines, [""])[0].startswith("##"):
@@ -231,13 +231,13 @@ def _require_whole_lines(
             if line and len(line) != len(columns) + 1:
                 raise ReadError(
                     f'{path} has {len(line)} fields in its line {lines.line_num} (row "{line[0]}") '
-                    f"in place of {len(columns) + 1}: write the table again"
+                    f"in place of {len(columns) + 1}; write the table again."
                 )
             for name, field in zip(columns, line[1:], strict=bool(line)) if numbers else ():
                 if not _is_number(field):
                     raise ReadError(
-                        f'{path} holds the text "{field[:60]}" in row "{line[0]}", column "{name}": '
-                        "a count table holds numbers only, so remove or fix it"
+                        f'{path} holds the text "{field[:60]}" in row "{line[0]}", column "{name}"; '
+                        "remove or fix it, as a count table holds numbers only."
                     )
 
 
@@ -252,7 +252,7 @@ def _is_number(field: str) -> bool:
 def orient_pair(
     first: Table | AnnData, second: Table | AnnData, cells_in: Axis | None, paths: tuple[Path, Path]
 ) -> tuple[AnnData, AnnData]:
-    """Turn both so that cells are rows: along the axes that have the most names in common."""
+    """Transpose both so that cells are rows: along the axes that share the most names."""
     shared = {
         (a, b): len(names.unique().intersection(others.unique()))
         for a, names in _cell_axes(first, cells_in).items()
@@ -268,33 +268,35 @@ def orient_pair(
     best = [axes for axes, n in shared.items() if n == most]
     if most == 0:
         names, others = (next(iter(_cell_axes(x, cells_in).values())) for x in (first, second))
-        hint = ', or say with cells_in whether they are "rows" or "columns"'
+        hint = ""
+        if isinstance(first, Table) or isinstance(second, Table):
+            hint = f', or say with {argument("cells_in")} whether they are "rows" or "columns"'
         raise ReadError(
             f"{paths[0]} and {paths[1]} have no cell name in common (they begin with "
-            f'"{_first(names)}" and "{_first(others)}"): write the cell names alike in both'
-            + (hint if isinstance(first, Table) or isinstance(second, Table) else "")
+            f'"{_first(names)}" and "{_first(others)}"); write the cell names alike in both{hint}.'
         )
     if len(best) > 1:
         raise ReadError(
-            f"{paths[0]} and {paths[1]} have {most} names in common along either axis: say where "
-            'the cells are with cells_in="rows" or cells_in="columns"'
+            f"{paths[0]} and {paths[1]} have {most} names in common along either axis; say where "
+            f"the cells are with {setting('cells_in', 'rows')} or {setting('cells_in', 'columns')}."
         )
     return _oriented(first, best[0][0]), _oriented(second, best[0][1])
 
 
 def orient_alone(table: Table, cells_in: Axis | None) -> AnnData:
-    """Turn one table so that cells are rows, if its names tell where they are."""
+    """Transpose one table so that cells are rows, if its names show their direction."""
     axes = _cell_axes(table, cells_in)
     if len(axes) > 1:
         raise ReadError(
-            f"{table.path} does not tell whether its cells are rows or columns: say it with "
-            'cells_in="rows" or cells_in="columns", or give the protein table as protein_path'
+            f"{table.path} does not tell whether its cells are rows or columns; say it with "
+            f"{setting('cells_in', 'rows')} or {setting('cells_in', 'columns')}, or give the protein "
+            f"table as {argument('protein_path')}."
         )
     return table.to_anndata(next(iter(axes)))
 
 
 def _cell_axes(found: Table | AnnData, cells_in: Axis | None) -> dict[Axis, pd.Index]:
-    """Return the axes along which the cells may lie, with the names there."""
+    """Return the possible axes of the cells, with the names along them."""
     if not isinstance(found, Table):
         return {"rows": found.obs_names}
     axes: dict[Axis, pd.Index] = {"rows": found.rows, "columns": found.columns}

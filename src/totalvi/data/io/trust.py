@@ -1,4 +1,4 @@
-"""Nothing in a file is believed before it is checked: that it is whole, honest and in one place."""
+"""Check that a file is complete, consistent and self-contained before its content is used."""
 
 import io
 import math
@@ -27,31 +27,31 @@ COMPRESSED = (sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a parser raises on a damaged file into a ReadError that names the file."""
+    """Turn all errors of a parser on a damaged file into a ReadError that names the file."""
     try:
         yield
     except TotalviError:
         raise
     except MemoryError as error:
         raise ReadError(
-            f"{path} needs more memory than there is ({error}): read it on a machine with more, or, if "
-            "it should not be that large, copy, download or write it again"
+            f"{path} needs more memory than there is ({error}); read it on a machine with more, or, if "
+            "it should not be that large, copy, download or write it again."
         ) from error
     except PermissionError as error:
-        raise ReadError(f"{path} may not be read: ask its owner for permission") from error
+        raise ReadError(f"{path} may not be read; ask its owner for permission.") from error
     except ImportError as error:
         raise ReadError(
-            f"{path} needs a package that is not installed ({first_line(error)}): install it, or write "
-            "the file again without what needs it"
+            f"{path} needs a package that is not installed ({first_line(error)}); install it, or write "
+            "the file again without what needs it."
         ) from error
     except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types
         broken = isinstance(error, BROKEN_STREAM)
         fix = (
-            "it is damaged or cut short, so copy, download or write it again"
+            "it is damaged or cut short, so copy, download or write it again."
             if broken
-            else "it lacks something, or is laid out otherwise, so write it again"
+            else "it lacks something, or is laid out otherwise, so write it again."
         )
-        raise ReadError(f"{path} cannot be read as {what} ({first_line(error)}): {fix}") from error
+        raise ReadError(f"{path} cannot be read as {what} ({first_line(error)}); {fix}") from error
 
 
 # What a stream that was cut or changed raises; other exceptions say nothing of damage.
@@ -67,7 +67,7 @@ def first_line(error: Exception) -> str:
 def counts_from_csr(
     data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], where: str
 ) -> sparse.csr_matrix:
-    """Build cells x features counts (CSR, float32) from its three arrays once they fit together."""
+    """Build cells x features counts (CSR, float32) from three arrays after checking that they match."""
     _require_consistent(data, indices, indptr, shape, where)
     counts = sparse.csr_matrix((data.astype(np.float32), indices, indptr), shape=shape)
     counts.sum_duplicates()
@@ -77,7 +77,7 @@ def counts_from_csr(
 def counts_from(values: Any, where: str, cells: pd.Index, features: pd.Index) -> sparse.csr_matrix:
     """Return any matrix of numbers, sparse, dense or a DataFrame, as checked CSR float32."""
     if values is None:
-        raise ReadError(f"{where} has no X: write it again with the raw counts in X")
+        raise ReadError(f"{where} has no X; write it again with the raw counts in X.")
     require_sound(values, where)
     try:
         counts = to_csr(values, where, cells, features)
@@ -86,13 +86,13 @@ def counts_from(values: Any, where: str, cells: pd.Index, features: pd.Index) ->
     if counts.shape != (len(cells), len(features)):
         raise ReadError(
             f"{where} is {counts.shape[0]} x {counts.shape[1]} but there are {len(cells)} cells and "
-            f"{len(features)} names of features: write the file again with both in step"
+            f"{len(features)} names of features; write the file again with both in step."
         )
     return counts.astype(np.float32, copy=False)
 
 
 def require_sound(values: Any, where: str) -> None:
-    """Refuse a CSR or CSC matrix whose indices point outside it; let all other types pass."""
+    """Refuse a CSR or CSC matrix whose indices point outside it; accept all other types."""
     if isinstance(values, COMPRESSED):
         major, minor = values.shape if values.format == "csr" else values.shape[::-1]
         _require_consistent(values.data, values.indices, values.indptr, (major, minor), where)
@@ -105,12 +105,12 @@ def require_sound_anndata(adata: AnnData, where: str) -> None:
 
 
 def require_lengths(path: Path, n_rows: int, n_features: int, n_columns: int, n_cells: int) -> None:
-    """Refuse a matrix of n_rows x n_columns whose features or barcodes are not as many."""
+    """Refuse a matrix of n_rows x n_columns whose numbers of features or barcodes differ."""
     for n, named, what in ((n_rows, n_features, "features"), (n_columns, n_cells, "barcodes")):
         if n != named:
             raise ReadError(
                 f"{path} does not fit together (counts for {n} {what}, but {named} {what} are "
-                "listed): use the files of one and the same Cell Ranger run"
+                "listed); use the files of one and the same Cell Ranger run."
             )
 
 
@@ -134,26 +134,25 @@ def _require_consistent(
         fault = f"a count at index {worst}, outside the {n_columns} columns"
     if fault is not None:
         raise ReadError(
-            f"{where} is damaged (its sparse matrix has {fault}): copy, download or write it again"
+            f"{where} is damaged (its sparse matrix has {fault}); copy, download or write it again."
         )
 
 
-HEAP = (
-    b"GCOL\x01\0\0\0"  # of texts; then its length, and objects of a head and a multiple of 8 bytes
-)
+# Signature of a heap of texts; then come its length, and objects: a header and a multiple of 8 bytes.
+HEAP = b"GCOL\x01\0\0\0"
 HEAD = 16
 REFERENCE = np.dtype(
     [("length", "<u4"), ("address", "<u8"), ("object", "<u4")]
-)  # to a text in a heap
+)  # a reference to a text in a heap
 
 
 def require_sound_heaps(path: Path) -> None:
-    """Refuse a file with a heap whose objects do not follow each other to its end.
+    """Refuse a file with a heap whose objects do not fill it without gaps.
 
     Raises
     ------
     ReadError
-        Naming the place.
+        When there is one; the message names the place.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(HEAP)
@@ -173,12 +172,12 @@ def require_sound_heaps(path: Path) -> None:
 
 
 def require_sound_chunks(dataset: h5py.Dataset, path: Path) -> None:
-    """Refuse a dataset that lost chunks, or with chunks that skip a filter which cannot fail.
+    """Refuse a dataset that lost chunks, or whose chunks skip a filter that cannot fail.
 
     Raises
     ------
     ReadError
-        Naming the dataset.
+        When it is such a dataset; the message names it.
     """
     if dataset.chunks is None or not dataset.size:
         return
@@ -206,7 +205,7 @@ def require_sound_chunks(dataset: h5py.Dataset, path: Path) -> None:
             try:
                 dataset.id.read_direct_chunk(
                     offset
-                )  # listed is not found: a damaged tree hides some
+                )  # compare with the list: a damaged tree hides some chunks
             except (OSError, RuntimeError) as error:
                 raise _damaged(path, f'chunks of "{dataset.name}"') from error
     if faults or inside != expected:
@@ -214,12 +213,12 @@ def require_sound_chunks(dataset: h5py.Dataset, path: Path) -> None:
 
 
 def require_short_texts(dataset: h5py.Dataset, path: Path) -> None:
-    """Refuse texts longer than the file, where no compression, and with it a checksum, is in between.
+    """Refuse texts that are longer than the file, if no compression with a checksum explains this.
 
     Raises
     ------
     ReadError
-        Naming the dataset.
+        When there are such texts; the message names the dataset.
     """
     text = h5py.check_string_dtype(dataset.dtype)
     start = dataset.id.get_offset() if dataset.chunks is None else None
@@ -246,29 +245,30 @@ def _number(content: mmap.mmap, place: int) -> int:
 
 
 def _damaged(path: Path, what: str) -> ReadError:
-    return ReadError(f"{path} is damaged ({what}): copy, download or write it again")
+    return ReadError(f"{path} is damaged ({what}); copy, download or write it again.")
 
 
-UNSUSPECTED = 2**26  # bytes: whatever declares no more is no danger
-# What zlib, LZF and the like reach, and what Zstandard, Blosc and others do, in bytes unpacked by
-# bytes stored; a block that was never written counts as a byte.
+UNSUSPECTED = 2**26  # bytes; a declared size up to this is harmless
+# The largest compression of zlib, LZF and similar, and of Zstandard, Blosc and others: unpacked bytes
+# divided by stored bytes. A block that was never written counts as a byte.
 LARGEST_RATIO = {None: 2, "gzip": 1100, "lzf": 300, "szip": 300}
 LARGEST_RATIO_OF_OTHERS = 40_000
 
 
-BLOSC_HEAD = 16  # bytes, of which the last four are the length of the whole
-CHECKSUM, NO_CHUNK = 4, 2**64 - 1  # of the index of a zarr shard: bytes, and what stands for none
+BLOSC_HEAD = 16  # bytes; the last four are the total length
+# In the index of a zarr shard: bytes of its checksum, and the entry of a missing chunk.
+CHECKSUM, NO_CHUNK = 4, 2**64 - 1
 ZARR_METADATA = (".zarray", ".zattrs", "zarr.json")
 MOST_COLUMNS = 1000  # of an embedding or table beside the counts
 
 
 def require_plain_hdf5(file: h5py.File, path: Path) -> None:
-    """Refuse an HDF5 file that takes its values from others or declares more than it can hold.
+    """Refuse an HDF5 file that takes values from other files or declares more than it can hold.
 
     Raises
     ------
     ReadError
-        Naming the member.
+        When it is such a file; the message names the member.
     """
     outside: list[str] = []
     soft: list[str] = []
@@ -282,7 +282,7 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
     def measure(name: str, member: object) -> None:
         if isinstance(member, h5py.Group):
             if h5py.h5o.get_info(member.id).rc > 1:
-                outside.append(name)  # a group in two places may lie within itself
+                outside.append(name)  # a group with two paths may contain itself
             _require_columns(member, path)
         if not isinstance(member, h5py.Dataset):
             return
@@ -300,7 +300,7 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
     outside += [name for name in soft if name not in file or isinstance(file[name], h5py.Group)]
     if outside:
         raise ReadError(
-            f'{path} takes "{outside[0]}" from another place: write it again with all it needs in it'
+            f'{path} takes "{outside[0]}" from another place; write it again with all it needs in it.'
         )
 
 
@@ -310,7 +310,7 @@ def require_honest_zarr(group: zarr.Group, path: Path) -> None:
     Raises
     ------
     ReadError
-        Naming the array.
+        When there is one; the message names the array.
     """
     members = dict(group.members(max_depth=None))
     n_named = {0}  # cells and features whose names are there
@@ -337,7 +337,7 @@ def require_honest_zarr(group: zarr.Group, path: Path) -> None:
 
 
 def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:
-    """Refuse chunks of another length than they say: Blosc reads on beyond the end of short ones."""
+    """Refuse chunks that differ from their declared length, because Blosc reads past the end."""
     for place, _, files in os.walk(folder):
         for name in files:
             if name in ZARR_METADATA:
@@ -352,15 +352,15 @@ def _require_whole_blosc(folder: Path, array: zarr.Array) -> None:
                     head = file.read(BLOSC_HEAD)
                     if len(head) < BLOSC_HEAD or int.from_bytes(head[12:], "little") != length:
                         raise ReadError(
-                            f"{path} is not of the length that it says: copy, download or write it "
-                            "again"
+                            f"{path} is not of the length that it says; copy, download or write it "
+                            "again."
                         )
 
 
 def _chunks_of_shard(
     file: io.BufferedReader, size: int, array: zarr.Array
 ) -> list[tuple[int, int]]:
-    """Return where the chunks in a shard begin and how long they are, by the index of the shard."""
+    """Return the starts and lengths of the chunks in a shard, from the index of the shard."""
     assert array.shards is not None
     n_chunks = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
     length = 16 * n_chunks + CHECKSUM
@@ -379,8 +379,8 @@ def _require_columns(group: h5py.Group | zarr.Group, path: Path) -> None:
     for name in group:
         if getattr(group[name], "shape", None) == ():
             raise ReadError(
-                f'{path} has a single value in place of the column "{name}" of "{group.name}": copy, '
-                "download or write it again"
+                f'{path} has a single value in place of the column "{name}" of "{group.name}"; copy, '
+                "download or write it again."
             )
 
 
@@ -390,6 +390,6 @@ def _require_honest_size(
     ratio = LARGEST_RATIO.get(compression, LARGEST_RATIO_OF_OTHERS)
     if declared > max(UNSUSPECTED, ratio * max(stored, 1)):
         raise ReadError(
-            f'{path} declares {declared:,} bytes for "{name}" and holds {stored:,}: it is damaged, so '
-            "copy, download or write it again"
+            f'{path} declares {declared:,} bytes for "{name}" and holds {stored:,}; it is damaged, so '
+            "copy, download or write it again."
         )

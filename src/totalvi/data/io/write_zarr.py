@@ -1,4 +1,4 @@
-"""Write counts to the zarr store that reads fast: CSR in shards of compressed chunks, appended."""
+"""Write counts to a zarr store that is fast to read: CSR in shards of compressed chunks."""
 
 import os
 import shutil
@@ -21,35 +21,35 @@ from totalvi.atomic import locked, new_folder, parents_of, partial_of, writing
 from totalvi.errors import OutputError
 from totalvi.processes import barrier, first_alone
 
-ENTRIES_PER_CHUNK, CHUNKS_PER_SHARD = 1 << 17, 64  # of CSR: some hundred cells to a chunk
-ROWS_PER_CHUNK, ROWS_PER_SHARD = 1024, 1 << 16  # of dense matrices
+ENTRIES_PER_CHUNK, CHUNKS_PER_SHARD = 1 << 17, 64  # entries of CSR in a chunk: some hundred cells
+ROWS_PER_CHUNK, ROWS_PER_SHARD = 1024, 1 << 16  # rows of dense matrices in a chunk
 _COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
 
 
 class CountsTooLarge(ValueError):  # noqa: N818  # not an error: the writer starts again
-    """A count does not fit the type that the store was begun with."""
+    """A count does not fit the data type of the store."""
 
 
 class CountStore:
     """A MuData on disk whose counts of RNA and proteins are appended some cells at a time.
 
-    The store is complete when the block that it is the context of has ended. It is read by
-    ``mudata.read_zarr``, `totalvi.read` and `totalvi.data.io.h5_zarr.open_on_disk`.
+    Use it as a context manager: the store is complete when the block has ended. ``mudata.read_zarr``,
+    `totalvi.read` and `totalvi.data.io.h5_zarr.open_on_disk` read it.
 
     Parameters
     ----------
     path
-        Folder of the store, which is made.
+        Folder of the store, which is created.
     obs
         Annotation of all cells.
     rna_var, protein_var
         Annotation of the features.
     rna_dtype
-        Of the RNA counts on disk.
+        Data type of the RNA counts on disk.
     others
         Further modalities, in memory.
     uns
-        What else belongs to the data.
+        Further entries of ``uns``.
 
     Examples
     --------
@@ -79,7 +79,8 @@ class CountStore:
             "prot": AnnData(obs=cells, var=protein_var),
             **(others or {}),
         }
-        keeping_empty = zarr.config.set({"array.write_empty_chunks": True})  # else they look lost
+        # chunks of zeros would look lost if they were not written
+        keeping_empty = zarr.config.set({"array.write_empty_chunks": True})
         with mudata.set_options(pull_on_update=False), keeping_empty:
             skeleton = MuData(modalities)
             skeleton.obs = obs
@@ -90,12 +91,12 @@ class CountStore:
         self._protein = DenseRows(root["mod/prot"], "X", len(protein_var))
 
     def append(self, rna: sparse.csr_matrix, protein: np.ndarray) -> None:
-        """Write the next cells; proteins may be NaN where unmeasured.
+        """Write the next cells; unmeasured proteins may be NaN.
 
         Raises
         ------
         CountsTooLarge
-            When a count is not one of ``rna_dtype``.
+            When a count does not fit ``rna_dtype``.
         """
         self._rna.append(rna)
         self._protein.append(protein)
@@ -121,10 +122,10 @@ def write_counts(
     others: dict[str, AnnData] | None = None,
     uns: dict[str, Any] | None = None,
 ) -> None:
-    """Write RNA and protein counts, which ``blocks`` gives in order, to a store at ``path``.
+    """Write the RNA and protein counts of ``blocks``, in order, to a store at ``path``.
 
-    RNA counts have the narrowest type of uint16, int32 and float32 that holds all of them; where a
-    count turns out not to fit, the store is begun again.
+    RNA counts have the narrowest type of uint16, int32 and float32 that holds all of them. If a count
+    does not fit, the store is written again from the start.
     """
     for dtype in (np.uint16, np.int32, np.float32):
         try:
@@ -139,36 +140,36 @@ def write_counts(
 
 @contextmanager
 def new_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder for a store, which is at ``out`` when the block ends, or not at all.
+    """Yield an empty folder for a store, which replaces ``out`` when the block ends without an error.
 
-    No other process can write ``out`` meanwhile; at every moment the old or the new store is there
-    whole.
+    No other process can write ``out`` in the meantime. At every moment the old or the new store is
+    complete.
 
     Parameters
     ----------
     out
-        A folder that does not exist or is empty, or a link to one; missing parents are made.
+        A folder that does not exist or is empty, or a link to one; missing parents are created.
     overwrite
-        Whether to replace a zarr store that is there.
+        Whether to replace an existing zarr store.
 
     Raises
     ------
     OutputError
-        When ``out`` may not be replaced, is being written, or cannot be.
+        When ``out`` may not be replaced, is being written, or cannot be written.
     """
     target = Path(os.path.realpath(out))
     _require_replaceable(target, overwrite)
     with parents_of(target), locked(target):
-        _require_replaceable(target, overwrite)  # another process may have just ended
+        _require_replaceable(target, overwrite)  # another process may have just written it
         with new_folder(target) as folder:
             yield folder
 
 
 @contextmanager
 def shared_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give the folder of `new_store` to all processes, for each to write some of it.
+    """Yield the folder of `new_store` in all processes; each writes a part of it.
 
-    What all of them need is written by the first before a `totalvi.processes.barrier`.
+    The first process writes what all of them need before a `totalvi.processes.barrier`.
     """
     target = Path(os.path.realpath(out))
     with ExitStack() as written:
@@ -179,21 +180,21 @@ def shared_store(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
                 folder = partial_of(target)
         with nullcontext() if is_first else writing(target):
             yield folder
-        barrier()  # all is written
-    barrier()  # all is in its place
+        barrier()  # all processes have written
+    barrier()  # the store is in its place
 
 
 def _require_replaceable(target: Path, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise OutputError(f"{target} exists already: choose another folder, or remove it")
+        raise OutputError(f"{target} exists already; choose another folder, or remove it.")
     if not any((target / name).is_file() for name in ("zarr.json", ".zgroup")):
-        raise OutputError(f"{target} is not a zarr store, and stays: choose another folder")
+        raise OutputError(f"{target} is not a zarr store, and stays; choose another folder.")
 
 
 class SparseRows:
-    """A CSR matrix in the layout of AnnData that grows by rows."""
+    """A CSR matrix in the layout of AnnData, to which rows are appended."""
 
     def __init__(self, group: zarr.Group, name: str, n_columns: int, dtype: Any) -> None:
         self._group = group.create_group(name, overwrite=True)
@@ -207,7 +208,7 @@ class SparseRows:
 
     def append(self, rows: sparse.csr_matrix) -> None:
         """Write the next rows."""
-        with np.errstate(invalid="ignore"):  # NaN, which only float32 holds
+        with np.errstate(invalid="ignore"):  # NaN needs float32
             counts = rows.data.astype(self._dtype)
         if self._dtype.kind != "f" and not np.array_equal(counts, rows.data):
             raise CountsTooLarge(f"a count is not of type {self._dtype}")
@@ -217,7 +218,7 @@ class SparseRows:
         self._n_entries += len(counts)
 
     def close(self) -> None:
-        """Write what is left, and where the rows begin."""
+        """Write the remaining entries and the row pointers."""
         self._data.close()
         self._indices.close()
         pointer = np.concatenate(self._pointer)
@@ -232,7 +233,7 @@ class SparseRows:
 
 
 class DenseRows:
-    """A dense float32 matrix in the layout of AnnData that grows by rows."""
+    """A dense float32 matrix in the layout of AnnData, to which rows are appended."""
 
     def __init__(self, group: zarr.Group, name: str, n_columns: int) -> None:
         self._rows = _Growing(
@@ -246,7 +247,7 @@ class DenseRows:
         self._rows.append(np.asarray(rows, dtype=np.float32))
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self._rows.close()
 
 
@@ -270,7 +271,7 @@ class _Growing:
             shards=(per_shard, *width),
             dtype=dtype,
             compressors=_COMPRESSOR,
-            config={"write_empty_chunks": True},  # so that one that is lost is missed
+            config={"write_empty_chunks": True},  # so that a lost chunk is noticed
             overwrite=True,
         )
         self._per_shard = per_shard

@@ -1,1 +1,1 @@
-"""Antibody panels: names of antibodies and genes, and data sets of several panels joined."""
+"""Antibody panels: names of antibodies and genes, and joining of data sets with several panels."""

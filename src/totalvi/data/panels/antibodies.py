@@ -1,4 +1,4 @@
-"""Antibodies of panels: common names for those of several panels, and which a panel lacked."""
+"""Give antibodies of several panels common names, and declare which a panel lacked."""
 
 import warnings
 from collections import Counter
@@ -14,7 +14,7 @@ from scipy import sparse
 
 from totalvi.data.columns import Columns
 from totalvi.data.find import find_counts, genes_and_proteins
-from totalvi.data.finding import did_you_mean, listed
+from totalvi.data.finding import did_you_mean, listed, no_column
 from totalvi.data.io.modalities import known_protein_obsm_key, mudata_of
 from totalvi.data.panels.antibody_names import Antibody, identify, spelling_key
 from totalvi.errors import DataError
@@ -34,20 +34,20 @@ def harmonise_antibodies(
     case, punctuation and Greek letters are left out, and common names and gene symbols become CD
     designations (``IL7Ralpha``: CD127; ``PD-1``, ``PDCD1``: CD279; ``CD8``: CD8a; ``CD3E``: CD3).
     Chains, isoforms and family members stay apart (CD8a and CD8b; CD45, CD45RA and CD45RO), as do
-    isotype controls of other classes or species, and antibodies that are said to be against the
-    proteins of different species. A name whose parts disagree is left as it is.
+    isotype controls of other classes or species, and antibodies whose names state different target
+    species. A name whose parts disagree does not change.
 
-    Two antibodies of one data set are never given the same name. Where they have the same target,
-    they are told apart by their clones, if both are given, or else keep their original names, and a
-    warning says so.
+    Two antibodies of one data set never get the same name. If they have the same target, their
+    names get their clones if both are given. Otherwise they keep their original names, with a
+    warning.
 
     Parameters
     ----------
     names
         Names of the antibodies of each data set.
     antibody_names
-        Names that you decide on, to the letter: ``{original: harmonised}`` for all data sets that
-        have the original, or ``{data set: {original: harmonised}}``.
+        Exact names that you choose: ``{original: harmonised}`` for all data sets that have the
+        original, or ``{data set: {original: harmonised}}``.
 
     Returns
     -------
@@ -57,8 +57,8 @@ def harmonise_antibodies(
     Raises
     ------
     ValueError
-        If a data set has a name twice, if ``antibody_names`` names what is not there, or if it gives
-        one name to two antibodies of a data set.
+        If a data set has a name twice, or if ``antibody_names`` has an unknown name or gives one
+        name to two antibodies of a data set.
 
     Examples
     --------
@@ -74,8 +74,8 @@ def harmonise_antibodies(
         repeated = [name for name, n in Counter(originals).items() if n > 1]
         if repeated:
             raise ValueError(
-                f'data set "{data_set}" has several antibodies named "{repeated[0]}": make the '
-                "names unique"
+                f'data set "{data_set}" has several antibodies named "{repeated[0]}"; make the '
+                "names unique."
             )
     given = _given(names, antibody_names or {})
     found = {
@@ -97,28 +97,28 @@ def harmonise_antibodies(
 
 
 def _given(names: Mapping[str, Sequence[str]], antibody_names: AntibodyNames) -> dict[_Key, str]:
-    """Return the names that the user decided on."""
+    """Return the names that the user chose."""
     given: dict[_Key, str] = {}
     by_data_set: dict[str, Mapping[str, str]] = {}
     for key, value in antibody_names.items():
         if isinstance(value, Mapping):
             if key not in names:
                 raise ValueError(
-                    f'antibody_names holds the data set "{key}"; {did_you_mean(key, names)}'
+                    f'antibody_names holds the data set "{key}"; {did_you_mean(key, names)}.'
                 )
             by_data_set[key] = value
             continue
         holders = [data_set for data_set, originals in names.items() if key in originals]
         if not holders:
             known = dict.fromkeys(name for originals in names.values() for name in originals)
-            raise ValueError(f'antibody_names holds "{key}"; {did_you_mean(key, known)}')
+            raise ValueError(f'antibody_names holds "{key}"; {did_you_mean(key, known)}.')
         given |= {(data_set, key): str(value) for data_set in holders}
     for data_set, renamed in by_data_set.items():
         for original, name in renamed.items():
             if original not in names[data_set]:
                 raise ValueError(
                     f'antibody_names holds "{original}" of data set "{data_set}"; '
-                    f"{did_you_mean(original, names[data_set])}"
+                    f"{did_you_mean(original, names[data_set])}."
                 )
             given[data_set, original] = str(name)
     twice = [
@@ -129,13 +129,13 @@ def _given(names: Mapping[str, Sequence[str]], antibody_names: AntibodyNames) ->
         originals = [o for (d, o), n in given.items() if (d, n) == (data_set, name)]
         raise ValueError(
             f'antibody_names gives the name "{name}" to {listed(originals)} of data set '
-            f'"{data_set}": give each of them a name of its own'
+            f'"{data_set}"; give each of them a name of its own.'
         )
     return given
 
 
 def _by_target(found: Mapping[_Key, Antibody]) -> dict[str, dict[_Key, Antibody]]:
-    """Group antibodies by target, and by species where they are said to be against different ones."""
+    """Group antibodies by target, and by target species if their names state different ones."""
     groups: dict[str, dict[_Key, Antibody]] = {}
     for key, antibody in found.items():
         groups.setdefault(antibody.key, {})[key] = antibody
@@ -153,10 +153,10 @@ def _by_target(found: Mapping[_Key, Antibody]) -> dict[str, dict[_Key, Antibody]
 
 
 def _names_of_target(members: Mapping[_Key, Antibody]) -> dict[_Key, tuple[str, str]]:
-    """Name the antibodies of one target; those of one data set are told apart.
+    """Name the antibodies of one target, so that those of one data set have different names.
 
-    Where some data set has several, a clone is part of the name in all of them, so that the same
-    clone is the same protein everywhere.
+    If a data set has several, the clone is part of the name in all data sets, so that the same clone is
+    the same protein everywhere.
     """
     target = next(iter(members.values())).target
     n_in = Counter(data_set for data_set, _ in members)
@@ -189,13 +189,13 @@ def _warn_of_several(data_set: str, target: str, names: Mapping[str, str]) -> No
     warnings.warn(
         f'data set "{data_set}": {listed(names)} are all against {target} and stay {len(names)} '
         f"proteins{renamed}; to make one of them the {target} of other data sets, give "
-        f'antibody_names={{"{data_set}": {{"{first}": "{target}"}}}}',
+        f'antibody_names={{"{data_set}": {{"{first}": "{target}"}}}}.',
         stacklevel=4,
     )
 
 
 def _keep_apart(chosen: dict[_Key, tuple[str, str]], given: Mapping[_Key, str]) -> None:
-    """Give antibodies their original names back as long as two of a data set have the same."""
+    """Restore original names of antibodies as long as two of a data set have the same name."""
     while True:
         n_named = Counter((data_set, name) for (data_set, _), (name, _) in chosen.items())
         shared = [
@@ -210,7 +210,7 @@ def _keep_apart(chosen: dict[_Key, tuple[str, str]], given: Mapping[_Key, str]) 
             data_set, original = shared[0]
             raise ValueError(
                 f'antibody_names gives the name "{original}" to another antibody of data set '
-                f'"{data_set}", which has one of this name: give that one a name as well'
+                f'"{data_set}", which has one of this name; give that one a name as well.'
             )
         for data_set, original in changed:
             name = chosen[data_set, original][0]
@@ -227,17 +227,17 @@ def declare_unmeasured(
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
 ) -> Data:
-    """Return the data with NaN in place of the counts of proteins that a batch did not measure.
+    """Return the data with NaN as counts of proteins that a batch did not measure.
 
-    `totalvi.Model` then leaves these proteins out there, and can impute them. Zero is no substitute:
-    it would mean that the antibody was there and bound nothing.
+    `totalvi.Model` then leaves these proteins out there, and can impute them. Do not use zero
+    instead: it would mean that the antibody was there and bound nothing.
 
     Parameters
     ----------
     data
         MuData or AnnData with raw counts, which is not changed; the result shares its RNA.
     unmeasured
-        Names of the proteins by batch; whatever counts they have there are replaced. Or "zeros": the
+        Names of the proteins by batch; their counts in this batch are replaced. Or "zeros": the
         proteins that are zero in all cells of a batch, as scvi-tools takes them.
     batch_key
         Column of ``obs`` with the batches, or with the antibody panels. None: all cells are one batch.
@@ -252,7 +252,7 @@ def declare_unmeasured(
     DataError
         If the column is missing, or the counts are not found.
     ValueError
-        If ``unmeasured`` names a batch or protein that is not there.
+        If ``unmeasured`` has an unknown batch or protein.
 
     Examples
     --------
@@ -274,9 +274,7 @@ def declare_unmeasured(
     )
     source = find_counts(data, where, on_disk=True)
     if batch_key is not None and batch_key not in source.obs:
-        raise DataError(
-            f'batch_key: no column "{batch_key}" in obs, {did_you_mean(batch_key, source.obs.columns)}'
-        )
+        raise DataError(no_column("batch_key", batch_key, source.obs.columns))
     batch = np.full(len(source.obs), "all cells", dtype=object)
     if batch_key is not None:
         batch = source.obs[batch_key].astype(str).to_numpy(dtype=object)

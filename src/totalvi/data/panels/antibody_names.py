@@ -1,4 +1,4 @@
-"""What an antibody's name says: its target, clone and species, under all that makers wrap around it."""
+"""Read target, clone and species from an antibody's name, without the tags of its maker."""
 
 import re
 import unicodedata
@@ -10,21 +10,22 @@ from totalvi.data.io.features import CONTROL
 
 
 class Antibody(NamedTuple):
-    """What a name says.
+    """The parts of a name.
 
     Attributes
     ----------
     target
-        Name of the target: a CD designation where there is one, such as ``CD279`` for PD-1; else the
-        name without clone and tags.
+        Name of the target: a CD designation if there is one, such as ``CD279`` for PD-1; else the name
+        without clone and tags.
     key
         The target without case, punctuation and Greek letters: equal for equal targets.
     clone
         Clone, or "".
     species
-        Species whose protein the antibody is said to bind, such as "human" or "human/mouse", or "".
+        Species whose protein the antibody binds according to its name, such as "human" or
+        "human/mouse", or "".
     why
-        How the target was found, in a few words; "" for a name that is its own target.
+        How the target was found, in a few words; "" if the name itself is the target.
     """
 
     target: str
@@ -44,7 +45,7 @@ class _Reading(NamedTuple):
 _GREEK = str.maketrans("αβγδεζκλ", "abgdezkl")
 _GREEK_WORD = re.compile("alpha|beta|gamma|delta|epsilon|zeta|kappa|lambda")
 
-_WORD, _END = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"  # unlike \b, "_" parts words
+_WORD, _END = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"  # unlike \b, "_" separates words
 _SPECIES_WORD = r"(?:human|mouse|rat|hu|ms|rt)"
 _TAGS = [
     re.compile(rf"{_WORD}Total-?(?:Seq)?(?:™|\(?TM\)?)?[-_. ]?[ABCD]?{_END}", re.IGNORECASE),
@@ -91,8 +92,8 @@ _UPPER = {"45ra", "45rb", "45rc", "45ro", "62e", "62l", "62p"}
 def identify(name: str) -> Antibody:
     """Read the target, clone and species from an antibody's name.
 
-    Nothing is guessed: a name whose parts disagree, or hold a word that is neither clone nor alias,
-    is left whole.
+    The function does not guess. If the parts of a name disagree, or one holds a word that is neither
+    clone nor alias, the whole name is the target.
 
     Examples
     --------
@@ -135,7 +136,7 @@ def has_known_target(name: str) -> bool:
 def spelling_key(text: str) -> str:
     r"""Return a name without case, punctuation and Greek letters.
 
-    Two numbers stay apart: "CD3-2" is not "CD32".
+    Two numbers stay separate: "CD3-2" is not "CD32".
 
     Examples
     --------
@@ -149,7 +150,7 @@ def spelling_key(text: str) -> str:
 
 
 def read_names(file: str) -> dict[str, tuple[str, ...]]:
-    """Return a table that lies beside this file: a name, and the names that belong to it."""
+    """Return a table from a file beside this one: each name, and its other names."""
     lines = Path(__file__).with_name(file).read_text(encoding="utf-8").splitlines()
     rows = (line.partition("\t") for line in lines if line and not line.startswith("#"))
     return {name: tuple(filter(None, others.split(", "))) for name, _, others in rows}
@@ -161,7 +162,7 @@ _TARGET_OF_KEY = {
     for target, aliases in ALIASES.items()
     for alias in (target, *aliases)
 }
-ISOTYPE_CLONES = {  # controls that are often named by their clone alone
+ISOTYPE_CLONES = {  # controls that are often named only by their clone
     "MOPC-21": "mouse IgG1",
     "MG1-45": "mouse IgG1",
     "X40": "mouse IgG1",
@@ -181,7 +182,7 @@ _ISOTYPE_OF_KEY = {spelling_key(clone): isotype for clone, isotype in ISOTYPE_CL
 
 
 class _Read(NamedTuple):
-    """A target, the word it was read from, and the clone beside it."""
+    """A target, the word from which it was read, and its clone."""
 
     reading: _Reading
     word: str
@@ -189,7 +190,7 @@ class _Read(NamedTuple):
 
 
 def _front_of_abseq(text: str) -> str:
-    """Cut ``CD3:UCHT1|CD3E|AHS0231|pAbO`` (or that with other separators) before the gene."""
+    """Cut ``CD3:UCHT1|CD3E|AHS0231|pAbO``, with any separators, before the gene."""
     front = _ABSEQ.sub("", text)
     if front == text:
         return text
@@ -198,7 +199,7 @@ def _front_of_abseq(text: str) -> str:
 
 
 def _without_tags(text: str) -> tuple[str, str]:
-    """Take away makers' tags, "anti" and species, as long as there are any; also say the species."""
+    """Remove makers' tags, "anti" and species repeatedly; return the name and the species."""
     species = ""
     before = None
     while before != text:
@@ -217,7 +218,7 @@ def _without_tags(text: str) -> tuple[str, str]:
 
 
 def _read(text: str) -> _Read:
-    """Read a name without tags: a target, and perhaps clone or alias behind it or in brackets."""
+    """Read a name without tags: a target, optionally followed by clone or alias, or in brackets."""
     whole = _reading(text)
     if whole.rank:
         return _Read(whole, text, "")
@@ -228,12 +229,12 @@ def _read(text: str) -> _Read:
     for note in notes:
         inside = _note(note)
         if not _agree(best, inside):
-            return _Read(_Reading(text, 0), text, "")  # two targets: which one is not ours to say
+            return _Read(_Reading(text, 0), text, "")  # two targets: neither can be preferred
         if inside.rank > best.rank:
             best, word = inside, note
         elif not inside.rank and not clone and best.rank:
             clone = _clone(note)
-    if not best.rank and notes:  # "Notch3 (MHN3-21)": a clone behind a target that has no alias
+    if not best.rank and notes:  # "Notch3 (MHN3-21)": a clone after a target that has no alias
         clones = [_clone(note) for note in notes]
         if len(notes) == 1 and clones[0] and outside:
             return _Read(_Reading(outside, 0), outside, clones[0])
@@ -242,7 +243,7 @@ def _read(text: str) -> _Read:
 
 
 def _read_outside(text: str) -> _Read:
-    """Read the longest front that is a target, if what follows is a clone, a number or its alias."""
+    """Read the longest prefix that is a target, if a clone, a number or its alias follows."""
     whole = _reading(text)
     if whole.rank:
         return _Read(whole, text, "")
@@ -263,7 +264,7 @@ def _read_outside(text: str) -> _Read:
 
 
 def _note(text: str) -> _Reading:
-    """Read what stands in brackets: one alias, or several in a list."""
+    """Read the text in brackets: one alias, or a list of several."""
     whole = _reading(text)
     if whole.rank:
         return whole
@@ -273,7 +274,7 @@ def _note(text: str) -> _Reading:
 
 
 def _agree(a: _Reading, b: _Reading) -> bool:
-    """Whether two parts of a name can mean one antibody: CD45RA and PTPRC do, CD3 and CD4 do not."""
+    """Return whether two parts can name one antibody, as CD45RA and PTPRC do, but not CD3 and CD4."""
     if not a.rank or not b.rank or a.target == b.target:
         return True
     numbers = [set(re.findall(r"CD(\d+)", reading.target)) for reading in (a, b)]
@@ -281,13 +282,13 @@ def _agree(a: _Reading, b: _Reading) -> bool:
 
 
 def _clone(text: str) -> str:
-    """Return the clone that a text is, or "" """
+    """Return the text as a clone; "" if it is none."""
     text = re.sub(r"^clone[-_: ]*", "", text, flags=re.IGNORECASE)
     return text if _CLONE.fullmatch(text) else ""
 
 
 def _reading(text: str) -> _Reading:
-    """Read a text that is a target and nothing else."""
+    """Read a text that is only a target."""
     designation = _cd_designation(text)
     if designation is not None:
         return _Reading(_TARGET_OF_KEY.get(spelling_key(designation), designation), 2)
@@ -306,14 +307,14 @@ def _reading(text: str) -> _Reading:
 
 
 def _cd_designation(text: str) -> str | None:
-    """Return ``CD62L`` for ``cd62l``, ``CD-62L`` or ``CD62 L``; None when it is not one."""
+    """Return ``CD62L`` for ``cd62l``, ``CD-62L`` or ``CD62 L``; None for other names."""
     match = _CD.fullmatch(text.lower().translate(_GREEK))
     if match is None:
         return None
     number = match["number"]
     suffix = (match["close"] or match["apart"] or "").replace(",", "/")
     if match["apart"] and len(suffix) > 2:
-        suffix = suffix[0]  # a Greek letter's name
+        suffix = suffix[0]  # the name of a Greek letter
     if number == "45" and suffix == "r0":
         suffix = "ro"
     if suffix == "r" or number + suffix in _UPPER:
@@ -324,7 +325,7 @@ def _cd_designation(text: str) -> str | None:
 
 
 def _isotype_control(text: str) -> Antibody | None:
-    """Name an isotype control by species, class and subclass; None when it states neither class."""
+    """Name an isotype control by species, class and subclass; None if the name has no class."""
     tagless = text
     for tag in _TAGS:
         tagless = tag.sub("", tagless)
@@ -353,19 +354,18 @@ _GENES_OF_TARGET = {spelling_key(antigen): genes for antigen, genes in GENES_OF_
 
 
 def matched_pairs(protein_names: Sequence[str], gene_names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (protein, gene) for each protein whose target a gene is known to go with.
+    """Return pairs (protein, gene) of each protein and the known genes of its target.
 
     Parameters
     ----------
     protein_names
-        Names of antibodies, under any of their names; see `totalvi.harmonise_antibodies`.
+        Any names of antibodies; see `totalvi.harmonise_antibodies`.
     gene_names
         Gene symbols, with or without a genome (``hg19_CD4``).
 
     Returns
     -------
-    In the order of the proteins, all genes of each that are among ``gene_names``, from
-    `GENES_OF_ANTIGEN`.
+    In the order of the proteins, all genes of each that are in ``gene_names``, from `GENES_OF_ANTIGEN`.
 
     Examples
     --------

@@ -1,6 +1,7 @@
-"""Join data sets with different antibody panels into one MuData that knows what was measured where."""
+"""Join data sets with different antibody panels into one MuData that marks unmeasured proteins."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 
 
 def concat(
@@ -34,9 +35,9 @@ def concat(
 ) -> MuData:
     """Join data sets of different genes and antibody panels.
 
-    A protein that a data set did not measure is NaN in its cells, which is how `totalvi.Model` knows
-    the panels. Data sets of RNA alone join as cells in which no protein was measured; all proteins
-    can then be imputed there::
+    A protein that a data set did not measure is NaN in its cells, so that `totalvi.Model`
+    recognises the panels. In cells of data sets with RNA alone, all proteins are unmeasured and can
+    be imputed::
 
         both = totalvi.concat({"cite": cite, "rna": rna})
         model = totalvi.Model(both, batch_key="batch")
@@ -49,39 +50,37 @@ def concat(
     ----------
     data
         Data sets by name: MuData, or AnnData with proteins in ``obsm`` or as features of the type
-        "Antibody Capture". One without proteins is a MuData whose only modality is the RNA (and
-        perhaps "hto"), or an AnnData of genes alone. They are not changed.
+        "Antibody Capture". A data set without proteins is a MuData with only RNA (and optionally
+        "hto"), or an AnnData with only genes. The data sets are not changed.
     genes
         "inner": genes that all data sets have; "outer": genes of any. A gene that a data set lacks
-        counts as zero there, so "outer" is right only where the files leave out genes without counts.
-        Genes are matched by symbol or, where more agree, by Ensembl id (``var["gene_ids"]``).
+        counts as zero there, so "outer" is correct only if the files leave out genes without counts.
+        Genes are matched by symbol or, if more agree, by Ensembl id (``var["gene_ids"]``).
     proteins
         "outer": proteins of any data set; "inner": those that all data sets with proteins have.
-        They are matched as `harmonise_antibodies` says.
+        `harmonise_antibodies` describes how they are matched.
     antibody_names
-        Names of antibodies that you decide on; see `harmonise_antibodies`.
+        Names of antibodies that you choose; see `harmonise_antibodies`.
     batch_key
-        Column of ``obs`` that gets the batch: the data set, or ``data set:sub-batch``.
+        Column of ``obs`` for the batch: the data set, or ``data set:sub-batch``.
     panel_key
-        Column that gets the antibody panel: the data set; or the batch, where the batches of a data
-        set measured different proteins (NaN in its counts).
+        Column for the antibody panel: the data set, or the batch if the batches of a data set measured
+        different proteins (NaN in its counts).
     sub_batch_key
-        Column with the batches within each data set that has it. All columns are kept in any case, so
-        ``Model(batch_key="donor", panel_key="panel")`` does for donors whose names do not recur.
+        Column with the batches within each data set that has it. All columns are kept, so
+        ``Model(batch_key="donor", panel_key="panel")`` works if the names of donors do not recur.
     rna_modality, protein_modality, rna_layer, protein_layer
-        Where the counts are, as in `totalvi.Model`.
+        Places of the counts, as in `totalvi.Model`.
     protein_expression_obsm_key
-        Of an AnnData that has it, the ``obsm`` entry with the proteins. None: one that is named as is
-        usual, such as ``protein_expression``.
+        Entry of ``obsm`` with the proteins, in each AnnData that has it. None: one with a usual name,
+        such as ``protein_expression``.
 
-    Returns
-    -------
-    MuData with the modalities "rna" (CSR) and "prot" (dense float32, NaN where unmeasured). Cells are
-    named ``cell-data set``. Hashtags and other modalities are left out. ``prot.var["measured_in"]``
-    lists the panels that measured each protein, and ``uns["concat"]`` holds two tables: "antibodies",
-    the original and the joined name of each antibody and why; and "data_sets", how many cells, genes
-    and proteins each brought. Where data sets have ``uns["ambient"]`` of empty droplets, so has the
-    result, by batch.
+    Returns ------- MuData with the modalities "rna" (CSR) and "prot" (dense float32, NaN where
+    unmeasured). Cells are named ``cell-data set``. Hashtags and other modalities are left out.
+    ``prot.var["measured_in"]`` lists the panels that measured each protein. ``uns["concat"]`` holds
+    two tables: "antibodies" has the original and the joined name of each antibody and the reason;
+    "data_sets" has the numbers of cells, genes and proteins of each. If data sets have
+    ``uns["ambient"]`` of empty droplets, the result has it too, by batch.
 
     Raises
     ------
@@ -94,7 +93,7 @@ def concat(
     Warns
     -----
     UserWarning
-        If antibodies of one data set have the same target; they stay apart.
+        If antibodies of one data set have the same target; they stay separate.
 
     Examples
     --------
@@ -149,9 +148,9 @@ def concat(
 
 
 def _check_joins(genes: str, proteins: str) -> None:
-    for argument, join in (("genes", genes), ("proteins", proteins)):
-        if join not in ("inner", "outer"):
-            raise ValueError(f"{argument} is {join!r}; allowed are 'inner', 'outer'.")
+    for name, join in (("genes", genes), ("proteins", proteins)):
+        if join not in get_args(Join):
+            raise ValueError(allowed(name, join, get_args(Join)))
 
 
 def _require_obsm(data: Mapping[str, MuData | AnnData], key: str) -> None:
@@ -165,7 +164,7 @@ def _require_obsm(data: Mapping[str, MuData | AnnData], key: str) -> None:
 
 
 def _joined_rna(found: Mapping[str, DataSet], aligned: GeneAlignment) -> sparse.csr_matrix:
-    """Put the cells of all data sets one below the other, genes in the joined order."""
+    """Stack the cells of all data sets, with genes in the joined order."""
     blocks = []
     for name, each in found.items():
         rna, columns = each.source.rna.read(), aligned.positions[name]
@@ -181,7 +180,7 @@ def _joined_rna(found: Mapping[str, DataSet], aligned: GeneAlignment) -> sparse.
 def _joined_proteins(
     found: Mapping[str, DataSet], antibodies: pd.DataFrame, join: Join
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """Return the counts, NaN where a data set lacks a protein, and which proteins are controls."""
+    """Return the counts, NaN for missing proteins, and which proteins are controls."""
     names = list(pd.unique(antibodies["harmonised"]))
     n_with_proteins = sum(len(each.source.protein_names) > 0 for each in found.values())
     if join == "inner":
@@ -189,7 +188,7 @@ def _joined_proteins(
         names = [name for name in names if n_data_sets[name] == n_with_proteins]
     if not names:
         reason = "no data set has any" if n_with_proteins == 0 else "none is in all data sets"
-        raise DataError(f'no proteins to join: {reason}; proteins="outer" takes those of any')
+        raise DataError(f'no proteins to join: {reason}; proteins="outer" takes those of any.')
     n_cells = [len(each.source.cell_names) for each in found.values()]
     joined = np.full((sum(n_cells), len(names)), np.nan, dtype=np.float32)
     control = np.zeros(len(names), dtype=bool)
@@ -210,7 +209,7 @@ def _joined_ambient(
     antibodies: pd.DataFrame,
     batch: pd.Series,
 ) -> AmbientProfile | None:
-    """Join what is known of empty droplets: by batch of the result, under harmonised names."""
+    """Join the ambient profiles: by batch of the result, under harmonised names."""
     parts = []
     start = 0
     for name, each in found.items():
@@ -242,8 +241,8 @@ def _joined_obs(
         for argument, key in (("batch_key", batch_key), ("panel_key", panel_key)):
             if key in obs and key != sub_batch_key:
                 raise DataError(
-                    f'data set "{name}" has a column "{key}" in obs already: give another name as '
-                    f'{argument}, or, where it holds batches to keep, sub_batch_key="{key}"'
+                    f'data set "{name}" has a column "{key}" in obs already; give another name as '
+                    f'{argument}, or, where it holds batches to keep, sub_batch_key="{key}".'
                 )
         batch = pd.Series(name, index=obs.index, dtype=object)
         if sub_batch_key is not None and sub_batch_key in obs:
@@ -251,7 +250,7 @@ def _joined_obs(
             if values.isna().any():
                 raise DataError(
                     f'sub_batch_key: obs["{sub_batch_key}"] of data set "{name}" has no value for '
-                    f'cell "{obs.index[values.isna()][0]}": fill it, or drop the cells'
+                    f'cell "{obs.index[values.isna()][0]}"; fill it, or drop the cells.'
                 )
             batch = name + ":" + values.astype(str)
         obs[batch_key], obs[panel_key] = batch.to_numpy(object), name
@@ -261,8 +260,8 @@ def _joined_obs(
     if not joined.index.is_unique:
         repeated = joined.index[joined.index.duplicated()][0]
         raise DataError(
-            f'two data sets have a cell that is "{repeated}" with the data set behind it: rename one '
-            "of the data sets"
+            f'two data sets have a cell that is "{repeated}" with the data set behind it; rename one '
+            "of the data sets."
         )
     for column in joined:
         values = joined[column]
@@ -271,12 +270,12 @@ def _joined_obs(
         ):
             continue
         texts = values.astype(str).where(values.notna(), None)
-        joined[column] = texts.astype("category")  # what files can hold, whatever types were mixed
+        joined[column] = texts.astype("category")  # files can hold it, even if types were mixed
     return joined
 
 
 def _panels(protein: np.ndarray, batch: pd.Series, data_set: pd.Series) -> pd.Series:
-    """Return each cell's panel: the data set, or the batch where a data set measured in parts."""
+    """Return each cell's panel: the data set, or the batch if the batches of a data set differ."""
     panels = data_set.astype(object).copy()
     unmeasured = np.isnan(protein)
     for name in data_set.unique():
@@ -299,7 +298,7 @@ def _measured_in(protein: np.ndarray, panel: pd.Series) -> list[str]:
 
 
 def _summary(found: Mapping[str, DataSet], aligned: GeneAlignment) -> pd.DataFrame:
-    """Say what each data set brought."""
+    """Return the numbers of cells, genes and proteins of each data set."""
     rows = {
         name: {
             "n_cells": len(each.source.cell_names),

@@ -1,4 +1,4 @@
-"""Data sets to be joined: their counts, with proteins or without, and their genes in one order."""
+"""Data sets to join: their counts, with or without proteins, and their genes in one order."""
 
 import re
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ _LEAST_SHARED = 0.5
 class DataSet(NamedTuple):
     """Counts of one data set, with the annotation of its genes and antibodies.
 
-    ``unused`` names what a data set without proteins has beside its RNA, such as guides of a CRISPR
+    ``unused`` names the other modalities of a data set without proteins, such as guides of a CRISPR
     screen.
     """
 
@@ -69,14 +69,14 @@ def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSe
     if not source.cell_names.is_unique:
         repeated = source.cell_names[source.cell_names.duplicated()][0]
         raise DataError(
-            f'data set "{name}" has several cells named "{repeated}": make the names unique with '
-            "obs_names_make_unique()"
+            f'data set "{name}" has several cells named "{repeated}"; make the names unique with '
+            "obs_names_make_unique()."
         )
     names = source.protein_names
     if not names.is_unique:
         repeated = names[names.duplicated()][0]
         raise DataError(
-            f'data set "{name}" has several antibodies named "{repeated}": make the names unique'
+            f'data set "{name}" has several antibodies named "{repeated}"; make the names unique.'
         )
     var = pd.DataFrame(index=names)
     in_mudata = isinstance(data, MuData) and len(names) > 0
@@ -107,18 +107,18 @@ def _obsm_key(data: MuData | AnnData, columns: Columns) -> str | None:
 
 
 def _has_proteins(data: Any, obsm_key: str | None, columns: Columns) -> bool:
-    """Whether there are proteins to be found, if need be under another name than the one given."""
+    """Return whether there are proteins, possibly under another name than the given one."""
     if isinstance(data, MuData):
         return columns.protein_modality in data.mod or any(
             _may_be_proteins(name, data.mod[name].var) for name in _beside_rna(data, columns)
         )
     if isinstance(data, AnnData):
         return obsm_key is not None or bool(genes_and_proteins(data.var)[1].any())
-    return True  # find_counts says what is wrong
+    return True  # find_counts reports the problem
 
 
 def _beside_rna(data: MuData | AnnData, columns: Columns) -> tuple[str, ...]:
-    """Return the names of what is neither RNA nor proteins nor hashtags."""
+    """Return the names of modalities that are neither RNA nor proteins nor hashtags."""
     if isinstance(data, MuData):
         found, known = list(data.mod), {columns.rna_modality, columns.protein_modality, "hto"}
     else:
@@ -127,7 +127,7 @@ def _beside_rna(data: MuData | AnnData, columns: Columns) -> tuple[str, ...]:
 
 
 def _may_be_proteins(name: str, var: pd.DataFrame) -> bool:
-    """Whether a modality is named as proteins are, or says that its features are."""
+    """Return whether a modality has proteins, by its name or by the types of its features."""
     return bool(LIKE_PROTEINS.search(name)) or "prot" in modalities_of(var)
 
 
@@ -137,11 +137,11 @@ class GeneAlignment(NamedTuple):
     Attributes
     ----------
     names
-        Names of the joined genes: symbols where the first data set that has the gene knows them.
+        Names of the joined genes: symbols if the first data set with the gene has them.
     ids
-        Their Ensembl ids, "" where unknown; None where no data set has any.
+        Their Ensembl ids, "" if unknown; None if no data set has any.
     positions
-        Of each data set: the position of each of its genes among the joined ones, -1 for none.
+        For each data set, the position of each of its genes among the joined ones, or -1.
     matched_by
         "symbol" or "Ensembl id".
     n_shared
@@ -158,7 +158,7 @@ class GeneAlignment(NamedTuple):
 def align_genes(var: Mapping[str, pd.DataFrame], join: Join) -> GeneAlignment:
     """Align genes by name or by id.
 
-    A genome before all names (``hg19_CD3E``) and the version of an Ensembl id are left out.
+    A genome prefix of all names (``hg19_CD3E``) and the version of an Ensembl id are ignored.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def align_genes(var: Mapping[str, pd.DataFrame], join: Join) -> GeneAlignment:
         by_id, by_symbol = (next(d for d, known in labels.items() if k not in known) for k in kinds)
         raise DataError(
             f'the genes of "{by_symbol}" are known by symbol alone and those of "{by_id}" by Ensembl '
-            f'id alone: add the ids of the former as var["gene_ids"] of its RNA'
+            f'id alone; add the ids of the former as var["gene_ids"] of its RNA.'
         )
     shared = {kind: _intersection([known[kind] for known in labels.values()]) for kind in common}
     kind = max(common, key=lambda kind: len(shared[kind]))
@@ -209,13 +209,13 @@ def align_genes(var: Mapping[str, pd.DataFrame], join: Join) -> GeneAlignment:
 
 
 def _labels(var: pd.DataFrame, data_set: str) -> dict[_Kind, pd.Index]:
-    """Return each gene's symbol and Ensembl id, as far as they are known and unique."""
+    """Return each gene's symbol and Ensembl id if they are known and unique."""
     names = names_of(var.index)
     if not names.is_unique:
         repeated = names[names.duplicated()][0]
         raise DataError(
-            f'data set "{data_set}" has several genes named "{repeated}": make the names unique with '
-            "var_names_make_unique()"
+            f'data set "{data_set}" has several genes named "{repeated}"; make the names unique with '
+            "var_names_make_unique()."
         )
     names = _without_genome(names)
     ids = _ensembl(names)
@@ -236,7 +236,7 @@ def _labels(var: pd.DataFrame, data_set: str) -> dict[_Kind, pd.Index]:
 
 
 def _without_genome(names: pd.Index) -> pd.Index:
-    """Leave out the genome before all names; where there are several genomes, nothing."""
+    """Remove the genome prefix if all names have the same one."""
     matches = [_GENOME.match(name) for name in names]
     genomes = {match[1] for match in matches if match is not None}
     if len(genomes) != 1 or None in matches:
@@ -246,7 +246,7 @@ def _without_genome(names: pd.Index) -> pd.Index:
 
 
 def _ensembl(names: pd.Index) -> pd.Index | None:
-    """Return Ensembl ids without their versions; None where most names are none, or some repeat."""
+    """Return Ensembl ids without their versions; None if most names are not ids, or some repeat."""
     matches = [ENSEMBL.fullmatch(name) for name in names]
     if sum(match is not None for match in matches) <= len(names) / 2:
         return None
@@ -264,7 +264,7 @@ def _intersection(genes: list[pd.Index]) -> pd.Index:
 
 
 def _require_overlap(genes: Mapping[str, pd.Index], join: Join) -> None:
-    """Refuse data sets that share few genes: most likely the names are of different kinds."""
+    """Refuse data sets that share few genes, because their names are likely of different kinds."""
     (_, known), *others = genes.items()
     n_smaller = len(known)
     for data_set, more in others:
@@ -273,9 +273,9 @@ def _require_overlap(genes: Mapping[str, pd.Index], join: Join) -> None:
         if n_shared < _LEAST_SHARED * n_smaller:
             raise DataError(
                 f'"{data_set}" shares only {n_shared:,} of {n_smaller:,} genes with the data sets '
-                f'before it (their first gene is "{known[0]}", its own "{more[0]}"): name genes alike '
+                f'before it (their first gene is "{known[0]}", its own "{more[0]}"); name genes alike '
                 '(Ensembl ids in var["gene_ids"] will do), join before variable genes are selected, '
-                "or, if the data sets do differ that much, keep only the shared genes first"
+                "or, if the data sets do differ that much, keep only the shared genes first."
             )
         if join == "inner":
             known = known[known.isin(more)]
@@ -287,7 +287,7 @@ def _require_overlap(genes: Mapping[str, pd.Index], join: Join) -> None:
 def _first_known(
     labels: Mapping[str, Mapping[_Kind, pd.Index]], kind: _Kind, other: _Kind, joined: pd.Index
 ) -> pd.Index | None:
-    """Return what the genes are in the other kind, from the first data set that knows."""
+    """Return the names of the other kind, from the first data set that has them."""
     found: dict[str, str] = {}
     for known in labels.values():
         if other in known:

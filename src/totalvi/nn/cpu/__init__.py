@@ -1,1 +1,1 @@
-"""The fast forms of the operations in `ops`: compiled loops for the CPU, with their gradients."""
+"""Fast forms of the operations in `ops`: compiled loops for the CPU, with their gradients."""

@@ -1,19 +1,19 @@
-"""RNA's loss from the inputs of the decoder's last layers, with its gradients, cell by cell.
+"""Compute RNA's loss from the inputs of the decoder's last layers, with gradients, cell by cell.
 
 With e = exp(logit - max), the mean of gene g is ``l e_g / sum(e)``; with ratio = mean / r,
 
     S = log(1 + ratio)                                  a zero count costs r S
-    q = r ratio / (1 + ratio)                           the derivative of that by log mean
-    further = c (S - log mean) + log c! - rising(r, c)  what a count c > 0 costs besides,
+    q = r ratio / (1 + ratio)                           its derivative by log mean
+    further = c (S - log mean) + log c! - rising(r, c)  the further cost of a count c > 0,
                                                         where S - log mean = -log(mean / (1 + ratio))
 
-and the softmax takes from each logit's derivative its share e / sum(e) of the sum of all.
+The softmax subtracts from each logit's derivative its share e / sum(e) of the sum of all.
 
 With zero inflation, z = r S and d the logit of dropout, a zero count costs
 
     log(1 + e**-d) - log(1 + e**(-z - d))
 
-and any other count log(1 + e**d) besides its negative binomial cost.
+and any other count costs log(1 + e**d) in addition to its negative binomial cost.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ from totalvi.nn.cpu.gene_rows import (
 )
 from totalvi.nn.cpu.math import as_array, exp, load, log1p, store
 
-# what a cell's zeros leave for its other counts, by gene
+# values from a cell's zeros for its other counts, by gene
 _COST, _LOGIT, _SOFTPLUS, _Z, _SHARE, _N_KEPT = range(6)
 
 
@@ -46,7 +46,7 @@ def _zeros(
     e: np.ndarray, scale: float, r: np.ndarray, inverse_r: np.ndarray, weight: float,
     q: np.ndarray, d_log_r: np.ndarray,
 ) -> tuple[float, float]:  # fmt: skip
-    """Charge every gene as a zero; return the cost and the sum of q."""
+    """Compute the cost of every gene as a zero; return it and the sum of q."""
     one = e.dtype.type(1)
     cost, total = e.dtype.type(0), e.dtype.type(0)
     for g in range(len(e)):
@@ -84,15 +84,15 @@ def _negative_binomial_loss(
     rising_table, digamma_table
         `tables` of r.
     weight
-        Of each cell's loss in the gradients, (B,).
+        Weight of each cell's loss in the gradients, (B,).
     loss
-        (B,), filled in.
+        Loss (B,), filled in.
     gradient
-        By logit, without the weight, (B, G), float or bfloat16 in uint16, filled in.
+        Gradient by logit, without the weight, (B, G), float or bfloat16 in uint16, filled in.
     d_log_library
-        By log library size, without the weight, (B,), filled in.
+        Gradient by log library size, without the weight, (B,), filled in.
     d_log_r
-        By log r, with the weight, in parts to be summed: (`N_CHUNKS`, groups, G) of zeros.
+        Gradient by log r, with the weight, in parts to sum: (`N_CHUNKS`, groups, G) of zeros.
     """
     n_cells, n_genes = gradient.shape
     inverse_r = r.dtype.type(1) / r
@@ -129,7 +129,7 @@ def _inflated_zeros(
     dropout: np.ndarray, dropout_bias: np.ndarray, b: int,
     q: np.ndarray, d_dropout: np.ndarray, d_log_r: np.ndarray, kept: np.ndarray,
 ) -> tuple[float, float]:  # fmt: skip
-    """Charge every gene as a zero; return the cost and the sum of the derivatives by log mean."""
+    """Compute the cost of every gene as a zero; return it and the sum of derivatives by log mean."""
     one, zero = e.dtype.type(1), e.dtype.type(0)
     cost, total = zero, zero
     for g in range(len(e)):
@@ -167,9 +167,9 @@ def _zero_inflated_loss(
     Parameters
     ----------
     dropout, dropout_bias
-        Their sum is the logit of dropout: as ``logits`` and ``bias``.
+        Their sum is the logit of dropout, in the form of ``logits`` and ``bias``.
     d_dropout
-        Gradient by that logit, without the weight, (B, G), filled in.
+        Gradient by this logit, without the weight, (B, G), filled in.
     logits, bias, library, counts, gene, pointer, r, group, rising_table, digamma_table, weight, loss,
     gradient, d_log_library, d_log_r
         As in `_negative_binomial_loss`.
@@ -222,15 +222,14 @@ def gene_head_loss(
     group: Tensor,
     bfloat16: bool,
 ) -> Tensor:
-    """Return ``-log p(x)`` of RNA summed over genes, (B,), straight from the decoder's last layers.
+    """Return ``-log p(x)`` of RNA summed over genes, (B,), directly from the decoder's last layers.
 
-    Neither the logits nor anything else as wide as the genes is kept in float32 between passes when
-    ``bfloat16`` is True.
+    If ``bfloat16`` is True, no tensor as wide as the genes is kept in float32 between passes.
 
     Parameters
     ----------
     head, dropout_head
-        The linear layers that end in the logits of the genes' proportions and of dropout; the latter
+        The linear layers that end in the logits of the genes' proportions and of dropout; the latter is
         None without zero inflation.
     library
         Library sizes above 0, (B, 1).
@@ -242,11 +241,11 @@ def gene_head_loss(
 
 
 class _GeneHeadLoss(torch.autograd.Function):
-    """The loss and its gradients come from one loop; backward scales them.
+    """The loss of RNA: one loop computes it with its gradients, and backward scales them.
 
-    Each cell's gradient by its logits is the same whatever weight the cell has in the objective, so
-    the weight goes to the narrow side of the products. That of the dispersion is a sum over cells: it
-    is computed for equal weights, and again where they turn out not to be equal.
+    Each cell's gradient by its logits does not depend on the weight of the cell in the objective,
+    so the weight is applied to the narrow side of the products. The gradient of the dispersion is a
+    sum over cells: it is computed for equal weights, and again if they are not equal.
     """
 
     @staticmethod
@@ -260,7 +259,7 @@ class _GeneHeadLoss(torch.autograd.Function):
             (product.logits, head.bias) for product, head in zip(products, heads, strict=True)
         ]
         losses = _losses(counts, torch.ones_like(library[:, 0]), logits, library, log_r, group)
-        # not the loss itself, which refers to this context: the two would keep each other in memory
+        # not the loss itself: it refers to this context, and the two would keep each other in memory
         ctx.save_for_backward(
             library, log_r, group, losses.by_library, losses.by_log_r,
             *(part for pair in logits for part in pair), *losses.by_logits,
@@ -301,7 +300,7 @@ def _pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 class _WideProduct(NamedTuple):
-    """A product as wide as the genes, and its operands: inputs and covariates side by side."""
+    """A product as wide as the genes, and its operands: concatenated inputs and covariates."""
 
     wide: Tensor
     weights: Tensor
@@ -321,7 +320,7 @@ def _wide_product(head: LinearProduct, bfloat16: bool) -> _WideProduct:
 def _head_gradients(
     wide: Tensor, weights: Tensor, by_logit: Tensor, by_cell: Tensor, n_inputs: int
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients by the parts of a `LinearProduct`; the ones of the bias are a column."""
+    """Return the gradients by the parts of a `LinearProduct`; the bias has a column of ones."""
     dtype = by_cell.dtype
     d_wide = (by_logit @ weights.t()).to(dtype) * by_cell[:, None]
     weighted = torch.cat([wide * by_cell[:, None], by_cell[:, None]], dim=1)
@@ -332,8 +331,10 @@ def _head_gradients(
 
 
 class _Losses(NamedTuple):
-    """Loss (B,), and its gradients: by logits (B, G) and library size (B,) of each cell's own loss, by
-    log r (groups, G) of the weighted sum.
+    """The loss (B,) and its gradients.
+
+    Those by logits (B, G) and library size (B,) are of each cell's own loss, and that by log r
+    (groups, G) is of the weighted sum.
     """
 
     loss: Tensor
@@ -346,7 +347,7 @@ def _losses(
     counts: SparseCounts, weight: Tensor, logits: list[tuple[Tensor, Tensor]], library: Tensor,
     log_r: Tensor, group: Tensor,
 ) -> _Losses:  # fmt: skip
-    """Return the loss from (logits, bias) of one head, or of two where RNA is zero-inflated."""
+    """Return the loss from (logits, bias) of one head, or of two with zero inflation."""
     r = log_r.detach().exp()
     library = library.detach()[:, 0].contiguous()
     loss, by_log_library = torch.empty_like(weight), torch.empty_like(weight)

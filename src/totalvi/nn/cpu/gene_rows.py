@@ -27,7 +27,8 @@ from totalvi.nn.cpu.math import (
     store,
 )
 
-N_CHUNKS = 16  # of cells; their number is fixed, so that the number of threads changes no result
+# Chunks of cells; their fixed number makes results independent of the number of threads.
+N_CHUNKS = 16
 _LARGEST_TABLED = 16
 _SMALLEST_BASE = 8  # of `rising_beyond`
 _LANES = 64
@@ -35,7 +36,7 @@ _PROPORTION_CHUNKS = 64  # of cells
 
 
 def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return `rising_tables` of as many counts as are worth it for a minibatch."""
+    """Return `rising_tables` with as many counts as save time for a minibatch."""
     largest = min(_LARGEST_TABLED, n_nonzero // r.size)
     result: tuple[np.ndarray, np.ndarray] = rising_tables(r, largest)
     return result
@@ -43,7 +44,7 @@ def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled(fastmath=True, error_model="numpy", forceinline=True)
 def _largest(values: np.ndarray) -> float:
-    """Return the largest value, found in lanes side by side: one would wait for itself."""
+    """Return the largest value; parallel lanes avoid that each step waits for the last."""
     lanes = np.full(_LANES, values[0])
     whole = len(values) // _LANES * _LANES
     for start in range(0, whole, _LANES):
@@ -89,7 +90,7 @@ def explain_nonzeros(
 def pass_through_softmax(
     q: np.ndarray, e: np.ndarray, share: float, b: int, gradient: np.ndarray
 ) -> None:
-    """Fill in the gradient by logit: the softmax takes from each its share of the sum of all."""
+    """Fill in the gradient by logit: the softmax subtracts from each its share of the sum."""
     for g in range(len(q)):
         store(gradient, b, g, q[g] - e[g] * share)
 
@@ -152,7 +153,7 @@ def take_rows(
     data: np.ndarray, column: np.ndarray, pointer: np.ndarray, rows: np.ndarray,
     new_data: np.ndarray, new_column: np.ndarray, new_pointer: np.ndarray,
 ) -> None:  # fmt: skip
-    """Copy the chosen rows of a CSR matrix; ``new_pointer`` is given, the rest filled in."""
+    """Copy the chosen rows of a CSR matrix; ``new_pointer`` is an input, the others are filled in."""
     for i in prange(len(rows)):
         source, target = pointer[rows[i]], new_pointer[i]
         for j in range(new_pointer[i + 1] - target):
@@ -164,7 +165,7 @@ def take_rows(
 def _transform(
     counts: np.ndarray, pointer: np.ndarray, n_genes: int, scale: bool, log: bool, value: np.ndarray
 ) -> None:
-    """Fill in what the encoder sees of each count: divided by 1 + the cell's mean, then log(1 + .)."""
+    """Fill in the encoder's input from each count: divided by 1 + the cell's mean, then log(1 + .)."""
     for b in prange(len(pointer) - 1):
         start, end = pointer[b], pointer[b + 1]
         factor = counts.dtype.type(1)
@@ -206,7 +207,7 @@ def _product(
 def _by_gene(
     gene: np.ndarray, pointer: np.ndarray, n_genes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order of the counts by gene, the cell of each, and where each gene's begin."""
+    """Return the order of the counts by gene, the cell of each, and the start of each gene."""
     gene_pointer = np.zeros(n_genes + 1, np.int64)
     for g in gene:
         gene_pointer[g + 1] += 1
@@ -230,7 +231,7 @@ def _transposed_product(
 ) -> None:  # fmt: skip
     """Fill ``result`` (G, H) with the transposed sparse matrix times ``right`` (B, H).
 
-    ``order``, ``cell`` and ``gene_pointer`` are what `_by_gene` gave.
+    ``order``, ``cell`` and ``gene_pointer`` are results of `_by_gene`.
     """
     for g in prange(len(gene_pointer) - 1):
         result[g] = 0
@@ -241,16 +242,16 @@ def _transposed_product(
 
 
 def transformed_counts(x: SparseCounts, scale: bool, log: bool) -> Tensor:
-    """Return what the encoder sees of the non-zero counts, (nnz,); see `Encoder`."""
+    """Return the encoder's input from the non-zero counts, (nnz,); see `Encoder`."""
     value = torch.empty_like(x.counts)
     _transform(x.counts.numpy(), x.cell_pointer.numpy(), x.n_genes, scale, log, value.numpy())
     return value
 
 
 def input_product(value: Tensor, x: SparseCounts, weight: Tensor, bfloat16: bool) -> Tensor:
-    """Multiply the sparse (B, G) matrix of ``value`` at ``x``'s places by ``weight`` (G, H).
+    """Multiply the sparse (B, G) matrix with ``value`` at the positions of ``x`` by ``weight`` (G, H).
 
-    In bfloat16 the matrix is made dense: the matrix unit is faster than leaving out the zeros.
+    In bfloat16 the matrix becomes dense, because the matrix unit is faster than skipping the zeros.
     """
     return _apply_input_product(value, x, weight, bfloat16)
 

@@ -1,6 +1,7 @@
-"""Batch normalisation, ReLU and dropout of a hidden layer in few loops, forward and backward.
+"""Compute batch normalisation, ReLU and dropout of a hidden layer in few loops, with gradients.
 
-Statistics and their use are apart: processes that share a minibatch add theirs up in between.
+Statistics are computed and used in separate loops, so that processes that share a minibatch can add up
+theirs in between.
 """
 
 import math
@@ -18,7 +19,8 @@ from totalvi.compiled import compiled
 from totalvi.nn.cpu.math import as_array
 from totalvi.nn.sync import SharedGenerator, first_own, n_cells_of_all, note_moments, shared_moments
 
-_CHUNKS = 16  # of cells; their number is fixed, so that the number of threads changes no result
+# Chunks of cells; their fixed number makes results independent of the number of threads.
+_CHUNKS = 16
 
 
 @compiled(forceinline=True)
@@ -43,7 +45,7 @@ def _moments(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
     """Fill in the mean and biased variance of the columns of ``x`` (B, features)."""
     n_cells, n_features = x.shape
     zero = x.dtype.type(0)
-    # sums of the distances from the first cell, in which no digits are lost where the mean is large
+    # sums of distances from the first cell, which lose no digits if the mean is large
     sums = np.zeros((_CHUNKS, 2, n_features), x.dtype)
     for chunk in prange(_CHUNKS):
         start, end = _rows(chunk, n_cells)
@@ -74,17 +76,17 @@ def _activate(
     epsilon
         Added to the variance.
     dropout_rate, seed
-        Share of the values set to zero, and which: they are a hash of seed and place.
+        Share of the values set to zero; a hash of seed and position chooses them.
     first
-        Place of the first cell in the minibatch.
+        Position of the first cell in the minibatch.
     x
         (B, features).
     weight, bias
-        Of batch normalisation, (features,).
+        Parameters of batch normalisation, (features,).
     mean, variance
-        Of the minibatch (the variance biased), (features,).
+        Mean and biased variance of the minibatch, (features,).
     y
-        (B, features), filled in. Where it is 0 there is no gradient.
+        (B, features), filled in. Values of 0 have no gradient.
     """
     n_cells, n_features = x.shape
     zero = x.dtype.type(0)
@@ -109,7 +111,7 @@ def _activate(
 def _gradient_sums(
     gradient: np.ndarray, x: np.ndarray, y: np.ndarray, mean: np.ndarray, sums: np.ndarray
 ) -> None:
-    """Fill ``sums`` (2, features) with those of the gradient, and of it times distance from mean."""
+    """Fill ``sums`` (2, features) with sums of the gradient, and of it times distance from the mean."""
     n_cells, n_features = x.shape
     zero = x.dtype.type(0)
     of_chunk = np.zeros((_CHUNKS, 2, n_features), x.dtype)
@@ -135,7 +137,7 @@ def _input_gradient(
     y: np.ndarray, weight: np.ndarray, mean: np.ndarray, variance: np.ndarray, sums: np.ndarray,
     d_x: np.ndarray,
 ) -> None:  # fmt: skip
-    """Fill in the gradient by ``x`` from that by ``y``; ``sums`` and ``n_cells`` are of all cells."""
+    """Fill in the gradient by ``x`` from that by ``y``; ``sums`` and ``n_cells`` cover all cells."""
     n_own, n_features = x.shape
     zero = x.dtype.type(0)
     kept_scale = x.dtype.type(1.0 / (1.0 - dropout_rate))

@@ -1,8 +1,8 @@
-"""Elementary functions inside compiled loops, and numbers of 16 bits.
+"""Elementary functions for compiled loops, and 16-bit numbers.
 
-numba's own ``exp`` and ``log`` of float32 call the C library once an element; these are polynomials
-that the compiler turns into vector instructions. float64 goes to the C library, which makes the same
-kernels precise where tests ask for it.
+numba's own ``exp`` and ``log`` of float32 call the C library for each element. These are
+polynomials that the compiler turns into vector instructions. float64 uses the C library, so that
+tests can run the same loops with full precision.
 """
 
 import math
@@ -23,15 +23,15 @@ _intrinsic: Callable[[Any], Callable[..., Any]] = intrinsic
 _overload: Callable[..., Callable[[Function], Function]] = overload
 
 _F = np.float32
-# inlined, or the loops around them would not become vector instructions; no reassociation, which
-# would undo the error-free steps
+# Inlined, because otherwise the loops around them would not become vector instructions. Without
+# reassociation, which would undo the error-free steps.
 _INLINE: dict[str, Any] = {"forceinline": True, "error_model": "numpy"}
 _EXACT_ORDER = _INLINE | {"fastmath": {"contract", "nnan", "ninf", "nsz"}}
 
 
 @_intrinsic
 def _as_integer(_context: Any, _x: Any) -> Any:
-    """Return the bits of a float32 as an integer of 32 bits."""
+    """Return the bits of a float32 as a 32-bit integer."""
 
     def generate(_backend: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(32))
@@ -41,7 +41,7 @@ def _as_integer(_context: Any, _x: Any) -> Any:
 
 @_intrinsic
 def _as_float(_context: Any, _i: Any) -> Any:
-    """Return the float32 that has these bits."""
+    """Return the float32 with these bits."""
 
     def generate(_backend: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -55,7 +55,7 @@ def exp(x: float) -> float:
 
 
 def log1p(x: float) -> float:
-    """Return log(1 + x) for x >= 0, precise where x is small too."""
+    """Return log(1 + x) for x >= 0, also precise for small x."""
     return math.log1p(x)
 
 
@@ -65,7 +65,7 @@ def log(x: float) -> float:
 
 
 def load(array: np.ndarray, row: int, column: int) -> float:
-    """Return an element; one of a uint16 array is taken for a bfloat16."""
+    """Return an element; uint16 arrays hold bfloat16."""
     value: Any = array[row, column]
     if array.dtype == np.uint16:
         value = (np.uint32(value) << np.uint32(16)).view(_F)
@@ -74,7 +74,7 @@ def load(array: np.ndarray, row: int, column: int) -> float:
 
 
 def store(array: np.ndarray, row: int, column: int, value: float) -> None:
-    """Set an element; in a uint16 array as a bfloat16, rounded to nearest even."""
+    """Set an element; uint16 arrays hold bfloat16, rounded to nearest even."""
     if array.dtype != np.uint16:
         array[row, column] = value
     else:
@@ -167,15 +167,15 @@ def _store(array: Any, row: Any, column: Any, value: Any) -> Any:
     return store16
 
 
-_BLOCK = 512  # genes that one thread works on
-_SHIFT = 8  # from here on the series below are exact to float32
+_BLOCK = 512  # number of genes of one thread
+_SHIFT = 8  # from this value on, the series below are exact to float32
 _LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, 1024)))])
 
 
 @compiled(error_model="numpy")
 def _series(large: float, count: float) -> tuple[float, float]:
     """Return both functions for an r of at least 8, by Stirling's series and its derivative."""
-    one = large / large  # of the type of large, so that all below is too
+    one = large / large  # of the same type as large, so that all values below are too
     total = large + count
     a, b = one / total, one / large
     logarithm = log1p(count * b)
@@ -215,7 +215,7 @@ def rising(r: float, count: float) -> tuple[float, float]:
 def rising_beyond(
     r: float, base: int, rising_at_base: float, digamma_at_base: float, count: float
 ) -> tuple[float, float]:
-    """Return `rising` of a count above ``base``, from 8, by what it is there: no r need be raised."""
+    """Return `rising` of a count above ``base``, which is at least 8, from its value at ``base``."""
     one = r / r
     further = count - one * base
     log_ratio, difference = _series(r + one * base, further)
@@ -225,7 +225,7 @@ def rising_beyond(
 
 @compiled(error_model="numpy")
 def log_factorial(count: float) -> float:
-    """Return ``log count!``, also of counts with fractions."""
+    """Return ``log count!``, also for fractional counts."""
     whole = int(count)
     if whole < len(_LOG_FACTORIAL) and whole == count:
         value: float = _LOG_FACTORIAL[whole]
@@ -238,7 +238,7 @@ def _add_factor(
     r: np.ndarray, before: float, ratio: np.ndarray, difference: np.ndarray,
     next_ratio: np.ndarray, next_difference: np.ndarray,
 ) -> None:  # fmt: skip
-    """Go on by one count: Gamma(c + r) = (c - 1 + r) Gamma(c - 1 + r), with c - 1 ``before``."""
+    """Advance by one count: Gamma(c + r) = (c - 1 + r) Gamma(c - 1 + r), with c - 1 ``before``."""
     for g in range(len(r)):
         next_ratio[g] = ratio[g] + log1p(before / r[g])
         next_difference[g] = difference[g] + r.dtype.type(1) / (r[g] + before)
@@ -248,8 +248,8 @@ def _add_factor(
 def rising_tables(r: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """Return both parts of `rising` of the counts up to ``largest``, by count and gene.
 
-    Most non-zero counts are small, and there are far fewer pairs of gene and small count than there
-    are non-zero counts in a minibatch.
+    Most non-zero counts are small. There are far fewer pairs of gene and small count than non-zero
+    counts in a minibatch.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The protein likelihood and the background's divergence with all their gradients, cell by cell.
+"""Compute the protein likelihood and the background's divergence with gradients, cell by cell.
 
 With a = log mean - log r and S = log(1 + e**a) of each part of the mixture,
 
@@ -6,8 +6,8 @@ With a = log mean - log r and S = log(1 + e**a) of each part of the mixture,
     t = P_foreground - P_background - logit                 sigmoid(t): posterior of the foreground
     log p(y) = P_background + log(1 + e**t) - log(1 + e**-logit)
 
-With K samples of the log background, the loss is -log of the average of p(y) over them, protein by
-protein; each sample counts in the gradients by its share of the sum.
+With K samples of the log background, the loss of each protein is -log of the average of p(y) over them.
+The weight of a sample in the gradients is its share of the sum.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def _mixture_loss(
     y
         Counts (B, T).
     measured
-        Which count in the cell's panel, (B, T) or (0, 0) for all; others get zeros everywhere.
+        Which proteins the cell's panel measured, (B, T), or (0, 0) for all; others get zeros.
     log_background
         Samples of the log background mean, (K, B, T).
     factor, logit
@@ -52,7 +52,7 @@ def _mixture_loss(
     log_r, group
         Log inverse dispersions (groups, T), and the group of each cell (B,).
     loss
-        (B,), filled in.
+        Loss (B,), filled in.
     d_log_background, d_factor, d_logit, d_log_r
         Derivatives of the loss of each cell, the first (K, B, T), the others (B, T), filled in.
     """
@@ -72,7 +72,7 @@ def _mixture_loss(
             log_factor = log(factor[b, t])
             prior, background_prior = _softplus(-logit[b, t], one)
             log_ratio, difference = rising(r, count)
-            # sums over the samples, each times its likelihood over the largest so far
+            # sums over the samples, each times its likelihood divided by the largest so far
             weight, by_fore_sum, foreground_sum, by_rate_sum = zero, zero, zero, zero
             largest = zero
             for k in range(n_samples):
@@ -118,7 +118,7 @@ def _divergence(
     """Fill in KL(N(mean, scale**2) || prior of the cell's panel) summed over proteins, and derivatives.
 
     Shapes are those of `_mixture_loss`; the prior's parameters are (panels, T). The derivative by the
-    prior's mean is minus that by the mean.
+    prior's mean is minus the derivative by the mean.
     """
     n_cells, n_proteins = mean.shape
     for b in prange(n_cells):

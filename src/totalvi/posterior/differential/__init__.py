@@ -1,1 +1,1 @@
-"""Differential expression: what differs between groups of cells, and how sure that is."""
+"""Differential expression between groups of cells, with its uncertainty."""

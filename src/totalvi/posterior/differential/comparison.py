@@ -1,12 +1,13 @@
-"""Differential expression: what differs between groups of cells, and how sure that is.
+"""Compare groups of cells: differential expression with its uncertainty.
 
-Two units can be compared. "groups" compares the mean expression of the groups (`pair_levels`), with an
-error that shrinks with their cells and counts. "cells" compares random pairs of a cell of each, as
-the totalVI paper does: its spread is that between cells, so much that varies within a group counts
-against a difference between groups, and an effect that the decoder shrinks stays shrunk. On
-simulated counts with known effects (benchmarks/differential_truth.py) groups found nearly all 2-fold
-changes at about the wanted false discovery rate, and effects came out in the right size; pairs
-found six in ten, and effects were a quarter too small. So groups is the default.
+There are two units of comparison. "groups" compares the mean expression of the groups (`pair_levels`).
+Its error shrinks with their cells and counts. "cells" compares random pairs of a cell of each group, as
+in the totalVI paper. Its spread is that between cells, so variation within a group counts against a
+difference between groups. An effect that the decoder shrinks also stays shrunk.
+
+On simulated counts with known effects (benchmarks/differential_truth.py), groups found nearly all
+2-fold changes at about the target false discovery rate, with effects of the right size. Pairs found
+six in ten, and their effects were a quarter too small. The default is therefore groups.
 """
 
 from collections.abc import Sequence
@@ -240,7 +241,7 @@ def shared_batch_weights(first: np.ndarray, second: np.ndarray) -> tuple[np.ndar
     """Return the weight of each batch in the means of two groups, each (batches, features).
 
     Both groups get the same weights, n m / (n + m) for n and m cells, so that a difference between
-    batches is none between groups. Where no batch has cells of both, each group keeps its own.
+    batches is not one between groups. If no batch has cells of both, each group keeps its own weights.
 
     Parameters
     ----------

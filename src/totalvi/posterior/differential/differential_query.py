@@ -48,7 +48,7 @@ _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; tr
 
 
 class DifferentialQueries(Fitted):
-    """What a model says of differences between groups of cells."""
+    """The method `differential_expression` of a model."""
 
     @documented
     def differential_expression(
@@ -85,12 +85,17 @@ class DifferentialQueries(Fitted):
         proportions; foreground protein, E[(1 - pi) beta alpha]) and c a pseudocount. Mode "change"
         gives P(\\|r\\| >= delta), mode "vanilla" P(h1 > h2).
 
-        With ``unit="groups"``, h is the mean expression of the group: what the decoder says, corrected
-        by what the group's own counts say, and as uncertain as counts and cells leave it. Effects
-        are drawn towards what is usual in their comparison, the more the less is known of them. With
+        With ``unit="groups"``, h is the mean expression of the group: the decoder's, corrected by
+        the group's own counts, with the uncertainty from its counts and cells. Effects are shrunk
+        towards the usual effect of their comparison, more strongly if they are uncertain. With
         ``unit="cells"``, h is that of single cells, and r is over random pairs of a cell of each
-        group, as in the totalVI paper: it asks whether cells differ, not whether groups do.
-        `totalvi.posterior.differential.comparison` says how the two fare on simulated truth.
+        group, as in the totalVI paper. It measures whether cells differ, not whether groups do. It
+        calls no feature, since P(\\|r\\| >= delta) over pairs of cells is not the probability of a
+        true discovery. `totalvi.posterior.differential.comparison` compares the two on simulated
+        truth.
+
+        The calls do not account for groups that were found in the same counts, such as clusters. If two
+        clusters divide one population of cells, more calls than ``fdr_target`` are wrong.
 
         Parameters
         ----------
@@ -102,7 +107,7 @@ class DifferentialQueries(Fitted):
             Category or categories of it, each compared with category ``group2``. None: every
             category; with all other cells.
         idx1, idx2
-            The two groups in place of ``groupby``: masks, positions, or texts that
+            The two groups instead of ``groupby``: masks, positions, or texts that
             `pandas.DataFrame.query` takes, such as "cell_type == 'B' & batch == '1'". No ``idx2``: all
             cells not in the first.
         mode
@@ -144,7 +149,7 @@ class DifferentialQueries(Fitted):
         - ``comparison``, ``group1``, ``group2``: which groups.
         - In mode "change": ``proba_de``, ``proba_not_de``, ``bayes_factor`` (log odds); ``lfc_mean``,
           ``lfc_median``, ``lfc_std``, ``lfc_ci_low`` and ``lfc_ci_high`` (95 % credible interval) of
-          r; ``delta``; ``is_de_fdr_<fdr_target>``.
+          r; ``delta``; with ``unit="groups"``, ``is_de_fdr_<fdr_target>``.
         - In mode "vanilla": ``proba_m1`` = P(h1 > h2), ``proba_m2``, ``bayes_factor``.
         - ``scale1``, ``scale2``: h of the groups; ``pseudocounts``: c.
         - With ``all_stats``: ``raw_mean1``, ``raw_mean2`` (counts per cell),
@@ -160,7 +165,8 @@ class DifferentialQueries(Fitted):
         Raises
         ------
         ValueError
-            When an argument has a value not allowed, or a column, category or batch is not known.
+            When an argument has a value that is not allowed, or a column, category or batch is not
+            known.
         NotTrainedError
             When the model was not trained, its fit failed, or its weights are not finite.
 
@@ -212,7 +218,7 @@ class DifferentialQueries(Fitted):
             self._proteins(None).names,
             raw,
             mode,
-            fdr_target,
+            fdr_target if unit == "groups" else None,
         )
 
     def _common_batches(self, wanted: bool, first: Names, second: Names) -> tuple[int, ...]:
@@ -315,9 +321,12 @@ def differential_table(
     protein_names: np.ndarray,
     raw: RawCounts | None,
     mode: str,
-    fdr_target: float,
+    fdr_target: float | None,
 ) -> pd.DataFrame:
-    """Return the table that `Model.differential_expression` documents."""
+    """Return the table that `Model.differential_expression` documents.
+
+    ``fdr_target`` None: how cells differ is no statement on a discovery, so nothing is called.
+    """
     names = np.concatenate([gene_names, protein_names])
     modality = np.repeat(["rna", "protein"], [len(gene_names), len(protein_names)])
     tables = []
@@ -343,7 +352,7 @@ def differential_table(
 
 
 def _probabilities(
-    found: Differences, number: int, mode: str, fdr_target: float
+    found: Differences, number: int, mode: str, fdr_target: float | None
 ) -> dict[str, object]:
     effects = found.effects
     scales = {"scale1": found.first_scale[number], "scale2": found.second_scale[number]}
@@ -358,6 +367,9 @@ def _probabilities(
             **pseudocounts,
         }
     beyond = effects.beyond[number]
+    calls = {}
+    if fdr_target is not None:
+        calls = {f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target)}
     return {
         "proba_de": beyond,
         "proba_not_de": 1 - beyond,
@@ -370,7 +382,7 @@ def _probabilities(
         "lfc_ci_high": effects.high[number],
         "delta": found.delta[number],
         **pseudocounts,
-        f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target),
+        **calls,
     }
 
 

@@ -1,10 +1,10 @@
 """Effects, log2 ratios of two levels: their posterior, or their spread over pairs of cells.
 
-The posterior is that under a prior learned from all features.
-Source of the prior: Stephens, "False discovery rates: a new deal", Biostatistics 2017. An effect is a
-draw from a mixture of normals about one mode, whose weights are fitted by expectation maximisation to
-the estimates of all features of a comparison, each with its own error. So a comparison in which
-little differs is known to be one, and a feature of few counts does not stand out by its noise.
+The posterior is that under a prior learned from all features. Source of the prior: Stephens, "False
+discovery rates: a new deal", Biostatistics 2017. An effect is a draw from a mixture of normals
+about one mode. Its weights are fitted by expectation maximisation to the estimates of all features
+of a comparison, each with its own error. The prior thus adapts to a comparison with few
+differences, and a feature with few counts does not stand out by its noise.
 """
 
 import math

@@ -10,6 +10,7 @@ import pandas as pd
 from totalvi.compiled import compiled
 from totalvi.data.cells import CiteData
 from totalvi.data.finding import did_you_mean
+from totalvi.errors import argument
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
 
@@ -79,14 +80,16 @@ def groups_by_column(
         When the column or a category is not there, or there is nothing to compare with.
     """
     if groupby not in obs.columns:
-        raise ValueError(f"groupby is {groupby!r}; {did_you_mean(str(groupby), obs.columns)}.")
+        raise ValueError(
+            f"{argument('groupby')} is {groupby!r}; {did_you_mean(str(groupby), obs.columns)}."
+        )
     column = obs[groupby].astype("category").cat.remove_unused_categories()
     names = [str(name) for name in column.cat.categories]
     part = column.cat.codes.to_numpy(np.int64)
 
-    def code(argument: str, name: Any) -> int:
+    def code(which: str, name: Any) -> int:
         if str(name) not in names:
-            raise ValueError(f"{argument} is {name!r}; {did_you_mean(str(name), names)}.")
+            raise ValueError(f"{argument(which)} is {name!r}; {did_you_mean(str(name), names)}.")
         return names.index(str(name))
 
     if group1 is None:
@@ -103,7 +106,9 @@ def groups_by_column(
             "and two are needed; give another groupby, or idx1."
         )
     if second in firsts:
-        raise ValueError(f"group1 and group2 are both {group2!r}; give two categories.")
+        raise ValueError(
+            f"{argument('group1')} and {argument('group2')} are both {group2!r}; give two categories."
+        )
     comparisons, titles = [], []
     for first in firsts:
         others = tuple(i for i in range(len(names)) if i != first) if second is None else (second,)

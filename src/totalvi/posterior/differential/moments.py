@@ -1,7 +1,7 @@
-"""What a comparison knows of cells: samples of their scales, and sums over groups of cells.
+"""Inputs of a comparison: samples of the scales of cells, and sums over groups of cells.
 
-The sums say where the mean expression of groups lies, in one pass over the cells. Beside the decoded
-scale they compare the counts that the decoder expects with those observed. With a group's scale
+The sums give the mean expression of groups in one pass over the cells. Besides the decoded scale, they
+compare the counts that the decoder expects with the observed counts. With a group's scale
 multiplied by an unknown factor f, the NB likelihood of its counts (Poisson given the weights
 w = 1 / (1 + mu / r)) has sum w x as counts and f sum w mu as their mean; see
 `comparison.group_level`.
@@ -48,7 +48,7 @@ class Scales(NamedTuple):
 
 
 class ScaleQuery(NamedTuple):
-    """On which scale cells are compared.
+    """The scale on which cells are compared.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""The explorer: gates on the cells of a run in a browser, and what the model says of them."""
+"""The explorer: gates on the cells of a run in a browser, and comparisons of the gated cells."""

@@ -1,11 +1,10 @@
-"""The explorer: what happens when a gate is drawn, chosen, named, saved or compared."""
+"""The page of the explorer: its reactions when a gate is drawn, selected, saved or compared."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial, wraps
 from html import escape
 from importlib.resources import files
-from typing import Any
 
 from bokeh.core.templates import get_env
 from bokeh.document import Document
@@ -48,7 +47,7 @@ def _template() -> str:
 
 
 def _told(action: Callable[..., None]) -> Callable[..., None]:
-    """Have errors of an action shown on the page."""
+    """Show errors of an action on the page."""
 
     @wraps(action)
     def tried(self: "Explorer", *arguments: object) -> None:
@@ -171,7 +170,7 @@ class Explorer:
 
     @_told
     def redo(self) -> None:
-        """Take the last undo back."""
+        """Redo the last undone change."""
         self.history.redo()
         self._changed()
 
@@ -216,13 +215,13 @@ class Explorer:
 
     @_told
     def restore(self) -> None:
-        """Take over the gates of another visit that were not saved."""
+        """Restore the unsaved gates of another visit."""
         self._take(self.workspace.unsaved(self.history)[0])
         self.say("Restored what was not saved; Undo brings back the gates before.")
 
     @_told
     def load(self, encoded: str) -> None:
-        """Take over gates of a file, such as one of another run; its bytes come in base64."""
+        """Load gates from a file, such as one of another run; its bytes are in base64."""
         self._take(gates_from_json(decoded(encoded)))
         self.say("Loaded the gates of the file; Undo brings back those before.")
 
@@ -232,13 +231,13 @@ class Explorer:
 
     @_told
     def download_csv(self) -> None:
-        """Have the browser keep the gates of each cell as CSV."""
+        """Let the browser download the gates of each cell as CSV."""
         table = without_formulas(gate_columns(self.cells, self.history.now))
         self.panel.download("gates.csv", "text/csv", table.to_csv())
 
     @_told
     def download_json(self) -> None:
-        """Have the browser keep the gates as JSON."""
+        """Let the browser download the gates as JSON."""
         self.panel.download("gates.json", "application/json", gates_to_json(self.history.now))
 
     @_told
@@ -381,9 +380,9 @@ class Explorer:
         self._in_background(ask, answer, panel.said)
 
     def _in_background(
-        self, work: Callable[[], Any], then: Callable[..., None], where: Div | None = None
+        self, work: Callable[[], object], then: Callable[..., None], where: Div | None = None
     ) -> None:
-        def finished(future: Future[Any]) -> None:
+        def finished(future: Future[object]) -> None:
             def show() -> None:
                 try:
                     then(future.result())

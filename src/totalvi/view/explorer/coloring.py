@@ -1,4 +1,4 @@
-"""What cells can be coloured by, and the colours."""
+"""Colours of cells, and the annotations and features by which they can be coloured."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -58,7 +58,7 @@ class Coloring(NamedTuple):
 
 
 def color_choices(cells: RunCells) -> dict[str, tuple[Kind, str]]:
-    """Return what cells can be coloured by, by its label: annotation, proteins, then genes."""
+    """Return the choices to colour cells by, with their labels: annotation, proteins, genes."""
     choices: dict[str, tuple[Kind, str]] = {}
     for column in sorted(map(str, cells.obs), key=lambda name: name != CLUSTER_COLUMN):
         choices[f"{column} ({WORDS['obs']})"] = ("obs", column)

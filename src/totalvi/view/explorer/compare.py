@@ -1,4 +1,4 @@
-"""Differential expression of the cells of a gate, asked of the run's own model."""
+"""Differential expression of the cells of a gate, computed by the run's own model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -35,7 +35,7 @@ SEED = 0
 
 
 class Compared(NamedTuple):
-    """What differs between two groups of cells.
+    """The differences between two groups of cells.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Compared(NamedTuple):
     shares_batch: bool
 
     def sentence(self) -> str:
-        """Say how many cells were compared, and what to beware of.
+        """Return the numbers of compared cells, and warnings.
 
         Examples
         --------
@@ -80,7 +80,7 @@ class Compared(NamedTuple):
 
 
 class Comparer:
-    """Asks the model of a run, which is loaded once it is needed."""
+    """Compares cells with the model of a run, which is loaded on first use."""
 
     def __init__(self, cells: RunCells) -> None:
         self._cells = cells
@@ -93,7 +93,7 @@ class Comparer:
         return Model.load(self._cells.folder / "model.totalvi")
 
     def warm_up(self) -> None:
-        """Load model and counts and compare a few cells, so that the first gate need not wait."""
+        """Load model and counts and compare a few cells, so that the first gate does not wait."""
         n_few = min(32, self._cells.n_cells // 2)
         if n_few:
             first = np.arange(self._cells.n_cells) < n_few
@@ -284,7 +284,7 @@ class ComparePanel:
         self.said.text = sentence + (_KEY if explain else "")
 
     def clear(self, sentence: str) -> None:
-        """Show a sentence and nothing else, as nothing is compared."""
+        """Show only a sentence, because nothing is compared."""
         self.say(sentence)
         self.volcano.visible = self.table.visible = False
 

@@ -1,4 +1,4 @@
-"""The tree of gates with counts, and what can be done with them."""
+"""The tree of gates with counts, and the buttons for them."""
 
 import base64
 import binascii
@@ -158,7 +158,7 @@ class GatePanel:
         self._setting = False
 
     def download(self, name: str, kind: str, text: str) -> None:
-        """Have the browser keep a text as a file."""
+        """Let the browser download a text as a file."""
         self._download.tags = [name, kind, text]
         self._download.tags = []
 

@@ -75,7 +75,7 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Axis:
-    """What a plot shows along one side.
+    """The values along one axis of a plot.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ class Gate:
 
 
 class Count(NamedTuple):
-    """How many cells a gate holds, in numbers and in percent; NaN of an empty parent."""
+    """The number of cells in a gate, and in percent; NaN if the parent is empty."""
 
     cells: int
     percent_of_parent: float

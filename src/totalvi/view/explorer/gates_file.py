@@ -1,7 +1,7 @@
 """Gates as JSON, in the terms of Gating-ML 2.0: dimensions with a transformation, and vertices.
 
-Numbers are on the transformed scale, as in Gating-ML. What a file says is checked in full, since it
-may come from anywhere.
+Numbers are on the transformed scale, as in Gating-ML. Files may come from anywhere, so all of their
+content is checked.
 """
 
 import json
@@ -74,7 +74,7 @@ def gates_from_json(text: str, where: str = "the file of gates") -> Gating:
     Parameters
     ----------
     where
-        What errors call the text.
+        Name of the text in errors.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def gate_columns(cells: RunCells, gating: Gating) -> pd.DataFrame:
 
 
 def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table for a CSV file, in which a spreadsheet takes no name of a gate for a formula.
+    """Return the table for a CSV file, in which no spreadsheet reads a name of a gate as a formula.
 
     An apostrophe goes before names that begin with =, +, - or @.
 
@@ -214,7 +214,7 @@ def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
 def gate_table(
     gating: Gating, inside: Mapping[str | None, np.ndarray], index: pd.Index
 ) -> pd.DataFrame:
-    """Return what `gate_columns` does, of masks from `totalvi.view.explorer.gates.members`."""
+    """Return the table of `gate_columns` from masks of `totalvi.view.explorer.gates.members`."""
     paths = ["", *("/".join(gating.path(gate.name)) for _, gate in gating.walk())]
     columns: dict[str, object] = {
         GATE: pd.Categorical(deepest(gating, inside), categories=list(dict.fromkeys(paths)))

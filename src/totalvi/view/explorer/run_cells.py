@@ -1,4 +1,4 @@
-"""The cells of a run's folder, read from its results as they are asked for."""
+"""The cells of a run's folder, read from its results on demand."""
 
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ class RunCells:
     Parameters
     ----------
     folder
-        What `totalvi run` wrote.
+        Folder of results of `totalvi run`.
 
     Attributes
     ----------

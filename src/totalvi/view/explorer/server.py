@@ -1,4 +1,4 @@
-"""The explorer's server: on this machine only, for who has its address."""
+"""The explorer's server, on this machine only, for users who have its address."""
 
 import asyncio
 import errno
@@ -48,7 +48,7 @@ HEADERS = {
 
 
 class Guard(Router):
-    """Hands on to an application only what may come, and refuses the rest with status 403.
+    """Passes only allowed requests to an application, and refuses the others with status 403.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Guard(Router):
 
 
 def is_allowed(request: HTTPServerRequest, token: str) -> bool:
-    """Say whether a request has the token, a host of this machine, and no foreign origin."""
+    """Return whether a request has the token, a host of this machine, and no foreign origin."""
     hosts = request.headers.get_list("Host")
     origins = request.headers.get_list("Origin")
     if len(hosts) != 1 or _name_of(hosts[0]) not in LOOPBACK_NAMES:
@@ -97,7 +97,7 @@ def _name_of(host: str) -> str | None:
 
 
 class SafeHeaders(OutputTransform):
-    """Adds to every answer what a browser must not do with it."""
+    """Adds headers to every response that restrict the browser."""
 
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
@@ -197,12 +197,12 @@ _REDIRECT = """<!DOCTYPE html>
 
 @contextmanager
 def open_in_browser(url: str, folder: Path) -> Iterator[None]:
-    """Have the browser show ``url``, which only the user may read, until the block ends.
+    """Open ``url`` in the browser while the block runs, without showing it to other users.
 
-    A browser is told what to show on its command line, which everybody on the machine can read. So it
-    gets the name of a file that only the user can, and that sends it on. The file is in ``folder``,
-    where a browser in a sandbox is more likely to see it than in the system's temporary folder, if it
-    can be written there.
+    All users of the machine can read the command line of a browser. The browser therefore gets the
+    name of a file that redirects to
+    ``url`` and that only the user can read. The file is in ``folder``, if that can be written to,
+    because a browser in a sandbox may not see the system's temporary folder.
     """
     place = folder if os.access(folder, os.W_OK) else None
     handle, name = tempfile.mkstemp(".html", _PREFIX, place)  # with mode 0600
@@ -220,7 +220,7 @@ def open_in_browser(url: str, folder: Path) -> Iterator[None]:
 def serving(workspace: Workspace, port: int | None = None) -> Iterator[ExplorerServer]:
     """Give a server of the explorer, whose `run` serves until it is interrupted."""
     server = ExplorerServer(lambda document: _fill(document, workspace), port)
-    # What fails here fails at the first comparison again, which says so on the page.
+    # An error here occurs again at the first comparison, which shows it on the page.
     workspace.executor.submit(workspace.comparer.warm_up)
     try:
         yield server

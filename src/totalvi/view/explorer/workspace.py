@@ -1,4 +1,4 @@
-"""What all pages of an explorer share."""
+"""State that all pages of an explorer share: cells, gates of each visit, comparisons."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from totalvi.view.explorer.run_cells import RunCells
 
 
 class History:
-    """The hierarchy of gates as it is, was, and would be again.
+    """The current hierarchy of gates, with earlier and undone ones.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class History:
         self._future: list[Gating] = []
 
     def change(self, gating: Gating) -> None:
-        """Go on to another hierarchy."""
+        """Change to another hierarchy."""
         if gating != self.now:
             self._past.append(self.now)
             self._future.clear()
@@ -54,7 +54,7 @@ class History:
         return self._step(self._past, self._future)
 
     def redo(self) -> bool:
-        """Take one undo back, if there is one."""
+        """Redo one undone change, if there is one."""
         return self._step(self._future, self._past)
 
     def _step(self, source: list[Gating], target: list[Gating]) -> bool:
@@ -66,25 +66,25 @@ class History:
 
     @property
     def can_undo(self) -> bool:
-        """Whether there is a change to go back."""
+        """Whether there is a change to undo."""
         return bool(self._past)
 
     @property
     def can_redo(self) -> bool:
-        """Whether there is an undo to take back."""
+        """Whether there is an undone change to redo."""
         return bool(self._future)
 
     @property
     def is_saved(self) -> bool:
-        """Whether what is now is what was saved last."""
+        """Whether the current hierarchy is the one that was saved last."""
         return self.now == self.saved
 
     def mark_saved(self) -> None:
-        """Remember that what is now was saved."""
+        """Record that the current hierarchy was saved."""
         self.saved = self.now
 
     def has_been(self, gating: Gating) -> bool:
-        """Say whether a hierarchy is what is now, or one step or more away."""
+        """Return whether a hierarchy is the current, an earlier or an undone one."""
         return gating in (self.now, *self._past, *self._future)
 
 
@@ -93,7 +93,7 @@ GATES_FILE, UNSAVED_FILE = "gates.json", "gates_unsaved.json"
 
 @dataclass
 class Workspace:
-    """The cells, the gates of each visit, and who compares them, on one thread in the background.
+    """The cells, the gates of each visit, and the comparer, on one background thread.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ class Workspace:
         return self.histories[-1]
 
     def save(self, history: History) -> None:
-        """Write the gates of a visit into the run's folder, whole or not at all."""
+        """Write the gates of a visit into the run's folder, completely or not at all."""
         write_file(self.gates_path, gates_to_json(history.now).encode())
         history.mark_saved()
         self.saved = history.now
@@ -173,7 +173,7 @@ class Workspace:
 
 
 def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Workspace:
-    """Open what `totalvi run` wrote, with gates of a file, or else those saved in the folder.
+    """Open the results of `totalvi run`, with gates of a file or those saved in the folder.
 
     Raises
     ------

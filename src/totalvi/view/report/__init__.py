@@ -1,1 +1,1 @@
-"""The report: one HTML file that shows what a run found, built from what the run left on disk."""
+"""The report: one HTML file with the results of a run, built from its files."""

@@ -1,4 +1,4 @@
-"""Building the report of a run: one HTML file that needs nothing else."""
+"""Build the report of a run: one self-contained HTML file."""
 
 import json
 import re
@@ -39,25 +39,25 @@ REPORT = "report.html"
 _PAGE_NEEDS = {
     *("results file", "latent space", "denoised counts", "clusters and UMAP", "tables"),
 }
-"""Steps of a run without which there is little to show."""
+"""Steps of a run without which the report has little to show."""
 ABOUT_ANTIBODIES = re.compile(r"\d+ of \d+ antibodies: ")  # which the page lists by name
 
 
 def build_report(folder: str | Path, output: str | Path | None = None) -> Path:
-    """Write the report of a run, in place of one that is there.
+    """Write the report of a run, and replace an existing one.
 
     Parameters
     ----------
     folder
-        As `totalvi run` wrote it; its model is not needed. Of a run some of whose steps failed, the
-        page names them, and shows what there is or, where that would be little, nothing else.
+        Folder of results of `totalvi run`; its model is not needed. If steps of the run failed, the
+        page names them, and shows the other results if there are enough.
     output
         File to write, which ends in ``.html``. None: ``report.html`` in the folder.
 
     Returns
     -------
     pathlib.Path
-        Where it is: one file, below 10 MB, that opens without a network.
+        Path of the report: one file, below 10 MB, that opens without an internet connection.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def render(results: Results) -> str:
 
 
 def render_incomplete(folder: Path, record: dict[str, Any]) -> str:
-    """Return the page of a run that lacks what the report is about."""
+    """Return the page of a run that lacks the main results."""
     return _template("incomplete.html").render(
         record=record,
         **_missing(folder, record),
@@ -144,7 +144,7 @@ def _source(name: str) -> Markup:
 
 
 def _missing(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the steps that failed, with their errors, and the command that makes them up."""
+    """Return the failed steps with their errors, and the command that completes them."""
     command = None
     if "input" in record["input_sha256"]:
         place = shlex.quote(str(folder))
@@ -174,7 +174,7 @@ def _name(record: dict[str, Any]) -> str:
 
 
 def _arguments(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that say what was done, without those that were left out."""
+    """Return the arguments of the run, without those that were left out."""
     given = {k: v for k, v in record["arguments"].items() if k not in OF_THE_OUTPUT}
     return {k: v for k, v in given.items() if v is not None and v is not False and v != []}
 
@@ -188,7 +188,7 @@ def _repeating(results: Results) -> str | None:
 
 
 def _droplets(ambient: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return, of each batch, what its empty droplets hold, the most frequent antibodies first."""
+    """Return the antibodies in the empty droplets of each batch, the most frequent first."""
     rows = []
     for batch, of_batch in ambient.groupby("batch", sort=False):
         means = np.exp(of_batch["log_mean"]).sort_values(ascending=False)
@@ -204,7 +204,7 @@ def _droplets(ambient: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _batches(results: Results) -> list[dict[Hashable, Any]]:
-    """Return the medians of each batch's cells, with its mixing where there are several."""
+    """Return the medians of each batch's cells, with its mixing if there are several batches."""
     cells = results.tables["cells"]
     table = cells.groupby("batch", sort=False)[["rna_total", "protein_total"]].median()
     table["cells"] = cells["batch"].value_counts()

@@ -21,13 +21,13 @@ def packed(values: bytes) -> str:
 
 
 def packed_json(value: Any) -> str:
-    """Return what JSON can hold, compressed, in base64."""
+    """Return a JSON value, compressed, in base64."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return packed(text.encode("utf-8"))
 
 
 def packed_counts(counts: np.ndarray) -> dict[str, Any]:
-    """Return counts to the letter, in as few bytes as they fit; the largest code is NaN.
+    """Return exact counts in as few bytes as possible; the largest code is NaN.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def n_drawn(n_proteins: int) -> int:
 
 
 def data_of_page(results: Results) -> dict[str, Any]:
-    """Return everything that the page's script reads, as JSON can hold it."""
+    """Return everything that the page's script reads, as JSON values."""
     proteins = _proteins(results)
     left = DATA_BYTES - sum(size_of(entry["layers"]) for entry in proteins)
     return {
@@ -163,7 +163,7 @@ def _proteins(results: Results) -> list[dict[str, Any]]:
 
 
 def _genes(results: Results, left: int) -> Iterator[dict[str, Any]]:
-    """Give the genes that mark the clusters, the best of each first, until the page is full."""
+    """Return the genes that mark the clusters, the best of each first, until the page is full."""
     chosen = marker_genes(results)[:MAX_GENES]
     if not chosen:
         return

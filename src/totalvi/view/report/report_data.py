@@ -1,4 +1,4 @@
-"""What a run left on disk, as the report reads it: never more cells at once than it draws."""
+"""Read the results of a run for the report: never more cells at once than it draws."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ def stratified_sample(strata: np.ndarray, n_wanted: int, seed: int = 0) -> Sampl
     strata
         Stratum of each cell, 0 or more.
     n_wanted
-        How many cells to take at most; all, if there are not more.
+        Largest number of cells; all, if there are not more.
 
     Examples
     --------
@@ -87,7 +87,7 @@ ROWS_AT_A_TIME = 4096
 
 
 class Results(NamedTuple):
-    """What a run left, for cells drawn as dots.
+    """Results of a run, for the cells drawn as dots.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class Results(NamedTuple):
 
 _NOT_OF_A_RUN = (
     "{} is not a folder of `totalvi run`, which holds run.json, results.h5mu (or "
-    f"{STORE}) and tables: give the folder that a run wrote"
+    f"{STORE}) and tables; give the folder that a run wrote."
 )
 
 
@@ -165,7 +165,7 @@ def read_run_record(folder: Path) -> dict[str, Any]:
 
 
 def _damaged(folder: Path, error: Exception) -> ReadError:
-    return ReadError(f"{folder} cannot be read ({error}): make it again with totalvi run")
+    return ReadError(f"{folder} cannot be read ({error}); make it again with `totalvi run`.")
 
 
 def read_results(folder: Path, n_drawn: int) -> Results:
@@ -176,7 +176,7 @@ def read_results(folder: Path, n_drawn: int) -> Results:
     folder
         As `totalvi run` wrote it.
     n_drawn
-        How many cells to draw at most.
+        Largest number of cells to draw.
 
     Raises
     ------
@@ -243,7 +243,7 @@ def read_genes(results: Results, genes: Sequence[int]) -> tuple[np.ndarray, np.n
 
 @contextmanager
 def _cells(folder: Path) -> Iterator[h5py.File | zarr.Group]:
-    """Give the cells of a run, as HDF5 or, of one on disk, zarr."""
+    """Yield the cells of a run as HDF5, or as zarr if the run was on disk."""
     path = folder / cells_file(folder)
     if path.name == STORE:
         yield zarr.open_group(path, mode="r")

@@ -219,14 +219,14 @@ class Mark(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What the page says of one antibody.
+    """The part of the page about one antibody.
 
     Attributes
     ----------
     warning, advice
-        Why it is called failed and what that means; empty: it is not.
+        Why the antibody failed and what that means; empty if it did not.
     flags
-        Everything that is wrong with it.
+        All of its faults.
     background, foreground, denoised
         SVG paths of the histogram's parts.
     ticks
@@ -318,7 +318,7 @@ def _separation(results: Results, name: str) -> list[Fact]:
 
 
 def _background(results: Results, name: str) -> list[Fact]:
-    """Return what the background is, and what controls and droplets say it should be near."""
+    """Return the background, and its expected level by controls and droplets."""
     facts = []
     if "background" in results.tables:
         numbers = _row(results, "background", name)
