@@ -16,7 +16,7 @@ from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 if TYPE_CHECKING:
     from totalvi.data.columns import Columns
     from totalvi.data.io.read import ReadOptions
-    from totalvi.data.panels.antibodies import Unmeasured
+    from totalvi.data.panels import antibodies
 
 
 def a_number(value: float) -> float:
@@ -190,7 +190,7 @@ class Reading(NamedTuple):
     where: dict[str, Any]
     unmeasured: dict[str, list[str]] | Literal["zeros"] | None
 
-    def of(self, **columns: Any) -> "tuple[Columns, ReadOptions, Unmeasured | None]":
+    def of(self, **columns: Any) -> "tuple[Columns, ReadOptions, antibodies.Unmeasured | None]":
         """Return where the counts are, how files are read, and what was not measured."""
         return self.columns(**columns), self.options(), self.unmeasured
 

@@ -1,6 +1,7 @@
 """Which column, modality or layer of the user's object is what, and which cells are the same."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,7 +54,7 @@ def feature_names(index: pd.Index, modality: str) -> pd.Index:
     names = names_of(index)
     prefix = f"{modality}:"
     if len(names) and all(name.startswith(prefix) for name in names):
-        return pd.Index([name[len(prefix) :] for name in names], dtype=object)
+        names = pd.Index([name[len(prefix) :] for name in names], dtype=object)
     return names
 
 
@@ -233,25 +234,23 @@ def _pairs_of_lanes(
         return _pairs_without_missing(keys, others)
     tables = []
     for bases, names in ((keys, first), (others, second)):
-        lane = [_CORE.sub("", name) for name in names]
-        table = pd.DataFrame({"key": bases, "lane": lane, "place": np.arange(len(names))})
+        lanes = [_CORE.sub("", name) for name in names]
+        table = pd.DataFrame({"key": bases, "lane": lanes, "place": np.arange(len(names))})
         tables.append(table.dropna().drop_duplicates(["key", "lane"], keep=False))
     one, two = tables
     if max(table["lane"].nunique() for table in tables) > _MOST_TAGS:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     both = one.merge(two, on="key")
-    shared = both.groupby(["lane_x", "lane_y"]).size().sort_values(ascending=False)
-    sizes, sizes_of_others = one["lane"].value_counts(), two["lane"].value_counts()
+    shared: Counter[tuple[str, str]] = Counter(zip(both["lane_x"], both["lane_y"], strict=True))
+    sizes, sizes_of_others = Counter(one["lane"]), Counter(two["lane"])
     partner: dict[str, str] = {}
-    for (lane, other), n in shared.items():
-        if lane in partner or other in partner.values():
+    for (lane, other_lane), n in shared.most_common():
+        if lane in partner or other_lane in partner.values():
             continue
-        rivals = shared[
-            (shared.index.get_level_values(0) == lane) ^ (shared.index.get_level_values(1) == other)
-        ]
-        alone = rivals.empty or n >= 2 * rivals.max()
-        if alone and _is_enough(int(n), int(sizes[lane]), int(sizes_of_others[other])):
-            partner[lane] = other
+        rivals = [m for (a, b), m in shared.items() if (a == lane) != (b == other_lane)]
+        alone = n >= 2 * max(rivals, default=0)
+        if alone and _is_enough(n, sizes[lane], sizes_of_others[other_lane]):
+            partner[lane] = other_lane
     kept = both[both["lane_x"].map(partner) == both["lane_y"]].sort_values("place_x")
     return kept["place_x"].to_numpy(np.int64), kept["place_y"].to_numpy(np.int64)
 

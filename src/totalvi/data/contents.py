@@ -15,7 +15,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
 from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.features import modalities_of, says_antibody
-from totalvi.data.io.modalities import READING
+from totalvi.data.io.h5_zarr import READING
 from totalvi.data.panels.antibody_names import has_known_target
 from totalvi.errors import DataError, argument, setting
 
@@ -120,7 +120,7 @@ def looks_like_counts(values: Any) -> bool:
         first = values.iloc[:_SEEN] if isinstance(values, pd.DataFrame) else values[:_SEEN]
         if lies_on_disk(first):
             first = in_memory(first)
-        shape = getattr(first, "shape", ())
+        shape: tuple[int, ...] = getattr(first, "shape", ())
         if len(shape) != 2 or shape[1] > 10 * _FEW:
             return False
         numbers = to_dense(first, "", pd.RangeIndex(shape[0]), pd.RangeIndex(shape[1]))

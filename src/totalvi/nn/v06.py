@@ -379,12 +379,11 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         -------
         RNA proportions (B, G) and protein scale (B, T); with ``n_samples`` above 1 (n_samples, B, .).
         """
-        if not (math.isfinite(eps) and eps >= 0):
+        if not 0 <= eps < math.inf:
             raise ValueError(allowed("eps", eps, "finite numbers from 0"))
         x, y, context = self._cells(x, y, batch_index, label, **extras)
-        sample = minibatch.posterior_sample(
-            self, x, y, context, n_samples, transform_batch, generator
-        )
+        given = n_samples, transform_batch, generator
+        sample = minibatch.posterior_sample(self, x, y, context, *given)
         mixture = self.proteins(
             sample.decoded, sample.log_background, sample.context, efficiency=False
         )

@@ -377,19 +377,19 @@ def tidy_mudata(
         else:
             parts[name] = adata
     tidy = assemble(parts, mdata.obs, controls, str(path), protein_modality)
-    rows = np.arange(tidy.n_obs)
+    places = np.arange(tidy.n_obs)
     if not tidy.obs_names.equals(mdata.obs_names):
         known = mdata.obs_names.is_unique
-        rows = mdata.obs_names.get_indexer(tidy.obs_names) if known else np.array([-1])
-    if (rows >= 0).all():
+        places = mdata.obs_names.get_indexer(tidy.obs_names) if known else np.array([-1])
+    if (places >= 0).all():
         for name in mdata.obsm.keys() - mdata.mod.keys():
             values = mdata.obsm[name]
             tidy.obsm[name] = (
-                values.iloc[rows] if isinstance(values, pd.DataFrame) else values[rows]
+                values.iloc[places] if isinstance(values, pd.DataFrame) else values[places]
             )
         for name, values in mdata.obsp.items():
             if name not in mdata.mod:
-                tidy.obsp[name] = values[rows][:, rows]
+                tidy.obsp[name] = values[places][:, places]
     said = {**mdata.uns.get(READING, {}), **tidy.uns.get(READING, {})}
     tidy.uns.update(mdata.uns)
     if said:
