@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import Signature, signature
 from typing import Any
 
 _OPTIONS: ContextVar[Mapping[str, str] | None] = ContextVar("options", default=None)
@@ -252,6 +253,12 @@ class KnowsScvi(type):
 
 class NetworkThatKnowsScvi(KnowsScvi):
     """Metaclass of the bare network, which says where data go."""
+
+    @property
+    def __signature__(cls) -> Signature:
+        """The signature of the class, which is not that of `__call__`."""
+        _, *parameters = signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return Signature(parameters)
 
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
         """Refuse data, which are for `totalvi.Model`."""

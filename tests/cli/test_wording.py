@@ -18,11 +18,11 @@ from totalvi.data.check_counts import protein_value_findings, rna_findings, tall
 from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import Finding, column, no_column
-from totalvi.data.io.tenx import join_genomes, pick_genomes
+from totalvi.data.io.features import join_genomes, pick_genomes
 from totalvi.errors import TotalviError, argument, naming_options, setting
-from totalvi.run.folder import require_writable
+from totalvi.run.folder import _forget, require_writable
 from totalvi.run.record import incomplete_error
-from totalvi.run.run import forget, run
+from totalvi.run.run import run
 
 SRC = Path(totalvi.__file__).parent
 # Functions whose first parameter is the name of an argument, which their message tells.
@@ -61,7 +61,7 @@ def a_folder_in_use() -> str:
 
 
 def a_checkpoint_in_use() -> str:
-    return raised(forget, Path(totalvi.__file__), overwrite=False)
+    return raised(_forget, Path(totalvi.__file__), overwrite=False)
 
 
 def a_step_that_failed() -> str:

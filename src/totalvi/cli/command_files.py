@@ -25,7 +25,6 @@ def check(
     size_factor: options.SizeFactor = None,
     covariate: options.Covariates = None,
     continuous_covariate: options.ContinuousCovariates = None,
-    allow_fractional: options.AllowFractional = False,
     keep_isotypes: options.KeepIsotypes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -49,7 +48,6 @@ def check(
         size_factor_key=size_factor,
         categorical_covariate_keys=tuple(covariate or ()),
         continuous_covariate_keys=tuple(continuous_covariate or ()),
-        allow_fractional=allow_fractional,
         isotype_controls=() if keep_isotypes else None,
     )
     findings = check_input(
@@ -102,7 +100,6 @@ def convert(
             "What 0.6.x weights do not say: options, gene_names, protein_names, ...",
         ),
     ] = None,
-    allow_fractional: options.AllowFractional = False,
     batch: options.Batch = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
@@ -130,7 +127,7 @@ def convert(
             raise DataError(
                 f"--to and --config are for models, and {written} is to hold counts; leave them out."
             )
-        keys = reading.columns(batch_key=batch, allow_fractional=allow_fractional)
+        keys = reading.columns(batch_key=batch)
         findings = write_store(
             input, written, keys, reading.options(), reading.unmeasured, overwrite
         )
@@ -149,7 +146,7 @@ def convert(
         model = Model.load(input)
     else:
         described = None if config is None else read_config(config)
-        model = model_of_scvi(input, described, allow_fractional=allow_fractional)
+        model = model_of_scvi(input, described, allow_fractional=reading.where["allow_fractional"])
     save = model.save_scvi if to == "scvi" else model.save
     typer.echo(save(written, overwrite=overwrite))
 

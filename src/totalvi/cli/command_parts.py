@@ -54,7 +54,6 @@ def train(
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 10,
-    allow_fractional: options.AllowFractional = False,
     size_factor: options.SizeFactor = None,
     keep_isotypes: options.KeepIsotypes = False,
 ) -> None:
@@ -76,7 +75,6 @@ def train(
         size_factor_key=size_factor,
         categorical_covariate_keys=tuple(covariate or ()),
         continuous_covariate_keys=tuple(continuous_covariate or ()),
-        allow_fractional=allow_fractional,
         isotype_controls=() if keep_isotypes else None,
     )
     with keeping(output):

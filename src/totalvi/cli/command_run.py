@@ -63,7 +63,6 @@ def run(
         Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
     refuse_empty_cells: options.RefuseEmptyCells = False,
-    allow_fractional: options.AllowFractional = False,
     keep_isotypes: options.KeepIsotypes = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record of the run as JSON.")
@@ -131,7 +130,6 @@ def run(
             resume=resume,
             checkpoint_every=every,
             drop_empty_cells=not refuse_empty_cells,
-            allow_fractional=allow_fractional,
             isotype_controls=() if keep_isotypes else None,
         )
     _finish(result, as_json)

@@ -221,6 +221,7 @@ _OF_COUNTS: dict[str, tuple[str, Any, Any]] = {
     "rna_layer": ("rna_layer", RnaLayer, None),
     "protein_layer": ("protein_layer", ProteinLayer, None),
     "protein_obsm": ("protein_expression_obsm_key", ProteinObsm, None),
+    "allow_fractional": ("allow_fractional", AllowFractional, False),
 }
 
 

@@ -70,6 +70,7 @@ class MappingQueries(_Mappable):
         rna_layer: str | None = None,
         protein_layer: str | None = None,
         protein_expression_obsm_key: str | None = None,
+        allow_fractional: bool | None = None,
         max_epochs: int = SURGERY_EPOCHS,
         **training: Any,
     ) -> Self:
@@ -108,6 +109,8 @@ class MappingQueries(_Mappable):
             Places of the query's counts, if they differ from those of the reference.
         max_epochs
             Number of epochs with ``train``.
+        allow_fractional
+            Whether the query's counts may have fractions. None: if the reference's might.
         training
             Further arguments of `Model.train`; there is no KL warm-up unless one is given.
 
@@ -148,6 +151,7 @@ class MappingQueries(_Mappable):
             "rna_layer": rna_layer,
             "protein_layer": protein_layer,
             "protein_expression_obsm_key": protein_expression_obsm_key,
+            "allow_fractional": allow_fractional,
         }
         changed = {name: value for name, value in changed.items() if value is not None}
         mapped = map_cells(

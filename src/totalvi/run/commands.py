@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,7 +197,13 @@ def load_with_counts(
         data = counts_in_x(*read_input(counts, *reading))
     elif not (on_disk and can_stay_on_disk(counts)):
         data = read(counts)
-    return Model.load(folder, data), data
+    if not reading[0].allow_fractional:
+        return Model.load(folder, data), data
+    model = Model.load(folder)
+    columns = replace(model.schema.columns, allow_fractional=True)
+    model.schema = replace(model.schema, columns=columns)
+    model._data = model._describe(data)
+    return model, data
 
 
 def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:

@@ -11,11 +11,14 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.check_counts import rna_findings
+from totalvi.data.checks import raise_errors, tally_by_group
 from totalvi.data.columns import Columns, joined_obs
 from totalvi.data.finding import did_you_mean, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
 from totalvi.data.panels.concat import concat
+from totalvi.data.panels.data_sets import find_data_set
 from totalvi.errors import DataError, ReadError, setting
 from totalvi.progress import Steps
 from totalvi.run.convert import counts_in_x, read_input
@@ -80,6 +83,7 @@ def impute(
     rna_layer: str | None = None,
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
+    allow_fractional: bool = False,
     unmeasured: Unmeasured | None = None,
     n_genes: int = 4000,
     max_epochs: int | None = None,
@@ -114,6 +118,8 @@ def impute(
         Proteins of the reference, if they are in a file of their own.
     rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
         Where the counts are, in whichever of the two has it; the other's are where they usually are.
+    allow_fractional
+        Whether counts may have fractions.
     unmeasured
         Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`. "zeros": those
         that are zero in all of it, as the query may be padded.
@@ -147,6 +153,7 @@ def impute(
                 rna_layer=rna_layer,
                 protein_layer=protein_layer,
                 protein_expression_obsm_key=protein_expression_obsm_key,
+                allow_fractional=allow_fractional,
             ),
             unmeasured=unmeasured,
             n_genes=n_genes,
@@ -184,7 +191,11 @@ def _run(options: ImputeOptions) -> RunResult:
             sub_batch_key=batch_key,
             protein_expression_obsm_key=_obsm_key_in_memory(both, options.keys),
         )
-        keys = replace(Columns(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
+        keys = Columns(
+            batch_key=_BATCH,
+            panel_key=None if batch_key is None else _PANEL,
+            allow_fractional=options.keys.allow_fractional,
+        )
         mdata, findings = prepare(joined, keys, n_genes=options.n_genes)
         lacking = _lacking(mdata)
     # Loads torch, as in `_impute`: bad input is refused before seconds go to that.
@@ -235,10 +246,21 @@ def _read(options: ImputeOptions) -> dict[str, MuData | AnnData]:
             keys = replace(keys, protein_expression_obsm_key=None)  # the query may well lack it
             data, found = read_input(given, keys, reading)
         data = counts_in_x(data, found)
+        if isinstance(data, MuData):
+            _require_counts(name, data, options.keys.allow_fractional)
         if isinstance(data, MuData) and unmeasured and "prot" in data.mod:
             data = _declared(data, unmeasured, options.keys.batch_key)
         both[name] = data
     return both
+
+
+def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:
+    """Refuse values that are no counts while it is known what else the input holds."""
+    columns = Columns(allow_fractional=allow_fractional)
+    source = find_data_set(name, data, columns).source
+    tally = tally_by_group(source, columns)
+    findings = rna_findings(source, tally, allow_fractional=allow_fractional)
+    raise_errors([finding for finding in findings if finding.code != "cell_without_rna"])
 
 
 def _declared(data: MuData, unmeasured: Unmeasured, batch_key: str | None) -> MuData:
@@ -308,7 +330,13 @@ def _impute(
     from totalvi.run.pipeline import fit_model
 
     with steps.step("train", spinner=False):
-        model = Model(mdata, batch_key=keys.batch_key, panel_key=keys.panel_key, seed=options.seed)
+        model = Model(
+            mdata,
+            batch_key=keys.batch_key,
+            panel_key=keys.panel_key,
+            allow_fractional=keys.allow_fractional,
+            seed=options.seed,
+        )
         fit_model(model, options.max_epochs, options.writing, steps.shown)
     names = list(mdata["prot"].var_names[lacking])
     cells = _in_query(mdata)

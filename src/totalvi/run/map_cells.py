@@ -179,6 +179,7 @@ def _models(options: MapOptions, steps: Steps) -> tuple[Model, Model]:
             protein_modality=None if keys.protein_modality == "prot" else keys.protein_modality,
             rna_layer=keys.rna_layer,
             protein_layer=keys.protein_layer,
+            allow_fractional=keys.allow_fractional or None,
             **fit,
         )
     return model, query

@@ -304,7 +304,7 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
     """Open an AnnData (``.h5ad``, ``.zarr``) or MuData (``.h5mu``, ``.zarr``) with its counts on disk.
 
     ``X``, ``layers`` and ``obsm`` are datasets that are read on access. Annotation of cells and
-    features is in memory. Pairwise matrices and ``raw`` are left out.
+    features is in memory. Pairwise matrices are left out.
 
     Raises
     ------
@@ -352,6 +352,7 @@ def _anndata(group: Any) -> AnnData:
     layers = group.get("layers", {})
     obsm = group.get("obsm", {})
     uns = group.get("uns", {})
+    raw = group.get("raw")
     return AnnData(
         X=stored,
         obs=read_elem(group["obs"]),
@@ -359,6 +360,7 @@ def _anndata(group: Any) -> AnnData:
         layers={name: _stored(layers[name]) for name in layers},
         obsm={name: _stored(obsm[name]) for name in obsm},
         uns={name: read_elem(uns[name]) for name in uns},
+        raw=None if raw is None else {"X": _stored(raw["X"]), "var": read_elem(raw["var"])},
     )
 
 

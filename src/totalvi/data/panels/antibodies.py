@@ -13,11 +13,12 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.columns import Columns
+from totalvi.data.counts import in_memory
 from totalvi.data.find import find_counts, genes_and_proteins
 from totalvi.data.finding import did_you_mean, listed, no_column
 from totalvi.data.io.modalities import known_protein_obsm_key, mudata_of
 from totalvi.data.panels.antibody_names import Antibody, identify, spelling_key
-from totalvi.errors import DataError
+from totalvi.errors import DataError, allowed
 
 AntibodyNames = Mapping[str, str] | Mapping[str, Mapping[str, str]]
 Unmeasured = Mapping[str, Sequence[str]] | Literal["zeros"]
@@ -285,7 +286,7 @@ def declare_unmeasured(
     protein[lacking] = np.nan
     if isinstance(data, AnnData):
         return _with_proteins(data, source.protein_names, protein, lacking, where)
-    new = data.mod[protein_modality].copy()
+    new = _sharing(data.mod[protein_modality])
     if protein_layer is None:
         new.X = protein
     else:
@@ -297,6 +298,23 @@ def declare_unmeasured(
     return declared
 
 
+def _sharing(adata: AnnData) -> AnnData:
+    """Return an AnnData with the same matrices, in memory or on disk, and annotation of its own."""
+    raw = adata.raw
+    return AnnData(
+        adata.X,
+        obs=adata.obs.copy(),
+        var=adata.var.copy(),
+        layers=dict(adata.layers),
+        obsm=dict(adata.obsm),
+        varm=dict(adata.varm),
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        uns=dict(adata.uns),
+        raw=None if raw is None else {"X": raw.X, "var": raw.var},
+    )
+
+
 def _columns_by_batch(
     unmeasured: Unmeasured, batch: np.ndarray, protein: np.ndarray, names: pd.Index
 ) -> list[tuple[str, np.ndarray]]:
@@ -304,7 +322,7 @@ def _columns_by_batch(
     if isinstance(unmeasured, str):
         if unmeasured != "zeros":
             raise DataError(
-                f'unmeasured is {unmeasured!r}; allowed are "zeros", or names of proteins by batch.'
+                allowed("unmeasured", unmeasured, '"zeros", or names of proteins by batch')
             )
         batches = pd.unique(batch)
         absent = [~(protein[batch == name] > 0).any(axis=0) for name in batches]
@@ -318,9 +336,7 @@ def _columns_by_batch(
                 f"unmeasured holds {name!r}; {did_you_mean(str(name), pd.unique(batch))}."
             )
         if isinstance(proteins, str):
-            raise DataError(
-                f'unmeasured[{name!r}] is {proteins!r}; allowed is a list: give ["{proteins}"].'
-            )
+            raise DataError(allowed(f"unmeasured[{name!r}]", proteins, f'lists, as ["{proteins}"]'))
         for wanted in proteins:
             if wanted not in names:
                 raise DataError(f"unmeasured holds {wanted!r}; {did_you_mean(wanted, names)}.")
@@ -332,15 +348,15 @@ def _with_proteins(
     adata: AnnData, names: pd.Index, protein: np.ndarray, lacking: np.ndarray, where: Columns
 ) -> AnnData:
     """Return a copy of an AnnData with other protein counts."""
-    new = adata.copy()
+    new = _sharing(adata)
     key = where.protein_expression_obsm_key
     if key is not None:
         new.obsm[key] = pd.DataFrame(protein, index=new.obs_names, columns=names)
         return new
     columns = np.flatnonzero(genes_and_proteins(adata.var)[1])
-    values = new.X if where.protein_layer is None else new.layers[where.protein_layer]
+    values = in_memory(new.X if where.protein_layer is None else new.layers[where.protein_layer])
     if isinstance(values, np.ndarray):
-        values = values.astype(np.float32)
+        values = np.array(values, dtype=np.float32)
         values[:, columns] = protein
     else:
         stored, (rows, proteins) = sparse.coo_matrix(values), np.nonzero(lacking)
