@@ -224,9 +224,8 @@ def _scaled_blocks(
     counts: sparse.csr_matrix, factor: np.ndarray
 ) -> Iterator[tuple[sparse.csc_matrix, sparse.csc_matrix]]:
     """Yield some genes after the other: counts times each cell's factor, and which there are."""
-    columns = counts.tocsc()
-    for first in range(0, columns.shape[1], GENES_AT_A_TIME):
-        block = _clean(columns[:, first : first + GENES_AT_A_TIME])
+    for first in range(0, counts.shape[1], GENES_AT_A_TIME):
+        block = _clean(counts[:, first : first + GENES_AT_A_TIME].tocsc())
         expressed = block > 0
         block.data *= factor[block.indices]
         yield block, expressed
