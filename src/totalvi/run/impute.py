@@ -256,11 +256,10 @@ def _read(options: ImputeOptions) -> dict[str, MuData | AnnData]:
 
 def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:
     """Refuse values that are no counts while it is known what else the input holds."""
-    columns = Columns(allow_fractional=allow_fractional)
-    source = find_data_set(name, data, columns).source
-    tally = tally_by_group(source, columns)
+    source = find_data_set(name, data, Columns()).source
+    tally = tally_by_group(source, Columns())
     findings = rna_findings(source, tally, allow_fractional=allow_fractional)
-    raise_errors([finding for finding in findings if finding.code != "cell_without_rna"])
+    raise_errors([f for f in findings if f.code != "cell_without_rna"])
 
 
 def _declared(data: MuData, unmeasured: Unmeasured, batch_key: str | None) -> MuData:
@@ -326,17 +325,10 @@ def _impute(
     mdata: MuData, keys: Columns, lacking: np.ndarray, steps: Steps, options: ImputeOptions
 ) -> Imputed:
     # Loaded only now: bad input is refused before seconds go to loading torch.
-    from totalvi.model import Model
-    from totalvi.run.pipeline import fit_model
+    from totalvi.run.pipeline import fit_model, new_model
 
     with steps.step("train", spinner=False):
-        model = Model(
-            mdata,
-            batch_key=keys.batch_key,
-            panel_key=keys.panel_key,
-            allow_fractional=keys.allow_fractional,
-            seed=options.seed,
-        )
+        model = new_model(mdata, keys, options.seed)
         fit_model(model, options.max_epochs, options.writing, steps.shown)
     names = list(mdata["prot"].var_names[lacking])
     cells = _in_query(mdata)
