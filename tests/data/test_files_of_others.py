@@ -520,6 +520,26 @@ def test_modalities_of_a_file_are_put_in_one_order(tmp_path: Path, n: int) -> No
     check_counts(read(tmp_path / "cells.h5mu"), np.sort(ORDER[:n]))
 
 
+@pytest.mark.parametrize("n", [N, N - 10])
+@pytest.mark.parametrize("suffix", ["", "_1"])
+def test_what_is_said_of_modalities_in_memory_can_be_followed(n: int, suffix: str) -> None:
+    names = [CELLS[i] + suffix for i in ORDER[:n]]
+    protein = AnnData(PROT[ORDER[:n]].astype(np.float32), obs=pd.DataFrame(index=names),
+                      var=pd.DataFrame(index=[f"p_{name}" for name in PROTEINS]))  # fmt: skip
+    with mudata.set_options(pull_on_update=False):
+        mdata = MuData({"rna": rna_anndata(), "prot": protein})
+    with pytest.raises(DataError, match=r"mdata\[.*\]\.copy\(\)") as caught:
+        totalvi.Model(mdata)
+    assert ("once the names are compared" in str(caught.value)) == bool(suffix)
+    if suffix:
+        mdata["prot"].obs_names = [name.removesuffix(suffix) for name in names]
+        with mudata.set_options(pull_on_update=False):
+            mdata = MuData({"rna": mdata["rna"], "prot": mdata["prot"]})
+    mdata = mdata[mdata["rna"].obs_names.intersection(mdata["prot"].obs_names)].copy()
+    model = totalvi.Model(mdata, n_hidden=8, n_latent=2)
+    np.testing.assert_array_equal(model._training_data().protein.read(), PROT[np.sort(ORDER[:n])])
+
+
 # --------------------------------------------------------------------------------------- 7. convert
 
 

@@ -64,12 +64,14 @@ def require_same_cells(rna: AnnData, protein: AnnData, rna_name: str, protein_na
     if a.equals(b):
         return
     counts = f'modality "{rna_name}" holds {len(a)} cells and modality "{protein_name}" {len(b)}'
+    first, second = (f'mdata["{name}"].obs_names' for name in (rna_name, protein_name))
+    both = f"mdata[{first}.intersection({second})].copy()"
     only_rna, only_protein = a[~a.isin(b)], b[~b.isin(a)]
     if len(only_rna) or len(only_protein):
         lonely, name = (only_rna, rna_name) if len(only_rna) else (only_protein, protein_name)
         raise DataError(
             f"{counts}, and {len(only_rna) + len(only_protein)} are in only one of them, the first "
-            f'"{lonely[0]}" in "{name}"; keep the cells of both with muon.pp.intersect_obs(mdata).'
+            f'"{lonely[0]}" in "{name}"{_hint(a, b)}; keep the cells of both with {both}.'
         )
     if len(a) != len(b):
         raise DataError(
@@ -79,9 +81,16 @@ def require_same_cells(rna: AnnData, protein: AnnData, rna_name: str, protein_na
     row = int(np.flatnonzero(a != b)[0])
     raise DataError(
         f"{counts}, the same ones in another order, which first differs at row {row} "
-        f'("{a[row]}" and "{b[row]}"); reorder the proteins with '
-        f'mdata["{protein_name}"][mdata["{rna_name}"].obs_names].copy().'
+        f'("{a[row]}" and "{b[row]}"); put them in one order with {both}.'
     )
+
+
+def _hint(a: pd.Index, b: pd.Index) -> str:
+    """Say how the names of two lists of cells differ, if a change makes them agree."""
+    pairs = pair_cells(a, b)
+    if not (pairs.change and pairs.is_enough):
+        return ""
+    return f" ({in_words(pairs, len(a), len(b))}, so rename those of one of them)"
 
 
 def joined_obs(mdata: MuData, rna: AnnData, protein: AnnData) -> pd.DataFrame:
