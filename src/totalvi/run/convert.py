@@ -245,7 +245,6 @@ def write_the_rest(store: Path, data: MuData | AnnData, keys: Columns, kept: np.
             write_elem(root, f"{place}obsm/{name}", values)
         for name, value in uns.items():
             write_elem(root, f"{place}uns/{name}", value)
-    zarr.consolidate_metadata(store)
 
 
 def _write_layers(store: Path, source: CountSource, data: MuData | AnnData, keys: Columns) -> None:
@@ -271,7 +270,6 @@ def _write_layers(store: Path, source: CountSource, data: MuData | AnnData, keys
             found = found if columns is None else found[:, np.flatnonzero(columns)]
             if found.shape[1] == n_features:  # not so beside the counts of raw
                 write_elem(root, f"mod/{name}/layers/{other}", found)
-    zarr.consolidate_metadata(store)
 
 
 def feature_annotation(
