@@ -35,7 +35,9 @@ def background_errors(case: dict, seed: int, with_droplets: bool) -> dict[str, f
     model = totalvi.Model(mdata, n_hidden=64, seed=seed, empty_droplets=raw)
     model.train(max_epochs=EPOCHS, progress=False)
     names = list(model.schema.protein_names)
-    estimate = model.get_protein_background_mean(n_samples=10, return_numpy=True, progress=False)
+    estimate = model.get_protein_background_mean(
+        n_samples=10, given_counts=False, return_numpy=True, progress=False
+    )
     truth = mdata["prot"][:, names].layers["background_mean"]
     by_protein = np.abs(np.log(estimate.mean(axis=0) / truth.mean(axis=0)))
     by_cell = np.abs(np.log(estimate / truth))

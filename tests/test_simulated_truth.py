@@ -1,6 +1,6 @@
 """On counts from the model's own generative process, a short fit finds the truth again."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -38,6 +38,32 @@ def test_foreground_probability_tells_foreground_from_background(fitted: Fitted)
     auroc = [roc_auc_score(truth[:, i], probability[:, i]) for i in np.flatnonzero(has_both)]
     assert np.mean(auroc) >= 0.95
     assert roc_auc_score(truth[:, has_both].ravel(), probability[:, has_both].ravel()) >= 0.95
+
+
+def test_a_count_tells_what_the_state_cannot(fitted: Fitted) -> None:
+    protein = fitted.truth["prot"]
+    truth = np.asarray(protein.layers["foreground"]).astype(bool)
+    both = truth.any(axis=0) & ~truth.all(axis=0)
+    truth, levels = truth[:, both], np.log1p(np.asarray(protein.layers["denoised"])[:, both])
+    wrong, log_loss, near, near_in_foreground = {}, {}, {}, {}
+    for given in (True, False):
+        asked: dict[str, Any] = {"n_samples": 10, "given_counts": given, "return_numpy": True}
+        probability = fitted.model.get_protein_foreground_probability(**asked)[:, both]
+        denoised = fitted.model.get_normalized_expression(gene_list=[], **asked)[1][:, both]
+        bounded = probability.astype(float).clip(1e-7, 1 - 1e-7)
+        wrong[given] = np.mean((probability > 0.5) != truth)
+        log_loss[given] = -np.log(np.where(truth, bounded, 1 - bounded)).mean()
+        near[given] = correlation(np.log1p(denoised), levels).mean()
+        near_in_foreground[given] = np.mean(
+            [
+                correlation(np.log1p(denoised[of, i])[:, None], levels[of, i][:, None])
+                for i, of in enumerate(truth.T)
+            ]
+        )
+    assert wrong[True] < 0.006 < 0.015 < wrong[False]
+    assert log_loss[True] < 0.02 < 0.05 < log_loss[False]
+    assert near[True] > 0.98 > 0.95 > near[False]
+    assert near_in_foreground[True] > 0.75 > near_in_foreground[False]
 
 
 def test_cell_types_separate_and_batches_do_not(fitted: Fitted) -> None:

@@ -8,9 +8,8 @@ import torch
 
 from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
-from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.draws import ProteinScale
+from totalvi.posterior.draws import Draw, ProteinScale
 from totalvi.posterior.expression import protein_means
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
@@ -211,9 +210,7 @@ def test_foreground_probability(data: CiteData, codes: tuple[int | None, ...]) -
         )
         return asked.gather(
             "probability",
-            lambda batch: protein_means(
-                asked, batch, ProteinMixture.foreground_probability, proteins
-            ),
+            lambda batch: protein_means(asked, batch, Draw.foreground_probability, proteins),
         )
 
     ours = probability(0)

@@ -34,6 +34,7 @@ def test_the_mean_is_denoised_expression_of_the_batch_that_measured(model: total
         gene_list=[],
         transform_batch="batch_0",
         include_protein_background=True,
+        given_counts=False,
         n_samples=8,
     )
     pd.testing.assert_frame_equal(imputed.mean, expected, rtol=1e-4)

@@ -9,7 +9,8 @@ import torch
 from counts import N_GENES, N_PROTEINS, SMALL, described, question
 from totalvi.data.cells import CiteData
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.expression import background_mean, protein_means
+from totalvi.posterior.draws import Draw
+from totalvi.posterior.expression import protein_means
 from totalvi.posterior.predictive import mean_parameters
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
@@ -81,7 +82,7 @@ def test_background_is_free_of_efficiency(data: CiteData, codes: tuple[int | Non
     )
     background = asked.gather(
         "background",
-        lambda batch: protein_means(asked, batch, background_mean, PROTEINS[[4, 1]]),
+        lambda batch: protein_means(asked, batch, Draw.background_mean, PROTEINS[[4, 1]]),
     )
     samples = torch.stack(
         [inferred(data, network, code)["py_"]["rate_back"][..., [4, 1]] for code in codes]

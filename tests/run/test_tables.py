@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
+from scipy import sparse, stats
+from sklearn.metrics import roc_auc_score
 
 from totalvi.run.results import cell_table
 from totalvi.run.tables import antibody_separation, cluster_table, protein_table
@@ -63,3 +64,25 @@ def test_clusters_have_their_sizes_batches_and_means() -> None:
         DENOISED[CLUSTER == "1"].mean(axis=0),
     )
     assert not cluster_table(CLUSTER, None, DENOISED, NAMES).filter(like="batch").size
+
+
+def test_separation_is_that_of_the_components_where_probabilities_follow_the_counts() -> None:
+    """Cells called by their own counts have other counts, even where the components overlap."""
+    draws = np.random.default_rng(1)
+    for means, separates in (((10.0, 12.0), False), ((10.0, 80.0), True)):
+        foreground = draws.random(4000) < 0.4
+        counts = draws.poisson(np.where(foreground, means[1], means[0]))
+        joint = [w * stats.poisson.pmf(counts, m) for w, m in zip((0.6, 0.4), means, strict=True)]
+        probability = joint[1] / (joint[0] + joint[1])
+        table = antibody_separation(counts[:, None].astype(float), probability[:, None], ["CD3"])
+        truth = roc_auc_score(foreground, counts)
+        assert table["auroc"].item() == pytest.approx(truth, abs=0.02)
+        assert (table["warning"].item() == "") == separates
+
+
+def test_certain_cells_are_compared_as_they_are() -> None:
+    counts, foreground = RAW[:, [0]], PROBABILITY[:, 0] > 0.5
+    table = antibody_separation(counts, foreground[:, None].astype(float), ["CD3"])
+    assert table["auroc"].item() == pytest.approx(roc_auc_score(foreground, counts[:, 0]))
+    medians = [np.median(np.log1p(counts[of, 0])) for of in (foreground, ~foreground)]
+    assert table["log1p_median_difference"].item() == pytest.approx(medians[0] - medians[1])

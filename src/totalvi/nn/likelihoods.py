@@ -259,6 +259,40 @@ class ProteinMixture(NamedTuple):
         return pi + (1 - pi) * self.factor
 
 
+class CountPosterior(NamedTuple):
+    """What a protein's count says of its background and component, each (B, T).
+
+    `totalvi.nn.ops.count_posterior` makes it; docs/model.md has the formulas. What an unmeasured
+    protein says is 0, 1, 1 and 1.
+
+    Parameters
+    ----------
+    log_bayes_factor
+        log p(y | z, foreground) - log p(y | z, background).
+    background
+        E[beta | z, y] / E[beta | z].
+    foreground_rate, background_rate
+        Mean of the rate of a component's counts given y, over that given z alone.
+    """
+
+    log_bayes_factor: Tensor
+    background: Tensor
+    foreground_rate: Tensor
+    background_rate: Tensor
+
+    def expression(self, prior: ProteinMixture) -> ProteinMixture:
+        """Return a mixture given z, with beta at its expectation, as it is given y as well."""
+        return prior._replace(
+            log_background=prior.log_background + self.background_rate.log(),
+            factor=prior.factor * self.foreground_rate / self.background_rate,
+            background_logit=prior.background_logit - self.log_bayes_factor,
+        )
+
+    def background_mean(self, prior: ProteinMixture) -> Tensor:
+        """Return E[beta | z, y] from a mixture given z, with beta at its expectation."""
+        return prior.background_mean() * self.background
+
+
 def normal_log_prob(value: Tensor, mean: Tensor | float, scale: Tensor | float) -> Tensor:
     """Return the log-density of ``N(mean, scale**2)`` at ``value``; the arguments broadcast."""
     scale = torch.as_tensor(scale, dtype=value.dtype, device=value.device)

@@ -132,6 +132,12 @@ class ProteinOptions(Sampling, total=False):
     n_samples: int
 
 
+class GivenOptions(ProteinOptions, total=False):
+    """Options of a query of proteins that may be given their counts."""
+
+    given_counts: bool
+
+
 class FeatureOptions(ProteinOptions, total=False):
     """Options of a query of genes and proteins."""
 
@@ -189,6 +195,11 @@ protein_list
     "features": """
 gene_list, protein_list
     Wanted features. None: all; an empty list: none.
+""",
+    "given_counts": """
+given_counts
+    Whether each protein is given its own count in the cell, besides the cell's state z; otherwise z
+    alone, as in the paper and scvi-tools. An unmeasured protein has no count: it is given z alone.
 """,
     "n_samples": """
 n_samples

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from totalvi.errors import BackgroundError
 from totalvi.fit.batches import Minibatch
+from totalvi.nn import ops
 from totalvi.nn.cell import CellContext
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.likelihoods import (
+    CountPosterior,
     ProteinMixture,
     negative_binomial_log_prob,
     zero_inflated_negative_binomial_log_prob,
@@ -74,7 +76,9 @@ class Draw(NamedTuple):
         Parameters of the counts; the products as wide as the genes are taken when they are read.
     proteins
         Distribution of the protein counts at a sample of the log background, without the batch's
-        protein efficiency, (B, T).
+        protein efficiency, (B, T); at beta's expectation given z where ``given`` is not None.
+    given
+        What the proteins' counts say, where values given the counts are meant.
     """
 
     sample: int
@@ -85,14 +89,33 @@ class Draw(NamedTuple):
     log_library: Tensor | None
     decoded: Decoded
     proteins: ProteinMixture
+    given: CountPosterior | None = None
 
     def expecting_background(self) -> Self:
         """Return the same with the background mean at its expectation, E[beta | z].
 
         What is linear in beta has the same average over such draws as over samples, with less noise.
         """
-        mean, scale = self.decoded.background_mean, self.decoded.background_scale
-        return self._replace(proteins=self.proteins._replace(log_background=mean + scale**2 / 2))
+        log_background = _log_expected_background(self.decoded)
+        return self._replace(proteins=self.proteins._replace(log_background=log_background))
+
+    def expression(self) -> ProteinMixture:
+        """Return the probability and the mean rate of each component, (B, T)."""
+        return self.proteins if self.given is None else self.given.expression(self.proteins)
+
+    def foreground_probability(self) -> Tensor:
+        """Return the probability that each protein is foreground, (B, T)."""
+        return self.expression().foreground_probability()
+
+    def background_mean(self) -> Tensor:
+        """Return beta, (B, T), once it is plausible."""
+        prior = plausible(self.proteins)
+        return prior.background_mean() if self.given is None else self.given.background_mean(prior)
+
+
+def _log_expected_background(decoded: Decoded) -> Tensor:
+    """Return log E[beta | z], (B, T)."""
+    return decoded.background_mean + decoded.background_scale**2 / 2
 
 
 @dataclass(frozen=True)
@@ -115,7 +138,8 @@ class ProteinScale:
 
     def parts(self, draw: Draw, noise: CellNoise, keys: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the foreground and the background part of cells with ``keys`` (B,), each (B, T)."""
-        mixture = plausible(draw.proteins)
+        plausible(draw.proteins)
+        mixture = draw.expression()
         in_background = mixture.background_probability()
         if self.sample_mixing:
             in_background = drawn_background(in_background, noise, draw.sample, keys)
@@ -151,6 +175,7 @@ def draws(
     transform_batches: Sequence[int | None] = (None,),
     *,
     first_sample: int = 0,
+    given_counts: bool = False,
 ) -> Iterator[Draw]:
     """Yield ``n_samples`` posterior samples of a minibatch, each decoded into each batch in turn.
 
@@ -163,6 +188,9 @@ def draws(
         Codes of the batches to decode into; None: each cell's own.
     first_sample
         Number of the first sample.
+    given_counts
+        Whether proteins are given their counts, in place of a sample of their background. What a count
+        says of its cell, decoded into the cell's own batch, is taken along into other batches.
     """
     posterior = module.encode(batch.x, batch.y, batch.context)
     for sample in range(first_sample, first_sample + n_samples):
@@ -173,15 +201,34 @@ def draws(
             posterior, batch.context, _normal(noise, "library", sample, batch, 1)
         )
         z = module.transform_latent(untran_z)
-        background_noise = _normal(noise, "background", sample, batch, module.n_input_proteins)
+        if given_counts:
+            own = module.decode(z, batch.context)
+            given = _count_posterior(module, batch, own)
+        else:
+            width, given = module.n_input_proteins, None
+            background_noise = _normal(noise, "background", sample, batch, width)
         for code in transform_batches:
             context = module.in_batch(batch.context, code)
-            decoded = module.decode(z, context)
-            log_background = decoded.background_mean + decoded.background_scale * background_noise
+            decoded = own if given_counts and code is None else module.decode(z, context)
+            log_background = (
+                _log_expected_background(decoded)
+                if given_counts
+                else decoded.background_mean + decoded.background_scale * background_noise
+            )
             proteins = module.proteins(decoded, log_background, context, efficiency=False)
             yield Draw(
-                sample, posterior, context, untran_z, library_size, log_library, decoded, proteins
-            )
+                sample, posterior, context, untran_z, library_size, log_library, decoded,
+                proteins, given,
+            )  # fmt: skip
+
+
+def _count_posterior(module: Network, batch: Minibatch, decoded: Decoded) -> CountPosterior:
+    """Return what the counts of a minibatch say of proteins decoded into the cells' own batches."""
+    proteins = module.proteins(decoded, decoded.background_mean, batch.context)
+    return ops.count_posterior(
+        batch.y, proteins, decoded.background_scale,
+        module.measured(batch.context.panel), fast=module.fused,
+    )  # fmt: skip
 
 
 def _normal(

@@ -7,22 +7,24 @@ from typing import Literal, Unpack, overload
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.likelihoods import ProteinMixture
+from totalvi.nn.likelihoods import without_unmeasured
 from totalvi.posterior.arguments import (
     Cells,
     FeatureOptions,
     Names,
+    Sampling,
     ScaledLibrary,
     checked_library_size,
     documented,
 )
-from totalvi.posterior.draws import FOREGROUND, ProteinScale, plausible
+from totalvi.posterior.draws import FOREGROUND, Draw, ProteinScale, drawn_background
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
-from totalvi.posterior.rows import RowTarget
+from totalvi.posterior.rows import RowTarget, write_sparse
 
 
 def normalized_expression(
@@ -39,8 +41,9 @@ def normalized_expression(
     """Return denoised RNA (B, genes) and protein (B, proteins) of a minibatch.
 
     RNA is E[rho] times the library size; protein E[(1 - pi) beta alpha], plus E[pi beta] with the
-    background included; the expectations are over q(z, l, b | cell). That over b given z is exact
-    where the result is linear in beta: for means of proteins that are not scaled to sum to one.
+    background included; the expectations are over q(z, l, b | cell), and for proteins given their
+    counts where the question gives them. That over b given z is exact with counts given, and where
+    the result is linear in beta: for means of proteins that are not scaled to sum to one.
 
     Parameters
     ----------
@@ -81,22 +84,17 @@ def normalized_expression(
             )
             protein[slot] += (foreground + background)[:, proteins].cpu()
         if foreground_probability is not None:
-            foreground_probability += draw.proteins.foreground_probability()
+            foreground_probability += draw.foreground_probability()
     protein /= n_averaged
     if foreground_probability is not None:
         foreground_probability *= 1 / question.n_draws
     return (rna[0], protein[0]) if return_mean else (rna, protein)
 
 
-def background_mean(mixture: ProteinMixture) -> Tensor:
-    """Return beta, (B, T), once it is plausible."""
-    return plausible(mixture).background_mean()
-
-
 def protein_means(
     question: Question,
     batch: Minibatch,
-    quantity: Callable[[ProteinMixture], Tensor],
+    quantity: Callable[[Draw], Tensor],
     proteins: np.ndarray,
     *,
     return_mean: bool = True,
@@ -106,8 +104,8 @@ def protein_means(
     Parameters
     ----------
     quantity
-        Gives it (B, T) at one sample, as do `ProteinMixture.foreground_probability` and
-        `background_mean`; linear in beta, since means take beta's expectation given z.
+        Gives it (B, T) at one sample, as do `Draw.foreground_probability` and `Draw.background_mean`;
+        linear in beta, since means take beta's expectation given z.
     return_mean
         As in `normalized_expression`.
     """
@@ -115,12 +113,27 @@ def protein_means(
     kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
     for i, draw in enumerate(question.draws(batch)):
         if return_mean:
-            kept[0] += quantity(draw.expecting_background().proteins)
+            kept[0] += quantity(draw.expecting_background())
         else:
-            kept[i // len(question.transform_batch)] += quantity(draw.proteins)
+            kept[i // len(question.transform_batch)] += quantity(draw)
     kept *= n_kept / question.n_draws
     wanted = kept[:, :, proteins].cpu()
     return wanted[0] if return_mean else wanted
+
+
+def foreground_counts(
+    question: Question, batch: Minibatch, proteins: np.ndarray
+) -> sparse.csr_matrix:
+    """Draw which counts of a minibatch are foreground; return these, (B, proteins), float32.
+
+    z is drawn from q(z | cell), and then the component of each protein given z and its count: by the
+    model, a count is of one component as a whole.
+    """
+    (draw,) = question.draws(batch)
+    y = without_unmeasured(batch.y, question.network.measured(batch.context.panel))
+    pi = draw.expression().background_probability()
+    counts = y * (1 - drawn_background(pi, question.noise, draw.sample, batch.keys))
+    return sparse.csr_matrix(counts[:, proteins].cpu().numpy())
 
 
 class _ExpressionOptions(FeatureOptions, total=False):
@@ -128,6 +141,11 @@ class _ExpressionOptions(FeatureOptions, total=False):
     sample_protein_mixing: bool
     scale_protein: bool
     include_protein_background: bool
+    given_counts: bool
+
+
+class _CountOptions(Sampling, total=False):
+    protein_list: Sequence[str] | None
 
 
 class ExpressionQueries(Fitted):
@@ -182,6 +200,7 @@ class ExpressionQueries(Fitted):
         sample_protein_mixing: bool = False,
         scale_protein: bool = False,
         include_protein_background: bool = False,
+        given_counts: bool = True,
         return_mean: bool = True,
         return_numpy: bool = False,
         out: str | Path | None = None,
@@ -191,17 +210,19 @@ class ExpressionQueries(Fitted):
     ) -> tuple[pd.DataFrame, pd.DataFrame] | tuple[np.ndarray, np.ndarray] | Path:
         """Return denoised RNA and protein.
 
-        RNA is E[rho] times ``library_size``; protein E[(1 - pi) beta alpha], in counts, free of
-        background and of the batch's protein efficiency, where the model has one. The expectation is
-        over the posterior, by ``n_samples`` Monte Carlo samples, of which no more than one minibatch
-        is held at a time.
+        RNA is E[rho] times ``library_size``. Protein is the expected rate of foreground counts, given
+        the cell's own count: P(foreground | z, y) E[rate | z, y, foreground], in counts, free of
+        background and of the batch's protein efficiency, where the model has one; given z alone it
+        is E[(1 - pi) beta alpha]. The expectation is over the posterior, by ``n_samples`` Monte Carlo
+        samples of z, of which no more than one minibatch is held at a time. Decoded into another
+        batch, a protein differs from its decoded mean by the factor it does in its own.
 
         Parameters
         ----------
         {cells} {transform_batch} {features}
         library_size
             Number that RNA proportions are multiplied by, or "latent" for each cell's library size.
-        {n_samples} {protein_scale} {sample_means} {return_numpy}
+        {n_samples} {protein_scale} {given_counts} {sample_means} {return_numpy}
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "rna" and
             "protein", each of which `anndata.read_zarr` reads.
@@ -222,10 +243,11 @@ class ExpressionQueries(Fitted):
         >>> rna.shape, protein.shape
         ((60, 30), (60, 5))
         """
-        question = self._question(
-            adata, indices, batch_size, progress, seed, n_samples, transform_batch
-        )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch,
+            given_counts and len(proteins) > 0,
+        )  # fmt: skip
         library_size = checked_library_size(library_size)
         scale = ProteinScale(sample_protein_mixing, scale_protein, include_protein_background)
         tables = {"rna": question.table(genes.names), "protein": question.table(proteins.names)}
@@ -246,6 +268,73 @@ class ExpressionQueries(Fitted):
         if return_numpy or not return_mean:
             return rna, protein
         return tables["rna"].frame(rna), tables["protein"].frame(protein)
+
+    @overload
+    def get_denoised_counts(
+        self,
+        adata: Data | None = ...,
+        indices: Cells = ...,
+        *,
+        out: str | Path,
+        **options: Unpack[_CountOptions],
+    ) -> Path: ...
+
+    @overload
+    def get_denoised_counts(
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_CountOptions]
+    ) -> sparse.csr_matrix: ...
+
+    @documented
+    def get_denoised_counts(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        protein_list: Sequence[str] | None = None,
+        out: str | Path | None = None,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> sparse.csr_matrix | Path:
+        """Return protein counts without background: each observed count, or 0 where it is background.
+
+        Which counts are background is one draw given the counts, so that a count y is kept with the
+        probability of `get_protein_foreground_probability`, P, and has mean P y over seeds. For tools
+        that want counts; other seeds show what the draw contributes to their results. RNA counts have
+        no background in the model.
+
+        Parameters
+        ----------
+        {cells} {protein_list}
+        out
+            Folder of a new zarr store to write to, in place of memory: it gets the group "protein",
+            sparse, which `anndata.read_zarr` reads.
+        {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        CSR matrix (cells, proteins) of whole numbers, float32; 0 where a protein was not measured.
+        With ``out``, its path.
+
+        Raises
+        ------
+        {name_error} {output_error}
+
+        Examples
+        --------
+        {fitted_model}
+        >>> counts = model.get_denoised_counts(seed=1)
+        >>> counts.shape, bool((counts.toarray() <= mdata["prot"].X).all())
+        ((60, 5), True)
+        """
+        question = self._question(adata, indices, batch_size, progress, seed, given_counts=True)
+        proteins = self._proteins(protein_list)
+        with question.minibatches("denoised counts") as batches:
+            parts = (foreground_counts(question, batch, proteins.positions) for batch in batches)
+            if out is not None:
+                return write_sparse(parts, "protein", question.table(proteins.names), out)
+            counts: sparse.csr_matrix = sparse.vstack(list(parts), format="csr")
+        return counts
 
     def _write_denoised(
         self,
@@ -272,7 +361,7 @@ class ExpressionQueries(Fitted):
             As in `get_normalized_expression`.
         """
         question = self._question(
-            None, None, n_samples=n_samples, batch_size=batch_size, seed=seed, progress=progress
+            None, None, batch_size, progress, seed, n_samples, given_counts=True
         )
         genes = self._genes([] if rna is None else None).positions
         proteins = self._proteins(None).positions

@@ -98,8 +98,8 @@ class ImputationQueries(Fitted):
         The counts are those expected of the posterior predictive distribution: z and b from the cell's
         posterior, then NB(beta, r) with probability pi and else NB(beta alpha, r). Mean and standard
         deviation are exact given ``n_samples`` of z and b; the mean is
-        ``get_normalized_expression(include_protein_background=True)``. ``log1p`` and the interval come
-        from a count drawn at each sample.
+        ``get_normalized_expression(include_protein_background=True, given_counts=False)``. ``log1p``
+        and the interval come from a count drawn at each sample.
 
         Parameters
         ----------

@@ -39,7 +39,8 @@ class CellUncertainty(NamedTuple):
         Mean of v_j over the latent dimensions.
     protein_entropy
         Entropy in nats of whether a protein is foreground, with its probability averaged over
-        q(z | cell); the mean over proteins, between 0 and log 2.
+        q(z | cell), given the count where the question gives it; the mean over proteins, between 0
+        and log 2.
     """
 
     latent_entropy: np.ndarray
@@ -106,13 +107,13 @@ def cell_uncertainty(question: Question, proteins: np.ndarray) -> CellUncertaint
     """Return the uncertainty of each cell, averaged over the proteins at these positions."""
 
     def entropies(batch: Minibatch) -> Tensor:
-        background = torch.zeros_like(batch.y)
+        foreground = torch.zeros_like(batch.y)
         for draw in question.draws(batch):
-            background += draw.proteins.background_probability()
-        background /= question.n_draws
+            foreground += draw.foreground_probability()
+        foreground /= question.n_draws
         variance = draw.posterior.qz_v
         latent = 0.5 * (variance.log() + math.log(2 * math.pi * math.e)).sum(dim=1)
-        protein = _binary_entropy(background[:, proteins]).mean(dim=1)
+        protein = _binary_entropy(foreground[:, proteins]).mean(dim=1)
         return torch.stack([latent, variance.mean(dim=1), protein])
 
     return CellUncertainty(*question.gather("uncertainty", entropies, axis=1))
@@ -297,6 +298,7 @@ class LatentQueries(Fitted):
         transform_batch: Names = None,
         protein_list: Sequence[str] | None = None,
         n_samples: int = 25,
+        given_counts: bool = True,
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
@@ -313,7 +315,7 @@ class LatentQueries(Fitted):
             Proteins whose entropy is averaged. None: all.
         n_samples
             Posterior samples over which each foreground probability is averaged.
-        {batch_size} {seed} {progress}
+        {given_counts} {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -337,7 +339,7 @@ class LatentQueries(Fitted):
         ['latent_entropy', 'latent_variance', 'protein_entropy']
         """
         question = self._question(
-            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch, given_counts
         )
         proteins = self._proteins(protein_list)
         if not len(proteins):

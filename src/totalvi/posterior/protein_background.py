@@ -12,14 +12,14 @@ from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.arguments import (
     Cells,
+    GivenOptions,
     Names,
-    ProteinOptions,
     documented,
 )
-from totalvi.posterior.expression import background_mean, protein_means
+from totalvi.posterior.draws import Draw
+from totalvi.posterior.expression import protein_means
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
 
 MOST_FOLD = 10.0
@@ -135,7 +135,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 _MOST_CELLS = 20_000
 
 
-class _MeanOptions(ProteinOptions, total=False):
+class _MeanOptions(GivenOptions, total=False):
     return_mean: bool
     return_numpy: bool
 
@@ -150,7 +150,7 @@ class IsotypeQueries(Fitted):
         indices: Cells = ...,
         *,
         out: str | Path,
-        **options: Unpack[ProteinOptions],
+        **options: Unpack[GivenOptions],
     ) -> Path: ...
 
     @overload
@@ -167,6 +167,7 @@ class IsotypeQueries(Fitted):
         transform_batch: Names = None,
         protein_list: Sequence[str] | None = None,
         n_samples: int = 1,
+        given_counts: bool = True,
         return_mean: bool = True,
         return_numpy: bool = False,
         out: str | Path | None = None,
@@ -174,14 +175,17 @@ class IsotypeQueries(Fitted):
         seed: int = 0,
         progress: bool | None = None,
     ) -> pd.DataFrame | np.ndarray | Path:
-        """Return the probability that each protein count is foreground, E[1 - pi].
+        """Return the probability that each protein count is foreground.
 
-        The expectation is over q(z | cell).
+        It is given the count y itself: P(foreground | z, y), with the background integrated out,
+        averaged over q(z | cell). Given z alone it is E[1 - pi], what the cell's state says before its
+        count of the protein is looked at. Decoded into another batch, pi is that batch's, and what
+        the count says that of the cell's own.
 
         Parameters
         ----------
-        {cells} {transform_batch} {protein_list} {n_samples} {sample_means} {return_numpy}
-        {protein_out} {batch_size} {seed} {progress}
+        {cells} {transform_batch} {protein_list} {n_samples} {given_counts} {sample_means}
+        {return_numpy} {protein_out} {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -199,10 +203,10 @@ class IsotypeQueries(Fitted):
         ((60, 5), True)
         """
         question = self._question(
-            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch, given_counts
         )
         return _protein_answer(
-            question, "foreground probability", ProteinMixture.foreground_probability,
+            question, "foreground probability", Draw.foreground_probability,
             self._proteins(protein_list), return_mean, return_numpy, out,
         )  # fmt: skip
 
@@ -213,7 +217,7 @@ class IsotypeQueries(Fitted):
         indices: Cells = ...,
         *,
         out: str | Path,
-        **options: Unpack[ProteinOptions],
+        **options: Unpack[GivenOptions],
     ) -> Path: ...
 
     @overload
@@ -230,6 +234,7 @@ class IsotypeQueries(Fitted):
         transform_batch: Names = None,
         protein_list: Sequence[str] | None = None,
         n_samples: int = 1,
+        given_counts: bool = True,
         return_mean: bool = True,
         return_numpy: bool = False,
         out: str | Path | None = None,
@@ -237,15 +242,16 @@ class IsotypeQueries(Fitted):
         seed: int = 0,
         progress: bool | None = None,
     ) -> pd.DataFrame | np.ndarray | Path:
-        """Return the mean count of each protein's background, E[beta].
+        """Return the mean count of each protein's background, E[beta], given the protein's count.
 
-        The expectation is over q(z, b | cell). Like `get_normalized_expression` it is free of the
-        batch's protein efficiency, where the model has one.
+        The expectation is over q(z | cell), and over b given z and the count. Like
+        `get_normalized_expression` it is free of the batch's protein efficiency, where the model has
+        one, and differs in another batch from the decoded mean by the factor it does in its own.
 
         Parameters
         ----------
-        {cells} {transform_batch} {protein_list} {n_samples} {sample_means} {return_numpy}
-        {protein_out} {batch_size} {seed} {progress}
+        {cells} {transform_batch} {protein_list} {n_samples} {given_counts} {sample_means}
+        {return_numpy} {protein_out} {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -262,10 +268,10 @@ class IsotypeQueries(Fitted):
         (60, 1)
         """
         question = self._question(
-            adata, indices, batch_size, progress, seed, n_samples, transform_batch
+            adata, indices, batch_size, progress, seed, n_samples, transform_batch, given_counts
         )
         return _protein_answer(
-            question, "protein background", background_mean,
+            question, "protein background", Draw.background_mean,
             self._proteins(protein_list), return_mean, return_numpy, out,
         )  # fmt: skip
 
@@ -315,7 +321,9 @@ class IsotypeQueries(Fitted):
         >>> check.controls.index.tolist(), len(check.proteins)
         (['isotype_0'], 9)
         """
-        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, given_counts=True
+        )
         data, schema = question.data, self.schema
         if not schema.control_names:
             raise DataError("The model has no isotype controls: its panel names and marks none.")
@@ -329,7 +337,7 @@ class IsotypeQueries(Fitted):
         all_proteins = np.arange(len(schema.protein_names))
         background = question.gather(
             "protein background",
-            lambda batch: protein_means(question, batch, background_mean, all_proteins),
+            lambda batch: protein_means(question, batch, Draw.background_mean, all_proteins),
         )
         panel, batch = data.panel[cells], data.batch[cells]
         background[~np.array(schema.panel_measured)[panel]] = np.nan
@@ -343,7 +351,7 @@ class IsotypeQueries(Fitted):
 def _protein_answer(
     question: Question,
     what: str,
-    quantity: Callable[[ProteinMixture], Tensor],
+    quantity: Callable[[Draw], Tensor],
     proteins: Features,
     return_mean: bool,
     return_numpy: bool,

@@ -54,6 +54,8 @@ class Question:
         Posterior samples of each cell.
     progress
         Whether to show a progress bar; None: on a terminal.
+    given_counts
+        Whether proteins are given their counts as well as the cell's state; see `draws`.
     """
 
     network: Network
@@ -64,6 +66,7 @@ class Question:
     transform_batch: tuple[int | None, ...] = (None,)
     n_samples: int = 1
     progress: bool | None = None
+    given_counts: bool = False
 
     @property
     def cell_names(self) -> pd.Index:
@@ -85,7 +88,10 @@ class Question:
 
     def draws(self, batch: Minibatch) -> Iterator[Draw]:
         """Yield the posterior samples of a minibatch, each decoded into each batch in turn."""
-        return draws(self.network, batch, self.n_samples, self.noise, self.transform_batch)
+        return draws(
+            self.network, batch, self.n_samples, self.noise, self.transform_batch,
+            given_counts=self.given_counts,
+        )  # fmt: skip
 
     @contextmanager
     def minibatches(
@@ -207,6 +213,7 @@ class Fitted(Protocol):
         seed: int = 0,
         n_samples: int = 1,
         transform_batch: Names = None,
+        given_counts: bool = False,
     ) -> Question:
         """Return a question about cells, once the model can answer it."""
         self._require_trained()
@@ -220,6 +227,7 @@ class Fitted(Protocol):
             transform_batch=self._batch_codes(transform_batch),
             n_samples=at_least_one("n_samples", n_samples),
             progress=progress,
+            given_counts=given_counts,
         )
 
     def _require_trained(self) -> None:

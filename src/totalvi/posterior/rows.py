@@ -138,6 +138,29 @@ def write_counts(
                 matrix.close()
 
 
+def write_sparse(
+    parts: Iterable[sparse.csr_matrix], name: str, table: Table, out: str | Path
+) -> Path:
+    """Write a sparse table to the group ``name`` of a new zarr store as its rows come.
+
+    Of several processes the first writes all.
+
+    Raises
+    ------
+    OutputError
+        When ``out`` exists, or cannot be written.
+    """
+    with first_alone() as is_first:
+        if is_first:
+            with new_store(out) as path:
+                create_tables(path, {})
+                matrix = _sparse_table(path, name, table)
+                for rows in parts:
+                    matrix.append(rows)
+                matrix.close()
+    return Path(out)
+
+
 def _sparse_table(path: Path, name: str, table: Table) -> SparseRows:
     """Begin a sparse table in a store, in the layout of AnnData."""
     import zarr

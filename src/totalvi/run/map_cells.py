@@ -220,6 +220,7 @@ def _map(options: MapOptions) -> _Mapped:
                 gene_list=[],
                 protein_list=missing,
                 include_protein_background=True,
+                given_counts=False,
                 n_samples=POSTERIOR_SAMPLES,
                 progress=False,
             )

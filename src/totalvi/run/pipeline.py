@@ -100,6 +100,8 @@ def fit_and_write(
         model = _model_of(folder, data, earlier)
     cells = open_on_disk(data) if isinstance(data, Path) else data
     assert isinstance(cells, MuData)
+    if not options.on_disk:  # the model has a copy of the counts: one of the two is enough
+        cells["rna"].X = model._training_data().rna.read()
     work = Work(model, cells, options, folder, ResultsFile(folder, on_disk=options.on_disk))
     done = () if earlier is None else done_before(earlier["failed"], work.file)
     failed = do_each(AFTER_FIT, work, steps, done)

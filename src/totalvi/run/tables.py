@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.stats import false_discovery_control, norm, rankdata
+from scipy.stats import false_discovery_control, norm
 
 
 def protein_table(
@@ -76,9 +76,11 @@ def antibody_separation(
     names: Sequence[str],
     is_control: Sequence[bool] | None = None,
 ) -> pd.DataFrame:
-    """Compare each protein's counts between the cells called background and foreground.
+    """Compare each protein's counts between background and foreground.
 
-    A cell is foreground when its foreground probability is above one half.
+    A cell is foreground when its foreground probability is above one half. Where the two are compared,
+    each cell is in both, weighted by its probabilities: these follow the counts, so that cells on two
+    sides of one half would have different counts whatever the antibody does.
 
     Parameters
     ----------
@@ -95,8 +97,8 @@ def antibody_separation(
     -------
     pandas.DataFrame
         Indexed by protein, with columns ``percent_foreground``; ``percent_ambiguous``, of cells
-        with a probability between 0.1 and 0.9; ``auroc``, the chance that a foreground cell has
-        more counts than a background cell; ``log1p_median_difference``; and ``warning``, a few
+        with a probability between 0.1 and 0.9; ``auroc``, the chance that a foreground count is
+        above a background count; ``log1p_median_difference``; and ``warning``, a few
         words when the antibody failed to separate, else empty: fewer than 5 cells of one kind, an
         AUROC below 0.85, medians less than twofold apart, or an isotype control with more than
         5 % foreground. AUROC and difference are NaN when all cells are of one kind.
@@ -117,9 +119,12 @@ def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -
     ambiguous = float(((probability > 0.1) & (probability < 0.9)).mean()) if n_cells else np.nan
     auroc = difference = np.nan
     if 0 < n_foreground < n_cells:
-        ranks = rankdata(counts)[foreground].sum() - n_foreground * (n_foreground + 1) / 2
-        auroc = ranks / (n_foreground * (n_cells - n_foreground))
-        difference = np.median(counts[foreground]) - np.median(counts[~foreground])
+        values, place = np.unique(counts, return_inverse=True)
+        shares = [np.bincount(place, of) / of.sum() for of in (1 - probability, probability)]
+        below = np.cumsum(shares[0]) - shares[0] / 2
+        auroc = float(below @ shares[1])
+        background, foreground_median = (_median(values, of) for of in shares)
+        difference = foreground_median - background
     warning = ""
     if n_cells == 0:
         warning = "not measured"
@@ -139,6 +144,13 @@ def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -
         "log1p_median_difference": difference,
         "warning": warning,
     }
+
+
+def _median(values: np.ndarray, shares: np.ndarray) -> float:
+    """Return the median of increasing values with these shares."""
+    total = np.cumsum(shares)
+    middle = [np.searchsorted(total, half) for half in (0.5 - 1e-9, 0.5 + 1e-9)]
+    return float(values[np.minimum(middle, len(values) - 1)].mean())
 
 
 GENES_PER_CLUSTER = 100

@@ -1,7 +1,5 @@
-"""Loops over the genes of one cell, which the losses of RNA share, and over counts in CSR form.
-
-Among them are sums of RNA proportions, and the product of the encoder's first layer with the counts.
-"""
+"""Loops over the genes of a cell: its counts and their product with the encoder's first layer, what
+the losses of RNA share, and sums of RNA proportions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +25,6 @@ from totalvi.nn.cpu.math import (
     store,
 )
 
-# Chunks of cells; their fixed number makes results independent of the number of threads.
 N_CHUNKS = 16
 _LARGEST_TABLED = 16
 _SMALLEST_BASE = 8  # of `rising_beyond`
@@ -146,6 +143,9 @@ def add_proportions(head: LinearProduct, scale: Tensor, total: Tensor) -> None:
         logits.addmm_(head.covariates, head.covariate_weight)
     flat = scale.expand(len(logits), 1).reshape(-1).contiguous()
     _add_proportions(*map(as_array, (logits, head.bias, flat, total)))
+
+
+# ---------------------------------------------------------------------- counts of RNA
 
 
 @compiled(parallel=True, error_model="numpy")
