@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from totalvi.neighbours import nearest, nearest_to_each
+from totalvi.mapping.reference_neighbours import nearest, nearest_to_each
 
 
 def points(n: int, dimensions: int, n_groups: int) -> np.ndarray:

@@ -7,23 +7,29 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from totalvi.errors import of_scvi
+
 if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi import persistence as persistence
     from totalvi.data import datasets as datasets
-    from totalvi.data.background.raw_matrices import ambient_profile as ambient_profile
+    from totalvi.data.background.prior import ambient_profile as ambient_profile
     from totalvi.data.io.read import read as read
     from totalvi.data.panels.antibodies import declare_unmeasured as declare_unmeasured
     from totalvi.data.panels.antibodies import harmonise_antibodies as harmonise_antibodies
     from totalvi.data.panels.concat import concat as concat
     from totalvi.data.simulate import simulate as simulate
     from totalvi.data.simulate import simulate_raw as simulate_raw
+    from totalvi.errors import DataWarning as DataWarning
     from totalvi.model import Model as Model
     from totalvi.nn import TOTALVI as TOTALVI
+    from totalvi.run.prepare import check as check
 
 _HOMES = {  # the module of each public name, and the name there unless it is the module
     "TOTALVI": "totalvi.nn:TOTALVI",
+    "DataWarning": "totalvi.errors:DataWarning",
     "Model": "totalvi.model:Model",
-    "ambient_profile": "totalvi.data.background.raw_matrices:ambient_profile",
+    "ambient_profile": "totalvi.data.background.prior:ambient_profile",
+    "check": "totalvi.run.prepare:check",
     "concat": "totalvi.data.panels.concat:concat",
     "datasets": "totalvi.data.datasets",
     "declare_unmeasured": "totalvi.data.panels.antibodies:declare_unmeasured",
@@ -39,7 +45,8 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'totalvi' has no attribute {name!r}")
+        answer = of_scvi(name)
+        raise AttributeError(answer or f"module 'totalvi' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
     home = import_module(module)
     return getattr(home, attribute) if attribute else home

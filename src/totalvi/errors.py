@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import Signature, signature
+from typing import Any
 
 _OPTIONS: ContextVar[Mapping[str, str] | None] = ContextVar("options", default=None)
 
@@ -96,6 +98,10 @@ class DataError(TotalviError, ValueError):
     """The input counts or their annotation cannot be used as they are."""
 
 
+class DataWarning(UserWarning):
+    """The input counts can be used, but there is something in them to look at again."""
+
+
 class ReadError(DataError):
     """A file cannot be read as CITE-seq counts."""
 
@@ -172,3 +178,106 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+_AT_ONCE = "there is no step of setting up; call totalvi.Model(data, ...) with"
+SCVI_NAMES = {
+    "setup_anndata": f"{_AT_ONCE} batch_key, rna_layer and protein_expression_obsm_key",
+    "setup_mudata": f"{_AT_ONCE} batch_key, rna_modality, protein_modality and rna_layer",
+    "load_query_data": "map_query(data, train=True) of the fitted model does it",
+    "prepare_query_anndata": "map_query finds the genes and proteins that both have by itself",
+    "prepare_query_mudata": "map_query finds the genes and proteins that both have by itself",
+    "convert_legacy_save": "totalvi.persistence.load_scvi reads models of scvi-tools",
+    "view_anndata_setup": "schema and findings say what the model was given",
+    "summary_string": "repr(model) and fit_summary say it",
+    "adata": "the model keeps counts and no AnnData; use your own",
+    "adata_manager": "schema says what the model was given",
+    "registry": "schema says what the model was given",
+    "history_": "history has it",
+    "is_trained_": "is_trained has it",
+    "trainer": "fit_summary and plan say how the fit went",
+    "train_indices": "split.train has them",
+    "validation_indices": "split.validation has them",
+    "test_indices": "split.test has them",
+    "settings": "give seed to totalvi.Model",
+    "plan_kwargs": "give lr, weight_decay and n_epochs_kl_warmup to train itself",
+    "adversarial_classifier": "give adversarial=True",
+    "n_steps_kl_warmup": "give n_epochs_kl_warmup",
+    "reduce_lr_on_plateau": 'give schedule="one-cycle" or "constant"',
+    "check_val_every_n_epoch": "the held-out loss is computed after each epoch",
+    "datasplitter_kwargs": "give train_size, validation_size or split",
+    "shuffle_set_split": "give split with the positions of the cells",
+    "external_indexing": "give split with the positions of the cells",
+    "early_stopping_monitor": "early stopping is by the held-out loss",
+    "enable_progress_bar": "give progress",
+    "use_gpu": 'give accelerator="cuda"',
+    "logger": "history has the losses",
+    "layer": "give rna_layer and protein_layer",
+    "modalities": "give rna_modality and protein_modality",
+    "use_observed_lib_size": 'give library="observed" or "latent"',
+    "override_missing_proteins": "zeros count as measured; see totalvi.declare_unmeasured",
+    "elbo_train": 'history["train_loss"] has the loss of training',
+    "elbo_validation": 'history["validation_loss"] has the held-out loss',
+    "train_loss_epoch": 'history["train_loss"] has it',
+    "train_loss_step": 'history["train_loss"] has it by epoch',
+    "reconstruction_loss_train": 'history["train_reconst_loss_gene"] and the like have it',
+    "reconstruction_loss_validation": 'history["validation_reconst_loss_gene"] and the like have it',
+    "kl_local_train": 'history["train_kl_div_z"] and the like have it',
+    "kl_local_validation": 'history["validation_kl_div_z"] and the like have it',
+    "load": "totalvi.Model.load reads a model, and totalvi.persistence.load_scvi one of scvi-tools",
+}
+"""Names of scvi-tools, and what stands for them here."""
+
+
+def of_scvi(name: str) -> str | None:
+    """Return the sentence that answers a name of scvi-tools; None for other names.
+
+    Examples
+    --------
+    >>> of_scvi("history_")
+    "history_ is scvi-tools' name; history has it; see docs/from_scvi_tools.md."
+    """
+    if name not in SCVI_NAMES:
+        return None
+    return f"{name} is scvi-tools' name; {SCVI_NAMES[name]}; see docs/from_scvi_tools.md."
+
+
+class KnowsScvi(type):
+    """Metaclass of classes that answer names of scvi-tools' TOTALVI with a sentence."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(
+            of_scvi(name) or f"type object {cls.__name__!r} has no attribute {name!r}"
+        )
+
+
+class NetworkThatKnowsScvi(KnowsScvi):
+    """Metaclass of the bare network, which says where data go."""
+
+    @property
+    def __signature__(cls) -> Signature:
+        """The signature of the class, which is not that of `__call__`."""
+        _, *parameters = signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return Signature(parameters)
+
+    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+        """Refuse data, which are for `totalvi.Model`."""
+        if arguments and hasattr(arguments[0], "obs_names"):
+            raise TypeError(
+                "TOTALVI is the bare network, which takes numbers of genes and proteins; for data call "
+                "totalvi.Model(data, ...), and see docs/from_scvi_tools.md."
+            )
+        return super().__call__(*arguments, **options)
+
+
+def refuse_arguments(given: Mapping[str, Any], function: str) -> None:
+    """Refuse arguments that a function does not have.
+
+    Raises
+    ------
+    TypeError
+        Naming what stands for them, where they are scvi-tools'.
+    """
+    for name in given:
+        message = f"{function} got an unexpected keyword argument {name!r}"
+        raise TypeError(of_scvi(name) or message)

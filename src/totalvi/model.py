@@ -10,14 +10,16 @@ import pandas as pd
 from totalvi.data.background.ambient import AmbientProfile
 from totalvi.data.background.prior import (
     PanelBatches,
+    Raw,
+    ambient_of,
     anchored_background_prior,
     empirical_background_prior,
 )
-from totalvi.data.background.raw_matrices import Raw, ambient_of
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
-from totalvi.errors import FormatError, NotTrainedError, allowed
+from totalvi.data.finding import Finding, warn_of
+from totalvi.errors import FormatError, NotTrainedError, allowed, of_scvi
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.formats.model_folder import read_state, write_state
@@ -36,7 +38,7 @@ from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import IsotypeQueries
 from totalvi.processes import this_process
-from totalvi.training import Training
+from totalvi.training import History, KnowsScviProtocol, Training
 
 
 class Model(
@@ -53,6 +55,7 @@ class Model(
     ImputationQueries,
     MappingQueries,
     ComparisonQueries,
+    metaclass=KnowsScviProtocol,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and queried.
 
@@ -71,9 +74,11 @@ class Model(
     rna_modality, protein_modality
         Names of the modalities of a MuData.
     rna_layer, protein_layer
-        Layers with the counts. None: ``X``.
+        Layers with the counts. None: ``X``; "raw": the ``raw`` of the RNA.
     protein_expression_obsm_key
         Entry of ``obsm`` in which an AnnData has the proteins.
+    protein_names_uns_key
+        Entry of ``uns`` with their names, if that of ``obsm`` is an array. None: ``<key>_names``, ...
     allow_fractional
         Whether counts may have fractions (corrected counts, for instance).
     on_disk
@@ -118,6 +123,8 @@ class Model(
         Losses in nats per cell, one row for each epoch, of all fits in order.
     split
         The cells of the last fit: ``train``, ``validation`` and ``test`` positions.
+    findings
+        What the checks of the data say; `totalvi.check` says it of data without a model.
     fingerprint
         Fingerprint of the data of the last fit: names, and hashes of the counts.
     is_trained
@@ -129,6 +136,11 @@ class Model(
         When the counts or their annotation cannot be used; the message says what to do.
     ValueError
         When an argument has a value that is not allowed.
+
+    Warns
+    -----
+    DataWarning
+        Of what the checks of the data find: proteins that are zero throughout a batch, for instance.
 
     Examples
     --------
@@ -155,6 +167,7 @@ class Model(
         rna_layer: str | None = None,
         protein_layer: str | None = None,
         protein_expression_obsm_key: str | None = None,
+        protein_names_uns_key: str | None = None,
         allow_fractional: bool = False,
         on_disk: bool = False,
         n_latent: int = 20,
@@ -190,6 +203,7 @@ class Model(
             rna_layer=rna_layer,
             protein_layer=protein_layer,
             protein_expression_obsm_key=protein_expression_obsm_key,
+            protein_names_uns_key=protein_names_uns_key,
             allow_fractional=allow_fractional,
             isotype_controls=None
             if isotype_controls is None
@@ -217,13 +231,14 @@ class Model(
             "scale_input": True,
             "background_scale": "softplus",
             "background_samples": 8,
-            "foreground_penalty": 0.01,
+            "foreground_penalty": 0.02,
             "hidden_protein_rate": 0.8,
             **network_options,
         }
         self.seed = int(seed)
         data, on_disk = opened(data, on_disk=on_disk)
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
+        warn_of(self._data.findings)
         self.schema = self._data.schema
         self.module = network_of(self.schema, self._options, self.seed)
         ambient = ambient_of(data, keys, empty_droplets)
@@ -247,12 +262,15 @@ class Model(
             self.module.anchor_background(anchor)
         self.module.set_background_prior(mean, scale)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(of_scvi(name) or f"'Model' object has no attribute {name!r}")
+
     # ------------------------------------------------------------------------------ the latest fit
 
     @property
     def history(self) -> pd.DataFrame:
         """Losses in nats per cell, one row for each epoch, of all fits in order."""
-        return pd.DataFrame() if self._result is None else self._result.history
+        return History() if self._result is None else History(self._result.history)
 
     @property
     def split(self) -> Split | None:
@@ -268,6 +286,11 @@ class Model(
     def fingerprint(self) -> dict[str, Any] | None:
         """Names of the data and hashes of the counts, by which the data are recognised."""
         return None if self._result is None else self._result.fingerprint
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the checks of the data say, and what of the data is used and what is set apart."""
+        return () if self._data is None else self._data.findings
 
     @property
     def fit_summary(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+import pandas as pd
 
 from totalvi.data.cells import CiteData, fingerprint
-from totalvi.errors import TrainingError
+from totalvi.errors import KnowsScvi, TrainingError, of_scvi, refuse_arguments
 from totalvi.fit.checkpoint import (
     CHECKPOINT_EVERY,
     Checkpoint,
@@ -30,6 +31,24 @@ from totalvi.progress import epoch_progress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+class History(pd.DataFrame):
+    """One row an epoch; columns that scvi-tools names otherwise are answered with our name."""
+
+    @property
+    def _constructor(self) -> Any:
+        return pd.DataFrame
+
+    def __getitem__(self, key: Any) -> Any:
+        answer = of_scvi(key) if isinstance(key, str) and key not in self.columns else None
+        if answer is not None:
+            raise KeyError(answer)
+        return super().__getitem__(key)
+
+
+class KnowsScviProtocol(KnowsScvi, type(Protocol)):  # type: ignore[misc]  # its base is a function
+    """Metaclass of `Model`, whose bases are protocols."""
 
 
 class Training(Fitted, Protocol):
@@ -64,6 +83,7 @@ class Training(Fitted, Protocol):
         progress: bool | None = None,
         devices: int | None = None,
         num_nodes: int = 1,
+        **unknown: Any,
     ) -> None:
         """Fit the model, and keep the weights with the lowest held-out loss.
 
@@ -130,6 +150,7 @@ class Training(Fitted, Protocol):
         KeyboardInterrupt
             When a signal ended the fit. The model is unchanged, and the checkpoint is written.
         """
+        refuse_arguments(unknown, "train()")
         data = self._training_data()
         given: dict[str, Any] = {
             "max_epochs": max_epochs,

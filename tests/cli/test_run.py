@@ -49,7 +49,8 @@ def test_options_are_handed_on(asked: list) -> None:
         "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite --resume "
         "--checkpoint-every 2.5 "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
-        "--rna-layer s --protein-layer t --protein-obsm u --on-disk"
+        "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x "
+        "--unmeasured a=CD3,CD4 --unmeasured b=CD8"
     )
     assert execute(command.split()) == 0
     ((given, options),) = asked
@@ -61,6 +62,8 @@ def test_options_are_handed_on(asked: list) -> None:
         "genome": "hg38",
         "hashtags": "HTO",
         "controls": "IgG",
+        "leave_out": "x",
+        "unmeasured": {"a": ["CD3", "CD4"], "b": ["CD8"]},
         "cells_in": "rows",
         "batch_key": "b",
         "panel_key": "p",

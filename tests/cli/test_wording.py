@@ -18,7 +18,7 @@ from totalvi.data.check_counts import protein_value_findings, rna_findings, tall
 from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import Finding, column, no_column
-from totalvi.data.io.tenx import join_genomes, pick_genomes
+from totalvi.data.io.features import join_genomes, pick_genomes
 from totalvi.errors import TotalviError, argument, naming_options, setting
 from totalvi.run.folder import _forget, require_writable
 from totalvi.run.record import incomplete_error

@@ -265,7 +265,7 @@ BAD_MUDATA = [
         "lost cell",
         lambda m: mudata_of(m["rna"], m["prot"][[0, 1, 3, 4, 5]].copy()),
         {},
-        ["6 cells", '"prot" 5', '"cell_2" in "rna"', "intersect_obs"],
+        ["6 cells", '"prot" 5', '"cell_2" in "rna"', "intersection"],
     ),
     (
         "other order",

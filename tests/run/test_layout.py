@@ -11,7 +11,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from umap.umap_ import find_ab_params, fuzzy_simplicial_set, simplicial_set_embedding
 
-from totalvi.neighbours import nearest, nearest_to_each
+from totalvi.mapping.reference_neighbours import nearest, nearest_to_each
 from totalvi.run.map_layout import A, B, lay_out, neighbour_weights
 
 

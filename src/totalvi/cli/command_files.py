@@ -8,32 +8,24 @@ from typing import Annotated, Literal
 import typer
 
 from totalvi.cli import options
+from totalvi.cli.options import Reading, that_reads
 from totalvi.errors import DataError
 
 COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}
 
 
+@that_reads
 def check(
     input: options.Input,
+    reading: Reading,
     raw: options.RawPath = None,
-    protein: options.ProteinPath = None,
-    genome: options.Genome = None,
-    hashtags: options.Hashtags = None,
-    controls: options.Controls = None,
-    cells_in: options.CellsIn = None,
     batch: options.Batch = None,
     panel: options.Panel = None,
     labels: options.Labels = None,
     size_factor: options.SizeFactor = None,
     covariate: options.Covariates = None,
     continuous_covariate: options.ContinuousCovariates = None,
-    allow_fractional: options.AllowFractional = False,
     keep_isotypes: options.KeepIsotypes = False,
-    rna_modality: options.RnaModality = "rna",
-    protein_modality: options.ProteinModality = "prot",
-    rna_layer: options.RnaLayer = None,
-    protein_layer: options.ProteinLayer = None,
-    protein_obsm: options.ProteinObsm = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a file of counts and list its problems.
@@ -47,42 +39,20 @@ def check(
       totalvi check cells.h5mu --batch donor --json
       totalvi check filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5
     """
-    from totalvi.data.background.isotype_controls import control_findings, split_controls
-    from totalvi.data.checks import check_counts
-    from totalvi.data.columns import Columns
-    from totalvi.data.find import find_counts
-    from totalvi.data.finding import Finding
-    from totalvi.data.io.modalities import renamed_features
-    from totalvi.data.io.read import ReadOptions
-    from totalvi.errors import DataError
-    from totalvi.run.convert import read_input
-    from totalvi.run.prepare import find_ambient
+    from totalvi.run.prepare import check_input
 
-    keys = Columns(
+    keys = reading.columns(
         batch_key=batch,
         panel_key=panel,
         labels_key=labels,
         size_factor_key=size_factor,
         categorical_covariate_keys=tuple(covariate or ()),
         continuous_covariate_keys=tuple(continuous_covariate or ()),
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        rna_layer=rna_layer,
-        protein_layer=protein_layer,
-        protein_expression_obsm_key=protein_obsm,
-        allow_fractional=allow_fractional,
         isotype_controls=() if keep_isotypes else None,
     )
-    read_options = ReadOptions(protein, genome, hashtags, controls, cells_in)
-    data, keys = read_input(input, keys, read_options)
-    try:
-        source = find_counts(data, keys)
-        findings = [*check_counts(source, keys), *renamed_features(data)]
-        split = split_controls(data, source, keys)
-        findings += control_findings(split[1])
-        findings += find_ambient(data, keys, source.protein_names, options.raw_paths(raw))[1]
-    except DataError as error:
-        findings = [Finding("error", "counts_not_found", str(error))]
+    findings = check_input(
+        input, keys, reading.options(), options.raw_paths(raw), reading.unmeasured
+    )
     if as_json:
         listed = [finding._asdict() for finding in findings]
         typer.echo(json.dumps({"input": str(input), "findings": listed}, indent=2))
@@ -94,6 +64,7 @@ def check(
         raise typer.Exit(2)
 
 
+@that_reads
 def convert(
     input: Annotated[
         Path,
@@ -104,6 +75,7 @@ def convert(
             show_default=False,
         ),
     ],
+    reading: Reading,
     target: Annotated[
         Path | None,
         typer.Argument(
@@ -128,13 +100,7 @@ def convert(
             "What 0.6.x weights do not say: options, gene_names, protein_names, ...",
         ),
     ] = None,
-    allow_fractional: options.AllowFractional = False,
-    protein: options.ProteinPath = None,
-    rna_modality: options.RnaModality = "rna",
-    protein_modality: options.ProteinModality = "prot",
-    rna_layer: options.RnaLayer = None,
-    protein_layer: options.ProteinLayer = None,
-    protein_obsm: options.ProteinObsm = None,
+    batch: options.Batch = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Convert counts for training from disk, or a model to or from scvi-tools.
@@ -155,27 +121,19 @@ def convert(
     written = target or output
     assert written is not None
     if written.suffix == ".zarr":
-        from totalvi.data.columns import Columns
-        from totalvi.data.io.read import ReadOptions
-        from totalvi.run.convert import convert_counts
+        from totalvi.run.convert import write_store
 
         if to is not None or config is not None:
             raise DataError(
                 f"--to and --config are for models, and {written} is to hold counts; leave them out."
             )
-        keys = Columns(
-            rna_modality=rna_modality,
-            protein_modality=protein_modality,
-            rna_layer=rna_layer,
-            protein_layer=protein_layer,
-            protein_expression_obsm_key=protein_obsm,
+        keys = reading.columns(batch_key=batch)
+        findings = write_store(
+            input, written, keys, reading.options(), reading.unmeasured, overwrite
         )
-        options_of_reading = ReadOptions(protein_path=protein)
-        typer.echo(
-            convert_counts(
-                input, written, keys=keys, options=options_of_reading, overwrite=overwrite
-            )
-        )
+        for finding in findings:
+            typer.echo(f"{finding.severity}: {finding.message}")
+        typer.echo(written)
         return
     from totalvi.formats.model_folder import is_model
     from totalvi.formats.scvi_06 import read_config
@@ -188,7 +146,7 @@ def convert(
         model = Model.load(input)
     else:
         described = None if config is None else read_config(config)
-        model = model_of_scvi(input, described, allow_fractional=allow_fractional)
+        model = model_of_scvi(input, described, allow_fractional=reading.where["allow_fractional"])
     save = model.save_scvi if to == "scvi" else model.save
     typer.echo(save(written, overwrite=overwrite))
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
+from totalvi.cli.options import Reading, that_reads
 from totalvi.processes import this_process
 
 Counts = Annotated[
@@ -17,16 +18,13 @@ Counts = Annotated[
 ]
 
 
+@that_reads
 def train(
     input: options.Input,
+    reading: Reading,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the model.")
     ],
-    protein: options.ProteinPath = None,
-    genome: options.Genome = None,
-    hashtags: options.Hashtags = None,
-    controls: options.Controls = None,
-    cells_in: options.CellsIn = None,
     batch: options.Batch = None,
     panel: options.Panel = None,
     labels: options.Labels = None,
@@ -56,10 +54,8 @@ def train(
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 10,
-    allow_fractional: options.AllowFractional = False,
+    size_factor: options.SizeFactor = None,
     keep_isotypes: options.KeepIsotypes = False,
-    rna_modality: options.RnaModality = "rna",
-    protein_modality: options.ProteinModality = "prot",
 ) -> None:
     """Fit a model to raw counts and save it, without the rest of `run`.
 
@@ -70,19 +66,15 @@ def train(
       totalvi train cells.zarr -o atlas.totalvi --on-disk --devices 4 --batch-size 1024
     """
     from totalvi.cli.options import keeping
-    from totalvi.data.columns import Columns
-    from totalvi.data.io.read import ReadOptions
     from totalvi.run.commands import train_model
 
-    keys = Columns(
+    keys = reading.columns(
         batch_key=batch,
         panel_key=panel,
         labels_key=labels,
+        size_factor_key=size_factor,
         categorical_covariate_keys=tuple(covariate or ()),
         continuous_covariate_keys=tuple(continuous_covariate or ()),
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        allow_fractional=allow_fractional,
         isotype_controls=() if keep_isotypes else None,
     )
     with keeping(output):
@@ -90,7 +82,8 @@ def train(
             input,
             output,
             keys,
-            ReadOptions(protein, genome, hashtags, controls, cells_in),
+            reading.options(),
+            unmeasured=reading.unmeasured,
             n_genes=genes,
             max_epochs=epochs,
             batch_size=batch_size,
@@ -112,8 +105,10 @@ def train(
     typer.echo(f"written: {output}")
 
 
+@that_reads
 def denoise(
     model: options.ModelPath,
+    reading: Reading,
     input: Counts = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="New .h5mu or .zarr.")
@@ -144,6 +139,7 @@ def denoise(
         model,
         input,
         output,
+        reading=reading.of(),
         transform_batch=transform_batch or None,
         n_samples=samples,
         seed=seed,
@@ -155,8 +151,10 @@ def denoise(
         typer.echo(f"written: {path}")
 
 
+@that_reads
 def de(
     model: options.ModelPath,
+    reading: Reading,
     input: Counts = None,
     groupby: Annotated[
         str, options.text("--groupby", "KEY", "Column of obs with the groups.")
@@ -195,6 +193,7 @@ def de(
         model,
         input,
         output,
+        reading=reading.of(),
         groupby=groupby,
         group=group,
         against=against,

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping
+from totalvi.cli.options import Reading, keeping, that_reads
+from totalvi.errors import DataWarning
 
 
 def explore(
@@ -93,6 +94,7 @@ def report(
     typer.echo(build_report(folder, output))
 
 
+@that_reads
 def map_cells(
     model: options.ModelPath,
     query: Annotated[
@@ -100,6 +102,7 @@ def map_cells(
         typer.Argument(metavar="QUERY", help="Raw counts of the new cells; RNA alone will do."),
     ],
     output: options.Output,
+    reading: Reading,
     reference: Annotated[
         Path | None,
         options.text(
@@ -149,13 +152,14 @@ def map_cells(
     with warnings.catch_warnings(record=True) as caught, keeping(output):
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message="The (query|reference model) ")
+        warnings.filterwarnings("always", category=DataWarning)
         record = map_files(
             model,
             query,
             output,
             reference=reference,
             labels=labels,
-            batch_key=batch,
+            reading=reading.of(batch_key=batch),
             reference_batch=reference_batch,
             train=train,
             overwrite=overwrite,
@@ -170,6 +174,7 @@ def map_cells(
     typer.echo(f"written: {output}")
 
 
+@that_reads
 def impute(
     reference: Annotated[
         str,
@@ -186,13 +191,11 @@ def impute(
         ),
     ],
     output: options.Output,
+    reading: Reading,
     batch: Annotated[
         str | None,
         options.text("--batch", "KEY", "Column with the batches within REFERENCE or QUERY."),
     ] = None,
-    genome: options.Genome = None,
-    hashtags: options.Hashtags = None,
-    controls: options.Controls = None,
     genes: Annotated[
         int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
     ] = 4000,
@@ -228,9 +231,9 @@ def impute(
             query,
             output,
             batch_key=batch,
-            genome=genome,
-            hashtags=hashtags,
-            controls=controls,
+            **reading.arguments,
+            **reading.where,
+            unmeasured=reading.unmeasured,
             n_genes=genes,
             max_epochs=epochs,
             n_samples=samples,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import keeping
+from totalvi.cli.options import Reading, keeping, that_reads
 from totalvi.errors import IncompleteError, TotalviError
 
 if TYPE_CHECKING:
@@ -27,16 +27,13 @@ REPEATED = {
 """Options of a run that can be given with ``--from``."""
 
 
+@that_reads
 def run(
     context: typer.Context,
     output: options.Output,
+    reading: Reading,
     input: options.InputOfRun = None,
     raw: options.RawPath = None,
-    protein: options.ProteinPath = None,
-    genome: options.Genome = None,
-    hashtags: options.Hashtags = None,
-    controls: options.Controls = None,
-    cells_in: options.CellsIn = None,
     batch: options.Batch = None,
     panel: options.Panel = None,
     labels: options.Labels = None,
@@ -66,13 +63,7 @@ def run(
         Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
     refuse_empty_cells: options.RefuseEmptyCells = False,
-    allow_fractional: options.AllowFractional = False,
     keep_isotypes: options.KeepIsotypes = False,
-    rna_modality: options.RnaModality = "rna",
-    protein_modality: options.ProteinModality = "prot",
-    rna_layer: options.RnaLayer = None,
-    protein_layer: options.ProteinLayer = None,
-    protein_obsm: options.ProteinObsm = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record of the run as JSON.")
     ] = False,
@@ -107,7 +98,7 @@ def run(
                 output,
                 input=input,
                 raw=options.raw_paths(raw),
-                protein_path=protein,
+                protein_path=reading.arguments["protein_path"],
                 overwrite=overwrite,
                 resume=resume,
                 checkpoint_every=every,
@@ -121,11 +112,9 @@ def run(
             input,
             output,
             raw=options.raw_paths(raw),
-            protein_path=protein,
-            genome=genome,
-            hashtags=hashtags,
-            controls=controls,
-            cells_in=cells_in,
+            **reading.arguments,
+            **reading.where,
+            unmeasured=reading.unmeasured,
             batch_key=batch,
             panel_key=panel,
             labels_key=labels,
@@ -141,13 +130,7 @@ def run(
             resume=resume,
             checkpoint_every=every,
             drop_empty_cells=not refuse_empty_cells,
-            allow_fractional=allow_fractional,
             isotype_controls=() if keep_isotypes else None,
-            rna_modality=rna_modality,
-            protein_modality=protein_modality,
-            rna_layer=rna_layer,
-            protein_layer=protein_layer,
-            protein_expression_obsm_key=protein_obsm,
         )
     _finish(result, as_json)
 

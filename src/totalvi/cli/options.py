@@ -1,15 +1,22 @@
 """Options that several commands share: where the counts and the annotation are."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import typer
 
 from totalvi.errors import ReadError
 from totalvi.run.folder import MODEL, RunResult, checkpoint_of
+
+if TYPE_CHECKING:
+    from totalvi.data.columns import Columns
+    from totalvi.data.io.read import ReadOptions
+    from totalvi.data.panels import antibodies
 
 
 def a_number(value: float) -> float:
@@ -158,6 +165,122 @@ def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
     return by_batch
 
 
+Unmeasured = Annotated[
+    list[str] | None,
+    text(
+        "--unmeasured",
+        "zeros|BATCH=NAME,...",
+        'Proteins that a batch did not measure; repeatable. "zeros": those that are zero in all of it.',
+    ),
+]
+LeaveOut = Annotated[
+    str | None,
+    text(
+        "--leave-out",
+        "REGEX",
+        "Which rows of the antibodies are of none; default: those named so, as unmapped.",
+    ),
+]
+
+
+class Reading(NamedTuple):
+    """How to read counts: arguments of `ReadOptions`, of `Columns` and of `declare_unmeasured`."""
+
+    arguments: dict[str, Any]
+    where: dict[str, Any]
+    unmeasured: dict[str, list[str]] | Literal["zeros"] | None
+
+    def of(self, **columns: Any) -> "tuple[Columns, ReadOptions, antibodies.Unmeasured | None]":
+        """Return where the counts are, how files are read, and what was not measured."""
+        return self.columns(**columns), self.options(), self.unmeasured
+
+    def options(self) -> "ReadOptions":
+        """Return how files are read."""
+        from totalvi.data.io.read import ReadOptions
+
+        return ReadOptions(**self.arguments)
+
+    def columns(self, **others: Any) -> "Columns":
+        """Return where in what was read counts and annotation are."""
+        from totalvi.data.columns import Columns
+
+        return Columns(**self.where, **others)
+
+
+_OF_FILES: dict[str, tuple[str, Any, Any]] = {  # argument, type and default of each option
+    "protein": ("protein_path", ProteinPath, None),
+    "genome": ("genome", Genome, None),
+    "hashtags": ("hashtags", Hashtags, None),
+    "controls": ("controls", Controls, None),
+    "leave_out": ("leave_out", LeaveOut, None),
+    "cells_in": ("cells_in", CellsIn, None),
+}
+_OF_COUNTS: dict[str, tuple[str, Any, Any]] = {
+    "rna_modality": ("rna_modality", RnaModality, "rna"),
+    "protein_modality": ("protein_modality", ProteinModality, "prot"),
+    "rna_layer": ("rna_layer", RnaLayer, None),
+    "protein_layer": ("protein_layer", ProteinLayer, None),
+    "protein_obsm": ("protein_expression_obsm_key", ProteinObsm, None),
+    "allow_fractional": ("allow_fractional", AllowFractional, False),
+}
+
+
+def that_reads(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of reading in place of its parameter ``reading``."""
+    options = {**_OF_FILES, **_OF_COUNTS, "unmeasured": ("unmeasured", Unmeasured, None)}
+
+    @wraps(command)
+    def with_options_of_reading(*given: Any, **chosen: Any) -> None:
+        values = {name: chosen.pop(name, default) for name, (_, _, default) in options.items()}
+        reading = Reading(
+            {argument: values[name] for name, (argument, _, _) in _OF_FILES.items()},
+            {argument: values[name] for name, (argument, _, _) in _OF_COUNTS.items()},
+            unmeasured_proteins(values["unmeasured"]),
+        )
+        command(*given, **chosen, reading=reading)
+
+    types = get_type_hints(command, include_extras=True)
+    types |= {name: kind for name, (_, kind, _) in options.items()}
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        names = options if parameter.name == "reading" else (parameter.name,)
+        for name in names:
+            default = options[name][2] if name in options else parameter.default
+            kind = Parameter.KEYWORD_ONLY
+            parameters.append(Parameter(name, kind, default=default, annotation=types[name]))
+    with_options_of_reading.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    with_options_of_reading.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_options_of_reading
+
+
+def unmeasured_proteins(given: list[str] | None) -> dict[str, list[str]] | Literal["zeros"] | None:
+    """Return the names of the proteins that each batch did not measure, or "zeros".
+
+    Raises
+    ------
+    ReadError
+        When one is neither.
+
+    Examples
+    --------
+    >>> unmeasured_proteins(["d2=CD3,CD4"]), unmeasured_proteins(["zeros"])
+    ({'d2': ['CD3', 'CD4']}, 'zeros')
+    """
+    if not given:
+        return None
+    if given == ["zeros"]:
+        return "zeros"
+    found: dict[str, list[str]] = {}
+    for one in given:
+        batch, equals, names = one.partition("=")
+        if not (equals and batch and names):
+            raise ReadError(
+                f'--unmeasured {one}; give a batch and its proteins, BATCH=NAME,NAME, or "zeros".'
+            )
+        found.setdefault(batch, []).extend(name.strip() for name in names.split(","))
+    return found
+
+
 Devices = Annotated[
     int | None,
     typer.Option(
@@ -209,6 +332,9 @@ OPTIONS = {
     "batch_key": "--batch",
     "batch_size": "--batch-size",
     "categorical_covariate_keys": "--covariate",
+    "leave_out": "--leave-out",
+    "totalvi.declare_unmeasured": "--unmeasured",
+    "unmeasured": "--unmeasured",
     "cells_in": "--cells-in",
     "checkpoint_every": "--checkpoint-every",
     "config": "--config",

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from totalvi.data.columns import Columns, joined_obs, names_of
 from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced
+from totalvi.data.finding import Finding
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,8 @@ class CiteData:
         The source of the ``obs`` of the cells.
     controls
         Counts of the isotype controls in the data, (N, controls), by name.
+    findings
+        Warnings and notes of the checks of the data.
     """
 
     schema: Schema
@@ -216,6 +219,7 @@ class CiteData:
     library_size: np.ndarray
     annotation: Annotation
     controls: pd.DataFrame
+    findings: tuple[Finding, ...] = ()
 
     @property
     def n_cells(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from totalvi.data.background.isotype_controls import antibody_findings
 from totalvi.data.check_counts import CountTally, protein_value_findings, rna_findings, tally_counts
 from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource
@@ -14,6 +15,7 @@ from totalvi.data.finding import (
     cell_groups,
     column,
     first_and_count,
+    in_order,
     listed,
     no_column,
 )
@@ -220,10 +222,10 @@ def check_counts(
         *_cell_findings(source),
         *counts,
         *(panel_findings(source, groups, tally) if groups is not None else ()),
+        *antibody_findings(source, tally),
         _summary(source, tally, are_counts=all(finding.severity != "error" for finding in counts)),
     ]
-    severities = ("error", "warning", "note")
-    return sorted(findings, key=lambda finding: severities.index(finding.severity))
+    return in_order(findings)
 
 
 def tally_by_group(source: CountSource, columns: Columns) -> CountTally:
@@ -311,7 +313,6 @@ def panel_findings(source: CountSource, groups: CellGroups, tally: CountTally) -
     yield from _unmeasured(source, groups, unmeasured)
     yield from _partly_unmeasured(source, groups, (n_unmeasured > 0) & ~unmeasured, n_unmeasured)
     yield from _zero(source, groups, unmeasured, tally.n_positive)
-    yield from _cells_without_counts(source, tally)
 
 
 def _unmeasured(
@@ -374,7 +375,8 @@ def _zero(
             "warning",
             "protein_zero",
             f"{source.protein_where} is zero in all cells for {name}; remove it if it was not in "
-            "the antibody panel.",
+            "the antibody panel, or, if cells of other batches or of a reference have it, declare it "
+            f"unmeasured (NaN) with {argument('totalvi.declare_unmeasured')}.",
         )
     only_here = (n_positive == 0) & ~unmeasured & ~everywhere
     for group in np.flatnonzero(only_here.any(axis=1)):
@@ -384,16 +386,6 @@ def _zero(
             "protein_zero_in_group",
             f"{source.protein_where} is zero in all cells of {groups.name(int(group))}, but not "
             f"elsewhere, for {first_and_count(names, 'protein')}; if it was not measured there, set "
-            f"it to NaN in that {groups.word}; else it counts as absent.",
-        )
-
-
-def _cells_without_counts(source: CountSource, tally: CountTally) -> Iterator[Finding]:
-    empty = tally.protein_measured & (tally.protein_total == 0)
-    if empty.any():
-        yield Finding(
-            "warning",
-            "cell_without_protein",
-            f"{source.protein_where} has no protein count at all in "
-            f"{first_and_count(source.cell_names[empty], 'cell')}; drop what is not a stained cell.",
+            f"it to NaN in that {groups.word}, with {argument('totalvi.declare_unmeasured')}; else it "
+            "counts as absent.",
         )

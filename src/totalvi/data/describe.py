@@ -2,22 +2,26 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts, split_controls
 from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
-from totalvi.data.columns import Columns
+from totalvi.data.columns import Columns, names_of
+from totalvi.data.contents import contents_findings
 from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
-from totalvi.data.find import CountSource, find_counts
+from totalvi.data.find import CountSource, find_counts, gene_table
 from totalvi.data.finding import did_you_mean
+from totalvi.data.io.features import with_symbols
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError, argument
 
@@ -80,11 +84,13 @@ def describe(
     else:
         raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
         controls = control_counts(data, source, schema.control_names)
-        aligned = _align(source, schema)
+        aligned = _align(source, schema, gene_table(data, columns))
         if aligned.rna is not source.rna:
             library_size = _totals(aligned.rna)
         source = aligned
-    return cells(Found(data, source, controls, library_size), columns, schema)
+    described = cells(Found(data, source, controls, library_size), columns, schema)
+    noted = tuple(finding for finding in findings if finding.severity != "error")
+    return replace(described, findings=(*contents_findings(data, columns), *noted))
 
 
 def opened(data: Data, *, on_disk: bool = False) -> tuple[MuData | AnnData, bool]:
@@ -276,9 +282,17 @@ def _measured_protein(
     return measured_counts
 
 
-def _align(source: CountSource, schema: Schema) -> CountSource:
-    """Return ``source`` with the schema's genes and proteins in its order."""
-    genes = _positions(source.gene_names, schema.gene_names, "gene", source.rna_where)
+def _align(source: CountSource, schema: Schema, var: pd.DataFrame) -> CountSource:
+    """Return ``source`` with the schema's genes and proteins in its order.
+
+    Genes are known by their names, or else by the symbols or Ensembl ids in their annotation ``var``.
+    """
+    names = source.gene_names
+    if not names.isin(schema.gene_names).any():
+        ids = names_of(pd.Index(var["gene_ids"])) if "gene_ids" in var else names
+        others = [make_index_unique(names_of(with_symbols(var).index)), ids]
+        names = max(others, key=lambda other: int(other.isin(schema.gene_names).sum()))
+    genes = _positions(names, schema.gene_names, "gene", source.rna_where)
     proteins = _positions(
         source.protein_names, schema.protein_names, "protein", source.protein_where
     )

@@ -9,7 +9,14 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.columns import Columns, joined_obs, names_of, require_same_cells
+from totalvi.data.columns import (
+    Columns,
+    feature_names,
+    joined_obs,
+    names_of,
+    require_same_cells,
+)
+from totalvi.data.contents import looks_like_counts, no_proteins, require_no_proteins
 from totalvi.data.counts import (
     Counts,
     CountsInMemory,
@@ -20,8 +27,9 @@ from totalvi.data.counts import (
     to_csr,
     to_dense,
 )
-from totalvi.data.finding import did_you_mean, listed
-from totalvi.data.io.modalities import modalities_of
+from totalvi.data.finding import did_you_mean
+from totalvi.data.io.features import modalities_of, with_symbols
+from totalvi.data.io.modalities import names_in_obsm
 from totalvi.errors import DataError, argument, setting
 
 
@@ -112,7 +120,7 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
         if count == 0:
             raise DataError(f"no {what} at all in {source.rna_where}; check how it was filtered.")
     if source.protein.shape[1] == 0:
-        raise DataError(f"no proteins at all in {source.protein_where}; {_protein_fix(data)}.")
+        raise DataError(no_proteins(data, columns))
     return source
 
 
@@ -140,32 +148,27 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
     if isinstance(data, MuData):
         if rna_modality not in data.mod:
             raise DataError(_no_rna(rna_modality, data.mod))
+        require_no_proteins(data, columns)
         rna = data.mod[rna_modality]
         obs, where = joined_obs(data, rna, rna), _where(f'modality "{rna_modality}"', layer)
     else:
-        likely = [key for key, value in data.obsm.items() if _looks_like_counts(value)]
-        if likely:
-            raise DataError(
-                f"there are no antibodies among the features, but {listed(likely)} in obsm looks like "
-                "counts; name the entry that holds the proteins with "
-                f"{argument('protein_expression_obsm_key')}, or remove it."
-            )
-        rna = data[:, genes_and_proteins(data.var)[0]]
-        obs, where = pd.DataFrame(data.obs).copy(), "X" if layer is None else f'layers["{layer}"]'
-    for count, what in zip(rna.shape, ("cells", "genes"), strict=True):
+        require_no_proteins(data, columns)
+        rna = data if _is_raw(data, layer) else data[:, genes_and_proteins(data.var)[0]]
+        obs, where = pd.DataFrame(data.obs).copy(), _where("", layer)
+    values, var = _rna_matrix(rna, layer, "the RNA")
+    for count, what in zip((rna.n_obs, len(var)), ("cells", "genes"), strict=True):
         if count == 0:
             raise DataError(f"no {what} at all in {where}; check how it was filtered.")
-    values = _matrix(rna, layer, "the RNA", "rna_layer")
     return CountSource(
-        rna=CountsInMemory(to_csr(values, where, rna.obs_names, rna.var_names)),
+        rna=CountsInMemory(to_csr(values, where, rna.obs_names, var.index)),
         protein=CountsInMemory(np.empty((rna.shape[0], 0), dtype=np.float32)),
-        gene_names=names_of(rna.var_names),
+        gene_names=feature_names(var.index, rna_modality),
         protein_names=pd.Index([], dtype=object),
         cell_names=names_of(rna.obs_names),
         obs=obs,
         rna_where=where,
         protein_where="nowhere",
-        rna_layers=tuple(map(str, rna.layers)),
+        rna_layers=_layers_of(rna),
     )
 
 
@@ -176,34 +179,6 @@ def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
     )
 
 
-def _protein_fix(data: MuData | AnnData) -> str:
-    """Return the words for how to name the place of the proteins."""
-    if isinstance(data, MuData):
-        return (
-            "totalVI needs protein counts paired with the RNA; name the modality that holds them "
-            f"with {argument('protein_modality')} (there are: {listed(data.mod)})"
-        )
-    likely = [key for key, value in data.obsm.items() if _looks_like_counts(value)]
-    hint = f" (these look like counts: {listed(likely)})" if likely else ""
-    return (
-        "totalVI needs protein counts paired with the RNA; name the obsm entry that holds them "
-        f"with {argument('protein_expression_obsm_key')}{hint}"
-    )
-
-
-def _looks_like_counts(values: Any) -> bool:
-    """Return whether the first rows of an obsm entry hold only whole numbers >= 0, one of them > 1."""
-    try:
-        first = values.iloc[:1000] if isinstance(values, pd.DataFrame) else values[:1000]
-        rows = pd.RangeIndex(1000)
-        numbers = to_dense(first, "obsm", rows, _obsm_names(first))
-    except (DataError, ValueError):
-        return False
-    numbers = numbers[~np.isnan(numbers)]
-    whole = (numbers >= 0) & (numbers == np.floor(numbers))
-    return bool(numbers.size and whole.all() and numbers.max() > 1)
-
-
 def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
     mod: Mapping[str, AnnData] = mdata.mod
     rna_modality, protein_modality = columns.rna_modality, columns.protein_modality
@@ -211,36 +186,27 @@ def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
     if rna_modality not in mod:
         raise DataError(_no_rna(rna_modality, mod))
     if protein_modality not in mod:
-        if len(mod) == 1:
-            raise DataError(
-                f'no proteins at all; the MuData holds only the modality "{rna_modality}", and '
-                "totalVI needs protein counts paired with the RNA; add them as the modality "
-                f'"{protein_modality}".'
-            )
-        raise DataError(
-            f'no modality "{protein_modality}" in the MuData; name the modality that holds the '
-            f"proteins with {argument('protein_modality')} ({did_you_mean(protein_modality, mod)})."
-        )
+        raise DataError(no_proteins(mdata, columns))
     rna, protein = mod[rna_modality], mod[protein_modality]
     require_same_cells(rna, protein, rna_modality, protein_modality)
     rna_where = _where(f'modality "{rna_modality}"', rna_layer)
     protein_where = _where(f'modality "{protein_modality}"', protein_layer)
-    rna_values = _matrix(rna, rna_layer, f'modality "{rna_modality}"', "rna_layer")
+    rna_values, rna_var = _rna_matrix(rna, rna_layer, f'modality "{rna_modality}"')
     protein_values = _matrix(
         protein, protein_layer, f'modality "{protein_modality}"', "protein_layer"
     )
     return CountSource(
-        rna=_rna(rna_values, _Place(rna_where, rna.obs_names, rna.var_names), on_disk),
+        rna=_rna(rna_values, _Place(rna_where, rna.obs_names, rna_var.index), on_disk),
         protein=_protein(
             protein_values, _Place(protein_where, protein.obs_names, protein.var_names), on_disk
         ),
-        gene_names=names_of(rna.var_names),
-        protein_names=names_of(protein.var_names),
+        gene_names=feature_names(rna_var.index, rna_modality),
+        protein_names=feature_names(protein.var_names, protein_modality),
         cell_names=names_of(rna.obs_names),
         obs=joined_obs(mdata, rna, protein),
         rna_where=rna_where,
         protein_where=protein_where,
-        rna_layers=tuple(map(str, rna.layers)),
+        rna_layers=_layers_of(rna),
         protein_layers=tuple(map(str, protein.layers)),
     )
 
@@ -248,11 +214,12 @@ def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
 def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSource:
     rna_layer, protein_layer = columns.rna_layer, columns.protein_layer
     obsm_key, names_key = columns.protein_expression_obsm_key, columns.protein_names_uns_key
-    is_gene, is_protein = genes_and_proteins(adata.var)
     protein_columns: np.ndarray | None = None  # all
-    rna_where = "X" if rna_layer is None else f'layers["{rna_layer}"]'
-    rna_values = _matrix(adata, rna_layer, "the AnnData", "rna_layer")
-    gene_names = names_of(adata.var_names[is_gene])
+    rna_where = _where("", rna_layer)
+    rna_values, rna_var = _rna_matrix(adata, rna_layer, "the AnnData")
+    is_gene = genes_and_proteins(rna_var)[0]
+    is_protein = genes_and_proteins(adata.var)[1]
+    gene_names = names_of(rna_var.index[is_gene])
     if obsm_key is not None:
         if obsm_key not in adata.obsm:
             raise DataError(
@@ -267,18 +234,20 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
             )
         protein_where = f'obsm["{obsm_key}"]'
         protein_values = adata.obsm[obsm_key]
-        protein_names = _obsm_names(protein_values)
+        protein_names = names_of(names_in_obsm(protein_values, adata.uns, obsm_key))
         if names_key is not None and not isinstance(protein_values, pd.DataFrame):
             protein_names = _uns_names(adata, names_key, len(protein_names))
     elif is_protein.any():
         layer = protein_layer if protein_layer is not None else rna_layer
+        if layer == "raw" and _is_raw(adata, layer):
+            layer = None
         protein_where = "X" if layer is None else f'layers["{layer}"]'
         protein_values = _matrix(adata, layer, "the AnnData", "protein_layer")
         protein_columns = np.flatnonzero(is_protein)
         protein_where = f"the antibody features of {protein_where}"
         protein_names = names_of(adata.var_names[is_protein])
     else:
-        raise DataError(f"no proteins at all in the AnnData; {_protein_fix(adata)}.")
+        raise DataError(no_proteins(adata, columns))
     gene_columns = None if is_gene.all() else np.flatnonzero(is_gene)
     cells = adata.obs_names
     return CountSource(
@@ -292,7 +261,7 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
         obs=pd.DataFrame(adata.obs).copy(),
         rna_where=rna_where,
         protein_where=protein_where,
-        rna_layers=tuple(map(str, adata.layers)),
+        rna_layers=_layers_of(adata),
         protein_layers=() if obsm_key is not None else tuple(map(str, adata.layers)),
     )
 
@@ -335,14 +304,6 @@ def genes_and_proteins(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return (is_gene if is_gene.any() else ~is_protein), is_protein
 
 
-def _obsm_names(values: Any) -> pd.Index:
-    if isinstance(values, pd.DataFrame):
-        return names_of(values.columns)
-    if values.ndim != 2:
-        return pd.Index(["protein_0"])
-    return pd.Index([f"protein_{i}" for i in range(values.shape[1])], dtype=object)
-
-
 def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
     names = adata.uns.get(key)
     if names is None or len(names) != n_proteins:
@@ -353,8 +314,34 @@ def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
     return names_of(pd.Index(names))
 
 
+def gene_table(data: MuData | AnnData, columns: Columns) -> pd.DataFrame:
+    """Return what ``data`` says of the genes whose counts are used."""
+    rna = data.mod[columns.rna_modality] if isinstance(data, MuData) else data
+    var = with_symbols(rna.raw.var) if _is_raw(rna, columns.rna_layer) else pd.DataFrame(rna.var)
+    return var if isinstance(data, MuData) else var[genes_and_proteins(var)[0]]
+
+
+def _is_raw(adata: AnnData, layer: str | None) -> bool:
+    return layer == "raw" and "raw" not in adata.layers and adata.raw is not None
+
+
+def _layers_of(rna: AnnData) -> tuple[str, ...]:
+    """Return the names of what may hold other counts: layers, and raw where it does."""
+    raw = ("raw",) if rna.raw is not None and looks_like_counts(rna.raw.X) else ()
+    return (*map(str, rna.layers), *raw)
+
+
+def _rna_matrix(rna: AnnData, layer: str | None, owner: str) -> tuple[Any, pd.DataFrame]:
+    """Return the matrix of a layer, of raw, or X, and the annotation of its features."""
+    if _is_raw(rna, layer):
+        return rna.raw.X, with_symbols(pd.DataFrame(rna.raw.var))
+    return _matrix(rna, layer, owner, "rna_layer"), pd.DataFrame(rna.var)
+
+
 def _where(modality: str, layer: str | None) -> str:
-    return modality if layer is None else f'{modality} layers["{layer}"]'
+    if layer is None:
+        return modality or "X"
+    return f'{modality} layers["{layer}"]'.strip()
 
 
 def _matrix(adata: AnnData, layer: str | None, owner: str, name: str) -> Any:

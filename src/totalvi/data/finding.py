@@ -1,5 +1,6 @@
 """Findings of the checks of the input, and words that the checks share."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
@@ -7,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.errors import argument
+from totalvi.errors import DataWarning, argument
 
 
 class Finding(NamedTuple):
@@ -26,6 +27,22 @@ class Finding(NamedTuple):
     severity: Literal["error", "warning", "note"]
     code: str
     message: str
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Return errors, then warnings, then notes."""
+    severities = ("error", "warning", "note")
+    return sorted(findings, key=lambda finding: severities.index(finding.severity))
+
+
+def warn_of(findings: Iterable[Finding], stacklevel: int = 2) -> None:
+    """Warn of what the checks warn of, as `totalvi.errors.DataWarning`.
+
+    Not of few genes: those of a model are chosen.
+    """
+    for finding in findings:
+        if finding.severity == "warning" and finding.code != "few_genes":
+            warnings.warn(finding.message, DataWarning, stacklevel=stacklevel + 1)
 
 
 def warnings_and_notes(findings: Iterable[Finding]) -> tuple[list[str], list[str]]:

@@ -15,10 +15,11 @@ from totalvi.data.background.isotype_controls import control_counts
 from totalvi.data.cells import CiteData, QueryMapping, Schema, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
 from totalvi.data.columns import Columns
+from totalvi.data.contents import contents_findings
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.describe import Data, Found, categories, cells, measured_by_group, opened
 from totalvi.data.find import CountSource
-from totalvi.data.finding import did_you_mean, listed
+from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.panels.antibodies import harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, align_genes, find_data_set
 from totalvi.errors import DataError
@@ -101,12 +102,14 @@ def map_cells(
     if panel_key is not None and panel_key not in obs:
         panel_key = batch_key
     columns = replace(columns, batch_key=batch_key, panel_key=panel_key)
-    used = _require_usable(aligned, columns, needs_labels)
+    used, findings = _require_usable(aligned, columns, needs_labels)
     schema, mapping = extended_schema(
         aligned, columns, reference, antibody_names, new_categories=new_categories
     )
     found = Found(data, aligned.source, aligned.controls)
-    return MappedQuery(cells(found, used, schema, mapping), mapping, aligned)
+    described = cells(found, used, schema, mapping)
+    findings = (*contents_findings(data, columns), *findings)
+    return MappedQuery(replace(described, findings=findings), mapping, aligned)
 
 
 def describe_query(
@@ -121,17 +124,25 @@ def describe_query(
     """
     data = opened(data)[0]
     aligned = align_query(data, schema.columns, schema, dict(mapping.antibody_names))
-    used = _require_usable(aligned, schema.columns, needs_labels)
+    used = _require_usable(aligned, schema.columns, needs_labels)[0]
     return cells(Found(data, aligned.source, aligned.controls), used, schema, mapping)
 
 
-def _require_usable(query: AlignedQuery, columns: Columns, needs_labels: bool) -> Columns:
-    """Refuse counts and annotation that cannot be used, and return the columns to use."""
+def _require_usable(
+    query: AlignedQuery, columns: Columns, needs_labels: bool
+) -> tuple[Columns, tuple[Finding, ...]]:
+    """Refuse counts and annotation that cannot be used, and return the columns that will be.
+
+    Beside them is what the checks warn of, but for genes without counts: those that the query lacks
+    are named elsewhere.
+    """
     if not needs_labels:
         columns = replace(columns, labels_key=None)
     findings = check_counts(query.source, columns)
     raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
-    return columns
+    of_fits = {"gene_zero", "few_genes", "group_small", "covariate_constant_category"}
+    warned = (f for f in findings if f.severity == "warning" and f.code not in of_fits)
+    return columns, tuple(warned)
 
 
 def align_query(

@@ -12,7 +12,7 @@ from torch import Tensor
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.finding import did_you_mean
+from totalvi.data.finding import did_you_mean, warn_of
 from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
 from totalvi.errors import argument, setting
 from totalvi.fit.batches import Minibatch, minibatches
@@ -70,6 +70,7 @@ class MappingQueries(_Mappable):
         rna_layer: str | None = None,
         protein_layer: str | None = None,
         protein_expression_obsm_key: str | None = None,
+        allow_fractional: bool | None = None,
         max_epochs: int = SURGERY_EPOCHS,
         **training: Any,
     ) -> Self:
@@ -108,6 +109,8 @@ class MappingQueries(_Mappable):
             Places of the query's counts, if they differ from those of the reference.
         max_epochs
             Number of epochs with ``train``.
+        allow_fractional
+            Whether the query's counts may have fractions. None: if the reference's might.
         training
             Further arguments of `Model.train`; there is no KL warm-up unless one is given.
 
@@ -124,6 +127,9 @@ class MappingQueries(_Mappable):
         UserWarning
             About missing genes, with the share of the RNA that is expected in them, and about proteins
             that are left out.
+        DataWarning
+            About what the checks find, such as proteins that are zero throughout a batch; if these were
+            not measured, say so with `totalvi.declare_unmeasured`.
 
         Examples
         --------
@@ -145,6 +151,7 @@ class MappingQueries(_Mappable):
             "rna_layer": rna_layer,
             "protein_layer": protein_layer,
             "protein_expression_obsm_key": protein_expression_obsm_key,
+            "allow_fractional": allow_fractional,
         }
         changed = {name: value for name, value in changed.items() if value is not None}
         mapped = map_cells(
@@ -157,6 +164,7 @@ class MappingQueries(_Mappable):
             needs_labels=dispersion_by_label(self.module),
         )
         cells, mapping = mapped.cells, mapped.mapping
+        warn_of(cells.findings)
         query = _with_cells(self, cells, mapping)
         started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from totalvi.errors import allowed
+from totalvi.errors import NetworkThatKnowsScvi, allowed
 from totalvi.nn import config as options
 from totalvi.nn import v06_minibatch as minibatch
 from totalvi.nn.cell import CellContext, SparseCounts
@@ -24,7 +24,7 @@ from totalvi.nn.v06_minibatch import BatchCode, CellExtras, inverse_dispersion
 NO_DROPOUT_LOGIT = -100.0  # of a probability that is 0 in float32
 
 
-class TOTALVI(Network):
+class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
     """Total variational inference for CITE-seq data.
 
     The generative model and its variational posterior are those of Gayoso, Steier et al., "Joint

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.finding import did_you_mean
-from totalvi.errors import allowed
+from totalvi.errors import allowed, of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names: TypeAlias = str | Sequence[str] | None
@@ -32,6 +32,9 @@ def check_network_options(options: dict[str, Any]) -> None:
         "n_input_proteins": "the data",
     }
     for name in options:
+        answer = of_scvi(name)
+        if answer is not None:
+            raise ValueError(answer)
         if name in elsewhere:
             raise ValueError(
                 f"{name} is not an argument of Model; it follows from {elsewhere[name]}."

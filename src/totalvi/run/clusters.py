@@ -14,7 +14,7 @@ from scipy import sparse
 
 from totalvi.errors import DataError
 from totalvi.fit.batches import some_of_each
-from totalvi.neighbours import Nearest, nearest, nearest_to_each
+from totalvi.mapping.reference_neighbours import Nearest, nearest, nearest_to_each
 from totalvi.run.map_layout import lay_out, neighbour_weights
 
 NEIGHBOURS = 15  # of a cell, itself included

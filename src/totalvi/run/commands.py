@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +20,14 @@ from totalvi.data.io.h5_zarr import can_stay_on_disk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import shared_store
+from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, OutputError, TotalviError, argument, setting
 from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
 from totalvi.processes import first_alone, launch, this_process
 from totalvi.progress import Steps
-from totalvi.run.convert import open_input, read_input
+from totalvi.run.convert import AS_IS, Reading, counts_in_x, open_input, read_input
 from totalvi.run.folder import (
     MODEL,
     checkpoint_of,
@@ -52,6 +54,7 @@ def train_model(
     keys: Columns,
     options: ReadOptions,
     *,
+    unmeasured: Unmeasured | None = None,
     n_genes: int = 4000,
     max_epochs: int | None = None,
     batch_size: int | None = None,
@@ -72,6 +75,8 @@ def train_model(
     ----------
     input, keys, options
         Counts, the places in them, and how to read them.
+    unmeasured
+        Proteins that a batch did not measure; see `totalvi.declare_unmeasured`.
     output
         The model's folder. Until it is there the fit is kept beside it, in ``<output>.checkpoint``.
     n_genes, max_epochs, seed, on_disk, overwrite, resume, checkpoint_every, progress
@@ -94,9 +99,11 @@ def train_model(
     with _cells_beside(output) as store:
         with steps.step("read, check and select genes"):
             if on_disk:
-                counts, keys, findings = _prepared_on_disk(input, keys, options, n_genes, store)
+                counts, keys, findings = _prepared_on_disk(
+                    input, keys, options, unmeasured, n_genes, store
+                )
             else:
-                data, keys = read_input(input, keys, options)
+                data, keys = read_input(input, keys, options, unmeasured)
                 counts, findings = prepare(data, keys, n_genes=n_genes)
         with steps.step("train", spinner=False):
             model = new_model(counts, keys, seed)
@@ -138,6 +145,7 @@ def _prepared_on_disk(
     input: str | Path | MuData | AnnData,
     keys: Columns,
     options: ReadOptions,
+    unmeasured: Unmeasured | None,
     n_genes: int,
     store: Path,
 ) -> tuple[Path, Columns, list[Finding]]:
@@ -146,7 +154,7 @@ def _prepared_on_disk(
         raise ValueError(
             f"{argument('on_disk')} is for the path of a file; data in memory do without."
         )
-    data, keys = open_input(input, keys, options)
+    data, keys = open_input(input, keys, options, unmeasured)
     findings: list[Finding] = []
     with first_alone() as is_first:
         if is_first:
@@ -156,7 +164,11 @@ def _prepared_on_disk(
 
 
 def load_with_counts(
-    model_path: Path, input: str | Path | None, *, on_disk: bool = False
+    model_path: Path,
+    input: str | Path | None,
+    reading: Reading = AS_IS,
+    *,
+    on_disk: bool = False,
 ) -> tuple[Model, Any]:
     """Return a model and the counts for its queries.
 
@@ -165,6 +177,8 @@ def load_with_counts(
     model_path
         A model folder, or the folder of `totalvi run`, whose results are then the counts
         unless ``input`` names others.
+    reading
+        Where the counts of ``input`` are, how it is read, and what it did not measure.
     on_disk
         Whether counts stay on disk if their format allows it; the path is then returned.
 
@@ -178,8 +192,18 @@ def load_with_counts(
         raise DataError(
             f"{model_path} holds no counts; name the file with the counts as {argument('input')}."
         )
-    data = counts if on_disk and can_stay_on_disk(counts) else read(counts)
-    return Model.load(folder, data), data
+    data: Any = counts
+    if input is not None and reading != AS_IS:
+        data = counts_in_x(*read_input(counts, *reading))
+    elif not (on_disk and can_stay_on_disk(counts)):
+        data = read(counts)
+    if not reading[0].allow_fractional:
+        return Model.load(folder, data), data
+    model = Model.load(folder)
+    columns = replace(model.schema.columns, allow_fractional=True)
+    model.schema = replace(model.schema, columns=columns)
+    model._data = model._describe(data)
+    return model, data
 
 
 def _model_and_counts(model_path: Path, input: str | Path | None) -> tuple[Path, str | Path | None]:
@@ -213,6 +237,7 @@ def denoise(
     input: str | Path | None,
     output: Path,
     *,
+    reading: Reading = AS_IS,
     transform_batch: Sequence[str] | None = None,
     n_samples: int = 25,
     seed: int = 0,
@@ -242,13 +267,13 @@ def denoise(
     launch("cpu", devices, num_nodes)  # queries run there
     if output.suffix == ".zarr":
         with shared_store(output, overwrite=overwrite) as staged, _values_of_the_user():
-            model = load_with_counts(model_path, input, on_disk=True)[0]
+            model = load_with_counts(model_path, input, reading, on_disk=True)[0]
             model.get_normalized_expression(**asked, library_size=1e4, out=staged)
         return output
     if this_process().n_processes > 1:
         raise OutputError(f"{output} is written by one process; give a name that ends in .zarr.")
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
-        model, data = load_with_counts(model_path, input)
+        model, data = load_with_counts(model_path, input, reading)
         schema, cells = model.schema, pd.DataFrame(index=model._training_data().cell_names)
         names = schema.gene_names, schema.protein_names, schema.protein_names
         rna, protein, foreground = (np.empty((len(cells), len(of)), np.float32) for of in names)
@@ -267,6 +292,7 @@ def compare(
     input: str | Path | None,
     output: Path,
     *,
+    reading: Reading = AS_IS,
     groupby: str,
     group: str | None = None,
     against: str | None = None,
@@ -275,7 +301,6 @@ def compare(
     batch_correction: bool = False,
     seed: int = 0,
     overwrite: bool = False,
-    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Write the table of `Model.differential_expression` as .csv.
 
@@ -286,7 +311,7 @@ def compare(
     """
     _refuse_to_replace(output, model_path, input)
     with staged_file(output, suffix=".csv", overwrite=overwrite) as staged, _values_of_the_user():
-        model, _ = load_with_counts(model_path, input)
+        model, _ = load_with_counts(model_path, input, reading)
         table: pd.DataFrame = model.differential_expression(
             groupby=groupby,
             group1=group,
@@ -295,7 +320,6 @@ def compare(
             fdr_target=fdr_target,
             batch_correction=batch_correction,
             seed=seed,
-            progress=progress,
         )
         table.to_csv(staged, index_label="name")
     return table

@@ -4,20 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.columns import Columns
+from totalvi.data.check_counts import rna_findings
+from totalvi.data.checks import raise_errors, tally_by_group
+from totalvi.data.columns import Columns, joined_obs
 from totalvi.data.finding import did_you_mean, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
+from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
 from totalvi.data.panels.concat import concat
-from totalvi.errors import DataError, setting
+from totalvi.data.panels.data_sets import find_data_set
+from totalvi.errors import DataError, ReadError, setting
 from totalvi.progress import Steps
-from totalvi.run.convert import read_input
+from totalvi.run.convert import counts_in_x, read_input
 from totalvi.run.folder import (
     RECORD,
     RunResult,
@@ -39,14 +43,13 @@ _BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of t
 class ImputeOptions(Options):
     """What `impute` was asked, whose arguments these are."""
 
-    INPUTS = ("reference", "query")
+    INPUTS = ("reference", "query", "protein_path")
 
     reference: str | Path | MuData | AnnData
     query: str | Path | MuData | AnnData
-    batch_key: str | None
-    genome: str | None
-    hashtags: str | Sequence[str] | None
-    controls: str | Sequence[str] | None
+    reading: ReadOptions
+    keys: Columns
+    unmeasured: Unmeasured | None
     n_genes: int
     max_epochs: int | None
     n_samples: int
@@ -72,6 +75,16 @@ def impute(
     genome: str | None = None,
     hashtags: str | Sequence[str] | None = None,
     controls: str | Sequence[str] | None = None,
+    leave_out: str | Sequence[str] | None = None,
+    cells_in: Literal["rows", "columns"] | None = None,
+    protein_path: str | Path | None = None,
+    rna_modality: str = "rna",
+    protein_modality: str = "prot",
+    rna_layer: str | None = None,
+    protein_layer: str | None = None,
+    protein_expression_obsm_key: str | None = None,
+    allow_fractional: bool = False,
+    unmeasured: Unmeasured | None = None,
     n_genes: int = 4000,
     max_epochs: int | None = None,
     n_samples: int = 100,
@@ -99,8 +112,17 @@ def impute(
         A folder that does not exist or is empty, or a link to one.
     batch_key
         Column of ``obs`` with the batches within reference or query, where it is there.
-    genome, hashtags, controls
+    genome, hashtags, controls, leave_out, cells_in
         How to read paths; see :func:`totalvi.read`.
+    protein_path
+        Proteins of the reference, if they are in a file of their own.
+    rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
+        Where the counts are, in whichever of the two has it; the other's are where they usually are.
+    allow_fractional
+        Whether counts may have fractions.
+    unmeasured
+        Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`. "zeros": those
+        that are zero in all of it, as the query may be padded.
     n_genes
         Number of highly variable genes to select if more are shared.
     max_epochs
@@ -123,10 +145,17 @@ def impute(
         ImputeOptions(
             reference=reference,
             query=query,
-            batch_key=batch_key,
-            genome=genome,
-            hashtags=hashtags,
-            controls=controls,
+            reading=ReadOptions(protein_path, genome, hashtags, controls, cells_in, leave_out),
+            keys=Columns(
+                batch_key=batch_key,
+                rna_modality=rna_modality,
+                protein_modality=protein_modality,
+                rna_layer=rna_layer,
+                protein_layer=protein_layer,
+                protein_expression_obsm_key=protein_expression_obsm_key,
+                allow_fractional=allow_fractional,
+            ),
+            unmeasured=unmeasured,
             n_genes=n_genes,
             max_epochs=max_epochs,
             n_samples=n_samples,
@@ -139,24 +168,34 @@ def impute(
 
 def _run(options: ImputeOptions) -> RunResult:
     writing, inputs = options.writing, options.inputs()
-    output, batch_key = writing.output, options.batch_key
+    output, batch_key = writing.output, options.keys.batch_key
     for path in inputs.values():
         refuse_input_in_output(path, output)
-    if writing.resume and len(inputs) == 2 and is_record_of(output / RECORD, options):
+    if (
+        writing.resume
+        and {"reference", "query"} <= set(inputs)
+        and is_record_of(output / RECORD, options)
+    ):
         return finished(output)
     request = asked(options)
     require_writable(output, overwrite=writing.overwrite)
     steps = Steps(writing.progress)
-    reading = ReadOptions(None, options.genome, options.hashtags, options.controls, None)
     with steps.step("read"):
-        both = {
-            name: read_input(source, Columns(), reading)[0]
-            for name, source in ((REFERENCE, options.reference), (QUERY, options.query))
-        }
+        both = _read(options)
     _require_column(both, batch_key)
     with steps.step("join, check and select genes"):
-        joined = concat(both, batch_key=_BATCH, panel_key=_PANEL, sub_batch_key=batch_key)
-        keys = replace(Columns(), batch_key=_BATCH, panel_key=None if batch_key is None else _PANEL)
+        joined = concat(
+            both,
+            batch_key=_BATCH,
+            panel_key=_PANEL,
+            sub_batch_key=batch_key,
+            protein_expression_obsm_key=_obsm_key_in_memory(both, options.keys),
+        )
+        keys = Columns(
+            batch_key=_BATCH,
+            panel_key=None if batch_key is None else _PANEL,
+            allow_fractional=options.keys.allow_fractional,
+        )
         mdata, findings = prepare(joined, keys, n_genes=options.n_genes)
         lacking = _lacking(mdata)
     # Loads torch, as in `_impute`: bad input is refused before seconds go to that.
@@ -192,6 +231,53 @@ def _run(options: ImputeOptions) -> RunResult:
     return RunResult(output, files, record)
 
 
+def _read(options: ImputeOptions) -> dict[str, MuData | AnnData]:
+    """Read both inputs, each with its counts where they are."""
+    both: dict[str, MuData | AnnData] = {}
+    for name, given in ((REFERENCE, options.reference), (QUERY, options.query)):
+        keys, reading, unmeasured = options.keys, options.reading, options.unmeasured
+        if name == QUERY:
+            reading = reading._replace(protein_path=None)
+        try:
+            data, found = read_input(given, keys, reading)
+        except ReadError:
+            if name == REFERENCE or keys.protein_expression_obsm_key is None:
+                raise
+            keys = replace(keys, protein_expression_obsm_key=None)  # the query may well lack it
+            data, found = read_input(given, keys, reading)
+        data = counts_in_x(data, found)
+        if isinstance(data, MuData):
+            _require_counts(name, data, options.keys.allow_fractional)
+        if isinstance(data, MuData) and unmeasured and "prot" in data.mod:
+            data = _declared(data, unmeasured, options.keys.batch_key)
+        both[name] = data
+    return both
+
+
+def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:
+    """Refuse values that are no counts while it is known what else the input holds."""
+    source = find_data_set(name, data, Columns()).source
+    tally = tally_by_group(source, Columns())
+    findings = rna_findings(source, tally, allow_fractional=allow_fractional)
+    raise_errors([f for f in findings if f.code != "cell_without_rna"])
+
+
+def _declared(data: MuData, unmeasured: Unmeasured, batch_key: str | None) -> MuData:
+    """Return one of the inputs with NaN for the proteins that its batches did not measure."""
+    obs = joined_obs(data, data["rna"], data["prot"])
+    batch_key = batch_key if batch_key in obs else None
+    if not isinstance(unmeasured, str):
+        own = set() if batch_key is None else set(obs[batch_key].astype(str))
+        unmeasured = {name: proteins for name, proteins in unmeasured.items() if name in own}
+    return declare_unmeasured(data, unmeasured, batch_key=batch_key)
+
+
+def _obsm_key_in_memory(both: Mapping[str, MuData | AnnData], keys: Columns) -> str | None:
+    """Return the entry of ``obsm`` that was named, where data in memory have it."""
+    key = keys.protein_expression_obsm_key
+    return key if any(isinstance(d, AnnData) and key in d.obsm for d in both.values()) else None
+
+
 def _require_column(data: Mapping[str, MuData | AnnData], batch_key: str | None) -> None:
     """Refuse a column of batches that neither input has."""
     obs = [each.obs for each in data.values()]
@@ -223,7 +309,8 @@ def _lacking(mdata: MuData) -> np.ndarray:
     if not len(lacking):
         raise DataError(
             "the query has all proteins of the reference, so there is nothing to impute; give a query "
-            "without some of them, or fit both with `totalvi run`."
+            "without some of them, or fit both with `totalvi run`; zeros count as measured, unless "
+            f"they are declared otherwise, with {setting('unmeasured', 'zeros')}."
         )
     return lacking
 
@@ -238,11 +325,10 @@ def _impute(
     mdata: MuData, keys: Columns, lacking: np.ndarray, steps: Steps, options: ImputeOptions
 ) -> Imputed:
     # Loaded only now: bad input is refused before seconds go to loading torch.
-    from totalvi.model import Model
-    from totalvi.run.pipeline import fit_model
+    from totalvi.run.pipeline import fit_model, new_model
 
     with steps.step("train", spinner=False):
-        model = Model(mdata, batch_key=keys.batch_key, panel_key=keys.panel_key, seed=options.seed)
+        model = new_model(mdata, keys, options.seed)
         fit_model(model, options.max_epochs, options.writing, steps.shown)
     names = list(mdata["prot"].var_names[lacking])
     cells = _in_query(mdata)

@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import Columns
 from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.read import read
+from totalvi.data.io.read import ReadOptions, read
+from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, argument, setting
 from totalvi.formats.model_folder import is_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
 from totalvi.progress import Steps
+from totalvi.run.convert import AS_IS, Reading, read_input
 from totalvi.run.folder import (
     CLUSTER_COLUMN,
     MODEL,
@@ -39,13 +42,15 @@ _MANY_UNLIKE = 0.2  # share of cells, where 0.05 is expected
 class MapOptions(Options):
     """What `map_files` was asked, whose arguments these are, with the model and reference it found."""
 
-    INPUTS = ("model_path", "query_path", "reference")
+    INPUTS = ("model_path", "query_path", "reference", "protein_path")
 
     model_path: Path
     query_path: str | Path
     reference: Path | None
     labels: str | None
-    batch_key: str | None
+    reading: ReadOptions
+    keys: Columns
+    unmeasured: Unmeasured | None
     reference_batch: str | None
     train: bool
     writing: WriteOptions
@@ -58,7 +63,7 @@ def map_files(
     *,
     reference: Path | None = None,
     labels: str | None = None,
-    batch_key: str | None = None,
+    reading: Reading = AS_IS,
     reference_batch: str | None = None,
     train: bool = False,
     overwrite: bool = False,
@@ -81,7 +86,10 @@ def map_files(
         unlikeness.
     labels
         Column of the reference's ``obs``. None: ``leiden_totalvi``, if it exists.
-    batch_key, reference_batch, train
+    reading
+        Where the counts and batches of the query are, how it is read, and what its batches did not
+        measure.
+    reference_batch, train
         As in `Model.map_query`.
     overwrite, resume, checkpoint_every
         As in `totalvi.run.run.run`; what is kept is the fit of ``train``.
@@ -101,7 +109,9 @@ def map_files(
             query_path=query_path,
             reference=reference,
             labels=labels,
-            batch_key=batch_key,
+            keys=reading[0],
+            reading=reading[1],
+            unmeasured=reading[2],
             reference_batch=reference_batch,
             train=train,
             writing=WriteOptions(output, overwrite, resume, checkpoint_every),
@@ -148,7 +158,9 @@ def _models(options: MapOptions, steps: Steps) -> tuple[Model, Model]:
             cells_of_model = read(reference)
         model = Model.load(options.model_path, cells_of_model)
         _require_known(model, options.labels, options.reference_batch)
-        query_data = read(options.query_path)
+        query_data, keys = read_input(
+            options.query_path, options.keys, options.reading, options.unmeasured
+        )
     fit: dict[str, Any] = {}
     if options.train:
         fit = {
@@ -160,7 +172,15 @@ def _models(options: MapOptions, steps: Steps) -> tuple[Model, Model]:
         }
     with steps.step("map", spinner=not fit):
         query = model.map_query(
-            query_data, batch_key=options.batch_key, reference_batch=options.reference_batch, **fit
+            query_data,
+            batch_key=keys.batch_key,
+            reference_batch=options.reference_batch,
+            rna_modality=None if keys.rna_modality == "rna" else keys.rna_modality,
+            protein_modality=None if keys.protein_modality == "prot" else keys.protein_modality,
+            rna_layer=keys.rna_layer,
+            protein_layer=keys.protein_layer,
+            allow_fractional=keys.allow_fractional or None,
+            **fit,
         )
     return model, query
 
@@ -224,6 +244,7 @@ def _map(options: MapOptions) -> _Mapped:
                 "reference of several batches corrects best."
             )
         summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
+    notes = [f.message for f in query.findings if f.severity == "note"] + notes
     record = {
         "summary": summary,
         "notes": notes,

@@ -13,7 +13,7 @@ from numba import prange, uint64
 from scipy import sparse
 
 from totalvi.compiled import compiled
-from totalvi.neighbours import Nearest
+from totalvi.mapping.reference_neighbours import Nearest
 from totalvi.nn.cpu.math import exp, log
 from totalvi.posterior.noise import GOLDEN, mixed
 

@@ -1,5 +1,6 @@
 """Fit a model to checked counts, save it, and run the steps after the fit."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from mudata import MuData
 from totalvi.data.cells import fingerprint
 from totalvi.data.columns import Columns
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.errors import DataError, OutputError
+from totalvi.errors import DataError, DataWarning, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.progress import Steps
@@ -21,6 +22,13 @@ from totalvi.run.results import ResultsFile
 
 def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
     """Return an unfitted model of counts with the usual names of modalities."""
+    with warnings.catch_warnings(
+        action="ignore", category=DataWarning
+    ):  # said of the input already
+        return _model(counts, keys, seed)
+
+
+def _model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
     return Model(
         counts,
         batch_key=keys.batch_key,

@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mudata
 import numpy as np
@@ -17,16 +18,20 @@ from totalvi.data.background.isotype_controls import (
     control_findings,
     split_controls,
 )
-from totalvi.data.background.raw_matrices import ambient_of, profile_of_raw
+from totalvi.data.background.prior import ambient_of, profile_of_raw
 from totalvi.data.checks import check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
+from totalvi.data.contents import beside_counts, contents_findings
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.finding import Finding
+from totalvi.data.finding import Finding, did_you_mean, in_order
 from totalvi.data.io.modalities import mudata_of, renamed_features
+from totalvi.data.io.read import ReadOptions
+from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError
-from totalvi.run.convert import feature_annotation, write_source
+from totalvi.run.convert import feature_annotation, read_input, write_source, write_the_rest
 
+LARGEST_RAW = 2**31  # bytes of counts of all genes that results keep
 RawPaths = str | Path | Mapping[str, str | Path]
 NO_RNA_COUNT = "without any RNA count"
 NO_SELECTED_COUNT = "without a count of the selected genes"
@@ -60,6 +65,80 @@ def find_ambient(
     return ambient, [] if ambient is None else ambient_findings(ambient)
 
 
+def check(
+    data: str | Path | MuData | AnnData,
+    *,
+    raw: RawPaths | None = None,
+    unmeasured: Unmeasured | None = None,
+    **where: Any,
+) -> list[Finding]:
+    """Say what is in a file of counts, or in data, and what stands in the way of a fit.
+
+    Parameters
+    ----------
+    data
+        A path that `totalvi.read` takes, or data in memory, which are not changed.
+    raw
+        The raw matrix with the empty droplets, or one for each batch.
+    unmeasured
+        Proteins that a batch did not measure; see `totalvi.declare_unmeasured`.
+    where
+        How to read a path, as in `totalvi.read`, and where counts and annotation are, as in
+        `totalvi.Model`: ``batch_key``, ``rna_layer``, ``protein_path``, ``hashtags`` and so on.
+
+    Returns
+    -------
+    list of Finding
+        Errors, then warnings, then notes; each has a ``severity``, a ``code`` and a ``message``.
+
+    Raises
+    ------
+    ReadError
+        When the file cannot be read.
+    ValueError
+        When an argument is not known.
+
+    Examples
+    --------
+    >>> import totalvi
+    >>> mdata = totalvi.simulate(n_cells=200, n_genes=250, n_proteins=4, n_batches=2, seed=1)
+    >>> mdata["prot"].X[(mdata.obs["batch"] == mdata.obs["batch"].iloc[0]).to_numpy(), 1] = 0
+    >>> [f.code for f in totalvi.check(mdata, batch_key="batch") if f.severity == "warning"]
+    ['protein_zero_in_group']
+    """
+    of_reading = {name: where.pop(name) for name in ReadOptions._fields if name in where}
+    known = {field.name for field in fields(Columns)}
+    unknown = [name for name in where if name not in known]
+    if unknown:
+        known |= set(ReadOptions._fields)
+        raise ValueError(
+            f"{unknown[0]} is no argument of check; {did_you_mean(unknown[0], sorted(known))}."
+        )
+    keys, options = Columns(**where), ReadOptions(**of_reading)
+    return check_input(data, keys, options, raw, unmeasured)
+
+
+def check_input(
+    given: str | Path | MuData | AnnData,
+    keys: Columns,
+    options: ReadOptions,
+    raw: RawPaths | None,
+    unmeasured: Unmeasured | None,
+) -> list[Finding]:
+    """Do what `check` does."""
+    data, keys = read_input(given, keys, options, unmeasured)
+    try:
+        source = find_counts(data, keys)
+        findings = [*check_counts(source, keys), *renamed_features(data)]
+        findings += contents_findings(data, keys)
+        split = split_controls(data, source, keys)
+        findings += control_findings(split[1])
+        findings += find_ambient(data, keys, source.protein_names, raw)[1]
+    except DataError as error:
+        return [Finding("error", "counts_not_found", str(error))]
+    return in_order(findings)
+
+
 def prepare(
     data: MuData | AnnData,
     keys: Columns,
@@ -91,7 +170,7 @@ def prepare(
     source = whole = find_counts(data, keys)
     all_cells = source.cell_names
     kept = np.ones(len(all_cells), dtype=bool)
-    notes = renamed_features(data)
+    notes = renamed_features(data) + contents_findings(data, keys)
     if drop_empty_cells:
         kept = (
             source.rna.read().count_nonzero(axis=1) > 0
@@ -121,11 +200,40 @@ def prepare(
     notes += control_findings(controls)
     if controls.shape[1]:
         mdata = _with_controls_apart(mdata, controls.iloc[kept])
+    keep_the_rest(mdata, data, keys, kept, None if chosen.all() else source)
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
     if ambient is not None:
         mdata.uns[AMBIENT] = ambient.to_table()
     notes += ambient_notes
     return Prepared(mdata, findings + notes + hashtag_notes)
+
+
+def keep_the_rest(
+    mdata: MuData,
+    data: MuData | AnnData,
+    keys: Columns,
+    kept: np.ndarray,
+    source: CountSource | None,
+) -> None:
+    """Keep what the input has beside its counts, and the counts of genes that are not modelled.
+
+    The latter, of ``source``, become ``raw`` of the RNA, from which plots take any gene; not where they
+    are larger than 2 GiB.
+    """
+    for owner, obsm, uns in beside_counts(data, keys, np.flatnonzero(kept)):
+        target = mdata.mod[owner] if owner else mdata
+        for name, values in obsm.items():
+            if isinstance(values, pd.DataFrame):
+                values = values.set_axis(mdata.obs_names, axis=0)
+            target.obsm[name] = values
+        target.uns.update(uns)
+    if source is None:
+        return
+    counts = source.rna.read().astype(np.float32)
+    if counts.nnz * (counts.data.itemsize + counts.indices.itemsize) <= LARGEST_RAW:
+        var = pd.DataFrame(index=source.gene_names)
+        cells = pd.DataFrame(index=mdata.obs_names)
+        mdata.mod["rna"].raw = AnnData(counts, obs=cells, var=var)
 
 
 def _choose_genes(
@@ -253,7 +361,8 @@ def prepare_on_disk(
     raise_errors(findings)
     controls = split_controls(data, source, keys)[1]
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
-    notes = renamed_features(data) + _left_out(kept, NO_RNA_COUNT)
+    notes = renamed_features(data) + contents_findings(data, keys)
+    notes += _left_out(kept, NO_RNA_COUNT)
     genes, gene_notes = _choose_genes(source, keys.batch_key, n_genes, tally.gene_total > 0, kept)
     expressed = kept & _expressed(source, genes)
     lost = kept & ~expressed
@@ -263,6 +372,7 @@ def prepare_on_disk(
     write_source(
         store, source, data, keys, cells=expressed, genes=genes, controls=controls, ambient=ambient
     )
+    write_the_rest(store, data, keys, expressed)
     findings = [finding for finding in findings if finding.code != "gene_zero"]
     return findings + notes + control_findings(controls) + ambient_notes
 

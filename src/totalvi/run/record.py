@@ -18,6 +18,7 @@ from totalvi.atomic import is_of_the_disk, standing_folder
 from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.tenx import matrix_files
+from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import IncompleteError, OutputError, ReadError, TotalviError, argument, setting
 from totalvi.progress import Steps
 from totalvi.run.folder import RECORD, WriteOptions
@@ -136,7 +137,7 @@ class RunOptions(Options):
         Columns of ``obs``, and where the counts are.
     writing
         Where the results go.
-    input, raw, drop_empty_cells, n_genes, max_epochs, resolution, seed, on_disk
+    input, raw, unmeasured, drop_empty_cells, n_genes, max_epochs, resolution, seed, on_disk
         As in :func:`totalvi.run.run.run`.
     """
 
@@ -144,6 +145,7 @@ class RunOptions(Options):
 
     input: str | Path | MuData | AnnData
     raw: str | Path | Mapping[str, str | Path] | None
+    unmeasured: Unmeasured | None
     reading: ReadOptions
     keys: Columns
     drop_empty_cells: bool

@@ -14,6 +14,7 @@ from mudata import MuData
 from totalvi.data.columns import Columns
 from totalvi.data.finding import Finding, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
+from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import ReadError, allowed, argument
 from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
@@ -59,6 +60,8 @@ def run(
     hashtags: str | Sequence[str] | None = None,
     controls: str | Sequence[str] | None = None,
     cells_in: Literal["rows", "columns"] | None = None,
+    leave_out: str | Sequence[str] | None = None,
+    unmeasured: Unmeasured | None = None,
     batch_key: str | None = None,
     panel_key: str | None = None,
     labels_key: str | None = None,
@@ -99,8 +102,10 @@ def run(
     raw
         The raw matrix of all barcodes, or one for each batch, whose empty droplets anchor the
         background; see :func:`totalvi.ambient_profile`.
-    protein_path, genome, hashtags, controls, cells_in
+    protein_path, genome, hashtags, controls, cells_in, leave_out
         How to read a path; see :func:`totalvi.read`.
+    unmeasured
+        Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`.
     batch_key, panel_key, labels_key, size_factor_key
         Columns of ``obs``; see :class:`totalvi.Model`.
     categorical_covariate_keys, continuous_covariate_keys
@@ -150,7 +155,8 @@ def run(
         RunOptions(
             input=input,
             raw=raw,
-            reading=ReadOptions(protein_path, genome, hashtags, controls, cells_in),
+            unmeasured=unmeasured,
+            reading=ReadOptions(protein_path, genome, hashtags, controls, cells_in, leave_out),
             keys=Columns(
                 batch_key=batch_key,
                 panel_key=panel_key,
@@ -228,12 +234,12 @@ def _run(options: RunOptions) -> RunResult:
 def _read(options: RunOptions) -> tuple[MuData | AnnData, Columns]:
     """Return the data, whose counts stay on disk if asked for, and where in them the counts are."""
     if not options.on_disk:
-        return read_input(options.input, options.keys, options.reading)
+        return read_input(options.input, options.keys, options.reading, options.unmeasured)
     if isinstance(options.input, MuData | AnnData):
         raise ValueError(
             f"{argument('on_disk')} is for the path of a file; data in memory do without."
         )
-    return open_input(options.input, options.keys, options.reading)
+    return open_input(options.input, options.keys, options.reading, options.unmeasured)
 
 
 def _record_of(

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from totalvi.data.io.modalities import are_controls, are_hashtags, marked_controls, modalities_of
+from totalvi.data.io.features import are_controls, are_hashtags, marked_controls, modalities_of
 from totalvi.errors import ReadError
 
 CONTROLS = """IgG1|IgG2a|IgG2b|IgG2a_control_TotalSeqB|isotype|Mouse IgG1 kappa|Rat IgG2b|IgG4

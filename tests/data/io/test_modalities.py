@@ -5,11 +5,12 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from totalvi.data.io.features import modalities_of
 from totalvi.data.io.modalities import (
+    Rows,
     assemble,
-    in_order_of,
     join_proteins,
-    modalities_of,
+    pair_modalities,
     split_anndata,
 )
 from totalvi.errors import ReadError
@@ -29,7 +30,7 @@ def anndata_of(types: list[str], n_cells: int = 3) -> AnnData:
 def test_every_feature_goes_to_one_modality_with_its_counts(types):
     adata = anndata_of(types)
     expected = adata.to_df()
-    parts = split_anndata(adata, modalities_of(adata.var), None, "x.h5")
+    parts = split_anndata(adata, modalities_of(adata.var), Rows(), "x.h5")
     found = pd.concat([part.to_df() for part in parts.values()], axis=1)
     assert sorted(found.columns) == sorted(expected.columns)
     pd.testing.assert_frame_equal(found[expected.columns], expected)
@@ -40,23 +41,26 @@ def test_every_feature_goes_to_one_modality_with_its_counts(types):
 
 def test_order_of_cells():
     adata = anndata_of(TYPES)
-    turned = in_order_of(adata, pd.Index(["c2", "c0", "c1"]))
+    rna = anndata_of(TYPES)[["c2", "c0", "c1"]].copy()
+    first, turned = pair_modalities(rna, adata, ("a", "b"))
+    assert first is rna
     assert turned.obs_names.tolist() == ["c2", "c0", "c1"]
-    np.testing.assert_array_equal(turned.X, adata.X[[2, 0, 1]])
-    assert in_order_of(adata, pd.Index(["c2", "c0"])) is adata
-    assert in_order_of(adata, pd.Index(["c2", "c0", "cx"])) is adata
+    np.testing.assert_array_equal(turned.X, anndata_of(TYPES).X[[2, 0, 1]])
+    first, turned = pair_modalities(rna[:2].copy(), anndata_of(TYPES), ("a", "b"))
+    assert turned.obs_names.tolist() == first.obs_names.tolist() == ["c2", "c0"]
+    np.testing.assert_array_equal(turned.X, anndata_of(TYPES).X[[2, 0]])
 
 
 def test_a_protein_file_gives_its_antibodies_only():
     rna = anndata_of(["Gene Expression"] * 2)
-    parts = join_proteins(rna, anndata_of(TYPES), None, "a.h5", "b.h5")
+    parts = join_proteins(rna, anndata_of(TYPES), Rows(), "a.h5", "b.h5")
     assert {name: part.var_names.tolist() for name, part in parts.items()} == {
         "rna": ["f0", "f1"],
         "prot": ["f1"],
         "hto": ["f2"],
     }
     untyped = AnnData(np.ones((3, 2)), var=pd.DataFrame(index=["CD3", "HTO_1"]))
-    parts = join_proteins(rna, untyped, None, "a.h5", "b.csv")
+    parts = join_proteins(rna, untyped, Rows(), "a.h5", "b.csv")
     assert parts["prot"].var_names.tolist() == ["CD3"]
     assert parts["hto"].var_names.tolist() == ["HTO_1"]
 
@@ -73,4 +77,4 @@ def test_cell_annotation_is_that_of_the_cells_when_sets_differ():
 def test_missing_x_is_named():
     adata = AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"]))
     with pytest.raises(ReadError, match=r"x\.h5ad has no X"):
-        split_anndata(adata, modalities_of(adata.var), None, "x.h5ad")
+        split_anndata(adata, modalities_of(adata.var), Rows(), "x.h5ad")

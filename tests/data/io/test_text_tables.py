@@ -59,12 +59,13 @@ def test_cells_of_the_proteins_in_another_order(tmp_path):
     check(read(path, protein_path=write(protein.iloc[::-1], tmp_path / "protein.csv")))
 
 
-def test_cells_in_one_file_only_are_left_for_the_checks(tmp_path):
+def test_cells_in_one_file_only_are_left_out_and_counted(tmp_path):
     rna, protein = frames()
     path = write(rna, tmp_path / "rna.csv")
     mdata = read(path, protein_path=write(protein.iloc[2:], tmp_path / "protein.csv"))
-    assert mdata["rna"].n_obs == 7
-    assert mdata["prot"].obs_names.tolist() == CELLS[2:]
+    assert mdata["rna"].obs_names.tolist() == mdata["prot"].obs_names.tolist() == CELLS[2:]
+    np.testing.assert_array_equal(mdata["rna"].X.toarray(), RNA[2:])
+    assert "left out are 2 of the one and 0 of the other" in mdata.uns["reading"]["cells_paired"]
 
 
 def test_header_without_a_corner_as_r_writes_it(tmp_path):
@@ -195,8 +196,8 @@ def test_broken(case, role, tmp_path):
 
 def test_no_common_cells(tmp_path):
     rna, protein = frames()
-    protein.index = [f"{name}-1" for name in CELLS]
+    protein.index = [f"donor {name}" for name in "ABCDEFG"]
     protein.columns = ["a", "b", "c"]
     paths = write(rna, tmp_path / "rna.csv"), write(protein, tmp_path / "protein.csv")
-    with pytest.raises(ReadError, match='"cell 0" and "cell 0-1"'):
+    with pytest.raises(ReadError, match='"cell 0" and "donor A"'):
         read(paths[0], protein_path=paths[1])

@@ -1,5 +1,7 @@
 """Read AnnData and MuData from HDF5 and zarr."""
 
+import os
+import stat
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -7,33 +9,47 @@ from typing import Any
 import anndata
 import h5py
 import mudata
+import numpy as np
+import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 
 from totalvi.data.io.trust import (
+    first_line,
     reading,
     require_honest_zarr,
-    require_plain_folder,
     require_plain_hdf5,
     require_sound_anndata,
 )
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, TotalviError
 
 
 def read_h5ad(path: Path) -> AnnData:
     """Read an AnnData from HDF5."""
     with reading(path, "an AnnData"):
         _require_plain(path)
-        return _checked(anndata.read_h5ad(path), path)
+        try:
+            return _checked(anndata.read_h5ad(path), path)
+        except TotalviError:
+            raise
+        except Exception as error:
+            with h5py.File(path, "r") as file:
+                return _checked(_what_can_be_read(file, error), path)
 
 
 def read_h5mu(path: Path) -> MuData:
     """Read a MuData from HDF5."""
     with reading(path, "a MuData"), mudata.set_options(pull_on_update=False):
         _require_plain(path)
-        return _checked_mudata(mudata.read_h5mu(path), path)
+        try:
+            return _checked_mudata(mudata.read_h5mu(path), path)
+        except TotalviError:
+            raise
+        except Exception as error:
+            with h5py.File(path, "r") as file:
+                return _checked_mudata(_modalities_that_can_be_read(file, error), path)
 
 
 def read_zarr(path: Path) -> AnnData | MuData:
@@ -42,14 +58,108 @@ def read_zarr(path: Path) -> AnnData | MuData:
         group = open_zarr(path)
         if "mod" in group:
             with mudata.set_options(pull_on_update=False):
-                return _checked_mudata(mudata.read_zarr(path), path)
+                try:
+                    return _checked_mudata(mudata.read_zarr(path), path)
+                except TotalviError:
+                    raise
+                except Exception as error:
+                    return _checked_mudata(_modalities_that_can_be_read(group, error), path)
         if not {"obs", "var"} <= set(group):
             found = ", ".join(sorted(group)) or "nothing"
             raise ReadError(
                 f"{path} is a zarr store of neither an AnnData nor a MuData (it holds {found}); "
                 "write it with the write_zarr method of one of them."
             )
-        return _checked(anndata.read_zarr(path), path)
+        try:
+            return _checked(anndata.read_zarr(path), path)
+        except TotalviError:
+            raise
+        except Exception as error:
+            return _checked(_what_can_be_read(group, error), path)
+
+
+READING = "reading"  # entry of uns: what reading changed or left out, by code
+UNREAD = "parts that cannot be read"  # entry of uns: why, for each of them
+
+
+def _what_can_be_read(group: h5py.Group | zarr.Group, error: Exception) -> AnnData:
+    """Read an AnnData without the parts that cannot be, which ``uns`` then names.
+
+    ``error`` is what the reader of the whole raised, and is raised again where the counts or the
+    annotation are what cannot be read.
+    """
+    unread: dict[str, str] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    try:
+        obs, var = read_elem(group["obs"]), read_elem(group["var"])
+        counts = read_elem(group["X"]) if "X" in group else None
+        lengths = {"layers": (len(obs), len(var)), "obsm": (len(obs),), "varm": (len(var),)}
+        for place in ("layers", "obsm", "varm", "uns"):
+            parts.setdefault(place, {})
+            for name in group.get(place, {}):
+                try:
+                    found = read_elem(group[place][name])
+                    if place != "uns" and found.shape[: len(lengths[place])] != lengths[place]:
+                        raise ValueError(f"it is {' x '.join(map(str, found.shape))}")
+                    if isinstance(found, pd.DataFrame) and place == "obsm":
+                        rows = _rows_of_cells(found.index, obs.index)
+                        if not rows.equals(found.index.astype(str)):
+                            message = (
+                                f'The rows of obsm["{name}"] have numbers in place of names; they were '
+                                "taken as the cells, in their order."
+                            )
+                            parts["uns"] = {READING: {"rows_numbered": message}}
+                        found = found.set_axis(rows, axis=0)
+                        found = found.loc[obs.index] if obs.index.is_unique else found
+                    parts[place][name] = found
+                except Exception as fault:  # any library may fail on a part that nobody asked for
+                    unread[f'{place}["{name}"]'] = first_line(fault)
+        if not unread and counts is None:
+            raise error
+        adata = AnnData(counts, obs=obs, var=var, **parts)
+    except Exception:
+        raise error from None
+    if unread:
+        adata.uns[UNREAD] = unread
+    return adata
+
+
+def _rows_of_cells(rows: pd.Index, cells: pd.Index) -> pd.Index:
+    """Return the cells that the rows of a table are of, by name, or in order where they are numbered.
+
+    Raises
+    ------
+    ValueError
+        If the rows are named otherwise than the cells.
+    """
+    names = rows.astype(str)
+    if names.isin(cells).all():
+        return names
+    numbers = np.arange(len(cells))
+    if any(np.array_equal(names, (numbers + first).astype(str)) for first in (0, 1)):
+        return cells
+    raise ValueError(f'its rows are named "{names[0]}", ... and the cells "{cells[0]}", ...')
+
+
+def _modalities_that_can_be_read(group: h5py.Group | zarr.Group, error: Exception) -> MuData:
+    """Read a MuData without the parts of its modalities that cannot be read."""
+    parts = group["mod"]
+    names = [str(name) for name in parts.attrs.get("mod-order", sorted(parts))]
+    try:
+        obs = read_elem(group["obs"])
+    except Exception:
+        raise error from None
+    return _joined({name: _what_can_be_read(parts[name], error) for name in names}, obs)
+
+
+def _joined(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
+    with mudata.set_options(pull_on_update=False):
+        mdata = MuData(modalities)
+        if not mdata.obs_names.equals(obs.index):
+            obs = obs.reindex(mdata.obs_names)
+        for name in obs.columns:
+            mdata.obs[name] = obs[name].array
+    return mdata
 
 
 def open_zarr(path: Path) -> zarr.Group:
@@ -68,6 +178,29 @@ def open_zarr(path: Path) -> zarr.Group:
     for _, part in parts:
         _require_all_chunks(part, path)
     return group
+
+
+def require_plain_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything except its own files and folders.
+
+    Raises
+    ------
+    ReadError
+        For a link that points out of it, a pipe, a device, or an empty folder.
+    """
+    root = folder.resolve()
+    for place, folders, files in os.walk(root):
+        if not (folders or files):
+            raise ReadError(f"{place} is empty; copy, download or write {folder} again.")
+        for name in (*folders, *files):
+            entry = Path(place, name)
+            mode = entry.lstat().st_mode
+            if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
+                raise ReadError(
+                    f"{entry} is a link out of {folder}; put what it stands for in place."
+                )
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
+                raise ReadError(f"{entry} is no file; copy, download or write {folder} again.")
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -102,30 +235,42 @@ def _require_names(group: h5py.Group | zarr.Group, path: Path) -> None:
 
 
 def _require_all_chunks(group: zarr.Group, path: Path) -> None:
-    """Refuse a store that lost chunks of its counts or names, as zarr reads lost chunks as zeros."""
-    needed = [name for name in ("X", "X/data", "X/indices") if name in group]
+    """Refuse a store that lost names or counts, which zarr would read as empty texts and zeros.
+
+    Chunks of zeros are not stored, so that one of a dense array, or of the values of a sparse layer,
+    may rightly be absent; a chunk of names, or of where the counts of a sparse matrix are, may not.
+    """
+    needed = [name for name in ("X", "X/data", "X/indices", "X/indptr") if name in group]
     needed += [
         f"{axis}/{group[axis].attrs.get('_index', '_index')}"
         for axis in ("obs", "var")
         if axis in group
     ]
     needed += [
-        f"{place}/{name}"
+        f"{place}/{name}/{part}"
         for place in ("layers", "obsm")
-        if place in group
-        for name, member in group[place].members(max_depth=None)
-        if name.rpartition("/")[2] not in ("indptr", "codes", "categories")
+        for name in group.get(place, ())
+        for part in ("indices", "indptr")
+        if isinstance(group[place][name], zarr.Group) and part in group[place][name]
     ]
     for name in needed:
         array = group.get(name)
         if not isinstance(array, zarr.Array):
             continue
         n_lost = array.nchunks - array.nchunks_initialized
-        if n_lost > 0:
+        if name == "X" and n_lost < array.nchunks:
+            continue  # a count that is not there may be zero, but hardly all of them
+        if n_lost > 0 and array.size:
             raise ReadError(
                 f'{path} lacks {n_lost} of {array.nchunks} chunks of "{array.path}"; '
                 "copy, download or write it again."
             )
+    for name, array in group.members(max_depth=None):
+        folder = path / array.path
+        if isinstance(array, zarr.Array) and not any(
+            (folder / file).is_file() for file in (".zarray", "zarr.json")
+        ):
+            raise ReadError(f'{path} has lost "{name}"; copy, download or write it again.')
 
 
 def _checked(adata: AnnData, path: Path) -> AnnData:
@@ -159,7 +304,7 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
     """Open an AnnData (``.h5ad``, ``.zarr``) or MuData (``.h5mu``, ``.zarr``) with its counts on disk.
 
     ``X``, ``layers`` and ``obsm`` are datasets that are read on access. Annotation of cells and
-    features is in memory. Pairwise matrices and ``raw`` are left out.
+    features is in memory. Pairwise matrices are left out.
 
     Raises
     ------
@@ -195,16 +340,10 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
             return _anndata(group)
         parts = group["mod"]
         names = [str(name) for name in parts.attrs.get("mod-order", sorted(parts))]
-        with mudata.set_options(pull_on_update=False):
-            mdata = MuData({name: _anndata(parts[name]) for name in names})
-            obs = read_elem(group["obs"])
-            if not mdata.obs_names.equals(obs.index):
-                obs = obs.reindex(mdata.obs_names)
-            for name in obs.columns:
-                mdata.obs[name] = obs[name].array
-            uns = group.get("uns", {})
-            for name in uns:
-                mdata.uns[name] = read_elem(uns[name])
+        mdata = _joined({name: _anndata(parts[name]) for name in names}, read_elem(group["obs"]))
+        uns = group.get("uns", {})
+        for name in uns:
+            mdata.uns[name] = read_elem(uns[name])
         return mdata
 
 
@@ -213,6 +352,7 @@ def _anndata(group: Any) -> AnnData:
     layers = group.get("layers", {})
     obsm = group.get("obsm", {})
     uns = group.get("uns", {})
+    raw = group.get("raw")
     return AnnData(
         X=stored,
         obs=read_elem(group["obs"]),
@@ -220,6 +360,7 @@ def _anndata(group: Any) -> AnnData:
         layers={name: _stored(layers[name]) for name in layers},
         obsm={name: _stored(obsm[name]) for name in obsm},
         uns={name: read_elem(uns[name]) for name in uns},
+        raw=None if raw is None else {"X": _stored(raw["X"]), "var": read_elem(raw["var"])},
     )
 
 

@@ -1,10 +1,9 @@
 """Recognise the features of a file, and build the modalities "rna", "prot" and "hto" from them."""
 
-import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mudata
 import numpy as np
@@ -13,128 +12,18 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from mudata import MuData
 
-from totalvi.data.finding import Finding, did_you_mean
+from totalvi.data.columns import in_words, pair_cells
+from totalvi.data.finding import Finding, did_you_mean, listed
+from totalvi.data.io.features import (
+    are_controls,
+    are_hashtags,
+    are_no_antibodies,
+    has_types,
+    modalities_of,
+)
+from totalvi.data.io.h5_zarr import READING, UNREAD
 from totalvi.data.io.trust import counts_from
-from totalvi.errors import ReadError, argument, setting
-
-MODALITY_OF_TYPE = {
-    "gene expression": "rna",
-    "gex": "rna",
-    "rna": "rna",
-    "antibody capture": "prot",
-    "adt": "prot",
-    "protein": "prot",
-    "prot": "prot",
-    "multiplexing capture": "hto",
-    "hto": "hto",
-    "hashtag": "hto",
-}
-
-HASHTAG = re.compile(
-    r"""hash[ _-]?tag | multi-?seq
-        | (?<![a-z0-9]) hto (?![a-z])
-        | (?<![a-z0-9]) cmo \d{3} (?!\d)""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-CONTROL = re.compile(
-    r"""iso[ _.-]?(type|ctrl|control)
-        | ig[gmade] .* (control|ctrl)
-        | (control|ctrl) .* ig[gmade]
-        | ^ (?! .* anti[ _-]* ((human|mouse|rat|hamster)[ _-]*)? igg)  # anti-IgG1 is a target,
-          .* ig[ ]?g[ _]?[1-4][a-c]? (?! \d | [ _.-]*fc)               # and so is IgG1 Fc""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-
-TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-
-
-def modalities_of(var: pd.DataFrame) -> np.ndarray:
-    """Return the modality of each feature by ``var["feature_types"]``; without it, all are genes.
-
-    Each type other than genes, antibodies and multiplexing becomes a modality with its own name:
-    "CRISPR Guide Capture" becomes ``crispr_guide_capture``.
-    """
-    if "feature_types" not in var:
-        return np.full(len(var), "rna", dtype=object)
-    types = var["feature_types"].astype(str).str.strip().str.lower()
-    named = {t: MODALITY_OF_TYPE.get(t, re.sub(r"\W+", "_", t).strip("_")) for t in types.unique()}
-    return types.map(named).to_numpy(dtype=object)
-
-
-def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where: str) -> np.ndarray:
-    """Mark hashtag antibodies by name, or by the user's list or regular expression."""
-    return _chosen(var, hashtags, HASHTAG, "hashtags", where)
-
-
-def are_controls(var: pd.DataFrame, controls: str | Sequence[str] | None, where: str) -> np.ndarray:
-    """Mark isotype controls by ``var["control"]``, name, or the user's list or regular expression."""
-    if controls is None and "control" in var:
-        return marked_controls(var["control"], where)
-    return _chosen(var, controls, CONTROL, "controls", where)
-
-
-def marked_controls(control: pd.Series, where: str) -> np.ndarray:
-    """Read ``var["control"]``: bool, 0 and 1, or the texts of these.
-
-    Raises
-    ------
-    ReadError
-        If a value is neither true nor false.
-
-    Examples
-    --------
-    >>> marked_controls(pd.Series(["True", "False"]), "panel.csv")
-    array([ True, False])
-    """
-    marks = control.astype(str).str.strip().str.lower().map(TRUTH_OF_TEXT)
-    unknown = np.flatnonzero(marks.isna())
-    if unknown.size:
-        first = unknown[0]
-        raise ReadError(
-            f'var["control"] of "{control.index[first]}" in {where} is "{control.iloc[first]}"; '
-            "write True for isotype controls and False for the other antibodies."
-        )
-    return marks.to_numpy(dtype=bool)
-
-
-def _chosen(
-    var: pd.DataFrame,
-    choice: str | Sequence[str] | None,
-    default: re.Pattern[str],
-    option: str,
-    where: str,
-) -> np.ndarray:
-    """Mark the features whose name or id is in a list or matches a regular expression."""
-    names = [var.index.astype(str)]
-    if "gene_ids" in var:
-        names.append(pd.Index(var["gene_ids"].astype(str)))
-    if choice is not None and not isinstance(choice, str):
-        known = names[0].union(names[-1]) if len(names) > 1 else names[0]
-        for name in choice:
-            if name not in known:
-                raise ReadError(
-                    f'{argument(option)} names "{name}", which is no antibody of {where}; '
-                    f"{did_you_mean(str(name), names[0])}."
-                )
-        return np.asarray(np.any([index.isin(list(choice)) for index in names], axis=0))
-    try:
-        pattern = default if choice is None else re.compile(choice)
-    except re.error as error:
-        raise ReadError(
-            f"{setting(option, choice)} is not a regular expression ({error}); "
-            "fix it, or give a list of names."
-        ) from error
-    found = [[pattern.search(name) is not None for name in index] for index in names]
-    marked: np.ndarray = np.any(np.array(found, dtype=bool).reshape(len(names), len(var)), axis=0)
-    if choice is not None and not marked.any():
-        raise ReadError(
-            f"{setting(option, choice)} matches no antibody of {where}; "
-            f"{did_you_mean(choice, names[0])}."
-        )
-    return marked
-
+from totalvi.errors import ReadError, argument
 
 PROTEIN_OBSM_KEYS = (
     "protein_expression",
@@ -148,22 +37,39 @@ PROTEIN_OBSM_KEYS = (
 )
 
 NAME_IN_FILE = "name_in_file"  # column of var
+NO_ANTIBODY_MODALITY = "no_antibody"
 
 Names = str | Sequence[str] | None
 
 
+class Rows(NamedTuple):
+    """Which rows of an antibody matrix are hashtags, isotype controls, or no antibodies; see `read`."""
+
+    hashtags: Names = None
+    controls: Names = None
+    leave_out: Names = None
+
+
 def split_anndata(
-    adata: AnnData, modality: np.ndarray, hashtags: Names, where: str
+    adata: AnnData, modality: np.ndarray, rows: Rows, where: str
 ) -> dict[str, AnnData]:
-    """Split the features by modality; hashtag antibodies go to "hto".
+    """Split the features by the modality named for each.
+
+    Antibodies that are hashtags go to "hto", and rows that are of no antibody to "no_antibody".
 
     The counts become CSR float32. Cell annotation, ``obsm``, ``obsp`` and ``uns`` stay with the
     first of "rna", "prot" or any other modality. All modalities keep their ``var`` and layers.
     """
-    adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
+    if adata.X is not None or not adata.layers:  # else the counts are in a layer
+        adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
     is_antibody = np.flatnonzero(modality == "prot")
-    tags = are_hashtags(adata.var.iloc[is_antibody], hashtags, where)
+    var = adata.var.iloc[is_antibody]
+    tags = are_hashtags(var, rows.hashtags, where)
+    counts = None if adata.X is None else adata.X[:, is_antibody]
+    none = are_no_antibodies(var, rows.leave_out, where, counts) & ~tags
     modality[is_antibody[tags]] = "hto"
+    if not (none | tags).all():  # a file of nothing else is read as it is
+        modality[is_antibody[none]] = NO_ANTIBODY_MODALITY
     found = list(pd.unique(modality)) or ["rna"]
     found.sort(key=lambda name: ["rna", "prot", "hto", name].index(name))
     if len(found) == 1:
@@ -177,7 +83,7 @@ def split_anndata(
 def _bare(adata: AnnData, chosen: np.ndarray) -> AnnData:
     columns = np.flatnonzero(chosen)
     return AnnData(
-        adata.X[:, columns],
+        None if adata.X is None else adata.X[:, columns],
         obs=pd.DataFrame(index=adata.obs_names),
         var=adata.var.iloc[columns].copy(),
         layers={name: layer[:, columns] for name, layer in adata.layers.items()},
@@ -193,8 +99,10 @@ def proteins_in_obsm(adata: AnnData, key: str | None, where: str) -> AnnData | N
     if key is None:
         key = known_protein_obsm_key(adata)
         if key is None:
+            _require_read(adata, PROTEIN_OBSM_KEYS, where)
             return None
     elif key not in adata.obsm:
+        _require_read(adata, (key,), where)
         hint = did_you_mean(key, adata.obsm)
         raise ReadError(
             f'no obsm["{key}"] in {where}; give another entry as '
@@ -216,35 +124,73 @@ def known_protein_obsm_key(adata: AnnData) -> str | None:
     return next((known for known in PROTEIN_OBSM_KEYS if known in adata.obsm), None)
 
 
+def _require_read(adata: AnnData, keys: Sequence[str], where: str) -> None:
+    """Refuse a file whose entry with the proteins could not be read."""
+    unread = adata.uns.get(UNREAD, {})
+    for key in keys:
+        reason = unread.get(f'obsm["{key}"]')
+        if reason is not None:
+            raise ReadError(
+                f'obsm["{key}"] of {where}, which may hold the proteins, cannot be read ({reason}); '
+                "write it again for the same cells, or as a table of its own."
+            )
+
+
 def _obsm_names(adata: AnnData, values: Any, key: str) -> pd.Index:
+    return names_in_obsm(values, adata.uns, key)
+
+
+def names_in_obsm(values: Any, uns: Mapping[str, Any], key: str) -> pd.Index:
+    """Return the names of the columns of an ``obsm`` entry.
+
+    Those of a DataFrame, or of ``uns["<key>_names"]``, ``uns["protein_names"]`` and the like; else
+    protein_0, protein_1, ...
+    """
     if isinstance(values, pd.DataFrame):
         names: pd.Index = pd.Index(values.columns.astype(str), dtype=object)
         return names
-    for name in (f"{key}_names", "protein_names"):
-        if name in adata.uns:
-            return pd.Index([str(protein) for protein in adata.uns[name]], dtype=object)
-    return pd.Index([f"protein_{i}" for i in range(values.shape[1])], dtype=object)
+    n_columns = values.shape[1] if len(values.shape) > 1 else 1
+    stem = key.removeprefix("X_")
+    usual = [f"{name}_{what}" for name in (key, stem) for what in ("names", "columns", "var_names")]
+    for name in (*usual, "protein_names", "adt_names", "antibody_names"):
+        if name in uns and (
+            name in usual or len(uns[name]) == n_columns or name == "protein_names"
+        ):
+            return pd.Index([str(protein) for protein in uns[name]], dtype=object)
+    return pd.Index([f"protein_{i}" for i in range(n_columns)], dtype=object)
 
 
-def split_proteins(proteins: AnnData, hashtags: Names, where: str) -> dict[str, AnnData]:
-    """Split a file that is read for its proteins; if no feature is marked as antibody, all are."""
+def split_proteins(proteins: AnnData, rows: Rows, where: str) -> dict[str, AnnData]:
+    """Split a file that is read for its proteins: all are antibodies if none is said to be one."""
     modality = modalities_of(proteins.var)
     is_antibody = np.isin(modality, ("prot", "hto"))
-    if not is_antibody.any():
+    if not (has_types(proteins.var) and is_antibody.any()):
         modality = np.full(proteins.n_vars, "prot", dtype=object)
     elif not is_antibody.all():
+        others = listed(dict.fromkeys(map(str, modality[~is_antibody])))
         proteins, modality = proteins[:, is_antibody].copy(), modality[is_antibody]
-    return split_anndata(proteins, modality, hashtags, where)
+        say_of_reading(
+            proteins,
+            "features_of_proteins",
+            f"Left out: {(~is_antibody).sum():,} features of {where} that are no antibodies "
+            f"({others}), as the file is read for its proteins.",
+        )
+    return split_anndata(proteins, modality, rows, where)
+
+
+def say_of_reading(data: AnnData | MuData, code: str, message: str) -> None:
+    """Note in ``uns`` what reading changed or left out, which the checks then report."""
+    data.uns[READING] = {**data.uns.get(READING, {}), code: message}
 
 
 def join_proteins(
-    adata: AnnData, proteins: AnnData | None, hashtags: Names, where: str, protein_where: str
+    adata: AnnData, proteins: AnnData | None, rows: Rows, where: str, protein_where: str
 ) -> dict[str, AnnData]:
     """Split the features of a file, and add the proteins that were stored separately, if any."""
     if proteins is None:
-        return split_anndata(adata, modalities_of(adata.var), hashtags, where)
-    modalities = split_anndata(adata, modalities_of(adata.var), (), where)
-    antibodies = split_proteins(proteins, hashtags, protein_where)
+        return split_anndata(adata, modalities_of(adata.var), rows, where)
+    modalities = split_anndata(adata, modalities_of(adata.var), Rows((), (), ()), where)
+    antibodies = split_proteins(proteins, rows, protein_where)
     for name in modalities.keys() & antibodies.keys():
         raise ReadError(
             f'there are "{name}" features beside the genes of {where} and again apart from them in '
@@ -253,13 +199,46 @@ def join_proteins(
     return modalities | antibodies
 
 
-def in_order_of(proteins: AnnData, cells: pd.Index) -> AnnData:
-    """Return the cells in the given order if they are the same ones, else unchanged."""
-    names = proteins.obs_names
-    same = (
-        len(names) == len(cells) and names.is_unique and not names.symmetric_difference(cells).size
-    )
-    return proteins[cells].copy() if same and not names.equals(cells) else proteins
+def pair_modalities(
+    rna: AnnData, protein: AnnData, where: tuple[Any, Any]
+) -> tuple[AnnData, AnnData]:
+    """Return RNA and proteins of the cells of both, in the order of the RNA and with its names.
+
+    Parameters
+    ----------
+    where
+        What both are called in messages.
+
+    Raises
+    ------
+    ReadError
+        When too few cells agree for it not to be by chance.
+    """
+    names, others = rna.obs_names, protein.obs_names
+    if names.equals(others) or not (names.is_unique and others.is_unique):
+        return rna, protein  # repeated names are reported by the checks
+    pairs = pair_cells(names, others)
+    said = in_words(pairs, len(names), len(others))
+    if not pairs.is_enough:
+        lonely = names[~names.isin(others)]
+        raise ReadError(
+            f"{where[0]} and {where[1]} are not of the same cells ({said}; the one alone has "
+            f'"{lonely[0] if len(lonely) else names[0]}", and the other begins with "{others[0]}"); '
+            "give both of one experiment, with the cells named alike."
+        )
+    n_dropped = len(names) - len(pairs.first), len(others) - len(pairs.first)
+    if len(pairs.first) != len(names):
+        rna = rna[pairs.first].copy()
+    if not np.array_equal(pairs.second, np.arange(len(others))):
+        protein = protein[pairs.second].copy()
+    if pairs.change or any(n_dropped):
+        message = f"{said[0].upper()}{said[1:]} in {where[0]} and {where[1]}"
+        if any(n_dropped):
+            n_rna, n_protein = n_dropped
+            message += f"; left out are {n_rna:,} of the one and {n_protein:,} of the other"
+        say_of_reading(rna, "cells_paired", f"{message}.")
+    protein.obs_names = rna.obs_names
+    return rna, protein
 
 
 def assemble(
@@ -286,12 +265,21 @@ def assemble(
             adata.var[NAME_IN_FILE] = names.to_numpy()
         adata.var_names = make_index_unique(names)
     _require_pairable(modalities, where)
+    said: dict[str, str] = {}
+    for adata in modalities.values():
+        said |= adata.uns.pop(READING, {})
+        unread = adata.uns.pop(UNREAD, {})
+        if unread:
+            parts = "; ".join(f"{part} ({why})" for part, why in unread.items())
+            said["unread"] = f"Left out, as they cannot be read: {parts}."
     with mudata.set_options(pull_on_update=False):
         mdata = MuData(modalities)
         if not mdata.obs_names.equals(obs.index):
             obs = obs.reindex(mdata.obs_names)
         for name in obs.columns:
             mdata.obs[name] = obs[name].array
+    if said:
+        mdata.uns[READING] = said
     return mdata
 
 
@@ -339,8 +327,7 @@ def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
 
 def tidy_mudata(
     mdata: MuData,
-    hashtags: Names,
-    controls: Names,
+    rows: Rows,
     path: Path,
     rna_modality: str = "rna",
     protein_modality: str = "prot",
@@ -350,6 +337,7 @@ def tidy_mudata(
     Counts of RNA and proteins become CSR float32, hashtags among the proteins move to "hto", and
     isotype controls are marked. Other modalities and the annotation of the cells do not change.
     """
+    hashtags, controls = rows.hashtags, rows.controls
     if mdata.axis != 0:
         raise ReadError(
             f"{path} is a MuData whose modalities share no cells; write it with axis=0."
@@ -364,26 +352,48 @@ def tidy_mudata(
             f"that of the proteins with {argument('protein_modality')} "
             f"({did_you_mean(protein_modality, mdata.mod)})."
         )
+    own = dict(mdata.mod)
+    if {rna_modality, protein_modality} <= set(own):
+        where_both = f'modality "{rna_modality}" of {path}', f'modality "{protein_modality}"'
+        rna, protein = own[rna_modality], own[protein_modality]
+        own[rna_modality], own[protein_modality] = pair_modalities(rna, protein, where_both)
+        for name, adata in own.items():
+            has_all = adata.obs_names.is_unique and rna.obs_names.isin(adata.obs_names).all()
+            if has_all and not adata.obs_names.equals(own[rna_modality].obs_names):
+                own[name] = adata[own[rna_modality].obs_names].copy()
     parts: dict[str, AnnData] = {}
-    for name, adata in mdata.mod.items():
+    for name, adata in own.items():
         where = f'modality "{name}" of {path}'
-        if name == rna_modality:
+        if name == rna_modality and (adata.X is not None or not adata.layers):
             adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
             parts[name] = adata
         elif name == protein_modality:
             modality = np.full(adata.n_vars, "prot", dtype=object)
-            split = split_anndata(adata, modality, () if "hto" in mdata.mod else hashtags, where)
+            known = rows._replace(hashtags=()) if "hto" in mdata.mod else rows
+            if NO_ANTIBODY_MODALITY in mdata.mod:
+                known = known._replace(leave_out=())
+            split = split_anndata(adata, modality, known, where)
             parts |= {name if part == "prot" else part: found for part, found in split.items()}
         else:
             parts[name] = adata
     tidy = assemble(parts, mdata.obs, controls, str(path), protein_modality)
-    if tidy.obs_names.equals(mdata.obs_names):
+    places = np.arange(tidy.n_obs)
+    if not tidy.obs_names.equals(mdata.obs_names):
+        known = mdata.obs_names.is_unique
+        places = mdata.obs_names.get_indexer(tidy.obs_names) if known else np.array([-1])
+    if (places >= 0).all():
         for name in mdata.obsm.keys() - mdata.mod.keys():
-            tidy.obsm[name] = mdata.obsm[name]
+            values = mdata.obsm[name]
+            tidy.obsm[name] = (
+                values.iloc[places] if isinstance(values, pd.DataFrame) else values[places]
+            )
         for name, values in mdata.obsp.items():
             if name not in mdata.mod:
-                tidy.obsp[name] = values
+                tidy.obsp[name] = values[places][:, places]
+    said = {**mdata.uns.get(READING, {}), **tidy.uns.get(READING, {})}
     tidy.uns.update(mdata.uns)
+    if said:
+        tidy.uns[READING] = said
     if tidy.var_names.equals(mdata.var_names):
         for name in mdata.var.columns:
             tidy.var[name] = mdata.var[name].array

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
@@ -16,20 +17,23 @@ from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
 from totalvi.data.background.droplets import batches_of_cells
 from totalvi.data.columns import Columns, names_of
 from totalvi.data.finding import did_you_mean
+from totalvi.data.io.features import keep_genome, with_symbols
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
 from totalvi.data.io.modalities import (
+    Rows,
     assemble,
-    in_order_of,
     join_proteins,
+    pair_modalities,
     proteins_in_obsm,
     tidy_mudata,
 )
 from totalvi.data.io.tenx import (
     cell_ranger_output,
     holds_matrix,
-    keep_genome,
+    layout_of,
     read_10x_folder,
     read_10x_h5,
+    read_layout,
 )
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
 from totalvi.data.io.trust import reading
@@ -42,8 +46,17 @@ FORMATS = (
     ((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "tables of RNA and of proteins"),
 )
 PACKED = (".tar", ".tar.gz", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z")
-# Repeated features are renamed, which `renamed_features` notes; the checks report repeated cells; and
-# files of older versions can be read.
+ELSEWHERE = {
+    (".rds", ".rdata", ".rda", ".qs", ".h5seurat"): (
+        'of R; export its counts as docs/r.md says (section "From R"), as 10x folders or an .h5ad file'
+    ),
+    (".loom",): "a loom file; write it as .h5ad with anndata.io.read_loom and its write_h5ad",
+    (".parquet", ".feather", ".xlsx", ".xls"): (
+        "a table of another format; write it as .csv, cells and features named"
+    ),
+}
+# Repeated features are renamed, which `renamed_features` notes; repeated cells are reported by the
+# checks; and files of older versions are read all the same.
 SILENCED = (
     r".*names are not unique|Duplicated (obs|var)_names|Suffix used"
     r"|.* written without encoding|.* not created by"
@@ -58,6 +71,12 @@ class ReadOptions(NamedTuple):
     hashtags: str | Sequence[str] | None = None
     controls: str | Sequence[str] | None = None
     cells_in: Axis | None = None
+    leave_out: str | Sequence[str] | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows of the antibodies are something else."""
+        return Rows(self.hashtags, self.controls, self.leave_out)
 
 
 def read(
@@ -71,6 +90,7 @@ def read(
     hashtags: str | Sequence[str] | None = None,
     controls: str | Sequence[str] | None = None,
     cells_in: Axis | None = None,
+    leave_out: str | Sequence[str] | None = None,
     rna_modality: str = "rna",
     protein_modality: str = "prot",
 ) -> MuData:
@@ -109,8 +129,12 @@ def read(
         Which antibodies are isotype controls, in the same way. By default those with names such as
         ``IgG1_control_TotalSeqB`` or ``Rat IgG2b``.
     cells_in
-        Tables only: whether cells are "rows" or "columns". By default the direction in which the names
-        of both tables agree, or are barcodes.
+        Tables only: whether cells are "rows" or "columns". By default the direction that makes
+        the names in both tables agree, or in which the names are barcodes.
+    leave_out
+        Which rows of the antibodies are of none, in the same way, such as reads that match no antibody
+        and totals. By default those named so: ``unmapped``, ``no_match``, ``total`` and the like, which
+        form a modality "no_antibody".
     rna_modality, protein_modality
         MuData only: names of the modalities of RNA and proteins, which do not change.
 
@@ -159,7 +183,7 @@ def read(
         protein_modality=protein_modality,
         protein_expression_obsm_key=protein_expression_obsm_key,
     )
-    options = ReadOptions(protein_path, genome, hashtags, controls, cells_in)
+    options = ReadOptions(protein_path, genome, hashtags, controls, cells_in, leave_out)
     mdata = _read(given, columns, options)
     if raw is not None:
         _add_ambient(mdata, given, raw, columns)
@@ -203,9 +227,16 @@ def _read(path: str | PathLike[str], columns: Columns, options: ReadOptions) -> 
                 f"{argument('protein_path')} and {argument('protein_expression_obsm_key')} both say "
                 "where the proteins are; give one of them."
             )
-        adata = keep_genome(adata, options.genome, first)
-        modalities = join_proteins(adata, proteins, options.hashtags, str(first), protein_where)
+        adata = _by_symbol(keep_genome(adata, options.genome, first))
+        modalities = join_proteins(adata, proteins, options.rows, str(first), protein_where)
         return assemble(modalities, adata.obs, options.controls, where)
+
+
+def _by_symbol(adata: AnnData) -> AnnData:
+    var = with_symbols(pd.DataFrame(adata.var))
+    if var is not adata.var and not var.index.equals(adata.var_names):
+        adata.var = var
+    return adata
 
 
 def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> MuData:
@@ -216,11 +247,10 @@ def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> 
         )
     if columns.rna_modality in found.mod:
         rna = found.mod[columns.rna_modality]
-        found.mod[columns.rna_modality] = keep_genome(rna, options.genome, path)
+        found.mod[columns.rna_modality] = _by_symbol(keep_genome(rna, options.genome, path))
     return tidy_mudata(
         found,
-        options.hashtags,
-        options.controls,
+        options.rows,
         path,
         columns.rna_modality,
         columns.protein_modality,
@@ -237,8 +267,7 @@ def _paired(
             f"{second} is a MuData, which may hold RNA as well; read it alone, or write its "
             "proteins to an .h5ad file."
         )
-    adata, proteins = orient_pair(found, more, cells_in, (first, second))
-    return adata, in_order_of(proteins, adata.obs_names)
+    return pair_modalities(*orient_pair(found, more, cells_in, (first, second)), (first, second))
 
 
 def _existing(path: str | PathLike[str]) -> Path:
@@ -271,12 +300,29 @@ def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
         return read_10x_folder(path.parent, genome, prefix)
     if name.endswith(tables):
         return read_table(path)
+    if name.removesuffix(".gz").endswith(".mtx"):
+        return _load_other_matrix(path)
+    for suffixes, fix in ELSEWHERE.items():
+        if name.endswith(suffixes):
+            raise ReadError(f"{path} is {fix}.")
     if name.endswith(PACKED):
         raise ReadError(f"{path} is a packed file; unpack it and give the path of what was in it.")
     known = "; ".join(f"{', '.join(suffixes)} ({what})" for suffixes, what in FORMATS)
     raise ReadError(
-        f'{path} has the unknown suffix "{path.suffix}"; convert it to, or name it as, one of '
-        f"these formats: {known}."
+        f'{path} has the unknown suffix "{path.suffix}"; convert it to one of these formats: {known}.'
+    )
+
+
+def _load_other_matrix(path: Path) -> AnnData:
+    """Read a Matrix Market file of another name than Cell Ranger's, with the lists beside it."""
+    found = layout_of(path.parent)
+    if found is not None and found[1] == path:
+        return read_layout(path.parent, *found)
+    stem = path.name.removesuffix(".gz").removesuffix(".mtx").replace("matrix", "").strip("_.-")
+    raise ReadError(
+        f"{path} is a matrix whose features and barcodes are in files of other names; name the three "
+        f"{stem or 'sample'}_matrix.mtx.gz, {stem or 'sample'}_features.tsv.gz and "
+        f"{stem or 'sample'}_barcodes.tsv.gz."
     )
 
 
@@ -314,7 +360,7 @@ def _load_folder(path: Path, genome: str | None) -> AnnData | MuData | Table:
             f"{path} is not a zarr store (it has neither zarr.json nor .zgroup); "
             "copy, download or write it again."
         )
-    if not holds_matrix(path):
+    if not holds_matrix(path) and layout_of(path) is None:
         output = cell_ranger_output(path)
         if output is not None:
             return _load(output, genome)

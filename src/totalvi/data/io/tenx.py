@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple
 
 import h5py
 import numpy as np
@@ -11,11 +11,11 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.finding import did_you_mean
-from totalvi.data.io.modalities import modalities_of
+from totalvi.data.finding import listed
+from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
 from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
 from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
-from totalvi.errors import ReadError, argument
+from totalvi.errors import ReadError
 
 V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
 V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")
@@ -102,94 +102,6 @@ def _require_members(group: h5py.Group, members: tuple[str, ...], path: Path) ->
         )
 
 
-Part = TypeVar("Part")
-
-
-def pick_genomes(parts: Mapping[str, Part], genome: str | None, path: Path) -> Mapping[str, Part]:
-    """Return the named part, or all parts."""
-    if not parts:
-        raise ReadError(f"{path} holds no count matrix; give a file that Cell Ranger wrote.")
-    if genome is None:
-        return parts
-    if genome not in parts:
-        raise _no_such_genome(genome, list(parts), path)
-    return {genome: parts[genome]}
-
-
-def _no_such_genome(genome: str, known: list[str], path: Path) -> ReadError:
-    hint = did_you_mean(genome, known)
-    return ReadError(
-        f'no genome "{genome}" in {path}; give another as {argument("genome")} ({hint}).'
-    )
-
-
-def join_genomes(parts: Mapping[str, AnnData], path: Path) -> AnnData:
-    """Join the genes of all genomes.
-
-    Cell Ranger 2 lists for each genome only the cells called in it. The result has the cells of all
-    genomes, in order of first appearance. A cell has no counts of a genome that does not list it.
-    """
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    for name, part in parts.items():
-        if not part.obs_names.is_unique:
-            repeated = part.obs_names[part.obs_names.duplicated()][0]
-            raise ReadError(
-                f'{path} lists the barcode "{repeated}" twice for the genome "{name}", so that its '
-                f"genomes cannot be joined; read one of them with {argument('genome')}."
-            )
-    cells = pd.Index(
-        pd.unique(np.concatenate([part.obs_names.to_numpy(object) for part in parts.values()])),
-        dtype=object,
-    )
-    blocks = []
-    for part in parts.values():
-        rows = cells.get_indexer(part.obs_names)
-        entries = (np.ones(len(rows), np.float32), (rows, np.arange(len(rows))))
-        blocks.append(sparse.csr_matrix(entries, shape=(len(cells), len(rows))) @ part.X)
-    counts = sparse.csr_matrix(sparse.hstack(blocks, format="csr", dtype=np.float32))
-    var = pd.concat([part.var for part in parts.values()])
-    return AnnData(counts, obs=pd.DataFrame(index=cells), var=var)
-
-
-def prefix_shared_names(adata: AnnData) -> AnnData:
-    """Prefix gene names that several genomes have by their genome, as in ``mm10_ACTB``."""
-    if "genome" not in adata.var or adata.var["genome"].nunique() < 2:
-        return adata
-    var = adata.var
-    is_gene = modalities_of(var) == "rna"
-    names, genomes = var.index.to_series().astype(object), var["genome"]
-    n_genomes = genomes[is_gene].groupby(names.index[is_gene]).nunique()
-    shared = is_gene & names.isin(n_genomes.index[n_genomes > 1]).to_numpy()
-    prefixed = genomes.astype(str).to_numpy(object) + "_" + names.to_numpy(object)
-    adata.var_names = pd.Index(np.where(shared, prefixed, names.to_numpy(object)), dtype=object)
-    return adata
-
-
-def keep_genome(adata: AnnData, genome: str | None, path: Path) -> AnnData:
-    """Keep the genes of one genome and all features that are not genes.
-
-    The genome of a gene is its ``var["genome"]``, or without this column the prefix of its name, as in
-    ``hg19_CD3E``.
-    """
-    if genome is None:
-        return adata
-    is_gene = modalities_of(adata.var) == "rna"
-    if "genome" in adata.var:
-        genomes = adata.var["genome"].astype(str)
-        chosen = is_gene & (genomes == genome).to_numpy()
-        if not chosen.any():
-            raise _no_such_genome(genome, sorted(set(genomes[is_gene])), path)
-    else:
-        chosen = is_gene & adata.var_names.str.startswith(f"{genome}_")
-        if not chosen.any():
-            raise ReadError(
-                f"{path} names no genome, and no gene name in it begins with "
-                f'"{genome}_"; leave out {argument("genome")}.'
-            )
-    return adata if (chosen | ~is_gene).all() else adata[:, chosen | ~is_gene].copy()
-
-
 OUTPUTS = (
     "filtered_feature_bc_matrix.h5",
     "filtered_feature_bc_matrix",
@@ -199,14 +111,111 @@ OUTPUTS = (
     "filtered_gene_bc_matrices",
     "count",
     "outs",
+    "Solo.out",  # of STARsolo, as are the next
+    "Gene/filtered",
+    "GeneFull/filtered",
+    "filtered",
+    "umi_count",  # of CITE-seq-Count, beside read_count
+    "counts_filtered",  # of kallisto and bustools
+    "counts_unfiltered",
+    "alevin",  # of alevin-fry
 )
+SAMPLES = "per_sample_outs"  # of `cellranger multi`
+
+
+class Layout(NamedTuple):
+    """The files of another counter: a matrix of cells x features, and the names of both."""
+
+    matrix: str
+    cells: str
+    features: tuple[str, ...]
+
+
+LAYOUTS = (
+    *(
+        Layout(
+            f"cells_x_{what}{kind}.mtx",
+            f"cells_x_{what}.barcodes.txt",
+            (f"cells_x_{what}.genes.names.txt", f"cells_x_{what}.genes.txt"),
+        )
+        for what in ("genes", "features", "tcc", "adt")
+        for kind in ("", ".total")
+    ),
+    Layout("quants_mat.mtx", "quants_mat_rows.txt", ("quants_mat_cols.txt",)),
+    Layout("count_matrix.mtx", "cell_metadata.csv", ("all_genes.csv",)),
+    Layout("DGE.mtx", "cell_metadata.csv", ("all_genes.csv",)),
+)
+READABLE = (".h5", ".h5ad", ".h5mu", ".zarr")
 MTX_COLUMNS = {"feature": np.int64, "cell": np.int64, "count": np.float32}
 ENTRIES_PER_CHUNK = 5_000_000
 
 
 def cell_ranger_output(folder: Path) -> Path | None:
-    """Return the filtered matrix in a folder such as ``outs``, if there is one."""
-    return next((folder / name for name in OUTPUTS if (folder / name).exists()), None)
+    """Return the filtered matrix in a folder such as ``outs``, if there is one.
+
+    Raises
+    ------
+    ReadError
+        If the folder holds several samples, or files of counts that do not belong together.
+    """
+    found = next((folder / name for name in OUTPUTS if (folder / name).exists()), None)
+    if found is not None or layout_of(folder) is not None:
+        return found
+    place = folder / SAMPLES if (folder / SAMPLES).is_dir() else folder
+    samples = sorted(path.parents[1] for path in place.glob("*/count/sample_filtered_*matrix.h5"))
+    samples = samples or sorted(p.parents[1] for p in place.glob("*/count/sample_filtered_*matrix"))
+    if len(samples) == 1:
+        return samples[0]
+    if samples:
+        names = listed([str(sample) for sample in samples])
+        raise ReadError(
+            f"{folder} holds {len(samples)} samples; give one of them, or read each and join them "
+            f"with totalvi.concat ({names})."
+        )
+    files = sorted(p.name for p in folder.iterdir() if p.name.endswith(READABLE))
+    if files and not any(p.is_dir() and holds_matrix(p) for p in folder.iterdir()):
+        raise ReadError(
+            f"{folder} holds no matrix of its own but files that may hold counts; give the path of one "
+            f"of them ({listed(files)})."
+        )
+    return None
+
+
+def layout_of(folder: Path) -> tuple[Layout, Path] | None:
+    """Return how the files of another counter in a folder lie, and its matrix; None without any."""
+    found = ((layout, _member(folder, "", layout.matrix)) for layout in LAYOUTS)
+    return next(((layout, matrix) for layout, matrix in found if matrix is not None), None)
+
+
+def read_layout(folder: Path, layout: Layout, matrix: Path) -> AnnData:
+    """Read the matrix of another counter, whatever way it lies."""
+    lists = [_member(folder, "", layout.cells), _member(folder, "", *layout.features)]
+    if lists[0] is None or lists[1] is None:
+        missing = layout.cells if lists[0] is None else layout.features[-1]
+        raise ReadError(
+            f"{matrix} is a matrix whose names are in {missing}, which {folder} lacks; copy it beside "
+            "the matrix."
+        )
+    ids_file = _member(folder, "", layout.features[-1]) or lists[1]
+    cells, features, ids = (_first_fields(path) for path in (lists[0], lists[1], ids_file))
+    with reading(matrix, "a Matrix Market file"), _open(matrix) as file:
+        n_rows, _, _ = _mtx_size(matrix, file)
+    if n_rows == len(cells) and n_rows != len(features):
+        counts = sparse.csr_matrix(_read_mtx(matrix, len(cells), len(features)).T)
+    else:
+        counts = _read_mtx(matrix, len(features), len(cells))
+    var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(features, dtype=object))
+    return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
+
+
+def _first_fields(path: Path) -> list[str]:
+    """Return the names in a list; of a csv file with a head, the second column of genes."""
+    lines = _lines(path)
+    if not path.name.removesuffix(".gz").endswith(".csv"):
+        return [line.split("\t")[0] for line in lines]
+    head = lines[0].split(",")
+    column = head.index("gene_name") if "gene_name" in head else 0
+    return [line.split(",")[column].strip('"') for line in lines[1:]]
 
 
 def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None) -> AnnData:
@@ -222,6 +231,9 @@ def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None)
             "...); give the path of one of these files in place of the folder."
         )
     subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
+    layout = None if matrices else layout_of(folder)
+    if layout is not None:
+        return read_layout(folder, *layout)
     if matrices or not subfolders:
         stem = matrices[0].name.partition("matrix.mtx")[0] if matrices else ""
         return _read_triple(folder, stem)
@@ -245,6 +257,11 @@ def matrix_files(folder: Path) -> list[Path]:
             path for path in folder.iterdir() if path.name.removesuffix(".gz").endswith(parts)
         )
         return sorted(path for path in listed if path.is_file())
+    layout = layout_of(folder)
+    if layout is not None:
+        names = (layout[0].cells, *layout[0].features)
+        lists = (_member(folder, "", name) for name in names)
+        return sorted({layout[1], *(path for path in lists if path is not None)})
     output = cell_ranger_output(folder)
     if output is not None:
         return [output] if output.is_file() else matrix_files(output)
@@ -254,7 +271,9 @@ def matrix_files(folder: Path) -> list[Path]:
 
 def _matrices(folder: Path) -> list[Path]:
     found = {p.name.removesuffix(".gz"): p for p in folder.glob("*matrix.mtx*") if p.is_file()}
-    return [p for name, p in sorted(found.items()) if name.endswith("matrix.mtx")]
+    of_others = {layout.matrix for layout in LAYOUTS}
+    own = {name: path for name, path in found.items() if name not in of_others}
+    return [path for name, path in sorted(own.items()) if name.endswith("matrix.mtx")]
 
 
 def _read_triple(folder: Path, prefix: str) -> AnnData:
@@ -267,6 +286,11 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
         "barcodes.tsv.gz": barcodes,
     }
     missing = [prefix + name for name, found in wanted.items() if found is None]
+    if len(missing) == len(wanted):
+        raise ReadError(
+            f"{folder} holds no counts, as it lacks {', '.join(missing)}; give the file or folder that "
+            "holds them, such as filtered_feature_bc_matrix.h5."
+        )
     if matrix is None or features is None or barcodes is None:
         raise ReadError(
             f"{folder} lacks {', '.join(missing)}; a Cell Ranger matrix folder holds matrix.mtx.gz, "

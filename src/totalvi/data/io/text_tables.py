@@ -14,6 +14,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from totalvi.data.columns import pair_cells
+from totalvi.data.io.features import ENSEMBL, says_antibody
 from totalvi.data.io.trust import UNSUSPECTED, reading
 from totalvi.errors import ReadError, argument, setting
 
@@ -137,13 +139,13 @@ def read_table(path: Path) -> Table:
     as in files that R writes. Empty and NA fields become NaN.
     """
     with reading(path, "a table of text"):
-        delimiter, columns = _header(path)
+        n_comments, delimiter, columns = _header(path)
         blocks: list[sparse.csr_matrix] = []
         rows: list[str] = []
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", pd.errors.ParserWarning)  # lines that are too long
-                for chunk in _chunks(path, delimiter, len(columns)):
+                for chunk in _chunks(path, n_comments, delimiter, len(columns)):
                     values = chunk.iloc[:, 1:].to_numpy(np.float32)
                     if np.isnan(values[:, -1]).any():  # a line that ends early looks like this
                         _require_whole_lines(path, delimiter, columns)
@@ -159,7 +161,9 @@ def read_table(path: Path) -> Table:
     return Table(path, counts, pd.Index(rows, dtype=object), pd.Index(columns, dtype=object))
 
 
-def _chunks(path: Path, delimiter: str, n_columns: int) -> "pd.io.parsers.TextFileReader":
+def _chunks(
+    path: Path, n_comments: int, delimiter: str, n_columns: int
+) -> "pd.io.parsers.TextFileReader":
     fields = range(n_columns + 1)
     return pd.read_csv(
         open_text(path),
@@ -167,7 +171,7 @@ def _chunks(path: Path, delimiter: str, n_columns: int) -> "pd.io.parsers.TextFi
         header=None,
         names=fields,
         index_col=False,
-        skiprows=1,
+        skiprows=n_comments + 1,
         dtype=dict.fromkeys(fields[1:], np.float32),
         converters={0: str.strip},
         na_values=MISSING,
@@ -182,13 +186,19 @@ def _open(path: Path) -> IO[str]:
     return io.TextIOWrapper(open_text(path), encoding="utf-8-sig", newline="")
 
 
-def _header(path: Path) -> tuple[str, list[str]]:
-    """Find the delimiter and the names of the columns that hold counts."""
+def _header(path: Path) -> tuple[int, str, list[str]]:
+    """Find the lines of comments, the delimiter, and the names of the columns that hold counts."""
+    n_comments = 0
     with _open(path) as file:
         line = file.readline(LONGEST_LINE)
+        while line.startswith("##"):
+            n_comments += 1
+            line = file.readline(LONGEST_LINE)
         if len(line) == LONGEST_LINE:
             raise ReadError(f"{path} has a first line without end; write the table again.")
         delimiter = "\t" if "\t" in line else max(",;", key=line.count)
+        if delimiter not in line and " " in line.strip():
+            delimiter = " "  # as R writes tables by default
         header = next(csv.reader([line], delimiter=delimiter), [])
         first = next(csv.reader(file, delimiter=delimiter), [])
     # An empty last field is a stray delimiter: R, which leaves out the corner, writes NA.
@@ -199,14 +209,14 @@ def _header(path: Path) -> tuple[str, list[str]]:
     if not columns:
         raise ReadError(
             f"{path} has only one column; give a count table, with a column of names and then one per "
-            "cell or feature, separated by commas or tabs."
+            "cell or feature, separated by commas, tabs or spaces."
         )
     seen: set[str] = set()
     for name in columns:
         if name in seen:
             raise ReadError(f'{path} has more than one column "{name}"; give each its own name.')
         seen.add(name)
-    return delimiter, columns
+    return n_comments, delimiter, columns
 
 
 def _require_whole_lines(
@@ -215,7 +225,8 @@ def _require_whole_lines(
     """Raise for the first line of the wrong length and, on request, for the first field of text."""
     with _open(path) as file:
         lines = csv.reader(file, delimiter=delimiter)
-        next(lines)
+        while next(lines, [""])[0].startswith("##"):
+            pass  # comments, and then the head
         for line in lines:
             if line and len(line) != len(columns) + 1:
                 raise ReadError(
@@ -247,6 +258,12 @@ def orient_pair(
         for a, names in _cell_axes(first, cells_in).items()
         for b, others in _cell_axes(second, cells_in).items()
     }
+    if max(shared.values()) == 0:  # unless they are named otherwise
+        shared = {
+            (a, b): len(pair_cells(names, others).first)
+            for a, names in _cell_axes(first, cells_in).items()
+            for b, others in _cell_axes(second, cells_in).items()
+        }
     most = max(shared.values())
     best = [axes for axes, n in shared.items() if n == most]
     if most == 0:
@@ -286,7 +303,13 @@ def _cell_axes(found: Table | AnnData, cells_in: Axis | None) -> dict[Axis, pd.I
     if cells_in is not None:
         return {cells_in: axes[cells_in]}
     barcodes = {axis: names for axis, names in axes.items() if _are_barcodes(names)}
+    if len(barcodes) != 1:  # or else the other axis is that of features
+        barcodes = {axis: names for axis, names in axes.items() if not _are_features(names)}
     return barcodes if len(barcodes) == 1 else axes
+
+
+def _are_features(names: pd.Index) -> bool:
+    return any(says_antibody(name) or ENSEMBL.match(name) for name in names)
 
 
 def _are_barcodes(names: pd.Index) -> bool:

@@ -4,7 +4,8 @@ import io
 import math
 import mmap
 import os
-import stat
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -38,12 +39,29 @@ def reading(path: Path, what: str) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise ReadError(f"{path} may not be read; ask its owner for permission.") from error
-    except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except ImportError as error:
         raise ReadError(
-            f"{path} cannot be read as {what} ({lines[0][:200].rstrip('.')}); it is damaged or cut "
-            "short, so copy, download or write it again."
+            f"{path} needs a package that is not installed ({first_line(error)}); install it, or write "
+            "the file again without what needs it."
         ) from error
+    except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types
+        broken = isinstance(error, BROKEN_STREAM)
+        fix = (
+            "it is damaged or cut short, so copy, download or write it again."
+            if broken
+            else "it lacks something, or is laid out otherwise, so write it again."
+        )
+        raise ReadError(f"{path} cannot be read as {what} ({first_line(error)}); {fix}") from error
+
+
+# What a stream that was cut or changed raises; other exceptions say nothing of damage.
+BROKEN_STREAM = (OSError, EOFError, zlib.error, UnicodeDecodeError, RuntimeError, struct.error)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library says, without its full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].rstrip(".")
 
 
 def counts_from_csr(
@@ -241,6 +259,7 @@ BLOSC_HEAD = 16  # bytes; the last four are the total length
 # In the index of a zarr shard: bytes of its checksum, and the entry of a missing chunk.
 CHECKSUM, NO_CHUNK = 4, 2**64 - 1
 ZARR_METADATA = (".zarray", ".zattrs", "zarr.json")
+MOST_COLUMNS = 1000  # of an embedding or table beside the counts
 
 
 def require_plain_hdf5(file: h5py.File, path: Path) -> None:
@@ -285,29 +304,6 @@ def require_plain_hdf5(file: h5py.File, path: Path) -> None:
         )
 
 
-def require_plain_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything except its own files and folders.
-
-    Raises
-    ------
-    ReadError
-        For a link that points out of it, a pipe, a device, or an empty folder.
-    """
-    root = folder.resolve()
-    for place, folders, files in os.walk(root):
-        if not (folders or files):
-            raise ReadError(f"{place} is empty; copy, download or write {folder} again.")
-        for name in (*folders, *files):
-            entry = Path(place, name)
-            mode = entry.lstat().st_mode
-            if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
-                raise ReadError(
-                    f"{entry} is a link out of {folder}; put what it stands for in place."
-                )
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
-                raise ReadError(f"{entry} is no file; copy, download or write {folder} again.")
-
-
 def require_honest_zarr(group: zarr.Group, path: Path) -> None:
     """Refuse a store with an array that declares more than its chunks hold, or that lost parts.
 
@@ -316,12 +312,26 @@ def require_honest_zarr(group: zarr.Group, path: Path) -> None:
     ReadError
         When there is one; the message names the array.
     """
-    for name, array in group.members(max_depth=None):
+    members = dict(group.members(max_depth=None))
+    n_named = {0}  # cells and features whose names are there
+    for name, array in members.items():
+        is_index = name.endswith(("obs/_index", "var/_index", "obs/index", "var/index"))
+        if (
+            is_index
+            and isinstance(array, zarr.Array)
+            and array.nchunks_initialized == array.nchunks
+        ):
+            n_named.add(array.shape[0])
+    for name, array in members.items():
         if isinstance(array, zarr.Group):
             _require_columns(array, path)
             continue
         if array.nbytes > UNSUSPECTED:
-            _require_honest_size(array.nbytes, array.nbytes_stored(), "zstd", name, path)
+            # Chunks that hold only zeros are not stored; a layer, table or embedding may lack many.
+            declared = array.nbytes
+            if array.shape[0] in n_named and prod(array.shape[1:]) <= max(MOST_COLUMNS, *n_named):
+                declared = int(declared * array.nchunks_initialized / array.nchunks)
+            _require_honest_size(declared, array.nbytes_stored(), "zstd", name, path)
         if any("blosc" in type(codec).__name__.lower() for codec in array.compressors):
             _require_whole_blosc(path / array.path, array)
 

@@ -4,19 +4,25 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
 from totalvi.data.columns import Columns
-from totalvi.data.find import find_counts
+from totalvi.data.counts import in_memory
+from totalvi.data.find import find_counts, genes_and_proteins
 from totalvi.data.finding import did_you_mean, listed, no_column
-from totalvi.data.io.modalities import mudata_of
+from totalvi.data.io.modalities import known_protein_obsm_key, mudata_of
 from totalvi.data.panels.antibody_names import Antibody, identify, spelling_key
 from totalvi.errors import DataError, allowed
 
 AntibodyNames = Mapping[str, str] | Mapping[str, Mapping[str, str]]
+Unmeasured = Mapping[str, Sequence[str]] | Literal["zeros"]
+Data = TypeVar("Data", MuData, AnnData)
 _Key = tuple[str, str]  # data set, original name
 
 
@@ -213,13 +219,15 @@ def _keep_apart(chosen: dict[_Key, tuple[str, str]], given: Mapping[_Key, str]) 
 
 
 def declare_unmeasured(
-    data: MuData,
-    unmeasured: Mapping[str, Sequence[str]],
+    data: Data,
+    unmeasured: Unmeasured,
     *,
-    batch_key: str,
+    batch_key: str | None = None,
     rna_modality: str = "rna",
     protein_modality: str = "prot",
-) -> MuData:
+    protein_layer: str | None = None,
+    protein_expression_obsm_key: str | None = None,
+) -> Data:
     """Return the data with NaN as counts of proteins that a batch did not measure.
 
     `totalvi.Model` then leaves these proteins out there, and can impute them. Do not use zero
@@ -228,13 +236,17 @@ def declare_unmeasured(
     Parameters
     ----------
     data
-        MuData with raw counts, which is not changed; the result shares its RNA.
+        MuData or AnnData with raw counts, which is not changed; the result shares its RNA.
     unmeasured
-        Names of the proteins by batch; their counts in this batch are replaced.
+        Names of the proteins by batch; their counts in this batch are replaced. Or "zeros": the
+        proteins that are zero in all cells of a batch, as scvi-tools takes them.
     batch_key
-        Column of ``obs`` with the batches, or with the antibody panels.
-    rna_modality, protein_modality
-        Names of the modalities.
+        Column of ``obs`` with the batches, or with the antibody panels. None: all cells are one batch.
+    rna_modality, protein_modality, protein_layer
+        Where a MuData, or the layer, holds the counts.
+    protein_expression_obsm_key
+        The ``obsm`` entry of an AnnData that holds them. None: antibodies among its features, or an
+        entry that is named as is usual.
 
     Raises
     ------
@@ -252,32 +264,114 @@ def declare_unmeasured(
     >>> declared["prot"].to_df()[protein].isna().equals(declared.obs["batch"] == batch)
     True
     """
-    where = Columns(rna_modality=rna_modality, protein_modality=protein_modality)
-    source = find_counts(data, where)
-    if batch_key not in source.obs:
+    key = protein_expression_obsm_key
+    if isinstance(data, AnnData) and key is None:
+        key = known_protein_obsm_key(data)
+    where = Columns(
+        rna_modality=rna_modality,
+        protein_modality=protein_modality,
+        protein_layer=protein_layer,
+        protein_expression_obsm_key=key,
+    )
+    source = find_counts(data, where, on_disk=True)
+    if batch_key is not None and batch_key not in source.obs:
         raise DataError(no_column("batch_key", batch_key, source.obs.columns))
-    batch = source.obs[batch_key].astype(str).to_numpy()
-    protein = source.protein.read()  # a copy of the user's
-    for name, proteins in unmeasured.items():
-        if str(name) not in batch:
-            raise ValueError(
-                f"unmeasured holds {name!r}; {did_you_mean(str(name), pd.unique(batch))}."
-            )
-        if isinstance(proteins, str):
-            raise ValueError(
-                allowed(f"unmeasured[{name!r}]", proteins, f'lists, as ["{proteins}"]')
-            )
-        for wanted in proteins:
-            if wanted not in source.protein_names:
-                raise ValueError(
-                    f"unmeasured holds {wanted!r}; {did_you_mean(wanted, source.protein_names)}."
-                )
-        columns = source.protein_names.get_indexer(pd.Index(list(proteins), dtype=object))
-        protein[np.ix_(batch == str(name), columns)] = np.nan
-    new = data.mod[protein_modality].copy()
-    new.X = protein
+    batch = np.full(len(source.obs), "all cells", dtype=object)
+    if batch_key is not None:
+        batch = source.obs[batch_key].astype(str).to_numpy(dtype=object)
+    protein = source.protein.read().copy()
+    lacking = np.zeros(protein.shape, dtype=bool)
+    for name, columns in _columns_by_batch(unmeasured, batch, protein, source.protein_names):
+        lacking[np.ix_(batch == name, columns)] = True
+    protein[lacking] = np.nan
+    if isinstance(data, AnnData):
+        return _with_proteins(data, source.protein_names, protein, lacking, where)
+    new = _sharing(data.mod[protein_modality])
+    if protein_layer is None:
+        new.X = protein
+    else:
+        new.layers[protein_layer] = protein
     declared = mudata_of(dict(data.mod) | {protein_modality: new}, data.obs.copy())
     declared.uns.update(data.uns)
     for name in data.obsm.keys() - data.mod.keys():
         declared.obsm[name] = data.obsm[name]
     return declared
+
+
+def _sharing(adata: AnnData) -> AnnData:
+    """Return an AnnData with the same matrices, in memory or on disk, and annotation of its own."""
+    raw = adata.raw
+    return AnnData(
+        adata.X,
+        obs=adata.obs.copy(),
+        var=adata.var.copy(),
+        layers=dict(adata.layers),
+        obsm=dict(adata.obsm),
+        varm=dict(adata.varm),
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        uns=dict(adata.uns),
+        raw=None if raw is None else {"X": raw.X, "var": raw.var},
+    )
+
+
+def _columns_by_batch(
+    unmeasured: Unmeasured, batch: np.ndarray, protein: np.ndarray, names: pd.Index
+) -> list[tuple[str, np.ndarray]]:
+    """Return the positions of the proteins that each batch did not measure."""
+    if isinstance(unmeasured, str):
+        if unmeasured != "zeros":
+            raise DataError(
+                allowed("unmeasured", unmeasured, '"zeros", or names of proteins by batch')
+            )
+        batches = pd.unique(batch)
+        absent = [~(protein[batch == name] > 0).any(axis=0) for name in batches]
+        return [
+            (str(name), np.flatnonzero(none)) for name, none in zip(batches, absent, strict=True)
+        ]
+    found = []
+    for name, proteins in unmeasured.items():
+        if str(name) not in batch:
+            raise DataError(
+                f"unmeasured holds {name!r}; {did_you_mean(str(name), pd.unique(batch))}."
+            )
+        if isinstance(proteins, str):
+            raise DataError(allowed(f"unmeasured[{name!r}]", proteins, f'lists, as ["{proteins}"]'))
+        for wanted in proteins:
+            if wanted not in names:
+                raise DataError(f"unmeasured holds {wanted!r}; {did_you_mean(wanted, names)}.")
+        found.append((str(name), names.get_indexer(pd.Index(list(proteins), dtype=object))))
+    return found
+
+
+def _with_proteins(
+    adata: AnnData, names: pd.Index, protein: np.ndarray, lacking: np.ndarray, where: Columns
+) -> AnnData:
+    """Return a copy of an AnnData with other protein counts."""
+    new = _sharing(adata)
+    key = where.protein_expression_obsm_key
+    if key is not None:
+        new.obsm[key] = pd.DataFrame(protein, index=new.obs_names, columns=names)
+        return new
+    columns = np.flatnonzero(genes_and_proteins(adata.var)[1])
+    values = in_memory(new.X if where.protein_layer is None else new.layers[where.protein_layer])
+    if isinstance(values, np.ndarray):
+        values = np.array(values, dtype=np.float32)
+        values[:, columns] = protein
+    else:
+        stored, (rows, proteins) = sparse.coo_matrix(values), np.nonzero(lacking)
+        is_lacking = sparse.csr_matrix(
+            (np.ones(len(rows), bool), (rows, columns[proteins])), shape=stored.shape
+        )
+        kept = ~np.asarray(is_lacking[stored.row, stored.col]).ravel()
+        counts = np.concatenate([stored.data[kept], np.full(len(rows), np.nan)]).astype(np.float32)
+        places = (
+            np.concatenate([stored.row[kept], rows]),
+            np.concatenate([stored.col[kept], columns[proteins]]),
+        )
+        values = sparse.csr_matrix((counts, places), shape=stored.shape)
+    if where.protein_layer is None:
+        new.X = values
+    else:
+        new.layers[where.protein_layer] = values
+    return new

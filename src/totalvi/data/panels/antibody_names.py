@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from totalvi.data.io.modalities import CONTROL
+from totalvi.data.io.features import CONTROL
 
 
 class Antibody(NamedTuple):
@@ -53,6 +53,13 @@ _TAGS = [
     re.compile(r"[-_.][ACGT]{10,}$"),  # the barcode itself
     re.compile(r"^(?:adt|prot|protein|cite|ab)[-_.: ]+", re.IGNORECASE),
     re.compile(r"[-_.: ]+(?:adt|prot|protein|antibody)$", re.IGNORECASE),
+    re.compile(r":ab$", re.IGNORECASE),
+    # What R makes of a repeated name; not CD45.1, NK1.1 and Va7.2, which are names of their own.
+    re.compile(
+        r"(?<=[a-z0-9])(?<!cd45)(?<!cd90)(?<!cd229)(?<!nk1)(?<!nk[- ]1)(?<!thy1)(?<!thy[- ]1)"
+        r"(?<!ly\d)(?<!ly[- ]\d)(?<!v.\d)(?<!v.\d\d)\.\d$",
+        re.IGNORECASE,
+    ),
     re.compile(r"[(\[]\s*[)\]]"),
 ]
 _SPECIES = re.compile(
@@ -112,6 +119,18 @@ def identify(name: str) -> Antibody:
     if not reasons and target != name:
         reasons.append(f"read as {target}")
     return Antibody(target, spelling_key(target), antibody.clone, species, "; ".join(reasons))
+
+
+def has_known_target(name: str) -> bool:
+    """Whether a name is that of a CD designation, or of another target that is known.
+
+    Examples
+    --------
+    >>> has_known_target("anti-human CD3_TotalSeqB"), has_known_target("Proximal")
+    (True, False)
+    """
+    target = identify(name).target
+    return _cd_designation(target) is not None or spelling_key(target) in _TARGET_OF_KEY
 
 
 def spelling_key(text: str) -> str:

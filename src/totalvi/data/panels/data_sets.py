@@ -12,33 +12,31 @@ from anndata.utils import make_index_unique
 from mudata import MuData
 
 from totalvi.data.columns import Columns, names_of
-from totalvi.data.find import CountSource, find_counts, find_rna_counts, genes_and_proteins
-from totalvi.data.io.modalities import (
-    PROTEIN_OBSM_KEYS,
+from totalvi.data.contents import LIKE_PROTEINS
+from totalvi.data.find import (
+    CountSource,
+    find_counts,
+    find_rna_counts,
+    gene_table,
+    genes_and_proteins,
+)
+from totalvi.data.io.features import (
+    ENSEMBL,
+    SYMBOL_COLUMNS,
     are_controls,
     are_hashtags,
+    are_no_antibodies,
     modalities_of,
 )
+from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS
 from totalvi.errors import DataError
 
 Join = Literal["inner", "outer"]
 _Kind = Literal["symbol", "Ensembl id"]
 
-_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(?:\.\d+)?")
 _GENOME = re.compile(r"((?:hg|mm|rn)\d+|GRC[hmz]\d+|mRatBN7|Rnor_6)(?:\.\w+)?_+", re.IGNORECASE)
-_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id")
-_SYMBOL_COLUMNS = (
-    "gene_symbols",
-    "gene_symbol",
-    "gene_names",
-    "gene_name",
-    "feature_name",
-    "symbol",
-)
+_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "ID", "id")
 _LEAST_SHARED = 0.5
-_LIKE_PROTEINS = re.compile(
-    r"prote(in|om) | (?<![a-z]) (prot(?!o) | adt | antibod | cite)", re.I | re.X
-)
 
 
 class DataSet(NamedTuple):
@@ -84,22 +82,16 @@ def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSe
     in_mudata = isinstance(data, MuData) and len(names) > 0
     if in_mudata and "control" in data.mod[columns.protein_modality].var:
         var["control"] = data.mod[columns.protein_modality].var["control"].to_numpy()
-    tags = are_hashtags(var, None, name)
+    tags = are_hashtags(var, None, name) | are_no_antibodies(var, None, name)
     return DataSet(
         source._replace(
             protein=source.protein.columns(np.flatnonzero(~tags)), protein_names=names[~tags]
         ),
-        _gene_var(data, columns),
+        gene_table(data, columns).set_axis(source.gene_names),
         are_controls(var[~tags], None, name),
         tuple(names[tags]),
         () if has_proteins else _beside_rna(data, columns),
     )
-
-
-def _gene_var(data: MuData | AnnData, columns: Columns) -> pd.DataFrame:
-    if isinstance(data, MuData):
-        return pd.DataFrame(data.mod[columns.rna_modality].var)
-    return pd.DataFrame(data.var[genes_and_proteins(data.var)[0]])
 
 
 def _obsm_key(data: MuData | AnnData, columns: Columns) -> str | None:
@@ -136,7 +128,7 @@ def _beside_rna(data: MuData | AnnData, columns: Columns) -> tuple[str, ...]:
 
 def _may_be_proteins(name: str, var: pd.DataFrame) -> bool:
     """Return whether a modality has proteins, by its name or by the types of its features."""
-    return bool(_LIKE_PROTEINS.search(name)) or "prot" in modalities_of(var)
+    return bool(LIKE_PROTEINS.search(name)) or "prot" in modalities_of(var)
 
 
 class GeneAlignment(NamedTuple):
@@ -227,7 +219,7 @@ def _labels(var: pd.DataFrame, data_set: str) -> dict[_Kind, pd.Index]:
         )
     names = _without_genome(names)
     ids = _ensembl(names)
-    columns = [c for c in (_SYMBOL_COLUMNS if ids is not None else _ID_COLUMNS) if c in var]
+    columns = [c for c in (SYMBOL_COLUMNS if ids is not None else _ID_COLUMNS) if c in var]
     if ids is not None:
         labels: dict[_Kind, pd.Index] = {"Ensembl id": ids}
         if columns:
@@ -255,7 +247,7 @@ def _without_genome(names: pd.Index) -> pd.Index:
 
 def _ensembl(names: pd.Index) -> pd.Index | None:
     """Return Ensembl ids without their versions; None if most names are not ids, or some repeat."""
-    matches = [_ENSEMBL.fullmatch(name) for name in names]
+    matches = [ENSEMBL.fullmatch(name) for name in names]
     if sum(match is not None for match in matches) <= len(names) / 2:
         return None
     bare = pd.Index([m[1] if m else name for name, m in zip(names, matches, strict=True)])

@@ -1,0 +1,283 @@
+"""What a file holds beside the counts that are used, and what in it looks like antibodies."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.io import write_elem
+from mudata import MuData
+
+from totalvi.data.columns import Columns
+from totalvi.data.counts import in_memory, lies_on_disk, to_dense
+from totalvi.data.finding import Finding, did_you_mean, listed
+from totalvi.data.io.features import modalities_of, says_antibody
+from totalvi.data.io.h5_zarr import READING
+from totalvi.data.panels.antibody_names import has_known_target
+from totalvi.errors import DataError, argument, setting
+
+LIKE_PROTEINS = re.compile(
+    r"prote(in|om) | (?<![a-z]) (prot(?!o) | adt | antibod | abseq | ab(?![a-z]) | cite)",
+    re.IGNORECASE | re.VERBOSE,
+)
+# Entries of obsm that may hold whole numbers, and are no antibodies.
+_NO_COUNTS = re.compile(
+    r"spatial|coord|locat|position|umap|tsne|pca|lsi|draw_graph|hto|hash|cluster|leiden|peak|guide",
+    re.IGNORECASE,
+)
+_GENE_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
+_BARCODE = re.compile(r"[ACGT]{12,}")
+_FEW = 1000  # antibodies that no panel exceeds
+AMBIENT_KEY = "ambient"  # entry of uns with the profile of empty droplets, which is kept elsewhere
+_SEEN = 1000  # cells that are looked at
+_NAMED = 20  # features of a modality that is set apart
+
+
+def likely_proteins(data: MuData | AnnData, columns: Columns) -> list[tuple[str, str]]:
+    """Find what looks like antibody counts and is not read as such.
+
+    Returns
+    -------
+    For each: what it is, and how to have it read.
+    """
+    rna = data.mod.get(columns.rna_modality) if isinstance(data, MuData) else data
+    found = list(_modalities(data, columns)) if isinstance(data, MuData) else []
+    for owner in (data, rna) if isinstance(data, MuData) else (data,):
+        if owner is not None:
+            used = columns.protein_expression_obsm_key
+            for key in _obsm_entries(owner):
+                if key != used and _looks_like_antibodies(key, owner.obsm[key]):
+                    how = f"name it with {setting('protein_expression_obsm_key', key)}"
+                    found.append((f'obsm["{key}"]', how))
+    if rna is None:
+        return list(dict.fromkeys(found))
+    found += _in_annotation(rna)
+    names = rna.var_names.astype(str)
+    odd = [name for name in names if says_antibody(name)]
+    if odd and len(odd) < len(names) and "prot" not in modalities_of(rna.var):
+        how = (
+            'mark them as "Antibody Capture" in var["feature_types"], and the others as '
+            '"Gene Expression"'
+        )
+        found.append((f"the features {listed(odd, at_most=3)}", how))
+    return list(dict.fromkeys(found))
+
+
+def _modalities(mdata: MuData, columns: Columns) -> Iterator[tuple[str, str]]:
+    for name, adata in mdata.mod.items():
+        if name in (columns.rna_modality, columns.protein_modality, "hto", "isotype"):
+            continue
+        names = adata.var_names.astype(str)
+        known = sum(map(has_known_target, names)) if len(names) <= _FEW else 0
+        of_proteins = LIKE_PROTEINS.search(name) or "prot" in modalities_of(adata.var)
+        if of_proteins or known > len(names) / 2:
+            yield f'modality "{name}"', f"name it with {setting('protein_modality', name)}"
+
+
+def _obsm_entries(data: MuData | AnnData) -> list[str]:
+    return [str(key) for key in data.obsm if not (isinstance(data, MuData) and key in data.mod)]
+
+
+def _in_annotation(rna: AnnData) -> Iterator[tuple[str, str]]:
+    """Find antibodies in ``obs``, ``raw`` or ``uns``, and cells that are named as genes."""
+    numeric = [
+        str(name)
+        for name in rna.obs
+        if pd.api.types.is_numeric_dtype(rna.obs[name]) and len(str(name)) < 60
+    ]
+    odd = [name for name in numeric if says_antibody(name) or has_known_target(name)]
+    if len(odd) > 1 and looks_like_counts(rna.obs[odd]):
+        how = 'move them into a table obsm["protein_expression"]'
+        yield f"the columns {listed(odd, at_most=3)} of obs", how
+    raw = getattr(rna, "raw", None)
+    if raw is not None and "prot" in modalities_of(raw.var):
+        yield "the antibodies in raw", f"name it with {setting('rna_layer', 'raw')}"
+    for key, value in rna.uns.items():
+        of_cells = isinstance(value, pd.DataFrame) and value.shape[0] == rna.n_obs
+        if of_cells and value.index.equals(rna.obs_names) and looks_like_counts(value):
+            yield f'the table uns["{key}"]', f'move it to obsm["{key}"]'
+    cells, features = rna.obs_names.astype(str)[:_SEEN], rna.var_names.astype(str)[:_SEEN]
+    barcodes = [_BARCODE.search(name) is not None for name in features]
+    ids = [_GENE_ID.match(name) is not None or has_known_target(name) for name in cells]
+    if barcodes and np.mean(barcodes) > 0.5 and not any(map(_BARCODE.search, cells)):
+        example = next((cell for cell, known in zip(cells, ids, strict=True) if known), cells[0])
+        yield (
+            "",
+            f'its cells are named as genes ("{example}"), so write it transposed, cells as rows',
+        )
+
+
+def _looks_like_antibodies(key: str, values: Any) -> bool:
+    return not _NO_COUNTS.search(key) and looks_like_counts(values)
+
+
+def looks_like_counts(values: Any) -> bool:
+    """Whether the first rows of a matrix hold only whole numbers >= 0, one of them > 1."""
+    try:
+        first = values.iloc[:_SEEN] if isinstance(values, pd.DataFrame) else values[:_SEEN]
+        if lies_on_disk(first):
+            first = in_memory(first)
+        shape: tuple[int, ...] = getattr(first, "shape", ())
+        if len(shape) != 2 or shape[1] > 10 * _FEW:
+            return False
+        numbers = to_dense(first, "", pd.RangeIndex(shape[0]), pd.RangeIndex(shape[1]))
+    except (DataError, ValueError, TypeError, KeyError):
+        return False
+    numbers = numbers[~np.isnan(numbers)]
+    whole = (numbers >= 0) & (numbers == np.floor(numbers))
+    return bool(numbers.size and whole.all() and numbers.max() > 1)
+
+
+def require_no_proteins(data: MuData | AnnData, columns: Columns) -> None:
+    """Refuse to take data for RNA alone in which something looks like antibody counts.
+
+    Raises
+    ------
+    DataError
+        Naming it, and how to have it read.
+    """
+    found = likely_proteins(data, columns)
+    if found:
+        raise DataError(
+            f"No proteins are read, but {_in_words(found)}; if they are no antibodies, remove them to "
+            "go on with the RNA alone."
+        )
+
+
+def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
+    """Return the message that there are no proteins, and where they may be."""
+    found = likely_proteins(data, columns)
+    if found:
+        name = columns.protein_modality
+        asked = isinstance(data, MuData) and name != "prot" and name not in data.mod
+        where = f' (no modality "{name}" is there)' if asked else ""
+        return f"There are no proteins at all{where}, but {_in_words(found)}."
+    if isinstance(data, MuData) and len(data.mod) > 1:
+        name = columns.protein_modality
+        missing = (
+            f'modality "{name}" is empty' if name in data.mod else f'no modality "{name}" is there'
+        )
+        return (
+            f"There are no proteins at all: {missing}; name the modality that holds them with "
+            f"{argument('protein_modality')} ({did_you_mean(name, data.mod)})."
+        )
+    return (
+        "There are no proteins at all, and totalVI needs their counts paired with the RNA; give the "
+        f"file that has both, or that of the proteins as {argument('protein_path')}; in an AnnData "
+        'they are features with "Antibody Capture" in var["feature_types"], or an entry of obsm '
+        f"that {argument('protein_expression_obsm_key')} names."
+    )
+
+
+def _in_words(found: Iterable[tuple[str, str]]) -> str:
+    words = []
+    for what, how in found:
+        look = "look" if what.startswith("the ") and not what.startswith("the table") else "looks"
+        words.append(f"{what} {look} like antibody counts ({how})" if what else how)
+    return " and ".join(words)
+
+
+def contents_findings(data: MuData | AnnData, columns: Columns) -> list[Finding]:
+    """Say in one note what of the data is used and what is set apart, and what reading them changed."""
+    used, apart = [], []
+    if isinstance(data, MuData):
+        for name, adata in data.mod.items():
+            if name in (columns.rna_modality, columns.protein_modality):
+                is_rna = name == columns.rna_modality
+                layer = columns.rna_layer if is_rna else columns.protein_layer
+                used.append(f'{_matrix_of(layer)} of modality "{name}" ({_shape(adata)})')
+                apart += _beside(adata, layer, None, f' of "{name}"')
+            else:
+                few = f": {listed(adata.var_names)}" if adata.n_vars <= _NAMED else ""
+                apart.append(f'modality "{name}" ({_shape(adata)}{few})')
+        apart += [f'obsm["{key}"]' for key in _obsm_entries(data)]
+    else:
+        key = columns.protein_expression_obsm_key
+        modality = modalities_of(data.var)
+        for name in pd.unique(modality):
+            n_features = int((modality == name).sum())
+            of_type = f'{n_features:,} feature{"s" * (n_features != 1)} of the type "{name}"'
+            takes = name == "rna" or (name == "prot" and key is None)
+            (used if takes else apart).append(of_type)
+        used.append(_matrix_of(columns.rna_layer))
+        if key is not None:
+            used.append(f'obsm["{key}"]')
+        apart += _beside(data, columns.rna_layer, key, "")
+    message = f"Used: {', '.join(used)}; set apart: {', '.join(apart) or 'nothing'}."
+    notes = [Finding("note", "contents", message)]
+    said = data.uns.get(READING)
+    if isinstance(said, Mapping):
+        notes += [Finding("warning", str(code), str(text)) for code, text in said.items()]
+    return notes
+
+
+def _matrix_of(layer: str | None) -> str:
+    return "X" if layer is None else "raw" if layer == "raw" else f'layers["{layer}"]'
+
+
+def _shape(adata: AnnData) -> str:
+    return f"{adata.n_vars:,} feature{'s' * (adata.n_vars != 1)}"
+
+
+def _beside(adata: AnnData, layer: str | None, obsm_key: str | None, of: str) -> list[str]:
+    found = [f'layers["{name}"]{of}' for name in adata.layers if name != layer]
+    if layer is not None and adata.X is not None:
+        found.append(f"X{of}")
+    found += [f'obsm["{name}"]{of}' for name in adata.obsm if name != obsm_key]
+    if getattr(adata, "raw", None) is not None and layer != "raw":
+        found.append(f"raw{of}")
+    return found
+
+
+class Beside(NamedTuple):
+    """What one owner, the data as a whole ("") or a modality, holds beside the counts."""
+
+    owner: str
+    obsm: dict[str, Any]
+    uns: dict[str, Any]
+
+
+def beside_counts(data: MuData | AnnData, columns: Columns, rows: np.ndarray) -> list[Beside]:
+    """Return embeddings, coordinates and unstructured annotation of the cells at ``rows``.
+
+    Results keep them. The entry of ``obsm`` with the proteins is not among them, nor is what cannot
+    be written to a file.
+    """
+    owners: list[tuple[str, MuData | AnnData]] = [("rna", data)]
+    if isinstance(data, MuData):
+        owners = [("", data), ("rna", data.mod[columns.rna_modality])]
+        if columns.protein_modality in data.mod:
+            owners.append(("prot", data.mod[columns.protein_modality]))
+    found = []
+    for owner, adata in owners:
+        if adata.n_obs <= (rows.max() if len(rows) else 0):
+            continue
+        obsm = {}
+        for key in _obsm_entries(adata):
+            if key == columns.protein_expression_obsm_key:
+                continue
+            values = adata.obsm[key]
+            if isinstance(values, pd.DataFrame):
+                obsm[key] = values.iloc[rows]
+            else:
+                obsm[key] = in_memory(values)[rows]
+        uns = {
+            str(key): value
+            for key, value in adata.uns.items()
+            if key not in (READING, AMBIENT_KEY) and _can_be_written(value)
+        }
+        found.append(Beside(owner, obsm, uns))
+    return found
+
+
+def _can_be_written(value: Any) -> bool:
+    """Whether a file can hold an entry of ``uns``, whatever objects people keep there."""
+    with h5py.File("uns", "w", driver="core", backing_store=False) as file:
+        try:
+            write_elem(file, "value", value)
+        except Exception:  # of any type, as no writer is known for it
+            return False
+    return True

@@ -1,0 +1,178 @@
+"""Every command that reads counts has the same options for it, and its messages name these."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from anndata import AnnData
+
+import totalvi
+from totalvi.cli.main import app, execute
+from totalvi.cli.options import unmeasured_proteins
+from totalvi.errors import ReadError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+READERS = ["check", "run", "train", "convert", "map", "impute", "denoise", "de"]
+OPTIONS = {
+    *("--protein", "--genome", "--hashtags", "--controls", "--leave-out", "--cells-in"),
+    *("--rna-modality", "--protein-modality", "--rna-layer", "--protein-layer", "--protein-obsm"),
+    "--unmeasured",
+}
+
+
+def options_of(command: str) -> set[str]:
+    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    return {option for parameter in found.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_every_command_that_reads_has_the_options_of_reading(command: str) -> None:
+    assert options_of(command) >= OPTIONS
+
+
+def anndata_of(mdata: "totalvi.MuData", **obsm: pd.DataFrame) -> AnnData:  # type: ignore[name-defined]
+    rna = mdata["rna"].copy()
+    rna.obs["batch"] = mdata.obs["batch"].to_numpy()
+    for key, values in obsm.items():
+        rna.obsm[key] = values
+    return rna
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fitted model, and files whose counts lie where no command looks by itself."""
+    folder = tmp_path_factory.mktemp("reading")
+    cells = totalvi.simulate(n_cells=150, n_genes=60, n_proteins=6, n_batches=2, seed=2)
+    cells.write(folder / "cells.h5mu")
+    assert (
+        execute(["train", str(folder / "cells.h5mu"), "-o", str(folder / "m"), "--epochs", "2"])
+        == 0
+    )
+    table = cells["prot"].to_df()
+    hidden = anndata_of(cells, X_adt=table)
+    hidden.write_h5ad(folder / "obsm.h5ad")
+    log = anndata_of(cells, protein_expression=table)
+    log.layers["counts"] = log.X.copy()
+    log.X = np.log1p(log.X)
+    log.write_h5ad(folder / "layer.h5ad")
+    raw = anndata_of(cells, protein_expression=table)
+    raw.raw = raw.copy()
+    raw.X = np.log1p(raw.X)
+    raw.write_h5ad(folder / "raw.h5ad")
+    padded = table.copy()
+    padded.loc[
+        (cells.obs["batch"] == cells.obs["batch"].iloc[0]).to_numpy(), padded.columns[:2]
+    ] = 0
+    anndata_of(cells, protein_expression=padded).write_h5ad(folder / "padded.h5ad")
+    few = table.iloc[:, :3]
+    query = anndata_of(cells, protein_expression=few)
+    query.write_h5ad(folder / "query.h5ad")
+    return folder
+
+
+def command_on(command: str, folder: Path, file: str, out: Path) -> list[str]:
+    path, model = str(folder / file), str(folder / "m")
+    return {
+        "check": ["check", path],
+        "train": ["train", path, "-o", str(out / "t"), "--epochs", "1"],
+        "convert": ["convert", path, str(out / "c.zarr")],
+        "map": ["map", model, path, "-o", str(out / "q")],
+        "impute": [
+            "impute",
+            path,
+            str(folder / "query.h5ad"),
+            "-o",
+            str(out / "i"),
+            "--epochs",
+            "1",
+        ],
+        "denoise": ["denoise", model, path, "-o", str(out / "d.h5mu"), "--samples", "1"],
+        "de": ["de", model, path, "--groupby", "batch", "-o", str(out / "d.csv")],
+    }[command]
+
+
+@pytest.mark.parametrize("file", ["obsm.h5ad", "layer.h5ad", "raw.h5ad"])
+@pytest.mark.parametrize("command", ["check", "train", "convert", "map", "impute", "denoise", "de"])
+def test_the_options_that_a_message_names_are_there_and_help(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, file: str
+) -> None:
+    arguments = command_on(command, folder, file, tmp_path)
+    assert execute(arguments) == 2
+    printed = capsys.readouterr()
+    said = printed.err + printed.out
+    named = re.findall(r"(--[a-z-]+)(?: (?:\"([^\"]+)\"|(\w+)))?", said)
+    assert named
+    assert {option for option, *_ in named} <= options_of(command)
+    option, quoted, plain = next(found for found in named if found[1] or found[2])
+    more = ["--samples", "20"] if command == "impute" else []
+    assert execute([*arguments, option, quoted or plain, *more]) == 0
+
+
+@pytest.mark.parametrize("unmeasured", ["zeros", "by name"])
+@pytest.mark.parametrize("command", ["train", "convert"])
+def test_unmeasured_proteins_are_declared_on_the_command_line(
+    folder: Path, tmp_path: Path, command: str, unmeasured: str
+) -> None:
+    source = totalvi.read(folder / "padded.h5ad")
+    batch = str(source.obs["batch"].iloc[0])
+    names = list(source["prot"].var_names[:2])
+    given = "zeros" if unmeasured == "zeros" else f"{batch}={','.join(names)}"
+    arguments = command_on(command, folder, "padded.h5ad", tmp_path)
+    assert execute([*arguments, "--batch", "batch", "--unmeasured", given]) == 0
+    if command == "convert":
+        values = totalvi.read(tmp_path / "c.zarr")["prot"].to_df()
+        lacking = values.isna().to_numpy()
+        assert lacking[(source.obs["batch"] == batch).to_numpy(), :2].all()
+        assert lacking.sum() == 2 * (source.obs["batch"] == batch).sum()
+    else:
+        schema = totalvi.Model.load(tmp_path / "t").schema
+        measured = dict(zip(schema.batch_names, schema.panel_measured, strict=True))
+        assert measured[batch] == (False, False, True, True, True, True)
+
+
+@pytest.mark.parametrize("given", [["x"], ["=CD3"], ["a="], ["zeros", "zeros"], ["a=CD3", "zeros"]])
+def test_what_names_no_batch_is_refused(given: list[str]) -> None:
+    with pytest.raises(ReadError, match="--unmeasured"):
+        unmeasured_proteins(given)
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "arguments"),
+    [
+        ("cells.h5mu", [], {}),
+        ("cells.h5mu", ["--batch", "batch"], {"batch_key": "batch"}),
+        ("cells.h5mu", ["--batch", "donor"], {"batch_key": "donor"}),
+        ("obsm.h5ad", [], {}),
+        ("obsm.h5ad", ["--protein-obsm", "X_adt"], {"protein_expression_obsm_key": "X_adt"}),
+        ("layer.h5ad", [], {}),
+        ("layer.h5ad", ["--rna-layer", "counts"], {"rna_layer": "counts"}),
+        ("raw.h5ad", ["--rna-layer", "raw"], {"rna_layer": "raw"}),
+        ("padded.h5ad", ["--batch", "batch"], {"batch_key": "batch"}),
+        (
+            "padded.h5ad",
+            ["--batch", "batch", "--unmeasured", "zeros"],
+            {"batch_key": "batch", "unmeasured": "zeros"},
+        ),
+        ("query.h5ad", ["--hashtags", "^protein"], {"hashtags": "^protein"}),
+    ],
+)
+def test_python_and_the_command_line_find_the_same(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    options: list[str],
+    arguments: dict[str, str],
+) -> None:
+    execute(["check", str(folder / file), *options, "--json"])
+    printed = capsys.readouterr()
+    try:
+        found = totalvi.check(folder / file, **arguments)  # type: ignore[arg-type]
+    except ReadError:
+        assert printed.err.startswith("error: ")
+        return
+    said = json.loads(printed.out)["findings"]
+    assert [(f["severity"], f["code"]) for f in said] == [(f.severity, f.code) for f in found]
