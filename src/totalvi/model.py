@@ -231,7 +231,7 @@ class Model(
             "scale_input": True,
             "background_scale": "softplus",
             "background_samples": 8,
-            "foreground_penalty": 0.02,
+            "foreground_penalty": 0.05,
             "hidden_protein_rate": 0.8,
             **network_options,
         }

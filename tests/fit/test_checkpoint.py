@@ -363,7 +363,8 @@ def test_a_checkpoint_of_the_first_version_resumes(tmp_path: Path) -> None:
     shutil.copy(Path(__file__).parent / "stored" / "version_1.checkpoint", path)
     stored = read_checkpoint(path)
     resumed, whole = (
-        totalvi.Model(cells, batch_key="batch", n_hidden=4, n_latent=2) for _ in range(2)
+        totalvi.Model(cells, batch_key="batch", n_hidden=4, n_latent=2, foreground_penalty=0.0)
+        for _ in range(2)
     )
     resumed.train(resume=path)
     assert resumed.history[:2].to_dict("records") == stored.values["rows"]

@@ -24,10 +24,27 @@ def what_tables_say(place: Path) -> Reading | None:
     """Return what two tables say; None where they are not whole tables of numbers."""
     try:
         (rna,), (protein,) = place.glob("rna.*"), place.glob("protein.*")
-        parts = {"rna": _table(text_of(rna)), "prot": _table(text_of(protein))}
+        parts = _cells_of_both(_table(text_of(rna)), _table(text_of(protein)))
     except (ValueError, OSError, EOFError, StopIteration, csv.Error):
         return None
     return _reading(parts)
+
+
+def _cells_of_both(rna: "Part", protein: "Part") -> dict[str, "Part"]:
+    """Return both tables; a cell that only one of them names is left out, with a warning.
+
+    Names are the same that differ in punctuation alone.
+    """
+    known = [[re.sub(r"\W", "", cell) for cell in cells] for cells, _, _ in (rna, protein)]
+    both = [cell for cell in known[0] if cell in set(known[1])]
+    parts = {"rna": rna, "prot": protein}
+    if not both:
+        return parts
+    names = [rna[0][known[0].index(cell)] for cell in both]
+    return {
+        name: (names, features, counts[[here.index(cell) for cell in both]])
+        for (name, (_, features, counts)), here in zip(parts.items(), known, strict=True)
+    }
 
 
 def what_a_folder_says(place: Path) -> Reading | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from totalvi.atomic import locked, parents_of, write_file
 from totalvi.errors import CheckpointError, Interrupted, OutputError, allowed, argument, setting
+from totalvi.nn.config import NetworkConfig
 from totalvi.processes import barrier, require_equal, this_process
 
 FORMAT, FORMAT_VERSION = "totalvi checkpoint", 1
@@ -245,6 +247,9 @@ def kept_accelerator(file: str | Path | None, resume: bool | str | Path, asked: 
         return asked  # the file is new, or `open_checkpoint` will report its fault
 
 
+_NETWORK_DEFAULTS = {field.name: field.default for field in fields(NetworkConfig)}
+
+
 def require_same(path: Path, kept: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise CheckpointError that names the first setting that differs.
 
@@ -256,7 +261,9 @@ def require_same(path: Path, kept: Mapping[str, Any], here: Mapping[str, Any]) -
     """
     ours, theirs = _flat(here), _flat(kept)
     for name in {**theirs, **ours}:
-        there, now = theirs.get(name), ours.get(name)
+        # an option that the other version did not have yet was what a network has by default
+        default = _NETWORK_DEFAULTS.get(name.rpartition(", ")[2])
+        there, now = theirs.get(name, default), ours.get(name)
         if there != now:
             what = f"is {there!r} there and {now!r} here"
             if isinstance(there, str) and len(there) == 64:  # a hash does not help the reader

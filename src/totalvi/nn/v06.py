@@ -115,7 +115,7 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         elif use_cuda:
             warnings.warn(
                 "use_cuda=True, but there is no CUDA device: the model stays on the CPU.",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def context(

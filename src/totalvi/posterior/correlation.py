@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -64,29 +64,34 @@ def feature_correlations(
         The cells whose genes are set beside the proteins of a minibatch's; None: the same cells.
     """
     n_features, n_cells = len(wanted.genes) + len(wanted.proteins), len(question.cells)
-    total = np.zeros((n_features, n_features))
-    for parts in _samples(question, wanted, gene_partners):
-        if wanted.log_transform:
-            parts = map(np.log1p, parts)
+
+    def correlate(parts: Iterator[np.ndarray]) -> np.ndarray:
+        values = map(np.log1p, parts) if wanted.log_transform else parts
         if wanted.correlation_type == "pearson":
-            total += pearson(parts, n_features)
-        else:
-            total += spearman(parts, n_features, n_cells)
-    return total / question.n_draws
+            return pearson(values, n_features)
+        return spearman(values, n_features, n_cells)
+
+    return _mean_over_samples(question, wanted, correlate, gene_partners)
 
 
-def _samples(
+def _mean_over_samples(
     question: Question,
     wanted: Correlated,
+    correlate: Callable[[Iterator[np.ndarray]], np.ndarray],
     gene_partners: Callable[[Minibatch], Minibatch] | None = None,
-) -> Iterator[Iterator[np.ndarray]]:
-    """Yield the values of each sample in each batch, in blocks of cells (B, features)."""
+) -> np.ndarray:
+    """Return the mean over samples and batches of what ``correlate`` makes of the blocks of cells."""
+    n_batches = -(-len(question.cells) // question.batch_size)
     with question.minibatches("correlations", n_passes=question.n_draws) as batches:
-        for sample, code in product(range(question.n_samples), question.transform_batch):
-            yield (
+        found = (
+            correlate(
                 _values(question, wanted, batch, gene_partners, sample, code)
-                for batch in _one_pass(batches, len(question.cells))
+                for batch in islice(batches, n_batches)
             )
+            for sample, code in product(range(question.n_samples), question.transform_batch)
+        )
+        total: np.ndarray = sum(found, np.zeros(1))
+    return total / question.n_draws
 
 
 def pearson(parts: Iterable[np.ndarray], n_features: int) -> np.ndarray:
@@ -136,12 +141,6 @@ def _normalised(co_moment: np.ndarray, squares: np.ndarray) -> np.ndarray:
     correlations: np.ndarray = np.clip(co_moment * np.outer(inverse, inverse), -1.0, 1.0)
     np.fill_diagonal(correlations, 1.0)
     return correlations
-
-
-def _one_pass(batches: Iterator[Minibatch], n_cells: int) -> Iterator[Minibatch]:
-    while n_cells > 0:
-        yield (batch := next(batches))
-        n_cells -= len(batch.cells)
 
 
 def _values(
@@ -333,12 +332,14 @@ class CorrelationQueries(Fitted):
         _require_two_cells(question)
         rows = pd.Index(genes.names).get_indexer(pd.Index(gene_names))
         columns = pd.Index(proteins.names).get_indexer(pd.Index(protein_names))
-        denoised = np.zeros((2, len(rows)))
-        for parts in _samples(question, Correlated(genes.positions, proteins.positions)):
+
+        def correlate(parts: Iterator[np.ndarray]) -> np.ndarray:
             values = np.concatenate(list(parts))
-            for i, (gene, protein) in enumerate(zip(rows, len(genes) + columns, strict=True)):
-                denoised[:, i] += _both_correlations(values[:, [gene, protein]])
-        denoised /= question.n_draws
+            pairs = zip(rows, len(genes) + columns, strict=True)
+            return np.array([_both_correlations(values[:, list(pair)]) for pair in pairs]).T
+
+        wanted = Correlated(genes.positions, proteins.positions)
+        denoised = _mean_over_samples(question, wanted, correlate)
         raw = _raw_correlations(
             question, self._genes(gene_names, "pairs"), self._proteins(protein_names, "pairs")
         )

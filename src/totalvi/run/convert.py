@@ -229,7 +229,7 @@ def write_store(
 
 
 # Errors that stand in the way of a fit, but not of a store of the same counts.
-OF_FITS = TRAINING_ONLY | {"cell_without_rna", "protein_all_zero"}
+OF_FITS = TRAINING_ONLY | {"cell_without_rna", "protein_all_zero", "protein_partly_unmeasured"}
 
 
 def write_the_rest(store: Path, data: MuData | AnnData, keys: Columns, kept: np.ndarray) -> None:

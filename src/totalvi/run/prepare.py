@@ -103,8 +103,8 @@ def check(
     >>> import totalvi
     >>> mdata = totalvi.simulate(n_cells=200, n_genes=250, n_proteins=4, n_batches=2, seed=1)
     >>> mdata["prot"].X[(mdata.obs["batch"] == mdata.obs["batch"].iloc[0]).to_numpy(), 1] = 0
-    >>> [f.code for f in totalvi.check(mdata, batch_key="batch") if f.severity == "warning"]
-    ['protein_zero_in_group']
+    >>> "protein_zero_in_group" in [f.code for f in totalvi.check(mdata, batch_key="batch")]
+    True
     """
     of_reading = {name: where.pop(name) for name in ReadOptions._fields if name in where}
     known = {field.name for field in fields(Columns)}
