@@ -233,8 +233,7 @@ class CorrelationQueries(Fitted):
         {features}
         permute_genes
             Whether to set the genes of another cell, drawn at random, beside the proteins of each: a
-            control, whose gene-protein correlations are those of chance. Correlations within a
-            modality stay.
+            control, whose gene-protein correlations are those of chance.
         {seed} {progress}
 
         Returns

@@ -96,7 +96,10 @@ def _what_can_be_read(group: h5py.Group | zarr.Group, error: Exception) -> AnnDa
         lengths = {"layers": (len(obs), len(var)), "obsm": (len(obs),), "varm": (len(var),)}
         for place in ("layers", "obsm", "varm", "uns"):
             parts.setdefault(place, {})
-            for name in group.get(place, {}):
+            held = group.get(place, {})
+            if not isinstance(held, h5py.Group | zarr.Group | dict):
+                raise error  # the proteins may have been in it
+            for name in held:
                 try:
                     found = read_elem(group[place][name])
                     if place != "uns" and found.shape[: len(lengths[place])] != lengths[place]:
