@@ -484,7 +484,7 @@ def test_cells_are_paired_by_whatever_makes_the_names_agree(
     kept = np.sort(ORDER[:n])
     check_counts(mdata, kept)
     assert mdata.obs_names.tolist() == [CELLS[i] for i in kept]
-    said = mdata.uns.get("reading", {}).get("cells_paired", "")
+    said = mdata.uns.get("totalvi_reading", {}).get("cells_paired", "")
     assert (f"{N - n} of the one" in said) == (n < N)
 
 

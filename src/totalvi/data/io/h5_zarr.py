@@ -78,7 +78,7 @@ def read_zarr(path: Path) -> AnnData | MuData:
             return _checked(_what_can_be_read(group, error), path)
 
 
-READING = "reading"  # entry of uns: what reading changed or left out, by code
+READING = "totalvi_reading"  # entry of uns: what reading changed or left out, by code
 UNREAD = "parts that cannot be read"  # entry of uns: why, for each of them
 
 
