@@ -1,5 +1,6 @@
 """Values of proteins given their counts, against the posterior of each sample of the latent state."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -205,3 +206,17 @@ def test_denoised_counts_go_to_a_store(model: totalvi.Model, tmp_path: Any) -> N
     assert list(stored.obs_names) == list(model._training_data().cell_names)
     assert stored.X.format == "csr"
     assert np.array_equal(stored.X.toarray(), expected.toarray())
+
+
+def test_a_background_of_any_width_has_a_mean_of_its_posterior(model: totalvi.Model) -> None:
+    """Beyond a scale of 4 the posterior is that of 4, and so is the mean that it is a ratio to."""
+    found = []
+    for width in (5.0, 6.0):
+        wide = copy.deepcopy(model)
+        head = wide.module.decoder.background_scale_head
+        with torch.no_grad():
+            for part in head.parameters():
+                part.zero_()
+            head.bias.fill_(width)
+        found.append(wide.get_protein_background_mean(**ASKED))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)

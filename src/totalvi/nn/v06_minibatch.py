@@ -360,8 +360,8 @@ def protein_reconstruction_loss(
     efficiency = py_.get("efficiency", torch.ones_like(py_["rate_back"]))
     log_prob = negative_binomial_mixture_log_prob(
         without_unmeasured(y, measured),
-        (py_["rate_back"] * efficiency).log(),
-        (py_["rate_fore"] * efficiency).log(),
+        (py_["rate_back"] * efficiency).clamp(min=SMALLEST_NORMAL).log(),
+        (py_["rate_fore"] * efficiency).clamp(min=SMALLEST_NORMAL).log(),
         py_["r"].log(),
         py_["mixing"],
     )

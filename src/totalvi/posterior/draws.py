@@ -96,7 +96,7 @@ class Draw(NamedTuple):
 
         What is linear in beta has the same average over such draws as over samples, with less noise.
         """
-        log_background = _log_expected_background(self.decoded)
+        log_background = _log_expected_background(self.decoded, self.given is not None)
         return self._replace(proteins=self.proteins._replace(log_background=log_background))
 
     def expression(self) -> ProteinMixture:
@@ -113,9 +113,15 @@ class Draw(NamedTuple):
         return prior.background_mean() if self.given is None else self.given.background_mean(prior)
 
 
-def _log_expected_background(decoded: Decoded) -> Tensor:
-    """Return log E[beta | z], (B, T)."""
-    return decoded.background_mean + decoded.background_scale**2 / 2
+def _log_expected_background(decoded: Decoded, given_counts: bool) -> Tensor:
+    """Return log E[beta | z], (B, T); given counts, with the scale that their posterior is of."""
+    scale = decoded.background_scale
+    if given_counts:
+        scale = scale.clamp(max=_LARGEST_SCALE)
+    return decoded.background_mean + scale**2 / 2
+
+
+_LARGEST_SCALE = 4.0  # of q(b | z), to which `ops.count_posterior` limits it
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ def draws(
             context = module.in_batch(batch.context, code)
             decoded = own if given_counts and code is None else module.decode(z, context)
             log_background = (
-                _log_expected_background(decoded)
+                _log_expected_background(decoded, given_counts)
                 if given_counts
                 else decoded.background_mean + decoded.background_scale * background_noise
             )
