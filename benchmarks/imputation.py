@@ -48,6 +48,7 @@ def measure(mdata: MuData, seed: int, **training: object) -> dict[str, object]:
         indices=hidden,
         gene_list=[],
         transform_batch="measured",
+        unmeasured="impute",
         include_protein_background=True,
         n_samples=25,
     )

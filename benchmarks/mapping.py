@@ -170,7 +170,7 @@ def main() -> None:
     query = whole.map_query(totalvi.read(arguments.rna))
     query.get_normalized_expression(
         transform_batch=whole.schema.batch_names[0], gene_list=[],
-        include_protein_background=True, n_samples=25,
+        include_protein_background=True, unmeasured="impute", n_samples=25,
     )  # fmt: skip
     rna = {"seconds to map and impute": time.perf_counter() - started}
     p = whole.get_unlikeness(query)["p_value"]

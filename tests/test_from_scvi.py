@@ -153,6 +153,7 @@ def test_the_tutorial_on_integration_of_cite_and_rna() -> None:
     other = next(name for name in model.schema.batch_names if name != held_out)
     _, protein = model.get_normalized_expression(
         transform_batch=other,
+        unmeasured="impute",
         include_protein_background=True,
         sample_protein_mixing=False,
         return_mean=True,

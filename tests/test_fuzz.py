@@ -45,6 +45,6 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("name", "seed"), FOUND)
-def test_faults_found_stay_mended(worker: Worker, name: str, seed: int) -> None:
+def test_faults_found_stay_fixed(worker: Worker, name: str, seed: int) -> None:
     outcome = worker.outcome(name, seed)
     assert outcome.kind not in FAULTS, outcome

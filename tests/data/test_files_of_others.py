@@ -20,6 +20,7 @@ from scipy import io, sparse
 
 import totalvi
 from totalvi.data.columns import Columns, pair_cells
+from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.errors import DataError, DataWarning, ReadError
@@ -426,6 +427,41 @@ def test_what_is_not_needed_need_not_be_readable(
     check_counts(read(tmp_path / "cells.h5ad"))
     said = " ".join(f.message for f in totalvi.check(tmp_path / "cells.h5ad"))
     assert "cannot be read" in said or "numbers in place of names" in said
+
+
+@pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
+@pytest.mark.parametrize("stays_on_disk", [False, True])
+def test_a_part_that_cannot_be_read_takes_no_other_with_it(
+    tmp_path: Path, suffix: str, stays_on_disk: bool
+) -> None:
+    mdata = totalvi.simulate(n_cells=N, n_genes=30, n_proteins=5, seed=1)
+    rna = mdata["rna"]
+    rna.raw = AnnData(rna.X, obs=rna.obs, var=rna.var)
+    rna.obsm["kept"] = RNG.normal(size=(N, 2))
+    rna.obsp["near"] = sparse.eye_array(N, format="csr")
+    for owner in (rna, mdata["prot"], mdata):
+        owner.uns["odd"] = "x"
+        owner.uns["title"] = "a title"
+    mdata.obsm["map"] = RNG.normal(size=(N, 2))
+    path = tmp_path / f"cells{suffix}"
+    mdata.write(path) if suffix == ".h5mu" else mdata.write_zarr(path)
+    opened = h5py.File(path, "r+") if suffix == ".h5mu" else zarr.open_group(path, mode="r+")
+    for place in ("mod/rna/uns/odd", "mod/prot/uns/odd", "uns/odd"):
+        opened[place].attrs.update({"encoding-type": "odd", "encoding-version": "9"})
+    if isinstance(opened, h5py.File):
+        opened.close()
+    found = open_on_disk(path) if stays_on_disk else read(path)
+    assert isinstance(found, MuData)
+    assert found["rna"].raw.shape == rna.raw.shape
+    assert np.array_equal(found["rna"].obsm["kept"], rna.obsm["kept"])
+    assert {*found.uns} >= {"title"} <= {*found["rna"].uns}
+    if not stays_on_disk:
+        assert np.array_equal(found.obsm["map"], mdata.obsm["map"])
+        assert (found["rna"].obsp["near"] != rna.obsp["near"]).nnz == 0
+    said = [f.message for f in totalvi.check(found) if f.code == "unread"]
+    assert len(said) == 1
+    for part in ('uns["odd"] of modality "rna"', 'uns["odd"] of modality "prot"', 'uns["odd"] ('):
+        assert part in said[0]
 
 
 def test_proteins_of_other_cells_are_refused_and_not_called_damaged(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_references_batches_count_where_they_measured(reference: totalvi.Mod
     own = reference.schema.panel_measured[1][NOWHERE] is False
     _, expected = query.get_normalized_expression(
         protein_list=[name], gene_list=[], include_protein_background=True, n_samples=4,
-        transform_batch=None if own else ["batch_0", "batch_1"],
+        transform_batch=None if own else ["batch_0", "batch_1"], unmeasured="impute",
     )  # fmt: skip
     pd.testing.assert_frame_equal(mean_of(query, [name]), expected, rtol=1e-4)
 

@@ -17,7 +17,7 @@ import totalvi
 from counts import SMALL, annotated
 from totalvi.cli.main import execute
 from totalvi.data.counts import CountsInMemory
-from totalvi.errors import DataError, OutputError
+from totalvi.errors import DataError, DataWarning, OutputError
 from totalvi.fit.loop import evaluate
 from totalvi.mapping.reference_neighbours import (
     Calibration,
@@ -97,12 +97,16 @@ def test_rna_alone_and_missing_genes(reference: totalvi.Model) -> None:
     rna.obs = cells.obs
     with pytest.warns(UserWarning, match="lacks 3 of the 30 genes"):
         query = reference.map_query(rna)
-    _, protein = query.get_normalized_expression(transform_batch=reference.schema.batch_names[0])
+    _, protein = query.get_normalized_expression(
+        transform_batch=reference.schema.batch_names[0], unmeasured="impute"
+    )
     assert protein.shape == (40, 6)
     assert np.isfinite(protein.to_numpy()).all()
-    counts = query.get_normalized_expression(n_samples=1)[1]
+    with pytest.warns(DataWarning, match="5 more are NaN in 40 of 40"):
+        counts = query.get_normalized_expression(n_samples=1)[1]
     assert np.isfinite(query.get_elbo())
     assert counts.shape == (40, 6)
+    assert counts.isna().all(axis=None)
 
 
 def test_a_strange_protein_is_left_out_by_name(reference: totalvi.Model) -> None:

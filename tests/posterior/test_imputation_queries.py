@@ -33,6 +33,7 @@ def test_the_mean_is_denoised_expression_of_the_batch_that_measured(model: total
         protein_list=lacked(model),
         gene_list=[],
         transform_batch="batch_0",
+        unmeasured="impute",
         include_protein_background=True,
         given_counts=False,
         n_samples=8,

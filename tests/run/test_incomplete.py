@@ -201,6 +201,23 @@ def test_other_arguments_or_cells_complete_nothing(
     assert (out / "tables" / "batches.csv").exists()
 
 
+def test_raw_matrices_of_batches_are_recognized_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    simulation = ["--cells", "60", "--genes", "30", "--proteins", "4", "--raw", "raw.h5mu"]
+    assert execute(["simulate", "-o", "cells.h5mu", *simulation]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("totalvi.run.after_fit.draw_figures", broken)
+        with pytest.raises(IncompleteError):
+            run("cells.h5mu", "out", raw={"batch_0": "raw.h5mu"}, batch_key="batch", max_epochs=1)
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setattr("totalvi.fit.loop.Fit.step", broken)  # there is no second fit
+    out = tmp_path / "out"
+    assert execute(["run", "--from", str(out / "run.json"), "-o", str(out), "--resume"]) == 0
+    assert "failed" not in json.loads((out / "run.json").read_text(encoding="utf-8"))
+
+
 def test_an_interrupt_ends_the_run_and_leaves_the_fit(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,13 @@ def denoise(
             "--as-batch", "NAME", "Decode all cells as if from this batch; of several the average."
         ),
     ] = None,
+    impute: Annotated[
+        bool,
+        typer.Option(
+            "--impute-unmeasured",
+            help="Write what the model expects of proteins that a cell's panel lacks, in place of NaN.",
+        ),
+    ] = False,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Posterior samples.")] = 25,
     seed: options.Seed = 0,
     devices: options.Devices = None,
@@ -141,6 +148,7 @@ def denoise(
         output,
         reading=reading.of(),
         transform_batch=transform_batch or None,
+        unmeasured="impute" if impute else "nan",
         n_samples=samples,
         seed=seed,
         devices=devices,

@@ -15,7 +15,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
 from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.features import modalities_of, says_antibody
-from totalvi.data.io.h5_zarr import READING
+from totalvi.data.io.readable_parts import READING, UNREAD
 from totalvi.data.panels.antibody_names import has_known_target
 from totalvi.errors import DataError, argument, setting
 
@@ -267,7 +267,7 @@ def beside_counts(data: MuData | AnnData, columns: Columns, rows: np.ndarray) ->
         uns = {
             str(key): value
             for key, value in adata.uns.items()
-            if key not in (READING, AMBIENT_KEY) and _can_be_written(value)
+            if key not in (READING, UNREAD, AMBIENT_KEY) and _can_be_written(value)
         }
         found.append(Beside(owner, obsm, uns))
     return found

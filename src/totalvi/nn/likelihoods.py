@@ -255,8 +255,8 @@ class ProteinMixture(NamedTuple):
 
     def mean_over_background(self) -> Tensor:
         """Return ``pi + (1 - pi) alpha``: the mean of a count in units of the background mean."""
-        pi = self.background_probability()
-        return pi + (1 - pi) * self.factor
+        in_units = self._replace(log_background=torch.zeros_like(self.log_background))
+        return in_units.mean(background=True)
 
 
 class CountPosterior(NamedTuple):
@@ -383,8 +383,8 @@ def objective(terms: ElboTerms, kl_weight: float | Tensor = 1.0) -> Tensor:
 
     ``kl_weight`` scales the divergences of z and of the protein background, and grows from zero during
     the warm-up. The divergence of the library size counts in full, because its posterior follows the
-    data from the start. At ``kl_weight=1`` and one sample of the background this is the negative ELBO
-    of the totalVI paper.
+    data from the start. At ``kl_weight=1``, with one sample of the background and without a penalty of
+    foreground among ``terms``, this is the negative ELBO of the totalVI paper.
 
     Examples
     --------

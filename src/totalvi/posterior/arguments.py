@@ -13,6 +13,7 @@ from totalvi.errors import allowed, of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names: TypeAlias = str | Sequence[str] | None
+WhereUnmeasured: TypeAlias = Literal["nan", "impute"]
 ScaledLibrary: TypeAlias = float | Literal["latent"]
 
 
@@ -133,9 +134,10 @@ class ProteinOptions(Sampling, total=False):
 
 
 class GivenOptions(ProteinOptions, total=False):
-    """Options of a query of proteins that may be given their counts."""
+    """Options of a query of proteins that may be given their counts, or not have been measured."""
 
     given_counts: bool
+    unmeasured: WhereUnmeasured
 
 
 class FeatureOptions(ProteinOptions, total=False):
@@ -182,7 +184,8 @@ seed
 """,
     "transform_batch": """
 transform_batch
-    Batch or batches to decode every cell into, averaged. None: each cell's own.
+    Batch or batches to decode every cell into, averaged; a protein over those that measured it. None:
+    each cell's own.
 """,
     "batches_correlated": """
 transform_batch
@@ -200,6 +203,12 @@ gene_list, protein_list
 given_counts
     Whether each protein is given its own count in the cell, besides the cell's state z; otherwise z
     alone, as in the paper and scvi-tools. An unmeasured protein has no count: it is given z alone.
+""",
+    "unmeasured": """
+unmeasured
+    What is returned of a protein that the cell's panel lacks: "nan", with a `DataWarning`; or
+    "impute", what the model expects given z, decoded into the batches of ``transform_batch`` that
+    measured the protein, or all that did; see `impute_proteins` for how sure that is.
 """,
     "n_samples": """
 n_samples

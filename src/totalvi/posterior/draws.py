@@ -149,7 +149,7 @@ class ProteinScale:
         in_background = mixture.background_probability()
         if self.sample_mixing:
             in_background = drawn_background(in_background, noise, draw.sample, keys)
-        foreground = (1 - in_background) * mixture.foreground_mean()
+        foreground = mixture.mean(background=False, in_background=in_background)
         background = torch.zeros_like(foreground)
         if self.include_background:
             background = in_background * mixture.background_mean()

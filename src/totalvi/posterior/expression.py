@@ -1,6 +1,7 @@
 """Denoised expression, and foreground and background of proteins: means by Monte Carlo."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Unpack, overload
 
@@ -12,19 +13,20 @@ from torch import Tensor
 
 from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.likelihoods import without_unmeasured
 from totalvi.posterior.arguments import (
     Cells,
     FeatureOptions,
     Names,
     Sampling,
     ScaledLibrary,
+    WhereUnmeasured,
     checked_library_size,
     documented,
 )
 from totalvi.posterior.draws import FOREGROUND, Draw, ProteinScale, drawn_background
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import RowTarget, write_sparse
+from totalvi.posterior.unmeasured import answering_for
 
 
 def normalized_expression(
@@ -42,8 +44,9 @@ def normalized_expression(
 
     RNA is E[rho] times the library size; protein E[(1 - pi) beta alpha], plus E[pi beta] with the
     background included; the expectations are over q(z, l, b | cell), and for proteins given their
-    counts where the question gives them. That over b given z is exact with counts given, and where
-    the result is linear in beta: for means of proteins that are not scaled to sum to one.
+    counts where the question gives them. Where the result is linear in beta (means of proteins that
+    are not scaled to sum to one), beta's expectation given z is taken in place of samples. What a panel
+    lacks is answered as the question says, and a cell's other proteins are scaled to sum to one.
 
     Parameters
     ----------
@@ -58,36 +61,45 @@ def normalized_expression(
         Zeros (B, proteins of the model), to which the mean foreground probability over the same draws
         is added, as `protein_means` returns it. None: it is not wanted.
     """
-    network = question.network
+    network, n_batches = question.network, len(question.transform_batch)
     n_kept = 1 if return_mean else question.n_samples
-    n_batches = len(question.transform_batch)
     n_averaged = question.n_draws // n_kept
     factor_after = 1.0 if library_size == "latent" else library_size
     all_genes = np.array_equal(genes, np.arange(network.n_input_genes))
     rna = torch.zeros(n_kept, len(batch.cells), len(genes))
     protein = torch.zeros(n_kept, len(batch.cells), len(proteins))
     total = torch.zeros(*batch.x.shape, device=batch.y.device)
+    of_sample = torch.zeros_like(batch.y)
+    exact = return_mean and not scale.sum_to_one
+    some_unanswered = question.shares is not None
+    of_draw = replace(scale, sum_to_one=scale.sum_to_one and not some_unanswered)
     for i, draw in enumerate(question.draws(batch)):
-        slot = 0 if return_mean else i // n_batches
-        if len(genes):
+        sample, position = divmod(i, question.n_decoded)
+        slot = 0 if return_mean else sample
+        if len(genes) and position < n_batches:
             sampled = draw.library_size
             factor = sampled if library_size == "latent" else torch.ones_like(sampled)
             network.add_proportions(draw.decoded, factor, total)
-            if (i + 1) % n_averaged == 0:  # this was the last draw of the average
+            if (sample * n_batches + position + 1) % n_averaged == 0:  # the last of the average
                 wanted = total if all_genes else total[:, genes]
                 rna[slot] = (wanted * (factor_after / n_averaged)).cpu()
                 total.zero_()
+        share = question.share(i, batch)
         if len(proteins):
-            exact = return_mean and not scale.sum_to_one
-            foreground, background = scale.parts(
+            foreground, background = of_draw.parts(
                 draw.expecting_background() if exact else draw, question.noise, batch.keys
             )
-            protein[slot] += (foreground + background)[:, proteins].cpu()
+            of_sample += (foreground + background) * share
+            if position == question.n_decoded - 1:
+                if scale.sum_to_one and some_unanswered:
+                    of_sample /= of_sample.nansum(dim=1, keepdim=True)
+                protein[slot] += of_sample[:, proteins].cpu()
+                of_sample.zero_()
         if foreground_probability is not None:
-            foreground_probability += draw.foreground_probability()
-    protein /= n_averaged
+            foreground_probability += draw.foreground_probability() * share
+    protein *= n_kept / question.n_samples
     if foreground_probability is not None:
-        foreground_probability *= 1 / question.n_draws
+        foreground_probability *= 1 / question.n_samples
     return (rna[0], protein[0]) if return_mean else (rna, protein)
 
 
@@ -101,22 +113,16 @@ def protein_means(
 ) -> Tensor:
     """Return the posterior mean of a quantity of each protein of a minibatch, (B, proteins).
 
-    Parameters
-    ----------
-    quantity
-        Gives it (B, T) at one sample, as do `Draw.foreground_probability` and `Draw.background_mean`;
-        linear in beta, since means take beta's expectation given z.
-    return_mean
-        As in `normalized_expression`.
+    ``quantity`` gives it (B, T) at one sample, as do `Draw.foreground_probability` and
+    `Draw.background_mean`; linear in beta, since means take beta's expectation given z.
     """
     n_kept = 1 if return_mean else question.n_samples
     kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
     for i, draw in enumerate(question.draws(batch)):
-        if return_mean:
-            kept[0] += quantity(draw.expecting_background())
-        else:
-            kept[i // len(question.transform_batch)] += quantity(draw)
-    kept *= n_kept / question.n_draws
+        slot = 0 if return_mean else i // question.n_decoded
+        value = quantity(draw.expecting_background() if return_mean else draw)
+        kept[slot] += value * question.share(i, batch)
+    kept *= n_kept / question.n_samples
     wanted = kept[:, :, proteins].cpu()
     return wanted[0] if return_mean else wanted
 
@@ -127,12 +133,12 @@ def foreground_counts(
     """Draw which counts of a minibatch are foreground; return these, (B, proteins), float32.
 
     z is drawn from q(z | cell), and then the component of each protein given z and its count: by the
-    model, a count is of one component as a whole.
+    model, a count is of one component as a whole. What a panel lacks is NaN.
     """
     (draw,) = question.draws(batch)
-    y = without_unmeasured(batch.y, question.network.measured(batch.context.panel))
     pi = draw.expression().background_probability()
-    counts = y * (1 - drawn_background(pi, question.noise, draw.sample, batch.keys))
+    is_foreground = 1 - drawn_background(pi, question.noise, draw.sample, batch.keys)
+    counts = batch.y * is_foreground * question.share(0, batch)
     return sparse.csr_matrix(counts[:, proteins].cpu().numpy())
 
 
@@ -142,6 +148,7 @@ class _ExpressionOptions(FeatureOptions, total=False):
     scale_protein: bool
     include_protein_background: bool
     given_counts: bool
+    unmeasured: WhereUnmeasured
 
 
 class _CountOptions(Sampling, total=False):
@@ -201,6 +208,7 @@ class ExpressionQueries(Fitted):
         scale_protein: bool = False,
         include_protein_background: bool = False,
         given_counts: bool = True,
+        unmeasured: WhereUnmeasured = "nan",
         return_mean: bool = True,
         return_numpy: bool = False,
         out: str | Path | None = None,
@@ -222,7 +230,7 @@ class ExpressionQueries(Fitted):
         {cells} {transform_batch} {features}
         library_size
             Number that RNA proportions are multiplied by, or "latent" for each cell's library size.
-        {n_samples} {protein_scale} {given_counts} {sample_means} {return_numpy}
+        {n_samples} {protein_scale} {given_counts} {unmeasured} {sample_means} {return_numpy}
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "rna" and
             "protein", each of which `anndata.read_zarr` reads.
@@ -230,7 +238,8 @@ class ExpressionQueries(Fitted):
 
         Returns
         -------
-        RNA (cells, genes) and protein (cells, proteins); with ``out``, its path.
+        RNA (cells, genes) and protein (cells, proteins), NaN where the cell's panel lacks the protein;
+        with ``out``, its path.
 
         Raises
         ------
@@ -248,6 +257,7 @@ class ExpressionQueries(Fitted):
             adata, indices, batch_size, progress, seed, n_samples, transform_batch,
             given_counts and len(proteins) > 0,
         )  # fmt: skip
+        question = answering_for(self, question, proteins, unmeasured, warn=True)
         library_size = checked_library_size(library_size)
         scale = ProteinScale(sample_protein_mixing, scale_protein, include_protein_background)
         tables = {"rna": question.table(genes.names), "protein": question.table(proteins.names)}
@@ -313,8 +323,8 @@ class ExpressionQueries(Fitted):
 
         Returns
         -------
-        CSR matrix (cells, proteins) of whole numbers, float32; 0 where a protein was not measured.
-        With ``out``, its path.
+        CSR matrix (cells, proteins) of whole numbers, float32, with NaN where a protein was not
+        measured; with ``out``, its path.
 
         Raises
         ------
@@ -329,6 +339,7 @@ class ExpressionQueries(Fitted):
         """
         question = self._question(adata, indices, batch_size, progress, seed, given_counts=True)
         proteins = self._proteins(protein_list)
+        question = answering_for(self, question, proteins, warn=True)
         with question.minibatches("denoised counts") as batches:
             parts = (foreground_counts(question, batch, proteins.positions) for batch in batches)
             if out is not None:
@@ -345,6 +356,7 @@ class ExpressionQueries(Fitted):
         library_size: float = 1.0,
         n_samples: int = 1,
         transform_batch: Names = None,
+        unmeasured: WhereUnmeasured = "nan",
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
@@ -358,14 +370,15 @@ class ExpressionQueries(Fitted):
         rna, protein, foreground_probability
             What takes the rows, one slice of all cells after the other: arrays of NumPy, HDF5 or zarr
             of shape (cells, genes) and (cells, proteins). RNA None: it is not wanted.
-        library_size, n_samples, transform_batch, batch_size, seed, progress
+        library_size, n_samples, transform_batch, unmeasured, batch_size, seed, progress
             As in `get_normalized_expression`.
         """
         question = self._question(
             None, None, batch_size, progress, seed, n_samples, transform_batch, given_counts=True
         )
         genes = self._genes([] if rna is None else None).positions
-        proteins = self._proteins(None).positions
+        all_proteins = self._proteins(None)
+        question = answering_for(self, question, all_proteins, unmeasured)
         scaled = checked_library_size(library_size)
         with question.minibatches("denoised expression") as batches:
             start = 0
@@ -374,7 +387,12 @@ class ExpressionQueries(Fitted):
                 start = rows.stop
                 probability = torch.zeros_like(batch.y)
                 of_rna, of_protein = normalized_expression(
-                    question, batch, genes, proteins, scaled, foreground_probability=probability
+                    question,
+                    batch,
+                    genes,
+                    all_proteins.positions,
+                    scaled,
+                    foreground_probability=probability,
                 )
                 protein[rows] = of_protein.numpy()
                 foreground_probability[rows] = probability.cpu().numpy()

@@ -24,7 +24,8 @@ from totalvi.posterior.protein_predictions import (
     predicted_proteins,
     reliability_table,
 )
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.unmeasured import batches_to_impute_from
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
 _MOST_HIDDEN_CELLS = 5000  # these are enough to tell how well proteins are imputed
@@ -266,38 +267,13 @@ def imputed_batches(
     model: Fitted, question: Question, transform_batch: Names, protein_list: Sequence[str] | None
 ) -> tuple[Question, ImputedBatches]:
     """Return the question as it is decoded to impute proteins, and from which batches each is."""
-    proteins, codes = model._proteins(protein_list), model._batch_codes(transform_batch)
+    proteins = model._proteins(protein_list)
     if transform_batch is not None:
+        codes = model._batch_codes(transform_batch)
         everywhere = np.ones((len(codes), len(proteins)), dtype=bool)
         return replace(question, transform_batch=codes), ImputedBatches(proteins, everywhere)
-    measured = _measured_in_batches(model, model._data or question.data)[:, proteins.positions]
-    nowhere = ~measured.any(axis=0)
-    if nowhere.any() and model._mapping is None:
-        raise DataError(
-            f'No cell given is of a batch that measured protein "{proteins.names[nowhere][0]}"; give '
-            "the training data to Model.load, or name batches with transform_batch."
-        )
-    choices = (*range(len(measured)), None)  # None is each cell's own batch
-    decoded = np.vstack([measured, nowhere])
-    used = np.flatnonzero(decoded.any(axis=1))
-    codes = tuple(choices[i] for i in used)
-    return replace(question, transform_batch=codes), ImputedBatches(proteins, decoded[used])
-
-
-def _measured_in_batches(model: Fitted, data: CiteData) -> np.ndarray:
-    """Return which proteins each batch measured in ``data``, bool (batches, T).
-
-    The batches of a query's reference, none of whose cells are in ``data``, count as having measured
-    what all of its panels did: it is not known which batch had which panel.
-    """
-    measured = np.array(model.schema.panel_measured)
-    if model.schema.columns.panel_key is None:
-        return measured  # each batch is a panel
-    by_batch = measured_by_batch(data)
-    if model._mapping is not None:
-        reference_panels = measured[: model._mapping.n_reference_panels]
-        by_batch[: model._mapping.n_reference_batches] = reference_panels.all(axis=0)
-    return by_batch
+    codes, decoded = batches_to_impute_from(model, question, proteins)
+    return replace(question, transform_batch=codes), ImputedBatches(proteins, decoded)
 
 
 def held_out_cells(model: Fitted, question: Question) -> Question:

@@ -16,6 +16,7 @@ from totalvi.nn.coders import CellPosterior
 from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import Cells, Names, documented
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.unmeasured import answering_for
 
 
 class LatentDistribution(NamedTuple):
@@ -108,12 +109,12 @@ def cell_uncertainty(question: Question, proteins: np.ndarray) -> CellUncertaint
 
     def entropies(batch: Minibatch) -> Tensor:
         foreground = torch.zeros_like(batch.y)
-        for draw in question.draws(batch):
-            foreground += draw.foreground_probability()
-        foreground /= question.n_draws
+        for i, draw in enumerate(question.draws(batch)):
+            foreground += draw.foreground_probability() * question.share(i, batch)
+        foreground /= question.n_samples
         variance = draw.posterior.qz_v
         latent = 0.5 * (variance.log() + math.log(2 * math.pi * math.e)).sum(dim=1)
-        protein = _binary_entropy(foreground[:, proteins]).mean(dim=1)
+        protein = _binary_entropy(foreground[:, proteins]).nanmean(dim=1)
         return torch.stack([latent, variance.mean(dim=1), protein])
 
     return CellUncertainty(*question.gather("uncertainty", entropies, axis=1))
@@ -305,14 +306,13 @@ class LatentQueries(Fitted):
     ) -> pd.DataFrame:
         """Return how sure the model is of each cell.
 
-        Where a panel lacks proteins, decode into batches that measured them, or leave them out of
-        ``protein_list``.
+        Proteins that a cell's panel lacks are not among those that its entropy is averaged over.
 
         Parameters
         ----------
         {cells} {transform_batch}
         protein_list
-            Proteins whose entropy is averaged. None: all.
+            Proteins whose entropy is averaged. None: all. Where a cell measured none, it is NaN.
         n_samples
             Posterior samples over which each foreground probability is averaged.
         {given_counts} {batch_size} {seed} {progress}
@@ -344,6 +344,7 @@ class LatentQueries(Fitted):
         proteins = self._proteins(protein_list)
         if not len(proteins):
             raise ValueError("protein_list is empty; name at least one protein, or leave it None.")
+        question = answering_for(self, question, proteins)
         uncertainty = cell_uncertainty(question, proteins.positions)
         return pd.DataFrame(uncertainty._asdict(), index=question.cell_names)
 

@@ -16,11 +16,13 @@ from totalvi.posterior.arguments import (
     Cells,
     GivenOptions,
     Names,
+    WhereUnmeasured,
     documented,
 )
 from totalvi.posterior.draws import Draw
 from totalvi.posterior.expression import protein_means
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
+from totalvi.posterior.unmeasured import answering_for
 
 MOST_FOLD = 10.0
 _LEAST_COUNT = 0.05
@@ -168,6 +170,7 @@ class IsotypeQueries(Fitted):
         protein_list: Sequence[str] | None = None,
         n_samples: int = 1,
         given_counts: bool = True,
+        unmeasured: WhereUnmeasured = "nan",
         return_mean: bool = True,
         return_numpy: bool = False,
         out: str | Path | None = None,
@@ -184,12 +187,12 @@ class IsotypeQueries(Fitted):
 
         Parameters
         ----------
-        {cells} {transform_batch} {protein_list} {n_samples} {given_counts} {sample_means}
-        {return_numpy} {protein_out} {batch_size} {seed} {progress}
+        {cells} {transform_batch} {protein_list} {n_samples} {given_counts} {unmeasured}
+        {sample_means} {return_numpy} {protein_out} {batch_size} {seed} {progress}
 
         Returns
         -------
-        (cells, proteins), between 0 and 1; with ``out``, its path.
+        (cells, proteins), between 0 and 1, or NaN; with ``out``, its path.
 
         Raises
         ------
@@ -205,9 +208,11 @@ class IsotypeQueries(Fitted):
         question = self._question(
             adata, indices, batch_size, progress, seed, n_samples, transform_batch, given_counts
         )
+        proteins = self._proteins(protein_list)
+        question = answering_for(self, question, proteins, unmeasured, warn=True)
         return _protein_answer(
-            question, "foreground probability", Draw.foreground_probability,
-            self._proteins(protein_list), return_mean, return_numpy, out,
+            question, "foreground probability", Draw.foreground_probability, proteins,
+            return_mean, return_numpy, out,
         )  # fmt: skip
 
     @overload
@@ -235,6 +240,7 @@ class IsotypeQueries(Fitted):
         protein_list: Sequence[str] | None = None,
         n_samples: int = 1,
         given_counts: bool = True,
+        unmeasured: WhereUnmeasured = "nan",
         return_mean: bool = True,
         return_numpy: bool = False,
         out: str | Path | None = None,
@@ -250,12 +256,12 @@ class IsotypeQueries(Fitted):
 
         Parameters
         ----------
-        {cells} {transform_batch} {protein_list} {n_samples} {given_counts} {sample_means}
-        {return_numpy} {protein_out} {batch_size} {seed} {progress}
+        {cells} {transform_batch} {protein_list} {n_samples} {given_counts} {unmeasured}
+        {sample_means} {return_numpy} {protein_out} {batch_size} {seed} {progress}
 
         Returns
         -------
-        (cells, proteins), above 0; with ``out``, its path.
+        (cells, proteins), above 0, or NaN; with ``out``, its path.
 
         Raises
         ------
@@ -270,9 +276,11 @@ class IsotypeQueries(Fitted):
         question = self._question(
             adata, indices, batch_size, progress, seed, n_samples, transform_batch, given_counts
         )
+        proteins = self._proteins(protein_list)
+        question = answering_for(self, question, proteins, unmeasured, warn=True)
         return _protein_answer(
-            question, "protein background", Draw.background_mean,
-            self._proteins(protein_list), return_mean, return_numpy, out,
+            question, "protein background", Draw.background_mean, proteins, return_mean,
+            return_numpy, out,
         )  # fmt: skip
 
     @documented
@@ -333,14 +341,13 @@ class IsotypeQueries(Fitted):
                 "give data with them."
             )
         cells = evenly_spaced(question.cells, _MOST_CELLS, rounding="down")
-        question = question.about(cells)
-        all_proteins = np.arange(len(schema.protein_names))
+        proteins = self._proteins(None)
+        question = answering_for(self, question.about(cells), proteins)
         background = question.gather(
             "protein background",
-            lambda batch: protein_means(question, batch, Draw.background_mean, all_proteins),
+            lambda batch: protein_means(question, batch, Draw.background_mean, proteins.positions),
         )
         panel, batch = data.panel[cells], data.batch[cells]
-        background[~np.array(schema.panel_measured)[panel]] = np.nan
         return isotype_check(
             pd.DataFrame(background, columns=list(schema.protein_names)),
             data.controls.iloc[cells].reset_index(drop=True),

@@ -21,7 +21,12 @@ from totalvi.fit.plan import Split
 from totalvi.nn.config import at_least_one
 from totalvi.nn.network import Network
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.arguments import Cells, Names, cell_positions, feature_positions
+from totalvi.posterior.arguments import (
+    Cells,
+    Names,
+    cell_positions,
+    feature_positions,
+)
 from totalvi.posterior.draws import Draw, draws, naming_proteins
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.rows import Table, own_rows, row_targets
@@ -56,6 +61,11 @@ class Question:
         Whether to show a progress bar; None: on a terminal.
     given_counts
         Whether proteins are given their counts as well as the cell's state; see `draws`.
+    imputing
+        Codes of further batches that only what a cell's panel lacks is decoded into.
+    shares
+        Share of each batch decoded into in a protein's mean, by the panel of the cell,
+        (panels, batches, T); NaN where the protein is not answered for. None: equal shares.
     """
 
     network: Network
@@ -67,6 +77,8 @@ class Question:
     n_samples: int = 1
     progress: bool | None = None
     given_counts: bool = False
+    imputing: tuple[int | None, ...] = ()
+    shares: Tensor | None = None
 
     @property
     def cell_names(self) -> pd.Index:
@@ -75,8 +87,19 @@ class Question:
 
     @property
     def n_draws(self) -> int:
-        """Number of times that each cell is decoded."""
+        """Number of times that each cell is decoded into the batches asked for."""
         return self.n_samples * len(self.transform_batch)
+
+    @property
+    def n_decoded(self) -> int:
+        """Number of batches that each sample is decoded into."""
+        return len(self.transform_batch) + len(self.imputing)
+
+    def share(self, draw_number: int, batch: Minibatch) -> Tensor | float:
+        """Return the share of a draw in the mean of its sample, (B, T), or one for all."""
+        if self.shares is None:
+            return 1 / len(self.transform_batch)
+        return self.shares[batch.context.panel, draw_number % self.n_decoded]
 
     def about(self, cells: np.ndarray) -> Self:
         """Return the same question about other cells of the same data."""
@@ -89,8 +112,8 @@ class Question:
     def draws(self, batch: Minibatch) -> Iterator[Draw]:
         """Yield the posterior samples of a minibatch, each decoded into each batch in turn."""
         return draws(
-            self.network, batch, self.n_samples, self.noise, self.transform_batch,
-            given_counts=self.given_counts,
+            self.network, batch, self.n_samples, self.noise,
+            (*self.transform_batch, *self.imputing), given_counts=self.given_counts,
         )  # fmt: skip
 
     @contextmanager
@@ -277,12 +300,3 @@ class Fitted(Protocol):
 def _features(wanted: Sequence[str] | None, known: Sequence[str], argument: str) -> Features:
     positions = feature_positions(wanted, known, argument)
     return Features(positions, np.array(known, dtype=object)[positions])
-
-
-def measured_by_batch(data: CiteData) -> np.ndarray:
-    """Return which proteins any cell of each batch measured, bool (batches, T)."""
-    by_panel = np.array(data.schema.panel_measured, dtype=bool)
-    measured = np.zeros((len(data.schema.batch_names), by_panel.shape[1]), dtype=bool)
-    for batch, panel in np.unique([data.batch, data.panel], axis=1).T:
-        measured[batch] |= by_panel[panel]
-    return measured

@@ -25,6 +25,7 @@ from totalvi.errors import DataError, OutputError, TotalviError, argument, setti
 from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model
+from totalvi.posterior.arguments import WhereUnmeasured
 from totalvi.processes import first_alone, launch, this_process
 from totalvi.progress import Steps
 from totalvi.run.convert import AS_IS, Reading, counts_in_x, open_input, read_input
@@ -239,6 +240,7 @@ def denoise(
     *,
     reading: Reading = AS_IS,
     transform_batch: Sequence[str] | None = None,
+    unmeasured: WhereUnmeasured = "nan",
     n_samples: int = 25,
     seed: int = 0,
     devices: int | None = None,
@@ -259,6 +261,7 @@ def denoise(
     """
     asked: dict[str, Any] = {
         "transform_batch": transform_batch,
+        "unmeasured": unmeasured,
         "n_samples": n_samples,
         "seed": seed,
         "progress": progress,

@@ -215,10 +215,10 @@ def _map(options: MapOptions) -> _Mapped:
     missing = _unmeasured(query)
     if missing:
         with steps.step("impute"):
-            # a query batch decodes what it lacks like the reference batches that measured it
             _, protein = query.get_normalized_expression(
                 gene_list=[],
                 protein_list=missing,
+                unmeasured="impute",
                 include_protein_background=True,
                 given_counts=False,
                 n_samples=POSTERIOR_SAMPLES,

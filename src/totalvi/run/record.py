@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+import numpy as np
 from anndata import AnnData
 from mudata import MuData
 
@@ -75,16 +76,15 @@ def do_each(
     failed: dict[str, Exception] = {}
     for step in all_steps:
         lacking = [name for name in step.needs if name in failed]
-        if step.name in done:
-            if step.load is not None:
-                step.load(work)
-            continue
-        if lacking:
+        if lacking and step.name not in done:
             failed[step.name] = NotMadeError(f"it needs {lacking[0]}")
             continue
         try:
-            with timed.step(step.name):
-                step.make(work)
+            if step.name not in done:
+                with timed.step(step.name):
+                    step.make(work)
+            elif step.load is not None:
+                step.load(work)
         except OutputError:
             raise
         except Exception as error:
@@ -189,6 +189,9 @@ def asked(options: Options) -> dict[str, Any]:
     """
     inputs = options.inputs()
     arguments = {name: _plain(value) for name, value in options.arguments().items()}
+    for name in options.INPUTS:
+        if isinstance(paths := arguments[name], dict):
+            arguments[name] = {key: str(Path(path).absolute()) for key, path in paths.items()}
     return {
         "arguments": arguments | {name: str(path.absolute()) for name, path in inputs.items()},
         "input_sha256": {name: sha256(path) for name, path in inputs.items()},
@@ -343,8 +346,8 @@ def _all_files(folder: Path) -> list[Path]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path | np.generic):
+        return str(value) if isinstance(value, Path) else value.item()
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

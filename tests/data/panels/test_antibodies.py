@@ -75,7 +75,7 @@ def test_two_of_a_panel_stay_two_with_a_warning():
     assert names["ten"] == {"PD-1_TotalSeqB": "CD279", "CD3_TotalSeqB": "CD3"}
 
 
-def test_the_mend_in_the_warning_works(no_warning):
+def test_the_fix_in_the_warning_works(no_warning):
     panels = {"ecc": ["PD-1 (CD279)", "PD1 (CD279)"], "ten": ["PD-1_TotalSeqB"]}
     names = named(panels, {"ecc": {"PD-1 (CD279)": "CD279"}})
     assert names["ecc"] == {"PD-1 (CD279)": "CD279", "PD1 (CD279)": "PD1 (CD279)"}

@@ -279,6 +279,7 @@ def test_proteins_are_imputed_in_cells_without_any(halves, options):
             model.get_normalized_expression(
                 indices=np.arange(250, 500),
                 transform_batch=batch,
+                unmeasured="impute",
                 include_protein_background=True,
                 n_samples=5,
             )[1]

@@ -82,7 +82,7 @@ def test_names_that_are_ids_are_matched_by_either(column):
     assert (aligned.matched_by, aligned.names.tolist()) == ("Ensembl id", ["CD4", "NKG7"])
 
 
-def test_symbols_against_ids_alone_is_an_error_with_the_mend():
+def test_symbols_against_ids_alone_is_an_error_with_the_fix():
     with pytest.raises(
         DataError, match=r'genes of "A" are known by symbol alone and those of "B" by'
     ):
@@ -90,7 +90,7 @@ def test_symbols_against_ids_alone_is_an_error_with_the_mend():
 
 
 @pytest.mark.parametrize("join", ["inner", "outer"])
-def test_a_suspiciously_small_overlap_is_an_error_with_the_mend(join):
+def test_a_suspiciously_small_overlap_is_an_error_with_the_fix(join):
     few = {"A": by_symbol(*GENES[:8]), "B": by_symbol(*GENES[5:])}
     with pytest.raises(DataError, match=r'"B" shares only 3 of 7 genes .* name genes alike'):
         align_genes(few, join)

@@ -9,15 +9,13 @@ from typing import Any
 import anndata
 import h5py
 import mudata
-import numpy as np
-import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 
+from totalvi.data.io.readable_parts import gathered, readable_anndata, readable_mudata
 from totalvi.data.io.trust import (
-    first_line,
     reading,
     require_honest_zarr,
     require_plain_hdf5,
@@ -36,7 +34,7 @@ def read_h5ad(path: Path) -> AnnData:
             raise
         except Exception as error:
             with h5py.File(path, "r") as file:
-                return _checked(_what_can_be_read(file, error), path)
+                return _checked(readable_anndata(file, error), path)
 
 
 def read_h5mu(path: Path) -> MuData:
@@ -49,7 +47,7 @@ def read_h5mu(path: Path) -> MuData:
             raise
         except Exception as error:
             with h5py.File(path, "r") as file:
-                return _checked_mudata(_modalities_that_can_be_read(file, error), path)
+                return _checked_mudata(readable_mudata(file, error), path)
 
 
 def read_zarr(path: Path) -> AnnData | MuData:
@@ -63,7 +61,7 @@ def read_zarr(path: Path) -> AnnData | MuData:
                 except TotalviError:
                     raise
                 except Exception as error:
-                    return _checked_mudata(_modalities_that_can_be_read(group, error), path)
+                    return _checked_mudata(readable_mudata(group, error), path)
         if not {"obs", "var"} <= set(group):
             found = ", ".join(sorted(group)) or "nothing"
             raise ReadError(
@@ -75,94 +73,7 @@ def read_zarr(path: Path) -> AnnData | MuData:
         except TotalviError:
             raise
         except Exception as error:
-            return _checked(_what_can_be_read(group, error), path)
-
-
-READING = "totalvi_reading"  # entry of uns: what reading changed or left out, by code
-UNREAD = "parts that cannot be read"  # entry of uns: why, for each of them
-
-
-def _what_can_be_read(group: h5py.Group | zarr.Group, error: Exception) -> AnnData:
-    """Read an AnnData without the parts that cannot be, which ``uns`` then names.
-
-    ``error`` is what the reader of the whole raised, and is raised again where the counts or the
-    annotation are what cannot be read.
-    """
-    unread: dict[str, str] = {}
-    parts: dict[str, dict[str, Any]] = {}
-    try:
-        obs, var = read_elem(group["obs"]), read_elem(group["var"])
-        counts = read_elem(group["X"]) if "X" in group else None
-        lengths = {"layers": (len(obs), len(var)), "obsm": (len(obs),), "varm": (len(var),)}
-        for place in ("layers", "obsm", "varm", "uns"):
-            parts.setdefault(place, {})
-            held = group.get(place, {})
-            if not isinstance(held, h5py.Group | zarr.Group | dict):
-                raise error  # the proteins may have been in it
-            for name in held:
-                try:
-                    found = read_elem(group[place][name])
-                    if place != "uns" and found.shape[: len(lengths[place])] != lengths[place]:
-                        raise ValueError(f"it is {' x '.join(map(str, found.shape))}")
-                    if isinstance(found, pd.DataFrame) and place == "obsm":
-                        rows = _rows_of_cells(found.index, obs.index)
-                        if not rows.equals(found.index.astype(str)):
-                            message = (
-                                f'The rows of obsm["{name}"] have numbers in place of names; they were '
-                                "taken as the cells, in their order."
-                            )
-                            parts["uns"] = {READING: {"rows_numbered": message}}
-                        found = found.set_axis(rows, axis=0)
-                        found = found.loc[obs.index] if obs.index.is_unique else found
-                    parts[place][name] = found
-                except Exception as fault:  # any library may fail on a part that nobody asked for
-                    unread[f'{place}["{name}"]'] = first_line(fault)
-        if not unread and counts is None:
-            raise error
-        adata = AnnData(counts, obs=obs, var=var, **parts)
-    except Exception:
-        raise error from None
-    if unread:
-        adata.uns[UNREAD] = unread
-    return adata
-
-
-def _rows_of_cells(rows: pd.Index, cells: pd.Index) -> pd.Index:
-    """Return the cells that the rows of a table are of, by name, or in order where they are numbered.
-
-    Raises
-    ------
-    ValueError
-        If the rows are named otherwise than the cells.
-    """
-    names = rows.astype(str)
-    if names.isin(cells).all():
-        return names
-    numbers = np.arange(len(cells))
-    if any(np.array_equal(names, (numbers + first).astype(str)) for first in (0, 1)):
-        return cells
-    raise ValueError(f'its rows are named "{names[0]}", ... and the cells "{cells[0]}", ...')
-
-
-def _modalities_that_can_be_read(group: h5py.Group | zarr.Group, error: Exception) -> MuData:
-    """Read a MuData without the parts of its modalities that cannot be read."""
-    parts = group["mod"]
-    names = [str(name) for name in parts.attrs.get("mod-order", sorted(parts))]
-    try:
-        obs = read_elem(group["obs"])
-    except Exception:
-        raise error from None
-    return _joined({name: _what_can_be_read(parts[name], error) for name in names}, obs)
-
-
-def _joined(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
-    with mudata.set_options(pull_on_update=False):
-        mdata = MuData(modalities)
-        if not mdata.obs_names.equals(obs.index):
-            obs = obs.reindex(mdata.obs_names)
-        for name in obs.columns:
-            mdata.obs[name] = obs[name].array
-    return mdata
+            return _checked(readable_anndata(group, error), path)
 
 
 def open_zarr(path: Path) -> zarr.Group:
@@ -340,31 +251,11 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
                     f"{path} holds neither an AnnData nor a MuData; write it again with the write "
                     "methods of one of them."
                 )
-            return _anndata(group)
-        parts = group["mod"]
-        names = [str(name) for name in parts.attrs.get("mod-order", sorted(parts))]
-        mdata = _joined({name: _anndata(parts[name]) for name in names}, read_elem(group["obs"]))
-        uns = group.get("uns", {})
-        for name in uns:
-            mdata.uns[name] = read_elem(uns[name])
+            return readable_anndata(group, take=_stored)
+        mdata = readable_mudata(group, take=_stored)
+        owners = [("", mdata.uns), *((name, part.uns) for name, part in mdata.mod.items())]
+        gathered(owners).say_in(mdata.uns)
         return mdata
-
-
-def _anndata(group: Any) -> AnnData:
-    stored = _stored(group["X"]) if "X" in group else None
-    layers = group.get("layers", {})
-    obsm = group.get("obsm", {})
-    uns = group.get("uns", {})
-    raw = group.get("raw")
-    return AnnData(
-        X=stored,
-        obs=read_elem(group["obs"]),
-        var=read_elem(group["var"]),
-        layers={name: _stored(layers[name]) for name in layers},
-        obsm={name: _stored(obsm[name]) for name in obsm},
-        uns={name: read_elem(uns[name]) for name in uns},
-        raw=None if raw is None else {"X": _stored(raw["X"]), "var": read_elem(raw["var"])},
-    )
 
 
 def _stored(found: Any) -> Any:

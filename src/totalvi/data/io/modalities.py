@@ -21,7 +21,7 @@ from totalvi.data.io.features import (
     has_types,
     modalities_of,
 )
-from totalvi.data.io.h5_zarr import READING, UNREAD
+from totalvi.data.io.readable_parts import READING, UNREAD, gathered
 from totalvi.data.io.trust import counts_from
 from totalvi.errors import ReadError, argument
 
@@ -265,21 +265,14 @@ def assemble(
             adata.var[NAME_IN_FILE] = names.to_numpy()
         adata.var_names = make_index_unique(names)
     _require_pairable(modalities, where)
-    said: dict[str, str] = {}
-    for adata in modalities.values():
-        said |= adata.uns.pop(READING, {})
-        unread = adata.uns.pop(UNREAD, {})
-        if unread:
-            parts = "; ".join(f"{part} ({why})" for part, why in unread.items())
-            said["unread"] = f"Left out, as they cannot be read: {parts}."
+    left_out = gathered((name, adata.uns) for name, adata in modalities.items())
     with mudata.set_options(pull_on_update=False):
         mdata = MuData(modalities)
         if not mdata.obs_names.equals(obs.index):
             obs = obs.reindex(mdata.obs_names)
         for name in obs.columns:
             mdata.obs[name] = obs[name].array
-    if said:
-        mdata.uns[READING] = said
+    left_out.say_in(mdata.uns)
     return mdata
 
 
@@ -390,10 +383,9 @@ def tidy_mudata(
         for name, values in mdata.obsp.items():
             if name not in mdata.mod:
                 tidy.obsp[name] = values[places][:, places]
-    said = {**mdata.uns.get(READING, {}), **tidy.uns.get(READING, {})}
+    left_out = gathered([("", dict(mdata.uns)), ("", tidy.uns)])
     tidy.uns.update(mdata.uns)
-    if said:
-        tidy.uns[READING] = said
+    left_out.say_in(tidy.uns)
     if tidy.var_names.equals(mdata.var_names):
         for name in mdata.var.columns:
             tidy.var[name] = mdata.var[name].array

@@ -43,7 +43,7 @@ def concat(
         model = totalvi.Model(both, batch_key="batch")
         model.train()
         _, protein = model.get_normalized_expression(
-            transform_batch="cite", include_protein_background=True
+            unmeasured="impute", include_protein_background=True
         )
 
     Parameters

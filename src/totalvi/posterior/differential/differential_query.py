@@ -41,7 +41,8 @@ from totalvi.posterior.differential.moments import (
     sampled_scales,
 )
 from totalvi.posterior.draws import ProteinScale
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, measured_by_batch
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.unmeasured import measured_by_batch
 
 _SMALLEST_PROBABILITY = 1e-12
 _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
