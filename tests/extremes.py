@@ -256,6 +256,7 @@ def answers_without_background(model: totalvi.Model) -> dict[str, np.ndarray]:
     """Return the history, the weights, and what is asked of no mean of a protein, as numbers."""
     history = model.history.to_numpy(float)
     first = np.arange(4)
+    asked: dict[str, Any] = {"n_samples": 2, "unmeasured": "impute"}
     rna = model.get_normalized_expression(n_samples=2, protein_list=[])[0]
     return {
         **{f"weight {k}": v.numpy() for k, v in model.module.state_dict().items()},
@@ -263,7 +264,7 @@ def answers_without_background(model: totalvi.Model) -> dict[str, np.ndarray]:
         "latent": model.get_latent_representation(),
         "library size": np.asarray(model.get_latent_library_size()),
         "denoised RNA": rna.to_numpy(),
-        "foreground probability": model.get_protein_foreground_probability(n_samples=2).to_numpy(),
+        "foreground probability": model.get_protein_foreground_probability(**asked).to_numpy(),
         "elbo": np.asarray(model.get_elbo(return_mean=False)),
         "marginal": np.asarray(model.get_marginal_ll(n_mc_samples=4, indices=first)),
         "reconstruction": np.array(list(model.get_reconstruction_error()), float),
@@ -275,8 +276,9 @@ def answers_of_background(model: totalvi.Model) -> dict[str, np.ndarray]:
 
     Proteins are asked about in a panel that measured them.
     """
-    _, protein = model.get_normalized_expression(n_samples=2)
-    _, background = model.get_normalized_expression(n_samples=2, include_protein_background=True)
+    asked: dict[str, Any] = {"n_samples": 2, "unmeasured": "impute"}
+    _, protein = model.get_normalized_expression(**asked)
+    _, background = model.get_normalized_expression(include_protein_background=True, **asked)
     effects = model.differential_expression(
         idx1=np.arange(10), idx2=np.arange(10, 30), n_samples=20
     ).select_dtypes("number")
@@ -287,7 +289,7 @@ def answers_of_background(model: totalvi.Model) -> dict[str, np.ndarray]:
     return {
         "denoised protein": protein.to_numpy(),
         "with background": background.to_numpy(),
-        "background mean": np.asarray(model.get_protein_background_mean(n_samples=2)),
+        "background mean": np.asarray(model.get_protein_background_mean(**asked)),
         "effects": effects[columns].to_numpy(float),
         "predicted counts": np.concatenate(
             [predicted.rna.toarray().ravel(), predicted.protein.to_numpy(float).ravel()]
