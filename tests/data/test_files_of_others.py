@@ -816,6 +816,50 @@ def test_folders_of_other_counters(tmp_path: Path, write: Callable[[Path], None]
     check_counts(read(tmp_path / "rna.csv", protein_path=tmp_path / "adt"))
 
 
+def mixed(folder: Path, prefix: str, kinds: list[tuple[str, np.ndarray, list[str]]]) -> None:
+    """A matrix folder with features of several types, its files prefixed."""
+    counts = np.hstack([values for _, values, _ in kinds])
+    matrix(folder / f"{prefix}matrix.mtx.gz", counts.T)
+    named = [f"id_{name}\t{name}\t{kind}" for kind, _, names in kinds for name in names]
+    lines(folder / f"{prefix}features.tsv.gz", named)
+    lines(folder / f"{prefix}barcodes.tsv.gz", CELLS)
+
+
+GENES = [str(name) for name in rna_table().columns]
+PEAKS = [f"chr1:{i}00-{i}50" for i in range(8)]
+
+
+def rhapsody_mex(folder: Path, prefix: str) -> None:
+    rna = rna_table().to_numpy()
+    mixed(folder, prefix, [("Gene Expression", rna, GENES), ("Antibody Capture", PROT, PROTEINS)])
+
+
+@pytest.mark.parametrize("prefix", ["", "Sample1_RSEC_MolsPerCell_MEX_", "GSM5025059_s1."])
+def test_folders_of_genes_and_antibodies(tmp_path: Path, prefix: str) -> None:
+    rhapsody_mex(tmp_path / "mex", prefix)
+    found = read(tmp_path / "mex")
+    check_counts(found)
+    assert list(found["rna"].var_names) == GENES
+
+
+@pytest.mark.parametrize("prefix", ["", "pbmc_granulocyte_"])
+def test_the_peaks_of_a_multiome_are_set_apart_and_named(tmp_path: Path, prefix: str) -> None:
+    """The folder of Cell Ranger ARC beside antibodies that another tool counted."""
+    rna, peaks = rna_table().to_numpy(), RNG.poisson(0.2, (N, len(PEAKS)))
+    arc = tmp_path / "outs" / "filtered_feature_bc_matrix" if not prefix else tmp_path / "arc"
+    mixed(arc, prefix, [("Gene Expression", rna, GENES), ("Peaks", peaks, PEAKS)])
+    triple(tmp_path / "adt", PROT, PROTEINS, "Antibody Capture")
+    given = tmp_path / "outs" if not prefix else arc
+    found = read(given, protein_path=tmp_path / "adt")
+    check_counts(found)
+    assert list(found["rna"].var_names) == GENES
+    said = [f.message for f in totalvi.check(given, protein_path=tmp_path / "adt")]
+    assert any("peaks" in message.lower() and "set apart" in message for message in said)
+    alone = [f for f in totalvi.check(given) if f.severity == "error"]
+    assert len(alone) == 1
+    assert "protein" in alone[0].message
+
+
 def test_several_samples_are_named(tmp_path: Path) -> None:
     for sample in ("S1", "S2"):
         place = tmp_path / "outs" / "per_sample_outs" / sample / "count"
