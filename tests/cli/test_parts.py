@@ -52,6 +52,32 @@ def test_denoised_counts_are_those_of_the_api(folder: Path, batches: tuple[str, 
     assert found.obs["batch"].tolist() == totalvi.read(folder / "cells.h5mu").obs["batch"].tolist()
 
 
+@pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
+def test_what_a_panel_lacks_is_nan_and_said_or_imputed(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = totalvi.simulate(80, 40, 6, n_batches=2, n_unmeasured=2, seed=2, store_truth=False)
+    model = totalvi.Model(cells, batch_key="batch", n_hidden=8, n_latent=3)
+    model.train(max_epochs=1, progress=False)
+    model.save(tmp_path / "model")
+    cells.write(tmp_path / "cells.h5mu")
+    command = ["denoise", str(tmp_path / "model"), str(tmp_path / "cells.h5mu"), "--samples", "1"]
+    found = []
+    for name, options in (("nan", ()), ("imputed", ("--impute-unmeasured",))):
+        output = tmp_path / f"{name}{suffix}"
+        assert execute([*command, "-o", str(output), *options]) == 0
+        is_file = suffix == ".h5mu"
+        stored = (
+            mudata.read_h5mu(output)["prot"] if is_file else anndata.read_zarr(output / "protein")
+        )
+        found.append(stored.X)
+        said = capsys.readouterr().out
+        assert ("are NaN in 40 of 80 cells" in said) is (name == "nan")
+        assert ("--impute-unmeasured gives" in said) is (name == "nan")
+    assert np.array_equal(np.isnan(found[0]), np.isnan(cells["prot"].X))
+    assert np.isfinite(found[1]).all()
+
+
 def test_a_store_is_replaced_only_when_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

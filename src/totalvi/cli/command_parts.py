@@ -1,5 +1,6 @@
 """`totalvi train`, `denoise` and `de`: the parts of a run, one at a time."""
 
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from totalvi.cli import options
 from totalvi.cli.options import Reading, that_reads
+from totalvi.errors import DataWarning
 from totalvi.processes import this_process
 
 Counts = Annotated[
@@ -142,20 +144,25 @@ def denoise(
     """
     from totalvi.run.commands import denoise as write
 
-    path = write(
-        model,
-        input,
-        output,
-        reading=reading.of(),
-        transform_batch=transform_batch or None,
-        unmeasured="impute" if impute else "nan",
-        n_samples=samples,
-        seed=seed,
-        devices=devices,
-        num_nodes=num_nodes,
-        overwrite=overwrite,
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        path = write(
+            model,
+            input,
+            output,
+            reading=reading.of(),
+            transform_batch=transform_batch or None,
+            unmeasured="impute" if impute else "nan",
+            n_samples=samples,
+            seed=seed,
+            devices=devices,
+            num_nodes=num_nodes,
+            overwrite=overwrite,
+        )
     if this_process().rank == 0:
+        for warning in caught:
+            if isinstance(warning.message, DataWarning):
+                typer.echo(f"warning: {warning.message}")
         typer.echo(f"written: {path}")
 
 

@@ -335,6 +335,7 @@ OPTIONS = {
     "leave_out": "--leave-out",
     "totalvi.declare_unmeasured": "--unmeasured",
     "unmeasured": "--unmeasured",
+    'unmeasured="impute"': "--impute-unmeasured",
     "cells_in": "--cells-in",
     "checkpoint_every": "--checkpoint-every",
     "config": "--config",

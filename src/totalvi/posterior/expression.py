@@ -357,6 +357,7 @@ class ExpressionQueries(Fitted):
         n_samples: int = 1,
         transform_batch: Names = None,
         unmeasured: WhereUnmeasured = "nan",
+        warn: bool = False,
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
         progress: bool | None = None,
@@ -371,15 +372,14 @@ class ExpressionQueries(Fitted):
             What takes the rows, one slice of all cells after the other: arrays of NumPy, HDF5 or zarr
             of shape (cells, genes) and (cells, proteins). RNA None: it is not wanted.
         library_size, n_samples, transform_batch, unmeasured, batch_size, seed, progress
-            As in `get_normalized_expression`.
+            As in `get_normalized_expression`, which warns of what is NaN; ``warn``: whether to.
         """
         question = self._question(
             None, None, batch_size, progress, seed, n_samples, transform_batch, given_counts=True
         )
         genes = self._genes([] if rna is None else None).positions
-        all_proteins = self._proteins(None)
-        question = answering_for(self, question, all_proteins, unmeasured)
-        scaled = checked_library_size(library_size)
+        proteins, scaled = self._proteins(None), checked_library_size(library_size)
+        question = answering_for(self, question, proteins, unmeasured, warn=warn)
         with question.minibatches("denoised expression") as batches:
             start = 0
             for batch in batches:
@@ -387,13 +387,9 @@ class ExpressionQueries(Fitted):
                 start = rows.stop
                 probability = torch.zeros_like(batch.y)
                 of_rna, of_protein = normalized_expression(
-                    question,
-                    batch,
-                    genes,
-                    all_proteins.positions,
-                    scaled,
+                    question, batch, genes, proteins.positions, scaled,
                     foreground_probability=probability,
-                )
+                )  # fmt: skip
                 protein[rows] = of_protein.numpy()
                 foreground_probability[rows] = probability.cpu().numpy()
                 if rna is not None:

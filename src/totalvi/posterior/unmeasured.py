@@ -118,7 +118,7 @@ def _warn_of_unanswered(
     several = len(lacked) > 1
     which = f'Protein "{lacked[0]}"' + (f" and {len(lacked) - 1} more are" if several else " is")
     what = (
-        'unmeasured="impute" returns what the model expects there'
+        argument('unmeasured="impute"') + " gives what the model expects there"
         if unmeasured == "nan"
         else f"give {argument('transform_batch')} batches that measured {'them' if several else 'it'}"
     )

@@ -280,7 +280,7 @@ def denoise(
         schema, cells = model.schema, pd.DataFrame(index=model._training_data().cell_names)
         names = schema.gene_names, schema.protein_names, schema.protein_names
         rna, protein, foreground = (np.empty((len(cells), len(of)), np.float32) for of in names)
-        model._write_denoised(rna, protein, foreground, **asked, library_size=1e4)
+        model._write_denoised(rna, protein, foreground, **asked, library_size=1e4, warn=True)
         modalities = {
             name: AnnData(values, cells.copy(), pd.DataFrame(index=list(features)))
             for name, values, features in zip(("rna", "prot"), (rna, protein), names, strict=False)
