@@ -405,7 +405,7 @@ def test_unmeasured_proteins_reach_nothing_but_are_imputed() -> None:
     filled["prot"].X = np.nan_to_num(mdata["prot"].X, nan=5000.0)
     for query in (model.get_latent_representation, model.get_elbo):
         np.testing.assert_array_equal(query(filled), query())
-    _, protein = model.get_normalized_expression()
+    _, protein = model.get_normalized_expression(unmeasured="impute")
     assert np.isfinite(protein).all(axis=None)
     assert (protein > 0).all(axis=None)
 

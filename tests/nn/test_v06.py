@@ -553,7 +553,6 @@ def test_a_cell_without_rna_stays_finite(sparse: bool) -> None:
 MASKED_CONFIGURATIONS = {
     "by batch": ({"n_batch": 2}, {}),
     "by panel": ({"n_batch": 2, "n_panels": 2}, {"panel_index": 1 - BATCH}),
-    "with efficiency": ({"n_batch": 2, "protein_efficiency": True}, {}),
     "all by batch": (
         {
             "n_batch": 2,
@@ -634,8 +633,6 @@ def test_parameters_of_unmeasured_proteins_get_no_gradient(name: str) -> None:
         "mixing by batch": decoder.background_logit_head.covariate_weight.grad,
         "encoder": module.encoder.trunk.first.others.weight.grad.T,
     }
-    if module.log_efficiency is not None:
-        gradients["efficiency"] = module.log_efficiency.grad
     for key, gradient in gradients.items():
         assert gradient.isfinite().all(), key
         assert (gradient[:, unmeasured] == 0).all(), key

@@ -362,11 +362,10 @@ class Network(nn.Module):
         )  # fmt: skip
         if self.log_efficiency is None:
             return divergence
-        # scvi-tools has a prior of the efficiency, and a weak prior of pi towards 1.
-        log_prob = likelihoods.log_normal_log_prob(self.log_efficiency[context.batch])
-        efficiency = likelihoods.sum_measured(log_prob, measured)
-        surprise = likelihoods.background_surprise(decoded.background_logit, measured)
-        return divergence - efficiency + 1e-3 * surprise
+        # scvi-tools has a prior of the efficiency, and a weak prior of pi towards 1, of all proteins.
+        efficiency = likelihoods.log_normal_log_prob(self.log_efficiency[context.batch])
+        surprise = likelihoods.background_surprise(decoded.background_logit, None)
+        return divergence - efficiency.sum(dim=-1) + 1e-3 * surprise
 
     # ------------------------------------------------------------------ prior of the background
 

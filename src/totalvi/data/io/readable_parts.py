@@ -100,7 +100,7 @@ def _readable_parts(
     """
     held = group.get(place, {})
     if not isinstance(held, h5py.Group | zarr.Group | dict):
-        raise ValueError(f"{place} is no group")
+        raise ValueError(f"The entries of {place} cannot be read, as it is no group.")
     parts: dict[str, Any] = {}
     for name in held:
         try:
