@@ -59,6 +59,7 @@ def make_tables(
     clusters_shown: Clusters,
     batch_key: str | None,
     history: pd.DataFrame,
+    held_out: MuData | None,
 ) -> dict[str, pd.DataFrame]:
     """Return the tables ``cells``, ``proteins``, ``clusters``, ``markers`` and ``history``.
 
@@ -74,8 +75,11 @@ def make_tables(
         Column of their ``obs``.
     history
         Of the fit.
+    held_out
+        The cells of ``shown`` with the counts that markers are tested on; None: those of ``shown``.
     """
     rna, protein = shown["rna"], shown["prot"]
+    tested = shown if held_out is None else held_out
     batch_shown = None if batch_key is None else shown.obs[batch_key]
     names = list(protein.var_names)
     denoised = np.where(np.isnan(protein.X), np.nan, estimates.denoised_protein)
@@ -90,16 +94,23 @@ def make_tables(
         "clusters": cluster_table(clusters_shown.labels, batch_shown, denoised, names),
         "markers": marker_table(
             clusters_shown.labels,
-            rna.X,
+            tested["rna"].X,
             rna.var_names,
-            protein.X,
+            tested["prot"].X,
             estimates.denoised_protein,
             estimates.foreground_probability,
             names,
             None if batch_shown is None else pd.factorize(batch_shown)[0],
-        ).set_index("modality"),
+        )
+        .assign(tested_on=tested_on(held_out is not None))
+        .set_index("modality"),
         "history": history,
     }
+
+
+def tested_on(is_held_out: bool) -> str:
+    """Return in a few words which counts clusters are tested on, for the tables that test them."""
+    return "held-out counts" if is_held_out else "counts that the clusters were found in"
 
 
 def cell_table(
