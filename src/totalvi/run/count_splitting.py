@@ -24,6 +24,7 @@ from totalvi.data.find import CountSource, find_counts
 from totalvi.data.finding import Finding
 from totalvi.data.io.modalities import mudata_of
 from totalvi.errors import DataError
+from totalvi.mapping.reference_neighbours import nearest_to_each
 from totalvi.run.convert import feature_annotation
 from totalvi.run.prepare import Prepared, keep_the_rest, prepare
 
@@ -34,6 +35,7 @@ SPLIT = (
 )
 _ANY_MODEL_SAYS = {"cell_without_rna", "protein_partly_unmeasured"}  # and whole or half is the same
 _CELLS_FOR_NOISE = 3000  # that the noise is estimated in
+_GENES_FOR_COMPONENTS = 2000  # those of most counts; of all others as many at a time
 _MOST_COMPONENTS = 50
 _LARGE_SHARE = 0.05  # of all counts
 _LEAST_OF_EXPECTED = 0.05  # what components leave of a mean, at least
@@ -190,8 +192,9 @@ def inverse_dispersions(rna: sparse.csr_matrix, protein: np.ndarray) -> InverseD
     Components are of the genes' Pearson residuals and the log proteins, each scaled to variance 1;
     those count whose singular value is above the largest of noise (Marchenko and Pastur, 1967), shrunk
     by it. Of a gene, 1 / r is a moment of the squares left over, shrunk towards that of all genes. Of a
-    protein, it is the squared median distance of its log count, so that cells on the wrong side of two
-    components do not count, less what Poisson noise adds.
+    protein, it is half the squared median distance of a cell's log count from that of the cell nearest
+    in the components, less what Poisson noise adds: stained and unstained cells are seldom
+    neighbours, and do not count where they are.
 
     Parameters
     ----------
@@ -199,46 +202,83 @@ def inverse_dispersions(rna: sparse.csr_matrix, protein: np.ndarray) -> InverseD
         Counts (cells, features); NaN in ``protein`` is unmeasured.
     """
     cells = evenly_spaced(np.arange(rna.shape[0]), _CELLS_FOR_NOISE)
-    x = rna[cells].toarray().astype(np.float32)
-    usual = x.sum(axis=0) < _LARGE_SHARE * x.sum()
-    if x[:, usual].sum() < x.sum() / 10:
+    x = rna[cells].tocsc().astype(np.float32)
+    total = np.asarray(x.sum(axis=0)).ravel()
+    usual = total < _LARGE_SHARE * total.sum()
+    if total[usual].sum() < total.sum() / 10:
         usual[:] = True
-    size = x[:, usual].sum(axis=1)  # of a total with it, a gene of a large share would seem steady
-    expected = np.outer(size, x.sum(axis=0) / max(size.sum(), 1)) + 1e-9
-    root = np.sqrt(expected)
+    # of a total with it, a gene of a large share would seem steady
+    size = np.asarray(x[:, np.flatnonzero(usual)].sum(axis=1)).ravel()
+    share = total / max(size.sum(), 1)
     logs = np.log1p(protein[cells])
-    centre = np.nan_to_num(np.nanmean(logs, axis=0)) if len(cells) else np.zeros(logs.shape[1])
-    pearson = np.clip((x - expected) / root, -np.sqrt(len(x)), np.sqrt(len(x)))
-    values = np.hstack([pearson, np.nan_to_num(logs - centre)])
-    shared, n_components = _shared(values)
-    n_genes = x.shape[1]
-    mean = np.maximum(expected + shared[:, :n_genes] * root, _LEAST_OF_EXPECTED * expected)
-    left = ((x - mean) ** 2).sum(axis=0) * len(x) / max(len(x) - n_components, 1)
-    square = (mean**2).sum(axis=0)
-    weight = square / (mean + 2 * mean**2).sum(axis=0)  # by the variance of what is left
-    excess = left - mean.sum(axis=0)
-    common = max(float((weight * excess).sum() / (weight * square).sum()), _LEAST_NOISE)
+    centre = np.nanmean(logs, axis=0)
+    proteins = np.nan_to_num(logs - centre)
+    leading = np.argsort(-total, kind="stable")[:_GENES_FOR_COMPONENTS]
+    genes = _pearson(x[:, leading], np.outer(size, share[leading]))
+    components = _components(np.hstack([genes, proteins]))
+    moments = np.empty((3, len(total)))
+    for block in np.array_split(np.arange(len(total)), -(-len(total) // _GENES_FOR_COMPONENTS)):
+        moments[:, block] = _left_over(x[:, block], np.outer(size, share[block]), components)
+    excess, square, variance = moments
+    weight = np.divide(square, variance, out=np.zeros_like(square), where=variance > 0)
+    common = float((weight * excess).sum() / max((weight * square).sum(), _LEAST_NOISE))
+    common = max(common, _LEAST_NOISE)
     of_gene = (weight * excess + 1 / common) / (weight * square + 1 / common**2)
-    fit = shared[:, n_genes:] + centre
-    distance = 1.4826 * np.nanmedian(np.abs(logs - fit), axis=0)
-    of_protein = distance**2 - np.median(np.exp(-np.maximum(fit, 0)), axis=0)
+    other = logs[components.neighbours()]
+    of_protein = (1.4826 * np.nanmedian(np.abs(logs - other), axis=0)) ** 2 / 2
+    of_protein -= np.nanmedian(np.exp(-(logs + other) / 2), axis=0)  # of Poisson noise
     return InverseDispersions(
         1 / np.maximum(of_gene, _LEAST_NOISE), 1 / np.maximum(of_protein, _LEAST_NOISE)
     )
 
 
-def _shared(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return what leading components say of values (cells, features), and their number."""
+class _Components(NamedTuple):
+    left: np.ndarray  # orthonormal, (cells, components)
+    size: np.ndarray  # singular values
+    kept: np.ndarray  # what shrinking leaves of each
+
+    def neighbours(self) -> np.ndarray:
+        """Return for each cell the one that is nearest to it, or any where no component tells."""
+        if not len(self.size):
+            return np.roll(np.arange(len(self.left)), 1)
+        return nearest_to_each((self.left * self.size).astype(np.float32), 2).points[:, 1]
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Return what the components say of values (cells, features)."""
+        said: np.ndarray = (self.left * self.kept) @ (self.left.T @ values)
+        return said
+
+
+def _components(values: np.ndarray) -> _Components:
     scale = values.std(axis=0)
-    scale[scale == 0] = 1
-    scaled = values / scale
+    scaled = values / np.where(scale > 0, scale, 1)
     n_most = min(_MOST_COMPONENTS, min(values.shape) - 1)
     start = np.random.default_rng(0).normal(size=min(values.shape))
-    left, size, right = svds(scaled, k=n_most, v0=start)
+    left, size, _ = svds(scaled, k=n_most, v0=start)
     edge = np.sqrt(values.shape).sum()
     signal = size > 1.02 * edge
-    kept = size[signal] * (1 - (edge / size[signal]) ** 2)
-    return (left[:, signal] * kept) @ right[signal] * scale, int(signal.sum())
+    return _Components(left[:, signal], size[signal], 1 - (edge / size[signal]) ** 2)
+
+
+def _pearson(x: sparse.csc_matrix, expected: np.ndarray) -> np.ndarray:
+    """Return Pearson residuals of Poisson counts, which no outlier rules."""
+    largest = np.sqrt(len(expected))
+    residuals = (x.toarray() - expected) / np.sqrt(np.maximum(expected, 1e-9))
+    clipped: np.ndarray = np.clip(residuals, -largest, largest)
+    return clipped
+
+
+def _left_over(
+    x: sparse.csc_matrix, expected: np.ndarray, components: _Components
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return sums over cells: (x - mean)^2 - mean; mean^2; and about the variance of the first."""
+    mean = expected + components.of(_pearson(x, expected)) * np.sqrt(expected)
+    mean = np.maximum(mean, _LEAST_OF_EXPECTED * expected)
+    n_cells, n_components = components.left.shape
+    left = ((x.toarray() - mean) ** 2).sum(axis=0) * n_cells / max(n_cells - n_components, 1)
+    square = (mean**2).sum(axis=0)
+    total = mean.sum(axis=0)
+    return left - total, square, total + 2 * square
 
 
 def prepare_halves(data: MuData | AnnData, keys: Columns, seed: int, **choice: Any) -> Prepared:
