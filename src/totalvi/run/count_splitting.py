@@ -172,7 +172,7 @@ def _with_counts(
         "rna": AnnData(rna, obs=cells, var=rna_var),
         "prot": AnnData(protein, obs=cells, var=protein_var),
     }
-    made = mudata_of({**modalities, **others}, pd.DataFrame(source.obs, index=source.cell_names))
+    made = mudata_of({**others, **modalities}, pd.DataFrame(source.obs, index=source.cell_names))
     keep_the_rest(made, data, keys, np.ones(len(cells), dtype=bool), None)
     if AMBIENT in data.uns:
         made.uns[AMBIENT] = data.uns[AMBIENT]
