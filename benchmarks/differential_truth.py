@@ -23,7 +23,7 @@ import torch
 from mudata import MuData
 
 import totalvi
-from totalvi.posterior.differential.differential_query import expected_fdr_calls
+from totalvi.posterior.differential.comparison import expected_fdr_calls
 
 RESULTS = Path(__file__).resolve().parent / "results"
 UNITS = ("groups", "cells")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi.errors import DataWarning as DataWarning
     from totalvi.model import Model as Model
     from totalvi.nn import TOTALVI as TOTALVI
+    from totalvi.run.count_splitting import split_counts as split_counts
     from totalvi.run.prepare import check as check
 
 _HOMES = {  # the module of each public name, and the name there unless it is the module
@@ -38,6 +39,7 @@ _HOMES = {  # the module of each public name, and the name there unless it is th
     "read": "totalvi.data.io.read:read",
     "simulate": "totalvi.data.simulate:simulate",
     "simulate_raw": "totalvi.data.simulate:simulate_raw",
+    "split_counts": "totalvi.run.count_splitting:split_counts",
 }
 __version__ = version("totalvi")
 __all__ = ["__version__", *_HOMES]

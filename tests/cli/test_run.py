@@ -50,7 +50,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "--checkpoint-every 2.5 "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x "
-        "--unmeasured a=CD3,CD4 --unmeasured b=CD8"
+        "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts"
     )
     assert execute(command.split()) == 0
     ((given, options),) = asked
@@ -75,6 +75,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "max_epochs": 8,
         "resolution": 0.5,
         "seed": 7,
+        "split_counts": True,
         "on_disk": True,
         "overwrite": True,
         "resume": True,

@@ -68,6 +68,18 @@ def test_known_effects_come_out(effects: np.ndarray) -> None:
     assert inside.mean() > 0.9
 
 
+def test_estimates_are_given_as_they_were_before_they_were_shrunk(effects: np.ndarray) -> None:
+    found = compare(sums(effects))
+    assert found.estimate is not None
+    assert found.error is not None
+    ratio = (found.first_scale + found.pseudocount) / (found.second_scale + found.pseudocount)
+    np.testing.assert_allclose(found.estimate, np.log2(ratio))
+    z = (found.estimate[0] - effects)[:N_GENES] / found.error[0, :N_GENES]
+    assert z.std() == pytest.approx(1, abs=0.2)
+    distance = np.abs(found.estimate), np.abs(found.effects.mean)
+    assert distance[1][0, N_GENES:].sum() < distance[0][0, N_GENES:].sum()
+
+
 def test_batches_do_not_pass_for_groups(effects: np.ndarray) -> None:
     total = sums(np.zeros(N_GENES + N_PROTEINS), batch_effect=8.0)
     within, across = compare(total), compare(total, within_batches=False)

@@ -18,7 +18,10 @@ DELTA = 0.25
 @pytest.mark.parametrize("estimate", [-3.0, -0.2, 0.0, 0.4, 6.0])
 @pytest.mark.parametrize("sd", [0.05, 0.5, 2.0])
 @pytest.mark.parametrize("mode", [0.0, 0.3])
-def test_summaries_are_those_of_the_posterior(estimate: float, sd: float, mode: float) -> None:
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_summaries_are_those_of_the_posterior(
+    estimate: float, sd: float, mode: float, share: float
+) -> None:
     rng = np.random.default_rng(1)
     weight = rng.dirichlet(np.ones(len(WIDTHS)))
     effects = posterior_effects(
@@ -26,11 +29,13 @@ def test_summaries_are_those_of_the_posterior(estimate: float, sd: float, mode: 
         np.array([[sd**2]]),
         Prior(weight[None], np.array([mode])),
         np.array([DELTA]),
+        share,
     )
 
     r = np.linspace(-70, 70, 700_001)  # 100 points to the narrowest width
     density = norm.pdf(estimate, r, sd) * sum(
-        w * norm.pdf(r, mode, width) for w, width in zip(weight, WIDTHS, strict=True)
+        w * norm.pdf(r, share * mode, share * width)
+        for w, width in zip(weight, WIDTHS, strict=True)
     )
     density /= density.sum()
     mean = density @ r
@@ -41,7 +46,8 @@ def test_summaries_are_those_of_the_posterior(estimate: float, sd: float, mode: 
     for quantile, p in ((got.low, 0.025), (got.median, 0.5), (got.high, 0.975)):
         assert quantile == pytest.approx(r[np.searchsorted(density.cumsum(), p)], abs=5e-4)
     assert got.beyond == pytest.approx(density[np.abs(r) >= DELTA].sum(), abs=2e-3)
-    assert got.above == pytest.approx(density[r > 0].sum(), abs=2e-3)
+    above = density[r > 1e-9].sum() + density[np.abs(r) < 1e-9].sum() / 2
+    assert got.above == pytest.approx(above, abs=2e-3)
 
 
 @pytest.mark.parametrize("mode", [0.0, -0.4])
@@ -63,6 +69,23 @@ def test_the_prior_is_found_again_through_the_noise(mode: float) -> None:
         some = (effects.beyond[0] >= low) & (effects.beyond[0] <= high)
         error = 3 * 0.5 / np.sqrt(some.sum())
         assert beyond[some].mean() == pytest.approx(effects.beyond[0, some].mean(), abs=error)
+
+
+def test_few_counts_do_not_narrow_the_intervals_of_well_counted_features() -> None:
+    """Ratios are alike in all features; of most, a pseudocount leaves little."""
+    rng = np.random.default_rng(3)
+    share = np.where(rng.random((20, 500)) < 0.25, 1.0, 0.1)
+    truth = share * rng.normal(0, 0.3, share.shape)
+    variance = rng.uniform(0.1, 0.25, share.shape) ** 2 * share
+    estimate = truth + rng.normal(0, np.sqrt(variance))
+    covered = {}
+    for name, of in (("ratio", share), ("effect", 1.0)):
+        prior = fit_prior(estimate, variance, of, free_mode=True)
+        effects = posterior_effects(estimate, variance, prior, np.full(20, DELTA), of)
+        inside = (effects.low <= truth) & (truth <= effects.high)
+        covered[name] = inside[share == 1].mean()
+    assert covered["ratio"] == pytest.approx(0.95, abs=0.02)
+    assert covered["effect"] < 0.9  # a prior of the effects themselves
 
 
 def test_without_a_free_mode_it_is_zero() -> None:

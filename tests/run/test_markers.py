@@ -80,6 +80,29 @@ def test_fractions_and_fold_changes_are_those_of_the_cells() -> None:
     np.testing.assert_allclose(one.adjusted_p, false_discovery_control(one.p))
 
 
+def test_cells_whose_panel_lacks_a_protein_do_not_count_for_it() -> None:
+    """What the model imputes there, however high, is no measurement of the cluster."""
+    unmeasured = rng.random(N_CELLS) < 0.4
+    counts, denoised, foreground = COUNTS.copy(), DENOISED.copy(), FOREGROUND.copy()
+    counts[unmeasured, 0] = np.nan
+    counts[CLUSTER == "1", 1] = np.nan
+    denoised[unmeasured, 0], foreground[unmeasured, 0] = 1e6, 1.0
+    rna = sparse.csr_matrix(RNA)
+    found = marker_table(CLUSTER, rna, GENES, counts, denoised, foreground, PROTEINS)
+    proteins = found[found.modality == "protein"].set_index(["feature", "cluster"])
+    for cluster in ("0", "1", "2"):
+        inside, outside = ((cluster == CLUSTER) == of for of in (True, False))
+        row = proteins.loc[("CD3", cluster)]
+        means = [DENOISED[cells & ~unmeasured, 0].mean() for cells in (inside, outside)]
+        assert row.log2_fold_change == pytest.approx(np.log2((means[0] + 1) / (means[1] + 1)))
+        for cells, fraction in ((inside, row.fraction_in), (outside, row.fraction_out)):
+            assert fraction == pytest.approx((FOREGROUND[cells & ~unmeasured, 0] > 0.5).mean())
+    lacking = proteins.loc[("CD19", "1")]
+    assert np.isnan(lacking[["log2_fold_change", "fraction_in"]].to_list()).all()
+    assert lacking.fraction_out == pytest.approx((FOREGROUND[CLUSTER != "1", 1] > 0.5).mean())
+    assert np.isfinite(proteins.loc[("CD19", "0"), "log2_fold_change"])
+
+
 def test_one_cluster_has_no_markers() -> None:
     one = pd.Categorical(["0"] * N_CELLS)
     found = marker_table(one, sparse.csr_matrix(RNA), GENES, COUNTS, DENOISED, FOREGROUND, PROTEINS)

@@ -6,8 +6,8 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
-from totalvi.run.results import cell_table
-from totalvi.run.tables import antibody_separation, cluster_table, protein_table
+from totalvi.run.results import cell_table, cluster_table
+from totalvi.run.tables import antibody_separation, protein_table
 
 rng = np.random.default_rng(0)
 N_CELLS = 40
@@ -64,6 +64,15 @@ def test_clusters_have_their_sizes_batches_and_means() -> None:
         DENOISED[CLUSTER == "1"].mean(axis=0),
     )
     assert not cluster_table(CLUSTER, None, DENOISED, NAMES).filter(like="batch").size
+
+
+def test_clusters_average_the_cells_that_measured_a_protein() -> None:
+    denoised = np.where(np.isnan(RAW), np.nan, DENOISED)
+    denoised[CLUSTER == "2", 0] = np.nan
+    table = cluster_table(CLUSTER, BATCH, denoised, NAMES)
+    some = (CLUSTER == "1") & (BATCH == "y").to_numpy()
+    assert table.loc["1", "denoised_CD8"] == pytest.approx(DENOISED[some, 2].mean())
+    assert np.isnan(table.loc["2", "denoised_CD3"])
 
 
 def test_separation_is_that_of_the_components_where_probabilities_follow_the_counts() -> None:

@@ -48,6 +48,14 @@ def run(
         float, options.number("--resolution", 0.01, 1000, "Of the clusters; higher gives more.")
     ] = 1.0,
     seed: options.Seed = 0,
+    split_counts: Annotated[
+        bool,
+        typer.Option(
+            "--split-counts",
+            help="Find clusters in one half of the counts, and test markers and differential "
+            "expression on the other; else clusters that cut one population have false markers.",
+        ),
+    ] = False,
     on_disk: Annotated[
         bool,
         typer.Option(
@@ -125,6 +133,7 @@ def run(
             max_epochs=epochs,
             resolution=resolution,
             seed=seed,
+            split_counts=split_counts,
             on_disk=on_disk,
             overwrite=overwrite,
             resume=resume,

@@ -382,6 +382,7 @@ OPTIONS = {
     "rna_modality": "--rna-modality",
     "seed": "--seed",
     "size_factor_key": "--size-factor",
+    "split_counts": "--split-counts",
     "train": "--train",
     "transform_batch": "--as-batch",
 }

@@ -22,6 +22,7 @@ from totalvi.data.counts import (
 from totalvi.data.finding import listed
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
+from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
@@ -32,6 +33,7 @@ from totalvi.run.results import (
     draw_figures,
     make_tables,
     read_protein_warnings,
+    tested_on,
     write_tables,
 )
 
@@ -243,6 +245,7 @@ def tabulate(work: Work) -> None:
     tables = make_tables(
         work.data.obs_names, work.batch, work.clusters, work.latent, totals,
         work.shown, work.estimates, work.clusters_shown, keys.batch_key, work.model.history,
+        held_out_counts(work.data, work.sample) if work.options.split_counts else None,
     )  # fmt: skip
     write_tables(tables, work.folder / "tables")
     work.protein_warnings = list(tables["proteins"]["warning"])
@@ -297,7 +300,12 @@ def compare_clusters(work: Work) -> None:
     if work.clusters_shown.labels.remove_unused_categories().categories.size < 2:
         return
     data = None if work.shown is work.data else work.shown
+    if work.options.split_counts:
+        data = held_out_counts(work.data, work.sample)
+        data.obs[CLUSTER_COLUMN] = work.clusters_shown.labels
+        data = with_rna(data)
     table = work.model.differential_expression(data, groupby=CLUSTER_COLUMN, progress=False)
+    table["tested_on"] = tested_on(work.options.split_counts)
     write_tables({"differential_expression": table}, work.folder / "tables")
 
 

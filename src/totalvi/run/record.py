@@ -137,7 +137,9 @@ class RunOptions(Options):
         Columns of ``obs``, and where the counts are.
     writing
         Where the results go.
-    input, raw, unmeasured, drop_empty_cells, n_genes, max_epochs, resolution, seed, on_disk
+    input, raw, unmeasured, drop_empty_cells, n_genes, max_epochs, resolution, seed
+        As in :func:`totalvi.run.run.run`.
+    split_counts, on_disk
         As in :func:`totalvi.run.run.run`.
     """
 
@@ -153,6 +155,7 @@ class RunOptions(Options):
     max_epochs: int | None
     resolution: float
     seed: int
+    split_counts: bool
     on_disk: bool
     writing: WriteOptions
 

@@ -23,7 +23,6 @@ from totalvi.run.clusters import Clusters
 from totalvi.run.folder import RESULTS, STORE
 from totalvi.run.tables import (
     antibody_separation,
-    cluster_table,
     marker_table,
     protein_table,
 )
@@ -60,6 +59,7 @@ def make_tables(
     clusters_shown: Clusters,
     batch_key: str | None,
     history: pd.DataFrame,
+    held_out: MuData | None,
 ) -> dict[str, pd.DataFrame]:
     """Return the tables ``cells``, ``proteins``, ``clusters``, ``markers`` and ``history``.
 
@@ -75,10 +75,14 @@ def make_tables(
         Column of their ``obs``.
     history
         Of the fit.
+    held_out
+        The cells of ``shown`` with the counts that markers are tested on; None: those of ``shown``.
     """
     rna, protein = shown["rna"], shown["prot"]
+    tested = shown if held_out is None else held_out
     batch_shown = None if batch_key is None else shown.obs[batch_key]
     names = list(protein.var_names)
+    denoised = np.where(np.isnan(protein.X), np.nan, estimates.denoised_protein)
     separation = antibody_separation(
         protein.X, estimates.foreground_probability, names, protein.var.get("control")
     )
@@ -87,21 +91,26 @@ def make_tables(
         "proteins": protein_table(
             separation, protein.X, estimates.denoised_protein, estimates.foreground_probability
         ),
-        "clusters": cluster_table(
-            clusters_shown.labels, batch_shown, estimates.denoised_protein, names
-        ),
+        "clusters": cluster_table(clusters_shown.labels, batch_shown, denoised, names),
         "markers": marker_table(
             clusters_shown.labels,
-            rna.X,
+            tested["rna"].X,
             rna.var_names,
-            protein.X,
+            tested["prot"].X,
             estimates.denoised_protein,
             estimates.foreground_probability,
             names,
             None if batch_shown is None else pd.factorize(batch_shown)[0],
-        ).set_index("modality"),
+        )
+        .assign(tested_on=tested_on(held_out is not None))
+        .set_index("modality"),
         "history": history,
     }
+
+
+def tested_on(is_held_out: bool) -> str:
+    """Return in a few words which counts clusters are tested on, for the tables that test them."""
+    return "held-out counts" if is_held_out else "counts that the clusters were found in"
 
 
 def cell_table(
@@ -135,6 +144,35 @@ def cell_table(
     }
     columns |= {f"latent_{i + 1:0{width}}": latent[:, i] for i in range(latent.shape[1])}
     return pd.DataFrame(columns, index=pd.Index(cell_names, name="cell"))
+
+
+def cluster_table(
+    cluster: pd.Categorical,
+    batch: pd.Series | None,
+    denoised: np.ndarray,
+    protein_names: Sequence[str],
+) -> pd.DataFrame:
+    """Return one row for each cluster: size, cells from each batch, mean denoised proteins.
+
+    Parameters
+    ----------
+    cluster
+        Cluster of each cell.
+    batch
+        Batch of each cell; None: there is one.
+    denoised
+        Shape (n_cells, n_proteins), NaN where the cell's panel did not measure the protein. Means are
+        over the other cells, and NaN where a cluster has none.
+    protein_names
+        Names of the columns of ``denoised``.
+    """
+    table = pd.DataFrame({"cells": cluster.value_counts()})
+    table["percent_of_cells"] = 100 * table["cells"] / len(cluster)
+    if batch is not None:
+        batches = pd.crosstab(cluster, np.asarray(batch).astype(str))
+        table = table.join(batches.add_prefix("cells_in_batch_"))
+    means = pd.DataFrame(denoised, columns=list(protein_names)).groupby(np.asarray(cluster)).mean()
+    return table.join(means.add_prefix("denoised_")).rename_axis("cluster")
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:

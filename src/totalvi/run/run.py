@@ -18,6 +18,7 @@ from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import ReadError, allowed, argument
 from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
+from totalvi.run.count_splitting import prepare_halves
 from totalvi.run.folder import (
     RECORD,
     STORE,
@@ -80,6 +81,7 @@ def run(
     max_epochs: int | None = None,
     resolution: float = 1.0,
     seed: int = 0,
+    split_counts: bool = False,
     on_disk: bool = False,
     overwrite: bool = False,
     resume: bool = False,
@@ -126,6 +128,12 @@ def run(
         Resolution of the clusters; a higher value gives more.
     seed
         The same seed gives the same results on the same machine.
+    split_counts
+        Whether to fit the model and find the clusters in one half of the counts, and to test markers
+        and differential expression on the other half, so that clusters which cut one population of
+        cells have no false markers; see :func:`totalvi.split_counts`. All results but these tests are
+        of the first half; the other is in the layers ``held_out``. For counts in memory. To map or
+        impute other cells, take a run on all counts.
     on_disk
         Whether counts stay on disk and are read some cells at a time; ``input`` is then a path.
         `totalvi.run.pipeline.fit_and_write` describes the differences.
@@ -151,6 +159,11 @@ def run(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(allowed("seed", seed, "whole numbers from 0 to 4294967295"))
+    if split_counts and on_disk:
+        raise ValueError(
+            f"{argument('split_counts')} is for counts in memory; leave it or {argument('on_disk')} "
+            "out."
+        )
     return _run(
         RunOptions(
             input=input,
@@ -177,6 +190,7 @@ def run(
             max_epochs=max_epochs,
             resolution=resolution,
             seed=seed,
+            split_counts=split_counts,
             on_disk=on_disk,
             writing=WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress),
         )
@@ -210,7 +224,10 @@ def _run(options: RunOptions) -> RunResult:
         options = replace(options, keys=keys)
     if not options.on_disk:
         with steps.step("check and select genes"):
-            data, findings = prepare(data, keys, **choice)
+            if options.split_counts:
+                data, findings = prepare_halves(data, keys, options.seed, **choice)
+            else:
+                data, findings = prepare(data, keys, **choice)
     # What fits a model is loaded only now: bad input is refused before seconds go to loading torch.
     with results_folder(writing) as folder:
         if earlier is not None:

@@ -1,4 +1,4 @@
-"""Tables of a fitted model: proteins, clusters, and what marks these."""
+"""Tables of a fitted model: its proteins, and what marks its clusters."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -38,22 +38,6 @@ def protein_table(
     }
     table = pd.concat([pd.DataFrame(means, index=separation.index), separation], axis=1)
     return table[[*(c for c in table if c != "warning"), "warning"]]
-
-
-def cluster_table(
-    cluster: pd.Categorical,
-    batch: pd.Series | None,
-    denoised: np.ndarray,
-    protein_names: Sequence[str],
-) -> pd.DataFrame:
-    """Return one row for each cluster: size, cells from each batch, mean denoised proteins."""
-    table = pd.DataFrame({"cells": cluster.value_counts()})
-    table["percent_of_cells"] = 100 * table["cells"] / len(cluster)
-    if batch is not None:
-        batches = pd.crosstab(cluster, np.asarray(batch).astype(str))
-        table = table.join(batches.add_prefix("cells_in_batch_"))
-    means = pd.DataFrame(denoised, columns=list(protein_names)).groupby(np.asarray(cluster)).mean()
-    return table.join(means.add_prefix("denoised_")).rename_axis("cluster")
 
 
 def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -197,7 +181,8 @@ def marker_table(
     gene_names, protein_names
         Names of the columns.
     protein_counts, denoised_protein, foreground_probability
-        Shape (n_cells, n_proteins); counts are NaN where they were not measured.
+        Shape (n_cells, n_proteins); counts are NaN where they were not measured, and what the others
+        hold there does not count.
     batch
         Code of each cell's batch; None: there is one.
     n_genes
@@ -212,7 +197,9 @@ def marker_table(
         standardised rank sum; ``p`` and ``adjusted_p``
         (Benjamini-Hochberg within modality and cluster); ``fraction_in`` and ``fraction_out``:
         of the cells in the cluster and outside, with a count (genes) or with a foreground
-        probability above one half (proteins). Empty with one cluster.
+        probability above one half (proteins). Fold change and fractions of a protein are over the
+        cells that measured it, and NaN where there is none in the cluster or outside. Empty with
+        one cluster.
     """
     if len(cluster.categories) < 2:
         return pd.DataFrame(columns=COLUMNS)
@@ -222,11 +209,19 @@ def marker_table(
         (rank_sum_scores(values, cluster.codes, n_clusters), values, expressed)
         for values, expressed in _scaled_blocks(rna, np.median(total) / total)
     )
-    genes = _marks(cluster, blocks, gene_names, GENE_PSEUDOCOUNT)
+    size = np.bincount(cluster.codes, minlength=n_clusters)[:, None]
+    genes = _marks(cluster, blocks, size, gene_names, GENE_PSEUDOCOUNT)
     scores = _scores_within_batches(protein_counts, cluster.codes, n_clusters, batch)
-    denoised = _clean(sparse.csc_matrix(denoised_protein))
-    foreground = sparse.csc_matrix(foreground_probability > 0.5)
-    proteins = _marks(cluster, [(scores, denoised, foreground)], protein_names, PROTEIN_PSEUDOCOUNT)
+    measured = ~np.isnan(protein_counts)
+    denoised = _clean(sparse.csc_matrix(np.where(measured, denoised_protein, 0)))
+    foreground = sparse.csc_matrix(measured & (foreground_probability > 0.5))
+    proteins = _marks(
+        cluster,
+        [(scores, denoised, foreground)],
+        _sums(cluster, sparse.csc_matrix(measured)),
+        protein_names,
+        PROTEIN_PSEUDOCOUNT,
+    )
     genes = genes.groupby("cluster", observed=True, sort=False).head(n_genes)
     table = pd.concat([genes.assign(modality="rna"), proteins.assign(modality="protein")])
     return table[COLUMNS].reset_index(drop=True)
@@ -340,21 +335,25 @@ def _ranks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _marks(
     cluster: pd.Categorical,
     blocks: Iterable[tuple[np.ndarray, sparse.csc_matrix, sparse.csc_matrix]],
+    n_measured: np.ndarray,
     names: Sequence[str],
     pseudocount: float,
 ) -> pd.DataFrame:
     """Return one row for each cluster and feature, by falling score within the cluster.
 
-    ``blocks`` are scores and values of the next features, and in which cells they are present.
+    ``blocks`` are scores and values of the next features, and in which cells they are present;
+    ``n_measured`` cells of each cluster measured each feature, or all features, (clusters, 1).
     """
     n_groups = len(cluster.categories)
     parts = [
-        (scores, *_means(cluster, values), *_means(cluster, expressed))
+        (scores, _sums(cluster, values), _sums(cluster, expressed))
         for scores, values, expressed in blocks
     ]
-    scores, mean_in, mean_out, fraction_in, fraction_out = (
+    scores, total, n_expressing = (
         np.concatenate(part, axis=1) for part in zip(*parts, strict=True)
     )
+    mean_in, mean_out = _in_and_out(total, n_measured)
+    fraction_in, fraction_out = _in_and_out(n_expressing, n_measured)
     p = 2 * norm.sf(np.abs(scores))
     tables = []
     for group in range(n_groups):
@@ -378,12 +377,20 @@ def _marks(
     return pd.concat(tables, ignore_index=True)
 
 
-def _means(cluster: pd.Categorical, values: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of each feature in each cluster, and in all cells outside it."""
+def _sums(cluster: pd.Categorical, values: sparse.csc_matrix) -> np.ndarray:
+    """Return the sum of each feature over the cells of each cluster."""
     member = sparse.csr_array(
         (np.ones(len(cluster)), (cluster.codes, np.arange(len(cluster)))),
         shape=(len(cluster.categories), len(cluster)),
     )
-    sums = np.asarray((member @ values.astype(np.float64)).todense())
-    size = np.bincount(cluster.codes, minlength=len(cluster.categories))[:, None]
-    return sums / size, (sums.sum(axis=0) - sums) / np.maximum(len(cluster) - size, 1)
+    return np.asarray((member @ values.astype(np.float64)).todense())
+
+
+def _in_and_out(total: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of each feature in each cluster and outside it; NaN: over no cell."""
+    sums = (total, total.sum(axis=0) - total)
+    sizes = (n_cells, n_cells.sum(axis=0) - n_cells)
+    inside, outside = (
+        part / np.where(n > 0, n, np.nan) for part, n in zip(sums, sizes, strict=True)
+    )
+    return inside, outside

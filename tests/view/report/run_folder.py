@@ -8,8 +8,8 @@ import pandas as pd
 from totalvi.data.simulate import simulate
 from totalvi.run.clusters import Clusters
 from totalvi.run.record import circumstances, write_record
-from totalvi.run.results import Estimates, ResultsFile, cell_table, write_tables
-from totalvi.run.tables import antibody_separation, cluster_table, protein_table
+from totalvi.run.results import Estimates, ResultsFile, cell_table, cluster_table, write_tables
+from totalvi.run.tables import antibody_separation, protein_table
 
 
 def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: list[str]) -> None:

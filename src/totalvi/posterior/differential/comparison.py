@@ -29,7 +29,9 @@ from totalvi.posterior.differential.moments import Moments, StratumMoments
 
 Unit = Literal["groups", "cells"]
 _COUNTS_AT_PSEUDOCOUNT = 10
+_SMALLEST_PROBABILITY = 1e-12
 _PRIOR_COUNT = 0.5  # added to counts before their ratio is taken
+_LEAST_SHARE = 1e-3  # of a log ratio that a pseudocount leaves; keeps 0 / 0 out
 
 
 class Comparison(NamedTuple):
@@ -61,13 +63,18 @@ class Pseudocounts(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Answers to comparisons, each (comparisons, features), genes first; ``delta`` (comparisons,)."""
+    """Answers to comparisons, each (comparisons, features), genes first; ``delta`` (comparisons,).
+
+    ``estimate`` is of r before it is shrunk, and ``error`` its standard error; None for pairs of cells.
+    """
 
     effects: Effects
     first_scale: np.ndarray
     second_scale: np.ndarray
     pseudocount: np.ndarray
     delta: np.ndarray
+    estimate: np.ndarray | None = None
+    error: np.ndarray | None = None
 
 
 def compare_groups(
@@ -92,7 +99,7 @@ def compare_groups(
         Whether to compare cells of the same batch; see `shared_batch_weights`.
     """
     n_genes, n_proteins = sums.rna.total.shape[1], sums.foreground.total.shape[1]
-    means, variances, effects, pseudo = [], [], [], []
+    means, variances, effects, shares, pseudo = [], [], [], [], []
     for comparison in comparisons:
         groups = [
             _group(sums, parts, n_batches, within_batches=within_batches) for parts in comparison
@@ -105,11 +112,31 @@ def compare_groups(
         means.append([level.mean for level in levels])
         effects.append(log_ratio)
         variances.append((error[0] + error[1]) / np.log(2) ** 2)
+        shares.append(_share(groups, levels, c))
         pseudo.append(c)
     estimate, variance = np.array(effects), np.array(variances)
     first_scale, second_scale = np.array(means).transpose(1, 0, 2)
-    posterior, deltas = _posterior(estimate, variance, n_genes, delta)
-    return Differences(posterior, first_scale, second_scale, np.array(pseudo), deltas)
+    posterior, deltas = _posterior(estimate, variance, np.array(shares), n_genes, delta)
+    return Differences(
+        posterior, first_scale, second_scale, np.array(pseudo), deltas, estimate, np.sqrt(variance)
+    )
+
+
+def _share(
+    groups: Sequence[StratumMoments], levels: Sequence["Level"], pseudocount: np.ndarray
+) -> np.ndarray:
+    """Return h / (h + c) with h the mean over the cells of both groups, not 0.
+
+    The mean of both does not follow the noise of the smaller group, as its own level does.
+    """
+    n_cells = [
+        np.concatenate([part.n_cells.sum(axis=0) for part in (group.rna, group.foreground)])
+        for group in groups
+    ]
+    total = sum(n * level.mean for n, level in zip(n_cells, levels, strict=True))
+    mean = total / np.maximum(sum(n_cells), 1)
+    share: np.ndarray = np.maximum(mean / (mean + pseudocount), _LEAST_SHARE)
+    return share
 
 
 def _group(
@@ -123,15 +150,24 @@ def _group(
 
 
 def _posterior(
-    estimate: np.ndarray, variance: np.ndarray, n_genes: int, delta: float | None
+    estimate: np.ndarray,
+    variance: np.ndarray,
+    share: np.ndarray,
+    n_genes: int,
+    delta: float | None,
 ) -> tuple[Effects, np.ndarray]:
     """Return the effects under a prior for genes and one for proteins, and each delta."""
-    genes = fit_prior(estimate[:, :n_genes], variance[:, :n_genes], free_mode=True)
-    proteins = fit_prior(estimate[:, n_genes:], variance[:, n_genes:], free_mode=False)
-    deltas = robust_delta(genes) if delta is None else np.full(len(estimate), float(delta))
+    parts = [
+        [values[:, some] for values in (estimate, variance, share)]
+        for some in (slice(n_genes), slice(n_genes, None))
+    ]
+    priors = [
+        fit_prior(*part, free_mode=free) for part, free in zip(parts, (True, False), strict=True)
+    ]
+    deltas = robust_delta(priors[0]) if delta is None else np.full(len(estimate), float(delta))
     both = (
-        posterior_effects(estimate[:, some], variance[:, some], prior, deltas)
-        for some, prior in ((slice(n_genes), genes), (slice(n_genes, None), proteins))
+        posterior_effects(e, v, prior, deltas, s)
+        for (e, v, s), prior in zip(parts, priors, strict=True)
     )
     return Effects(*(np.hstack(parts) for parts in zip(*both, strict=True))), deltas
 
@@ -291,3 +327,37 @@ def pair_levels(
             protein = Level(protein.mean * shrink, protein.variance * shrink**2)
         levels.append(Level(*(np.concatenate(both) for both in zip(rna, protein, strict=True))))
     return levels[0], levels[1]
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Return log(p / (1 - p)), the Bayes factor under even prior odds, kept finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_odds(np.array([0.5, 1.0])).round(1)
+    array([ 0. , 27.6])
+    """
+    p = np.clip(probability, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+    odds: np.ndarray = np.log(p) - np.log1p(-p)
+    return odds
+
+
+def expected_fdr_calls(proba_not: np.ndarray, target: float) -> np.ndarray:
+    """Call as many features as keep the posterior expected false discovery rate within ``target``.
+
+    The expected rate of a set of calls is the mean of their ``proba_not``, so the likeliest features
+    are called first (Boyeau et al., "Deep generative models for detecting differential expression in
+    single cells", 2019). Features without a probability (NaN) are never called.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> expected_fdr_calls(np.array([0.3, 0.0, 0.08, np.nan]), 0.05).tolist()
+    [False, True, True, False]
+    """
+    order = np.argsort(proba_not, kind="stable")  # NaN comes last
+    rate = np.cumsum(proba_not[order]) / np.arange(1, len(order) + 1)
+    calls = np.zeros(len(order), dtype=bool)
+    calls[order[: int((rate <= target).sum())]] = True
+    return calls

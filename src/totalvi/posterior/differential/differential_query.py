@@ -23,6 +23,8 @@ from totalvi.posterior.differential.comparison import (
     Unit,
     compare_cells,
     compare_groups,
+    expected_fdr_calls,
+    log_odds,
 )
 from totalvi.posterior.differential.groups import (
     Groups,
@@ -44,7 +46,6 @@ from totalvi.posterior.draws import ProteinScale
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.unmeasured import measured_by_batch
 
-_SMALLEST_PROBABILITY = 1e-12
 _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
 
 
@@ -115,7 +116,7 @@ class DifferentialQueries(Fitted):
             "change" or "vanilla".
         delta
             Smallest effect of interest, in log2. None: three robust standard deviations of the
-            effects of genes in a comparison, noise left out, at least 0.1.
+            effects of well-counted genes in a comparison, noise left out, at least 0.1.
         all_stats
             Whether to add raw means and expressing fractions.
         batch_correction
@@ -150,7 +151,8 @@ class DifferentialQueries(Fitted):
         - ``comparison``, ``group1``, ``group2``: which groups.
         - In mode "change": ``proba_de``, ``proba_not_de``, ``bayes_factor`` (log odds); ``lfc_mean``,
           ``lfc_median``, ``lfc_std``, ``lfc_ci_low`` and ``lfc_ci_high`` (95 % credible interval) of
-          r; ``delta``; with ``unit="groups"``, ``is_de_fdr_<fdr_target>``.
+          r; ``delta``; with ``unit="groups"``, ``lfc_unshrunk`` and ``lfc_unshrunk_se`` (estimate of r
+          without the prior, and its standard error) and ``is_de_fdr_<fdr_target>``.
         - In mode "vanilla": ``proba_m1`` = P(h1 > h2), ``proba_m2``, ``bayes_factor``.
         - ``scale1``, ``scale2``: h of the groups; ``pseudocounts``: c.
         - With ``all_stats``: ``raw_mean1``, ``raw_mean2`` (counts per cell),
@@ -281,40 +283,6 @@ def _cell_differences(
     )  # fmt: skip
 
 
-def log_odds(probability: np.ndarray) -> np.ndarray:
-    """Return log(p / (1 - p)), the Bayes factor under even prior odds, kept finite.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> log_odds(np.array([0.5, 1.0])).round(1)
-    array([ 0. , 27.6])
-    """
-    p = np.clip(probability, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
-    odds: np.ndarray = np.log(p) - np.log1p(-p)
-    return odds
-
-
-def expected_fdr_calls(proba_not: np.ndarray, target: float) -> np.ndarray:
-    """Call as many features as keep the posterior expected false discovery rate within ``target``.
-
-    The expected rate of a set of calls is the mean of their ``proba_not``, so the likeliest features
-    are called first (Boyeau et al., "Deep generative models for detecting differential expression in
-    single cells", 2019). Features without a probability (NaN) are never called.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> expected_fdr_calls(np.array([0.3, 0.0, 0.08, np.nan]), 0.05).tolist()
-    [False, True, True, False]
-    """
-    order = np.argsort(proba_not, kind="stable")  # NaN comes last
-    rate = np.cumsum(proba_not[order]) / np.arange(1, len(order) + 1)
-    calls = np.zeros(len(order), dtype=bool)
-    calls[order[: int((rate <= target).sum())]] = True
-    return calls
-
-
 def differential_table(
     found: Differences,
     groups: Groups,
@@ -368,9 +336,14 @@ def _probabilities(
             **pseudocounts,
         }
     beyond = effects.beyond[number]
-    calls = {}
+    calls, unshrunk = {}, {}
     if fdr_target is not None:
         calls = {f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target)}
+    if found.estimate is not None and found.error is not None:
+        unshrunk = {
+            "lfc_unshrunk": found.estimate[number],
+            "lfc_unshrunk_se": found.error[number],
+        }
     return {
         "proba_de": beyond,
         "proba_not_de": 1 - beyond,
@@ -381,6 +354,7 @@ def _probabilities(
         "lfc_std": effects.sd[number],
         "lfc_ci_low": effects.low[number],
         "lfc_ci_high": effects.high[number],
+        **unshrunk,
         "delta": found.delta[number],
         **pseudocounts,
         **calls,

@@ -5,6 +5,11 @@ discovery rates: a new deal", Biostatistics 2017. An effect is a draw from a mix
 about one mode. Its weights are fitted by expectation maximisation to the estimates of all features
 of a comparison, each with its own error. The prior thus adapts to a comparison with few
 differences, and a feature with few counts does not stand out by its noise.
+
+Features are exchangeable in the ratio of their levels, not in r, which a pseudocount c draws to 0 where
+a level h is below it: r is about h / (h + c) times the log ratio. The prior is therefore that of r
+divided by this ``share``. A prior of r itself would take the many features of few counts, all near 0,
+for the spread of those with many, and shrink and narrow these too much.
 """
 
 import math
@@ -47,17 +52,27 @@ class Effects(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """Prior of the effects of each comparison: ``weight`` (comparisons, widths), ``mode``."""
+    """Prior of r / share in each comparison: ``weight`` (comparisons, widths), ``mode``."""
 
     weight: np.ndarray
     mode: np.ndarray
 
 
-def fit_prior(estimate: np.ndarray, variance: np.ndarray, *, free_mode: bool) -> Prior:
-    """Fit the prior of each comparison to estimates (comparisons, features) and their variances.
+def fit_prior(
+    estimate: np.ndarray,
+    variance: np.ndarray,
+    share: np.ndarray | float = 1.0,
+    *,
+    free_mode: bool,
+) -> Prior:
+    """Fit the prior of each comparison to estimates of r and their variances.
 
     Parameters
     ----------
+    estimate, variance
+        (comparisons, features).
+    share
+        What a pseudocount leaves of each log ratio, above 0; (comparisons, features), or one for all.
     free_mode
         Whether the mode is fitted, as for proportions, where the rise of some features lowers all
         others; else it is 0.
@@ -65,6 +80,7 @@ def fit_prior(estimate: np.ndarray, variance: np.ndarray, *, free_mode: bool) ->
     n_comparisons = len(estimate)
     weight = np.full((n_comparisons, len(WIDTHS)), 1 / len(WIDTHS))
     mode = np.zeros(n_comparisons)
+    estimate, variance = estimate / share, variance / share**2
     known = np.isfinite(estimate) & np.isfinite(variance)
     if free_mode:
         for c in range(n_comparisons):
@@ -74,7 +90,7 @@ def fit_prior(estimate: np.ndarray, variance: np.ndarray, *, free_mode: bool) ->
 
 
 def robust_delta(prior: Prior) -> np.ndarray:
-    """Return three robust standard deviations of each comparison's effects, at least 0.1.
+    """Return three robust standard deviations of each comparison's log ratios, at least 0.1.
 
     1.4826 times the median distance from the mode is the standard deviation of a normal; of the
     prior it is free of the noise of the estimates.
@@ -91,21 +107,29 @@ def robust_delta(prior: Prior) -> np.ndarray:
 
 
 def posterior_effects(
-    estimate: np.ndarray, variance: np.ndarray, prior: Prior, delta: np.ndarray
+    estimate: np.ndarray,
+    variance: np.ndarray,
+    prior: Prior,
+    delta: np.ndarray,
+    share: np.ndarray | float = 1.0,
 ) -> Effects:
     """Return the posterior of the effects, a mixture of normals for each.
 
     Parameters
     ----------
-    estimate, variance
-        (comparisons, features).
+    estimate, variance, share
+        As in `fit_prior`.
     delta
-        Smallest effect of interest, (comparisons,).
+        Smallest effect r of interest, (comparisons,).
     """
-    effects = Effects(*(np.full(estimate.shape, np.nan) for _ in Effects._fields))
+    ratio = Effects(*(np.full(estimate.shape, np.nan) for _ in Effects._fields))
     known = np.isfinite(estimate) & np.isfinite(variance)
-    _summarize(estimate, variance, known, WIDTHS, prior.weight, prior.mode, delta, *effects)
-    return effects
+    _summarize(
+        estimate / share, variance / share**2, known, WIDTHS, prior.weight, prior.mode,
+        np.broadcast_to(delta[:, None] / share, estimate.shape), *ratio,
+    )  # fmt: skip
+    of_ratio = ("mean", "sd", "median", "low", "high")
+    return ratio._replace(**{name: getattr(ratio, name) * share for name in of_ratio})
 
 
 @compiled(parallel=True)
@@ -254,8 +278,8 @@ def _summarize(
         median[c, f] = _mixture_quantile(0.5, share, means, sds, first, last, average)
         low[c, f] = _mixture_quantile(0.025, share, means, sds, first, median[c, f], average - tail)
         high[c, f] = _mixture_quantile(0.975, share, means, sds, median[c, f], last, average + tail)
-        below = _mixture_cdf(-delta[c], share, means, sds)
-        beyond[c, f] = min(below + _mixture_cdf(-delta[c], share, -means, sds), 1.0)
+        below = _mixture_cdf(-delta[c, f], share, means, sds)
+        beyond[c, f] = min(below + _mixture_cdf(-delta[c, f], share, -means, sds), 1.0)
         above[c, f] = _mixture_cdf(0.0, share, -means, sds)
 
 
