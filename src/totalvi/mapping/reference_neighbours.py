@@ -21,7 +21,7 @@ from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Question
 
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 100, 5000
-_CELLS_FOR_SHIFT, _SHIFT_ROUNDS = 500, 5
+_CELLS_FOR_SHIFT, _POINTS_FOR_SHIFT, _SHIFT_ROUNDS, _NEAR = 600, 1000, 4, 0.75
 _LEAST_LIKE_DEEP = 200  # held-out cells of about a cell's depth, with which it is compared
 _PAIRS_AT_ONCE = 65_536  # pairs of cells that are compared at a time
 
@@ -233,25 +233,32 @@ class Reference:
         """Return the shift of the latent space that most of some cells share, (dimensions,).
 
         It is the median displacement from the mean of a cell's nearest reference cells, less that of
-        held-out cells. As a shifted cell has other neighbours than it should, this is repeated without
-        the shift, five times, on at most 500 cells and 5,000 reference cells.
-
-        Parameters
-        ----------
-        mean, held_out
-            Latent means of the cells and of the held-out reference cells, (N, dimensions).
+        held-out cells, over the three quarters of the cells that are nearest to the reference. As a
+        shifted cell has other neighbours than it should, this is repeated without the shift, four
+        times, on at most 600 cells and 1,000 reference cells. ``mean`` and ``held_out`` are the latent
+        means of the cells and of the held-out cells, (N, dimensions).
         """
         points = self.latent.mean
-        points = points[evenly_spaced(np.arange(len(points)), _MOST_HELD_OUT)]
+        points = points[evenly_spaced(np.arange(len(points)), _POINTS_FOR_SHIFT)]
+        k = min(self.n_neighbors, len(points))
+        squares = (points**2).sum(axis=1)
 
         def displacement(cells: np.ndarray) -> np.ndarray:
-            found = nearest(cells, points, self.n_neighbors).points
-            middle: np.ndarray = np.median(cells - points[found].mean(axis=1), axis=0)
+            squared = squares - 2 * cells @ points.T  # less the cell's own square
+            found = np.argpartition(squared, k - 1, axis=1)[:, :k]
+            away = cells - points[found].mean(axis=1)
+            own = (cells**2).sum(axis=1, keepdims=True)
+            squared = own + np.take_along_axis(squared, found, axis=1)
+            distance = np.sqrt(np.maximum(squared, 0)).mean(axis=1)
+            near = distance <= np.quantile(distance, _NEAR)
+            middle: np.ndarray = np.median(away[near], axis=0)
             return middle
 
         some = mean[evenly_spaced(np.arange(len(mean)), _CELLS_FOR_SHIFT)]
         usual = displacement(held_out[evenly_spaced(np.arange(len(held_out)), _CELLS_FOR_SHIFT)])
-        shift = np.zeros(mean.shape[1])
+        shift: np.ndarray = np.zeros_like(
+            points[0]
+        )  # a search among numbers of another type takes far longer
         for _ in range(_SHIFT_ROUNDS):
             shift += displacement(some - shift) - usual
         return shift
@@ -369,15 +376,8 @@ def tail_within_depth(
 ) -> np.ndarray:
     """Return `tail_probability` among the held-out cells of about the same depth, (N,).
 
-    They are the third, and at least 200, of the held-out cells that are next to the cell in the order
-    of their depths.
-
-    Parameters
-    ----------
-    distance, depth
-        Of the cells, (N,).
-    held_out, held_out_depth
-        Distances and depths of the held-out cells, (M,).
+    They are the third, and at least 200, of the M held-out cells, with these distances and depths,
+    that are next to the cell in the order of their depths.
 
     Examples
     --------

@@ -161,17 +161,20 @@ def combined(droplets: AmbientRates, modes: LowerModes, agreement: Agreement) ->
     """Return the fields of the anchor of one panel, (4, T): droplets and lower modes together."""
     own = np.isfinite(agreement.differences)
     error = np.sqrt(modes.rates.standard_error**2 + _MEAN_OF_MODES**2)
-    share = np.where(own, error**2 / (error**2 + agreement.deviation**2), 1.0)  # of the droplets
+    of_droplets = droplets.standard_error**2
+    deviating = agreement.deviation**2 + of_droplets
+    share_of_mean = np.where(own, error**2 / (error**2 + deviating), 1.0)  # that droplets have
     away = np.where(own, agreement.differences, 0.0)
-    log_mean = droplets.log_mean + agreement.level + (1 - share) * away
+    log_mean = droplets.log_mean + agreement.level + (1 - share_of_mean) * away
     log_scale, scale_of_modes = np.log(droplets.log_sd), np.log(modes.rates.log_sd)
     difference = scale_of_modes - log_scale
     shift = densest_half(difference[own]) if own.any() else 0.0
     spread = float(np.std(difference[own])) if own.sum() >= _FEWEST_COMPARED else _SCALE_HELD
     share = np.where(own, _SCALE_OF_MODES**2 / (_SCALE_OF_MODES**2 + spread**2), 1.0)
     log_scale = log_scale + shift + (1 - share) * np.where(own, difference - shift, 0.0)
-    precision = np.ones_like(log_mean)
-    return np.stack([log_mean, log_scale, precision / _MEAN_HELD**2, precision / _SCALE_HELD**2])
+    mean_precision = 1 / (_MEAN_HELD**2 + share_of_mean * of_droplets)
+    scale_precision = np.full_like(log_mean, 1 / _SCALE_HELD**2)
+    return np.stack([log_mean, log_scale, mean_precision, scale_precision])
 
 
 def densest_half(values: np.ndarray) -> float:
