@@ -8,10 +8,21 @@ import pytest
 import torch
 
 import totalvi
-from totalvi.data.background.ambient import AmbientProfile
-from totalvi.data.background.prior import PanelBatches, anchored_background_prior
+from totalvi.data.background.ambient import AmbientProfile, AmbientRates
+from totalvi.data.background.lower_modes import (
+    LowerModes,
+    agreement_finding,
+    combined,
+    compare_with_modes,
+)
+from totalvi.data.background.prior import (
+    BackgroundStart,
+    PanelBatches,
+    anchored_background_prior,
+)
 from totalvi.errors import CheckpointError
 from totalvi.nn.likelihoods import profile_penalty
+from totalvi.run.after_fit import background_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
@@ -81,27 +92,88 @@ def test_penalty_is_a_normal_prior_with_the_best_shift() -> None:
     assert nothing.item() == 0
 
 
-def test_the_level_is_that_of_most_proteins() -> None:
-    profile = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
-    ambient = pd.DataFrame(
-        {
-            "batch": "",
-            "protein": list("abcde"),
-            "log_mean": profile,
-            "log_sd": 0.4,
-            "standard_error": 0.0,
-            "n_droplets": 100,
-        }
+def droplets(log_mean: np.ndarray, log_sd: float = 0.4) -> AmbientRates:
+    return AmbientRates(log_mean, np.full_like(log_mean, log_sd), np.full_like(log_mean, 0.01))
+
+
+def modes(log_mean: np.ndarray, is_clear: np.ndarray) -> LowerModes:
+    return LowerModes(log_mean, np.full_like(log_mean, 0.4), droplets(log_mean), is_clear)
+
+
+def test_lower_modes_decide_where_clear_and_droplets_elsewhere() -> None:
+    """Also: of proteins that are out of the droplets' panel, nothing is said."""
+    profile = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    ambient = AmbientProfile.of_rates(
+        droplets(profile), np.array(list("abcdef"), dtype=object), np.full(6, 100), ""
     )
-    mean = (profile + 2)[None].copy()
-    mean[0, [1, 3]] += 3  # every cell carries them: no lower mode
-    profile = AmbientProfile.from_table(ambient, "droplets")
-    panels = PanelBatches(list("abcdef"), ["one"], [np.array([0])])
-    start = np.append(mean, [[7.0]], axis=1)
-    found, scale, anchor = anchored_background_prior(start, np.ones((1, 6)), profile, panels)
-    np.testing.assert_allclose(found[0], [2, 3, 4, 5, 6, 7])
-    np.testing.assert_allclose(scale[0], [0.4] * 5 + [1])
-    np.testing.assert_allclose(anchor.mean_precision[0], [100] * 5 + [0])
+    cells = np.append(profile + 2, 7.0)
+    cells[[1, 3]] += 3  # every cell carries them: no lower mode, or one that must be signal
+    clear = np.array([True, False, True, True, True, True, True])
+    start = BackgroundStart(cells[None], np.ones((1, 7)), [modes(cells, clear)])
+    panels = PanelBatches(list("abcdefg"), ["one"], [np.array([0])])
+    found = anchored_background_prior(start, ambient, panels)
+    np.testing.assert_allclose(found.anchor.log_mean[0], [2, 3, 4, 5, 6, 7, 0], atol=1e-9)
+    np.testing.assert_allclose(found.scale[0], [0.4] * 6 + [1])
+    np.testing.assert_allclose(found.mean[0, :6], profile + 2 - 0.08, atol=1e-9)
+    assert found.mean[0, 6] == 7
+    np.testing.assert_allclose(found.anchor.mean_precision[0], [100] * 6 + [0], rtol=0.02)
+
+
+@pytest.mark.parametrize("deviation", [0.1, 0.3, 0.8])
+def test_the_deviation_of_droplets_is_estimated_and_said(deviation: float) -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.normal(2, 1, 400)
+    off = rng.normal(0, deviation, 400)
+    clear = np.arange(400) < 300
+    agreement = compare_with_modes(droplets(levels + off - 1), modes(levels, clear))
+    assert agreement.deviation == pytest.approx(deviation, rel=0.2)
+    assert agreement.level == pytest.approx(1, abs=0.15)
+    assert agreement.n_compared == 300
+    said = agreement_finding(agreement, "")
+    assert said.severity == ("warning" if deviation > 0.7 else "note")
+    assert f"{agreement.deviation:.2f} between proteins" in said.message
+    anchor = combined(droplets(levels + off - 1), modes(levels, clear), agreement)
+    error = np.abs(anchor[0] - levels)
+    assert error[clear].mean() < 0.1  # what the cells show overrides the droplets
+    np.testing.assert_allclose(error[~clear], np.abs(off + agreement.level - 1)[~clear])
+
+
+def test_few_clear_modes_leave_the_usual_deviation() -> None:
+    levels = np.arange(5.0)
+    agreement = compare_with_modes(droplets(levels), modes(levels, np.zeros(5, dtype=bool)))
+    assert agreement.deviation == pytest.approx(0.35)
+    assert agreement.n_compared == 0
+    assert np.isnan(agreement.differences).all()
+
+
+def test_the_anchor_is_of_the_mean_whatever_the_spread(cells, raw) -> None:
+    model = totalvi.Model(cells, **SMALL, empty_droplets=raw)
+    module = model.module
+    assert module.anchor_penalty().item() == pytest.approx(0, abs=1e-4)
+    mean = module.background_anchor[0]
+    with torch.no_grad():
+        for scale in (0.2, 1.1):
+            module.set_background_prior(mean - scale**2 / 2, torch.full_like(mean, scale))
+            held = module.anchor_penalty().item()
+            of_spread = profile_penalty(
+                module.background_prior_log_scale, *module.background_anchor[[1, 3]]
+            )
+            assert held == pytest.approx(of_spread.item(), abs=1e-4)
+        module.set_background_prior(mean - 0.5**2 / 2 + 0.1, torch.full_like(mean, 0.5))
+        off = module.anchor_penalty().item() - held
+    expected = 0.5 * (module.background_anchor[2] * 0.1**2).sum().item()
+    assert off + held - of_spread.item() == pytest.approx(expected, rel=0.01)
+
+
+def test_a_model_says_how_droplets_and_cells_agree(cells, raw) -> None:
+    found = totalvi.Model(cells, **SMALL, empty_droplets=raw).findings
+    said = [finding for finding in found if finding.code == "empty_droplets_agreement"]
+    assert len(said) == 1
+    assert said[0].severity == "note"
+    off = totalvi.ambient_profile(raw, cells)
+    off["log_mean"] += np.tile([3.0, -3.0, 0.0], 3)
+    with pytest.warns(totalvi.DataWarning, match="empty droplets and the lower modes"):
+        totalvi.Model(cells, **SMALL, empty_droplets=off)
 
 
 def test_droplets_of_one_batch_leave_the_others_alone(cells, raw) -> None:
@@ -147,3 +219,14 @@ def test_a_fit_does_not_go_on_with_other_droplets(cells, raw, tmp_path: Path) ->
     with_droplets = totalvi.Model(cells, **SMALL, empty_droplets=raw)
     with pytest.raises(CheckpointError, match="background_anchor"):
         with_droplets.train(max_epochs=3, resume=tmp_path / "fit")
+
+
+def test_the_table_of_a_run_shows_how_the_fit_deviates(cells, raw) -> None:
+    cells = cells.copy()
+    cells.uns["ambient"] = totalvi.ambient_profile(raw, cells)
+    model = totalvi.Model(cells, **SMALL)
+    table = background_tables(model, cells)[0]["ambient"]
+    anchor = pd.Series(model.module.background_anchor[0, 0], index=model.schema.protein_names)
+    np.testing.assert_allclose(table["log_background"], anchor[table.index], rtol=1e-4)
+    away = table["log_background"] - table["log_mean"]
+    np.testing.assert_allclose(table["deviation"], away - away.median(), atol=1e-6)

@@ -1,6 +1,7 @@
 """`Model`, the class that users work with: it describes data, trains, saves and loads."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -254,12 +255,14 @@ class Model(
     def _start_background(self, data: CiteData, ambient: AmbientProfile | None) -> None:
         """Set the start of the background prior, and its anchor if there are droplets."""
         measured = np.array(self.schema.panel_measured)
-        mean, scale = empirical_background_prior(data.protein, data.panel, measured)
+        start = empirical_background_prior(data.protein, data.panel, measured)
+        mean, scale, _ = start
         if ambient is not None:
-            batches = [np.unique(data.batch[data.panel == code]) for code in range(len(measured))]
-            names = PanelBatches(self.schema.protein_names, self.schema.batch_names, batches)
-            mean, scale, anchor = anchored_background_prior(mean, scale, ambient, names)
+            names = PanelBatches.of_cells(self.schema, data.batch, data.panel)
+            mean, scale, anchor, found = anchored_background_prior(start, ambient, names)
             self.module.anchor_background(anchor)
+            self._data = replace(data, findings=(*data.findings, *found))
+            warn_of(found, stacklevel=3)
         self.module.set_background_prior(mean, scale)
 
     def __getattr__(self, name: str) -> Any:

@@ -148,9 +148,7 @@ def test_votes_against_a_loop() -> None:
     cells = rng.integers(0, 9, (5, 4))
     overlap = rng.normal(size=(5, 4)).astype(np.float32)
     code = rng.integers(0, 3, 9)
-    found = label_probabilities(
-        Neighbours(cells, overlap, np.abs(overlap)), code, 3, Calibration(2.0, 0.1)
-    )
+    found = label_probabilities(Neighbours(cells, overlap), code, 3, Calibration(2.0, 0.1))
     frequency = np.bincount(code, minlength=3) / 9
     for i in range(5):
         weight = np.exp(overlap[i] / 2.0)

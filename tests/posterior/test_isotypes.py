@@ -109,3 +109,17 @@ def test_check_against_numpy() -> None:
     assert check.proteins.loc["a", "log2_over_controls"] == pytest.approx(fold)
     flat = isotype_check(background, controls * 0, group)
     assert np.isnan(flat.controls["correlation"]).all()
+
+
+def test_a_protein_is_compared_with_controls_of_its_species_and_class() -> None:
+    cells = 50
+    background = pd.DataFrame(
+        30.0, index=range(cells), columns=["CD3 (mouse IgG1)", "CD44 (rat)", "CD5"]
+    )
+    controls = pd.DataFrame(
+        {"Mouse IgG1 isotype": 1.0, "Mouse IgG2a isotype": 20.0, "Rat IgG2b isotype": 5.0},
+        index=range(cells),
+    )
+    found = isotype_check(background, controls, np.zeros(cells, dtype=int)).proteins
+    assert found["control_mean"].tolist() == [1, 5, 20]
+    assert (found["warning"] != "").tolist() == [True, False, False]

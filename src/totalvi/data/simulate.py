@@ -1,5 +1,6 @@
 """Simulate CITE-seq counts and the raw matrix that contains them, with the truth."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from totalvi.data.simulate_draws import (
     draw_protein,
     draw_rna,
     some_cells,
+    spread_of_proteins,
 )
 from totalvi.errors import DataError, argument, setting
 
@@ -279,6 +281,7 @@ def simulate_raw(
     *,
     ambient_share: float = 0.4,
     profile_deviation: float = 0.1,
+    protein_spread: Sequence[float] | None = None,
     share_debris: float = 0.05,
     n_blank: int | None = None,
     seed: int = 0,
@@ -300,6 +303,9 @@ def simulate_raw(
         Ambient counts of a droplet divided by background counts of a cell.
     profile_deviation
         Standard deviation between proteins of the log of that ratio.
+    protein_spread
+        Further standard deviation of each protein's log rate between droplets, whose mean stays the
+        same. None: 0.
     share_debris
         Number of further droplets, as a share of ``n_empty``, that also hold a tenth of a cell's
         counts.
@@ -331,6 +337,7 @@ def simulate_raw(
         raise DataError("the data are not simulated; give what totalvi.simulate returned.")
     n_blank = n_empty if n_blank is None else n_blank
     _require_valid_droplets(n_empty, ambient_share, profile_deviation, share_debris, n_blank)
+    spread = spread_of_proteins(protein_spread, prot.n_vars)
     rng = np.random.default_rng([seed, 1])
     log_background = np.asarray(prot.varm["log_background_mean"]).T  # (S, T)
     deviation = rng.normal(0.0, profile_deviation, log_background.shape)
@@ -339,7 +346,7 @@ def simulate_raw(
     n_filled = n_empty + n_debris
     batches = mdata.obs["batch"].cat.codes.to_numpy()
     batch = np.arange(n_filled + n_blank) % len(log_ambient)
-    protein = ambient_protein(rng, log_ambient[batch[:n_filled]])
+    protein = ambient_protein(rng, log_ambient[batch[:n_filled]], spread)
     counts = ambient_rna(rng, rna.X, n_filled)
     source = rng.integers(mdata.n_obs, size=n_debris)  # the cells from which debris comes
     protein[n_empty:] += rng.poisson(0.1 * np.nan_to_num(prot.X[source]))

@@ -1,5 +1,6 @@
 """Random draws of a simulation: parameters of the population, then cells, then their counts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+
+from totalvi.errors import DataError, argument
 
 CELLS_AT_A_TIME = 1000
 N_PROGRAMS = 3
@@ -258,10 +261,27 @@ def annotation(cells: Cells, p: Parameters) -> pd.DataFrame:
     return pd.DataFrame(columns | {"library_size": cells.library_size})
 
 
-def ambient_protein(rng: np.random.Generator, log_mean: np.ndarray) -> np.ndarray:
-    """Draw the protein counts of empty droplets, whose volumes differ."""
-    volume = rng.normal(0.0, 0.4, (len(log_mean), 1))
-    return negative_binomial(rng, np.exp(log_mean + volume), np.array(_DROPLET_DISPERSION))
+def ambient_protein(
+    rng: np.random.Generator, log_mean: np.ndarray, spread: np.ndarray | None
+) -> np.ndarray:
+    """Draw the protein counts of empty droplets, whose volumes differ, and whose proteins may."""
+    log_rate = log_mean + rng.normal(0.0, 0.4, (len(log_mean), 1))
+    if spread is not None:
+        log_rate = log_rate + rng.normal(0.0, 1.0, log_rate.shape) * spread - spread**2 / 2
+    return negative_binomial(rng, np.exp(log_rate), np.array(_DROPLET_DISPERSION))
+
+
+def spread_of_proteins(given: Sequence[float] | None, n_proteins: int) -> np.ndarray | None:
+    """Return the spread of each protein between droplets, (T,), after a check."""
+    if given is None:
+        return None
+    spread = np.asarray(given, dtype=np.float64)
+    if spread.shape != (n_proteins,) or not (np.isfinite(spread) & (spread >= 0)).all():
+        raise DataError(
+            f"{argument('protein_spread')} has shape {spread.shape}; give {n_proteins} numbers from 0, "
+            "one a protein."
+        )
+    return spread
 
 
 def ambient_rna(

@@ -37,7 +37,7 @@ def write_state(path: Path, state: ModelState, overwrite: bool) -> None:
         "seed": state.seed,
         "n_fits": state.n_fits,
         **state.result.to_dict(),
-        "background_anchor": state.network.background_anchor,
+        "background_levels": state.network.background_anchor,
         "mapping": None if state.mapping is None else state.mapping.to_dict(),
     }
     write_model(path, state.network.state_dict(), description, overwrite)
@@ -56,10 +56,10 @@ def read_state(path: Path) -> ModelState:
         _require_possible_sizes(description, weights)
         schema, options = Schema.from_dict(description["schema"]), description["options"]
         network = network_of(schema, options, description["seed"])
-        if description.get("background_anchor") is not None:
-            network.anchor_background(description["background_anchor"])
         _require_same_types(network.state_dict(), weights)
         network.load_state_dict(weights)
+        if description.get("background_levels") is not None:
+            network.anchor_background(description["background_levels"])
         mapping = description.get("mapping")  # models saved by versions without mapping lack it
         return ModelState(
             schema,

@@ -12,16 +12,14 @@ from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError, argument
 from totalvi.mapping.reference_neighbours import (
-    Neighbours,
     Reference,
     as_the_query,
     calibrate,
     calibration_error,
     cells_to_calibrate,
-    distance_to,
     encode,
     label_probabilities,
-    tail_probability,
+    tail_within_depth,
 )
 from totalvi.mapping.surgery import reference_state
 from totalvi.nn.config import at_least_one
@@ -62,19 +60,22 @@ class Compared(NamedTuple):
 
     Parameters
     ----------
-    cells
-        Positions in the query.
-    nearest, held_out_nearest
-        Neighbours of these cells, and of the held-out cells.
-    held_out, rest
-        Positions in the reference of the held-out cells, and of the cells to compare with.
+    cells, latent, depth
+        Positions in the query, q(u | cell) and library sizes.
+    held_out, held_out_latent, held_out_depth
+        The same of the held-out cells, with positions in the reference.
+    rest, reference
+        The reference cells to compare with: positions, and a search for the nearest.
     """
 
     cells: np.ndarray
-    nearest: Neighbours
-    held_out_nearest: Neighbours
+    latent: LatentDistribution
+    depth: np.ndarray
     held_out: np.ndarray
+    held_out_latent: LatentDistribution
+    held_out_depth: np.ndarray
     rest: np.ndarray
+    reference: Reference
 
 
 class ComparisonQueries(Fitted):
@@ -126,15 +127,16 @@ class ComparisonQueries(Fitted):
         labelled = code >= 0
         result = np.zeros((query._training_data().n_cells, len(names)))
         errors, rights, temperatures = [], [], []
-        for cells, nearest, held_out_nearest, held_out, rest in self._compared(
-            query, n_neighbors, seed, labelled
-        ):
-            calibration = calibrate(held_out_nearest, code[rest], code[held_out], len(names))
-            expected = label_probabilities(held_out_nearest, code[rest], len(names), calibration)
-            errors.append(calibration_error(expected, code[held_out]))
-            rights.append(float((expected.argmax(axis=1) == code[held_out]).mean()))
+        for compared in self._compared(query, n_neighbors, seed, labelled):
+            known, truth = code[compared.rest], code[compared.held_out]
+            of_held_out = compared.reference.neighbours(compared.held_out_latent)
+            calibration = calibrate(of_held_out, known, truth, len(names))
+            expected = label_probabilities(of_held_out, known, len(names), calibration)
+            errors.append(calibration_error(expected, truth))
+            rights.append(float((expected.argmax(axis=1) == truth).mean()))
             temperatures.append(calibration.temperature)
-            result[cells] = label_probabilities(nearest, code[rest], len(names), calibration)
+            nearest = compared.reference.neighbours(compared.latent)
+            result[compared.cells] = label_probabilities(nearest, known, len(names), calibration)
         index = query._training_data().cell_names
         given = pd.Categorical.from_codes(
             result.argmax(axis=1).astype(np.int64), categories=pd.Index(names)
@@ -154,10 +156,12 @@ class ComparisonQueries(Fitted):
         """Measure how unlike the reference each cell of a query is.
 
         The method compares a cell's mean distance to its nearest reference cells in the latent
-        space with that of held-out reference cells, encoded with the genes and panel of the query.
-        Cells from the same distribution as the reference have a uniform ``p_value`` from 0 to 1.
-        Cells of a state that the reference lacks have small values, as have queries whose batch
-        effect is not corrected.
+        space with that of held-out reference cells of about the same depth (RNA counts), encoded with
+        the genes and panel of the query, and thinned to its depth if they are deeper. Cells from the
+        same distribution as the reference have a uniform ``p_value`` from 0 to 1. Cells of a state
+        that the reference lacks have small values, as have queries whose batch effect is not
+        corrected. A batch effect is a shift of the latent space that all cells share, so
+        ``p_value_after_shift`` is the same after the median shift is taken out.
 
         Parameters
         ----------
@@ -174,7 +178,8 @@ class ComparisonQueries(Fitted):
 
         - ``distance``: mean distance to the nearest reference cells;
         - ``p_value``: share of held-out reference cells that are at least as far from the other cells;
-        - ``unlikeness``: 1 - ``p_value``.
+        - ``p_value_after_shift``: the same, after the shift that all cells share;
+        - ``unlikeness``: 1 - ``p_value_after_shift``, by which to rank cells.
 
         Raises
         ------
@@ -184,17 +189,29 @@ class ComparisonQueries(Fitted):
         --------
         {reference_model}
         >>> list(model.get_unlikeness(model.map_query(mdata[60:].copy())))
-        ['distance', 'p_value', 'unlikeness']
+        ['distance', 'p_value', 'p_value_after_shift', 'unlikeness']
         """
         everyone = np.ones(self._training_data().n_cells, dtype=bool)
         data = query._training_data()
-        distance, p_value = np.empty(data.n_cells), np.empty(data.n_cells)
-        for cells, nearest, held_out_nearest, _, _ in self._compared(
-            query, n_neighbors, seed, everyone
-        ):
-            distance[cells] = distance_to(nearest)
-            p_value[cells] = tail_probability(distance[cells], distance_to(held_out_nearest))
-        columns = {"distance": distance, "p_value": p_value, "unlikeness": 1 - p_value}
+        distance, p_value, after = np.empty((3, data.n_cells))
+        for compared in self._compared(query, n_neighbors, seed, everyone, as_deep=True):
+            cells, mean, reference = compared.cells, compared.latent.mean, compared.reference
+            held_out = reference.distance(compared.held_out_latent.mean)
+            shift = reference.common_shift(mean, compared.held_out_latent.mean)
+            distance[cells] = reference.distance(mean)
+            for values, distances in (
+                (p_value, distance[cells]),
+                (after, reference.distance(mean - shift)),
+            ):
+                values[cells] = tail_within_depth(
+                    distances, compared.depth, held_out, compared.held_out_depth
+                )
+        columns = {
+            "distance": distance,
+            "p_value": p_value,
+            "p_value_after_shift": after,
+            "unlikeness": 1 - after,
+        }
         return pd.DataFrame(columns, index=data.cell_names)
 
     @documented
@@ -291,9 +308,18 @@ class ComparisonQueries(Fitted):
         return mapping
 
     def _compared(
-        self, query: Fitted, n_neighbors: int, seed: int, usable: np.ndarray
+        self,
+        query: Fitted,
+        n_neighbors: int,
+        seed: int,
+        usable: np.ndarray,
+        *,
+        as_deep: bool = False,
     ) -> Iterator[Compared]:
-        """Yield the query's cells of each panel with the usable reference cells."""
+        """Yield the query's cells of each panel with the usable reference cells.
+
+        With ``as_deep``, the held-out cells are thinned to the query's depth if they are deeper.
+        """
         mapping, data = self._mapping_of(query), query._training_data()
         k = at_least_one("n_neighbors", n_neighbors)
         reference = self._training_data()
@@ -306,16 +332,22 @@ class ComparisonQueries(Fitted):
         nearest_to = Reference(encode(self.module, reference, rest), k)
         found = encode(query.module, data, np.arange(data.n_cells))
         for panel, kept, as_query in as_the_query(
-            reference.in_memory(held_out), data, query.module, mapping.missing_genes
+            reference.in_memory(held_out),
+            data,
+            query.module,
+            mapping.missing_genes,
+            rng if as_deep else None,
         ):
             cells = np.flatnonzero(data.panel == panel)
-            of_cells = LatentDistribution(found.mean[cells], found.variance[cells])
             yield Compared(
                 cells,
-                nearest_to.neighbours(of_cells),
-                nearest_to.neighbours(encode(query.module, as_query, np.arange(as_query.n_cells))),
+                LatentDistribution(found.mean[cells], found.variance[cells]),
+                data.library_size[cells],
                 held_out[kept],
+                encode(query.module, as_query, np.arange(as_query.n_cells)),
+                as_query.library_size,
                 rest,
+                nearest_to,
             )
 
 

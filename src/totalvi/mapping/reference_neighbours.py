@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from totalvi.data.cells import CiteData
-from totalvi.data.counts import CountsInMemory
+from totalvi.data.counts import CountsInMemory, evenly_spaced
 from totalvi.fit.plan import Split
 from totalvi.mapping.map_query import always_shown, fill_unmeasured
 from totalvi.nn.network import Network
@@ -21,6 +21,8 @@ from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Question
 
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 100, 5000
+_CELLS_FOR_SHIFT, _POINTS_FOR_SHIFT, _SHIFT_ROUNDS, _NEAR = 600, 1000, 4, 0.75
+_LEAST_LIKE_DEEP = 200  # held-out cells of about a cell's depth, with which it is compared
 _PAIRS_AT_ONCE = 65_536  # pairs of cells that are compared at a time
 
 
@@ -52,7 +54,7 @@ def nearest(asked: np.ndarray, points: np.ndarray, n_neighbours: int) -> Nearest
     points
         Shape (M, dimensions).
     n_neighbours
-        Number of neighbours; all points, if there are fewer.
+        Number of neighbours; at most all points.
 
     Examples
     --------
@@ -103,13 +105,10 @@ class Neighbours(NamedTuple):
     log_overlap
         Log of the integral of q(u | cell) q(u | reference cell), (N, k): the probability density that
         both have the same latent state.
-    distance
-        Distance of the posterior means, (N, k).
     """
 
     cells: np.ndarray
     log_overlap: np.ndarray
-    distance: np.ndarray
 
 
 def cells_to_calibrate(
@@ -131,11 +130,16 @@ def cells_to_calibrate(
 
 
 def as_the_query(
-    held_out: CiteData, query: CiteData, module: Network, missing_genes: tuple[str, ...]
+    held_out: CiteData,
+    query: CiteData,
+    module: Network,
+    missing_genes: tuple[str, ...],
+    thinning: np.random.Generator | None = None,
 ) -> Iterator[tuple[int, np.ndarray, CiteData]]:
     """Yield each panel of the query, and the held-out cells as if measured with this panel.
 
-    Also yield which held-out cells these are: those with RNA in the genes of the query.
+    Also yield which held-out cells these are: those with RNA in the genes of the query. With
+    ``thinning``, RNA deeper than the query's is thinned to its depth.
     """
     panels = np.array(held_out.schema.panel_measured)
     known, shown = panels[held_out.panel], always_shown(module, panels, held_out.panel)
@@ -144,15 +148,21 @@ def as_the_query(
         keep = ~np.isin(query.schema.gene_names, missing_genes)
         rna = sparse.csr_matrix(rna.multiply(keep[None]), dtype=np.float32)
         rna.eliminate_zeros()
-    protein, library_size = held_out.protein.read(), held_out.library_size
-    if query.schema.columns.size_factor_key is None:
-        library_size = np.asarray(rna.sum(axis=1), dtype=np.float32).ravel()
+    protein, own_size = held_out.protein.read(), held_out.library_size
+    by_counts = query.schema.columns.size_factor_key is None
+    if by_counts:
+        own_size = np.asarray(rna.sum(axis=1), dtype=np.float32).ravel()
     for panel in np.unique(query.panel):
         measured = np.array(query.schema.panel_measured[panel])
+        as_deep, library_size = rna, own_size
+        if thinning is not None and by_counts and (own_size > 0).any():
+            share = np.median(query.library_size[query.panel == panel]) / np.median(own_size)
+            as_deep = thinned(rna, float(share), thinning)
+            library_size = np.asarray(as_deep.sum(axis=1), dtype=np.float32).ravel()
         as_query = replace(
             held_out,
             schema=query.schema,
-            rna=CountsInMemory(rna),
+            rna=CountsInMemory(as_deep),
             protein=CountsInMemory(np.where(measured & known, protein, np.float32(0))),
             panel=np.full_like(held_out.panel, panel),
             library_size=library_size,
@@ -161,6 +171,23 @@ def as_the_query(
         as_query = as_query.in_memory(kept)
         fill_unmeasured(module, as_query, (shown & ~measured)[kept])
         yield int(panel), kept, as_query
+
+
+def thinned(counts: sparse.csr_matrix, share: float, rng: np.random.Generator) -> sparse.csr_matrix:
+    """Return counts of which each molecule is kept with probability ``share``; all of them from 1.
+
+    Examples
+    --------
+    >>> counts = sparse.csr_matrix([[100.0, 0.0, 900.0]])
+    >>> bool(400 < thinned(counts, 0.5, np.random.default_rng(0)).sum() < 600)
+    True
+    """
+    if share >= 1:
+        return counts
+    kept = counts.copy()
+    kept.data = rng.binomial(np.rint(counts.data).astype(np.int64), share).astype(np.float32)
+    kept.eliminate_zeros()
+    return kept
 
 
 def encode(module: Network, data: CiteData, cells: np.ndarray) -> LatentDistribution:
@@ -187,15 +214,54 @@ class Reference:
         """Return the reference cells nearest to each cell."""
         found = nearest(cells.mean, self.latent.mean, self.n_neighbors).points
         log_overlap = np.empty(found.shape, dtype=np.float32)
-        distance = np.empty(found.shape, dtype=np.float32)
         step = max(_PAIRS_AT_ONCE // found.shape[1], 1)
         for start in range(0, len(found), step):
             rows = slice(start, start + step)
             variance = cells.variance[rows, None] + self.latent.variance[found[rows]]
             squared = (cells.mean[rows, None] - self.latent.mean[found[rows]]) ** 2
-            distance[rows] = np.sqrt(squared.sum(axis=2))
             log_overlap[rows] = -0.5 * (squared / variance + np.log(variance)).sum(axis=2)
-        return Neighbours(found, log_overlap, distance)
+        return Neighbours(found, log_overlap)
+
+    def distance(self, mean: np.ndarray) -> np.ndarray:
+        """Return the mean distance of each point to its nearest reference cells, (N,)."""
+        result: np.ndarray = nearest(mean, self.latent.mean, self.n_neighbors).distances.mean(
+            axis=1
+        )
+        return result
+
+    def common_shift(self, mean: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        """Return the shift of the latent space that most of some cells share, (dimensions,).
+
+        It is the median displacement from the mean of a cell's nearest reference cells, less that of
+        held-out cells, over the three quarters of the cells that are nearest to the reference. As a
+        shifted cell has other neighbours than it should, this is repeated without the shift, four
+        times, on at most 600 cells and 1,000 reference cells. ``mean`` and ``held_out`` are the latent
+        means of the cells and of the held-out cells, (N, dimensions).
+        """
+        points = self.latent.mean
+        points = points[evenly_spaced(np.arange(len(points)), _POINTS_FOR_SHIFT)]
+        k = min(self.n_neighbors, len(points))
+        squares = (points**2).sum(axis=1)
+
+        def displacement(cells: np.ndarray) -> np.ndarray:
+            squared = squares - 2 * cells @ points.T  # less the cell's own square
+            found = np.argpartition(squared, k - 1, axis=1)[:, :k]
+            away = cells - points[found].mean(axis=1)
+            own = (cells**2).sum(axis=1, keepdims=True)
+            squared = own + np.take_along_axis(squared, found, axis=1)
+            distance = np.sqrt(np.maximum(squared, 0)).mean(axis=1)
+            near = distance <= np.quantile(distance, _NEAR)
+            middle: np.ndarray = np.median(away[near], axis=0)
+            return middle
+
+        some = mean[evenly_spaced(np.arange(len(mean)), _CELLS_FOR_SHIFT)]
+        usual = displacement(held_out[evenly_spaced(np.arange(len(held_out)), _CELLS_FOR_SHIFT)])
+        shift: np.ndarray = np.zeros_like(
+            points[0]
+        )  # a search among numbers of another type takes far longer
+        for _ in range(_SHIFT_ROUNDS):
+            shift += displacement(some - shift) - usual
+        return shift
 
 
 _TEMPERATURES = np.geomspace(0.5, 100, 16)
@@ -305,7 +371,30 @@ def tail_probability(distance: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     return result
 
 
-def distance_to(neighbours: Neighbours) -> np.ndarray:
-    """Return each cell's mean distance to its neighbours in the reference, (N,)."""
-    result: np.ndarray = neighbours.distance.mean(axis=1)
+def tail_within_depth(
+    distance: np.ndarray, depth: np.ndarray, held_out: np.ndarray, held_out_depth: np.ndarray
+) -> np.ndarray:
+    """Return `tail_probability` among the held-out cells of about the same depth, (N,).
+
+    They are the third, and at least 200, of the M held-out cells, with these distances and depths,
+    that are next to the cell in the order of their depths.
+
+    Examples
+    --------
+    >>> depth = np.repeat([1000, 9000], 600)
+    >>> distance = depth / 1000 + np.random.default_rng(0).random(1200)
+    >>> p = tail_within_depth(np.array([1.5, 9.5, 9.5]), np.array([999, 9001, 999]), distance, depth)
+    >>> p.round(1)
+    array([0.5, 0.5, 0. ])
+    """
+    order = np.argsort(held_out_depth, kind="stable")
+    sizes, held_out = held_out_depth[order], held_out[order]
+    width = min(max(len(order) // 3, _LEAST_LIKE_DEEP), len(order))
+    step = max(width // 8, 1)  # few windows, so that each is sorted once
+    first = (np.searchsorted(sizes, depth) - width // 2) // step * step
+    first = np.clip(first, 0, len(order) - width)
+    result = np.empty(len(distance))
+    for start in np.unique(first):
+        cells = first == start
+        result[cells] = tail_probability(distance[cells], held_out[start : start + width])
     return result

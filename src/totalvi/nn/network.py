@@ -377,11 +377,11 @@ class Network(nn.Module):
             self.background_prior_log_scale.copy_(scale.log())
 
     def anchor_background(self, anchor: Any) -> None:
-        """Hold the background prior near a profile over proteins, while training.
+        """Hold the background prior near levels by protein, while training.
 
-        ``anchor`` holds the profile of `background_prior_mean`, that of `background_prior_log_scale`,
-        and the precisions of both, each (panels, T). They count once per cell; 0 means not
-        anchored.
+        ``anchor`` holds the log of each protein's mean background, the profile of
+        `background_prior_log_scale` (up to a constant), and the precisions of both, each (panels, T).
+        They count once per cell; 0 means not anchored.
         """
         value = background_anchor(anchor, self.n_panels, self.n_input_proteins)
         self.background_anchor = value.to(self.background_prior_mean.device)
@@ -391,7 +391,7 @@ class Network(nn.Module):
         if self.background_anchor is None:
             return 0.0
         mean, log_scale, mean_precision, scale_precision = self.background_anchor
-        held = likelihoods.profile_penalty(self.background_prior_mean, mean, mean_precision)
-        return held + likelihoods.profile_penalty(
-            self.background_prior_log_scale, log_scale, scale_precision
-        )
+        log_scale_now = self.background_prior_log_scale
+        log_mean = self.background_prior_mean + (2 * log_scale_now).exp() / 2  # of a log-normal
+        held: Tensor = (mean_precision * (log_mean - mean).square()).sum() / 2
+        return held + likelihoods.profile_penalty(log_scale_now, log_scale, scale_precision)

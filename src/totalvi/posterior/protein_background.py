@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from totalvi.data.background.isotype_controls import controls_like
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError
@@ -37,9 +38,10 @@ class IsotypeCheck(NamedTuple):
         A row for each control: ``mean_count``; ``correlation``, over cells, of its log(1 + count) with
         the cell's log background, averaged over proteins; ``n_cells``.
     proteins
-        A row for each protein: ``background_mean`` over cells, ``control_mean`` (of the highest control
-        in the same cells), ``log2_over_controls``, ``correlation`` with the cell's mean
-        log(1 + count) of the controls, and ``warning``: what does not agree, or "".
+        A row for each protein: ``background_mean`` over cells; ``control_mean``, of the highest control
+        in the same cells, among those of the protein's species and class where names say them;
+        ``log2_over_controls``; ``correlation`` with the cell's mean log(1 + count) of the controls; and
+        ``warning``: what does not agree, or "".
     """
 
     controls: pd.DataFrame
@@ -55,7 +57,8 @@ def isotype_check(
     counts of the controls, its background should be higher. Correlations are within groups of cells,
     since levels differ between batches. The level of a protein's background depends on how much of
     its antibody was used, so only a large excess over the controls is remarkable: tenfold, which a
-    signal that most cells have may be.
+    signal that most cells have may be. Antibodies of one species and class stick to the same receptors
+    of cells, so a protein whose name says them is compared with the controls that are like it.
 
     Parameters
     ----------
@@ -94,7 +97,8 @@ def isotype_check(
     for name, logs, column in zip(background, log_background.T, centred.T, strict=True):
         measured = np.isfinite(logs)
         level = float(np.exp(logs[measured]).mean()) if measured.any() else np.nan
-        highest = float(controls[measured].mean().max())
+        like = controls_like(str(name), list(map(str, controls)))
+        highest = float(controls.loc[measured, like].mean().max())
         fold = level / max(highest, _LEAST_COUNT)
         rows[name] = {
             "background_mean": level,

@@ -236,14 +236,12 @@ def _map(options: MapOptions) -> _Mapped:
     summary = f"{len(cells):,} cells on {n_batches} reference batch{'es' * (n_batches > 1)}"
     if "label" in cells:
         summary += f", {cells['label'].nunique()} labels"
-    if "reference_p_value" in cells:
-        share = float(np.mean(cells["reference_p_value"] < 0.05))
-        if share > _MANY_UNLIKE:
-            notes.append(
-                "many cells are unlike the reference: states that it lacks, or a batch effect, which a "
-                "reference of several batches corrects best."
-            )
-        summary += f", {100 * share:.1f} % of the cells unlike the reference (5 % are expected)"
+    if reference is not None:
+        said, is_much = _unlike_words(
+            cells["reference_p_value"], cells["reference_p_value_after_shift"]
+        )
+        summary += f", {said}"
+        notes += is_much
     notes = [f.message for f in query.findings if f.severity == "note"] + notes
     record = {
         "summary": summary,
@@ -252,6 +250,27 @@ def _map(options: MapOptions) -> _Mapped:
         "seconds": steps.seconds,
     }
     return _Mapped(query, tables, reliability, record)
+
+
+def _unlike_words(p_value: pd.Series, after_shift: pd.Series) -> tuple[str, list[str]]:
+    """Say how many cells are unlike the reference, and note what it means if they are many."""
+    before, after = (float(np.mean(values < 0.05)) for values in (p_value, after_shift))
+    said = (
+        f"{100 * before:.1f} % of the cells unlike the reference (5 % are expected), "
+        f"{100 * after:.1f} % after the shift that all cells share is taken out"
+    )
+    notes = []
+    if before > _MANY_UNLIKE >= after:
+        notes.append(
+            "many cells are unlike the reference by a shift that they all share: a batch effect, which "
+            "a reference of several batches corrects best."
+        )
+    elif after > _MANY_UNLIKE:
+        notes.append(
+            "many cells are unlike the reference beyond a shift that all cells share: states that it "
+            "lacks, or a batch effect that differs between states."
+        )
+    return said, notes
 
 
 def _require_known(model: Model, labels: str | None, reference_batch: str | None) -> None:

@@ -21,7 +21,7 @@ def counts(n_cells: int, share: float, log_background: float, seed: int = 0) -> 
 @pytest.mark.parametrize("log_background", [1.5, 3.0, 5.0])
 def test_lower_mode(share: float, log_background: float) -> None:
     protein = counts(2000, share, log_background)[:, None]
-    mean, scale = empirical_background_prior(
+    mean, scale, _ = empirical_background_prior(
         CountsInMemory(protein), np.zeros(2000, dtype=int), np.array([[True]])
     )
     assert mean[0, 0] == pytest.approx(log_background, abs=0.25)
@@ -36,7 +36,7 @@ def test_panels_apart_and_unmeasured_proteins() -> None:
     protein[panel == 1] *= 8
     measured = np.array([[True, True, True], [True, False, True], [True, True, True]])
     protein[panel == 1, 1] = 0
-    mean, scale = empirical_background_prior(CountsInMemory(protein), panel, measured)
+    mean, scale, _ = empirical_background_prior(CountsInMemory(protein), panel, measured)
     np.testing.assert_allclose(mean[[0, 2]], [[2, 3, 4]] * 2, atol=0.35)
     np.testing.assert_allclose(mean[1, [0, 2]], np.array([2, 4]) + np.log(8), atol=0.35)
     assert mean[1, 1] == pytest.approx((mean[0, 1] + mean[2, 1]) / 2)
@@ -56,7 +56,7 @@ def test_panels_apart_and_unmeasured_proteins() -> None:
     ids=["zero", "constant", "one cell", "few cells", "single cell", "high"],
 )
 def test_always_finite_with_a_sane_scale(protein: np.ndarray) -> None:
-    mean, scale = empirical_background_prior(
+    mean, scale, _ = empirical_background_prior(
         CountsInMemory(protein.astype(np.float32)),
         np.zeros(len(protein), dtype=int),
         np.ones((1, 2), dtype=bool),
@@ -99,7 +99,7 @@ def test_whatever_the_counts_the_prior_is_finite_and_within_them(
     case: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     protein, panel, measured = case
-    mean, scale = empirical_background_prior(CountsInMemory(protein), panel, measured)
+    mean, scale, _ = empirical_background_prior(CountsInMemory(protein), panel, measured)
     assert mean.shape == scale.shape == measured.shape
     assert np.isfinite(mean).all()
     assert np.isfinite(scale).all()
@@ -111,7 +111,7 @@ def test_whatever_the_counts_the_prior_is_finite_and_within_them(
 
 def test_many_cells_are_thinned() -> None:
     few, many = counts(9000, 0.3, 3.0)[:, None], counts(45_000, 0.3, 3.0)[:, None]
-    (a, _), (b, _) = (
+    (a, _, _), (b, _, _) = (
         empirical_background_prior(
             CountsInMemory(c), np.zeros(len(c), dtype=int), np.array([[True]])
         )

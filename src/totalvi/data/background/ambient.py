@@ -62,7 +62,7 @@ def estimate_ambient(protein: np.ndarray) -> AmbientRates:
     n_droplets = len(protein)
     mean = (protein.sum(axis=0, dtype=np.float64) + 0.5) / n_droplets
     excess = (protein.var(axis=0, dtype=np.float64) - mean) / mean**2
-    return _rates(mean, excess, n_droplets)
+    return rates_of_moments(mean, excess, n_droplets)
 
 
 def pooled_ambient(
@@ -79,10 +79,12 @@ def pooled_ambient(
     total = np.nansum(n_droplets, axis=0)
     pooled = np.nansum(n_droplets * mean, axis=0) / total
     square = np.nansum(n_droplets * mean**2 * np.exp(log_sd**2), axis=0) / total
-    return _rates(pooled, square / pooled**2 - 1, total)
+    return rates_of_moments(pooled, square / pooled**2 - 1, total)
 
 
-def _rates(mean: np.ndarray, excess: np.ndarray, n_droplets: float | np.ndarray) -> AmbientRates:
+def rates_of_moments(
+    mean: np.ndarray, excess: np.ndarray, n_droplets: float | np.ndarray
+) -> AmbientRates:
     """Return the distribution with this mean and this squared coefficient of variation of the rate."""
     excess = np.clip(excess, *np.expm1(np.square(_LOG_SCALE_RANGE)))
     return AmbientRates(

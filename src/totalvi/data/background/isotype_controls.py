@@ -108,6 +108,43 @@ def control_findings(controls: pd.DataFrame) -> list[Finding]:
     return [Finding("note", "isotype_controls", message)]
 
 
+_SPECIES = re.compile("mouse|rat|hamster|rabbit|goat|human", re.IGNORECASE)
+_SUBCLASS = re.compile(r"ig[ _-]?([gmade])[ _-]?([1-4]?)([a-c]?)", re.IGNORECASE)
+
+
+def controls_like(name: str, controls: Sequence[str]) -> list[str]:
+    """Return the controls of the antibody's species and class, as far as the names say them.
+
+    If the antibody's name says neither, or no control is like it, they are all controls.
+
+    Examples
+    --------
+    >>> controls = ["MouseIgG1kappaisotype", "Mouse IgG2b isotype", "RatIgG2bkIsotype"]
+    >>> controls_like("CD44 (IM7, rat IgG2b)", controls)
+    ['RatIgG2bkIsotype']
+    >>> controls_like("CD3 mouse", controls)
+    ['MouseIgG1kappaisotype', 'Mouse IgG2b isotype']
+    >>> controls_like("CD3", controls) == controls
+    True
+    """
+    found = list(controls)
+    for said in (_species, _subclass):
+        own = said(name)
+        alike = [control for control in found if own and said(control) == own]
+        found = alike or found
+    return found
+
+
+def _species(name: str) -> str:
+    match = _SPECIES.search(name)
+    return "" if match is None else match[0].lower()
+
+
+def _subclass(name: str) -> str:
+    match = _SUBCLASS.search(name)
+    return "" if match is None or not match[2] else "".join(match.groups()).lower()
+
+
 def _are_controls(
     data: MuData | AnnData, source: CountSource, protein_modality: str, chosen: Sequence[str] | None
 ) -> np.ndarray:

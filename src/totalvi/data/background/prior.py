@@ -1,45 +1,67 @@
 """Start and anchor of the prior of each protein's background.
 
-The prior starts at the lower mode of the counts. With empty droplets, it starts at their profile over
-proteins and is anchored there.
+The prior starts at the lower mode of the counts. With empty droplets, it starts at what the lower modes
+and the droplets' profile over proteins say together, and is anchored there.
 """
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.background.ambient import AMBIENT, AmbientProfile, profile_of_droplets
+from totalvi.data.background.ambient import (
+    AMBIENT,
+    AmbientProfile,
+    AmbientRates,
+    profile_of_droplets,
+)
 from totalvi.data.background.droplets import ANY_BATCH, batches_of_cells
+from totalvi.data.background.lower_modes import (
+    LowerModes,
+    agreement_finding,
+    combined,
+    compare_with_modes,
+    lower_modes,
+)
+from totalvi.data.cells import Schema
 from totalvi.data.columns import Columns
 from totalvi.data.counts import Counts, evenly_spaced
-from totalvi.data.finding import did_you_mean
+from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.read import read
 from totalvi.errors import DataError
 
 Raw: TypeAlias = MuData | AnnData | str | PathLike[str]
 _MOST_CELLS = 10_000  # cells of a panel that are enough to find a mode
-_EM_ITERATIONS = 50
-_LEAST_CELLS = 20
-_LEAST_BACKGROUND = 0.05  # counts per cell
 _SCALE_RANGE = (0.2, 1.5)
-# Standard deviations between the profiles of droplets and cells: of log counts, and of the log spread.
-_MEAN_TOLERANCE = 0.1
-_SCALE_TOLERANCE = 0.3
+
+
+class BackgroundStart(NamedTuple):
+    """The start of the background prior without droplets.
+
+    Attributes
+    ----------
+    mean, scale
+        Mean and standard deviation of each protein's log background, (panels, T).
+    modes
+        The lower modes of each panel.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    modes: list[LowerModes]
 
 
 def empirical_background_prior(
     protein: Counts[np.ndarray], panel: np.ndarray, panel_measured: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> BackgroundStart:
     """Estimate mean and standard deviation of each protein's log background, by panel.
 
-    Two normal components are fitted to log(1 + counts) of each protein; the lower one is the
-    background. With too few cells for two components, the lower quartile is used instead. Of each
-    panel, at most 10,000 evenly spaced cells are used.
+    They are those of the `lower_modes` of log(1 + counts). Of each panel, at most 10,000 evenly spaced
+    cells are used.
 
     Parameters
     ----------
@@ -52,20 +74,20 @@ def empirical_background_prior(
 
     Returns
     -------
-    Means and standard deviations, each (panels, T), in log counts. A protein that a panel did not
-    measure gets the average over the panels that did.
+    Means and standard deviations in log counts, and the modes. A protein that a panel did not measure
+    gets the average over the panels that did.
     """
-    n_panels, n_proteins = panel_measured.shape
-    mean = np.zeros((n_panels, n_proteins))
-    scale = np.ones((n_panels, n_proteins))
-    for code in range(n_panels):
-        mean[code], scale[code] = _lower_component(_log_counts(protein, panel == code))
-    mean = np.log(np.maximum(np.expm1(mean), _LEAST_BACKGROUND))
-    scale = np.clip(scale, *_SCALE_RANGE)
+    modes = []
+    for code in range(len(panel_measured)):
+        rows = evenly_spaced(np.flatnonzero(panel == code), _MOST_CELLS, rounding="down")
+        modes.append(lower_modes(protein.rows(rows)))
+    mean = np.stack([of_panel.log_mean for of_panel in modes])
+    scale = np.clip([of_panel.log_sd for of_panel in modes], *_SCALE_RANGE)
     weight = panel_measured / np.maximum(panel_measured.sum(axis=0), 1)
-    return (
+    return BackgroundStart(
         np.where(panel_measured, mean, (weight * mean).sum(axis=0)),
         np.where(panel_measured, scale, (weight * scale).sum(axis=0)),
+        modes,
     )
 
 
@@ -74,11 +96,13 @@ class BackgroundAnchor(NamedTuple):
 
     Attributes
     ----------
-    log_mean, log_scale
-        Profiles over proteins of the log background's mean and log standard deviation. Each is known up
-        to a constant by panel, because droplets and cells differ in the level of the background.
+    log_mean
+        Log of each protein's mean background: the mean of a log-normal, ``exp(c + d^2 / 2)``.
+    log_scale
+        Profile of the log of d, the standard deviation of the log background; it is held up to a
+        constant by panel, because the model shares out what varies between d and the dispersion.
     mean_precision, scale_precision
-        Precision of each profile; 0 if there are no droplets for a protein.
+        Precision of each; 0 if there are no droplets for a protein.
     """
 
     log_mean: np.ndarray
@@ -87,48 +111,55 @@ class BackgroundAnchor(NamedTuple):
     scale_precision: np.ndarray
 
 
-def anchored_background_prior(
-    mean: np.ndarray, scale: np.ndarray, ambient: AmbientProfile, panels: "PanelBatches"
-) -> tuple[np.ndarray, np.ndarray, BackgroundAnchor]:
-    """Shift an empirical prior to the profile of empty droplets, and anchor it there.
+class Anchored(NamedTuple):
+    """The start of the background prior with droplets, its anchor, and what is to be said of both."""
 
-    Cells and droplets share the proportions of proteins in the background, but not its level. The level
-    of a panel is where the lower modes of most of its proteins agree. A few proteins without a lower
-    mode, which every cell carries, do not influence it.
+    mean: np.ndarray
+    scale: np.ndarray
+    anchor: BackgroundAnchor
+    findings: list[Finding]
+
+
+def anchored_background_prior(
+    start: BackgroundStart, ambient: AmbientProfile, panels: "PanelBatches"
+) -> Anchored:
+    """Combine the lower modes of the cells with the profile of empty droplets; anchor the prior there.
+
+    Cells and droplets share the proportions of proteins in the background, but not its level, and the
+    proportions only so far. Both are estimated from the proteins with a clear lower mode: the level
+    is the median ratio, and the deviation the robust spread about it. A protein's background
+    is then the mean of its lower mode and the droplets' profile, weighted by precision. Where cells
+    have no lower mode, or one so far above the droplets that it must be signal, droplets alone decide.
 
     Parameters
     ----------
-    mean, scale
-        From `empirical_background_prior`, (panels, T).
+    start
+        From `empirical_background_prior`.
     ambient
         Profile of the empty droplets.
     panels
         Names of the proteins and of each panel's batches.
-
-    Returns
-    -------
-    The initial means and standard deviations of the prior, (panels, T), and the anchor.
 
     Raises
     ------
     DataError
         When ``ambient`` has none of the batches or none of the proteins.
     """
-    log_mean, log_sd, error = _by_panel(ambient, panels)
-    known = np.isfinite(log_mean)
-    mean, scale = mean.copy(), scale.copy()
-    for row, has in enumerate(known):
+    profiles = AmbientRates(*_by_panel(ambient, panels))
+    known = np.isfinite(profiles.log_mean)
+    mean, scale = start.mean.copy(), start.scale.copy()
+    fields, findings = np.zeros((4, *mean.shape)), []
+    for row, (has, modes) in enumerate(zip(known, start.modes, strict=True)):
         if has.any():
-            level = _densest_half(mean[row, has] - log_mean[row, has])
-            mean[row, has] = log_mean[row, has] + level
-            scale[row, has] = np.clip(log_sd[row, has], *_SCALE_RANGE)
-    anchor = BackgroundAnchor(
-        log_mean=np.where(known, log_mean, 0.0),
-        log_scale=np.where(known, np.log(np.where(known, log_sd, 1.0)), 0.0),
-        mean_precision=np.where(known, 1 / (_MEAN_TOLERANCE**2 + np.square(error)), 0.0),
-        scale_precision=np.where(known, 1 / _SCALE_TOLERANCE**2, 0.0),
-    )
-    return mean, scale, anchor
+            of_droplets = AmbientRates(*(values[row] for values in profiles))
+            agreement = compare_with_modes(of_droplets, modes)
+            findings.append(agreement_finding(agreement, panels.words(row)))
+            anchor = combined(of_droplets, modes, agreement)
+            spread = np.clip(np.exp(anchor[1]), *_SCALE_RANGE)
+            mean[row, has] = (anchor[0] - spread**2 / 2)[has]
+            scale[row, has] = spread[has]
+            fields[:, row, has] = anchor[:, has]
+    return Anchored(mean, scale, BackgroundAnchor(*fields), findings)
 
 
 class PanelBatches(NamedTuple):
@@ -137,6 +168,19 @@ class PanelBatches(NamedTuple):
     protein_names: Sequence[str]
     batch_names: Sequence[str]
     batches: Sequence[np.ndarray]
+
+    @classmethod
+    def of_cells(cls, schema: Schema, batch: np.ndarray, panel: np.ndarray) -> Self:
+        """Return the names of a model's schema, and the batches of each panel in the cells, (N,)."""
+        n_panels = len(schema.panel_measured)
+        batches = [np.unique(batch[panel == code]) for code in range(n_panels)]
+        return cls(schema.protein_names, schema.batch_names, batches)
+
+    def words(self, panel: int) -> str:
+        """Return the words that name a panel's batches; none if there are no others."""
+        if len(self.batches) == 1:
+            return ""
+        return " of batch " + listed([self.batch_names[code] for code in self.batches[panel]])
 
 
 def _by_panel(ambient: AmbientProfile, panels: PanelBatches) -> tuple[np.ndarray, ...]:
@@ -186,39 +230,6 @@ def _densest_half(values: np.ndarray) -> float:
     widths = ordered[n_half - 1 :] - ordered[: len(ordered) - n_half + 1]
     first = int(widths.argmin())
     return float(ordered[first : first + n_half].mean())
-
-
-def _log_counts(protein: Counts[np.ndarray], chosen: np.ndarray) -> np.ndarray:
-    """Return log(1 + counts) of the chosen cells, or of evenly spaced ones if there are many."""
-    rows = evenly_spaced(np.flatnonzero(chosen), _MOST_CELLS, rounding="down")
-    return np.log1p(protein.rows(rows).astype(np.float64))
-
-
-def _lower_component(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit two normals to each column by expectation maximisation; return the moments of the lower."""
-    low, high = np.quantile(values, [0.25, 0.9], axis=0)
-    if len(values) < _LEAST_CELLS:
-        return low, np.full_like(low, 0.5)
-    means = np.stack([low, high])  # (2, T)
-    variances = np.tile(np.maximum(values.var(axis=0) / 4, 1e-2), (2, 1))
-    shares = np.full_like(means, 0.5)
-    for _ in range(_EM_ITERATIONS):
-        log_density = (
-            np.log(shares)
-            - 0.5 * np.log(variances)
-            - 0.5 * (values[:, None, :] - means) ** 2 / variances
-        )  # (N, 2, T)
-        log_density -= log_density.max(axis=1, keepdims=True)
-        weight = np.exp(log_density)
-        weight /= weight.sum(axis=1, keepdims=True)
-        total = weight.sum(axis=0) + 1e-6
-        shares = total / total.sum(axis=0)
-        means = (weight * values[:, None, :]).sum(axis=0) / total
-        spread = (weight * (values[:, None, :] - means) ** 2).sum(axis=0) / total
-        variances = np.maximum(spread, 1e-2)
-    lower = means.argmin(axis=0)
-    columns = np.arange(values.shape[1])
-    return means[lower, columns], np.sqrt(variances[lower, columns])
 
 
 def ambient_profile(
