@@ -137,9 +137,8 @@ class RunOptions(Options):
         Columns of ``obs``, and where the counts are.
     writing
         Where the results go.
-    input, raw, unmeasured, drop_empty_cells, n_genes, max_epochs, resolution, seed
-        As in :func:`totalvi.run.run.run`.
-    split_counts, on_disk
+    input, raw, unmeasured, drop_empty_cells, n_genes, max_epochs, resolution, seed, split_counts,
+    on_disk
         As in :func:`totalvi.run.run.run`.
     """
 
@@ -349,15 +348,14 @@ def _all_files(folder: Path) -> list[Path]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path | np.generic):
-        return str(value) if isinstance(value, Path) else value.item()
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    return (
-        value if isinstance(value, str | int | float | None) else f"{type(value).__name__} object"
-    )
+    is_plain = isinstance(value, str | int | float | None)
+    return value if is_plain else f"{type(value).__name__} object"
 
 
 def incomplete_record(path: Path) -> dict[str, Any] | None:
