@@ -169,8 +169,8 @@ def marker_table(
 
     Genes are tested on raw counts scaled to the median library size. Proteins are tested on raw counts,
     each batch within itself: denoised values follow the latent space in which the clusters were found,
-    so that any protein would seem to mark them. Clusters were found in the same counts, too: where they
-    cut one population of cells, rather than part two, p is too small.
+    so that any protein would seem to mark them. Where clusters were found in the same counts, and cut
+    one population of cells, rather than part two, p is too small; see `totalvi.split_counts`.
 
     Parameters
     ----------

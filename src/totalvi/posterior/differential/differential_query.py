@@ -97,7 +97,8 @@ class DifferentialQueries(Fitted):
         truth.
 
         The calls do not account for groups that were found in the same counts, such as clusters. If two
-        clusters divide one population of cells, more calls than ``fdr_target`` are wrong.
+        clusters divide one population of cells, more calls than ``fdr_target`` are wrong;
+        `totalvi.split_counts` gives counts for ``adata`` that took no part in finding them.
 
         Parameters
         ----------
