@@ -70,7 +70,7 @@ LACKING = {
 }
 
 
-def background_errors(case: dict, seed: int, droplets: dict | None) -> dict[str, float]:
+def background_errors(case: dict, seed: int, droplets: dict | None) -> dict[str, float | None]:
     """Fit to simulated cells, with or without their empty droplets; compare with the truth."""
     mdata = totalvi.simulate(**CELLS, **case, seed=seed)
     raw = False
@@ -95,10 +95,10 @@ def background_errors(case: dict, seed: int, droplets: dict | None) -> dict[str,
     }
 
 
-def said_deviation(model: totalvi.Model) -> float:
-    """Return how far a model says that droplets and lower modes differ; NaN without droplets."""
+def said_deviation(model: totalvi.Model) -> float | None:
+    """Return how far a model says that droplets and lower modes differ; None without droplets."""
     said = [f.message for f in model.findings if f.code == "empty_droplets_agreement"]
-    return float(said[0].split("differ by ")[1].split()[0]) if said else float("nan")
+    return float(said[0].split("differ by ")[1].split()[0]) if said else None
 
 
 def hybrid(folder: Path, seed: int) -> tuple[MuData, pd.DataFrame, np.ndarray]:
