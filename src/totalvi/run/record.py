@@ -348,12 +348,12 @@ def _all_files(folder: Path) -> list[Path]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    value = str(value) if isinstance(value, Path) else value
     is_plain = isinstance(value, str | int | float | None)
     return value if is_plain else f"{type(value).__name__} object"
 
