@@ -43,7 +43,9 @@ def measure(seed: int, name: str, options: dict[str, Any]) -> dict[str, Any]:
         "seed": seed,
         "foreground_of_negative": found.loc[:, negative].mean().round(4).tolist(),
         "log_loss_of_others": float(-np.log(np.where(truth, probability, 1 - probability)).mean()),
-        "held_out_elbo": model.get_elbo(indices=model.split.validation, progress=False),
+        "held_out_elbo": model.get_elbo(
+            indices=model.split.validation, integrate_background=False, progress=False
+        ),
     }
     print(json.dumps(row), flush=True)
     return row

@@ -217,7 +217,7 @@ SCVI_NAMES = {
     "use_observed_lib_size": 'give library="observed" or "latent"',
     "override_missing_proteins": "zeros count as measured; see totalvi.declare_unmeasured",
     "elbo_train": 'history["train_loss"] has the loss of training',
-    "elbo_validation": 'history["validation_loss"] has the held-out loss',
+    "elbo_validation": 'history["validation_paper_loss"] has the held-out one',
     "train_loss_epoch": 'history["train_loss"] has it',
     "train_loss_step": 'history["train_loss"] has it by epoch',
     "reconstruction_loss_train": 'history["train_reconst_loss_gene"] and the like have it',

@@ -10,11 +10,12 @@ from counts import SMALL, described
 from totalvi.data.cells import CiteData
 from totalvi.errors import TrainingError
 from totalvi.fit import loop as trainer
+from totalvi.fit.batches import minibatch
 from totalvi.fit.device import resolved_plan
 from totalvi.fit.loop import Fit, StepInfo, evaluate
 from totalvi.fit.model_state import FitResult
 from totalvi.fit.plan import Split, TrainingPlan
-from totalvi.fit.state import clip_gradients
+from totalvi.fit.state import FitState, clip_gradients, noise_of
 from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.v06 import TOTALVI
 from totalvi.processes import launch
@@ -102,11 +103,13 @@ def test_history_has_a_row_an_epoch_and_every_term(data: CiteData) -> None:
     assert list(history.index) == [0, 1, 2, 3]
     assert history.index.name == "epoch"
     columns = [f"{part}_{term}" for part in ("train", "validation") for term in TERMS]
-    assert list(history.columns) == [*columns, "kl_weight", "learning_rate", "seconds"]
+    further = ["validation_paper_loss", "kl_weight", "learning_rate", "seconds"]
+    assert list(history.columns) == [*columns, *further]
     assert np.isfinite(history.to_numpy()).all()
     for part in ("train", "validation"):
         terms = history[[f"{part}_{term}" for term in ElboTerms._fields]].sum(axis=1)
-        np.testing.assert_allclose(history[f"{part}_loss"], terms)
+        whole = "validation_paper_loss" if part == "validation" else "train_loss"
+        np.testing.assert_allclose(history[whole], terms)
     assert (history["validation_kl_div_l_gene"] == 0).all()
     plan, seed = TrainingPlan(max_epochs=2, precision="32-true"), np.random.SeedSequence(0)
     fit = Fit(network(), data, SPLIT, plan, launch("cpu"), seed, lambda *args: shown.append(args))
@@ -154,6 +157,39 @@ def test_validation_gives_the_same_loss_each_time_and_restores_the_mode(data: Ci
     first, second = (evaluate(module, data, SPLIT.validation, seed) for _ in range(2))
     assert first == second
     assert module.training
+
+
+def test_the_held_out_loss_has_the_background_integrated(data: CiteData) -> None:
+    module, seed = network().eval(), np.random.SeedSequence(5)
+    row = evaluate(module, data, SPLIT.validation, seed)
+    x, y, context, *_ = minibatch(data, module, SPLIT.validation)[2:]
+    standard = torch.linspace(-8, 8, 801)[:, None, None]  # by the rule of trapezoids
+    log_weight = standard.square().mul(-0.5).log_softmax(dim=0)
+    with torch.no_grad():
+        posterior, decoded, _ = module._sample(x, y, context, noise_of(seed, "cpu", None))
+        mean, log_scale = module.background_prior_mean, module.background_prior_log_scale
+        b = mean[context.panel] + log_scale[context.panel].exp() * standard
+        log_prob = module.proteins(decoded, b, context).log_prob(y) + log_weight
+        of_proteins = -log_prob.logsumexp(dim=0).sum(dim=1).mean().item()
+    expected = (
+        row["validation_reconst_loss_gene"] + of_proteins + posterior.latent_kl().mean().item()
+    )
+    assert row["validation_loss"] == pytest.approx(expected, rel=1e-4)
+    assert row["validation_loss"] < row["validation_paper_loss"]
+
+
+def test_a_fit_that_began_with_the_loss_of_the_paper_goes_on_with_it() -> None:
+    """Rows of earlier versions have no other held-out loss, and no lower one may replace them."""
+    plan = TrainingPlan(max_epochs=5, kl_warmup_epochs=0)
+    rng = np.random.default_rng(0)
+    state = FitState.at_start(network(), plan, rng, np.random.SeedSequence(0), None, None)
+    state.end_epoch({"validation_loss": 200.0, "kl_weight": 1.0}, plan)
+    for loss in (210.0, 190.0):
+        new = {"validation_loss": loss - 50, "validation_paper_loss": loss, "kl_weight": 1.0}
+        state.end_epoch(new, plan)
+    assert [row["validation_loss"] for row in state.history] == [200, 210, 190]
+    assert all(set(row) == {"validation_loss", "kl_weight"} for row in state.history)
+    assert (state.best_loss, state.best_epoch) == (190, 2)
 
 
 def test_without_validation_cells_all_epochs_run_and_the_last_counts(data: CiteData) -> None:

@@ -34,7 +34,7 @@ def data() -> CiteData:
 
 
 class Watched(TOTALVI):
-    """Notes in what precision its training steps run."""
+    """Notes in what precision its training steps run, and its validation."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,6 +43,10 @@ class Watched(TOTALVI):
     def elbo(self, *args: Any, **kwargs: Any) -> ElboTerms:
         self.seen.add((torch.is_autocast_enabled("cpu"), self.bfloat16_products))
         return super().elbo(*args, **kwargs)
+
+    def held_out(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        self.seen.add((torch.is_autocast_enabled("cpu"), self.bfloat16_products))
+        return super().held_out(*args, **kwargs)
 
 
 def network(*, fused: bool) -> Watched:

@@ -10,8 +10,8 @@ import torch
 from scipy import integrate, special, stats
 from torch import Tensor
 
-from totalvi.nn import ops
-from totalvi.nn.likelihoods import CountPosterior, Dispersion, ProteinMixture
+from totalvi.nn.count_integrals import CountPosterior, count_log_prob, count_posterior
+from totalvi.nn.likelihoods import Dispersion, ProteinMixture
 
 
 class Case(NamedTuple):
@@ -29,7 +29,14 @@ def posterior(cases: list[Case], *, fast: bool, measured: Tensor | None = None) 
     """What the counts of the cases say, each a cell with one protein."""
     y, mean, scale, factor, logit, r = torch.tensor(cases, dtype=torch.float64).T[:, :, None]
     mixture = ProteinMixture(mean, factor, logit, Dispersion(r.log(), torch.arange(len(cases))))
-    return ops.count_posterior(y, mixture, scale, measured, fast=fast)
+    return count_posterior(y, mixture, scale, measured, fast=fast)
+
+
+def log_prob(cases: list[Case], *, fast: bool, measured: Tensor | None = None) -> Tensor:
+    """log p(y | z) of the cases, each a cell with one protein."""
+    y, mean, scale, factor, logit, r = torch.tensor(cases, dtype=torch.float64).T[:, :, None]
+    mixture = ProteinMixture(mean, factor, logit, Dispersion(r.log(), torch.arange(len(cases))))
+    return count_log_prob(y, mixture, scale, measured, fast=fast)
 
 
 def by_simpson(case: Case) -> tuple[float, float, float, float]:
@@ -121,6 +128,90 @@ def test_evidence_of_a_count_in_arbitrary_precision() -> None:
     assert found == pytest.approx(expected, abs=3e-6)
 
 
+def log_prob_by_quad(case: Case) -> float:
+    """log p(y | z) by adaptive quadrature of SciPy's mixture of densities, around its highest point."""
+    pi = special.expit(case.logit)
+
+    def log_joint(b: float | np.ndarray) -> np.ndarray:
+        parts = [
+            np.log(weight)
+            + stats.nbinom.logpmf(case.y, case.r, case.r / (case.r + np.exp(b) * factor))
+            for weight, factor in ((pi, 1.0), (1 - pi, case.factor))
+        ]
+        return np.logaddexp(*parts) + stats.norm.logpdf(b, case.mean, case.scale)
+
+    of_count = np.log(case.y + 0.5)
+    ends = min(case.mean, of_count - np.log(case.factor)), max(case.mean, of_count)
+    grid = np.linspace(ends[0] - 10 * case.scale, ends[1] + 10 * case.scale, 20_001)
+    logs = log_joint(grid)
+    highest, inside = logs.max(), grid[logs > logs.max() - 45]
+    points = np.linspace(inside[0], inside[-1], 21)
+    total = sum(
+        integrate.quad(
+            lambda b: float(np.exp(log_joint(b) - highest)), *pair, epsabs=0, epsrel=1e-7
+        )[0]
+        for pair in itertools.pairwise(points)
+    )
+    return float(highest + np.log(total))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_probability_of_a_count_is_that_of_adaptive_quadrature(fast: bool) -> None:
+    """Over extreme counts, dispersions and scales of the background."""
+    cases = random_cases(40, seed=5) + EXTREME[::3]
+    found = log_prob(cases, fast=fast)[:, 0].numpy()
+    expected = np.array([log_prob_by_quad(case) for case in cases])
+    tolerance = np.array([1e-6 if case.scale < 0.6 else 5e-5 for case in cases])
+    # float64 has digits for 1e-9 of terms as large as those of a count of 1e5
+    assert (np.abs(found - expected) < tolerance + 1e-9 * np.abs(expected)).all()
+
+
+def test_probability_of_a_count_in_arbitrary_precision() -> None:
+    cases = [Case(7.0, 0.0, 1.0, 5.0, 1.0, 2.0), Case(300.0, 1.0, 0.4, 30.0, -2.0, 50.0)]
+
+    def probability(case: Case) -> float:
+        pi = 1 / (1 + mpmath.exp(-case.logit))
+        y, r = mpmath.mpf(case.y), mpmath.mpf(case.r)
+        ways = mpmath.gamma(y + r) / mpmath.gamma(r) / mpmath.factorial(y)
+
+        def joint(b: mpmath.mpf) -> mpmath.mpf:
+            total = mpmath.mpf(0)
+            for weight, factor in ((pi, 1), (1 - pi, case.factor)):
+                mu = mpmath.exp(b) * factor
+                total += weight * ways * (r / (r + mu)) ** r * (mu / (r + mu)) ** y
+            return total * mpmath.npdf(b, case.mean, case.scale)
+
+        ends = [case.mean + k * case.scale for k in (-14, -8, -4, -2, -1, 0, 1, 2, 4, 8, 14)]
+        return float(mpmath.log(mpmath.quad(joint, ends)))
+
+    with mpmath.workdps(30):
+        expected = [probability(case) for case in cases]
+    for fast in (True, False):
+        assert log_prob(cases, fast=fast)[:, 0].tolist() == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_probabilities_of_all_counts_sum_to_one(fast: bool) -> None:
+    cases = [Case(float(y), 1.0, 0.5, 8.0, 0.3, 3.0) for y in range(3000)]
+    assert log_prob(cases, fast=fast).exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_fast_probability_is_the_readable_one() -> None:
+    cases = random_cases(1000, seed=2)
+    found = [log_prob(cases, fast=fast) for fast in (True, False)]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=3e-5)
+
+
+def test_an_unmeasured_count_has_no_probability() -> None:
+    cases = random_cases(8)
+    measured = torch.arange(8)[:, None] % 2 == 0
+    with_nan = [case if i % 2 == 0 else case._replace(y=np.nan) for i, case in enumerate(cases)]
+    for fast in (True, False):
+        found = log_prob(with_nan, fast=fast, measured=measured)
+        assert (found[1::2] == 0).all()
+        torch.testing.assert_close(found[::2], log_prob(cases, fast=fast)[::2])
+
+
 def test_posterior_is_that_of_weighted_samples() -> None:
     """The rate of a count is Gamma(r, r / mu), and the count Poisson of it."""
     case = Case(12.0, 1.0, 0.6, 4.0, 0.5, 3.0)
@@ -192,11 +283,15 @@ def test_what_is_extreme_stays_finite(dtype: torch.dtype, fast: bool) -> None:
     )  # fmt: skip
     y, mean, scale, factor, logit, log_r = torch.tensor(list(grid), dtype=dtype).T[:, :, None]
     mixture = ProteinMixture(mean, factor, logit, Dispersion(log_r, torch.arange(len(y))))
-    found = ops.count_posterior(y, mixture, scale, None, fast=fast)
+    found = count_posterior(y, mixture, scale, None, fast=fast)
     for name, part in found._asdict().items():
         assert part.dtype == dtype
         assert torch.isfinite(part).all(), name
     assert (found.background_rate > 0).all()
+    of_count = count_log_prob(y, mixture, scale, None, fast=fast)
+    assert of_count.dtype == dtype
+    assert torch.isfinite(of_count).all()
+    assert (of_count < 1e-4).all()
 
 
 def test_more_counts_are_more_foreground() -> None:

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from totalvi.nn.likelihoods import ElboTerms, objective
+from totalvi.nn.count_integrals import count_log_prob
+from totalvi.nn.likelihoods import (
+    Dispersion,
+    ElboTerms,
+    ProteinMixture,
+    negative_binomial_log_prob,
+    normal_kl,
+    normal_log_prob,
+    objective,
+)
 from totalvi.nn.v06 import TOTALVI
 
 
@@ -65,3 +74,20 @@ def test_the_foreground_penalty_is_paid_in_training_for_measured_proteins() -> N
     assert (paid > 0).all()
     for a, b in zip(terms_of(free.eval()), terms_of(paying.eval()), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_objective_of_many_samples_may_exceed_the_evidence() -> None:
+    """The example of docs/model.md: a count of 7, b ~ N(0, 1) and q(b | z) = N(0.8, 0.7^2)."""
+    y, zero = torch.tensor([[7.0]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    background = Dispersion(torch.full((1, 1), 20.0).double().log(), torch.zeros(1))
+    certain = ProteinMixture(zero, zero + 2, zero + 40, background)  # it is background
+    mean, scale = zero + 0.8, zero + 0.7
+    evidence = count_log_prob(y, certain, zero + 1, None, fast=True)
+    under_q = count_log_prob(y, certain._replace(log_background=mean), scale, None, fast=True)
+    divergence = normal_kl(mean, scale**2, zero, zero + 1)
+    assert evidence.item() == pytest.approx(-4.454, abs=5e-4)
+    assert (under_q - divergence).item() == pytest.approx(-3.984, abs=5e-4)
+    b = mean + scale * torch.linspace(-8, 8, 4001)[:, None].double()
+    weight = normal_log_prob(b, mean, scale).exp()
+    expected = (weight * negative_binomial_log_prob(y, b, background.by_group)).sum() / weight.sum()
+    assert (expected - divergence).item() == pytest.approx(-5.869, abs=5e-4)

@@ -8,10 +8,18 @@ import torch
 from scipy import stats
 from scipy.special import logsumexp
 
+import totalvi
 from counts import SMALL, described, question
+from totalvi.data.cells import Columns
+from totalvi.data.describe import describe
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.evidence import elbo, marginal_log_likelihood, reconstruction_error
+from totalvi.posterior.evidence import (
+    elbo,
+    integrated_elbo,
+    marginal_log_likelihood,
+    reconstruction_error,
+)
 
 
 def ask(network: TOTALVI, cells: np.ndarray, seed: int, batch_size: int = 10) -> np.ndarray:
@@ -40,6 +48,36 @@ def test_elbo_is_minus_the_terms_of_forward(library: str) -> None:
         )
     expected = -sum(term.numpy() for term in terms)
     np.testing.assert_allclose(ask(network, cells, 0), expected, rtol=0.02)
+
+
+def test_terms_of_the_integrated_bound() -> None:
+    """It is the paper's bound, with log p(y | z) in place of what is of the background's posterior."""
+    network = TOTALVI(30, 6, 2, library="observed", protein_efficiency=True, **SMALL).eval()
+    with torch.no_grad():
+        assert network.log_efficiency is not None
+        network.log_efficiency += torch.tensor([[0.4], [-0.7]])
+    cells = np.array([7, 3, 99, 60])
+    asked = question(described(), network, cells)
+    batch = minibatch(described(), network, cells)
+    (draw,) = asked.draws(batch)
+    values, wide = [], np.linspace(-20, 20, 4001)
+    for of_cell in range(4):
+        panel, s = int(batch.context.panel[of_cell]), int(batch.context.batch[of_cell])
+        prior = network.background_prior_mean[panel] + network.log_efficiency[s]
+        scale = network.background_prior_log_scale[panel].exp().detach().double().numpy()
+        b = prior.detach().double().numpy() + scale * wide[:, None]  # (grid, proteins)
+        alpha = draw.decoded.foreground_factor[of_cell].detach().double().numpy()
+        pi = torch.sigmoid(draw.decoded.background_logit[of_cell]).detach().double().numpy()
+        r = network.protein_log_r[0].exp().detach().double().numpy()
+        y = batch.y[of_cell].numpy()
+        back, fore = (stats.nbinom.pmf(y, r, r / (r + np.exp(b) * a)) for a in (1.0, alpha))
+        density = (pi * back + (1 - pi) * fore) * stats.norm.pdf(wide)[:, None]
+        values.append(np.log(np.trapezoid(density, wide, axis=0)).sum())
+    with torch.no_grad():
+        ours = integrated_elbo(asked, batch).numpy()
+        kl = draw.posterior.latent_kl().numpy()
+        errors = reconstruction_error(asked, batch).numpy()
+    np.testing.assert_allclose(ours, np.array(values) - errors[:, 0] - kl, rtol=1e-5)
 
 
 def test_seeds_and_subsets() -> None:
@@ -183,6 +221,44 @@ def copies(batch: Minibatch, n: int) -> Minibatch:
     )
 
 
+def test_one_sample_of_many_proteins_is_near_a_hundred() -> None:
+    """Only z is sampled: the backgrounds of 60 proteins, sampled as well, would cost tens of nats."""
+    mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=60, n_isotype_controls=0, seed=1)
+    data = describe(mdata, Columns())
+    network = TOTALVI(
+        30, 60, 1, library="observed", background_scale="softplus",
+        background_prior=(np.full(60, 2.0), np.full(60, 0.7)), **SMALL,
+    ).eval()  # fmt: skip
+    with torch.no_grad():  # a posterior of z as narrow as that of a fit
+        network.encoder.z_head.log_variance.bias.fill_(-3)
+        network.encoder.z_head.mean.weight.mul_(0.05)
+
+    def estimate(n_samples: int) -> float:
+        asked = question(data, network, np.arange(60), n_samples=n_samples)
+        values = asked.gather("marginal", lambda batch: marginal_log_likelihood(asked, batch))
+        return float(values.mean())
+
+    assert 0 < estimate(100) - estimate(1) < 3
+
+
+@pytest.mark.parametrize("options", [{}, {"library": "latent"}], ids=["observed", "latent"])
+def test_integrated_elbo_lies_between_the_bound_of_the_paper_and_the_evidence(
+    options: dict[str, Any],
+) -> None:
+    network = tiny(**options)
+    batch = tiny_batch(network)
+    exact = np.array([integrated(network, batch, cell) for cell in range(4)])
+    many = copies(batch, N_COPIES)
+    asked = question(described(10), network, many.cells)
+    with torch.no_grad():
+        bounds = [
+            bound(asked, many).numpy().reshape(N_COPIES, 4).mean(axis=0)
+            for bound in (elbo, integrated_elbo)
+        ]
+    assert (bounds[0] < bounds[1]).all()
+    assert (bounds[1] < exact).all()
+
+
 def test_marginal_likelihood_rises_with_samples_and_exceeds_the_lower_bound() -> None:
     network = TOTALVI(30, 6, 2, library="latent", **SMALL).eval()
     data, cells = described(), np.arange(60)
@@ -195,7 +271,7 @@ def test_marginal_likelihood_rises_with_samples_and_exceeds_the_lower_bound() ->
 
     def lower_bound(seed: int) -> float:
         asked = question(data, network, cells, seed)
-        return float(asked.gather("evidence", lambda batch: elbo(asked, batch)).mean())
+        return float(asked.gather("evidence", lambda batch: integrated_elbo(asked, batch)).mean())
 
     bound = np.mean([lower_bound(seed) for seed in range(20)])
     estimates = [estimate(n) for n in (1, 10, 100, 1000)]

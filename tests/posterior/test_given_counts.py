@@ -12,7 +12,7 @@ import totalvi
 from counts import N_PROTEINS, SMALL, annotated
 from totalvi.data.describe import Data
 from totalvi.fit.batches import minibatch
-from totalvi.nn import ops
+from totalvi.nn.count_integrals import count_posterior
 from totalvi.posterior.draws import draws
 
 N_CELLS = 60
@@ -70,7 +70,7 @@ def by_sample(model: totalvi.Model, into: int | None) -> dict[str, np.ndarray]:
         for draw in draws(network, batch, ASKED["n_samples"], model._noise(ASKED["seed"])):
             own = draw.decoded
             z = network.transform_latent(draw.untran_z)
-            given = ops.count_posterior(
+            given = count_posterior(
                 batch.y, network.proteins(own, own.background_mean, batch.context),
                 own.background_scale, network.measured(batch.context.panel), fast=False,
             )  # fmt: skip

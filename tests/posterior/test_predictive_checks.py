@@ -30,6 +30,10 @@ from totalvi.posterior.predictive_checks import (
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)
+STANDARD = torch.linspace(-30, 30, 1201).double()[
+    :, None, None
+]  # values of a standard normal variable
+LOG_WEIGHT = STANDARD.square().mul(-0.5).log_softmax(dim=0).numpy()
 
 
 def module(data: CiteData, **options: Any) -> TOTALVI:
@@ -131,9 +135,14 @@ def predictive_density(
                 log_prob = np.log(dropout * (rna == 0) + (1 - dropout) * np.exp(log_prob))
             by_gene.append(log_prob)
             pi = py_["mixing"].sigmoid().double().numpy()
-            background = np.log(pi) + log_pmf(protein, py_["rate_back"], py_["r"])
-            foreground = np.log1p(-pi) + log_pmf(protein, py_["rate_fore"], py_["r"])
-            by_protein.append(np.logaddexp(background, foreground))
+            # b is integrated by the rule of trapezoids: beta, in units of that at the sample of b
+            sampled = draw.proteins.log_background
+            expected = draw.decoded.background_mean + draw.decoded.background_scale * STANDARD
+            beta = (expected - sampled).exp()
+            background = np.log(pi) + log_pmf(protein, py_["rate_back"] * beta, py_["r"])
+            foreground = np.log1p(-pi) + log_pmf(protein, py_["rate_fore"] * beta, py_["r"])
+            log_prob = np.logaddexp(background, foreground) + LOG_WEIGHT
+            by_protein.append(special.logsumexp(log_prob, axis=0))
     genes, proteins = (special.logsumexp(by, axis=0) for by in (by_gene, by_protein))
     return genes - np.log(n_samples), proteins - np.log(n_samples)
 

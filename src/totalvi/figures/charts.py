@@ -183,9 +183,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int) -> figure:
     best_epoch
         The epoch whose weights were kept.
     """
-    drawn = new_figure(
-        height=300, x_label="epoch", y_label="negative ELBO per cell (nats)", tools="save"
-    )
+    drawn = new_figure(height=300, x_label="epoch", y_label="loss per cell (nats)", tools="save")
     drawn_columns = [column for column in CURVES if column in history]
     for column in drawn_columns:
         label, color, dash = CURVES[column]

@@ -166,7 +166,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
     settled = history[drawn].iloc[len(history) // 10 :]
     margin = 0.06 * (settled.max().max() - settled.min().min()) or 1.0
     top.set_ylim(settled.min().min() - margin, settled.max().max() + margin)
-    top.set_ylabel("negative ELBO per cell")
+    top.set_ylabel("loss per cell (nats)")
     top.legend(frameon=False, fontsize=9)
     if "kl_weight" in history:
         bottom.plot(history.index, history["kl_weight"], color=INK, linewidth=1.4, marker=marker)

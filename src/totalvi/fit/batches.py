@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced, read_ahea
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.config import at_least_one
 from totalvi.nn.cpu.gene_rows import take_rows
-from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.network import Network
 from totalvi.nn.sync import Share, SharedGenerator
 from totalvi.processes import Process
 
 WINDOW = 65_536  # cells in memory at a time
 BLOCK = 1024  # neighbouring cells on disk that are read together
+_Terms = TypeVar("_Terms")
 
 
 def even_parts(cells: np.ndarray, size: int) -> list[np.ndarray]:
@@ -207,8 +207,8 @@ class Minibatch(NamedTuple):
     library_log_variance: Tensor | None
     share: Share | None = None
 
-    def terms(self, elbo: Callable[..., ElboTerms], noise: torch.Generator) -> ElboTerms:
-        """Return the terms of a network's ``elbo`` for these cells."""
+    def terms(self, elbo: Callable[..., _Terms], noise: torch.Generator) -> _Terms:
+        """Return the terms of a network's ``elbo`` or ``held_out`` for these cells."""
         if self.share is not None:
             assert isinstance(noise, SharedGenerator)
             noise.share = self.share

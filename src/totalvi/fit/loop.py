@@ -6,7 +6,7 @@ between steps is in `totalvi.fit.state.FitState`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +31,7 @@ from totalvi.fit.device import (
 )
 from totalvi.fit.model_state import FitResult
 from totalvi.fit.plan import Split, TrainingPlan
-from totalvi.fit.state import FitState, clip_gradients, noise_of
+from totalvi.fit.state import PAPER_LOSS, FitState, clip_gradients, noise_of
 from totalvi.nn.likelihoods import ElboTerms, objective
 from totalvi.nn.network import Network
 from totalvi.processes import Process, losing_others, process_of, threads_of_torch
@@ -339,26 +339,28 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the losses of ``cells`` per cell, at full KL weight, from the same samples every time.
 
+    "validation_loss" has the log background integrated; `PAPER_LOSS` is the sum of the five terms.
     With several processes, each takes a part of the cells, and all return the losses of all cells.
     """
     was_training = network.training
     network.eval()
     noise = noise_of(seed, device, process)
-    sums, n_cells = torch.zeros(len(ElboTerms._fields), device=device), 0
-    batches = minibatches(
-        data, network, cells, _VALIDATION_BATCH_SIZE, device=device, process=process
-    )
+    sums, n_cells = torch.zeros(len(ElboTerms._fields) + 1, device=device), 0
+    batches = minibatches(data, network, cells, _VALIDATION_BATCH_SIZE, None, device, 0, process)
     with torch.no_grad():
         for batch in batches:
             if len(batch.cells):
-                sums = sums + _sums(batch.terms(network.elbo, noise))
+                sums = sums + _sums(batch.terms(network.held_out, noise))
                 n_cells += len(batch.cells)
     if process is not None:
         of_all = torch.cat([sums.double(), sums.new_tensor([n_cells], dtype=torch.float64)])
         torch.distributed.all_reduce(of_all)
         sums, n_cells = of_all[:-1].to(sums.dtype), int(of_all[-1])
     network.train(was_training)
-    return _mean_terms("validation", sums, n_cells)
+    row = _mean_terms("validation", sums[:-1], n_cells)
+    paper = row["validation_loss"]
+    sampled = row["validation_reconst_loss_protein"] + row["validation_kl_div_back_pro"]
+    return row | {"validation_loss": paper - sampled + sums[-1].item() / n_cells, PAPER_LOSS: paper}
 
 
 def _show_nothing(_epoch: int, _row: dict[str, float]) -> None:
@@ -374,7 +376,7 @@ def _require_cells_for_all(split: Split, plan: TrainingPlan, process: Process) -
         )
 
 
-def _sums(terms: ElboTerms) -> Tensor:
+def _sums(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of each term over the cells."""
     return torch.stack([term.detach().sum() for term in terms])
 

@@ -61,6 +61,8 @@ class FitResult:
     ----------
     history
         One row for each epoch: losses per cell, their parts, KL weight, learning rate, seconds.
+        "validation_loss", which chooses the weights, is minus the evidence lower bound with the log
+        background integrated; "validation_paper_loss", the sum of its parts, minus that of the paper.
     split
         The cells that trained, validated, and were held out for tests.
     plan

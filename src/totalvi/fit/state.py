@@ -26,6 +26,7 @@ from totalvi.nn.network import Network
 from totalvi.nn.sync import Share, SharedGenerator
 from totalvi.processes import Process
 
+PAPER_LOSS = "validation_paper_loss"  # column of the history: minus the paper's lower bound
 _N_HIDDEN, _LEARNING_RATE = 32, 1e-3
 
 
@@ -129,7 +130,8 @@ class FitState:
     history
         A row for each finished epoch.
     best_loss, best_epoch, best_weights
-        The lowest validation loss, its epoch, and the weights after it.
+        The lowest validation loss, with the log background integrated, its epoch, and the weights
+        after it.
     stopped
         Why the fit ended; empty before that.
 
@@ -196,6 +198,9 @@ class FitState:
     def end_epoch(self, row: dict[str, float], plan: TrainingPlan) -> None:
         """Record a finished epoch, its weights if they are the best, and whether it was the last."""
         epoch = self.epoch
+        if PAPER_LOSS in row and self.history and PAPER_LOSS not in self.history[0]:
+            # A fit that began in an earlier version, which chose by the paper's loss, goes on so.
+            row["validation_loss"] = row.pop(PAPER_LOSS)
         self.history.append(row)
         self._begin_epoch()
         last = epoch + 1 == plan.max_epochs

@@ -18,6 +18,8 @@ from totalvi.nn.layers import (
     ParallelHiddenLayer,
     uniform_parameter,
 )
+from totalvi.nn.likelihoods import normal_kl, standard_normal_kl
+from totalvi.nn.sync import of_all_cells, own_cells
 
 # Multiplies the encoder's input from RNA counts, (B, G), by a weight (G, H).
 GeneProduct = Callable[[Tensor], Tensor]
@@ -35,6 +37,34 @@ class CellPosterior(NamedTuple):
     qz_v: Tensor
     ql_m: Tensor | None = None
     ql_v: Tensor | None = None
+
+    def latent_kl(self) -> Tensor:
+        """Return KL(q(u) || N(0, I)), (B,)."""
+        return standard_normal_kl(self.qz_m, self.qz_v).sum(dim=-1)
+
+    def library_kl(self, mean: Tensor | None, variance: Tensor | None) -> Tensor:
+        """Return KL(q(log l) || N(mean, variance)), (B,); 0 if the library size is observed."""
+        if self.ql_m is None or self.ql_v is None:
+            return torch.zeros_like(self.qz_m[..., 0])
+        assert mean is not None
+        assert variance is not None
+        prior = mean.reshape(-1, 1), variance.reshape(-1, 1)
+        return normal_kl(self.ql_m, self.ql_v, *prior).sum(dim=-1)
+
+
+def shown_proteins(
+    panel: Tensor, measured: Tensor, rate: float, generator: torch.Generator | None
+) -> Tensor:
+    """Return which proteins the encoder sees in training, (B, T).
+
+    For a share ``rate`` of the cells, it sees only the proteins that the panel of another cell of the
+    minibatch ``measured``, (panels, T), so that it learns to work without the others.
+    """
+    whole = of_all_cells(panel, generator)
+    other = whole[torch.randperm(len(whole), generator=generator, device=panel.device)]
+    chance = torch.rand(len(whole), generator=generator, device=panel.device)
+    seen = torch.where(chance < rate, other, whole)
+    return measured[own_cells(seen, len(panel), generator)]
 
 
 class InputLayer(nn.Module):

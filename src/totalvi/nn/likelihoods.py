@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from totalvi.nn.cell import LinearProduct
+from totalvi.nn.cell import CellContext, LinearProduct
 
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 _STIRLING_FROM = 30.0  # above this r the series below is exact to float32
@@ -107,6 +107,19 @@ class Dispersion(NamedTuple):
 
     by_group: Tensor
     group: Tensor
+
+    @classmethod
+    def of(cls, by_group: Tensor, kind: str, context: CellContext) -> Self:
+        """Return inverse dispersions that may differ by batch or label (``kind``)."""
+        if kind.endswith("batch"):
+            return cls(by_group, context.batch)
+        if not kind.endswith("label"):
+            return cls(by_group, torch.zeros_like(context.batch))
+        if context.label is None:
+            raise ValueError(
+                f"label is None, but a dispersion is {kind!r}; give each cell's label."
+            )
+        return cls(by_group, context.label)
 
     @property
     def log_r(self) -> Tensor:
@@ -257,40 +270,6 @@ class ProteinMixture(NamedTuple):
         """Return ``pi + (1 - pi) alpha``: the mean of a count in units of the background mean."""
         in_units = self._replace(log_background=torch.zeros_like(self.log_background))
         return in_units.mean(background=True)
-
-
-class CountPosterior(NamedTuple):
-    """What a protein's count says of its background and component, each (B, T).
-
-    `totalvi.nn.ops.count_posterior` makes it; docs/model.md has the formulas. What an unmeasured
-    protein says is 0, 1, 1 and 1.
-
-    Parameters
-    ----------
-    log_bayes_factor
-        log p(y | z, foreground) - log p(y | z, background).
-    background
-        E[beta | z, y] / E[beta | z].
-    foreground_rate, background_rate
-        Mean of the rate of a component's counts given y, over that given z alone.
-    """
-
-    log_bayes_factor: Tensor
-    background: Tensor
-    foreground_rate: Tensor
-    background_rate: Tensor
-
-    def expression(self, prior: ProteinMixture) -> ProteinMixture:
-        """Return a mixture given z, with beta at its expectation, as it is given y as well."""
-        return prior._replace(
-            log_background=prior.log_background + self.background_rate.log(),
-            factor=prior.factor * self.foreground_rate / self.background_rate,
-            background_logit=prior.background_logit - self.log_bayes_factor,
-        )
-
-    def background_mean(self, prior: ProteinMixture) -> Tensor:
-        """Return E[beta | z, y] from a mixture given z, with beta at its expectation."""
-        return prior.background_mean() * self.background
 
 
 def normal_log_prob(value: Tensor, mean: Tensor | float, scale: Tensor | float) -> Tensor:

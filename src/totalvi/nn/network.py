@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from totalvi.nn import likelihoods, ops
 from totalvi.nn.cell import CellContext, SparseCounts, one_hot_columns
-from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
+from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder, shown_proteins
 from totalvi.nn.config import NetworkConfig, background_anchor, background_prior, protein_mask
+from totalvi.nn.count_integrals import count_log_prob
 from totalvi.nn.likelihoods import Dispersion, ElboTerms, GeneLikelihood, ProteinMixture
-from totalvi.nn.sync import of_all_cells, own_cells, standard_normal, stratified_normal
+from totalvi.nn.sync import standard_normal, stratified_normal
 
 _LARGEST_LOG_LIBRARY = 15.0
 
@@ -113,30 +114,18 @@ class Network(nn.Module):
             codes += list(context.categorical.unbind(dim=1))
         covariates = one_hot_columns(codes, self.config.encoder_categories(), y.dtype)
         continuous = context.continuous if self.encode_covariates else None
-        measured = self.measured(context.panel)
-        if measured is not None:
+        if self.protein_mask is not None:
+            measured = self.protein_mask[context.panel]
             y = torch.where(measured, y, y.nan_to_num(nan=0.0))
             if self.training and self.hidden_protein_rate:
-                y = y * self._shown_proteins(context.panel, generator)
+                rate = self.hidden_protein_rate
+                y = y * shown_proteins(context.panel, self.protein_mask, rate, generator)
         posterior: CellPosterior = self.encoder(x, y, continuous, covariates, generator)
         return posterior
 
     def measured(self, panel: Tensor) -> Tensor | None:
         """Return which proteins were measured in each context, (B, T), or None if all were."""
         return None if self.protein_mask is None else self.protein_mask[panel]
-
-    def _shown_proteins(self, panel: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return which proteins the encoder sees in training, (B, T).
-
-        For a share of the cells, it sees only the proteins that the panel of another cell of the
-        minibatch measured, so that it learns to work without the others.
-        """
-        assert self.protein_mask is not None
-        whole = of_all_cells(panel, generator)
-        other = whole[torch.randperm(len(whole), generator=generator, device=panel.device)]
-        chance = torch.rand(len(whole), generator=generator, device=panel.device)
-        seen = torch.where(chance < self.hidden_protein_rate, other, whole)
-        return self.protein_mask[own_cells(seen, len(panel), generator)]
 
     def decode(
         self, z: Tensor, context: CellContext, generator: torch.Generator | None = None
@@ -214,7 +203,7 @@ class Network(nn.Module):
             logit=decoded.gene_product,
             dropout=decoded.dropout_product if self.decoder.dropout_head is not None else None,
             library_size=library_size,
-            dispersion=self.dispersion(self.gene_log_r, self.gene_dispersion, context),
+            dispersion=Dispersion.of(self.gene_log_r, self.gene_dispersion, context),
             softplus=self.library == "size_factor",
         )
 
@@ -246,20 +235,8 @@ class Network(nn.Module):
             log_background=log_background,
             factor=decoded.foreground_factor,
             background_logit=decoded.background_logit,
-            dispersion=self.dispersion(self.protein_log_r, self.protein_dispersion, context),
+            dispersion=Dispersion.of(self.protein_log_r, self.protein_dispersion, context),
         )
-
-    def dispersion(self, by_group: Tensor, kind: str, context: CellContext) -> Dispersion:
-        """Return inverse dispersions that may differ by batch or label (``kind``)."""
-        if kind.endswith("batch"):
-            return Dispersion(by_group, context.batch)
-        if not kind.endswith("label"):
-            return Dispersion(by_group, torch.zeros_like(context.batch))
-        if context.label is None:
-            raise ValueError(
-                f"label is None, but a dispersion is {kind!r}; give each cell's label."
-            )
-        return Dispersion(by_group, context.label)
 
     @torch.no_grad()
     def proportions(self, decoded: Decoded) -> Tensor:
@@ -294,10 +271,7 @@ class Network(nn.Module):
         local_l_mean_gene, local_l_var_gene
             Prior mean and variance of the log library size, (B, 1), if it is latent.
         """
-        posterior = self.encode(x, y, context, generator)
-        untran_z = self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
-        library_size, _ = self.sample_library(posterior, context, generator)
-        decoded = self.decode(self.transform_latent(untran_z), context, generator)
+        posterior, decoded, library_size = self._sample(x, y, context, generator)
         # A frozen reference trains in evaluation mode; validation has no gradient.
         in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
         n_samples = self.config.background_samples if in_training else 1
@@ -312,6 +286,45 @@ class Network(nn.Module):
         measured = self.measured(context.panel)
         paid = weight * likelihoods.background_surprise(decoded.background_logit, measured)
         return terms._replace(kl_div_back_pro=terms.kl_div_back_pro + paid)
+
+    def held_out(
+        self,
+        x: Tensor | SparseCounts,
+        y: Tensor,
+        context: CellContext,
+        local_l_mean_gene: Tensor | None = None,
+        local_l_var_gene: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return the terms of `elbo`, and -log p(y | z) with b integrated over its prior, each (B,)."""
+        posterior, decoded, library_size = self._sample(x, y, context, generator)
+        terms = self.elbo_terms(
+            x, y, context, posterior, decoded, library_size,
+            self.sample_log_background(decoded, generator), local_l_mean_gene, local_l_var_gene,
+        )  # fmt: skip
+        return *terms, -self.protein_log_prob(y, decoded, context).sum(dim=-1)
+
+    @torch.no_grad()
+    def protein_log_prob(self, y: Tensor, decoded: Decoded, context: CellContext) -> Tensor:
+        """Return log p(y | z) of each protein, (B, T), b integrated over its prior; 0 if unmeasured."""
+        panel = context.panel
+        scale = self.background_prior_log_scale[panel].exp()
+        proteins = self.proteins(decoded, self.background_prior_mean[panel], context)
+        return count_log_prob(y, proteins, scale, self.measured(panel), fast=self.fused)
+
+    def _sample(
+        self,
+        x: Tensor | SparseCounts,
+        y: Tensor,
+        context: CellContext,
+        generator: torch.Generator | None,
+    ) -> tuple[CellPosterior, Decoded, Tensor]:
+        """Return the posterior, and the decoded parameters and library size at a sample of it."""
+        posterior = self.encode(x, y, context, generator)
+        untran_z = self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
+        library_size, _ = self.sample_library(posterior, context, generator)
+        decoded = self.decode(self.transform_latent(untran_z), context, generator)
+        return posterior, decoded, library_size
 
     def elbo_terms(
         self,
@@ -337,24 +350,13 @@ class Network(nn.Module):
                 x, genes, fast=self.fused, bfloat16=self.bfloat16_products
             ),
             reconst_loss_protein=ops.protein_loss(y, proteins, measured, fast=self.fused),
-            kl_div_z=likelihoods.standard_normal_kl(posterior.qz_m, posterior.qz_v).sum(dim=-1),
-            kl_div_l_gene=self._library_kl(posterior, local_l_mean_gene, local_l_var_gene),
-            kl_div_back_pro=self._background_kl(decoded, context, measured),
+            kl_div_z=posterior.latent_kl(),
+            kl_div_l_gene=posterior.library_kl(local_l_mean_gene, local_l_var_gene),
+            kl_div_back_pro=self._background_kl(decoded, context),
         )
 
-    def _library_kl(
-        self, posterior: CellPosterior, mean: Tensor | None, variance: Tensor | None
-    ) -> Tensor:
-        if posterior.ql_m is None or posterior.ql_v is None:
-            return torch.zeros_like(posterior.qz_m[..., 0])
-        assert mean is not None
-        assert variance is not None
-        prior = mean.reshape(-1, 1), variance.reshape(-1, 1)
-        return likelihoods.normal_kl(posterior.ql_m, posterior.ql_v, *prior).sum(dim=-1)
-
-    def _background_kl(
-        self, decoded: Decoded, context: CellContext, measured: Tensor | None
-    ) -> Tensor:
+    def _background_kl(self, decoded: Decoded, context: CellContext) -> Tensor:
+        measured = self.measured(context.panel)
         divergence = ops.background_divergence(
             decoded.background_mean, decoded.background_scale,
             self.background_prior_mean, self.background_prior_log_scale,

@@ -13,14 +13,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from totalvi.nn.cell import LinearProduct, SparseCounts, sparse_product
-from totalvi.nn.cpu import count_posterior as cpu_posterior
 from totalvi.nn.cpu import gene_loss as cpu_genes
 from totalvi.nn.cpu import gene_rows as cpu_rows
 from totalvi.nn.cpu import hidden as cpu_hidden
 from totalvi.nn.cpu import protein_loss as cpu_proteins
 from totalvi.nn.likelihoods import (
     SMALLEST_NORMAL,
-    CountPosterior,
     GeneLikelihood,
     ProteinMixture,
     digamma_difference,
@@ -33,9 +31,6 @@ from totalvi.nn.likelihoods import (
     zero_inflated_negative_binomial_log_prob,
 )
 from totalvi.nn.sync import SharedGenerator, n_cells_of_all, own_cells, shared_batch_norm
-
-_N_STEPS = 128  # of the sums given a count
-_TWICE_DEPTH = 40.0  # they end where the logarithm of the density has fallen by half of it
 
 
 def suits_compiled_loops(tensor: Tensor) -> bool:
@@ -173,88 +168,6 @@ def protein_loss(
     if log_prob.dim() > proteins.factor.dim():
         log_prob = log_prob.logsumexp(dim=0) - math.log(len(log_prob))
     return -sum_measured(log_prob, measured)
-
-
-def count_posterior(
-    y: Tensor, proteins: ProteinMixture, scale: Tensor, measured: Tensor | None, *, fast: bool
-) -> CountPosterior:
-    """Return what counts ``y`` (B, T) say of their background and component, z given.
-
-    Parameters
-    ----------
-    proteins
-        Distribution of the counts, with its log background at the mean of q(b | z).
-    scale
-        Standard deviation of q(b | z), (B, T).
-    measured
-        As in `protein_loss`.
-    """
-    values = (
-        without_unmeasured(y, measured),
-        proteins.log_background.clamp(-50, 50),
-        scale.clamp(1e-3, 4),
-        proteins.factor.log(),
-        proteins.background_logit,
-        proteins.log_r.clamp(-18, 18),
-    )
-    if fast and suits_compiled_loops(y):
-        parts = cpu_posterior.count_posterior(*values)
-    else:
-        parts = _count_posterior(*(value.double() for value in values))
-    if measured is not None:
-        nothing = (0.0, 1.0, 1.0, 1.0)
-        parts = tuple(part.where(measured, x) for part, x in zip(parts, nothing, strict=True))
-    return CountPosterior(*(part.to(y.dtype) for part in parts))
-
-
-def _count_posterior(
-    y: Tensor, mean: Tensor, scale: Tensor, log_factor: Tensor, logit: Tensor, log_r: Tensor
-) -> tuple[Tensor, ...]:
-    log_back, level_back, rate_back = _given_component(y, mean, scale, log_r)
-    log_fore, level_fore, rate_fore = _given_component(y, mean + log_factor, scale, log_r)
-    log_bayes_factor = log_fore - log_back
-    pi = torch.sigmoid(logit - log_bayes_factor)
-    return log_bayes_factor, pi * level_back + (1 - pi) * level_fore, rate_fore, rate_back
-
-
-def _given_component(
-    y: Tensor, mean: Tensor, scale: Tensor, log_r: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log p(y) up to a constant, E[e^x | y] / E[e^x] and E[rate | y] / E[rate].
-
-    x ~ N(mean, scale^2) is the log mean of the component, and (r + y) e^x / (r + e^x) the mean of the
-    rate given x. Sums are over equal steps around the mode, which is found by halving an interval.
-    """
-    r, variance = log_r.exp(), scale**2
-    n = y + r
-
-    def log_density(x: Tensor) -> Tensor:
-        return y * x - n * torch.logaddexp(x, log_r) - (x - mean) ** 2 / (2 * variance)
-
-    low, high = mean - variance * r, mean + variance * y
-    for _ in range(60):
-        mode = (low + high) / 2
-        rises = y - n * torch.sigmoid(mode - log_r) > (mode - mean) / variance
-        low, high = torch.where(rises, mode, low), torch.where(rises, high, mode)
-    p = torch.sigmoid(mode - log_r)
-    precision, curvature = 1 / variance, n * p * (1 - p)
-    reach = math.sqrt(_TWICE_DEPTH) * scale
-    for _ in range(2):  # curvature falls by no more than e^-distance, which bounds the density
-        reach = (_TWICE_DEPTH / (curvature / (1 + reach / 3) + precision)).sqrt()
-    further = 1 / (
-        curvature / (1 + reach / 2) + precision
-    )  # where the means above have their weight
-    step = (2 * reach + further) / _N_STEPS
-    highest = log_density(mode)
-    total, level, rate = (torch.zeros_like(mode) for _ in range(3))
-    for k in range(_N_STEPS + 1):
-        x = mode - reach + k * step
-        density = torch.exp(log_density(x) - highest)
-        total += density
-        level += density * torch.exp(x - mean - variance / 2)
-        rate += density * torch.exp(torch.logaddexp(x, log_r).neg() + x - mean - variance / 2)
-    log_prob = highest + (total * step).log() - scale.log()
-    return log_prob, level / total, n * rate / total
 
 
 def background_divergence(

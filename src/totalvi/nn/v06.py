@@ -16,7 +16,7 @@ from totalvi.nn import v06_minibatch as minibatch
 from totalvi.nn.cell import CellContext, SparseCounts
 from totalvi.nn.coders import Decoded
 from totalvi.nn.config import NetworkConfig, at_least_one, check_option
-from totalvi.nn.likelihoods import ElboTerms
+from totalvi.nn.likelihoods import Dispersion, ElboTerms
 from totalvi.nn.network import Network
 from totalvi.nn.sync import standard_normal
 from totalvi.nn.v06_minibatch import BatchCode, CellExtras, inverse_dispersion
@@ -324,8 +324,8 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         """
         at_least_one("n_samples", n_samples)
         x, y, context = self._cells(x, y, batch_index, label, **extras)
-        gene = self.dispersion(self.gene_log_r, self.gene_dispersion, context)
-        protein = self.dispersion(self.protein_log_r, self.protein_dispersion, context)
+        gene = Dispersion.of(self.gene_log_r, self.gene_dispersion, context)
+        protein = Dispersion.of(self.protein_log_r, self.protein_dispersion, context)
         return inverse_dispersion(gene, n_samples), inverse_dispersion(protein, n_samples)
 
     def get_sample_rate(

@@ -15,7 +15,7 @@ from torch import Tensor
 from totalvi.compiled import compiled
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.draws import gene_parameters, protein_mixture
+from totalvi.posterior.draws import gene_parameters, integrated_log_prob, protein_mixture
 from totalvi.posterior.predictive import gene_counts, protein_counts
 from totalvi.posterior.question import Fitted, Question
 
@@ -86,7 +86,8 @@ def predictive_checks(
                     rna.add(drawn, gene.log_prob(observed))
                 of_cell = protein_mixture(network, draw, proteins)
                 drawn = protein_counts(network, of_cell, noise, draw.sample, batch.keys, proteins)
-                protein.add(drawn, of_cell.log_prob(observed_protein))
+                log_prob = integrated_log_prob(network, draw, of_cell, observed_protein, proteins)
+                protein.add(drawn, log_prob)
             rna.close()
             protein.close()
     return gene_tally.checks(), protein_tally.checks()
@@ -276,7 +277,8 @@ class PredictiveCheck(NamedTuple):
         over cells; predicted: averaged over samples that have a count above zero) and
         ``zero_fraction``; ``coverage_*`` and ``quantile_coverage_*`` at 50, 80, 95 and 99 %; ``mae``,
         the mean over cells of ``|count - predictive mean|``; ``log_likelihood``, the mean over cells of
-        ``log E[p(count)]``, the expectation over the posterior, in nats per count.
+        ``log E[p(count)]``, the expectation over the posterior, in nats per count: over samples of z,
+        given which the log background of a protein is integrated over q(b | z).
     summary
         A row for each modality: the means over features of ``mae``, ``log_likelihood`` and, as
         ``cv_mae`` and ``zero_fraction_mae``, of the absolute difference of predicted and observed; and

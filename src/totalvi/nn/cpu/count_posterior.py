@@ -204,12 +204,12 @@ def _integrate(w: np.ndarray) -> None:
 
 
 @compiled(parallel=True, **_FAST)
-def _count_posterior(
+def _count_integrals(
     count: np.ndarray, mean: np.ndarray, scale: np.ndarray, log_factor: np.ndarray,
-    logit: np.ndarray, log_r: np.ndarray, log_bayes_factor: np.ndarray, level: np.ndarray,
-    foreground: np.ndarray, background: np.ndarray,
+    logit: np.ndarray, log_r: np.ndarray, log_background: np.ndarray, log_bayes_factor: np.ndarray,
+    level: np.ndarray, foreground: np.ndarray, background: np.ndarray,
 ) -> None:  # fmt: skip
-    """Fill in the last four from the others, all (n,) float64, block by block."""
+    """Fill in the last five from the others, all (n,) float64, block by block."""
     n = len(count)
     for block in prange(-(-n // BLOCK)):
         start = block * BLOCK
@@ -228,19 +228,19 @@ def _count_posterior(
             ratio = w[_LOG_PROB + i] - w[_OTHER_LOG_PROB + i]
             in_foreground = 1 / (1 + exp64(w[_LOGIT + i] - ratio))
             in_background = 1 / (1 + exp64(ratio - w[_LOGIT + i]))
-            log_bayes_factor[start + i] = ratio
+            log_background[start + i], log_bayes_factor[start + i] = w[_OTHER_LOG_PROB + i], ratio
             level[start + i] = in_foreground * w[_LEVEL + i] + in_background * w[_OTHER_LEVEL + i]
             foreground[start + i], background[start + i] = w[_RATE + i], w[_OTHER_RATE + i]
 
 
-def count_posterior(*values: Tensor) -> tuple[Tensor, ...]:
-    """Return the fields of `totalvi.nn.likelihoods.CountPosterior`, each (B, T).
+def count_integrals(*values: Tensor) -> tuple[Tensor, ...]:
+    """Return the integrals over the log background of `totalvi.nn.count_integrals`, each (B, T).
 
     ``values`` are, (B, T) or what broadcasts to it: the count, mean and standard deviation of the log
     background, log factor, background logit and log inverse dispersion.
     """
     shape = values[0].shape
     flat = [value.double().expand(shape).reshape(-1).numpy() for value in values]
-    results = [np.empty_like(flat[0]) for _ in range(4)]
-    _count_posterior(*flat, *results)
-    return tuple(torch.from_numpy(result).view(shape).to(values[0].dtype) for result in results)
+    results = [np.empty_like(flat[0]) for _ in range(5)]
+    _count_integrals(*flat, *results)
+    return tuple(torch.from_numpy(result).view(shape) for result in results)
