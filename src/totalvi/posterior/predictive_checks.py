@@ -15,7 +15,7 @@ from torch import Tensor
 from totalvi.compiled import compiled
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.draws import gene_parameters, protein_mixture
+from totalvi.posterior.calibration import predictive_genes, predictive_proteins
 from totalvi.posterior.predictive import gene_counts, protein_counts
 from totalvi.posterior.question import Fitted, Question
 
@@ -81,10 +81,10 @@ def predictive_checks(
             )
             for draw in question.draws(batch):
                 if len(genes):
-                    gene = gene_parameters(network, draw, genes)
+                    gene = predictive_genes(question, draw, genes)
                     drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)
                     rna.add(drawn, gene.log_prob(observed))
-                of_cell = protein_mixture(network, draw, proteins)
+                of_cell = predictive_proteins(question, draw, proteins)
                 drawn = protein_counts(network, of_cell, noise, draw.sample, batch.keys, proteins)
                 protein.add(drawn, of_cell.log_prob(observed_protein))
             rna.close()
@@ -264,9 +264,11 @@ class PredictiveCheck(NamedTuple):
     2009). ``quantile_coverage_95`` takes quantiles of the samples as limits, both inside, as
     the paper of totalVI does; it is above 0.95 for small counts even if the model is true.
 
-    Intervals of proteins come out wide, 95 % ones covering some 98 %: the posterior of the background,
-    q(b | z), does not see the count, so the fit lowers the inverse dispersion until the negative
-    binomial alone explains the spread of the background, which sampling b then adds once more.
+    As fitted, intervals of proteins are wide: the posterior of the background, q(b | z), does not see
+    the count, so the fit lowers the inverse dispersion until the negative binomial alone explains the
+    spread of the background, which sampling b then adds once more. Therefore ``train(calibrate=True)``
+    refits the spread of the counts on half of the validation cells; check the intervals on others,
+    not on `Model.calibration_cells`.
 
     Parameters
     ----------
