@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,10 +22,17 @@ from totalvi.fit.checkpoint import (
 )
 from totalvi.fit.device import resolved_plan
 from totalvi.fit.loop import Fit
-from totalvi.fit.model_state import FitResult, fit_settings, seed_of_fit, seed_of_split
+from totalvi.fit.model_state import (
+    FitResult,
+    fit_settings,
+    seed_of_calibration,
+    seed_of_fit,
+    seed_of_split,
+)
 from totalvi.fit.plan import DEFAULT_SIZES, Precision, Split, TrainingPlan, choose_split, plan_fit
 from totalvi.mapping.map_query import fill_query
 from totalvi.mapping.surgery import only_new_rows
+from totalvi.posterior.calibration import calibrate_fit
 from totalvi.posterior.question import Fitted
 from totalvi.processes import launch, require_equal, this_process
 from totalvi.progress import epoch_progress
@@ -59,6 +67,15 @@ class Training(Fitted, Protocol):
     _n_fits: int
     _failure: str | None
 
+    @property
+    def calibration_cells(self) -> np.ndarray:
+        """Positions of the validation cells that calibrated the intervals of counts, ascending.
+
+        What is said of these intervals must come from other cells.
+        """
+        calibration = None if self._result is None else self._result.calibration
+        return np.array([], dtype=np.int64) if calibration is None else calibration.cells
+
     def train(
         self,
         max_epochs: int | None = None,
@@ -75,6 +92,7 @@ class Training(Fitted, Protocol):
         weight_decay: float = TrainingPlan.weight_decay,
         gradient_clip_norm: float = TrainingPlan.gradient_clip_norm,
         adversarial: bool | float = False,
+        calibrate: bool = True,
         accelerator: str = TrainingPlan.accelerator,
         precision: Precision = TrainingPlan.precision,
         checkpoint: str | Path | None = None,
@@ -115,6 +133,11 @@ class Training(Fitted, Protocol):
         adversarial
             Whether the encoder also learns to deceive a classifier of antibody panels, or the weight
             of this loss (True: 1). Off by default, because measurements showed no gain.
+        calibrate
+            Whether half of the validation cells, at most 500, refit how far counts spread around their
+            means, for intervals of counts and counts that are drawn; see `PredictiveCheck`. The other
+            held-out cells can then tell how good these are: ``fit_summary`` says how many cells
+            calibrated, and `calibration_cells` which. A mapped query keeps the reference's calibration.
         accelerator
             As in Lightning Fabric: "auto", "cpu", "cuda", ...
         precision
@@ -194,9 +217,14 @@ class Training(Fitted, Protocol):
             result = self._fit(data, cells, plan, fabric, kept, shown)
         if self._mapping is not None:  # unmeasured proteins are filled by the weights after the fit
             fill_query(self.module, data, self._mapping)
+            assert self._result is not None
+            result = replace(result, calibration=self._result.calibration)
         self._result = result.after(self._result, found)
         self._n_fits += 1
         self.is_trained, self._failure = True, None
+        if calibrate and self._mapping is None:  # if this is interrupted, the fit is there
+            seed = seed_of_calibration(self.seed, self._n_fits)
+            self._result = calibrate_fit(self._result, self.module, data, seed)
 
     def _fit(
         self,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from totalvi.fit.state import torch_generator
 from totalvi.nn.v06 import TOTALVI
 
 _INITIAL_WEIGHTS, _SPLIT, _FIT = range(3)  # purposes of a model's seed in fits; queries have others
+_CALIBRATION = 5
 
 
 def seed_of_split(seed: int) -> np.random.SeedSequence:
@@ -24,6 +25,11 @@ def seed_of_split(seed: int) -> np.random.SeedSequence:
 def seed_of_fit(seed: int, n_earlier_fits: int) -> np.random.SeedSequence:
     """Return the seed of all random numbers in a fit of a model."""
     return np.random.SeedSequence(seed, spawn_key=(_FIT, n_earlier_fits))
+
+
+def seed_of_calibration(seed: int, n_earlier_fits: int) -> np.random.SeedSequence:
+    """Return the seed of the cells that calibrate a fit, and of their samples."""
+    return np.random.SeedSequence(seed, spawn_key=(_CALIBRATION, n_earlier_fits))
 
 
 def network_of(schema: Schema, options: dict[str, Any], seed: int) -> TOTALVI:
@@ -53,6 +59,40 @@ def network_of(schema: Schema, options: dict[str, Any], seed: int) -> TOTALVI:
     ).eval()
 
 
+class CountCalibration(NamedTuple):
+    """What intervals of counts add to the fitted parameters; see `totalvi.posterior.calibration`.
+
+    Parameters
+    ----------
+    gene_log_r, protein_log_r
+        To the log inverse dispersions, (G,) and (T,).
+    protein_log_scale
+        To the log standard deviation of each protein's log background, (T,).
+    cells
+        Positions in the training data of the cells that it was fitted to, ascending.
+    """
+
+    gene_log_r: np.ndarray
+    protein_log_r: np.ndarray
+    protein_log_scale: np.ndarray
+    cells: np.ndarray
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return lists of numbers."""
+        return {name: values.tolist() for name, values in self._asdict().items()}
+
+    @classmethod
+    def from_dict(cls, given: dict[str, list[float]]) -> Self:
+        """Return the calibration that `to_dict` wrote."""
+        genes, proteins, scales, cells = (given[name] for name in cls._fields)
+        return cls(
+            np.array(genes, np.float32),
+            np.array(proteins, np.float32),
+            np.array(scales, np.float32),
+            np.array(cells, np.int64),
+        )
+
+
 @dataclass(frozen=True)
 class FitResult:
     """The result of a fit besides the weights.
@@ -72,6 +112,8 @@ class FitResult:
         refused steps that were not finite, and the precision of the products.
     fingerprint
         Fingerprint of the data; None if not known.
+    calibration
+        What intervals of counts add to the fitted parameters; None: nothing.
     """
 
     history: pd.DataFrame
@@ -79,6 +121,7 @@ class FitResult:
     plan: TrainingPlan | None
     summary: dict[str, Any]
     fingerprint: dict[str, Any] | None = None
+    calibration: CountCalibration | None = None
 
     def after(self, earlier: "FitResult | None", fingerprint: dict[str, Any]) -> "FitResult":
         """Return the result with the epochs of an ``earlier`` fit first, and the data's fingerprint."""
@@ -96,6 +139,7 @@ class FitResult:
             "fingerprint": self.fingerprint,
             "split": {name: part.tolist() for name, part in self.split._asdict().items()},
             "history": self.history.to_dict(orient="list"),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
     @classmethod
@@ -105,12 +149,14 @@ class FitResult:
         history.index.name = "epoch"
         parts = {name: np.array(cells, np.int64) for name, cells in given["split"].items()}
         plan = given["plan"]
+        calibration = given.get("calibration")  # models saved by versions without it lack it
         return cls(
             history,
             Split(**parts),
             None if plan is None else TrainingPlan(**plan),
             given["fit_summary"],
             given.get("fingerprint"),
+            None if calibration is None else CountCalibration.from_dict(calibration),
         )
 
 

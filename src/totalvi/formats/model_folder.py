@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -60,13 +61,15 @@ def read_state(path: Path) -> ModelState:
         network.load_state_dict(weights)
         if description.get("background_levels") is not None:
             network.anchor_background(description["background_levels"])
+        result = FitResult.from_dict(description)
+        _require_whole_calibration(result, schema)
         mapping = description.get("mapping")  # models saved by versions without mapping lack it
         return ModelState(
             schema,
             options,
             description["seed"],
             network,
-            FitResult.from_dict(description),
+            result,
             description["n_fits"],
             mapping=None if mapping is None else QueryMapping.from_dict(mapping),
         )
@@ -278,6 +281,18 @@ def _require_possible_sizes(description: dict[str, Any], weights: dict[str, Tens
     )
     if min(n_hidden, n_latent) < 1 or n_least > n_weights:
         raise ValueError(f"{n_weights} weights are too few for {n_hidden} hidden nodes")
+
+
+def _require_whole_calibration(result: FitResult, schema: Schema) -> None:
+    """Raise ValueError for a calibration that lacks features, or is not finite."""
+    if result.calibration is None:
+        return
+    n_features = (len(schema.gene_names), *[len(schema.protein_names)] * 2)
+    for name, values, n in zip(
+        result.calibration._fields, result.calibration, n_features, strict=False
+    ):
+        if values.shape != (n,) or not np.isfinite(values).all():
+            raise ValueError(f"{name} of the calibration are not {n} finite numbers")
 
 
 def _require_same_types(network: dict[str, Tensor], weights: dict[str, Tensor]) -> None:

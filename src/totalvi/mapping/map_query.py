@@ -184,7 +184,10 @@ def _with_cells(reference: _Model, cells: CiteData, mapping: QueryMapping) -> _M
     nobody = np.array([], dtype=np.int64)
     split = Split(nobody, nobody, np.arange(cells.n_cells))
     summary = {"stopped": "mapped without a fit"}
-    result = FitResult(pd.DataFrame(), split, None, summary, state.result.fingerprint)
+    calibration = state.result.calibration
+    if calibration is not None:  # none of the query's cells calibrated it
+        calibration = calibration._replace(cells=nobody)
+    result = FitResult(pd.DataFrame(), split, None, summary, state.result.fingerprint, calibration)
     state = replace(state, schema=schema, network=network, result=result, mapping=mapping)
     query: _Model = reference._from_state(state, cells)
     return query

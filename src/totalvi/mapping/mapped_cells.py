@@ -26,7 +26,11 @@ from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import checked_number, documented
 from totalvi.posterior.imputation import held_out_cells, imputed_batches, observed_proteins
 from totalvi.posterior.latent import LatentDistribution
-from totalvi.posterior.protein_predictions import hidden_proteins, reliability_table
+from totalvi.posterior.protein_predictions import (
+    hidden_proteins,
+    latent_clusters,
+    reliability_table,
+)
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted
 
 _HELD_OUT = 4  # distinguishes held-out cells from other uses of a model's seed; see `totalvi.model`
@@ -259,7 +263,7 @@ class ComparisonQueries(Fitted):
         {reference_model}
         >>> query = model.map_query(mdata["rna"][60:].copy())
         >>> model.get_query_reliability(query, n_samples=20).shape
-        (5, 5)
+        (5, 8)
         """
         mapping = self._mapping_of(query)
         asked = query._question(None, None, batch_size, progress, n_samples=n_samples)
@@ -271,6 +275,7 @@ class ComparisonQueries(Fitted):
         lacking = ~np.array(query.schema.panel_measured)[:, wanted.proteins.positions]
         cells = held_out.data.in_memory(held_out.cells)
         counts = observed_proteins(cells, np.arange(cells.n_cells), wanted.proteins.positions)
+        clusters = latent_clusters(replace(held_out, network=self.module))
         tables = {}
         for panel, kept, as_query in as_the_query(
             cells, asked.data, query.module, mapping.missing_genes
@@ -281,7 +286,7 @@ class ComparisonQueries(Fitted):
                     wanted,
                     counts[kept],
                 )
-                table = reliability_table(hidden, interval, wanted.proteins.names)
+                table = reliability_table(hidden, interval, wanted.proteins.names, clusters[kept])
                 tables[names[panel]] = table[lacking[panel]]
         if not tables:
             raise ValueError("query lacks none of the wanted proteins; name others, or None.")

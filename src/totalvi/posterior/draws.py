@@ -17,7 +17,6 @@ from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.count_integrals import (
     LARGEST_SCALE,
     CountPosterior,
-    count_log_prob,
     count_posterior,
 )
 from totalvi.nn.likelihoods import (
@@ -300,26 +299,6 @@ def protein_mixture(network: Network, draw: Draw, proteins: np.ndarray) -> Prote
     """Return the distribution of the counts of the proteins at positions ``proteins``."""
     mixture = network.proteins(draw.decoded, draw.proteins.log_background, draw.context)
     return plausible(mixture.take(_selection(proteins, network.n_input_proteins)), proteins)
-
-
-def integrated_log_prob(
-    network: Network, draw: Draw, mixture: ProteinMixture, observed: Tensor, proteins: np.ndarray
-) -> Tensor:
-    """Return log E[p(y | z, b)] of proteins at positions, (B, F), over b ~ q(b | z).
-
-    Only z is sampled (Rao-Blackwell), which leaves less noise than samples of b do.
-
-    Parameters
-    ----------
-    mixture
-        Distribution of the counts at a sample of b.
-    observed
-        Counts, (B, F).
-    """
-    mean, scale = draw.decoded.background_mean, draw.decoded.background_scale[:, proteins]
-    expected = network.proteins(draw.decoded, mean, draw.context).take(proteins)
-    centred = mixture._replace(log_background=expected.log_background)
-    return count_log_prob(observed, centred, scale, None, fast=network.fused)
 
 
 def _selection(positions: np.ndarray, n: int) -> slice | np.ndarray:

@@ -11,7 +11,8 @@ import pandas as pd
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
-from totalvi.errors import DataError
+from totalvi.data.finding import did_you_mean
+from totalvi.errors import DataError, argument
 from totalvi.fit.batches import Minibatch
 from totalvi.posterior.arguments import Cells, Names, ProteinOptions, checked_number, documented
 from totalvi.posterior.protein_predictions import (
@@ -21,6 +22,7 @@ from totalvi.posterior.protein_predictions import (
     as_panel,
     calibrated_probabilities,
     hidden_proteins,
+    latent_clusters,
     predicted_proteins,
     reliability_table,
 )
@@ -185,6 +187,7 @@ class ImputationQueries(Fitted):
         *,
         transform_batch: Names = None,
         protein_list: Sequence[str] | None = None,
+        clusters: str | Sequence[object] | None = None,
         interval: float = 0.9,
         n_samples: int = 100,
         batch_size: int = QUERY_BATCH_SIZE,
@@ -200,19 +203,28 @@ class ImputationQueries(Fitted):
         Parameters
         ----------
         adata, indices
-            Cells whose proteins are hidden. None: those that the fit held out, 5,000 at most.
+            Cells whose proteins are hidden. None: those that the fit held out and that did not
+            calibrate it, 5,000 at most.
         transform_batch
             As in `impute_proteins`.
         protein_list
             Wanted proteins. None: all.
+        clusters
+            Within which ``within_pearson`` is: a column of ``obs``, or a label of each cell of the
+            data. None: k-means clusters of the latent space, 10 at most, of 30 cells or more on
+            average.
         {hidden_counts} {batch_size} {seed} {progress}
 
         Returns
         -------
         A row for each panel and protein that it lacks (all proteins, where no panel lacks any), with
         ``n_cells`` whose counts were hidden; ``pearson`` and ``rmse`` of log(1 + count) and its
-        predicted mean; ``coverage``, the share of counts in the interval before it is calibrated; and
-        ``reliable``, whether ``pearson`` is 0.7 or more.
+        predicted mean; ``coverage``, the share of counts in the interval before it is calibrated;
+        ``within_pearson``, the correlation of their differences from the means of the cell's
+        cluster; ``pearson_lower`` and ``within_pearson_lower``, lower 95 % confidence limits of both
+        (Fisher's z); and ``reliable``, whether ``pearson_lower`` is 0.7 or more and
+        ``within_pearson_lower`` above 0: a protein that is predicted between cell types only is not
+        reliable within them.
 
         Raises
         ------
@@ -243,11 +255,12 @@ class ImputationQueries(Fitted):
         lacking = lacking[:, wanted.proteins.positions]
         everything = self._data or question.data
         panels = _panels(everything, np.arange(everything.n_cells), np.any(lacking, axis=1))
+        groups = latent_clusters(question) if clusters is None else _labels(question, clusters)
         names = self.schema.panel_names or self.schema.batch_names
         tables = {}
         for panel, batches in panels:
             hidden = _hidden(question, wanted, panel, batches)
-            table = reliability_table(hidden, interval, wanted.proteins.names)
+            table = reliability_table(hidden, interval, wanted.proteins.names, groups)
             tables[names[panel]] = table[lacking[panel]]
         if not tables:
             raise ValueError(
@@ -281,6 +294,9 @@ def held_out_cells(model: Fitted, question: Question) -> Question:
     data = model._training_data()
     assert model.split is not None
     cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
+    calibration = None if model._result is None else model._result.calibration
+    if calibration is not None:  # the cells that calibrate are not the cells that report
+        cells = np.setdiff1d(cells, calibration.cells)
     if not len(cells):
         raise DataError(
             "The fit held out no cell in which proteins could be hidden; train with train_size "
@@ -293,6 +309,26 @@ def observed_proteins(data: CiteData, cells: np.ndarray, proteins: np.ndarray) -
     """Return the counts of proteins, NaN where a cell's panel did not measure them."""
     measured = np.array(data.schema.panel_measured)[data.panel[cells]]
     return np.where(measured[:, proteins], data.protein.rows(cells)[:, proteins], np.nan)
+
+
+def _labels(question: Question, clusters: str | Sequence[object]) -> np.ndarray:
+    """Return codes of given clusters of the question's cells, (N,)."""
+    values: object = clusters
+    if isinstance(clusters, str):
+        obs = question.data.annotation.obs()
+        if clusters not in obs:
+            raise ValueError(
+                f"{argument('clusters')} is {clusters!r}, which is no column of obs; "
+                f"{did_you_mean(clusters, obs.columns)}."
+            )
+        values = obs[clusters]
+    labels = np.asarray(values)
+    if labels.shape != (question.data.n_cells,):
+        raise ValueError(
+            f"clusters has shape {labels.shape}; allowed is ({question.data.n_cells},), "
+            "one label a cell."
+        )
+    return np.asarray(pd.factorize(labels[question.cells], use_na_sentinel=False)[0])
 
 
 def _hidden(

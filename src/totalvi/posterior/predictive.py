@@ -15,6 +15,7 @@ from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.network import Network
 from totalvi.posterior.arguments import Cells, FeatureOptions, Names, Sampling, documented
+from totalvi.posterior.calibration import predictive_genes, predictive_proteins
 from totalvi.posterior.draws import (
     Draw,
     GeneParameters,
@@ -92,11 +93,11 @@ def predictive_counts(
     for draw in question.draws(batch):
         counts = np.empty((len(batch.cells), 0), dtype=np.float32)
         if len(genes):
-            parameters = gene_parameters(network, draw, genes)
+            parameters = predictive_genes(question, draw, genes)
             counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
         rna.append(sparse.csr_matrix(counts))
         protein[draw.sample] = protein_counts(
-            network, protein_mixture(network, draw, proteins), noise, draw.sample,
+            network, predictive_proteins(question, draw, proteins), noise, draw.sample,
             batch.keys, proteins,
         )  # fmt: skip
     return rna, protein

@@ -15,7 +15,8 @@ from torch import Tensor
 from totalvi.compiled import compiled
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.draws import gene_parameters, integrated_log_prob, protein_mixture
+from totalvi.posterior.calibration import predictive_genes as gene_distribution
+from totalvi.posterior.calibration import predictive_log_prob, predictive_proteins
 from totalvi.posterior.predictive import gene_counts, protein_counts
 from totalvi.posterior.question import Fitted, Question
 
@@ -36,8 +37,7 @@ class FeatureChecks(NamedTuple):
         The same of each sample of all cells, averaged over the samples (for the coefficient of
         variation, over those with a count above zero).
     coverage
-        Share of counts inside central predictive intervals, a row for each level of `LEVELS`, (levels,
-        F).
+        Share of counts inside central predictive intervals, (levels, F), by level of `LEVELS`.
     quantile_coverage
         The same with quantiles of the samples as limits, both inside the interval.
     mae
@@ -81,12 +81,12 @@ def predictive_checks(
             )
             for draw in question.draws(batch):
                 if len(genes):
-                    gene = gene_parameters(network, draw, genes)
+                    gene = gene_distribution(question, draw, genes)
                     drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)
                     rna.add(drawn, gene.log_prob(observed))
-                of_cell = protein_mixture(network, draw, proteins)
+                of_cell = predictive_proteins(question, draw, proteins)
                 drawn = protein_counts(network, of_cell, noise, draw.sample, batch.keys, proteins)
-                log_prob = integrated_log_prob(network, draw, of_cell, observed_protein, proteins)
+                log_prob = predictive_log_prob(question, draw, observed_protein, proteins)
                 protein.add(drawn, log_prob)
             rna.close()
             protein.close()
@@ -265,9 +265,11 @@ class PredictiveCheck(NamedTuple):
     2009). ``quantile_coverage_95`` takes quantiles of the samples as limits, both inside, as
     the paper of totalVI does; it is above 0.95 for small counts even if the model is true.
 
-    Intervals of proteins come out wide, 95 % ones covering some 98 %: the posterior of the background,
-    q(b | z), does not see the count, so the fit lowers the inverse dispersion until the negative
-    binomial alone explains the spread of the background, which sampling b then adds once more.
+    As fitted, intervals of proteins are wide: the posterior of the background, q(b | z), does not see
+    the count, so the fit lowers the inverse dispersion until the negative binomial alone explains the
+    spread of the background, which sampling b then adds once more. Therefore ``train(calibrate=True)``
+    refits the spread of the counts on half of the validation cells; check the intervals on others,
+    not on `Model.calibration_cells`.
 
     Parameters
     ----------
@@ -351,9 +353,7 @@ class CheckQueries(Fitted):
             if len(some)
         }
         if not tables:
-            raise ValueError(
-                "gene_list and protein_list are both empty; give at least one feature."
-            )
+            raise ValueError("gene_list and protein_list are both empty; name a feature.")
         return PredictiveCheck(
             table=pd.concat(tables.values()),
             summary=pd.DataFrame({name: _summary(table) for name, table in tables.items()}).T,

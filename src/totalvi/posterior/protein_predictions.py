@@ -1,5 +1,6 @@
 """The predictive distribution of protein counts, and how well it predicts counts that were hidden."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,15 +8,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
+from totalvi.posterior.calibration import background_variance, predictive_proteins
 from totalvi.posterior.draws import protein_mixture
 from totalvi.posterior.predictive import protein_counts
 from totalvi.posterior.question import Features, Question
 
-LEAST_PEARSON = 0.7  # a protein with at least this is called reliable
+LEAST_PEARSON = 0.7  # a protein that surely has at least this is called reliable
+_ONE_SIDED = 1.6448536269514722  # the quantile of the normal distribution at 95 %
+_MOST_CLUSTERS, _CELLS_OF_A_CLUSTER = 10, 30
 _FEWEST_CELLS = 20  # with fewer, a 90 % interval cannot be calibrated
 
 
@@ -92,10 +97,10 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
     counts = np.empty((*shape, n_samples), dtype=np.float32)
     for number, draw in enumerate(question.draws(batch)):
         position = number % len(question.transform_batch)
-        mixture = protein_mixture(question.network, draw, proteins)
+        mixture = predictive_proteins(question, draw, proteins)
         expected = protein_mixture(question.network, draw.expecting_background(), proteins)
-        variance = draw.decoded.background_scale[:, proteins] ** 2
-        moments = mixture_moments(expected, variance)
+        expected = expected._replace(dispersion=mixture.dispersion)
+        moments = mixture_moments(expected, background_variance(question, draw, proteins))
         first += weight[position] * moments[0].cpu().numpy()
         second += weight[position] * moments[1].cpu().numpy()
         drawn = np.flatnonzero(position_of_sample[draw.sample] == position)
@@ -159,12 +164,19 @@ class Reliability(NamedTuple):
         Of log(1 + count) and its predicted mean: correlation, and root mean squared error.
     coverage
         Share of counts inside the interval of the wanted probability, before it is calibrated.
+    within_pearson
+        Pearson's correlation of what is left of both after the means of the cell's cluster.
+    pearson_lower, within_pearson_lower
+        Lower 95 % confidence limits of both correlations, by Fisher's z.
     """
 
     n_cells: np.ndarray
     pearson: np.ndarray
     rmse: np.ndarray
     coverage: np.ndarray
+    within_pearson: np.ndarray
+    pearson_lower: np.ndarray
+    within_pearson_lower: np.ndarray
 
 
 def as_panel(
@@ -210,33 +222,86 @@ def hidden_proteins(
     return HiddenProteins(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def reliability(hidden: HiddenProteins, interval: float) -> Reliability:
-    """Compare predictions with what was hidden; ``interval`` is the probability of the interval."""
+def latent_clusters(question: Question) -> np.ndarray:
+    """Return codes of clusters of the question's cells, (N,): k-means of the latent space."""
+    network = question.network
+    n_clusters = min(_MOST_CLUSTERS, len(question.cells) // _CELLS_OF_A_CLUSTER)
+    if n_clusters < 2:
+        return np.zeros(len(question.cells), dtype=np.int64)
+    latent = question.gather(
+        "latent space",
+        lambda batch: network.transform_latent(
+            network.encode(batch.x, batch.y, batch.context).qz_m
+        ),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of clusters without cells, which do no harm
+        return np.asarray(kmeans2(latent.astype(np.float64), n_clusters, minit="++", seed=0)[1])
+
+
+def correlation_limit(pearson: float, n_cells: int) -> float:
+    """Return the lower 95 % confidence limit of a correlation by Fisher's z; NaN below 4 cells.
+
+    Of a partial correlation, ``n_cells`` is smaller by one for each degree of freedom taken out.
+
+    Examples
+    --------
+    >>> round(correlation_limit(0.9, 30), 3), correlation_limit(0.9, 3)
+    (0.818, nan)
+    """
+    if n_cells < 4 or not np.isfinite(pearson):
+        return np.nan
+    bounded = np.clip(pearson, -1 + 1e-12, 1 - 1e-12)
+    return float(np.tanh(np.arctanh(bounded) - _ONE_SIDED / np.sqrt(n_cells - 3)))
+
+
+def reliability(hidden: HiddenProteins, interval: float, clusters: np.ndarray) -> Reliability:
+    """Compare predictions with what was hidden.
+
+    Parameters
+    ----------
+    interval
+        Probability of the interval.
+    clusters
+        Codes of the cells' clusters, (N,).
+    """
     known = ~np.isnan(hidden.observed)
     n_cells = known.sum(axis=0)
     columns = [
-        _of_protein(*(part[known[:, t], t] for part in hidden), interval=interval)
+        _of_protein(
+            HiddenProteins(*(part[known[:, t], t] for part in hidden)),
+            clusters[known[:, t]],
+            interval,
+        )
         for t in range(known.shape[1])
     ]
-    return Reliability(n_cells, *np.array(columns).reshape(-1, 3).T)
+    return Reliability(n_cells, *np.array(columns).reshape(-1, 6).T)
 
 
-def _of_protein(
-    observed: np.ndarray,
-    log1p: np.ndarray,
-    below: np.ndarray,
-    *,
-    interval: float,
-) -> tuple[float, float, float]:
-    if len(observed) < 2:
-        return (np.nan,) * 3
+def _of_protein(hidden: HiddenProteins, clusters: np.ndarray, interval: float) -> tuple[float, ...]:
+    observed, log1p, below = hidden
+    n_cells = len(observed)
+    if n_cells < 2:
+        return (np.nan,) * 6
     logs = np.log1p(observed)
-    varies = logs.std() > 0 and log1p.std() > 0
+    both = np.stack([logs, log1p])
+    _, of_cell, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    means = np.stack([np.bincount(of_cell, weights=values) / sizes for values in both])
+    pearson, within = _pearson(*both), _pearson(*(both - means[:, of_cell]))
     return (
-        float(np.corrcoef(logs, log1p)[0, 1]) if varies else np.nan,
+        pearson,
         float(np.sqrt(((logs - log1p) ** 2).mean())),
         float((np.abs(below - 0.5) <= interval / 2).mean()),
+        within,
+        correlation_limit(pearson, n_cells),
+        correlation_limit(within, n_cells - (len(sizes) - 1)),
     )
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Pearson's correlation; NaN where either does not vary, but for rounding."""
+    varies = first.std() > 1e-9 and second.std() > 1e-9
+    return float(np.corrcoef(first, second)[0, 1]) if varies else np.nan
 
 
 def calibrated_probabilities(hidden: HiddenProteins, interval: float) -> np.ndarray:
@@ -254,8 +319,11 @@ def calibrated_probabilities(hidden: HiddenProteins, interval: float) -> np.ndar
     return calibrated
 
 
-def reliability_table(hidden: HiddenProteins, interval: float, names: np.ndarray) -> pd.DataFrame:
-    """Return how well each protein is imputed, a row each."""
-    columns = reliability(hidden, interval)._asdict()
+def reliability_table(
+    hidden: HiddenProteins, interval: float, names: np.ndarray, clusters: np.ndarray
+) -> pd.DataFrame:
+    """Return how well each protein is imputed, a row each; ``clusters`` are codes of the cells'."""
+    columns = reliability(hidden, interval, clusters)._asdict()
     table = pd.DataFrame(columns, index=pd.Index(names))
-    return table.assign(reliable=table["pearson"] >= LEAST_PEARSON)
+    surely = table["pearson_lower"] >= LEAST_PEARSON
+    return table.assign(reliable=surely & (table["within_pearson_lower"] > 0))

@@ -17,6 +17,7 @@ from totalvi.data.describe import Data
 from totalvi.data.finding import did_you_mean
 from totalvi.errors import DataError, NotTrainedError, allowed, argument
 from totalvi.fit.batches import Minibatch, minibatches
+from totalvi.fit.model_state import CountCalibration, FitResult
 from totalvi.fit.plan import Split
 from totalvi.nn.config import at_least_one
 from totalvi.nn.network import Network
@@ -66,6 +67,8 @@ class Question:
     shares
         Share of each batch decoded into in a protein's mean, by the panel of the cell,
         (panels, batches, T); NaN where the protein is not answered for. None: equal shares.
+    calibration
+        What the distributions of counts add to the fitted parameters. None: nothing.
     """
 
     network: Network
@@ -79,6 +82,7 @@ class Question:
     given_counts: bool = False
     imputing: tuple[int | None, ...] = ()
     shares: Tensor | None = None
+    calibration: CountCalibration | None = None
 
     @property
     def cell_names(self) -> pd.Index:
@@ -215,6 +219,7 @@ class Fitted(Protocol):
     seed: int
     is_trained: bool
     _data: CiteData | None
+    _result: FitResult | None
     _failure: str | None
     _mapping: QueryMapping | None
 
@@ -251,6 +256,7 @@ class Fitted(Protocol):
             n_samples=at_least_one("n_samples", n_samples),
             progress=progress,
             given_counts=given_counts,
+            calibration=None if self._result is None else self._result.calibration,
         )
 
     def _require_trained(self) -> None:

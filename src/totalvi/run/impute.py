@@ -355,9 +355,7 @@ def _impute(
         var=reliability,
         layers={name: getattr(imputed, name).to_numpy() for name in imputed._fields[1:5]},
         obsm={"X_totalvi": latent},
-        uns={
-            "totalvi": {"X": "expected counts, background included", "interval": options.interval}
-        },
+        uns={"totalvi": {"X": "expected counts with background", "interval": options.interval}},
     )
     return Imputed(adata, model, reliability)
 
@@ -384,7 +382,8 @@ def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str
     ...     {"pearson": [0.9, 0.42], "reliable": [True, False]}, index=["CD3", "CD15"]
     ... )
     >>> unreliable_warnings(table)
-    ['1 of 2 proteins cannot be trusted (Pearson with hidden counts below 0.7): CD15 (0.42).']
+    ['1 of 2 proteins cannot be trusted (Pearson with hidden counts not surely 0.7 and above 0 within \
+clusters): CD15 (0.42).']
     """
     poor = reliability[~reliability["reliable"]].sort_values("pearson")
     if not len(poor):
@@ -396,5 +395,5 @@ def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str
         named += f" and {len(poor) - at_most} more, see tables/reliability.csv"
     return [
         f"{len(poor)} of {len(reliability)} proteins cannot be trusted (Pearson with hidden counts "
-        f"below 0.7): {named}."
+        f"not surely 0.7 and above 0 within clusters): {named}."
     ]
