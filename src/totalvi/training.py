@@ -105,7 +105,9 @@ class Training(Fitted, Protocol):
     ) -> None:
         """Fit the model, and keep the weights with the lowest held-out loss.
 
-        A second call starts from the weights of the first. In a model that `map_query` returned, only
+        That loss, ``history["validation_loss"]``, is minus the evidence lower bound with the log
+        background integrated; ``history["validation_paper_loss"]`` is minus that of the paper. A
+        second call starts from the weights of the first. In a model that `map_query` returned, only
         the weights of the query's batches change.
 
         Parameters
