@@ -222,8 +222,9 @@ class ImputationQueries(Fitted):
         predicted mean; ``coverage``, the share of counts in the interval before it is calibrated;
         ``within_pearson``, the correlation of their differences from the means of the cell's
         cluster; ``pearson_lower`` and ``within_pearson_lower``, lower 95 % confidence limits of both
-        (Fisher's z); and ``reliable``, whether ``pearson_lower`` is 0.7 or more and ``within_pearson_lower`` above
-        0: a protein that is predicted between cell types only is not reliable within them.
+        (Fisher's z); and ``reliable``, whether ``pearson_lower`` is 0.7 or more and
+        ``within_pearson_lower`` above 0: a protein that is predicted between cell types only is not
+        reliable within them.
 
         Raises
         ------
