@@ -64,15 +64,14 @@ class CountCalibration(NamedTuple):
 
     Parameters
     ----------
-    gene_log_r, protein_log_r
-        To the log inverse dispersions, (G,) and (T,).
+    protein_log_r
+        To the log inverse dispersions of proteins, (T,).
     protein_log_scale
         To the log standard deviation of each protein's log background, (T,).
     cells
         Positions in the training data of the cells that it was fitted to, ascending.
     """
 
-    gene_log_r: np.ndarray
     protein_log_r: np.ndarray
     protein_log_scale: np.ndarray
     cells: np.ndarray
@@ -84,11 +83,10 @@ class CountCalibration(NamedTuple):
     @classmethod
     def from_dict(cls, given: dict[str, list[float]]) -> Self:
         """Return the calibration that `to_dict` wrote."""
-        genes, proteins, scales, cells = (given[name] for name in cls._fields)
+        log_r, log_scale, cells = (given[name] for name in cls._fields)
         return cls(
-            np.array(genes, np.float32),
-            np.array(proteins, np.float32),
-            np.array(scales, np.float32),
+            np.array(log_r, np.float32),
+            np.array(log_scale, np.float32),
             np.array(cells, np.int64),
         )
 

@@ -284,15 +284,14 @@ def _require_possible_sizes(description: dict[str, Any], weights: dict[str, Tens
 
 
 def _require_whole_calibration(result: FitResult, schema: Schema) -> None:
-    """Raise ValueError for a calibration that lacks features, or is not finite."""
+    """Raise ValueError for a calibration that lacks proteins, or is not finite."""
     if result.calibration is None:
         return
-    n_features = (len(schema.gene_names), *[len(schema.protein_names)] * 2)
-    for name, values, n in zip(
-        result.calibration._fields, result.calibration, n_features, strict=False
-    ):
-        if values.shape != (n,) or not np.isfinite(values).all():
-            raise ValueError(f"{name} of the calibration are not {n} finite numbers")
+    n_proteins = len(schema.protein_names)
+    for name in ("protein_log_r", "protein_log_scale"):
+        values = getattr(result.calibration, name)
+        if values.shape != (n_proteins,) or not np.isfinite(values).all():
+            raise ValueError(f"{name} of the calibration are not {n_proteins} finite numbers")
 
 
 def _require_same_types(network: dict[str, Tensor], weights: dict[str, Tensor]) -> None:

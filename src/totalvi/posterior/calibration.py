@@ -2,10 +2,11 @@
 
 The fitted inverse dispersions are those of the counts around means that were sampled while training. On
 cells that did not train, the counts spread less around what the model predicts. So the log inverse
-dispersion of each feature, and for proteins the log scale of the background, are moved by what predicts
-counts of held-out cells best. Means stay as they are.
+dispersion of each protein, and the log scale of its background, are moved by what predicts counts of
+held-out cells best. Means stay as they are. Intervals of RNA counts need none of this.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
@@ -13,22 +14,27 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
+from scipy.special import betainc
 from torch import Tensor
 
 from totalvi.data.cells import CiteData
+from totalvi.errors import BackgroundError
+from totalvi.fit.batches import Minibatch
 from totalvi.fit.model_state import CountCalibration, FitResult
 from totalvi.nn.count_integrals import count_log_prob
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.network import Network
-from totalvi.posterior.draws import Draw, GeneParameters, gene_parameters, protein_mixture
+from totalvi.posterior.draws import Draw, protein_mixture
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Question
 
-FEWEST_CELLS = 40  # with fewer held-out cells that calibrate, the fit stays as it is
+FEWEST_CELLS = 20  # with fewer held-out cells that calibrate, the fit stays as it is
 MOST_CELLS = 500  # these are enough for one or two numbers a feature
-N_SAMPLES, _N_SAMPLES_OF_RNA = 16, 8
+N_SAMPLES = 16
+LEVELS = (0.5, 0.8, 0.95, 0.99)
 _LOG_R = np.linspace(-1.5, 3.0, 10)
 _LOG_SCALE = np.linspace(-1.2, 0.6, 7)
+_NARROWER = np.linspace(-0.5, 1.3, 7)
 _FINER = 4  # points of the splines for each one that is computed
 _BATCH_SIZE = 128
 _PRIOR_SD, _N_ITERATIONS = 0.3, 100
@@ -106,15 +112,6 @@ def shrunken(grid: Grid) -> np.ndarray:
     return expected
 
 
-def predictive_genes(question: Question, draw: Draw, genes: np.ndarray) -> GeneParameters:
-    """Return the distribution of RNA counts at positions ``genes``, with the question's calibration."""
-    parameters = gene_parameters(question.network, draw, genes)
-    if question.calibration is None:
-        return parameters
-    added = torch.from_numpy(question.calibration.gene_log_r[genes]).to(parameters.log_r)
-    return parameters._replace(log_r=parameters.log_r + added)
-
-
 def predictive_proteins(question: Question, draw: Draw, proteins: np.ndarray) -> ProteinMixture:
     """Return the distribution of protein counts at ``proteins``, with the question's calibration."""
     mixture = protein_mixture(question.network, draw, proteins)
@@ -124,7 +121,7 @@ def predictive_proteins(question: Question, draw: Draw, proteins: np.ndarray) ->
     scale = decoded.background_scale[:, proteins]
     noise = (draw.proteins.log_background - decoded.background_mean)[:, proteins] / scale
     log_r, log_scale = (
-        torch.from_numpy(column[proteins]).to(scale) for column in question.calibration[1:3]
+        torch.from_numpy(column[proteins]).to(scale) for column in question.calibration[:2]
     )
     return spread_of_proteins(mixture, scale, noise, log_r, log_scale)
 
@@ -163,54 +160,129 @@ def calibrate_fit(
     rng = np.random.default_rng(seed)
     validation = result.split.validation
     cells = np.sort(rng.permutation(validation)[: min(len(validation) // 2, MOST_CELLS)])
-    said = f"{len(cells)} held-out cells"
-    if len(cells) < FEWEST_CELLS:
-        said = f"none: {said} are half of the validation cells, and {FEWEST_CELLS} are needed"
-        return replace(result, summary=result.summary | {"calibrated_on": said})
     noise = CellNoise(int(rng.integers(2**63)))
     question = Question(
         network, data, cells, noise, batch_size=_BATCH_SIZE, n_samples=N_SAMPLES, progress=False
     )
-    genes, proteins = grids(question)
-    (gene_log_r,), (protein_log_r, log_scale) = shrunken(genes), shrunken(proteins)
-    calibration = CountCalibration(
-        gene_log_r.astype(np.float32),
-        protein_log_r.astype(np.float32),
-        log_scale.astype(np.float32),
-        cells,
-    )
+    said, calibration = f"{len(cells)} held-out cells", None
+    if len(cells) < FEWEST_CELLS:
+        said = f"none: {said} are half of the validation cells, and {FEWEST_CELLS} are needed"
+    else:
+        try:
+            calibration = calibrated(question)
+        except BackgroundError as error:
+            said = f"none: {error}"
     summary = result.summary | {"calibrated_on": said}
     return replace(result, summary=summary, calibration=calibration)
 
 
-def grids(question: Question) -> tuple[Grid, Grid]:
-    """Return the predictive log-likelihood of the question's cells, of RNA and of proteins."""
+def calibrated(question: Question) -> CountCalibration:
+    """Return the calibration by the question's cells.
+
+    The likelihood gives weight to the few counts far from what is expected, whose number no dispersion
+    explains, so that it leaves intervals somewhat wide. One number for all proteins, t, makes them
+    narrower: it is added to each log r, and minus its half to each log scale, so that both parts of
+    the variance shrink alike.
+    """
+    axes = (_LOG_R, _LOG_SCALE)
+    log_r, log_scale = shrunken(Grid(axes, log_likelihood(question)))
+    inside = np.stack([_inside(question, log_r + t, log_scale - t / 2) for t in _NARROWER])
+    t = best_narrowing(inside)
+    columns = (log_r + t, log_scale - t / 2)
+    return CountCalibration(*(column.astype(np.float32) for column in columns), question.cells)
+
+
+def best_narrowing(inside: np.ndarray) -> float:
+    """Return by how much intervals are made narrower so that each holds its share of the counts.
+
+    It minimises the sum over levels of the squared differences from the level, each over its standard
+    error over cells, and of ``t^2``, which few cells do not outweigh.
+
+    Parameters
+    ----------
+    inside
+        Share of each cell's counts inside the intervals, (values of t, levels, cells).
+    """
+    coverage, spread = inside.mean(axis=2), inside.std(axis=2).mean(axis=0)
+    error = np.maximum(spread / np.sqrt(inside.shape[2]), 1e-3)
+    z = CubicSpline(_NARROWER, (coverage - np.array(LEVELS)) / error)
+    t = np.linspace(_NARROWER[0], _NARROWER[-1], 181)
+    return float(t[np.argmin((z(t) ** 2).sum(axis=1) + t**2)])
+
+
+def _stratified(
+    question: Question, batch: Minibatch
+) -> Iterator[tuple[ProteinMixture, Tensor, Tensor]]:
+    """Yield the mixture of each sample, the scale of its log background, and its noise, each (B, T).
+
+    The samples of a cell each have their own part of the normal distribution, so that few are enough.
+    """
     network = question.network
-    genes, proteins = np.arange(network.n_input_genes), np.arange(network.n_input_proteins)
-    gene_sums = np.zeros((len(_LOG_R), len(genes)))
-    protein_sums = np.zeros((len(_LOG_R), len(_LOG_SCALE), len(proteins)))
+    proteins = np.arange(network.n_input_proteins)
+    start = question.noise.uniform("mixing", 0, batch.keys, len(proteins)).to(batch.y.device)
+    for draw in question.draws(batch):
+        order = (draw.sample + torch.from_numpy(proteins)) % question.n_samples
+        noise = torch.special.ndtri((start + order.to(start)) / question.n_samples)
+        scale, mean = draw.decoded.background_scale, draw.decoded.background_mean
+        at_noise = draw.proteins._replace(log_background=mean + scale * noise)
+        yield protein_mixture(network, draw._replace(proteins=at_noise), proteins), scale, noise
+
+
+def log_likelihood(question: Question) -> np.ndarray:
+    """Return the predictive log-likelihood at each point of the axes, summed over cells."""
+    shape = (len(_LOG_R), len(_LOG_SCALE))
+    sums = np.zeros((*shape, question.network.n_input_proteins))
     with question.minibatches("calibration") as batches:
         for batch in batches:
-            x, y, measured = batch.x.to_dense(), batch.y, network.measured(batch.context.panel)
-            start = question.noise.uniform("mixing", 0, batch.keys, len(proteins)).to(y.device)
-            rna = torch.full((len(_LOG_R), *x.shape), -torch.inf)
-            protein = torch.full((*protein_sums.shape[:2], *y.shape), -torch.inf)
-            for draw in question.draws(batch):
-                if draw.sample < _N_SAMPLES_OF_RNA:
-                    gene = gene_parameters(network, draw, genes)
-                    for i, log_r in enumerate(_LOG_R):
-                        moved = gene._replace(log_r=gene.log_r + log_r)
-                        torch.logaddexp(rna[i], moved.log_prob(x), out=rna[i])
-                # each sample has its own part of the normal distribution, so that few are enough
-                noise = torch.special.ndtri((start + draw.sample) / question.n_samples)
-                scale, mean = draw.decoded.background_scale, draw.decoded.background_mean
-                at_noise = draw.proteins._replace(log_background=mean + scale * noise)
-                mixture = protein_mixture(network, draw._replace(proteins=at_noise), proteins)
-                for i, j in np.ndindex(*protein_sums.shape[:2]):
+            log_density = torch.full((*shape, *batch.y.shape), -torch.inf)
+            for mixture, scale, noise in _stratified(question, batch):
+                for i, j in np.ndindex(*shape):
                     added = torch.tensor([_LOG_R[i], _LOG_SCALE[j]], dtype=scale.dtype)
-                    log_prob = spread_of_proteins(mixture, scale, noise, *added).log_prob(y)
-                    torch.logaddexp(protein[i, j], log_prob, out=protein[i, j])
-            gene_sums += rna.sum(dim=1).double().numpy()
-            known = protein if measured is None else protein.masked_fill(~measured, 0.0)
-            protein_sums += known.sum(dim=2).double().numpy()
-    return Grid((_LOG_R,), gene_sums), Grid((_LOG_R, _LOG_SCALE), protein_sums)
+                    log_prob = spread_of_proteins(mixture, scale, noise, *added).log_prob(batch.y)
+                    torch.logaddexp(log_density[i, j], log_prob, out=log_density[i, j])
+            measured = question.network.measured(batch.context.panel)
+            if measured is not None:
+                log_density = log_density.masked_fill(~measured, 0.0)
+            sums += log_density.sum(dim=2).double().numpy()
+    return sums
+
+
+def _inside(question: Question, log_r: np.ndarray, log_scale: np.ndarray) -> np.ndarray:
+    """Return the share of each cell's measured counts inside central intervals, (levels, N).
+
+    Ties are broken at random, as in `interval_coverage`: a count y lies inside with the probability
+    that a uniform number between F(y - 1) and F(y) does.
+    """
+    parts = []
+    with question.minibatches("calibration") as batches:
+        for batch in batches:
+            y = batch.y.double().numpy()
+            lower, upper = np.zeros(y.shape), np.zeros(y.shape)
+            for mixture, scale, noise in _stratified(question, batch):
+                added = (torch.from_numpy(column).to(scale) for column in (log_r, log_scale))
+                moved = spread_of_proteins(mixture, scale, noise, *added)
+                lower += mixture_distribution(moved, y - 1) / question.n_samples
+                upper += mixture_distribution(moved, y) / question.n_samples
+            measured = question.network.measured(batch.context.panel)
+            counts = np.ones(y.shape) if measured is None else measured.numpy().astype(float)
+            width = np.maximum(upper - lower, 1e-12)
+            overlap = [
+                np.minimum(upper, (1 + level) / 2) - np.maximum(lower, (1 - level) / 2)
+                for level in LEVELS
+            ]
+            share = np.clip(np.array(overlap) / width, 0, 1)
+            n_counts = counts.sum(axis=1)
+            parts.append(((share * counts).sum(axis=2) / np.maximum(n_counts, 1))[:, n_counts > 0])
+    return np.concatenate(parts, axis=1)
+
+
+def mixture_distribution(mixture: ProteinMixture, y: np.ndarray) -> np.ndarray:
+    """Return the probability of a count of at most ``y`` (B, T); 0 below 0."""
+    r = mixture.log_r.double().exp()
+    pi = mixture.background_probability().double().numpy()
+    background, foreground = (
+        np.where(y < 0, 0.0, betainc(r.numpy(), np.maximum(y, 0) + 1, (r / (r + mean)).numpy()))
+        for mean in (mixture.log_background.double().exp(), mixture.log_foreground.double().exp())
+    )
+    probability: np.ndarray = pi * background + (1 - pi) * foreground
+    return probability

@@ -15,7 +15,7 @@ from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.network import Network
 from totalvi.posterior.arguments import Cells, FeatureOptions, Names, Sampling, documented
-from totalvi.posterior.calibration import predictive_genes, predictive_proteins
+from totalvi.posterior.calibration import predictive_proteins
 from totalvi.posterior.draws import (
     Draw,
     GeneParameters,
@@ -93,7 +93,7 @@ def predictive_counts(
     for draw in question.draws(batch):
         counts = np.empty((len(batch.cells), 0), dtype=np.float32)
         if len(genes):
-            parameters = predictive_genes(question, draw, genes)
+            parameters = gene_parameters(network, draw, genes)
             counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
         rna.append(sparse.csr_matrix(counts))
         protein[draw.sample] = protein_counts(

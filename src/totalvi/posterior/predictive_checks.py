@@ -15,12 +15,11 @@ from torch import Tensor
 from totalvi.compiled import compiled
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.calibration import predictive_genes as gene_distribution
-from totalvi.posterior.calibration import predictive_log_prob, predictive_proteins
+from totalvi.posterior.calibration import LEVELS, predictive_log_prob, predictive_proteins
+from totalvi.posterior.draws import gene_parameters
 from totalvi.posterior.predictive import gene_counts, protein_counts
 from totalvi.posterior.question import Fitted, Question
 
-LEVELS = (0.5, 0.8, 0.95, 0.99)
 _CHECK_BATCH_SIZE = 256  # the checks hold about ten arrays of cells by genes
 
 
@@ -81,7 +80,7 @@ def predictive_checks(
             )
             for draw in question.draws(batch):
                 if len(genes):
-                    gene = gene_distribution(question, draw, genes)
+                    gene = gene_parameters(network, draw, genes)
                     drawn = gene_counts(gene, noise, draw.sample, batch.keys, genes)
                     rna.add(drawn, gene.log_prob(observed))
                 of_cell = predictive_proteins(question, draw, proteins)
