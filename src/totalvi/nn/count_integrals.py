@@ -179,7 +179,7 @@ def _given_component(
     highest = log_density(mode)
     total, level, rate = (torch.zeros_like(mode) for _ in range(3))
     points = torch.arange(_N_STEPS + 1, dtype=mode.dtype, device=mode.device)
-    for k in points.view(-1, *[1] * mode.dim()).split(_AT_A_TIME):
+    for k in torch.split(points.view(-1, *[1] * mode.dim()), _AT_A_TIME):
         x = mode - reach + k * step
         density = torch.exp(log_density(x) - highest)
         log_level = x - mean - variance / 2
