@@ -207,7 +207,8 @@ class EvidenceQueries(Fitted):
         It is ``log 1/K sum_k p(x|z,l) p(y|z) p(z) p(l) / (q(z) q(l))`` over K samples of the posterior
         (Burda, Grosse and Salakhutdinov, 2016): on average at or above the evidence lower bound, at or
         below log p(x, y), and nearer to it with more samples. In p(y|z) the log background of each
-        protein is integrated over its prior, not sampled, so even one sample is within a few nats.
+        protein is integrated over its prior, not sampled, so few samples are enough: one was 2 nats
+        below a hundred with 60 proteins, and 11 nats with 134 proteins and few cells to fit.
         The library size counts only where it is latent; proteins that were not measured in a cell do
         not count. With ``protein_efficiency=True`` the efficiency is a parameter like the network's
         weights.
