@@ -293,15 +293,6 @@ class Model(
         return () if self._data is None else self._data.findings
 
     @property
-    def calibration_cells(self) -> np.ndarray:
-        """Positions of the validation cells that calibrated the intervals of counts, ascending.
-
-        What is said of these intervals must come from other cells.
-        """
-        calibration = None if self._result is None else self._result.calibration
-        return np.array([], dtype=np.int64) if calibration is None else calibration.cells
-
-    @property
     def fit_summary(self) -> dict[str, Any]:
         """The best epoch, why training stopped, steps skipped, and the precision of the products.
 
