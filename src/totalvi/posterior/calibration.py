@@ -174,8 +174,9 @@ def calibrated(question: Question) -> CountCalibration:
     log_r, log_scale = shrunken(Grid(axes, log_likelihood(question)))
     inside = np.stack([_inside(question, log_r + t, log_scale - t / 2) for t in _NARROWER])
     t = best_narrowing(inside)
-    columns = (log_r + t, log_scale - t / 2)
-    return CountCalibration(*(column.astype(np.float32) for column in columns), question.cells)
+    return CountCalibration(
+        (log_r + t).astype(np.float32), (log_scale - t / 2).astype(np.float32), question.cells
+    )
 
 
 def best_narrowing(inside: np.ndarray) -> float:
