@@ -83,7 +83,9 @@ def test_reliability_is_of_held_out_cells_that_measured(model: totalvi.Model) ->
     assert model.split is not None
     table = model.get_imputation_reliability(n_samples=2)
     batch = model._training_data().batch
-    assert (table["n_cells"] == (batch[model.split.validation] == 0).sum()).all()
+    cells = np.setdiff1d(model.split.validation, model.calibration_cells)
+    assert len(cells) < len(model.split.validation)
+    assert (table["n_cells"] == (batch[cells] == 0).sum()).all()
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +162,22 @@ def test_without_lacking_panels_all_proteins_are_hidden() -> None:
     model.train(max_epochs=1, **FAST)
     table = model.get_imputation_reliability(indices=range(60), n_samples=3)
     assert list(table.loc["all cells"].index) == list(model.schema.protein_names)
+
+
+def test_clusters_may_be_given(hidden: tuple[totalvi.Model, pd.DataFrame, np.ndarray]) -> None:
+    model, _, lacks = hidden
+    found = model.get_imputation_reliability(n_samples=5)
+    by_type = model.get_imputation_reliability(n_samples=5, clusters="cell_type")
+    labels = model._training_data().annotation.obs()["cell_type"]
+    pd.testing.assert_frame_equal(
+        by_type, model.get_imputation_reliability(n_samples=5, clusters=list(labels))
+    )
+    one = model.get_imputation_reliability(n_samples=5, clusters=["all"] * len(lacks))
+    pd.testing.assert_series_equal(one["within_pearson"], one["pearson"], check_names=False)
+    for table in (found, by_type):
+        assert (table["within_pearson"] < one["pearson"]).all()
+        assert (table["within_pearson_lower"] < table["within_pearson"]).all()
+    with pytest.raises(ValueError, match="'cell_typ', which is no column of obs"):
+        model.get_imputation_reliability(clusters="cell_typ")
+    with pytest.raises(ValueError, match=r"allowed is \(2000,\), one label a cell"):
+        model.get_imputation_reliability(clusters=["T", "B"])
