@@ -136,9 +136,9 @@ class Training(Fitted, Protocol):
             Whether the encoder also learns to deceive a classifier of antibody panels, or the weight
             of this loss (True: 1). Off by default, because measurements showed no gain.
         calibrate
-            Whether half of the validation cells, at most 500, refit how far counts spread around their
-            means, for intervals of counts and counts that are drawn; see `PredictiveCheck`. The other
-            held-out cells can then tell how good these are: ``fit_summary`` says how many cells
+            Whether half of the validation cells, at most 500, refit how far protein counts spread
+            around their means, for intervals and counts that are drawn; see `PredictiveCheck`. The
+            other held-out cells can then tell how good these are: ``fit_summary`` says how many cells
             calibrated, and `calibration_cells` which. A mapped query keeps the reference's calibration.
         accelerator
             As in Lightning Fabric: "auto", "cpu", "cuda", ...

@@ -10,8 +10,10 @@ from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     Predicted,
     calibrated_probabilities,
+    correlation_limit,
     mixture_moments,
     reliability,
+    reliability_table,
 )
 
 
@@ -67,10 +69,53 @@ def test_calibration_leaves_a_right_model_and_narrows_a_wide_one() -> None:
 
 def test_reliability_counts_only_what_was_measured() -> None:
     observed = np.array([1.0, 5.0, 20.0, np.nan, 90.0])
-    table = reliability(hidden(np.array([0.5, 0.02, 0.4, 0.99, 0.6]), observed), 0.9)
+    table = reliability(hidden(np.array([0.5, 0.02, 0.4, 0.99, 0.6]), observed), 0.9, np.zeros(5))
     assert table.n_cells == [4]
     assert table.pearson == pytest.approx(1)
     assert table.rmse == pytest.approx(0)
     assert table.coverage == pytest.approx(0.75)
-    nothing = reliability(hidden(np.full(3, 0.5), np.full(3, np.nan)), 0.9)
+    nothing = reliability(hidden(np.full(3, 0.5), np.full(3, np.nan)), 0.9, np.zeros(3))
     assert np.isnan(nothing.pearson).all()
+
+
+@pytest.mark.parametrize("n_cells", [5, 40, 900])
+def test_the_limit_of_a_correlation_is_that_of_scipy(n_cells: int) -> None:
+    first, noise = np.random.default_rng(n_cells).normal(size=(2, n_cells))
+    found = stats.pearsonr(first, first + noise)
+    expected = found.confidence_interval(0.9).low  # two-sided at 90 %, one-sided at 95 %
+    assert correlation_limit(found.statistic, n_cells) == pytest.approx(expected)
+
+
+def test_correlation_within_clusters_is_the_partial_one() -> None:
+    rng = np.random.default_rng(0)
+    clusters = rng.integers(3, size=200)
+    observed, log1p = (
+        np.exp(rng.normal(size=(200, 1)) + clusters[:, None]),
+        rng.normal(size=(200, 1)),
+    )
+    log1p = log1p + np.log1p(observed) / 2 + 2 * clusters[:, None]
+    found = reliability(HiddenProteins(observed, log1p, np.full((200, 1), 0.5)), 0.9, clusters)
+    dummies = np.eye(3)[clusters]
+    rest = [
+        values - dummies @ np.linalg.lstsq(dummies, values, rcond=None)[0]
+        for values in (np.log1p(observed), log1p)
+    ]
+    within = np.corrcoef(*(values[:, 0] for values in rest))[0, 1]
+    assert found.within_pearson[0] == pytest.approx(within)
+    assert found.within_pearson_lower[0] == pytest.approx(correlation_limit(within, 200 - 2))
+
+
+def test_what_is_known_between_clusters_only_is_not_reliable() -> None:
+    """Three proteins: known of each cell, known of its cluster only, and known of few cells."""
+    rng = np.random.default_rng(1)
+    clusters = np.repeat([0, 1], 200)
+    logs = 4 * clusters[:, None] + rng.normal(2, 0.3, (400, 3)).clip(0)
+    known = logs + rng.normal(0, 0.1, logs.shape)
+    level = np.array([logs[clusters == k].mean(axis=0) for k in (0, 1)])
+    known[:, 1] = level[clusters, 1] - 0.05 * (logs[:, 1] - level[clusters, 1])
+    logs[6:, 2] = np.nan
+    hidden = HiddenProteins(np.expm1(logs), known, np.full(logs.shape, 0.5))
+    table = reliability_table(hidden, 0.9, np.array(["cell", "cluster", "few"]), clusters)
+    assert table.loc["cluster", "pearson_lower"] > 0.9
+    assert table["reliable"].tolist() == [True, False, table.loc["few", "pearson_lower"] >= 0.7]
+    assert table.loc["few", "pearson_lower"] < table.loc["few", "pearson"] - 0.05

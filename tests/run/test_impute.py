@@ -47,7 +47,8 @@ def test_one_command(
     assert {"sd", "log1p", "lower", "upper"} == set(adata.layers)
     assert np.isfinite(adata.X).all()
     assert (adata.layers["sd"] > 0).all()
-    assert {"n_cells", "pearson", "rmse", "coverage", "reliable"} == set(adata.var.columns)
+    correlations = {"pearson", "pearson_lower", "within_pearson", "within_pearson_lower"}
+    assert {"n_cells", "rmse", "coverage", "reliable", *correlations} == set(adata.var.columns)
     mean = pd.read_csv(output / "tables" / "mean.csv.gz", index_col=0)
     np.testing.assert_allclose(mean, adata.to_df(), rtol=1e-3)
     record = json.loads((output / "run.json").read_text())

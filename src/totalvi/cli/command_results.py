@@ -215,8 +215,9 @@ def impute(
 
     Fits a model to both inputs together and predicts the proteins of REFERENCE in the cells of QUERY.
     Also writes the uncertainty of each value and the reliability of each protein, which is measured
-    on held-out cells of REFERENCE with their proteins hidden. Until the folder is complete, the fit is
-    kept in DIR.checkpoint, and --resume resumes it to the same results.
+    on held-out cells of REFERENCE with their proteins hidden, over all of them and within clusters,
+    with lower 95 % confidence limits. Until the folder is complete, the fit is kept in DIR.checkpoint,
+    and --resume resumes it to the same results.
 
     \b
     Examples:

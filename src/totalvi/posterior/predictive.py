@@ -159,6 +159,15 @@ class _SampleOptions(Sampling, total=False):
 class PredictiveQueries(Fitted):
     """What a model says of how counts are distributed, and counts that it would expect."""
 
+    @property
+    def calibration_cells(self) -> np.ndarray:
+        """Positions of the validation cells that calibrated the intervals of counts, ascending.
+
+        What is said of these intervals must come from other cells.
+        """
+        calibration = None if self._result is None else self._result.calibration
+        return np.array([], dtype=np.int64) if calibration is None else calibration.cells
+
     @overload
     def get_likelihood_parameters(
         self,

@@ -247,7 +247,7 @@ def correlation_limit(pearson: float, n_cells: int) -> float:
     Examples
     --------
     >>> round(correlation_limit(0.9, 30), 3), correlation_limit(0.9, 3)
-    (0.818, nan)
+    (0.82, nan)
     """
     if n_cells < 4 or not np.isfinite(pearson):
         return np.nan

@@ -382,8 +382,7 @@ def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str
     ...     {"pearson": [0.9, 0.42], "reliable": [True, False]}, index=["CD3", "CD15"]
     ... )
     >>> unreliable_warnings(table)
-    ['1 of 2 proteins cannot be trusted (Pearson with hidden counts not surely 0.7 and above 0 within \
-clusters): CD15 (0.42).']
+    ['1 of 2 proteins cannot be trusted (Pearson not surely 0.7, or 0 within clusters): CD15 (0.42).']
     """
     poor = reliability[~reliability["reliable"]].sort_values("pearson")
     if not len(poor):
@@ -394,6 +393,6 @@ clusters): CD15 (0.42).']
     if len(poor) > at_most:
         named += f" and {len(poor) - at_most} more, see tables/reliability.csv"
     return [
-        f"{len(poor)} of {len(reliability)} proteins cannot be trusted (Pearson with hidden counts "
-        f"not surely 0.7 and above 0 within clusters): {named}."
+        f"{len(poor)} of {len(reliability)} proteins cannot be trusted (Pearson "
+        f"not surely 0.7, or 0 within clusters): {named}."
     ]
