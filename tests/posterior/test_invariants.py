@@ -184,7 +184,7 @@ def public_queries() -> list[str]:
 
 
 def test_every_query_is_asked_here() -> None:
-    properties = {"module", "schema", "seed", "is_trained", "split"}
+    properties = {"module", "schema", "seed", "is_trained", "split", "calibration_cells"}
     elsewhere = {  # what needs controls, or another model: see test_isotypes.py and tests/mapping
         "check_isotype_controls", "map_query", "transfer_labels", "get_unlikeness",
         "get_query_reliability",
