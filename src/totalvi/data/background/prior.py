@@ -223,15 +223,6 @@ def _mean_of_known(rows: list[np.ndarray], n_proteins: int) -> np.ndarray:
     return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
-def _densest_half(values: np.ndarray) -> float:
-    """Return the mean of the half of the values that lie closest together."""
-    ordered = np.sort(values)
-    n_half = len(ordered) // 2 + 1
-    widths = ordered[n_half - 1 :] - ordered[: len(ordered) - n_half + 1]
-    first = int(widths.argmin())
-    return float(ordered[first : first + n_half].mean())
-
-
 def ambient_profile(
     raw: Raw | Mapping[str, Raw],
     data: MuData | AnnData | None = None,

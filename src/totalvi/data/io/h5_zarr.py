@@ -2,9 +2,10 @@
 
 import os
 import stat
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anndata
 import h5py
@@ -23,57 +24,60 @@ from totalvi.data.io.trust import (
 )
 from totalvi.errors import ReadError, TotalviError
 
+_Data = TypeVar("_Data", AnnData, MuData)
+
 
 def read_h5ad(path: Path) -> AnnData:
     """Read an AnnData from HDF5."""
-    with reading(path, "an AnnData"):
-        _require_plain(path)
-        try:
-            return _checked(anndata.read_h5ad(path), path)
-        except TotalviError:
-            raise
-        except Exception as error:
-            with h5py.File(path, "r") as file:
-                return _checked(readable_anndata(file, error), path)
+    with reading(path, "an AnnData"), open_hdf5(path) as file:
+        return _whole_or_parts(
+            lambda: _checked(anndata.read_h5ad(path), path),
+            lambda error: _checked(readable_anndata(file, error), path),
+        )
 
 
 def read_h5mu(path: Path) -> MuData:
     """Read a MuData from HDF5."""
-    with reading(path, "a MuData"), mudata.set_options(pull_on_update=False):
-        _require_plain(path)
-        try:
-            return _checked_mudata(mudata.read_h5mu(path), path)
-        except TotalviError:
-            raise
-        except Exception as error:
-            with h5py.File(path, "r") as file:
-                return _checked_mudata(readable_mudata(file, error), path)
+    with (
+        reading(path, "a MuData"),
+        mudata.set_options(pull_on_update=False),
+        open_hdf5(path) as file,
+    ):
+        return _whole_or_parts(
+            lambda: _checked_mudata(mudata.read_h5mu(path), path),
+            lambda error: _checked_mudata(readable_mudata(file, error), path),
+        )
 
 
 def read_zarr(path: Path) -> AnnData | MuData:
     """Read the AnnData or MuData in a zarr store."""
-    with reading(path, "a zarr store"):
+    with reading(path, "a zarr store"), mudata.set_options(pull_on_update=False):
         group = open_zarr(path)
         if "mod" in group:
-            with mudata.set_options(pull_on_update=False):
-                try:
-                    return _checked_mudata(mudata.read_zarr(path), path)
-                except TotalviError:
-                    raise
-                except Exception as error:
-                    return _checked_mudata(readable_mudata(group, error), path)
+            return _whole_or_parts(
+                lambda: _checked_mudata(mudata.read_zarr(path), path),
+                lambda error: _checked_mudata(readable_mudata(group, error), path),
+            )
         if not {"obs", "var"} <= set(group):
             found = ", ".join(sorted(group)) or "nothing"
             raise ReadError(
                 f"{path} is a zarr store of neither an AnnData nor a MuData (it holds {found}); "
                 "write it with the write_zarr method of one of them."
             )
-        try:
-            return _checked(anndata.read_zarr(path), path)
-        except TotalviError:
-            raise
-        except Exception as error:
-            return _checked(readable_anndata(group, error), path)
+        return _whole_or_parts(
+            lambda: _checked(anndata.read_zarr(path), path),
+            lambda error: _checked(readable_anndata(group, error), path),
+        )
+
+
+def _whole_or_parts(whole: Callable[[], _Data], parts: Callable[[Exception], _Data]) -> _Data:
+    """Return what is read at once or, where a library fails at that, part by part."""
+    try:
+        return whole()
+    except TotalviError:
+        raise
+    except Exception as error:
+        return parts(error)
 
 
 def open_zarr(path: Path) -> zarr.Group:

@@ -21,7 +21,7 @@ from totalvi.data.io.features import (
     has_types,
     modalities_of,
 )
-from totalvi.data.io.readable_parts import READING, UNREAD, gathered
+from totalvi.data.io.readable_parts import READING, UNREAD, gathered, joined
 from totalvi.data.io.trust import counts_from
 from totalvi.errors import ReadError, argument
 
@@ -266,12 +266,7 @@ def assemble(
         adata.var_names = make_index_unique(names)
     _require_pairable(modalities, where)
     left_out = gathered((name, adata.uns) for name, adata in modalities.items())
-    with mudata.set_options(pull_on_update=False):
-        mdata = MuData(modalities)
-        if not mdata.obs_names.equals(obs.index):
-            obs = obs.reindex(mdata.obs_names)
-        for name in obs.columns:
-            mdata.obs[name] = obs[name].array
+    mdata = joined(modalities, obs)
     left_out.say_in(mdata.uns)
     return mdata
 

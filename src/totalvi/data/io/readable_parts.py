@@ -179,7 +179,7 @@ def readable_mudata(
         obs = read_elem(group["obs"])
         places = ("obsm", "obsp", "uns") if take is read_elem else ("uns",)
         parts = {place: _readable_parts(group, place, None, take, left_out) for place in places}
-        mdata = _joined(modalities, obs)
+        mdata = joined(modalities, obs)
     except Exception as fault:
         raise (error or fault) from None
     for place, entries in parts.items():
@@ -189,7 +189,8 @@ def readable_mudata(
     return mdata
 
 
-def _joined(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
+def joined(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
+    """Join modalities, with the columns of ``obs`` for the cells that are left."""
     with mudata.set_options(pull_on_update=False):
         mdata = MuData(modalities)
         if not mdata.obs_names.equals(obs.index):
