@@ -1,6 +1,7 @@
 """The network gives the numbers of the public implementations, from their weights and noise."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from totalvi.errors import FormatError
 from totalvi.nn.cell import sparse_counts
@@ -358,6 +360,22 @@ def test_nothing_that_changes_the_numbers_is_dropped_silently(
     config = {**MODULE_06["batch_zinb_normal"], **other}
     with pytest.raises(FormatError, match="check TOTALVI's arguments"):
         load_scvi_state(TOTALVI(120, 14, n_hidden=32, n_latent=8, **config), state)
+
+
+@pytest.mark.parametrize(
+    "reshaped",
+    [lambda t: t.reshape(-1), lambda t: t[None], lambda t: t[:-1], lambda t: t.reshape(-1)[0]],
+    ids=["flat", "one dimension more", "shorter", "a single number"],
+)
+def test_a_tensor_of_another_shape_is_refused(reshaped: Callable[[Tensor], Tensor]) -> None:
+    module = TOTALVI(9, 3, n_hidden=4, n_latent=2, n_layers_encoder=2, n_layers_decoder=2)
+    state = dict(module.state_dict())
+    for name, tensor in state.items():
+        other = reshaped(tensor) if tensor.dim() else tensor[None].expand(2)
+        if other.shape == tensor.shape or name.endswith("num_batches_tracked"):
+            continue
+        with pytest.raises(FormatError):
+            load_scvi_state(module, {**state, name: other})
 
 
 def test_an_efficiency_is_not_dropped_silently(shared: Path) -> None:

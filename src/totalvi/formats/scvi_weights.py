@@ -58,6 +58,10 @@ def load_scvi_state(module: Network, state_dict: Mapping[str, Tensor]) -> Networ
             f"The state dict has no tensor {missing}; it is not a totalVI model of the configuration "
             "given to TOTALVI."
         ) from missing
+    except (IndexError, RuntimeError) as error:  # of slicing and joining tensors of other sizes
+        raise FormatError(
+            f"The sizes of the state dict's tensors do not fit each other ({error}); save it again."
+        ) from error
     _refuse_unread(module, state)
     expected = module.state_dict()
     for name in set(converted) - set(expected):
