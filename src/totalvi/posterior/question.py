@@ -113,11 +113,11 @@ class Question:
         """Return the names of a result with a row for each cell and these columns."""
         return Table(self.cell_names, features)
 
-    def draws(self, batch: Minibatch) -> Iterator[Draw]:
+    def draws(self, batch: Minibatch, *, genes: bool = True) -> Iterator[Draw]:
         """Yield the posterior samples of a minibatch, each decoded into each batch in turn."""
         return draws(
             self.network, batch, self.n_samples, self.noise,
-            (*self.transform_batch, *self.imputing), given_counts=self.given_counts,
+            (*self.transform_batch, *self.imputing), given_counts=self.given_counts, genes=genes,
         )  # fmt: skip
 
     @contextmanager
