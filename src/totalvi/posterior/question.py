@@ -14,8 +14,7 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData, QueryMapping, Schema
 from totalvi.data.describe import Data
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError, NotTrainedError, allowed, argument
+from totalvi.errors import DataError, NotTrainedError, allowed, argument, did_you_mean
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import CountCalibration, FitResult
 from totalvi.fit.plan import Split
