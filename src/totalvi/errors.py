@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from inspect import Signature, signature
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,6 +154,9 @@ class DataWarning(UserWarning):
     """The input counts can be used, but there is something in them to look at again."""
 
 
+Severity: TypeAlias = Literal["error", "warning", "note"]
+
+
 class Finding(NamedTuple):
     """One finding of a check of the input.
 
@@ -167,7 +170,7 @@ class Finding(NamedTuple):
         One sentence that names what is wrong and where, and how to fix it.
     """
 
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     code: str
     message: str
 

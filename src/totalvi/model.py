@@ -145,8 +145,8 @@ class Model(
     Examples
     --------
     >>> import totalvi
-    >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
-    >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+    >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, n_batches=2, seed=1)
+    >>> model = totalvi.Model(mdata, batch_key="batch", n_hidden=16, n_latent=4)
     >>> model.train(max_epochs=2)
     >>> model.get_latent_representation().shape
     (60, 4)

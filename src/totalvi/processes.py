@@ -80,12 +80,7 @@ def process_of(fabric: "Fabric") -> Process:
     return Process(fabric.global_rank, fabric.world_size)
 
 
-def launch(
-    accelerator: str = "auto",
-    devices: int | None = None,
-    num_nodes: int = 1,
-    precision: Any = "32-true",
-) -> "Fabric":
+def launch(accelerator: str = "auto", devices: int | None = None, num_nodes: int = 1) -> "Fabric":
     """Return the Fabric of `make_fabric` once all of its processes have started.
 
     Raises
@@ -93,7 +88,7 @@ def launch(
     ProcessError
         When they cannot be launched, or do not find each other.
     """
-    fabric = make_fabric(accelerator, devices, num_nodes, precision)
+    fabric = make_fabric(accelerator, devices, num_nodes)
     before = this_process()
     if before.n_processes > 1 and fabric.world_size != before.n_processes:
         raise ProcessError(
@@ -114,16 +109,13 @@ def launch(
 
 
 def make_fabric(
-    accelerator: str = "auto",
-    devices: int | None = None,
-    num_nodes: int = 1,
-    precision: Any = "32-true",
+    accelerator: str = "auto", devices: int | None = None, num_nodes: int = 1
 ) -> "Fabric":
     """Return a Fabric of the given number of processes, or of those that a launcher has started.
 
     Parameters
     ----------
-    accelerator, precision
+    accelerator
         As in Lightning Fabric.
     devices, num_nodes
         Number of processes on each machine, and of machines. None: those of the launcher, else 1.
@@ -139,7 +131,7 @@ def make_fabric(
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     wanted = _wanted(devices, num_nodes)
-    options: dict[str, Any] = {"accelerator": accelerator, "precision": precision}
+    options: dict[str, Any] = {"accelerator": accelerator, "precision": "32-true"}
     try:
         if wanted.devices * wanted.num_nodes == 1:
             return Fabric(devices=1, plugins=LightningEnvironment(), **options)

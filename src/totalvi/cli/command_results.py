@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import Reading, keeping, that_reads
+from totalvi.cli.command_run import keeping, list_written
+from totalvi.cli.options import Arguments, Reading, with_options
 from totalvi.errors import DataWarning
 from totalvi.processes import this_process
 
@@ -102,7 +102,7 @@ def report(
     typer.echo(build_report(folder, output))
 
 
-@that_reads
+@with_options
 def denoise(
     model: options.ModelPath,
     reading: Reading,
@@ -161,7 +161,7 @@ def denoise(
         typer.echo(f"written: {path}")
 
 
-@that_reads
+@with_options
 def de(
     model: options.ModelPath,
     reading: Reading,
@@ -219,7 +219,7 @@ def de(
     typer.echo(f"written: {output}")
 
 
-@that_reads
+@with_options
 def map_cells(
     model: options.ModelPath,
     query: Annotated[
@@ -228,6 +228,7 @@ def map_cells(
     ],
     output: options.Output,
     reading: Reading,
+    writing: Arguments,
     reference: Annotated[
         Path | None,
         options.text(
@@ -256,9 +257,6 @@ def map_cells(
     train: Annotated[
         bool, typer.Option("--train", help="Fit the weights of the query's batches (surgery).")
     ] = False,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = False,
-    checkpoint_every: options.CheckpointEvery = 10.0,
 ) -> None:
     """Map new cells on a fitted model, without changing the model.
 
@@ -287,9 +285,7 @@ def map_cells(
             reading=reading.of(batch_key=batch),
             reference_batch=reference_batch,
             train=train,
-            overwrite=overwrite,
-            resume=resume,
-            checkpoint_every=timedelta(minutes=checkpoint_every),
+            **writing,
         )
     for said in caught:
         typer.echo(f"warning: {said.message}")
@@ -299,7 +295,7 @@ def map_cells(
     typer.echo(f"written: {output}")
 
 
-@that_reads
+@with_options
 def impute(
     reference: Annotated[
         str,
@@ -317,24 +313,18 @@ def impute(
     ],
     output: options.Output,
     reading: Reading,
+    fitting: Arguments,
+    writing: Arguments,
     batch: Annotated[
         str | None,
         options.text("--batch", "KEY", "Column with the batches within REFERENCE or QUERY."),
     ] = None,
-    genes: Annotated[
-        int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
-    ] = 4000,
-    epochs: options.Epochs = None,
     interval: Annotated[
         float, options.number("--interval", 0.01, 0.99, "Probability of the intervals.")
     ] = 0.9,
     samples: Annotated[
         int, typer.Option("--samples", min=20, help="Posterior samples a cell.")
     ] = 100,
-    seed: options.Seed = 0,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = False,
-    checkpoint_every: options.CheckpointEvery = 10.0,
 ) -> None:
     """Predict the proteins that cells lack.
 
@@ -360,14 +350,10 @@ def impute(
             **reading.arguments,
             **reading.where,
             unmeasured=reading.unmeasured,
-            n_genes=genes,
-            max_epochs=epochs,
+            **fitting,
             n_samples=samples,
             interval=interval,
-            seed=seed,
-            overwrite=overwrite,
-            resume=resume,
-            checkpoint_every=timedelta(minutes=checkpoint_every),
+            **writing,
         )
     record = result.record
     typer.echo(
@@ -375,4 +361,4 @@ def impute(
         f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
         f"{sum(record['seconds'].values()):,.0f} s"
     )
-    options.list_written(result)
+    list_written(result)

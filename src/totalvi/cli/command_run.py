@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import Reading, keeping, that_reads
-from totalvi.errors import IncompleteError, TotalviError
+from totalvi.cli.options import Arguments, Reading, with_options
+from totalvi.errors import IncompleteError, Interrupted, ReadError, TotalviError
 from totalvi.processes import this_process
+from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
-if TYPE_CHECKING:
-    from totalvi.run.folder import RunResult
-
-DEMO_EPOCHS = 60  # enough for these data
+DEMO: dict[str, Any] = {
+    "batch_key": "batch",
+    "labels_key": "cell_type",
+    "max_epochs": 60,
+}  # enough for these data
 
 REPEATED = {
     *("input", "raw", "protein", "output", "record"),
@@ -28,27 +29,19 @@ REPEATED = {
 """Options of a run that can be given with ``--from``."""
 
 
-@that_reads
+@with_options
 def run(
     context: typer.Context,
     output: options.Output,
     reading: Reading,
+    annotation: Arguments,
+    fitting: Arguments,
+    writing: Arguments,
     input: options.InputOfRun = None,
     raw: options.RawPath = None,
-    batch: options.Batch = None,
-    panel: options.Panel = None,
-    labels: options.Labels = None,
-    size_factor: options.SizeFactor = None,
-    covariate: options.Covariates = None,
-    continuous_covariate: options.ContinuousCovariates = None,
-    genes: Annotated[
-        int, typer.Option("--genes", min=1, help="Number of highly variable genes to use.")
-    ] = 4000,
-    epochs: options.Epochs = None,
     resolution: Annotated[
         float, options.number("--resolution", 0.01, 1000, "Of the clusters; higher gives more.")
     ] = 1.0,
-    seed: options.Seed = 0,
     split_counts: Annotated[
         bool,
         typer.Option(
@@ -65,14 +58,10 @@ def run(
             ".h5mu or .zarr. Writes results.zarr, without denoised RNA.",
         ),
     ] = False,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = False,
-    checkpoint_every: options.CheckpointEvery = 10.0,
     record: Annotated[
         Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
     refuse_empty_cells: options.RefuseEmptyCells = False,
-    keep_isotypes: options.KeepIsotypes = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record of the run as JSON.")
     ] = False,
@@ -98,7 +87,6 @@ def run(
     from totalvi.run.run import repeat
     from totalvi.run.run import run as run_pipeline
 
-    every = timedelta(minutes=checkpoint_every)
     if record is not None:
         _refuse_others_than_repeated(context)
         with keeping(output), reporting_what_is_there(output):
@@ -106,11 +94,9 @@ def run(
                 record,
                 output,
                 input=input,
-                raw=options.raw_paths(raw),
+                raw=raw_paths(raw),
                 protein_path=reading.arguments["protein_path"],
-                overwrite=overwrite,
-                resume=resume,
-                checkpoint_every=every,
+                **writing,
             )
         _finish(result, as_json)
         return
@@ -120,45 +106,31 @@ def run(
         result = run_pipeline(
             input,
             output,
-            raw=options.raw_paths(raw),
+            raw=raw_paths(raw),
             **reading.arguments,
             **reading.where,
+            **annotation,
             unmeasured=reading.unmeasured,
-            batch_key=batch,
-            panel_key=panel,
-            labels_key=labels,
-            size_factor_key=size_factor,
-            categorical_covariate_keys=covariate or (),
-            continuous_covariate_keys=continuous_covariate or (),
-            n_genes=genes,
-            max_epochs=epochs,
+            **fitting,
             resolution=resolution,
-            seed=seed,
             split_counts=split_counts,
             on_disk=on_disk,
-            overwrite=overwrite,
-            resume=resume,
-            checkpoint_every=every,
+            **writing,
             drop_empty_cells=not refuse_empty_cells,
-            isotype_controls=() if keep_isotypes else None,
         )
     _finish(result, as_json)
 
 
-@that_reads
+@with_options
 def train(
     input: options.Input,
     reading: Reading,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the model.")
     ],
-    batch: options.Batch = None,
-    panel: options.Panel = None,
-    labels: options.Labels = None,
-    covariate: options.Covariates = None,
-    continuous_covariate: options.ContinuousCovariates = None,
-    genes: Annotated[int, typer.Option("--genes", min=1, help="Variable genes to keep.")] = 4000,
-    epochs: options.Epochs = None,
+    annotation: Arguments,
+    fitting: Arguments,
+    writing: Arguments,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -167,7 +139,6 @@ def train(
             help="Cells in a minibatch of all processes; default: 128 or 256.",
         ),
     ] = None,
-    seed: options.Seed = 0,
     on_disk: Annotated[
         bool,
         typer.Option(
@@ -178,11 +149,6 @@ def train(
     ] = False,
     devices: options.Devices = None,
     num_nodes: options.NumNodes = 1,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = False,
-    checkpoint_every: options.CheckpointEvery = 10,
-    size_factor: options.SizeFactor = None,
-    keep_isotypes: options.KeepIsotypes = False,
 ) -> None:
     """Fit a model to raw counts and save it, without the rest of `run`.
 
@@ -194,32 +160,19 @@ def train(
     """
     from totalvi.run.commands import train_model
 
-    keys = reading.columns(
-        batch_key=batch,
-        panel_key=panel,
-        labels_key=labels,
-        size_factor_key=size_factor,
-        categorical_covariate_keys=tuple(covariate or ()),
-        continuous_covariate_keys=tuple(continuous_covariate or ()),
-        isotype_controls=() if keep_isotypes else None,
-    )
     with keeping(output):
         trained = train_model(
             input,
             output,
-            keys,
+            reading.columns(**annotation),
             reading.options(),
             unmeasured=reading.unmeasured,
-            n_genes=genes,
-            max_epochs=epochs,
+            **fitting,
             batch_size=batch_size,
-            seed=seed,
             on_disk=on_disk,
             devices=devices,
             num_nodes=num_nodes,
-            overwrite=overwrite,
-            resume=resume,
-            checkpoint_every=timedelta(minutes=checkpoint_every),
+            **writing,
         )
     if this_process().rank:
         return
@@ -254,14 +207,67 @@ def demo(
         result = run_pipeline(
             data,
             output,
-            batch_key="batch",
-            labels_key="cell_type",
-            max_epochs=DEMO_EPOCHS,
+            **DEMO,
             seed=seed,
             overwrite=overwrite,
             resume=resume,
         )
     _finish(result)
+
+
+def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
+    """Return the path of the raw matrix, or one for each batch.
+
+    Raises
+    ------
+    ReadError
+        When several are given, and some of them without a batch.
+
+    Examples
+    --------
+    >>> raw_paths(["raw.h5"]), raw_paths(["a=raw_a.h5", "b=raw_b.h5"])
+    ('raw.h5', {'a': 'raw_a.h5', 'b': 'raw_b.h5'})
+    """
+    if not given:
+        return None
+    if len(given) == 1 and ("=" not in given[0] or Path(given[0]).exists()):
+        return given[0]
+    by_batch: dict[str, str] = {}
+    for one in given:
+        batch, equals, path = one.partition("=")
+        if not (equals and batch and path) or batch in by_batch:
+            raise ReadError(
+                f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH."
+            )
+        by_batch[batch] = path
+    return by_batch
+
+
+@contextmanager
+def keeping(output: Path) -> Iterator[None]:
+    """Print where the fit is kept if a signal ends a run early, and exit with its status."""
+    try:
+        yield
+    except BaseException as error:
+        checkpoint = checkpoint_of(output)
+        is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
+        if (is_kept or isinstance(error, Interrupted)) and this_process().rank == 0:
+            typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
+        if isinstance(error, Interrupted):
+            raise typer.Exit(128 + error.signal_number) from error
+        raise
+
+
+def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
+    """Print what the record notes and warns of, and which files there are; of the model its folder."""
+    for kind in ("notes", "warnings"):
+        for message in result.record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {message}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] not in (MODEL, *apart):
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / MODEL}")
 
 
 @contextmanager
@@ -317,5 +323,5 @@ def _finish(result: RunResult, as_json: bool = False) -> None:
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
         f"per cell, {sum(record['seconds'].values()):,.0f} s"
     )
-    options.list_written(result, apart=(report.name,))
+    list_written(result, apart=(report.name,))
     typer.echo(f"  {report}  (open it in a browser)")

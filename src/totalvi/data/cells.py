@@ -186,7 +186,7 @@ class CiteData:
     Parameters
     ----------
     schema
-        Names and categories.
+        Names and categories of features, batches and panels.
     rna
         Counts (N, G).
     protein

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import sparse
 
 from totalvi.data.find import CountSource
-from totalvi.errors import Finding, argument, first_and_count, listed, setting
+from totalvi.errors import Finding, Severity, argument, first_and_count, listed, setting
 
 
 class Place(NamedTuple):
@@ -286,20 +286,17 @@ def _not_finite(modality: _Modality, code: str, noun: str) -> Iterator[Finding]:
 def _fractional(modality: _Modality, found: str, looks: str, allowed: bool) -> Finding:
     """Return the finding that values are fractional, with their likely origin."""
     if looks:
-        return Finding(
-            "warning" if allowed else "error",
-            f"{modality.kind}_normalised",
-            f"{modality.where} looks {looks}, with {found}; {_fix(modality)}.",
+        severity: Severity = "warning" if allowed else "error"
+        code, message = "normalised", f"looks {looks}, with {found}; {_fix(modality)}."
+    elif allowed:
+        severity, code, message = "note", "fractional", f"holds {found}, as allowed."
+    else:
+        severity, code = "error", "fractional"
+        message = (
+            f"holds {found}; {_fix(modality)}, or accept fractions on purpose with "
+            f"{setting('allow_fractional', True)}."
         )
-    if allowed:
-        message = f"{modality.where} holds {found}, as allowed."
-        return Finding("note", f"{modality.kind}_fractional", message)
-    return Finding(
-        "error",
-        f"{modality.kind}_fractional",
-        f"{modality.where} holds {found}; {_fix(modality)}, or accept fractions on purpose with "
-        f"{setting('allow_fractional', True)}.",
-    )
+    return Finding(severity, f"{modality.kind}_{code}", f"{modality.where} {message}")
 
 
 def _looks(modality: _Modality) -> str:

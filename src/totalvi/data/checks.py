@@ -310,11 +310,11 @@ def _unmeasured(
 ) -> Iterator[Finding]:
     nowhere = np.asarray(unmeasured.all(axis=0))
     if nowhere.any():
-        name = first_and_count(source.protein_names[nowhere], "protein")
         yield Finding(
             "error",
             "protein_unmeasured_everywhere",
-            f"{source.protein_where} has no value in any cell for {name}; remove what was never "
+            f"{source.protein_where} has no value in any cell for "
+            f"{first_and_count(source.protein_names[nowhere], 'protein')}; remove what was never "
             "measured.",
         )
     for group in np.flatnonzero((unmeasured & ~nowhere).any(axis=1)):
@@ -360,13 +360,13 @@ def _zero(
     measured = ~unmeasured.all(axis=0)
     everywhere = np.asarray(measured & ~n_positive.any(axis=0))
     if everywhere.any():
-        name = first_and_count(source.protein_names[everywhere], "protein")
         yield Finding(
             "warning",
             "protein_zero",
-            f"{source.protein_where} is zero in all cells for {name}; remove it if it was not in "
-            "the antibody panel, or, if cells of other batches or of a reference have it, declare it "
-            f"unmeasured (NaN) with {argument('totalvi.declare_unmeasured')}.",
+            f"{source.protein_where} is zero in all cells for "
+            f"{first_and_count(source.protein_names[everywhere], 'protein')}; remove it if it was not "
+            "in the antibody panel, or, if cells of other batches or of a reference have it, declare "
+            f"it unmeasured (NaN) with {argument('totalvi.declare_unmeasured')}.",
         )
     only_here = (n_positive == 0) & ~unmeasured & ~everywhere
     for group in np.flatnonzero(only_here.any(axis=1)):

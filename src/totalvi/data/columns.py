@@ -21,17 +21,17 @@ class Columns:
     The fields are arguments of `totalvi.Model`, whose docstring explains them.
     """
 
+    rna_modality: str = "rna"
+    protein_modality: str = "prot"
+    rna_layer: str | None = None
+    protein_layer: str | None = None
+    protein_expression_obsm_key: str | None = None
     batch_key: str | None = None
     panel_key: str | None = None
     labels_key: str | None = None
     size_factor_key: str | None = None
     categorical_covariate_keys: tuple[str, ...] = ()
     continuous_covariate_keys: tuple[str, ...] = ()
-    rna_modality: str = "rna"
-    protein_modality: str = "prot"
-    rna_layer: str | None = None
-    protein_layer: str | None = None
-    protein_expression_obsm_key: str | None = None
     protein_names_uns_key: str | None = None
     allow_fractional: bool = False
     isotype_controls: tuple[str, ...] | None = None

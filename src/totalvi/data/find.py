@@ -1,7 +1,8 @@
 """Find the RNA and protein counts in a MuData or AnnData, without changing it."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,8 @@ from totalvi.data.counts import (
 from totalvi.data.io.features import modalities_of, with_symbols
 from totalvi.data.io.modalities import names_in_obsm
 from totalvi.errors import DataError, argument, did_you_mean, setting
+
+_Rows = TypeVar("_Rows", sparse.csr_matrix, np.ndarray)
 
 
 class CountSource(NamedTuple):
@@ -273,20 +276,21 @@ class _Place(NamedTuple):
     features: pd.Index
 
 
-def _rna(
-    values: Any, place: _Place, on_disk: bool, columns: np.ndarray | None = None
-) -> Counts[sparse.csr_matrix]:
+def _counts(
+    on_disk_as: Callable[..., Counts[_Rows]],
+    in_memory_as: Callable[..., _Rows],
+    values: Any,
+    place: _Place,
+    on_disk: bool,
+    columns: np.ndarray | None = None,
+) -> Counts[_Rows]:
     if on_disk and lies_on_disk(values):
-        return SparseOnDisk(values, place.where, columns=columns)
-    return CountsInMemory(to_csr(_columns(values, columns), *place))
+        return on_disk_as(values, place.where, columns=columns)
+    return CountsInMemory(in_memory_as(_columns(values, columns), *place))
 
 
-def _protein(
-    values: Any, place: _Place, on_disk: bool, columns: np.ndarray | None = None
-) -> Counts[np.ndarray]:
-    if on_disk and lies_on_disk(values):
-        return DenseOnDisk(values, place.where, columns=columns)
-    return CountsInMemory(to_dense(_columns(values, columns), *place))
+_rna = partial(_counts, SparseOnDisk, to_csr)
+_protein = partial(_counts, DenseOnDisk, to_dense)
 
 
 def _columns(values: Any, columns: np.ndarray | None) -> Any:

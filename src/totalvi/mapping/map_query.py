@@ -44,6 +44,7 @@ class _Mappable(Fitted, Protocol):
 _Model = TypeVar("_Model", bound=_Mappable)
 
 
+@documented
 class MappingQueries(_Mappable):
     """The method `map_query` of a model, for cells that it was not fitted to."""
 
@@ -55,7 +56,6 @@ class MappingQueries(_Mappable):
         fill_query(self.module, query, mapping)
         return query
 
-    @documented
     def map_query(
         self,
         data: Data,
@@ -130,8 +130,6 @@ class MappingQueries(_Mappable):
             About what the checks find, such as proteins that are zero throughout a batch; if these were
             not measured, say so with `totalvi.declare_unmeasured`.
 
-        Examples
-        --------
         {reference_model}
         >>> query = model.map_query(mdata[60:].copy())
         >>> query.get_latent_representation().shape

@@ -22,8 +22,6 @@ from totalvi.nn.layers import (
 from totalvi.nn.likelihoods import normal_kl, standard_normal_kl
 from totalvi.nn.sync import of_all_cells, own_cells
 
-# Multiplies the encoder's input from RNA counts, (B, G), by a weight (G, H).
-GeneProduct = Callable[[Tensor], Tensor]
 _VARIANCE_FLOOR = 1e-4
 _TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mixing
 
@@ -68,6 +66,24 @@ def shown_proteins(
     return measured[own_cells(seen, len(panel), generator)]
 
 
+class EncoderInput(NamedTuple):
+    """What the encoder takes of a minibatch's cells.
+
+    Parameters
+    ----------
+    times
+        Multiplies the input from RNA counts, (B, G), by a weight (G, H).
+    others
+        The input from proteins, and the continuous covariates.
+    covariates
+        Categorical covariates, one-hot; None without any.
+    """
+
+    times: Callable[[Tensor], Tensor]
+    others: Tensor
+    covariates: Tensor | None
+
+
 class InputLayer(nn.Module):
     """The first hidden layer: its product with the RNA counts skips the zeros."""
 
@@ -87,18 +103,9 @@ class InputLayer(nn.Module):
         self.others.bias.requires_grad_(activation.feels_shifts)
         self.activation = activation
 
-    def forward(
-        self,
-        times: GeneProduct,
-        others: Tensor,
-        covariates: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Return shape (B, n_output).
-
-        ``others`` are the encoder's input from proteins and the continuous covariates.
-        """
-        linear = times(self.gene_weight) + self.others(others, covariates)
+    def forward(self, cells: EncoderInput, generator: torch.Generator | None) -> Tensor:
+        """Return shape (B, n_output)."""
+        linear = cells.times(self.gene_weight) + self.others(cells.others, cells.covariates)
         hidden: Tensor = self.activation(linear, generator)
         return hidden
 
@@ -128,17 +135,11 @@ class Trunk(nn.Module):
             for activation in activations[1:]
         )
 
-    def forward(
-        self,
-        times: GeneProduct,
-        others: Tensor,
-        covariates: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def forward(self, cells: EncoderInput, generator: torch.Generator | None) -> Tensor:
         """Return shape (B, n_hidden)."""
-        hidden: Tensor = self.first(times, others, covariates, generator)
+        hidden: Tensor = self.first(cells, generator)
         for layer in self.rest:
-            hidden = layer(hidden, covariates, generator)
+            hidden = layer(hidden, cells.covariates, generator)
         return hidden
 
 
@@ -210,13 +211,14 @@ class Encoder(nn.Module):
             ops.counts_product, self._as_seen(x), x,
             fast=self.fused, bfloat16=self.bfloat16_products,
         )  # fmt: skip
-        shared = self.trunk(times, others, covariates, generator)
+        cells = EncoderInput(times, others, covariates)
+        shared = self.trunk(cells, generator)
         z_hidden = shared if self.z_branch is None else self.z_branch(shared, None, generator)
         qz_m, qz_v = self.z_head(z_hidden)
         if not self.latent_library:
             return CellPosterior(qz_m, qz_v)
         if self.library_trunk is not None:
-            library_hidden = self.library_trunk(times, others, covariates, generator)
+            library_hidden = self.library_trunk(cells, generator)
         else:
             assert self.library_branch is not None
             library_hidden = self.library_branch(shared, None, generator)

@@ -18,7 +18,7 @@ from totalvi.errors import DataError, allowed
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
 from totalvi.posterior.draws import drawn_background, draws, plausible
-from totalvi.posterior.noise import gamma_values
+from totalvi.posterior.noise import Drawn, gamma_values
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
 
 CorrelationType: TypeAlias = Literal["spearman", "pearson"]
@@ -172,7 +172,7 @@ def _denoised_sample(
 
     def values(mean: Tensor, log_r: Tensor, some: np.ndarray, number: int) -> np.ndarray:
         return gamma_values(
-            noise, sample, batch.keys, number + some,
+            Drawn(noise, sample, batch.keys, number + some),
             mean[:, some].cpu().numpy(), log_r[:, some].exp().cpu().numpy(),
         )  # fmt: skip
 
@@ -188,10 +188,13 @@ def _denoised_sample(
     return values(rna, genes.log_r, wanted.genes, 0), proteins
 
 
+@documented
 class CorrelationQueries(Fitted):
-    """What a model says of how genes and proteins vary together over cells."""
+    """What a model says of how genes and proteins vary together over cells.
 
-    @documented
+    Correlations are of denoised values, or for pairs of genes and proteins of counts given their depth.
+    """
+
     def get_feature_correlation_matrix(
         self,
         adata: Data | None = None,
@@ -249,8 +252,6 @@ class CorrelationQueries(Fitted):
             When an argument has a value not allowed, or a feature or batch is not known, or fewer than
             two cells are selected.
 
-        Examples
-        --------
         {fitted_model}
         >>> correlations = model.get_feature_correlation_matrix(n_samples=2)
         >>> correlations.loc["rna", "protein"].shape
@@ -274,7 +275,6 @@ class CorrelationQueries(Fitted):
         values = feature_correlations(question, wanted, partners)
         return pd.DataFrame(values, index=names, columns=names)
 
-    @documented
     def get_gene_protein_pairs(
         self,
         adata: Data | None = None,
@@ -308,14 +308,10 @@ class CorrelationQueries(Fitted):
         ``denoised_log_pearson`` are Pearson's of log(1 + value), RNA by 1,000 a cell. Cells that did
         not measure a protein are left out of its raw correlations.
 
-        Raises
-        ------
+        {name_error}
         DataError
             When no pair is given and none is known.
-        {name_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> names = model.schema
         >>> pair = names.protein_names[0], names.gene_names[0]

@@ -19,6 +19,7 @@ from totalvi.posterior.arguments import (
     Names,
     Sampling,
     ScaledLibrary,
+    Stored,
     WhereUnmeasured,
     checked_library_size,
     documented,
@@ -152,41 +153,41 @@ class _ExpressionOptions(FeatureOptions, total=False):
     unmeasured: WhereUnmeasured
 
 
+class _StoredExpression(_ExpressionOptions, Stored): ...
+
+
+class _ExpressionArrays(_ExpressionOptions):
+    return_numpy: Literal[True]
+
+
+class _ExpressionSamples(_ExpressionOptions):
+    return_mean: Literal[False]
+
+
 class _CountOptions(Sampling, total=False):
     protein_list: Sequence[str] | None
 
 
+class _StoredCounts(_CountOptions, Stored): ...
+
+
+@documented
 class ExpressionQueries(Fitted):
     """What a model says of RNA and proteins, cell by cell."""
 
     @overload
     def get_normalized_expression(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[_ExpressionOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_StoredExpression]
     ) -> Path: ...
 
     @overload
     def get_normalized_expression(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        return_numpy: Literal[True],
-        **options: Unpack[_ExpressionOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ExpressionArrays]
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     @overload
     def get_normalized_expression(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        return_mean: Literal[False],
-        **options: Unpack[_ExpressionOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ExpressionSamples]
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     @overload
@@ -194,7 +195,6 @@ class ExpressionQueries(Fitted):
         self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ExpressionOptions]
     ) -> tuple[pd.DataFrame, pd.DataFrame]: ...
 
-    @documented
     def get_normalized_expression(
         self,
         adata: Data | None = None,
@@ -242,12 +242,8 @@ class ExpressionQueries(Fitted):
         RNA (cells, genes) and protein (cells, proteins), NaN where the cell's panel lacks the protein;
         with ``out``, its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> rna, protein = model.get_normalized_expression(n_samples=5, library_size=10_000)
         >>> rna.shape, protein.shape
@@ -282,12 +278,7 @@ class ExpressionQueries(Fitted):
 
     @overload
     def get_denoised_counts(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[_CountOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_StoredCounts]
     ) -> Path: ...
 
     @overload
@@ -295,7 +286,6 @@ class ExpressionQueries(Fitted):
         self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_CountOptions]
     ) -> sparse.csr_matrix: ...
 
-    @documented
     def get_denoised_counts(
         self,
         adata: Data | None = None,
@@ -327,12 +317,8 @@ class ExpressionQueries(Fitted):
         CSR matrix (cells, proteins) of whole numbers, float32, with NaN where a protein was not
         measured; with ``out``, its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> counts = model.get_denoised_counts(seed=1)
         >>> counts.shape, bool((counts.toarray() <= mdata["prot"].X).all())

@@ -197,10 +197,13 @@ def z_scores(by_archetype: np.ndarray) -> np.ndarray:
     return np.where(varies, deviation / np.where(varies, scale, 1), 0.0)
 
 
+@documented
 class LatentSpaceQueries(Fitted):
-    """What a model says of the latent space: how groups of cells fill it, and what its corners are."""
+    """What a model says of the latent space: how groups of cells fill it, and what its corners are.
 
-    @documented
+    Groups are summed up as mixtures of the posteriors of their cells.
+    """
+
     def get_aggregated_posterior(
         self,
         adata: Data | None = None,
@@ -220,12 +223,8 @@ class LatentSpaceQueries(Fitted):
         `AggregatedPosterior`, with ``log_prob(u)`` and ``sample(n_samples, seed)``. u is the latent
         state z, or with ``latent_distribution="ln"`` what z is the softmax of.
 
-        Raises
-        ------
         {value_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> mixture = model.get_aggregated_posterior(indices=range(30))
         >>> mixture.log_prob(mixture.sample(3)).shape
@@ -234,7 +233,6 @@ class LatentSpaceQueries(Fitted):
         question = self._question(adata, indices, batch_size, progress)
         return AggregatedPosterior(*latent_distribution(question))
 
-    @documented
     def differential_abundance(
         self,
         adata: Data | None = None,
@@ -270,21 +268,15 @@ class LatentSpaceQueries(Fitted):
         DataError
             When the column is missing, holds no sample, or a sample has fewer than two of the cells.
 
-        Examples
-        --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, n_cell_types=3, seed=1)
-        >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {fitted_model}
         >>> model.differential_abundance(sample_key="cell_type").shape
-        (60, 3)
+        (60, 6)
         """
         question = self._question(adata, indices, batch_size, progress)
         group, names = _samples_of(question, sample_key)
         density = log_density_by_group(*latent_distribution(question), group, len(names))
         return pd.DataFrame(density, index=question.cell_names, columns=names)
 
-    @documented
     def get_archetypes(
         self,
         adata: Data | None = None,

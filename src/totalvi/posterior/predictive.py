@@ -14,7 +14,14 @@ from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.nn.network import Network
-from totalvi.posterior.arguments import Cells, FeatureOptions, Names, Sampling, documented
+from totalvi.posterior.arguments import (
+    Cells,
+    FeatureOptions,
+    Names,
+    Sampling,
+    Stored,
+    documented,
+)
 from totalvi.posterior.calibration import predictive_proteins
 from totalvi.posterior.draws import (
     Draw,
@@ -22,7 +29,7 @@ from totalvi.posterior.draws import (
     gene_parameters,
     protein_mixture,
 )
-from totalvi.posterior.noise import CellNoise, negative_binomial_counts
+from totalvi.posterior.noise import CellNoise, Drawn, negative_binomial_counts
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import write_counts
 
@@ -113,10 +120,7 @@ def gene_counts(
     """Return RNA counts (B, g) of cells with ``keys`` for the genes at positions ``genes``."""
     dropout = parameters.dropout_logit
     return negative_binomial_counts(
-        noise,
-        sample,
-        keys,
-        genes,
+        Drawn(noise, sample, keys, genes),
         parameters.log_mean.exp().cpu().numpy(),
         parameters.log_r.exp().cpu().numpy(),
         None if dropout is None else dropout.sigmoid().cpu().numpy(),
@@ -140,14 +144,19 @@ def protein_counts(
     in_background = mixture.background_probability()
     is_background = uniform.to(in_background.device) < in_background
     log_mean = torch.where(is_background, mixture.log_background, mixture.log_foreground)
+    numbers = network.n_input_genes + proteins  # proteins are numbered after the genes
     return negative_binomial_counts(
-        noise,
-        sample,
-        keys,
-        network.n_input_genes + proteins,  # proteins are numbered after the genes
+        Drawn(noise, sample, keys, numbers),
         log_mean.exp().cpu().numpy(),
         mixture.log_r.exp().cpu().numpy(),
     )
+
+
+class _StoredFeatures(FeatureOptions, Stored): ...
+
+
+class _FeatureArrays(FeatureOptions):
+    return_numpy: Literal[True]
 
 
 class _SampleOptions(Sampling, total=False):
@@ -156,6 +165,10 @@ class _SampleOptions(Sampling, total=False):
     protein_list: Sequence[str] | None
 
 
+class _StoredSample(_SampleOptions, Stored): ...
+
+
+@documented
 class PredictiveQueries(Fitted):
     """What a model says of how counts are distributed, and counts that it would expect."""
 
@@ -170,22 +183,12 @@ class PredictiveQueries(Fitted):
 
     @overload
     def get_likelihood_parameters(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[FeatureOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_StoredFeatures]
     ) -> Path: ...
 
     @overload
     def get_likelihood_parameters(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        return_numpy: Literal[True],
-        **options: Unpack[FeatureOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_FeatureArrays]
     ) -> dict[str, np.ndarray]: ...
 
     @overload
@@ -193,7 +196,6 @@ class PredictiveQueries(Fitted):
         self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[FeatureOptions]
     ) -> dict[str, pd.DataFrame]: ...
 
-    @documented
     def get_likelihood_parameters(
         self,
         adata: Data | None = None,
@@ -232,12 +234,8 @@ class PredictiveQueries(Fitted):
         dispersions r, with one row, or one a batch or label where they differ by it. With ``out``,
         its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> parameters = model.get_likelihood_parameters()
         >>> parameters["mean"].shape, parameters["protein_mixing"].shape
@@ -286,9 +284,7 @@ class PredictiveQueries(Fitted):
         adata: Data | None = ...,
         indices: Cells = ...,
         n_samples: int = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[_SampleOptions],
+        **options: Unpack[_StoredSample],
     ) -> Path: ...
 
     @overload
@@ -300,7 +296,6 @@ class PredictiveQueries(Fitted):
         **options: Unpack[_SampleOptions],
     ) -> PredictiveSample: ...
 
-    @documented
     def posterior_predictive_sample(
         self,
         adata: Data | None = None,
@@ -346,12 +341,8 @@ class PredictiveQueries(Fitted):
         `PredictiveSample`: RNA, sparse, and protein counts; with ``n_samples`` above 1 lists of them.
         With ``out``, its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> sample = model.posterior_predictive_sample(protein_list=["protein_0"])
         >>> sample.rna.shape, sample.protein.shape

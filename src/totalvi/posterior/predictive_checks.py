@@ -138,7 +138,7 @@ class MinibatchTally:
     Parameters
     ----------
     whole
-        The sums that the minibatch is added to.
+        Sums over the cells before it, to which the minibatch is added.
     observed
         Counts, (B, F).
     measured
@@ -295,10 +295,13 @@ class PredictiveCheck(NamedTuple):
     calibration: pd.DataFrame
 
 
+@documented
 class CheckQueries(Fitted):
-    """Whether counts that were observed are like those that a model expects."""
+    """Whether counts that were observed are like those that a model expects.
 
-    @documented
+    Replicated counts are drawn given each cell, and their statistics compared with the observed ones.
+    """
+
     def posterior_predictive_check(
         self,
         adata: Data | None = None,
@@ -336,8 +339,6 @@ class CheckQueries(Fitted):
         ValueError
             When an argument has a value not allowed, or a feature is not known.
 
-        Examples
-        --------
         {fitted_model}
         >>> check = model.posterior_predictive_check(n_samples=20)
         >>> len(check.table), list(check.summary.index)

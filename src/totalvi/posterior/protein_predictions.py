@@ -31,7 +31,7 @@ class ImputedBatches:
     Parameters
     ----------
     proteins
-        The wanted proteins.
+        The wanted ones, by position and name.
     decoded
         Which of the batches that the question decodes into each protein is averaged over, bool
         (batches, proteins), at least one.

@@ -101,11 +101,7 @@ def split_counts(
     >>> table = model.differential_expression(held_out, groupby="cluster")
     """
     keys = Columns(
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        rna_layer=rna_layer,
-        protein_layer=protein_layer,
-        protein_expression_obsm_key=protein_expression_obsm_key,
+        rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
     )
     return halves(data, keys, seed)
 

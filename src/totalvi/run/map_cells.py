@@ -60,9 +60,9 @@ def map_files(
     query_path: str | Path,
     output: Path,
     *,
+    reading: Reading = AS_IS,
     reference: Path | None = None,
     labels: str | None = None,
-    reading: Reading = AS_IS,
     reference_batch: str | None = None,
     train: bool = False,
     overwrite: bool = False,
@@ -79,15 +79,15 @@ def map_files(
         Counts of the query.
     output
         A folder that does not exist or is empty. It appears complete at the end.
+    reading
+        Where the counts and batches of the query are, how it is read, and what its batches did not
+        measure.
     reference
         Counts that the model was fitted to. None: ``results.h5mu`` or ``results.zarr`` (which stays on
         disk) beside the model, if it exists. Without a reference, there are neither labels nor
         unlikeness.
     labels
         Column of the reference's ``obs``. None: ``leiden_totalvi``, if it exists.
-    reading
-        Where the counts and batches of the query are, how it is read, and what its batches did not
-        measure.
     reference_batch, train
         As in `Model.map_query`.
     overwrite, resume, checkpoint_every

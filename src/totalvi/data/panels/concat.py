@@ -118,11 +118,7 @@ def concat(
     if protein_expression_obsm_key is not None:
         _require_obsm(data, protein_expression_obsm_key)
     columns = Columns(
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        rna_layer=rna_layer,
-        protein_layer=protein_layer,
-        protein_expression_obsm_key=protein_expression_obsm_key,
+        rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
     )
     found = {name: find_data_set(name, each, columns) for name, each in data.items()}
     aligned = align_genes({name: each.genes for name, each in found.items()}, genes)

@@ -44,7 +44,6 @@ def _rows(chunk: int, n_cells: int) -> tuple[int, int]:
 def _moments(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
     """Fill in the mean and biased variance of the columns of ``x`` (B, features)."""
     n_cells, n_features = x.shape
-    zero = x.dtype.type(0)
     # sums of distances from the first cell, which lose no digits if the mean is large
     sums = np.zeros((_CHUNKS, 2, n_features), x.dtype)
     for chunk in prange(_CHUNKS):
@@ -54,6 +53,7 @@ def _moments(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
                 difference = x[b, j] - x[0, j]
                 sums[chunk, 0, j] += difference
                 sums[chunk, 1, j] += difference * difference
+    zero = x.dtype.type(0)
     for j in range(n_features):
         total, squares = zero, zero
         for chunk in range(_CHUNKS):

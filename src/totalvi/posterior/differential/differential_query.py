@@ -49,10 +49,10 @@ from totalvi.posterior.unmeasured import measured_by_batch
 _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
 
 
+@documented
 class DifferentialQueries(Fitted):
     """The method `differential_expression` of a model."""
 
-    @documented
     def differential_expression(
         self,
         adata: Data | None = None,
