@@ -1,7 +1,10 @@
-"""Start and identify several processes that fit or query together.
+"""Compute on several processors: processes that fit or query together, and compiled loops on threads.
 
-Each runs the same program from its start. `torchrun`, `fabric run`, SLURM's `srun` or
+Each process runs the same program from its start. `torchrun`, `fabric run`, SLURM's `srun` or
 `launch(devices=2)` start them. They exchange data through the default group of torch.distributed.
+
+numba ends a process that was forked from one that ran `compiled` loops, so start processes by "spawn".
+If it finds neither OpenMP nor TBB, it also ends a process whose Python threads run them at the same time.
 """
 
 import inspect
@@ -9,11 +12,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from totalvi.errors import ProcessError, allowed, argument, setting
 
@@ -348,3 +351,40 @@ def require_equal(value: str, what: str) -> None:
                 f"Process {rank} has another {what} than process 0; give all processes the same "
                 "files and arguments."
             )
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[Function], Function]:
+    """Return a decorator that compiles a loop with numba's ``options`` and caches the result.
+
+    numba caches compiled loops beside the source, or in the home folder. It compiles a loop again when
+    the file of the loop changes, but not when a file that the loop calls changes: after a change of
+    `totalvi.nn.cpu.math` or `totalvi.nn.cpu.gene_rows`, delete ``__pycache__``. If no folder can be
+    written to, as in containers of other users, each process compiles again. Set ``NUMBA_CACHE_DIR`` to
+    a folder that can be written to.
+
+    Loops with fast arithmetic that other loops call have ``forceinline=True``. Otherwise a compiled
+    loop and a cached one may inline different calls, and so differ in their last digits.
+
+    Examples
+    --------
+    >>> @compiled()
+    ... def double(x: float) -> float:
+    ...     return 2 * x
+    >>> double(1.5)
+    3.0
+    """
+    import numba  # its import takes long, and many need no loops
+
+    def decorate(function: Function) -> Function:
+        try:
+            dispatcher: Function = numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            if "cannot cache function" not in str(error):
+                raise
+            dispatcher = numba.njit(**options)(function)
+        return dispatcher
+
+    return decorate

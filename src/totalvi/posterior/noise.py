@@ -12,7 +12,7 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from totalvi.compiled import compiled
+from totalvi.processes import compiled
 
 Purpose = Literal["latent", "library", "background", "mixing", "counts", "dispersion"]
 _PURPOSES: tuple[Purpose, ...] = (

@@ -19,8 +19,8 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from totalvi.compiled import compiled
 from totalvi.nn.cpu.math import as_array, exp, log, log1p, log_factorial, rising
+from totalvi.processes import compiled
 
 
 @compiled(error_model="numpy")

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.compiled import compiled
 from totalvi.data.cells import CiteData
 from totalvi.errors import argument, did_you_mean
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
+from totalvi.processes import compiled
 
 REST = "Rest"
 _FEW_CELLS, _TIMES_FOR_FEW = 200, 10

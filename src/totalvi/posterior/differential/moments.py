@@ -15,12 +15,12 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from totalvi.compiled import compiled
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import SparseCounts
 from totalvi.nn.network import Network
 from totalvi.posterior.draws import Draw, ProteinScale, plausible
 from totalvi.posterior.question import Question
+from totalvi.processes import compiled
 
 _GENES_AT_A_TIME = 256
 
