@@ -28,8 +28,9 @@ def twice(x: float) -> float:
 
 def test_without_a_folder_to_write_to_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "cannot cache function 'twice': no locator available for file 'x.py'"
-    monkeypatch.setattr(numba, "njit", refusing(message))
-    function = compiled(error_model="numpy")(twice)
+    with monkeypatch.context() as patch:
+        patch.setattr(numba, "njit", refusing(message))
+        function: Any = compiled(error_model="numpy")(twice)
     assert function(1.5) == 3
     assert function.stats.cache_path is None
     assert function.targetoptions["error_model"] == "numpy"

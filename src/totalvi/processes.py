@@ -4,7 +4,7 @@ Each process runs the same program from its start. `torchrun`, `fabric run`, SLU
 `launch(devices=2)` start them. They exchange data through the default group of torch.distributed.
 
 numba ends a process that was forked from one that ran `compiled` loops, so start processes by "spawn".
-If it finds neither OpenMP nor TBB, it also ends a process whose Python threads run them at the same time.
+If it finds neither OpenMP nor TBB, it also ends a process whose Python threads run them together.
 """
 
 import inspect
