@@ -297,6 +297,57 @@ def test_unmeasured_proteins_can_be_declared_everywhere(
     assert "protein_zero_in_group" not in codes_now
 
 
+@pytest.mark.parametrize("n_zero", [1, 2, 9])
+def test_all_proteins_that_are_zero_are_named_up_to_ten(n_zero: int) -> None:
+    """Naming the first alone would leave the others to be looked for."""
+    values = np.repeat(PROT, 2, axis=1).astype(np.float32)
+    values[:, :n_zero] = 0
+    names = [f"Ab{i}" for i in range(values.shape[1])]
+    protein = AnnData(values, obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=names))
+    data = mudata_of({"rna": rna_anndata(), "prot": protein}, pd.DataFrame(index=CELLS))
+    (said,) = (f.message for f in totalvi.check(data) if f.code == "protein_zero")
+    assert all(f'"{name}"' in said for name in names[:n_zero])
+    assert (" it was not" in said) != ("them" in said)
+    assert ("remove it if" in said) == (n_zero == 1)
+
+
+@pytest.mark.parametrize(
+    ("n_cells_of_batch", "share_positive", "warned"),
+    [(2, 0.5, False), (5, 0.6, False), (30, 0.05, False), (30, 0.5, True), (12, 0.9, True)],
+)
+def test_zeros_that_chance_explains_are_not_warned_of(
+    n_cells_of_batch: int, share_positive: float, warned: bool
+) -> None:
+    values = PROT.astype(np.float32).copy()
+    elsewhere = N - n_cells_of_batch
+    values[:, 2] = 0
+    values[: round(share_positive * elsewhere), 2] = 3
+    batch = np.where(np.arange(N) < elsewhere, "a", "b")
+    data, _ = in_mudata(values, batch)
+    found = codes(totalvi.check(data, batch_key="batch"))
+    assert ("protein_zero_in_group" in found) == warned
+
+
+def test_cells_of_a_batch_without_proteins_are_not_called_unstained_as_well() -> None:
+    values = PROT.astype(np.float32).copy()
+    values[two_batches() == "b"] = 0
+    data, _ = in_mudata(values, two_batches())
+    found = codes(totalvi.check(data, batch_key="batch"))
+    assert "protein_zero_in_group" in found
+    assert "cell_without_protein" not in found
+
+
+@pytest.mark.parametrize(("n_proteins", "warned"), [(1, False), (3, False), (6, True)])
+def test_a_cell_may_have_none_of_a_few_antibodies(n_proteins: int, warned: bool) -> None:
+    values = PROT[:, :n_proteins].astype(np.float32)
+    values[4] = 0
+    protein = AnnData(
+        values, obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=PROTEINS[:n_proteins])
+    )
+    data = mudata_of({"rna": rna_anndata(), "prot": protein}, pd.DataFrame(index=CELLS))
+    assert ("cell_without_protein" in codes(totalvi.check(data))) == warned
+
+
 @pytest.mark.parametrize("unmeasured", ["zero", {"c": ["CD3"]}, {"b": ["CD33"]}, {"b": "CD3"}])
 def test_what_cannot_be_declared_is_refused(unmeasured: Any) -> None:
     data, _ = in_mudata(PROT, two_batches())
@@ -521,7 +572,7 @@ def test_cells_are_paired_by_whatever_makes_the_names_agree(
     check_counts(mdata, kept)
     assert mdata.obs_names.tolist() == [CELLS[i] for i in kept]
     said = mdata.uns.get("totalvi_reading", {}).get("cells_paired", "")
-    assert (f"{N - n} of the one" in said) == (n < N)
+    assert (f"are {N - n} of {rna}" in said) == (n < N)
 
 
 def test_lanes_are_told_apart_by_the_barcodes_that_they_share() -> None:
@@ -883,6 +934,53 @@ def test_other_formats_are_told_what_to_give(tmp_path: Path, name: str, words: s
     with pytest.raises(ReadError) as caught:
         read(tmp_path / name)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (("assays", "cell.names"), "docs/r.md"),
+        (("row_attrs", "col_attrs", "matrix"), "read_loom"),
+        (("a", "b"), "it holds a, b"),
+    ],
+)
+def test_other_formats_are_known_by_what_is_in_them(
+    tmp_path: Path, members: tuple[str, ...], words: str
+) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name in members:
+            if name == "matrix":
+                file[name] = np.zeros((3, 4))
+            else:
+                file.create_group(name)
+    with pytest.raises(ReadError) as caught:
+        read(tmp_path / "x.h5")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "likely"),
+    [
+        (("a_matrix.mtx.gz", "b_features.tsv.gz", "a_barcodes.tsv.gz"), "b_features.tsv.gz"),
+        (("a_matrix.mtx.gz", "a_features.tsv.gz", "cells_barcodes.tsv"), "cells_barcodes.tsv"),
+        (("matrix.mtx", "genes.csv", "barcodes.tsv"), "genes.csv"),
+        (("matrix_1.mtx.gz", "features_1.tsv.gz", "barcodes_1.tsv.gz"), "features_1.tsv.gz"),
+    ],
+)
+def test_lists_under_another_name_are_named(
+    tmp_path: Path, names: tuple[str, ...], likely: str
+) -> None:
+    triple(tmp_path / "as_it_was", PROT, PROTEINS, "Antibody Capture")
+    (tmp_path / "x").mkdir()
+    for name in names:
+        kind = next(k for k in ("matrix", "barcodes", "") if k in name) or "features"
+        (source,) = (tmp_path / "as_it_was").glob(f"{kind}*")
+        text = gzip.decompress(source.read_bytes())
+        packed = gzip.compress(text) if name.endswith(".gz") else text
+        (tmp_path / "x" / name).write_bytes(packed)
+    with pytest.raises(ReadError) as caught:
+        read(tmp_path / "x")
+    assert f'"{likely}"' in str(caught.value)
 
 
 def test_a_folder_of_files_names_them(tmp_path: Path) -> None:

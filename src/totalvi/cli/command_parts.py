@@ -68,6 +68,7 @@ def train(
       totalvi train cells.zarr -o atlas.totalvi --on-disk --devices 4 --batch-size 1024
     """
     from totalvi.cli.options import keeping
+    from totalvi.data.finding import counted
     from totalvi.run.commands import train_model
 
     keys = reading.columns(
@@ -103,7 +104,7 @@ def train(
         for message in messages:
             typer.echo(f"{kind}: {message}")
     history = trained.model.history["validation_loss"]
-    typer.echo(f"{len(history)} epochs, held-out loss {history.min():,.1f} per cell")
+    typer.echo(f"{counted(len(history), 'epoch')}, held-out loss {history.min():,.1f} per cell")
     typer.echo(f"written: {output}")
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import sparse
 
 from totalvi.data.find import CountSource
-from totalvi.data.finding import Finding, first_and_count, listed
+from totalvi.data.finding import Finding, first_and_count, listed, named
 from totalvi.errors import argument, setting
 
 
@@ -238,7 +238,7 @@ def protein_value_findings(
             "warning",
             "protein_constant",
             f"{source.protein_where} has the same count in all cells for "
-            f"{first_and_count(constant, 'protein')}; check that it is a measured count.",
+            f"{named(constant, 'protein')}; check that these are measured counts.",
         )
 
 
@@ -368,7 +368,10 @@ def _fix(modality: _Modality) -> str:
         return f"give the raw counts (there are the layers {listed(others)}: {argument(layer)})"
     if modality.where.startswith("obsm"):
         return f"give the raw counts with {argument('protein_expression_obsm_key')}"
-    return f"give the raw counts (kept in a layer, name it, as in {setting(layer, 'counts')})"
+    return (
+        "there are no counts in a layer or in raw either, so give the data with the raw counts that "
+        f"the counting tool wrote (if they are in a layer, name it, as in {setting(layer, 'counts')})"
+    )
 
 
 def _number(number: int, noun: str) -> str:

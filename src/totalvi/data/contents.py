@@ -13,7 +13,7 @@ from mudata import MuData
 
 from totalvi.data.columns import Columns
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
-from totalvi.data.finding import Finding, did_you_mean, listed
+from totalvi.data.finding import Finding, counted, did_you_mean, listed
 from totalvi.data.io.features import modalities_of, says_antibody
 from totalvi.data.io.readable_parts import READING, UNREAD
 from totalvi.data.panels.antibody_names import has_known_target
@@ -180,46 +180,71 @@ def _in_words(found: Iterable[tuple[str, str]]) -> str:
     return " and ".join(words)
 
 
-def contents_findings(data: MuData | AnnData, columns: Columns) -> list[Finding]:
-    """Say in one note what of the data is used and what is set apart, and what reading them changed."""
+def _of_mudata(mdata: MuData, columns: Columns) -> tuple[list[str], list[str]]:
+    """Return what of a MuData is used and what is set apart."""
     used, apart = [], []
-    if isinstance(data, MuData):
-        for name, adata in data.mod.items():
-            if name in (columns.rna_modality, columns.protein_modality):
-                is_rna = name == columns.rna_modality
-                layer = columns.rna_layer if is_rna else columns.protein_layer
-                used.append(f'{_matrix_of(layer)} of modality "{name}" ({_shape(adata)})')
-                apart += _beside(adata, layer, None, f' of "{name}"')
-            else:
-                few = f": {listed(adata.var_names)}" if adata.n_vars <= _NAMED else ""
-                apart.append(f'modality "{name}" ({_shape(adata)}{few})')
-        apart += [f'obsm["{key}"]' for key in _obsm_entries(data)]
-    else:
-        key = columns.protein_expression_obsm_key
-        modality = modalities_of(data.var)
-        for name in pd.unique(modality):
-            n_features = int((modality == name).sum())
-            of_type = f'{n_features:,} feature{"s" * (n_features != 1)} of the type "{name}"'
-            takes = name == "rna" or (name == "prot" and key is None)
-            (used if takes else apart).append(of_type)
-        used.append(_matrix_of(columns.rna_layer))
-        if key is not None:
-            used.append(f'obsm["{key}"]')
-        apart += _beside(data, columns.rna_layer, key, "")
-    message = f"Used: {', '.join(used)}; set apart: {', '.join(apart) or 'nothing'}."
+    for name, layer, noun in (
+        (columns.rna_modality, columns.rna_layer, "gene"),
+        (columns.protein_modality, columns.protein_layer, "protein"),
+    ):
+        if name in mdata.mod:
+            adata = mdata.mod[name]
+            n_features = _n_features(adata, layer)
+            used.append(f'{counted(n_features, noun)} ({_matrix_of(layer)} of modality "{name}")')
+            apart += _beside(adata, layer, None, f' of "{name}"')
+    for name, adata in mdata.mod.items():
+        if name not in (columns.rna_modality, columns.protein_modality):
+            few = f": {listed(adata.var_names)}" if adata.n_vars <= _NAMED else ""
+            apart.append(f'modality "{name}" ({counted(adata.n_vars, "feature")}{few})')
+    return used, apart + [f'obsm["{key}"]' for key in _obsm_entries(mdata)]
+
+
+def _of_anndata(adata: AnnData, columns: Columns) -> tuple[list[str], list[str]]:
+    """Return what of an AnnData is used and what is set apart."""
+    key, layer = columns.protein_expression_obsm_key, columns.rna_layer
+    used, apart = [], []
+    modality = modalities_of(adata.var)
+    if "rna" not in modality:  # then all that is no antibody are genes
+        modality = np.where(modality == "prot", modality, "rna")
+    for name in pd.unique(modality):
+        n_features = int((modality == name).sum())
+        if name == "rna":
+            n_genes = n_features if layer != "raw" else _n_features(adata, layer)
+            used.append(f"{counted(n_genes, 'gene')} ({_matrix_of(layer)})")
+        elif name == "prot" and key is None:
+            matrix = _matrix_of(columns.protein_layer or layer)
+            used.append(f"{counted(n_features, 'protein')} ({matrix})")
+        else:
+            apart.append(f'{counted(n_features, "feature")} of the type "{name}"')
+    if key is not None and key in adata.obsm:
+        n_proteins = adata.obsm[key].shape[1] if len(adata.obsm[key].shape) > 1 else 1
+        used.append(f'{counted(n_proteins, "protein")} (obsm["{key}"])')
+    return used, apart + _beside(adata, columns.rna_layer, key, "")
+
+
+def contents_findings(data: MuData | AnnData, columns: Columns, which: str = "") -> list[Finding]:
+    """Say in one note what of the data is used and what is set apart, and what reading them changed.
+
+    ``which`` names the data, where there are others.
+    """
+    used, apart = (_of_mudata if isinstance(data, MuData) else _of_anndata)(data, columns)
+    start = f"{which}, used" if which else "Used"
+    message = f"{start}: {' and '.join(used)}; set apart: {', '.join(apart) or 'nothing'}."
     notes = [Finding("note", "contents", message)]
     said = data.uns.get(READING)
     if isinstance(said, Mapping):
-        notes += [Finding("warning", str(code), str(text)) for code, text in said.items()]
+        of = f"{which}: " if which else ""
+        notes += [Finding("warning", str(code), f"{of}{text}") for code, text in said.items()]
     return notes
+
+
+def _n_features(adata: AnnData, layer: str | None) -> int:
+    of_raw = layer == "raw" and "raw" not in adata.layers and adata.raw is not None
+    return int(adata.raw.n_vars if of_raw else adata.n_vars)
 
 
 def _matrix_of(layer: str | None) -> str:
     return "X" if layer is None else "raw" if layer == "raw" else f'layers["{layer}"]'
-
-
-def _shape(adata: AnnData) -> str:
-    return f"{adata.n_vars:,} feature{'s' * (adata.n_vars != 1)}"
 
 
 def _beside(adata: AnnData, layer: str | None, obsm_key: str | None, of: str) -> list[str]:

@@ -100,6 +100,33 @@ def first_and_count(names: Sequence[str] | pd.Index, singular: str) -> str:
     return f'{len(names):,} {singular}s (the first is "{names[0]}")'
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not one.
+
+    Examples
+    --------
+    >>> counted(1, "protein"), counted(1200, "cell"), counted(2, "batch")
+    ('1 protein', '1,200 cells', '2 batches')
+    """
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def named(names: Sequence[str] | pd.Index, singular: str, at_most: int = 10) -> str:
+    """Return the number of names and the names themselves, or the first few if there are many.
+
+    Examples
+    --------
+    >>> named(["CD4"], "protein")
+    'protein "CD4"'
+    >>> named(["CD4", "CD8", "CD3"], "protein", at_most=2)
+    '3 proteins ("CD4", "CD8" and 1 more)'
+    """
+    if len(names) == 1:
+        return f'{singular} "{names[0]}"'
+    return f"{counted(len(names), singular)} ({listed(names, at_most)})"
+
+
 def listed(names: Iterable[str], at_most: int = 5) -> str:
     """Quote names for a message, or the first few if there are many.
 
@@ -120,6 +147,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     --------
     >>> did_you_mean("Bacth", ["batch", "donor"])
     'did you mean "batch"? There are: "batch", "donor"'
+    >>> did_you_mean("count", ["counts"])
+    'did you mean "counts"?'
     >>> did_you_mean("sample", [])
     'there are none'
     """
@@ -128,6 +157,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return "there are none"
     by_lower = {k.lower(): k for k in known}
     near = [by_lower[k] for k in get_close_matches(name.lower(), by_lower, n=3)]
+    if len(near) == len(known):
+        return f"did you mean {listed(near)}?"
     shown = listed(known, at_most=20)
     return f"did you mean {listed(near)}? There are: {shown}" if near else f"there are: {shown}"
 

@@ -1,21 +1,20 @@
 """Read the files that Cell Ranger writes from version 2 on: ``.h5`` files and matrix folders."""
 
-import warnings
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import h5py
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.finding import listed
 from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
-from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
+from totalvi.data.io.matrix_market import file_of, lines_of, mtx_size, open_list, read_mtx
 from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, argument
 
 V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
 V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")
@@ -146,8 +145,6 @@ LAYOUTS = (
     Layout("DGE.mtx", "cell_metadata.csv", ("all_genes.csv",)),
 )
 READABLE = (".h5", ".h5ad", ".h5mu", ".zarr")
-MTX_COLUMNS = {"feature": np.int64, "cell": np.int64, "count": np.float32}
-ENTRIES_PER_CHUNK = 5_000_000
 
 
 def cell_ranger_output(folder: Path) -> Path | None:
@@ -183,34 +180,34 @@ def cell_ranger_output(folder: Path) -> Path | None:
 
 def layout_of(folder: Path) -> tuple[Layout, Path] | None:
     """Return how the files of another counter in a folder lie, and its matrix; None without any."""
-    found = ((layout, _member(folder, "", layout.matrix)) for layout in LAYOUTS)
+    found = ((layout, file_of(folder, "", layout.matrix)) for layout in LAYOUTS)
     return next(((layout, matrix) for layout, matrix in found if matrix is not None), None)
 
 
 def read_layout(folder: Path, layout: Layout, matrix: Path) -> AnnData:
     """Read the matrix of another counter, whatever way it lies."""
-    lists = [_member(folder, "", layout.cells), _member(folder, "", *layout.features)]
+    lists = [file_of(folder, "", layout.cells), file_of(folder, "", *layout.features)]
     if lists[0] is None or lists[1] is None:
         missing = layout.cells if lists[0] is None else layout.features[-1]
         raise ReadError(
             f"{matrix} is a matrix whose names are in {missing}, which {folder} lacks; copy it beside "
             "the matrix."
         )
-    ids_file = _member(folder, "", layout.features[-1]) or lists[1]
+    ids_file = file_of(folder, "", layout.features[-1]) or lists[1]
     cells, features, ids = (_first_fields(path) for path in (lists[0], lists[1], ids_file))
-    with reading(matrix, "a Matrix Market file"), _open(matrix) as file:
-        n_rows, _, _ = _mtx_size(matrix, file)
+    with reading(matrix, "a Matrix Market file"), open_list(matrix) as file:
+        n_rows, _, _ = mtx_size(matrix, file)
     if n_rows == len(cells) and n_rows != len(features):
-        counts = sparse.csr_matrix(_read_mtx(matrix, len(cells), len(features)).T)
+        counts = sparse.csr_matrix(read_mtx(matrix, len(cells), len(features)).T)
     else:
-        counts = _read_mtx(matrix, len(features), len(cells))
+        counts = read_mtx(matrix, len(features), len(cells))
     var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(features, dtype=object))
     return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
 
 
 def _first_fields(path: Path) -> list[str]:
     """Return the names in a list; of a csv file with a head, the second column of genes."""
-    lines = _lines(path)
+    lines = lines_of(path)
     if not path.name.removesuffix(".gz").endswith(".csv"):
         return [line.split("\t")[0] for line in lines]
     head = lines[0].split(",")
@@ -227,8 +224,9 @@ def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None)
     matrices = _matrices(folder) if prefix is None else [folder / f"{prefix}matrix.mtx"]
     if len(matrices) > 1:
         raise ReadError(
-            f"{folder} holds {len(matrices)} matrices ({matrices[0].name}, {matrices[1].name}, "
-            "...); give the path of one of these files in place of the folder."
+            f"{folder} holds {len(matrices)} matrices ({', '.join(p.name for p in matrices[:5])}); "
+            "give the path of one of these files in place of the folder, and that of its proteins, if "
+            f"they are in another, as {argument('protein_path')}."
         )
     subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
     layout = None if matrices else layout_of(folder)
@@ -260,7 +258,7 @@ def matrix_files(folder: Path) -> list[Path]:
     layout = layout_of(folder)
     if layout is not None:
         names = (layout[0].cells, *layout[0].features)
-        lists = (_member(folder, "", name) for name in names)
+        lists = (file_of(folder, "", name) for name in names)
         return sorted({layout[1], *(path for path in lists if path is not None)})
     output = cell_ranger_output(folder)
     if output is not None:
@@ -277,28 +275,37 @@ def _matrices(folder: Path) -> list[Path]:
 
 
 def _read_triple(folder: Path, prefix: str) -> AnnData:
-    matrix = _member(folder, prefix, "matrix.mtx")
-    features = _member(folder, prefix, "features.tsv", "genes.tsv")
-    barcodes = _member(folder, prefix, "barcodes.tsv")
+    matrix = file_of(folder, prefix, "matrix.mtx")
+    features = file_of(folder, prefix, "features.tsv", "genes.tsv")
+    barcodes = file_of(folder, prefix, "barcodes.tsv")
     wanted = {
         "matrix.mtx.gz": matrix,
         "features.tsv.gz (or genes.tsv)": features,
         "barcodes.tsv.gz": barcodes,
     }
     missing = [prefix + name for name, found in wanted.items() if found is None]
+    likely = _likely_lists(folder, [name for name, found in wanted.items() if found is None])
     if len(missing) == len(wanted):
+        if likely:
+            raise ReadError(
+                f"{folder} holds {listed(likely)}, but counts are read from files whose names end in "
+                "matrix.mtx.gz, features.tsv.gz (or genes.tsv) and barcodes.tsv.gz; rename these."
+            )
         raise ReadError(
             f"{folder} holds no counts, as it lacks {', '.join(missing)}; give the file or folder that "
             "holds them, such as filtered_feature_bc_matrix.h5."
         )
     if matrix is None or features is None or barcodes is None:
+        fix = "copy the missing ones beside the others"
+        if likely:
+            fix += f", under these names (there is {listed(likely)}, which may be one of them)"
         raise ReadError(
             f"{folder} lacks {', '.join(missing)}; a Cell Ranger matrix folder holds matrix.mtx.gz, "
-            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others."
+            f"features.tsv.gz and barcodes.tsv.gz, so {fix}."
         )
-    lines_of_cells, lines_of_features = _lines(barcodes), _lines(features)
+    lines_of_cells, lines_of_features = lines_of(barcodes), lines_of(features)
     # first, because lists that do not belong to it may be so long that parsing them fills the memory
-    counts = _read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
+    counts = read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
     cells = [line.partition("\t")[0] for line in lines_of_cells]
     table = [
         line.split("\t", maxsplit=3) for line in lines_of_features
@@ -316,84 +323,10 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
 
 
-def _member(folder: Path, prefix: str, *names: str) -> Path | None:
-    candidates = [folder / f"{prefix}{name}{end}" for name in names for end in (".gz", "")]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _open(path: Path) -> IO[bytes]:
-    return open_text(path, at_most=LARGEST_TEXT_RATIO * path.stat().st_size)
-
-
-def _lines(path: Path) -> list[str]:
-    with reading(path, "a tab-separated list"), _open(path) as file:
-        lines = file.read().decode("utf-8-sig").splitlines()
-    require_last_line_end(path)
-    return [line for line in lines if line]
-
-
-def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
-    """Read features x cells counts as cells x features CSR float32."""
-    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    with (
-        reading(path, "a Matrix Market file"),
-        _open(path) as file,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines with more than three fields
-        n_rows, n_columns, n_entries = _mtx_size(path, file)
-        require_lengths(path, n_rows, n_features, n_columns, n_cells)
-        for chunk in _mtx_entries(file) if n_entries else ():
-            features, cells, counts = (chunk[name].to_numpy() for name in MTX_COLUMNS)
-            for indices, n, what in ((features, n_rows, "row"), (cells, n_columns, "column")):
-                if indices.min() < 1 or indices.max() > n:
-                    worst = indices.min() if indices.min() < 1 else indices.max()
-                    raise ReadError(
-                        f"{path} has a count in {what} {worst}, outside its {n} {what}s; "
-                        "copy, download or write it again."
-                    )
-            chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
-    require_last_line_end(path)
-    found = sum(len(counts) for counts, _, _ in chunks)
-    if found != n_entries:
-        raise ReadError(
-            f"{path} announces {n_entries} counts but has {found}; it is damaged or cut short, so "
-            "copy, download or write it again."
-        )
-    empty = (np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int32))
-    counts, cells, features = (np.concatenate(parts) for parts in zip(empty, *chunks, strict=True))
-    return sparse.coo_matrix((counts, (cells, features)), shape=(n_cells, n_features)).tocsr()
-
-
-def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
-    """Read the header of a Matrix Market file: numbers of rows, columns and entries."""
-    banner = file.readline(1000).decode().lower().split()
-    if banner[:2] != ["%%matrixmarket", "matrix"]:
-        raise ReadError(
-            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket); "
-            "copy, download or write it again."
-        )
-    if banner[2:] not in (["coordinate", kind, "general"] for kind in ("integer", "real")):
-        raise ReadError(
-            f'{path} is a Matrix Market file of the kind "{" ".join(banner[2:])}", and counts are '
-            '"coordinate integer general"; write it again as a sparse matrix of integers.'
-        )
-    line = b"%"
-    while line.startswith(b"%") or line.isspace():
-        line = file.readline(1000)
-    n_rows, n_columns, n_entries = (int(field) for field in line.split())
-    return n_rows, n_columns, n_entries
-
-
-def _mtx_entries(file: IO[bytes]) -> Iterator[pd.DataFrame]:
-    """Read the entries; scipy's faster reader aborts the process on some damaged streams."""
-    return pd.read_csv(
-        file,
-        sep=r"\s+",
-        header=None,
-        names=list(MTX_COLUMNS),
-        index_col=False,
-        dtype=MTX_COLUMNS,
-        na_filter=False,
-        chunksize=ENTRIES_PER_CHUNK,
+def _likely_lists(folder: Path, missing: list[str]) -> list[str]:
+    """Return the files that may be the missing ones, under another name."""
+    words = "|".join(
+        word for name in missing for word in re.findall(r"matrix|features|genes|barcodes", name)
     )
+    like = re.compile(rf".*({words}).*\.(mtx|tsv|txt|csv)(\.gz)?", re.IGNORECASE)
+    return sorted(path.name for path in folder.iterdir() if like.fullmatch(path.name))
