@@ -84,7 +84,29 @@ def codes(findings: list[Any], severity: str = "warning") -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["unmapped", "Unmapped", "no_match", "bad_struct", "ADT_unmapped", "unassigned", "ambiguous"],
+    [
+        "unmapped",
+        "Unmapped",
+        "no_match",
+        "bad_struct",
+        "ADT_unmapped",
+        "unassigned",
+        "ambiguous",
+        "multimapped",
+        "__unassigned",
+        "Unassigned_reads",
+        "*",
+        "mismatch",
+        "other",
+        "off_target",
+        "invalid_barcode",
+        "__no_feature",
+        "nFeature_ADT",
+        "nCount_RNA",
+        "percent.mt",
+        "pct_counts_mt",
+        "n_genes_by_counts",
+    ],
 )
 def test_reads_of_no_antibody_are_kept_apart(tmp_path: Path, name: str) -> None:
     protein = protein_table().assign(**{name: RNG.poisson(9, N)})
@@ -683,6 +705,9 @@ def test_convert_takes_any_matrix_and_keeps_layers(
         (lambda a: a.uns.__setitem__("cite", protein_table()), 'obsm["cite"]'),
         (lambda a: a.obs.__setitem__([f"adt_{p}" for p in PROTEINS], PROT), "columns"),
         (lambda a: a, 'var["feature_types"]'),
+        (lambda a: a.obsm.__setitem__("X_protein", np.log1p(PROT)), 'obsm["X_protein"] is named'),
+        (lambda a: a.uns.__setitem__("adt", {"counts": PROT, "names": PROTEINS}), 'obsm["adt"]'),
+        (lambda a: a.uns.__setitem__("adt_counts", sparse.csr_matrix(PROT)), 'obsm["adt_counts"]'),
     ],
 )
 def test_no_proteins_says_where_they_may_be(
@@ -695,6 +720,81 @@ def test_no_proteins_says_where_they_may_be(
     assert words in finding.message
     assert "no proteins at all" in finding.message
     assert "MuData" not in finding.message
+
+
+def joined_with(names: list[str]) -> AnnData:
+    counts = np.hstack([RNA, PROT[:, : len(names)]]).astype(np.float32)
+    var = pd.DataFrame(index=[*GENES, *names])
+    return AnnData(sparse.csr_matrix(counts), obs=pd.DataFrame(index=CELLS), var=var)
+
+
+@pytest.mark.parametrize(
+    ("names", "are_found"),
+    [
+        (["CD45RA", "CD45RO", "CD56"], True),
+        (["CD3-TotalC", "CD16-TotalC"], True),
+        (["CD11b", "CD25"], True),
+        (["CD3D", "CD3G", "CD8B", "CD19"], False),
+        (["CD27-AS1", "CD99L2", "CD24P4", "CD40LG"], False),
+    ],
+)
+def test_antibodies_among_genes_without_types(names: list[str], are_found: bool) -> None:
+    """Names that no gene has are of antibodies; genes may be named as their antigen is."""
+    (finding,) = totalvi.check(joined_with(names))
+    assert (
+        '"Antibody Capture" in var["feature_types"], and the others' in finding.message
+    ) == are_found
+    if are_found:
+        marked = joined_with(names)
+        n = len(names)
+        marked.var["feature_types"] = ["Gene Expression"] * len(GENES) + ["Antibody Capture"] * n
+        assert codes(totalvi.check(marked), "error") == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("gex", "adt"), ("RNA", "ADT"), ("GEX", "protein"), ("Gene Expression", "Antibody Capture")],
+)
+def test_modalities_under_other_names_are_named_at_once(names: tuple[str, str]) -> None:
+    data, _ = in_mudata(PROT.astype(np.float32), two_batches())
+    parts = {names[0]: data["rna"], names[1]: data["prot"]}
+    renamed = mudata_of(parts, data.obs)
+    (finding,) = totalvi.check(renamed)
+    assert f'rna_modality="{names[0]}"' in finding.message
+    assert f'protein_modality="{names[1]}"' in finding.message
+    found = totalvi.check(renamed, rna_modality=names[0], protein_modality=names[1])
+    assert codes(found, "error") == []
+
+
+def test_antibodies_in_raw_can_be_had_as_it_is_said(tmp_path: Path) -> None:
+    joint = joint_anndata(feature_types=types("Gene Expression", "Antibody Capture"))
+    genes = joint[:, : len(GENES)].copy()
+    genes.raw = joint
+    genes.X = np.log1p(genes.X.toarray())
+    genes.write_h5ad(tmp_path / "cells.h5ad")
+    (finding,) = totalvi.check(tmp_path / "cells.h5ad")
+    assert "adata.raw.to_adata().write_h5ad" in finding.message
+    genes.raw.to_adata().write_h5ad(tmp_path / "all.h5ad")
+    check_counts(read(tmp_path / "all.h5ad"))
+
+
+@pytest.mark.parametrize("protein", ["protein.csv", "protein.h5ad"])
+def test_a_transposed_file_beside_proteins_is_called_so(tmp_path: Path, protein: str) -> None:
+    tables(tmp_path, rna_table(), protein_table())
+    AnnData(PROT.astype(np.float32), obs=pd.DataFrame(index=CELLS),
+            var=pd.DataFrame(index=PROTEINS)).write_h5ad(tmp_path / "protein.h5ad")  # fmt: skip
+    rna_anndata().T.copy().write_h5ad(tmp_path / "turned.h5ad")
+    with pytest.raises(ReadError, match=r"turned.h5ad is transposed"):
+        read(tmp_path / "turned.h5ad", protein_path=tmp_path / protein)
+
+
+@pytest.mark.parametrize("names", [PROTEINS, [f"{p}:UCHT1|{p}|AHS0001|pAbO" for p in PROTEINS]])
+def test_a_file_of_antibodies_alone_is_called_so(tmp_path: Path, names: list[str]) -> None:
+    protein_table().set_axis(names, axis=1).to_csv(tmp_path / "adt.csv")
+    (finding,) = totalvi.check(tmp_path / "adt.csv")
+    assert "named as antibodies" in finding.message
+    rna_table().to_csv(tmp_path / "rna.csv")
+    check_counts(read(tmp_path / "rna.csv", protein_path=tmp_path / "adt.csv"))
 
 
 def test_a_transposed_table_is_called_so(tmp_path: Path) -> None:

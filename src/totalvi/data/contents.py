@@ -16,7 +16,7 @@ from totalvi.data.counts import in_memory, lies_on_disk, to_dense
 from totalvi.data.finding import Finding, counted, did_you_mean, listed
 from totalvi.data.io.features import modalities_of, says_antibody
 from totalvi.data.io.readable_parts import READING, UNREAD
-from totalvi.data.panels.antibody_names import has_known_target
+from totalvi.data.panels.antibody_names import GENES_OF_ANTIGEN, has_known_target, identify
 from totalvi.errors import DataError, argument, setting
 
 LIKE_PROTEINS = re.compile(
@@ -30,6 +30,8 @@ _NO_COUNTS = re.compile(
 )
 _GENE_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 _BARCODE = re.compile(r"[ACGT]{12,}")
+_CD = re.compile(r"(?<![a-z])cd[-_. ]?\d", re.IGNORECASE)  # as most antibodies of a panel are named
+_DESIGNATION = re.compile(r"cd\d+[a-z]{0,2}(?![a-z0-9])", re.IGNORECASE)
 _FEW = 1000  # antibodies that no panel exceeds
 AMBIENT_KEY = "ambient"  # entry of uns with the profile of empty droplets, which is kept elsewhere
 _SEEN = 1000  # cells that are looked at
@@ -57,6 +59,8 @@ def likely_proteins(data: MuData | AnnData, columns: Columns) -> list[tuple[str,
     found += _in_annotation(rna)
     names = rna.var_names.astype(str)
     odd = [name for name in names if says_antibody(name)]
+    designated = [name for name in names if _names_no_gene(name)]
+    odd = odd or (designated if len(designated) > 1 else [])
     if odd and len(odd) < len(names) and "prot" not in modalities_of(rna.var):
         how = (
             'mark them as "Antibody Capture" in var["feature_types"], and the others as '
@@ -64,6 +68,17 @@ def likely_proteins(data: MuData | AnnData, columns: Columns) -> list[tuple[str,
         )
         found.append((f"the features {listed(odd, at_most=3)}", how))
     return list(dict.fromkeys(found))
+
+
+def _names_no_gene(name: str) -> bool:
+    """Whether a name is the CD designation of an antigen whose genes are called otherwise, as CD3."""
+    found = _DESIGNATION.match(name.strip())
+    if found is None:
+        return False
+    target = identify(found.group()).target
+    is_isoform = target.upper().startswith("CD45R")
+    genes = GENES_OF_ANTIGEN.get(target)
+    return is_isoform or (genes is not None and found.group().upper() not in genes)
 
 
 def _modalities(mdata: MuData, columns: Columns) -> Iterator[tuple[str, str]]:
@@ -94,10 +109,15 @@ def _in_annotation(rna: AnnData) -> Iterator[tuple[str, str]]:
         yield f"the columns {listed(odd, at_most=3)} of obs", how
     raw = getattr(rna, "raw", None)
     if raw is not None and "prot" in modalities_of(raw.var):
-        yield "the antibodies in raw", f"name it with {setting('rna_layer', 'raw')}"
+        fix = 'adata.raw.to_adata().write_h5ad("cells.h5ad")'
+        yield "the antibodies in raw", f"make them the data, with {fix}"
     for key, value in rna.uns.items():
-        of_cells = isinstance(value, pd.DataFrame) and value.shape[0] == rna.n_obs
-        if of_cells and value.index.equals(rna.obs_names) and looks_like_counts(value):
+        if isinstance(value, Mapping):  # counts and names side by side
+            value = next((each for each in value.values() if _is_of_cells(each, rna)), None)
+        if not _is_of_cells(value, rna):
+            continue
+        is_named = isinstance(value, pd.DataFrame) and value.index.equals(rna.obs_names)
+        if (is_named or LIKE_PROTEINS.search(str(key))) and looks_like_counts(value):
             yield f'the table uns["{key}"]', f'move it to obsm["{key}"]'
     cells, features = rna.obs_names.astype(str)[:_SEEN], rna.var_names.astype(str)[:_SEEN]
     barcodes = [_BARCODE.search(name) is not None for name in features]
@@ -108,6 +128,11 @@ def _in_annotation(rna: AnnData) -> Iterator[tuple[str, str]]:
             "",
             f'its cells are named as genes ("{example}"), so write it transposed, cells as rows',
         )
+
+
+def _is_of_cells(value: Any, rna: AnnData) -> bool:
+    shape = getattr(value, "shape", ())
+    return len(shape) == 2 and shape[0] == rna.n_obs and shape[1] <= _FEW
 
 
 def _looks_like_antibodies(key: str, values: Any) -> bool:
@@ -164,11 +189,38 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
             f"There are no proteins at all: {missing}; name the modality that holds them with "
             f"{argument('protein_modality')} ({did_you_mean(name, data.mod)})."
         )
+    alone = _antibodies_alone(data, columns)
+    if alone:
+        return alone
+    rna = data.mod.get(columns.rna_modality) if isinstance(data, MuData) else data
+    entries = [] if rna is None else _obsm_entries(rna)
+    transformed = [f'obsm["{key}"]' for key in entries if LIKE_PROTEINS.search(key)]
+    if transformed:
+        return (
+            f"There are no protein counts at all: {transformed[0]} is named as proteins, but it holds "
+            "no counts; give the raw counts as another entry of obsm, or in a file of their own as "
+            f"{argument('protein_path')}."
+        )
     return (
         "There are no proteins at all, and totalVI needs their counts paired with the RNA; give the "
         f"file that has both, or that of the proteins as {argument('protein_path')}; in an AnnData "
         'they are features with "Antibody Capture" in var["feature_types"], or an entry of obsm '
         f"that {argument('protein_expression_obsm_key')} names."
+    )
+
+
+def _antibodies_alone(data: MuData | AnnData, columns: Columns) -> str:
+    """Return the message that what is taken for genes seems to be antibodies; empty if it does not."""
+    rna = data.mod.get(columns.rna_modality) if isinstance(data, MuData) else data
+    if rna is None or not 0 < rna.n_vars <= _FEW:
+        return ""
+    names = rna.var_names.astype(str)
+    if sum(_CD.search(name) is not None for name in names) <= len(names) / 2:
+        return ""
+    return (
+        f"There are no proteins beside the {counted(len(names), 'feature')}, which are named as "
+        f"antibodies ({listed(names, at_most=3)}); if they are, give the file of the RNA first, and "
+        f"this one as {argument('protein_path')}."
     )
 
 

@@ -28,7 +28,7 @@ from totalvi.data.counts import (
     to_dense,
 )
 from totalvi.data.finding import did_you_mean
-from totalvi.data.io.features import modalities_of, with_symbols
+from totalvi.data.io.features import modalities_of, modality_of_type, with_symbols
 from totalvi.data.io.modalities import names_in_obsm
 from totalvi.errors import DataError, argument, setting
 
@@ -173,9 +173,16 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
 
 
 def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
+    likely = [name for name in mod if modality_of_type(name) == "rna"]
+    proteins = [name for name in mod if modality_of_type(name) == "prot" and name != "prot"]
+    how = f"{argument('rna_modality')} ({did_you_mean(rna_modality, mod)})"
+    if len(likely) == 1 and rna_modality == "rna":
+        how = f"{argument('rna_modality')}, likely {setting('rna_modality', likely[0])}"
+        if len(proteins) == 1:
+            how += f", and that of the proteins, {setting('protein_modality', proteins[0])}"
     return (
-        f'no modality "{rna_modality}" in the MuData; name the modality that holds the RNA '
-        f"with {argument('rna_modality')} ({did_you_mean(rna_modality, mod)})."
+        f'no modality "{rna_modality}" in the MuData; name the modality that holds the RNA with '
+        f"{how}."
     )
 
 

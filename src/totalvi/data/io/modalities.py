@@ -65,8 +65,8 @@ def split_anndata(
     is_antibody = np.flatnonzero(modality == "prot")
     var = adata.var.iloc[is_antibody]
     tags = are_hashtags(var, rows.hashtags, where)
-    counts = None if adata.X is None else adata.X[:, is_antibody]
-    none = are_no_antibodies(var, rows.leave_out, where, counts) & ~tags
+    antibodies = None if adata.X is None else lambda some: adata.X[:, is_antibody[some]]
+    none = are_no_antibodies(var, rows.leave_out, where, antibodies) & ~tags
     modality[is_antibody[tags]] = "hto"
     if not (none | tags).all():  # a file of nothing else is read as it is
         modality[is_antibody[none]] = NO_ANTIBODY_MODALITY
