@@ -957,9 +957,38 @@ def aggr(folder: Path) -> None:
     triple(place, PROT, PROTEINS, "Antibody Capture")
 
 
+def alevin_with_introns(folder: Path) -> None:
+    ambiguous = PROT // 3
+    parts = np.hstack([PROT - ambiguous, PROT * 2, ambiguous])
+    matrix(folder / "alevin" / "quants_mat.mtx", parts)
+    lines(folder / "alevin" / "quants_mat_rows.txt", [bare(cell) for cell in CELLS])
+    names = [f"{name}{end}" for end in ("", "-U", "-A") for name in PROTEINS]
+    lines(folder / "alevin" / "quants_mat_cols.txt", names)
+
+
+def starsolo_of_a_sample(folder: Path) -> None:
+    place = folder / "S1_Solo.out" / "GeneFull" / "filtered"
+    triple(place, PROT, PROTEINS, "Antibody Capture", packed=False)
+
+
+def parse_of_all_samples(folder: Path) -> None:
+    parse(folder / "all-sample" / "DGE_filtered")
+
+
 @pytest.mark.parametrize(
     "write",
-    [kallisto, alevin_fry, cite_seq_count, starsolo, parse, cell_ranger_multi, aggr],
+    [
+        alevin_with_introns,
+        starsolo_of_a_sample,
+        parse_of_all_samples,
+        kallisto,
+        alevin_fry,
+        cite_seq_count,
+        starsolo,
+        parse,
+        cell_ranger_multi,
+        aggr,
+    ],
 )
 def test_folders_of_other_counters(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path / "adt")
@@ -1008,7 +1037,7 @@ def test_the_peaks_of_a_multiome_are_set_apart_and_named(tmp_path: Path, prefix:
     assert any("peaks" in message.lower() and "set apart" in message for message in said)
     alone = [f for f in totalvi.check(given) if f.severity == "error"]
     assert len(alone) == 1
-    assert "protein" in alone[0].message
+    assert "protein_path" in alone[0].message
 
 
 def test_several_samples_are_named(tmp_path: Path) -> None:

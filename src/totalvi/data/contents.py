@@ -131,7 +131,7 @@ def _in_annotation(rna: AnnData) -> Iterator[tuple[str, str]]:
 
 
 def _is_of_cells(value: Any, rna: AnnData) -> bool:
-    shape = getattr(value, "shape", ())
+    shape: tuple[int, ...] = getattr(value, "shape", ())
     return len(shape) == 2 and shape[0] == rna.n_obs and shape[1] <= _FEW
 
 
@@ -174,6 +174,9 @@ def require_no_proteins(data: MuData | AnnData, columns: Columns) -> None:
 
 def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
     """Return the message that there are no proteins, and where they may be."""
+    alone = _antibodies_alone(data, columns)
+    if alone:
+        return alone
     found = likely_proteins(data, columns)
     if found:
         name = columns.protein_modality
@@ -186,19 +189,17 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
             f'modality "{name}" is empty' if name in data.mod else f'no modality "{name}" is there'
         )
         return (
-            f"There are no proteins at all: {missing}; name the modality that holds them with "
-            f"{argument('protein_modality')} ({did_you_mean(name, data.mod)})."
+            f"There are no proteins at all: {missing}; if another modality holds them, name it with "
+            f"{argument('protein_modality')} ({did_you_mean(name, data.mod)}), or give their file as "
+            f"{argument('protein_path')}."
         )
-    alone = _antibodies_alone(data, columns)
-    if alone:
-        return alone
     rna = data.mod.get(columns.rna_modality) if isinstance(data, MuData) else data
     entries = [] if rna is None else _obsm_entries(rna)
     transformed = [f'obsm["{key}"]' for key in entries if LIKE_PROTEINS.search(key)]
     if transformed:
         return (
-            f"There are no protein counts at all: {transformed[0]} is named as proteins, but it holds "
-            "no counts; give the raw counts as another entry of obsm, or in a file of their own as "
+            f"There are no proteins at all: {transformed[0]} is named as if it held them, but holds no "
+            "counts; give the raw counts as another entry of obsm, or in a file of their own as "
             f"{argument('protein_path')}."
         )
     return (

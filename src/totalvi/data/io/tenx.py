@@ -118,6 +118,8 @@ OUTPUTS = (
     "counts_filtered",  # of kallisto and bustools
     "counts_unfiltered",
     "alevin",  # of alevin-fry
+    "DGE_filtered",  # of Parse, as is the next
+    "all-sample",
 )
 SAMPLES = "per_sample_outs"  # of `cellranger multi`
 
@@ -158,6 +160,9 @@ def cell_ranger_output(folder: Path) -> Path | None:
     found = next((folder / name for name in OUTPUTS if (folder / name).exists()), None)
     if found is not None or layout_of(folder) is not None:
         return found
+    of_starsolo = [path for path in folder.glob("*Solo.out") if path.is_dir()]
+    if len(of_starsolo) == 1:
+        return of_starsolo[0]
     place = folder / SAMPLES if (folder / SAMPLES).is_dir() else folder
     samples = sorted(path.parents[1] for path in place.glob("*/count/sample_filtered_*matrix.h5"))
     samples = samples or sorted(p.parents[1] for p in place.glob("*/count/sample_filtered_*matrix"))
@@ -202,7 +207,21 @@ def read_layout(folder: Path, layout: Layout, matrix: Path) -> AnnData:
     else:
         counts = read_mtx(matrix, len(features), len(cells))
     var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(features, dtype=object))
-    return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
+    found = AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
+    return _joined_splicing(found)
+
+
+def _joined_splicing(found: AnnData) -> AnnData:
+    """Sum the spliced and ambiguous (-A) counts of alevin-fry; the unspliced (-U) become a layer."""
+    n = found.n_vars // 3
+    names = found.var_names
+    ends = [list(names[i * n : (i + 1) * n]) for i in range(3)]
+    if n == 0 or ends[1:] != [[f"{name}{end}" for name in ends[0]] for end in ("-U", "-A")]:
+        return found
+    spliced = found[:, :n].copy()
+    spliced.X = sparse.csr_matrix(found.X[:, :n] + found.X[:, 2 * n :])
+    spliced.layers["unspliced"] = sparse.csr_matrix(found.X[:, n : 2 * n])
+    return spliced
 
 
 def _first_fields(path: Path) -> list[str]:
