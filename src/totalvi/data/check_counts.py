@@ -1,6 +1,6 @@
 """Check that the values of the counts are raw, whole, non-negative and finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,8 +8,22 @@ import pandas as pd
 from scipy import sparse
 
 from totalvi.data.find import CountSource
-from totalvi.data.finding import Finding, first_and_count, listed, named
-from totalvi.errors import argument, setting
+from totalvi.errors import Finding, argument, counted, first_and_count, listed, setting
+
+
+def named(names: Sequence[str] | pd.Index, singular: str, at_most: int = 10) -> str:
+    """Return the number of names and the names themselves, or the first few if there are many.
+
+    Examples
+    --------
+    >>> named(["CD4"], "protein")
+    'protein "CD4"'
+    >>> named(["CD4", "CD8", "CD3"], "protein", at_most=2)
+    '3 proteins ("CD4", "CD8" and 1 more)'
+    """
+    if len(names) == 1:
+        return f'{singular} "{names[0]}"'
+    return f"{counted(len(names), singular)} ({listed(names, at_most)})"
 
 
 class Place(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 from scipy import sparse
 
-from totalvi.data.io import matrix_market
+from totalvi.data.io import tenx
 from totalvi.data.io.read import read
 from totalvi.data.io.tenx import read_10x_folder
 from totalvi.errors import ReadError
@@ -132,7 +132,7 @@ def test_v3_folder(tmp_path, gz, prefix):
 def test_a_matrix_is_read_some_entries_at_a_time(tmp_path, monkeypatch):
     n_entries = np.count_nonzero(COUNTS)
     for at_a_time in (7, n_entries - 1, n_entries):
-        monkeypatch.setattr(matrix_market, "ENTRIES_PER_CHUNK", at_a_time)
+        monkeypatch.setattr(tenx, "ENTRIES_PER_CHUNK", at_a_time)
         folder = tmp_path / str(at_a_time)
         write_folder(folder)
         check_v3(read(folder))

@@ -1,105 +1,23 @@
-"""Read the files that Cell Ranger writes from version 2 on: ``.h5`` files and matrix folders."""
+"""Read the folders that Cell Ranger and other counting tools write."""
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
-import h5py
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.finding import listed
 from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
-from totalvi.data.io.matrix_market import file_of, lines_of, mtx_size, open_list, read_mtx
-from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
-from totalvi.errors import ReadError, argument
+from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
+from totalvi.data.io.trust import reading, require_lengths
+from totalvi.errors import ReadError, argument, listed
 
-V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
-V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")
-V3_FEATURE_MEMBERS = ("id", "name", "feature_type")
-
-
-def read_10x_h5(path: Path, genome: str | None) -> AnnData:
-    """Read a Cell Ranger ``.h5`` file; in version 2, all genomes or only the given one."""
-    with reading(path, "a Cell Ranger .h5 file"), h5py.File(path, "r") as file:
-        require_plain_hdf5(file, path)
-        if "matrix" in file:
-            adata = _read_v3_group(file["matrix"], path)
-        else:
-            groups = {k: g for k, g in file.items() if isinstance(g, h5py.Group)}
-            chosen = pick_genomes(groups, genome, path)
-            adata = join_genomes({k: _read_v2_group(g, path, k) for k, g in chosen.items()}, path)
-    return prefix_shared_names(adata)
-
-
-def _read_v3_group(group: h5py.Group, path: Path) -> AnnData:
-    _require_members(group, V3_MEMBERS, path)
-    features = group["features"]
-    _require_members(features, V3_FEATURE_MEMBERS, path)
-    var = pd.DataFrame(
-        {"gene_ids": _text(features["id"]), "feature_types": _text(features["feature_type"])},
-        index=_same_length(_text(features["name"]), len(features["id"]), "names", path),
-    )
-    for name, member in features.items():
-        is_column = isinstance(member, h5py.Dataset) and member.shape == (len(var),)
-        if name not in V3_FEATURE_MEMBERS and is_column and h5py.check_string_dtype(member.dtype):
-            var[name] = _text(member)
-    return _from_group(group, var, path)
-
-
-def _read_v2_group(group: h5py.Group, path: Path, genome: str) -> AnnData:
-    _require_members(group, V2_MEMBERS, path)
-    names = _same_length(_text(group["gene_names"]), len(group["genes"]), "gene names", path)
-    var = pd.DataFrame(
-        {
-            "gene_ids": _text(group["genes"]),
-            "feature_types": "Gene Expression",
-            "genome": genome,
-        },
-        index=names,
-    )
-    return _from_group(group, var, path)
-
-
-def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
-    """Build the AnnData; the file's features x barcodes CSC is read as cells x features CSR."""
-    cells = pd.Index(_text(group["barcodes"]), dtype=object)
-    n_features, n_cells = (int(n) for n in group["shape"][:])
-    require_lengths(path, n_features, len(var), n_cells, len(cells))
-    counts = counts_from_csr(
-        group["data"][:], group["indices"][:], group["indptr"][:], (n_cells, n_features), str(path)
-    )
-    return AnnData(counts, obs=pd.DataFrame(index=cells), var=var)
-
-
-def _text(dataset: h5py.Dataset) -> list[str]:
-    if h5py.check_string_dtype(dataset.dtype) is None:
-        raise ReadError(
-            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text; '
-            "copy, download or write it again."
-        )
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in dataset[:].tolist()]
-
-
-def _same_length(values: list[str], n: int, what: str, path: Path) -> list[str]:
-    if len(values) != n:
-        raise ReadError(
-            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}); "
-            "copy, download or write it again."
-        )
-    return values
-
-
-def _require_members(group: h5py.Group, members: tuple[str, ...], path: Path) -> None:
-    missing = [name for name in members if name not in group]
-    if missing:
-        raise ReadError(
-            f'{path} lacks {", ".join(missing)} in its group "{group.name}", which a Cell Ranger '
-            ".h5 file has; write it again, or convert what it holds to .h5ad or .h5mu."
-        )
-
+MTX_COLUMNS = {"feature": np.int64, "cell": np.int64, "count": np.float32}
+ENTRIES_PER_CHUNK = 5_000_000
 
 OUTPUTS = (
     "filtered_feature_bc_matrix.h5",
@@ -349,3 +267,89 @@ def _likely_lists(folder: Path, missing: list[str]) -> list[str]:
     )
     like = re.compile(rf".*({words}).*\.(mtx|tsv|txt|csv)(\.gz)?", re.IGNORECASE)
     return sorted(path.name for path in folder.iterdir() if like.fullmatch(path.name))
+
+
+def file_of(folder: Path, prefix: str, *names: str) -> Path | None:
+    """Return the first of these files that a folder has, gzipped or not, with a prefix."""
+    candidates = [folder / f"{prefix}{name}{end}" for name in names for end in (".gz", "")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def open_list(path: Path) -> IO[bytes]:
+    """Open a list of names or of entries, and refuse one that unpacks to much more than it should."""
+    return open_text(path, at_most=LARGEST_TEXT_RATIO * path.stat().st_size)
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a list that are not empty."""
+    with reading(path, "a tab-separated list"), open_list(path) as file:
+        lines = file.read().decode("utf-8-sig").splitlines()
+    require_last_line_end(path)
+    return [line for line in lines if line]
+
+
+def read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
+    """Read features x cells counts as cells x features CSR float32."""
+    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    with (
+        reading(path, "a Matrix Market file"),
+        open_list(path) as file,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # lines with more than three fields
+        n_rows, n_columns, n_entries = mtx_size(path, file)
+        require_lengths(path, n_rows, n_features, n_columns, n_cells)
+        for chunk in _mtx_entries(file) if n_entries else ():
+            features, cells, counts = (chunk[name].to_numpy() for name in MTX_COLUMNS)
+            for indices, n, what in ((features, n_rows, "row"), (cells, n_columns, "column")):
+                if indices.min() < 1 or indices.max() > n:
+                    worst = indices.min() if indices.min() < 1 else indices.max()
+                    raise ReadError(
+                        f"{path} has a count in {what} {worst}, outside its {n} {what}s; "
+                        "copy, download or write it again."
+                    )
+            chunks.append((counts, cells.astype(np.int32) - 1, features.astype(np.int32) - 1))
+    require_last_line_end(path)
+    found = sum(len(counts) for counts, _, _ in chunks)
+    if found != n_entries:
+        raise ReadError(
+            f"{path} announces {n_entries} counts but has {found}; it is damaged or cut short, so "
+            "copy, download or write it again."
+        )
+    empty = (np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int32))
+    counts, cells, features = (np.concatenate(parts) for parts in zip(empty, *chunks, strict=True))
+    return sparse.coo_matrix((counts, (cells, features)), shape=(n_cells, n_features)).tocsr()
+
+
+def mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
+    """Read the header of a Matrix Market file: numbers of rows, columns and entries."""
+    banner = file.readline(1000).decode().lower().split()
+    if banner[:2] != ["%%matrixmarket", "matrix"]:
+        raise ReadError(
+            f"{path} is not a Matrix Market file (its first line is no %%MatrixMarket); "
+            "copy, download or write it again."
+        )
+    if banner[2:] not in (["coordinate", kind, "general"] for kind in ("integer", "real")):
+        raise ReadError(
+            f'{path} is a Matrix Market file of the kind "{" ".join(banner[2:])}", and counts are '
+            '"coordinate integer general"; write it again as a sparse matrix of integers.'
+        )
+    line = b"%"
+    while line.startswith(b"%") or line.isspace():
+        line = file.readline(1000)
+    n_rows, n_columns, n_entries = (int(field) for field in line.split())
+    return n_rows, n_columns, n_entries
+
+
+def _mtx_entries(file: IO[bytes]) -> Iterator[pd.DataFrame]:
+    """Read the entries; scipy's faster reader aborts the process on some damaged streams."""
+    return pd.read_csv(
+        file,
+        sep=r"\s+",
+        header=None,
+        names=list(MTX_COLUMNS),
+        index_col=False,
+        dtype=MTX_COLUMNS,
+        na_filter=False,
+        chunksize=ENTRIES_PER_CHUNK,
+    )
