@@ -106,6 +106,18 @@ def first_and_count(names: "Sequence[str] | pd.Index", singular: str) -> str:
     return f'{len(names):,} {singular}s (the first is "{names[0]}")'
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not one.
+
+    Examples
+    --------
+    >>> counted(1, "protein"), counted(1200, "cell"), counted(2, "batch")
+    ('1 protein', '1,200 cells', '2 batches')
+    """
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def listed(names: Iterable[str], at_most: int = 5) -> str:
     """Quote names for a message, or the first few if there are many.
 
@@ -134,6 +146,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return "there are none"
     by_lower = {k.lower(): k for k in known}
     near = [by_lower[k] for k in get_close_matches(name.lower(), by_lower, n=3)]
+    if len(near) == len(known):
+        return f"did you mean {listed(near)}?"
     shown = listed(known, at_most=20)
     return f"did you mean {listed(near)}? There are: {shown}" if near else f"there are: {shown}"
 
@@ -290,6 +304,11 @@ SCVI_NAMES = {
     "adata": "the model keeps counts and no AnnData; use your own",
     "adata_manager": "schema says what the model was given",
     "registry": "schema says what the model was given",
+    "registry_": "schema says what the model was given",
+    "get_anndata_manager": "schema says what the model was given",
+    "get_from_registry": "schema says what the model was given",
+    "to_device": "give accelerator to train; queries choose the device themselves",
+    "minify_adata": "a saved model holds no counts",
     "history_": "history has it",
     "is_trained_": "is_trained has it",
     "trainer": "fit_summary and plan say how the fit went",

@@ -19,7 +19,7 @@ from totalvi.data.background.prior import (
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
-from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, of_scvi, warn_of
+from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, of_scvi, warn_of
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.formats.model_folder import read_state, write_state
@@ -391,9 +391,7 @@ class Model(
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        schema = self.schema
-        state = "trained" if self.is_trained else "not trained"
-        return (
-            f"totalvi.Model: {len(schema.gene_names)} genes, {len(schema.protein_names)} proteins, "
-            f"{len(schema.batch_names)} batches, {self.module.n_latent} latent dimensions; {state}"
-        )
+        s, state = self.schema, "trained" if self.is_trained else "not trained"
+        lists = {"gene": s.gene_names, "protein": s.protein_names, "batch": s.batch_names}
+        sizes = ", ".join(counted(len(names), noun) for noun, names in lists.items())
+        return f"totalvi.Model: {sizes}, {self.module.n_latent} latent dimensions; {state}"

@@ -12,7 +12,7 @@ import typer
 
 from totalvi.cli import options
 from totalvi.cli.options import Arguments, Reading, with_options
-from totalvi.errors import IncompleteError, Interrupted, ReadError, TotalviError
+from totalvi.errors import IncompleteError, Interrupted, ReadError, TotalviError, counted
 from totalvi.processes import this_process
 from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
@@ -180,7 +180,7 @@ def train(
         for message in messages:
             typer.echo(f"{kind}: {message}")
     history = trained.model.history["validation_loss"]
-    typer.echo(f"{len(history)} epochs, held-out loss {history.min():,.1f} per cell")
+    typer.echo(f"{counted(len(history), 'epoch')}, held-out loss {history.min():,.1f} per cell")
     typer.echo(f"written: {output}")
 
 

@@ -1,6 +1,6 @@
 """Check that the values of the counts are raw, whole, non-negative and finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +8,22 @@ import pandas as pd
 from scipy import sparse
 
 from totalvi.data.find import CountSource
-from totalvi.errors import Finding, Severity, argument, first_and_count, listed, setting
+from totalvi.errors import Finding, Severity, argument, counted, first_and_count, listed, setting
+
+
+def named(names: Sequence[str] | pd.Index, singular: str, at_most: int = 10) -> str:
+    """Return the number of names and the names themselves, or the first few if there are many.
+
+    Examples
+    --------
+    >>> named(["CD4"], "protein")
+    'protein "CD4"'
+    >>> named(["CD4", "CD8", "CD3"], "protein", at_most=2)
+    '3 proteins ("CD4", "CD8" and 1 more)'
+    """
+    if len(names) == 1:
+        return f'{singular} "{names[0]}"'
+    return f"{counted(len(names), singular)} ({listed(names, at_most)})"
 
 
 class Place(NamedTuple):
@@ -237,7 +252,7 @@ def protein_value_findings(
             "warning",
             "protein_constant",
             f"{source.protein_where} has the same count in all cells for "
-            f"{first_and_count(constant, 'protein')}; check that it is a measured count.",
+            f"{named(constant, 'protein')}; check that these are measured counts.",
         )
 
 
@@ -364,7 +379,10 @@ def _fix(modality: _Modality) -> str:
         return f"give the raw counts (there are the layers {listed(others)}: {argument(layer)})"
     if modality.where.startswith("obsm"):
         return f"give the raw counts with {argument('protein_expression_obsm_key')}"
-    return f"give the raw counts (kept in a layer, name it, as in {setting(layer, 'counts')})"
+    return (
+        "there are no counts in a layer or in raw either, so give the data with the raw counts that "
+        f"the counting tool wrote (if they are in a layer, name it, as in {setting(layer, 'counts')})"
+    )
 
 
 def _number(number: int, noun: str) -> str:

@@ -197,7 +197,7 @@ def pair_cells(first: pd.Index, second: pd.Index) -> CellPairs:
     --------
     >>> pairs = pair_cells(pd.Index(["AACGTTGA-1", "CCATGGTA-1"]), pd.Index(["CCATGGTA", "AACGTTGA"]))
     >>> pairs.second.tolist(), pairs.change
-    ([1, 0], 'without the number behind them')
+    ([1, 0], 'without the number at their end, as in -1')
     """
     first, second = names_of(first), names_of(second)
     best = CellPairs(np.empty(0, np.int64), np.empty(0, np.int64), "", False)
@@ -256,7 +256,7 @@ def _reversed(name: str) -> str | None:
 _CHANGES: tuple[tuple[str, Callable[[str], str | None], Callable[[str], str | None]], ...] = (
     ("in upper case", _upper, _upper),
     ('with "-" for "."', _without_dots, _without_dots),
-    ("without the number behind them", _without_number, _without_number),
+    ("without the number at their end, as in -1", _without_number, _without_number),
     ("without what stands before them", _without_prefix, _without_prefix),
     ("by the bases of their barcodes", _bases, _bases),
     ("by their barcodes, translated as 10x does for TotalSeq-B and C", _bases, _translated),
@@ -330,8 +330,8 @@ def in_words(pairs: CellPairs, n_first: int, n_second: int) -> str:
     Examples
     --------
     >>> in_words(CellPairs(np.arange(9), np.arange(9), "in upper case", True), 12, 10)
-    '9 of 12 and of 10 cells agree once the names are compared in upper case'
+    '9 of 12 and 10 cells agree once the names are compared in upper case'
     """
-    counted = f"of {n_first:,}" if n_first == n_second else f"of {n_first:,} and of {n_second:,}"
+    counted = f"of {n_first:,}" if n_first == n_second else f"of {n_first:,} and {n_second:,}"
     how = f" once the names are compared {pairs.change}" if pairs.change else ""
     return f"{len(pairs.first):,} {counted} cells agree{how}"

@@ -14,7 +14,7 @@ from totalvi.data.describe import Data
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, argument, did_you_mean, setting
-from totalvi.formats.model_folder import is_model
+from totalvi.formats.model_folder import is_model, require_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
 from totalvi.progress import Steps
@@ -99,7 +99,9 @@ def map_files(
     """
     for given in (model_path, Path(query_path), *([] if reference is None else [reference])):
         refuse_input_in_output(given, output)
-    folder = model_path if is_model(model_path) else model_path / MODEL
+    is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
+    folder = model_path / MODEL if is_run else model_path
+    require_model(folder)
     if reference is None:
         reference = counts_beside(folder)
     return _run(
