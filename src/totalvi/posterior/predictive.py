@@ -6,25 +6,22 @@ from typing import Literal, NamedTuple, Unpack, overload
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
-from torch import Tensor
 
 from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.likelihoods import ProteinMixture
-from totalvi.nn.network import Network
-from totalvi.posterior.arguments import Cells, FeatureOptions, Names, Sampling, documented
-from totalvi.posterior.calibration import predictive_proteins
-from totalvi.posterior.draws import (
-    Draw,
-    GeneParameters,
-    gene_parameters,
-    protein_mixture,
+from totalvi.posterior.arguments import (
+    Cells,
+    FeatureOptions,
+    Names,
+    Sampling,
+    WhereUnmeasured,
+    documented,
 )
-from totalvi.posterior.noise import CellNoise, negative_binomial_counts
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.predicted_counts import mean_parameters, predictive_counts
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted
 from totalvi.posterior.rows import write_counts
+from totalvi.posterior.unmeasured import answering_for
 
 
 class PredictiveSample(NamedTuple):
@@ -46,114 +43,15 @@ class PredictiveSample(NamedTuple):
     gene_names: pd.Index
 
 
-def mean_parameters(
-    question: Question, batch: Minibatch, genes: np.ndarray, proteins: np.ndarray
-) -> dict[str, Tensor]:
-    """Return the posterior mean of each parameter of the counts' distributions, (B, features).
-
-    They are "mean" and, for "zinb", "dropout" of RNA; "protein_background_mean",
-    "protein_foreground_mean" and "protein_mixing".
-    """
-    totals: dict[str, Tensor] = {}
-    for draw in question.draws(batch):
-        for name, value in _parameters(question, draw, genes, proteins).items():
-            totals[name] = totals[name].add_(value) if name in totals else value
-    return {name: total / question.n_draws for name, total in totals.items()}
-
-
-def _parameters(
-    question: Question, draw: Draw, genes: np.ndarray, proteins: np.ndarray
-) -> dict[str, Tensor]:
-    protein = protein_mixture(question.network, draw, proteins)
-    values = {
-        "protein_background_mean": protein.background_mean(),
-        "protein_foreground_mean": protein.log_foreground.exp(),
-        "protein_mixing": protein.background_probability(),
-    }
-    if len(genes):
-        gene = gene_parameters(question.network, draw, genes)
-        values["mean"] = gene.log_mean.exp()
-        if gene.dropout_logit is not None:
-            values["dropout"] = gene.dropout_logit.sigmoid()
-    return values
-
-
-def predictive_counts(
-    question: Question, batch: Minibatch, genes: np.ndarray, proteins: np.ndarray
-) -> tuple[list[sparse.csr_matrix], np.ndarray]:
-    """Draw counts for a minibatch: z, l, b and background or foreground, then the counts.
-
-    Returns
-    -------
-    RNA, one CSR matrix (B, genes) for each sample, and protein (n_samples, B, proteins), float32.
-    """
-    network, noise = question.network, question.noise
-    rna = []
-    protein = np.empty((question.n_samples, len(batch.cells), len(proteins)), dtype=np.float32)
-    for draw in question.draws(batch):
-        counts = np.empty((len(batch.cells), 0), dtype=np.float32)
-        if len(genes):
-            parameters = gene_parameters(network, draw, genes)
-            counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
-        rna.append(sparse.csr_matrix(counts))
-        protein[draw.sample] = protein_counts(
-            network, predictive_proteins(question, draw, proteins), noise, draw.sample,
-            batch.keys, proteins,
-        )  # fmt: skip
-    return rna, protein
-
-
-def gene_counts(
-    parameters: GeneParameters,
-    noise: CellNoise,
-    sample: int,
-    keys: np.ndarray,
-    genes: np.ndarray,
-) -> np.ndarray:
-    """Return RNA counts (B, g) of cells with ``keys`` for the genes at positions ``genes``."""
-    dropout = parameters.dropout_logit
-    return negative_binomial_counts(
-        noise,
-        sample,
-        keys,
-        genes,
-        parameters.log_mean.exp().cpu().numpy(),
-        parameters.log_r.exp().cpu().numpy(),
-        None if dropout is None else dropout.sigmoid().cpu().numpy(),
-    )
-
-
-def protein_counts(
-    network: Network,
-    mixture: ProteinMixture,
-    noise: CellNoise,
-    sample: int,
-    keys: np.ndarray,
-    proteins: np.ndarray,
-) -> np.ndarray:
-    """Return protein counts (B, t) of cells with ``keys`` for the proteins at positions ``proteins``.
-
-    Which counts are background is the same draw as in denoised expression with
-    ``sample_protein_mixing``.
-    """
-    uniform = noise.uniform("mixing", sample, keys, network.n_input_proteins)[:, proteins]
-    in_background = mixture.background_probability()
-    is_background = uniform.to(in_background.device) < in_background
-    log_mean = torch.where(is_background, mixture.log_background, mixture.log_foreground)
-    return negative_binomial_counts(
-        noise,
-        sample,
-        keys,
-        network.n_input_genes + proteins,  # proteins are numbered after the genes
-        log_mean.exp().cpu().numpy(),
-        mixture.log_r.exp().cpu().numpy(),
-    )
-
-
 class _SampleOptions(Sampling, total=False):
     transform_batch: str | None
     gene_list: Sequence[str] | None
     protein_list: Sequence[str] | None
+    unmeasured: WhereUnmeasured
+
+
+class _ParameterOptions(FeatureOptions, total=False):
+    unmeasured: WhereUnmeasured
 
 
 class PredictiveQueries(Fitted):
@@ -175,7 +73,7 @@ class PredictiveQueries(Fitted):
         indices: Cells = ...,
         *,
         out: str | Path,
-        **options: Unpack[FeatureOptions],
+        **options: Unpack[_ParameterOptions],
     ) -> Path: ...
 
     @overload
@@ -185,12 +83,12 @@ class PredictiveQueries(Fitted):
         indices: Cells = ...,
         *,
         return_numpy: Literal[True],
-        **options: Unpack[FeatureOptions],
+        **options: Unpack[_ParameterOptions],
     ) -> dict[str, np.ndarray]: ...
 
     @overload
     def get_likelihood_parameters(
-        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[FeatureOptions]
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ParameterOptions]
     ) -> dict[str, pd.DataFrame]: ...
 
     @documented
@@ -203,6 +101,7 @@ class PredictiveQueries(Fitted):
         gene_list: Sequence[str] | None = None,
         protein_list: Sequence[str] | None = None,
         n_samples: int = 1,
+        unmeasured: WhereUnmeasured = "nan",
         return_numpy: bool = False,
         out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
@@ -218,7 +117,7 @@ class PredictiveQueries(Fitted):
 
         Parameters
         ----------
-        {cells} {transform_batch} {features} {n_samples} {return_numpy}
+        {cells} {transform_batch} {features} {n_samples} {unmeasured} {return_numpy}
         out
             Folder of a new zarr store to write to, in place of memory: it gets one group a
             parameter, each of which `anndata.read_zarr` reads.
@@ -228,9 +127,9 @@ class PredictiveQueries(Fitted):
         -------
         Data frames by name of the parameter: "mean" and, for "zinb", "dropout" (cells, genes);
         "protein_background_mean", "protein_foreground_mean" and "protein_mixing", the probability of
-        background, (cells, proteins); "dispersions" and "protein_dispersions", the inverse
-        dispersions r, with one row, or one a batch or label where they differ by it. With ``out``,
-        its path.
+        background, (cells, proteins), NaN where the cell's panel lacks the protein; "dispersions" and
+        "protein_dispersions", the inverse dispersions r, with one row, or one a batch or label where
+        they differ by it. With ``out``, its path.
 
         Raises
         ------
@@ -247,6 +146,7 @@ class PredictiveQueries(Fitted):
             adata, indices, batch_size, progress, seed, n_samples, transform_batch
         )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        question = answering_for(self, question, proteins, unmeasured, warn=True)
         network = self.module
         rna, protein = question.table(genes.names), question.table(proteins.names)
         tables = {
@@ -310,6 +210,7 @@ class PredictiveQueries(Fitted):
         transform_batch: str | None = None,
         gene_list: Sequence[str] | None = None,
         protein_list: Sequence[str] | None = None,
+        unmeasured: WhereUnmeasured = "nan",
         out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
@@ -321,7 +222,7 @@ class PredictiveQueries(Fitted):
         dropout probability in a "zinb" model; whether each protein is background, with probability
         pi; and its count from ``NB(beta, r)`` or else ``NB(beta alpha, r)``, both means times the
         batch's protein efficiency, where the model has one. ``NB(m, r)`` has variance
-        ``m + m^2 / r``. Unmeasured proteins are drawn as well.
+        ``m + m^2 / r``.
 
         Parameters
         ----------
@@ -331,6 +232,10 @@ class PredictiveQueries(Fitted):
         transform_batch
             Batch to decode every cell into. None: each cell's own.
         {features}
+        unmeasured
+            What is returned of a protein that the cell's panel lacks: "nan", with a `DataWarning`; or
+            "impute", a count drawn as in a batch that measured the protein, ``transform_batch`` or
+            any of those that did, in equal shares.
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "rna",
             sparse, and "protein", each of which `anndata.read_zarr` reads; with ``n_samples`` above
@@ -343,8 +248,9 @@ class PredictiveQueries(Fitted):
 
         Returns
         -------
-        `PredictiveSample`: RNA, sparse, and protein counts; with ``n_samples`` above 1 lists of them.
-        With ``out``, its path.
+        `PredictiveSample`: RNA, sparse, and protein counts, whole numbers in float32 with NaN where
+        the cell's panel lacks the protein; with ``n_samples`` above 1 lists of them. With ``out``, its
+        path.
 
         Raises
         ------
@@ -366,6 +272,7 @@ class PredictiveQueries(Fitted):
                 f"transform_batch holds {len(question.transform_batch)} batches; allowed is one, as "
                 "counts of several cannot be averaged."
             )
+        question = answering_for(self, question, proteins, unmeasured, warn=True)
         rna_table, protein_table = question.table(genes.names), question.table(proteins.names)
         with question.minibatches("predictive counts") as batches:
             parts = (
