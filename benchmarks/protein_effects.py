@@ -143,7 +143,8 @@ def lines_of(rows: list[dict[str, Any]], n_seeds: int) -> list[str]:
             f"| {controls} | {kind} | {of} | {spread(some['protein_coverage'])} | "
             f"{spread(some['protein_error'])} | {spread(some['gene_coverage'])} | "
             f"{some['control_calls'].sum()} of {some['control_rows'].sum()} | "
-            f"{some['control_calls_fixed'].sum()} | {some['calls'].sum()} | {some['false'].sum() / max(some['calls'].sum(), 1):.3f} | "
+            f"{some['control_calls_fixed'].sum()} | {some['calls'].sum()} | "
+            f"{some['false'].sum() / max(some['calls'].sum(), 1):.3f} | "
             f"{some['large_called'].sum()} of {some['large'].sum()} |"
         )
     every = pd.DataFrame(rows).sum(numeric_only=True)

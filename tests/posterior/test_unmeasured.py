@@ -231,3 +231,35 @@ def test_distributions_of_a_query_with_rna_alone(model: totalvi.Model) -> None:
     for name in (*PARAMETERS, "counts"):
         assert np.isnan(found[name]).all()
         assert np.isfinite(imputed[name]).all()
+
+
+@pytest.mark.parametrize("kind", ["spearman", "pearson"])
+def test_cells_that_lack_a_protein_have_no_part_in_its_correlations(
+    model: totalvi.Model, lacking: np.ndarray, kind: str
+) -> None:
+    asked = {"n_samples": 2, "correlation_type": kind, "progress": False}
+    every = model.get_feature_correlation_matrix(**asked)
+    measuring = np.flatnonzero(~lacking.any(axis=1))
+    some = model.get_feature_correlation_matrix(indices=measuring, **asked)
+    names = [("protein", f"protein_{i}") for i in (4, 5)]
+    pair = every.loc[names[0], names[1]], some.loc[names[0], names[1]]
+    assert pair[0] == pytest.approx(pair[1], abs=1e-5)
+    nowhere = model.get_feature_correlation_matrix(indices=lacking.any(axis=1), **asked)
+    assert nowhere.loc[names].isna().all(axis=None)
+    assert nowhere.drop(index=names, columns=names).notna().all(axis=None)
+    elsewhere = model.get_feature_correlation_matrix(transform_batch="batch_1", **asked)
+    assert elsewhere.loc[names].isna().all(axis=None)
+
+
+def test_pairs_of_what_a_panel_lacks(model: totalvi.Model, lacking: np.ndarray) -> None:
+    pairs = [("protein_4", "gene_3"), ("protein_0", "gene_3")]
+    columns = ["raw", "denoised", "raw_log_pearson", "denoised_log_pearson"]
+    asked = {"pairs": pairs, "n_samples": 2, "progress": False}
+    every = model.get_gene_protein_pairs(**asked)[columns]
+    measuring = model.get_gene_protein_pairs(indices=np.flatnonzero(~lacking.any(axis=1)), **asked)[
+        columns
+    ]
+    np.testing.assert_allclose(every.iloc[0], measuring.iloc[0], atol=1e-5)
+    nowhere = model.get_gene_protein_pairs(indices=lacking.any(axis=1), **asked)[columns]
+    assert nowhere.iloc[0].isna().all()
+    assert nowhere.iloc[1].notna().all()
