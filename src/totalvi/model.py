@@ -19,8 +19,7 @@ from totalvi.data.background.prior import (
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.finding import Finding, warn_of
-from totalvi.errors import FormatError, NotTrainedError, allowed, of_scvi
+from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, of_scvi, warn_of
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.formats.model_folder import read_state, write_state
@@ -37,7 +36,7 @@ from totalvi.posterior.latent import LatentQueries
 from totalvi.posterior.latent_space import LatentSpaceQueries
 from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
-from totalvi.posterior.protein_background import IsotypeQueries
+from totalvi.posterior.protein_background import ProteinBackgroundQueries
 from totalvi.processes import this_process
 from totalvi.training import History, KnowsScviProtocol, Training
 
@@ -52,7 +51,7 @@ class Model(
     CorrelationQueries,
     EvidenceQueries,
     LatentSpaceQueries,
-    IsotypeQueries,
+    ProteinBackgroundQueries,
     ImputationQueries,
     MappingQueries,
     ComparisonQueries,

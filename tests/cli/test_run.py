@@ -35,9 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
         return RunResult(tmp_path / "out", files, RECORD | {"notes": [note]})
 
     monkeypatch.setattr("totalvi.run.run.run", run)
-    monkeypatch.setattr(
-        "totalvi.view.report.build.build_report", lambda folder: folder / "report.html"
-    )
+    monkeypatch.setattr("totalvi.report.build.build_report", lambda folder: folder / "report.html")
     return calls
 
 

@@ -1,4 +1,4 @@
-"""`totalvi explore`, `report`, `map` and `impute`: commands on results and models."""
+"""`totalvi explore`, `report`, `denoise`, `de`, `map` and `impute`: what a fitted model says."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ import typer
 from totalvi.cli import options
 from totalvi.cli.options import Reading, keeping, that_reads
 from totalvi.errors import DataWarning
+from totalvi.processes import this_process
+
+Counts = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[INPUT]", help="Counts of the cells asked about; default: those of the run."
+    ),
+]
 
 
 def explore(
@@ -48,8 +56,8 @@ def explore(
       totalvi explore results --gates other_results/gates.json
       totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
     """
-    from totalvi.view.explorer.server import open_in_browser, serving
-    from totalvi.view.explorer.workspace import open_workspace
+    from totalvi.explorer.server import open_in_browser, serving
+    from totalvi.explorer.workspace import open_workspace
 
     workspace = open_workspace(folder, gates)
     for note in workspace.notes:
@@ -89,9 +97,126 @@ def report(
       totalvi report results
       totalvi report results -o for_the_lab.html
     """
-    from totalvi.view.report.build import build_report
+    from totalvi.report.build import build_report
 
     typer.echo(build_report(folder, output))
+
+
+@that_reads
+def denoise(
+    model: options.ModelPath,
+    reading: Reading,
+    input: Counts = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="New .h5mu or .zarr.")
+    ] = Path("denoised.h5mu"),
+    transform_batch: Annotated[
+        list[str] | None,
+        options.text(
+            "--as-batch", "NAME", "Decode all cells as if from this batch; of several the average."
+        ),
+    ] = None,
+    impute: Annotated[
+        bool,
+        typer.Option(
+            "--impute-unmeasured",
+            help="Write what the model expects of proteins that a cell's panel lacks, in place of NaN.",
+        ),
+    ] = False,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Posterior samples.")] = 25,
+    seed: options.Seed = 0,
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = 1,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Write denoised counts: RNA scaled to 10,000 per cell, and proteins without background.
+
+    \b
+    Examples:
+      totalvi denoise results -o denoised.h5mu
+      totalvi denoise pbmc.totalvi cells.h5mu -o denoised.zarr --as-batch donor_1
+      totalvi denoise atlas.totalvi cells.zarr -o denoised.zarr --devices 4
+    """
+    from totalvi.run.commands import denoise as write
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        path = write(
+            model,
+            input,
+            output,
+            reading=reading.of(),
+            transform_batch=transform_batch or None,
+            unmeasured="impute" if impute else "nan",
+            n_samples=samples,
+            seed=seed,
+            devices=devices,
+            num_nodes=num_nodes,
+            overwrite=overwrite,
+        )
+    if this_process().rank == 0:
+        for warning in caught:
+            if isinstance(warning.message, DataWarning):
+                typer.echo(f"warning: {warning.message}")
+        typer.echo(f"written: {path}")
+
+
+@that_reads
+def de(
+    model: options.ModelPath,
+    reading: Reading,
+    input: Counts = None,
+    groupby: Annotated[
+        str, options.text("--groupby", "KEY", "Column of obs with the groups.")
+    ] = "leiden_totalvi",
+    group: Annotated[
+        str | None, options.text("--group", "NAME", "Only this group; default: each.")
+    ] = None,
+    against: Annotated[
+        str | None, options.text("--against", "NAME", "The other group; default: all the rest.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="New .csv file.")
+    ] = Path("differential_expression.csv"),
+    delta: Annotated[
+        float, options.number("--delta", 0.0, 100, "Smallest log2 fold change of interest.")
+    ] = 0.25,
+    fdr: Annotated[
+        float, options.number("--fdr", 0.001, 0.999, "Expected false discovery rate.")
+    ] = 0.05,
+    batch_correction: Annotated[
+        bool, typer.Option("--batch-correction", help="Decode both groups into the same batches.")
+    ] = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Compare genes and proteins between groups of cells, from the model's posterior.
+
+    \b
+    Examples:
+      totalvi de results -o clusters.csv
+      totalvi de pbmc.totalvi cells.h5mu --groupby cell_type --group B --against NK -o b_nk.csv
+    """
+    from totalvi.run.commands import compare
+
+    table = compare(
+        model,
+        input,
+        output,
+        reading=reading.of(),
+        groupby=groupby,
+        group=group,
+        against=against,
+        delta=delta,
+        fdr_target=fdr,
+        batch_correction=batch_correction,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    called = [column for column in table if str(column).startswith("is_de")]
+    found = int(table[called[0]].sum()) if called else 0
+    typer.echo(f"{len(table):,} rows, {found:,} called at a false discovery rate of {fdr:g}")
+    typer.echo(f"written: {output}")
 
 
 @that_reads

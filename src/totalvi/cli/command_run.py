@@ -1,4 +1,4 @@
-"""`totalvi run` and `totalvi demo`: write a folder of results from counts."""
+"""`totalvi run`, `train` and `demo`: fit a model to counts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from totalvi.cli import options
 from totalvi.cli.options import Reading, keeping, that_reads
 from totalvi.errors import IncompleteError, TotalviError
+from totalvi.processes import this_process
 
 if TYPE_CHECKING:
     from totalvi.run.folder import RunResult
@@ -144,6 +145,92 @@ def run(
     _finish(result, as_json)
 
 
+@that_reads
+def train(
+    input: options.Input,
+    reading: Reading,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the model.")
+    ],
+    batch: options.Batch = None,
+    panel: options.Panel = None,
+    labels: options.Labels = None,
+    covariate: options.Covariates = None,
+    continuous_covariate: options.ContinuousCovariates = None,
+    genes: Annotated[int, typer.Option("--genes", min=1, help="Variable genes to keep.")] = 4000,
+    epochs: options.Epochs = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=3,
+            help="Cells in a minibatch of all processes; default: 128 or 256.",
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    on_disk: Annotated[
+        bool,
+        typer.Option(
+            "--on-disk",
+            help="Read counts some cells at a time, for data larger than memory; INPUT is .h5ad, "
+            ".h5mu or .zarr.",
+        ),
+    ] = False,
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = 1,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = 10,
+    size_factor: options.SizeFactor = None,
+    keep_isotypes: options.KeepIsotypes = False,
+) -> None:
+    """Fit a model to raw counts and save it, without the rest of `run`.
+
+    \b
+    Examples:
+      totalvi train cells.h5mu -o pbmc.totalvi --batch donor
+      totalvi train cells.h5mu -o pbmc.totalvi --batch donor --resume
+      totalvi train cells.zarr -o atlas.totalvi --on-disk --devices 4 --batch-size 1024
+    """
+    from totalvi.run.commands import train_model
+
+    keys = reading.columns(
+        batch_key=batch,
+        panel_key=panel,
+        labels_key=labels,
+        size_factor_key=size_factor,
+        categorical_covariate_keys=tuple(covariate or ()),
+        continuous_covariate_keys=tuple(continuous_covariate or ()),
+        isotype_controls=() if keep_isotypes else None,
+    )
+    with keeping(output):
+        trained = train_model(
+            input,
+            output,
+            keys,
+            reading.options(),
+            unmeasured=reading.unmeasured,
+            n_genes=genes,
+            max_epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            on_disk=on_disk,
+            devices=devices,
+            num_nodes=num_nodes,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=timedelta(minutes=checkpoint_every),
+        )
+    if this_process().rank:
+        return
+    for kind, messages in (("note", trained.notes), ("warning", trained.warnings)):
+        for message in messages:
+            typer.echo(f"{kind}: {message}")
+    history = trained.model.history["validation_loss"]
+    typer.echo(f"{len(history)} epochs, held-out loss {history.min():,.1f} per cell")
+    typer.echo(f"written: {output}")
+
+
 def demo(
     output: options.Output = Path("totalvi-demo"),
     seed: options.Seed = 0,
@@ -192,8 +279,8 @@ def reporting_what_is_there(output: Path) -> Iterator[None]:
 
 def _report(folder: Path) -> Path:
     """Build the report of a run."""
+    from totalvi.report.build import build_report
     from totalvi.run.record import named
-    from totalvi.view.report.build import build_report
 
     try:
         return build_report(folder)

@@ -8,8 +8,7 @@ import pandas as pd
 from scipy import sparse
 
 from totalvi.data.find import CountSource
-from totalvi.data.finding import Finding, first_and_count, listed
-from totalvi.errors import argument, setting
+from totalvi.errors import Finding, argument, first_and_count, listed, setting
 
 
 class Place(NamedTuple):

@@ -7,19 +7,9 @@ import pandas as pd
 
 from totalvi.data.background.isotype_controls import antibody_findings
 from totalvi.data.check_counts import CountTally, protein_value_findings, rna_findings, tally_counts
-from totalvi.data.columns import Columns
+from totalvi.data.columns import CellGroups, Columns, cell_groups, column, no_column
 from totalvi.data.find import CountSource
-from totalvi.data.finding import (
-    CellGroups,
-    Finding,
-    cell_groups,
-    column,
-    first_and_count,
-    in_order,
-    listed,
-    no_column,
-)
-from totalvi.errors import DataError, argument
+from totalvi.errors import DataError, Finding, argument, first_and_count, in_order, listed
 
 MANY_CATEGORIES = 100
 SMALL_GROUP = 10

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,60 @@ class Columns:
     protein_names_uns_key: str | None = None
     allow_fractional: bool = False
     isotype_controls: tuple[str, ...] | None = None
+
+
+def column(name: str, key: str) -> str:
+    """Return the words for the column ``key`` of ``obs``, which the argument ``name`` names.
+
+    Examples
+    --------
+    >>> column("batch_key", "donor")
+    'batch_key: obs["donor"]'
+    """
+    return f'{argument(name)}: obs["{key}"]'
+
+
+def no_column(name: str, key: str, known: Iterable[str]) -> str:
+    """Return the message that ``obs`` lacks the column ``key`` that the argument ``name`` names.
+
+    Examples
+    --------
+    >>> no_column("batch_key", "sample", ["donor"])
+    'batch_key: no column "sample" in obs; there are: "donor".'
+    """
+    return f'{argument(name)}: no column "{key}" in obs; {did_you_mean(str(key), known)}.'
+
+
+class CellGroups(NamedTuple):
+    """The group of each cell: its panel or batch, or one group of all cells.
+
+    Attributes
+    ----------
+    word
+        "panel", "batch" or "data set".
+    codes
+        Position in ``names`` of each cell's group, shape ``(n_cells,)``.
+    names
+        Names of the groups.
+    """
+
+    word: str
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+    def name(self, code: int) -> str:
+        """Return the words for one group."""
+        return f'{self.word} "{self.names[code]}"' if self.word != "data set" else "the data set"
+
+
+def cell_groups(obs: pd.DataFrame, word: str, key: str | None) -> CellGroups | None:
+    """Group the cells by ``obs[key]``; None when the key is absent or lacks values for some cells."""
+    if key is None:
+        return CellGroups("data set", np.zeros(len(obs), dtype=np.intp), ("all",))
+    if key not in obs or obs[key].isna().any():
+        return None
+    codes, names = pd.factorize(obs[key], sort=False)
+    return CellGroups(word, codes, tuple(map(str, names)))
 
 
 def names_of(index: pd.Index) -> pd.Index:

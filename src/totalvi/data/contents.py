@@ -13,11 +13,10 @@ from mudata import MuData
 
 from totalvi.data.columns import Columns
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
-from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.features import modalities_of, says_antibody
 from totalvi.data.io.readable_parts import READING, UNREAD
 from totalvi.data.panels.antibody_names import has_known_target
-from totalvi.errors import DataError, argument, setting
+from totalvi.errors import DataError, Finding, argument, did_you_mean, listed, setting
 
 LIKE_PROTEINS = re.compile(
     r"prote(in|om) | (?<![a-z]) (prot(?!o) | adt | antibod | abseq | ab(?![a-z]) | cite)",

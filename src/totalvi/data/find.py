@@ -27,10 +27,9 @@ from totalvi.data.counts import (
     to_csr,
     to_dense,
 )
-from totalvi.data.finding import did_you_mean
 from totalvi.data.io.features import modalities_of, with_symbols
 from totalvi.data.io.modalities import names_in_obsm
-from totalvi.errors import DataError, argument, setting
+from totalvi.errors import DataError, argument, did_you_mean, setting
 
 
 class CountSource(NamedTuple):

@@ -12,9 +12,8 @@ from torch import Tensor
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.finding import did_you_mean, warn_of
 from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
-from totalvi.errors import argument, setting
+from totalvi.errors import argument, did_you_mean, setting, warn_of
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split

@@ -9,8 +9,7 @@ import pandas as pd
 import torch
 
 from totalvi.data.cells import CiteData, QueryMapping
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError, argument
+from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.mapping.reference_neighbours import (
     Reference,
     as_the_query,

@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 import numpy as np
 import pandas as pd
 
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import allowed, of_scvi
+from totalvi.errors import allowed, did_you_mean, of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names: TypeAlias = str | Sequence[str] | None

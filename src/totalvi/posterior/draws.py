@@ -182,6 +182,7 @@ def draws(
     *,
     first_sample: int = 0,
     given_counts: bool = False,
+    genes: bool = True,
 ) -> Iterator[Draw]:
     """Yield ``n_samples`` posterior samples of a minibatch, each decoded into each batch in turn.
 
@@ -197,6 +198,8 @@ def draws(
     given_counts
         Whether proteins are given their counts, in place of a sample of their background. What a count
         says of its cell, decoded into the cell's own batch, is taken along into other batches.
+    genes
+        Whether genes are decoded as well.
     """
     posterior = module.encode(batch.x, batch.y, batch.context)
     for sample in range(first_sample, first_sample + n_samples):
@@ -208,14 +211,16 @@ def draws(
         )
         z = module.transform_latent(untran_z)
         if given_counts:
-            own = module.decode(z, batch.context)
+            own = module.decode(z, batch.context, genes=genes)
             given = _count_posterior(module, batch, own)
         else:
             width, given = module.n_input_proteins, None
             background_noise = _normal(noise, "background", sample, batch, width)
         for code in transform_batches:
             context = module.in_batch(batch.context, code)
-            decoded = own if given_counts and code is None else module.decode(z, context)
+            decoded = (
+                own if given_counts and code is None else module.decode(z, context, genes=genes)
+            )
             log_background = (
                 _log_expected_background(decoded, given_counts)
                 if given_counts

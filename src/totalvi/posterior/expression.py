@@ -68,12 +68,13 @@ def normalized_expression(
     all_genes = np.array_equal(genes, np.arange(network.n_input_genes))
     rna = torch.zeros(n_kept, len(batch.cells), len(genes))
     protein = torch.zeros(n_kept, len(batch.cells), len(proteins))
-    total = torch.zeros(*batch.x.shape, device=batch.y.device)
+    n_decoded_genes = network.n_input_genes if len(genes) else 0
+    total = torch.zeros(len(batch.cells), n_decoded_genes, device=batch.y.device)
     of_sample = torch.zeros_like(batch.y)
     exact = return_mean and not scale.sum_to_one
     some_unanswered = question.shares is not None
     of_draw = replace(scale, sum_to_one=scale.sum_to_one and not some_unanswered)
-    for i, draw in enumerate(question.draws(batch)):
+    for i, draw in enumerate(question.draws(batch, genes=len(genes) > 0)):
         sample, position = divmod(i, question.n_decoded)
         slot = 0 if return_mean else sample
         if len(genes) and position < n_batches:
@@ -118,7 +119,7 @@ def protein_means(
     """
     n_kept = 1 if return_mean else question.n_samples
     kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
-    for i, draw in enumerate(question.draws(batch)):
+    for i, draw in enumerate(question.draws(batch, genes=False)):
         slot = 0 if return_mean else i // question.n_decoded
         value = quantity(draw.expecting_background() if return_mean else draw)
         kept[slot] += value * question.share(i, batch)
@@ -135,7 +136,7 @@ def foreground_counts(
     z is drawn from q(z | cell), and then the component of each protein given z and its count: by the
     model, a count is of one component as a whole. What a panel lacks is NaN.
     """
-    (draw,) = question.draws(batch)
+    (draw,) = question.draws(batch, genes=False)
     pi = draw.expression().background_probability()
     is_foreground = 1 - drawn_background(pi, question.noise, draw.sample, batch.keys)
     counts = batch.y * is_foreground * question.share(0, batch)

@@ -11,8 +11,7 @@ import pandas as pd
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError, argument
+from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.fit.batches import Minibatch
 from totalvi.posterior.arguments import Cells, Names, ProteinOptions, checked_number, documented
 from totalvi.posterior.protein_predictions import (

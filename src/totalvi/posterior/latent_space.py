@@ -12,8 +12,7 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData
 from totalvi.data.describe import Data
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError
+from totalvi.errors import DataError, did_you_mean
 from totalvi.nn.cell import CellContext
 from totalvi.nn.coders import Decoded
 from totalvi.nn.network import Network

@@ -146,7 +146,7 @@ class _MeanOptions(GivenOptions, total=False):
     return_numpy: bool
 
 
-class IsotypeQueries(Fitted):
+class ProteinBackgroundQueries(Fitted):
     """What the antibodies that bind nothing say of a model's background."""
 
     @overload

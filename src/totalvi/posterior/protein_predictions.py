@@ -95,7 +95,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
     shape = (len(batch.cells), len(proteins))
     first, second = np.zeros(shape), np.zeros(shape)
     counts = np.empty((*shape, n_samples), dtype=np.float32)
-    for number, draw in enumerate(question.draws(batch)):
+    for number, draw in enumerate(question.draws(batch, genes=False)):
         position = number % len(question.transform_batch)
         mixture = predictive_proteins(question, draw, proteins)
         expected = protein_mixture(question.network, draw.expecting_background(), proteins)

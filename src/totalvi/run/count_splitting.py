@@ -21,9 +21,8 @@ from totalvi.data.checks import check_counts, raise_errors
 from totalvi.data.columns import Columns
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.finding import Finding
 from totalvi.data.io.modalities import mudata_of
-from totalvi.errors import DataError
+from totalvi.errors import DataError, Finding
 from totalvi.mapping.reference_neighbours import nearest_to_each
 from totalvi.run.convert import feature_annotation
 from totalvi.run.prepare import Prepared, keep_the_rest, prepare

@@ -14,12 +14,11 @@ from mudata import MuData
 from totalvi.data.check_counts import rna_findings
 from totalvi.data.checks import raise_errors, tally_by_group
 from totalvi.data.columns import Columns, joined_obs
-from totalvi.data.finding import did_you_mean, warnings_and_notes
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
 from totalvi.data.panels.concat import concat
 from totalvi.data.panels.data_sets import find_data_set
-from totalvi.errors import DataError, ReadError, setting
+from totalvi.errors import DataError, ReadError, did_you_mean, setting, warnings_and_notes
 from totalvi.progress import Steps
 from totalvi.run.convert import counts_in_x, read_input
 from totalvi.run.folder import (

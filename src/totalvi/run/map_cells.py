@@ -11,10 +11,9 @@ import pandas as pd
 from totalvi.data.cells import CiteData
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data
-from totalvi.data.finding import did_you_mean
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError, argument, setting
+from totalvi.errors import DataError, argument, did_you_mean, setting
 from totalvi.formats.model_folder import is_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model

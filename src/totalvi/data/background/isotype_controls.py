@@ -16,10 +16,9 @@ from totalvi.data.check_counts import HIGH_PROTEIN, CountTally
 from totalvi.data.columns import Columns
 from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
-from totalvi.data.finding import Finding, did_you_mean, first_and_count, listed
 from totalvi.data.io.features import UNMAPPED, are_controls
 from totalvi.data.panels.antibody_names import has_known_target
-from totalvi.errors import DataError, setting
+from totalvi.errors import DataError, Finding, did_you_mean, first_and_count, listed, setting
 
 ISOTYPE_MODALITY = "isotype"
 

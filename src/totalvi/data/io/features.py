@@ -10,8 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import ReadError, argument, setting
+from totalvi.errors import ReadError, argument, did_you_mean, setting
 
 _TYPES = {  # what annotation of features calls genes, antibodies and hashtags
     "rna": r"gex|m?rna([ _-]expression)?|genes?([ _-]expression)?|transcript(s|ome)?",

@@ -13,7 +13,6 @@ from anndata.utils import make_index_unique
 from mudata import MuData
 
 from totalvi.data.columns import in_words, pair_cells
-from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.features import (
     are_controls,
     are_hashtags,
@@ -23,7 +22,7 @@ from totalvi.data.io.features import (
 )
 from totalvi.data.io.readable_parts import READING, UNREAD, gathered, joined
 from totalvi.data.io.trust import counts_from
-from totalvi.errors import ReadError, argument
+from totalvi.errors import Finding, ReadError, argument, did_you_mean, listed
 
 PROTEIN_OBSM_KEYS = (
     "protein_expression",

@@ -16,7 +16,6 @@ from mudata import MuData
 from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
 from totalvi.data.background.droplets import batches_of_cells
 from totalvi.data.columns import Columns, names_of
-from totalvi.data.finding import did_you_mean
 from totalvi.data.io.features import keep_genome, with_symbols
 from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
 from totalvi.data.io.modalities import (
@@ -37,7 +36,7 @@ from totalvi.data.io.tenx import (
 )
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
 from totalvi.data.io.trust import reading
-from totalvi.errors import ReadError, allowed, argument
+from totalvi.errors import ReadError, allowed, argument, did_you_mean
 
 FORMATS = (
     ((".h5", ".hdf5", ".h5ad", ".h5mu"), "HDF5: Cell Ranger, AnnData or MuData"),

@@ -11,11 +11,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.finding import listed
 from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
 from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
 from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
-from totalvi.errors import ReadError
+from totalvi.errors import ReadError, listed
 
 V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
 V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")

@@ -11,11 +11,10 @@ from scipy import sparse
 
 from totalvi.data.background.ambient import AMBIENT, AmbientProfile
 from totalvi.data.columns import Columns
-from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set
-from totalvi.errors import DataError, allowed
+from totalvi.errors import DataError, allowed, did_you_mean, listed
 
 
 def concat(

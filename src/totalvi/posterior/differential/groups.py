@@ -9,8 +9,7 @@ import pandas as pd
 
 from totalvi.compiled import compiled
 from totalvi.data.cells import CiteData
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import argument
+from totalvi.errors import argument, did_you_mean
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
 
