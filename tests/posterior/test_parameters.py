@@ -11,7 +11,7 @@ from totalvi.data.cells import CiteData
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.draws import Draw
 from totalvi.posterior.expression import protein_means
-from totalvi.posterior.predicted_counts import mean_parameters
+from totalvi.posterior.predictive import mean_parameters
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 4)

@@ -13,7 +13,7 @@ from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.draws import draws
 from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.predicted_counts import predictive_counts
+from totalvi.posterior.predictive import predictive_counts
 
 GENES, PROTEINS = np.arange(N_GENES), np.arange(N_PROTEINS)
 CELLS = np.arange(0, 120, 3)

@@ -19,7 +19,7 @@ from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.draws import GeneParameters, draws
 from totalvi.posterior.noise import CellNoise
-from totalvi.posterior.predicted_counts import predictive_counts
+from totalvi.posterior.predictive import predictive_counts
 from totalvi.posterior.predictive_checks import (
     LEVELS,
     FeatureChecks,

@@ -16,8 +16,7 @@ from totalvi.compiled import compiled
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.calibration import LEVELS, predictive_log_prob, predictive_proteins
-from totalvi.posterior.draws import gene_parameters
-from totalvi.posterior.predicted_counts import gene_counts, protein_counts
+from totalvi.posterior.draws import gene_counts, gene_parameters, protein_counts
 from totalvi.posterior.question import Fitted, Question
 
 _CHECK_BATCH_SIZE = 256  # the checks hold about ten arrays of cells by genes
