@@ -200,7 +200,8 @@ def z_scores(by_archetype: np.ndarray) -> np.ndarray:
     scale = by_archetype.std(axis=0)
     rounding = np.finfo(np.float32).eps * np.abs(by_archetype).max(axis=0)
     varies = scale > rounding
-    return varies * deviation / np.where(varies, scale, 1)
+    scores: np.ndarray = varies * deviation / np.where(varies, scale, 1)
+    return scores
 
 
 class LatentSpaceQueries(Fitted):
