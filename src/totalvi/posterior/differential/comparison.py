@@ -7,7 +7,7 @@ difference between groups. An effect that the decoder shrinks also stays shrunk.
 
 On simulated counts with known effects (benchmarks/differential_truth.py), groups found nearly all
 2-fold changes at about the target false discovery rate, with effects of the right size. Pairs found
-six in ten, and their effects were a quarter too small. The default is therefore groups.
+six in ten, and their effects were a fifth too small. The default is therefore groups.
 """
 
 from collections.abc import Sequence
