@@ -15,8 +15,7 @@ from torch import Tensor
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.calibration import LEVELS, predictive_log_prob, predictive_proteins
-from totalvi.posterior.draws import gene_parameters
-from totalvi.posterior.predictive import gene_counts, protein_counts
+from totalvi.posterior.draws import gene_counts, gene_parameters, protein_counts
 from totalvi.posterior.question import Fitted, Question
 from totalvi.processes import compiled
 

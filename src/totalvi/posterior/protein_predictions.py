@@ -14,8 +14,7 @@ from torch import Tensor
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.calibration import background_variance, predictive_proteins
-from totalvi.posterior.draws import protein_mixture
-from totalvi.posterior.predictive import protein_counts
+from totalvi.posterior.draws import protein_counts, protein_mixture
 from totalvi.posterior.question import Features, Question
 
 LEAST_PEARSON = 0.7  # a protein that surely has at least this is called reliable

@@ -68,7 +68,7 @@ class DifferentialQueries(Fitted):
         batchid1: Names = None,
         batchid2: Names = None,
         fdr_target: float = 0.05,
-        protein_prior_count: float = 0.1,
+        protein_prior_count: float | None = None,
         scale_protein: bool = False,
         sample_protein_mixing: bool = False,
         include_protein_background: bool = False,
@@ -129,7 +129,8 @@ class DifferentialQueries(Fitted):
         fdr_target
             Posterior expected false discovery rate of the calls, over genes and proteins together.
         protein_prior_count
-            c of proteins.
+            c of proteins. None: three standard errors of the mean background count of the smaller
+            group, below which a foreground is not detected, but at least 0.1.
         {protein_scale}
         unit
             What is compared: "groups" or "cells".
@@ -163,7 +164,7 @@ class DifferentialQueries(Fitted):
         and not called. With ``batch_correction`` the other cells count with what they would have shown
         in the batches that measured it.
 
-        Memory: seven float64 values for each group, batch and feature; with ``unit="cells"`` four bytes
+        Memory: five float64 values for each group, batch and gene; with ``unit="cells"`` four bytes
         for each feature and cell, of 10,000 cells at most.
 
         Raises
@@ -186,7 +187,8 @@ class DifferentialQueries(Fitted):
         """
         check_choice("mode", mode, ("change", "vanilla"))
         check_choice("unit", unit, ("groups", "cells"))
-        checked_number("protein_prior_count", protein_prior_count)
+        if protein_prior_count is not None:
+            checked_number("protein_prior_count", protein_prior_count)
         checked_number("fdr_target", fdr_target, below=1.0)
         if delta is not None:
             checked_number("delta", delta, zero=True)
