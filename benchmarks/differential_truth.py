@@ -10,22 +10,18 @@ Results go to benchmarks/results/differential_truth.json and differential_truth.
 """
 
 import argparse
-import json
-import platform
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from mudata import MuData
 
 import totalvi
+from result_files import write_results
 from totalvi.posterior.differential.comparison import expected_fdr_calls
 
-RESULTS = Path(__file__).resolve().parent / "results"
 UNITS = ("groups", "cells")
 
 
@@ -106,15 +102,6 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         rows = [row for seed in range(1, n_simulations + 1) for row in measure(seed)]
-    machine = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": platform.machine(),
-        "seconds": round(time.perf_counter() - started),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine, "simulations": rows}, indent=1)
-    (RESULTS / "differential_truth.json").write_text(text + "\n", encoding="utf-8")
     figures = ["false_discovery_rate", "power", "slope", "called"]
     means = pd.DataFrame(rows).groupby(["unit", "modality"], sort=False)[figures].mean()
     lines = [
@@ -129,7 +116,7 @@ def main() -> None:
             f"| {unit} | {modality} | {row['false_discovery_rate']:.3f} | {row['power']:.3f} | "
             f"{row['slope']:.3f} | {row['called']:.0f} |"
         )
-    (RESULTS / "differential_truth.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_results("differential_truth", {"simulations": rows}, lines, started)
     print("\n".join(lines))
 
 

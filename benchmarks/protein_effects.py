@@ -15,20 +15,18 @@ Results go to benchmarks/results/protein_effects.json and protein_effects.md.
 """
 
 import argparse
-import json
-import platform
 import time
 import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from mudata import MuData
 from sklearn.cluster import KMeans
 
 import totalvi
-from tables_truth import DELTA, RESULTS, fitted, simulated, spread, true_effects
+from result_files import write_results
+from tables_truth import DELTA, fitted, simulated, spread, true_effects
 
 PANELS = {
     "1 of 15": {"n_proteins": 15},
@@ -169,17 +167,8 @@ def main() -> None:
                 for kind in ("family", "log-normal"):
                     print(seed, controls, kind, flush=True)
                     rows += measure(seed, kind, controls)
-    machine = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": platform.machine(),
-        "seconds": round(time.perf_counter() - started),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine, "comparisons": rows}, indent=1)
-    (RESULTS / "protein_effects.json").write_text(text + "\n", encoding="utf-8")
     lines = lines_of(rows, n_seeds)
-    (RESULTS / "protein_effects.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_results("protein_effects", {"comparisons": rows}, lines, started)
     print("\n".join(lines))
 
 

@@ -19,27 +19,23 @@ Results go to benchmarks/results/tables_truth.json and tables_truth.md.
 """
 
 import argparse
-import json
-import platform
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from mudata import MuData
 from scipy import sparse
 from sklearn.cluster import KMeans
 
 import totalvi
+from result_files import write_results
 from totalvi.posterior.differential.comparison import expected_fdr_calls
 from totalvi.posterior.differential.effects import fit_prior, posterior_effects
 from totalvi.run.clusters import cluster_cells
 from totalvi.run.tables import marker_table
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = {"n_cells": 1500, "n_genes": 400}
 FIT = {"isotype_controls": (), "n_hidden": 128}
 DELTA = 0.25
@@ -258,21 +254,7 @@ def main() -> None:
                 print(seed, kind, flush=True)
                 rows["intervals"] += intervals(seed, kind)
                 rows["clusters"] += clusters(seed, kind)
-            write(rows, seed, time.perf_counter() - started)
-
-
-def write(rows: dict[str, list[dict[str, Any]]], n_seeds: int, seconds: float) -> None:
-    machine = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": platform.machine(),
-        "seconds": round(seconds),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine, **rows}, indent=1)
-    (RESULTS / "tables_truth.json").write_text(text + "\n", encoding="utf-8")
-    lines = lines_of(rows, n_seeds)
-    (RESULTS / "tables_truth.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_results("tables_truth", rows, lines_of(rows, seed), started)
 
 
 if __name__ == "__main__":
