@@ -284,8 +284,8 @@ def answers_of_background(model: totalvi.Model) -> dict[str, np.ndarray]:
     ).select_dtypes("number")
     columns = [c for c in effects if "raw" not in c and not c.startswith("non_zeros")]
     first = np.arange(4)
-    rates = model.get_likelihood_parameters(n_samples=2, indices=first)
-    predicted = model.posterior_predictive_sample(indices=first)
+    rates = model.get_likelihood_parameters(indices=first, **asked)
+    predicted = model.posterior_predictive_sample(indices=first, unmeasured="impute")
     return {
         "denoised protein": protein.to_numpy(),
         "with background": background.to_numpy(),
