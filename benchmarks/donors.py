@@ -1,0 +1,267 @@
+"""Measure inference about donors against simulated truth: false calls, power, effects, abundance.
+
+    python benchmarks/donors.py --seeds 20 --cache folder
+
+Each simulation has 16 donors, 8 of them "case", and one fit. Type 0 has twofold changes of a tenth of
+its genes and of two fifths of the proteins that it carries; the other types have none. Subsets of the
+donors are 3, 5 and 8 a side. Two generators:
+
+- "model": `totalvi.simulate`, with random effects of the donors on every gene and protein.
+- "counts": negative binomial counts drawn without the model: additive protein background, zero
+  inflation, depth by donor, and shares of types that depend on donor and condition.
+
+The standard deviation of a donor's log effect is .1 to .4, uniform over features; donors have
+unequal numbers of cells. The baseline is the moderated t test of pseudobulk: log counts per million,
+freed of the shift that most genes share, and log mean counts of proteins. Both have the same adjustment
+(Benjamini-Hochberg, over genes and proteins) and see the same features.
+
+Results go to benchmarks/results/donors.json and donors.md.
+"""
+
+import argparse
+import pickle
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData, set_options
+from scipy import sparse
+
+import totalvi
+from totalvi.posterior.differential.moderated import adjusted, compare_samples
+
+RESULTS = Path(__file__).resolve().parent / "results"
+N_DONORS, SIZES = 16, (3, 5, 8)
+N_CELLS, N_GENES, N_PROTEINS = 3000, 150, 40
+EPOCHS = 40
+
+
+def negative_binomial(rng: np.random.Generator, mean: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Return counts with variance m + m^2 / r."""
+    return rng.poisson(rng.standard_gamma(np.broadcast_to(r, mean.shape)) * mean / r)
+
+
+def donors_of_cells(rng: np.random.Generator, n_cells: int) -> np.ndarray:
+    """Return a donor of each cell; donors have unequal shares, at least 2 % each."""
+    share = 0.02 + (1 - 0.02 * N_DONORS) * rng.dirichlet(np.full(N_DONORS, 4.0))
+    return rng.choice(N_DONORS, n_cells, p=share)
+
+
+def changes(rng: np.random.Generator, able: np.ndarray, share: float) -> np.ndarray:
+    """Return log2 effects of 1 and -1, in turns, of a share of the features that may change."""
+    effect = np.zeros(len(able))
+    chosen = rng.permutation(np.flatnonzero(able))[: max(round(share * able.sum()), 2)]
+    effect[chosen] = np.resize([1.0, -1.0], len(chosen))
+    return effect
+
+
+def donor_effects(rng: np.random.Generator, n_features: int) -> np.ndarray:
+    return np.exp(rng.normal(size=(N_DONORS, n_features)) * rng.uniform(0.1, 0.4, n_features))
+
+
+def from_model(seed: int) -> tuple[MuData, dict[str, np.ndarray]]:
+    """Return counts of `totalvi.simulate` with donors, and the true effects in type 0."""
+    mdata = totalvi.simulate(
+        N_CELLS, N_GENES, N_PROTEINS, n_cell_types=3, n_isotype_controls=0,
+        median_library_size=600.0, seed=seed,
+    )  # fmt: skip
+    rng = np.random.default_rng((seed, 1))
+    donor = donors_of_cells(rng, N_CELLS)
+    case = donor % 2 == 0
+    types = mdata.obs["cell_type"].cat.codes.to_numpy()
+    changed = ((types == 0) & case)[:, None]
+    rho = np.asarray(mdata["rna"].layers["denoised"], dtype=float)
+    common = rho[types == 0].mean(axis=0)
+    rna = changes(rng, (common > 5e-4) & (common < 0.02), 0.1)
+    rho *= donor_effects(rng, N_GENES)[donor] * np.where(changed, 2.0**rna, 1)
+    rho /= rho.sum(axis=1, keepdims=True)
+    mean = rho * mdata.obs["library_size"].to_numpy()[:, None]
+    x = negative_binomial(rng, mean, mdata["rna"].var["inverse_dispersion"].to_numpy())
+    prot = mdata["prot"]
+    protein = changes(rng, prot.varm["foreground_probability"][:, 0] > 0.5, 0.4)
+    foreground = np.asarray(prot.layers["foreground"], dtype=bool)
+    factor = donor_effects(rng, N_PROTEINS)[donor] * np.where(changed, 2.0**protein, 1)
+    background = prot.layers["background_mean"] * donor_effects(rng, N_PROTEINS)[donor]
+    level = np.where(foreground, prot.layers["denoised"] * factor, background)
+    y = negative_binomial(rng, level, prot.var["inverse_dispersion"].to_numpy())
+    return assembled(x, y, donor, types), {"rna": rna, "protein": protein}
+
+
+def from_counts(seed: int) -> tuple[MuData, dict[str, np.ndarray]]:
+    """Return counts drawn without the model, and the true effects in type 0."""
+    rng = np.random.default_rng((seed, 2))
+    donor = donors_of_cells(rng, N_CELLS)
+    case = donor % 2 == 0
+    shares = np.array(
+        [rng.dirichlet(np.array([12.0, 12 + 6 * (k % 2), 8])) for k in range(N_DONORS)]
+    )
+    types = (rng.random(N_CELLS)[:, None] > np.cumsum(shares, axis=1)[donor]).sum(axis=1)
+    changed = ((types == 0) & case)[:, None]
+    profile = np.exp(rng.normal(0, 1.2, N_GENES) + rng.normal(0, 0.5, (3, N_GENES)))
+    profile /= profile.sum(axis=1, keepdims=True)
+    rna = changes(rng, (profile[0] > 5e-4) & (profile[0] < 0.02), 0.1)
+    depth = np.exp(rng.normal(np.log(600), 0.3, N_CELLS) + rng.normal(0, 0.3, N_DONORS)[donor])
+    rho = profile[types] * donor_effects(rng, N_GENES)[donor] * np.where(changed, 2.0**rna, 1)
+    rho *= np.exp(rng.normal(0, 0.2, (N_CELLS, 1)) * rng.normal(0, 1, N_GENES))  # a program
+    rho /= rho.sum(axis=1, keepdims=True)
+    x = negative_binomial(rng, rho * depth[:, None], rng.gamma(4, 0.5, N_GENES) + 0.2)
+    x *= rng.random(x.shape) > rng.uniform(0, 0.2, N_GENES)
+    positive = rng.random((3, N_PROTEINS)) < 0.5
+    protein = changes(rng, positive[0], 0.4)
+    background = np.exp(rng.normal(1.5, 0.6, N_PROTEINS)) * donor_effects(rng, N_PROTEINS)[donor]
+    background *= np.exp(rng.normal(0, 0.4, (N_CELLS, 1)))
+    signal = np.exp(rng.normal(4.5, 0.8, N_PROTEINS)) * positive[types]
+    signal = signal * donor_effects(rng, N_PROTEINS)[donor] * np.where(changed, 2.0**protein, 1)
+    y = negative_binomial(rng, background + signal, rng.gamma(6, 1.0, N_PROTEINS) + 1)
+    return assembled(x, y, donor, types), {"rna": rna, "protein": protein}
+
+
+def assembled(x: np.ndarray, y: np.ndarray, donor: np.ndarray, types: np.ndarray) -> MuData:
+    names = [f"cell_{i}" for i in range(len(x))]
+    obs = pd.DataFrame(index=names)
+    rna = AnnData(sparse.csr_matrix(x.astype(np.float32)), obs=obs)
+    prot = AnnData(y.astype(np.float32), obs=obs)
+    rna.var_names = [f"gene_{i}" for i in range(x.shape[1])]
+    prot.var_names = [f"protein_{i}" for i in range(y.shape[1])]
+    with set_options(pull_on_update=False):
+        mdata = MuData({"rna": rna, "prot": prot})
+    mdata.obs["donor"] = pd.Categorical([f"d{k:02d}" for k in donor])
+    mdata.obs["condition"] = np.where(donor % 2 == 0, "case", "control")
+    mdata.obs["cell_type"] = pd.Categorical([f"type_{k}" for k in types])
+    return mdata
+
+
+GENERATORS = {"model": from_model, "counts": from_counts}
+
+
+def fitted(mdata: MuData, path: Path | None, batch_key: str | None) -> totalvi.Model:
+    """Return a fitted model, from the cache if it is there."""
+    if path is not None and path.exists():
+        return totalvi.Model.load(path, mdata)
+    model = totalvi.Model(mdata, n_hidden=64, n_latent=10, isotype_controls=(), batch_key=batch_key)
+    model.train(max_epochs=EPOCHS, progress=False)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
+    return model
+
+
+def pseudobulk(
+    mdata: MuData, cells: np.ndarray, tested: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return p-values of the moderated t test of pseudobulk, by modality; NaN where not tested."""
+    obs = mdata.obs[cells]
+    donors = np.unique(obs["donor"])
+    rows = [(obs["donor"] == name).to_numpy() for name in donors]
+    case = np.array([obs["condition"][row].iloc[0] == "case" for row in rows])
+    x, y = mdata["rna"].X[cells], np.asarray(mdata["prot"].X)[cells]
+    counts = np.array([np.asarray(x[row].sum(axis=0)).ravel() for row in rows])
+    rna = np.log2((counts + 0.5) / (counts.sum(axis=1, keepdims=True) + 1) * 1e6)
+    well = np.median(counts, axis=0) >= np.median(counts)
+    rna -= np.median((rna - rna.mean(axis=0))[:, well], axis=1, keepdims=True)
+    protein = np.log2([y[row].mean(axis=0) + 0.5 for row in rows])
+    design = np.column_stack([case.astype(float), np.ones(len(case))])
+    result = {}
+    for modality, levels in (("rna", rna), ("protein", protein)):
+        some = tested[modality]
+        result[modality] = np.full(len(some), np.nan)
+        found = compare_samples(levels[:, some], np.zeros_like(levels[:, some]), design)
+        result[modality][some] = found.p_value
+    return result
+
+
+def donors_used(mdata: MuData, size: int, seed: int) -> np.ndarray:
+    """Return the cells of some donors of each condition."""
+    rng = np.random.default_rng((seed, size))
+    names = mdata.obs["donor"].cat.categories
+    kept = [names[i] for half in (0, 1) for i in 2 * rng.permutation(N_DONORS // 2)[:size] + half]
+    return mdata.obs["donor"].isin(kept).to_numpy()
+
+
+def compared(
+    model: totalvi.Model, mdata: MuData, cells: np.ndarray, truth: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Return calls of each type by the package and by the baseline; only type 0 has effects."""
+    options = {"condition_key": "condition", "group2": "control", "sample_key": "donor"}
+    rows = []
+    for name in ("type_0", "type_1", "type_2"):
+        of_type = cells & (mdata.obs["cell_type"] == name).to_numpy()
+        table = model.differential_expression(
+            idx1=of_type, all_stats=False, progress=False, **options
+        )
+        parts = {
+            modality: table[table["modality"] == modality].loc[list(mdata[key].var_names)]
+            for modality, key in (("rna", "rna"), ("protein", "prot"))
+        }
+        tested = {modality: part["p_value"].notna().to_numpy() for modality, part in parts.items()}
+        of_baseline = pseudobulk(mdata, of_type, tested)
+        p_values = {
+            "samples": {modality: part["p_value"].to_numpy() for modality, part in parts.items()},
+            "pseudobulk": of_baseline,
+        }
+        for method, of_method in p_values.items():
+            calls = adjusted(np.concatenate([*of_method.values()])) <= 0.05
+            by_modality = dict(
+                zip(of_method, np.split(calls, [len(of_method["rna"])]), strict=True)
+            )
+            for modality, called in by_modality.items():
+                effect = truth[modality] * (name == "type_0")
+                row = {
+                    "type": name, "method": method, "modality": modality,
+                    "called": int(called.sum()), "false": int((called & (effect == 0)).sum()),
+                    "changed": int((effect != 0).sum()), "tested": int(tested[modality].sum()),
+                }  # fmt: skip
+                if method == "samples" and name == "type_0":
+                    part, some = parts[modality], tested[modality]
+                    low, high = part["lfc_ci_low"], part["lfc_ci_high"]
+                    estimate = part["lfc_mean"].to_numpy()[some]
+                    row["slope"] = float(np.polyfit(effect[some], estimate, 1)[0])
+                    row["coverage"] = float(((low < effect) & (effect < high))[some].mean())
+                rows.append(row)
+    return rows
+
+
+def measure(
+    generator: str, seed: int, batch_key: str | None, cache: Path | None
+) -> list[dict[str, Any]]:
+    """Return the results of one simulation, one row for each size, type, method and modality."""
+    name = f"{generator}_{seed}_{batch_key or 'none'}"
+    done = None if cache is None else cache / f"{name}.pickle"
+    if done is not None and done.exists():
+        return pickle.loads(done.read_bytes())  # of this script
+    mdata, truth = GENERATORS[generator](seed)
+    started = time.process_time()
+    model = fitted(mdata, None if cache is None else cache / f"{name}.totalvi", batch_key)
+    print(f"{name}: fit {time.process_time() - started:.0f} s", flush=True)
+    rows = []
+    for size in SIZES:
+        cells = donors_used(mdata, size, seed)
+        for row in compared(model, mdata, cells, truth):
+            batch = batch_key or "none"
+            rows.append({"generator": generator, "seed": seed, "batch": batch, "size": size, **row})
+    if done is not None:
+        done.write_bytes(pickle.dumps(rows))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--generators", nargs="+", default=list(GENERATORS))
+    parser.add_argument("--batch", default="donor", help="Key of the batches, or none.")
+    parser.add_argument("--cache", type=Path)
+    given = parser.parse_args()
+    batch_key = None if given.batch == "none" else given.batch
+    warnings.simplefilter("ignore")
+    for seed in range(1, given.seeds + 1):
+        for generator in given.generators:
+            for row in measure(generator, seed, batch_key, given.cache):
+                print(row) if row["size"] != 5 and row["type"] == "type_0" else None
+
+
+if __name__ == "__main__":
+    main()
