@@ -202,7 +202,7 @@ def compare_over_samples(
         moments = [_rows(group, some) for group, some in zip(of_groups, enough, strict=True)]
         both = _stacked(moments)
         units["n_cells"] = both.rna.n_cells[:, 0].astype(int)
-        design, found = _design(units, samples, names)
+        design, found = sample_design(units, samples, names)
         notes |= dict.fromkeys(found)
         results.append(_compare(both, units, design, pseudocounts, scale_protein=scale_protein))
         units["sample"] = np.array(samples.names, dtype=object)[units["sample"]]
@@ -323,7 +323,7 @@ def _common_factor(levels: np.ndarray, sampling: np.ndarray) -> np.ndarray:
     return shift
 
 
-def _design(
+def sample_design(
     units: pd.DataFrame, samples: Samples, names: tuple[str, str]
 ) -> tuple[np.ndarray | None, list[str]]:
     """Return the design of a comparison, its first column that of the first group, and notes.
