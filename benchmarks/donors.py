@@ -248,6 +248,42 @@ def measure(
     return rows
 
 
+def summary(table: pd.DataFrame) -> list[str]:
+    """Return the lines of the results: calls without an effect, and calls with one."""
+    keys = ["generator", "size", "method"]
+    null = table[table["type"] != "type_0"]
+    null = null.groupby([*keys, "seed", "type"])["called"].sum().gt(0)
+    null = null.groupby(keys).agg(["mean", "count"])
+    effect = table[table["type"] == "type_0"]
+    both = effect.groupby([*keys, "seed"])[["called", "false"]].sum()
+    fdp = (both["false"] / both["called"].clip(lower=1)).groupby(keys).agg(["mean", "sem"])
+    effect = effect.assign(power=(effect["called"] - effect["false"]) / effect["changed"])
+    by = effect.groupby([*keys, "modality"])[["power", "slope", "coverage"]].agg(["mean", "std"])
+    lines = [
+        f"{table['seed'].nunique()} simulations of each generator; one fit each.",
+        "",
+        "| counts | donors a side | method | types without effect with a false call | FDP (s.e.) | "
+        "power RNA | power protein | slope RNA (sd) | slope protein (sd) | coverage RNA, protein |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, row in null.iterrows():
+        rna, protein = (by.loc[(*key, modality)] for modality in ("rna", "protein"))
+        slopes = [
+            ""
+            if np.isnan(of["slope"]["mean"])
+            else f"{of['slope']['mean']:.2f} ({of['slope']['std']:.2f})"
+            for of in (rna, protein)
+        ]
+        covered = [of["coverage"]["mean"] for of in (rna, protein)]
+        shown = "" if np.isnan(covered[0]) else f"{covered[0]:.3f}, {covered[1]:.3f}"
+        lines.append(
+            f"| {key[0]} | {key[1]} | {key[2]} | {row['mean']:.3f} of {row['count']:.0f} | "
+            f"{fdp.loc[key, 'mean']:.3f} ({fdp.loc[key, 'sem']:.3f}) | {rna['power']['mean']:.2f} | "
+            f"{protein['power']['mean']:.2f} | {slopes[0]} | {slopes[1]} | {shown} |"
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
@@ -257,10 +293,17 @@ def main() -> None:
     given = parser.parse_args()
     batch_key = None if given.batch == "none" else given.batch
     warnings.simplefilter("ignore")
-    for seed in range(1, given.seeds + 1):
-        for generator in given.generators:
-            for row in measure(generator, seed, batch_key, given.cache):
-                print(row) if row["size"] != 5 and row["type"] == "type_0" else None
+    rows = [
+        row
+        for seed in range(1, given.seeds + 1)
+        for generator in given.generators
+        for row in measure(generator, seed, batch_key, given.cache)
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "donors.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    lines = summary(pd.DataFrame(rows))
+    (RESULTS / "donors.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Moderated comparisons of samples: closed forms, and properties over many simulated experiments."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from scipy.special import polygamma
@@ -10,6 +11,7 @@ from totalvi.posterior.differential.moderated import (
     adjusted,
     between_variance,
     compare_samples,
+    expected_power,
     fit_variance_prior,
     independent_columns,
     inverse_trigamma,
@@ -212,3 +214,37 @@ def test_adjusted_p_values_are_those_of_scipy_over_the_known() -> None:
     np.testing.assert_allclose(adjusted(p)[[0, 2, 3]], known)
     assert np.isnan(adjusted(p)[1])
     assert np.isnan(adjusted(np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize("n", [3, 8])
+def test_expected_power_is_that_of_simulated_experiments(n: int) -> None:
+    rng = np.random.default_rng(11)
+    sd = np.full(400, 0.5)
+    changed = np.arange(400) < 40
+    pilot = pd.DataFrame(
+        {"comparison": "a", "modality": "rna", "sample_sd": sd, "df": 1e3,
+         "n_samples1": 3, "n_samples2": 3}
+    )  # fmt: skip
+    table = expected_power(pilot, n_samples=[n], share_changed=0.1)
+    found = []
+    for _ in range(40):
+        levels = rng.normal(size=(2 * n, 400)) * sd
+        levels[:n, changed] += 1
+        result = compare_samples(levels, np.zeros_like(levels), two_groups(n))
+        found.append((adjusted(result.p_value) <= 0.05)[changed].mean())
+    assert table[f"power_{n}"].iloc[0] == pytest.approx(np.mean(found), abs=0.1)
+
+
+def test_more_samples_and_less_spread_have_more_power() -> None:
+    pilot = pd.DataFrame(
+        {"comparison": "a", "modality": "rna", "sample_sd": [0.1, 0.5, 2.0, np.nan], "df": 12.0,
+         "n_samples1": 3, "n_samples2": 3}
+    )  # fmt: skip
+    table = expected_power(pilot, n_samples=[3, 6, 12])
+    assert len(table) == 3
+    power = table.filter(like="power").to_numpy()
+    assert (np.diff(power, axis=1) >= 0).all()
+    assert (np.diff(power, axis=0) <= 0).all()
+    assert table["n_80"].tolist()[0] == 3
+    with pytest.raises(ValueError, match="sample_key"):
+        expected_power(pilot.drop(columns="sample_sd"))

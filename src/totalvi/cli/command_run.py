@@ -64,6 +64,8 @@ def run(
             ".h5mu or .zarr. Writes results.zarr, without denoised RNA.",
         ),
     ] = False,
+    sample: options.Sample = None,
+    condition: options.Condition = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 10.0,
@@ -88,6 +90,7 @@ def run(
     Examples:
       totalvi run filtered_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor
+      totalvi run cells.h5mu -o results --batch lane --sample donor --condition treatment
       totalvi run rna.csv --protein adt.csv -o results
       totalvi run filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor --resume
@@ -135,6 +138,8 @@ def run(
             seed=seed,
             split_counts=split_counts,
             on_disk=on_disk,
+            sample_key=sample,
+            condition_key=condition,
             overwrite=overwrite,
             resume=resume,
             checkpoint_every=every,

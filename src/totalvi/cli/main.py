@@ -14,7 +14,7 @@ import typer
 
 from totalvi.cli.command_files import check, convert, datasets, simulate
 from totalvi.cli.command_parts import de, denoise, train
-from totalvi.cli.command_results import explore, impute, map_cells, report
+from totalvi.cli.command_results import compare, explore, impute, map_cells, report
 from totalvi.cli.command_run import demo, run
 from totalvi.cli.options import OPTIONS
 from totalvi.errors import IncompleteError, ProcessError, TotalviError, naming_options
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(demo)
 app.command()(explore)
+app.command()(compare)
 app.command()(impute)
 app.command()(check)
 app.command()(convert)

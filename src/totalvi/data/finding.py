@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.errors import DataWarning, argument
+from totalvi.errors import DataError, DataWarning, argument
 
 
 class Finding(NamedTuple):
@@ -152,3 +152,10 @@ def no_column(name: str, key: str, known: Iterable[str]) -> str:
     'batch_key: no column "sample" in obs; there are: "donor".'
     """
     return f'{argument(name)}: no column "{key}" in obs; {did_you_mean(str(key), known)}.'
+
+
+def column_of(obs: pd.DataFrame, name: str, key: str) -> pd.Series:
+    """Return a column of ``obs`` that an argument names, or raise DataError."""
+    if key not in obs:
+        raise DataError(f"{argument(name)} is {key!r}; {did_you_mean(str(key), obs.columns)}.")
+    return obs[key]

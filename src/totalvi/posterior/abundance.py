@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.describe import Data
-from totalvi.data.finding import did_you_mean
+from totalvi.data.finding import column_of, did_you_mean
 from totalvi.errors import DataError
 from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import Cells, checked_number, documented
-from totalvi.posterior.differential.groups import Groups, column_of, conditions_within
+from totalvi.posterior.differential.groups import Groups, conditions_within
 from totalvi.posterior.differential.moderated import Moderated, adjusted, compare_samples
 from totalvi.posterior.differential.sample_comparison import (
     Samples,

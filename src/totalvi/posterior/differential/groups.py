@@ -9,8 +9,8 @@ import pandas as pd
 
 from totalvi.compiled import compiled
 from totalvi.data.cells import CiteData
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError, argument
+from totalvi.data.finding import column_of, did_you_mean
+from totalvi.errors import argument
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
 
@@ -115,13 +115,6 @@ def groups_by_column(
     if second is not None:
         part = np.where(np.isin(part, [*firsts, second]), part, -1)
     return Groups(part, comparisons, titles, int(part.max()) + 1)
-
-
-def column_of(obs: pd.DataFrame, name: str, key: str) -> pd.Series:
-    """Return a column of ``obs`` that an argument names, or raise DataError."""
-    if key not in obs:
-        raise DataError(f"{argument(name)} is {key!r}; {did_you_mean(str(key), obs.columns)}.")
-    return obs[key]
 
 
 def conditions_within(

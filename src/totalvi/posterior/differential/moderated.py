@@ -15,17 +15,25 @@ al., "voom", Genome Biology 2014). Effects over their errors then have t distrib
 of freedom of the residuals and of that prior.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.special import digamma, polygamma
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, nct
 from scipy.stats import t as student
+
+from totalvi.nn.config import at_least_one
+from totalvi.posterior.arguments import checked_number
 
 _FEWEST_FOR_A_PRIOR = 3  # features; with fewer each keeps its own variance
 _FEWEST_FOR_A_TREND = 20
 _LEAST_RELATIVE_VARIANCE = 1e-5  # of the median; its logarithm is taken
 _TINY = 1e-12
+_FEWEST_FOR_POWER = 2  # samples of a group
+_ENOUGH_POWER = 0.8
+_SURE_SHIFT = 40.0  # an effect of so many errors is found at any threshold
 
 
 class Moderated(NamedTuple):
@@ -290,3 +298,96 @@ def adjusted(p_value: np.ndarray) -> np.ndarray:
     if known.any():
         result[known] = false_discovery_control(p_value[known])
     return result
+
+
+def expected_power(
+    table: pd.DataFrame,
+    fold_change: float = 2.0,
+    n_samples: Sequence[int] = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20),
+    *,
+    fdr_target: float = 0.05,
+    share_changed: float = 0.05,
+) -> pd.DataFrame:
+    """Return how likely a change of each feature would be found, by the number of donors a side.
+
+    The pilot gives each feature's standard deviation between samples of a group, with the pilot's cells
+    a sample, and the degrees of freedom of the prior. An effect over its error is then noncentral t
+    distributed, with 2 n - 2 further degrees of freedom. The p-value that a call needs depends on how
+    many features change: with a share s of them changed and the mean power b, it is
+    q / (1 - q) s / (1 - s) b for a false discovery rate q (Jung, "Sample size for FDR-control in
+    microarray data analysis", Bioinformatics 2005).
+
+    Parameters
+    ----------
+    table
+        Of `Model.differential_expression` with ``sample_key``.
+    fold_change
+        Ratio to find, not 1.
+    n_samples
+        Samples in each of two groups, 2 or more.
+    fdr_target
+        False discovery rate of the calls.
+    share_changed
+        Share of the features that change so much.
+
+    Returns
+    -------
+    A row for each row of the table that was tested: ``comparison``, ``modality``, ``sample_sd``
+    (log2), ``n_80`` (the fewest of ``n_samples`` with 80 % power; NaN: none), and a column
+    ``power_<n>`` for each number of samples.
+
+    Raises
+    ------
+    ValueError
+        When the table is not one of a comparison over samples, or an argument is not allowed.
+
+    Examples
+    --------
+    >>> pilot = pd.DataFrame(
+    ...     {"comparison": "a vs b", "modality": "rna", "sample_sd": [0.2, 0.8], "df": 10.0,
+    ...      "n_samples1": 3, "n_samples2": 3}, index=["stable", "variable"])
+    >>> expected_power(pilot, n_samples=(3, 8)).filter(like="power").round(1).values.tolist()
+    [[0.9, 1.0], [0.0, 0.2]]
+    """  # fmt: skip
+    if "sample_sd" not in table:
+        raise ValueError("table has no column 'sample_sd'; give one of sample_key=.")
+    checked_number("fold_change", fold_change)
+    checked_number("fdr_target", fdr_target, below=1.0)
+    checked_number("share_changed", share_changed, below=1.0)
+    sizes = [at_least_one("n_samples", n) for n in n_samples]
+    if min(sizes) < _FEWEST_FOR_POWER:
+        raise ValueError("n_samples holds 1; a group needs 2 samples or more.")
+    tested = table.dropna(subset=["sample_sd", "df"])
+    effect = abs(np.log2(fold_change))
+    odds = fdr_target / (1 - fdr_target) * share_changed / (1 - share_changed)
+    power = tested[["comparison", "modality", "sample_sd"]].copy()
+    groups = list(tested.groupby(["comparison", "modality"], observed=True).indices.values())
+    found = np.full((len(tested), len(sizes)), np.nan)
+    for rows in groups:
+        some = tested.iloc[rows]
+        residual = float((some["n_samples1"] + some["n_samples2"]).median()) - 2
+        prior = max(float(some["df"].median()) - residual, 0.0)
+        for place, n in enumerate(sizes):
+            shift = effect / (some["sample_sd"].to_numpy() * np.sqrt(2 / n))
+            found[rows, place] = _power_at_rate(shift, prior + 2 * n - 2, odds)
+    enough = found >= _ENOUGH_POWER
+    power["n_80"] = np.where(enough.any(axis=1), np.array(sizes)[enough.argmax(axis=1)], np.nan)
+    for place, n in enumerate(sizes):
+        power[f"power_{n}"] = found[:, place]
+    return power
+
+
+def _power_at_rate(shift: np.ndarray, df: float, odds: float) -> np.ndarray:
+    """Return the power of t tests with these noncentralities, at the p-value that their mean allows."""
+    grid = np.linspace(0, _SURE_SHIFT, 120)
+    power = np.ones(len(shift))
+    for _ in range(30):  # from above, to the largest power that agrees with its own threshold
+        threshold = student.isf(np.clip(odds * power.mean(), 1e-12, 1) / 2, df)
+        at = nct.sf(threshold, df, grid) + nct.cdf(-threshold, df, grid)
+        before, power = (
+            power.mean(),
+            np.interp(shift, grid, np.clip(np.nan_to_num(at, nan=1), 0, 1)),
+        )
+        if abs(before - power.mean()) < 1e-4:
+            break
+    return power

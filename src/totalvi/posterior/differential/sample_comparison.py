@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
+from totalvi.data.finding import column_of
 from totalvi.errors import DataError, argument
 from totalvi.posterior.differential.comparison import Level, Pseudocounts, group_level
-from totalvi.posterior.differential.groups import Groups, column_of
+from totalvi.posterior.differential.groups import Groups
 from totalvi.posterior.differential.moderated import (
     Moderated,
     compare_samples,

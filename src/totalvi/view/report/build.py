@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from totalvi.figures.cell_maps import category_legend
+from totalvi.figures.style import category_colors
 from totalvi.run.folder import RECORD, staged_file
 from totalvi.run.record import OF_THE_OUTPUT
 from totalvi.view.report.page_data import data_of_page, n_drawn
@@ -40,6 +41,8 @@ _PAGE_NEEDS = {
     *("results file", "latent space", "denoised counts", "clusters and UMAP", "tables"),
 }
 """Steps of a run without which the report has little to show."""
+_FEW_CONDITIONS, _MOST_CONDITIONS = 10, 200  # rows of conditions: where none is called, at most
+_CALLED = 0.05
 ABOUT_ANTIBODIES = re.compile(r"\d+ of \d+ antibodies: ")  # which the page lists by name
 
 
@@ -97,6 +100,7 @@ def render(results: Results) -> str:
         card_height=HEIGHT,
         figures=set(figures),
         batches=_batches(results),
+        conditions=_conditions(tables),
         legends=[
             (c["name"], Markup(category_legend(c["names"], c["n_cells"])))  # nosec B704
             for c in data["categories"]
@@ -212,3 +216,80 @@ def _batches(results: Results) -> list[dict[Hashable, Any]]:
     if mixing is not None:
         table = table.join(mixing.drop(columns="cells"))
     return table.rename_axis("batch").reset_index().to_dict("records")
+
+
+def _conditions(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
+    """Return what the page says of conditions compared over samples; None: nothing was compared."""
+    if "conditions" not in tables or "condition_samples" not in tables:
+        return None
+    table = tables["conditions"].dropna(subset="p_value")
+    is_called = next(name for name in table if str(name).startswith("is_de"))
+    table = table.sort_values("p_value", kind="stable")
+    called = table[table[is_called]]
+    shown = called if len(called) else table.head(_FEW_CONDITIONS)
+    levels = tables["condition_samples"].reset_index()
+    by_feature = dict(iter(levels.groupby(["comparison", "modality", "feature"], observed=True)))
+    rows = []
+    for name, row in shown.head(_MOST_CONDITIONS).iterrows():
+        key = (row["comparison"], row["modality"], name)
+        rows.append(
+            {
+                "name": name,
+                "kind": {"rna": "gene"}.get(row["modality"], "protein"),
+                "comparison": row["comparison"],
+                "effect": row["lfc_mean"],
+                "low": row["lfc_ci_low"],
+                "high": row["lfc_ci_high"],
+                "p": row["p_adjusted"],
+                "dots": sample_dots(by_feature[key]) if key in by_feature else "",
+            }
+        )
+    abundance = [
+        {
+            "name": name,
+            "comparison": row["comparison"],
+            "effect": row["log2_ratio"],
+            "low": row["ci_low"],
+            "high": row["ci_high"],
+            "p": row["p_adjusted"],
+            "called": row["p_adjusted"] <= _CALLED,
+        }
+        for name, row in tables.get("condition_abundance", pd.DataFrame()).iterrows()
+    ]
+    words = (
+        f"{len(called):,} of {len(table):,} tests are called, in {table['comparison'].nunique()} "
+        f"comparisons of {table['n_samples1'].max():.0f} with {table['n_samples2'].max():.0f} samples "
+        "at most."
+    )
+    title = "Called features" if len(called) else "No feature is called; the likeliest are"
+    return {"words": words, "rows": rows, "abundance": abundance, "title": title}
+
+
+def sample_dots(levels: pd.DataFrame, width: int = 180, height: int = 30) -> Markup:
+    """Return a strip of a dot for each sample, by group, as SVG.
+
+    Parameters
+    ----------
+    levels
+        ``group``, ``sample``, ``n_cells`` and ``level`` of each sample.
+    """
+    known = levels.dropna(subset="level")
+    low, high = known["level"].min(), known["level"].max()
+    room = max(high - low, 1e-9)
+    groups = list(dict.fromkeys(known["group"]))
+    parts = []
+    for _, row in known.iterrows():
+        x = 8 + (width - 16) * (row["level"] - low) / room
+        y = height * (groups.index(row["group"]) + 0.5) / len(groups)
+        words = f"{row['sample']}, {row['group']}: {row['level']:.2f}, {row['n_cells']} cells"
+        color = category_colors(len(groups))[groups.index(row["group"])]
+        parts.append(
+            Markup(
+                '<circle cx="{:.1f}" cy="{:.1f}" r="4" fill="{}" fill-opacity="0.7">'
+                "<title>{}</title></circle>"
+            ).format(x, y, color, words)
+        )
+    name = f"Levels of {len(known)} samples, from {low:.2f} to {high:.2f}"
+    return Markup('<svg width="{}" height="{}" role="img" aria-label="{}">{}</svg>').format(
+        width, height, name, Markup("").join(parts)
+    )
