@@ -19,6 +19,7 @@ Results go to benchmarks/results/donors.json and donors.md.
 """
 
 import argparse
+import json
 import pickle
 import time
 import warnings

@@ -21,10 +21,10 @@ import numpy as np
 from bokeh.document import Document
 
 from totalvi.data.simulate import simulate
+from totalvi.explorer.app import Explorer
+from totalvi.explorer.compare import MOST_CELLS
+from totalvi.explorer.workspace import open_workspace
 from totalvi.model import Model
-from totalvi.view.explorer.app import Explorer
-from totalvi.view.explorer.compare import MOST_CELLS
-from totalvi.view.explorer.workspace import open_workspace
 
 RESULTS = Path(__file__).parent / "results" / "explore.md"
 LASSO_CORNERS = 200

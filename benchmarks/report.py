@@ -13,7 +13,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from totalvi.view.report.build import build_report
+from totalvi.report.build import build_report
 
 RESULT = Path(__file__).parent / "results" / "report.md"
 

@@ -111,8 +111,7 @@ def test_base_names_are_unique() -> None:
 
 
 def test_files_are_few_and_short() -> None:
-    # there were 150 after the reorganization, and a new topic brings a file of its own
-    assert len(FILES) <= 170
+    assert len(FILES) <= 157
     lengths = {
         name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in FILES.items()
     }

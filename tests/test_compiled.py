@@ -10,15 +10,14 @@ from typing import Any
 import numba
 import pytest
 
-from totalvi import compiled as module
-from totalvi.compiled import compiled
+from totalvi.processes import compiled
 
 
-def refusing(message: str) -> Callable[..., Any]:
+def refusing(message: str, compile_: Callable[..., Any] = numba.njit) -> Callable[..., Any]:
     def njit(**options: Any) -> Any:
         if options.pop("cache", False):
             raise RuntimeError(message)
-        return numba.njit(**options)
+        return compile_(**options)
 
     return njit
 
@@ -29,15 +28,16 @@ def twice(x: float) -> float:
 
 def test_without_a_folder_to_write_to_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "cannot cache function 'twice': no locator available for file 'x.py'"
-    monkeypatch.setattr(module, "njit", refusing(message))
-    function = compiled(error_model="numpy")(twice)
+    with monkeypatch.context() as patch:
+        patch.setattr(numba, "njit", refusing(message))
+        function: Any = compiled(error_model="numpy")(twice)
     assert function(1.5) == 3
     assert function.stats.cache_path is None
     assert function.targetoptions["error_model"] == "numpy"
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "njit", refusing("something else"))
+    monkeypatch.setattr(numba, "njit", refusing("something else"))
     with pytest.raises(RuntimeError, match="something else"):
         compiled()(twice)
 

@@ -19,17 +19,16 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError
+from totalvi.explorer.compare import MOST_CELLS, Comparer
+from totalvi.explorer.gates import Axis, Gate
+from totalvi.explorer.run_cells import RunCells
 from totalvi.fit.batches import WINDOW
 from totalvi.fit.plan import DEFAULT_SIZES, choose_split
+from totalvi.report.build import MAX_DRAWN, REPORT, build_report
+from totalvi.report.report_data import read_results
 from totalvi.run.clusters import batch_mixing
 from totalvi.run.convert import convert_counts
 from totalvi.run.run import run
-from totalvi.view.explorer.compare import MOST_CELLS, Comparer
-from totalvi.view.explorer.gates import Axis, Gate
-from totalvi.view.explorer.run_cells import RunCells
-from totalvi.view.report.build import REPORT, build_report
-from totalvi.view.report.page_data import MAX_DRAWN
-from totalvi.view.report.report_data import read_results
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning"),

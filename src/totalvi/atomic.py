@@ -28,10 +28,13 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Turn a system error of a full or read-only disk into an OutputError about ``target``."""
+def writing(target: Path) -> Iterator[Path]:
+    """Turn a system error of a full or read-only disk into an OutputError about ``target``.
+
+    Yield where to write until ``target`` is complete.
+    """
     try:
-        yield
+        yield partial_of(target)
     except OSError as error:
         if not is_of_the_disk(error):
             raise
@@ -109,8 +112,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     OutputError
         When the disk is full or cannot be written to.
     """
-    temporary = partial_of(target)
-    with writing(target):
+    with writing(target) as temporary:
         _remove(temporary)  # left by a process that was killed
         temporary.mkdir()
         try:
@@ -140,8 +142,7 @@ def write_file(target: Path, content: bytes) -> None:
     OutputError
         When the disk is full or cannot be written to.
     """
-    temporary = partial_of(target)
-    with writing(target):
+    with writing(target) as temporary:
         try:
             with temporary.open("wb") as file:
                 file.write(content)

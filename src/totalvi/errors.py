@@ -1,15 +1,20 @@
-"""The exceptions that totalvi raises on purpose, and how their messages name an argument.
+"""The exceptions that totalvi raises on purpose, the findings of checks, and the words that they share.
 
 A message that tells of an argument names it with `argument` or `setting` when it is made, so that it
 reads right both from Python and on the command line.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from inspect import Signature, signature
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _OPTIONS: ContextVar[Mapping[str, str] | None] = ContextVar("options", default=None)
 
@@ -86,6 +91,67 @@ def allowed(name: str, value: object, choices: str | Sequence[object]) -> str:
     return f"{argument(name)} is {value!r}; allowed are {words}."
 
 
+def first_and_count(names: "Sequence[str] | pd.Index", singular: str) -> str:
+    """Return the number of names, and the first of them, in words.
+
+    Examples
+    --------
+    >>> first_and_count(["CD4"], "gene")
+    'gene "CD4"'
+    >>> first_and_count(["CD4", "CD8", "CD3"], "gene")
+    '3 genes (the first is "CD4")'
+    """
+    if len(names) == 1:
+        return f'{singular} "{names[0]}"'
+    return f'{len(names):,} {singular}s (the first is "{names[0]}")'
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not one.
+
+    Examples
+    --------
+    >>> counted(1, "protein"), counted(1200, "cell"), counted(2, "batch")
+    ('1 protein', '1,200 cells', '2 batches')
+    """
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def listed(names: Iterable[str], at_most: int = 5) -> str:
+    """Quote names for a message, or the first few if there are many.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c"], at_most=2)
+    '"a", "b" and 1 more'
+    """
+    names = list(names)
+    shown = ", ".join(f'"{name}"' for name in names[:at_most])
+    return shown + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """List the known names for an error message, those similar to ``name`` first.
+
+    Examples
+    --------
+    >>> did_you_mean("Bacth", ["batch", "donor"])
+    'did you mean "batch"? There are: "batch", "donor"'
+    >>> did_you_mean("sample", [])
+    'there are none'
+    """
+    known = [str(k) for k in known]
+    if not known:
+        return "there are none"
+    by_lower = {k.lower(): k for k in known}
+    near = [by_lower[k] for k in get_close_matches(name.lower(), by_lower, n=3)]
+    if len(near) == len(known):
+        return f"did you mean {listed(near)}?"
+    shown = listed(known, at_most=20)
+    return f"did you mean {listed(near)}? There are: {shown}" if near else f"there are: {shown}"
+
+
 class TotalviError(Exception):
     """Base of all errors that totalvi raises on purpose.
 
@@ -100,6 +166,51 @@ class DataError(TotalviError, ValueError):
 
 class DataWarning(UserWarning):
     """The input counts can be used, but there is something in them to look at again."""
+
+
+Severity: TypeAlias = Literal["error", "warning", "note"]
+
+
+class Finding(NamedTuple):
+    """One finding of a check of the input.
+
+    Attributes
+    ----------
+    severity
+        "error": the data cannot be used; "warning": they may contain a mistake; "note": a summary.
+    code
+        Fixed name of the kind of finding, such as ``rna_negative``.
+    message
+        One sentence that names what is wrong and where, and how to fix it.
+    """
+
+    severity: Severity
+    code: str
+    message: str
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Return errors, then warnings, then notes."""
+    severities = ("error", "warning", "note")
+    return sorted(findings, key=lambda finding: severities.index(finding.severity))
+
+
+def warn_of(findings: Iterable[Finding], stacklevel: int = 2) -> None:
+    """Warn of what the checks warn of, as `totalvi.errors.DataWarning`.
+
+    Not of few genes: those of a model are chosen.
+    """
+    for finding in findings:
+        if finding.severity == "warning" and finding.code != "few_genes":
+            warnings.warn(finding.message, DataWarning, stacklevel=stacklevel + 1)
+
+
+def warnings_and_notes(findings: Iterable[Finding]) -> tuple[list[str], list[str]]:
+    """Return the messages of the warnings, and those of the notes."""
+    said: dict[str, list[str]] = {"error": [], "warning": [], "note": []}
+    for finding in findings:
+        said[finding.severity].append(finding.message)
+    return said["warning"], said["note"]
 
 
 class ReadError(DataError):
@@ -193,6 +304,11 @@ SCVI_NAMES = {
     "adata": "the model keeps counts and no AnnData; use your own",
     "adata_manager": "schema says what the model was given",
     "registry": "schema says what the model was given",
+    "registry_": "schema says what the model was given",
+    "get_anndata_manager": "schema says what the model was given",
+    "get_from_registry": "schema says what the model was given",
+    "to_device": "give accelerator to train; queries choose the device themselves",
+    "minify_adata": "a saved model holds no counts",
     "history_": "history has it",
     "is_trained_": "is_trained has it",
     "trainer": "fit_summary and plan say how the fit went",

@@ -19,8 +19,7 @@ from totalvi.data.background.prior import (
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.finding import Finding, warn_of
-from totalvi.errors import FormatError, NotTrainedError, allowed, of_scvi
+from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, of_scvi, warn_of
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.formats.model_folder import read_state, write_state
@@ -35,9 +34,10 @@ from totalvi.posterior.evidence import EvidenceQueries
 from totalvi.posterior.expression import ExpressionQueries
 from totalvi.posterior.imputation import ImputationQueries
 from totalvi.posterior.latent import LatentQueries
+from totalvi.posterior.latent_space import LatentSpaceQueries
 from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
-from totalvi.posterior.protein_background import IsotypeQueries
+from totalvi.posterior.protein_background import ProteinBackgroundQueries
 from totalvi.processes import this_process
 from totalvi.training import History, KnowsScviProtocol, Training
 
@@ -52,7 +52,8 @@ class Model(
     CorrelationQueries,
     EvidenceQueries,
     AbundanceQueries,
-    IsotypeQueries,
+    LatentSpaceQueries,
+    ProteinBackgroundQueries,
     ImputationQueries,
     MappingQueries,
     ComparisonQueries,
@@ -146,8 +147,8 @@ class Model(
     Examples
     --------
     >>> import totalvi
-    >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
-    >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
+    >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, n_batches=2, seed=1)
+    >>> model = totalvi.Model(mdata, batch_key="batch", n_hidden=16, n_latent=4)
     >>> model.train(max_epochs=2)
     >>> model.get_latent_representation().shape
     (60, 4)
@@ -392,9 +393,7 @@ class Model(
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        schema = self.schema
-        state = "trained" if self.is_trained else "not trained"
-        return (
-            f"totalvi.Model: {len(schema.gene_names)} genes, {len(schema.protein_names)} proteins, "
-            f"{len(schema.batch_names)} batches, {self.module.n_latent} latent dimensions; {state}"
-        )
+        s, state = self.schema, "trained" if self.is_trained else "not trained"
+        lists = {"gene": s.gene_names, "protein": s.protein_names, "batch": s.batch_names}
+        sizes = ", ".join(counted(len(names), noun) for noun, names in lists.items())
+        return f"totalvi.Model: {sizes}, {self.module.n_latent} latent dimensions; {state}"

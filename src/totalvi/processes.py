@@ -1,7 +1,10 @@
-"""Start and identify several processes that fit or query together.
+"""Compute on several processors: processes that fit or query together, and compiled loops on threads.
 
-Each runs the same program from its start. `torchrun`, `fabric run`, SLURM's `srun` or
+Each process runs the same program from its start. `torchrun`, `fabric run`, SLURM's `srun` or
 `launch(devices=2)` start them. They exchange data through the default group of torch.distributed.
+
+numba ends a process that was forked from one that ran `compiled` loops, so start processes by "spawn".
+If it finds neither OpenMP nor TBB, it also ends a process whose Python threads run them together.
 """
 
 import inspect
@@ -9,11 +12,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from totalvi.errors import ProcessError, allowed, argument, setting
 
@@ -80,12 +83,7 @@ def process_of(fabric: "Fabric") -> Process:
     return Process(fabric.global_rank, fabric.world_size)
 
 
-def launch(
-    accelerator: str = "auto",
-    devices: int | None = None,
-    num_nodes: int = 1,
-    precision: Any = "32-true",
-) -> "Fabric":
+def launch(accelerator: str = "auto", devices: int | None = None, num_nodes: int = 1) -> "Fabric":
     """Return the Fabric of `make_fabric` once all of its processes have started.
 
     Raises
@@ -93,7 +91,7 @@ def launch(
     ProcessError
         When they cannot be launched, or do not find each other.
     """
-    fabric = make_fabric(accelerator, devices, num_nodes, precision)
+    fabric = make_fabric(accelerator, devices, num_nodes)
     before = this_process()
     if before.n_processes > 1 and fabric.world_size != before.n_processes:
         raise ProcessError(
@@ -114,16 +112,13 @@ def launch(
 
 
 def make_fabric(
-    accelerator: str = "auto",
-    devices: int | None = None,
-    num_nodes: int = 1,
-    precision: Any = "32-true",
+    accelerator: str = "auto", devices: int | None = None, num_nodes: int = 1
 ) -> "Fabric":
     """Return a Fabric of the given number of processes, or of those that a launcher has started.
 
     Parameters
     ----------
-    accelerator, precision
+    accelerator
         As in Lightning Fabric.
     devices, num_nodes
         Number of processes on each machine, and of machines. None: those of the launcher, else 1.
@@ -139,7 +134,7 @@ def make_fabric(
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     wanted = _wanted(devices, num_nodes)
-    options: dict[str, Any] = {"accelerator": accelerator, "precision": precision}
+    options: dict[str, Any] = {"accelerator": accelerator, "precision": "32-true"}
     try:
         if wanted.devices * wanted.num_nodes == 1:
             return Fabric(devices=1, plugins=LightningEnvironment(), **options)
@@ -356,3 +351,40 @@ def require_equal(value: str, what: str) -> None:
                 f"Process {rank} has another {what} than process 0; give all processes the same "
                 "files and arguments."
             )
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[Function], Function]:
+    """Return a decorator that compiles a loop with numba's ``options`` and caches the result.
+
+    numba caches compiled loops beside the source, or in the home folder. It compiles a loop again when
+    the file of the loop changes, but not when a file that the loop calls changes: after a change of
+    `totalvi.nn.cpu.math` or `totalvi.nn.cpu.gene_rows`, delete ``__pycache__``. If no folder can be
+    written to, as in containers of other users, each process compiles again. Set ``NUMBA_CACHE_DIR`` to
+    a folder that can be written to.
+
+    Loops with fast arithmetic that other loops call have ``forceinline=True``. Otherwise a compiled
+    loop and a cached one may inline different calls, and so differ in their last digits.
+
+    Examples
+    --------
+    >>> @compiled()
+    ... def double(x: float) -> float:
+    ...     return 2 * x
+    >>> double(1.5)
+    3.0
+    """
+    import numba  # its import takes long, and many need no loops
+
+    def decorate(function: Function) -> Function:
+        try:
+            dispatcher: Function = numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            if "cannot cache function" not in str(error):
+                raise
+            dispatcher = numba.njit(**options)(function)
+        return dispatcher
+
+    return decorate

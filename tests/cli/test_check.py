@@ -7,9 +7,8 @@ import mudata
 import pytest
 
 from totalvi.cli.main import execute
-from totalvi.data.finding import Finding
 from totalvi.data.simulate import simulate
-from totalvi.errors import setting
+from totalvi.errors import Finding, setting
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")

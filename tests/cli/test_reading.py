@@ -176,3 +176,36 @@ def test_python_and_the_command_line_find_the_same(
         return
     said = json.loads(printed.out)["findings"]
     assert [(f["severity"], f["code"]) for f in said] == [(f.severity, f.code) for f in found]
+
+
+@pytest.mark.parametrize("command", ["map", "denoise", "de"])
+@pytest.mark.parametrize("labels", [[], ["--labels", "cell_type"]])
+def test_a_model_that_is_not_there_is_said_first(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    labels: list[str],
+) -> None:
+    arguments = command_on(command, folder, "cells.h5mu", tmp_path)
+    arguments[1] = str(tmp_path / "nowhere")
+    assert execute([*arguments, *(labels if command == "map" else [])]) == 2
+    assert "nowhere is not a totalvi model: it does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch", [[], ["--batch", "batch"]])
+def test_what_is_said_of_zeros_can_be_followed(
+    folder: Path, capsys: pytest.CaptureFixture[str], batch: list[str]
+) -> None:
+    """With a batch, some of its proteins are zero; without, those of a query that was padded."""
+    file = "padded.h5ad"
+    if not batch:
+        adata = totalvi.read(folder / "cells.h5mu")
+        adata["prot"].X[:, :2] = 0
+        adata.write(folder / "padded_query.h5mu")
+        file = "padded_query.h5mu"
+    assert execute(["check", str(folder / file), *batch]) == 0
+    said = capsys.readouterr().out
+    assert "--unmeasured zeros" in said
+    execute(["check", str(folder / file), *batch, "--unmeasured", "zeros"])
+    assert "zero in all cells" not in capsys.readouterr().out

@@ -35,9 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
         return RunResult(tmp_path / "out", files, RECORD | {"notes": [note]})
 
     monkeypatch.setattr("totalvi.run.run.run", run)
-    monkeypatch.setattr(
-        "totalvi.view.report.build.build_report", lambda folder: folder / "report.html"
-    )
+    monkeypatch.setattr("totalvi.report.build.build_report", lambda folder: folder / "report.html")
     return calls
 
 
@@ -69,8 +67,8 @@ def test_options_are_handed_on(asked: list) -> None:
         "panel_key": "p",
         "labels_key": "l",
         "size_factor_key": "f",
-        "categorical_covariate_keys": ["c", "d"],
-        "continuous_covariate_keys": ["e"],
+        "categorical_covariate_keys": ("c", "d"),
+        "continuous_covariate_keys": ("e",),
         "n_genes": 9,
         "max_epochs": 8,
         "resolution": 0.5,

@@ -15,11 +15,10 @@ import totalvi
 from totalvi.cli.main import app, execute
 from totalvi.cli.options import OPTIONS
 from totalvi.data.check_counts import protein_value_findings, rna_findings, tally_counts
-from totalvi.data.columns import Columns
+from totalvi.data.columns import Columns, column, no_column
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.finding import Finding, column, no_column
 from totalvi.data.io.features import join_genomes, pick_genomes
-from totalvi.errors import TotalviError, argument, naming_options, setting
+from totalvi.errors import Finding, TotalviError, argument, naming_options, setting
 from totalvi.run.folder import _forget, require_writable
 from totalvi.run.record import incomplete_error
 from totalvi.run.run import run

@@ -84,7 +84,29 @@ def codes(findings: list[Any], severity: str = "warning") -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["unmapped", "Unmapped", "no_match", "bad_struct", "ADT_unmapped", "unassigned", "ambiguous"],
+    [
+        "unmapped",
+        "Unmapped",
+        "no_match",
+        "bad_struct",
+        "ADT_unmapped",
+        "unassigned",
+        "ambiguous",
+        "multimapped",
+        "__unassigned",
+        "Unassigned_reads",
+        "*",
+        "mismatch",
+        "other",
+        "off_target",
+        "invalid_barcode",
+        "__no_feature",
+        "nFeature_ADT",
+        "nCount_RNA",
+        "percent.mt",
+        "pct_counts_mt",
+        "n_genes_by_counts",
+    ],
 )
 def test_reads_of_no_antibody_are_kept_apart(tmp_path: Path, name: str) -> None:
     protein = protein_table().assign(**{name: RNG.poisson(9, N)})
@@ -295,6 +317,57 @@ def test_unmeasured_proteins_can_be_declared_everywhere(
     np.testing.assert_array_equal(kept[batch == "a"], PROT[batch == "a"])
     codes_now = codes(list(model.findings))
     assert "protein_zero_in_group" not in codes_now
+
+
+@pytest.mark.parametrize("n_zero", [1, 2, 9])
+def test_all_proteins_that_are_zero_are_named_up_to_ten(n_zero: int) -> None:
+    """Naming the first alone would leave the others to be looked for."""
+    values = np.repeat(PROT, 2, axis=1).astype(np.float32)
+    values[:, :n_zero] = 0
+    names = [f"Ab{i}" for i in range(values.shape[1])]
+    protein = AnnData(values, obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=names))
+    data = mudata_of({"rna": rna_anndata(), "prot": protein}, pd.DataFrame(index=CELLS))
+    (said,) = (f.message for f in totalvi.check(data) if f.code == "protein_zero")
+    assert all(f'"{name}"' in said for name in names[:n_zero])
+    assert (" it was not" in said) != ("them" in said)
+    assert ("remove it if" in said) == (n_zero == 1)
+
+
+@pytest.mark.parametrize(
+    ("n_cells_of_batch", "share_positive", "warned"),
+    [(2, 0.5, False), (5, 0.6, False), (30, 0.05, False), (30, 0.5, True), (12, 0.9, True)],
+)
+def test_zeros_that_chance_explains_are_not_warned_of(
+    n_cells_of_batch: int, share_positive: float, warned: bool
+) -> None:
+    values = PROT.astype(np.float32).copy()
+    elsewhere = N - n_cells_of_batch
+    values[:, 2] = 0
+    values[: round(share_positive * elsewhere), 2] = 3
+    batch = np.where(np.arange(N) < elsewhere, "a", "b")
+    data, _ = in_mudata(values, batch)
+    found = codes(totalvi.check(data, batch_key="batch"))
+    assert ("protein_zero_in_group" in found) == warned
+
+
+def test_cells_of_a_batch_without_proteins_are_not_called_unstained_as_well() -> None:
+    values = PROT.astype(np.float32).copy()
+    values[two_batches() == "b"] = 0
+    data, _ = in_mudata(values, two_batches())
+    found = codes(totalvi.check(data, batch_key="batch"))
+    assert "protein_zero_in_group" in found
+    assert "cell_without_protein" not in found
+
+
+@pytest.mark.parametrize(("n_proteins", "warned"), [(1, False), (3, False), (6, True)])
+def test_a_cell_may_have_none_of_a_few_antibodies(n_proteins: int, warned: bool) -> None:
+    values = PROT[:, :n_proteins].astype(np.float32)
+    values[4] = 0
+    protein = AnnData(
+        values, obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=PROTEINS[:n_proteins])
+    )
+    data = mudata_of({"rna": rna_anndata(), "prot": protein}, pd.DataFrame(index=CELLS))
+    assert ("cell_without_protein" in codes(totalvi.check(data))) == warned
 
 
 @pytest.mark.parametrize("unmeasured", ["zero", {"c": ["CD3"]}, {"b": ["CD33"]}, {"b": "CD3"}])
@@ -521,7 +594,7 @@ def test_cells_are_paired_by_whatever_makes_the_names_agree(
     check_counts(mdata, kept)
     assert mdata.obs_names.tolist() == [CELLS[i] for i in kept]
     said = mdata.uns.get("totalvi_reading", {}).get("cells_paired", "")
-    assert (f"{N - n} of the one" in said) == (n < N)
+    assert (f"are {N - n} of {rna}" in said) == (n < N)
 
 
 def test_lanes_are_told_apart_by_the_barcodes_that_they_share() -> None:
@@ -632,6 +705,9 @@ def test_convert_takes_any_matrix_and_keeps_layers(
         (lambda a: a.uns.__setitem__("cite", protein_table()), 'obsm["cite"]'),
         (lambda a: a.obs.__setitem__([f"adt_{p}" for p in PROTEINS], PROT), "columns"),
         (lambda a: a, 'var["feature_types"]'),
+        (lambda a: a.obsm.__setitem__("X_protein", np.log1p(PROT)), 'obsm["X_protein"] is named'),
+        (lambda a: a.uns.__setitem__("adt", {"counts": PROT, "names": PROTEINS}), 'obsm["adt"]'),
+        (lambda a: a.uns.__setitem__("adt_counts", sparse.csr_matrix(PROT)), 'obsm["adt_counts"]'),
     ],
 )
 def test_no_proteins_says_where_they_may_be(
@@ -644,6 +720,81 @@ def test_no_proteins_says_where_they_may_be(
     assert words in finding.message
     assert "no proteins at all" in finding.message
     assert "MuData" not in finding.message
+
+
+def joined_with(names: list[str]) -> AnnData:
+    counts = np.hstack([RNA, PROT[:, : len(names)]]).astype(np.float32)
+    var = pd.DataFrame(index=[*GENES, *names])
+    return AnnData(sparse.csr_matrix(counts), obs=pd.DataFrame(index=CELLS), var=var)
+
+
+@pytest.mark.parametrize(
+    ("names", "are_found"),
+    [
+        (["CD45RA", "CD45RO", "CD56"], True),
+        (["CD3-TotalC", "CD16-TotalC"], True),
+        (["CD11b", "CD25"], True),
+        (["CD3D", "CD3G", "CD8B", "CD19"], False),
+        (["CD27-AS1", "CD99L2", "CD24P4", "CD40LG"], False),
+    ],
+)
+def test_antibodies_among_genes_without_types(names: list[str], are_found: bool) -> None:
+    """Names that no gene has are of antibodies; genes may be named as their antigen is."""
+    (finding,) = totalvi.check(joined_with(names))
+    assert (
+        '"Antibody Capture" in var["feature_types"], and the others' in finding.message
+    ) == are_found
+    if are_found:
+        marked = joined_with(names)
+        n = len(names)
+        marked.var["feature_types"] = ["Gene Expression"] * len(GENES) + ["Antibody Capture"] * n
+        assert codes(totalvi.check(marked), "error") == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("gex", "adt"), ("RNA", "ADT"), ("GEX", "protein"), ("Gene Expression", "Antibody Capture")],
+)
+def test_modalities_under_other_names_are_named_at_once(names: tuple[str, str]) -> None:
+    data, _ = in_mudata(PROT.astype(np.float32), two_batches())
+    parts = {names[0]: data["rna"], names[1]: data["prot"]}
+    renamed = mudata_of(parts, data.obs)
+    (finding,) = totalvi.check(renamed)
+    assert f'rna_modality="{names[0]}"' in finding.message
+    assert f'protein_modality="{names[1]}"' in finding.message
+    found = totalvi.check(renamed, rna_modality=names[0], protein_modality=names[1])
+    assert codes(found, "error") == []
+
+
+def test_antibodies_in_raw_can_be_had_as_it_is_said(tmp_path: Path) -> None:
+    joint = joint_anndata(feature_types=types("Gene Expression", "Antibody Capture"))
+    genes = joint[:, : len(GENES)].copy()
+    genes.raw = joint
+    genes.X = np.log1p(genes.X.toarray())
+    genes.write_h5ad(tmp_path / "cells.h5ad")
+    (finding,) = totalvi.check(tmp_path / "cells.h5ad")
+    assert "adata.raw.to_adata().write_h5ad" in finding.message
+    genes.raw.to_adata().write_h5ad(tmp_path / "all.h5ad")
+    check_counts(read(tmp_path / "all.h5ad"))
+
+
+@pytest.mark.parametrize("protein", ["protein.csv", "protein.h5ad"])
+def test_a_transposed_file_beside_proteins_is_called_so(tmp_path: Path, protein: str) -> None:
+    tables(tmp_path, rna_table(), protein_table())
+    AnnData(PROT.astype(np.float32), obs=pd.DataFrame(index=CELLS),
+            var=pd.DataFrame(index=PROTEINS)).write_h5ad(tmp_path / "protein.h5ad")  # fmt: skip
+    rna_anndata().T.copy().write_h5ad(tmp_path / "turned.h5ad")
+    with pytest.raises(ReadError, match=r"turned.h5ad is transposed"):
+        read(tmp_path / "turned.h5ad", protein_path=tmp_path / protein)
+
+
+@pytest.mark.parametrize("names", [PROTEINS, [f"{p}:UCHT1|{p}|AHS0001|pAbO" for p in PROTEINS]])
+def test_a_file_of_antibodies_alone_is_called_so(tmp_path: Path, names: list[str]) -> None:
+    protein_table().set_axis(names, axis=1).to_csv(tmp_path / "adt.csv")
+    (finding,) = totalvi.check(tmp_path / "adt.csv")
+    assert "named as antibodies" in finding.message
+    rna_table().to_csv(tmp_path / "rna.csv")
+    check_counts(read(tmp_path / "rna.csv", protein_path=tmp_path / "adt.csv"))
 
 
 def test_a_transposed_table_is_called_so(tmp_path: Path) -> None:
@@ -806,9 +957,38 @@ def aggr(folder: Path) -> None:
     triple(place, PROT, PROTEINS, "Antibody Capture")
 
 
+def alevin_with_introns(folder: Path) -> None:
+    ambiguous = PROT // 3
+    parts = np.hstack([PROT - ambiguous, PROT * 2, ambiguous])
+    matrix(folder / "alevin" / "quants_mat.mtx", parts)
+    lines(folder / "alevin" / "quants_mat_rows.txt", [bare(cell) for cell in CELLS])
+    names = [f"{name}{end}" for end in ("", "-U", "-A") for name in PROTEINS]
+    lines(folder / "alevin" / "quants_mat_cols.txt", names)
+
+
+def starsolo_of_a_sample(folder: Path) -> None:
+    place = folder / "S1_Solo.out" / "GeneFull" / "filtered"
+    triple(place, PROT, PROTEINS, "Antibody Capture", packed=False)
+
+
+def parse_of_all_samples(folder: Path) -> None:
+    parse(folder / "all-sample" / "DGE_filtered")
+
+
 @pytest.mark.parametrize(
     "write",
-    [kallisto, alevin_fry, cite_seq_count, starsolo, parse, cell_ranger_multi, aggr],
+    [
+        alevin_with_introns,
+        starsolo_of_a_sample,
+        parse_of_all_samples,
+        kallisto,
+        alevin_fry,
+        cite_seq_count,
+        starsolo,
+        parse,
+        cell_ranger_multi,
+        aggr,
+    ],
 )
 def test_folders_of_other_counters(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path / "adt")
@@ -857,7 +1037,7 @@ def test_the_peaks_of_a_multiome_are_set_apart_and_named(tmp_path: Path, prefix:
     assert any("peaks" in message.lower() and "set apart" in message for message in said)
     alone = [f for f in totalvi.check(given) if f.severity == "error"]
     assert len(alone) == 1
-    assert "protein" in alone[0].message
+    assert "protein_path" in alone[0].message
 
 
 def test_several_samples_are_named(tmp_path: Path) -> None:
@@ -883,6 +1063,53 @@ def test_other_formats_are_told_what_to_give(tmp_path: Path, name: str, words: s
     with pytest.raises(ReadError) as caught:
         read(tmp_path / name)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (("assays", "cell.names"), "docs/r.md"),
+        (("row_attrs", "col_attrs", "matrix"), "read_loom"),
+        (("a", "b"), "it holds a, b"),
+    ],
+)
+def test_other_formats_are_known_by_what_is_in_them(
+    tmp_path: Path, members: tuple[str, ...], words: str
+) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name in members:
+            if name == "matrix":
+                file[name] = np.zeros((3, 4))
+            else:
+                file.create_group(name)
+    with pytest.raises(ReadError) as caught:
+        read(tmp_path / "x.h5")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "likely"),
+    [
+        (("a_matrix.mtx.gz", "b_features.tsv.gz", "a_barcodes.tsv.gz"), "b_features.tsv.gz"),
+        (("a_matrix.mtx.gz", "a_features.tsv.gz", "cells_barcodes.tsv"), "cells_barcodes.tsv"),
+        (("matrix.mtx", "genes.csv", "barcodes.tsv"), "genes.csv"),
+        (("matrix_1.mtx.gz", "features_1.tsv.gz", "barcodes_1.tsv.gz"), "features_1.tsv.gz"),
+    ],
+)
+def test_lists_under_another_name_are_named(
+    tmp_path: Path, names: tuple[str, ...], likely: str
+) -> None:
+    triple(tmp_path / "as_it_was", PROT, PROTEINS, "Antibody Capture")
+    (tmp_path / "x").mkdir()
+    for name in names:
+        kind = next(k for k in ("matrix", "barcodes", "") if k in name) or "features"
+        (source,) = (tmp_path / "as_it_was").glob(f"{kind}*")
+        text = gzip.decompress(source.read_bytes())
+        packed = gzip.compress(text) if name.endswith(".gz") else text
+        (tmp_path / "x" / name).write_bytes(packed)
+    with pytest.raises(ReadError) as caught:
+        read(tmp_path / "x")
+    assert f'"{likely}"' in str(caught.value)
 
 
 def test_a_folder_of_files_names_them(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from scipy import sparse
 
 from totalvi.data.columns import Columns
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.finding import did_you_mean
 from totalvi.data.io.read import read
-from totalvi.errors import DataError
+from totalvi.errors import DataError, did_you_mean
 
 CELLS = [f"cell_{i}" for i in range(6)]
 GENES = ["CD4", "MS4A1", "LYZ", "NKG7"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from totalvi.data.io.read import read
-from totalvi.nn.cell import SparseCounts, sparse_counts
+from totalvi.nn.cell import CellContext, SparseCounts, sparse_counts
+from totalvi.nn.config import Normalization
 from totalvi.nn.v06 import TOTALVI
 
 CASES: dict[str, dict[str, Any]] = {
@@ -119,6 +120,37 @@ def test_whatever_blocks_the_loops_take(n_cells: int, n_genes: int) -> None:
     expected = terms_and_gradients(x, y, False, weight, {})
     for what, mine, reference in zip(("term", "gradient", "buffer"), ours, expected, strict=True):
         assert_same(mine, reference, 1e-8, what)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("n_layers_decoder", [1, 2, 3])
+@pytest.mark.parametrize("normalization", ["batch", "layer", "none"])
+def test_proteins_decoded_without_genes(
+    normalization: Normalization, n_layers_decoder: int, fused: bool
+) -> None:
+    network = TOTALVI(
+        20, 9, 3, n_hidden=16, n_latent=4, normalization=normalization, fused=fused,
+        n_layers_decoder=n_layers_decoder, n_continuous_covariates=1,
+        reconstruction_loss_gene="zinb", generator=torch.Generator().manual_seed(1),
+    ).eval()  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    for buffer in network.decoder.buffers():
+        if buffer.is_floating_point():  # moments of batch normalisation that differ by trunk
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    batch = torch.arange(12) % 3
+    context = CellContext(batch, batch, continuous=torch.randn(12, 1, generator=generator))
+    z = torch.randn(12, 4, generator=generator)
+    with torch.inference_mode():
+        whole, proteins = (network.decode(z, context, genes=genes) for genes in (True, False))
+        for name in (
+            "background_mean",
+            "background_scale",
+            "foreground_factor",
+            "background_logit",
+        ):
+            torch.testing.assert_close(getattr(proteins, name), getattr(whole, name))
+        torch.testing.assert_close(proteins.dropout_logit, whole.dropout_logit)
+    assert proteins.gene_product is None
 
 
 @pytest.mark.parametrize("library", ["latent", "observed"])

@@ -24,11 +24,13 @@ def module(**options: Any) -> TOTALVI:
 def ask(
     data: CiteData, network: TOTALVI, cells: np.ndarray, batch_size: int = 3, **given: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    arguments = {"codes": (None,), "continuous": None, "background": False} | given
+    arguments = {"codes": (None,), "continuous": None, "background": False}
+    arguments |= {"measured": np.ones((2, N_PROTEINS), dtype=bool)} | given
     rows, shares = distinct_contexts(data, cells)
     return archetype_expression(
         question(data, network, rows, batch_size=batch_size, transform_batch=arguments["codes"]),
         shares,
+        arguments["measured"],
         arguments["continuous"],
         include_protein_background=arguments["background"],
     )
@@ -107,3 +109,17 @@ def test_z_scores() -> None:
     assert np.array_equal(scores[:, 2], np.zeros(5))
     np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(scores.std(axis=0), [1, 1, 0, 1])
+
+
+def test_batches_that_did_not_measure_a_protein_do_not_count_in_it() -> None:
+    data, network, cells = described(), module(), np.arange(40)
+    measured = np.ones((2, N_PROTEINS), dtype=bool)
+    measured[1, 2] = measured[:, 3] = False
+    rna, protein = ask(data, network, cells, measured=measured)
+    rna_of_all, of_all = ask(data, network, cells)
+    _, of_first = ask(data, network, cells, codes=(0,))
+    np.testing.assert_array_equal(rna, rna_of_all)
+    np.testing.assert_allclose(protein[:, 2], of_first[:, 2], rtol=1e-5)
+    assert np.isnan(protein[:, 3]).all()
+    np.testing.assert_allclose(np.delete(protein, [2, 3], 1), np.delete(of_all, [2, 3], 1))
+    assert np.isnan(z_scores(protein)[:, 3]).all()

@@ -12,12 +12,8 @@ from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.correlation import (
-    Correlated,
-    feature_correlations,
-    pearson,
-    spearman,
-)
+from totalvi.posterior.column_correlations import pairwise_pearson, pearson, spearman
+from totalvi.posterior.correlation import Correlated, feature_correlations
 from totalvi.posterior.draws import ProteinScale
 
 CELLS = np.arange(80)
@@ -195,3 +191,38 @@ def test_partners_give_the_genes_and_keep_gene_gene_correlations(data: CiteData)
     np.testing.assert_allclose(control[:N_GENES, :N_GENES], own[:N_GENES, :N_GENES], atol=1e-4)
     np.testing.assert_allclose(control[N_GENES:, N_GENES:], own[N_GENES:, N_GENES:], atol=1e-4)
     assert not np.allclose(control[:N_GENES, N_GENES:], own[:N_GENES, N_GENES:], atol=0.05)
+
+
+@pytest.mark.parametrize("size", [3, 50, 1000])
+def test_pairs_are_correlated_over_the_rows_that_know_both(size: int) -> None:
+    rng = np.random.default_rng(4)
+    values = (rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 1e3).astype(np.float32)
+    values[:120, 1] = np.nan
+    values[100:, 2] = np.nan
+    values[:, 3] = 7
+    values[1:, 4] = np.nan
+    pearsons = pairwise_pearson(blocks(values, size), 6)
+    spearmans = spearman(blocks(values, size), 6, 200)
+    for i, j in [(0, 1), (0, 2), (0, 5), (1, 5), (2, 5)]:
+        some = values[np.isfinite(values[:, [i, j]]).all(axis=1)][:, [i, j]].astype(float)
+        assert pearsons[i, j] == pytest.approx(np.corrcoef(some.T)[0, 1], abs=1e-4)
+        ranks = [stats.rankdata(values[np.isfinite(values[:, k]), k]) for k in (i, j)]
+        of_row = [np.full(200, np.nan), np.full(200, np.nan)]
+        for k, column, rank in zip((i, j), of_row, ranks, strict=True):
+            column[np.isfinite(values[:, k])] = rank
+        both = np.isfinite(of_row).all(axis=0)
+        expected = np.corrcoef(np.array(of_row)[:, both])[0, 1]
+        assert spearmans[i, j] == pytest.approx(expected, abs=1e-4)
+    for found in (pearsons, spearmans):
+        np.testing.assert_array_equal(found, found.T)
+        assert np.isnan(found[1, 2])  # no row knows both
+        assert np.isnan(found[4]).all()
+        assert found[3, 0] == found[3, 1] == 0
+        assert np.diagonal(found)[[0, 1, 2, 3, 5]].tolist() == [1] * 5
+
+
+def test_without_gaps_pairs_are_correlated_as_all_columns_are() -> None:
+    values = np.random.default_rng(5).gamma(2, 3, (300, 7)).astype(np.float32)
+    np.testing.assert_allclose(
+        pairwise_pearson(blocks(values, 64), 7), pearson(blocks(values, 64), 7), atol=1e-6
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from totalvi.posterior.noise import CellNoise, gamma_values, negative_binomial_counts
+from totalvi.posterior.noise import CellNoise, Drawn, gamma_values, negative_binomial_counts
 
 N_DRAWS = 20_000
 KEYS = np.random.default_rng(0).integers(0, 2**64, N_DRAWS, dtype=np.uint64)
@@ -18,10 +18,7 @@ def draw(
 ) -> np.ndarray:
     shape = (N_DRAWS, n_features)
     return negative_binomial_counts(
-        CellNoise(7),
-        sample,
-        KEYS,
-        np.arange(n_features),
+        Drawn(CellNoise(7), sample, KEYS, np.arange(n_features)),
         np.full(shape, mean),
         np.full((1, n_features), r),
         None if dropout is None else np.full(shape, dropout),
@@ -86,7 +83,7 @@ def test_counts_belong_to_the_cell_and_the_feature() -> None:
     def counts(cells: np.ndarray, features: np.ndarray, seed: int = 0) -> np.ndarray:
         some = np.ix_(cells, features)
         return negative_binomial_counts(
-            CellNoise(seed), 0, KEYS[cells], features, mean[some], r[some]
+            Drawn(CellNoise(seed), 0, KEYS[cells], features), mean[some], r[some]
         )
 
     whole = counts(np.arange(50), FEATURES)
@@ -113,7 +110,7 @@ def test_what_is_no_mean_is_returned_as_it_is() -> None:
 @pytest.mark.parametrize("mean", [1e-5, 1.0, 1e4])
 def test_gamma_values_follow_the_gamma_distribution(mean: float, r: float) -> None:
     values = gamma_values(
-        CellNoise(7), 0, KEYS, np.arange(1), np.full((N_DRAWS, 1), mean), np.full((1, 1), r)
+        Drawn(CellNoise(7), 0, KEYS, np.arange(1)), np.full((N_DRAWS, 1), mean), np.full((1, 1), r)
     )[:, 0].astype(float)
     law = stats.gamma(r, scale=mean / r)
     above = values > 1e-30  # below it float32 has few digits left
@@ -124,20 +121,22 @@ def test_gamma_values_follow_the_gamma_distribution(mean: float, r: float) -> No
 
 def test_gamma_values_belong_to_the_cell_and_the_feature() -> None:
     mean, r = np.full((50, 4), 3.0), np.array([[0.5, 1.0, 2.0, 4.0]])
-    whole = gamma_values(CellNoise(1), 0, KEYS[:50], np.arange(4), mean, r)
+    whole = gamma_values(Drawn(CellNoise(1), 0, KEYS[:50], np.arange(4)), mean, r)
     cells, features = np.array([7, 3, 30]), np.array([3, 0])
     part = gamma_values(
-        CellNoise(1), 0, KEYS[cells], features, mean[:3, :2], np.repeat(r[:, features], 3, axis=0)
+        Drawn(CellNoise(1), 0, KEYS[cells], features),
+        mean[:3, :2],
+        np.repeat(r[:, features], 3, axis=0),
     )
     assert np.array_equal(part, whole[np.ix_(cells, features)])
     for seed, sample in ((2, 0), (1, 1)):
-        other = gamma_values(CellNoise(seed), sample, KEYS[:50], np.arange(4), mean, r)
+        other = gamma_values(Drawn(CellNoise(seed), sample, KEYS[:50], np.arange(4)), mean, r)
         assert not np.isclose(other, whole).any()
 
 
 @pytest.mark.parametrize("r", [0.0, 1e-38, np.inf])
 def test_extreme_dispersions_give_finite_gamma_values(r: float) -> None:
     values = gamma_values(
-        CellNoise(0), 0, KEYS[:99], FEATURES, np.full((99, 3), 5.0), np.full((1, 3), r)
+        Drawn(CellNoise(0), 0, KEYS[:99], FEATURES), np.full((99, 3), 5.0), np.full((1, 3), r)
     )
     assert np.allclose(values, 5.0 if r > 1 else 0.0, rtol=1e-3)

@@ -22,7 +22,10 @@ def made_up(mean: np.ndarray, n: np.ndarray, rng: np.random.Generator, scale: fl
     n = np.broadcast_to(n[:, None], mean.shape).astype(float)
     expected = n * mean * scale
     counted = rng.poisson(expected).astype(float)
-    return Moments(n, n * mean, n * mean**2, counted, expected, n, n)
+    nothing = np.zeros_like(n)
+    return Moments(
+        n, n * mean, n * mean**2, counted, expected, nothing, n, n, nothing, nothing, nothing
+    )
 
 
 def sums(effects: np.ndarray, batch_effect: float = 0.0, seed: int = 0) -> StratumMoments:
@@ -97,6 +100,27 @@ def test_the_pseudocount_is_ten_counts_of_the_smaller_group(effects: np.ndarray)
         within_batches=True, scale_protein=False,
     )  # fmt: skip
     assert set(fixed.pseudocount.ravel()) == {1e-3, 2.0}
+
+
+def test_the_pseudocount_of_a_protein_is_the_foreground_that_a_comparison_detects(
+    effects: np.ndarray,
+) -> None:
+    total = sums(effects)
+    n, variance = total.rna.n_cells[:, :1], np.array([0.0, 4.0, 900.0, 2500.0])
+    silent = total._replace(background=total.background._replace(noise=n * variance))
+
+    def pseudocounts(protein: float | None, *, scale_protein: bool = False) -> np.ndarray:
+        found = compare_groups(
+            silent, [ONE], N_BATCHES, Pseudocounts(None, protein), 0.25,
+            within_batches=True, scale_protein=scale_protein,
+        )  # fmt: skip
+        return found.pseudocount[0, N_GENES:]
+
+    smaller = 400  # cells, of 1200
+    expected = np.maximum(0.1, 3 * np.sqrt(variance / smaller))
+    np.testing.assert_allclose(pseudocounts(None), expected)
+    assert (pseudocounts(0.3) == 0.3).all()
+    assert (pseudocounts(None, scale_protein=True) == 0.1).all()
 
 
 def test_delta_is_estimated_from_the_bulk(effects: np.ndarray) -> None:

@@ -11,16 +11,23 @@ probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(np.array)
 
 
 @given(probabilities, st.sampled_from([0.01, 0.05, 0.2]))
-def test_calls_are_the_largest_set_of_likeliest_features_within_the_rate(
+def test_calls_are_the_largest_set_of_likely_features_within_the_rate(
     proba_not: np.ndarray, target: float
 ) -> None:
     calls = expected_fdr_calls(proba_not, target)
     if calls.any():
         assert proba_not[calls].mean() <= target + 1e-12
-    if not calls.all():
-        assert calls.sum() == 0 or proba_not[calls].max() <= proba_not[~calls].min()
-        one_more = np.append(proba_not[calls], proba_not[~calls].min())
+        assert proba_not[calls].max() <= 0.5
+    likely = ~calls & (proba_not <= 0.5)
+    if likely.any():
+        assert calls.sum() == 0 or proba_not[calls].max() <= proba_not[likely].min()
+        one_more = np.append(proba_not[calls], proba_not[likely].min())
         assert one_more.mean() > target - 1e-12
+
+
+def test_sure_calls_leave_no_room_for_a_feature_that_is_likelier_not_to_differ() -> None:
+    proba_not = np.append(np.zeros(50), [0.4, 0.6])
+    assert np.flatnonzero(~expected_fdr_calls(proba_not, 0.05)).tolist() == [51]
 
 
 def test_unknown_features_are_never_called() -> None:

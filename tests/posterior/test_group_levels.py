@@ -22,8 +22,12 @@ def moments(
         square=cells * (mu**2 + sd**2),
         counted=cells * mu * library * factor,
         expected=cells * mu * library,
+        excess=np.zeros_like(cells),
         present=cells,
         prior=cells,
+        informed=np.zeros_like(cells),
+        missing=np.zeros_like(cells),
+        noise=np.zeros_like(cells),
     )
 
 
@@ -58,6 +62,56 @@ def test_the_frequency_of_a_component_is_corrected() -> None:
         present=np.array([[40.0]]), prior=np.array([[80.0]])
     )
     assert group_level(sums, natural(sums)).mean == pytest.approx([0.25], rel=0.01)
+
+
+def posterior_of_groups(
+    rng: np.random.Generator, n: int, present: float, prior: float, distance: float
+) -> Moments:
+    """Sums over n cells whose value is N(0, 1), or N(distance, 1) in a share ``present`` of them."""
+    value = rng.normal(size=n) + distance * (rng.random(n) < present)
+    odds = prior / (1 - prior) * np.exp(distance * value - distance**2 / 2)
+    q = odds / (1 + odds)
+    of_cell = {"present": q, "prior": np.full(n, prior), "missing": q * (1 - q)}
+    of_cell["informed"] = (q - prior) ** 2
+    parts = {name: np.array([[values.sum()]]) for name, values in of_cell.items()}
+    return moments([n], [1.0], sd=0, library=1e9)._replace(**parts)
+
+
+@pytest.mark.parametrize("distance", [1.0, 1.5, 3.0, 8.0])
+def test_frequencies_have_the_error_of_what_the_counts_say_of_their_component(
+    distance: float,
+) -> None:
+    rng, n, share = np.random.default_rng(1), 1000, 0.3
+    levels = []
+    for _ in range(300):
+        sums = posterior_of_groups(rng, n, share, share, distance)
+        levels.append(group_level(sums, natural(sums)))
+    log_mean = np.array([np.log(level.mean[0]) for level in levels])
+    claimed = np.array([level.variance[0] / level.mean[0] ** 2 for level in levels])
+    assert log_mean.mean() == pytest.approx(0, abs=0.03)
+    assert claimed.mean() == pytest.approx(log_mean.var(), rel=0.25)
+    known_components = (1 - share) / (share * n)
+    assert claimed.mean() > known_components * (3 if distance == 1 else 0.99)
+
+
+def test_components_that_overlap_are_corrected_as_far_as_those_that_do_not() -> None:
+    rng = np.random.default_rng(2)
+    for distance in (2.0, 8.0):
+        sums = posterior_of_groups(rng, 100_000, 0.3, 0.25, distance)
+        assert group_level(sums, natural(sums)).mean == pytest.approx([0.3 / 0.25], rel=0.04)
+
+
+def test_a_variance_that_the_model_does_not_know_of_is_read_off_the_counts() -> None:
+    sums = moments([1000], [1.0], sd=0, library=3)
+    larger = sums._replace(excess=2 * sums.expected)
+    few = moments([10], [1.0], sd=0, library=3)
+    few_larger = few._replace(excess=2 * few.expected)
+    ratio = [
+        group_level(a, natural(a)).variance[0] / group_level(b, natural(b)).variance[0]
+        for a, b in ((larger, sums), (few_larger, few))
+    ]
+    assert ratio[0] == pytest.approx(3, rel=0.02)
+    assert ratio[1] == pytest.approx(2, rel=1e-6)  # as ten cells count for half
 
 
 def test_shared_batches_have_the_same_weights_in_both_groups() -> None:

@@ -61,7 +61,7 @@ def test_spread_and_interval_are_those_of_drawn_counts(
     )
     sample = model.posterior_predictive_sample(
         indices=range(20), gene_list=[], protein_list=names, n_samples=400,
-        transform_batch="batch_0", seed=1,
+        transform_batch="batch_0", seed=1, unmeasured="impute",
     )  # fmt: skip
     drawn = np.array([frame.to_numpy() for frame in sample.protein])
     lower, upper = imputed.lower.to_numpy(), imputed.upper.to_numpy()

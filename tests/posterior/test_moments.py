@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logit
-from scipy.stats import nbinom
+from scipy.stats import nbinom, norm
 
 from counts import N_GENES, N_PROTEINS, SMALL, described, question
 from totalvi.data.cells import CiteData
@@ -102,26 +102,45 @@ def test_sums_are_those_of_dense_arithmetic(data: CiteData, name: str) -> None:
     efficiency = 1.0
     if network.log_efficiency is not None:
         efficiency = network.log_efficiency[batch.context.batch].exp().detach().numpy()
-    background = own.proteins.background_mean().numpy() * efficiency
-    foreground = background * own.decoded.foreground_factor.numpy()
-    pi = own.proteins.background_probability().numpy()
-    log_like = [
-        nbinom.logpmf(y, protein_r, protein_r / (protein_r + mean))
-        for mean in (background, foreground)
-    ]
-    q = expit(log_like[1] - log_like[0] + logit(1 - pi))
-    w = q / (1 + foreground / protein_r)
-    scale = (1 - pi) * own.proteins.foreground_mean().numpy()
-    expected = {
+    log_background = own.decoded.background_mean.numpy().astype(float)
+    deviation = own.decoded.background_scale.numpy().astype(float) * np.ones_like(log_background)
+    factor = own.decoded.foreground_factor.numpy().astype(float)
+    pi = own.proteins.background_probability().numpy().astype(float)
+    protein_r = protein_r.astype(float) * np.ones_like(pi)
+    node = np.linspace(-30, 30, 3001)  # counts far out need it
+    share = norm.pdf(node) / norm.pdf(node).sum()
+    means = np.exp(log_background + deviation * node[:, None, None]) * efficiency
+    scale = (1 - pi) * np.exp(log_background + deviation**2 / 2) * factor
+    like, weights, expected = [], [], []
+    for of_component in (1.0, factor):
+        mean = of_component * means
+        probability = nbinom.pmf(y, protein_r, protein_r / (protein_r + mean))
+        like.append(np.tensordot(share, probability, 1))
+        average = np.tensordot(share, mean, 1)
+        variance = np.tensordot(share, mean + mean**2 / protein_r, 1)
+        variance += np.tensordot(share, mean**2, 1) - average**2
+        expected.append(average)
+        weights.append(average / variance)  # the mean over the variance of the counts
+    q = expit(np.log(like[1]) - np.log(like[0]) + logit(1 - pi))
+    w, mean = weights[1], expected[1]
+    fields = {
         "total": scale,
         "square": scale**2,
-        "counted": w * y,
-        "expected": w * foreground,
+        "counted": q * w * y,
+        "expected": q * w * mean,
+        "excess": q * ((w * (y - mean)) ** 2 - w * mean),
         "present": q,
         "prior": 1 - pi,
+        "informed": (q - (1 - pi)) ** 2,
+        "missing": q * (1 - q),
+        "noise": mean / w,
     }
-    for field, value in expected.items():
-        np.testing.assert_allclose(getattr(ours.foreground, field), by_stratum(value), rtol=2e-3)
+    for field, value in fields.items():
+        np.testing.assert_allclose(
+            getattr(ours.foreground, field), by_stratum(value), rtol=2e-3, atol=2e-3
+        )
+    noise = by_stratum(expected[0] / weights[0])
+    np.testing.assert_allclose(ours.background.noise, noise, rtol=2e-3)
     both = ours.foreground.present + ours.background.present
     np.testing.assert_allclose(both, ours.foreground.n_cells)
 

@@ -36,7 +36,11 @@ def test_a_sample_is_sparse_and_labelled(mdata: MuData, model: Model) -> None:
     assert list(sample.cell_names) == list(sample.protein.index) == list(mdata.obs_names)
     assert list(sample.gene_names) == list(mdata["rna"].var_names)
     assert list(sample.protein.columns) == list(mdata["prot"].var_names)
-    assert np.isfinite(sample.protein.to_numpy()).all()
+    unmeasured = mdata["prot"].to_df().isna()
+    assert unmeasured.to_numpy().any()
+    assert sample.protein.isna().equals(unmeasured)
+    drawn = sample.protein.to_numpy()[~unmeasured]
+    assert (drawn == np.round(drawn)).all()
 
 
 def test_several_samples_are_lists_of_different_counts(model: Model) -> None:
@@ -78,7 +82,7 @@ def test_counts_to_zarr(model: Model, tmp_path: Path, n_samples: int) -> None:
         assert np.array_equal(rna.X.toarray(), counts.toarray())
         assert list(rna.var_names) == given["gene_list"]
         assert list(rna.obs_names) == list(frame.index)
-        assert np.array_equal(protein.to_df(), frame)
+        assert np.array_equal(protein.to_df(), frame, equal_nan=True)
     with pytest.raises(OutputError, match="exists already"):
         model.posterior_predictive_sample(out=path)
 

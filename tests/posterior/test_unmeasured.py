@@ -6,6 +6,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -112,7 +113,8 @@ def answers_scaled(model: totalvi.Model, **asked: Any) -> np.ndarray:
 
 def test_one_warning_says_what_is_nan(model: totalvi.Model) -> None:
     said = 'Protein "protein_4" and 1 more are NaN in 30 of 90 cells, which lack them; unmeasured='
-    for name in ("get_normalized_expression", *QUERIES, "get_denoised_counts"):
+    distributed = ("get_likelihood_parameters", "posterior_predictive_sample")
+    for name in ("get_normalized_expression", *QUERIES, "get_denoised_counts", *distributed):
         with pytest.warns(DataWarning, match=said) as caught:
             getattr(model, name)(progress=False)
         assert len(caught) == 1
@@ -163,3 +165,101 @@ def test_a_query_with_rna_alone_has_no_measured_protein(model: totalvi.Model) ->
     for name in ("denoised", *QUERIES):
         assert np.isnan(found[name]).all()
         assert np.isfinite(imputed[name]).all()
+
+
+PARAMETERS = ("protein_background_mean", "protein_foreground_mean", "protein_mixing")
+
+
+def distributions(model: totalvi.Model, **asked: Any) -> dict[str, np.ndarray]:
+    """Parameters of the counts, and counts drawn with them, (samples,) cells by features."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        found: dict[str, np.ndarray] = model.get_likelihood_parameters(
+            return_numpy=True, **ASKED, **asked
+        )
+        drawn = model.posterior_predictive_sample(**ASKED, **asked)
+    found["counts"] = np.stack(drawn.protein)
+    found["rna counts"] = np.stack([counts.toarray() for counts in drawn.rna])
+    return found
+
+
+def test_distributions_of_what_a_panel_lacks_are_nan_and_nothing_else(
+    model: totalvi.Model, lacking: np.ndarray
+) -> None:
+    found, imputed = distributions(model), distributions(model, unmeasured="impute")
+    for name, values in found.items():
+        absent = np.broadcast_to(lacking, values.shape) if values.shape[-2:] == (90, 6) else False
+        assert np.array_equal(np.isnan(values), np.broadcast_to(absent, values.shape)), name
+        assert np.isfinite(imputed[name]).all()
+        np.testing.assert_array_equal(values[~np.isnan(values)], imputed[name][~np.isnan(values)])
+    assert (imputed["counts"] == np.round(imputed["counts"])).all()
+
+
+def test_imputed_parameters_are_those_of_the_batches_that_measured_the_protein(
+    model: totalvi.Model, lacking: np.ndarray
+) -> None:
+    imputed = distributions(model, unmeasured="impute")
+    first, second, third = (
+        distributions(model, unmeasured="impute", transform_batch=f"batch_{i}") for i in range(3)
+    )
+    for name in PARAMETERS:
+        assert np.isnan(second[name][:, LACKING]).all()
+        expected = (first[name] + third[name])[lacking] / 2
+        np.testing.assert_allclose(imputed[name][lacking], expected, rtol=1e-5)
+
+
+def test_each_imputed_count_is_of_a_batch_that_measured_the_protein(
+    model: totalvi.Model, lacking: np.ndarray
+) -> None:
+    imputed = distributions(model, unmeasured="impute")["counts"][:, lacking]
+    first, third = (
+        distributions(model, unmeasured="impute", transform_batch=name)["counts"][:, lacking]
+        for name in ("batch_0", "batch_2")
+    )
+    of_first, of_third = imputed == first, imputed == third
+    assert (of_first | of_third).all()
+    differ = first != third
+    assert 0.2 < of_first[differ].mean() < 0.8
+    cells = np.nonzero(lacking)[0]
+    both = pd.DataFrame({"cell": cells[differ[0]], "first": of_first[0][differ[0]]})
+    assert (both.groupby("cell")["first"].nunique() == 1).all()  # the batch is the cell's
+
+
+def test_distributions_of_a_query_with_rna_alone(model: totalvi.Model) -> None:
+    query = model.map_query(totalvi.simulate(20, 40, 6, n_batches=3, seed=1)["rna"].copy())
+    found, imputed = distributions(query), distributions(query, unmeasured="impute")
+    for name in (*PARAMETERS, "counts"):
+        assert np.isnan(found[name]).all()
+        assert np.isfinite(imputed[name]).all()
+
+
+@pytest.mark.parametrize("kind", ["spearman", "pearson"])
+def test_cells_that_lack_a_protein_have_no_part_in_its_correlations(
+    model: totalvi.Model, lacking: np.ndarray, kind: str
+) -> None:
+    asked = {"n_samples": 2, "correlation_type": kind, "progress": False}
+    every = model.get_feature_correlation_matrix(**asked)
+    measuring = np.flatnonzero(~lacking.any(axis=1))
+    some = model.get_feature_correlation_matrix(indices=measuring, **asked)
+    names = [("protein", f"protein_{i}") for i in (4, 5)]
+    pair = every.loc[names[0], names[1]], some.loc[names[0], names[1]]
+    assert pair[0] == pytest.approx(pair[1], abs=1e-5)
+    nowhere = model.get_feature_correlation_matrix(indices=lacking.any(axis=1), **asked)
+    assert nowhere.loc[names].isna().all(axis=None)
+    assert nowhere.drop(index=names, columns=names).notna().all(axis=None)
+    elsewhere = model.get_feature_correlation_matrix(transform_batch="batch_1", **asked)
+    assert elsewhere.loc[names].isna().all(axis=None)
+
+
+def test_pairs_of_what_a_panel_lacks(model: totalvi.Model, lacking: np.ndarray) -> None:
+    pairs = [("protein_4", "gene_3"), ("protein_0", "gene_3")]
+    columns = ["raw", "denoised", "raw_log_pearson", "denoised_log_pearson"]
+    asked = {"pairs": pairs, "n_samples": 2, "progress": False}
+    every = model.get_gene_protein_pairs(**asked)[columns]
+    measuring = model.get_gene_protein_pairs(indices=np.flatnonzero(~lacking.any(axis=1)), **asked)[
+        columns
+    ]
+    np.testing.assert_allclose(every.iloc[0], measuring.iloc[0], atol=1e-5)
+    nowhere = model.get_gene_protein_pairs(indices=lacking.any(axis=1), **asked)[columns]
+    assert nowhere.iloc[0].isna().all()
+    assert nowhere.iloc[1].notna().all()

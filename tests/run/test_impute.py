@@ -40,6 +40,9 @@ def test_one_command(
     assert execute(["impute", *given]) == 0
     printed = capsys.readouterr().out
     assert "4 proteins imputed in 60 cells from 160 cells and 40 genes" in printed
+    assert "reference, used: 40 genes" in printed
+    assert "and 4 proteins" in printed
+    assert "query, used: 40 genes" in printed
     adata = anndata.read_h5ad(output / "imputed.h5ad")
     query = anndata.read_h5ad(inputs[1])
     assert list(adata.obs_names) == list(query.obs_names)

@@ -15,9 +15,9 @@ import zarr
 from totalvi.cli.main import execute
 from totalvi.data.simulate import simulate
 from totalvi.errors import IncompleteError, OutputError
+from totalvi.report.build import build_report
 from totalvi.run import after_fit
 from totalvi.run.run import run
-from totalvi.view.report.build import build_report
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -278,7 +278,7 @@ def test_a_report_that_fails_leaves_the_results(
     out = tmp_path / "out"
     command = ["run", str(cells), "-o", str(out), "--epochs", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr("totalvi.view.report.build.render", broken)
+        patch.setattr("totalvi.report.build.render", broken)
         assert execute(command) == 1
         assert "report.html failed (RuntimeError: it is broken)" in capsys.readouterr().err
     assert (out / "results.h5mu").exists()

@@ -6,12 +6,12 @@ from totalvi.data.columns import Columns
 from totalvi.data.counts import SparseOnDisk
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import OutputError
+from totalvi.explorer.run_cells import RunCells
+from totalvi.report.build import build_report
 from totalvi.run import after_fit, clusters
 from totalvi.run.prepare import prepare, prepare_on_disk
 from totalvi.run.run import repeat, run
 from totalvi.run.variable_genes import select_genes, select_genes_on_disk
-from totalvi.view.explorer.run_cells import RunCells
-from totalvi.view.report.build import build_report
 
 KEYS = Columns(batch_key="batch")
 

@@ -3,29 +3,24 @@
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import Reading, that_reads
+from totalvi.cli.command_run import raw_paths
+from totalvi.cli.options import Arguments, Reading, with_options
 from totalvi.errors import DataError
 
 COLORS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": None}
 
 
-@that_reads
+@with_options
 def check(
     input: options.Input,
     reading: Reading,
+    annotation: Arguments,
     raw: options.RawPath = None,
-    batch: options.Batch = None,
-    panel: options.Panel = None,
-    labels: options.Labels = None,
-    size_factor: options.SizeFactor = None,
-    covariate: options.Covariates = None,
-    continuous_covariate: options.ContinuousCovariates = None,
-    keep_isotypes: options.KeepIsotypes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a file of counts and list its problems.
@@ -41,18 +36,8 @@ def check(
     """
     from totalvi.run.prepare import check_input
 
-    keys = reading.columns(
-        batch_key=batch,
-        panel_key=panel,
-        labels_key=labels,
-        size_factor_key=size_factor,
-        categorical_covariate_keys=tuple(covariate or ()),
-        continuous_covariate_keys=tuple(continuous_covariate or ()),
-        isotype_controls=() if keep_isotypes else None,
-    )
-    findings = check_input(
-        input, keys, reading.options(), options.raw_paths(raw), reading.unmeasured
-    )
+    keys = reading.columns(**annotation)
+    findings = check_input(input, keys, reading.options(), raw_paths(raw), reading.unmeasured)
     if as_json:
         listed = [finding._asdict() for finding in findings]
         typer.echo(json.dumps({"input": str(input), "findings": listed}, indent=2))
@@ -64,7 +49,7 @@ def check(
         raise typer.Exit(2)
 
 
-@that_reads
+@with_options
 def convert(
     input: Annotated[
         Path,
@@ -253,39 +238,28 @@ def simulate(
 
     if raw is not None and raw.resolve() == output.resolve():
         raise OutputError(f"--raw {raw} is the file of --output; give another name.")
+    wanted: dict[str, Any] = {
+        "n_cells": cells,
+        "n_genes": genes,
+        "n_proteins": proteins,
+        "n_batches": batches,
+        "n_cell_types": cell_types,
+        "n_ubiquitous": ubiquitous,
+        "median_foreground_factor": foreground_factor,
+        "seed": seed,
+    }
     if output.suffix == ".zarr":
         if unmeasured or raw is not None:
             option = f"--unmeasured {unmeasured}" if unmeasured else f"--raw {raw}"
             raise DataError(f"{option} needs all cells in memory; write .h5mu.")
-        simulate_to_zarr(
-            output,
-            n_cells=cells,
-            n_genes=genes,
-            n_proteins=proteins,
-            n_batches=batches,
-            n_cell_types=cell_types,
-            n_ubiquitous=ubiquitous,
-            median_foreground_factor=foreground_factor,
-            seed=seed,
-            overwrite=overwrite,
-        )
+        simulate_to_zarr(output, **wanted, overwrite=overwrite)
         typer.echo(output)
         return
     with ExitStack() as files:
         staged = files.enter_context(staged_file(output, suffix=".h5mu", overwrite=overwrite))
         if raw is not None:
             staged_raw = files.enter_context(staged_file(raw, suffix=".h5mu", overwrite=overwrite))
-        simulated = simulate_counts(
-            n_cells=cells,
-            n_genes=genes,
-            n_proteins=proteins,
-            n_batches=batches,
-            n_cell_types=cell_types,
-            n_unmeasured=unmeasured,
-            n_ubiquitous=ubiquitous,
-            median_foreground_factor=foreground_factor,
-            seed=seed,
-        )
+        simulated = simulate_counts(**wanted, n_unmeasured=unmeasured)
         if raw is not None:
             simulate_raw(simulated, empty, seed=seed).write(staged_raw)
         simulated.write(staged)

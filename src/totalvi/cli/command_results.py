@@ -1,18 +1,26 @@
-"""`totalvi explore`, `report`, `map` and `impute`: commands on results and models."""
+"""`totalvi explore`, `report`, `denoise`, `de`, `map` and `impute`: what a fitted model says."""
 
 from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import Reading, keeping, that_reads
+from totalvi.cli.command_run import keeping, list_written
+from totalvi.cli.options import Arguments, Reading, with_options
 from totalvi.errors import DataWarning
+from totalvi.processes import this_process
+
+Counts = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[INPUT]", help="Counts of the cells asked about; default: those of the run."
+    ),
+]
 
 
 def explore(
@@ -48,8 +56,8 @@ def explore(
       totalvi explore results --gates other_results/gates.json
       totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
     """
-    from totalvi.view.explorer.server import open_in_browser, serving
-    from totalvi.view.explorer.workspace import open_workspace
+    from totalvi.explorer.server import open_in_browser, serving
+    from totalvi.explorer.workspace import open_workspace
 
     workspace = open_workspace(folder, gates)
     for note in workspace.notes:
@@ -89,67 +97,129 @@ def report(
       totalvi report results
       totalvi report results -o for_the_lab.html
     """
-    from totalvi.view.report.build import build_report
+    from totalvi.report.build import build_report
 
     typer.echo(build_report(folder, output))
 
 
-def compare(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `totalvi run` wrote.")],
-    sample: Annotated[
-        str, options.text("--sample", "KEY", "Column with each cell's sample, such as the donor.")
-    ],
-    condition: Annotated[
-        str, options.text("--condition", "KEY", "Column with the conditions to compare.")
-    ],
-    groupby: Annotated[
-        str, options.text("--groupby", "KEY", "Compare within each category of this column.")
-    ] = "leiden_totalvi",
-    group: Annotated[
-        str | None, options.text("--group", "NAME", "Only this condition; default: each.")
-    ] = None,
-    against: Annotated[
-        str | None,
-        options.text("--against", "NAME", "Condition to compare with; default: the first."),
-    ] = None,
-    block: Annotated[
-        str | None, options.text("--block", "KEY", "Column within which samples are compared.")
-    ] = None,
-    covariate: Annotated[
+@with_options
+def denoise(
+    model: options.ModelPath,
+    reading: Reading,
+    input: Counts = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="New .h5mu or .zarr.")
+    ] = Path("denoised.h5mu"),
+    transform_batch: Annotated[
         list[str] | None,
-        options.text("--covariate", "KEY", "Effect on samples to take out; repeatable."),
+        options.text(
+            "--as-batch", "NAME", "Decode all cells as if from this batch; of several the average."
+        ),
     ] = None,
+    impute: Annotated[
+        bool,
+        typer.Option(
+            "--impute-unmeasured",
+            help="Write what the model expects of proteins that a cell's panel lacks, in place of NaN.",
+        ),
+    ] = False,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Posterior samples.")] = 25,
+    seed: options.Seed = 0,
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = 1,
+    overwrite: options.Overwrite = False,
 ) -> None:
-    """Compare conditions over samples, such as donors, within the clusters of a run.
-
-    Writes tables/conditions.csv.gz (effects with intervals and p-values that are about the donors'
-    populations), condition_samples.csv (the level of each sample), condition_abundance.csv, and
-    condition_power.csv.gz with figures/power_by_samples.png: how many samples would find a twofold
-    change. Replaces those of an earlier comparison, and builds the report again.
+    """Write denoised counts: RNA scaled to 10,000 per cell, and proteins without background.
 
     \b
     Examples:
-      totalvi compare results --sample donor --condition treatment --against control
-      totalvi compare results --sample visit --condition time --block donor --covariate sex
+      totalvi denoise results -o denoised.h5mu
+      totalvi denoise pbmc.totalvi cells.h5mu -o denoised.zarr --as-batch donor_1
+      totalvi denoise atlas.totalvi cells.zarr -o denoised.zarr --devices 4
     """
-    from totalvi.run.commands import compare_conditions
-    from totalvi.run.compare_samples import FDR_TARGET, Design
-    from totalvi.view.report.build import build_report
+    from totalvi.run.commands import denoise as write
 
-    design = Design(sample, condition, groupby, group, against, block, tuple(covariate or ()))
-    table, found = compare_conditions(folder, design)
-    for message in found:
-        typer.echo(f"warning: {message}")
-    tested = table.dropna(subset="p_value")
-    called = int(tested[f"is_de_fdr_{FDR_TARGET:g}"].sum())
-    typer.echo(
-        f"{len(tested):,} features tested in {tested['comparison'].nunique()} comparisons, {called:,} "
-        f"called at a false discovery rate of {FDR_TARGET:g}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        path = write(
+            model,
+            input,
+            output,
+            reading=reading.of(),
+            transform_batch=transform_batch or None,
+            unmeasured="impute" if impute else "nan",
+            n_samples=samples,
+            seed=seed,
+            devices=devices,
+            num_nodes=num_nodes,
+            overwrite=overwrite,
+        )
+    if this_process().rank == 0:
+        for warning in caught:
+            if isinstance(warning.message, DataWarning):
+                typer.echo(f"warning: {warning.message}")
+        typer.echo(f"written: {path}")
+
+
+@with_options
+def de(
+    model: options.ModelPath,
+    reading: Reading,
+    input: Counts = None,
+    groupby: Annotated[
+        str, options.text("--groupby", "KEY", "Column of obs with the groups.")
+    ] = "leiden_totalvi",
+    group: Annotated[
+        str | None, options.text("--group", "NAME", "Only this group; default: each.")
+    ] = None,
+    against: Annotated[
+        str | None, options.text("--against", "NAME", "The other group; default: all the rest.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="New .csv file.")
+    ] = Path("differential_expression.csv"),
+    delta: Annotated[
+        float, options.number("--delta", 0.0, 100, "Smallest log2 fold change of interest.")
+    ] = 0.25,
+    fdr: Annotated[
+        float, options.number("--fdr", 0.001, 0.999, "Expected false discovery rate.")
+    ] = 0.05,
+    batch_correction: Annotated[
+        bool, typer.Option("--batch-correction", help="Decode both groups into the same batches.")
+    ] = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Compare genes and proteins between groups of cells, from the model's posterior.
+
+    \b
+    Examples:
+      totalvi de results -o clusters.csv
+      totalvi de pbmc.totalvi cells.h5mu --groupby cell_type --group B --against NK -o b_nk.csv
+    """
+    from totalvi.run.commands import compare
+
+    table = compare(
+        model,
+        input,
+        output,
+        reading=reading.of(),
+        groupby=groupby,
+        group=group,
+        against=against,
+        delta=delta,
+        fdr_target=fdr,
+        batch_correction=batch_correction,
+        seed=seed,
+        overwrite=overwrite,
     )
-    typer.echo(f"written: {build_report(folder)}")
+    called = [column for column in table if str(column).startswith("is_de")]
+    found = int(table[called[0]].sum()) if called else 0
+    typer.echo(f"{len(table):,} rows, {found:,} called at a false discovery rate of {fdr:g}")
+    typer.echo(f"written: {output}")
 
 
-@that_reads
+@with_options
 def map_cells(
     model: options.ModelPath,
     query: Annotated[
@@ -158,6 +228,7 @@ def map_cells(
     ],
     output: options.Output,
     reading: Reading,
+    writing: Arguments,
     reference: Annotated[
         Path | None,
         options.text(
@@ -186,9 +257,6 @@ def map_cells(
     train: Annotated[
         bool, typer.Option("--train", help="Fit the weights of the query's batches (surgery).")
     ] = False,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = False,
-    checkpoint_every: options.CheckpointEvery = 10.0,
 ) -> None:
     """Map new cells on a fitted model, without changing the model.
 
@@ -217,9 +285,7 @@ def map_cells(
             reading=reading.of(batch_key=batch),
             reference_batch=reference_batch,
             train=train,
-            overwrite=overwrite,
-            resume=resume,
-            checkpoint_every=timedelta(minutes=checkpoint_every),
+            **writing,
         )
     for said in caught:
         typer.echo(f"warning: {said.message}")
@@ -229,7 +295,7 @@ def map_cells(
     typer.echo(f"written: {output}")
 
 
-@that_reads
+@with_options
 def impute(
     reference: Annotated[
         str,
@@ -247,24 +313,18 @@ def impute(
     ],
     output: options.Output,
     reading: Reading,
+    fitting: Arguments,
+    writing: Arguments,
     batch: Annotated[
         str | None,
         options.text("--batch", "KEY", "Column with the batches within REFERENCE or QUERY."),
     ] = None,
-    genes: Annotated[
-        int, typer.Option("--genes", min=1, help="Variable genes to keep, of more shared ones.")
-    ] = 4000,
-    epochs: options.Epochs = None,
     interval: Annotated[
         float, options.number("--interval", 0.01, 0.99, "Probability of the intervals.")
     ] = 0.9,
     samples: Annotated[
         int, typer.Option("--samples", min=20, help="Posterior samples a cell.")
     ] = 100,
-    seed: options.Seed = 0,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = False,
-    checkpoint_every: options.CheckpointEvery = 10.0,
 ) -> None:
     """Predict the proteins that cells lack.
 
@@ -290,14 +350,10 @@ def impute(
             **reading.arguments,
             **reading.where,
             unmeasured=reading.unmeasured,
-            n_genes=genes,
-            max_epochs=epochs,
+            **fitting,
             n_samples=samples,
             interval=interval,
-            seed=seed,
-            overwrite=overwrite,
-            resume=resume,
-            checkpoint_every=timedelta(minutes=checkpoint_every),
+            **writing,
         )
     record = result.record
     typer.echo(
@@ -305,4 +361,4 @@ def impute(
         f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
         f"{sum(record['seconds'].values()):,.0f} s"
     )
-    options.list_written(result)
+    list_written(result)

@@ -1,24 +1,26 @@
-"""`totalvi run` and `totalvi demo`: write a folder of results from counts."""
+"""`totalvi run`, `train` and `demo`: fit a model to counts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from totalvi.cli import options
-from totalvi.cli.options import Reading, keeping, that_reads
-from totalvi.errors import IncompleteError, TotalviError
+from totalvi.cli.options import Arguments, Reading, with_options
+from totalvi.errors import IncompleteError, Interrupted, ReadError, TotalviError, counted
+from totalvi.processes import this_process
+from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
-if TYPE_CHECKING:
-    from totalvi.run.folder import RunResult
-
-DEMO_EPOCHS = 60  # enough for these data
+DEMO: dict[str, Any] = {
+    "batch_key": "batch",
+    "labels_key": "cell_type",
+    "max_epochs": 60,
+}  # enough for these data
 
 REPEATED = {
     *("input", "raw", "protein", "output", "record"),
@@ -27,27 +29,19 @@ REPEATED = {
 """Options of a run that can be given with ``--from``."""
 
 
-@that_reads
+@with_options
 def run(
     context: typer.Context,
     output: options.Output,
     reading: Reading,
+    annotation: Arguments,
+    fitting: Arguments,
+    writing: Arguments,
     input: options.InputOfRun = None,
     raw: options.RawPath = None,
-    batch: options.Batch = None,
-    panel: options.Panel = None,
-    labels: options.Labels = None,
-    size_factor: options.SizeFactor = None,
-    covariate: options.Covariates = None,
-    continuous_covariate: options.ContinuousCovariates = None,
-    genes: Annotated[
-        int, typer.Option("--genes", min=1, help="Number of highly variable genes to use.")
-    ] = 4000,
-    epochs: options.Epochs = None,
     resolution: Annotated[
         float, options.number("--resolution", 0.01, 1000, "Of the clusters; higher gives more.")
     ] = 1.0,
-    seed: options.Seed = 0,
     split_counts: Annotated[
         bool,
         typer.Option(
@@ -66,14 +60,10 @@ def run(
     ] = False,
     sample: options.Sample = None,
     condition: options.Condition = None,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = False,
-    checkpoint_every: options.CheckpointEvery = 10.0,
     record: Annotated[
         Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
     refuse_empty_cells: options.RefuseEmptyCells = False,
-    keep_isotypes: options.KeepIsotypes = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record of the run as JSON.")
     ] = False,
@@ -100,7 +90,6 @@ def run(
     from totalvi.run.run import repeat
     from totalvi.run.run import run as run_pipeline
 
-    every = timedelta(minutes=checkpoint_every)
     if record is not None:
         _refuse_others_than_repeated(context)
         with keeping(output), reporting_what_is_there(output):
@@ -108,11 +97,9 @@ def run(
                 record,
                 output,
                 input=input,
-                raw=options.raw_paths(raw),
+                raw=raw_paths(raw),
                 protein_path=reading.arguments["protein_path"],
-                overwrite=overwrite,
-                resume=resume,
-                checkpoint_every=every,
+                **writing,
             )
         _finish(result, as_json)
         return
@@ -122,31 +109,84 @@ def run(
         result = run_pipeline(
             input,
             output,
-            raw=options.raw_paths(raw),
+            raw=raw_paths(raw),
             **reading.arguments,
             **reading.where,
+            **annotation,
             unmeasured=reading.unmeasured,
-            batch_key=batch,
-            panel_key=panel,
-            labels_key=labels,
-            size_factor_key=size_factor,
-            categorical_covariate_keys=covariate or (),
-            continuous_covariate_keys=continuous_covariate or (),
-            n_genes=genes,
-            max_epochs=epochs,
+            **fitting,
             resolution=resolution,
-            seed=seed,
             split_counts=split_counts,
             on_disk=on_disk,
             sample_key=sample,
             condition_key=condition,
-            overwrite=overwrite,
-            resume=resume,
-            checkpoint_every=every,
+            **writing,
             drop_empty_cells=not refuse_empty_cells,
-            isotype_controls=() if keep_isotypes else None,
         )
     _finish(result, as_json)
+
+
+@with_options
+def train(
+    input: options.Input,
+    reading: Reading,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the model.")
+    ],
+    annotation: Arguments,
+    fitting: Arguments,
+    writing: Arguments,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=3,
+            help="Cells in a minibatch of all processes; default: 128 or 256.",
+        ),
+    ] = None,
+    on_disk: Annotated[
+        bool,
+        typer.Option(
+            "--on-disk",
+            help="Read counts some cells at a time, for data larger than memory; INPUT is .h5ad, "
+            ".h5mu or .zarr.",
+        ),
+    ] = False,
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = 1,
+) -> None:
+    """Fit a model to raw counts and save it, without the rest of `run`.
+
+    \b
+    Examples:
+      totalvi train cells.h5mu -o pbmc.totalvi --batch donor
+      totalvi train cells.h5mu -o pbmc.totalvi --batch donor --resume
+      totalvi train cells.zarr -o atlas.totalvi --on-disk --devices 4 --batch-size 1024
+    """
+    from totalvi.run.commands import train_model
+
+    with keeping(output):
+        trained = train_model(
+            input,
+            output,
+            reading.columns(**annotation),
+            reading.options(),
+            unmeasured=reading.unmeasured,
+            **fitting,
+            batch_size=batch_size,
+            on_disk=on_disk,
+            devices=devices,
+            num_nodes=num_nodes,
+            **writing,
+        )
+    if this_process().rank:
+        return
+    for kind, messages in (("note", trained.notes), ("warning", trained.warnings)):
+        for message in messages:
+            typer.echo(f"{kind}: {message}")
+    history = trained.model.history["validation_loss"]
+    typer.echo(f"{counted(len(history), 'epoch')}, held-out loss {history.min():,.1f} per cell")
+    typer.echo(f"written: {output}")
 
 
 def demo(
@@ -172,14 +212,122 @@ def demo(
         result = run_pipeline(
             data,
             output,
-            batch_key="batch",
-            labels_key="cell_type",
-            max_epochs=DEMO_EPOCHS,
+            **DEMO,
             seed=seed,
             overwrite=overwrite,
             resume=resume,
         )
     _finish(result)
+
+
+def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
+    """Return the path of the raw matrix, or one for each batch.
+
+    Raises
+    ------
+    ReadError
+        When several are given, and some of them without a batch.
+
+    Examples
+    --------
+    >>> raw_paths(["raw.h5"]), raw_paths(["a=raw_a.h5", "b=raw_b.h5"])
+    ('raw.h5', {'a': 'raw_a.h5', 'b': 'raw_b.h5'})
+    """
+    if not given:
+        return None
+    if len(given) == 1 and ("=" not in given[0] or Path(given[0]).exists()):
+        return given[0]
+    by_batch: dict[str, str] = {}
+    for one in given:
+        batch, equals, path = one.partition("=")
+        if not (equals and batch and path) or batch in by_batch:
+            raise ReadError(
+                f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH."
+            )
+        by_batch[batch] = path
+    return by_batch
+
+
+@contextmanager
+def keeping(output: Path) -> Iterator[None]:
+    """Print where the fit is kept if a signal ends a run early, and exit with its status."""
+    try:
+        yield
+    except BaseException as error:
+        checkpoint = checkpoint_of(output)
+        is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
+        if (is_kept or isinstance(error, Interrupted)) and this_process().rank == 0:
+            typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
+        if isinstance(error, Interrupted):
+            raise typer.Exit(128 + error.signal_number) from error
+        raise
+
+
+def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
+    """Print what the record notes and warns of, and which files there are; of the model its folder."""
+    for kind in ("notes", "warnings"):
+        for message in result.record[kind]:
+            typer.echo(f"{kind.removesuffix('s')}: {message}")
+    typer.echo("written:")
+    for file in result.files:
+        if file.parts[0] not in (MODEL, *apart):
+            typer.echo(f"  {result.folder / file}")
+    typer.echo(f"  {result.folder / MODEL}")
+
+
+def compare(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `totalvi run` wrote.")],
+    sample: Annotated[
+        str, options.text("--sample", "KEY", "Column with each cell's sample, such as the donor.")
+    ],
+    condition: Annotated[
+        str, options.text("--condition", "KEY", "Column with the conditions to compare.")
+    ],
+    groupby: Annotated[
+        str, options.text("--groupby", "KEY", "Compare within each category of this column.")
+    ] = "leiden_totalvi",
+    group: Annotated[
+        str | None, options.text("--group", "NAME", "Only this condition; default: each.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        options.text("--against", "NAME", "Condition to compare with; default: the first."),
+    ] = None,
+    block: Annotated[
+        str | None, options.text("--block", "KEY", "Column within which samples are compared.")
+    ] = None,
+    covariate: Annotated[
+        list[str] | None,
+        options.text("--covariate", "KEY", "Effect on samples to take out; repeatable."),
+    ] = None,
+) -> None:
+    """Compare conditions over samples, such as donors, within the clusters of a run.
+
+    Writes tables/conditions.csv.gz (effects with intervals and p-values that are about the donors'
+    populations), condition_samples.csv (the level of each sample), condition_abundance.csv, and
+    condition_power.csv.gz with figures/power_by_samples.png: how many samples would find a twofold
+    change. Replaces those of an earlier comparison, and builds the report again.
+
+    \b
+    Examples:
+      totalvi compare results --sample donor --condition treatment --against control
+      totalvi compare results --sample visit --condition time --block donor --covariate sex
+    """
+    from totalvi.report.build import build_report
+    from totalvi.run.commands import compare_conditions
+    from totalvi.run.compare_samples import FDR_TARGET, Design
+
+    design = Design(sample, condition, groupby, group, against, block, tuple(covariate or ()))
+    table, found = compare_conditions(folder, design)
+    for message in found:
+        typer.echo(f"warning: {message}")
+    tested = table.dropna(subset="p_value")
+    called = int(tested[f"is_de_fdr_{FDR_TARGET:g}"].sum())
+    typer.echo(
+        f"{len(tested):,} features tested in {tested['comparison'].nunique()} comparisons, {called:,} "
+        f"called at a false discovery rate of {FDR_TARGET:g}"
+    )
+    typer.echo(f"written: {build_report(folder)}")
 
 
 @contextmanager
@@ -197,8 +345,8 @@ def reporting_what_is_there(output: Path) -> Iterator[None]:
 
 def _report(folder: Path) -> Path:
     """Build the report of a run."""
+    from totalvi.report.build import build_report
     from totalvi.run.record import named
-    from totalvi.view.report.build import build_report
 
     try:
         return build_report(folder)
@@ -235,5 +383,5 @@ def _finish(result: RunResult, as_json: bool = False) -> None:
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
         f"per cell, {sum(record['seconds'].values()):,.0f} s"
     )
-    options.list_written(result, apart=(report.name,))
+    list_written(result, apart=(report.name,))
     typer.echo(f"  {report}  (open it in a browser)")

@@ -13,9 +13,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from totalvi.cli.command_files import check, convert, datasets, simulate
-from totalvi.cli.command_parts import de, denoise, train
-from totalvi.cli.command_results import compare, explore, impute, map_cells, report
-from totalvi.cli.command_run import demo, run
+from totalvi.cli.command_results import de, denoise, explore, impute, map_cells, report
+from totalvi.cli.command_run import compare, demo, run, train
 from totalvi.cli.options import OPTIONS
 from totalvi.errors import IncompleteError, ProcessError, TotalviError, naming_options
 from totalvi.processes import this_process

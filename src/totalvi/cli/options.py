@@ -1,17 +1,16 @@
 """Options that several commands share: where the counts and the annotation are."""
 
 import math
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, get_type_hints
 
 import typer
 
 from totalvi.errors import ReadError
-from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
 if TYPE_CHECKING:
     from totalvi.data.columns import Columns
@@ -133,6 +132,9 @@ CheckpointEvery = Annotated[
         help="Time between checkpoints, in minutes.",
     ),
 ]
+Genes = Annotated[
+    int, typer.Option("--genes", min=1, help="Highly variable genes to keep, of more.")
+]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells.")
 ]
@@ -142,36 +144,6 @@ Output = Annotated[
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Model folder, or folder of `totalvi run`.")
 ]
-
-
-def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
-    """Return the path of the raw matrix, or one for each batch.
-
-    Raises
-    ------
-    ReadError
-        When several are given without a batch each.
-
-    Examples
-    --------
-    >>> raw_paths(["raw.h5"]), raw_paths(["a=raw_a.h5", "b=raw_b.h5"])
-    ('raw.h5', {'a': 'raw_a.h5', 'b': 'raw_b.h5'})
-    """
-    if not given:
-        return None
-    if len(given) == 1 and ("=" not in given[0] or Path(given[0]).exists()):
-        return given[0]
-    by_batch: dict[str, str] = {}
-    for one in given:
-        batch, equals, path = one.partition("=")
-        if not (equals and batch and path) or batch in by_batch:
-            raise ReadError(
-                f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH."
-            )
-        by_batch[batch] = path
-    return by_batch
-
-
 Unmeasured = Annotated[
     list[str] | None,
     text(
@@ -188,13 +160,15 @@ LeaveOut = Annotated[
         "Which rows of the antibodies are of none; default: those named so, as unmapped.",
     ),
 ]
+Arguments: TypeAlias = dict[str, Any]
+_Options: TypeAlias = dict[str, tuple[str, Any, Any]]  # argument, type and default of each option
 
 
 class Reading(NamedTuple):
     """How to read counts: arguments of `ReadOptions`, of `Columns` and of `declare_unmeasured`."""
 
-    arguments: dict[str, Any]
-    where: dict[str, Any]
+    arguments: Arguments
+    where: Arguments
     unmeasured: dict[str, list[str]] | Literal["zeros"] | None
 
     def of(self, **columns: Any) -> "tuple[Columns, ReadOptions, antibodies.Unmeasured | None]":
@@ -214,50 +188,99 @@ class Reading(NamedTuple):
         return Columns(**self.where, **others)
 
 
-_OF_FILES: dict[str, tuple[str, Any, Any]] = {  # argument, type and default of each option
+def _as_named(**kinds: Any) -> _Options:
+    """Return options that are called like their arguments; by default they are not given."""
+    return {name: (name, kind, None) for name, kind in kinds.items()}
+
+
+_OF_FILES: _Options = {
     "protein": ("protein_path", ProteinPath, None),
-    "genome": ("genome", Genome, None),
-    "hashtags": ("hashtags", Hashtags, None),
-    "controls": ("controls", Controls, None),
-    "leave_out": ("leave_out", LeaveOut, None),
-    "cells_in": ("cells_in", CellsIn, None),
+    **_as_named(
+        genome=Genome, hashtags=Hashtags, controls=Controls, leave_out=LeaveOut, cells_in=CellsIn
+    ),
 }
-_OF_COUNTS: dict[str, tuple[str, Any, Any]] = {
+_OF_COUNTS: _Options = {
     "rna_modality": ("rna_modality", RnaModality, "rna"),
     "protein_modality": ("protein_modality", ProteinModality, "prot"),
-    "rna_layer": ("rna_layer", RnaLayer, None),
-    "protein_layer": ("protein_layer", ProteinLayer, None),
+    **_as_named(rna_layer=RnaLayer, protein_layer=ProteinLayer),
     "protein_obsm": ("protein_expression_obsm_key", ProteinObsm, None),
     "allow_fractional": ("allow_fractional", AllowFractional, False),
 }
+_OF_CELLS: _Options = {
+    "batch": ("batch_key", Batch, None),
+    "panel": ("panel_key", Panel, None),
+    "labels": ("labels_key", Labels, None),
+    "size_factor": ("size_factor_key", SizeFactor, None),
+    "covariate": ("categorical_covariate_keys", Covariates, None),
+    "continuous_covariate": ("continuous_covariate_keys", ContinuousCovariates, None),
+    "keep_isotypes": ("isotype_controls", KeepIsotypes, False),
+}
+_OF_FITTING: _Options = {
+    "genes": ("n_genes", Genes, 4000),
+    "epochs": ("max_epochs", Epochs, None),
+    "seed": ("seed", Seed, 0),
+}
+_OF_WRITING: _Options = {
+    "overwrite": ("overwrite", Overwrite, False),
+    "resume": ("resume", Resume, False),
+    "checkpoint_every": ("checkpoint_every", CheckpointEvery, 10.0),
+}
 
 
-def that_reads(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of reading in place of its parameter ``reading``."""
-    options = {**_OF_FILES, **_OF_COUNTS, "unmeasured": ("unmeasured", Unmeasured, None)}
+def _reading(chosen: Arguments) -> Reading:
+    of_files, of_counts = _arguments(_OF_FILES, chosen), _arguments(_OF_COUNTS, chosen)
+    return Reading(of_files, of_counts, unmeasured_proteins(chosen["unmeasured"]))
+
+
+def _annotation(chosen: Arguments) -> Arguments:
+    given = _arguments(_OF_CELLS, chosen)
+    for several in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        given[several] = tuple(given[several] or ())
+    return given | {"isotype_controls": () if given["isotype_controls"] else None}
+
+
+def _writing(chosen: Arguments) -> Arguments:
+    every = timedelta(minutes=chosen["checkpoint_every"])
+    return _arguments(_OF_WRITING, chosen) | {"checkpoint_every": every}
+
+
+def _arguments(options: _Options, chosen: Arguments) -> Arguments:
+    return {argument: chosen[name] for name, (argument, _, _) in options.items()}
+
+
+_TOGETHER: dict[str, tuple[_Options, Callable[[Arguments], Any]]] = {
+    "reading": ({**_OF_FILES, **_OF_COUNTS, "unmeasured": ("", Unmeasured, None)}, _reading),
+    "annotation": (_OF_CELLS, _annotation),
+    "fitting": (_OF_FITTING, partial(_arguments, _OF_FITTING)),
+    "writing": (_OF_WRITING, _writing),
+}
+"""Parameters of commands that stand for several options, and how these make its value."""
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that its parameters of `_TOGETHER` stand for, in their place."""
+    types = get_type_hints(command, include_extras=True)
+    parameters: dict[str, Parameter] = {}
+    joined = [name for name in signature(command).parameters if name in _TOGETHER]
+    for parameter in signature(command).parameters.values():
+        options, _ = _TOGETHER.get(parameter.name, ({parameter.name: None}, None))
+        for name, option in options.items():
+            default = parameter.default if option is None else option[2]
+            kind = types[name] if option is None else option[1]
+            parameters[name] = Parameter(
+                name, Parameter.KEYWORD_ONLY, default=default, annotation=kind
+            )
 
     @wraps(command)
-    def with_options_of_reading(*given: Any, **chosen: Any) -> None:
-        values = {name: chosen.pop(name, default) for name, (_, _, default) in options.items()}
-        reading = Reading(
-            {argument: values[name] for name, (argument, _, _) in _OF_FILES.items()},
-            {argument: values[name] for name, (argument, _, _) in _OF_COUNTS.items()},
-            unmeasured_proteins(values["unmeasured"]),
-        )
-        command(*given, **chosen, reading=reading)
+    def taking_each_option(*given: Any, **chosen: Any) -> None:
+        whole = {name: option.default for name, option in parameters.items()} | chosen
+        values = {name: _TOGETHER[name][1](whole) for name in joined}
+        apart = {name for part in joined for name in _TOGETHER[part][0]}
+        command(*given, **{k: v for k, v in chosen.items() if k not in apart}, **values)
 
-    types = get_type_hints(command, include_extras=True)
-    types |= {name: kind for name, (_, kind, _) in options.items()}
-    parameters: list[Parameter] = []
-    for parameter in signature(command).parameters.values():
-        names = options if parameter.name == "reading" else (parameter.name,)
-        for name in names:
-            default = options[name][2] if name in options else parameter.default
-            kind = Parameter.KEYWORD_ONLY
-            parameters.append(Parameter(name, kind, default=default, annotation=types[name]))
-    with_options_of_reading.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    with_options_of_reading.__annotations__ = {p.name: p.annotation for p in parameters}
-    return with_options_of_reading
+    taking_each_option.__signature__ = Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    taking_each_option.__annotations__ = {p.name: p.annotation for p in parameters.values()}
+    return taking_each_option
 
 
 def unmeasured_proteins(given: list[str] | None) -> dict[str, list[str]] | Literal["zeros"] | None:
@@ -301,36 +324,6 @@ NumNodes = Annotated[
     int,
     typer.Option("--num-nodes", min=1, help="Machines that run this command with the same data."),
 ]
-
-
-@contextmanager
-def keeping(output: Path) -> Iterator[None]:
-    """Print where the fit is kept if a signal ends a run early, and exit with its status."""
-    from totalvi.errors import Interrupted
-    from totalvi.processes import this_process
-
-    try:
-        yield
-    except BaseException as error:
-        checkpoint = checkpoint_of(output)
-        is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
-        if (is_kept or isinstance(error, Interrupted)) and this_process().rank == 0:
-            typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
-        if isinstance(error, Interrupted):
-            raise typer.Exit(128 + error.signal_number) from error
-        raise
-
-
-def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
-    """Print what the record notes and warns of, and which files there are; of the model its folder."""
-    for kind in ("notes", "warnings"):
-        for message in result.record[kind]:
-            typer.echo(f"{kind.removesuffix('s')}: {message}")
-    typer.echo("written:")
-    for file in result.files:
-        if file.parts[0] not in (MODEL, *apart):
-            typer.echo(f"  {result.folder / file}")
-    typer.echo(f"  {result.folder / MODEL}")
 
 
 OPTIONS = {

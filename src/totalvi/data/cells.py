@@ -15,7 +15,7 @@ from scipy import sparse
 
 from totalvi.data.columns import Columns, joined_obs, names_of
 from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced
-from totalvi.data.finding import Finding
+from totalvi.errors import Finding
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class CiteData:
     Parameters
     ----------
     schema
-        Names and categories.
+        Names and categories of features, batches and panels.
     rna
         Counts (N, G).
     protein

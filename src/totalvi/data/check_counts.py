@@ -1,6 +1,6 @@
 """Check that the values of the counts are raw, whole, non-negative and finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,8 +8,22 @@ import pandas as pd
 from scipy import sparse
 
 from totalvi.data.find import CountSource
-from totalvi.data.finding import Finding, first_and_count, listed
-from totalvi.errors import argument, setting
+from totalvi.errors import Finding, Severity, argument, counted, first_and_count, listed, setting
+
+
+def named(names: Sequence[str] | pd.Index, singular: str, at_most: int = 10) -> str:
+    """Return the number of names and the names themselves, or the first few if there are many.
+
+    Examples
+    --------
+    >>> named(["CD4"], "protein")
+    'protein "CD4"'
+    >>> named(["CD4", "CD8", "CD3"], "protein", at_most=2)
+    '3 proteins ("CD4", "CD8" and 1 more)'
+    """
+    if len(names) == 1:
+        return f'{singular} "{names[0]}"'
+    return f"{counted(len(names), singular)} ({listed(names, at_most)})"
 
 
 class Place(NamedTuple):
@@ -238,7 +252,7 @@ def protein_value_findings(
             "warning",
             "protein_constant",
             f"{source.protein_where} has the same count in all cells for "
-            f"{first_and_count(constant, 'protein')}; check that it is a measured count.",
+            f"{named(constant, 'protein')}; check that these are measured counts.",
         )
 
 
@@ -287,20 +301,17 @@ def _not_finite(modality: _Modality, code: str, noun: str) -> Iterator[Finding]:
 def _fractional(modality: _Modality, found: str, looks: str, allowed: bool) -> Finding:
     """Return the finding that values are fractional, with their likely origin."""
     if looks:
-        return Finding(
-            "warning" if allowed else "error",
-            f"{modality.kind}_normalised",
-            f"{modality.where} looks {looks}, with {found}; {_fix(modality)}.",
+        severity: Severity = "warning" if allowed else "error"
+        code, message = "normalised", f"looks {looks}, with {found}; {_fix(modality)}."
+    elif allowed:
+        severity, code, message = "note", "fractional", f"holds {found}, as allowed."
+    else:
+        severity, code = "error", "fractional"
+        message = (
+            f"holds {found}; {_fix(modality)}, or accept fractions on purpose with "
+            f"{setting('allow_fractional', True)}."
         )
-    if allowed:
-        message = f"{modality.where} holds {found}, as allowed."
-        return Finding("note", f"{modality.kind}_fractional", message)
-    return Finding(
-        "error",
-        f"{modality.kind}_fractional",
-        f"{modality.where} holds {found}; {_fix(modality)}, or accept fractions on purpose with "
-        f"{setting('allow_fractional', True)}.",
-    )
+    return Finding(severity, f"{modality.kind}_{code}", f"{modality.where} {message}")
 
 
 def _looks(modality: _Modality) -> str:
@@ -368,7 +379,10 @@ def _fix(modality: _Modality) -> str:
         return f"give the raw counts (there are the layers {listed(others)}: {argument(layer)})"
     if modality.where.startswith("obsm"):
         return f"give the raw counts with {argument('protein_expression_obsm_key')}"
-    return f"give the raw counts (kept in a layer, name it, as in {setting(layer, 'counts')})"
+    return (
+        "there are no counts in a layer or in raw either, so give the data with the raw counts that "
+        f"the counting tool wrote (if they are in a layer, name it, as in {setting(layer, 'counts')})"
+    )
 
 
 def _number(number: int, noun: str) -> str:

@@ -6,22 +6,28 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.background.isotype_controls import antibody_findings
-from totalvi.data.check_counts import CountTally, protein_value_findings, rna_findings, tally_counts
-from totalvi.data.columns import Columns
+from totalvi.data.check_counts import (
+    CountTally,
+    named,
+    protein_value_findings,
+    rna_findings,
+    tally_counts,
+)
+from totalvi.data.columns import CellGroups, Columns, cell_groups, column, no_column
 from totalvi.data.find import CountSource
-from totalvi.data.finding import (
-    CellGroups,
+from totalvi.errors import (
+    DataError,
     Finding,
-    cell_groups,
-    column,
+    argument,
+    counted,
     first_and_count,
     in_order,
     listed,
-    no_column,
+    setting,
 )
-from totalvi.errors import DataError, argument
 
 MANY_CATEGORIES = 100
+_CHANCE_OF_ZEROS = 1e-3  # that cells like those elsewhere are all zero
 SMALL_GROUP = 10
 
 
@@ -167,8 +173,7 @@ def _size_factor(obs: pd.DataFrame, key: str) -> Iterator[Finding]:
         yield Finding(
             "error",
             "size_factor_not_positive",
-            f"{column('size_factor_key', key)} is not positive in "
-            f"{first_and_count(bad, 'cell')}; "
+            f"{column('size_factor_key', key)} is not positive in {first_and_count(bad, 'cell')}; "
             "correct it, or drop the cells.",
         )
 
@@ -222,7 +227,7 @@ def check_counts(
         *_cell_findings(source),
         *counts,
         *(panel_findings(source, groups, tally) if groups is not None else ()),
-        *antibody_findings(source, tally),
+        *antibody_findings(source, tally, groups),
         _summary(source, tally, are_counts=all(finding.severity != "error" for finding in counts)),
     ]
     return in_order(findings)
@@ -237,9 +242,8 @@ def tally_by_group(source: CountSource, columns: Columns) -> CountTally:
 
 
 def _groups(source: CountSource, columns: Columns) -> CellGroups | None:
-    if columns.panel_key is not None:
-        return cell_groups(source.obs, "panel", columns.panel_key)
-    return cell_groups(source.obs, "batch", columns.batch_key)
+    word = "batch" if columns.panel_key is None else "panel"
+    return cell_groups(source.obs, word, columns.panel_key or columns.batch_key)
 
 
 def raise_errors(findings: Sequence[Finding]) -> None:
@@ -281,8 +285,8 @@ def _cell_findings(source: CountSource) -> list[Finding]:
 def _summary(source: CountSource, tally: CountTally, *, are_counts: bool) -> Finding:
     """Return a summary: cells, genes, proteins, share of non-zeros, median counts."""
     n_cells, n_genes = source.rna.shape
-    n_proteins = source.protein.shape[1]
-    message = f"{n_cells:,} cells, {n_genes:,} genes and {n_proteins:,} proteins"
+    message = f"{counted(n_cells, 'cell')}, {counted(n_genes, 'gene')} and "
+    message += counted(source.protein.shape[1], "protein")
     if are_counts:
         rna_median = np.median(tally.rna_total)
         protein_totals = tally.protein_total[tally.protein_measured]
@@ -296,23 +300,13 @@ def _summary(source: CountSource, tally: CountTally, *, are_counts: bool) -> Fin
 
 
 def panel_findings(source: CountSource, groups: CellGroups, tally: CountTally) -> Iterator[Finding]:
-    """Check each protein in each panel (or batch, or the whole data set).
-
-    Parameters
-    ----------
-    source
-        Counts; a protein that is NaN in all cells of a group is unmeasured there.
-    groups
-        The panel or batch of each cell.
-    tally
-        Sums of the counts, by these groups.
-    """
+    """Check each protein in each panel (or batch, or the whole data set): ``groups`` of ``tally``."""
     n_cells = np.bincount(groups.codes, minlength=len(groups.names))
     n_unmeasured = tally.n_unmeasured
     unmeasured = n_unmeasured == n_cells[:, None]
     yield from _unmeasured(source, groups, unmeasured)
     yield from _partly_unmeasured(source, groups, (n_unmeasured > 0) & ~unmeasured, n_unmeasured)
-    yield from _zero(source, groups, unmeasured, tally.n_positive)
+    yield from _zero(source, n_cells, groups, unmeasured, tally)
 
 
 def _unmeasured(
@@ -320,11 +314,11 @@ def _unmeasured(
 ) -> Iterator[Finding]:
     nowhere = np.asarray(unmeasured.all(axis=0))
     if nowhere.any():
-        name = first_and_count(source.protein_names[nowhere], "protein")
+        which = named(source.protein_names[nowhere], "protein")
         yield Finding(
             "error",
             "protein_unmeasured_everywhere",
-            f"{source.protein_where} has no value in any cell for {name}; remove what was never "
+            f"{source.protein_where} has no value in any cell for {which}; remove what was never "
             "measured.",
         )
     for group in np.flatnonzero((unmeasured & ~nowhere).any(axis=1)):
@@ -364,28 +358,43 @@ def _partly_unmeasured(
     )
 
 
+def _declaring_zeros(word: str) -> str:
+    """Return how zeros are declared unmeasured, as it is said where the message is read."""
+    how, groups = setting("unmeasured", "zeros"), ", batch_key=..." if word != "data set" else ""
+    return how if how.startswith("-") else f"totalvi.declare_unmeasured(data, {how}{groups})"
+
+
 def _zero(
-    source: CountSource, groups: CellGroups, unmeasured: np.ndarray, n_positive: np.ndarray
+    source: CountSource,
+    n_cells: np.ndarray,
+    groups: CellGroups,
+    unmeasured: np.ndarray,
+    tally: CountTally,
 ) -> Iterator[Finding]:
-    measured = ~unmeasured.all(axis=0)
-    everywhere = np.asarray(measured & ~n_positive.any(axis=0))
+    """Find proteins without a count, in all cells or in a group where chance does not explain it."""
+    n_positive, declared = tally.n_positive, _declaring_zeros(groups.word)
+    everywhere = np.asarray(~unmeasured.all(axis=0) & ~n_positive.any(axis=0))
     if everywhere.any():
-        name = first_and_count(source.protein_names[everywhere], "protein")
+        which = named(source.protein_names[everywhere], "protein")
+        it, was = ("it", "it was") if everywhere.sum() == 1 else ("them", "they were")
         yield Finding(
             "warning",
             "protein_zero",
-            f"{source.protein_where} is zero in all cells for {name}; remove it if it was not in "
-            "the antibody panel, or, if cells of other batches or of a reference have it, declare it "
-            f"unmeasured (NaN) with {argument('totalvi.declare_unmeasured')}.",
+            f"{source.protein_where} is zero in all cells for {which}; remove {it} if {was} not in "
+            f"the antibody panel, or, if cells of other batches or of a reference have {it}, declare "
+            f"{it} unmeasured (NaN) with {declared}.",
         )
-    only_here = (n_positive == 0) & ~unmeasured & ~everywhere
+    n_measured = n_cells[:, None] - tally.n_unmeasured
+    share = n_positive.sum(axis=0) / np.maximum(n_measured.sum(axis=0) - n_measured, 1)
+    by_chance = (1 - np.minimum(share, 1)) ** n_measured > _CHANCE_OF_ZEROS
+    only_here = (n_positive == 0) & ~unmeasured & ~everywhere & ~by_chance
     for group in np.flatnonzero(only_here.any(axis=1)):
         names = source.protein_names[only_here[group]]
+        it, them = ("it was", "it") if len(names) == 1 else ("they were", "them")
         yield Finding(
             "warning",
             "protein_zero_in_group",
             f"{source.protein_where} is zero in all cells of {groups.name(int(group))}, but not "
-            f"elsewhere, for {first_and_count(names, 'protein')}; if it was not measured there, set "
-            f"it to NaN in that {groups.word}, with {argument('totalvi.declare_unmeasured')}; else it "
-            "counts as absent.",
+            f"elsewhere, for {named(names, 'protein')}; if {it} not measured there, set {them} to NaN "
+            f"with {declared} (scvi-tools takes such zeros as missing); else the zeros mean absent.",
         )

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.errors import DataError
+from totalvi.errors import DataError, argument, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,74 @@ class Columns:
     The fields are arguments of `totalvi.Model`, whose docstring explains them.
     """
 
+    rna_modality: str = "rna"
+    protein_modality: str = "prot"
+    rna_layer: str | None = None
+    protein_layer: str | None = None
+    protein_expression_obsm_key: str | None = None
     batch_key: str | None = None
     panel_key: str | None = None
     labels_key: str | None = None
     size_factor_key: str | None = None
     categorical_covariate_keys: tuple[str, ...] = ()
     continuous_covariate_keys: tuple[str, ...] = ()
-    rna_modality: str = "rna"
-    protein_modality: str = "prot"
-    rna_layer: str | None = None
-    protein_layer: str | None = None
-    protein_expression_obsm_key: str | None = None
     protein_names_uns_key: str | None = None
     allow_fractional: bool = False
     isotype_controls: tuple[str, ...] | None = None
+
+
+def column(name: str, key: str) -> str:
+    """Return the words for the column ``key`` of ``obs``, which the argument ``name`` names.
+
+    Examples
+    --------
+    >>> column("batch_key", "donor")
+    'batch_key: obs["donor"]'
+    """
+    return f'{argument(name)}: obs["{key}"]'
+
+
+def no_column(name: str, key: str, known: Iterable[str]) -> str:
+    """Return the message that ``obs`` lacks the column ``key`` that the argument ``name`` names.
+
+    Examples
+    --------
+    >>> no_column("batch_key", "sample", ["donor"])
+    'batch_key: no column "sample" in obs; there are: "donor".'
+    """
+    return f'{argument(name)}: no column "{key}" in obs; {did_you_mean(str(key), known)}.'
+
+
+class CellGroups(NamedTuple):
+    """The group of each cell: its panel or batch, or one group of all cells.
+
+    Attributes
+    ----------
+    word
+        "panel", "batch" or "data set".
+    codes
+        Position in ``names`` of each cell's group, shape ``(n_cells,)``.
+    names
+        Names of the groups.
+    """
+
+    word: str
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+    def name(self, code: int) -> str:
+        """Return the words for one group."""
+        return f'{self.word} "{self.names[code]}"' if self.word != "data set" else "the data set"
+
+
+def cell_groups(obs: pd.DataFrame, word: str, key: str | None) -> CellGroups | None:
+    """Group the cells by ``obs[key]``; None when the key is absent or lacks values for some cells."""
+    if key is None:
+        return CellGroups("data set", np.zeros(len(obs), dtype=np.intp), ("all",))
+    if key not in obs or obs[key].isna().any():
+        return None
+    codes, names = pd.factorize(obs[key], sort=False)
+    return CellGroups(word, codes, tuple(map(str, names)))
 
 
 def names_of(index: pd.Index) -> pd.Index:
@@ -143,7 +197,7 @@ def pair_cells(first: pd.Index, second: pd.Index) -> CellPairs:
     --------
     >>> pairs = pair_cells(pd.Index(["AACGTTGA-1", "CCATGGTA-1"]), pd.Index(["CCATGGTA", "AACGTTGA"]))
     >>> pairs.second.tolist(), pairs.change
-    ([1, 0], 'without the number behind them')
+    ([1, 0], 'without the number at their end, as in -1')
     """
     first, second = names_of(first), names_of(second)
     best = CellPairs(np.empty(0, np.int64), np.empty(0, np.int64), "", False)
@@ -202,7 +256,7 @@ def _reversed(name: str) -> str | None:
 _CHANGES: tuple[tuple[str, Callable[[str], str | None], Callable[[str], str | None]], ...] = (
     ("in upper case", _upper, _upper),
     ('with "-" for "."', _without_dots, _without_dots),
-    ("without the number behind them", _without_number, _without_number),
+    ("without the number at their end, as in -1", _without_number, _without_number),
     ("without what stands before them", _without_prefix, _without_prefix),
     ("by the bases of their barcodes", _bases, _bases),
     ("by their barcodes, translated as 10x does for TotalSeq-B and C", _bases, _translated),
@@ -276,8 +330,15 @@ def in_words(pairs: CellPairs, n_first: int, n_second: int) -> str:
     Examples
     --------
     >>> in_words(CellPairs(np.arange(9), np.arange(9), "in upper case", True), 12, 10)
-    '9 of 12 and of 10 cells agree once the names are compared in upper case'
+    '9 of 12 and 10 cells agree once the names are compared in upper case'
     """
-    counted = f"of {n_first:,}" if n_first == n_second else f"of {n_first:,} and of {n_second:,}"
+    counted = f"of {n_first:,}" if n_first == n_second else f"of {n_first:,} and {n_second:,}"
     how = f" once the names are compared {pairs.change}" if pairs.change else ""
     return f"{len(pairs.first):,} {counted} cells agree{how}"
+
+
+def column_of(obs: pd.DataFrame, name: str, key: str) -> pd.Series:
+    """Return a column of ``obs`` that an argument names, or raise DataError."""
+    if key not in obs:
+        raise DataError(f"{argument(name)} is {key!r}; {did_you_mean(str(key), obs.columns)}.")
+    return obs[key]

@@ -13,11 +13,10 @@ from mudata import MuData
 
 from totalvi.data.columns import Columns
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
-from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.features import modalities_of, says_antibody
 from totalvi.data.io.readable_parts import READING, UNREAD
-from totalvi.data.panels.antibody_names import has_known_target
-from totalvi.errors import DataError, argument, setting
+from totalvi.data.panels.antibody_names import GENES_OF_ANTIGEN, has_known_target, identify
+from totalvi.errors import DataError, Finding, argument, counted, did_you_mean, listed, setting
 
 LIKE_PROTEINS = re.compile(
     r"prote(in|om) | (?<![a-z]) (prot(?!o) | adt | antibod | abseq | ab(?![a-z]) | cite)",
@@ -30,6 +29,8 @@ _NO_COUNTS = re.compile(
 )
 _GENE_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 _BARCODE = re.compile(r"[ACGT]{12,}")
+_CD = re.compile(r"(?<![a-z])cd[-_. ]?\d", re.IGNORECASE)  # as most antibodies of a panel are named
+_DESIGNATION = re.compile(r"cd\d+[a-z]{0,2}(?![a-z0-9])", re.IGNORECASE)
 _FEW = 1000  # antibodies that no panel exceeds
 AMBIENT_KEY = "ambient"  # entry of uns with the profile of empty droplets, which is kept elsewhere
 _SEEN = 1000  # cells that are looked at
@@ -57,6 +58,8 @@ def likely_proteins(data: MuData | AnnData, columns: Columns) -> list[tuple[str,
     found += _in_annotation(rna)
     names = rna.var_names.astype(str)
     odd = [name for name in names if says_antibody(name)]
+    designated = [name for name in names if _names_no_gene(name)]
+    odd = odd or (designated if len(designated) > 1 else [])
     if odd and len(odd) < len(names) and "prot" not in modalities_of(rna.var):
         how = (
             'mark them as "Antibody Capture" in var["feature_types"], and the others as '
@@ -64,6 +67,17 @@ def likely_proteins(data: MuData | AnnData, columns: Columns) -> list[tuple[str,
         )
         found.append((f"the features {listed(odd, at_most=3)}", how))
     return list(dict.fromkeys(found))
+
+
+def _names_no_gene(name: str) -> bool:
+    """Whether a name is the CD designation of an antigen whose genes are called otherwise, as CD3."""
+    found = _DESIGNATION.match(name.strip())
+    if found is None:
+        return False
+    target = identify(found.group()).target
+    is_isoform = target.upper().startswith("CD45R")
+    genes = GENES_OF_ANTIGEN.get(target)
+    return is_isoform or (genes is not None and found.group().upper() not in genes)
 
 
 def _modalities(mdata: MuData, columns: Columns) -> Iterator[tuple[str, str]]:
@@ -94,10 +108,15 @@ def _in_annotation(rna: AnnData) -> Iterator[tuple[str, str]]:
         yield f"the columns {listed(odd, at_most=3)} of obs", how
     raw = getattr(rna, "raw", None)
     if raw is not None and "prot" in modalities_of(raw.var):
-        yield "the antibodies in raw", f"name it with {setting('rna_layer', 'raw')}"
+        fix = 'adata.raw.to_adata().write_h5ad("cells.h5ad")'
+        yield "the antibodies in raw", f"make them the data, with {fix}"
     for key, value in rna.uns.items():
-        of_cells = isinstance(value, pd.DataFrame) and value.shape[0] == rna.n_obs
-        if of_cells and value.index.equals(rna.obs_names) and looks_like_counts(value):
+        if isinstance(value, Mapping):  # counts and names side by side
+            value = next((each for each in value.values() if _is_of_cells(each, rna)), None)
+        if not _is_of_cells(value, rna):
+            continue
+        is_named = isinstance(value, pd.DataFrame) and value.index.equals(rna.obs_names)
+        if (is_named or LIKE_PROTEINS.search(str(key))) and looks_like_counts(value):
             yield f'the table uns["{key}"]', f'move it to obsm["{key}"]'
     cells, features = rna.obs_names.astype(str)[:_SEEN], rna.var_names.astype(str)[:_SEEN]
     barcodes = [_BARCODE.search(name) is not None for name in features]
@@ -108,6 +127,11 @@ def _in_annotation(rna: AnnData) -> Iterator[tuple[str, str]]:
             "",
             f'its cells are named as genes ("{example}"), so write it transposed, cells as rows',
         )
+
+
+def _is_of_cells(value: Any, rna: AnnData) -> bool:
+    shape: tuple[int, ...] = getattr(value, "shape", ())
+    return len(shape) == 2 and shape[0] == rna.n_obs and shape[1] <= _FEW
 
 
 def _looks_like_antibodies(key: str, values: Any) -> bool:
@@ -149,6 +173,9 @@ def require_no_proteins(data: MuData | AnnData, columns: Columns) -> None:
 
 def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
     """Return the message that there are no proteins, and where they may be."""
+    alone = _antibodies_alone(data, columns)
+    if alone:
+        return alone
     found = likely_proteins(data, columns)
     if found:
         name = columns.protein_modality
@@ -161,14 +188,39 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
             f'modality "{name}" is empty' if name in data.mod else f'no modality "{name}" is there'
         )
         return (
-            f"There are no proteins at all: {missing}; name the modality that holds them with "
-            f"{argument('protein_modality')} ({did_you_mean(name, data.mod)})."
+            f"There are no proteins at all: {missing}; if another modality holds them, name it with "
+            f"{argument('protein_modality')} ({did_you_mean(name, data.mod)}), or give their file as "
+            f"{argument('protein_path')}."
+        )
+    rna = data.mod.get(columns.rna_modality) if isinstance(data, MuData) else data
+    entries = [] if rna is None else _obsm_entries(rna)
+    transformed = [f'obsm["{key}"]' for key in entries if LIKE_PROTEINS.search(key)]
+    if transformed:
+        return (
+            f"There are no proteins at all: {transformed[0]} is named as if it held them, but holds no "
+            "counts; give the raw counts as another entry of obsm, or in a file of their own as "
+            f"{argument('protein_path')}."
         )
     return (
         "There are no proteins at all, and totalVI needs their counts paired with the RNA; give the "
         f"file that has both, or that of the proteins as {argument('protein_path')}; in an AnnData "
         'they are features with "Antibody Capture" in var["feature_types"], or an entry of obsm '
         f"that {argument('protein_expression_obsm_key')} names."
+    )
+
+
+def _antibodies_alone(data: MuData | AnnData, columns: Columns) -> str:
+    """Return the message that what is taken for genes seems to be antibodies; empty if it does not."""
+    rna = data.mod.get(columns.rna_modality) if isinstance(data, MuData) else data
+    if rna is None or not 0 < rna.n_vars <= _FEW:
+        return ""
+    names = rna.var_names.astype(str)
+    if sum(_CD.search(name) is not None for name in names) <= len(names) / 2:
+        return ""
+    return (
+        f"There are no proteins beside the {counted(len(names), 'feature')}, which are named as "
+        f"antibodies ({listed(names, at_most=3)}); if they are, give the file of the RNA first, and "
+        f"this one as {argument('protein_path')}."
     )
 
 
@@ -180,46 +232,71 @@ def _in_words(found: Iterable[tuple[str, str]]) -> str:
     return " and ".join(words)
 
 
-def contents_findings(data: MuData | AnnData, columns: Columns) -> list[Finding]:
-    """Say in one note what of the data is used and what is set apart, and what reading them changed."""
+def _of_mudata(mdata: MuData, columns: Columns) -> tuple[list[str], list[str]]:
+    """Return what of a MuData is used and what is set apart."""
     used, apart = [], []
-    if isinstance(data, MuData):
-        for name, adata in data.mod.items():
-            if name in (columns.rna_modality, columns.protein_modality):
-                is_rna = name == columns.rna_modality
-                layer = columns.rna_layer if is_rna else columns.protein_layer
-                used.append(f'{_matrix_of(layer)} of modality "{name}" ({_shape(adata)})')
-                apart += _beside(adata, layer, None, f' of "{name}"')
-            else:
-                few = f": {listed(adata.var_names)}" if adata.n_vars <= _NAMED else ""
-                apart.append(f'modality "{name}" ({_shape(adata)}{few})')
-        apart += [f'obsm["{key}"]' for key in _obsm_entries(data)]
-    else:
-        key = columns.protein_expression_obsm_key
-        modality = modalities_of(data.var)
-        for name in pd.unique(modality):
-            n_features = int((modality == name).sum())
-            of_type = f'{n_features:,} feature{"s" * (n_features != 1)} of the type "{name}"'
-            takes = name == "rna" or (name == "prot" and key is None)
-            (used if takes else apart).append(of_type)
-        used.append(_matrix_of(columns.rna_layer))
-        if key is not None:
-            used.append(f'obsm["{key}"]')
-        apart += _beside(data, columns.rna_layer, key, "")
-    message = f"Used: {', '.join(used)}; set apart: {', '.join(apart) or 'nothing'}."
+    for name, layer, noun in (
+        (columns.rna_modality, columns.rna_layer, "gene"),
+        (columns.protein_modality, columns.protein_layer, "protein"),
+    ):
+        if name in mdata.mod:
+            adata = mdata.mod[name]
+            n_features = _n_features(adata, layer)
+            used.append(f'{counted(n_features, noun)} ({_matrix_of(layer)} of modality "{name}")')
+            apart += _beside(adata, layer, None, f' of "{name}"')
+    for name, adata in mdata.mod.items():
+        if name not in (columns.rna_modality, columns.protein_modality):
+            few = f": {listed(adata.var_names)}" if adata.n_vars <= _NAMED else ""
+            apart.append(f'modality "{name}" ({counted(adata.n_vars, "feature")}{few})')
+    return used, apart + [f'obsm["{key}"]' for key in _obsm_entries(mdata)]
+
+
+def _of_anndata(adata: AnnData, columns: Columns) -> tuple[list[str], list[str]]:
+    """Return what of an AnnData is used and what is set apart."""
+    key, layer = columns.protein_expression_obsm_key, columns.rna_layer
+    used, apart = [], []
+    modality = modalities_of(adata.var)
+    if "rna" not in modality:  # then all that is no antibody are genes
+        modality = np.where(modality == "prot", modality, "rna")
+    for name in pd.unique(modality):
+        n_features = int((modality == name).sum())
+        if name == "rna":
+            n_genes = n_features if layer != "raw" else _n_features(adata, layer)
+            used.append(f"{counted(n_genes, 'gene')} ({_matrix_of(layer)})")
+        elif name == "prot" and key is None:
+            matrix = _matrix_of(columns.protein_layer or layer)
+            used.append(f"{counted(n_features, 'protein')} ({matrix})")
+        else:
+            apart.append(f'{counted(n_features, "feature")} of the type "{name}"')
+    if key is not None and key in adata.obsm:
+        n_proteins = adata.obsm[key].shape[1] if len(adata.obsm[key].shape) > 1 else 1
+        used.append(f'{counted(n_proteins, "protein")} (obsm["{key}"])')
+    return used, apart + _beside(adata, columns.rna_layer, key, "")
+
+
+def contents_findings(data: MuData | AnnData, columns: Columns, which: str = "") -> list[Finding]:
+    """Say in one note what of the data is used and what is set apart, and what reading them changed.
+
+    ``which`` names the data, where there are others.
+    """
+    used, apart = (_of_mudata if isinstance(data, MuData) else _of_anndata)(data, columns)
+    start = f"{which}, used" if which else "Used"
+    message = f"{start}: {' and '.join(used)}; set apart: {', '.join(apart) or 'nothing'}."
     notes = [Finding("note", "contents", message)]
     said = data.uns.get(READING)
     if isinstance(said, Mapping):
-        notes += [Finding("warning", str(code), str(text)) for code, text in said.items()]
+        of = f"{which}: " if which else ""
+        notes += [Finding("warning", str(code), f"{of}{text}") for code, text in said.items()]
     return notes
+
+
+def _n_features(adata: AnnData, layer: str | None) -> int:
+    of_raw = layer == "raw" and "raw" not in adata.layers and adata.raw is not None
+    return int(adata.raw.n_vars if of_raw else adata.n_vars)
 
 
 def _matrix_of(layer: str | None) -> str:
     return "X" if layer is None else "raw" if layer == "raw" else f'layers["{layer}"]'
-
-
-def _shape(adata: AnnData) -> str:
-    return f"{adata.n_vars:,} feature{'s' * (adata.n_vars != 1)}"
 
 
 def _beside(adata: AnnData, layer: str | None, obsm_key: str | None, of: str) -> list[str]:

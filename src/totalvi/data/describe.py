@@ -20,10 +20,9 @@ from totalvi.data.columns import Columns, names_of
 from totalvi.data.contents import contents_findings
 from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
 from totalvi.data.find import CountSource, find_counts, gene_table
-from totalvi.data.finding import did_you_mean
 from totalvi.data.io.features import with_symbols
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.errors import DataError, argument
+from totalvi.errors import DataError, argument, did_you_mean
 
 ALL_CELLS = "all cells"  # name of the batch if there is no batch key
 Data: TypeAlias = MuData | AnnData | str | PathLike[str]

@@ -1,7 +1,8 @@
 """Find the RNA and protein counts in a MuData or AnnData, without changing it."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,10 +28,11 @@ from totalvi.data.counts import (
     to_csr,
     to_dense,
 )
-from totalvi.data.finding import did_you_mean
-from totalvi.data.io.features import modalities_of, with_symbols
+from totalvi.data.io.features import modalities_of, modality_of_type, with_symbols
 from totalvi.data.io.modalities import names_in_obsm
-from totalvi.errors import DataError, argument, setting
+from totalvi.errors import DataError, argument, did_you_mean, setting
+
+_Rows = TypeVar("_Rows", sparse.csr_matrix, np.ndarray)
 
 
 class CountSource(NamedTuple):
@@ -150,11 +152,11 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
             raise DataError(_no_rna(rna_modality, data.mod))
         require_no_proteins(data, columns)
         rna = data.mod[rna_modality]
-        obs, where = joined_obs(data, rna, rna), _where(f'modality "{rna_modality}"', layer)
+        obs, where = joined_obs(data, rna, rna), _where(f'modality "{rna_modality}"', layer, rna)
     else:
         require_no_proteins(data, columns)
         rna = data if _is_raw(data, layer) else data[:, genes_and_proteins(data.var)[0]]
-        obs, where = pd.DataFrame(data.obs).copy(), _where("", layer)
+        obs, where = pd.DataFrame(data.obs).copy(), _where("", layer, rna)
     values, var = _rna_matrix(rna, layer, "the RNA")
     for count, what in zip((rna.n_obs, len(var)), ("cells", "genes"), strict=True):
         if count == 0:
@@ -173,9 +175,16 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
 
 
 def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
+    likely = [name for name in mod if modality_of_type(name) == "rna"]
+    proteins = [name for name in mod if modality_of_type(name) == "prot" and name != "prot"]
+    how = f"{argument('rna_modality')} ({did_you_mean(rna_modality, mod)})"
+    if len(likely) == 1 and rna_modality == "rna":
+        how = f"{argument('rna_modality')}, likely {setting('rna_modality', likely[0])}"
+        if len(proteins) == 1:
+            how += f", and that of the proteins, {setting('protein_modality', proteins[0])}"
     return (
-        f'no modality "{rna_modality}" in the MuData; name the modality that holds the RNA '
-        f"with {argument('rna_modality')} ({did_you_mean(rna_modality, mod)})."
+        f'no modality "{rna_modality}" in the MuData; name the modality that holds the RNA with '
+        f"{how}."
     )
 
 
@@ -189,7 +198,7 @@ def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
         raise DataError(no_proteins(mdata, columns))
     rna, protein = mod[rna_modality], mod[protein_modality]
     require_same_cells(rna, protein, rna_modality, protein_modality)
-    rna_where = _where(f'modality "{rna_modality}"', rna_layer)
+    rna_where = _where(f'modality "{rna_modality}"', rna_layer, rna)
     protein_where = _where(f'modality "{protein_modality}"', protein_layer)
     rna_values, rna_var = _rna_matrix(rna, rna_layer, f'modality "{rna_modality}"')
     protein_values = _matrix(
@@ -215,7 +224,7 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
     rna_layer, protein_layer = columns.rna_layer, columns.protein_layer
     obsm_key, names_key = columns.protein_expression_obsm_key, columns.protein_names_uns_key
     protein_columns: np.ndarray | None = None  # all
-    rna_where = _where("", rna_layer)
+    rna_where = _where("", rna_layer, adata)
     rna_values, rna_var = _rna_matrix(adata, rna_layer, "the AnnData")
     is_gene = genes_and_proteins(rna_var)[0]
     is_protein = genes_and_proteins(adata.var)[1]
@@ -274,20 +283,21 @@ class _Place(NamedTuple):
     features: pd.Index
 
 
-def _rna(
-    values: Any, place: _Place, on_disk: bool, columns: np.ndarray | None = None
-) -> Counts[sparse.csr_matrix]:
+def _counts(
+    on_disk_as: Callable[..., Counts[_Rows]],
+    in_memory_as: Callable[..., _Rows],
+    values: Any,
+    place: _Place,
+    on_disk: bool,
+    columns: np.ndarray | None = None,
+) -> Counts[_Rows]:
     if on_disk and lies_on_disk(values):
-        return SparseOnDisk(values, place.where, columns=columns)
-    return CountsInMemory(to_csr(_columns(values, columns), *place))
+        return on_disk_as(values, place.where, columns=columns)
+    return CountsInMemory(in_memory_as(_columns(values, columns), *place))
 
 
-def _protein(
-    values: Any, place: _Place, on_disk: bool, columns: np.ndarray | None = None
-) -> Counts[np.ndarray]:
-    if on_disk and lies_on_disk(values):
-        return DenseOnDisk(values, place.where, columns=columns)
-    return CountsInMemory(to_dense(_columns(values, columns), *place))
+_rna = partial(_counts, SparseOnDisk, to_csr)
+_protein = partial(_counts, DenseOnDisk, to_dense)
 
 
 def _columns(values: Any, columns: np.ndarray | None) -> Any:
@@ -338,9 +348,11 @@ def _rna_matrix(rna: AnnData, layer: str | None, owner: str) -> tuple[Any, pd.Da
     return _matrix(rna, layer, owner, "rna_layer"), pd.DataFrame(rna.var)
 
 
-def _where(modality: str, layer: str | None) -> str:
+def _where(modality: str, layer: str | None, owner: AnnData | None = None) -> str:
     if layer is None:
         return modality or "X"
+    if owner is not None and _is_raw(owner, layer):
+        return f"raw of {modality}" if modality else "raw"
     return f'{modality} layers["{layer}"]'.strip()
 
 

@@ -19,10 +19,9 @@ from totalvi.data.contents import contents_findings
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.describe import Data, Found, categories, cells, measured_by_group, opened
 from totalvi.data.find import CountSource
-from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.panels.antibodies import harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, align_genes, find_data_set
-from totalvi.errors import DataError
+from totalvi.errors import DataError, Finding, did_you_mean, listed
 
 LEAST_SHARED_GENES = 0.5  # of the reference's
 _ALL_CELLS = "query"  # name of the batch if the query has no batch column

@@ -42,8 +42,8 @@ def cell_map(
     source: ColumnDataSource,
     mapper: LinearColorMapper,
     *,
-    color: str = "color",
     height: int = 430,
+    color: str = "color",
     **options: Any,
 ) -> figure:
     """Draw a dot for each cell.

@@ -221,7 +221,7 @@ def volcano(
     Parameters
     ----------
     source
-        Of features, with the columns ``x``; ``y``; ``kind``: 0 not called, 1 a gene, 2 a protein
+        One row a feature, with the columns ``x``; ``y``; ``kind``: 0 not called, 1 a gene, 2 a protein
         that is; and ``name``.
     """
     drawn = new_figure(height=height, x_label=x_label, y_label=y_label)

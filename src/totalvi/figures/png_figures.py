@@ -41,6 +41,8 @@ def umap_by_category(
 ) -> Figure:
     """Draw the cells coloured by a category such as cluster or batch.
 
+    Labels on the map are moved apart where they would overlap.
+
     Parameters
     ----------
     umap

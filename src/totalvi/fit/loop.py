@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 
+_MOST_SKIPPED_IN_A_ROW = 20
+_VALIDATION_BATCH_SIZE = 1024
 _NOT_FINITE = (
     "had a finite loss and gradient; the likely cause is a learning rate that is too high; lower it, "
     "or check the counts with `totalvi check`."
 )
-_MOST_SKIPPED_IN_A_ROW = 20
-_VALIDATION_BATCH_SIZE = 1024
 
 
 class StepInfo(NamedTuple):

@@ -22,7 +22,7 @@ class TrainingPlan:
     Parameters
     ----------
     max_epochs
-        Passes over the training cells.
+        Passes over the training cells, at most.
     batch_size
         Largest number of cells in a minibatch.
     learning_rate

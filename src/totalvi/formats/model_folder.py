@@ -168,15 +168,32 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, description
 
 
+def require_model(path: Path) -> None:
+    """Refuse what does not exist or is no folder of a model.
+
+    Raises
+    ------
+    FormatError
+        Naming what to give.
+    """
+    path = standing_folder(path)
+    if (path / _DESCRIPTION).is_file():
+        return
+    if not path.exists():
+        raise FormatError(
+            f"{path} is not a totalvi model: it does not exist; give the folder of a model or of a run."
+        )
+    hint = "give the folder that Model.save wrote"
+    if path.name == "model.pt" or (path / "model.pt").is_file():
+        hint = "if it is of scvi-tools, use totalvi.persistence.load_scvi"
+    raise FormatError(f"{path} is not a totalvi model: it has no {_DESCRIPTION}; {hint}.")
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     file = path / _DESCRIPTION
     for name in (_DESCRIPTION, _WEIGHTS):
         _require_own_file(path / name)
-    if not file.is_file():
-        hint = "give the folder that Model.save wrote"
-        if path.name == "model.pt" or (path / "model.pt").is_file():
-            hint = "if it is of scvi-tools, use totalvi.persistence.load_scvi"
-        raise FormatError(f"{path} is not a totalvi model: it has no {_DESCRIPTION}; {hint}.")
+    require_model(path)
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -12,9 +12,8 @@ from torch import Tensor
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
-from totalvi.data.finding import did_you_mean, warn_of
 from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
-from totalvi.errors import argument, setting
+from totalvi.errors import argument, did_you_mean, setting, warn_of
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
@@ -45,6 +44,7 @@ class _Mappable(Fitted, Protocol):
 _Model = TypeVar("_Model", bound=_Mappable)
 
 
+@documented
 class MappingQueries(_Mappable):
     """The method `map_query` of a model, for cells that it was not fitted to."""
 
@@ -56,7 +56,6 @@ class MappingQueries(_Mappable):
         fill_query(self.module, query, mapping)
         return query
 
-    @documented
     def map_query(
         self,
         data: Data,
@@ -131,8 +130,6 @@ class MappingQueries(_Mappable):
             About what the checks find, such as proteins that are zero throughout a batch; if these were
             not measured, say so with `totalvi.declare_unmeasured`.
 
-        Examples
-        --------
         {reference_model}
         >>> query = model.map_query(mdata[60:].copy())
         >>> query.get_latent_representation().shape

@@ -9,8 +9,7 @@ import pandas as pd
 import torch
 
 from totalvi.data.cells import CiteData, QueryMapping
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError, argument
+from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.mapping.reference_neighbours import (
     Reference,
     as_the_query,
@@ -82,10 +81,10 @@ class Compared(NamedTuple):
     reference: Reference
 
 
+@documented
 class ComparisonQueries(Fitted):
     """Queries of a model about the cells of a query mapped on it."""
 
-    @documented
     def transfer_labels(
         self,
         query: Fitted,
@@ -115,12 +114,8 @@ class ComparisonQueries(Fitted):
         seed
             Seed of the choice of held-out cells if fewer than 100 were left out of the fit.
 
-        Raises
-        ------
         {value_error}
 
-        Examples
-        --------
         {reference_model}
         >>> query = model.map_query(mdata[60:].copy())
         >>> model.transfer_labels(query, "cell_type").probabilities.shape[0]
@@ -153,7 +148,6 @@ class ComparisonQueries(Fitted):
             held_out_calibration_error=float(np.mean(errors)),
         )
 
-    @documented
     def get_unlikeness(
         self, query: Fitted, *, n_neighbors: int = 15, seed: int = 0
     ) -> pd.DataFrame:
@@ -185,12 +179,8 @@ class ComparisonQueries(Fitted):
         - ``p_value_after_shift``: the same, after the shift that all cells share;
         - ``unlikeness``: 1 - ``p_value_after_shift``, by which to rank cells.
 
-        Raises
-        ------
         {value_error}
 
-        Examples
-        --------
         {reference_model}
         >>> list(model.get_unlikeness(model.map_query(mdata[60:].copy())))
         ['distance', 'p_value', 'p_value_after_shift', 'unlikeness']
@@ -218,7 +208,6 @@ class ComparisonQueries(Fitted):
         }
         return pd.DataFrame(columns, index=data.cell_names)
 
-    @documented
     def get_query_reliability(
         self,
         query: Fitted,
@@ -258,8 +247,6 @@ class ComparisonQueries(Fitted):
         DataError
             When there are no training data or no held-out cells.
 
-        Examples
-        --------
         {reference_model}
         >>> query = model.map_query(mdata["rna"][60:].copy())
         >>> model.get_query_reliability(query, n_samples=20).shape

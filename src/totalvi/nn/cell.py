@@ -33,6 +33,11 @@ class CellContext(NamedTuple):
     continuous: Tensor | None = None
     library_size: Tensor | None = None
 
+    def codes(self, *, categorical: bool = True) -> list[Tensor]:
+        """Return the codes of the batch and, if wanted, of the categorical covariates, each (B,)."""
+        others = self.categorical if categorical else None
+        return [self.batch, *(() if others is None else others.unbind(dim=1))]
+
     def repeat(self, n_samples: int) -> "CellContext":
         """Return the context of ``n_samples`` copies of the cells, one copy after the other."""
         parts = (

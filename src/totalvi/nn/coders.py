@@ -6,6 +6,7 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from totalvi.nn import ops
@@ -21,8 +22,6 @@ from totalvi.nn.layers import (
 from totalvi.nn.likelihoods import normal_kl, standard_normal_kl
 from totalvi.nn.sync import of_all_cells, own_cells
 
-# Multiplies the encoder's input from RNA counts, (B, G), by a weight (G, H).
-GeneProduct = Callable[[Tensor], Tensor]
 _VARIANCE_FLOOR = 1e-4
 _TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mixing
 
@@ -67,6 +66,24 @@ def shown_proteins(
     return measured[own_cells(seen, len(panel), generator)]
 
 
+class EncoderInput(NamedTuple):
+    """What the encoder takes of a minibatch's cells.
+
+    Parameters
+    ----------
+    times
+        Multiplies the input from RNA counts, (B, G), by a weight (G, H).
+    others
+        The input from proteins, and the continuous covariates.
+    covariates
+        Categorical covariates, one-hot; None without any.
+    """
+
+    times: Callable[[Tensor], Tensor]
+    others: Tensor
+    covariates: Tensor | None
+
+
 class InputLayer(nn.Module):
     """The first hidden layer: its product with the RNA counts skips the zeros."""
 
@@ -86,18 +103,9 @@ class InputLayer(nn.Module):
         self.others.bias.requires_grad_(activation.feels_shifts)
         self.activation = activation
 
-    def forward(
-        self,
-        times: GeneProduct,
-        others: Tensor,
-        covariates: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Return shape (B, n_output).
-
-        ``others`` are the encoder's input from proteins and the continuous covariates.
-        """
-        linear = times(self.gene_weight) + self.others(others, covariates)
+    def forward(self, cells: EncoderInput, generator: torch.Generator | None) -> Tensor:
+        """Return shape (B, n_output)."""
+        linear = cells.times(self.gene_weight) + self.others(cells.others, cells.covariates)
         hidden: Tensor = self.activation(linear, generator)
         return hidden
 
@@ -127,17 +135,11 @@ class Trunk(nn.Module):
             for activation in activations[1:]
         )
 
-    def forward(
-        self,
-        times: GeneProduct,
-        others: Tensor,
-        covariates: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def forward(self, cells: EncoderInput, generator: torch.Generator | None) -> Tensor:
         """Return shape (B, n_hidden)."""
-        hidden: Tensor = self.first(times, others, covariates, generator)
+        hidden: Tensor = self.first(cells, generator)
         for layer in self.rest:
-            hidden = layer(hidden, covariates, generator)
+            hidden = layer(hidden, cells.covariates, generator)
         return hidden
 
 
@@ -209,13 +211,14 @@ class Encoder(nn.Module):
             ops.counts_product, self._as_seen(x), x,
             fast=self.fused, bfloat16=self.bfloat16_products,
         )  # fmt: skip
-        shared = self.trunk(times, others, covariates, generator)
+        cells = EncoderInput(times, others, covariates)
+        shared = self.trunk(cells, generator)
         z_hidden = shared if self.z_branch is None else self.z_branch(shared, None, generator)
         qz_m, qz_v = self.z_head(z_hidden)
         if not self.latent_library:
             return CellPosterior(qz_m, qz_v)
         if self.library_trunk is not None:
-            library_hidden = self.library_trunk(times, others, covariates, generator)
+            library_hidden = self.library_trunk(cells, generator)
         else:
             assert self.library_branch is not None
             library_hidden = self.library_branch(shared, None, generator)
@@ -241,8 +244,8 @@ class Decoded(NamedTuple):
     Parameters
     ----------
     gene_product, dropout_product
-        Linear layers that end in ``gene_logit`` and ``dropout_logit``; the latter is None if the
-        network has no such layer.
+        Linear layers that end in ``gene_logit`` and ``dropout_logit``. The former is None if only the
+        proteins were decoded, the latter if the network has no such layer.
     background_mean, background_scale
         Mean and standard deviation of q(b | z): the log background of each protein, (B, T).
     foreground_factor
@@ -251,17 +254,22 @@ class Decoded(NamedTuple):
         Logit of the probability that a protein count is background, (B, T).
     """
 
-    gene_product: LinearProduct
+    gene_product: LinearProduct | None
     dropout_product: LinearProduct | None
     background_mean: Tensor
     background_scale: Tensor
     foreground_factor: Tensor
     background_logit: Tensor
 
+    def genes(self) -> LinearProduct:
+        """Return ``gene_product`` of cells whose genes were decoded."""
+        assert self.gene_product is not None
+        return self.gene_product
+
     @property
     def gene_logit(self) -> Tensor:
         """Logit of the RNA proportions, (B, G), the largest product; computed at each access."""
-        return self.gene_product.value()
+        return self.genes().value()
 
     @property
     def dropout_logit(self) -> Tensor | None:
@@ -270,9 +278,9 @@ class Decoded(NamedTuple):
 
     def unflatten(self, sizes: tuple[int, ...]) -> Self:
         """Return the same output for cells in an array of shape ``sizes``."""
-        dropout = self.dropout_product
+        genes, dropout = self.gene_product, self.dropout_product
         return type(self)(
-            self.gene_product.unflatten(sizes),
+            None if genes is None else genes.unflatten(sizes),
             None if dropout is None else dropout.unflatten(sizes),
             *(torch.unflatten(part, 0, sizes) for part in self[2:]),
         )
@@ -316,18 +324,30 @@ class Decoder(nn.Module):
         self.background_logit_head = head(n_proteins)
 
     def forward(
-        self, z: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
+        self,
+        z: Tensor,
+        covariates: Tensor | None,
+        generator: torch.Generator | None = None,
+        *,
+        genes: bool = True,
     ) -> Decoded:
-        """Decode ``z`` (B, n_input): the latent state and the continuous covariates."""
-        hidden = self.first(z, covariates, generator)
-        for layer in self.rest:
-            hidden = layer(hidden, covariates, generator)
-        trunks = hidden.unflatten(1, (_TRUNKS, -1))
-        with_z = torch.cat([trunks, z[:, None].expand(-1, _TRUNKS, -1)], dim=2)
-        genes, background, foreground, mixing = with_z.unbind(dim=1)
+        """Decode ``z`` (B, n_input): the latent state and the continuous covariates.
+
+        Without ``genes``, the trunk of the genes is left out; that is for networks not in training.
+        """
+        hidden, n_hidden = z, self.gene_head.weight.shape[0] - z.shape[1]
+        for layer in (self.first, *self.rest):
+            if genes:
+                hidden = layer(hidden, covariates, generator)
+            else:
+                others = _without_gene_trunk(layer, n_hidden)
+                hidden = functional_call(layer, others, (hidden, covariates, generator))
+        trunks = torch.unflatten(hidden, 1, (-1, n_hidden))
+        with_z = torch.cat([trunks, z[:, None].expand(-1, trunks.shape[1], -1)], dim=2)
+        *of_genes, background, foreground, mixing = with_z.unbind(dim=1)
         scale = self.background_scale_head(background, covariates)
         return Decoded(
-            gene_product=self.gene_head.product(genes, covariates),
+            gene_product=self.gene_head.product(of_genes[0], covariates) if genes else None,
             dropout_product=self._dropout_product(mixing, covariates),
             background_mean=self.background_mean_head(background, covariates),
             background_scale=(
@@ -344,3 +364,12 @@ class Decoder(nn.Module):
         if weight is None:
             return None
         return LinearProduct(mixing, weight, bias, covariates, covariate_weight)
+
+
+def _without_gene_trunk(layer: nn.Module, n_hidden: int) -> dict[str, Tensor]:
+    """Return the weights of a decoder's hidden layer for its other trunks, as views."""
+    return {
+        name: weight[1:] if weight.dim() == 3 else weight[..., n_hidden:]
+        for name, weight in layer.state_dict().items()
+        if weight.dim()
+    }

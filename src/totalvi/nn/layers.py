@@ -91,7 +91,7 @@ class Activation(nn.Module):
         self.fused = fused
         self.normalization = normalization
         self.dropout_rate = dropout_rate
-        self.n_parallel = n_parallel
+        self.n_hidden = n_features // n_parallel
         if normalization == "batch":
             self.batch_norm = nn.BatchNorm1d(n_features, momentum=momentum, eps=epsilon)
 
@@ -109,7 +109,7 @@ class Activation(nn.Module):
         if self.normalization == "batch":
             return ops.hidden(x, self.batch_norm, self.dropout_rate, generator, fast=self.fused)
         if self.normalization == "layer":
-            parts = torch.unflatten(x, -1, (self.n_parallel, -1))
+            parts = torch.unflatten(x, -1, (-1, self.n_hidden))
             x = F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
         return ops.dropout(F.relu(x), self.dropout_rate if self.training else 0.0, generator)
 
@@ -151,7 +151,6 @@ class ParallelHiddenLayer(nn.Module):
     ) -> None:
         super().__init__()
         fan_in = n_hidden + n_covariates
-        self.n_parallel = n_parallel
         self.weight = uniform_parameter(
             n_parallel, n_hidden, n_hidden, fan_in=fan_in, generator=generator
         )
@@ -170,7 +169,7 @@ class ParallelHiddenLayer(nn.Module):
         self, x: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return shape (B, n_parallel * n_hidden)."""
-        parts = torch.unflatten(x, -1, (self.n_parallel, -1)).transpose(
+        parts = torch.unflatten(x, -1, (len(self.weight), -1)).transpose(
             0, 1
         )  # (networks, B, hidden)
         result = torch.bmm(parts, self.weight).transpose(0, 1).flatten(1) + self.bias

@@ -152,11 +152,6 @@ class GeneLikelihood(NamedTuple):
     dispersion: Dispersion
     softplus: bool
 
-    @property
-    def log_r(self) -> Tensor:
-        """Log of the inverse dispersion, (1, G) or (B, G)."""
-        return self.dispersion.log_r
-
     def log_proportions(self) -> Tensor:
         """Return log rho, (..., B, G)."""
         return log_proportions(self.logit.value(), softplus=self.softplus)
@@ -168,6 +163,11 @@ class GeneLikelihood(NamedTuple):
     def dropout_logit(self) -> Tensor | None:
         """Return the logits of zero inflation, (..., B, G); None without."""
         return None if self.dropout is None else self.dropout.value()
+
+    @property
+    def log_r(self) -> Tensor:
+        """Log of the inverse dispersion, (1, G) or (B, G)."""
+        return self.dispersion.log_r
 
 
 def log_proportions(logit: Tensor, *, softplus: bool) -> Tensor:

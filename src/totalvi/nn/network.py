@@ -109,9 +109,7 @@ class Network(nn.Module):
 
         As in 0.6.x, values of unmeasured proteins are encoded unchanged; NaN becomes 0.
         """
-        codes = [context.batch]
-        if context.categorical is not None and self.encode_covariates:
-            codes += list(context.categorical.unbind(dim=1))
+        codes = context.codes(categorical=self.encode_covariates)
         covariates = one_hot_columns(codes, self.config.encoder_categories(), y.dtype)
         continuous = context.continuous if self.encode_covariates else None
         if self.protein_mask is not None:
@@ -128,16 +126,18 @@ class Network(nn.Module):
         return None if self.protein_mask is None else self.protein_mask[panel]
 
     def decode(
-        self, z: Tensor, context: CellContext, generator: torch.Generator | None = None
+        self,
+        z: Tensor,
+        context: CellContext,
+        generator: torch.Generator | None = None,
+        *,
+        genes: bool = True,
     ) -> Decoded:
-        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``."""
-        codes = [context.batch]
-        if context.categorical is not None:
-            codes += list(context.categorical.unbind(dim=1))
-        covariates = one_hot_columns(codes, self.config.decoder_categories(), z.dtype)
+        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``; see `Decoder`."""
+        covariates = one_hot_columns(context.codes(), self.config.decoder_categories(), z.dtype)
         if context.continuous is not None:
             z = torch.cat([z, context.continuous], dim=1)
-        decoded: Decoded = self.decoder(z, covariates, generator)
+        decoded: Decoded = self.decoder(z, covariates, generator, genes=genes)
         return decoded
 
     def in_batch(self, context: CellContext, transform_batch: int | None) -> CellContext:
@@ -200,7 +200,7 @@ class Network(nn.Module):
     def genes(self, decoded: Decoded, library_size: Tensor, context: CellContext) -> GeneLikelihood:
         """Return the distribution of RNA counts at a library size, (..., B, 1)."""
         return GeneLikelihood(
-            logit=decoded.gene_product,
+            logit=decoded.genes(),
             dropout=decoded.dropout_product if self.decoder.dropout_head is not None else None,
             library_size=library_size,
             dispersion=Dispersion.of(self.gene_log_r, self.gene_dispersion, context),
@@ -249,7 +249,7 @@ class Network(nn.Module):
     def add_proportions(self, decoded: Decoded, scale: Tensor, total: Tensor) -> None:
         """Add rho times ``scale`` (B, 1) to ``total`` (B, G), in place and without a gradient."""
         softplus = self.library == "size_factor"
-        ops.add_proportions(decoded.gene_product, scale, total, softplus=softplus, fast=self.fused)
+        ops.add_proportions(decoded.genes(), scale, total, softplus=softplus, fast=self.fused)
 
     # ------------------------------------------------------------------ loss
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from totalvi.data.columns import column_of
 from totalvi.data.describe import Data
-from totalvi.data.finding import column_of, did_you_mean
-from totalvi.errors import DataError
+from totalvi.errors import DataError, did_you_mean
 from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import Cells, checked_number, documented
 from totalvi.posterior.differential.groups import Groups, conditions_within
@@ -19,16 +19,16 @@ from totalvi.posterior.differential.sample_comparison import (
     sample_design,
 )
 from totalvi.posterior.latent import latent_distribution
-from totalvi.posterior.latent_space import LatentSpaceQueries, log_density_by_group
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Question
+from totalvi.posterior.latent_space import log_density_by_group
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 
 _PRIOR_COUNT = 0.5  # added to the cells inside and outside a type before their ratio is taken
 
 
-class AbundanceQueries(LatentSpaceQueries):
-    """Queries of the latent space, with `differential_abundance`, which compares samples in it."""
+@documented
+class AbundanceQueries(Fitted):
+    """The method `differential_abundance` of a model."""
 
-    @documented
     def differential_abundance(
         self,
         adata: Data | None = None,

@@ -1,15 +1,16 @@
 """Validate arguments of `Model`, convert names to positions, and document what queries share."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from textwrap import indent
+from types import FunctionType
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import allowed, of_scvi
+from totalvi.errors import allowed, did_you_mean, of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names: TypeAlias = str | Sequence[str] | None
@@ -140,26 +141,37 @@ class GivenOptions(ProteinOptions, total=False):
     unmeasured: WhereUnmeasured
 
 
+class Stored(TypedDict):
+    """The option of a query whose answer is written to a store."""
+
+    out: str | Path
+
+
+class StoredGiven(GivenOptions, Stored):
+    """Options of `GivenOptions`, with a store."""
+
+
 class FeatureOptions(ProteinOptions, total=False):
     """Options of a query of genes and proteins."""
 
     gene_list: Sequence[str] | None
 
 
-_Method = TypeVar("_Method", bound=Callable[..., object])
+_Queries = TypeVar("_Queries", bound=type)
 _PLACES = re.compile(r"^( *)(\{\w+\}(?: \{\w+\})*)$", re.MULTILINE)
 
 
-def documented(method: _Method) -> _Method:
-    """Replace lines such as ``{seed} {progress}`` in a docstring by the texts that queries share."""
+def documented(queries: _Queries) -> _Queries:
+    """Replace lines such as ``{seed} {progress}`` in a class's methods by texts that queries share."""
 
     def shared(line: re.Match[str]) -> str:
         texts = [_SHARED[name].strip() for name in re.findall(r"\w+", line[2])]
         return indent("\n".join(texts), line[1])
 
-    if method.__doc__:  # it is None where Python runs with -OO
-        method.__doc__ = _PLACES.sub(shared, method.__doc__)
-    return method
+    for method in vars(queries).values():
+        if isinstance(method, FunctionType) and method.__doc__:  # None where Python runs with -OO
+            method.__doc__ = _PLACES.sub(shared, method.__doc__)
+    return queries
 
 
 _SHARED = {
@@ -257,10 +269,14 @@ out
     `anndata.read_zarr` reads.
 """,
     "value_error": """
+Raises
+------
 ValueError
     When an argument has a value not allowed.
 """,
     "name_error": """
+Raises
+------
 ValueError
     When an argument has a value not allowed, or a feature or batch is not known.
 """,
@@ -269,12 +285,26 @@ OutputError
     When ``out`` exists or cannot be written.
 """,
     "fitted_model": """
+Examples
+--------
 >>> import totalvi
 >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
 >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
 >>> model.train(max_epochs=2)
 """,
+    "lacking_model": """
+Examples
+--------
+>>> import totalvi
+>>> mdata = totalvi.simulate(
+...     n_cells=80, n_genes=30, n_proteins=5, n_batches=2, n_unmeasured=2, seed=1
+... )
+>>> model = totalvi.Model(mdata, batch_key="batch", n_hidden=16, n_latent=4)
+>>> model.train(max_epochs=2, train_size=0.7)
+""",
     "reference_model": """
+Examples
+--------
 >>> import totalvi
 >>> mdata = totalvi.simulate(n_cells=80, n_genes=30, n_proteins=5, seed=1)
 >>> model = totalvi.Model(mdata[:60].copy(), n_hidden=16, n_latent=4)

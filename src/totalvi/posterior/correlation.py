@@ -1,6 +1,6 @@
 """How genes and proteins vary together over cells, free of technical variation."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Literal, TypeAlias
@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.stats import rankdata
 from torch import Tensor
 
 from totalvi.data.counts import ROWS_AT_A_TIME
@@ -17,12 +16,13 @@ from totalvi.data.panels.antibody_names import matched_pairs
 from totalvi.errors import DataError, allowed
 from totalvi.fit.batches import Minibatch, minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
+from totalvi.posterior.column_correlations import pairwise_pearson, pearson, spearman
 from totalvi.posterior.draws import drawn_background, draws, plausible
-from totalvi.posterior.noise import gamma_values
+from totalvi.posterior.noise import Drawn, gamma_values
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
+from totalvi.posterior.unmeasured import answering_for
 
 CorrelationType: TypeAlias = Literal["spearman", "pearson"]
-_FEATURES_RANKED_AT_ONCE = 256
 _PERMUTATION = 1  # tells the order of the genes' cells from the noise, which has the seed itself
 
 
@@ -68,7 +68,7 @@ def feature_correlations(
     def correlate(parts: Iterator[np.ndarray]) -> np.ndarray:
         values = map(np.log1p, parts) if wanted.log_transform else parts
         if wanted.correlation_type == "pearson":
-            return pearson(values, n_features)
+            return (pearson if question.shares is None else pairwise_pearson)(values, n_features)
         return spearman(values, n_features, n_cells)
 
     return _mean_over_samples(question, wanted, correlate, gene_partners)
@@ -80,67 +80,26 @@ def _mean_over_samples(
     correlate: Callable[[Iterator[np.ndarray]], np.ndarray],
     gene_partners: Callable[[Minibatch], Minibatch] | None = None,
 ) -> np.ndarray:
-    """Return the mean over samples and batches of what ``correlate`` makes of the blocks of cells."""
+    """Return the mean over samples and batches of what ``correlate`` makes of the blocks of cells.
+
+    Batches in which a correlation is not known (NaN) are left out of its mean.
+    """
     n_batches = -(-len(question.cells) // question.batch_size)
     with question.minibatches("correlations", n_passes=question.n_draws) as batches:
         found = (
             correlate(
-                _values(question, wanted, batch, gene_partners, sample, code)
+                _values(question, wanted, batch, gene_partners, sample, position)
                 for batch in islice(batches, n_batches)
             )
-            for sample, code in product(range(question.n_samples), question.transform_batch)
+            for sample, position in product(
+                range(question.n_samples), range(len(question.transform_batch))
+            )
         )
-        total: np.ndarray = sum(found, np.zeros(1))
-    return total / question.n_draws
-
-
-def pearson(parts: Iterable[np.ndarray], n_features: int) -> np.ndarray:
-    """Correlate the columns of a matrix that comes in blocks of rows.
-
-    Means and co-moments are updated block by block, each centred at its own mean (Chan, Golub and
-    LeVeque, 1983), which loses nothing where a mean is large beside its deviation.
-    """
-    count, mean = 0, np.zeros(n_features)
-    co_moment = np.zeros((n_features, n_features))
-    for part in parts:
-        part_mean = part.mean(axis=0, dtype=np.float64)
-        shift = part_mean - mean
-        together = count + len(part)
-        deviations = np.vstack([part - part_mean, np.sqrt(count * len(part) / together) * shift])
-        deviations = deviations.astype(np.float32)
-        co_moment += deviations.T @ deviations
-        mean += shift * (len(part) / together)
-        count = together
-    rounding = count * (np.finfo(np.float32).eps * mean) ** 2
-    squares = np.diagonal(co_moment)
-    return _normalised(co_moment, np.where(squares > rounding, squares, 0.0))
-
-
-def spearman(parts: Iterable[np.ndarray], n_features: int, n_cells: int) -> np.ndarray:
-    """Correlate the ranks of the columns of a matrix that comes in blocks of rows; ties share theirs.
-
-    Ranks need all cells of a feature: features x cells are held, as float32.
-    """
-    ranks = np.empty((n_features, n_cells), dtype=np.float32)
-    start = 0
-    for part in parts:
-        ranks[:, start : start + len(part)] = part.T
-        start += len(part)
-    for first in range(0, n_features, _FEATURES_RANKED_AT_ONCE):
-        rows = slice(first, first + _FEATURES_RANKED_AT_ONCE)
-        # mean ranks are halves, which are exact, and have no variance where all cells tie
-        ranks[rows] = (rankdata(ranks[rows], axis=1) - (n_cells + 1) / 2) / n_cells
-    co_moment = (ranks @ ranks.T).astype(np.float64)
-    return _normalised(co_moment, np.diagonal(co_moment))
-
-
-def _normalised(co_moment: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Return correlations: 0 between a constant feature and any other, 1 on the diagonal."""
-    inverse = np.zeros_like(squares)
-    np.divide(1.0, np.sqrt(squares), out=inverse, where=squares > 0)
-    correlations: np.ndarray = np.clip(co_moment * np.outer(inverse, inverse), -1.0, 1.0)
-    np.fill_diagonal(correlations, 1.0)
-    return correlations
+        total, n_known = np.zeros(1), np.zeros(1)
+        for values in found:
+            total = total + np.nan_to_num(values)
+            n_known = n_known + np.isfinite(values)
+    return np.divide(total, n_known, out=np.full_like(total, np.nan), where=n_known > 0)
 
 
 def _values(
@@ -149,13 +108,20 @@ def _values(
     batch: Minibatch,
     gene_partners: Callable[[Minibatch], Minibatch] | None,
     sample: int,
-    code: int | None,
+    position: int,
 ) -> np.ndarray:
-    """Return the values to correlate: a sample of the wanted genes, then proteins, (B, features)."""
+    """Return the values to correlate: a sample of the wanted genes, then proteins, (B, features).
+
+    What the cell's panel lacks, or the batch at a position of those decoded into, is NaN.
+    """
+    code = question.transform_batch[position]
     genes, proteins = _denoised_sample(question, wanted, batch, sample, code)
     if gene_partners is not None and len(wanted.genes):
         partners = gene_partners(batch)
         genes, _ = _denoised_sample(question, wanted, partners, sample, code)
+    if question.shares is not None:
+        share = question.shares[batch.context.panel, position][:, wanted.proteins]
+        proteins[~(share > 0).cpu().numpy()] = np.nan
     return np.hstack([genes, proteins])
 
 
@@ -172,7 +138,7 @@ def _denoised_sample(
 
     def values(mean: Tensor, log_r: Tensor, some: np.ndarray, number: int) -> np.ndarray:
         return gamma_values(
-            noise, sample, batch.keys, number + some,
+            Drawn(noise, sample, batch.keys, number + some),
             mean[:, some].cpu().numpy(), log_r[:, some].exp().cpu().numpy(),
         )  # fmt: skip
 
@@ -188,10 +154,13 @@ def _denoised_sample(
     return values(rna, genes.log_r, wanted.genes, 0), proteins
 
 
+@documented
 class CorrelationQueries(Fitted):
-    """What a model says of how genes and proteins vary together over cells."""
+    """What a model says of how genes and proteins vary together over cells.
 
-    @documented
+    Correlations are of denoised values, or for pairs of genes and proteins of counts given their depth.
+    """
+
     def get_feature_correlation_matrix(
         self,
         adata: Data | None = None,
@@ -241,7 +210,9 @@ class CorrelationQueries(Fitted):
         Data frame (features, features), genes first. Rows and columns have two levels, ``modality``
         ("rna" or "protein") and ``feature``, so that a gene and a protein may share a name, and
         ``result.loc["rna", "protein"]`` are the correlations of genes with proteins. A feature that is
-        the same in all cells has the correlation 0 with any other.
+        the same in all cells has the correlation 0 with any other. Cells whose panel lacks a protein
+        are left out of its correlations, and so are batches decoded into that did not measure it; NaN
+        where no two cells are left.
 
         Raises
         ------
@@ -249,8 +220,6 @@ class CorrelationQueries(Fitted):
             When an argument has a value not allowed, or a feature or batch is not known, or fewer than
             two cells are selected.
 
-        Examples
-        --------
         {fitted_model}
         >>> correlations = model.get_feature_correlation_matrix(n_samples=2)
         >>> correlations.loc["rna", "protein"].shape
@@ -262,6 +231,7 @@ class CorrelationQueries(Fitted):
         check_choice("correlation_type", correlation_type, ("spearman", "pearson"))
         _require_two_cells(question)
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        question = answering_for(self, question, proteins)
         scale = checked_number("rna_size_factor", rna_size_factor)
         wanted = Correlated(
             genes.positions, proteins.positions, correlation_type, scale, log_transform
@@ -274,7 +244,6 @@ class CorrelationQueries(Fitted):
         values = feature_correlations(question, wanted, partners)
         return pd.DataFrame(values, index=names, columns=names)
 
-    @documented
     def get_gene_protein_pairs(
         self,
         adata: Data | None = None,
@@ -306,16 +275,12 @@ class CorrelationQueries(Fitted):
         RNA counts divided by the cell's total) and ``denoised`` (as in
         `get_feature_correlation_matrix`), which are Spearman's correlations; ``raw_log_pearson`` and
         ``denoised_log_pearson`` are Pearson's of log(1 + value), RNA by 1,000 a cell. Cells that did
-        not measure a protein are left out of its raw correlations.
+        not measure a protein are left out of its correlations, which are NaN where none did.
 
-        Raises
-        ------
+        {name_error}
         DataError
             When no pair is given and none is known.
-        {name_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> names = model.schema
         >>> pair = names.protein_names[0], names.gene_names[0]
@@ -329,6 +294,7 @@ class CorrelationQueries(Fitted):
         genes = self._genes(list(dict.fromkeys(gene_names)), "pairs")
         proteins = self._proteins(list(dict.fromkeys(protein_names)), "pairs")
         _require_two_cells(question)
+        question = answering_for(self, question, proteins)
         rows = pd.Index(genes.names).get_indexer(pd.Index(gene_names))
         columns = pd.Index(proteins.names).get_indexer(pd.Index(protein_names))
 
@@ -367,7 +333,13 @@ def _require_two_cells(question: Question) -> None:
 
 
 def _both_correlations(values: np.ndarray) -> tuple[float, float]:
-    """Return Spearman's correlation of two columns, and Pearson's of their log(1 + value)."""
+    """Return Spearman's correlation of two columns, and Pearson's of their log(1 + value).
+
+    Rows with NaN are left out.
+    """
+    values = values[np.isfinite(values).all(axis=1)]
+    if len(values) < 2:
+        return np.nan, np.nan
     ranked = spearman([values], 2, len(values))[0, 1]
     return float(ranked), float(pearson([np.log1p(values)], 2)[0, 1])
 

@@ -25,7 +25,7 @@ from totalvi.nn.likelihoods import (
     zero_inflated_negative_binomial_log_prob,
 )
 from totalvi.nn.network import Network
-from totalvi.posterior.noise import CellNoise, Purpose
+from totalvi.posterior.noise import CellNoise, Drawn, Purpose, negative_binomial_counts
 
 _LARGEST_LOG_BACKGROUND = 30.0  # this is 1e13 counts
 
@@ -182,6 +182,7 @@ def draws(
     *,
     first_sample: int = 0,
     given_counts: bool = False,
+    genes: bool = True,
 ) -> Iterator[Draw]:
     """Yield ``n_samples`` posterior samples of a minibatch, each decoded into each batch in turn.
 
@@ -197,6 +198,8 @@ def draws(
     given_counts
         Whether proteins are given their counts, in place of a sample of their background. What a count
         says of its cell, decoded into the cell's own batch, is taken along into other batches.
+    genes
+        Whether genes are decoded as well.
     """
     posterior = module.encode(batch.x, batch.y, batch.context)
     for sample in range(first_sample, first_sample + n_samples):
@@ -208,14 +211,16 @@ def draws(
         )
         z = module.transform_latent(untran_z)
         if given_counts:
-            own = module.decode(z, batch.context)
+            own = module.decode(z, batch.context, genes=genes)
             given = _count_posterior(module, batch, own)
         else:
             width, given = module.n_input_proteins, None
             background_noise = _normal(noise, "background", sample, batch, width)
         for code in transform_batches:
             context = module.in_batch(batch.context, code)
-            decoded = own if given_counts and code is None else module.decode(z, context)
+            decoded = (
+                own if given_counts and code is None else module.decode(z, context, genes=genes)
+            )
             log_background = (
                 _log_expected_background(decoded, given_counts)
                 if given_counts
@@ -304,3 +309,45 @@ def protein_mixture(network: Network, draw: Draw, proteins: np.ndarray) -> Prote
 def _selection(positions: np.ndarray, n: int) -> slice | np.ndarray:
     """Return a slice when all features are wanted, which spares a copy."""
     return slice(None) if np.array_equal(positions, np.arange(n)) else positions
+
+
+def gene_counts(
+    parameters: GeneParameters,
+    noise: CellNoise,
+    sample: int,
+    keys: np.ndarray,
+    genes: np.ndarray,
+) -> np.ndarray:
+    """Return RNA counts (B, g) of cells with ``keys`` for the genes at positions ``genes``."""
+    dropout = parameters.dropout_logit
+    return negative_binomial_counts(
+        Drawn(noise, sample, keys, genes),
+        parameters.log_mean.exp().cpu().numpy(),
+        parameters.log_r.exp().cpu().numpy(),
+        None if dropout is None else dropout.sigmoid().cpu().numpy(),
+    )
+
+
+def protein_counts(
+    network: Network,
+    mixture: ProteinMixture,
+    noise: CellNoise,
+    sample: int,
+    keys: np.ndarray,
+    proteins: np.ndarray,
+) -> np.ndarray:
+    """Return protein counts (B, t) of cells with ``keys`` for the proteins at positions ``proteins``.
+
+    Which counts are background is the same draw as in denoised expression with
+    ``sample_protein_mixing``.
+    """
+    uniform = noise.uniform("mixing", sample, keys, network.n_input_proteins)[:, proteins]
+    in_background = mixture.background_probability()
+    is_background = uniform.to(in_background.device) < in_background
+    log_mean = torch.where(is_background, mixture.log_background, mixture.log_foreground)
+    numbers = network.n_input_genes + proteins  # proteins are numbered after the genes
+    return negative_binomial_counts(
+        Drawn(noise, sample, keys, numbers),
+        log_mean.exp().cpu().numpy(),
+        mixture.log_r.exp().cpu().numpy(),
+    )

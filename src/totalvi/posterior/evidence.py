@@ -99,10 +99,13 @@ def elbo_terms(module: Network, batch: Minibatch, draw: Draw) -> ElboTerms:
     )
 
 
+@documented
 class EvidenceQueries(Fitted):
-    """What a model says of how well it explains cells."""
+    """What a model says of how well it explains cells.
 
-    @documented
+    The evidence lower bound, its reconstruction errors, and the marginal likelihood that it bounds.
+    """
+
     def get_elbo(
         self,
         adata: Data | None = None,
@@ -132,8 +135,6 @@ class EvidenceQueries(Fitted):
 
         {number_by_cell}
 
-        Examples
-        --------
         {fitted_model}
         >>> model.get_elbo(return_mean=False).shape
         (60,)
@@ -145,7 +146,6 @@ class EvidenceQueries(Fitted):
         values = question.gather("evidence", lambda batch: bound(question, batch))
         return float(values.mean(dtype=np.float64)) if return_mean else values
 
-    @documented
     def get_reconstruction_error(
         self,
         adata: Data | None = None,
@@ -171,12 +171,8 @@ class EvidenceQueries(Fitted):
         "gene", "protein" and their sum "total": a series, or with ``return_mean=False`` a data frame
         (cells, 3).
 
-        Raises
-        ------
         {value_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> list(model.get_reconstruction_error().index)
         ['gene', 'protein', 'total']
@@ -190,7 +186,6 @@ class EvidenceQueries(Fitted):
         # float32, which cells add up in otherwise, has seven digits
         return table.astype(np.float64).mean() if return_mean else table
 
-    @documented
     def get_marginal_ll(
         self,
         adata: Data | None = None,
@@ -222,8 +217,6 @@ class EvidenceQueries(Fitted):
 
         {number_by_cell}
 
-        Examples
-        --------
         {fitted_model}
         >>> model.get_marginal_ll(n_mc_samples=20) > model.get_elbo()
         True

@@ -19,6 +19,7 @@ from totalvi.posterior.arguments import (
     Names,
     Sampling,
     ScaledLibrary,
+    Stored,
     WhereUnmeasured,
     checked_library_size,
     documented,
@@ -68,12 +69,13 @@ def normalized_expression(
     all_genes = np.array_equal(genes, np.arange(network.n_input_genes))
     rna = torch.zeros(n_kept, len(batch.cells), len(genes))
     protein = torch.zeros(n_kept, len(batch.cells), len(proteins))
-    total = torch.zeros(*batch.x.shape, device=batch.y.device)
+    n_decoded_genes = network.n_input_genes if len(genes) else 0
+    total = torch.zeros(len(batch.cells), n_decoded_genes, device=batch.y.device)
     of_sample = torch.zeros_like(batch.y)
     exact = return_mean and not scale.sum_to_one
     some_unanswered = question.shares is not None
     of_draw = replace(scale, sum_to_one=scale.sum_to_one and not some_unanswered)
-    for i, draw in enumerate(question.draws(batch)):
+    for i, draw in enumerate(question.draws(batch, genes=len(genes) > 0)):
         sample, position = divmod(i, question.n_decoded)
         slot = 0 if return_mean else sample
         if len(genes) and position < n_batches:
@@ -118,7 +120,7 @@ def protein_means(
     """
     n_kept = 1 if return_mean else question.n_samples
     kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
-    for i, draw in enumerate(question.draws(batch)):
+    for i, draw in enumerate(question.draws(batch, genes=False)):
         slot = 0 if return_mean else i // question.n_decoded
         value = quantity(draw.expecting_background() if return_mean else draw)
         kept[slot] += value * question.share(i, batch)
@@ -135,7 +137,7 @@ def foreground_counts(
     z is drawn from q(z | cell), and then the component of each protein given z and its count: by the
     model, a count is of one component as a whole. What a panel lacks is NaN.
     """
-    (draw,) = question.draws(batch)
+    (draw,) = question.draws(batch, genes=False)
     pi = draw.expression().background_probability()
     is_foreground = 1 - drawn_background(pi, question.noise, draw.sample, batch.keys)
     counts = batch.y * is_foreground * question.share(0, batch)
@@ -151,41 +153,41 @@ class _ExpressionOptions(FeatureOptions, total=False):
     unmeasured: WhereUnmeasured
 
 
+class _StoredExpression(_ExpressionOptions, Stored): ...
+
+
+class _ExpressionArrays(_ExpressionOptions):
+    return_numpy: Literal[True]
+
+
+class _ExpressionSamples(_ExpressionOptions):
+    return_mean: Literal[False]
+
+
 class _CountOptions(Sampling, total=False):
     protein_list: Sequence[str] | None
 
 
+class _StoredCounts(_CountOptions, Stored): ...
+
+
+@documented
 class ExpressionQueries(Fitted):
     """What a model says of RNA and proteins, cell by cell."""
 
     @overload
     def get_normalized_expression(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[_ExpressionOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_StoredExpression]
     ) -> Path: ...
 
     @overload
     def get_normalized_expression(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        return_numpy: Literal[True],
-        **options: Unpack[_ExpressionOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ExpressionArrays]
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     @overload
     def get_normalized_expression(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        return_mean: Literal[False],
-        **options: Unpack[_ExpressionOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ExpressionSamples]
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     @overload
@@ -193,7 +195,6 @@ class ExpressionQueries(Fitted):
         self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ExpressionOptions]
     ) -> tuple[pd.DataFrame, pd.DataFrame]: ...
 
-    @documented
     def get_normalized_expression(
         self,
         adata: Data | None = None,
@@ -241,12 +242,8 @@ class ExpressionQueries(Fitted):
         RNA (cells, genes) and protein (cells, proteins), NaN where the cell's panel lacks the protein;
         with ``out``, its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> rna, protein = model.get_normalized_expression(n_samples=5, library_size=10_000)
         >>> rna.shape, protein.shape
@@ -281,12 +278,7 @@ class ExpressionQueries(Fitted):
 
     @overload
     def get_denoised_counts(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[_CountOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_StoredCounts]
     ) -> Path: ...
 
     @overload
@@ -294,7 +286,6 @@ class ExpressionQueries(Fitted):
         self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_CountOptions]
     ) -> sparse.csr_matrix: ...
 
-    @documented
     def get_denoised_counts(
         self,
         adata: Data | None = None,
@@ -326,12 +317,8 @@ class ExpressionQueries(Fitted):
         CSR matrix (cells, proteins) of whole numbers, float32, with NaN where a protein was not
         measured; with ``out``, its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> counts = model.get_denoised_counts(seed=1)
         >>> counts.shape, bool((counts.toarray() <= mdata["prot"].X).all())

@@ -11,10 +11,16 @@ import pandas as pd
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError, argument
+from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.fit.batches import Minibatch
-from totalvi.posterior.arguments import Cells, Names, ProteinOptions, checked_number, documented
+from totalvi.posterior.arguments import (
+    Cells,
+    Names,
+    ProteinOptions,
+    Stored,
+    checked_number,
+    documented,
+)
 from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     ImputedBatches,
@@ -62,17 +68,16 @@ class _ImputationOptions(ProteinOptions, total=False):
     calibrated: bool
 
 
+class _StoredImputation(_ImputationOptions, Stored): ...
+
+
+@documented
 class ImputationQueries(Fitted):
     """What a model says of proteins that a cell's panel lacks."""
 
     @overload
     def impute_proteins(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[_ImputationOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_StoredImputation]
     ) -> Path: ...
 
     @overload
@@ -80,7 +85,6 @@ class ImputationQueries(Fitted):
         self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ImputationOptions]
     ) -> ImputedProteins: ...
 
-    @documented
     def impute_proteins(
         self,
         adata: Data | None = None,
@@ -134,21 +138,12 @@ class ImputationQueries(Fitted):
         -------
         `ImputedProteins`; with ``out``, its path.
 
-        Raises
-        ------
         {name_error}
         DataError
             When the interval is to be calibrated without training data or held-out cells.
         {output_error}
 
-        Examples
-        --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(
-        ...     n_cells=80, n_genes=30, n_proteins=5, n_batches=2, n_unmeasured=2, seed=1
-        ... )
-        >>> model = totalvi.Model(mdata, batch_key="batch", n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2)
+        {lacking_model}
         >>> imputed = model.impute_proteins(n_samples=20)
         >>> imputed.mean.shape, bool((imputed.lower <= imputed.upper).all(axis=None))
         ((80, 5), True)
@@ -179,7 +174,6 @@ class ImputationQueries(Fitted):
             lacking=table.frame(lacking[data.panel[cells]]),
         )
 
-    @documented
     def get_imputation_reliability(
         self,
         adata: Data | None = None,
@@ -226,21 +220,12 @@ class ImputationQueries(Fitted):
         ``within_pearson_lower`` above 0: a protein that is predicted between cell types only is not
         reliable within them.
 
-        Raises
-        ------
         {name_error}
         DataError
             When there are no training data or no held-out cells, or none that measured the proteins, as
             in a query of RNA alone: see `get_query_reliability`.
 
-        Examples
-        --------
-        >>> import totalvi
-        >>> mdata = totalvi.simulate(
-        ...     n_cells=80, n_genes=30, n_proteins=5, n_batches=2, n_unmeasured=2, seed=1
-        ... )
-        >>> model = totalvi.Model(mdata, batch_key="batch", n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2, train_size=0.7)
+        {lacking_model}
         >>> list(model.get_imputation_reliability(n_samples=20).loc["batch_1"].index)
         ['protein_0', 'protein_2']
         """

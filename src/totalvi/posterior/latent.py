@@ -131,6 +131,7 @@ class _LatentOptions(TypedDict, total=False):
     progress: bool | None
 
 
+@documented
 class LatentQueries(Fitted):
     """What a model says of the state of cells."""
 
@@ -171,7 +172,6 @@ class LatentQueries(Fitted):
         **options: Unpack[_LatentOptions],
     ) -> np.ndarray: ...
 
-    @documented
     def get_latent_representation(
         self,
         adata: Data | None = None,
@@ -211,14 +211,10 @@ class LatentQueries(Fitted):
         (cells, n_latent) float32; with ``n_samples`` above 1 (n_samples, cells, n_latent); with
         ``return_dist`` a named tuple of two arrays (cells, n_latent); with ``out``, its path.
 
-        Raises
-        ------
         {value_error} {output_error}
         NotTrainedError
             When the model has not been trained, or its fit failed; every other query raises it too.
 
-        Examples
-        --------
         {fitted_model}
         >>> model.get_latent_representation().shape
         (60, 4)
@@ -240,7 +236,6 @@ class LatentQueries(Fitted):
             return question.gather("latent states", lambda batch: latent_mean(question, batch))
         return _each_sample(question, "latent states", latent_samples)
 
-    @documented
     def get_latent_library_size(
         self,
         adata: Data | None = None,
@@ -271,8 +266,6 @@ class LatentQueries(Fitted):
         -------
         (cells, 1) float32; with ``n_samples`` above 1 (n_samples, cells, 1).
 
-        Raises
-        ------
         {value_error}
 
         Examples
@@ -290,7 +283,6 @@ class LatentQueries(Fitted):
             return question.gather("library sizes", lambda batch: library_mean(question, batch))
         return _each_sample(question, "library sizes", library_samples)
 
-    @documented
     def get_cell_uncertainty(
         self,
         adata: Data | None = None,
@@ -332,8 +324,6 @@ class LatentQueries(Fitted):
         ValueError
             When an argument has a value not allowed, or ``protein_list`` is empty.
 
-        Examples
-        --------
         {fitted_model}
         >>> list(model.get_cell_uncertainty(n_samples=2))
         ['latent_entropy', 'latent_variance', 'protein_entropy']

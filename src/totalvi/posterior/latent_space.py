@@ -20,6 +20,7 @@ from totalvi.posterior.draws import plausible
 from totalvi.posterior.latent import latent_distribution
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import Table
+from totalvi.posterior.unmeasured import measured_in_batches
 
 _PAIRS_AT_ONCE = 2**22
 
@@ -139,6 +140,7 @@ def distinct_contexts(data: CiteData, cells: np.ndarray) -> tuple[np.ndarray, np
 def archetype_expression(
     contexts: Question,
     shares: np.ndarray,
+    measured: np.ndarray,
     continuous: np.ndarray | None,
     *,
     include_protein_background: bool,
@@ -151,13 +153,15 @@ def archetype_expression(
         About one cell for each context to decode in, whose counts do not matter.
     shares
         Weight of each context; they sum to 1.
+    measured
+        Which proteins each batch measured, (batches, T). Others do not count in a protein's mean.
     continuous
         Continuous covariates that all contexts are given, (covariates,).
     """
     network, codes = contexts.network, contexts.transform_batch
     rna = torch.zeros(network.n_latent, network.n_input_genes, dtype=torch.float64)
     protein = torch.zeros(network.n_latent, network.n_input_proteins, dtype=torch.float64)
-    corners = torch.eye(network.n_latent)
+    total = torch.zeros_like(protein)
     start = 0
     with contexts.minibatches("archetypes") as batches:
         for batch in batches:
@@ -167,13 +171,15 @@ def archetype_expression(
             own = batch.context
             if continuous is not None:
                 own = own._replace(continuous=torch.from_numpy(continuous).repeat(n_contexts, 1))
-            for code, (k, corner) in product(codes, enumerate(corners)):
+            for code, (k, corner) in product(codes, enumerate(torch.eye(network.n_latent))):
                 context = network.in_batch(own, code)
                 decoded = network.decode(corner.repeat(n_contexts, 1), context)
                 mean = _protein_mean(network, decoded, context, include_protein_background)
                 rna[k] += weight @ network.proportions(decoded).double()
-                protein[k] += weight @ mean.double()
-    return rna.numpy(), protein.numpy()
+                of_protein = weight[:, None] * torch.from_numpy(measured)[context.batch]
+                protein[k] += (of_protein * mean).sum(dim=0)
+                total[k] += of_protein.sum(dim=0)
+    return rna.numpy(), (protein / total).numpy()
 
 
 def _protein_mean(
@@ -193,13 +199,17 @@ def z_scores(by_archetype: np.ndarray) -> np.ndarray:
     scale = by_archetype.std(axis=0)
     rounding = np.finfo(np.float32).eps * np.abs(by_archetype).max(axis=0)
     varies = scale > rounding
-    return np.where(varies, deviation / np.where(varies, scale, 1), 0.0)
+    scores: np.ndarray = varies * deviation / np.where(varies, scale, 1)
+    return scores
 
 
+@documented
 class LatentSpaceQueries(Fitted):
-    """What a model says of the latent space: how groups of cells fill it, and what its corners are."""
+    """What a model says of the latent space: how groups of cells fill it, and what its corners are.
 
-    @documented
+    Groups are summed up as mixtures of the posteriors of their cells.
+    """
+
     def get_aggregated_posterior(
         self,
         adata: Data | None = None,
@@ -219,12 +229,8 @@ class LatentSpaceQueries(Fitted):
         `AggregatedPosterior`, with ``log_prob(u)`` and ``sample(n_samples, seed)``. u is the latent
         state z, or with ``latent_distribution="ln"`` what z is the softmax of.
 
-        Raises
-        ------
         {value_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> mixture = model.get_aggregated_posterior(indices=range(30))
         >>> mixture.log_prob(mixture.sample(3)).shape
@@ -233,7 +239,6 @@ class LatentSpaceQueries(Fitted):
         question = self._question(adata, indices, batch_size, progress)
         return AggregatedPosterior(*latent_distribution(question))
 
-    @documented
     def get_archetypes(
         self,
         adata: Data | None = None,
@@ -277,7 +282,8 @@ class LatentSpaceQueries(Fitted):
 
         Returns
         -------
-        RNA (archetypes, genes) and protein (archetypes, proteins), rows "archetype 0" and so on.
+        RNA (archetypes, genes) and protein (archetypes, proteins), rows "archetype 0" and so on. A
+        protein is averaged over the batches that measured it, NaN where none did.
 
         Raises
         ------
@@ -310,6 +316,7 @@ class LatentSpaceQueries(Fitted):
         rna, protein = archetype_expression(
             question.about(contexts),
             shares,
+            measured_in_batches(self, self._data or question.data),
             None if continuous is None else continuous[question.cells].mean(axis=0),
             include_protein_background=include_protein_background,
         )

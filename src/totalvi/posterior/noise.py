@@ -12,11 +12,11 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from totalvi.compiled import compiled
+from totalvi.processes import compiled
 
-Purpose = Literal["latent", "library", "background", "mixing", "counts", "dispersion"]
+Purpose = Literal["latent", "library", "background", "mixing", "counts", "dispersion", "batch"]
 _PURPOSES: tuple[Purpose, ...] = (
-    "latent", "library", "background", "mixing", "counts", "dispersion",
+    "latent", "library", "background", "mixing", "counts", "dispersion", "batch",
 )  # fmt: skip
 GOLDEN = 0x9E3779B97F4A7C15  # it is odd and near 2^64 / phi, so that its multiples do not repeat
 
@@ -108,11 +108,32 @@ _LARGEST_MEAN = 1e15
 _LARGEST_R, _SMALLEST_R = 1e10, 1e-30  # beyond these the count is Poisson, or zero
 
 
+class Drawn(NamedTuple):
+    """Which values are drawn: a sample of features in cells.
+
+    Parameters
+    ----------
+    noise
+        That they are hashed from.
+    sample
+        Number of the sample.
+    keys
+        Of the cells, (B,).
+    features
+        A number for each feature, (F,): another number is other noise.
+    """
+
+    noise: CellNoise
+    sample: int
+    keys: np.ndarray
+    features: np.ndarray
+
+
+_NO_DROPOUT = np.zeros((1, 0), dtype=np.float32)  # as the compiled loop takes it
+
+
 def negative_binomial_counts(
-    noise: CellNoise,
-    sample: int,
-    keys: np.ndarray,
-    features: np.ndarray,
+    drawn: Drawn,
     mean: np.ndarray,
     inverse_dispersion: np.ndarray,
     dropout_probability: np.ndarray | None = None,
@@ -121,12 +142,8 @@ def negative_binomial_counts(
 
     Parameters
     ----------
-    sample
-        Number of the sample.
-    keys
-        Of the cells, (B,).
-    features
-        A number for each feature, (F,): another number is other noise.
+    drawn
+        The cells and features.
     mean
         (B, F), from 0; above 1e15, infinite, or no number: returned as it is.
     inverse_dispersion
@@ -138,29 +155,15 @@ def negative_binomial_counts(
     --------
     >>> import numpy as np
     >>> keys, mean, r = np.arange(20_000, dtype=np.uint64), np.full((20_000, 1), 6.0), np.ones((1, 1))
-    >>> counts = negative_binomial_counts(CellNoise(0), 0, keys, np.array([0]), mean, 2 * r)
+    >>> counts = negative_binomial_counts(Drawn(CellNoise(0), 0, keys, np.array([0])), mean, 2 * r)
     >>> round(float(counts.mean())), round(float(counts.var()))
     (6, 24)
     """
-    counts = np.empty(mean.shape, dtype=np.float32)
-    stream = noise.stream("counts", sample)
-    dropout = np.zeros(
-        (1, 0), dtype=np.float32
-    )  # the compiled loop takes this for no zero inflation
-    if dropout_probability is not None:
-        dropout = dropout_probability
-    _fill_counts(keys, stream, features, mean, inverse_dispersion, dropout, counts)
-    return counts
+    dropout = _NO_DROPOUT if dropout_probability is None else dropout_probability
+    return _values(drawn, "counts", mean, inverse_dispersion, dropout, False)
 
 
-def gamma_values(
-    noise: CellNoise,
-    sample: int,
-    keys: np.ndarray,
-    features: np.ndarray,
-    mean: np.ndarray,
-    inverse_dispersion: np.ndarray,
-) -> np.ndarray:
+def gamma_values(drawn: Drawn, mean: np.ndarray, inverse_dispersion: np.ndarray) -> np.ndarray:
     """Return values (B, F), float32, of Gamma(r, r / mean), whose variance is ``mean^2 / r``.
 
     Parameters are those of `negative_binomial_counts`, whose counts are Poisson around such values.
@@ -168,25 +171,37 @@ def gamma_values(
     Examples
     --------
     >>> import numpy as np
-    >>> keys, mean, r = np.arange(20_000, dtype=np.uint64), np.full((20_000, 1), 6.0), np.ones((1, 1))
-    >>> values = gamma_values(CellNoise(0), 0, keys, np.array([0]), mean, 2 * r)
+    >>> drawn = Drawn(CellNoise(0), 0, np.arange(20_000, dtype=np.uint64), np.array([0]))
+    >>> values = gamma_values(drawn, np.full((20_000, 1), 6.0), np.full((1, 1), 2.0))
     >>> round(float(values.mean())), round(float(values.var()))
     (6, 18)
     """
+    return _values(drawn, "dispersion", mean, inverse_dispersion, _NO_DROPOUT, True)
+
+
+def _values(
+    drawn: Drawn,
+    what: Purpose,
+    mean: np.ndarray,
+    r: np.ndarray,
+    dropout: np.ndarray,
+    of_gamma: bool,
+) -> np.ndarray:
     values = np.empty(mean.shape, dtype=np.float32)
-    _fill_gamma(
-        keys, noise.stream("dispersion", sample), features, mean, inverse_dispersion, values
-    )
+    stream = drawn.noise.stream(what, drawn.sample)
+    _fill(drawn.keys, stream, of_gamma, drawn.features, mean, r, dropout, values)
     return values
 
 
 @compiled(parallel=True)
-def _fill_gamma(
+def _fill(
     keys: np.ndarray,
     stream: np.uint64,
+    of_gamma: bool,
     features: np.ndarray,
     mean: np.ndarray,
     r: np.ndarray,
+    dropout: np.ndarray,
     values: np.ndarray,
 ) -> None:
     by_cell = len(r) > 1
@@ -196,31 +211,14 @@ def _fill_gamma(
         state = np.empty(1, dtype=np.uint64)
         for j in range(len(features)):
             state[0] = mixed(cell + uint64(features[j] + 1) * uint64(GOLDEN))
-            shape = min(max(r_of_cell[j], _SMALLEST_R), _LARGEST_R)
-            values[b, j] = _gamma(state, shape) * (mean[b, j] / shape)
-
-
-@compiled(parallel=True)
-def _fill_counts(
-    keys: np.ndarray,
-    stream: np.uint64,
-    features: np.ndarray,
-    mean: np.ndarray,
-    r: np.ndarray,
-    dropout: np.ndarray,
-    counts: np.ndarray,
-) -> None:
-    by_cell = len(r) > 1
-    for b in prange(len(keys)):
-        cell = mixed(keys[b] ^ stream)
-        r_of_cell = r[b] if by_cell else r[0]
-        state = np.empty(1, dtype=np.uint64)
-        for j in range(len(features)):
-            state[0] = mixed(cell + uint64(features[j] + 1) * uint64(GOLDEN))
+            if of_gamma:
+                shape = min(max(r_of_cell[j], _SMALLEST_R), _LARGEST_R)
+                values[b, j] = _gamma(state, shape) * (mean[b, j] / shape)
+                continue
             count = _negative_binomial(state, mean[b, j], r_of_cell[j])
             if dropout.shape[1] and count > 0 and _uniform(state) < dropout[b, j]:
                 count = 0.0
-            counts[b, j] = count
+            values[b, j] = count
 
 
 @compiled()

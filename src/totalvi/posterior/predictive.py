@@ -6,25 +6,31 @@ from typing import Literal, NamedTuple, Unpack, overload
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.describe import Data
 from totalvi.fit.batches import Minibatch
-from totalvi.nn.likelihoods import ProteinMixture
-from totalvi.nn.network import Network
-from totalvi.posterior.arguments import Cells, FeatureOptions, Names, Sampling, documented
+from totalvi.posterior.arguments import (
+    Cells,
+    FeatureOptions,
+    Names,
+    Sampling,
+    Stored,
+    WhereUnmeasured,
+    documented,
+)
 from totalvi.posterior.calibration import predictive_proteins
 from totalvi.posterior.draws import (
     Draw,
-    GeneParameters,
+    gene_counts,
     gene_parameters,
+    protein_counts,
     protein_mixture,
 )
-from totalvi.posterior.noise import CellNoise, negative_binomial_counts
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import write_counts
+from totalvi.posterior.unmeasured import answering_for
 
 
 class PredictiveSample(NamedTuple):
@@ -52,13 +58,18 @@ def mean_parameters(
     """Return the posterior mean of each parameter of the counts' distributions, (B, features).
 
     They are "mean" and, for "zinb", "dropout" of RNA; "protein_background_mean",
-    "protein_foreground_mean" and "protein_mixing".
+    "protein_foreground_mean" and "protein_mixing". What a panel lacks is answered as the question says.
     """
+    n_batches = len(question.transform_batch)
     totals: dict[str, Tensor] = {}
-    for draw in question.draws(batch):
-        for name, value in _parameters(question, draw, genes, proteins).items():
+    for i, draw in enumerate(question.draws(batch)):
+        of_rna = genes if i % question.n_decoded < n_batches else genes[:0]
+        share = question.share(i, batch)
+        of_protein = share[:, proteins] if isinstance(share, Tensor) else share
+        for name, value in _parameters(question, draw, of_rna, proteins).items():
+            value *= of_protein if name.startswith("protein_") else 1 / n_batches
             totals[name] = totals[name].add_(value) if name in totals else value
-    return {name: total / question.n_draws for name, total in totals.items()}
+    return {name: total / question.n_samples for name, total in totals.items()}
 
 
 def _parameters(
@@ -85,77 +96,68 @@ def predictive_counts(
 
     Returns
     -------
-    RNA, one CSR matrix (B, genes) for each sample, and protein (n_samples, B, proteins), float32.
+    RNA, one CSR matrix (B, genes) for each sample, and protein (n_samples, B, proteins), float32; what
+    a panel lacks is answered as the question says, each count by one of the batches decoded into.
     """
     network, noise = question.network, question.noise
     rna = []
-    protein = np.empty((question.n_samples, len(batch.cells), len(proteins)), dtype=np.float32)
-    for draw in question.draws(batch):
-        counts = np.empty((len(batch.cells), 0), dtype=np.float32)
-        if len(genes):
-            parameters = gene_parameters(network, draw, genes)
-            counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
-        rna.append(sparse.csr_matrix(counts))
-        protein[draw.sample] = protein_counts(
+    protein = np.full((question.n_samples, len(batch.cells), len(proteins)), np.nan, np.float32)
+    for i, draw in enumerate(question.draws(batch)):
+        position = i % question.n_decoded
+        if position < len(question.transform_batch):
+            counts = np.empty((len(batch.cells), 0), dtype=np.float32)
+            if len(genes):
+                parameters = gene_parameters(network, draw, genes)
+                counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
+            rna.append(sparse.csr_matrix(counts))
+        of_draw = protein_counts(
             network, predictive_proteins(question, draw, proteins), noise, draw.sample,
             batch.keys, proteins,
         )  # fmt: skip
+        answers = _answers(question, batch, draw.sample, position)[:, proteins]
+        protein[draw.sample] = np.where(answers, of_draw, protein[draw.sample])
     return rna, protein
 
 
-def gene_counts(
-    parameters: GeneParameters,
-    noise: CellNoise,
-    sample: int,
-    keys: np.ndarray,
-    genes: np.ndarray,
-) -> np.ndarray:
-    """Return RNA counts (B, g) of cells with ``keys`` for the genes at positions ``genes``."""
-    dropout = parameters.dropout_logit
-    return negative_binomial_counts(
-        noise,
-        sample,
-        keys,
-        genes,
-        parameters.log_mean.exp().cpu().numpy(),
-        parameters.log_r.exp().cpu().numpy(),
-        None if dropout is None else dropout.sigmoid().cpu().numpy(),
-    )
+def _answers(question: Question, batch: Minibatch, sample: int, position: int) -> np.ndarray:
+    """Return which protein counts of a sample are of the batch decoded into at a position, (B, T).
 
-
-def protein_counts(
-    network: Network,
-    mixture: ProteinMixture,
-    noise: CellNoise,
-    sample: int,
-    keys: np.ndarray,
-    proteins: np.ndarray,
-) -> np.ndarray:
-    """Return protein counts (B, t) of cells with ``keys`` for the proteins at positions ``proteins``.
-
-    Which counts are background is the same draw as in denoised expression with
-    ``sample_protein_mixing``.
+    Each is of one batch, drawn with the shares that the batches have in its mean; NaN of none.
     """
-    uniform = noise.uniform("mixing", sample, keys, network.n_input_proteins)[:, proteins]
-    in_background = mixture.background_probability()
-    is_background = uniform.to(in_background.device) < in_background
-    log_mean = torch.where(is_background, mixture.log_background, mixture.log_foreground)
-    return negative_binomial_counts(
-        noise,
-        sample,
-        keys,
-        network.n_input_genes + proteins,  # proteins are numbered after the genes
-        log_mean.exp().cpu().numpy(),
-        mixture.log_r.exp().cpu().numpy(),
-    )
+    if question.shares is None:
+        return np.ones(batch.y.shape, dtype=bool)
+    ends = question.shares[batch.context.panel].cumsum(dim=1)
+    uniform = question.noise.uniform("batch", sample, batch.keys, 1).to(ends.device)
+    at = uniform * ends[:, -1]
+    answers = at < ends[:, position]
+    if position:
+        answers &= at >= ends[:, position - 1]
+    found: np.ndarray = answers.cpu().numpy()
+    return found
 
 
 class _SampleOptions(Sampling, total=False):
     transform_batch: str | None
     gene_list: Sequence[str] | None
     protein_list: Sequence[str] | None
+    unmeasured: WhereUnmeasured
 
 
+class _ParameterOptions(FeatureOptions, total=False):
+    unmeasured: WhereUnmeasured
+
+
+class _StoredParameters(_ParameterOptions, Stored): ...
+
+
+class _ParameterArrays(_ParameterOptions):
+    return_numpy: Literal[True]
+
+
+class _StoredSample(_SampleOptions, Stored): ...
+
+
+@documented
 class PredictiveQueries(Fitted):
     """What a model says of how counts are distributed, and counts that it would expect."""
 
@@ -170,30 +172,19 @@ class PredictiveQueries(Fitted):
 
     @overload
     def get_likelihood_parameters(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[FeatureOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_StoredParameters]
     ) -> Path: ...
 
     @overload
     def get_likelihood_parameters(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        return_numpy: Literal[True],
-        **options: Unpack[FeatureOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ParameterArrays]
     ) -> dict[str, np.ndarray]: ...
 
     @overload
     def get_likelihood_parameters(
-        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[FeatureOptions]
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_ParameterOptions]
     ) -> dict[str, pd.DataFrame]: ...
 
-    @documented
     def get_likelihood_parameters(
         self,
         adata: Data | None = None,
@@ -203,6 +194,7 @@ class PredictiveQueries(Fitted):
         gene_list: Sequence[str] | None = None,
         protein_list: Sequence[str] | None = None,
         n_samples: int = 1,
+        unmeasured: WhereUnmeasured = "nan",
         return_numpy: bool = False,
         out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
@@ -218,7 +210,7 @@ class PredictiveQueries(Fitted):
 
         Parameters
         ----------
-        {cells} {transform_batch} {features} {n_samples} {return_numpy}
+        {cells} {transform_batch} {features} {n_samples} {unmeasured} {return_numpy}
         out
             Folder of a new zarr store to write to, in place of memory: it gets one group a
             parameter, each of which `anndata.read_zarr` reads.
@@ -228,16 +220,12 @@ class PredictiveQueries(Fitted):
         -------
         Data frames by name of the parameter: "mean" and, for "zinb", "dropout" (cells, genes);
         "protein_background_mean", "protein_foreground_mean" and "protein_mixing", the probability of
-        background, (cells, proteins); "dispersions" and "protein_dispersions", the inverse
-        dispersions r, with one row, or one a batch or label where they differ by it. With ``out``,
-        its path.
+        background, (cells, proteins), NaN where the cell's panel lacks the protein; "dispersions" and
+        "protein_dispersions", the inverse dispersions r, with one row, or one a batch or label where
+        they differ by it. With ``out``, its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> parameters = model.get_likelihood_parameters()
         >>> parameters["mean"].shape, parameters["protein_mixing"].shape
@@ -247,6 +235,7 @@ class PredictiveQueries(Fitted):
             adata, indices, batch_size, progress, seed, n_samples, transform_batch
         )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
+        question = answering_for(self, question, proteins, unmeasured, warn=True)
         network = self.module
         rna, protein = question.table(genes.names), question.table(proteins.names)
         tables = {
@@ -286,9 +275,7 @@ class PredictiveQueries(Fitted):
         adata: Data | None = ...,
         indices: Cells = ...,
         n_samples: int = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[_SampleOptions],
+        **options: Unpack[_StoredSample],
     ) -> Path: ...
 
     @overload
@@ -300,7 +287,6 @@ class PredictiveQueries(Fitted):
         **options: Unpack[_SampleOptions],
     ) -> PredictiveSample: ...
 
-    @documented
     def posterior_predictive_sample(
         self,
         adata: Data | None = None,
@@ -310,6 +296,7 @@ class PredictiveQueries(Fitted):
         transform_batch: str | None = None,
         gene_list: Sequence[str] | None = None,
         protein_list: Sequence[str] | None = None,
+        unmeasured: WhereUnmeasured = "nan",
         out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
@@ -321,7 +308,7 @@ class PredictiveQueries(Fitted):
         dropout probability in a "zinb" model; whether each protein is background, with probability
         pi; and its count from ``NB(beta, r)`` or else ``NB(beta alpha, r)``, both means times the
         batch's protein efficiency, where the model has one. ``NB(m, r)`` has variance
-        ``m + m^2 / r``. Unmeasured proteins are drawn as well.
+        ``m + m^2 / r``.
 
         Parameters
         ----------
@@ -331,6 +318,10 @@ class PredictiveQueries(Fitted):
         transform_batch
             Batch to decode every cell into. None: each cell's own.
         {features}
+        unmeasured
+            What is returned of a protein that the cell's panel lacks: "nan", with a `DataWarning`; or
+            "impute", a count drawn as in a batch that measured the protein, ``transform_batch`` or
+            any of those that did, in equal shares.
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "rna",
             sparse, and "protein", each of which `anndata.read_zarr` reads; with ``n_samples`` above
@@ -343,15 +334,12 @@ class PredictiveQueries(Fitted):
 
         Returns
         -------
-        `PredictiveSample`: RNA, sparse, and protein counts; with ``n_samples`` above 1 lists of them.
-        With ``out``, its path.
+        `PredictiveSample`: RNA, sparse, and protein counts, whole numbers in float32 with NaN where
+        the cell's panel lacks the protein; with ``n_samples`` above 1 lists of them. With ``out``, its
+        path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> sample = model.posterior_predictive_sample(protein_list=["protein_0"])
         >>> sample.rna.shape, sample.protein.shape
@@ -366,6 +354,7 @@ class PredictiveQueries(Fitted):
                 f"transform_batch holds {len(question.transform_batch)} batches; allowed is one, as "
                 "counts of several cannot be averaged."
             )
+        question = answering_for(self, question, proteins, unmeasured, warn=True)
         rna_table, protein_table = question.table(genes.names), question.table(proteins.names)
         with question.minibatches("predictive counts") as batches:
             parts = (

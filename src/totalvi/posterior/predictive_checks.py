@@ -12,13 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from totalvi.compiled import compiled
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.calibration import LEVELS, predictive_log_prob, predictive_proteins
-from totalvi.posterior.draws import gene_parameters
-from totalvi.posterior.predictive import gene_counts, protein_counts
+from totalvi.posterior.draws import gene_counts, gene_parameters, protein_counts
 from totalvi.posterior.question import Fitted, Question
+from totalvi.processes import compiled
 
 _CHECK_BATCH_SIZE = 256  # the checks hold about ten arrays of cells by genes
 
@@ -138,7 +137,7 @@ class MinibatchTally:
     Parameters
     ----------
     whole
-        The sums that the minibatch is added to.
+        Sums over the cells before it, to which the minibatch is added.
     observed
         Counts, (B, F).
     measured
@@ -295,10 +294,13 @@ class PredictiveCheck(NamedTuple):
     calibration: pd.DataFrame
 
 
+@documented
 class CheckQueries(Fitted):
-    """Whether counts that were observed are like those that a model expects."""
+    """Whether counts that were observed are like those that a model expects.
 
-    @documented
+    Replicated counts are drawn given each cell, and their statistics compared with the observed ones.
+    """
+
     def posterior_predictive_check(
         self,
         adata: Data | None = None,
@@ -336,8 +338,6 @@ class CheckQueries(Fitted):
         ValueError
             When an argument has a value not allowed, or a feature is not known.
 
-        Examples
-        --------
         {fitted_model}
         >>> check = model.posterior_predictive_check(n_samples=20)
         >>> len(check.table), list(check.summary.index)

@@ -17,6 +17,7 @@ from totalvi.posterior.arguments import (
     Cells,
     GivenOptions,
     Names,
+    StoredGiven,
     WhereUnmeasured,
     documented,
 )
@@ -24,9 +25,6 @@ from totalvi.posterior.draws import Draw
 from totalvi.posterior.expression import protein_means
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
 from totalvi.posterior.unmeasured import answering_for
-
-MOST_FOLD = 10.0
-_LEAST_COUNT = 0.05
 
 
 class IsotypeCheck(NamedTuple):
@@ -46,6 +44,10 @@ class IsotypeCheck(NamedTuple):
 
     controls: pd.DataFrame
     proteins: pd.DataFrame
+
+
+MOST_FOLD = 10.0
+_LEAST_COUNT = 0.05
 
 
 def isotype_check(
@@ -146,17 +148,16 @@ class _MeanOptions(GivenOptions, total=False):
     return_numpy: bool
 
 
-class IsotypeQueries(Fitted):
-    """What the antibodies that bind nothing say of a model's background."""
+@documented
+class ProteinBackgroundQueries(Fitted):
+    """What a model says of the background of proteins.
+
+    Which counts are foreground, how high the background is, and whether isotype controls agree with it.
+    """
 
     @overload
     def get_protein_foreground_probability(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[GivenOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[StoredGiven]
     ) -> Path: ...
 
     @overload
@@ -164,7 +165,6 @@ class IsotypeQueries(Fitted):
         self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_MeanOptions]
     ) -> pd.DataFrame | np.ndarray: ...
 
-    @documented
     def get_protein_foreground_probability(
         self,
         adata: Data | None = None,
@@ -198,12 +198,8 @@ class IsotypeQueries(Fitted):
         -------
         (cells, proteins), between 0 and 1, or NaN; with ``out``, its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> foreground = model.get_protein_foreground_probability(n_samples=5)
         >>> foreground.shape, bool(foreground.min(axis=None) > 0)
@@ -221,12 +217,7 @@ class IsotypeQueries(Fitted):
 
     @overload
     def get_protein_background_mean(
-        self,
-        adata: Data | None = ...,
-        indices: Cells = ...,
-        *,
-        out: str | Path,
-        **options: Unpack[GivenOptions],
+        self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[StoredGiven]
     ) -> Path: ...
 
     @overload
@@ -234,7 +225,6 @@ class IsotypeQueries(Fitted):
         self, adata: Data | None = ..., indices: Cells = ..., **options: Unpack[_MeanOptions]
     ) -> pd.DataFrame | np.ndarray: ...
 
-    @documented
     def get_protein_background_mean(
         self,
         adata: Data | None = None,
@@ -267,12 +257,8 @@ class IsotypeQueries(Fitted):
         -------
         (cells, proteins), above 0, or NaN; with ``out``, its path.
 
-        Raises
-        ------
         {name_error} {output_error}
 
-        Examples
-        --------
         {fitted_model}
         >>> model.get_protein_background_mean(protein_list=["protein_0"]).shape
         (60, 1)
@@ -287,7 +273,6 @@ class IsotypeQueries(Fitted):
             return_numpy, out,
         )  # fmt: skip
 
-    @documented
     def check_isotype_controls(
         self,
         adata: Data | None = None,
@@ -321,12 +306,14 @@ class IsotypeQueries(Fitted):
         Raises
         ------
         DataError
-            When the model has no isotype controls, or the data have none of them.
+            When the model has no isotype controls, or none of them are in the data.
 
         Examples
         --------
         >>> import totalvi
         >>> mdata = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=10, seed=1)
+        >>> mdata["prot"].var_names[-1]
+        'isotype_0'
         >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
         >>> model.train(max_epochs=2)
         >>> check = model.check_isotype_controls()

@@ -14,8 +14,7 @@ from torch import Tensor
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.calibration import background_variance, predictive_proteins
-from totalvi.posterior.draws import protein_mixture
-from totalvi.posterior.predictive import protein_counts
+from totalvi.posterior.draws import protein_counts, protein_mixture
 from totalvi.posterior.question import Features, Question
 
 LEAST_PEARSON = 0.7  # a protein that surely has at least this is called reliable
@@ -31,7 +30,7 @@ class ImputedBatches:
     Parameters
     ----------
     proteins
-        The wanted proteins.
+        The wanted ones, by position and name.
     decoded
         Which of the batches that the question decodes into each protein is averaged over, bool
         (batches, proteins), at least one.
@@ -95,7 +94,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
     shape = (len(batch.cells), len(proteins))
     first, second = np.zeros(shape), np.zeros(shape)
     counts = np.empty((*shape, n_samples), dtype=np.float32)
-    for number, draw in enumerate(question.draws(batch)):
+    for number, draw in enumerate(question.draws(batch, genes=False)):
         position = number % len(question.transform_batch)
         mixture = predictive_proteins(question, draw, proteins)
         expected = protein_mixture(question.network, draw.expecting_background(), proteins)

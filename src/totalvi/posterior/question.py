@@ -14,8 +14,7 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData, QueryMapping, Schema
 from totalvi.data.describe import Data
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import DataError, NotTrainedError, allowed, argument
+from totalvi.errors import DataError, NotTrainedError, allowed, argument, did_you_mean
 from totalvi.fit.batches import Minibatch, minibatches
 from totalvi.fit.model_state import CountCalibration, FitResult
 from totalvi.fit.plan import Split
@@ -113,11 +112,11 @@ class Question:
         """Return the names of a result with a row for each cell and these columns."""
         return Table(self.cell_names, features)
 
-    def draws(self, batch: Minibatch) -> Iterator[Draw]:
+    def draws(self, batch: Minibatch, *, genes: bool = True) -> Iterator[Draw]:
         """Yield the posterior samples of a minibatch, each decoded into each batch in turn."""
         return draws(
             self.network, batch, self.n_samples, self.noise,
-            (*self.transform_batch, *self.imputing), given_counts=self.given_counts,
+            (*self.transform_batch, *self.imputing), given_counts=self.given_counts, genes=genes,
         )  # fmt: skip
 
     @contextmanager

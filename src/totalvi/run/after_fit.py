@@ -19,7 +19,7 @@ from totalvi.data.counts import (
     SparseOnDisk,
     lies_on_disk,
 )
-from totalvi.data.finding import listed
+from totalvi.errors import listed
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.compare_samples import conditions_of_run

@@ -15,13 +15,20 @@ from mudata import MuData
 
 from totalvi.atomic import locked, parents_of
 from totalvi.data.columns import Columns
-from totalvi.data.finding import Finding, warnings_and_notes
 from totalvi.data.io.h5_zarr import can_stay_on_disk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import shared_store
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError, OutputError, TotalviError, argument, setting
+from totalvi.errors import (
+    DataError,
+    Finding,
+    OutputError,
+    TotalviError,
+    argument,
+    setting,
+    warnings_and_notes,
+)
 from totalvi.fit.checkpoint import CHECKPOINT_EVERY
 from totalvi.formats.model_folder import is_model
 from totalvi.model import Model

@@ -1,38 +1,32 @@
 """Tables of conditions compared over samples, within the clusters of a run."""
 
+from __future__ import annotations
+
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from totalvi.data.describe import Data
 from totalvi.errors import DataError
-from totalvi.figures.png_style import new_figure, plain, save
-from totalvi.figures.style import INK, QUIET, category_colors
-from totalvi.model import Model
-from totalvi.posterior.differential.comparison import Pseudocounts
-from totalvi.posterior.differential.differential_query import over_samples
-from totalvi.posterior.differential.differential_tables import levels_table, sample_table
-from totalvi.posterior.differential.groups import raw_counts
-from totalvi.posterior.differential.moderated import expected_power
-from totalvi.posterior.differential.moments import ScaleQuery, batch_weights
-from totalvi.posterior.draws import ProteinScale
-from totalvi.posterior.question import QUERY_BATCH_SIZE
-from totalvi.posterior.unmeasured import measured_by_batch
 from totalvi.run.folder import CLUSTER_COLUMN
-from totalvi.run.record import RunOptions
-from totalvi.run.results import write_tables
+
+if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
+    from matplotlib.figure import Figure
+
+    from totalvi.data.describe import Data
+    from totalvi.model import Model
+    from totalvi.run.record import RunOptions
 
 FDR_TARGET = 0.05
 POWER_FIGURE = "power_by_samples.png"
 _PROTEIN_PRIOR_COUNT, _MIN_CELLS = 0.1, 10  # as by default of Model.differential_expression
 _SHOWN_FOR_EACH = 5  # of a comparison, beside those called, for their levels
 _MOST_SHOWN = 200  # of the features with levels
+_FEW_SHOWN = 10  # in the report, where none is called
 
 
 class Design(NamedTuple):
@@ -61,6 +55,16 @@ def condition_tables(model: Model, data: Data | None, design: Design) -> dict[st
     - ``condition_abundance``: as `Model.differential_abundance`, for ``groupby``.
     - ``condition_power``: as `expected_power`, of a twofold change.
     """
+    from totalvi.posterior.differential.comparison import Pseudocounts
+    from totalvi.posterior.differential.differential_query import over_samples
+    from totalvi.posterior.differential.differential_tables import levels_table, sample_table
+    from totalvi.posterior.differential.groups import raw_counts
+    from totalvi.posterior.differential.moderated import expected_power
+    from totalvi.posterior.differential.moments import ScaleQuery, batch_weights
+    from totalvi.posterior.draws import ProteinScale
+    from totalvi.posterior.question import QUERY_BATCH_SIZE
+    from totalvi.posterior.unmeasured import measured_by_batch
+
     question = model._question(data, None, QUERY_BATCH_SIZE, False, model.seed, 1)
     question = replace(question, transform_batch=(None,))
     query = ScaleQuery(
@@ -113,6 +117,9 @@ def power_figure(power: pd.DataFrame) -> Figure:
 
     The band holds the middle half of the features.
     """
+    from totalvi.figures.png_style import new_figure, plain
+    from totalvi.figures.style import INK, QUIET, category_colors
+
     figure = new_figure(5.2, 3.4, layout="constrained")
     axes = figure.add_subplot()
     columns = [name for name in power if str(name).startswith("power_")]
@@ -135,6 +142,9 @@ def power_figure(power: pd.DataFrame) -> Figure:
 
 def write_conditions(model: Model, data: Data | None, design: Design, folder: Path) -> list[str]:
     """Write the tables, and the figure of the power, into a folder of results; return warnings."""
+    from totalvi.figures.png_style import save
+    from totalvi.run.results import write_tables
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         tables = condition_tables(model, data, design)
@@ -156,3 +166,67 @@ def conditions_of_run(
         return write_conditions(model, data, design, folder)
     except DataError as error:
         return [f"conditions were not compared: {error}"]
+
+
+def shown_conditions(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
+    """Return what the report shows of the tables; None: nothing was compared.
+
+    ``rows`` are the called features, or the likeliest where none is called, each with ``dots``: of
+    each sample the group (0 or 1), the place between the lowest and highest level, and words.
+    """
+    if "conditions" not in tables or "condition_samples" not in tables:
+        return None
+    table = tables["conditions"].dropna(subset="p_value").sort_values("p_value", kind="stable")
+    called = table[table[f"is_de_fdr_{FDR_TARGET:g}"]]
+    shown = called.head(_MOST_SHOWN) if len(called) else table.head(_FEW_SHOWN)
+    levels = tables["condition_samples"].reset_index()
+    by_feature = dict(iter(levels.groupby(["comparison", "modality", "feature"], observed=True)))
+    rows = []
+    for name, row in shown.iterrows():
+        of_samples = by_feature.get((row["comparison"], row["modality"], name), levels.head(0))
+        rows.append(
+            _effect(row, str(name), "lfc_mean", "lfc_ci_low", "lfc_ci_high")
+            | {"kind": "gene" if row["modality"] == "rna" else "protein", "dots": _dots(of_samples)}
+        )
+    abundance = tables.get("condition_abundance", pd.DataFrame())
+    return {
+        "n_called": len(called),
+        "n_tested": len(table),
+        "n_comparisons": table["comparison"].nunique(),
+        "n_samples": [int(table[f"n_samples{place}"].max()) for place in (1, 2)]
+        if len(table)
+        else [],
+        "rows": rows,
+        "abundance": [
+            _effect(row, str(name), "log2_ratio", "ci_low", "ci_high")
+            for name, row in abundance.iterrows()
+        ],
+    }
+
+
+def _effect(row: pd.Series, name: str, effect: str, low: str, high: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "comparison": row["comparison"],
+        "effect": row[effect],
+        "low": row[low],
+        "high": row[high],
+        "p": row["p_adjusted"],
+        "called": row["p_adjusted"] <= FDR_TARGET,
+    }
+
+
+def _dots(levels: pd.DataFrame) -> list[dict[str, Any]]:
+    known = levels.dropna(subset="level")
+    if not len(known):
+        return []
+    low, room = known["level"].min(), max(known["level"].max() - known["level"].min(), 1e-9)
+    groups = list(dict.fromkeys(known["group"]))
+    return [
+        {
+            "group": groups.index(row["group"]),
+            "place": (row["level"] - low) / room,
+            "words": f"{row['sample']}, {row['group']}: {row['level']:.2f}, {row['n_cells']} cells",
+        }
+        for _, row in known.iterrows()
+    ]

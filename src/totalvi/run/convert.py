@@ -20,7 +20,6 @@ from totalvi.data.columns import Columns
 from totalvi.data.contents import beside_counts, contents_findings
 from totalvi.data.counts import in_memory
 from totalvi.data.find import CountSource, find_counts, gene_table, genes_and_proteins
-from totalvi.data.finding import Finding
 from totalvi.data.io.features import (
     are_controls,
     are_no_antibodies,
@@ -33,6 +32,7 @@ from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key, mud
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import new_store, write_counts
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
+from totalvi.errors import Finding
 from totalvi.run.folder import refuse_input_in_output
 
 Reading = tuple[Columns, ReadOptions, Unmeasured | None]

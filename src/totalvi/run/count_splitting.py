@@ -21,9 +21,8 @@ from totalvi.data.checks import check_counts, raise_errors
 from totalvi.data.columns import Columns
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.finding import Finding
 from totalvi.data.io.modalities import mudata_of
-from totalvi.errors import DataError
+from totalvi.errors import DataError, Finding
 from totalvi.mapping.reference_neighbours import nearest_to_each
 from totalvi.run.convert import feature_annotation
 from totalvi.run.prepare import Prepared, keep_the_rest, prepare
@@ -102,11 +101,7 @@ def split_counts(
     >>> table = model.differential_expression(held_out, groupby="cluster")
     """
     keys = Columns(
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        rna_layer=rna_layer,
-        protein_layer=protein_layer,
-        protein_expression_obsm_key=protein_expression_obsm_key,
+        rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
     )
     return halves(data, keys, seed)
 

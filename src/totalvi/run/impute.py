@@ -14,12 +14,13 @@ from mudata import MuData
 from totalvi.data.check_counts import rna_findings
 from totalvi.data.checks import raise_errors, tally_by_group
 from totalvi.data.columns import Columns, joined_obs
-from totalvi.data.finding import did_you_mean, warnings_and_notes
+from totalvi.data.contents import contents_findings
+from totalvi.data.io.modalities import known_protein_obsm_key
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
 from totalvi.data.panels.concat import concat
 from totalvi.data.panels.data_sets import find_data_set
-from totalvi.errors import DataError, ReadError, setting
+from totalvi.errors import DataError, Finding, ReadError, did_you_mean, setting, warnings_and_notes
 from totalvi.progress import Steps
 from totalvi.run.convert import counts_in_x, read_input
 from totalvi.run.folder import (
@@ -171,17 +172,14 @@ def _run(options: ImputeOptions) -> RunResult:
     output, batch_key = writing.output, options.keys.batch_key
     for path in inputs.values():
         refuse_input_in_output(path, output)
-    if (
-        writing.resume
-        and {"reference", "query"} <= set(inputs)
-        and is_record_of(output / RECORD, options)
-    ):
+    are_paths = {"reference", "query"} <= set(inputs)
+    if writing.resume and are_paths and is_record_of(output / RECORD, options):
         return finished(output)
     request = asked(options)
     require_writable(output, overwrite=writing.overwrite)
     steps = Steps(writing.progress)
     with steps.step("read"):
-        both = _read(options)
+        both, contents = _read(options)
     _require_column(both, batch_key)
     with steps.step("join, check and select genes"):
         joined = concat(
@@ -197,6 +195,7 @@ def _run(options: ImputeOptions) -> RunResult:
             allow_fractional=options.keys.allow_fractional,
         )
         mdata, findings = prepare(joined, keys, n_genes=options.n_genes)
+        findings = [*contents, *(f for f in findings if f.code != "contents")]
         lacking = _lacking(mdata)
     # Loads torch, as in `_impute`: bad input is refused before seconds go to that.
     from totalvi.fit.plan import default_max_epochs
@@ -205,8 +204,9 @@ def _run(options: ImputeOptions) -> RunResult:
         imputed = _impute(mdata, keys, lacking, steps, options)
         with steps.step("save"):
             _write(imputed, folder)
-            names = joined.uns["concat"]["antibodies"]
-            names.to_csv(folder / "tables" / "antibodies.csv", index=False)
+            joined.uns["concat"]["antibodies"].to_csv(
+                folder / "tables" / "antibodies.csv", index=False
+            )
         warnings, notes = warnings_and_notes(findings)
         plan, split = imputed.model.plan, imputed.model.split
         # None: of the checkpoint, or by default
@@ -231,9 +231,9 @@ def _run(options: ImputeOptions) -> RunResult:
     return RunResult(output, files, record)
 
 
-def _read(options: ImputeOptions) -> dict[str, MuData | AnnData]:
-    """Read both inputs, each with its counts where they are."""
-    both: dict[str, MuData | AnnData] = {}
+def _read(options: ImputeOptions) -> tuple[dict[str, MuData | AnnData], list[Finding]]:
+    """Read both inputs, each with its counts where they are, and say what of each is used."""
+    both, said = dict[str, MuData | AnnData](), list[Finding]()
     for name, given in ((REFERENCE, options.reference), (QUERY, options.query)):
         keys, reading, unmeasured = options.keys, options.reading, options.unmeasured
         if name == QUERY:
@@ -245,13 +245,16 @@ def _read(options: ImputeOptions) -> dict[str, MuData | AnnData]:
                 raise
             keys = replace(keys, protein_expression_obsm_key=None)  # the query may well lack it
             data, found = read_input(given, keys, reading)
+        if isinstance(data, AnnData) and found.protein_expression_obsm_key is None:
+            found = replace(found, protein_expression_obsm_key=known_protein_obsm_key(data))
+        said += contents_findings(data, found, name)
         data = counts_in_x(data, found)
         if isinstance(data, MuData):
             _require_counts(name, data, options.keys.allow_fractional)
         if isinstance(data, MuData) and unmeasured and "prot" in data.mod:
             data = _declared(data, unmeasured, options.keys.batch_key)
         both[name] = data
-    return both
+    return both, said
 
 
 def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:
@@ -317,8 +320,7 @@ def _lacking(mdata: MuData) -> np.ndarray:
 
 def _in_query(mdata: MuData) -> np.ndarray:
     batch = mdata.obs[_BATCH].astype(str)
-    in_query: np.ndarray = ((batch == QUERY) | batch.str.startswith(f"{QUERY}:")).to_numpy()
-    return in_query
+    return np.asarray((batch == QUERY) | batch.str.startswith(f"{QUERY}:"))
 
 
 def _impute(
@@ -361,9 +363,8 @@ def _impute(
 
 
 def _write(imputed: Imputed, folder: Path) -> None:
-    tables = folder / "tables"
+    tables, adata = folder / "tables", imputed.adata
     tables.mkdir()
-    adata = imputed.adata
     adata.to_df().to_csv(tables / "mean.csv.gz", float_format="%.5g")
     for layer in adata.layers:
         adata.to_df(layer).to_csv(tables / f"{layer}.csv.gz", float_format="%.5g")

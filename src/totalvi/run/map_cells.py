@@ -11,11 +11,10 @@ import pandas as pd
 from totalvi.data.cells import CiteData
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data
-from totalvi.data.finding import did_you_mean
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError, argument, setting
-from totalvi.formats.model_folder import is_model
+from totalvi.errors import DataError, argument, did_you_mean, setting
+from totalvi.formats.model_folder import is_model, require_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
 from totalvi.progress import Steps
@@ -61,9 +60,9 @@ def map_files(
     query_path: str | Path,
     output: Path,
     *,
+    reading: Reading = AS_IS,
     reference: Path | None = None,
     labels: str | None = None,
-    reading: Reading = AS_IS,
     reference_batch: str | None = None,
     train: bool = False,
     overwrite: bool = False,
@@ -80,15 +79,15 @@ def map_files(
         Counts of the query.
     output
         A folder that does not exist or is empty. It appears complete at the end.
+    reading
+        Where the counts and batches of the query are, how it is read, and what its batches did not
+        measure.
     reference
         Counts that the model was fitted to. None: ``results.h5mu`` or ``results.zarr`` (which stays on
         disk) beside the model, if it exists. Without a reference, there are neither labels nor
         unlikeness.
     labels
         Column of the reference's ``obs``. None: ``leiden_totalvi``, if it exists.
-    reading
-        Where the counts and batches of the query are, how it is read, and what its batches did not
-        measure.
     reference_batch, train
         As in `Model.map_query`.
     overwrite, resume, checkpoint_every
@@ -100,7 +99,9 @@ def map_files(
     """
     for given in (model_path, Path(query_path), *([] if reference is None else [reference])):
         refuse_input_in_output(given, output)
-    folder = model_path if is_model(model_path) else model_path / MODEL
+    is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
+    folder = model_path / MODEL if is_run else model_path
+    require_model(folder)
     if reference is None:
         reference = counts_beside(folder)
     return _run(

@@ -12,10 +12,10 @@ import numpy as np
 from numba import prange, uint64
 from scipy import sparse
 
-from totalvi.compiled import compiled
 from totalvi.mapping.reference_neighbours import Nearest
 from totalvi.nn.cpu.math import exp, log
 from totalvi.posterior.noise import GOLDEN, mixed
+from totalvi.processes import compiled
 
 EPOCHS = 100  # twice as many keep 2 % more of the neighbours
 REPELLED_BY = 5  # random cells, for each neighbour that attracts

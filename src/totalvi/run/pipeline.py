@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
     Attributes
     ----------
     summary
-        Sizes and the course of the fit, for the record.
+        Sizes of the data, and the course of the fit, for the record.
     warnings
         About antibodies.
     failed

@@ -24,11 +24,10 @@ from totalvi.data.columns import Columns
 from totalvi.data.contents import beside_counts, contents_findings
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.finding import Finding, did_you_mean, in_order
 from totalvi.data.io.modalities import mudata_of, renamed_features
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError
+from totalvi.errors import DataError, Finding, did_you_mean, in_order
 from totalvi.run.convert import feature_annotation, read_input, write_source, write_the_rest
 
 LARGEST_RAW = 2**31  # bytes of counts of all genes that results keep

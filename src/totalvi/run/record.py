@@ -60,7 +60,7 @@ def do_each(
     Parameters
     ----------
     all_steps
-        In an order in which none needs a later one.
+        In an order in which no step needs a later one.
     work
         What they share.
     timed

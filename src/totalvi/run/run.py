@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.columns import Columns
-from totalvi.data.finding import Finding, column_of, warnings_and_notes
+from totalvi.data.columns import Columns, column_of
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import ReadError, allowed, argument
+from totalvi.errors import Finding, ReadError, allowed, argument, warnings_and_notes
 from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.count_splitting import prepare_halves

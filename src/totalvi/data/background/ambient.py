@@ -16,8 +16,7 @@ from totalvi.data.background.droplets import (
     find_barcodes,
 )
 from totalvi.data.columns import Columns
-from totalvi.data.finding import Finding, listed
-from totalvi.errors import DataError
+from totalvi.errors import DataError, Finding, listed
 
 AMBIENT = "ambient"  # entry of uns that holds a table
 _NUMBERS = ["log_mean", "log_sd", "standard_error", "n_droplets"]

@@ -12,8 +12,7 @@ from scipy import sparse
 from totalvi.data.columns import Columns, joined_obs, names_of
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.find import genes_and_proteins
-from totalvi.data.finding import did_you_mean, listed
-from totalvi.errors import DataError
+from totalvi.errors import DataError, did_you_mean, listed
 
 ANY_BATCH = ""  # name for cells and droplets whose batch does not matter
 MOST_DROPLETS = 20_000

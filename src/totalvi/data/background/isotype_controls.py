@@ -13,13 +13,12 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.check_counts import HIGH_PROTEIN, CountTally
-from totalvi.data.columns import Columns
+from totalvi.data.columns import CellGroups, Columns
 from totalvi.data.counts import to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
-from totalvi.data.finding import Finding, did_you_mean, first_and_count, listed
 from totalvi.data.io.features import UNMAPPED, are_controls
 from totalvi.data.panels.antibody_names import has_known_target
-from totalvi.errors import DataError, setting
+from totalvi.errors import DataError, Finding, did_you_mean, first_and_count, listed, setting
 
 ISOTYPE_MODALITY = "isotype"
 
@@ -204,13 +203,16 @@ _LEAST_STEP = np.log(4.0)  # between the counts of cells with a hashtag and thos
 _MOST_TAGS = 40
 _MOST_OF_RNA = 0.05  # of the variance of genes, that hashtags explain beyond chance
 _GENES_COMPARED = 200
+_FEW_ANTIBODIES = 3  # a cell may well have none of so few
 _AGGREGATE = 50  # times the antibody counts of the median cell
 _DROPLET = 0.02  # of the RNA of the cells that have most
 _RNA_OF_A_DROPLET = 100
 _CELLS_OF_A_RUN = 100
 
 
-def antibody_findings(source: CountSource, tally: CountTally) -> Iterator[Finding]:
+def antibody_findings(
+    source: CountSource, tally: CountTally, groups: CellGroups | None
+) -> Iterator[Finding]:
     """Find rows that are no antibodies, and cells that are none, by names and counts."""
     if source.protein.shape[1] and not tally.n_positive.any() and tally.protein_measured.any():
         yield Finding(
@@ -225,7 +227,7 @@ def antibody_findings(source: CountSource, tally: CountTally) -> Iterator[Findin
     yield from _no_antibodies(source, counts)
     if counts is not None and np.isfinite(tally.rna_total).all() and (tally.rna_total >= 0).all():
         yield from _hashtags(source, cells, counts)
-    yield from _cells_that_are_none(source, tally)
+    yield from _cells_that_are_none(source, tally, groups)
 
 
 def _some_cells(n_cells: int) -> np.ndarray:
@@ -340,10 +342,14 @@ def _pattern(names: Sequence[str]) -> str:
     return f"^({quoted})$"
 
 
-def _cells_that_are_none(source: CountSource, tally: CountTally) -> Iterator[Finding]:
+def _cells_that_are_none(
+    source: CountSource, tally: CountTally, groups: CellGroups | None
+) -> Iterator[Finding]:
     """Find cells without antibodies, aggregates, and barcodes that are mostly empty droplets."""
     empty = tally.protein_measured & (tally.protein_total == 0)
-    if empty.any():
+    if groups is not None:  # of a batch without any protein count the checks say more
+        empty &= (tally.n_positive.sum(axis=1) > 0)[groups.codes]
+    if empty.any() and source.protein.shape[1] > _FEW_ANTIBODIES:
         yield Finding(
             "warning",
             "cell_without_protein",

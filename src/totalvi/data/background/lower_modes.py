@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from totalvi.data.background.ambient import AmbientRates, rates_of_moments
-from totalvi.data.finding import Finding
+from totalvi.errors import Finding
 
 _EM_ITERATIONS = 50
 _LEAST_CELLS = 20

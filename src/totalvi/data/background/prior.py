@@ -30,9 +30,8 @@ from totalvi.data.background.lower_modes import (
 from totalvi.data.cells import Schema
 from totalvi.data.columns import Columns
 from totalvi.data.counts import Counts, evenly_spaced
-from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.read import read
-from totalvi.errors import DataError
+from totalvi.errors import DataError, Finding, did_you_mean, listed
 
 Raw: TypeAlias = MuData | AnnData | str | PathLike[str]
 _MOST_CELLS = 10_000  # cells of a panel that are enough to find a mode

@@ -1,7 +1,7 @@
 """What features are: genes and of which genome, antibodies, isotype controls, hashtags, or none."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,8 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.finding import did_you_mean
-from totalvi.errors import ReadError, argument, setting
+from totalvi.errors import ReadError, argument, did_you_mean, setting
 
 _TYPES = {  # what annotation of features calls genes, antibodies and hashtags
     "rna": r"gex|m?rna([ _-]expression)?|genes?([ _-]expression)?|transcript(s|ome)?",
@@ -119,12 +118,18 @@ _OWNER = r"((adt|ab|antibody|prot|protein|tag|hto|hash) [ _.:|-]+)?"
 _COUNTED = r"(reads?|umis?|counts?|adts?|abs?|antibod(y|ies)|prot(eins?)?|tags?|features?)"
 # What counters and tables list beside the antibodies: reads of none, and totals.
 UNMAPPED = re.compile(
-    rf"""{_OWNER}
+    rf"""{_OWNER} _*
         ( un[ _.-]?(mapped|assigned|aligned|matched|known|identified|determined|recogni[sz]ed)
+              ([ _.-]?{_COUNTED})?
+        | multi[ _.-]?map(ped|ping|pers?)? | mis[ _.-]?match(ed|es)? | off[ _.-]?targets? | others?
+        | invalid([ _.-]?(barcodes?|{_COUNTED}))? | [*]
         | (no|not)[ _.-]?(match(ed)?|map(ped)?|feature|hit|barcode|tag|assigned|aligned|antibody)
         | bad[ _.-]?struct(ure)? | ambiguous | none | null | nan
-        | __(no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique)
+        | no_feature | too_low_aqual | alignment_not_unique  # of htseq-count
         | {_COUNTED} [ _.-]? unmapped
+        # metrics of cells, as Seurat and scanpy name them
+        | n(Count|Feature)_[a-z0-9]+ | n_(genes|features|proteins)(_by_counts)? | log1p_[a-z_]*counts
+        | (percent|pct)[ _.-][a-z0-9_.-]+
         )
         ([-_ ]total[ _-]?seq[ _-]?[abcd])?""",
     re.IGNORECASE | re.VERBOSE,
@@ -186,11 +191,12 @@ def are_no_antibodies(
     var: pd.DataFrame,
     leave_out: str | Sequence[str] | None,
     where: str,
-    counts: sparse.csr_matrix | None = None,
+    counts: Callable[[np.ndarray], sparse.csr_matrix] | None = None,
 ) -> np.ndarray:
     """Mark rows that are of no antibody: by whole names, or by the user's list or expression.
 
-    Those named as totals are, if their ``counts`` (cells x these rows) are as large as all others.
+    Those named as totals are, if they are as large as all others; ``counts`` returns the counts of some
+    of these rows, cells x rows.
 
     Examples
     --------
@@ -202,10 +208,11 @@ def are_no_antibodies(
     names = [name.strip() for name in var.index.astype(str)]
     found = np.array([UNMAPPED.fullmatch(name) is not None for name in names], dtype=bool)
     totals = np.array([TOTAL.fullmatch(name) is not None for name in names], dtype=bool)
+    totals &= ~found
     if counts is not None and totals.any() and len(names) > totals.sum() + found.sum() + 1:
-        others = np.asarray(counts[:, np.flatnonzero(~totals & ~found)].sum(axis=1)).ravel()
+        others = np.asarray(counts(np.flatnonzero(~totals & ~found)).sum(axis=1)).ravel()
         for column in np.flatnonzero(totals):
-            total = np.asarray(counts[:, [column]].sum(axis=1)).ravel()
+            total = np.asarray(counts(np.array([column])).sum(axis=1)).ravel()
             found[column] = bool((total >= 0.9 * others)[others > 0].mean() > 0.9)
     return found
 

@@ -13,7 +13,6 @@ from anndata.utils import make_index_unique
 from mudata import MuData
 
 from totalvi.data.columns import in_words, pair_cells
-from totalvi.data.finding import Finding, did_you_mean, listed
 from totalvi.data.io.features import (
     are_controls,
     are_hashtags,
@@ -23,7 +22,7 @@ from totalvi.data.io.features import (
 )
 from totalvi.data.io.readable_parts import READING, UNREAD, gathered, joined
 from totalvi.data.io.trust import counts_from
-from totalvi.errors import ReadError, argument
+from totalvi.errors import Finding, ReadError, argument, did_you_mean, listed
 
 PROTEIN_OBSM_KEYS = (
     "protein_expression",
@@ -65,8 +64,8 @@ def split_anndata(
     is_antibody = np.flatnonzero(modality == "prot")
     var = adata.var.iloc[is_antibody]
     tags = are_hashtags(var, rows.hashtags, where)
-    counts = None if adata.X is None else adata.X[:, is_antibody]
-    none = are_no_antibodies(var, rows.leave_out, where, counts) & ~tags
+    antibodies = None if adata.X is None else lambda some: adata.X[:, is_antibody[some]]
+    none = are_no_antibodies(var, rows.leave_out, where, antibodies) & ~tags
     modality[is_antibody[tags]] = "hto"
     if not (none | tags).all():  # a file of nothing else is read as it is
         modality[is_antibody[none]] = NO_ANTIBODY_MODALITY
@@ -232,10 +231,10 @@ def pair_modalities(
     if not np.array_equal(pairs.second, np.arange(len(others))):
         protein = protein[pairs.second].copy()
     if pairs.change or any(n_dropped):
-        message = f"{said[0].upper()}{said[1:]} in {where[0]} and {where[1]}"
-        if any(n_dropped):
-            n_rna, n_protein = n_dropped
-            message += f"; left out are {n_rna:,} of the one and {n_protein:,} of the other"
+        message = f"The cells of {where[0]} and {where[1]} were paired by name: {said}"
+        lonely = [f"{n:,} of {of}" for n, of in zip(n_dropped, where, strict=True) if n]
+        if lonely:
+            message += f"; left out, as the other lacks them, are {' and '.join(lonely)}"
         say_of_reading(rna, "cells_paired", f"{message}.")
     protein.obs_names = rna.obs_names
     return rna, protein

@@ -16,9 +16,8 @@ from mudata import MuData
 from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
 from totalvi.data.background.droplets import batches_of_cells
 from totalvi.data.columns import Columns, names_of
-from totalvi.data.finding import did_you_mean
 from totalvi.data.io.features import keep_genome, with_symbols
-from totalvi.data.io.h5_zarr import read_h5ad, read_h5mu, read_zarr
+from totalvi.data.io.h5_zarr import read_10x_h5, read_h5ad, read_h5mu, read_zarr
 from totalvi.data.io.modalities import (
     Rows,
     assemble,
@@ -32,12 +31,11 @@ from totalvi.data.io.tenx import (
     holds_matrix,
     layout_of,
     read_10x_folder,
-    read_10x_h5,
     read_layout,
 )
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
 from totalvi.data.io.trust import reading
-from totalvi.errors import ReadError, allowed, argument
+from totalvi.errors import ReadError, allowed, argument, did_you_mean
 
 FORMATS = (
     ((".h5", ".hdf5", ".h5ad", ".h5mu"), "HDF5: Cell Ranger, AnnData or MuData"),
@@ -46,11 +44,12 @@ FORMATS = (
     ((".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "tables of RNA and of proteins"),
 )
 PACKED = (".tar", ".tar.gz", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z")
+OF_R, OF_LOOM = (".rds", ".rdata", ".rda", ".qs", ".h5seurat"), (".loom",)
 ELSEWHERE = {
-    (".rds", ".rdata", ".rda", ".qs", ".h5seurat"): (
+    OF_R: (
         'of R; export its counts as docs/r.md says (section "From R"), as 10x folders or an .h5ad file'
     ),
-    (".loom",): "a loom file; write it as .h5ad with anndata.io.read_loom and its write_h5ad",
+    OF_LOOM: "a loom file; write it as .h5ad with anndata.io.read_loom and its write_h5ad",
     (".parquet", ".feather", ".xlsx", ".xls"): (
         "a table of another format; write it as .csv, cells and features named"
     ),
@@ -339,13 +338,18 @@ def _load_hdf5(path: Path, genome: str | None) -> AnnData | MuData:
     with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
         members = set(file)
         groups = [member for member in file.values() if isinstance(member, h5py.Group)]
-        is_10x = "matrix" in members or any("barcodes" in g or "indptr" in g for g in groups)
+        is_10x = isinstance(file.get("matrix"), h5py.Group)
+        is_10x = is_10x or any("barcodes" in g or "indptr" in g for g in groups)
     if "mod" in members:
         return read_h5mu(path)
     if {"obs", "var"} <= members:
         return read_h5ad(path)
     if is_10x:
         return read_10x_h5(path, genome)
+    if {"assays", "cell.names"} & members:
+        raise ReadError(f"{path} is {ELSEWHERE[OF_R]}.")
+    if {"row_attrs", "col_attrs"} & members:
+        raise ReadError(f"{path} is {ELSEWHERE[OF_LOOM]}.")
     raise ReadError(
         f"{path} is HDF5, but not of Cell Ranger, AnnData or MuData (it holds "
         f"{', '.join(sorted(members)) or 'nothing'}); write it again as one of these."

@@ -1,106 +1,23 @@
-"""Read the files that Cell Ranger writes from version 2 on: ``.h5`` files and matrix folders."""
+"""Read the folders that Cell Ranger and other counting tools write."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.finding import listed
 from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
 from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
-from totalvi.data.io.trust import counts_from_csr, reading, require_lengths, require_plain_hdf5
-from totalvi.errors import ReadError
+from totalvi.data.io.trust import reading, require_lengths
+from totalvi.errors import ReadError, argument, listed
 
-V2_MEMBERS = ("barcodes", "data", "genes", "gene_names", "indices", "indptr", "shape")
-V3_MEMBERS = ("barcodes", "data", "indices", "indptr", "shape", "features")
-V3_FEATURE_MEMBERS = ("id", "name", "feature_type")
-
-
-def read_10x_h5(path: Path, genome: str | None) -> AnnData:
-    """Read a Cell Ranger ``.h5`` file; in version 2, all genomes or only the given one."""
-    with reading(path, "a Cell Ranger .h5 file"), h5py.File(path, "r") as file:
-        require_plain_hdf5(file, path)
-        if "matrix" in file:
-            adata = _read_v3_group(file["matrix"], path)
-        else:
-            groups = {k: g for k, g in file.items() if isinstance(g, h5py.Group)}
-            chosen = pick_genomes(groups, genome, path)
-            adata = join_genomes({k: _read_v2_group(g, path, k) for k, g in chosen.items()}, path)
-    return prefix_shared_names(adata)
-
-
-def _read_v3_group(group: h5py.Group, path: Path) -> AnnData:
-    _require_members(group, V3_MEMBERS, path)
-    features = group["features"]
-    _require_members(features, V3_FEATURE_MEMBERS, path)
-    var = pd.DataFrame(
-        {"gene_ids": _text(features["id"]), "feature_types": _text(features["feature_type"])},
-        index=_same_length(_text(features["name"]), len(features["id"]), "names", path),
-    )
-    for name, member in features.items():
-        is_column = isinstance(member, h5py.Dataset) and member.shape == (len(var),)
-        if name not in V3_FEATURE_MEMBERS and is_column and h5py.check_string_dtype(member.dtype):
-            var[name] = _text(member)
-    return _from_group(group, var, path)
-
-
-def _read_v2_group(group: h5py.Group, path: Path, genome: str) -> AnnData:
-    _require_members(group, V2_MEMBERS, path)
-    names = _same_length(_text(group["gene_names"]), len(group["genes"]), "gene names", path)
-    var = pd.DataFrame(
-        {
-            "gene_ids": _text(group["genes"]),
-            "feature_types": "Gene Expression",
-            "genome": genome,
-        },
-        index=names,
-    )
-    return _from_group(group, var, path)
-
-
-def _from_group(group: h5py.Group, var: pd.DataFrame, path: Path) -> AnnData:
-    """Build the AnnData; the file's features x barcodes CSC is read as cells x features CSR."""
-    cells = pd.Index(_text(group["barcodes"]), dtype=object)
-    n_features, n_cells = (int(n) for n in group["shape"][:])
-    require_lengths(path, n_features, len(var), n_cells, len(cells))
-    counts = counts_from_csr(
-        group["data"][:], group["indices"][:], group["indptr"][:], (n_cells, n_features), str(path)
-    )
-    return AnnData(counts, obs=pd.DataFrame(index=cells), var=var)
-
-
-def _text(dataset: h5py.Dataset) -> list[str]:
-    if h5py.check_string_dtype(dataset.dtype) is None:
-        raise ReadError(
-            f'{dataset.file.filename} holds {dataset.dtype} in "{dataset.name}" in place of text; '
-            "copy, download or write it again."
-        )
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in dataset[:].tolist()]
-
-
-def _same_length(values: list[str], n: int, what: str, path: Path) -> list[str]:
-    if len(values) != n:
-        raise ReadError(
-            f"{path} is damaged (it lists {n} feature ids but {len(values)} {what}); "
-            "copy, download or write it again."
-        )
-    return values
-
-
-def _require_members(group: h5py.Group, members: tuple[str, ...], path: Path) -> None:
-    missing = [name for name in members if name not in group]
-    if missing:
-        raise ReadError(
-            f'{path} lacks {", ".join(missing)} in its group "{group.name}", which a Cell Ranger '
-            ".h5 file has; write it again, or convert what it holds to .h5ad or .h5mu."
-        )
-
+MTX_COLUMNS = {"feature": np.int64, "cell": np.int64, "count": np.float32}
+ENTRIES_PER_CHUNK = 5_000_000
 
 OUTPUTS = (
     "filtered_feature_bc_matrix.h5",
@@ -119,6 +36,8 @@ OUTPUTS = (
     "counts_filtered",  # of kallisto and bustools
     "counts_unfiltered",
     "alevin",  # of alevin-fry
+    "DGE_filtered",  # of Parse, as is the next
+    "all-sample",
 )
 SAMPLES = "per_sample_outs"  # of `cellranger multi`
 
@@ -146,8 +65,6 @@ LAYOUTS = (
     Layout("DGE.mtx", "cell_metadata.csv", ("all_genes.csv",)),
 )
 READABLE = (".h5", ".h5ad", ".h5mu", ".zarr")
-MTX_COLUMNS = {"feature": np.int64, "cell": np.int64, "count": np.float32}
-ENTRIES_PER_CHUNK = 5_000_000
 
 
 def cell_ranger_output(folder: Path) -> Path | None:
@@ -161,6 +78,9 @@ def cell_ranger_output(folder: Path) -> Path | None:
     found = next((folder / name for name in OUTPUTS if (folder / name).exists()), None)
     if found is not None or layout_of(folder) is not None:
         return found
+    of_starsolo = [path for path in folder.glob("*Solo.out") if path.is_dir()]
+    if len(of_starsolo) == 1:
+        return of_starsolo[0]
     place = folder / SAMPLES if (folder / SAMPLES).is_dir() else folder
     samples = sorted(path.parents[1] for path in place.glob("*/count/sample_filtered_*matrix.h5"))
     samples = samples or sorted(p.parents[1] for p in place.glob("*/count/sample_filtered_*matrix"))
@@ -183,34 +103,48 @@ def cell_ranger_output(folder: Path) -> Path | None:
 
 def layout_of(folder: Path) -> tuple[Layout, Path] | None:
     """Return how the files of another counter in a folder lie, and its matrix; None without any."""
-    found = ((layout, _member(folder, "", layout.matrix)) for layout in LAYOUTS)
+    found = ((layout, file_of(folder, "", layout.matrix)) for layout in LAYOUTS)
     return next(((layout, matrix) for layout, matrix in found if matrix is not None), None)
 
 
 def read_layout(folder: Path, layout: Layout, matrix: Path) -> AnnData:
     """Read the matrix of another counter, whatever way it lies."""
-    lists = [_member(folder, "", layout.cells), _member(folder, "", *layout.features)]
+    lists = [file_of(folder, "", layout.cells), file_of(folder, "", *layout.features)]
     if lists[0] is None or lists[1] is None:
         missing = layout.cells if lists[0] is None else layout.features[-1]
         raise ReadError(
             f"{matrix} is a matrix whose names are in {missing}, which {folder} lacks; copy it beside "
             "the matrix."
         )
-    ids_file = _member(folder, "", layout.features[-1]) or lists[1]
+    ids_file = file_of(folder, "", layout.features[-1]) or lists[1]
     cells, features, ids = (_first_fields(path) for path in (lists[0], lists[1], ids_file))
-    with reading(matrix, "a Matrix Market file"), _open(matrix) as file:
-        n_rows, _, _ = _mtx_size(matrix, file)
+    with reading(matrix, "a Matrix Market file"), open_list(matrix) as file:
+        n_rows, _, _ = mtx_size(matrix, file)
     if n_rows == len(cells) and n_rows != len(features):
-        counts = sparse.csr_matrix(_read_mtx(matrix, len(cells), len(features)).T)
+        counts = sparse.csr_matrix(read_mtx(matrix, len(cells), len(features)).T)
     else:
-        counts = _read_mtx(matrix, len(features), len(cells))
+        counts = read_mtx(matrix, len(features), len(cells))
     var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(features, dtype=object))
-    return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
+    found = AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
+    return _joined_splicing(found)
+
+
+def _joined_splicing(found: AnnData) -> AnnData:
+    """Sum the spliced and ambiguous (-A) counts of alevin-fry; the unspliced (-U) become a layer."""
+    n = found.n_vars // 3
+    names = found.var_names
+    ends = [list(names[i * n : (i + 1) * n]) for i in range(3)]
+    if n == 0 or ends[1:] != [[f"{name}{end}" for name in ends[0]] for end in ("-U", "-A")]:
+        return found
+    spliced = found[:, :n].copy()
+    spliced.X = sparse.csr_matrix(found.X[:, :n] + found.X[:, 2 * n :])
+    spliced.layers["unspliced"] = sparse.csr_matrix(found.X[:, n : 2 * n])
+    return spliced
 
 
 def _first_fields(path: Path) -> list[str]:
     """Return the names in a list; of a csv file with a head, the second column of genes."""
-    lines = _lines(path)
+    lines = lines_of(path)
     if not path.name.removesuffix(".gz").endswith(".csv"):
         return [line.split("\t")[0] for line in lines]
     head = lines[0].split(",")
@@ -227,8 +161,9 @@ def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None)
     matrices = _matrices(folder) if prefix is None else [folder / f"{prefix}matrix.mtx"]
     if len(matrices) > 1:
         raise ReadError(
-            f"{folder} holds {len(matrices)} matrices ({matrices[0].name}, {matrices[1].name}, "
-            "...); give the path of one of these files in place of the folder."
+            f"{folder} holds {len(matrices)} matrices ({', '.join(p.name for p in matrices[:5])}); "
+            "give the path of one of these files in place of the folder, and that of its proteins, if "
+            f"they are in another, as {argument('protein_path')}."
         )
     subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
     layout = None if matrices else layout_of(folder)
@@ -260,7 +195,7 @@ def matrix_files(folder: Path) -> list[Path]:
     layout = layout_of(folder)
     if layout is not None:
         names = (layout[0].cells, *layout[0].features)
-        lists = (_member(folder, "", name) for name in names)
+        lists = (file_of(folder, "", name) for name in names)
         return sorted({layout[1], *(path for path in lists if path is not None)})
     output = cell_ranger_output(folder)
     if output is not None:
@@ -277,28 +212,37 @@ def _matrices(folder: Path) -> list[Path]:
 
 
 def _read_triple(folder: Path, prefix: str) -> AnnData:
-    matrix = _member(folder, prefix, "matrix.mtx")
-    features = _member(folder, prefix, "features.tsv", "genes.tsv")
-    barcodes = _member(folder, prefix, "barcodes.tsv")
+    matrix = file_of(folder, prefix, "matrix.mtx")
+    features = file_of(folder, prefix, "features.tsv", "genes.tsv")
+    barcodes = file_of(folder, prefix, "barcodes.tsv")
     wanted = {
         "matrix.mtx.gz": matrix,
         "features.tsv.gz (or genes.tsv)": features,
         "barcodes.tsv.gz": barcodes,
     }
     missing = [prefix + name for name, found in wanted.items() if found is None]
+    likely = _likely_lists(folder, [name for name, found in wanted.items() if found is None])
     if len(missing) == len(wanted):
+        if likely:
+            raise ReadError(
+                f"{folder} holds {listed(likely)}, but counts are read from files whose names end in "
+                "matrix.mtx.gz, features.tsv.gz (or genes.tsv) and barcodes.tsv.gz; rename these."
+            )
         raise ReadError(
             f"{folder} holds no counts, as it lacks {', '.join(missing)}; give the file or folder that "
             "holds them, such as filtered_feature_bc_matrix.h5."
         )
     if matrix is None or features is None or barcodes is None:
+        fix = "copy the missing ones beside the others"
+        if likely:
+            fix += f", under these names (there is {listed(likely)}, which may be one of them)"
         raise ReadError(
             f"{folder} lacks {', '.join(missing)}; a Cell Ranger matrix folder holds matrix.mtx.gz, "
-            "features.tsv.gz and barcodes.tsv.gz, so copy the missing ones beside the others."
+            f"features.tsv.gz and barcodes.tsv.gz, so {fix}."
         )
-    lines_of_cells, lines_of_features = _lines(barcodes), _lines(features)
+    lines_of_cells, lines_of_features = lines_of(barcodes), lines_of(features)
     # first, because lists that do not belong to it may be so long that parsing them fills the memory
-    counts = _read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
+    counts = read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
     cells = [line.partition("\t")[0] for line in lines_of_cells]
     table = [
         line.split("\t", maxsplit=3) for line in lines_of_features
@@ -316,32 +260,44 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
 
 
-def _member(folder: Path, prefix: str, *names: str) -> Path | None:
+def _likely_lists(folder: Path, missing: list[str]) -> list[str]:
+    """Return the files that may be the missing ones, under another name."""
+    words = "|".join(
+        word for name in missing for word in re.findall(r"matrix|features|genes|barcodes", name)
+    )
+    like = re.compile(rf".*({words}).*\.(mtx|tsv|txt|csv)(\.gz)?", re.IGNORECASE)
+    return sorted(path.name for path in folder.iterdir() if like.fullmatch(path.name))
+
+
+def file_of(folder: Path, prefix: str, *names: str) -> Path | None:
+    """Return the first of these files that a folder has, gzipped or not, with a prefix."""
     candidates = [folder / f"{prefix}{name}{end}" for name in names for end in (".gz", "")]
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_list(path: Path) -> IO[bytes]:
+    """Open a list of names or of entries, and refuse one that unpacks to much more than it should."""
     return open_text(path, at_most=LARGEST_TEXT_RATIO * path.stat().st_size)
 
 
-def _lines(path: Path) -> list[str]:
-    with reading(path, "a tab-separated list"), _open(path) as file:
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a list that are not empty."""
+    with reading(path, "a tab-separated list"), open_list(path) as file:
         lines = file.read().decode("utf-8-sig").splitlines()
     require_last_line_end(path)
     return [line for line in lines if line]
 
 
-def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
+def read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
     """Read features x cells counts as cells x features CSR float32."""
     chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     with (
         reading(path, "a Matrix Market file"),
-        _open(path) as file,
+        open_list(path) as file,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("error", pd.errors.ParserWarning)  # lines with more than three fields
-        n_rows, n_columns, n_entries = _mtx_size(path, file)
+        n_rows, n_columns, n_entries = mtx_size(path, file)
         require_lengths(path, n_rows, n_features, n_columns, n_cells)
         for chunk in _mtx_entries(file) if n_entries else ():
             features, cells, counts = (chunk[name].to_numpy() for name in MTX_COLUMNS)
@@ -365,7 +321,7 @@ def _read_mtx(path: Path, n_features: int, n_cells: int) -> sparse.csr_matrix:
     return sparse.coo_matrix((counts, (cells, features)), shape=(n_cells, n_features)).tocsr()
 
 
-def _mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
+def mtx_size(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
     """Read the header of a Matrix Market file: numbers of rows, columns and entries."""
     banner = file.readline(1000).decode().lower().split()
     if banner[:2] != ["%%matrixmarket", "matrix"]:

@@ -268,6 +268,8 @@ def orient_pair(
     best = [axes for axes, n in shared.items() if n == most]
     if most == 0:
         names, others = (next(iter(_cell_axes(x, cells_in).values())) for x in (first, second))
+        _require_upright(first, second, paths)
+        _require_upright(second, first, paths[::-1])
         hint = ""
         if isinstance(first, Table) or isinstance(second, Table):
             hint = f', or say with {argument("cells_in")} whether they are "rows" or "columns"'
@@ -281,6 +283,23 @@ def orient_pair(
             f"the cells are with {setting('cells_in', 'rows')} or {setting('cells_in', 'columns')}."
         )
     return _oriented(first, best[0][0]), _oriented(second, best[0][1])
+
+
+def _require_upright(
+    found: Table | AnnData, other: Table | AnnData, paths: tuple[Path, Path]
+) -> None:
+    """Refuse an AnnData whose features are the cells of the other file."""
+    if isinstance(found, Table) or not found.n_vars:
+        return
+    n = max(
+        len(pair_cells(found.var_names, cells).first) for cells in _cell_axes(other, None).values()
+    )
+    if 2 * n > found.n_vars:
+        raise ReadError(
+            f'{paths[0]} is transposed, as its features ("{_first(found.var_names)}", ...) are the '
+            f"cells of {paths[1]}; write it again with cells as rows, for example with "
+            'anndata.read_h5ad(path).T.copy().write_h5ad("cells.h5ad").'
+        )
 
 
 def orient_alone(table: Table, cells_in: Axis | None) -> AnnData:

@@ -12,13 +12,12 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.columns import Columns
+from totalvi.data.columns import Columns, no_column
 from totalvi.data.counts import in_memory
 from totalvi.data.find import find_counts, genes_and_proteins
-from totalvi.data.finding import did_you_mean, listed, no_column
 from totalvi.data.io.modalities import known_protein_obsm_key, mudata_of
 from totalvi.data.panels.antibody_names import Antibody, identify, spelling_key
-from totalvi.errors import DataError, allowed
+from totalvi.errors import DataError, allowed, did_you_mean, listed
 
 AntibodyNames = Mapping[str, str] | Mapping[str, Mapping[str, str]]
 Unmeasured = Mapping[str, Sequence[str]] | Literal["zeros"]

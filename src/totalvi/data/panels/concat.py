@@ -11,11 +11,10 @@ from scipy import sparse
 
 from totalvi.data.background.ambient import AMBIENT, AmbientProfile
 from totalvi.data.columns import Columns
-from totalvi.data.finding import did_you_mean, listed
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set
-from totalvi.errors import DataError, allowed
+from totalvi.errors import DataError, allowed, did_you_mean, listed
 
 
 def concat(
@@ -119,11 +118,7 @@ def concat(
     if protein_expression_obsm_key is not None:
         _require_obsm(data, protein_expression_obsm_key)
     columns = Columns(
-        rna_modality=rna_modality,
-        protein_modality=protein_modality,
-        rna_layer=rna_layer,
-        protein_layer=protein_layer,
-        protein_expression_obsm_key=protein_expression_obsm_key,
+        rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
     )
     found = {name: find_data_set(name, each, columns) for name, each in data.items()}
     aligned = align_genes({name: each.genes for name, each in found.items()}, genes)

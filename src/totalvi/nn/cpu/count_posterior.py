@@ -20,13 +20,13 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from totalvi.compiled import compiled
+from totalvi.processes import compiled
 
 BLOCK = 64  # cells and proteins side by side; a constant, so that loops become vector instructions
 _MOST_NODES = 128
-_NEWTON_STEPS = 3
+_NEWTON_STEPS = 2
 _DROP = 28.0  # twice the fall of the logarithm to where the nodes end
-_LARGEST_STEP = 0.5
+_LARGEST_STEP = 0.6
 # Where in one array of work each value of a block begins: for several arrays, the compiler would have
 # to ask each time whether they overlap.
 (

@@ -25,7 +25,6 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from totalvi.compiled import compiled
 from totalvi.nn.cell import LinearProduct, SparseCounts
 from totalvi.nn.cpu.gene_rows import (
     N_CHUNKS,
@@ -36,6 +35,7 @@ from totalvi.nn.cpu.gene_rows import (
     tables,
 )
 from totalvi.nn.cpu.math import as_array, exp, load, log1p, store
+from totalvi.processes import compiled
 
 # values from a cell's zeros for its other counts, by gene
 _COST, _LOGIT, _SOFTPLUS, _Z, _SHARE, _N_KEPT = range(6)
@@ -102,12 +102,11 @@ def _negative_binomial_loss(
         q = np.empty(n_genes, bias.dtype)
         unexplained = np.empty(n_genes, bias.dtype)
         for b in range(min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)):
-            k = group[b]
+            k, start, end = group[b], pointer[b], pointer[b + 1]
             d_r, rising_k, digamma_k = d_log_r[chunk, k], rising_table[k], digamma_table[k]
             total_e = softmax_terms(logits, bias, b, e)
             scale = library[b] / total_e
             cost, total_q = _zeros(e, scale, r[k], inverse_r[k], weight[b], q, d_r)
-            start, end = pointer[b], pointer[b + 1]
             cost += explain_nonzeros(
                 counts[start:end], gene[start:end], e, scale, inverse_r[k], unexplained
             )
@@ -184,7 +183,7 @@ def _zero_inflated_loss(
         unexplained = np.empty(n_genes, bias.dtype)
         kept = np.empty((_N_KEPT, n_genes), bias.dtype)
         for b in range(min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)):
-            k = group[b]
+            k, start, end = group[b], pointer[b], pointer[b + 1]
             d_r, rising_k, digamma_k = d_log_r[chunk, k], rising_table[k], digamma_table[k]
             total_e = softmax_terms(logits, bias, b, e)
             scale = library[b] / total_e
@@ -192,7 +191,6 @@ def _zero_inflated_loss(
                 e, scale, r[k], inverse_r[k], weight[b], dropout, dropout_bias, b,
                 q, d_dropout, d_r, kept,
             )  # fmt: skip
-            start, end = pointer[b], pointer[b + 1]
             cost += explain_nonzeros(
                 counts[start:end], gene[start:end], e, scale, inverse_r[k], unexplained
             )

@@ -15,9 +15,9 @@ from numba import prange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from totalvi.compiled import compiled
 from totalvi.nn.cpu.math import as_array
 from totalvi.nn.sync import SharedGenerator, first_own, n_cells_of_all, note_moments, shared_moments
+from totalvi.processes import compiled
 
 # Chunks of cells; their fixed number makes results independent of the number of threads.
 _CHUNKS = 16
@@ -44,7 +44,6 @@ def _rows(chunk: int, n_cells: int) -> tuple[int, int]:
 def _moments(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
     """Fill in the mean and biased variance of the columns of ``x`` (B, features)."""
     n_cells, n_features = x.shape
-    zero = x.dtype.type(0)
     # sums of distances from the first cell, which lose no digits if the mean is large
     sums = np.zeros((_CHUNKS, 2, n_features), x.dtype)
     for chunk in prange(_CHUNKS):
@@ -54,6 +53,7 @@ def _moments(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
                 difference = x[b, j] - x[0, j]
                 sums[chunk, 0, j] += difference
                 sums[chunk, 1, j] += difference * difference
+    zero = x.dtype.type(0)
     for j in range(n_features):
         total, squares = zero, zero
         for chunk in range(_CHUNKS):

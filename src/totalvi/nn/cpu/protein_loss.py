@@ -19,8 +19,8 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from totalvi.compiled import compiled
 from totalvi.nn.cpu.math import as_array, exp, log, log1p, log_factorial, rising
+from totalvi.processes import compiled
 
 
 @compiled(error_model="numpy")
@@ -176,10 +176,7 @@ class _ProteinMixtureLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *derivatives, group = ctx.saved_tensors
-        by_background, by_factor, by_logit, by_log_r = (
-            derivative * gradients[0][:, None] for derivative in derivatives
-        )
+        (by_background, by_factor, by_logit, by_log_r), group = _scaled(ctx, gradients)
         d_log_r = _sum_by_group(by_log_r, group, ctx.n_groups)
         return None, None, by_background, by_factor, by_logit, d_log_r, None
 
@@ -212,23 +209,26 @@ class _BackgroundDivergence(torch.autograd.Function):
             *map(as_array, (mean, scale, prior_mean, prior_log_scale, panel, divergence)),
             *map(as_array, derivatives),
         )  # fmt: skip
-        ctx.save_for_backward(*derivatives, panel)
         ctx.n_panels = len(prior_mean)
+        ctx.save_for_backward(*derivatives, panel)
         return divergence
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *derivatives, panel = ctx.saved_tensors
-        by_mean, by_scale, by_prior_log_scale = (
-            derivative * gradients[0][:, None] for derivative in derivatives
-        )
+        (by_mean, by_scale, by_prior_log_scale), panel = _scaled(ctx, gradients)
         d_prior_mean = -_sum_by_group(by_mean, panel, ctx.n_panels)
         d_prior_log_scale = _sum_by_group(by_prior_log_scale, panel, ctx.n_panels)
         return None, by_mean, by_scale, d_prior_mean, d_prior_log_scale, None
 
 
 _apply_divergence: Callable[..., Tensor] = _BackgroundDivergence.apply
+
+
+def _scaled(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+    """Return the stored derivatives times the gradient of each cell's result, and the groups."""
+    *derivatives, group = ctx.saved_tensors
+    return [derivative * gradients[0][:, None] for derivative in derivatives], group
 
 
 def _sum_by_group(value: Tensor, group: Tensor, n_groups: int) -> Tensor:

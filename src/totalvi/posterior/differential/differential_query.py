@@ -54,10 +54,10 @@ from totalvi.posterior.unmeasured import measured_by_batch
 _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
 
 
+@documented
 class DifferentialQueries(Fitted):
     """The method `differential_expression` of a model."""
 
-    @documented
     def differential_expression(
         self,
         adata: Data | None = None,
@@ -73,7 +73,7 @@ class DifferentialQueries(Fitted):
         batchid1: Names = None,
         batchid2: Names = None,
         fdr_target: float = 0.05,
-        protein_prior_count: float = 0.1,
+        protein_prior_count: float | None = None,
         scale_protein: bool = False,
         sample_protein_mixing: bool = False,
         include_protein_background: bool = False,
@@ -149,7 +149,8 @@ class DifferentialQueries(Fitted):
         fdr_target
             Posterior expected false discovery rate of the calls, over genes and proteins together.
         protein_prior_count
-            c of proteins.
+            c of proteins. None: three standard errors of the mean background count of the smaller
+            group, below which a foreground is not detected, but at least 0.1; over samples 0.1.
         {protein_scale}
         sample_key
             Column of ``obs`` with each cell's sample, which is what the experiment repeats: a donor, a
@@ -161,11 +162,9 @@ class DifferentialQueries(Fitted):
         block_key
             With ``sample_key``: column with the block of each sample, within which samples are
             compared, such as the donor of samples before and after.
-        covariate_keys
-            With ``sample_key``: columns whose effects on samples are taken out, such as sex and age;
-            numbers are averaged over the cells of a sample.
-        min_cells
-            With ``sample_key``: a sample with fewer cells in a group does not count there.
+        covariate_keys, min_cells
+            With ``sample_key``: columns whose effects on samples are taken out, such as sex and age
+            (the mean of a sample's cells); and the fewest cells with which a sample counts in a group.
         unit
             What is compared: "groups" or "cells".
         pseudocounts
@@ -209,7 +208,7 @@ class DifferentialQueries(Fitted):
         and not called. With ``batch_correction`` the other cells count with what they would have shown
         in the batches that measured it.
 
-        Memory: seven float64 values for each group, batch and feature; with ``unit="cells"`` four bytes
+        Memory: five float64 values for each group, batch and gene; with ``unit="cells"`` four bytes
         for each feature and cell, of 10,000 cells at most.
 
         Raises
@@ -234,7 +233,8 @@ class DifferentialQueries(Fitted):
         """
         check_choice("mode", mode, ("change", "vanilla"))
         check_choice("unit", unit, ("groups", "cells"))
-        checked_number("protein_prior_count", protein_prior_count)
+        if protein_prior_count is not None:
+            checked_number("protein_prior_count", protein_prior_count)
         checked_number("fdr_target", fdr_target, below=1.0)
         if delta is not None:
             checked_number("delta", delta, zero=True)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.compiled import compiled
 from totalvi.data.cells import CiteData
-from totalvi.data.finding import column_of, did_you_mean
-from totalvi.errors import argument
+from totalvi.data.columns import column_of
+from totalvi.errors import argument, did_you_mean
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
+from totalvi.processes import compiled
 
 REST = "Rest"
 _FEW_CELLS, _TIMES_FOR_FEW = 200, 10

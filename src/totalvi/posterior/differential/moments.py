@@ -5,9 +5,13 @@ compare the counts that the decoder expects with the observed counts. With a gro
 multiplied by an unknown factor f, the NB likelihood of its counts (Poisson given the weights
 w = 1 / (1 + mu / r)) has sum w x as counts and f sum w mu as their mean; see
 `comparison.group_level`.
+
+A protein's count is of one of two components, whose mean varies with the background b of the cell. Its
+moments integrate over b and over the component, given the count: docs/model.md has the formulas.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -15,14 +19,16 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from totalvi.compiled import compiled
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.cell import SparseCounts
+from totalvi.nn.count_integrals import LARGEST_SCALE
 from totalvi.nn.network import Network
-from totalvi.posterior.draws import Draw, ProteinScale, plausible
+from totalvi.posterior.draws import Draw, ProteinScale
 from totalvi.posterior.question import Question
+from totalvi.processes import compiled
 
 _GENES_AT_A_TIME = 256
+_OF_PROTEINS = ("excess", "present", "prior", "informed", "missing", "noise")
 
 
 class Scales(NamedTuple):
@@ -81,7 +87,7 @@ def batch_weights(measured_by_batch: np.ndarray, codes: tuple[int, ...]) -> Tens
 
 
 def scales(question: Question, batch: Minibatch, query: ScaleQuery) -> Iterator[Scales]:
-    """Yield the samples of the scales of a minibatch.
+    """Yield the samples of the scales of a minibatch, proteins given the latent state alone.
 
     The question decodes into each cell's own batch first, and then into those that are averaged.
     """
@@ -90,7 +96,7 @@ def scales(question: Question, batch: Minibatch, query: ScaleQuery) -> Iterator[
     for own in samples:
         own_rna = question.network.proportions(own.decoded)
         if not len(weights):
-            parts = query.protein.parts(own, question.noise, batch.keys)
+            parts = query.protein.parts(own._replace(given=None), question.noise, batch.keys)
             yield Scales(own, own_rna, own_rna, *parts)
             continue
         rna = torch.zeros_like(own_rna)
@@ -98,7 +104,7 @@ def scales(question: Question, batch: Minibatch, query: ScaleQuery) -> Iterator[
         for weight in weights:
             draw = next(samples)
             rna += question.network.proportions(draw.decoded) / len(weights)
-            parts = query.protein.parts(draw, question.noise, batch.keys)
+            parts = query.protein.parts(draw._replace(given=None), question.noise, batch.keys)
             foreground += weight * parts[0]
             background += weight * parts[1]
         yield Scales(own, own_rna, rna, foreground, background)
@@ -130,6 +136,11 @@ def sampled_scales(question: Question, query: ScaleQuery) -> np.ndarray:
 class Moments(NamedTuple):
     """Sums over the cells of each stratum, each (strata, features), float64.
 
+    Those of proteins are of one component (foreground, or background) alone. q is the probability
+    that a count is from there, p that before the count is seen; mu is its mean and mu + mu^2 / s
+    its variance, each with the log background integrated; and w = 1 / (1 + mu / s). For genes q
+    and p are 1, s is r, and the last six have one column.
+
     Parameters
     ----------
     n_cells
@@ -137,10 +148,16 @@ class Moments(NamedTuple):
     total, square
         Of the scale h: sum h, sum h^2.
     counted, expected
-        sum w x and sum w mu; for proteins, over the component (foreground, or background) alone:
-        sum q w y and sum q w mu, with q the probability, given the count, that it is from there.
+        sum q w y and sum q w mu.
+    excess
+        sum q ((w (y - mu))^2 - w mu), which is 0 on average where the model's variance is right. For
+        genes 0.
     present, prior
-        sum q, and sum of the component's probability before the count is seen. For genes 1 each.
+        sum q and sum p.
+    informed, missing
+        sum (q - p)^2 and sum q (1 - q): what counts say of their component, and what they leave open.
+    noise
+        Sum of the variance of the counts. For genes 0.
     """
 
     n_cells: np.ndarray
@@ -148,8 +165,12 @@ class Moments(NamedTuple):
     square: np.ndarray
     counted: np.ndarray
     expected: np.ndarray
+    excess: np.ndarray
     present: np.ndarray
     prior: np.ndarray
+    informed: np.ndarray
+    missing: np.ndarray
+    noise: np.ndarray
 
     @classmethod
     def zeros(cls, n_strata: int, n_features: int) -> Self:
@@ -181,8 +202,10 @@ class StratumMoments(NamedTuple):
     @classmethod
     def zeros(cls, n_strata: int, n_genes: int, n_proteins: int) -> Self:
         """Return sums over no cells."""
+        column = np.zeros((n_strata, 1))
+        genes = Moments.zeros(n_strata, n_genes)
         return cls(
-            Moments.zeros(n_strata, n_genes),
+            genes._replace(**{name: column.copy() for name in _OF_PROTEINS}),
             Moments.zeros(n_strata, n_proteins),
             Moments.zeros(n_strata, n_proteins),
             np.zeros(n_strata),
@@ -199,7 +222,7 @@ def add_moments(
     stratum
         Of every cell of the data, (N,).
     """
-    network = question.network
+    network, question = question.network, replace(question, given_counts=True)
     with question.minibatches("differential expression") as batches:
         for batch in batches:
             of_cell = stratum[batch.cells]
@@ -216,7 +239,7 @@ def add_moments(
                 sums.library_size[:] += share @ _float64(sample.own.library_size[:, 0])
                 _add_rna(sums.rna, network, batch.x, sample, of_cell, 1 / question.n_samples)
                 _add_protein(sums, network, batch.y, sample, seen, counts_for_mean, share)
-    sums.rna.present[:] = sums.rna.prior[:] = sums.rna.n_cells
+    sums.rna.present[:] = sums.rna.prior[:] = sums.rna.n_cells[:, :1]
 
 
 def _add_rna(
@@ -260,22 +283,32 @@ def _add_protein(
     share: np.ndarray,
 ) -> None:
     own = sample.own
+    if own.given is None:
+        raise ValueError("sample has no posterior given counts; ask with given_counts=True.")
     mixture = network.proteins(own.decoded, own.proteins.log_background, own.context)
-    log_background, log_r = plausible(mixture).log_background, mixture.log_r
-    in_foreground, pi = mixture.foreground_given(y), mixture.background_probability()
+    before = mixture.foreground_probability()
+    after = torch.sigmoid(own.given.log_bayes_factor - mixture.background_logit)
+    spread = torch.expm1(own.decoded.background_scale.clamp(max=LARGEST_SCALE) ** 2)
+    # squared coefficient of variation of a rate whose mean varies with the background
+    relative = spread + (1 + spread) * (-mixture.log_r).exp()
     components = (
-        (sums.foreground, sample.foreground, mixture.log_foreground, in_foreground, 1 - pi),
-        (sums.background, sample.background, log_background, 1 - in_foreground, pi),
+        (sums.foreground, sample.foreground, mixture.log_foreground, after, before),
+        (sums.background, sample.background, mixture.log_background, 1 - after, 1 - before),
     )
-    for moments, scale, log_mean, given_count, before in components:
-        weight = seen * given_count / (1 + (log_mean - log_r).exp())
+    for moments, scale, log_mean, present, prior in components:
+        mean = log_mean.exp()
+        weight = 1 / (1 + mean * relative)
         parts = {
             "total": counts_for_mean * scale,
             "square": counts_for_mean * scale**2,
-            "counted": weight * y,
-            "expected": weight * log_mean.exp(),
-            "present": seen * given_count,
-            "prior": seen * before,
+            "counted": seen * present * weight * y,
+            "expected": seen * present * weight * mean,
+            "excess": seen * present * ((weight * (y - mean)) ** 2 - weight * mean),
+            "present": seen * present,
+            "prior": seen * prior,
+            "informed": seen * (present - prior) ** 2,
+            "missing": seen * present * (1 - present),
+            "noise": seen * mean / weight,
         }
         for name, value in parts.items():
             getattr(moments, name)[:] += share @ _float64(value)

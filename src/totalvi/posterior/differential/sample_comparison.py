@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
-from totalvi.data.finding import column_of
+from totalvi.data.columns import column_of
 from totalvi.errors import DataError, argument
 from totalvi.posterior.differential.comparison import Level, Pseudocounts, group_level
 from totalvi.posterior.differential.groups import Groups
@@ -298,9 +298,10 @@ def sample_levels(sums: StratumMoments, *, scale_protein: bool) -> Level:
     levels = []
     for moments in sums[:3]:
         # every stratum and feature is a feature of one batch
-        flat = Moments(*(part.reshape(1, -1) for part in moments))
+        shape = moments.total.shape
+        flat = Moments(*(np.broadcast_to(part, shape).reshape(1, -1) for part in moments))
         level = group_level(flat, (flat.n_cells > 0).astype(float))
-        levels.append([part.reshape(moments.total.shape) for part in level])
+        levels.append([part.reshape(shape) for part in level])
     rna, foreground, background = levels
     mean, variance = (a + b for a, b in zip(foreground, background, strict=True))
     if scale_protein:
