@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
 
 FDR_TARGET = 0.05
 POWER_FIGURE = "power_by_samples.png"
-_PROTEIN_PRIOR_COUNT, _MIN_CELLS = 0.1, 10  # as by default of Model.differential_expression
+_MIN_CELLS = 10  # as by default of Model.differential_expression
 _SHOWN_FOR_EACH = 5  # of a comparison, beside those called, for their levels
 _MOST_SHOWN = 200  # of the features with levels
 _FEW_SHOWN = 10  # in the report, where none is called
@@ -72,7 +72,7 @@ def condition_tables(model: Model, data: Data | None, design: Design) -> dict[st
     )
     chosen = (design.groupby, design.condition, design.against, None, None)
     found, groups, within = over_samples(
-        question, query, Pseudocounts(None, _PROTEIN_PRIOR_COUNT), design.sample_key,
+        question, query, Pseudocounts(None, None), design.sample_key,
         design.condition_key, design.block_key, design.covariate_keys, _MIN_CELLS, chosen,
     )  # fmt: skip
     names = np.array(model.schema.gene_names), np.array(model.schema.protein_names)
@@ -101,11 +101,11 @@ def _levels_of(table: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for name, row in shown.iterrows():
         of_comparison = levels.xs(row["comparison"], level="comparison")
-        column = list(levels.columns).index((row["modality"], name))
-        part = of_comparison.iloc[:, column].rename("level").reset_index()
+        column = levels.columns == (row["modality"], name)
+        part = of_comparison.loc[:, column].set_axis(["level"], axis=1).reset_index()
         part.insert(0, "comparison", row["comparison"])
         part.insert(1, "modality", row["modality"])
-        part.insert(2, "feature", name)
+        part.insert(2, "feature", str(name))
         parts.append(part)
     columns = ["comparison", "modality", "feature", "group", "sample", "n_cells", "level"]
     joined = pd.concat(parts) if parts else pd.DataFrame(columns=columns)

@@ -150,7 +150,7 @@ class DifferentialQueries(Fitted):
             Posterior expected false discovery rate of the calls, over genes and proteins together.
         protein_prior_count
             c of proteins. None: three standard errors of the mean background count of the smaller
-            group, below which a foreground is not detected, but at least 0.1; over samples 0.1.
+            group (of the mean sample), below which no foreground is detected, but at least 0.1.
         {protein_scale}
         sample_key
             Column of ``obs`` with each cell's sample, which is what the experiment repeats: a donor, a

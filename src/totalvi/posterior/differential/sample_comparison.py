@@ -15,7 +15,12 @@ import pandas as pd
 from totalvi.data.cells import CiteData
 from totalvi.data.columns import column_of
 from totalvi.errors import DataError, argument
-from totalvi.posterior.differential.comparison import Level, Pseudocounts, group_level
+from totalvi.posterior.differential.comparison import (
+    Level,
+    Pseudocounts,
+    detection_limit,
+    group_level,
+)
 from totalvi.posterior.differential.groups import Groups
 from totalvi.posterior.differential.moderated import (
     Moderated,
@@ -254,6 +259,10 @@ def _compare(
     size = float(np.median(sums.library_size)) if len(units) else np.inf
     rna = _COUNTS_AT_PSEUDOCOUNT / size if pseudocounts.rna is None else pseudocounts.rna
     c = pseudocounts._replace(rna=rna).of((), n_genes, n_proteins)
+    if pseudocounts.protein is None and not scale_protein and len(units):
+        # of a sample of the mean size: the variances of all add up over all of their cells
+        limit = np.sqrt(len(units)) * detection_limit([sums])
+        c[n_genes:] = np.maximum(c[n_genes:], limit)
     level = sample_levels(sums, scale_protein=scale_protein)
     log_level = np.log2(level.mean + c)
     sampling = level.variance / (level.mean + c) ** 2 / np.log(2) ** 2
