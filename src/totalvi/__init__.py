@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi.errors import DataWarning as DataWarning
     from totalvi.model import Model as Model
     from totalvi.nn import TOTALVI as TOTALVI
+    from totalvi.posterior.differential.moderated import expected_power as expected_power
     from totalvi.run.count_splitting import split_counts as split_counts
     from totalvi.run.prepare import check as check
 
@@ -34,6 +35,7 @@ _HOMES = {  # the module of each public name, and the name there unless it is th
     "concat": "totalvi.data.panels.concat:concat",
     "datasets": "totalvi.data.datasets",
     "declare_unmeasured": "totalvi.data.panels.antibodies:declare_unmeasured",
+    "expected_power": "totalvi.posterior.differential.moderated:expected_power",
     "harmonise_antibodies": "totalvi.data.panels.antibodies:harmonise_antibodies",
     "persistence": "totalvi.persistence",
     "read": "totalvi.data.io.read:read",

@@ -26,6 +26,7 @@ from totalvi.formats.model_folder import read_state, write_state
 from totalvi.formats.scvi_write import write_scvi
 from totalvi.mapping.map_query import MappingQueries
 from totalvi.mapping.mapped_cells import ComparisonQueries
+from totalvi.posterior.abundance import AbundanceQueries
 from totalvi.posterior.arguments import check_choice, check_network_options, key_tuple
 from totalvi.posterior.correlation import CorrelationQueries
 from totalvi.posterior.differential.differential_query import DifferentialQueries
@@ -50,6 +51,7 @@ class Model(
     CheckQueries,
     CorrelationQueries,
     EvidenceQueries,
+    AbundanceQueries,
     LatentSpaceQueries,
     ProteinBackgroundQueries,
     ImputationQueries,

@@ -48,7 +48,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "--checkpoint-every 2.5 "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x "
-        "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts"
+        "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts --sample m --condition n"
     )
     assert execute(command.split()) == 0
     ((given, options),) = asked
@@ -75,6 +75,8 @@ def test_options_are_handed_on(asked: list) -> None:
         "seed": 7,
         "split_counts": True,
         "on_disk": True,
+        "sample_key": "m",
+        "condition_key": "n",
         "overwrite": True,
         "resume": True,
         "checkpoint_every": timedelta(seconds=150),

@@ -22,17 +22,26 @@ from totalvi.run.run import run
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
-RUN: dict[str, Any] = {"batch_key": "batch", "labels_key": "cell_type", "max_epochs": 2}
+RUN: dict[str, Any] = {
+    "batch_key": "batch",
+    "labels_key": "cell_type",
+    "sample_key": "donor",
+    "condition_key": "treatment",
+    "max_epochs": 2,
+}
 STEPS = {
     "results file": ("totalvi.run.results.ResultsFile.write_counts", ()),
     "latent space": (
         "totalvi.model.Model.get_latent_representation",
-        ("clusters and UMAP", "tables", "differential expression", "batch mixing", "figures"),
+        (
+            *("clusters and UMAP", "tables", "differential expression", "batch mixing", "figures"),
+            "conditions over samples",
+        ),
     ),
     "denoised counts": ("totalvi.model.Model._write_denoised", ("tables", "figures")),
     "clusters and UMAP": (
         "totalvi.run.after_fit.cluster_all",
-        ("tables", "differential expression", "figures"),
+        ("tables", "differential expression", "figures", "conditions over samples"),
     ),
     "tables": ("totalvi.run.after_fit.make_tables", ("figures",)),
     "background tables": ("totalvi.run.after_fit.background_tables", ()),
@@ -40,6 +49,7 @@ STEPS = {
     "predictive checks": ("totalvi.model.Model.posterior_predictive_check", ()),
     "batch mixing": ("totalvi.run.after_fit.batch_mixing", ()),
     "figures": ("totalvi.run.after_fit.draw_figures", ()),
+    "conditions over samples": ("totalvi.run.after_fit.conditions_of_run", ()),
 }
 """What to break to make each step fail, and the steps that rest on it."""
 
@@ -47,9 +57,10 @@ STEPS = {
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("input") / "cells.h5mu"
-    simulate(n_cells=90, n_genes=30, n_proteins=6, n_batches=2, n_isotype_controls=2, seed=2).write(
-        path
-    )
+    data = simulate(n_cells=90, n_genes=30, n_proteins=6, n_batches=2, n_isotype_controls=2, seed=2)
+    data.obs["donor"] = [f"donor_{i % 4}" for i in range(90)]
+    data.obs["treatment"] = ["drug" if i % 2 else "none" for i in range(90)]
+    data.write(path)
     return path
 
 

@@ -58,6 +58,8 @@ def run(
             ".h5mu or .zarr. Writes results.zarr, without denoised RNA.",
         ),
     ] = False,
+    sample: options.Sample = None,
+    condition: options.Condition = None,
     record: Annotated[
         Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
@@ -78,6 +80,7 @@ def run(
     Examples:
       totalvi run filtered_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor
+      totalvi run cells.h5mu -o results --batch lane --sample donor --condition treatment
       totalvi run rna.csv --protein adt.csv -o results
       totalvi run filtered_feature_bc_matrix.h5 --raw raw_feature_bc_matrix.h5 -o results
       totalvi run cells.h5mu -o results --batch donor --resume
@@ -115,6 +118,8 @@ def run(
             resolution=resolution,
             split_counts=split_counts,
             on_disk=on_disk,
+            sample_key=sample,
+            condition_key=condition,
             **writing,
             drop_empty_cells=not refuse_empty_cells,
         )
@@ -268,6 +273,61 @@ def list_written(result: RunResult, *, apart: Collection[str] = ()) -> None:
         if file.parts[0] not in (MODEL, *apart):
             typer.echo(f"  {result.folder / file}")
     typer.echo(f"  {result.folder / MODEL}")
+
+
+def compare(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `totalvi run` wrote.")],
+    sample: Annotated[
+        str, options.text("--sample", "KEY", "Column with each cell's sample, such as the donor.")
+    ],
+    condition: Annotated[
+        str, options.text("--condition", "KEY", "Column with the conditions to compare.")
+    ],
+    groupby: Annotated[
+        str, options.text("--groupby", "KEY", "Compare within each category of this column.")
+    ] = "leiden_totalvi",
+    group: Annotated[
+        str | None, options.text("--group", "NAME", "Only this condition; default: each.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        options.text("--against", "NAME", "Condition to compare with; default: the first."),
+    ] = None,
+    block: Annotated[
+        str | None, options.text("--block", "KEY", "Column within which samples are compared.")
+    ] = None,
+    covariate: Annotated[
+        list[str] | None,
+        options.text("--covariate", "KEY", "Effect on samples to take out; repeatable."),
+    ] = None,
+) -> None:
+    """Compare conditions over samples, such as donors, within the clusters of a run.
+
+    Writes tables/conditions.csv.gz (effects with intervals and p-values that are about the donors'
+    populations), condition_samples.csv (the level of each sample), condition_abundance.csv, and
+    condition_power.csv.gz with figures/power_by_samples.png: how many samples would find a twofold
+    change. Replaces those of an earlier comparison, and builds the report again.
+
+    \b
+    Examples:
+      totalvi compare results --sample donor --condition treatment --against control
+      totalvi compare results --sample visit --condition time --block donor --covariate sex
+    """
+    from totalvi.report.build import build_report
+    from totalvi.run.commands import compare_conditions
+    from totalvi.run.compare_samples import FDR_TARGET, Design
+
+    design = Design(sample, condition, groupby, group, against, block, tuple(covariate or ()))
+    table, found = compare_conditions(folder, design)
+    for message in found:
+        typer.echo(f"warning: {message}")
+    tested = table.dropna(subset="p_value")
+    called = int(tested[f"is_de_fdr_{FDR_TARGET:g}"].sum())
+    typer.echo(
+        f"{len(tested):,} features tested in {tested['comparison'].nunique()} comparisons, {called:,} "
+        f"called at a false discovery rate of {FDR_TARGET:g}"
+    )
+    typer.echo(f"written: {build_report(folder)}")
 
 
 @contextmanager

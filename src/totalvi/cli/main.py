@@ -14,7 +14,7 @@ import typer
 
 from totalvi.cli.command_files import check, convert, datasets, simulate
 from totalvi.cli.command_results import de, denoise, explore, impute, map_cells, report
-from totalvi.cli.command_run import demo, run, train
+from totalvi.cli.command_run import compare, demo, run, train
 from totalvi.cli.options import OPTIONS
 from totalvi.errors import IncompleteError, ProcessError, TotalviError, naming_options
 from totalvi.processes import this_process
@@ -43,6 +43,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(demo)
 app.command()(explore)
+app.command()(compare)
 app.command()(impute)
 app.command()(check)
 app.command()(convert)

@@ -70,6 +70,13 @@ CellsIn = Annotated[
     typer.Option("--cells-in", help="Where cells are in tables; default: as their names tell."),
 ]
 Batch = Annotated[str | None, text("--batch", "KEY", "Column of obs with each cell's batch.")]
+Sample = Annotated[
+    str | None,
+    text("--sample", "KEY", "Column with each cell's sample: what is repeated, as a donor."),
+]
+Condition = Annotated[
+    str | None, text("--condition", "KEY", "Column with conditions, compared over the samples.")
+]
 Panel = Annotated[
     str | None,
     text("--panel", "KEY", "Column with each cell's antibody panel; default: each batch is one."),
@@ -324,6 +331,7 @@ OPTIONS = {
     "batch_correction": "--batch-correction",
     "batch_key": "--batch",
     "batch_size": "--batch-size",
+    "block_key": "--block",
     "categorical_covariate_keys": "--covariate",
     "leave_out": "--leave-out",
     "totalvi.declare_unmeasured": "--unmeasured",
@@ -331,9 +339,11 @@ OPTIONS = {
     'unmeasured="impute"': "--impute-unmeasured",
     "cells_in": "--cells-in",
     "checkpoint_every": "--checkpoint-every",
+    "condition_key": "--condition",
     "config": "--config",
     "continuous_covariate_keys": "--continuous-covariate",
     "controls": "--controls",
+    "covariate_keys": "--covariate",
     "delta": "--delta",
     "devices": "--devices",
     "fdr_target": "--fdr",
@@ -373,6 +383,7 @@ OPTIONS = {
     "resume": "--resume",
     "rna_layer": "--rna-layer",
     "rna_modality": "--rna-modality",
+    "sample_key": "--sample",
     "seed": "--seed",
     "size_factor_key": "--size-factor",
     "split_counts": "--split-counts",

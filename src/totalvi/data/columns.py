@@ -335,3 +335,10 @@ def in_words(pairs: CellPairs, n_first: int, n_second: int) -> str:
     counted = f"of {n_first:,}" if n_first == n_second else f"of {n_first:,} and {n_second:,}"
     how = f" once the names are compared {pairs.change}" if pairs.change else ""
     return f"{len(pairs.first):,} {counted} cells agree{how}"
+
+
+def column_of(obs: pd.DataFrame, name: str, key: str) -> pd.Series:
+    """Return a column of ``obs`` that an argument names, or raise DataError."""
+    if key not in obs:
+        raise DataError(f"{argument(name)} is {key!r}; {did_you_mean(str(key), obs.columns)}.")
+    return obs[key]

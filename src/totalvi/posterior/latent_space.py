@@ -12,7 +12,6 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData
 from totalvi.data.describe import Data
-from totalvi.errors import DataError, did_you_mean
 from totalvi.nn.cell import CellContext
 from totalvi.nn.coders import Decoded
 from totalvi.nn.network import Network
@@ -240,50 +239,6 @@ class LatentSpaceQueries(Fitted):
         question = self._question(adata, indices, batch_size, progress)
         return AggregatedPosterior(*latent_distribution(question))
 
-    def differential_abundance(
-        self,
-        adata: Data | None = None,
-        indices: Cells = None,
-        batch_size: int = QUERY_BATCH_SIZE,
-        *,
-        sample_key: str,
-        progress: bool | None = None,
-    ) -> pd.DataFrame:
-        """Return how dense each sample is, in the latent space, where each cell lies.
-
-        It is the log density of the mean of q(u | cell) under each sample's aggregated posterior; the
-        difference of two columns is the log ratio of abundances around the cell, each relative to its
-        sample's size. A cell is left out of the mixture of its own sample, which it would otherwise
-        make look dense: the smaller the sample, the more.
-
-        Every cell is compared with every other, in blocks: time grows with the square of the cells.
-
-        Parameters
-        ----------
-        {cells} {batch_size}
-        sample_key
-            Column of ``obs`` with each cell's sample; cells without a value belong to none. The samples
-            should not also be the model's batches, whose differences the model takes out.
-        {progress}
-
-        Returns
-        -------
-        Data frame (cells, samples) of log densities in nats.
-
-        Raises
-        ------
-        DataError
-            When the column is missing, holds no sample, or a sample has fewer than two of the cells.
-
-        {fitted_model}
-        >>> model.differential_abundance(sample_key="cell_type").shape
-        (60, 6)
-        """
-        question = self._question(adata, indices, batch_size, progress)
-        group, names = _samples_of(question, sample_key)
-        density = log_density_by_group(*latent_distribution(question), group, len(names))
-        return pd.DataFrame(density, index=question.cell_names, columns=names)
-
     def get_archetypes(
         self,
         adata: Data | None = None,
@@ -370,23 +325,3 @@ class LatentSpaceQueries(Fitted):
             rna, protein = z_scores(rna), z_scores(protein)
         index = pd.Index([f"archetype {k}" for k in range(len(rna))])
         return Table(index, genes.names).frame(rna), Table(index, proteins.names).frame(protein)
-
-
-def _samples_of(question: Question, sample_key: str) -> tuple[np.ndarray, pd.Index]:
-    """Return the code of each cell's sample, -1 for none, and the samples' names."""
-    obs = question.data.annotation.obs()
-    if sample_key not in obs:
-        raise DataError(
-            f"obs has no column {sample_key!r}; {did_you_mean(sample_key, obs.columns)}."
-        )
-    samples = pd.Categorical(obs[sample_key].iloc[question.cells]).remove_unused_categories()
-    if not len(samples.categories):
-        raise DataError(f"obs[{sample_key!r}] holds no sample; fill the column.")
-    counts = np.bincount(samples.codes[samples.codes >= 0], minlength=len(samples.categories))
-    if counts.min() < 2:
-        alone = samples.categories[int(counts.argmin())]
-        raise DataError(
-            f"obs[{sample_key!r}]: sample {str(alone)!r} has one cell; a sample needs two or more, or "
-            "leave its cell out by indices."
-        )
-    return np.asarray(samples.codes, dtype=np.int64), pd.Index(samples.categories, name=sample_key)

@@ -40,6 +40,7 @@ from totalvi.report.report_figures import (
     make_figures,
     protein_cards,
 )
+from totalvi.run.compare_samples import shown_conditions
 from totalvi.run.folder import RECORD, staged_file
 from totalvi.run.record import OF_THE_OUTPUT
 
@@ -124,6 +125,7 @@ def render(results: Results) -> str:
         card_height=HEIGHT,
         figures=set(figures),
         batches=_batches(results),
+        conditions=shown_conditions(tables),
         legends=[
             (c["name"], Markup(category_legend(c["names"], c["n_cells"])))  # nosec B704
             for c in data["categories"]

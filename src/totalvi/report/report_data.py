@@ -82,8 +82,13 @@ NAMES = {
     "isotype_controls": "control",
     "background": "protein",
     "ambient": "protein",
+    "conditions": "feature",
+    "condition_samples": "feature",
+    "condition_abundance": "within",
 }
-TEXT_COLUMNS = {*NAMES.values(), "comparison", "group1", "group2", "warning"} - {"epoch"}
+TEXT_COLUMNS = {
+    *NAMES.values(), *("comparison", "within", "group", "group1", "group2", "sample", "warning")
+} - {"epoch"}  # fmt: skip
 NEEDED = ("cells", "proteins", "clusters", "history")
 ROWS_AT_A_TIME = 4096
 

@@ -22,6 +22,7 @@ from totalvi.data.counts import (
 from totalvi.errors import listed
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
+from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
 from totalvi.run.record import RunOptions, Step
@@ -331,6 +332,12 @@ def compare_clusters(work: Work) -> None:
     write_tables({"differential_expression": table}, work.folder / "tables")
 
 
+def compare_conditions(work: Work) -> None:
+    """Compare conditions over samples within each cluster, if the run has their columns."""
+    data = None if work.shown is work.data else work.shown
+    work.warnings += conditions_of_run(work.model, data, work.options, work.folder)
+
+
 def check_predictions(work: Work) -> None:
     """Draw counts from the model for at most 1,000 random cells, and compare."""
     n_cells = work.data.n_obs
@@ -381,6 +388,7 @@ AFTER_FIT: tuple[Step[Work], ...] = (
     Step("predictive checks", check_predictions),
     Step("batch mixing", measure_mixing, ("latent space",)),
     Step("figures", draw, ("tables",)),
+    Step("conditions over samples", compare_conditions, ("clusters and UMAP",)),
 )
 """The steps after the fit."""
 

@@ -35,9 +35,11 @@ from totalvi.model import Model
 from totalvi.posterior.arguments import WhereUnmeasured
 from totalvi.processes import first_alone, launch, this_process
 from totalvi.progress import Steps
+from totalvi.run.compare_samples import Design, write_conditions
 from totalvi.run.convert import AS_IS, Reading, counts_in_x, open_input, read_input
 from totalvi.run.folder import (
     MODEL,
+    RECORD,
     checkpoint_of,
     counts_beside,
     refuse_input_in_output,
@@ -333,3 +335,23 @@ def compare(
         )
         table.to_csv(staged, index_label="name")
     return table
+
+
+def compare_conditions(folder: Path, design: Design) -> tuple[pd.DataFrame, list[str]]:
+    """Write the tables of conditions compared over samples into a folder of results.
+
+    Returns
+    -------
+    The table of effects, and warnings.
+
+    Raises
+    ------
+    TotalviError
+        When the folder is not one of a run, or its samples cannot be compared.
+    """
+    if not (folder / RECORD).is_file():
+        raise OutputError(f"{folder} is no folder of `totalvi run`; give one.")
+    with _values_of_the_user():
+        model, _ = load_with_counts(folder, None)
+        warnings = write_conditions(model, None, design, folder)
+    return pd.read_csv(folder / "tables" / "conditions.csv.gz", index_col=0), warnings

@@ -138,7 +138,7 @@ class RunOptions(Options):
     writing
         Where the results go.
     input, raw, unmeasured, drop_empty_cells, n_genes, max_epochs, resolution, seed, split_counts,
-    on_disk
+    on_disk, sample_key, condition_key
         As in :func:`totalvi.run.run.run`.
     """
 
@@ -156,6 +156,8 @@ class RunOptions(Options):
     seed: int
     split_counts: bool
     on_disk: bool
+    sample_key: str | None
+    condition_key: str | None
     writing: WriteOptions
 
 
@@ -163,11 +165,8 @@ def paths_of(given: Mapping[str, Any]) -> dict[str, Path]:
     """Return the arguments that are paths; ``raw[donor]`` is one of several raw matrices."""
     each: dict[str, Any] = {}
     for name, value in given.items():
-        each |= (
-            {f"{name}[{key}]": path for key, path in value.items()}
-            if isinstance(value, Mapping)
-            else {name: value}
-        )
+        several = value.items() if isinstance(value, Mapping) else ()
+        each |= {f"{name}[{key}]": path for key, path in several} or {name: value}
     return {name: Path(path) for name, path in each.items() if isinstance(path, str | Path)}
 
 

@@ -27,7 +27,7 @@ from totalvi.run.tables import (
     protein_table,
 )
 
-LONG_TABLES = {"cells", "differential_expression"}
+LONG_TABLES = {"cells", "differential_expression", "conditions", "condition_power"}
 
 
 class Estimates(NamedTuple):

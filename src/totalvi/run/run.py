@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.columns import Columns
+from totalvi.data.columns import Columns, column_of
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import Finding, ReadError, allowed, argument, warnings_and_notes
@@ -82,6 +82,8 @@ def run(
     seed: int = 0,
     split_counts: bool = False,
     on_disk: bool = False,
+    sample_key: str | None = None,
+    condition_key: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: timedelta = timedelta(minutes=10),
@@ -136,6 +138,9 @@ def run(
     on_disk
         Whether counts stay on disk and are read some cells at a time; ``input`` is then a path.
         `totalvi.run.pipeline.fit_and_write` describes the differences.
+    sample_key, condition_key
+        Columns of ``obs``, both or none: conditions are compared over samples within the clusters;
+        see `totalvi.run.compare_samples.condition_tables`.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end. Discard the
         checkpoint of an interrupted run, unless ``resume``.
@@ -158,6 +163,10 @@ def run(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(allowed("seed", seed, "whole numbers from 0 to 4294967295"))
+    if (sample_key is None) != (condition_key is None):
+        raise ValueError(
+            f"{argument('sample_key')} and {argument('condition_key')} go together; give both."
+        )
     if split_counts and on_disk:
         raise ValueError(
             f"{argument('split_counts')} is for counts in memory; leave it or {argument('on_disk')} "
@@ -191,6 +200,8 @@ def run(
             seed=seed,
             split_counts=split_counts,
             on_disk=on_disk,
+            sample_key=sample_key,
+            condition_key=condition_key,
             writing=WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress),
         )
     )
@@ -221,6 +232,9 @@ def _run(options: RunOptions) -> RunResult:
     with steps.step("read"):
         data, keys = _read(options)
         options = replace(options, keys=keys)
+        for name in ("sample_key", "condition_key"):
+            if (key := getattr(options, name)) is not None:
+                column_of(data.obs, name, key)
     if not options.on_disk:
         with steps.step("check and select genes"):
             if options.split_counts:

@@ -23,15 +23,14 @@ from totalvi.posterior.differential.comparison import (
     Unit,
     compare_cells,
     compare_groups,
-    expected_fdr_calls,
-    log_odds,
 )
+from totalvi.posterior.differential.differential_tables import differential_table, sample_table
 from totalvi.posterior.differential.groups import (
     Groups,
-    RawCounts,
     by_group_size,
     cells_for_pairs,
     chosen_groups,
+    conditions_within,
     raw_counts,
     warn_without_shared_batch,
 )
@@ -41,6 +40,12 @@ from totalvi.posterior.differential.moments import (
     add_moments,
     batch_weights,
     sampled_scales,
+)
+from totalvi.posterior.differential.sample_comparison import (
+    SampleDifferences,
+    compare_over_samples,
+    describe_samples,
+    sample_strata,
 )
 from totalvi.posterior.draws import ProteinScale
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
@@ -73,6 +78,11 @@ class DifferentialQueries(Fitted):
         sample_protein_mixing: bool = False,
         include_protein_background: bool = False,
         *,
+        sample_key: str | None = None,
+        condition_key: str | None = None,
+        block_key: str | None = None,
+        covariate_keys: Sequence[str] = (),
+        min_cells: int = 10,
         unit: Unit = "groups",
         pseudocounts: float | None = None,
         n_samples: int = 1,
@@ -95,6 +105,16 @@ class DifferentialQueries(Fitted):
         calls no feature, since P(\\|r\\| >= delta) over pairs of cells is not the probability of a
         true discovery. `totalvi.posterior.differential.comparison` compares the two on simulated
         truth.
+
+        Inference is about these cells: with enough of them, any two donors differ. Whether case and
+        control differ needs samples of each. With ``sample_key``, each sample (donor) has one level of
+        a group, the mean expression of its cells, and groups are compared over samples
+        (`totalvi.posterior.differential.moderated` has the model): t tests of r = 0, with the variance
+        between samples moderated over genes, and over proteins. Intervals and p-values are about the
+        populations of donors. Samples that have cells of both groups are compared within themselves
+        (a paired design), if most have. Batches of several samples are part of the design where they
+        can be told from the groups; a warning says where not. r of genes is free of the shift that
+        most genes share.
 
         The calls do not account for groups that were found in the same counts, such as clusters. If two
         clusters divide one population of cells, more calls than ``fdr_target`` are wrong;
@@ -130,8 +150,21 @@ class DifferentialQueries(Fitted):
             Posterior expected false discovery rate of the calls, over genes and proteins together.
         protein_prior_count
             c of proteins. None: three standard errors of the mean background count of the smaller
-            group, below which a foreground is not detected, but at least 0.1.
+            group (of the mean sample), below which no foreground is detected, but at least 0.1.
         {protein_scale}
+        sample_key
+            Column of ``obs`` with each cell's sample, which is what the experiment repeats: a donor, a
+            mouse. Not used then: ``mode``, ``delta``, and ``unit``, which must keep their defaults.
+        condition_key
+            With ``sample_key``: column of ``obs`` with conditions, which are compared within each
+            category of ``groupby``, or in all cells (or those of ``idx1``) without it. ``group1`` and
+            ``group2`` are conditions then; no ``group2``: the first.
+        block_key
+            With ``sample_key``: column with the block of each sample, within which samples are
+            compared, such as the donor of samples before and after.
+        covariate_keys, min_cells
+            With ``sample_key``: columns whose effects on samples are taken out, such as sex and age
+            (the mean of a sample's cells); and the fewest cells with which a sample counts in a group.
         unit
             What is compared: "groups" or "cells".
         pseudocounts
@@ -160,6 +193,17 @@ class DifferentialQueries(Fitted):
         - With ``all_stats``: ``raw_mean1``, ``raw_mean2`` (counts per cell),
           ``non_zeros_proportion1``, ``non_zeros_proportion2``.
 
+        - With ``sample_key`` instead: ``comparison``, ``group1``, ``group2`` and, with
+          ``condition_key``, ``within``; ``lfc_mean``, ``lfc_se``, ``lfc_ci_low``, ``lfc_ci_high``
+          (95 % confidence interval), ``df``; ``p_value``, ``p_adjusted`` (Benjamini-Hochberg, over all
+          rows), ``is_de_fdr_<fdr_target>``; ``sample_sd``, the standard deviation of the samples of a
+          group in r; ``n_samples1``, ``n_samples2``; and the columns of the last two items. c of genes
+          is 2 counts in the sample of median size, unless ``pseudocounts`` is given. A feature with
+          fewer than 10 counts in all samples, and a protein with fewer than 2 foreground cells in the
+          mean sample, is not tested (NaN).
+
+        ``attrs["inference"]`` of the table says what inference is about.
+
         A protein is compared in cells whose panel measured it; where a group has none, its row is NaN
         and not called. With ``batch_correction`` the other cells count with what they would have shown
         in the batches that measured it.
@@ -172,6 +216,8 @@ class DifferentialQueries(Fitted):
         ValueError
             When an argument has a value that is not allowed, or a column, category or batch is not
             known.
+        DataError
+            When a column of samples is missing, or too few samples are left to compare.
         NotTrainedError
             When the model was not trained, its fit failed, or its weights are not finite.
 
@@ -200,32 +246,35 @@ class DifferentialQueries(Fitted):
         data = question.data
         # each cell's own batch comes first, since it made the counts
         question = replace(question, transform_batch=(None, *codes))
-        groups = chosen_groups(data, groupby, group1, group2, idx1, idx2)
-        if not codes:
-            warn_without_shared_batch(data, groups)
         query = ScaleQuery(
             ProteinScale(sample_protein_mixing, scale_protein, include_protein_background),
             batch_weights(measured_by_batch(data), codes),
         )
         added = Pseudocounts(pseudocounts, protein_prior_count)
+        names = self._genes(None).names, self._proteins(None).names
+        if sample_key is not None:
+            _check_with_samples(mode, delta, unit)
+            found, groups, within = over_samples(
+                question, query, added, sample_key, condition_key, block_key, covariate_keys,
+                at_least_one("min_cells", min_cells), (groupby, group1, group2, idx1, idx2),
+            )  # fmt: skip
+            raw = raw_counts(data, groups.part, groups.n_parts) if all_stats else None
+            return sample_table(found, groups, within, *names, raw, fdr_target)
+        _check_without_samples(condition_key, block_key, covariate_keys)
+        groups = chosen_groups(data, groupby, group1, group2, idx1, idx2)
+        if not codes:
+            warn_without_shared_batch(data, groups)
         if unit == "groups":
-            found = compare_groups(
+            differences = compare_groups(
                 _group_moments(question, groups, query), groups.comparisons,
                 len(self.schema.batch_names), added, delta,
                 within_batches=not codes, scale_protein=scale_protein,
             )  # fmt: skip
         else:
-            found = _cell_differences(question, groups, query, added, delta, n_pairs)
+            differences = _cell_differences(question, groups, query, added, delta, n_pairs)
         raw = raw_counts(data, groups.part, groups.n_parts) if all_stats else None
-        return differential_table(
-            found,
-            groups,
-            self._genes(None).names,
-            self._proteins(None).names,
-            raw,
-            mode,
-            fdr_target if unit == "groups" else None,
-        )
+        target = fdr_target if unit == "groups" else None
+        return differential_table(differences, groups, *names, raw, mode, target)
 
     def _common_batches(self, wanted: bool, first: Names, second: Names) -> tuple[int, ...]:
         """Return the codes of the batches both groups are decoded into; none: their own."""
@@ -249,15 +298,79 @@ class DifferentialQueries(Fitted):
         return tuple(code for code in codes[0] if code is not None)
 
 
+def _check_with_samples(mode: str, delta: float | None, unit: str) -> None:
+    given = {"mode": (mode, "change"), "delta": (delta, 0.25), "unit": (unit, "groups")}
+    for name, (value, default) in given.items():
+        if value != default:
+            raise ValueError(
+                f"{name} is {value!r}, which sample_key does not use: it tests whether an effect is 0; "
+                "leave it out."
+            )
+
+
+def _check_without_samples(
+    condition_key: str | None, block_key: str | None, covariate_keys: Sequence[str]
+) -> None:
+    keys = ("condition_key", "block_key", "covariate_keys")
+    for name, value in zip(keys, (condition_key, block_key, covariate_keys), strict=True):
+        if value:
+            raise ValueError(f"{name} is for a comparison over samples; give sample_key too.")
+
+
+def over_samples(
+    question: Question,
+    query: ScaleQuery,
+    pseudocounts: Pseudocounts,
+    sample_key: str,
+    condition_key: str | None,
+    block_key: str | None,
+    covariate_keys: Sequence[str],
+    min_cells: int,
+    chosen: tuple[str | None, str | Sequence[str] | None, str | None, Cells | str, Cells | str],
+) -> tuple[list[SampleDifferences], Groups, list[str] | None]:
+    """Compare groups over samples, in one pass over the cells.
+
+    Parameters
+    ----------
+    chosen
+        ``groupby``, ``group1``, ``group2``, ``idx1`` and ``idx2``.
+    """
+    data, within = question.data, None
+    groupby, group1, group2, idx1, idx2 = chosen
+    if condition_key is None:
+        groups = chosen_groups(data, *chosen)
+    elif idx2 is not None:
+        raise ValueError("idx2 does not go with condition_key; give group1 and group2 conditions.")
+    else:
+        obs = data.annotation.obs()
+        groups, within = conditions_within(obs, condition_key, group1, group2, groupby, idx1)
+    if any(set(first) & set(second) for first, second in groups.comparisons):
+        raise ValueError("idx1 and idx2 share cells, which sample_key cannot compare; part them.")
+    samples = describe_samples(data, groups.part >= 0, sample_key, block_key, covariate_keys)
+    place, stratum, n_strata = sample_strata(groups, samples)
+    part = np.where(stratum >= 0, groups.part, -1)
+    sums = _moments(question, part, stratum, n_strata, query)
+    found = compare_over_samples(
+        sums, place, groups, samples, pseudocounts, min_cells,
+        scale_protein=query.protein.sum_to_one,
+    )  # fmt: skip
+    return found, groups, within
+
+
 def _group_moments(question: Question, groups: Groups, query: ScaleQuery) -> StratumMoments:
     """Return the sums over each part of the cells in each batch."""
-    network, data = question.network, question.data
-    n_batches = len(data.schema.batch_names)
-    stratum = groups.part * n_batches + data.batch
-    sums = StratumMoments.zeros(
-        groups.n_parts * n_batches, network.n_input_genes, network.n_input_proteins
-    )
-    for times, cells in by_group_size(groups.part):
+    n_batches = len(question.data.schema.batch_names)
+    stratum = groups.part * n_batches + question.data.batch
+    return _moments(question, groups.part, stratum, groups.n_parts * n_batches, query)
+
+
+def _moments(
+    question: Question, part: np.ndarray, stratum: np.ndarray, n_strata: int, query: ScaleQuery
+) -> StratumMoments:
+    """Return the sums over strata of the cells that are in a part."""
+    network = question.network
+    sums = StratumMoments.zeros(n_strata, network.n_input_genes, network.n_input_proteins)
+    for times, cells in by_group_size(part):
         some = replace(question, cells=cells, n_samples=question.n_samples * times)
         add_moments(sums, some, stratum, query)
     if not (np.isfinite(sums.rna.total).all() and np.isfinite(sums.foreground.total).all()):
@@ -284,90 +397,3 @@ def _cell_differences(
         values, groups.part[cells], batch, groups.comparisons, data.library_size[cells],
         pseudocounts, delta, n_pairs, n_genes, seed,
     )  # fmt: skip
-
-
-def differential_table(
-    found: Differences,
-    groups: Groups,
-    gene_names: np.ndarray,
-    protein_names: np.ndarray,
-    raw: RawCounts | None,
-    mode: str,
-    fdr_target: float | None,
-) -> pd.DataFrame:
-    """Return the table that `Model.differential_expression` documents.
-
-    ``fdr_target`` None: how cells differ is no statement on a discovery, so nothing is called.
-    """
-    names = np.concatenate([gene_names, protein_names])
-    modality = np.repeat(["rna", "protein"], [len(gene_names), len(protein_names)])
-    tables = []
-    for number, (first, second) in enumerate(groups.names):
-        columns: dict[str, object] = {
-            "comparison": f"{first} vs {second}",
-            "group1": first,
-            "group2": second,
-            "modality": modality,
-        }
-        columns |= _probabilities(found, number, mode, fdr_target)
-        if raw is not None:
-            parts = groups.comparisons[number]
-            for place, group in enumerate(parts, start=1):
-                mean, fraction = raw.of(group)
-                columns |= {f"raw_mean{place}": mean, f"non_zeros_proportion{place}": fraction}
-        table = pd.DataFrame(columns, index=pd.Index(names, name="feature"))
-        tables.append(table.iloc[_order(found, number, mode)])
-    table = pd.concat(tables)
-    for column in ("comparison", "group1", "group2", "modality"):
-        table[column] = pd.Categorical(table[column], categories=list(dict.fromkeys(table[column])))
-    return table
-
-
-def _probabilities(
-    found: Differences, number: int, mode: str, fdr_target: float | None
-) -> dict[str, object]:
-    effects = found.effects
-    scales = {"scale1": found.first_scale[number], "scale2": found.second_scale[number]}
-    pseudocounts = {"pseudocounts": found.pseudocount[number]}
-    if mode == "vanilla":
-        above = effects.above[number]
-        return {
-            "proba_m1": above,
-            "proba_m2": 1 - above,
-            "bayes_factor": log_odds(above),
-            **scales,
-            **pseudocounts,
-        }
-    beyond = effects.beyond[number]
-    calls, unshrunk = {}, {}
-    if fdr_target is not None:
-        calls = {f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target)}
-    if found.estimate is not None and found.error is not None:
-        unshrunk = {
-            "lfc_unshrunk": found.estimate[number],
-            "lfc_unshrunk_se": found.error[number],
-        }
-    return {
-        "proba_de": beyond,
-        "proba_not_de": 1 - beyond,
-        "bayes_factor": log_odds(beyond),
-        **scales,
-        "lfc_mean": effects.mean[number],
-        "lfc_median": effects.median[number],
-        "lfc_std": effects.sd[number],
-        "lfc_ci_low": effects.low[number],
-        "lfc_ci_high": effects.high[number],
-        **unshrunk,
-        "delta": found.delta[number],
-        **pseudocounts,
-        **calls,
-    }
-
-
-def _order(found: Differences, number: int, mode: str) -> np.ndarray:
-    """Return the likeliest first, the larger effect first among equals; NaN last."""
-    effects = found.effects
-    if mode == "vanilla":
-        return np.argsort(-effects.above[number], kind="stable")
-    beyond = effects.beyond[number].round(6)
-    return np.lexsort([-np.abs(effects.median[number]), -beyond])

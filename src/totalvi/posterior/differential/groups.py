@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
+from totalvi.data.columns import column_of
 from totalvi.errors import argument, did_you_mean
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
@@ -29,16 +30,14 @@ class Groups(NamedTuple):
         Between parts.
     names
         Of the two groups of each comparison.
+    n_parts
+        Number of parts.
     """
 
     part: np.ndarray
     comparisons: list[Comparison]
     names: list[tuple[str, str]]
-
-    @property
-    def n_parts(self) -> int:
-        """Number of parts."""
-        return int(self.part.max()) + 1
+    n_parts: int
 
 
 def chosen_groups(
@@ -115,7 +114,54 @@ def groups_by_column(
         titles.append((names[first], REST if second is None else names[second]))
     if second is not None:
         part = np.where(np.isin(part, [*firsts, second]), part, -1)
-    return Groups(part, comparisons, titles)
+    return Groups(part, comparisons, titles, int(part.max()) + 1)
+
+
+def conditions_within(
+    obs: pd.DataFrame,
+    condition_key: str,
+    group1: str | Sequence[str] | None,
+    group2: str | None,
+    groupby: str | None,
+    cells: Cells | str = None,
+) -> tuple[Groups, list[str]]:
+    """Return the comparisons of conditions within each category of ``groupby``, and its categories.
+
+    Parameters
+    ----------
+    group2
+        Condition that others are compared with. None: the first.
+    cells
+        Which cells take part. None: all.
+    """
+    condition = column_of(obs, "condition_key", condition_key).astype("category")
+    categories = condition.cat.remove_unused_categories().cat.categories
+    if group2 is None and len(categories):
+        group2 = str(categories[0])
+    conditions = groups_by_column(obs, condition_key, group1, group2)
+    n_conditions = conditions.n_parts
+    types, of_cell = [""], np.zeros(len(obs), dtype=int)
+    if groupby is not None:
+        column = column_of(obs, "groupby", groupby).astype("category")
+        column = column.cat.remove_unused_categories()
+        types = [str(name) for name in column.cat.categories]
+        of_cell[:] = column.cat.codes
+    part = np.where(
+        (of_cell >= 0) & (conditions.part >= 0),
+        of_cell * n_conditions + conditions.part,
+        -1,
+    )
+    if cells is not None:
+        part = np.where(cell_mask(obs, cells, "idx1"), part, -1)
+    comparisons, names, within = [], [], []
+    for number, name in enumerate(types):
+        for comparison, groups in zip(conditions.comparisons, conditions.names, strict=True):
+            shifted = [tuple(p + number * n_conditions for p in parts) for parts in comparison]
+            comparisons.append(Comparison(*shifted))
+            names.append(groups)
+            within.append(name)
+    # the last parts may be empty
+    return Groups(part, comparisons, names, len(types) * n_conditions), within
 
 
 def groups_by_cells(obs: pd.DataFrame, idx1: Cells | str, idx2: Cells | str) -> Groups:
@@ -128,8 +174,8 @@ def groups_by_cells(obs: pd.DataFrame, idx1: Cells | str, idx2: Cells | str) -> 
     idx2
         The second, which may share cells with it. None: all cells not in the first.
     """
-    first = _mask(obs, idx1, "idx1")
-    second = ~first if idx2 is None else _mask(obs, idx2, "idx2")
+    first = cell_mask(obs, idx1, "idx1")
+    second = ~first if idx2 is None else cell_mask(obs, idx2, "idx2")
     if not second.any():
         raise ValueError("idx1 selects all cells, so none is left to compare with; give idx2.")
     only_first, only_second, both = first & ~second, second & ~first, first & second
@@ -147,14 +193,16 @@ def groups_by_cells(obs: pd.DataFrame, idx1: Cells | str, idx2: Cells | str) -> 
         *(tuple(i for i, of in enumerate(parts) if of[group]) for group in range(2))
     )
     second_name = REST if idx2 is None else _title(idx2, "group 2")
-    return Groups(part, [comparison], [(_title(idx1, "group 1"), second_name)])
+    names = [(_title(idx1, "group 1"), second_name)]
+    return Groups(part, [comparison], names, len(parts))
 
 
 def _title(idx: Cells | str, otherwise: str) -> str:
     return idx if isinstance(idx, str) else otherwise
 
 
-def _mask(obs: pd.DataFrame, idx: Cells | str, argument: str) -> np.ndarray:
+def cell_mask(obs: pd.DataFrame, idx: Cells | str, argument: str) -> np.ndarray:
+    """Return which cells a mask, positions or a query string of ``obs`` name, (N,)."""
     mask = np.zeros(len(obs), dtype=bool)
     if isinstance(idx, str):
         mask[:] = _queried(obs, idx, argument)
@@ -212,8 +260,9 @@ def warn_without_shared_batch(data: CiteData, groups: Groups) -> None:
         batches = [{b for part, b in pairs if part in parts} for parts in comparison]
         if not batches[0] & batches[1]:
             warnings.warn(
-                f"{first} and {second} have no batch in common, so differences between batches look "
-                "like differences between them; batch_correction=True decodes both into the same.",
+                f"{first} and {second} have no batch in common, so a difference between batches cannot "
+                "be told from one between them; batch_correction=True would take out both. If each has "
+                "several samples (donors), sample_key accounts for how much samples of a group differ.",
                 stacklevel=3,
             )
 

@@ -1,0 +1,198 @@
+"""Tables of differential expression: of groups of these cells, and of groups over samples."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from totalvi.posterior.differential.comparison import (
+    Differences,
+    expected_fdr_calls,
+    log_odds,
+)
+from totalvi.posterior.differential.groups import Groups, RawCounts
+from totalvi.posterior.differential.moderated import adjusted
+from totalvi.posterior.differential.sample_comparison import SampleDifferences
+
+OF_THESE_CELLS = (
+    "Inference is about these cells. Whether other samples (donors) of the same groups would differ is "
+    "not asked; sample_key asks that."
+)
+OF_SAMPLES = (
+    "Inference is about the populations that the samples were drawn from, by how much samples of a "
+    "group differ."
+)
+
+
+def differential_table(
+    found: Differences,
+    groups: Groups,
+    gene_names: np.ndarray,
+    protein_names: np.ndarray,
+    raw: RawCounts | None,
+    mode: str,
+    fdr_target: float | None,
+) -> pd.DataFrame:
+    """Return the table that `Model.differential_expression` documents.
+
+    ``fdr_target`` None: how cells differ is no statement on a discovery, so nothing is called.
+    """
+    names = np.concatenate([gene_names, protein_names])
+    modality = np.repeat(["rna", "protein"], [len(gene_names), len(protein_names)])
+    tables = []
+    for number, (first, second) in enumerate(groups.names):
+        columns: dict[str, object] = {
+            "comparison": f"{first} vs {second}",
+            "group1": first,
+            "group2": second,
+            "modality": modality,
+        }
+        columns |= _probabilities(found, number, mode, fdr_target)
+        columns |= _raw(raw, groups, number)
+        table = pd.DataFrame(columns, index=pd.Index(names, name="feature"))
+        tables.append(table.iloc[_order(found, number, mode)])
+    return _joined(tables, OF_THESE_CELLS)
+
+
+def _raw(raw: RawCounts | None, groups: Groups, number: int) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {}
+    if raw is not None:
+        for place, group in enumerate(groups.comparisons[number], start=1):
+            mean, fraction = raw.of(group)
+            columns |= {f"raw_mean{place}": mean, f"non_zeros_proportion{place}": fraction}
+    return columns
+
+
+def _joined(tables: Sequence[pd.DataFrame], inference: str) -> pd.DataFrame:
+    table = pd.concat(tables)
+    for column in ("comparison", "within", "group1", "group2", "modality"):
+        if column in table:
+            names = list(dict.fromkeys(table[column]))
+            table[column] = pd.Categorical(table[column], categories=names)
+    table.attrs["inference"] = inference
+    return table
+
+
+def sample_table(
+    found: Sequence[SampleDifferences],
+    groups: Groups,
+    within: Sequence[str] | None,
+    gene_names: np.ndarray,
+    protein_names: np.ndarray,
+    raw: RawCounts | None,
+    fdr_target: float,
+) -> pd.DataFrame:
+    """Return the table of comparisons over samples that `Model.differential_expression` documents."""
+    names = np.concatenate([gene_names, protein_names])
+    modality = np.repeat(["rna", "protein"], [len(gene_names), len(protein_names)])
+    p_values = [result.found.p_value for result in found]
+    p_adjusted = np.split(adjusted(np.concatenate(p_values)), len(found))
+    tables = []
+    for number, (result, (first, second)) in enumerate(zip(found, groups.names, strict=True)):
+        low, high = result.found.interval()
+        columns: dict[str, object] = {
+            "comparison": comparison_name(groups, within, number),
+            **({} if within is None else {"within": within[number]}),
+            "group1": first,
+            "group2": second,
+            "modality": modality,
+            "lfc_mean": result.found.effect,
+            "lfc_se": result.found.error,
+            "lfc_ci_low": low,
+            "lfc_ci_high": high,
+            "df": result.found.df,
+            "p_value": p_values[number],
+            "p_adjusted": p_adjusted[number],
+            f"is_de_fdr_{fdr_target:g}": p_adjusted[number] <= fdr_target,
+            "sample_sd": result.found.sample_sd,
+            "n_samples1": result.n_samples[0],
+            "n_samples2": result.n_samples[1],
+            "scale1": result.first_scale,
+            "scale2": result.second_scale,
+            "pseudocounts": result.pseudocount,
+            **_raw(raw, groups, number),
+        }
+        table = pd.DataFrame(columns, index=pd.Index(names, name="feature"))
+        order = np.lexsort([-np.abs(result.found.effect), p_values[number]])
+        tables.append(table.iloc[order])
+    return _joined(tables, OF_SAMPLES)
+
+
+def comparison_name(groups: Groups, within: Sequence[str] | None, number: int) -> str:
+    """Return the name of a comparison, such as "case vs control in B cells"."""
+    first, second = groups.names[number]
+    place = "" if within is None or not within[number] else f" in {within[number]}"
+    return f"{first} vs {second}{place}"
+
+
+def levels_table(
+    found: Sequence[SampleDifferences],
+    groups: Groups,
+    within: Sequence[str] | None,
+    gene_names: np.ndarray,
+    protein_names: np.ndarray,
+) -> pd.DataFrame:
+    """Return the level of each sample, one row for each comparison, sample and group."""
+    features = pd.MultiIndex.from_arrays(
+        [
+            np.repeat(["rna", "protein"], [len(gene_names), len(protein_names)]),
+            np.concatenate([gene_names, protein_names]),
+        ],
+        names=["modality", "feature"],
+    )
+    parts = []
+    for number, result in enumerate(found):
+        units = result.units.assign(comparison=comparison_name(groups, within, number))
+        index = pd.MultiIndex.from_frame(units[["comparison", "group", "sample", "n_cells"]])
+        parts.append(pd.DataFrame(result.levels, index=index, columns=features))
+    return pd.concat(parts)
+
+
+def _probabilities(
+    found: Differences, number: int, mode: str, fdr_target: float | None
+) -> dict[str, object]:
+    effects = found.effects
+    scales = {"scale1": found.first_scale[number], "scale2": found.second_scale[number]}
+    pseudocounts = {"pseudocounts": found.pseudocount[number]}
+    if mode == "vanilla":
+        above = effects.above[number]
+        return {
+            "proba_m1": above,
+            "proba_m2": 1 - above,
+            "bayes_factor": log_odds(above),
+            **scales,
+            **pseudocounts,
+        }
+    beyond = effects.beyond[number]
+    calls, unshrunk = {}, {}
+    if fdr_target is not None:
+        calls = {f"is_de_fdr_{fdr_target:g}": expected_fdr_calls(1 - beyond, fdr_target)}
+    if found.estimate is not None and found.error is not None:
+        unshrunk = {
+            "lfc_unshrunk": found.estimate[number],
+            "lfc_unshrunk_se": found.error[number],
+        }
+    return {
+        "proba_de": beyond,
+        "proba_not_de": 1 - beyond,
+        "bayes_factor": log_odds(beyond),
+        **scales,
+        "lfc_mean": effects.mean[number],
+        "lfc_median": effects.median[number],
+        "lfc_std": effects.sd[number],
+        "lfc_ci_low": effects.low[number],
+        "lfc_ci_high": effects.high[number],
+        **unshrunk,
+        "delta": found.delta[number],
+        **pseudocounts,
+        **calls,
+    }
+
+
+def _order(found: Differences, number: int, mode: str) -> np.ndarray:
+    """Return the likeliest first, the larger effect first among equals; NaN last."""
+    effects = found.effects
+    if mode == "vanilla":
+        return np.argsort(-effects.above[number], kind="stable")
+    beyond = effects.beyond[number].round(6)
+    return np.lexsort([-np.abs(effects.median[number]), -beyond])
