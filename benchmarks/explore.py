@@ -22,7 +22,7 @@ from bokeh.document import Document
 
 from totalvi.data.simulate import simulate
 from totalvi.explorer.app import Explorer
-from totalvi.explorer.compare import MOST_CELLS
+from totalvi.explorer.comparer import MOST_CELLS
 from totalvi.explorer.workspace import open_workspace
 from totalvi.model import Model
 

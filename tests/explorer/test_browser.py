@@ -24,6 +24,7 @@ from matplotlib.path import Path as Outline
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from totalvi.explorer.axes import tidy_names
 from totalvi.explorer.server import open_in_browser
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
@@ -56,6 +57,7 @@ SHOWN_FEATURES = f"""() => {{
   return Array.from(table.querySelectorAll(".slick-cell.l0")).map((cell) => cell.innerText);
 }}"""
 SAID = f"() => {NAMED}('compared').text"
+VALUE = f"(name) => {NAMED}(name).value"
 STATUS = f"() => {NAMED}('status').text"
 WAIT_MS = 120_000
 BETWEEN_CLICKS_MS = 500  # two sooner ones are a double click
@@ -137,10 +139,12 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
     from totalvi.model import Model
 
     mdata = mudata.read_h5mu(run_folder / "results.h5mu")
-    x, y = np.arcsinh(mdata["prot"].layers["denoised"][:, :2] / 5).T
-    left, right, bottom, top = page.evaluate(WINDOW, "right")
+    full = {tidy: name for name, tidy in tidy_names(list(mdata["prot"].var_names)).items()}
+    shown = [full[page.evaluate(VALUE, f"{side}_2")] for side in "xy"]
+    x, y = np.arcsinh(mdata["prot"][:, shown].layers["denoised"] / 5).T
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_2")
     border, pixel = float(np.median(x)), (right - left) / 300
-    drag(page, "right", (border, bottom + pixel), (right - pixel, top - pixel))
+    drag(page, "plot_2", (border, bottom + pixel), (right - pixel, top - pixel))
     tree = wait_for_gates(page, 1)
     gate = json.loads(kept(page, "JSON").read_text())["gates"][0]
     assert gate["shape"] == "rectangle"
@@ -175,11 +179,11 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
 
 
 def test_a_second_comparison_is_shown_though_it_has_as_many_rows(page: "playwright.Page") -> None:
-    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
     centre, pixel = ((left + right) / 2, (bottom + top) / 2), (right - left) / 300
     shown = []
     for corner in ((centre[0], top - pixel), (right - pixel, centre[1])):  # left half, lower half
-        drag(page, "left", (left + pixel, bottom + pixel), corner)
+        drag(page, "plot_1", (left + pixel, bottom + pixel), corner)
         number = len(shown) + 1
         wait_for_gates(page, number)
         for word in ("Compared", f"Gate {number}"):
@@ -195,9 +199,9 @@ def test_a_second_comparison_is_shown_though_it_has_as_many_rows(page: "playwrig
 def test_two_pages_have_gates_of_their_own(
     page: "playwright.Page", browser: "playwright.Browser", url: str
 ) -> None:
-    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
     middle, pixel = (left + right) / 2, (right - left) / 300
-    drag(page, "left", (middle, bottom + pixel), (right - pixel, top - pixel))
+    drag(page, "plot_1", (middle, bottom + pixel), (right - pixel, top - pixel))
     wait_for_gates(page, 1)
     other = browser.new_page()
     other.set_default_timeout(WAIT_MS)
@@ -226,9 +230,9 @@ def test_the_file_for_the_browser_leads_to_the_page(
 
 
 def test_names_from_data_are_text(page: "playwright.Page") -> None:
-    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
     middle, pixel = (left + right) / 2, (right - left) / 300
-    drag(page, "left", (middle, bottom + pixel), (right - pixel, top - pixel))
+    drag(page, "plot_1", (middle, bottom + pixel), (right - pixel, top - pixel))
     wait_for_gates(page, 1)
     page.get_by_label("Name of the gate").fill("<img src=x onerror=alert(2)>")
     page.keyboard.press("Enter")
@@ -245,12 +249,12 @@ def test_polygon_and_lasso_are_drawn_nested_saved_and_reloaded(
     page: "playwright.Page", run_folder: Path
 ) -> None:
     umap = mudata.read_h5mu(run_folder / "results.h5mu").obsm["X_umap"]
-    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
     middle = ((left + right) / 2, (bottom + top) / 2)
     reach = (0.35 * (right - left), 0.35 * (top - bottom))
     page.get_by_role("button", name="Polygon", exact=True).click()
     for x, y in ((-1, -1), (1, -1), (1, 1), (-0.5, 0.8)):
-        at = place(page, "left", middle[0] + x * reach[0], middle[1] + y * reach[1])
+        at = place(page, "plot_1", middle[0] + x * reach[0], middle[1] + y * reach[1])
         page.mouse.click(*at)
         page.wait_for_timeout(BETWEEN_CLICKS_MS)
     page.mouse.dblclick(*at)
@@ -259,7 +263,7 @@ def test_polygon_and_lasso_are_drawn_nested_saved_and_reloaded(
     page.get_by_role("button", name="Lasso", exact=True).click()
     angle = np.linspace(0, 6, 30)
     circle = np.c_[np.cos(angle) * reach[0] / 2 + middle[0], np.sin(angle) * reach[1] + middle[1]]
-    drag(page, "left", *map(tuple, circle))
+    drag(page, "plot_1", *map(tuple, circle))
     tree = wait_for_gates(page, 2)
 
     outer, inner = json.loads(kept(page, "JSON").read_text())["gates"]
@@ -287,8 +291,9 @@ def test_nothing_overlaps_on_a_narrow_screen(page: "playwright.Page") -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_timeout(BETWEEN_CLICKS_MS)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
-    names = ["compare_with", "find_feature", "compared", "shown", "left_plot", "quantity", "scale",
-             "Horizontal_protein", "Vertical_protein", "color"]  # fmt: skip
+    names = ["compare_with", "find_feature", "compared", "shape", "samples", "sample", "color",
+             "button_more", "x_1", "y_1", "values_1", "scale_1", "style_1", "cells_1", "close_1",
+             "x_2", "y_2", "population_value", "button_populations"]  # fmt: skip
     boxes = page.evaluate(BOXES, names)
     for i, (left, top, right, bottom) in enumerate(boxes):
         assert 0 <= left < right <= 390

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from totalvi.errors import DataError
-from totalvi.explorer.compare import SEED, Compared, ComparePanel, Comparer, _drawn, columns_of
+from totalvi.explorer.compare import ComparePanel, columns_of
+from totalvi.explorer.comparer import SEED, Compared, Comparer, _drawn
 from totalvi.explorer.run_cells import RunCells
 
 
@@ -64,7 +65,7 @@ def table() -> pd.DataFrame:
 
 
 def test_what_is_shown_is_what_the_table_says() -> None:
-    shown = columns_of(table())
+    shown = columns_of(table(), {})
     assert shown["what"].tolist() == ["gene", "protein", "gene", "protein"]
     assert shown["kind"].tolist() == [1, 2, 0, 0]
     np.testing.assert_array_equal(shown["log_odds"], [12, 2, -12, np.nan])
@@ -73,7 +74,7 @@ def test_what_is_shown_is_what_the_table_says() -> None:
 
 def test_the_table_is_searched_and_a_row_is_handed_on() -> None:
     chosen: list[tuple[str, str]] = []
-    panel = ComparePanel(lambda: None, lambda *feature: chosen.append(feature))
+    panel = ComparePanel(lambda: None, lambda *feature: chosen.append(feature), {}, {})
     panel.show(Compared(table(), 3, 4, 3, 4, True))
     assert panel.volcano.x_range.start <= -3 < 3 <= panel.volcano.x_range.end
     panel.search.value_input = " cd3"
