@@ -248,6 +248,9 @@ class Explorer(GatePage):
         self._counts = counts(gating, counted)
         n_cells = int(counted[None].sum())
         self.panel.show(gating, self._counts, n_cells, self.selected)
+        is_backgating = self.plots.is_backgating
+        self.panel.buttons["backgate"].label = "Usual plots" if is_backgating else "Backgate"
+        self.panel.buttons["backgate"].disabled = self.selected is None and not is_backgating
         self.panel.buttons["undo"].disabled = not self.history.can_undo
         self.panel.buttons["redo"].disabled = not self.history.can_redo
         self.panel.buttons["save"].disabled = self.history.is_saved

@@ -255,8 +255,8 @@ def start_pairs(names: Sequence[str], spread: np.ndarray) -> list[tuple[str, str
 
     Examples
     --------
-    >>> start_pairs(["CD8a-1", "Ig", "CD19_x", "CD4", "CD3"], np.zeros(5))
-    [('CD3', 'CD19_x'), ('CD4', 'CD8a-1')]
+    >>> start_pairs(["CD8a_TotalSeqB", "Ig", "CD19", "CD4", "CD3"], np.zeros(5))
+    [('CD3', 'CD19'), ('CD4', 'CD8a_TotalSeqB')]
     >>> start_pairs(["a", "b", "c"], np.array([0.2, 1.0, 0.5]))
     [('b', 'c')]
     """

@@ -24,6 +24,7 @@ from bokeh.models import (
 from totalvi.explorer.comparer import Compared, ComparedConditions, Design
 from totalvi.figures.charts import volcano
 from totalvi.figures.style import FOREGROUND, WARNING
+from totalvi.run.results import DENOISED_LIBRARY_SIZE
 
 
 def redrawn_with_its_source(table: DataTable) -> DataTable:
@@ -52,8 +53,8 @@ _KEY = (
 _CONDITIONS_KEY = (
     f'<br><b style="color:{FOREGROUND}">&#9679;</b> gene and '
     f'<b style="color:{WARNING}">&#9679;</b> protein that differ between conditions, over samples, at '
-    "a false discovery rate of 5 %. Prob.: p-value adjusted for all features. Here and There: mean "
-    "level of the samples of each condition."
+    "a false discovery rate of 5 %. adj. p: p-value adjusted for all features. Here and There: mean "
+    "level of the samples of each condition, genes in 10,000 counts."
 )
 _COLUMNS = ("feature", "tidy", "what", "lfc", "proba", "raw1", "raw2", "log_odds", "kind")
 
@@ -108,21 +109,12 @@ class ComparePanel:
             title="Compare with", options=self._options(()), value=REST, name="compare_with",
             width=240,
         )  # fmt: skip
-        columns = list(categories)
-        self.sample, self.condition = (
-            Select(title=title, options=columns, name=name, width=150, visible=False)
-            for title, name in (("Samples", "design_sample"), ("Conditions", "design_condition"))
-        )
-        self.pair = Select(title="Which", name="design_pair", width=190, visible=False)
-        if len(columns) > 1:
-            self.sample.value = columns[0]
-            self.condition.value = min(columns[1:], key=lambda name: len(categories[name]))
-            self._offer_pairs()
+        self._add_design()
         self.search = TextInput(
             title="Find a gene or protein", placeholder="any part of its name", name="find_feature",
             width=200,
         )  # fmt: skip
-        self.said = Div(text="", name="compared", sizing_mode="stretch_width", min_width=220)
+        self.said = Div(text="", name="compared", sizing_mode="stretch_width", min_width=320)
         number = NumberFormatter(format="0.00", text_align="right", nan_format="\u2013")
         self.table = redrawn_with_its_source(DataTable(
             source=self.source,
@@ -184,6 +176,19 @@ class ComparePanel:
 
         self.source.selected.on_change("indices", chosen)
 
+    def _add_design(self) -> None:
+        """Add the widgets that choose samples and conditions."""
+        columns = list(self._categories)
+        self.sample, self.condition = (
+            Select(title=title, options=columns, name=name, width=150, visible=False)
+            for title, name in (("Samples", "design_sample"), ("Conditions", "design_condition"))
+        )
+        self.pair = Select(title="Which", name="design_pair", width=190, visible=False)
+        if len(columns) > 1:
+            self.sample.value = columns[0]
+            self.condition.value = min(columns[1:], key=lambda name: len(self._categories[name]))
+            self._offer_pairs()
+
     def offer(self, others: Sequence[str]) -> None:
         """Offer these gates to compare with, beside the rest."""
         options = self._options(others)
@@ -226,13 +231,15 @@ class ComparePanel:
             "-log10 p-value" if of_samples else "log odds of a difference"
         )
         self._key = _CONDITIONS_KEY if of_samples else _KEY
+        self.table.columns[3].title = "adj. p" if of_samples else "Prob."
         self.source.selected.indices = []
         self._found.booleans = _holds(data["feature"], self.search.value_input)
         self.source.data = data
         furthest = 1.05 * max(1.0, float(np.nanmax(np.abs(data["lfc"]), initial=0.0)))
         _reach(self.volcano.x_range, -furthest, furthest)
         odds = data["log_odds"][np.isfinite(data["log_odds"])]
-        _reach(self.volcano.y_range, min(odds, default=0.0) - 1, max(odds, default=0.0) + 1)
+        below = 0.1 if of_samples else 1.0
+        _reach(self.volcano.y_range, min(odds, default=0.0) - below, max(odds, default=0.0) + 1)
         self.volcano.visible = self.table.visible = True
 
     def say(self, sentence: str, *, explain: bool = False) -> None:
@@ -258,9 +265,11 @@ def columns_of(table: pd.DataFrame, tidy: Mapping[str, str]) -> dict[str, np.nda
     called = table[next(c for c in table if str(c).startswith("is_de_fdr_"))].to_numpy(bool)
     if "p_value" in table:  # over samples
         names = ("lfc_mean", "p_adjusted", "scale1", "scale2")
+        unit = np.where(is_gene, DENOISED_LIBRARY_SIZE, 1)
         height = -np.log10(np.maximum(table["p_value"].to_numpy(float), 10**-_MOST_LOG_ODDS))
     else:
         names = ("lfc_median", "proba_de", "raw_mean1", "raw_mean2")
+        unit = np.ones(len(table))
         height = np.clip(table["bayes_factor"].to_numpy(float), -_MOST_LOG_ODDS, _MOST_LOG_ODDS)
     lfc, proba, first, second = (table[name].to_numpy(float) for name in names)
     shown = [
@@ -273,8 +282,8 @@ def columns_of(table: pd.DataFrame, tidy: Mapping[str, str]) -> dict[str, np.nda
         "what": np.where(is_gene, "gene", "protein").astype(object),
         "lfc": lfc,
         "proba": proba,
-        "raw1": first,
-        "raw2": second,
+        "raw1": first * unit,
+        "raw2": second * unit,
         "log_odds": height,
         "kind": np.where(called, np.where(is_gene, 1, 2), 0).astype(float),
     }

@@ -27,6 +27,7 @@ _DECADES = 4.5  # M
 _TOP = COFACTOR * math.sinh(_DECADES * math.log(10))  # T
 _UNIT = _DECADES * math.log(10)  # of our scale in one of fasinh
 _LOG = "log10:"
+_UNDERSCORED = ("parent_id", "divider_ref")  # the standard writes other names with hyphens
 
 
 def channel_of(axis: Axis) -> str:
@@ -88,8 +89,11 @@ def to_gating_ml(gating: Gating, sample: tuple[str, str] | None = None) -> str:
 def _add(
     parent: ElementTree.Element, space: str, tag: str, **attributes: str
 ) -> ElementTree.Element:
-    place = TYPES if tag in ("fcs-dimension", "value") else space
-    qualified = {f"{{{space}}}{name.replace('_', '-')}": text for name, text in attributes.items()}
+    place = TYPES if tag == "fcs-dimension" else space
+    qualified = {}
+    for name, text in attributes.items():
+        written = name if name in _UNDERSCORED else name.replace("_", "-")
+        qualified[f"{{{space}}}{written}"] = text
     return ElementTree.SubElement(parent, f"{{{place}}}{tag}", qualified)
 
 
@@ -165,8 +169,7 @@ def _write_quadrants(
 ) -> None:
     for axis, name, at in zip(gates[0].axes, "xy", centre, strict=True):
         divider = _write_dimension(element, axis, "divider", id=f"{name}_{_id_of(gates[0].name)}")
-        _add(divider, GATING, "value").tag = f"{{{GATING}}}value"
-        divider[-1].text = _number(at)
+        _add(divider, GATING, "value").text = _number(at)
     for gate in gates:
         quadrant = _add(element, GATING, "Quadrant", id=_id_of(gate.name))
         for name, at, side in zip("xy", centre, gate.part, strict=True):

@@ -317,7 +317,7 @@ class GatePanel:
         self._rows.selected.indices = [self._names.index(selected)]
         self.name.value = selected or ""
         self.name.disabled = selected is None
-        for what in ("delete", "backgate", "probability", "combine"):
+        for what in ("delete", "probability", "combine"):
             self.buttons[what].disabled = selected is None
         others = [gate.name for _, gate in walked if gate.name != selected]
         self.other.options = others

@@ -104,7 +104,7 @@ class PlotCard:
         self.values = select_input("Values", choices.values, f"values_{number}", 112)
         self.scale = select_input("Scale", SCALES, f"scale_{number}", 72)
         self.scale.value = "asinh"
-        self.style = select_input("Drawn as", STYLES, f"style_{number}", 88)
+        self.style = select_input("Drawn as", STYLES, f"style_{number}", 102)
         self.cells = select_input("Cells", [ALL_CELLS], f"cells_{number}", 118)
         self.close = Button(label="Close", name=f"close_{number}", width=56, align="end")
         for widget in (self.x, self.y, self.values, self.scale):

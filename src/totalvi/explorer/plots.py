@@ -100,6 +100,11 @@ class Plots:
         return [self.view.layout(), *(card.root for card in self.cards), self.legend]
 
     @property
+    def is_backgating(self) -> bool:
+        """Whether the steps of a gate's hierarchy are shown."""
+        return self._before is not None
+
+    @property
     def open_cards(self) -> list[PlotCard]:
         """The plots that are on the page."""
         return [card for card in self.cards if card.is_open]
@@ -122,7 +127,7 @@ class Plots:
         view = self.view
         self._shown = Shown(
             gating, inside, counts, selected, view.chosen_sample, view.sample_column, self._colors,
-            self._before is not None, view.shape == "edit",
+            self.is_backgating, view.shape == "edit",
         )  # fmt: skip
         for card in self.open_cards:
             card.offer(gating.names)

@@ -51,7 +51,8 @@ def population_table(
 
     Examples
     --------
-    >>> population_table(Gating(), {None: np.ones(3, dtype=bool)}, pd.Series(list("aab"))).cells.tolist()
+    >>> every = {None: np.ones(3, dtype=bool)}
+    >>> population_table(Gating(), every, pd.Series(list("aab")))["cells"].tolist()
     [2, 1]
     """
     if samples is None:
@@ -140,7 +141,9 @@ class PopulationPanel:
         wide = self._table.pivot(index="population", columns="sample", values=field)
         wide = wide.reindex(index=order, columns=samples)
         shown = samples[:_MOST_SHOWN]
-        data: dict[str, list[str]] = {"population": order}
+        data: dict[str, list[str]] = {
+            "population": ["\u2003" * path.count("/") + _name(path) for path in order]
+        }
         columns = [TableColumn(field="population", title="Population", width=150)]
         right = StringFormatter(text_align="right")
         for number, sample in enumerate(shown):
@@ -151,6 +154,7 @@ class PopulationPanel:
         self._draw(wide.drop(index=ALL), field)
 
     def _draw(self, wide: pd.DataFrame, field: str) -> None:
+        wide = wide.rename(index=_name)
         populations = list(wide.index)
         self.figure.visible = bool(populations)
         self._dots.data = {"y": [], "x": [], "sample": [], "color": [], "words": []}
@@ -169,6 +173,10 @@ class PopulationPanel:
         self.figure.x_range.update(start=-0.03 * highest, end=1.05 * highest)
         self.figure.xaxis[0].axis_label = self.value.value
         self._dots.data = dots
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _text(value: float, field: str) -> str:
