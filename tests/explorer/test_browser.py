@@ -2,11 +2,6 @@
 
 import asyncio
 import json
-import re
-import shutil
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine, Iterator
@@ -24,109 +19,47 @@ from matplotlib.path import Path as Outline
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from explorer.mouse import (
+    BETWEEN_CLICKS_MS,
+    BOXES,
+    CHROMIUM,
+    NAMED,
+    SAID,
+    SHOWN_FEATURES,
+    STATUS,
+    TABLE,
+    TREE,
+    VALUE,
+    WAIT_MS,
+    WINDOW,
+    drag,
+    explored,
+    kept,
+    opened,
+    place,
+    wait_for_gates,
+)
 from totalvi.explorer.axes import tidy_names
 from totalvi.explorer.server import open_in_browser
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium"),
 ]
 EVIL = "<script>alert(1)</script>"  # the first protein of `run_folder`
-NAMED = "Bokeh.documents[0].get_model_by_name"
-PLACE = f"""([name, x, y]) => {{
-  const view = Bokeh.index.find_one({NAMED}(name));
-  view.el.scrollIntoView({{block: "center"}});
-  const box = view.canvas_view.el.getBoundingClientRect();
-  return [box.left + view.frame.x_scale.compute(x), box.top + view.frame.y_scale.compute(y)];
-}}"""
-BOXES = f"""(names) => names.map((name) => {{
-  const box = Bokeh.index.find_one({NAMED}(name)).el.getBoundingClientRect();
-  return [box.left, box.top, box.right, box.bottom];
-}})"""
-WINDOW = f"""(name) => {{
-  const {{x_range, y_range}} = {NAMED}(name);
-  return [x_range.start, x_range.end, y_range.start, y_range.end];
-}}"""
-TREE = f"() => {NAMED}('gate_tree').source.data"
-TABLE = f"""() => Object.fromEntries(Object.entries({NAMED}('differences').source.data)
-  .map(([name, column]) => [name, Array.from(column)]))"""
-SHOWN_FEATURES = f"""() => {{
-  const table = Bokeh.index.find_one({NAMED}('differences')).shadow_el;
-  return Array.from(table.querySelectorAll(".slick-cell.l0")).map((cell) => cell.innerText);
-}}"""
-SAID = f"() => {NAMED}('compared').text"
-VALUE = f"(name) => {NAMED}(name).value"
-STATUS = f"() => {NAMED}('status').text"
-WAIT_MS = 120_000
-BETWEEN_CLICKS_MS = 500  # two sooner ones are a double click
 
 
 @pytest.fixture(scope="module")
 def url(run_folder: Path) -> Iterator[str]:
-    options = ["explore", str(run_folder), "--no-browser", "--port", "0"]
-    command = [sys.executable, "-m", "totalvi", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            lines = iter(server.stdout.readline, "")
-            yield next(found[0] for line in lines if (found := re.search(r"http://\S+", line)))
-        finally:
-            server.send_signal(signal.SIGINT)  # Ctrl-C
-            printed = server.stdout.read()
-            assert server.wait(60) == 0
-            assert printed.endswith("stopped\n")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as client:
-        yield client.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with explored(run_folder) as address:
+        yield address
 
 
 @pytest.fixture
 def page(browser: "playwright.Browser", url: str) -> Iterator["playwright.Page"]:
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(WAIT_MS)
-    problems: list[str] = []
-    page.on(
-        "console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None
-    )
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("dialog", lambda dialog: problems.append(f"a script ran: {dialog.message}"))
-    page.on("request", lambda r: problems.append(r.url) if "127.0.0.1" not in r.url else None)
-    page.goto(url)
-    page.wait_for_function("() => window.Bokeh?.documents[0]?.is_idle")
-    yield page
-    page.close()
-    assert [p for p in problems if not p.startswith(("data:", "blob:"))] == []
-
-
-def place(page: "playwright.Page", plot: str, x: float, y: float) -> tuple[float, float]:
-    """Return where the mouse must go."""
-    across, down = page.evaluate(PLACE, [plot, float(x), float(y)])
-    return across, down
-
-
-def drag(page: "playwright.Page", plot: str, *corners: tuple[float, float]) -> None:
-    places = [place(page, plot, *corner) for corner in corners]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for corner in places[1:]:
-        page.mouse.move(*corner, steps=3)
-    page.mouse.up()
-
-
-def wait_for_gates(page: "playwright.Page", number: int) -> dict[str, list[str]]:
-    page.wait_for_function(f"() => ({TREE})().gate.length === {number + 1}")
-    return page.evaluate(TREE)
-
-
-def kept(page: "playwright.Page", button: str) -> Path:
-    with page.expect_download() as download:
-        page.get_by_role("button", name=button, exact=True).click()
-    return download.value.path()
+    with opened(browser, url) as shown:
+        yield shown
 
 
 def inside(gate: dict[str, Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
