@@ -62,10 +62,7 @@ class Explorer(GatePage):
             }
         )  # fmt: skip
         self.populations = PopulationPanel(self.download_populations)
-        values = {
-            column: sorted(self.cells.obs[column].dropna().astype(str).unique())
-            for column in self.cells.sample_columns
-        }
+        values = {column: self.cells.samples(column).names for column in self.cells.sample_columns}
         self.differences = ComparePanel(
             self.compare, self._feature_chosen, values, self.choices.tidy
         )
@@ -257,7 +254,7 @@ class Explorer(GatePage):
         self.panel.buttons["reload"].disabled = not self.workspace.gates_path.exists()
         self.panel.buttons["restore"].visible = bool(self.workspace.unsaved(self.history))
         self.differences.offer([name for name in gating.names if name != self.selected])
-        samples = None if column is None else cells.obs[column]
+        samples = None if column is None else cells.samples(column)
         self.populations.show(population_table(gating, self._inside, samples))
         self.plots.show(gating, self._inside, self._counts, self.selected)
 

@@ -260,10 +260,11 @@ def start_pairs(names: Sequence[str], spread: np.ndarray) -> list[tuple[str, str
     >>> start_pairs(["a", "b", "c"], np.array([0.2, 1.0, 0.5]))
     [('b', 'c')]
     """
-    by_target = {identify(name).target: name for name in reversed(names)}
+    by_key = {identify(name).key: name for name in reversed(names)}
     found = []
     for sides in LINEAGES:
-        pair = [next((by_target[t] for t in side if t in by_target), None) for side in sides]
+        keys = [[identify(target).key for target in side] for side in sides]
+        pair = [next((by_key[key] for key in side if key in by_key), None) for side in keys]
         if pair[0] is not None and pair[1] is not None:
             found.append((pair[0], pair[1]))
     if not found and len(names):

@@ -154,11 +154,12 @@ def histograms(
     [1.0, 1.0]
     """
     edges = np.linspace(low, high, _HISTOGRAM_BINS + 1)
-    counts = np.zeros((n_groups, _HISTOGRAM_BINS))
     with np.errstate(invalid="ignore"):
         known = (group >= 0) & (places >= low) & (places <= high)
     place = ((places[known] - low) * (_HISTOGRAM_BINS / (high - low))).astype(np.intp)
-    np.add.at(counts, (group[known], place.clip(max=_HISTOGRAM_BINS - 1)), 1)
+    flat = group[known] * _HISTOGRAM_BINS + place.clip(max=_HISTOGRAM_BINS - 1)
+    counts = np.bincount(flat, minlength=n_groups * _HISTOGRAM_BINS).astype(float)
+    counts = counts.reshape(n_groups, _HISTOGRAM_BINS)
     smooth = gaussian_filter1d(counts, _HISTOGRAM_SMOOTH_BINS, axis=1, mode="nearest")
     heights: np.ndarray = smooth / np.maximum(smooth.max(axis=1, keepdims=True), 1e-300)
     return (edges[1:] + edges[:-1]) / 2, heights

@@ -159,7 +159,7 @@ def _samples(
         return [("cells", None, np.arange(cells.n_cells))]
     found: list[tuple[str, tuple[str, str] | None, np.ndarray]] = []
     taken = set[str]()
-    for sample in sorted(cells.obs[column].dropna().astype(str).unique()):
+    for sample in cells.samples(column).names:
         name = re.sub(r"[^\w.+-]", "_", sample).lstrip(".") or "sample"
         while name.lower() in taken:
             name += "_"

@@ -25,6 +25,7 @@ from totalvi.explorer.axes import Axis, Scale, scale_ticks, to_scale
 from totalvi.explorer.drawn_cells import contour_lines, draw_cells, histograms, mapped, rgba
 from totalvi.explorer.gate_shapes import Drawn, Window, draw_gate
 from totalvi.explorer.gates import Gate, Point
+from totalvi.explorer.run_cells import Groups
 from totalvi.figures.cell_maps import add_labels, density_mapper, point_density, point_size
 from totalvi.figures.style import (
     INK,
@@ -56,13 +57,6 @@ _POLYGON = "Polygon gate: click corners, then double-click or press Enter"
 _EMPTY = np.zeros(0)
 
 
-class Groups(NamedTuple):
-    """Groups of cells whose histograms are drawn one above the other; ``code`` < 0: in none."""
-
-    code: np.ndarray
-    names: list[str]
-
-
 class Events(NamedTuple):
     """What a plot calls: with itself, and with what the mouse or the window did."""
 
@@ -89,6 +83,7 @@ class CellPlot:
         self.style: Style = "dots"
         self.gates: dict[str, Drawn] = {}  # those outlined
         self._setting = False
+        self._ridge_ticks: dict[float, str] = {}
         self._sides = {"inner_height": 320, "inner_width": 400}  # until the browser tells
         self.figure = new_figure(
             height=390, tools="", x_range=Range1d(0, 1), y_range=Range1d(0, 1), name=name
@@ -192,7 +187,7 @@ class CellPlot:
         self, axes: tuple[Axis, ...], places: tuple[np.ndarray, ...], labels: Sequence[str]
     ) -> None:
         """Show the cells on other axes, all of them in the window; on one axis as a histogram."""
-        self.axes, self.places = axes, places
+        self.axes, self.places, self._ridge_ticks = axes, places, {}
         self.__dict__.pop("density_colors", None)
         self._setting = True
         sides = (("x", self.figure.x_range), ("y", self.figure.y_range))
@@ -277,9 +272,12 @@ class CellPlot:
         self._setting = True
         top = float(foot[0] + 1.25) if len(foot) else 1.25
         self.figure.y_range.update(start=0.0, end=top, reset_start=0.0, reset_end=top)
-        self._axis("y").axis_label = PlainText(text="" if groups else "cells, of the most")
         ticks = dict(zip(map(float, foot), names, strict=True)) if groups else {0.0: "0", 1.0: "1"}
-        use_ticks(self.figure, "y", ticks)
+        if ticks != self._ridge_ticks:  # Bokeh looks through the whole page when they change
+            self._ridge_ticks = ticks
+            use_ticks(self.figure, "y", ticks)
+            label = "" if groups else "cells, relative to the mode"
+            self._axis("y").axis_label = PlainText(text=label)
         self._setting = False
 
     def _shape(self) -> tuple[int, int]:

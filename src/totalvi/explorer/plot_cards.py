@@ -11,8 +11,8 @@ from totalvi.explorer.axes import HISTOGRAM, MAP, SCALES, Axis, AxisChoices, Sca
 from totalvi.explorer.gate_shapes import shown_on
 from totalvi.explorer.gates import Count, Gate, Gating
 from totalvi.explorer.panels import ALL_CELLS, search_input, select_input
-from totalvi.explorer.plot import CellPlot, Events, Groups, Style
-from totalvi.explorer.run_cells import Cells
+from totalvi.explorer.plot import CellPlot, Events, Style
+from totalvi.explorer.run_cells import Cells, Groups
 
 MOST_PLOTS = 6
 _START_PLOTS = 4
@@ -210,8 +210,7 @@ def _groups(shown: Shown, cells: Cells) -> Groups | None:
         return Groups(shown.inside[shown.selected].astype(int), ["other cells", shown.selected])
     if shown.sample_column is None or shown.sample is not None:
         return None
-    samples = cells.obs[shown.sample_column].astype(str).astype("category").cat
-    return Groups(samples.codes.to_numpy(), list(map(str, samples.categories)))
+    return cells.samples(shown.sample_column)
 
 
 def start_choices(cells: Cells, choices: AxisChoices) -> list[Choice]:

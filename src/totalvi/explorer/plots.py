@@ -234,8 +234,7 @@ class Plots:
 
     def _set_samples(self) -> None:
         column = self.view.sample_column
-        values = () if column is None else self.cells.obs[column].dropna().astype(str).unique()
-        self.view.offer_samples(sorted(values))
+        self.view.offer_samples([] if column is None else self.cells.samples(column).names)
 
     def _set_colors(self) -> None:
         chosen = self.view.color.value

@@ -1,6 +1,6 @@
 """How many cells of each sample are in each gate: a table, as CSV, and a plot."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from bokeh.models import (
 
 from totalvi.explorer.compare import redrawn_with_its_source
 from totalvi.explorer.gates import Gating, percent
+from totalvi.explorer.run_cells import Groups
 from totalvi.figures.style import category_colors, new_figure
 
 ALL = "all cells"
@@ -32,7 +33,7 @@ _MOST_SHOWN = 40  # samples in the table on the page; the CSV has all
 
 
 def population_table(
-    gating: Gating, inside: Mapping[str | None, np.ndarray], samples: pd.Series | None
+    gating: Gating, inside: Mapping[str | None, np.ndarray], samples: Groups | None
 ) -> pd.DataFrame:
     """Count the cells of each sample in each gate.
 
@@ -41,7 +42,7 @@ def population_table(
     inside
         From `totalvi.explorer.gates.members`.
     samples
-        Of the cells, (N,), cells without one NaN; None: all are of one.
+        Of the cells; None: all are of one.
 
     Returns
     -------
@@ -52,14 +53,13 @@ def population_table(
     Examples
     --------
     >>> every = {None: np.ones(3, dtype=bool)}
-    >>> population_table(Gating(), every, pd.Series(list("aab")))["cells"].tolist()
+    >>> population_table(Gating(), every, Groups(np.array([0, 0, 1]), ["a", "b"]))["cells"].tolist()
     [2, 1]
     """
     if samples is None:
         codes, names = np.zeros(len(inside[None]), dtype=int), [ALL]
     else:
-        categories = samples.astype(str).where(samples.notna()).astype("category").cat
-        codes, names = categories.codes.to_numpy(), list(map(str, categories.categories))
+        codes, names = samples
     known = codes >= 0
     found = {
         name: np.bincount(codes[mask & known], minlength=len(names))
@@ -87,6 +87,7 @@ class PopulationPanel:
 
     def __init__(self, on_csv: Callable[[], None]) -> None:
         self._table = pd.DataFrame()
+        self._columns: list[str] = []  # samples that have one
         self.value = Select(
             title="Shown",
             options=list(SHOWN),
@@ -144,12 +145,11 @@ class PopulationPanel:
         data: dict[str, list[str]] = {
             "population": ["\u2003" * path.count("/") + _name(path) for path in order]
         }
-        columns = [TableColumn(field="population", title="Population", width=150)]
-        right = StringFormatter(text_align="right")
         for number, sample in enumerate(shown):
             data[f"s{number}"] = [_text(value, field) for value in wide[sample]]
-            columns.append(TableColumn(field=f"s{number}", title=sample, formatter=right, width=70))
-        self.table.columns = columns
+        if shown != self._columns:  # Bokeh looks through the whole page when they change
+            self._columns = shown
+            self.table.columns = _columns(shown)
         self.source.data = data
         self._draw(wide.drop(index=ALL), field)
 
@@ -173,6 +173,17 @@ class PopulationPanel:
         self.figure.x_range.update(start=-0.03 * highest, end=1.05 * highest)
         self.figure.xaxis[0].axis_label = self.value.value
         self._dots.data = dots
+
+
+def _columns(samples: Sequence[str]) -> list[TableColumn]:
+    right = StringFormatter(text_align="right")
+    return [
+        TableColumn(field="population", title="Population", width=150),
+        *(
+            TableColumn(field=f"s{number}", title=sample, formatter=right, width=70)
+            for number, sample in enumerate(samples)
+        ),
+    ]
 
 
 def _name(path: str) -> str:

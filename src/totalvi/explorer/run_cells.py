@@ -2,7 +2,7 @@
 
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -36,6 +36,13 @@ _FROM_COUNTS: tuple[Kind, ...] = ("gene_raw", "protein_clr", "gene_log")
 _COUNTS_OF_A_CELL = 10_000  # to which gene counts are scaled before their logarithm
 _MOST_SAMPLES = 200
 _USUAL_SAMPLES = ("sample", "donor", "patient", "subject", "individual", "mouse", "batch")
+
+
+class Groups(NamedTuple):
+    """Groups of cells: the code of each cell's, (N,), negative where it is in none, and their names."""
+
+    code: np.ndarray
+    names: list[str]
 
 
 class Cells:
@@ -76,6 +83,7 @@ class Cells:
     def __init__(self) -> None:
         self.values = lru_cache(maxsize=COLUMNS_KEPT)(self._values)
         self.inside = lru_cache(maxsize=GATES_KEPT)(self._inside)
+        self.samples = lru_cache(maxsize=COLUMNS_KEPT)(self._samples)
 
     def __enter__(self) -> Self:
         return self
@@ -162,9 +170,17 @@ class Cells:
 
     def of_sample(self, column: str, sample: str) -> np.ndarray:
         """Return which cells are of a sample: those whose column of ``obs`` has this value, (N,)."""
+        code, names = self.samples(column)
+        found: np.ndarray = code == (names.index(sample) if sample in names else len(names))
+        return found
+
+    def _samples(self, column: str) -> Groups:
+        """Return the samples by a column of ``obs``, their names in order."""
         if column not in self.obs:
             raise ReadError(f"There is no column {column!r} in obs of {self.title}.")
-        return (self.obs[column].astype(str) == sample).to_numpy()
+        values = self.obs[column]
+        categories = values.astype(str).where(values.notna()).astype("category").cat
+        return Groups(categories.codes.to_numpy(), list(map(str, categories.categories)))
 
     @cached_property
     def sample_columns(self) -> list[str]:
