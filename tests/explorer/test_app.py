@@ -345,3 +345,20 @@ def test_servers_keep_the_unsaved_gates_of_each_other(page: Explorer, folder: Pa
         assert other.keep_unsaved() == []
         assert list(folder.glob("gates_unsaved*")) == [first]
     other.executor.shutdown()
+
+
+def test_proposed_gates_are_edited_like_others(workspace: Workspace) -> None:
+    assert not Explorer(Document(), workspace).panel.buttons["propose"].visible
+    workspace.proposed_path.write_text(
+        "gate,parent,kind,feature,low,high\nT,,protein_raw,CD3,9,\nsure,T,protein_denoised,CD3,5,\n"
+    )
+    page = Explorer(Document(), workspace)
+    assert page.panel.buttons["propose"].visible
+    page.propose()
+    assert rows(page) == ["All cells", "T", "sure"]
+    page.select("T")
+    page.delete()
+    assert rows(page) == ["All cells"]
+    workspace.proposed_path.write_text("gate,parent\n")
+    page.propose()
+    assert "lacks the columns kind" in page.panel.status.text

@@ -61,6 +61,7 @@ def test_samples_of_cells_are_cached_codes() -> None:
     cells.title = "made up"
     assert cells.samples("donor").names == ["a", "b"]
     assert cells.samples("donor").code.tolist() == [1, -1, 0, 1]
+    assert cells.samples("donor").code.dtype == np.intp  # int8 of pandas would overflow
     assert cells.of_sample("donor", "b").tolist() == [True, False, False, True]
     assert not cells.of_sample("donor", "c").any()
     assert SimpleNamespace(columns=cells.sample_columns) == SimpleNamespace(columns=["donor"])

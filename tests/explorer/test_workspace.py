@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 from totalvi.errors import FormatError
 from totalvi.explorer.axes import KINDS, SCALES, Axis
 from totalvi.explorer.gate_files import gates_from_text, gates_to_json, read_gates
-from totalvi.explorer.gates import PARTS, SHAPES, Adjusted, Gate, Gating, Operand
+from totalvi.explorer.gates import PARTS, SHAPES, Adjusted, Gate, Gating, Operand, members
+from totalvi.explorer.gatingml import to_gating_ml
+from totalvi.explorer.gatingml_reader import from_gating_ml
+from totalvi.explorer.run_cells import RunCells
 
 characters = st.characters(categories=("L", "N", "P", "S"), exclude_characters="/")
 names = st.text(characters, min_size=1, max_size=20)
@@ -127,3 +131,44 @@ def test_files_are_read(tmp_path: Path, saved: dict) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FormatError, match="no text"):
         read_gates(tmp_path / "binary")
+
+
+TABLE = """gate,parent,kind,feature,low,high
+T,,protein_raw,CD3,9,
+T,,protein_denoised,CD3,,30
+sure,T,protein_foreground,CD3,0.5,
+three,T,protein_raw,CD3,5,20
+three,T,protein_clr,CD3,-1,
+three,T,umap,1,,0
+"""
+
+
+def test_a_table_of_thresholds_makes_gates_of_the_same_cells(folder: Path) -> None:
+    gating = gates_from_text(TABLE)
+    with RunCells(folder) as cells:
+        inside = members(gating, cells.inside, cells.n_cells)
+        raw, denoised, foreground, clr = (
+            cells.values(f"protein_{kind}", "CD3")
+            for kind in ("raw", "denoised", "foreground", "clr")
+        )
+        t = (raw >= 9) & (denoised < 30)
+        np.testing.assert_array_equal(inside["T"], t)
+        np.testing.assert_array_equal(inside["sure"], t & (foreground >= 0.5))
+        three = t & (raw >= 5) & (raw < 20) & (clr >= -1) & (cells.umap[:, 0] < 0)
+        np.testing.assert_array_equal(inside["three"], three)
+        assert 0 < three.sum() < t.sum() < 60
+    assert [gate.shape for gate in gating.gates] == [
+        "rectangle", "range", "range", "range", "range", "boolean",
+    ]  # fmt: skip
+    assert gates_from_text(gates_to_json(gating)) == gating
+    assert members(from_gating_ml(to_gating_ml(gating)), cells.inside, 60)["three"].sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("low", "lowest"), ("sure,T", "sure,B"), ("T,,protein_raw", "T,x,protein_raw"),
+     ("0.5", "half"), ("protein_clr", "protein_dsb"), ("5,20", "20,20")],
+)  # fmt: skip
+def test_a_table_that_is_none_is_refused(old: str, new: str) -> None:
+    with pytest.raises(FormatError, match="cannot be used"):
+        gates_from_text(TABLE.replace(old, new))

@@ -57,7 +57,8 @@ class Explorer(GatePage):
                 "inside": self.show_inside, "backgate": self.backgate, "delete": self.delete,
                 "probability": self.show_probability, "combine": self.combine,
                 "undo": self.undo, "redo": self.redo, "save": self.save, "reload": self.reload,
-                "restore": self.restore, "csv": self.download_csv, "json": self.download_json,
+                "restore": self.restore, "propose": self.propose,
+                "csv": self.download_csv, "json": self.download_json,
                 "h5mu": self.write_h5mu, "xml": self.download_gating_ml, "fcs": self.write_fcs,
             }
         )  # fmt: skip
@@ -253,6 +254,7 @@ class Explorer(GatePage):
         self.panel.buttons["save"].disabled = self.history.is_saved
         self.panel.buttons["reload"].disabled = not self.workspace.gates_path.exists()
         self.panel.buttons["restore"].visible = bool(self.workspace.unsaved(self.history))
+        self.panel.buttons["propose"].visible = self.workspace.proposed_path.exists()
         self.differences.offer([name for name in gating.names if name != self.selected])
         samples = None if column is None else cells.samples(column)
         self.populations.show(population_table(gating, self._inside, samples))

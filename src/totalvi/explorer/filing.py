@@ -117,6 +117,12 @@ class GatePage:
         self.say("Reloaded what was saved.")
 
     @told
+    def propose(self) -> None:
+        """Show the gates that a program has proposed, which are then edited like any others."""
+        self._take(read_gates(self.workspace.proposed_path))
+        self.say("These gates were proposed; edit them. Undo brings back the gates before.")
+
+    @told
     def restore(self) -> None:
         """Restore the unsaved gates of another visit."""
         self._take(self.workspace.unsaved(self.history)[0])

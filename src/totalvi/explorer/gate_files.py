@@ -1,20 +1,27 @@
-"""Files of gates: JSON in the terms of Gating-ML 2.0, with vertices on the transformed scales.
+"""Files of gates: JSON in the terms of Gating-ML 2.0, Gating-ML itself, and tables of thresholds.
 
 The files may come from anywhere, so all of their content is checked.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from totalvi.errors import DataError, FormatError
-from totalvi.explorer.axes import COFACTOR, Axis, Scale
+from totalvi.explorer.axes import COFACTOR, COUNTS, FAR, Axis, Scale, to_scale
+from totalvi.explorer.gate_shapes import box
 from totalvi.explorer.gates import MOST_GATES, Adjusted, Gate, Gating, Operand, Point, Vertices
 from totalvi.explorer.gatingml_reader import from_gating_ml
 
 FORMAT, VERSION = "totalvi gates", 2
 LARGEST_FILE_BYTES = 20_000_000
+_TABLE = ("gate", "parent", "kind", "feature", "low", "high")
 TRANSFORMATIONS: dict[Scale, dict[str, Any]] = {
     "linear": {"type": "linear"},
     "asinh": {"type": "asinh", "cofactor": COFACTOR},
@@ -64,7 +71,7 @@ def gates_to_json(gating: Gating) -> str:
 
 
 def gates_from_text(text: str, where: str = "the file of gates") -> Gating:
-    """Return the hierarchy that `gates_to_json` wrote, or that a Gating-ML 2.0 document holds.
+    """Return the hierarchy of JSON (`gates_to_json`), Gating-ML 2.0, or a table (`gates_of_table`).
 
     Parameters
     ----------
@@ -74,8 +81,13 @@ def gates_from_text(text: str, where: str = "the file of gates") -> Gating:
     Raises
     ------
     FormatError
-        When the text is no such JSON or XML, whole and consistent.
+        When the text is none of these, whole and consistent.
     """
+    if text.lstrip("\ufeff").startswith(("gate,", "gate\t")):
+        try:
+            return gates_of_table(pd.read_csv(StringIO(text), sep=None, engine="python", dtype=str))
+        except (ValueError, DataError) as error:
+            raise FormatError(f"{where} cannot be used: {error}") from error
     if text.lstrip("\ufeff \t\r\n").startswith("<"):
         return from_gating_ml(text, where)
     try:
@@ -85,7 +97,7 @@ def gates_from_text(text: str, where: str = "the file of gates") -> Gating:
 
 
 def read_gates(path: str | Path) -> Gating:
-    """Read a hierarchy of gates from a file of JSON or Gating-ML 2.0.
+    """Read a hierarchy of gates from a file of JSON, Gating-ML 2.0, or a table of thresholds.
 
     Raises
     ------
@@ -102,6 +114,65 @@ def read_gates(path: str | Path) -> Gating:
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is no text; give a file of gates.") from error
     return gates_from_text(text, str(path))
+
+
+def gates_of_table(table: pd.DataFrame) -> Gating:
+    """Return gates of thresholds, such as a program proposes for people to edit.
+
+    Parameters
+    ----------
+    table
+        A row for each condition: ``gate``, ``parent`` (empty: all cells), ``kind`` (such as
+        "protein_foreground"; see :class:`totalvi.explorer.axes.Axis`), ``feature``, and the ends
+        ``low`` and ``high`` in counts or probability (empty: open), of which ``low`` belongs to the
+        gate. One condition makes a range, two a rectangle, and more a Boolean gate of ranges.
+
+    Raises
+    ------
+    DataError
+        When a column is missing, or a value is not what it should be.
+
+    Examples
+    --------
+    >>> rows = [("T", "", "protein_raw", "CD3", 50, None), ("T", "", "protein_raw", "CD19", None, 20)]
+    >>> columns = ["gate", "parent", "kind", "feature", "low", "high"]
+    >>> gate = gates_of_table(pd.DataFrame(rows, columns=columns))["T"]
+    >>> gate.shape, gate.axes[0].name, round(gate.vertices[0][0], 3)
+    ('rectangle', 'CD3', 2.998)
+    """
+    missing = [column for column in _TABLE if column not in table]
+    if missing:
+        raise DataError(f"The table of gates lacks the columns {', '.join(missing)}.")
+    gates: list[Gate] = []
+    for name, rows in table.groupby("gate", sort=False):
+        parents = set(rows["parent"].fillna(""))
+        if len(parents) > 1:
+            raise DataError(f"Gate {name!r} has several parents: {', '.join(sorted(parents))}.")
+        parent = str(parents.pop()) or None
+        ranges = [_condition(str(name), parent, row) for _, row in rows.iterrows()]
+        axes = tuple(gate.axes[0] for gate in ranges)
+        if len(ranges) == 1:
+            gates.append(replace(ranges[0], name=str(name)))
+        elif len(ranges) == 2:
+            (left, right), (bottom, top) = ([end[0] for end in g.vertices] for g in ranges)
+            corners = box(left, bottom, right, top)
+            gates.append(Gate(str(name), axes, corners, parent, "rectangle"))
+        else:
+            operands = tuple(Operand(gate.name) for gate in ranges)
+            both = Gate(str(name), (), (), parent, "boolean", operator="and", operands=operands)
+            gates += [*ranges, both]
+    return Gating(tuple(gates))
+
+
+def _condition(name: str, parent: str | None, row: pd.Series) -> Gate:
+    kind, feature = row["kind"], str(row["feature"])
+    scale: Scale = "asinh" if kind in COUNTS else "linear"
+    ends = []
+    for column, open_end in (("low", -FAR[scale]), ("high", FAR[scale])):
+        is_open = pd.isna(row[column]) or str(row[column]).strip() == ""
+        ends.append(open_end if is_open else float(to_scale(np.array(float(row[column])), scale)))
+    label = f"{name}: {feature} {str(kind).rpartition('_')[2]}".replace("/", "|")
+    return Gate(label, (Axis(kind, feature, scale),), ((ends[0],), (ends[1],)), parent, "range")
 
 
 def _refuse_constant(name: str) -> None:

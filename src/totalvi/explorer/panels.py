@@ -178,6 +178,24 @@ def search_input(
     )
 
 
+BUTTONS = {
+    "inside": "Show only its cells",
+    "backgate": "Backgate",
+    "probability": "Probability",
+    "delete": "Delete",
+    "combine": "Combine",
+    "undo": "Undo",
+    "redo": "Redo",
+    "save": "Save",
+    "reload": "Reload saved",
+    "restore": "Restore unsaved",
+    "propose": "Proposed gates",
+    "csv": "CSV",
+    "json": "JSON",
+    "h5mu": "h5mu",
+    "xml": "Gating-ML",
+    "fcs": "FCS files",
+}
 COMBINATIONS = ("and", "and not", "or", "not it")
 
 
@@ -234,30 +252,16 @@ class GatePanel:
         )
         self.buttons = {
             what: Button(label=label, name=f"button_{what}", sizing_mode="stretch_width")
-            for what, label in (
-                ("inside", "Show only its cells"),
-                ("backgate", "Backgate"),
-                ("probability", "Probability"),
-                ("delete", "Delete"),
-                ("combine", "Combine"),
-                ("undo", "Undo"),
-                ("redo", "Redo"),
-                ("save", "Save"),
-                ("reload", "Reload saved"),
-                ("restore", "Restore unsaved"),
-                ("csv", "CSV"),
-                ("json", "JSON"),
-                ("h5mu", "h5mu"),
-                ("xml", "Gating-ML"),
-                ("fcs", "FCS files"),
-            )
+            for what, label in BUTTONS.items()
         }
         self.how = select_input("Combine it", COMBINATIONS, "combine_how", 92)
         self.other = Select(
             title="with", options=[], name="combine_with", sizing_mode="stretch_width", min_width=90
         )
         self._file = FileInput(
-            accept=".json,.xml", title="Load gates (.json, Gating-ML .xml)", name="gate_file"
+            accept=".json,.xml,.csv,.tsv",
+            title="Load gates (JSON, Gating-ML, table)",
+            name="gate_file",
         )
         self._download = Div(text="", visible=False, name="download")
         self._download.js_on_change("tags", CustomJS(code=_DOWNLOAD))
@@ -284,6 +288,7 @@ class GatePanel:
             b["combine"],
             row(b["save"], b["reload"], sizing_mode="stretch_width"),
             b["restore"],
+            b["propose"],
             Div(
                 text="Export the gate of each cell (CSV, h5mu), the gates (JSON, Gating-ML), or both "
                 "with all channels for FlowJo (FCS)"

@@ -100,6 +100,7 @@ class PopulationPanel:
         self.table = redrawn_with_its_source(
             DataTable(
                 source=self.source, columns=[], index_position=None, reorderable=False,
+                autosize_mode="none",  # many samples scroll
                 sizing_mode="stretch_width", height=230, name="populations_table",
             )
         )  # fmt: skip

@@ -180,7 +180,8 @@ class Cells:
             raise ReadError(f"There is no column {column!r} in obs of {self.title}.")
         values = self.obs[column]
         categories = values.astype(str).where(values.notna()).astype("category").cat
-        return Groups(categories.codes.to_numpy(), list(map(str, categories.categories)))
+        codes = categories.codes.to_numpy(np.intp)
+        return Groups(codes, list(map(str, categories.categories)))
 
     @cached_property
     def sample_columns(self) -> list[str]:

@@ -17,6 +17,7 @@ from totalvi.explorer.membership import gate_probability
 from totalvi.explorer.run_cells import Cells, open_cells
 
 GATES_FILE, UNSAVED_FILE = "gates.json", "gates_unsaved.json"
+PROPOSED_FILE = "gates_proposed.csv"  # by a program, for people to edit
 
 
 class History:
@@ -130,6 +131,11 @@ class Workspace:
     def gates_path(self) -> Path:
         """Where gates are saved."""
         return self.cells.folder / f"{self.cells.prefix}{GATES_FILE}"
+
+    @property
+    def proposed_path(self) -> Path:
+        """Where gates are that a program proposes, as `gate_files.gates_of_table` reads them."""
+        return self.cells.folder / f"{self.cells.prefix}{PROPOSED_FILE}"
 
     def visit(self) -> History:
         """Begin the history of a visit."""
