@@ -285,12 +285,8 @@ def group_level(moments: Moments, weight: np.ndarray) -> Level:
 def level_of_counts(moments: Moments, of_cell: np.ndarray) -> Correction:
     """Return how much higher counts are than expected, for a component those that are of it.
 
-    Parameters
-    ----------
-    moments
-        Sums of the group, one row a batch.
-    of_cell
-        Weight of each cell of a batch, (batches, features), 1 on average.
+    ``moments`` has one row a batch; ``of_cell`` (batches, features) weighs the cells of each batch, and
+    is 1 on average.
     """
     counted = _reweighted(moments.counted, of_cell)
     expected = (of_cell * moments.expected).sum(axis=0)
