@@ -225,7 +225,7 @@ def compared(
                     "called": int(called.sum()), "false": int((called & (effect == 0)).sum()),
                     "changed": int((effect != 0).sum()), "tested": int(tested[modality].sum()),
                 }  # fmt: skip
-                if method == "samples" and name == "type_0":
+                if method == "samples" and effect.any():
                     part, some = parts[modality], tested[modality]
                     low, high = part["lfc_ci_low"], part["lfc_ci_high"]
                     estimate = part["lfc_mean"].to_numpy()[some]
