@@ -294,6 +294,29 @@ def summary(table: pd.DataFrame) -> list[str]:
     return lines
 
 
+def power_gained(table: pd.DataFrame) -> list[str]:
+    """Return the lines of power above that of pseudobulk in the same simulation."""
+    keys = ["generator", "size", "modality"]
+    effect = table[table["type"] == "type_0"]
+    effect = effect.assign(power=(effect["called"] - effect["false"]) / effect["changed"])
+    power = effect.pivot_table(index=[*keys, "seed"], columns="method", values="power")
+    gained = (power["samples"] - power["pseudobulk"]).groupby(keys).agg(["mean", "sem"])
+    lines = [
+        "",
+        "Power above that of pseudobulk in the same simulation (s.e.):",
+        "",
+        "| counts | donors a side | RNA | protein |",
+        "|---|---|---|---|",
+    ]
+    for (generator, size), of in gained.groupby(level=["generator", "size"]):
+        rna, protein = (of.loc[(generator, size, modality)] for modality in ("rna", "protein"))
+        lines.append(
+            f"| {generator} | {size} | {rna['mean']:+.3f} ({rna['sem']:.3f}) | "
+            f"{protein['mean']:+.3f} ({protein['sem']:.3f}) |"
+        )
+    return lines
+
+
 def without_effects(table: pd.DataFrame) -> list[str]:
     """Return the lines of simulations in which no feature of any type has an effect."""
     keys = ["generator", "size", "method"]
@@ -454,7 +477,8 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     found = {"effects": rows, "null": null}
     (RESULTS / "donors.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-    lines = summary(pd.DataFrame(rows)) + without_effects(pd.DataFrame(null))
+    table = pd.DataFrame(rows)
+    lines = summary(table) + power_gained(table) + without_effects(pd.DataFrame(null))
     lines += abundance(300) + cost()
     if given.real.exists():
         lines += real(given.real)
