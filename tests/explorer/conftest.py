@@ -87,6 +87,7 @@ MARKERS = ("CD3", "CD19", "CD4", "CD8a", "CD14", "CD16")
 # Of T4, T8, B and two kinds of monocytes: which markers have many counts.
 TYPES = ((0, 2), (0, 3), (1,), (4,), (4, 5))
 N_BLOOD = 500
+EVIL_NAME = "<img src=x onerror=alert(3)>"
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +98,7 @@ def blood(tmp_path_factory: pytest.TempPathFactory) -> MuData:
     high = np.array([[marker in shown for marker in range(6)] for shown in TYPES])[kind]
     counts = rng.poisson(rng.gamma(4, np.where(high, 200, 2)))
     obs = pd.DataFrame({"donor": rng.choice(["d1", "d2"], N_BLOOD), "kind": kind.astype(str)})
+    obs["bad_sample"] = obs["donor"] + EVIL_NAME
     obs.index = [f"cell_{i}" for i in range(N_BLOOD)]
     protein = AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs=obs.copy())
     protein.var_names = [f"{name}_TotalSeqB" for name in MARKERS]

@@ -216,6 +216,18 @@ def test_gates_differ_by_sample_and_populations_are_counted(
     np.testing.assert_allclose(dots, expected)
 
 
+def test_names_of_samples_are_text(page: "playwright.Page") -> None:
+    choose(page, "y_1", "histogram")
+    choose(page, "samples", "bad_sample")  # a script that runs is a problem of `page`
+    name = "d1<img src=x onerror=alert(3)>"
+    page.locator(".slick-column-name").filter(has_text=name).first.wait_for()
+    choose(page, "color", "bad_sample (annotation)")
+    drag(page, "plot_2", between(page, "plot_2", 0.5, 0.02), between(page, "plot_2", 0.97, 0.5))
+    wait_for_gates(page, 1)
+    choose(page, "sample", "d2<img src=x onerror=alert(3)>")
+    page.wait_for_timeout(BETWEEN_CLICKS_MS)
+
+
 def test_histograms_contours_and_genes(page: "playwright.Page", cells: FileCells) -> None:
     choose(page, "y_1", "histogram")
     ridges = f"() => {NAMED}('plot_1').renderers.find((r) => r.name === 'histograms').data_source"

@@ -1,6 +1,7 @@
 """How many cells of each sample are in each gate: a table, as CSV, and a plot."""
 
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -177,11 +178,12 @@ class PopulationPanel:
 
 
 def _columns(samples: Sequence[str]) -> list[TableColumn]:
+    """Return the columns of the table, whose titles the browser reads as HTML."""
     right = StringFormatter(text_align="right")
     return [
         TableColumn(field="population", title="Population", width=150),
         *(
-            TableColumn(field=f"s{number}", title=sample, formatter=right, width=70)
+            TableColumn(field=f"s{number}", title=escape(sample), formatter=right, width=70)
             for number, sample in enumerate(samples)
         ),
     ]

@@ -199,7 +199,7 @@ class Cells:
     def has_usual_sample(self) -> bool:
         """Whether the first of `sample_columns` has a usual name of samples."""
         columns = self.sample_columns[:1]
-        return bool(columns) and _usual_place(columns[0]) < len(_USUAL_SAMPLES)
+        return bool(columns) and _usual_place(columns[0]) < 2 * len(_USUAL_SAMPLES)
 
     def _inside(self, gate: Gate) -> np.ndarray:
         """Return which cells lie in the region of a gate, whatever its parent, (N,)."""
@@ -344,8 +344,12 @@ def open_cells(path: str | Path) -> Cells:
 
 
 def _usual_place(column: str) -> int:
-    places = (i for i, usual in enumerate(_USUAL_SAMPLES) if usual in column.lower())
-    return next(places, len(_USUAL_SAMPLES))
+    """Return where a column stands by its name: usual ones first, then those that contain one."""
+    name, n_usual = column.lower(), len(_USUAL_SAMPLES)
+    if name in _USUAL_SAMPLES:
+        return _USUAL_SAMPLES.index(name)
+    places = (n_usual + i for i, usual in enumerate(_USUAL_SAMPLES) if usual in name)
+    return next(places, 2 * n_usual)
 
 
 def _map_of(mdata: MuData) -> np.ndarray | None:
