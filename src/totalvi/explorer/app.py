@@ -287,6 +287,7 @@ class Explorer(GatePage):
         other = panel.other.value
         panel.say(f"Comparing {escape(name)} with {escape(other)} ...")
         if other == CONDITIONS:
+            panel.clear(panel.said.text)  # what was shown is another comparison
             design, parent = panel.design, self._inside[self.history.now[name].parent]
             ask = partial(self.workspace.comparer.compare_conditions, first, parent, design)
             self._ask(ask, f"<b>{escape(name)}</b>, {escape(design.condition_key)}")
