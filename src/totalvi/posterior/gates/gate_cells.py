@@ -140,12 +140,19 @@ class GateQueries(Fitted):
 
 
 def _about_levels(model: Fitted, adata: Data | None, progress: bool | None) -> Question:
-    """Return a question about the cells in which the levels of markers are looked for."""
+    """Return a question about the cells in which the levels of markers are looked for.
+
+    What none of them measured is imputed.
+    """
     question = model._question(
         adata, None, QUERY_BATCH_SIZE, progress, n_samples=_SAMPLES_OF_LEVELS, given_counts=True
     )
     cells = evenly_spaced(question.cells, _CELLS_OF_LEVELS, rounding="down")
-    return answering_for(model, question.about(cells), model._proteins(None))
+    by_panel = np.array(model.schema.panel_measured, dtype=bool)
+    measured = by_panel[np.unique(question.data.panel[cells])].any(axis=0)
+    return answering_for(
+        model, question.about(cells), model._proteins(None), "nan" if measured.all() else "impute"
+    )
 
 
 def _memberships(question: Question, hierarchy: Hierarchy, markers: Markers) -> pd.DataFrame:
