@@ -443,7 +443,7 @@ def taken_away(shared: Path, marker: str, seed: int, cache: Path) -> dict[str, A
         path = paths.get(population, ())
         expected = [t[cell] for t in truth]
         return bool(path) and all(
-            pd.isna(e) or e == p for e, p in zip(expected, path, unsure=False)
+            pd.isna(e) or e == p for e, p in zip(expected, path, strict=False)
         )
 
     cells = [c for c in before.index if before[c] in deciding and right(c, before[c])

@@ -66,9 +66,9 @@ def test_what_is_not_known_is_bounded_by_all_that_it_may_be() -> None:
 
 
 def test_optional_markers_and_stand_ins() -> None:
-    gate = parse_hierarchy("A: (P+ else Q+ else gene:R+) S-?").populations[0]
-    assert usable(gate.gate, {"P", "Q", "S"}) == parse_hierarchy("A: P+ S-?").populations[0].gate
-    assert usable(gate.gate, {"Q"}) == parse_hierarchy("A: Q+").populations[0].gate
+    gate = parse_hierarchy("A: (P+ else Q+ else gene:R+) S-?").populations[0].gate
+    assert usable(gate, {"P", "Q", "S"}) == parse_hierarchy("A: P+ S-?").populations[0].gate
+    assert usable(gate, {"Q"}) == parse_hierarchy("A: Q+").populations[0].gate
     assert wanting(gate, {"Q"}) == []
     assert wanting(gate, {"S"}) == ["P", "Q", "gene:R"]
     assert usable(parse_hierarchy("A: S-?").populations[0].gate, set()) is None

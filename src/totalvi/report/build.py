@@ -40,6 +40,7 @@ from totalvi.report.report_figures import (
     make_figures,
     protein_cards,
 )
+from totalvi.report.report_gates import named_populations
 from totalvi.run.compare_samples import shown_conditions
 from totalvi.run.folder import RECORD, staged_file
 from totalvi.run.record import OF_THE_OUTPUT
@@ -126,6 +127,7 @@ def render(results: Results) -> str:
         figures=set(figures),
         batches=_batches(results),
         conditions=shown_conditions(tables),
+        populations=named_populations(results),
         legends=[
             (c["name"], Markup(category_legend(c["names"], c["n_cells"])))  # nosec B704
             for c in data["categories"]
@@ -276,7 +278,8 @@ def data_of_page(results: Results) -> dict[str, Any]:
 
 
 def _categories(results: Results) -> list[dict[str, Any]]:
-    wanted = {"cluster": CLUSTERS}
+    named = {"population": "population"} if "population" in results.obs else {}
+    wanted = named | {"cluster": CLUSTERS}
     wanted |= {key: key for key in (results.batch_key, results.labels_key) if key is not None}
     rows = results.drawn.rows
     categories = []

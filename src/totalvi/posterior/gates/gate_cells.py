@@ -127,7 +127,7 @@ class GateQueries(Fitted):
             {
                 "parent": [p.parent or "" for p in hierarchy.populations],
                 "gate": [p.text for p in hierarchy.populations],
-                "wanting": [", ".join(wanting(p, known)) for p in hierarchy.populations],
+                "wanting": [", ".join(wanting(p.gate, known)) for p in hierarchy.populations],
             },
             index=memberships.columns.rename("population"),
         )

@@ -14,7 +14,6 @@ from totalvi.posterior.gates.hierarchy import (
     Hierarchy,
     Marker,
     Not,
-    Population,
     markers_of,
 )
 
@@ -87,13 +86,25 @@ def _names(gate: Gate) -> set[str]:
     return {marker.name for marker in markers_of(gate) if not marker.optional}
 
 
-def wanting(population: Population, known: set[str]) -> list[str]:
-    """Return the markers for want of which a population is not told from others, in order."""
-    gate = usable(population.gate, known)
-    if gate is not None and _names(gate) <= known:
+def wanting(gate: Gate, known: set[str]) -> list[str]:
+    """Return the markers for want of which a gate is not told from others, in order.
+
+    Examples
+    --------
+    >>> from totalvi.posterior.gates.hierarchy import parse_hierarchy
+    >>> gate = parse_hierarchy("B: (CD19+ else CD20+) IgD+ CD3-?").populations[0].gate
+    >>> wanting(gate, {"IgD"}), wanting(gate, {"IgD", "CD20"})
+    (['CD19', 'CD20'], [])
+    """
+    match gate:
+        case Marker():
+            return [] if gate.optional or gate.name in known else [gate.name]
+        case Not():
+            return wanting(gate.part, known)
+    parts = [wanting(part, known) for part in gate.parts]
+    if isinstance(gate, Else) and not all(parts):
         return []
-    markers = dict.fromkeys(m.name for m in population.markers() if not m.optional)
-    return [name for name in markers if name not in known]
+    return list(dict.fromkeys(name for part in parts for name in part))
 
 
 def fulfilled(gate: Gate, levels: Mapping[str, Levels]) -> Draws | None:
