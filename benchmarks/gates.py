@@ -6,25 +6,26 @@ SHARED is the folder with real counts. Data sets, and what is compared:
 
 - bone marrow, 134 antibodies: the published cell types; hierarchy "bone_marrow".
 - WNN, donor p3 of the mosaic, 224 antibodies: the published types; hierarchy "blood".
-- WNN, donor p1, whose proteins are left out: its RNA is mapped on p3, and its cells are gated by imputed
-  proteins.
-- PBMC10k, 4,000 cells, 14 antibodies: gates drawn by hand on plots of pairs of raw counts (`HAND_GATES`);
-  cells between the gates are left out.
+- WNN, donor p1, whose proteins are left out: its RNA is mapped on p3, and its cells are gated by
+  imputed proteins.
+- PBMC10k, 4,000 cells, 14 antibodies: gates drawn by hand on plots of pairs of raw counts
+  (`HAND_GATES`); cells between the gates are left out.
 - the same fit, by genes: clusters of the RNA alone, named by genes; no antibody is used.
 
-Types that no population of the hierarchy stands for, or that the panel has no marker of, are left out:
-`LINEAGES` and `BELOW` say which is which. F1 is that of the named population; a cell without a name is
-missed. The calibration error of memberships is the mean distance, over ten bins of the membership weighted by
-their sizes, between the mean membership and the share of cells that are of the type: of all memberships of
-cells in populations that are compared ("all"); of those between 0.01 and 0.99 ("unsure"); and of each cell's
-highest membership, if it is at least 0.5 ("named").
+Types that no population of the hierarchy stands for, or that the panel has no marker of, are left
+out: `LINEAGES` and `BELOW` say which is which. F1 is that of the named population; a cell without a
+name is missed. The calibration error of memberships is the mean distance, over ten bins of the
+membership weighted by their sizes, between the mean membership and the share of cells that are of the
+type: of all memberships of cells in populations that are compared ("all"); of those between 0.01 and
+0.99 ("unsure"); and of each cell's highest membership, if it is at least 0.5 ("named").
 
 Baselines decide each marker by a threshold, on values of CLR and dsb: between two or three normal
-components (number by BIC) of each antibody, or by Otsu's rule; and name clusters of the model's latent space by
-their most frequent lineage of these thresholds. Genes that stand in have log counts per 10,000.
+components (number by BIC) of each antibody, or by Otsu's rule; and name clusters of the model's latent
+space by their most frequent lineage of these thresholds. Genes that stand in have log counts per
+10,000.
 
-Marker by marker, the bone marrow is fitted without the antibody, and the cells are counted that were named
-rightly below or by a gate with this marker, by what becomes of them.
+Marker by marker, the bone marrow is fitted without the antibody, and the cells are counted that were
+named rightly below or by a gate with this marker, by what becomes of them.
 
 Results go to benchmarks/results/gates.json and gates.md.
 """
@@ -107,7 +108,7 @@ BELOW = {
     },
     "PBMC10k by genes": {},
 }
-HAND_GATES = {  # log10(1 + count) of two antibodies: lowest and highest of each, one rectangle after the other
+HAND_GATES = {  # lowest and highest log10(1 + count) of antibodies
     "T": [("CD3", 2.4, 9), ("CD19", 0, 2.0)],
     "CD4 T": [("CD3", 2.4, 9), ("CD19", 0, 2.0), ("CD4", 2.75, 9), ("CD8a", 0, 2.25)],
     "CD8 T": [("CD3", 2.4, 9), ("CD19", 0, 2.0), ("CD4", 0, 2.1), ("CD8a", 2.6, 9)],
@@ -257,8 +258,8 @@ def clr(counts: np.ndarray) -> np.ndarray:
 def dsb(counts: np.ndarray) -> np.ndarray:
     """Return values as dsb without empty droplets does: ModelNegativeADTnorm.
 
-    Antibodies are centred and scaled by their lower component, and freed of the mean of the lower component of each
-    cell's antibodies.
+    Antibodies are centred and scaled by their lower component, and freed of the mean of the lower
+    component of each cell's antibodies.
     """
     logs = np.log(counts + 10.0)
     for column in logs.T:
@@ -467,7 +468,8 @@ def taken_away(shared: Path, marker: str, seed: int, cache: Path) -> dict[str, A
 def report(rows: pd.DataFrame, away: pd.DataFrame) -> str:
     """Return the page of results."""
     columns = [
-        "F1 lineages", "F1 below", "error lineages, all", "error lineages, unsure", "error lineages, named",
+        "F1 lineages", "F1 below",
+        "error lineages, all", "error lineages, unsure", "error lineages, named",
         "error below, all", "error below, unsure", "undecided lineages",
     ]  # fmt: skip
     lines = ["# Named populations", "", __doc__.split("\n", 1)[1].strip(), ""]
@@ -488,8 +490,9 @@ def report(rows: pd.DataFrame, away: pd.DataFrame) -> str:
             f"{c.removeprefix('F1 ')} {v:.3f}" for c, v in model.items()) + ".", ""]  # fmt: skip
     if len(away):
         lines += ["## A marker taken away (bone marrow)", "",
-                  "Of the cells that were named rightly by a gate that asks for the marker: those that keep "
-                  "their name by other markers, that are named by less or not at all, and that are named wrongly.", "",
+                  "Of the cells that were named rightly by a gate that asks for the marker: those that "
+                  "keep their name by other markers, that are named by less or not at all, and that "
+                  "are named wrongly. One seed.", "",
                   "| marker | cells | the same | less | wrong | populations wanting it |",
                   "|---|---|---|---|---|---|"]  # fmt: skip
         lines += [

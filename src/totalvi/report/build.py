@@ -288,7 +288,10 @@ def _categories(results: Results) -> list[dict[str, Any]]:
         names = [str(category) for category in values.categories]
         codes = values.codes.astype(np.int32)
         n_cells = np.bincount(codes[codes >= 0], minlength=len(names))
-        places = label_places(results.umap[rows], codes[rows], names) if len(names) <= 40 else {}
+        labelled = codes[rows]
+        if name == "population":  # many are small, and their names would hide each other
+            labelled = np.where(n_cells[labelled] < 0.03 * n_cells.sum(), -1, labelled)
+        places = label_places(results.umap[rows], labelled, names) if len(names) <= 40 else {}
         kind = np.uint8 if len(names) < 255 else np.uint16
         shown = np.where(codes < 0, np.iinfo(kind).max, codes)[rows].astype(kind)
         categories.append(
