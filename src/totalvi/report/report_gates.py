@@ -57,7 +57,7 @@ def named_populations(results: Results) -> dict[str, Any] | None:
     cells = by_sample.set_index("population", append=True)
     rows = []
     for name, row in table.iterrows():
-        of_samples = [cells.loc[(sample, name)] for sample in samples[:_MOST_SAMPLES]]
+        of_samples = [cells.xs((sample, name)) for sample in samples[:_MOST_SAMPLES]]
         rows.append(
             row.to_dict()
             | {"name": name, "depth": len(hierarchy.path(str(name))) - 1, "samples": of_samples}
@@ -144,7 +144,7 @@ def _plot(
         [(places[:, c] - low) / (high - low) for c, (low, high) in zip((x, y), ends, strict=True)]
     )
     shown = np.isfinite(pixels).all(axis=0)
-    boundaries = [results.tables["population_markers"].loc[m, "positive"] for m in markers]
+    boundaries = results.tables["population_markers"]["positive"].loc[markers].to_numpy(float)
     at = [
         (float(PROTEIN_SCALE.forward(level)) - low) / (high - low)
         for level, (low, high) in zip(boundaries, ends, strict=True)
