@@ -25,7 +25,7 @@ from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_a
 from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
-from totalvi.run.populations import populations_of_run
+from totalvi.run.named_cells import populations_of_run
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
     DENOISED_LIBRARY_SIZE,

@@ -47,8 +47,8 @@ from totalvi.run.folder import (
     staged_file,
     staged_folder,
 )
+from totalvi.run.named_cells import name_cells_by, samples_and_clusters, write_populations
 from totalvi.run.pipeline import new_model
-from totalvi.run.populations import name_cells_by, samples_and_clusters, write_populations
 from totalvi.run.prepare import prepare, prepare_on_disk
 from totalvi.run.results import ResultsFile
 

@@ -14,7 +14,7 @@ from totalvi.cli.main import execute
 from totalvi.posterior.gates.gate_cells import Gating
 from totalvi.posterior.gates.hierarchy import parse_hierarchy
 from totalvi.report.build import build_report
-from totalvi.run.populations import Named, cluster_names, population_tables
+from totalvi.run.named_cells import Named, cluster_names, population_tables
 from totalvi.run.run import run
 
 GATES = "T: CD3+\nCD4 T: T > CD4+\nB: CD19+ CD3-\nNK: CD56+ CD3-\n"
