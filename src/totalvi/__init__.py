@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi.model import Model as Model
     from totalvi.nn import TOTALVI as TOTALVI
     from totalvi.posterior.differential.moderated import expected_power as expected_power
+    from totalvi.posterior.gates.hierarchy import parse_hierarchy as parse_hierarchy
+    from totalvi.posterior.gates.hierarchy import read_hierarchy as read_hierarchy
     from totalvi.run.count_splitting import split_counts as split_counts
     from totalvi.run.prepare import check as check
 
@@ -37,7 +39,9 @@ _HOMES = {  # the module of each public name, and the name there unless it is th
     "declare_unmeasured": "totalvi.data.panels.antibodies:declare_unmeasured",
     "expected_power": "totalvi.posterior.differential.moderated:expected_power",
     "harmonise_antibodies": "totalvi.data.panels.antibodies:harmonise_antibodies",
+    "parse_hierarchy": "totalvi.posterior.gates.hierarchy:parse_hierarchy",
     "persistence": "totalvi.persistence",
+    "read_hierarchy": "totalvi.posterior.gates.hierarchy:read_hierarchy",
     "read": "totalvi.data.io.read:read",
     "simulate": "totalvi.data.simulate:simulate",
     "simulate_raw": "totalvi.data.simulate:simulate_raw",

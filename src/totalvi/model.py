@@ -32,6 +32,7 @@ from totalvi.posterior.correlation import CorrelationQueries
 from totalvi.posterior.differential.differential_query import DifferentialQueries
 from totalvi.posterior.evidence import EvidenceQueries
 from totalvi.posterior.expression import ExpressionQueries
+from totalvi.posterior.gates.gate_cells import GateQueries
 from totalvi.posterior.imputation import ImputationQueries
 from totalvi.posterior.latent import LatentQueries
 from totalvi.posterior.latent_space import LatentSpaceQueries
@@ -55,6 +56,7 @@ class Model(
     LatentSpaceQueries,
     ProteinBackgroundQueries,
     ImputationQueries,
+    GateQueries,
     MappingQueries,
     ComparisonQueries,
     metaclass=KnowsScviProtocol,
@@ -99,8 +101,7 @@ class Model(
     library
         "observed" or "latent"; not used with ``size_factor_key``.
     empirical_protein_background_prior
-        Whether the prior of each protein's background starts at the lower mode of its counts. It is
-        learned either way.
+        Whether each protein's prior of the background, which is learned, starts at its lower mode.
     isotype_controls
         Antibodies that are excluded from the model and serve to check its background
         (`check_isotype_controls`). None: those marked in ``var["control"]``, or named like isotype

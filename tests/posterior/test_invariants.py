@@ -56,6 +56,7 @@ class Query(NamedTuple):
     cells: str | None = "indices"  # the argument that chooses cells
 
 
+GATES = totalvi.parse_hierarchy("A: protein_0+\nB: A > protein_1+ or gene:gene_1+\nC: protein_2-")
 QUERIES: dict[str, Query] = {
     "get_latent_representation": Query({"give_mean": False, "n_samples": 2}),
     "get_latent_library_size": Query({"give_mean": False}),
@@ -78,6 +79,7 @@ QUERIES: dict[str, Query] = {
     "get_imputation_reliability": Query(
         {"n_samples": 2, "indices": range(N_CELLS)}, by_cell=False, cells=None
     ),
+    "gate": Query({"hierarchy": GATES, "n_samples": 2}),
     "get_archetypes": Query({}, by_cell=False, sampled=False),
     "get_aggregated_posterior": Query({}, by_cell=False, sampled=False),
     "differential_abundance": Query({"sample_key": "sex"}, by_cell=False, sampled=False),
@@ -138,6 +140,8 @@ def numbers(answer: Any) -> Iterator[np.ndarray]:
         case pd.DataFrame() if "comparison" in answer:  # most likely first, which ties decide
             order = [answer["comparison"].astype(str), answer["modality"].astype(str), answer.index]
             yield from numbers(answer.iloc[np.lexsort(order)].select_dtypes("number"))
+        case pd.Series() if isinstance(answer.dtype, pd.CategoricalDtype):
+            yield answer.cat.codes.to_numpy(float)
         case pd.DataFrame() | pd.Series():
             values = answer.select_dtypes("number") if isinstance(answer, pd.DataFrame) else answer
             yield values.to_numpy(float)

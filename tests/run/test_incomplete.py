@@ -35,15 +35,19 @@ STEPS = {
         "totalvi.model.Model.get_latent_representation",
         (
             *("clusters and UMAP", "tables", "differential expression", "batch mixing", "figures"),
-            "conditions over samples",
+            *("conditions over samples", "populations"),
         ),
     ),
     "denoised counts": ("totalvi.model.Model._write_denoised", ("tables", "figures")),
     "clusters and UMAP": (
         "totalvi.run.after_fit.cluster_all",
-        ("tables", "differential expression", "figures", "conditions over samples"),
+        (
+            *("tables", "differential expression", "figures", "conditions over samples"),
+            "populations",
+        ),
     ),
     "tables": ("totalvi.run.after_fit.make_tables", ("figures",)),
+    "populations": ("totalvi.run.after_fit.populations_of_run", ()),
     "background tables": ("totalvi.run.after_fit.background_tables", ()),
     "differential expression": ("totalvi.model.Model.differential_expression", ()),
     "predictive checks": ("totalvi.model.Model.posterior_predictive_check", ()),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from totalvi.cli import options
+from totalvi.cli.command_gate import Hierarchy
 from totalvi.cli.options import Arguments, Reading, with_options
 from totalvi.errors import IncompleteError, Interrupted, ReadError, TotalviError, counted
 from totalvi.processes import this_process
@@ -60,6 +61,7 @@ def run(
     ] = False,
     sample: options.Sample = None,
     condition: options.Condition = None,
+    hierarchy: Hierarchy = "auto",
     record: Annotated[
         Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
@@ -70,7 +72,7 @@ def run(
 ) -> None:
     """Fit a model to raw counts and write a folder of results.
 
-    Checks the counts, selects genes, fits the model, clusters the cells, and writes denoised
+    Checks the counts, selects genes, fits the model, clusters and names the cells, and writes denoised
     counts, tables, figures, the model and a report. The folder appears at the end. Until then the fit
     is kept in DIR.checkpoint. SIGINT (Ctrl-C) and SIGTERM end it after a step, with exit status 130 and
     143, and --resume resumes it to the same results. If a step after the fit fails, the folder holds
@@ -120,6 +122,7 @@ def run(
             on_disk=on_disk,
             sample_key=sample,
             condition_key=condition,
+            hierarchy=hierarchy,
             **writing,
             drop_empty_cells=not refuse_empty_cells,
         )

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from totalvi.cli.command_files import check, convert, datasets, simulate
+from totalvi.cli.command_gate import gate
 from totalvi.cli.command_results import de, denoise, explore, impute, map_cells, report
 from totalvi.cli.command_run import compare, demo, run, train
 from totalvi.cli.options import OPTIONS
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(demo)
 app.command()(explore)
+app.command()(gate)
 app.command()(compare)
 app.command()(impute)
 app.command()(check)

@@ -353,6 +353,7 @@ OPTIONS = {
     "genome": "--genome",
     "group1": "--group",
     "group2": "--against",
+    "hierarchy": "--hierarchy",
     "groupby": "--groupby",
     "hashtags": "--hashtags",
     "input": "INPUT",

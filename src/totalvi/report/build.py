@@ -40,6 +40,7 @@ from totalvi.report.report_figures import (
     make_figures,
     protein_cards,
 )
+from totalvi.report.report_gates import named_populations
 from totalvi.run.compare_samples import shown_conditions
 from totalvi.run.folder import RECORD, staged_file
 from totalvi.run.record import OF_THE_OUTPUT
@@ -126,6 +127,7 @@ def render(results: Results) -> str:
         figures=set(figures),
         batches=_batches(results),
         conditions=shown_conditions(tables),
+        populations=named_populations(results),
         legends=[
             (c["name"], Markup(category_legend(c["names"], c["n_cells"])))  # nosec B704
             for c in data["categories"]
@@ -276,7 +278,8 @@ def data_of_page(results: Results) -> dict[str, Any]:
 
 
 def _categories(results: Results) -> list[dict[str, Any]]:
-    wanted = {"cluster": CLUSTERS}
+    named = {"population": "population"} if "population" in results.obs else {}
+    wanted = named | {"cluster": CLUSTERS}
     wanted |= {key: key for key in (results.batch_key, results.labels_key) if key is not None}
     rows = results.drawn.rows
     categories = []
@@ -285,7 +288,10 @@ def _categories(results: Results) -> list[dict[str, Any]]:
         names = [str(category) for category in values.categories]
         codes = values.codes.astype(np.int32)
         n_cells = np.bincount(codes[codes >= 0], minlength=len(names))
-        places = label_places(results.umap[rows], codes[rows], names) if len(names) <= 40 else {}
+        labelled = codes[rows]
+        if name == "population":  # many are small, and their names would hide each other
+            labelled = np.where(n_cells[labelled] < 0.03 * n_cells.sum(), -1, labelled)
+        places = label_places(results.umap[rows], labelled, names) if len(names) <= 40 else {}
         kind = np.uint8 if len(names) < 255 else np.uint16
         shown = np.where(codes < 0, np.iinfo(kind).max, codes)[rows].astype(kind)
         categories.append(

@@ -85,9 +85,14 @@ NAMES = {
     "conditions": "feature",
     "condition_samples": "feature",
     "condition_abundance": "within",
+    "populations": "population",
+    "population_samples": "sample",
+    "population_markers": "marker",
+    "cluster_names": "cluster",
 }
 TEXT_COLUMNS = {
-    *NAMES.values(), *("comparison", "within", "group", "group1", "group2", "sample", "warning")
+    *NAMES.values(), *("comparison", "within", "group", "group1", "group2", "sample", "warning"),
+    *("parent", "gate", "wanting", "hierarchy", "name"),
 } - {"epoch"}  # fmt: skip
 NEEDED = ("cells", "proteins", "clusters", "history")
 ROWS_AT_A_TIME = 4096

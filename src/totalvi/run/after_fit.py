@@ -25,21 +25,22 @@ from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_a
 from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
+from totalvi.run.named_cells import populations_of_run
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
     DENOISED_LIBRARY_SIZE,
+    POSTERIOR_SAMPLES,
     Estimates,
     ResultsFile,
     antibody_warnings,
     draw_figures,
     make_tables,
+    posterior_samples,
     read_protein_warnings,
     tested_on,
     write_tables,
 )
 
-POSTERIOR_SAMPLES = 25
-SAMPLES_OF_MANY, MANY_CELLS = 10, 8192
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
 LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5mu read whole
 
@@ -150,19 +151,6 @@ def take_latent(work: Work) -> None:
 def load_latent(work: Work) -> None:
     """Read the latent representation."""
     work.latent = work.file.read("obsm/X_totalvi")
-
-
-def posterior_samples(n_cells: int) -> int:
-    """Return the number of samples that denoised values average: 25, or 10 for more than 8,192 cells.
-
-    Each sample takes a third as long as an epoch.
-
-    Examples
-    --------
-    >>> posterior_samples(8192), posterior_samples(60_000)
-    (25, 10)
-    """
-    return POSTERIOR_SAMPLES if n_cells <= MANY_CELLS else SAMPLES_OF_MANY
 
 
 def denoise(work: Work) -> None:
@@ -338,6 +326,14 @@ def compare_conditions(work: Work) -> None:
     work.warnings += conditions_of_run(work.model, data, work.options, work.folder)
 
 
+def name_populations(work: Work) -> None:
+    """Name the populations of all cells by the gates of a hierarchy, if the panel tells any."""
+    assert work.clusters is not None
+    populations_of_run(
+        work.model, work.data.obs, work.clusters.labels, work.options, work.folder, work.file
+    )
+
+
 def check_predictions(work: Work) -> None:
     """Draw counts from the model for at most 1,000 random cells, and compare."""
     n_cells = work.data.n_obs
@@ -383,6 +379,7 @@ AFTER_FIT: tuple[Step[Work], ...] = (
         ("latent space", "denoised counts", "clusters and UMAP"),
         load_protein_warnings,
     ),
+    Step("populations", name_populations, ("clusters and UMAP",)),
     Step("background tables", tabulate_background),
     Step("differential expression", compare_clusters, ("clusters and UMAP",)),
     Step("predictive checks", check_predictions),

@@ -40,13 +40,17 @@ from totalvi.run.convert import AS_IS, Reading, counts_in_x, open_input, read_in
 from totalvi.run.folder import (
     MODEL,
     RECORD,
+    STORE,
     checkpoint_of,
     counts_beside,
     refuse_input_in_output,
     staged_file,
+    staged_folder,
 )
+from totalvi.run.named_cells import name_cells_by, samples_and_clusters, write_populations
 from totalvi.run.pipeline import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
+from totalvi.run.results import ResultsFile
 
 
 class Trained(NamedTuple):
@@ -335,6 +339,45 @@ def compare(
         )
         table.to_csv(staged, index_label="name")
     return table
+
+
+def gate(
+    model_path: Path,
+    input: str | Path | None,
+    hierarchy: str,
+    output: Path | None,
+    *,
+    reading: Reading = AS_IS,
+    sample_key: str | None = None,
+    n_samples: int = 25,
+) -> tuple[Path, pd.DataFrame]:
+    """Write the tables of named populations, and name the cells in the results of a run.
+
+    Returns the folder that has them in ``tables``, and the table of populations.
+
+    Raises
+    ------
+    TotalviError
+        When the model, the counts or the hierarchy cannot be used, or the output cannot be written.
+    """
+    in_run = output is None and input is None and (model_path / RECORD).is_file()
+    if output is None and not in_run:
+        raise OutputError(f"name a new folder with {setting('output', 'DIR')}.")
+    with _values_of_the_user():
+        model, _ = load_with_counts(model_path, input, reading)
+        named = name_cells_by(model, hierarchy, n_samples)
+    if named is None:
+        raise DataError(
+            "no hierarchy suits the panel, whose antibodies tell no two of its populations; give one "
+            f"with {argument('hierarchy')}."
+        )
+    cells = samples_and_clusters(model, sample_key)
+    if in_run:
+        file = ResultsFile(model_path, on_disk=(model_path / STORE).exists())
+        return model_path, write_populations(named, *cells, model_path, file)
+    assert output is not None
+    with staged_folder(output) as folder:
+        return output, write_populations(named, *cells, folder, None)
 
 
 def compare_conditions(folder: Path, design: Design) -> tuple[pd.DataFrame, list[str]]:

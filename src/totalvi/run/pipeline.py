@@ -14,10 +14,10 @@ from totalvi.errors import DataError, DataWarning, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.progress import Steps
-from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work, posterior_samples
+from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work
 from totalvi.run.folder import MODEL, WriteOptions
 from totalvi.run.record import RunOptions, do_each
-from totalvi.run.results import ResultsFile
+from totalvi.run.results import ResultsFile, posterior_samples
 
 
 def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:

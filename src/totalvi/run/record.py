@@ -138,7 +138,7 @@ class RunOptions(Options):
     writing
         Where the results go.
     input, raw, unmeasured, drop_empty_cells, n_genes, max_epochs, resolution, seed, split_counts,
-    on_disk, sample_key, condition_key
+    on_disk, sample_key, condition_key, hierarchy
         As in :func:`totalvi.run.run.run`.
     """
 
@@ -158,6 +158,7 @@ class RunOptions(Options):
     on_disk: bool
     sample_key: str | None
     condition_key: str | None
+    hierarchy: str
     writing: WriteOptions
 
 

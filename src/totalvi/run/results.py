@@ -27,7 +27,7 @@ from totalvi.run.tables import (
     protein_table,
 )
 
-LONG_TABLES = {"cells", "differential_expression", "conditions", "condition_power"}
+LONG_TABLES = {"cells", "differential_expression", "conditions", "condition_power", "memberships"}
 
 
 class Estimates(NamedTuple):
@@ -260,6 +260,23 @@ def draw_figures(
 
 
 DENOISED_LIBRARY_SIZE = 10_000
+POSTERIOR_SAMPLES = 25
+SAMPLES_OF_MANY, MANY_CELLS = 10, 8192
+
+
+def posterior_samples(n_cells: int) -> int:
+    """Return the number of samples that denoised values average: 25, or 10 for more than 8,192 cells.
+
+    Each sample takes a third as long as an epoch.
+
+    Examples
+    --------
+    >>> posterior_samples(8192), posterior_samples(60_000)
+    (25, 10)
+    """
+    return POSTERIOR_SAMPLES if n_cells <= MANY_CELLS else SAMPLES_OF_MANY
+
+
 ROWS_PER_CHUNK = 1024
 COLUMNS_PER_CHUNK = 64  # so that the explorer reads a gene without reading all
 _EVERYWHERE = ("", "mod/rna/", "mod/prot/")
@@ -313,7 +330,7 @@ class ResultsFile:
                 for holder in self._holders:
                     write_elem(root[f"{holder}obsm"], name, values)
 
-    def add_obs(self, name: str, values: pd.Categorical) -> None:
+    def add_obs(self, name: str, values: pd.Categorical | np.ndarray) -> None:
         """Add a column to the annotation of the cells."""
         if self.is_there:
             with self._opened() as root:

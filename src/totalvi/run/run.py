@@ -15,6 +15,7 @@ from totalvi.data.columns import Columns, column_of
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import Finding, ReadError, allowed, argument, warnings_and_notes
+from totalvi.posterior.gates.hierarchy import read_hierarchy
 from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
 from totalvi.run.count_splitting import prepare_halves
@@ -84,6 +85,7 @@ def run(
     on_disk: bool = False,
     sample_key: str | None = None,
     condition_key: str | None = None,
+    hierarchy: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: timedelta = timedelta(minutes=10),
@@ -141,6 +143,9 @@ def run(
     sample_key, condition_key
         Columns of ``obs``, both or none: conditions are compared over samples within the clusters;
         see `totalvi.run.compare_samples.condition_tables`.
+    hierarchy
+        Populations that cells are named by, as in `Model.gate`; "auto": those of the hierarchy that
+        comes with the package and suits the panel and the cells, if any does; "none": no names.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end. Discard the
         checkpoint of an interrupted run, unless ``resume``.
@@ -167,6 +172,8 @@ def run(
         raise ValueError(
             f"{argument('sample_key')} and {argument('condition_key')} go together; give both."
         )
+    if hierarchy not in ("auto", "none"):
+        read_hierarchy(hierarchy)  # refused now, if it cannot be read, not after the fit
     if split_counts and on_disk:
         raise ValueError(
             f"{argument('split_counts')} is for counts in memory; leave it or {argument('on_disk')} "
@@ -202,6 +209,7 @@ def run(
             on_disk=on_disk,
             sample_key=sample_key,
             condition_key=condition_key,
+            hierarchy=str(hierarchy),
             writing=WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress),
         )
     )

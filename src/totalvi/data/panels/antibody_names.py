@@ -353,6 +353,17 @@ _GENOME_PREFIX = re.compile(r"^(?:hg|mm|GRC[hm])\d+_+")
 _GENES_OF_TARGET = {spelling_key(antigen): genes for antigen, genes in GENES_OF_ANTIGEN.items()}
 
 
+def gene_key(symbol: str) -> str:
+    """Return a gene symbol without genome and case, which species write differently.
+
+    Examples
+    --------
+    >>> gene_key("mm10_Cd4"), gene_key("CD4")
+    ('CD4', 'CD4')
+    """
+    return _GENOME_PREFIX.sub("", symbol).upper()
+
+
 def matched_pairs(protein_names: Sequence[str], gene_names: Sequence[str]) -> list[tuple[str, str]]:
     """Return pairs (protein, gene) of each protein and the known genes of its target.
 
@@ -374,7 +385,7 @@ def matched_pairs(protein_names: Sequence[str], gene_names: Sequence[str]) -> li
     """
     genes: dict[str, str] = {}
     for name in gene_names:
-        genes.setdefault(_GENOME_PREFIX.sub("", name).upper(), name)
+        genes.setdefault(gene_key(name), name)
     return [
         (protein, genes[gene])
         for protein in protein_names

@@ -1,0 +1,1 @@
+"""Gates: named populations of cells, defined by the levels of their markers."""

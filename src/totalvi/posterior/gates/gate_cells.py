@@ -1,0 +1,193 @@
+"""`Model.gate`: named populations of cells, by the levels that their counts let expect of markers."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from totalvi.data.counts import evenly_spaced
+from totalvi.data.describe import Data
+from totalvi.fit.batches import Minibatch
+from totalvi.posterior.arguments import Cells, WhereUnmeasured, documented
+from totalvi.posterior.gates.hierarchy import Hierarchy, distinct_markers, read_hierarchy
+from totalvi.posterior.gates.marker_draws import (
+    DRAWS_A_SAMPLE,
+    Markers,
+    draw_levels,
+    find_markers,
+)
+from totalvi.posterior.gates.memberships import (
+    count_members,
+    known_memberships,
+    name_cells,
+    usable,
+    wanting,
+)
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.unmeasured import answering_for
+
+_CELLS_OF_LEVELS = 20_000  # in which the levels of markers are looked for
+_SAMPLES_OF_LEVELS = 5
+
+
+class Gating(NamedTuple):
+    """Populations of cells.
+
+    Attributes
+    ----------
+    memberships
+        Probability that each cell belongs to each population, cells x populations; NaN where a marker
+        that would decide it is not known.
+    population
+        The population that each cell is named by, or "undecided", categorical.
+    populations
+        A row for each population: its ``parent``, "" at the top; its ``gate``; ``wanting``, the markers
+        for want of which it is not told, or "".
+    markers
+        A row for each marker: the ``feature`` that measures it, or ""; the ``levels`` of its modes; and
+        the level above which it is ``positive`` and ``high``, NaN where the data show no boundary.
+        Levels are counts, or shares of a cell's RNA for genes.
+    """
+
+    memberships: pd.DataFrame
+    population: pd.Series
+    populations: pd.DataFrame
+    markers: pd.DataFrame
+
+
+@documented
+class GateQueries(Fitted):
+    """Which cells belong to named populations."""
+
+    def gate(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        hierarchy: str | Path | Hierarchy,
+        n_samples: int = 25,
+        unmeasured: WhereUnmeasured = "impute",
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Gating:
+        """Return the probability that each cell belongs to each population of a hierarchy.
+
+        A marker is at a level with the probability that the model gives, given the cell's own counts;
+        the levels of all markers are drawn for one sample of the latent state after the other, and a
+        membership is the share of draws in which the gates of the population, and of all above it, are
+        fulfilled. What the levels of a marker are, the training data show, or ``adata`` if the model
+        was loaded without data. docs/gates.md has the formulas.
+
+        Parameters
+        ----------
+        {cells}
+        hierarchy
+            Name of a hierarchy that comes with the package ("blood", "bone_marrow", "tonsil",
+            "mouse_spleen"), path of a text file, or what `totalvi.read_hierarchy` returns.
+        {n_samples} {unmeasured} {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        Gating
+            ``memberships`` (cells x populations) and ``population``, by cell; ``populations`` and
+            ``markers``, which say what could not be told for want of which marker.
+
+        {name_error}
+        HierarchyError
+            When the hierarchy cannot be read.
+
+        {fitted_model}
+        >>> from totalvi import parse_hierarchy
+        >>> hierarchy = parse_hierarchy("A: protein_0+ protein_1-")
+        >>> gating = model.gate(hierarchy=hierarchy, n_samples=5)
+        >>> gating.memberships.shape, gating.population.cat.categories.tolist()
+        ((60, 1), ['undecided', 'A'])
+        """
+        if not isinstance(hierarchy, Hierarchy):
+            hierarchy = read_hierarchy(hierarchy)
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, given_counts=True
+        )
+        names = distinct_markers(hierarchy.populations)
+        markers = find_markers(
+            names,
+            self.schema.protein_names,
+            self.schema.gene_names,
+            _about_levels(self, None if self._data is not None else adata, progress),
+        )
+        proteins = self._proteins([self.schema.protein_names[i] for i in markers.proteins.values()])
+        question = answering_for(self, question, proteins, unmeasured)
+        memberships = _memberships(question, hierarchy, markers)
+        known = markers.known()
+        populations = pd.DataFrame(
+            {
+                "parent": [p.parent or "" for p in hierarchy.populations],
+                "gate": [p.text for p in hierarchy.populations],
+                "wanting": [", ".join(wanting(p.gate, known)) for p in hierarchy.populations],
+            },
+            index=memberships.columns.rename("population"),
+        )
+        return Gating(
+            memberships,
+            pd.Series(name_cells(memberships, hierarchy), memberships.index, name="population"),
+            populations,
+            _marker_table(self, names, markers),
+        )
+
+
+def _about_levels(model: Fitted, adata: Data | None, progress: bool | None) -> Question:
+    """Return a question about the cells in which the levels of markers are looked for.
+
+    What none of them measured is imputed.
+    """
+    question = model._question(
+        adata, None, QUERY_BATCH_SIZE, progress, n_samples=_SAMPLES_OF_LEVELS, given_counts=True
+    )
+    cells = evenly_spaced(question.cells, _CELLS_OF_LEVELS, rounding="down")
+    by_panel = np.array(model.schema.panel_measured, dtype=bool)
+    measured = by_panel[np.unique(question.data.panel[cells])].any(axis=0)
+    return answering_for(
+        model, question.about(cells), model._proteins(None), "nan" if measured.all() else "impute"
+    )
+
+
+def _memberships(question: Question, hierarchy: Hierarchy, markers: Markers) -> pd.DataFrame:
+    known = markers.known()
+    gates = {p.name: usable(p.gate, known) for p in hierarchy.populations}
+    some = markers.only(known)
+    n_draws = question.n_samples * DRAWS_A_SAMPLE
+
+    def shares(batch: Minibatch) -> Tensor:
+        counted = np.zeros((2, len(batch.cells), len(gates)))
+        for levels in draw_levels(question, batch, some):
+            counted += count_members(hierarchy, gates, levels, len(batch.cells))
+        return torch.from_numpy(counted / n_draws)
+
+    sure, possible = question.gather("populations", shares, axis=1)
+    return pd.DataFrame(
+        known_memberships(sure, possible), index=question.cell_names, columns=list(gates)
+    )
+
+
+def _marker_table(model: Fitted, names: list[str], markers: Markers) -> pd.DataFrame:
+    rows = []
+    for name in names:
+        feature = ""
+        if name in markers.proteins:
+            feature = model.schema.protein_names[markers.proteins[name]]
+        elif name in markers.genes:
+            feature = model.schema.gene_names[markers.genes[name]]
+        row = {"feature": feature, "positive": np.nan, "high": np.nan, "levels": ""}
+        if feature:
+            positive, high, medians = markers.levels[name]
+            row |= {
+                "positive": np.exp(positive.at),
+                "high": np.exp(high.at),
+                "levels": " ".join(f"{np.exp(level):.3g}" for level in medians),
+            }
+        rows.append(row)
+    return pd.DataFrame(rows, index=pd.Index(names, name="marker"))

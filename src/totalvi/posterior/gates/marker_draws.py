@@ -1,0 +1,216 @@
+"""What measures the markers of a hierarchy, and draws of their levels from the posterior."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from totalvi.data.panels.antibody_names import gene_key, identify
+from totalvi.fit.batches import Minibatch
+from totalvi.posterior.gates.hierarchy import Marker
+from totalvi.posterior.gates.marker_levels import Boundary, MarkerLevels, find_levels
+from totalvi.posterior.gates.memberships import Draws, Levels
+from totalvi.posterior.question import Question
+
+DRAWS_A_SAMPLE = 8  # of the levels of markers, given one sample of the latent state
+
+
+class Markers(NamedTuple):
+    """The markers that data tell the levels of.
+
+    Parameters
+    ----------
+    proteins, genes
+        Position of the protein or gene that measures each marker, by the marker's name.
+    levels
+        Of each marker, by its name.
+    """
+
+    proteins: dict[str, int]
+    genes: dict[str, int]
+    levels: dict[str, MarkerLevels]
+
+    def known(self) -> set[str]:
+        """Return the markers whose levels are told: antigens, and genes that show two."""
+        return {*self.proteins, *(g for g in self.genes if self.levels[g].positive.found)}
+
+    def only(self, names: set[str]) -> "Markers":
+        """Return these markers alone."""
+        kept = [{n: of[n] for n in of if n in names} for of in (self.proteins, self.genes)]
+        return Markers(kept[0], kept[1], self.levels)
+
+
+class _Sample(NamedTuple):
+    """One posterior sample, decoded into one batch: of proteins (B, t) and genes (B, g).
+
+    Parameters
+    ----------
+    foreground
+        Probability that each protein is foreground.
+    log_rate, log_background
+        Log rate of its counts if it is, and if it is not.
+    log_share
+        Log share of each gene in the cell's RNA.
+    weight
+        Of this sample in a mean over all, for each protein; NaN where none is answered.
+    is_last
+        Whether no other batch follows for this sample of the latent state.
+    """
+
+    foreground: Tensor
+    log_rate: Tensor
+    log_background: Tensor
+    log_share: Tensor
+    weight: Tensor
+    is_last: bool
+
+
+def _samples(
+    question: Question, batch: Minibatch, proteins: np.ndarray, genes: np.ndarray
+) -> Iterator[_Sample]:
+    network, y = question.network, batch.y
+    for number, draw in enumerate(question.draws(batch, genes=len(genes) > 0)):
+        mixture = draw.expression()
+        log_share = y.new_zeros(len(y), 0)
+        if len(genes):
+            likelihood = network.genes(draw.decoded, draw.library_size, draw.context)
+            log_share = likelihood.log_proportions()[:, genes]
+        weight = torch.as_tensor(question.share(number, batch), dtype=y.dtype, device=y.device)
+        foreground, rate, background = (
+            value.expand_as(y)[:, proteins].cpu()
+            for value in (
+                mixture.foreground_probability(),
+                mixture.log_foreground,
+                mixture.log_background,
+            )
+        )
+        yield _Sample(
+            foreground,
+            rate,
+            background,
+            log_share.cpu(),
+            weight.expand_as(y)[:, proteins].cpu(),
+            (number + 1) % question.n_decoded == 0,
+        )
+
+
+def find_markers(
+    names: Sequence[str],
+    protein_names: Sequence[str],
+    gene_names: Sequence[str],
+    question: Question,
+) -> Markers:
+    """Return what measures markers, and their levels in the cells of a question.
+
+    Names of antibodies are compared by their targets; see `totalvi.harmonise_antibodies`. Of several
+    antibodies of a target, the one is taken whose level varies most over cells.
+    """
+    symbols = {name: Marker(name, "+").gene for name in names}
+    wanted = {identify(name).key: name for name in names if symbols[name] is None}
+    genes_of = {gene_key(gene): i for i, gene in reversed(list(enumerate(gene_names)))}
+    candidates = [
+        (wanted[key], i)
+        for i, protein in enumerate(protein_names)
+        if (key := identify(protein).key) in wanted
+    ]
+    genes = {
+        name: genes_of[gene_key(symbol)]
+        for name, symbol in symbols.items()
+        if symbol is not None and gene_key(symbol) in genes_of
+    }
+    columns = np.array([i for _, i in candidates], dtype=int)
+    log_level, foreground, log_share = _levels_of_cells(
+        question, columns, np.array(list(genes.values()), dtype=int)
+    )
+    found = Markers({}, genes, {})
+    spread: dict[str, float] = {}
+    for k, (name, position) in enumerate(candidates):
+        answered = np.isfinite(log_level[:, k])
+        level = log_level[answered, k]
+        if len(level) and level.var() > spread.get(name, -1.0):
+            spread[name] = level.var()
+            found.proteins[name] = position
+            found.levels[name] = find_levels(level, foreground[answered, k])
+    for k, name in enumerate(genes):
+        found.levels[name] = find_levels(log_share[:, k])
+    return found
+
+
+def _levels_of_cells(
+    question: Question, proteins: np.ndarray, genes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the log level and the foreground probability of proteins, and the log share of genes."""
+
+    def means(batch: Minibatch) -> Tensor:
+        level, foreground = torch.zeros(2, len(batch.cells), len(proteins))
+        log_share = torch.zeros(len(batch.cells), len(genes))
+        for sample in _samples(question, batch, proteins, genes):
+            p = sample.foreground
+            rate = p * sample.log_rate.exp() + (1 - p) * sample.log_background.exp()
+            level += sample.weight * rate / question.n_samples
+            foreground += sample.weight * p / question.n_samples
+            log_share += sample.log_share / (question.n_samples * question.n_decoded)
+        return torch.cat([level.log(), foreground, log_share], dim=1)
+
+    found = question.gather("levels of markers", means)
+    of_proteins, of_genes = found[:, : 2 * len(proteins)], found[:, 2 * len(proteins) :]
+    return of_proteins[:, : len(proteins)], of_proteins[:, len(proteins) :], of_genes
+
+
+def draw_levels(
+    question: Question, batch: Minibatch, markers: Markers
+) -> Iterator[dict[str, Levels]]:
+    """Yield, for each sample of the latent state, draws of the level of each marker, (B, draws).
+
+    Given the sample, the levels of markers are independent: a marker is above low with probability
+    P(foreground | z, y) times that of its rate to be above the boundary, and high likewise.
+    """
+    names = [*markers.proteins, *markers.genes]
+    proteins = np.array([*markers.proteins.values()], dtype=int)
+    genes = np.array([*markers.genes.values()], dtype=int)
+    bounds = [markers.levels[name] for name in names]
+    above = torch.zeros(2, len(batch.cells), len(names))
+    n_sample = 0
+    for sample in _samples(question, batch, proteins, genes):
+        value = torch.cat([sample.log_rate, sample.log_share], dim=1)
+        share = torch.ones_like(sample.log_share) / question.n_decoded
+        weight = torch.cat([sample.foreground * sample.weight, share], dim=1)
+        positive, high = ([getattr(b, level) for b in bounds] for level in ("positive", "high"))
+        above += weight * torch.stack([_above(positive, value), _above(high, value)])
+        if not sample.is_last:
+            continue
+        yield _drawn(
+            question, batch, n_sample, dict(zip(names, above.unbind(2), strict=True)), markers
+        )
+        n_sample += 1
+        above.zero_()
+
+
+def _above(boundaries: Sequence[Boundary], value: Tensor) -> Tensor:
+    """Return the probability of each marker to be above its boundary, 1 where there is none."""
+    columns = [
+        boundary.above(value[:, k]) if boundary.found else torch.ones(len(value))
+        for k, boundary in enumerate(boundaries)
+    ]
+    return torch.stack(columns, dim=1) if columns else value
+
+
+def _drawn(
+    question: Question, batch: Minibatch, sample: int, above: dict[str, Tensor], markers: Markers
+) -> dict[str, Levels]:
+    """Draw levels by the probabilities (2, B) to be above low, and high."""
+    first = sample * DRAWS_A_SAMPLE
+    uniform = [
+        question.noise.uniform("level", first + i, batch.keys, len(above)).numpy()
+        for i in range(DRAWS_A_SAMPLE)
+    ]
+    drawn = {}
+    for k, (name, probability) in enumerate(above.items()):
+        u = np.stack([values[:, k] for values in uniform], axis=1)
+        # NaN, where the marker is not answered, is neither reached nor missed
+        positive, high = (Draws(u < p, ~(u >= p)) for p in probability.numpy()[:, :, None])
+        one_level = markers.levels[name].high == markers.levels[name].positive
+        drawn[name] = Levels(positive, high, one_level or not markers.levels[name].high.found)
+    return drawn

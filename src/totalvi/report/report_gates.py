@@ -1,0 +1,192 @@
+"""What the report shows of named populations: their tree, their cells by sample, and their gates."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from totalvi.figures.style import PROTEIN_SCALE
+from totalvi.posterior.gates.hierarchy import Hierarchy, markers_of, parse_hierarchy
+from totalvi.posterior.gates.memberships import usable
+from totalvi.report.report_data import Results
+
+WIDTH, HEIGHT = 240.0, 200.0
+_PIXELS = 80  # across and up, of cells that are drawn as one
+_MOST_SAMPLES = 12
+
+
+class GatePlot(NamedTuple):
+    """A plot of the cells above a population, and of its own, on two of its markers.
+
+    Attributes
+    ----------
+    name, above
+        The population, and the one above it or "all cells".
+    x, y
+        Antibodies.
+    others, own
+        SVG paths of the cells.
+    x_ticks, y_ticks
+        Places in the picture and labels.
+    lines
+        Boundaries of levels: their ends x1, y1, x2, y2.
+    percent
+        Of the cells above.
+    """
+
+    name: str
+    above: str
+    x: str
+    y: str
+    others: str
+    own: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: list[tuple[float, float, float, float]]
+    percent: float
+
+
+def named_populations(results: Results) -> dict[str, Any] | None:
+    """Return what the page shows of populations; None: the cells have no names."""
+    tables = results.tables
+    if "populations" not in tables or "population" not in results.obs:
+        return None
+    table, hierarchy = tables["populations"], _hierarchy(tables["populations"])
+    by_sample = tables["population_samples"]
+    samples = list(dict.fromkeys(by_sample.index))
+    cells = by_sample.set_index("population", append=True)
+    rows = []
+    for name, row in table.iterrows():
+        of_samples = [cells.xs((sample, name)) for sample in samples[:_MOST_SAMPLES]]
+        rows.append(
+            row.to_dict()
+            | {"name": name, "depth": len(hierarchy.path(str(name))) - 1, "samples": of_samples}
+        )
+    undecided = by_sample[by_sample["population"] == "undecided"]
+    return {
+        "hierarchy": table["hierarchy"].iloc[0],
+        "samples": samples[:_MOST_SAMPLES],
+        "n_samples": len(samples),
+        "rows": rows,
+        "undecided": [undecided.loc[sample] for sample in samples[:_MOST_SAMPLES]],
+        "n_undecided": int(undecided["cells"].sum()),
+        "clusters": tables["cluster_names"].reset_index().to_dict("records")
+        if "cluster_names" in tables
+        else [],
+        "plots": gate_plots(results, hierarchy),
+    }
+
+
+def _hierarchy(table: pd.DataFrame) -> Hierarchy:
+    """Return the hierarchy of the table of populations."""
+    lines = [
+        f"{name}: {row['parent']} > {row['gate']}" if row["parent"] else f"{name}: {row['gate']}"
+        for name, row in table.iterrows()
+    ]
+    return parse_hierarchy("\n".join(lines), str(table["hierarchy"].iloc[0]))
+
+
+def gate_plots(results: Results, hierarchy: Hierarchy) -> list[GatePlot]:
+    """Return a plot for each population with cells whose gate has two antibodies to draw it on.
+
+    A gate of one antibody is drawn with one of the other populations at its side.
+    """
+    measured = results.tables["population_markers"]["feature"]
+    columns = {
+        str(marker): results.protein_names.index(feature)
+        for marker, feature in measured.items()
+        if feature in results.protein_names
+    }
+    named = results.obs["population"].astype(str).to_numpy()[results.drawn.rows]
+    places = PROTEIN_SCALE.forward(_spread(results.raw))
+    plots = []
+    for population in hierarchy.populations:
+        beside = [p for p in hierarchy.children(population.parent) if p != population]
+        gates = (usable(p.gate, set(columns)) for p in (population, *beside))
+        asked = [m.name for gate in gates if gate is not None for m in markers_of(gate)]
+        markers = list(dict.fromkeys(name for name in asked if name in columns))[:2]
+        inside = [
+            np.isin(named, _below(hierarchy, name)) for name in (population.parent, population.name)
+        ]
+        if len(markers) == 2 and inside[1].any():
+            plots.append(
+                _plot(results, population.name, population.parent, markers, columns, places, inside)
+            )
+    return plots
+
+
+def _below(hierarchy: Hierarchy, name: str | None) -> list[str]:
+    """Return a population and those below it; all, and those without a name, of None."""
+    every = [p.name for p in hierarchy.populations]
+    return (
+        [*every, "undecided"] if name is None else [p for p in every if name in hierarchy.path(p)]
+    )
+
+
+def _spread(counts: np.ndarray) -> np.ndarray:
+    """Return counts spread by up to half a count, so that equal ones do not hide each other."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, counts.shape)
+    return np.maximum(counts + noise, 0.0)
+
+
+def _plot(
+    results: Results,
+    name: str,
+    above: str | None,
+    markers: list[str],
+    columns: dict[str, int],
+    places: np.ndarray,
+    inside: list[np.ndarray],
+) -> GatePlot:
+    x, y = (columns[marker] for marker in markers)
+    ends = [_ends(places[:, column]) for column in (x, y)]
+    pixels = np.stack(
+        [(places[:, c] - low) / (high - low) for c, (low, high) in zip((x, y), ends, strict=True)]
+    )
+    shown = np.isfinite(pixels).all(axis=0)
+    boundaries = results.tables["population_markers"]["positive"].loc[markers].to_numpy(float)
+    at = [
+        (float(PROTEIN_SCALE.forward(level)) - low) / (high - low)
+        for level, (low, high) in zip(boundaries, ends, strict=True)
+    ]
+    lines = [(WIDTH * at[0], 0.0, WIDTH * at[0], HEIGHT)] if 0 < at[0] < 1 else []
+    if 0 < at[1] < 1:
+        lines.append((0.0, HEIGHT * (1 - at[1]), WIDTH, HEIGHT * (1 - at[1])))
+    ticks = [
+        [
+            ((place - low) / (high - low), label)
+            for place, label in PROTEIN_SCALE.ticks(0, float(PROTEIN_SCALE.inverse(high))).items()
+            if low <= place <= high
+        ]
+        for low, high in ends
+    ]
+    weights = results.drawn.weights
+    return GatePlot(
+        name,
+        above or "all cells",
+        results.protein_names[x],
+        results.protein_names[y],
+        _squares(pixels[:, inside[0] & ~inside[1] & shown]),
+        _squares(pixels[:, inside[1] & shown]),
+        [(WIDTH * place, label) for place, label in ticks[0]],
+        [(HEIGHT * (1 - place), label) for place, label in ticks[1]],
+        lines,
+        float(100 * weights[inside[1]].sum() / max(weights[inside[0]].sum(), 1)),
+    )
+
+
+def _ends(places: np.ndarray) -> tuple[float, float]:
+    """Return where an axis begins and ends."""
+    low, high = np.nanquantile(places, [0.001, 0.999])
+    room = 0.05 * max(high - low, 1e-6)
+    return float(low - room), float(high + room)
+
+
+def _squares(pixels: np.ndarray) -> str:
+    """Return the SVG path of cells (2, n) between 0 and 1, those of a pixel as one square."""
+    place = np.unique((np.clip(pixels, 0, 0.999) * _PIXELS).astype(int), axis=1)
+    width, height = WIDTH / _PIXELS, HEIGHT / _PIXELS
+    return "".join(
+        f"M{x * width:.0f} {HEIGHT - (y + 1) * height:.1f}h{width:.0f}v{height:.1f}h-{width:.0f}z"
+        for x, y in place.T
+    )

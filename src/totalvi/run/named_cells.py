@@ -1,0 +1,247 @@
+"""Name the cells of a run by the gates of a hierarchy, and count them by sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.columns import column_of
+from totalvi.data.counts import evenly_spaced
+from totalvi.data.panels.antibody_names import gene_key, identify
+from totalvi.posterior.gates.hierarchy import (
+    Hierarchy,
+    read_hierarchy,
+)
+from totalvi.posterior.gates.memberships import UNDECIDED, wanting
+from totalvi.run.folder import CLUSTER_COLUMN
+from totalvi.run.results import ResultsFile, posterior_samples, write_tables
+
+if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
+    from totalvi.model import Model
+    from totalvi.posterior.gates.gate_cells import Gating
+    from totalvi.run.record import RunOptions
+
+POPULATION, MEMBERSHIP = "population", "population_membership"
+AUTO, NONE = "auto", "none"
+_TRIED_CELLS = 2000
+_OF_ANOTHER_TISSUE = {  # populations that blood has few of, and their least share of the cells
+    "bone_marrow": (("Erythroid", "Progenitor"), 0.05),
+    "tonsil": (("Germinal centre",), 0.1),
+}
+_FEWEST_TOLD = 2  # populations at the top of a hierarchy
+
+
+class Named(NamedTuple):
+    """The populations of cells, and the hierarchy that named them."""
+
+    gating: Gating
+    hierarchy: Hierarchy
+
+
+def name_cells_by(model: Model, hierarchy: str, n_samples: int) -> Named | None:
+    """Gate the cells of a model; None: "auto" finds no hierarchy of which the panel tells two.
+
+    Parameters
+    ----------
+    hierarchy
+        As in `totalvi.run.run.run`.
+    """
+    chosen = choose_hierarchy(model) if hierarchy == AUTO else read_hierarchy(hierarchy)
+    if chosen is None:
+        return None
+    return Named(model.gate(hierarchy=chosen, n_samples=n_samples, progress=False), chosen)
+
+
+def choose_hierarchy(model: Model) -> Hierarchy | None:
+    """Return the hierarchy of the package that suits the panel and the cells; None: none does.
+
+    Mouse by how genes are written; else human blood, unless 2,000 cells show what blood has not:
+    5 % of erythroid cells and progenitors, or 10 % of B cells of germinal centres.
+    """
+    genes = [name for name in model.schema.gene_names if name.isascii() and len(name) > 2]
+    is_mouse = sum(name[1:] == name[1:].lower() for name in genes) > len(genes) / 2
+    default = read_hierarchy("mouse_spleen" if is_mouse and genes else "blood")
+    if not _tells(model, default):
+        return None
+    if is_mouse:
+        return default
+    tried = evenly_spaced(np.arange(model._training_data().n_cells), _TRIED_CELLS)
+    for name, (populations, least) in _OF_ANOTHER_TISSUE.items():
+        other = read_hierarchy(name)
+        found = model.gate(indices=tried, hierarchy=other, n_samples=2, progress=False)
+        if np.mean(np.asarray(found.population.isin(_below(other, populations)))) >= least:
+            return other
+    return default
+
+
+def _tells(model: Model, hierarchy: Hierarchy) -> bool:
+    """Return whether the panel has what tells some of the populations at the top."""
+    proteins = {identify(name).key for name in model.schema.protein_names}
+    genes = {gene_key(name) for name in model.schema.gene_names}
+    known = {
+        marker.name
+        for population in hierarchy.populations
+        for marker in population.markers()
+        if (
+            identify(marker.name).key in proteins
+            if marker.gene is None
+            else gene_key(marker.gene) in genes
+        )
+    }
+    by_proteins = [
+        population
+        for population in hierarchy.children(None)
+        if not wanting(population.gate, known)
+        and any(marker.name in known and marker.gene is None for marker in population.markers())
+    ]
+    return len(by_proteins) >= _FEWEST_TOLD
+
+
+def _below(hierarchy: Hierarchy, names: tuple[str, ...]) -> list[str]:
+    """Return the populations that are or lie below some."""
+    return [p.name for p in hierarchy.populations if set(hierarchy.path(p.name)) & set(names)]
+
+
+def population_tables(
+    named: Named, sample: pd.Series | None, clusters: pd.Series | pd.Categorical | None
+) -> dict[str, pd.DataFrame]:
+    """Return the tables of named populations.
+
+    Returns
+    -------
+    - ``populations``: parent, gate, what is wanting, cells and percentages. ``cells`` are those named
+      by the population or by one below it; ``expected_cells`` is the sum of memberships.
+    - ``population_samples``: cells and percentages of each population by sample.
+    - ``population_markers``: what measures each marker, and the levels found.
+    - ``cluster_names``: the deepest population that most cells of a cluster are of, and their share.
+    - ``memberships``: of each cell.
+    """
+    gating, hierarchy = named
+    inside = _inside(gating, hierarchy)
+    parents = {p.name: p.parent for p in hierarchy.populations}
+    samples = np.array(["all cells"] * len(inside) if sample is None else list(map(str, sample)))
+    by_sample = [
+        _percentages(inside[samples == one], parents).assign(sample=one)
+        for one in np.unique(samples)
+    ]
+    overall = _percentages(inside, parents).loc[list(parents)]
+    overall.insert(1, "expected_cells", gating.memberships.sum(min_count=1))
+    tables = {
+        "populations": gating.populations.assign(hierarchy=hierarchy.name).join(overall),
+        "population_samples": pd.concat(by_sample).reset_index().set_index("sample"),
+        "population_markers": gating.markers,
+        "memberships": gating.memberships.assign(population=gating.population).rename_axis("cell"),
+    }
+    if clusters is not None:
+        tables["cluster_names"] = cluster_names(inside, np.asarray(clusters), hierarchy)
+    return tables
+
+
+def _percentages(inside: pd.DataFrame, parents: dict[str, str | None]) -> pd.DataFrame:
+    """Return the cells of each population, as numbers and percentages of all and of those above it."""
+    cells = inside.sum()
+    of_parent = [
+        cells[above] if (above := parents.get(str(name))) else len(inside) for name in inside
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return pd.DataFrame(
+            {
+                "cells": cells,
+                "percent_of_cells": 100 * cells / len(inside),
+                "percent_of_parent": 100 * cells / np.array(of_parent),
+            }
+        ).rename_axis("population")
+
+
+def _inside(gating: Gating, hierarchy: Hierarchy) -> pd.DataFrame:
+    """Return which cells are named by each population or by one below it, or are undecided."""
+    named = gating.population.astype(str)
+    inside = {p.name: named.isin(_below(hierarchy, (p.name,))) for p in hierarchy.populations}
+    return pd.DataFrame(inside | {UNDECIDED: named == UNDECIDED}, index=named.index)
+
+
+def cluster_names(inside: pd.DataFrame, clusters: np.ndarray, hierarchy: Hierarchy) -> pd.DataFrame:
+    """Return a name for each cluster, with the share of its cells that agrees.
+
+    From the top down, a cluster goes to the population that most of its cells are of, as long as these
+    are more than half of them.
+
+    Parameters
+    ----------
+    inside
+        Which cells are in each population, bool, cells x populations, and which are "undecided".
+    clusters
+        Of the cells.
+    """
+    rows = []
+    for cluster in pd.unique(np.sort(clusters)):
+        share = inside[clusters == cluster].mean()
+        name: str | None = None
+        while children := [p.name for p in hierarchy.children(name)]:
+            best = max(children, key=lambda child: float(share[child]))
+            if share[best] <= 0.5:
+                break
+            name = best
+        named = name or UNDECIDED
+        n_cells = int((clusters == cluster).sum())
+        rows.append({"name": named, "share": float(share[named]), "cells": n_cells})
+    return pd.DataFrame(rows, index=pd.Index(pd.unique(np.sort(clusters)), name="cluster"))
+
+
+def write_populations(
+    named: Named,
+    sample: pd.Series | None,
+    clusters: pd.Series | pd.Categorical | None,
+    folder: Path,
+    file: ResultsFile | None,
+) -> pd.DataFrame:
+    """Write the tables, and names and memberships as columns of ``obs``, into a folder of results.
+
+    Returns
+    -------
+    The table of populations.
+    """
+    tables = population_tables(named, sample, clusters)
+    write_tables(tables, folder / "tables")
+    if file is not None:
+        file.add_obs(POPULATION, pd.Categorical(named.gating.population).remove_unused_categories())
+        file.add_obs(MEMBERSHIP, named_membership(named.gating).to_numpy(np.float32))
+    return tables["populations"]
+
+
+def named_membership(gating: Gating) -> pd.Series:
+    """Return the membership of each cell in the population that it is named by, NaN if undecided."""
+    columns = gating.memberships.columns.get_indexer(pd.Index(gating.population.astype(str)))
+    values = gating.memberships.to_numpy()[np.arange(len(columns)), columns]
+    return pd.Series(np.where(columns < 0, np.nan, values), gating.memberships.index)
+
+
+def samples_and_clusters(
+    model: Model, sample_key: str | None
+) -> tuple[pd.Series | None, pd.Series | None]:
+    """Return the sample and the cluster of each cell of a model; by default batches are samples."""
+    obs = model._training_data().annotation.obs()
+    key = sample_key or model.schema.columns.batch_key
+    sample = None if key is None else column_of(obs, "sample_key", key)
+    return sample, obs.get(CLUSTER_COLUMN)
+
+
+def populations_of_run(
+    model: Model,
+    obs: pd.DataFrame,
+    clusters: pd.Categorical,
+    options: RunOptions,
+    folder: Path,
+    file: ResultsFile,
+) -> None:
+    """Name the cells of a run as it was asked to."""
+    if options.hierarchy == NONE:
+        return
+    named = name_cells_by(model, options.hierarchy, posterior_samples(len(obs)))
+    if named is not None:
+        key = options.sample_key or options.keys.batch_key
+        sample = None if key is None else obs[key]
+        write_populations(named, sample, clusters, folder, file if file.is_there else None)

@@ -1,0 +1,101 @@
+"""Memberships: gates in draws of levels, with what is not known, and the names of cells."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from totalvi.posterior.gates.hierarchy import Hierarchy, parse_hierarchy
+from totalvi.posterior.gates.memberships import (
+    Draws,
+    Levels,
+    count_members,
+    fulfilled,
+    known_memberships,
+    name_cells,
+    usable,
+    wanting,
+)
+
+N = 4000
+
+
+def drawn(p: float, q: float | None = None, *, unknown: bool = False) -> Levels:
+    """Draws of one cell: above low with probability p, and high with q."""
+    u = np.random.default_rng(int(1000 * p)).random((1, N))
+    known = [Draws(u < x, u < x) for x in (p, p if q is None else q)]
+    anything = Draws(np.zeros((1, N), bool), np.ones((1, N), bool))
+    return Levels(anything, anything, False) if unknown else Levels(*known, q is None)
+
+
+def membership(hierarchy: Hierarchy, levels: dict[str, Levels]) -> tuple[np.ndarray, np.ndarray]:
+    gates = {p.name: usable(p.gate, set(levels)) for p in hierarchy.populations}
+    sure, possible = count_members(hierarchy, gates, levels, 1)[:, 0] / N
+    return sure, possible
+
+
+def test_independent_markers_multiply_and_a_level_counts_once() -> None:
+    hierarchy = parse_hierarchy("A: X+\nB: A > Y- X+\nC: B > X+ or Y+")
+    sure, possible = membership(hierarchy, {"X": drawn(0.7), "Y": drawn(0.4)})
+    np.testing.assert_array_equal(sure, possible)
+    np.testing.assert_allclose(sure, [0.7, 0.7 * 0.6, 0.7 * 0.6], atol=0.03)
+
+
+@pytest.mark.parametrize(("level", "p"), [("+", 0.8), ("low", 0.2), ("mid", 0.5), ("high", 0.3)])
+def test_levels(level: str, p: float) -> None:
+    sure, _ = membership(parse_hierarchy(f"A: X{level}"), {"X": drawn(0.8, 0.3)})
+    assert sure[0] == pytest.approx(p, abs=0.03)
+
+
+def test_one_level_above_low_is_mid_and_high() -> None:
+    sure, _ = membership(parse_hierarchy("A: Xmid\nB: Xhigh"), {"X": drawn(0.8)})
+    np.testing.assert_allclose(sure, 0.8, atol=0.03)
+
+
+def test_what_is_not_known_is_bounded_by_all_that_it_may_be() -> None:
+    """Against a table of all values, for gates of two known and one unknown marker."""
+    text = ("X+ Z+", "X+ or Z+", "not (X+ or Z+)", "X- Y+ Z-", "(X+ or Z-) not Y+", "Z+")
+    for gate in text:
+        hierarchy = parse_hierarchy(f"A: {gate}")
+        for x, y in product((0.0, 1.0), repeat=2):
+            known = {"X": drawn(x), "Y": drawn(y)}
+            sure, possible = membership(hierarchy, known)
+            answers = [membership(hierarchy, known | {"Z": drawn(z)})[0][0] for z in (0.0, 1.0)]
+            assert (sure[0], possible[0]) == (min(answers), max(answers)), (gate, x, y)
+
+
+def test_optional_markers_and_stand_ins() -> None:
+    gate = parse_hierarchy("A: (P+ else Q+ else gene:R+) S-?").populations[0].gate
+    assert usable(gate, {"P", "Q", "S"}) == parse_hierarchy("A: P+ S-?").populations[0].gate
+    assert usable(gate, {"Q"}) == parse_hierarchy("A: Q+").populations[0].gate
+    assert wanting(gate, {"Q"}) == []
+    assert wanting(gate, {"S"}) == ["P", "Q", "gene:R"]
+    assert usable(parse_hierarchy("A: S-?").populations[0].gate, set()) is None
+
+
+def test_a_marker_that_a_panel_lacks_leaves_its_cells_unknown() -> None:
+    levels = {"X": drawn(0.9), "Y": drawn(0.0, unknown=True)}
+    draws = fulfilled(parse_hierarchy("A: X+ Y+").populations[0].gate, levels)
+    assert draws is not None
+    assert not draws.sure.any()
+    assert draws.possible.mean() == pytest.approx(0.9, abs=0.03)
+    assert np.isnan(known_memberships(draws.sure.mean(1), draws.possible.mean(1)))[0]
+
+
+def test_cells_are_named_by_the_only_population_that_is_likely() -> None:
+    hierarchy = parse_hierarchy("T: A+\nT4: T > B+\nT8: T > C+\nB: D+")
+    table = pd.DataFrame(
+        [
+            [0.9, 0.8, 0.1, 0.0],
+            [0.9, 0.45, 0.45, 0.0],
+            [0.9, 0.8, 0.8, 0.0],  # two siblings
+            [0.8, 0.8, 0.0, 0.7],  # two lineages
+            [0.9, np.nan, np.nan, 0.0],
+            [0.2, 0.1, 0.1, 0.3],
+            [np.nan, np.nan, np.nan, 0.9],
+        ],
+        columns=["T", "T4", "T8", "B"],
+    )
+    named = list(name_cells(table, hierarchy))
+    assert named == ["T4", "T", "T", "undecided", "T", "undecided", "B"]

@@ -1,0 +1,109 @@
+"""Named populations of a run: their tables, the names of clusters, and the command."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from anndata.io import read_elem
+from mudata import MuData
+
+import totalvi
+from totalvi.cli.main import execute
+from totalvi.posterior.gates.gate_cells import Gating
+from totalvi.posterior.gates.hierarchy import parse_hierarchy
+from totalvi.report.build import build_report
+from totalvi.run.named_cells import Named, cluster_names, population_tables
+from totalvi.run.run import run
+
+GATES = "T: CD3+\nCD4 T: T > CD4+\nB: CD19+ CD3-\nNK: CD56+ CD3-\n"
+
+
+def cells() -> MuData:
+    rng = np.random.default_rng(0)
+    mdata = totalvi.simulate(n_cells=120, n_genes=30, n_proteins=3, n_isotype_controls=0, seed=0)
+    is_t = np.arange(120) % 3 > 0
+    mean = np.stack([150.0 * is_t, 100.0 * (np.arange(120) % 3 == 1), 90.0 * ~is_t], axis=1)
+    mdata["prot"].X = rng.poisson(mean + 2).astype(np.float32)
+    mdata["prot"].var_names = ["CD3", "CD4", "CD19"]
+    mdata.update()
+    mdata.obs["donor"] = np.where(np.arange(120) < 50, "a", "b")
+    return mdata
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("populations")
+    (place / "gates.txt").write_text(GATES, encoding="utf-8")
+    return run(
+        cells(), place / "out", batch_key="donor", hierarchy=str(place / "gates.txt"),
+        max_epochs=25, progress=False,
+    ).folder  # fmt: skip
+
+
+def test_tables_agree_with_the_names_of_cells(folder: Path) -> None:
+    tables = folder / "tables"
+    with h5py.File(folder / "results.h5mu") as file:
+        obs = read_elem(file["obs"])
+    populations = pd.read_csv(tables / "populations.csv", index_col=0, keep_default_na=False)
+    named = obs["population"].astype(str)
+    assert populations.loc["CD4 T", "cells"] == (named == "CD4 T").sum()
+    assert populations.loc["T", "cells"] == named.isin(["T", "CD4 T"]).sum()
+    assert populations.loc["NK", "wanting"] == "CD56"
+    samples = pd.read_csv(tables / "population_samples.csv")
+    top = samples[samples["population"].isin(["T", "B", "NK", "undecided"])]
+    assert top.groupby("sample")["cells"].sum().to_dict() == {"a": 50, "b": 70}
+    np.testing.assert_allclose(top.groupby("sample")["percent_of_cells"].sum(), 100, rtol=1e-4)
+    membership = obs["population_membership"].to_numpy()
+    assert ((membership >= 0.5) | (named == "undecided").to_numpy()).all()
+
+
+def test_the_report_shows_them_first(folder: Path) -> None:
+    page = build_report(folder).read_text(encoding="utf-8")
+    assert page.index('id="populations"') < page.index('id="warnings"')
+    assert "wants CD56" in page
+
+
+def test_the_command_names_cells_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("lymphocyte: CD3+ or CD19+", encoding="utf-8")
+    assert (
+        execute(["gate", str(folder), "--hierarchy", str(other), "-o", str(tmp_path / "new")]) == 0
+    )
+    assert "lymphocyte" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "new" / "tables" / "populations.csv", index_col=0)
+    assert table["cells"].to_dict() == {"lymphocyte": 120}
+    assert execute(["gate", str(folder), "--hierarchy", "bloood"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_clusters_go_down_as_long_as_most_cells_agree() -> None:
+    hierarchy = parse_hierarchy("T: A+\nT4: T > B+\nB: C+")
+    inside = pd.DataFrame(
+        {
+            "T": [1, 1, 1, 1, 0, 0],
+            "T4": [1, 1, 0, 0, 0, 0],
+            "B": 0,
+            "undecided": [0, 0, 0, 0, 1, 1],
+        },
+        dtype=bool,
+    )
+    names = cluster_names(inside, np.array([0, 0, 0, 1, 2, 2]), hierarchy)
+    assert names["name"].tolist() == ["T4", "T", "undecided"]
+    np.testing.assert_allclose(names["share"], [2 / 3, 1, 1])
+
+
+def test_percentages_are_of_those_above() -> None:
+    hierarchy = parse_hierarchy("T: A+\nT4: T > B+")
+    memberships = pd.DataFrame({"T": [1.0, 1, 0, 0], "T4": [1.0, 0, 0, 0]})
+    population = pd.Series(["T4", "T", "undecided", "undecided"])
+    table = pd.DataFrame(
+        {"parent": ["", "T"], "gate": ["A+", "B+"], "wanting": ""}, index=["T", "T4"]
+    )
+    named = Named(Gating(memberships, population, table, pd.DataFrame()), hierarchy)
+    found = population_tables(named, None, None)["populations"]
+    assert found["percent_of_parent"].tolist() == [50, 50]
+    assert found["expected_cells"].tolist() == [2, 1]
