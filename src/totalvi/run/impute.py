@@ -37,6 +37,11 @@ from totalvi.run.prepare import prepare
 from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
 
 REFERENCE, QUERY = "reference", "query"
+_VALUES = "expected counts with background, as the reference would have measured them"
+_LEVEL = (
+    "imputed values and intervals are of counts as the reference would have measured them; the order of "
+    "cells holds in a query that was stained or sequenced otherwise, the level does not."
+)
 _BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
 
 
@@ -224,7 +229,7 @@ def _run(options: ImputeOptions) -> RunResult:
             **imputed.model.fit_summary,
             "seconds": steps.seconds,
             "warnings": [*warnings, *unreliable_warnings(imputed.reliability)],
-            "notes": [*notes, *_left_out(joined)],
+            "notes": [*notes, *_left_out(joined), _LEVEL],
         }
         write_record(record, folder / RECORD)
         files = files_in(folder)
@@ -345,7 +350,8 @@ def _impute(
         panels = mdata.obs[keys.panel_key or _BATCH].astype(str)[cells].unique()
         # the batches of a query that all lack the protein are alike but for their cells
         reliability = by_panel.loc[list(panels)].groupby("protein", sort=False).mean().loc[names]
-        reliability["reliable"] = reliability["reliable"] == 1
+        for answer in reliability.columns.intersection(["reliable", "model_is_best"]):
+            reliability[answer] = reliability[answer] == 1
     with steps.step("impute"):
         imputed = model.impute_proteins(indices=cells, **question)
         latent = model.get_latent_representation(indices=cells)
@@ -357,7 +363,7 @@ def _impute(
         var=reliability,
         layers={name: getattr(imputed, name).to_numpy() for name in imputed._fields[1:5]},
         obsm={"X_totalvi": latent},
-        uns={"totalvi": {"X": "expected counts with background", "interval": options.interval}},
+        uns={"totalvi": {"X": _VALUES, "interval": options.interval}},
     )
     return Imputed(adata, model, reliability)
 
