@@ -90,15 +90,16 @@ def scores_of(log1p: np.ndarray, mean: np.ndarray, truth: np.ndarray) -> dict[st
     logs = np.log1p(truth)
     spearman = columns_r(rankdata(log1p, axis=0), rankdata(truth, axis=0))
     faint = np.median(truth, axis=0) < 3
-    return {
+    scores = {
         "spearman": spearman.mean(),
         "spearman of faint": spearman[faint].mean() if faint.any() else None,
         "pearson of logs": columns_r(log1p, logs).mean(),
         "counts": columns_r(mean, truth).mean(),
         "per cell": columns_r(log1p.T, logs.T).mean(),
         "rmse": np.sqrt(((logs - log1p) ** 2).mean()),
-        "by protein": spearman.round(4).tolist(),
     }
+    plain = {key: None if value is None else float(value) for key, value in scores.items()}
+    return {**plain, "by protein": [round(float(value), 4) for value in spearman]}
 
 
 def measure(name: str, seed: int, folder: Path, models: Path | None) -> list[dict[str, object]]:
@@ -117,7 +118,8 @@ def measure(name: str, seed: int, folder: Path, models: Path | None) -> list[dic
         found = model.impute_proteins(indices=hidden, stacked=stacked, progress=False)
         inside = (truth >= found.lower.to_numpy()) & (truth <= found.upper.to_numpy())
         row = scores_of(found.log1p.to_numpy(np.float64), found.mean.to_numpy(np.float64), truth)
-        covered = {"coverage": inside.mean(), "width": (found.upper - found.lower).mean(axis=None)}
+        width = found.upper.to_numpy() - found.lower.to_numpy()
+        covered = {"coverage": float(inside.mean()), "width": float(width.mean())}
         rows.append({"data": name, "seed": seed, "kind": kind, **row, **covered})
     for kind, (log1p, mean) in simple(data, counts, hidden).items():
         row = scores_of(log1p, mean, truth)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
-from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.fit.batches import Minibatch
@@ -22,6 +21,7 @@ from totalvi.posterior.arguments import (
     documented,
 )
 from totalvi.posterior.protein_predictions import (
+    HiddenProteins,
     ImputedBatches,
     Predicted,
     calibrated_probabilities,
@@ -29,7 +29,7 @@ from totalvi.posterior.protein_predictions import (
     predicted_proteins,
     reliability_table,
 )
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, held_out_cells
 from totalvi.posterior.stacking import (
     OfPanel,
     RnaPredictors,
@@ -40,7 +40,6 @@ from totalvi.posterior.stacking import (
 from totalvi.posterior.unmeasured import batches_to_impute_from
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
-_MOST_HIDDEN_CELLS = 5000  # these are enough to tell how well proteins are imputed
 
 
 class ImputedProteins(NamedTuple):
@@ -170,26 +169,28 @@ class ImputationQueries(Fitted):
         interval = checked_number("interval", interval, below=1)
         data, cells = question.data, question.cells
         lacking = _lacking(self)[:, wanted.proteins.positions]
-        limits = np.array([(1 - interval) / 2, (1 + interval) / 2])[:, None]
+        limits = np.array([(1 - interval) / 2, (1 + interval) / 2, interval])[:, None]
         probabilities = np.tile(limits, (len(lacking), 1, len(wanted.proteins)))
         stacked = (calibrated if stacked is None else stacked) and self._mapping is None
         rna = simple_predictors(self, wanted.proteins) if stacked and lacking.any() else None
+        in_all = None if rna is None else simple_predictors(self, wanted.proteins, in_all=True)
         stacks = dict[int, Stack]()
         if calibrated or stacked:
             for panel, batches in _panels(data, cells, np.any(lacking, axis=1)):
-                held_out = replace(held_out_cells(self, question), progress=False)
+                held_out = replace(held_out_cells(self, question, all_of_them=True), progress=False)
                 of_panel = OfPanel(panel, batches, lacking[panel])
                 found = stacked_proteins(held_out, wanted, of_panel, rna)
                 stacks[panel] = found.stack
                 if calibrated:
-                    probabilities[panel] = calibrated_probabilities(found.hidden, interval)
+                    hidden = found.of_cells(_reporting(self, held_out)).hidden
+                    probabilities[panel] = _calibrated_limits(hidden, interval)
         table = question.table(wanted.proteins.names)
 
         def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
             predicted = predicted_proteins(question, wanted, batch)
             panel = batch.context.panel.cpu().numpy()
-            if rna is not None:
-                predicted = rna.stacked(question, wanted, batch, predicted, stacks)
+            if in_all is not None:
+                predicted = in_all.stacked(question, wanted, batch, predicted, stacks)
             return _imputed_rows(predicted, probabilities[panel])
 
         written = question.rows("imputed proteins", dict.fromkeys(_PARTS, table), rows, out=out)
@@ -263,7 +264,8 @@ class ImputationQueries(Fitted):
         ['protein_0', 'protein_2']
         """
         question = self._question(adata, indices, batch_size, progress, seed, n_samples)
-        if adata is None and indices is None:
+        own = adata is None and indices is None
+        if own:
             question = held_out_cells(self, question)
         question, wanted = imputed_batches(self, question, transform_batch, protein_list)
         interval = checked_number("interval", interval, below=1)
@@ -279,11 +281,15 @@ class ImputationQueries(Fitted):
         tables = {}
         for panel, batches in panels:
             of_panel = OfPanel(panel, batches, lacking[panel])
-            stack = None
-            if rna is not None and (adata is not None or indices is not None):
-                held_out = replace(held_out_cells(self, question), progress=False)
-                stack = stacked_proteins(held_out, wanted, of_panel, rna, only_stack=True).stack
-            found = stacked_proteins(question, wanted, of_panel, rna, stack)
+            if rna is None:
+                found = stacked_proteins(question, wanted, of_panel, None)
+            else:
+                held_out = replace(held_out_cells(self, question, all_of_them=True), progress=False)
+                found = stacked_proteins(held_out, wanted, of_panel, rna, only_stack=not own)
+                if own:
+                    found = found.of_cells(_reporting(self, held_out))
+                else:
+                    found = stacked_proteins(question, wanted, of_panel, rna, found.stack)
             table = reliability_table(found.hidden, interval, wanted.proteins.names, groups)
             if rna is not None:
                 table = table.join(found.comparison(wanted.proteins.names))
@@ -321,20 +327,15 @@ def imputed_batches(
     return replace(question, transform_batch=codes), ImputedBatches(proteins, decoded)
 
 
-def held_out_cells(model: Fitted, question: Question) -> Question:
-    """Return the question about cells of the training data that the fit held out."""
-    data = model._training_data()
-    assert model.split is not None
-    cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
-    calibration = None if model._result is None else model._result.calibration
-    if calibration is not None:  # the cells that calibrate are not the cells that report
-        cells = np.setdiff1d(cells, calibration.cells)
-    if not len(cells):
-        raise DataError(
-            "The fit held out no cell in which proteins could be hidden; train with train_size "
-            "below 1, or name cells with indices (impute_proteins: calibrated=False)."
-        )
-    return replace(question, data=data, cells=evenly_spaced(cells, _MOST_HIDDEN_CELLS))
+def _reporting(model: Fitted, held_out: Question) -> np.ndarray:
+    """Return which of the cells that the fit held out did not calibrate it, bool (N,)."""
+    return np.isin(held_out.cells, held_out_cells(model, held_out).cells)
+
+
+def _calibrated_limits(hidden: HiddenProteins, interval: float) -> np.ndarray:
+    """Return the probabilities of the limits of `_imputed_rows`, (3, t)."""
+    one_sided = calibrated_probabilities(hidden, 2 * interval - 1)[1]
+    return np.vstack([calibrated_probabilities(hidden, interval), one_sided])
 
 
 def _labels(question: Question, clusters: str | Sequence[object]) -> np.ndarray:
@@ -376,11 +377,13 @@ def _imputed_rows(predicted: Predicted, probabilities: np.ndarray) -> dict[str, 
     Parameters
     ----------
     probabilities
-        Of a count below the lower and the upper limit of the interval, (B, 2, t). Limits are whole
-        numbers, both in the interval.
+        Of a count below the lower and the upper limit of the interval, and below the upper one where
+        the lower is 0, below which is no count, (B, 3, t). Limits are whole numbers, both in the
+        interval.
     """
     lower = np.ceil(predicted.quantile(probabilities[:, 0]))
-    upper = np.floor(predicted.quantile(probabilities[:, 1]))
+    below_upper = np.where(lower == 0, probabilities[:, 2], probabilities[:, 1])
+    upper = np.floor(predicted.quantile(below_upper))
     return {
         "mean": predicted.mean,
         "sd": predicted.sd,

@@ -1,13 +1,13 @@
 """Proteins predicted from RNA by regression and by neighbours, and stacked with what a model predicts.
 
-The model shares its latent state among all features and gives up on faint proteins, which regression on
-many components of RNA still orders; the model tells apart what a few components cannot, and knows how
-counts spread. So each protein is predicted by a combination with weights that cells decide which the fit
-held out: stacked regressions (Wolpert, 1992; Breiman, 1996).
+The model shares its latent state among all features and gives up on faint proteins, which regression
+on many components of RNA still orders; the model knows how counts spread. So each protein is predicted
+by a combination, with weights that cells decide which the fit held out: stacked regressions (Wolpert,
+1992; Breiman, 1996).
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -29,11 +29,13 @@ from totalvi.posterior.protein_predictions import (
 from totalvi.posterior.question import Features, Fitted, Question
 
 PREDICTORS = ("model", "ridge", "neighbours")
-FEWEST_CELLS = 20  # with fewer cells that tell, a protein is predicted by the model alone
+FEWEST_CELLS = 5  # with fewer cells that tell, a protein is predicted by the model alone
 _N_COMPONENTS, _N_NEIGHBOURS = 50, 15
 _MOST_CELLS = 10_000  # of the training data; these are enough for components, ridge and neighbours
 _N_FOLDS = 5
 _PRIOR_CELLS = 50  # the weights of all proteins together count as much as this many cells of one
+_PRIOR_LEVEL_CELLS = 20  # and so does the mean that the predictions have, for a protein's mean
+_FEWEST_TRAINED = 20  # with fewer cells that measured a protein, nothing is regressed on them
 _PENALTIES = np.logspace(-6, 0, 13)  # relative to the largest squared singular value
 
 
@@ -68,8 +70,8 @@ class _Fitted(NamedTuple):
 class RnaPredictors:
     """Ridge regression and means of neighbours, both of log(1 + count) on components of the RNA.
 
-    RNA is divided by the cell's total and logged; its 50 first components are centred by batch. They are
-    of all cells, the proteins of those that trained the model.
+    RNA is divided by the cell's total and logged; its 50 first components are centred by batch. They
+    are of all cells, the proteins of those that trained the model.
 
     Parameters
     ----------
@@ -101,7 +103,7 @@ class RnaPredictors:
         patterns, pattern = np.unique(measured, axis=1, return_inverse=True)
         self._fitted: list[_Fitted] = []
         for code, knows in enumerate(patterns.T):
-            if knows.sum() < FEWEST_CELLS:
+            if knows.sum() < _FEWEST_TRAINED:
                 continue
             columns = np.flatnonzero(np.ravel(pattern) == code)
             values = np.log1p(data.protein.rows(cells[knows])[:, proteins[columns]])
@@ -109,7 +111,7 @@ class RnaPredictors:
             self._fitted.append(_Fitted(columns, scores[knows], values, *found))
 
     def predict(self, batch: Minibatch) -> np.ndarray:
-        """Return log(1 + count) by ridge and by neighbours, (2, B, proteins); NaN where none trained."""
+        """Return log(1 + count) by ridge and neighbours, (2, B, proteins); NaN where none trained."""
         x = batch.x
         parts = (part.cpu().numpy() for part in (x.counts, x.gene, x.cell_pointer))
         logs = _log_normalised(sparse.csr_matrix(tuple(parts), shape=x.shape), self._size)
@@ -133,7 +135,7 @@ class RnaPredictors:
         predicted: Predicted,
         stacks: Mapping[int, "Stack"],
     ) -> Predicted:
-        """Return predictions of a minibatch moved to those stacked, for the panels that have a stack."""
+        """Return a minibatch's predictions moved to those stacked, in panels that have a stack."""
         panel = batch.context.panel.cpu().numpy()
         log1p = predicted.log1p_mean().astype(np.float64)
         if not np.isin(panel, list(stacks)).any():
@@ -144,10 +146,11 @@ class RnaPredictors:
         return predicted.moved_to(log1p, rounding_noise(question, wanted, batch))
 
 
-def simple_predictors(model: Fitted, proteins: Features) -> RnaPredictors:
-    """Return what predicts proteins beside a model, from its training data."""
+def simple_predictors(model: Fitted, proteins: Features, *, in_all: bool = False) -> RnaPredictors:
+    """Return what predicts proteins beside a model, from the cells that trained it, or from all."""
     data = model._training_data()
-    training = np.arange(data.n_cells) if model.split is None else model.split.train
+    split = None if in_all else model.split
+    training = np.arange(data.n_cells) if split is None else split.train
     return RnaPredictors(data, training, proteins.positions)
 
 
@@ -224,7 +227,8 @@ def fitted_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
     """Return the stack that predicts log(1 + count) of held-out cells best, protein by protein.
 
     The weights minimise the squared error plus a penalty on their distance from those that are best for
-    all proteins together, which counts as much as 50 cells; none is negative.
+    all proteins together, which counts as much as 50 cells; none is negative. A protein's mean is that
+    of the cells, drawn to the mean of its predictions as by 20 cells.
 
     Parameters
     ----------
@@ -250,6 +254,8 @@ def fitted_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
         prior = np.diag(np.diag(square)) * _PRIOR_CELLS / n_cells
         weights = _non_negative(square + prior, product + prior @ together)
         stack.weights[:, t] = weights
+        of_predictors = weights @ mean / weights.sum() if weights.sum() > 0 else level
+        level += (of_predictors - level) * _PRIOR_LEVEL_CELLS / (n_cells + _PRIOR_LEVEL_CELLS)
         stack.intercept[t] = level - weights @ mean
     return stack
 
@@ -308,6 +314,12 @@ class StackedProteins(NamedTuple):
     hidden: HiddenProteins
     predictions: np.ndarray | None
 
+    def of_cells(self, kept: np.ndarray) -> Self:
+        """Return what was predicted of some of the cells, with the same stack."""
+        hidden = HiddenProteins(*(part[kept] for part in self.hidden))
+        predictions = None if self.predictions is None else self.predictions[:, kept]
+        return self._replace(hidden=hidden, predictions=predictions)
+
     def comparison(self, names: np.ndarray) -> pd.DataFrame:
         """Return Pearson's correlation of log(1 + count) with each predictor, a row a protein."""
         assert self.predictions is not None
@@ -342,7 +354,7 @@ def stacked_proteins(
     rna
         What is stacked with the model. None: nothing.
     stack
-        Of other cells. None: these cells decide on it, and each fifth is predicted by that of the others.
+        Of other cells. None: these cells decide on it, each fifth predicted by that of the others.
     only_stack
         Whether what is hidden may stay predicted by the model alone.
     """

@@ -37,11 +37,7 @@ from totalvi.run.prepare import prepare
 from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
 
 REFERENCE, QUERY = "reference", "query"
-_VALUES = "expected counts with background, as the reference would have measured them"
-_LEVEL = (
-    "imputed values and intervals are of counts as the reference would have measured them; the order of "
-    "cells holds in a query that was stained or sequenced otherwise, the level does not."
-)
+_LEVEL = "counts are as the reference measured them: ranks hold elsewhere, levels may not."
 _BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
 
 
@@ -214,8 +210,7 @@ def _run(options: ImputeOptions) -> RunResult:
             )
         warnings, notes = warnings_and_notes(findings)
         plan, split = imputed.model.plan, imputed.model.split
-        # None: of the checkpoint, or by default
-        request["arguments"]["max_epochs"] = plan.max_epochs
+        request["arguments"]["max_epochs"] = plan.max_epochs  # None: of the checkpoint, or default
         record = {
             **circumstances(),
             **request,
@@ -350,8 +345,7 @@ def _impute(
         panels = mdata.obs[keys.panel_key or _BATCH].astype(str)[cells].unique()
         # the batches of a query that all lack the protein are alike but for their cells
         reliability = by_panel.loc[list(panels)].groupby("protein", sort=False).mean().loc[names]
-        for answer in reliability.columns.intersection(["reliable", "model_is_best"]):
-            reliability[answer] = reliability[answer] == 1
+        reliability = reliability.assign(**(reliability[["reliable", "model_is_best"]] == 1))
     with steps.step("impute"):
         imputed = model.impute_proteins(indices=cells, **question)
         latent = model.get_latent_representation(indices=cells)
@@ -363,7 +357,7 @@ def _impute(
         var=reliability,
         layers={name: getattr(imputed, name).to_numpy() for name in imputed._fields[1:5]},
         obsm={"X_totalvi": latent},
-        uns={"totalvi": {"X": _VALUES, "interval": options.interval}},
+        uns={"totalvi": {"X": "expected counts with background", "interval": options.interval}},
     )
     return Imputed(adata, model, reliability)
 
