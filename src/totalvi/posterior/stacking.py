@@ -213,7 +213,8 @@ class Stack(NamedTuple):
     def predict(self, predictions: np.ndarray) -> np.ndarray:
         """Return log(1 + count) of cells (N, t) from each predictor's, (3, N, t)."""
         combined = np.einsum("pnt,pt->nt", np.nan_to_num(predictions), self.weights)
-        return np.maximum(combined + self.intercept, 0)
+        stacked: np.ndarray = np.maximum(combined + self.intercept, 0)
+        return stacked
 
 
 def alone(n_proteins: int) -> Stack:
@@ -249,7 +250,8 @@ def fitted_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
             moments[t] = (centred @ centred.T, centred @ target, len(logs), mean, logs.mean())
     if not moments:
         return stack
-    together = _non_negative(*(sum(m[i] for m in moments.values()) for i in (0, 1)))
+    squares, products = (np.sum([m[i] for m in moments.values()], axis=0) for i in (0, 1))
+    together = _non_negative(squares, products)
     for t, (square, product, n_cells, mean, level) in moments.items():
         prior = np.diag(np.diag(square)) * _PRIOR_CELLS / n_cells
         weights = _non_negative(square + prior, product + prior @ together)
