@@ -20,7 +20,7 @@ from mudata import MuData
 
 import totalvi
 from result_files import write_results
-from totalvi.posterior.differential.comparison import expected_fdr_calls
+from totalvi.posterior.differential.differential_tables import expected_fdr_calls
 
 UNITS = ("groups", "cells")
 

@@ -3,8 +3,8 @@
     python benchmarks/donors.py --seeds 20 --cache folder
 
 Each simulation has 16 donors, 8 of them "case", and one fit. Type 0 has twofold changes of a tenth of
-its genes and of two fifths of the proteins that it carries; the other types have none. Subsets of the
-donors are 3, 5 and 8 a side. Two generators:
+its genes and of two fifths of the proteins that it carries; the other types have none. As many further
+simulations have no effect in any type. Subsets of the donors are 3, 5 and 8 a side. Two generators:
 
 - "model": `totalvi.simulate`, with random effects of the donors on every gene and protein.
 - "counts": negative binomial counts drawn without the model: additive protein background, zero
@@ -57,9 +57,11 @@ def donors_of_cells(rng: np.random.Generator, n_cells: int) -> np.ndarray:
     return rng.choice(N_DONORS, n_cells, p=share)
 
 
-def changes(rng: np.random.Generator, able: np.ndarray, share: float) -> np.ndarray:
+def changes(rng: np.random.Generator, able: np.ndarray, share: float | None) -> np.ndarray:
     """Return log2 effects of 1 and -1, in turns, of a share of the features that may change."""
     effect = np.zeros(len(able))
+    if share is None:
+        return effect
     chosen = rng.permutation(np.flatnonzero(able))[: max(round(share * able.sum()), 2)]
     effect[chosen] = np.resize([1.0, -1.0], len(chosen))
     return effect
@@ -69,7 +71,7 @@ def donor_effects(rng: np.random.Generator, n_features: int) -> np.ndarray:
     return np.exp(rng.normal(size=(N_DONORS, n_features)) * rng.uniform(0.1, 0.4, n_features))
 
 
-def from_model(seed: int) -> tuple[MuData, dict[str, np.ndarray]]:
+def from_model(seed: int, *, effects: bool = True) -> tuple[MuData, dict[str, np.ndarray]]:
     """Return counts of `totalvi.simulate` with donors, and the true effects in type 0."""
     mdata = totalvi.simulate(
         N_CELLS, N_GENES, N_PROTEINS, n_cell_types=3, n_isotype_controls=0,
@@ -82,13 +84,15 @@ def from_model(seed: int) -> tuple[MuData, dict[str, np.ndarray]]:
     changed = ((types == 0) & case)[:, None]
     rho = np.asarray(mdata["rna"].layers["denoised"], dtype=float)
     common = rho[types == 0].mean(axis=0)
-    rna = changes(rng, (common > 5e-4) & (common < 0.02), 0.1)
+    rna = changes(rng, (common > 5e-4) & (common < 0.02), 0.1 if effects else None)
     rho *= donor_effects(rng, N_GENES)[donor] * np.where(changed, 2.0**rna, 1)
     rho /= rho.sum(axis=1, keepdims=True)
     mean = rho * mdata.obs["library_size"].to_numpy()[:, None]
     x = negative_binomial(rng, mean, mdata["rna"].var["inverse_dispersion"].to_numpy())
     prot = mdata["prot"]
-    protein = changes(rng, prot.varm["foreground_probability"][:, 0] > 0.5, 0.4)
+    protein = changes(
+        rng, prot.varm["foreground_probability"][:, 0] > 0.5, 0.4 if effects else None
+    )
     foreground = np.asarray(prot.layers["foreground"], dtype=bool)
     factor = donor_effects(rng, N_PROTEINS)[donor] * np.where(changed, 2.0**protein, 1)
     background = prot.layers["background_mean"] * donor_effects(rng, N_PROTEINS)[donor]
@@ -97,7 +101,7 @@ def from_model(seed: int) -> tuple[MuData, dict[str, np.ndarray]]:
     return assembled(x, y, donor, types), {"rna": rna, "protein": protein}
 
 
-def from_counts(seed: int) -> tuple[MuData, dict[str, np.ndarray]]:
+def from_counts(seed: int, *, effects: bool = True) -> tuple[MuData, dict[str, np.ndarray]]:
     """Return counts drawn without the model, and the true effects in type 0."""
     rng = np.random.default_rng((seed, 2))
     donor = donors_of_cells(rng, N_CELLS)
@@ -109,7 +113,7 @@ def from_counts(seed: int) -> tuple[MuData, dict[str, np.ndarray]]:
     changed = ((types == 0) & case)[:, None]
     profile = np.exp(rng.normal(0, 1.2, N_GENES) + rng.normal(0, 0.5, (3, N_GENES)))
     profile /= profile.sum(axis=1, keepdims=True)
-    rna = changes(rng, (profile[0] > 5e-4) & (profile[0] < 0.02), 0.1)
+    rna = changes(rng, (profile[0] > 5e-4) & (profile[0] < 0.02), 0.1 if effects else None)
     depth = np.exp(rng.normal(np.log(600), 0.3, N_CELLS) + rng.normal(0, 0.3, N_DONORS)[donor])
     rho = profile[types] * donor_effects(rng, N_GENES)[donor] * np.where(changed, 2.0**rna, 1)
     rho *= np.exp(rng.normal(0, 0.2, (N_CELLS, 1)) * rng.normal(0, 1, N_GENES))  # a program
@@ -117,7 +121,7 @@ def from_counts(seed: int) -> tuple[MuData, dict[str, np.ndarray]]:
     x = negative_binomial(rng, rho * depth[:, None], rng.gamma(4, 0.5, N_GENES) + 0.2)
     x *= rng.random(x.shape) > rng.uniform(0, 0.2, N_GENES)
     positive = rng.random((3, N_PROTEINS)) < 0.5
-    protein = changes(rng, positive[0], 0.4)
+    protein = changes(rng, positive[0], 0.4 if effects else None)
     background = np.exp(rng.normal(1.5, 0.6, N_PROTEINS)) * donor_effects(rng, N_PROTEINS)[donor]
     background *= np.exp(rng.normal(0, 0.4, (N_CELLS, 1)))
     signal = np.exp(rng.normal(4.5, 0.8, N_PROTEINS)) * positive[types]
@@ -221,7 +225,7 @@ def compared(
                     "called": int(called.sum()), "false": int((called & (effect == 0)).sum()),
                     "changed": int((effect != 0).sum()), "tested": int(tested[modality].sum()),
                 }  # fmt: skip
-                if method == "samples" and name == "type_0":
+                if method == "samples" and effect.any():
                     part, some = parts[modality], tested[modality]
                     low, high = part["lfc_ci_low"], part["lfc_ci_high"]
                     estimate = part["lfc_mean"].to_numpy()[some]
@@ -232,14 +236,14 @@ def compared(
 
 
 def measure(
-    generator: str, seed: int, batch_key: str | None, cache: Path | None
+    generator: str, seed: int, batch_key: str | None, cache: Path | None, *, effects: bool = True
 ) -> list[dict[str, Any]]:
     """Return the results of one simulation, one row for each size, type, method and modality."""
-    name = f"{generator}_{seed}_{batch_key or 'none'}"
+    name = f"{generator}_{seed}_{batch_key or 'none'}{'' if effects else '_null'}"
     done = None if cache is None else cache / f"{name}.pickle"
     if done is not None and done.exists():
         return pickle.loads(done.read_bytes())  # of this script
-    mdata, truth = GENERATORS[generator](seed)
+    mdata, truth = GENERATORS[generator](seed, effects=effects)
     started = time.process_time()
     model = fitted(mdata, None if cache is None else cache / f"{name}.totalvi", batch_key)
     print(f"{name}: fit {time.process_time() - started:.0f} s", flush=True)
@@ -286,6 +290,50 @@ def summary(table: pd.DataFrame) -> list[str]:
             f"| {key[0]} | {key[1]} | {key[2]} | {row['mean']:.3f} of {row['count']:.0f} | "
             f"{fdp.loc[key, 'mean']:.3f} ({fdp.loc[key, 'sem']:.3f}) | {rna['power']['mean']:.2f} | "
             f"{protein['power']['mean']:.2f} | {slopes[0]} | {slopes[1]} | {shown} |"
+        )
+    return lines
+
+
+def power_gained(table: pd.DataFrame) -> list[str]:
+    """Return the lines of power above that of pseudobulk in the same simulation."""
+    keys = ["generator", "size", "modality"]
+    effect = table[table["type"] == "type_0"]
+    effect = effect.assign(power=(effect["called"] - effect["false"]) / effect["changed"])
+    power = effect.pivot_table(index=[*keys, "seed"], columns="method", values="power")
+    gained = (power["samples"] - power["pseudobulk"]).groupby(keys).agg(["mean", "sem"])
+    lines = [
+        "",
+        "Power above that of pseudobulk in the same simulation (s.e.):",
+        "",
+        "| counts | donors a side | RNA | protein |",
+        "|---|---|---|---|",
+    ]
+    for (generator, size), of in gained.groupby(level=["generator", "size"]):
+        rna, protein = (of.loc[(generator, size, modality)] for modality in ("rna", "protein"))
+        lines.append(
+            f"| {generator} | {size} | {rna['mean']:+.3f} ({rna['sem']:.3f}) | "
+            f"{protein['mean']:+.3f} ({protein['sem']:.3f}) |"
+        )
+    return lines
+
+
+def without_effects(table: pd.DataFrame) -> list[str]:
+    """Return the lines of simulations in which no feature of any type has an effect."""
+    keys = ["generator", "size", "method"]
+    runs = table.groupby([*keys, "seed", "type"])[["called", "tested"]].sum().groupby(keys)
+    lines = [
+        "",
+        f"No effect in any type: {table['seed'].nunique()} more simulations of each generator, three "
+        "types each.",
+        "",
+        "| counts | donors a side | method | comparisons with a call | calls in all, of tests |",
+        "|---|---|---|---|---|",
+    ]
+    for key, row in runs.agg(list).iterrows():
+        called = np.array(row["called"])
+        lines.append(
+            f"| {key[0]} | {key[1]} | {key[2]} | {(called > 0).mean():.3f} of {len(called)} | "
+            f"{called.sum()} of {sum(row['tested']):,} |"
         )
     return lines
 
@@ -420,9 +468,18 @@ def main() -> None:
         for generator in given.generators
         for row in measure(generator, seed, batch_key, given.cache)
     ]
+    null = [
+        row
+        for seed in range(101, given.seeds + 101)
+        for generator in given.generators
+        for row in measure(generator, seed, batch_key, given.cache, effects=False)
+    ]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "donors.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
-    lines = summary(pd.DataFrame(rows)) + abundance(300) + cost()
+    found = {"effects": rows, "null": null}
+    (RESULTS / "donors.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    table = pd.DataFrame(rows)
+    lines = summary(table) + power_gained(table) + without_effects(pd.DataFrame(null))
+    lines += abundance(300) + cost()
     if given.real.exists():
         lines += real(given.real)
     (RESULTS / "donors.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -31,7 +31,7 @@ from sklearn.cluster import KMeans
 
 import totalvi
 from result_files import write_results
-from totalvi.posterior.differential.comparison import expected_fdr_calls
+from totalvi.posterior.differential.differential_tables import expected_fdr_calls
 from totalvi.posterior.differential.effects import fit_prior, posterior_effects
 from totalvi.run.clusters import cluster_cells
 from totalvi.run.tables import marker_table

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from totalvi.posterior.differential.comparison import expected_fdr_calls, log_odds
+from totalvi.posterior.differential.differential_tables import expected_fdr_calls, log_odds
 
 probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(np.array)
 

@@ -169,9 +169,7 @@ def de(
     groupby: Annotated[
         str, options.text("--groupby", "KEY", "Column of obs with the groups.")
     ] = "leiden_totalvi",
-    group: Annotated[
-        str | None, options.text("--group", "NAME", "Only this group; default: each.")
-    ] = None,
+    group: options.Only = None,
     against: Annotated[
         str | None, options.text("--against", "NAME", "The other group; default: all the rest.")
     ] = None,

@@ -286,9 +286,7 @@ def compare(
     groupby: Annotated[
         str, options.text("--groupby", "KEY", "Compare within each category of this column.")
     ] = "leiden_totalvi",
-    group: Annotated[
-        str | None, options.text("--group", "NAME", "Only this condition; default: each.")
-    ] = None,
+    group: options.Only = None,
     against: Annotated[
         str | None,
         options.text("--against", "NAME", "Condition to compare with; default: the first."),

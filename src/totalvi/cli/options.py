@@ -77,6 +77,9 @@ Sample = Annotated[
 Condition = Annotated[
     str | None, text("--condition", "KEY", "Column with conditions, compared over the samples.")
 ]
+Only = Annotated[
+    str | None, text("--group", "NAME", "Compare only this one with the others; default: each.")
+]
 Panel = Annotated[
     str | None,
     text("--panel", "KEY", "Column with each cell's antibody panel; default: each batch is one."),

@@ -186,8 +186,7 @@ def calibrated(question: Question) -> CountCalibration:
     """
     axes = (_LOG_R, _LOG_SCALE)
     log_r, log_scale = shrunken(Grid(axes, log_likelihood(question)))
-    inside = np.stack([_inside(question, log_r + t, log_scale - t / 2) for t in _NARROWER])
-    t = best_narrowing(inside)
+    t = best_narrowing(_inside(question, log_r, log_scale))
     return CountCalibration(
         (log_r + t).astype(np.float32), (log_scale - t / 2).astype(np.float32), question.cells
     )
@@ -221,7 +220,7 @@ def _stratified(
     network = question.network
     proteins = np.arange(network.n_input_proteins)
     start = question.noise.uniform("mixing", 0, batch.keys, len(proteins)).to(batch.y.device)
-    for draw in question.draws(batch):
+    for draw in question.draws(batch, genes=False):
         order = (draw.sample + torch.from_numpy(proteins)) % question.n_samples
         noise = torch.special.ndtri((start + order.to(start)) / question.n_samples)
         scale, mean = draw.decoded.background_scale, draw.decoded.background_mean
@@ -249,40 +248,49 @@ def log_likelihood(question: Question) -> np.ndarray:
 
 
 def _inside(question: Question, log_r: np.ndarray, log_scale: np.ndarray) -> np.ndarray:
-    """Return the share of each cell's measured counts inside central intervals, (levels, N).
+    """Return the share of each cell's measured counts inside central intervals.
 
     Ties are broken at random, as in `interval_coverage`: a count y lies inside with the probability
     that a uniform number between F(y - 1) and F(y) does.
+
+    Returns
+    -------
+    (values of t, levels, N), for intervals that each value of t makes narrower.
     """
     parts = []
     with question.minibatches("calibration") as batches:
         for batch in batches:
-            y = batch.y.double().numpy()
-            lower, upper = np.zeros(y.shape), np.zeros(y.shape)
+            shape = (len(_NARROWER), *batch.y.shape)
+            exactly, upper = np.zeros(shape), np.zeros(shape)
             for mixture, scale, noise in _stratified(question, batch):
-                added = (torch.from_numpy(column).to(scale) for column in (log_r, log_scale))
-                moved = spread_of_proteins(mixture, scale, noise, *added)
-                lower += mixture_distribution(moved, y - 1) / question.n_samples
-                upper += mixture_distribution(moved, y) / question.n_samples
+                for i, t in enumerate(_NARROWER):
+                    added = (torch.from_numpy(x).to(scale) for x in (log_r + t, log_scale - t / 2))
+                    moved = spread_of_proteins(mixture, scale, noise, *added)
+                    exactly[i] += (
+                        moved.log_prob(batch.y).double().exp().numpy() / question.n_samples
+                    )
+                    upper[i] += mixture_distribution(moved, batch.y) / question.n_samples
+            lower = np.maximum(upper - exactly, 0.0)
             measured = question.network.measured(batch.context.panel)
-            counts = np.ones(y.shape) if measured is None else measured.numpy().astype(float)
+            counts = np.ones(shape[1:]) if measured is None else measured.numpy().astype(float)
             width = np.maximum(upper - lower, 1e-12)
             overlap = [
                 np.minimum(upper, (1 + level) / 2) - np.maximum(lower, (1 - level) / 2)
                 for level in LEVELS
             ]
-            share = np.clip(np.array(overlap) / width, 0, 1)
+            share = np.clip(np.stack(overlap, axis=1) / width[:, None], 0, 1)
             n_counts = counts.sum(axis=1)
-            parts.append(((share * counts).sum(axis=2) / np.maximum(n_counts, 1))[:, n_counts > 0])
-    return np.concatenate(parts, axis=1)
+            share = (share * counts).sum(axis=3) / np.maximum(n_counts, 1)
+            parts.append(share[:, :, n_counts > 0])
+    return np.concatenate(parts, axis=2)
 
 
-def mixture_distribution(mixture: ProteinMixture, y: np.ndarray) -> np.ndarray:
-    """Return the probability of a count of at most ``y`` (B, T); 0 below 0."""
-    r = mixture.log_r.double().exp()
+def mixture_distribution(mixture: ProteinMixture, y: Tensor) -> np.ndarray:
+    """Return the probability of a count of at most ``y`` (B, T)."""
+    r, above = mixture.log_r.double().exp(), y.double().numpy() + 1
     pi = mixture.background_probability().double().numpy()
     background, foreground = (
-        np.where(y < 0, 0.0, betainc(r.numpy(), np.maximum(y, 0) + 1, (r / (r + mean)).numpy()))
+        betainc(r.numpy(), above, (r / (r + mean)).numpy())
         for mean in (mixture.log_background.double().exp(), mixture.log_foreground.double().exp())
     )
     probability: np.ndarray = pi * background + (1 - pi) * foreground

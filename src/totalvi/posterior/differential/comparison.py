@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.special import polygamma
 
-from totalvi.posterior.differential.corrections import frequency, level_of_counts
 from totalvi.posterior.differential.effects import (
     LEAST_DELTA,
     Effects,
@@ -29,10 +29,11 @@ from totalvi.posterior.differential.moments import Moments, StratumMoments
 
 Unit = Literal["groups", "cells"]
 _COUNTS_AT_PSEUDOCOUNT = 10
-_SMALLEST_PROBABILITY = 1e-12
 _DETECTED = 3  # standard errors of the background above which a foreground is detected
 _LEAST_PROTEIN = 0.1
-_SUREST_NOT = 0.5  # a feature that is likelier not to differ is not called
+_PRIOR_COUNT = 0.5  # added to counts before their ratio is taken
+_PRIOR_CELLS = 10  # what the model says of the variance of counts weighs as much as these
+_LEAST_DISPERSION = 0.5  # of the variance of counts, relative to the model's
 _LEAST_SHARE = 1e-3  # of a log ratio that a pseudocount leaves; keeps 0 / 0 out
 
 
@@ -251,6 +252,13 @@ class Level(NamedTuple):
     variance: np.ndarray
 
 
+class Correction(NamedTuple):
+    """Factor of the decoded mean of each feature, (features,), and the variance of its logarithm."""
+
+    factor: np.ndarray
+    variance: np.ndarray
+
+
 def group_level(moments: Moments, weight: np.ndarray) -> Level:
     """Return the level of a group whose cells are in several batches.
 
@@ -272,6 +280,60 @@ def group_level(moments: Moments, weight: np.ndarray) -> Level:
     variance = mean**2 * relative + factor**2 * (weight**2 * batch_variance).sum(axis=0)
     unseen = weight.sum(axis=0) == 0
     return Level(np.where(unseen, np.nan, mean), np.where(unseen, np.nan, variance))
+
+
+def level_of_counts(moments: Moments, of_cell: np.ndarray) -> Correction:
+    """Return how much higher counts are than expected, for a component those that are of it.
+
+    ``moments`` has one row a batch; ``of_cell`` (batches, features) weighs the cells of each batch, and
+    is 1 on average.
+    """
+    counted = _reweighted(moments.counted, of_cell)
+    expected = (of_cell * moments.expected).sum(axis=0)
+    # the variance of the logarithm of a gamma variable is a polygamma function
+    variance = polygamma(1, counted.effective + _PRIOR_COUNT) * _dispersion(moments, of_cell)
+    return Correction((counted.total + _PRIOR_COUNT) / (expected + _PRIOR_COUNT), variance)
+
+
+def frequency(moments: Moments, of_cell: np.ndarray) -> Correction:
+    """Return how much more frequent a component is than expected; for genes 1.
+
+    The probabilities of the component given each count, summed, are one step of expectation
+    maximisation. Counts that leave their component open keep the step short of the maximum, by the
+    share of information that they lack, and the variance is larger by as much (Louis, 1982). The
+    parameters are those of `level_of_counts`.
+    """
+    present = _reweighted(moments.present, of_cell)
+    prior = (of_cell * moments.prior).sum(axis=0)
+    informed, missing = ((of_cell * part).sum(0) for part in (moments.informed, moments.missing))
+    complete = informed + missing  # p (1 - p), summed, on average
+    known = np.divide(informed, complete, out=np.ones_like(complete), where=complete > 0)
+    step = (present.total + _PRIOR_COUNT) / (prior + _PRIOR_COUNT)
+    shortfall = (present.total + _PRIOR_COUNT) / (known * present.total + _PRIOR_COUNT)
+    elsewhere = complete / (present.total + _PRIOR_COUNT)
+    return Correction(step**shortfall, elsewhere / (known * present.effective + _PRIOR_COUNT))
+
+
+def _dispersion(moments: Moments, of_cell: np.ndarray) -> np.ndarray:
+    """Return the variance of counts relative to the model's, as the counts of the group show it."""
+    excess, expected = ((of_cell**2 * part).sum(0) for part in (moments.excess, moments.expected))
+    shown = np.divide(excess, expected, out=np.zeros_like(expected), where=expected > 0)
+    n = (of_cell * moments.present).sum(axis=0)
+    dispersion: np.ndarray = np.maximum(1 + shown * n / (n + _PRIOR_CELLS), _LEAST_DISPERSION)
+    return dispersion
+
+
+class _Reweighted(NamedTuple):
+    total: np.ndarray
+    effective: np.ndarray  # an unweighted sum of this size would be as uncertain
+
+
+def _reweighted(part: np.ndarray, weight: np.ndarray) -> _Reweighted:
+    total = (weight * part).sum(axis=0)
+    square = (weight**2 * part).sum(axis=0)
+    return _Reweighted(
+        total, np.divide(total**2, square, out=np.zeros_like(total), where=square > 0)
+    )
 
 
 def shared_batch_weights(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -328,39 +390,3 @@ def pair_levels(
             protein = Level(protein.mean * shrink, protein.variance * shrink**2)
         levels.append(Level(*(np.concatenate(both) for both in zip(rna, protein, strict=True))))
     return levels[0], levels[1]
-
-
-def log_odds(probability: np.ndarray) -> np.ndarray:
-    """Return log(p / (1 - p)), the Bayes factor under even prior odds, kept finite.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> log_odds(np.array([0.5, 1.0])).round(1)
-    array([ 0. , 27.6])
-    """
-    p = np.clip(probability, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
-    odds: np.ndarray = np.log(p) - np.log1p(-p)
-    return odds
-
-
-def expected_fdr_calls(proba_not: np.ndarray, target: float) -> np.ndarray:
-    """Call as many features as keep the posterior expected false discovery rate within ``target``.
-
-    The expected rate of a set of calls is the mean of their ``proba_not``, so the likeliest features
-    are called first (Boyeau et al., "Deep generative models for detecting differential expression in
-    single cells", 2019). Many sure calls would leave room for some that are likelier wrong than right;
-    these are not called, nor are features without a probability (NaN).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> expected_fdr_calls(np.array([0.3, 0.0, 0.08, np.nan]), 0.05).tolist()
-    [False, True, True, False]
-    """
-    order = np.argsort(proba_not, kind="stable")  # NaN comes last
-    rate = np.cumsum(proba_not[order]) / np.arange(1, len(order) + 1)
-    calls = np.zeros(len(order), dtype=bool)
-    calls[order[: int((rate <= target).sum())]] = True
-    calls &= proba_not <= _SUREST_NOT
-    return calls

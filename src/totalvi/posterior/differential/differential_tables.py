@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from totalvi.posterior.differential.comparison import (
-    Differences,
-    expected_fdr_calls,
-    log_odds,
-)
+from totalvi.posterior.differential.comparison import Differences
 from totalvi.posterior.differential.groups import Groups, RawCounts
 from totalvi.posterior.differential.moderated import adjusted
 from totalvi.posterior.differential.sample_comparison import SampleDifferences
+
+_SMALLEST_PROBABILITY = 1e-12
+_SUREST_NOT = 0.5  # a feature that is likelier not to differ is not called
 
 OF_THESE_CELLS = (
     "Inference is about these cells. Whether other samples (donors) of the same groups would differ is "
@@ -187,6 +186,42 @@ def _probabilities(
         **pseudocounts,
         **calls,
     }
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Return log(p / (1 - p)), the Bayes factor under even prior odds, kept finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_odds(np.array([0.5, 1.0])).round(1)
+    array([ 0. , 27.6])
+    """
+    p = np.clip(probability, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+    odds: np.ndarray = np.log(p) - np.log1p(-p)
+    return odds
+
+
+def expected_fdr_calls(proba_not: np.ndarray, target: float) -> np.ndarray:
+    """Call as many features as keep the posterior expected false discovery rate within ``target``.
+
+    The expected rate of a set of calls is the mean of their ``proba_not``, so the likeliest features
+    are called first (Boyeau et al., "Deep generative models for detecting differential expression in
+    single cells", 2019). Many sure calls would leave room for some that are likelier wrong than right;
+    these are not called, nor are features without a probability (NaN).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> expected_fdr_calls(np.array([0.3, 0.0, 0.08, np.nan]), 0.05).tolist()
+    [False, True, True, False]
+    """
+    order = np.argsort(proba_not, kind="stable")  # NaN comes last
+    rate = np.cumsum(proba_not[order]) / np.arange(1, len(order) + 1)
+    calls = np.zeros(len(order), dtype=bool)
+    calls[order[: int((rate <= target).sum())]] = True
+    calls &= proba_not <= _SUREST_NOT
+    return calls
 
 
 def _order(found: Differences, number: int, mode: str) -> np.ndarray:

@@ -51,6 +51,9 @@ class Effects(NamedTuple):
     above: np.ndarray
 
 
+_MEAN, _SD, _MEDIAN, _LOW, _HIGH, _BEYOND, _ABOVE = range(len(Effects._fields))
+
+
 class Prior(NamedTuple):
     """Prior of r / share in each comparison: ``weight`` (comparisons, widths), ``mode``."""
 
@@ -122,12 +125,13 @@ def posterior_effects(
     delta
         Smallest effect r of interest, (comparisons,).
     """
-    ratio = Effects(*(np.full(estimate.shape, np.nan) for _ in Effects._fields))
+    found = np.full((len(Effects._fields), *estimate.shape), np.nan)
     known = np.isfinite(estimate) & np.isfinite(variance)
     _summarize(
         estimate / share, variance / share**2, known, WIDTHS, prior.weight, prior.mode,
-        np.broadcast_to(delta[:, None] / share, estimate.shape), *ratio,
+        np.broadcast_to(delta[:, None] / share, estimate.shape), found,
     )  # fmt: skip
+    ratio = Effects(*found)
     of_ratio = ("mean", "sd", "median", "low", "high")
     return ratio._replace(**{name: getattr(ratio, name) * share for name in of_ratio})
 
@@ -239,13 +243,7 @@ def _summarize(
     weight: np.ndarray,
     mode: np.ndarray,
     delta: np.ndarray,
-    mean: np.ndarray,
-    sd: np.ndarray,
-    median: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    beyond: np.ndarray,
-    above: np.ndarray,
+    found: np.ndarray,
 ) -> None:
     n_comparisons, n_features = estimate.shape
     n_widths = len(widths)
@@ -272,15 +270,19 @@ def _summarize(
             if share[j] > _LEAST_SHARE:
                 first = min(first, means[j] - 5 * sds[j])
                 last = max(last, means[j] + 5 * sds[j])
-        mean[c, f] = average
-        sd[c, f] = math.sqrt(max(square - average**2, 0.0))
-        tail = _TAIL * sd[c, f]
-        median[c, f] = _mixture_quantile(0.5, share, means, sds, first, last, average)
-        low[c, f] = _mixture_quantile(0.025, share, means, sds, first, median[c, f], average - tail)
-        high[c, f] = _mixture_quantile(0.975, share, means, sds, median[c, f], last, average + tail)
+        found[_MEAN, c, f] = average
+        found[_SD, c, f] = math.sqrt(max(square - average**2, 0.0))
+        tail = _TAIL * found[_SD, c, f]
+        found[_MEDIAN, c, f] = _mixture_quantile(0.5, share, means, sds, first, last, average)
+        found[_LOW, c, f] = _mixture_quantile(
+            0.025, share, means, sds, first, found[_MEDIAN, c, f], average - tail
+        )
+        found[_HIGH, c, f] = _mixture_quantile(
+            0.975, share, means, sds, found[_MEDIAN, c, f], last, average + tail
+        )
         below = _mixture_cdf(-delta[c, f], share, means, sds)
-        beyond[c, f] = min(below + _mixture_cdf(-delta[c, f], share, -means, sds), 1.0)
-        above[c, f] = _mixture_cdf(0.0, share, -means, sds)
+        found[_BEYOND, c, f] = min(below + _mixture_cdf(-delta[c, f], share, -means, sds), 1.0)
+        found[_ABOVE, c, f] = _mixture_cdf(0.0, share, -means, sds)
 
 
 class PairEffects(NamedTuple):
@@ -340,10 +342,10 @@ def pair_effects(
         Smallest effect of interest.
     """
     n_features = len(values)
-    effects = Effects(*(np.full(n_features, np.nan) for _ in Effects._fields))
+    found = np.full((len(Effects._fields), n_features), np.nan)
     means = np.full((2, n_features), np.nan)
-    _pair_effects(values, first, second, pseudocount, delta, means, *effects)
-    return PairEffects(effects, *means)
+    _pair_effects(values, first, second, pseudocount, delta, means, found)
+    return PairEffects(Effects(*found), *means)
 
 
 @compiled(parallel=True)
@@ -354,13 +356,7 @@ def _pair_effects(
     pseudocount: np.ndarray,
     delta: float,
     means: np.ndarray,
-    mean: np.ndarray,
-    sd: np.ndarray,
-    median: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    beyond: np.ndarray,
-    above: np.ndarray,
+    found: np.ndarray,
 ) -> None:
     for f in prange(len(values)):
         ratios = np.empty(len(first))
@@ -377,8 +373,8 @@ def _pair_effects(
             continue
         r = np.sort(ratios[:n])
         means[0, f], means[1, f] = total_a / n, total_b / n
-        mean[f], sd[f] = r.mean(), r.std()
-        median[f] = 0.5 * (r[(n - 1) // 2] + r[n // 2])
-        low[f], high[f] = r[int(0.025 * (n - 1))], r[int(np.ceil(0.975 * (n - 1)))]
-        beyond[f] = (np.abs(r) >= delta).sum() / n
-        above[f] = (r > 0).sum() / n
+        found[_MEAN, f], found[_SD, f] = r.mean(), r.std()
+        found[_MEDIAN, f] = 0.5 * (r[(n - 1) // 2] + r[n // 2])
+        found[_LOW, f], found[_HIGH, f] = r[int(0.025 * (n - 1))], r[int(np.ceil(0.975 * (n - 1)))]
+        found[_BEYOND, f] = (np.abs(r) >= delta).sum() / n
+        found[_ABOVE, f] = (r > 0).sum() / n
