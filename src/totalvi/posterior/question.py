@@ -304,12 +304,19 @@ class Fitted(Protocol):
         return tuple(known.index(str(name)) for name in wanted)
 
 
-def held_out_cells(model: Fitted, question: Question, *, all_of_them: bool = False) -> Question:
+def held_out_cells(
+    model: Fitted,
+    question: Question,
+    *,
+    all_of_them: bool = False,
+    data: CiteData | None = None,
+) -> Question:
     """Return the question about cells of the training data that the fit held out.
 
-    Those whose counts calibrated the fit are among them only with ``all_of_them``.
+    Those whose counts calibrated the fit are among them only with ``all_of_them``; ``data`` are the
+    training data where the model has none.
     """
-    data = model._training_data()
+    data = model._training_data() if data is None else data
     assert model.split is not None
     cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
     calibration = None if model._result is None else model._result.calibration

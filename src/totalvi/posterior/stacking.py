@@ -33,7 +33,7 @@ FEWEST_CELLS = 5  # with fewer cells that tell, a protein is predicted by the mo
 _N_COMPONENTS, _N_NEIGHBOURS = 50, 15
 _MOST_CELLS = 10_000  # of the training data; these are enough for components, ridge and neighbours
 _N_FOLDS = 5
-_PRIOR_CELLS = 50  # the weights of all proteins together count as much as this many cells of one
+_PRIOR_CELLS = 50  # equal weights of all predictors count as much as this many cells
 _PRIOR_LEVEL_CELLS = 20  # and so does the mean that the predictions have, for a protein's mean
 _FEWEST_TRAINED = 20  # with fewer cells that measured a protein, nothing is regressed on them
 _PENALTIES = np.logspace(-6, 0, 13)  # relative to the largest squared singular value
@@ -227,9 +227,9 @@ def alone(n_proteins: int) -> Stack:
 def fitted_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
     """Return the stack that predicts log(1 + count) of held-out cells best, protein by protein.
 
-    The weights minimise the squared error plus a penalty on their distance from those that are best for
-    all proteins together, which counts as much as 50 cells; none is negative. A protein's mean is that
-    of the cells, drawn to the mean of its predictions as by 20 cells.
+    The weights minimise the squared error plus a penalty on their distance from the mean of all
+    predictors, which counts as much as 50 cells; none is negative. A protein's mean is that of the
+    cells, drawn to the mean of its predictions as by 20 cells.
 
     Parameters
     ----------
@@ -238,27 +238,22 @@ def fitted_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
     observed
         Counts that were hidden, (N, t); NaN where a cell did not measure the protein.
     """
-    n_proteins = observed.shape[1]
-    stack, moments = alone(n_proteins), {}
-    for t in range(n_proteins):
+    stack = alone(observed.shape[1])
+    equal = np.full(len(predictions), 1 / len(predictions))
+    for t in range(observed.shape[1]):
         known = ~np.isnan(observed[:, t])
         logs, of_each = np.log1p(observed[known, t]), predictions[:, known, t]
-        if known.sum() >= FEWEST_CELLS and logs.std() > 0 and not np.isnan(of_each).any():
-            mean = of_each.mean(axis=1)
-            centred = (of_each - mean[:, None]) / logs.std() / np.sqrt(len(logs))
-            target = (logs - logs.mean()) / logs.std() / np.sqrt(len(logs))
-            moments[t] = (centred @ centred.T, centred @ target, len(logs), mean, logs.mean())
-    if not moments:
-        return stack
-    squares, products = (np.sum([m[i] for m in moments.values()], axis=0) for i in (0, 1))
-    together = _non_negative(squares, products)
-    for t, (square, product, n_cells, mean, level) in moments.items():
+        n_cells = len(logs)
+        if n_cells < FEWEST_CELLS or logs.std() == 0 or np.isnan(of_each).any():
+            continue
+        mean, level = of_each.mean(axis=1), logs.mean()
+        centred = of_each - mean[:, None]
+        square, product = centred @ centred.T / n_cells, centred @ (logs - level) / n_cells
         prior = np.diag(np.diag(square)) * _PRIOR_CELLS / n_cells
-        weights = _non_negative(square + prior, product + prior @ together)
-        stack.weights[:, t] = weights
+        weights = _non_negative(square + prior, product + prior @ equal)
         of_predictors = weights @ mean / weights.sum() if weights.sum() > 0 else level
         level += (of_predictors - level) * _PRIOR_LEVEL_CELLS / (n_cells + _PRIOR_LEVEL_CELLS)
-        stack.intercept[t] = level - weights @ mean
+        stack.weights[:, t], stack.intercept[t] = weights, level - weights @ mean
     return stack
 
 
