@@ -8,7 +8,7 @@ from typing import NamedTuple, Unpack, overload
 import numpy as np
 import pandas as pd
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, fingerprint
 from totalvi.data.describe import Data
 from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.fit.batches import Minibatch
@@ -32,7 +32,6 @@ from totalvi.posterior.protein_predictions import (
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, held_out_cells
 from totalvi.posterior.stacking import (
     OfPanel,
-    RnaPredictors,
     Stack,
     simple_predictors,
     stacked_proteins,
@@ -277,14 +276,16 @@ class ImputationQueries(Fitted):
         panels = _panels(everything, np.arange(everything.n_cells), np.any(lacking, axis=1))
         groups = latent_clusters(question) if clusters is None else _labels(question, clusters)
         names = self.schema.panel_names or self.schema.batch_names
-        rna = self._stackable(wanted) if stacked else None
+        known = self._known_data(question) if stacked else None
+        rna = None if known is None else simple_predictors(self, wanted.proteins, known)
         tables = {}
         for panel, batches in panels:
             of_panel = OfPanel(panel, batches, lacking[panel])
             if rna is None:
                 found = stacked_proteins(question, wanted, of_panel, None)
             else:
-                held_out = replace(held_out_cells(self, question, all_of_them=True), progress=False)
+                held_out = held_out_cells(self, question, all_of_them=True, data=known)
+                held_out = replace(held_out, progress=False)
                 found = stacked_proteins(held_out, wanted, of_panel, rna, only_stack=not own)
                 if own:
                     found = found.of_cells(_reporting(self, held_out))
@@ -307,11 +308,14 @@ class ImputationQueries(Fitted):
             )
         return result
 
-    def _stackable(self, wanted: ImputedBatches) -> RnaPredictors | None:
-        """Return what is stacked with the model, if cells that the fit held out can decide how."""
-        held_out = self.split is not None and len(self.split.validation) + len(self.split.test)
-        known = self._data is not None and self._mapping is None and held_out
-        return simple_predictors(self, wanted.proteins) if known else None
+    def _known_data(self, question: Question) -> CiteData | None:
+        """Return the training data, or those given that are the same, if some cells were held out."""
+        if self._mapping is not None or self.split is None or self._result is None:
+            return None
+        if not len(self.split.validation) + len(self.split.test):
+            return None
+        same = self._data is None and fingerprint(question.data) == self._result.fingerprint
+        return question.data if same else self._data
 
 
 def imputed_batches(

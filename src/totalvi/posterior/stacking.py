@@ -146,9 +146,14 @@ class RnaPredictors:
         return predicted.moved_to(log1p, rounding_noise(question, wanted, batch))
 
 
-def simple_predictors(model: Fitted, proteins: Features, *, in_all: bool = False) -> RnaPredictors:
-    """Return what predicts proteins beside a model, from the cells that trained it, or from all."""
-    data = model._training_data()
+def simple_predictors(
+    model: Fitted, proteins: Features, data: CiteData | None = None, *, in_all: bool = False
+) -> RnaPredictors:
+    """Return what predicts proteins beside a model, from the cells that trained it, or from all.
+
+    ``data`` are the training data where the model has none.
+    """
+    data = model._training_data() if data is None else data
     split = None if in_all else model.split
     training = np.arange(data.n_cells) if split is None else split.train
     return RnaPredictors(data, training, proteins.positions)
