@@ -19,8 +19,9 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.errors import DataError
-from totalvi.explorer.compare import MOST_CELLS, Comparer
-from totalvi.explorer.gates import Axis, Gate
+from totalvi.explorer.axes import Axis
+from totalvi.explorer.comparer import MOST_CELLS, Comparer
+from totalvi.explorer.gates import Gate
 from totalvi.explorer.run_cells import RunCells
 from totalvi.fit.batches import WINDOW
 from totalvi.fit.plan import DEFAULT_SIZES, choose_split

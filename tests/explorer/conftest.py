@@ -1,7 +1,9 @@
 """Folders of runs, small enough to make for the tests."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mudata
 import numpy as np
@@ -11,8 +13,17 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from explorer.mouse import CHROMIUM
+
 EVIL = "<script>alert(1)</script>"
 N_CELLS = 60
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
+    with playwright.sync_playwright() as client:
+        yield client.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +42,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data["rna"].layers["denoised"] = rna.to_numpy("float32")
         data["prot"].layers["denoised"] = protein.to_numpy("float32")
         data.obsm["X_umap"] = model.get_latent_representation(progress=False)[:, :2]
+        donor = np.arange(400) % 6
+        data.obs["donor"] = [f"donor {number}" for number in donor]
+        data.obs["treatment"] = np.where(donor % 2, "drug", "none")
         folder = tmp_path_factory.mktemp("explored") / "results"
         folder.mkdir()
         data.write(folder / "results.h5mu")
@@ -67,3 +81,39 @@ def folder(made_up: Path, tmp_path: Path) -> Path:
     """Return a folder with made-up results and no model."""
     shutil.copy(made_up, tmp_path)
     return tmp_path
+
+
+MARKERS = ("CD3", "CD19", "CD4", "CD8a", "CD14", "CD16")
+# Of T4, T8, B and two kinds of monocytes: which markers have many counts.
+TYPES = ((0, 2), (0, 3), (1,), (4,), (4, 5))
+N_BLOOD = 500
+EVIL_NAME = "<img src=x onerror=alert(3)>"
+
+
+@pytest.fixture(scope="session")
+def blood(tmp_path_factory: pytest.TempPathFactory) -> MuData:
+    """Return cells of blood with real names of markers, two donors and no model."""
+    rng = np.random.default_rng(3)
+    kind = rng.integers(0, len(TYPES), N_BLOOD)
+    high = np.array([[marker in shown for marker in range(6)] for shown in TYPES])[kind]
+    counts = rng.poisson(rng.gamma(4, np.where(high, 200, 2)))
+    obs = pd.DataFrame({"donor": rng.choice(["d1", "d2"], N_BLOOD), "kind": kind.astype(str)})
+    obs["bad_sample"] = obs["donor"] + EVIL_NAME
+    obs.index = [f"cell_{i}" for i in range(N_BLOOD)]
+    protein = AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs=obs.copy())
+    protein.var_names = [f"{name}_TotalSeqB" for name in MARKERS]
+    genes = rng.poisson(0.4 + 3 * high[:, :4])
+    rna = AnnData(sparse.csr_matrix(genes.astype(np.float32)), obs=obs.copy())
+    rna.var_names = ["CD3D", "MS4A1", "CD4", "CD8A"]
+    with mudata.set_options(pull_on_update=False):
+        mdata = MuData({"rna": rna, "prot": protein})
+        mdata.obs = obs
+    return mdata
+
+
+@pytest.fixture(scope="session")
+def blood_file(blood: MuData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("blood") / "blood.h5mu"
+    with mudata.set_options(pull_on_update=False):
+        blood.write(path)
+    return path

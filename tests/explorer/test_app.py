@@ -12,10 +12,12 @@ from bokeh.document import Document
 
 from totalvi.errors import DataError, FormatError
 from totalvi.explorer.app import Explorer
-from totalvi.explorer.compare import PARENT_REST, Compared
-from totalvi.explorer.panels import DENSITY, LEFT_RAW
+from totalvi.explorer.compare import PARENT_REST
+from totalvi.explorer.comparer import Compared
+from totalvi.explorer.gate_files import gates_to_json, read_gates
+from totalvi.explorer.panels import DENSITY
 from totalvi.explorer.server import open_in_browser
-from totalvi.explorer.workspace import Workspace, gates_to_json, open_workspace, read_gates
+from totalvi.explorer.workspace import Workspace, open_workspace
 
 BOX = ((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0))
 
@@ -66,7 +68,7 @@ def rows(page: Explorer) -> list[str]:
 def test_a_gate_is_counted_and_compared_with_all_others(page: Explorer) -> None:
     x, y = page.plots[0].places
     inside = (x >= 0) & (y >= 0) & (x < 9) & (y < 9)
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     answer(page)
     assert rows(page) == ["All cells", "Gate 1"]
     assert page.panel.table.source.data["cells"] == [str(len(x)), str(inside.sum())]
@@ -81,10 +83,10 @@ def test_a_gate_is_counted_and_compared_with_all_others(page: Explorer) -> None:
 
 
 def test_a_gate_inside_of_a_gate_is_compared_with_the_rest_of_its_parent(page: Explorer) -> None:
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     page.show_inside()
     right = tuple((x / 9 + 0.3, y) for x, y in BOX)
-    page.gate_drawn(page.plots[0], "lasso", right)
+    page.add_gate(page.plots[0], "lasso", right)
     page.differences.other.value = PARENT_REST
     answer(page)
     x, y = page.plots[0].places
@@ -97,7 +99,7 @@ def test_a_gate_inside_of_a_gate_is_compared_with_the_rest_of_its_parent(page: E
 
 
 def test_only_the_last_comparison_is_shown(page: Explorer) -> None:
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     page.select(None)
     answer(page)
     assert page.differences.said.text == "Draw or choose a gate."
@@ -106,7 +108,7 @@ def test_only_the_last_comparison_is_shown(page: Explorer) -> None:
 
 def test_a_closed_page_is_left_alone(page: Explorer) -> None:
     page.workspace.executor.submit(lambda: None).result()
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     answer(page)
     n_asked = len(page.workspace.comparer.groups)
     page._closed(None)
@@ -117,7 +119,7 @@ def test_a_closed_page_is_left_alone(page: Explorer) -> None:
 
 
 def test_names_edits_and_the_way_back(page: Explorer) -> None:
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     page.rename("T <b>cells")
     assert rows(page)[1] == "T <b>cells"
     page.rename("T/cells")
@@ -137,9 +139,9 @@ def test_names_edits_and_the_way_back(page: Explorer) -> None:
 
 
 def test_gates_that_overlap_are_compared_without_the_cells_of_both(page: Explorer) -> None:
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     right = tuple((x / 9 + 0.3, y) for x, y in BOX)
-    page.gate_drawn(page.plots[0], "lasso", right)
+    page.add_gate(page.plots[0], "lasso", right)
     page.differences.other.value = "Gate 1"
     answer(page)
     x, y = page.plots[0].places
@@ -168,7 +170,7 @@ def test_what_goes_wrong_is_said(page: Explorer, monkeypatch: pytest.MonkeyPatch
 
 def test_gates_are_saved_reloaded_and_kept(page: Explorer, folder: Path) -> None:
     assert page.workspace.keep_unsaved() == []
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     saved = page.history.now
     page.save()
     assert page.workspace.keep_unsaved() == []
@@ -195,11 +197,11 @@ def test_gates_are_saved_reloaded_and_kept(page: Explorer, folder: Path) -> None
 
 
 def test_each_page_has_its_own_gates(page: Explorer, workspace: Workspace) -> None:
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     other = Explorer(Document(), workspace)
     assert rows(other) == ["All cells"]
     assert "Restore unsaved" in other.panel.status.text
-    other.gate_drawn(other.plots[0], "rectangle", BOX)
+    other.add_gate(other.plots[0], "rectangle", BOX)
     other.rename("mine")
     page.undo()
     assert (rows(page), rows(other)[1]) == (["All cells"], "mine")
@@ -215,11 +217,11 @@ def test_each_page_has_its_own_gates(page: Explorer, workspace: Workspace) -> No
 
 
 def test_what_was_not_saved_is_offered_again(page: Explorer, folder: Path) -> None:
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     lost = page.history.now
     second = Explorer(Document(), page.workspace)
     assert second.panel.buttons["restore"].visible
-    second.gate_drawn(second.plots[0], "lasso", BOX)
+    second.add_gate(second.plots[0], "lasso", BOX)
     assert [path.name for path in page.workspace.keep_unsaved()] == [
         "gates_unsaved.json", "gates_unsaved_2.json",
     ]  # fmt: skip
@@ -244,7 +246,7 @@ def test_what_was_not_saved_is_offered_again(page: Explorer, folder: Path) -> No
 def test_a_name_is_no_formula(page: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
     monkeypatch.setattr(page.panel, "download", lambda *given: kept.append(given[-1]))
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     for name in ("=1+1", "+1", "-1", "@x"):
         page.rename(name)
         page.download_csv()
@@ -270,18 +272,22 @@ def test_who_lists_processes_does_not_see_the_address(
 
 
 def test_axes_and_colors_are_those_chosen(page: Explorer) -> None:
-    page.view.left.value = LEFT_RAW
-    page.view.scale.value = "log"
     proteins = page.cells.protein_names
+    first, second = page.plots.cards[:2]
+    first.x.value, first.y.value = proteins[0], "2 (gene)"
+    first.values.value, first.scale.value = "raw counts", "log"
     raw = page.cells.values("protein_raw", proteins[0])
     np.testing.assert_allclose(page.plots[0].places[0], np.log10(1 + raw), rtol=1e-6)
+    genes = page.cells.values("gene_raw", "2")
+    np.testing.assert_allclose(page.plots[0].places[1], np.log10(1 + genes), rtol=1e-6)
+    second.y.value = proteins[1]
     denoised = page.cells.values("protein_denoised", proteins[1])
-    np.testing.assert_allclose(page.plots[1].places[1], np.log10(1 + denoised), rtol=1e-6)
+    np.testing.assert_allclose(page.plots[1].places[1], np.arcsinh(denoised / 5), rtol=1e-6)
     for name in (DENSITY, "2 (gene, denoised)", "leiden_totalvi (annotation)"):
-        page.view.color.value = name
-        assert page.color_bar.visible == ("gene" in name)
+        page.plots.view.color.value = name
+        assert page.plots.color_bar.visible == ("gene" in name)
     page._feature_chosen("protein", proteins[1])
-    assert page.view.color.value == f"{proteins[1]} (protein, denoised)"
+    assert page.plots.view.color.value == f"{proteins[1]} (protein, denoised)"
 
 
 def test_a_window_at_rest_is_drawn_once(page: Explorer) -> None:
@@ -296,7 +302,7 @@ def test_a_window_at_rest_is_drawn_once(page: Explorer) -> None:
 def test_unsaved_gates_that_cannot_be_shown_are_left_with_a_note(
     page: Explorer, folder: Path
 ) -> None:
-    page.gate_drawn(page.plots[0], "rectangle", BOX)
+    page.add_gate(page.plots[0], "rectangle", BOX)
     lost = page.history.now
     text = gates_to_json(lost)
     axis = lost.gates[0].axes[0].name
@@ -323,10 +329,10 @@ def test_unsaved_gates_that_cannot_be_shown_are_left_with_a_note(
 def test_servers_keep_the_unsaved_gates_of_each_other(page: Explorer, folder: Path) -> None:
     other = open_workspace(folder)
     with other.cells:
-        page.gate_drawn(page.plots[0], "rectangle", BOX)
+        page.add_gate(page.plots[0], "rectangle", BOX)
         (first,) = page.workspace.keep_unsaved()
         visit = Explorer(Document(), other)
-        visit.gate_drawn(visit.plots[0], "lasso", BOX)
+        visit.add_gate(visit.plots[0], "lasso", BOX)
         (second,) = other.keep_unsaved()
         assert [read_gates(path) for path in (first, second)] == [
             page.history.now,
@@ -339,3 +345,20 @@ def test_servers_keep_the_unsaved_gates_of_each_other(page: Explorer, folder: Pa
         assert other.keep_unsaved() == []
         assert list(folder.glob("gates_unsaved*")) == [first]
     other.executor.shutdown()
+
+
+def test_proposed_gates_are_edited_like_others(workspace: Workspace) -> None:
+    assert not Explorer(Document(), workspace).panel.buttons["propose"].visible
+    workspace.proposed_path.write_text(
+        "gate,parent,kind,feature,low,high\nT,,protein_raw,CD3,9,\nsure,T,protein_denoised,CD3,5,\n"
+    )
+    page = Explorer(Document(), workspace)
+    assert page.panel.buttons["propose"].visible
+    page.propose()
+    assert rows(page) == ["All cells", "T", "sure"]
+    page.select("T")
+    page.delete()
+    assert rows(page) == ["All cells"]
+    workspace.proposed_path.write_text("gate,parent\n")
+    page.propose()
+    assert "lacks the columns kind" in page.panel.status.text

@@ -2,11 +2,6 @@
 
 import asyncio
 import json
-import re
-import shutil
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine, Iterator
@@ -24,107 +19,47 @@ from matplotlib.path import Path as Outline
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from explorer.mouse import (
+    BETWEEN_CLICKS_MS,
+    BOXES,
+    CHROMIUM,
+    NAMED,
+    SAID,
+    SHOWN_FEATURES,
+    STATUS,
+    TABLE,
+    TREE,
+    VALUE,
+    WAIT_MS,
+    WINDOW,
+    drag,
+    explored,
+    kept,
+    opened,
+    place,
+    wait_for_gates,
+)
+from totalvi.explorer.axes import tidy_names
 from totalvi.explorer.server import open_in_browser
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium"),
 ]
 EVIL = "<script>alert(1)</script>"  # the first protein of `run_folder`
-NAMED = "Bokeh.documents[0].get_model_by_name"
-PLACE = f"""([name, x, y]) => {{
-  const view = Bokeh.index.find_one({NAMED}(name));
-  view.el.scrollIntoView({{block: "center"}});
-  const box = view.canvas_view.el.getBoundingClientRect();
-  return [box.left + view.frame.x_scale.compute(x), box.top + view.frame.y_scale.compute(y)];
-}}"""
-BOXES = f"""(names) => names.map((name) => {{
-  const box = Bokeh.index.find_one({NAMED}(name)).el.getBoundingClientRect();
-  return [box.left, box.top, box.right, box.bottom];
-}})"""
-WINDOW = f"""(name) => {{
-  const {{x_range, y_range}} = {NAMED}(name);
-  return [x_range.start, x_range.end, y_range.start, y_range.end];
-}}"""
-TREE = f"() => {NAMED}('gate_tree').source.data"
-TABLE = f"""() => Object.fromEntries(Object.entries({NAMED}('differences').source.data)
-  .map(([name, column]) => [name, Array.from(column)]))"""
-SHOWN_FEATURES = f"""() => {{
-  const table = Bokeh.index.find_one({NAMED}('differences')).shadow_el;
-  return Array.from(table.querySelectorAll(".slick-cell.l0")).map((cell) => cell.innerText);
-}}"""
-SAID = f"() => {NAMED}('compared').text"
-STATUS = f"() => {NAMED}('status').text"
-WAIT_MS = 120_000
-BETWEEN_CLICKS_MS = 500  # two sooner ones are a double click
 
 
 @pytest.fixture(scope="module")
 def url(run_folder: Path) -> Iterator[str]:
-    options = ["explore", str(run_folder), "--no-browser", "--port", "0"]
-    command = [sys.executable, "-m", "totalvi", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            lines = iter(server.stdout.readline, "")
-            yield next(found[0] for line in lines if (found := re.search(r"http://\S+", line)))
-        finally:
-            server.send_signal(signal.SIGINT)  # Ctrl-C
-            printed = server.stdout.read()
-            assert server.wait(60) == 0
-            assert printed.endswith("stopped\n")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as client:
-        yield client.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with explored(run_folder) as address:
+        yield address
 
 
 @pytest.fixture
 def page(browser: "playwright.Browser", url: str) -> Iterator["playwright.Page"]:
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(WAIT_MS)
-    problems: list[str] = []
-    page.on(
-        "console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None
-    )
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("dialog", lambda dialog: problems.append(f"a script ran: {dialog.message}"))
-    page.on("request", lambda r: problems.append(r.url) if "127.0.0.1" not in r.url else None)
-    page.goto(url)
-    page.wait_for_function("() => window.Bokeh?.documents[0]?.is_idle")
-    yield page
-    page.close()
-    assert [p for p in problems if not p.startswith(("data:", "blob:"))] == []
-
-
-def place(page: "playwright.Page", plot: str, x: float, y: float) -> tuple[float, float]:
-    """Return where the mouse must go."""
-    across, down = page.evaluate(PLACE, [plot, float(x), float(y)])
-    return across, down
-
-
-def drag(page: "playwright.Page", plot: str, *corners: tuple[float, float]) -> None:
-    places = [place(page, plot, *corner) for corner in corners]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for corner in places[1:]:
-        page.mouse.move(*corner, steps=3)
-    page.mouse.up()
-
-
-def wait_for_gates(page: "playwright.Page", number: int) -> dict[str, list[str]]:
-    page.wait_for_function(f"() => ({TREE})().gate.length === {number + 1}")
-    return page.evaluate(TREE)
-
-
-def kept(page: "playwright.Page", button: str) -> Path:
-    with page.expect_download() as download:
-        page.get_by_role("button", name=button, exact=True).click()
-    return download.value.path()
+    with opened(browser, url) as shown:
+        yield shown
 
 
 def inside(gate: dict[str, Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -137,10 +72,12 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
     from totalvi.model import Model
 
     mdata = mudata.read_h5mu(run_folder / "results.h5mu")
-    x, y = np.arcsinh(mdata["prot"].layers["denoised"][:, :2] / 5).T
-    left, right, bottom, top = page.evaluate(WINDOW, "right")
+    full = {tidy: name for name, tidy in tidy_names(list(mdata["prot"].var_names)).items()}
+    shown = [full[page.evaluate(VALUE, f"{side}_2")] for side in "xy"]
+    x, y = np.arcsinh(mdata["prot"][:, shown].layers["denoised"] / 5).T
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_2")
     border, pixel = float(np.median(x)), (right - left) / 300
-    drag(page, "right", (border, bottom + pixel), (right - pixel, top - pixel))
+    drag(page, "plot_2", (border, bottom + pixel), (right - pixel, top - pixel))
     tree = wait_for_gates(page, 1)
     gate = json.loads(kept(page, "JSON").read_text())["gates"][0]
     assert gate["shape"] == "rectangle"
@@ -175,11 +112,11 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
 
 
 def test_a_second_comparison_is_shown_though_it_has_as_many_rows(page: "playwright.Page") -> None:
-    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
     centre, pixel = ((left + right) / 2, (bottom + top) / 2), (right - left) / 300
     shown = []
     for corner in ((centre[0], top - pixel), (right - pixel, centre[1])):  # left half, lower half
-        drag(page, "left", (left + pixel, bottom + pixel), corner)
+        drag(page, "plot_1", (left + pixel, bottom + pixel), corner)
         number = len(shown) + 1
         wait_for_gates(page, number)
         for word in ("Compared", f"Gate {number}"):
@@ -195,9 +132,9 @@ def test_a_second_comparison_is_shown_though_it_has_as_many_rows(page: "playwrig
 def test_two_pages_have_gates_of_their_own(
     page: "playwright.Page", browser: "playwright.Browser", url: str
 ) -> None:
-    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
     middle, pixel = (left + right) / 2, (right - left) / 300
-    drag(page, "left", (middle, bottom + pixel), (right - pixel, top - pixel))
+    drag(page, "plot_1", (middle, bottom + pixel), (right - pixel, top - pixel))
     wait_for_gates(page, 1)
     other = browser.new_page()
     other.set_default_timeout(WAIT_MS)
@@ -226,9 +163,9 @@ def test_the_file_for_the_browser_leads_to_the_page(
 
 
 def test_names_from_data_are_text(page: "playwright.Page") -> None:
-    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
     middle, pixel = (left + right) / 2, (right - left) / 300
-    drag(page, "left", (middle, bottom + pixel), (right - pixel, top - pixel))
+    drag(page, "plot_1", (middle, bottom + pixel), (right - pixel, top - pixel))
     wait_for_gates(page, 1)
     page.get_by_label("Name of the gate").fill("<img src=x onerror=alert(2)>")
     page.keyboard.press("Enter")
@@ -245,12 +182,12 @@ def test_polygon_and_lasso_are_drawn_nested_saved_and_reloaded(
     page: "playwright.Page", run_folder: Path
 ) -> None:
     umap = mudata.read_h5mu(run_folder / "results.h5mu").obsm["X_umap"]
-    left, right, bottom, top = page.evaluate(WINDOW, "left")
+    left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
     middle = ((left + right) / 2, (bottom + top) / 2)
     reach = (0.35 * (right - left), 0.35 * (top - bottom))
     page.get_by_role("button", name="Polygon", exact=True).click()
     for x, y in ((-1, -1), (1, -1), (1, 1), (-0.5, 0.8)):
-        at = place(page, "left", middle[0] + x * reach[0], middle[1] + y * reach[1])
+        at = place(page, "plot_1", middle[0] + x * reach[0], middle[1] + y * reach[1])
         page.mouse.click(*at)
         page.wait_for_timeout(BETWEEN_CLICKS_MS)
     page.mouse.dblclick(*at)
@@ -259,7 +196,7 @@ def test_polygon_and_lasso_are_drawn_nested_saved_and_reloaded(
     page.get_by_role("button", name="Lasso", exact=True).click()
     angle = np.linspace(0, 6, 30)
     circle = np.c_[np.cos(angle) * reach[0] / 2 + middle[0], np.sin(angle) * reach[1] + middle[1]]
-    drag(page, "left", *map(tuple, circle))
+    drag(page, "plot_1", *map(tuple, circle))
     tree = wait_for_gates(page, 2)
 
     outer, inner = json.loads(kept(page, "JSON").read_text())["gates"]
@@ -287,8 +224,9 @@ def test_nothing_overlaps_on_a_narrow_screen(page: "playwright.Page") -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_timeout(BETWEEN_CLICKS_MS)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
-    names = ["compare_with", "find_feature", "compared", "shown", "left_plot", "quantity", "scale",
-             "Horizontal_protein", "Vertical_protein", "color"]  # fmt: skip
+    names = ["compare_with", "find_feature", "compared", "shape", "samples", "sample", "color",
+             "button_more", "x_1", "y_1", "values_1", "scale_1", "style_1", "cells_1", "close_1",
+             "x_2", "y_2", "population_value", "button_populations"]  # fmt: skip
     boxes = page.evaluate(BOXES, names)
     for i, (left, top, right, bottom) in enumerate(boxes):
         assert 0 <= left < right <= 390

@@ -11,9 +11,11 @@ from anndata.io import read_elem
 
 from totalvi.data.counts import SparseOnDisk
 from totalvi.errors import OutputError, ReadError
-from totalvi.explorer.gates import Axis, Gate, Gating
-from totalvi.explorer.plot import draw_cells, rgba
-from totalvi.explorer.run_cells import RunCells, gate_columns, write_gated
+from totalvi.explorer.axes import Axis
+from totalvi.explorer.drawn_cells import draw_cells, rgba
+from totalvi.explorer.gated_results import gate_columns, write_gated
+from totalvi.explorer.gates import Gate, Gating
+from totalvi.explorer.run_cells import RunCells
 
 N = 60
 PROTEINS = ["CD3", "<script>alert(1)</script>"]

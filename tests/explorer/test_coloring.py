@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from totalvi.explorer.plot import rgba
-from totalvi.explorer.run_cells import color_cells
+from totalvi.explorer.coloring import color_cells
+from totalvi.explorer.drawn_cells import rgba
 from totalvi.figures.style import BACKGROUND, category_colors
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from totalvi.errors import DataError
-from totalvi.explorer.compare import SEED, Compared, ComparePanel, Comparer, _drawn, columns_of
+from totalvi.explorer.compare import CONDITIONS, ComparePanel, columns_of
+from totalvi.explorer.comparer import SEED, Compared, Comparer, Design, _drawn
 from totalvi.explorer.run_cells import RunCells
 
 
@@ -64,7 +65,7 @@ def table() -> pd.DataFrame:
 
 
 def test_what_is_shown_is_what_the_table_says() -> None:
-    shown = columns_of(table())
+    shown = columns_of(table(), {})
     assert shown["what"].tolist() == ["gene", "protein", "gene", "protein"]
     assert shown["kind"].tolist() == [1, 2, 0, 0]
     np.testing.assert_array_equal(shown["log_odds"], [12, 2, -12, np.nan])
@@ -73,7 +74,7 @@ def test_what_is_shown_is_what_the_table_says() -> None:
 
 def test_the_table_is_searched_and_a_row_is_handed_on() -> None:
     chosen: list[tuple[str, str]] = []
-    panel = ComparePanel(lambda: None, lambda *feature: chosen.append(feature))
+    panel = ComparePanel(lambda: None, lambda *feature: chosen.append(feature), {}, {})
     panel.show(Compared(table(), 3, 4, 3, 4, True))
     assert panel.volcano.x_range.start <= -3 < 3 <= panel.volcano.x_range.end
     panel.search.value_input = " cd3"
@@ -81,3 +82,61 @@ def test_the_table_is_searched_and_a_row_is_handed_on() -> None:
     panel.source.selected.indices = [1]
     panel.source.selected.indices = [0]
     assert chosen == [("protein", "CD3"), ("rna", "CD3D")]
+
+
+def test_conditions_are_compared_over_samples(run_folder: Path) -> None:
+    from totalvi.model import Model
+
+    design = Design("donor", "treatment", "drug", "none")
+    inside = np.arange(400) % 4 > 0
+    parent = np.arange(400) % 9 > 0
+    with RunCells(run_folder) as cells:
+        comparer = Comparer(cells)
+        found = comparer.compare_conditions(inside & parent, parent, design)
+        mdata = cells.counts_of(np.flatnonzero(inside & parent))
+        expected = Model.load(run_folder / "model.totalvi").differential_expression(
+            mdata, sample_key="donor", condition_key="treatment", group1="drug", group2="none",
+            progress=False,
+        )  # fmt: skip
+        whole = comparer.compare_conditions(parent, parent, design)
+        with pytest.raises(DataError, match="choose two columns"):
+            comparer.compare_conditions(inside, parent, design._replace(condition_key="donor"))
+        with pytest.raises(DataError, match="has no cells"):
+            comparer.compare_conditions(np.zeros(400, dtype=bool), parent, design)
+    pd.testing.assert_frame_equal(found.table, expected)
+    assert whole.abundance is None
+    share = found.abundance.loc["inside"]
+    shares = [
+        np.mean([(inside & parent & d).sum() / (parent & d).sum() for d in donors])
+        for donors in (
+            [np.arange(400) % 6 == k for k in (1, 3, 5)], [np.arange(400) % 6 == k for k in (0, 2, 4)]
+        )
+    ]  # fmt: skip
+    np.testing.assert_allclose([share["share1"], share["share2"]], shares)
+    sentence = found.sentence()
+    assert sentence.startswith("Compared drug (3 samples) with none (3). Share of the parent: ")
+    assert f"p = {share['p_value']:.2g}" in sentence
+    shown = columns_of(found.table, {})
+    np.testing.assert_array_equal(shown["proba"], found.table["p_adjusted"])
+    is_gene = found.table["modality"] == "rna"
+    np.testing.assert_allclose(
+        shown["raw1"], found.table["scale1"] * np.where(is_gene, 1e4, 1), equal_nan=True
+    )
+
+
+def test_conditions_are_chosen_from_pairs() -> None:
+    asked: list[Design] = []
+    panel = ComparePanel(
+        lambda: asked.append(panel.design), lambda *_: None,
+        {"donor": ["d1", "d2", "d3"], "treatment": ["drug", "none"]}, {},
+    )  # fmt: skip
+    assert not panel.pair.visible
+    panel.other.value = CONDITIONS
+    assert panel.pair.visible
+    assert asked == [Design("donor", "treatment", "none", "drug")]
+    panel.pair.value = "1"
+    assert asked[-1] == Design("donor", "treatment", "drug", "none")
+    panel.condition.value = "donor"
+    assert len(panel.pair.options) == 6
+    panel.offer(["Gate 1"])
+    assert panel.other.value == CONDITIONS

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 
 from totalvi.errors import DataError
+from totalvi.explorer.axes import Axis
+from totalvi.explorer.gate_shapes import inside_polygon
 from totalvi.explorer.gates import (
     MOST_GATES,
     MOST_VERTICES,
-    Axis,
     Gate,
     Gating,
     counts,
     deepest,
-    inside_polygon,
     members,
 )
 

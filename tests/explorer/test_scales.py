@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from totalvi.explorer.gates import SCALES, from_scale, scale_ticks, to_scale
+from totalvi.explorer.axes import SCALES, from_scale, scale_ticks, to_scale
 
 
 @pytest.mark.parametrize("scale", SCALES)

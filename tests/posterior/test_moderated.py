@@ -87,6 +87,18 @@ def test_the_prior_of_the_variances_is_recovered(df: float) -> None:
     np.testing.assert_allclose(posterior_df, 8 + df, rtol=0.1)
 
 
+def test_few_features_do_not_make_small_p_values_frequent() -> None:
+    """The degrees of freedom of their prior are uncertain, and too many of them cut the tails."""
+    rng = np.random.default_rng(5)
+    design = np.column_stack([np.repeat([1.0, 0.0], 3), np.ones(6)])
+    p_value = np.empty((1000, 20))
+    for number in range(len(p_value)):
+        sd = np.sqrt(0.04 * 8 / rng.chisquare(8, 20))
+        p_value[number] = compare_samples(rng.normal(0, sd, (6, 20)), np.zeros((6, 20)), design)[3]
+    assert (p_value < 0.002).sum() < 1.45 * 0.002 * p_value.size
+    assert (p_value < 0.05).mean() == pytest.approx(0.05, rel=0.15)
+
+
 def test_equal_variances_are_pooled() -> None:
     rng = np.random.default_rng(4)
     variance = rng.chisquare(4, 5000) / 4
@@ -94,7 +106,7 @@ def test_equal_variances_are_pooled() -> None:
     posterior, df = moderate(variance, np.full(5000, 4.0), prior)
     np.testing.assert_allclose(posterior, 1, rtol=0.1)
     assert df.min() > 50
-    pooled = moderate(variance, np.full(5000, 4.0), VariancePrior(np.inf, np.ones(5000)))
+    pooled = moderate(variance, np.full(5000, 4.0), VariancePrior(1e12, np.ones(5000)))
     np.testing.assert_array_equal(pooled[1], 20_000)
 
 

@@ -24,12 +24,19 @@ Counts = Annotated[
 
 
 def explore(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What `totalvi run` wrote.", show_default=False)
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Folder that `totalvi run` wrote, or a file of counts such as .h5mu or .h5ad.",
+            show_default=False,
+        ),
     ],
     gates: Annotated[
         Path | None,
-        options.text("--gates", "FILE", "Gates to start with; default: those saved in DIR."),
+        options.text(
+            "--gates", "FILE", "Gates to start with, of JSON or Gating-ML; default: saved ones."
+        ),
     ] = None,
     port: Annotated[
         int | None,
@@ -44,33 +51,36 @@ def explore(
         bool, typer.Option("--no-browser", help="Only print the address.")
     ] = False,
 ) -> None:
-    """Gate the cells of a run in the browser, and compare them.
+    """Gate the cells of a run, or of a file, in the browser, and compare them.
 
     Opens a page in your browser. Only this machine serves it, and only to users who have the printed
-    address. Ctrl-C stops it. Unsaved gates are then kept in DIR/gates_unsaved.json, and offered when
-    the command is started again.
+    address. Ctrl-C stops it. Unsaved gates are then kept in gates_unsaved.json, and offered when the
+    command is started again. A file of counts needs no model: raw and transformed counts are shown.
 
     \b
     Examples:
       totalvi explore totalvi-demo
       totalvi explore results --gates other_results/gates.json
+      totalvi explore cells.h5mu
       totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
     """
     from totalvi.explorer.server import open_in_browser, serving
     from totalvi.explorer.workspace import open_workspace
 
-    workspace = open_workspace(folder, gates)
+    workspace = open_workspace(path, gates)
     for note in workspace.notes:
         typer.echo(f"note: {note}")
     try:
         with serving(workspace, port) as server:
             n_cells, n_gates = workspace.cells.n_cells, len(workspace.saved.gates)
-            typer.echo(f"{folder}: {n_cells:,} cells, {n_gates} gates")
+            typer.echo(f"{path}: {n_cells:,} cells, {n_gates} gates")
             typer.echo(f"open     {server.url}")
             typer.echo("to stop  press Ctrl-C here")
             if workspace.unsaved():
                 typer.echo("note: gates of an earlier visit were not saved; the page offers them")
-            opening = nullcontext() if no_browser else open_in_browser(server.url, folder)
+            opening = (
+                nullcontext() if no_browser else open_in_browser(server.url, workspace.cells.folder)
+            )
             with opening:
                 server.run()
     finally:  # a terminated server also keeps them

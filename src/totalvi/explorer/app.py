@@ -1,43 +1,26 @@
-"""The page of the explorer: its reactions when a gate is drawn, selected, saved or compared."""
+"""The page of the explorer: its reactions when a gate is drawn, changed, selected or compared."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial, wraps
+from functools import partial
 from html import escape
 from importlib.resources import files
+from typing import Any
 
+import numpy as np
 from bokeh.core.templates import get_env
 from bokeh.document import Document
-from bokeh.models import Div, LinearColorMapper
 
-from totalvi.errors import OutputError, TotalviError
-from totalvi.explorer.compare import Compared, ComparePanel, other_cells
-from totalvi.explorer.gates import Axis, Gate, Gating, Scale, Shape, counts, members
-from totalvi.explorer.panels import (
-    ALL_CELLS,
-    DENSITY,
-    LEFT_MAP,
-    LEGEND_STYLE,
-    QUANTITIES,
-    GatePanel,
-    ViewPanel,
-    decoded,
-    show_scale,
-)
-from totalvi.explorer.plot import CellPlot, Corners
-from totalvi.explorer.run_cells import (
-    Coloring,
-    color_cells,
-    color_choices,
-    gate_columns,
-    without_formulas,
-    write_gated,
-)
-from totalvi.explorer.workspace import Workspace, gates_from_json, gates_to_json, read_gates
-from totalvi.figures.cell_maps import VALUE_PALETTE, add_color_bar
-
-GATED_FILE = "results_gated.h5mu"
-_REDRAW_AFTER_MS = 60
+from totalvi.explorer.axes import AxisChoices
+from totalvi.explorer.coloring import is_number
+from totalvi.explorer.compare import CONDITIONS, ComparePanel, other_cells
+from totalvi.explorer.filing import GatePage, told
+from totalvi.explorer.gate_shapes import shape_of_box, shape_of_lasso
+from totalvi.explorer.gates import PARTS, Gate, Operand, Point, Shape, Vertices, counts, members
+from totalvi.explorer.panels import GatePanel
+from totalvi.explorer.plot import CellPlot, Events, Stage
+from totalvi.explorer.plots import Plots
+from totalvi.explorer.populations import PopulationPanel, population_table
+from totalvi.explorer.workspace import Workspace
 
 
 def _template() -> str:
@@ -45,21 +28,7 @@ def _template() -> str:
     return page.read_text(encoding="utf-8")
 
 
-def _told(action: Callable[..., None]) -> Callable[..., None]:
-    """Show errors of an action on the page."""
-
-    @wraps(action)
-    def tried(self: "Explorer", *arguments: object) -> None:
-        try:
-            action(self, *arguments)
-        except (TotalviError, OSError) as error:
-            self.say(str(error), problem=True)
-            self.refresh()
-
-    return tried
-
-
-class Explorer:
+class Explorer(GatePage):
     """The page of one visit.
 
     Parameters
@@ -73,327 +42,273 @@ class Explorer:
     def __init__(self, document: Document, workspace: Workspace) -> None:
         self.document, self.workspace = document, workspace
         self.cells, self.history = workspace.cells, workspace.visit()
-        self._is_replacing = False  # what another page has saved
-        self.shown: str | None = None  # the gate whose cells are shown
         self.selected: str | None = None  # the gate that is compared
         self._asked = 0  # comparisons, of which only the last is shown
-        self._redraws: dict[str, object] = {}
-        self._choices = color_choices(self.cells)
-        self.plots = [
-            CellPlot(side, self.gate_drawn, self._window_moved) for side in ("left", "right")
-        ]
-        self.mapper = LinearColorMapper(palette=list(VALUE_PALETTE), low=0.0, high=1.0)
-        self.color_bar = add_color_bar(self.plots[0].figure, self.mapper)
-        self.legend = Div(
-            text="", name="legend", sizing_mode="stretch_width", stylesheets=[LEGEND_STYLE]
-        )
-        self.view = ViewPanel(
-            list(self.cells.protein_names),
-            list(self._choices),
-            [word for word, kind in QUANTITIES.items() if kind in self.cells.kinds],
-            self.plots,
-            on_axes=self._axes_chosen,
-            on_colors=self._colors_chosen,
-            on_shown=self._shown_chosen,
-        )
+        numbers = [c for c in map(str, self.cells.obs) if is_number(self.cells.obs[c])]
+        self.choices = AxisChoices(
+            list(map(str, self.cells.protein_names)), list(map(str, self.cells.gene_names)), numbers,
+            self.cells.kinds, self.cells.umap is not None,
+        )  # fmt: skip
+        events = Events(self.gate_drawn, self.tapped, self.dragged, self._window_moved)
+        self.plots = Plots(self.cells, self.choices, events, self._views_chosen)
         self.panel = GatePanel(
             {
                 "select": self.select, "rename": self.rename, "load": self.load,
-                "inside": self.show_inside, "delete": self.delete, "undo": self.undo,
-                "redo": self.redo, "save": self.save, "reload": self.reload,
-                "restore": self.restore,
-                "csv": self.download_csv, "json": self.download_json, "h5mu": self.write_h5mu,
+                "inside": self.show_inside, "backgate": self.backgate, "delete": self.delete,
+                "probability": self.show_probability, "combine": self.combine,
+                "undo": self.undo, "redo": self.redo, "save": self.save, "reload": self.reload,
+                "restore": self.restore, "propose": self.propose,
+                "csv": self.download_csv, "json": self.download_json,
+                "h5mu": self.write_h5mu, "xml": self.download_gating_ml, "fcs": self.write_fcs,
             }
         )  # fmt: skip
-        self.differences = ComparePanel(self.compare, self._feature_chosen)
-        self._is_open = True
+        self.populations = PopulationPanel(self.download_populations)
+        values = {column: self.cells.samples(column).names for column in self.cells.sample_columns}
+        self.differences = ComparePanel(
+            self.compare, self._feature_chosen, values, self.choices.tidy
+        )
         document.on_session_destroyed(self._closed)
         self._lay_out()
-        self._set_axes()
-        self._set_colors()
         self.refresh()
+        self.compare()
         if workspace.unsaved(self.history):
             self.say("Gates of another visit were not saved: Restore unsaved shows them.")
 
     def _lay_out(self) -> None:
-        document, plots = self.document, self.plots
+        document = self.document
         for root in (
-            self.panel.layout(), self.view.layout(), plots[0].figure, plots[1].figure, self.legend,
-            self.differences.controls, self.differences.volcano, self.differences.table,
+            self.panel.layout(), *self.plots.roots(), self.populations.layout(),
+            self.populations.figure, self.differences.controls, self.differences.volcano,
+            self.differences.table,
         ):  # fmt: skip
             document.add_root(root)
-        document.title = f"{self.cells.folder.resolve().name} - totalvi explorer"
+        name = self.cells.prefix.removesuffix(".") or self.cells.folder.resolve().name
+        document.title = f"{name} - totalvi explorer"
         document.template = get_env().from_string(_template())
-        document.template_variables["run_name"] = self.cells.folder.resolve().name
+        document.template_variables["run_name"] = name
         document.template_variables["n_cells"] = self.cells.n_cells
+        document.template_variables["cards"] = [card.root.name for card in self.plots.cards]
+        without = " There is no model of these cells: "
+        without += "denoised values, differences and probabilities need the results of totalvi run."
+        document.template_variables["note"] = "" if self.cells.model_path else without
 
     def _closed(self, _session_context: object) -> None:
         self._is_open = False
         self._asked += 1  # nobody waits for what is being compared
 
-    @_told
-    def gate_drawn(self, plot: CellPlot, shape: Shape, corners: Corners) -> None:
-        """Add a gate inside of the cells shown, and compare its cells."""
-        gating = self.history.now
-        gate = Gate(gating.free_name(), plot.axes, corners, self.shown, shape)
-        self._change(gating.add(gate), gate.name)
+    def gate_drawn(self, plot: CellPlot, geometry: dict[str, Any]) -> None:
+        """Add the gate that the mouse drew, in the coordinates of the plot."""
+        shape: Any = self.plots.view.shape
+        if geometry["type"] == "poly":
+            found = shape_of_lasso(geometry["x"], geometry["y"])
+            if found is not None:
+                self.add_gate(plot, *found)
+            return
+        shape = "range" if len(plot.axes) == 1 else shape
+        shape = shape if shape in ("ellipse", "range") else "rectangle"
+        left, right = sorted((float(geometry["x0"]), float(geometry["x1"])))
+        bottom, top = sorted((float(geometry["y0"]), float(geometry["y1"])))
+        if left < right and (bottom < top or shape == "range"):  # else a mere click
+            self.add_gate(plot, shape, shape_of_box(shape, left, bottom, right, top))
 
-    @_told
+    @told
+    def add_gate(self, plot: CellPlot, shape: Shape, vertices: Vertices) -> None:
+        """Add a gate inside of the cells that a plot shows, and compare its cells."""
+        name, parent = self.history.now.free_name(), self.plots.card_of(plot).shown
+        axes = plot.axes[:1] if shape == "range" else plot.axes
+        self._change(self.history.now.add(Gate(name, axes, vertices, parent, shape)), name)
+
+    @told
+    def tapped(self, plot: CellPlot, place: Point) -> None:
+        """Add four quadrants about a place, or select the gate there that is to be edited."""
+        shape, gating = self.plots.view.shape, self.history.now
+        if shape == "edit":
+            name = self.plots.gate_at(plot, place, self.selected)
+            if name is not None and name != self.selected:
+                self.select(name)
+        elif shape == "quadrants" and len(plot.axes) == 2:
+            parent = self.plots.card_of(plot).shown
+            words = [self.choices.label(axis).replace("/", "|") for axis in plot.axes]
+            gates = []
+            for part in PARTS:
+                name = " ".join(f"{word}{side}" for word, side in zip(words, part, strict=True))
+                name = gating.free_name(name) if name in gating.names else name
+                gates.append(Gate(name, plot.axes, (place,), parent, "quadrant", part))
+            self._change(gating.add(*gates), gates[-1].name)
+
+    @told
+    def dragged(self, plot: CellPlot, stage: Stage, place: Point) -> None:
+        """Move the gate under the mouse, or reshape the selected one by a handle."""
+        if self.plots.view.shape != "edit":
+            return
+        gating = self.history.now
+        if stage == "start":
+            grabbed = self.plots.grab(plot, place, self.selected, gating)
+            if grabbed is not None and grabbed != self.selected:
+                self.selected = grabbed
+                self.refresh()
+            return
+        vertices = self.plots.drag(plot, place)
+        if vertices is None or self.selected not in gating.names:
+            return
+        changed = gating.place(self.selected, vertices, self.plots.view.chosen_sample)
+        if stage == "on":
+            self.plots.outline(plot, changed)
+            return
+        self.plots.release()
+        self._change(changed, self.selected)
+
+    @told
+    def combine(self, how: str, other: str | None) -> None:
+        """Add a Boolean gate of the selected gate and another one."""
+        name, gating = self.selected, self.history.now
+        if name is None:
+            return
+        first = Operand(name, complement=how == "not it")
+        if how == "not it":
+            operands: tuple[Operand, ...] = (first,)
+            words = f"not {name}"
+        else:
+            operands = (first, Operand(other or name, complement=how == "and not"))
+            words = f"{name} {how} {other}"
+        words = words if words not in gating.names else gating.free_name(words)
+        shared = gating[name].parent
+        if how != "not it" and other is not None and gating[other].parent != shared:
+            shared = None
+        operator = "or" if how == "or" else "and"
+        gate = Gate(words, (), (), shared, "boolean", operator=operator, operands=operands)
+        self._change(gating.add(gate), words)
+
+    @told
     def select(self, name: str | None) -> None:
         """Mark the cells of a gate, and compare them."""
         self.selected = name
         self.refresh()
         self.compare()
 
-    @_told
+    @told
     def rename(self, name: str) -> None:
         """Rename the selected gate."""
         if self.selected is not None and name != self.selected:
             old = self.selected
             renamed = self.history.now.rename(old, name)
-            self.shown = name if self.shown == old else self.shown
+            self.plots.renamed(old, name)
             self._change(renamed, name)
 
-    @_told
+    @told
     def delete(self) -> None:
         """Delete the selected gate and those inside of it."""
         if self.selected is not None:
             parent = self.history.now[self.selected].parent
             self._change(self.history.now.remove(self.selected), parent)
 
-    @_told
-    def undo(self) -> None:
-        """Go back one change."""
-        self.history.undo()
-        self._changed()
-
-    @_told
-    def redo(self) -> None:
-        """Redo the last undone change."""
-        self.history.redo()
-        self._changed()
-
-    @_told
+    @told
     def show_inside(self) -> None:
-        """Show only the cells of the selected gate, so that the next gate goes inside."""
-        self.shown = self.selected
+        """Show only the cells of the selected gate on all plots, so that the next gate goes inside."""
+        self.plots.show_inside(self.selected)
         self.refresh()
 
-    def _change(self, gating: Gating, selected: str | None) -> None:
-        self.history.change(gating)
-        self.selected = selected
-        self._changed()
-
-    def _changed(self) -> None:
-        self.say("" if self.history.is_saved else "Not saved yet.")
+    @told
+    def backgate(self) -> None:
+        """Show each step of the selected gate's hierarchy with its cells, or the usual plots again."""
+        self.plots.backgate(self.history.now, self.selected)
         self.refresh()
-        self.compare()
 
-    @_told
-    def save(self) -> None:
-        """Write the gates into the run's folder."""
-        if self.workspace.saved != self.history.saved and not self._is_replacing:
-            self._is_replacing = True
-            raise OutputError(
-                "Another page has saved its gates: Reload saved shows them, and Save replaces them."
+    @told
+    def show_probability(self) -> None:
+        """Colour the cells by the probability that each lies in the selected gate."""
+        name, gating = self.selected, self.history.now
+        if name is None:
+            return
+        self.say(f"Computing the probability of {name} for each cell ...")
+
+        def shown(probability: np.ndarray) -> None:
+            self.plots.color_by_probability(name, probability)
+            self.refresh()
+            unsure = int(((probability > 0.1) & (probability < 0.9)).sum())
+            self.say(
+                f"Expected cells in {name}: {np.nansum(probability):,.1f}; "
+                f"{unsure:,} cells have a probability between 0.1 and 0.9."
             )
-        self.workspace.save(self.history)
-        self._is_replacing = False
-        self.say(f"Saved in {self.workspace.gates_path}.")
-        self.refresh()
 
-    @_told
-    def reload(self) -> None:
-        """Go back to the gates in the run's folder."""
-        self._take(read_gates(self.workspace.gates_path))
-        self.history.mark_saved()
-        self.workspace.saved = self.history.now
-        self._is_replacing = False
-        self.refresh()
-        self.say("Reloaded what was saved.")
-
-    @_told
-    def restore(self) -> None:
-        """Restore the unsaved gates of another visit."""
-        self._take(self.workspace.unsaved(self.history)[0])
-        self.say("Restored what was not saved; Undo brings back the gates before.")
-
-    @_told
-    def load(self, encoded: str) -> None:
-        """Load gates from a file, such as one of another run; its bytes are in base64."""
-        self._take(gates_from_json(decoded(encoded)))
-        self.say("Loaded the gates of the file; Undo brings back those before.")
-
-    def _take(self, gating: Gating) -> None:
-        members(gating, self.cells.inside, self.cells.n_cells)  # all that they need is there
-        self._change(gating, None)
-
-    @_told
-    def download_csv(self) -> None:
-        """Let the browser download the gates of each cell as CSV."""
-        table = without_formulas(gate_columns(self.cells, self.history.now))
-        self.panel.download("gates.csv", "text/csv", table.to_csv())
-
-    @_told
-    def download_json(self) -> None:
-        """Let the browser download the gates as JSON."""
-        self.panel.download("gates.json", "application/json", gates_to_json(self.history.now))
-
-    @_told
-    def write_h5mu(self) -> None:
-        """Write a copy of the results with the gates of each cell, beside them."""
-        self.say("Writing the file ...")
-        output = self.cells.folder / GATED_FILE
-        write = partial(write_gated, self.cells, self.history.now, output, overwrite=True)
-        self._in_background(write, lambda path: self.say(f"Written: {path}"))
+        self._in_background(lambda: self.workspace.probability(gating, name), shown)
 
     def refresh(self) -> None:
         """Show the gates as they are, in the tree and on the plots."""
-        gating = self.history.now
-        self.shown = self.shown if self.shown in gating.names else None
+        gating, cells = self.history.now, self.cells
         self.selected = self.selected if self.selected in gating.names else None
-        self._inside = members(gating, self.cells.inside, self.cells.n_cells)
-        self._counts = counts(gating, self._inside)
-        self.panel.show(gating, self._counts, self.cells.n_cells, self.selected)
+        self._inside = members(gating, cells.inside, cells.n_cells)
+        column, sample = self.plots.view.sample_column, self.plots.view.chosen_sample
+        counted = self._inside
+        if sample is not None:
+            of_sample = cells.of_sample(*sample)
+            counted = {name: mask & of_sample for name, mask in counted.items()}
+        self._counts = counts(gating, counted)
+        n_cells = int(counted[None].sum())
+        self.panel.show(gating, self._counts, n_cells, self.selected)
+        is_backgating = self.plots.is_backgating
+        self.panel.buttons["backgate"].label = "Usual plots" if is_backgating else "Backgate"
+        self.panel.buttons["backgate"].disabled = self.selected is None and not is_backgating
         self.panel.buttons["undo"].disabled = not self.history.can_undo
         self.panel.buttons["redo"].disabled = not self.history.can_redo
         self.panel.buttons["save"].disabled = self.history.is_saved
         self.panel.buttons["reload"].disabled = not self.workspace.gates_path.exists()
         self.panel.buttons["restore"].visible = bool(self.workspace.unsaved(self.history))
-        self.view.offer(gating.names, self.shown)
+        self.panel.buttons["propose"].visible = self.workspace.proposed_path.exists()
         self.differences.offer([name for name in gating.names if name != self.selected])
-        for plot in self.plots:
-            self._draw(plot)
-
-    def _draw(self, plot: CellPlot) -> None:
-        gating = self.history.now
-        here = [g for g in gating.gates if g.parent == self.shown and g.axes == plot.axes]
-        labels = [f"{g.name}  {self._counts[g.name].percent_of_parent:.1f} %" for g in here]
-        plot.outline(here, labels, self.selected)
-        outlined = self.selected in [gate.name for gate in here]
-        dimmed = None if self.selected is None or outlined else ~self._inside[self.selected]
-        colors = self._colors
-        if colors is None:
-            colors = plot.density_colors
-        plot.draw(colors, None if self.shown is None else self._inside[self.shown], dimmed)
+        samples = None if column is None else cells.samples(column)
+        self.populations.show(population_table(gating, self._inside, samples))
+        self.plots.show(gating, self._inside, self._counts, self.selected)
 
     def _window_moved(self, plot: CellPlot) -> None:
-        """Draw once the window rests: every step of a zoom sets four numbers."""
-        name = plot.figure.name
-        if name in self._redraws:
-            self.document.remove_timeout_callback(self._redraws[name])
+        self.plots.window_moved(self.document, plot)
 
-        def redraw() -> None:
-            del self._redraws[name]
-            self._draw(plot)
-
-        self._redraws[name] = self.document.add_timeout_callback(redraw, _REDRAW_AFTER_MS)
-
-    def _set_axes(self) -> None:
-        view = self.view
-        kind, raw = QUANTITIES[view.quantity.value], QUANTITIES["raw counts"]
-        words = {kind: view.quantity.value, raw: "raw counts"}
-        for plot, shown_kind in zip(self.plots, (raw, kind), strict=True):
-            if plot is self.plots[0] and view.left.value == LEFT_MAP:
-                axes, labels = (Axis("umap", "1"), Axis("umap", "2")), ["UMAP 1", "UMAP 2"]
-            else:
-                scale: Scale = "linear" if shown_kind == "protein_foreground" else view.scale.value
-                axes = (
-                    Axis(shown_kind, view.x.value, scale),
-                    Axis(shown_kind, view.y.value, scale),
-                )
-                labels = [f"{axis.name}, {words[shown_kind]}" for axis in axes]
-            if plot.axes != axes or not len(plot.places[0]):
-                first, second = (self.cells.places(a.kind, a.name, a.scale) for a in axes)
-                plot.set_axes(axes, (first, second), labels)
-
-    def _set_colors(self) -> None:
-        if self.view.color.value == DENSITY:
-            self._colors = None
-            self.color_bar.visible = False
-            self.legend.text = "Coloured by how many cells lie there."
-            return
-        kind, name = self._choices[self.view.color.value]
-        found: Coloring = color_cells(self.cells, kind, name)
-        self._colors = found.colors
-        by_value = not found.legend
-        self.legend.text = found.legend or f"Coloured by {escape(self.view.color.value)}."
-        self.color_bar.visible = by_value
-        if by_value:
-            show_scale(found, self.mapper, self.color_bar)
-
-    @_told
-    def _axes_chosen(self) -> None:
-        if self.view.x.value and self.view.y.value:
-            self._set_axes()
-            self.refresh()
-
-    @_told
-    def _colors_chosen(self) -> None:
-        if self.view.color.value in (*self._choices, DENSITY):
-            self._set_colors()
-            self.refresh()
-
-    @_told
-    def _shown_chosen(self) -> None:
-        value = self.view.shown.value
-        self.shown = None if value == ALL_CELLS else value
+    @told
+    def _views_chosen(self, change: Callable[[], None]) -> None:
+        change()
         self.refresh()
 
-    @_told
+    @told
     def _feature_chosen(self, modality: str, name: str) -> None:
-        kind = "protein_denoised" if modality != "rna" else "gene_denoised"
-        if kind not in self.cells.kinds:  # of a run on disk
-            kind = "gene_raw"
-        label = next(
-            (text for text, choice in self._choices.items() if choice == (kind, name)), None
-        )
-        if label is not None:
-            self.view.color.value = label
+        self.plots.color_by_feature(modality, name)
 
-    @_told
+    @told
     def compare(self) -> None:
         """Compare the cells of the selected gate with those chosen, in the background."""
         self._asked += 1
         panel, name = self.differences, self.selected
+        if self.cells.model_path is None:
+            panel.clear("Differences need a model: open the results of <code>totalvi run</code>.")
+            return
         if name is None:
             panel.clear("Draw or choose a gate.")
             return
         first = self._inside[name]
         other = panel.other.value
+        panel.say(f"Comparing {escape(name)} with {escape(other)} ...")
+        if other == CONDITIONS:
+            design, parent = panel.design, self._inside[self.history.now[name].parent]
+            ask = partial(self.workspace.comparer.compare_conditions, first, parent, design)
+            self._ask(ask, f"<b>{escape(name)}</b>, {escape(design.condition_key)}")
+            return
         second = other_cells(other, first, self._inside, self.history.now[name].parent)
         shared = other in self._inside and bool((self._inside[other] & first).any())
         left_out = " (without the cells of both)" if shared else ""
-        panel.say(f"Comparing {escape(name)} with {escape(other)} ...")
-        asked = self._asked
+        self._ask(
+            partial(self.workspace.comparer.compare, first, second),
+            f"<b>{escape(name)}</b> and {escape(other)}{left_out}",
+        )
 
-        def ask() -> Compared | None:
-            return self.workspace.comparer.compare(first, second) if asked == self._asked else None
+    def _ask(self, question: Callable[[], Any], groups: str) -> None:
+        """Ask the model in the background, unless another question has been asked by then."""
+        asked, panel = self._asked, self.differences
 
-        def answer(found: Compared | None) -> None:
+        def ask() -> object:
+            return question() if asked == self._asked else None
+
+        def answer(found: Any) -> None:
             if found is not None and asked == self._asked:
                 panel.show(found)
-                groups = f"<b>{escape(name)}</b> and {escape(other)}{left_out}"
-                panel.say(f"{groups}: {found.sentence()}", explain=True)
+                panel.say(f"{groups}: {escape(found.sentence())}", explain=True)
 
         self._in_background(ask, answer, panel.said)
-
-    def _in_background(
-        self, work: Callable[[], object], then: Callable[..., None], where: Div | None = None
-    ) -> None:
-        def finished(future: Future[object]) -> None:
-            def show() -> None:
-                try:
-                    then(future.result())
-                except (TotalviError, ValueError, OSError) as error:
-                    (where or self.panel.status).text = escape(str(error))
-
-            if self._is_open:
-                self.document.add_next_tick_callback(show)
-
-        self.workspace.executor.submit(work).add_done_callback(finished)
-
-    def say(self, text: str, *, problem: bool = False) -> None:
-        """Show a sentence below the gates."""
-        color = "#C43C00" if problem else "#5b616a"
-        self.panel.status.text = f'<span style="color:{color}">{escape(text)}</span>'

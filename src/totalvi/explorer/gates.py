@@ -1,139 +1,85 @@
-"""Gates: polygons on two axes, nested into a hierarchy, and which cells are inside.
+"""Gates, nested into a hierarchy, and which cells are inside.
 
 Everything here is immutable: an edit returns a new hierarchy, so that undo keeps the old one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from totalvi.errors import DataError
+from totalvi.explorer.axes import Axis
 
-Scale = Literal["linear", "asinh", "log"]
-SCALES: tuple[Scale, ...] = get_args(Scale)
-COFACTOR = 5.0  # of asinh: linear well below this many counts, logarithmic above
-
-
-def to_scale(values: np.ndarray, scale: Scale) -> np.ndarray:
-    """Return where values lie on an axis: x, asinh(x / 5), or log10(1 + x).
-
-    Examples
-    --------
-    >>> to_scale(np.array([0.0, 9.0]), "log")
-    array([0., 1.])
-    """
-    if scale == "asinh":
-        return np.arcsinh(values / COFACTOR)
-    return np.log10(1 + values) if scale == "log" else values
-
-
-def from_scale(places: np.ndarray, scale: Scale) -> np.ndarray:
-    """Return the values that lie at ``places`` on an axis.
-
-    Examples
-    --------
-    >>> from_scale(np.array([0.0, 1.0]), "log")
-    array([0., 9.])
-    """
-    values: np.ndarray = np.sinh(places) * COFACTOR if scale == "asinh" else places
-    return 10.0**places - 1 if scale == "log" else values
-
-
-def scale_ticks(high: float, scale: Scale) -> list[float] | None:
-    """Return the counts to mark on an axis that reaches the value ``high``; None: evenly spaced.
-
-    Examples
-    --------
-    >>> scale_ticks(2500.0, "asinh")
-    [0.0, 10.0, 100.0, 1000.0]
-    """
-    if scale == "linear":
-        return None
-    powers = [10.0**power for power in range(-3, 9) if 10.0**power <= high]
-    least = 10.0 if scale == "asinh" else 1.0
-    return [0.0, *(power for power in powers if power >= min(least, high / 5))]
-
-
-Kind = Literal[
-    "umap",
-    "protein_denoised",
-    "protein_raw",
-    "protein_foreground",
-    "gene_denoised",
-    "gene_raw",
-    "obs",
-]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-Shape = Literal["rectangle", "polygon", "lasso"]
+Shape = Literal["rectangle", "polygon", "lasso", "ellipse", "range", "quadrant", "boolean"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
+Point = tuple[float, ...]
+Vertices = tuple[Point, ...]
+PARTS = ("--", "+-", "-+", "++")  # of quadrants: below or above the centre, first on the x axis
 MOST_VERTICES = 10_000
 MOST_GATES = 1_000
 LONGEST_NAME = 200
 
 
-@dataclass(frozen=True)
-class Axis:
-    """The values along one axis of a plot.
+class Operand(NamedTuple):
+    """A gate that a Boolean gate is made of, or with ``complement`` the cells outside of it."""
 
-    Parameters
-    ----------
-    kind
-        Which number of a cell: a coordinate of the map, a denoised or raw count, the foreground
-        probability of a protein, or a column of ``obs``.
-    name
-        Of the feature or column; "1" or "2" of the map.
-    scale
-        On which it is drawn.
-    """
+    gate: str
+    complement: bool = False
 
-    kind: Kind
-    name: str
-    scale: Scale = "linear"
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise DataError(f"{self.kind!r} is no kind of axis; there are {', '.join(KINDS)}.")
-        if self.scale not in SCALES:
-            raise DataError(
-                f"{self.scale!r} is no scale of an axis; there are {', '.join(SCALES)}."
-            )
-        if not isinstance(self.name, str) or not self.name:
-            raise DataError(f"An axis is named {self.name!r}; give the name of a feature.")
+class Adjusted(NamedTuple):
+    """Other vertices of a gate for the cells of one sample: those with a value in a column of obs."""
+
+    column: str
+    sample: str
+    vertices: Vertices
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A polygon on two axes.
+    """A region of two axes or one, or a combination of other gates.
 
-    A cell is inside by the even-odd rule. The lower and left borders belong to the polygon, the
-    upper and right ones do not, so polygons that share a side share no cell.
+    The lower and left borders belong to a gate, the upper and right ones do not, so gates that share a
+    side share no cell. Polygons hold cells by the even-odd rule.
 
     Parameters
     ----------
     name
         Unlike that of any other gate of the hierarchy.
     axes
-        Horizontal and vertical axis.
+        Horizontal and vertical axis; one of a range, none of a Boolean gate.
     vertices
-        Corners (x, y) on the scales of the axes; the last is joined with the first.
+        Points on the scales of the axes. Of a rectangle, polygon or lasso the corners, the last joined
+        with the first; of an ellipse its centre and the ends of two conjugate half-diameters; of
+        a range its ends; of a quadrant the centre, which it shares with the other quadrants.
     parent
         Name of the gate that it lies in; None: all cells.
     shape
-        How it was drawn: "rectangle", "polygon" or "lasso".
+        How it was drawn.
+    part
+        Which quadrant, of `PARTS`; else "".
+    operator, operands
+        Of a Boolean gate: "and" or "or" of other gates or their complements.
+    by_sample
+        Where the gate lies differently in some samples.
 
     Raises
     ------
     DataError
-        When the name is empty or too long, or the corners are no polygon of finite numbers.
+        When the name is empty or too long, or the points do not make the shape.
     """
 
     name: str
-    axes: tuple[Axis, Axis]
-    vertices: tuple[tuple[float, float], ...]
+    axes: tuple[Axis, ...]
+    vertices: Vertices
     parent: str | None = None
     shape: Shape = "polygon"
+    part: str = ""
+    operator: str = ""
+    operands: tuple[Operand, ...] = ()
+    by_sample: tuple[Adjusted, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -145,15 +91,52 @@ class Gate:
             )
         if self.shape not in SHAPES:
             raise DataError(f"Gate {self.name!r} is a {self.shape!r}; give {', '.join(SHAPES)}.")
-        if not 3 <= len(self.vertices) <= MOST_VERTICES:
+        is_boolean = self.shape == "boolean"
+        if is_boolean != (self.operator in ("and", "or")) or is_boolean != bool(self.operands):
             raise DataError(
-                f"Gate {self.name!r} has {len(self.vertices)} corners; give 3 to {MOST_VERTICES:,}."
+                f"Gate {self.name!r} must combine gates by and or or if it is Boolean, and only then."
             )
-        corners = np.array(self.vertices, dtype=float)
-        if corners.shape != (len(self.vertices), 2) or not np.isfinite(corners).all():
-            raise DataError(f"Gate {self.name!r} has a corner that is not two finite numbers.")
-        if (np.ptp(corners, axis=0) == 0).any():
+        if (self.shape == "quadrant") != (self.part in PARTS):
+            raise DataError(f"Gate {self.name!r} is not one quadrant of {', '.join(PARTS)}.")
+        n_axes = {"boolean": 0, "range": 1}.get(self.shape, 2)
+        if len(self.axes) != n_axes:
+            raise DataError(f"Gate {self.name!r} has {len(self.axes)} axes; give it {n_axes}.")
+        self._check(self.vertices)
+        for adjusted in self.by_sample:
+            self._check(adjusted.vertices)
+
+    def _check(self, vertices: Vertices) -> None:
+        fixed = {"boolean": 0, "range": 2, "quadrant": 1, "ellipse": 3}.get(self.shape)
+        low, high = (3, MOST_VERTICES) if fixed is None else (fixed, fixed)
+        if not low <= len(vertices) <= high:
+            wanted = f"{low} to {high:,}" if fixed is None else str(fixed)
+            raise DataError(f"Gate {self.name!r} has {len(vertices)} corners; give {wanted}.")
+        if not vertices:
+            return
+        n_axes = len(self.axes)
+        corners = np.array(vertices, dtype=float)
+        if corners.shape != (len(vertices), n_axes) or not np.isfinite(corners).all():
+            wanted = "two finite numbers" if n_axes == 2 else "a finite number"
+            raise DataError(f"Gate {self.name!r} has a corner that is not {wanted}.")
+        is_flat = self.shape != "quadrant" and bool((np.ptp(corners, axis=0) == 0).any())
+        if self.shape == "ellipse":
+            is_flat = not abs(np.linalg.det(corners[1:] - corners[0])) > 0
+        if is_flat:
             raise DataError(f"Gate {self.name!r} has no area; draw it again.")
+
+    def vertices_of(self, sample: tuple[str, str] | None) -> Vertices:
+        """Return the vertices for a sample, a column of ``obs`` and its value; None: for all others."""
+        for adjusted in self.by_sample:
+            if sample == (adjusted.column, adjusted.sample):
+                return adjusted.vertices
+        return self.vertices
+
+    def placed(self, vertices: Vertices, sample: tuple[str, str] | None = None) -> "Gate":
+        """Return the gate with other vertices, for all samples or for one."""
+        if sample is None:
+            return replace(self, vertices=vertices)
+        others = tuple(a for a in self.by_sample if (a.column, a.sample) != sample)
+        return replace(self, by_sample=(*others, Adjusted(*sample, vertices)))
 
 
 class Count(NamedTuple):
@@ -166,7 +149,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Gating:
-    """A hierarchy of gates, each after its parent.
+    """A hierarchy of gates, each after its parent and the gates that it combines.
 
     Examples
     --------
@@ -192,6 +175,11 @@ class Gating:
                 raise DataError(
                     f"Gate {gate.name!r} lies in {gate.parent!r}, which is no gate before it."
                 )
+            for operand in gate.operands:
+                if operand.gate not in seen:
+                    raise DataError(
+                        f"Gate {gate.name!r} combines {operand.gate!r}, which is no gate before it."
+                    )
             seen.add(gate.name)
 
     def __getitem__(self, name: str) -> Gate:
@@ -217,75 +205,73 @@ class Gating:
         gate = self[name]
         return (*(() if gate.parent is None else self.path(gate.parent)), name)
 
-    def free_name(self) -> str:
+    def needed(self, name: str) -> "Gating":
+        """Return a gate with all those around it and those that they combine, and no others."""
+        wanted, waiting = set[str](), [name]
+        while waiting:
+            gate = self[waiting.pop()]
+            wanted.add(gate.name)
+            around = () if gate.parent is None else (gate.parent,)
+            waiting += [*around, *(operand.gate for operand in gate.operands)]
+        return Gating(tuple(gate for gate in self.gates if gate.name in wanted))
+
+    def free_name(self, start: str = "Gate") -> str:
         """Return "Gate 1", or the next that is not taken."""
         number = len(self.gates) + 1
-        while f"Gate {number}" in self.names:
+        while f"{start} {number}" in self.names:
             number += 1
-        return f"Gate {number}"
+        return f"{start} {number}"
 
-    def add(self, gate: Gate) -> "Gating":
-        """Return the hierarchy with one gate more."""
-        return Gating((*self.gates, gate))
+    def add(self, *gates: Gate) -> "Gating":
+        """Return the hierarchy with more gates."""
+        return Gating((*self.gates, *gates))
 
     def rename(self, old: str, new: str) -> "Gating":
         """Return the hierarchy with a gate renamed."""
         self[old]
+
+        def renamed(gate: Gate) -> Gate:
+            return replace(
+                gate,
+                name=new if gate.name == old else gate.name,
+                parent=new if gate.parent == old else gate.parent,
+                operands=tuple(
+                    operand._replace(gate=new) if operand.gate == old else operand
+                    for operand in gate.operands
+                ),
+            )
+
+        return Gating(tuple(map(renamed, self.gates)))
+
+    def remove(self, name: str) -> "Gating":
+        """Return the hierarchy without a gate, all that lie in it and all that combine one of them."""
+        gone = {self[name].name}
+        for gate in self.gates:
+            if gate.parent in gone or any(operand.gate in gone for operand in gate.operands):
+                gone.add(gate.name)
+        return Gating(tuple(gate for gate in self.gates if gate.name not in gone))
+
+    def crossed_with(self, gate: Gate) -> tuple[Gate, ...]:
+        """Return the quadrants that share the centre of a quadrant; of other shapes the gate alone."""
+        if gate.shape != "quadrant":
+            return (gate,)
+
+        def cross(some: Gate) -> object:
+            return some.shape, some.parent, some.axes, some.vertices, some.by_sample
+
+        return tuple(some for some in self.gates if cross(some) == cross(gate))
+
+    def place(
+        self, name: str, vertices: Vertices, sample: tuple[str, str] | None = None
+    ) -> "Gating":
+        """Return the hierarchy with a gate moved or reshaped; quadrants move together."""
+        placed = {gate.name for gate in self.crossed_with(self[name])}
         return Gating(
             tuple(
-                replace(
-                    gate,
-                    name=new if gate.name == old else gate.name,
-                    parent=new if gate.parent == old else gate.parent,
-                )
+                gate.placed(vertices, sample) if gate.name in placed else gate
                 for gate in self.gates
             )
         )
-
-    def remove(self, name: str) -> "Gating":
-        """Return the hierarchy without a gate and all that lie in it."""
-        gone = {self[name].name, *(gate.name for _, gate in self.walk(name))}
-        return Gating(tuple(gate for gate in self.gates if gate.name not in gone))
-
-
-def inside_polygon(
-    x: np.ndarray, y: np.ndarray, vertices: Sequence[tuple[float, float]]
-) -> np.ndarray:
-    """Return which points lie in a polygon, by the even-odd rule; NaN lies outside.
-
-    Points are sorted by height once, and each side is then compared only with the points at its
-    height, so a lasso of hundreds of corners takes little longer than a rectangle.
-
-    Parameters
-    ----------
-    x, y
-        Of the points, each (N,).
-    vertices
-        Corners; see :class:`Gate` for what the border belongs to.
-
-    Examples
-    --------
-    >>> square = [(0, 0), (2, 0), (2, 2), (0, 2)]
-    >>> inside_polygon(np.array([1.0, 0.0, 2.0, 3.0]), np.array([1.0, 1.0, 1.0, 1.0]), square)
-    array([ True,  True, False, False])
-    """
-    corners = np.asarray(vertices, dtype=np.float64)
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    (left, bottom), (right, top) = corners.min(axis=0), corners.max(axis=0)
-    near = np.flatnonzero((x >= left) & (x < right) & (y >= bottom) & (y < top))
-    near = near[np.argsort(y[near], kind="stable")]
-    along, height = x[near], y[near]
-    odd = np.zeros(len(near), dtype=bool)
-    for one, other in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        low, high = (one, other) if one[1] < other[1] else (other, one)  # as seen from both sides
-        first, last = np.searchsorted(height, (low[1], high[1]))
-        if first == last:
-            continue
-        share = (height[first:last] - low[1]) / (high[1] - low[1])
-        odd[first:last] ^= along[first:last] < low[0] + share * (high[0] - low[0])
-    inside = np.zeros(len(x), dtype=bool)
-    inside[near] = odd
-    return inside
 
 
 def members(
@@ -296,21 +282,22 @@ def members(
     Parameters
     ----------
     own
-        Gives the cells (n_cells,) inside the polygon of a gate.
+        Gives the cells (n_cells,) inside the region of a gate, which is not Boolean.
     """
     found: dict[str | None, np.ndarray] = {None: np.ones(n_cells, dtype=bool)}
     for gate in gating.gates:
-        found[gate.name] = found[gate.parent] & own(gate)
+        if gate.shape == "boolean":
+            combine = np.logical_and if gate.operator == "and" else np.logical_or
+            inside = combine.reduce([found[o.gate] ^ o.complement for o in gate.operands])
+        else:
+            inside = own(gate)
+        found[gate.name] = found[gate.parent] & inside
     return found
 
 
 def counts(gating: Gating, inside: Mapping[str | None, np.ndarray]) -> dict[str, Count]:
     """Count the cells of each gate, from what `members` gave."""
     numbers = {name: int(mask.sum()) for name, mask in inside.items()}
-
-    def percent(cells: int, of: int) -> float:
-        return 100 * cells / of if of else float("nan")
-
     return {
         gate.name: Count(
             numbers[gate.name],
@@ -319,6 +306,11 @@ def counts(gating: Gating, inside: Mapping[str | None, np.ndarray]) -> dict[str,
         )
         for gate in gating.gates
     }
+
+
+def percent(cells: int, of: int) -> float:
+    """Return a share in percent; NaN of nothing."""
+    return 100 * cells / of if of else float("nan")
 
 
 def deepest(gating: Gating, inside: Mapping[str | None, np.ndarray]) -> np.ndarray:

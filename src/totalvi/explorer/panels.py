@@ -24,12 +24,13 @@ from bokeh.models import (
 )
 
 from totalvi.errors import DataError
+from totalvi.explorer.coloring import Coloring
 from totalvi.explorer.compare import redrawn_with_its_source
-from totalvi.explorer.gates import SCALES, Count, Gating, Kind
+from totalvi.explorer.gates import Count, Gating
 from totalvi.explorer.plot import CellPlot
-from totalvi.explorer.run_cells import Coloring
 
 ALL_CELLS = "All cells"
+NO_SAMPLES, ALL_SAMPLES = "(none)", "all samples"
 _INDENT, _BRANCH = "\u2003", "\u2514 "
 _DOWNLOAD = """
 const [name, type, text] = cb_obj.tags;
@@ -41,17 +42,12 @@ link.click();
 URL.revokeObjectURL(link.href);
 """
 DENSITY = "density of cells"
-LEFT_MAP, LEFT_RAW = "Map (UMAP)", "Raw counts"
-QUANTITIES: dict[str, Kind] = {
-    "denoised": "protein_denoised",
-    "raw counts": "protein_raw",
-    "foreground probability": "protein_foreground",
-}
-SHAPES = ("Move", "Rectangle", "Polygon", "Lasso")
+SHAPES = ("Move", "Edit", "Rectangle", "Polygon", "Lasso", "Ellipse", "Range", "Quadrants")
 _CHOOSE_TOOL = """
 tools.forEach((some, i) => some.forEach((tool) => { tool.active = i === cb_obj.active; }));
 wheels.forEach((wheel) => { wheel.active = cb_obj.active === 0; });
 """
+_WRAPPED = ":host .bk-btn-group { display: flex; flex-wrap: wrap; }"
 LEGEND_STYLE = """
 ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0; padding: 0; }
 .swatch { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 5px; }
@@ -60,7 +56,7 @@ ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; mar
 
 def show_scale(coloring: Coloring, mapper: LinearColorMapper, color_bar: ColorBar) -> None:
     """Set the colour bar to the range of the values that cells are coloured by."""
-    mapper.high = coloring.high
+    mapper.update(low=coloring.low, high=coloring.high)
     if coloring.scale is None:
         color_bar.ticker, color_bar.major_label_overrides = "auto", {}
     else:
@@ -73,76 +69,101 @@ class ViewPanel:
 
     Parameters
     ----------
-    on_axes, on_colors, on_shown
-        Are called when other axes, colours or cells were chosen.
+    colors, sample_columns
+        What cells can be coloured by, and columns of ``obs`` that may hold samples.
+    has_usual_sample
+        Whether the first of these columns has a usual name of samples, and is chosen.
+    on_colors, on_samples, on_shape, on_more
+        Are called when other colours, samples or another shape were chosen, or one more plot.
     """
 
     def __init__(
         self,
-        proteins: Sequence[str],
         colors: Sequence[str],
-        quantities: Sequence[str],
+        sample_columns: Sequence[str],
+        has_usual_sample: bool,
         plots: Sequence[CellPlot],
         *,
-        on_axes: Callable[[], None],
         on_colors: Callable[[], None],
-        on_shown: Callable[[], None],
+        on_samples: Callable[[], None],
+        on_shape: Callable[[], None],
+        on_more: Callable[[], None],
     ) -> None:
         self._setting = False
-        self.shape = RadioButtonGroup(labels=list(SHAPES), active=1, name="shape", align="end")
-        tools = [[plot.tools[shape.lower()] for plot in plots] for shape in SHAPES]
-        self.shape.js_on_change(
+        self.shapes = RadioButtonGroup(
+            labels=list(SHAPES), active=2, name="shape", align="end", stylesheets=[_WRAPPED]
+        )
+        tools = [
+            [plot.tools[shape.lower()] for plot in plots if shape.lower() in plot.tools]
+            for shape in SHAPES
+        ]
+        self.shapes.js_on_change(
             "active",
             CustomJS(
                 args={"tools": tools, "wheels": [plot.wheel for plot in plots]},
                 code=_CHOOSE_TOOL,
             ),
         )
-        self.shown = _select("Cells shown and gated", [ALL_CELLS], "shown", 190)
-        self.x, self.y = (
-            _search(
-                f"{axis} protein", proteins, proteins[min(i, len(proteins) - 1)], f"{axis}_protein"
-            )
-            for i, axis in enumerate(("Horizontal", "Vertical"))
+        self.color = search_input(
+            "Colour by (type to search)", [*colors, DENSITY], DENSITY, "color", 230
         )
-        self.quantity = _select("Values", quantities, "quantity", 130)
-        self.scale = _select("Scale", SCALES, "scale", 90)
-        self.scale.value = "asinh"
-        self.left = _select("Left plot", [LEFT_MAP, LEFT_RAW], "left_plot", 120)
-        self.color = _search(
-            "Colour by (type to search)", [*colors, DENSITY], colors[0], "color", 250
-        )
-        for widget in (self.x, self.y, self.quantity, self.scale, self.left):
-            widget.on_change("value", lambda _attr, _old, _new: on_axes())
+        columns = [NO_SAMPLES, *sample_columns]
+        self.samples = select_input("Samples", columns, "samples", 130)
+        if has_usual_sample:
+            self.samples.value = columns[1]
+        self.sample = select_input("Gates of", [ALL_SAMPLES], "sample", 130)
+        self.more = Button(label="One more plot", name="button_more", width=120, align="end")
+        self.shapes.on_change("active", lambda _attr, _old, _new: on_shape())
         self.color.on_change("value", lambda _attr, _old, _new: on_colors())
-        self.shown.on_change(
-            "value", lambda _attr, _old, _new: None if self._setting else on_shown()
-        )
+        for widget in (self.samples, self.sample):
+            widget.on_change(
+                "value", lambda _attr, _old, _new: None if self._setting else on_samples()
+            )
+        self.more.on_click(on_more)
+
+    @property
+    def shape(self) -> str:
+        """The shape that the mouse draws, or "move", "edit" or "quadrants"."""
+        return SHAPES[self.shapes.active].lower()
+
+    @property
+    def sample_column(self) -> str | None:
+        """The column of ``obs`` that holds samples, if one is chosen."""
+        return None if self.samples.value == NO_SAMPLES else str(self.samples.value)
+
+    @property
+    def chosen_sample(self) -> tuple[str, str] | None:
+        """The sample whose cells and gates are shown: a column and its value; None: all."""
+        column, sample = self.sample_column, self.sample.value
+        return None if column is None or sample == ALL_SAMPLES else (column, str(sample))
 
     def layout(self) -> LayoutDOM:
         """Return the widgets in a row that wraps."""
         arranged = row(
-            self.shape, self.shown, self.left, self.x, self.y, self.quantity, self.scale, self.color,
+            self.shapes, self.samples, self.sample, self.color, self.more,
             sizing_mode="stretch_width", name="view",
         )  # fmt: skip
         arranged.styles = {"flex-wrap": "wrap"}
         return arranged
 
-    def offer(self, gates: Sequence[str], shown: str | None) -> None:
-        """Offer all cells and those of each gate."""
+    def offer_samples(self, samples: Sequence[str]) -> None:
+        """Offer these samples, besides all."""
         self._setting = True
-        self.shown.options = [ALL_CELLS, *gates]
-        self.shown.value = ALL_CELLS if shown is None else shown
+        if self.sample.value not in samples:
+            self.sample.value = ALL_SAMPLES
+        self.sample.options = [ALL_SAMPLES, *samples]
         self._setting = False
 
 
-def _select(title: str, options: Sequence[str], name: str, width: int) -> Select:
+def select_input(title: str, options: Sequence[str], name: str, width: int) -> Select:
+    """Return a list to choose from, with the first chosen."""
     return Select(title=title, options=list(options), value=options[0], name=name, width=width)
 
 
-def _search(
+def search_input(
     title: str, options: Sequence[str], value: str, name: str, width: int = 140
 ) -> AutocompleteInput:
+    """Return a field that completes part of a name."""
     return AutocompleteInput(
         title=title,
         completions=list(options),
@@ -157,6 +178,27 @@ def _search(
     )
 
 
+BUTTONS = {
+    "inside": "Show only its cells",
+    "backgate": "Backgate",
+    "probability": "Probability",
+    "delete": "Delete",
+    "combine": "Combine",
+    "undo": "Undo",
+    "redo": "Redo",
+    "save": "Save",
+    "reload": "Reload saved",
+    "restore": "Restore unsaved",
+    "propose": "Proposed gates",
+    "csv": "CSV",
+    "json": "JSON",
+    "h5mu": "h5mu",
+    "xml": "Gating-ML",
+    "fcs": "FCS files",
+}
+COMBINATIONS = ("and", "and not", "or", "not it")
+
+
 class GatePanel:
     """Widgets around the tree of gates; `GatePanel.on` names what each does.
 
@@ -164,8 +206,7 @@ class GatePanel:
     ----------
     on
         What to call for "select" (with a name or None), "rename" (with the new name), "load" (with
-        a file in base64), and "inside", "delete", "undo", "redo", "save", "reload",
-        "restore", "csv", "json" and "h5mu".
+        a file in base64), "combine" (with how, and the other gate), and each button.
     """
 
     def __init__(self, on: Mapping[str, Callable[..., None]]) -> None:
@@ -211,26 +252,23 @@ class GatePanel:
         )
         self.buttons = {
             what: Button(label=label, name=f"button_{what}", sizing_mode="stretch_width")
-            for what, label in (
-                ("inside", "Show only its cells"),
-                ("delete", "Delete"),
-                ("undo", "Undo"),
-                ("redo", "Redo"),
-                ("save", "Save"),
-                ("reload", "Reload saved"),
-                ("restore", "Restore unsaved"),
-                ("csv", "CSV"),
-                ("json", "JSON"),
-                ("h5mu", "h5mu"),
-            )
+            for what, label in BUTTONS.items()
         }
+        self.how = select_input("Combine it", COMBINATIONS, "combine_how", 92)
+        self.other = Select(
+            title="with", options=[], name="combine_with", sizing_mode="stretch_width", min_width=90
+        )
         self._file = FileInput(
-            accept=".json", title="Gates of another run (.json)", name="gate_file"
+            accept=".json,.xml,.csv,.tsv",
+            title="Load gates (JSON, Gating-ML, table)",
+            name="gate_file",
         )
         self._download = Div(text="", visible=False, name="download")
         self._download.js_on_change("tags", CustomJS(code=_DOWNLOAD))
         for what, button in self.buttons.items():
-            button.on_click(on[what])
+            if what != "combine":
+                button.on_click(on[what])
+        self.buttons["combine"].on_click(lambda: on["combine"](self.how.value, self.other.value))
         self.name.on_change("value", lambda _attr, _old, new: self._renamed(new, on["rename"]))
         self._rows.selected.on_change(
             "indices", lambda _a, _o, new: self._chosen(new, on["select"])
@@ -244,11 +282,19 @@ class GatePanel:
             self.table,
             row(b["undo"], b["redo"], sizing_mode="stretch_width"),
             self.name,
-            row(b["inside"], b["delete"], sizing_mode="stretch_width"),
+            row(b["inside"], b["backgate"], sizing_mode="stretch_width"),
+            row(b["probability"], b["delete"], sizing_mode="stretch_width"),
+            row(self.how, self.other, sizing_mode="stretch_width"),
+            b["combine"],
             row(b["save"], b["reload"], sizing_mode="stretch_width"),
             b["restore"],
-            Div(text="Export the gate of each cell (CSV, h5mu) or the gates (JSON)"),
+            b["propose"],
+            Div(
+                text="Export the gate of each cell (CSV, h5mu), the gates (JSON, Gating-ML), or both "
+                "with all channels for FlowJo (FCS)"
+            ),
             row(b["csv"], b["json"], b["h5mu"], sizing_mode="stretch_width"),
+            row(b["xml"], b["fcs"], sizing_mode="stretch_width"),
             self._file,
             self.status,
             self._download,
@@ -276,7 +322,12 @@ class GatePanel:
         self._rows.selected.indices = [self._names.index(selected)]
         self.name.value = selected or ""
         self.name.disabled = selected is None
-        self.buttons["delete"].disabled = selected is None
+        for what in ("delete", "probability", "combine"):
+            self.buttons[what].disabled = selected is None
+        others = [gate.name for _, gate in walked if gate.name != selected]
+        self.other.options = others
+        if self.other.value not in others:
+            self.other.value = others[0] if others else None
         self._setting = False
 
     def download(self, name: str, kind: str, text: str) -> None:

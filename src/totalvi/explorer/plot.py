@@ -1,11 +1,11 @@
-"""A plot of all cells, drawn as an image, on which gates are drawn with the mouse."""
+"""A plot of cells, on which gates are drawn, moved and reshaped with the mouse."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from bokeh.events import DoubleTap, SelectionGeometry
+from bokeh.events import DoubleTap, Pan, PanEnd, PanStart, SelectionGeometry, Tap
 from bokeh.models import (
     BasicTicker,
     BoxSelectTool,
@@ -21,139 +21,72 @@ from bokeh.models import (
     WheelZoomTool,
 )
 
-from totalvi.explorer.gates import Axis, Gate, Scale, Shape, scale_ticks, to_scale
+from totalvi.explorer.axes import Axis, Scale, scale_ticks, to_scale
+from totalvi.explorer.drawn_cells import contour_lines, draw_cells, histograms, mapped, rgba
+from totalvi.explorer.gate_shapes import Drawn, Window, draw_gate
+from totalvi.explorer.gates import Gate, Point
+from totalvi.explorer.run_cells import Groups
 from totalvi.figures.cell_maps import add_labels, density_mapper, point_density, point_size
 from totalvi.figures.style import (
-    BACKGROUND,
     INK,
     PALE,
     PROTEIN_SCALE,
+    QUIET,
     WARNING,
+    category_colors,
     new_figure,
     use_count_axis,
     use_ticks,
 )
 
-CLEAR = np.uint32(0)
-
-
-def rgba(colors: list[str]) -> np.ndarray:
-    """Return colours such as "#0072B2" as Bokeh's images hold them, uint32.
-
-    Examples
-    --------
-    >>> [hex(color) for color in rgba(["#0072B2"]).tolist()]
-    ['0xffb27200']
-    """
-    parts = [(int(c[1:3], 16), int(c[3:5], 16), int(c[5:7], 16)) for c in colors]
-    return np.array([r | g << 8 | b << 16 | 255 << 24 for r, g, b in parts], dtype=np.uint32)
-
-
-def mapped(values: np.ndarray, low: float, high: float, palette: list[str]) -> np.ndarray:
-    """Return the colour of each value between ``low`` and ``high``, uint32; grey for NaN."""
-    steps = (values - low) * (len(palette) / max(high - low, 1e-12))
-    known = np.isfinite(steps)
-    place = np.clip(np.where(known, steps, 0), 0, len(palette) - 1).astype(np.intp)
-    return np.where(known, rgba(list(palette))[place], rgba([BACKGROUND])[0])
-
-
-def draw_cells(
-    x: np.ndarray,
-    y: np.ndarray,
-    colors: np.ndarray,
-    window: tuple[float, float, float, float],
-    shape: tuple[int, int],
-    diameter: float,
-    dimmed: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return an image of the cells, uint32 (rows, columns), the lowest row first.
-
-    Parameters
-    ----------
-    x, y
-        Places of the cells, each (N,); NaN: not drawn.
-    colors
-        From `rgba` or `mapped`, (N,). Of cells at one place, the last one shows.
-    window
-        Left, right, bottom and top of the image.
-    shape
-        Its rows and columns.
-    diameter
-        Of a cell, in pixels of the image.
-    dimmed
-        Cells to draw pale, and under the others, (N,).
-    """
-    left, right, bottom, top = window
-    rows, columns = shape
-    image = np.full(rows * columns, CLEAR, dtype=np.uint32)
-    across = (x - left) * (columns / (right - left))
-    up = (y - bottom) * (rows / (top - bottom))
-    with np.errstate(invalid="ignore"):  # NaN is in no window
-        shown = (across >= 0) & (across < columns) & (up >= 0) & (up < rows)
-    cells = np.flatnonzero(shown)
-    if dimmed is not None:
-        pale = dimmed[cells]
-        colors = np.where(dimmed, rgba([PALE])[0], colors)
-        cells = np.concatenate([cells[pale], cells[~pale]])
-    column, row = across[cells].astype(np.int32), up[cells].astype(np.int32)
-    offsets = _disc(diameter)
-    pale_first = [slice(0, len(cells))]
-    if dimmed is not None:
-        n_pale = int(pale.sum())
-        pale_first = [slice(0, n_pale), slice(n_pale, len(cells))]
-    for part in pale_first:  # whole discs of the pale cells before any of the others
-        for down, aside in offsets:
-            r, c = row[part] + down, column[part] + aside
-            inside = (r >= 0) & (r < rows) & (c >= 0) & (c < columns)
-            image[(r * columns + c)[inside]] = colors[cells[part][inside]]
-    return image.reshape(rows, columns)
-
-
-def _disc(diameter: float) -> list[tuple[int, int]]:
-    """Return the pixels of a disc about a pixel, its rim first."""
-    radius = max(diameter / 2, 0.5)
-    reach = np.arange(-int(radius), int(radius) + 1)
-    pixels = [(int(a), int(b)) for a in reach for b in reach if a * a + b * b <= radius * radius]
-    return sorted(pixels, key=lambda pixel: -(pixel[0] ** 2 + pixel[1] ** 2))
-
-
+Style = Literal["dots", "contours", "histogram"]
+Stage = Literal["start", "on", "end"]
 PIXELS_BY_PIXEL = 1.7  # of the image, for screens with more pixels than CSS knows
+HANDLE_REACH = 13  # pixels
 _LARGEST_SIDE = 1400
 _MARGIN = 0.04
+_LABEL_HEIGHT, _LETTER_WIDTH = 11, 7  # pixels from its middle to its edge, and of a letter
+_RIDGE = 0.75  # between the histograms of two groups, of which each is 1 high
+_MOST_RIDGES = 24
 # Bokeh ends a polygon with Enter only; people double-click.
 _FINISH_POLYGON = """
 const area = Bokeh.index.find_one(cb_obj.origin)?.canvas_view.ui_event_bus.hit_area;
 area?.dispatchEvent(new KeyboardEvent("keyup", {key: "Enter"}));
 """
 _POLYGON = "Polygon gate: click corners, then double-click or press Enter"
-Corners = tuple[tuple[float, float], ...]
+_EMPTY = np.zeros(0)
+
+
+class Events(NamedTuple):
+    """What a plot calls: with itself, and with what the mouse or the window did."""
+
+    drawn: Callable[["CellPlot", Any], None]
+    tapped: Callable[["CellPlot", Point], None]
+    dragged: Callable[["CellPlot", Stage, Point], None]
+    window: Callable[["CellPlot"], None]
 
 
 class CellPlot:
-    """A plot of the cells on two axes.
+    """A plot of the cells on two axes, or their histogram on one.
 
     Parameters
     ----------
     name
         For screen readers and tests.
-    on_gate
-        Is called with this plot, the shape and the corners of what was drawn.
-    on_window
-        Is called when the window changed, so that the image must be drawn again.
+    events
+        Called when the mouse drew, tapped or dragged, or the window changed.
     """
 
-    def __init__(
-        self,
-        name: str,
-        on_gate: Callable[["CellPlot", Shape, Corners], None],
-        on_window: Callable[["CellPlot"], None],
-    ) -> None:
-        self.axes: tuple[Axis, Axis] = (Axis("umap", "1"), Axis("umap", "2"))
-        self.places = (np.zeros(0), np.zeros(0))
+    def __init__(self, name: str, events: Events) -> None:
+        self.axes: tuple[Axis, ...] = ()
+        self.places: tuple[np.ndarray, ...] = (_EMPTY, _EMPTY)
+        self.style: Style = "dots"
+        self.gates: dict[str, Drawn] = {}  # those outlined
         self._setting = False
-        self._sides = {"inner_height": 400, "inner_width": 450}  # until the browser tells
+        self._ridge_ticks: dict[float, str] = {}
+        self._sides = {"inner_height": 320, "inner_width": 400}  # until the browser tells
         self.figure = new_figure(
-            height=470, tools="", x_range=Range1d(0, 1), y_range=Range1d(0, 1), name=name
+            height=390, tools="", x_range=Range1d(0, 1), y_range=Range1d(0, 1), name=name
         )
         self.figure.toolbar_location = "above"
         self.figure.min_border_right = 12
@@ -162,139 +95,241 @@ class CellPlot:
             "rectangle": BoxSelectTool(renderers=[], description="Rectangle gate"),
             "polygon": PolySelectTool(renderers=[], description=_POLYGON),
             "lasso": LassoSelectTool(renderers=[], continuous=False, description="Lasso gate"),
+            "ellipse": BoxSelectTool(
+                renderers=[], description="Ellipse gate: drag the box around it"
+            ),
+            "range": BoxSelectTool(renderers=[], dimensions="width", description="Range gate"),
         }
         self.wheel = WheelZoomTool()  # in force while moving: else the wheel scrolls the page
-        self.figure.add_tools(*self.tools.values(), self.wheel, ResetTool(), SaveTool())
+        self.figure.add_tools(self.tools["move"], self.wheel, ResetTool(), SaveTool())
+        for tool in self.tools.values():
+            if tool is not self.tools["move"]:
+                tool.visible = False  # the buttons above choose it for all plots
+                self.figure.add_tools(tool)
         self.figure.toolbar.active_drag = self.tools["rectangle"]
         self.figure.toolbar.active_scroll = None
         self.figure.toolbar.active_tap = None
+        self._add_layers()
+        self._listen(events)
+
+    def _add_layers(self) -> None:
         self._image = ColumnDataSource({key: [] for key in ("image", "x", "y", "dw", "dh")})
         self.figure.image_rgba("image", "x", "y", "dw", "dh", source=self._image)
+        self._ridges = ColumnDataSource({"xs": [], "ys": [], "color": []})
+        self.figure.patches(
+            "xs", "ys", source=self._ridges, fill_color="color", fill_alpha=0.45,
+            line_color="color", line_width=1.5, name="histograms",
+        )  # fmt: skip
+        self._contours = ColumnDataSource({"xs": [], "ys": []})
+        self.figure.multi_line(
+            "xs", "ys", source=self._contours, line_color=INK, line_alpha=0.75, name="contours"
+        )
         self._outlines = ColumnDataSource({"xs": [], "ys": [], "color": []})
         self.figure.patches(
-            "xs",
-            "ys",
-            source=self._outlines,
-            fill_color="color",
-            fill_alpha=0.06,
-            line_color="color",
-            line_width=2,
-            name="outlines",
-        )
+            "xs", "ys", source=self._outlines, fill_color="color", fill_alpha=0.06,
+            line_color="color", line_width=2, name="outlines",
+        )  # fmt: skip
+        self._handles = ColumnDataSource({"x": [], "y": []})
+        self.figure.scatter(
+            "x", "y", source=self._handles, marker="square", size=9, fill_color="white",
+            line_color=WARNING, line_width=2, name="handles",
+        )  # fmt: skip
         self._labels = ColumnDataSource({"x": [], "y": [], "text": []})
         add_labels(self.figure, self._labels)
 
-        def drawn(event: SelectionGeometry) -> None:
-            if event.final and (found := _corners(event.geometry)) is not None:
-                on_gate(self, *found)
+    def _listen(self, events: Events) -> None:
+        figure = self.figure
 
-        self.figure.on_event(SelectionGeometry, drawn)
-        self.figure.js_on_event(DoubleTap, CustomJS(code=_FINISH_POLYGON))
+        def drawn(event: SelectionGeometry) -> None:
+            if event.final:
+                events.drawn(self, event.geometry)
+
+        figure.on_event(SelectionGeometry, drawn)
+        figure.on_event(Tap, lambda event: events.tapped(self, (event.x, event.y)))
+        stages: dict[Any, Stage] = {PanStart: "start", Pan: "on", PanEnd: "end"}
+        for kind, stage in stages.items():
+            figure.on_event(
+                kind, lambda event, stage=stage: events.dragged(self, stage, (event.x, event.y))
+            )
+        figure.js_on_event(DoubleTap, CustomJS(code=_FINISH_POLYGON))
 
         def moved(_attr: str, _old: object, _new: object) -> None:
             if not self._setting:
-                on_window(self)
+                events.window(self)
 
-        for side in (self.figure.x_range, self.figure.y_range):
+        for side in (figure.x_range, figure.y_range):
             for end in ("start", "end"):
                 side.on_change(end, moved)
 
         def resized(side: str, _old: object, length: int) -> None:
             self._sides[side] = length
-            on_window(self)
+            events.window(self)
 
         for length in self._sides:
-            self.figure.on_change(length, resized)
+            figure.on_change(length, resized)
+
+    @property
+    def window(self) -> Window:
+        """Left, right, bottom and top of what is seen."""
+        x, y = self.figure.x_range, self.figure.y_range
+        return float(x.start), float(x.end), float(y.start), float(y.end)
+
+    @property
+    def units_of_pixel(self) -> tuple[float, float]:
+        """Width and height of a pixel, in units of the axes."""
+        left, right, bottom, top = self.window
+        return (
+            (right - left) / max(self._sides["inner_width"], 50),
+            (top - bottom) / max(self._sides["inner_height"], 50),
+        )
 
     def set_axes(
-        self, axes: tuple[Axis, Axis], places: tuple[np.ndarray, np.ndarray], labels: Sequence[str]
+        self, axes: tuple[Axis, ...], places: tuple[np.ndarray, ...], labels: Sequence[str]
     ) -> None:
-        """Show the cells on other axes, all of them in the window."""
-        self.axes, self.places = axes, places
+        """Show the cells on other axes, all of them in the window; on one axis as a histogram."""
+        self.axes, self.places, self._ridge_ticks = axes, places, {}
         self.__dict__.pop("density_colors", None)
         self._setting = True
-        sides = zip(
-            "xy", (self.figure.x_range, self.figure.y_range), axes, places, labels, strict=True
-        )
-        for which, side, axis, along, label in sides:
+        sides = (("x", self.figure.x_range), ("y", self.figure.y_range))
+        for (which, side), axis, along, label in zip(sides, axes, places, labels, strict=False):
             low, high = _reach(along)
             side.update(start=low, end=high, reset_start=low, reset_end=high)
-            drawn = self.figure.xaxis[0] if which == "x" else self.figure.yaxis[0]
-            drawn.axis_label = PlainText(text=label)
+            self._axis(which).axis_label = PlainText(text=label)
             _label_ticks(self.figure, which, axis.kind, axis.scale)
         self._setting = False
+
+    def _axis(self, which: str) -> Any:
+        return self.figure.xaxis[0] if which == "x" else self.figure.yaxis[0]
 
     @cached_property
     def density_colors(self) -> np.ndarray:
         """Colours of the cells, uint32 (N,), by how many others lie near each on these axes."""
-        density = point_density(*self.places)
+        density = point_density(self.places[0], self.places[1])
         return mapped(density, 0.0, 1.0, list(density_mapper().palette))
 
-    def draw(self, colors: np.ndarray, shown: np.ndarray | None, dimmed: np.ndarray | None) -> None:
+    def draw(
+        self,
+        colors: np.ndarray | None,
+        shown: np.ndarray | None,
+        dimmed: np.ndarray | None,
+        groups: Groups | None = None,
+    ) -> None:
         """Draw the cells.
 
         Parameters
         ----------
         colors
-            Of all cells, uint32 (N,).
+            Of all cells, uint32 (N,); None: by density.
         shown
             Which to draw, (N,); None: all.
         dimmed
             Which of those to draw pale, (N,); None: none.
+        groups
+            Whose histograms to draw; None: one of all cells.
         """
+        left, right, bottom, top = self.window
+        if not (right > left and top > bottom):
+            return
+        if len(self.axes) == 1:
+            self._draw_histograms(shown, groups)
+            return
+        self._ridges.data = {"xs": [], "ys": [], "color": []}
+        colors = self.density_colors if colors is None else colors
         x, y = self.places
         n_cells = len(x) if shown is None else int(shown.sum())
         if shown is not None:
             x, y, colors = x[shown], y[shown], colors[shown]
             dimmed = None if dimmed is None else dimmed[shown]
-        ends = self.figure.x_range, self.figure.y_range
-        window = (ends[0].start, ends[0].end, ends[1].start, ends[1].end)
-        left, right, bottom, top = map(float, window)
-        if not (right > left and top > bottom):
-            return
+        lines = contour_lines(x, y, self.window) if self.style == "contours" else []
+        self._contours.data = {
+            "xs": [list(line[:, 0]) for line in lines],
+            "ys": [list(line[:, 1]) for line in lines],
+        }
+        if lines and dimmed is None:
+            colors = np.full(len(x), rgba([PALE])[0])
         image = draw_cells(
-            x, y, colors, (left, right, bottom, top), self._shape(),
-            PIXELS_BY_PIXEL * point_size(n_cells), dimmed,
-        )  # fmt: skip
+            x, y, colors, self.window, self._shape(), PIXELS_BY_PIXEL * point_size(n_cells), dimmed
+        )
         self._image.data = {
             "image": [image], "x": [left], "y": [bottom], "dw": [right - left], "dh": [top - bottom]
         }  # fmt: skip
+
+    def _draw_histograms(self, shown: np.ndarray | None, groups: Groups | None) -> None:
+        self._image.data = {key: [] for key in self._image.data}
+        self._contours.data = {"xs": [], "ys": []}
+        places = self.places[0]
+        code, names = (np.zeros(len(places), dtype=int), ["cells"]) if groups is None else groups
+        names = names[:_MOST_RIDGES]
+        code = np.where(code < len(names), code, -1)
+        code = code if shown is None else np.where(shown, code, -1)
+        along, heights = histograms(places, code, len(names), *self.window[:2])
+        foot = _RIDGE * np.arange(len(names))[::-1]
+        self._ridges.data = {
+            "xs": [[along[0], *along, along[-1]] for _ in names],
+            "ys": [[base, *(base + high), base] for base, high in zip(foot, heights, strict=True)],
+            "color": category_colors(len(names)),
+        }
+        self._setting = True
+        top = float(foot[0] + 1.25) if len(foot) else 1.25
+        self.figure.y_range.update(start=0.0, end=top, reset_start=0.0, reset_end=top)
+        ticks = dict(zip(map(float, foot), names, strict=True)) if groups else {0.0: "0", 1.0: "1"}
+        if ticks != self._ridge_ticks:  # Bokeh looks through the whole page when they change
+            self._ridge_ticks = ticks
+            use_ticks(self.figure, "y", ticks)
+            label = "" if groups else "cells, relative to the mode"
+            self._axis("y").axis_label = PlainText(text=label)
+        self._setting = False
 
     def _shape(self) -> tuple[int, int]:
         sides = self._sides["inner_height"], self._sides["inner_width"]
         rows, columns = (min(int(PIXELS_BY_PIXEL * max(s, 50)), _LARGEST_SIDE) for s in sides)
         return rows, columns
 
-    def outline(self, gates: Sequence[Gate], labels: Sequence[str], selected: str | None) -> None:
-        """Draw the outlines of gates, which are on this plot's axes, with their labels."""
-        corners = [np.array(gate.vertices) for gate in gates]
+    def outline(
+        self,
+        gates: Sequence[Gate],
+        labels: Sequence[str],
+        selected: str | None,
+        sample: tuple[str, str] | None = None,
+        *,
+        with_handles: bool = False,
+    ) -> None:
+        """Draw the outlines of gates, which `shown_on` these axes, with their labels.
+
+        Parameters
+        ----------
+        selected
+            Name of the gate that stands out.
+        sample
+            Whose gates to draw, where they differ by sample.
+        with_handles
+            Whether the selected gate shows its handles.
+        """
+        self.gates = {g.name: draw_gate(g, self.axes, self.window, sample) for g in gates}
+        drawn = list(self.gates.values())
         self._outlines.data = {
-            "xs": [list(c[:, 0]) for c in corners],
-            "ys": [list(c[:, 1]) for c in corners],
-            "color": [WARNING if gate.name == selected else INK for gate in gates],
+            "xs": [list(each.outline[:, 0]) for each in drawn],
+            "ys": [list(each.outline[:, 1]) for each in drawn],
+            "color": [WARNING if name == selected else INK for name in self.gates],
         }
+        chosen = self.gates.get(selected or "") if with_handles else None
+        handles = np.zeros((0, 2)) if chosen is None else chosen.handles
+        self._handles.data = {"x": list(handles[:, 0]), "y": list(handles[:, 1])}
+        places = [self._label_place(each, text) for each, text in zip(drawn, labels, strict=True)]
         self._labels.data = {
-            "x": [float(c[:, 0].min() + c[:, 0].max()) / 2 for c in corners],
-            "y": [float(c[:, 1].max()) for c in corners],
+            "x": [place[0] for place in places],
+            "y": [place[1] for place in places],
             "text": list(labels),
         }
 
-
-def _corners(geometry: Any) -> tuple[Shape, Corners] | None:
-    """Return the shape and corners of what the mouse drew; None for a mere click."""
-    if geometry["type"] == "rect":
-        left, right = sorted((float(geometry["x0"]), float(geometry["x1"])))
-        bottom, top = sorted((float(geometry["y0"]), float(geometry["y1"])))
-        if left == right or bottom == top:
-            return None
-        return "rectangle", ((left, bottom), (right, bottom), (right, top), (left, top))
-    if geometry["type"] != "poly" or len(geometry["x"]) < 3:
-        return None
-    pairs = zip(geometry["x"], geometry["y"], strict=True)
-    corners = tuple(dict.fromkeys((float(x), float(y)) for x, y in pairs))
-    if len(corners) < 3:
-        return None
-    return ("polygon" if len(corners) <= 12 else "lasso"), corners
+    def _label_place(self, drawn: Drawn, text: str) -> tuple[float, float]:
+        """Return where a label is whole: it goes inside where the edge of the plot would cut it."""
+        left, right, bottom, top = self.window
+        across, up = self.units_of_pixel
+        half = min(_LETTER_WIDTH * len(text) / 2 * across, (right - left) / 2)
+        x = float(np.clip(drawn.label[0], left + half, right - half))
+        margin = _LABEL_HEIGHT * up
+        return x, float(np.clip(drawn.label[1], bottom + margin, top - margin))
 
 
 def _reach(places: np.ndarray) -> tuple[float, float]:
@@ -306,6 +341,7 @@ def _reach(places: np.ndarray) -> tuple[float, float]:
 
 def _label_ticks(figure: Any, which: str, kind: str, scale: Scale) -> None:
     axis = figure.xaxis[0] if which == "x" else figure.yaxis[0]
+    axis.axis_line_color = PALE if kind == "umap" else QUIET
     if kind == "umap":
         axis.ticker = []
     elif scale == "asinh":
@@ -313,6 +349,6 @@ def _label_ticks(figure: Any, which: str, kind: str, scale: Scale) -> None:
     elif scale == "log":
         marks = scale_ticks(1e6, "log") or []
         places = to_scale(np.array(marks), "log").tolist()
-        use_ticks(figure, which, dict(zip(places, (f"{m:,.0f}" for m in marks), strict=True)))
+        use_ticks(figure, which, dict(zip(places, (f"{m:g}" for m in marks), strict=True)))
     else:
         axis.ticker, axis.major_label_overrides = BasicTicker(), {}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import digamma, polygamma
+from scipy.special import digamma, erfcx, polygamma
 from scipy.stats import false_discovery_control, nct
 from scipy.stats import t as student
 
@@ -112,10 +112,12 @@ def fit_variance_prior(
     if predictor is not None and len(z) >= _FEWEST_FOR_A_TREND and np.ptp(predictor) > _TINY:
         columns = np.column_stack([columns, predictor])
     fitted = columns @ np.linalg.lstsq(columns, z, rcond=None)[0]
-    excess = ((z - fitted) ** 2).sum() / (len(z) - columns.shape[1]) - polygamma(1, df / 2).mean()
-    if excess <= 0:
-        return VariancePrior(np.inf, np.exp(fitted))
-    prior_df = 2 * inverse_trigamma(float(excess))
+    square = (z - fitted) ** 2 * len(z) / (len(z) - columns.shape[1])
+    excess = square.mean() - polygamma(1, df / 2).mean()
+    # few features tell little of the excess: its mean given this estimate, under a flat prior above 0
+    error = max(square.std() / np.sqrt(len(z)), _TINY)
+    mean = excess + error * np.sqrt(2 / np.pi) / erfcx(-excess / error / np.sqrt(2))
+    prior_df = 2 * inverse_trigamma(max(float(mean), _TINY))
     return VariancePrior(prior_df, np.exp(fitted + digamma(prior_df / 2) - np.log(prior_df / 2)))
 
 
@@ -126,8 +128,6 @@ def moderate(
 
     These are at most those of all residuals together, which the prior is estimated from.
     """
-    if np.isinf(prior.df):
-        return prior.variance, np.full(len(df), df.sum())
     posterior = (prior.df * prior.variance + df * variance) / (prior.df + df)
     return posterior, np.minimum(prior.df + df, df.sum())
 
