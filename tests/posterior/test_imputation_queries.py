@@ -124,7 +124,11 @@ def test_calibrated_intervals_hold_their_share_of_the_counts_that_were_hidden(
     asked = {"indices": lacks, "protein_list": list(truth), "n_samples": 200, "interval": interval}
     right = model.impute_proteins(**asked)
     plain = model.impute_proteins(calibrated=False, **asked)
-    pd.testing.assert_frame_equal(plain.mean, right.mean)
+    alone = model.impute_proteins(stacked=False, **asked)
+    pd.testing.assert_frame_equal(plain.mean, alone.mean)
+    logs = np.log1p(truth)
+    errors = [((logs - part.log1p) ** 2).mean() for part in (right, alone)]
+    assert (errors[0] <= 1.05 * errors[1]).all()
     assert model.split is not None
     n_calibrated = np.isin(model.split.validation, np.flatnonzero(~lacks)).sum()
     error = np.sqrt(interval * (1 - interval) * (1 / n_calibrated + 1 / lacks.sum()))

@@ -51,7 +51,9 @@ def test_one_command(
     assert np.isfinite(adata.X).all()
     assert (adata.layers["sd"] > 0).all()
     correlations = {"pearson", "pearson_lower", "within_pearson", "within_pearson_lower"}
-    assert {"n_cells", "rmse", "coverage", "reliable", *correlations} == set(adata.var.columns)
+    of_each = {"model_pearson", "ridge_pearson", "neighbours_pearson", "model_is_best"}
+    own = {"n_cells", "rmse", "coverage", "reliable", *correlations}
+    assert own | of_each == set(adata.var.columns)
     mean = pd.read_csv(output / "tables" / "mean.csv.gz", index_col=0)
     np.testing.assert_allclose(mean, adata.to_df(), rtol=1e-3)
     record = json.loads((output / "run.json").read_text())

@@ -23,14 +23,15 @@ from totalvi.mapping.reference_neighbours import (
 from totalvi.mapping.surgery import reference_state
 from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import checked_number, documented
-from totalvi.posterior.imputation import held_out_cells, imputed_batches, observed_proteins
+from totalvi.posterior.imputation import imputed_batches
 from totalvi.posterior.latent import LatentDistribution
 from totalvi.posterior.protein_predictions import (
     hidden_proteins,
     latent_clusters,
     reliability_table,
 )
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, held_out_cells
+from totalvi.posterior.stacking import observed_proteins
 
 _HELD_OUT = 4  # distinguishes held-out cells from other uses of a model's seed; see `totalvi.model`
 

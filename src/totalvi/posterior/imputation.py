@@ -8,8 +8,7 @@ from typing import NamedTuple, Unpack, overload
 import numpy as np
 import pandas as pd
 
-from totalvi.data.cells import CiteData
-from totalvi.data.counts import evenly_spaced
+from totalvi.data.cells import CiteData, fingerprint
 from totalvi.data.describe import Data
 from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.fit.batches import Minibatch
@@ -25,18 +24,21 @@ from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     ImputedBatches,
     Predicted,
-    as_panel,
     calibrated_probabilities,
-    hidden_proteins,
     latent_clusters,
     predicted_proteins,
     reliability_table,
 )
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, held_out_cells
+from totalvi.posterior.stacking import (
+    OfPanel,
+    Stack,
+    simple_predictors,
+    stacked_proteins,
+)
 from totalvi.posterior.unmeasured import batches_to_impute_from
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
-_MOST_HIDDEN_CELLS = 5000  # these are enough to tell how well proteins are imputed
 
 
 class ImputedProteins(NamedTuple):
@@ -66,6 +68,7 @@ class ImputedProteins(NamedTuple):
 class _ImputationOptions(ProteinOptions, total=False):
     interval: float
     calibrated: bool
+    stacked: bool | None
 
 
 class _StoredImputation(_ImputationOptions, Stored): ...
@@ -94,6 +97,7 @@ class ImputationQueries(Fitted):
         protein_list: Sequence[str] | None = None,
         interval: float = 0.9,
         calibrated: bool = True,
+        stacked: bool | None = None,
         n_samples: int = 100,
         out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
@@ -102,11 +106,17 @@ class ImputationQueries(Fitted):
     ) -> ImputedProteins | Path:
         """Return what the counts of proteins would be, and how sure that is.
 
+        They are counts as the batches decoded into measured them: cells of another experiment that were
+        stained or sequenced to another depth have the same order, not the same level, and neither
+        values nor intervals know of that.
+
         The counts are those expected of the posterior predictive distribution: z and b from the cell's
         posterior, then NB(beta, r) with probability pi and else NB(beta alpha, r). Mean and standard
         deviation are exact given ``n_samples`` of z and b; the mean is
         ``get_normalized_expression(include_protein_background=True, given_counts=False)``. ``log1p``
-        and the interval come from a count drawn at each sample.
+        and the interval come from a count drawn at each sample. Where ``stacked``, all are moved to the
+        ``log1p`` that model, ridge regression and neighbours in RNA predict together; docs/model.md has
+        the formulas.
 
         Parameters
         ----------
@@ -126,6 +136,11 @@ class ImputationQueries(Fitted):
             training data where a cell lacks a protein. Of a mapped query, whose own cells tell nothing
             of what all of them lack, those intervals stay as the model gives them. No limit lies beyond
             the counts drawn, so a poor fit needs more ``n_samples``, or to be trained longer.
+        stacked
+            Whether proteins that a panel lacks are predicted together with regression and neighbours,
+            with weights that the same held-out cells decide. None: where intervals are calibrated. A
+            mapped query is predicted by the model alone, as is a protein that fewer than 20 of these
+            cells measured.
         n_samples
             Posterior samples of each cell, and counts drawn for each value; those of a minibatch are
             held.
@@ -140,7 +155,7 @@ class ImputationQueries(Fitted):
 
         {name_error}
         DataError
-            When the interval is to be calibrated without training data or held-out cells.
+            When it is to be stacked or calibrated without training data or held-out cells.
         {output_error}
 
         {lacking_model}
@@ -153,24 +168,35 @@ class ImputationQueries(Fitted):
         interval = checked_number("interval", interval, below=1)
         data, cells = question.data, question.cells
         lacking = _lacking(self)[:, wanted.proteins.positions]
-        limits = np.array([(1 - interval) / 2, (1 + interval) / 2])[:, None]
+        limits = np.array([(1 - interval) / 2, (1 + interval) / 2, interval])[:, None]
         probabilities = np.tile(limits, (len(lacking), 1, len(wanted.proteins)))
-        if calibrated:
+        stacked = (calibrated if stacked is None else stacked) and self._mapping is None
+        rna = simple_predictors(self, wanted.proteins) if stacked and lacking.any() else None
+        in_all = None if rna is None else simple_predictors(self, wanted.proteins, in_all=True)
+        stacks = dict[int, Stack]()
+        if calibrated or stacked:
             for panel, batches in _panels(data, cells, np.any(lacking, axis=1)):
-                held_out = replace(held_out_cells(self, question), progress=False)
-                hidden = _hidden(held_out, wanted, panel, batches)
-                probabilities[panel] = calibrated_probabilities(hidden, interval)
+                held_out = replace(held_out_cells(self, question, all_of_them=True), progress=False)
+                of_panel = OfPanel(panel, batches, lacking[panel])
+                found = stacked_proteins(held_out, wanted, of_panel, rna)
+                stacks[panel] = found.stack
+                if calibrated:
+                    hidden = found.of_cells(_reporting(self, held_out)).hidden
+                    probabilities[panel] = _calibrated_limits(hidden, interval)
         table = question.table(wanted.proteins.names)
 
         def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
             predicted = predicted_proteins(question, wanted, batch)
-            return _imputed_rows(predicted, probabilities[batch.context.panel.cpu().numpy()])
+            panel = batch.context.panel.cpu().numpy()
+            if in_all is not None:
+                predicted = in_all.stacked(question, wanted, batch, predicted, stacks)
+            return _imputed_rows(predicted, probabilities[panel])
 
-        found = question.rows("imputed proteins", dict.fromkeys(_PARTS, table), rows, out=out)
-        if isinstance(found, Path):
-            return found
+        written = question.rows("imputed proteins", dict.fromkeys(_PARTS, table), rows, out=out)
+        if isinstance(written, Path):
+            return written
         return ImputedProteins(
-            **{part: table.frame(found[part]) for part in _PARTS},
+            **{part: table.frame(written[part]) for part in _PARTS},
             lacking=table.frame(lacking[data.panel[cells]]),
         )
 
@@ -183,6 +209,7 @@ class ImputationQueries(Fitted):
         protein_list: Sequence[str] | None = None,
         clusters: str | Sequence[object] | None = None,
         interval: float = 0.9,
+        stacked: bool = True,
         n_samples: int = 100,
         batch_size: int = QUERY_BATCH_SIZE,
         seed: int = 0,
@@ -207,7 +234,11 @@ class ImputationQueries(Fitted):
             Within which ``within_pearson`` is: a column of ``obs``, or a label of each cell of the
             data. None: k-means clusters of the latent space, 10 at most, of 30 cells or more on
             average.
-        {hidden_counts} {batch_size} {seed} {progress}
+        {hidden_counts}
+        stacked
+            As in `impute_proteins`, with weights that the cell itself had no part in. Without training
+            data, and of a mapped query, predictions are the model's alone.
+        {batch_size} {seed} {progress}
 
         Returns
         -------
@@ -218,7 +249,9 @@ class ImputationQueries(Fitted):
         cluster; ``pearson_lower`` and ``within_pearson_lower``, lower 95 % confidence limits of both
         (Fisher's z); and ``reliable``, whether ``pearson_lower`` is 0.7 or more and
         ``within_pearson_lower`` above 0: a protein that is predicted between cell types only is not
-        reliable within them.
+        reliable within them. Where stacked, also ``model_pearson``, ``ridge_pearson`` and
+        ``neighbours_pearson`` of what is stacked, and ``model_is_best``, whether the model's is the
+        highest of the three.
 
         {name_error}
         DataError
@@ -230,7 +263,8 @@ class ImputationQueries(Fitted):
         ['protein_0', 'protein_2']
         """
         question = self._question(adata, indices, batch_size, progress, seed, n_samples)
-        if adata is None and indices is None:
+        own = adata is None and indices is None
+        if own:
             question = held_out_cells(self, question)
         question, wanted = imputed_batches(self, question, transform_batch, protein_list)
         interval = checked_number("interval", interval, below=1)
@@ -242,23 +276,46 @@ class ImputationQueries(Fitted):
         panels = _panels(everything, np.arange(everything.n_cells), np.any(lacking, axis=1))
         groups = latent_clusters(question) if clusters is None else _labels(question, clusters)
         names = self.schema.panel_names or self.schema.batch_names
+        known = self._known_data(question) if stacked else None
+        rna = None if known is None else simple_predictors(self, wanted.proteins, known)
         tables = {}
         for panel, batches in panels:
-            hidden = _hidden(question, wanted, panel, batches)
-            table = reliability_table(hidden, interval, wanted.proteins.names, groups)
+            of_panel = OfPanel(panel, batches, lacking[panel])
+            if rna is None:
+                found = stacked_proteins(question, wanted, of_panel, None)
+            else:
+                held_out = held_out_cells(self, question, all_of_them=True, data=known)
+                held_out = replace(held_out, progress=False)
+                found = stacked_proteins(held_out, wanted, of_panel, rna, only_stack=not own)
+                if own:
+                    found = found.of_cells(_reporting(self, held_out))
+                else:
+                    found = stacked_proteins(question, wanted, of_panel, rna, found.stack)
+            table = reliability_table(found.hidden, interval, wanted.proteins.names, groups)
+            if rna is not None:
+                table = table.join(found.comparison(wanted.proteins.names))
             tables[names[panel]] = table[lacking[panel]]
         if not tables:
             raise ValueError(
                 "protein_list holds only proteins that every panel measured; name others, or None."
             )
-        found: pd.DataFrame = pd.concat(tables, names=["panel", "protein"])
-        if not found["n_cells"].any():
+        result: pd.DataFrame = pd.concat(tables, names=["panel", "protein"])
+        if not result["n_cells"].any():
             raise DataError(
                 "None of the cells measured the proteins that are imputed, so there is nothing to "
                 "compare with; name cells that did with indices, or for a query that was mapped call "
                 "reference.get_query_reliability(query)."
             )
-        return found
+        return result
+
+    def _known_data(self, question: Question) -> CiteData | None:
+        """Return the training data, or those given that are the same, if some cells were held out."""
+        if self._mapping is not None or self.split is None or self._result is None:
+            return None
+        if not len(self.split.validation) + len(self.split.test):
+            return None
+        same = self._data is None and fingerprint(question.data) == self._result.fingerprint
+        return question.data if same else self._data
 
 
 def imputed_batches(
@@ -274,26 +331,15 @@ def imputed_batches(
     return replace(question, transform_batch=codes), ImputedBatches(proteins, decoded)
 
 
-def held_out_cells(model: Fitted, question: Question) -> Question:
-    """Return the question about cells of the training data that the fit held out."""
-    data = model._training_data()
-    assert model.split is not None
-    cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
-    calibration = None if model._result is None else model._result.calibration
-    if calibration is not None:  # the cells that calibrate are not the cells that report
-        cells = np.setdiff1d(cells, calibration.cells)
-    if not len(cells):
-        raise DataError(
-            "The fit held out no cell in which proteins could be hidden; train with train_size "
-            "below 1, or name cells with indices (impute_proteins: calibrated=False)."
-        )
-    return replace(question, data=data, cells=evenly_spaced(cells, _MOST_HIDDEN_CELLS))
+def _reporting(model: Fitted, held_out: Question) -> np.ndarray:
+    """Return which of the cells that the fit held out did not calibrate it, bool (N,)."""
+    return np.isin(held_out.cells, held_out_cells(model, held_out).cells)
 
 
-def observed_proteins(data: CiteData, cells: np.ndarray, proteins: np.ndarray) -> np.ndarray:
-    """Return the counts of proteins, NaN where a cell's panel did not measure them."""
-    measured = np.array(data.schema.panel_measured)[data.panel[cells]]
-    return np.where(measured[:, proteins], data.protein.rows(cells)[:, proteins], np.nan)
+def _calibrated_limits(hidden: HiddenProteins, interval: float) -> np.ndarray:
+    """Return the probabilities of the limits of `_imputed_rows`, (3, t)."""
+    one_sided = calibrated_probabilities(hidden, 2 * interval - 1)[1]
+    return np.vstack([calibrated_probabilities(hidden, interval), one_sided])
 
 
 def _labels(question: Question, clusters: str | Sequence[object]) -> np.ndarray:
@@ -316,16 +362,6 @@ def _labels(question: Question, clusters: str | Sequence[object]) -> np.ndarray:
     return np.asarray(pd.factorize(labels[question.cells], use_na_sentinel=False)[0])
 
 
-def _hidden(
-    question: Question, wanted: ImputedBatches, panel: int, batches: np.ndarray
-) -> HiddenProteins:
-    """Predict the counts of cells as if they came from a panel."""
-    observed = observed_proteins(question.data, question.cells, wanted.proteins.positions)
-    return hidden_proteins(
-        question, wanted, observed, lambda batch: as_panel(question, batch, panel, batches)
-    )
-
-
 def _lacking(model: Fitted) -> np.ndarray:
     """Return which proteins each panel lacks, bool (panels, T)."""
     return ~np.array(model.schema.panel_measured, dtype=bool)
@@ -345,11 +381,13 @@ def _imputed_rows(predicted: Predicted, probabilities: np.ndarray) -> dict[str, 
     Parameters
     ----------
     probabilities
-        Of a count below the lower and the upper limit of the interval, (B, 2, t). Limits are whole
-        numbers, both in the interval.
+        Of a count below the lower and the upper limit of the interval, and below the upper one where
+        the lower is 0, below which is no count, (B, 3, t). Limits are whole numbers, both in the
+        interval.
     """
     lower = np.ceil(predicted.quantile(probabilities[:, 0]))
-    upper = np.floor(predicted.quantile(probabilities[:, 1]))
+    below_upper = np.where(lower == 0, probabilities[:, 2], probabilities[:, 1])
+    upper = np.floor(predicted.quantile(below_upper))
     return {
         "mean": predicted.mean,
         "sd": predicted.sd,

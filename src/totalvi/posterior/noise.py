@@ -15,10 +15,19 @@ from torch import Tensor
 from totalvi.processes import compiled
 
 Purpose = Literal[
-    "latent", "library", "background", "mixing", "counts", "dispersion", "batch", "level"
+    "latent",
+    "library",
+    "background",
+    "mixing",
+    "counts",
+    "dispersion",
+    "batch",
+    "level",
+    "rounding",
 ]
 _PURPOSES: tuple[Purpose, ...] = (
     "latent", "library", "background", "mixing", "counts", "dispersion", "batch", "level",
+    "rounding",
 )  # fmt: skip
 GOLDEN = 0x9E3779B97F4A7C15  # it is odd and near 2^64 / phi, so that its multiples do not repeat
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from totalvi.posterior.question import Features, Question
 LEAST_PEARSON = 0.7  # a protein that surely has at least this is called reliable
 _ONE_SIDED = 1.6448536269514722  # the quantile of the normal distribution at 95 %
 _MOST_CLUSTERS, _CELLS_OF_A_CLUSTER = 10, 30
+_GOLDEN_RATIO = 0.6180339887498949  # its multiples fill the unit interval evenly
 _FEWEST_CELLS = 20  # with fewer, a 90 % interval cannot be calibrated
 
 
@@ -49,16 +50,52 @@ class Predicted(NamedTuple):
         Its mean and standard deviation, (B, t), float64; exact given the samples of z.
     counts
         Counts drawn from it, sorted, (B, t, n_samples).
+    stacked
+        The mean of log(1 + count) where more than the counts drawn say what it is, (B, t).
     """
 
     mean: np.ndarray
     sd: np.ndarray
     counts: np.ndarray
+    stacked: np.ndarray | None = None
 
     def log1p_mean(self) -> np.ndarray:
         """Return E[log(1 + count)], (B, t)."""
+        if self.stacked is not None:
+            return self.stacked
         mean: np.ndarray = np.log1p(self.counts).mean(axis=2)
         return mean
+
+    def moved_to(self, log1p: np.ndarray, uniform: np.ndarray) -> Self:
+        """Return the distribution moved to another mean of log(1 + count).
+
+        Each count drawn moves by as much on that scale, and is then rounded up or down at random, so
+        that its expectation stays. Mean and standard deviation change as those of the counts do.
+
+        Parameters
+        ----------
+        log1p
+            The mean that is wanted, (B, t).
+        uniform
+            Noise between 0 and 1, (B, t), from which that of each sample follows.
+        """
+        shift = (log1p - self.log1p_mean())[:, :, None]
+        moved = np.expm1(np.maximum(np.log1p(self.counts) + shift, 0))
+        spread = uniform[:, :, None] + np.arange(moved.shape[2]) * _GOLDEN_RATIO
+        rounded = np.where(shift == 0, self.counts, np.floor(moved + spread % 1))
+        rounded.sort(axis=2)
+        mean, sd = moved.mean(axis=2), moved.std(axis=2)
+        before = self.counts.mean(axis=2, dtype=np.float64)
+        before_sd = self.counts.std(axis=2, dtype=np.float64)
+        ratio = np.divide(self.mean, before, out=np.ones_like(before), where=before > 0)
+        sd_ratio = np.divide(self.sd, before_sd, out=np.ones_like(before), where=before_sd > 0)
+        still = shift[:, :, 0] == 0
+        return type(self)(
+            np.where(still, self.mean, mean * ratio),
+            np.where(still, self.sd, sd * sd_ratio),
+            rounded.astype(self.counts.dtype),
+            log1p,
+        )
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """Return the count below which a further one is with ``probability`` (B, t).
@@ -113,6 +150,14 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
         )
     counts.sort(axis=2)
     return Predicted(first, np.sqrt(np.maximum(second - first**2, 0)), counts)
+
+
+def rounding_noise(question: Question, wanted: ImputedBatches, batch: Minibatch) -> np.ndarray:
+    """Return the noise by which counts that moved are rounded, between 0 and 1, (B, t)."""
+    width = question.network.n_input_proteins
+    uniform = question.noise.uniform("rounding", 0, batch.keys, width)
+    noise: np.ndarray = uniform.numpy()[:, wanted.proteins.positions]
+    return noise
 
 
 def mixture_moments(
@@ -200,6 +245,7 @@ def hidden_proteins(
     wanted: ImputedBatches,
     observed: np.ndarray,
     shown: Callable[[Minibatch], Minibatch] = lambda batch: batch,
+    stacked: np.ndarray | None = None,
 ) -> HiddenProteins:
     """Predict counts that the network does not see.
 
@@ -209,13 +255,18 @@ def hidden_proteins(
         The counts of the question's cells, (N, t).
     shown
         Gives what the network sees of a minibatch.
+    stacked
+        The mean of log(1 + count) to which the predictions are moved, (N, t). None: the network's.
     """
     parts, start = [], 0
     with question.minibatches("hidden proteins") as batches:
         for batch in batches:
-            counts = observed[start : start + len(batch.cells)]
-            start += len(counts)
+            rows = slice(start, start + len(batch.cells))
+            counts, start = observed[rows], rows.stop
             predicted = predicted_proteins(question, wanted, shown(batch))
+            if stacked is not None:
+                noise = rounding_noise(question, wanted, batch)
+                predicted = predicted.moved_to(stacked[rows], noise)
             below = predicted.distribution_function(counts)
             parts.append(HiddenProteins(counts, predicted.log1p_mean(), below))
     return HiddenProteins(*(np.concatenate(part) for part in zip(*parts, strict=True)))

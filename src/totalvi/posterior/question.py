@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from totalvi.data.cells import CiteData, QueryMapping, Schema
+from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError, NotTrainedError, allowed, argument, did_you_mean
 from totalvi.fit.batches import Minibatch, minibatches
@@ -34,6 +35,7 @@ from totalvi.processes import this_process, threads_of_torch
 from totalvi.progress import cell_progress
 
 QUERY_BATCH_SIZE = 1024
+_MOST_HIDDEN_CELLS = 5000  # these are enough to tell how well proteins are imputed
 _QUERY = 3  # tells queries from the other uses of a model's seed: see `totalvi.model`
 
 
@@ -300,6 +302,32 @@ class Fitted(Protocol):
                     f"{did_you_mean(str(name), known)}."
                 )
         return tuple(known.index(str(name)) for name in wanted)
+
+
+def held_out_cells(
+    model: Fitted,
+    question: Question,
+    *,
+    all_of_them: bool = False,
+    data: CiteData | None = None,
+) -> Question:
+    """Return the question about cells of the training data that the fit held out.
+
+    Those whose counts calibrated the fit are among them only with ``all_of_them``; ``data`` are the
+    training data where the model has none.
+    """
+    data = model._training_data() if data is None else data
+    assert model.split is not None
+    cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
+    calibration = None if model._result is None else model._result.calibration
+    if calibration is not None and not all_of_them:  # those that calibrate do not report
+        cells = np.setdiff1d(cells, calibration.cells)
+    if not len(cells):
+        raise DataError(
+            "The fit held out no cell in which proteins could be hidden; train with train_size "
+            "below 1, or name cells with indices (impute_proteins: calibrated=False)."
+        )
+    return replace(question, data=data, cells=evenly_spaced(cells, _MOST_HIDDEN_CELLS))
 
 
 def _features(wanted: Sequence[str] | None, known: Sequence[str], argument: str) -> Features:

@@ -37,6 +37,7 @@ from totalvi.run.prepare import prepare
 from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
 
 REFERENCE, QUERY = "reference", "query"
+_LEVEL = "counts are as the reference measured them: ranks hold elsewhere, levels may not."
 _BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
 
 
@@ -209,8 +210,7 @@ def _run(options: ImputeOptions) -> RunResult:
             )
         warnings, notes = warnings_and_notes(findings)
         plan, split = imputed.model.plan, imputed.model.split
-        # None: of the checkpoint, or by default
-        request["arguments"]["max_epochs"] = plan.max_epochs
+        request["arguments"]["max_epochs"] = plan.max_epochs  # None: of the checkpoint, or default
         record = {
             **circumstances(),
             **request,
@@ -224,7 +224,7 @@ def _run(options: ImputeOptions) -> RunResult:
             **imputed.model.fit_summary,
             "seconds": steps.seconds,
             "warnings": [*warnings, *unreliable_warnings(imputed.reliability)],
-            "notes": [*notes, *_left_out(joined)],
+            "notes": [*notes, *_left_out(joined), _LEVEL],
         }
         write_record(record, folder / RECORD)
         files = files_in(folder)
@@ -345,7 +345,7 @@ def _impute(
         panels = mdata.obs[keys.panel_key or _BATCH].astype(str)[cells].unique()
         # the batches of a query that all lack the protein are alike but for their cells
         reliability = by_panel.loc[list(panels)].groupby("protein", sort=False).mean().loc[names]
-        reliability["reliable"] = reliability["reliable"] == 1
+        reliability = reliability.assign(**(reliability[["reliable", "model_is_best"]] == 1))
     with steps.step("impute"):
         imputed = model.impute_proteins(indices=cells, **question)
         latent = model.get_latent_representation(indices=cells)
