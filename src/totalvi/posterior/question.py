@@ -320,14 +320,17 @@ def held_out_cells(
     assert model.split is not None
     cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
     calibration = None if model._result is None else model._result.calibration
-    if calibration is not None and not all_of_them:  # those that calibrate do not report
+    if calibration is not None:  # the cells that calibrate are not the cells that report
         cells = np.setdiff1d(cells, calibration.cells)
     if not len(cells):
         raise DataError(
             "The fit held out no cell in which proteins could be hidden; train with train_size "
             "below 1, or name cells with indices (impute_proteins: calibrated=False)."
         )
-    return replace(question, data=data, cells=evenly_spaced(cells, _MOST_HIDDEN_CELLS))
+    cells = evenly_spaced(cells, _MOST_HIDDEN_CELLS)
+    if calibration is not None and all_of_them:
+        cells = np.union1d(cells, calibration.cells)
+    return replace(question, data=data, cells=cells)
 
 
 def _features(wanted: Sequence[str] | None, known: Sequence[str], argument: str) -> Features:
