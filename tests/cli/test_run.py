@@ -48,7 +48,8 @@ def test_options_are_handed_on(asked: list) -> None:
         "--checkpoint-every 2.5 "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x "
-        "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts --sample m --condition n"
+        "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts --sample m --condition n "
+        "--hierarchy gates.txt"
     )
     assert execute(command.split()) == 0
     ((given, options),) = asked
@@ -77,6 +78,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "on_disk": True,
         "sample_key": "m",
         "condition_key": "n",
+        "hierarchy": "gates.txt",
         "overwrite": True,
         "resume": True,
         "checkpoint_every": timedelta(seconds=150),
