@@ -115,20 +115,12 @@ class CellPlot:
     def _add_layers(self) -> None:
         self._image = ColumnDataSource({key: [] for key in ("image", "x", "y", "dw", "dh")})
         self.figure.image_rgba("image", "x", "y", "dw", "dh", source=self._image)
-        self._ridges = ColumnDataSource({"xs": [], "ys": [], "color": []})
-        self.figure.patches(
-            "xs", "ys", source=self._ridges, fill_color="color", fill_alpha=0.45,
-            line_color="color", line_width=1.5, name="histograms",
-        )  # fmt: skip
+        self._ridges = self._coloured_areas("histograms", fill_alpha=0.45, line_width=1.5)
         self._contours = ColumnDataSource({"xs": [], "ys": []})
         self.figure.multi_line(
             "xs", "ys", source=self._contours, line_color=INK, line_alpha=0.75, name="contours"
         )
-        self._outlines = ColumnDataSource({"xs": [], "ys": [], "color": []})
-        self.figure.patches(
-            "xs", "ys", source=self._outlines, fill_color="color", fill_alpha=0.06,
-            line_color="color", line_width=2, name="outlines",
-        )  # fmt: skip
+        self._outlines = self._coloured_areas("outlines", fill_alpha=0.06, line_width=2)
         self._handles = ColumnDataSource({"x": [], "y": []})
         self.figure.scatter(
             "x", "y", source=self._handles, marker="square", size=9, fill_color="white",
@@ -136,6 +128,17 @@ class CellPlot:
         )  # fmt: skip
         self._labels = ColumnDataSource({"x": [], "y": [], "text": []})
         add_labels(self.figure, self._labels)
+
+    def _coloured_areas(
+        self, name: str, *, fill_alpha: float, line_width: float
+    ) -> ColumnDataSource:
+        """Return the corners and colours of areas that the figure draws."""
+        source = ColumnDataSource({"xs": [], "ys": [], "color": []})
+        self.figure.patches(
+            "xs", "ys", source=source, fill_color="color", fill_alpha=fill_alpha,
+            line_color="color", line_width=line_width, name=name,
+        )  # fmt: skip
+        return source
 
     def _listen(self, events: Events) -> None:
         figure = self.figure

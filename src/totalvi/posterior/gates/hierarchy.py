@@ -1,7 +1,7 @@
 """Read a hierarchy of populations from text: which levels of which markers define each."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -281,11 +281,8 @@ class _Reader:
         return self.words[self.position] if self.position < len(self.words) else None
 
     def _any(self) -> Gate:
-        parts = [self._all()]
-        while self._next() == "or":
-            self.position += 1
-            parts.append(self._all())
-        return parts[0] if len(parts) == 1 else Any(tuple(parts))
+        parts = self._separated("or", self._all)
+        return parts[0] if len(parts) == 1 else Any(parts)
 
     def _all(self) -> Gate:
         parts = [self._else()]
@@ -294,11 +291,15 @@ class _Reader:
         return parts[0] if len(parts) == 1 else All(tuple(parts))
 
     def _else(self) -> Gate:
-        parts = [self._one()]
-        while self._next() == "else":
+        parts = self._separated("else", self._one)
+        return parts[0] if len(parts) == 1 else Else(parts)
+
+    def _separated(self, separator: str, part: Callable[[], Gate]) -> tuple[Gate, ...]:
+        parts = [part()]
+        while self._next() == separator:
             self.position += 1
-            parts.append(self._one())
-        return parts[0] if len(parts) == 1 else Else(tuple(parts))
+            parts.append(part())
+        return tuple(parts)
 
     def _one(self) -> Gate:
         word = self._next()
