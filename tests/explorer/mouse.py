@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NEEDS_BROWSER = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium"),
+]
 NAMED = "Bokeh.documents[0].get_model_by_name"
 PLACE = f"""([name, x, y]) => {{
   const view = Bokeh.index.find_one({NAMED}(name));

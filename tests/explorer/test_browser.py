@@ -22,8 +22,8 @@ from tornado.websocket import websocket_connect
 from explorer.mouse import (
     BETWEEN_CLICKS_MS,
     BOXES,
-    CHROMIUM,
     NAMED,
+    NEEDS_BROWSER,
     SAID,
     SHOWN_FEATURES,
     STATUS,
@@ -43,10 +43,7 @@ from totalvi.explorer.axes import tidy_names
 from totalvi.explorer.server import open_in_browser
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium"),
-]
+pytestmark = NEEDS_BROWSER
 EVIL = "<script>alert(1)</script>"  # the first protein of `run_folder`
 
 

@@ -11,8 +11,8 @@ from mudata import MuData
 
 from explorer.mouse import (
     BETWEEN_CLICKS_MS,
-    CHROMIUM,
     NAMED,
+    NEEDS_BROWSER,
     SAID,
     STATUS,
     TREE,
@@ -35,10 +35,7 @@ from totalvi.explorer.gates import Gating, members
 from totalvi.explorer.run_cells import FileCells, RunCells
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium"),
-]
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture(scope="module")

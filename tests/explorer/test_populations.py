@@ -1,6 +1,7 @@
 """Counts of cells by gate and sample, and what the page shows of them."""
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from totalvi.explorer.axes import Axis
 from totalvi.explorer.gate_shapes import box
 from totalvi.explorer.gates import Gate, Gating
 from totalvi.explorer.populations import PopulationPanel, population_table
-from totalvi.explorer.run_cells import Groups
+from totalvi.explorer.run_cells import FileCells, Groups
 
 AXES = (Axis("umap", "1"), Axis("umap", "2"))
 GATING = Gating((Gate("=T", AXES, box(0, 0, 1, 1)), Gate("CD4", AXES, box(0, 0, 1, 1), "=T")))
@@ -53,12 +54,9 @@ def test_the_panel_shows_what_is_chosen() -> None:
     assert not panel.figure.visible
 
 
-def test_samples_of_cells_are_cached_codes() -> None:
-    from totalvi.explorer.run_cells import Cells
-
-    cells = Cells()
+def test_samples_of_cells_are_cached_codes(blood_file: Path) -> None:
+    cells = FileCells(blood_file)
     cells.obs = pd.DataFrame({"donor": ["b", None, "a", "b"], "n": [0.5, 1, 2, 3]})
-    cells.title = "made up"
     assert cells.samples("donor").names == ["a", "b"]
     assert cells.samples("donor").code.tolist() == [1, -1, 0, 1]
     assert cells.samples("donor").code.dtype == np.intp  # int8 of pandas would overflow

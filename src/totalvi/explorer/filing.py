@@ -1,5 +1,6 @@
 """What a page does with its gates as a whole: undo, save, load, export; and how it tells."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial, wraps
@@ -36,7 +37,7 @@ def told(action: Callable[..., None]) -> Callable[..., None]:
     return tried
 
 
-class GatePage:
+class GatePage(ABC):
     """A page with a hierarchy of gates; `Explorer` has its plots and comparisons.
 
     Attributes
@@ -63,13 +64,13 @@ class GatePage:
     _is_open = True
     _is_replacing = False  # what another page has saved
 
+    @abstractmethod
     def refresh(self) -> None:
         """Show the gates as they are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compare(self) -> None:
         """Compare the cells of the selected gate."""
-        raise NotImplementedError
 
     def _change(self, gating: Gating, selected: str | None) -> None:
         self.history.change(gating)

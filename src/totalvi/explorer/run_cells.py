@@ -1,5 +1,6 @@
 """The cells that are gated, of a run's folder or of any file of counts, and their values on demand."""
 
+from abc import ABC, abstractmethod
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -45,7 +46,7 @@ class Groups(NamedTuple):
     names: list[str]
 
 
-class Cells:
+class Cells(ABC):
     """Cells with their counts, annotation and, where there are any, results of a model.
 
     Attributes
@@ -88,6 +89,7 @@ class Cells:
     def __enter__(self) -> Self:
         return self
 
+    @abstractmethod
     def __exit__(self, *_: object) -> None:
         """Close what is open."""
 
@@ -101,11 +103,13 @@ class Cells:
         """The kinds of values of features that there are."""
         return (*(kind for kind in _WHERE if self._has(kind)), *_FROM_COUNTS)
 
+    @abstractmethod
     def _has(self, kind: Kind) -> bool:
-        raise NotImplementedError
+        """Return whether values of this kind are stored."""
 
+    @abstractmethod
     def _stored(self, kind: Kind, position: int) -> np.ndarray:
-        raise NotImplementedError
+        """Return the stored values of the feature at a position, (N,)."""
 
     def _values(self, kind: Kind, name: str) -> np.ndarray:
         """Return a number for each cell, (N,); NaN where it was not measured.
@@ -324,6 +328,9 @@ class FileCells(Cells):
             )
             if (layer := mdata[modality].layers.get(name)) is not None
         }
+
+    def __exit__(self, *_: object) -> None:
+        """Close nothing: the counts are in memory."""
 
     def _has(self, kind: Kind) -> bool:
         return kind == "protein_raw" or kind in self._layers
