@@ -1,6 +1,7 @@
 """Every kind of gate and view of the explorer, with the mouse, without a model and with one."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -293,13 +294,21 @@ def test_it_is_usable_on_a_narrow_screen(browser: "playwright.Browser", url: str
 
 
 @pytest.fixture(scope="module")
-def run_url(run_folder: Path) -> Iterator[str]:
-    with explored(run_folder) as address:
+def own_run(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the run's folder without the gates that other tests save in it."""
+    copied = tmp_path_factory.mktemp("own_run") / "results"
+    shutil.copytree(run_folder, copied, ignore=shutil.ignore_patterns("gates*"))
+    return copied
+
+
+@pytest.fixture(scope="module")
+def run_url(own_run: Path) -> Iterator[str]:
+    with explored(own_run) as address:
         yield address
 
 
 def test_backgating_probability_and_conditions(
-    browser: "playwright.Browser", run_url: str, run_folder: Path
+    browser: "playwright.Browser", run_url: str, own_run: Path
 ) -> None:
     with opened(browser, run_url) as page:
         drag(page, "plot_1", between(page, "plot_1", 0.1, 0.1), between(page, "plot_1", 0.7, 0.9))
@@ -326,12 +335,12 @@ def test_backgating_probability_and_conditions(
         assert "Share of the parent" in page.evaluate(SAID)
         page.get_by_role("button", name="FCS files").click()
         wait_for_status(page, "Written")
-        written = sorted(path.name for path in (run_folder / "fcs").iterdir())
+        written = sorted(path.name for path in (own_run / "fcs").iterdir())
         assert written == [*(f"donor_{number}.fcs" for number in range(6)), "gates.xml"]
-        with RunCells(run_folder) as cells:
+        with RunCells(own_run) as cells:
             gating = gates_from_text(kept(page, "JSON").read_text())
             expected = members(gating, cells.inside, cells.n_cells)["Gate 2"]
-            read = gates_from_text((run_folder / "fcs" / "gates.xml").read_text())
+            read = gates_from_text((own_run / "fcs" / "gates.xml").read_text())
             np.testing.assert_array_equal(
                 members(read, cells.inside, cells.n_cells)["Gate 2"], expected
             )
