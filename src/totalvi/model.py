@@ -30,6 +30,7 @@ from totalvi.posterior.abundance import AbundanceQueries
 from totalvi.posterior.arguments import check_choice, check_network_options, key_tuple
 from totalvi.posterior.correlation import CorrelationQueries
 from totalvi.posterior.differential.differential_query import DifferentialQueries
+from totalvi.posterior.doublets import DoubletQueries
 from totalvi.posterior.evidence import EvidenceQueries
 from totalvi.posterior.expression import ExpressionQueries
 from totalvi.posterior.gates.gate_cells import GateQueries
@@ -57,6 +58,7 @@ class Model(
     ProteinBackgroundQueries,
     ImputationQueries,
     GateQueries,
+    DoubletQueries,
     MappingQueries,
     ComparisonQueries,
     metaclass=KnowsScviProtocol,
@@ -269,8 +271,6 @@ class Model(
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(of_scvi(name) or f"'Model' object has no attribute {name!r}")
-
-    # ------------------------------------------------------------------------------ the latest fit
 
     @property
     def history(self) -> pd.DataFrame:

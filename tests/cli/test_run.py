@@ -49,7 +49,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x "
         "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts --sample m --condition n "
-        "--hierarchy gates.txt"
+        "--hierarchy gates.txt --doublet-rate 0.05"
     )
     assert execute(command.split()) == 0
     ((given, options),) = asked
@@ -79,6 +79,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "sample_key": "m",
         "condition_key": "n",
         "hierarchy": "gates.txt",
+        "doublet_rate": 0.05,
         "overwrite": True,
         "resume": True,
         "checkpoint_every": timedelta(seconds=150),

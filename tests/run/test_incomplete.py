@@ -35,7 +35,7 @@ STEPS = {
         "totalvi.model.Model.get_latent_representation",
         (
             *("clusters and UMAP", "tables", "differential expression", "batch mixing", "figures"),
-            *("conditions over samples", "populations"),
+            *("conditions over samples", "populations", "doublets"),
         ),
     ),
     "denoised counts": ("totalvi.model.Model._write_denoised", ("tables", "figures")),
@@ -43,9 +43,10 @@ STEPS = {
         "totalvi.run.after_fit.cluster_all",
         (
             *("tables", "differential expression", "figures", "conditions over samples"),
-            "populations",
+            *("populations", "doublets"),
         ),
     ),
+    "doublets": ("totalvi.model.Model.find_doublets", ()),
     "tables": ("totalvi.run.after_fit.make_tables", ("figures",)),
     "populations": ("totalvi.run.after_fit.populations_of_run", ()),
     "background tables": ("totalvi.run.after_fit.background_tables", ()),

@@ -62,6 +62,12 @@ def run(
     sample: options.Sample = None,
     condition: options.Condition = None,
     hierarchy: Hierarchy = "auto",
+    doublet_rate: Annotated[
+        float | None,
+        options.number(
+            "--doublet-rate", 0.0001, 0.9, "Share of doublets; default: as the data tell."
+        ),
+    ] = None,
     record: Annotated[
         Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
@@ -123,6 +129,7 @@ def run(
             sample_key=sample,
             condition_key=condition,
             hierarchy=hierarchy,
+            doublet_rate=doublet_rate,
             **writing,
             drop_empty_cells=not refuse_empty_cells,
         )
@@ -384,5 +391,8 @@ def _finish(result: RunResult, as_json: bool = False) -> None:
         f"{record['clusters']} clusters, held-out loss {record['held_out_loss_per_cell']:,.1f} "
         f"per cell, {sum(record['seconds'].values()):,.0f} s"
     )
+    if (doublets := record.get("doublets")) is not None:
+        share = f"{doublets / record['cells']:.1%}"
+        typer.echo(f"note: {doublets:,} cells ({share}) are likely doublets; none is removed.")
     list_written(result, apart=(report.name,))
     typer.echo(f"  {report}  (open it in a browser)")

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from totalvi.data.panels import antibodies
 
 
-def a_number(value: float) -> float:
+def a_number(value: float | None) -> float | None:
     """Refuse NaN, which passes every check of bounds."""
-    if math.isnan(value):
+    if value is not None and math.isnan(value):
         raise typer.BadParameter("NaN is not a number; give one.")
     return value
 
@@ -354,6 +354,7 @@ OPTIONS = {
     "group1": "--group",
     "group2": "--against",
     "hierarchy": "--hierarchy",
+    "doublet_rate": "--doublet-rate",
     "groupby": "--groupby",
     "hashtags": "--hashtags",
     "input": "INPUT",

@@ -40,7 +40,7 @@ from totalvi.report.report_figures import (
     make_figures,
     protein_cards,
 )
-from totalvi.report.report_gates import named_populations
+from totalvi.report.report_gates import named_populations, shown_doublets
 from totalvi.run.compare_samples import shown_conditions
 from totalvi.run.folder import RECORD, staged_file
 from totalvi.run.record import OF_THE_OUTPUT
@@ -128,6 +128,7 @@ def render(results: Results) -> str:
         batches=_batches(results),
         conditions=shown_conditions(tables),
         populations=named_populations(results),
+        doublets=shown_doublets(results),
         legends=[
             (c["name"], Markup(category_legend(c["names"], c["n_cells"])))  # nosec B704
             for c in data["categories"]

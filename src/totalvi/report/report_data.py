@@ -89,10 +89,11 @@ NAMES = {
     "population_samples": "sample",
     "population_markers": "marker",
     "cluster_names": "cluster",
+    "doublets": "group",
 }
 TEXT_COLUMNS = {
     *NAMES.values(), *("comparison", "within", "group", "group1", "group2", "sample", "warning"),
-    *("parent", "gate", "wanting", "hierarchy", "name"),
+    *("parent", "gate", "wanting", "hierarchy", "name", "of"),
 } - {"epoch"}  # fmt: skip
 NEEDED = ("cells", "proteins", "clusters", "history")
 ROWS_AT_A_TIME = 4096

@@ -1,4 +1,4 @@
-"""What the report shows of named populations: their tree, their cells by sample, and their gates."""
+"""What the report shows of named populations (their tree, cells by sample, gates) and of doublets."""
 
 from typing import Any, NamedTuple
 
@@ -9,9 +9,10 @@ from totalvi.figures.style import PROTEIN_SCALE
 from totalvi.posterior.gates.hierarchy import Hierarchy, markers_of, parse_hierarchy
 from totalvi.posterior.gates.memberships import usable
 from totalvi.report.report_data import Results
+from totalvi.run.doublet_tables import LEAST_PROBABILITY, PROBABILITY
 
 WIDTH, HEIGHT = 240.0, 200.0
-_PIXELS = 80  # across and up, of cells that are drawn as one
+_PIXELS, _FINE_PIXELS = 80, 150  # across and up, of cells that are drawn as one
 _MOST_SAMPLES = 12
 
 
@@ -182,11 +183,39 @@ def _ends(places: np.ndarray) -> tuple[float, float]:
     return float(low - room), float(high + room)
 
 
-def _squares(pixels: np.ndarray) -> str:
+def _squares(pixels: np.ndarray, n_pixels: int = _PIXELS) -> str:
     """Return the SVG path of cells (2, n) between 0 and 1, those of a pixel as one square."""
-    place = np.unique((np.clip(pixels, 0, 0.999) * _PIXELS).astype(int), axis=1)
-    width, height = WIDTH / _PIXELS, HEIGHT / _PIXELS
+    place = np.unique((np.clip(pixels, 0, 0.999) * n_pixels).astype(int), axis=1)
+    width, height = WIDTH / n_pixels, HEIGHT / n_pixels
     return "".join(
-        f"M{x * width:.0f} {HEIGHT - (y + 1) * height:.1f}h{width:.0f}v{height:.1f}h-{width:.0f}z"
+        f"M{x * width:.1f} {HEIGHT - (y + 1) * height:.1f}h{width:.1f}v{height:.1f}h-{width:.1f}z"
         for x, y in place.T
     )
+
+
+def shown_doublets(results: Results) -> dict[str, Any] | None:
+    """Return what the page shows of likely doublets; None: they were not told.
+
+    ``groups`` are the rows of samples and of clusters, with names where clusters have them; ``single``
+    and ``doublet`` are SVG paths of the cells on the map.
+    """
+    if "doublets" not in results.tables or PROBABILITY not in results.obs:
+        return None
+    table = results.tables["doublets"]
+    has_names = "cluster_names" in results.tables
+    names = results.tables["cluster_names"]["name"].to_dict() if has_names else {}
+    rows: dict[str, list[dict[str, Any]]] = {"all": [], "sample": [], "cluster": []}
+    for group, row in table.iterrows():
+        is_cluster = row["of"] == "cluster"
+        named = names.get(str(group), "") if is_cluster else ""
+        rows[row["of"]].append({**row, "name": group, "named": named})
+    low, high = (end(results.umap, axis=0) for end in (np.min, np.max))
+    pixels = ((results.umap - low) / np.maximum(high - low, 1e-9)).T
+    called = results.obs[PROBABILITY].to_numpy() > LEAST_PROBABILITY
+    return {
+        "all": rows["all"][0],
+        "groups": [("Sample", rows["sample"]), ("Cluster", rows["cluster"])],
+        "highest": max(float(table["percent"].max()), 1.0),
+        "single": _squares(pixels[:, ~called], _FINE_PIXELS),
+        "doublet": _squares(pixels[:, called], _FINE_PIXELS),
+    }

@@ -12,18 +12,13 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.background.ambient import AMBIENT
-from totalvi.data.counts import (
-    Counts,
-    CountsInMemory,
-    DenseOnDisk,
-    SparseOnDisk,
-    lies_on_disk,
-)
+from totalvi.data.counts import Counts, CountsInMemory, DenseOnDisk, SparseOnDisk, lies_on_disk
 from totalvi.errors import listed
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
+from totalvi.run.doublet_tables import doublets_of_run, read_doublets
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
 from totalvi.run.named_cells import populations_of_run
 from totalvi.run.record import RunOptions, Step
@@ -72,8 +67,8 @@ class Work:
         Of the cells shown.
     protein_warnings
         The fault of each antibody, or "".
-    warnings
-        Of the steps, for the record.
+    doublets, warnings
+        Of all cells, None if not told; of the steps, for the record.
     """
 
     model: Model
@@ -86,13 +81,18 @@ class Work:
     denoised_protein: np.ndarray = field(init=False)
     foreground_probability: np.ndarray = field(init=False)
     protein_warnings: list[str] = field(init=False)
+    doublets: pd.DataFrame | None = field(init=False, default=None)
     warnings: list[str] = field(init=False, default_factory=list)
 
     @cached_property
     def batch(self) -> pd.Series | None:
         """The batch of each cell."""
-        key = self.options.keys.batch_key
-        return None if key is None else self.data.obs[key]
+        return None if (key := self.options.keys.batch_key) is None else self.data.obs[key]
+
+    @property
+    def samples(self) -> pd.Series | None:
+        """The sample of each cell; by default its batch."""
+        return self.batch if (key := self.options.sample_key) is None else self.data.obs[key]
 
     @cached_property
     def sample(self) -> np.ndarray:
@@ -131,9 +131,8 @@ class Work:
 
 def _rows(stored: Any, where: str, *, dense: bool) -> Counts[Any]:
     """Return counts whose rows can be taken, in memory or on disk."""
-    if not lies_on_disk(stored):
-        return CountsInMemory(stored)
-    return DenseOnDisk(stored, where) if dense else SparseOnDisk(stored, where)
+    on_disk = DenseOnDisk if dense else SparseOnDisk
+    return on_disk(stored, where) if lies_on_disk(stored) else CountsInMemory(stored)
 
 
 def write_counts(work: Work) -> None:
@@ -197,12 +196,9 @@ def load_denoised(work: Work) -> None:
 
 def cluster(work: Work) -> None:
     """Cluster and map the cells."""
-    _set_clusters(
-        work,
-        cluster_all(
-            work.latent, work.sample, resolution=work.options.resolution, seed=work.options.seed
-        ),
-    )
+    options = work.options
+    found = cluster_all(work.latent, work.sample, resolution=options.resolution, seed=options.seed)
+    _set_clusters(work, found)
     assert work.clusters is not None
     work.file.add_obs(CLUSTER_COLUMN, work.clusters.labels)
     work.file.add_obsm("X_umap", work.clusters.umap)
@@ -220,14 +216,26 @@ def _set_clusters(work: Work, clusters: Clusters) -> None:
     work.shown.obs[CLUSTER_COLUMN] = work.clusters_shown.labels
 
 
+def tell_doublets(work: Work) -> None:
+    """Give each cell its probability of being a doublet."""
+    assert work.clusters is not None
+    groups, rate = (work.samples, work.clusters.labels), work.options.doublet_rate
+    work.doublets = doublets_of_run(work.model, work.data, groups, rate, work.folder, work.file)
+
+
+def load_doublets(work: Work) -> None:
+    """Read the columns of doublets, if there are any."""
+    work.doublets = read_doublets(work.file, work.data.obs_names)
+
+
 def tabulate(work: Work) -> None:
     """Write the tables of cells, proteins, clusters, markers and epochs."""
     assert work.clusters is not None
     totals = [
-        np.concatenate([total(block) for _, block in _rows(part.X, name, dense=dense).blocks()])
-        for name, part, dense, total in (
-            ("rna", work.data["rna"], False, _total),
-            ("prot", work.data["prot"], True, _measured_total),
+        np.concatenate([_total(block) for _, block in _rows(part.X, name, dense=dense).blocks()])
+        for name, part, dense in (
+            ("rna", work.data["rna"], False),
+            ("prot", work.data["prot"], True),
         )
     ]
     keys = work.options.keys
@@ -236,18 +244,16 @@ def tabulate(work: Work) -> None:
         work.shown, work.estimates, work.clusters_shown, keys.batch_key, work.model.history,
         held_out_counts(work.data, work.sample) if work.options.split_counts else None,
     )  # fmt: skip
+    if work.doublets is not None:
+        tables["cells"] = tables["cells"].join(work.doublets)
     write_tables(tables, work.folder / "tables")
     work.protein_warnings = list(tables["proteins"]["warning"])
     work.warnings += antibody_warnings(tables["proteins"])
 
 
 def _total(counts: Any) -> np.ndarray:
-    return np.asarray(counts.sum(axis=1)).reshape(-1, 1)
-
-
-def _measured_total(counts: np.ndarray) -> np.ndarray:
-    total: np.ndarray = np.nansum(counts, axis=1, keepdims=True)
-    return total
+    measured = np.nan_to_num(counts) if isinstance(counts, np.ndarray) else counts
+    return np.asarray(measured.sum(axis=1)).reshape(-1, 1)
 
 
 def load_protein_warnings(work: Work) -> None:
@@ -330,7 +336,7 @@ def name_populations(work: Work) -> None:
     """Name the populations of all cells by the gates of a hierarchy, if the panel tells any."""
     assert work.clusters is not None
     populations_of_run(
-        work.model, work.data.obs, work.clusters.labels, work.options, work.folder, work.file
+        work.model, work.samples, work.clusters.labels, work.options, work.folder, work.file
     )
 
 
@@ -348,8 +354,8 @@ def check_predictions(work: Work) -> None:
 def measure_mixing(work: Work) -> None:
     """Write how well the batches mix, if there are any."""
     if work.batch is not None:
-        tables = {"batches": batch_mixing(work.latent, work.batch, work.options.seed)}
-        write_tables(tables, work.folder / "tables")
+        mixing = batch_mixing(work.latent, work.batch, work.options.seed)
+        write_tables({"batches": mixing}, work.folder / "tables")
 
 
 def draw(work: Work) -> None:
@@ -373,6 +379,7 @@ AFTER_FIT: tuple[Step[Work], ...] = (
     Step("latent space", take_latent, load=load_latent),
     Step("denoised counts", denoise, load=load_denoised),
     Step("clusters and UMAP", cluster, ("latent space",), load_clusters),
+    Step("doublets", tell_doublets, ("clusters and UMAP",), load_doublets),
     Step(
         "tables",
         tabulate,
@@ -389,5 +396,5 @@ AFTER_FIT: tuple[Step[Work], ...] = (
 )
 """The steps after the fit."""
 
-IN_THE_FILE = ("latent space", "denoised counts", "clusters and UMAP")
-"""Steps whose only result is what they add to the results file."""
+IN_THE_FILE = ("latent space", "denoised counts", "clusters and UMAP", "doublets")
+"""Steps whose result is what they add to the results file."""

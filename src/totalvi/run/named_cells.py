@@ -231,7 +231,7 @@ def samples_and_clusters(
 
 def populations_of_run(
     model: Model,
-    obs: pd.DataFrame,
+    sample: pd.Series | None,
     clusters: pd.Categorical,
     options: RunOptions,
     folder: Path,
@@ -240,8 +240,6 @@ def populations_of_run(
     """Name the cells of a run as it was asked to."""
     if options.hierarchy == NONE:
         return
-    named = name_cells_by(model, options.hierarchy, posterior_samples(len(obs)))
+    named = name_cells_by(model, options.hierarchy, posterior_samples(len(clusters)))
     if named is not None:
-        key = options.sample_key or options.keys.batch_key
-        sample = None if key is None else obs[key]
         write_populations(named, sample, clusters, folder, file if file.is_there else None)

@@ -15,6 +15,7 @@ from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.progress import Steps
 from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work
+from totalvi.run.doublet_tables import n_likely
 from totalvi.run.folder import MODEL, WriteOptions
 from totalvi.run.record import RunOptions, do_each
 from totalvi.run.results import ResultsFile, posterior_samples
@@ -151,6 +152,7 @@ def _summary(work: Work) -> dict[str, Any]:
         "genes": work.data["rna"].n_vars,
         "proteins": work.data["prot"].n_vars,
         "clusters": None if work.clusters is None else len(work.clusters.labels.categories),
+        "doublets": n_likely(work.doublets),
         "cells_on_map": len(work.sample),
         "posterior_samples": posterior_samples(work.data.n_obs),
         "epochs": len(model.history),

@@ -137,8 +137,7 @@ class RunOptions(Options):
         Columns of ``obs``, and where the counts are.
     writing
         Where the results go.
-    input, raw, unmeasured, drop_empty_cells, n_genes, max_epochs, resolution, seed, split_counts,
-    on_disk, sample_key, condition_key, hierarchy
+    others
         As in :func:`totalvi.run.run.run`.
     """
 
@@ -159,6 +158,7 @@ class RunOptions(Options):
     sample_key: str | None
     condition_key: str | None
     hierarchy: str
+    doublet_rate: float | None
     writing: WriteOptions
 
 

@@ -15,6 +15,7 @@ from totalvi.data.columns import Columns, column_of
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import Finding, ReadError, allowed, argument, warnings_and_notes
+from totalvi.posterior.doublets import check_rate
 from totalvi.posterior.gates.hierarchy import read_hierarchy
 from totalvi.progress import Steps
 from totalvi.run.convert import open_input, read_input
@@ -86,6 +87,7 @@ def run(
     sample_key: str | None = None,
     condition_key: str | None = None,
     hierarchy: str = "auto",
+    doublet_rate: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: timedelta = timedelta(minutes=10),
@@ -146,6 +148,8 @@ def run(
     hierarchy
         Populations that cells are named by, as in `Model.gate`; "auto": those of the hierarchy that
         comes with the package and suits the panel and the cells, if any does; "none": no names.
+    doublet_rate
+        Share of doublets among the cells; None: as the data tell. See `Model.find_doublets`.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end. Discard the
         checkpoint of an interrupted run, unless ``resume``.
@@ -172,6 +176,7 @@ def run(
         raise ValueError(
             f"{argument('sample_key')} and {argument('condition_key')} go together; give both."
         )
+    check_rate("doublet_rate", doublet_rate)
     if hierarchy not in ("auto", "none"):
         read_hierarchy(hierarchy)  # refused now, if it cannot be read, not after the fit
     if split_counts and on_disk:
@@ -210,6 +215,7 @@ def run(
             sample_key=sample_key,
             condition_key=condition_key,
             hierarchy=str(hierarchy),
+            doublet_rate=doublet_rate,
             writing=WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress),
         )
     )

@@ -1,0 +1,119 @@
+"""Find the likely doublets of a run, and count them by sample and cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from totalvi.posterior.doublets import (
+    FEWEST_CELLS,
+    hashtags_carried,
+    rate_by_number,
+)
+from totalvi.run.results import ResultsFile, write_tables
+
+if TYPE_CHECKING:  # the report takes the names of columns alone
+    from mudata import MuData
+
+    from totalvi.model import Model
+
+SCORE, PROBABILITY, HASHTAGS = "doublet_score", "doublet_probability", "hashtags_carried"
+LEAST_PROBABILITY = 0.5  # of a likely doublet
+
+
+def doublets_of_run(
+    model: Model,
+    data: MuData,
+    groups: tuple[pd.Series | None, pd.Categorical],
+    rate: float | None,
+    folder: Path,
+    file: ResultsFile,
+) -> pd.DataFrame | None:
+    """Return the score and probability of each cell to be a doublet; None: the cells are very few.
+
+    ``groups`` are the sample and the cluster of each cell.
+
+    Adds them to the results file, and writes the table ``doublets``, which also has the rate that the
+    probabilities rest on, the rate by the number of cells of a batch, and the share of counts captured.
+    """
+    if data.n_obs < FEWEST_CELLS:
+        return None
+    found = model.find_doublets(rate=rate, progress=False)
+    cells = pd.DataFrame(
+        {
+            SCORE: found.cells["score"].to_numpy(np.float32),
+            PROBABILITY: found.cells["probability"].to_numpy(np.float32),
+        },
+        index=data.obs_names,
+    )
+    if "hto" in data.mod:
+        cells[HASHTAGS] = hashtags_carried(data["hto"].to_df().loc[cells.index].to_numpy())
+    for name in cells:
+        file.add_obs(str(name), cells[name].to_numpy())
+    batches = np.bincount(model._training_data().batch)
+    table = doublet_table(cells, *groups)
+    table["rate"] = found.rate
+    table["rate_by_number"] = np.average([rate_by_number(int(n)) for n in batches], weights=batches)
+    table["captured"] = found.captured
+    write_tables({"doublets": table}, folder / "tables")
+    return cells
+
+
+def read_doublets(file: ResultsFile, names: pd.Index) -> pd.DataFrame | None:
+    """Return the columns of doublets in a results file; None: it has none."""
+    obs = file.read("obs")
+    found = [name for name in (SCORE, PROBABILITY, HASHTAGS) if name in obs]
+    return obs[found].set_axis(names) if found else None
+
+
+def n_likely(cells: pd.DataFrame | None) -> int | None:
+    """Return how many cells are likely doublets; None: it was not told."""
+    return None if cells is None else int((cells[PROBABILITY] > LEAST_PROBABILITY).sum())
+
+
+def doublet_table(
+    cells: pd.DataFrame, sample: pd.Series | None, cluster: pd.Categorical
+) -> pd.DataFrame:
+    """Return the likely doublets among all cells, by sample and by cluster.
+
+    Parameters
+    ----------
+    cells
+        Columns ``doublet_probability`` and, with hashtags, ``hashtags_carried``.
+    sample, cluster
+        Of the cells.
+
+    Returns
+    -------
+    A row for each group: what it is ``of`` ("all", "sample", "cluster"), its ``cells``, ``doublets``
+    with a probability above 0.5, their ``percent``, and the ``expected`` number, the sum of the
+    probabilities; with hashtags also the cells that carry several, and how many of these are likely
+    doublets.
+    """
+    groups: list[tuple[str, str, np.ndarray]] = [("all", "all cells", np.ones(len(cells), bool))]
+    for of, values in (("sample", sample), ("cluster", cluster)):
+        if values is not None:
+            names = np.asarray(values).astype(str)
+            order = pd.unique(np.sort(np.asarray(values)))
+            groups += [(of, str(name), names == str(name)) for name in order]
+    rows = []
+    for of, name, inside in groups:
+        probability = cells.loc[inside, PROBABILITY]
+        called = probability > LEAST_PROBABILITY
+        row: dict[str, Any] = {
+            "group": name,
+            "of": of,
+            "cells": int(inside.sum()),
+            "doublets": int(called.sum()),
+            "percent": 100 * float(called.mean()),
+            "expected": float(probability.sum()),
+        }
+        if HASHTAGS in cells:
+            several = cells.loc[inside, HASHTAGS] > 1
+            row |= {"several_hashtags": int(several.sum())}
+            row |= {"several_hashtags_doublets": int((several & called).sum())}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("group")
