@@ -64,7 +64,7 @@ class Question:
     given_counts
         Whether proteins are given their counts as well as the cell's state; see `draws`.
     imputing
-        Codes of further batches that only what a cell's panel lacks is decoded into.
+        Codes of further batches, used only for the proteins that a cell's panel lacks.
     shares
         Share of each batch decoded into in a protein's mean, by the panel of the cell,
         (panels, batches, T); NaN where the protein is not answered for. None: equal shares.
@@ -325,7 +325,7 @@ def held_out_cells(
     if not len(cells):
         raise DataError(
             "The fit held out no cell in which proteins could be hidden; train with train_size "
-            "below 1, or name cells with indices (impute_proteins: calibrated=False)."
+            "below 1, or give indices of cells (for impute_proteins, calibrated=False)."
         )
     cells = evenly_spaced(cells, _MOST_HIDDEN_CELLS)
     if calibration is not None and all_of_them:
