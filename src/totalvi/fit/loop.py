@@ -35,7 +35,7 @@ from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import PAPER_LOSS, FitState, clip_gradients, noise_of
 from totalvi.nn.likelihoods import ElboTerms, objective
 from totalvi.nn.network import Network
-from totalvi.processes import Process, losing_others, process_of, threads_of_torch
+from totalvi.processes import Process, losing_others, process_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -164,7 +164,6 @@ class Fit:
         """
         state, show = self.state, self.on_epoch or _show_nothing
         with ExitStack() as stack:
-            stack.enter_context(threads_of_torch())
             stack.enter_context(losing_others())
             if self.memory is not None:
                 stack.enter_context(explained(self.memory, self._own_cells()))

@@ -31,7 +31,7 @@ from totalvi.posterior.arguments import (
 from totalvi.posterior.draws import Draw, draws, naming_proteins
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.rows import Table, own_rows, row_targets
-from totalvi.processes import this_process, threads_of_torch
+from totalvi.processes import this_process
 from totalvi.progress import cell_progress
 
 QUERY_BATCH_SIZE = 1024
@@ -143,7 +143,6 @@ class Question:
         shown = self.progress if this_process().rank == 0 else False
         with (
             naming_proteins(self.data.schema.protein_names),
-            threads_of_torch(),
             torch.no_grad(),
             cell_progress(batches, n_passes * len(cells), what, shown) as given,
         ):
