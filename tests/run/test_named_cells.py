@@ -11,10 +11,15 @@ from mudata import MuData
 
 import totalvi
 from totalvi.cli.main import execute
+from totalvi.explorer.axes import to_scale
+from totalvi.explorer.gate_files import gates_of_table, read_gates
+from totalvi.explorer.gate_shapes import contains
+from totalvi.explorer.gates import Gate, members
+from totalvi.explorer.run_cells import open_cells
 from totalvi.posterior.gates.gate_cells import Gating
 from totalvi.posterior.gates.hierarchy import parse_hierarchy
 from totalvi.report.build import build_report
-from totalvi.run.named_cells import Named, cluster_names, population_tables
+from totalvi.run.named_cells import Named, cluster_names, population_tables, proposed_gates
 from totalvi.run.run import run
 
 GATES = "T: CD3+\nCD4 T: T > CD4+\nB: CD19+ CD3-\nNK: CD56+ CD3-\n"
@@ -107,3 +112,48 @@ def test_percentages_are_of_those_above() -> None:
     found = population_tables(named, None, None)["populations"]
     assert found["percent_of_parent"].tolist() == [50, 50]
     assert found["expected_cells"].tolist() == [2, 1]
+
+
+def test_gates_are_proposed_to_the_explorer(folder: Path) -> None:
+    cells_of_run = open_cells(folder)
+    gating = read_gates(folder / "gates_proposed.csv")
+    inside = members(gating, cells_of_run._inside, cells_of_run.n_cells)
+    assert set(inside) == {None, "T", "CD4 T", "B"}  # CD56 was not measured
+    with h5py.File(folder / "results.h5mu") as file:
+        named = read_elem(file["obs"])["population"].astype(str).to_numpy()
+    for gate, names in (("T", ["T", "CD4 T"]), ("CD4 T", ["CD4 T"]), ("B", ["B"])):
+        assert (inside[gate] == np.isin(named, names)).mean() > 0.95
+
+
+def test_alternatives_and_levels_are_gates_of_ranges() -> None:
+    hierarchy = parse_hierarchy("M: (A+ or B+ C-) not Dhigh\nN: M > Amid E+\nO: F+\nP: O > A+")
+    markers = pd.DataFrame(
+        {
+            "feature": ["a", "b", "c", "d", "e", ""],
+            "positive": [10.0, 20.0, 30.0, 40.0, np.nan, np.nan],
+            "high": [100.0, 20.0, 30.0, 400.0, np.nan, np.nan],
+        },
+        index=list("ABCDEF"),
+    )
+    none = pd.DataFrame()
+    table = proposed_gates(
+        Named(Gating(none, pd.Series(dtype=str), none, markers), hierarchy), genes=True
+    )
+    gating = gates_of_table(table)
+    values = {
+        ("protein_denoised", "a"): np.array([50.0, 0, 0, 50, 500, 50]),
+        ("protein_denoised", "b"): np.array([0.0, 50, 50, 0, 0, 0]),
+        ("protein_denoised", "c"): np.array([0.0, 0, 50, 0, 0, 0]),
+        ("protein_denoised", "d"): np.array([0.0, 100, 0, 500, 0, 0]),
+        ("protein_foreground", "e"): np.array([1.0, 1, 1, 1, 1, 0.4]),
+    }
+
+    def inside(gate: Gate) -> np.ndarray:
+        return contains(
+            gate, gate.vertices, [to_scale(values[a.kind, a.name], a.scale) for a in gate.axes]
+        )
+
+    found = members(gating, inside, 6)
+    assert found["M"].tolist() == [True, True, False, False, True, True]
+    assert found["N"].tolist() == [True, False, False, False, False, False]
+    assert {"O", "P"}.isdisjoint(found)  # F was not measured

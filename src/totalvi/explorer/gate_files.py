@@ -125,7 +125,8 @@ def gates_of_table(table: pd.DataFrame) -> Gating:
         A row for each condition: ``gate``, ``parent`` (empty: all cells), ``kind`` (such as
         "protein_foreground"; see :class:`totalvi.explorer.axes.Axis`), ``feature``, and the ends
         ``low`` and ``high`` in counts or probability (empty: open), of which ``low`` belongs to the
-        gate. One condition makes a range, two a rectangle, and more a Boolean gate of ranges.
+        gate. One condition makes a range, two a rectangle, and more a Boolean gate of ranges. Rows of
+        the kind "or" name gates of the table, of which the cells are in at least one.
 
     Raises
     ------
@@ -151,6 +152,10 @@ def gates_of_table(table: pd.DataFrame) -> Gating:
                 f"Gate {name!r} has several parents, {', '.join(sorted(parents))}; give it one."
             )
         parent = str(parents.pop()) or None
+        if (rows["kind"] == "or").all():
+            either = tuple(Operand(str(part)) for part in rows["feature"])
+            gates.append(Gate(str(name), (), (), parent, "boolean", operator="or", operands=either))
+            continue
         ranges = [_condition(str(name), parent, row) for _, row in rows.iterrows()]
         axes = tuple(gate.axes[0] for gate in ranges)
         if len(ranges) == 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,18 +13,23 @@ from totalvi.data.columns import column_of
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.panels.antibody_names import gene_key, identify
 from totalvi.posterior.gates.hierarchy import (
+    All,
+    Gate,
     Hierarchy,
+    Marker,
+    Not,
     read_hierarchy,
 )
-from totalvi.posterior.gates.memberships import UNDECIDED, wanting
+from totalvi.posterior.gates.memberships import UNDECIDED, usable, wanting
 from totalvi.run.folder import CLUSTER_COLUMN
-from totalvi.run.results import ResultsFile, posterior_samples, write_tables
+from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile, posterior_samples, write_tables
 
 if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
     from totalvi.model import Model
     from totalvi.posterior.gates.gate_cells import Gating
     from totalvi.run.record import RunOptions
 
+PROPOSED_GATES = "gates_proposed.csv"  # that the explorer shows
 POPULATION, MEMBERSHIP = "population", "population_membership"
 AUTO, NONE = "auto", "none"
 _TRIED_CELLS = 2000
@@ -209,7 +215,114 @@ def write_populations(
     if file is not None:
         file.add_obs(POPULATION, pd.Categorical(named.gating.population).remove_unused_categories())
         file.add_obs(MEMBERSHIP, named_membership(named.gating).to_numpy(np.float32))
+        gates = proposed_gates(named, genes=file.has("mod/rna/layers/denoised"))
+        gates.to_csv(folder / PROPOSED_GATES, index=False, float_format="%.6g")
     return tables["populations"]
+
+
+Ends: TypeAlias = tuple[float, float]
+"""Lowest and highest count of a marker; NaN is the boundary of a protein that the data show none of."""
+
+
+def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
+    """Return the gates of a hierarchy as ranges of denoised counts, which the explorer shows and edits.
+
+    The ends are the boundaries between the levels of each marker; a protein without one is positive
+    from a foreground probability of 0.5. Populations that are not told for want of a marker are left
+    out, with those below them.
+
+    Parameters
+    ----------
+    genes
+        Whether there are denoised counts of genes.
+
+    Returns
+    -------
+    A table as `totalvi.explorer.gate_files.gates_of_table` reads it.
+    """
+    markers, hierarchy = named.gating.markers, named.hierarchy
+    is_gene = markers.index.str.startswith("gene:")
+    usual = np.where(is_gene, genes & markers["positive"].notna(), True)
+    known = set(markers.index[(markers["feature"] != "") & usual])
+    rows: list[tuple[str, str, str, str, float | None, float | None]] = []
+    told: set[str | None] = {None}
+    for population in hierarchy.populations:
+        gate = usable(population.gate, known)
+        if gate is None or population.parent not in told or wanting(population.gate, known):
+            continue
+        told.add(population.name)
+        name, parent = (
+            text.replace("/", "|") for text in (population.name, population.parent or "")
+        )
+        choices = _choices(gate, markers)
+        for number, choice in enumerate(choices, 1):
+            label = name if len(choices) == 1 else f"{name}, {number} of {len(choices)}"
+            rows += [
+                (label, parent, *_condition(marker, ends, markers))
+                for marker, ends in choice.items()
+            ]
+        if len(choices) > 1:
+            parts = (f"{name}, {number} of {len(choices)}" for number in range(1, len(choices) + 1))
+            rows += [(name, parent, "or", part, None, None) for part in parts]
+    return pd.DataFrame(rows, columns=["gate", "parent", "kind", "feature", "low", "high"])
+
+
+def _condition(
+    marker: str, ends: Ends, markers: pd.DataFrame
+) -> tuple[str, str, float | None, float | None]:
+    """Return the kind, feature and ends of a condition; open ends are None."""
+    feature = str(markers.loc[marker, "feature"])
+    if np.isnan(ends).any():
+        low, high = (0.5 if np.isnan(end) else None for end in ends)
+        return "protein_foreground", feature, low, high
+    is_gene = marker.startswith("gene:")
+    scale = DENOISED_LIBRARY_SIZE if is_gene else 1.0
+    low, high = (None if np.isinf(end) else scale * end for end in ends)
+    return "gene_denoised" if is_gene else "protein_denoised", feature, low, high
+
+
+def _choices(gate: Gate, markers: pd.DataFrame, *, negated: bool = False) -> list[dict[str, Ends]]:
+    """Return a gate as alternatives, each of which asks for a range of each of some markers."""
+    match gate:
+        case Not():
+            return _choices(gate.part, markers, negated=not negated)
+        case Marker():
+            return [
+                {gate.name: ends}
+                for ends in _ends(gate, pd.Series(markers.loc[gate.name]), negated)
+            ]
+    parts = [_choices(part, markers, negated=negated) for part in gate.parts]
+    if isinstance(gate, All) == negated:  # none of both is one or the other, and so on
+        return [choice for part in parts for choice in part]
+    joined: list[dict[str, Ends]] = []
+    for several in product(*parts):
+        both: dict[str, Ends] = {}
+        for choice in several:
+            for marker, (low, high) in choice.items():
+                before = both.get(marker, (-np.inf, np.inf))
+                both[marker] = (
+                    float(np.maximum(before[0], low)),
+                    float(np.minimum(before[1], high)),
+                )
+        joined.append(both)
+    return joined
+
+
+def _ends(marker: Marker, row: pd.Series, negated: bool) -> list[Ends]:
+    """Return the ranges in which a marker is at a level, or is not."""
+    positive, high = float(row["positive"]), float(row["high"])
+    high = positive if np.isnan(high) else high
+    low_range, high_range = (-np.inf, positive), (high, np.inf)
+    match marker.level:
+        case "+":
+            return [low_range if negated else (positive, np.inf)]
+        case "low":
+            return [(positive, np.inf) if negated else low_range]
+        case "high":
+            return [(-np.inf, high) if negated else high_range]
+    if high == positive or np.isnan(positive):  # one level is above low
+        return [low_range if negated else (positive, np.inf)]
+    return [low_range, high_range] if negated else [(positive, high)]
 
 
 def named_membership(gating: Gating) -> pd.Series:

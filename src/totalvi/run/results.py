@@ -379,6 +379,11 @@ class ResultsFile:
             rows: np.ndarray = DenseOnDisk(root[place], place).rows(cells)
         return rows
 
+    def has(self, place: str) -> bool:
+        """Return whether there is something at a place."""
+        with self._opened() as root:
+            return place in root
+
     def read(self, place: str) -> Any:
         """Return what is at a place in memory."""
         with self._opened() as root:
