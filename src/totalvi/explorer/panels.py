@@ -220,14 +220,14 @@ class GatePanel:
             DataTable(
                 source=self._rows,
                 columns=[
-                    TableColumn(field="gate", title="Gate", width=112, sortable=False),
+                    TableColumn(field="gate", title="Gate", width=102, sortable=False),
                     TableColumn(
                         field="cells", title="Cells", width=58, formatter=right, sortable=False
                     ),
                     TableColumn(
                         field="of_parent",
                         title="% parent",
-                        width=58,
+                        width=68,
                         formatter=right,
                         sortable=False,
                     ),

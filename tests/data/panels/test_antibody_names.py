@@ -206,3 +206,9 @@ def test_names_of_public_data(shared: Path) -> None:
     targets = [identify(name).target for name in eccite.obsm["protein_counts"].columns]
     assert {target for target in targets if targets.count(target) > 1} == {"CD279", "CD274"}
     assert len(set(targets)) == 47
+
+
+def test_barcodes_of_eight_bases_are_no_part_of_a_name() -> None:
+    assert identify("CD335_GTTTGTGG").key == identify("CD335").key
+    assert identify("CD4_TGTTCCCGCTCAACT").key == identify("CD4").key
+    assert identify("CD335_GTTTGTG").key != identify("CD335").key

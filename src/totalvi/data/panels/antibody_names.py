@@ -50,7 +50,7 @@ _SPECIES_WORD = r"(?:human|mouse|rat|hu|ms|rt)"
 _TAGS = [
     re.compile(rf"{_WORD}Total-?(?:Seq)?(?:™|\(?TM\)?)?[-_. ]?[ABCD]?{_END}", re.IGNORECASE),
     re.compile(rf"{_WORD}[ABCD][01]\d{{3}}{_END}"),  # a maker's number, such as A0046
-    re.compile(r"[-_.][ACGT]{10,}$"),  # the barcode itself
+    re.compile(r"[-_.][ACGT]{8,}$"),  # the barcode itself, no shorter than of REAP-seq
     re.compile(r"^(?:adt|prot|protein|cite|ab)[-_.: ]+", re.IGNORECASE),
     re.compile(r"[-_.: ]+(?:adt|prot|protein|antibody)$", re.IGNORECASE),
     re.compile(r":ab$", re.IGNORECASE),
