@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -339,6 +339,8 @@ def in_words(pairs: CellPairs, n_first: int, n_second: int) -> str:
 
 def column_of(obs: pd.DataFrame, name: str, key: str) -> pd.Series:
     """Return a column of ``obs`` that an argument names, or raise DataError."""
+    if not isinstance(key, Hashable):
+        raise DataError(f"{argument(name)} is {key!r}; give the name of one column of obs.")
     if key not in obs:
         raise DataError(f"{argument(name)} is {key!r}; {did_you_mean(str(key), obs.columns)}.")
     return obs[key]
