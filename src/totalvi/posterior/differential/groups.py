@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
-from totalvi.data.columns import column_of
+from totalvi.data.columns import column_of, same_number
 from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
@@ -113,19 +113,11 @@ def _positions(which: str, given: Any, names: Sequence[str]) -> list[int]:
     found = []
     for name in [given] if np.isscalar(given) else list(given):
         same = [place for place, one in enumerate(names) if one == str(name)]
-        same = same or [place for place, one in enumerate(names) if _same_number(one, name)]
+        same = same or [place for place, one in enumerate(names) if same_number(one, name)]
         if not same:
             raise ValueError(f"{argument(which)} is {name!r}; {did_you_mean(str(name), names)}.")
         found.append(same[0])
     return found
-
-
-def _same_number(one: Any, other: Any) -> bool:
-    """Whether both are the same number, as 1 is 1.0 in a column with gaps."""
-    try:
-        return float(one) == float(other)
-    except (TypeError, ValueError):
-        return False
 
 
 def conditions_within(
