@@ -332,9 +332,10 @@ def compare(
         typer.echo(f"warning: {message}")
     tested = table.dropna(subset="p_value")
     called = int(tested[f"is_de_fdr_{FDR_TARGET:g}"].sum())
+    designs = " or ".join(tested["design"].unique())
     typer.echo(
-        f"{len(tested):,} features tested in {tested['comparison'].nunique()} comparisons, {called:,} "
-        f"called at a false discovery rate of {FDR_TARGET:g}"
+        f"{len(tested):,} tests of features in {tested['comparison'].nunique()} comparisons of samples "
+        f"({designs}), {called:,} called at a false discovery rate of {FDR_TARGET:g}"
     )
     typer.echo(f"written: {build_report(folder)}")
 

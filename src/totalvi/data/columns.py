@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +35,52 @@ class Columns:
     protein_names_uns_key: str | None = None
     allow_fractional: bool = False
     isotype_controls: tuple[str, ...] | None = None
+
+    @property
+    def group_key(self) -> str | None:
+        """Column with the panels, or else the batches: cells that measured the same proteins."""
+        return self.batch_key if self.panel_key is None else self.panel_key
+
+
+def same_number(one: object, other: object) -> bool:
+    """Whether both are the same number, as 1 is 1.0 in a column with gaps.
+
+    Examples
+    --------
+    >>> same_number("1.0", 1), same_number("a", "a")
+    (True, False)
+    """
+    try:
+        return float(str(one)) == float(str(other))
+    except ValueError:
+        return False
+
+
+def whole_names(
+    unmeasured: Mapping[str, Sequence[str]], batches: np.ndarray, names: pd.Index
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield each batch and its proteins, with names whole that a command line cut at "=" and ",".
+
+    Examples
+    --------
+    >>> cut = {"a": ["b=HLA-A", "B", "CD3"]}
+    >>> list(whole_names(cut, np.array(["a=b"], object), pd.Index(["HLA-A,B", "CD3"])))
+    [('a=b', ['HLA-A,B', 'CD3'])]
+    """
+    for batch, proteins in unmeasured.items():
+        name = next((str(one) for one in batches if same_number(one, batch)), str(batch))
+        if isinstance(proteins, str) or (name in batches and all(one in names for one in proteins)):
+            yield name, proteins
+            continue
+        text = f"{name}={','.join(map(str, proteins))}"
+        name = max((one for one in batches if text.startswith(f"{one}=")), key=len, default=name)
+        parts, whole = text[len(name) + 1 :].split(","), list[str]()
+        while parts:
+            lengths = (n for n in range(len(parts), 0, -1) if ",".join(parts[:n]) in names)
+            n = next(lengths, 1)
+            whole.append(",".join(parts[:n]))
+            parts = parts[n:]
+        yield name, whole
 
 
 def column(name: str, key: str) -> str:
@@ -339,6 +385,8 @@ def in_words(pairs: CellPairs, n_first: int, n_second: int) -> str:
 
 def column_of(obs: pd.DataFrame, name: str, key: str) -> pd.Series:
     """Return a column of ``obs`` that an argument names, or raise DataError."""
+    if not isinstance(key, Hashable):
+        raise DataError(f"{argument(name)} is {key!r}; give the name of one column of obs.")
     if key not in obs:
         raise DataError(f"{argument(name)} is {key!r}; {did_you_mean(str(key), obs.columns)}.")
     return obs[key]

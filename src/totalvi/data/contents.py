@@ -350,6 +350,17 @@ def beside_counts(data: MuData | AnnData, columns: Columns, rows: np.ndarray) ->
     return found
 
 
+def name_in_results(name: str) -> str:
+    """Return the name of an input's entry of ``obsm`` in results, which have some of their own.
+
+    Examples
+    --------
+    >>> name_in_results("X_umap"), name_in_results("X_pca")
+    ('X_umap_of_input', 'X_pca')
+    """
+    return f"{name}_of_input" if name in ("X_umap", "X_totalvi") else name
+
+
 def _can_be_written(value: Any) -> bool:
     """Whether a file can hold an entry of ``uns``, whatever objects people keep there."""
     with h5py.File("uns", "w", driver="core", backing_store=False) as file:
