@@ -58,7 +58,13 @@ def doublets_of_run(
     table["rate"] = found.rate
     table["rate_by_number"] = np.average([rate_by_number(int(n)) for n in batches], weights=batches)
     table["captured"] = found.captured
-    write_tables({"doublets": table}, folder / "tables")
+    tables = {"doublets": table}
+    path = folder / "tables" / "cells.csv.gz"
+    if path.is_file():  # of an incomplete run, which could not tell doublets
+        names = {"cell": str, "batch": str, "cluster": str}
+        known = pd.read_csv(path, dtype=names, keep_default_na=False).set_index("cell")
+        tables["cells"] = known.join(cells.set_axis(known.index))
+    write_tables(tables, folder / "tables")
     return cells
 
 
