@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,11 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.errors import DataError, argument, did_you_mean
+from totalvi.errors import DataError, allowed, argument, did_you_mean
+
+MODALITIES = "measured_modalities"
+"""Column of ``obs`` that says what was measured in each cell; without it, all cells have RNA."""
+BOTH, RNA, PROTEIN = "both", "rna", "prot"
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,39 @@ def cell_groups(obs: pd.DataFrame, word: str, key: str | None) -> CellGroups | N
     return CellGroups(word, codes, tuple(map(str, names)))
 
 
+def has_rna(obs: pd.DataFrame) -> np.ndarray:
+    """Return which cells have RNA, by ``obs["measured_modalities"]``; all without that column.
+
+    Raises
+    ------
+    DataError
+        If the column holds anything but "both", "rna" and "prot".
+    """
+    if MODALITIES not in obs:
+        return np.ones(len(obs), dtype=bool)
+    values = obs[MODALITIES].astype(object).to_numpy()
+    odd = [value for value in pd.unique(values) if value not in (BOTH, RNA, PROTEIN)]
+    if odd:
+        raise DataError(allowed(f'obs["{MODALITIES}"]', odd[0], (BOTH, RNA, PROTEIN)))
+    found: np.ndarray = values != PROTEIN
+    return found
+
+
+def with_panels(obs: pd.DataFrame, columns: Columns) -> Columns:
+    """Return the columns with a panel key that tells cells apart by what was measured.
+
+    A panel (or batch) measures the same in all of its cells. Where batches do not, and no panels are
+    named, ``obs["measured_modalities"]`` says them.
+    """
+    if columns.panel_key is not None or MODALITIES not in obs:
+        return columns
+    groups = cell_groups(obs, "batch", columns.batch_key)
+    if groups is None:  # the checks say why
+        return columns
+    kinds = pd.Series(obs[MODALITIES].astype(str).to_numpy()).groupby(groups.codes).nunique()
+    return replace(columns, panel_key=MODALITIES) if (kinds > 1).any() else columns
+
+
 def names_of(index: pd.Index) -> pd.Index:
     """Return names as an unnamed index of Python texts."""
     names: pd.Index = pd.Index(index.astype(str), dtype=object, name=None)
@@ -147,10 +184,16 @@ def _hint(a: pd.Index, b: pd.Index) -> str:
     return f" ({in_words(pairs, len(a), len(b))}, so rename those of one of them)"
 
 
-def joined_obs(mdata: MuData, rna: AnnData, protein: AnnData) -> pd.DataFrame:
-    """Join the MuData's own annotation with the columns only its modalities have."""
+def joined_obs(
+    mdata: MuData, rna: AnnData, protein: AnnData, cells: pd.Index | None = None
+) -> pd.DataFrame:
+    """Join the MuData's own annotation with the columns only its modalities have.
+
+    ``cells`` are all cells, where each modality lacks some of them.
+    """
     own = mdata.obs
-    cells = names_of(rna.obs_names)
+    everywhere = cells is None
+    cells = names_of(rna.obs_names) if cells is None else cells
     if names_of(own.index).equals(cells):
         columns = {name: own[name] for name in own.columns}
     elif own.index.is_unique and cells.isin(own.index).all():
@@ -159,14 +202,20 @@ def joined_obs(mdata: MuData, rna: AnnData, protein: AnnData) -> pd.DataFrame:
         columns = {}
     for adata in (rna, protein):
         for name in adata.obs.columns:
-            columns.setdefault(name, adata.obs[name])
+            if everywhere:
+                columns.setdefault(name, adata.obs[name])
+            else:
+                of_all = adata.obs[name].reindex(cells)
+                known = columns.get(name)
+                if known is None or known.isna().any():
+                    columns[name] = of_all if known is None else known.combine_first(of_all)
     values = {name: column.array.copy() for name, column in columns.items()}
     return pd.DataFrame(values, index=cells)
 
 
 _CORE = re.compile(r"[ACGTN]{6,}", re.IGNORECASE)
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
-_WHITELIST = 737_280  # barcodes of the smallest list in use: unrelated cells share some by chance
+WHITELIST = 737_280  # barcodes of the smallest list in use: unrelated cells share some by chance
 _LEAST_SHARE = 0.5
 _MOST_TAGS = 1000
 
@@ -215,7 +264,7 @@ def pair_cells(first: pd.Index, second: pd.Index) -> CellPairs:
 
 def _is_enough(n: int, n_first: int, n_second: int) -> bool:
     """Whether more cells agree than unrelated cells with barcodes of one list would."""
-    by_chance = max(n_first, n_second) / _WHITELIST
+    by_chance = max(n_first, n_second) / WHITELIST
     least = min(0.98, max(_LEAST_SHARE, 0.3 + by_chance))
     return n > 0 and n >= least * min(n_first, n_second)
 

@@ -11,6 +11,7 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.columns import (
+    MODALITIES,
     Columns,
     feature_names,
     joined_obs,
@@ -118,6 +119,8 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
             f"data must be a MuData or an AnnData, not {type(data).__name__}; "
             "read a count file with totalvi.read(path) first."
         )
+    if columns.panel_key == MODALITIES and MODALITIES not in source.obs:
+        source.obs[MODALITIES] = "both"  # the panels of a mosaic, in data that are none
     for count, what in zip(source.rna.shape, ("cells", "genes"), strict=True):
         if count == 0:
             raise DataError(f"no {what} at all in {source.rna_where}; check how it was filtered.")

@@ -201,7 +201,10 @@ def draws(
     genes
         Whether genes are decoded as well.
     """
-    posterior = module.encode(batch.x, batch.y, batch.context)
+    posterior = module.masks.known_library(
+        module.encode(batch.x, batch.y, batch.context),
+        batch.context.panel, batch.library_log_mean, batch.library_log_variance,
+    )  # fmt: skip
     for sample in range(first_sample, first_sample + n_samples):
         untran_z = module.latent_at(
             posterior, _normal(noise, "latent", sample, batch, module.n_latent)
@@ -217,7 +220,7 @@ def draws(
             width, given = module.n_input_proteins, None
             background_noise = _normal(noise, "background", sample, batch, width)
         for code in transform_batches:
-            context = module.in_batch(batch.context, code)
+            context = batch.context.in_batch(code)
             decoded = (
                 own if given_counts and code is None else module.decode(z, context, genes=genes)
             )

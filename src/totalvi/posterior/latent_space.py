@@ -172,7 +172,7 @@ def archetype_expression(
             if continuous is not None:
                 own = own._replace(continuous=torch.from_numpy(continuous).repeat(n_contexts, 1))
             for code, (k, corner) in product(codes, enumerate(torch.eye(network.n_latent))):
-                context = network.in_batch(own, code)
+                context = own.in_batch(code)
                 decoded = network.decode(corner.repeat(n_contexts, 1), context)
                 mean = _protein_mean(network, decoded, context, include_protein_background)
                 rna[k] += weight @ network.proportions(decoded).double()
