@@ -16,15 +16,17 @@ from totalvi.data.columns import (
     RNA,
     WHITELIST,
     Columns,
+    feature_names,
     has_rna,
     joined_obs,
     names_of,
     pair_cells,
 )
-from totalvi.data.counts import in_memory, to_csr, to_dense
+from totalvi.data.counts import CountsInMemory, in_memory, to_csr, to_dense
 from totalvi.data.find import CountSource
+from totalvi.data.io.features import modalities_of
 from totalvi.data.io.modalities import mudata_of, say_of_reading
-from totalvi.errors import DataError, Finding, argument, counted
+from totalvi.errors import DataError, Finding, argument, counted, did_you_mean
 
 _MOST_SHARED = (
     0.5  # with a larger share of cells in both modalities, these are lists that nearly agree
@@ -143,14 +145,17 @@ def mosaic(data: MuData, *, rna_modality: str = "rna", protein_modality: str = "
     return _joined(data, cells, rna_modality, protein_modality)
 
 
-def as_mosaic(data: Any, columns: Columns) -> Any:
-    """Return a MuData whose modalities hold different cells with all cells in both; others as given."""
+def as_mosaic(data: Any, columns: Columns, wanted: bool | None = None) -> Any:
+    """Return a MuData whose modalities hold different cells with all cells in both; others as given.
+
+    ``wanted`` decides in place of the rules of `union_of_cells`.
+    """
     if not isinstance(data, MuData):
         return data
     rna, protein = columns.rna_modality, columns.protein_modality
     if not {rna, protein} <= set(data.mod):
         return data
-    cells = union_of_cells(data[rna].obs_names, data[protein].obs_names)
+    cells = union_of_cells(data[rna].obs_names, data[protein].obs_names, wanted)
     if cells is None:
         return data
     found = _joined(data, cells, rna, protein)
@@ -211,6 +216,53 @@ def _with_nan(values: Any, rows: np.ndarray, cells: pd.Index, features: pd.Index
     found = counts[rows]
     found[rows < 0] = np.nan
     return found
+
+
+def holds_proteins_alone(data: MuData | AnnData, columns: Columns) -> bool:
+    """Whether data hold antibodies and no genes, as a modality alone or as features."""
+    if isinstance(data, MuData):
+        return columns.rna_modality not in data.mod and columns.protein_modality in data.mod
+    return (
+        bool(data.n_vars)
+        and bool((modalities_of(data.var) != "rna").all())
+        and ("prot" in modalities_of(data.var))
+    )
+
+
+def find_protein_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
+    """Find the counts of data that `holds_proteins_alone`: the result has no genes.
+
+    Examples
+    --------
+    >>> var = pd.DataFrame({"feature_types": "Antibody Capture"}, index=["CD3", "CD4"])
+    >>> find_protein_counts(AnnData(np.ones((3, 2)), var=var), Columns()).rna.shape
+    (3, 0)
+    """
+    name, layer = columns.protein_modality, columns.protein_layer
+    if isinstance(data, MuData):
+        adata, where = data.mod[name], f'modality "{name}"'
+        obs = joined_obs(data, adata, adata)
+    else:
+        adata, where = data[:, modalities_of(data.var) == "prot"], "X"
+        obs = pd.DataFrame(data.obs).copy()
+    if layer is not None and layer not in adata.layers:
+        raise DataError(
+            f'no layer "{layer}" in {where}; {did_you_mean(layer, adata.layers)}, as '
+            f"{argument('protein_layer')}."
+        )
+    values = adata.X if layer is None else adata.layers[layer]
+    obs[MODALITIES] = PROTEIN
+    return CountSource(
+        rna=CountsInMemory(sparse.csr_matrix((adata.n_obs, 0), dtype=np.float32)),
+        protein=CountsInMemory(to_dense(values, where, adata.obs_names, adata.var_names)),
+        gene_names=pd.Index([], dtype=object),
+        protein_names=feature_names(adata.var_names, name),
+        cell_names=names_of(adata.obs_names),
+        obs=obs,
+        rna_where="nowhere",
+        protein_where=where,
+        protein_layers=tuple(map(str, adata.layers)),
+    )
 
 
 def rna_by_group(
