@@ -43,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "gene_dispersion": "gene-label",
         "protein_dispersion": "protein-label",
     },
+    "mosaic": {},
     "AnnData": {"protein_expression_obsm_key": "adt", "latent_distribution": "ln"},
 }
 
@@ -100,6 +101,11 @@ def counts(kind: str) -> MuData | AnnData:
         lane = mdata.obs["lane"].to_numpy()
         mdata["prot"].X[lane == "1", 4] = np.nan
         mdata["prot"].X[lane == "2", 5] = np.nan
+    if kind == "mosaic":
+        modalities = np.resize(["both", "both", "rna", "prot"], N_CELLS)
+        mdata.obs["measured_modalities"] = modalities
+        mdata["prot"].X[modalities == "rna"] = np.nan
+        mdata["rna"].X = sparse.csr_matrix(mdata["rna"].X.multiply((modalities != "prot")[:, None]))
     if kind != "AnnData":
         return mdata
     adata = AnnData(mdata["rna"].X.copy(), obs=mdata.obs.copy())

@@ -161,6 +161,8 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
         rna = data if _is_raw(data, layer) else data[:, genes_and_proteins(data.var)[0]]
         obs, where = pd.DataFrame(data.obs).copy(), _where("", layer, rna)
     values, var = _rna_matrix(rna, layer, "the RNA")
+    if columns.panel_key == MODALITIES and MODALITIES not in obs:
+        obs[MODALITIES] = "rna"
     for count, what in zip((rna.n_obs, len(var)), ("cells", "genes"), strict=True):
         if count == 0:
             raise DataError(f"no {what} at all in {where}; check how it was filtered.")

@@ -84,7 +84,7 @@ class RnaPredictors:
     """
 
     def __init__(self, data: CiteData, training: np.ndarray, proteins: np.ndarray) -> None:
-        cells = evenly_spaced(np.arange(data.n_cells), _MOST_CELLS)
+        cells = evenly_spaced(np.flatnonzero(data.has_rna), _MOST_CELLS)
         counts = data.rna.rows(cells)
         self._size = float(np.median(np.asarray(counts.sum(axis=1))))
         logs = _log_normalised(counts, self._size)
