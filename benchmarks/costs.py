@@ -80,20 +80,20 @@ def step_seconds(size: Size, threads: int) -> dict[str, float]:
     from totalvi.fit.device import resolved_plan, wide_products
     from totalvi.fit.loop import Fit
     from totalvi.fit.plan import Split, TrainingPlan
-    from totalvi.processes import make_fabric, threads_of_torch
+    from totalvi.processes import launch
 
     torch.set_num_threads(threads)
     n_cells = 6 * size.cells
     model = totalvi.Model(simulated(size, n_cells))
     module = model.module.train()
-    fabric = make_fabric("cpu")
+    fabric = launch("cpu")
     plan = TrainingPlan(max_epochs=100, batch_size=size.cells)
     plan = resolved_plan(plan, module, fabric.device)
     cells, nobody = np.arange(n_cells), np.arange(0)
     split, seed = Split(cells, nobody, nobody), np.random.SeedSequence(0)
     fit = Fit(module, model._training_data(), split, plan, fabric, seed)
     ends, order = [], np.random.default_rng(0)
-    with threads_of_torch(), wide_products(module, plan.precision):
+    with wide_products(module, plan.precision):
         for _ in range(6):
             for batch in minibatches(model._training_data(), module, cells, size.cells, order):
                 fit.step(batch)

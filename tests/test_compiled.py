@@ -71,3 +71,23 @@ def test_what_is_compiled_and_what_is_kept_give_the_same_numbers(tmp_path: Path)
         found.add(done.stdout)
     assert any((tmp_path / "kept").rglob("*.nbc"))
     assert len(found) == 1
+
+
+THREADS = """
+import numba, torch
+torch.set_num_threads(1)
+import totalvi
+data = totalvi.simulate(n_cells=200, n_genes=60, n_proteins=5, n_cell_types=2, seed=1)
+model = totalvi.Model(data)
+model.train(1, accelerator="cpu", progress=False)
+data.obs["half"] = ["first"] * 100 + ["second"] * 100
+model.differential_expression(groupby="half", progress=False)
+print(torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+def test_loops_leave_the_numbers_of_threads_as_they_were() -> None:
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-W", "ignore", "-c", THREADS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "2"]

@@ -21,7 +21,7 @@ from totalvi.fit.batches import minibatches
 from totalvi.fit.device import resolved_plan, wide_products
 from totalvi.fit.loop import Fit
 from totalvi.fit.plan import TrainingPlan
-from totalvi.processes import launch, threads_of_torch
+from totalvi.processes import launch
 
 N_CLUSTERS = 15
 BATCH_SIZE = 256
@@ -90,7 +90,7 @@ def step_seconds(model: totalvi.Model, asked: str, device: str) -> float:
     fit = Fit(module, model._data, split, plan, fabric, np.random.SeedSequence(0))
     module.train()
     ends = []
-    with threads_of_torch(), wide_products(module, plan.precision):
+    with wide_products(module, plan.precision):
         for _ in range(2):
             for batch in minibatches(
                 model._data, module, cells, BATCH_SIZE, shuffle, fabric.device

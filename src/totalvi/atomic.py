@@ -40,7 +40,7 @@ def writing(target: Path) -> Iterator[Path]:
             raise
         number = _error_number(error)
         raise OutputError(
-            f"{target} cannot be written ({os.strerror(number)}), and what was there is as it was; "
+            f"{target} cannot be written ({os.strerror(number)}), and what was there is unchanged; "
             f"{_FIXES[number]}."
         ) from error
 

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import wraps
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from totalvi.errors import ProcessError, allowed, argument, setting
 
@@ -248,20 +249,6 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="totalvi-parent").start()
 
 
-@contextmanager
-def threads_of_torch() -> Iterator[None]:
-    """Let compiled loops that the current thread calls use as many threads as torch."""
-    import numba
-    import torch
-
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
-
-
 # ------------------------------------------------------------------------- waiting for each other
 
 
@@ -368,6 +355,8 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
     Loops with fast arithmetic that other loops call have ``forceinline=True``. Otherwise a compiled
     loop and a cached one may inline different calls, and so differ in their last digits.
 
+    With ``parallel=True`` a loop runs on as many threads as torch.
+
     Examples
     --------
     >>> @compiled()
@@ -385,6 +374,27 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
             if "cannot cache function" not in str(error):
                 raise
             dispatcher = numba.njit(**options)(function)
-        return dispatcher
+        return _on_threads_of_torch(dispatcher) if options.get("parallel") else dispatcher
 
     return decorate
+
+
+def _on_threads_of_torch(loop: Function) -> Function:
+    """Return ``loop`` on as many threads as torch, which keeps its number."""
+    import numba
+
+    @wraps(loop)
+    def run(*arguments: Any) -> Any:
+        import torch
+
+        wanted = torch.get_num_threads()
+        before = numba.get_num_threads()
+        if torch.get_num_threads() != wanted:  # numba just started its threads, and changed both
+            torch.set_num_threads(wanted)
+        numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))
+        try:
+            return loop(*arguments)
+        finally:
+            numba.set_num_threads(before)
+
+    return cast(Function, run)

@@ -122,7 +122,7 @@ def explain(error: Exception) -> tuple[int, str]:
         asked = " ".join(str(error).split()).rstrip(".") or "more than there is"
         return (
             BAD_INPUT,
-            f"memory does not suffice ({asked}); ask for less, or use a larger machine.",
+            f"there is not enough memory ({asked}); ask for less, or use a larger machine.",
         )
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""

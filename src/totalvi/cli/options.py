@@ -67,12 +67,12 @@ Controls = Annotated[
 ]
 CellsIn = Annotated[
     Literal["rows", "columns"] | None,
-    typer.Option("--cells-in", help="Where cells are in tables; default: as their names tell."),
+    typer.Option("--cells-in", help="Where cells are in tables; default: by their names."),
 ]
 Batch = Annotated[str | None, text("--batch", "KEY", "Column of obs with each cell's batch.")]
 Sample = Annotated[
     str | None,
-    text("--sample", "KEY", "Column with each cell's sample: what is repeated, as a donor."),
+    text("--sample", "KEY", "Column with each cell's sample, what is repeated, such as a donor."),
 ]
 Condition = Annotated[
     str | None, text("--condition", "KEY", "Column with conditions, compared over the samples.")
@@ -136,7 +136,7 @@ CheckpointEvery = Annotated[
     ),
 ]
 Genes = Annotated[
-    int, typer.Option("--genes", min=1, help="Highly variable genes to keep, of more.")
+    int, typer.Option("--genes", min=1, help="How many highly variable genes to keep.")
 ]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells.")
@@ -160,7 +160,7 @@ LeaveOut = Annotated[
     text(
         "--leave-out",
         "REGEX",
-        "Which rows of the antibodies are of none; default: those named so, as unmapped.",
+        "Which rows are not antibodies; default: those with names such as unmapped.",
     ),
 ]
 Arguments: TypeAlias = dict[str, Any]

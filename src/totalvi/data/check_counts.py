@@ -233,7 +233,7 @@ def _rna_zeros(source: CountSource, tally: CountTally) -> Iterator[Finding]:
             "warning",
             "gene_zero",
             f"{source.rna_where} is zero in all cells for {first_and_count(silent, 'gene')}; "
-            "remove what tells nothing.",
+            "remove them, as they tell nothing.",
         )
 
 

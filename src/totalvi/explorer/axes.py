@@ -92,10 +92,10 @@ class Axis:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise DataError(f"{self.kind!r} is no kind of axis; there are {', '.join(KINDS)}.")
+            raise DataError(f"{self.kind!r} is no kind of axis; give one of {', '.join(KINDS)}.")
         if self.scale not in SCALES:
             raise DataError(
-                f"{self.scale!r} is no scale of an axis; there are {', '.join(SCALES)}."
+                f"{self.scale!r} is no scale of an axis; give one of {', '.join(SCALES)}."
             )
         if not isinstance(self.name, str) or not self.name:
             raise DataError(f"An axis is named {self.name!r}; give the name of a feature.")

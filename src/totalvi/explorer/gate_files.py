@@ -142,12 +142,14 @@ def gates_of_table(table: pd.DataFrame) -> Gating:
     """
     missing = [column for column in _TABLE if column not in table]
     if missing:
-        raise DataError(f"The table of gates lacks the columns {', '.join(missing)}.")
+        raise DataError(f"The table of gates lacks the columns {', '.join(missing)}; add them.")
     gates: list[Gate] = []
     for name, rows in table.groupby("gate", sort=False):
         parents = set(rows["parent"].fillna(""))
         if len(parents) > 1:
-            raise DataError(f"Gate {name!r} has several parents: {', '.join(sorted(parents))}.")
+            raise DataError(
+                f"Gate {name!r} has several parents, {', '.join(sorted(parents))}; give it one."
+            )
         parent = str(parents.pop()) or None
         ranges = [_condition(str(name), parent, row) for _, row in rows.iterrows()]
         axes = tuple(gate.axes[0] for gate in ranges)
@@ -176,7 +178,7 @@ def _condition(name: str, parent: str | None, row: pd.Series) -> Gate:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no number.")
+    raise ValueError(f"it holds {name}, which is not a number.")
 
 
 def _gating(found: Any) -> Gating:
@@ -190,7 +192,7 @@ def _gating(found: Any) -> Gating:
         )
     gates = _listed(found["gates"], "gates")
     if len(gates) > MOST_GATES:
-        raise ValueError(f"it holds {len(gates):,} gates, of at most {MOST_GATES:,}.")
+        raise ValueError(f"it holds {len(gates):,} gates, but at most {MOST_GATES:,} are read.")
     names = _FIELDS_OF_VERSION[version]
     return Gating(tuple(_gate(_fields(gate, names, "a gate")) for gate in gates))
 
@@ -248,13 +250,13 @@ def _vertex(found: Any) -> Point:
 
 def _fields(found: Any, names: tuple[str, ...], what: str) -> Mapping[str, Any]:
     if not isinstance(found, dict) or found.keys() != set(names):
-        raise ValueError(f"{what} does not have just the fields {', '.join(names)}.")
+        raise ValueError(f"{what} does not have exactly the fields {', '.join(names)}.")
     return found
 
 
 def _listed(found: Any, what: str) -> list[Any]:
     if not isinstance(found, list):
-        raise ValueError(f"{what} is no list.")
+        raise ValueError(f"{what} is not a list.")
     return found
 
 

@@ -97,11 +97,11 @@ def write_gated(
     """
     if not isinstance(cells, RunCells):
         raise OutputError(
-            f"{cells.title} is no run, whose results could be copied: take the gates as CSV."
+            f"{cells.title} is not a run, so it has no results to copy; take the gates as CSV."
         )
     if cells.on_disk:
         raise OutputError(
-            f"{cells.results} is too large to be copied: take the gates of each cell as CSV."
+            f"{cells.results} is too large to copy; take the gates of each cell as CSV."
         )
     table = gate_columns(cells, gating, probabilities)
     with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged:

@@ -90,14 +90,18 @@ class Gate:
                 f"{LONGEST_NAME} printable characters, without a slash."
             )
         if self.shape not in SHAPES:
-            raise DataError(f"Gate {self.name!r} is a {self.shape!r}; give {', '.join(SHAPES)}.")
+            raise DataError(
+                f"Gate {self.name!r} is a {self.shape!r}; give one of {', '.join(SHAPES)}."
+            )
         is_boolean = self.shape == "boolean"
         if is_boolean != (self.operator in ("and", "or")) or is_boolean != bool(self.operands):
             raise DataError(
-                f"Gate {self.name!r} must combine gates by and or or if it is Boolean, and only then."
+                f'Gate {self.name!r} must combine gates ("and", "or") if it is Boolean, and only then.'
             )
         if (self.shape == "quadrant") != (self.part in PARTS):
-            raise DataError(f"Gate {self.name!r} is not one quadrant of {', '.join(PARTS)}.")
+            raise DataError(
+                f"Gate {self.name!r} is not one quadrant; give one of {', '.join(PARTS)}."
+            )
         n_axes = {"boolean": 0, "range": 1}.get(self.shape, 2)
         if len(self.axes) != n_axes:
             raise DataError(f"Gate {self.name!r} has {len(self.axes)} axes; give it {n_axes}.")
@@ -164,21 +168,19 @@ class Gating:
 
     def __post_init__(self) -> None:
         if len(self.gates) > MOST_GATES:
-            raise DataError(
-                f"There are {len(self.gates):,} gates; at most {MOST_GATES:,} are kept."
-            )
+            raise DataError(f"There are {len(self.gates):,} gates; give at most {MOST_GATES:,}.")
         seen: set[str | None] = {None}
         for gate in self.gates:
             if gate.name in seen:
                 raise DataError(f"Two gates are named {gate.name!r}; give each a name of its own.")
             if gate.parent not in seen:
                 raise DataError(
-                    f"Gate {gate.name!r} lies in {gate.parent!r}, which is no gate before it."
+                    f"Gate {gate.name!r} lies in {gate.parent!r}, which must be an earlier gate."
                 )
             for operand in gate.operands:
                 if operand.gate not in seen:
                     raise DataError(
-                        f"Gate {gate.name!r} combines {operand.gate!r}, which is no gate before it."
+                        f"Gate {gate.name!r} combines {operand.gate!r}, which must be an earlier gate."
                     )
             seen.add(gate.name)
 

@@ -62,14 +62,16 @@ class _Document:
     def gating(self) -> Gating:
         found = [gate for element in self._gates for gate in self._read(element)]
         if len(found) > MOST_GATES:
-            raise ValueError(f"it holds {len(found):,} gates, of at most {MOST_GATES:,}.")
+            raise ValueError(f"it holds {len(found):,} gates; give at most {MOST_GATES:,}.")
         ordered, names = list[Gate](), set[str | None]({None})
         while found:  # gates may stand before their parents
             ready = [
                 g for g in found if {g.parent, *(operand.gate for operand in g.operands)} <= names
             ]
             if not ready:
-                raise ValueError(f"the gate {found[0].name!r} refers to one that is not there.")
+                raise ValueError(
+                    f"the gate {found[0].name!r} refers to one that is not in the file."
+                )
             ordered += ready
             names |= {gate.name for gate in ready}
             found = [gate for gate in found if gate not in ready]
@@ -83,7 +85,7 @@ class _Document:
         if kind == "BooleanGate":
             return [self._boolean(element, name, parent)]
         if kind not in ("RectangleGate", "PolygonGate", "EllipsoidGate", "QuadrantGate"):
-            raise ValueError(f"it holds a {kind}, which is not known.")
+            raise ValueError(f"it holds a {kind}, which the explorer does not know.")
         tag = "divider" if kind == "QuadrantGate" else "dimension"
         dimensions = element.findall(f"gating:{tag}", PREFIXES)
         if not 1 <= len(dimensions) <= 2:
@@ -98,7 +100,7 @@ class _Document:
         self, element: ElementTree.Element
     ) -> tuple[Axis, Callable[[np.ndarray], np.ndarray]]:
         if _of(element, "compensation-ref") not in ("uncompensated", "FCS"):
-            raise ValueError("it asks for compensation, which counts have no need of.")
+            raise ValueError("it asks for compensation, which counts do not need; leave that out.")
         channel = element.find("data-type:fcs-dimension", PREFIXES)
         if channel is None:
             raise ValueError("a dimension is not a channel.")
@@ -122,7 +124,7 @@ class _Document:
         for divider in dividers:
             values = [float(v.text or "nan") for v in divider.findall("gating:value", PREFIXES)]
             if len(values) != 1:
-                raise ValueError("a divider has not just one value.")
+                raise ValueError("a divider does not have exactly one value.")
             at[_of(divider, "id")] = values[0]
         centre = tuple(
             float(to(np.array(value))) for to, value in zip(to_place, at.values(), strict=True)

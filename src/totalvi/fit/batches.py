@@ -89,9 +89,8 @@ def shuffled_windows(
 def _dealt(cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Assign cells at random to parts, so that each part gets one of every ``n_parts`` neighbours.
 
-    Each part keeps the order of
-    ``cells``. The same range of all parts is therefore a range of ``cells``, and a process that has
-    this range reads no other cells.
+    Each part keeps the order of ``cells``. The same range of all parts is therefore a range of
+    ``cells``, and a process that has this range reads no other cells.
     """
     n_rounds, n_left = divmod(len(cells), n_parts)
     rounds = cells[: n_rounds * n_parts].reshape(n_rounds, n_parts)
@@ -248,9 +247,9 @@ def minibatches(
     cell. The first ``skip`` minibatches are left out, because a fit that resumes has used them.
 
     Counts on disk are read one window of cells at a time. A thread reads the next window while the
-    minibatches of the current one are used.
-    ``shuffle`` then mixes cells within windows of random blocks (see `shuffled_windows`), so ``cells``
-    must ascend. Windows that are left out completely are not read.
+    minibatches of the current one are used. ``shuffle`` then mixes cells within windows of random
+    blocks (see `shuffled_windows`), so ``cells`` must ascend. Windows that are left out completely are
+    not read.
 
     If several processes share minibatches, ``process`` gets its part and reads no other cells. Counts
     that the device already holds (``held``) are used from there.

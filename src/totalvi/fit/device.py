@@ -1,7 +1,10 @@
-"""The device of a fit: the precision of its products, and the memory of a GPU."""
+"""The device of a fit: its precision, the threads of a processor, and the memory of a GPU."""
 
+import os
 import sys
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -78,6 +81,55 @@ def wide_products(network: Network, precision: Precision) -> Iterator[None]:
 def _has_bfloat16() -> bool:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+# ---------------------------------------------------------------------------------------- threads
+
+_LEAST_SHARE_OF_PROCESSORS = 0.7
+_LEAST_SECONDS = 1.0  # shorter epochs tell nothing reliable
+
+
+def watch_threads(device: torch.device) -> Callable[[], None]:
+    """Return a function to call after each epoch, which warns once if threads wait for each other.
+
+    By default threads wait busily, so all of them run all the time unless other programs hold the
+    processors. A thread that is held up then holds up the others, which keep it from running.
+    """
+    sleeps = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    before: tuple[float, float] | None = None  # the first epoch also compiles
+    done = device.type != "cpu" or bool(sleeps)
+
+    def after_epoch() -> None:
+        nonlocal before, done
+        now = time.perf_counter(), time.process_time()
+        if before is not None and not done:
+            done = warn_of_waiting(now[0] - before[0], now[1] - before[1])
+        before = now
+
+    return after_epoch
+
+
+def warn_of_waiting(seconds: float, processor_seconds: float) -> bool:
+    """Warn if the threads of a fit did not run all the time in an epoch; return whether that is so.
+
+    Parameters
+    ----------
+    seconds, processor_seconds
+        The duration of the epoch, and the processor time of all threads in it.
+    """
+    n_threads = torch.get_num_threads()
+    used = processor_seconds / max(seconds, 1e-9)
+    busy = used > _LEAST_SHARE_OF_PROCESSORS * n_threads
+    if n_threads == 1 or busy or seconds < _LEAST_SECONDS:
+        return False
+    warnings.warn(
+        f"Other programs use the processors: the {n_threads} threads of this fit got {used:.1f} of "
+        f"them in an epoch of {seconds:.1f} s, and wait for each other. Train faster with "
+        "torch.set_num_threads(1), or start Python with OMP_WAIT_POLICY=passive in its environment.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 # ----------------------------------------------------------------------------------------- memory

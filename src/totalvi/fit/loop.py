@@ -27,6 +27,7 @@ from totalvi.fit.device import (
     explained,
     loss_scaler,
     plan_memory,
+    watch_threads,
     wide_products,
 )
 from totalvi.fit.model_state import FitResult
@@ -34,7 +35,7 @@ from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import PAPER_LOSS, FitState, clip_gradients, noise_of
 from totalvi.nn.likelihoods import ElboTerms, objective
 from totalvi.nn.network import Network
-from totalvi.processes import Process, losing_others, process_of, threads_of_torch
+from totalvi.processes import Process, losing_others, process_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -163,7 +164,6 @@ class Fit:
         """
         state, show = self.state, self.on_epoch or _show_nothing
         with ExitStack() as stack:
-            stack.enter_context(threads_of_torch())
             stack.enter_context(losing_others())
             if self.memory is not None:
                 stack.enter_context(explained(self.memory, self._own_cells()))
@@ -173,8 +173,10 @@ class Fit:
                     state.restore(checkpoint.start)
             for epoch, row in enumerate(state.history):
                 show(epoch, row)
+            watch = watch_threads(self.fabric.device)
             while not state.stopped:
                 row = self.epoch(checkpoint)
+                watch()
                 state.end_epoch(row, self.plan)
                 show(state.epoch - 1, row)
                 if checkpoint is not None:
@@ -192,9 +194,8 @@ class Fit:
             data, self.network, cells, plan.batch_size, state.order, self.fabric.device,
             state.steps_in_epoch, self.shared_by, self.held,
         )  # fmt: skip
-        watching = (
-            nullcontext() if state.adversary is None else state.adversary.watching(self.network)
-        )
+        adversary = state.adversary
+        watching = nullcontext() if adversary is None else adversary.watching(self.network)
         self.network.train()
         with wide_products(self.network, plan.precision), watching:
             for batch in batches:
@@ -244,10 +245,8 @@ class Fit:
 
     def validate(self) -> dict[str, float]:
         """Return the losses of the validation cells."""
-        data, cells = self.validation
-        return evaluate(
-            self.network, data, cells, self.validation_seed, self.fabric.device, self.shared_by
-        )
+        shared = self.fabric.device, self.shared_by
+        return evaluate(self.network, *self.validation, self.validation_seed, *shared)
 
     def _move(self, batch: Minibatch) -> None:
         """Update the weights of the network and of the adversary by their gradients."""

@@ -115,7 +115,7 @@ def load_inert(file: Path) -> Any:
                 "the file unless you trust its source, and save the model there without it."
             ) from error
         raise FormatError(
-            f"{file} is damaged or no model of scvi-tools ({type(error).__name__}); save it again."
+            f"{file} is damaged or not a model of scvi-tools ({type(error).__name__}); save it again."
         ) from error
 
 

@@ -24,7 +24,6 @@ from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Fitted, Question, dispersion_by_label
-from totalvi.processes import threads_of_torch
 
 SURGERY_EPOCHS = 20
 AVERAGE = "average"
@@ -196,7 +195,7 @@ def _expected_share(module: Network, data: CiteData, genes: np.ndarray) -> float
         return 0.0
     some = evenly_spaced(np.arange(data.n_cells), _CELLS_FOR_SHARE)
     (batch,) = minibatches(data, module, some, _CELLS_FOR_SHARE)
-    with torch.no_grad(), threads_of_torch():
+    with torch.no_grad():
         posterior = module.encode(batch.x, batch.y, batch.context)
         decoded = module.decode(module.transform_latent(posterior.qz_m), batch.context)
         return float(module.proportions(decoded).mean(dim=0)[torch.as_tensor(genes)].sum())
@@ -364,7 +363,7 @@ def fill_unmeasured(module: Network, data: CiteData, filled: np.ndarray) -> None
     Likelihoods leave these values out, because the panel did not measure them.
     """
     cells, protein = np.flatnonzero(filled.any(axis=1)), data.protein.read()
-    with threads_of_torch(), naming_proteins(data.schema.protein_names):
+    with naming_proteins(data.schema.protein_names):
         for batch in minibatches(data, module, cells, _FILLING_BATCH_SIZE):
             protein[batch.cells] = with_expected(module, batch, filled[batch.cells]).numpy()
 

@@ -275,7 +275,9 @@ def protein_mask(given: ProteinMask, n_panels: int, n_proteins: int) -> Tensor |
         )
     values = np.array([np.asarray(row) for row in rows])
     if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
-        raise ValueError("protein_batch_mask holds other values than True and False (or 1 and 0).")
+        raise ValueError(
+            "protein_batch_mask holds other values; allowed are True and False (or 1 and 0)."
+        )
     mask = torch.as_tensor(values).bool()
     unmeasured = ~mask.any(dim=0)
     if bool(unmeasured.any()):

@@ -192,7 +192,7 @@ def known_library(
         shape = None if size_factor is None else tuple(size_factor.shape)
         raise ValueError(f"size_factor has shape {shape}; allowed is ({x.shape[0]}, 1).")
     if not bool((size_factor > 0).all()):
-        raise ValueError("size_factor holds a value that is not above 0.")
+        raise ValueError("size_factor holds a value that is not above 0; give positive ones.")
     return size_factor.reshape(-1, 1)
 
 
@@ -207,7 +207,7 @@ def library_prior(
         return None, None
     if mean is None or variance is None:
         raise ValueError(
-            "local_l_mean_gene and local_l_var_gene are needed where the library size is latent."
+            "local_l_mean_gene and local_l_var_gene are needed for a latent library size; give both."
         )
     for name, given in (("local_l_mean_gene", mean), ("local_l_var_gene", variance)):
         if given.numel() not in (1, n_cells):

@@ -46,7 +46,7 @@ class AbundanceQueries(Fitted):
         fdr_target: float = 0.05,
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """Compare how many cells of each type, or around each cell, the samples have.
+        """Compare samples by how many cells they have of each type, or around each cell.
 
         Without ``condition_key``, it returns how dense each sample is, in the latent space, where each
         cell lies: the log density of the mean of q(u | cell) under each sample's aggregated posterior.

@@ -191,13 +191,13 @@ progress
 """,
     "seed": """
 seed
-    Of the samples. A cell's samples depend on it and on the cell's name alone, not on which other
-    cells the query is about.
+    Seed of the samples. The samples of a cell depend only on the seed and on the cell's name, not on
+    which other cells the query is about.
 """,
     "transform_batch": """
 transform_batch
-    Batch or batches to decode every cell into, averaged; a protein over those that measured it. None:
-    each cell's own.
+    Batch or batches to decode every cell into. Results are averaged over the batches, those of a
+    protein over the batches that measured it. None: each cell's own.
 """,
     "batches_correlated": """
 transform_batch
@@ -213,14 +213,14 @@ gene_list, protein_list
 """,
     "given_counts": """
 given_counts
-    Whether each protein is given its own count in the cell, besides the cell's state z; otherwise z
-    alone, as in the paper and scvi-tools. An unmeasured protein has no count: it is given z alone.
+    Whether values of a protein use its own count in the cell, besides the cell's state z. With False
+    they use z alone, as in the paper and scvi-tools. So do those of an unmeasured protein.
 """,
     "unmeasured": """
 unmeasured
-    What is returned of a protein that the cell's panel lacks: "nan", with a `DataWarning`; or
+    What is returned for a protein that the cell's panel lacks: "nan", with a `DataWarning`; or
     "impute", what the model expects given z, decoded into the batches of ``transform_batch`` that
-    measured the protein, or all that did; see `impute_proteins` for how sure that is.
+    measured the protein, or into all that did. `impute_proteins` says how sure that is.
 """,
     "n_samples": """
 n_samples

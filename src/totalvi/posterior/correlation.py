@@ -262,8 +262,8 @@ class CorrelationQueries(Fitted):
     ) -> pd.DataFrame:
         """Return the correlation of proteins with their genes, raw and denoised.
 
-        Spearman's correlation ranks all cells, those too whose values hardly differ; Pearson's of
-        log(1 + value) does not see such differences.
+        Spearman's correlation ranks all cells, even those whose values hardly differ. Pearson's
+        correlation of log(1 + value) ignores such small differences.
 
         Parameters
         ----------

@@ -117,7 +117,7 @@ class EvidenceQueries(Fitted):
         seed: int = 0,
         progress: bool | None = None,
     ) -> float | np.ndarray:
-        """Return the evidence lower bound in nats by cell: their mean, or that of each cell.
+        """Return the evidence lower bound in nats per cell: the mean, or that of each cell.
 
         Higher is better. It is a lower bound of log p(x, y): ``E[log p(x | z, l) + log p(y | z)]``
         less the divergences of z and of a latent library size. The log background of each protein is
@@ -157,7 +157,7 @@ class EvidenceQueries(Fitted):
         seed: int = 0,
         progress: bool | None = None,
     ) -> pd.Series | pd.DataFrame:
-        """Return how badly cells' counts are reconstructed, in nats by cell: lower is better.
+        """Return how badly cells' counts are reconstructed, in nats per cell: lower is better.
 
         The error of the genes is -E[log p(x | z, l)], that of the proteins -E[log p(y | z, b)] over
         the proteins measured in the cell, with the expectation over the posterior.
@@ -197,7 +197,7 @@ class EvidenceQueries(Fitted):
         seed: int = 0,
         progress: bool | None = None,
     ) -> float | np.ndarray:
-        """Return an estimate of the marginal log-likelihood log p(x, y) in nats by cell.
+        """Return an estimate of the marginal log-likelihood log p(x, y) in nats per cell.
 
         It is ``log 1/K sum_k p(x|z,l) p(y|z) p(z) p(l) / (q(z) q(l))`` over K samples of the posterior
         (Burda, Grosse and Salakhutdinov, 2016): on average at or above the evidence lower bound, at or

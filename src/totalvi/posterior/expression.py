@@ -228,7 +228,7 @@ class ExpressionQueries(Fitted):
         background and of the batch's protein efficiency, where the model has one; given z alone it
         is E[(1 - pi) beta alpha]. The expectation is over the posterior, by ``n_samples`` Monte Carlo
         samples of z, of which no more than one minibatch is held at a time. Decoded into another
-        batch, a protein differs from its decoded mean by the factor it does in its own.
+        batch, a protein differs from its decoded mean by the same factor as in the cell's own batch.
 
         Parameters
         ----------
@@ -304,9 +304,9 @@ class ExpressionQueries(Fitted):
         """Return protein counts without background: each observed count, or 0 where it is background.
 
         Which counts are background is one draw given the counts, so that a count y is kept with the
-        probability of `get_protein_foreground_probability`, P, and has mean P y over seeds. For tools
-        that want counts; other seeds show what the draw contributes to their results. RNA counts have
-        no background in the model.
+        probability of `get_protein_foreground_probability`, P, and has mean P y over seeds. Use
+        them for tools that need counts; other seeds show what the draw contributes to their results.
+        RNA counts have no background in the model.
 
         Parameters
         ----------

@@ -106,9 +106,9 @@ class ImputationQueries(Fitted):
     ) -> ImputedProteins | Path:
         """Return what the counts of proteins would be, and how sure that is.
 
-        They are counts as the batches decoded into measured them: cells of another experiment that were
-        stained or sequenced to another depth have the same order, not the same level, and neither
-        values nor intervals know of that.
+        They are counts as the batches decoded into measured them. Cells of another experiment, stained
+        or sequenced to another depth, have the same order but not the same level; neither values nor
+        intervals account for this.
 
         The counts are those expected of the posterior predictive distribution: z and b from the cell's
         posterior, then NB(beta, r) with probability pi and else NB(beta alpha, r). Mean and standard
@@ -124,8 +124,8 @@ class ImputationQueries(Fitted):
         transform_batch
             Batch or batches to decode into, averaged. None: for each protein those that measured it,
             whatever other cells there are. Those of a mapped query's reference count where all of its
-            panels have the protein, or each batch is a panel. A protein that a query then knows no
-            batch of is decoded in each cell's own, which started from the reference's.
+            panels have the protein, or each batch is a panel. If no such batch is left for a protein,
+            it is decoded in each cell's own batch, which started from a batch of the reference.
         protein_list
             Wanted proteins. None: all.
         interval
@@ -138,9 +138,9 @@ class ImputationQueries(Fitted):
             the counts drawn, so a poor fit needs more ``n_samples``, or to be trained longer.
         stacked
             Whether proteins that a panel lacks are predicted together with regression and neighbours,
-            with weights that the same held-out cells decide. None: where intervals are calibrated. A
-            mapped query is predicted by the model alone, as is a protein that fewer than 20 of these
-            cells measured.
+            with weights that the same held-out cells decide. None: where intervals are calibrated. The
+            model alone predicts a mapped query, and a protein that fewer than 5 of these cells, or
+            fewer than 20 training cells, measured.
         n_samples
             Posterior samples of each cell, and counts drawn for each value; those of a minibatch are
             held.

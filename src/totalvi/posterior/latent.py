@@ -308,13 +308,13 @@ class LatentQueries(Fitted):
     ) -> pd.DataFrame:
         """Return how sure the model is of each cell.
 
-        Proteins that a cell's panel lacks are not among those that its entropy is averaged over.
+        The entropy of a cell is averaged only over proteins that its panel measured.
 
         Parameters
         ----------
         {cells} {transform_batch}
         protein_list
-            Proteins whose entropy is averaged. None: all. Where a cell measured none, it is NaN.
+            Proteins whose entropy is averaged. None: all. NaN if a cell measured none of them.
         n_samples
             Posterior samples over which each foreground probability is averaged.
         {given_counts} {batch_size} {seed} {progress}

@@ -184,10 +184,10 @@ class ProteinBackgroundQueries(Fitted):
     ) -> pd.DataFrame | np.ndarray | Path:
         """Return the probability that each protein count is foreground.
 
-        It is given the count y itself: P(foreground | z, y), with the background integrated out,
-        averaged over q(z | cell). Given z alone it is E[1 - pi], what the cell's state says before its
-        count of the protein is looked at. Decoded into another batch, pi is that batch's, and what
-        the count says that of the cell's own.
+        It uses the count y itself: P(foreground | z, y), with the background integrated out, averaged
+        over q(z | cell). Given z alone it is E[1 - pi], what the cell's state says before its count of
+        the protein is looked at. When a cell is decoded into another batch, pi is that of the other
+        batch, and what the count says is taken from the cell's own.
 
         Parameters
         ----------
@@ -246,7 +246,7 @@ class ProteinBackgroundQueries(Fitted):
 
         The expectation is over q(z | cell), and over b given z and the count. Like
         `get_normalized_expression` it is free of the batch's protein efficiency, where the model has
-        one, and differs in another batch from the decoded mean by the factor it does in its own.
+        one. In another batch it differs from the decoded mean by the same factor as in its own.
 
         Parameters
         ----------

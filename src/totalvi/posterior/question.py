@@ -31,7 +31,7 @@ from totalvi.posterior.arguments import (
 from totalvi.posterior.draws import Draw, draws, naming_proteins
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.rows import Table, own_rows, row_targets
-from totalvi.processes import this_process, threads_of_torch
+from totalvi.processes import this_process
 from totalvi.progress import cell_progress
 
 QUERY_BATCH_SIZE = 1024
@@ -64,7 +64,7 @@ class Question:
     given_counts
         Whether proteins are given their counts as well as the cell's state; see `draws`.
     imputing
-        Codes of further batches that only what a cell's panel lacks is decoded into.
+        Codes of further batches, used only for the proteins that a cell's panel lacks.
     shares
         Share of each batch decoded into in a protein's mean, by the panel of the cell,
         (panels, batches, T); NaN where the protein is not answered for. None: equal shares.
@@ -160,7 +160,6 @@ class Question:
         shown = self.progress if this_process().rank == 0 else False
         with (
             naming_proteins(self.data.schema.protein_names),
-            threads_of_torch(),
             torch.no_grad(),
             cell_progress(batches, n_passes * len(cells), what, shown) as given,
         ):
@@ -343,7 +342,7 @@ def held_out_cells(
     if not len(cells):
         raise DataError(
             "The fit held out no cell in which proteins could be hidden; train with train_size "
-            "below 1, or name cells with indices (impute_proteins: calibrated=False)."
+            "below 1, or give indices of cells (for impute_proteins, calibrated=False)."
         )
     cells = evenly_spaced(cells, _MOST_HIDDEN_CELLS)
     if calibration is not None and all_of_them:

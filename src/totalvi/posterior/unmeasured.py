@@ -1,4 +1,4 @@
-"""What is answered of the proteins that the panel of a cell lacks."""
+"""What a query returns for proteins that the panel of a cell lacks."""
 
 import warnings
 from dataclasses import replace

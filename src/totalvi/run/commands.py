@@ -166,7 +166,7 @@ def _prepared_on_disk(
     """Write the cells and genes of a fit to ``store``."""
     if isinstance(input, MuData | AnnData):
         raise ValueError(
-            f"{argument('on_disk')} is for the path of a file; data in memory do without."
+            f"{argument('on_disk')} is for the path of a file; leave it out for data in memory."
         )
     data, keys = open_input(input, keys, options, unmeasured)
     findings: list[Finding] = []
@@ -368,7 +368,7 @@ def gate(
         named = name_cells_by(model, hierarchy, n_samples)
     if named is None:
         raise DataError(
-            "no hierarchy suits the panel, whose antibodies tell no two of its populations; give one "
+            "no hierarchy suits the panel, whose antibodies tell no two populations apart; give one "
             f"with {argument('hierarchy')}."
         )
     cells = samples_and_clusters(model, sample_key)

@@ -71,7 +71,7 @@ def check(
     unmeasured: Unmeasured | None = None,
     **where: Any,
 ) -> list[Finding]:
-    """Say what is in a file of counts, or in data, and what stands in the way of a fit.
+    """Say what is in a file of counts, or in data, and what would prevent a fit.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def check(
     if unknown:
         known |= set(ReadOptions._fields)
         raise ValueError(
-            f"{unknown[0]} is no argument of check; {did_you_mean(unknown[0], sorted(known))}."
+            f"{unknown[0]} is not an argument of check; {did_you_mean(unknown[0], sorted(known))}."
         )
     keys, options = Columns(**where), ReadOptions(**of_reading)
     return check_input(data, keys, options, raw, unmeasured)

@@ -271,7 +271,7 @@ def _require_unchanged(place: Path, expected: str, record: Path) -> None:
         raise ReadError(f"{place}, the input of {record}, is not there; say where it is now.")
     if sha256(place) != expected:
         raise ReadError(
-            f"{place} is not the input of {record} any more (other SHA-256); give the file it was."
+            f"{place} is not the input of {record} any more (other SHA-256); give the same file."
         )
 
 

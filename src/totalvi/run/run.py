@@ -275,7 +275,7 @@ def _read(options: RunOptions) -> tuple[MuData | AnnData, Columns]:
         return read_input(options.input, options.keys, options.reading, options.unmeasured)
     if isinstance(options.input, MuData | AnnData):
         raise ValueError(
-            f"{argument('on_disk')} is for the path of a file; data in memory do without."
+            f"{argument('on_disk')} is for the path of a file; leave it out for data in memory."
         )
     return open_input(options.input, options.keys, options.reading, options.unmeasured)
 

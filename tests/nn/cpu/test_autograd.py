@@ -16,7 +16,6 @@ from totalvi.nn.cpu.protein_loss import background_divergence, protein_mixture_l
 from totalvi.nn.likelihoods import ElboTerms
 from totalvi.nn.ops import gene_reconstruction_loss, suits_compiled_loops
 from totalvi.nn.v06 import TOTALVI
-from totalvi.processes import threads_of_torch
 
 N_CELLS, N_GENES, N_PROTEINS, N_HIDDEN = 6, 11, 4, 5
 GROUP = torch.arange(N_CELLS) % 2
@@ -279,8 +278,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
     try:
         for n_threads in (1, 2):
             torch.set_num_threads(n_threads)
-            with threads_of_torch():
-                found.append(gradients(network().train()))
+            found.append(gradients(network().train()))
     finally:
         torch.set_num_threads(before)
     for name, gradient in found[0].items():

@@ -119,10 +119,10 @@ def require_plain_folder(folder: Path) -> None:
             mode = entry.lstat().st_mode
             if stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root):
                 raise ReadError(
-                    f"{entry} is a link out of {folder}; put what it stands for in place."
+                    f"{entry} is a link out of {folder}; replace it by the file that it points to."
                 )
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or entry.is_file() or entry.is_dir()):
-                raise ReadError(f"{entry} is no file; copy, download or write {folder} again.")
+                raise ReadError(f"{entry} is not a file; copy, download or write {folder} again.")
 
 
 def open_hdf5(path: Path) -> h5py.File:

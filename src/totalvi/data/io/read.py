@@ -134,9 +134,9 @@ def read(
         Tables only: whether cells are "rows" or "columns". By default the direction that makes
         the names in both tables agree, or in which the names are barcodes.
     leave_out
-        Which rows of the antibodies are of none, in the same way, such as reads that match no antibody
-        and totals. By default those named so: ``unmapped``, ``no_match``, ``total`` and the like, which
-        form a modality "no_antibody".
+        Which rows among the antibodies are not antibodies, such as totals and reads that match none;
+        given in the same way. By default those with names such as ``unmapped``, ``no_match`` and
+        ``total``. They form a modality "no_antibody".
     mosaic
         MuData only: whether cells of one modality alone are kept, as cells that lack the other; else
         only those of both are. None: where fewer than half of all cells are in both; see

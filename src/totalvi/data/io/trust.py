@@ -86,7 +86,7 @@ def counts_from(values: Any, where: str, cells: pd.Index, features: pd.Index) ->
     if counts.shape != (len(cells), len(features)):
         raise ReadError(
             f"{where} is {counts.shape[0]} x {counts.shape[1]} but there are {len(cells)} cells and "
-            f"{len(features)} names of features; write the file again with both in step."
+            f"{len(features)} names of features; write the file again so that they match."
         )
     return counts.astype(np.float32, copy=False)
 

@@ -76,12 +76,14 @@ def concat(
         Entry of ``obsm`` with the proteins, in each AnnData that has it. None: one with a usual name,
         such as ``protein_expression``.
 
-    Returns ------- MuData with the modalities "rna" (CSR) and "prot" (dense float32, NaN where
-    unmeasured). Cells are named ``cell-data set``. Hashtags and other modalities are left out.
-    ``prot.var["measured_in"]`` lists the panels that measured each protein. ``uns["concat"]`` holds
-    two tables: "antibodies" has the original and the joined name of each antibody and the reason;
-    "data_sets" has the numbers of cells, genes and proteins of each. If data sets have
-    ``uns["ambient"]`` of empty droplets, the result has it too, by batch.
+    Returns
+    -------
+    MuData with the modalities "rna" (CSR) and "prot" (dense float32, NaN where unmeasured). Cells are
+    named ``cell-data set``. Hashtags and other modalities are left out. ``prot.var["measured_in"]``
+    lists the panels that measured each protein. ``uns["concat"]`` holds two tables: "antibodies" has
+    the original and the joined name of each antibody and the reason; "data_sets" has the numbers of
+    cells, genes and proteins of each. If data sets have ``uns["ambient"]`` of empty droplets, the
+    result has it too, by batch.
 
     Raises
     ------

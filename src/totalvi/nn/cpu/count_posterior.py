@@ -209,28 +209,34 @@ def _count_integrals(
     logit: np.ndarray, log_r: np.ndarray, log_background: np.ndarray, log_bayes_factor: np.ndarray,
     level: np.ndarray, foreground: np.ndarray, background: np.ndarray,
 ) -> None:  # fmt: skip
-    """Fill in the last five from the others, all (n,) float64, block by block."""
-    n = len(count)
-    for block in prange(-(-n // BLOCK)):
-        start = block * BLOCK
+    """Fill in the last five from the others, all (B, T) float64.
+
+    A block has cells of one protein, because it takes as many nodes as any of its counts needs.
+    """
+    n_cells, n_proteins = count.shape
+    n_blocks = -(-n_cells // BLOCK)
+    for block in prange(n_proteins * n_blocks):
+        t, start = block // n_blocks, block % n_blocks * BLOCK
         w = np.empty(_WORK)
         for i in range(BLOCK):
-            j = min(start + i, n - 1)
-            w[_COUNT + i], w[_MEAN + i], w[_SCALE + i] = count[j], mean[j], scale[j]
-            w[_LOG_FACTOR + i], w[_LOGIT + i], w[_LOG_R + i] = log_factor[j], logit[j], log_r[j]
+            b = min(start + i, n_cells - 1)
+            w[_COUNT + i], w[_MEAN + i], w[_SCALE + i] = count[b, t], mean[b, t], scale[b, t]
+            w[_LOG_FACTOR + i], w[_LOGIT + i] = log_factor[b, t], logit[b, t]
+            w[_LOG_R + i] = log_r[b, t]
         _integrate(w)
         for i in range(BLOCK):
             w[_OTHER_LOG_PROB + i], w[_OTHER_LEVEL + i] = w[_LOG_PROB + i], w[_LEVEL + i]
             w[_OTHER_RATE + i] = w[_RATE + i]
             w[_MEAN + i] += w[_LOG_FACTOR + i]
         _integrate(w)
-        for i in range(min(BLOCK, n - start)):
+        for i in range(min(BLOCK, n_cells - start)):
+            b = start + i
             ratio = w[_LOG_PROB + i] - w[_OTHER_LOG_PROB + i]
             in_foreground = 1 / (1 + exp64(w[_LOGIT + i] - ratio))
             in_background = 1 / (1 + exp64(ratio - w[_LOGIT + i]))
-            log_background[start + i], log_bayes_factor[start + i] = w[_OTHER_LOG_PROB + i], ratio
-            level[start + i] = in_foreground * w[_LEVEL + i] + in_background * w[_OTHER_LEVEL + i]
-            foreground[start + i], background[start + i] = w[_RATE + i], w[_OTHER_RATE + i]
+            log_background[b, t], log_bayes_factor[b, t] = w[_OTHER_LOG_PROB + i], ratio
+            level[b, t] = in_foreground * w[_LEVEL + i] + in_background * w[_OTHER_LEVEL + i]
+            foreground[b, t], background[b, t] = w[_RATE + i], w[_OTHER_RATE + i]
 
 
 def count_integrals(*values: Tensor) -> tuple[Tensor, ...]:
@@ -240,7 +246,7 @@ def count_integrals(*values: Tensor) -> tuple[Tensor, ...]:
     background, log factor, background logit and log inverse dispersion.
     """
     shape = values[0].shape
-    flat = [value.double().expand(shape).reshape(-1).numpy() for value in values]
-    results = [np.empty_like(flat[0]) for _ in range(5)]
-    _count_integrals(*flat, *results)
-    return tuple(torch.from_numpy(result).view(shape) for result in results)
+    given = [value.double().expand(shape).contiguous().numpy() for value in values]
+    results = [np.empty_like(given[0]) for _ in range(5)]
+    _count_integrals(*given, *results)
+    return tuple(map(torch.from_numpy, results))

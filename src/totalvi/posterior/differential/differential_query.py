@@ -95,14 +95,14 @@ class DifferentialQueries(Fitted):
 
         The effect of a feature is r = log2(h1 + c) - log2(h2 + c) with h the scale of each group (RNA
         proportions; foreground protein, E[(1 - pi) beta alpha]) and c a pseudocount. Mode "change"
-        gives P(\\|r\\| >= delta), mode "vanilla" P(h1 > h2).
+        gives P(|r| >= delta), mode "vanilla" P(h1 > h2).
 
         With ``unit="groups"``, h is the mean expression of the group: the decoder's, corrected by
         the group's own counts, with the uncertainty from its counts and cells. Effects are shrunk
         towards the usual effect of their comparison, more strongly if they are uncertain. With
         ``unit="cells"``, h is that of single cells, and r is over random pairs of a cell of each
         group, as in the totalVI paper. It measures whether cells differ, not whether groups do. It
-        calls no feature, since P(\\|r\\| >= delta) over pairs of cells is not the probability of a
+        calls no feature, since P(|r| >= delta) over pairs of cells is not the probability of a
         true discovery. `totalvi.posterior.differential.comparison` compares the two on simulated
         truth.
 
@@ -171,8 +171,8 @@ class DifferentialQueries(Fitted):
             c of genes. None: 10 divided by the RNA counts of the smaller group, below which a
             proportion is more noise than signal.
         n_samples
-            Posterior samples of each cell, for ``unit="groups"``; groups of less than 200 cells get ten
-            times as many.
+            Posterior samples of each cell, for ``unit="groups"``; groups of fewer than 200 cells get
+            ten times as many.
         n_pairs
             Pairs of cells in a comparison, for ``unit="cells"``.
         {batch_size} {seed} {progress}

@@ -1,4 +1,4 @@
-"""`Model.gate`: named populations of cells, by the levels that their counts let expect of markers."""
+"""`Model.gate`: named populations of cells, by the levels of markers that their counts suggest."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +44,8 @@ class Gating(NamedTuple):
     population
         The population that each cell is named by, or "undecided", categorical.
     populations
-        A row for each population: its ``parent``, "" at the top; its ``gate``; ``wanting``, the markers
-        for want of which it is not told, or "".
+        A row for each population: its ``parent``, "" at the top; its ``gate``; ``wanting``, the missing
+        markers without which it is not known, or "".
     markers
         A row for each marker: the ``feature`` that measures it, or ""; the ``levels`` of its modes; and
         the level above which it is ``positive`` and ``high``, NaN where the data show no boundary.
@@ -76,11 +76,11 @@ class GateQueries(Fitted):
     ) -> Gating:
         """Return the probability that each cell belongs to each population of a hierarchy.
 
-        A marker is at a level with the probability that the model gives, given the cell's own counts;
-        the levels of all markers are drawn for one sample of the latent state after the other, and a
-        membership is the share of draws in which the gates of the population, and of all above it, are
-        fulfilled. What the levels of a marker are, the training data show, or ``adata`` if the model
-        was loaded without data. docs/gates.md has the formulas.
+        The model gives the probability that a marker is at a level, given the cell's own counts. The
+        levels of all markers are drawn for one sample of the latent state after the other. A membership
+        is the share of draws in which the gates of the population, and of all above it, are fulfilled.
+        The levels of a marker are found in the training data, or in ``adata`` if the model was loaded
+        without data. docs/gates.md has the formulas.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ class GateQueries(Fitted):
         -------
         Gating
             ``memberships`` (cells x populations) and ``population``, by cell; ``populations`` and
-            ``markers``, which say what could not be told for want of which marker.
+            ``markers``, which say which populations are not known because a marker is missing.
 
         {name_error}
         HierarchyError
