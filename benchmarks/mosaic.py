@@ -173,14 +173,14 @@ def main() -> None:
     rna: list[list[str]] = []
     for seed in given.seeds:
         rng = np.random.default_rng(seed)
-        labels.append(["sees the batch", str(seed), *labels_of(joined, seed, given.epochs)])
-        write(labels, rna, own, given.epochs)
         third = np.isin(np.arange(bmmc.n_obs), rng.permutation(bmmc.n_obs)[: bmmc.n_obs // 3])
         rna.append(["BMMC", str(seed), *rna_of(bmmc, third, seed, given.epochs)])
         write(labels, rna, own, given.epochs)
         of_p3 = np.flatnonzero((joined.obs["batch"] == "p3_0").to_numpy())
         half = np.isin(np.arange(joined.n_obs), rng.permutation(of_p3)[: len(of_p3) // 2])
         rna.append(["WNN p3", str(seed), *rna_of(joined, half, seed, given.epochs)])
+        write(labels, rna, own, given.epochs)
+        labels.append(["sees the batch", str(seed), *labels_of(joined, seed, given.epochs)])
         write(labels, rna, own, given.epochs)
         without = labels_of(joined, seed, given.epochs, encoder_batch=False)
         labels.append(["does not", str(seed), *without])

@@ -214,7 +214,7 @@ def draws(
         )
         z = module.transform_latent(untran_z)
         if given_counts:
-            own = module.decode(z, batch.context, genes=genes)
+            own = _decoded(module, z, batch.context, None, genes=genes)
             given = _count_posterior(module, batch, own)
         else:
             width, given = module.n_input_proteins, None
@@ -222,7 +222,9 @@ def draws(
         for code in transform_batches:
             context = batch.context.in_batch(code)
             decoded = (
-                own if given_counts and code is None else module.decode(z, context, genes=genes)
+                own
+                if given_counts and code is None
+                else _decoded(module, z, context, code, genes=genes)
             )
             log_background = (
                 _log_expected_background(decoded, given_counts)
@@ -234,6 +236,27 @@ def draws(
                 sample, posterior, context, untran_z, library_size, log_library, decoded,
                 proteins, given,
             )  # fmt: skip
+
+
+def _decoded(
+    module: Network, z: Tensor, context: CellContext, code: int | None, *, genes: bool
+) -> Decoded:
+    """Decode cells; in a mosaic, into their own batch with the prior of what their panel lacks.
+
+    The decoder has not learned the background of a protein in a batch that never measured it. It is not
+    answered there, but may be so large that it is no number.
+    """
+    decoded = module.decode(z, context, genes=genes)
+    measured = module.measured(context.panel)
+    if code is not None or module.rna_mask is None or measured is None:
+        return decoded
+    mean, log_scale = module.background_prior_mean, module.background_prior_log_scale
+    return decoded._replace(
+        background_mean=torch.where(measured, decoded.background_mean, mean[context.panel]),
+        background_scale=torch.where(
+            measured, decoded.background_scale, log_scale[context.panel].exp()
+        ),
+    )
 
 
 def _count_posterior(module: Network, batch: Minibatch, decoded: Decoded) -> CountPosterior:

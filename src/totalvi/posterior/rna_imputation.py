@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
+from scipy.optimize import nnls
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
@@ -19,10 +20,10 @@ from totalvi.posterior.draws import gene_counts, gene_parameters
 from totalvi.posterior.imputation import ImputationQueries
 from totalvi.posterior.protein_predictions import Predicted, as_panel
 from totalvi.posterior.question import Features, Question, held_out_cells
-from totalvi.posterior.stacking import Stack, cross_fitted, fitted_stack, ridge
+from totalvi.posterior.stacking import Stack, ridge
 from totalvi.posterior.unmeasured import rna_in_batches
 
-_N_COMPONENTS, _N_NEIGHBOURS = 50, 15
+_N_COMPONENTS, _N_NEIGHBOURS, _N_FOLDS = 50, 15, 5
 _MOST_CELLS = 5000  # of those that have both, of which genes are held as arrays
 _PARTS = ("mean", "log1p", "lower", "upper")
 
@@ -125,6 +126,23 @@ def log_scaled(counts: sparse.csr_matrix, size: float) -> sparse.csr_matrix:
     return sparse.csr_matrix(sparse.diags_array(factor) @ counts.astype(np.float64)).log1p()
 
 
+def pooled_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
+    """Return the stack with the same weights for all genes, not negative, of the least squared error.
+
+    Levels of genes stay those of the predictions, since few cells are held out that have both.
+
+    Parameters
+    ----------
+    predictions
+        Of log(1 + RNA) by each predictor, (3, N, genes).
+    observed
+        Counts, (N, genes).
+    """
+    n_genes = observed.shape[1]
+    weights = nnls(predictions.reshape(len(predictions), -1).T, np.log1p(observed).ravel())[0]
+    return Stack(np.repeat(weights[:, None], n_genes, axis=1), np.zeros(n_genes))
+
+
 def predicted_rna(
     question: Question, batch: Minibatch, genes: np.ndarray, size: float
 ) -> tuple[np.ndarray, Predicted]:
@@ -224,7 +242,7 @@ class RnaQueries(ImputationQueries):
             for panel in np.unique(data.panel[question.cells[lacking]]):
                 found = self._rna_stack(known, held_out, int(panel), genes, size, interval)
                 if found is not None:
-                    stacks[int(panel)] = found[0], fitted_stack(*found[1:3])
+                    stacks[int(panel)] = found[0], pooled_stack(*found[1:3])
         table = question.table(genes.names)
         limits = (1 - interval) / 2, (1 + interval) / 2
 
@@ -365,6 +383,7 @@ class RnaQueries(ImputationQueries):
         with question.about(cells).minibatches("hidden RNA") as minibatches:
             for batch in minibatches:
                 shown = as_panel(question, batch, panel, batches)
+                shown = shown._replace(y=batch.y * torch.from_numpy(measured).to(batch.y))
                 logs, predicted = predicted_rna(question, shown, genes.positions, size)
                 counts = data.rna.rows(batch.cells)
                 scaled = np.expm1(log_scaled(counts, size)[:, genes.positions].toarray())
@@ -379,7 +398,11 @@ class RnaQueries(ImputationQueries):
 def _reliability(
     predictions: np.ndarray, observed: np.ndarray, inside: np.ndarray, names: np.ndarray
 ) -> pd.DataFrame:
-    stacked, logs = cross_fitted(predictions, observed), np.log1p(observed)
+    logs, fold = np.log1p(observed), np.arange(len(observed)) % _N_FOLDS
+    stacked = np.empty(logs.shape)
+    for own in (fold == number for number in range(_N_FOLDS)):
+        stack = pooled_stack(predictions[:, ~own], observed[~own])
+        stacked[own] = stack.predict(predictions[:, own])
     table = pd.DataFrame(index=pd.Index(names))
     table["n_cells"] = len(observed)
     table["pearson"] = _correlations(logs, stacked)
