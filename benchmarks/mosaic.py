@@ -27,7 +27,8 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import totalvi
-from totalvi.posterior.rna_imputation import ProteinPredictors, log_scaled
+from totalvi.posterior.rna_imputation import ProteinPredictors
+from totalvi.posterior.stacking import log_normalised
 
 HERE = Path(__file__).parent
 DONORS = {"p1_0": "p1 (RNA)", "p2_0": "p2 (proteins)"}
@@ -59,7 +60,7 @@ def neighbours_of_own_modality(data: MuData, donor: str, modality: str) -> float
     both = batch.isin([donor, "p3_0"]).to_numpy()
     values, batch, labels = values[both], batch[both].to_numpy(), labels[both].to_numpy()
     if modality == "rna":
-        values = log_scaled(sparse.csr_matrix(values), 1000.0).toarray()
+        values = log_normalised(sparse.csr_matrix(values), 1000.0).toarray()
     else:
         logs = np.log1p(values)
         values = logs - logs.mean(axis=1, keepdims=True)
@@ -109,7 +110,7 @@ def rna_of(data: MuData, hidden: np.ndarray, seed: int, epochs: int) -> list[str
     size = float(np.exp(means[with_rna].mean()))
     genes = np.array(model.schema.gene_names)
     truth = data["rna"][hidden, list(genes)].X
-    truth = log_scaled(sparse.csr_matrix(truth).astype(np.float64), size).toarray()
+    truth = log_normalised(sparse.csr_matrix(truth).astype(np.float64), size).toarray()
     asked = np.flatnonzero(hidden)
     row = [by_cell(truth, model.impute_rna(indices=asked).log1p.to_numpy())]
     rna, _ = model.get_normalized_expression(

@@ -14,6 +14,7 @@ COMMANDS = {
     "totalvi.run.run.run",
     "totalvi.run.impute.impute",
     "totalvi.run.commands.train_model",
+    "totalvi.data.io.read.read",
     "totalvi.data.simulate.simulate",
     "totalvi.data.simulate.simulate_to_zarr",
 }

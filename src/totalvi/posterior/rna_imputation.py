@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
-from scipy.optimize import nnls
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
@@ -20,7 +18,7 @@ from totalvi.posterior.draws import gene_counts, gene_parameters
 from totalvi.posterior.imputation import ImputationQueries
 from totalvi.posterior.protein_predictions import Predicted, as_panel
 from totalvi.posterior.question import Features, Question, held_out_cells
-from totalvi.posterior.stacking import Stack, ridge
+from totalvi.posterior.stacking import Stack, log_normalised, pooled_stack, ridge
 from totalvi.posterior.unmeasured import rna_in_batches
 
 _N_COMPONENTS, _N_NEIGHBOURS, _N_FOLDS = 50, 15, 5
@@ -97,7 +95,7 @@ class ProteinPredictors:
         self._loadings = np.linalg.svd(of_all - self._centre[batch], full_matrices=False)[2]
         self._loadings = self._loadings[:_N_COMPONENTS].T
         self._scores = self._scored(data.protein.rows(cells), data.batch[cells])
-        self._values = log_scaled(data.rna.rows(cells), size)[:, genes].toarray()
+        self._values = log_normalised(data.rna.rows(cells), size)[:, genes].toarray()
         self._weights, self._intercept = ridge(self._scores, self._values)
 
     def _logs(self, protein: np.ndarray) -> np.ndarray:
@@ -117,30 +115,6 @@ class ProteinPredictors:
         near = search.kneighbors(scores, return_distance=False)
         by_ridge = scores @ self._weights + self._intercept
         return np.stack([by_ridge, self._values[near].mean(axis=1)])
-
-
-def log_scaled(counts: sparse.csr_matrix, size: float) -> sparse.csr_matrix:
-    """Return log(1 + count * size / total of the cell)."""
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    factor = np.divide(size, total, out=np.zeros_like(total), where=total > 0)
-    return sparse.csr_matrix(sparse.diags_array(factor) @ counts.astype(np.float64)).log1p()
-
-
-def pooled_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
-    """Return the stack with the same weights for all genes, not negative, of the least squared error.
-
-    Levels of genes stay those of the predictions, since few cells are held out that have both.
-
-    Parameters
-    ----------
-    predictions
-        Of log(1 + RNA) by each predictor, (3, N, genes).
-    observed
-        Counts, (N, genes).
-    """
-    n_genes = observed.shape[1]
-    weights = nnls(predictions.reshape(len(predictions), -1).T, np.log1p(observed).ravel())[0]
-    return Stack(np.repeat(weights[:, None], n_genes, axis=1), np.zeros(n_genes))
 
 
 def predicted_rna(
@@ -386,7 +360,7 @@ class RnaQueries(ImputationQueries):
                 shown = shown._replace(y=batch.y * torch.from_numpy(measured).to(batch.y))
                 logs, predicted = predicted_rna(question, shown, genes.positions, size)
                 counts = data.rna.rows(batch.cells)
-                scaled = np.expm1(log_scaled(counts, size)[:, genes.positions].toarray())
+                scaled = np.expm1(log_normalised(counts, size)[:, genes.positions].toarray())
                 below = predicted.distribution_function(np.round(scaled))
                 inside = np.abs(below - 0.5) <= interval / 2
                 parts.append((np.stack([logs, *others.predict(batch)]), scaled, inside))
