@@ -213,7 +213,7 @@ def _csr(values: Any, rows: np.ndarray, cells: pd.Index, features: pd.Index) -> 
 
 def _with_nan(values: Any, rows: np.ndarray, cells: pd.Index, features: pd.Index) -> np.ndarray:
     counts = to_dense(values, "the proteins", cells, features)
-    found = counts[rows]
+    found: np.ndarray = counts[rows]
     found[rows < 0] = np.nan
     return found
 
@@ -253,7 +253,7 @@ def find_protein_counts(data: MuData | AnnData, columns: Columns) -> CountSource
     values = adata.X if layer is None else adata.layers[layer]
     obs[MODALITIES] = PROTEIN
     return CountSource(
-        rna=CountsInMemory(sparse.csr_matrix((adata.n_obs, 0), dtype=np.float32)),
+        rna=CountsInMemory(sparse.csr_matrix(np.empty((adata.n_obs, 0), dtype=np.float32))),
         protein=CountsInMemory(to_dense(values, where, adata.obs_names, adata.var_names)),
         gene_names=pd.Index([], dtype=object),
         protein_names=feature_names(adata.var_names, name),

@@ -160,7 +160,7 @@ def calibrate_fit(
     rng = np.random.default_rng(seed)
     validation = result.split.validation
     cells = np.sort(rng.permutation(validation)[: min(len(validation) // 2, MOST_CELLS)])
-    has_proteins = np.array(data.schema.panel_measured, dtype=bool).any(axis=1)
+    has_proteins = np.any(np.array(data.schema.panel_measured), axis=1)
     cells = cells[has_proteins[data.panel[cells]]]
     noise = CellNoise(int(rng.integers(2**63)))
     question = Question(

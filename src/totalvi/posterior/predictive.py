@@ -63,7 +63,7 @@ def mean_parameters(
     totals: dict[str, Tensor] = {}
     for i, draw in enumerate(question.draws(batch)):
         rna_share = question.rna_share(i, batch)
-        of_rna = genes[:0] if rna_share is None else genes
+        of_rna, rna_share = (genes[:0], 0.0) if rna_share is None else (genes, rna_share)
         share = question.share(i, batch)
         of_protein = share[:, proteins] if isinstance(share, Tensor) else share
         for name, value in _parameters(question, draw, of_rna, proteins).items():
@@ -105,7 +105,7 @@ def predictive_counts(
     for i, draw in enumerate(question.draws(batch)):
         position = i % question.n_decoded
         if position == 0:
-            rna.append(sparse.csr_matrix((len(batch.cells), len(genes)), dtype=np.float32))
+            rna.append(sparse.csr_matrix(np.zeros((len(batch.cells), len(genes)), np.float32)))
         if len(genes) and question.rna_share(i, batch) is not None:
             parameters = gene_parameters(network, draw, genes)
             counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)

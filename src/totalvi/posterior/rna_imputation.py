@@ -85,7 +85,7 @@ class ProteinPredictors:
         self.n_cells = len(cells) if len(self._proteins) else 0
         if self.n_cells <= _N_NEIGHBOURS:
             return
-        knows = by_panel[:, self._proteins].all(axis=1)
+        knows = np.all(by_panel[:, self._proteins], axis=1)
         with_proteins = evenly_spaced(np.flatnonzero(knows[data.panel]), _MOST_CELLS)
         of_all = self._logs(data.protein.rows(with_proteins))
         batch = data.batch[with_proteins]
@@ -297,7 +297,9 @@ class RnaQueries(ImputationQueries):
         names = self.schema.panel_names or self.schema.batch_names
         known = self._known_data(question)
         tables = {}
-        for panel in np.flatnonzero(~self.schema.measured_rna) if known is not None else ():
+        for panel in np.flatnonzero(~self.schema.measured_rna):
+            if known is None:
+                break
             found = self._rna_stack(known, question, int(panel), genes, size, interval)
             if found is not None:
                 tables[names[panel]] = _reliability(*found[1:], genes.names)
@@ -327,7 +329,9 @@ class RnaQueries(ImputationQueries):
                 "or name batches with transform_batch."
             )
         means = np.array(self.schema.library_log_mean)
-        return replace(question, transform_batch=codes), float(np.exp(means[list(codes)].mean()))
+        return replace(question, transform_batch=codes), float(
+            np.exp(means[[code for code in codes if code is not None]].mean())
+        )
 
     def _rna_stack(
         self,
@@ -393,4 +397,4 @@ def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a, b = first - first.mean(axis=0), second - second.mean(axis=0)
     scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
     nothing = np.full(len(scale), np.nan)
-    return np.divide((a * b).sum(axis=0), scale, out=nothing, where=scale > 1e-9)
+    return np.asarray(np.divide((a * b).sum(axis=0), scale, out=nothing, where=scale > 1e-9))

@@ -139,8 +139,8 @@ def _rna_answered(
         else:
             decoded[:, position] = ~measured & (code is not None and by_batch[code])
     n_decoded = decoded.sum(axis=1, keepdims=True)
-    shares = np.where(n_decoded > 0, decoded / np.maximum(n_decoded, 1), np.nan)
-    lacking = np.isnan(shares[:, 0])[question.data.panel[question.cells]]
+    of_rna = np.where(n_decoded > 0, decoded / np.maximum(n_decoded, 1), np.nan)
+    lacking = np.isnan(of_rna[:, 0])[question.data.panel[question.cells]]
     if warn and lacking.any():
         what = (
             argument('unmeasured="impute"') + " gives what the model expects there"
@@ -153,7 +153,7 @@ def _rna_answered(
             stacklevel=4,
         )
     device = question.network.background_prior_mean.device
-    return replace(question, rna_shares=torch.from_numpy(shares).float().to(device))
+    return replace(question, rna_shares=torch.from_numpy(of_rna).float().to(device))
 
 
 def _proteins_answered(
