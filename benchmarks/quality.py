@@ -2,8 +2,9 @@
 
     python benchmarks/quality.py --data pbmc10k.h5mu --seeds 0 1 2
 
-The loss is that of the paper's objective (minus the ELBO), in nats per cell, averaged over the 10 %
-of cells that are held out. Results go to benchmarks/results/quality.json and quality.md.
+The loss is minus the evidence lower bound in nats per cell, averaged over the 10 % of cells that are
+held out: with the log background integrated, which chooses the weights of a fit, and with one sample
+of it, as in the paper. Results go to benchmarks/results/quality.json and quality.md.
 """
 
 import argparse
@@ -30,11 +31,15 @@ def measure(path: Path, seed: int) -> dict[str, float]:
     model.train(progress=False)
     seconds = time.perf_counter() - started
     held_out = model.split.validation
-    asked = {"indices": held_out, "integrate_background": False}  # the loss that scvi-tools reports
-    loss = -statistics.fmean(model.get_elbo(seed=s, **asked) for s in range(20))
+
+    def loss(integrate_background: bool) -> float:
+        asked = {"indices": held_out, "integrate_background": integrate_background}
+        return -statistics.fmean(model.get_elbo(seed=s, **asked) for s in range(20))
+
     return {
         "seed": seed,
-        "held_out_loss": loss,
+        "held_out_loss": loss(True),
+        "held_out_paper_loss": loss(False),  # the loss that scvi-tools reports
         "epochs": len(model.history),
         "best_epoch": model.fit_summary["best_epoch"],
         "seconds": seconds,
@@ -62,12 +67,12 @@ def main() -> None:
     content = {"totalvi": totalvi.__version__, "machine": machine, "results": results}
     (folder / "quality.json").write_text(json.dumps(content, indent=1) + "\n")
     table = [
-        "| data | seed | held-out loss per cell (nats) | epochs | seconds |",
-        "|---|---|---|---|---|",
+        "| data | seed | held-out loss per cell (nats) | the paper's | epochs | seconds |",
+        "|---|---|---|---|---|---|",
     ]
     table += [
-        f"| {name} | {row['seed']} | {row['held_out_loss']:.1f} | {row['epochs']} "
-        f"| {row['seconds']:.0f} |"
+        f"| {name} | {row['seed']} | {row['held_out_loss']:.1f} | {row['held_out_paper_loss']:.1f} "
+        f"| {row['epochs']} | {row['seconds']:.0f} |"
         for name, rows in results.items()
         for row in rows
     ]

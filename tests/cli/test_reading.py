@@ -134,6 +134,48 @@ def test_unmeasured_proteins_are_declared_on_the_command_line(
         assert measured[batch] == (False, False, True, True, True, True)
 
 
+@pytest.mark.parametrize("unmeasured", ["zeros", "by name"])
+@pytest.mark.parametrize("batch", [[], ["--batch", "batch"]])
+def test_what_a_query_lacks_is_declared_by_the_batches_of_its_own(
+    folder: Path, tmp_path: Path, unmeasured: str, batch: list[str]
+) -> None:
+    """Without --batch, these are in the column that the model's batches were in."""
+    cells = totalvi.read(folder / "cells.h5mu")
+    reference, query = tmp_path / "reference", cells.copy()
+    arguments = ["train", str(folder / "cells.h5mu"), "-o", str(reference), "--epochs", "1"]
+    assert execute([*arguments, "--batch", "batch"]) == 0
+    first = (query.obs["batch"] == query.obs["batch"].iloc[0]).to_numpy()
+    query.obs["batch"] = np.where(first, "new 1", "new 2")
+    for part in query.mod.values():
+        part.obs["batch"] = query.obs["batch"].to_numpy()
+    query["prot"].X[np.ix_(first, [0, 3])] = 0
+    query.write(tmp_path / "query.h5mu")
+    names = [str(query["prot"].var_names[i]) for i in (0, 3)]
+    given = "zeros" if unmeasured == "zeros" else f"new 1={','.join(names)}"
+    mapped = ["map", str(reference), str(tmp_path / "query.h5mu"), "-o", str(tmp_path / "q")]
+    assert execute([*mapped, *batch, "--unmeasured", given]) == 0
+    schema = totalvi.Model.load(tmp_path / "q" / "model.totalvi").schema
+    by_batch = dict(zip(schema.batch_names, schema.panel_measured, strict=False))
+    lacks = [row for row in schema.panel_measured if not all(row)]
+    assert lacks == [(False, True, True, False, True, True)], by_batch
+
+
+@pytest.mark.parametrize("command", ["train", "convert", "map", "denoise", "de"])
+@pytest.mark.parametrize("given", ["batch_9=protein_0", "batch_0=CD99"])
+def test_wrong_names_of_the_unmeasured_are_said_by_the_option(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    given: str,
+) -> None:
+    arguments = command_on(command, folder, "cells.h5mu", tmp_path)
+    if command in ("train", "convert", "map"):
+        arguments += ["--batch", "batch"]
+    assert execute([*arguments, "--unmeasured", given]) == 2
+    assert "--unmeasured holds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", [["x"], ["=CD3"], ["a="], ["zeros", "zeros"], ["a=CD3", "zeros"]])
 def test_what_names_no_batch_is_refused(given: list[str]) -> None:
     with pytest.raises(ReadError, match="--unmeasured"):

@@ -19,6 +19,7 @@ from mudata import MuData
 from scipy import io, sparse
 
 import totalvi
+from totalvi.cli.options import unmeasured_proteins
 from totalvi.data.columns import Columns, pair_cells
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.data.io.modalities import mudata_of
@@ -370,6 +371,72 @@ def test_a_cell_may_have_none_of_a_few_antibodies(n_proteins: int, warned: bool)
     assert ("cell_without_protein" in codes(totalvi.check(data))) == warned
 
 
+BATCHES_OF_PEOPLE = [(1, 2), (1.0, 2.0), (True, False), ("PBMC, day 0", "day 1"), ("a=b", "c")]
+
+
+@pytest.mark.parametrize("names", BATCHES_OF_PEOPLE)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_batches_of_all_types_can_be_declared(names: tuple[Any, Any], by_name: bool) -> None:
+    """Also as the command line gives them, whose texts are cut at the first "=" and at commas."""
+    first = two_batches() == "a"
+    data, _ = in_mudata(padded(two_batches()), np.where(first, *names[::-1]))
+    data.obs["batch"] = np.where(first, names[1], names[0])
+    given = unmeasured_proteins([f"{names[0]}=CD4,CD14"]) if by_name else "zeros"
+    declared = totalvi.declare_unmeasured(data, given, batch_key="batch")  # type: ignore[arg-type]
+    lacking = np.isnan(np.asarray(declared["prot"].X))
+    assert lacking[np.ix_(~first, [1, 4])].all()
+    assert lacking.sum() == 2 * (~first).sum()
+
+
+@pytest.mark.parametrize(
+    ("names", "given"),
+    [
+        (["HLA-A,B,C", "CD45=RA"], ["b=HLA-A,B,C,CD45=RA"]),
+        (["HLA-A,B,C", "CD45=RA"], ["b=CD45=RA", "b=HLA-A,B,C"]),
+        (["TCR gamma/delta", "CD16.1"], ["b=TCR gamma/delta, CD16.1"]),
+        (["CD8 a", "b=b"], ["b=b=b,CD8 a"]),
+        (["CD3", "CD3,CD4"], ["b=CD3,CD4,CD3"]),
+    ],
+)
+def test_antibodies_of_any_name_can_be_declared(names: list[str], given: list[str]) -> None:
+    batch = two_batches()
+    data, _ = in_mudata(PROT.astype(np.float32), batch)
+    data["prot"].var_names = [*names, *PROTEINS[2:]]
+    declared = totalvi.declare_unmeasured(
+        data,
+        unmeasured_proteins(given),  # type: ignore[arg-type]
+        batch_key="batch",
+    )
+    lacking = np.isnan(np.asarray(declared["prot"].X))
+    assert lacking[np.ix_(batch == "b", [0, 1])].all()
+    assert lacking.sum() == 2 * (batch == "b").sum()
+
+
+@pytest.mark.parametrize("batch_key", [None, "batch"])
+def test_zeros_that_declare_nothing_are_warned_of(batch_key: str | None) -> None:
+    batch = two_batches()
+    values = padded(batch) if batch_key is None else PROT.astype(np.float32)
+    data, _ = in_mudata(values, batch)
+    with pytest.warns(DataWarning, match="declares nothing") as caught:
+        totalvi.declare_unmeasured(data, "zeros", batch_key=batch_key)
+    assert ("name the batches with batch_key" in str(caught[0].message)) == (batch_key is None)
+
+
+@pytest.mark.parametrize("form", [sparse.csc_matrix, sparse.csr_matrix, np.asarray])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.float64])
+def test_proteins_in_any_matrix_are_declared_and_converted(
+    tmp_path: Path, form: Callable[..., Any], dtype: type
+) -> None:
+    batch = two_batches()
+    data, _ = in_mudata(padded(batch), batch)
+    data["prot"].X = form(padded(batch).astype(dtype))
+    data.write(tmp_path / "cells.h5mu")
+    keys = Columns(batch_key="batch")
+    convert_counts(tmp_path / "cells.h5mu", tmp_path / "c.zarr", keys=keys, unmeasured="zeros")
+    lacking = np.isnan(mudata.read_zarr(tmp_path / "c.zarr")["prot"].to_df().to_numpy())
+    assert lacking.sum() == 2 * (batch == "b").sum()
+
+
 @pytest.mark.parametrize("unmeasured", ["zero", {"c": ["CD3"]}, {"b": ["CD33"]}, {"b": "CD3"}])
 def test_what_cannot_be_declared_is_refused(unmeasured: Any) -> None:
     data, _ = in_mudata(PROT, two_batches())
@@ -472,6 +539,88 @@ def unknown_uns(file: h5py.File) -> None:
 def wrong_layer(file: h5py.File) -> None:
     file.create_dataset("layers/odd", data=np.zeros((N, 2)))
     file["layers/odd"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+ODD = {"encoding-type": "of another package", "encoding-version": "1"}
+
+
+def unknown_columns(file: h5py.File) -> None:
+    for axis in ("obs", "var"):
+        file[axis].create_group("odd").attrs.update(ODD)
+        file[axis].attrs["column-order"] = [*file[axis].attrs["column-order"], "odd"]
+
+
+def unknown_categories(file: h5py.File) -> None:
+    file["obs/lane"].attrs.update(ODD)
+
+
+def column_of_other_cells(file: h5py.File) -> None:
+    file["obs"].create_dataset("short", data=np.zeros(3))
+    file["obs/short"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    file["obs"].attrs["column-order"] = ["lane", "short"]
+
+
+def raw_of_other_cells(file: h5py.File) -> None:
+    file["raw/X"].attrs["shape"] = [3, 3]
+
+
+def raw_without_rows(file: h5py.File) -> None:
+    del file["raw/X/indptr"]
+
+
+def pairs_of_other_cells(file: h5py.File) -> None:
+    file["obsp/near"].attrs["shape"] = [5, 5]
+
+
+def loadings_of_other_genes(file: h5py.File) -> None:
+    file.create_dataset("varm/PCs", data=np.zeros((3, 2)))
+    file["varm/PCs"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(unknown_columns, unknown_categories, column_of_other_cells, raw_of_other_cells),
+        *(raw_without_rows, pairs_of_other_cells, loadings_of_other_genes),
+    ],
+)
+@pytest.mark.parametrize("stays_on_disk", [False, True])
+def test_annotation_and_raw_that_nobody_needs_need_not_be_readable(
+    tmp_path: Path, spoil: Callable[[h5py.File], None], stays_on_disk: bool
+) -> None:
+    adata = rna_anndata()
+    adata.raw = adata.copy()
+    adata.obs["lane"] = pd.Categorical(two_batches())
+    adata.obsp["near"] = sparse.eye_array(N, format="csr")
+    adata.obsm["protein_expression"] = protein_table()
+    path = tmp_path / "cells.h5ad"
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        spoil(file)
+    if stays_on_disk:
+        convert_counts(path, tmp_path / "cells.zarr")
+        check_counts(mudata.read_zarr(tmp_path / "cells.zarr"))
+        return
+    found = read(path)
+    check_counts(found)
+    has_lane = spoil not in (unknown_categories,)
+    assert ("lane" in found.obs) == has_lane
+    said = [f.message for f in totalvi.check(path)]
+    assert any("cannot be read" in message for message in said)
+    assert not any("damaged" in message for message in said)
+
+
+@pytest.mark.parametrize("compression", ["lzf", "gzip"])
+@pytest.mark.parametrize("attributes", ["kept", "mod-order lost"])
+def test_files_of_other_writers_are_sound(
+    tmp_path: Path, compression: str, attributes: str
+) -> None:
+    data, _ = in_mudata(PROT.astype(np.float32), two_batches())
+    data.write(tmp_path / "cells.h5mu", compression=compression)
+    if attributes != "kept":
+        with h5py.File(tmp_path / "cells.h5mu", "r+") as file:
+            del file["mod"].attrs["mod-order"]
+    check_counts(read(tmp_path / "cells.h5mu"))
 
 
 def numbered_rows(file: h5py.File) -> None:
@@ -1180,6 +1329,79 @@ def test_prepared_data_keep_the_rest(tmp_path: Path, on_disk: bool) -> None:
         np.testing.assert_array_equal(mdata["rna"].raw.X.toarray(), RNA[kept])
         assert mdata["rna"].raw.var_names.tolist() == GENES
         assert mdata["rna"].n_vars == 10
+
+
+def ordered_categories(adata: AnnData) -> None:
+    adata.obs["stage"] = pd.Categorical(["late"] * N, ["early", "late", "none"], ordered=True)
+
+
+def missing_integers(adata: AnnData) -> None:
+    adata.obs["passage"] = pd.array([1, None] * (N // 2), dtype="Int64")
+
+
+def missing_flags(adata: AnnData) -> None:
+    adata.obs["doublet"] = pd.array([True, None] * (N // 2), dtype="boolean")
+
+
+def colours_and_tables(adata: AnnData) -> None:
+    adata.uns["stage_colors"] = np.array(["#000000", "#ffffff"])
+    adata.uns["markers"] = pd.DataFrame({"gene": ["CD4"]}, index=["0"])
+
+
+def images(adata: AnnData) -> None:
+    adata.uns["spatial"] = {"slide": {"images": {"lowres": RNG.random((4, 4, 3))}}}
+    adata.obsm["spatial"] = RNG.random((N, 2))
+
+
+def embeddings(adata: AnnData) -> None:
+    adata.obsm["X_umap"] = RNG.random((N, 2))
+    adata.obsm["X_tsne"] = RNG.random((N, 2))
+    adata.obsm["fractions"] = pd.DataFrame({"a b": np.arange(N) / N}, index=CELLS)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(
+    "add",
+    [
+        *(ordered_categories, missing_integers, missing_flags, colours_and_tables),
+        *(images, embeddings),
+    ],
+)
+def test_prepared_data_keep_what_people_have(
+    tmp_path: Path, add: Callable[[AnnData], None], on_disk: bool
+) -> None:
+    """A map of the input is not lost to that of the results, which has another name."""
+    from totalvi.run.convert import open_input
+    from totalvi.run.prepare import prepare_on_disk
+
+    adata = rna_anndata()
+    adata.obsm["protein_expression"] = protein_table()
+    add(adata)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    keys = Columns(protein_expression_obsm_key="protein_expression")
+    if on_disk:
+        data, keys = open_input(tmp_path / "cells.h5ad", keys, ReadOptions())
+        prepare_on_disk(data, keys, tmp_path / "store.zarr", n_genes=10)
+        mdata = mudata.read_zarr(tmp_path / "store.zarr")
+    else:
+        mdata = prepare(adata, keys, n_genes=10).mdata
+    rna = mdata["rna"]
+    for name in adata.obs:
+        pd.testing.assert_series_equal(
+            mdata.obs[name], adata.obs[name], check_names=False, check_index_type=False
+        )
+    for name, values in adata.obsm.items():
+        if name != "protein_expression":
+            kept = rna.obsm[{"X_umap": "X_umap_of_input"}.get(name, name)]
+            np.testing.assert_allclose(np.asarray(kept), np.asarray(values))
+    assert "X_umap" not in rna.obsm
+    assert set(rna.uns) >= set(adata.uns)
+    if add is colours_and_tables:
+        assert list(map(str, rna.uns["stage_colors"])) == list(adata.uns["stage_colors"])
+        assert rna.uns["markers"].to_numpy().tolist() == [["CD4"]]
+    if add is images:
+        of_slide = [each.uns["spatial"]["slide"]["images"]["lowres"] for each in (rna, adata)]
+        np.testing.assert_array_equal(*of_slide)
 
 
 # -------------------------------------------------------------------------- 12. what is no sound count

@@ -11,7 +11,8 @@ import totalvi
 from counts import SMALL
 from totalvi.errors import DataError
 from totalvi.posterior.abundance import log_odds_of_counts
-from totalvi.posterior.differential.moderated import adjusted, compare_samples
+from totalvi.posterior.differential.differential_tables import adjusted
+from totalvi.posterior.differential.moderated import compare_samples
 
 N_CELLS = 420
 ASK: dict[str, Any] = {
@@ -50,6 +51,23 @@ def test_null_p_values_are_uniform(n: int, concentration: float) -> None:
     )
     assert stats.kstest(found, "uniform").statistic < 0.035  # a fifth of 1600 are independent
     assert (found < 0.05).mean() == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("ratio", [1, 5, 20])
+def test_rare_types_do_not_differ_because_one_condition_has_more_cells(ratio: int) -> None:
+    rng = np.random.default_rng(ratio)
+    rare, common = [], []
+    for _ in range(150):
+        share = rng.dirichlet(np.full(12, 0.6))
+        sizes = rng.lognormal(5.5, 0.4, 10) * np.repeat([ratio, 1], 5)
+        counts = np.array(
+            [rng.multinomial(int(n), rng.dirichlet(60 * share + 1e-12)) for n in sizes]
+        )
+        few = counts.sum(axis=0) < 10
+        rare.append(p_values(counts)[few])
+        common.append(p_values(counts)[~few])
+    assert (np.concatenate(rare) < 0.05).mean() < 0.05
+    assert (np.concatenate(common) < 0.05).mean() < 0.075
 
 
 def test_a_type_that_doubles_is_found_with_enough_donors() -> None:
@@ -104,11 +122,21 @@ def test_neighbourhoods_are_compared_over_donors(trained: totalvi.Model, mdata: 
     assert table["log2_ratio"][~first].median() < -0.3
 
 
+def test_types_with_hardly_any_cell_are_not_tested(trained: totalvi.Model, mdata: MuData) -> None:
+    mdata.obs["with_rare"] = mdata.obs["cell_type"].astype(str)
+    mdata.obs.iloc[:9, mdata.obs.columns.get_loc("with_rare")] = "rare"
+    table = trained.differential_abundance(groupby="with_rare", **ASK)
+    assert table["p_value"].isna().tolist() == [True, False, False]
+    assert table.loc["rare", "share1"] + table.loc["rare", "share2"] > 0
+    assert not table.loc["rare", "is_da_fdr_0.05"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"condition_key": None, "groupby": "cell_type"}, "give condition_key too"),
         ({"groupby": "types"}, "groupby is 'types'"),
+        ({"groupby": "condition"}, "groupby and condition_key are both 'condition'"),
         ({"min_cells": 300}, "too few samples"),
         ({"sample_key": "condition"}, "too few samples"),
     ],

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from scipy.special import polygamma
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
 
+from totalvi.posterior.differential.differential_tables import adjusted
 from totalvi.posterior.differential.moderated import (
     VariancePrior,
-    adjusted,
     between_variance,
     compare_samples,
     expected_power,
@@ -85,6 +86,27 @@ def test_the_prior_of_the_variances_is_recovered(df: float) -> None:
     posterior, posterior_df = moderate(variance, np.full(len(sigma), df), prior)
     assert ((posterior - sigma) ** 2).mean() < ((variance - sigma) ** 2).mean()
     np.testing.assert_allclose(posterior_df, 8 + df, rtol=0.1)
+
+
+@pytest.mark.parametrize(("n", "df"), [(4, 6.0), (5, 4.0)])
+def test_without_sampling_variances_it_is_the_test_of_limma(n: int, df: float) -> None:
+    """By the formulas of Smyth (2004), with the prior's degrees of freedom by root finding."""
+    rng = np.random.default_rng(13)
+    levels = rng.normal(size=(2 * n, 2000)) * np.sqrt(0.2 * df / rng.chisquare(df, 2000))
+    found = compare_samples(levels, np.zeros_like(levels), two_groups(n))
+    means = np.array([levels[:n].mean(axis=0), levels[n:].mean(axis=0)])
+    residual = 2 * n - 2
+    square = ((levels - np.repeat(means, n, axis=0)) ** 2).sum(axis=0) / residual
+    e = np.log(square) - digamma(residual / 2) + np.log(residual / 2)
+    excess = e.var(ddof=1) - polygamma(1, residual / 2)
+    prior = 2 * brentq(lambda x: polygamma(1, x) - excess, 1e-3, 1e4)
+    scale = np.exp(e.mean() + digamma(prior / 2) - np.log(prior / 2))
+    posterior = (prior * scale + residual * square) / (prior + residual)
+    t = (means[0] - means[1]) / np.sqrt(posterior * 2 / n)
+    np.testing.assert_allclose(found.effect, means[0] - means[1], atol=1e-10)
+    np.testing.assert_allclose(found.df, prior + residual, rtol=1e-4)
+    expected = 2 * stats.t.sf(np.abs(t), prior + residual)
+    np.testing.assert_allclose(found.p_value, expected, rtol=1e-3)
 
 
 def test_few_features_do_not_make_small_p_values_frequent() -> None:
@@ -245,6 +267,44 @@ def test_expected_power_is_that_of_simulated_experiments(n: int) -> None:
         result = compare_samples(levels, np.zeros_like(levels), two_groups(n))
         found.append((adjusted(result.p_value) <= 0.05)[changed].mean())
     assert table[f"power_{n}"].iloc[0] == pytest.approx(np.mean(found), abs=0.1)
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_power_of_a_study_in_pairs_is_that_of_paired_experiments(n: int) -> None:
+    rng = np.random.default_rng(12)
+    changed = np.arange(400) < 40
+    pilot = pd.DataFrame(
+        {"comparison": "a", "modality": "rna", "sample_sd": np.full(400, 0.5), "df": 2.0,
+         "df_residual": 2.0, "design": "paired", "n_samples1": 3, "n_samples2": 3}
+    )  # fmt: skip
+    predicted = expected_power(pilot, n_samples=[n], share_changed=0.1)[f"power_{n}"].iloc[0]
+    found = []
+    for _ in range(60):
+        levels = rng.normal(size=(2 * n, 400)) * 0.5 + np.tile(rng.normal(size=(n, 400)), (2, 1))
+        levels[:n, changed] += 1
+        test = stats.ttest_rel(levels[:n], levels[n:])  # without a prior, as the pilot has none
+        found.append((adjusted(test.pvalue) <= 0.05)[changed].mean())
+    assert predicted == pytest.approx(np.mean(found), abs=0.1)
+    unpaired = expected_power(
+        pilot.assign(design="unpaired", df=4.0, df_residual=4.0), n_samples=[n]
+    )
+    assert unpaired[f"power_{n}"].iloc[0] > predicted  # of donors that differ by no more
+
+
+def test_power_is_of_an_effect_that_the_pseudocount_leaves() -> None:
+    pilot = pd.DataFrame(
+        {"comparison": "a", "modality": "rna", "sample_sd": 0.5, "df": 8.0, "n_samples1": 3,
+         "n_samples2": 3, "scale2": [100.0, 1.0, 0.01], "pseudocounts": 1.0}
+    )  # fmt: skip
+    power = expected_power(pilot, n_samples=[8])["power_8"].to_numpy()
+    assert (np.diff(power) < -0.05).all()
+    as_left = expected_power(
+        pilot.drop(columns=["scale2", "pseudocounts"]).iloc[[1]], 1.5, n_samples=[8]
+    )
+    of_one = expected_power(pilot.iloc[[1]], 2.0, n_samples=[8])
+    assert of_one["power_8"].iloc[0] == pytest.approx(as_left["power_8"].iloc[0])
+    with pytest.raises(ValueError, match="no change"):
+        expected_power(pilot, 1.0)
 
 
 def test_more_samples_and_less_spread_have_more_power() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from counts import N_GENES, annotated
 from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
-from totalvi.posterior.differential.groups import raw_counts
+from totalvi.posterior.differential.differential_tables import raw_counts
 
 
 def test_means_and_fractions_over_the_cells_that_measured() -> None:

@@ -197,11 +197,94 @@ def test_a_panel_that_one_sample_lacks() -> None:
         ({"unit": "cells"}, "unit is 'cells'"),
         ({"idx2": [1, 2]}, "idx2 does not go with condition_key"),
         ({"sample_key": None}, "give sample_key too"),
+        ({"sample_key": ["donor"]}, "name of one column"),
+        ({"groupby": "condition"}, "groupby and condition_key are both 'condition'"),
+        ({"groupby": "donor"}, "two or more in each"),
+        ({"block_key": "donor"}, "leave out one of these"),
+        ({"covariate_keys": "donors"}, "covariate_keys is 'donors'"),
+        ({"fdr_target": 1.5}, "fdr_target"),
     ],
 )
 def test_what_cannot_be_compared(model: totalvi.Model, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.differential_expression(**(ASK | given))
+
+
+@pytest.mark.parametrize(
+    ("column", "group1", "names"),
+    [
+        ("flag", True, ("True", "False")),
+        ("number", 1, ("1", "0")),
+        ("with_gaps", 1, ("1.0", "0.0")),
+        ("with_gaps", "0", ("0.0", "1.0")),
+        ("with spaces", "with drug", ("with drug", "no drug")),
+        ("with spaces", "no drug", ("no drug", "with drug")),  # against the other, not itself
+        ("unused", "with drug", ("with drug", "no drug")),
+    ],
+)
+def test_conditions_of_all_types(
+    model: totalvi.Model, mdata: MuData, column: str, group1: object, names: tuple[str, str]
+) -> None:
+    case = (mdata.obs["condition"] == "case").to_numpy()
+    words = np.where(case, "with drug", "no drug")
+    mdata.obs["flag"], mdata.obs["number"] = case, case.astype(int)
+    mdata.obs["with_gaps"] = pd.Series(case.astype(float), mdata.obs_names).mask(
+        mdata.obs["donor"] == "d5"
+    )
+    mdata.obs["with spaces"] = words
+    mdata.obs["unused"] = pd.Categorical(words, ["no cell", "no drug", "with drug"])
+    ask = ASK | {"condition_key": column, "group2": None}
+    table = model.differential_expression(group1=group1, **ask)  # type: ignore[arg-type]
+    assert (table["group1"].iloc[0], table["group2"].iloc[0]) == names
+    assert table["n_samples2"].max() >= 2
+    assert table["p_value"].notna().any()
+
+
+def test_a_covariate_may_be_a_date_or_one_name(model: totalvi.Model, mdata: MuData) -> None:
+    mdata.obs["day"] = pd.Timestamp("2024-02-01") + pd.to_timedelta(mdata.obs["age"], unit="D")
+    by_age = model.differential_expression(**ASK, covariate_keys="age")
+    by_day = model.differential_expression(**ASK, covariate_keys=["day"])
+    for column in ("lfc_mean", "lfc_se", "p_value"):
+        np.testing.assert_allclose(
+            sorted_rows(by_age)[column], sorted_rows(by_day)[column], rtol=1e-5, atol=1e-7
+        )
+    assert by_age["design"].unique().tolist() == ["unpaired + covariates"]
+    assert by_age["df_residual"].max() == 3
+
+
+def test_samples_of_both_groups_stay_paired_in_blocks(model: totalvi.Model) -> None:
+    ask: dict[str, Any] = {"groupby": "crossed", "group1": "after", "sample_key": "donor"}
+    paired = model.differential_expression(**ask, progress=False)
+    in_blocks = model.differential_expression(**ask, block_key="sex", progress=False)
+    np.testing.assert_allclose(
+        sorted_rows(paired)["lfc_se"], sorted_rows(in_blocks)["lfc_se"], rtol=1e-6
+    )
+    assert paired["design"].unique().tolist() == ["paired"]
+    assert (paired["df_residual"].dropna() == N_DONORS - 1).all()
+    assert in_blocks["design"].unique().tolist() == ["paired, in blocks"]
+
+
+def test_batches_of_groups_are_warned_of_where_samples_span_several() -> None:
+    """Lanes that hold one condition only, be it in all lanes of a donor or within each donor."""
+    data = with_donors(n_batches=2)
+    of_case = (data.obs["condition"] == "case").to_numpy()
+    lane = np.where(data.obs["crossed"] == "after", "1", "2")
+    data.obs["lane"] = np.where(of_case, "case ", "control ") + pd.Series(lane, data.obs_names)
+    data.obs["stray"] = data.obs["lane"].mask(np.arange(480) == np.argmax(of_case), "control 1")
+    data.obs["visit"] = lane
+    by_visit = fitted(data, batch_key="visit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_visit.differential_expression(**ASK)
+    for batch_key in ("lane", "stray"):
+        model = fitted(data, batch_key=batch_key)
+        with pytest.warns(UserWarning, match="by any method"):
+            table = model.differential_expression(**ASK)
+        assert table["design"].unique().tolist() == ["unpaired, confounded with batches"]
+        with pytest.warns(UserWarning, match="by any method"):
+            model.differential_abundance(groupby="cell_type", **ASK)
+    with pytest.warns(UserWarning, match="only after or only before"):
+        by_visit.differential_expression(**(ASK | {"condition_key": "crossed", "group2": "before"}))
 
 
 def test_levels_of_samples_are_those_of_groups_of_their_own() -> None:

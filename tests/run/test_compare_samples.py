@@ -30,6 +30,8 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     donor = np.random.default_rng(0).integers(8, size=480)
     data.obs["donor"] = [f"donor_{k}" for k in donor]
     data.obs["treatment"] = np.where(donor % 2 == 0, "drug", "none")
+    data.obs["half"] = np.where(donor < 4, "first", "second")
+    data.obs["age"] = 20.0 + donor
     counts = np.asarray(data["prot"].X)
     counts[donor % 2 == 0, 0] *= 16
     data["prot"].X = counts
@@ -69,6 +71,7 @@ def test_the_command_compares_again_and_shows_each_donor(folder: Path) -> None:
     assert changed["lfc_mean"].max() > 2  # where cells carry it
     shown = shown_conditions(tables)
     assert shown is not None
+    assert shown["designs"] == ["unpaired"]
     row = next(row for row in shown["rows"] if row["name"] == "protein_0")
     assert len(row["dots"]) == 8
     places = [[dot["place"] for dot in row["dots"] if dot["group"] == k] for k in (0, 1)]
@@ -76,6 +79,46 @@ def test_the_command_compares_again_and_shows_each_donor(folder: Path) -> None:
     assert [row["name"] for row in shown["abundance"]] == ["type_0", "type_1"]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "donor_3, none:" in page
+
+
+def test_rows_have_dots_where_none_is_called_and_confounded_batches_are_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--sample", "donor", "--condition", "half", "--covariate", "age"]
+    assert execute(["compare", str(folder), *options]) == 0
+    assert "(unpaired + covariates)" in capsys.readouterr().out
+    tables = tables_of(folder)
+    shown = shown_conditions(tables)
+    assert shown is not None
+    assert shown["n_called"] == 0
+    assert len(shown["rows"]) == 10
+    assert all(row["dots"] for row in shown["rows"])
+    path = folder / "tables" / "conditions.csv.gz"
+    assert "confounded" not in (folder / "report.html").read_text(encoding="utf-8")
+    tables["conditions"].assign(design="unpaired, confounded with batches").to_csv(path)
+    page = build_report(folder).read_text(encoding="utf-8")
+    assert "Conditions are confounded with batches" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sample", "doner"], "--sample is 'doner'; did you mean \"donor\""),
+        (["--condition", "treated"], "--condition is 'treated'; did you mean \"treatment\""),
+        (["--against", "placebo"], "--against is 'placebo'"),
+        (["--group", "placebo"], "--group is 'placebo'"),
+        (["--groupby", "celltype"], "--groupby is 'celltype'; did you mean \"cell_type\""),
+        (["--groupby", "treatment"], "--groupby and --condition are both 'treatment'"),
+        (["--block", "donor"], "leave out one of these"),
+        (["--covariate", "ages"], "--covariate is 'ages'; did you mean \"age\""),
+    ],
+)
+def test_wrong_columns_of_a_comparison(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    asked = ["compare", str(folder), "--sample", "donor", "--condition", "treatment", *options]
+    assert execute(asked) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_what_was_not_compared_is_not_shown() -> None:

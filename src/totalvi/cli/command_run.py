@@ -15,6 +15,7 @@ from totalvi.cli.command_gate import Hierarchy
 from totalvi.cli.options import Arguments, Reading, with_options
 from totalvi.errors import IncompleteError, Interrupted, ReadError, TotalviError, counted
 from totalvi.processes import this_process
+from totalvi.run.first_use import compiling_beside
 from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
 DEMO: dict[str, Any] = {
@@ -107,7 +108,7 @@ def run(
         return
     if input is None:
         raise typer.BadParameter("INPUT is missing; give a file of counts, or --from run.json.")
-    with keeping(output), reporting_what_is_there(output):
+    with compiling_beside(), keeping(output), reporting_what_is_there(output):
         result = run_pipeline(
             input,
             output,
@@ -211,7 +212,7 @@ def demo(
     from totalvi.run.run import run as run_pipeline
 
     data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
-    with keeping(output), reporting_what_is_there(output):
+    with compiling_beside(), keeping(output), reporting_what_is_there(output):
         result = run_pipeline(
             data,
             output,
@@ -324,9 +325,10 @@ def compare(
         typer.echo(f"warning: {message}")
     tested = table.dropna(subset="p_value")
     called = int(tested[f"is_de_fdr_{FDR_TARGET:g}"].sum())
+    designs = " or ".join(tested["design"].unique())
     typer.echo(
-        f"{len(tested):,} features tested in {tested['comparison'].nunique()} comparisons, {called:,} "
-        f"called at a false discovery rate of {FDR_TARGET:g}"
+        f"{len(tested):,} tests of features in {tested['comparison'].nunique()} comparisons of samples "
+        f"({designs}), {called:,} called at a false discovery rate of {FDR_TARGET:g}"
     )
     typer.echo(f"written: {build_report(folder)}")
 

@@ -13,9 +13,31 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.columns import MODALITIES, Columns, joined_obs, names_of
+from totalvi.data.columns import Columns, joined_obs, names_of
 from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced
-from totalvi.errors import Finding
+from totalvi.errors import DataError, Finding, allowed
+
+MODALITIES = "measured_modalities"
+"""Column of ``obs`` that says what was measured in each cell; without it, all cells have RNA."""
+BOTH, RNA, PROTEIN = "both", "rna", "prot"
+
+
+def has_rna(obs: pd.DataFrame) -> np.ndarray:
+    """Return which cells have RNA, by ``obs["measured_modalities"]``; all without that column.
+
+    Raises
+    ------
+    DataError
+        If the column holds anything but "both", "rna" and "prot".
+    """
+    if MODALITIES not in obs:
+        return np.ones(len(obs), dtype=bool)
+    values = obs[MODALITIES].astype(object).to_numpy()
+    odd = [value for value in pd.unique(values) if value not in (BOTH, RNA, PROTEIN)]
+    if odd:
+        raise DataError(allowed(f'obs["{MODALITIES}"]', odd[0], (BOTH, RNA, PROTEIN)))
+    found: np.ndarray = values != PROTEIN
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from totalvi.data.columns import has_rna
+from totalvi.data.cells import has_rna
 from totalvi.data.find import CountSource
 from totalvi.errors import Finding, Severity, argument, counted, first_and_count, listed, setting
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.background.isotype_controls import antibody_findings
+from totalvi.data.cells import has_rna
 from totalvi.data.check_counts import (
     CountTally,
     named,
@@ -13,15 +14,8 @@ from totalvi.data.check_counts import (
     rna_findings,
     tally_counts,
 )
-from totalvi.data.columns import (
-    CellGroups,
-    Columns,
-    cell_groups,
-    column,
-    has_rna,
-    no_column,
-    with_panels,
-)
+from totalvi.data.columns import CellGroups, Columns, cell_groups, column, no_column
+from totalvi.data.contents import with_panels
 from totalvi.data.find import CountSource
 from totalvi.data.mosaic import modality_findings, summary
 from totalvi.errors import (

@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.errors import DataError, allowed, argument, did_you_mean
-
-MODALITIES = "measured_modalities"
-"""Column of ``obs`` that says what was measured in each cell; without it, all cells have RNA."""
-BOTH, RNA, PROTEIN = "both", "rna", "prot"
+from totalvi.errors import DataError, argument, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,52 @@ class Columns:
     protein_names_uns_key: str | None = None
     allow_fractional: bool = False
     isotype_controls: tuple[str, ...] | None = None
+
+    @property
+    def group_key(self) -> str | None:
+        """Column with the panels, or else the batches: cells that measured the same proteins."""
+        return self.batch_key if self.panel_key is None else self.panel_key
+
+
+def same_number(one: object, other: object) -> bool:
+    """Whether both are the same number, as 1 is 1.0 in a column with gaps.
+
+    Examples
+    --------
+    >>> same_number("1.0", 1), same_number("a", "a")
+    (True, False)
+    """
+    try:
+        return float(str(one)) == float(str(other))
+    except ValueError:
+        return False
+
+
+def whole_names(
+    unmeasured: Mapping[str, Sequence[str]], batches: np.ndarray, names: pd.Index
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield each batch and its proteins, with names whole that a command line cut at "=" and ",".
+
+    Examples
+    --------
+    >>> cut = {"a": ["b=HLA-A", "B", "CD3"]}
+    >>> list(whole_names(cut, np.array(["a=b"], object), pd.Index(["HLA-A,B", "CD3"])))
+    [('a=b', ['HLA-A,B', 'CD3'])]
+    """
+    for batch, proteins in unmeasured.items():
+        name = next((str(one) for one in batches if same_number(one, batch)), str(batch))
+        if isinstance(proteins, str) or (name in batches and all(one in names for one in proteins)):
+            yield name, proteins
+            continue
+        text = f"{name}={','.join(map(str, proteins))}"
+        name = max((one for one in batches if text.startswith(f"{one}=")), key=len, default=name)
+        parts, whole = text[len(name) + 1 :].split(","), list[str]()
+        while parts:
+            lengths = (n for n in range(len(parts), 0, -1) if ",".join(parts[:n]) in names)
+            n = next(lengths, 1)
+            whole.append(",".join(parts[:n]))
+            parts = parts[n:]
+        yield name, whole
 
 
 def column(name: str, key: str) -> str:
@@ -93,39 +135,6 @@ def cell_groups(obs: pd.DataFrame, word: str, key: str | None) -> CellGroups | N
         return None
     codes, names = pd.factorize(obs[key], sort=False)
     return CellGroups(word, codes, tuple(map(str, names)))
-
-
-def has_rna(obs: pd.DataFrame) -> np.ndarray:
-    """Return which cells have RNA, by ``obs["measured_modalities"]``; all without that column.
-
-    Raises
-    ------
-    DataError
-        If the column holds anything but "both", "rna" and "prot".
-    """
-    if MODALITIES not in obs:
-        return np.ones(len(obs), dtype=bool)
-    values = obs[MODALITIES].astype(object).to_numpy()
-    odd = [value for value in pd.unique(values) if value not in (BOTH, RNA, PROTEIN)]
-    if odd:
-        raise DataError(allowed(f'obs["{MODALITIES}"]', odd[0], (BOTH, RNA, PROTEIN)))
-    found: np.ndarray = values != PROTEIN
-    return found
-
-
-def with_panels(obs: pd.DataFrame, columns: Columns) -> Columns:
-    """Return the columns with a panel key that tells cells apart by what was measured.
-
-    A panel (or batch) measures the same in all of its cells. Where batches do not, and no panels are
-    named, ``obs["measured_modalities"]`` says them.
-    """
-    if columns.panel_key is not None or MODALITIES not in obs:
-        return columns
-    groups = cell_groups(obs, "batch", columns.batch_key)
-    if groups is None:  # the checks say why
-        return columns
-    kinds = pd.Series(obs[MODALITIES].astype(str).to_numpy()).groupby(groups.codes).nunique()
-    return replace(columns, panel_key=MODALITIES) if (kinds > 1).any() else columns
 
 
 def names_of(index: pd.Index) -> pd.Index:
@@ -191,9 +200,11 @@ def joined_obs(
 
     ``cells`` are all cells, where each modality lacks some of them.
     """
-    own = mdata.obs
-    everywhere = cells is None
-    cells = names_of(rna.obs_names) if cells is None else cells
+    own, everywhere, cells = (
+        mdata.obs,
+        cells is None,
+        names_of(rna.obs_names if cells is None else cells),
+    )
     if names_of(own.index).equals(cells):
         columns = {name: own[name] for name in own.columns}
     elif own.index.is_unique and cells.isin(own.index).all():
@@ -205,10 +216,8 @@ def joined_obs(
             if everywhere:
                 columns.setdefault(name, adata.obs[name])
             else:
-                of_all = adata.obs[name].reindex(cells)
-                known = columns.get(name)
-                if known is None or known.isna().any():
-                    columns[name] = of_all if known is None else known.combine_first(of_all)
+                of_all, known = adata.obs[name].reindex(cells), columns.get(name)
+                columns[name] = of_all if known is None else known.combine_first(of_all)
     values = {name: column.array.copy() for name, column in columns.items()}
     return pd.DataFrame(values, index=cells)
 
@@ -388,6 +397,8 @@ def in_words(pairs: CellPairs, n_first: int, n_second: int) -> str:
 
 def column_of(obs: pd.DataFrame, name: str, key: str) -> pd.Series:
     """Return a column of ``obs`` that an argument names, or raise DataError."""
+    if not isinstance(key, Hashable):
+        raise DataError(f"{argument(name)} is {key!r}; give the name of one column of obs.")
     if key not in obs:
         raise DataError(f"{argument(name)} is {key!r}; {did_you_mean(str(key), obs.columns)}.")
     return obs[key]

@@ -14,10 +14,10 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts, split_controls
-from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, library_prior
+from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, has_rna, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
-from totalvi.data.columns import Columns, has_rna, names_of, with_panels
-from totalvi.data.contents import contents_findings
+from totalvi.data.columns import Columns, names_of
+from totalvi.data.contents import contents_findings, with_panels
 from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
 from totalvi.data.find import CountSource, find_counts, gene_table
 from totalvi.data.io.features import with_symbols

@@ -10,14 +10,8 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.columns import (
-    MODALITIES,
-    Columns,
-    feature_names,
-    joined_obs,
-    names_of,
-    require_same_cells,
-)
+from totalvi.data.cells import MODALITIES
+from totalvi.data.columns import Columns, feature_names, joined_obs, names_of, require_same_cells
 from totalvi.data.contents import looks_like_counts, no_proteins, require_no_proteins
 from totalvi.data.counts import (
     Counts,

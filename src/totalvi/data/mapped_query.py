@@ -12,9 +12,9 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts
-from totalvi.data.cells import CiteData, QueryMapping, Schema, library_prior
+from totalvi.data.cells import CiteData, QueryMapping, Schema, has_rna, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
-from totalvi.data.columns import Columns, has_rna
+from totalvi.data.columns import Columns
 from totalvi.data.contents import contents_findings
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.describe import Data, Found, categories, cells, measured_by_group, opened

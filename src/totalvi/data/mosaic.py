@@ -8,20 +8,9 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.cells import BOTH, MODALITIES, PROTEIN, RNA, has_rna
 from totalvi.data.check_counts import CountTally
-from totalvi.data.columns import (
-    BOTH,
-    MODALITIES,
-    PROTEIN,
-    RNA,
-    WHITELIST,
-    Columns,
-    feature_names,
-    has_rna,
-    joined_obs,
-    names_of,
-    pair_cells,
-)
+from totalvi.data.columns import WHITELIST, Columns, feature_names, joined_obs, names_of, pair_cells
 from totalvi.data.counts import CountsInMemory, in_memory, to_csr, to_dense
 from totalvi.data.find import CountSource
 from totalvi.data.io.features import modalities_of

@@ -8,21 +8,24 @@ import pandas as pd
 
 from totalvi.data.columns import column_of
 from totalvi.data.describe import Data
-from totalvi.errors import DataError, did_you_mean
+from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import Cells, checked_number, documented
-from totalvi.posterior.differential.groups import Groups, conditions_within
-from totalvi.posterior.differential.moderated import Moderated, adjusted, compare_samples
-from totalvi.posterior.differential.sample_comparison import (
+from totalvi.posterior.differential.differential_tables import adjusted
+from totalvi.posterior.differential.groups import (
+    Groups,
     Samples,
+    conditions_within,
     describe_samples,
-    sample_design,
 )
+from totalvi.posterior.differential.moderated import Moderated, compare_samples
+from totalvi.posterior.differential.sample_comparison import sample_design
 from totalvi.posterior.latent import latent_distribution
 from totalvi.posterior.latent_space import log_density_by_group
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 
-_PRIOR_COUNT = 0.5  # added to the cells inside and outside a type before their ratio is taken
+_PRIOR_COUNT = 0.5  # added to the cells of a type in the mean sample before a ratio is taken
+_FEWEST_CELLS = 10  # of a type, in all samples of a comparison
 
 
 @documented
@@ -56,8 +59,10 @@ class AbundanceQueries(Fitted):
 
         With ``condition_key``, conditions are compared over samples, the replicates, by the moderated t
         tests of `differential_expression` with ``sample_key``. With ``groupby``, the level of a sample
-        is the log odds of a type, log2((n + 1/2) / (N - n + 1/2)) for n of its N cells, with the
-        sampling variance of a binomial count, and the variance between samples is moderated over types.
+        is the log odds of a type, log2((n + a) / (N - n + a)) for n of its N cells, with a = 1/2 in the
+        sample of mean size and in proportion to N (so that a rare type has the same odds in samples of
+        all sizes), the sampling variance of a binomial count, and the variance between samples
+        moderated over types. A type with fewer than 10 cells in all samples is not tested (NaN).
         Without it, the level is the log2 density at each cell. Shares of types add up to one: where one
         rises, others fall.
 
@@ -92,7 +97,8 @@ class AbundanceQueries(Fitted):
         With it, a row for each comparison and type or cell: ``comparison``, ``group1``, ``group2``;
         ``log2_ratio`` of odds or densities, ``log2_ratio_se``, ``ci_low``, ``ci_high`` (95 % confidence
         interval), ``df``, ``p_value``, ``p_adjusted``, ``is_da_fdr_<fdr_target>``; ``n_samples1``,
-        ``n_samples2``; and with ``groupby`` ``share1``, ``share2``, the mean shares of the samples.
+        ``n_samples2``, ``design`` (such as "paired"); and with ``groupby`` ``share1``, ``share2``, the
+        mean shares of the samples.
 
         Raises
         ------
@@ -128,10 +134,15 @@ class AbundanceQueries(Fitted):
             density = log_density_by_group(*latent_distribution(question), group, len(samples))
             return pd.DataFrame(density, index=question.cell_names, columns=samples)
         data = question.data
+        if groupby == condition_key:
+            raise ValueError(
+                f"{argument('groupby')} and {argument('condition_key')} are both {groupby!r}; give "
+                "groupby a column of cell types, or none."
+            )
         groups, _ = conditions_within(
             data.annotation.obs(), condition_key, group1, group2, None, question.cells
         )
-        described = describe_samples(data, groups.part >= 0, sample_key, block_key, covariate_keys)
+        described = describe_samples(data, groups, sample_key, block_key, covariate_keys)
         return _compared(
             question, groups, described, groupby, at_least_one("min_cells", min_cells), fdr_target
         )
@@ -176,19 +187,22 @@ def _compared(
             group[np.isin(used // n_samples, parts)] = place
         some = np.flatnonzero(group >= 0)
         units = pd.DataFrame({"sample": used[some] % n_samples, "group": group[some]})
-        design, found = sample_design(units, samples, names)
+        design, words, found = sample_design(units, samples, comparison, names)
         notes |= dict.fromkeys(found)
         if design is not None:
-            result = compare_samples(levels[some], sampling[some], design)
+            of_some = levels[some]
+            if shares is not None:
+                of_some[:, counts[some].sum(axis=0) < _FEWEST_CELLS] = np.nan
+            result = compare_samples(of_some, sampling[some], design)
             of_units = None if shares is None else shares[some]
-            tables.append(_table(result, units, of_units, names, index))
+            tables.append(_table(result, units, of_units, (*names, words), index))
     for note in notes:
         warnings.warn(note, stacklevel=3)
     if not tables or all(table["p_value"].isna().all() for table in tables):
         raise DataError(
-            f"the conditions have too few samples with {min_cells} cells or more; how much samples of "
-            "a condition differ shows only with two or more in each. Leave out condition_key for the "
-            "densities of these samples alone."
+            f"the conditions have too few samples with {min_cells} cells or more, or blocks and "
+            "covariates that tell them apart by themselves; how much samples of a condition differ "
+            "shows only with two or more in each. Without condition_key, it returns densities alone."
         )
     table = pd.concat(tables)
     table["p_adjusted"] = adjusted(table["p_value"].to_numpy())
@@ -210,8 +224,10 @@ def log_odds_of_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> odds.round(2).tolist(), bool(variance[0, 2] > variance[0, 0])
     ([[0.0, 0.0, -5.04]], True)
     """
-    inside = counts + _PRIOR_COUNT
-    outside = counts.sum(axis=1, keepdims=True) - counts + _PRIOR_COUNT
+    sizes = counts.sum(axis=1, keepdims=True)
+    # in proportion to the sample, or a type without cells would be rarer in larger ones
+    prior = _PRIOR_COUNT * np.maximum(sizes, 1) / max(float(sizes.mean()), 1)
+    inside, outside = counts + prior, sizes - counts + prior
     return np.log2(inside / outside), (1 / inside + 1 / outside) / np.log(2) ** 2
 
 
@@ -219,13 +235,13 @@ def _table(
     result: Moderated,
     units: pd.DataFrame,
     shares: np.ndarray | None,
-    names: tuple[str, str],
+    names: tuple[str, str, str],
     index: pd.Index,
 ) -> pd.DataFrame:
     low, high = result.interval()
     inside = [(units["group"] == place).to_numpy() for place in (0, 1)]
     columns: dict[str, object] = {
-        "comparison": " vs ".join(names),
+        "comparison": " vs ".join(names[:2]),
         "group1": names[0],
         "group2": names[1],
         "log2_ratio": result.effect,
@@ -236,6 +252,7 @@ def _table(
         "p_value": result.p_value,
         "n_samples1": inside[0].sum(),
         "n_samples2": inside[1].sum(),
+        "design": names[2],
     }
     if shares is not None:
         columns |= {

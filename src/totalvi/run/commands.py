@@ -203,12 +203,12 @@ def load_with_counts(
     """
     folder, counts = _model_and_counts(model_path, input)
     if counts is None:
-        raise DataError(
-            f"{model_path} holds no counts; name the file with the counts as {argument('input')}."
-        )
+        fix = f"name the file with the counts as {argument('input')}"
+        raise DataError(f"{model_path} holds no counts; {fix}.")
     data: Any = counts
     if input is not None and reading != AS_IS:
-        data = counts_in_x(*read_input(counts, *reading))
+        of_model = Model.load(folder).schema.columns
+        data = counts_in_x(*read_input(counts, *reading, of_model.group_key))
     elif not (on_disk and can_stay_on_disk(counts)):
         data = read(counts)
     if not reading[0].allow_fractional:

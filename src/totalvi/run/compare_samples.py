@@ -50,15 +50,19 @@ def condition_tables(model: Model, data: Data | None, design: Design) -> dict[st
     Returns
     -------
     - ``conditions``: as `Model.differential_expression` with ``sample_key``.
-    - ``condition_samples``: the level of each sample, of the features that are called, and of the five
-      likeliest of each comparison; log2, up to a factor that the genes of a sample share.
+    - ``condition_samples``: the level of each sample, of the features that are called, of the five
+      likeliest of each comparison, and of the ten likeliest of all; log2, up to a factor that the genes
+      of a sample share.
     - ``condition_abundance``: as `Model.differential_abundance`, for ``groupby``.
     - ``condition_power``: as `expected_power`, of a twofold change.
     """
     from totalvi.posterior.differential.comparison import Pseudocounts
     from totalvi.posterior.differential.differential_query import over_samples
-    from totalvi.posterior.differential.differential_tables import levels_table, sample_table
-    from totalvi.posterior.differential.groups import raw_counts
+    from totalvi.posterior.differential.differential_tables import (
+        levels_table,
+        raw_counts,
+        sample_table,
+    )
     from totalvi.posterior.differential.moderated import expected_power
     from totalvi.posterior.differential.moments import ScaleQuery, batch_weights
     from totalvi.posterior.draws import ProteinScale
@@ -96,6 +100,7 @@ def _levels_of(table: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each sample and feature worth showing."""
     called = table[f"is_de_fdr_{FDR_TARGET:g}"]
     first = table.groupby("comparison", observed=True).cumcount() < _SHOWN_FOR_EACH
+    first |= table["p_value"].rank(method="first") <= _FEW_SHOWN
     shown = table[(called | first) & table["p_value"].notna()]
     shown = shown.sort_values("p_value", kind="stable").head(_MOST_SHOWN)
     parts = []
@@ -135,6 +140,7 @@ def power_figure(power: pd.DataFrame) -> Figure:
         axes.plot(sizes, values.mean(), color=color, label=label, marker="o", markersize=3)
     axes.axhline(0.8, color=QUIET, linewidth=0.8, linestyle=":")
     axes.set(xlabel="samples in each group", ylabel="power, twofold change", ylim=(0, 1.02))
+    axes.set_xticks(sizes)
     axes.set_title("Expected power with more samples like these", color=INK, fontsize=9, loc="left")
     axes.legend(frameon=False)
     return figure
@@ -193,6 +199,7 @@ def shown_conditions(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | Non
         "n_called": len(called),
         "n_tested": len(table),
         "n_comparisons": table["comparison"].nunique(),
+        "designs": sorted(table["design"].unique()) if "design" in table else [],
         "n_samples": [int(table[f"n_samples{place}"].max()) for place in (1, 2)]
         if len(table)
         else [],

@@ -1,6 +1,6 @@
 """Convert counts of any format to a zarr store, from which models train on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,13 +46,15 @@ def read_input(
     keys: Columns,
     options: ReadOptions,
     unmeasured: Unmeasured | None = None,
+    batch_key_of_model: str | None = None,
 ) -> tuple[MuData | AnnData, Columns]:
     """Read counts unless they are already in memory; return the data and the places of the counts.
 
-    ``unmeasured`` is as in `totalvi.declare_unmeasured`.
+    ``unmeasured`` is as in `totalvi.declare_unmeasured`. Its batches are in the column that ``keys``
+    name, or else in the one of a model that takes the data, if they have it.
     """
     if isinstance(given, MuData | AnnData):
-        return _declared(as_mosaic(given, keys), keys, unmeasured), keys
+        return _declared(as_mosaic(given, keys), keys, unmeasured, batch_key_of_model), keys
     data = read(
         given,
         protein_expression_obsm_key=keys.protein_expression_obsm_key,
@@ -61,16 +63,22 @@ def read_input(
         **options._asdict(),
     )
     keys = replace(keys, protein_expression_obsm_key=None)
-    return _declared(data, keys, unmeasured), keys
+    return _declared(data, keys, unmeasured, batch_key_of_model), keys
 
 
 def _declared(
-    data: MuData | AnnData, keys: Columns, unmeasured: Unmeasured | None
+    data: MuData | AnnData,
+    keys: Columns,
+    unmeasured: Unmeasured | None,
+    batch_key_of_model: str | None = None,
 ) -> MuData | AnnData:
     """Return the data with NaN for proteins that a batch did not measure."""
     if not unmeasured or (isinstance(data, MuData) and keys.protein_modality not in data.mod):
         return data
-    batch_key = keys.batch_key if keys.panel_key is None else keys.panel_key
+    batch_key = keys.group_key
+    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
+    if batch_key is None and any(batch_key_of_model in part.obs for part in parts):
+        batch_key = batch_key_of_model
     return declare_unmeasured(
         data,
         unmeasured,
@@ -150,6 +158,10 @@ def _must_be_read(data: MuData | AnnData, keys: Columns) -> bool:
     protein = data.mod.get(keys.protein_modality)
     if protein is None:
         return False
+    layer = keys.protein_layer
+    counts = protein.X if layer is None else protein.layers.get(layer)
+    if getattr(counts, "format", "csr") != "csr":
+        return True
     none = are_no_antibodies(pd.DataFrame(index=protein.var_names), None, "")
     return bool(none.any()) or not rna.obs_names.equals(protein.obs_names)
 
@@ -233,8 +245,17 @@ def write_store(
 OF_FITS = TRAINING_ONLY | {"cell_without_rna", "protein_all_zero", "protein_partly_unmeasured"}
 
 
-def write_the_rest(store: Path, data: MuData | AnnData, keys: Columns, kept: np.ndarray) -> None:
-    """Write embeddings, coordinates and unstructured annotation of the cells that are kept."""
+def write_the_rest(
+    store: Path,
+    data: MuData | AnnData,
+    keys: Columns,
+    kept: np.ndarray,
+    named: Callable[[str], str] = str,
+) -> None:
+    """Write embeddings, coordinates and unstructured annotation of the cells that are kept.
+
+    ``named`` gives the name of an entry of ``obsm`` in the store.
+    """
     root = zarr.open_group(store, mode="r+", use_consolidated=False)
     cells = None
     for owner, obsm, uns in beside_counts(data, keys, np.flatnonzero(kept)):
@@ -243,7 +264,7 @@ def write_the_rest(store: Path, data: MuData | AnnData, keys: Columns, kept: np.
             if isinstance(values, pd.DataFrame):
                 cells = read_elem(root["obs"]).index if cells is None else cells
                 values = values.set_axis(cells, axis=0)
-            write_elem(root, f"{place}obsm/{name}", values)
+            write_elem(root, f"{place}obsm/{named(name)}", values)
         for name, value in uns.items():
             write_elem(root, f"{place}uns/{name}", value)
 

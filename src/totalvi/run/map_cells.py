@@ -160,8 +160,9 @@ def _models(options: MapOptions, steps: Steps) -> tuple[Model, Model]:
         model = Model.load(options.model_path, cells_of_model)
         _require_known(model, options.labels, options.reference_batch)
         query_data, keys = read_input(
-            options.query_path, options.keys, options.reading, options.unmeasured
-        )
+            options.query_path, options.keys, options.reading, options.unmeasured,
+            model.schema.columns.group_key,
+        )  # fmt: skip
     fit: dict[str, Any] = {}
     if options.train:
         fit = {

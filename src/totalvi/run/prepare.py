@@ -19,9 +19,10 @@ from totalvi.data.background.isotype_controls import (
     split_controls,
 )
 from totalvi.data.background.prior import ambient_of, profile_of_raw
+from totalvi.data.cells import has_rna
 from totalvi.data.checks import check_counts, raise_errors, tally_by_group
-from totalvi.data.columns import Columns, has_rna
-from totalvi.data.contents import beside_counts, contents_findings
+from totalvi.data.columns import Columns
+from totalvi.data.contents import beside_counts, contents_findings, name_in_results
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts
 from totalvi.data.io.modalities import mudata_of, renamed_features
@@ -223,7 +224,7 @@ def keep_the_rest(
         for name, values in obsm.items():
             if isinstance(values, pd.DataFrame):
                 values = values.set_axis(mdata.obs_names, axis=0)
-            target.obsm[name] = values
+            target.obsm[name_in_results(name)] = values
         target.uns.update(uns)
     if source is None:
         return
@@ -373,7 +374,7 @@ def prepare_on_disk(
     write_source(
         store, source, data, keys, cells=expressed, genes=genes, controls=controls, ambient=ambient
     )
-    write_the_rest(store, data, keys, expressed)
+    write_the_rest(store, data, keys, expressed, name_in_results)
     findings = [finding for finding in findings if finding.code != "gene_zero"]
     return findings + notes + control_findings(controls) + ambient_notes
 

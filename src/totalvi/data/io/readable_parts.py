@@ -70,18 +70,41 @@ def readable_anndata(
     """
     left_out = LeftOut({}, {})
     try:
-        obs, var = read_elem(group["obs"]), read_elem(group["var"])
+        obs, var = (_readable_table(group, axis, left_out) for axis in ("obs", "var"))
         counts = take(group["X"]) if "X" in group else None
         places = (*_PARTS, *_PAIRWISE) if take is read_elem else _PARTS
         axes = (obs.index, var.index)
         parts = {place: _readable_parts(group, place, axes, take, left_out) for place in places}
         if error is not None and counts is None and not left_out.unread:
             raise error
-        adata = AnnData(counts, obs=obs, var=var, raw=_raw(group, take, left_out), **parts)
+        adata = AnnData(
+            counts, obs=obs, var=var, raw=_raw(group, len(obs), take, left_out), **parts
+        )
     except Exception as fault:
         raise (error or fault) from None
     left_out.say_in(adata.uns)
     return adata
+
+
+def _readable_table(group: h5py.Group | zarr.Group, axis: str, left_out: LeftOut) -> pd.DataFrame:
+    """Return ``obs`` or ``var`` with the columns that can be read, and note the others."""
+    stored = group[axis]
+    try:
+        whole: pd.DataFrame = read_elem(stored)
+        return whole
+    except Exception:
+        if not isinstance(stored, h5py.Group | zarr.Group):
+            raise
+    index = pd.Index(read_elem(stored[str(stored.attrs["_index"])]))
+    columns = {}
+    for name in map(str, stored.attrs["column-order"]):
+        try:
+            if "categories" in stored[name].attrs:  # codes, of the categories of an old format
+                raise ValueError("it is of a format of before AnnData 0.7")
+            columns[name] = pd.Series(read_elem(stored[name]), index=index)
+        except Exception as fault:  # as of any part that nobody asked for
+            left_out.unread[f'{axis}["{name}"]'] = first_line(fault)
+    return pd.DataFrame(columns, index=index)
 
 
 def _readable_parts(
@@ -135,13 +158,15 @@ def _fitting(found: Any, entry: str, axes: tuple[pd.Index, pd.Index], left_out: 
 
 
 def _raw(
-    group: h5py.Group | zarr.Group, take: Callable[[Any], Any], left_out: LeftOut
+    group: h5py.Group | zarr.Group, n_obs: int, take: Callable[[Any], Any], left_out: LeftOut
 ) -> dict[str, Any] | None:
     if "raw" not in group:
         return None
     raw = group["raw"]
     try:
         found = {"X": take(raw["X"]), "var": read_elem(raw["var"])}
+        if found["X"].shape != (n_obs, len(found["var"])):
+            raise ValueError(f"it is {' x '.join(map(str, found['X'].shape))}")
     except Exception as fault:  # as of any part that nobody asked for
         left_out.unread["raw"] = first_line(fault)
         return None
@@ -176,7 +201,7 @@ def readable_mudata(
     modalities = {name: readable_anndata(held[name], error, take) for name in names}
     left_out = LeftOut({}, {})
     try:
-        obs = read_elem(group["obs"])
+        obs = _readable_table(group, "obs", left_out)
         places = ("obsm", "obsp", "uns") if take is read_elem else ("uns",)
         parts = {place: _readable_parts(group, place, None, take, left_out) for place in places}
         mdata = joined(modalities, obs)

@@ -12,12 +12,12 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.columns import Columns, no_column
+from totalvi.data.columns import Columns, no_column, whole_names
 from totalvi.data.counts import in_memory
 from totalvi.data.find import find_counts, genes_and_proteins
 from totalvi.data.io.modalities import known_protein_obsm_key, mudata_of
 from totalvi.data.panels.antibody_names import Antibody, identify, spelling_key
-from totalvi.errors import DataError, allowed, did_you_mean, listed
+from totalvi.errors import DataError, DataWarning, allowed, argument, did_you_mean, listed, setting
 
 AntibodyNames = Mapping[str, str] | Mapping[str, Mapping[str, str]]
 Unmeasured = Mapping[str, Sequence[str]] | Literal["zeros"]
@@ -282,6 +282,15 @@ def declare_unmeasured(
     lacking = np.zeros(protein.shape, dtype=bool)
     for name, columns in _columns_by_batch(unmeasured, batch, protein, source.protein_names):
         lacking[np.ix_(batch == name, columns)] = True
+    if unmeasured == "zeros" and not lacking.any():
+        where_zero = "" if batch_key is None else f" of a batch of obs[{batch_key!r}]"
+        fix = "; name the batches with batch_key" if batch_key is None else ""
+        warnings.warn(
+            f"{setting('unmeasured', 'zeros')} declares nothing: no protein is zero in all cells"
+            f"{where_zero}{fix}.",
+            DataWarning,
+            stacklevel=2,
+        )
     protein[lacking] = np.nan
     if isinstance(data, AnnData):
         return _with_proteins(data, source.protein_names, protein, lacking, where)
@@ -329,17 +338,19 @@ def _columns_by_batch(
             (str(name), np.flatnonzero(none)) for name, none in zip(batches, absent, strict=True)
         ]
     found = []
-    for name, proteins in unmeasured.items():
+    for name, proteins in whole_names(unmeasured, pd.unique(batch), names):
         if str(name) not in batch:
             raise DataError(
-                f"unmeasured holds {name!r}; {did_you_mean(str(name), pd.unique(batch))}."
+                f"{argument('unmeasured')} holds {name!r}; {did_you_mean(str(name), pd.unique(batch))}."
             )
         if isinstance(proteins, str):
             raise DataError(allowed(f"unmeasured[{name!r}]", proteins, f'lists, as ["{proteins}"]'))
         for wanted in proteins:
             if wanted not in names:
-                raise DataError(f"unmeasured holds {wanted!r}; {did_you_mean(wanted, names)}.")
-        found.append((str(name), names.get_indexer(pd.Index(list(proteins), dtype=object))))
+                raise DataError(
+                    f"{argument('unmeasured')} holds {wanted!r}; {did_you_mean(wanted, names)}."
+                )
+        found.append((name, names.get_indexer(pd.Index(list(proteins), dtype=object))))
     return found
 
 

@@ -10,7 +10,8 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.ambient import AMBIENT, AmbientProfile
-from totalvi.data.columns import BOTH, MODALITIES, PROTEIN, RNA, Columns, has_rna
+from totalvi.data.cells import BOTH, MODALITIES, PROTEIN, RNA, has_rna
+from totalvi.data.columns import Columns
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, GeneAlignment, Join, align_genes, find_data_set

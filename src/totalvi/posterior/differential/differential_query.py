@@ -17,6 +17,7 @@ from totalvi.posterior.arguments import (
     checked_number,
     documented,
 )
+from totalvi.posterior.differential import differential_tables as tables
 from totalvi.posterior.differential.comparison import (
     Differences,
     Pseudocounts,
@@ -24,14 +25,13 @@ from totalvi.posterior.differential.comparison import (
     compare_cells,
     compare_groups,
 )
-from totalvi.posterior.differential.differential_tables import differential_table, sample_table
 from totalvi.posterior.differential.groups import (
     Groups,
     by_group_size,
     cells_for_pairs,
     chosen_groups,
     conditions_within,
-    raw_counts,
+    describe_samples,
     warn_without_shared_batch,
 )
 from totalvi.posterior.differential.moments import (
@@ -44,7 +44,6 @@ from totalvi.posterior.differential.moments import (
 from totalvi.posterior.differential.sample_comparison import (
     SampleDifferences,
     compare_over_samples,
-    describe_samples,
     sample_strata,
 )
 from totalvi.posterior.draws import ProteinScale
@@ -195,9 +194,10 @@ class DifferentialQueries(Fitted):
 
         - With ``sample_key`` instead: ``comparison``, ``group1``, ``group2`` and, with
           ``condition_key``, ``within``; ``lfc_mean``, ``lfc_se``, ``lfc_ci_low``, ``lfc_ci_high``
-          (95 % confidence interval), ``df``; ``p_value``, ``p_adjusted`` (Benjamini-Hochberg, over all
-          rows), ``is_de_fdr_<fdr_target>``; ``sample_sd``, the standard deviation of the samples of a
-          group in r; ``n_samples1``, ``n_samples2``; and the columns of the last two items. c of genes
+          (95 % confidence interval), ``df`` (``df_residual``: without the prior); ``p_value``,
+          ``p_adjusted`` (Benjamini-Hochberg, over all rows), ``is_de_fdr_<fdr_target>``; ``sample_sd``,
+          the standard deviation of the samples of a group in r; ``n_samples1``, ``n_samples2``;
+          ``design``, such as "paired + batches"; and the columns of the last two items. c of genes
           is 2 counts in the sample of median size, unless ``pseudocounts`` is given. A feature with
           fewer than 10 counts in all samples, and a protein with fewer than 2 foreground cells in the
           mean sample, is not tested (NaN).
@@ -258,8 +258,8 @@ class DifferentialQueries(Fitted):
                 question, query, added, sample_key, condition_key, block_key, covariate_keys,
                 at_least_one("min_cells", min_cells), (groupby, group1, group2, idx1, idx2),
             )  # fmt: skip
-            raw = raw_counts(data, groups.part, groups.n_parts) if all_stats else None
-            return sample_table(found, groups, within, *names, raw, fdr_target)
+            raw = tables.raw_counts(data, groups.part, groups.n_parts) if all_stats else None
+            return tables.sample_table(found, groups, within, *names, raw, fdr_target)
         _check_without_samples(condition_key, block_key, covariate_keys)
         groups = chosen_groups(data, groupby, group1, group2, idx1, idx2).with_rna(data)
         if not codes:
@@ -272,9 +272,9 @@ class DifferentialQueries(Fitted):
             )  # fmt: skip
         else:
             differences = _cell_differences(question, groups, query, added, delta, n_pairs)
-        raw = raw_counts(data, groups.part, groups.n_parts) if all_stats else None
+        raw = tables.raw_counts(data, groups.part, groups.n_parts) if all_stats else None
         target = fdr_target if unit == "groups" else None
-        return differential_table(differences, groups, *names, raw, mode, target)
+        return tables.differential_table(differences, groups, *names, raw, mode, target)
 
     def _common_batches(self, wanted: bool, first: Names, second: Names) -> tuple[int, ...]:
         """Return the codes of the batches both groups are decoded into; none: their own."""
@@ -347,7 +347,7 @@ def over_samples(
     groups = groups.with_rna(data)
     if any(set(first) & set(second) for first, second in groups.comparisons):
         raise ValueError("idx1 and idx2 share cells, which sample_key cannot compare; part them.")
-    samples = describe_samples(data, groups.part >= 0, sample_key, block_key, covariate_keys)
+    samples = describe_samples(data, groups, sample_key, block_key, covariate_keys)
     place, stratum, n_strata = sample_strata(groups, samples)
     part = np.where(stratum >= 0, groups.part, -1)
     sums = _moments(question, part, stratum, n_strata, query)

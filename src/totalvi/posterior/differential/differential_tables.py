@@ -1,14 +1,17 @@
 """Tables of differential expression: of groups of these cells, and of groups over samples."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control
 
+from totalvi.data.cells import CiteData
 from totalvi.posterior.differential.comparison import Differences
-from totalvi.posterior.differential.groups import Groups, RawCounts
-from totalvi.posterior.differential.moderated import adjusted
+from totalvi.posterior.differential.groups import Groups
 from totalvi.posterior.differential.sample_comparison import SampleDifferences
+from totalvi.processes import compiled
 
 _SMALLEST_PROBABILITY = 1e-12
 _SUREST_NOT = 0.5  # a feature that is likelier not to differ is not called
@@ -21,6 +24,30 @@ OF_SAMPLES = (
     "Inference is about the populations that the samples were drawn from, by how much samples of a "
     "group differ."
 )
+
+
+class RawCounts(NamedTuple):
+    """Sums over the cells of each group, each (groups, genes + proteins).
+
+    Parameters
+    ----------
+    n_cells
+        Cells whose panel measured the feature.
+    total
+        Of the raw counts.
+    n_expressing
+        Cells with a count.
+    """
+
+    n_cells: np.ndarray
+    total: np.ndarray
+    n_expressing: np.ndarray
+
+    def of(self, groups: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean count and the expressing fraction of several groups as one; NaN: no cell."""
+        n_cells, total, n_expressing = (part[list(groups)].sum(axis=0) for part in self)
+        n_cells = np.where(n_cells > 0, n_cells, np.nan)
+        return total / n_cells, n_expressing / n_cells
 
 
 def differential_table(
@@ -100,12 +127,14 @@ def sample_table(
             "lfc_ci_low": low,
             "lfc_ci_high": high,
             "df": result.found.df,
+            "df_residual": result.found.residual_df,
             "p_value": p_values[number],
             "p_adjusted": p_adjusted[number],
             f"is_de_fdr_{fdr_target:g}": p_adjusted[number] <= fdr_target,
             "sample_sd": result.found.sample_sd,
             "n_samples1": result.n_samples[0],
             "n_samples2": result.n_samples[1],
+            "design": result.design,
             "scale1": result.first_scale,
             "scale2": result.second_scale,
             "pseudocounts": result.pseudocount,
@@ -231,3 +260,69 @@ def _order(found: Differences, number: int, mode: str) -> np.ndarray:
         return np.argsort(-effects.above[number], kind="stable")
     beyond = effects.beyond[number].round(6)
     return np.lexsort([-np.abs(effects.median[number]), -beyond])
+
+
+def raw_counts(data: CiteData, group: np.ndarray, n_groups: int) -> RawCounts:
+    """Sum the counts of the cells of each group.
+
+    Parameters
+    ----------
+    group
+        Of each cell, (N,); -1: none.
+    """
+    n_genes, n_proteins = data.rna.shape[1], data.protein.shape[1]
+    total, n_expressing = (np.zeros((n_groups, n_genes)) for _ in range(2))
+    for start, rna in data.rna.blocks():
+        rows = slice(start, start + rna.shape[0])
+        _add_rows(rna.indptr, rna.indices, rna.data, group[rows], total, n_expressing)
+    n_measured, protein_total, n_positive = (np.zeros((n_groups, n_proteins)) for _ in range(3))
+    by_panel = np.array(data.schema.panel_measured)
+    for start, protein in data.protein.blocks():
+        codes = group[start : start + len(protein)]
+        used = np.flatnonzero(codes >= 0)
+        membership = np.zeros((n_groups, len(used)))
+        membership[codes[used], np.arange(len(used))] = 1
+        measured = by_panel[data.panel[start + used]]
+        counts = np.where(measured, protein[used], 0)  # because what a panel lacks may be filled in
+        n_measured += membership @ measured
+        protein_total += membership @ counts
+        n_positive += membership @ (counts > 0)
+    n_cells = np.bincount(group[group >= 0], minlength=n_groups).astype(np.float64)[:, None]
+    return RawCounts(
+        np.hstack([np.broadcast_to(n_cells, total.shape), n_measured]),
+        np.hstack([total, protein_total]),
+        np.hstack([n_expressing, n_positive]),
+    )
+
+
+@compiled()
+def _add_rows(
+    pointer: np.ndarray,
+    gene: np.ndarray,
+    counts: np.ndarray,
+    group: np.ndarray,
+    total: np.ndarray,
+    n_expressing: np.ndarray,
+) -> None:
+    for cell in range(len(group)):
+        k = group[cell]
+        if k < 0:
+            continue
+        for i in range(pointer[cell], pointer[cell + 1]):
+            total[k, gene[i]] += counts[i]
+            n_expressing[k, gene[i]] += counts[i] > 0
+
+
+def adjusted(p_value: np.ndarray) -> np.ndarray:
+    """Return p-values adjusted by Benjamini and Hochberg (JRSS B 1995); NaN takes no part.
+
+    Examples
+    --------
+    >>> adjusted(np.array([0.01, np.nan, 0.5])).tolist()
+    [0.02, nan, 0.5]
+    """
+    result = np.full(len(p_value), np.nan)
+    known = ~np.isnan(p_value)
+    if known.any():
+        result[known] = false_discovery_control(p_value[known])
+    return result

@@ -164,14 +164,16 @@ def _fit_prior(
                 for j in range(n_widths):
                     density[i, j] = math.exp(least - density[i, j])
             for _ in range(_INNER_STEPS):
-                shares[:] = 1 / n_widths
+                for j in range(n_widths):
+                    shares[j] = 1 / n_widths
                 for i in range(len(features)):
                     total = 0.0
                     for j in range(n_widths):
                         total += weight[c, j] * density[i, j]
                     for j in range(n_widths):
                         shares[j] += weight[c, j] * density[i, j] / total
-                weight[c] = shares / (len(features) + 1)
+                for j in range(n_widths):
+                    weight[c, j] = shares[j] / (len(features) + 1)
             if not free_mode or len(features) == 0:
                 continue
             weighted, precision = 0.0, 0.0
@@ -261,10 +263,13 @@ def _summarize(
             kept = widths[j] ** 2 / total
             means[j] = mode[c] + kept * away
             sds[j] = math.sqrt(kept * variance[c, f]) + 1e-9
-        share[:] = np.exp(share - largest)
-        share /= share.sum()
+        total = 0.0
+        for j in range(n_widths):
+            share[j] = math.exp(share[j] - largest)
+            total += share[j]
         first, last, average, square = np.inf, -np.inf, 0.0, 0.0
         for j in range(n_widths):
+            share[j] /= total
             average += share[j] * means[j]
             square += share[j] * (means[j] ** 2 + sds[j] ** 2)
             if share[j] > _LEAST_SHARE:

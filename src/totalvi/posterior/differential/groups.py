@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
-from totalvi.data.columns import column_of
+from totalvi.data.columns import column_of, same_number
 from totalvi.errors import DataError, DataWarning, argument, did_you_mean
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
-from totalvi.processes import compiled
 
 REST = "Rest"
 _FEW_CELLS, _TIMES_FOR_FEW = 200, 10
@@ -112,17 +111,9 @@ def groups_by_column(
     names = [str(name) for name in column.cat.categories]
     part = column.cat.codes.to_numpy(np.int64)
 
-    def code(which: str, name: Any) -> int:
-        if str(name) not in names:
-            raise ValueError(f"{argument(which)} is {name!r}; {did_you_mean(str(name), names)}.")
-        return names.index(str(name))
-
-    if group1 is None:
-        firsts = list(range(len(names)))
-    else:
-        wanted = [group1] if np.isscalar(group1) else list(group1)
-        firsts = [code("group1", name) for name in wanted]
-    second = None if group2 is None else code("group2", group2)
+    every = list(range(len(names)))
+    firsts = every if group1 is None else _positions("group1", group1, names)
+    second = None if group2 is None else _positions("group2", group2, names)[0]
     if second is not None and group1 is None:
         firsts.remove(second)
     if not firsts or len(names) < 2:
@@ -144,6 +135,18 @@ def groups_by_column(
     return Groups(part, comparisons, titles, int(part.max()) + 1)
 
 
+def _positions(which: str, given: Any, names: Sequence[str]) -> list[int]:
+    """Return the positions of one or several categories, by their names or as the same number."""
+    found = []
+    for name in [given] if np.isscalar(given) else list(given):
+        same = [place for place, one in enumerate(names) if one == str(name)]
+        same = same or [place for place, one in enumerate(names) if same_number(one, name)]
+        if not same:
+            raise ValueError(f"{argument(which)} is {name!r}; {did_you_mean(str(name), names)}.")
+        found.append(same[0])
+    return found
+
+
 def conditions_within(
     obs: pd.DataFrame,
     condition_key: str,
@@ -157,14 +160,21 @@ def conditions_within(
     Parameters
     ----------
     group2
-        Condition that others are compared with. None: the first.
+        Condition that others are compared with. None: the first that is not in ``group1``.
     cells
         Which cells take part. None: all.
     """
     condition = column_of(obs, "condition_key", condition_key).astype("category")
     categories = condition.cat.remove_unused_categories().cat.categories
+    if groupby == condition_key:
+        raise ValueError(
+            f"{argument('groupby')} and {argument('condition_key')} are both {groupby!r}; conditions "
+            "are compared within each category of another column, or of none."
+        )
     if group2 is None and len(categories):
-        group2 = str(categories[0])
+        every = [str(name) for name in categories]
+        taken = set() if group1 is None else set(_positions("group1", group1, every))
+        group2 = every[min(set(range(len(every))) - taken, default=0)]
     conditions = groups_by_column(obs, condition_key, group1, group2)
     n_conditions = conditions.n_parts
     types, of_cell = [""], np.zeros(len(obs), dtype=int)
@@ -294,76 +304,95 @@ def warn_without_shared_batch(data: CiteData, groups: Groups) -> None:
             )
 
 
-class RawCounts(NamedTuple):
-    """Sums over the cells of each group, each (groups, genes + proteins).
+class Samples(NamedTuple):
+    """What is known of the samples.
 
     Parameters
     ----------
-    n_cells
-        Cells whose panel measured the feature.
-    total
-        Of the raw counts.
-    n_expressing
-        Cells with a count.
+    code
+        Sample of each cell, (N,); -1: none.
+    names
+        Of the samples.
+    blocks
+        Block of each sample, as text; None: they are in none.
+    covariates
+        Numbers of each sample, (samples, columns).
+    n_in_batches
+        Cells of each part and sample in each batch, (parts, samples, batches).
     """
 
-    n_cells: np.ndarray
-    total: np.ndarray
-    n_expressing: np.ndarray
-
-    def of(self, groups: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean count and the expressing fraction of several groups as one; NaN: no cell."""
-        n_cells, total, n_expressing = (part[list(groups)].sum(axis=0) for part in self)
-        n_cells = np.where(n_cells > 0, n_cells, np.nan)
-        return total / n_cells, n_expressing / n_cells
+    code: np.ndarray
+    names: list[str]
+    blocks: np.ndarray | None
+    covariates: np.ndarray
+    n_in_batches: np.ndarray
 
 
-def raw_counts(data: CiteData, group: np.ndarray, n_groups: int) -> RawCounts:
-    """Sum the counts of the cells of each group.
+def describe_samples(
+    data: CiteData,
+    groups: Groups,
+    sample_key: str,
+    block_key: str | None,
+    covariate_keys: str | Sequence[str],
+) -> Samples:
+    """Return the samples of the cells in groups, by columns of ``obs``.
 
-    Parameters
-    ----------
-    group
-        Of each cell, (N,); -1: none.
+    Raises
+    ------
+    DataError
+        When a column is missing, a sample is in two blocks, or has several values of a category.
     """
-    n_genes, n_proteins = data.rna.shape[1], data.protein.shape[1]
-    total, n_expressing = (np.zeros((n_groups, n_genes)) for _ in range(2))
-    for start, rna in data.rna.blocks():
-        rows = slice(start, start + rna.shape[0])
-        _add_rows(rna.indptr, rna.indices, rna.data, group[rows], total, n_expressing)
-    n_measured, protein_total, n_positive = (np.zeros((n_groups, n_proteins)) for _ in range(3))
-    by_panel = np.array(data.schema.panel_measured)
-    for start, protein in data.protein.blocks():
-        codes = group[start : start + len(protein)]
-        used = np.flatnonzero(codes >= 0)
-        membership = np.zeros((n_groups, len(used)))
-        membership[codes[used], np.arange(len(used))] = 1
-        measured = by_panel[data.panel[start + used]]
-        counts = np.where(measured, protein[used], 0)  # because what a panel lacks may be filled in
-        n_measured += membership @ measured
-        protein_total += membership @ counts
-        n_positive += membership @ (counts > 0)
-    n_cells = np.bincount(group[group >= 0], minlength=n_groups).astype(np.float64)[:, None]
-    return RawCounts(
-        np.hstack([np.broadcast_to(n_cells, total.shape), n_measured]),
-        np.hstack([total, protein_total]),
-        np.hstack([n_expressing, n_positive]),
-    )
+    obs = data.annotation.obs()
+    column = column_of(obs, "sample_key", sample_key).where(groups.part >= 0)
+    sample = column.astype("category").cat.remove_unused_categories()
+    code = sample.cat.codes.to_numpy(np.int64)
+    names = [str(name) for name in sample.cat.categories]
+    if not names:
+        raise DataError(f"obs[{sample_key!r}] holds no sample of the cells compared; fill it.")
+    blocks = None if block_key is None else _of_samples(obs, "block_key", block_key, code, names)
+    keys = [covariate_keys] if isinstance(covariate_keys, str) else covariate_keys
+    columns = [part for key in keys for part in _columns(obs, key, code, names)]
+    covariates = np.column_stack(columns) if columns else np.empty((len(names), 0))
+    n_in_batches = np.zeros((groups.n_parts, len(names), len(data.schema.batch_names)), np.int64)
+    some = code >= 0
+    np.add.at(n_in_batches, (groups.part[some], code[some], data.batch[some]), 1)
+    return Samples(code, names, blocks, covariates, n_in_batches)
 
 
-@compiled()
-def _add_rows(
-    pointer: np.ndarray,
-    gene: np.ndarray,
-    counts: np.ndarray,
-    group: np.ndarray,
-    total: np.ndarray,
-    n_expressing: np.ndarray,
-) -> None:
-    for cell in range(len(group)):
-        k = group[cell]
-        if k < 0:
-            continue
-        for i in range(pointer[cell], pointer[cell + 1]):
-            total[k, gene[i]] += counts[i]
-            n_expressing[k, gene[i]] += counts[i] > 0
+def _of_samples(
+    obs: pd.DataFrame, name: str, key: str, code: np.ndarray, names: list[str]
+) -> np.ndarray:
+    """Return the one value, as text, that the cells of each sample share."""
+    column = column_of(obs, name, key)
+    used = code >= 0
+    values = column.astype(str).where(column.notna())[used]
+    table = pd.DataFrame({"sample": code[used], "value": values.to_numpy()}).drop_duplicates()
+    several = table["sample"].duplicated(keep=False) | table["value"].isna()
+    if several.any():
+        wrong = int(table["sample"][several].iloc[0])
+        held = table["value"][table["sample"] == wrong].tolist()
+        raise DataError(
+            f"obs[{key!r}] must hold one value for each sample, but sample {names[wrong]!r} has "
+            f"{held}; give {argument(name)} another column."
+        )
+    return table.sort_values("sample")["value"].to_numpy(dtype=object)
+
+
+def _columns(obs: pd.DataFrame, key: str, code: np.ndarray, names: list[str]) -> list[np.ndarray]:
+    """Return the columns of a covariate: a number (or date) scaled, or indicators of categories."""
+    column = column_of(obs, "covariate_keys", key)
+    if pd.api.types.is_datetime64_any_dtype(column):
+        column = (column - column.min()).dt.total_seconds()
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        values = pd.Series(column.to_numpy(float)[code >= 0]).groupby(code[code >= 0]).mean()
+        if values.isna().any():
+            wrong = names[int(values.isna().to_numpy().argmax())]
+            raise DataError(f"obs[{key!r}] has no value for sample {wrong!r}; fill it.")
+        centred = values.to_numpy() - values.mean()
+        return [centred / max(float(np.abs(centred).max()), np.finfo(float).tiny)]
+    return indicators(_of_samples(obs, "covariate_keys", key, code, names))
+
+
+def indicators(values: np.ndarray) -> list[np.ndarray]:
+    """Return a column for each value but the first."""
+    return [(values == value).astype(float) for value in np.unique(values)[1:]]

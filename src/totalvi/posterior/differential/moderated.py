@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import digamma, erfcx, polygamma
-from scipy.stats import false_discovery_control, nct
+from scipy.stats import nct
 from scipy.stats import t as student
 
 from totalvi.nn.config import at_least_one
@@ -49,6 +49,8 @@ class Moderated(NamedTuple):
         Two-sided, of no effect.
     sample_sd
         Standard deviation of one sample of mean precision around its group, moderated.
+    residual_df
+        Degrees of freedom of the residuals alone.
     """
 
     effect: np.ndarray
@@ -56,6 +58,7 @@ class Moderated(NamedTuple):
     df: np.ndarray
     p_value: np.ndarray
     sample_sd: np.ndarray
+    residual_df: np.ndarray
 
     def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return the bounds of the central interval of the effects."""
@@ -178,7 +181,9 @@ def compare_samples(levels: np.ndarray, sampling: np.ndarray, design: np.ndarray
     posterior = np.maximum(posterior, _TINY)
     error = np.sqrt(posterior * unscaled)
     p_value = np.asarray(2 * student.sf(np.abs(effect) / error, posterior_df))
-    return Moderated(effect, error, posterior_df, p_value, np.sqrt(posterior * mean_variance))
+    sample_sd = np.sqrt(posterior * mean_variance)
+    residual_df = np.where(df > 0, df, np.nan)
+    return Moderated(effect, error, posterior_df, p_value, sample_sd, residual_df)
 
 
 def smooth_sampling(sampling: np.ndarray) -> np.ndarray:
@@ -285,21 +290,6 @@ def _weighted_fit(
     return coefficients[:, 0], inverse[:, 0, 0], variance
 
 
-def adjusted(p_value: np.ndarray) -> np.ndarray:
-    """Return p-values adjusted by Benjamini and Hochberg (JRSS B 1995); NaN takes no part.
-
-    Examples
-    --------
-    >>> adjusted(np.array([0.01, np.nan, 0.5])).tolist()
-    [0.02, nan, 0.5]
-    """
-    result = np.full(len(p_value), np.nan)
-    known = ~np.isnan(p_value)
-    if known.any():
-        result[known] = false_discovery_control(p_value[known])
-    return result
-
-
 def expected_power(
     table: pd.DataFrame,
     fold_change: float = 2.0,
@@ -312,10 +302,11 @@ def expected_power(
 
     The pilot gives each feature's standard deviation between samples of a group, with the pilot's cells
     a sample, and the degrees of freedom of the prior. An effect over its error is then noncentral t
-    distributed, with 2 n - 2 further degrees of freedom. The p-value that a call needs depends on how
-    many features change: with a share s of them changed and the mean power b, it is
-    q / (1 - q) s / (1 - s) b for a false discovery rate q (Jung, "Sample size for FDR-control in
-    microarray data analysis", Bioinformatics 2005).
+    distributed, with further degrees of freedom of a study like the pilot: 2 n - 2, or n - 1 of n
+    pairs, less those of covariates and batches. The effect is r, which the pseudocount draws towards 0
+    where a feature is low. The p-value that a call needs depends on how many features change: with a
+    share s of them changed and the mean power b, it is q / (1 - q) s / (1 - s) b for a false discovery
+    rate q (Jung, "Sample size for FDR-control in microarray data analysis", Bioinformatics 2005).
 
     Parameters
     ----------
@@ -354,22 +345,31 @@ def expected_power(
     checked_number("fold_change", fold_change)
     checked_number("fdr_target", fdr_target, below=1.0)
     checked_number("share_changed", share_changed, below=1.0)
-    sizes = [at_least_one("n_samples", n) for n in n_samples]
+    if fold_change == 1:
+        raise ValueError("fold_change is 1, which is no change; give another.")
+    sizes = sorted({at_least_one("n_samples", n) for n in n_samples})
     if min(sizes) < _FEWEST_FOR_POWER:
         raise ValueError("n_samples holds 1; a group needs 2 samples or more.")
     tested = table.dropna(subset=["sample_sd", "df"])
-    effect = abs(np.log2(fold_change))
+    effect = np.full(len(tested), abs(np.log2(fold_change)))
+    if {"scale2", "pseudocounts"} <= set(tested):
+        h, c = tested["scale2"].to_numpy(), tested["pseudocounts"].to_numpy()
+        effect = np.abs(np.log2((fold_change * h + c) / (h + c)))
     odds = fdr_target / (1 - fdr_target) * share_changed / (1 - share_changed)
     power = tested[["comparison", "modality", "sample_sd"]].copy()
     groups = list(tested.groupby(["comparison", "modality"], observed=True).indices.values())
     found = np.full((len(tested), len(sizes)), np.nan)
     for rows in groups:
         some = tested.iloc[rows]
-        residual = float((some["n_samples1"] + some["n_samples2"]).median()) - 2
+        pilot = float((some["n_samples1"] + some["n_samples2"]).median())
+        residual = float(some["df_residual"].median()) if "df_residual" in some else pilot - 2
         prior = max(float(some["df"].median()) - residual, 0.0)
         for place, n in enumerate(sizes):
-            shift = effect / (some["sample_sd"].to_numpy() * np.sqrt(2 / n))
-            found[rows, place] = _power_at_rate(shift, prior + 2 * n - 2, odds)
+            shift = effect[rows] / (some["sample_sd"].to_numpy() * np.sqrt(2 / n))
+            used = pilot - residual  # by the design; pairs and blocks grow with the samples
+            if "design" in some and not str(some["design"].iloc[0]).startswith("unpaired"):
+                used = 1 + (used - 1) * 2 * n / pilot
+            found[rows, place] = _power_at_rate(shift, prior + max(2 * n - used, 1), odds)
     enough = found >= _ENOUGH_POWER
     power["n_80"] = np.where(enough.any(axis=1), np.array(sizes)[enough.argmax(axis=1)], np.nan)
     for place, n in enumerate(sizes):

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.sparse.csgraph import connected_components
 
-from totalvi.data.cells import CiteData
-from totalvi.data.columns import column_of
-from totalvi.errors import DataError, argument
+from totalvi.errors import DataError
 from totalvi.posterior.differential.comparison import (
+    Comparison,
     Level,
     Pseudocounts,
     detection_limit,
     group_level,
 )
-from totalvi.posterior.differential.groups import Groups
+from totalvi.posterior.differential.groups import Groups, Samples, indicators
 from totalvi.posterior.differential.moderated import (
     Moderated,
     compare_samples,
@@ -33,30 +33,8 @@ _COUNTS_AT_PSEUDOCOUNT = 2  # of the sample of median size
 _FEWEST_COUNTS = 10  # of a feature, in all samples of a comparison
 _FEWEST_FOREGROUND_CELLS = 2  # of a protein, in the mean sample
 _FEWEST_SAMPLES = 2  # of a group
-
-
-class Samples(NamedTuple):
-    """What is known of the samples.
-
-    Parameters
-    ----------
-    code
-        Sample of each cell, (N,); -1: none.
-    names
-        Of the samples.
-    blocks
-        Block of each sample, as text; None: they are in none.
-    covariates
-        Numbers of each sample, (samples, columns).
-    batch
-        Code of each sample's batch; -1: it is in several.
-    """
-
-    code: np.ndarray
-    names: list[str]
-    blocks: np.ndarray | None
-    covariates: np.ndarray
-    batch: np.ndarray
+_LEAST_SHARE_OF_BATCH = 0.1  # of a sample's cells; a few stray ones join no batches
+PAIRED, IN_BLOCKS, CONFOUNDED = "paired", "in blocks", ", confounded with batches"
 
 
 class SampleDifferences(NamedTuple):
@@ -76,6 +54,8 @@ class SampleDifferences(NamedTuple):
         Row for each sample and group: ``sample``, ``group``, ``n_cells``.
     levels
         log2(h + c) of each unit, genes up to a common factor, (units, features).
+    design
+        What samples were compared by, in words: "unpaired", "paired + batches", ...; "": nothing.
     """
 
     found: Moderated
@@ -85,73 +65,7 @@ class SampleDifferences(NamedTuple):
     pseudocount: np.ndarray
     units: pd.DataFrame
     levels: np.ndarray
-
-
-def describe_samples(
-    data: CiteData,
-    used: np.ndarray,
-    sample_key: str,
-    block_key: str | None,
-    covariate_keys: Sequence[str],
-) -> Samples:
-    """Return the samples of some cells, ``used`` (N,) bool, by columns of ``obs``.
-
-    Raises
-    ------
-    DataError
-        When a column is missing, a sample is in two blocks, or has several values of a category.
-    """
-    obs = data.annotation.obs()
-    column = column_of(obs, "sample_key", sample_key).where(used)
-    sample = column.astype("category").cat.remove_unused_categories()
-    code = sample.cat.codes.to_numpy(np.int64)
-    names = [str(name) for name in sample.cat.categories]
-    if not names:
-        raise DataError(f"obs[{sample_key!r}] holds no sample of the cells compared; fill it.")
-    blocks = None if block_key is None else _of_samples(obs, "block_key", block_key, code, names)
-    columns = [part for key in covariate_keys for part in _columns(obs, key, code, names)]
-    batch = np.full(len(names), -1)
-    for k in range(len(names)):
-        batches = np.unique(data.batch[code == k])
-        batch[k] = batches[0] if len(batches) == 1 else -1
-    covariates = np.column_stack(columns) if columns else np.empty((len(names), 0))
-    return Samples(code, names, blocks, covariates, batch)
-
-
-def _of_samples(
-    obs: pd.DataFrame, name: str, key: str, code: np.ndarray, names: list[str]
-) -> np.ndarray:
-    """Return the one value, as text, that the cells of each sample share."""
-    column = column_of(obs, name, key)
-    used = code >= 0
-    values = column.astype(str).where(column.notna())[used]
-    table = pd.DataFrame({"sample": code[used], "value": values.to_numpy()}).drop_duplicates()
-    several = table["sample"].duplicated(keep=False) | table["value"].isna()
-    if several.any():
-        wrong = int(table["sample"][several].iloc[0])
-        held = table["value"][table["sample"] == wrong].tolist()
-        raise DataError(
-            f"obs[{key!r}] must hold one value for each sample, but sample {names[wrong]!r} has "
-            f"{held}; give {argument(name)} another column."
-        )
-    return table.sort_values("sample")["value"].to_numpy(dtype=object)
-
-
-def _columns(obs: pd.DataFrame, key: str, code: np.ndarray, names: list[str]) -> list[np.ndarray]:
-    """Return the columns of a covariate: a number standardised, or an indicator of each category."""
-    column = column_of(obs, "covariate_keys", key)
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        values = pd.Series(column.to_numpy(float)[code >= 0]).groupby(code[code >= 0]).mean()
-        if values.isna().any():
-            wrong = names[int(values.isna().to_numpy().argmax())]
-            raise DataError(f"obs[{key!r}] has no value for sample {wrong!r}; fill it.")
-        centred = values.to_numpy() - values.mean()
-        return [centred / max(float(np.abs(centred).max()), np.finfo(float).tiny)]
-    return _indicators(_of_samples(obs, "covariate_keys", key, code, names))
-
-
-def _indicators(values: np.ndarray) -> list[np.ndarray]:
-    return [(values == value).astype(float) for value in np.unique(values)[1:]]
+    design: str
 
 
 def sample_strata(groups: Groups, samples: Samples) -> tuple[np.ndarray, np.ndarray, int]:
@@ -208,20 +122,31 @@ def compare_over_samples(
         moments = [_rows(group, some) for group, some in zip(of_groups, enough, strict=True)]
         both = _stacked(moments)
         units["n_cells"] = both.rna.n_cells[:, 0].astype(int)
-        design, found = sample_design(units, samples, names)
+        design, words, found = sample_design(units, samples, comparison, names)
         notes |= dict.fromkeys(found)
-        results.append(_compare(both, units, design, pseudocounts, scale_protein=scale_protein))
+        result = _compare(both, units, design, pseudocounts, scale_protein=scale_protein)
+        results.append(result._replace(design=words))
         units["sample"] = np.array(samples.names, dtype=object)[units["sample"]]
         units["group"] = np.array(names, dtype=object)[units["group"]]
     for note in notes:
         warnings.warn(note, stacklevel=4)
     if all(np.isnan(result.found.p_value).all() for result in results):
-        first, second = groups.names[0]
-        few = [int(results[0].units["group"].eq(name).sum()) for name in (first, second)]
+        counts = [
+            [int(result.units["group"].eq(name).sum()) for name in names]
+            for result, names in zip(results, groups.names, strict=True)
+        ]
+        most = max(range(len(counts)), key=lambda number: sorted(counts[number]))
+        (first, second), few = groups.names[most], counts[most]
+        if min(few) >= _FEWEST_SAMPLES:
+            raise DataError(
+                f"{first} and {second} cannot be compared beside the blocks and covariates, which tell "
+                "them apart by themselves or leave no sample over; leave out one of these."
+            )
         raise DataError(
             f"{first} and {second} have {few[0]} and {few[1]} samples with {min_cells} cells or more; "
             "how much samples of a group differ shows only with two or more in each, and a sample left "
-            "over beside the blocks and covariates. Leave out the samples to compare these cells alone."
+            "over beside the blocks and covariates. With fewer, only these cells can be compared: by "
+            "Model.differential_expression without sample_key."
         )
     return results
 
@@ -284,7 +209,7 @@ def _compare(
         np.where(measured[some], level.mean[some], 0).sum(axis=0) / np.where(n > 0, n, np.nan)
         for some, n in zip(inside, n_samples, strict=True)
     ]
-    return SampleDifferences(found, scales[0], scales[1], n_samples, c, units, log_level)
+    return SampleDifferences(found, scales[0], scales[1], n_samples, c, units, log_level, "")
 
 
 def _enough_counts(sums: StratumMoments) -> np.ndarray:
@@ -297,7 +222,8 @@ def _enough_counts(sums: StratumMoments) -> np.ndarray:
         enough[1] += sums.background.counted.sum(axis=0)
         foreground = np.full(len(enough[1]), True)
     else:
-        foreground = sums.foreground.present.mean(axis=0) >= _FEWEST_FOREGROUND_CELLS
+        fewest = _FEWEST_FOREGROUND_CELLS * len(sums.foreground.present)
+        foreground = sums.foreground.present.sum(axis=0) >= fewest
     rna, protein = (counts >= _FEWEST_COUNTS for counts in enough)
     return np.concatenate([rna, protein & foreground])
 
@@ -326,7 +252,7 @@ def _common_factor(levels: np.ndarray, sampling: np.ndarray) -> np.ndarray:
     of that (Anders and Huber, Genome Biology 2010).
     """
     tested = np.isfinite(levels).all(axis=0)
-    if not tested.any():
+    if not (len(levels) and tested.any()):
         return np.zeros((len(levels), 1))
     precision = sampling[:, tested].mean(axis=0)
     well = levels[:, tested][:, precision <= np.median(precision)]
@@ -335,57 +261,82 @@ def _common_factor(levels: np.ndarray, sampling: np.ndarray) -> np.ndarray:
 
 
 def sample_design(
-    units: pd.DataFrame, samples: Samples, names: tuple[str, str]
-) -> tuple[np.ndarray | None, list[str]]:
-    """Return the design of a comparison, its first column that of the first group, and notes.
+    units: pd.DataFrame, samples: Samples, comparison: Comparison, names: tuple[str, str]
+) -> tuple[np.ndarray | None, str, list[str]]:
+    """Return the design of a comparison, its first column that of the first group, words, and notes.
 
     None: the units do not tell the groups apart.
     """
     sample, group = units["sample"].to_numpy(), units["group"].to_numpy()
     sizes = np.bincount(group, minlength=2)
     if sizes.min() < _FEWEST_SAMPLES:
-        return None, []
-    columns = [(group == 0).astype(float), np.ones(len(units))]
-    block = sample if samples.blocks is None else samples.blocks[sample]
-    if samples.blocks is not None or 2 * (sizes.sum() - len(np.unique(sample))) >= sizes.min():
-        columns += _indicators(block)  # most samples have both groups, or blocks were given
+        return None, "", []
+    columns, terms = [(group == 0).astype(float), np.ones(len(units))], []
+    if 2 * (sizes.sum() - len(np.unique(sample))) >= sizes.min():  # most samples have both groups
+        columns += indicators(sample)
+        terms.append(PAIRED)
+    if samples.blocks is not None:
+        columns += indicators(samples.blocks[sample])
+        terms.append(IN_BLOCKS)
+    words = ", ".join(terms) or "unpaired"
+    words += " + covariates" if samples.covariates.shape[1] else ""
     design = np.column_stack([*columns, samples.covariates[sample]])
     if independent_columns(design) is None:
         first, second = names
-        return None, [
-            f"blocks or covariates hold the same samples as {first} and {second}, so that an effect of "
-            "the one cannot be told from one of the other; their rows are empty."
-        ]
-    return _with_batches(design, samples.batch[sample], sample, group, names)
+        return None, "", [
+            f"blocks or covariates tell {first} from {second} by themselves (each holds samples of one "
+            "of them only), so that an effect of the one cannot be told from one of the other; their "
+            "rows are empty."
+        ]  # fmt: skip
+    of_groups = [samples.n_in_batches[list(parts)].sum(axis=0) for parts in comparison]
+    n_in_batches = np.array(of_groups)[group, sample]
+    return _with_batches(design, words, separate_batches(n_in_batches), group, names)
+
+
+def separate_batches(n_in_batches: np.ndarray) -> np.ndarray:
+    """Return a code of each unit's batch, those that some unit has cells in being one, (units,).
+
+    Parameters
+    ----------
+    n_in_batches
+        Cells of each unit in each batch, (units, batches).
+
+    Examples
+    --------
+    >>> separate_batches(np.array([[90, 80, 0], [0, 70, 0], [1, 0, 60]])).tolist()
+    [0, 0, 1]
+    """
+    share = n_in_batches / np.maximum(n_in_batches.sum(axis=1, keepdims=True), 1)
+    held = (share >= _LEAST_SHARE_OF_BATCH).astype(int)
+    codes: np.ndarray = connected_components(held @ held.T)[1]
+    return codes
 
 
 def _with_batches(
-    design: np.ndarray,
-    batch: np.ndarray,
-    sample: np.ndarray,
-    group: np.ndarray,
-    names: tuple[str, str],
-) -> tuple[np.ndarray, list[str]]:
+    design: np.ndarray, words: str, batch: np.ndarray, group: np.ndarray, names: tuple[str, str]
+) -> tuple[np.ndarray, str, list[str]]:
     """Add the batches to a design if they can be told from the groups, else say what follows."""
-    present = np.unique(batch)
-    n_samples = len(np.unique(sample))
-    if -1 in present or len(present) == 1 or len(present) == n_samples:
-        return design, []  # a batch of each sample is part of what samples differ by
-    full = np.column_stack([design, *_indicators(batch)])
+    if len(np.unique(batch)) in (1, len(batch)):
+        return design, words, []  # a batch of each unit is part of what units differ by
+    full = np.column_stack([design, *indicators(batch)])
     basis = independent_columns(full)
     if basis is not None and len(basis) > basis.shape[1]:
-        return full, []
+        adds = np.linalg.matrix_rank(full) > np.linalg.matrix_rank(design)
+        return full, words + " + batches" * bool(adds), []
     first, second = names
     shared = set(batch[group == 0]) & set(batch[group == 1])
     if shared:
-        return design, [
+        note = (
             f"too few samples to tell the batches from {first} and {second}: what batches add is left "
             "in the effects and, where it differs between samples of a group, in their errors."
-        ]
-    return design, [
-        f"every batch has samples of only {first} or only {second}, so a difference between these "
-        "batches cannot be told from one between the groups, by any method: effects hold both. Errors "
-        "account for how samples of a group differ, not for what a batch shifts in all of its samples. "
-        "batch_correction=True would take out both. With several batches in each group, the batches "
-        "can be given as the samples."
-    ]
+        )
+    else:
+        note = (
+            f"every batch has samples of only {first} or only {second}, so a difference between these "
+            "batches cannot be told from one between the groups, by any method: effects hold both. "
+            "Errors account for how samples of a group differ, not for what a batch shifts in all of "
+            "its samples. Decoding into common batches would take out both. With several batches in "
+            "each group, the batches can be given as the samples."
+        )
+        words += CONFOUNDED
+    return design, words, [note]

@@ -1,0 +1,139 @@
+"""Compare schedules of training: epochs and peak learning rate, by size of the data.
+
+    python benchmarks/schedules.py --data /path/of/data --seeds 3 --sizes 1000 3000
+
+Five data sets, cut to a random part of each size where they have more cells: PBMC10k, bone marrow
+(NeurIPS 2021), REAP-seq of PBMC, donor p3 of the WNN atlas, and simulated cells. In 40 %
+of the cells every third protein is hidden. Cells that neither train nor validate tell the marginal
+likelihood and how well the intervals of proteins are calibrated, and hidden counts how well they are
+imputed; see `objectives.py`. "default" is what `Model.train` does, with ``max_epochs=None``. Processor
+time is that of the fit with one thread. Rows are added to benchmarks/results/schedules.json and
+schedules.md; those that are there are kept.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from mudata import MuData
+
+import totalvi
+from field import cells_of
+from objectives import asked, hide
+from result_files import RESULTS, write_results
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+NAMES = ("pbmc10k", "bmmc", "reap", "wnn", "simulated")
+FIGURES = {
+    "marginal": "marginal log-likelihood, nats a cell",
+    "log_likelihood": "of a protein count",
+    "coverage_50": "50 % intervals cover",
+    "coverage_95": "95 %",
+    "imputed_r": "imputed: Pearson of log1p",
+    "imputed_rmse": "RMSE",
+    "epochs_run": "epochs",
+    "best_epoch": "best",
+    "processor_seconds": "processor time, s",
+}
+
+
+class Schedule(NamedTuple):
+    """Epochs and peak learning rate; None: the default."""
+
+    epochs: int | None
+    learning_rate: float | None
+
+    @property
+    def label(self) -> str:
+        if self.epochs is None:
+            return "default"
+        return f"{self.epochs} epochs, {self.learning_rate:g}"
+
+
+SCHEDULES = [
+    Schedule(None, None),
+    *(Schedule(n, rate) for n in (40, 80, 150) for rate in (8e-3, 1.6e-2)),
+]
+
+
+def cells(name: str, size: int, seed: int, folder: Path) -> MuData:
+    """Return at most ``size`` cells with all of their counts."""
+    if name == "simulated":
+        return totalvi.simulate(size, 300, 15, n_cell_types=5, seed=seed)
+    if name == "bmmc":
+        data = totalvi.read(folder / "bmmc_134proteins.h5mu")
+    else:
+        data, truth, _ = cells_of(name, seed, folder)
+        data["prot"].X = truth
+    some = np.random.default_rng(seed).permutation(data.n_obs)[:size]
+    return data[np.sort(some)].copy()
+
+
+def measure(mdata: MuData, seed: int, schedule: Schedule) -> dict[str, float]:
+    """Fit with a schedule, and return what other cells and hidden counts say."""
+    partly, hidden = hide(mdata, seed)
+    model = totalvi.Model(partly, batch_key="panel", seed=seed, isotype_controls=())
+    given: dict[str, Any] = {"train_size": 0.75, "validation_size": 0.1, "progress": False}
+    if schedule.learning_rate is not None:
+        given["lr"] = schedule.learning_rate
+    started = time.process_time()
+    model.train(schedule.epochs, **given)
+    return asked(model, mdata, hidden) | {
+        "epochs_run": len(model.history),
+        "best_epoch": model.fit_summary["best_epoch"],
+        "processor_seconds": time.process_time() - started,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the mean over seeds of each figure, as Markdown."""
+    yield "Means over seeds, and in brackets their standard deviation."
+    for (data, size), of_data in pd.DataFrame(rows).groupby(["data", "cells"], sort=False):
+        yield from ("", f"**{data}, {size:,} cells**", "")
+        yield f"| schedule | seeds | {' | '.join(FIGURES.values())} |"
+        yield "|---" * (2 + len(FIGURES)) + "|"
+        for label, of_label in of_data.groupby("schedule", sort=False):
+            spread = len(of_label) > 1
+            values = [
+                f"{of_label[k].mean():.4g}" + f" ({of_label[k].std():.2g})" * spread
+                for k in FIGURES
+            ]
+            yield f"| {label} | {len(of_label)} | {' | '.join(values)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--names", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 3000])
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    started, stored = time.perf_counter(), RESULTS / "schedules.json"
+    rows = json.loads(stored.read_text())["fits"] if stored.exists() else []
+    known = {(row["data"], row["cells"], row["schedule"], row["seed"]) for row in rows}
+    for seed in range(given.seeds):
+        for name in given.names:
+            for size in given.sizes:
+                mdata = cells(name, size, seed, given.data)
+                for schedule in SCHEDULES:
+                    key = (name, mdata.n_obs, schedule.label, seed)
+                    if key in known:
+                        continue
+                    known.add(key)
+                    names = zip(("data", "cells", "schedule", "seed"), key, strict=True)
+                    rows.append(dict(names) | measure(mdata, seed, schedule))
+                    print(json.dumps(rows[-1]), flush=True)
+                    write_results("schedules", {"fits": rows}, list(table(rows)), started)
+
+
+if __name__ == "__main__":
+    main()
