@@ -196,15 +196,9 @@ def _hint(a: pd.Index, b: pd.Index) -> str:
 def joined_obs(
     mdata: MuData, rna: AnnData, protein: AnnData, cells: pd.Index | None = None
 ) -> pd.DataFrame:
-    """Join the MuData's own annotation with the columns only its modalities have.
-
-    ``cells`` are all cells, where each modality lacks some of them.
-    """
-    own, everywhere, cells = (
-        mdata.obs,
-        cells is None,
-        names_of(rna.obs_names if cells is None else cells),
-    )
+    """Join the MuData's own columns with those of its modalities; ``cells``: all, where these differ."""
+    own, everywhere = mdata.obs, cells is None
+    cells = names_of(rna.obs_names if cells is None else cells)
     if names_of(own.index).equals(cells):
         columns = {name: own[name] for name in own.columns}
     elif own.index.is_unique and cells.isin(own.index).all():
