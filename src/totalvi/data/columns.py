@@ -196,7 +196,7 @@ def _hint(a: pd.Index, b: pd.Index) -> str:
 def joined_obs(
     mdata: MuData, rna: AnnData, protein: AnnData, cells: pd.Index | None = None
 ) -> pd.DataFrame:
-    """Join the MuData's own columns with those of its modalities; ``cells``: all, where these differ."""
+    """Join the MuData's own columns with those of its modalities; ``cells`` if these differ."""
     own, everywhere = mdata.obs, cells is None
     cells = names_of(rna.obs_names if cells is None else cells)
     if names_of(own.index).equals(cells):
