@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi.data import datasets as datasets
     from totalvi.data.background.prior import ambient_profile as ambient_profile
     from totalvi.data.io.read import read as read
+    from totalvi.data.mosaic import mosaic as mosaic
     from totalvi.data.panels.antibodies import declare_unmeasured as declare_unmeasured
     from totalvi.data.panels.antibodies import harmonise_antibodies as harmonise_antibodies
     from totalvi.data.panels.concat import concat as concat
@@ -39,6 +40,7 @@ _HOMES = {  # the module of each public name, and the name there unless it is th
     "declare_unmeasured": "totalvi.data.panels.antibodies:declare_unmeasured",
     "expected_power": "totalvi.posterior.differential.moderated:expected_power",
     "harmonise_antibodies": "totalvi.data.panels.antibodies:harmonise_antibodies",
+    "mosaic": "totalvi.data.mosaic:mosaic",
     "parse_hierarchy": "totalvi.posterior.gates.hierarchy:parse_hierarchy",
     "persistence": "totalvi.persistence",
     "read_hierarchy": "totalvi.posterior.gates.hierarchy:read_hierarchy",

@@ -34,12 +34,12 @@ from totalvi.posterior.doublets import DoubletQueries
 from totalvi.posterior.evidence import EvidenceQueries
 from totalvi.posterior.expression import ExpressionQueries
 from totalvi.posterior.gates.gate_cells import GateQueries
-from totalvi.posterior.imputation import ImputationQueries
 from totalvi.posterior.latent import LatentQueries
 from totalvi.posterior.latent_space import LatentSpaceQueries
 from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import ProteinBackgroundQueries
+from totalvi.posterior.rna_imputation import RnaQueries
 from totalvi.processes import this_process
 from totalvi.training import History, KnowsScviProtocol, Training
 
@@ -56,7 +56,7 @@ class Model(
     AbundanceQueries,
     LatentSpaceQueries,
     ProteinBackgroundQueries,
-    ImputationQueries,
+    RnaQueries,
     GateQueries,
     DoubletQueries,
     MappingQueries,

@@ -411,7 +411,7 @@ def test_transform_batch_decodes_and_disperses_as_that_batch_but_encodes_as_the_
 def test_transform_batch_leaves_the_panel() -> None:
     module, inputs = configured("mask")
     context = module.context(**inputs)
-    moved = module.in_batch(context, 0)
+    moved = context.in_batch(0)
     assert torch.equal(moved.panel, context.panel)
     assert (moved.batch == 0).all()
 

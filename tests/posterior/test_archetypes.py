@@ -41,7 +41,7 @@ def decoded_one_by_one(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every cell's context at every corner; the background by sampling."""
     batch = minibatch(data, network, cells)
-    context = network.in_batch(batch.context, code)
+    context = batch.context.in_batch(code)
     rna, protein = [], []
     noise = torch.randn(4000, 1, 1, generator=torch.Generator().manual_seed(1))
     for k in range(4):

@@ -74,7 +74,7 @@ def by_sample(model: totalvi.Model, into: int | None) -> dict[str, np.ndarray]:
                 batch.y, network.proteins(own, own.background_mean, batch.context),
                 own.background_scale, network.measured(batch.context.panel), fast=False,
             )  # fmt: skip
-            other = network.decode(z, network.in_batch(batch.context, into))
+            other = network.decode(z, batch.context.in_batch(into))
             odds = torch.exp(given.log_bayes_factor - other.background_logit)
             beta = torch.exp(other.background_mean + other.background_scale**2 / 2)
             probability = odds / (1 + odds)

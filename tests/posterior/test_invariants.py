@@ -43,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "gene_dispersion": "gene-label",
         "protein_dispersion": "protein-label",
     },
+    "mosaic": {},
     "AnnData": {"protein_expression_obsm_key": "adt", "latent_distribution": "ln"},
 }
 
@@ -79,6 +80,10 @@ QUERIES: dict[str, Query] = {
     "get_imputation_reliability": Query(
         {"n_samples": 2, "indices": range(N_CELLS)}, by_cell=False, cells=None
     ),
+    "impute_rna": Query({"n_samples": 2, "stacked": False}),
+    "get_rna_reliability": Query(
+        {"n_samples": 2, "indices": range(N_CELLS)}, by_cell=False, cells=None
+    ),
     "gate": Query({"hierarchy": GATES, "n_samples": 2}),
     "get_archetypes": Query({}, by_cell=False, sampled=False),
     "get_aggregated_posterior": Query({}, by_cell=False, sampled=False),
@@ -100,6 +105,11 @@ def counts(kind: str) -> MuData | AnnData:
         lane = mdata.obs["lane"].to_numpy()
         mdata["prot"].X[lane == "1", 4] = np.nan
         mdata["prot"].X[lane == "2", 5] = np.nan
+    if kind == "mosaic":
+        modalities = np.resize(["both", "both", "rna", "prot"], N_CELLS)
+        mdata.obs["measured_modalities"] = modalities
+        mdata["prot"].X[modalities == "rna"] = np.nan
+        mdata["rna"].X = sparse.csr_matrix(mdata["rna"].X.multiply((modalities != "prot")[:, None]))
     if kind != "AnnData":
         return mdata
     adata = AnnData(mdata["rna"].X.copy(), obs=mdata.obs.copy())
@@ -126,6 +136,8 @@ def fitted(request: pytest.FixtureRequest) -> Fitted:
 def name(request: pytest.FixtureRequest, fitted: Fitted) -> str:
     if request.param == "get_archetypes" and fitted.model.module.latent_distribution == "normal":
         pytest.skip("a normal latent space has no archetypes")
+    if "_rna" in request.param and fitted.kind != "mosaic":
+        pytest.skip("all cells have RNA")
     return request.param
 
 
@@ -320,7 +332,8 @@ def test_one_name_is_a_list_of_one(fitted: Fitted, name: str) -> None:
 
 def test_the_own_batch_is_no_counterfactual(fitted: Fitted, name: str) -> None:
     method = inspect.signature(getattr(fitted.model, name)).parameters
-    if "transform_batch" not in method or name in ("impute_proteins", "get_imputation_reliability"):
+    always = ("impute_proteins", "get_imputation_reliability", "impute_rna", "get_rna_reliability")
+    if "transform_batch" not in method or name in always:
         pytest.skip("does not decode into other batches, or never into the own one by default")
     own = np.flatnonzero((fitted.data.obs["batch"] == "batch_1").to_numpy())
     expected = ask(fitted.model, name, indices=own)

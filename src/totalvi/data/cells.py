@@ -15,7 +15,29 @@ from scipy import sparse
 
 from totalvi.data.columns import Columns, joined_obs, names_of
 from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced
-from totalvi.errors import Finding
+from totalvi.errors import DataError, Finding, allowed
+
+MODALITIES = "measured_modalities"
+"""Column of ``obs`` that says what was measured in each cell; without it, all cells have RNA."""
+BOTH, RNA, PROTEIN = "both", "rna", "prot"
+
+
+def has_rna(obs: pd.DataFrame) -> np.ndarray:
+    """Return which cells have RNA, by ``obs["measured_modalities"]``; all without that column.
+
+    Raises
+    ------
+    DataError
+        If the column holds anything but "both", "rna" and "prot".
+    """
+    if MODALITIES not in obs:
+        return np.ones(len(obs), dtype=bool)
+    values = obs[MODALITIES].astype(object).to_numpy()
+    odd = [value for value in pd.unique(values) if value not in (BOTH, RNA, PROTEIN)]
+    if odd:
+        raise DataError(allowed(f'obs["{MODALITIES}"]', odd[0], (BOTH, RNA, PROTEIN)))
+    found: np.ndarray = values != PROTEIN
+    return found
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,8 @@ class Schema:
         Mean and variance of the log RNA library size of each batch.
     control_names
         Names of the isotype controls, which are not among the proteins.
+    panel_measured_rna
+        Whether each panel measured RNA; empty if all did.
     """
 
     columns: Columns
@@ -55,6 +79,12 @@ class Schema:
     library_log_mean: tuple[float, ...]
     library_log_variance: tuple[float, ...]
     control_names: tuple[str, ...] = ()
+    panel_measured_rna: tuple[bool, ...] = ()
+
+    @property
+    def measured_rna(self) -> np.ndarray:
+        """Which panels measured RNA, bool (panels,)."""
+        return np.array(self.panel_measured_rna or (True,) * len(self.panel_measured), dtype=bool)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, texts and numbers; files call the columns "keys"."""
@@ -114,10 +144,16 @@ class QueryMapping:
 
 
 def library_prior(
-    library_size: np.ndarray, batch: np.ndarray, n_batches: int
+    library_size: np.ndarray, batch: np.ndarray, n_batches: int, known: np.ndarray | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and variance of the log library size of each batch."""
-    logs = [np.log(library_size[batch == code]) for code in range(n_batches)]
+    """Return the mean and variance of the log library size of each batch.
+
+    They are over the ``known`` cells, those that have RNA (None: all); a batch without any has those of
+    all batches.
+    """
+    known = np.ones(len(batch), dtype=bool) if known is None else known
+    of_batch = [known & (batch == code) for code in range(n_batches)]
+    logs = [np.log(library_size[some if some.any() else known]) for some in of_batch]
     return tuple(float(x.mean()) for x in logs), tuple(max(float(x.var()), 1e-4) for x in logs)
 
 
@@ -159,7 +195,14 @@ class Annotation:
             return self._obs
         if isinstance(data, MuData):
             rna, protein = (data.mod.get(name) for name in self._modalities)
-            if rna is None or protein is None or rna.n_obs != len(self._obs):
+            if rna is None or protein is None:
+                return self._obs
+            if MODALITIES in self._obs and not rna.obs_names.equals(protein.obs_names):
+                if not self._obs.index.isin(data.obs_names).all():
+                    return self._obs
+                obs = joined_obs(data, rna, protein, self._obs.index)
+                return obs.assign(**{MODALITIES: self._obs[MODALITIES]})
+            if rna.n_obs != len(self._obs):
                 return self._obs
             obs = joined_obs(data, rna, protein)
         else:
@@ -198,7 +241,8 @@ class CiteData:
     categorical, continuous
         Covariates (N, covariates), or None.
     library_size
-        Size factor if a key is given, else total RNA count, (N,).
+        Size factor if a key is given, else total RNA count, (N,); of a cell without RNA, that which is
+        usual in its batch.
     annotation
         The source of the ``obs`` of the cells.
     controls
@@ -225,6 +269,12 @@ class CiteData:
     def n_cells(self) -> int:
         """Number of cells."""
         return int(self.rna.shape[0])
+
+    @property
+    def has_rna(self) -> np.ndarray:
+        """Which cells have RNA, bool (N,)."""
+        found: np.ndarray = self.schema.measured_rna[self.panel]
+        return found
 
     @property
     def on_disk(self) -> bool:

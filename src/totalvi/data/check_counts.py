@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from totalvi.data.cells import has_rna
 from totalvi.data.find import CountSource
 from totalvi.errors import Finding, Severity, argument, counted, first_and_count, listed, setting
 
@@ -218,7 +219,7 @@ def rna_findings(
 
 
 def _rna_zeros(source: CountSource, tally: CountTally) -> Iterator[Finding]:
-    empty = source.cell_names[tally.rna_total == 0]
+    empty = source.cell_names[(tally.rna_total == 0) & has_rna(source.obs)]
     silent = source.gene_names[tally.gene_total == 0]
     if len(empty):
         yield Finding(

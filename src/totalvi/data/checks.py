@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.background.isotype_controls import antibody_findings
+from totalvi.data.cells import has_rna
 from totalvi.data.check_counts import (
     CountTally,
     named,
@@ -14,12 +15,13 @@ from totalvi.data.check_counts import (
     tally_counts,
 )
 from totalvi.data.columns import CellGroups, Columns, cell_groups, column, no_column
+from totalvi.data.contents import with_panels
 from totalvi.data.find import CountSource
+from totalvi.data.mosaic import modality_findings, summary
 from totalvi.errors import (
     DataError,
     Finding,
     argument,
-    counted,
     first_and_count,
     in_order,
     listed,
@@ -217,6 +219,7 @@ def check_counts(
     """
     if tally is None:
         tally = tally_by_group(source, columns)
+    columns = with_panels(source.obs, columns)
     groups = _groups(source, columns)
     counts = [
         *rna_findings(source, tally, allow_fractional=columns.allow_fractional),
@@ -227,15 +230,16 @@ def check_counts(
         *_cell_findings(source),
         *counts,
         *(panel_findings(source, groups, tally) if groups is not None else ()),
+        *modality_findings(has_rna(source.obs), tally, source.cell_names),
         *antibody_findings(source, tally, groups),
-        _summary(source, tally, are_counts=all(finding.severity != "error" for finding in counts)),
+        summary(source, tally, are_counts=all(finding.severity != "error" for finding in counts)),
     ]
     return in_order(findings)
 
 
 def tally_by_group(source: CountSource, columns: Columns) -> CountTally:
     """Read all counts once for the checks, which group cells by panel or batch."""
-    groups = _groups(source, columns)
+    groups = _groups(source, with_panels(source.obs, columns))
     if groups is None:
         return tally_counts(source, np.zeros(len(source.obs), dtype=np.intp), 1)
     return tally_counts(source, groups.codes, len(groups.names))
@@ -280,23 +284,6 @@ def _cell_findings(source: CountSource) -> list[Finding]:
             )
         )
     return findings
-
-
-def _summary(source: CountSource, tally: CountTally, *, are_counts: bool) -> Finding:
-    """Return a summary: cells, genes, proteins, share of non-zeros, median counts."""
-    n_cells, n_genes = source.rna.shape
-    message = f"{counted(n_cells, 'cell')}, {counted(n_genes, 'gene')} and "
-    message += counted(source.protein.shape[1], "protein")
-    if are_counts:
-        rna_median = np.median(tally.rna_total)
-        protein_totals = tally.protein_total[tally.protein_measured]
-        protein_median = np.median(protein_totals) if len(protein_totals) else 0
-        non_zero = tally.n_rna.sum() / (n_cells * n_genes)
-        message += (
-            f"; {100 * non_zero:.1f} % of the RNA counts are not zero; a median cell has "
-            f"{rna_median:,.0f} RNA counts and {protein_median:,.0f} protein counts"
-        )
-    return Finding("note", "summary", message + ".")
 
 
 def panel_findings(source: CountSource, groups: CellGroups, tally: CountTally) -> Iterator[Finding]:

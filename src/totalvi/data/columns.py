@@ -193,10 +193,12 @@ def _hint(a: pd.Index, b: pd.Index) -> str:
     return f" ({in_words(pairs, len(a), len(b))}, so rename those of one of them)"
 
 
-def joined_obs(mdata: MuData, rna: AnnData, protein: AnnData) -> pd.DataFrame:
-    """Join the MuData's own annotation with the columns only its modalities have."""
-    own = mdata.obs
-    cells = names_of(rna.obs_names)
+def joined_obs(
+    mdata: MuData, rna: AnnData, protein: AnnData, cells: pd.Index | None = None
+) -> pd.DataFrame:
+    """Join the MuData's own columns with those of its modalities; ``cells`` if these differ."""
+    own, everywhere = mdata.obs, cells is None
+    cells = names_of(rna.obs_names if cells is None else cells)
     if names_of(own.index).equals(cells):
         columns = {name: own[name] for name in own.columns}
     elif own.index.is_unique and cells.isin(own.index).all():
@@ -205,14 +207,18 @@ def joined_obs(mdata: MuData, rna: AnnData, protein: AnnData) -> pd.DataFrame:
         columns = {}
     for adata in (rna, protein):
         for name in adata.obs.columns:
-            columns.setdefault(name, adata.obs[name])
+            if everywhere:
+                columns.setdefault(name, adata.obs[name])
+            else:
+                of_all, known = adata.obs[name].reindex(cells), columns.get(name)
+                columns[name] = of_all if known is None else known.combine_first(of_all)
     values = {name: column.array.copy() for name, column in columns.items()}
     return pd.DataFrame(values, index=cells)
 
 
 _CORE = re.compile(r"[ACGTN]{6,}", re.IGNORECASE)
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
-_WHITELIST = 737_280  # barcodes of the smallest list in use: unrelated cells share some by chance
+WHITELIST = 737_280  # barcodes of the smallest list in use: unrelated cells share some by chance
 _LEAST_SHARE = 0.5
 _MOST_TAGS = 1000
 
@@ -261,7 +267,7 @@ def pair_cells(first: pd.Index, second: pd.Index) -> CellPairs:
 
 def _is_enough(n: int, n_first: int, n_second: int) -> bool:
     """Whether more cells agree than unrelated cells with barcodes of one list would."""
-    by_chance = max(n_first, n_second) / _WHITELIST
+    by_chance = max(n_first, n_second) / WHITELIST
     least = min(0.98, max(_LEAST_SHARE, 0.3 + by_chance))
     return n > 0 and n >= least * min(n_first, n_second)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import h5py
@@ -11,7 +12,8 @@ from anndata import AnnData
 from anndata.io import write_elem
 from mudata import MuData
 
-from totalvi.data.columns import Columns
+from totalvi.data.cells import MODALITIES
+from totalvi.data.columns import Columns, cell_groups
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
 from totalvi.data.io.features import modalities_of, says_antibody
 from totalvi.data.io.readable_parts import READING, UNREAD
@@ -35,6 +37,21 @@ _FEW = 1000  # antibodies that no panel exceeds
 AMBIENT_KEY = "ambient"  # entry of uns with the profile of empty droplets, which is kept elsewhere
 _SEEN = 1000  # cells that are looked at
 _NAMED = 20  # features of a modality that is set apart
+
+
+def with_panels(obs: pd.DataFrame, columns: Columns) -> Columns:
+    """Return the columns with a panel key that tells cells apart by what was measured.
+
+    A panel (or batch) measures the same in all of its cells. Where batches do not, and no panels are
+    named, ``obs["measured_modalities"]`` says them.
+    """
+    if columns.panel_key is not None or MODALITIES not in obs:
+        return columns
+    groups = cell_groups(obs, "batch", columns.batch_key)
+    if groups is None:  # the checks say why
+        return columns
+    kinds = pd.Series(obs[MODALITIES].astype(str).to_numpy()).groupby(groups.codes).nunique()
+    return replace(columns, panel_key=MODALITIES) if (kinds > 1).any() else columns
 
 
 def likely_proteins(data: MuData | AnnData, columns: Columns) -> list[tuple[str, str]]:

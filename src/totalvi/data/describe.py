@@ -14,14 +14,15 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts, split_controls
-from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, library_prior
+from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, has_rna, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns, names_of
-from totalvi.data.contents import contents_findings
+from totalvi.data.contents import contents_findings, with_panels
 from totalvi.data.counts import Counts, CountsInMemory, MeasuredCounts
 from totalvi.data.find import CountSource, find_counts, gene_table
 from totalvi.data.io.features import with_symbols
 from totalvi.data.io.h5_zarr import open_on_disk
+from totalvi.data.mosaic import as_mosaic, rna_by_group
 from totalvi.errors import DataError, argument, did_you_mean
 
 ALL_CELLS = "all cells"  # name of the batch if there is no batch key
@@ -71,8 +72,10 @@ def describe(
     DataError
         When the data cannot be used; the message names what is wrong and the fix.
     """
-    data, on_disk = opened(data, on_disk=on_disk)
+    given, on_disk = opened(data, on_disk=on_disk)
+    data = as_mosaic(given, columns)
     source = find_counts(data, columns, on_disk=on_disk)
+    columns = with_panels(source.obs, columns)
     tally = tally_by_group(source, columns)
     findings = check_counts(source, columns, tally)
     library_size = tally.rna_total
@@ -87,7 +90,7 @@ def describe(
         if aligned.rna is not source.rna:
             library_size = _totals(aligned.rna)
         source = aligned
-    described = cells(Found(data, source, controls, library_size), columns, schema)
+    described = cells(Found(given, source, controls, library_size), columns, schema)
     noted = tuple(finding for finding in findings if finding.severity != "error")
     return replace(described, findings=(*contents_findings(data, columns), *noted))
 
@@ -134,6 +137,9 @@ def cells(
     continuous = _numbers(obs, columns.continuous_covariate_keys)
     standardised = (continuous - schema.continuous_mean) / schema.continuous_scale
     library_size = _totals(rna) if found.library_size is None else found.library_size
+    if schema.panel_measured_rna:
+        usual = np.exp(np.array(schema.library_log_mean))[batch]
+        library_size = np.where(_has_rna(source, schema, panel), library_size, usual)
     if columns.size_factor_key is not None:
         library_size = obs[columns.size_factor_key].to_numpy(dtype=np.float64)
     label = None
@@ -187,9 +193,11 @@ def _schema_of(
         panel, panel_names = categories(obs, columns.panel_key)
     if columns.size_factor_key is not None:
         library_size = obs[columns.size_factor_key].to_numpy(dtype=np.float64)
-    log_mean, log_variance = library_prior(library_size, batch, len(batch_names))
     continuous = _numbers(obs, columns.continuous_covariate_keys)
     n_panels = len(panel_names) or len(batch_names)
+    measured_rna = rna_by_group(obs, panel, panel_names or batch_names)
+    known = has_rna(obs) if measured_rna else None
+    log_mean, log_variance = library_prior(library_size, batch, len(batch_names), known)
     return Schema(
         columns=columns,
         gene_names=tuple(source.gene_names),
@@ -206,7 +214,21 @@ def _schema_of(
         library_log_mean=log_mean,
         library_log_variance=log_variance,
         control_names=controls,
+        panel_measured_rna=measured_rna,
     )
+
+
+def _has_rna(source: CountSource, schema: Schema, panel: np.ndarray) -> np.ndarray:
+    """Return which cells have RNA, by their panels, which must agree with what the data say."""
+    by_panel: np.ndarray = schema.measured_rna[panel]
+    lacking = np.flatnonzero(by_panel & ~has_rna(source.obs))
+    if len(lacking):
+        raise DataError(
+            f'cell "{source.cell_names[lacking[0]]}" has proteins alone, but its panel (or batch) '
+            "measured RNA in the data that the model was trained on; leave such cells out, or fit a "
+            "model to both together."
+        )
+    return by_panel
 
 
 def _numbers(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:

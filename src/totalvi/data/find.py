@@ -10,13 +10,8 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from totalvi.data.columns import (
-    Columns,
-    feature_names,
-    joined_obs,
-    names_of,
-    require_same_cells,
-)
+from totalvi.data.cells import MODALITIES
+from totalvi.data.columns import Columns, feature_names, joined_obs, names_of, require_same_cells
 from totalvi.data.contents import looks_like_counts, no_proteins, require_no_proteins
 from totalvi.data.counts import (
     Counts,
@@ -118,6 +113,8 @@ def find_counts(data: MuData | AnnData, columns: Columns, *, on_disk: bool = Fal
             f"data must be a MuData or an AnnData, not {type(data).__name__}; "
             "read a count file with totalvi.read(path) first."
         )
+    if columns.panel_key == MODALITIES and MODALITIES not in source.obs:
+        source.obs[MODALITIES] = "both"  # the panels of a mosaic, in data that are none
     for count, what in zip(source.rna.shape, ("cells", "genes"), strict=True):
         if count == 0:
             raise DataError(f"no {what} at all in {source.rna_where}; check how it was filtered.")
@@ -158,6 +155,8 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
         rna = data if _is_raw(data, layer) else data[:, genes_and_proteins(data.var)[0]]
         obs, where = pd.DataFrame(data.obs).copy(), _where("", layer, rna)
     values, var = _rna_matrix(rna, layer, "the RNA")
+    if columns.panel_key == MODALITIES and MODALITIES not in obs:
+        obs[MODALITIES] = "rna"
     for count, what in zip((rna.n_obs, len(var)), ("cells", "genes"), strict=True):
         if count == 0:
             raise DataError(f"no {what} at all in {where}; check how it was filtered.")

@@ -12,7 +12,7 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts
-from totalvi.data.cells import CiteData, QueryMapping, Schema, library_prior
+from totalvi.data.cells import CiteData, QueryMapping, Schema, has_rna, library_prior
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
 from totalvi.data.columns import Columns
 from totalvi.data.contents import contents_findings
@@ -261,6 +261,15 @@ def extended_schema(
     if reference.panel_names:
         panel, own_panels = _own_categories(obs, columns.panel_key)
         panels = _new_names(own_panels, reference.panel_names)
+    lacking = ~has_rna(obs)
+    if lacking.any():
+        raise DataError(
+            f"{lacking.sum():,} cells of the query have proteins alone, and a query is mapped by its "
+            "RNA; leave them out, or fit one model to reference and query with totalvi.concat."
+        )
+    measured_rna = reference.panel_measured_rna
+    if measured_rna:
+        measured_rna += (True,) * len(own_panels)
     measured = measured_by_group(query.source.protein, panel, len(own_panels))
     covariates = tuple(
         known + _unknown(obs, key, known, new_categories)
@@ -277,6 +286,7 @@ def extended_schema(
         panel_names=reference.panel_names + tuple(panels.values()),
         covariate_categories=covariates,
         panel_measured=reference.panel_measured + measured,
+        panel_measured_rna=measured_rna,
         library_log_mean=reference.library_log_mean + log_mean,
         library_log_variance=reference.library_log_variance + log_variance,
     )

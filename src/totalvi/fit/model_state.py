@@ -54,6 +54,7 @@ def network_of(schema: Schema, options: dict[str, Any], seed: int) -> TOTALVI:
         n_categories_per_covariate=[len(names) for names in schema.covariate_categories],
         n_continuous_covariates=len(schema.columns.continuous_covariate_keys),
         protein_batch_mask=schema.panel_measured,
+        panel_measured_rna=schema.panel_measured_rna or None,
         generator=torch_generator(initial_weights),
         **options,
     ).eval()

@@ -158,6 +158,7 @@ def _schema(
         panel_measured=tuple(map(tuple, measured)),
         library_log_mean=(0.0,) * n_batch,
         library_log_variance=(1.0,) * n_batch,
+        panel_measured_rna=(),
     )
     library = {name: config.get(name) for name in _LIBRARY}
     if None in library.values():

@@ -100,6 +100,8 @@ def _require_counterparts(module: Network, options: dict[str, Any]) -> None:
         if getattr(module, name).endswith("label")
     ]
     lacking = [*sorted(set(options) - _KNOWN_OPTIONS), *by_label]
+    if module.rna_mask is not None:
+        lacking.append("cells without RNA")
     if module.encoder.z_branch is not None:
         lacking.append('encoder_architecture="branched"')
     if not module.encoder.scale_input:

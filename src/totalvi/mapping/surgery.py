@@ -108,7 +108,7 @@ def extend(reference: Network, module: Network, mapping: QueryMapping) -> None:
     state, old = module.state_dict(), reference.state_dict()
     with torch.no_grad():
         for name, value in state.items():
-            if name == "protein_mask":
+            if name in ("protein_mask", "rna_mask"):
                 continue
             if name not in rows:
                 value.copy_(old[name])
@@ -192,7 +192,8 @@ def reference_state(module: Network, mapping: QueryMapping) -> dict[str, Tensor]
             state[name] = value
         elif (rows[name].source >= 0).any():
             state[name] = value[rows[name].kept[rows[name].source >= 0]]
-    state.pop("protein_mask", None)
+    for mask in ("protein_mask", "rna_mask"):
+        state.pop(mask, None)
     return state
 
 

@@ -38,6 +38,10 @@ class CellContext(NamedTuple):
         others = self.categorical if categorical else None
         return [self.batch, *(() if others is None else others.unbind(dim=1))]
 
+    def in_batch(self, code: int | None) -> "CellContext":
+        """Return the context as if every cell came from the batch ``code``; None: its own."""
+        return self if code is None else self._replace(batch=torch.full_like(self.batch, code))
+
     def repeat(self, n_samples: int) -> "CellContext":
         """Return the context of ``n_samples`` copies of the cells, one copy after the other."""
         parts = (
@@ -179,6 +183,11 @@ class LinearProduct(NamedTuple):
             return result
         return result + self.covariates @ self.covariate_weight
 
+    def take_cells(self, rows: Tensor) -> Self:
+        """Return the product of the cells at ``rows``."""
+        covariates = None if self.covariates is None else self.covariates[..., rows, :]
+        return self._replace(x=self.x[..., rows, :], covariates=covariates)
+
     def unflatten(self, sizes: tuple[int, ...]) -> Self:
         """Return the same product for cells in an array of shape ``sizes``."""
         covariates = self.covariates
@@ -199,6 +208,36 @@ def sparse_counts(dense: Tensor) -> SparseCounts:
     """
     cell, gene = dense.nonzero(as_tuple=True)
     return SparseCounts(dense[cell, gene], gene, _pointer(cell, dense.shape[0]), dense.shape[1])
+
+
+def of_some_cells(x: Tensor | SparseCounts, kept: Tensor) -> Tensor | SparseCounts:
+    """Return the counts without those of cells that are not ``kept``, (B,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> counts = sparse_counts(torch.tensor([[0.0, 3.0], [1.0, 0.0]]))
+    >>> of_some_cells(counts, torch.tensor([False, True])).to_dense().tolist()
+    [[0.0, 0.0], [1.0, 0.0]]
+    """
+    if not isinstance(x, SparseCounts):
+        return torch.where(kept[:, None], x, torch.zeros_like(x))
+    length = torch.where(kept, x.cell_pointer.diff(), 0)
+    stored = kept[x.cell]
+    pointer = F.pad(length.cumsum(0), (1, 0))
+    return SparseCounts(x.counts[stored], x.gene[stored], pointer, x.n_genes)
+
+
+def take_cells(x: Tensor | SparseCounts, rows: Tensor) -> Tensor | SparseCounts:
+    """Return the counts of the cells at ``rows``, ascending, without what other cells hold."""
+    if not isinstance(x, SparseCounts):
+        return x[rows]
+    kept = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
+    kept[rows] = True
+    some = of_some_cells(x, kept)
+    assert isinstance(some, SparseCounts)
+    pointer = F.pad(some.cell_pointer.diff()[rows].cumsum(0), (1, 0))
+    return SparseCounts(some.counts, some.gene, pointer, x.n_genes)
 
 
 def sparse_product(value: Tensor, counts: SparseCounts, weight: Tensor) -> Tensor:

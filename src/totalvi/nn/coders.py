@@ -20,7 +20,6 @@ from totalvi.nn.layers import (
     uniform_parameter,
 )
 from totalvi.nn.likelihoods import normal_kl, standard_normal_kl
-from totalvi.nn.sync import of_all_cells, own_cells
 
 _VARIANCE_FLOOR = 1e-4
 _TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mixing
@@ -49,21 +48,6 @@ class CellPosterior(NamedTuple):
         assert variance is not None
         prior = mean.reshape(-1, 1), variance.reshape(-1, 1)
         return normal_kl(self.ql_m, self.ql_v, *prior).sum(dim=-1)
-
-
-def shown_proteins(
-    panel: Tensor, measured: Tensor, rate: float, generator: torch.Generator | None
-) -> Tensor:
-    """Return which proteins the encoder sees in training, (B, T).
-
-    For a share ``rate`` of the cells, it sees only the proteins that the panel of another cell of the
-    minibatch ``measured``, (panels, T), so that it learns to work without the others.
-    """
-    whole = of_all_cells(panel, generator)
-    other = whole[torch.randperm(len(whole), generator=generator, device=panel.device)]
-    chance = torch.rand(len(whole), generator=generator, device=panel.device)
-    seen = torch.where(chance < rate, other, whole)
-    return measured[own_cells(seen, len(panel), generator)]
 
 
 class EncoderInput(NamedTuple):
@@ -126,7 +110,7 @@ class Trunk(nn.Module):
             )
             for _ in range(n_layers)
         ]
-        n_others = config.n_input_proteins + n_continuous
+        n_others = config.n_input_proteins + config.is_mosaic + n_continuous
         self.first = InputLayer(
             config.n_input_genes, n_others, n_covariates, n_hidden, activations[0], generator
         )
@@ -202,9 +186,16 @@ class Encoder(nn.Module):
         continuous: Tensor | None,
         covariates: Tensor | None,
         generator: torch.Generator | None = None,
+        *,
+        has_rna: Tensor | None = None,
     ) -> CellPosterior:
-        """Return the posterior of B cells from counts ``x`` (B, G) and ``y`` (B, T)."""
+        """Return the posterior of B cells from counts ``x`` (B, G) and ``y`` (B, T).
+
+        ``has_rna`` says which cells have RNA, (B,), where some panel lacks it.
+        """
         others = self._as_seen(y)
+        if has_rna is not None:
+            others = torch.cat([others, has_rna[:, None].to(others.dtype)], dim=1)
         if continuous is not None:
             others = torch.cat([others, continuous], dim=1)
         times = partial(

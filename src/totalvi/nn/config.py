@@ -97,6 +97,9 @@ class NetworkConfig:
         Weight of -log pi in training, in nats, added to each cell's loss for each measured protein. The
         counts of a protein that no cell carries fit a foreground of all cells as well as a background;
         this penalty decides for the background. 0: the paper's objective.
+    panel_measured_rna
+        Whether each panel (or batch) measured RNA. None: all did. Where some did not, the encoder has
+        one more input, whether the cell has RNA, and ``hidden_protein_rate`` hides RNA as well.
     fused
         Whether training on the CPU uses compiled loops, if there are some for the operation. False:
         only plain torch operations.
@@ -143,6 +146,7 @@ class NetworkConfig:
     hidden_protein_rate: Rate = 0.0
     background_samples: Positive = 1
     foreground_penalty: Rate = 0.0
+    panel_measured_rna: Sequence[bool] | None = None
     fused: bool = True
 
     def __post_init__(self) -> None:
@@ -158,6 +162,11 @@ class NetworkConfig:
         """Return the number of groups of cells with separate inverse dispersions."""
         groups = {"batch": self.n_batch, "label": self.n_labels}
         return max(groups.get(dispersion.partition("-")[2], 1), 1)
+
+    @property
+    def is_mosaic(self) -> bool:
+        """Whether some panel lacks RNA."""
+        return self.panel_measured_rna is not None and not all(self.panel_measured_rna)
 
     def encoder_categories(self) -> tuple[int, ...]:
         """Return the categories of the batch and of each covariate that the encoder sees."""
@@ -205,6 +214,24 @@ def _check_categories(per_covariate: object) -> None:
     for categories in per_covariate:
         if not (_is_integer(categories) and categories >= 1):
             raise ValueError(f"{name} holds {categories!r}; allowed are whole numbers from 1.")
+
+
+def rna_mask(given: Sequence[bool] | None, n_panels: int) -> Tensor | None:
+    """Return which panels measured RNA, (panels,), or None if all did.
+
+    Raises
+    ------
+    ValueError
+        When there are more or fewer values than panels, or no panel measured RNA.
+    """
+    if given is None or all(given):
+        return None
+    if len(given) != n_panels or not any(given):
+        raise ValueError(
+            f"panel_measured_rna is {list(given)}; allowed is one truth value for each of {n_panels} "
+            "panels, at least one of them true."
+        )
+    return torch.tensor([bool(value) for value in given])
 
 
 def protein_mask(given: ProteinMask, n_panels: int, n_proteins: int) -> Tensor | None:

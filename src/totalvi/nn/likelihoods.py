@@ -164,6 +164,15 @@ class GeneLikelihood(NamedTuple):
         """Return the logits of zero inflation, (..., B, G); None without."""
         return None if self.dropout is None else self.dropout.value()
 
+    def take_cells(self, rows: Tensor) -> Self:
+        """Return the distribution of the cells at ``rows``."""
+        return self._replace(
+            logit=self.logit.take_cells(rows),
+            dropout=None if self.dropout is None else self.dropout.take_cells(rows),
+            library_size=self.library_size[..., rows, :],
+            dispersion=self.dispersion._replace(group=self.dispersion.group[rows]),
+        )
+
     @property
     def log_r(self) -> Tensor:
         """Log of the inverse dispersion, (1, G) or (B, G)."""
@@ -312,6 +321,14 @@ def profile_penalty(values: Tensor, profile: Tensor, precision: Tensor) -> Tenso
     weight = precision.sum(dim=1, keepdim=True).clamp(min=torch.finfo(precision.dtype).tiny)
     shift = (precision * difference).sum(dim=1, keepdim=True) / weight
     return 0.5 * (precision * (difference - shift).square()).sum()
+
+
+def anchor_penalty(anchor: Tensor, prior_mean: Tensor, prior_log_scale: Tensor) -> Tensor:
+    """Return what holds the background prior near an ``anchor``; see `Network.anchor_background`."""
+    mean, log_scale, mean_precision, scale_precision = anchor
+    log_mean = prior_mean + (2 * prior_log_scale).exp() / 2  # of a log-normal
+    held: Tensor = (mean_precision * (log_mean - mean).square()).sum() / 2
+    return held + profile_penalty(prior_log_scale, log_scale, scale_precision)
 
 
 def without_unmeasured(y: Tensor, measured: Tensor | None) -> Tensor:

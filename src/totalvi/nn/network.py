@@ -1,16 +1,19 @@
 """The network of totalVI: its generative model, its approximate posterior, and its loss."""
 
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from totalvi.nn import config as options
 from totalvi.nn import likelihoods, ops
 from totalvi.nn.cell import CellContext, SparseCounts, one_hot_columns
-from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder, shown_proteins
-from totalvi.nn.config import NetworkConfig, background_anchor, background_prior, protein_mask
+from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
+from totalvi.nn.config import NetworkConfig
 from totalvi.nn.count_integrals import count_log_prob
 from totalvi.nn.likelihoods import Dispersion, ElboTerms, GeneLikelihood, ProteinMixture
+from totalvi.nn.measured import Masks
 from totalvi.nn.sync import standard_normal, stratified_normal
 
 _LARGEST_LOG_LIBRARY = 15.0
@@ -67,9 +70,11 @@ class Network(nn.Module):
         self.bfloat16_products = False
         self.reference_frozen = False
 
-        mask = protein_mask(config.protein_batch_mask, self.n_panels, n_proteins)
+        mask = options.protein_mask(config.protein_batch_mask, self.n_panels, n_proteins)
         self.register_buffer("protein_mask", mask)
         self.protein_mask: Tensor | None
+        self.register_buffer("rna_mask", options.rna_mask(config.panel_measured_rna, self.n_panels))
+        self.rna_mask: Tensor | None
 
         def normal(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(shape, generator=generator))
@@ -112,14 +117,17 @@ class Network(nn.Module):
         codes = context.codes(categorical=self.encode_covariates)
         covariates = one_hot_columns(codes, self.config.encoder_categories(), y.dtype)
         continuous = context.continuous if self.encode_covariates else None
-        if self.protein_mask is not None:
-            measured = self.protein_mask[context.panel]
-            y = torch.where(measured, y, y.nan_to_num(nan=0.0))
-            if self.training and self.hidden_protein_rate:
-                rate = self.hidden_protein_rate
-                y = y * shown_proteins(context.panel, self.protein_mask, rate, generator)
-        posterior: CellPosterior = self.encoder(x, y, continuous, covariates, generator)
+        rate = self.hidden_protein_rate if self.training else 0.0
+        seen = self.masks.seen(x, y, context.panel, rate, generator)
+        posterior: CellPosterior = self.encoder(
+            seen.x, seen.y, continuous, covariates, generator, has_rna=seen.has_rna
+        )
         return posterior
+
+    @property
+    def masks(self) -> Masks:
+        """What each panel measured."""
+        return Masks(self.protein_mask, self.rna_mask)
 
     def measured(self, panel: Tensor) -> Tensor | None:
         """Return which proteins were measured in each context, (B, T), or None if all were."""
@@ -139,12 +147,6 @@ class Network(nn.Module):
             z = torch.cat([z, context.continuous], dim=1)
         decoded: Decoded = self.decoder(z, covariates, generator, genes=genes)
         return decoded
-
-    def in_batch(self, context: CellContext, transform_batch: int | None) -> CellContext:
-        """Return the context as if every cell came from ``transform_batch``; None: its own."""
-        if transform_batch is None:
-            return context
-        return context._replace(batch=torch.full_like(context.batch, transform_batch))
 
     # ------------------------------------------------------------------ latent variables
 
@@ -271,15 +273,15 @@ class Network(nn.Module):
         local_l_mean_gene, local_l_var_gene
             Prior mean and variance of the log library size, (B, 1), if it is latent.
         """
-        posterior, decoded, library_size = self._sample(x, y, context, generator)
+        prior = local_l_mean_gene, local_l_var_gene
+        posterior, decoded, library_size = self._sample(x, y, context, prior, generator)
         # A frozen reference trains in evaluation mode; validation has no gradient.
         in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
         n_samples = self.config.background_samples if in_training else 1
         log_background = self.sample_log_background(decoded, generator, n_samples)
         terms = self.elbo_terms(
-            x, y, context, posterior, decoded, library_size, log_background,
-            local_l_mean_gene, local_l_var_gene,
-        )  # fmt: skip
+            x, y, context, posterior, decoded, library_size, log_background, *prior
+        )
         weight = self.config.foreground_penalty if in_training else 0.0
         if weight == 0:
             return terms
@@ -297,10 +299,11 @@ class Network(nn.Module):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the terms of `elbo`, and -log p(y | z) with b integrated over its prior, each (B,)."""
-        posterior, decoded, library_size = self._sample(x, y, context, generator)
+        prior = local_l_mean_gene, local_l_var_gene
+        posterior, decoded, library_size = self._sample(x, y, context, prior, generator)
         terms = self.elbo_terms(
             x, y, context, posterior, decoded, library_size,
-            self.sample_log_background(decoded, generator), local_l_mean_gene, local_l_var_gene,
+            self.sample_log_background(decoded, generator), *prior,
         )  # fmt: skip
         return *terms, -self.protein_log_prob(y, decoded, context).sum(dim=-1)
 
@@ -317,10 +320,12 @@ class Network(nn.Module):
         x: Tensor | SparseCounts,
         y: Tensor,
         context: CellContext,
+        library_prior: tuple[Tensor | None, Tensor | None],
         generator: torch.Generator | None,
     ) -> tuple[CellPosterior, Decoded, Tensor]:
         """Return the posterior, and the decoded parameters and library size at a sample of it."""
         posterior = self.encode(x, y, context, generator)
+        posterior = self.masks.known_library(posterior, context.panel, *library_prior)
         untran_z = self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
         library_size, _ = self.sample_library(posterior, context, generator)
         decoded = self.decode(self.transform_latent(untran_z), context, generator)
@@ -343,12 +348,11 @@ class Network(nn.Module):
         ``log_background`` may hold several samples, (K, B, T), over which p(y | z, b) is averaged.
         """
         measured = self.measured(context.panel)
+        gene_loss = partial(ops.gene_loss, fast=self.fused, bfloat16=self.bfloat16_products)
         genes = self.genes(decoded, library_size, context)
         proteins = self.proteins(decoded, log_background, context)
         return ElboTerms(
-            reconst_loss_gene=ops.gene_loss(
-                x, genes, fast=self.fused, bfloat16=self.bfloat16_products
-            ),
+            reconst_loss_gene=self.masks.gene_loss(gene_loss, x, genes, context.panel),
             reconst_loss_protein=ops.protein_loss(y, proteins, measured, fast=self.fused),
             kl_div_z=posterior.latent_kl(),
             kl_div_l_gene=posterior.library_kl(local_l_mean_gene, local_l_var_gene),
@@ -373,7 +377,7 @@ class Network(nn.Module):
 
     def set_background_prior(self, mean: Any, scale: Any) -> None:
         """Set the prior mean and standard deviation of the log background, (T,) or (panels, T)."""
-        mean, scale = background_prior(mean, scale, self.n_panels, self.n_input_proteins)
+        mean, scale = options.background_prior(mean, scale, self.n_panels, self.n_input_proteins)
         with torch.no_grad():
             self.background_prior_mean.copy_(mean)
             self.background_prior_log_scale.copy_(scale.log())
@@ -385,15 +389,12 @@ class Network(nn.Module):
         `background_prior_log_scale` (up to a constant), and the precisions of both, each (panels, T).
         They count once per cell; 0 means not anchored.
         """
-        value = background_anchor(anchor, self.n_panels, self.n_input_proteins)
+        value = options.background_anchor(anchor, self.n_panels, self.n_input_proteins)
         self.background_anchor = value.to(self.background_prior_mean.device)
 
     def anchor_penalty(self) -> Tensor | float:
         """Return the term of the anchor in the objective, in nats per cell; 0 without an anchor."""
         if self.background_anchor is None:
             return 0.0
-        mean, log_scale, mean_precision, scale_precision = self.background_anchor
-        log_scale_now = self.background_prior_log_scale
-        log_mean = self.background_prior_mean + (2 * log_scale_now).exp() / 2  # of a log-normal
-        held: Tensor = (mean_precision * (log_mean - mean).square()).sum() / 2
-        return held + likelihoods.profile_penalty(log_scale_now, log_scale, scale_precision)
+        prior = self.background_prior_mean, self.background_prior_log_scale
+        return likelihoods.anchor_penalty(self.background_anchor, *prior)

@@ -88,6 +88,7 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         hidden_protein_rate: float = 0.0,
         background_samples: int = 1,
         foreground_penalty: float = 0.0,
+        panel_measured_rna: Sequence[bool] | None = None,
         fused: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -107,16 +108,14 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
             background_scale=background_scale, protein_efficiency=protein_efficiency,
             normalization=normalization, background_prior=background_prior,
             hidden_protein_rate=hidden_protein_rate, background_samples=background_samples,
-            foreground_penalty=foreground_penalty, fused=fused,
+            panel_measured_rna=panel_measured_rna, foreground_penalty=foreground_penalty, fused=fused,
         )  # fmt: skip
         super().__init__(config, generator)
         if use_cuda and torch.cuda.is_available():
             self.cuda()
         elif use_cuda:
-            warnings.warn(
-                "use_cuda=True, but there is no CUDA device: the model stays on the CPU.",
-                stacklevel=3,
-            )
+            said = "use_cuda=True, but there is no CUDA device: the model stays on the CPU."
+            warnings.warn(said, stacklevel=3)
 
     def context(
         self,

@@ -273,7 +273,7 @@ def posterior_sample(
     untran_z = network.latent_at(posterior, noise)
     library_size, untran_l = network.sample_library(posterior, context, generator)
     z = network.transform_latent(untran_z)
-    context = network.in_batch(context, decoded_in)
+    context = context.in_batch(decoded_in)
     flat = network.decode(z.flatten(0, -2), context.repeat(n_samples), generator)
     decoded = flat.unflatten(z.shape[:-1])
     log_background = network.sample_log_background(decoded, generator)

@@ -160,6 +160,8 @@ def calibrate_fit(
     rng = np.random.default_rng(seed)
     validation = result.split.validation
     cells = np.sort(rng.permutation(validation)[: min(len(validation) // 2, MOST_CELLS)])
+    has_proteins = np.any(np.array(data.schema.panel_measured), axis=1)
+    cells = cells[has_proteins[data.panel[cells]]]
     noise = CellNoise(int(rng.integers(2**63)))
     question = Question(
         network, data, cells, noise, batch_size=_BATCH_SIZE, n_samples=N_SAMPLES, progress=False

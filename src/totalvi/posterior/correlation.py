@@ -64,11 +64,12 @@ def feature_correlations(
         The cells whose genes are set beside the proteins of a minibatch's; None: the same cells.
     """
     n_features, n_cells = len(wanted.genes) + len(wanted.proteins), len(question.cells)
+    is_partial = not (question.shares is None and question.rna_shares is None)
 
     def correlate(parts: Iterator[np.ndarray]) -> np.ndarray:
         values = map(np.log1p, parts) if wanted.log_transform else parts
         if wanted.correlation_type == "pearson":
-            return (pearson if question.shares is None else pairwise_pearson)(values, n_features)
+            return (pairwise_pearson if is_partial else pearson)(values, n_features)
         return spearman(values, n_features, n_cells)
 
     return _mean_over_samples(question, wanted, correlate, gene_partners)
@@ -122,6 +123,9 @@ def _values(
     if question.shares is not None:
         share = question.shares[batch.context.panel, position][:, wanted.proteins]
         proteins[~(share > 0).cpu().numpy()] = np.nan
+    if question.rna_shares is not None:
+        of_rna = question.rna_shares[batch.context.panel, position]
+        genes[~(of_rna > 0).cpu().numpy()] = np.nan
     return np.hstack([genes, proteins])
 
 
@@ -210,9 +214,9 @@ class CorrelationQueries(Fitted):
         Data frame (features, features), genes first. Rows and columns have two levels, ``modality``
         ("rna" or "protein") and ``feature``, so that a gene and a protein may share a name, and
         ``result.loc["rna", "protein"]`` are the correlations of genes with proteins. A feature that is
-        the same in all cells has the correlation 0 with any other. Cells whose panel lacks a protein
-        are left out of its correlations, and so are batches decoded into that did not measure it; NaN
-        where no two cells are left.
+        the same in all cells has the correlation 0 with any other. Cells whose panel lacks a protein,
+        or RNA, are left out of its correlations, and so are batches decoded into that did not measure
+        it; NaN where no two cells are left.
 
         Raises
         ------
@@ -231,7 +235,7 @@ class CorrelationQueries(Fitted):
         check_choice("correlation_type", correlation_type, ("spearman", "pearson"))
         _require_two_cells(question)
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
-        question = answering_for(self, question, proteins)
+        question = answering_for(self, question, proteins, genes=genes)
         scale = checked_number("rna_size_factor", rna_size_factor)
         wanted = Correlated(
             genes.positions, proteins.positions, correlation_type, scale, log_transform
@@ -294,7 +298,7 @@ class CorrelationQueries(Fitted):
         genes = self._genes(list(dict.fromkeys(gene_names)), "pairs")
         proteins = self._proteins(list(dict.fromkeys(protein_names)), "pairs")
         _require_two_cells(question)
-        question = answering_for(self, question, proteins)
+        question = answering_for(self, question, proteins, genes=genes)
         rows = pd.Index(genes.names).get_indexer(pd.Index(gene_names))
         columns = pd.Index(proteins.names).get_indexer(pd.Index(protein_names))
 
@@ -357,6 +361,7 @@ def _raw_correlations(question: Question, genes: Features, proteins: Features) -
     total, protein = np.concatenate(totals), np.concatenate(some_proteins)
     rna = sparse.vstack(some_genes, format="csc")
     measured = np.array(data.schema.panel_measured)[data.panel[cells]][:, columns]
+    measured &= data.has_rna[cells][:, None]
     correlations = np.empty((2, len(columns)))
     for i in range(len(columns)):
         pair = [1000.0 * rna[:, [i]].toarray().ravel() / total, protein[:, i]]

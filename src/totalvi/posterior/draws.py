@@ -201,7 +201,10 @@ def draws(
     genes
         Whether genes are decoded as well.
     """
-    posterior = module.encode(batch.x, batch.y, batch.context)
+    posterior = module.masks.known_library(
+        module.encode(batch.x, batch.y, batch.context),
+        batch.context.panel, batch.library_log_mean, batch.library_log_variance,
+    )  # fmt: skip
     for sample in range(first_sample, first_sample + n_samples):
         untran_z = module.latent_at(
             posterior, _normal(noise, "latent", sample, batch, module.n_latent)
@@ -211,15 +214,17 @@ def draws(
         )
         z = module.transform_latent(untran_z)
         if given_counts:
-            own = module.decode(z, batch.context, genes=genes)
+            own = _decoded(module, z, batch.context, None, genes=genes)
             given = _count_posterior(module, batch, own)
         else:
             width, given = module.n_input_proteins, None
             background_noise = _normal(noise, "background", sample, batch, width)
         for code in transform_batches:
-            context = module.in_batch(batch.context, code)
+            context = batch.context.in_batch(code)
             decoded = (
-                own if given_counts and code is None else module.decode(z, context, genes=genes)
+                own
+                if given_counts and code is None
+                else _decoded(module, z, context, code, genes=genes)
             )
             log_background = (
                 _log_expected_background(decoded, given_counts)
@@ -231,6 +236,27 @@ def draws(
                 sample, posterior, context, untran_z, library_size, log_library, decoded,
                 proteins, given,
             )  # fmt: skip
+
+
+def _decoded(
+    module: Network, z: Tensor, context: CellContext, code: int | None, *, genes: bool
+) -> Decoded:
+    """Decode cells; in a mosaic, into their own batch with the prior of what their panel lacks.
+
+    The decoder has not learned the background of a protein in a batch that never measured it. It is not
+    answered there, but may be so large that it is no number.
+    """
+    decoded = module.decode(z, context, genes=genes)
+    measured = module.measured(context.panel)
+    if code is not None or module.rna_mask is None or measured is None:
+        return decoded
+    mean, log_scale = module.background_prior_mean, module.background_prior_log_scale
+    return decoded._replace(
+        background_mean=torch.where(measured, decoded.background_mean, mean[context.panel]),
+        background_scale=torch.where(
+            measured, decoded.background_scale, log_scale[context.panel].exp()
+        ),
+    )
 
 
 def _count_posterior(module: Network, batch: Minibatch, decoded: Decoded) -> CountPosterior:

@@ -78,14 +78,18 @@ def normalized_expression(
     for i, draw in enumerate(question.draws(batch, genes=len(genes) > 0)):
         sample, position = divmod(i, question.n_decoded)
         slot = 0 if return_mean else sample
-        if len(genes) and position < n_batches:
+        of_rna = question.rna_share(i, batch) if len(genes) else None
+        if of_rna is not None:
             sampled = draw.library_size
             factor = sampled if library_size == "latent" else torch.ones_like(sampled)
+            if isinstance(of_rna, Tensor):
+                factor = factor * of_rna * n_batches
             network.add_proportions(draw.decoded, factor, total)
-            if (sample * n_batches + position + 1) % n_averaged == 0:  # the last of the average
-                wanted = total if all_genes else total[:, genes]
-                rna[slot] = (wanted * (factor_after / n_averaged)).cpu()
-                total.zero_()
+        is_last = position == question.n_decoded - 1 and (sample + 1) * n_batches % n_averaged == 0
+        if len(genes) and is_last:
+            wanted = total if all_genes else total[:, genes]
+            rna[slot] = (wanted * (factor_after / n_averaged)).cpu()
+            total.zero_()
         share = question.share(i, batch)
         if len(proteins):
             foreground, background = of_draw.parts(
@@ -239,8 +243,8 @@ class ExpressionQueries(Fitted):
 
         Returns
         -------
-        RNA (cells, genes) and protein (cells, proteins), NaN where the cell's panel lacks the protein;
-        with ``out``, its path.
+        RNA (cells, genes) and protein (cells, proteins), NaN where the cell's panel lacks the protein,
+        or RNA; with ``out``, its path.
 
         {name_error} {output_error}
 
@@ -254,7 +258,7 @@ class ExpressionQueries(Fitted):
             adata, indices, batch_size, progress, seed, n_samples, transform_batch,
             given_counts and len(proteins) > 0,
         )  # fmt: skip
-        question = answering_for(self, question, proteins, unmeasured, warn=True)
+        question = answering_for(self, question, proteins, unmeasured, genes=genes, warn=True)
         library_size = checked_library_size(library_size)
         scale = ProteinScale(sample_protein_mixing, scale_protein, include_protein_background)
         tables = {"rna": question.table(genes.names), "protein": question.table(proteins.names)}
@@ -364,9 +368,10 @@ class ExpressionQueries(Fitted):
         question = self._question(
             None, None, batch_size, progress, seed, n_samples, transform_batch, given_counts=True
         )
-        genes = self._genes([] if rna is None else None).positions
+        wanted = self._genes([] if rna is None else None)
         proteins, scaled = self._proteins(None), checked_library_size(library_size)
-        question = answering_for(self, question, proteins, unmeasured, warn=warn)
+        question = answering_for(self, question, proteins, unmeasured, genes=wanted, warn=warn)
+        genes = wanted.positions
         with question.minibatches("denoised expression") as batches:
             start = 0
             for batch in batches:

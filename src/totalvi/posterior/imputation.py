@@ -178,7 +178,8 @@ class ImputationQueries(Fitted):
             for panel, batches in _panels(data, cells, np.any(lacking, axis=1)):
                 held_out = replace(held_out_cells(self, question, all_of_them=True), progress=False)
                 of_panel = OfPanel(panel, batches, lacking[panel])
-                found = stacked_proteins(held_out, wanted, of_panel, rna)
+                from_rna = rna if self.schema.measured_rna[panel] else None
+                found = stacked_proteins(held_out, wanted, of_panel, from_rna)
                 stacks[panel] = found.stack
                 if calibrated:
                     hidden = found.of_cells(_reporting(self, held_out)).hidden
@@ -264,8 +265,7 @@ class ImputationQueries(Fitted):
         """
         question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         own = adata is None and indices is None
-        if own:
-            question = held_out_cells(self, question)
+        question = held_out_cells(self, question) if own else question.with_rna()
         question, wanted = imputed_batches(self, question, transform_batch, protein_list)
         interval = checked_number("interval", interval, below=1)
         lacking = _lacking(self)
@@ -281,7 +281,7 @@ class ImputationQueries(Fitted):
         tables = {}
         for panel, batches in panels:
             of_panel = OfPanel(panel, batches, lacking[panel])
-            if rna is None:
+            if rna is None or not self.schema.measured_rna[panel]:
                 found = stacked_proteins(question, wanted, of_panel, None)
             else:
                 held_out = held_out_cells(self, question, all_of_them=True, data=known)
@@ -292,7 +292,7 @@ class ImputationQueries(Fitted):
                 else:
                     found = stacked_proteins(question, wanted, of_panel, rna, found.stack)
             table = reliability_table(found.hidden, interval, wanted.proteins.names, groups)
-            if rna is not None:
+            if found.predictions is not None:
                 table = table.join(found.comparison(wanted.proteins.names))
             tables[names[panel]] = table[lacking[panel]]
         if not tables:

@@ -1,6 +1,7 @@
 """The latent cell state and the library size: means, samples, and how uncertain they are."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from totalvi.data.describe import Data
+from totalvi.errors import DataWarning
 from totalvi.fit.batches import Minibatch
 from totalvi.nn.coders import CellPosterior
 from totalvi.nn.config import at_least_one
@@ -250,7 +252,8 @@ class LatentQueries(Fitted):
         """Return the RNA library size: the mean exp(m + v / 2) of q(l | cell), or samples of it.
 
         m and v are the mean and variance of the log library size. A library size that is not latent
-        (the total RNA count, or a size factor) is returned as it is.
+        (the total RNA count, or a size factor) is returned as it is. Of cells without RNA it is NaN,
+        with a `DataWarning`.
 
         Parameters
         ----------
@@ -280,8 +283,15 @@ class LatentQueries(Fitted):
         question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         _check_n_samples(n_samples, give_mean)
         if give_mean:
-            return question.gather("library sizes", lambda batch: library_mean(question, batch))
-        return _each_sample(question, "library sizes", library_samples)
+            sizes = question.gather("library sizes", lambda batch: library_mean(question, batch))
+        else:
+            sizes = _each_sample(question, "library sizes", library_samples)
+        lacking = ~question.data.has_rna[question.cells]
+        if lacking.any():
+            said = f"The library size is NaN in {lacking.sum():,} cells, which have no RNA."
+            warnings.warn(said, DataWarning, stacklevel=2)
+            sizes[..., lacking, :] = np.nan
+        return sizes
 
     def get_cell_uncertainty(
         self,

@@ -20,7 +20,7 @@ from totalvi.posterior.draws import plausible
 from totalvi.posterior.latent import latent_distribution
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.rows import Table
-from totalvi.posterior.unmeasured import measured_in_batches
+from totalvi.posterior.unmeasured import measured_in_batches, rna_in_batches
 
 _PAIRS_AT_ONCE = 2**22
 
@@ -141,6 +141,7 @@ def archetype_expression(
     contexts: Question,
     shares: np.ndarray,
     measured: np.ndarray,
+    measured_rna: np.ndarray,
     continuous: np.ndarray | None,
     *,
     include_protein_background: bool,
@@ -155,13 +156,15 @@ def archetype_expression(
         Weight of each context; they sum to 1.
     measured
         Which proteins each batch measured, (batches, T). Others do not count in a protein's mean.
+    measured_rna
+        Which batches measured RNA, (batches,).
     continuous
         Continuous covariates that all contexts are given, (covariates,).
     """
     network, codes = contexts.network, contexts.transform_batch
     rna = torch.zeros(network.n_latent, network.n_input_genes, dtype=torch.float64)
     protein = torch.zeros(network.n_latent, network.n_input_proteins, dtype=torch.float64)
-    total = torch.zeros_like(protein)
+    total, total_rna = torch.zeros_like(protein), torch.zeros_like(rna[:, :1])
     start = 0
     with contexts.minibatches("archetypes") as batches:
         for batch in batches:
@@ -172,13 +175,17 @@ def archetype_expression(
             if continuous is not None:
                 own = own._replace(continuous=torch.from_numpy(continuous).repeat(n_contexts, 1))
             for code, (k, corner) in product(codes, enumerate(torch.eye(network.n_latent))):
-                context = network.in_batch(own, code)
+                context = own.in_batch(code)
                 decoded = network.decode(corner.repeat(n_contexts, 1), context)
                 mean = _protein_mean(network, decoded, context, include_protein_background)
-                rna[k] += weight @ network.proportions(decoded).double()
+                of_rna = weight * torch.from_numpy(measured_rna)[context.batch]
+                rna[k] += of_rna @ network.proportions(decoded).double()
+                total_rna[k] += of_rna.sum()
                 of_protein = weight[:, None] * torch.from_numpy(measured)[context.batch]
                 protein[k] += (of_protein * mean).sum(dim=0)
                 total[k] += of_protein.sum(dim=0)
+    if not measured_rna.all():
+        rna = rna / total_rna
     return rna.numpy(), (protein / total).numpy()
 
 
@@ -317,6 +324,7 @@ class LatentSpaceQueries(Fitted):
             question.about(contexts),
             shares,
             measured_in_batches(self, self._data or question.data),
+            rna_in_batches(self, self._data or question.data),
             None if continuous is None else continuous[question.cells].mean(axis=0),
             include_protein_background=include_protein_background,
         )

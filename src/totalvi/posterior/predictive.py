@@ -60,14 +60,14 @@ def mean_parameters(
     They are "mean" and, for "zinb", "dropout" of RNA; "protein_background_mean",
     "protein_foreground_mean" and "protein_mixing". What a panel lacks is answered as the question says.
     """
-    n_batches = len(question.transform_batch)
     totals: dict[str, Tensor] = {}
     for i, draw in enumerate(question.draws(batch)):
-        of_rna = genes if i % question.n_decoded < n_batches else genes[:0]
+        rna_share = question.rna_share(i, batch)
+        of_rna, rna_share = (genes[:0], 0.0) if rna_share is None else (genes, rna_share)
         share = question.share(i, batch)
         of_protein = share[:, proteins] if isinstance(share, Tensor) else share
         for name, value in _parameters(question, draw, of_rna, proteins).items():
-            value *= of_protein if name.startswith("protein_") else 1 / n_batches
+            value *= of_protein if name.startswith("protein_") else rna_share
             totals[name] = totals[name].add_(value) if name in totals else value
     return {name: total / question.n_samples for name, total in totals.items()}
 
@@ -100,16 +100,16 @@ def predictive_counts(
     a panel lacks is answered as the question says, each count by one of the batches decoded into.
     """
     network, noise = question.network, question.noise
-    rna = []
+    rna: list[sparse.csr_matrix] = []
     protein = np.full((question.n_samples, len(batch.cells), len(proteins)), np.nan, np.float32)
     for i, draw in enumerate(question.draws(batch)):
         position = i % question.n_decoded
-        if position < len(question.transform_batch):
-            counts = np.empty((len(batch.cells), 0), dtype=np.float32)
-            if len(genes):
-                parameters = gene_parameters(network, draw, genes)
-                counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
-            rna.append(sparse.csr_matrix(counts))
+        if position == 0:
+            rna.append(sparse.csr_matrix(np.zeros((len(batch.cells), len(genes)), np.float32)))
+        if len(genes) and question.rna_share(i, batch) is not None:
+            parameters = gene_parameters(network, draw, genes)
+            counts = gene_counts(parameters, noise, draw.sample, batch.keys, genes)
+            rna[-1] = _of_answering_batch(question, batch, draw.sample, position, counts, rna[-1])
         of_draw = protein_counts(
             network, predictive_proteins(question, draw, proteins), noise, draw.sample,
             batch.keys, proteins,
@@ -117,6 +117,30 @@ def predictive_counts(
         answers = _answers(question, batch, draw.sample, position)[:, proteins]
         protein[draw.sample] = np.where(answers, of_draw, protein[draw.sample])
     return rna, protein
+
+
+def _of_answering_batch(
+    question: Question,
+    batch: Minibatch,
+    sample: int,
+    position: int,
+    counts: np.ndarray,
+    before: sparse.csr_matrix,
+) -> sparse.csr_matrix:
+    """Return RNA counts of a sample, each cell's of one batch, as `_answers` says of proteins."""
+    if question.rna_shares is None:
+        return sparse.csr_matrix(counts)
+    shares = question.rna_shares[batch.context.panel]
+    ends = shares.cumsum(dim=1)
+    at = question.noise.uniform("batch", sample, batch.keys, 1).to(ends.device)[:, 0] * ends[:, -1]
+    answers = at < ends[:, position]
+    if position:
+        answers &= at >= ends[:, position - 1]
+    unanswered = ends[:, -1].isnan()
+    counts[unanswered.cpu().numpy()] = np.nan
+    keep = (answers | unanswered).cpu().numpy()
+    found: sparse.csr_matrix = before + sparse.csr_matrix(counts * keep[:, None])
+    return found
 
 
 def _answers(question: Question, batch: Minibatch, sample: int, position: int) -> np.ndarray:
@@ -235,7 +259,7 @@ class PredictiveQueries(Fitted):
             adata, indices, batch_size, progress, seed, n_samples, transform_batch
         )
         genes, proteins = self._genes(gene_list), self._proteins(protein_list)
-        question = answering_for(self, question, proteins, unmeasured, warn=True)
+        question = answering_for(self, question, proteins, unmeasured, genes=genes, warn=True)
         network = self.module
         rna, protein = question.table(genes.names), question.table(proteins.names)
         tables = {
@@ -354,7 +378,7 @@ class PredictiveQueries(Fitted):
                 f"transform_batch holds {len(question.transform_batch)} batches; allowed is one, as "
                 "counts of several cannot be averaged."
             )
-        question = answering_for(self, question, proteins, unmeasured, warn=True)
+        question = answering_for(self, question, proteins, unmeasured, genes=genes, warn=True)
         rna_table, protein_table = question.table(genes.names), question.table(proteins.names)
         with question.minibatches("predictive counts") as batches:
             parts = (

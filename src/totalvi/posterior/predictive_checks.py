@@ -71,7 +71,8 @@ def predictive_checks(
         for batch in batches:
             observed, observed_protein = batch.x.to_dense()[:, genes], batch.y[:, proteins]
             measured = network.measured(batch.context.panel)
-            rna = MinibatchTally(gene_tally, observed.cpu().numpy())
+            has_rna = np.repeat(question.data.has_rna[batch.cells, None], len(genes), axis=1)
+            rna = MinibatchTally(gene_tally, observed.cpu().numpy(), has_rna)
             protein = MinibatchTally(
                 protein_tally,
                 observed_protein.cpu().numpy(),

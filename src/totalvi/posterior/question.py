@@ -68,6 +68,8 @@ class Question:
     shares
         Share of each batch decoded into in a protein's mean, by the panel of the cell,
         (panels, batches, T); NaN where the protein is not answered for. None: equal shares.
+    rna_shares
+        The same of RNA, (panels, batches), where a panel lacks it.
     calibration
         What the distributions of counts add to the fitted parameters. None: nothing.
     """
@@ -83,6 +85,7 @@ class Question:
     given_counts: bool = False
     imputing: tuple[int | None, ...] = ()
     shares: Tensor | None = None
+    rna_shares: Tensor | None = None
     calibration: CountCalibration | None = None
 
     @property
@@ -106,9 +109,23 @@ class Question:
             return 1 / len(self.transform_batch)
         return self.shares[batch.context.panel, draw_number % self.n_decoded]
 
+    def rna_share(self, draw_number: int, batch: Minibatch) -> Tensor | float | None:
+        """Return the share of a draw in the mean RNA of its sample, (B, 1) or of all; None: none."""
+        position = draw_number % self.n_decoded
+        if self.rna_shares is None:
+            n_batches = len(self.transform_batch)
+            return 1 / n_batches if position < n_batches else None
+        share = self.rna_shares[batch.context.panel, position][:, None]
+        return share if (share != 0).any() else None
+
     def about(self, cells: np.ndarray) -> Self:
         """Return the same question about other cells of the same data."""
         return replace(self, cells=cells)
+
+    def with_rna(self) -> Self:
+        """Return the same question about those of its cells that have RNA."""
+        has_rna = self.data.has_rna[self.cells]
+        return self if has_rna.all() else self.about(self.cells[has_rna])
 
     def table(self, features: np.ndarray) -> Table:
         """Return the names of a result with a row for each cell and these columns."""
@@ -318,6 +335,7 @@ def held_out_cells(
     data = model._training_data() if data is None else data
     assert model.split is not None
     cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
+    cells = cells[data.has_rna[cells]]  # from which proteins are predicted
     calibration = None if model._result is None else model._result.calibration
     if calibration is not None:  # the cells that calibrate are not the cells that report
         cells = np.setdiff1d(cells, calibration.cells)
@@ -328,7 +346,7 @@ def held_out_cells(
         )
     cells = evenly_spaced(cells, _MOST_HIDDEN_CELLS)
     if calibration is not None and all_of_them:
-        cells = np.union1d(cells, calibration.cells)
+        cells = np.union1d(cells, calibration.cells[data.has_rna[calibration.cells]])
     return replace(question, data=data, cells=cells)
 
 

@@ -84,10 +84,10 @@ class RnaPredictors:
     """
 
     def __init__(self, data: CiteData, training: np.ndarray, proteins: np.ndarray) -> None:
-        cells = evenly_spaced(np.arange(data.n_cells), _MOST_CELLS)
+        cells = evenly_spaced(np.flatnonzero(data.has_rna), _MOST_CELLS)
         counts = data.rna.rows(cells)
         self._size = float(np.median(np.asarray(counts.sum(axis=1))))
-        logs = _log_normalised(counts, self._size)
+        logs = log_normalised(counts, self._size)
         n_components = min(_N_COMPONENTS, min(logs.shape) - 1)
         start = np.ones(min(logs.shape))  # a fixed start makes the components repeatable
         self._loadings = svds(logs, k=n_components, v0=start)[2].T
@@ -114,7 +114,7 @@ class RnaPredictors:
         """Return log(1 + count) by ridge and neighbours, (2, B, proteins); NaN where none trained."""
         x = batch.x
         parts = (part.cpu().numpy() for part in (x.counts, x.gene, x.cell_pointer))
-        logs = _log_normalised(sparse.csr_matrix(tuple(parts), shape=x.shape), self._size)
+        logs = log_normalised(sparse.csr_matrix(tuple(parts), shape=x.shape), self._size)
         scores = logs @ self._loadings - self._centre[batch.context.batch.cpu().numpy()]
         predicted = np.full((2, len(scores), self._n_proteins), np.nan)
         for fitted in self._fitted:
@@ -159,7 +159,7 @@ def simple_predictors(
     return RnaPredictors(data, training, proteins.positions)
 
 
-def _log_normalised(counts: sparse.csr_matrix, size: float) -> sparse.csr_matrix:
+def log_normalised(counts: sparse.csr_matrix, size: float) -> sparse.csr_matrix:
     """Return log(1 + count * size / total of the cell)."""
     total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     factor = np.divide(size, total, out=np.zeros_like(total), where=total > 0)
@@ -260,6 +260,23 @@ def fitted_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
         level += (of_predictors - level) * _PRIOR_LEVEL_CELLS / (n_cells + _PRIOR_LEVEL_CELLS)
         stack.weights[:, t], stack.intercept[t] = weights, level - weights @ mean
     return stack
+
+
+def pooled_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
+    """Return the stack with the same weights for all genes, not negative, of the least squared error.
+
+    Levels of genes stay those of the predictions, since few cells are held out that have both.
+
+    Parameters
+    ----------
+    predictions
+        Of log(1 + RNA) by each predictor, (3, N, genes).
+    observed
+        Counts, (N, genes).
+    """
+    n_genes = observed.shape[1]
+    weights = nnls(predictions.reshape(len(predictions), -1).T, np.log1p(observed).ravel())[0]
+    return Stack(np.repeat(weights[:, None], n_genes, axis=1), np.zeros(n_genes))
 
 
 def _non_negative(square: np.ndarray, product: np.ndarray) -> np.ndarray:

@@ -69,15 +69,102 @@ def answering_for(
     proteins: Features,
     unmeasured: WhereUnmeasured = "nan",
     *,
+    genes: Features | None = None,
     warn: bool = False,
 ) -> Question:
-    """Return the question with what is answered where a panel lacks proteins.
+    """Return the question with what is answered where a panel lacks proteins, or RNA.
 
     A protein's mean is over those of the batches decoded into that measured it. Where the cell's panel
     lacks it, it is NaN, of which a query may warn its caller; with "impute" it is decoded into the
-    batches that were named and measured it, or into all that did.
+    batches that were named and measured it, or into all that did. So it is with the RNA of ``genes``.
     """
     check_choice("unmeasured", unmeasured, ("nan", "impute"))
+    question = _proteins_answered(model, question, proteins, unmeasured, warn=warn)
+    if genes is None or not len(genes) or not model.schema.panel_measured_rna:
+        return question
+    return _rna_answered(model, question, unmeasured, warn=warn)
+
+
+def rna_in_batches(model: Fitted, data: CiteData) -> np.ndarray:
+    """Return which batches measured RNA, bool (batches,); in part does not count."""
+    measured = model.schema.measured_rna
+    if model.schema.columns.panel_key is None:
+        return measured  # each batch is a panel
+    by_batch = np.zeros(len(model.schema.batch_names), dtype=bool)
+    for batch, panel in np.unique([data.batch, data.panel], axis=1).T:
+        by_batch[batch] |= measured[panel]
+    return by_batch
+
+
+def with_rna_of(codes: tuple[int, ...], by_batch: np.ndarray) -> tuple[int, ...]:
+    """Return the codes of those batches that measured RNA.
+
+    Raises
+    ------
+    DataError
+        When there are batches, but none that measured RNA.
+    """
+    kept = tuple(code for code in codes if by_batch[code])
+    if codes and not kept:
+        raise DataError("No batch decoded into measured RNA; name others.")
+    return kept
+
+
+def _rna_answered(
+    model: Fitted, question: Question, unmeasured: WhereUnmeasured, *, warn: bool
+) -> Question:
+    """Return the question with the share of each batch decoded into in the mean of RNA."""
+    measured = model.schema.measured_rna
+    by_batch = rna_in_batches(model, model._data or question.data)
+    impute = unmeasured == "impute" and question.transform_batch == (None,)
+    if impute:  # further batches are those that proteins are decoded into, and those with RNA
+        further = [code for code in np.flatnonzero(by_batch) if code not in question.imputing]
+        shares = question.shares
+        if shares is not None and further:
+            zeros = shares.new_zeros(len(shares), len(further), shares.shape[2])
+            shares = torch.cat([shares, zeros], dim=1)
+        elif further and len(
+            measured
+        ):  # no panel lacks a protein, of which only the own batch counts
+            shares = torch.zeros(len(measured), 1 + len(further), question.network.n_input_proteins)
+            shares[:, 0] = 1
+        codes = (*question.imputing, *map(int, further))
+        question = replace(question, imputing=codes, shares=shares)
+    decoded = np.zeros((len(measured), question.n_decoded), dtype=bool)
+    for position, code in enumerate((*question.transform_batch, *question.imputing)):
+        if position < len(question.transform_batch):
+            decoded[:, position] = measured if code is None else by_batch[code]
+            if unmeasured == "nan":
+                decoded[:, position] &= measured
+        else:
+            decoded[:, position] = ~measured & (code is not None and by_batch[code])
+    n_decoded = decoded.sum(axis=1, keepdims=True)
+    of_rna = np.where(n_decoded > 0, decoded / np.maximum(n_decoded, 1), np.nan)
+    lacking = np.isnan(of_rna[:, 0])[question.data.panel[question.cells]]
+    if warn and lacking.any():
+        what = (
+            argument('unmeasured="impute"') + " gives what the model expects there"
+            if unmeasured == "nan"
+            else f"give {argument('transform_batch')} batches that measured it"
+        )
+        warnings.warn(
+            f"RNA is NaN in {lacking.sum():,} of {len(lacking):,} cells, which lack it; {what}.",
+            DataWarning,
+            stacklevel=4,
+        )
+    device = question.network.background_prior_mean.device
+    return replace(question, rna_shares=torch.from_numpy(of_rna).float().to(device))
+
+
+def _proteins_answered(
+    model: Fitted,
+    question: Question,
+    proteins: Features,
+    unmeasured: WhereUnmeasured,
+    *,
+    warn: bool,
+) -> Question:
+    """Return the question with the share of each batch decoded into in the mean of a protein."""
     measured = np.array(model.schema.panel_measured, dtype=bool)
     if measured.all() or not len(proteins):
         return question

@@ -31,6 +31,7 @@ from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
 from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key, mudata_of
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import new_store, write_counts
+from totalvi.data.mosaic import as_mosaic
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
 from totalvi.errors import Finding
 from totalvi.run.folder import refuse_input_in_output
@@ -53,7 +54,7 @@ def read_input(
     name, or else in the one of a model that takes the data, if they have it.
     """
     if isinstance(given, MuData | AnnData):
-        return _declared(given, keys, unmeasured, batch_key_of_model), keys
+        return _declared(as_mosaic(given, keys), keys, unmeasured, batch_key_of_model), keys
     data = read(
         given,
         protein_expression_obsm_key=keys.protein_expression_obsm_key,

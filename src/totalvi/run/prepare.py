@@ -19,6 +19,7 @@ from totalvi.data.background.isotype_controls import (
     split_controls,
 )
 from totalvi.data.background.prior import ambient_of, profile_of_raw
+from totalvi.data.cells import has_rna
 from totalvi.data.checks import check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
 from totalvi.data.contents import beside_counts, contents_findings, name_in_results
@@ -171,10 +172,9 @@ def prepare(
     kept = np.ones(len(all_cells), dtype=bool)
     notes = renamed_features(data) + contents_findings(data, keys)
     if drop_empty_cells:
-        kept = (
-            source.rna.read().count_nonzero(axis=1) > 0
-        )  # NaN counts as well, and the checks name it
-        if not kept.any():
+        counted = source.rna.read().count_nonzero(axis=1) > 0  # NaN too, which the checks name
+        kept = counted | ~has_rna(source.obs)
+        if not counted.any():
             raise DataError("no cell has any RNA count; check which matrix is the RNA.")
         notes += _left_out(kept, NO_RNA_COUNT)
     source = _cells(source, kept)
@@ -182,10 +182,10 @@ def prepare(
     raise_errors(findings)
     rna = source.rna.read()
     has_count = np.bincount(rna.indices[rna.data > 0], minlength=rna.shape[1]) > 0
-    everyone = np.ones(rna.shape[0], dtype=bool)
-    chosen, gene_notes = _choose_genes(source, keys.batch_key, n_genes, has_count, everyone)
+    with_rna = has_rna(source.obs)
+    chosen, gene_notes = _choose_genes(source, keys.batch_key, n_genes, has_count, with_rna)
     notes += gene_notes
-    expressed = source.rna.read()[:, chosen].count_nonzero(axis=1) > 0
+    expressed = (source.rna.read()[:, chosen].count_nonzero(axis=1) > 0) | ~with_rna
     if not expressed.all():
         if not drop_empty_cells:
             raise DataError(_no_selected_count(source.cell_names[~expressed]))
@@ -352,8 +352,9 @@ def prepare_on_disk(
     source = find_counts(data, keys, on_disk=True)
     tally = tally_by_group(source, keys)
     findings = check_counts(source, keys, tally)
-    kept = tally.n_rna > 0
-    if not kept.any():
+    with_rna = has_rna(source.obs)
+    kept = (tally.n_rna > 0) | ~with_rna
+    if not (kept & with_rna).any():
         raise DataError("no cell has any RNA count; check which matrix is the RNA.")
     if drop_empty_cells:
         findings = [finding for finding in findings if finding.code != "cell_without_rna"]
@@ -362,8 +363,10 @@ def prepare_on_disk(
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
     notes = renamed_features(data) + contents_findings(data, keys)
     notes += _left_out(kept, NO_RNA_COUNT)
-    genes, gene_notes = _choose_genes(source, keys.batch_key, n_genes, tally.gene_total > 0, kept)
-    expressed = kept & _expressed(source, genes)
+    genes, gene_notes = _choose_genes(
+        source, keys.batch_key, n_genes, tally.gene_total > 0, kept & with_rna
+    )
+    expressed = kept & (_expressed(source, genes) | ~with_rna)
     lost = kept & ~expressed
     if lost.any() and not drop_empty_cells:
         raise DataError(_no_selected_count(source.cell_names[lost]))

@@ -35,6 +35,7 @@ from totalvi.data.io.tenx import (
 )
 from totalvi.data.io.text_tables import Axis, Table, orient_alone, orient_pair, read_table
 from totalvi.data.io.trust import reading
+from totalvi.data.mosaic import as_mosaic
 from totalvi.errors import ReadError, allowed, argument, did_you_mean
 
 FORMATS = (
@@ -71,6 +72,7 @@ class ReadOptions(NamedTuple):
     controls: str | Sequence[str] | None = None
     cells_in: Axis | None = None
     leave_out: str | Sequence[str] | None = None
+    mosaic: bool | None = None
 
     @property
     def rows(self) -> Rows:
@@ -90,6 +92,7 @@ def read(
     controls: str | Sequence[str] | None = None,
     cells_in: Axis | None = None,
     leave_out: str | Sequence[str] | None = None,
+    mosaic: bool | None = None,
     rna_modality: str = "rna",
     protein_modality: str = "prot",
 ) -> MuData:
@@ -134,6 +137,10 @@ def read(
         Which rows among the antibodies are not antibodies, such as totals and reads that match none;
         given in the same way. By default those with names such as ``unmapped``, ``no_match`` and
         ``total``. They form a modality "no_antibody".
+    mosaic
+        MuData only: whether cells of one modality alone are kept, as cells that lack the other; else
+        only those of both are. None: where fewer than half of all cells are in both; see
+        `totalvi.mosaic`.
     rna_modality, protein_modality
         MuData only: names of the modalities of RNA and proteins, which do not change.
 
@@ -182,7 +189,7 @@ def read(
         protein_modality=protein_modality,
         protein_expression_obsm_key=protein_expression_obsm_key,
     )
-    options = ReadOptions(protein_path, genome, hashtags, controls, cells_in, leave_out)
+    options = ReadOptions(protein_path, genome, hashtags, controls, cells_in, leave_out, mosaic)
     mdata = _read(given, columns, options)
     if raw is not None:
         _add_ambient(mdata, given, raw, columns)
@@ -247,13 +254,9 @@ def _tidy(found: MuData, path: Path, columns: Columns, options: ReadOptions) -> 
     if columns.rna_modality in found.mod:
         rna = found.mod[columns.rna_modality]
         found.mod[columns.rna_modality] = _by_symbol(keep_genome(rna, options.genome, path))
-    return tidy_mudata(
-        found,
-        options.rows,
-        path,
-        columns.rna_modality,
-        columns.protein_modality,
-    )
+    as_union = as_mosaic(found, columns, options.mosaic)
+    rna, protein = columns.rna_modality, columns.protein_modality
+    return tidy_mudata(as_union, options.rows, path, rna, protein)
 
 
 def _paired(

@@ -10,6 +10,7 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.ambient import AMBIENT, AmbientProfile
+from totalvi.data.cells import BOTH, MODALITIES, PROTEIN, RNA, has_rna
 from totalvi.data.columns import Columns
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.panels.antibodies import AntibodyNames, harmonise_antibodies
@@ -36,7 +37,8 @@ def concat(
 
     A protein that a data set did not measure is NaN in its cells, so that `totalvi.Model`
     recognises the panels. In cells of data sets with RNA alone, all proteins are unmeasured and can
-    be imputed::
+    be imputed; so can the RNA of data sets with proteins alone, which ``obs["measured_modalities"]``
+    tells apart ("both", "rna" or "prot")::
 
         both = totalvi.concat({"cite": cite, "rna": rna})
         model = totalvi.Model(both, batch_key="batch")
@@ -50,7 +52,8 @@ def concat(
     data
         Data sets by name: MuData, or AnnData with proteins in ``obsm`` or as features of the type
         "Antibody Capture". A data set without proteins is a MuData with only RNA (and optionally
-        "hto"), or an AnnData with only genes. The data sets are not changed.
+        "hto"), or an AnnData with only genes; one without RNA a MuData with only proteins, or an
+        AnnData with only antibodies. The data sets are not changed.
     genes
         "inner": genes that all data sets have; "outer": genes of any. A gene that a data set lacks
         counts as zero there, so "outer" is correct only if the files leave out genes without counts.
@@ -123,13 +126,19 @@ def concat(
         rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
     )
     found = {name: find_data_set(name, each, columns) for name, each in data.items()}
-    aligned = align_genes({name: each.genes for name, each in found.items()}, genes)
+    with_rna = {name: each.genes for name, each in found.items() if len(each.genes)}
+    if not with_rna:
+        raise DataError("no data set has RNA to join; give at least one that has.")
+    aligned = align_genes(with_rna, genes)
     antibodies = harmonise_antibodies(
         {name: list(each.source.protein_names) for name, each in found.items()}, antibody_names
     )
     protein, var = _joined_proteins(found, antibodies, proteins)
     obs = _joined_obs(found, batch_key, panel_key, sub_batch_key)
+    if MODALITIES in obs or len(with_rna) < len(found):
+        _say_modalities(obs, found, protein)
     obs[panel_key] = _panels(protein, obs[batch_key], obs[panel_key])
+    obs[panel_key] = _panels_of_modalities(obs, obs[panel_key])
     var["measured_in"] = _measured_in(protein, obs[panel_key])
     rna_var = pd.DataFrame(index=aligned.names)
     if aligned.ids is not None:
@@ -164,7 +173,8 @@ def _joined_rna(found: Mapping[str, DataSet], aligned: GeneAlignment) -> sparse.
     """Stack the cells of all data sets, with genes in the joined order."""
     blocks = []
     for name, each in found.items():
-        rna, columns = each.source.rna.read(), aligned.positions[name]
+        rna = each.source.rna.read()
+        columns = aligned.positions.get(name, np.empty(0, dtype=np.int64))
         rows = np.flatnonzero(columns >= 0)
         ones = np.ones(len(rows), dtype=rna.dtype)
         shape = (rna.shape[1], len(aligned.names))
@@ -283,6 +293,23 @@ def _panels(protein: np.ndarray, batch: pd.Series, data_set: pd.Series) -> pd.Se
     return panels.astype("category")
 
 
+def _say_modalities(obs: pd.DataFrame, found: Mapping[str, DataSet], protein: np.ndarray) -> None:
+    """Write what was measured in each cell to its column of ``obs``."""
+    known = np.concatenate([has_rna(each.source.obs) for each in found.values()])
+    kind = np.where(known, np.where(np.isnan(protein).all(axis=1), RNA, BOTH), PROTEIN)
+    obs[MODALITIES] = pd.Categorical(kind, [BOTH, RNA, PROTEIN])
+
+
+def _panels_of_modalities(obs: pd.DataFrame, panel: pd.Series) -> pd.Series:
+    """Return panels, each told apart by what was measured where that differs among its cells."""
+    if MODALITIES not in obs:
+        return panel
+    kinds = obs[MODALITIES].astype(str)
+    mixed = kinds.groupby(panel, observed=True).transform("nunique") > 1
+    names = panel.astype(object).where(~mixed, panel.astype(str) + ": " + kinds)
+    return names.astype("category")
+
+
 def _measured_in(protein: np.ndarray, panel: pd.Series) -> list[str]:
     """List the panels that measured each protein."""
     measured = {
@@ -300,7 +327,9 @@ def _summary(found: Mapping[str, DataSet], aligned: GeneAlignment) -> pd.DataFra
         name: {
             "n_cells": len(each.source.cell_names),
             "n_genes": len(each.source.gene_names),
-            "n_genes_kept": int((aligned.positions[name] >= 0).sum()),
+            "n_genes_kept": int((aligned.positions[name] >= 0).sum())
+            if name in aligned.positions
+            else 0,
             "n_proteins": len(each.source.protein_names),
             "genes_matched_by": aligned.matched_by,
             "hashtags_left_out": listed(each.hashtags, at_most=len(each.hashtags)),

@@ -29,6 +29,7 @@ from totalvi.data.io.features import (
     modalities_of,
 )
 from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS
+from totalvi.data.mosaic import as_mosaic, find_protein_counts, holds_proteins_alone
 from totalvi.errors import DataError
 
 Join = Literal["inner", "outer"]
@@ -55,10 +56,14 @@ class DataSet(NamedTuple):
 
 def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSet:
     """Find the counts of one data set, without its hashtags."""
+    data = as_mosaic(data, columns)
     obsm_key = _obsm_key(data, columns)
     has_proteins = _has_proteins(data, obsm_key, columns)
+    alone = holds_proteins_alone(data, columns) and obsm_key is None
     try:
-        if has_proteins:
+        if alone:
+            source = find_protein_counts(data, columns)
+        elif has_proteins:
             layer = None if obsm_key is not None else columns.protein_layer
             found = replace(columns, protein_layer=layer, protein_expression_obsm_key=obsm_key)
             source = find_counts(data, found)
@@ -87,7 +92,7 @@ def find_data_set(name: str, data: MuData | AnnData, columns: Columns) -> DataSe
         source._replace(
             protein=source.protein.columns(np.flatnonzero(~tags)), protein_names=names[~tags]
         ),
-        gene_table(data, columns).set_axis(source.gene_names),
+        pd.DataFrame() if alone else gene_table(data, columns).set_axis(source.gene_names),
         are_controls(var[~tags], None, name),
         tuple(names[tags]),
         () if has_proteins else _beside_rna(data, columns),

@@ -48,7 +48,7 @@ from totalvi.posterior.differential.sample_comparison import (
 )
 from totalvi.posterior.draws import ProteinScale
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
-from totalvi.posterior.unmeasured import measured_by_batch
+from totalvi.posterior.unmeasured import measured_by_batch, rna_in_batches, with_rna_of
 
 _NOT_FINITE = "The model gives scales that are not finite, so its fit failed; train it again."
 
@@ -244,8 +244,8 @@ class DifferentialQueries(Fitted):
         n_pairs = at_least_one("n_pairs", n_pairs)
         question = self._question(adata, None, batch_size, progress, seed, n_samples)
         data = question.data
-        # each cell's own batch comes first, since it made the counts
-        question = replace(question, transform_batch=(None, *codes))
+        codes = with_rna_of(codes, rna_in_batches(self, data))
+        question = replace(question, transform_batch=(None, *codes))  # its own made a cell's counts
         query = ScaleQuery(
             ProteinScale(sample_protein_mixing, scale_protein, include_protein_background),
             batch_weights(measured_by_batch(data), codes),
@@ -261,7 +261,7 @@ class DifferentialQueries(Fitted):
             raw = tables.raw_counts(data, groups.part, groups.n_parts) if all_stats else None
             return tables.sample_table(found, groups, within, *names, raw, fdr_target)
         _check_without_samples(condition_key, block_key, covariate_keys)
-        groups = chosen_groups(data, groupby, group1, group2, idx1, idx2)
+        groups = chosen_groups(data, groupby, group1, group2, idx1, idx2).with_rna(data)
         if not codes:
             warn_without_shared_batch(data, groups)
         if unit == "groups":
@@ -344,6 +344,7 @@ def over_samples(
     else:
         obs = data.annotation.obs()
         groups, within = conditions_within(obs, condition_key, group1, group2, groupby, idx1)
+    groups = groups.with_rna(data)
     if any(set(first) & set(second) for first, second in groups.comparisons):
         raise ValueError("idx1 and idx2 share cells, which sample_key cannot compare; part them.")
     samples = describe_samples(data, groups, sample_key, block_key, covariate_keys)

@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
 from totalvi.data.columns import column_of, same_number
-from totalvi.errors import DataError, argument, did_you_mean
+from totalvi.errors import DataError, DataWarning, argument, did_you_mean
 from totalvi.posterior.arguments import Cells, cell_positions
 from totalvi.posterior.differential.comparison import Comparison
 
@@ -37,6 +37,33 @@ class Groups(NamedTuple):
     comparisons: list[Comparison]
     names: list[tuple[str, str]]
     n_parts: int
+
+    def with_rna(self, data: CiteData) -> Self:
+        """Return the groups of those cells that have RNA, with a warning of the others.
+
+        Raises
+        ------
+        DataError
+            When a group has no such cell.
+        """
+        lacking = ~data.has_rna & (self.part >= 0)
+        if not lacking.any():
+            return self
+        part = np.where(lacking, -1, self.part)
+        left = np.unique(part)
+        for comparison, names in zip(self.comparisons, self.names, strict=True):
+            for parts, name in zip(comparison, names, strict=True):
+                if not np.isin(parts, left).any():
+                    raise DataError(
+                        f'no cell of "{name}" has RNA, which differential expression needs; '
+                        "name groups of cells that have."
+                    )
+        warnings.warn(
+            f"{lacking.sum():,} cells of the groups have no RNA and are left out.",
+            DataWarning,
+            stacklevel=3,
+        )
+        return self._replace(part=part)
 
 
 def chosen_groups(

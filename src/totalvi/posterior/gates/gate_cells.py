@@ -120,7 +120,8 @@ class GateQueries(Fitted):
             _about_levels(self, None if self._data is not None else adata, progress),
         )
         proteins = self._proteins([self.schema.protein_names[i] for i in markers.proteins.values()])
-        question = answering_for(self, question, proteins, unmeasured)
+        genes = self._genes([self.schema.gene_names[i] for i in markers.genes.values()])
+        question = answering_for(self, question, proteins, unmeasured, genes=genes)
         memberships = _memberships(question, hierarchy, markers)
         known = markers.known()
         populations = pd.DataFrame(
@@ -147,7 +148,7 @@ def _about_levels(model: Fitted, adata: Data | None, progress: bool | None) -> Q
     question = model._question(
         adata, None, QUERY_BATCH_SIZE, progress, n_samples=_SAMPLES_OF_LEVELS, given_counts=True
     )
-    cells = evenly_spaced(question.cells, _CELLS_OF_LEVELS, rounding="down")
+    cells = evenly_spaced(question.with_rna().cells, _CELLS_OF_LEVELS, rounding="down")
     by_panel = np.array(model.schema.panel_measured, dtype=bool)
     measured = by_panel[np.unique(question.data.panel[cells])].any(axis=0)
     return answering_for(

@@ -55,6 +55,8 @@ class _Sample(NamedTuple):
         Log share of each gene in the cell's RNA.
     weight
         Of this sample in a mean over all, for each protein; NaN where none is answered.
+    rna_weight
+        The same of genes, (B, 1), or of all.
     is_last
         Whether no other batch follows for this sample of the latent state.
     """
@@ -64,6 +66,7 @@ class _Sample(NamedTuple):
     log_background: Tensor
     log_share: Tensor
     weight: Tensor
+    rna_weight: Tensor | float
     is_last: bool
 
 
@@ -77,6 +80,10 @@ def _samples(
         if len(genes):
             likelihood = network.genes(draw.decoded, draw.library_size, draw.context)
             log_share = likelihood.log_proportions()[:, genes]
+        of_rna: Tensor | float = 1 / question.n_decoded
+        if question.rna_shares is not None:
+            position = number % question.n_decoded
+            of_rna = question.rna_shares[batch.context.panel, position][:, None].cpu()
         weight = torch.as_tensor(question.share(number, batch), dtype=y.dtype, device=y.device)
         foreground, rate, background = (
             value.expand_as(y)[:, proteins].cpu()
@@ -92,6 +99,7 @@ def _samples(
             background,
             log_share.cpu(),
             weight.expand_as(y)[:, proteins].cpu(),
+            of_rna,
             (number + 1) % question.n_decoded == 0,
         )
 
@@ -151,7 +159,7 @@ def _levels_of_cells(
             rate = p * sample.log_rate.exp() + (1 - p) * sample.log_background.exp()
             level += sample.weight * rate / question.n_samples
             foreground += sample.weight * p / question.n_samples
-            log_share += sample.log_share / (question.n_samples * question.n_decoded)
+            log_share += sample.log_share * sample.rna_weight / question.n_samples
         return torch.cat([level.log(), foreground, log_share], dim=1)
 
     found = question.gather("levels of markers", means)
@@ -175,7 +183,7 @@ def draw_levels(
     n_sample = 0
     for sample in _samples(question, batch, proteins, genes):
         value = torch.cat([sample.log_rate, sample.log_share], dim=1)
-        share = torch.ones_like(sample.log_share) / question.n_decoded
+        share = torch.ones_like(sample.log_share) * sample.rna_weight
         weight = torch.cat([sample.foreground * sample.weight, share], dim=1)
         positive, high = ([getattr(b, level) for b in bounds] for level in ("positive", "high"))
         above += weight * torch.stack([_above(positive, value), _above(high, value)])
