@@ -24,13 +24,7 @@ _LEAST_CAPTURED = (1.0, 0.5)  # sums keep a share of their counts between this a
 _N_ROUNDS = 2  # in the second, likely doublets are no parts of sums
 _NEIGHBOURS = (15, 50)
 _N_FOLDS = 5
-_TAILS = (
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-)  # shares of the sums that lie above the scores which tell the rate
+_TAILS = (0.2, 0.3, 0.4, 0.5, 0.6)  # shares of the sums above the scores that tell the rate
 _SAMPLES = 3
 
 
