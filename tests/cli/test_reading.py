@@ -20,7 +20,7 @@ READERS = ["check", "run", "train", "convert", "map", "impute", "denoise", "de"]
 OPTIONS = {
     *("--protein", "--genome", "--hashtags", "--controls", "--leave-out", "--cells-in"),
     *("--rna-modality", "--protein-modality", "--rna-layer", "--protein-layer", "--protein-obsm"),
-    "--unmeasured",
+    *("--unmeasured", "--mosaic"),
 }
 
 

@@ -47,7 +47,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite --resume "
         "--checkpoint-every 2.5 "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
-        "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x "
+        "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x --no-mosaic "
         "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts --sample m --condition n "
         "--hierarchy gates.txt --doublet-rate 0.05"
     )
@@ -62,6 +62,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "hashtags": "HTO",
         "controls": "IgG",
         "leave_out": "x",
+        "mosaic": False,
         "unmeasured": {"a": ["CD3", "CD4"], "b": ["CD8"]},
         "cells_in": "rows",
         "batch_key": "b",

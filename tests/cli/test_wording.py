@@ -151,7 +151,7 @@ def test_a_command_says_its_options_and_nothing_is_left_behind(
 
 def test_the_options_exist() -> None:
     parameters = [parameter for command in COMMANDS.values() for parameter in command.params]
-    known = {option for parameter in parameters for option in parameter.opts}
+    known = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
     known |= {
         parameter.metavar for parameter in parameters if parameter.param_type_name == "argument"
     }

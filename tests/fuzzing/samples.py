@@ -18,6 +18,7 @@ from mudata import MuData
 from scipy import sparse
 
 import totalvi
+from totalvi.data.io.readable_parts import READING
 from totalvi.formats.scvi_06 import read_config
 from totalvi.formats.scvi_weights import scvi_state
 from totalvi.persistence import load_scvi
@@ -60,7 +61,8 @@ def of_mudata(data: MuData) -> Reading:
         found[f"{name}.counts"] = of_matrix(adata.X)
     batch = data.obs.get("batch", [])
     found["batch"] = digest(list(map(str, batch)))
-    return found
+    said = data.uns.get(READING, {}).get("unread")
+    return found if said is None else found | {"left out": said}
 
 
 def of_model(model: totalvi.Model) -> Reading:
@@ -224,9 +226,10 @@ def read_tables(place: Path) -> Reading:
 
 
 def read_and_join(path: Path) -> Reading:
-    return of_mudata(
-        totalvi.concat({"a": totalvi.read(path), "b": mudata_of_both()}, batch_key="set")
-    )
+    data = totalvi.read(path)
+    found = of_mudata(totalvi.concat({"a": data, "b": mudata_of_both()}, batch_key="set"))
+    said = of_mudata(data).get("left out")
+    return found if said is None else found | {"left out": said}
 
 
 # ------------------------------------------------------------------------------------------ models

@@ -31,6 +31,7 @@ def ask(
         question(data, network, rows, batch_size=batch_size, transform_batch=arguments["codes"]),
         shares,
         arguments["measured"],
+        np.ones(2, dtype=bool),
         arguments["continuous"],
         include_protein_background=arguments["background"],
     )

@@ -19,6 +19,7 @@ from totalvi.explorer.run_cells import open_cells
 from totalvi.posterior.gates.gate_cells import Gating
 from totalvi.posterior.gates.hierarchy import parse_hierarchy
 from totalvi.report.build import build_report
+from totalvi.run.folder import require_writable
 from totalvi.run.named_cells import Named, cluster_names, population_tables, proposed_gates
 from totalvi.run.run import run
 
@@ -116,6 +117,7 @@ def test_percentages_are_of_those_above() -> None:
 
 def test_gates_are_proposed_to_the_explorer(folder: Path) -> None:
     cells_of_run = open_cells(folder)
+    require_writable(folder, overwrite=True)  # the file is a part of the run
     gating = read_gates(folder / "gates_proposed.csv")
     inside = members(gating, cells_of_run._inside, cells_of_run.n_cells)
     assert set(inside) == {None, "T", "CD4 T", "B"}  # CD56 was not measured

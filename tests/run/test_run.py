@@ -65,6 +65,7 @@ def test_all_files_are_there(made: RunResult) -> None:
         "tables/predictive_calibration.csv",
         "tables/predictive_checks.csv",
         "tables/clusters.csv",
+        "tables/doublets.csv",
         "tables/history.csv",
         "tables/markers.csv",
         "tables/proteins.csv",

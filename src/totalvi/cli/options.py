@@ -103,10 +103,7 @@ AllowFractional = Annotated[
 ]
 RefuseEmptyCells = Annotated[
     bool,
-    typer.Option(
-        "--refuse-empty-cells",
-        help="Stop at cells without RNA counts, in place of leaving them out.",
-    ),
+    typer.Option("--refuse-empty-cells", help="Stop at cells without RNA; do not leave them out."),
 ]
 RnaModality = Annotated[str, text("--rna-modality", "NAME", "Modality with the RNA.")]
 ProteinModality = Annotated[str, text("--protein-modality", "NAME", "Modality with the proteins.")]
@@ -163,6 +160,10 @@ LeaveOut = Annotated[
         "Which rows are not antibodies; default: those with names such as unmapped.",
     ),
 ]
+Mosaic = Annotated[
+    bool | None,
+    typer.Option("--mosaic/--no-mosaic", help="Take cells of one modality alone too, or not."),
+]
 Arguments: TypeAlias = dict[str, Any]
 _Options: TypeAlias = dict[str, tuple[str, Any, Any]]  # argument, type and default of each option
 
@@ -198,9 +199,8 @@ def _as_named(**kinds: Any) -> _Options:
 
 _OF_FILES: _Options = {
     "protein": ("protein_path", ProteinPath, None),
-    **_as_named(
-        genome=Genome, hashtags=Hashtags, controls=Controls, leave_out=LeaveOut, cells_in=CellsIn
-    ),
+    **_as_named(genome=Genome, hashtags=Hashtags, controls=Controls, leave_out=LeaveOut),
+    **_as_named(cells_in=CellsIn, mosaic=Mosaic),
 }
 _OF_COUNTS: _Options = {
     "rna_modality": ("rna_modality", RnaModality, "rna"),
@@ -364,6 +364,7 @@ OPTIONS = {
     "labels_key": "--labels",
     "max_epochs": "--epochs",
     "median_foreground_factor": "--foreground-factor",
+    "totalvi.read(mosaic=False)": "--no-mosaic",
     "n_batches": "--batches",
     "n_cell_types": "--cell-types",
     "n_cells": "--cells",

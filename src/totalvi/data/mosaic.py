@@ -17,9 +17,7 @@ from totalvi.data.io.features import modalities_of
 from totalvi.data.io.modalities import mudata_of, say_of_reading
 from totalvi.errors import DataError, Finding, argument, counted, did_you_mean
 
-_MOST_SHARED = (
-    0.5  # with a larger share of cells in both modalities, these are lists that nearly agree
-)
+_MOST_SHARED = 0.5  # with a larger share of cells in both, the two lists nearly agree
 _FILTERED = 10  # a list that is so many times longer has not been filtered
 _FEWEST_SHARED = 10
 
@@ -154,7 +152,7 @@ def as_mosaic(data: Any, columns: Columns, wanted: bool | None = None) -> Any:
         "mosaic",
         f'Modality "{rna}" holds {data[rna].n_obs:,} cells and modality "{protein}" '
         f"{data[protein].n_obs:,}, of which {n_both:,} are in both; all were taken, and cells of one "
-        "alone lack the other (totalvi.read(mosaic=False) takes those of both).",
+        f"alone lack the other ({argument('totalvi.read(mosaic=False)')} takes those of both).",
     )
     return found
 
@@ -210,7 +208,7 @@ def _with_nan(values: Any, rows: np.ndarray, cells: pd.Index, features: pd.Index
 def holds_proteins_alone(data: MuData | AnnData, columns: Columns) -> bool:
     """Whether data hold antibodies and no genes, as a modality alone or as features."""
     if isinstance(data, MuData):
-        return columns.rna_modality not in data.mod and columns.protein_modality in data.mod
+        return set(data.mod) - {"hto"} == {columns.protein_modality}  # another may hold the genes
     return (
         bool(data.n_vars)
         and bool((modalities_of(data.var) != "rna").all())

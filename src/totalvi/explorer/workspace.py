@@ -15,9 +15,9 @@ from totalvi.explorer.gate_files import gates_to_json, read_gates
 from totalvi.explorer.gates import Gating, members
 from totalvi.explorer.membership import gate_probability
 from totalvi.explorer.run_cells import Cells, open_cells
+from totalvi.run.folder import PROPOSED_GATES
 
 GATES_FILE, UNSAVED_FILE = "gates.json", "gates_unsaved.json"
-PROPOSED_FILE = "gates_proposed.csv"  # by a program, for people to edit
 
 
 class History:
@@ -135,7 +135,7 @@ class Workspace:
     @property
     def proposed_path(self) -> Path:
         """Where gates are that a program proposes, as `gate_files.gates_of_table` reads them."""
-        return self.cells.folder / f"{self.cells.prefix}{PROPOSED_FILE}"
+        return self.cells.folder / f"{self.cells.prefix}{PROPOSED_GATES}"
 
     def visit(self) -> History:
         """Begin the history of a visit."""

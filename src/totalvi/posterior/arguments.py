@@ -292,6 +292,16 @@ Examples
 >>> model = totalvi.Model(mdata, n_hidden=16, n_latent=4)
 >>> model.train(max_epochs=2)
 """,
+    "mosaic_model": """
+Examples
+--------
+>>> import totalvi
+>>> both = totalvi.simulate(n_cells=90, n_genes=30, n_proteins=5, seed=1)
+>>> both.obs["measured_modalities"] = ["both"] * 60 + ["prot"] * 30
+>>> both["rna"].X = both["rna"].X.multiply([[1]] * 60 + [[0]] * 30).tocsr()
+>>> model = totalvi.Model(both, n_hidden=16, n_latent=4)
+>>> model.train(max_epochs=2, train_size=0.7)
+""",
     "lacking_model": """
 Examples
 --------

@@ -193,14 +193,7 @@ class RnaQueries(ImputationQueries):
             When all cells of the fit had RNA, so that the model has not learned to do without, or when
             it is to be stacked without training data.
 
-        Examples
-        --------
-        >>> import totalvi
-        >>> both = totalvi.simulate(n_cells=90, n_genes=30, n_proteins=5, seed=1)
-        >>> both.obs["measured_modalities"] = ["both"] * 60 + ["prot"] * 30
-        >>> both["rna"].X = both["rna"].X.multiply([[1]] * 60 + [[0]] * 30).tocsr()
-        >>> model = totalvi.Model(both, n_hidden=16, n_latent=4)
-        >>> model.train(max_epochs=2, train_size=0.7)
+        {mosaic_model}
         >>> imputed = model.impute_rna(indices=range(60, 90), n_samples=10)
         >>> imputed.mean.shape, bool(imputed.lacking.all())
         ((30, 30), True)
@@ -288,6 +281,11 @@ class RnaQueries(ImputationQueries):
         {name_error}
         DataError
             As in `impute_rna`, or when too few cells have both, or there are no training data.
+
+        {mosaic_model}
+        >>> table = model.get_rna_reliability(n_samples=2)
+        >>> len(table), "ridge_pearson" in table
+        (30, True)
         """
         question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         if adata is None and indices is None:

@@ -213,5 +213,5 @@ def _warn_of_unanswered(
         f"{which} NaN in {n_cells:,} of {len(panel):,} cells, which lack "
         f"{'them' if several else 'it'}; {what}.",
         DataWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

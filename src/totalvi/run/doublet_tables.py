@@ -63,7 +63,7 @@ def doublets_of_run(
     if path.is_file():  # of an incomplete run, which could not tell doublets
         names = {"cell": str, "batch": str, "cluster": str}
         known = pd.read_csv(path, dtype=names, keep_default_na=False).set_index("cell")
-        tables["cells"] = known.join(cells.set_axis(known.index))
+        tables["cells"] = known.assign(**{str(name): cells[name].to_numpy() for name in cells})
     write_tables(tables, folder / "tables")
     return cells
 

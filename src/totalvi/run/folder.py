@@ -16,7 +16,9 @@ MODEL, RESULTS = "model.totalvi", "results.h5mu"
 RECORD = "run.json"
 CLUSTER_COLUMN = "leiden_totalvi"
 STORE = "results.zarr"  # of a run on disk
+PROPOSED_GATES = "gates_proposed.csv"  # of named populations, for people to edit in the explorer
 PARTS = {
+    PROPOSED_GATES,
     RESULTS,
     STORE,
     "imputed.h5ad",

@@ -78,6 +78,7 @@ def impute(
     hashtags: str | Sequence[str] | None = None,
     controls: str | Sequence[str] | None = None,
     leave_out: str | Sequence[str] | None = None,
+    mosaic: bool | None = None,
     cells_in: Literal["rows", "columns"] | None = None,
     protein_path: str | Path | None = None,
     rna_modality: str = "rna",
@@ -101,8 +102,7 @@ def impute(
 
     ``output`` then holds ``imputed.h5ad`` (mean counts; layers ``sd``, ``log1p``, ``lower`` and
     ``upper``; the reliability of each protein in ``var``), ``tables``, ``model.totalvi`` and
-    ``run.json``. It appears complete at the end. Until then the fit is kept beside it in
-    ``<output>.checkpoint``. A run that ends before the first checkpoint leaves nothing behind.
+    ``run.json``. It appears at the end; until then the fit is kept in ``<output>.checkpoint``.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def impute(
         A folder that does not exist or is empty, or a link to one.
     batch_key
         Column of ``obs`` with the batches within reference or query, where it is there.
-    genome, hashtags, controls, leave_out, cells_in
+    genome, hashtags, controls, leave_out, cells_in, mosaic
         How to read paths; see :func:`totalvi.read`.
     protein_path
         Proteins of the reference, if they are in a file of their own.
@@ -123,8 +123,7 @@ def impute(
     allow_fractional
         Whether counts may have fractions.
     unmeasured
-        Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`. "zeros": those
-        that are zero in all of it, as the query may be padded.
+        Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`.
     n_genes
         Number of highly variable genes to select if more are shared.
     max_epochs
@@ -147,7 +146,9 @@ def impute(
         ImputeOptions(
             reference=reference,
             query=query,
-            reading=ReadOptions(protein_path, genome, hashtags, controls, cells_in, leave_out),
+            reading=ReadOptions(
+                protein_path, genome, hashtags, controls, cells_in, leave_out, mosaic
+            ),
             keys=Columns(
                 batch_key=batch_key,
                 rna_modality=rna_modality,

@@ -21,7 +21,7 @@ from totalvi.posterior.gates.hierarchy import (
     read_hierarchy,
 )
 from totalvi.posterior.gates.memberships import UNDECIDED, usable, wanting
-from totalvi.run.folder import CLUSTER_COLUMN
+from totalvi.run.folder import CLUSTER_COLUMN, PROPOSED_GATES
 from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile, posterior_samples, write_tables
 
 if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
     from totalvi.posterior.gates.gate_cells import Gating
     from totalvi.run.record import RunOptions
 
-PROPOSED_GATES = "gates_proposed.csv"  # that the explorer shows
 POPULATION, MEMBERSHIP = "population", "population_membership"
 AUTO, NONE = "auto", "none"
 _TRIED_CELLS = 2000

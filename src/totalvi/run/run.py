@@ -63,6 +63,7 @@ def run(
     controls: str | Sequence[str] | None = None,
     cells_in: Literal["rows", "columns"] | None = None,
     leave_out: str | Sequence[str] | None = None,
+    mosaic: bool | None = None,
     unmeasured: Unmeasured | None = None,
     batch_key: str | None = None,
     panel_key: str | None = None,
@@ -109,7 +110,7 @@ def run(
     raw
         The raw matrix of all barcodes, or one for each batch, whose empty droplets anchor the
         background; see :func:`totalvi.ambient_profile`.
-    protein_path, genome, hashtags, controls, cells_in, leave_out
+    protein_path, genome, hashtags, controls, cells_in, leave_out, mosaic
         How to read a path; see :func:`totalvi.read`.
     unmeasured
         Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`.
@@ -189,7 +190,9 @@ def run(
             input=input,
             raw=raw,
             unmeasured=unmeasured,
-            reading=ReadOptions(protein_path, genome, hashtags, controls, cells_in, leave_out),
+            reading=ReadOptions(
+                protein_path, genome, hashtags, controls, cells_in, leave_out, mosaic
+            ),
             keys=Columns(
                 batch_key=batch_key,
                 panel_key=panel_key,

@@ -100,7 +100,7 @@ def _readable_table(group: h5py.Group | zarr.Group, axis: str, left_out: LeftOut
     for name in map(str, stored.attrs["column-order"]):
         try:
             if "categories" in stored[name].attrs:  # codes, of the categories of an old format
-                raise ValueError("it is of a format of before AnnData 0.7")
+                raise ValueError("its format is older than AnnData 0.7; write the file again.")
             columns[name] = pd.Series(read_elem(stored[name]), index=index)
         except Exception as fault:  # as of any part that nobody asked for
             left_out.unread[f'{axis}["{name}"]'] = first_line(fault)

@@ -261,7 +261,7 @@ class DifferentialQueries(Fitted):
             raw = tables.raw_counts(data, groups.part, groups.n_parts) if all_stats else None
             return tables.sample_table(found, groups, within, *names, raw, fdr_target)
         _check_without_samples(condition_key, block_key, covariate_keys)
-        groups = chosen_groups(data, groupby, group1, group2, idx1, idx2).with_rna(data)
+        groups = chosen_groups(data, groupby, group1, group2, idx1, idx2).with_rna(data, drop=True)
         if not codes:
             warn_without_shared_batch(data, groups)
         if unit == "groups":

@@ -38,32 +38,34 @@ class Groups(NamedTuple):
     names: list[tuple[str, str]]
     n_parts: int
 
-    def with_rna(self, data: CiteData) -> Self:
-        """Return the groups of those cells that have RNA, with a warning of the others.
+    def with_rna(self, data: CiteData, *, drop: bool = False) -> Self:
+        """Return the groups of those cells that have RNA, and warn of the others.
 
         Raises
         ------
         DataError
-            When a group has no such cell.
+            When a group has no such cell, unless its comparison may ``drop`` and others are left.
         """
         lacking = ~data.has_rna & (self.part >= 0)
         if not lacking.any():
             return self
         part = np.where(lacking, -1, self.part)
-        left = np.unique(part)
-        for comparison, names in zip(self.comparisons, self.names, strict=True):
-            for parts, name in zip(comparison, names, strict=True):
-                if not np.isin(parts, left).any():
-                    raise DataError(
-                        f'no cell of "{name}" has RNA, which differential expression needs; '
-                        "name groups of cells that have."
-                    )
+        has = np.array([[np.isin(p, part).any() for p in pair] for pair in self.comparisons])
+        kept = np.flatnonzero(has.all(axis=1))
+        lonely = [self.names[c][side] for c, side in np.argwhere(~has)]
+        if lonely and not (drop and len(kept)):
+            raise DataError(
+                f'no cell of "{lonely[0]}" has RNA, which differential expression needs; name groups '
+                "of cells that have."
+            )
+        also = f", with all of {', '.join(lonely)}" if lonely else ""
         warnings.warn(
-            f"{lacking.sum():,} cells of the groups have no RNA and are left out.",
+            f"{lacking.sum():,} cells of the groups have no RNA and are left out{also}.",
             DataWarning,
             stacklevel=3,
         )
-        return self._replace(part=part)
+        left_over = [self.comparisons[c] for c in kept], [self.names[c] for c in kept]
+        return type(self)(part, *left_over, self.n_parts)
 
 
 def chosen_groups(
