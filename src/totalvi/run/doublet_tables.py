@@ -13,6 +13,7 @@ from totalvi.posterior.doublets import (
     hashtags_carried,
     rate_by_number,
 )
+from totalvi.run.named_cells import in_order
 from totalvi.run.results import ResultsFile, write_tables
 
 if TYPE_CHECKING:  # the report takes the names of columns alone
@@ -103,8 +104,7 @@ def doublet_table(
     for of, values in (("sample", sample), ("cluster", cluster)):
         if values is not None:
             names = np.asarray(values).astype(str)
-            order = pd.unique(np.sort(np.asarray(values)))
-            groups += [(of, str(name), names == str(name)) for name in order]
+            groups += [(of, name, names == name) for name in in_order(names)]
     rows = []
     for of, name, inside in groups:
         probability = cells.loc[inside, PROBABILITY]

@@ -182,7 +182,9 @@ def cluster_names(inside: pd.DataFrame, clusters: np.ndarray, hierarchy: Hierarc
         Of the cells.
     """
     rows = []
-    for cluster in pd.unique(np.sort(clusters)):
+    clusters = clusters.astype(str)
+    order = in_order(clusters)
+    for cluster in order:
         share = inside[clusters == cluster].mean()
         name: str | None = None
         while children := [p.name for p in hierarchy.children(name)]:
@@ -193,7 +195,19 @@ def cluster_names(inside: pd.DataFrame, clusters: np.ndarray, hierarchy: Hierarc
         named = name or UNDECIDED
         n_cells = int((clusters == cluster).sum())
         rows.append({"name": named, "share": float(share[named]), "cells": n_cells})
-    return pd.DataFrame(rows, index=pd.Index(pd.unique(np.sort(clusters)), name="cluster"))
+    return pd.DataFrame(rows, index=pd.Index(order, name="cluster"))
+
+
+def in_order(clusters: np.ndarray) -> list[str]:
+    """Return the names of clusters, numbers by their size.
+
+    Examples
+    --------
+    >>> in_order(np.array(["10", "B", "9", "10"]))
+    ['9', '10', 'B']
+    """
+    names = map(str, pd.unique(clusters))
+    return sorted(names, key=lambda name: (not name.isdecimal(), name.zfill(9), name))
 
 
 def write_populations(
