@@ -129,7 +129,7 @@ def _outcome(
     else:
         said = found.pop("left out", "")
         differs = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
-        left_out = [key for key in differs if _is_left_out(key, said)]
+        left_out = [key for key in differs if _is_left_out(key, found, said)]
         kind, detail = "wrong" if differs != left_out else "right", ", ".join(differs)
     if _resident() - held > RESIDENT:
         kind = "memory"
@@ -140,9 +140,11 @@ def _outcome(
     return Outcome(kind, done.what, detail)
 
 
-def _is_left_out(key: str, said: str) -> bool:
+def _is_left_out(key: str, found: dict[str, str], said: str) -> bool:
     """Return whether a note names what is missing; an entry of obsm may have held the proteins."""
-    return f'"{key}"' in said or ('obsm["' in said and key.startswith(("modalities", "prot.")))
+    no_proteins = not any(name.startswith("prot.") for name in found)
+    of_proteins = no_proteins and (key == "modalities" or key.startswith("prot."))
+    return f'"{key}"' in said or ('obsm["' in said and of_proteins)
 
 
 def _says_so(
