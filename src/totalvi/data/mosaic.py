@@ -120,8 +120,8 @@ def mosaic(data: MuData, *, rna_modality: str = "rna", protein_modality: str = "
     >>> both = totalvi.simulate(n_cells=60, n_genes=30, n_proteins=5, seed=1)
     >>> parts = {"rna": both["rna"][:40].copy(), "prot": both["prot"][20:].copy()}
     >>> cells = mosaic(MuData(parts))
-    >>> cells.obs["measured_modalities"].value_counts().to_dict()
-    {'both': 20, 'rna': 20, 'prot': 20}
+    >>> cells.obs["measured_modalities"].value_counts().sort_index().to_dict()
+    {'both': 20, 'prot': 20, 'rna': 20}
     """
     for name in (rna_modality, protein_modality):
         if name not in data.mod:

@@ -373,3 +373,15 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOTALVI_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     assert cache_folder("~/counts") == Path.home() / "counts"
+
+
+def test_simultaneous_records_of_a_file_that_is_there(tmp_path: Path) -> None:
+    target = tmp_path / "counts.h5"
+    target.write_bytes(CONTENT)
+    record = tmp_path / "counts.h5.sha256"
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            record.unlink(missing_ok=True)
+            fetches = [pool.submit(download, "https://unused.invalid", target) for _ in range(8)]
+            assert {fetch.result() for fetch in fetches} == {target}
+            assert record.read_text().split() == [hashlib.sha256(CONTENT).hexdigest(), target.name]

@@ -88,7 +88,7 @@ def download(
     try:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.parent / f".{target.name}.lock"):
+            with _lock(target):
                 if not target.exists():  # no other process downloaded it while this one waited
                     _transfer(url, part, target, progress=progress)
                     _check_fetched(url, part, target, sha256)
@@ -101,6 +101,10 @@ def download(
             "free space there, or give another folder (or set TOTALVI_CACHE)."
         ) from error
     return target
+
+
+def _lock(target: Path) -> FileLock:
+    return FileLock(target.parent / f".{target.name}.lock")
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -148,9 +152,10 @@ def _check_present(target: Path, known: str | None) -> None:
     expected, found = _expected_sha256(target, known), _sha256(target)
     if expected is None:
         if os.access(target.parent, os.W_OK):  # a shared read-only folder stays unchanged
-            draft = _beside(target, ".sha256.part")
-            draft.write_text(f"{found}  {target.name}\n")
-            draft.replace(_beside(target, ".sha256"))
+            with _lock(target):  # others may record the same file at the same time
+                draft = _beside(target, ".sha256.part")
+                draft.write_text(f"{found}  {target.name}\n")
+                draft.replace(_beside(target, ".sha256"))
     elif found != expected:
         record = "" if known else f" (and {_beside(target, '.sha256').name}, if it is meant to be)"
         raise DownloadError(
