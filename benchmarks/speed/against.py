@@ -4,7 +4,8 @@
     python benchmarks/speed/against.py ../before
 
 The workers of both take turns in separate processes of the same environment. Each imports its own
-checkout. The table goes to standard output.
+checkout. Versions before ``given_counts`` answer given z alone; with ``--given-z`` this one does too.
+The table goes to standard output.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", default="2")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--given-z", action="store_true", help="answer as the other one does")
     arguments = parser.parse_args()
     for library in ("OMP", "MKL", "NUMBA"):
         os.environ[f"{library}_NUM_THREADS"] = arguments.threads
@@ -32,7 +34,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--data", str(arguments.data), "--threads", arguments.threads]
         options += ["--device", "cpu", "--epochs", "10", "--clusters", f"{folder}/clusters.npy"]
-        now, before = (worker_of(root, options) for root in (HERE, arguments.other.resolve()))
+        before = worker_of(arguments.other.resolve(), options)
+        now = worker_of(HERE, options + ["--given-z"] * arguments.given_z)
         now.ask("write clusters")
         print(
             "| case | before | now | now over before: median, range over pairs |\n|---|---|---|---|"

@@ -35,6 +35,7 @@ def main() -> None:
     model = totalvi.Model(mdata, seed=0)
     model.train(arguments.epochs, batch_size=BATCH_SIZE, accelerator=device, progress=False)
     compare = partial(compared, model, mdata, arguments.clusters)
+    asked = {"n_samples": 25} | ({"given_counts": False} if arguments.given_z else {})
     cases = {
         "training": lambda: {
             "epoch": epoch_seconds(model, device),
@@ -43,8 +44,8 @@ def main() -> None:
         },
         "floor": lambda: floor_of(mdata, device),
         "latent": timed(model.get_latent_representation, device),
-        "denoised": timed(lambda: model.get_normalized_expression(n_samples=25), device),
-        "foreground": timed(lambda: model.get_protein_foreground_probability(n_samples=25), device),
+        "denoised": timed(lambda: model.get_normalized_expression(**asked), device),
+        "foreground": timed(lambda: model.get_protein_foreground_probability(**asked), device),
         "two groups": timed(lambda: compare(group1="0", group2="1"), device),
         "each cluster": timed(compare, device),
         "write clusters": lambda: write_clusters(model, arguments.clusters),

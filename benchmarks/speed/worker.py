@@ -30,6 +30,7 @@ def worker_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--epochs", type=int, required=True, help="of the fit that is asked about")
+    parser.add_argument("--given-z", action="store_true", help="answer without the cell's count")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     return arguments
