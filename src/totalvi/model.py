@@ -27,6 +27,7 @@ from totalvi.formats.scvi_write import write_scvi
 from totalvi.mapping.map_query import MappingQueries
 from totalvi.mapping.mapped_cells import ComparisonQueries
 from totalvi.posterior.abundance import AbundanceQueries
+from totalvi.posterior.aggregated_posterior import AggregatedPosteriorQueries
 from totalvi.posterior.arguments import check_choice, check_network_options, key_tuple
 from totalvi.posterior.correlation import CorrelationQueries
 from totalvi.posterior.differential.differential_query import DifferentialQueries
@@ -35,7 +36,6 @@ from totalvi.posterior.evidence import EvidenceQueries
 from totalvi.posterior.expression import ExpressionQueries
 from totalvi.posterior.gates.gate_cells import GateQueries
 from totalvi.posterior.latent import LatentQueries
-from totalvi.posterior.latent_space import LatentSpaceQueries
 from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import ProteinBackgroundQueries
@@ -54,7 +54,7 @@ class Model(
     CorrelationQueries,
     EvidenceQueries,
     AbundanceQueries,
-    LatentSpaceQueries,
+    AggregatedPosteriorQueries,
     ProteinBackgroundQueries,
     RnaQueries,
     GateQueries,

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from totalvi.posterior import latent_space as aggregate
-from totalvi.posterior.latent_space import AggregatedPosterior, log_density_by_group
+from totalvi.posterior import aggregated_posterior as aggregate
+from totalvi.posterior.aggregated_posterior import AggregatedPosterior, log_density_by_group
 
 
 def mixture(n_cells: int = 12, n_latent: int = 3) -> AggregatedPosterior:

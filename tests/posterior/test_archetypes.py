@@ -10,7 +10,7 @@ from counts import N_GENES, N_PROTEINS, described, question
 from totalvi.data.cells import CiteData
 from totalvi.fit.batches import minibatch
 from totalvi.nn.v06 import TOTALVI
-from totalvi.posterior.latent_space import archetype_expression, distinct_contexts, z_scores
+from totalvi.posterior.aggregated_posterior import archetype_expression, distinct_contexts, z_scores
 
 
 def module(**options: Any) -> TOTALVI:

@@ -18,7 +18,7 @@ import totalvi
 import totalvi.posterior.predictive
 from counts import SMALL, annotated
 from totalvi.errors import NotTrainedError
-from totalvi.posterior.latent_space import AggregatedPosterior
+from totalvi.posterior.aggregated_posterior import AggregatedPosterior
 
 N_CELLS = 60
 FAST: dict[str, Any] = {"max_epochs": 1, "accelerator": "cpu", "progress": False}

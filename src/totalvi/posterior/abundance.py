@@ -10,6 +10,7 @@ from totalvi.data.columns import column_of
 from totalvi.data.describe import Data
 from totalvi.errors import DataError, argument, did_you_mean
 from totalvi.nn.config import at_least_one
+from totalvi.posterior.aggregated_posterior import log_density_by_group
 from totalvi.posterior.arguments import Cells, checked_number, documented
 from totalvi.posterior.differential.differential_tables import adjusted
 from totalvi.posterior.differential.groups import (
@@ -21,7 +22,6 @@ from totalvi.posterior.differential.groups import (
 from totalvi.posterior.differential.moderated import Moderated, compare_samples
 from totalvi.posterior.differential.sample_comparison import sample_design
 from totalvi.posterior.latent import latent_distribution
-from totalvi.posterior.latent_space import log_density_by_group
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 
 _PRIOR_COUNT = 0.5  # added to the cells of a type in the mean sample before a ratio is taken

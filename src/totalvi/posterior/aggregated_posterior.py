@@ -1,4 +1,4 @@
-"""The latent space as a whole: how densely groups of cells fill it, and what its corners express."""
+"""The aggregated posterior of all cells: how densely groups fill it, what its corners express."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -211,7 +211,7 @@ def z_scores(by_archetype: np.ndarray) -> np.ndarray:
 
 
 @documented
-class LatentSpaceQueries(Fitted):
+class AggregatedPosteriorQueries(Fitted):
     """What a model says of the latent space: how groups of cells fill it, and what its corners are.
 
     Groups are summed up as mixtures of the posteriors of their cells.
