@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import typer
 from anndata import AnnData
+from mudata import MuData
 
 import totalvi
 from totalvi.cli.main import app, execute
@@ -16,12 +17,14 @@ from totalvi.cli.options import unmeasured_proteins
 from totalvi.errors import ReadError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-READERS = ["check", "run", "train", "convert", "map", "impute", "denoise", "de"]
+READERS = ["check", "run", "train", "convert", "map", "impute", "denoise", "de", "gate"]
 OPTIONS = {
     *("--protein", "--genome", "--hashtags", "--controls", "--leave-out", "--cells-in"),
     *("--rna-modality", "--protein-modality", "--rna-layer", "--protein-layer", "--protein-obsm"),
     *("--unmeasured", "--mosaic"),
 }
+
+TEXT_BEHIND = {"and", "or", "if", "with"}  # an option without a value
 
 
 def options_of(command: str) -> set[str]:
@@ -34,7 +37,7 @@ def test_every_command_that_reads_has_the_options_of_reading(command: str) -> No
     assert options_of(command) >= OPTIONS
 
 
-def anndata_of(mdata: "totalvi.MuData", **obsm: pd.DataFrame) -> AnnData:  # type: ignore[name-defined]
+def anndata_of(mdata: MuData, **obsm: pd.DataFrame) -> AnnData:
     rna = mdata["rna"].copy()
     rna.obs["batch"] = mdata.obs["batch"].to_numpy()
     for key, values in obsm.items():
@@ -68,6 +71,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (cells.obs["batch"] == cells.obs["batch"].iloc[0]).to_numpy(), padded.columns[:2]
     ] = 0
     anndata_of(cells, protein_expression=padded).write_h5ad(folder / "padded.h5ad")
+    scaled = cells.copy()
+    scaled["prot"].layers["counts"] = scaled["prot"].X.copy()
+    scaled["prot"].X = np.asarray(scaled["prot"].X) - 3.5
+    scaled.write(folder / "scaled.h5mu")
+    scaled["rna"].layers["raw counts"] = scaled["rna"].X.copy()
+    scaled["rna"].X = scaled["rna"].X / 3.0
+    scaled.write(folder / "both.h5mu")
+    MuData({"gex": cells["rna"], "ab": cells["prot"]}).write(folder / "named.h5mu")
     few = table.iloc[:, :3]
     query = anndata_of(cells, protein_expression=few)
     query.write_h5ad(folder / "query.h5ad")
@@ -95,21 +106,29 @@ def command_on(command: str, folder: Path, file: str, out: Path) -> list[str]:
     }[command]
 
 
-@pytest.mark.parametrize("file", ["obsm.h5ad", "layer.h5ad", "raw.h5ad"])
+@pytest.mark.parametrize(
+    "file", ["obsm.h5ad", "layer.h5ad", "raw.h5ad", "scaled.h5mu", "both.h5mu", "named.h5mu"]
+)
 @pytest.mark.parametrize("command", ["check", "train", "convert", "map", "impute", "denoise", "de"])
 def test_the_options_that_a_message_names_are_there_and_help(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, file: str
 ) -> None:
     arguments = command_on(command, folder, file, tmp_path)
+    if command == "impute":
+        arguments += ["--samples", "20"]
     assert execute(arguments) == 2
-    printed = capsys.readouterr()
-    said = printed.err + printed.out
-    named = re.findall(r"(--[a-z-]+)(?: (?:\"([^\"]+)\"|(\w+)))?", said)
-    assert named
-    assert {option for option, *_ in named} <= options_of(command)
-    option, quoted, plain = next(found for found in named if found[1] or found[2])
-    more = ["--samples", "20"] if command == "impute" else []
-    assert execute([*arguments, option, quoted or plain, *more]) == 0
+    for _ in range(2):  # what is said next may name another option
+        printed = capsys.readouterr()
+        said = printed.err + printed.out
+        named = re.findall(r"(--[a-z-]+)(?: (?:'([^']+)'|([\w-]+)))?", said)
+        assert named, said
+        assert {option for option, *_ in named} <= options_of(command)
+        for option, quoted, plain in named:
+            if (quoted or plain) and option not in arguments and plain not in TEXT_BEHIND:
+                arguments += [option, quoted or plain]
+        if execute(arguments) == 0:
+            return
+    raise AssertionError(capsys.readouterr())
 
 
 @pytest.mark.parametrize("unmeasured", ["zeros", "by name"])
@@ -251,3 +270,90 @@ def test_what_is_said_of_zeros_can_be_followed(
     assert "--unmeasured zeros" in said
     execute(["check", str(folder / file), *batch, "--unmeasured", "zeros"])
     assert "zero in all cells" not in capsys.readouterr().out
+
+
+def write_everything(folder: Path) -> None:
+    """Write counts of two genomes, hashtags, controls and rows that are none of these."""
+    rng = np.random.default_rng(3)
+    cells = ["".join(rng.choice(list("ACGT"), 14)) + "-1" for _ in range(50)]
+    genes = [f"{genome}_G{i}" for genome in ("GRCh38", "mm10") for i in range(9)]
+    antibodies = ["CD3", "CD4", "CD8", "tagA", "tagB", "blank1", "rest"]
+    counts = pd.DataFrame(rng.poisson(4, (50, 25)), index=cells, columns=[*genes, *antibodies])
+    rna = AnnData(counts[genes].astype(np.float32))
+    rna.var["genome"] = [name.partition("_")[0] for name in genes]
+    rna.obs["batch"] = np.where(np.arange(50) < 25, "a", "b")
+    alone = rna.copy()
+    alone.write_h5ad(folder / "rna.h5ad")
+    counts[antibodies].to_csv(folder / "protein.csv")
+    counts[antibodies].T.to_csv(folder / "turned.csv")
+    rna.obsm["protein_expression"] = counts[antibodies]
+    rna.obsm["X_adt"] = counts[antibodies[:3]]
+    rna.write_h5ad(folder / "joint.h5ad")
+    few = AnnData(counts[antibodies].astype(np.float32).iloc[10:])
+    MuData({"rna": alone, "prot": few}).write(folder / "partly.h5mu")
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "arguments"),
+    [
+        ("rna.h5ad", ["--protein", "protein.csv"], {"protein_path": "protein.csv"}),
+        (
+            "rna.h5ad",
+            ["--protein", "turned.csv", "--cells-in", "columns"],
+            {"protein_path": "turned.csv", "cells_in": "columns"},
+        ),
+        ("joint.h5ad", ["--genome", "mm10"], {"genome": "mm10"}),
+        ("joint.h5ad", ["--hashtags", "^tag"], {"hashtags": "^tag"}),
+        ("joint.h5ad", ["--controls", "^blank"], {"controls": "^blank"}),
+        ("joint.h5ad", ["--leave-out", "^rest"], {"leave_out": "^rest"}),
+        (
+            "joint.h5ad",
+            ["--protein-obsm", "X_adt"],
+            {"protein_expression_obsm_key": "X_adt"},
+        ),
+        ("partly.h5mu", ["--mosaic"], {"mosaic": True}),
+        ("partly.h5mu", ["--no-mosaic"], {"mosaic": False}),
+        (
+            "joint.h5ad",
+            ["--hashtags", "^tag", "--leave-out", "^rest", "--genome", "GRCh38"],
+            {"hashtags": "^tag", "leave_out": "^rest", "genome": "GRCh38"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "convert", "train"])
+def test_an_option_of_reading_does_what_its_argument_does(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    file: str,
+    options: list[str],
+    arguments: dict[str, object],
+) -> None:
+    write_everything(tmp_path)
+    options = [str(tmp_path / word) if word.endswith(".csv") else word for word in options]
+    given = dict(arguments)
+    if "protein_path" in given:
+        given["protein_path"] = tmp_path / str(given["protein_path"])
+    expected = totalvi.read(tmp_path / file, **given)  # type: ignore[arg-type]
+    path, out = str(tmp_path / file), str(tmp_path / "out")
+    if command == "check":
+        execute(["check", path, *options, "--json"])
+        said = json.loads(capsys.readouterr().out)["findings"]
+        found = totalvi.check(tmp_path / file, **given)  # type: ignore[arg-type]
+        assert [f["message"] for f in said if f["code"] == "used"] == [
+            f.message for f in found if f.code == "used"
+        ]
+        assert [f["code"] for f in said] == [f.code for f in found]
+    elif command == "convert":
+        assert execute(["convert", path, out + ".zarr", *options]) == 0
+        written = totalvi.read(out + ".zarr", mosaic=True)
+        for name in ("rna", "prot"):
+            pd.testing.assert_frame_equal(
+                written[name].to_df(), expected[name].to_df(), check_dtype=False
+            )
+        assert set(written.mod) == set(expected.mod)
+    else:
+        assert execute(["train", path, "-o", out, "--epochs", "1", *options]) == 0
+        schema, wanted = totalvi.Model.load(out).schema, totalvi.Model(expected).schema
+        assert schema.gene_names == wanted.gene_names
+        assert schema.protein_names == wanted.protein_names

@@ -18,6 +18,7 @@ from mudata import MuData
 
 from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
 from totalvi.data.io.readable_parts import gathered, readable_anndata, readable_mudata
+from totalvi.data.io.stand_ins import require_file_itself
 from totalvi.data.io.trust import (
     counts_from_csr,
     reading,
@@ -251,6 +252,8 @@ def open_on_disk(path: str | PathLike[str]) -> AnnData | MuData:
             f"{path} cannot be read some cells at a time; write it as .zarr with `totalvi convert`, or "
             "read it into memory with totalvi.read."
         )
+    if path.is_file():
+        require_file_itself(path, may_be_gzip=False)
     with reading(path, "an AnnData or MuData"):
         group = open_zarr(path) if path.suffix == ".zarr" else open_hdf5(path)
         if "mod" not in group:

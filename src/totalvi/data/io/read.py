@@ -26,6 +26,7 @@ from totalvi.data.io.modalities import (
     proteins_in_obsm,
     tidy_mudata,
 )
+from totalvi.data.io.stand_ins import require_file_itself
 from totalvi.data.io.tenx import (
     cell_ranger_output,
     holds_matrix,
@@ -278,6 +279,11 @@ def _existing(path: str | PathLike[str]) -> Path:
     found = Path(path).expanduser()
     if not found.exists():
         folder = found.parent
+        if found.is_symlink():
+            raise ReadError(
+                f"{path} is a link to {found.readlink()}, which does not exist; fetch or mount what it "
+                "leads to, or give the path of the file itself."
+            )
         if not folder.is_dir():
             raise ReadError(f"{path} does not exist, nor does its folder; check the path.")
         hint = did_you_mean(found.name, sorted(p.name for p in folder.iterdir()))
@@ -297,6 +303,8 @@ def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
     hdf5, _, matrix, tables = (suffixes for suffixes, _ in FORMATS)
     if name.endswith(hdf5):
         return _load_hdf5(path, genome)
+    if name.removesuffix(".gz").endswith(".mtx"):
+        require_file_itself(path, may_be_gzip=True)
     if name.endswith(matrix):
         prefix = path.name[: name.rindex("matrix.mtx")]
         return read_10x_folder(path.parent, genome, prefix)
@@ -307,6 +315,7 @@ def _load(path: Path, genome: str | None) -> AnnData | MuData | Table:
     for suffixes, fix in ELSEWHERE.items():
         if name.endswith(suffixes):
             raise ReadError(f"{path} is {fix}.")
+    require_file_itself(path, may_be_gzip=False)
     if name.endswith(PACKED):
         raise ReadError(f"{path} is a packed file; unpack it and give the path of what was in it.")
     known = "; ".join(f"{', '.join(suffixes)} ({what})" for suffixes, what in FORMATS)
@@ -329,6 +338,7 @@ def _load_other_matrix(path: Path) -> AnnData:
 
 
 def _load_hdf5(path: Path, genome: str | None) -> AnnData | MuData:
+    require_file_itself(path, may_be_gzip=False)
     with reading(path, "an HDF5 file"), path.open("rb") as file:
         is_hdf5 = h5py.is_hdf5(path)
         start = file.read(512)

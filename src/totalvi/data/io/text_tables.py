@@ -16,6 +16,7 @@ from scipy import sparse
 
 from totalvi.data.columns import pair_cells
 from totalvi.data.io.features import ENSEMBL, says_antibody
+from totalvi.data.io.stand_ins import require_file_itself
 from totalvi.data.io.trust import UNSUSPECTED, reading
 from totalvi.errors import ReadError, argument, setting
 
@@ -73,6 +74,7 @@ class _CheckedText(io.RawIOBase):
     def __init__(self, path: Path, at_most: int | None) -> None:
         self._path, self._at_most, self._n_read = path, at_most, 0
         self._ended_in_return = False
+        require_file_itself(path, may_be_gzip=True)
         opened = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # noqa: SIM115
         self._file = cast(io.BufferedReader, opened)
 
