@@ -39,6 +39,80 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     assert imported == {canonicalize_name(requirement.name) for requirement in NEEDED}
 
 
+# Packages of the field that are not installed with this one, as code in a message may name them.
+OF_OTHERS = {
+    *(
+        "muon",
+        "mu",
+        "scvi",
+        "scirpy",
+        "squidpy",
+        "seurat",
+        "rpy2",
+        "anndata2ri",
+        "dsb",
+        "celltypist",
+    ),
+    *("loompy", "leidenalg", "louvain", "harmonypy", "openpyxl", "pyarrow", "dask", "fastparquet"),
+}
+# What comes before the name of a package in code that a text tells people to run.
+IMPORTING = re.compile(
+    r"(?:pip install|conda install|^\s*(?:>>> |\.\.\. )?import|\bimport(?= \w+[`;,]))\s+"
+    r"([A-Za-z][\w-]*)"
+    r"|\bfrom ([A-Za-z]\w*)[\w.]* import\b"
+    r"|(?<![\w./-])([a-z]\w*)\.(?:\w+\.)*\w+\(",
+    re.MULTILINE,
+)
+
+
+def packages_named(text: str) -> set[str]:
+    """Return the packages that code within a text imports, installs or calls."""
+    named = {next(filter(None, found)) for found in IMPORTING.findall(text)}
+    importing = {name for *both, _ in IMPORTING.findall(text) for name in both if name}
+    return importing | (named & OF_OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("take the cells of both with muon.pp.intersect_obs(mdata).", {"muon"}),
+        ("write it with scvi.data.read(path).", {"scvi"}),
+        ("pip install leidenalg", {"leidenalg"}),
+        (">>> import muon as mu", {"muon"}),
+        ("run `from scirpy.io import read`", {"scirpy"}),
+        ("drop the cells with mdata.obs_names_make_unique()", set()),
+        ("read it with pyarrow.csv.read_csv(path)", {"pyarrow"}),
+    ],
+)
+def test_what_texts_name_is_found(text: str, named: set[str]) -> None:
+    assert packages_named(text) == named
+
+
+def test_no_text_tells_people_to_use_a_package_that_is_not_installed() -> None:
+    """Unless the same text says how to install it."""
+    ours = {canonicalize_name(requirement.name) for requirement in NEEDED}
+    installed = {
+        package
+        for package, distributions in packages_distributions().items()
+        if {canonicalize_name(name) for name in distributions} & ours
+    }
+    known = ours | installed | set(sys.stdlib_module_names) | {"totalvi"}
+    found, n_named = [], 0
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+                continue
+            named = packages_named(node.value)
+            n_named += len(named)
+            if "pip install" not in node.value:
+                found += [f"{path.name}:{node.lineno}: {name}" for name in named - known]
+            else:
+                installing = set(re.findall(r"pip install ([\w-]+)", node.value))
+                found += [f"{path.name}: {name}" for name in named - known - installing]
+    assert found == []
+    assert n_named > 20
+
+
 @pytest.mark.parametrize("requirement", NEEDED + FOR_DEVELOPMENT, ids=lambda r: r.name)
 def test_what_is_pinned_lies_within_the_bounds(requirement: Requirement) -> None:
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")

@@ -78,7 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scaled["rna"].layers["raw counts"] = scaled["rna"].X.copy()
     scaled["rna"].X = scaled["rna"].X / 3.0
     scaled.write(folder / "both.h5mu")
-    MuData({"gex": cells["rna"], "ab": cells["prot"]}).write(folder / "named.h5mu")
+    named = MuData({"gex": cells["rna"], "ab": cells["prot"]})
+    named.obs["batch"] = cells.obs["batch"].to_numpy()
+    named.write(folder / "named.h5mu")
     few = table.iloc[:, :3]
     query = anndata_of(cells, protein_expression=few)
     query.write_h5ad(folder / "query.h5ad")

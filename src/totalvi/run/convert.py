@@ -28,7 +28,12 @@ from totalvi.data.io.features import (
     with_symbols,
 )
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
-from totalvi.data.io.modalities import NAME_IN_FILE, known_protein_obsm_key, mudata_of
+from totalvi.data.io.modalities import (
+    NAME_IN_FILE,
+    NO_ANTIBODY_MODALITY,
+    known_protein_obsm_key,
+    mudata_of,
+)
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import new_store, write_counts
 from totalvi.data.mosaic import as_mosaic
@@ -370,9 +375,9 @@ def _unique(var: pd.DataFrame) -> pd.DataFrame:
 
 
 def _others(data: MuData | AnnData, cells: pd.Index, kept: np.ndarray) -> dict[str, AnnData]:
-    """Return the kept cells of hashtags and isotype controls, where those list the same cells."""
+    """Return the kept cells of hashtags, controls and rows of no antibody that list these cells."""
     found = {}
-    for name in ("hto", ISOTYPE_MODALITY):
+    for name in ("hto", NO_ANTIBODY_MODALITY, ISOTYPE_MODALITY):
         if isinstance(data, MuData) and name in data.mod and data[name].obs_names.equals(cells):
             adata = data[name]
             found[name] = AnnData(in_memory(adata.X)[kept], obs=adata.obs[kept], var=adata.var)
