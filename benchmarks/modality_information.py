@@ -126,8 +126,8 @@ def data_sets(folder: Path, seed: int) -> Iterator[tuple[str, MuData, str]]:
 def table(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Yield the results as Markdown."""
     yield "Known model: Spearman correlation over cells and features of what the model that drew the"
-    yield "counts, and a second one fitted to them, find in the counts, with what the first tells at"
-    yield "the true states; nats added by protein are means over cells. Means over seeds (sd)."
+    yield "counts, and a second one fitted to them, find in the counts, with what the first tells at the"
+    yield "true states; nats added by protein are means over cells. Means over seeds (sd)."
     known = pd.DataFrame(rows["known"])
     names = known["data"].unique()
     yield from ("", f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|")
