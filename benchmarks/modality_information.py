@@ -6,8 +6,8 @@ Two checks for each seed.
 
 - "known model": a model is fitted to cells, and new counts are drawn from it at known states.
   `Model.get_modality_information` of these counts, by the model that drew them and by a second one
-  fitted to them, is compared with that of the first at the means that the states
-  were drawn around: rank correlation over cells and over features.
+  fitted to them, is compared with that of the first at the states (to be precise, at the means that they
+  were drawn around): rank correlation over cells and over features.
 - "labels": the information predicts how far a cell's state moves when the proteins, or the RNA, are
   taken away: by N(0, (I + J_kept)^-1 - (I + J_both)^-1). So it predicts how many labels are then lost
   by a linear discriminant analysis of the states of half of the cells; this is compared with what is
@@ -125,9 +125,9 @@ def data_sets(folder: Path, seed: int) -> Iterator[tuple[str, MuData, str]]:
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Yield the results as Markdown."""
-    yield "Known model: Spearman correlation over cells and features of what the model that drew the"
-    yield "counts, and a second one fitted to them, find in the counts, with what the first tells at the"
-    yield "true states; nats added by protein are means over cells. Means over seeds (sd)."
+    yield "Known model: Spearman correlation over cells and features of what the model that drew the counts,"
+    yield "and a second one fitted to them, find in the counts, with what the first tells at the true states;"
+    yield "nats added by protein are means over cells. Means over seeds (sd)."
     known = pd.DataFrame(rows["known"])
     names = known["data"].unique()
     yield from ("", f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|")
