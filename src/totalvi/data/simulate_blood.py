@@ -26,7 +26,7 @@ _MEDIAN_LIBRARY_SIZE = 250.0
 
 
 def simulate_blood(
-    n_cells: int = 2000, *, share_of_doublets: float = 0.04, seed: int = 0
+    n_cells: int = 2000, *, share_of_doublets: float = 0.05, seed: int = 0
 ) -> MuData:
     """Simulate the blood of two donors with 500 genes and 20 antibodies of real names.
 

@@ -20,6 +20,9 @@ from totalvi.posterior.gates.hierarchy import (
     Not,
     read_hierarchy,
 )
+from totalvi.posterior.gates.hierarchy import (
+    Any as AnyOf,
+)
 from totalvi.posterior.gates.memberships import UNDECIDED, usable, wanting
 from totalvi.run.folder import CLUSTER_COLUMN, PROPOSED_GATES
 from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile, posterior_samples, write_tables
@@ -241,8 +244,8 @@ def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
     """Return the gates of a hierarchy as ranges of denoised counts, which the explorer shows and edits.
 
     The ends are the boundaries between the levels of each marker; a protein without one is positive
-    from a foreground probability of 0.5. Populations that are not told for want of a marker are left
-    out, with those below them.
+    from a foreground probability of 0.5. Alternatives that are not told for want of a marker are left
+    out, and so are populations of which none is left, with those below them.
 
     Parameters
     ----------
@@ -261,7 +264,8 @@ def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
     told: set[str | None] = {None}
     for population in hierarchy.populations:
         gate = usable(population.gate, known)
-        if gate is None or population.parent not in told or wanting(population.gate, known):
+        gate = None if gate is None else _told_part(gate, known)
+        if gate is None or population.parent not in told or wanting(gate, known):
             continue
         told.add(population.name)
         name, parent = (
@@ -278,6 +282,15 @@ def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
             parts = (f"{name}, {number} of {len(choices)}" for number in range(1, len(choices) + 1))
             rows += [(name, parent, "or", part, None, None) for part in parts]
     return pd.DataFrame(rows, columns=["gate", "parent", "kind", "feature", "low", "high"])
+
+
+def _told_part(gate: Gate, known: set[str]) -> Gate:
+    """Return a gate without the alternatives that want a marker, unless all do."""
+    if isinstance(gate, All):
+        return All(tuple(_told_part(part, known) for part in gate.parts))
+    if isinstance(gate, AnyOf):
+        return AnyOf(tuple(p for p in gate.parts if not wanting(p, known)) or gate.parts)
+    return gate
 
 
 def _condition(
