@@ -97,9 +97,14 @@ def test_mapped_cells_are_named(folder: Path, tmp_path: Path, given: str) -> Non
     else:
         data.write(query)
     assert execute(["map", str(folder), str(query), "-o", str(mapped), "--batch", "donor"]) == 0
-    command = ["gate", str(mapped), str(query), "--hierarchy", str(folder.parent / "gates.txt")]
-    assert execute([*command, "-o", str(output)]) == 0
-    table = pd.read_csv(output / "tables" / "memberships.csv.gz", index_col="cell")
+    how = ["--hierarchy", str(folder.parent / "gates.txt")]
+    assert execute(["gate", str(mapped), str(query), *how, "-o", str(output)]) == 0
+    assert execute(["gate", str(mapped), *how]) == 0
+    table, again = (
+        pd.read_csv(place / "tables" / "memberships.csv.gz", index_col="cell")
+        for place in (output, mapped)
+    )
+    pd.testing.assert_frame_equal(table, again)
     assert table.index.tolist() == data.obs_names.tolist()
     known = table[["T", "CD4 T", "B"]]
     assert ((known >= 0) & (known <= 1)).all(axis=None)

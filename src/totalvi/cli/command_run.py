@@ -208,9 +208,8 @@ def demo(
 ) -> None:
     """Run everything on simulated human blood.
 
-    Simulates 2,000 cells of two donors with 500 genes and 20 antibodies, one of which failed, and
-    some doublets; does the same with them as `totalvi run`. The true cell types are in the results,
-    as obs["cell_type"]. Needs no internet connection.
+    Simulates 2,000 cells and doublets of two donors with 500 genes and 20 antibodies, one of which
+    failed, and runs `totalvi run` on them. obs["cell_type"] of the results has the truth.
 
     \b
     Example:

@@ -49,18 +49,23 @@ class Named(NamedTuple):
     hierarchy: Hierarchy
 
 
-def name_cells_by(model: Model, hierarchy: str, n_samples: int) -> Named | None:
+def name_cells_by(
+    model: Model, hierarchy: str, n_samples: int, indices: np.ndarray | None = None
+) -> Named | None:
     """Gate the cells of a model; None: "auto" finds no hierarchy of which the panel tells two.
 
     Parameters
     ----------
     hierarchy
         As in `totalvi.run.run.run`.
+    indices
+        Of the cells; None: all.
     """
     chosen = choose_hierarchy(model) if hierarchy == AUTO else read_hierarchy(hierarchy)
     if chosen is None:
         return None
-    return Named(model.gate(hierarchy=chosen, n_samples=n_samples, progress=False), chosen)
+    found = model.gate(indices=indices, hierarchy=chosen, n_samples=n_samples, progress=False)
+    return Named(found, chosen)
 
 
 def choose_hierarchy(model: Model) -> Hierarchy | None:
@@ -359,10 +364,11 @@ def named_membership(gating: Gating) -> pd.Series:
 
 
 def samples_and_clusters(
-    model: Model, sample_key: str | None
+    model: Model, sample_key: str | None, indices: np.ndarray | None = None
 ) -> tuple[pd.Series | None, pd.Series | None]:
-    """Return the sample and the cluster of each cell of a model; by default batches are samples."""
+    """Return the sample and the cluster of cells of a model; by default batches are samples."""
     obs = model._training_data().annotation.obs()
+    obs = obs if indices is None else obs.iloc[indices]
     key = sample_key or model.schema.columns.batch_key
     sample = None if key is None else column_of(obs, "sample_key", key)
     return sample, obs.get(CLUSTER_COLUMN)
