@@ -64,9 +64,7 @@ def simulate_blood(
     if n_cells < 1:
         raise DataError(f"{setting('n_cells', n_cells)} is out of range; give 1 or more.")
     if not 0 <= share_of_doublets <= 1:
-        raise DataError(
-            f"{setting('share_of_doublets', share_of_doublets)} is out of range; give 0 to 1."
-        )
+        raise DataError(f"share_of_doublets={share_of_doublets} is out of range; give 0 to 1.")
     rng = np.random.default_rng(seed)
     table = pd.read_csv(TABLES / "cell_types.tsv", sep="\t", comment="#", na_values=".")
     types = table.columns[3:]

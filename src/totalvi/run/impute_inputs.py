@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from anndata import AnnData
@@ -22,7 +23,7 @@ from totalvi.run.convert import counts_in_x, read_input
 
 REFERENCE, QUERY = "reference", "query"
 BATCH, PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
-Input = str | Path | MuData | AnnData
+Input: TypeAlias = str | Path | MuData | AnnData
 
 
 def read_both(
