@@ -36,7 +36,6 @@ from totalvi.posterior.evidence import EvidenceQueries
 from totalvi.posterior.expression import ExpressionQueries
 from totalvi.posterior.gates.gate_cells import GateQueries
 from totalvi.posterior.latent import LatentQueries
-from totalvi.posterior.modality_information import InformationQueries
 from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import ProteinBackgroundQueries
@@ -54,7 +53,6 @@ class Model(
     CheckQueries,
     CorrelationQueries,
     EvidenceQueries,
-    InformationQueries,
     AbundanceQueries,
     AggregatedPosteriorQueries,
     ProteinBackgroundQueries,
@@ -92,14 +90,16 @@ class Model(
     on_disk
         Whether counts that are on disk (of a backed AnnData, or one opened by
         `totalvi.data.io.h5_zarr.open_on_disk`) stay there. Counts of a path always do.
-    n_latent, n_hidden, n_layers_encoder, n_layers_decoder, gene_dispersion, protein_dispersion
-        Sizes of the network, and what inverse dispersions differ by; see `TOTALVI`.
+    n_latent, n_hidden, n_layers_encoder, n_layers_decoder
+        Sizes of the network; see `TOTALVI`.
     dropout_rate_encoder, dropout_rate_decoder
         Share of hidden nodes set to zero while training.
     gene_likelihood
         "nb" or "zinb".
     latent_distribution
         "normal" or "ln" (logistic normal; its corners are archetypes).
+    gene_dispersion, protein_dispersion
+        See `TOTALVI`.
     library
         "observed" or "latent"; not used with ``size_factor_key``.
     empirical_protein_background_prior

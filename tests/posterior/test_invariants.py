@@ -85,7 +85,6 @@ QUERIES: dict[str, Query] = {
         {"n_samples": 2, "indices": range(N_CELLS)}, by_cell=False, cells=None
     ),
     "gate": Query({"hierarchy": GATES, "n_samples": 2}),
-    "get_modality_information": Query({}, by_cell=False, sampled=False),
     "get_archetypes": Query({}, by_cell=False, sampled=False),
     "get_aggregated_posterior": Query({}, by_cell=False, sampled=False),
     "differential_abundance": Query({"sample_key": "sex"}, by_cell=False, sampled=False),

@@ -214,7 +214,7 @@ def draws(
         )
         z = module.transform_latent(untran_z)
         if given_counts:
-            own = decoded_cells(module, z, batch.context, None, genes=genes)
+            own = _decoded(module, z, batch.context, None, genes=genes)
             given = _count_posterior(module, batch, own)
         else:
             width, given = module.n_input_proteins, None
@@ -224,7 +224,7 @@ def draws(
             decoded = (
                 own
                 if given_counts and code is None
-                else decoded_cells(module, z, context, code, genes=genes)
+                else _decoded(module, z, context, code, genes=genes)
             )
             log_background = (
                 _log_expected_background(decoded, given_counts)
@@ -238,7 +238,7 @@ def draws(
             )  # fmt: skip
 
 
-def decoded_cells(
+def _decoded(
     module: Network, z: Tensor, context: CellContext, code: int | None, *, genes: bool
 ) -> Decoded:
     """Decode cells; in a mosaic, into their own batch with the prior of what their panel lacks.
