@@ -362,3 +362,45 @@ def test_proposed_gates_are_edited_like_others(workspace: Workspace) -> None:
     workspace.proposed_path.write_text("gate,parent\n")
     page.propose()
     assert "lacks the columns kind" in page.panel.status.text
+
+
+def test_conditions_are_outlined_with_their_population_alone(workspace: Workspace) -> None:
+    evil = workspace.cells.protein_names[1]
+    workspace.proposed_path.write_text(
+        "gate,parent,kind,feature,low,high\n"
+        '"T, 1 of 2",,protein_denoised,CD3,5,\n"T, 1 of 2",,protein_foreground,CD3,0.5,\n'
+        f'"T, 1 of 2",,protein_denoised,{evil},,20\n"T, 2 of 2",,protein_denoised,CD3,5,\n'
+        'T,,or,"T, 1 of 2",,\nT,,or,"T, 2 of 2",,\nB,,protein_denoised,CD3,,5\n'
+    )
+    page = Explorer(Document(), workspace)
+    page.propose()
+    assert rows(page) == ["All cells", "T", "B"]
+    card = page.plots.cards[0]
+    card.x.value, card.y.value, card.values.value = "CD3", evil, "denoised"
+    assert list(card.plot.gates) == ["B"]
+    page.select("T")
+    (other,) = card.plot.gates.keys() - {"B", "T, 2 of 2"}
+    assert other == f"T, 1 of 2: {evil} denoised".replace("/", "|")
+    labels = card.plot._labels.data
+    assert [text.split("  ")[0] for text in labels["text"]] == ["B", "CD3+", f"{evil}-"]
+    across, up = card.plot.units_of_pixel
+    places = [np.array(labels[side]) / unit for side, unit in (("x", across), ("y", up))]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        apart = [abs(along[i] - along[j]) for along in places]
+        letters = (len(labels["text"][i]) + len(labels["text"][j])) / 2
+        assert apart[0] > 6 * letters or apart[1] > 15
+    page.backgate()
+    assert (page.plots.cards[0].x.value, len(page.plots.open_cards)) == ("CD3", 1)
+    page.backgate()
+    page.plots.view.shapes.active = 1
+    low, _ = page.history.now["T, 2 of 2"].vertices
+    start, end = (low[0], 0.0), (low[0] + 0.5, 0.0)
+    middle = float(np.mean(card.plot.window[2:]))
+    for stage, x in (("start", start[0]), ("on", end[0]), ("end", end[0])):
+        page.dragged(card.plot, stage, (x, middle))
+    moved = page.history.now
+    for name in ("T, 2 of 2", "T, 1 of 2: CD3 denoised"):
+        assert moved[name].vertices[0][0] == pytest.approx(low[0] + 0.5)
+    assert page.selected == "T"
+    columns = page.panel.table.source.data
+    assert columns["path"] == ["All cells", "T", "B"]

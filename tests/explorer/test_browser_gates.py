@@ -346,3 +346,42 @@ def test_backgating_probability_and_conditions(
             )
         assert json.loads(kept(page, "JSON").read_text())["version"] == 2
         assert "Written" in page.evaluate(STATUS)
+
+
+def test_proposed_populations_show_their_ranges(
+    browser: "playwright.Browser", own_run: Path
+) -> None:
+    first, second, third = list(map(str, RunCells(own_run).protein_names))[1:4]
+    long_name = "A population whose name is much longer than the column of the tree"
+    (own_run / "gates_proposed.csv").write_text(
+        "gate,parent,kind,feature,low,high\n"
+        + "".join(
+            f'"{long_name}, {number} of 2",,protein_denoised,{name},5,\n'
+            for number, names in ((1, (first, second, third)), (2, (first, second)))
+            for name in names
+        )
+        + f'"{long_name}",,or,"{long_name}, 1 of 2",,\n'
+        + f'"{long_name}",,or,"{long_name}, 2 of 2",,\n'
+        + f'below,"{long_name}",protein_denoised,{third},,5\n'
+    )
+    with explored(own_run) as url:
+        for width in (1280, 390):
+            with opened(browser, url, width) as page:
+                page.get_by_role("button", name="Proposed gates").click()
+                tree = wait_for_gates(page, 2)
+                assert [name.strip("\u2003\u2514 ") for name in tree["gate"]] == [
+                    "All cells", long_name, "below"
+                ]  # fmt: skip
+                choose(page, "x_1", first)
+                choose(page, "y_1", third)
+                cell = page.get_by_title(long_name, exact=True)
+                cell.click()
+                labels = (
+                    f"() => {NAMED}('plot_1').renderers.find((r) => r.name === 'labels')"
+                    ".data_source.data.text.map((text) => text.split('  ')[0])"
+                )
+                page.wait_for_function(f"() => ({labels})().length === 2")
+                assert page.evaluate(labels) == [f"{first}+", f"{third}+"]
+                assert page.get_by_title(f"{long_name} > below", exact=True).is_visible()
+                assert cell.evaluate("(span) => getComputedStyle(span).textOverflow") == "ellipsis"
+    (own_run / "gates_proposed.csv").unlink()

@@ -1,6 +1,7 @@
 """Which cells a gate holds, against independent references; and edits of the hierarchy."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,12 +9,14 @@ from matplotlib.path import Path as Outline
 
 from totalvi.errors import DataError
 from totalvi.explorer.axes import Axis
+from totalvi.explorer.gate_files import gates_from_text, gates_of_table, gates_to_json
 from totalvi.explorer.gate_shapes import inside_polygon
 from totalvi.explorer.gates import (
     MOST_GATES,
     MOST_VERTICES,
     Gate,
     Gating,
+    Operand,
     counts,
     deepest,
     members,
@@ -189,3 +192,62 @@ def test_what_is_no_hierarchy_is_refused() -> None:
         gating.remove("z")
     with pytest.raises(DataError, match="no kind"):
         Axis("leiden", "1")  # type: ignore[arg-type]
+
+
+def with_conditions() -> Gating:
+    """T is either of two: 1 of 2 has three ranges, 2 of 2 one, which equals a range of the first."""
+    rows = [
+        ("T, 1 of 2", "", "protein_denoised", "CD3", 5, None),
+        ("T, 1 of 2", "", "protein_denoised", "CD4", 5, None),
+        ("T, 1 of 2", "", "protein_denoised", "CD19", None, 5),
+        ("T, 2 of 2", "", "protein_denoised", "CD3", 5, None),
+        ("T", "", "or", "T, 1 of 2", None, None),
+        ("T", "", "or", "T, 2 of 2", None, None),
+        ("naive", "T", "protein_denoised", "CD45RA", 5, None),
+    ]
+    columns = ["gate", "parent", "kind", "feature", "low", "high"]
+    return gates_of_table(pd.DataFrame(rows, columns=columns))
+
+
+def test_a_gate_stands_for_its_conditions() -> None:
+    gating = with_conditions()
+    assert gating.populations == ("T", "naive")
+    assert [(depth, gate.name) for depth, gate in gating.walk()] == [(0, "T"), (1, "naive")]
+    assert len(gating.conditions("T")) == 5
+    assert gating.conditions("naive") == ()
+    renamed = gating.rename("T", "T cells")
+    assert renamed.populations == ("T cells", "naive")
+    assert len(renamed.conditions("T cells")) == 5
+    assert gating.remove("T").gates == ()
+    assert gates_from_text(gates_to_json(gating)).populations == ("T", "naive")
+
+
+def test_a_gate_that_was_drawn_is_no_condition() -> None:
+    gates = Gate("A", AXES, box(0, 0, 1, 1)), Gate("A: b", AXES, box(0, 0, 2, 2))
+    inside = Gate("inside", AXES, box(0, 0, 1, 1), "A: b")
+    both = Gate("A and A: b", (), (), None, "boolean", operator="and",
+                operands=(Operand("A"), Operand("A: b")))  # fmt: skip
+    assert Gating((*gates, both)).populations == ("A", "A: b", "A and A: b")
+    whole = Gate("B", (), (), None, "boolean", operator="or", operands=(Operand("B: c"),))
+    condition = Gate("B: c", AXES, box(0, 0, 1, 1))
+    within = Gate("within", AXES, box(0, 0, 1, 1), "B: c")
+    assert Gating((condition, whole)).populations == ("B",)
+    assert Gating((condition, whole, within)).populations == ("B: c", "B", "within")
+    assert Gating((*gates, inside)).populations == ("A", "A: b", "inside")
+
+
+def test_equal_conditions_move_together() -> None:
+    gating = with_conditions()
+    moved = gating.place("T, 2 of 2", ((7.0,), (99.0,)))
+    changed = [
+        gate.name for gate, before in zip(moved.gates, gating.gates, strict=True) if gate != before
+    ]
+    assert changed == ["T, 1 of 2: CD3 denoised", "T, 2 of 2"]
+
+
+def test_no_cell_is_named_by_a_condition() -> None:
+    gating = with_conditions()
+    is_cd3, is_cd4 = np.array([True, True, False]), np.array([True, False, True])
+    own = {"CD3": is_cd3, "CD4": is_cd4, "CD19": is_cd3, "CD45RA": is_cd4}
+    inside = members(gating, lambda gate: own[gate.axes[0].name], 3)
+    assert deepest(gating, inside).tolist() == ["T/naive", "T", ""]

@@ -67,6 +67,17 @@ def test_one_command(
     assert "not empty" in capsys.readouterr().err
 
 
+def test_the_cells_of_the_query_are_named(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    output, hierarchy = tmp_path / "out", tmp_path / "gates.txt"
+    hierarchy.write_text("T: CD3+\nCD4 T: T > CD4+\n", encoding="utf-8")
+    impute(*inputs, output, batch_key="donor", max_epochs=2, n_samples=20)
+    assert execute(["gate", str(output), "--hierarchy", str(hierarchy)]) == 0
+    table = pd.read_csv(output / "tables" / "memberships.csv.gz", index_col="cell")
+    assert table.index.tolist() == anndata.read_h5ad(output / "imputed.h5ad").obs_names.tolist()
+    assert table[["T", "CD4 T"]].apply(lambda column: column.between(0, 1)).all(axis=None)
+    assert (table["CD4 T"] <= table["T"]).all()
+
+
 def test_batches_within_the_reference(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     result = impute(*inputs, tmp_path / "out", batch_key="donor", max_epochs=2, n_samples=20)
     model = totalvi.Model.load(result.folder / "model.totalvi")

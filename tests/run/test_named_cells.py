@@ -86,6 +86,35 @@ def test_the_command_names_cells_again(
     assert "did you mean" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["all proteins", "RNA alone"])
+def test_mapped_cells_are_named(folder: Path, tmp_path: Path, given: str) -> None:
+    query, mapped, output = tmp_path / "query.h5mu", tmp_path / "mapped", tmp_path / "named"
+    data = cells()
+    if given == "RNA alone":
+        query = query.with_suffix(".h5ad")
+        data["rna"].obs["donor"] = data.obs["donor"].to_numpy()
+        data["rna"].write(query)
+    else:
+        data.write(query)
+    assert execute(["map", str(folder), str(query), "-o", str(mapped), "--batch", "donor"]) == 0
+    how = ["--hierarchy", str(folder.parent / "gates.txt")]
+    assert execute(["gate", str(mapped), str(query), *how, "-o", str(output)]) == 0
+    assert execute(["gate", str(mapped), *how]) == 0
+    table, again = (
+        pd.read_csv(place / "tables" / "memberships.csv.gz", index_col="cell")
+        for place in (output, mapped)
+    )
+    pd.testing.assert_frame_equal(table, again)
+    assert table.index.tolist() == data.obs_names.tolist()
+    known = table[["T", "CD4 T", "B"]]
+    assert ((known >= 0) & (known <= 1)).all(axis=None)
+    assert (known["CD4 T"] <= known["T"]).all()
+    if given == "all proteins":
+        is_t = np.arange(120) % 3 > 0
+        assert (table["population"].isin(["T", "CD4 T"]) == is_t).mean() > 0.9
+        assert ((table["population"] == "B") == ~is_t).mean() > 0.9
+
+
 def test_clusters_go_down_as_long_as_most_cells_agree() -> None:
     hierarchy = parse_hierarchy("T: A+\nT4: T > B+\nB: C+")
     inside = pd.DataFrame(

@@ -48,15 +48,17 @@ def gate(
     """Name cells by the gates of a hierarchy of populations, with the probability of each.
 
     Writes tables of the populations by sample and of each cell's memberships. In the folder of a run it
-    replaces those of the run, and names the cells in its results; `totalvi report` then shows them.
+    replaces those of the run, and names the cells in its results; `totalvi report` then shows them. In
+    the folder of `totalvi map` or `impute` it names the cells of the query that was given then.
 
     \b
     Examples:
       totalvi gate results --hierarchy blood
       totalvi gate results --hierarchy my_gates.txt --sample donor
-      totalvi gate mapped query.h5mu --hierarchy blood -o populations
+      totalvi gate mapped --hierarchy blood
+      totalvi gate results new_cells.h5mu --hierarchy blood -o populations
     """
-    from totalvi.run.commands import gate as name
+    from totalvi.run.gate_folder import gate as name
 
     folder, table = name(
         model, input, hierarchy, output, reading=reading.of(), sample_key=sample, n_samples=samples

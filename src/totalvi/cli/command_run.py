@@ -19,7 +19,7 @@ from totalvi.run.first_use import compiling_beside
 from totalvi.run.folder import MODEL, RunResult, checkpoint_of
 
 DEMO: dict[str, Any] = {
-    "batch_key": "batch",
+    "batch_key": "donor",
     "labels_key": "cell_type",
     "max_epochs": 60,
 }  # enough for these data
@@ -206,19 +206,19 @@ def demo(
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
 ) -> None:
-    """Run everything on simulated counts.
+    """Run everything on simulated human blood.
 
-    Simulates 2,000 cells with 500 genes and 20 proteins in 2 batches, and does the same with
-    them as `totalvi run`. Needs no internet connection.
+    Simulates 2,000 cells and doublets of two donors with 500 genes and 20 antibodies, one of which
+    failed, and runs `totalvi run` on them. obs["cell_type"] of the results has the truth.
 
     \b
     Example:
       totalvi demo -o totalvi-demo
     """
-    from totalvi.data.simulate import simulate
+    from totalvi.data.simulate_blood import simulate_blood
     from totalvi.run.run import run as run_pipeline
 
-    data = simulate(n_cells=2000, n_genes=500, n_proteins=20, n_batches=2, seed=seed)
+    data = simulate_blood(2000, seed=seed)
     with compiling_beside(), keeping(output), reporting_what_is_there(output):
         result = run_pipeline(
             data,

@@ -123,7 +123,8 @@ class Explorer(GatePage):
         """Add four quadrants about a place, or select the gate there that is to be edited."""
         shape, gating = self.plots.view.shape, self.history.now
         if shape == "edit":
-            name = self.plots.gate_at(plot, place, self.selected)
+            name = self.plots.gate_at(plot, place)
+            name = gating.wholes.get(name or "", name)
             if name is not None and name != self.selected:
                 self.select(name)
         elif shape == "quadrants" and len(plot.axes) == 2:
@@ -143,15 +144,16 @@ class Explorer(GatePage):
             return
         gating = self.history.now
         if stage == "start":
-            grabbed = self.plots.grab(plot, place, self.selected, gating)
+            grabbed = self.plots.grab(plot, place, gating)
+            grabbed = gating.wholes.get(grabbed or "", grabbed)
             if grabbed is not None and grabbed != self.selected:
                 self.selected = grabbed
                 self.refresh()
             return
-        vertices = self.plots.drag(plot, place)
-        if vertices is None or self.selected not in gating.names:
+        moved = self.plots.drag(plot, place)
+        if moved is None or moved[0] not in gating.names:
             return
-        changed = gating.place(self.selected, vertices, self.plots.view.chosen_sample)
+        changed = gating.place(*moved, self.plots.view.chosen_sample)
         if stage == "on":
             self.plots.outline(plot, changed)
             return
@@ -255,7 +257,7 @@ class Explorer(GatePage):
         self.panel.buttons["reload"].disabled = not self.workspace.gates_path.exists()
         self.panel.buttons["restore"].visible = bool(self.workspace.unsaved(self.history))
         self.panel.buttons["propose"].visible = self.workspace.proposed_path.exists()
-        self.differences.offer([name for name in gating.names if name != self.selected])
+        self.differences.offer([n for n in gating.populations if n != self.selected])
         samples = None if column is None else cells.samples(column)
         self.populations.show(population_table(gating, self._inside, samples))
         self.plots.show(gating, self._inside, self._counts, self.selected)

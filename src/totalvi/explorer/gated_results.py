@@ -37,7 +37,7 @@ def gate_columns(
     """
     inside = members(gating, cells.inside, cells.n_cells)
     table = gate_table(gating, inside, cells.obs.index)
-    for name in gating.names:
+    for name in gating.populations:
         known = (probabilities or {}).get(gating.needed(name))
         if known is not None:
             table[f"{PROBABILITY}{name}"] = known
@@ -66,7 +66,7 @@ def gate_table(
     columns: dict[str, object] = {
         GATE: pd.Categorical(deepest(gating, inside), categories=list(dict.fromkeys(paths)))
     }
-    columns |= {f"{PREFIX}{name}": inside[name] for name in gating.names}
+    columns |= {f"{PREFIX}{name}": inside[name] for name in gating.populations}
     return pd.DataFrame(columns, index=index)
 
 

@@ -5,6 +5,7 @@ Everything here is immutable: an edit returns a new hierarchy, so that undo keep
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ SHAPES: tuple[Shape, ...] = get_args(Shape)
 Point = tuple[float, ...]
 Vertices = tuple[Point, ...]
 PARTS = ("--", "+-", "-+", "++")  # of quadrants: below or above the centre, first on the x axis
+_CONDITION = (": ", ", ")  # between the name of a gate and what its conditions add
 MOST_VERTICES = 10_000
 MOST_GATES = 1_000
 LONGEST_NAME = 200
@@ -128,6 +130,11 @@ class Gate:
         if is_flat:
             raise DataError(f"Gate {self.name!r} has no area; draw it again.")
 
+    @property
+    def place(self) -> object:
+        """The axes, shape and vertices: equal for gates that look the same on every plot."""
+        return self.shape, self.part, self.axes, self.vertices, self.by_sample
+
     def vertices_of(self, sample: tuple[str, str] | None) -> Vertices:
         """Return the vertices for a sample, a column of ``obs`` and its value; None: for all others."""
         for adjusted in self.by_sample:
@@ -154,6 +161,9 @@ class Count(NamedTuple):
 @dataclass(frozen=True)
 class Gating:
     """A hierarchy of gates, each after its parent and the gates that it combines.
+
+    A Boolean gate may have conditions: gates that it combines, that share its parent, and whose names
+    begin with its own, as "T: CD3" and "T, 1 of 2" begin with "T". It stands for them in lists.
 
     Examples
     --------
@@ -195,10 +205,32 @@ class Gating:
         """Names of all gates."""
         return tuple(gate.name for gate in self.gates)
 
+    @cached_property
+    def wholes(self) -> dict[str, str]:
+        """The outermost gate that each condition belongs to, by the name of the condition."""
+        found: dict[str, str] = {}
+        parents = {gate.parent for gate in self.gates}
+        parent_of = {gate.name: gate.parent for gate in self.gates}
+        for gate in reversed(self.gates):  # a condition of a condition belongs to the outermost
+            for name, _ in gate.operands:
+                is_named_so = name.startswith(tuple(gate.name + mark for mark in _CONDITION))
+                if is_named_so and parent_of[name] == gate.parent and name not in parents:
+                    found[name] = found.get(gate.name, gate.name)
+        return found
+
+    @property
+    def populations(self) -> tuple[str, ...]:
+        """Names of the gates that are no conditions of others."""
+        return tuple(name for name in self.names if name not in self.wholes)
+
+    def conditions(self, name: str | None) -> tuple[Gate, ...]:
+        """Return the conditions of a gate."""
+        return tuple(gate for gate in self.gates if self.wholes.get(gate.name) == name)
+
     def walk(self, parent: str | None = None, depth: int = 0) -> Iterator[tuple[int, Gate]]:
-        """Yield every gate with its depth, each followed by those inside of it."""
+        """Yield every gate but conditions with its depth, each followed by those inside of it."""
         for gate in self.gates:
-            if gate.parent == parent:
+            if gate.parent == parent and gate.name not in self.wholes:
                 yield depth, gate
                 yield from self.walk(gate.name, depth + 1)
 
@@ -229,16 +261,17 @@ class Gating:
         return Gating((*self.gates, *gates))
 
     def rename(self, old: str, new: str) -> "Gating":
-        """Return the hierarchy with a gate renamed."""
-        self[old]
+        """Return the hierarchy with a gate renamed, and its conditions with it."""
+        new_names = {self[old].name: new}
+        new_names |= {g.name: new + g.name.removeprefix(old) for g in self.conditions(old)}
 
         def renamed(gate: Gate) -> Gate:
             return replace(
                 gate,
-                name=new if gate.name == old else gate.name,
+                name=new_names.get(gate.name, gate.name),
                 parent=new if gate.parent == old else gate.parent,
                 operands=tuple(
-                    operand._replace(gate=new) if operand.gate == old else operand
+                    operand._replace(gate=new_names.get(operand.gate, operand.gate))
                     for operand in gate.operands
                 ),
             )
@@ -246,11 +279,12 @@ class Gating:
         return Gating(tuple(map(renamed, self.gates)))
 
     def remove(self, name: str) -> "Gating":
-        """Return the hierarchy without a gate, all that lie in it and all that combine one of them."""
+        """Return the hierarchy without a gate, its conditions, all that lie in it or combine it."""
         gone = {self[name].name}
         for gate in self.gates:
             if gate.parent in gone or any(operand.gate in gone for operand in gate.operands):
                 gone.add(gate.name)
+        gone |= {part for part, whole in self.wholes.items() if whole in gone}
         return Gating(tuple(gate for gate in self.gates if gate.name not in gone))
 
     def crossed_with(self, gate: Gate) -> tuple[Gate, ...]:
@@ -266,8 +300,15 @@ class Gating:
     def place(
         self, name: str, vertices: Vertices, sample: tuple[str, str] | None = None
     ) -> "Gating":
-        """Return the hierarchy with a gate moved or reshaped; quadrants move together."""
-        placed = {gate.name for gate in self.crossed_with(self[name])}
+        """Return the hierarchy with a gate moved or reshaped.
+
+        Quadrants move together, and so do equal conditions of a gate.
+        """
+        gate = self[name]
+        placed = {crossed.name for crossed in self.crossed_with(gate)}
+        if name in self.wholes:
+            others = self.conditions(self.wholes[name])
+            placed |= {other.name for other in others if other.place == gate.place}
         return Gating(
             tuple(
                 gate.placed(vertices, sample) if gate.name in placed else gate
@@ -322,6 +363,8 @@ def deepest(gating: Gating, inside: Mapping[str | None, np.ndarray]) -> np.ndarr
     """
     code = np.full(len(inside[None]), len(gating.gates))
     for number, gate in enumerate(gating.gates):
+        if gate.name in gating.wholes:
+            continue
         around = len(gating.gates) if gate.parent is None else gating.names.index(gate.parent)
         code[inside[gate.name] & (code == around)] = number
     paths = ["/".join(gating.path(name)) for name in gating.names]

@@ -14,6 +14,7 @@ from bokeh.models import (
     DataTable,
     Div,
     FileInput,
+    HTMLTemplateFormatter,
     LayoutDOM,
     LinearColorMapper,
     RadioButtonGroup,
@@ -32,6 +33,10 @@ from totalvi.explorer.plot import CellPlot
 ALL_CELLS = "All cells"
 NO_SAMPLES, ALL_SAMPLES = "(none)", "all samples"
 _INDENT, _BRANCH = "\u2003", "\u2514 "
+_ROW_HEIGHT, _LEAST_ROWS, _MOST_ROWS = 26, 8, 24  # of the tree; more scroll
+# A name that is cut ends with an ellipsis, and is whole under the pointer; "<%-" escapes it.
+_WHOLE_NAME = """<span title="<%- path %>" style="display: block; overflow: hidden;
+text-overflow: ellipsis"><%- value %></span>"""
 _DOWNLOAD = """
 const [name, type, text] = cb_obj.tags;
 if (text === undefined) return;
@@ -213,32 +218,35 @@ class GatePanel:
         self._setting = False
         self._names: list[str | None] = [None]
         self._rows = ColumnDataSource(
-            {"gate": [], "cells": [], "of_parent": [], "of_all": []}, name="tree"
+            {"gate": [], "path": [], "cells": [], "of_parent": [], "of_all": []}, name="tree"
         )
         right = StringFormatter(text_align="right")
         self.table = redrawn_with_its_source(
             DataTable(
                 source=self._rows,
                 columns=[
-                    TableColumn(field="gate", title="Gate", width=102, sortable=False),
                     TableColumn(
-                        field="cells", title="Cells", width=58, formatter=right, sortable=False
-                    ),
-                    TableColumn(
-                        field="of_parent",
-                        title="% parent",
-                        width=68,
-                        formatter=right,
+                        field="gate",
+                        title="Gate",
+                        width=150,
                         sortable=False,
+                        formatter=HTMLTemplateFormatter(template=_WHOLE_NAME),
                     ),
-                    TableColumn(
-                        field="of_all", title="% all", width=48, formatter=right, sortable=False
+                    *(
+                        TableColumn(
+                            field=field, title=title, width=width, formatter=right, sortable=False
+                        )
+                        for field, title, width in (
+                            ("cells", "Cells", 52),
+                            ("of_parent", "% parent", 64),
+                            ("of_all", "% all", 46),
+                        )
                     ),
                 ],
                 index_position=None,
                 sizing_mode="stretch_width",
-                height=210,
-                row_height=26,
+                height=_ROW_HEIGHT * _LEAST_ROWS,
+                row_height=_ROW_HEIGHT,
                 reorderable=False,
                 name="gate_tree",
             )
@@ -315,10 +323,13 @@ class GatePanel:
                 ALL_CELLS,
                 *(_INDENT * depth + _BRANCH + gate.name for depth, gate in walked),
             ],
+            "path": [ALL_CELLS, *(" > ".join(gating.path(gate.name)) for _, gate in walked)],
             "cells": [f"{n_cells:,}", *(f"{count.cells:,}" for count in found)],
             "of_parent": ["", *(_percent(count.percent_of_parent) for count in found)],
             "of_all": ["100", *(_percent(count.percent_of_all) for count in found)],
         }
+        n_rows = min(max(len(walked) + 2, _LEAST_ROWS), _MOST_ROWS)  # the titles, and all cells
+        self.table.height = _ROW_HEIGHT * n_rows
         self._rows.selected.indices = [self._names.index(selected)]
         self.name.value = selected or ""
         self.name.disabled = selected is None

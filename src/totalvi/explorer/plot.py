@@ -1,6 +1,6 @@
 """A plot of cells, on which gates are drawn, moved and reshaped with the mouse."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -82,6 +82,7 @@ class CellPlot:
         self.places: tuple[np.ndarray, ...] = (_EMPTY, _EMPTY)
         self.style: Style = "dots"
         self.gates: dict[str, Drawn] = {}  # those outlined
+        self.highlighted: list[str] = []  # those of them that belong to the selected gate
         self._setting = False
         self._ridge_ticks: dict[float, str] = {}
         self._sides = {"inner_height": 320, "inner_width": 400}  # until the browser tells
@@ -292,7 +293,7 @@ class CellPlot:
         self,
         gates: Sequence[Gate],
         labels: Sequence[str],
-        selected: str | None,
+        highlighted: Collection[str | None],
         sample: tuple[str, str] | None = None,
         *,
         with_handles: bool = False,
@@ -301,24 +302,27 @@ class CellPlot:
 
         Parameters
         ----------
-        selected
-            Name of the gate that stands out.
+        highlighted
+            Names of the gates that stand out: the selected one, or its conditions.
         sample
             Whose gates to draw, where they differ by sample.
         with_handles
-            Whether the selected gate shows its handles.
+            Whether these gates show their handles.
         """
         self.gates = {g.name: draw_gate(g, self.axes, self.window, sample) for g in gates}
+        self.highlighted = [name for name in self.gates if name in highlighted]
         drawn = list(self.gates.values())
         self._outlines.data = {
             "xs": [list(each.outline[:, 0]) for each in drawn],
             "ys": [list(each.outline[:, 1]) for each in drawn],
-            "color": [WARNING if name == selected else INK for name in self.gates],
+            "color": [WARNING if name in highlighted else INK for name in self.gates],
         }
-        chosen = self.gates.get(selected or "") if with_handles else None
-        handles = np.zeros((0, 2)) if chosen is None else chosen.handles
+        chosen = [self.gates[name].handles for name in self.highlighted if with_handles]
+        handles = np.concatenate([np.zeros((0, 2)), *chosen])
         self._handles.data = {"x": list(handles[:, 0]), "y": list(handles[:, 1])}
-        places = [self._label_place(each, text) for each, text in zip(drawn, labels, strict=True)]
+        places: list[Point] = []
+        for each, text in zip(drawn, labels, strict=True):
+            places.append(self._free_place(self._label_place(each, text), text, places, labels))
         self._labels.data = {
             "x": [place[0] for place in places],
             "y": [place[1] for place in places],
@@ -333,6 +337,19 @@ class CellPlot:
         x = float(np.clip(drawn.label[0], left + half, right - half))
         margin = _LABEL_HEIGHT * up
         return x, float(np.clip(drawn.label[1], bottom + margin, top - margin))
+
+    def _free_place(
+        self, place: Point, text: str, others: Sequence[Point], labels: Sequence[str]
+    ) -> Point:
+        """Return where a label lies on no earlier one: it goes down until there is room."""
+        across, up = self.units_of_pixel
+        x, y = place
+        for _ in others:
+            for other, words in zip(others, labels, strict=False):
+                wide = _LETTER_WIDTH * (len(text) + len(words)) / 2 * across
+                if abs(other[0] - x) < wide and abs(other[1] - y) < 2 * _LABEL_HEIGHT * up:
+                    y = other[1] - 2 * _LABEL_HEIGHT * up
+        return x, y
 
 
 def _reach(places: np.ndarray) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from bokeh.layouts import column, row
 from bokeh.models import Button
 
-from totalvi.explorer.axes import HISTOGRAM, MAP, SCALES, Axis, AxisChoices, Scale, start_pairs
+from totalvi.explorer.axes import FAR, HISTOGRAM, MAP, SCALES, Axis, AxisChoices, Scale, start_pairs
 from totalvi.explorer.gate_shapes import shown_on
 from totalvi.explorer.gates import Count, Gate, Gating
 from totalvi.explorer.panels import ALL_CELLS, search_input, select_input
@@ -181,16 +181,35 @@ class PlotCard:
         gating
             To outline in place of that shown, such as while a gate is dragged.
         """
-        gates = [
+        gating = gating or shown.gating
+        inside = [
             gate
-            for gate in (gating or shown.gating).gates
+            for gate in gating.gates
             if gate.parent == self.shown and shown_on(gate, self.plot.axes)
         ]
-        labels = [f"{g.name}  {shown.counts[g.name].percent_of_parent:.1f} %" for g in gates]
-        self.plot.outline(
-            gates, labels, shown.selected, shown.sample, with_handles=shown.is_editing
+        conditions = (
+            {gate.place: gate for gate in inside if gating.wholes.get(gate.name) == shown.selected}
+            if shown.selected
+            else {}
         )
+        gates = [g for g in inside if g.name not in gating.wholes] + list(conditions.values())
+        labels = [
+            f"{self._words(g, gating)}  {shown.counts[g.name].percent_of_parent:.1f} %"
+            for g in gates
+        ]
+        highlighted = {shown.selected, *(gate.name for gate in conditions.values())}
+        self.plot.outline(gates, labels, highlighted, shown.sample, with_handles=shown.is_editing)
         return [gate.name for gate in gates]
+
+    def _words(self, gate: Gate, gating: Gating) -> str:
+        """Return the name of a gate, or of a condition the levels that it asks for, as "CD3+ CD19-"."""
+        if gate.name not in gating.wholes:
+            return gate.name
+        ends = np.sort(np.array(gate.vertices), axis=0)
+        return " ".join(
+            self._choices.label(axis) + _level(low, high, axis.scale)
+            for axis, low, high in zip(gate.axes, ends[0], ends[-1], strict=True)
+        )
 
     def draw(self, shown: Shown, cells: Cells) -> None:
         """Draw gates and cells."""
@@ -203,6 +222,13 @@ class PlotCard:
         if shown.selected is not None and (shown.is_backgating or shown.selected not in outlined):
             dimmed = ~shown.inside[shown.selected]
         self.plot.draw(shown.colors, here, dimmed, _groups(shown, cells))
+
+
+def _level(low: float, high: float, scale: Scale) -> str:
+    """Return "+" of a range that is open above, "-" of one open below, "mid" of one between."""
+    if high >= FAR[scale]:
+        return "+"
+    return "-" if low <= -FAR[scale] else " mid"
 
 
 def _groups(shown: Shown, cells: Cells) -> Groups | None:
@@ -240,17 +266,20 @@ def backgating_choices(
     steps = []
     for step in gating.path(name):
         gate = gating[step]
-        if gate.axes:
-            steps.append(_choice_of(gate, choices, now[0]))
+        of = gate.axes or dict.fromkeys(a for part in gating.conditions(step) for a in part.axes)
+        if of:
+            steps.append(_choice_of(tuple(of)[:2], gate.parent, choices, now[0]))
     return steps[-MOST_PLOTS:]
 
 
-def _choice_of(gate: Gate, choices: AxisChoices, usual: Choice) -> Choice:
-    labels = [choices.label(axis) for axis in gate.axes]
-    counted = next((axis for axis in gate.axes if axis.scale != "linear"), gate.axes[0])
-    values = _values_of(gate.axes, choices) or usual.values
+def _choice_of(
+    axes: tuple[Axis, ...], parent: str | None, choices: AxisChoices, usual: Choice
+) -> Choice:
+    labels = [choices.label(axis) for axis in axes]
+    counted = next((axis for axis in axes if axis.scale != "linear"), axes[0])
+    values = _values_of(axes, choices) or usual.values
     x, y = labels if len(labels) == 2 else (labels[0], HISTOGRAM)
-    return Choice(x, y, values, counted.scale, "dots", gate.parent)
+    return Choice(x, y, values, counted.scale, "dots", parent)
 
 
 def _values_of(axes: Sequence[Axis], choices: AxisChoices) -> str | None:

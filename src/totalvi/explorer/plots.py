@@ -130,7 +130,7 @@ class Plots:
             self.is_backgating, view.shape == "edit",
         )  # fmt: skip
         for card in self.open_cards:
-            card.offer(gating.names)
+            card.offer(gating.populations)
             card.draw(self._shown, self.cells)
 
     def outline(self, plot: CellPlot, gating: Gating) -> None:
@@ -177,29 +177,26 @@ class Plots:
                 self._show_choices(steps)
                 self._before = now
 
-    def gate_at(self, plot: CellPlot, place: Point, selected: str | None) -> str | None:
-        """Return the gate under the mouse: the selected one, or the smallest."""
+    def gate_at(self, plot: CellPlot, place: Point) -> str | None:
+        """Return the gate under the mouse: the selected one or its condition, or the smallest."""
         found = [
             name
             for name, drawn in plot.gates.items()
             if inside_polygon(np.array([place[0]]), np.array([place[1]]), drawn.outline.tolist())[0]
         ]
-        if selected in found:
-            return selected
+        found = [name for name in found if name in plot.highlighted] or found
         sizes = {name: np.ptp(plot.gates[name].outline, axis=0).prod() for name in found}
         return min(found, key=sizes.__getitem__, default=None)
 
-    def grab(
-        self, plot: CellPlot, place: Point, selected: str | None, gating: Gating
-    ) -> str | None:
-        """Take hold of the selected gate by a handle, or of the gate under the mouse; name it."""
-        self._grabbed, handle = None, None
-        name = selected if selected in plot.gates else None
+    def grab(self, plot: CellPlot, place: Point, gating: Gating) -> str | None:
+        """Take hold of a highlighted gate by a handle, or of the gate under the mouse; name it."""
+        self._grabbed = None
         across, up = plot.units_of_pixel
-        if name is not None:
-            handle = reached(plot.gates[name], place, (HANDLE_REACH * across, HANDLE_REACH * up))
-        if handle is None:
-            name = self.gate_at(plot, place, selected)
+        reach = HANDLE_REACH * across, HANDLE_REACH * up
+        handles = {name: reached(plot.gates[name], place, reach) for name in plot.highlighted}
+        name = next((name for name, at in handles.items() if at is not None), None)
+        handle = handles.get(name or "")
+        name = self.gate_at(plot, place) if name is None else name
         if name is None:
             return None
         gate = gating[name]
@@ -207,13 +204,14 @@ class Plots:
         self._grabbed = Grabbed(gate, vertices, handle, place)
         return name
 
-    def drag(self, plot: CellPlot, place: Point) -> Vertices | None:
-        """Return the vertices of the gate that the mouse holds; None: it holds none."""
+    def drag(self, plot: CellPlot, place: Point) -> tuple[str, Vertices] | None:
+        """Return the gate that the mouse holds, and its vertices; None: it holds none."""
         held = self._grabbed
         if held is None or not shown_on(held.gate, plot.axes):
             return None
         way = place[0] - held.start[0], place[1] - held.start[1]
-        return dragged(held.gate, held.vertices, plot.axes, held.handle, way)
+        vertices = dragged(held.gate, held.vertices, plot.axes, held.handle, way)
+        return held.gate.name, vertices
 
     def release(self) -> None:
         """Let go of the gate."""

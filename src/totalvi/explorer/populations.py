@@ -30,6 +30,7 @@ SHOWN = {
     "% of all": "percent_of_all",
     "cells": "cells",
 }
+_LEAST_HEIGHT, _MOST_HEIGHT = 230, 620  # of the table, in pixels; more rows scroll
 _MOST_SHOWN = 40  # samples in the table on the page; the CSV has all
 
 
@@ -102,12 +103,12 @@ class PopulationPanel:
             DataTable(
                 source=self.source, columns=[], index_position=None, reorderable=False,
                 autosize_mode="none",  # many samples scroll
-                sizing_mode="stretch_width", height=230, name="populations_table",
+                sizing_mode="stretch_width", height=_LEAST_HEIGHT, name="populations_table",
             )
         )  # fmt: skip
         self._dots = ColumnDataSource({key: [] for key in ("y", "x", "sample", "color", "words")})
         self.figure = new_figure(
-            height=230, tools="save", x_range=Range1d(0, 100), y_range=FactorRange("-")
+            height=_LEAST_HEIGHT, tools="save", x_range=Range1d(0, 100), y_range=FactorRange("-")
         )
         self.figure.name = "populations_plot"
         dots = self.figure.scatter(
@@ -153,6 +154,7 @@ class PopulationPanel:
             self._columns = shown
             self.table.columns = _columns(shown)
         self.source.data = data
+        self.table.height = min(max(_LEAST_HEIGHT, 26 * (len(order) + 2)), _MOST_HEIGHT)
         self._draw(wide.drop(index=ALL), field)
 
     def _draw(self, wide: pd.DataFrame, field: str) -> None:
@@ -161,7 +163,7 @@ class PopulationPanel:
         self.figure.visible = bool(populations)
         self._dots.data = {"y": [], "x": [], "sample": [], "color": [], "words": []}
         self.figure.y_range.factors = populations[::-1] or ["-"]
-        self.figure.height = max(230, 60 + 24 * len(populations))
+        self.figure.height = max(_LEAST_HEIGHT, 60 + 24 * len(populations))
         dots: dict[str, list[object]] = {key: [] for key in self._dots.data}
         for sample, color in zip(wide.columns, category_colors(len(wide.columns)), strict=True):
             for population, value in wide[sample].items():

@@ -40,17 +40,13 @@ from totalvi.run.convert import AS_IS, Reading, counts_in_x, open_input, read_in
 from totalvi.run.folder import (
     MODEL,
     RECORD,
-    STORE,
     checkpoint_of,
     counts_beside,
     refuse_input_in_output,
     staged_file,
-    staged_folder,
 )
-from totalvi.run.named_cells import name_cells_by, samples_and_clusters, write_populations
 from totalvi.run.pipeline import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
-from totalvi.run.results import ResultsFile
 
 
 class Trained(NamedTuple):
@@ -236,7 +232,7 @@ def _refuse_to_replace(output: Path, model_path: Path, input: str | Path | None)
 
 
 @contextmanager
-def _values_of_the_user() -> Iterator[None]:
+def values_of_the_user() -> Iterator[None]:
     """Turn the error of a query about a wrong name into one about the input."""
     try:
         yield
@@ -282,13 +278,13 @@ def denoise(
     _refuse_to_replace(output, model_path, input)
     launch("cpu", devices, num_nodes)  # queries run there
     if output.suffix == ".zarr":
-        with shared_store(output, overwrite=overwrite) as staged, _values_of_the_user():
+        with shared_store(output, overwrite=overwrite) as staged, values_of_the_user():
             model = load_with_counts(model_path, input, reading, on_disk=True)[0]
             model.get_normalized_expression(**asked, library_size=1e4, out=staged)
         return output
     if this_process().n_processes > 1:
         raise OutputError(f"{output} is written by one process; give a name that ends in .zarr.")
-    with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, _values_of_the_user():
+    with staged_file(output, suffix=".h5mu", overwrite=overwrite) as staged, values_of_the_user():
         model, data = load_with_counts(model_path, input, reading)
         schema, cells = model.schema, pd.DataFrame(index=model._training_data().cell_names)
         names = schema.gene_names, schema.protein_names, schema.protein_names
@@ -326,7 +322,7 @@ def compare(
         When the model or the counts cannot be used, or the output cannot be written.
     """
     _refuse_to_replace(output, model_path, input)
-    with staged_file(output, suffix=".csv", overwrite=overwrite) as staged, _values_of_the_user():
+    with staged_file(output, suffix=".csv", overwrite=overwrite) as staged, values_of_the_user():
         model, _ = load_with_counts(model_path, input, reading)
         table: pd.DataFrame = model.differential_expression(
             groupby=groupby,
@@ -339,45 +335,6 @@ def compare(
         )
         table.to_csv(staged, index_label="name")
     return table
-
-
-def gate(
-    model_path: Path,
-    input: str | Path | None,
-    hierarchy: str,
-    output: Path | None,
-    *,
-    reading: Reading = AS_IS,
-    sample_key: str | None = None,
-    n_samples: int = 25,
-) -> tuple[Path, pd.DataFrame]:
-    """Write the tables of named populations, and name the cells in the results of a run.
-
-    Returns the folder that has them in ``tables``, and the table of populations.
-
-    Raises
-    ------
-    TotalviError
-        When the model, the counts or the hierarchy cannot be used, or the output cannot be written.
-    """
-    in_run = output is None and input is None and (model_path / RECORD).is_file()
-    if output is None and not in_run:
-        raise OutputError(f"name a new folder with {setting('output', 'DIR')}.")
-    with _values_of_the_user():
-        model, _ = load_with_counts(model_path, input, reading)
-        named = name_cells_by(model, hierarchy, n_samples)
-    if named is None:
-        raise DataError(
-            "no hierarchy suits the panel, whose antibodies tell no two populations apart; give one "
-            f"with {argument('hierarchy')}."
-        )
-    cells = samples_and_clusters(model, sample_key)
-    if in_run:
-        file = ResultsFile(model_path, on_disk=(model_path / STORE).exists())
-        return model_path, write_populations(named, *cells, model_path, file)
-    assert output is not None
-    with staged_folder(output) as folder:
-        return output, write_populations(named, *cells, folder, None)
 
 
 def compare_conditions(folder: Path, design: Design) -> tuple[pd.DataFrame, list[str]]:
@@ -394,7 +351,7 @@ def compare_conditions(folder: Path, design: Design) -> tuple[pd.DataFrame, list
     """
     if not (folder / RECORD).is_file():
         raise OutputError(f"{folder} is no folder of `totalvi run`; give one.")
-    with _values_of_the_user():
+    with values_of_the_user():
         model, _ = load_with_counts(folder, None)
         warnings = write_conditions(model, None, design, folder)
     return pd.read_csv(folder / "tables" / "conditions.csv.gz", index_col=0), warnings

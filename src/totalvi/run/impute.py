@@ -1,7 +1,7 @@
 """Impute the proteins of a query from a reference, from files to a folder of results."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,18 +11,11 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.check_counts import rna_findings
-from totalvi.data.checks import raise_errors, tally_by_group
-from totalvi.data.columns import Columns, joined_obs
-from totalvi.data.contents import contents_findings
-from totalvi.data.io.modalities import known_protein_obsm_key
+from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions
-from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
-from totalvi.data.panels.concat import concat
-from totalvi.data.panels.data_sets import find_data_set
-from totalvi.errors import DataError, Finding, ReadError, did_you_mean, setting, warnings_and_notes
+from totalvi.data.panels.antibodies import Unmeasured
+from totalvi.errors import DataError, setting, warnings_and_notes
 from totalvi.progress import Steps
-from totalvi.run.convert import counts_in_x, read_input
 from totalvi.run.folder import (
     RECORD,
     RunResult,
@@ -33,12 +26,19 @@ from totalvi.run.folder import (
     require_writable,
     results_folder,
 )
+from totalvi.run.impute_inputs import (
+    BATCH,
+    PANEL,
+    QUERY,
+    in_query,
+    joined_batches,
+    read_both,
+    require_column,
+)
 from totalvi.run.prepare import prepare
 from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
 
-REFERENCE, QUERY = "reference", "query"
 _LEVEL = "counts are as the reference measured them: ranks hold elsewhere, levels may not."
-_BATCH, _PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
 
 
 @dataclass(frozen=True)
@@ -181,21 +181,12 @@ def _run(options: ImputeOptions) -> RunResult:
     require_writable(output, overwrite=writing.overwrite)
     steps = Steps(writing.progress)
     with steps.step("read"):
-        both, contents = _read(options)
-    _require_column(both, batch_key)
+        both, contents = read_both(
+            options.reference, options.query, options.keys, options.reading, options.unmeasured
+        )
+    require_column(both, batch_key)
     with steps.step("join, check and select genes"):
-        joined = concat(
-            both,
-            batch_key=_BATCH,
-            panel_key=_PANEL,
-            sub_batch_key=batch_key,
-            protein_expression_obsm_key=_obsm_key_in_memory(both, options.keys),
-        )
-        keys = Columns(
-            batch_key=_BATCH,
-            panel_key=None if batch_key is None else _PANEL,
-            allow_fractional=options.keys.allow_fractional,
-        )
+        joined, keys = joined_batches(both, options.keys)
         mdata, findings = prepare(joined, keys, n_genes=options.n_genes)
         findings = [*contents, *(f for f in findings if f.code != "contents")]
         lacking = _lacking(mdata)
@@ -232,70 +223,6 @@ def _run(options: ImputeOptions) -> RunResult:
     return RunResult(output, files, record)
 
 
-def _read(options: ImputeOptions) -> tuple[dict[str, MuData | AnnData], list[Finding]]:
-    """Read both inputs, each with its counts where they are, and say what of each is used."""
-    both, said = dict[str, MuData | AnnData](), list[Finding]()
-    for name, given in ((REFERENCE, options.reference), (QUERY, options.query)):
-        keys, reading, unmeasured = options.keys, options.reading, options.unmeasured
-        if name == QUERY:
-            reading = reading._replace(protein_path=None)
-        try:
-            data, found = read_input(given, keys, reading)
-        except ReadError:
-            if name == REFERENCE or keys.protein_expression_obsm_key is None:
-                raise
-            keys = replace(keys, protein_expression_obsm_key=None)  # the query may well lack it
-            data, found = read_input(given, keys, reading)
-        if isinstance(data, AnnData) and found.protein_expression_obsm_key is None:
-            found = replace(found, protein_expression_obsm_key=known_protein_obsm_key(data))
-        said += contents_findings(data, found, name)
-        data = counts_in_x(data, found)
-        if isinstance(data, MuData):
-            _require_counts(name, data, options.keys.allow_fractional)
-        if isinstance(data, MuData) and unmeasured and "prot" in data.mod:
-            data = _declared(data, unmeasured, options.keys.batch_key)
-        both[name] = data
-    return both, said
-
-
-def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:
-    """Refuse values that are no counts while it is known what else the input holds."""
-    source = find_data_set(name, data, Columns()).source
-    tally = tally_by_group(source, Columns())
-    findings = rna_findings(source, tally, allow_fractional=allow_fractional)
-    raise_errors([f for f in findings if f.code != "cell_without_rna"])
-
-
-def _declared(data: MuData, unmeasured: Unmeasured, batch_key: str | None) -> MuData:
-    """Return one of the inputs with NaN for the proteins that its batches did not measure."""
-    obs = joined_obs(data, data["rna"], data["prot"])
-    batch_key = batch_key if batch_key in obs else None
-    if not isinstance(unmeasured, str):
-        own = set() if batch_key is None else set(obs[batch_key].astype(str))
-        unmeasured = {name: proteins for name, proteins in unmeasured.items() if name in own}
-    return declare_unmeasured(data, unmeasured, batch_key=batch_key)
-
-
-def _obsm_key_in_memory(both: Mapping[str, MuData | AnnData], keys: Columns) -> str | None:
-    """Return the entry of ``obsm`` that was named, where data in memory have it."""
-    key = keys.protein_expression_obsm_key
-    return key if any(isinstance(d, AnnData) and key in d.obsm for d in both.values()) else None
-
-
-def _require_column(data: Mapping[str, MuData | AnnData], batch_key: str | None) -> None:
-    """Refuse a column of batches that neither input has."""
-    obs = [each.obs for each in data.values()]
-    obs += [
-        part.obs for each in data.values() if isinstance(each, MuData) for part in each.mod.values()
-    ]
-    known = dict.fromkeys(str(column) for frame in obs for column in frame)
-    if batch_key is not None and batch_key not in known:
-        raise DataError(
-            f"{setting('batch_key', batch_key)} is no column of obs of the reference or the query; "
-            f"{did_you_mean(batch_key, known)}."
-        )
-
-
 def _left_out(joined: MuData) -> list[str]:
     return [
         f"the {name} has {others} beside its RNA, which is left out."
@@ -306,10 +233,10 @@ def _left_out(joined: MuData) -> list[str]:
 
 def _lacking(mdata: MuData) -> np.ndarray:
     """Return the positions of the proteins that no cell of the query has."""
-    in_query, measured = _in_query(mdata), ~np.isnan(mdata["prot"].X)
-    if not measured[~in_query].any():
+    of_query, measured = in_query(mdata), ~np.isnan(mdata["prot"].X)
+    if not measured[~of_query].any():
         raise DataError("the reference has no proteins; give it first, and then the query.")
-    lacking = np.flatnonzero(~measured[in_query].any(axis=0))
+    lacking = np.flatnonzero(~measured[of_query].any(axis=0))
     if not len(lacking):
         raise DataError(
             "the query has all proteins of the reference, so there is nothing to impute; give a query "
@@ -317,11 +244,6 @@ def _lacking(mdata: MuData) -> np.ndarray:
             f"they are declared otherwise, with {setting('unmeasured', 'zeros')}."
         )
     return lacking
-
-
-def _in_query(mdata: MuData) -> np.ndarray:
-    batch = mdata.obs[_BATCH].astype(str)
-    return np.asarray((batch == QUERY) | batch.str.startswith(f"{QUERY}:"))
 
 
 def _impute(
@@ -334,7 +256,7 @@ def _impute(
         model = new_model(mdata, keys, options.seed)
         fit_model(model, options.max_epochs, options.writing, steps.shown)
     names = list(mdata["prot"].var_names[lacking])
-    cells = _in_query(mdata)
+    cells = in_query(mdata)
     question: dict[str, Any] = {
         "protein_list": names,
         "n_samples": options.n_samples,
@@ -343,14 +265,14 @@ def _impute(
     }
     with steps.step("reliability"):
         by_panel = model.get_imputation_reliability(**question)
-        panels = mdata.obs[keys.panel_key or _BATCH].astype(str)[cells].unique()
+        panels = mdata.obs[keys.panel_key or BATCH].astype(str)[cells].unique()
         # the batches of a query that all lack the protein are alike but for their cells
         reliability = by_panel.loc[list(panels)].groupby("protein", sort=False).mean().loc[names]
         reliability = reliability.assign(**(reliability[["reliable", "model_is_best"]] == 1))
     with steps.step("impute"):
         imputed = model.impute_proteins(indices=cells, **question)
         latent = model.get_latent_representation(indices=cells)
-    obs = mdata.obs[cells].drop(columns=[_BATCH, _PANEL])
+    obs = mdata.obs[cells].drop(columns=[BATCH, PANEL])
     obs.index = obs.index.str.removesuffix(f"-{QUERY}")
     adata = AnnData(
         imputed.mean.to_numpy(),

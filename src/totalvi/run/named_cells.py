@@ -20,6 +20,9 @@ from totalvi.posterior.gates.hierarchy import (
     Not,
     read_hierarchy,
 )
+from totalvi.posterior.gates.hierarchy import (
+    Any as AnyOf,
+)
 from totalvi.posterior.gates.memberships import UNDECIDED, usable, wanting
 from totalvi.run.folder import CLUSTER_COLUMN, PROPOSED_GATES
 from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile, posterior_samples, write_tables
@@ -46,18 +49,23 @@ class Named(NamedTuple):
     hierarchy: Hierarchy
 
 
-def name_cells_by(model: Model, hierarchy: str, n_samples: int) -> Named | None:
+def name_cells_by(
+    model: Model, hierarchy: str, n_samples: int, indices: np.ndarray | None = None
+) -> Named | None:
     """Gate the cells of a model; None: "auto" finds no hierarchy of which the panel tells two.
 
     Parameters
     ----------
     hierarchy
         As in `totalvi.run.run.run`.
+    indices
+        Of the cells; None: all.
     """
     chosen = choose_hierarchy(model) if hierarchy == AUTO else read_hierarchy(hierarchy)
     if chosen is None:
         return None
-    return Named(model.gate(hierarchy=chosen, n_samples=n_samples, progress=False), chosen)
+    found = model.gate(indices=indices, hierarchy=chosen, n_samples=n_samples, progress=False)
+    return Named(found, chosen)
 
 
 def choose_hierarchy(model: Model) -> Hierarchy | None:
@@ -241,8 +249,8 @@ def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
     """Return the gates of a hierarchy as ranges of denoised counts, which the explorer shows and edits.
 
     The ends are the boundaries between the levels of each marker; a protein without one is positive
-    from a foreground probability of 0.5. Populations that are not told for want of a marker are left
-    out, with those below them.
+    from a foreground probability of 0.5. Alternatives that are not told for want of a marker are left
+    out, and so are populations of which none is left, with those below them.
 
     Parameters
     ----------
@@ -261,7 +269,8 @@ def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
     told: set[str | None] = {None}
     for population in hierarchy.populations:
         gate = usable(population.gate, known)
-        if gate is None or population.parent not in told or wanting(population.gate, known):
+        gate = None if gate is None else _told_part(gate, known)
+        if gate is None or population.parent not in told or wanting(gate, known):
             continue
         told.add(population.name)
         name, parent = (
@@ -278,6 +287,15 @@ def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
             parts = (f"{name}, {number} of {len(choices)}" for number in range(1, len(choices) + 1))
             rows += [(name, parent, "or", part, None, None) for part in parts]
     return pd.DataFrame(rows, columns=["gate", "parent", "kind", "feature", "low", "high"])
+
+
+def _told_part(gate: Gate, known: set[str]) -> Gate:
+    """Return a gate without the alternatives that want a marker, unless all do."""
+    if isinstance(gate, All):
+        return All(tuple(_told_part(part, known) for part in gate.parts))
+    if isinstance(gate, AnyOf):
+        return AnyOf(tuple(p for p in gate.parts if not wanting(p, known)) or gate.parts)
+    return gate
 
 
 def _condition(
@@ -346,10 +364,11 @@ def named_membership(gating: Gating) -> pd.Series:
 
 
 def samples_and_clusters(
-    model: Model, sample_key: str | None
+    model: Model, sample_key: str | None, indices: np.ndarray | None = None
 ) -> tuple[pd.Series | None, pd.Series | None]:
-    """Return the sample and the cluster of each cell of a model; by default batches are samples."""
+    """Return the sample and the cluster of cells of a model; by default batches are samples."""
     obs = model._training_data().annotation.obs()
+    obs = obs if indices is None else obs.iloc[indices]
     key = sample_key or model.schema.columns.batch_key
     sample = None if key is None else column_of(obs, "sample_key", key)
     return sample, obs.get(CLUSTER_COLUMN)

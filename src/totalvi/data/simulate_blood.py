@@ -1,0 +1,165 @@
+"""Simulate human blood: cell types with the markers of a table, two donors, doublets."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from scipy import sparse
+
+from totalvi.data.io.modalities import mudata_of
+from totalvi.data.simulate_draws import (
+    N_PROGRAMS,
+    Cells,
+    Parameters,
+    cell_names,
+    draw_protein,
+    draw_rna,
+)
+from totalvi.errors import DataError, setting
+
+TABLES = Path(__file__).with_name("simulated_blood")
+DONORS = ("donor_A", "donor_B")
+DOUBLET = "doublet"
+_MEDIAN_LIBRARY_SIZE = 250.0
+
+
+def simulate_blood(
+    n_cells: int = 2000, *, share_of_doublets: float = 0.05, seed: int = 0
+) -> MuData:
+    """Simulate the blood of two donors with 500 genes and 20 antibodies of real names.
+
+    The counts follow the same distributions as those of `totalvi.simulate`. Cell types, and the levels
+    of their proteins and genes, are in the tables of ``simulated_blood``, next to this file. The
+    antibodies include an isotype control and one that failed, against CD197 (CCR7).
+
+    Parameters
+    ----------
+    n_cells
+        Number of droplets with cells.
+    share_of_doublets
+        Share of droplets with two cells of a donor, whose counts are added.
+    seed
+        The same seed and arguments give the same counts.
+
+    Returns
+    -------
+    MuData
+        ``rna`` (CSR) and ``prot`` (dense), both float32. Truth: ``obs["donor"]``,
+        ``obs["cell_type"]`` (names of populations of the hierarchy "blood", or "doublet"),
+        ``obs["doublet"]``, and ``obs["doublet_of"]``, the types of its two cells.
+
+    Raises
+    ------
+    DataError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> blood = simulate_blood(200, share_of_doublets=0.1)
+    >>> blood["prot"].var_names[:4].tolist(), int(blood.obs["doublet"].sum())
+    (['CD3', 'CD4', 'CD8', 'CD19'], 20)
+    """
+    if n_cells < 1:
+        raise DataError(f"{setting('n_cells', n_cells)} is out of range; give 1 or more.")
+    if not 0 <= share_of_doublets <= 1:
+        raise DataError(f"share_of_doublets={share_of_doublets} is out of range; give 0 to 1.")
+    rng = np.random.default_rng(seed)
+    table = pd.read_csv(TABLES / "cell_types.tsv", sep="\t", comment="#", na_values=".")
+    types = table.columns[3:]
+    parameters = _parameters(rng, table)
+    proportions = rng.dirichlet(400 * parameters.type_proportions, len(DONORS))  # (S, K)
+    donors = rng.permutation(np.arange(n_cells) % len(DONORS))
+    cells = _draw_cells(rng, parameters, donors, proportions)
+    rna, prot = _draw_counts(rng, parameters, cells, table)
+    n_doublets = round(share_of_doublets * n_cells)
+    doublets = np.sort(rng.choice(n_cells, n_doublets, replace=False))
+    cell_type = types.to_numpy()[cells.cell_type].astype(object)
+    doublet_of = np.full(n_cells, "", dtype=object)
+    if n_doublets:
+        seconds = _draw_cells(rng, parameters, donors[doublets], proportions)
+        second_rna, second_prot = _draw_counts(rng, parameters, seconds, table)
+        prot.X[doublets] += second_prot.X
+        chosen = sparse.csr_matrix(
+            (np.ones(n_doublets, np.float32), (doublets, np.arange(n_doublets))),
+            shape=(n_cells, n_doublets),
+        )
+        rna.X = sparse.csr_matrix(rna.X + chosen @ second_rna.X)
+        pairs = zip(cell_type[doublets], types[seconds.cell_type], strict=True)
+        doublet_of[doublets] = [" + ".join(sorted(pair)) for pair in pairs]
+        cell_type[doublets] = DOUBLET
+    rna.obs_names = prot.obs_names = cell_names(n_cells)
+    obs = pd.DataFrame(
+        {
+            "donor": pd.Categorical.from_codes(donors, pd.Index(DONORS)),
+            "cell_type": pd.Categorical(cell_type, [*types, DOUBLET]),
+            "doublet": cell_type == DOUBLET,
+            "doublet_of": pd.Categorical(doublet_of),
+        },
+        index=rna.obs_names,
+    )
+    return mudata_of({"rna": rna, "prot": prot}, obs)
+
+
+def _parameters(rng: np.random.Generator, table: pd.DataFrame) -> Parameters:
+    """Return the parameters of the table's cell types; what it does not say is drawn."""
+    rows = {str(kind): part for kind, part in table.groupby("kind", sort=False)}
+    levels = {kind: part.iloc[:, 3:].to_numpy(float).T for kind, part in rows.items()}
+    factor = levels["protein"]  # (K, T), NaN where a type lacks a protein
+    carried = ~np.isnan(factor)
+    n_types, n_proteins = factor.shape
+    n_markers, n_others = len(rows["gene"]), len(_other_genes())
+    n_genes, n_donors = n_markers + n_others, len(DONORS)
+    fold = np.nan_to_num(levels["gene"], nan=1.0)
+    log_markers = np.log(rows["gene"]["typical"].to_numpy(float) * fold)
+    log_others = rng.normal(0.0, 1.6, n_others) + rng.normal(0.0, 0.1, (n_types, n_others))
+    log_background = np.log(rows["protein"]["typical"].to_numpy(float))
+    return Parameters(
+        type_proportions=levels["share"].ravel() / levels["share"].sum(),
+        marker_of=np.pad(fold > 1, ((0, 0), (0, n_others))),
+        log_expression=np.hstack([log_markers, log_others]),
+        gene_programs=rng.normal(0.0, 0.2, (N_PROGRAMS, n_genes)) * (rng.random(n_genes) < 0.3),
+        log_batch_effect=rng.normal(0.0, 0.1, (n_donors, n_genes)),
+        gene_inverse_dispersion=np.exp(rng.normal(1.5, 0.5, n_genes)),
+        log_library_mean=np.log(_MEDIAN_LIBRARY_SIZE) + rng.normal(0.0, 0.1, n_donors),
+        log_library_sd=np.full(n_donors, 0.35),
+        is_control=table.loc[table["kind"] == "protein", "name"].str.contains("control").to_numpy(),
+        log_background_mean=log_background + rng.normal(0.0, 0.15, (n_donors, n_proteins)),
+        log_background_sd=rng.uniform(0.3, 0.45, n_proteins),
+        foreground_factor=np.nan_to_num(factor, nan=1.0),
+        protein_programs=rng.normal(0.0, 0.12, (N_PROGRAMS, n_proteins)),
+        foreground_probability=np.where(carried, 0.985, 0.005 * carried.any(axis=0)),
+        protein_inverse_dispersion=np.exp(rng.normal(2.3, 0.3, n_proteins)),
+    )
+
+
+def _other_genes() -> list[str]:
+    lines = (TABLES / "other_genes.txt").read_text(encoding="utf-8").splitlines()
+    return " ".join(line for line in lines if not line.startswith("#")).split()
+
+
+def _draw_cells(
+    rng: np.random.Generator, p: Parameters, donors: np.ndarray, proportions: np.ndarray
+) -> Cells:
+    """Draw cells of donors, who have the cell types in proportions of their own, (S, K)."""
+    ends = proportions.cumsum(axis=1)[donors, :-1]
+    return Cells(
+        cell_type=(rng.random((len(donors), 1)) > ends).sum(axis=1),
+        batch=donors,
+        programs=rng.normal(size=(len(donors), N_PROGRAMS)).astype(np.float32),
+        library_size=np.exp(rng.normal(p.log_library_mean[donors], p.log_library_sd[donors])),
+    )
+
+
+def _draw_counts(
+    rng: np.random.Generator, p: Parameters, cells: Cells, table: pd.DataFrame
+) -> tuple[AnnData, AnnData]:
+    """Draw the counts of genes and of proteins, without the parameters that a user would not have."""
+    names = {str(kind): part["name"].tolist() for kind, part in table.groupby("kind")}
+    rna = draw_rna(rng, p, cells, store_truth=False).X
+    prot = draw_protein(rng, p, cells).X
+    return (
+        AnnData(rna, var=pd.DataFrame(index=names["gene"] + _other_genes())),
+        AnnData(prot, var=pd.DataFrame(index=names["protein"])),
+    )

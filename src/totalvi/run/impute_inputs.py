@@ -1,0 +1,119 @@
+"""Read the reference and the query of an imputation, and join them as batches."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from anndata import AnnData
+from mudata import MuData
+
+from totalvi.data.check_counts import rna_findings
+from totalvi.data.checks import raise_errors, tally_by_group
+from totalvi.data.columns import Columns, joined_obs
+from totalvi.data.contents import contents_findings
+from totalvi.data.io.modalities import known_protein_obsm_key
+from totalvi.data.io.read import ReadOptions
+from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
+from totalvi.data.panels.concat import concat
+from totalvi.data.panels.data_sets import find_data_set
+from totalvi.errors import DataError, Finding, ReadError, did_you_mean, setting
+from totalvi.run.convert import counts_in_x, read_input
+
+REFERENCE, QUERY = "reference", "query"
+BATCH, PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
+Input: TypeAlias = str | Path | MuData | AnnData
+
+
+def read_both(
+    reference: Input,
+    query: Input,
+    keys: Columns,
+    reading: ReadOptions,
+    unmeasured: Unmeasured | None,
+) -> tuple[dict[str, MuData | AnnData], list[Finding]]:
+    """Read both inputs, each with its counts where they are, and say what of each is used."""
+    both, said = dict[str, MuData | AnnData](), list[Finding]()
+    for name, given in ((REFERENCE, reference), (QUERY, query)):
+        own, how = keys, reading
+        if name == QUERY:
+            how = how._replace(protein_path=None)
+        try:
+            data, found = read_input(given, own, how)
+        except ReadError:
+            if name == REFERENCE or own.protein_expression_obsm_key is None:
+                raise
+            own = replace(own, protein_expression_obsm_key=None)  # the query may well lack it
+            data, found = read_input(given, own, how)
+        if isinstance(data, AnnData) and found.protein_expression_obsm_key is None:
+            found = replace(found, protein_expression_obsm_key=known_protein_obsm_key(data))
+        said += contents_findings(data, found, name)
+        data = counts_in_x(data, found)
+        if isinstance(data, MuData):
+            _require_counts(name, data, keys.allow_fractional)
+        if isinstance(data, MuData) and unmeasured and "prot" in data.mod:
+            data = _declared(data, unmeasured, keys.batch_key)
+        both[name] = data
+    return both, said
+
+
+def joined_batches(both: Mapping[str, MuData | AnnData], given: Columns) -> tuple[MuData, Columns]:
+    """Join reference and query as batches, and return the columns that say so."""
+    joined = concat(
+        both,
+        batch_key=BATCH,
+        panel_key=PANEL,
+        sub_batch_key=given.batch_key,
+        protein_expression_obsm_key=_obsm_key_in_memory(both, given),
+    )
+    keys = Columns(
+        batch_key=BATCH,
+        panel_key=None if given.batch_key is None else PANEL,
+        allow_fractional=given.allow_fractional,
+    )
+    return joined, keys
+
+
+def in_query(mdata: MuData) -> np.ndarray:
+    """Return which cells are the query's, (N,)."""
+    batch = mdata.obs[BATCH].astype(str)
+    return np.asarray((batch == QUERY) | batch.str.startswith(f"{QUERY}:"))
+
+
+def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:
+    """Refuse values that are no counts while it is known what else the input holds."""
+    source = find_data_set(name, data, Columns()).source
+    tally = tally_by_group(source, Columns())
+    findings = rna_findings(source, tally, allow_fractional=allow_fractional)
+    raise_errors([f for f in findings if f.code != "cell_without_rna"])
+
+
+def _declared(data: MuData, unmeasured: Unmeasured, batch_key: str | None) -> MuData:
+    """Return one of the inputs with NaN for the proteins that its batches did not measure."""
+    obs = joined_obs(data, data["rna"], data["prot"])
+    batch_key = batch_key if batch_key in obs else None
+    if not isinstance(unmeasured, str):
+        own = set() if batch_key is None else set(obs[batch_key].astype(str))
+        unmeasured = {name: proteins for name, proteins in unmeasured.items() if name in own}
+    return declare_unmeasured(data, unmeasured, batch_key=batch_key)
+
+
+def _obsm_key_in_memory(both: Mapping[str, MuData | AnnData], keys: Columns) -> str | None:
+    """Return the entry of ``obsm`` that was named, where data in memory have it."""
+    key = keys.protein_expression_obsm_key
+    return key if any(isinstance(d, AnnData) and key in d.obsm for d in both.values()) else None
+
+
+def require_column(data: Mapping[str, MuData | AnnData], batch_key: str | None) -> None:
+    """Refuse a column of batches that neither input has."""
+    obs = [each.obs for each in data.values()]
+    obs += [
+        part.obs for each in data.values() if isinstance(each, MuData) for part in each.mod.values()
+    ]
+    known = dict.fromkeys(str(column) for frame in obs for column in frame)
+    if batch_key is not None and batch_key not in known:
+        raise DataError(
+            f"{setting('batch_key', batch_key)} is no column of obs of the reference or the query; "
+            f"{did_you_mean(batch_key, known)}."
+        )
