@@ -223,6 +223,43 @@ def test_whatever_is_not_used_is_named(
     assert [f.message for f in in_python if f.code == "contents"] == [said]
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    extra=st.sets(st.sampled_from(["atac", "guides", "custom", "peaks", "spliced"]), max_size=3),
+    layers=st.sets(st.sampled_from(["logcounts", "scaled"]), max_size=2),
+    obsm=st.sets(st.sampled_from(["X_pca", "X_umap"]), max_size=2),
+    suffix=st.sampled_from([".h5mu", ".zarr"]),
+)
+def test_whatever_is_not_used_of_a_mudata_is_named(
+    tmp_path_factory: pytest.TempPathFactory,
+    extra: set[str],
+    layers: set[str],
+    obsm: set[str],
+    suffix: str,
+) -> None:
+    obs = pd.DataFrame(index=CELLS)
+    parts = {
+        "rna": AnnData(sparse.csr_matrix(RNA.astype(np.float32)), obs=obs.copy()),
+        "prot": AnnData(PROT.astype(np.float32), obs=obs.copy()),
+    }
+    parts["rna"].var_names, parts["prot"].var_names = GENES, PROTEINS
+    for name in layers:
+        parts["rna"].layers[name] = parts["rna"].X.copy()
+    for name in obsm:
+        parts["prot"].obsm[name] = RNG.normal(size=(N, 2))
+    for name in extra:
+        parts[name] = AnnData(RNG.poisson(2, (N, 4)).astype(np.float32), obs=obs.copy())
+        parts[name].var_names = [f"{name}_{i}" for i in range(4)]
+    path = tmp_path_factory.mktemp("file") / f"cells{suffix}"
+    mdata = MuData(parts)
+    mdata.write_h5mu(path) if suffix == ".h5mu" else mdata.write_zarr(path)
+    said = " ".join(f.message for f in totalvi.check(path) if f.code == "contents")
+    apart = said.partition("set apart: ")[2]
+    for name in (*layers, *obsm, *extra):
+        assert f'"{name}"' in apart
+    check_counts(read(path))
+
+
 @pytest.mark.parametrize(
     "hide",
     [
@@ -1407,11 +1444,19 @@ def test_prepared_data_keep_what_people_have(
 # -------------------------------------------------------------------------- 12. what is no sound count
 
 
-def test_antibodies_without_a_count_are_an_error() -> None:
-    data, _ = in_mudata(np.zeros_like(PROT, dtype=np.float32), two_batches())
-    assert "protein_all_zero" in codes(totalvi.check(data), "error")
+@pytest.mark.parametrize("place", [in_mudata, in_obsm, in_array])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_antibodies_without_a_count_are_an_error(
+    place: Callable[..., Any], on_disk: bool, tmp_path: Path
+) -> None:
+    data, where = place(np.zeros_like(PROT, dtype=np.float32), two_batches())
+    if on_disk:
+        path = tmp_path / ("cells.h5mu" if isinstance(data, MuData) else "cells.h5ad")
+        data.write(path)
+        data = path
+    assert "protein_all_zero" in codes(totalvi.check(data, **where), "error")
     with pytest.raises(DataError, match="no count at all"):
-        totalvi.Model(data)
+        totalvi.Model(data, **where)
 
 
 @pytest.mark.parametrize("factor", [80, 500])
