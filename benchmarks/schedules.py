@@ -6,16 +6,15 @@ Five data sets, cut to a random part of each size where they have more cells: PB
 (NeurIPS 2021), REAP-seq of PBMC, donor p3 of the WNN atlas, and simulated cells. In 40 %
 of the cells every third protein is hidden. Cells that neither train nor validate tell the marginal
 likelihood and how well the intervals of proteins are calibrated, and hidden counts how well they are
-imputed; see `objectives.py`. "default" is what `Model.train` does, with ``max_epochs=None``. Processor
-time is that of the fit with one thread. Rows are added to benchmarks/results/schedules.json and
-schedules.md; those that are there are kept.
+imputed; see `objectives.py`. Processor time is that of the fit with one thread. Rows are added to
+benchmarks/results/schedules.json and schedules.md; those that are there are kept.
 """
 
 import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +27,10 @@ import totalvi
 from field import cells_of
 from objectives import asked, hide
 from result_files import RESULTS, write_results
+from totalvi.fit.plan import default_batch_size
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+TRAIN_SIZE = 0.75
 NAMES = ("pbmc10k", "bmmc", "reap", "wnn", "simulated")
 FIGURES = {
     "marginal": "marginal log-likelihood, nats a cell",
@@ -45,22 +46,24 @@ FIGURES = {
 
 
 class Schedule(NamedTuple):
-    """Epochs and peak learning rate; None: the default."""
+    """Epochs for a number of training cells, and peak learning rate."""
 
-    epochs: int | None
+    epochs: Callable[[int], int]
     learning_rate: float | None
 
-    @property
-    def label(self) -> str:
-        if self.epochs is None:
-            return "default"
-        return f"{self.epochs} epochs, {self.learning_rate:g}"
+
+def shorter(n_training_cells: int) -> int:
+    """Return 100 epochs, as for 6,000 cells, or those with 600 steps if these are more."""
+    return max(100, round(600 * default_batch_size(n_training_cells) / n_training_cells))
 
 
-SCHEDULES = [
-    Schedule(None, None),
-    *(Schedule(n, rate) for n in (40, 80, 150) for rate in (8e-3, 1.6e-2)),
-]
+SCHEDULES = {
+    "600,000 cells seen, at most 400 epochs": Schedule(
+        lambda n: round(min(400, 600_000 / n)), None
+    ),
+    "100 epochs or 600 steps": Schedule(shorter, None),
+    "100 epochs or 600 steps, twice the rate": Schedule(shorter, 1.6e-2),
+}
 
 
 def cells(name: str, size: int, seed: int, folder: Path) -> MuData:
@@ -80,11 +83,12 @@ def measure(mdata: MuData, seed: int, schedule: Schedule) -> dict[str, float]:
     """Fit with a schedule, and return what other cells and hidden counts say."""
     partly, hidden = hide(mdata, seed)
     model = totalvi.Model(partly, batch_key="panel", seed=seed, isotype_controls=())
-    given: dict[str, Any] = {"train_size": 0.75, "validation_size": 0.1, "progress": False}
+    epochs = schedule.epochs(round(TRAIN_SIZE * partly.n_obs))
+    given: dict[str, Any] = {"train_size": TRAIN_SIZE, "validation_size": 0.1, "progress": False}
     if schedule.learning_rate is not None:
         given["lr"] = schedule.learning_rate
     started = time.process_time()
-    model.train(schedule.epochs, **given)
+    model.train(epochs, **given)
     return asked(model, mdata, hidden) | {
         "epochs_run": len(model.history),
         "best_epoch": model.fit_summary["best_epoch"],
@@ -124,8 +128,8 @@ def main() -> None:
         for name in given.names:
             for size in given.sizes:
                 mdata = cells(name, size, seed, given.data)
-                for schedule in SCHEDULES:
-                    key = (name, mdata.n_obs, schedule.label, seed)
+                for label, schedule in SCHEDULES.items():
+                    key = (name, mdata.n_obs, label, seed)
                     if key in known:
                         continue
                     known.add(key)
