@@ -238,3 +238,10 @@ def test_every_command_says_it(
     assert execute([command, *arguments]) == 2
     printed = capsys.readouterr()
     assert "a Git LFS pointer to a file of 123,456 bytes" in printed.err + printed.out
+
+
+def test_many_comments_take_no_time(tmp_path: Path) -> None:
+    """A pattern that tries every way to part them would not end."""
+    (tmp_path / "rna.csv").write_text("<!---->" * 500 + "cell,CD4\n")
+    with pytest.raises(ReadError):
+        read(tmp_path / "rna.csv")

@@ -29,7 +29,7 @@ TEXTS = (
         'run "dvc pull" in its repository, or ' + AGAIN,
     ),
     (
-        r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype html|<html|<head|<body)",
+        r"(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*(<!doctype html|<html|<head|<body)",
         "a web page",
         AGAIN + ", signed in where its site asks for it, and with the link of the file",
     ),
