@@ -41,6 +41,14 @@ def test_default_epochs_fall_with_the_number_of_cells() -> None:
     assert all(isinstance(n, int) and n >= 1 for n in epochs)
 
 
+def test_few_cells_get_600_steps_and_others_100_epochs_or_600_000_cells() -> None:
+    assert default_max_epochs(2) == default_max_epochs(150) == 400
+    assert default_max_epochs(500) == 154  # of 3.9 steps
+    assert {default_max_epochs(n) for n in (768, 1000, 2999, 3000, 6000)} == {100}
+    assert default_max_epochs(12_000) == 50
+    assert default_max_epochs(200_000) == 10
+
+
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 10, 1000])
 def test_one_cycle_rises_then_falls(n_steps: int) -> None:
     factors = np.array([learning_rate_factor(i, n_steps, "one-cycle") for i in range(n_steps)])

@@ -16,11 +16,11 @@ from totalvi.errors import DataError
 from totalvi.posterior.doublets import (
     exclusion,
     exclusion_weights,
-    hashtags_carried,
     pairs_of_cells,
     summed,
     told_rate,
 )
+from totalvi.run.doublet_tables import hashtags_carried
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])

@@ -118,12 +118,17 @@ def default_patience(max_epochs: int) -> int:
 def default_max_epochs(n_training_cells: int) -> int:
     """Return the number of epochs for a data set of this size: fewer for more cells.
 
+    It is 100 epochs, more when they are fewer than 600 steps, and fewer when they show the network
+    more than 600,000 cells.
+
     Examples
     --------
-    >>> default_max_epochs(6000), default_max_epochs(1_000_000)
-    (100, 10)
+    >>> default_max_epochs(500), default_max_epochs(6000), default_max_epochs(1_000_000)
+    (154, 100, 10)
     """
-    return int(min(400, max(10, round(600_000 / n_training_cells))))
+    epochs_of_600_steps = 600 * default_batch_size(n_training_cells) / n_training_cells
+    epochs = min(max(100, epochs_of_600_steps), 600_000 / n_training_cells)
+    return int(min(400, max(10, round(epochs))))
 
 
 def plan_fit(

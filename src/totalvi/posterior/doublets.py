@@ -1,7 +1,7 @@
 """The probability that a cell is a doublet: how its posterior compares with sums of two cells."""
 
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,11 @@ from totalvi.data.describe import Data
 from totalvi.errors import DataError, allowed
 from totalvi.fit.batches import Minibatch
 from totalvi.posterior.arguments import Cells, documented
-from totalvi.posterior.gates.marker_levels import find_levels
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.isotonic import IsotonicRegression
 
 FEWEST_CELLS = 50  # with fewer cells nothing is learned from sums of them
 _MOST_CELLS = 8192  # that sums are made of, and told from
@@ -194,62 +197,82 @@ def told_rate(cell_score: np.ndarray, sum_score: np.ndarray) -> float:
     return min(*ratios, 0.5)
 
 
-class _Told(NamedTuple):
-    """How well cells were told from sums.
+@dataclass(frozen=True)
+class _Judge:
+    """What was learned from the cells of a pool and from sums of them.
 
     Parameters
     ----------
+    weights
+        From `exclusion_weights`.
+    known, is_sum
+        Latent means of pool and sums, and which of them are sums, (M, d) and (M,).
+    trees
+        Boosted trees, each learned from all but one fold of pool and sums.
     score
-        Of the cells: the share of sums among cells and sums that look like it, (N,).
-    ratio
-        How much likelier a sum has such a score than a cell, (N,).
+        Of the pool: the share of sums among cells and sums that look like it.
+    share
+        The share of sums by score, as an isotonic regression.
     rate
         From `told_rate`.
     """
 
+    weights: np.ndarray
+    known: np.ndarray
+    is_sum: np.ndarray
+    trees: "list[HistGradientBoostingClassifier]"
     score: np.ndarray
-    ratio: np.ndarray
+    share: "IsotonicRegression"
     rate: float
 
+    def score_others(self, cells: Traits) -> np.ndarray:
+        """Return the mean score by all trees of cells outside of the pool."""
+        score = np.zeros(len(cells.latent))
+        if len(score):
+            near = _share_of_sums(cells.latent, self.known, self.is_sum)
+            columns = _columns(cells, near, self.weights)
+            for trees in self.trees:
+                score += trees.predict_proba(columns)[:, 1] / len(self.trees)
+        return score
 
-def _tell_apart(cells: Traits, sums: Traits, pool: np.ndarray, seed: int) -> _Told:
-    """Tell sums from the cells of a pool, and score all cells.
+    def probability(self, score: np.ndarray, rate: float) -> np.ndarray:
+        """Return the probability of a doublet by Bayes' rule, given a share of doublets."""
+        share = self.share.predict(score)
+        ratio = share / np.maximum(1 - share, 1e-9) * (~self.is_sum).sum() / self.is_sum.sum()
+        found: np.ndarray = np.minimum(ratio * rate, 1.0)
+        return found
 
-    Boosted trees learn it in four fifths of pool and sums and score the others, in turn, and cells
-    outside of the pool by the mean of all.
+
+def _tell_apart(pool: Traits, sums: Traits, seed: int) -> _Judge:
+    """Learn to tell sums from the cells of a pool.
+
+    Boosted trees learn it in four fifths of pool and sums and score the others, in turn.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier  # which takes a second to load
     from sklearn.isotonic import IsotonicRegression
 
-    own = Traits(*(part[pool] for part in cells))
-    others = np.setdiff1d(np.arange(len(cells.latent)), pool)
-    weights = exclusion_weights(own.foreground)
-    known = np.concatenate([own.latent, sums.latent])
-    is_sum = np.arange(len(known)) >= len(pool)
-    near_known = _share_of_sums(known, known, is_sum, skip_first=True)
-    near_others = _share_of_sums(cells.latent[others], known, is_sum)
-
-    def columns(of: Traits, near: np.ndarray) -> np.ndarray:
-        return np.column_stack(
-            [near, exclusion(of.foreground, weights), of.log_totals, of.foreground]
-        )
-
-    learned = np.concatenate([columns(own, near_known[~is_sum]), columns(sums, near_known[is_sum])])
-    asked = columns(Traits(*(part[others] for part in cells)), near_others)
+    weights = exclusion_weights(pool.foreground)
+    known = np.concatenate([pool.latent, sums.latent])
+    is_sum = np.arange(len(known)) >= len(pool.latent)
+    near = _share_of_sums(known, known, is_sum, skip_first=True)
+    both = (_columns(pool, near[~is_sum], weights), _columns(sums, near[is_sum], weights))
+    learned = np.concatenate(both)
     fold = np.random.default_rng(seed).permutation(np.arange(len(known)) % _N_FOLDS)
-    score, of_others = np.empty(len(known)), np.zeros(len(others))
+    score, by_fold = np.empty(len(known)), []
     for k in range(_N_FOLDS):
         trees = HistGradientBoostingClassifier(
             max_leaf_nodes=8, max_iter=80, early_stopping=False, random_state=seed
         ).fit(learned[fold != k], is_sum[fold != k])
         score[fold == k] = trees.predict_proba(learned[fold == k])[:, 1]
-        if len(others):
-            of_others += trees.predict_proba(asked)[:, 1] / _N_FOLDS
-    found = np.empty(len(cells.latent))
-    found[pool], found[others] = score[~is_sum], of_others
-    share = IsotonicRegression(out_of_bounds="clip").fit(score, is_sum).predict(found)
-    ratio = share / np.maximum(1 - share, 1e-9) * len(pool) / is_sum.sum()
-    return _Told(found, ratio, told_rate(score[~is_sum], score[is_sum]))
+        by_fold.append(trees)
+    share = IsotonicRegression(out_of_bounds="clip").fit(score, is_sum)
+    rate = told_rate(score[~is_sum], score[is_sum])
+    return _Judge(weights, known, is_sum, by_fold, score[~is_sum], share, rate)
+
+
+def _columns(of: Traits, near: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return what the trees see of cells or sums."""
+    return np.column_stack([near, exclusion(of.foreground, weights), of.log_totals, of.foreground])
 
 
 def _share_of_sums(
@@ -258,8 +281,6 @@ def _share_of_sums(
     """Return the share of sums among the nearest neighbours, for each number of these, (N, 2)."""
     from sklearn.neighbors import NearestNeighbors  # which takes a second to load
 
-    if not len(asked):
-        return np.empty((0, len(_NEIGHBOURS)))
     n_nearest = min(max(_NEIGHBOURS) + skip_first, len(known))
     search = NearestNeighbors(n_neighbors=n_nearest, algorithm="brute").fit(known)
     near = is_sum[search.kneighbors(asked, return_distance=False)[:, int(skip_first) :]]
@@ -274,53 +295,34 @@ def doublets(question: Question, rate: float | None, seed: int) -> Doublets:
     parts = data.in_memory(pool)
     group = parts.panel + (parts.panel.max() + 1) * parts.batch.astype(np.int64)
     own = traits(question.about(everyone))
+    own_pool = Traits(*(part[pool] for part in own))
     rng = np.random.default_rng(seed)
     weight = np.ones(len(pool))
     for _ in range(_N_ROUNDS):
-        told: dict[float, _Told] = {}
+        judges: dict[float, _Judge] = {}
         for captured in _LEAST_CAPTURED:
             pairs = pairs_of_cells(group, weight, max(len(pool), _LEAST_SUMS), rng)
             sums = summed(parts, pairs, captured, rng)
             asked = replace(question, data=sums, cells=np.arange(sums.n_cells), progress=False)
-            told[captured] = _tell_apart(own, traits(asked), pool, seed)
+            judges[captured] = _tell_apart(own_pool, traits(asked), seed)
         # what doublets are not like allows but a small share of them
-        best = max(told, key=lambda captured: told[captured].rate)
-        found = told[best]
-        probability = np.minimum(found.ratio * (found.rate if rate is None else rate), 1.0)
-        weight = np.maximum(1 - probability[pool], 1e-6)
+        best = max(judges, key=lambda captured: judges[captured].rate)
+        judge = judges[best]
+        found_rate = judge.rate if rate is None else rate
+        weight = np.maximum(1 - judge.probability(judge.score, found_rate), 1e-6)
+    others = np.setdiff1d(everyone, pool)
+    score = np.empty(data.n_cells)
+    score[pool] = judge.score
+    score[others] = judge.score_others(Traits(*(part[others] for part in own)))
     table = pd.DataFrame(
         {
-            "score": found.score,
-            "probability": probability,
-            "exclusion": exclusion(own.foreground, exclusion_weights(own.foreground[pool])),
+            "score": score,
+            "probability": judge.probability(score, found_rate),
+            "exclusion": exclusion(own.foreground, judge.weights),
         },
         index=data.cell_names,
     )
-    return Doublets(table, found.rate if rate is None else rate, (1 + best) / 2)
-
-
-def hashtags_carried(counts: np.ndarray) -> np.ndarray:
-    """Return how many hashtags each cell carries, (N,); a doublet of two samples carries two.
-
-    A hashtag is carried above the valley between the two modes of log(1 + count), if there is one;
-    counts are spread by up to half a count, so that few small ones are no modes.
-
-    Parameters
-    ----------
-    counts
-        Cells x hashtags.
-
-    Examples
-    --------
-    >>> counts = np.random.default_rng(0).poisson([[300, 5], [5, 300], [300, 300]] * 50)
-    >>> hashtags_carried(counts)[:3].tolist()
-    [1, 1, 2]
-    """
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, counts.shape)
-    logs = np.log1p(np.maximum(counts + noise, 0.0))
-    boundaries = [find_levels(column).positive.at for column in logs.T]
-    carried: np.ndarray = (logs > np.array(boundaries)).sum(axis=1)
-    return carried
+    return Doublets(table, found_rate, (1 + best) / 2)
 
 
 @documented

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from totalvi.posterior.doublets import (
-    FEWEST_CELLS,
-    hashtags_carried,
-    rate_by_number,
-)
+from totalvi.posterior.doublets import FEWEST_CELLS, rate_by_number
+from totalvi.posterior.gates.marker_levels import find_levels
 from totalvi.run.named_cells import in_order
 from totalvi.run.results import ResultsFile, write_tables
 
@@ -67,6 +64,30 @@ def doublets_of_run(
         tables["cells"] = known.assign(**{str(name): cells[name].to_numpy() for name in cells})
     write_tables(tables, folder / "tables")
     return cells
+
+
+def hashtags_carried(counts: np.ndarray) -> np.ndarray:
+    """Return how many hashtags each cell carries, (N,); a doublet of two samples carries two.
+
+    A hashtag is carried above the valley between the two modes of log(1 + count), if there is one;
+    counts are spread by up to half a count, so that few small ones are no modes.
+
+    Parameters
+    ----------
+    counts
+        Cells x hashtags.
+
+    Examples
+    --------
+    >>> counts = np.random.default_rng(0).poisson([[300, 5], [5, 300], [300, 300]] * 50)
+    >>> hashtags_carried(counts)[:3].tolist()
+    [1, 1, 2]
+    """
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, counts.shape)
+    logs = np.log1p(np.maximum(counts + noise, 0.0))
+    boundaries = [find_levels(column).positive.at for column in logs.T]
+    carried: np.ndarray = (logs > np.array(boundaries)).sum(axis=1)
+    return carried
 
 
 def read_doublets(file: ResultsFile, names: pd.Index) -> pd.DataFrame | None:
