@@ -26,7 +26,7 @@ from mudata import MuData
 from torch import Tensor
 
 import totalvi
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.likelihoods import normal_log_prob, sum_measured
 from totalvi.nn.network import Network
 from totalvi.posterior import evidence

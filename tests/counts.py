@@ -11,7 +11,7 @@ from totalvi.data.cells import CiteData
 from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.data.simulate import simulate
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.draws import Draw
 from totalvi.posterior.expression import normalized_expression

@@ -21,11 +21,13 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, of_scvi, warn_of
 from totalvi.fit.model_state import FitResult, ModelState, network_of
-from totalvi.fit.plan import Split, TrainingPlan
+from totalvi.fit.plan import Split
+from totalvi.formats.minified import is_minified, labels_to_keep, read_minified, write_minified
 from totalvi.formats.model_folder import read_state, write_state
 from totalvi.formats.scvi_write import write_scvi
 from totalvi.mapping.map_query import MappingQueries
 from totalvi.mapping.mapped_cells import ComparisonQueries
+from totalvi.mapping.reference_card import minify
 from totalvi.posterior.abundance import AbundanceQueries
 from totalvi.posterior.aggregated_posterior import AggregatedPosteriorQueries
 from totalvi.posterior.arguments import check_choice, check_network_options, key_tuple
@@ -283,47 +285,41 @@ class Model(
         return None if self._result is None else self._result.split
 
     @property
-    def plan(self) -> TrainingPlan | None:
-        """The numbers of the fit; None before it, and when another package fitted the model."""
-        return None if self._result is None else self._result.plan
-
-    @property
-    def fingerprint(self) -> dict[str, Any] | None:
-        """Names of the data and hashes of the counts, by which the data are recognised."""
-        return None if self._result is None else self._result.fingerprint
-
-    @property
     def findings(self) -> tuple[Finding, ...]:
         """What the checks of the data say, and what of the data is used and what is set apart."""
         return () if self._data is None else self._data.findings
 
-    @property
-    def fit_summary(self) -> dict[str, Any]:
-        """The best epoch, why training stopped, steps skipped, and the precision of the products.
-
-        Raises
-        ------
-        NotTrainedError
-            Before the first fit.
-        """
-        if self._result is None:
-            raise NotTrainedError("The model has no fit_summary yet; call model.train() first.")
-        return self._result.summary
-
     # --------------------------------------------------------------------------------------- files
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False, minified: bool = False) -> Path:
         """Write the model, without the data, to the folder ``path``, completely or not at all.
 
         With several processes, the first writes and the others return at once.
+
+        Parameters
+        ----------
+        path, overwrite
+            Where, and whether to replace a model that is there.
+        minified
+            Whether to write a reference in one file, with the posteriors and labels of its cells, the
+            counts of those that calibrate answers about queries, and a card of its measured accuracy.
+            `map_query`, `transfer_labels`, `get_unlikeness` and all queries that do not need counts
+            then answer without the data.
 
         Raises
         ------
         OutputError
             When ``path`` exists and ``overwrite`` is False.
+        DataError
+            With ``minified``, when the model has no data, or was mapped on another.
         """
         state = self._state()
-        if this_process().rank == 0:
+        if this_process().rank == 0 and minified:
+            data = self._training_data()
+            labels = labels_to_keep(data)
+            kept = minify(self, {name: values.codes for name, values in labels.items()})
+            write_minified(Path(path), state, data, labels, kept, overwrite)
+        elif this_process().rank == 0:
             write_state(Path(path), state, overwrite)
         return Path(path)
 
@@ -354,14 +350,15 @@ class Model(
 
     @classmethod
     def load(cls, path: str | Path, data: Data | None = None) -> Self:
-        """Return the model in folder ``path``.
+        """Return the model in folder ``path``, or in the file of a minified reference.
 
         Parameters
         ----------
         path
-            Folder that `save` wrote.
+            What `save` wrote.
         data
-            Cells that queries use by default; features are aligned by name.
+            Cells that queries use by default; features are aligned by name. None: of a minified
+            reference its own cells, without most counts.
 
         Raises
         ------
@@ -370,8 +367,10 @@ class Model(
         DataError
             When ``data`` lack features or columns that the model needs.
         """
-        model = cls._from_state(read_state(Path(path)))
-        model._data = None if data is None else model._describe(data)
+        path = Path(path)
+        model = cls._from_state(*(read_minified(path) if is_minified(path) else [read_state(path)]))
+        if data is not None:
+            model._data = model._describe(data)
         return model
 
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData, fingerprint
-from totalvi.errors import KnowsScvi, TrainingError, of_scvi, refuse_arguments
+from totalvi.errors import KnowsScvi, NotTrainedError, TrainingError, of_scvi, refuse_arguments
 from totalvi.fit.checkpoint import (
     CHECKPOINT_EVERY,
     Checkpoint,
@@ -75,6 +75,29 @@ class Training(Fitted, Protocol):
         """
         calibration = None if self._result is None else self._result.calibration
         return np.array([], dtype=np.int64) if calibration is None else calibration.cells
+
+    @property
+    def plan(self) -> TrainingPlan | None:
+        """The numbers of the fit; None before it, and when another package fitted the model."""
+        return None if self._result is None else self._result.plan
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        """Names of the data and hashes of the counts, by which the data are recognised."""
+        return None if self._result is None else self._result.fingerprint
+
+    @property
+    def fit_summary(self) -> dict[str, Any]:
+        """The best epoch, why training stopped, steps skipped, and the precision of the products.
+
+        Raises
+        ------
+        NotTrainedError
+            Before the first fit.
+        """
+        if self._result is None:
+            raise NotTrainedError("The model has no fit_summary yet; call model.train() first.")
+        return self._result.summary
 
     def train(
         self,

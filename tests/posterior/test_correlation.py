@@ -10,7 +10,8 @@ from scipy import stats
 
 from counts import N_GENES, N_PROTEINS, SMALL, denoised, described, question
 from totalvi.data.cells import CiteData
-from totalvi.fit.batches import Minibatch, minibatch
+from totalvi.fit.batches import minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.column_correlations import pairwise_pearson, pearson, spearman
 from totalvi.posterior.correlation import Correlated, feature_correlations

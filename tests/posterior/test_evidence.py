@@ -12,7 +12,8 @@ import totalvi
 from counts import SMALL, described, question
 from totalvi.data.cells import Columns
 from totalvi.data.describe import describe
-from totalvi.fit.batches import Minibatch, minibatch
+from totalvi.fit.batches import minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.v06 import TOTALVI
 from totalvi.posterior.evidence import (
     elbo,

@@ -15,10 +15,12 @@ from scipy import sparse
 
 from totalvi.data.columns import Columns, joined_obs, names_of
 from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced
+from totalvi.data.minified_cells import KeptCounts, StoredPosterior
 from totalvi.errors import DataError, Finding, allowed
 
 MODALITIES = "measured_modalities"
 """Column of ``obs`` that says what was measured in each cell; without it, all cells have RNA."""
+LAYOUT = ("umap_1", "umap_2")  # columns of a minified reference's obs
 BOTH, RNA, PROTEIN = "both", "rna", "prot"
 
 
@@ -211,6 +213,19 @@ class Annotation:
         same_cells = obs.index.equals(self._obs.index)
         return obs if same_cells else self._obs  # the object was subset or sorted in the meantime
 
+    def layout(self) -> np.ndarray | None:
+        """Return the cells' places on a map, (N, 2), if the object or the annotation has them."""
+        of_table = self._obs.reindex(columns=list(LAYOUT))
+        found = np.asarray(getattr(self._data(), "obsm", {}).get("X_umap", of_table), np.float64)
+        return found if found.shape == (len(self._obs), 2) and np.isfinite(found).all() else None
+
+    @classmethod
+    def of_table(cls, obs: pd.DataFrame) -> Self:
+        """Return the annotation of cells whose object is not there."""
+        annotation = cls.__new__(cls)
+        annotation.__setstate__(obs)
+        return annotation
+
     def __getstate__(self) -> pd.DataFrame:
         return self.obs()
 
@@ -249,6 +264,9 @@ class CiteData:
         Counts of the isotype controls in the data, (N, controls), by name.
     findings
         Warnings and notes of the checks of the data.
+    posterior
+        Of the cells, where a minified reference keeps the counts of only some of them; None: all
+        counts are there.
     """
 
     schema: Schema
@@ -264,6 +282,7 @@ class CiteData:
     annotation: Annotation
     controls: pd.DataFrame
     findings: tuple[Finding, ...] = ()
+    posterior: StoredPosterior | None = None
 
     @property
     def n_cells(self) -> int:
@@ -280,6 +299,14 @@ class CiteData:
     def on_disk(self) -> bool:
         """Whether the RNA counts are on disk, to be read some cells at a time."""
         return not isinstance(self.rna, CountsInMemory)
+
+    def cells_with_counts(self) -> np.ndarray:
+        """Return the positions of the cells whose counts are there."""
+        return self.rna.cells if isinstance(self.rna, KeptCounts) else np.arange(self.n_cells)
+
+    def has_counts_of(self, cells: np.ndarray) -> bool:
+        """Return whether the counts of these cells are there; a minified reference lacks most."""
+        return not isinstance(self.rna, KeptCounts) or self.rna.has(cells)
 
     def in_memory(self, cells: np.ndarray) -> Self:
         """Return the cells at these positions, with their counts, in memory."""
@@ -299,6 +326,7 @@ class CiteData:
             continuous=of_cells(self.continuous),
             library_size=self.library_size[cells],
             controls=self.controls.iloc[cells],
+            posterior=None,  # their counts are there, from which they are encoded
         )
 
     @cached_property

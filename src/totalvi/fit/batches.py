@@ -1,8 +1,8 @@
 """Minibatches of `CiteData` as tensors: order of cells, reading ahead, counts on a GPU."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import Counts, CountsInMemory, evenly_spaced, read_ahead
+from totalvi.fit.minibatch import CountlessMinibatch, Minibatch
 from totalvi.nn.cell import CellContext, SparseCounts
+from totalvi.nn.coders import CellPosterior
 from totalvi.nn.config import at_least_one
 from totalvi.nn.cpu.gene_rows import take_rows
 from totalvi.nn.network import Network
-from totalvi.nn.sync import Share, SharedGenerator
+from totalvi.nn.sync import Share
 from totalvi.processes import Process
 
 WINDOW = 65_536  # cells in memory at a time
 BLOCK = 1024  # neighbouring cells on disk that are read together
-_Terms = TypeVar("_Terms")
 
 
 def even_parts(cells: np.ndarray, size: int) -> list[np.ndarray]:
@@ -178,43 +179,6 @@ def counts_on_device(data: CiteData, device: torch.device | str) -> CountsOnDevi
 _IN_ORDER = 8192  # cells read at a time in a given order
 
 
-class Minibatch(NamedTuple):
-    """Counts and context of B cells.
-
-    Parameters
-    ----------
-    cells
-        Their positions in the data, (B,).
-    keys
-        One number for each cell, hashed from its name, which seeds its noise, (B,).
-    x, y
-        RNA counts (B, G), sparse, and protein counts (B, T).
-    context
-        Batch, panel, label and covariates of the cells.
-    library_log_mean, library_log_variance
-        Prior of the log library size, (B, 1); None if it is not latent.
-    share
-        The part of these cells in a minibatch that several processes share; None: not shared.
-    """
-
-    cells: np.ndarray
-    keys: np.ndarray
-    x: SparseCounts
-    y: Tensor
-    context: CellContext
-    library_log_mean: Tensor | None
-    library_log_variance: Tensor | None
-    share: Share | None = None
-
-    def terms(self, elbo: Callable[..., _Terms], noise: torch.Generator) -> _Terms:
-        """Return the terms of a network's ``elbo`` or ``held_out`` for these cells."""
-        if self.share is not None:
-            assert isinstance(noise, SharedGenerator)
-            noise.share = self.share
-        prior = self.library_log_mean, self.library_log_variance
-        return elbo(self.x, self.y, self.context, *prior, noise)
-
-
 class _Counts(NamedTuple):
     """Counts in memory; those of the requested cells are at ``rows``."""
 
@@ -255,6 +219,10 @@ def minibatches(
     that the device already holds (``held``) are used from there.
     """
     at_least_one("batch_size", batch_size)
+    if not data.has_counts_of(cells):
+        for rows in even_parts(cells, batch_size)[skip:]:
+            yield _stored(data, module, rows, torch.device(device))
+        return
     if data.on_disk:
         yield from _from_disk(data, module, cells, batch_size, shuffle, device, skip, process)
         return
@@ -333,7 +301,32 @@ def _minibatch(
     y: Tensor,
     share: Share | None = None,
 ) -> Minibatch:
-    device = y.device
+    context, *prior = _context(data, module, rows, y.device)
+    return Minibatch(rows, data.cell_keys[rows], x, y, context, *prior, share)
+
+
+def _stored(
+    data: CiteData, module: Network, rows: np.ndarray, device: torch.device
+) -> CountlessMinibatch:
+    """Return the cells at ``rows``, of which a minified reference keeps no counts."""
+    assert data.posterior is not None
+    posterior = CellPosterior(
+        *(
+            None if part is None else torch.from_numpy(part[rows]).to(device)
+            for part in data.posterior
+        )
+    )
+    absent: Any = None
+    return CountlessMinibatch(
+        rows, data.cell_keys[rows], absent, absent, *_context(data, module, rows, device),
+        posterior=posterior,
+    )  # fmt: skip
+
+
+def _context(
+    data: CiteData, module: Network, rows: np.ndarray, device: torch.device
+) -> tuple[CellContext, Tensor | None, Tensor | None]:
+    """Return the context of cells, and mean and variance of the prior of their log library size."""
 
     def tensor(values: np.ndarray | None) -> Tensor | None:
         return None if values is None else torch.from_numpy(values[rows]).to(device)
@@ -356,7 +349,7 @@ def _minibatch(
             torch.tensor(by_batch, dtype=torch.float32)[codes][:, None].to(device)
             for by_batch in (data.schema.library_log_mean, data.schema.library_log_variance)
         )
-    return Minibatch(rows, data.cell_keys[rows], x, y, context, log_mean, log_variance, share)
+    return context, log_mean, log_variance
 
 
 def sparse_rows(counts: sparse.csr_matrix, rows: np.ndarray) -> SparseCounts:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from totalvi.data.cells import CiteData
 from totalvi.errors import ProcessError, TrainingError, argument
-from totalvi.fit.batches import WINDOW, CountsOnDevice, Minibatch, minibatches, read_once
+from totalvi.fit.batches import WINDOW, CountsOnDevice, minibatches, read_once
 from totalvi.fit.checkpoint import Checkpoint, Signals
 from totalvi.fit.device import (
     Memory,
@@ -30,6 +30,7 @@ from totalvi.fit.device import (
     watch_threads,
     wide_products,
 )
+from totalvi.fit.minibatch import Minibatch
 from totalvi.fit.model_state import FitResult
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import PAPER_LOSS, FitState, clip_gradients, noise_of

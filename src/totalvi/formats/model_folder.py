@@ -32,7 +32,12 @@ _WEIGHTS, _DESCRIPTION = "weights.safetensors", "model.json"
 
 def write_state(path: Path, state: ModelState, overwrite: bool) -> None:
     """Write the folder of a model, completely or not at all; see `write_model`."""
-    description = {
+    write_model(path, state.network.state_dict(), description_of(state), overwrite)
+
+
+def description_of(state: ModelState) -> dict[str, Any]:
+    """Return what there is of a model besides its weights."""
+    return {
         "options": state.options,
         "schema": state.schema.to_dict(),
         "seed": state.seed,
@@ -41,7 +46,6 @@ def write_state(path: Path, state: ModelState, overwrite: bool) -> None:
         "background_levels": state.network.background_anchor,
         "mapping": None if state.mapping is None else state.mapping.to_dict(),
     }
-    write_model(path, state.network.state_dict(), description, overwrite)
 
 
 def read_state(path: Path) -> ModelState:
@@ -52,7 +56,17 @@ def read_state(path: Path) -> ModelState:
     FormatError
         When the folder is not a complete model.
     """
-    weights, description = read_model(path)
+    return state_of(path, *read_model(path))
+
+
+def state_of(path: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> ModelState:
+    """Return the model with these weights and description, which are of the file or folder ``path``.
+
+    Raises
+    ------
+    FormatError
+        When they are not of a complete model.
+    """
     try:
         _require_possible_sizes(description, weights)
         schema, options = Schema.from_dict(description["schema"]), description["options"]
@@ -95,12 +109,12 @@ def write_model(
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions(),
         **description,
-        "tensors": _declared(weights),
+        "tensors": declared(weights),
         "weights_sha256": hashlib.sha256(packed).hexdigest(),
     }
-    content = json.loads(json.dumps(_without_nan(content), default=_plain, allow_nan=False))
+    content = plain_values(content)
     text = json.dumps(content | {"sha256": _checksum(content)}, indent=1)
 
     def write(folder: Path) -> None:
@@ -160,7 +174,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights = load_file(weights_file)
     except (OSError, SafetensorError, KeyError) as error:  # KeyError means a type that torch lacks
         raise FormatError(f"{weights_file} is damaged ({error}); save the model again.") from error
-    if "tensors" in description and _declared(weights) != description["tensors"]:
+    if "tensors" in description and declared(weights) != description["tensors"]:
         raise FormatError(
             f"{weights_file} does not hold the tensors that {_DESCRIPTION} lists; save the model "
             "again."
@@ -233,7 +247,20 @@ def _read_version_2(path: Path, description: dict[str, Any]) -> dict[str, Any]:
 _READERS = {1: _read_version_1, 2: _read_version_2}
 
 
-def _declared(weights: dict[str, Tensor]) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages on which a model depends."""
+    return {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+
+
+def plain_values(content: dict[str, Any]) -> dict[str, Any]:
+    """Return values as JSON has them, with None for NaN."""
+    plain: dict[str, Any] = json.loads(
+        json.dumps(_without_nan(content), default=_plain, allow_nan=False)
+    )
+    return plain
+
+
+def declared(weights: dict[str, Tensor]) -> dict[str, Any]:
     """Return data type and shape of each tensor as JSON values."""
     return {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]

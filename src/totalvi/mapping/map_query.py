@@ -14,7 +14,8 @@ from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.mapped_query import describe_query, map_cells, warn_of_alignment
 from totalvi.errors import argument, did_you_mean, setting, warn_of
-from totalvi.fit.batches import Minibatch, minibatches
+from totalvi.fit.batches import minibatches
+from totalvi.fit.minibatch import Minibatch
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
 from totalvi.mapping.surgery import extend, start_batch

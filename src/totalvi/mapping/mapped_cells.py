@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from totalvi.data.cells import CiteData, QueryMapping
-from totalvi.errors import DataError, argument, did_you_mean
+from totalvi.data.cells import LAYOUT, QueryMapping
+from totalvi.data.minified_cells import Steps
+from totalvi.errors import DataError
 from totalvi.mapping.reference_neighbours import (
     Reference,
     as_the_query,
@@ -18,11 +19,12 @@ from totalvi.mapping.reference_neighbours import (
     cells_to_calibrate,
     encode,
     label_probabilities,
+    nearest,
     tail_within_depth,
 )
 from totalvi.mapping.surgery import reference_state
 from totalvi.nn.config import at_least_one
-from totalvi.posterior.arguments import checked_number, documented
+from totalvi.posterior.arguments import checked_number, documented, label_codes
 from totalvi.posterior.imputation import imputed_batches
 from totalvi.posterior.latent import LatentDistribution
 from totalvi.posterior.protein_predictions import (
@@ -123,7 +125,7 @@ class ComparisonQueries(Fitted):
         20
         """
         reference = self._training_data()
-        code, names = _label_codes(reference, labels)
+        code, names = label_codes(reference, labels)
         labelled = code >= 0
         result = np.zeros((query._training_data().n_cells, len(names)))
         errors, rights, temperatures = [], [], []
@@ -208,6 +210,39 @@ class ComparisonQueries(Fitted):
             "unlikeness": 1 - after,
         }
         return pd.DataFrame(columns, index=data.cell_names)
+
+    def get_map_coordinates(self, query: Fitted, *, n_neighbors: int = 15) -> pd.DataFrame | None:
+        """Place the cells of a query on the map of the reference.
+
+        Parameters
+        ----------
+        query
+            A model that `map_query` of this model returned, which itself has its data.
+        n_neighbors
+            Number of nearest reference cells, at whose median a cell is.
+
+        Returns
+        -------
+        Data frame of the query's cells with the columns ``umap_1`` and ``umap_2``; None where the
+        reference's data have no ``obsm["X_umap"]``.
+
+        {value_error}
+
+        {reference_model}
+        >>> mdata.obsm["X_umap"] = model.get_latent_representation(mdata)[:, :2]
+        >>> model.get_map_coordinates(model.map_query(mdata[60:].copy())) is None
+        True
+        """
+        self._mapping_of(query)
+        reference, data = self._training_data(), query._training_data()
+        layout = reference.annotation.layout()
+        if layout is None:
+            return None
+        k = at_least_one("n_neighbors", n_neighbors)
+        nearest_to = reference_posterior(self).mean
+        mean = encode(query.module, data, np.arange(data.n_cells)).mean
+        places = np.median(layout[nearest(mean, nearest_to, k).points], axis=1)
+        return pd.DataFrame(places, index=data.cell_names, columns=list(LAYOUT))
 
     def get_query_reliability(
         self,
@@ -315,14 +350,16 @@ class ComparisonQueries(Fitted):
         """
         mapping, data = self._mapping_of(query), query._training_data()
         k = at_least_one("n_neighbors", n_neighbors)
-        reference = self._training_data()
         positions = np.flatnonzero(usable)
         if len(positions) < 10:
             raise DataError("Fewer than 10 reference cells can be compared with; give more labels.")
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_HELD_OUT, seed)))
-        held_out = cells_to_calibrate(self.split, usable, rng)
+        reference = self._training_data()
+        held_out, rng = chosen_to_calibrate(self, usable, seed)
+        if not reference.has_counts_of(held_out):  # of a minified reference, with another seed
+            kept = reference.cells_with_counts()
+            held_out = kept[usable[kept]]
         rest = np.setdiff1d(positions, held_out)
-        nearest_to = Reference(encode(self.module, reference, rest), k)
+        nearest_to = Reference(reference_posterior(self).of(rest), k)
         found = encode(query.module, data, np.arange(data.n_cells))
         for panel, kept, as_query in as_the_query(
             reference.in_memory(held_out),
@@ -334,7 +371,7 @@ class ComparisonQueries(Fitted):
             cells = np.flatnonzero(data.panel == panel)
             yield Compared(
                 cells,
-                LatentDistribution(found.mean[cells], found.variance[cells]),
+                found.of(cells),
                 data.library_size[cells],
                 held_out[kept],
                 encode(query.module, as_query, np.arange(as_query.n_cells)),
@@ -344,24 +381,19 @@ class ComparisonQueries(Fitted):
             )
 
 
-def _label_codes(reference: CiteData, labels: Any) -> tuple[np.ndarray, list[str]]:
-    """Return the code of each reference cell's label, -1 without one, and the labels."""
-    if isinstance(labels, str):
-        obs = reference.annotation.obs()
-        if labels not in obs:
-            raise ValueError(
-                f"{argument('labels')} is {labels!r}, which is no column of the reference's obs; "
-                f"{did_you_mean(labels, obs.columns)}."
-            )
-        labels = obs[labels]
-    given = pd.Series(np.asarray(labels, dtype=object))
-    if len(given) != reference.n_cells:
-        raise ValueError(
-            f"labels has {len(given)} values; allowed are {reference.n_cells}, one a reference cell."
-        )
-    known = given.notna()
-    texts = given[known].astype(str)
-    names = sorted(texts.unique())
-    code = np.full(len(given), -1)
-    code[known.to_numpy()] = pd.Index(names).get_indexer(pd.Index(texts))
-    return code, names
+def reference_posterior(model: Fitted) -> LatentDistribution:
+    """Return q(u | cell) of all cells of a reference, to the steps that a minified one keeps.
+
+    Both then give the same answers.
+    """
+    data = model._training_data()
+    found = encode(model.module, data, np.arange(data.n_cells))
+    return LatentDistribution(*Steps.of(*found).values())
+
+
+def chosen_to_calibrate(
+    model: Fitted, usable: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.random.Generator]:
+    """Return the usable reference cells on which results are calibrated, and the generator used."""
+    rng = np.random.default_rng(np.random.SeedSequence(model.seed, spawn_key=(_HELD_OUT, seed)))
+    return cells_to_calibrate(model.split, usable, rng), rng

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 import numpy as np
 import pandas as pd
 
-from totalvi.errors import allowed, did_you_mean, of_scvi
+from totalvi.data.cells import CiteData
+from totalvi.errors import allowed, argument, did_you_mean, of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names: TypeAlias = str | Sequence[str] | None
@@ -321,3 +322,26 @@ Examples
 >>> model.train(max_epochs=2)
 """,
 }
+
+
+def label_codes(reference: CiteData, labels: Any) -> tuple[np.ndarray, list[str]]:
+    """Return the code of each reference cell's label, -1 without one, and the labels."""
+    if isinstance(labels, str):
+        obs = reference.annotation.obs()
+        if labels not in obs:
+            raise ValueError(
+                f"{argument('labels')} is {labels!r}, which is no column of the reference's obs; "
+                f"{did_you_mean(labels, obs.columns)}."
+            )
+        labels = obs[labels]
+    given = pd.Series(np.asarray(labels, dtype=object))
+    if len(given) != reference.n_cells:
+        raise ValueError(
+            f"labels has {len(given)} values; allowed are {reference.n_cells}, one a reference cell."
+        )
+    known = given.notna()
+    texts = given[known].astype(str)
+    names = sorted(texts.unique())
+    code = np.full(len(given), -1)
+    code[known.to_numpy()] = pd.Index(names).get_indexer(pd.Index(texts))
+    return code, names

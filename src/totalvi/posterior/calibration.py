@@ -19,7 +19,7 @@ from torch import Tensor
 
 from totalvi.data.cells import CiteData
 from totalvi.errors import BackgroundError
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.fit.model_state import CountCalibration, FitResult
 from totalvi.nn.count_integrals import count_log_prob
 from totalvi.nn.likelihoods import ProteinMixture

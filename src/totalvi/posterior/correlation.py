@@ -14,7 +14,8 @@ from totalvi.data.counts import ROWS_AT_A_TIME
 from totalvi.data.describe import Data
 from totalvi.data.panels.antibody_names import matched_pairs
 from totalvi.errors import DataError, allowed
-from totalvi.fit.batches import Minibatch, minibatch
+from totalvi.fit.batches import minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import Cells, Names, check_choice, checked_number, documented
 from totalvi.posterior.column_correlations import pairwise_pearson, pearson, spearman
 from totalvi.posterior.draws import drawn_background, draws, plausible

@@ -12,7 +12,7 @@ from totalvi.data.cells import CiteData
 from totalvi.data.counts import CountsInMemory, evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError, allowed
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 
@@ -92,7 +92,7 @@ def traits(question: Question) -> Traits:
     """Return what tells doublets of the cells of a question."""
 
     def of_batch(batch: Minibatch) -> Tensor:
-        foreground = torch.zeros_like(batch.y)
+        foreground = batch.zeros(question.network.n_input_proteins)
         for draw in question.draws(batch, genes=False):
             foreground += draw.foreground_probability() / question.n_draws
         rna = batch.y.new_zeros(len(batch.y)).index_add_(0, batch.x.cell, batch.x.counts)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from totalvi.errors import BackgroundError
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.cell import CellContext
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.count_integrals import (
@@ -202,7 +202,7 @@ def draws(
         Whether genes are decoded as well.
     """
     posterior = module.masks.known_library(
-        module.encode(batch.x, batch.y, batch.context),
+        batch.encode(module),
         batch.context.panel, batch.library_log_mean, batch.library_log_variance,
     )  # fmt: skip
     for sample in range(first_sample, first_sample + n_samples):
@@ -275,7 +275,7 @@ def _normal(
     batch: Minibatch,
     width: int,
 ) -> Tensor:
-    return noise.normal(purpose, sample, batch.keys, width).to(batch.y.device)
+    return noise.normal(purpose, sample, batch.keys, width).to(batch.device)
 
 
 class GeneParameters(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from totalvi.data.describe import Data
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.config import at_least_one
 from totalvi.nn.likelihoods import ElboTerms, normal_log_prob
 from totalvi.nn.network import Network

@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.describe import Data
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import (
     Cells,
     FeatureOptions,
@@ -70,8 +70,8 @@ def normalized_expression(
     rna = torch.zeros(n_kept, len(batch.cells), len(genes))
     protein = torch.zeros(n_kept, len(batch.cells), len(proteins))
     n_decoded_genes = network.n_input_genes if len(genes) else 0
-    total = torch.zeros(len(batch.cells), n_decoded_genes, device=batch.y.device)
-    of_sample = torch.zeros_like(batch.y)
+    total = batch.zeros(n_decoded_genes)
+    of_sample = batch.zeros(network.n_input_proteins)
     exact = return_mean and not scale.sum_to_one
     some_unanswered = question.shares is not None
     of_draw = replace(scale, sum_to_one=scale.sum_to_one and not some_unanswered)
@@ -123,7 +123,7 @@ def protein_means(
     `Draw.background_mean`; linear in beta, since means take beta's expectation given z.
     """
     n_kept = 1 if return_mean else question.n_samples
-    kept = torch.zeros(n_kept, *batch.y.shape, device=batch.y.device)
+    kept = batch.zeros(question.network.n_input_proteins).repeat(n_kept, 1, 1)
     for i, draw in enumerate(question.draws(batch, genes=False)):
         slot = 0 if return_mean else i // question.n_decoded
         value = quantity(draw.expecting_background() if return_mean else draw)
@@ -377,7 +377,7 @@ class ExpressionQueries(Fitted):
             for batch in batches:
                 rows = slice(start, start + len(batch.cells))
                 start = rows.stop
-                probability = torch.zeros_like(batch.y)
+                probability = batch.zeros(question.network.n_input_proteins)
                 of_rna, of_protein = normalized_expression(
                     question, batch, genes, proteins.positions, scaled,
                     foreground_probability=probability,

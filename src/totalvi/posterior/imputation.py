@@ -11,7 +11,7 @@ import pandas as pd
 from totalvi.data.cells import CiteData, fingerprint
 from totalvi.data.describe import Data
 from totalvi.errors import DataError, argument, did_you_mean
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import (
     Cells,
     Names,

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Literal, NamedTuple, Self, TypedDict, Unpack, overload
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from totalvi.data.describe import Data
 from totalvi.errors import DataWarning
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.coders import CellPosterior
 from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import Cells, Names, documented
@@ -29,6 +29,10 @@ class LatentDistribution(NamedTuple):
 
     mean: np.ndarray
     variance: np.ndarray
+
+    def of(self, cells: np.ndarray) -> Self:
+        """Return those of the cells at positions."""
+        return type(self)(self.mean[cells], self.variance[cells])
 
 
 class CellUncertainty(NamedTuple):
@@ -56,7 +60,7 @@ def latent_mean(question: Question, batch: Minibatch) -> Tensor:
 
     For the logistic normal, E[softmax(u)] is an average over ``question.n_samples`` samples.
     """
-    posterior = _encode(question, batch)
+    posterior = batch.encode(question.network)
     if question.network.latent_distribution == "normal":
         return posterior.qz_m
     total = torch.zeros_like(posterior.qz_m)
@@ -67,14 +71,14 @@ def latent_mean(question: Question, batch: Minibatch) -> Tensor:
 
 def latent_samples(question: Question, batch: Minibatch) -> Tensor:
     """Return samples of z, (n_samples, B, n_latent)."""
-    return torch.stack(list(_samples(question, batch, _encode(question, batch))))
+    return torch.stack(list(_samples(question, batch, batch.encode(question.network))))
 
 
 def latent_distribution(question: Question) -> LatentDistribution:
     """Return the mean and variance of q(u | cell) of all cells of a question."""
 
     def moments(batch: Minibatch) -> Tensor:
-        posterior = _encode(question, batch)
+        posterior = batch.encode(question.network)
         return torch.stack([posterior.qz_m, posterior.qz_v])
 
     return LatentDistribution(*question.gather("latent states", moments, axis=1))
@@ -82,35 +86,31 @@ def latent_distribution(question: Question) -> LatentDistribution:
 
 def library_mean(question: Question, batch: Minibatch) -> Tensor:
     """Return the posterior mean exp(m + v / 2) of each library size, or the known one, (B, 1)."""
-    return question.network.library_mean(_encode(question, batch), batch.context)
+    return question.network.library_mean(batch.encode(question.network), batch.context)
 
 
 def library_samples(question: Question, batch: Minibatch) -> Tensor:
     """Return samples of the library size, (n_samples, B, 1); all the same where it is known."""
-    posterior = _encode(question, batch)
+    posterior = batch.encode(question.network)
     samples = []
     for sample in range(question.n_samples):
-        normal = question.noise.normal("library", sample, batch.keys, 1).to(batch.y.device)
+        normal = question.noise.normal("library", sample, batch.keys, 1).to(batch.device)
         samples.append(question.network.library_at(posterior, batch.context, normal)[0])
     return torch.stack(samples)
-
-
-def _encode(question: Question, batch: Minibatch) -> CellPosterior:
-    return question.network.encode(batch.x, batch.y, batch.context)
 
 
 def _samples(question: Question, batch: Minibatch, posterior: CellPosterior) -> Iterator[Tensor]:
     network = question.network
     for sample in range(question.n_samples):
         normal = question.noise.normal("latent", sample, batch.keys, network.n_latent)
-        yield network.transform_latent(network.latent_at(posterior, normal.to(batch.y.device)))
+        yield network.transform_latent(network.latent_at(posterior, normal.to(batch.device)))
 
 
 def cell_uncertainty(question: Question, proteins: np.ndarray) -> CellUncertainty:
     """Return the uncertainty of each cell, averaged over the proteins at these positions."""
 
     def entropies(batch: Minibatch) -> Tensor:
-        foreground = torch.zeros_like(batch.y)
+        foreground = batch.zeros(question.network.n_input_proteins)
         for i, draw in enumerate(question.draws(batch)):
             foreground += draw.foreground_probability() * question.share(i, batch)
         foreground /= question.n_samples

@@ -10,7 +10,7 @@ from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.describe import Data
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import (
     Cells,
     FeatureOptions,
@@ -149,7 +149,7 @@ def _answers(question: Question, batch: Minibatch, sample: int, position: int) -
     Each is of one batch, drawn with the shares that the batches have in its mean; NaN of none.
     """
     if question.shares is None:
-        return np.ones(batch.y.shape, dtype=bool)
+        return np.ones((len(batch.cells), question.network.n_input_proteins), dtype=bool)
     ends = question.shares[batch.context.panel].cumsum(dim=1)
     uniform = question.noise.uniform("batch", sample, batch.keys, 1).to(ends.device)
     at = uniform * ends[:, -1]

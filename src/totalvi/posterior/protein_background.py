@@ -12,7 +12,7 @@ from totalvi.data.background.isotype_controls import controls_like
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import (
     Cells,
     GivenOptions,

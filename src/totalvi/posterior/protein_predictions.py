@@ -11,7 +11,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.calibration import background_variance, predictive_proteins
 from totalvi.posterior.draws import protein_counts, protein_mixture
@@ -280,9 +280,7 @@ def latent_clusters(question: Question) -> np.ndarray:
         return np.zeros(len(question.cells), dtype=np.int64)
     latent = question.gather(
         "latent space",
-        lambda batch: network.transform_latent(
-            network.encode(batch.x, batch.y, batch.context).qz_m
-        ),
+        lambda batch: network.transform_latent(batch.encode(network).qz_m),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of clusters without cells, which do no harm

@@ -16,7 +16,8 @@ from totalvi.data.cells import CiteData, QueryMapping, Schema
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError, NotTrainedError, allowed, argument, did_you_mean
-from totalvi.fit.batches import Minibatch, minibatches
+from totalvi.fit.batches import minibatches
+from totalvi.fit.minibatch import Minibatch
 from totalvi.fit.model_state import CountCalibration, FitResult
 from totalvi.fit.plan import Split
 from totalvi.nn.config import at_least_one

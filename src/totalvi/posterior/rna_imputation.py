@@ -12,7 +12,7 @@ from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.errors import DataError
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import Cells, Names, checked_number, documented
 from totalvi.posterior.draws import gene_counts, gene_parameters
 from totalvi.posterior.imputation import ImputationQueries
@@ -126,8 +126,8 @@ def predicted_rna(
     decoded into the batches in turn.
     """
     network, n_batches = question.network, len(question.transform_batch)
-    total = torch.zeros(len(batch.cells), network.n_input_genes, device=batch.y.device)
-    share = torch.full((len(batch.cells), 1), 1 / question.n_draws, device=batch.y.device)
+    total = batch.zeros(network.n_input_genes)
+    share = torch.full((len(batch.cells), 1), 1 / question.n_draws, device=batch.device)
     counts = np.empty((len(batch.cells), len(genes), question.n_samples), dtype=np.float32)
     at_size = torch.full_like(share, size)
     for number, draw in enumerate(question.draws(batch)):

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import svds
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     ImputedBatches,

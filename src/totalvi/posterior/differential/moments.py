@@ -19,7 +19,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.cell import SparseCounts
 from totalvi.nn.count_integrals import LARGEST_SCALE
 from totalvi.nn.network import Network
@@ -92,7 +92,7 @@ def scales(question: Question, batch: Minibatch, query: ScaleQuery) -> Iterator[
     The question decodes into each cell's own batch first, and then into those that are averaged.
     """
     samples = question.draws(batch)
-    weights = query.batch_weights.to(batch.y.device)
+    weights = query.batch_weights.to(batch.device)
     for own in samples:
         own_rna = question.network.proportions(own.decoded)
         if not len(weights):
@@ -100,7 +100,8 @@ def scales(question: Question, batch: Minibatch, query: ScaleQuery) -> Iterator[
             yield Scales(own, own_rna, own_rna, *parts)
             continue
         rna = torch.zeros_like(own_rna)
-        foreground, background = torch.zeros_like(batch.y), torch.zeros_like(batch.y)
+        n_proteins = question.network.n_input_proteins
+        foreground, background = batch.zeros(n_proteins), batch.zeros(n_proteins)
         for weight in weights:
             draw = next(samples)
             rna += question.network.proportions(draw.decoded) / len(weights)

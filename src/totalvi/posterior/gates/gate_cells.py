@@ -10,7 +10,7 @@ from torch import Tensor
 
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import Cells, WhereUnmeasured, documented
 from totalvi.posterior.gates.hierarchy import Hierarchy, distinct_markers, read_hierarchy
 from totalvi.posterior.gates.marker_draws import (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from totalvi.data.panels.antibody_names import gene_key, identify
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.gates.hierarchy import Marker
 from totalvi.posterior.gates.marker_levels import Boundary, MarkerLevels, find_levels
 from totalvi.posterior.gates.memberships import Draws, Levels

@@ -1,0 +1,121 @@
+"""What a minified reference keeps of its cells: their posteriors, and the counts of a few of them."""
+
+from typing import NamedTuple, NoReturn, Self
+
+import numpy as np
+
+from totalvi.data.counts import Block, Counts
+from totalvi.errors import DataError, setting
+
+MEAN_STEP = 2.0**-11  # means of latent states are kept to half of it
+LOG_VARIANCE_STEP = 2.0**-8  # and their variances to 0.2 %
+_SMALLEST_VARIANCE = 1e-30
+
+
+class Steps(NamedTuple):
+    """Means and log variances of N cells as numbers of steps, each (N, d), int64."""
+
+    mean: np.ndarray
+    log_variance: np.ndarray
+
+    @classmethod
+    def of(cls, mean: np.ndarray, variance: np.ndarray) -> Self:
+        """Return means and variances to the nearest steps.
+
+        Examples
+        --------
+        >>> steps = Steps.of(np.array([[0.3]]), np.array([[0.5]]))
+        >>> mean, variance = steps.values()
+        >>> bool(abs(mean - 0.3).max() < 0.0003), bool(abs(variance / 0.5 - 1).max() < 0.002)
+        (True, True)
+        """
+        log_variance = np.log(np.maximum(variance.astype(np.float64), _SMALLEST_VARIANCE))
+        return cls(
+            np.rint(mean.astype(np.float64) / MEAN_STEP).astype(np.int64),
+            np.rint(log_variance / LOG_VARIANCE_STEP).astype(np.int64),
+        )
+
+    def values(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return means and variances, float32, whose nearest steps are these."""
+        mean = (self.mean * MEAN_STEP).astype(np.float32)
+        return mean, np.exp(self.log_variance * LOG_VARIANCE_STEP).astype(np.float32)
+
+
+class StoredPosterior(NamedTuple):
+    """q(u | cell) of N cells and, where it is latent, q(log library size | cell).
+
+    Attributes
+    ----------
+    latent_mean, latent_variance
+        Shape (N, n_latent), float32.
+    library_mean, library_variance
+        Shape (N, 1), float32; None where the library size is observed.
+    """
+
+    latent_mean: np.ndarray
+    latent_variance: np.ndarray
+    library_mean: np.ndarray | None = None
+    library_variance: np.ndarray | None = None
+
+
+class KeptCounts(Counts[Block]):
+    """Counts of some of N cells; those of the others are not there.
+
+    Parameters
+    ----------
+    values
+        Counts of the kept cells, (kept, features).
+    cells
+        Positions of the kept cells, (kept,).
+    n_cells
+        N, the number of all cells.
+
+    Examples
+    --------
+    >>> counts = KeptCounts(np.array([[3.0, 4.0]]), np.array([1]), n_cells=5)
+    >>> counts.shape, counts.rows(np.array([1])).tolist()
+    ((5, 2), [[3.0, 4.0]])
+    """
+
+    def __init__(self, values: Block, cells: np.ndarray, n_cells: int) -> None:
+        self.values: Block = values
+        self.cells, self.shape = cells, (n_cells, int(values.shape[1]))
+        self._place = np.full(n_cells, -1)
+        self._place[cells] = np.arange(len(cells))
+
+    def has(self, cells: np.ndarray) -> bool:
+        """Return whether the counts of all ``cells`` are kept."""
+        return bool((self._place[cells] >= 0).all())
+
+    def rows(self, which: np.ndarray | slice) -> Block:
+        """Return the cells at positions, or those of a slice.
+
+        Raises
+        ------
+        DataError
+            When the counts of one of them are not kept.
+        """
+        place = self._place[which]
+        if (place < 0).any():
+            refuse_counts()
+        found: Block = self.values[place]
+        return found
+
+    def columns(self, which: np.ndarray) -> Self:
+        """Return the features at positions."""
+        return type(self)(self.values[:, which], self.cells, self.shape[0])
+
+
+def refuse_counts() -> NoReturn:
+    """Say that counts are asked for which a minified reference lacks.
+
+    Raises
+    ------
+    DataError
+        Always, with what to do.
+    """
+    raise DataError(
+        "This asks for the counts of the reference's cells, which a minified reference does not keep; "
+        f"load it with the cells, Model.load(path, data), or, where the query has it, give "
+        f"{setting('given_counts', False)} or {setting('stacked', False)}."
+    )

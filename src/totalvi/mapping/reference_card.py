@@ -1,0 +1,224 @@
+"""What a minified reference keeps: posteriors, cells that calibrate, a card with its accuracy."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from totalvi.data.cells import CiteData
+from totalvi.data.counts import CountsInMemory
+from totalvi.data.minified_cells import StoredPosterior
+from totalvi.errors import DataError
+from totalvi.mapping.map_query import always_shown, fill_unmeasured
+from totalvi.mapping.mapped_cells import chosen_to_calibrate, reference_posterior
+from totalvi.mapping.reference_neighbours import (
+    Reference,
+    calibrate,
+    calibration_error,
+    encode,
+    label_probabilities,
+)
+from totalvi.posterior.imputation import imputed_batches
+from totalvi.posterior.protein_predictions import (
+    hidden_proteins,
+    latent_clusters,
+    reliability_table,
+)
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, held_out_cells
+from totalvi.posterior.stacking import observed_proteins
+
+MEASURED = (
+    "Labels and proteins of {held_out} cells were predicted from the other cells of the reference, as "
+    "in a query: labels from their 30 nearest cells, proteins with all proteins hidden."
+)
+MEASURED_ON_TRAINING = (
+    " The fit held none of these cells out, so new cells are predicted less well."
+)
+_N_NEIGHBORS, _SAMPLES = 30, 25
+_FEWEST_LABELLED = 50
+
+
+class Minified(NamedTuple):
+    """What is kept of a reference's cells.
+
+    Attributes
+    ----------
+    posterior
+        Of all cells.
+    kept
+        Positions of the cells whose counts are kept, ascending.
+    card
+        Description of the reference, and its accuracy.
+    """
+
+    posterior: StoredPosterior
+    kept: np.ndarray
+    card: dict[str, Any]
+
+
+def minify(model: Fitted, labels: Mapping[str, np.ndarray]) -> Minified:
+    """Return what a minified reference keeps of the cells of a model.
+
+    Parameters
+    ----------
+    labels
+        Columns of obs that are kept: the code of each cell, -1 without a label.
+
+    Raises
+    ------
+    DataError
+        When the model has no data, or was mapped.
+    """
+    if model._mapping is not None:
+        raise DataError(
+            "The model is of a query that was mapped, and only references are minified; save the "
+            "reference with minified=True, or this model without."
+        )
+    question = model._question(None, None, QUERY_BATCH_SIZE, False, n_samples=_SAMPLES)
+    data = question.data
+    posterior = stored_posterior(question) if data.posterior is None else data.posterior
+    kept = _cells_to_keep(model, question, labels)
+    return Minified(posterior, kept, _card(model, question, labels, kept))
+
+
+def stored_posterior(question: Question) -> StoredPosterior:
+    """Return the posterior of all cells of a question."""
+    parts: list[list[np.ndarray]] = []
+    with question.minibatches("posteriors") as batches:
+        for batch in batches:
+            found = batch.encode(question.network)
+            known = question.network.masks.known_library(
+                found, batch.context.panel, batch.library_log_mean, batch.library_log_variance
+            )
+            parts.append([part.cpu().numpy() for part in known if part is not None])
+    return StoredPosterior(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _cells_to_keep(
+    model: Fitted, question: Question, labels: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return the cells on which answers about queries are calibrated, or proteins hidden."""
+    usable = [np.ones(question.data.n_cells, dtype=bool), *(code >= 0 for code in labels.values())]
+    chosen = [chosen_to_calibrate(model, some)[0] for some in usable if some.sum() >= 10]
+    if _holds_out(model):
+        chosen.append(held_out_cells(model, question, all_of_them=True).cells)
+    kept = np.unique(np.concatenate([*chosen, np.array([], dtype=np.int64)]))
+    return np.intersect1d(kept, question.data.cells_with_counts())
+
+
+def _holds_out(model: Fitted) -> bool:
+    """Return whether proteins of cells can be hidden that the fit did not see."""
+    split, data = model.split, model._training_data()
+    if split is None:
+        return False
+    cells = np.concatenate([split.validation, split.test])
+    calibration = None if model._result is None else model._result.calibration
+    if calibration is not None:
+        cells = np.setdiff1d(cells, calibration.cells)
+    return bool(data.has_rna[cells].any())
+
+
+def _card(
+    model: Fitted, question: Question, labels: Mapping[str, np.ndarray], kept: np.ndarray
+) -> dict[str, Any]:
+    data, schema = question.data, model.schema
+    held_out, _ = chosen_to_calibrate(model, np.ones(data.n_cells, dtype=bool))
+    panels = schema.panel_names or schema.batch_names
+    summary = {} if model._result is None else model._result.summary
+    trained = np.array([], dtype=np.int64) if model.split is None else model.split.train
+    measured = MEASURED.format(held_out=f"{len(held_out):,}")
+    if np.isin(held_out, trained).any():
+        measured += MEASURED_ON_TRAINING
+    return {
+        "cells": data.n_cells,
+        "genes": len(schema.gene_names),
+        "proteins": len(schema.protein_names),
+        "cells_without_rna": int((~data.has_rna).sum()),
+        "cells_with_counts": len(kept),
+        "batches": _counted(schema.batch_names, data.batch),
+        "panels": {
+            name: {"cells": int((data.panel == code).sum()), "proteins": int(sum(of_panel))}
+            for code, (name, of_panel) in enumerate(zip(panels, schema.panel_measured, strict=True))
+        },
+        "fit": {
+            "n_latent": model.module.n_latent,
+            "training_cells": len(trained),
+            "epochs": 0 if model._result is None else len(model._result.history),
+            **{name: summary[name] for name in ("best_epoch", "stopped") if name in summary},
+        },
+        "measured": measured,
+        "labels": _accuracy_of_labels(model, data, labels),
+        "imputed_proteins": _accuracy_of_proteins(model, question),
+    }
+
+
+def _counted(names: tuple[str, ...], code: np.ndarray) -> dict[str, int]:
+    return dict(zip(names, np.bincount(code, minlength=len(names)).tolist(), strict=True))
+
+
+def with_rna_alone(model: Fitted, cells: CiteData) -> CiteData:
+    """Return cells as the encoder sees those of a query that measured no protein."""
+    panels = np.array(cells.schema.panel_measured)
+    none = np.zeros((cells.n_cells, panels.shape[1]), dtype=np.float32)
+    alone = replace(cells, protein=CountsInMemory(none))
+    shown = always_shown(model.module, panels, cells.panel)
+    fill_unmeasured(model.module, alone, shown & panels[cells.panel])
+    return alone
+
+
+def _accuracy_of_labels(
+    model: Fitted, data: CiteData, labels: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return how often held-out cells get their own label, from RNA and proteins, and RNA alone."""
+    found: dict[str, Any] = {}
+    by_usable: dict[bytes, list[str]] = {}
+    for name, code in labels.items():
+        if code.max(initial=-1) > 0 and (code >= 0).sum() >= _FEWEST_LABELLED:
+            by_usable.setdefault((code >= 0).tobytes(), []).append(name)
+    everyone = reference_posterior(model)
+    for columns in by_usable.values():
+        usable = labels[columns[0]] >= 0
+        held_out, _ = chosen_to_calibrate(model, usable)
+        rest = np.setdiff1d(np.flatnonzero(usable), held_out)
+        held_out = held_out[data.has_rna[held_out]]
+        if not len(held_out) or not len(rest):
+            continue
+        reference = Reference(everyone.of(rest), _N_NEIGHBORS)
+        cells = data.in_memory(held_out)
+        for how, shown in (
+            ("rna_and_proteins", cells),
+            ("rna", with_rna_alone(model, cells)),
+        ):
+            near = reference.neighbours(encode(model.module, shown, np.arange(len(held_out))))
+            for name in columns:
+                known, truth = labels[name][rest], labels[name][held_out]
+                n_labels = int(labels[name].max()) + 1
+                calibration = calibrate(near, known, truth, n_labels)
+                chance = label_probabilities(near, known, n_labels, calibration)
+                about = found.setdefault(
+                    name, {"labels": len(np.unique(known)), "cells": len(held_out)}
+                )
+                about[f"accuracy_{how}"] = float((chance.argmax(axis=1) == truth).mean())
+                about[f"calibration_error_{how}"] = calibration_error(chance, truth)
+    return {name: found[name] for name in labels if name in found}
+
+
+def _accuracy_of_proteins(model: Fitted, question: Question) -> dict[str, Any]:
+    """Return how well each protein of held-out cells is predicted from their RNA alone."""
+    if not _holds_out(model):
+        return {}
+    question, wanted = imputed_batches(model, question, None, None)
+    held_out = held_out_cells(model, question)
+    cells = held_out.data.in_memory(held_out.cells)
+    everyone = np.arange(cells.n_cells)
+    counts = observed_proteins(cells, everyone, wanted.proteins.positions)
+    alone = replace(question, data=with_rna_alone(model, cells), cells=everyone)
+    hidden = hidden_proteins(alone, wanted, counts)
+    table: pd.DataFrame = reliability_table(
+        hidden, 0.9, wanted.proteins.names, latent_clusters(held_out)
+    )
+    kept = ["n_cells", "pearson", "rmse", "coverage", "within_pearson", "reliable"]
+    rows: dict[str, Any] = table[kept].astype(object).to_dict(orient="index")
+    return {str(name): row for name, row in rows.items()}
