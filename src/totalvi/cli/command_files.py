@@ -56,7 +56,7 @@ def convert(
         typer.Argument(
             metavar="INPUT",
             help="Counts of any format that `totalvi run` reads; or a model of totalvi, of scvi-tools "
-            "(its folder or model.pt), or 0.6.x weights.",
+            "(its folder or model.pt), or 0.6.x weights; with --to minified, folder of `totalvi run`.",
             show_default=False,
         ),
     ],
@@ -64,7 +64,9 @@ def convert(
     target: Annotated[
         Path | None,
         typer.Argument(
-            metavar="OUTPUT", help="Store (.zarr) or model folder to write.", show_default=False
+            metavar="OUTPUT",
+            help="Store (.zarr), model folder or minified reference to write.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
@@ -72,9 +74,11 @@ def convert(
         typer.Option("-o", "--output", metavar="OUTPUT", help="The same, as an option."),
     ] = None,
     to: Annotated[
-        Literal["totalvi", "scvi"] | None,
+        Literal["totalvi", "scvi", "minified"] | None,
         typer.Option(
-            "--to", help="Format of a model to write; default: the one that INPUT is not in."
+            "--to",
+            help="Format of a model to write; minified: one file, on which `totalvi map` maps without "
+            "other data. Default: that of totalvi or scvi-tools which INPUT is not in.",
         ),
     ] = None,
     config: Annotated[
@@ -88,7 +92,7 @@ def convert(
     batch: options.Batch = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Convert counts for training from disk, or a model to or from scvi-tools.
+    """Convert counts for training from disk, or a model to a reference, or to or from scvi-tools.
 
     If OUTPUT ends in .zarr, INPUT has counts. They are read some cells at a time and written as a
     MuData with RNA and proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise
@@ -100,6 +104,7 @@ def convert(
       totalvi convert cells.h5ad cells.zarr
       totalvi convert scvi_folder -o pbmc.totalvi
       totalvi convert pbmc.totalvi -o scvi_folder --to scvi
+      totalvi convert results reference.totalvi --to minified
     """
     if (target is None) == (output is None):
         raise DataError("convert needs one output; name it once, as in `convert INPUT OUTPUT`.")
@@ -120,12 +125,18 @@ def convert(
             typer.echo(f"{finding.severity}: {finding.message}")
         typer.echo(written)
         return
+    if to == "minified":
+        from totalvi.run.reference_file import write_reference
+
+        typer.echo(write_reference(input, written, overwrite))
+        return
+    from totalvi.formats.minified import is_minified
     from totalvi.formats.model_folder import is_model
     from totalvi.formats.scvi_06 import read_config
     from totalvi.model import Model
     from totalvi.persistence import model_of_scvi
 
-    is_ours = is_model(input)
+    is_ours = is_model(input) or is_minified(input)
     to = to or ("scvi" if is_ours else "totalvi")
     if is_ours:
         model = Model.load(input)
@@ -134,6 +145,33 @@ def convert(
         model = model_of_scvi(input, described, allow_fractional=reading.where["allow_fractional"])
     save = model.save_scvi if to == "scvi" else model.save
     typer.echo(save(written, overwrite=overwrite))
+
+
+def info(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Minified reference, model folder, or folder that a command wrote.",
+            show_default=False,
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a file or folder of totalvi is.
+
+    Of a minified reference it prints the card: the data, the fit, and the accuracy of labels and of
+    imputed proteins that was measured when it was written.
+
+    \b
+    Examples:
+      totalvi info reference.totalvi
+      totalvi info results --json
+    """
+    from totalvi.run.reference_file import information, lines_of
+
+    found = information(path)
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines_of(path, found)))
 
 
 datasets = typer.Typer(

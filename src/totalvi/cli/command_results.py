@@ -229,7 +229,14 @@ def de(
 
 @with_options
 def map_cells(
-    model: options.ModelPath,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Minified reference, folder of `totalvi run`, or model folder.",
+            show_default=False,
+        ),
+    ],
     query: Annotated[
         str,
         typer.Argument(metavar="QUERY", help="Raw counts of the new cells; RNA alone will do."),
@@ -268,7 +275,7 @@ def map_cells(
 ) -> None:
     """Map new cells on a fitted model, without changing the model.
 
-    Writes cells.csv.gz (label with its probability, unlikeness, latent state),
+    Writes cells.csv.gz (label with its probability, unlikeness, place on the map, latent state),
     label_probabilities.csv.gz, the model of the query, and run.json. If the query lacks proteins, also
     writes imputed_proteins.csv.gz and their reliability (reliability.csv). An interrupted --train is
     kept in DIR.checkpoint, and --resume resumes it.
@@ -276,6 +283,7 @@ def map_cells(
     \b
     Examples:
       totalvi map results new_cells.h5 -o mapped
+      totalvi map reference.totalvi new_cells.h5 -o mapped --labels cell_type
       totalvi map pbmc.totalvi rna.h5ad -o mapped --reference pbmc.h5mu --labels cell_type --train
     """
     from totalvi.run.map_cells import map_files

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from totalvi.cli.command_files import check, convert, datasets, simulate
+from totalvi.cli.command_files import check, convert, datasets, info, simulate
 from totalvi.cli.command_gate import gate
 from totalvi.cli.command_results import de, denoise, explore, impute, map_cells, report
 from totalvi.cli.command_run import compare, demo, run, train
@@ -49,6 +49,7 @@ app.command()(compare)
 app.command()(impute)
 app.command()(check)
 app.command()(convert)
+app.command()(info)
 app.command("map")(map_cells)
 app.command()(train)
 app.command()(denoise)

@@ -145,20 +145,6 @@ class QueryMapping:
         return cls(**(given | plain))
 
 
-def library_prior(
-    library_size: np.ndarray, batch: np.ndarray, n_batches: int, known: np.ndarray | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and variance of the log library size of each batch.
-
-    They are over the ``known`` cells, those that have RNA (None: all); a batch without any has those of
-    all batches.
-    """
-    known = np.ones(len(batch), dtype=bool) if known is None else known
-    of_batch = [known & (batch == code) for code in range(n_batches)]
-    logs = [np.log(library_size[some if some.any() else known]) for some in of_batch]
-    return tuple(float(x.mean()) for x in logs), tuple(max(float(x.var()), 1e-4) for x in logs)
-
-
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
@@ -187,7 +173,7 @@ class Annotation:
         protein_modality: str,
     ) -> None:
         self._data: Callable[[], MuData | AnnData | None] = weakref.ref(data)
-        self._obs = obs
+        self._obs, self._layout = obs, data.obsm.get("X_umap")
         self._modalities = (rna_modality, protein_modality)
 
     def obs(self) -> pd.DataFrame:
@@ -215,8 +201,10 @@ class Annotation:
 
     def layout(self) -> np.ndarray | None:
         """Return the cells' places on a map, (N, 2), if the object or the annotation has them."""
-        of_table = self._obs.reindex(columns=list(LAYOUT))
-        found = np.asarray(getattr(self._data(), "obsm", {}).get("X_umap", of_table), np.float64)
+        found = getattr(self._data(), "obsm", {}).get("X_umap", self._layout)
+        if found is None:
+            found = self._obs.reindex(columns=list(LAYOUT))
+        found = np.asarray(found, dtype=np.float64)
         return found if found.shape == (len(self._obs), 2) and np.isfinite(found).all() else None
 
     @classmethod
@@ -230,7 +218,7 @@ class Annotation:
         return self.obs()
 
     def __setstate__(self, obs: pd.DataFrame) -> None:
-        self._obs, self._data = obs, _gone  # a weak reference cannot be pickled
+        self._obs, self._layout, self._data = obs, None, _gone  # a weak reference cannot be pickled
 
 
 def _gone() -> None:

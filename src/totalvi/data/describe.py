@@ -14,7 +14,7 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts, split_controls
-from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, has_rna, library_prior
+from totalvi.data.cells import Annotation, CiteData, QueryMapping, Schema, has_rna
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns, names_of
 from totalvi.data.contents import contents_findings, with_panels
@@ -168,6 +168,20 @@ def categories(obs: pd.DataFrame, key: str | None) -> tuple[np.ndarray, tuple[st
     categorical = obs[key].astype("category").cat.remove_unused_categories()
     names = tuple(map(str, categorical.cat.categories))
     return categorical.cat.codes.to_numpy(np.int64), names
+
+
+def library_prior(
+    library_size: np.ndarray, batch: np.ndarray, n_batches: int, known: np.ndarray | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and variance of the log library size of each batch.
+
+    They are over the ``known`` cells, those that have RNA (None: all); a batch without any has those of
+    all batches.
+    """
+    known = np.ones(len(batch), dtype=bool) if known is None else known
+    of_batch = [known & (batch == code) for code in range(n_batches)]
+    logs = [np.log(library_size[some if some.any() else known]) for some in of_batch]
+    return tuple(float(x.mean()) for x in logs), tuple(max(float(x.var()), 1e-4) for x in logs)
 
 
 def measured_by_group(

@@ -12,12 +12,20 @@ from mudata import MuData
 from scipy import sparse
 
 from totalvi.data.background.isotype_controls import control_counts
-from totalvi.data.cells import CiteData, QueryMapping, Schema, has_rna, library_prior
+from totalvi.data.cells import CiteData, QueryMapping, Schema, has_rna
 from totalvi.data.checks import TRAINING_ONLY, check_counts, raise_errors
 from totalvi.data.columns import Columns
 from totalvi.data.contents import contents_findings
 from totalvi.data.counts import CountsInMemory
-from totalvi.data.describe import Data, Found, categories, cells, measured_by_group, opened
+from totalvi.data.describe import (
+    Data,
+    Found,
+    categories,
+    cells,
+    library_prior,
+    measured_by_group,
+    opened,
+)
 from totalvi.data.find import CountSource
 from totalvi.data.panels.antibodies import harmonise_antibodies
 from totalvi.data.panels.data_sets import DataSet, align_genes, find_data_set

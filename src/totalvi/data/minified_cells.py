@@ -10,6 +10,7 @@ from totalvi.errors import DataError, setting
 MEAN_STEP = 2.0**-11  # means of latent states are kept to half of it
 LOG_VARIANCE_STEP = 2.0**-8  # and their variances to 0.2 %
 _SMALLEST_VARIANCE = 1e-30
+_PLACES = 4095  # steps on each axis of a map
 
 
 class Steps(NamedTuple):
@@ -39,6 +40,40 @@ class Steps(NamedTuple):
         """Return means and variances, float32, whose nearest steps are these."""
         mean = (self.mean * MEAN_STEP).astype(np.float32)
         return mean, np.exp(self.log_variance * LOG_VARIANCE_STEP).astype(np.float32)
+
+
+class Places(NamedTuple):
+    """Places of N cells on a map, in 4,095 steps of the width of each axis.
+
+    Attributes
+    ----------
+    steps
+        Shape (N, 2), int64.
+    least, width
+        Of each axis.
+    """
+
+    steps: np.ndarray
+    least: list[float]
+    width: list[float]
+
+    @classmethod
+    def of(cls, layout: np.ndarray) -> Self:
+        """Return places to the nearest steps.
+
+        Examples
+        --------
+        >>> Places.of(np.array([[0.0, 1.0], [4.0, 1.0], [1.0, 1.0]])).steps.tolist()
+        [[0, 0], [4095, 0], [1024, 0]]
+        """
+        least, width = layout.min(axis=0), np.maximum(np.ptp(layout, axis=0), 1e-12)
+        steps = np.rint((layout - least) / width * _PLACES).astype(np.int64)
+        return cls(steps, least.tolist(), width.tolist())
+
+    def values(self) -> np.ndarray:
+        """Return the places, float64."""
+        found: np.ndarray = self.steps / _PLACES * np.array(self.width) + np.array(self.least)
+        return found
 
 
 class StoredPosterior(NamedTuple):

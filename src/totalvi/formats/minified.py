@@ -20,7 +20,7 @@ from torch import Tensor
 
 from totalvi.atomic import locked, parents_of, write_file
 from totalvi.data.cells import LAYOUT, Annotation, CiteData
-from totalvi.data.minified_cells import KeptCounts, Steps, StoredPosterior
+from totalvi.data.minified_cells import KeptCounts, Places, Steps, StoredPosterior
 from totalvi.errors import FormatError, OutputError, setting
 from totalvi.fit.model_state import ModelState
 from totalvi.fit.plan import Split
@@ -58,7 +58,6 @@ _START = b'{"__metadata__":'
 _LONGEST_HEADER = 1 << 28
 _MOST_UNPACKED = 20  # times the bytes of the file, so that none is made to fill memory; usual are 4
 _WEIGHTS, _CELLS = "weights.", "cells."
-_PLACES = 4095  # on each axis of the map
 _PARTS = ("train", "validation", "test")
 
 
@@ -164,7 +163,8 @@ def read_minified(path: Path) -> tuple[ModelState, CiteData]:
     }
     state = state_of(path, weights, description)
     try:
-        return _with_cells(state, tensors, description["cells"], path.stat().st_size)
+        with np.errstate(all="ignore"):  # of damaged numbers, which are then refused
+            return _with_cells(state, tensors, description["cells"], path.stat().st_size)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
@@ -178,7 +178,10 @@ def read_card(path: Path) -> dict[str, Any]:
         As `read_minified`.
     """
     description = _read(path)[1]
-    return {name: description[name] for name in ("format_version", "versions", "card")}
+    try:
+        return {name: description[name] for name in ("format_version", "versions", "card")}
+    except KeyError as error:
+        raise _damaged(path, f"it lacks its {error.args[0]}") from error
 
 
 def _without_cells(state: ModelState) -> ModelState:
@@ -200,7 +203,7 @@ def _packed_cells(
         library = (posterior.library_mean, posterior.library_variance)
         moments = (np.hstack([moments[0], library[0]]), np.hstack([moments[1], library[1]]))
     size = pack_sizes(data.library_size)
-    log_size = np.log(unpack_sizes(*size, data.n_cells).astype(np.float64))
+    log_size = _log(unpack_sizes(*size, data.n_cells))
     in_steps = pack_steps(Steps.of(*moments), log_size)
     part_of_fit, calibrates = np.zeros(data.n_cells, np.int64), np.zeros(data.n_cells, np.int64)
     for code, cells in enumerate(state.result.split, start=1):
@@ -222,10 +225,10 @@ def _packed_cells(
     }
     layout = data.annotation.layout()
     if layout is not None:
-        least, width = layout.min(axis=0), np.maximum(np.ptp(layout, axis=0), 1e-12)
-        places = pack(np.rint((layout - least) / width * _PLACES).astype(np.int64))
-        about = {"least": least.tolist(), "width": width.tolist()}
-        packed["layout"] = places._replace(described=places.described | about)
+        places = Places.of(layout)
+        steps = pack(places.steps)
+        about = {"least": places.least, "width": places.width}
+        packed["layout"] = steps._replace(described=steps.described | about)
     optional = {"label": data.label, "categorical": data.categorical, "continuous": data.continuous}
     packed |= {name: pack(values) for name, values in optional.items() if values is not None}
     rows = pack_rows(data.rna.rows(kept))
@@ -258,7 +261,7 @@ def _with_cells(
     posterior = _posterior(
         parts, size, network.n_latent, latent_library=network.library == "latent"
     )
-    if not all(np.isfinite(part).all() for part in posterior if part is not None):
+    if not all(np.isfinite(part).all() for part in (size, *posterior) if part is not None):
         raise ValueError("the posterior is not finite")
     part_of_fit = codes("part_of_fit", len(_PARTS) + 1)
     split = Split(*(np.flatnonzero(part_of_fit == code) for code in range(1, len(_PARTS) + 1)))
@@ -313,13 +316,18 @@ def _posterior(
     shape = len(size), n_latent + latent_library
     expected = unpack(*parts["expected"], (2 * shape[1] + 2, shape[1])).astype(np.float32)
     packed = PackedSteps(parts["mean"], parts["log_variance"], expected)
-    mean, variance = unpack_steps(packed, shape, np.log(size.astype(np.float64))).values()
+    mean, variance = unpack_steps(packed, shape, _log(size)).values()
     if not latent_library:
         return StoredPosterior(mean, variance)
     own, of_library = slice(None, n_latent), slice(n_latent, None)
     return StoredPosterior(
         *(np.ascontiguousarray(x[:, part]) for part in (own, of_library) for x in (mean, variance))
     )
+
+
+def _log(size: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.log(np.maximum(size.astype(np.float64), 1e-6))
+    return found
 
 
 def _labels(parts: dict[str, Packed], names: pd.Index) -> pd.DataFrame:
@@ -331,10 +339,8 @@ def _labels(parts: dict[str, Packed], names: pd.Index) -> pd.DataFrame:
             categories = pd.Index(part.described["categories"], dtype=object)
             obs[part.described["name"]] = pd.Categorical.from_codes(codes, categories)
     if "layout" in parts:
-        part = parts["layout"]
-        share = unpack(*part, (len(names), 2)) / _PLACES
-        places = share * part.described["width"] + part.described["least"]
-        obs[list(LAYOUT)] = places
+        steps, about = unpack(*parts["layout"], (len(names), 2)), parts["layout"].described
+        obs[list(LAYOUT)] = Places(steps, about["least"], about["width"]).values()
     return obs
 
 

@@ -24,8 +24,17 @@ class Packed(NamedTuple):
 
     @property
     def n_unpacked(self) -> int:
-        """Number of bytes that they unpack to."""
-        return math.prod(self.described["shape"]) * np.dtype(self.described["type"]).itemsize
+        """Number of bytes that they unpack to.
+
+        Raises
+        ------
+        ValueError
+            When they have a negative one.
+        """
+        shape = self.described["shape"]
+        if any(length < 0 for length in shape):
+            raise ValueError(f"packed numbers of the shape {shape}")
+        return math.prod(shape) * np.dtype(self.described["type"]).itemsize
 
     def tensor(self) -> np.ndarray:
         """Return the bytes as an array, uint8."""
@@ -144,7 +153,7 @@ def pack_steps(steps: Steps, log_size: np.ndarray) -> PackedSteps:
     """Pack the posteriors of cells.
 
     Log variances follow the means, their squares and the log library size so closely that the residuals
-    of a linear regression need half a byte less.
+    of a linear regression need a quarter of a byte less.
 
     Parameters
     ----------

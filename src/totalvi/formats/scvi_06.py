@@ -10,9 +10,9 @@ from anndata import AnnData
 from mudata import MuData
 from torch import Tensor
 
-from totalvi.data.cells import CiteData, Schema, library_prior
+from totalvi.data.cells import CiteData, Schema
 from totalvi.data.columns import Columns
-from totalvi.data.describe import describe
+from totalvi.data.describe import describe, library_prior
 from totalvi.data.find import find_counts
 from totalvi.errors import FormatError
 from totalvi.formats.scvi_weights import State

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from totalvi.data.cells import LAYOUT, QueryMapping
-from totalvi.data.minified_cells import Steps
+from totalvi.data.minified_cells import Places, Steps
 from totalvi.errors import DataError
 from totalvi.mapping.reference_neighbours import (
     Reference,
@@ -241,7 +241,7 @@ class ComparisonQueries(Fitted):
         k = at_least_one("n_neighbors", n_neighbors)
         nearest_to = reference_posterior(self).mean
         mean = encode(query.module, data, np.arange(data.n_cells)).mean
-        places = np.median(layout[nearest(mean, nearest_to, k).points], axis=1)
+        places = np.median(Places.of(layout).values()[nearest(mean, nearest_to, k).points], axis=1)
         return pd.DataFrame(places, index=data.cell_names, columns=list(LAYOUT))
 
     def get_query_reliability(

@@ -30,12 +30,10 @@ from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, held_
 from totalvi.posterior.stacking import observed_proteins
 
 MEASURED = (
-    "Labels and proteins of {held_out} cells were predicted from the other cells of the reference, as "
-    "in a query: labels from their 30 nearest cells, proteins with all proteins hidden."
+    "Measured when the reference was written, on its own cells as if they were new: labels of "
+    "{labelled} cells from the 30 nearest of the others, proteins of {hidden} cells from RNA alone."
 )
-MEASURED_ON_TRAINING = (
-    " The fit held none of these cells out, so new cells are predicted less well."
-)
+TRAINED_ON = " The fit saw the cells that were labelled, so others are labelled less well."
 _N_NEIGHBORS, _SAMPLES = 30, 25
 _FEWEST_LABELLED = 50
 
@@ -128,9 +126,8 @@ def _card(
     panels = schema.panel_names or schema.batch_names
     summary = {} if model._result is None else model._result.summary
     trained = np.array([], dtype=np.int64) if model.split is None else model.split.train
-    measured = MEASURED.format(held_out=f"{len(held_out):,}")
-    if np.isin(held_out, trained).any():
-        measured += MEASURED_ON_TRAINING
+    hidden = held_out_cells(model, question).cells if _holds_out(model) else held_out[:0]
+    measured = MEASURED.format(labelled=f"{len(held_out):,}", hidden=f"{len(hidden):,}")
     return {
         "cells": data.n_cells,
         "genes": len(schema.gene_names),
@@ -148,7 +145,7 @@ def _card(
             "epochs": 0 if model._result is None else len(model._result.history),
             **{name: summary[name] for name in ("best_epoch", "stopped") if name in summary},
         },
-        "measured": measured,
+        "measured": measured + TRAINED_ON * bool(np.isin(held_out, trained).any()),
         "labels": _accuracy_of_labels(model, data, labels),
         "imputed_proteins": _accuracy_of_proteins(model, question),
     }

@@ -13,7 +13,8 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import Data
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError, argument, did_you_mean, setting
+from totalvi.errors import DataError, argument, did_you_mean, listed, setting
+from totalvi.formats.minified import is_minified
 from totalvi.formats.model_folder import is_model, require_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
@@ -74,7 +75,7 @@ def map_files(
     Parameters
     ----------
     model_path
-        Model folder, or the folder of `totalvi run` that holds one.
+        Minified reference; model folder; or the folder of `totalvi run` that holds one.
     query_path
         Counts of the query.
     output
@@ -84,8 +85,8 @@ def map_files(
         measure.
     reference
         Counts that the model was fitted to. None: ``results.h5mu`` or ``results.zarr`` (which stays on
-        disk) beside the model, if it exists. Without a reference, there are neither labels nor
-        unlikeness.
+        disk) beside the model, if it exists. Without a reference that is not minified, there are
+        neither labels nor unlikeness.
     labels
         Column of the reference's ``obs``. None: ``leiden_totalvi``, if it exists.
     reference_batch, train
@@ -101,8 +102,9 @@ def map_files(
         refuse_input_in_output(given, output)
     is_run = not is_model(model_path) and (model_path / MODEL).is_dir()
     folder = model_path / MODEL if is_run else model_path
-    require_model(folder)
-    if reference is None:
+    if not is_minified(folder):
+        require_model(folder)
+    if reference is None and not is_minified(folder):
         reference = counts_beside(folder)
     return _run(
         MapOptions(
@@ -126,7 +128,8 @@ def _run(options: MapOptions) -> dict[str, Any]:
         return finished(writing.output).record
     request = asked(options)
     with results_folder(writing) as place:
-        if options.labels is not None and options.reference is None:
+        alone = options.reference is None and not is_minified(folder)
+        if options.labels is not None and alone:
             raise DataError(
                 f"{argument('labels')} are those of the reference's cells, whose counts are not beside "
                 f"{folder}; give them with {setting('reference', 'PATH')}."
@@ -189,13 +192,14 @@ def _models(options: MapOptions, steps: Steps) -> tuple[Model, Model]:
 
 def _map(options: MapOptions) -> _Mapped:
     """Map, compare and impute."""
-    reference, labels = options.reference, options.labels
+    labels = options.labels
     steps, notes = Steps(options.writing.progress), []
     model, query = _models(options, steps)
     tables: dict[str, pd.DataFrame] = {}
     query_cells = _described(query).cell_names
     cells = pd.DataFrame(index=query_cells.rename("cell"))
-    if reference is None:
+    has_cells = model._data is not None
+    if not has_cells:
         notes.append(
             "no labels, no unlikeness and no reliability of imputed proteins, as the counts of the "
             "reference were not given."
@@ -203,13 +207,20 @@ def _map(options: MapOptions) -> _Mapped:
     else:
         with steps.step("compare with the reference"):
             unlike = model.get_unlikeness(query)
-            cells = cells.join(unlike.rename(columns=lambda name: f"reference_{name}"))
+            places = model.get_map_coordinates(query)
+            for about in (unlike, places) if places is not None else (unlike,):
+                cells = cells.join(about.rename(columns=lambda name: f"reference_{name}"))
             labels = labels or _default_labels(model)
             if labels is not None:
                 transfer = model.transfer_labels(query, labels)
                 cells.insert(0, "label", transfer.labels)
                 cells.insert(1, "label_probability", transfer.probabilities.max(axis=1))
                 tables["label_probabilities"] = transfer.probabilities.rename_axis("cell")
+            elif options.reference is None:
+                notes.append(
+                    f"no labels; choose those of the reference with {argument('labels')}: "
+                    f"{listed(map(str, _described(model).annotation.obs()))}."
+                )
     latent = query.get_latent_representation(progress=False)
     width = len(str(latent.shape[1]))
     names = [f"latent_{i + 1:0{width}}" for i in range(latent.shape[1])]
@@ -228,7 +239,7 @@ def _map(options: MapOptions) -> _Mapped:
             )
             tables["imputed_proteins"] = protein.rename_axis("cell")
     reliability = None
-    if missing and reference is not None and _holds_cells_out(model):
+    if missing and has_cells and _holds_cells_out(model):
         with steps.step("reliability"):
             reliability = model.get_query_reliability(
                 query, protein_list=missing, n_samples=POSTERIOR_SAMPLES, progress=False
@@ -238,7 +249,7 @@ def _map(options: MapOptions) -> _Mapped:
     summary = f"{len(cells):,} cells on {n_batches} reference batch{'es' * (n_batches > 1)}"
     if "label" in cells:
         summary += f", {cells['label'].nunique()} labels"
-    if reference is not None:
+    if has_cells:
         said, is_much = _unlike_words(
             cells["reference_p_value"], cells["reference_p_value_after_shift"]
         )
