@@ -19,10 +19,11 @@ from totalvi.data.background.prior import (
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
+from totalvi.data.minified_cells import is_minified
 from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, of_scvi, warn_of
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
-from totalvi.formats.minified import is_minified, labels_to_keep, read_minified, write_minified
+from totalvi.formats.minified import labels_to_keep, read_minified, write_minified
 from totalvi.formats.model_folder import read_state, write_state
 from totalvi.formats.scvi_write import write_scvi
 from totalvi.mapping.map_query import MappingQueries

@@ -15,10 +15,10 @@ from safetensors.torch import load, save
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.data.minified_cells import MEAN_STEP
+from totalvi.data.minified_cells import MEAN_STEP, is_minified
 from totalvi.errors import DataError, FormatError, OutputError
 from totalvi.formats import minified as minified_format
-from totalvi.formats.minified import is_minified, read_card, read_minified
+from totalvi.formats.minified import read_card, read_minified
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 

@@ -130,7 +130,7 @@ def convert(
 
         typer.echo(write_reference(input, written, overwrite))
         return
-    from totalvi.formats.minified import is_minified
+    from totalvi.data.minified_cells import is_minified
     from totalvi.formats.model_folder import is_model
     from totalvi.formats.scvi_06 import read_config
     from totalvi.model import Model

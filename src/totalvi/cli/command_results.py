@@ -28,7 +28,7 @@ def explore(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="Folder that `totalvi run` wrote, or a file of counts such as .h5mu or .h5ad.",
+            help="Folder of `totalvi run`, minified reference, or file of counts such as .h5mu.",
             show_default=False,
         ),
     ],

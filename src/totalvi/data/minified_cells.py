@@ -1,5 +1,6 @@
 """What a minified reference keeps of its cells: their posteriors, and the counts of a few of them."""
 
+from pathlib import Path
 from typing import NamedTuple, NoReturn, Self
 
 import numpy as np
@@ -10,7 +11,16 @@ from totalvi.errors import DataError, setting
 MEAN_STEP = 2.0**-11  # means of latent states are kept to half of it
 LOG_VARIANCE_STEP = 2.0**-8  # and their variances to 0.2 %
 _SMALLEST_VARIANCE = 1e-30
+_START = b'{"__metadata__":'  # of the header of a safetensors file with metadata
 _PLACES = 4095  # steps on each axis of a map
+
+
+def is_minified(path: Path) -> bool:
+    """Return whether ``path`` is a file that starts like a minified reference."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(8 + len(_START))[8:] == _START
 
 
 class Steps(NamedTuple):

@@ -88,9 +88,7 @@ class Explorer(GatePage):
         document.template_variables["run_name"] = name
         document.template_variables["n_cells"] = self.cells.n_cells
         document.template_variables["cards"] = [card.root.name for card in self.plots.cards]
-        without = " There is no model of these cells: "
-        without += "denoised values, differences and probabilities need the results of totalvi run."
-        document.template_variables["note"] = "" if self.cells.model_path else without
+        document.template_variables["note"] = self.cells.note
 
     def _closed(self, _session_context: object) -> None:
         self._is_open = False

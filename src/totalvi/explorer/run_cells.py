@@ -103,6 +103,13 @@ class Cells(ABC):
         """The kinds of values of features that there are."""
         return (*(kind for kind in _WHERE if self._has(kind)), *_FROM_COUNTS)
 
+    @property
+    def note(self) -> str:
+        """What the page says of what is not there; empty where all is."""
+        without = " There is no model of these cells: "
+        without += "denoised values, differences and probabilities need the results of totalvi run."
+        return "" if self.model_path else without
+
     @abstractmethod
     def _has(self, kind: Kind) -> bool:
         """Return whether values of this kind are stored."""

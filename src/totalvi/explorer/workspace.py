@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from totalvi.atomic import write_file
+from totalvi.data.minified_cells import is_minified
 from totalvi.errors import TotalviError
 from totalvi.explorer.comparer import Comparer
 from totalvi.explorer.gate_files import gates_to_json, read_gates
@@ -207,7 +208,7 @@ def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Works
     FormatError
         When the file of gates cannot be used.
     """
-    cells = open_cells(folder)
+    cells = _open(Path(folder))
     workspace = Workspace(cells, Gating())
     if gates is None and workspace.gates_path.exists():
         gates = workspace.gates_path
@@ -217,6 +218,15 @@ def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Works
     for path in reversed(_unsaved_paths(cells)):
         _take_up_unsaved(workspace, path)
     return workspace
+
+
+def _open(path: Path) -> Cells:
+    """Open what is to be gated; a reference needs torch, for which others need not wait."""
+    if is_minified(path):
+        from totalvi.explorer.reference_cells import ReferenceCells
+
+        return ReferenceCells(path)
+    return open_cells(path)
 
 
 def _take_up_unsaved(workspace: Workspace, path: Path) -> None:

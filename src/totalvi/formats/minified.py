@@ -20,7 +20,7 @@ from torch import Tensor
 
 from totalvi.atomic import locked, parents_of, write_file
 from totalvi.data.cells import LAYOUT, Annotation, CiteData
-from totalvi.data.minified_cells import KeptCounts, Places, Steps, StoredPosterior
+from totalvi.data.minified_cells import KeptCounts, Places, Steps, StoredPosterior, is_minified
 from totalvi.errors import FormatError, OutputError, setting
 from totalvi.fit.model_state import ModelState
 from totalvi.fit.plan import Split
@@ -54,7 +54,6 @@ FORMAT_VERSION = 1
 MOST_CATEGORIES = 255
 _BYTES_FOR_LABELS = 6  # of a cell, of all its columns of obs
 _BYTES_FOR_HEADERS = 10_000  # of LZMA, which matter for few cells only
-_START = b'{"__metadata__":'
 _LONGEST_HEADER = 1 << 28
 _MOST_UNPACKED = 20  # times the bytes of the file, so that none is made to fill memory; usual are 4
 _WEIGHTS, _CELLS = "weights.", "cells."
@@ -139,14 +138,6 @@ def labels_to_keep(data: CiteData) -> dict[str, pd.Categorical]:
     return kept
 
 
-def is_minified(path: Path) -> bool:
-    """Return whether ``path`` is a file that starts like a minified reference."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(8 + len(_START))[8:] == _START
-
-
 def read_minified(path: Path) -> tuple[ModelState, CiteData]:
     """Return the model in a minified reference, and its cells.
 
@@ -203,8 +194,7 @@ def _packed_cells(
         library = (posterior.library_mean, posterior.library_variance)
         moments = (np.hstack([moments[0], library[0]]), np.hstack([moments[1], library[1]]))
     size = pack_sizes(data.library_size)
-    log_size = _log(unpack_sizes(*size, data.n_cells))
-    in_steps = pack_steps(Steps.of(*moments), log_size)
+    in_steps = pack_steps(Steps.of(*moments), unpack_sizes(*size, data.n_cells))
     part_of_fit, calibrates = np.zeros(data.n_cells, np.int64), np.zeros(data.n_cells, np.int64)
     for code, cells in enumerate(state.result.split, start=1):
         part_of_fit[cells] = code
@@ -316,18 +306,13 @@ def _posterior(
     shape = len(size), n_latent + latent_library
     expected = unpack(*parts["expected"], (2 * shape[1] + 2, shape[1])).astype(np.float32)
     packed = PackedSteps(parts["mean"], parts["log_variance"], expected)
-    mean, variance = unpack_steps(packed, shape, _log(size)).values()
+    mean, variance = unpack_steps(packed, shape, size).values()
     if not latent_library:
         return StoredPosterior(mean, variance)
     own, of_library = slice(None, n_latent), slice(n_latent, None)
     return StoredPosterior(
         *(np.ascontiguousarray(x[:, part]) for part in (own, of_library) for x in (mean, variance))
     )
-
-
-def _log(size: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.log(np.maximum(size.astype(np.float64), 1e-6))
-    return found
 
 
 def _labels(parts: dict[str, Packed], names: pd.Index) -> pd.DataFrame:

@@ -149,7 +149,7 @@ class PackedSteps(NamedTuple):
     expected: np.ndarray
 
 
-def pack_steps(steps: Steps, log_size: np.ndarray) -> PackedSteps:
+def pack_steps(steps: Steps, size: np.ndarray) -> PackedSteps:
     """Pack the posteriors of cells.
 
     Log variances follow the means, their squares and the log library size so closely that the residuals
@@ -157,24 +157,24 @@ def pack_steps(steps: Steps, log_size: np.ndarray) -> PackedSteps:
 
     Parameters
     ----------
-    log_size
-        Log library size of each cell, (N,), which is the same when they are unpacked.
+    size
+        Library size of each cell, (N,), which is the same when they are unpacked.
 
     Examples
     --------
     >>> rng = np.random.default_rng(0)
     >>> steps = Steps.of(rng.normal(size=(50, 3)), rng.gamma(2, size=(50, 3)))
-    >>> again = unpack_steps(pack_steps(steps, np.zeros(50)), (50, 3), np.zeros(50))
+    >>> again = unpack_steps(pack_steps(steps, np.ones(50)), (50, 3), np.ones(50))
     >>> bool((again.mean == steps.mean).all() and (again.log_variance == steps.log_variance).all())
     True
     """
-    known = _predictors(steps.mean, log_size)
+    known = _predictors(steps.mean, size)
     expected = np.linalg.lstsq(known, steps.log_variance, rcond=1e-6)[0].astype(np.float32)
     residual = steps.log_variance - _expected(known, expected)
     return PackedSteps(pack(steps.mean), pack(residual), expected)
 
 
-def unpack_steps(packed: PackedSteps, shape: tuple[int, int], log_size: np.ndarray) -> Steps:
+def unpack_steps(packed: PackedSteps, shape: tuple[int, int], size: np.ndarray) -> Steps:
     """Return the posteriors that `pack_steps` packed.
 
     Raises
@@ -185,12 +185,12 @@ def unpack_steps(packed: PackedSteps, shape: tuple[int, int], log_size: np.ndarr
     if packed.expected.shape != (2 * shape[1] + 2, shape[1]):
         raise ValueError(f"coefficients of the shape {packed.expected.shape}")
     mean = unpack(*packed.mean, shape)
-    expected = _expected(_predictors(mean, log_size), packed.expected)
+    expected = _expected(_predictors(mean, size), packed.expected)
     return Steps(mean, unpack(*packed.residual, shape) + expected)
 
 
-def _predictors(mean_steps: np.ndarray, log_size: np.ndarray) -> np.ndarray:
-    mean = mean_steps * MEAN_STEP
+def _predictors(mean_steps: np.ndarray, size: np.ndarray) -> np.ndarray:
+    mean, log_size = mean_steps * MEAN_STEP, np.log(np.maximum(size.astype(np.float64), 1e-6))
     return np.column_stack([np.ones(len(mean)), log_size, mean, mean**2])
 
 

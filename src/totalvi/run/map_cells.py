@@ -12,9 +12,9 @@ from totalvi.data.cells import CiteData
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data
 from totalvi.data.io.read import ReadOptions, read
+from totalvi.data.minified_cells import is_minified
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, argument, did_you_mean, listed, setting
-from totalvi.formats.minified import is_minified
 from totalvi.formats.model_folder import is_model, require_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model

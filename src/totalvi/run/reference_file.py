@@ -10,8 +10,9 @@ import pandas as pd
 
 from totalvi.data.describe import Data
 from totalvi.data.io.read import read
+from totalvi.data.minified_cells import is_minified
 from totalvi.errors import DataError, FormatError, counted, listed
-from totalvi.formats.minified import is_minified, read_card
+from totalvi.formats.minified import read_card
 from totalvi.formats.model_folder import is_model, read_state, require_model
 from totalvi.model import Model
 from totalvi.run.folder import MODEL, RECORD, STORE, counts_beside, refuse_input_in_output
