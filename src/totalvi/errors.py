@@ -308,7 +308,7 @@ SCVI_NAMES = {
     "get_anndata_manager": "schema says what the model was given",
     "get_from_registry": "schema says what the model was given",
     "to_device": "give accelerator to train; queries choose the device themselves",
-    "minify_adata": "a saved model holds no counts",
+    "minify_adata": "save(path, minified=True) keeps posteriors in place of counts",
     "history_": "history has it",
     "is_trained_": "is_trained has it",
     "trainer": "fit_summary and plan say how the fit went",

@@ -18,7 +18,7 @@ from totalvi.errors import DataError
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
-COMMANDS = ("run", "demo", "check", "convert", "simulate", "datasets")
+COMMANDS = ("run", "demo", "check", "convert", "info", "simulate", "datasets")
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
