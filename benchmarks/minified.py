@@ -98,7 +98,7 @@ def bytes_of_parts(place: Path) -> dict[str, int]:
         return {
             name.removeprefix("cells."): file.get_tensor(name).nbytes
             for name in names
-            if not name.startswith("cells.kept_")
+            if name != "cells.coefficients" and not name.startswith("cells.kept_")
         }
 
 

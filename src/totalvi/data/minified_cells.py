@@ -8,8 +8,9 @@ import numpy as np
 from totalvi.data.counts import Block, Counts
 from totalvi.errors import DataError, setting
 
-MEAN_STEP = 2.0**-11  # means of latent states are kept to half of it
-LOG_VARIANCE_STEP = 2.0**-8  # and their variances to 0.2 %
+_GRIDS = ((11, 9), (10, 9), (10, 8))
+_MOST_BYTES = 2.75  # of a mean and a variance, before what is known of the variance is taken out
+_ENTROPY_OF_NORMAL = 4.1327  # sqrt(2 pi e): its entropy is log2(spread / step * this) bits
 _SMALLEST_VARIANCE = 1e-30
 _START = b'{"__metadata__":'  # of the header of a safetensors file with metadata
 _PLACES = 4095  # steps on each axis of a map
@@ -23,33 +24,71 @@ def is_minified(path: Path) -> bool:
         return file.read(8 + len(_START))[8:] == _START
 
 
+class Grid(NamedTuple):
+    """How fine posteriors are kept: in steps of 2 to the power of minus these numbers.
+
+    Attributes
+    ----------
+    mean, log_variance
+        Of the means, whose errors are half a step, and of the logarithms of the variances.
+    """
+
+    mean: int
+    log_variance: int
+
+    @classmethod
+    def that_fits(cls, mean: np.ndarray, variance: np.ndarray) -> Self:
+        """Return the finest grid on which normal values like these need few bytes.
+
+        Examples
+        --------
+        >>> rng = np.random.default_rng(0)
+        >>> mean, variance = rng.normal(size=(1000, 5)), rng.gamma(40, size=(1000, 5)) / 100
+        >>> Grid.that_fits(mean, variance), Grid.that_fits(2 * mean, variance)
+        (Grid(mean=11, log_variance=9), Grid(mean=10, log_variance=9))
+        """
+        spread = np.array([mean.std(axis=0), _log(variance).std(axis=0)], dtype=np.float64)
+        for grid in _GRIDS:
+            steps = spread * 2.0 ** np.array(grid)[:, None] * _ENTROPY_OF_NORMAL
+            n_bytes = np.log2(np.maximum(steps, 1)).sum() / 8
+            if n_bytes <= _MOST_BYTES * mean.shape[1]:
+                break
+        return cls(*grid)
+
+
 class Steps(NamedTuple):
-    """Means and log variances of N cells as numbers of steps, each (N, d), int64."""
+    """Means and log variances of N cells as numbers of steps of a grid, each (N, d), int64."""
 
     mean: np.ndarray
     log_variance: np.ndarray
+    grid: Grid
 
     @classmethod
-    def of(cls, mean: np.ndarray, variance: np.ndarray) -> Self:
+    def of(cls, mean: np.ndarray, variance: np.ndarray, grid: Grid) -> Self:
         """Return means and variances to the nearest steps.
 
         Examples
         --------
-        >>> steps = Steps.of(np.array([[0.3]]), np.array([[0.5]]))
+        >>> steps = Steps.of(np.array([[0.3]]), np.array([[0.5]]), Grid(11, 9))
         >>> mean, variance = steps.values()
-        >>> bool(abs(mean - 0.3).max() < 0.0003), bool(abs(variance / 0.5 - 1).max() < 0.002)
+        >>> bool(abs(mean - 0.3).max() < 0.0003), bool(abs(variance / 0.5 - 1).max() < 0.001)
         (True, True)
         """
-        log_variance = np.log(np.maximum(variance.astype(np.float64), _SMALLEST_VARIANCE))
         return cls(
-            np.rint(mean.astype(np.float64) / MEAN_STEP).astype(np.int64),
-            np.rint(log_variance / LOG_VARIANCE_STEP).astype(np.int64),
+            np.rint(mean.astype(np.float64) * 2.0**grid.mean).astype(np.int64),
+            np.rint(_log(variance) * 2.0**grid.log_variance).astype(np.int64),
+            grid,
         )
 
     def values(self) -> tuple[np.ndarray, np.ndarray]:
         """Return means and variances, float32, whose nearest steps are these."""
-        mean = (self.mean * MEAN_STEP).astype(np.float32)
-        return mean, np.exp(self.log_variance * LOG_VARIANCE_STEP).astype(np.float32)
+        mean = (self.mean / 2.0**self.grid.mean).astype(np.float32)
+        return mean, np.exp(self.log_variance / 2.0**self.grid.log_variance).astype(np.float32)
+
+
+def _log(variance: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.log(np.maximum(variance.astype(np.float64), _SMALLEST_VARIANCE))
+    return found
 
 
 class Places(NamedTuple):
@@ -101,6 +140,11 @@ class StoredPosterior(NamedTuple):
     latent_variance: np.ndarray
     library_mean: np.ndarray | None = None
     library_variance: np.ndarray | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The grid on which it is kept."""
+        return Grid.that_fits(self.latent_mean, self.latent_variance)
 
 
 class KeptCounts(Counts[Block]):

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from totalvi.atomic import locked, parents_of, write_file
 from totalvi.data.cells import LAYOUT, Annotation, CiteData
-from totalvi.data.minified_cells import KeptCounts, Places, Steps, StoredPosterior, is_minified
+from totalvi.data.minified_cells import (
+    Grid,
+    KeptCounts,
+    Places,
+    Steps,
+    StoredPosterior,
+    is_minified,
+)
 from totalvi.errors import FormatError, OutputError, setting
 from totalvi.fit.model_state import ModelState
 from totalvi.fit.plan import Split
@@ -36,6 +43,7 @@ from totalvi.formats.packed_columns import (
     Packed,
     PackedSteps,
     as_whole,
+    n_predictors,
     pack,
     pack_rows,
     pack_sizes,
@@ -102,6 +110,7 @@ def write_minified(
         "cells": {
             "n_cells": data.n_cells,
             "n_kept": len(kept.kept),
+            "grid": list(kept.posterior.grid),
             "columns": {name: part.described for name, part in packed.items()},
         },
         "card": kept.card | {"obs_left_out": left_out},
@@ -194,7 +203,7 @@ def _packed_cells(
         library = (posterior.library_mean, posterior.library_variance)
         moments = (np.hstack([moments[0], library[0]]), np.hstack([moments[1], library[1]]))
     size = pack_sizes(data.library_size)
-    in_steps = pack_steps(Steps.of(*moments), unpack_sizes(*size, data.n_cells))
+    in_steps = pack_steps(Steps.of(*moments, posterior.grid), unpack_sizes(*size, data.n_cells))
     part_of_fit, calibrates = np.zeros(data.n_cells, np.int64), np.zeros(data.n_cells, np.int64)
     for code, cells in enumerate(state.result.split, start=1):
         part_of_fit[cells] = code
@@ -203,7 +212,7 @@ def _packed_cells(
     packed = {
         "mean": in_steps.mean,
         "log_variance": in_steps.residual,
-        "expected": pack(in_steps.expected),
+        "coefficients": pack(in_steps.coefficients),
         "library_size": size,
         "names": pack_texts(list(map(str, data.cell_names))),
         "part_of_fit": pack(part_of_fit),
@@ -248,9 +257,8 @@ def _with_cells(
         return found
 
     size = unpack_sizes(*parts["library_size"], n_cells)
-    posterior = _posterior(
-        parts, size, network.n_latent, latent_library=network.library == "latent"
-    )
+    grid = Grid(*map(int, cells["grid"]))
+    posterior = _posterior(parts, size, grid, network.n_latent, network.library == "latent")
     if not all(np.isfinite(part).all() for part in (size, *posterior) if part is not None):
         raise ValueError("the posterior is not finite")
     part_of_fit = codes("part_of_fit", len(_PARTS) + 1)
@@ -301,11 +309,12 @@ def _with_cells(
 
 
 def _posterior(
-    parts: dict[str, Packed], size: np.ndarray, n_latent: int, *, latent_library: bool
+    parts: dict[str, Packed], size: np.ndarray, grid: Grid, n_latent: int, latent_library: bool
 ) -> StoredPosterior:
     shape = len(size), n_latent + latent_library
-    expected = unpack(*parts["expected"], (2 * shape[1] + 2, shape[1])).astype(np.float32)
-    packed = PackedSteps(parts["mean"], parts["log_variance"], expected)
+    shape_of_regression = n_predictors(shape[1]), shape[1]
+    coefficients = unpack(*parts["coefficients"], shape_of_regression).astype(np.float32)
+    packed = PackedSteps(parts["mean"], parts["log_variance"], coefficients, grid)
     mean, variance = unpack_steps(packed, shape, size).values()
     if not latent_library:
         return StoredPosterior(mean, variance)

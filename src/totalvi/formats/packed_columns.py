@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from totalvi.data.minified_cells import MEAN_STEP, Steps
+from totalvi.data.counts import evenly_spaced
+from totalvi.data.minified_cells import Grid, Steps
 
-_LOG_SIZE_STEP = 2.0**-16
+_LOG_SIZE_STEP, _SMALLEST_SIZE = 2.0**-16, 1e-6
+_CELLS_TO_FIT, _CELLS_AT_ONCE = 20_000, 8192
+_MOST_PRODUCTS = 30  # dimensions whose products are predictors; of more, squares are
 
 
 class Packed(NamedTuple):
@@ -140,20 +143,23 @@ class PackedSteps(NamedTuple):
     ----------
     mean, residual
         Means, and log variances less what is expected of them, in steps.
-    expected
-        Coefficients of a regression of the log variances, (2 d + 2, d), float32.
+    coefficients
+        Of a regression of the log variances, (`n_predictors`, d), float32.
+    grid
+        That of the steps.
     """
 
     mean: Packed
     residual: Packed
-    expected: np.ndarray
+    coefficients: np.ndarray
+    grid: Grid
 
 
 def pack_steps(steps: Steps, size: np.ndarray) -> PackedSteps:
     """Pack the posteriors of cells.
 
-    Log variances follow the means, their squares and the log library size so closely that the residuals
-    of a linear regression need a quarter of a byte less.
+    Log variances follow the means and the library size so closely that the residuals of a regression on
+    their products need a third of a byte less.
 
     Parameters
     ----------
@@ -163,15 +169,16 @@ def pack_steps(steps: Steps, size: np.ndarray) -> PackedSteps:
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> steps = Steps.of(rng.normal(size=(50, 3)), rng.gamma(2, size=(50, 3)))
+    >>> steps = Steps.of(rng.normal(size=(50, 3)), rng.gamma(2, size=(50, 3)), Grid(11, 9))
     >>> again = unpack_steps(pack_steps(steps, np.ones(50)), (50, 3), np.ones(50))
     >>> bool((again.mean == steps.mean).all() and (again.log_variance == steps.log_variance).all())
     True
     """
-    known = _predictors(steps.mean, size)
-    expected = np.linalg.lstsq(known, steps.log_variance, rcond=1e-6)[0].astype(np.float32)
-    residual = steps.log_variance - _expected(known, expected)
-    return PackedSteps(pack(steps.mean), pack(residual), expected)
+    some = evenly_spaced(np.arange(len(size)), _CELLS_TO_FIT)
+    known = _predictors(steps.mean[some], size[some], steps.grid)
+    found = np.linalg.lstsq(known, steps.log_variance[some], rcond=1e-6)[0].astype(np.float32)
+    residual = steps.log_variance - _expected(steps.mean, size, found, steps.grid)
+    return PackedSteps(pack(steps.mean), pack(residual), found, steps.grid)
 
 
 def unpack_steps(packed: PackedSteps, shape: tuple[int, int], size: np.ndarray) -> Steps:
@@ -182,24 +189,47 @@ def unpack_steps(packed: PackedSteps, shape: tuple[int, int], size: np.ndarray) 
     ValueError
         When they are damaged.
     """
-    if packed.expected.shape != (2 * shape[1] + 2, shape[1]):
-        raise ValueError(f"coefficients of the shape {packed.expected.shape}")
     mean = unpack(*packed.mean, shape)
-    expected = _expected(_predictors(mean, size), packed.expected)
-    return Steps(mean, unpack(*packed.residual, shape) + expected)
+    expected = _expected(mean, size, packed.coefficients, packed.grid)
+    return Steps(mean, unpack(*packed.residual, shape) + expected, packed.grid)
 
 
-def _predictors(mean_steps: np.ndarray, size: np.ndarray) -> np.ndarray:
-    mean, log_size = mean_steps * MEAN_STEP, np.log(np.maximum(size.astype(np.float64), 1e-6))
-    return np.column_stack([np.ones(len(mean)), log_size, mean, mean**2])
+def n_predictors(n_dimensions: int) -> int:
+    """Return the number of predictors of the log variances.
+
+    Examples
+    --------
+    >>> n_predictors(20), n_predictors(50)
+    (253, 153)
+    """
+    products = n_dimensions * (n_dimensions + 1) // 2
+    return 3 + 2 * n_dimensions + (products if n_dimensions <= _MOST_PRODUCTS else n_dimensions)
 
 
-def _expected(known: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Return the expected steps, summed in one order, so that they are the same anywhere."""
-    total = np.zeros((len(known), coefficients.shape[1]))
-    for column, weights in zip(known.T, coefficients.astype(np.float64), strict=True):
-        total += column[:, None] * weights
-    return np.rint(total).astype(np.int64)
+def _predictors(mean_steps: np.ndarray, size: np.ndarray, grid: Grid) -> np.ndarray:
+    mean, n_cells = mean_steps / 2.0**grid.mean, len(mean_steps)
+    log_size = np.log(np.maximum(size.astype(np.float64), _SMALLEST_SIZE))[:, None]
+    first, second = np.triu_indices(mean.shape[1])
+    if mean.shape[1] > _MOST_PRODUCTS:
+        first = second = np.arange(mean.shape[1])
+    return np.hstack(
+        [
+            np.ones((n_cells, 1)), log_size, log_size**2, mean, mean * log_size,
+            mean[:, first] * mean[:, second],
+        ]
+    )  # fmt: skip
+
+
+def _expected(
+    mean_steps: np.ndarray, size: np.ndarray, coefficients: np.ndarray, grid: Grid
+) -> np.ndarray:
+    """Return the expected steps of the log variances."""
+    expected = np.empty(mean_steps.shape, dtype=np.int64)
+    weights = coefficients.astype(np.float64)
+    for start in range(0, len(expected), _CELLS_AT_ONCE):
+        rows = slice(start, start + _CELLS_AT_ONCE)
+        expected[rows] = np.rint(_predictors(mean_steps[rows], size[rows], grid) @ weights)
+    return expected
 
 
 def pack_sizes(sizes: np.ndarray) -> Packed:

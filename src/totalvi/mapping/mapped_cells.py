@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from totalvi.data.cells import LAYOUT, QueryMapping
-from totalvi.data.minified_cells import Places, Steps
+from totalvi.data.minified_cells import Grid, Places, Steps
 from totalvi.errors import DataError
 from totalvi.mapping.reference_neighbours import (
     Reference,
@@ -382,13 +382,12 @@ class ComparisonQueries(Fitted):
 
 
 def reference_posterior(model: Fitted) -> LatentDistribution:
-    """Return q(u | cell) of all cells of a reference, to the steps that a minified one keeps.
-
-    Both then give the same answers.
-    """
+    """Return q(u | cell) of all cells of a reference, to the steps that a minified one keeps."""
     data = model._training_data()
     found = encode(model.module, data, np.arange(data.n_cells))
-    return LatentDistribution(*Steps.of(*found).values())
+    if data.posterior is not None:
+        return found
+    return LatentDistribution(*Steps.of(*found, Grid.that_fits(*found)).values())
 
 
 def chosen_to_calibrate(
