@@ -23,7 +23,7 @@ from totalvi.data.minified_cells import is_minified
 from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, of_scvi, warn_of
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
-from totalvi.formats.minified import labels_to_keep, read_minified, write_minified
+from totalvi.formats.minified import read_minified, require_replaceable, write_minified
 from totalvi.formats.model_folder import read_state, write_state
 from totalvi.formats.scvi_write import write_scvi
 from totalvi.mapping.map_query import MappingQueries
@@ -316,10 +316,8 @@ class Model(
         """
         state = self._state()
         if this_process().rank == 0 and minified:
-            data = self._training_data()
-            labels = labels_to_keep(data)
-            kept = minify(self, {name: values.codes for name, values in labels.items()})
-            write_minified(Path(path), state, data, labels, kept, overwrite)
+            require_replaceable(Path(path), overwrite)
+            write_minified(Path(path), state, self._training_data(), minify(self), overwrite)
         elif this_process().rank == 0:
             write_state(Path(path), state, overwrite)
         return Path(path)

@@ -320,4 +320,7 @@ def test_only_references_with_data_are_minified(
     both[0].save(tmp_path / "model")
     with pytest.raises(DataError, match="loaded without data"):
         totalvi.Model.load(tmp_path / "model").save(tmp_path / "reference", minified=True)
+    others = totalvi.Model.load(tmp_path / "model", both[0].mdata[::-1].copy())
+    with pytest.raises(DataError, match="not the cells that the model was fitted to"):
+        others.save(tmp_path / "reference", minified=True)
     assert not (tmp_path / "reference").exists()

@@ -323,6 +323,7 @@ class CiteData:
         return pd.util.hash_array(self.cell_names.to_numpy(object), categorize=False)
 
 
+NAMES = "names of cells"  # of a fingerprint
 _CELLS_COMPARED, _ROWS_AT_ONCE = 10_000, 1_000
 
 
@@ -348,11 +349,16 @@ def fingerprint(data: CiteData) -> dict[str, Any]:
         "cells": data.n_cells,
         "genes": _hash_texts(schema.gene_names),
         "proteins": _hash_texts(schema.protein_names),
-        "names of cells": _hash_arrays([data.cell_keys]),
+        NAMES: hash_of_names(data),
         "annotation": _hash_arrays([values for values in annotation if values is not None]),
         "protein counts": _hash_protein(data),
         "RNA counts": _hash_rna(data),
     }
+
+
+def hash_of_names(data: CiteData) -> str:
+    """Return the hash of the names of cells, in their order."""
+    return _hash_arrays([data.cell_keys])
 
 
 def _hash_protein(data: CiteData) -> str:

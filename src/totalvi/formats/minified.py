@@ -59,9 +59,6 @@ from totalvi.mapping.reference_card import Minified
 
 FORMAT = "totalvi minified reference"
 FORMAT_VERSION = 1
-MOST_CATEGORIES = 255
-_BYTES_FOR_LABELS = 6  # of a cell, of all its columns of obs
-_BYTES_FOR_HEADERS = 10_000  # of LZMA, which matter for few cells only
 _LONGEST_HEADER = 1 << 28
 _MOST_UNPACKED = 20  # times the bytes of the file, so that none is made to fill memory; usual are 4
 _WEIGHTS, _CELLS = "weights.", "cells."
@@ -72,7 +69,6 @@ def write_minified(
     path: Path,
     state: ModelState,
     data: CiteData,
-    labels: dict[str, pd.Categorical],
     kept: Minified,
     overwrite: bool,
 ) -> None:
@@ -82,10 +78,8 @@ def write_minified(
     ----------
     data
         The cells that the model was fitted to.
-    labels
-        The columns of their obs to keep, from `labels_to_keep`.
     kept
-        What else is kept of them.
+        What is kept of them.
 
     Raises
     ------
@@ -94,11 +88,11 @@ def write_minified(
         written.
     """
     packed = _packed_cells(state, data, kept.posterior, kept.kept)
-    for number, (name, values) in enumerate(labels.items()):
+    for number, (name, values) in enumerate(kept.labels.items()):
         about = {"name": name, "categories": list(map(str, values.categories))}
         codes = pack(values.codes)
         packed[f"obs_{number}"] = codes._replace(described=codes.described | about)
-    left_out = [str(name) for name in data.annotation.obs() if str(name) not in labels]
+    left_out = [str(name) for name in data.annotation.obs() if str(name) not in kept.labels]
     tensors = {
         _WEIGHTS + name: tensor.contiguous() for name, tensor in state.network.state_dict().items()
     }
@@ -119,32 +113,26 @@ def write_minified(
     content = _with_checksum(tensors, json.dumps(plain_values(description)))
     path = path.resolve()
     with parents_of(path), locked(path, SAVING_TAKES_AT_MOST_S):
-        if path.exists() and not overwrite:
-            raise OutputError(
-                f"{path} exists; give {setting('overwrite', True)} to replace it, or another path."
-            )
-        if path.exists() and not is_minified(path):
-            raise OutputError(
-                f"{path} exists and is not a minified reference; choose another path."
-            )
+        require_replaceable(path, overwrite)
         write_file(path, content)
 
 
-def labels_to_keep(data: CiteData) -> dict[str, pd.Categorical]:
-    """Return the columns of obs with at most 255 different texts, whole numbers or truths.
+def require_replaceable(path: Path, overwrite: bool) -> None:
+    """Refuse a path at which no reference can be written.
 
-    Together they need at most 6 bytes a cell; columns beyond that are left out.
+    Raises
+    ------
+    OutputError
+        When it exists, and ``overwrite`` is False or it is not a minified reference.
     """
-    kept, n_bytes = dict[str, pd.Categorical](), 0
-    for name, column in data.annotation.obs().items():
-        discrete = isinstance(column.dtype, pd.CategoricalDtype) or column.dtype.kind in "OUTbiu"
-        if not discrete or column.nunique() > MOST_CATEGORIES:
-            continue
-        values = pd.Categorical(column.astype(object).map(str, na_action="ignore"))
-        n_more = len(pack(values.codes).content)
-        if n_bytes + n_more <= _BYTES_FOR_LABELS * data.n_cells + _BYTES_FOR_HEADERS:
-            kept[str(name)], n_bytes = values, n_bytes + n_more
-    return kept
+    if not path.exists():
+        return
+    if not overwrite:
+        raise OutputError(
+            f"{path} exists; give {setting('overwrite', True)} to replace it, or another path."
+        )
+    if not is_minified(path):
+        raise OutputError(f"{path} exists and is not a minified reference; choose another path.")
 
 
 def read_minified(path: Path) -> tuple[ModelState, CiteData]:

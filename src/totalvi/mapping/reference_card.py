@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import NAMES, CiteData, hash_of_names
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.minified_cells import StoredPosterior
 from totalvi.errors import DataError
@@ -36,6 +36,7 @@ MEASURED = (
 TRAINED_ON = " The fit saw the cells that were labelled, so others are labelled less well."
 _N_NEIGHBORS, _SAMPLES = 30, 25
 _FEWEST_LABELLED = 50
+_MOST_CATEGORIES, _BYTES_FOR_LABELS = 255, 5  # bytes of a cell
 
 
 class Minified(NamedTuple):
@@ -45,6 +46,8 @@ class Minified(NamedTuple):
     ----------
     posterior
         Of all cells.
+    labels
+        Columns of obs, by name.
     kept
         Positions of the cells whose counts are kept, ascending.
     card
@@ -52,22 +55,18 @@ class Minified(NamedTuple):
     """
 
     posterior: StoredPosterior
+    labels: dict[str, pd.Categorical]
     kept: np.ndarray
     card: dict[str, Any]
 
 
-def minify(model: Fitted, labels: Mapping[str, np.ndarray]) -> Minified:
+def minify(model: Fitted) -> Minified:
     """Return what a minified reference keeps of the cells of a model.
-
-    Parameters
-    ----------
-    labels
-        Columns of obs that are kept: the code of each cell, -1 without a label.
 
     Raises
     ------
     DataError
-        When the model has no data, or was mapped.
+        When the model has no data, or others than it was fitted to, or was mapped.
     """
     if model._mapping is not None:
         raise DataError(
@@ -76,9 +75,35 @@ def minify(model: Fitted, labels: Mapping[str, np.ndarray]) -> Minified:
         )
     question = model._question(None, None, QUERY_BATCH_SIZE, False, n_samples=_SAMPLES)
     data = question.data
+    known = None if model._result is None else model._result.fingerprint
+    if known is not None and known[NAMES] != hash_of_names(data):
+        raise DataError(
+            "The data are not the cells that the model was fitted to, or in another order; load it "
+            "with those, Model.load(path, data)."
+        )
     posterior = stored_posterior(question) if data.posterior is None else data.posterior
-    kept = _cells_to_keep(model, question, labels)
-    return Minified(posterior, kept, _card(model, question, labels, kept))
+    labels = labels_to_keep(data)
+    codes = {name: values.codes for name, values in labels.items()}
+    kept = _cells_to_keep(model, question, codes)
+    return Minified(posterior, labels, kept, _card(model, question, codes, kept))
+
+
+def labels_to_keep(data: CiteData) -> dict[str, pd.Categorical]:
+    """Return the columns of obs with at most 255 different texts, whole numbers or truths.
+
+    By their entropy they need at most 5 bytes a cell together; columns beyond that are left out.
+    """
+    kept, n_bytes = dict[str, pd.Categorical](), 0.0
+    for name, column in data.annotation.obs().items():
+        discrete = isinstance(column.dtype, pd.CategoricalDtype) or column.dtype.kind in "OUTbiu"
+        if not discrete or column.nunique() > _MOST_CATEGORIES:
+            continue
+        values = pd.Categorical(column.astype(object).map(str, na_action="ignore"))
+        share = np.unique(values.codes, return_counts=True)[1] / len(values)
+        n_more = float(-(share * np.log2(share)).sum()) / 8
+        if n_bytes + n_more <= _BYTES_FOR_LABELS:
+            kept[str(name)], n_bytes = values, n_bytes + n_more
+    return kept
 
 
 def stored_posterior(question: Question) -> StoredPosterior:
