@@ -97,9 +97,11 @@ class ReferenceCells(Cells):
 
     @cached_property
     def _foreground(self) -> np.ndarray:
-        return self._model.get_protein_foreground_probability(
-            given_counts=False, n_samples=_SAMPLES, progress=False
-        ).to_numpy()
+        return np.asarray(
+            self._model.get_protein_foreground_probability(
+                given_counts=False, n_samples=_SAMPLES, progress=False
+            )
+        )
 
     @cached_property
     def protein(self) -> Counts[np.ndarray]:  # type: ignore[override]  # decoded when needed

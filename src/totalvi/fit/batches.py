@@ -301,8 +301,8 @@ def _minibatch(
     y: Tensor,
     share: Share | None = None,
 ) -> Minibatch:
-    context, *prior = _context(data, module, rows, y.device)
-    return Minibatch(rows, data.cell_keys[rows], x, y, context, *prior, share)
+    context, mean, variance = _context(data, module, rows, y.device)
+    return Minibatch(rows, data.cell_keys[rows], x, y, context, mean, variance, share)
 
 
 def _stored(
@@ -310,11 +310,16 @@ def _stored(
 ) -> CountlessMinibatch:
     """Return the cells at ``rows``, of which a minified reference keeps no counts."""
     assert data.posterior is not None
+
+    def part(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values[rows]).to(device)
+
+    stored = data.posterior
+    library = (stored.library_mean, stored.library_variance)
     posterior = CellPosterior(
-        *(
-            None if part is None else torch.from_numpy(part[rows]).to(device)
-            for part in data.posterior
-        )
+        part(stored.latent_mean),
+        part(stored.latent_variance),
+        *(None if values is None else part(values) for values in library),
     )
     absent: Any = None
     return CountlessMinibatch(

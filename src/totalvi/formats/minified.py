@@ -330,7 +330,8 @@ def _with_checksum(tensors: dict[str, Tensor], text: str) -> bytes:
     """Return the file's content; the checksum is of the description and the bytes of all tensors."""
     unsigned = safetensors.torch.save(tensors, {"totalvi": text, "sha256": "0" * 64})
     digest = _digest(text, _body(unsigned))
-    return safetensors.torch.save(tensors, {"totalvi": text, "sha256": digest})
+    content: bytes = safetensors.torch.save(tensors, {"totalvi": text, "sha256": digest})
+    return content
 
 
 def _body(content: bytes) -> memoryview:

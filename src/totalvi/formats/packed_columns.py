@@ -37,7 +37,8 @@ class Packed(NamedTuple):
         shape = self.described["shape"]
         if any(length < 0 for length in shape):
             raise ValueError(f"packed numbers of the shape {shape}")
-        return math.prod(shape) * np.dtype(self.described["type"]).itemsize
+        n_bytes: int = math.prod(shape) * np.dtype(self.described["type"]).itemsize
+        return n_bytes
 
     def tensor(self) -> np.ndarray:
         """Return the bytes as an array, uint8."""

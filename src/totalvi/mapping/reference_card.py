@@ -98,7 +98,7 @@ def labels_to_keep(data: CiteData) -> dict[str, pd.Categorical]:
         discrete = isinstance(column.dtype, pd.CategoricalDtype) or column.dtype.kind in "OUTbiu"
         if not discrete or column.nunique() > _MOST_CATEGORIES:
             continue
-        values = pd.Categorical(column.astype(object).map(str, na_action="ignore"))
+        values: Any = pd.Categorical(column.astype(object).map(str, na_action="ignore"))
         share = np.unique(values.codes, return_counts=True)[1] / len(values)
         n_more = float(-(share * np.log2(share)).sum()) / 8
         if n_bytes + n_more <= _BYTES_FOR_LABELS:
@@ -242,5 +242,5 @@ def _accuracy_of_proteins(model: Fitted, question: Question) -> dict[str, Any]:
         hidden, 0.9, wanted.proteins.names, latent_clusters(held_out)
     )
     kept = ["n_cells", "pearson", "rmse", "coverage", "within_pearson", "reliable"]
-    rows: dict[str, Any] = table[kept].astype(object).to_dict(orient="index")
+    rows = table[kept].astype(object).to_dict(orient="index")
     return {str(name): row for name, row in rows.items()}
