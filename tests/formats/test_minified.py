@@ -264,7 +264,7 @@ def _with_shape(name: str, shape: list[int]) -> Callable[[dict[str, Any], dict[s
         _with_offset("kept_rna_length", 3),
         _with_offset("kept_protein", -(10**6)),
         _with_offset("log_variance", 10**9),
-        _with_offset("obs_0", 300),
+        _with_offset("batch", -1),
         _with_shape("names", [10**12]),
         _with_shape("kept_protein", [10**6, 10**6]),
         _with_shape("mean", [-1, 4]),

@@ -88,10 +88,12 @@ def write_minified(
         written.
     """
     packed = _packed_cells(state, data, kept.posterior, kept.kept)
-    for number, (name, values) in enumerate(kept.labels.items()):
-        about = {"name": name, "categories": list(map(str, values.categories))}
-        codes = pack(values.codes)
-        packed[f"obs_{number}"] = codes._replace(described=codes.described | about)
+    for name, values in kept.labels.items():
+        same = [other for other in kept.labels if values.equals(kept.labels[other])]
+        if name == same[0]:  # objects of several modalities have columns twice
+            about = {"names": same, "categories": list(map(str, values.categories))}
+            codes = pack(values.codes)
+            packed[f"obs_{len(packed)}"] = codes._replace(described=codes.described | about)
     left_out = [str(name) for name in data.annotation.obs() if str(name) not in kept.labels]
     tensors = {
         _WEIGHTS + name: tensor.contiguous() for name, tensor in state.network.state_dict().items()
@@ -228,27 +230,27 @@ def _with_cells(
     """Return the state with its lists of cells, and the cells; ValueError where they are damaged."""
     n_cells, n_kept, columns = int(cells["n_cells"]), int(cells["n_kept"]), cells["columns"]
     if not 0 < n_cells <= n_bytes or not 0 <= n_kept <= n_cells:
-        raise ValueError(f"{n_cells} cells in {n_bytes} bytes")  # each cell has more than one byte
+        raise ValueError(f"{n_cells} cells in {n_bytes} bytes.")  # each cell has more than one byte
     parts = {
         name: Packed(tensors[_CELLS + name].numpy().tobytes(), described)
         for name, described in columns.items()
     }
     n_unpacked = sum(part.n_unpacked for part in parts.values())
     if n_unpacked > _MOST_UNPACKED * n_bytes:
-        raise ValueError(f"{n_unpacked} bytes packed into {n_bytes}")
+        raise ValueError(f"{n_unpacked} bytes packed into {n_bytes}.")
     schema, network = state.schema, state.network
 
     def codes(name: str, n_codes: int, shape: tuple[int, ...] = (n_cells,)) -> np.ndarray:
         found = unpack(*parts[name], shape)
         if found.dtype != np.int64 or not ((found >= 0) & (found < n_codes)).all():
-            raise ValueError(f"{name} holds codes that are not there")
+            raise ValueError(f"{name} holds codes that are not there.")
         return found
 
     size = unpack_sizes(*parts["library_size"], n_cells)
     grid = Grid(*map(int, cells["grid"]))
     posterior = _posterior(parts, size, grid, network.n_latent, network.library == "latent")
     if not all(np.isfinite(part).all() for part in (size, *posterior) if part is not None):
-        raise ValueError("the posterior is not finite")
+        raise ValueError("the posterior is not finite.")
     part_of_fit = codes("part_of_fit", len(_PARTS) + 1)
     split = Split(*(np.flatnonzero(part_of_fit == code) for code in range(1, len(_PARTS) + 1)))
     calibration = state.result.calibration
@@ -256,7 +258,7 @@ def _with_cells(
         calibration = calibration._replace(cells=np.flatnonzero(codes("calibrates", 2)))
     kept = np.cumsum(unpack(*parts["kept"], (n_kept,)))
     if n_kept and not ((np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < n_cells):
-        raise ValueError("kept cells that are not there")
+        raise ValueError("kept cells that are not there.")
     rows = {
         name.removeprefix("kept_rna_"): part
         for name, part in parts.items()
@@ -264,7 +266,7 @@ def _with_cells(
     }
     protein = unpack(*parts["kept_protein"], (n_kept, len(schema.protein_names)))
     if not (np.isfinite(protein).all() and (protein >= 0).all()):
-        raise ValueError("protein counts that are no counts")
+        raise ValueError("protein counts that are no counts.")
     names = pd.Index(unpack_texts(parts["names"], n_cells), dtype=object)
     n_covariates = list(map(len, schema.covariate_categories))
     categorical = None
@@ -272,7 +274,7 @@ def _with_cells(
         shape = (n_cells, len(n_covariates))
         categorical = codes("categorical", max(n_covariates), shape)
         if (categorical >= n_covariates).any():
-            raise ValueError("categories that are not there")
+            raise ValueError("categories that are not there.")
     continuous = None
     if "continuous" in parts:
         n_continuous = len(schema.columns.continuous_covariate_keys)
@@ -319,7 +321,8 @@ def _labels(parts: dict[str, Packed], names: pd.Index) -> pd.DataFrame:
         if name.startswith("obs_"):
             codes = unpack(*part, (len(names),))
             categories = pd.Index(part.described["categories"], dtype=object)
-            obs[part.described["name"]] = pd.Categorical.from_codes(codes, categories)
+            for column in part.described["names"]:
+                obs[column] = pd.Categorical.from_codes(codes, categories)
     if "layout" in parts:
         steps, about = unpack(*parts["layout"], (len(names), 2)), parts["layout"].described
         obs[list(LAYOUT)] = Places(steps, about["least"], about["width"]).values()
@@ -356,14 +359,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = path.read_bytes()
         (length,) = struct.unpack("<Q", content[:8])
         if length > min(len(content) - 8, _LONGEST_HEADER):
-            raise ValueError("it ends too early")
+            raise ValueError("it ends too early.")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
         text = metadata["totalvi"]
         if metadata["sha256"] != _digest(text, _body(content)):
-            raise ValueError("checksum")
+            raise ValueError("checksum.")
         description = json.loads(text)
         if description["format"] != FORMAT:
-            raise ValueError(f"format {description['format']!r}")
+            raise ValueError(f"format {description['format']!r}.")
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if description.get("format_version") != FORMAT_VERSION:
@@ -374,11 +377,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(content)
         if declared(tensors) != description["tensors"]:
-            raise ValueError("other tensors than it lists")
+            raise ValueError("other tensors than it lists.")
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, str(error)) from error
     return tensors, description
 
 
 def _damaged(path: Path, why: str) -> FormatError:
+    why = why.rstrip(".")
     return FormatError(f"{path} is damaged ({why}); save the reference again, or copy it again.")

@@ -36,7 +36,7 @@ class Packed(NamedTuple):
         """
         shape = self.described["shape"]
         if any(length < 0 for length in shape):
-            raise ValueError(f"packed numbers of the shape {shape}")
+            raise ValueError(f"packed numbers of the shape {shape}.")
         n_bytes: int = math.prod(shape) * np.dtype(self.described["type"]).itemsize
         return n_bytes
 
@@ -73,7 +73,9 @@ def pack(values: np.ndarray) -> Packed:
     by_column = np.ascontiguousarray(stored.T)
     planes = by_column.reshape(-1, 1).view(np.uint8)[:, ::-1].T
     described = {"type": kind, "shape": list(values.shape), "offset": offset}
-    return Packed(lzma.compress(np.ascontiguousarray(planes).tobytes()), described)
+    return Packed(
+        lzma.compress(np.ascontiguousarray(planes).tobytes(), lzma.FORMAT_ALONE), described
+    )
 
 
 def unpack(content: bytes, described: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -86,12 +88,12 @@ def unpack(content: bytes, described: dict[str, Any], shape: tuple[int, ...]) ->
     """
     kind = described["type"]
     if kind not in ("u1", "u2", "u4", "u8", "f4") or tuple(described["shape"]) != shape:
-        raise ValueError(f"packed numbers of {kind} and {described['shape']}, not {shape}")
+        raise ValueError(f"packed numbers of {kind} and {described['shape']}, not {shape}.")
     dtype = np.dtype(f"<{kind}")
     n_values = int(np.prod(shape))
     raw = _decompressed(content, n_values * dtype.itemsize)
     if len(raw) != n_values * dtype.itemsize:
-        raise ValueError(f"{len(raw)} bytes of packed numbers, not {n_values * dtype.itemsize}")
+        raise ValueError(f"{len(raw)} bytes of packed numbers, not {n_values * dtype.itemsize}.")
     planes = np.frombuffer(raw, dtype=np.uint8).reshape(dtype.itemsize, n_values)
     by_column = np.ascontiguousarray(planes.T[:, ::-1]).view(dtype).reshape(shape[::-1])
     values = np.ascontiguousarray(by_column.T)
@@ -104,10 +106,10 @@ def unpack(content: bytes, described: dict[str, Any], shape: tuple[int, ...]) ->
 def _decompressed(content: bytes, at_most: int) -> bytes:
     """Return what LZMA packed, without ever holding more than was declared."""
     try:
-        reader = lzma.LZMADecompressor(memlimit=1 << 28)
+        reader = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=1 << 28)
         return reader.decompress(content, max_length=at_most) if at_most else b""
     except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"packed bytes are damaged: {error}") from error
+        raise ValueError(f"packed bytes are damaged: {error}.") from error
 
 
 def pack_texts(texts: list[str]) -> Packed:
@@ -133,7 +135,7 @@ def unpack_texts(packed: Packed, n_texts: int) -> list[str]:
     (length,) = packed.described["shape"]
     texts = unpack(*packed, (length,)).astype(np.uint8).tobytes().decode().split("\0")
     if len(texts) != n_texts:
-        raise ValueError(f"{len(texts)} names, not {n_texts}")
+        raise ValueError(f"{len(texts)} names, not {n_texts}.")
     return texts
 
 
@@ -289,7 +291,7 @@ def unpack_rows(packed: dict[str, Packed], shape: tuple[int, int]) -> sparse.csr
         and np.isfinite(counts).all()
         and counts.min() >= 0
     ):
-        raise ValueError("counts at columns that are not there, or that are no counts")
+        raise ValueError("counts at columns that are not there, or that are no counts.")
     return sparse.csr_matrix((counts, column.astype(np.int32), pointer.astype(np.int32)), shape)
 
 

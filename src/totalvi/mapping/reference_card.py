@@ -100,7 +100,8 @@ def labels_to_keep(data: CiteData) -> dict[str, pd.Categorical]:
             continue
         values: Any = pd.Categorical(column.astype(object).map(str, na_action="ignore"))
         share = np.unique(values.codes, return_counts=True)[1] / len(values)
-        n_more = float(-(share * np.log2(share)).sum()) / 8
+        is_new = not any(values.equals(others) for others in kept.values())
+        n_more = float(-(share * np.log2(share)).sum()) / 8 * is_new
         if n_bytes + n_more <= _BYTES_FOR_LABELS:
             kept[str(name)], n_bytes = values, n_bytes + n_more
     return kept
