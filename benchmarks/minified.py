@@ -173,8 +173,8 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         "# Minified references",
         "",
         "Written by `python benchmarks/minified.py`. Differences are the largest over all cells and",
-        "features, of counts relative to 1 + count. Labels are clusters of the latent space. Each row is one",
-        "fit; without times, those were not measured.",
+        "features, of counts relative to 1 + count. Labels are clusters of the latent space.",
+        "Each row is one fit; without times, those were not measured.",
         "",
         "| data | seed | cells | bytes a cell | other MB |"
         + " map 10,000 cells: whole, minified (s) |" * timed,

@@ -112,11 +112,7 @@ def test_base_names_are_unique() -> None:
 
 
 def test_files_are_few_and_short() -> None:
-<<<<<<< HEAD
-    assert len(FILES) <= 197
-=======
-    assert len(FILES) <= 192
->>>>>>> main
+    assert len(FILES) <= 199
     lengths = {
         name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in FILES.items()
     }

@@ -10,13 +10,8 @@ import pandas as pd
 
 from totalvi.data.cells import CiteData, fingerprint
 from totalvi.data.describe import Data
-<<<<<<< HEAD
-from totalvi.errors import DataError, argument, did_you_mean
-from totalvi.fit.minibatch import Minibatch
-=======
 from totalvi.errors import DataError
-from totalvi.fit.batches import Minibatch
->>>>>>> main
+from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import (
     Cells,
     Names,

@@ -86,11 +86,7 @@ def latent_distribution(question: Question) -> LatentDistribution:
 
 def library_mean(question: Question, batch: Minibatch) -> Tensor:
     """Return the posterior mean exp(m + v / 2) of each library size, or the known one, (B, 1)."""
-<<<<<<< HEAD
-    return question.network.library_mean(batch.encode(question.network), batch.context)
-=======
-    return _encode(question, batch).library_mean(batch.context)
->>>>>>> main
+    return batch.encode(question.network).library_mean(batch.context)
 
 
 def library_samples(question: Question, batch: Minibatch) -> Tensor:
@@ -98,13 +94,8 @@ def library_samples(question: Question, batch: Minibatch) -> Tensor:
     posterior = batch.encode(question.network)
     samples = []
     for sample in range(question.n_samples):
-<<<<<<< HEAD
         normal = question.noise.normal("library", sample, batch.keys, 1).to(batch.device)
-        samples.append(question.network.library_at(posterior, batch.context, normal)[0])
-=======
-        normal = question.noise.normal("library", sample, batch.keys, 1).to(batch.y.device)
         samples.append(posterior.library_at(batch.context, normal)[0])
->>>>>>> main
     return torch.stack(samples)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.network import Network
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.draws import GeneParameters

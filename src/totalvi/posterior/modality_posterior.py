@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.counts import evenly_spaced
-from totalvi.fit.batches import Minibatch
+from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.cell import CellContext
 from totalvi.nn.likelihoods import negative_binomial_mixture_log_prob, standard_normal_kl
 from totalvi.nn.network import Network
