@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 import numpy as np
 import pandas as pd
 
-from totalvi.errors import allowed, did_you_mean, of_scvi
+from totalvi.errors import allowed, did_you_mean
+from totalvi.scvi_names import of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names: TypeAlias = str | Sequence[str] | None

@@ -105,7 +105,7 @@ HASHTAG = re.compile(
 )
 
 CONTROL = re.compile(
-    r"""iso[ _.-]?(type|ctrl|control)
+    r"""iso[ _.-]?(type|ctrl|control) | is[otype]{4,6}[ _.-]*(ctrl|control)  # and misspelt
         | ig[gmade] .* (control|ctrl)
         | (control|ctrl) .* ig[gmade]
         | ^ (?! .* anti[ _-]* ((human|mouse|rat|hamster)[ _-]*)? igg)  # anti-IgG1 is a target,
