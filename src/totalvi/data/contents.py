@@ -199,6 +199,13 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
         asked = isinstance(data, MuData) and name != "prot" and name not in data.mod
         where = f' (no modality "{name}" is there)' if asked else ""
         return f"There are no proteins at all{where}, but {_in_words(found)}."
+    if isinstance(data, MuData) and set(data.mod) == {columns.rna_modality, "hto"}:
+        tags = data.mod["hto"].var_names
+        return (
+            f"There are no proteins at all, only hashtags ({listed(tags, at_most=3)}), which tell "
+            f"samples apart; give the file of the antibodies as {argument('protein_path')}, or name as "
+            f"hashtags only what is one with {argument('hashtags')}."
+        )
     if isinstance(data, MuData) and len(data.mod) > 1:
         name = columns.protein_modality
         missing = (

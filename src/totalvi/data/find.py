@@ -10,8 +10,9 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.cell_pairs import require_same_cells
 from totalvi.data.cells import MODALITIES
-from totalvi.data.columns import Columns, feature_names, joined_obs, names_of, require_same_cells
+from totalvi.data.columns import Columns, feature_names, joined_obs, names_of
 from totalvi.data.contents import looks_like_counts, no_proteins, require_no_proteins
 from totalvi.data.counts import (
     Counts,
@@ -25,7 +26,7 @@ from totalvi.data.counts import (
 )
 from totalvi.data.io.features import modalities_of, modality_of_type, with_symbols
 from totalvi.data.io.modalities import names_in_obsm
-from totalvi.errors import DataError, argument, did_you_mean, setting
+from totalvi.errors import DataError, argument, counted, did_you_mean, listed, setting
 
 _Rows = TypeVar("_Rows", sparse.csr_matrix, np.ndarray)
 
@@ -174,6 +175,13 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
 
 
 def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
+    if "prot" in mod and set(mod) <= {"prot", "hto", "no_antibody"}:
+        antibodies = mod["prot"].var_names
+        return (
+            f"There is no RNA, only {counted(len(antibodies), 'protein')} "
+            f"({listed(antibodies, at_most=3)}); give the file of the RNA first, and this one as "
+            f"{argument('protein_path')}."
+        )
     likely = [name for name in mod if modality_of_type(name) == "rna"]
     proteins = [name for name in mod if modality_of_type(name) == "prot" and name != "prot"]
     how = f"{argument('rna_modality')} ({did_you_mean(rna_modality, mod)})"
@@ -247,13 +255,19 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
             protein_names = _uns_names(adata, names_key, len(protein_names))
     elif is_protein.any():
         layer = protein_layer if protein_layer is not None else rna_layer
-        if layer == "raw" and _is_raw(adata, layer):
+        protein_values, var, protein_where = None, pd.DataFrame(adata.var), "X"
+        if layer is not None and _is_raw(adata, layer):
+            of_raw = pd.DataFrame(adata.raw.var)
             layer = None
-        protein_where = "X" if layer is None else f'layers["{layer}"]'
-        protein_values = _matrix(adata, layer, "the AnnData", "protein_layer")
-        protein_columns = np.flatnonzero(is_protein)
+            if genes_and_proteins(of_raw)[1].any():
+                protein_values, var, protein_where = adata.raw.X, of_raw, "raw"
+        elif layer is not None:
+            protein_where = f'layers["{layer}"]'
+        if protein_values is None:
+            protein_values = _matrix(adata, layer, "the AnnData", "protein_layer")
+        protein_columns = np.flatnonzero(genes_and_proteins(var)[1])
         protein_where = f"the antibody features of {protein_where}"
-        protein_names = names_of(adata.var_names[is_protein])
+        protein_names = names_of(var.index[protein_columns])
     else:
         raise DataError(no_proteins(adata, columns))
     gene_columns = None if is_gene.all() else np.flatnonzero(is_gene)

@@ -15,6 +15,7 @@ from totalvi.explorer.gate_files import gates_to_json, read_gates
 from totalvi.explorer.gates import Gating, members
 from totalvi.explorer.membership import gate_probability
 from totalvi.explorer.run_cells import Cells, open_cells
+from totalvi.run.convert import AS_IS, Reading
 from totalvi.run.folder import PROPOSED_GATES
 
 GATES_FILE, UNSAVED_FILE = "gates.json", "gates_unsaved.json"
@@ -197,7 +198,9 @@ class Workspace:
         return path in self.taken_up and path.is_file() and path.read_bytes() == self.taken_up[path]
 
 
-def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Workspace:
+def open_workspace(
+    folder: str | Path, gates: str | Path | None = None, reading: Reading = AS_IS
+) -> Workspace:
     """Open the results of `totalvi run` or a file of counts, with gates of a file or those saved.
 
     Raises
@@ -207,7 +210,7 @@ def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Works
     FormatError
         When the file of gates cannot be used.
     """
-    cells = open_cells(folder)
+    cells = open_cells(folder, reading)
     workspace = Workspace(cells, Gating())
     if gates is None and workspace.gates_path.exists():
         gates = workspace.gates_path

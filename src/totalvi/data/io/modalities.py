@@ -12,7 +12,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from mudata import MuData
 
-from totalvi.data.columns import in_words, pair_cells
+from totalvi.data.cell_pairs import pair_modalities
 from totalvi.data.io.features import (
     are_controls,
     are_hashtags,
@@ -20,7 +20,7 @@ from totalvi.data.io.features import (
     has_types,
     modalities_of,
 )
-from totalvi.data.io.readable_parts import READING, UNREAD, gathered, joined
+from totalvi.data.io.readable_parts import UNREAD, gathered, joined, say_of_reading
 from totalvi.data.io.trust import counts_from
 from totalvi.errors import Finding, ReadError, argument, did_you_mean, listed
 
@@ -73,10 +73,32 @@ def split_anndata(
     found.sort(key=lambda name: ["rna", "prot", "hto", name].index(name))
     if len(found) == 1:
         return {found[0]: adata}
-    return {
+    parts = {
         name: adata[:, modality == name].copy() if i == 0 else _bare(adata, modality == name)
         for i, name in enumerate(found)
     }
+    _split_raw(parts, adata)
+    return parts
+
+
+def _split_raw(parts: dict[str, AnnData], adata: AnnData) -> None:
+    """Leave the first of the parts its own features of ``raw``; the others get theirs as a layer."""
+    (first, own), *others = parts.items()
+    if adata.raw is None or first != "rna":
+        return
+    var = pd.DataFrame(adata.raw.var)
+    apart = np.flatnonzero(modalities_of(var) != "rna")
+    if not 0 < len(apart) < len(var):
+        return
+    genes = np.setdiff1d(np.arange(len(var)), apart)
+    obs = pd.DataFrame(index=adata.obs_names)
+    own.raw = AnnData(adata.raw.X[:, genes], obs=obs, var=var.iloc[genes])
+    for _, part in others:
+        places = (
+            var.index[apart].get_indexer(part.var_names) if var.index[apart].is_unique else [-1]
+        )
+        if min(places) >= 0:
+            part.layers["raw"] = adata.raw.X[:, apart[places]]
 
 
 def _bare(adata: AnnData, chosen: np.ndarray) -> AnnData:
@@ -177,11 +199,6 @@ def split_proteins(proteins: AnnData, rows: Rows, where: str) -> dict[str, AnnDa
     return split_anndata(proteins, modality, rows, where)
 
 
-def say_of_reading(data: AnnData | MuData, code: str, message: str) -> None:
-    """Note in ``uns`` what reading changed or left out, which the checks then report."""
-    data.uns[READING] = {**data.uns.get(READING, {}), code: message}
-
-
 def join_proteins(
     adata: AnnData, proteins: AnnData | None, rows: Rows, where: str, protein_where: str
 ) -> dict[str, AnnData]:
@@ -196,48 +213,6 @@ def join_proteins(
             f"{protein_where}; give the antibodies once, beside the genes or apart from them."
         )
     return modalities | antibodies
-
-
-def pair_modalities(
-    rna: AnnData, protein: AnnData, where: tuple[Any, Any]
-) -> tuple[AnnData, AnnData]:
-    """Return RNA and proteins of the cells of both, in the order of the RNA and with its names.
-
-    Parameters
-    ----------
-    where
-        What both are called in messages.
-
-    Raises
-    ------
-    ReadError
-        When too few cells agree for it not to be by chance.
-    """
-    names, others = rna.obs_names, protein.obs_names
-    if names.equals(others) or not (names.is_unique and others.is_unique):
-        return rna, protein  # repeated names are reported by the checks
-    pairs = pair_cells(names, others)
-    said = in_words(pairs, len(names), len(others))
-    if not pairs.is_enough:
-        lonely = names[~names.isin(others)]
-        raise ReadError(
-            f"{where[0]} and {where[1]} are not of the same cells ({said}; the one alone has "
-            f'"{lonely[0] if len(lonely) else names[0]}", and the other begins with "{others[0]}"); '
-            "give both of one experiment, with the cells named alike."
-        )
-    n_dropped = len(names) - len(pairs.first), len(others) - len(pairs.first)
-    if len(pairs.first) != len(names):
-        rna = rna[pairs.first].copy()
-    if not np.array_equal(pairs.second, np.arange(len(others))):
-        protein = protein[pairs.second].copy()
-    if pairs.change or any(n_dropped):
-        message = f"The cells of {where[0]} and {where[1]} were paired by name: {said}"
-        lonely = [f"{n:,} of {of}" for n, of in zip(n_dropped, where, strict=True) if n]
-        if lonely:
-            message += f"; left out, as the other lacks them, are {' and '.join(lonely)}"
-        say_of_reading(rna, "cells_paired", f"{message}.")
-    protein.obs_names = rna.obs_names
-    return rna, protein
 
 
 def assemble(

@@ -355,7 +355,7 @@ def _isotype_control(text: str) -> Antibody | None:
 
 
 GENES_OF_ANTIGEN = read_names("antigen_genes.tsv")
-_GENOME_PREFIX = re.compile(r"^(?:hg|mm|GRC[hm])\d+_+")
+_GENOME_PREFIX = re.compile(r"^(?:hg|mm|GRC[hm])\d+[-_.:]+")
 _GENES_OF_TARGET = {spelling_key(antigen): genes for antigen, genes in GENES_OF_ANTIGEN.items()}
 
 
