@@ -15,7 +15,7 @@ from mudata import MuData
 from totalvi.data.cells import MODALITIES
 from totalvi.data.columns import Columns, cell_groups
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
-from totalvi.data.io.features import modalities_of, says_antibody
+from totalvi.data.io.features import has_types, modalities_of, says_antibody
 from totalvi.data.io.readable_parts import READING, UNREAD
 from totalvi.data.panels.antibody_names import GENES_OF_ANTIGEN, has_known_target, identify
 from totalvi.errors import DataError, Finding, argument, counted, did_you_mean, listed, setting
@@ -225,11 +225,14 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
             "counts; give the raw counts as another entry of obsm, or in a file of their own as "
             f"{argument('protein_path')}."
         )
+    of_genes = rna is not None and has_types(rna.var) and set(modalities_of(rna.var)) == {"rna"}
+    typed = "; scanpy.read_10x_h5 keeps antibodies with gex_only=False alone" if of_genes else ""
     return (
-        "There are no proteins at all, and totalVI needs their counts paired with the RNA; give the "
-        f"file that has both, or that of the proteins as {argument('protein_path')}; in an AnnData "
-        'they are features with "Antibody Capture" in var["feature_types"], or an entry of obsm '
-        f"that {argument('protein_expression_obsm_key')} names."
+        f"There are no proteins at all{' (all features are genes)' if of_genes else ''}, and totalVI "
+        f"needs their counts paired with the RNA{typed}; give the file that has both, or that of the "
+        f"proteins as {argument('protein_path')}; in an AnnData they are features with "
+        '"Antibody Capture" in var["feature_types"], or an entry of obsm that '
+        f"{argument('protein_expression_obsm_key')} names."
     )
 
 
@@ -270,7 +273,7 @@ def _of_mudata(mdata: MuData, columns: Columns) -> tuple[list[str], list[str]]:
             apart += _beside(adata, layer, None, f' of "{name}"')
     for name, adata in mdata.mod.items():
         if name not in (columns.rna_modality, columns.protein_modality):
-            few = f": {listed(adata.var_names)}" if adata.n_vars <= _NAMED else ""
+            few = f": {listed(adata.var_names)}" if 0 < adata.n_vars <= _NAMED else ""
             apart.append(f'modality "{name}" ({counted(adata.n_vars, "feature")}{few})')
     return used, apart + [f'obsm["{key}"]' for key in _obsm_entries(mdata)]
 

@@ -219,13 +219,15 @@ def _open(path: Path) -> IO[str]:
 
 def _header(path: Path) -> tuple[int, str, list[str]]:
     """Find the lines of comments, the delimiter, and the names of the columns that hold counts."""
-    n_comments = 0
     with _open(path) as file:
+        n_comments, last, behind = 0, "", ""
         line = file.readline(LONGEST_LINE)
-        behind = file.readline(LONGEST_LINE) if line.startswith("#") else ""
-        while line.startswith("##") or (line.startswith("#") and _n_marks(line) < _n_marks(behind)):
-            n_comments += 1
-            line, behind = behind, file.readline(LONGEST_LINE)
+        while line.startswith("#"):
+            n_comments, last = n_comments + 1, line
+            line = file.readline(LONGEST_LINE)
+        if n_comments and not last.startswith("##") and _n_marks(last) >= _n_marks(line):
+            n_comments -= 1
+            line, behind = last, line  # a head that begins with this mark
         if len(line) == LONGEST_LINE:
             raise ReadError(f"{path} has a first line without end; write the table again.")
         delimiter = "\t" if "\t" in line else max(",;", key=line.count)
