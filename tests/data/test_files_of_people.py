@@ -164,6 +164,29 @@ def test_reads_of_no_antibody_under_names_that_tools_changed(tables: Tables, nam
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("total_counts", "n_genes_by_counts", "percent.mt", "pct_counts_mt", "nCount_RNA", "nUMI"),
+        *("__no_feature", "__ambiguous", "N_multimapping", "N_noFeature", "mito_frac", "unmapped"),
+    ],
+)
+def test_metrics_of_cells_among_the_genes_are_warned_of(
+    tables: Tables, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    rna, protein = tables(rna_table().assign(**{name: RNG.poisson(400, N)}))
+    found = found_both_ways(capsys, rna, protein_path=protein)
+    assert f'"{name}"' in message(found, "rna_no_gene")
+
+
+def test_genes_are_no_metrics(tables: Tables, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["Cd4", "mt-Nd1", "mt_co1", "si:ch211-1", "unc13a", "NOTCH1", "NUP62", "NULL.1", "UNG"]
+    named = rna_table().set_axis([*names, *GENES[len(names) :]], axis=1)
+    rna, protein = tables(named)
+    codes = [f.code for f in found_both_ways(capsys, rna, protein_path=protein)]
+    assert "rna_no_gene" not in codes
+
+
+@pytest.mark.parametrize(
     "name", ["Isotpye_control", "isotypCtrl", "IsoytpeCtrl", "isotyp.ctrl", "Istoype-control"]
 )
 def test_misspelt_isotype_controls(name: str) -> None:
@@ -567,6 +590,42 @@ def test_raw_of_genes_and_antibodies_is_split_as_x_is(
     np.testing.assert_array_equal(in_memory._training_data().protein.read(), PROT)
 
 
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("from_file", [True, False])
+def test_raw_that_modalities_took_with_them(tmp_path: Path, typed: bool, from_file: bool) -> None:
+    """A subset of an AnnData keeps all of its raw, so that the RNA's holds antibodies as well."""
+    adata = joint_with_raw()
+    if not typed:
+        del adata.raw.var["feature_types"]
+    is_gene = (adata.var["feature_types"] == "Gene Expression").to_numpy()
+    with mudata.set_options(pull_on_update=False):
+        mdata = MuData({"rna": adata[:, is_gene].copy(), "prot": adata[:, ~is_gene].copy()})
+    if from_file:
+        mdata.write(tmp_path / "cells.h5mu")
+        mdata = read(tmp_path / "cells.h5mu")
+    both = {"rna_layer": "raw", "protein_layer": "raw"}
+    check_counts(prepare(mdata, Columns(**both)).mdata)
+    model = totalvi.Model(mdata, n_hidden=8, n_latent=2, **both)
+    assert list(model.schema.gene_names) == GENES
+    np.testing.assert_array_equal(model._training_data().protein.read(), PROT)
+
+
+def test_raw_of_the_proteins_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after prot.raw = prot and a transform of its X."""
+    mdata = joined()
+    mdata["prot"].raw = mdata["prot"].copy()
+    mdata["prot"].X = np.log1p(np.asarray(mdata["prot"].X))
+    path = tmp_path / "cells.h5mu"
+    mdata.write(path)
+    said = " ".join(f.message for f in found_both_ways(capsys, path))
+    assert 'protein_layer="raw"' in said
+    assert "contents" in [f.code for f in found_both_ways(capsys, path, protein_layer="raw")]
+    for data in (mdata, read(path)):
+        check_counts(prepare(data, Columns(protein_layer="raw")).mdata)
+    store = convert_counts(path, tmp_path / "c.zarr", keys=Columns(protein_layer="raw"))
+    check_counts(mudata.read_zarr(store))
+
+
 # ------------------------------------------------------------------ 10. folders and tables of others
 
 
@@ -648,7 +707,7 @@ def of_alevin(folder: Path) -> tuple[Path, str]:
     place.mkdir()
     (place / "quants_mat.gz").write_bytes(gzip.compress(b"\0" * 400))
     (place / "quants_mat_rows.txt").write_text("\n".join(CELLS))
-    return folder / "alevin", "--dumpMtx"
+    return folder / "alevin", "dumpMtx"
 
 
 def of_starsolo_em(folder: Path) -> tuple[Path, str]:

@@ -13,6 +13,14 @@ from totalvi.data.io.features import UNMAPPED
 from totalvi.data.panels.antibody_names import has_known_target
 from totalvi.errors import Finding, argument, first_and_count, listed, setting
 
+# What may be named as a gene is not; all else is few, and compared with the names of metrics.
+_NOT_AS_GENES = re.compile(r"[_*]|[a-z]\w*[_.]|nCount|nFeature|nGene|nUMI|un|no|ambig|multi", re.I)
+_METRIC = re.compile(
+    r"(total|sum|mean|max|min|log1?p?10?)_\w*(counts?|reads|umis?|rna|genes?)\w*|nUMI|nGene"
+    r"|n_(genes?|umis?|reads|counts|unmapped|multimapping|nofeature|ambiguous)\w*"  # also of STAR
+    r"|(fraction|frac|ratio)[_.]\w*(mt|mito|ribo)\w*|(mt|mito|ribo)\w*[_.](frac|ratio|pct|percent)\w*",
+    re.IGNORECASE,
+)
 _STRETCHES, _CELLS_IN_STRETCH = 8, 256  # of cells that are looked at: neighbours are read together
 _FEWEST_CELLS = 30
 _NEARLY_ALL = 0.95  # of the cells in which a total is the sum of the rest
@@ -31,7 +39,8 @@ _CELLS_OF_A_RUN = 100
 def antibody_findings(
     source: CountSource, tally: CountTally, groups: CellGroups | None
 ) -> Iterator[Finding]:
-    """Find rows that are no antibodies, and cells that are none, by names and counts."""
+    """Find rows that are no antibodies or genes, and cells that are none, by names and counts."""
+    yield from _no_genes(source)
     if source.protein.shape[1] and not tally.n_positive.any() and tally.protein_measured.any():
         yield Finding(
             "error",
@@ -83,6 +92,20 @@ def _of_the_rna(
             f"there are fewer genes ({n_genes:,}) than proteins ({n_proteins:,}), as if RNA and "
             f"proteins were swapped; give the RNA first, and the proteins as "
             f"{argument('protein_path')} or by {argument('protein_modality')}.",
+        )
+
+
+def _no_genes(source: CountSource) -> Iterator[Finding]:
+    """Find metrics of cells and reads of no gene among the genes, which would count as RNA."""
+    likely = (str(name) for name in source.gene_names if _NOT_AS_GENES.match(str(name)))
+    found = [name for name in likely if UNMAPPED.fullmatch(name) or _METRIC.fullmatch(name)]
+    if found:
+        verb = "is no gene" if len(found) == 1 else "are no genes"
+        yield Finding(
+            "warning",
+            "rna_no_gene",
+            f"{source.rna_where} has {listed(found)} among the genes, which {verb} by name and would "
+            "count as RNA; drop what is none from the data.",
         )
 
 

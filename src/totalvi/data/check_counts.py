@@ -387,7 +387,7 @@ def _fix(modality: _Modality) -> str:
         return f"give the raw counts with {argument('protein_expression_obsm_key')}"
     return (
         "there are no counts in a layer or in raw either, so give the data with the raw counts that "
-        f"the counting tool wrote, in X or in a layer that {argument(layer)} names"
+        f"the counting tool wrote, in X or in a layer, as in {setting(layer, 'counts')}"
     )
 
 

@@ -319,7 +319,8 @@ def contents_findings(data: MuData | AnnData, columns: Columns, which: str = "")
 
 def _n_features(adata: AnnData, layer: str | None) -> int:
     of_raw = layer == "raw" and "raw" not in adata.layers and adata.raw is not None
-    return int(adata.raw.n_vars if of_raw else adata.n_vars)
+    n_genes = (modalities_of(adata.raw.var) == "rna").sum() if of_raw else 0
+    return int(n_genes or (adata.raw if of_raw else adata).n_vars)
 
 
 def _matrix_of(layer: str | None) -> str:

@@ -168,8 +168,13 @@ def with_symbols(var: pd.DataFrame) -> pd.DataFrame:
     {'CD3E': 'ENSG00000198851', 'CD4': 'ENSG00000010610'}
     """
     names = var.index.astype(str)
-    is_id = np.array([ENSEMBL.match(name) is not None for name in names], dtype=bool)
-    joined = [_JOINED_ID.fullmatch(name) for name in names]
+    if not any(map(ENSEMBL.search, names[:: max(1, len(names) // 500)])):
+        return var
+    is_id = np.array([ENSEMBL.fullmatch(name) is not None for name in names], dtype=bool)
+    joined = [
+        None if alone else _JOINED_ID.fullmatch(name)
+        for name, alone in zip(names, is_id, strict=True)
+    ]
     both = np.array([found is not None for found in joined], dtype=bool)
     column = symbol_column(var)
     if both.mean() > 0.5:  # id and symbol in one

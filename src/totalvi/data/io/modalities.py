@@ -77,28 +77,41 @@ def split_anndata(
         name: adata[:, modality == name].copy() if i == 0 else _bare(adata, modality == name)
         for i, name in enumerate(found)
     }
-    _split_raw(parts, adata)
+    if "rna" in parts:
+        _split_raw(parts)
     return parts
 
 
-def _split_raw(parts: dict[str, AnnData], adata: AnnData) -> None:
-    """Leave the first of the parts its own features of ``raw``; the others get theirs as a layer."""
-    (first, own), *others = parts.items()
-    if adata.raw is None or first != "rna":
+def _split_raw(parts: dict[str, AnnData], rna: str = "rna") -> None:
+    """Leave RNA the genes of its ``raw``; the antibodies there become a layer "raw" of the others."""
+    own = parts[rna]
+    if own.raw is None:
         return
-    var = pd.DataFrame(adata.raw.var)
-    apart = np.flatnonzero(modalities_of(var) != "rna")
+    var = pd.DataFrame(own.raw.var)
+    others = {name for part in parts.values() if part is not own for name in part.var_names}
+    of_others = var.index.isin(list(others)) & ~var.index.isin(own.var_names)
+    apart = np.flatnonzero((modalities_of(var) != "rna") | of_others)
     if not 0 < len(apart) < len(var):
         return
+    values, names = own.raw.X, var.index[apart]
     genes = np.setdiff1d(np.arange(len(var)), apart)
-    obs = pd.DataFrame(index=adata.obs_names)
-    own.raw = AnnData(adata.raw.X[:, genes], obs=obs, var=var.iloc[genes])
-    for _, part in others:
-        places = (
-            var.index[apart].get_indexer(part.var_names) if var.index[apart].is_unique else [-1]
-        )
-        if min(places) >= 0:
-            part.layers["raw"] = adata.raw.X[:, apart[places]]
+    own.raw = AnnData(values[:, genes], pd.DataFrame(index=own.obs_names), var.iloc[genes])
+    for part in parts.values():
+        places = names.get_indexer(part.var_names) if names.is_unique else np.array([-1])
+        is_whole = part is not own and part.obs_names.equals(own.obs_names) and (places >= 0).all()
+        if is_whole and "raw" not in part.layers:
+            part.layers["raw"] = values[:, apart[places]]
+
+
+def _layer_of_raw(protein: AnnData) -> None:
+    """Make a layer of the ``raw`` of proteins, if it has the counts of each."""
+    if protein.raw is None or "raw" in protein.layers:
+        return
+    names = pd.Index(protein.raw.var_names)
+    places = names.get_indexer(protein.var_names) if names.is_unique else np.array([-1])
+    if (places >= 0).all():
+        protein.layers["raw"] = protein.raw.X[:, places]
+        del protein.raw
 
 
 def _bare(adata: AnnData, chosen: np.ndarray) -> AnnData:
@@ -319,6 +332,8 @@ def tidy_mudata(
         where_both = f'modality "{rna_modality}" of {path}', f'modality "{protein_modality}"'
         rna, protein = own[rna_modality], own[protein_modality]
         own[rna_modality], own[protein_modality] = pair_modalities(rna, protein, where_both)
+        _split_raw({name: own[name] for name in (rna_modality, protein_modality)}, rna_modality)
+        _layer_of_raw(own[protein_modality])
         for name, adata in own.items():
             has_all = adata.obs_names.is_unique and rna.obs_names.isin(adata.obs_names).all()
             if has_all and not adata.obs_names.equals(own[rna_modality].obs_names):

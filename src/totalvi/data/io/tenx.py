@@ -223,7 +223,7 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     if (binary := file_of(folder, prefix, "quants_mat")) is not None:
         raise ReadError(
             f"{binary} is a matrix in the format of alevin alone; write it again as text, with its "
-            "option --dumpMtx, and give the folder."
+            "option dumpMtx, and give the folder."
         )
     matrix = file_of(folder, prefix, "matrix.mtx")
     features = file_of(folder, prefix, "features.tsv", "genes.tsv")
