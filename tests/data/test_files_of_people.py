@@ -179,7 +179,7 @@ def test_metrics_of_cells_among_the_genes_are_warned_of(
 
 
 def test_genes_are_no_metrics(tables: Tables, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["Cd4", "mt-Nd1", "mt_co1", "si:ch211-1", "unc13a", "NOTCH1", "NUP62", "NULL.1", "UNG"]
+    names = ["Cd4", "mt-Nd1", "mt_co1", "si:ch211-1", "unc13a", "NOTCH1", "NUP62", "NULL1", "UNG"]
     named = rna_table().set_axis([*names, *GENES[len(names) :]], axis=1)
     rna, protein = tables(named)
     codes = [f.code for f in found_both_ways(capsys, rna, protein_path=protein)]
@@ -355,10 +355,13 @@ def test_cells_that_velocyto_scanpy_and_seurat_named(
         ("plate 1 well {}", "plate1_well{}"),
     ],
 )
-def test_cells_without_barcodes(tables: Tables, first: str, second: str) -> None:
+@pytest.mark.parametrize("by_genes", [False, True])
+def test_cells_without_barcodes(tables: Tables, first: str, second: str, by_genes: bool) -> None:
     """Of plates and of Parse; that a gene and its protein share a name makes no cells of them."""
     order = RNG.permutation(N)
     given = protein_table([second.format(i) for i in range(N)]).iloc[order]
+    if by_genes:
+        given.columns = GENES[: len(PROTEINS)]
     rna, protein = tables(rna_table([first.format(i) for i in range(N)]), given)
     check_counts(read(rna, protein_path=protein))
 
@@ -679,6 +682,14 @@ def test_lists_and_matrices_that_r_and_people_wrote(
     check_counts(mdata)
     assert mdata["prot"].var_names.tolist() == PROTEINS
     assert mdata.obs_names.tolist() == CELLS
+
+
+def test_lists_under_each_others_name_are_told(tmp_path: Path, tables: Tables) -> None:
+    """Turned, the matrix would fit them, with genes as cells."""
+    rna, _ = tables()
+    lists(tmp_path / "adt", PROT.T, CELLS, PROTEINS)
+    with pytest.raises(ReadError, match="name the files for what they hold"):
+        read(rna, protein_path=tmp_path / "adt")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
-from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
+from totalvi.data.io.text_tables import (
+    LARGEST_TEXT_RATIO,
+    are_barcodes,
+    open_text,
+    require_last_line_end,
+)
 from totalvi.data.io.trust import reading, require_lengths
 from totalvi.errors import ReadError, argument, listed
 
@@ -27,12 +32,8 @@ OUTPUTS = (
     "sample_filtered_feature_bc_matrix",
     "filtered_gene_bc_matrices_h5.h5",
     "filtered_gene_bc_matrices",
-    "count",
-    "outs",
-    "Solo.out",  # of STARsolo, as are the next
-    "Gene/filtered",
-    "GeneFull/filtered",
-    "filtered",
+    *("count", "outs"),
+    *("Solo.out", "Gene/filtered", "GeneFull/filtered", "filtered"),  # of STARsolo
     "umi_count",  # of CITE-seq-Count, beside read_count
     "counts_filtered",  # of kallisto and bustools
     "counts_unfiltered",
@@ -258,6 +259,10 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     with reading(folder, "lists of features and barcodes"):
         lines_of_cells = _without_head(lines_of(barcodes), size)
         lines_of_features = _without_head(lines_of(features), size)
+    if are_barcodes(lines_of_features) and not are_barcodes(lines_of_cells):
+        raise ReadError(
+            f"{features} holds barcodes, and {barcodes} none; name the files for what they hold."
+        )
     # first, because lists that do not belong to it may be so long that parsing them fills the memory
     counts = _read_either_way(matrix, len(lines_of_features), len(lines_of_cells), size)
     cells = [line.partition("\t")[0] for line in lines_of_cells]
@@ -302,9 +307,7 @@ def _read_either_way(
 
 def _likely_lists(folder: Path, missing: list[str]) -> list[str]:
     """Return the files that may be the missing ones, under another name."""
-    words = "|".join(
-        word for name in missing for word in re.findall(r"matrix|features|genes|barcodes", name)
-    )
+    words = "|".join(re.findall(r"matrix|features|genes|barcodes", " ".join(missing)))
     of_any_name = r"|.*\.mtx(\.gz)?" if "matrix" in words else ""
     like = re.compile(rf".*({words}).*\.(mtx|tsv|txt|csv)(\.gz)?{of_any_name}", re.IGNORECASE)
     return sorted(path.name for path in folder.iterdir() if like.fullmatch(path.name))

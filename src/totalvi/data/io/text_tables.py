@@ -6,6 +6,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, cast
@@ -302,7 +303,7 @@ def orient_pair(
         both: len(names.unique().intersection(others.unique()))
         for both, (names, others) in axes.items()
     }
-    if not any(2 * n >= min(map(len, axes[both])) for both, n in shared.items()):
+    if not any(2 * n >= max(map(len, axes[both])) for both, n in shared.items()):
         # Few are named alike, as a gene and its protein are; the cells may be named otherwise.
         pairs = {both: pair_cells(*names) for both, names in axes.items()}
         found = {both: len(each.first) for both, each in pairs.items() if each.is_enough}
@@ -364,7 +365,7 @@ def _cell_axes(found: Table | AnnData, cells_in: Axis | None) -> dict[Axis, pd.I
     axes: dict[Axis, pd.Index] = {"rows": found.rows, "columns": found.columns}
     if cells_in is not None:
         return {cells_in: axes[cells_in]}
-    barcodes = {axis: names for axis, names in axes.items() if _are_barcodes(names)}
+    barcodes = {axis: names for axis, names in axes.items() if are_barcodes(names)}
     if len(barcodes) != 1:  # or else the other axis is that of features
         barcodes = {axis: names for axis, names in axes.items() if not _are_features(names)}
     return barcodes if len(barcodes) == 1 else axes
@@ -374,7 +375,8 @@ def _are_features(names: pd.Index) -> bool:
     return any(says_antibody(name) or ENSEMBL.match(name) for name in names)
 
 
-def _are_barcodes(names: pd.Index) -> bool:
+def are_barcodes(names: pd.Index | Sequence[str]) -> bool:
+    """Whether most of the first names hold a barcode."""
     return bool(np.mean([BARCODE.search(name) is not None for name in names[:1000]]) > 0.5)
 
 
