@@ -838,6 +838,12 @@ def test_rna_and_proteins_in_each_others_place_are_warned_of(
     assert "fewer genes (6) than proteins (20)" in said
 
 
+def test_a_panel_larger_than_the_chosen_genes_is_not_swapped() -> None:
+    protein = protein_anndata()
+    mdata = MuData({"rna": rna_anndata()[:, :4].copy(), "prot": protein})
+    assert "modalities_swapped" not in [finding.code for finding in totalvi.check(mdata)]
+
+
 # -------------------------------------------------------------------------- 13. coming from scvi-tools
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from totalvi.data.check_counts import HIGH_PROTEIN, CountTally
@@ -85,7 +86,7 @@ def _of_the_rna(
                 f'names (the first is "{source.protein_names[some[0]]}"); give the counts of the '
                 f"antibodies, as {argument('protein_path')} where they have a file of their own.",
             )
-    elif 0 < n_genes < n_proteins:
+    elif 0 < n_genes < n_proteins and _known(source.gene_names) > _known(source.protein_names):
         yield Finding(
             "warning",
             "modalities_swapped",
@@ -93,6 +94,11 @@ def _of_the_rna(
             f"proteins were swapped; give the RNA first, and the proteins as "
             f"{argument('protein_path')} or by {argument('protein_modality')}.",
         )
+
+
+def _known(names: pd.Index) -> float:
+    """Return the share of names that are of known antibodies."""
+    return float(np.mean([has_known_target(str(name)) for name in names[:_GENES_COMPARED]]))
 
 
 def _no_genes(source: CountSource) -> Iterator[Finding]:
