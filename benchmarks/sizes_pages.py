@@ -130,11 +130,11 @@ def explore(folder: Path, screenshots: Path, name: str) -> dict[str, Any]:
             page.wait_for_function(IDLE)
             ready = time.perf_counter()
             page.screenshot(path=screenshots / f"{name}_opened.png")
-            left, right, bottom, top = page.evaluate(WINDOW, "left")
+            left, right, bottom, top = page.evaluate(WINDOW, "plot_1")
             pixel = (right - left) / 300
             middle = (left + right) / 2
             drawing = time.perf_counter()
-            _drag(page, "left", (left + pixel, bottom + pixel), (middle, top - pixel))
+            _drag(page, "plot_1", (left + pixel, bottom + pixel), (middle, top - pixel))
             page.wait_for_function(f"() => ({TREE})().gate.length === 2")
             counted = time.perf_counter()
             page.wait_for_function(f"() => ({SAID})().includes('Compared')")

@@ -1,7 +1,6 @@
 """Clusters and a map of the cells, both on one graph of neighbours in the latent space."""
 
 import random
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -9,12 +8,11 @@ from typing import NamedTuple
 import igraph
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 
 from totalvi.errors import DataError
 from totalvi.fit.batches import some_of_each
-from totalvi.mapping.reference_neighbours import Nearest, nearest, nearest_to_each
+from totalvi.mapping.reference_neighbours import nearest, nearest_to_each
 from totalvi.run.map_layout import lay_out, neighbour_weights
 
 NEIGHBOURS = 15  # of a cell, itself included
@@ -22,7 +20,7 @@ LEIDEN_ITERATIONS = 2
 MAP_CELLS = 100_000
 """Cells that are clustered and mapped at once; further ones join the nearest of them."""
 AS_SCANPY = 8192
-"""Cells up to which clusters and map equal scanpy's to the bit; above, they are made in parallel."""
+"""Cells up to which clusters are those of scanpy."""
 
 
 class Clusters(NamedTuple):
@@ -94,31 +92,10 @@ def cluster_cells(latent: np.ndarray, *, resolution: float = 1.0, seed: int = 0)
     if n_cells < 5:
         raise DataError(f"{n_cells} cells are too few to cluster; give at least 5.")
     latent = np.asarray(latent, dtype=np.float32)
-    found = nearest_to_each(latent, NEIGHBOURS)
-    if n_cells > AS_SCANPY:
-        weights = neighbour_weights(found)
-        # Each edge once, which is half the work: modularity is the same, though ties fall otherwise.
-        labels = _leiden(sparse.triu(weights, format="coo"), resolution, seed)
-        return Clusters(labels, lay_out(latent, weights, seed))
-    with warnings.catch_warnings(), _threads_kept():
-        warnings.simplefilter("ignore")  # UMAP warns about its own future versions
-        graph = _umap_graph(found)
-        return Clusters(_leiden(graph, resolution, seed), _umap(latent, graph, seed))
-
-
-def _umap_graph(found: Nearest) -> sparse.coo_matrix:
-    """Return umap-learn's graph of each cell's neighbours: symmetric, weights up to 1."""
-    from umap.umap_ import fuzzy_simplicial_set  # loading it takes seconds
-
-    graph, _, _ = fuzzy_simplicial_set(
-        found.points,  # of which it takes the number
-        found.points.shape[1],
-        random_state=None,
-        metric=None,
-        knn_indices=found.points,
-        knn_dists=found.distances,
-    )
-    return sparse.csr_matrix(graph).tocoo()
+    weights = neighbour_weights(nearest_to_each(latent, NEIGHBOURS))
+    # Each edge once is half the work: modularity is the same, though ties fall otherwise.
+    edges = weights.tocoo() if n_cells <= AS_SCANPY else sparse.triu(weights, format="coo")
+    return Clusters(_leiden(edges, resolution, seed), lay_out(latent, weights, seed))
 
 
 def _leiden(graph: sparse.coo_matrix, resolution: float, seed: int) -> pd.Categorical:
@@ -171,43 +148,6 @@ def _drawing_from(source: np.random.RandomState) -> Iterator[None]:
         yield
     finally:
         igraph.set_random_number_generator(random)
-
-
-def _umap(latent: np.ndarray, graph: sparse.coo_matrix, seed: int) -> np.ndarray:
-    """Lay the cells out in two dimensions, (n_cells, 2)."""
-    from umap.umap_ import find_ab_params, simplicial_set_embedding
-
-    a, b = find_ab_params(1.0, 0.5)
-    places, _ = simplicial_set_embedding(
-        latent,
-        graph,
-        n_components=2,
-        initial_alpha=1.0,
-        a=a,
-        b=b,
-        gamma=1.0,
-        negative_sample_rate=5,
-        n_epochs=500,
-        # A spectral start needs more cells than eigenvectors with room to spare.
-        init="spectral" if len(latent) >= 50 else "random",
-        random_state=np.random.RandomState(seed),
-        metric="euclidean",
-        metric_kwds={},
-        densmap=False,
-        densmap_kwds={},
-        output_dens=False,
-    )
-    return np.asarray(places, dtype=np.float32)
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Keep torch's number of threads, which numba's OpenMP pool, that UMAP starts, shares with it."""
-    n_threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _by_size(cluster: pd.Series) -> pd.Categorical:

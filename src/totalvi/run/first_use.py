@@ -49,9 +49,7 @@ def are_compiled() -> bool:
 
 
 def compile_loops() -> None:
-    """Compile the loops of a run by a run of a few cells; those of UMAP, which come late, first."""
-    import umap  # noqa: F401
-
+    """Compile the loops of a run by a run of a few cells."""
     from totalvi.data.simulate import simulate
     from totalvi.run.run import run
 

@@ -1,4 +1,4 @@
-"""A UMAP of many cells: the graph and the forces of McInnes, Healy and Melville (2018), in parallel.
+"""A UMAP of the cells: the graph and the forces of McInnes, Healy and Melville (2018), in parallel.
 
 umap-learn moves one cell after the other, so several threads would change the map, and it compiles
 for seconds in each process. Here all cells of an epoch move at the same time, from their positions
@@ -17,7 +17,8 @@ from totalvi.nn.cpu.math import exp, log
 from totalvi.posterior.noise import GOLDEN, mixed
 from totalvi.processes import compiled
 
-EPOCHS = 100  # twice as many keep 2 % more of the neighbours
+FEW_CELLS = 8192
+EPOCHS_OF_FEW, EPOCHS = 500, 100  # of many cells, twice as many keep 2 % more of the neighbours
 REPELLED_BY = 5  # random cells, for each neighbour that attracts
 # 1 / (1 + a d^2b) is near 1 up to a distance of 0.5 and falls like exp(0.5 - d) beyond.
 A, B = 0.5830300203414425, 1.3341669924314327
@@ -85,9 +86,10 @@ def lay_out(latent: np.ndarray, graph: sparse.csr_matrix, seed: int) -> np.ndarr
     edges = _Edges(graph.indptr.astype(np.int64), graph.indices.astype(np.int64), share)
     places = _principal(latent, np.random.default_rng(seed))
     moved = np.empty_like(places)
-    stream = np.random.SeedSequence(seed).generate_state(EPOCHS, np.uint64)
-    for epoch in range(EPOCHS):
-        _move(places, moved, *edges, epoch, np.float32(1 - epoch / EPOCHS), stream[epoch])
+    n_epochs = EPOCHS_OF_FEW if len(latent) <= FEW_CELLS else EPOCHS
+    stream = np.random.SeedSequence(seed).generate_state(n_epochs, np.uint64)
+    for epoch in range(n_epochs):
+        _move(places, moved, *edges, epoch, np.float32(1 - epoch / n_epochs), stream[epoch])
         places, moved = moved, places
     return places
 
