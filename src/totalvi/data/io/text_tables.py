@@ -28,6 +28,7 @@ BARCODE = re.compile(r"[ACGTN]{8,}")
 LONGEST_LINE = 2**28  # bytes; the names of five million cells in columns take half of it
 LARGEST_TEXT_RATIO = 300  # bytes of lists of names and of entries; gzip compresses them to a fourth
 VALUES_PER_CHUNK = 20_000_000
+MOST_NAMES = 1_000_000  # that are compared in all ways to find out where the cells are
 _UNNAMED = re.compile(
     r"|unnamed[: _.-]*\d*|index|level_\d|x|v1|row[ _.]?(names?|id)?", re.IGNORECASE
 )
@@ -303,7 +304,10 @@ def orient_pair(
         both: len(names.unique().intersection(others.unique()))
         for both, (names, others) in axes.items()
     }
-    if not any(2 * n >= max(map(len, axes[both])) for both, n in shared.items()):
+    is_clear = any(2 * n >= max(map(len, axes[both])) for both, n in shared.items())
+    n_names = max(len(names) for both in axes.values() for names in both)
+    may_differ = len(axes) > 1 and not is_clear and n_names <= MOST_NAMES
+    if may_differ or max(shared.values()) == 0:
         # Few are named alike, as a gene and its protein are; the cells may be named otherwise.
         pairs = {both: pair_cells(*names) for both, names in axes.items()}
         found = {both: len(each.first) for both, each in pairs.items() if each.is_enough}
