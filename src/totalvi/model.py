@@ -36,6 +36,7 @@ from totalvi.posterior.evidence import EvidenceQueries
 from totalvi.posterior.expression import ExpressionQueries
 from totalvi.posterior.gates.gate_cells import GateQueries
 from totalvi.posterior.latent import LatentQueries
+from totalvi.posterior.modality_information import ModalityQueries
 from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import ProteinBackgroundQueries
@@ -60,6 +61,7 @@ class Model(
     RnaQueries,
     GateQueries,
     DoubletQueries,
+    ModalityQueries,
     MappingQueries,
     ComparisonQueries,
     metaclass=KnowsScviProtocol,
@@ -89,8 +91,7 @@ class Model(
     allow_fractional
         Whether counts may have fractions (corrected counts, for instance).
     on_disk
-        Whether counts that are on disk (of a backed AnnData, or one opened by
-        `totalvi.data.io.h5_zarr.open_on_disk`) stay there. Counts of a path always do.
+        Whether counts that are on disk (of a backed AnnData) stay there; those of a path always do.
     n_latent, n_hidden, n_layers_encoder, n_layers_decoder
         Sizes of the network; see `TOTALVI`.
     dropout_rate_encoder, dropout_rate_decoder
@@ -106,9 +107,8 @@ class Model(
     empirical_protein_background_prior
         Whether each protein's prior of the background, which is learned, starts at its lower mode.
     isotype_controls
-        Antibodies that are excluded from the model and serve to check its background
-        (`check_isotype_controls`). None: those marked in ``var["control"]``, or named like isotype
-        controls. An empty list: none.
+        Antibodies that are excluded from the model and serve to check its background. None: those
+        marked in ``var["control"]``, or named like isotype controls. An empty list: none.
     empty_droplets
         The raw matrix of all barcodes, one for each batch (``{batch: raw}``), or the result of
         `totalvi.ambient_profile`. The prior of the background then starts at the profile of the empty

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from totalvi.nn import ops
-from totalvi.nn.cell import LinearProduct, SparseCounts, one_hot_width
+from totalvi.nn.cell import CellContext, LinearProduct, SparseCounts, one_hot_width
 from totalvi.nn.config import NetworkConfig
 from totalvi.nn.layers import (
     Activation,
@@ -23,6 +23,9 @@ from totalvi.nn.likelihoods import normal_kl, standard_normal_kl
 
 _VARIANCE_FLOOR = 1e-4
 _TRUNKS = 4  # of the decoder: genes, protein background, protein foreground, mixing
+
+
+_LARGEST_LOG_LIBRARY = 15.0
 
 
 class CellPosterior(NamedTuple):
@@ -39,6 +42,21 @@ class CellPosterior(NamedTuple):
     def latent_kl(self) -> Tensor:
         """Return KL(q(u) || N(0, I)), (B,)."""
         return standard_normal_kl(self.qz_m, self.qz_v).sum(dim=-1)
+
+    def library_at(self, context: CellContext, normal: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the library size (B, 1) at given noise, and its log if it is latent."""
+        if self.ql_m is None or self.ql_v is None:
+            assert context.library_size is not None
+            return context.library_size, None
+        log_library = self.ql_m + self.ql_v.sqrt() * normal
+        return log_library.clamp(max=_LARGEST_LOG_LIBRARY).exp(), log_library
+
+    def library_mean(self, context: CellContext) -> Tensor:
+        """Return the posterior mean of the library size, exp(m + v / 2), or the known one, (B, 1)."""
+        if self.ql_m is None or self.ql_v is None:
+            assert context.library_size is not None
+            return context.library_size
+        return (self.ql_m + 0.5 * self.ql_v).exp()
 
     def library_kl(self, mean: Tensor | None, variance: Tensor | None) -> Tensor:
         """Return KL(q(log l) || N(mean, variance)), (B,); 0 if the library size is observed."""

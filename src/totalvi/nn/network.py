@@ -16,8 +16,6 @@ from totalvi.nn.likelihoods import Dispersion, ElboTerms, GeneLikelihood, Protei
 from totalvi.nn.measured import Masks
 from totalvi.nn.sync import standard_normal, stratified_normal
 
-_LARGEST_LOG_LIBRARY = 15.0
-
 
 class Network(nn.Module):
     """The joint model of RNA counts x and protein counts y of cells from batches s.
@@ -158,16 +156,6 @@ class Network(nn.Module):
         """Return u at given standard normal noise, (..., B, n_latent)."""
         return posterior.qz_m + posterior.qz_v.sqrt() * normal
 
-    def library_at(
-        self, posterior: CellPosterior, context: CellContext, normal: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the library size (B, 1) at given noise, and its log if it is latent."""
-        if posterior.ql_m is None or posterior.ql_v is None:
-            assert context.library_size is not None
-            return context.library_size, None
-        untran_l = posterior.ql_m + posterior.ql_v.sqrt() * normal
-        return untran_l.clamp(max=_LARGEST_LOG_LIBRARY).exp(), untran_l
-
     def sample_library(
         self, posterior: CellPosterior, context: CellContext, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -175,14 +163,7 @@ class Network(nn.Module):
         if posterior.ql_m is None:
             assert context.library_size is not None
             return context.library_size.expand(*posterior.qz_m.shape[:-1], 1), None
-        return self.library_at(posterior, context, standard_normal(posterior.ql_m, generator))
-
-    def library_mean(self, posterior: CellPosterior, context: CellContext) -> Tensor:
-        """Return the posterior mean of the library size, exp(m + v / 2), or the known one, (B, 1)."""
-        if posterior.ql_m is None or posterior.ql_v is None:
-            assert context.library_size is not None
-            return context.library_size
-        return (posterior.ql_m + 0.5 * posterior.ql_v).exp()
+        return posterior.library_at(context, standard_normal(posterior.ql_m, generator))
 
     def sample_log_background(
         self, decoded: Decoded, generator: torch.Generator | None = None, n_samples: int = 1
@@ -347,17 +328,36 @@ class Network(nn.Module):
 
         ``log_background`` may hold several samples, (K, B, T), over which p(y | z, b) is averaged.
         """
-        measured = self.measured(context.panel)
-        gene_loss = partial(ops.gene_loss, fast=self.fused, bfloat16=self.bfloat16_products)
-        genes = self.genes(decoded, library_size, context)
-        proteins = self.proteins(decoded, log_background, context)
+        reconstruction, divergence = self.protein_losses(y, decoded, log_background, context)
         return ElboTerms(
-            reconst_loss_gene=self.masks.gene_loss(gene_loss, x, genes, context.panel),
-            reconst_loss_protein=ops.protein_loss(y, proteins, measured, fast=self.fused),
+            reconst_loss_gene=self.gene_loss(x, decoded, library_size, context),
+            reconst_loss_protein=reconstruction,
             kl_div_z=posterior.latent_kl(),
             kl_div_l_gene=posterior.library_kl(local_l_mean_gene, local_l_var_gene),
-            kl_div_back_pro=self._background_kl(decoded, context),
+            kl_div_back_pro=divergence,
         )
+
+    def gene_loss(
+        self,
+        x: Tensor | SparseCounts,
+        decoded: Decoded,
+        library_size: Tensor,
+        context: CellContext,
+    ) -> Tensor:
+        """Return -log p(x | z, l), (B,); 0 where a panel lacks RNA."""
+        gene_loss = partial(ops.gene_loss, fast=self.fused, bfloat16=self.bfloat16_products)
+        genes = self.genes(decoded, library_size, context)
+        loss: Tensor = self.masks.gene_loss(gene_loss, x, genes, context.panel)
+        return loss
+
+    def protein_losses(
+        self, y: Tensor, decoded: Decoded, log_background: Tensor, context: CellContext
+    ) -> tuple[Tensor, Tensor]:
+        """Return -log p(y | z, b) and KL(q(b | z) || p(b)) of measured proteins, each (B,)."""
+        measured = self.measured(context.panel)
+        proteins = self.proteins(decoded, log_background, context)
+        reconstruction = ops.protein_loss(y, proteins, measured, fast=self.fused)
+        return reconstruction, self._background_kl(decoded, context)
 
     def _background_kl(self, decoded: Decoded, context: CellContext) -> Tensor:
         measured = self.measured(context.panel)

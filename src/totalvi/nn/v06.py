@@ -305,7 +305,7 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
             return context.library_size
         posterior = self.encode(x, y, context, generator)
         if give_mean:
-            return self.library_mean(posterior, context)
+            return posterior.library_mean(context)
         return self.sample_library(posterior, context, generator)[0]
 
     def get_sample_dispersion(

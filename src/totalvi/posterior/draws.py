@@ -209,8 +209,8 @@ def draws(
         untran_z = module.latent_at(
             posterior, _normal(noise, "latent", sample, batch, module.n_latent)
         )
-        library_size, log_library = module.library_at(
-            posterior, batch.context, _normal(noise, "library", sample, batch, 1)
+        library_size, log_library = posterior.library_at(
+            batch.context, _normal(noise, "library", sample, batch, 1)
         )
         z = module.transform_latent(untran_z)
         if given_counts:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from totalvi.data.cells import CiteData, fingerprint
 from totalvi.data.describe import Data
-from totalvi.errors import DataError, argument, did_you_mean
+from totalvi.errors import DataError
 from totalvi.fit.batches import Minibatch
 from totalvi.posterior.arguments import (
     Cells,
@@ -29,7 +29,13 @@ from totalvi.posterior.protein_predictions import (
     predicted_proteins,
     reliability_table,
 )
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, held_out_cells
+from totalvi.posterior.question import (
+    QUERY_BATCH_SIZE,
+    Fitted,
+    Question,
+    held_out_cells,
+    labels_of_cells,
+)
 from totalvi.posterior.stacking import (
     OfPanel,
     Stack,
@@ -274,7 +280,11 @@ class ImputationQueries(Fitted):
         lacking = lacking[:, wanted.proteins.positions]
         everything = self._data or question.data
         panels = _panels(everything, np.arange(everything.n_cells), np.any(lacking, axis=1))
-        groups = latent_clusters(question) if clusters is None else _labels(question, clusters)
+        if clusters is None:
+            groups = latent_clusters(question)
+        else:
+            labels = labels_of_cells(question, "clusters", clusters)
+            groups = pd.factorize(labels, use_na_sentinel=False)[0]
         names = self.schema.panel_names or self.schema.batch_names
         known = self._known_data(question) if stacked else None
         rna = None if known is None else simple_predictors(self, wanted.proteins, known)
@@ -340,26 +350,6 @@ def _calibrated_limits(hidden: HiddenProteins, interval: float) -> np.ndarray:
     """Return the probabilities of the limits of `_imputed_rows`, (3, t)."""
     one_sided = calibrated_probabilities(hidden, 2 * interval - 1)[1]
     return np.vstack([calibrated_probabilities(hidden, interval), one_sided])
-
-
-def _labels(question: Question, clusters: str | Sequence[object]) -> np.ndarray:
-    """Return codes of given clusters of the question's cells, (N,)."""
-    values: object = clusters
-    if isinstance(clusters, str):
-        obs = question.data.annotation.obs()
-        if clusters not in obs:
-            raise ValueError(
-                f"{argument('clusters')} is {clusters!r}, which is no column of obs; "
-                f"{did_you_mean(clusters, obs.columns)}."
-            )
-        values = obs[clusters]
-    labels = np.asarray(values)
-    if labels.shape != (question.data.n_cells,):
-        raise ValueError(
-            f"clusters has shape {labels.shape}; allowed is ({question.data.n_cells},), "
-            "one label a cell."
-        )
-    return np.asarray(pd.factorize(labels[question.cells], use_na_sentinel=False)[0])
 
 
 def _lacking(model: Fitted) -> np.ndarray:

@@ -82,7 +82,7 @@ def latent_distribution(question: Question) -> LatentDistribution:
 
 def library_mean(question: Question, batch: Minibatch) -> Tensor:
     """Return the posterior mean exp(m + v / 2) of each library size, or the known one, (B, 1)."""
-    return question.network.library_mean(_encode(question, batch), batch.context)
+    return _encode(question, batch).library_mean(batch.context)
 
 
 def library_samples(question: Question, batch: Minibatch) -> Tensor:
@@ -91,7 +91,7 @@ def library_samples(question: Question, batch: Minibatch) -> Tensor:
     samples = []
     for sample in range(question.n_samples):
         normal = question.noise.normal("library", sample, batch.keys, 1).to(batch.y.device)
-        samples.append(question.network.library_at(posterior, batch.context, normal)[0])
+        samples.append(posterior.library_at(batch.context, normal)[0])
     return torch.stack(samples)
 
 

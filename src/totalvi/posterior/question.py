@@ -353,3 +353,30 @@ def held_out_cells(
 def _features(wanted: Sequence[str] | None, known: Sequence[str], argument: str) -> Features:
     positions = feature_positions(wanted, known, argument)
     return Features(positions, np.array(known, dtype=object)[positions])
+
+
+def labels_of_cells(question: Question, name: str, given: str | Sequence[object]) -> np.ndarray:
+    """Return labels of the question's cells, (N,): a column of ``obs``, or a label a cell of its data.
+
+    Raises
+    ------
+    ValueError
+        When there is no such column, or not one label a cell. ``name`` is that of the argument.
+    """
+    values: object = given
+    if isinstance(given, str):
+        obs = question.data.annotation.obs()
+        if given not in obs:
+            raise ValueError(
+                f"{argument(name)} is {given!r}, which is no column of obs; "
+                f"{did_you_mean(given, obs.columns)}."
+            )
+        values = obs[given]
+    labels = np.asarray(values)
+    if labels.shape != (question.data.n_cells,):
+        raise ValueError(
+            f"{name} has shape {labels.shape}; allowed is ({question.data.n_cells},), "
+            "one label a cell."
+        )
+    chosen: np.ndarray = labels[question.cells]
+    return chosen
