@@ -1,5 +1,6 @@
 """People who come from scvi-tools: names that are answered, and the steps of its totalVI tutorials."""
 
+import inspect
 from pathlib import Path
 
 import mudata
@@ -8,7 +9,8 @@ import pandas as pd
 import pytest
 
 import totalvi
-from totalvi.errors import SCVI_NAMES, DataWarning, of_scvi
+from totalvi.errors import DataWarning
+from totalvi.scvi_names import SCVI_NAMES, of_scvi
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "from_scvi_tools.md"
@@ -67,6 +69,89 @@ def test_columns_of_the_history_are_answered(fitted: totalvi.Model, column: str)
     with pytest.raises(KeyError):
         fitted.history["loss"]
     assert len(fitted.history["train_loss"]) == 2
+
+
+def overfull_calls() -> list[str]:
+    """Return the methods that take arguments by name only, beside those that take all by position."""
+    methods = {name: getattr(totalvi.Model, name) for name in dir(totalvi.Model) if name[0] != "_"}
+    kinds = {
+        name: {each.kind for each in inspect.signature(method).parameters.values()}
+        for name, method in methods.items()
+        if inspect.isfunction(method)
+    }
+    return [name for name, of in kinds.items() if inspect.Parameter.KEYWORD_ONLY in of]
+
+
+@pytest.mark.parametrize("name", overfull_calls())
+def test_too_many_arguments_by_position_are_answered(fitted: totalvi.Model, name: str) -> None:
+    """The tutorials of older versions give transform_batch third, newer ones n_samples_overall."""
+    with pytest.raises(
+        TypeError, match=rf"^{name} takes .* by position; give the others by name, as"
+    ):
+        getattr(fitted, name)(*[None] * 20)
+
+
+def test_tutorials_by_position_are_answered(fitted: totalvi.Model) -> None:
+    assert len(overfull_calls()) > 30
+    with pytest.raises(TypeError, match=r"only adata, indices by position.*transform_batch=\.\.\."):
+        fitted.get_normalized_expression(None, None, ["batch_0"])  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"^Model takes only data by position.*batch_key=\.\.\."):
+        totalvi.Model(fitted.data_of_test, 20)  # type: ignore[misc]
+    by_position = fitted.get_feature_correlation_matrix(None, [0, 1, 2, 3, 4], 2)
+    by_name = fitted.get_feature_correlation_matrix(indices=[0, 1, 2, 3, 4], n_samples=2)
+    pd.testing.assert_frame_equal(by_position, by_name)
+
+
+@pytest.mark.parametrize(
+    ("method", "argument"),
+    [
+        ("get_normalized_expression", "n_samples_overall"),
+        ("get_normalized_expression", "silent"),
+        ("differential_expression", "weights"),
+        ("get_likelihood_parameters", "give_mean"),
+        ("save", "prefix"),
+        ("save", "save_anndata"),
+        ("train", "lr_patience"),
+    ],
+)
+def test_arguments_of_methods_are_answered(
+    fitted: totalvi.Model, method: str, argument: str
+) -> None:
+    with pytest.raises(TypeError, match=f"^{argument} is scvi-tools' name; "):
+        getattr(fitted, method)(**{argument: 1})
+
+
+@pytest.mark.parametrize("name", ["adata", "mdata"])
+def test_data_under_another_name_are_answered(fitted: totalvi.Model, name: str) -> None:
+    data = {name: fitted.data_of_test}
+    with pytest.raises(TypeError, match=f"^Model takes the data as data, not {name}"):
+        totalvi.Model(**data)
+    with pytest.raises(TypeError, match=f"^load takes the data as data, not {name}"):
+        totalvi.Model.load("nowhere", **data)
+    if name == "mdata":
+        with pytest.raises(TypeError, match="takes the data as adata, not mdata"):
+            fitted.get_elbo(**data)
+
+
+def test_the_module_of_the_class_is_answered() -> None:
+    """People change the import alone: ``import totalvi as scvi``."""
+    with pytest.raises(AttributeError, match=r"totalvi\.Model is the class"):
+        _ = totalvi.model.TOTALVI
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = totalvi.model.nothing
+
+
+def test_warnings_point_at_the_line_of_the_user() -> None:
+    mdata = totalvi.simulate(
+        n_cells=80, n_genes=30, n_proteins=5, n_batches=2, n_unmeasured=2, seed=1
+    )
+    mdata["prot"].X[:, 0] = 0
+    with pytest.warns(DataWarning) as of_model:
+        model = totalvi.Model(mdata, batch_key="batch", **SMALL)
+    model.train(max_epochs=1, train_size=0.7)
+    with pytest.warns(DataWarning, match="NaN") as of_query:
+        model.get_normalized_expression()
+    assert {warning.filename for warning in (*of_model, *of_query)} == {__file__}
 
 
 @pytest.mark.parametrize("name", ["history_", "is_trained_", "adata", "train_indices", "trainer"])

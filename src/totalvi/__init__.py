@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from totalvi.errors import of_scvi
+from totalvi.scvi_names import answering
 
 if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi import persistence as persistence
@@ -55,8 +55,7 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        answer = of_scvi(name)
-        raise AttributeError(answer or f"module 'totalvi' has no attribute {name!r}")
+        answering("module 'totalvi'")(name)
     module, _, attribute = _HOMES[name].partition(":")
     home = import_module(module)
     return getattr(home, attribute) if attribute else home

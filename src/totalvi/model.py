@@ -20,7 +20,7 @@ from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.minified_cells import is_minified
-from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, of_scvi, warn_of
+from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, warn_of
 from totalvi.fit.model_state import FitResult, ModelState, network_of
 from totalvi.fit.plan import Split
 from totalvi.formats.minified import read_minified, require_replaceable, write_minified
@@ -45,6 +45,7 @@ from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import ProteinBackgroundQueries
 from totalvi.posterior.rna_imputation import RnaQueries
 from totalvi.processes import this_process
+from totalvi.scvi_names import answering
 from totalvi.training import History, KnowsScviProtocol, Training
 
 
@@ -246,7 +247,7 @@ class Model(
         self.seed = int(seed)
         data, on_disk = opened(data, on_disk=on_disk)
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
-        warn_of(self._data.findings)
+        warn_of(self._data.findings, stacklevel=3)
         self.schema = self._data.schema
         self.module = network_of(self.schema, self._options, self.seed)
         ambient = ambient_of(data, keys, empty_droplets)
@@ -269,11 +270,8 @@ class Model(
             mean, scale, anchor, found = anchored_background_prior(start, ambient, names)
             self.module.anchor_background(anchor)
             self._data = replace(data, findings=(*data.findings, *found))
-            warn_of(found, stacklevel=3)
+            warn_of(found, stacklevel=4)
         self.module.set_background_prior(mean, scale)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(of_scvi(name) or f"'Model' object has no attribute {name!r}")
 
     @property
     def history(self) -> pd.DataFrame:
@@ -396,3 +394,6 @@ class Model(
         lists = {"gene": s.gene_names, "protein": s.protein_names, "batch": s.batch_names}
         sizes = ", ".join(counted(len(names), noun) for noun, names in lists.items())
         return f"totalvi.Model: {sizes}, {self.module.n_latent} latent dimensions; {state}"
+
+
+__getattr__ = answering("module 'totalvi.model'")

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from inspect import getattr_static
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData, fingerprint
-from totalvi.errors import KnowsScvi, NotTrainedError, TrainingError, of_scvi, refuse_arguments
+from totalvi.errors import NotTrainedError, TrainingError
 from totalvi.fit.checkpoint import (
     CHECKPOINT_EVERY,
     Checkpoint,
@@ -36,6 +38,7 @@ from totalvi.posterior.calibration import calibrate_fit
 from totalvi.posterior.question import Fitted
 from totalvi.processes import launch, require_equal, this_process
 from totalvi.progress import epoch_progress
+from totalvi.scvi_names import KnowsScvi, of_scvi, saying_names
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -56,7 +59,21 @@ class History(pd.DataFrame):
 
 
 class KnowsScviProtocol(KnowsScvi, type(Protocol)):  # type: ignore[misc]  # its base is a function
-    """Metaclass of `Model`, whose bases are protocols."""
+    """Metaclass of `Model`, whose bases are protocols and whose methods say what they take by name."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> None:
+        super().__init__(name, bases, members)
+        for called in dir(cls):
+            found = getattr_static(cls, called)
+            method = found.__func__ if isinstance(found, classmethod) else found
+            is_called = called[0] != "_" or called == "__init__"
+            if (
+                isinstance(method, FunctionType)
+                and is_called
+                and not hasattr(method, "__wrapped__")
+            ):
+                checked = saying_names(method, name)
+                setattr(cls, called, checked if found is method else classmethod(checked))
 
 
 class Training(Fitted, Protocol):
@@ -99,6 +116,9 @@ class Training(Fitted, Protocol):
             raise NotTrainedError("The model has no fit_summary yet; call model.train() first.")
         return self._result.summary
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(of_scvi(name) or f"'Model' object has no attribute {name!r}")
+
     def train(
         self,
         max_epochs: int | None = None,
@@ -124,7 +144,6 @@ class Training(Fitted, Protocol):
         progress: bool | None = None,
         devices: int | None = None,
         num_nodes: int = 1,
-        **unknown: Any,
     ) -> None:
         """Fit the model, and keep the weights with the lowest held-out loss.
 
@@ -198,7 +217,6 @@ class Training(Fitted, Protocol):
         KeyboardInterrupt
             When a signal ended the fit. The model is unchanged, and the checkpoint is written.
         """
-        refuse_arguments(unknown, "train()")
         data = self._training_data()
         given: dict[str, Any] = {
             "max_epochs": max_epochs,

@@ -17,7 +17,7 @@ from totalvi.cli.options import unmeasured_proteins
 from totalvi.errors import ReadError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-READERS = ["check", "run", "train", "convert", "map", "impute", "denoise", "de", "gate"]
+READERS = ["check", "run", "train", "convert", "map", "impute", "denoise", "de", "gate", "explore"]
 OPTIONS = {
     *("--protein", "--genome", "--hashtags", "--controls", "--leave-out", "--cells-in"),
     *("--rna-modality", "--protein-modality", "--rna-layer", "--protein-layer", "--protein-obsm"),

@@ -20,7 +20,8 @@ from scipy import io, sparse
 
 import totalvi
 from totalvi.cli.options import unmeasured_proteins
-from totalvi.data.columns import Columns, pair_cells
+from totalvi.data.cell_pairs import pair_cells
+from totalvi.data.columns import Columns
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.data.io.modalities import mudata_of
 from totalvi.data.io.read import ReadOptions, read

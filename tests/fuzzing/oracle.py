@@ -33,9 +33,9 @@ def what_tables_say(place: Path) -> Reading | None:
 def _cells_of_both(rna: "Part", protein: "Part") -> dict[str, "Part"]:
     """Return both tables; a cell that only one of them names is left out, with a warning.
 
-    Names are the same that differ in punctuation alone.
+    Names are the same whose barcodes are, or that differ in punctuation and case alone.
     """
-    known = [[re.sub(r"\W", "", cell) for cell in cells] for cells, _, _ in (rna, protein)]
+    known = [[_core(cell) for cell in cells] for cells, _, _ in (rna, protein)]
     both = [cell for cell in known[0] if cell in set(known[1])]
     parts = {"rna": rna, "prot": protein}
     if not both:
@@ -45,6 +45,11 @@ def _cells_of_both(rna: "Part", protein: "Part") -> dict[str, "Part"]:
         name: (names, features, counts[[here.index(cell) for cell in both]])
         for (name, (_, features, counts)), here in zip(parts.items(), known, strict=True)
     }
+
+
+def _core(cell: str) -> str:
+    bases = "".join(re.findall("[ACGTN]{6,}", cell.upper()))
+    return bases or re.sub(r"[\W_]", "", cell).lower()
 
 
 def what_a_folder_says(place: Path) -> Reading | None:
@@ -70,7 +75,9 @@ def what_a_folder_says(place: Path) -> Reading | None:
 def _modality(row: list[str]) -> str:
     kind = row[2].strip().lower()
     other = re.sub(r"\W+", "_", kind).strip("_")
-    return {"gene expression": "rna", "antibody capture": "prot"}.get(kind, other)
+    if re.search(r"\bantibod(y|ies)\b", kind):
+        return "prot"
+    return {"gene expression": "rna"}.get(kind, other)
 
 
 def is_json(file: Path) -> bool:

@@ -23,6 +23,7 @@ Counts = Annotated[
 ]
 
 
+@with_options
 def explore(
     path: Annotated[
         Path,
@@ -32,6 +33,7 @@ def explore(
             show_default=False,
         ),
     ],
+    reading: Reading,
     gates: Annotated[
         Path | None,
         options.text(
@@ -61,13 +63,13 @@ def explore(
     Examples:
       totalvi explore totalvi-demo
       totalvi explore results --gates other_results/gates.json
-      totalvi explore cells.h5mu
+      totalvi explore cells.h5ad --protein-obsm X_adt
       totalvi explore results --no-browser --port 8000    # at the far end of an SSH tunnel
     """
     from totalvi.explorer.server import open_in_browser, serving
     from totalvi.explorer.workspace import open_workspace
 
-    workspace = open_workspace(path, gates)
+    workspace = open_workspace(path, gates, reading.of())
     for note in workspace.notes:
         typer.echo(f"note: {note}")
     try:

@@ -112,6 +112,7 @@ def tally_counts(source: CountSource, group: np.ndarray, n_groups: int) -> Count
     return tally._replace(rna=rna, protein=protein)
 
 
+_STANDING_FOR_NAN = (-1, -9, -99, -999, -9999)
 _TESTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "nan": np.isnan,
     "infinite": np.isinf,
@@ -271,12 +272,16 @@ def _value_findings(modality: _Modality, allow_fractional: bool) -> Iterator[Fin
                 "scaled or regressed" if kind == "rna" else "like CLR, dsb or scaled values"
             )
             looks = f", so it looks {transformed}"
+        fix = _fix(modality)
+        if kind == "protein" and first["negative"].value in _STANDING_FOR_NAN and not looks:
+            value = f"{first['negative'].value:g}"
+            fix = f"make {value} NaN if it stands for what was not measured; else {fix}"
         yield Finding(
             "error",
             f"{kind}_negative",
             f"{where} holds {_number(number['negative'], 'negative value')}{looks}, first "
             f"{first['negative'].value:g} for {modality.place(first['negative'])}; "
-            f"{_fix(modality)}.",
+            f"{fix}.",
         )
     elif number["fractional"]:
         found = (
@@ -382,7 +387,7 @@ def _fix(modality: _Modality) -> str:
         return f"give the raw counts with {argument('protein_expression_obsm_key')}"
     return (
         "there are no counts in a layer or in raw either, so give the data with the raw counts that "
-        f"the counting tool wrote (if they are in a layer, name it, as in {setting(layer, 'counts')})"
+        f"the counting tool wrote, in X or in a layer, as in {setting(layer, 'counts')}"
     )
 
 

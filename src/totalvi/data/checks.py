@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from totalvi.data.background.isotype_controls import antibody_findings
 from totalvi.data.cells import has_rna
+from totalvi.data.check_antibodies import antibody_findings
 from totalvi.data.check_counts import (
     CountTally,
     named,

@@ -15,7 +15,7 @@ from mudata import MuData
 from totalvi.data.cells import MODALITIES
 from totalvi.data.columns import Columns, cell_groups
 from totalvi.data.counts import in_memory, lies_on_disk, to_dense
-from totalvi.data.io.features import modalities_of, says_antibody
+from totalvi.data.io.features import has_types, modalities_of, says_antibody
 from totalvi.data.io.readable_parts import READING, UNREAD
 from totalvi.data.panels.antibody_names import GENES_OF_ANTIGEN, has_known_target, identify
 from totalvi.errors import DataError, Finding, argument, counted, did_you_mean, listed, setting
@@ -199,6 +199,13 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
         asked = isinstance(data, MuData) and name != "prot" and name not in data.mod
         where = f' (no modality "{name}" is there)' if asked else ""
         return f"There are no proteins at all{where}, but {_in_words(found)}."
+    if isinstance(data, MuData) and set(data.mod) == {columns.rna_modality, "hto"}:
+        tags = data.mod["hto"].var_names
+        return (
+            f"There are no proteins at all, only hashtags ({listed(tags, at_most=3)}), which tell "
+            f"samples apart; give the file of the antibodies as {argument('protein_path')}, or name as "
+            f"hashtags only what is one with {argument('hashtags')}."
+        )
     if isinstance(data, MuData) and len(data.mod) > 1:
         name = columns.protein_modality
         missing = (
@@ -218,11 +225,14 @@ def no_proteins(data: MuData | AnnData, columns: Columns) -> str:
             "counts; give the raw counts as another entry of obsm, or in a file of their own as "
             f"{argument('protein_path')}."
         )
+    of_genes = rna is not None and has_types(rna.var) and set(modalities_of(rna.var)) == {"rna"}
+    typed = "; scanpy.read_10x_h5 keeps antibodies with gex_only=False alone" if of_genes else ""
     return (
-        "There are no proteins at all, and totalVI needs their counts paired with the RNA; give the "
-        f"file that has both, or that of the proteins as {argument('protein_path')}; in an AnnData "
-        'they are features with "Antibody Capture" in var["feature_types"], or an entry of obsm '
-        f"that {argument('protein_expression_obsm_key')} names."
+        f"There are no proteins at all{' (all features are genes)' if of_genes else ''}, and totalVI "
+        f"needs their counts paired with the RNA{typed}; give the file that has both, or that of the "
+        f"proteins as {argument('protein_path')}; in an AnnData they are features with "
+        '"Antibody Capture" in var["feature_types"], or an entry of obsm that '
+        f"{argument('protein_expression_obsm_key')} names."
     )
 
 
@@ -263,7 +273,7 @@ def _of_mudata(mdata: MuData, columns: Columns) -> tuple[list[str], list[str]]:
             apart += _beside(adata, layer, None, f' of "{name}"')
     for name, adata in mdata.mod.items():
         if name not in (columns.rna_modality, columns.protein_modality):
-            few = f": {listed(adata.var_names)}" if adata.n_vars <= _NAMED else ""
+            few = f": {listed(adata.var_names)}" if 0 < adata.n_vars <= _NAMED else ""
             apart.append(f'modality "{name}" ({counted(adata.n_vars, "feature")}{few})')
     return used, apart + [f'obsm["{key}"]' for key in _obsm_entries(mdata)]
 
@@ -309,7 +319,8 @@ def contents_findings(data: MuData | AnnData, columns: Columns, which: str = "")
 
 def _n_features(adata: AnnData, layer: str | None) -> int:
     of_raw = layer == "raw" and "raw" not in adata.layers and adata.raw is not None
-    return int(adata.raw.n_vars if of_raw else adata.n_vars)
+    n_genes = (modalities_of(adata.raw.var) == "rna").sum() if of_raw else 0
+    return int(n_genes or (adata.raw if of_raw else adata).n_vars)
 
 
 def _matrix_of(layer: str | None) -> str:

@@ -23,6 +23,7 @@ from totalvi.data.find import CountSource, find_counts, gene_table
 from totalvi.data.io.features import with_symbols
 from totalvi.data.io.h5_zarr import open_on_disk
 from totalvi.data.mosaic import as_mosaic, rna_by_group
+from totalvi.data.panels.antibody_names import identify
 from totalvi.errors import DataError, argument, did_you_mean
 
 ALL_CELLS = "all cells"  # name of the batch if there is no batch key
@@ -336,7 +337,7 @@ def _align(source: CountSource, schema: Schema, var: pd.DataFrame) -> CountSourc
             warnings.warn(
                 f"The {what} of the data are in another order than the model's; they were matched by "
                 "name.",
-                stacklevel=4,
+                stacklevel=5,
             )
     return source._replace(
         rna=source.rna.columns(genes),
@@ -350,8 +351,16 @@ def _positions(names: pd.Index, wanted: Sequence[str], what: str, where: str) ->
     positions = names.get_indexer(pd.Index(wanted))
     missing = [name for name, position in zip(wanted, positions, strict=True) if position < 0]
     if missing:
+        fix = "add them"
+        others = {
+            identify(name).key: name for name in names if what == "protein" and name not in wanted
+        }
+        known = [name for name in missing if identify(name).key in others]
+        if known:
+            other = others[identify(known[0]).key]
+            fix = f'give them the model\'s names, as "{known[0]}" to "{other}"'
         raise DataError(
             f'{where} lacks {len(missing)} of the {len(wanted)} {what}s of the model, "{missing[0]}" '
-            f"among them; add them, or train a model on the {what}s that both have."
+            f"among them; {fix}, or train a model on the {what}s that both have."
         )
     return positions

@@ -10,8 +10,9 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.cell_pairs import require_same_cells
 from totalvi.data.cells import MODALITIES
-from totalvi.data.columns import Columns, feature_names, joined_obs, names_of, require_same_cells
+from totalvi.data.columns import Columns, feature_names, joined_obs, names_of
 from totalvi.data.contents import looks_like_counts, no_proteins, require_no_proteins
 from totalvi.data.counts import (
     Counts,
@@ -25,7 +26,7 @@ from totalvi.data.counts import (
 )
 from totalvi.data.io.features import modalities_of, modality_of_type, with_symbols
 from totalvi.data.io.modalities import names_in_obsm
-from totalvi.errors import DataError, argument, did_you_mean, setting
+from totalvi.errors import DataError, argument, did_you_mean, first_and_count, setting
 
 _Rows = TypeVar("_Rows", sparse.csr_matrix, np.ndarray)
 
@@ -174,6 +175,11 @@ def find_rna_counts(data: MuData | AnnData, columns: Columns) -> CountSource:
 
 
 def _no_rna(rna_modality: str, mod: Mapping[str, AnnData]) -> str:
+    if "prot" in mod and set(mod) <= {"prot", "hto", "no_antibody"}:
+        return (
+            f"There is no RNA, only {first_and_count(mod['prot'].var_names, 'protein')}; give the file "
+            f"of the RNA first, and this one as {argument('protein_path')}."
+        )
     likely = [name for name in mod if modality_of_type(name) == "rna"]
     proteins = [name for name in mod if modality_of_type(name) == "prot" and name != "prot"]
     how = f"{argument('rna_modality')} ({did_you_mean(rna_modality, mod)})"
@@ -198,11 +204,9 @@ def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
     rna, protein = mod[rna_modality], mod[protein_modality]
     require_same_cells(rna, protein, rna_modality, protein_modality)
     rna_where = _where(f'modality "{rna_modality}"', rna_layer, rna)
-    protein_where = _where(f'modality "{protein_modality}"', protein_layer)
+    protein_where = _where(f'modality "{protein_modality}"', protein_layer, protein)
     rna_values, rna_var = _rna_matrix(rna, rna_layer, f'modality "{rna_modality}"')
-    protein_values = _matrix(
-        protein, protein_layer, f'modality "{protein_modality}"', "protein_layer"
-    )
+    protein_values = _protein_matrix(protein, protein_layer, f'modality "{protein_modality}"')
     return CountSource(
         rna=_rna(rna_values, _Place(rna_where, rna.obs_names, rna_var.index), on_disk),
         protein=_protein(
@@ -215,7 +219,7 @@ def _from_mudata(mdata: MuData, columns: Columns, on_disk: bool) -> CountSource:
         rna_where=rna_where,
         protein_where=protein_where,
         rna_layers=_layers_of(rna),
-        protein_layers=tuple(map(str, protein.layers)),
+        protein_layers=_layers_of(protein),
     )
 
 
@@ -247,13 +251,19 @@ def _from_anndata(adata: AnnData, columns: Columns, on_disk: bool) -> CountSourc
             protein_names = _uns_names(adata, names_key, len(protein_names))
     elif is_protein.any():
         layer = protein_layer if protein_layer is not None else rna_layer
-        if layer == "raw" and _is_raw(adata, layer):
+        protein_values, var, protein_where = None, pd.DataFrame(adata.var), "X"
+        if layer is not None and _is_raw(adata, layer):
+            of_raw = pd.DataFrame(adata.raw.var)
             layer = None
-        protein_where = "X" if layer is None else f'layers["{layer}"]'
-        protein_values = _matrix(adata, layer, "the AnnData", "protein_layer")
-        protein_columns = np.flatnonzero(is_protein)
+            if genes_and_proteins(of_raw)[1].any():
+                protein_values, var, protein_where = adata.raw.X, of_raw, "raw"
+        elif layer is not None:
+            protein_where = f'layers["{layer}"]'
+        if protein_values is None:
+            protein_values = _matrix(adata, layer, "the AnnData", "protein_layer")
+        protein_columns = np.flatnonzero(genes_and_proteins(var)[1])
         protein_where = f"the antibody features of {protein_where}"
-        protein_names = names_of(adata.var_names[is_protein])
+        protein_names = names_of(var.index[protein_columns])
     else:
         raise DataError(no_proteins(adata, columns))
     gene_columns = None if is_gene.all() else np.flatnonzero(is_gene)
@@ -326,7 +336,9 @@ def _uns_names(adata: AnnData, key: str, n_proteins: int) -> pd.Index:
 def gene_table(data: MuData | AnnData, columns: Columns) -> pd.DataFrame:
     """Return what ``data`` says of the genes whose counts are used."""
     rna = data.mod[columns.rna_modality] if isinstance(data, MuData) else data
-    var = with_symbols(rna.raw.var) if _is_raw(rna, columns.rna_layer) else pd.DataFrame(rna.var)
+    if _is_raw(rna, columns.rna_layer):
+        return _genes_of_raw(rna)[1]
+    var = pd.DataFrame(rna.var)
     return var if isinstance(data, MuData) else var[genes_and_proteins(var)[0]]
 
 
@@ -343,8 +355,24 @@ def _layers_of(rna: AnnData) -> tuple[str, ...]:
 def _rna_matrix(rna: AnnData, layer: str | None, owner: str) -> tuple[Any, pd.DataFrame]:
     """Return the matrix of a layer, of raw, or X, and the annotation of its features."""
     if _is_raw(rna, layer):
-        return rna.raw.X, with_symbols(pd.DataFrame(rna.raw.var))
+        return _genes_of_raw(rna)
     return _matrix(rna, layer, owner, "rna_layer"), pd.DataFrame(rna.var)
+
+
+def _genes_of_raw(rna: AnnData) -> tuple[Any, pd.DataFrame]:
+    """Return the matrix and annotation of the genes in raw, which may hold antibodies as well."""
+    var = pd.DataFrame(rna.raw.var)
+    is_gene = genes_and_proteins(var)[0]
+    values = rna.raw.X if is_gene.all() else in_memory(rna.raw.X)[:, np.flatnonzero(is_gene)]
+    return values, with_symbols(var)[is_gene]
+
+
+def _protein_matrix(protein: AnnData, layer: str | None, owner: str) -> Any:
+    """Return the matrix of a layer, or X, or the same proteins of raw."""
+    names = pd.Index([]) if protein.raw is None else pd.Index(protein.raw.var_names)
+    if _is_raw(protein, layer) and names.is_unique and protein.var_names.isin(names).all():
+        return in_memory(protein.raw.X)[:, names.get_indexer(protein.var_names)]
+    return _matrix(protein, layer, owner, "protein_layer")
 
 
 def _where(modality: str, layer: str | None, owner: AnnData | None = None) -> str:

@@ -8,13 +8,15 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.cell_pairs import WHITELIST, pair_cells
 from totalvi.data.cells import BOTH, MODALITIES, PROTEIN, RNA, has_rna
 from totalvi.data.check_counts import CountTally
-from totalvi.data.columns import WHITELIST, Columns, feature_names, joined_obs, names_of, pair_cells
+from totalvi.data.columns import Columns, feature_names, joined_obs, names_of
 from totalvi.data.counts import CountsInMemory, in_memory, to_csr, to_dense
 from totalvi.data.find import CountSource
 from totalvi.data.io.features import modalities_of
-from totalvi.data.io.modalities import mudata_of, say_of_reading
+from totalvi.data.io.modalities import mudata_of
+from totalvi.data.io.readable_parts import say_of_reading
 from totalvi.errors import DataError, Finding, argument, counted, did_you_mean
 
 _MOST_SHARED = 0.5  # with a larger share of cells in both, the two lists nearly agree

@@ -18,11 +18,12 @@ from totalvi.data.columns import Columns
 from totalvi.data.counts import Counts, CountsInMemory, DenseOnDisk, SparseOnDisk
 from totalvi.data.find import find_counts
 from totalvi.data.io.modalities import mudata_of
-from totalvi.data.io.read import read
+from totalvi.data.io.tenx import holds_matrix
 from totalvi.errors import ReadError
 from totalvi.explorer.axes import Kind, Scale, to_scale
 from totalvi.explorer.gate_shapes import contains
 from totalvi.explorer.gates import Gate
+from totalvi.run.convert import AS_IS, Reading, counts_in_x, read_input
 from totalvi.run.folder import STORE
 
 COLUMNS_KEPT = 128  # of values of all cells, in memory
@@ -310,6 +311,8 @@ class FileCells(Cells):
     path
         Anything that `totalvi.read` reads and that has proteins. Its map is the first of ``X_umap``,
         ``X_tsne`` and ``X_pca`` in ``obsm``.
+    reading
+        Places of the counts, how to read them, and what was not measured.
 
     Raises
     ------
@@ -317,11 +320,12 @@ class FileCells(Cells):
         When it cannot be read, or holds no counts of proteins.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, reading: Reading = AS_IS) -> None:
         super().__init__()
         path = Path(path)
         self.folder, self.prefix, self.title = path.absolute().parent, f"{path.stem}.", path.name
-        mdata = read(path)
+        mdata = counts_in_x(*read_input(path, *reading))
+        assert isinstance(mdata, MuData)
         found = find_counts(mdata, Columns())
         self.rna, self.protein, self.obs = found.rna, found.protein, found.obs
         self.gene_names, self.protein_names = found.gene_names, found.protein_names
@@ -348,13 +352,19 @@ class FileCells(Cells):
         return column
 
 
-def open_cells(path: str | Path) -> Cells:
-    """Open the folder of a run, or a file of counts."""
+def open_cells(path: str | Path, reading: Reading = AS_IS) -> Cells:
+    """Open the folder of a run, or a file of counts, of which ``reading`` says how it is read."""
     path = Path(path)
     is_run = path.is_dir() and ((path / STORE).is_dir() or (path / "results.h5mu").exists())
-    if is_run or not path.exists() or (path.is_dir() and path.suffix != ".zarr"):
+    of_counts = path.suffix == ".zarr" or not path.is_dir() or holds_matrix(path)
+    if is_run or not path.exists() or not of_counts:
+        if reading != AS_IS:
+            raise ReadError(
+                f"{path} is no file of counts but the folder of a run, whose counts are read as they "
+                "were then; leave out the options of reading."
+            )
         return RunCells(path)
-    return FileCells(path)
+    return FileCells(path, reading)
 
 
 def _usual_place(column: str) -> int:

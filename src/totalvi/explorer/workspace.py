@@ -16,6 +16,7 @@ from totalvi.explorer.gate_files import gates_to_json, read_gates
 from totalvi.explorer.gates import Gating, members
 from totalvi.explorer.membership import gate_probability
 from totalvi.explorer.run_cells import Cells, open_cells
+from totalvi.run.convert import AS_IS, Reading
 from totalvi.run.folder import PROPOSED_GATES
 
 GATES_FILE, UNSAVED_FILE = "gates.json", "gates_unsaved.json"
@@ -198,7 +199,9 @@ class Workspace:
         return path in self.taken_up and path.is_file() and path.read_bytes() == self.taken_up[path]
 
 
-def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Workspace:
+def open_workspace(
+    folder: str | Path, gates: str | Path | None = None, reading: Reading = AS_IS
+) -> Workspace:
     """Open the results of `totalvi run` or a file of counts, with gates of a file or those saved.
 
     Raises
@@ -208,7 +211,7 @@ def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Works
     FormatError
         When the file of gates cannot be used.
     """
-    cells = _open(Path(folder))
+    cells = _open(Path(folder), reading)
     workspace = Workspace(cells, Gating())
     if gates is None and workspace.gates_path.exists():
         gates = workspace.gates_path
@@ -220,13 +223,13 @@ def open_workspace(folder: str | Path, gates: str | Path | None = None) -> Works
     return workspace
 
 
-def _open(path: Path) -> Cells:
+def _open(path: Path, reading: Reading) -> Cells:
     """Open what is to be gated; a reference needs torch, for which others need not wait."""
     if is_minified(path):
         from totalvi.explorer.reference_cells import ReferenceCells
 
         return ReferenceCells(path)
-    return open_cells(path)
+    return open_cells(path, reading)
 
 
 def _take_up_unsaved(workspace: Workspace, path: Path) -> None:

@@ -161,7 +161,7 @@ class MappingQueries(_Mappable):
             needs_labels=dispersion_by_label(self.module),
         )
         cells, mapping = mapped.cells, mapped.mapping
-        warn_of(cells.findings)
+        warn_of(cells.findings, stacklevel=3)
         query = _with_cells(self, cells, mapping)
         started = start_batches(query.module, cells, mapping, reference_batch, self._noise(0))
         query._mapping = replace(mapping, reference_batches=started)

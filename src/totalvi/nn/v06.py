@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from totalvi.errors import NetworkThatKnowsScvi, allowed
+from totalvi.errors import allowed
 from totalvi.nn import config as options
 from totalvi.nn import v06_minibatch as minibatch
 from totalvi.nn.cell import CellContext, SparseCounts
@@ -20,6 +20,7 @@ from totalvi.nn.likelihoods import Dispersion, ElboTerms
 from totalvi.nn.network import Network
 from totalvi.nn.sync import standard_normal
 from totalvi.nn.v06_minibatch import BatchCode, CellExtras, inverse_dispersion
+from totalvi.scvi_names import NetworkThatKnowsScvi
 
 NO_DROPOUT_LOGIT = -100.0  # of a probability that is 0 in float32
 

@@ -197,7 +197,7 @@ def _compared(
             of_units = None if shares is None else shares[some]
             tables.append(_table(result, units, of_units, (*names, words), index))
     for note in notes:
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note, stacklevel=4)
     if not tables or all(table["p_value"].isna().all() for table in tables):
         raise DataError(
             f"the conditions have too few samples with {min_cells} cells or more, or blocks and "

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
-from totalvi.errors import allowed, argument, did_you_mean, of_scvi
+from totalvi.errors import allowed, argument, did_you_mean
+from totalvi.scvi_names import of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
 Names: TypeAlias = str | Sequence[str] | None

@@ -289,7 +289,7 @@ class LatentQueries(Fitted):
         lacking = ~question.data.has_rna[question.cells]
         if lacking.any():
             said = f"The library size is NaN in {lacking.sum():,} cells, which have no RNA."
-            warnings.warn(said, DataWarning, stacklevel=2)
+            warnings.warn(said, DataWarning, stacklevel=3)
             sizes[..., lacking, :] = np.nan
         return sizes
 

@@ -150,7 +150,7 @@ def _rna_answered(
         warnings.warn(
             f"RNA is NaN in {lacking.sum():,} of {len(lacking):,} cells, which lack it; {what}.",
             DataWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     device = question.network.background_prior_mean.device
     return replace(question, rna_shares=torch.from_numpy(of_rna).float().to(device))
@@ -213,5 +213,5 @@ def _warn_of_unanswered(
         f"{which} NaN in {n_cells:,} of {len(panel):,} cells, which lack "
         f"{'them' if several else 'it'}; {what}.",
         DataWarning,
-        stacklevel=5,
+        stacklevel=6,
     )

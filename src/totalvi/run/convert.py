@@ -152,7 +152,7 @@ def _must_be_read(data: MuData | AnnData, keys: Columns) -> bool:
     rna: AnnData = data.mod.get(keys.rna_modality) if isinstance(data, MuData) else data
     if rna is None:
         return True
-    if keys.rna_layer == "raw" and "raw" not in rna.layers:
+    if "raw" in (keys.rna_layer, keys.protein_layer) and "raw" not in rna.layers:
         return True
     counts = rna.X if keys.rna_layer is None else rna.layers.get(keys.rna_layer)
     if getattr(counts, "format", "csr") != "csr":

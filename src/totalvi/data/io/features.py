@@ -105,7 +105,7 @@ HASHTAG = re.compile(
 )
 
 CONTROL = re.compile(
-    r"""iso[ _.-]?(type|ctrl|control)
+    r"""iso[ _.-]?(type|ctrl|control) | is[otype]{4,6}[ _.-]*(ctrl|control)  # and misspelt
         | ig[gmade] .* (control|ctrl)
         | (control|ctrl) .* ig[gmade]
         | ^ (?! .* anti[ _-]* ((human|mouse|rat|hamster)[ _-]*)? igg)  # anti-IgG1 is a target,
@@ -131,7 +131,7 @@ UNMAPPED = re.compile(
         | n(Count|Feature)_[a-z0-9]+ | n_(genes|features|proteins)(_by_counts)? | log1p_[a-z_]*counts
         | (percent|pct)[ _.-][a-z0-9_.-]+
         )
-        ([-_ ]total[ _-]?seq[ _-]?[abcd])?""",
+        ([-_ ]total[ _-]?seq[ _-]?[abcd])? ([.-]\d)?  # of a name that was made unique""",
     re.IGNORECASE | re.VERBOSE,
 )
 TOTAL = re.compile(
@@ -148,9 +148,13 @@ TRUTH_OF_TEXT = {"true": True, "1": True, "1.0": True, "false": False, "0": Fals
 
 
 ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{6,})(?:\.\d+)?")
-SYMBOL_COLUMNS = (
-    *("gene_symbols", "gene_symbol", "gene_names", "gene_name", "feature_name", "symbol"),
-    *("Symbol", "SYMBOL", "GeneSymbol", "gene_short_name", "hgnc_symbol"),
+_JOINED_ID = re.compile(  # as in ENSG00000010610_CD4 and CD4|ENSG00000010610.10
+    rf"{ENSEMBL.pattern}[-_|:;](?P<behind>.+)|(?P<before>.+)[-_|:;](?:{ENSEMBL.pattern})"
+)
+SYMBOL_COLUMNS = (  # in lower case, letters alone; the last ones only where they hold no ids
+    *("genesymbols", "genesymbol", "genenames", "genename", "featurename", "symbol", "symbols"),
+    *("geneshortname", "hgncsymbol", "mgisymbol", "externalgenename", "originalgenesymbols"),
+    *("gene", "genes", "name", "names", "feature", "features"),
 )
 
 
@@ -164,15 +168,39 @@ def with_symbols(var: pd.DataFrame) -> pd.DataFrame:
     {'CD3E': 'ENSG00000198851', 'CD4': 'ENSG00000010610'}
     """
     names = var.index.astype(str)
-    is_id = np.array([ENSEMBL.fullmatch(name) is not None for name in names], dtype=bool)
-    column = next((name for name in SYMBOL_COLUMNS if name in var), None)
-    if column is None or is_id.mean() <= 0.5:
+    if not any(map(ENSEMBL.search, names[:: max(1, len(names) // 500)])):
         return var
-    symbols = var[column].astype(object).where(var[column].notna(), "").astype(str).to_numpy(object)
+    is_id = np.array([ENSEMBL.fullmatch(name) is not None for name in names], dtype=bool)
+    joined = [
+        None if alone else _JOINED_ID.fullmatch(name)
+        for name, alone in zip(names, is_id, strict=True)
+    ]
+    both = np.array([found is not None for found in joined], dtype=bool)
+    column = symbol_column(var)
+    if both.mean() > 0.5:  # id and symbol in one
+        symbols = np.array(
+            [(f["behind"] or f["before"]) if f else "" for f in joined], dtype=object
+        )
+        is_id = both
+    elif column is not None and is_id.mean() > 0.5:
+        found = var[column].astype(object).where(var[column].notna(), "")
+        symbols = found.astype(str).to_numpy(object)
+    else:
+        return var
     known = is_id & (symbols != "")
     if "gene_ids" not in var:
         var = var.assign(gene_ids=names.to_numpy(object))
     return var.set_axis(pd.Index(np.where(known, symbols, names), dtype=object), axis=0)
+
+
+def symbol_column(var: pd.DataFrame) -> str | None:
+    """Return the column with the symbols of the genes, however its name is written."""
+    by_word = {re.sub(r"[^a-z]", "", str(name).lower()): name for name in reversed(var.columns)}
+    for name in (by_word[word] for word in SYMBOL_COLUMNS if word in by_word):
+        first = var[name].iloc[:1000].dropna().astype(str)
+        if first.nunique() > 0.5 * len(first) and not first.str.match(ENSEMBL).mean() > 0.5:
+            return str(name)
+    return None
 
 
 def are_hashtags(var: pd.DataFrame, hashtags: str | Sequence[str] | None, where: str) -> np.ndarray:

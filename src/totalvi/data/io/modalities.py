@@ -12,7 +12,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from mudata import MuData
 
-from totalvi.data.columns import in_words, pair_cells
+from totalvi.data.cell_pairs import pair_modalities
 from totalvi.data.io.features import (
     are_controls,
     are_hashtags,
@@ -20,7 +20,7 @@ from totalvi.data.io.features import (
     has_types,
     modalities_of,
 )
-from totalvi.data.io.readable_parts import READING, UNREAD, gathered, joined
+from totalvi.data.io.readable_parts import UNREAD, gathered, joined, say_of_reading
 from totalvi.data.io.trust import counts_from
 from totalvi.errors import Finding, ReadError, argument, did_you_mean, listed
 
@@ -73,10 +73,45 @@ def split_anndata(
     found.sort(key=lambda name: ["rna", "prot", "hto", name].index(name))
     if len(found) == 1:
         return {found[0]: adata}
-    return {
+    parts = {
         name: adata[:, modality == name].copy() if i == 0 else _bare(adata, modality == name)
         for i, name in enumerate(found)
     }
+    if "rna" in parts:
+        _split_raw(parts)
+    return parts
+
+
+def _split_raw(parts: dict[str, AnnData], rna: str = "rna") -> None:
+    """Leave RNA the genes of its ``raw``; the antibodies there become a layer "raw" of the others."""
+    own = parts[rna]
+    if own.raw is None:
+        return
+    var = pd.DataFrame(own.raw.var)
+    others = {name for part in parts.values() if part is not own for name in part.var_names}
+    of_others = var.index.isin(list(others)) & ~var.index.isin(own.var_names)
+    apart = np.flatnonzero((modalities_of(var) != "rna") | of_others)
+    if not 0 < len(apart) < len(var):
+        return
+    values, names = own.raw.X, var.index[apart]
+    genes = np.setdiff1d(np.arange(len(var)), apart)
+    own.raw = AnnData(values[:, genes], pd.DataFrame(index=own.obs_names), var.iloc[genes])
+    for part in parts.values():
+        places = names.get_indexer(part.var_names) if names.is_unique else np.array([-1])
+        is_whole = part is not own and part.obs_names.equals(own.obs_names) and (places >= 0).all()
+        if is_whole and "raw" not in part.layers:
+            part.layers["raw"] = values[:, apart[places]]
+
+
+def _layer_of_raw(protein: AnnData) -> None:
+    """Make a layer of the ``raw`` of proteins, if it has the counts of each."""
+    if protein.raw is None or "raw" in protein.layers:
+        return
+    names = pd.Index(protein.raw.var_names)
+    places = names.get_indexer(protein.var_names) if names.is_unique else np.array([-1])
+    if (places >= 0).all():
+        protein.layers["raw"] = protein.raw.X[:, places]
+        del protein.raw
 
 
 def _bare(adata: AnnData, chosen: np.ndarray) -> AnnData:
@@ -177,11 +212,6 @@ def split_proteins(proteins: AnnData, rows: Rows, where: str) -> dict[str, AnnDa
     return split_anndata(proteins, modality, rows, where)
 
 
-def say_of_reading(data: AnnData | MuData, code: str, message: str) -> None:
-    """Note in ``uns`` what reading changed or left out, which the checks then report."""
-    data.uns[READING] = {**data.uns.get(READING, {}), code: message}
-
-
 def join_proteins(
     adata: AnnData, proteins: AnnData | None, rows: Rows, where: str, protein_where: str
 ) -> dict[str, AnnData]:
@@ -196,48 +226,6 @@ def join_proteins(
             f"{protein_where}; give the antibodies once, beside the genes or apart from them."
         )
     return modalities | antibodies
-
-
-def pair_modalities(
-    rna: AnnData, protein: AnnData, where: tuple[Any, Any]
-) -> tuple[AnnData, AnnData]:
-    """Return RNA and proteins of the cells of both, in the order of the RNA and with its names.
-
-    Parameters
-    ----------
-    where
-        What both are called in messages.
-
-    Raises
-    ------
-    ReadError
-        When too few cells agree for it not to be by chance.
-    """
-    names, others = rna.obs_names, protein.obs_names
-    if names.equals(others) or not (names.is_unique and others.is_unique):
-        return rna, protein  # repeated names are reported by the checks
-    pairs = pair_cells(names, others)
-    said = in_words(pairs, len(names), len(others))
-    if not pairs.is_enough:
-        lonely = names[~names.isin(others)]
-        raise ReadError(
-            f"{where[0]} and {where[1]} are not of the same cells ({said}; the one alone has "
-            f'"{lonely[0] if len(lonely) else names[0]}", and the other begins with "{others[0]}"); '
-            "give both of one experiment, with the cells named alike."
-        )
-    n_dropped = len(names) - len(pairs.first), len(others) - len(pairs.first)
-    if len(pairs.first) != len(names):
-        rna = rna[pairs.first].copy()
-    if not np.array_equal(pairs.second, np.arange(len(others))):
-        protein = protein[pairs.second].copy()
-    if pairs.change or any(n_dropped):
-        message = f"The cells of {where[0]} and {where[1]} were paired by name: {said}"
-        lonely = [f"{n:,} of {of}" for n, of in zip(n_dropped, where, strict=True) if n]
-        if lonely:
-            message += f"; left out, as the other lacks them, are {' and '.join(lonely)}"
-        say_of_reading(rna, "cells_paired", f"{message}.")
-    protein.obs_names = rna.obs_names
-    return rna, protein
 
 
 def assemble(
@@ -344,6 +332,8 @@ def tidy_mudata(
         where_both = f'modality "{rna_modality}" of {path}', f'modality "{protein_modality}"'
         rna, protein = own[rna_modality], own[protein_modality]
         own[rna_modality], own[protein_modality] = pair_modalities(rna, protein, where_both)
+        _split_raw({name: own[name] for name in (rna_modality, protein_modality)}, rna_modality)
+        _layer_of_raw(own[protein_modality])
         for name, adata in own.items():
             has_all = adata.obs_names.is_unique and rna.obs_names.isin(adata.obs_names).all()
             if has_all and not adata.obs_names.equals(own[rna_modality].obs_names):

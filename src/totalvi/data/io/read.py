@@ -15,6 +15,7 @@ from mudata import MuData
 
 from totalvi.data.background.ambient import AMBIENT, profile_of_droplets
 from totalvi.data.background.droplets import batches_of_cells
+from totalvi.data.cell_pairs import pair_modalities
 from totalvi.data.columns import Columns, names_of
 from totalvi.data.io.features import keep_genome, with_symbols
 from totalvi.data.io.h5_zarr import read_10x_h5, read_h5ad, read_h5mu, read_zarr
@@ -22,7 +23,6 @@ from totalvi.data.io.modalities import (
     Rows,
     assemble,
     join_proteins,
-    pair_modalities,
     proteins_in_obsm,
     tidy_mudata,
 )

@@ -47,6 +47,11 @@ class LeftOut(NamedTuple):
             uns[READING] = {**uns.get(READING, {}), **self.notes}
 
 
+def say_of_reading(data: AnnData | MuData, code: str, message: str) -> None:
+    """Note in ``uns`` what reading changed or left out, which the checks then report."""
+    data.uns[READING] = {**data.uns.get(READING, {}), code: message}
+
+
 def gathered(owners: Iterable[tuple[str, MutableMapping[str, Any]]]) -> LeftOut:
     """Take what `LeftOut.say_in` kept out of the ``uns`` of modalities, by name; "" is the whole."""
     all_of_them = LeftOut({}, {})

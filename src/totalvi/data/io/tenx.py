@@ -1,5 +1,6 @@
 """Read the folders that Cell Ranger and other counting tools write."""
 
+import csv
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,12 @@ from anndata import AnnData
 from scipy import sparse
 
 from totalvi.data.io.features import join_genomes, pick_genomes, prefix_shared_names
-from totalvi.data.io.text_tables import LARGEST_TEXT_RATIO, open_text, require_last_line_end
+from totalvi.data.io.text_tables import (
+    LARGEST_TEXT_RATIO,
+    are_barcodes,
+    open_text,
+    require_last_line_end,
+)
 from totalvi.data.io.trust import reading, require_lengths
 from totalvi.errors import ReadError, argument, listed
 
@@ -26,12 +32,8 @@ OUTPUTS = (
     "sample_filtered_feature_bc_matrix",
     "filtered_gene_bc_matrices_h5.h5",
     "filtered_gene_bc_matrices",
-    "count",
-    "outs",
-    "Solo.out",  # of STARsolo, as are the next
-    "Gene/filtered",
-    "GeneFull/filtered",
-    "filtered",
+    *("count", "outs"),
+    *("Solo.out", "Gene/filtered", "GeneFull/filtered", "filtered"),  # of STARsolo
     "umi_count",  # of CITE-seq-Count, beside read_count
     "counts_filtered",  # of kallisto and bustools
     "counts_unfiltered",
@@ -63,6 +65,10 @@ LAYOUTS = (
     Layout("quants_mat.mtx", "quants_mat_rows.txt", ("quants_mat_cols.txt",)),
     Layout("count_matrix.mtx", "cell_metadata.csv", ("all_genes.csv",)),
     Layout("DGE.mtx", "cell_metadata.csv", ("all_genes.csv",)),
+)
+_HEAD = re.compile(  # the first line of a list that has one too many
+    r"(x|v1|names?|(gene|cell|feature|antibod|barcode|protein|adt|tag|hto|symbol)[ _.a-z]*)(\t.*)?",
+    re.IGNORECASE,
 )
 READABLE = (".h5", ".h5ad", ".h5mu", ".zarr")
 
@@ -119,11 +125,8 @@ def read_layout(folder: Path, layout: Layout, matrix: Path) -> AnnData:
     ids_file = file_of(folder, "", layout.features[-1]) or lists[1]
     cells, features, ids = (_first_fields(path) for path in (lists[0], lists[1], ids_file))
     with reading(matrix, "a Matrix Market file"), open_list(matrix) as file:
-        n_rows, _, _ = mtx_size(matrix, file)
-    if n_rows == len(cells) and n_rows != len(features):
-        counts = sparse.csr_matrix(read_mtx(matrix, len(cells), len(features)).T)
-    else:
-        counts = read_mtx(matrix, len(features), len(cells))
+        size = mtx_size(matrix, file)[:2]
+    counts = _read_either_way(matrix, len(features), len(cells), size)
     var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(features, dtype=object))
     found = AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
     return _joined_splicing(found)
@@ -166,6 +169,12 @@ def read_10x_folder(folder: Path, genome: str | None, prefix: str | None = None)
             f"they are in another, as {argument('protein_path')}."
         )
     subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and _matrices(p)}
+    raw = [name for name in subfolders if name.startswith("raw")]
+    if raw and not matrices:
+        raise ReadError(
+            f"{folder} has the matrix of all barcodes, {listed(raw)}, and none of the cells alone; "
+            f"give that of the cells, or the path of this one if it is meant ({subfolders[raw[0]]})."
+        )
     layout = None if matrices else layout_of(folder)
     if layout is not None:
         return read_layout(folder, *layout)
@@ -212,6 +221,11 @@ def _matrices(folder: Path) -> list[Path]:
 
 
 def _read_triple(folder: Path, prefix: str) -> AnnData:
+    if (binary := file_of(folder, prefix, "quants_mat")) is not None:
+        raise ReadError(
+            f"{binary} is a matrix in the format of alevin alone; write it again as text, with its "
+            "option dumpMtx, and give the folder."
+        )
     matrix = file_of(folder, prefix, "matrix.mtx")
     features = file_of(folder, prefix, "features.tsv", "genes.tsv")
     barcodes = file_of(folder, prefix, "barcodes.tsv")
@@ -240,9 +254,17 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
             f"{folder} lacks {', '.join(missing)}; a Cell Ranger matrix folder holds matrix.mtx.gz, "
             f"features.tsv.gz and barcodes.tsv.gz, so {fix}."
         )
-    lines_of_cells, lines_of_features = lines_of(barcodes), lines_of(features)
+    with reading(matrix, "a Matrix Market file"), open_list(matrix) as file:
+        size = mtx_size(matrix, file)[:2]
+    with reading(folder, "lists of features and barcodes"):
+        lines_of_cells = _without_head(lines_of(barcodes), size)
+        lines_of_features = _without_head(lines_of(features), size)
+    if are_barcodes(lines_of_features) and not are_barcodes(lines_of_cells):
+        raise ReadError(
+            f"{features} holds barcodes, and {barcodes} none; name the files for what they hold."
+        )
     # first, because lists that do not belong to it may be so long that parsing them fills the memory
-    counts = read_mtx(matrix, len(lines_of_features), len(lines_of_cells))
+    counts = _read_either_way(matrix, len(lines_of_features), len(lines_of_cells), size)
     cells = [line.partition("\t")[0] for line in lines_of_cells]
     table = [
         line.split("\t", maxsplit=3) for line in lines_of_features
@@ -260,12 +282,34 @@ def _read_triple(folder: Path, prefix: str) -> AnnData:
     return AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)
 
 
+def _without_head(lines: list[str], size: tuple[int, int]) -> list[str]:
+    """Return a list as Cell Ranger writes it, without the quotes, row numbers and head that R adds."""
+    if lines and all(line.startswith('"') for line in lines[:100]):
+        delimiter = "\t" if "\t" in lines[-1] else " "
+        rows = list(csv.reader(lines, delimiter=delimiter))
+        own = rows[1:] if len(rows[0]) < len(rows[-1]) else rows
+        if len(rows[-1]) > 1 and all(row[0] == str(i + 1) for i, row in enumerate(own)):
+            rows = [*rows[: len(rows) - len(own)], *(row[1:] for row in own)]
+        lines = ["\t".join(row) for row in rows]
+    if lines and len(lines) - 1 in size and len(lines) not in size and _HEAD.fullmatch(lines[0]):
+        lines = lines[1:]
+    return lines
+
+
+def _read_either_way(
+    matrix: Path, n_features: int, n_cells: int, size: tuple[int, int]
+) -> sparse.csr_matrix:
+    """Read features x cells, or cells x features where only this fits the lists."""
+    if size == (n_cells, n_features) and n_cells != n_features:
+        return sparse.csr_matrix(read_mtx(matrix, n_cells, n_features).T)
+    return read_mtx(matrix, n_features, n_cells)
+
+
 def _likely_lists(folder: Path, missing: list[str]) -> list[str]:
     """Return the files that may be the missing ones, under another name."""
-    words = "|".join(
-        word for name in missing for word in re.findall(r"matrix|features|genes|barcodes", name)
-    )
-    like = re.compile(rf".*({words}).*\.(mtx|tsv|txt|csv)(\.gz)?", re.IGNORECASE)
+    words = "|".join(re.findall(r"matrix|features|genes|barcodes", " ".join(missing)))
+    of_any_name = r"|.*\.mtx(\.gz)?" if "matrix" in words else ""
+    like = re.compile(rf".*({words}).*\.(mtx|tsv|txt|csv)(\.gz)?{of_any_name}", re.IGNORECASE)
     return sorted(path.name for path in folder.iterdir() if like.fullmatch(path.name))
 
 

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, cast
 
@@ -14,17 +16,22 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from totalvi.data.columns import pair_cells
+from totalvi.data.cell_pairs import pair_cells
 from totalvi.data.io.features import ENSEMBL, says_antibody
+from totalvi.data.io.readable_parts import say_of_reading
 from totalvi.data.io.stand_ins import require_file_itself
 from totalvi.data.io.trust import UNSUSPECTED, reading
-from totalvi.errors import ReadError, argument, setting
+from totalvi.errors import ReadError, argument, listed, setting
 
 Axis = Literal["rows", "columns"]
 BARCODE = re.compile(r"[ACGTN]{8,}")
 LONGEST_LINE = 2**28  # bytes; the names of five million cells in columns take half of it
 LARGEST_TEXT_RATIO = 300  # bytes of lists of names and of entries; gzip compresses them to a fourth
 VALUES_PER_CHUNK = 20_000_000
+MOST_NAMES = 1_000_000  # that are compared in all ways to find out where the cells are
+_UNNAMED = re.compile(
+    r"|unnamed[: _.-]*\d*|index|level_\d|x|v1|row[ _.]?(names?|id)?", re.IGNORECASE
+)
 MISSING = ["", "NA", "NaN", "nan", "N/A"]
 
 
@@ -120,6 +127,7 @@ class Table(NamedTuple):
     values: sparse.csr_matrix
     rows: pd.Index
     columns: pd.Index
+    left_out: tuple[str, ...] = ()
 
     def names(self, axis: Axis) -> pd.Index:
         """Return the names along an axis."""
@@ -131,7 +139,14 @@ class Table(NamedTuple):
         cells, features = self.rows, self.columns
         if cells_in == "columns":
             cells, features = features, cells
-        return AnnData(counts, obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=features))
+        found = AnnData(counts, obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=features))
+        if self.left_out:
+            say_of_reading(
+                found,
+                "row_numbers",
+                f"Left out: the column {listed(self.left_out)} of {self.path}, which numbers the rows.",
+            )
+        return found
 
 
 def read_table(path: Path) -> Table:
@@ -150,17 +165,33 @@ def read_table(path: Path) -> Table:
                 for chunk in _chunks(path, n_comments, delimiter, len(columns)):
                     values = chunk.iloc[:, 1:].to_numpy(np.float32)
                     if np.isnan(values[:, -1]).any():  # a line that ends early looks like this
-                        _require_whole_lines(path, delimiter, columns)
+                        _require_whole_lines(path, n_comments, delimiter, columns)
                     rows.extend(chunk.iloc[:, 0])
                     blocks.append(sparse.csr_matrix(values))
         except (ValueError, pd.errors.ParserWarning):
-            _require_whole_lines(path, delimiter, columns, numbers=True)
+            _require_whole_lines(path, n_comments, delimiter, columns, numbers=True)
             raise
     require_last_line_end(path)
     if not rows:
         raise ReadError(f"{path} holds a line of names but no counts; write the table again.")
     counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
-    return Table(path, counts, pd.Index(rows, dtype=object), pd.Index(columns, dtype=object))
+    names = pd.Index(columns, dtype=object)
+    numbers = _row_numbers(counts, names)
+    left_out = tuple(names[numbers])
+    if left_out:
+        counts, names = counts[:, ~numbers], names[~numbers]
+    return Table(path, counts, pd.Index(rows, dtype=object), names, left_out)
+
+
+def _row_numbers(counts: sparse.csr_matrix, names: pd.Index) -> np.ndarray:
+    """Mark columns that number the rows, as an index does that was written once more."""
+    found = np.zeros(len(names), dtype=bool)
+    n = counts.shape[0]
+    odd = [i for i, name in enumerate(names) if _UNNAMED.fullmatch(name)]
+    for column in odd if len(odd) < len(names) and n > 2 else ():
+        values = counts[:, column].toarray().ravel()
+        found[column] = any(np.array_equal(values, np.arange(start, start + n)) for start in (0, 1))
+    return found
 
 
 def _chunks(
@@ -190,19 +221,23 @@ def _open(path: Path) -> IO[str]:
 
 def _header(path: Path) -> tuple[int, str, list[str]]:
     """Find the lines of comments, the delimiter, and the names of the columns that hold counts."""
-    n_comments = 0
     with _open(path) as file:
+        n_comments, last, behind = 0, "", ""
         line = file.readline(LONGEST_LINE)
-        while line.startswith("##"):
-            n_comments += 1
+        while line.startswith("#"):
+            n_comments, last = n_comments + 1, line
             line = file.readline(LONGEST_LINE)
+        if n_comments and not last.startswith("##") and _n_marks(last) >= _n_marks(line):
+            n_comments -= 1
+            line, behind = last, line  # a head that begins with this mark
         if len(line) == LONGEST_LINE:
             raise ReadError(f"{path} has a first line without end; write the table again.")
         delimiter = "\t" if "\t" in line else max(",;", key=line.count)
         if delimiter not in line and " " in line.strip():
             delimiter = " "  # as R writes tables by default
         header = next(csv.reader([line], delimiter=delimiter), [])
-        first = next(csv.reader(file, delimiter=delimiter), [])
+        rest = chain([behind], file) if behind else file
+        first = next(csv.reader(rest, delimiter=delimiter), [])
     # An empty last field is a stray delimiter: R, which leaves out the corner, writes NA.
     has_corner = (
         len(first) != len(header) + 1 or not first[-1].strip() or not "".join(header[:1]).strip()
@@ -221,15 +256,17 @@ def _header(path: Path) -> tuple[int, str, list[str]]:
     return n_comments, delimiter, columns
 
 
+def _n_marks(line: str) -> int:
+    return max(map(line.count, "\t,; "))
+
+
 def _require_whole_lines(
-    path: Path, delimiter: str, columns: list[str], numbers: bool = False
+    path: Path, n_comments: int, delimiter: str, columns: list[str], numbers: bool = False
 ) -> None:
     """Raise for the first line of the wrong length and, on request, for the first field of text."""
     with _open(path) as file:
         lines = csv.reader(file, delimiter=delimiter)
-        while next(lines, [""])[0].startswith("##"):
-            pass  # comments, and then the head
-        for line in lines:
+        for line in islice(lines, n_comments + 1, None):
             if line and len(line) != len(columns) + 1:
                 raise ReadError(
                     f'{path} has {len(line)} fields in its line {lines.line_num} (row "{line[0]}") '
@@ -237,9 +274,12 @@ def _require_whole_lines(
                 )
             for name, field in zip(columns, line[1:], strict=bool(line)) if numbers else ():
                 if not _is_number(field):
+                    fix = "remove or fix it, as a count table holds numbers only"
+                    if len(columns) == 2 and not field[:1].isdigit():
+                        fix = "if each line is one count, write a table of all cells and features"
                     raise ReadError(
                         f'{path} holds the text "{field[:60]}" in row "{line[0]}", column "{name}"; '
-                        "remove or fix it, as a count table holds numbers only."
+                        f"{fix}."
                     )
 
 
@@ -255,17 +295,23 @@ def orient_pair(
     first: Table | AnnData, second: Table | AnnData, cells_in: Axis | None, paths: tuple[Path, Path]
 ) -> tuple[AnnData, AnnData]:
     """Transpose both so that cells are rows: along the axes that share the most names."""
-    shared = {
-        (a, b): len(names.unique().intersection(others.unique()))
+    axes = {
+        (a, b): (names, others)
         for a, names in _cell_axes(first, cells_in).items()
         for b, others in _cell_axes(second, cells_in).items()
     }
-    if max(shared.values()) == 0:  # unless they are named otherwise
-        shared = {
-            (a, b): len(pair_cells(names, others).first)
-            for a, names in _cell_axes(first, cells_in).items()
-            for b, others in _cell_axes(second, cells_in).items()
-        }
+    shared = {
+        both: len(names.unique().intersection(others.unique()))
+        for both, (names, others) in axes.items()
+    }
+    is_clear = any(2 * n >= max(map(len, axes[both])) for both, n in shared.items())
+    n_names = max(len(names) for both in axes.values() for names in both)
+    may_differ = len(axes) > 1 and not is_clear and n_names <= MOST_NAMES
+    if may_differ or max(shared.values()) == 0:
+        # Few are named alike, as a gene and its protein are; the cells may be named otherwise.
+        pairs = {both: pair_cells(*names) for both, names in axes.items()}
+        found = {both: len(each.first) for both, each in pairs.items() if each.is_enough}
+        shared = found or {both: len(each.first) for both, each in pairs.items()}
     most = max(shared.values())
     best = [axes for axes, n in shared.items() if n == most]
     if most == 0:
@@ -323,7 +369,7 @@ def _cell_axes(found: Table | AnnData, cells_in: Axis | None) -> dict[Axis, pd.I
     axes: dict[Axis, pd.Index] = {"rows": found.rows, "columns": found.columns}
     if cells_in is not None:
         return {cells_in: axes[cells_in]}
-    barcodes = {axis: names for axis, names in axes.items() if _are_barcodes(names)}
+    barcodes = {axis: names for axis, names in axes.items() if are_barcodes(names)}
     if len(barcodes) != 1:  # or else the other axis is that of features
         barcodes = {axis: names for axis, names in axes.items() if not _are_features(names)}
     return barcodes if len(barcodes) == 1 else axes
@@ -333,7 +379,8 @@ def _are_features(names: pd.Index) -> bool:
     return any(says_antibody(name) or ENSEMBL.match(name) for name in names)
 
 
-def _are_barcodes(names: pd.Index) -> bool:
+def are_barcodes(names: pd.Index | Sequence[str]) -> bool:
+    """Whether most of the first names hold a barcode."""
     return bool(np.mean([BARCODE.search(name) is not None for name in names[:1000]]) > 0.5)
 
 

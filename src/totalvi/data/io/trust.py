@@ -4,6 +4,7 @@ import io
 import math
 import mmap
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -45,17 +46,17 @@ def reading(path: Path, what: str) -> Iterator[None]:
             "the file again without what needs it."
         ) from error
     except Exception as error:  # h5py, zarr, gzip, scipy and anndata raise some dozen types
-        broken = isinstance(error, BROKEN_STREAM)
-        fix = (
-            "it is damaged or cut short, so copy, download or write it again."
-            if broken
-            else "it lacks something, or is laid out otherwise, so write it again."
-        )
+        fix = "it lacks something, or is laid out otherwise, so write it again."
+        if UNKNOWN_FILTER.search(str(error)):
+            fix = "it is compressed in a way that is not known here, so write it again with gzip."
+        elif isinstance(error, BROKEN_STREAM):
+            fix = "it is damaged or cut short, so copy, download or write it again."
         raise ReadError(f"{path} cannot be read as {what} ({first_line(error)}); {fix}") from error
 
 
 # What a stream that was cut or changed raises; other exceptions say nothing of damage.
 BROKEN_STREAM = (OSError, EOFError, zlib.error, UnicodeDecodeError, RuntimeError, struct.error)
+UNKNOWN_FILTER = re.compile(r"plugin|required filter|filter .*not registered", re.IGNORECASE)
 
 
 def first_line(error: Exception) -> str:

@@ -53,15 +53,16 @@ _TAGS = [
     re.compile(r"[-_.][ACGT]{8,}$"),  # the barcode itself, no shorter than of REAP-seq
     re.compile(r"^(?:adt|prot|protein|cite|ab)[-_.: ]+", re.IGNORECASE),
     re.compile(r"[-_.: ]+(?:adt|prot|protein|antibody)$", re.IGNORECASE),
-    re.compile(r":ab$", re.IGNORECASE),
-    # What R makes of a repeated name; not CD45.1, NK1.1 and Va7.2, which are names of their own.
-    re.compile(
-        r"(?<=[a-z0-9])(?<!cd45)(?<!cd90)(?<!cd229)(?<!nk1)(?<!nk[- ]1)(?<!thy1)(?<!thy[- ]1)"
-        r"(?<!ly\d)(?<!ly[- ]\d)(?<!v.\d)(?<!v.\d\d)\.\d$",
-        re.IGNORECASE,
-    ),
+    re.compile(r"(?<!tcr)(?<!hla)(?<!66)(?<!235)[-_.: ]+ab$", re.IGNORECASE),  # not TCR.AB
     re.compile(r"[(\[]\s*[)\]]"),
 ]
+# What R makes of a repeated name; not CD45.1, NK1.1 and Va7.2, which are names of their own.
+_REPEATED = re.compile(
+    r"(?<=[a-z0-9])(?<!cd45)(?<!cd90)(?<!cd229)(?<!nk1)(?<!nk[- ]1)(?<!thy1)(?<!thy[- ]1)"
+    r"(?<!ly\d)(?<!ly[- ]\d)(?<!v.\d)(?<!v.\d\d)\.\d$",
+    re.IGNORECASE,
+)
+_POINT = re.compile(r"(?<=\d)point(?=\d)")  # as in Va7point2
 _SPECIES = re.compile(
     rf"^(?:anti[-_. ]*)?(?P<species>{_SPECIES_WORD}(?:[/,&_+ ]*{_SPECIES_WORD})*)[-_./: ]+",
     re.IGNORECASE,
@@ -69,7 +70,7 @@ _SPECIES = re.compile(
 _SPECIES_NOTE = re.compile(
     rf"[(\[]\s*(?:anti-)?(?P<species>{_SPECIES_WORD})\s*[)\]]", re.IGNORECASE
 )
-_SPECIES_LETTER = re.compile(r"^(?P<species>[hm])(?=CD\d)")
+_SPECIES_LETTER = re.compile(r"^(?P<species>Hu|Ms|[hm])(?=CD\d)")
 _ANTI = re.compile(r"^(?:anti(?:[-_. ]+|(?=CD\d))|[a\u03b1]-?(?=CD\d))", re.IGNORECASE)
 _SPECIES_NAMES = {"hu": "human", "h": "human", "ms": "mouse", "m": "mouse", "rt": "rat"}
 
@@ -102,7 +103,7 @@ def identify(name: str) -> Antibody:
     >>> identify("IL7Ralpha (CD127)").target, identify("PD-1 (EH12.2H7)")[:3]
     ('CD127', ('CD279', 'cd279', 'EH12.2H7'))
     """
-    text = unicodedata.normalize("NFKC", name).strip()
+    text = _POINT.sub(".", unicodedata.normalize("NFKC", name).strip())
     control = _isotype_control(text) if CONTROL.search(text) else None
     if control is not None:
         return control
@@ -162,23 +163,21 @@ _TARGET_OF_KEY = {
     for target, aliases in ALIASES.items()
     for alias in (target, *aliases)
 }
-ISOTYPE_CLONES = {  # controls that are often named only by their clone
-    "MOPC-21": "mouse IgG1",
-    "MG1-45": "mouse IgG1",
-    "X40": "mouse IgG1",
-    "MOPC-173": "mouse IgG2a",
-    "MG2a-53": "mouse IgG2a",
-    "G155-178": "mouse IgG2a",
-    "MPC-11": "mouse IgG2b",
-    "MG2b-57": "mouse IgG2b",
-    "27-35": "mouse IgG2b",
-    "RTK2071": "rat IgG1",
-    "RTK2758": "rat IgG2a",
-    "RTK4530": "rat IgG2b",
-    "RTK4174": "rat IgG2c",
-    "HTK888": "hamster IgG",
+_CLONES_OF_ISOTYPE = {  # controls that are often named only by their clone
+    "mouse IgG1": "MOPC-21 MG1-45 X40",
+    "mouse IgG2a": "MOPC-173 MG2a-53 G155-178",
+    "mouse IgG2b": "MPC-11 MG2b-57 27-35",
+    "rat IgG1": "RTK2071",
+    "rat IgG2a": "RTK2758",
+    "rat IgG2b": "RTK4530",
+    "rat IgG2c": "RTK4174",
+    "hamster IgG": "HTK888",
 }
-_ISOTYPE_OF_KEY = {spelling_key(clone): isotype for clone, isotype in ISOTYPE_CLONES.items()}
+_ISOTYPE_OF_KEY = {
+    spelling_key(clone): isotype
+    for isotype, clones in _CLONES_OF_ISOTYPE.items()
+    for clone in clones.split()
+}
 
 
 class _Read(NamedTuple):
@@ -206,7 +205,7 @@ def _without_tags(text: str) -> tuple[str, str]:
         before = text
         for tag in _TAGS:
             text = tag.sub("", text)
-        text = text.strip(" -_.:,;")
+        text = _without_repeat(text).strip(" -_.:,;")
         for form in (_SPECIES, _SPECIES_NOTE, _SPECIES_LETTER):
             match = form.search(text)
             if match is not None:
@@ -215,6 +214,13 @@ def _without_tags(text: str) -> tuple[str, str]:
                 text = text[: match.start()] + text[match.end() :]
         text = _ANTI.sub("", text)
     return text, species
+
+
+def _without_repeat(text: str) -> str:
+    """Cut the number that R adds to a repeated name, but not of TIM.3, in which R wrote "." for "-"."""
+    stem = _REPEATED.sub("", text)
+    is_repeat = stem != text and not _reading(text).rank
+    return stem if is_repeat and (stem[-1].isdigit() or _reading(stem).rank) else text
 
 
 def _read(text: str) -> _Read:
@@ -349,7 +355,7 @@ def _isotype_control(text: str) -> Antibody | None:
 
 
 GENES_OF_ANTIGEN = read_names("antigen_genes.tsv")
-_GENOME_PREFIX = re.compile(r"^(?:hg|mm|GRC[hm])\d+_+")
+_GENOME_PREFIX = re.compile(r"^(?:hg|mm|GRC[hm])\d+[-_.:]+")
 _GENES_OF_TARGET = {spelling_key(antigen): genes for antigen, genes in GENES_OF_ANTIGEN.items()}
 
 

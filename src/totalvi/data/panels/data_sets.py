@@ -22,11 +22,11 @@ from totalvi.data.find import (
 )
 from totalvi.data.io.features import (
     ENSEMBL,
-    SYMBOL_COLUMNS,
     are_controls,
     are_hashtags,
     are_no_antibodies,
     modalities_of,
+    symbol_column,
 )
 from totalvi.data.io.modalities import PROTEIN_OBSM_KEYS
 from totalvi.data.mosaic import as_mosaic, find_protein_counts, holds_proteins_alone
@@ -224,15 +224,15 @@ def _labels(var: pd.DataFrame, data_set: str) -> dict[_Kind, pd.Index]:
         )
     names = _without_genome(names)
     ids = _ensembl(names)
-    columns = [c for c in (SYMBOL_COLUMNS if ids is not None else _ID_COLUMNS) if c in var]
     if ids is not None:
         labels: dict[_Kind, pd.Index] = {"Ensembl id": ids}
-        if columns:
-            symbols = pd.Index(var[columns[0]].astype(str).to_numpy(object))
+        column = symbol_column(var)
+        if column is not None:
+            symbols = pd.Index(var[column].astype(str).to_numpy(object))
             labels["symbol"] = make_index_unique(_without_genome(symbols))
         return labels
     labels = {"symbol": names}
-    for column in columns:
+    for column in (name for name in _ID_COLUMNS if name in var):
         found = _ensembl(_without_genome(pd.Index(var[column].astype(str).to_numpy(object))))
         if found is not None:
             labels["Ensembl id"] = found

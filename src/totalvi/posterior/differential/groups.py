@@ -62,7 +62,7 @@ class Groups(NamedTuple):
         warnings.warn(
             f"{lacking.sum():,} cells of the groups have no RNA and are left out{also}.",
             DataWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         left_over = [self.comparisons[c] for c in kept], [self.names[c] for c in kept]
         return type(self)(part, *left_over, self.n_parts)
@@ -302,7 +302,7 @@ def warn_without_shared_batch(data: CiteData, groups: Groups) -> None:
                 f"{first} and {second} have no batch in common, so a difference between batches cannot "
                 "be told from one between them; batch_correction=True would take out both. If each has "
                 "several samples (donors), sample_key accounts for how much samples of a group differ.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

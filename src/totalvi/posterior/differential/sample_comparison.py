@@ -129,7 +129,7 @@ def compare_over_samples(
         units["sample"] = np.array(samples.names, dtype=object)[units["sample"]]
         units["group"] = np.array(names, dtype=object)[units["group"]]
     for note in notes:
-        warnings.warn(note, stacklevel=4)
+        warnings.warn(note, stacklevel=5)
     if all(np.isnan(result.found.p_value).all() for result in results):
         counts = [
             [int(result.units["group"].eq(name).sum()) for name in names]
