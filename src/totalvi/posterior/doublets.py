@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sklearn.isotonic import IsotonicRegression
 
 FEWEST_CELLS = 50  # with fewer cells nothing is learned from sums of them
-_MOST_CELLS = 8192  # that sums are made of, and told from
+_MOST_CELLS = 4096  # that sums are made of, and told from
 _LEAST_SUMS = 1000
 _LEAST_CAPTURED = (1.0, 0.5)  # sums keep a share of their counts between this and 1
 _N_ROUNDS = 2  # in the second, likely doublets are no parts of sums
