@@ -13,6 +13,7 @@ from scipy import sparse
 from totalvi import Model
 from totalvi.data.simulate import simulate
 from totalvi.errors import DataError, OutputError
+from totalvi.report.build import build_report
 from totalvi.run import after_fit
 from totalvi.run.record import sha256
 from totalvi.run.run import RunResult, run
@@ -225,6 +226,7 @@ def test_unmeasured_proteins_and_odd_names_come_through(tmp_path: Path) -> None:
     )
     data["prot"].var_names = ["CD3/CD4", "a b", "βeta", "x,y", 'q"q', "HLA-DR"]
     data.obs["donor (id)"] = data.obs["batch"].astype(str)
+    data["rna"].uns["title"] = "Blood of <two> donors"
     made = run(data, tmp_path / "out", batch_key="donor (id)", max_epochs=1)
     with mudata.set_options(pull_on_update=False):
         results = mudata.read_h5mu(made.folder / "results.h5mu")
@@ -232,6 +234,8 @@ def test_unmeasured_proteins_and_odd_names_come_through(tmp_path: Path) -> None:
     for name in ("denoised", "foreground_probability"):
         values = results["prot"].layers[name]
         assert np.array_equal(np.isnan(values), np.isnan(data["prot"].X))
+    report = build_report(made.folder).read_text(encoding="utf-8")
+    assert "<title>Blood of &lt;two&gt; donors: totalVI report</title>" in report
 
 
 @pytest.mark.parametrize(

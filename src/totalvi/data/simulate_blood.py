@@ -99,7 +99,9 @@ def simulate_blood(
         },
         index=rna.obs_names,
     )
-    return mudata_of({"rna": rna, "prot": prot}, obs)
+    blood = mudata_of({"rna": rna, "prot": prot}, obs)
+    blood.uns["title"] = "Simulated blood"
+    return blood
 
 
 def _parameters(rng: np.random.Generator, table: pd.DataFrame) -> Parameters:

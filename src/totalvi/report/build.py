@@ -202,7 +202,7 @@ def _n_proteins(folder: Path) -> int:
 
 
 def _name(record: dict[str, Any]) -> str:
-    return Path(str(record["arguments"]["input"])).name
+    return record.get("title") or Path(str(record["arguments"]["input"])).name
 
 
 def _arguments(record: dict[str, Any]) -> dict[str, Any]:

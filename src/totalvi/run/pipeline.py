@@ -142,12 +142,19 @@ def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> 
     return model
 
 
+def _title(data: MuData) -> str | None:
+    """Return the title that the data have, as files of CELLxGENE do; None: none."""
+    given = (part.uns.get("title") for part in (data, *data.mod.values()))
+    return next((title for title in given if isinstance(title, str) and title), None)
+
+
 def _summary(work: Work) -> dict[str, Any]:
     """Return the sizes and the course of the fit, for the record of a run."""
     model = work.model
     assert model.plan is not None
     assert model.split is not None
     return {
+        "title": _title(work.data),
         "cells": work.data.n_obs,
         "genes": work.data["rna"].n_vars,
         "proteins": work.data["prot"].n_vars,
