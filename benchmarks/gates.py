@@ -152,7 +152,9 @@ def read(shared: Path, name: str) -> tuple[MuData, pd.Series, dict[str, Any], st
         types = mdata["rna"].obs["cell_type"].astype(str)
         return mdata, types, {"batch_key": "batch"}, "bone_marrow"
     if name == "WNN":
-        mdata = totalvi.read(data / "wnn_pbmc_mosaic_224proteins.h5mu", protein_modality="adt")
+        mdata = totalvi.read(  # of cells with both modalities
+            data / "wnn_pbmc_mosaic_224proteins.h5mu", protein_modality="adt", mosaic=False
+        )
         types = mdata.obs["celltype"].astype(str)
         return mdata, types, {"batch_key": "batch", "protein_modality": "adt"}, "blood"
     mdata = totalvi.read(data / "pbmc10k.h5mu")
