@@ -73,7 +73,7 @@ def labels(name: str, mdata: MuData, label: str, seed: int) -> list[dict[str, An
     model = fitted(mdata, seed)
     told = model.get_modality_information()
     both = model.get_latent_representation(return_dist=True).mean
-    truth = mdata.obs[label].astype(str).to_numpy()
+    truth = (mdata.obs if label in mdata.obs else mdata["rna"].obs)[label].astype(str).to_numpy()
     train = np.random.default_rng(seed).permutation(len(truth)) < len(truth) // 2
     rows = []
     for kept, states in (("rna", told.rna_states), ("prot", told.protein_states)):
