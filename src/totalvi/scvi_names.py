@@ -161,7 +161,7 @@ def saying_names(method: FunctionType, owner: str) -> Callable[..., Any]:
                 f"{called} takes {only} by position; give the others by name, as {named[0]}=... (there "
                 f"are: {shown}), and see docs/from_scvi_tools.md."
             )
-        for name in options.keys() - {*places, *named}:
+        for name in (name for name in options if name not in {*places, *named}):
             of_data = next((place for place in places if place in _DATA), None)
             if name in _DATA and of_data:
                 raise TypeError(f"{called} takes the data as {of_data}, not {name}; give them so.")

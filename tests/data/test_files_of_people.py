@@ -389,6 +389,16 @@ def test_numbered_cells_agree_by_chance(
     assert "in their order" in message(found, "cells_numbered")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("donor1_", "donor2_"), ("cell_", "drop_"), ("s1:", "s2:"), ("a#1-", "b#1-")],
+)
+def test_cells_numbered_by_sample_agree_by_chance(first: str, second: str) -> None:
+    names = [pd.Index([f"{prefix}{i}" for i in range(150)]) for prefix in (first, second)]
+    assert not pair_cells(*names).is_enough
+    assert pair_cells(names[0], names[0][::-1]).is_enough
+
+
 def test_numbers_that_tell_cells_apart_are_names() -> None:
     pairs = pair_cells(pd.Index(["7", "12", "30"]), pd.Index(["30", "7"]))
     assert pairs.second.tolist() == [1, 0]

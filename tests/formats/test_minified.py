@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+import torch
 from mudata import MuData
 from safetensors.torch import load, save
 
@@ -98,6 +99,28 @@ def test_another_seed_calibrates_on_the_kept_cells(
     unlike = both[1].get_unlikeness(query, seed=3)
     assert unlike["p_value"].between(0, 1).all()
     assert len(both[1].transfer_labels(query, "lane", seed=3).labels) == 50
+
+
+def test_labels_of_cells_without_counts_are_told(both: tuple[totalvi.Model, totalvi.Model]) -> None:
+    kept = both[1]._training_data().cells_with_counts()
+    labels = np.array(["a", "b"], dtype=object)[np.arange(150) % 2]
+    labels[kept] = None
+    query = both[1].map_query(cells()[150:].copy())
+    with pytest.raises(DataError, match="Only 0 of the labelled cells keep their counts"):
+        both[1].transfer_labels(query, labels)
+
+
+def test_files_of_other_programs_are_neither_replaced_nor_called_damaged(
+    both: tuple[totalvi.Model, totalvi.Model], tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="is not a minified reference"):
+        both[0].save(path, minified=True, overwrite=True)
+    assert path.read_bytes() == before
+    with pytest.raises(FormatError, match="is a file, and no minified reference"):
+        totalvi.Model.load(path)
 
 
 def test_queries_about_its_own_cells_given_z_answer_closely(

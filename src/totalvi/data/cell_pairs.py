@@ -57,7 +57,10 @@ def pair_cells(first: pd.Index, second: pd.Index) -> CellPairs:
         else:
             one, two = _pairs(keys, others)
         if len(one) > len(best.first):
-            best = CellPairs(one, two, change, _is_enough(len(one), len(first), len(second)))
+            enough = _is_enough(len(one), len(first), len(second))
+            # a number alone, once more of the name is taken away, says nothing of the cell
+            enough = enough and not (change and _are_numbers(keys[one]))
+            best = CellPairs(one, two, change, enough)
         if best.is_enough and len(best.first) == min(len(first), len(second)):
             break
     return best
@@ -68,6 +71,11 @@ def _is_enough(n: int, n_first: int, n_second: int) -> bool:
     by_chance = max(n_first, n_second) / WHITELIST
     least = min(0.98, max(_LEAST_SHARE, 0.3 + by_chance))
     return n > 0 and n >= least * min(n_first, n_second)
+
+
+def _are_numbers(keys: pd.Index) -> bool:
+    """Whether most of these are numbers alone, as of numbered cells."""
+    return float(np.mean([re.fullmatch(r"[\d\W_]*", key) is not None for key in keys])) > 0.5
 
 
 def _upper(name: str) -> str | None:

@@ -201,7 +201,11 @@ class Annotation:
 
     def layout(self) -> np.ndarray | None:
         """Return the cells' places on a map, (N, 2), if the object or the annotation has them."""
-        found = getattr(self._data(), "obsm", {}).get("X_umap", self._layout)
+        data = self._data()
+        in_order = data is not None and names_of(data.obs_names).equals(self._obs.index)
+        found = (
+            data.obsm.get("X_umap", self._layout) if data is not None and in_order else self._layout
+        )
         if found is None:
             found = self._obs.reindex(columns=list(LAYOUT))
         found = np.asarray(found, dtype=np.float64)

@@ -13,6 +13,8 @@ _MOST_BYTES = 2.75  # of a mean and a variance, before what is known of the vari
 _ENTROPY_OF_NORMAL = 4.1327  # sqrt(2 pi e): its entropy is log2(spread / step * this) bits
 _SMALLEST_VARIANCE = 1e-30
 _START = b'{"__metadata__":'  # of the header of a safetensors file with metadata
+_OURS = b'"totalvi":'  # in this header
+_LONGEST_HEADER = 1 << 28
 _PLACES = 4095  # steps on each axis of a map
 
 
@@ -21,7 +23,11 @@ def is_minified(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(8 + len(_START))[8:] == _START
+        start = file.read(8 + len(_START))
+        if start[8:] != _START:
+            return False
+        length = min(int.from_bytes(start[:8], "little"), _LONGEST_HEADER)
+        return _OURS in file.read(length)
 
 
 class Grid(NamedTuple):
@@ -193,6 +199,15 @@ class KeptCounts(Counts[Block]):
     def columns(self, which: np.ndarray) -> Self:
         """Return the features at positions."""
         return type(self)(self.values[:, which], self.cells, self.shape[0])
+
+
+def require_calibrating(n_cells: int) -> None:
+    """Refuse to calibrate on fewer than 10 of the cells that keep their counts."""
+    if n_cells < 10:
+        raise DataError(
+            f"Only {n_cells} of the labelled cells keep their counts in this minified reference, too "
+            "few to calibrate on; load it with the cells, Model.load(path, data)."
+        )
 
 
 def refuse_counts() -> NoReturn:

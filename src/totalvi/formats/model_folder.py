@@ -197,6 +197,11 @@ def require_model(path: Path) -> None:
         raise FormatError(
             f"{path} is not a totalvi model: it does not exist; give the folder of a model or of a run."
         )
+    if path.is_file() and path.name != "model.pt":
+        raise FormatError(
+            f"{path} is a file, and no minified reference (or one cut short); copy it again, or give "
+            "the folder of a model or of a run."
+        )
     hint = "give the folder that Model.save wrote"
     if path.name == "model.pt" or (path / "model.pt").is_file():
         hint = "if it is of scvi-tools, use totalvi.persistence.load_scvi"

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from totalvi.data.cells import LAYOUT, QueryMapping
-from totalvi.data.minified_cells import Grid, Places, Steps
+from totalvi.data.minified_cells import Grid, Places, Steps, require_calibrating
 from totalvi.errors import DataError
 from totalvi.mapping.reference_neighbours import (
     Reference,
@@ -358,6 +358,7 @@ class ComparisonQueries(Fitted):
         if not reference.has_counts_of(held_out):  # of a minified reference, with another seed
             kept = reference.cells_with_counts()
             held_out = kept[usable[kept]]
+            require_calibrating(len(held_out))
         rest = np.setdiff1d(positions, held_out)
         nearest_to = Reference(reference_posterior(self).of(rest), k)
         found = encode(query.module, data, np.arange(data.n_cells))

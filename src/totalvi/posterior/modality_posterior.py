@@ -12,6 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from totalvi.data.counts import evenly_spaced
+from totalvi.errors import DataError
 from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.cell import CellContext
 from totalvi.nn.likelihoods import negative_binomial_mixture_log_prob, standard_normal_kl
@@ -69,7 +70,11 @@ class StatesOfCells:
     def of(cls, question: Question) -> Self:
         """Return the states of evenly spaced cells of a question's data that have both modalities."""
         network = copy.deepcopy(question.network).requires_grad_(requires_grad=False)
-        cells = question.data.has_rna.nonzero()[0]
+        data = question.data
+        by_panel = np.array(data.schema.panel_measured, dtype=int).sum(axis=1) > 0
+        cells = np.flatnonzero(data.has_rna & by_panel[data.panel])
+        if not len(cells):
+            raise DataError("No cell has both modalities, which the query starts from; give some.")
         about = question.about(evenly_spaced(cells, _MOST_STATES))
         states, contexts = [], []
         with about.minibatches("states") as batches:
@@ -86,8 +91,9 @@ class StatesOfCells:
         the mean log background.
         """
         found = torch.empty(len(batch.cells), self.u.shape[1])
-        for code in np.unique(batch.context.batch.numpy()):
-            cells = (batch.context.batch == code).nonzero()[:, 0]
+        where = torch.stack([batch.context.batch, batch.context.panel], dim=1)
+        for code, panel_code in np.unique(where.numpy(), axis=0):
+            cells = (where == torch.tensor([code, panel_code])).all(dim=1).nonzero()[:, 0]
             panel = batch.context.panel[cells[:1]]
             context = self.context.in_batch(int(code))
             context = context._replace(panel=panel.expand_as(self.context.panel))

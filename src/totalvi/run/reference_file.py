@@ -35,10 +35,14 @@ def write_reference(folder: Path, output: Path, overwrite: bool = False) -> Path
     ------
     DataError
         When the counts are not there.
+    FormatError
+        When ``folder`` is a minified reference already, or no model.
     OutputError
         When ``output`` may not be replaced, or cannot be written.
     """
     refuse_input_in_output(folder, output)
+    if is_minified(folder):
+        raise FormatError(f"{folder} is a minified reference already; copy the file.")
     model_folder = _model_of(folder)
     require_model(model_folder)
     counts = counts_beside(model_folder)
