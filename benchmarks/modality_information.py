@@ -101,6 +101,11 @@ def data_sets(folder: Path, seed: int) -> Iterator[tuple[str, MuData, str]]:
     yield "bmmc", totalvi.read(folder / "bmmc_134proteins.h5mu"), "cell_type"
 
 
+def _mean(values: pd.Series) -> str:
+    """Return the mean over seeds, with the standard deviation if there are several."""
+    return f"{values.mean():.3f}" + (f" ({values.std():.3f})" if len(values) > 1 else "")
+
+
 def table(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Yield the results as Markdown."""
     yield "Known model: Spearman correlation over cells and features of what a model fitted to counts"
@@ -111,7 +116,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     yield from ("", f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|")
     for column in known.columns[2:]:
         by_data = known.groupby("data", sort=False)[column]
-        values = [f"{of.mean():.3f} ({of.std():.3f})" for _, of in by_data]
+        values = [_mean(of) for _, of in by_data]
         yield f"| {column} | {' | '.join(values)} |"
     yield from ("", "Share of labels that are right; means over seeds (sd).", "")
     yield "| data | kept | with both | predicted with it alone | found with it alone | difference |"
@@ -119,11 +124,8 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     of_labels = pd.DataFrame(rows["labels"])
     for (name, kept), of_data in of_labels.groupby(["data", "kept"], sort=False):
         difference = of_data["predicted"] - of_data["found"]
-        cells = [
-            f"{of_data[key].mean():.3f} ({of_data[key].std():.3f})"
-            for key in ("both", "predicted", "found")
-        ]
-        cells.append(f"{difference.mean():.3f} ({difference.std():.3f})")
+        cells = [_mean(of_data[key]) for key in ("both", "predicted", "found")]
+        cells.append(_mean(difference))
         yield f"| {name} | {kept} | {' | '.join(cells)} |"
 
 
