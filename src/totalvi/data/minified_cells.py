@@ -14,7 +14,7 @@ _ENTROPY_OF_NORMAL = 4.1327  # sqrt(2 pi e): its entropy is log2(spread / step *
 _SMALLEST_VARIANCE = 1e-30
 _START = b'{"__metadata__":'  # of the header of a safetensors file with metadata
 _OURS = b'"totalvi":'  # in this header
-_LONGEST_HEADER = 1 << 28
+LONGEST_HEADER = 1 << 28
 _PLACES = 4095  # steps on each axis of a map
 
 
@@ -26,7 +26,7 @@ def is_minified(path: Path) -> bool:
         start = file.read(8 + len(_START))
         if start[8:] != _START:
             return False
-        length = min(int.from_bytes(start[:8], "little"), _LONGEST_HEADER)
+        length = min(int.from_bytes(start[:8], "little"), LONGEST_HEADER)
         return _OURS in file.read(length)
 
 

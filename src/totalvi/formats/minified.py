@@ -21,6 +21,7 @@ from torch import Tensor
 from totalvi.atomic import locked, parents_of, write_file
 from totalvi.data.cells import LAYOUT, Annotation, CiteData
 from totalvi.data.minified_cells import (
+    LONGEST_HEADER,
     Grid,
     KeptCounts,
     Places,
@@ -59,7 +60,6 @@ from totalvi.mapping.reference_card import Minified
 
 FORMAT = "totalvi minified reference"
 FORMAT_VERSION = 1
-_LONGEST_HEADER = 1 << 28
 _MOST_UNPACKED = 20  # times the bytes of the file, so that none is made to fill memory; usual are 4
 _WEIGHTS, _CELLS = "weights.", "cells."
 _PARTS = ("train", "validation", "test")
@@ -358,7 +358,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         content = path.read_bytes()
         (length,) = struct.unpack("<Q", content[:8])
-        if length > min(len(content) - 8, _LONGEST_HEADER):
+        if length > min(len(content) - 8, LONGEST_HEADER):
             raise ValueError("it ends too early.")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
         text = metadata["totalvi"]
