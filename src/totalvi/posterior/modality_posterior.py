@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Question
 
 Modality = Literal["rna", "protein"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 _MOST_STATES = 256  # of other cells, of which the likeliest is where the search starts
 _N_STEPS = 80
