@@ -119,7 +119,7 @@ def test_files_of_other_programs_are_neither_replaced_nor_called_damaged(
     with pytest.raises(OutputError, match="is not a minified reference"):
         both[0].save(path, minified=True, overwrite=True)
     assert path.read_bytes() == before
-    with pytest.raises(FormatError, match="is a file, and no minified reference"):
+    with pytest.raises(FormatError, match="is a file, but not a minified reference"):
         totalvi.Model.load(path)
 
 

@@ -199,8 +199,8 @@ def require_model(path: Path) -> None:
         )
     if path.is_file() and path.name != "model.pt":
         raise FormatError(
-            f"{path} is a file, and no minified reference (or one cut short); copy it again, or give "
-            "the folder of a model or of a run."
+            f"{path} is not a totalvi model: it is a file, but not a minified reference, or only part "
+            "of one; give the folder of a model or of a run, or copy the reference again."
         )
     hint = "give the folder that Model.save wrote"
     if path.name == "model.pt" or (path / "model.pt").is_file():
