@@ -8,7 +8,8 @@ import pandas as pd
 from totalvi.data.simulate import simulate
 from totalvi.run.clusters import Clusters
 from totalvi.run.record import circumstances, write_record
-from totalvi.run.results import Estimates, ResultsFile, cell_table, cluster_table, write_tables
+from totalvi.run.results import Estimates, ResultsFile, cell_table, cluster_table
+from totalvi.run.table_files import write_tables
 from totalvi.run.tables import antibody_separation, protein_table
 
 

@@ -31,10 +31,9 @@ from totalvi.run.results import (
     draw_figures,
     make_tables,
     posterior_samples,
-    read_protein_warnings,
     tested_on,
-    write_tables,
 )
+from totalvi.run.table_files import read_protein_warnings, write_tables
 
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
 LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5mu read whole

@@ -100,7 +100,8 @@ def cluster_cells(latent: np.ndarray, *, resolution: float = 1.0, seed: int = 0)
 
 def _leiden(graph: sparse.coo_matrix, resolution: float, seed: int) -> pd.Categorical:
     """Cluster the cells by modularity, and name clusters "0", "1", ... by falling size."""
-    edges = igraph.Graph(n=graph.shape[0], edges=np.stack([graph.row, graph.col], axis=1))
+    ends = zip(graph.row.tolist(), graph.col.tolist(), strict=True)  # faster than arrays
+    edges = igraph.Graph(n=graph.shape[0], edges=ends)
     with _drawing_from(np.random.RandomState(seed)):
         membership = edges.community_leiden(
             objective_function="modularity",

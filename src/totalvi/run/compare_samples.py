@@ -149,7 +149,7 @@ def power_figure(power: pd.DataFrame) -> Figure:
 def write_conditions(model: Model, data: Data | None, design: Design, folder: Path) -> list[str]:
     """Write the tables, and the figure of the power, into a folder of results; return warnings."""
     from totalvi.figures.png_style import save
-    from totalvi.run.results import write_tables
+    from totalvi.run.table_files import write_tables
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

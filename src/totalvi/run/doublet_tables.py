@@ -11,7 +11,8 @@ import pandas as pd
 from totalvi.posterior.doublets import FEWEST_CELLS, rate_by_number
 from totalvi.posterior.gates.marker_levels import find_levels
 from totalvi.run.named_cells import in_order
-from totalvi.run.results import ResultsFile, write_tables
+from totalvi.run.results import ResultsFile
+from totalvi.run.table_files import write_tables
 
 if TYPE_CHECKING:  # the report takes the names of columns alone
     from mudata import MuData

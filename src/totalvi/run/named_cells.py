@@ -25,7 +25,8 @@ from totalvi.posterior.gates.hierarchy import (
 )
 from totalvi.posterior.gates.memberships import UNDECIDED, usable, wanting
 from totalvi.run.folder import CLUSTER_COLUMN, PROPOSED_GATES
-from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile, posterior_samples, write_tables
+from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile, posterior_samples
+from totalvi.run.table_files import write_tables
 
 if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
     from totalvi.model import Model

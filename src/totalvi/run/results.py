@@ -1,7 +1,7 @@
 """Write estimates of a fitted model as MuData, tables and figures."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +26,6 @@ from totalvi.run.tables import (
     marker_table,
     protein_table,
 )
-
-LONG_TABLES = {"cells", "differential_expression", "conditions", "condition_power", "memberships"}
 
 
 class Estimates(NamedTuple):
@@ -173,23 +171,6 @@ def cluster_table(
         table = table.join(batches.add_prefix("cells_in_batch_"))
     means = pd.DataFrame(denoised, columns=list(protein_names)).groupby(np.asarray(cluster)).mean()
     return table.join(means.add_prefix("denoised_")).rename_axis("cluster")
-
-
-def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Write each table as CSV; those of many rows with gzip."""
-    folder.mkdir(exist_ok=True)
-    for name, table in tables.items():
-        if name in LONG_TABLES:
-            fast = {"method": "gzip", "compresslevel": 1}  # a sixth larger, in a fifth of the time
-            table.to_csv(folder / f"{name}.csv.gz", float_format="%.6g", compression=fast)
-        else:
-            table.to_csv(folder / f"{name}.csv", float_format="%.6g")
-
-
-def read_protein_warnings(folder: Path) -> list[str]:
-    """Return the warning of each antibody from the table of proteins in a folder of tables."""
-    table = pd.read_csv(folder / "proteins.csv", usecols=["warning"], keep_default_na=False)
-    return list(table["warning"])
 
 
 def antibody_warnings(proteins: pd.DataFrame, at_most: int = 8) -> list[str]:
