@@ -127,9 +127,9 @@ def simulate_blood(
         index=rna.obs_names,
     )
     if n_patients:
-        obs.insert(
-            1, "condition", pd.Categorical.from_codes(is_patient[donors].astype(int), CONDITIONS)
-        )
+        codes = is_patient[donors].astype(np.int64)
+        condition = pd.Categorical.from_codes(codes, pd.Index(CONDITIONS))
+        obs.insert(1, "condition", pd.Series(condition, index=obs.index))
     blood = mudata_of({"rna": rna, "prot": prot}, obs)
     blood.uns["title"] = "Simulated blood"
     return blood
@@ -174,14 +174,14 @@ def _of_patients_too(p: Parameters, table: pd.DataFrame) -> Parameters:
     names = {str(kind): pd.Index(part["name"]) for kind, part in table.groupby("kind")}
     share, factor = p.type_proportions.copy(), p.foreground_factor.copy()
     log_expression = p.log_expression.copy()
-    for change in times.itertuples():
-        k = types.get_loc(change.type)
-        if change.kind == "share":
-            share[k] *= change.times
-        elif change.kind == "protein":
-            factor[k, names["protein"].get_loc(change.name)] *= change.times
+    for kind, name, cell_type, ratio in times.to_numpy(object):
+        k = types.get_loc(cell_type)
+        if kind == "share":
+            share[k] *= ratio
+        elif kind == "protein":
+            factor[k, names[kind].get_loc(name)] *= ratio
         else:
-            log_expression[k, names["gene"].get_loc(change.name)] += np.log(change.times)
+            log_expression[k, names[kind].get_loc(name)] += np.log(ratio)
     return p._replace(
         type_proportions=np.concatenate([p.type_proportions, share]),
         marker_of=np.tile(p.marker_of, (2, 1)),
