@@ -1,7 +1,8 @@
-"""Install each distribution of a folder into an empty environment, and use it there.
+"""Install the distributions of a folder into an empty environment, and use them there.
 
 The wheel is installed alone, to see that models can be fitted without the packages that only reports,
-clusters and the explorer need; then with everything, for `totalvi demo`. `make test-install` runs it.
+clusters and the explorer need; then with everything, for `totalvi demo`; then the source distribution takes
+its place. `make test-install` runs it.
 """
 
 import subprocess
@@ -25,28 +26,21 @@ def main(folder: Path) -> None:
     """Try the wheel and the source distribution."""
     (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     with tempfile.TemporaryDirectory() as place:
-        core = _environment(Path(place) / "core", str(wheel))
-        _run(core / "python", "-c", CORE)
-        _run(core / "totalvi", "--version")
-        refused = subprocess.run([core / "totalvi", "demo"], capture_output=True, text=True)
+        _run(Path(sys.executable), "-m", "venv", place)
+        programs = Path(place) / "bin"
+        python, totalvi = programs / "python", programs / "totalvi"
+        pip = ("-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS))
+        _run(python, *pip, str(wheel))
+        _run(python, "-c", CORE)
+        _run(totalvi, "--version")
+        refused = subprocess.run([totalvi, "demo"], capture_output=True, text=True)
         if refused.returncode != 2 or "totalvi[" not in refused.stderr:
             raise SystemExit(f"totalvi demo without its packages said: {refused.stderr}")
-        _run(core / "python", "-m", "pip", *_pip(f"{wheel}[all]"))
-        _run(core / "totalvi", "demo", "--output", str(Path(place) / "demo"))
-        other = _environment(Path(place) / "source", str(source))
-        _run(other / "python", "-c", CORE)
-    print(f"{wheel.name} and {source.name} install and work in empty environments")
-
-
-def _environment(folder: Path, distribution: str) -> Path:
-    """Make an environment with a distribution, and return the folder of its programs."""
-    _run(Path(sys.executable), "-m", "venv", str(folder))
-    _run(folder / "bin" / "python", "-m", "pip", *_pip(distribution))
-    return folder / "bin"
-
-
-def _pip(distribution: str) -> list[str]:
-    return ["install", "--quiet", "--constraint", str(CONSTRAINTS), distribution]
+        _run(python, *pip, f"{wheel}[all]")
+        _run(totalvi, "demo", "--output", str(Path(place) / "demo"))
+        _run(python, *pip, "--force-reinstall", "--no-deps", str(source))
+        _run(python, "-c", CORE)
+    print(f"{wheel.name} and {source.name} install into an empty environment and work")
 
 
 def _run(program: Path, *arguments: str) -> None:

@@ -68,7 +68,6 @@ def test_commands_of_files_need_no_extras(tmp_path: Path) -> None:
         ["simulate", "-o", "cells.h5mu", "--cells", "200", "--genes", "40"],
         ["check", "cells.h5mu"],
         ["convert", "cells.h5mu", "cells.zarr"],
-        ["info", "cells.zarr"],
         ["datasets", "list"],
         ["run", "--help"],
     ):
