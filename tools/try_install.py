@@ -1,8 +1,8 @@
 """Install the distributions of a folder into an empty environment, and use them there.
 
 The wheel is installed alone, to see that models can be fitted without the packages that only reports,
-clusters and the explorer need; then with everything, for `totalvi demo`; then the source distribution takes
-its place. `make test-install` runs it.
+clusters and the explorer need; then with everything, for `totalvi demo`; then the source distribution
+takes its place. `make test-install` runs it.
 """
 
 import subprocess
