@@ -19,20 +19,6 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs/reference").glob("*.md"))
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "TOTALVI_TUTORIALS": "short", "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
 def addresses(page: str) -> Iterator[str]:
     """Yield what a page loads by itself: scripts, styles, images, frames."""
     for tag in re.findall(r"<(?:script|img|iframe|source|link)\b[^>]*>", page):
@@ -40,31 +26,29 @@ def addresses(page: str) -> Iterator[str]:
             yield from re.findall(r'(?:src|href)="?([^"\s>]+)', tag)
 
 
-@pytest.mark.slow
-def test_pages_load_nothing_from_a_network_and_only_what_is_there(site: Path) -> None:
-    pages = list(site.rglob("*.html"))
+def check_that_pages_load_only_what_is_there(site: Path) -> None:
+    pages = [path for path in site.rglob("*.html") if path.name != "404.html"]
     assert len(pages) > 50
-    wrong = []
-    for path in pages:
-        for address in addresses(path.read_text(encoding="utf-8")):
-            target = (path.parent / address.partition("?")[0]).resolve()
-            if path.name != "404.html" and not address.startswith("data:") and not target.is_file():
-                wrong.append(f"{path.relative_to(site)}: {address}")
-    assert wrong == []
+    loaded = [(path, address) for path in pages for address in addresses(path.read_text("utf-8"))]
+    missing = [
+        f"{path.relative_to(site)}: {address}"
+        for path, address in loaded
+        if not address.startswith("data:")
+        and not (path.parent / address.partition("?")[0]).is_file()
+    ]
+    assert missing == []
 
 
-@pytest.mark.slow
-def test_tutorials_have_their_figures(site: Path) -> None:
+def check_that_tutorials_have_figures_and_scripts(site: Path) -> None:
     for script in (ROOT / "docs" / "tutorials").glob("*.py"):
         page = (site / "tutorials" / f"{script.stem}.html").read_text(encoding="utf-8")
-        assert len(re.findall(rf'src="{script.stem}_\d+_\d+\.png"', page)) >= 1
+        assert re.search(rf'src="{script.stem}_\d+_\d+\.png"', page)
         given = (site / "tutorials" / script.name).read_text(encoding="utf-8")
         assert "# short:" not in given
         compile(given, script.name, "exec")
 
 
-@pytest.mark.slow
-def test_the_search_finds_words_from_the_file_system(site: Path) -> None:
+def check_that_the_search_works_from_the_file_system(site: Path) -> None:
     with browser() as chromium:
         page = chromium.new_page()
         said = watch(page)
@@ -73,6 +57,29 @@ def test_the_search_finds_words_from_the_file_system(site: Path) -> None:
         page.keyboard.type("isotype controls", delay=20)
         page.wait_for_selector(".md-search-result__item a[href*='background.html']", timeout=30_000)
         assert said == []
+
+
+def test_the_site_builds_with_all_tutorials_and_needs_no_network(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TOTALVI_TUTORIALS": "short", "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_that_pages_load_only_what_is_there(tmp_path)
+    check_that_tutorials_have_figures_and_scripts(tmp_path)
+    check_that_the_search_works_from_the_file_system(tmp_path)
 
 
 def test_every_public_name_is_in_the_reference_with_an_example() -> None:

@@ -43,6 +43,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     short = os.environ.get("TOTALVI_TUTORIALS") == "short"
     for place, content in tutorial_files(short=short):
+        written = files.get_file_from_path(place)
+        if written is not None:  # a script, which readers get without remarks of the short form
+            files.remove(written)
         files.append(File.generated(config, place, content=content))
     return files
 
