@@ -36,6 +36,7 @@ def _section(name: str, command: Any, parent: Any) -> list[str]:
             name_of, meaning = (" ".join(text.split()) for text in record)
             meaning = meaning.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
             rows.append(f"| `{name_of}` | {meaning} |")
+    rows.sort(key=lambda row: row.startswith("| `-"))  # arguments before options
     for below, other in getattr(command, "commands", {}).items():
         parts += _section(f"{name} {below}", other, context)
     return [*parts, "| option | meaning |\n|---|---|\n" + "\n".join(rows)] if rows else parts
