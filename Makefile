@@ -14,7 +14,7 @@ PEER_PYTHON := $(PEER_VENV)/bin/python
 PEER := $(PEER_VENV)/.installed
 endif
 
-.PHONY: help venv venv-dev browser demo test test-all test-lowest test-newest lint format bench bench-quality bench-scale bench-sizes clean
+.PHONY: help venv venv-dev browser demo docs dist test test-all test-install test-lowest test-newest coverage lint format bench bench-quality bench-scale bench-sizes clean
 
 help:
 	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
@@ -22,6 +22,10 @@ help:
 	@echo "make test-lowest  run the tests with the lowest versions that pyproject.toml allows"
 	@echo "make test-newest  run them with the newest"
 	@echo "make browser    install Chromium, which the tests of pages need (Debian, as root)"
+	@echo "make docs       build the documentation site in site/, which opens without a network"
+	@echo "make dist       build the wheel and the source distribution in dist/"
+	@echo "make test-install  install each of them into an empty environment, and use it there"
+	@echo "make coverage   run the tests and say which lines they do not reach"
 	@echo "make lint       check style, types and security"
 	@echo "make bench      time totalvi and scvi-tools side by side (see benchmarks/README.md)"
 	@echo "make bench-quality  measure the quality of the fit (needs real data)"
@@ -34,15 +38,31 @@ venv-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	@touch $@
 
 demo: venv
 	$(BIN)/totalvi demo --output totalvi-demo --overwrite
+
+# The tutorials run while the site is built; those that did not change are kept in .tutorials/.
+docs: venv-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+dist: venv-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+# As a user installs it: from the wheel and from the source, each in an environment of its own.
+test-install: dist
+	$(PYTHON) tools/try_install.py dist
+
+coverage: venv-dev
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --cov --cov-report=term --cov-report=html
 
 # For the tests of pages; where this cannot be, they are skipped and say so.
 browser:
@@ -102,4 +122,4 @@ bench-sizes: venv-dev
 	$(BIN)/python benchmarks/sizes.py $(BENCH_OPTIONS)
 
 clean:
-	rm -rf $(VENV) $(PEER_VENV) $(LOWEST_VENV) $(NEWEST_VENV) totalvi-demo .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEER_VENV) $(LOWEST_VENV) $(NEWEST_VENV) totalvi-demo site dist coverage .tutorials .mypy_cache .ruff_cache

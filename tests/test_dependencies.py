@@ -12,9 +12,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+OF_COMMANDS = ("clusters", "report", "explorer")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
-FOR_DEVELOPMENT = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = {
+    name: [Requirement(text) for text in texts if not text.startswith("totalvi[")]
+    for name, texts in PROJECT["optional-dependencies"].items()
+}
+CORE = [Requirement(text) for text in PROJECT["dependencies"]]
+NEEDED = CORE + [needed for name in OF_COMMANDS for needed in EXTRAS[name]]
+FOR_DEVELOPMENT = EXTRAS["dev"] + EXTRAS["docs"]
 
 
 def imported_packages(folder: Path) -> set[str]:
@@ -113,9 +119,23 @@ def test_no_text_tells_people_to_use_a_package_that_is_not_installed() -> None:
     assert n_named > 20
 
 
+def test_all_installs_every_extra_of_a_command() -> None:
+    assert PROJECT["optional-dependencies"]["all"] == ["totalvi[clusters,explorer,report]"]
+
+
 @pytest.mark.parametrize("requirement", NEEDED + FOR_DEVELOPMENT, ids=lambda r: r.name)
 def test_what_is_pinned_lies_within_the_bounds(requirement: Requirement) -> None:
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pins = {canonicalize_name(name): version for name, version in re.findall(r"(.+)==(.+)", text)}
     assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
     assert any(bound.operator == ">=" for bound in requirement.specifier)
+
+
+def test_the_conda_recipe_has_the_bounds_of_the_project() -> None:
+    recipe = (ROOT / "conda" / "meta.yaml").read_text(encoding="utf-8")
+    run = recipe.partition("  run:\n")[2].partition("\ntest:")[0]
+    listed = dict(line.strip("- ").split() for line in run.splitlines() if line.strip())
+    assert listed.pop("python") == PROJECT["requires-python"]
+    of_conda = {"torch": "pytorch", "igraph": "python-igraph"}
+    wanted = {of_conda.get(r.name, r.name): str(r.specifier) for r in NEEDED}
+    assert listed == wanted

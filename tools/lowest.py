@@ -8,10 +8,12 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def lowest_versions() -> list[str]:
-    """Return ``"name==version"`` for each dependency, those of development included."""
+    """Return ``"name==version"`` for each dependency, those of extras and development included."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    requirements = project["dependencies"] + project["optional-dependencies"]["dev"]
-    return [_pinned(requirement) for requirement in requirements]
+    extras = project["optional-dependencies"].values()
+    requirements = [*project["dependencies"], *(text for extra in extras for text in extra)]
+    own = f"{project['name']}["  # an extra that consists of others
+    return sorted({_pinned(text) for text in requirements if not text.startswith(own)})
 
 
 def _pinned(requirement: str) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # type checkers and editors do not run `__getattr__`
     from totalvi.data.panels.concat import concat as concat
     from totalvi.data.simulate import simulate as simulate
     from totalvi.data.simulate import simulate_raw as simulate_raw
+    from totalvi.data.simulate_blood import simulate_blood as simulate_blood
     from totalvi.errors import DataWarning as DataWarning
     from totalvi.model import Model as Model
     from totalvi.nn import TOTALVI as TOTALVI
@@ -46,6 +47,7 @@ _HOMES = {  # the module of each public name, and the name there unless it is th
     "read_hierarchy": "totalvi.posterior.gates.hierarchy:read_hierarchy",
     "read": "totalvi.data.io.read:read",
     "simulate": "totalvi.data.simulate:simulate",
+    "simulate_blood": "totalvi.data.simulate_blood:simulate_blood",
     "simulate_raw": "totalvi.data.simulate:simulate_raw",
     "split_counts": "totalvi.run.count_splitting:split_counts",
 }

@@ -70,7 +70,7 @@ def test_proportions_are_those_of_the_table(blood, table):
     singlets = blood.obs[~blood.obs["doublet"]]
     seen = 100 * singlets["cell_type"].value_counts(normalize=True)[shares.index]
     assert (seen - shares).abs().max() < 5
-    assert singlets["donor"].cat.categories.tolist() == list(DONORS)
+    assert singlets["donor"].cat.categories.tolist() == list(DONORS[:2])
     assert blood.obs["donor"].value_counts().tolist() == [3000, 3000]
 
 
@@ -107,9 +107,34 @@ def test_the_failed_antibody_has_a_gene_that_is_expressed(blood):
     assert protein["CD4 naive"] == pytest.approx(protein["CD8 effector"], rel=0.2)
 
 
+def test_patients_differ_by_what_their_table_says_and_by_nothing_else():
+    cells = simulate_blood(26_000, n_donors=26, n_patients=13, share_of_doublets=0.0, seed=4)
+    assert cells.obs.groupby("donor", observed=True)["condition"].nunique().tolist() == [1] * 26
+    is_patient = cells.obs["condition"] == "patient"
+    assert sorted(cells.obs.loc[is_patient, "donor"].unique()) == list(DONORS[13:])
+    changes = pd.read_csv(TABLES / "patients.tsv", sep="\t", comment="#")
+    share = cells.obs.groupby("condition", observed=True)["cell_type"].value_counts().unstack()
+    times = (share.loc["patient"] / share.loc["healthy"]).drop(DOUBLET, errors="ignore")
+    expected = changes[changes["kind"] == "share"].set_index("type")["times"].reindex(times.index)
+    assert np.log2(times / expected.fillna(1.0)).dropna().abs().max() < 0.6
+    for kind, modality in (("protein", "prot"), ("gene", "rna")):
+        healthy = by_type(cells[~is_patient][modality], cells.obs.loc[~is_patient, "cell_type"])
+        patients = by_type(cells[is_patient][modality], cells.obs.loc[is_patient, "cell_type"])
+        changed = np.log2((patients + 1e-9) / (healthy + 1e-9))
+        for row in changes[changes["kind"] == kind].itertuples():
+            assert changed.loc[row.type, row.name] == pytest.approx(np.log2(row.times), abs=0.7)
+            changed.loc[row.type, row.name] = np.nan
+        assert np.nanmedian(changed.abs()) < 0.25
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [({"n_cells": 0}, "n_cells"), ({"share_of_doublets": 1.5}, "share_of_doublets")],
+    [
+        ({"n_cells": 0}, "n_cells"),
+        ({"share_of_doublets": 1.5}, "share_of_doublets"),
+        ({"n_donors": 27}, "n_donors"),
+        ({"n_patients": 3}, "n_patients"),
+    ],
 )
 def test_arguments_out_of_range_are_named(arguments, named):
     with pytest.raises(DataError, match=named):

@@ -16,6 +16,7 @@ from totalvi.cli.command_files import check, convert, datasets, info, simulate
 from totalvi.cli.command_gate import gate
 from totalvi.cli.command_results import de, denoise, explore, impute, map_cells, report
 from totalvi.cli.command_run import compare, demo, run, train
+from totalvi.cli.extras import missing_extra, require_extras
 from totalvi.cli.options import OPTIONS
 from totalvi.errors import IncompleteError, ProcessError, TotalviError, naming_options
 from totalvi.processes import this_process
@@ -85,6 +86,7 @@ def execute(arguments: Sequence[str]) -> int:
     rest = [argument for argument in arguments if argument != "--debug"]
     quiet = nullcontext() if debug else warnings.catch_warnings(action="ignore")
     try:
+        require_extras(rest)
         with quiet, naming_options(OPTIONS):
             status = app(rest, prog_name="totalvi", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
@@ -119,6 +121,8 @@ def explain(error: Exception) -> tuple[int, str]:
         return UNEXPECTED, str(error)
     if isinstance(error, TotalviError):
         return BAD_INPUT, str(error)
+    if isinstance(error, ModuleNotFoundError) and missing_extra(error.name):
+        return BAD_INPUT, str(missing_extra(error.name))
     if isinstance(error, MemoryError):
         asked = " ".join(str(error).split()).rstrip(".") or "more than there is"
         return (
