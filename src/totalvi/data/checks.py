@@ -39,7 +39,10 @@ def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding
         key = getattr(columns, name)
         if key is None:
             continue
-        faults = list(_categories(obs, name, key))
+        asked = obs
+        if name == "labels_key" and columns.unlabeled_category is not None and key in obs:
+            asked = obs[obs[key].notna()]  # a cell without a label is unlabelled
+        faults = list(_categories(asked, name, key))
         yield from faults
         if not faults and name != "labels_key":
             yield from _group_sizes(obs[key], name.removesuffix("_key"), key)
