@@ -8,18 +8,17 @@ from scipy import sparse
 from totalvi.data.counts import evenly_spaced
 from totalvi.mapping.reference_neighbours import nearest, nearest_to_each
 
-LEAST_LABELLED = 10
 _N_FOLDS = 10
 _N_NEIGHBOURS = 10
-_ENDS = 0.1  # probability that a walk ends before its next step
-_STEPS = 50  # after which 0.5 % of the walks have not ended
+_ENDS = 0.05  # probability that a walk ends before its next step
+_STEPS = 100  # after which 0.6 % of the walks have not ended
 _MOST_POINTS = 50_000  # of a graph; other points take one step into it
 _MOST_LEARNED = 10_000  # labelled points that the classifier is fitted to
 _PENALTY = 200.0  # the inverse of the classifier's ridge penalty
 _DOUBT = 1e-3  # share of the walks that is spread over the labels by their frequency
 _LOG_TEMPERATURES = np.linspace(-1.5, 1.5, 61)
 _TEMPERATURE_SPREAD = 0.15  # standard deviation of the log temperature before data
-_LEAST_IN_BIN, _MOST_BINS = 5, 200
+_MOST_BINS = 500
 
 
 class PartlyLabelled(NamedTuple):
@@ -71,7 +70,7 @@ def spread_labels(points: np.ndarray, code: np.ndarray, rng: np.random.Generator
     >>> found = spread_labels(points, code, rng)
     >>> bool((found.probabilities.argmax(axis=1) == truth)[:200].all())
     True
-    >>> bool(found.unlike[:200].max() < 0.5 < found.unlike[200:].min())
+    >>> bool(found.reach[200:].max() < found.reach[:200].min())
     True
     """
     n_labels = int(code.max()) + 1
@@ -88,22 +87,23 @@ def spread_labels(points: np.ndarray, code: np.ndarray, rng: np.random.Generator
         return _scaled(np.sqrt(by_place * shares)), ends.sum(axis=1)
 
     probabilities, reach = answer(fold >= 0)
+    reach_without = np.zeros((len(code), _N_FOLDS))
     for k in range(_N_FOLDS):
         hidden = fold == k
-        if hidden.any():
-            without, reach_without = answer((fold >= 0) & ~hidden)
-            probabilities[hidden], reach[hidden] = without[hidden], reach_without[hidden]
+        without, reach_without[:, k] = answer((fold >= 0) & ~hidden)
+        probabilities[hidden], reach[hidden] = without[hidden], reach_without[hidden, k]
     temperature = _temperature(probabilities[labelled], code[labelled])
     probabilities = _scaled(probabilities ** (1 / temperature))
     others = code < 0
     expected = probabilities[others].mean(axis=0) if others.any() else frequency
-    weight = (expected / np.maximum(frequency, 1e-12))[code]
     # a point whose label no other fold has is like none of those that are left
     by_fold = np.zeros((n_labels, _N_FOLDS), dtype=bool)
     by_fold[code[labelled], fold[labelled]] = True
     comparable = labelled[by_fold.sum(axis=1)[code[labelled]] > 1]
-    p_value = tail_of_hidden(reach, reach[comparable], weight[comparable])
-    unlike = probability_unlike(p_value, others, len(comparable))
+    weight = np.zeros(len(code))
+    weight[comparable] = (expected / frequency)[code[comparable]]
+    p_value = tail_of_hidden(reach_without, fold, weight)
+    unlike = probability_unlike(p_value, others, effective_number(weight))
     return PartlyLabelled(probabilities, reach, p_value, unlike)
 
 
@@ -151,8 +151,8 @@ class Graph(NamedTuple):
 def walks(graph: Graph, code: np.ndarray, n_labels: int) -> np.ndarray:
     """Return the probability that a random walk from each point ends at each label, (N, labels).
 
-    A walk ends at the first labelled point that it comes to, and with probability 0.1 before each step.
-    So it is H = 0.9 S H where there is no label, S the steps: the harmonic function of Zhu, Ghahramani
+    A walk ends at the first labelled point that it comes to, and with probability 0.05 before each step.
+    So it is H = 0.95 S H where there is no label, S the steps: the harmonic function of Zhu, Ghahramani
     and Lafferty (ICML 2003) with an end as of Talukdar and Crammer (ECML 2009). In a population
     without labels, walks go around until they end.
 
@@ -171,7 +171,7 @@ def walks(graph: Graph, code: np.ndarray, n_labels: int) -> np.ndarray:
     >>> graph = Graph(step, np.arange(5), np.empty((0, 1), dtype=int))
     >>> walks(graph, np.array([0, -1, 1, -1, -1]), 2).round(2)
     array([[1.  , 0.  ],
-           [0.45, 0.45],
+           [0.48, 0.48],
            [0.  , 1.  ],
            [0.  , 0.  ],
            [0.  , 0.  ]])
@@ -190,64 +190,98 @@ def walks(graph: Graph, code: np.ndarray, n_labels: int) -> np.ndarray:
     return ends
 
 
-def tail_of_hidden(reach: np.ndarray, hidden: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def tail_of_hidden(reach: np.ndarray, fold: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return a p-value of each point: the share of labelled points that walks reach as little, (N,).
 
-    Where labelled points are a random part of the points of their labels, these p-values are uniform
-    (conformal; Vovk, Gammerman and Shafer, 2005). Labels of which a larger part is known have less
-    weight (Tibshirani, Foygel Barber, Candes and Ramdas, NeurIPS 2019).
+    A labelled point counts as it is reached without the labels of its fold, beside the other points
+    without these labels. Where labelled points are a random part of the points of their labels, these
+    p-values are about uniform (cross-conformal; Vovk, 2015). Labels of which a larger part is known
+    have less weight (Tibshirani, Foygel Barber, Candes and Ramdas, NeurIPS 2019).
 
     Parameters
     ----------
     reach
-        Of all points, (N,).
-    hidden, weight
-        Of each labelled point: how it is reached without its label, and its weight.
+        Of each point without the labels of each fold, (N, folds).
+    fold
+        Of each labelled point; -1 of others.
+    weight
+        Of each labelled point; 0 of others, and of labelled ones that do not count.
 
     Examples
     --------
-    >>> tail_of_hidden(np.array([0.0, 0.5, 1.0]), np.array([0.4, 0.6, 0.8]), np.ones(3))
-    array([0.25, 0.5 , 1.  ])
+    >>> reach = np.array([[0.4, 0.9], [0.9, 0.6], [0.1, 0.2], [0.5, 0.8]])
+    >>> tail_of_hidden(reach, np.array([0, 1, -1, -1]), np.array([1.0, 1.0, 0.0, 0.0])).round(2)
+    array([0.33, 0.67, 0.33, 1.  ])
     """
-    order = np.argsort(hidden)
-    weight = weight * len(weight) / weight.sum()
-    at_most = np.concatenate([[0.0], np.cumsum(weight[order])])
-    place = np.searchsorted(hidden[order], reach, side="right")
-    result: np.ndarray = np.minimum((1 + at_most[place]) / (1 + len(weight)), 1.0)
+    n_counted = effective_number(weight)
+    scaled = weight * n_counted / max(weight.sum(), 1e-12)
+    at_most = np.zeros(len(fold))
+    labelled = np.flatnonzero(fold >= 0)
+    own = reach[labelled, fold[labelled]]
+    for k in range(reach.shape[1]):
+        inside = fold[labelled] == k
+        at_most += _weight_up_to(reach[:, k], own[inside], scaled[labelled[inside]])
+    at_most[labelled] = _weight_up_to(own, own, scaled[labelled])
+    at_most[labelled] -= scaled[labelled]  # the point itself counts once
+    result: np.ndarray = np.minimum((1 + at_most) / (1 + n_counted), 1.0)
     return result
 
 
-def probability_unlike(p_value: np.ndarray, others: np.ndarray, n_labelled: int) -> np.ndarray:
+def _weight_up_to(values: np.ndarray, of: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the total weight of the numbers ``of`` that are at most each value."""
+    order = np.argsort(of)
+    totals = np.concatenate([[0.0], np.cumsum(weight[order])])
+    result: np.ndarray = totals[np.searchsorted(of[order], values, side="right")]
+    return result
+
+
+def effective_number(weight: np.ndarray) -> float:
+    """Return how many equally weighted points tell as much as these (Kish, 1965).
+
+    Examples
+    --------
+    >>> effective_number(np.array([2.0, 2.0, 0.0])), effective_number(np.array([3.0, 1.0]))
+    (2.0, 1.6)
+    """
+    return float(weight.sum() ** 2 / max((weight**2).sum(), 1e-300))
+
+
+def probability_unlike(p_value: np.ndarray, others: np.ndarray, n_labelled: float) -> np.ndarray:
     """Return the probability that each point is of no label, from p-values, (N,).
 
     P-values of points of the labels are uniform. With a share s of such points, and a density f of all
-    p-values that does not rise, it is 1 - s / f(p): the local false discovery rate (Efron, Statistical
-    Science 2008). s is the mean density above a half (Storey, JRSS B 2002).
+    p-values that does not rise, it is 1 - s u / f(p): the local false discovery rate (Efron,
+    Statistical Science 2008). s is the mean density above a half (Storey, JRSS B 2002). As the n labelled
+    points are a sample, the share of points of the labels below p is taken to be n p + sqrt(n p) of n,
+    one standard error above p; u is its density.
 
     Parameters
     ----------
     p_value, others
         Of all points; and which of them, bool (N,), have no label, of which f is the density.
     n_labelled
-        Number of labelled points: the density is known for at least five of them together.
+        Number of labelled points that p-values count.
 
     Examples
     --------
-    >>> p = np.concatenate([np.full(100, 0.01), np.linspace(0.01, 1, 900)])
-    >>> probability_unlike(p, np.ones(1000, dtype=bool), 50)[[0, 999]].round(2)
-    array([0.53, 0.  ])
+    >>> p = np.concatenate([np.full(100, 0.005), np.linspace(0.005, 1, 900)])
+    >>> probability_unlike(p, np.ones(1000, dtype=bool), 100)[[0, 999]].round(2)
+    array([0.83, 0.  ])
     """
     from sklearn.isotonic import IsotonicRegression
 
     values = p_value[others]
     if not len(values):
         return np.zeros(len(p_value))
-    n_bins = int(np.clip(n_labelled // _LEAST_IN_BIN, 2, _MOST_BINS))
-    density = np.histogram(values, bins=n_bins, range=(0, 1))[0] * n_bins / len(values)
+    n_bins = int(np.clip(n_labelled + 1, 2, _MOST_BINS))
+    place = np.clip(np.ceil(p_value * n_bins - 1e-9).astype(np.int64) - 1, 0, n_bins - 1)
+    density = np.bincount(place[others], minlength=n_bins) * n_bins / len(values)
     falling = IsotonicRegression(increasing=False).fit_transform(np.arange(n_bins), density)
+    counted = np.linspace(0, 1, n_bins + 1) * (n_labelled + 1)
+    uniform = np.diff(counted + np.sqrt(counted)) * n_bins / (n_labelled + 1)
     of_labels = min(2 * float((values > 0.5).mean()), 1.0)
-    of_bin = np.clip(1 - of_labels / np.maximum(falling, 1e-12), 0, 1)
-    result: np.ndarray = of_bin[np.minimum((p_value * n_bins).astype(np.int64), n_bins - 1)]
+    of_bin = np.clip(1 - of_labels * uniform / np.maximum(falling, 1e-12), 0, 1)
+    result: np.ndarray = of_bin[place]
     return result
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from totalvi.data.describe import Data
-from totalvi.errors import DataError, argument, listed
+from totalvi.data.known_labels import known_labels, too_few_labels
+from totalvi.errors import DataError, argument
 from totalvi.fit.minibatch import Minibatch
 from totalvi.mapping.deciding_features import deciding_features
-from totalvi.mapping.label_graph import LEAST_LABELLED, PartlyLabelled, spread_labels
+from totalvi.mapping.label_graph import PartlyLabelled, spread_labels
 from totalvi.mapping.mapped_cells import ComparisonQueries
 from totalvi.mapping.reference_neighbours import calibration_error
 from totalvi.posterior.arguments import Cells, cell_positions, documented, label_codes
@@ -200,28 +201,24 @@ class LabelQueries(ComparisonQueries):
                 "reference.predict(query)."
             )
         data, columns = self._training_data(), self.schema.columns
-        what = "labels" if labels is not None else "labels_key"
-        labels = columns.labels_key if labels is None else labels
-        if labels is None:
+        given = columns.labels_key if labels is None else labels
+        if given is None:
             raise ValueError(
                 f"No labels are known; give {argument('labels_key')} to Model, or {argument('labels')} "
                 "to predict."
             )
-        code, names = label_codes(data, labels)
-        if columns.unlabeled_category in names:
-            unlabelled = names.index(str(columns.unlabeled_category))
-            names.pop(unlabelled)
-            code = np.where(code == unlabelled, -1, code - (code > unlabelled))
+        code, names = label_codes(data, given)
+        values = pd.Series(np.array([*names, None], dtype=object)[code])
+        known = known_labels(values, columns.unlabeled_category)
+        names = sorted(known.dropna().unique())
+        code = pd.Index(names).get_indexer(pd.Index(known)).astype(np.int64)
         if UNLIKE_ALL in names:
-            raise ValueError(f'A label is "{UNLIKE_ALL}", which is an answer; rename it.')
-        n_known = int((code >= 0).sum())
-        where = f'obs["{labels}"]' if isinstance(labels, str) else what
-        if len(names) < 2 or n_known < LEAST_LABELLED:
-            held = listed(names) if names else "no label"
-            raise DataError(
-                f"{where} holds {held} in {n_known:,} labelled cells; label at least {LEAST_LABELLED} "
-                "cells, of two or more labels."
+            raise ValueError(
+                f'A label is "{UNLIKE_ALL}", which is an answer of predict; rename it.'
             )
+        too_few = too_few_labels(known, f'obs["{given}"]' if isinstance(given, str) else "labels")
+        if too_few is not None:
+            raise DataError(too_few)
         return _Known(code, names)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from totalvi.data.cells import CiteData
 from totalvi.data.columns import Columns
-from totalvi.errors import allowed, argument, did_you_mean
+from totalvi.errors import allowed, argument, did_you_mean, setting
 from totalvi.scvi_names import of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
@@ -53,7 +53,7 @@ def check_partial_labels(columns: Columns, gene_dispersion: str, protein_dispers
         return
     if columns.labels_key is None:
         raise ValueError(
-            f"{argument('unlabeled_category')} is {unlabelled!r}, but no column has labels; give "
+            f"{setting('unlabeled_category', unlabelled)} is of a column of labels; give "
             f"{argument('labels_key')} as well."
         )
     for name, value in (("gene", gene_dispersion), ("protein", protein_dispersion)):
