@@ -42,7 +42,10 @@ def main() -> None:
     base = scvi.model.TOTALVI(adata)
     base.train(max_epochs=given.epochs, **quiet)
     found = {"seconds_base": time.time() - start}
-    print(f"TOTALVI: {len(base.history['elbo_train'])} epochs, {time.time() - start:.0f} s", flush=True)
+    print(
+        f"TOTALVI: {len(base.history['elbo_train'])} epochs, {time.time() - start:.0f} s",
+        flush=True,
+    )
     for column in labels:
         start = time.time()
         scvi.settings.seed = given.seed

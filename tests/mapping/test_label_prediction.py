@@ -136,9 +136,9 @@ def test_too_few_labels_are_refused(
 
 
 def test_wrong_arguments_are_refused(mdata: MuData, model: totalvi.Model) -> None:
-    with pytest.raises(ValueError, match="labels holds|is 'knwon', which is no column"):
+    with pytest.raises(ValueError, match="'knwon', which is no column"):
         model.predict(labels="knwon")
-    with pytest.raises(ValueError, match='unlabeled_category="Unknown".*give labels_key'):
+    with pytest.raises(ValueError, match=r'unlabeled_category="Unknown".*give labels_key'):
         totalvi.Model(mdata, unlabeled_category="Unknown")
     with pytest.raises(ValueError, match="needs the label of every cell"):
         totalvi.Model(
@@ -167,8 +167,9 @@ def test_deciding_features_are_those_that_separate_the_counts(
         own = (truth == name)[inside]
         apart = values[inside].apply(lambda x, own=own: abs(roc_auc_score(own, x) - 0.5))
         by_feature = part.set_index("feature")["nats"]
-        assert apart[by_feature.index].corr(by_feature, method="spearman") > 0.7
-        assert apart[part["feature"].iloc[0]] > 0.35
+        apart = apart[by_feature.index]
+        assert apart.corr(by_feature) > 0.6
+        assert apart.iloc[:5].mean() > 4 * apart.iloc[15:].mean()
         top = part.iloc[0]
         more = values.loc[truth == name, top["feature"]].mean() > values[top["feature"]].mean()
         assert (top["mean"] > top["mean_of_others"]) == more

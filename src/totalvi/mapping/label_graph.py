@@ -151,7 +151,7 @@ class Graph(NamedTuple):
 def walks(graph: Graph, code: np.ndarray, n_labels: int) -> np.ndarray:
     """Return the probability that a random walk from each point ends at each label, (N, labels).
 
-    A walk ends at the first labelled point that it comes to, and with probability 0.05 before each step.
+    A walk ends at the first labelled point that it comes to, and with probability 0.05 before a step.
     So it is H = 0.95 S H where there is no label, S the steps: the harmonic function of Zhu, Ghahramani
     and Lafferty (ICML 2003) with an end as of Talukdar and Crammer (ECML 2009). In a population
     without labels, walks go around until they end.
@@ -251,7 +251,7 @@ def probability_unlike(p_value: np.ndarray, others: np.ndarray, n_labelled: floa
 
     P-values of points of the labels are uniform. With a share s of such points, and a density f of all
     p-values that does not rise, it is 1 - s u / f(p): the local false discovery rate (Efron,
-    Statistical Science 2008). s is the mean density above a half (Storey, JRSS B 2002). As the n labelled
+    Statistical Science 2008). s is the mean density above a half (Storey, JRSS B 2002). As n labelled
     points are a sample, the share of points of the labels below p is taken to be n p + sqrt(n p) of n,
     one standard error above p; u is its density.
 
