@@ -28,6 +28,7 @@ from totalvi.figures.png_style import (
 )
 from totalvi.figures.style import FOREGROUND, INK, QUIET, WARNING, category_colors
 
+_NO_VALUE = "no value"
 SWEEPS = 200  # over all pairs of labels, to part them
 MOST_DOTS = 20_000  # dots on a small map; drawing more takes long
 
@@ -48,7 +49,8 @@ def umap_by_category(
     umap
         Shape (n_cells, 2).
     categories
-        One value for each cell; the order of a categorical's categories is kept.
+        One value for each cell; the order of a categorical's categories is kept. Cells without a
+        value are "no value".
     name
         Name of the category, for the title.
     label_on_map
@@ -56,6 +58,8 @@ def umap_by_category(
         long names are written as numbers that the legend explains.
     """
     grouped = pd.Categorical(categories).remove_unused_categories()
+    if (grouped.codes < 0).any() and _NO_VALUE not in grouped.categories:
+        grouped = grouped.add_categories(_NO_VALUE).fillna(_NO_VALUE)
     names = [plain(str(category)) for category in grouped.categories]
     colors = category_colors(len(names))
     marks = names
