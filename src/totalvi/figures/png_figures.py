@@ -57,9 +57,10 @@ def umap_by_category(
         Whether each category's name is also written in the middle of its cells; more than twelve
         long names are written as numbers that the legend explains.
     """
-    grouped = pd.Categorical(categories).remove_unused_categories()
-    if (grouped.codes < 0).any() and _NO_VALUE not in grouped.categories:
-        grouped = grouped.add_categories(_NO_VALUE).fillna(_NO_VALUE)
+    values = pd.Series(pd.Categorical(categories)).cat.remove_unused_categories()
+    if values.isna().any():
+        values = values.cat.set_categories(values.cat.categories.union([_NO_VALUE], sort=False))
+    grouped = pd.Categorical(values.fillna(_NO_VALUE) if values.isna().any() else values)
     names = [plain(str(category)) for category in grouped.categories]
     colors = category_colors(len(names))
     marks = names
