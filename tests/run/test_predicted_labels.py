@@ -9,6 +9,7 @@ import pytest
 
 import totalvi
 from totalvi.cli.main import execute
+from totalvi.figures.png_figures import umap_by_category
 from totalvi.mapping.label_prediction import UNLIKE_ALL
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -62,3 +63,12 @@ def test_too_few_labels_are_refused_before_the_fit(
     assert execute([*command, "--unlabeled", "?"]) == 2
     assert "give --labels as well" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_cells_without_a_label_are_drawn_apart() -> None:
+    places = np.random.default_rng(0).normal(0, 1, (30, 2))
+    labels = pd.Series(["B", "T", None] * 10)
+    axes = umap_by_category(places, labels, name="known").axes[0]
+    entries = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert entries == ["B (10)", "T (10)", "no value (10)"]
+    assert sorted(text.get_text() for text in axes.texts) == ["B", "T"]

@@ -28,7 +28,6 @@ from totalvi.figures.png_style import (
 )
 from totalvi.figures.style import FOREGROUND, INK, QUIET, WARNING, category_colors
 
-_NO_VALUE = "no value"
 SWEEPS = 200  # over all pairs of labels, to part them
 MOST_DOTS = 20_000  # dots on a small map; drawing more takes long
 
@@ -57,16 +56,17 @@ def umap_by_category(
         Whether each category's name is also written in the middle of its cells; more than twelve
         long names are written as numbers that the legend explains.
     """
-    values = pd.Series(pd.Categorical(categories)).cat.remove_unused_categories()
-    if values.isna().any():
-        values = values.cat.set_categories(values.cat.categories.union([_NO_VALUE], sort=False))
-    grouped = pd.Categorical(values.fillna(_NO_VALUE) if values.isna().any() else values)
+    grouped = pd.Categorical(categories).remove_unused_categories()
     names = [plain(str(category)) for category in grouped.categories]
     colors = category_colors(len(names))
+    codes = np.where(grouped.codes < 0, len(names), grouped.codes)
+    n_marked = len(names)
+    if (grouped.codes < 0).any():
+        names, colors = [*names, "no value"], [*colors, QUIET]
     marks = names
     if label_on_map and len(names) > 12 and max(map(len, names)) > 3:
         marks = [str(number) for number in range(1, len(names) + 1)]
-    counts = np.bincount(grouped.codes, minlength=len(names))
+    counts = np.bincount(codes, minlength=len(names))
     entries = [
         f"{name} ({count:,})" if mark == name else f"{mark}: {name} ({count:,})"
         for mark, name, count in zip(marks, names, counts, strict=True)
@@ -82,7 +82,7 @@ def umap_by_category(
         umap[order, 0],
         umap[order, 1],
         s=_point_area(len(umap), inches=5.2),
-        c=np.array(colors)[grouped.codes[order]],
+        c=np.array(colors)[codes[order]],
         linewidths=0,
         rasterized=True,
     )
@@ -106,8 +106,8 @@ def umap_by_category(
     )
     title(figure, f"{len(umap):,} cells by {name}")
     if label_on_map:
-        centers = np.stack([_center(umap[grouped.codes == code]) for code in range(len(names))])
-        _place_labels(figure, axes, centers, marks)
+        centers = np.stack([_center(umap[codes == code]) for code in range(n_marked)])
+        _place_labels(figure, axes, centers, marks[:n_marked])
     return figure
 
 
