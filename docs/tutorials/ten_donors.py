@@ -34,7 +34,7 @@ mdata.obs["population"].value_counts().head(6)
 # ## Which cell types change in frequency?
 #
 # Each donor has one share of each population. The shares are compared on the scale of log odds by
-# moderated t tests, which count donors.
+# moderated t tests, which count donors. `share1` is that of the patients.
 
 # %%
 shares = model.differential_abundance(

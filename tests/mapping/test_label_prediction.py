@@ -115,6 +115,15 @@ def test_new_cells_are_placed_beside_the_training_cells(
         query.predict()
 
 
+def test_a_minified_reference_says_that_it_lacks_counts(
+    model: totalvi.Model, tmp_path: Path
+) -> None:
+    model.save(tmp_path / "reference.totalvi", minified=True)
+    reference = totalvi.Model.load(tmp_path / "reference.totalvi")
+    with pytest.raises(DataError, match="counts"):
+        reference.predict()
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -146,6 +155,8 @@ def test_wrong_arguments_are_refused(mdata: MuData, model: totalvi.Model) -> Non
         )
     with pytest.raises(ValueError, match="rename it"):
         model.predict(labels=mdata.obs["truth"].replace("type_0", UNLIKE_ALL))
+    with pytest.raises(TypeError, match=r"predict\(\).probabilities has them"):
+        model.predict(soft=True)
     plain = totalvi.Model(mdata, **SMALL)
     plain.train(max_epochs=1, progress=False)
     with pytest.raises(ValueError, match="No labels are known; give labels_key to Model"):

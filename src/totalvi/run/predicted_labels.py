@@ -5,10 +5,11 @@ import pandas as pd
 
 from totalvi.mapping.label_prediction import UNLIKE_ALL, LabelPrediction
 from totalvi.run.after_fit import AFTER_FIT, Work
+from totalvi.run.folder import PREDICTED_COLUMN
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.table_files import write_tables
 
-PREDICTED, PROBABILITY, UNLIKE = "predicted_label", "label_probability", "unlike_all_probability"
+PROBABILITY, UNLIKE = "label_probability", "unlike_all_probability"
 _MOST_FEATURES = 20  # of a label in the table
 
 
@@ -26,7 +27,7 @@ def predict_labels(work: Work) -> None:
     """
     found = work.model.predict(progress=False)
     columns = {
-        PREDICTED: found.labels.array,
+        PREDICTED_COLUMN: found.labels.array,
         PROBABILITY: found.probabilities.max(axis=1).to_numpy(np.float32),
         UNLIKE: found.unlike["probability"].to_numpy(np.float32),
     }

@@ -14,7 +14,15 @@ from mudata import MuData
 from totalvi.data.columns import Columns, column_of
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import Finding, ReadError, allowed, argument, setting, warnings_and_notes
+from totalvi.errors import (
+    DataError,
+    Finding,
+    ReadError,
+    allowed,
+    argument,
+    setting,
+    warnings_and_notes,
+)
 from totalvi.posterior.doublets import check_rate
 from totalvi.posterior.gates.hierarchy import read_hierarchy
 from totalvi.progress import Steps
@@ -182,7 +190,7 @@ def run(
             f"{argument('sample_key')} and {argument('condition_key')} go together; give both."
         )
     if unlabeled_category is not None and labels_key is None:
-        raise ValueError(
+        raise DataError(
             f"{setting('unlabeled_category', unlabeled_category)} is of a column of labels; give "
             f"{argument('labels_key')} as well."
         )
