@@ -74,7 +74,8 @@ print(f"accuracy on held-out cells of the reference: {transfer.held_out_accuracy
 # Labels cover only what the reference has. So each cell also gets a p-value of being like the
 # reference: `p_value_after_shift` is small for states that the reference lacks, after the shift that
 # all cells of the new experiment share. Of cells that are like it, one in twenty falls below 0.05.
-# B cells fall below far more often, though the reference never saw one.
+# B cells fall below far more often, though the reference never saw one. So do, less often, cells of
+# types of which the reference has few, such as cDC and pDC.
 
 # %%
 strange = (unlike["p_value_after_shift"] < 0.05).to_numpy()
