@@ -25,6 +25,7 @@ AT_THE_ROOT = {
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks/index.md",
 }
+RESULT = re.compile(r"(?<!\[)`(?:results/)?(\w+\.md)`")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
 
 
@@ -67,4 +68,12 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         relative = posixpath.relpath(place, posixpath.dirname(here) or ".")
         return f"{link[1]}{relative}{link[3] or ''}{link[4]}"
 
+    if here == "benchmarks/index.md":  # its table names the pages of results
+        markdown = RESULT.sub(lambda named: _with_link(named[0], named[1]), markdown)
     return LINK.sub(moved, markdown)
+
+
+def _with_link(written: str, name: str) -> str:
+    """Return the name of a page of results as a link, if there is such a page."""
+    place = f"results/{name}"
+    return f"[{written}]({place})" if (ROOT / "benchmarks" / place).is_file() else written

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ def tutorial_files(*, short: bool) -> Iterator[tuple[str, bytes]]:
 
 def _run(name: str, short: bool) -> Path:
     """Return the folder with the page of a tutorial, which runs in a process of its own."""
-    folder = KEPT / f"{name}-{'short' if short else 'whole'}-{_key(name)}"
+    form = "short" if short else "whole"
+    folder = KEPT / f"{name}-{form}-{_key(name)}"
     if (folder / f"{name}.md").is_file():
         return folder
     command = [sys.executable, "-m", "tools.tutorials", str(SCRIPTS / f"{name}.py"), str(folder)]
@@ -42,6 +44,9 @@ def _run(name: str, short: bool) -> Path:
     )
     if done.returncode != 0:
         raise SystemExit(f"The tutorial {name} failed:\n{done.stderr}")
+    for other in KEPT.glob(f"{name}-{form}-*"):
+        if other != folder:
+            shutil.rmtree(other)
     return folder
 
 
