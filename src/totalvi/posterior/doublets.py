@@ -298,17 +298,16 @@ def doublets(question: Question, rate: float | None, seed: int) -> Doublets:
     own_pool = Traits(*(part[pool] for part in own))
     rng = np.random.default_rng(seed)
     weight = np.ones(len(pool))
-    candidates: tuple[float, ...] = _LEAST_CAPTURED
     for _ in range(_N_ROUNDS):
         judges: dict[float, _Judge] = {}
-        for captured in candidates:
+        for captured in _LEAST_CAPTURED:
             pairs = pairs_of_cells(group, weight, max(len(pool), _LEAST_SUMS), rng)
             sums = summed(parts, pairs, captured, rng)
             asked = replace(question, data=sums, cells=np.arange(sums.n_cells), progress=False)
             judges[captured] = _tell_apart(own_pool, traits(asked), seed)
         # what doublets are not like allows but a small share of them
         best = max(judges, key=lambda captured: judges[captured].rate)
-        candidates, judge = (best,), judges[best]
+        judge = judges[best]
         found_rate = judge.rate if rate is None else rate
         weight = np.maximum(1 - judge.probability(judge.score, found_rate), 1e-6)
     others = np.setdiff1d(everyone, pool)
