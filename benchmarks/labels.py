@@ -23,10 +23,11 @@ of P(unlike all labels) of its cells against the unlabelled cells of the other l
 no such answer; its score is 1 - the largest probability. It is trained for each left-out type with the
 first seed only.
 
-Results go to benchmarks/results/labels.json and labels.md.
+Results go to benchmarks/results/labels.json and labels.md; those of data sets that are not run stay.
 """
 
 import argparse
+import json
 import subprocess
 import time
 import warnings
@@ -196,8 +197,8 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def summary(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """Return accuracy and calibration by data set and program, and AUROCs by left-out type."""
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return accuracy and calibration by data set and program."""
     totals = []
     for (data, program), part in pd.DataFrame(rows).groupby(["data", "program"], sort=False):
         whole = part[part["left_out"] == ""]
@@ -227,11 +228,16 @@ def summary(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], pd.DataFr
                 else None,
             }
         )
+    return totals
+
+
+def by_left_out(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return the AUROC of each left-out type, by program, and how many of its cells are called."""
     left = pd.DataFrame([row for row in rows if row["left_out"]])
     by = ["data", "left_out", "cells"]
     table = left.pivot_table(index=by, columns="program", values="auroc", sort=False)
     called = left[left["program"] == "totalvi"].groupby(by, sort=False)["called"].mean()
-    return totals, table.assign(called=called).reset_index()
+    return table.assign(called=called).reset_index()
 
 
 def page(totals: list[dict[str, Any]], types: pd.DataFrame, given: argparse.Namespace) -> list[str]:
@@ -294,9 +300,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     given.cache.mkdir(exist_ok=True)
     rows = [row for name in given.only for row in compare(name, given)]
-    totals, types = summary(rows)
+    totals = summary(rows)
     plain = [{k: v for k, v in row.items() if k not in ("top", "right")} for row in rows]
-    lines = page(totals, types, given)
+    earlier = HERE / "results" / "labels.json"
+    if earlier.exists():  # other data sets stay there
+        kept = json.loads(earlier.read_text(encoding="utf-8"))
+        totals = [row for row in kept["summary"] if row["data"] not in given.only] + totals
+        plain = [row for row in kept["rows"] if row["data"] not in given.only] + plain
+    lines = page(totals, by_left_out(plain), given)
     write_results("labels", {"summary": totals, "rows": plain}, lines, started)
     print("\n".join(lines))
 
