@@ -1,21 +1,13 @@
 """`Model`, the class that users work with: it describes data, trains, saves and loads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 
-from totalvi.data.background.ambient import AmbientProfile
-from totalvi.data.background.prior import (
-    PanelBatches,
-    Raw,
-    ambient_of,
-    anchored_background_prior,
-    empirical_background_prior,
-)
+from totalvi.data.background.prior import Raw, ambient_of
 from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
@@ -26,12 +18,17 @@ from totalvi.fit.plan import Split
 from totalvi.formats.minified import read_minified, require_replaceable, write_minified
 from totalvi.formats.model_folder import read_state, write_state
 from totalvi.formats.scvi_write import write_scvi
+from totalvi.mapping.label_prediction import LabelQueries
 from totalvi.mapping.map_query import MappingQueries
-from totalvi.mapping.mapped_cells import ComparisonQueries
 from totalvi.mapping.reference_card import minify
 from totalvi.posterior.abundance import AbundanceQueries
 from totalvi.posterior.aggregated_posterior import AggregatedPosteriorQueries
-from totalvi.posterior.arguments import check_choice, check_network_options, key_tuple
+from totalvi.posterior.arguments import (
+    check_choice,
+    check_network_options,
+    check_partial_labels,
+    key_tuple,
+)
 from totalvi.posterior.correlation import CorrelationQueries
 from totalvi.posterior.differential.differential_query import DifferentialQueries
 from totalvi.posterior.doublets import DoubletQueries
@@ -66,7 +63,7 @@ class Model(
     DoubletQueries,
     ModalityQueries,
     MappingQueries,
-    ComparisonQueries,
+    LabelQueries,
     metaclass=KnowsScviProtocol,
 ):
     """A totalVI model of CITE-seq data: built from counts, trained, and queried.
@@ -79,6 +76,9 @@ class Model(
         they are needed. The stores that `totalvi convert` writes are fastest.
     batch_key, panel_key, labels_key
         Columns of ``obs`` with each cell's batch, antibody panel (None: each batch is one), label.
+    unlabeled_category
+        The label of cells whose label is not known; those without a value are unlabelled too. The fit
+        then uses no labels, and `predict` tells the others. None: all labels are known.
     size_factor_key
         Column with size factors. None: the library size is the cell's total RNA count.
     categorical_covariate_keys, continuous_covariate_keys
@@ -168,6 +168,7 @@ class Model(
         batch_key: str | None = None,
         panel_key: str | None = None,
         labels_key: str | None = None,
+        unlabeled_category: str | None = None,
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
@@ -200,6 +201,7 @@ class Model(
             batch_key=batch_key,
             panel_key=panel_key,
             labels_key=labels_key,
+            unlabeled_category=unlabeled_category,
             size_factor_key=size_factor_key,
             categorical_covariate_keys=key_tuple(
                 "categorical_covariate_keys", categorical_covariate_keys
@@ -219,6 +221,7 @@ class Model(
             else key_tuple("isotype_controls", isotype_controls),
         )
         check_network_options(network_options)
+        check_partial_labels(keys, gene_dispersion, protein_dispersion)
         if not (isinstance(seed, int | np.integer) and seed >= 0):
             raise ValueError(allowed("seed", seed, "whole numbers from 0"))
         # The network has these two under other names, which its own check would give.
@@ -259,19 +262,6 @@ class Model(
         self._n_fits, self.is_trained = 0, False
         self._failure: str | None = None
         self._mapping: QueryMapping | None = None
-
-    def _start_background(self, data: CiteData, ambient: AmbientProfile | None) -> None:
-        """Set the start of the background prior, and its anchor if there are droplets."""
-        measured = np.array(self.schema.panel_measured)
-        start = empirical_background_prior(data.protein, data.panel, measured)
-        mean, scale, _ = start
-        if ambient is not None:
-            names = PanelBatches.of_cells(self.schema, data.batch, data.panel)
-            mean, scale, anchor, found = anchored_background_prior(start, ambient, names)
-            self.module.anchor_background(anchor)
-            self._data = replace(data, findings=(*data.findings, *found))
-            warn_of(found, stacklevel=4)
-        self.module.set_background_prior(mean, scale)
 
     @property
     def history(self) -> pd.DataFrame:

@@ -33,6 +33,16 @@ SCVI_NAMES = {
     "validation_indices": "split.validation has them",
     "test_indices": "split.test has them",
     "TOTALVI": "totalvi.Model is the class; call it with the data",
+    "TOTALANVI": "give labels_key and unlabeled_category to totalvi.Model, and call predict",
+    "soft": "predict().probabilities has them",
+    **dict.fromkeys(
+        ("from_totalvi_model", "n_samples_per_label", "linear_classifier", "use_posterior_mean"),
+        "a fit does not use labels that are known of some cells, and predict needs no other fit",
+    ),
+    **dict.fromkeys(
+        ("get_ranked_features", "ig_interpretability", "shap_predict"),
+        "get_deciding_features says what speaks for each label",
+    ),
     "settings": "give seed to totalvi.Model",
     "plan_kwargs": "give lr, weight_decay and n_epochs_kl_warmup to train itself",
     "adversarial_classifier": "give adversarial=True",

@@ -1,4 +1,4 @@
-"""`Model.train`: turn its arguments into plan, split and checkpoint of a fit, and run it."""
+"""`Model.train`: start the background prior, plan, split and checkpoint of a fit, and run it."""
 
 import hashlib
 import json
@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
+from totalvi.data.background.ambient import AmbientProfile
+from totalvi.data.background.prior import (
+    PanelBatches,
+    anchored_background_prior,
+    empirical_background_prior,
+)
 from totalvi.data.cells import CiteData, fingerprint
-from totalvi.errors import NotTrainedError, TrainingError
+from totalvi.errors import NotTrainedError, TrainingError, warn_of
 from totalvi.fit.checkpoint import (
     CHECKPOINT_EVERY,
     Checkpoint,
@@ -79,6 +85,7 @@ class KnowsScviProtocol(KnowsScvi, type(Protocol)):  # type: ignore[misc]  # its
 class Training(Fitted, Protocol):
     """The method `train` of a model."""
 
+    _data: CiteData | None
     _options: dict[str, Any]
     _result: FitResult | None
     _n_fits: int
@@ -268,6 +275,19 @@ class Training(Fitted, Protocol):
         if calibrate and self._mapping is None:  # if this is interrupted, the fit is there
             seed = seed_of_calibration(self.seed, self._n_fits)
             self._result = calibrate_fit(self._result, self.module, data, seed)
+
+    def _start_background(self, data: CiteData, ambient: AmbientProfile | None) -> None:
+        """Set the start of the background prior, and its anchor if there are droplets."""
+        measured = np.array(self.schema.panel_measured)
+        start = empirical_background_prior(data.protein, data.panel, measured)
+        mean, scale, _ = start
+        if ambient is not None:
+            names = PanelBatches.of_cells(self.schema, data.batch, data.panel)
+            mean, scale, anchor, found = anchored_background_prior(start, ambient, names)
+            self.module.anchor_background(anchor)
+            self._data = replace(data, findings=(*data.findings, *found))
+            warn_of(found, stacklevel=4)
+        self.module.set_background_prior(mean, scale)
 
     def _fit(
         self,

@@ -49,7 +49,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x --no-mosaic "
         "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts --sample m --condition n "
-        "--hierarchy gates.txt --doublet-rate 0.05"
+        "--hierarchy gates.txt --doublet-rate 0.05 --unlabeled v"
     )
     assert execute(command.split()) == 0
     ((given, options),) = asked
@@ -68,6 +68,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "batch_key": "b",
         "panel_key": "p",
         "labels_key": "l",
+        "unlabeled_category": "v",
         "size_factor_key": "f",
         "categorical_covariate_keys": ("c", "d"),
         "continuous_covariate_keys": ("e",),

@@ -85,6 +85,7 @@ Panel = Annotated[
     text("--panel", "KEY", "Column with each cell's antibody panel; default: each batch is one."),
 ]
 Labels = Annotated[str | None, text("--labels", "KEY", "Column with known cell labels.")]
+Unlabeled = Annotated[str | None, text("--unlabeled", "NAME", "Label of cells to predict it of.")]
 SizeFactor = Annotated[
     str | None,
     text("--size-factor", "KEY", "Column with size factors; default: each cell's total RNA count."),
@@ -213,6 +214,7 @@ _OF_CELLS: _Options = {
     "batch": ("batch_key", Batch, None),
     "panel": ("panel_key", Panel, None),
     "labels": ("labels_key", Labels, None),
+    "unlabeled": ("unlabeled_category", Unlabeled, None),
     "size_factor": ("size_factor_key", SizeFactor, None),
     "covariate": ("categorical_covariate_keys", Covariates, None),
     "continuous_covariate": ("continuous_covariate_keys", ContinuousCovariates, None),
@@ -337,8 +339,7 @@ OPTIONS = {
     "block_key": "--block",
     "categorical_covariate_keys": "--covariate",
     "leave_out": "--leave-out",
-    "totalvi.declare_unmeasured": "--unmeasured",
-    "unmeasured": "--unmeasured",
+    **dict.fromkeys(("totalvi.declare_unmeasured", "unmeasured"), "--unmeasured"),
     'unmeasured="impute"': "--impute-unmeasured",
     "cells_in": "--cells-in",
     "checkpoint_every": "--checkpoint-every",
@@ -360,8 +361,8 @@ OPTIONS = {
     "input": "INPUT",
     "interval": "--interval",
     "isotype_controls": "--keep-isotypes",
-    "labels": "--labels",
-    "labels_key": "--labels",
+    **dict.fromkeys(("labels", "labels_key"), "--labels"),
+    "unlabeled_category": "--unlabeled",
     "max_epochs": "--epochs",
     "median_foreground_factor": "--foreground-factor",
     "totalvi.read(mosaic=False)": "--no-mosaic",

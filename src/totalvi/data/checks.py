@@ -17,16 +17,9 @@ from totalvi.data.check_counts import (
 from totalvi.data.columns import CellGroups, Columns, cell_groups, column, no_column
 from totalvi.data.contents import with_panels
 from totalvi.data.find import CountSource
+from totalvi.data.known_labels import known_labels, too_few_labels
 from totalvi.data.mosaic import modality_findings, summary
-from totalvi.errors import (
-    DataError,
-    Finding,
-    argument,
-    first_and_count,
-    in_order,
-    listed,
-    setting,
-)
+from totalvi.errors import DataError, Finding, argument, first_and_count, in_order, listed, setting
 
 MANY_CATEGORIES = 100
 _CHANCE_OF_ZEROS = 1e-3  # that cells like those elsewhere are all zero
@@ -39,7 +32,10 @@ def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding
         key = getattr(columns, name)
         if key is None:
             continue
-        faults = list(_categories(obs, name, key))
+        partly = name == "labels_key" and columns.unlabeled_category is not None and key in obs
+        faults = list(
+            _partly_labelled(obs[key], columns) if partly else _categories(obs, name, key)
+        )
         yield from faults
         if not faults and name != "labels_key":
             yield from _group_sizes(obs[key], name.removesuffix("_key"), key)
@@ -56,6 +52,17 @@ def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding
             continue
         for key in keys:
             yield from check(obs, name, key)
+
+
+def _partly_labelled(values: pd.Series, columns: Columns) -> Iterator[Finding]:
+    """Check labels that are known of some cells only."""
+    key = str(columns.labels_key)
+    known = known_labels(values, columns.unlabeled_category).dropna()
+    too_few = too_few_labels(known, column("labels_key", key))
+    if too_few is not None:
+        yield Finding("error", "labels_few", too_few)
+    else:
+        yield from _categories(known.to_frame(key), "labels_key", key)
 
 
 def _absent(obs: pd.DataFrame, name: str, key: str) -> Finding | None:

@@ -33,6 +33,12 @@ class Columns:
     protein_names_uns_key: str | None = None
     allow_fractional: bool = False
     isotype_controls: tuple[str, ...] | None = None
+    unlabeled_category: str | None = None
+
+    @property
+    def network_labels_key(self) -> str | None:
+        """Column with the labels that the network takes; None where only some are known."""
+        return self.labels_key if self.unlabeled_category is None else None
 
     @property
     def group_key(self) -> str | None:

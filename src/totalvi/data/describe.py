@@ -74,6 +74,8 @@ def describe(
         When the data cannot be used; the message names what is wrong and the fix.
     """
     given, on_disk = opened(data, on_disk=on_disk)
+    if schema is not None:  # new cells need no labels that are known of some cells only
+        columns = replace(columns, labels_key=columns.network_labels_key)
     data = as_mosaic(given, columns)
     source = find_counts(data, columns, on_disk=on_disk)
     columns = with_panels(source.obs, columns)
@@ -144,8 +146,8 @@ def cells(
     if columns.size_factor_key is not None:
         library_size = obs[columns.size_factor_key].to_numpy(dtype=np.float64)
     label = None
-    if columns.labels_key is not None:
-        label = _codes(obs, columns.labels_key, schema.label_names)
+    if columns.network_labels_key is not None:
+        label = _codes(obs, columns.network_labels_key, schema.label_names)
     return CiteData(
         schema=schema,
         rna=rna,
@@ -209,7 +211,7 @@ def _schema_of(
     if columns.size_factor_key is not None:
         library_size = obs[columns.size_factor_key].to_numpy(dtype=np.float64)
     continuous = _numbers(obs, columns.continuous_covariate_keys)
-    n_panels = len(panel_names) or len(batch_names)
+    n_panels, labels_key = len(panel_names) or len(batch_names), columns.network_labels_key
     measured_rna = rna_by_group(obs, panel, panel_names or batch_names)
     known = has_rna(obs) if measured_rna else None
     log_mean, log_variance = library_prior(library_size, batch, len(batch_names), known)
@@ -219,7 +221,7 @@ def _schema_of(
         protein_names=tuple(source.protein_names),
         batch_names=batch_names,
         panel_names=panel_names,
-        label_names=categories(obs, columns.labels_key)[1] if columns.labels_key else (),
+        label_names=categories(obs, labels_key)[1] if labels_key else (),
         covariate_categories=tuple(
             categories(obs, key)[1] for key in columns.categorical_covariate_keys
         ),

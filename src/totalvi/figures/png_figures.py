@@ -48,7 +48,8 @@ def umap_by_category(
     umap
         Shape (n_cells, 2).
     categories
-        One value for each cell; the order of a categorical's categories is kept.
+        One value for each cell; the order of a categorical's categories is kept. Cells without a
+        value are "no value".
     name
         Name of the category, for the title.
     label_on_map
@@ -58,10 +59,14 @@ def umap_by_category(
     grouped = pd.Categorical(categories).remove_unused_categories()
     names = [plain(str(category)) for category in grouped.categories]
     colors = category_colors(len(names))
+    codes = np.where(grouped.codes < 0, len(names), grouped.codes)
+    n_marked = len(names)
+    if (grouped.codes < 0).any():
+        names, colors = [*names, "no value"], [*colors, QUIET]
     marks = names
     if label_on_map and len(names) > 12 and max(map(len, names)) > 3:
         marks = [str(number) for number in range(1, len(names) + 1)]
-    counts = np.bincount(grouped.codes, minlength=len(names))
+    counts = np.bincount(codes, minlength=len(names))
     entries = [
         f"{name} ({count:,})" if mark == name else f"{mark}: {name} ({count:,})"
         for mark, name, count in zip(marks, names, counts, strict=True)
@@ -77,7 +82,7 @@ def umap_by_category(
         umap[order, 0],
         umap[order, 1],
         s=_point_area(len(umap), inches=5.2),
-        c=np.array(colors)[grouped.codes[order]],
+        c=np.array(colors)[codes[order]],
         linewidths=0,
         rasterized=True,
     )
@@ -101,8 +106,8 @@ def umap_by_category(
     )
     title(figure, f"{len(umap):,} cells by {name}")
     if label_on_map:
-        centers = np.stack([_center(umap[grouped.codes == code]) for code in range(len(names))])
-        _place_labels(figure, axes, centers, marks)
+        centers = np.stack([_center(umap[codes == code]) for code in range(n_marked)])
+        _place_labels(figure, axes, centers, marks[:n_marked])
     return figure
 
 

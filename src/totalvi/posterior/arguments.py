@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import CiteData
-from totalvi.errors import allowed, argument, did_you_mean
+from totalvi.data.columns import Columns
+from totalvi.errors import allowed, argument, did_you_mean, setting
 from totalvi.scvi_names import of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
@@ -42,6 +43,24 @@ def check_network_options(options: dict[str, Any]) -> None:
         if name in elsewhere:
             raise ValueError(
                 f"{name} is not an argument of Model; it follows from {elsewhere[name]}."
+            )
+
+
+def check_partial_labels(columns: Columns, gene_dispersion: str, protein_dispersion: str) -> None:
+    """Raise ValueError where labels are partly known, but of no column, or needed of every cell."""
+    unlabelled = columns.unlabeled_category
+    if unlabelled is None:
+        return
+    if columns.labels_key is None:
+        raise ValueError(
+            f"{setting('unlabeled_category', unlabelled)} is of a column of labels; give "
+            f"{argument('labels_key')} as well."
+        )
+    for name, value in (("gene", gene_dispersion), ("protein", protein_dispersion)):
+        if value.endswith("label"):
+            raise ValueError(
+                f"{name}_dispersion is {value!r}, which needs the label of every cell; leave out "
+                f"{argument('unlabeled_category')}, or choose {name!r}."
             )
 
 

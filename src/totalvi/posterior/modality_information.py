@@ -50,7 +50,7 @@ class ModalityInformation(NamedTuple):
     protein_states: np.ndarray
 
 
-def _feature_log_prob(network: Network, batch: Minibatch, u: Tensor) -> Tensor:
+def feature_log_prob(network: Network, batch: Minibatch, u: Tensor) -> Tensor:
     """Return log p of each count at states u (B, d), genes and then proteins, (B, G + T).
 
     That of a protein has its log background integrated over its prior; that of an unmeasured protein,
@@ -70,9 +70,9 @@ def _feature_nats(states: StatesOfCells, batch: Minibatch, u: Tensor) -> Tensor:
     some = evenly_spaced(np.arange(len(states.u)), _N_OTHER_STATES)
     total = torch.full((len(u), 1), -torch.inf)
     for other in states.u[some]:
-        at_other = _feature_log_prob(states.network, batch, other.expand_as(u))
+        at_other = feature_log_prob(states.network, batch, other.expand_as(u))
         total = torch.logaddexp(total, at_other)
-    of_state = _feature_log_prob(states.network, batch, u)
+    of_state = feature_log_prob(states.network, batch, u)
     return of_state - total + math.log(len(some))
 
 

@@ -42,7 +42,7 @@ from totalvi.report.report_figures import (
 )
 from totalvi.report.report_gates import named_populations, shown_doublets
 from totalvi.run.compare_samples import shown_conditions
-from totalvi.run.folder import RECORD, staged_file
+from totalvi.run.folder import PREDICTED_COLUMN, RECORD, staged_file
 from totalvi.run.record import OF_THE_OUTPUT
 
 REPORT = "report.html"
@@ -279,7 +279,7 @@ def data_of_page(results: Results) -> dict[str, Any]:
 
 
 def _categories(results: Results) -> list[dict[str, Any]]:
-    named = {"population": "population"} if "population" in results.obs else {}
+    named = {key: key for key in ("population", PREDICTED_COLUMN) if key in results.obs}
     wanted = named | {"cluster": CLUSTERS}
     wanted |= {key: key for key in (results.batch_key, results.labels_key) if key is not None}
     rows = results.drawn.rows

@@ -15,6 +15,7 @@ from totalvi.errors import OutputError, TrainingError, setting
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 RECORD = "run.json"
 CLUSTER_COLUMN = "leiden_totalvi"
+PREDICTED_COLUMN = "predicted_label"
 STORE = "results.zarr"  # of a run on disk
 PROPOSED_GATES = "gates_proposed.csv"  # of named populations, for people to edit in the explorer
 PARTS = {

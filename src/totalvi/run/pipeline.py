@@ -1,7 +1,7 @@
 """Fit a model to checked counts, save it, and run the steps after the fit."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ from totalvi.errors import DataError, DataWarning, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.progress import Steps
-from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE, Work
+from totalvi.run.after_fit import IN_THE_FILE, Work
 from totalvi.run.doublet_tables import n_likely
 from totalvi.run.folder import MODEL, WriteOptions
+from totalvi.run.predicted_labels import after_fit
 from totalvi.run.record import RunOptions, do_each
 from totalvi.run.results import ResultsFile, posterior_samples
 
@@ -35,6 +36,7 @@ def _model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
         batch_key=keys.batch_key,
         panel_key=keys.panel_key,
         labels_key=keys.labels_key,
+        unlabeled_category=keys.unlabeled_category,
         size_factor_key=keys.size_factor_key,
         categorical_covariate_keys=keys.categorical_covariate_keys,
         continuous_covariate_keys=keys.continuous_covariate_keys,
@@ -104,15 +106,16 @@ def fit_and_write(
     if not options.on_disk:  # the model has a copy of the counts: one of the two is enough
         cells["rna"].X = model._training_data().rna.read()
     work = Work(model, cells, options, folder, ResultsFile(folder, on_disk=options.on_disk))
-    done = () if earlier is None else done_before(earlier["failed"], work.file)
-    failed = do_each(AFTER_FIT, work, steps, done)
+    after = after_fit(options)
+    done = set() if earlier is None else {step.name for step in after} - to_do(earlier, work.file)
+    failed = do_each(after, work, steps, done)
     return Outcome(_summary(work), work.warnings, failed)
 
 
-def done_before(failed: Collection[str], file: ResultsFile) -> set[str]:
-    """Return the names of the steps that an incomplete run has done, and whose results are there."""
-    lost = set(failed) if file.is_there else {*failed, *IN_THE_FILE}
-    return {step.name for step in AFTER_FIT} - lost
+def to_do(earlier: Mapping[str, Any], file: ResultsFile) -> set[str]:
+    """Return the names of the steps that an incomplete run failed at, or whose results are lost."""
+    failed = set(earlier["failed"])
+    return failed if file.is_there else {*failed, *IN_THE_FILE}
 
 
 def fit_model(model: Model, max_epochs: int | None, writing: WriteOptions, show: bool) -> None:

@@ -14,7 +14,15 @@ from mudata import MuData
 from totalvi.data.columns import Columns, column_of
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import Finding, ReadError, allowed, argument, warnings_and_notes
+from totalvi.errors import (
+    DataError,
+    Finding,
+    ReadError,
+    allowed,
+    argument,
+    setting,
+    warnings_and_notes,
+)
 from totalvi.posterior.doublets import check_rate
 from totalvi.posterior.gates.hierarchy import read_hierarchy
 from totalvi.progress import Steps
@@ -68,6 +76,7 @@ def run(
     batch_key: str | None = None,
     panel_key: str | None = None,
     labels_key: str | None = None,
+    unlabeled_category: str | None = None,
     size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] = (),
     continuous_covariate_keys: Sequence[str] = (),
@@ -116,6 +125,9 @@ def run(
         Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`.
     batch_key, panel_key, labels_key, size_factor_key
         Columns of ``obs``; see :class:`totalvi.Model`.
+    unlabeled_category
+        The label of cells whose label is not known; the others' labels then predict theirs, as
+        `Model.predict` does.
     categorical_covariate_keys, continuous_covariate_keys
         Columns of ``obs``; see :class:`totalvi.Model`.
     rna_modality, protein_modality, rna_layer, protein_layer, protein_expression_obsm_key
@@ -177,6 +189,11 @@ def run(
         raise ValueError(
             f"{argument('sample_key')} and {argument('condition_key')} go together; give both."
         )
+    if unlabeled_category is not None and labels_key is None:
+        raise DataError(
+            f"{setting('unlabeled_category', unlabeled_category)} is of a column of labels; give "
+            f"{argument('labels_key')} as well."
+        )
     check_rate("doublet_rate", doublet_rate)
     if hierarchy not in ("auto", "none"):
         read_hierarchy(hierarchy)  # refused now, if it cannot be read, not after the fit
@@ -197,6 +214,7 @@ def run(
                 batch_key=batch_key,
                 panel_key=panel_key,
                 labels_key=labels_key,
+                unlabeled_category=unlabeled_category,
                 size_factor_key=size_factor_key,
                 categorical_covariate_keys=tuple(categorical_covariate_keys),
                 continuous_covariate_keys=tuple(continuous_covariate_keys),
