@@ -122,4 +122,4 @@ bench-sizes: venv-dev
 	$(BIN)/python benchmarks/sizes.py $(BENCH_OPTIONS)
 
 clean:
-	rm -rf $(VENV) $(PEER_VENV) $(LOWEST_VENV) $(NEWEST_VENV) totalvi-demo site dist coverage .tutorials .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEER_VENV) $(LOWEST_VENV) $(NEWEST_VENV) totalvi-demo site dist htmlcov .tutorials .mypy_cache .ruff_cache
