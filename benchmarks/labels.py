@@ -258,7 +258,8 @@ def page(totals: list[dict[str, Any]], types: pd.DataFrame, given: argparse.Name
     ]
     for row in totals:
         error = f"{row['calibration_error']:.3f} ({row['by_chance']:.3f})"
-        worst = f"{number(row['auroc_median_type'])}, {number(row['auroc_worst_type'])}"
+        by_type = (row["auroc_median_type"], row["auroc_worst_type"])
+        worst = ", ".join(number(value) for value in by_type if value is not None)
         lines.append(
             f"| {row['data']} | {row['program']} | {row['fits']}, {row['draws']} "
             f"| {row['accuracy']:.3f} ({row['least']:.3f}) | {error} "
