@@ -10,15 +10,12 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.columns import column_of
-from totalvi.data.counts import evenly_spaced
-from totalvi.data.panels.antibody_names import gene_key, identify
 from totalvi.posterior.gates.hierarchy import (
     All,
     Gate,
     Hierarchy,
     Marker,
     Not,
-    read_hierarchy,
 )
 from totalvi.posterior.gates.hierarchy import (
     Any as AnyOf,
@@ -35,12 +32,6 @@ if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
 
 POPULATION, MEMBERSHIP = "population", "population_membership"
 AUTO, NONE = "auto", "none"
-_TRIED_CELLS = 2000
-_OF_ANOTHER_TISSUE = {  # populations that blood has few of, and their least share of the cells
-    "bone_marrow": (("Erythroid", "Progenitor"), 0.05),
-    "tonsil": (("Germinal centre",), 0.1),
-}
-_FEWEST_TOLD = 2  # populations at the top of a hierarchy
 
 
 class Named(NamedTuple):
@@ -50,71 +41,7 @@ class Named(NamedTuple):
     hierarchy: Hierarchy
 
 
-def name_cells_by(
-    model: Model, hierarchy: str, n_samples: int, indices: np.ndarray | None = None
-) -> Named | None:
-    """Gate the cells of a model; None: "auto" finds no hierarchy of which the panel tells two.
-
-    Parameters
-    ----------
-    hierarchy
-        As in `totalvi.run.run.run`.
-    indices
-        Of the cells; None: all.
-    """
-    chosen = choose_hierarchy(model) if hierarchy == AUTO else read_hierarchy(hierarchy)
-    if chosen is None:
-        return None
-    found = model.gate(indices=indices, hierarchy=chosen, n_samples=n_samples, progress=False)
-    return Named(found, chosen)
-
-
-def choose_hierarchy(model: Model) -> Hierarchy | None:
-    """Return the hierarchy of the package that suits the panel and the cells; None: none does.
-
-    Mouse by how genes are written; else human blood, unless 2,000 cells show what blood has not:
-    5 % of erythroid cells and progenitors, or 10 % of B cells of germinal centres.
-    """
-    genes = [name for name in model.schema.gene_names if name.isascii() and len(name) > 2]
-    is_mouse = sum(name[1:] == name[1:].lower() for name in genes) > len(genes) / 2
-    default = read_hierarchy("mouse_spleen" if is_mouse and genes else "blood")
-    if not _tells(model, default):
-        return None
-    if is_mouse:
-        return default
-    tried = evenly_spaced(np.arange(model._training_data().n_cells), _TRIED_CELLS)
-    for name, (populations, least) in _OF_ANOTHER_TISSUE.items():
-        other = read_hierarchy(name)
-        found = model.gate(indices=tried, hierarchy=other, n_samples=2, progress=False)
-        if np.mean(np.asarray(found.population.isin(_below(other, populations)))) >= least:
-            return other
-    return default
-
-
-def _tells(model: Model, hierarchy: Hierarchy) -> bool:
-    """Return whether the panel has what tells some of the populations at the top."""
-    proteins = {identify(name).key for name in model.schema.protein_names}
-    genes = {gene_key(name) for name in model.schema.gene_names}
-    known = {
-        marker.name
-        for population in hierarchy.populations
-        for marker in population.markers()
-        if (
-            identify(marker.name).key in proteins
-            if marker.gene is None
-            else gene_key(marker.gene) in genes
-        )
-    }
-    by_proteins = [
-        population
-        for population in hierarchy.children(None)
-        if not wanting(population.gate, known)
-        and any(marker.name in known and marker.gene is None for marker in population.markers())
-    ]
-    return len(by_proteins) >= _FEWEST_TOLD
-
-
-def _below(hierarchy: Hierarchy, names: tuple[str, ...]) -> list[str]:
+def below(hierarchy: Hierarchy, names: tuple[str, ...]) -> list[str]:
     """Return the populations that are or lie below some."""
     return [p.name for p in hierarchy.populations if set(hierarchy.path(p.name)) & set(names)]
 
@@ -173,7 +100,7 @@ def _percentages(inside: pd.DataFrame, parents: dict[str, str | None]) -> pd.Dat
 def _inside(gating: Gating, hierarchy: Hierarchy) -> pd.DataFrame:
     """Return which cells are named by each population or by one below it, or are undecided."""
     named = gating.population.astype(str)
-    inside = {p.name: named.isin(_below(hierarchy, (p.name,))) for p in hierarchy.populations}
+    inside = {p.name: named.isin(below(hierarchy, (p.name,))) for p in hierarchy.populations}
     return pd.DataFrame(inside | {UNDECIDED: named == UNDECIDED}, index=named.index)
 
 
@@ -386,6 +313,8 @@ def populations_of_run(
     """Name the cells of a run as it was asked to."""
     if options.hierarchy == NONE:
         return
+    from totalvi.run.suiting_hierarchy import name_cells_by
+
     named = name_cells_by(model, options.hierarchy, posterior_samples(len(clusters)))
     if named is not None:
         write_populations(named, sample, clusters, folder, file if file.is_there else None)

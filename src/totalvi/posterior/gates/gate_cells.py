@@ -1,5 +1,7 @@
 """`Model.gate`: named populations of cells, by the levels of markers that their counts suggest."""
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,32 +114,58 @@ class GateQueries(Fitted):
         question = self._question(
             adata, indices, batch_size, progress, seed, n_samples, given_counts=True
         )
-        names = distinct_markers(hierarchy.populations)
-        markers = find_markers(
-            names,
-            self.schema.protein_names,
-            self.schema.gene_names,
-            _about_levels(self, None if self._data is not None else adata, progress),
-        )
-        proteins = self._proteins([self.schema.protein_names[i] for i in markers.proteins.values()])
-        genes = self._genes([self.schema.gene_names[i] for i in markers.genes.values()])
-        question = answering_for(self, question, proteins, unmeasured, genes=genes)
-        memberships = _memberships(question, hierarchy, markers)
-        known = markers.known()
-        populations = pd.DataFrame(
-            {
-                "parent": [p.parent or "" for p in hierarchy.populations],
-                "gate": [p.text for p in hierarchy.populations],
-                "wanting": [", ".join(wanting(p.gate, known)) for p in hierarchy.populations],
-            },
-            index=memberships.columns.rename("population"),
-        )
-        return Gating(
-            memberships,
-            pd.Series(name_cells(memberships, hierarchy), memberships.index, name="population"),
-            populations,
-            _marker_table(self, names, markers),
-        )
+        about = None if self._data is not None else adata
+        markers = markers_of(self, [hierarchy], about, progress=progress)
+        return gated(self, question, hierarchy, markers, unmeasured)
+
+
+def markers_of(
+    model: Fitted,
+    hierarchies: Iterable[Hierarchy],
+    adata: Data | None = None,
+    *,
+    progress: bool | None = None,
+) -> Markers:
+    """Return what measures the markers of hierarchies, and their levels in the training data.
+
+    ``adata``: in these data instead.
+    """
+    each = (distinct_markers(hierarchy.populations) for hierarchy in hierarchies)
+    names = list(dict.fromkeys(chain.from_iterable(each)))
+    schema = model.schema
+    question = _about_levels(model, adata, progress)
+    return find_markers(names, schema.protein_names, schema.gene_names, question)
+
+
+def gated(
+    model: Fitted,
+    question: Question,
+    hierarchy: Hierarchy,
+    markers: Markers,
+    unmeasured: WhereUnmeasured = "impute",
+) -> Gating:
+    """Return the populations of the cells of a question; ``markers`` may have others as well."""
+    names = distinct_markers(hierarchy.populations)
+    markers = markers.only(names)
+    proteins = model._proteins([model.schema.protein_names[i] for i in markers.proteins.values()])
+    genes = model._genes([model.schema.gene_names[i] for i in markers.genes.values()])
+    question = answering_for(model, question, proteins, unmeasured, genes=genes)
+    memberships = _memberships(question, hierarchy, markers)
+    known = markers.known()
+    populations = pd.DataFrame(
+        {
+            "parent": [p.parent or "" for p in hierarchy.populations],
+            "gate": [p.text for p in hierarchy.populations],
+            "wanting": [", ".join(wanting(p.gate, known)) for p in hierarchy.populations],
+        },
+        index=memberships.columns.rename("population"),
+    )
+    return Gating(
+        memberships,
+        pd.Series(name_cells(memberships, hierarchy), memberships.index, name="population"),
+        populations,
+        _marker_table(model, names, markers),
+    )
 
 
 def _about_levels(model: Fitted, adata: Data | None, progress: bool | None) -> Question:
@@ -159,7 +187,7 @@ def _about_levels(model: Fitted, adata: Data | None, progress: bool | None) -> Q
 def _memberships(question: Question, hierarchy: Hierarchy, markers: Markers) -> pd.DataFrame:
     known = markers.known()
     gates = {p.name: usable(p.gate, known) for p in hierarchy.populations}
-    some = markers.only(known)
+    some = markers.only([name for name in (*markers.proteins, *markers.genes) if name in known])
     n_draws = question.n_samples * DRAWS_A_SAMPLE
 
     def shares(batch: Minibatch) -> Tensor:

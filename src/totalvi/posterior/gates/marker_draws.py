@@ -1,6 +1,6 @@
 """What measures the markers of a hierarchy, and draws of their levels from the posterior."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,10 +36,11 @@ class Markers(NamedTuple):
         """Return the markers whose levels are told: antigens, and genes that show two."""
         return {*self.proteins, *(g for g in self.genes if self.levels[g].positive.found)}
 
-    def only(self, names: set[str]) -> "Markers":
-        """Return these markers alone."""
-        kept = [{n: of[n] for n in of if n in names} for of in (self.proteins, self.genes)]
-        return Markers(kept[0], kept[1], self.levels)
+    def only(self, names: Collection[str]) -> "Markers":
+        """Return these markers alone, genes in this order."""
+        proteins = {name: i for name, i in self.proteins.items() if name in names}
+        genes = {name: self.genes[name] for name in names if name in self.genes}
+        return Markers(proteins, genes, self.levels)
 
 
 class _Sample(NamedTuple):
@@ -78,8 +79,8 @@ def _samples(
         mixture = draw.expression()
         log_share = y.new_zeros(len(y), 0)
         if len(genes):
-            likelihood = network.genes(draw.decoded, draw.library_size, draw.context)
-            log_share = likelihood.log_proportions()[:, genes]
+            share = network.proportions(draw.decoded)[:, genes]
+            log_share = share.clamp(min=torch.finfo(share.dtype).tiny).log()
         of_rna: Tensor | float = 1 / question.n_decoded
         if question.rna_shares is not None:
             position = number % question.n_decoded
@@ -116,12 +117,15 @@ def find_markers(
     antibodies of a target, the one is taken whose level varies most over cells.
     """
     symbols = {name: Marker(name, "+").gene for name in names}
-    wanted = {identify(name).key: name for name in names if symbols[name] is None}
+    wanted: dict[str, list[str]] = {}
+    for name in names:
+        if symbols[name] is None:
+            wanted.setdefault(identify(name).key, []).append(name)
     genes_of = {gene_key(gene): i for i, gene in reversed(list(enumerate(gene_names)))}
     candidates = [
-        (wanted[key], i)
+        (name, i)
         for i, protein in enumerate(protein_names)
-        if (key := identify(protein).key) in wanted
+        for name in wanted.get(identify(protein).key, ())
     ]
     genes = {
         name: genes_of[gene_key(symbol)]
