@@ -75,7 +75,7 @@ def test_commands_of_files_need_no_extras(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
 
 
-@pytest.mark.parametrize("name", ["run", "demo", "explore", "train", "map"])
+@pytest.mark.parametrize("name", ["run", "demo", "explore", "train"])
 def test_the_others_say_at_once_what_to_install(name: str, tmp_path: Path) -> None:
     done = command([name, "cells.h5mu"], tmp_path)
     assert done.returncode == 2

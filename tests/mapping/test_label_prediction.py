@@ -184,3 +184,51 @@ def test_deciding_features_are_those_that_separate_the_counts(
         top = part.iloc[0]
         more = values.loc[truth == name, top["feature"]].mean() > values[top["feature"]].mean()
         assert (top["mean"] > top["mean_of_others"]) == more
+
+
+def test_what_is_no_label_is_no_label_anywhere() -> None:
+    cells = totalvi.simulate_blood(150, seed=3)
+    labels = cells.obs["cell_type"].astype(object)
+    labels[::3], labels[1::3] = "Unknown", " "
+    cells.obs["known"] = labels
+    model = totalvi.Model(
+        cells, labels_key="known", unlabeled_category="Unknown", n_hidden=16, n_latent=4
+    )
+    model.train(max_epochs=2, progress=False)
+    found = model.predict()
+    names = set(cells.obs["cell_type"])
+    assert found.known.sum() == 50
+    assert set(found.probabilities) <= names
+    query = model.map_query(cells[:30].copy())
+    assert set(model.transfer_labels(query, "known").probabilities) <= names
+    # the cells of the fit given again are those of the fit, and a series may have any order
+    pd.testing.assert_frame_equal(model.predict(cells).probabilities, found.probabilities)
+    reversed_order = model.predict(labels=labels[::-1])
+    pd.testing.assert_frame_equal(reversed_order.probabilities, found.probabilities)
+
+
+def test_a_category_that_no_cell_has_is_said() -> None:
+    cells = totalvi.simulate(60, 20, 4, seed=1)
+    cells.obs["known"] = ["Unknown"] * 20 + ["a", "b"] * 20
+    found = totalvi.check(cells, labels_key="known", unlabeled_category="unknown")
+    said = [f.message for f in found if f.code == "labels_category"]
+    assert len(said) == 1
+    assert 'did you mean "Unknown"' in said[0]
+    alone = totalvi.check(cells, unlabeled_category="Unknown")
+    assert [f.code for f in alone if f.severity == "error"] == ["labels_key_missing"]
+
+
+def test_deciding_features_count_the_cells_that_were_measured() -> None:
+    cells = totalvi.simulate(200, 30, 6, n_batches=2, n_unmeasured=2, seed=4, store_truth=False)
+    model = totalvi.Model(cells, batch_key="batch", n_hidden=16, n_latent=4)
+    model.train(max_epochs=3, progress=False)
+    table = model.get_deciding_features(labels="cell_type").query("modality == 'protein'")
+    measured = np.isfinite(cells["prot"].X)
+    lacking = [
+        str(n) for n, m in zip(cells["prot"].var_names, measured.T, strict=True) if not m.all()
+    ]
+    assert lacking
+    overall = np.nanmean(cells["prot"].X, axis=0)
+    for name, mean in zip(cells["prot"].var_names, overall, strict=True):
+        rows = table[table["feature"] == name]
+        assert rows["mean_of_others"].mean() > 0.6 * mean

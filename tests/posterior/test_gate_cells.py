@@ -56,6 +56,13 @@ def test_cells_are_named_and_memberships_are_probabilities(model: totalvi.Model)
     assert (values["CD4 T"] <= values["T"]).all()
 
 
+def test_two_names_of_one_antigen_are_measured_by_one_antibody(model: totalvi.Model) -> None:
+    hierarchy = totalvi.parse_hierarchy("first: CD8+\nsecond: CD8a+")
+    gating = model.gate(hierarchy=hierarchy, n_samples=2)
+    assert gating.markers["feature"].tolist() == ["anti-human CD8"] * 2
+    assert gating.populations["wanting"].tolist() == ["", ""]
+
+
 def test_it_says_what_measures_a_marker_and_what_is_wanting(model: totalvi.Model) -> None:
     gating = model.gate(hierarchy=GATES, n_samples=2)
     features = gating.markers["feature"].to_dict()

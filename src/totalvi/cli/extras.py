@@ -28,7 +28,6 @@ _OF_RESULTS = [
     "denoise",
     "de",
     "impute",
-    "map",
 ]
 _EXTRAS_OF_COMMAND = {
     **dict.fromkeys(_OF_RESULTS, ("clusters", "report")),

@@ -17,7 +17,7 @@ from totalvi.data.check_counts import (
 from totalvi.data.columns import CellGroups, Columns, cell_groups, column, no_column
 from totalvi.data.contents import with_panels
 from totalvi.data.find import CountSource
-from totalvi.data.known_labels import known_labels, too_few_labels
+from totalvi.data.known_labels import known_labels, label_findings
 from totalvi.data.mosaic import modality_findings, summary
 from totalvi.errors import DataError, Finding, argument, first_and_count, in_order, listed, setting
 
@@ -28,6 +28,10 @@ SMALL_GROUP = 10
 
 def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding]:
     """Check the columns of ``obs`` that ``columns`` names."""
+    if columns.unlabeled_category is not None and columns.labels_key is None:
+        category = setting("unlabeled_category", columns.unlabeled_category)
+        message = f"{category} is of a column of labels; give {argument('labels_key')} as well."
+        yield Finding("error", "labels_key_missing", message)
     for name in ("batch_key", "panel_key", "labels_key"):
         key = getattr(columns, name)
         if key is None:
@@ -56,12 +60,11 @@ def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding
 
 def _partly_labelled(values: pd.Series, columns: Columns) -> Iterator[Finding]:
     """Check labels that are known of some cells only."""
-    key = str(columns.labels_key)
-    known = known_labels(values, columns.unlabeled_category).dropna()
-    too_few = too_few_labels(known, column("labels_key", key))
-    if too_few is not None:
-        yield Finding("error", "labels_few", too_few)
-    else:
+    key, unlabelled = str(columns.labels_key), str(columns.unlabeled_category)
+    faults = list(label_findings(values, column("labels_key", key), unlabelled))
+    yield from faults
+    if not any(fault.severity == "error" for fault in faults):
+        known = known_labels(values, unlabelled).dropna()
         yield from _categories(known.to_frame(key), "labels_key", key)
 
 

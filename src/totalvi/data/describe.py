@@ -75,7 +75,8 @@ def describe(
     """
     given, on_disk = opened(data, on_disk=on_disk)
     if schema is not None:  # new cells need no labels that are known of some cells only
-        columns = replace(columns, labels_key=columns.network_labels_key)
+        of_network = columns.network_labels_key
+        columns = replace(columns, labels_key=of_network, unlabeled_category=None)
     data = as_mosaic(given, columns)
     source = find_counts(data, columns, on_disk=on_disk)
     columns = with_panels(source.obs, columns)

@@ -144,7 +144,7 @@ def _require_usable(
     are named elsewhere.
     """
     if not needs_labels:
-        columns = replace(columns, labels_key=None)
+        columns = replace(columns, labels_key=None, unlabeled_category=None)
     findings = check_counts(query.source, columns)
     raise_errors([finding for finding in findings if finding.code not in TRAINING_ONLY])
     of_fits = {"gene_zero", "few_genes", "group_small", "covariate_constant_category"}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from totalvi.data.counts import evenly_spaced
 from totalvi.fit.minibatch import Minibatch
+from totalvi.nn.network import Network
 from totalvi.posterior.modality_information import feature_log_prob
 from totalvi.posterior.question import Question
 
@@ -52,16 +53,19 @@ def deciding_features(question: Question, code: np.ndarray, names: Sequence[str]
     of_told = np.repeat(np.arange(len(used)), [len(cells) for cells in told])
     share = n_cells[used] / n_cells.sum()
     n_features = question.network.n_input_genes + question.network.n_input_proteins
-    nats, level = np.zeros((2, len(used), n_features))
+    nats, level, n_measured = np.zeros((3, len(used), n_features))
     start = 0
     with question.about(np.concatenate(told)).minibatches("deciding features") as batches:
         for batch in batches:
             own = of_told[start : start + len(batch.cells)]
             start += len(own)
             np.add.at(nats, own, _speaking_for(question, batch, states, own, share))
-            np.add.at(level, own, _levels(batch))
-    n_told = np.bincount(of_told)[:, None]
-    return _table(question, [names[int(k)] for k in used], nats / n_told, level / n_told, share)
+            measured = _measured(question.network, batch)
+            np.add.at(level, own, np.where(measured, _levels(batch), 0.0))
+            np.add.at(n_measured, own, measured)
+    with np.errstate(invalid="ignore"):  # NaN where no cell of a label measured a feature
+        nats, level = nats / n_measured, level / n_measured
+    return _table(question, [names[int(k)] for k in used], nats, level, share)
 
 
 def _states(question: Question) -> Tensor:
@@ -92,6 +96,19 @@ def _speaking_for(
     return (of_own - of_others).double().numpy()
 
 
+def _measured(network: Network, batch: Minibatch) -> np.ndarray:
+    """Return which features the panel of each cell measures, (B, features)."""
+    panel = batch.context.panel
+    genes = torch.ones(len(panel), network.n_input_genes, dtype=torch.bool)
+    proteins = torch.ones(len(panel), network.n_input_proteins, dtype=torch.bool)
+    if network.rna_mask is not None:
+        genes &= network.rna_mask[panel].bool()[:, None]
+    of_panel = network.measured(panel)
+    if of_panel is not None:
+        proteins &= of_panel.bool()
+    return torch.cat([genes, proteins], dim=1).numpy()
+
+
 def _levels(batch: Minibatch) -> np.ndarray:
     """Return RNA counts scaled to 10,000 a cell, and protein counts, (B, features)."""
     rna = batch.x.to_dense()
@@ -105,7 +122,8 @@ def _table(
     schema = question.data.schema
     features = np.array([*schema.gene_names, *schema.protein_names], dtype=object)
     modality = np.repeat(["rna", "protein"], [len(schema.gene_names), len(schema.protein_names)])
-    of_all = share @ level
+    weight = np.where(np.isnan(level), 0.0, share[:, None])
+    of_all, in_all = (weight * np.nan_to_num(level)).sum(axis=0), weight.sum(axis=0)
     tables = []
     for k, name in enumerate(names):
         order = np.argsort(-nats[k], kind="stable")
@@ -115,7 +133,18 @@ def _table(
             "modality": modality[order],
             "nats": nats[k, order],
             "mean": level[k, order],
-            "mean_of_others": ((of_all - share[k] * level[k]) / (1 - share[k]))[order],
+            "mean_of_others": _of_others(of_all, in_all, weight[k], level[k])[order],
         }
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
+
+
+def _of_others(
+    of_all: np.ndarray, in_all: np.ndarray, weight: np.ndarray, level: np.ndarray
+) -> np.ndarray:
+    """Return the mean of each feature over the other labels, NaN where none of them measured it."""
+    others = in_all - weight
+    some = others > 1e-9
+    rest = of_all - weight * np.nan_to_num(level)
+    result: np.ndarray = np.where(some, rest / np.where(some, others, 1.0), np.nan)
+    return result

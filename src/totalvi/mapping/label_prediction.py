@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from totalvi.data.cells import fingerprint
 from totalvi.data.describe import Data
-from totalvi.data.known_labels import known_labels, too_few_labels
+from totalvi.data.known_labels import too_few_labels
 from totalvi.errors import DataError, argument
 from totalvi.fit.minibatch import Minibatch
 from totalvi.mapping.deciding_features import deciding_features
@@ -129,12 +130,13 @@ class LabelQueries(ComparisonQueries):
         own = asked = self._question(None, None, batch_size, progress, seed)
         places, code = _places(self, own, self.schema.batch_names), known.code
         scale = _scale(places, self.module.n_latent)
-        if adata is not None:
-            model = adata if isinstance(adata, LabelQueries) else self
-            if model is adata:
-                self._mapping_of(model)
-            cells = None if model is adata else adata
-            asked = replace(model._question(cells, None, batch_size, progress), noise=own.noise)
+        model: LabelQueries = self
+        if isinstance(adata, LabelQueries):
+            self._mapping_of(adata)
+            model, adata = adata, None
+        if model is not self or adata is not None:
+            asked = replace(model._question(adata, None, batch_size, progress), noise=own.noise)
+        if asked is not own and fingerprint(asked.data) != fingerprint(own.data):
             places = np.concatenate([places, _places(model, asked, self.schema.batch_names)])
             code = np.concatenate([code, np.full(asked.data.n_cells, -1)])
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_HIDDEN, seed)))
@@ -208,15 +210,13 @@ class LabelQueries(ComparisonQueries):
                 "to predict."
             )
         code, names = label_codes(data, given)
-        values = pd.Series(np.array([*names, None], dtype=object)[code])
-        known = known_labels(values, columns.unlabeled_category)
-        names = sorted(known.dropna().unique())
-        code = pd.Index(names).get_indexer(pd.Index(known)).astype(np.int64)
         if UNLIKE_ALL in names:
             raise ValueError(
                 f'A label is "{UNLIKE_ALL}", which is an answer of predict; rename it.'
             )
-        too_few = too_few_labels(known, f'obs["{given}"]' if isinstance(given, str) else "labels")
+        known = pd.Series(np.array([*names, None], dtype=object)[code])
+        where = f'obs["{given}"]' if isinstance(given, str) else argument("labels")
+        too_few = too_few_labels(known, where)
         if too_few is not None:
             raise DataError(too_few)
         return _Known(code, names)

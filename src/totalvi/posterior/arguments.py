@@ -12,7 +12,8 @@ import pandas as pd
 
 from totalvi.data.cells import CiteData
 from totalvi.data.columns import Columns
-from totalvi.errors import allowed, argument, did_you_mean, setting
+from totalvi.data.known_labels import known_labels
+from totalvi.errors import DataError, allowed, argument, did_you_mean, setting
 from totalvi.scvi_names import of_scvi
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | None
@@ -52,7 +53,7 @@ def check_partial_labels(columns: Columns, gene_dispersion: str, protein_dispers
     if unlabelled is None:
         return
     if columns.labels_key is None:
-        raise ValueError(
+        raise DataError(
             f"{setting('unlabeled_category', unlabelled)} is of a column of labels; give "
             f"{argument('labels_key')} as well."
         )
@@ -345,7 +346,11 @@ Examples
 
 
 def label_codes(reference: CiteData, labels: Any) -> tuple[np.ndarray, list[str]]:
-    """Return the code of each reference cell's label, -1 without one, and the labels."""
+    """Return the code of each reference cell's label, -1 without one, and the labels.
+
+    Cells of the model's unlabelled category have none. A series that is indexed by the names of the
+    cells may have any order.
+    """
     if isinstance(labels, str):
         obs = reference.annotation.obs()
         if labels not in obs:
@@ -354,14 +359,15 @@ def label_codes(reference: CiteData, labels: Any) -> tuple[np.ndarray, list[str]
                 f"{did_you_mean(labels, obs.columns)}."
             )
         labels = obs[labels]
-    given = pd.Series(np.asarray(labels, dtype=object))
-    if len(given) != reference.n_cells:
+    elif isinstance(labels, pd.Series) and labels.index.is_unique:
+        order = labels.index.get_indexer(reference.cell_names)
+        labels = labels.iloc[order] if (order >= 0).all() else labels
+    values = np.asarray(labels, dtype=object)
+    if values.shape != (reference.n_cells,):
         raise ValueError(
-            f"labels has {len(given)} values; allowed are {reference.n_cells}, one a reference cell."
+            f"labels has shape {values.shape}; allowed is ({reference.n_cells},), one a reference cell."
         )
-    known = given.notna()
-    texts = given[known].astype(str)
-    names = sorted(texts.unique())
-    code = np.full(len(given), -1)
-    code[known.to_numpy()] = pd.Index(names).get_indexer(pd.Index(texts))
+    known = known_labels(pd.Series(values), reference.schema.columns.unlabeled_category)
+    names = sorted(known.dropna().unique())
+    code = pd.Index(names).get_indexer(pd.Index(known)).astype(np.int64)
     return code, names

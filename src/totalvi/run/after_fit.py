@@ -20,7 +20,6 @@ from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.doublet_tables import doublets_of_run, read_doublets
 from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
-from totalvi.run.named_cells import populations_of_run
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
     DENOISED_LIBRARY_SIZE,
@@ -33,6 +32,7 @@ from totalvi.run.results import (
     posterior_samples,
     tested_on,
 )
+from totalvi.run.suiting_hierarchy import populations_of_run
 from totalvi.run.table_files import read_protein_warnings, write_tables
 
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
@@ -394,6 +394,3 @@ AFTER_FIT: tuple[Step[Work], ...] = (
     Step("conditions over samples", compare_conditions, ("clusters and UMAP",)),
 )
 """The steps after the fit."""
-
-IN_THE_FILE = ("latent space", "denoised counts", "clusters and UMAP", "doublets")
-"""Steps whose result is what they add to the results file."""

@@ -16,6 +16,7 @@ MODEL, RESULTS = "model.totalvi", "results.h5mu"
 RECORD = "run.json"
 CLUSTER_COLUMN = "leiden_totalvi"
 PREDICTED_COLUMN = "predicted_label"
+RESULTS_OF_LABELS = (PREDICTED_COLUMN, "label_probability", "unlike_all_probability")
 STORE = "results.zarr"  # of a run on disk
 PROPOSED_GATES = "gates_proposed.csv"  # of named populations, for people to edit in the explorer
 PARTS = {

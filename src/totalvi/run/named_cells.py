@@ -22,13 +22,12 @@ from totalvi.posterior.gates.hierarchy import (
 )
 from totalvi.posterior.gates.memberships import UNDECIDED, usable, wanting
 from totalvi.run.folder import CLUSTER_COLUMN, PROPOSED_GATES
-from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile, posterior_samples
+from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile
 from totalvi.run.table_files import write_tables
 
 if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
     from totalvi.model import Model
     from totalvi.posterior.gates.gate_cells import Gating
-    from totalvi.run.record import RunOptions
 
 POPULATION, MEMBERSHIP = "population", "population_membership"
 AUTO, NONE = "auto", "none"
@@ -300,21 +299,3 @@ def samples_and_clusters(
     key = sample_key or model.schema.columns.batch_key
     sample = None if key is None else column_of(obs, "sample_key", key)
     return sample, obs.get(CLUSTER_COLUMN)
-
-
-def populations_of_run(
-    model: Model,
-    sample: pd.Series | None,
-    clusters: pd.Categorical,
-    options: RunOptions,
-    folder: Path,
-    file: ResultsFile,
-) -> None:
-    """Name the cells of a run as it was asked to."""
-    if options.hierarchy == NONE:
-        return
-    from totalvi.run.suiting_hierarchy import name_cells_by
-
-    named = name_cells_by(model, options.hierarchy, posterior_samples(len(clusters)))
-    if named is not None:
-        write_populations(named, sample, clusters, folder, file if file.is_there else None)

@@ -14,12 +14,17 @@ from totalvi.errors import DataError, DataWarning, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.progress import Steps
-from totalvi.run.after_fit import IN_THE_FILE, Work
+from totalvi.run.after_fit import Work
 from totalvi.run.doublet_tables import n_likely
 from totalvi.run.folder import MODEL, WriteOptions
 from totalvi.run.predicted_labels import after_fit
 from totalvi.run.record import RunOptions, do_each
 from totalvi.run.results import ResultsFile, posterior_samples
+
+IN_THE_FILE = {
+    *("latent space", "denoised counts", "clusters and UMAP", "doublets", "populations", "labels"),
+}
+"""Steps whose result is what they add to the results file."""
 
 
 def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:

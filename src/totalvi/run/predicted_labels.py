@@ -5,11 +5,11 @@ import pandas as pd
 
 from totalvi.mapping.label_prediction import UNLIKE_ALL, LabelPrediction
 from totalvi.run.after_fit import AFTER_FIT, Work
-from totalvi.run.folder import PREDICTED_COLUMN
+from totalvi.run.folder import RESULTS_OF_LABELS
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.table_files import write_tables
 
-PROBABILITY, UNLIKE = "label_probability", "unlike_all_probability"
+PREDICTED_COLUMN, PROBABILITY, UNLIKE = RESULTS_OF_LABELS
 _MOST_FEATURES = 20  # of a label in the table
 
 
@@ -34,7 +34,8 @@ def predict_labels(work: Work) -> None:
     for name, values in columns.items():
         work.file.add_obs(name, values)
     unlike = found.unlike[["p_value", "unlikeness"]].assign(known=found.known)
-    cells = pd.DataFrame(columns, index=found.labels.index).join(unlike).join(found.probabilities)
+    cells = pd.DataFrame(columns, index=found.labels.index).join(unlike)
+    cells = cells.join(found.probabilities.add_prefix("probability_"))
     path = work.folder / "tables" / "label_probabilities.csv.gz"
     path.parent.mkdir(exist_ok=True)
     cells.rename_axis("cell").to_csv(path, float_format="%.6g")

@@ -30,6 +30,7 @@ from totalvi.run.convert import open_input, read_input
 from totalvi.run.count_splitting import prepare_halves
 from totalvi.run.folder import (
     RECORD,
+    RESULTS_OF_LABELS,
     STORE,
     RunResult,
     WriteOptions,
@@ -193,6 +194,11 @@ def run(
         raise DataError(
             f"{setting('unlabeled_category', unlabeled_category)} is of a column of labels; give "
             f"{argument('labels_key')} as well."
+        )
+    if unlabeled_category is not None and labels_key in RESULTS_OF_LABELS:
+        raise DataError(
+            f"{argument('labels_key')} is {labels_key!r}, where the predicted labels would go; rename "
+            "the column."
         )
     check_rate("doublet_rate", doublet_rate)
     if hierarchy not in ("auto", "none"):

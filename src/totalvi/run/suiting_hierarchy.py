@@ -1,6 +1,9 @@
 """Which hierarchy of the package suits a panel and cells, and the populations that it names."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.panels.antibody_names import gene_key, identify
@@ -10,7 +13,9 @@ from totalvi.posterior.gates.hierarchy import Hierarchy, read_hierarchy
 from totalvi.posterior.gates.marker_draws import Markers
 from totalvi.posterior.gates.memberships import wanting
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Question
-from totalvi.run.named_cells import AUTO, Named, below
+from totalvi.run.named_cells import AUTO, NONE, Named, below, write_populations
+from totalvi.run.record import RunOptions
+from totalvi.run.results import ResultsFile, posterior_samples
 
 _TRIED_CELLS = 2000
 _OF_ANOTHER_TISSUE = {  # populations that blood has few of, and their least share of the cells
@@ -18,6 +23,22 @@ _OF_ANOTHER_TISSUE = {  # populations that blood has few of, and their least sha
     "tonsil": (("Germinal centre",), 0.1),
 }
 _FEWEST_TOLD = 2  # populations at the top of a hierarchy
+
+
+def populations_of_run(
+    model: Model,
+    sample: pd.Series | None,
+    clusters: pd.Categorical,
+    options: RunOptions,
+    folder: Path,
+    file: ResultsFile,
+) -> None:
+    """Name the cells of a run as it was asked to."""
+    if options.hierarchy == NONE:
+        return
+    named = name_cells_by(model, options.hierarchy, posterior_samples(len(clusters)))
+    if named is not None:
+        write_populations(named, sample, clusters, folder, file if file.is_there else None)
 
 
 def name_cells_by(

@@ -49,7 +49,10 @@ def rounded(values: np.ndarray) -> np.ndarray:
         fewer = np.where(
             places >= 0, np.rint(values * power) / power, np.rint(values / power) * power
         )
-    return np.where(np.abs(places) <= _EXACT_POWER, fewer, values)
+    result: np.ndarray = np.where(np.isfinite(places), fewer, values)
+    beyond = np.isfinite(places) & (np.abs(places) > _EXACT_POWER)
+    result[beyond] = [float(f"{value:.{DIGITS}g}") for value in values[beyond]]
+    return result
 
 
 def read_protein_warnings(folder: Path) -> list[str]:
