@@ -75,8 +75,10 @@ def _absent(obs: pd.DataFrame, name: str, key: str) -> Finding | None:
     missing = obs.index[obs[key].isna().to_numpy()]
     if len(missing):
         where = first_and_count(missing, "cell")
-        message = f"{column(name, key)} has no value for {where}; fill it, or drop the cells."
-        return Finding("error", "value_missing", message)
+        message = f"{column(name, key)} has no value for {where}; fill it, or drop the cells"
+        if name == "labels_key":
+            message += f", or give {argument('unlabeled_category')} to predict their labels"
+        return Finding("error", "value_missing", f"{message}.")
     return None
 
 
