@@ -85,10 +85,7 @@ Panel = Annotated[
     text("--panel", "KEY", "Column with each cell's antibody panel; default: each batch is one."),
 ]
 Labels = Annotated[str | None, text("--labels", "KEY", "Column with known cell labels.")]
-Unlabeled = Annotated[
-    str | None,
-    text("--unlabeled", "NAME", "Label of cells whose label is not known; it is predicted."),
-]
+Unlabeled = Annotated[str | None, text("--unlabeled", "NAME", "Label of cells not labelled yet.")]
 SizeFactor = Annotated[
     str | None,
     text("--size-factor", "KEY", "Column with size factors; default: each cell's total RNA count."),
