@@ -72,3 +72,13 @@ def test_cells_without_a_label_are_drawn_apart() -> None:
     entries = [text.get_text() for text in axes.get_legend().get_texts()]
     assert entries == ["B (10)", "T (10)", "no value (10)"]
     assert sorted(text.get_text() for text in axes.texts) == ["B", "T"]
+
+
+def test_predictions_do_not_replace_the_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partly_labelled(tmp_path / "cells.h5mu")
+    command = ["run", str(tmp_path / "cells.h5mu"), "-o", str(tmp_path / "out")]
+    assert execute([*command, "--labels", "predicted_label", "--unlabeled", "?"]) == 2
+    assert "rename the column" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
