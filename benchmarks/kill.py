@@ -43,7 +43,8 @@ from totalvi.atomic import standing_folder
 from totalvi.cli.main import execute
 from totalvi.fit.checkpoint import read_checkpoint
 from totalvi.report.build import REPORT, build_report
-from totalvi.run.after_fit import AFTER_FIT, IN_THE_FILE
+from totalvi.run.after_fit import AFTER_FIT
+from totalvi.run.pipeline import IN_THE_FILE
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS, SEED, OTHER_SEED = 6, 0, 1
