@@ -11,6 +11,8 @@ import totalvi
 from totalvi.cli.main import execute
 from totalvi.figures.png_figures import umap_by_category
 from totalvi.mapping.label_prediction import UNLIKE_ALL
+from totalvi.run.pipeline import to_do
+from totalvi.run.results import ResultsFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
@@ -82,3 +84,11 @@ def test_predictions_do_not_replace_the_labels(
     assert execute([*command, "--labels", "predicted_label", "--unlabeled", "?"]) == 2
     assert "rename the column" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_only_the_lost_results_file_had_is_made_again(tmp_path: Path) -> None:
+    lost = ResultsFile(tmp_path, on_disk=False)
+    wanted = to_do({"failed": ["results file"]}, lost)
+    assert {"results file", "populations", "labels"} <= wanted
+    (tmp_path / "results.h5mu").touch()
+    assert to_do({"failed": ["figures"]}, lost) == {"figures"}

@@ -21,9 +21,14 @@ from totalvi.run.predicted_labels import after_fit
 from totalvi.run.record import RunOptions, do_each
 from totalvi.run.results import ResultsFile, posterior_samples
 
-IN_THE_FILE = {
-    *("latent space", "denoised counts", "clusters and UMAP", "doublets", "populations", "labels"),
-}
+IN_THE_FILE = (
+    "latent space",
+    "denoised counts",
+    "clusters and UMAP",
+    "doublets",
+    "populations",
+    "labels",
+)
 """Steps whose result is what they add to the results file."""
 
 
