@@ -41,6 +41,7 @@ from totalvi.posterior.predictive import PredictiveQueries
 from totalvi.posterior.predictive_checks import CheckQueries
 from totalvi.posterior.protein_background import ProteinBackgroundQueries
 from totalvi.posterior.rna_imputation import RnaQueries
+from totalvi.posterior.staining_levels import StainingQueries
 from totalvi.processes import this_process
 from totalvi.scvi_names import answering
 from totalvi.training import History, KnowsScviProtocol, Training
@@ -62,6 +63,7 @@ class Model(
     GateQueries,
     DoubletQueries,
     ModalityQueries,
+    StainingQueries,
     MappingQueries,
     LabelQueries,
     metaclass=KnowsScviProtocol,
@@ -109,6 +111,8 @@ class Model(
         "observed" or "latent"; not used with ``size_factor_key``.
     empirical_protein_background_prior
         Whether each protein's prior of the background, which is learned, starts at its lower mode.
+    staining_level
+        Whether each cell has a latent level of all its protein counts; see `get_staining_level`.
     isotype_controls
         Antibodies that are excluded from the model and serve to check its background. None: those
         marked in ``var["control"]``, or named like isotype controls. An empty list: none.
@@ -192,6 +196,7 @@ class Model(
         protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein",
         library: Literal["observed", "latent"] = "observed",
         empirical_protein_background_prior: bool = True,
+        staining_level: bool = False,
         isotype_controls: Sequence[str] | None = None,
         empty_droplets: Raw | Mapping[str, Raw] | pd.DataFrame | Literal[False] | None = None,
         seed: int = 0,
@@ -245,6 +250,7 @@ class Model(
             "background_samples": 8,
             "foreground_penalty": 0.05,
             "hidden_protein_rate": 0.8,
+            **({} if staining_level is False else {"staining_level": staining_level}),
             **network_options,
         }
         self.seed = int(seed)

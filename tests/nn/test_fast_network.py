@@ -35,6 +35,12 @@ CASES: dict[str, dict[str, Any]] = {
         "background_samples": 5,
         "protein_batch_mask": [[True] * 9, [True] * 5 + [False] * 4],
     },
+    "staining level": {"staining_level": True, "background_samples": 3},
+    "staining level, panels": {
+        "staining_level": True,
+        "protein_efficiency": True,
+        "protein_batch_mask": [[True] * 9, [True] * 5 + [False] * 4],
+    },
 }
 # a bias before batch normalisation has no effect: its gradient is nothing but rounding
 WITHOUT_EFFECT = ("linear.bias", "others.bias", "rest.0.bias")

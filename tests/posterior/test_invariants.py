@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "protein_dispersion": "protein-label",
     },
     "mosaic": {},
+    "staining level": {"staining_level": True},
     "AnnData": {"protein_expression_obsm_key": "adt", "latent_distribution": "ln"},
 }
 
@@ -61,6 +62,7 @@ GATES = totalvi.parse_hierarchy("A: protein_0+\nB: A > protein_1+ or gene:gene_1
 QUERIES: dict[str, Query] = {
     "get_latent_representation": Query({"give_mean": False, "n_samples": 2}),
     "get_latent_library_size": Query({"give_mean": False}),
+    "get_staining_level": Query({}, sampled=False),
     "get_cell_uncertainty": Query({"n_samples": 2}),
     "get_normalized_expression": Query({"n_samples": 2, "library_size": "latent"}),
     "get_protein_foreground_probability": Query({"n_samples": 2}),
@@ -138,6 +140,8 @@ def name(request: pytest.FixtureRequest, fitted: Fitted) -> str:
         pytest.skip("a normal latent space has no archetypes")
     if "_rna" in request.param and fitted.kind != "mosaic":
         pytest.skip("all cells have RNA")
+    if request.param == "get_staining_level" and fitted.model.module.staining is None:
+        pytest.skip("the model has no staining level")
     return request.param
 
 

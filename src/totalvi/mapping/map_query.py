@@ -377,10 +377,11 @@ def with_expected(module: Network, batch: Minibatch, filled: np.ndarray) -> Tens
     until the two agree. This is the deterministic form of the pseudo-Gibbs sampler for missing data
     of Rezende, Mohamed and Wierstra (2014, appendix F).
     """
-    where, context = torch.from_numpy(filled), batch.context
+    where = torch.from_numpy(filled)
     y = batch.y.masked_fill(where, 0)  # so that earlier filled-in values do not matter
     for _ in range(_FILLING_ROUNDS if filled.any() else 0):
-        posterior = module.encode(batch.x, y, context)
+        posterior = module.encode(batch.x, y, batch.context)
+        context = module.at_level(batch.context, posterior.level_m)
         decoded = module.decode(module.transform_latent(posterior.qz_m), context)
         mixture = module.proteins(decoded, decoded.background_mean, context)
         log_background = mixture.log_background.where(where, 0.0)  # other values may be implausible

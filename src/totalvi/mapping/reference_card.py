@@ -66,8 +66,14 @@ def minify(model: Fitted) -> Minified:
     Raises
     ------
     DataError
-        When the model has no data, or others than it was fitted to, or was mapped.
+        When the model has no data, or others than it was fitted to, was mapped, or has a staining
+        level.
     """
+    if model.module.staining is not None:
+        raise DataError(
+            "The model has a staining level (staining_level=True), which a minified reference does not "
+            "keep; save it without minified=True."
+        )
     if model._mapping is not None:
         raise DataError(
             "The model is of a query that was mapped, and only references are minified; save the "

@@ -24,6 +24,8 @@ class CellContext(NamedTuple):
         Continuous covariates, shape (B, covariates), or None.
     library_size
         The observed library size or size factor, shape (B, 1); None if it is latent.
+    log_level
+        A sample of each protein's log staining level, shape (B, T); None: 0, the average cell's.
     """
 
     batch: Tensor
@@ -32,6 +34,7 @@ class CellContext(NamedTuple):
     categorical: Tensor | None = None
     continuous: Tensor | None = None
     library_size: Tensor | None = None
+    log_level: Tensor | None = None
 
     def codes(self, *, categorical: bool = True) -> list[Tensor]:
         """Return the codes of the batch and, if wanted, of the categorical covariates, each (B,)."""

@@ -31,17 +31,32 @@ _LARGEST_LOG_LIBRARY = 15.0
 class CellPosterior(NamedTuple):
     """q(u | x, y) = N(qz_m, qz_v) and q(log l | x, y) = N(ql_m, ql_v); variances, not scales.
 
-    ``ql_m`` and ``ql_v`` are None if the library size is observed.
+    ``ql_m`` and ``ql_v`` are None if the library size is observed. ``level_m`` and ``level_v`` are
+    those of the standardised staining level t, (B, 1); None if the model has none.
     """
 
     qz_m: Tensor
     qz_v: Tensor
     ql_m: Tensor | None = None
     ql_v: Tensor | None = None
+    level_m: Tensor | None = None
+    level_v: Tensor | None = None
 
     def latent_kl(self) -> Tensor:
         """Return KL(q(u) || N(0, I)), (B,)."""
         return standard_normal_kl(self.qz_m, self.qz_v).sum(dim=-1)
+
+    def level_at(self, normal: Tensor) -> Tensor:
+        """Return the standardised staining level t at given noise, (B, 1)."""
+        assert self.level_m is not None
+        assert self.level_v is not None
+        return self.level_m + self.level_v.sqrt() * normal
+
+    def level_kl(self) -> Tensor:
+        """Return KL(q(t) || N(0, 1)) of the staining level, (B,); 0 without."""
+        if self.level_m is None or self.level_v is None:
+            return torch.zeros_like(self.qz_m[..., 0])
+        return standard_normal_kl(self.level_m, self.level_v).sum(dim=-1)
 
     def library_at(self, context: CellContext, normal: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the library size (B, 1) at given noise, and its log if it is latent."""

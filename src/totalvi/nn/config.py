@@ -100,6 +100,8 @@ class NetworkConfig:
     panel_measured_rna
         Whether each panel (or batch) measured RNA. None: all did. Where some did not, the encoder has
         one more input, whether the cell has RNA, and ``hidden_protein_rate`` hides RNA as well.
+    staining_level
+        Whether each cell has a latent staining level, which multiplies both means of its proteins.
     fused
         Whether training on the CPU uses compiled loops, if there are some for the operation. False:
         only plain torch operations.
@@ -147,6 +149,7 @@ class NetworkConfig:
     background_samples: Positive = 1
     foreground_penalty: Rate = 0.0
     panel_measured_rna: Sequence[bool] | None = None
+    staining_level: bool = False
     fused: bool = True
 
     def __post_init__(self) -> None:

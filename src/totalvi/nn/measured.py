@@ -21,11 +21,14 @@ class Seen(NamedTuple):
         Counts (B, G) and (B, T), 0 where they are not seen.
     has_rna
         Whether RNA is seen, (B,); None where all panels measured it.
+    proteins
+        Which proteins are seen, (B, T); None where all panels measured all.
     """
 
     x: Tensor | SparseCounts
     y: Tensor
     has_rna: Tensor | None
+    proteins: Tensor | None
 
 
 class Masks(NamedTuple):
@@ -50,15 +53,17 @@ class Masks(NamedTuple):
         shown = panel
         if hidden_rate and not (self.protein is None and self.rna is None):
             shown = self._another(panel, hidden_rate, generator)
+        proteins = None
         if self.protein is not None:
-            measured = self.protein[panel]
-            y = torch.where(measured, y, y.nan_to_num(nan=0.0))
+            proteins = self.protein[panel]
+            y = torch.where(proteins, y, y.nan_to_num(nan=0.0))
             if shown is not panel:
                 y = y * self.protein[shown]
+                proteins = proteins & self.protein[shown]
         if self.rna is None:
-            return Seen(x, y, None)
+            return Seen(x, y, None, proteins)
         has_rna = self.rna[panel] & self.rna[shown]
-        return Seen(of_some_cells(x, has_rna), y, has_rna)
+        return Seen(of_some_cells(x, has_rna), y, has_rna, proteins)
 
     def _another(self, panel: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
         """Return the panel of another cell for a share of them, where that leaves something to see."""

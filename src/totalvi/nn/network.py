@@ -1,23 +1,22 @@
 """The network of totalVI: its generative model, its approximate posterior, and its loss."""
 
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from totalvi.nn import config as options
 from totalvi.nn import likelihoods, ops
-from totalvi.nn.cell import CellContext, SparseCounts, one_hot_columns
-from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
-from totalvi.nn.config import NetworkConfig
+from totalvi.nn.cell import CellContext, SparseCounts
+from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.count_integrals import count_log_prob
-from totalvi.nn.likelihoods import Dispersion, ElboTerms, GeneLikelihood, ProteinMixture
-from totalvi.nn.measured import Masks
-from totalvi.nn.sync import standard_normal, stratified_normal
+from totalvi.nn.generative import GenerativeNetwork
+from totalvi.nn.likelihoods import ElboTerms
+from totalvi.nn.sync import standard_normal
 
 
-class Network(nn.Module):
+class Network(GenerativeNetwork):
     """The joint model of RNA counts x and protein counts y of cells from batches s.
 
     Generative model, with f_1 ... f_4 the decoder's outputs::
@@ -30,6 +29,7 @@ class Network(nn.Module):
         alpha = 1 + 1e-8 + relu(f_2(z, s))        foreground factor
         pi = sigmoid(f_3(z, s))                   probability of background
         y ~ pi NB(beta, r) + (1 - pi) NB(beta alpha, r)
+        with ``staining_level``, both means of y are times exp(s t), t ~ N(0, 1), s of each protein
 
     Approximate posterior, all normal: q(u | x, y, s) and q(log l | x, y, s) of the encoder, and
     q(b | z, s) of the decoder. Loss, with K samples b_k of the background (1 in evaluation)::
@@ -46,195 +46,6 @@ class Network(nn.Module):
     reference_frozen
         Whether only rows of new batches are trained; the network then stays in evaluation mode.
     """
-
-    def __init__(self, config: NetworkConfig, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.n_input_genes = n_genes = config.n_input_genes
-        self.n_input_proteins = n_proteins = config.n_input_proteins
-        self.n_batch = n_batch = config.n_batch
-        self.n_latent = config.n_latent
-        self.n_panels = max(n_batch, 1) if config.n_panels is None else config.n_panels
-        self.gene_dispersion = config.gene_dispersion
-        self.protein_dispersion = config.protein_dispersion
-        self.latent_distribution = config.latent_distribution
-        self.library = config.library
-        self.n_categories_per_covariate = tuple(config.n_categories_per_covariate)
-        self.n_continuous_covariates = config.n_continuous_covariates
-        self.encoder_batch = config.encoder_batch
-        self.encode_covariates = config.encode_covariates
-        self.hidden_protein_rate = config.hidden_protein_rate
-        self.fused = config.fused
-        self.bfloat16_products = False
-        self.reference_frozen = False
-
-        mask = options.protein_mask(config.protein_batch_mask, self.n_panels, n_proteins)
-        self.register_buffer("protein_mask", mask)
-        self.protein_mask: Tensor | None
-        self.register_buffer("rna_mask", options.rna_mask(config.panel_measured_rna, self.n_panels))
-        self.rna_mask: Tensor | None
-
-        def normal(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(shape, generator=generator))
-
-        self.gene_log_r = normal(config.n_groups(config.gene_dispersion), n_genes)
-        n_groups = config.n_groups(config.protein_dispersion)
-        self.protein_log_r = nn.Parameter(torch.ones(n_groups, n_proteins))
-        self.background_prior_mean = normal(self.n_panels, n_proteins)
-        self.background_prior_log_scale = nn.Parameter(torch.zeros(self.n_panels, n_proteins))
-        if config.background_prior is not None:
-            self.set_background_prior(*config.background_prior)
-        self.register_buffer("background_anchor", None, persistent=False)  # see `anchor_background`
-        self.background_anchor: Tensor | None
-        efficiency = torch.zeros(max(n_batch, 1), n_proteins)
-        self.log_efficiency = nn.Parameter(efficiency) if config.protein_efficiency else None
-        self.encoder = Encoder(config, generator)
-        self.decoder = Decoder(config, generator)
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training mode, unless a reference is frozen: its batch normalisation is fixed."""
-        return super().train(mode and not self.reference_frozen)
-
-    def set_bfloat16_products(self, value: bool) -> None:
-        """Choose whether compiled loops compute products as wide as the genes in bfloat16."""
-        self.bfloat16_products = self.encoder.bfloat16_products = value
-
-    # ------------------------------------------------------------------ encoder and decoder
-
-    def encode(
-        self,
-        x: Tensor | SparseCounts,
-        y: Tensor,
-        context: CellContext,
-        generator: torch.Generator | None = None,
-    ) -> CellPosterior:
-        """Return the posterior of the latent state and library size.
-
-        As in 0.6.x, values of unmeasured proteins are encoded unchanged; NaN becomes 0.
-        """
-        codes = context.codes(categorical=self.encode_covariates)
-        covariates = one_hot_columns(codes, self.config.encoder_categories(), y.dtype)
-        continuous = context.continuous if self.encode_covariates else None
-        rate = self.hidden_protein_rate if self.training else 0.0
-        seen = self.masks.seen(x, y, context.panel, rate, generator)
-        posterior: CellPosterior = self.encoder(
-            seen.x, seen.y, continuous, covariates, generator, has_rna=seen.has_rna
-        )
-        return posterior
-
-    @property
-    def masks(self) -> Masks:
-        """What each panel measured."""
-        return Masks(self.protein_mask, self.rna_mask)
-
-    def measured(self, panel: Tensor) -> Tensor | None:
-        """Return which proteins were measured in each context, (B, T), or None if all were."""
-        return None if self.protein_mask is None else self.protein_mask[panel]
-
-    def decode(
-        self,
-        z: Tensor,
-        context: CellContext,
-        generator: torch.Generator | None = None,
-        *,
-        genes: bool = True,
-    ) -> Decoded:
-        """Decode the latent states ``z`` (B, n_latent) of cells in ``context``; see `Decoder`."""
-        covariates = one_hot_columns(context.codes(), self.config.decoder_categories(), z.dtype)
-        if context.continuous is not None:
-            z = torch.cat([z, context.continuous], dim=1)
-        decoded: Decoded = self.decoder(z, covariates, generator, genes=genes)
-        return decoded
-
-    # ------------------------------------------------------------------ latent variables
-
-    def transform_latent(self, untran_z: Tensor) -> Tensor:
-        """Return z from u: itself, or its softmax for the logistic normal."""
-        return untran_z if self.latent_distribution == "normal" else untran_z.softmax(dim=-1)
-
-    def latent_at(self, posterior: CellPosterior, normal: Tensor) -> Tensor:
-        """Return u at given standard normal noise, (..., B, n_latent)."""
-        return posterior.qz_m + posterior.qz_v.sqrt() * normal
-
-    def sample_library(
-        self, posterior: CellPosterior, context: CellContext, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the library size (..., B, 1), and its log if it is latent."""
-        if posterior.ql_m is None:
-            assert context.library_size is not None
-            return context.library_size.expand(*posterior.qz_m.shape[:-1], 1), None
-        return posterior.library_at(context, standard_normal(posterior.ql_m, generator))
-
-    def sample_log_background(
-        self, decoded: Decoded, generator: torch.Generator | None = None, n_samples: int = 1
-    ) -> Tensor:
-        """Return one sample of b, the log background of each protein, (..., B, T).
-
-        With several samples, there is one from each of ``n_samples`` equally likely intervals, along a
-        first axis.
-        """
-        mean = decoded.background_mean
-        if n_samples == 1:
-            return mean + decoded.background_scale * standard_normal(mean, generator)
-        return mean + decoded.background_scale * stratified_normal(n_samples, mean, generator)
-
-    # ------------------------------------------------------------------ distributions of counts
-
-    def genes(self, decoded: Decoded, library_size: Tensor, context: CellContext) -> GeneLikelihood:
-        """Return the distribution of RNA counts at a library size, (..., B, 1)."""
-        return GeneLikelihood(
-            logit=decoded.genes(),
-            dropout=decoded.dropout_product if self.decoder.dropout_head is not None else None,
-            library_size=library_size,
-            dispersion=Dispersion.of(self.gene_log_r, self.gene_dispersion, context),
-            softplus=self.library == "size_factor",
-        )
-
-    def proteins(
-        self,
-        decoded: Decoded,
-        log_background: Tensor,
-        context: CellContext,
-        *,
-        efficiency: bool = True,
-    ) -> ProteinMixture:
-        """Return the distribution of protein counts at a log background b, (..., B, T).
-
-        Parameters
-        ----------
-        decoded
-            Output of `decode` for the cells.
-        log_background
-            A sample of b, or a value that replaces it, such as the logarithm of E[exp(b)].
-        context
-            Context in which the cells were decoded.
-        efficiency
-            Whether the batch's protein efficiency, if the model has one, scales both means, as in
-            counts. Denoised expression excludes it.
-        """
-        if efficiency and self.log_efficiency is not None:
-            log_background = log_background + self.log_efficiency[context.batch]
-        return ProteinMixture(
-            log_background=log_background,
-            factor=decoded.foreground_factor,
-            background_logit=decoded.background_logit,
-            dispersion=Dispersion.of(self.protein_log_r, self.protein_dispersion, context),
-        )
-
-    @torch.no_grad()
-    def proportions(self, decoded: Decoded) -> Tensor:
-        """Return rho, (B, G), without a gradient."""
-        like = decoded.background_mean
-        total = like.new_zeros(len(like), self.n_input_genes)
-        self.add_proportions(decoded, like.new_ones(len(like), 1), total)
-        return total
-
-    def add_proportions(self, decoded: Decoded, scale: Tensor, total: Tensor) -> None:
-        """Add rho times ``scale`` (B, 1) to ``total`` (B, G), in place and without a gradient."""
-        softplus = self.library == "size_factor"
-        ops.add_proportions(decoded.genes(), scale, total, softplus=softplus, fast=self.fused)
-
-    # ------------------------------------------------------------------ loss
 
     def elbo(
         self,
@@ -255,7 +66,7 @@ class Network(nn.Module):
             Prior mean and variance of the log library size, (B, 1), if it is latent.
         """
         prior = local_l_mean_gene, local_l_var_gene
-        posterior, decoded, library_size = self._sample(x, y, context, prior, generator)
+        posterior, context, decoded, library_size = self._sample(x, y, context, prior, generator)
         # A frozen reference trains in evaluation mode; validation has no gradient.
         in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
         n_samples = self.config.background_samples if in_training else 1
@@ -279,14 +90,18 @@ class Network(nn.Module):
         local_l_var_gene: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the terms of `elbo`, and -log p(y | z) with b integrated over its prior, each (B,)."""
+        """Return the terms of `elbo`, and -log p(y | z) with b integrated over its prior, each (B,).
+
+        The divergence of the staining level is part of the last.
+        """
         prior = local_l_mean_gene, local_l_var_gene
-        posterior, decoded, library_size = self._sample(x, y, context, prior, generator)
+        posterior, context, decoded, library_size = self._sample(x, y, context, prior, generator)
         terms = self.elbo_terms(
             x, y, context, posterior, decoded, library_size,
             self.sample_log_background(decoded, generator), *prior,
         )  # fmt: skip
-        return *terms, -self.protein_log_prob(y, decoded, context).sum(dim=-1)
+        log_prob = self.protein_log_prob(y, decoded, context).sum(dim=-1)
+        return *terms, posterior.level_kl() - log_prob
 
     @torch.no_grad()
     def protein_log_prob(self, y: Tensor, decoded: Decoded, context: CellContext) -> Tensor:
@@ -303,14 +118,15 @@ class Network(nn.Module):
         context: CellContext,
         library_prior: tuple[Tensor | None, Tensor | None],
         generator: torch.Generator | None,
-    ) -> tuple[CellPosterior, Decoded, Tensor]:
-        """Return the posterior, and the decoded parameters and library size at a sample of it."""
+    ) -> tuple[CellPosterior, CellContext, Decoded, Tensor]:
+        """Return the posterior, and at a sample of it context, decoded parameters and library size."""
         posterior = self.encode(x, y, context, generator)
         posterior = self.masks.known_library(posterior, context.panel, *library_prior)
         untran_z = self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
         library_size, _ = self.sample_library(posterior, context, generator)
+        context = self.at_level(context, self.sample_level(posterior, generator))
         decoded = self.decode(self.transform_latent(untran_z), context, generator)
-        return posterior, decoded, library_size
+        return posterior, context, decoded, library_size
 
     def elbo_terms(
         self,
@@ -334,7 +150,7 @@ class Network(nn.Module):
             reconst_loss_protein=reconstruction,
             kl_div_z=posterior.latent_kl(),
             kl_div_l_gene=posterior.library_kl(local_l_mean_gene, local_l_var_gene),
-            kl_div_back_pro=divergence,
+            kl_div_back_pro=divergence + posterior.level_kl(),
         )
 
     def gene_loss(
@@ -372,15 +188,6 @@ class Network(nn.Module):
         efficiency = likelihoods.log_normal_log_prob(self.log_efficiency[context.batch])
         surprise = likelihoods.background_surprise(decoded.background_logit, None)
         return divergence - efficiency.sum(dim=-1) + 1e-3 * surprise
-
-    # ------------------------------------------------------------------ prior of the background
-
-    def set_background_prior(self, mean: Any, scale: Any) -> None:
-        """Set the prior mean and standard deviation of the log background, (T,) or (panels, T)."""
-        mean, scale = options.background_prior(mean, scale, self.n_panels, self.n_input_proteins)
-        with torch.no_grad():
-            self.background_prior_mean.copy_(mean)
-            self.background_prior_log_scale.copy_(scale.log())
 
     def anchor_background(self, anchor: Any) -> None:
         """Hold the background prior near levels by protein, while training.

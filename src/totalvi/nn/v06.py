@@ -90,26 +90,27 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         background_samples: int = 1,
         foreground_penalty: float = 0.0,
         panel_measured_rna: Sequence[bool] | None = None,
+        staining_level: bool = False,
         fused: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         check_option("use_cuda", use_cuda, bool)
         config = NetworkConfig(
             n_input_genes=n_input_genes, n_input_proteins=n_input_proteins, n_batch=n_batch,
-            n_labels=n_labels, n_hidden=n_hidden, n_latent=n_latent,
-            n_layers_encoder=n_layers_encoder, n_layers_decoder=n_layers_decoder,
-            dropout_rate_decoder=dropout_rate_decoder, dropout_rate_encoder=dropout_rate_encoder,
-            gene_dispersion=gene_dispersion, protein_dispersion=protein_dispersion,
-            log_variational=log_variational, reconstruction_loss_gene=reconstruction_loss_gene,
-            latent_distribution=latent_distribution, protein_batch_mask=protein_batch_mask,
-            encoder_batch=encoder_batch, n_panels=n_panels, library=library,
-            n_categories_per_covariate=n_categories_per_covariate,
+            n_labels=n_labels, n_hidden=n_hidden, n_latent=n_latent, n_layers_encoder=n_layers_encoder,
+            n_layers_decoder=n_layers_decoder, dropout_rate_decoder=dropout_rate_decoder,
+            dropout_rate_encoder=dropout_rate_encoder, gene_dispersion=gene_dispersion,
+            protein_dispersion=protein_dispersion, log_variational=log_variational,
+            reconstruction_loss_gene=reconstruction_loss_gene, latent_distribution=latent_distribution,
+            protein_batch_mask=protein_batch_mask, encoder_batch=encoder_batch, n_panels=n_panels,
+            library=library, n_categories_per_covariate=n_categories_per_covariate,
             n_continuous_covariates=n_continuous_covariates, encode_covariates=encode_covariates,
             encoder_architecture=encoder_architecture, scale_input=scale_input,
             background_scale=background_scale, protein_efficiency=protein_efficiency,
             normalization=normalization, background_prior=background_prior,
             hidden_protein_rate=hidden_protein_rate, background_samples=background_samples,
-            panel_measured_rna=panel_measured_rna, foreground_penalty=foreground_penalty, fused=fused,
+            panel_measured_rna=panel_measured_rna, foreground_penalty=foreground_penalty,
+            staining_level=staining_level, fused=fused,
         )  # fmt: skip
         super().__init__(config, generator)
         if use_cuda and torch.cuda.is_available():
@@ -214,9 +215,8 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
         gain a leading axis (n_samples, B, .).
         """
         x, y, context = self._cells(x, y, batch_index, label, **extras)
-        sample = minibatch.posterior_sample(
-            self, x, y, context, n_samples, transform_batch, generator
-        )
+        given = n_samples, transform_batch, generator
+        sample = minibatch.posterior_sample(self, x, y, context, *given)
         return {
             "px_": self.gene_parameters(sample.decoded, sample.library_size, sample.context),
             "py_": self.protein_parameters(sample.decoded, sample.log_background, sample.context),
@@ -259,8 +259,8 @@ class TOTALVI(Network, metaclass=NetworkThatKnowsScvi):
             "scale": F.normalize(mixture.foreground_probability() * rate_fore, p=1, dim=-1),
             "r": inverse_dispersion(mixture.dispersion),
         }
-        if self.log_efficiency is not None:
-            parameters["efficiency"] = self.log_efficiency[context.batch].exp()
+        if isinstance(log_factor := self.log_factor(context), Tensor):
+            parameters["efficiency"] = log_factor.exp()
         return parameters
 
     def sample_from_posterior_z(

@@ -264,11 +264,8 @@ def posterior_sample(
     decoded_in = batch_code(transform_batch, network.n_batch)
     posterior = network.encode(x, y, context, generator)
     if n_samples > 1:
-        qz_m, qz_v = (part.expand(n_samples, -1, -1) for part in posterior[:2])
-        ql_m, ql_v = (
-            None if part is None else part.expand(n_samples, -1, -1) for part in posterior[2:]
-        )
-        posterior = CellPosterior(qz_m, qz_v, ql_m, ql_v)
+        parts = (None if part is None else part.expand(n_samples, -1, -1) for part in posterior)
+        posterior = CellPosterior(*parts)  # type: ignore[arg-type]
     noise = standard_normal(posterior.qz_m, generator)
     untran_z = network.latent_at(posterior, noise)
     library_size, untran_l = network.sample_library(posterior, context, generator)
@@ -276,6 +273,7 @@ def posterior_sample(
     context = context.in_batch(decoded_in)
     flat = network.decode(z.flatten(0, -2), context.repeat(n_samples), generator)
     decoded = flat.unflatten(z.shape[:-1])
+    context = network.at_level(context, network.sample_level(posterior, generator))
     log_background = network.sample_log_background(decoded, generator)
     return Sample(posterior, context, untran_z, z, library_size, untran_l, decoded, log_background)
 

@@ -75,6 +75,8 @@ class Draw(NamedTuple):
         What the cells were decoded as.
     untran_z, library_size, log_library
         Latent state u (B, d), library size (B, 1) and its logarithm (None where it is known).
+    level
+        Standardised staining level, (B, 1); None where the model has none.
     decoded
         Parameters of the counts; the products as wide as the genes are taken when they are read.
     proteins
@@ -90,6 +92,7 @@ class Draw(NamedTuple):
     untran_z: Tensor
     library_size: Tensor
     log_library: Tensor | None
+    level: Tensor | None
     decoded: Decoded
     proteins: ProteinMixture
     given: CountPosterior | None = None
@@ -212,15 +215,19 @@ def draws(
         library_size, log_library = posterior.library_at(
             batch.context, _normal(noise, "library", sample, batch, 1)
         )
+        level = None
+        if posterior.level_m is not None:
+            level = posterior.level_at(_normal(noise, "staining", sample, batch, 1))
+        of_cells = module.at_level(batch.context, level)
         z = module.transform_latent(untran_z)
         if given_counts:
-            own = _decoded(module, z, batch.context, None, genes=genes)
-            given = _count_posterior(module, batch, own)
+            own = _decoded(module, z, of_cells, None, genes=genes)
+            given = _count_posterior(module, batch, of_cells, own)
         else:
             width, given = module.n_input_proteins, None
             background_noise = _normal(noise, "background", sample, batch, width)
         for code in transform_batches:
-            context = batch.context.in_batch(code)
+            context = of_cells.in_batch(code)
             decoded = (
                 own
                 if given_counts and code is None
@@ -233,7 +240,7 @@ def draws(
             )
             proteins = module.proteins(decoded, log_background, context, efficiency=False)
             yield Draw(
-                sample, posterior, context, untran_z, library_size, log_library, decoded,
+                sample, posterior, context, untran_z, library_size, log_library, level, decoded,
                 proteins, given,
             )  # fmt: skip
 
@@ -259,12 +266,14 @@ def _decoded(
     )
 
 
-def _count_posterior(module: Network, batch: Minibatch, decoded: Decoded) -> CountPosterior:
-    """Return what the counts of a minibatch say of proteins decoded into the cells' own batches."""
-    proteins = module.proteins(decoded, decoded.background_mean, batch.context)
+def _count_posterior(
+    module: Network, batch: Minibatch, context: CellContext, decoded: Decoded
+) -> CountPosterior:
+    """Return what the counts of a minibatch say of proteins decoded into the cells' own context."""
+    proteins = module.proteins(decoded, decoded.background_mean, context)
     return count_posterior(
         batch.y, proteins, decoded.background_scale,
-        module.measured(batch.context.panel), fast=module.fused,
+        module.measured(context.panel), fast=module.fused,
     )  # fmt: skip
 
 

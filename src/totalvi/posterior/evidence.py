@@ -32,7 +32,8 @@ def integrated_elbo(question: Question, batch: Minibatch) -> Tensor:
     (draw,) = question.draws(batch)
     network, terms = question.network, elbo_terms(question.network, batch, draw)
     log_prob = network.protein_log_prob(batch.y, draw.decoded, draw.context).sum(dim=-1)
-    return log_prob - terms.reconst_loss_gene - terms.kl_div_z - terms.kl_div_l_gene
+    divergence = terms.kl_div_z + terms.kl_div_l_gene + draw.posterior.level_kl()
+    return log_prob - terms.reconst_loss_gene - divergence
 
 
 def reconstruction_error(question: Question, batch: Minibatch) -> Tensor:
@@ -79,6 +80,13 @@ def log_weight(module: Network, batch: Minibatch, draw: Draw) -> Tensor:
                 draw.log_library, batch.library_log_mean, batch.library_log_variance.sqrt()
             )
             - normal_log_prob(draw.log_library, posterior.ql_m, posterior.ql_v.sqrt())
+        ).sum(dim=-1)
+    if draw.level is not None:
+        assert posterior.level_m is not None
+        assert posterior.level_v is not None
+        log_ratio += (
+            normal_log_prob(draw.level, 0.0, 1.0)
+            - normal_log_prob(draw.level, posterior.level_m, posterior.level_v.sqrt())
         ).sum(dim=-1)
     log_ratio += module.protein_log_prob(batch.y, draw.decoded, context).sum(dim=-1)
     return log_ratio - elbo_terms(module, batch, draw).reconst_loss_gene

@@ -17,7 +17,7 @@ from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.draws import GeneParameters
 from totalvi.posterior.modality_posterior import (
     StatesOfCells,
-    known_library,
+    known_technical,
     posterior_given,
 )
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, labels_of_cells
@@ -56,13 +56,14 @@ def feature_log_prob(network: Network, batch: Minibatch, u: Tensor) -> Tensor:
     That of a protein has its log background integrated over its prior; that of an unmeasured protein,
     and of the RNA of a cell without it, is 0.
     """
-    decoded = network.decode(network.transform_latent(u), batch.context)
-    genes = network.genes(decoded, known_library(network, batch), batch.context)
+    library_size, context = known_technical(network, batch)
+    decoded = network.decode(network.transform_latent(u), context)
+    genes = network.genes(decoded, library_size, context)
     of_genes = GeneParameters(genes.log_mean(), genes.log_r, genes.dropout_logit())
     rna = of_genes.log_prob(batch.x.to_dense())
     if network.rna_mask is not None:
         rna = rna * network.rna_mask[batch.context.panel][:, None]
-    return torch.cat([rna, network.protein_log_prob(batch.y, decoded, batch.context)], dim=1)
+    return torch.cat([rna, network.protein_log_prob(batch.y, decoded, context)], dim=1)
 
 
 def _feature_nats(states: StatesOfCells, batch: Minibatch, u: Tensor) -> Tensor:

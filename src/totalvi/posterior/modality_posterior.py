@@ -117,20 +117,23 @@ class StatesOfCells:
         return found
 
 
-def known_library(network: Network, batch: Minibatch) -> Tensor:
-    """Return the observed library size, or the mean of its posterior given all counts, (B, 1)."""
+def known_technical(network: Network, batch: Minibatch) -> tuple[Tensor, CellContext]:
+    """Return the library size (B, 1), and the context at its staining level.
+
+    Where they are latent, they are at the mean of their posterior given all counts.
+    """
     posterior = network.masks.known_library(
         network.encode(batch.x, batch.y, batch.context), batch.context.panel,
         batch.library_log_mean, batch.library_log_variance,
     )  # fmt: skip
-    return posterior.library_mean(batch.context)
+    return posterior.library_mean(batch.context), network.at_level(batch.context, posterior.level_m)
 
 
 def surprise_of(
     network: Network, batch: Minibatch, given: Sequence[Modality]
 ) -> Callable[[Tensor], Tensor]:
     """Return a function of states u (B, d): -log p(counts of some modalities | u), (B,)."""
-    context, library_size = batch.context, known_library(network, batch)
+    library_size, context = known_technical(network, batch)
     levels = torch.special.ndtri((torch.arange(_N_BACKGROUND) + 0.5) / _N_BACKGROUND)
 
     def surprise(u: Tensor) -> Tensor:
