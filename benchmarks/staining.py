@@ -308,9 +308,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         for form, of_form in of_data.groupby("form", sort=False):
             values = [_number(of_form[k].mean(), k) for k in shown]
             yield f"| {form} | {len(of_form)} | {' | '.join(values)} |"
-        without, having = (
-            of_data[of_data["form"] == form].set_index("seed") for form in WITH_ALL_SEEDS
-        )
+        without, having = _both(of_data)
         cells = []
         for k in shown:
             gain = having[k] - without[k]
@@ -321,14 +319,21 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "| data | log p(x, y) | proteins |"
     yield "|---|---|---|"
     for data, of_data in frame.groupby("data", sort=False):
-        without, having = (
-            of_data[of_data["form"] == form].set_index("seed") for form in WITH_ALL_SEEDS
-        )
+        without, having = _both(of_data)
         share = [
             f"{(100 * (having[k] - without[k]) / without['evidence'].abs()).mean():+.2f}"
             for k in ("marginal", "evidence")
         ]
         yield f"| {data} | {' | '.join(share)} |"
+
+
+def _both(of_data: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the fits without and with a level of the seeds that have both, by seed."""
+    without, having = (
+        of_data[of_data["form"] == form].set_index("seed") for form in WITH_ALL_SEEDS
+    )
+    common = without.index.intersection(having.index)
+    return without.loc[common], having.loc[common]
 
 
 def _number(value: float, figure: str) -> str:
@@ -345,13 +350,18 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     started, rows = time.perf_counter(), list[dict[str, Any]]()
-    for seed in range(given.seeds):
-        for data in given.data:
-            mdata = DATA_SETS[data](given.folder)
-            for form in FORMS if seed == 0 else WITH_ALL_SEEDS:
-                rows.append(measure(data, mdata, form, seed))
-                print(rows[-1], flush=True)
-                write_results("staining", {"fits": rows}, list(table(rows)), started)
+    sets = {data: DATA_SETS[data](given.folder) for data in given.data}
+    fits = [
+        (seed, data, form)
+        for seed in range(given.seeds)
+        for data in sets
+        for form in WITH_ALL_SEEDS
+    ]
+    fits += [(0, data, form) for data in sets for form in FORMS if form not in WITH_ALL_SEEDS]
+    for seed, data, form in fits:
+        rows.append(measure(data, sets[data], form, seed))
+        print(rows[-1], flush=True)
+        write_results("staining", {"fits": rows}, list(table(rows)), started)
 
 
 if __name__ == "__main__":

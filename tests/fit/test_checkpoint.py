@@ -123,7 +123,7 @@ def test_interrupted_at_every_turn(
     [
         ({"library": "latent", "latent_distribution": "ln"}, {"schedule": "constant"}),
         ({"gene_likelihood": "zinb", "fused": False}, {"precision": "32-true"}),
-        ({"background_samples": 3}, {"precision": "32-true"}),
+        ({"background_samples": 3, "staining_level": True}, {"precision": "32-true"}),
         ({}, {"precision": "bf16-mixed"}),
         ({}, {"early_stopping_patience": 1, "lr": 0.1, "n_epochs_kl_warmup": 0, "max_epochs": 30}),
         ({}, {"train_size": 1.0}),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import totalvi
-from totalvi.errors import DataError, FormatError
+from totalvi.errors import FormatError
 from totalvi.nn.coders import CellPosterior
 from totalvi.nn.v06 import TOTALVI
 
@@ -155,8 +155,6 @@ def test_a_saved_model_answers_the_same(small: totalvi.Model, tmp_path: Any) -> 
 
 
 def test_what_cannot_hold_a_level_says_so(small: totalvi.Model, tmp_path: Any) -> None:
-    with pytest.raises(DataError, match="staining_level=True"):
-        small.save(tmp_path / "reference.totalvi", minified=True)
     with pytest.raises(FormatError, match="staining_level"):
         small.save_scvi(tmp_path / "scvi")
     mdata = totalvi.simulate(60, 30, 5, seed=1)
@@ -164,6 +162,19 @@ def test_what_cannot_hold_a_level_says_so(small: totalvi.Model, tmp_path: Any) -
     without.train(max_epochs=1, progress=False)
     with pytest.raises(ValueError, match="staining_level=True"):
         without.get_staining_level()
+
+
+def test_a_minified_reference_keeps_the_levels(small: totalvi.Model, tmp_path: Any) -> None:
+    path = small.save(tmp_path / "reference.totalvi", minified=True)
+    minified = totalvi.Model.load(path)
+    found, expected = (
+        model.get_staining_level(progress=False).to_numpy() for model in (minified, small)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    query = totalvi.simulate(40, 30, 5, seed=2)
+    query.obs["batch"] = "new"
+    of_both = [model.map_query(query).get_staining_level() for model in (minified, small)]
+    np.testing.assert_allclose(*of_both, atol=1e-5)
 
 
 def test_a_mapped_query_has_levels(small: totalvi.Model) -> None:

@@ -132,20 +132,24 @@ class Places(NamedTuple):
 
 
 class StoredPosterior(NamedTuple):
-    """q(u | cell) of N cells and, where it is latent, q(log library size | cell).
+    """q(u | cell) of N cells and, where they are latent, of library size and staining level.
 
     Attributes
     ----------
     latent_mean, latent_variance
         Shape (N, n_latent), float32.
     library_mean, library_variance
-        Shape (N, 1), float32; None where the library size is observed.
+        Of the log library size, shape (N, 1), float32; None where it is observed.
+    level_mean, level_variance
+        Of the staining level, shape (N, 1), float32; None where the model has none.
     """
 
     latent_mean: np.ndarray
     latent_variance: np.ndarray
     library_mean: np.ndarray | None = None
     library_variance: np.ndarray | None = None
+    level_mean: np.ndarray | None = None
+    level_variance: np.ndarray | None = None
 
     @property
     def grid(self) -> Grid:

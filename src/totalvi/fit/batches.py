@@ -315,12 +315,8 @@ def _stored(
         return torch.from_numpy(values[rows]).to(device)
 
     stored = data.posterior
-    library = (stored.library_mean, stored.library_variance)
-    posterior = CellPosterior(
-        part(stored.latent_mean),
-        part(stored.latent_variance),
-        *(None if values is None else part(values) for values in library),
-    )
+    parts = (None if values is None else part(values) for values in stored)
+    posterior = CellPosterior(*parts)  # type: ignore[arg-type]
     absent: Any = None
     return CountlessMinibatch(
         rows, data.cell_keys[rows], absent, absent, *_context(data, module, rows, device),

@@ -188,12 +188,13 @@ def _packed_cells(
     state: ModelState, data: CiteData, posterior: StoredPosterior, kept: np.ndarray
 ) -> dict[str, Packed]:
     """Return the columns of all cells, and the counts of the kept ones."""
-    moments = (posterior.latent_mean, posterior.latent_variance)
-    if posterior.library_mean is not None and posterior.library_variance is not None:
-        library = (posterior.library_mean, posterior.library_variance)
-        moments = (np.hstack([moments[0], library[0]]), np.hstack([moments[1], library[1]]))
+    means, variances = (
+        np.hstack([part for part in posterior[first::2] if part is not None]) for first in (0, 1)
+    )
     size = pack_sizes(data.library_size)
-    in_steps = pack_steps(Steps.of(*moments, posterior.grid), unpack_sizes(*size, data.n_cells))
+    in_steps = pack_steps(
+        Steps.of(means, variances, posterior.grid), unpack_sizes(*size, data.n_cells)
+    )
     part_of_fit, calibrates = np.zeros(data.n_cells, np.int64), np.zeros(data.n_cells, np.int64)
     for code, cells in enumerate(state.result.split, start=1):
         part_of_fit[cells] = code
@@ -248,7 +249,8 @@ def _with_cells(
 
     size = unpack_sizes(*parts["library_size"], n_cells)
     grid = Grid(*map(int, cells["grid"]))
-    posterior = _posterior(parts, size, grid, network.n_latent, network.library == "latent")
+    widths = network.n_latent, network.library == "latent", network.staining is not None
+    posterior = _posterior(parts, size, grid, widths)
     if not all(np.isfinite(part).all() for part in (size, *posterior) if part is not None):
         raise ValueError("the posterior is not finite.")
     part_of_fit = codes("part_of_fit", len(_PARTS) + 1)
@@ -299,19 +301,20 @@ def _with_cells(
 
 
 def _posterior(
-    parts: dict[str, Packed], size: np.ndarray, grid: Grid, n_latent: int, latent_library: bool
+    parts: dict[str, Packed], size: np.ndarray, grid: Grid, widths: tuple[int, int, int]
 ) -> StoredPosterior:
-    shape = len(size), n_latent + latent_library
+    """Return the posteriors of latent state, library size and level; width 0: there is none."""
+    shape = len(size), sum(widths)
     shape_of_regression = n_predictors(shape[1]), shape[1]
     coefficients = unpack(*parts["coefficients"], shape_of_regression).astype(np.float32)
     packed = PackedSteps(parts["mean"], parts["log_variance"], coefficients, grid)
     mean, variance = unpack_steps(packed, shape, size).values()
-    if not latent_library:
-        return StoredPosterior(mean, variance)
-    own, of_library = slice(None, n_latent), slice(n_latent, None)
-    return StoredPosterior(
-        *(np.ascontiguousarray(x[:, part]) for part in (own, of_library) for x in (mean, variance))
-    )
+    ends = np.cumsum(widths)
+    return StoredPosterior(*(
+        np.ascontiguousarray(x[:, end - width : end]) if width else None
+        for width, end in zip(widths, ends, strict=True)
+        for x in (mean, variance)
+    ))  # type: ignore[arg-type]  # fmt: skip
 
 
 def _labels(parts: dict[str, Packed], names: pd.Index) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from totalvi.data.cells import NAMES, CiteData, hash_of_names
 from totalvi.data.counts import CountsInMemory
@@ -20,6 +21,7 @@ from totalvi.mapping.reference_neighbours import (
     encode,
     label_probabilities,
 )
+from totalvi.nn.coders import CellPosterior
 from totalvi.posterior.imputation import imputed_batches
 from totalvi.posterior.protein_predictions import (
     hidden_proteins,
@@ -66,14 +68,8 @@ def minify(model: Fitted) -> Minified:
     Raises
     ------
     DataError
-        When the model has no data, or others than it was fitted to, was mapped, or has a staining
-        level.
+        When the model has no data, or others than it was fitted to, or was mapped.
     """
-    if model.module.staining is not None:
-        raise DataError(
-            "The model has a staining level (staining_level=True), which a minified reference does not "
-            "keep; save it without minified=True."
-        )
     if model._mapping is not None:
         raise DataError(
             "The model is of a query that was mapped, and only references are minified; save the "
@@ -115,15 +111,18 @@ def labels_to_keep(data: CiteData) -> dict[str, pd.Categorical]:
 
 def stored_posterior(question: Question) -> StoredPosterior:
     """Return the posterior of all cells of a question."""
-    parts: list[list[np.ndarray]] = []
+    parts: list[CellPosterior] = []
     with question.minibatches("posteriors") as batches:
         for batch in batches:
             found = batch.encode(question.network)
             known = question.network.masks.known_library(
                 found, batch.context.panel, batch.library_log_mean, batch.library_log_variance
             )
-            parts.append([part.cpu().numpy() for part in known if part is not None])
-    return StoredPosterior(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            parts.append(known)
+    return StoredPosterior(*(
+        None if of_all[0] is None else torch.cat(of_all).cpu().numpy()
+        for of_all in zip(*parts, strict=True)
+    ))  # type: ignore[arg-type]  # fmt: skip
 
 
 def _cells_to_keep(
