@@ -182,3 +182,24 @@ def test_a_mapped_query_has_levels(small: totalvi.Model) -> None:
     query.obs["batch"] = "new"
     mapped = small.map_query(query)
     assert np.isfinite(mapped.get_staining_level(progress=False)).all()
+
+
+def test_cells_of_a_mosaic_without_proteins_have_the_average_level() -> None:
+    mdata = totalvi.simulate(60, 30, 5, seed=1)
+    modalities = np.resize(["both", "both", "rna", "prot"], 60)
+    mdata.obs["measured_modalities"] = modalities
+    mdata["prot"].X[modalities == "rna"] = np.nan
+    mdata["rna"].X = mdata["rna"].X.multiply((modalities != "prot")[:, None]).tocsr()
+    model = totalvi.Model(mdata, staining_level=True, **SMALL)
+    model.train(max_epochs=2, progress=False)
+    level = model.get_staining_level(progress=False).to_numpy()
+    np.testing.assert_array_equal(level == 0, modalities == "rna")
+
+
+def test_counts_on_disk_tell_the_same(small: totalvi.Model, tmp_path: Any) -> None:
+    totalvi.simulate(60, 30, 5, n_batches=2, seed=1).write(tmp_path / "cells.h5mu")
+    from_disk = totalvi.Model.load(small.save(tmp_path / "model"), tmp_path / "cells.h5mu")
+    found, expected = (
+        model.get_staining_level(progress=False).to_numpy() for model in (from_disk, small)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
