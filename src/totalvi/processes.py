@@ -343,6 +343,11 @@ def require_equal(value: str, what: str) -> None:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+_NOT_MADE_PARALLEL = (
+    "fusion", "numpy", "reduction", "comprehension", "setitem", "inplace_binop", "stencil",
+)  # fmt: skip
+
+
 def compiled(**options: Any) -> Callable[[Function], Function]:
     """Return a decorator that compiles a loop with numba's ``options`` and caches the result.
 
@@ -355,7 +360,9 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
     Loops with fast arithmetic that other loops call have ``forceinline=True``. Otherwise a compiled
     loop and a cached one may inline different calls, and so differ in their last digits.
 
-    With ``parallel=True`` a loop runs on as many threads as torch.
+    With ``parallel=True`` loops over ``prange`` run on as many threads as torch; nothing else is made
+    parallel, since looking for it takes two fifths of the time of compiling. In such a loop, arithmetic
+    of whole arrays belongs into a function of its own.
 
     Examples
     --------
@@ -366,6 +373,11 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
     3.0
     """
     import numba  # its import takes long, and many need no loops
+    from numba.core.cpu_options import ParallelOptions
+
+    is_parallel = options.get("parallel", False)
+    if is_parallel:  # not a dictionary, from which numba takes the options when it first compiles
+        options["parallel"] = ParallelOptions(dict.fromkeys(_NOT_MADE_PARALLEL, False))
 
     def decorate(function: Function) -> Function:
         try:
@@ -374,7 +386,7 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
             if "cannot cache function" not in str(error):
                 raise
             dispatcher = numba.njit(**options)(function)
-        return _on_threads_of_torch(dispatcher) if options.get("parallel") else dispatcher
+        return _on_threads_of_torch(dispatcher) if is_parallel else dispatcher
 
     return decorate
 

@@ -96,10 +96,9 @@ def run(
       totalvi run --from results/run.json -o again
       totalvi run million_cells.h5ad -o results --on-disk
     """
-    from totalvi.run.run import repeat
-    from totalvi.run.run import run as run_pipeline
-
     if record is not None:
+        from totalvi.run.run import repeat
+
         _refuse_others_than_repeated(context)
         with keeping(output), reporting_what_is_there(output):
             result = repeat(
@@ -115,6 +114,8 @@ def run(
     if input is None:
         raise typer.BadParameter("INPUT is missing; give a file of counts, or --from run.json.")
     with compiling_beside(), keeping(output), reporting_what_is_there(output):
+        from totalvi.run.run import run as run_pipeline  # takes seconds, while loops are compiled
+
         result = run_pipeline(
             input,
             output,
@@ -215,13 +216,12 @@ def demo(
     Example:
       totalvi demo -o totalvi-demo
     """
-    from totalvi.data.simulate_blood import simulate_blood
-    from totalvi.run.run import run as run_pipeline
-
-    data = simulate_blood(2000, seed=seed)
     with compiling_beside(), keeping(output), reporting_what_is_there(output):
+        from totalvi.data.simulate_blood import simulate_blood
+        from totalvi.run.run import run as run_pipeline
+
         result = run_pipeline(
-            data,
+            simulate_blood(2000, seed=seed),
             output,
             **DEMO,
             seed=seed,

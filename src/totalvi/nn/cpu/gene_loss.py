@@ -60,6 +60,12 @@ def _zeros(
     return cost, total
 
 
+@compiled(error_model="numpy")
+def _inverse(r: np.ndarray) -> np.ndarray:
+    inverse: np.ndarray = r.dtype.type(1) / r
+    return inverse
+
+
 @compiled(parallel=True, error_model="numpy")
 def _negative_binomial_loss(
     logits: np.ndarray, bias: np.ndarray, library: np.ndarray,
@@ -95,7 +101,7 @@ def _negative_binomial_loss(
         Gradient by log r, with the weight, in parts to sum: (`N_CHUNKS`, groups, G) of zeros.
     """
     n_cells, n_genes = gradient.shape
-    inverse_r = r.dtype.type(1) / r
+    inverse_r = _inverse(r)
     size = -(-n_cells // N_CHUNKS)
     for chunk in prange(N_CHUNKS):
         e = np.empty(n_genes, bias.dtype)
@@ -174,7 +180,7 @@ def _zero_inflated_loss(
         As in `_negative_binomial_loss`.
     """
     n_cells, n_genes = gradient.shape
-    inverse_r = r.dtype.type(1) / r
+    inverse_r = _inverse(r)
     one = r.dtype.type(1)
     size = -(-n_cells // N_CHUNKS)
     for chunk in prange(N_CHUNKS):
