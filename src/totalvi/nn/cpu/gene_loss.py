@@ -25,6 +25,7 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from totalvi.compiled import compiled
 from totalvi.nn.cell import LinearProduct, SparseCounts
 from totalvi.nn.cpu.gene_rows import (
     N_CHUNKS,
@@ -35,7 +36,6 @@ from totalvi.nn.cpu.gene_rows import (
     tables,
 )
 from totalvi.nn.cpu.math import as_array, exp, load, log1p, store
-from totalvi.processes import compiled
 
 # values from a cell's zeros for its other counts, by gene
 _COST, _LOGIT, _SOFTPLUS, _Z, _SHARE, _N_KEPT = range(6)

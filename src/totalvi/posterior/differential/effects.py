@@ -19,7 +19,7 @@ import numpy as np
 from numba import prange
 from scipy.special import erf
 
-from totalvi.processes import compiled
+from totalvi.compiled import compiled
 
 WIDTHS = 0.02 * 2.0 ** np.arange(10)  # standard deviations of the normals, in log2
 _OUTER_STEPS, _INNER_STEPS = 8, 15
