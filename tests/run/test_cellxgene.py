@@ -207,6 +207,13 @@ def test_cells_without_rna_are_left_out(changed: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.obsm["X_umap"], whole.obsm["X_umap"][1:])
 
 
+def test_the_title_of_the_data_is_kept(changed: Path, tmp_path: Path) -> None:
+    rewrite(changed, "uns", lambda uns: uns | {"title": "Blood of two donors"})
+    made = write_cellxgene(changed, tmp_path / "a.h5ad")
+    assert 'uns["title"]' not in made.missing
+    assert ad.read_h5ad(made.path).uns["title"] == "Blood of two donors"
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(totalvi.errors.DataError, match=r"neither results\.h5mu nor results\.zarr"):
         write_cellxgene(tmp_path, tmp_path / "a.h5ad")

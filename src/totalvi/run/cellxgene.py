@@ -100,7 +100,8 @@ def write_cellxgene(
         Columns of ``obs`` to add, by name: a text for all cells, or ``@KEY`` for the values of column
         KEY. ``is_primary_data`` takes "true" or "false".
     title, organism
-        Title of the data set, and the term of its organism, such as "NCBITaxon:9606".
+        Title of the data set, and the term of its organism, such as "NCBITaxon:9606". No title:
+        ``uns["title"]`` of the results, if it is there.
     overwrite
         Whether to replace an existing file.
 
@@ -131,6 +132,8 @@ def write_cellxgene(
         _add_estimates(adata, root, has_rna)
         if not has_rna.all():
             notes.append(f"left out: {counted(int((~has_rna).sum()), 'cell')} without RNA.")
+        if title is None and "uns/title" in root:
+            title = str(read_elem(root["uns/title"]))
         texts = {"title": title, "organism_ontology_term_id": organism}
         adata.uns |= {name: text for name, text in texts.items() if text}
         if "X_umap" in adata.obsm:
