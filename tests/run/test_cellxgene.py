@@ -207,6 +207,24 @@ def test_cells_without_rna_are_left_out(changed: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.obsm["X_umap"], whole.obsm["X_umap"][1:])
 
 
+def test_genes_that_the_annotation_lacks_are_left_out(results: Path, tmp_path: Path) -> None:
+    table = tmp_path / "genes.csv"
+    table.write_text("".join(f"{ensembl(i)},gene {i},1\n" for i in range(0, N_GENES, 2)))
+    made = write_cellxgene(results, tmp_path / "a.h5ad", known_genes=table)
+    assert f"left out: 45 genes that {table} does not list." in made.notes
+    found, whole = ad.read_h5ad(made.path), mudata.read_h5mu(results.parent / "cells.h5mu")["rna"]
+    kept = [ensembl(i) for i in range(0, N_GENES, 2)]
+    assert list(found.var_names) == list(found.raw.var_names) == kept
+    np.testing.assert_array_equal(found.raw.X.toarray(), whole.X.toarray()[:, ::2])
+    for wrong, message in {
+        "a,b\n": "lists none of the genes",
+        "": "is not a table of genes",
+    }.items():
+        table.write_text(wrong)
+        with pytest.raises(totalvi.errors.DataError, match=message):
+            write_cellxgene(results, tmp_path / "b.h5ad", known_genes=table)
+
+
 def test_the_title_of_the_data_is_kept(changed: Path, tmp_path: Path) -> None:
     rewrite(changed, "uns", lambda uns: uns | {"title": "Blood of two donors"})
     made = write_cellxgene(changed, tmp_path / "a.h5ad")

@@ -99,6 +99,14 @@ def convert(
         str | None,
         options.text("--organism", "TERM", "For CELLxGENE: such as NCBITaxon:9606, human."),
     ] = None,
+    known_genes: Annotated[
+        Path | None,
+        options.text(
+            "--known-genes",
+            "FILE",
+            "For CELLxGENE: table of Ensembl ids; other genes are left out.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         options.text(
@@ -130,10 +138,13 @@ def convert(
     written = target or output
     assert written is not None
     if to == "cellxgene":
-        _write_cellxgene(input, written, obs or [], title, organism, overwrite)
+        about = {"title": title, "organism": organism, "known_genes": known_genes}
+        _write_cellxgene(input, written, obs or [], about, overwrite)
         return
-    if obs or title or organism:
-        raise DataError("--obs, --title and --organism are for --to cellxgene; leave them out.")
+    if obs or title or organism or known_genes:
+        raise DataError(
+            "--obs, --title, --organism and --known-genes are for --to cellxgene; leave them out."
+        )
     if written.suffix == ".zarr":
         from totalvi.run.convert import write_store
 
@@ -175,8 +186,7 @@ def _write_cellxgene(
     folder: Path,
     output: Path,
     obs: list[str],
-    title: str | None,
-    organism: str | None,
+    about: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """Write the file for CELLxGENE; print its path, what was changed, and what it lacks."""
@@ -188,9 +198,7 @@ def _write_cellxgene(
         if not (name and equals and value):
             raise DataError(f"--obs {given} has no value; give it as NAME=TEXT or NAME=@KEY.")
         columns[name] = value
-    made = write_cellxgene(
-        folder, output, obs=columns, title=title, organism=organism, overwrite=overwrite
-    )
+    made = write_cellxgene(folder, output, obs=columns, **about, overwrite=overwrite)
     for note in made.notes:
         typer.echo(f"note: {note}")
     if made.missing:

