@@ -256,10 +256,10 @@ def barrier() -> None:
     ProcessError
         When one of them ended.
     """
-    _largest(0)
+    largest_of_all(0)
 
 
-def _largest(value: int) -> int:
+def largest_of_all(value: int) -> int:
     """Return the largest of the values of all processes."""
     if this_process().n_processes == 1:
         return value
@@ -284,9 +284,9 @@ def first_alone() -> Iterator[bool]:
         yield this_process().rank == 0
     except BaseException:
         with suppress(ProcessError):  # report the error of the block
-            _largest(1)
+            largest_of_all(1)
         raise
-    if _largest(0):
+    if largest_of_all(0):
         raise ProcessError("Another process could not do its part; see what it said.")
 
 
