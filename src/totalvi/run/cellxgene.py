@@ -20,8 +20,13 @@ from scipy import sparse
 
 from totalvi.errors import DataError, counted, did_you_mean, listed
 from totalvi.posterior.stacking import log_normalised
-from totalvi.run.folder import RESULTS, STORE, refuse_input_in_output, staged_file
-from totalvi.run.results import DENOISED_LIBRARY_SIZE
+from totalvi.run.folder import (
+    DENOISED_LIBRARY_SIZE,
+    RESULTS,
+    STORE,
+    refuse_input_in_output,
+    staged_file,
+)
 
 FROM_COLUMN = "@"  # before the name of a column whose values are taken
 REQUIRED_OBS = (
