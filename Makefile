@@ -37,8 +37,10 @@ venv: $(VENV)/.installed
 venv-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
+	@echo "Installing totalvi and what it needs into $(VENV)/, this time only. It takes minutes: first packages are downloaded,"
+	@echo "PyTorch among them, and then unpacked, during which nothing is printed for a while."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -46,7 +48,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: venv
-	$(BIN)/totalvi demo --output totalvi-demo --overwrite
+	@echo "Starting totalvi demo; the first start takes a few seconds more."
+	@$(BIN)/totalvi demo --output totalvi-demo --overwrite
 
 # The tutorials run while the site is built; those that did not change are kept in .tutorials/.
 docs: venv-dev

@@ -4,22 +4,26 @@
 
 Each case is a dict of arguments of `Model.train`, but for "model" (of `Model`), "cells", "panels"
 (whether the last batch lacks proteins), "zarr" (a path: the cells stay on disk), "window" (cells of a
-window of data on disk), "twice" (fit again), "mapped" (fit further cells on the model) and "out" (a
-folder, for the results of queries).
+window of data on disk), "twice" (fit again), "mapped" (fit further cells on the model), "out" (a
+folder, for the results of queries) and "log" (a folder, for what a logger and a callback are told; the
+callback ends the fit after two epochs).
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from lightning_fabric.loggers import CSVLogger
 from mudata import MuData
 
 import totalvi
 from totalvi.fit.batches import BLOCK, WINDOW, shuffled_windows
+from totalvi.fit.callbacks import Callback
 from totalvi.processes import this_process
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
@@ -42,12 +46,15 @@ def fit_case(case: dict[str, Any]) -> totalvi.Model:
         "zarr": None,
         "window": None,
         "out": None,
+        "log": None,
     }
     what |= {"model": {}, "twice": False, "mapped": False}
     what = {name: case.pop(name, default) for name, default in what.items()}
     data = cells(what["cells"], what["panels"]) if what["zarr"] is None else what["zarr"]
     model = totalvi.Model(data, batch_key="batch", **(SMALL | what["model"]))
     window = what["window"] or WINDOW
+    if what["log"] is not None:
+        case |= {"logger": CSVLogger(what["log"]), "callbacks": ends_after_two(Path(what["log"]))}
     order = partial(shuffled_windows, window=window, block=min(BLOCK, window // 4))
     with (
         patch("totalvi.fit.batches.shuffled_windows", order),
@@ -62,6 +69,17 @@ def fit_case(case: dict[str, Any]) -> totalvi.Model:
         query.obs["batch"] = "new"
         model = model.map_query(query, train=True, **case)
     return model
+
+
+def ends_after_two(folder: Path) -> Callback:
+    """Return a callback that writes a file for each epoch, by process, and ends the fit after two."""
+
+    def callback(epoch: int, row: Mapping[str, float]) -> bool:
+        file = folder / f"epoch_{epoch}_of_process_{this_process().rank}"
+        file.write_text(str(row["validation_loss"]))
+        return epoch == 1
+
+    return callback
 
 
 def ask(model: totalvi.Model, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import pytest
 
-from totalvi.processes import compiled
+from totalvi.compiled import compiled
 
 
 def refusing(message: str, compile_: Callable[..., Any] = numba.njit) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import shared_fits
@@ -70,7 +71,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     simulate_to_zarr(big, 3000, 60, 6, 2, seed=3)
     disk = {"zarr": str(store), "window": 64}
     asked = {"zarr": str(big), "max_epochs": 1, "batch_size": 300}
-    cases = CASES | {"disk": disk, "asked": asked | {"out": str(folder / "two")}}
+    logged = {"log": str(folder / "log"), "max_epochs": 12}
+    (folder / "log").mkdir()
+    cases = CASES | {"disk": disk, "asked": asked | {"out": str(folder / "two")}, "logged": logged}
     out = folder / "two.npz"
     found = fitted(torchrun(2, str(SCRIPT), str(out), json.dumps(cases)), out)
     found["disk.alone"] = alone(disk)["losses"]
@@ -119,6 +122,18 @@ def test_queries_of_two_processes_write_what_one_writes(shared: dict[str, np.nda
                 assert np.isfinite(b).all()
             compared += 1
     assert compared > 12
+
+
+def test_the_first_of_two_processes_logs_and_ends_the_fit(shared: dict[str, np.ndarray]) -> None:
+    assert len(shared["logged.losses"]) == 2
+    folder = Path(str(shared["folder"])) / "log"
+    told = sorted(path.name for path in folder.glob("epoch_*"))
+    assert told == ["epoch_0_of_process_0", "epoch_1_of_process_0"]
+    logs = list(folder.rglob("metrics.csv"))
+    assert len(logs) == 1
+    np.testing.assert_allclose(
+        pd.read_csv(logs[0])[["train_loss", "validation_loss"]], shared["logged.losses"]
+    )
 
 
 def test_three_processes_that_a_script_launches(

@@ -24,6 +24,9 @@ AT_THE_ROOT = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks/index.md",
+    "workflows/nextflow/README.md": "workflows/nextflow.md",
+    "workflows/snakemake/README.md": "workflows/snakemake.md",
+    "workflows/viash/README.md": "workflows/viash.md",
 }
 RESULT = re.compile(r"(?<!\[)`(?:results/)?(\w+\.md)`")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s:]+)(#[^)\s]*)?(\))")

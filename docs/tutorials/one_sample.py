@@ -164,6 +164,26 @@ de.query("lfc_mean > 0")[
 ].head(8)
 
 # %% [markdown]
+# ## In scanpy, muon and others
+#
+# The results are ordinary entries of AnnData and MuData, so other tools take them as they are:
+# `X_totalvi` wherever a tool asks for a representation of the cells, as scanpy's neighbours did
+# above, and the denoised values as a layer. Here scanpy averages them over the populations.
+
+# %%
+protein = mdata["prot"]
+protein.layers["denoised"] = denoised.reindex(columns=protein.var_names).to_numpy()
+protein.obs["population"] = pd.Categorical(named).remove_unused_categories()
+means = sc.get.aggregate(protein, by="population", func="mean", layer="denoised")
+means.to_df(layer="mean")[["CD3", "CD4", "CD8", "CD19", "CD14"]].round(1)
+
+# %% [markdown]
+# muon draws the same object: `muon.pl.embedding(mdata, basis="rna:X_umap", color="prot:CD4")`.
+# `decoupler` scores pathways and transcription factors on the RNA as it is. Tools that look for
+# `X_pca` by name, such as `milopy`, take the latent space under that name:
+# `rna.obsm["X_pca"] = rna.obsm["X_totalvi"]`.
+
+# %% [markdown]
 # ## Save
 #
 # The model is a folder without counts; the data are a file of mudata.

@@ -1,10 +1,7 @@
-"""Compute on several processors: processes that fit or query together, and compiled loops on threads.
+"""Several processes that fit or query together.
 
 Each process runs the same program from its start. `torchrun`, `fabric run`, SLURM's `srun` or
 `launch(devices=2)` start them. They exchange data through the default group of torch.distributed.
-
-numba ends a process that was forked from one that ran `compiled` loops, so start processes by "spawn".
-If it finds neither OpenMP nor TBB, it also ends a process whose Python threads run them together.
 """
 
 import inspect
@@ -12,12 +9,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import wraps
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from totalvi.errors import ProcessError, allowed, argument, setting
 
@@ -260,10 +256,10 @@ def barrier() -> None:
     ProcessError
         When one of them ended.
     """
-    _largest(0)
+    largest_of_all(0)
 
 
-def _largest(value: int) -> int:
+def largest_of_all(value: int) -> int:
     """Return the largest of the values of all processes."""
     if this_process().n_processes == 1:
         return value
@@ -288,9 +284,9 @@ def first_alone() -> Iterator[bool]:
         yield this_process().rank == 0
     except BaseException:
         with suppress(ProcessError):  # report the error of the block
-            _largest(1)
+            largest_of_all(1)
         raise
-    if _largest(0):
+    if largest_of_all(0):
         raise ProcessError("Another process could not do its part; see what it said.")
 
 
@@ -338,63 +334,3 @@ def require_equal(value: str, what: str) -> None:
                 f"Process {rank} has another {what} than process 0; give all processes the same "
                 "files and arguments."
             )
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(**options: Any) -> Callable[[Function], Function]:
-    """Return a decorator that compiles a loop with numba's ``options`` and caches the result.
-
-    numba caches compiled loops beside the source, or in the home folder. It compiles a loop again when
-    the file of the loop changes, but not when a file that the loop calls changes: after a change of
-    `totalvi.nn.cpu.math` or `totalvi.nn.cpu.gene_rows`, delete ``__pycache__``. If no folder can be
-    written to, as in containers of other users, each process compiles again. Set ``NUMBA_CACHE_DIR`` to
-    a folder that can be written to.
-
-    Loops with fast arithmetic that other loops call have ``forceinline=True``. Otherwise a compiled
-    loop and a cached one may inline different calls, and so differ in their last digits.
-
-    With ``parallel=True`` a loop runs on as many threads as torch.
-
-    Examples
-    --------
-    >>> @compiled()
-    ... def double(x: float) -> float:
-    ...     return 2 * x
-    >>> double(1.5)
-    3.0
-    """
-    import numba  # its import takes long, and many need no loops
-
-    def decorate(function: Function) -> Function:
-        try:
-            dispatcher: Function = numba.njit(cache=True, **options)(function)
-        except RuntimeError as error:
-            if "cannot cache function" not in str(error):
-                raise
-            dispatcher = numba.njit(**options)(function)
-        return _on_threads_of_torch(dispatcher) if options.get("parallel") else dispatcher
-
-    return decorate
-
-
-def _on_threads_of_torch(loop: Function) -> Function:
-    """Return ``loop`` on as many threads as torch, which keeps its number."""
-    import numba
-
-    @wraps(loop)
-    def run(*arguments: Any) -> Any:
-        import torch
-
-        wanted = torch.get_num_threads()
-        before = numba.get_num_threads()
-        if torch.get_num_threads() != wanted:  # numba just started its threads, and changed both
-            torch.set_num_threads(wanted)
-        numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))
-        try:
-            return loop(*arguments)
-        finally:
-            numba.set_num_threads(before)
-
-    return cast(Function, run)

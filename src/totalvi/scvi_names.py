@@ -73,7 +73,6 @@ SCVI_NAMES = {
     "autotune": "train takes the numbers that suit the size of the data by itself",
     "organize_multimodal_anndatas": "totalvi.mosaic joins data that lack a modality",
     "use_gpu": 'give accelerator="cuda"',
-    "logger": "history has the losses",
     "layer": "give rna_layer and protein_layer",
     "modalities": "give rna_modality and protein_modality",
     "use_observed_lib_size": 'give library="observed" or "latent"',

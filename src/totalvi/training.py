@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from inspect import getattr_static
 from pathlib import Path
@@ -22,6 +22,7 @@ from totalvi.data.background.prior import (
 )
 from totalvi.data.cells import CiteData, fingerprint
 from totalvi.errors import NotTrainedError, TrainingError, warn_of
+from totalvi.fit.callbacks import Callback, Listeners, Logger
 from totalvi.fit.checkpoint import (
     CHECKPOINT_EVERY,
     Checkpoint,
@@ -148,6 +149,8 @@ class Training(Fitted, Protocol):
         checkpoint: str | Path | None = None,
         checkpoint_every: int | timedelta = CHECKPOINT_EVERY,
         resume: bool | str | Path = False,
+        logger: Logger | Sequence[Logger] | None = None,
+        callbacks: Callback | Sequence[Callback] = (),
         progress: bool | None = None,
         devices: int | None = None,
         num_nodes: int = 1,
@@ -204,6 +207,16 @@ class Training(Fitted, Protocol):
             A checkpoint from which the fit resumes; it is then also the ``checkpoint``. True:
             ``checkpoint``, if it exists. The fit ends with the numbers of an uninterrupted one.
             Arguments left at their defaults are those of the checkpoint, and others must agree.
+        logger
+            Receives each row of `history` under its names, with ``step`` the number of the epoch
+            there, and the numbers of the fit as hyperparameters if it takes them: one or several of
+            the loggers of Lightning Fabric (TensorBoard, CSV) and Lightning (MLflow, Weights &
+            Biases), or any object with ``log_metrics(metrics, step)``.
+        callbacks
+            Functions ``callback(epoch, row)``, called after each epoch with its number and its row of
+            `history`; the fit ends if one returns True. With several processes, the first alone calls
+            the callbacks and loggers. A fit that resumes first tells them of its earlier epochs, so
+            that a log is complete; what callbacks answer then does not count.
         progress
             Whether to show a progress bar; None: on a terminal.
         devices, num_nodes
@@ -225,6 +238,7 @@ class Training(Fitted, Protocol):
             When a signal ended the fit. The model is unchanged, and the checkpoint is written.
         """
         data = self._training_data()
+        listeners = Listeners.of(logger, callbacks)
         given: dict[str, Any] = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
@@ -264,7 +278,7 @@ class Training(Fitted, Protocol):
             steps_done = kept.steps_done if kept is not None else 0
             require_equal(json.dumps([settings, steps_done]), "data, arguments or checkpoint")
             shown = progress if this_process().rank == 0 else False
-            result = self._fit(data, cells, plan, fabric, kept, shown)
+            result = self._fit(data, cells, plan, fabric, kept, listeners, shown)
         if self._mapping is not None:  # unmeasured proteins are filled by the weights after the fit
             fill_query(self.module, data, self._mapping)
             assert self._result is not None
@@ -296,6 +310,7 @@ class Training(Fitted, Protocol):
         plan: TrainingPlan,
         fabric: "Fabric",
         checkpoint: Checkpoint | None,
+        listeners: Listeners,
         progress: bool | None,
     ) -> FitResult:
         """Fit the module; if that fails or is interrupted, restore the model."""
@@ -303,9 +318,21 @@ class Training(Fitted, Protocol):
         before = {name: value.clone() for name, value in self.module.state_dict().items()}
         mapping = self._mapping
         frozen = nullcontext() if mapping is None else only_new_rows(self.module, mapping)
+        sizes = {
+            "n_genes": data.rna.shape[1],
+            "n_proteins": data.protein.shape[1],
+            "n_batches": len(self.schema.batch_names),
+            "n_training_cells": len(split.train),
+        }
+        numbers = {"seed": self.seed, **sizes, **self._options, **asdict(plan)}
         try:
-            with frozen, epoch_progress(plan.max_epochs, progress) as on_epoch:
-                fit = Fit(self.module, data, split, plan, fabric, seed, on_epoch)
+            with (
+                frozen,
+                epoch_progress(plan.max_epochs, progress) as bar,
+                listeners.told(numbers, len(self.history), bar) as on_epoch,
+            ):
+                shown = bar is not None
+                fit = Fit(self.module, data, split, plan, fabric, seed, on_epoch, shown)
                 return fit.run(checkpoint)
         except BaseException as error:
             self.module.load_state_dict(before)

@@ -35,6 +35,12 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("module", ["report.build", "explorer.app"])
+def test_pages_do_not_wait_for_torch(module: str) -> None:
+    code = f"import sys, totalvi.{module}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     name = [command, "fetch"] if command == "datasets" else [command]

@@ -105,7 +105,10 @@ def test_summary_lists_warnings_and_files(
     asked: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert execute(["demo", "-o", str(tmp_path / "out"), "--seed", "3"]) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert said.startswith(f"Fitting simulated blood of two donors; results go to {tmp_path}")
+    report = tmp_path / "out" / "report.html"
+    assert printed.splitlines()[-1] == f"next, open in a browser: {report}"
     assert printed.startswith("2,000 cells, 500 genes, 20 proteins: 6 clusters")
     assert "812.3" in printed
     assert "warning: 1 of 20 antibodies: no foreground (CD25)" in printed

@@ -56,7 +56,8 @@ def convert(
         typer.Argument(
             metavar="INPUT",
             help="Counts of any format that `totalvi run` reads; or a model of totalvi, of scvi-tools "
-            "(its folder or model.pt), or 0.6.x weights; with --to minified, folder of `totalvi run`.",
+            "(its folder or model.pt), or 0.6.x weights; with --to minified or cellxgene, folder of "
+            "`totalvi run`.",
             show_default=False,
         ),
     ],
@@ -65,7 +66,7 @@ def convert(
         Path | None,
         typer.Argument(
             metavar="OUTPUT",
-            help="Store (.zarr), model folder or minified reference to write.",
+            help="Store (.zarr), model folder, minified reference or .h5ad to write.",
             show_default=False,
         ),
     ] = None,
@@ -74,11 +75,36 @@ def convert(
         typer.Option("-o", "--output", metavar="OUTPUT", help="The same, as an option."),
     ] = None,
     to: Annotated[
-        Literal["totalvi", "scvi", "minified"] | None,
+        Literal["totalvi", "scvi", "minified", "cellxgene"] | None,
         typer.Option(
             "--to",
             help="Format of a model to write; minified: one file, on which `totalvi map` maps without "
-            "other data. Default: that of totalvi or scvi-tools which INPUT is not in.",
+            "other data; cellxgene: results as the .h5ad that CELLxGENE takes. Default: that of "
+            "totalvi or scvi-tools which INPUT is not in.",
+        ),
+    ] = None,
+    obs: Annotated[
+        list[str] | None,
+        options.text(
+            "--obs",
+            "NAME=TEXT|NAME=@KEY",
+            "For CELLxGENE: column of obs to add, one text for all cells, or the values of column KEY; "
+            "repeatable.",
+        ),
+    ] = None,
+    title: Annotated[
+        str | None, options.text("--title", "TEXT", "For CELLxGENE: title of the data set.")
+    ] = None,
+    organism: Annotated[
+        str | None,
+        options.text("--organism", "TERM", "For CELLxGENE: such as NCBITaxon:9606, human."),
+    ] = None,
+    known_genes: Annotated[
+        Path | None,
+        options.text(
+            "--known-genes",
+            "FILE",
+            "For CELLxGENE: table of Ensembl ids; other genes are left out.",
         ),
     ] = None,
     config: Annotated[
@@ -97,7 +123,7 @@ def convert(
     If OUTPUT ends in .zarr, INPUT has counts. They are read some cells at a time and written as a
     MuData with RNA and proteins, which `totalvi run --on-disk` and Model(path) read fast. Otherwise
     INPUT is a model. No code in the files of other packages is run, and scvi-tools need not be
-    installed.
+    installed. With --to cellxgene, what the file still lacks of CELLxGENE's schema is listed.
 
     \b
     Examples:
@@ -105,11 +131,20 @@ def convert(
       totalvi convert scvi_folder -o pbmc.totalvi
       totalvi convert pbmc.totalvi -o scvi_folder --to scvi
       totalvi convert results reference.totalvi --to minified
+      totalvi convert results blood.h5ad --to cellxgene --organism NCBITaxon:9606 --obs donor_id=@donor
     """
     if (target is None) == (output is None):
         raise DataError("convert needs one output; name it once, as in `convert INPUT OUTPUT`.")
     written = target or output
     assert written is not None
+    if to == "cellxgene":
+        about = {"title": title, "organism": organism, "known_genes": known_genes}
+        _write_cellxgene(input, written, obs or [], about, overwrite)
+        return
+    if obs or title or organism or known_genes:
+        raise DataError(
+            "--obs, --title, --organism and --known-genes are for --to cellxgene; leave them out."
+        )
     if written.suffix == ".zarr":
         from totalvi.run.convert import write_store
 
@@ -145,6 +180,33 @@ def convert(
         model = model_of_scvi(input, described, allow_fractional=reading.where["allow_fractional"])
     save = model.save_scvi if to == "scvi" else model.save
     typer.echo(save(written, overwrite=overwrite))
+
+
+def _write_cellxgene(
+    folder: Path,
+    output: Path,
+    obs: list[str],
+    about: dict[str, Any],
+    overwrite: bool,
+) -> None:
+    """Write the file for CELLxGENE; print its path, what was changed, and what it lacks."""
+    from totalvi.run.cellxgene import write_cellxgene
+
+    columns = {}
+    for given in obs:
+        name, equals, value = given.partition("=")
+        if not (name and equals and value):
+            raise DataError(f"--obs {given} has no value; give it as NAME=TEXT or NAME=@KEY.")
+        columns[name] = value
+    made = write_cellxgene(folder, output, obs=columns, **about, overwrite=overwrite)
+    for note in made.notes:
+        typer.echo(f"note: {note}")
+    if made.missing:
+        typer.echo(
+            f"warning: CELLxGENE also needs {', '.join(made.missing)}; give columns of obs with --obs "
+            "NAME=TEXT or NAME=@KEY, the rest with --title and --organism, or add them to the file."
+        )
+    typer.echo(made.path)
 
 
 def info(

@@ -16,7 +16,7 @@ from totalvi.cli.options import Arguments, Reading, with_options
 from totalvi.errors import IncompleteError, Interrupted, ReadError, TotalviError, counted
 from totalvi.processes import this_process
 from totalvi.run.first_use import compiling_beside
-from totalvi.run.folder import MODEL, RunResult, checkpoint_of
+from totalvi.run.folder import MODEL, RunResult, checkpoint_of, require_writable
 
 DEMO: dict[str, Any] = {
     "batch_key": "donor",
@@ -96,10 +96,9 @@ def run(
       totalvi run --from results/run.json -o again
       totalvi run million_cells.h5ad -o results --on-disk
     """
-    from totalvi.run.run import repeat
-    from totalvi.run.run import run as run_pipeline
-
     if record is not None:
+        from totalvi.run.run import repeat
+
         _refuse_others_than_repeated(context)
         with keeping(output), reporting_what_is_there(output):
             result = repeat(
@@ -115,6 +114,8 @@ def run(
     if input is None:
         raise typer.BadParameter("INPUT is missing; give a file of counts, or --from run.json.")
     with compiling_beside(), keeping(output), reporting_what_is_there(output):
+        from totalvi.run.run import run as run_pipeline  # takes seconds, while loops are compiled
+
         result = run_pipeline(
             input,
             output,
@@ -215,19 +216,16 @@ def demo(
     Example:
       totalvi demo -o totalvi-demo
     """
-    from totalvi.data.simulate_blood import simulate_blood
-    from totalvi.run.run import run as run_pipeline
-
-    data = simulate_blood(2000, seed=seed)
+    if not resume:
+        require_writable(output, overwrite=overwrite)
+    said = "The first run on a machine compiles loops for a while before its first epoch."
+    typer.echo(f"Fitting simulated blood of two donors; results go to {output}. {said}", err=True)
     with compiling_beside(), keeping(output), reporting_what_is_there(output):
-        result = run_pipeline(
-            data,
-            output,
-            **DEMO,
-            seed=seed,
-            overwrite=overwrite,
-            resume=resume,
-        )
+        from totalvi.data.simulate_blood import simulate_blood
+        from totalvi.run.run import run as run_pipeline
+
+        data = simulate_blood(2000, seed=seed)
+        result = run_pipeline(data, output, **DEMO, seed=seed, overwrite=overwrite, resume=resume)
     _finish(result)
 
 
@@ -397,4 +395,4 @@ def _finish(result: RunResult, as_json: bool = False) -> None:
         share = f"{doublets / record['cells']:.1%}"
         typer.echo(f"note: {doublets:,} cells ({share}) are likely doublets; none is removed.")
     list_written(result, apart=(report.name,))
-    typer.echo(f"  {report}  (open it in a browser)")
+    typer.echo(f"next, open in a browser: {report}")

@@ -18,17 +18,7 @@ EXTRA_OF = {
     "tornado": "explorer",
 }
 # Better said before a fit than after it.
-_OF_RESULTS = [
-    "run",
-    "demo",
-    "report",
-    "gate",
-    "compare",
-    "train",
-    "denoise",
-    "de",
-    "impute",
-]
+_OF_RESULTS = ["run", "demo", "report", "gate", "compare"]
 _EXTRAS_OF_COMMAND = {
     **dict.fromkeys(_OF_RESULTS, ("clusters", "report")),
     "explore": ("clusters", "report", "explorer"),

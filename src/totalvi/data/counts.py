@@ -13,8 +13,8 @@ import pandas as pd
 import zarr
 from scipy import sparse
 
+from totalvi.compiled import compiled
 from totalvi.errors import DataError
-from totalvi.processes import compiled
 
 ROWS_AT_A_TIME = 4096  # cells of a block; memory holds one block at a time
 _LARGEST_GAP = 512  # longest gap of rows that is read instead of skipped: about a chunk

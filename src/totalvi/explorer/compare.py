@@ -24,7 +24,7 @@ from bokeh.models import (
 from totalvi.explorer.comparer import Compared, ComparedConditions, Design
 from totalvi.figures.charts import volcano
 from totalvi.figures.style import FOREGROUND, WARNING
-from totalvi.run.results import DENOISED_LIBRARY_SIZE
+from totalvi.run.folder import DENOISED_LIBRARY_SIZE
 
 
 def redrawn_with_its_source(table: DataTable) -> DataTable:

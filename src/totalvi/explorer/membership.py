@@ -22,7 +22,7 @@ from totalvi.explorer.axes import Axis, to_scale
 from totalvi.explorer.gate_shapes import contains
 from totalvi.explorer.gates import Gate, Gating, members
 from totalvi.explorer.run_cells import Cells
-from totalvi.run.results import DENOISED_LIBRARY_SIZE
+from totalvi.run.folder import DENOISED_LIBRARY_SIZE
 
 if TYPE_CHECKING:
     from totalvi.model import Model

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from totalvi.data.cells import CiteData
 from totalvi.errors import ProcessError, TrainingError, argument
 from totalvi.fit.batches import WINDOW, CountsOnDevice, minibatches, read_once
+from totalvi.fit.callbacks import OnEpoch
 from totalvi.fit.checkpoint import Checkpoint, Signals
 from totalvi.fit.device import (
     Memory,
@@ -40,8 +41,6 @@ from totalvi.processes import Process, losing_others, process_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-OnEpoch = Callable[[int, dict[str, float]], None]
 
 _MOST_SKIPPED_IN_A_ROW = 20
 _VALIDATION_BATCH_SIZE = 1024
@@ -88,8 +87,10 @@ class Fit:
     seed
         Seed of the order of cells, of samples and of dropout.
     on_epoch
-        Function called after each epoch with its number and its row of the history. A fit that
-        resumes first calls it for its earlier epochs.
+        Function called after each epoch with its number and its row of the history; True ends the
+        fit. A fit that resumes first calls it for its earlier epochs, whose answers do not count.
+    show_memory
+        Whether to print the memory needed on a GPU on standard error.
 
     Attributes
     ----------
@@ -113,6 +114,7 @@ class Fit:
         fabric: "Fabric",
         seed: np.random.SeedSequence,
         on_epoch: OnEpoch | None = None,
+        show_memory: bool = False,
     ) -> None:
         order_seed, noise_seed, self.validation_seed = seed.spawn(3)
         self.network, self.split, self.plan, self.fabric = network, split, plan, fabric
@@ -129,7 +131,7 @@ class Fit:
         self.held: CountsOnDevice | None = None
         if fabric.device.type == "cuda":
             given = network, self.training[0], fabric.device, self._own_cells()
-            self.memory, self.held = plan_memory(*given, show=on_epoch is not None)
+            self.memory, self.held = plan_memory(*given, show=show_memory)
         self.signals = Signals(self.process.n_processes)
         self.autocast = autocast_precision(plan.precision, network, fabric.device)
         self.state = FitState.at_start(
@@ -163,7 +165,7 @@ class Fit:
         ProcessError
             When another process of the fit ended.
         """
-        state, show = self.state, self.on_epoch or _show_nothing
+        state, tell = self.state, self.on_epoch or (lambda *_: None)
         with ExitStack() as stack:
             stack.enter_context(losing_others())
             if self.memory is not None:
@@ -173,13 +175,14 @@ class Fit:
                 if checkpoint.start is not None:
                     state.restore(checkpoint.start)
             for epoch, row in enumerate(state.history):
-                show(epoch, row)
+                tell(epoch, row)
             watch = watch_threads(self.fabric.device)
             while not state.stopped:
                 row = self.epoch(checkpoint)
                 watch()
                 state.end_epoch(row, self.plan)
-                show(state.epoch - 1, row)
+                if tell(state.epoch - 1, row):
+                    state.end("a callback ended it")
                 if checkpoint is not None:
                     if state.stopped or checkpoint.is_due_after(state.epoch):
                         checkpoint.write(state.saved())
@@ -361,10 +364,6 @@ def evaluate(
     paper = row["validation_loss"]
     sampled = row["validation_reconst_loss_protein"] + row["validation_kl_div_back_pro"]
     return row | {"validation_loss": paper - sampled + sums[-1].item() / n_cells, PAPER_LOSS: paper}
-
-
-def _show_nothing(_epoch: int, _row: dict[str, float]) -> None:
-    pass
 
 
 def _require_cells_for_all(split: Split, plan: TrainingPlan, process: Process) -> None:

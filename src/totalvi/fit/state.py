@@ -207,12 +207,22 @@ class FitState:
         if last:
             self.stopped = f"all {plan.max_epochs} epochs done"
         if "validation_loss" in row and (row["kl_weight"] >= 1 or last):
-            if row["validation_loss"] < self.best_loss:
-                self.best_loss, self.best_epoch = row["validation_loss"], epoch
-                weights = self.network.state_dict()
-                self.best_weights = {name: value.clone() for name, value in weights.items()}
+            self._keep_if_best()
             if plan.patience is not None and epoch - self.best_epoch >= plan.patience:
                 self.stopped = f"no lower validation loss for {plan.patience} epochs"
+
+    def end(self, reason: str) -> None:
+        """End the fit after the epoch that just finished, whose weights count even during warm-up."""
+        self._keep_if_best()
+        self.stopped = self.stopped or reason
+
+    def _keep_if_best(self) -> None:
+        """Record the weights of the epoch that just finished if no validation loss was lower."""
+        loss = self.history[-1].get("validation_loss", math.inf)
+        if loss < self.best_loss:
+            self.best_loss, self.best_epoch = loss, self.epoch - 1
+            weights = self.network.state_dict()
+            self.best_weights = {name: value.clone() for name, value in weights.items()}
 
     def saved(self) -> Saved:
         """Return the state between two steps in the form of a checkpoint."""

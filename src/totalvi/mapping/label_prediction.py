@@ -159,7 +159,8 @@ class LabelQueries(ComparisonQueries):
 
         by the fitted model, in nats: with 2.3 nats, the counts of this feature alone make the label ten
         times as likely as before. Cells of a label are those that `predict` answers it for; a
-        label is described by the states of six of them, and judged on at most 32 others.
+        label is described by the states of six of them, and judged on at most 32 others, or where it
+        has no others, on these.
         Features that tell the same tell it several times, so that they do not add up.
 
         Parameters

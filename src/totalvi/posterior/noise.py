@@ -12,7 +12,7 @@ import torch
 from numba import prange, uint64
 from torch import Tensor
 
-from totalvi.processes import compiled
+from totalvi.compiled import compiled
 
 Purpose = Literal[
     "latent",

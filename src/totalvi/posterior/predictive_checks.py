@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from totalvi.compiled import compiled
 from totalvi.data.describe import Data
 from totalvi.posterior.arguments import Cells, documented
 from totalvi.posterior.calibration import LEVELS, predictive_log_prob, predictive_proteins
 from totalvi.posterior.draws import gene_counts, gene_parameters, protein_counts
 from totalvi.posterior.question import Fitted, Question
-from totalvi.processes import compiled
 
 _CHECK_BATCH_SIZE = 256  # the checks hold about ten arrays of cells by genes
 

@@ -9,7 +9,7 @@ from totalvi.figures.style import PROTEIN_SCALE
 from totalvi.posterior.gates.hierarchy import Hierarchy, markers_of, parse_hierarchy
 from totalvi.posterior.gates.memberships import usable
 from totalvi.report.report_data import Results
-from totalvi.run.doublet_tables import LEAST_PROBABILITY, PROBABILITY
+from totalvi.run.folder import DOUBLET_PROBABILITY, LIKELY_DOUBLET
 
 WIDTH, HEIGHT = 240.0, 200.0
 _PIXELS, _FINE_PIXELS = 80, 150  # across and up, of cells that are drawn as one
@@ -199,7 +199,7 @@ def shown_doublets(results: Results) -> dict[str, Any] | None:
     ``groups`` are the rows of samples and of clusters, with names where clusters have them; ``single``
     and ``doublet`` are SVG paths of the cells on the map.
     """
-    if "doublets" not in results.tables or PROBABILITY not in results.obs:
+    if "doublets" not in results.tables or DOUBLET_PROBABILITY not in results.obs:
         return None
     table = results.tables["doublets"]
     has_names = "cluster_names" in results.tables
@@ -211,7 +211,7 @@ def shown_doublets(results: Results) -> dict[str, Any] | None:
         rows[row["of"]].append({**row, "name": group, "named": named})
     low, high = (end(results.umap, axis=0) for end in (np.min, np.max))
     pixels = ((results.umap - low) / np.maximum(high - low, 1e-9)).T
-    called = results.obs[PROBABILITY].to_numpy() > LEAST_PROBABILITY
+    called = results.obs[DOUBLET_PROBABILITY].to_numpy() > LIKELY_DOUBLET
     return {
         "all": rows["all"][0],
         "groups": [("Sample", rows["sample"]), ("Cluster", rows["cluster"])],

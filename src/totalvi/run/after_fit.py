@@ -19,10 +19,9 @@ from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_a
 from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.doublet_tables import doublets_of_run, read_doublets
-from totalvi.run.folder import CLUSTER_COLUMN, RESULTS
+from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, RESULTS
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
-    DENOISED_LIBRARY_SIZE,
     POSTERIOR_SAMPLES,
     Estimates,
     ResultsFile,

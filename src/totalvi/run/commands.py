@@ -45,7 +45,7 @@ from totalvi.run.folder import (
     refuse_input_in_output,
     staged_file,
 )
-from totalvi.run.pipeline import new_model
+from totalvi.run.new_model import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
 
 

@@ -1,26 +1,21 @@
 """Find the likely doublets of a run, and count them by sample and cluster."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from mudata import MuData
 
+from totalvi.model import Model
 from totalvi.posterior.doublets import FEWEST_CELLS, rate_by_number
 from totalvi.posterior.gates.marker_levels import find_levels
+from totalvi.run.folder import DOUBLET_PROBABILITY, DOUBLET_SCORE, LIKELY_DOUBLET
 from totalvi.run.named_cells import in_order
 from totalvi.run.results import ResultsFile
 from totalvi.run.table_files import write_tables
 
-if TYPE_CHECKING:  # the report takes the names of columns alone
-    from mudata import MuData
-
-    from totalvi.model import Model
-
-SCORE, PROBABILITY, HASHTAGS = "doublet_score", "doublet_probability", "hashtags_carried"
-LEAST_PROBABILITY = 0.5  # of a likely doublet
+HASHTAGS = "hashtags_carried"
 
 
 def doublets_of_run(
@@ -43,8 +38,8 @@ def doublets_of_run(
     found = model.find_doublets(rate=rate, progress=False)
     cells = pd.DataFrame(
         {
-            SCORE: found.cells["score"].to_numpy(np.float32),
-            PROBABILITY: found.cells["probability"].to_numpy(np.float32),
+            DOUBLET_SCORE: found.cells["score"].to_numpy(np.float32),
+            DOUBLET_PROBABILITY: found.cells["probability"].to_numpy(np.float32),
         },
         index=data.obs_names,
     )
@@ -94,13 +89,13 @@ def hashtags_carried(counts: np.ndarray) -> np.ndarray:
 def read_doublets(file: ResultsFile, names: pd.Index) -> pd.DataFrame | None:
     """Return the columns of doublets in a results file; None: it has none."""
     obs = file.read("obs")
-    found = [name for name in (SCORE, PROBABILITY, HASHTAGS) if name in obs]
+    found = [name for name in (DOUBLET_SCORE, DOUBLET_PROBABILITY, HASHTAGS) if name in obs]
     return obs[found].set_axis(names) if found else None
 
 
 def n_likely(cells: pd.DataFrame | None) -> int | None:
     """Return how many cells are likely doublets; None: it was not told."""
-    return None if cells is None else int((cells[PROBABILITY] > LEAST_PROBABILITY).sum())
+    return None if cells is None else int((cells[DOUBLET_PROBABILITY] > LIKELY_DOUBLET).sum())
 
 
 def doublet_table(
@@ -129,8 +124,8 @@ def doublet_table(
             groups += [(of, name, names == name) for name in in_order(names)]
     rows = []
     for of, name, inside in groups:
-        probability = cells.loc[inside, PROBABILITY]
-        called = probability > LEAST_PROBABILITY
+        probability = cells.loc[inside, DOUBLET_PROBABILITY]
+        called = probability > LIKELY_DOUBLET
         row: dict[str, Any] = {
             "group": name,
             "of": of,

@@ -7,7 +7,6 @@ a small run. `python -m totalvi.run.first_use` compiles them ahead.
 import os
 import subprocess  # nosec B404: the only command is this module
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,14 +48,28 @@ def are_compiled() -> bool:
 
 
 def compile_loops() -> None:
-    """Compile the loops of a run by a run of a few cells."""
+    """Compile the loops of validation and of the steps after the fit, but not those of its steps.
+
+    A run needs the latter at once, and compiles them itself.
+    """
     from totalvi.data.simulate import simulate
-    from totalvi.run.run import run
+    from totalvi.model import Model
+    from totalvi.run.clusters import cluster_cells
 
     data = simulate(n_cells=300, n_genes=120, n_proteins=8, n_batches=2, seed=0)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run(data, Path(folder) / "run", batch_key="batch", max_epochs=1, progress=False)
+        model = Model(data, batch_key="batch", fused=False)
+        model.train(max_epochs=1, progress=False)
+        for part in model.module.modules():
+            if hasattr(part, "fused"):
+                part.fused = True  # type: ignore[assignment]
+        model.get_elbo(progress=False)
+        latent = model.get_latent_representation(progress=False)
+        model.get_normalized_expression(n_samples=2, progress=False)
+        data.obs["cluster"] = cluster_cells(latent).labels
+        model.posterior_predictive_check(n_samples=2, progress=False)
+        model.differential_expression(data, groupby="batch", progress=False)
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def _impute(
     mdata: MuData, keys: Columns, lacking: np.ndarray, steps: Steps, options: ImputeOptions
 ) -> Imputed:
     # Loaded only now: bad input is refused before seconds go to loading torch.
-    from totalvi.run.pipeline import fit_model, new_model
+    from totalvi.run.new_model import fit_model, new_model
 
     with steps.step("train", spinner=False):
         model = new_model(mdata, keys, options.seed)

@@ -12,10 +12,10 @@ import numpy as np
 from numba import prange, uint64
 from scipy import sparse
 
+from totalvi.compiled import compiled
 from totalvi.mapping.reference_neighbours import Nearest
 from totalvi.nn.cpu.math import exp, log
 from totalvi.posterior.noise import GOLDEN, mixed
-from totalvi.processes import compiled
 
 FEW_CELLS = 8192
 EPOCHS_OF_FEW, EPOCHS = 500, 100  # of many cells, twice as many keep 2 % more of the neighbours

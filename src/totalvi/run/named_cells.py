@@ -21,8 +21,8 @@ from totalvi.posterior.gates.hierarchy import (
     Any as AnyOf,
 )
 from totalvi.posterior.gates.memberships import UNDECIDED, usable, wanting
-from totalvi.run.folder import CLUSTER_COLUMN, PROPOSED_GATES
-from totalvi.run.results import DENOISED_LIBRARY_SIZE, ResultsFile
+from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, PROPOSED_GATES
+from totalvi.run.results import ResultsFile
 from totalvi.run.table_files import write_tables
 
 if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch

@@ -1,6 +1,5 @@
 """Fit a model to checked counts, save it, and run the steps after the fit."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,15 +7,15 @@ from typing import Any, NamedTuple
 from mudata import MuData
 
 from totalvi.data.cells import fingerprint
-from totalvi.data.columns import Columns
 from totalvi.data.io.h5_zarr import open_on_disk
-from totalvi.errors import DataError, DataWarning, OutputError
+from totalvi.errors import DataError, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.progress import Steps
 from totalvi.run.after_fit import Work
 from totalvi.run.doublet_tables import n_likely
-from totalvi.run.folder import MODEL, WriteOptions
+from totalvi.run.folder import MODEL
+from totalvi.run.new_model import fit_model, new_model
 from totalvi.run.predicted_labels import after_fit
 from totalvi.run.record import RunOptions, do_each
 from totalvi.run.results import ResultsFile, posterior_samples
@@ -30,30 +29,6 @@ IN_THE_FILE = (
     "labels",
 )
 """Steps whose result is what they add to the results file."""
-
-
-def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
-    """Return an unfitted model of counts with the usual names of modalities."""
-    with warnings.catch_warnings(
-        action="ignore", category=DataWarning
-    ):  # said of the input already
-        return _model(counts, keys, seed)
-
-
-def _model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
-    return Model(
-        counts,
-        batch_key=keys.batch_key,
-        panel_key=keys.panel_key,
-        labels_key=keys.labels_key,
-        unlabeled_category=keys.unlabeled_category,
-        size_factor_key=keys.size_factor_key,
-        categorical_covariate_keys=keys.categorical_covariate_keys,
-        continuous_covariate_keys=keys.continuous_covariate_keys,
-        allow_fractional=keys.allow_fractional,
-        isotype_controls=keys.isotype_controls,
-        seed=seed,
-    )
 
 
 class Outcome(NamedTuple):
@@ -126,18 +101,6 @@ def to_do(earlier: Mapping[str, Any], file: ResultsFile) -> set[str]:
     """Return the names of the steps that an incomplete run failed at, or whose results are lost."""
     failed = set(earlier["failed"])
     return failed if file.is_there else {*failed, *IN_THE_FILE}
-
-
-def fit_model(model: Model, max_epochs: int | None, writing: WriteOptions, show: bool) -> None:
-    """Fit a model to prepared counts, in memory or on disk; resume if ``checkpoint`` exists."""
-    model.train(
-        max_epochs=max_epochs,
-        checkpoint=writing.checkpoint,
-        checkpoint_every=writing.checkpoint_every,
-        resume=True,
-        progress=show,
-        devices=1,  # one process does everything else in a run
-    )
 
 
 def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> Model:

@@ -230,7 +230,7 @@ def keep_the_rest(
         return
     counts = source.rna.read().astype(np.float32)
     if counts.nnz * (counts.data.itemsize + counts.indices.itemsize) <= LARGEST_RAW:
-        var = pd.DataFrame(index=source.gene_names)
+        var = feature_annotation(source, data, keys)[0].filter(["gene_ids"])
         cells = pd.DataFrame(index=mdata.obs_names)
         mdata.mod["rna"].raw = AnnData(counts, obs=cells, var=var)
 

@@ -20,7 +20,7 @@ from totalvi.data.counts import DenseOnDisk
 from totalvi.figures import png_figures as figures
 from totalvi.figures.png_style import page_slices, protein_histograms, save
 from totalvi.run.clusters import Clusters
-from totalvi.run.folder import RESULTS, STORE
+from totalvi.run.folder import DENOISED_LIBRARY_SIZE, RESULTS, STORE
 from totalvi.run.tables import (
     antibody_separation,
     marker_table,
@@ -240,7 +240,6 @@ def draw_figures(
         )
 
 
-DENOISED_LIBRARY_SIZE = 10_000
 POSTERIOR_SAMPLES = 25
 SAMPLES_OF_MANY, MANY_CELLS = 10, 8192
 

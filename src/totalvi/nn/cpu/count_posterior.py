@@ -20,7 +20,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from totalvi.processes import compiled
+from totalvi.compiled import compiled
 
 BLOCK = 64  # cells and proteins side by side; a constant, so that loops become vector instructions
 _MOST_NODES = 128

@@ -25,6 +25,7 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from totalvi.compiled import compiled
 from totalvi.nn.cell import LinearProduct, SparseCounts
 from totalvi.nn.cpu.gene_rows import (
     N_CHUNKS,
@@ -35,7 +36,6 @@ from totalvi.nn.cpu.gene_rows import (
     tables,
 )
 from totalvi.nn.cpu.math import as_array, exp, load, log1p, store
-from totalvi.processes import compiled
 
 # values from a cell's zeros for its other counts, by gene
 _COST, _LOGIT, _SOFTPLUS, _Z, _SHARE, _N_KEPT = range(6)
@@ -58,6 +58,12 @@ def _zeros(
         total += derivative
         d_log_r[g] += weight * (zero_cost - derivative)
     return cost, total
+
+
+@compiled(error_model="numpy")
+def _inverse(r: np.ndarray) -> np.ndarray:
+    inverse: np.ndarray = r.dtype.type(1) / r
+    return inverse
 
 
 @compiled(parallel=True, error_model="numpy")
@@ -95,7 +101,7 @@ def _negative_binomial_loss(
         Gradient by log r, with the weight, in parts to sum: (`N_CHUNKS`, groups, G) of zeros.
     """
     n_cells, n_genes = gradient.shape
-    inverse_r = r.dtype.type(1) / r
+    inverse_r = _inverse(r)
     size = -(-n_cells // N_CHUNKS)
     for chunk in prange(N_CHUNKS):
         e = np.empty(n_genes, bias.dtype)
@@ -174,7 +180,7 @@ def _zero_inflated_loss(
         As in `_negative_binomial_loss`.
     """
     n_cells, n_genes = gradient.shape
-    inverse_r = r.dtype.type(1) / r
+    inverse_r = _inverse(r)
     one = r.dtype.type(1)
     size = -(-n_cells // N_CHUNKS)
     for chunk in prange(N_CHUNKS):

@@ -10,6 +10,7 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from totalvi.compiled import compiled
 from totalvi.nn.cell import LinearProduct, SparseCounts
 from totalvi.nn.cpu.math import (
     as_array,
@@ -23,7 +24,6 @@ from totalvi.nn.cpu.math import (
     rising_tables,
     store,
 )
-from totalvi.processes import compiled
 
 N_CHUNKS = 16
 _LARGEST_TABLED = 16

@@ -15,9 +15,9 @@ from numba import prange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from totalvi.compiled import compiled
 from totalvi.nn.cpu.math import as_array
 from totalvi.nn.sync import SharedGenerator, first_own, n_cells_of_all, note_moments, shared_moments
-from totalvi.processes import compiled
 
 # Chunks of cells; their fixed number makes results independent of the number of threads.
 _CHUNKS = 16

@@ -16,7 +16,7 @@ from numba import prange, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from totalvi.processes import Function, compiled
+from totalvi.compiled import Function, compiled
 
 # numba has no types for these two.
 _intrinsic: Callable[[Any], Callable[..., Any]] = intrinsic

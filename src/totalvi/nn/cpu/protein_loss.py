@@ -20,8 +20,8 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from totalvi.compiled import compiled
 from totalvi.nn.cpu.math import as_array, exp, log, log1p, log_factorial, rising
-from totalvi.processes import compiled
 
 _BLOCK = 64  # cells and proteins side by side; a constant, so that loops become vector instructions
 # where in the work of a block each value begins, and in that of a sample

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
+from totalvi.compiled import compiled
 from totalvi.data.cells import CiteData
 from totalvi.posterior.differential.comparison import Differences
 from totalvi.posterior.differential.groups import Groups
 from totalvi.posterior.differential.sample_comparison import SampleDifferences
-from totalvi.processes import compiled
 
 _SMALLEST_PROBABILITY = 1e-12
 _SUREST_NOT = 0.5  # a feature that is likelier not to differ is not called

@@ -19,7 +19,7 @@ import numpy as np
 from numba import prange
 from scipy.special import erf
 
-from totalvi.processes import compiled
+from totalvi.compiled import compiled
 
 WIDTHS = 0.02 * 2.0 ** np.arange(10)  # standard deviations of the normals, in log2
 _OUTER_STEPS, _INNER_STEPS = 8, 15
@@ -254,6 +254,7 @@ def _summarize(
         if not known[c, f]:
             continue
         share, means, sds = np.empty(n_widths), np.empty(n_widths), np.empty(n_widths)
+        mirrored = np.empty(n_widths)
         away = estimate[c, f] - mode[c]
         largest = -np.inf
         for j in range(n_widths):
@@ -262,6 +263,7 @@ def _summarize(
             largest = max(largest, share[j])
             kept = widths[j] ** 2 / total
             means[j] = mode[c] + kept * away
+            mirrored[j] = -means[j]
             sds[j] = math.sqrt(kept * variance[c, f]) + 1e-9
         total = 0.0
         for j in range(n_widths):
@@ -286,8 +288,8 @@ def _summarize(
             0.975, share, means, sds, found[_MEDIAN, c, f], last, average + tail
         )
         below = _mixture_cdf(-delta[c, f], share, means, sds)
-        found[_BEYOND, c, f] = min(below + _mixture_cdf(-delta[c, f], share, -means, sds), 1.0)
-        found[_ABOVE, c, f] = _mixture_cdf(0.0, share, -means, sds)
+        found[_BEYOND, c, f] = min(below + _mixture_cdf(-delta[c, f], share, mirrored, sds), 1.0)
+        found[_ABOVE, c, f] = _mixture_cdf(0.0, share, mirrored, sds)
 
 
 class PairEffects(NamedTuple):
@@ -376,10 +378,15 @@ def _pair_effects(
             n += 1
         if n == 0:
             continue
-        r = np.sort(ratios[:n])
         means[0, f], means[1, f] = total_a / n, total_b / n
-        found[_MEAN, f], found[_SD, f] = r.mean(), r.std()
-        found[_MEDIAN, f] = 0.5 * (r[(n - 1) // 2] + r[n // 2])
-        found[_LOW, f], found[_HIGH, f] = r[int(0.025 * (n - 1))], r[int(np.ceil(0.975 * (n - 1)))]
-        found[_BEYOND, f] = (np.abs(r) >= delta).sum() / n
-        found[_ABOVE, f] = (r > 0).sum() / n
+        _describe(np.sort(ratios[:n]), delta, found[:, f])
+
+
+@compiled()
+def _describe(r: np.ndarray, delta: float, found: np.ndarray) -> None:
+    n = len(r)
+    found[_MEAN], found[_SD] = r.mean(), r.std()
+    found[_MEDIAN] = 0.5 * (r[(n - 1) // 2] + r[n // 2])
+    found[_LOW], found[_HIGH] = r[int(0.025 * (n - 1))], r[int(np.ceil(0.975 * (n - 1)))]
+    found[_BEYOND] = (np.abs(r) >= delta).sum() / n
+    found[_ABOVE] = (r > 0).sum() / n

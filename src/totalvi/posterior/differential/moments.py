@@ -19,13 +19,13 @@ import torch
 from numba import prange
 from torch import Tensor
 
+from totalvi.compiled import compiled
 from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.cell import SparseCounts
 from totalvi.nn.count_integrals import LARGEST_SCALE
 from totalvi.nn.network import Network
 from totalvi.posterior.draws import Draw, ProteinScale
 from totalvi.posterior.question import Question
-from totalvi.processes import compiled
 
 _GENES_AT_A_TIME = 256
 _OF_PROTEINS = ("excess", "present", "prior", "informed", "missing", "noise")

@@ -1,0 +1,26 @@
+"""Wrapper of `totalvi run` for Snakemake: from a file of counts to a folder of results."""
+
+import os
+import subprocess
+from pathlib import Path
+
+job = snakemake  # noqa: F821  # Snakemake defines it before it runs this file
+
+command = ["totalvi", "run", job.input.counts, "--output", job.output.results, "--resume"]
+raw = job.input.get("raw", [])
+for path in [raw] if isinstance(raw, str) else raw:
+    command += ["--raw", path]
+for name in ("batch", "sample", "condition"):
+    if job.params.get(name):
+        command += [f"--{name}", job.params.get(name)]
+extra = job.params.get("extra", [])
+command += extra.split() if isinstance(extra, str) else extra
+
+threads = str(job.threads)
+environment = os.environ | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+if job.log:
+    Path(job.log[0]).parent.mkdir(parents=True, exist_ok=True)
+    with Path(job.log[0]).open("w") as log:
+        subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
+else:
+    subprocess.run(command, check=True, env=environment)
