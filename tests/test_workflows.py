@@ -162,7 +162,8 @@ def test_the_wrapper_starts_a_run_with_what_the_job_says(tmp_path: Path) -> None
     options = ["--batch", "lane", "--sample", "donor", "--condition", "treatment", "--genes", "50"]
     assert wrapped(tmp_path, **given) == [*plain, *options, "3", "3"]
     droplets = ["--raw", "a=raw_a.h5", "--raw", "b=raw_b.h5"]
-    assert wrapped(tmp_path, raw=["a=raw_a.h5", "b=raw_b.h5"]) == [*plain, *droplets, "3", "3"]
+    files = {"raw": ["raw_a.h5", "raw_b.h5"], "raw_batches": ["a", "b"]}
+    assert wrapped(tmp_path, **files) == [*plain, *droplets, "3", "3"]
     assert wrapped(tmp_path, raw="raw.h5") == [*plain, "--raw", "raw.h5", "3", "3"]
 
 

@@ -29,7 +29,7 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
     loop and a cached one may inline different calls, and so differ in their last digits.
 
     With ``parallel=True`` loops over ``prange`` run on as many threads as torch; nothing else is made
-    parallel, since looking for it takes two fifths of the time of compiling. In such a loop, arithmetic
+    parallel, since looking for it takes a quarter of the time of compiling. In such a loop, arithmetic
     of whole arrays belongs into a function of its own.
 
     Examples

@@ -110,10 +110,10 @@ def counted(number: int, noun: str) -> str:
 
     Examples
     --------
-    >>> counted(1, "protein"), counted(1200, "cell"), counted(2, "batch")
-    ('1 protein', '1,200 cells', '2 batches')
+    >>> counted(1, "protein"), counted(1200, "cell"), counted(2, "batch"), counted(2, "epoch")
+    ('1 protein', '1,200 cells', '2 batches', '2 epochs')
     """
-    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith("tch") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 

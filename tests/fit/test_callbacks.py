@@ -239,3 +239,43 @@ def test_none_and_one_and_several_listeners() -> None:
     assert Listeners.of(None, ()) == Listeners((), ())
     assert Listeners.of(one, one) == Listeners((one,), (one,))
     assert Listeners.of([one, one], [one]) == Listeners((one, one), (one,))
+
+
+class Unreachable(FullRecorder):
+    def finalize(self, status: str) -> None:
+        raise OSError("no server")
+
+
+def test_a_logger_that_cannot_be_finalised_costs_neither_the_fit_nor_other_logs(
+    mdata: MuData,
+) -> None:
+    model, other = build(mdata), FullRecorder()
+    with pytest.warns(
+        UserWarning, match=r"Unreachable could not be finalised \(OSError: no server"
+    ):
+        model.train(**FIT, logger=[Unreachable(), other])
+    assert other.statuses == ["success"]
+    assert len(model.history) == 4
+    assert model.get_latent_representation().shape[0] == mdata.n_obs
+
+
+def test_a_callbacks_own_error_is_the_one_that_is_raised(mdata: MuData) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("of the callback")
+
+    with pytest.warns(UserWarning, match="finalised"), pytest.raises(KeyError, match="callback"):
+        build(mdata).train(**FIT, logger=Unreachable(), callbacks=fail)
+
+
+@pytest.mark.parametrize("answer", [1, 0.5, "yes", np.array([1, 2]), np.False_])
+def test_only_true_ends_a_fit(mdata: MuData, answer: Any) -> None:
+    model = build(mdata)
+    model.train(**FIT, callbacks=lambda *_: answer)
+    assert len(model.history) == 4
+    model.train(**FIT, callbacks=lambda *_: np.True_)
+    assert len(model.history) == 5
+
+
+def test_a_class_is_no_logger(mdata: MuData) -> None:
+    with pytest.raises(ValueError, match="logger"):
+        build(mdata).train(**FIT, logger=CSVLogger)

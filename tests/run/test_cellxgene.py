@@ -235,3 +235,30 @@ def test_the_title_of_the_data_is_kept(changed: Path, tmp_path: Path) -> None:
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(totalvi.errors.DataError, match=r"neither results\.h5mu nor results\.zarr"):
         write_cellxgene(tmp_path, tmp_path / "a.h5ad")
+
+
+def test_a_renamed_column_takes_no_other_ones_name(changed: Path, tmp_path: Path) -> None:
+    rewrite(changed, "obs", lambda obs: obs.assign(author_cell_type="mine"))
+    made = write_cellxgene(changed, tmp_path / "cells.h5ad", obs=TERMS)
+    assert 'renamed: obs["cell_type"] is now "author_author_cell_type".' in made.notes
+    assert set(ad.read_h5ad(made.path).obs["author_cell_type"]) == {"mine"}
+
+
+def test_required_columns_are_texts_of_all_cells(changed: Path, tmp_path: Path) -> None:
+    donor = np.where(np.arange(N_CELLS) < 9, np.nan, 7.0)
+    rewrite(changed, "obs", lambda obs: obs.assign(donor=donor))
+    made = write_cellxgene(
+        changed, tmp_path / "cells.h5ad", obs={**TERMS, "donor_id": "@donor"}, title="Blood",
+        organism="NCBITaxon:9606",
+    )  # fmt: skip
+    assert made.missing == ['obs["donor_id"] of 9 cells']
+    assert ad.read_h5ad(made.path).obs["donor_id"].cat.categories.tolist() == ["7.0"]
+
+
+def test_results_without_other_genes_say_so(changed: Path, tmp_path: Path) -> None:
+    with h5py.File(changed / "results.h5mu", "r+") as file:
+        del file["mod/rna/raw"]
+    made = write_cellxgene(changed, tmp_path / "cells.h5ad", obs=TERMS)
+    assert any(
+        note.startswith(f"raw.X has the {N_MODELLED} genes of the model") for note in made.notes
+    )

@@ -21,6 +21,7 @@ EXTRA_OF = {
 _OF_RESULTS = ["run", "demo", "report", "gate", "compare"]
 _EXTRAS_OF_COMMAND = {
     **dict.fromkeys(_OF_RESULTS, ("clusters", "report")),
+    **dict.fromkeys(["train", "impute"], ("clusters",)),  # which selects variable genes
     "explore": ("clusters", "report", "explorer"),
 }
 

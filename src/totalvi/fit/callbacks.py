@@ -1,10 +1,13 @@
 """Tell the loggers and callbacks of a fit about each finished epoch."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, Self
+
+import numpy as np
 
 from totalvi.errors import allowed
 from totalvi.processes import first_alone, largest_of_all
@@ -57,7 +60,7 @@ class Listeners:
         """
         loggers, called = _several(logger), _several(callbacks)
         for each in loggers:
-            if not callable(getattr(each, "log_metrics", None)):
+            if isinstance(each, type) or not callable(getattr(each, "log_metrics", None)):
                 choices = "objects with log_metrics(metrics, step), and lists of them"
                 raise ValueError(allowed("logger", each, choices))
         for function in called:
@@ -88,8 +91,6 @@ class Listeners:
         plain = {name: v for name, v in hyperparameters.items() if isinstance(v, kinds)}
         with first_alone() as is_first:
             loggers = self.loggers if is_first else ()
-            for logger in loggers:
-                _log_hyperparameters(logger, plain)
 
         def tell(epoch: int, row: dict[str, float]) -> bool:
             ends = False
@@ -102,18 +103,20 @@ class Listeners:
 
         status = "failed"
         try:
+            for logger in loggers:
+                _log_hyperparameters(logger, plain)
             yield tell
             status = "success"
         finally:
             for logger in loggers:
-                getattr(logger, "finalize", _nothing)(status)
+                _finalize(logger, status)
 
     def _tell(self, epoch: int, row: dict[str, float]) -> bool:
         for logger in self.loggers:
             logger.log_metrics(dict(row), epoch)
             getattr(logger, "save", _nothing)()  # so that the log can be read during the fit
         answers = [callback(epoch, MappingProxyType(row)) for callback in self.callbacks]
-        return any(map(bool, answers))
+        return any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
 
 
 def _several(given: Any) -> tuple[Any, ...]:
@@ -128,6 +131,19 @@ def _log_hyperparameters(logger: Logger, hyperparameters: dict[str, Any]) -> Non
     if log is not None:
         with suppress(NotImplementedError):  # Fabric's CSVLogger has the method and takes none
             log(hyperparameters)
+
+
+def _finalize(logger: Logger, status: str) -> None:
+    """Tell a logger how the fit ended; what goes wrong is a warning, since the fit is done."""
+    try:
+        getattr(logger, "finalize", _nothing)(status)
+    except Exception as error:
+        name = type(logger).__name__
+        warnings.warn(
+            f"The logger {name} could not be finalised ({type(error).__name__}: {error}); its log may "
+            "lack the last epochs, but the fit is not affected.",
+            stacklevel=2,
+        )
 
 
 def _nothing(*_: Any) -> None:

@@ -1,7 +1,7 @@
 """Write the results of a run as the h5ad that CELLxGENE takes, and say what its schema still lacks.
 
-The schema is that of CZ CELLxGENE Discover (its versions 5 to 7); `cellxgene-schema validate` checks
-the file against one version, with the ontologies and gene annotation of that version.
+The schema is that of CZ CELLxGENE Discover; `cellxgene-schema validate` checks a file, with the
+ontologies and gene annotation of its version. Version 7.1.2 took our files.
 """
 
 import re
@@ -18,7 +18,7 @@ from anndata import AnnData
 from anndata.io import read_elem
 from scipy import sparse
 
-from totalvi.errors import DataError, counted, did_you_mean, listed
+from totalvi.errors import DataError, counted, did_you_mean, listed, setting
 from totalvi.posterior.stacking import log_normalised
 from totalvi.run.folder import (
     DENOISED_LIBRARY_SIZE,
@@ -142,6 +142,11 @@ def write_cellxgene(
         _add_estimates(adata, root, has_rna)
         if not has_rna.all():
             notes.append(f"left out: {counted(int((~has_rna).sum()), 'cell')} without RNA.")
+        if "mod/rna/raw/X" not in root:
+            notes.append(
+                f"raw.X has the {counted(adata.n_vars, 'gene')} of the model; if the run selected "
+                "them, CELLxGENE wants the others too, which these results do not keep."
+            )
         if unknown:
             notes.append(f"left out: {counted(unknown, 'gene')} that {known_genes} does not list.")
         if title is None and "uns/title" in root:
@@ -152,6 +157,10 @@ def write_cellxgene(
             adata.uns["default_embedding"] = "X_umap"
         adata.write_h5ad(staged, compression="gzip")
     missing = [f'obs["{name}"]' for name in REQUIRED_OBS if name not in adata.obs]
+    for name in REQUIRED_OBS:
+        n_without = int(adata.obs[name].isna().sum()) if name in adata.obs else 0
+        if n_without:
+            missing.append(f'obs["{name}"] of {counted(n_without, "cell")}')
     missing += [f'uns["{name}"]' for name in REQUIRED_UNS if name not in adata.uns]
     return Written(output, missing, notes)
 
@@ -166,7 +175,7 @@ def _results(folder: Path) -> Iterator[Any]:
         yield zarr.open_group(folder / STORE, mode="r")
     else:
         raise DataError(
-            f"{folder} has neither {RESULTS} nor {STORE}; give the folder of `totalvi run`."
+            f"{folder} has neither {RESULTS} nor {STORE}; give the folder that `totalvi run` wrote."
         )
 
 
@@ -196,9 +205,12 @@ def _known(adata: AnnData, known_genes: str | Path | None) -> tuple[AnnData, int
         listed_ids = pd.read_csv(
             known_genes, header=None, usecols=[0], sep=r"[,\t]", engine="python"
         )
+    except FileNotFoundError as error:
+        raise DataError(f"{known_genes} does not exist; give a table of genes.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{known_genes} is not a table of genes ({error}).") from error
-    kept = adata.var_names.isin(listed_ids[0].astype(str))
+    plain = {_plain_id(name) for name in listed_ids[0].astype(str)} - {None}
+    kept = adata.var_names.isin(plain)
     if not kept.any():
         raise DataError(
             f"{known_genes} lists none of the genes, such as {adata.var_names[0]}; give a table whose "
@@ -261,10 +273,14 @@ def _plain_id(name: str) -> str | None:
 
 def _annotation(cells: pd.DataFrame, wanted: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
     """Return the annotation of the cells, with the wanted columns and no names that are reserved."""
-    table, renamed = cells.copy(), {}
+    table = cells.copy()
+    renamed: dict[str, str] = {}
     for name in cells.columns:
         if name in RESERVED_OBS or name.startswith("__"):
-            renamed[name] = f"author_{name.lstrip('_')}"
+            free = f"author_{name.lstrip('_')}"
+            while free in cells or free in renamed.values():
+                free = f"author_{free}"
+            renamed[name] = free
     table = table.rename(columns=renamed)
     notes = [f'renamed: obs["{old}"] is now "{new}".' for old, new in renamed.items()]
     for name, value in wanted.items():
@@ -281,6 +297,8 @@ def _annotation(cells: pd.DataFrame, wanted: Mapping[str, str]) -> tuple[pd.Data
         if name in RESERVED_OBS:
             term = f"{name}_ontology_term_id"
             instead = f"give {term} instead" if term in REQUIRED_OBS else "leave it out"
+            if name.startswith("organism"):
+                instead = f"give {setting('organism', '...')} instead"
             raise DataError(f"CELLxGENE does not take a column obs[{name!r}]; {instead}.")
     for name in table.columns:
         table[name] = _storable(table[name], name)
@@ -296,8 +314,11 @@ def _storable(column: pd.Series, name: str) -> pd.Series:
         return texts == "true"
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.cat.remove_unused_categories()
-    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+    is_number = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
+    if is_number and name not in REQUIRED_OBS:
         return column
+    if is_number:
+        column = column.astype(str).where(column.notna())
     return column.astype(object).where(column.notna()).astype("category")
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 job = snakemake  # noqa: F821  # Snakemake defines it before it runs this file
 
 command = ["totalvi", "run", job.input.counts, "--output", job.output.results, "--resume"]
-raw = job.input.get("raw", [])
-for path in [raw] if isinstance(raw, str) else raw:
-    command += ["--raw", path]
+raw, batches = job.input.get("raw", []), job.params.get("raw_batches", [])
+paths = [raw] if isinstance(raw, str) else raw
+for path, batch in zip(paths, batches, strict=True) if batches else ((path, "") for path in paths):
+    command += ["--raw", f"{batch}={path}" if batch else path]
 for name in ("batch", "sample", "condition"):
     if job.params.get(name):
         command += [f"--{name}", job.params.get(name)]
