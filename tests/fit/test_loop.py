@@ -166,7 +166,7 @@ def test_the_held_out_loss_has_the_background_integrated(data: CiteData) -> None
     standard = torch.linspace(-8, 8, 801)[:, None, None]  # by the rule of trapezoids
     log_weight = standard.square().mul(-0.5).log_softmax(dim=0)
     with torch.no_grad():
-        posterior, decoded, _ = module._sample(
+        posterior, _, decoded, _ = module._sample(
             x, y, context, (None, None), noise_of(seed, "cpu", None)
         )
         mean, log_scale = module.background_prior_mean, module.background_prior_log_scale
