@@ -279,3 +279,14 @@ def test_only_true_ends_a_fit(mdata: MuData, answer: Any) -> None:
 def test_a_class_is_no_logger(mdata: MuData) -> None:
     with pytest.raises(ValueError, match="logger"):
         build(mdata).train(**FIT, logger=CSVLogger)
+
+
+def test_loggers_are_finalised_if_another_refuses_the_hyperparameters(mdata: MuData) -> None:
+    class Refusing(FullRecorder):
+        def log_hyperparams(self, params: dict[str, Any]) -> None:
+            raise OSError("no server")
+
+    first = FullRecorder()
+    with pytest.raises(OSError, match="no server"):
+        build(mdata).train(**FIT, logger=[first, Refusing()])
+    assert (first.statuses, first.rows) == (["failed"], [])

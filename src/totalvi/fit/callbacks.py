@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from totalvi.errors import allowed
-from totalvi.processes import first_alone, largest_of_all
+from totalvi.processes import first_alone, largest_of_all, this_process
 
 Callback = Callable[[int, Mapping[str, float]], bool | None]
 """Takes the number of an epoch and its row of the history; True ends the fit."""
@@ -89,8 +89,7 @@ class Listeners:
         """
         kinds = (bool, int, float, str, type(None))
         plain = {name: v for name, v in hyperparameters.items() if isinstance(v, kinds)}
-        with first_alone() as is_first:
-            loggers = self.loggers if is_first else ()
+        loggers = self.loggers if this_process().rank == 0 else ()
 
         def tell(epoch: int, row: dict[str, float]) -> bool:
             ends = False
@@ -103,8 +102,9 @@ class Listeners:
 
         status = "failed"
         try:
-            for logger in loggers:
-                _log_hyperparameters(logger, plain)
+            with first_alone():  # so that the others end too if a logger fails
+                for logger in loggers:
+                    _log_hyperparameters(logger, plain)
             yield tell
             status = "success"
         finally:
