@@ -331,35 +331,27 @@ NumNodes = Annotated[
 ]
 
 
+_SAME_NAMES = """
+    allow_fractional batch_correction batch_size cells_in checkpoint_every config controls
+    delta devices doublet_rate genome groupby hashtags hierarchy interval leave_out num_nodes
+    on_disk organism overwrite protein_layer protein_modality raw reference reference_batch
+    resolution resume rna_layer rna_modality seed split_counts train
+"""
+"""Arguments whose options are called as they are, with dashes."""
 OPTIONS = {
-    "allow_fractional": "--allow-fractional",
-    "batch_correction": "--batch-correction",
+    **{name: f"--{name.replace('_', '-')}" for name in _SAME_NAMES.split()},
     "batch_key": "--batch",
-    "batch_size": "--batch-size",
     "block_key": "--block",
     "categorical_covariate_keys": "--covariate",
-    "leave_out": "--leave-out",
     **dict.fromkeys(("totalvi.declare_unmeasured", "unmeasured"), "--unmeasured"),
     'unmeasured="impute"': "--impute-unmeasured",
-    "cells_in": "--cells-in",
-    "checkpoint_every": "--checkpoint-every",
     "condition_key": "--condition",
-    "config": "--config",
     "continuous_covariate_keys": "--continuous-covariate",
-    "controls": "--controls",
     "covariate_keys": "--covariate",
-    "delta": "--delta",
-    "devices": "--devices",
     "fdr_target": "--fdr",
-    "genome": "--genome",
     "group1": "--group",
     "group2": "--against",
-    "hierarchy": "--hierarchy",
-    "doublet_rate": "--doublet-rate",
-    "groupby": "--groupby",
-    "hashtags": "--hashtags",
     "input": "INPUT",
-    "interval": "--interval",
     "isotype_controls": "--keep-isotypes",
     **dict.fromkeys(("labels", "labels_key"), "--labels"),
     "unlabeled_category": "--unlabeled",
@@ -375,26 +367,11 @@ OPTIONS = {
     "n_samples": "--samples",
     "n_ubiquitous": "--ubiquitous",
     "n_unmeasured": "--unmeasured",
-    "num_nodes": "--num-nodes",
-    "on_disk": "--on-disk",
-    "overwrite": "--overwrite",
     "panel_key": "--panel",
     "protein_expression_obsm_key": "--protein-obsm",
-    "protein_layer": "--protein-layer",
-    "protein_modality": "--protein-modality",
     "protein_path": "--protein",
-    "raw": "--raw",
-    "reference": "--reference",
-    "reference_batch": "--reference-batch",
-    "resolution": "--resolution",
-    "resume": "--resume",
-    "rna_layer": "--rna-layer",
-    "rna_modality": "--rna-modality",
     "sample_key": "--sample",
-    "seed": "--seed",
     "size_factor_key": "--size-factor",
-    "split_counts": "--split-counts",
-    "train": "--train",
     "transform_batch": "--as-batch",
 }
 """Words of messages for Python, and their replacements for the command line."""
