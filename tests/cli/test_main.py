@@ -92,7 +92,7 @@ def test_failures_are_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("totalvi.run.convert.read", fail)
+    monkeypatch.setattr("totalvi.run.inputs.read", fail)
     assert execute(["check", "x.h5"]) == status
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -112,7 +112,7 @@ def test_warnings_of_libraries_are_shown_only_for_debugging(
         warnings.warn("old format", FutureWarning, stacklevel=1)
         return real(*given, **options)
 
-    monkeypatch.setattr("totalvi.run.convert.read", read)
+    monkeypatch.setattr("totalvi.run.inputs.read", read)
     assert execute(["check", str(tmp_path / "a.h5mu")]) == 0
     assert capsys.readouterr().err == ""
     with pytest.warns(FutureWarning, match="old format"):

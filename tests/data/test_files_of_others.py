@@ -1336,7 +1336,7 @@ def test_tables_with_spaces(tmp_path: Path, corner: bool, quoted: bool) -> None:
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_prepared_data_keep_the_rest(tmp_path: Path, on_disk: bool) -> None:
-    from totalvi.run.convert import open_input
+    from totalvi.run.inputs import open_input
     from totalvi.run.prepare import prepare_on_disk
 
     adata = rna_anndata()
@@ -1352,7 +1352,7 @@ def test_prepared_data_keep_the_rest(tmp_path: Path, on_disk: bool) -> None:
     adata.write_h5ad(path)
     keys = Columns(protein_expression_obsm_key="protein_expression")
     if on_disk:
-        data, keys = open_input(path, keys, ReadOptions())
+        data, keys, _ = open_input(path, keys, ReadOptions())
         prepare_on_disk(data, keys, tmp_path / "store.zarr", n_genes=10)
         mdata = mudata.read_zarr(tmp_path / "store.zarr")
     else:
@@ -1409,7 +1409,7 @@ def test_prepared_data_keep_what_people_have(
     tmp_path: Path, add: Callable[[AnnData], None], on_disk: bool
 ) -> None:
     """A map of the input is not lost to that of the results, which has another name."""
-    from totalvi.run.convert import open_input
+    from totalvi.run.inputs import open_input
     from totalvi.run.prepare import prepare_on_disk
 
     adata = rna_anndata()
@@ -1418,7 +1418,7 @@ def test_prepared_data_keep_what_people_have(
     adata.write_h5ad(tmp_path / "cells.h5ad")
     keys = Columns(protein_expression_obsm_key="protein_expression")
     if on_disk:
-        data, keys = open_input(tmp_path / "cells.h5ad", keys, ReadOptions())
+        data, keys, _ = open_input(tmp_path / "cells.h5ad", keys, ReadOptions())
         prepare_on_disk(data, keys, tmp_path / "store.zarr", n_genes=10)
         mdata = mudata.read_zarr(tmp_path / "store.zarr")
     else:

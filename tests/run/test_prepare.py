@@ -13,7 +13,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.simulate import simulate
 from totalvi.errors import DataError
-from totalvi.run.convert import read_input
+from totalvi.run.inputs import read_input
 from totalvi.run.prepare import prepare
 
 # Of mudata, about a default that its next version changes.

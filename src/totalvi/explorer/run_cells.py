@@ -23,8 +23,8 @@ from totalvi.errors import ReadError
 from totalvi.explorer.axes import Kind, Scale, to_scale
 from totalvi.explorer.gate_shapes import contains
 from totalvi.explorer.gates import Gate
-from totalvi.run.convert import AS_IS, Reading, counts_in_x, read_input
 from totalvi.run.folder import STORE
+from totalvi.run.inputs import AS_IS, Reading, counts_in_x, read_input
 
 COLUMNS_KEPT = 128  # of values of all cells, in memory
 GATES_KEPT = 512

@@ -16,8 +16,8 @@ from totalvi.explorer.gate_files import gates_to_json, read_gates
 from totalvi.explorer.gates import Gating, members
 from totalvi.explorer.membership import gate_probability
 from totalvi.explorer.run_cells import Cells, open_cells
-from totalvi.run.convert import AS_IS, Reading
 from totalvi.run.folder import PROPOSED_GATES
+from totalvi.run.inputs import AS_IS, Reading
 
 GATES_FILE, UNSAVED_FILE = "gates.json", "gates_unsaved.json"
 

@@ -36,7 +36,6 @@ from totalvi.posterior.arguments import WhereUnmeasured
 from totalvi.processes import first_alone, launch, this_process
 from totalvi.progress import Steps
 from totalvi.run.compare_samples import Design, write_conditions
-from totalvi.run.convert import AS_IS, Reading, counts_in_x, open_input, read_input
 from totalvi.run.folder import (
     MODEL,
     RECORD,
@@ -45,6 +44,7 @@ from totalvi.run.folder import (
     refuse_input_in_output,
     staged_file,
 )
+from totalvi.run.inputs import AS_IS, Reading, counts_in_x, open_input, read_input
 from totalvi.run.new_model import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
 
@@ -164,12 +164,12 @@ def _prepared_on_disk(
         raise ValueError(
             f"{argument('on_disk')} is for the path of a file; leave it out for data in memory."
         )
-    data, keys = open_input(input, keys, options, unmeasured)
+    data, keys, rows = open_input(input, keys, options, unmeasured)
     findings: list[Finding] = []
     with first_alone() as is_first:
         if is_first:
             shutil.rmtree(store, ignore_errors=True)  # left by a process that was killed
-            findings = prepare_on_disk(data, keys, store, n_genes=n_genes)
+            findings = prepare_on_disk(data, keys, store, n_genes=n_genes, rows=rows)
     return store, keys, findings
 
 

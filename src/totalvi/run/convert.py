@@ -1,7 +1,6 @@
 """Convert counts of any format to a zarr store, from which models train on disk."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,153 +21,25 @@ from totalvi.data.counts import in_memory
 from totalvi.data.find import CountSource, find_counts, gene_table, genes_and_proteins
 from totalvi.data.io.features import (
     are_controls,
-    are_no_antibodies,
     marked_controls,
-    modalities_of,
-    with_symbols,
 )
-from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
 from totalvi.data.io.modalities import (
     NAME_IN_FILE,
     NO_ANTIBODY_MODALITY,
-    known_protein_obsm_key,
-    mudata_of,
 )
-from totalvi.data.io.read import ReadOptions, read
+from totalvi.data.io.read import ReadOptions
 from totalvi.data.io.write_zarr import new_store, write_counts
-from totalvi.data.mosaic import as_mosaic
-from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
+from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import Finding
 from totalvi.run.folder import refuse_input_in_output
-
-Reading = tuple[Columns, ReadOptions, Unmeasured | None]
-"""Where counts are, how files are read, and what was not measured."""
-AS_IS: Reading = (Columns(), ReadOptions(), None)
-
-
-def read_input(
-    given: str | Path | MuData | AnnData,
-    keys: Columns,
-    options: ReadOptions,
-    unmeasured: Unmeasured | None = None,
-    batch_key_of_model: str | None = None,
-) -> tuple[MuData | AnnData, Columns]:
-    """Read counts unless they are already in memory; return the data and the places of the counts.
-
-    ``unmeasured`` is as in `totalvi.declare_unmeasured`. Its batches are in the column that ``keys``
-    name, or else in the one of a model that takes the data, if they have it.
-    """
-    if isinstance(given, MuData | AnnData):
-        return _declared(as_mosaic(given, keys), keys, unmeasured, batch_key_of_model), keys
-    data = read(
-        given,
-        protein_expression_obsm_key=keys.protein_expression_obsm_key,
-        rna_modality=keys.rna_modality,
-        protein_modality=keys.protein_modality,
-        **options._asdict(),
-    )
-    keys = replace(keys, protein_expression_obsm_key=None)
-    return _declared(data, keys, unmeasured, batch_key_of_model), keys
-
-
-def _declared(
-    data: MuData | AnnData,
-    keys: Columns,
-    unmeasured: Unmeasured | None,
-    batch_key_of_model: str | None = None,
-) -> MuData | AnnData:
-    """Return the data with NaN for proteins that a batch did not measure."""
-    if not unmeasured or (isinstance(data, MuData) and keys.protein_modality not in data.mod):
-        return data
-    batch_key = keys.group_key
-    parts = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
-    if batch_key is None and any(batch_key_of_model in part.obs for part in parts):
-        batch_key = batch_key_of_model
-    return declare_unmeasured(
-        data,
-        unmeasured,
-        batch_key=batch_key,
-        rna_modality=keys.rna_modality,
-        protein_modality=keys.protein_modality,
-        protein_layer=keys.protein_layer,
-        protein_expression_obsm_key=keys.protein_expression_obsm_key,
-    )
-
-
-def counts_in_x(data: MuData | AnnData, keys: Columns) -> MuData | AnnData:
-    """Return data that were read with the counts in ``X`` of modalities "rna" and "prot".
-
-    A layer that ``data`` lack is not asked for: the counts of one of two inputs may be in ``X``.
-    """
-    rna_modality, protein_modality = keys.rna_modality, keys.protein_modality
-    if not isinstance(data, MuData) or rna_modality not in data.mod:
-        return data
-    parts = {}
-    for name, adata in data.mod.items():
-        layer = {rna_modality: keys.rna_layer, protein_modality: keys.protein_layer}.get(name)
-        if layer == "raw" and "raw" not in adata.layers and adata.raw is not None:
-            raw_var = with_symbols(pd.DataFrame(adata.raw.var))
-            adata = AnnData(adata.raw.X, obs=adata.obs, var=raw_var, obsm=dict(adata.obsm))
-        elif layer is not None and layer in adata.layers:
-            adata = adata.copy()
-            adata.X = adata.layers.pop(layer)
-        new = {rna_modality: "rna", protein_modality: "prot"}.get(name, name)
-        parts[new] = adata
-    found = mudata_of(parts, data.obs)
-    found.uns.update(data.uns)
-    return found
-
-
-def open_input(
-    given: str | Path,
-    keys: Columns,
-    options: ReadOptions,
-    unmeasured: Unmeasured | None = None,
-) -> tuple[MuData | AnnData, Columns]:
-    """Open counts on disk if their format allows it; read other formats into memory.
-
-    So is what has to be put in order to be read, and counts that are stored by gene (CSC) or in raw.
-
-    Returns
-    -------
-    The data, and the places of the counts in them.
-    """
-    if options != ReadOptions() or not can_stay_on_disk(given):
-        return read_input(given, keys, options, unmeasured)
-    data = open_on_disk(given)
-    if _must_be_read(data, keys):
-        return read_input(given, keys, options, unmeasured)
-    if isinstance(data, AnnData) and keys.protein_expression_obsm_key is None:
-        keys = replace(keys, protein_expression_obsm_key=known_protein_obsm_key(data))
-    rna: AnnData = data.mod[keys.rna_modality] if isinstance(data, MuData) else data
-    names = with_symbols(pd.DataFrame(rna.var))
-    if not names.index.equals(rna.var_names):
-        rna.var = names
-    return _declared(data, keys, unmeasured), keys
-
-
-def _must_be_read(data: MuData | AnnData, keys: Columns) -> bool:
-    """Whether data cannot be used as they lie on disk, but can once they are read into memory."""
-    rna: AnnData = data.mod.get(keys.rna_modality) if isinstance(data, MuData) else data
-    if rna is None:
-        return True
-    if "raw" in (keys.rna_layer, keys.protein_layer) and "raw" not in rna.layers:
-        return True
-    counts = rna.X if keys.rna_layer is None else rna.layers.get(keys.rna_layer)
-    if getattr(counts, "format", "csr") != "csr":
-        return True
-    if isinstance(data, AnnData):
-        antibodies = data.var_names[modalities_of(data.var) == "prot"]
-        return bool(are_no_antibodies(pd.DataFrame(index=antibodies), None, "").any())
-    protein = data.mod.get(keys.protein_modality)
-    if protein is None:
-        return False
-    layer = keys.protein_layer
-    counts = protein.X if layer is None else protein.layers.get(layer)
-    if getattr(counts, "format", "csr") != "csr":
-        return True
-    none = are_no_antibodies(pd.DataFrame(index=protein.var_names), None, "")
-    return bool(none.any()) or not rna.obs_names.equals(protein.obs_names)
+from totalvi.run.inputs import (
+    apart_findings,
+    are_left,
+    open_input,
+    protein_table,
+    rows_apart,
+    without,
+)
 
 
 def convert_counts(
@@ -235,15 +106,18 @@ def write_store(
 ) -> list[Finding]:
     """Do what `convert_counts` does, and return what is to be said of the counts."""
     refuse_input_in_output(Path(given), Path(output))
-    data, keys = open_input(given, keys, options, unmeasured)
+    data, keys, rows = open_input(given, keys, options, unmeasured)
     source = find_counts(data, keys, on_disk=True)
-    findings = check_counts(source, keys)
+    apart = rows_apart(data, source, keys, rows)
+    findings = check_counts(without(source, apart), keys)
     raise_errors([finding for finding in findings if finding.code not in OF_FITS])
     with new_store(output, overwrite=overwrite) as staged:
-        write_source(staged, source, data, keys, ambient=AmbientProfile.in_uns(data.uns))
+        ambient = AmbientProfile.in_uns(data.uns)
+        write_source(staged, source, data, keys, apart=apart, ambient=ambient)
         write_the_rest(staged, data, keys, np.ones(len(source.cell_names), dtype=bool))
-        _write_layers(staged, source, data, keys)
-    return [*contents_findings(data, keys), *(f for f in findings if f.severity == "warning")]
+        _write_layers(staged, source, apart, data, keys)
+    said = contents_findings(data, keys) + apart_findings(apart)
+    return [*said, *(f for f in findings if f.severity == "warning")]
 
 
 # Errors that stand in the way of a fit, but not of a store of the same counts.
@@ -274,9 +148,16 @@ def write_the_rest(
             write_elem(root, f"{place}uns/{name}", value)
 
 
-def _write_layers(store: Path, source: CountSource, data: MuData | AnnData, keys: Columns) -> None:
+def _write_layers(
+    store: Path,
+    source: CountSource,
+    apart: Mapping[str, AnnData],
+    data: MuData | AnnData,
+    keys: Columns,
+) -> None:
     """Write the layers that are not the counts, and X where it is not, beside the counts."""
     root = zarr.open_group(store, mode="r+", use_consolidated=False)
+    written = np.flatnonzero(are_left(source, apart))
     for name, layer, n_features in (
         ("rna", keys.rna_layer, source.rna.shape[1]),
         ("prot", keys.protein_layer, source.protein.shape[1]),
@@ -296,6 +177,7 @@ def _write_layers(store: Path, source: CountSource, data: MuData | AnnData, keys
             found = in_memory(values)
             found = found if columns is None else found[:, np.flatnonzero(columns)]
             if found.shape[1] == n_features:  # not so beside the counts of raw
+                found = found if name == "rna" else found[:, written]
                 write_elem(root, f"mod/{name}/layers/{other}", found)
 
 
@@ -303,14 +185,8 @@ def feature_annotation(
     source: CountSource, data: MuData | AnnData, keys: Columns
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Copy the annotation in ``data`` of the genes and of the proteins in ``source``."""
-    if isinstance(data, MuData):
-        proteins = data[keys.protein_modality].var
-    else:
-        proteins = data.var[genes_and_proteins(data.var)[1]]
-        if keys.protein_expression_obsm_key is not None:
-            proteins = pd.DataFrame(index=source.protein_names)
     genes = gene_table(data, keys).set_axis(source.gene_names)
-    proteins = proteins.set_axis(source.protein_names)
+    proteins = protein_table(data, source, keys)
     if "control" in proteins:
         proteins["control"] = marked_controls(proteins["control"], source.protein_where)
     return genes, proteins
@@ -324,28 +200,23 @@ def write_source(
     *,
     cells: np.ndarray | None = None,
     genes: np.ndarray | None = None,
-    controls: pd.DataFrame | None = None,
+    apart: Mapping[str, AnnData] | None = None,
     ambient: AmbientProfile | None = None,
 ) -> None:
     """Write counts, or only the cells and genes that are True in masks, to a new store at ``path``.
 
-    ``controls``, counts of isotype controls (all cells, controls), are kept out of the proteins, in a
-    modality of their own; ``ambient`` is what empty droplets say.
+    ``apart`` has antibodies that are kept out of the proteins, all cells, in modalities of their own;
+    ``ambient`` is what empty droplets say.
     """
     kept = np.ones(len(source.cell_names), dtype=bool) if cells is None else cells
     rna_var, protein_var = feature_annotation(source, data, keys)
     if "control" not in protein_var:
         protein_var["control"] = are_controls(protein_var, None, source.protein_where)
     rna_var, protein_var = _unique(rna_var), _unique(protein_var)
+    apart = apart or {}
+    proteins = are_left(source, apart)
     others = _others(data, source.cell_names, kept)
-    proteins = np.ones(len(protein_var), dtype=bool)
-    if controls is not None and controls.shape[1]:
-        proteins = ~source.protein_names.isin(controls.columns)
-        others[ISOTYPE_MODALITY] = AnnData(
-            controls.to_numpy(np.float32)[kept],
-            obs=pd.DataFrame(index=source.cell_names[kept]),
-            var=pd.DataFrame(index=controls.columns),
-        )
+    others |= {name: antibodies[kept].copy() for name, antibodies in apart.items()}
     columns = None if genes is None else np.flatnonzero(genes)
 
     def blocks() -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:

@@ -14,9 +14,9 @@ from totalvi.data.io.read import ReadOptions
 from totalvi.errors import DataError, OutputError, argument, setting
 from totalvi.model import Model
 from totalvi.run.commands import load_with_counts, values_of_the_user
-from totalvi.run.convert import AS_IS, Reading
 from totalvi.run.folder import MODEL, RECORD, STORE, staged_folder
 from totalvi.run.impute_inputs import QUERY, in_query, joined_batches, read_both
+from totalvi.run.inputs import AS_IS, Reading
 from totalvi.run.named_cells import Named, samples_and_clusters, write_populations
 from totalvi.run.results import ResultsFile
 from totalvi.run.suiting_hierarchy import name_cells_by

@@ -19,7 +19,7 @@ from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
 from totalvi.data.panels.concat import concat
 from totalvi.data.panels.data_sets import find_data_set
 from totalvi.errors import DataError, Finding, ReadError, did_you_mean, setting
-from totalvi.run.convert import counts_in_x, read_input
+from totalvi.run.inputs import counts_in_x, read_input
 
 REFERENCE, QUERY = "reference", "query"
 BATCH, PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's

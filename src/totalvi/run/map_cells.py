@@ -19,7 +19,6 @@ from totalvi.formats.model_folder import is_model, require_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
 from totalvi.progress import Steps
-from totalvi.run.convert import AS_IS, Reading, read_input
 from totalvi.run.folder import (
     CLUSTER_COLUMN,
     MODEL,
@@ -32,6 +31,7 @@ from totalvi.run.folder import (
     results_folder,
 )
 from totalvi.run.impute import unreliable_warnings
+from totalvi.run.inputs import AS_IS, Reading, read_input
 from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
 
 POSTERIOR_SAMPLES = 25

@@ -12,24 +12,25 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.background.ambient import AMBIENT, AmbientProfile, ambient_findings
+from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.background.isotype_controls import (
     ISOTYPE_MODALITY,
     control_findings,
     split_controls,
 )
-from totalvi.data.background.prior import ambient_of, profile_of_raw
+from totalvi.data.background.prior import find_ambient
 from totalvi.data.cells import has_rna
 from totalvi.data.checks import check_counts, raise_errors, tally_by_group
 from totalvi.data.columns import Columns
 from totalvi.data.contents import beside_counts, contents_findings, name_in_results
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.find import CountSource, find_counts
-from totalvi.data.io.modalities import mudata_of, renamed_features
+from totalvi.data.io.modalities import Rows, mudata_of, renamed_features
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, Finding, did_you_mean, in_order
-from totalvi.run.convert import feature_annotation, read_input, write_source, write_the_rest
+from totalvi.run.convert import feature_annotation, write_source, write_the_rest
+from totalvi.run.inputs import apart_findings, read_input, rows_apart, without
 
 LARGEST_RAW = 2**31  # bytes of counts of all genes that results keep
 RawPaths = str | Path | Mapping[str, str | Path]
@@ -52,17 +53,6 @@ class Prepared(NamedTuple):
 
     mdata: MuData
     findings: list[Finding]
-
-
-def find_ambient(
-    data: MuData | AnnData, keys: Columns, proteins: pd.Index, raw: RawPaths | None
-) -> tuple[AmbientProfile | None, list[Finding]]:
-    """Return the ambient profile of the raw matrix or of the data, and its findings."""
-    if raw is not None:
-        ambient: AmbientProfile | None = profile_of_raw(raw, data, keys, proteins)
-    else:
-        ambient = ambient_of(data, keys, None)
-    return ambient, [] if ambient is None else ambient_findings(ambient)
 
 
 def check(
@@ -318,11 +308,13 @@ def _with_controls_apart(mdata: MuData, controls: pd.DataFrame) -> MuData:
     names = controls.columns
     others = ~mdata["prot"].var_names.isin(names)
     modalities = {**mdata.mod, "prot": mdata["prot"][:, others].copy()}
-    cells = pd.DataFrame(index=mdata.obs_names)
-    modalities[ISOTYPE_MODALITY] = AnnData(
-        controls.to_numpy(np.float32), obs=cells, var=pd.DataFrame(index=names)
-    )
+    modalities[ISOTYPE_MODALITY] = _of_controls(controls)
     return mudata_of(modalities, mdata.obs)
+
+
+def _of_controls(controls: pd.DataFrame) -> AnnData:
+    cells, names = pd.DataFrame(index=controls.index), pd.DataFrame(index=controls.columns)
+    return AnnData(controls.to_numpy(np.float32), obs=cells, var=names)
 
 
 def prepare_on_disk(
@@ -333,15 +325,18 @@ def prepare_on_disk(
     n_genes: int = 4000,
     drop_empty_cells: bool = True,
     raw: RawPaths | None = None,
+    rows: Rows | None = None,
 ) -> list[Finding]:
     """Do what `totalvi.run.prepare.prepare` does, some cells at a time; write the rest to a store.
 
     Parameters
     ----------
     data
-        From `totalvi.run.convert.open_input`.
+        From `totalvi.run.inputs.open_input`.
     keys, n_genes, drop_empty_cells, raw
         As in `prepare`.
+    rows
+        What among the antibodies is to be set apart, from `open_input`. None: what names say.
     store
         Folder of the store to write: modalities ``rna``, ``prot``, ``hto`` and ``isotype``.
 
@@ -349,7 +344,9 @@ def prepare_on_disk(
     -------
     Warnings and notes of the checks and of what was left out.
     """
-    source = find_counts(data, keys, on_disk=True)
+    whole = find_counts(data, keys, on_disk=True)
+    apart = rows_apart(data, whole, keys, rows or Rows())
+    source = without(whole, apart)
     tally = tally_by_group(source, keys)
     findings = check_counts(source, keys, tally)
     with_rna = has_rna(source.obs)
@@ -361,7 +358,7 @@ def prepare_on_disk(
     raise_errors(findings)
     controls = split_controls(data, source, keys)[1]
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
-    notes = renamed_features(data) + contents_findings(data, keys)
+    notes = renamed_features(data) + contents_findings(data, keys) + apart_findings(apart)
     notes += _left_out(kept, NO_RNA_COUNT)
     genes, gene_notes = _choose_genes(
         source, keys.batch_key, n_genes, tally.gene_total > 0, kept & with_rna
@@ -371,8 +368,10 @@ def prepare_on_disk(
     if lost.any() and not drop_empty_cells:
         raise DataError(_no_selected_count(source.cell_names[lost]))
     notes += gene_notes + _left_out(expressed[kept], NO_SELECTED_COUNT)
+    if controls.shape[1]:
+        apart[ISOTYPE_MODALITY] = _of_controls(controls)
     write_source(
-        store, source, data, keys, cells=expressed, genes=genes, controls=controls, ambient=ambient
+        store, whole, data, keys, cells=expressed, genes=genes, apart=apart, ambient=ambient
     )
     write_the_rest(store, data, keys, expressed, name_in_results)
     findings = [finding for finding in findings if finding.code != "gene_zero"]

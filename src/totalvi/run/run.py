@@ -12,6 +12,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.columns import Columns, column_of
+from totalvi.data.io.modalities import Rows
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import (
@@ -26,7 +27,6 @@ from totalvi.errors import (
 from totalvi.posterior.doublets import check_rate
 from totalvi.posterior.gates.hierarchy import read_hierarchy
 from totalvi.progress import Steps
-from totalvi.run.convert import open_input, read_input
 from totalvi.run.count_splitting import prepare_halves
 from totalvi.run.folder import (
     RECORD,
@@ -40,6 +40,7 @@ from totalvi.run.folder import (
     require_writable,
     results_folder,
 )
+from totalvi.run.inputs import NOTHING_APART, open_input, read_input
 from totalvi.run.prepare import prepare, prepare_on_disk
 from totalvi.run.record import (
     RunOptions,
@@ -271,7 +272,7 @@ def _run(options: RunOptions) -> RunResult:
     }
     findings: list[Finding] = []
     with steps.step("read"):
-        data, keys = _read(options)
+        data, keys, rows = _read(options)
         options = replace(options, keys=keys)
         for name in ("sample_key", "condition_key"):
             if (key := getattr(options, name)) is not None:
@@ -289,7 +290,7 @@ def _run(options: RunOptions) -> RunResult:
         if options.on_disk:
             if earlier is None:
                 with steps.step("check and select genes"):
-                    findings = prepare_on_disk(data, keys, folder / STORE, **choice)
+                    findings = prepare_on_disk(data, keys, folder / STORE, rows=rows, **choice)
             data = folder / STORE
         from totalvi.run.pipeline import fit_and_write
 
@@ -302,10 +303,11 @@ def _run(options: RunOptions) -> RunResult:
     return RunResult(output, files, record)
 
 
-def _read(options: RunOptions) -> tuple[MuData | AnnData, Columns]:
-    """Return the data, whose counts stay on disk if asked for, and where in them the counts are."""
+def _read(options: RunOptions) -> tuple[MuData | AnnData, Columns, Rows]:
+    """Return what `open_input` does, with counts that stay on disk if asked for."""
     if not options.on_disk:
-        return read_input(options.input, options.keys, options.reading, options.unmeasured)
+        found = read_input(options.input, options.keys, options.reading, options.unmeasured)
+        return *found, NOTHING_APART
     if isinstance(options.input, MuData | AnnData):
         raise ValueError(
             f"{argument('on_disk')} is for the path of a file; leave it out for data in memory."

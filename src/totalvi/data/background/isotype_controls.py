@@ -163,9 +163,13 @@ def _protein_var(
         annotation = data[protein_modality].var
     else:
         annotation = data.var[genes_and_proteins(data.var)[1]]
-    if "control" in annotation and len(annotation) == len(var):
-        var["control"] = annotation["control"].to_numpy()
-    return var
+    if "control" not in annotation:
+        return var
+    if len(annotation) == len(var):
+        return var.assign(control=annotation["control"].to_numpy())
+    named = annotation.set_axis(annotation.index.astype(str))  # some are set apart
+    known = named.index.is_unique and var.index.isin(named.index).all()
+    return var.assign(control=named["control"].loc[var.index]) if known else var
 
 
 def _apart(data: MuData | AnnData, source: CountSource) -> pd.DataFrame:

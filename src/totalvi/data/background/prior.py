@@ -17,6 +17,7 @@ from totalvi.data.background.ambient import (
     AMBIENT,
     AmbientProfile,
     AmbientRates,
+    ambient_findings,
     profile_of_droplets,
 )
 from totalvi.data.background.droplets import ANY_BATCH, batches_of_cells
@@ -336,6 +337,20 @@ def ambient_of(
             "batch, a table of totalvi.ambient_profile, or False."
         )
     return profile_of_raw(empty_droplets, data, columns)
+
+
+def find_ambient(
+    data: MuData | AnnData,
+    keys: Columns,
+    proteins: pd.Index,
+    raw: Raw | Mapping[str, Raw] | None,
+) -> tuple[AmbientProfile | None, list[Finding]]:
+    """Return the ambient profile of the raw matrix or of the data, and its findings."""
+    if raw is not None:
+        ambient: AmbientProfile | None = profile_of_raw(raw, data, keys, proteins)
+    else:
+        ambient = ambient_of(data, keys, None)
+    return ambient, [] if ambient is None else ambient_findings(ambient)
 
 
 def _profile(

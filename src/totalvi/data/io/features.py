@@ -219,12 +219,12 @@ def are_no_antibodies(
     var: pd.DataFrame,
     leave_out: str | Sequence[str] | None,
     where: str,
-    counts: Callable[[np.ndarray], sparse.csr_matrix] | None = None,
+    sums: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Mark rows that are of no antibody: by whole names, or by the user's list or expression.
 
-    Those named as totals are, if they are as large as all others; ``counts`` returns the counts of some
-    of these rows, cells x rows.
+    Those named as totals are, if they are as large as all others; ``sums`` returns each cell's sum of
+    the counts of some of these rows.
 
     Examples
     --------
@@ -237,10 +237,10 @@ def are_no_antibodies(
     found = np.array([UNMAPPED.fullmatch(name) is not None for name in names], dtype=bool)
     totals = np.array([TOTAL.fullmatch(name) is not None for name in names], dtype=bool)
     totals &= ~found
-    if counts is not None and totals.any() and len(names) > totals.sum() + found.sum() + 1:
-        others = np.asarray(counts(np.flatnonzero(~totals & ~found)).sum(axis=1)).ravel()
+    if sums is not None and totals.any() and len(names) > totals.sum() + found.sum() + 1:
+        others = sums(np.flatnonzero(~totals & ~found))
         for column in np.flatnonzero(totals):
-            total = np.asarray(counts(np.array([column])).sum(axis=1)).ravel()
+            total = sums(np.array([column]))
             found[column] = bool((total >= 0.9 * others)[others > 0].mean() > 0.9)
     return found
 

@@ -1,7 +1,7 @@
 """Recognise the features of a file, and build the modalities "rna", "prot" and "hto" from them."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,22 @@ class Rows(NamedTuple):
     leave_out: Names = None
 
 
+def modalities_of_antibodies(
+    var: pd.DataFrame, rows: Rows, where: str, sums: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+    """Name the modality of each antibody: "prot", "hto" (hashtags) or "no_antibody".
+
+    ``sums`` returns each cell's sum of the counts of some of them.
+    """
+    modality = np.full(len(var), "prot", dtype=object)
+    tags = are_hashtags(var, rows.hashtags, where)
+    none = are_no_antibodies(var, rows.leave_out, where, sums) & ~tags
+    modality[tags] = "hto"
+    if not (none | tags).all():  # a file of nothing else is read as it is
+        modality[none] = NO_ANTIBODY_MODALITY
+    return modality
+
+
 def split_anndata(
     adata: AnnData, modality: np.ndarray, rows: Rows, where: str
 ) -> dict[str, AnnData]:
@@ -62,13 +78,13 @@ def split_anndata(
     if adata.X is not None or not adata.layers:  # else the counts are in a layer
         adata.X = counts_from(adata.X, where, adata.obs_names, adata.var_names)
     is_antibody = np.flatnonzero(modality == "prot")
-    var = adata.var.iloc[is_antibody]
-    tags = are_hashtags(var, rows.hashtags, where)
-    antibodies = None if adata.X is None else lambda some: adata.X[:, is_antibody[some]]
-    none = are_no_antibodies(var, rows.leave_out, where, antibodies) & ~tags
-    modality[is_antibody[tags]] = "hto"
-    if not (none | tags).all():  # a file of nothing else is read as it is
-        modality[is_antibody[none]] = NO_ANTIBODY_MODALITY
+
+    def sums(some: np.ndarray) -> np.ndarray:
+        return np.asarray(adata.X[:, is_antibody[some]].sum(axis=1)).ravel()
+
+    modality[is_antibody] = modalities_of_antibodies(
+        adata.var.iloc[is_antibody], rows, where, None if adata.X is None else sums
+    )
     found = list(pd.unique(modality)) or ["rna"]
     found.sort(key=lambda name: ["rna", "prot", "hto", name].index(name))
     if len(found) == 1:

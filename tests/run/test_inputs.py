@@ -1,0 +1,114 @@
+"""Hashtags and rows of no antibody are the same whether the counts stay on disk or not."""
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import totalvi
+from totalvi.data.columns import Columns
+from totalvi.data.counts import lies_on_disk
+from totalvi.data.io.modalities import Rows
+from totalvi.data.io.read import ReadOptions
+from totalvi.errors import OutputError, ReadError
+from totalvi.run.convert import convert_counts
+from totalvi.run.inputs import open_input, read_input
+from totalvi.run.prepare import prepare, prepare_on_disk
+
+TAGS, CONTROL, OTHERS = ["Hashtag_1", "Hashtag_2"], ["IgG1_isotype_ctrl"], ["unmapped", "total"]
+KINDS = ["cells.h5mu", "cells.zarr", "features.h5ad", "typed.h5ad", "obsm.h5ad"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files of the same cells: 5 proteins, hashtags, a control, and rows of no antibody."""
+    folder = tmp_path_factory.mktemp("inputs")
+    cells = totalvi.simulate(n_cells=200, n_genes=40, n_proteins=5, seed=1, store_truth=False)
+    rng = np.random.default_rng(0)
+    tags = np.zeros((200, 2))
+    tags[np.arange(200), rng.integers(0, 2, 200)] = 1 + rng.poisson(80, 200)
+    others = [rng.poisson(2, (200, 1)), rng.poisson(5, (200, 1))]
+    counts = np.hstack([np.asarray(cells["prot"].X), tags, *others])
+    counts = np.hstack([counts, counts.sum(axis=1, keepdims=True)]).astype(np.float32)
+    names = [*cells["prot"].var_names, *TAGS, *CONTROL, *OTHERS]
+    rna = anndata.AnnData(
+        sparse.csr_matrix(cells["rna"].X),
+        obs=pd.DataFrame(index=cells.obs_names),
+        var=pd.DataFrame(index=cells["rna"].var_names),
+    )
+    proteins = anndata.AnnData(counts, obs=rna.obs, var=pd.DataFrame(index=names))
+    proteins.layers["half"] = counts / 2
+    both = mudata.MuData({"rna": rna.copy(), "prot": proteins})
+    both.write(folder / "cells.h5mu")
+    both.write_zarr(folder / "cells.zarr")
+    for file, of_tags in (("features", "Antibody Capture"), ("typed", "Multiplexing Capture")):
+        types = ["Gene Expression"] * rna.n_vars + ["Antibody Capture"] * len(names)
+        var = pd.DataFrame({"feature_types": types}, index=[*rna.var_names, *names])
+        var.loc[TAGS, "feature_types"] = of_tags
+        stacked = sparse.csr_matrix(np.hstack([rna.X.toarray(), counts]))
+        anndata.AnnData(stacked, obs=rna.obs, var=var).write(folder / f"{file}.h5ad")
+    rna.obsm["protein_expression"] = pd.DataFrame(counts, index=rna.obs_names, columns=names)
+    rna.write(folder / "obsm.h5ad")
+    return folder
+
+
+def on_disk(path, store, options=None):
+    data, keys, rows = open_input(path, Columns(), options or ReadOptions())
+    findings = prepare_on_disk(data, keys, store, rows=rows)
+    return mudata.read_zarr(store), findings, data
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_set_apart_is_that_in_memory(folder, tmp_path, kind):
+    expected = prepare(*read_input(folder / kind, Columns(), ReadOptions())).mdata
+    found, findings, data = on_disk(folder / kind, tmp_path / "store.zarr")
+    rna = data["rna"] if isinstance(data, mudata.MuData) else data
+    assert lies_on_disk(rna.X)
+    assert list(expected.mod) == ["rna", "prot", "hto", "isotype"]
+    for name, adata in expected.mod.items():
+        assert found[name].var_names.equals(adata.var_names)
+        values = (sparse.csr_matrix(part.X).toarray() for part in (found[name], adata))
+        np.testing.assert_array_equal(*values)
+    assert list(found["no_antibody"].var_names) == OTHERS
+    assert "rows_apart" in {finding.code for finding in findings}
+
+
+def test_the_options_say_what_is_set_apart(folder, tmp_path):
+    path = folder / "cells.h5mu"
+    options = ReadOptions(hashtags=["protein_0"], leave_out="^unm")
+    found, _, data = on_disk(path, tmp_path / "store.zarr", options)
+    assert lies_on_disk(data["rna"].X)
+    assert list(found["hto"].var_names) == ["protein_0"]
+    assert list(found["no_antibody"].var_names) == ["unmapped"]
+    with pytest.raises(ReadError, match="matches no antibody"):
+        on_disk(path, tmp_path / "second.zarr", ReadOptions(hashtags="CD99"))
+
+
+def test_nothing_more_is_set_apart_from_data_in_memory(folder):
+    options = ReadOptions(hashtags=[], controls=CONTROL)
+    data, _, rows = open_input(folder / "cells.h5mu", Columns(), options)
+    assert rows == Rows((), (), ())
+    assert set(TAGS) <= set(data["prot"].var_names)
+
+
+def test_a_second_modality_of_hashtags_is_refused(folder, tmp_path):
+    convert_counts(folder / "cells.h5mu", tmp_path / "cells.zarr")
+    with pytest.raises(ReadError, match='has a modality "hto"'):
+        open_input(tmp_path / "cells.zarr", Columns(), ReadOptions(hashtags=["protein_0"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_converted_store_has_them_apart(folder, tmp_path, kind):
+    store = tmp_path / "converted.zarr"
+    convert_counts(folder / kind, store)
+    with pytest.raises(OutputError):
+        convert_counts(folder / kind, store)
+    found = mudata.read_zarr(store)
+    assert list(found["hto"].var_names) == TAGS
+    assert list(found["no_antibody"].var_names) == OTHERS
+    assert list(found["prot"].var_names) == [f"protein_{i}" for i in range(5)] + CONTROL
+    if kind.startswith("cells"):
+        half = np.asarray(found["prot"].layers["half"])
+        np.testing.assert_allclose(half, found["prot"].X / 2)
