@@ -44,7 +44,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "run a.csv -o out --raw b=r.h5 --keep-isotypes --protein p.csv --genome hg38 --hashtags HTO "
         "--controls IgG "
         "--cells-in rows --batch b --panel p --labels l --size-factor f --covariate c --covariate d "
-        "--continuous-covariate e --genes 9 --epochs 8 --resolution 0.5 --seed 7 --overwrite --resume "
+        "--continuous-covariate e --genes 9 --staining-level --epochs 8 --resolution 0.5 --seed 7 --overwrite --resume "
         "--checkpoint-every 2.5 "
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x --no-mosaic "
@@ -73,6 +73,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "categorical_covariate_keys": ("c", "d"),
         "continuous_covariate_keys": ("e",),
         "n_genes": 9,
+        "staining_level": True,
         "max_epochs": 8,
         "resolution": 0.5,
         "seed": 7,

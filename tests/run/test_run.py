@@ -270,3 +270,13 @@ def test_size_factors_take_the_place_of_library_sizes(tmp_path: Path) -> None:
     model = Model.load(made.folder / "model.totalvi", data)
     assert model.schema.columns.size_factor_key == "factor"
     assert made.record["arguments"]["size_factor_key"] == "factor"
+
+
+def test_staining_levels_are_in_the_results_and_the_table_of_cells(tmp_path: Path) -> None:
+    data = simulate(n_cells=60, n_genes=30, n_proteins=4, seed=1, store_truth=False)
+    made = run(data, tmp_path / "out", staining_level=True, max_epochs=2, hierarchy="none")
+    levels = mudata.read_h5mu(made.folder / "results.h5mu").obs["staining_level"]
+    model = Model.load(made.folder / "model.totalvi", data)
+    np.testing.assert_allclose(levels, model.get_staining_level(), rtol=1e-5)
+    table = pd.read_csv(made.folder / "tables" / "cells.csv.gz", index_col=0)
+    np.testing.assert_allclose(table["staining_level"], levels, rtol=1e-3)

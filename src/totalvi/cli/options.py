@@ -136,6 +136,9 @@ CheckpointEvery = Annotated[
 Genes = Annotated[
     int, typer.Option("--genes", min=1, help="How many highly variable genes to keep.")
 ]
+StainingLevel = Annotated[
+    bool, typer.Option("--staining-level", help="Infer how strongly each cell was stained.")
+]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells.")
 ]
@@ -222,6 +225,7 @@ _OF_CELLS: _Options = {
 }
 _OF_FITTING: _Options = {
     "genes": ("n_genes", Genes, 4000),
+    "staining_level": ("staining_level", StainingLevel, False),
     "epochs": ("max_epochs", Epochs, None),
     "seed": ("seed", Seed, 0),
 }
@@ -335,7 +339,7 @@ _SAME_NAMES = """
     allow_fractional batch_correction batch_size cells_in checkpoint_every config controls
     delta devices doublet_rate genome groupby hashtags hierarchy interval leave_out num_nodes
     on_disk organism overwrite protein_layer protein_modality raw reference reference_batch
-    resolution resume rna_layer rna_modality seed split_counts train
+    resolution resume rna_layer rna_modality seed split_counts staining_level train
 """
 """Arguments whose options are called as they are, with dashes."""
 OPTIONS = {

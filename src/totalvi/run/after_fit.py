@@ -140,9 +140,11 @@ def write_counts(work: Work) -> None:
 
 
 def take_latent(work: Work) -> None:
-    """Compute the latent representation."""
+    """Compute the latent representation, and staining levels if asked for."""
     work.latent = work.model.get_latent_representation()
     work.file.add_obsm("X_totalvi", work.latent)
+    if work.options.staining_level:
+        work.file.add_obs("staining_level", work.model.get_staining_level().to_numpy())
 
 
 def load_latent(work: Work) -> None:
@@ -244,6 +246,8 @@ def tabulate(work: Work) -> None:
     )  # fmt: skip
     if work.doublets is not None:
         tables["cells"] = tables["cells"].join(work.doublets)
+    if work.options.staining_level:
+        tables["cells"]["staining_level"] = work.model.get_staining_level()
     write_tables(tables, work.folder / "tables")
     work.protein_warnings = list(tables["proteins"]["warning"])
     work.warnings += antibody_warnings(tables["proteins"])

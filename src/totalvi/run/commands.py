@@ -66,6 +66,7 @@ def train_model(
     *,
     unmeasured: Unmeasured | None = None,
     n_genes: int = 4000,
+    staining_level: bool = False,
     max_epochs: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -89,7 +90,7 @@ def train_model(
         Proteins that a batch did not measure; see `totalvi.declare_unmeasured`.
     output
         The model's folder. Until it is there the fit is kept beside it, in ``<output>.checkpoint``.
-    n_genes, max_epochs, seed, on_disk, overwrite, resume, checkpoint_every, progress
+    n_genes, staining_level, max_epochs, seed, on_disk, overwrite, resume, checkpoint_every, progress
         As in :func:`totalvi.run.run.run`. The cells and genes of a fit on disk are kept beside the
         model until it is there.
     batch_size, devices, num_nodes
@@ -116,7 +117,7 @@ def train_model(
                 data, keys = read_input(input, keys, options, unmeasured)
                 counts, findings = prepare(data, keys, n_genes=n_genes)
         with steps.step("train", spinner=False):
-            model = new_model(counts, keys, seed)
+            model = new_model(counts, keys, seed, staining_level)
             model.train(
                 max_epochs=max_epochs,
                 batch_size=batch_size,

@@ -53,6 +53,7 @@ class ImputeOptions(Options):
     keys: Columns
     unmeasured: Unmeasured | None
     n_genes: int
+    staining_level: bool
     max_epochs: int | None
     n_samples: int
     interval: float
@@ -89,6 +90,7 @@ def impute(
     allow_fractional: bool = False,
     unmeasured: Unmeasured | None = None,
     n_genes: int = 4000,
+    staining_level: bool = False,
     max_epochs: int | None = None,
     n_samples: int = 100,
     interval: float = 0.9,
@@ -126,6 +128,8 @@ def impute(
         Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`.
     n_genes
         Number of highly variable genes to select if more are shared.
+    staining_level
+        Whether each cell has a latent level of all its protein counts, as in :class:`totalvi.Model`.
     max_epochs
         Largest number of epochs; None: by the number of cells.
     n_samples, interval
@@ -160,6 +164,7 @@ def impute(
             ),
             unmeasured=unmeasured,
             n_genes=n_genes,
+            staining_level=staining_level,
             max_epochs=max_epochs,
             n_samples=n_samples,
             interval=interval,
@@ -253,7 +258,7 @@ def _impute(
     from totalvi.run.new_model import fit_model, new_model
 
     with steps.step("train", spinner=False):
-        model = new_model(mdata, keys, options.seed)
+        model = new_model(mdata, keys, options.seed, options.staining_level)
         fit_model(model, options.max_epochs, options.writing, steps.shown)
     names = list(mdata["prot"].var_names[lacking])
     cells = in_query(mdata)

@@ -11,15 +11,17 @@ from totalvi.model import Model
 from totalvi.run.folder import WriteOptions
 
 
-def new_model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
+def new_model(
+    counts: MuData | Path, keys: Columns, seed: int, staining_level: bool = False
+) -> Model:
     """Return an unfitted model of counts with the usual names of modalities."""
     with warnings.catch_warnings(
         action="ignore", category=DataWarning
     ):  # said of the input already
-        return _model(counts, keys, seed)
+        return _model(counts, keys, seed, staining_level)
 
 
-def _model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
+def _model(counts: MuData | Path, keys: Columns, seed: int, staining_level: bool) -> Model:
     return Model(
         counts,
         batch_key=keys.batch_key,
@@ -31,6 +33,7 @@ def _model(counts: MuData | Path, keys: Columns, seed: int) -> Model:
         continuous_covariate_keys=keys.continuous_covariate_keys,
         allow_fractional=keys.allow_fractional,
         isotype_controls=keys.isotype_controls,
+        staining_level=staining_level,
         seed=seed,
     )
 

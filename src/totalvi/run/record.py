@@ -110,12 +110,9 @@ class Options:
         """Return the arguments of the command by name."""
         arguments: dict[str, Any] = {}
         for name, value in vars(self).items():
-            if isinstance(value, ReadOptions):
-                arguments |= value._asdict()
-            elif isinstance(value, Columns | WriteOptions):
-                arguments |= vars(value)
-            else:
-                arguments[name] = value
+            is_group = isinstance(value, Columns | WriteOptions)
+            of_reading = value._asdict() if isinstance(value, ReadOptions) else None
+            arguments |= of_reading or (vars(value) if is_group else {name: value})
         arguments.pop("protein_names_uns_key", None)  # no command takes it
         return arguments
 
@@ -150,6 +147,7 @@ class RunOptions(Options):
     keys: Columns
     drop_empty_cells: bool
     n_genes: int
+    staining_level: bool
     max_epochs: int | None
     resolution: float
     seed: int

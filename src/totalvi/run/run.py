@@ -91,6 +91,7 @@ def run(
     isotype_controls: Sequence[str] | None = None,
     drop_empty_cells: bool = True,
     n_genes: int = 4000,
+    staining_level: bool = False,
     max_epochs: int | None = None,
     resolution: float = 1.0,
     seed: int = 0,
@@ -142,6 +143,9 @@ def run(
         Leave out cells without any RNA count, with a warning; otherwise they are an error.
     n_genes
         Number of highly variable genes to select if there are more genes.
+    staining_level
+        Whether each cell has a latent level of all its protein counts, as in :class:`totalvi.Model`.
+        It becomes the column ``staining_level`` of ``obs`` and of ``tables/cells.csv``.
     max_epochs
         Largest number of epochs; None: by the number of cells.
     resolution
@@ -235,6 +239,7 @@ def run(
             ),
             drop_empty_cells=drop_empty_cells,
             n_genes=n_genes,
+            staining_level=staining_level,
             max_epochs=max_epochs,
             resolution=resolution,
             seed=seed,
