@@ -80,3 +80,25 @@ def test_failures_name_options(
         assert words in printed.err
         assert printed.err.count("\n") == 1
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a.zarr --title blood", "--title is not for a store of counts"),
+        ("a.zarr --config c.json", "--config is not for a store of counts"),
+        ("a.zarr --to scvi", "--to is not for a store of counts"),
+        ("a.h5ad --to cellxgene --batch donor", "--batch is not for --to cellxgene"),
+        ("a.h5ad --to cellxgene --config c.json", "--config is not for --to cellxgene"),
+        ("a.totalvi --to minified --genome hg38", "--genome is not for --to minified"),
+        ("a.totalvi --obs donor_id=a", "--obs is not for a model folder"),
+        ("a.totalvi --protein adt.csv", "--protein is not for a model folder"),
+    ],
+)
+def test_options_of_other_outputs_are_refused(
+    given: str, words: str, ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *others = given.split()
+    assert execute(["convert", str(ours), str(tmp_path / name), *others]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

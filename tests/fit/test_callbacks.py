@@ -195,6 +195,25 @@ def test_a_resumed_fit_tells_of_its_earlier_epochs_first(mdata: MuData, tmp_path
     assert model.history[columns].equals(whole.history[columns])
 
 
+def test_a_fit_that_a_logger_ends_is_resumed_from_its_last_epoch(
+    mdata: MuData, tmp_path: Path
+) -> None:
+    class Full(Recorder):
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            if step == 2:
+                raise OSError("No space left on device")
+
+    path, whole = tmp_path / "fit", build(mdata)
+    whole.train(**FIT)
+    with pytest.raises(OSError, match="No space left"):
+        build(mdata).train(**FIT, checkpoint=path, logger=Full())
+    model, seconds = build(mdata), []
+    model.train(**FIT, resume=path, callbacks=lambda _, row: seconds.append(row["seconds"]))
+    columns = [name for name in whole.history if name != "seconds"]
+    assert model.history[columns].equals(whole.history[columns])
+    assert len(seconds) == len(model.history)
+
+
 def test_answers_about_earlier_epochs_do_not_end_a_resumed_fit(
     mdata: MuData, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def check(
 
 @with_options
 def convert(
+    context: typer.Context,
     input: Annotated[
         Path,
         typer.Argument(
@@ -137,21 +138,21 @@ def convert(
         raise DataError("convert needs one output; name it once, as in `convert INPUT OUTPUT`.")
     written = target or output
     assert written is not None
+    is_store = written.suffix == ".zarr"
+    if is_store and to is not None:
+        raise DataError(
+            f"--to is not for a store of counts, as {written} is named; leave it out, or name the "
+            "output otherwise."
+        )
+    kind = "store" if is_store else to if to in ("cellxgene", "minified") else "model"
+    _refuse_options_of_others(context, kind)
     if to == "cellxgene":
         about = {"title": title, "organism": organism, "known_genes": known_genes}
         _write_cellxgene(input, written, obs or [], about, overwrite)
         return
-    if obs or title or organism or known_genes:
-        raise DataError(
-            "--obs, --title, --organism and --known-genes are for --to cellxgene; leave them out."
-        )
-    if written.suffix == ".zarr":
+    if is_store:
         from totalvi.run.convert import write_store
 
-        if to is not None or config is not None:
-            raise DataError(
-                f"--to and --config are for models, and {written} is to hold counts; leave them out."
-            )
         keys = reading.columns(batch_key=batch)
         findings = write_store(
             input, written, keys, reading.options(), reading.unmeasured, overwrite
@@ -180,6 +181,24 @@ def convert(
         model = model_of_scvi(input, described, allow_fractional=reading.where["allow_fractional"])
     save = model.save_scvi if to == "scvi" else model.save
     typer.echo(save(written, overwrite=overwrite))
+
+
+_ONLY_FOR = {
+    "store": {*options.OF_READING, "batch"},
+    "model": {"config", "allow_fractional"},
+    "minified": set[str](),
+    "cellxgene": {"obs", "title", "organism", "known_genes"},
+}
+_NAMES = {"store": "a store of counts", "model": "a model folder"}
+
+
+def _refuse_options_of_others(context: typer.Context, kind: str) -> None:
+    """Refuse options that only other kinds of output take."""
+    others = set().union(*_ONLY_FOR.values()) - _ONLY_FOR[kind]
+    for name, option in options.given(context).items():
+        if name in others:
+            what = _NAMES.get(kind, f"--to {kind}")
+            raise DataError(f"{option} is not for {what}; leave it out.")
 
 
 def _write_cellxgene(

@@ -369,13 +369,10 @@ def _report(folder: Path) -> Path:
 
 def _refuse_others_than_repeated(context: typer.Context) -> None:
     """Refuse options beside ``--from`` that would change the run."""
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        source = context.get_parameter_source(name)
-        if name not in REPEATED and source is not None and source.name == "COMMANDLINE":
+    for name, option in options.given(context).items():
+        if name not in REPEATED:
             raise typer.BadParameter(
-                f"{parameter.opts[0]} was given with --from, which repeats a run as it was; leave "
-                "it out."
+                f"{option} was given with --from, which repeats a run as it was; leave it out."
             )
 
 

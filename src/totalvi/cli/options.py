@@ -213,6 +213,7 @@ _OF_COUNTS: _Options = {
     "protein_obsm": ("protein_expression_obsm_key", ProteinObsm, None),
     "allow_fractional": ("allow_fractional", AllowFractional, False),
 }
+OF_READING = (*_OF_FILES, *_OF_COUNTS, "unmeasured")
 _OF_CELLS: _Options = {
     "batch": ("batch_key", Batch, None),
     "panel": ("panel_key", Panel, None),
@@ -290,6 +291,16 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     taking_each_option.__signature__ = Signature(list(parameters.values()))  # type: ignore[attr-defined]
     taking_each_option.__annotations__ = {p.name: p.annotation for p in parameters.values()}
     return taking_each_option
+
+
+def given(context: typer.Context) -> dict[str, str]:
+    """Return what the command line gives: the option, or argument, of each parameter by its name."""
+    found = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            found[str(parameter.name)] = parameter.opts[0]
+    return found
 
 
 def unmeasured_proteins(given: list[str] | None) -> dict[str, list[str]] | Literal["zeros"] | None:

@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
@@ -104,6 +104,17 @@ class Checkpoint:
         if this_process().rank == 0:
             write_checkpoint(self.path, state._replace(settings=self.settings))
         self._written = time.monotonic()
+
+
+@contextmanager
+def kept_on_error(checkpoint: Checkpoint | None, saved: Callable[[], Saved]) -> Iterator[None]:
+    """Write the checkpoint, if there is one, before an error of the block ends the fit."""
+    try:
+        yield
+    except BaseException:
+        if checkpoint is not None:
+            checkpoint.write(saved())
+        raise
 
 
 class Signals:

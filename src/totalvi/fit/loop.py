@@ -20,7 +20,7 @@ from totalvi.data.cells import CiteData
 from totalvi.errors import ProcessError, TrainingError, argument
 from totalvi.fit.batches import WINDOW, CountsOnDevice, minibatches, read_once
 from totalvi.fit.callbacks import OnEpoch
-from totalvi.fit.checkpoint import Checkpoint, Signals
+from totalvi.fit.checkpoint import Checkpoint, Signals, kept_on_error
 from totalvi.fit.device import (
     Memory,
     autocast,
@@ -181,8 +181,9 @@ class Fit:
                 row = self.epoch(checkpoint)
                 watch()
                 state.end_epoch(row, self.plan)
-                if tell(state.epoch - 1, row):
-                    state.end("a callback ended it")
+                with kept_on_error(checkpoint, state.saved):
+                    if tell(state.epoch - 1, row):
+                        state.end("a callback ended it")
                 if checkpoint is not None:
                     if state.stopped or checkpoint.is_due_after(state.epoch):
                         checkpoint.write(state.saved())
