@@ -155,13 +155,6 @@ def test_wrong_columns_are_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_of_cellxgene_are_for_it_alone(
-    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert execute(["convert", str(results), str(tmp_path / "a"), "--title", "Blood"]) == 2
-    assert "are for --to cellxgene; leave them out" in capsys.readouterr().err
-
-
 @pytest.fixture
 def changed(results: Path, tmp_path: Path) -> Path:
     """A copy of the results to be changed."""
