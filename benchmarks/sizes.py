@@ -185,11 +185,15 @@ def _whole_run(place: Place, data: Path, name: str, *options: str) -> Result:
         raise FailedError(f"{name} left no report.html")
     steps = record["seconds"]
     rest = found["seconds"] - sum(steps.values())  # start of Python, and the report
-    after = rest + sum(of for step, of in steps.items() if step not in BEFORE_AND_IN_FIT)
+    written = ((folder / file).stat().st_mtime for file in ("run.json", "report.html"))
+    of_record, of_report = written
+    after = of_report - of_record
+    after += sum(of for step, of in steps.items() if step not in BEFORE_AND_IN_FIT)
     of_fit = steps["train"] / record["epochs"] * EPOCHS_COMPARED_WITH
     return found | {
         "steps": steps,
         "start_and_report_seconds": rest,
+        "report_seconds": of_report - of_record,
         "epochs": record["epochs"],
         "clusters": record["clusters"],
         "held_out_loss": record["held_out_loss_per_cell"],
