@@ -1,4 +1,4 @@
-"""Hashtags and rows of no antibody are the same whether the counts stay on disk or not."""
+"""What is read is the same whether the counts stay on disk or not."""
 
 import anndata
 import mudata
@@ -12,10 +12,12 @@ from totalvi.data.columns import Columns
 from totalvi.data.counts import lies_on_disk
 from totalvi.data.io.modalities import Rows
 from totalvi.data.io.read import ReadOptions
-from totalvi.errors import OutputError, ReadError
+from totalvi.errors import DataError, OutputError, ReadError
+from totalvi.run.commands import train_model
 from totalvi.run.convert import convert_counts
 from totalvi.run.inputs import open_input, read_input
 from totalvi.run.prepare import prepare, prepare_on_disk
+from totalvi.run.run import run
 
 TAGS, CONTROL, OTHERS = ["Hashtag_1", "Hashtag_2"], ["IgG1_isotype_ctrl"], ["unmapped", "total"]
 KINDS = ["cells.h5mu", "cells.zarr", "features.h5ad", "typed.h5ad", "obsm.h5ad"]
@@ -112,3 +114,61 @@ def test_a_converted_store_has_them_apart(folder, tmp_path, kind):
     if kind.startswith("cells"):
         half = np.asarray(found["prot"].layers["half"])
         np.testing.assert_allclose(half, found["prot"].X / 2)
+
+
+def slashed(folder):
+    """Cells whose annotation has slashes in its names, wherever a name is."""
+    cells = totalvi.simulate(60, 30, 4, 2, seed=1, store_truth=False)
+    rna = anndata.AnnData(cells["rna"].X, obs=cells.obs.rename(columns={"batch": "donor/id"}))
+    rna.var_names = cells["rna"].var_names
+    rna.var["a/b"] = 1.0
+    rna.obs["site/of/origin"] = np.where(np.arange(60) < 30, "x", "y")
+    rna.obsm["protein_expression"] = cells["prot"].to_df().rename(columns={"protein_0": "CD66a/c"})
+    rna.obsm["others"] = pd.DataFrame({"c/d": np.arange(60.0)}, index=rna.obs_names)
+    rna.write_h5ad(folder / "slashed.h5ad")
+    return folder / "slashed.h5ad"
+
+
+@pytest.mark.filterwarnings("ignore:Forward slashes")
+def test_names_with_a_slash_have_none_in_a_store(tmp_path):
+    path = slashed(tmp_path)
+    keys = {"batch_key": "donor/id", "labels_key": "site/of/origin"}
+    made = run(path, tmp_path / "out", on_disk=True, max_epochs=1, hierarchy="none", **keys)
+    assert made.record["arguments"]["batch_key"] == "donor/id"
+    assert any('"donor/id" is "donor_id"' in note for note in made.record["notes"])
+    results = mudata.read_zarr(made.folder / "results.zarr")
+    assert {"donor_id", "site_of_origin"} <= set(results.obs)
+    assert "CD66a/c" in results["prot"].var_names
+    assert list(results["rna"].obsm["others"]) == ["c_d"]
+    trained = train_model(
+        path, tmp_path / "a.totalvi", Columns(**keys), ReadOptions(), on_disk=True, max_epochs=1
+    )
+    assert trained.model.schema.batch_names == ("batch_0", "batch_1")
+
+
+@pytest.mark.filterwarnings("ignore:Forward slashes")
+def test_two_names_that_would_be_one_are_refused(tmp_path):
+    path = slashed(tmp_path)
+    adata = anndata.read_h5ad(path)
+    adata.obs["donor_id"] = 1
+    adata.write_h5ad(path)
+    with pytest.raises(DataError, match='"donor/id", "donor_id" would have one name'):
+        convert_counts(path, tmp_path / "cells.zarr")
+
+
+def test_proteins_of_one_name_are_told_apart_on_disk_too(tmp_path):
+    cells = totalvi.simulate(60, 30, 4, seed=1, store_truth=False)
+    rna = anndata.AnnData(cells["rna"].X, var=pd.DataFrame(index=cells["rna"].var_names))
+    rna.obsm["protein_expression"] = np.asarray(cells["prot"].X)
+    rna.uns["protein_names"] = ["CD3", "CD45", "CD45", "CD4"]
+    rna.write_h5ad(tmp_path / "cells.h5ad")
+    found, findings, _ = on_disk(tmp_path / "cells.h5ad", tmp_path / "store.zarr")
+    assert list(found["prot"].var_names) == ["CD3", "CD45", "CD45-1", "CD4"]
+    assert "feature_renamed" in {finding.code for finding in findings}
+
+
+def test_a_store_without_raw_lacks_nothing(folder, tmp_path):
+    adata = anndata.read_h5ad(folder / "features.h5ad")
+    adata.write_zarr(tmp_path / "cells.zarr")
+    _, findings, _ = on_disk(tmp_path / "cells.zarr", tmp_path / "store.zarr")
+    assert "unread" not in {finding.code for finding in findings}

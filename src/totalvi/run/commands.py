@@ -44,7 +44,7 @@ from totalvi.run.folder import (
     refuse_input_in_output,
     staged_file,
 )
-from totalvi.run.inputs import AS_IS, Reading, counts_in_x, open_input, read_input
+from totalvi.run.inputs import AS_IS, Reading, counts_in_x, keys_in_store, open_input, read_input
 from totalvi.run.new_model import new_model
 from totalvi.run.prepare import prepare, prepare_on_disk
 
@@ -171,7 +171,7 @@ def _prepared_on_disk(
         if is_first:
             shutil.rmtree(store, ignore_errors=True)  # left by a process that was killed
             findings = prepare_on_disk(data, keys, store, n_genes=n_genes, rows=rows)
-    return store, keys, findings
+    return store, keys_in_store(keys), findings
 
 
 def load_with_counts(

@@ -28,7 +28,7 @@ from totalvi.data.io.modalities import (
     NO_ANTIBODY_MODALITY,
 )
 from totalvi.data.io.read import ReadOptions
-from totalvi.data.io.write_zarr import new_store, write_counts
+from totalvi.data.io.write_zarr import name_in_store, new_store, without_slashes, write_counts
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import Finding
 from totalvi.run.folder import refuse_input_in_output
@@ -38,6 +38,7 @@ from totalvi.run.inputs import (
     open_input,
     protein_table,
     rows_apart,
+    slash_findings,
     without,
 )
 
@@ -116,7 +117,7 @@ def write_store(
         write_source(staged, source, data, keys, apart=apart, ambient=ambient)
         write_the_rest(staged, data, keys, np.ones(len(source.cell_names), dtype=bool))
         _write_layers(staged, source, apart, data, keys)
-    said = contents_findings(data, keys) + apart_findings(apart)
+    said = contents_findings(data, keys) + apart_findings(apart) + slash_findings(source.obs)
     return [*said, *(f for f in findings if f.severity == "warning")]
 
 
@@ -143,8 +144,9 @@ def write_the_rest(
             if isinstance(values, pd.DataFrame):
                 cells = read_elem(root["obs"]).index if cells is None else cells
                 values = values.set_axis(cells, axis=0)
-            write_elem(root, f"{place}obsm/{named(name)}", values)
-        for name, value in uns.items():
+            key = name_in_store(named(name))
+            write_elem(root, f"{place}obsm/{key}", without_slashes(values))
+        for name, value in without_slashes(uns).items():
             write_elem(root, f"{place}uns/{name}", value)
 
 
@@ -178,7 +180,7 @@ def _write_layers(
             found = found if columns is None else found[:, np.flatnonzero(columns)]
             if found.shape[1] == n_features:  # not so beside the counts of raw
                 found = found if name == "rna" else found[:, written]
-                write_elem(root, f"mod/{name}/layers/{other}", found)
+                write_elem(root, f"mod/{name}/layers/{name_in_store(other)}", found)
 
 
 def feature_annotation(

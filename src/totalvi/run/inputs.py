@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,10 @@ from totalvi.data.io.modalities import (
     known_protein_obsm_key,
     modalities_of_antibodies,
     mudata_of,
+    names_in_obsm,
 )
 from totalvi.data.io.read import ReadOptions, read
+from totalvi.data.io.write_zarr import name_in_store
 from totalvi.data.mosaic import as_mosaic
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
 from totalvi.errors import Finding, counted, listed
@@ -155,7 +158,7 @@ def _must_be_read(data: MuData | AnnData, keys: Columns, rows: Rows) -> bool:
     if getattr(counts, "format", "csr") != "csr":
         return True
     if isinstance(data, AnnData):
-        return False
+        return not _proteins_are_named_once(data, keys)
     protein = data.mod.get(keys.protein_modality)
     if protein is None or (rows.hashtags and "hto" in data.mod):
         return rows != Rows()  # reading says why
@@ -163,6 +166,14 @@ def _must_be_read(data: MuData | AnnData, keys: Columns, rows: Rows) -> bool:
     counts = protein.X if layer is None else protein.layers.get(layer)
     is_csr = getattr(counts, "format", "csr") == "csr"
     return not (is_csr and rna.obs_names.equals(protein.obs_names))
+
+
+def _proteins_are_named_once(adata: AnnData, keys: Columns) -> bool:
+    """Whether the columns of the entry of ``obsm`` with the proteins differ in their names."""
+    key = keys.protein_expression_obsm_key or known_protein_obsm_key(adata)
+    if key is None or key not in adata.obsm:
+        return True
+    return names_in_obsm(adata.obsm[key], adata.uns, key).is_unique
 
 
 def protein_table(data: MuData | AnnData, source: CountSource, keys: Columns) -> pd.DataFrame:
@@ -205,6 +216,31 @@ def rows_apart(
         tags = on_disk(stored, where, columns=np.flatnonzero(typed)).read()
         found.setdefault("hto", AnnData(tags, obs=cells, var=data.var[typed]))
     return found
+
+
+def keys_in_store(keys: Columns) -> Columns:
+    """Return the columns of ``obs`` by their names in a zarr store."""
+    of_obs = ("batch_key", "panel_key", "labels_key", "size_factor_key")
+    of_covariates = ("categorical_covariate_keys", "continuous_covariate_keys")
+    named: dict[str, Any] = {name: key_in_store(getattr(keys, name)) for name in of_obs}
+    several: dict[str, Any] = {
+        name: tuple(map(name_in_store, getattr(keys, name))) for name in of_covariates
+    }
+    return replace(keys, **named, **several)
+
+
+def key_in_store(key: str | None) -> str | None:
+    """Return the name of a column in a zarr store, if there is one."""
+    return None if key is None else name_in_store(key)
+
+
+def slash_findings(obs: pd.DataFrame) -> list[Finding]:
+    """Note which columns of ``obs`` have other names in a zarr store."""
+    renamed = [f'"{name}" is "{name_in_store(name)}"' for name in map(str, obs) if "/" in name]
+    if not renamed:
+        return []
+    message = f"obs, whose columns have no slash in a zarr store: {', '.join(renamed)}."
+    return [Finding("note", "columns_renamed", message)]
 
 
 def apart_findings(apart: Mapping[str, AnnData]) -> list[Finding]:

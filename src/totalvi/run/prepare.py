@@ -30,7 +30,7 @@ from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, Finding, did_you_mean, in_order
 from totalvi.run.convert import feature_annotation, write_source, write_the_rest
-from totalvi.run.inputs import apart_findings, read_input, rows_apart, without
+from totalvi.run.inputs import apart_findings, read_input, rows_apart, slash_findings, without
 
 LARGEST_RAW = 2**31  # bytes of counts of all genes that results keep
 RawPaths = str | Path | Mapping[str, str | Path]
@@ -358,7 +358,8 @@ def prepare_on_disk(
     raise_errors(findings)
     controls = split_controls(data, source, keys)[1]
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
-    notes = renamed_features(data) + contents_findings(data, keys) + apart_findings(apart)
+    notes = renamed_features(data) + contents_findings(data, keys)
+    notes += apart_findings(apart) + slash_findings(source.obs)
     notes += _left_out(kept, NO_RNA_COUNT)
     genes, gene_notes = _choose_genes(
         source, keys.batch_key, n_genes, tally.gene_total > 0, kept & with_rna

@@ -40,7 +40,7 @@ from totalvi.run.folder import (
     require_writable,
     results_folder,
 )
-from totalvi.run.inputs import NOTHING_APART, open_input, read_input
+from totalvi.run.inputs import NOTHING_APART, key_in_store, keys_in_store, open_input, read_input
 from totalvi.run.prepare import prepare, prepare_on_disk
 from totalvi.run.record import (
     RunOptions,
@@ -297,6 +297,12 @@ def _run(options: RunOptions) -> RunResult:
                 with steps.step("check and select genes"):
                     findings = prepare_on_disk(data, keys, folder / STORE, rows=rows, **choice)
             data = folder / STORE
+            options = replace(
+                options,
+                keys=keys_in_store(keys),
+                sample_key=key_in_store(options.sample_key),
+                condition_key=key_in_store(options.condition_key),
+            )
         from totalvi.run.pipeline import fit_and_write
 
         outcome = fit_and_write(data, options, folder, steps, earlier)

@@ -165,9 +165,11 @@ def _fitting(found: Any, entry: str, axes: tuple[pd.Index, pd.Index], left_out: 
 def _raw(
     group: h5py.Group | zarr.Group, n_obs: int, take: Callable[[Any], Any], left_out: LeftOut
 ) -> dict[str, Any] | None:
-    if "raw" not in group:
+    raw = group.get("raw")
+    if (
+        raw is None or raw.attrs.get("encoding-type") == "null"
+    ):  # as anndata writes that there is none
         return None
-    raw = group["raw"]
     try:
         found = {"X": take(raw["X"]), "var": read_elem(raw["var"])}
         if found["X"].shape != (n_obs, len(found["var"])):

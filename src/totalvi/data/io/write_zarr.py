@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from scipy import sparse
 from zarr.codecs import BloscCodec
 
 from totalvi.atomic import locked, new_folder, parents_of, partial_of, writing
-from totalvi.errors import OutputError
+from totalvi.errors import DataError, OutputError, listed
 from totalvi.processes import barrier, first_alone
 
 ENTRIES_PER_CHUNK, CHUNKS_PER_SHARD = 1 << 17, 64  # entries of CSR in a chunk: some hundred cells
@@ -28,6 +28,41 @@ _COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
 
 class CountsTooLarge(ValueError):  # noqa: N818  # not an error: the writer starts again
     """A count does not fit the data type of the store."""
+
+
+def name_in_store(name: str) -> str:
+    """Return the name of a column or entry in a zarr store, which holds none with a slash.
+
+    Examples
+    --------
+    >>> name_in_store("donor/id")
+    'donor_id'
+    """
+    return name.replace("/", "_")
+
+
+def without_slashes(value: Any) -> Any:
+    """Return a table or a mapping, and what is in it, with the names of `name_in_store`.
+
+    Raises
+    ------
+    DataError
+        When two of the names would be one.
+    """
+    if not isinstance(value, pd.DataFrame | Mapping):
+        return value
+    names = pd.Index([name_in_store(str(name)) for name in value])
+    if names.has_duplicates and "/" in "".join(map(str, value)):
+        both = [
+            str(name) for name in value if name_in_store(str(name)) in names[names.duplicated()]
+        ]
+        raise DataError(
+            f"{listed(both)} would have one name in a zarr store, which holds no slash in names; "
+            "rename one of them."
+        )
+    if isinstance(value, pd.DataFrame):
+        return value if names.equals(value.columns) else value.set_axis(names, axis=1)
+    return {name: without_slashes(value[old]) for name, old in zip(names, value, strict=True)}
 
 
 class CountStore:
@@ -75,15 +110,17 @@ class CountStore:
     ) -> None:
         cells = pd.DataFrame(index=obs.index)
         modalities = {
-            "rna": AnnData(obs=cells, var=rna_var),
-            "prot": AnnData(obs=cells, var=protein_var),
-            **(others or {}),
+            "rna": AnnData(obs=cells, var=without_slashes(rna_var)),
+            "prot": AnnData(obs=cells, var=without_slashes(protein_var)),
         }
+        for name, part in (others or {}).items():
+            obs_of_part, var = without_slashes(part.obs), without_slashes(part.var)
+            modalities[name] = AnnData(part.X, obs=obs_of_part, var=var)
         # chunks of zeros would look lost if they were not written
         keeping_empty = zarr.config.set({"array.write_empty_chunks": True})
         with mudata.set_options(pull_on_update=False), keeping_empty:
             skeleton = MuData(modalities)
-            skeleton.obs = obs
+            skeleton.obs = without_slashes(obs)
             skeleton.uns.update(uns or {})
             mudata.write_zarr(str(path), skeleton, zarr_format=3)
         root = zarr.open_group(path, mode="a")
