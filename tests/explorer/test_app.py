@@ -364,6 +364,19 @@ def test_proposed_gates_are_edited_like_others(workspace: Workspace) -> None:
     assert "lacks the columns kind" in page.panel.status.text
 
 
+def test_proposed_gates_come_beside_those_that_are_there(workspace: Workspace) -> None:
+    workspace.proposed_path.write_text(
+        "gate,parent,kind,feature,low,high\nT,,protein_raw,CD3,9,\nsure,T,protein_denoised,CD3,5,\n"
+    )
+    page = Explorer(Document(), workspace)
+    page.propose()
+    page.propose()
+    assert rows(page) == ["All cells", "T", "sure", "T 2", "sure 2"]
+    assert page.history.now["sure 2"].parent == "T 2"
+    page.undo()
+    assert rows(page) == ["All cells", "T", "sure"]
+
+
 def test_conditions_are_outlined_with_their_population_alone(workspace: Workspace) -> None:
     evil = workspace.cells.protein_names[1]
     workspace.proposed_path.write_text(

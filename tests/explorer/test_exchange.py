@@ -83,6 +83,10 @@ def test_flowkit_and_flowio_find_the_same_cells(folder: Path, tmp_path: Path) ->
                     values[:, names.index(channel_of(axis))],
                     np.nan_to_num(there).astype(np.float32),
                 )
+            for place, gate in enumerate(gating.populations, start=1):
+                channel = values[:, names.index(f"Gate {place}")]
+                np.testing.assert_array_equal(channel, expected[gate][number], err_msg=gate)
+                assert file.channels[names.index(f"Gate {place}") + 1]["pns"] == f"in {gate}"
             sample = flowkit.Sample(str(path), sample_id=path.stem)
             gated = strategy.gate_sample(sample)
             for identifier, way in strategy.get_gate_ids():

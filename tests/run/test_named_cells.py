@@ -1,5 +1,6 @@
 """Named populations of a run: their tables, the names of clusters, and the command."""
 
+import shutil
 from pathlib import Path
 
 import h5py
@@ -52,11 +53,14 @@ def test_tables_agree_with_the_names_of_cells(folder: Path) -> None:
     tables = folder / "tables"
     with h5py.File(folder / "results.h5mu") as file:
         obs = read_elem(file["obs"])
-    populations = pd.read_csv(tables / "populations.csv", index_col=0, keep_default_na=False)
+    populations = pd.read_csv(tables / "populations.csv", index_col=0)
     named = obs["population"].astype(str)
     assert populations.loc["CD4 T", "cells"] == (named == "CD4 T").sum()
     assert populations.loc["T", "cells"] == named.isin(["T", "CD4 T"]).sum()
     assert populations.loc["NK", "wanting"] == "CD56"
+    assert np.isnan(populations.loc["NK", "cells"])  # which is not to say that there are none
+    written = pd.read_csv(tables / "cells.csv.gz", index_col=0)["population"]
+    np.testing.assert_array_equal(written.astype(str), named)
     samples = pd.read_csv(tables / "population_samples.csv")
     top = samples[samples["population"].isin(["T", "B", "NK", "undecided"])]
     assert top.groupby("sample")["cells"].sum().to_dict() == {"a": 50, "b": 70}
@@ -67,6 +71,7 @@ def test_tables_agree_with_the_names_of_cells(folder: Path) -> None:
 
 def test_the_report_shows_them_first(folder: Path) -> None:
     page = build_report(folder).read_text(encoding="utf-8")
+    assert page.count("<em>not told</em>") == 1
     assert page.index('id="populations"') < page.index('id="warnings"')
     assert "wants CD56" in page
 
@@ -82,6 +87,17 @@ def test_the_command_names_cells_again(
     assert "lymphocyte" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "new" / "tables" / "populations.csv", index_col=0)
     assert table["cells"].to_dict() == {"lymphocyte": 120}
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    (again / "report.html").touch()
+    before = pd.read_csv(again / "tables" / "cells.csv.gz", index_col=0)
+    assert execute(["gate", str(again), "--hierarchy", str(other)]) == 0
+    assert f"update it: totalvi report {again}" in capsys.readouterr().out
+    after = pd.read_csv(again / "tables" / "cells.csv.gz", index_col=0)
+    assert set(after["population"]) == {"lymphocyte"}
+    pd.testing.assert_frame_equal(
+        after.drop(columns="population"), before.drop(columns="population")
+    )
     assert execute(["gate", str(folder), "--hierarchy", "bloood"]) == 2
     assert "did you mean" in capsys.readouterr().err
 

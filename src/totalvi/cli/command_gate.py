@@ -9,7 +9,6 @@ import typer
 
 from totalvi.cli import options
 from totalvi.cli.options import Reading, with_options
-from totalvi.errors import listed
 
 Hierarchy = Annotated[
     str,
@@ -58,6 +57,8 @@ def gate(
       totalvi gate mapped --hierarchy blood
       totalvi gate results new_cells.h5mu --hierarchy blood -o populations
     """
+    import pandas as pd
+
     from totalvi.run.gate_folder import gate as name
 
     folder, table = name(
@@ -68,9 +69,11 @@ def gate(
         depth[str(population)] = depth[row["parent"]] + 1
         label = "  " * depth[str(population)] + str(population)
         wants = f"  wants {row['wanting']}" if row["wanting"] else ""
-        typer.echo(f"{label:24}{row['cells']:8,} cells {row['percent_of_cells']:6.1f} %{wants}")
-    untold = table.index[table["wanting"] != ""]
-    if len(untold):
-        typer.echo(f"note: not told for want of markers: {listed(map(str, untold))}")
+        told = f"{row['cells']:8,} cells {row['percent_of_cells']:6.1f} %"
+        typer.echo(f"{label:24}{'not told'.rjust(23) if pd.isna(row['cells']) else told}{wants}")
     typer.echo(f"hierarchy: {table['hierarchy'].iloc[0]}")
     typer.echo(f"written: {folder}")
+    if output is None and (folder / "report.html").exists():
+        typer.echo(
+            f"note: the report shows the names of before; update it: totalvi report {folder}"
+        )

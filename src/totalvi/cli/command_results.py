@@ -74,7 +74,7 @@ def explore(
         typer.echo(f"note: {note}")
     try:
         with serving(workspace, port) as server:
-            n_cells, n_gates = workspace.cells.n_cells, len(workspace.saved.gates)
+            n_cells, n_gates = workspace.cells.n_cells, len(workspace.saved.populations)
             typer.echo(f"{path}: {n_cells:,} cells, {n_gates} gates")
             typer.echo(f"open     {server.url}")
             typer.echo("to stop  press Ctrl-C here")

@@ -10,7 +10,7 @@ from scipy import sparse
 from totalvi.data.check_counts import HIGH_PROTEIN, CountTally
 from totalvi.data.columns import CellGroups
 from totalvi.data.find import CountSource
-from totalvi.data.io.features import UNMAPPED
+from totalvi.data.io.features import CONTROL, UNMAPPED
 from totalvi.data.panels.antibody_names import has_known_target
 from totalvi.errors import Finding, argument, first_and_count, listed, setting
 
@@ -145,11 +145,11 @@ def _no_antibodies(source: CountSource, counts: np.ndarray | None) -> Iterator[F
 
 
 def _hashtags(source: CountSource, cells: np.ndarray, counts: np.ndarray) -> Iterator[Finding]:
-    """Find antibodies of no known target of which nearly every cell has exactly one."""
+    """Find antibodies of no known target, no controls, of which nearly every cell has exactly one."""
     columns = [
         i
         for i, name in enumerate(source.protein_names)
-        if not has_known_target(name) and not UNMAPPED.fullmatch(name.strip())
+        if not (has_known_target(name) or UNMAPPED.fullmatch(name.strip()) or CONTROL.search(name))
     ]
     has = {column: _has_tag(counts[:, column]) for column in columns}
     tags = [column for column in columns if has[column] is not None][:_MOST_TAGS]

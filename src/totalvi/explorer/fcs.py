@@ -1,4 +1,4 @@
-"""FCS 3.1 files of the cells: raw, denoised and foreground values of proteins, and the map.
+"""FCS 3.1 files of the cells: values of proteins, the map, and which gates each cell is in.
 
 The format (Spidlen et al., Cytometry A 2010) is a header of offsets, a text of keywords, and the
 numbers of each cell after the other, here float32 in little-endian order. Channels are named as
@@ -14,9 +14,10 @@ import numpy as np
 from totalvi.atomic import write_file
 from totalvi.errors import DataError, OutputError
 from totalvi.explorer.axes import WORDS, Axis, AxisChoices, Kind
-from totalvi.explorer.gates import Gating
+from totalvi.explorer.gates import Gating, members
 from totalvi.explorer.gatingml import channel_of, to_gating_ml
 from totalvi.explorer.run_cells import Cells
+from totalvi.run.folder import DOUBLET_PROBABILITY
 
 _KINDS: tuple[Kind, ...] = ("protein_raw", "protein_denoised", "protein_foreground")
 _HEADER_BYTES = 58
@@ -27,7 +28,7 @@ _CELLS_AT_ONCE = 50_000
 
 
 def channels_of(cells: Cells, gating: Gating) -> list[Axis]:
-    """Return the channels of FCS files: all values of proteins, the map, and what gates lie on.
+    """Return the axes that are channels: values of proteins, doublets, the map, what gates lie on.
 
     An axis on an asinh scale is a channel of its values; on a log scale, of log10(1 + value).
     """
@@ -37,6 +38,7 @@ def channels_of(cells: Cells, gating: Gating) -> list[Axis]:
         if kind in cells.kinds
         for name in cells.protein_names
     ]
+    axes += [Axis("obs", DOUBLET_PROBABILITY)] if DOUBLET_PROBABILITY in cells.obs else []
     if cells.umap is not None:
         axes += [Axis("umap", "1"), Axis("umap", "2")]
     for gate in gating.gates:
@@ -131,14 +133,19 @@ def write_exchange(
     folder.mkdir(parents=True, exist_ok=True)
     axes = channels_of(cells, gating)
     choices = AxisChoices(list(map(str, cells.protein_names)), [], [], cells.kinds, True)
-    names = [_CELL, *map(channel_of, axes)]
+    inside = members(gating, cells.inside, cells.n_cells)
+    numbers = range(1, len(gating.populations) + 1)
+    names = [_CELL, *map(channel_of, axes), *(f"Gate {number}" for number in numbers)]
     labels = ["cell", *(_label(axis, choices.tidy) for axis in axes)]
+    labels += [f"in {name}" for name in gating.populations]
     written = []
     for name, sample, some in _samples(cells, sample_column):
         values = np.empty((len(some), len(names)), dtype=np.float32)
         values[:, 0] = some + 1
         for place, axis in enumerate(axes, start=1):
             values[:, place] = cells.places(axis.kind, axis.name, axis.scale)[some]
+        for place, gate in enumerate(gating.populations, start=len(axes) + 1):
+            values[:, place] = inside[gate][some]
         content = fcs_bytes(values, names, labels, SAMPLE=name)
         written.append(folder / f"{name}.fcs")
         write_file(written[-1], content)

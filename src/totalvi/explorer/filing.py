@@ -119,9 +119,9 @@ class GatePage(ABC):
 
     @told
     def propose(self) -> None:
-        """Show the gates that a program has proposed, which are then edited like any others."""
-        self._take(read_gates(self.workspace.proposed_path))
-        self.say("These gates were proposed; edit them. Undo brings back the gates before.")
+        """Add the gates that a program has proposed, which are then edited like any others."""
+        self._take(self.history.now.with_others(read_gates(self.workspace.proposed_path)))
+        self.say("The proposed gates were added; edit them. Undo takes them away.")
 
     @told
     def restore(self) -> None:

@@ -260,6 +260,15 @@ class Gating:
         """Return the hierarchy with more gates."""
         return Gating((*self.gates, *gates))
 
+    def with_others(self, others: "Gating") -> "Gating":
+        """Return the hierarchy with the gates of another; "T" becomes "T 2" where the name is taken."""
+        for name in others.populations:
+            number, new = 2, name
+            while new in self.names or (new != name and new in others.names):
+                number, new = number + 1, f"{name} {number}"
+            others = others if new == name else others.rename(name, new)
+        return self.add(*others.gates)
+
     def rename(self, old: str, new: str) -> "Gating":
         """Return the hierarchy with a gate renamed, and its conditions with it."""
         new_names = {self[old].name: new}

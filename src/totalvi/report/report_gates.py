@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from totalvi.data.panels.antibody_names import identify
 from totalvi.figures.style import PROTEIN_SCALE
 from totalvi.posterior.gates.hierarchy import Hierarchy, markers_of, parse_hierarchy
 from totalvi.posterior.gates.memberships import usable
@@ -14,6 +15,7 @@ from totalvi.run.folder import DOUBLET_PROBABILITY, LIKELY_DOUBLET
 WIDTH, HEIGHT = 240.0, 200.0
 _PIXELS, _FINE_PIXELS = 80, 150  # across and up, of cells that are drawn as one
 _MOST_SAMPLES = 12
+_TWO_LINEAGES = (("CD3", "CD19"), ("CD3", "CD14"), ("CD19", "CD14"))
 
 
 class GatePlot(NamedTuple):
@@ -218,4 +220,20 @@ def shown_doublets(results: Results) -> dict[str, Any] | None:
         "highest": max(float(table["percent"].max()), 1.0),
         "single": _squares(pixels[:, ~called], _FINE_PIXELS),
         "doublet": _squares(pixels[:, called], _FINE_PIXELS),
+        "two_lineages": _of_two_lineages(results, called),
     }
+
+
+def _of_two_lineages(results: Results, called: np.ndarray) -> list[dict[str, Any]]:
+    """Return how many cells carry the proteins of two lineages, and how many of these are called."""
+    place = {identify(name).target: i for i, name in enumerate(results.protein_names)}
+    rows, cells = [], results.drawn
+    for pair in _TWO_LINEAGES:
+        if set(pair) <= set(place):
+            carried = results.foreground[:, [place[marker] for marker in pair]] > 0.5
+            weights = np.where(carried.all(axis=1), cells.weights, 0)
+            n_cells = round(weights.sum())
+            n_called = round(weights[called[cells.rows]].sum())
+            if n_cells:
+                rows.append({"pair": " and ".join(pair), "cells": n_cells, "called": n_called})
+    return rows

@@ -20,6 +20,7 @@ from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.doublet_tables import doublets_of_run, read_doublets
 from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, RESULTS
+from totalvi.run.named_cells import POPULATION
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
     POSTERIOR_SAMPLES,
@@ -246,8 +247,9 @@ def tabulate(work: Work) -> None:
     )  # fmt: skip
     if work.doublets is not None:
         tables["cells"] = tables["cells"].join(work.doublets)
-    if work.options.staining_level:
-        tables["cells"]["staining_level"] = work.model.get_staining_level()
+    known = [name for name in ("staining_level", POPULATION) if work.file.has(f"obs/{name}")]
+    of_cells = {name: work.file.read(f"obs/{name}") for name in known}
+    tables["cells"] = tables["cells"].assign(**of_cells)
     write_tables(tables, work.folder / "tables")
     work.protein_warnings = list(tables["proteins"]["warning"])
     work.warnings += antibody_warnings(tables["proteins"])
@@ -284,7 +286,7 @@ def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFra
     high = check.proteins.index[check.proteins["warning"] != ""]
     if len(high):
         warnings.append(
-            f"{len(high)} of {len(check.proteins)} proteins have a background far above the isotype "
+            f"{len(high)} of {len(check.proteins)} proteins: the background is far above the isotype "
             f"controls, {listed(high)}; it may be signal that most cells have, see "
             "tables/background.csv."
         )
@@ -337,7 +339,7 @@ def compare_conditions(work: Work) -> None:
 def name_populations(work: Work) -> None:
     """Name the populations of all cells by the gates of a hierarchy, if the panel tells any."""
     assert work.clusters is not None
-    populations_of_run(
+    work.warnings += populations_of_run(
         work.model, work.samples, work.clusters.labels, work.options, work.folder, work.file
     )
 
@@ -382,13 +384,13 @@ AFTER_FIT: tuple[Step[Work], ...] = (
     Step("denoised counts", denoise, load=load_denoised),
     Step("clusters and UMAP", cluster, ("latent space",), load_clusters),
     Step("doublets", tell_doublets, ("clusters and UMAP",), load_doublets),
+    Step("populations", name_populations, ("clusters and UMAP",)),
     Step(
         "tables",
         tabulate,
         ("latent space", "denoised counts", "clusters and UMAP"),
         load_protein_warnings,
     ),
-    Step("populations", name_populations, ("clusters and UMAP",)),
     Step("background tables", tabulate_background),
     Step("differential expression", compare_clusters, ("clusters and UMAP",)),
     Step("predictive checks", check_predictions),
@@ -396,4 +398,3 @@ AFTER_FIT: tuple[Step[Work], ...] = (
     Step("figures", draw, ("tables",)),
     Step("conditions over samples", compare_conditions, ("clusters and UMAP",)),
 )
-"""The steps after the fit."""

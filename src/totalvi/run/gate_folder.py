@@ -67,10 +67,10 @@ def gate(
         named = _with_names_of_query(named)
     if output is not None:
         with staged_folder(output) as folder:
-            return output, write_populations(named, *cells, folder, None)
+            return output, write_populations(named, *cells, folder, None)["populations"]
     on_disk = (model_path / STORE).exists()
     file = None if given else ResultsFile(model_path, on_disk=on_disk)
-    return model_path, write_populations(named, *cells, model_path, file)
+    return model_path, write_populations(named, *cells, model_path, file)["populations"]
 
 
 def _given_before(record: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.columns import column_of
+from totalvi.errors import listed
 from totalvi.posterior.gates.hierarchy import (
     All,
     Gate,
@@ -53,7 +54,8 @@ def population_tables(
     Returns
     -------
     - ``populations``: parent, gate, what is wanting, cells and percentages. ``cells`` are those named
-      by the population or by one below it; ``expected_cells`` is the sum of memberships.
+      by the population or by one below it, NaN where no cell can be for want of a marker;
+      ``expected_cells`` is the sum of memberships.
     - ``population_samples``: cells and percentages of each population by sample.
     - ``population_markers``: what measures each marker, and the levels found.
     - ``cluster_names``: the deepest population that most cells of a cluster are of, and their share.
@@ -69,6 +71,10 @@ def population_tables(
     ]
     overall = _percentages(inside, parents).loc[list(parents)]
     overall.insert(1, "expected_cells", gating.memberships.sum(min_count=1))
+    untold = overall.index[(gating.populations["wanting"] != "") & (overall["cells"] == 0)]
+    for table in (overall, *by_sample):
+        table["cells"] = table["cells"].astype("Int64")
+        table.loc[untold, ["cells", "percent_of_cells", "percent_of_parent"]] = np.nan
     tables = {
         "populations": gating.populations.assign(hierarchy=hierarchy.name).join(overall),
         "population_samples": pd.concat(by_sample).reset_index().set_index("sample"),
@@ -151,21 +157,46 @@ def write_populations(
     clusters: pd.Series | pd.Categorical | None,
     folder: Path,
     file: ResultsFile | None,
-) -> pd.DataFrame:
+) -> dict[str, pd.DataFrame]:
     """Write the tables, and names and memberships as columns of ``obs``, into a folder of results.
 
     Returns
     -------
-    The table of populations.
+    The tables of `population_tables`.
     """
     tables = population_tables(named, sample, clusters)
-    write_tables(tables, folder / "tables")
+    cells = _named_rows(folder / "tables" / "cells.csv.gz", named.gating.population)
+    write_tables(tables | cells, folder / "tables")
     if file is not None:
         file.add_obs(POPULATION, pd.Categorical(named.gating.population).remove_unused_categories())
         file.add_obs(MEMBERSHIP, named_membership(named.gating).to_numpy(np.float32))
         gates = proposed_gates(named, genes=file.has("mod/rna/layers/denoised"))
         gates.to_csv(folder / PROPOSED_GATES, index=False, float_format="%.6g")
-    return tables["populations"]
+    return tables
+
+
+def _named_rows(path: Path, population: pd.Series) -> dict[str, pd.DataFrame]:
+    """Return the table of cells with new names, where one was written before and is of these cells."""
+    if not path.exists():
+        return {}
+    cells = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=0)
+    names = population.astype(str)
+    if not np.array_equal(cells.index.astype(str), names.index.astype(str)):
+        return {}
+    return {"cells": cells.assign(**{POPULATION: names.to_numpy()})}
+
+
+def mixed_clusters(names: pd.DataFrame) -> list[str]:
+    """Warn of clusters that the gates leave without a name, from the table ``cluster_names``."""
+    mixed = names.index[names["name"] == UNDECIDED]
+    if not len(mixed):
+        return []
+    has = "cluster has" if len(mixed) == 1 else "clusters have"
+    return [
+        f"{len(mixed)} {has} no population that most of the cells are of, {listed(mixed)}, with "
+        f"{names.loc[mixed, 'cells'].sum():,} cells; they may be of a type that the hierarchy lacks, "
+        "doublets or debris, so look at their markers before you count them."
+    ]
 
 
 Ends: TypeAlias = tuple[float, float]

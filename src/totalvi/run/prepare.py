@@ -44,9 +44,8 @@ class Prepared(NamedTuple):
     Attributes
     ----------
     mdata
-        Modalities ``rna`` (CSR float32 raw counts), ``prot`` (dense float32 raw counts, NaN where
-        unmeasured) and, if there was one, ``hto``; all annotation of the cells in ``obs``, of the
-        features in ``var``; isotype controls are apart, in ``isotype``.
+        Raw counts: modalities ``rna`` (CSR float32), ``prot`` (dense float32, NaN where unmeasured),
+        ``isotype`` (isotype controls) and, if there was one, ``hto``; all annotation.
     findings
         Warnings and notes of the checks and of what was left out.
     """
@@ -119,8 +118,11 @@ def check_input(
     data, keys = read_input(given, keys, options, unmeasured)
     try:
         source = find_counts(data, keys)
-        findings = [*check_counts(source, keys), *renamed_features(data)]
-        findings += contents_findings(data, keys)
+        findings = [
+            found._replace(severity="warning") if found.code == "cell_without_rna" else found
+            for found in check_counts(source, keys)  # such cells are left out by a run
+        ]
+        findings += renamed_features(data) + contents_findings(data, keys)
         split = split_controls(data, source, keys)
         findings += control_findings(split[1])
         findings += find_ambient(data, keys, source.protein_names, raw)[1]
@@ -137,7 +139,7 @@ def prepare(
     drop_empty_cells: bool = True,
     raw: RawPaths | None = None,
 ) -> Prepared:
-    """Find and check the counts, leave out empty cells and genes, and select variable genes.
+    """Check the counts, leave out empty cells and genes, and select variable genes.
 
     Parameters
     ----------
@@ -206,8 +208,7 @@ def keep_the_rest(
 ) -> None:
     """Keep what the input has beside its counts, and the counts of genes that are not modelled.
 
-    The latter, of ``source``, become ``raw`` of the RNA, from which plots take any gene; not where they
-    are larger than 2 GiB.
+    The latter, of ``source``, become ``raw`` of the RNA, for plots, unless they are above 2 GiB.
     """
     for owner, obsm, uns in beside_counts(data, keys, np.flatnonzero(kept)):
         target = mdata.mod[owner] if owner else mdata
@@ -394,7 +395,5 @@ def _left_out(kept: np.ndarray, why: str) -> list[Finding]:
 
 
 def _no_selected_count(cells: pd.Index) -> str:
-    return (
-        f'{len(cells):,} cells are {NO_SELECTED_COUNT}, such as "{cells[0]}"; select more genes, or '
-        "leave such cells out."
-    )
+    without = f'{len(cells):,} cells are {NO_SELECTED_COUNT}, such as "{cells[0]}"'
+    return f"{without}; select more genes, or leave such cells out."

@@ -361,6 +361,8 @@ class ResultsFile:
 
     def has(self, place: str) -> bool:
         """Return whether there is something at a place."""
+        if not self.is_there:
+            return False
         with self._opened() as root:
             return place in root
 

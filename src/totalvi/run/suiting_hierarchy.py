@@ -13,7 +13,7 @@ from totalvi.posterior.gates.hierarchy import Hierarchy, read_hierarchy
 from totalvi.posterior.gates.marker_draws import Markers
 from totalvi.posterior.gates.memberships import wanting
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Question
-from totalvi.run.named_cells import AUTO, NONE, Named, below, write_populations
+from totalvi.run.named_cells import AUTO, NONE, Named, below, mixed_clusters, write_populations
 from totalvi.run.record import RunOptions
 from totalvi.run.results import ResultsFile, posterior_samples
 
@@ -32,13 +32,15 @@ def populations_of_run(
     options: RunOptions,
     folder: Path,
     file: ResultsFile,
-) -> None:
-    """Name the cells of a run as it was asked to."""
+) -> list[str]:
+    """Name the cells of a run as it was asked to, and return warnings."""
     if options.hierarchy == NONE:
-        return
+        return []
     named = name_cells_by(model, options.hierarchy, posterior_samples(len(clusters)))
-    if named is not None:
-        write_populations(named, sample, clusters, folder, file if file.is_there else None)
+    if named is None:
+        return []
+    tables = write_populations(named, sample, clusters, folder, file if file.is_there else None)
+    return mixed_clusters(tables["cluster_names"])
 
 
 def name_cells_by(
