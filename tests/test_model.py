@@ -1,6 +1,7 @@
 """The model that people use: built, trained, asked, saved and loaded."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +442,20 @@ def test_training_goes_on_after_loading_as_it_would_have_before(
     loaded.train(**FAST)
     assert same_weights(loaded, model)
     assert len(loaded.history) == 4
+
+
+def test_loading_cells_in_another_order_is_a_warning(
+    mdata: MuData, trained: totalvi.Model, tmp_path: Path
+) -> None:
+    path = trained.save(tmp_path / "model")
+    with warnings.catch_warnings(action="error", category=totalvi.DataWarning):
+        totalvi.Model.load(path, mdata)
+        totalvi.Model.load(path, mdata[:20].copy())  # other data, of which nothing is expected
+    with pytest.warns(totalvi.DataWarning, match="not those of the fit in their order"):
+        model = totalvi.Model.load(path, mdata[::-1].copy())
+    np.testing.assert_allclose(
+        model.get_latent_representation()[::-1], trained.get_latent_representation(), atol=1e-5
+    )
 
 
 def test_loaded_without_data(mdata: MuData, trained: totalvi.Model, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.minified_cells import is_minified
 from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, warn_of
-from totalvi.fit.model_state import FitResult, ModelState, network_of
+from totalvi.fit.model_state import FitResult, ModelState, network_of, warn_of_another_order
 from totalvi.fit.plan import Split
 from totalvi.formats.minified import read_minified, require_replaceable, write_minified
 from totalvi.formats.model_folder import read_state, write_state
@@ -364,6 +364,8 @@ class Model(
         model = cls._from_state(*(read_minified(path) if is_minified(path) else [read_state(path)]))
         if data is not None:
             model._data = model._describe(data)
+            if model._mapping is None:
+                warn_of_another_order(model.fingerprint, model._data)
         return model
 
     @classmethod

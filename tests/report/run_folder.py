@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.simulate import simulate
+from totalvi.run.antibody_separation import antibody_separation
 from totalvi.run.clusters import Clusters
 from totalvi.run.record import circumstances, write_record
 from totalvi.run.results import Estimates, ResultsFile, cell_table, cluster_table
 from totalvi.run.table_files import write_tables
-from totalvi.run.tables import antibody_separation, protein_table
+from totalvi.run.tables import protein_table
 
 
 def write_run_folder(folder: Path, n_cells: int, genes: list[str], proteins: list[str]) -> None:

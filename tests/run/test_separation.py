@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from totalvi.run.tables import antibody_separation
+from totalvi.run.antibody_separation import antibody_separation
 
 rng = np.random.default_rng(0)
 N_CELLS = 200
@@ -49,3 +49,24 @@ def test_unmeasured_cells_are_left_out() -> None:
     masked[:30] = masked[150:] = np.nan
     assert one(masked, probability) == one(raw[part], probability[part])
     assert one(np.full(N_CELLS, np.nan), probability)["warning"] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("high", "n_high", "warning"),
+    [
+        (100.0, 6, "few cells far above"),
+        (8.0, 6, "does not separate"),
+        (100.0, 3, "does not separate"),
+    ],
+)
+def test_a_rare_stain_is_told_from_an_antibody_that_failed(
+    high: float, n_high: int, warning: str
+) -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.poisson(1.0, 600).astype(float)
+    raw[:n_high] = rng.poisson(high, n_high)
+    foreground = (raw >= 1).astype(float)  # as of a model that splits the background
+    foreground[raw == 1] = rng.uniform(0.3, 0.9, (raw == 1).sum())
+    foreground[raw == 0] = 0.4
+    table = antibody_separation(raw[:, None], foreground[:, None], ["TCRVd2"])
+    assert table["warning"].tolist() == [warning]

@@ -6,8 +6,9 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
+from totalvi.run.antibody_separation import antibody_separation
 from totalvi.run.results import cell_table, cluster_table
-from totalvi.run.tables import antibody_separation, protein_table
+from totalvi.run.tables import protein_table
 
 rng = np.random.default_rng(0)
 N_CELLS = 40

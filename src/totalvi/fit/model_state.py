@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
-from totalvi.data.cells import QueryMapping, Schema
+from totalvi.data.cells import NAMES, CiteData, QueryMapping, Schema, hash_of_names
+from totalvi.errors import DataWarning
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import torch_generator
 from totalvi.nn.v06 import TOTALVI
@@ -228,3 +230,16 @@ def fit_settings(
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=lambda value: value.tolist()))
     return plain
+
+
+def warn_of_another_order(of_fit: dict[str, Any] | None, data: CiteData) -> None:
+    """Warn where as many cells as in a fit are others, or in another order."""
+    if of_fit is None or of_fit["cells"] != data.n_cells or of_fit[NAMES] == hash_of_names(data):
+        return
+    warnings.warn(
+        "The cells are not those of the fit in their order. Queries answer for the cells given, but "
+        "split and calibration_cells are positions in the data of the fit, so they do not tell which "
+        "of these cells were held out; load the model with the data of its fit for that.",
+        DataWarning,
+        stacklevel=3,
+    )

@@ -159,9 +159,10 @@ class ComparisonQueries(Fitted):
         The method compares a cell's mean distance to its nearest reference cells in the latent
         space with that of held-out reference cells of about the same depth (RNA counts), encoded with
         the genes and panel of the query, and thinned to its depth if they are deeper. Cells from the
-        same distribution as the reference have a uniform ``p_value`` from 0 to 1. Cells of a state
-        that the reference lacks have small values, as have queries whose batch effect is not
-        corrected. A batch effect is a shift of the latent space that all cells share, so
+        same distribution as the reference have a uniform ``p_value`` from 0 to 1, if 100 or more
+        reference cells were held out; with fewer, p-values come out too large, and only the order of
+        ``unlikeness`` tells. Cells of a state that the reference lacks have small values, as have
+        queries whose batch effect is not corrected. A batch effect is a shift that all cells share;
         ``p_value_after_shift`` is the same after the median shift is taken out.
 
         Parameters

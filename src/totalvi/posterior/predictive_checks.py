@@ -316,9 +316,10 @@ class CheckQueries(Fitted):
     ) -> PredictiveCheck:
         """Compare observed counts with counts drawn as by `posterior_predictive_sample`.
 
-        The posterior of a cell is that given its own counts, so of cells held out from the fit
-        (``indices=model.split.test``) it says how well unseen cells are reconstructed, not predicted
-        blind. No sample is kept; memory grows with ``batch_size`` times the features.
+        The posterior of a cell is that given its own counts, so of cells held out from the fit (those
+        of ``model.split.validation`` without ``model.calibration_cells``) it says how well unseen
+        cells are reconstructed, not predicted blind. No sample is kept; memory grows with
+        ``batch_size`` times the features.
 
         Parameters
         ----------

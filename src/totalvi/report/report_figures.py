@@ -195,8 +195,14 @@ ADVICE = {
         "cannot be told from it; its denoised values are about its raw ones."
     ),
     "does not separate": (
-        "Stained and unstained cells have nearly the same counts. Do not gate on it, and treat its "
-        "denoised values with care."
+        "What the model takes for stained and for unstained cells has nearly the same counts. Either "
+        "the antibody failed, or nearly all cells have the protein, or none: look at its counts before "
+        "you gate on it, and treat its denoised values with care."
+    ),
+    "few cells far above": (
+        "A few cells have counts far above all others, as of a rare population that is stained, but "
+        "the model's foreground is not these cells. Gate on the raw counts; do not read its denoised "
+        "values and foreground probabilities as expression."
     ),
 }
 

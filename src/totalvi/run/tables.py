@@ -1,7 +1,6 @@
 """Tables of a fitted model: its proteins, and what marks its clusters."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ def protein_table(
     Parameters
     ----------
     separation
-        From :func:`totalvi.run.tables.antibody_separation`.
+        From :func:`totalvi.run.antibody_separation.antibody_separation`.
     raw, denoised, foreground_probability
         Shape (n_cells, n_proteins); means are over cells where ``raw`` is not NaN.
 
@@ -46,95 +45,6 @@ def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     sums = np.where(where, values, 0.0).sum(axis=0, dtype=np.float64)
     means: np.ndarray = np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
     return means
-
-
-MIN_FOREGROUND_CELLS = 5
-MIN_AUROC = 0.85
-MIN_LOG1P_DIFFERENCE = np.log(2.0)
-MAX_CONTROL_FOREGROUND = 0.05
-
-
-def antibody_separation(
-    raw: np.ndarray,
-    foreground_probability: np.ndarray,
-    names: Sequence[str],
-    is_control: Sequence[bool] | None = None,
-) -> pd.DataFrame:
-    """Compare each protein's counts between background and foreground.
-
-    A cell is foreground when its foreground probability is above one half. Where the two are compared,
-    each cell is in both, weighted by its probabilities: these follow the counts, so that cells on two
-    sides of one half would have different counts whatever the antibody does.
-
-    Parameters
-    ----------
-    raw
-        Counts, shape (n_cells, n_proteins), NaN where unmeasured; such cells are left out.
-    foreground_probability
-        Of the same shape.
-    names
-        Names of the proteins.
-    is_control
-        Which antibodies are isotype controls, that should stain nothing.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by protein, with columns ``percent_foreground``; ``percent_ambiguous``, of cells
-        with a probability between 0.1 and 0.9; ``auroc``, the chance that a foreground count is
-        above a background count; ``log1p_median_difference``; and ``warning``, a few
-        words when the antibody failed to separate, else empty: fewer than 5 cells of one kind, an
-        AUROC below 0.85, medians less than twofold apart, or an isotype control with more than
-        5 % foreground. AUROC and difference are NaN when all cells are of one kind.
-    """
-    controls = np.zeros(len(names), dtype=bool) if is_control is None else np.asarray(is_control)
-    rows = [
-        _separation(raw[:, i], foreground_probability[:, i], bool(controls[i]))
-        for i in range(len(names))
-    ]
-    return pd.DataFrame(rows, index=pd.Index(names, name="protein"))
-
-
-def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -> dict[str, Any]:
-    measured = ~np.isnan(counts)
-    counts, probability = np.log1p(counts[measured]), probability[measured]
-    foreground = probability > 0.5
-    n_foreground, n_cells = int(foreground.sum()), len(foreground)
-    ambiguous = float(((probability > 0.1) & (probability < 0.9)).mean()) if n_cells else np.nan
-    auroc = difference = np.nan
-    if 0 < n_foreground < n_cells:
-        values, place = np.unique(counts, return_inverse=True)
-        shares = [np.bincount(place, of) / of.sum() for of in (1 - probability, probability)]
-        below = np.cumsum(shares[0]) - shares[0] / 2
-        auroc = float(below @ shares[1])
-        background, foreground_median = (_median(values, of) for of in shares)
-        difference = foreground_median - background
-    warning = ""
-    if n_cells == 0:
-        warning = "not measured"
-    elif is_control:
-        if n_foreground > MAX_CONTROL_FOREGROUND * n_cells:
-            warning = "control with foreground"
-    elif n_foreground < MIN_FOREGROUND_CELLS:
-        warning = "no foreground"
-    elif n_cells - n_foreground < MIN_FOREGROUND_CELLS:
-        warning = "no background"
-    elif auroc < MIN_AUROC or difference < MIN_LOG1P_DIFFERENCE:
-        warning = "does not separate"
-    return {
-        "percent_foreground": 100 * n_foreground / n_cells if n_cells else np.nan,
-        "percent_ambiguous": 100 * ambiguous,
-        "auroc": auroc,
-        "log1p_median_difference": difference,
-        "warning": warning,
-    }
-
-
-def _median(values: np.ndarray, shares: np.ndarray) -> float:
-    """Return the median of increasing values with these shares."""
-    total = np.cumsum(shares)
-    middle = [np.searchsorted(total, half) for half in (0.5 - 1e-9, 0.5 + 1e-9)]
-    return float(values[np.minimum(middle, len(values) - 1)].mean())
 
 
 GENES_PER_CLUSTER = 100

@@ -1,0 +1,113 @@
+"""How well each antibody separates stained cells from background, and which failed to."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+MIN_FOREGROUND_CELLS = 5
+MIN_AUROC = 0.85
+MIN_LOG1P_DIFFERENCE = np.log(2.0)
+MAX_CONTROL_FOREGROUND = 0.05
+MOST_FAR_ABOVE = 0.05
+
+
+def antibody_separation(
+    raw: np.ndarray,
+    foreground_probability: np.ndarray,
+    names: Sequence[str],
+    is_control: Sequence[bool] | None = None,
+) -> pd.DataFrame:
+    """Compare each protein's counts between background and foreground.
+
+    A cell is foreground when its foreground probability is above one half. Where the two are compared,
+    each cell is in both, weighted by its probabilities: these follow the counts, so that cells on two
+    sides of one half would have different counts whatever the antibody does.
+
+    Parameters
+    ----------
+    raw
+        Counts, shape (n_cells, n_proteins), NaN where unmeasured; such cells are left out.
+    foreground_probability
+        Of the same shape.
+    names
+        Names of the proteins.
+    is_control
+        Which antibodies are isotype controls, that should stain nothing.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by protein, with columns ``percent_foreground``; ``percent_ambiguous``, of cells
+        with a probability between 0.1 and 0.9; ``auroc``, the chance that a foreground count is
+        above a background count; ``log1p_median_difference``; and ``warning``, a few
+        words when the antibody failed to separate, else empty: fewer than 5 cells of one kind, an
+        AUROC below 0.85, medians less than twofold apart, or an isotype control with more than
+        5 % foreground. If few cells lie far above all others, which the model's foreground then does
+        not tell from them, the words are others. AUROC and difference are NaN when all cells are of
+        one kind.
+    """
+    controls = np.zeros(len(names), dtype=bool) if is_control is None else np.asarray(is_control)
+    rows = [
+        _separation(raw[:, i], foreground_probability[:, i], bool(controls[i]))
+        for i in range(len(names))
+    ]
+    return pd.DataFrame(rows, index=pd.Index(names, name="protein"))
+
+
+def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -> dict[str, Any]:
+    measured = ~np.isnan(counts)
+    counts, probability = np.log1p(counts[measured]), probability[measured]
+    foreground = probability > 0.5
+    n_foreground, n_cells = int(foreground.sum()), len(foreground)
+    ambiguous = float(((probability > 0.1) & (probability < 0.9)).mean()) if n_cells else np.nan
+    auroc = difference = np.nan
+    if 0 < n_foreground < n_cells:
+        values, place = np.unique(counts, return_inverse=True)
+        shares = [np.bincount(place, of) / of.sum() for of in (1 - probability, probability)]
+        below = np.cumsum(shares[0]) - shares[0] / 2
+        auroc = float(below @ shares[1])
+        background, foreground_median = (_median(values, of) for of in shares)
+        difference = foreground_median - background
+    warning = ""
+    if n_cells == 0:
+        warning = "not measured"
+    elif is_control:
+        if n_foreground > MAX_CONTROL_FOREGROUND * n_cells:
+            warning = "control with foreground"
+    elif n_foreground < MIN_FOREGROUND_CELLS:
+        warning = "no foreground"
+    elif n_cells - n_foreground < MIN_FOREGROUND_CELLS:
+        warning = "no background"
+    elif auroc < MIN_AUROC or difference < MIN_LOG1P_DIFFERENCE:
+        warning = "few cells far above" if _few_are_far_above(counts) else "does not separate"
+    return {
+        "percent_foreground": 100 * n_foreground / n_cells if n_cells else np.nan,
+        "percent_ambiguous": 100 * ambiguous,
+        "auroc": auroc,
+        "log1p_median_difference": difference,
+        "warning": warning,
+    }
+
+
+def _few_are_far_above(log_counts: np.ndarray) -> bool:
+    """Whether 5 cells or more, up to 5 % of them, have counts far above those of nearly all others.
+
+    All of them are twofold, and half of them fourfold, above the 99 % quantile of the others.
+    """
+    ordered = np.sort(log_counts)
+    n_cells = len(ordered)
+    for n_above in range(MIN_FOREGROUND_CELLS, int(MOST_FAR_ABOVE * n_cells) + 1):
+        beyond = ordered[int(0.99 * (n_cells - n_above))]
+        lowest, median = ordered[n_cells - n_above], ordered[n_cells - (n_above + 1) // 2]
+        if median - beyond > 2 * MIN_LOG1P_DIFFERENCE and lowest - beyond > MIN_LOG1P_DIFFERENCE:
+            return True
+    return False
+
+
+def _median(values: np.ndarray, shares: np.ndarray) -> float:
+    """Return the median of increasing values with these shares."""
+    total = np.cumsum(shares)
+    middle = [np.searchsorted(total, half) for half in (0.5 - 1e-9, 0.5 + 1e-9)]
+    return float(values[np.minimum(middle, len(values) - 1)].mean())
