@@ -276,12 +276,12 @@ def _require_overlap(genes: Mapping[str, pd.Index], join: Join) -> None:
         n_smaller = min(n_smaller, len(more))
         n_shared = int(known.isin(more).sum())
         if n_shared < _LEAST_SHARED * n_smaller:
-            fix = "join before variable genes are selected, or, if they do differ that much, keep only the "
-            fix += "shared genes first"
-            if data_set == "query":
-                fix = (
-                    "give counts of all genes of the query, or fit a reference to the shared genes"
-                )
+            fix = (
+                "give counts of all genes of the query, or fit a reference to the shared genes"
+                if data_set == "query"
+                else "join before variable genes are selected, or, if the data sets do differ that "
+                "much, keep only the shared genes first"
+            )
             raise DataError(
                 f'"{data_set}" shares only {n_shared:,} of {n_smaller:,} genes with the data sets '
                 f'before it (their first gene is "{known[0]}", its own "{more[0]}"); name genes alike '
