@@ -318,8 +318,7 @@ class CheckQueries(Fitted):
 
         The posterior of a cell is that given its own counts, so of cells held out from the fit (those
         of ``model.split.validation`` without ``model.calibration_cells``) it says how well unseen
-        cells are reconstructed, not predicted blind. No sample is kept; memory grows with
-        ``batch_size`` times the features.
+        cells are reconstructed, not predicted blind. Memory grows with ``batch_size``.
 
         Parameters
         ----------
