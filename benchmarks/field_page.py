@@ -35,12 +35,13 @@ not installed, or that fails, has a row that says so.
   (both), and mixing, the share of p3 among the 30 nearest cells, .5 at best. "own modality" is the same
   neighbours in 50 components of the one modality that the donor has, without a joint space.
 - **processor seconds** are of one fit and its answer on one thread, after imports and reading. They are
-  processor time, not time on a clock. {machine}
+  processor time, not time on a clock; the first fit of totalvi in an environment also compiles, half a
+  minute more, which is not in here. {machine}
 - **scvi-tools** {scvi}: TOTALVI with its defaults, but for the epochs. Its own are 400 at most, ended
-  early where the held-out loss no longer falls. On reap and pbmc10k they are {epochs} at most here, so
-  that the comparison ends within 40 minutes. Panels are its batches; hidden cells are decoded as
-  measured ones, background included, 25 samples. Its documentation lets proteins be missing, not RNA,
-  so it has no row for the mosaic.
+  early where the held-out loss no longer falls. They are {reap_epochs} at most here on reap and
+  {pbmc10k_epochs} on pbmc10k, so that the comparison ends within 40 minutes; more may be better.
+  Panels are its batches; hidden cells are decoded as measured ones, background included, 25 samples.
+  Its documentation lets proteins be missing, not RNA, so it has no row for the mosaic.
 - **scmidas** {midas}: `scmidas.integrate` with its defaults, but for the epochs. Its own are 65, for
   a toy data set, which is these donors and a fourth. For others its documentation advises 1000 to
   2000, which are too many here.
@@ -80,7 +81,6 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     return mean if np.isnan(deviation) else f"{mean} ± {deviation:.{digits}f}"
 
 
-def page(rows: Sequence[Mapping[str, Any]], versions: Mapping[str, str], machine: str) -> list[str]:
-    """Return the lines of the page."""
-    known = {name: versions.get(name, "(not measured)") for name in ("scvi", "midas")}
-    return [*INTRODUCTION.format(machine=machine, **known).splitlines(), "", *table(rows)]
+def page(rows: Sequence[Mapping[str, Any]], about: Mapping[str, object]) -> list[str]:
+    """Return the lines of the page; ``about`` fills in the names of its introduction."""
+    return [*INTRODUCTION.format(**about).splitlines(), "", *table(rows)]
