@@ -45,7 +45,8 @@ not installed, or that fails, has a row that says so.
   Its documentation lets proteins be missing, not RNA, so it has no row for the mosaic.
 - **scmidas** {midas}: `scmidas.integrate` with its defaults, but for the epochs. Its own are 65, for
   a toy data set, which is these donors and a fourth. For others its documentation advises 1000 to
-  2000, which are too many here.
+  2000, which are too many here. The processes that load its minibatches are not in its seconds (about
+  a fifteenth more).
 """
 
 

@@ -157,3 +157,13 @@ def test_a_joint_space_that_mixes_donors_has_right_labels(field: SimpleNamespace
     assert row["mixing p1"] == pytest.approx(0.5, abs=0.1)
     apart = field.field_mosaic.by_donor(data, space + 100 * (donors == "p2_0")[:, None])
     assert apart["mixing p2"] == 0
+
+
+def test_the_protein_that_is_worst_against_ridge_is_found(field: SimpleNamespace) -> None:
+    rows = [
+        {"method": "totalvi", "by protein": [0.5, 0.25, 0.75]},
+        {"method": "ridge", "by protein": [0.25, 0.75, 0.5]},
+        {"method": "scvi-tools", "failed": "not installed"},
+    ]
+    found = field.field.against_ridge(rows)
+    assert [row.get("worst against ridge") for row in found] == [-0.5, None, None]
