@@ -233,7 +233,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--scvi-python", default=".peer-venv/bin/python")
     parser.add_argument("--midas-python", default=".midas-venv/bin/python")
-    parser.add_argument("--midas-epochs", type=int, nargs="+", default=[65, 200])
+    parser.add_argument("--midas-epochs", type=int, nargs="+", default=[65])
     parser.add_argument("--processes", type=int, choices=[1, 2], default=2)
     parser.add_argument(
         "--folder", type=Path, help="where fits and answers are kept and found again"

@@ -19,7 +19,7 @@ DIGITS = {
     "mixing p1": 2,
     "labels p2": 3,
     "mixing p2": 2,
-    "processor seconds": 0,
+    "processor seconds": 1,
 }
 
 INTRODUCTION = """# Beside other methods
@@ -34,19 +34,20 @@ not installed, or that fails, has a row that says so.
 - **mosaic**: labels of donors p1 (RNA alone) and p2 (proteins alone) by the 15 nearest cells of p3
   (both), and mixing, the share of p3 among the 30 nearest cells, .5 at best. "own modality" is the same
   neighbours in 50 components of the one modality that the donor has, without a joint space.
-- **processor seconds** are of one fit and its answer on one thread, after imports and reading. They are
-  processor time, not time on a clock; the first fit of totalvi in an environment also compiles, half a
-  minute more, which is not in here. {machine}
+- **processor seconds** are of one fit and its answer on one thread, after imports and reading. They
+  are processor time, not time on a clock. The first fit of totalvi in an environment also compiles, for
+  half a minute. {machine}
 - **scvi-tools** {scvi}: TOTALVI with its defaults, but for the epochs. Its own are 400 at most, ended
   early where the held-out loss no longer falls. They are {reap_epochs} at most here on reap and
-  {pbmc10k_epochs} on pbmc10k, so that the comparison ends within 40 minutes; more may be better. The
-  weight of its KL divergence grows for 0.75 steps a cell, some 210 epochs of either, and is short of 1.
-  Panels are its batches; hidden cells are decoded as measured ones, background included, 25 samples.
-  Its documentation lets proteins be missing, not RNA, so it has no row for the mosaic.
-- **scmidas** {midas}: `scmidas.integrate` with its defaults, but for the epochs. Its own are 65, for
-  a toy data set, which is these donors and a fourth. For others its documentation advises 1000 to
-  2000, which are too many here. The processes that load its minibatches are not in its seconds (about
-  a fifteenth more).
+  {pbmc10k_epochs} on pbmc10k, so that the comparison ends well within 40 minutes; more may be better.
+  The weight of its KL divergence grows for 0.75 steps a cell, some 210 epochs of either, and is short
+  of 1 there. The last column has the epochs that it took. Panels are its batches; hidden cells are
+  decoded as measured ones, background included, 25 samples. Its documentation lets proteins be missing,
+  not RNA, so it has no row for the mosaic.
+- **scmidas** {midas}: `scmidas.integrate` with its defaults. They have 65 epochs, for a toy data set:
+  these donors and a fourth. For others its documentation advises 1000 to 2000, which would take more
+  than ten minutes; `--midas-epochs` takes other numbers. The processes that load its minibatches are
+  not in its seconds.
 """
 
 
