@@ -252,12 +252,15 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     started = time.perf_counter()
+    kept = " Fits are of several calls, of which field.json has the seconds of the last."
+    kept = "" if given.folder is None else kept
     with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as temporary:
         given.folder = (given.folder or Path(temporary)).absolute()
         given.folder.mkdir(parents=True, exist_ok=True)
         rows, versions = measure(given)
     about = {
-        "machine": f"The machine has {os.cpu_count()} cores, {platform.machine()}.",
+        "machine": f"The machine has {os.cpu_count()} cores, {platform.machine()}.{kept}",
+        "seeds": ", ".join(map(str, given.seeds)),
         **{f"{name}_epochs": epochs for name, epochs in SCVI_EPOCHS.items()},
         **{peer: versions.get(peer, "(no answer)") for peer in LIMIT},
     }

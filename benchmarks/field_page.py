@@ -25,8 +25,8 @@ DIGITS = {
 INTRODUCTION = """# Beside other methods
 
 `make bench-field`. Each method gets the same hidden cells and the same mosaic; data and columns are in
-the docstring of `benchmarks/field.py`. Means over seeds, ± their standard deviation. A method that is
-not installed, or that fails, has a row that says so.
+the docstring of `benchmarks/field.py`. Means over seeds ({seeds} here), ± their standard deviation. A method
+that is not installed, or that fails, has a row that says so.
 
 - **reap, pbmc10k, wnn**: proteins hidden from a third or 40 % of the cells are predicted. "totalvi" is
   what `impute_proteins` returns, "totalvi, model alone" the same without its stack of regression and
