@@ -261,6 +261,7 @@ def main() -> None:
     about = {
         "machine": f"The machine has {os.cpu_count()} cores, {platform.machine()}.{kept}",
         "seeds": ", ".join(map(str, given.seeds)),
+        "slow_seeds": ", ".join(map(str, given.slow_seeds)),
         **{f"{name}_epochs": epochs for name, epochs in SCVI_EPOCHS.items()},
         **{peer: versions.get(peer, "(no answer)") for peer in LIMIT},
     }

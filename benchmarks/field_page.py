@@ -25,8 +25,8 @@ DIGITS = {
 INTRODUCTION = """# Beside other methods
 
 `make bench-field`. Each method gets the same hidden cells and the same mosaic; data and columns are in
-the docstring of `benchmarks/field.py`. Means over seeds ({seeds} here), ± their standard deviation. A method
-that is not installed, or that fails, has a row that says so.
+the docstring of `benchmarks/field.py`. Means over the seeds {seeds} (slow fits of peers: {slow_seeds}),
+± their standard deviation. A method that is not installed, or that fails, has a row that says so.
 
 - **reap, pbmc10k, wnn**: proteins hidden from a third or 40 % of the cells are predicted. "totalvi" is
   what `impute_proteins` returns, "totalvi, model alone" the same without its stack of regression and
@@ -36,7 +36,8 @@ that is not installed, or that fails, has a row that says so.
   neighbours in 50 components of the one modality that the donor has, without a joint space.
 - **processor seconds** are of one fit and its answer on one thread, after imports and reading. They
   are processor time, not time on a clock. The first fit of totalvi in an environment also compiles, for
-  half a minute. {machine}
+  half a minute.
+  {machine}
 - **scvi-tools** {scvi}: TOTALVI with its defaults, but for the epochs. Its own are 400 at most, ended
   early where the held-out loss no longer falls. They are {reap_epochs} at most here on reap and
   {pbmc10k_epochs} on pbmc10k, so that the comparison ends well within 40 minutes; more may be better.
