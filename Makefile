@@ -13,8 +13,14 @@ ifeq ($(PEER_PYTHON),)
 PEER_PYTHON := $(PEER_VENV)/bin/python
 PEER := $(PEER_VENV)/.installed
 endif
+# scmidas, which `make bench-field` compares with too, needs an older torch, in an environment of its own
+MIDAS_VENV := .midas-venv
+ifeq ($(MIDAS_PYTHON),)
+MIDAS_PYTHON := $(MIDAS_VENV)/bin/python
+MIDAS := $(MIDAS_VENV)/.installed
+endif
 
-.PHONY: help venv venv-dev browser demo docs dist test test-all test-install test-lowest test-newest coverage lint format bench bench-quality bench-scale bench-sizes clean
+.PHONY: help venv venv-dev browser demo docs dist test test-all test-install test-lowest test-newest coverage lint format bench bench-field bench-quality bench-scale bench-sizes clean
 
 help:
 	@echo "make demo       simulate CITE-seq data, fit it, and write figures and results to totalvi-demo/"
@@ -28,6 +34,7 @@ help:
 	@echo "make coverage   run the tests and say which lines they do not reach"
 	@echo "make lint       check style, types and security"
 	@echo "make bench      time totalvi and scvi-tools side by side (see benchmarks/README.md)"
+	@echo "make bench-field  predict hidden proteins and join a mosaic with totalvi and other methods (needs real data)"
 	@echo "make bench-quality  measure the quality of the fit (needs real data)"
 	@echo "make bench-scale  measure training and queries of a million cells on disk"
 	@echo "make bench-sizes  run every command at 1,000 to 200,000 cells: does it end, how long, how much memory"
@@ -114,6 +121,16 @@ $(PEER_VENV)/.installed:
 bench: venv-dev $(PEER)
 	$(BIN)/python benchmarks/speed/run.py --peer-python $(PEER_PYTHON) $(BENCH_OPTIONS)
 
+$(MIDAS_VENV)/.installed:
+	$(PYTHON) -m venv $(MIDAS_VENV)
+	$(MIDAS_VENV)/bin/python -m pip install --quiet scmidas==0.3.0
+	@touch $@
+
+# A program that cannot be installed is a row of the table, so that the others are still compared.
+bench-field: venv-dev
+	-@$(if $(PEER)$(MIDAS),$(MAKE) --no-print-directory --keep-going $(PEER) $(MIDAS))
+	$(ONE_THREAD) $(BIN)/python benchmarks/field.py --scvi-python $(PEER_PYTHON) --midas-python $(MIDAS_PYTHON) $(BENCH_OPTIONS)
+
 bench-quality: venv-dev
 	$(BIN)/python benchmarks/quality.py
 
@@ -125,4 +142,4 @@ bench-sizes: venv-dev
 	$(BIN)/python benchmarks/sizes.py $(BENCH_OPTIONS)
 
 clean:
-	rm -rf $(VENV) $(PEER_VENV) $(LOWEST_VENV) $(NEWEST_VENV) totalvi-demo site dist htmlcov .tutorials .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEER_VENV) $(MIDAS_VENV) $(LOWEST_VENV) $(NEWEST_VENV) totalvi-demo site dist htmlcov .tutorials .mypy_cache .ruff_cache

@@ -34,6 +34,19 @@ HERE = Path(__file__).parent
 DONORS = {"p1_0": "p1 (RNA)", "p2_0": "p2 (proteins)"}
 
 
+def labelled_atlas(folder: Path) -> MuData:
+    """Return the donors p1 to p3, whose cells have labels."""
+    wnn = mudata.read_h5mu(folder / "wnn_pbmc_mosaic_224proteins.h5mu")
+    return wnn[(wnn.obs["batch"] != "p4_0").to_numpy()].copy()
+
+
+def joined_mosaic(atlas: MuData) -> MuData:
+    """Return the atlas as totalvi takes it, which marks what each cell has."""
+    parts = MuData({"rna": atlas["rna"].copy(), "prot": atlas["adt"].copy()})
+    parts.obs["batch"], parts.obs["celltype"] = atlas.obs["batch"], atlas.obs["celltype"]
+    return totalvi.mosaic(parts)
+
+
 def fitted(data: MuData, seed: int, epochs: int, **options: object) -> totalvi.Model:
     model = totalvi.Model(data, batch_key="batch", seed=seed, **options)
     model.train(max_epochs=epochs, progress=False)
@@ -53,7 +66,10 @@ def as_mosaic(data: MuData, without_rna: np.ndarray) -> MuData:
     return hidden
 
 
-def neighbours_of_own_modality(data: MuData, donor: str, modality: str) -> float:
+def scores_of_own_modality(
+    data: MuData, donor: str, modality: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return components of the cells of a donor and of p3 in one modality, their batch and label."""
     batch, labels = data.obs["batch"].astype(str), data.obs["celltype"].astype(str)
     adata = data[modality]
     values = np.asarray(adata.X.toarray() if sparse.issparse(adata.X) else adata.X, float)
@@ -66,8 +82,7 @@ def neighbours_of_own_modality(data: MuData, donor: str, modality: str) -> float
         values = logs - logs.mean(axis=1, keepdims=True)
     for code in np.unique(batch):
         values[batch == code] -= values[batch == code].mean(axis=0)
-    scores = PCA(50, random_state=0).fit_transform(values)
-    return accuracy(scores, batch, labels, donor)
+    return PCA(50, random_state=0).fit_transform(values), batch, labels
 
 
 def accuracy(scores: np.ndarray, batch: np.ndarray, labels: np.ndarray, donor: str) -> float:
@@ -161,15 +176,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=150)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    wnn = mudata.read_h5mu(given.data / "wnn_pbmc_mosaic_224proteins.h5mu")
-    wnn = wnn[wnn.obs["batch"] != "p4_0"].copy()
-    parts = MuData({"rna": wnn["rna"].copy(), "prot": wnn["adt"].copy()})
-    parts.obs["batch"], parts.obs["celltype"] = wnn.obs["batch"], wnn.obs["celltype"]
-    joined = totalvi.mosaic(parts)
+    joined = joined_mosaic(labelled_atlas(given.data))
     bmmc = mudata.read_h5mu(given.data / "bmmc_134proteins.h5mu")
     bmmc.obs["batch"] = bmmc["rna"].obs["batch"].astype(str)
-    own = [neighbours_of_own_modality(joined, "p1_0", "rna")]
-    own.append(neighbours_of_own_modality(joined, "p2_0", "prot"))
+    own = [
+        accuracy(*scores_of_own_modality(joined, donor, modality), donor)
+        for donor, modality in (("p1_0", "rna"), ("p2_0", "prot"))
+    ]
     labels: list[list[str]] = []
     rna: list[list[str]] = []
     for seed in given.seeds:
