@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", type=Path, help="folder in which fits are kept and found again")
     arguments = parser.parse_args()
-    started, rows = time.perf_counter(), list[dict[str, object]]()
+    started, rows = time.process_time(), list[dict[str, object]]()
     with warnings.catch_warnings(action="ignore"):
         for name in arguments.sets:
             for seed in arguments.seeds:
