@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=20)
     n_simulations = parser.parse_args().simulations
-    started = time.perf_counter()
+    started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         rows = [row for seed in range(1, n_simulations + 1) for row in measure(seed)]

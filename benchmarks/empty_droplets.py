@@ -272,7 +272,8 @@ def as_text(found: dict) -> str:
         f"{CELLS['n_cells']:,} simulated cells, {CELLS['n_proteins']} proteins (2 isotype controls, "
         "excluded from the model), 2,000 empty droplets with 0.4 of a cell's background, debris and "
         f"blank barcodes; {EPOCHS} epochs. *Estimated* is the deviation that the model reports. *Wide "
-        "less narrow* is the difference of signed errors between every second protein and the others.",
+        "less narrow* is the difference of signed errors between every second protein and the others. "
+        "The loss is the lowest `validation_loss` of the fit, in nats a cell.",
         "",
     ]
     for name, rows in found["simulated"].items():
@@ -280,7 +281,7 @@ def as_text(found: dict) -> str:
             f"### {name[0].upper()}{name[1:]}",
             "",
             "| droplets | protein error | divided by that without | worst protein | cell error "
-            "| wide less narrow | estimated | held-out loss |",
+            "| wide less narrow | estimated | held-out loss, background integrated |",
             "|---|---|---|---|---|---|---|---|",
         ]
         without = [run["protein_error"] for run in rows["without"]]

@@ -251,7 +251,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    started = time.perf_counter()
+    started = time.process_time()
     kept = " Fits are of several calls, of which field.json has the seconds of the last."
     kept = "" if given.folder is None else kept
     with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as temporary:

@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--no-seconds", action="store_true")
     arguments = parser.parse_args()
-    started = time.perf_counter()
+    started = time.process_time()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore", DataWarning)
     query = None if arguments.no_seconds else arguments.query

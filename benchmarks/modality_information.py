@@ -136,7 +136,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    started, rows = time.perf_counter(), {"known": [], "labels": []}
+    started, rows = time.process_time(), {"known": [], "labels": []}
     for seed in range(given.seeds):
         for name, mdata, label in data_sets(given.data, seed):
             rows["known"].append(known_model(name, mdata, seed))

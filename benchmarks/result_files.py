@@ -15,12 +15,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def write_results(
     name: str, measured: Mapping[str, Any], lines: Sequence[str], started: float
 ) -> None:
-    """Write ``name``.json and ``name``.md; ``started`` is of `time.perf_counter`."""
+    """Write ``name``.json and ``name``.md; ``started`` is of `time.process_time`."""
     machine = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "processor": platform.machine(),
-        "seconds": round(time.perf_counter() - started),
+        "processor_seconds": round(time.process_time() - started),
     }
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine, **measured}, indent=1)

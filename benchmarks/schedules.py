@@ -121,7 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    started, stored = time.perf_counter(), RESULTS / "schedules.json"
+    started, stored = time.process_time(), RESULTS / "schedules.json"
     rows = json.loads(stored.read_text())["fits"] if stored.exists() else []
     known = {(row["data"], row["cells"], row["schedule"], row["seed"]) for row in rows}
     for seed in range(given.seeds):

@@ -402,7 +402,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    started, rows = time.perf_counter(), list[dict[str, Any]]()
+    started, rows = time.process_time(), list[dict[str, Any]]()
     sets = {data: DATA_SETS[data](given.folder) for data in given.data}
     fits = [
         (seed, data, form)

@@ -155,9 +155,9 @@ def run(
     split_counts
         Whether to fit the model and find the clusters in one half of the counts, and to test markers
         and differential expression on the other half, so that clusters which cut one population of
-        cells have no false markers; see :func:`totalvi.split_counts`. All results but these tests are
-        of the first half; the other is in the layers ``held_out``. For counts in memory. To map or
-        impute other cells, take a run on all counts.
+        cells have hardly any false markers; see :func:`totalvi.split_counts`. All results but these
+        tests are of the first half; the other is in the layers ``held_out``. For counts in memory. To
+        map or impute other cells, take a run on all counts.
     on_disk
         Whether counts stay on disk and are read some cells at a time; ``input`` is then a path.
         `totalvi.run.pipeline.fit_and_write` describes the differences.
