@@ -1,5 +1,7 @@
 """What is read is the same whether the counts stay on disk or not."""
 
+import warnings
+
 import anndata
 import mudata
 import numpy as np
@@ -93,6 +95,62 @@ def test_nothing_more_is_set_apart_from_data_in_memory(folder):
     data, _, rows = open_input(folder / "cells.h5mu", Columns(), options)
     assert rows == Rows((), (), ())
     assert set(TAGS) <= set(data["prot"].var_names)
+
+
+def typed(folder, names, types, counts):
+    """An .h5ad of 3 genes and of features of some types."""
+    genes = ["CD3E", "CD4", "LYZ"]
+    matrix = np.hstack([np.random.default_rng(1).poisson(2.0, (60, 3)) + 1, counts])
+    var = pd.DataFrame({"feature_types": ["Gene Expression"] * 3 + types}, index=genes + names)
+    obs = pd.DataFrame({"batch": ["a"] * 30 + ["b"] * 30}, index=[f"cell_{i}" for i in range(60)])
+    with warnings.catch_warnings(action="ignore"):
+        adata = anndata.AnnData(sparse.csr_matrix(matrix.astype(np.float32)), obs=obs, var=var)
+    adata.write_h5ad(folder / "typed.h5ad")
+    return folder / "typed.h5ad"
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+@pytest.mark.parametrize("unmeasured", [None, "zeros"])
+def test_hashtags_by_type_and_by_name_come_together(tmp_path, unmeasured):
+    rng = np.random.default_rng(2)
+    tags = np.zeros((60, 4))
+    tags[np.arange(60), np.arange(60) % 4] = 90
+    tags[:30, 3] = 0  # not used in the first batch, and measured all the same
+    counts = np.hstack([rng.poisson(9.0, (60, 2)) + 1, tags])
+    names = ["protein_0", "protein_1", "Hashtag_1", "Hashtag_2", "CMO301", "CMO302"]
+    types = ["Antibody Capture"] * 4 + ["Multiplexing Capture"] * 2
+    path = typed(tmp_path, names, types, counts)
+    keys = Columns(batch_key="batch")
+    data, found_keys, rows = open_input(path, keys, ReadOptions(), unmeasured)
+    prepare_on_disk(data, found_keys, tmp_path / "store.zarr", rows=rows)
+    found = mudata.read_zarr(tmp_path / "store.zarr")
+    expected = prepare(*read_input(path, keys, ReadOptions(), unmeasured)).mdata
+    assert set(found["hto"].var_names) == set(expected["hto"].var_names) == set(names[2:])
+    for name in names[2:]:
+        values = (part["hto"][:, name].X for part in (found, expected))
+        values = [sparse.csr_matrix(value).toarray() for value in values]
+        np.testing.assert_array_equal(*values)
+    assert list(found["prot"].var_names) == names[:2]
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+def test_a_hashtag_with_the_name_of_an_antibody_takes_nothing_away(tmp_path):
+    counts = np.random.default_rng(3).poisson(9.0, (60, 4)) + 1
+    names = ["CD298", "protein_1", "CD298", "CMO302"]
+    types = ["Antibody Capture"] * 2 + ["Multiplexing Capture"] * 2
+    found, _, _ = on_disk(typed(tmp_path, names, types, counts), tmp_path / "store.zarr")
+    assert list(found["prot"].var_names) == ["CD298", "protein_1"]
+    np.testing.assert_array_equal(found["prot"].X, counts[:, :2])
+    assert list(found["hto"].var_names) == ["CD298", "CMO302"]
+
+
+def test_hashtags_alone_are_no_proteins(tmp_path):
+    cells = totalvi.simulate(60, 30, 2, seed=1, store_truth=False)
+    cells["prot"].var_names = ["Hashtag_1", "Hashtag_2"]
+    cells.write(tmp_path / "cells.h5mu")
+    for write in (on_disk, convert_counts):
+        with pytest.raises(DataError, match="no proteins at all, only hashtags"):
+            write(tmp_path / "cells.h5mu", tmp_path / "store.zarr")
 
 
 def test_a_second_modality_of_hashtags_is_refused(folder, tmp_path):

@@ -70,3 +70,11 @@ def test_a_rare_stain_is_told_from_an_antibody_that_failed(
     foreground[raw == 0] = 0.4
     table = antibody_separation(raw[:, None], foreground[:, None], ["TCRVd2"])
     assert table["warning"].tolist() == [warning]
+
+
+@pytest.mark.parametrize("n_cells", [2000, 100_000])
+def test_the_tail_of_a_wide_background_is_no_stain(n_cells: int) -> None:
+    rng = np.random.default_rng(1)
+    raw = rng.poisson(5 * rng.lognormal(0, 0.9, n_cells)).astype(float)
+    table = antibody_separation(raw[:, None], rng.uniform(0.2, 0.8, (n_cells, 1)), ["CD3"])
+    assert table["warning"].tolist() == ["does not separate"]

@@ -20,7 +20,7 @@ from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.doublet_tables import doublets_of_run, read_doublets
 from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, RESULTS
-from totalvi.run.named_cells import POPULATION
+from totalvi.run.named_cells import columns_of_cells
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
     POSTERIOR_SAMPLES,
@@ -247,9 +247,8 @@ def tabulate(work: Work) -> None:
     )  # fmt: skip
     if work.doublets is not None:
         tables["cells"] = tables["cells"].join(work.doublets)
-    known = [name for name in ("staining_level", POPULATION) if work.file.has(f"obs/{name}")]
-    of_cells = {name: work.file.read(f"obs/{name}") for name in known}
-    tables["cells"] = tables["cells"].assign(**of_cells)
+    more = columns_of_cells(work.file, work.folder, work.options.staining_level)
+    tables["cells"] = tables["cells"].assign(**more)
     write_tables(tables, work.folder / "tables")
     work.protein_warnings = list(tables["proteins"]["warning"])
     work.warnings += antibody_warnings(tables["proteins"])

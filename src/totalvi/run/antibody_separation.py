@@ -10,7 +10,7 @@ MIN_FOREGROUND_CELLS = 5
 MIN_AUROC = 0.85
 MIN_LOG1P_DIFFERENCE = np.log(2.0)
 MAX_CONTROL_FOREGROUND = 0.05
-MOST_FAR_ABOVE = 0.05
+LEAST_FAR_ABOVE, MOST_FAR_ABOVE = 0.001, 0.05  # of the cells
 
 
 def antibody_separation(
@@ -77,7 +77,7 @@ def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -
         if n_foreground > MAX_CONTROL_FOREGROUND * n_cells:
             warning = "control with foreground"
     elif n_foreground < MIN_FOREGROUND_CELLS:
-        warning = "no foreground"
+        warning = "few cells far above" if _few_are_far_above(counts) else "no foreground"
     elif n_cells - n_foreground < MIN_FOREGROUND_CELLS:
         warning = "no background"
     elif auroc < MIN_AUROC or difference < MIN_LOG1P_DIFFERENCE:
@@ -92,13 +92,14 @@ def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -
 
 
 def _few_are_far_above(log_counts: np.ndarray) -> bool:
-    """Whether 5 cells or more, up to 5 % of them, have counts far above those of nearly all others.
+    """Whether .1 % to 5 % of the cells, 5 or more, have counts far above those of nearly all others.
 
     All of them are twofold, and half of them fourfold, above the 99 % quantile of the others.
     """
     ordered = np.sort(log_counts)
     n_cells = len(ordered)
-    for n_above in range(MIN_FOREGROUND_CELLS, int(MOST_FAR_ABOVE * n_cells) + 1):
+    fewest = max(MIN_FOREGROUND_CELLS, int(np.ceil(LEAST_FAR_ABOVE * n_cells)))
+    for n_above in range(fewest, int(MOST_FAR_ABOVE * n_cells) + 1):
         beyond = ordered[int(0.99 * (n_cells - n_above))]
         lowest, median = ordered[n_cells - n_above], ordered[n_cells - (n_above + 1) // 2]
         if median - beyond > 2 * MIN_LOG1P_DIFFERENCE and lowest - beyond > MIN_LOG1P_DIFFERENCE:

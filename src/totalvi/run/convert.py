@@ -1,6 +1,6 @@
 """Convert counts of any format to a zarr store, from which models train on disk."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,11 @@ from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import Finding
 from totalvi.run.folder import refuse_input_in_output
 from totalvi.run.inputs import (
-    apart_findings,
-    are_left,
+    Apart,
     open_input,
     protein_table,
     rows_apart,
-    slash_findings,
+    store_findings,
     without,
 )
 
@@ -55,10 +54,11 @@ def convert_counts(
     """Write raw counts as a MuData in zarr with a layout that is fast to read, some cells at a time.
 
     The store has the modalities ``rna`` (CSR, in compressed chunks and shards), ``prot`` and, where
-    there are hashtags or isotype controls apart, ``hto`` and ``isotype``; the annotation of cells and
-    features; and the profile of empty droplets in ``uns``. Repeated feature names are made unique and
-    isotype controls marked, as `totalvi.read` does. Other layers are kept, one at a time in memory, and
-    so are ``obsm`` and ``uns``. Counts that are none are refused.
+    there are hashtags, isotype controls or rows of no antibody apart, ``hto``, ``isotype`` and
+    ``no_antibody``; the annotation of cells and features; and the profile of empty droplets in ``uns``.
+    Repeated feature names are made unique and isotype controls marked, as `totalvi.read` does. Other
+    layers are kept, one at a time in memory, and so are ``obsm`` and ``uns``. Counts that are none are
+    refused.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def write_store(
         write_source(staged, source, data, keys, apart=apart, ambient=ambient)
         write_the_rest(staged, data, keys, np.ones(len(source.cell_names), dtype=bool))
         _write_layers(staged, source, apart, data, keys)
-    said = contents_findings(data, keys) + apart_findings(apart) + slash_findings(source.obs)
+    said = contents_findings(data, keys) + store_findings(apart, source.obs)
     return [*said, *(f for f in findings if f.severity == "warning")]
 
 
@@ -153,13 +153,13 @@ def write_the_rest(
 def _write_layers(
     store: Path,
     source: CountSource,
-    apart: Mapping[str, AnnData],
+    apart: Apart,
     data: MuData | AnnData,
     keys: Columns,
 ) -> None:
     """Write the layers that are not the counts, and X where it is not, beside the counts."""
     root = zarr.open_group(store, mode="r+", use_consolidated=False)
-    written = np.flatnonzero(are_left(source, apart))
+    written = np.flatnonzero(apart.left)
     for name, layer, n_features in (
         ("rna", keys.rna_layer, source.rna.shape[1]),
         ("prot", keys.protein_layer, source.protein.shape[1]),
@@ -202,12 +202,12 @@ def write_source(
     *,
     cells: np.ndarray | None = None,
     genes: np.ndarray | None = None,
-    apart: Mapping[str, AnnData] | None = None,
+    apart: Apart | None = None,
     ambient: AmbientProfile | None = None,
 ) -> None:
     """Write counts, or only the cells and genes that are True in masks, to a new store at ``path``.
 
-    ``apart`` has antibodies that are kept out of the proteins, all cells, in modalities of their own;
+    ``apart`` has antibodies of all cells that are kept out of the proteins, in modalities of their own;
     ``ambient`` is what empty droplets say.
     """
     kept = np.ones(len(source.cell_names), dtype=bool) if cells is None else cells
@@ -215,10 +215,10 @@ def write_source(
     if "control" not in protein_var:
         protein_var["control"] = are_controls(protein_var, None, source.protein_where)
     rna_var, protein_var = _unique(rna_var), _unique(protein_var)
-    apart = apart or {}
-    proteins = are_left(source, apart)
+    apart = apart or Apart({}, np.ones(len(source.protein_names), dtype=bool))
+    proteins = apart.left
     others = _others(data, source.cell_names, kept)
-    others |= {name: antibodies[kept].copy() for name, antibodies in apart.items()}
+    others |= {name: antibodies[kept].copy() for name, antibodies in apart.parts.items()}
     columns = None if genes is None else np.flatnonzero(genes)
 
     def blocks() -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:

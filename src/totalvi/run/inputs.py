@@ -1,17 +1,17 @@
 """Read the counts that a command is given, or open them on disk."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 from mudata import MuData
 
 from totalvi.data.columns import Columns
-from totalvi.data.counts import DenseOnDisk, SparseOnDisk
+from totalvi.data.counts import DenseOnDisk, SparseOnDisk, in_memory, lies_on_disk, to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
 from totalvi.data.io.features import (
     modalities_of,
@@ -30,7 +30,7 @@ from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import name_in_store
 from totalvi.data.mosaic import as_mosaic
 from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
-from totalvi.errors import Finding, counted, listed
+from totalvi.errors import DataError, Finding, argument, counted, listed
 
 Reading = tuple[Columns, ReadOptions, Unmeasured | None]
 """Where counts are, how files are read, and what was not measured."""
@@ -165,13 +165,16 @@ def _must_be_read(data: MuData | AnnData, keys: Columns, rows: Rows) -> bool:
     layer = keys.protein_layer
     counts = protein.X if layer is None else protein.layers.get(layer)
     is_csr = getattr(counts, "format", "csr") == "csr"
-    return not (is_csr and rna.obs_names.equals(protein.obs_names))
+    are_paired = rna.obs_names.equals(protein.obs_names)
+    return not (is_csr and are_paired and protein.var_names.is_unique)
 
 
 def _proteins_are_named_once(adata: AnnData, keys: Columns) -> bool:
-    """Whether the columns of the entry of ``obsm`` with the proteins differ in their names."""
+    """Whether the antibodies, in an entry of ``obsm`` or beside the genes, differ in their names."""
     key = keys.protein_expression_obsm_key or known_protein_obsm_key(adata)
-    if key is None or key not in adata.obsm:
+    if key is None:
+        return bool(adata.var_names[genes_and_proteins(adata.var)[1]].is_unique)
+    if key not in adata.obsm:
         return True
     return names_in_obsm(adata.obsm[key], adata.uns, key).is_unique
 
@@ -187,10 +190,29 @@ def protein_table(data: MuData | AnnData, source: CountSource, keys: Columns) ->
     return proteins.set_axis(source.protein_names)
 
 
-def rows_apart(
-    data: MuData | AnnData, source: CountSource, keys: Columns, rows: Rows
-) -> dict[str, AnnData]:
-    """Return hashtags and rows of no antibody, of which modalities will be; they stay in ``source``."""
+class Apart(NamedTuple):
+    """Antibodies that are set apart as counts are written, and which are left.
+
+    Attributes
+    ----------
+    parts
+        Their counts and annotation, by the modality that they will be.
+    left
+        Whether each antibody of the source is left, (T,).
+    """
+
+    parts: dict[str, AnnData]
+    left: np.ndarray
+
+
+def rows_apart(data: MuData | AnnData, source: CountSource, keys: Columns, rows: Rows) -> Apart:
+    """Find hashtags and rows of no antibody among the antibodies, and hashtags beside them.
+
+    Raises
+    ------
+    DataError
+        When nothing else is among the antibodies.
+    """
     protein, where = source.protein, source.protein_where
     if isinstance(data, MuData):
         rows = rows._replace(
@@ -203,19 +225,47 @@ def rows_apart(
 
     var = protein_table(data, source, keys)
     modality = modalities_of_antibodies(var, rows, where, sums)
-    cells, found = pd.DataFrame(index=source.cell_names), {}
-    for name in ("hto", NO_ANTIBODY_MODALITY):
-        some = np.flatnonzero(modality == name)
-        if len(some):
-            found[name] = AnnData(protein.columns(some).read(), obs=cells, var=var.iloc[some])
-    typed = np.zeros(0) if isinstance(data, MuData) else modalities_of(data.var) == "hto"
-    if typed.any():
-        layer = keys.protein_layer or keys.rna_layer
-        stored = data.X if layer is None else data.layers[layer]
+    if not (modality == "prot").any():
+        raise DataError(
+            f"{where} holds no proteins at all, only hashtags and the like "
+            f"({listed(source.protein_names, at_most=3)}); give the file of the antibodies, or name as "
+            f"hashtags only what is one with {argument('hashtags')}."
+        )
+    found = {
+        name: [(protein.columns(np.flatnonzero(modality == name)).read(), var[modality == name])]
+        for name in ("hto", NO_ANTIBODY_MODALITY)
+        if (modality == name).any()
+    }
+    if isinstance(data, AnnData) and (modalities_of(data.var) == "hto").any():
+        found["hto"] = [_typed_hashtags(data, keys, where), *found.get("hto", [])]
+    cells, parts = pd.DataFrame(index=source.cell_names), {}
+    for name, pieces in found.items():
+        # a hashtag that no cell of a batch has was used all the same
+        counts = np.nan_to_num(np.hstack([values for values, _ in pieces]))
+        annotation = pd.concat([of for _, of in pieces])
+        annotation.index = make_index_unique(annotation.index.astype(str))
+        parts[name] = AnnData(counts, obs=cells, var=annotation)
+    return Apart(parts, modality == "prot")
+
+
+def _typed_hashtags(adata: AnnData, keys: Columns, where: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Return the counts and annotation of features whose type says that they are hashtags."""
+    columns = np.flatnonzero(modalities_of(adata.var) == "hto")
+    layer = keys.protein_layer or keys.rna_layer
+    stored = adata.X if layer is None else adata.layers[layer]
+    var = adata.var.iloc[columns]
+    if lies_on_disk(stored):
         on_disk = SparseOnDisk if hasattr(stored, "format") else DenseOnDisk
-        tags = on_disk(stored, where, columns=np.flatnonzero(typed)).read()
-        found.setdefault("hto", AnnData(tags, obs=cells, var=data.var[typed]))
-    return found
+        values = on_disk(stored, where, columns=columns).read()
+    else:
+        values = in_memory(stored)[:, columns]
+    return to_dense(values, where, adata.obs_names, var.index), var
+
+
+def without(source: CountSource, apart: Apart) -> CountSource:
+    """Return the counts without the antibodies that are set apart."""
+    proteins = source.protein.columns(np.flatnonzero(apart.left))
+    return source._replace(protein=proteins, protein_names=source.protein_names[apart.left])
 
 
 def keys_in_store(keys: Columns) -> Columns:
@@ -243,23 +293,24 @@ def slash_findings(obs: pd.DataFrame) -> list[Finding]:
     return [Finding("note", "columns_renamed", message)]
 
 
-def apart_findings(apart: Mapping[str, AnnData]) -> list[Finding]:
+def apart_findings(apart: Apart) -> list[Finding]:
     """Note which antibodies are set apart as the counts are written."""
     few = [
         f'{counted(part.n_vars, "feature")} as modality "{name}" ({listed(part.var_names)})'
-        for name, part in apart.items()
+        for name, part in apart.parts.items()
     ]
     return [Finding("note", "rows_apart", f"set apart: {', '.join(few)}.")] if few else []
 
 
-def are_left(source: CountSource, apart: Mapping[str, AnnData]) -> np.ndarray:
-    """Return which antibodies are not set apart."""
-    names = [name for antibodies in apart.values() for name in antibodies.var_names]
-    return np.asarray(~source.protein_names.isin(names))
+def store_findings(apart: Apart, obs: pd.DataFrame) -> list[Finding]:
+    """Note what a store sets apart and names otherwise."""
+    return apart_findings(apart) + slash_findings(obs)
 
 
-def without(source: CountSource, apart: Mapping[str, AnnData]) -> CountSource:
-    """Return the counts without the antibodies that are set apart."""
-    left = are_left(source, apart)
-    proteins = source.protein.columns(np.flatnonzero(left))
-    return source._replace(protein=proteins, protein_names=source.protein_names[left])
+def left_out_by_run(findings: list[Finding], source: CountSource) -> list[Finding]:
+    """Return warnings in place of the error of cells without RNA, unless all cells are without."""
+    some = source.rna.read().count_nonzero() > 0
+    return [
+        f._replace(severity="warning") if some and f.code == "cell_without_rna" else f
+        for f in findings
+    ]

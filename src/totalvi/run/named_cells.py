@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -54,7 +54,7 @@ def population_tables(
     Returns
     -------
     - ``populations``: parent, gate, what is wanting, cells and percentages. ``cells`` are those named
-      by the population or by one below it, NaN where no cell can be for want of a marker;
+      by the population or by one below it, NaN where none is but some could be, for want of a marker;
       ``expected_cells`` is the sum of memberships.
     - ``population_samples``: cells and percentages of each population by sample.
     - ``population_markers``: what measures each marker, and the levels found.
@@ -71,7 +71,8 @@ def population_tables(
     ]
     overall = _percentages(inside, parents).loc[list(parents)]
     overall.insert(1, "expected_cells", gating.memberships.sum(min_count=1))
-    untold = overall.index[(gating.populations["wanting"] != "") & (overall["cells"] == 0)]
+    unknown = gating.memberships.isna().any().reindex(overall.index, fill_value=False)
+    untold = overall.index[unknown & (overall["cells"] == 0)]
     for table in (overall, *by_sample):
         table["cells"] = table["cells"].astype("Int64")
         table.loc[untold, ["cells", "percent_of_cells", "percent_of_parent"]] = np.nan
@@ -175,6 +176,15 @@ def write_populations(
     return tables
 
 
+def columns_of_cells(file: ResultsFile, folder: Path, staining_level: bool) -> dict[str, Any]:
+    """Return the columns of ``obs`` that a run has made for its table of cells."""
+    has_names = (folder / "tables" / "populations.csv").exists()
+    made = {"staining_level": staining_level, POPULATION: has_names}
+    return {
+        name: file.read(f"obs/{name}") for name in made if made[name] and file.has(f"obs/{name}")
+    }
+
+
 def _named_rows(path: Path, population: pd.Series) -> dict[str, pd.DataFrame]:
     """Return the table of cells with new names, where one was written before and is of these cells."""
     if not path.exists():
@@ -194,8 +204,8 @@ def mixed_clusters(names: pd.DataFrame) -> list[str]:
     has = "cluster has" if len(mixed) == 1 else "clusters have"
     return [
         f"{len(mixed)} {has} no population that most of the cells are of, {listed(mixed)}, with "
-        f"{names.loc[mixed, 'cells'].sum():,} cells; they may be of a type that the hierarchy lacks, "
-        "doublets or debris, so look at their markers before you count them."
+        f"{names.loc[mixed, 'cells'].sum():,} cells; they may be of a type that the hierarchy lacks "
+        "or the panel cannot tell, doublets or debris, so look at their markers before you count them."
     ]
 
 

@@ -30,12 +30,18 @@ from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, Finding, did_you_mean, in_order
 from totalvi.run.convert import feature_annotation, write_source, write_the_rest
-from totalvi.run.inputs import apart_findings, read_input, rows_apart, slash_findings, without
+from totalvi.run.inputs import (
+    Apart,
+    left_out_by_run,
+    read_input,
+    rows_apart,
+    store_findings,
+    without,
+)
 
 LARGEST_RAW = 2**31  # bytes of counts of all genes that results keep
 RawPaths = str | Path | Mapping[str, str | Path]
-NO_RNA_COUNT = "without any RNA count"
-NO_SELECTED_COUNT = "without a count of the selected genes"
+NO_RNA_COUNT, NO_SELECTED_COUNT = "without any RNA count", "without a count of the selected genes"
 
 
 class Prepared(NamedTuple):
@@ -118,10 +124,7 @@ def check_input(
     data, keys = read_input(given, keys, options, unmeasured)
     try:
         source = find_counts(data, keys)
-        findings = [
-            found._replace(severity="warning") if found.code == "cell_without_rna" else found
-            for found in check_counts(source, keys)  # such cells are left out by a run
-        ]
+        findings = left_out_by_run(check_counts(source, keys), source)
         findings += renamed_features(data) + contents_findings(data, keys)
         split = split_controls(data, source, keys)
         findings += control_findings(split[1])
@@ -328,7 +331,7 @@ def prepare_on_disk(
     raw: RawPaths | None = None,
     rows: Rows | None = None,
 ) -> list[Finding]:
-    """Do what `totalvi.run.prepare.prepare` does, some cells at a time; write the rest to a store.
+    """Do what `prepare` does, some cells at a time; write the rest to a store, and return findings.
 
     Parameters
     ----------
@@ -339,11 +342,7 @@ def prepare_on_disk(
     rows
         What among the antibodies is to be set apart, from `open_input`. None: what names say.
     store
-        Folder of the store to write: modalities ``rna``, ``prot``, ``hto`` and ``isotype``.
-
-    Returns
-    -------
-    Warnings and notes of the checks and of what was left out.
+        Folder of the store to write.
     """
     whole = find_counts(data, keys, on_disk=True)
     apart = rows_apart(data, whole, keys, rows or Rows())
@@ -359,8 +358,9 @@ def prepare_on_disk(
     raise_errors(findings)
     controls = split_controls(data, source, keys)[1]
     ambient, ambient_notes = find_ambient(data, keys, source.protein_names, raw)
-    notes = renamed_features(data) + contents_findings(data, keys)
-    notes += apart_findings(apart) + slash_findings(source.obs)
+    notes = (
+        renamed_features(data) + contents_findings(data, keys) + store_findings(apart, source.obs)
+    )
     notes += _left_out(kept, NO_RNA_COUNT)
     genes, gene_notes = _choose_genes(
         source, keys.batch_key, n_genes, tally.gene_total > 0, kept & with_rna
@@ -371,7 +371,8 @@ def prepare_on_disk(
         raise DataError(_no_selected_count(source.cell_names[lost]))
     notes += gene_notes + _left_out(expressed[kept], NO_SELECTED_COUNT)
     if controls.shape[1]:
-        apart[ISOTYPE_MODALITY] = _of_controls(controls)
+        left = apart.left & ~whole.protein_names.isin(controls.columns)
+        apart = Apart({**apart.parts, ISOTYPE_MODALITY: _of_controls(controls)}, left)
     write_source(
         store, whole, data, keys, cells=expressed, genes=genes, apart=apart, ambient=ambient
     )

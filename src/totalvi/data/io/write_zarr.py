@@ -61,7 +61,8 @@ def without_slashes(value: Any) -> Any:
             "rename one of them."
         )
     if isinstance(value, pd.DataFrame):
-        return value if names.equals(value.columns) else value.set_axis(names, axis=1)
+        index = None if value.index.name is None else name_in_store(str(value.index.name))
+        return value.set_axis(names, axis=1).rename_axis(index)
     return {name: without_slashes(value[old]) for name, old in zip(names, value, strict=True)}
 
 
