@@ -198,7 +198,9 @@ def _refuse_options_of_others(context: typer.Context, kind: str) -> None:
     for name, option in options.given(context).items():
         if name in others:
             what = _NAMES.get(kind, f"--to {kind}")
-            raise DataError(f"{option} is not for {what}; leave it out.")
+            of_store = kind == "model" and name in _ONLY_FOR["store"]
+            fix = ", or name the output NAME.zarr if it is to hold counts" if of_store else ""
+            raise DataError(f"{option} is not for {what}; leave it out{fix}.")
 
 
 def _write_cellxgene(

@@ -145,7 +145,7 @@ def run(
         Number of highly variable genes to select if there are more genes.
     staining_level
         Whether each cell has a latent level of all its protein counts, as in :class:`totalvi.Model`.
-        It becomes the column ``staining_level`` of ``obs`` and of ``tables/cells.csv``.
+        It becomes the column ``staining_level`` of ``obs`` and of ``tables/cells.csv.gz``.
     max_epochs
         Largest number of epochs; None: by the number of cells.
     resolution
