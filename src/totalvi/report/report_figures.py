@@ -200,9 +200,10 @@ ADVICE = {
         "you gate on it, and treat its denoised values with care."
     ),
     "few cells far above": (
-        "A few cells have counts far above all others, as of a rare population that is stained, but "
-        "the model's foreground is not these cells. Gate on the raw counts; do not read its denoised "
-        "values and foreground probabilities as expression."
+        "A few cells have counts far above all others: a rare population that is stained, or debris "
+        "that carries many antibodies. The model's foreground is not these cells. See on raw counts "
+        "what else they carry, and do not read its denoised values and foreground probabilities as "
+        "expression."
     ),
 }
 

@@ -13,10 +13,7 @@ from mudata import MuData
 from totalvi.data.columns import Columns
 from totalvi.data.counts import DenseOnDisk, SparseOnDisk, in_memory, lies_on_disk, to_dense
 from totalvi.data.find import CountSource, genes_and_proteins
-from totalvi.data.io.features import (
-    modalities_of,
-    with_symbols,
-)
+from totalvi.data.io.features import modalities_of, with_symbols
 from totalvi.data.io.h5_zarr import can_stay_on_disk, open_on_disk
 from totalvi.data.io.modalities import (
     NO_ANTIBODY_MODALITY,
