@@ -1,9 +1,12 @@
-"""Show progress bars on standard error: for the epochs of a fit and the cells of a query."""
+"""Show the progress of fits, queries and steps on standard error.
+
+A terminal gets progress bars. Elsewhere, as in the log of a job, what takes long gets plain lines.
+"""
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -17,6 +20,9 @@ class _OfCells(Protocol):
 
 _Batch = TypeVar("_Batch", bound=_OfCells)
 
+_SECONDS_BETWEEN_LINES = 60.0  # of a fit or a query, where there is no terminal
+_LEAST_SECONDS_OF_A_LINE = 30.0  # of a step
+
 
 @contextmanager
 def epoch_progress(
@@ -29,10 +35,10 @@ def epoch_progress(
     n_epochs
         Largest number of epochs to come.
     show
-        Whether to show anything; None: only when standard error is a terminal.
+        Whether to show the bar; None: on a terminal, and elsewhere a line a minute.
     """
     if not _is_shown(show):
-        yield None
+        yield None if show is False else _epoch_lines(n_epochs)
         return
     from rich.progress import TextColumn
 
@@ -41,13 +47,30 @@ def epoch_progress(
         task = bar.add_task("", total=n_epochs, rate="", losses="")
 
         def on_epoch(_epoch: int, row: dict[str, float]) -> None:
-            losses = f"loss {row['train_loss']:.1f}"
-            if "validation_loss" in row:
-                losses += f", held out {row['validation_loss']:.1f}"
-            rate = f"{1 / max(row['seconds'], 1e-9):.2f} epochs/s"
-            bar.update(task, advance=1, rate=rate, losses=losses)
+            bar.update(task, advance=1, rate=_rate(row), losses=_losses(row))
 
         yield on_epoch
+
+
+def _epoch_lines(n_epochs: int) -> Callable[[int, dict[str, float]], None]:
+    is_due = _each_minute()
+
+    def on_epoch(epoch: int, row: dict[str, float]) -> None:
+        if is_due():
+            _write(f"training: {epoch + 1} of {n_epochs} epochs, {_rate(row)}, {_losses(row)}")
+
+    return on_epoch
+
+
+def _rate(row: dict[str, float]) -> str:
+    return f"{1 / max(row['seconds'], 1e-9):.2f} epochs/s"
+
+
+def _losses(row: dict[str, float]) -> str:
+    losses = f"loss {row['train_loss']:.1f}"
+    if "validation_loss" in row:
+        losses += f", held out {row['validation_loss']:.1f}"
+    return losses
 
 
 @contextmanager
@@ -61,10 +84,10 @@ def cell_progress(
     what
         Name of the result, shown beside the bar.
     show
-        Whether to show the bar; None: only when standard error is a terminal.
+        Whether to show the bar; None: on a terminal, and elsewhere a line a minute.
     """
     if not _is_shown(show):
-        yield iter(batches)
+        yield iter(batches) if show is False else _with_lines(batches, n_cells, what)
         return
     from rich.progress import TextColumn
 
@@ -78,6 +101,35 @@ def cell_progress(
 
         yield counted()
         bar.update(task, completed=n_cells)  # a query that knows n_cells may not iterate to the end
+
+
+def _with_lines(batches: Iterable[_Batch], n_cells: int, what: str) -> Iterator[_Batch]:
+    is_due, n_done = _each_minute(), 0
+    for batch in batches:
+        yield batch
+        n_done += len(batch.cells)
+        if is_due():
+            _write(f"{what}: {n_done:,} of {n_cells:,} cells")
+
+
+def _each_minute() -> Callable[[], bool]:
+    """Return a function that says whether a minute has gone since it was made, or last said so."""
+    last = monotonic()
+
+    def is_due() -> bool:
+        nonlocal last
+        now = monotonic()
+        if now - last < _SECONDS_BETWEEN_LINES:
+            return False
+        last = now
+        return True
+
+    return is_due
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _is_shown(show: bool | None) -> bool:
@@ -105,30 +157,33 @@ class Steps:
     Parameters
     ----------
     show
-        Whether to show the steps on standard error; by default when it is a terminal.
+        Whether to show the steps on standard error; None: on a terminal, and elsewhere those that
+        take more than half a minute.
 
     Attributes
     ----------
+    show : bool, optional
+        As given, for what shows its own progress.
     seconds : dict of str to float
         Elapsed time of each finished step.
-    shown : bool
-        Whether the steps are shown.
     """
 
     def __init__(self, show: bool | None = None) -> None:
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False)
-        self.shown = self._console.is_terminal if show is None else show
+        self.show = show
+        self._has_spinner = self._console.is_terminal if show is None else show
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str, *, spinner: bool = True) -> Iterator[None]:
         """Time a step, under a spinner unless it shows its own progress."""
-        waiting = self._console.status(name) if self.shown and spinner else nullcontext()
-        started = time.perf_counter()
+        waiting = self._console.status(name) if self._has_spinner and spinner else nullcontext()
+        started = perf_counter()
         with waiting:
             yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
-        if self.shown:
-            self._console.print(f"{self.seconds[name]:8.1f} s  {name}")
+        seconds = self.seconds[name] = round(perf_counter() - started, 3)
+        took_long = self.show is None and seconds > _LEAST_SECONDS_OF_A_LINE
+        if self._has_spinner or took_long:
+            self._console.print(f"{seconds:8.1f} s  {name}")

@@ -218,7 +218,7 @@ class Training(Fitted, Protocol):
             the callbacks and loggers. A fit that resumes first tells them of its earlier epochs, so
             that a log is complete; what callbacks answer then does not count.
         progress
-            Whether to show a progress bar; None: on a terminal.
+            Whether to show a progress bar; None: on a terminal, and elsewhere a line a minute.
         devices, num_nodes
             Number of processes on each machine (one for each GPU), and of machines. They share each
             minibatch. The script runs in each of them, from its start. None: as many as `torchrun`,

@@ -285,7 +285,8 @@ class AggregatedPosteriorQueries(Fitted):
         batch_size
             Combinations of batch and covariates decoded at a time.
         progress
-            Whether to show a progress bar of these combinations; None: on a terminal.
+            Whether to show a progress bar of these combinations; None: on a terminal, and elsewhere
+            a line a minute.
 
         Returns
         -------

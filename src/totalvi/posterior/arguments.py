@@ -209,7 +209,7 @@ batch_size
 """,
     "progress": """
 progress
-    Whether to show a progress bar; None: on a terminal.
+    Whether to show a progress bar; None: on a terminal, and elsewhere a line a minute.
 """,
     "seed": """
 seed

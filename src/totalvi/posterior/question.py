@@ -61,7 +61,7 @@ class Question:
     n_samples
         Posterior samples of each cell.
     progress
-        Whether to show a progress bar; None: on a terminal.
+        Whether to show a progress bar; None: on a terminal, and elsewhere a line a minute.
     given_counts
         Whether proteins are given their counts as well as the cell's state; see `draws`.
     imputing

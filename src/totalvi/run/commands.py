@@ -124,7 +124,7 @@ def train_model(
                 checkpoint=checkpoint,
                 checkpoint_every=checkpoint_every,
                 resume=resume,
-                progress=steps.shown,
+                progress=steps.show,
                 devices=devices,
                 num_nodes=num_nodes,
             )

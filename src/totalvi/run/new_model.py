@@ -38,7 +38,9 @@ def _model(counts: MuData | Path, keys: Columns, seed: int, staining_level: bool
     )
 
 
-def fit_model(model: Model, max_epochs: int | None, writing: WriteOptions, show: bool) -> None:
+def fit_model(
+    model: Model, max_epochs: int | None, writing: WriteOptions, show: bool | None
+) -> None:
     """Fit a model to prepared counts, in memory or on disk; resume if ``checkpoint`` exists."""
     model.train(
         max_epochs=max_epochs,

@@ -81,7 +81,7 @@ def fit_and_write(
     if earlier is None:
         with steps.step("train", spinner=False):
             model = new_model(data, options.keys, options.seed, options.staining_level)
-            fit_model(model, options.max_epochs, options.writing, steps.shown)
+            fit_model(model, options.max_epochs, options.writing, steps.show)
         with steps.step("save"):
             model.save(folder / MODEL)
     else:

@@ -178,7 +178,8 @@ def run(
     checkpoint_every
         Time between checkpoints.
     progress
-        Whether to show the steps on standard error; by default when it is a terminal.
+        Whether to show the steps on standard error; by default on a terminal, and elsewhere
+        those that take long.
 
     Raises
     ------
