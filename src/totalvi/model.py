@@ -23,6 +23,7 @@ from totalvi.mapping.map_query import MappingQueries
 from totalvi.mapping.reference_card import minify
 from totalvi.posterior.abundance import AbundanceQueries
 from totalvi.posterior.aggregated_posterior import AggregatedPosteriorQueries
+from totalvi.posterior.antibody_separation import SeparationQueries
 from totalvi.posterior.arguments import (
     check_choice,
     check_network_options,
@@ -59,6 +60,7 @@ class Model(
     AbundanceQueries,
     AggregatedPosteriorQueries,
     ProteinBackgroundQueries,
+    SeparationQueries,
     RnaQueries,
     GateQueries,
     DoubletQueries,

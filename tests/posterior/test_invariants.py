@@ -67,6 +67,7 @@ QUERIES: dict[str, Query] = {
     "get_normalized_expression": Query({"n_samples": 2, "library_size": "latent"}),
     "get_protein_foreground_probability": Query({"n_samples": 2}),
     "get_denoised_counts": Query({}),
+    "get_antibody_separation": Query({"n_samples": 2}, by_cell=False),
     "get_likelihood_parameters": Query({"n_samples": 2}),
     "get_protein_background_mean": Query({"n_samples": 2}),
     "posterior_predictive_sample": Query({"n_samples": 2}),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.simulate import simulate
-from totalvi.run.antibody_separation import antibody_separation
+from totalvi.posterior.antibody_separation import antibody_separation
 from totalvi.run.clusters import Clusters
 from totalvi.run.record import circumstances, write_record
 from totalvi.run.results import Estimates, ResultsFile, cell_table, cluster_table

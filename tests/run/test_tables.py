@@ -6,7 +6,7 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
-from totalvi.run.antibody_separation import antibody_separation
+from totalvi.posterior.antibody_separation import antibody_separation
 from totalvi.run.results import cell_table, cluster_table
 from totalvi.run.tables import protein_table
 

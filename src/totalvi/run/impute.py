@@ -259,7 +259,7 @@ def _impute(
 
     with steps.step("train", spinner=False):
         model = new_model(mdata, keys, options.seed, options.staining_level)
-        fit_model(model, options.max_epochs, options.writing, steps.shown)
+        fit_model(model, options.max_epochs, options.writing, steps.show)
     names = list(mdata["prot"].var_names[lacking])
     cells = in_query(mdata)
     question: dict[str, Any] = {

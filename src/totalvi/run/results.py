@@ -19,7 +19,7 @@ from scipy import sparse
 from totalvi.data.counts import DenseOnDisk
 from totalvi.figures import png_figures as figures
 from totalvi.figures.png_style import page_slices, protein_histograms, save
-from totalvi.run.antibody_separation import antibody_separation
+from totalvi.posterior.antibody_separation import antibody_separation
 from totalvi.run.clusters import Clusters
 from totalvi.run.folder import DENOISED_LIBRARY_SIZE, RESULTS, STORE
 from totalvi.run.tables import (

@@ -19,7 +19,7 @@ def protein_table(
     Parameters
     ----------
     separation
-        From :func:`totalvi.run.antibody_separation.antibody_separation`.
+        From :func:`totalvi.posterior.antibody_separation.antibody_separation`.
     raw, denoised, foreground_probability
         Shape (n_cells, n_proteins); means are over cells where ``raw`` is not NaN.
 

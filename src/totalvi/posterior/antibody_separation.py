@@ -1,10 +1,17 @@
 """How well each antibody separates stained cells from background, and which failed to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from totalvi.data.describe import Data
+from totalvi.fit.minibatch import Minibatch
+from totalvi.posterior.arguments import Cells, documented
+from totalvi.posterior.draws import Draw
+from totalvi.posterior.expression import protein_means
+from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted
 
 MIN_FOREGROUND_CELLS = 5
 MIN_AUROC = 0.85
@@ -112,3 +119,74 @@ def _median(values: np.ndarray, shares: np.ndarray) -> float:
     total = np.cumsum(shares)
     middle = [np.searchsorted(total, half) for half in (0.5 - 1e-9, 0.5 + 1e-9)]
     return float(values[np.minimum(middle, len(values) - 1)].mean())
+
+
+@documented
+class SeparationQueries(Fitted):
+    """Which antibodies a model finds to separate stained cells from background."""
+
+    def get_antibody_separation(
+        self,
+        adata: Data | None = None,
+        indices: Cells = None,
+        *,
+        protein_list: Sequence[str] | None = None,
+        n_samples: int = 25,
+        batch_size: int = QUERY_BATCH_SIZE,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Return how well each antibody separates stained cells from background, and which failed.
+
+        An antibody that failed, or a protein that no cell of these carries, has counts that tell little
+        of the cell. `totalvi run` warns of these antibodies (``tables/proteins.csv``).
+
+        Parameters
+        ----------
+        {cells} {protein_list} {n_samples} {batch_size} {seed} {progress}
+
+        Returns
+        -------
+        DataFrame indexed by protein, over the cells that measured it:
+
+        - ``percent_foreground``: cells whose count is foreground with a probability above .5, in %;
+        - ``percent_ambiguous``: cells with a probability between .1 and .9, in %;
+        - ``auroc``: the chance that a foreground count is above a background count, each cell weighted
+          by its probability;
+        - ``log1p_median_difference``: of the two medians of log(1 + count);
+        - ``warning``: why the antibody failed, or "": "no foreground" or "no background", with fewer
+          than 5 cells of a kind; "does not separate", with an AUROC below .85 or medians less than
+          twofold apart; "few cells far above", if the model's foreground does not tell these from the
+          others; "not measured".
+
+        AUROC and difference are NaN when all cells are of one kind.
+
+        {name_error}
+
+        {fitted_model}
+        >>> antibodies = model.get_antibody_separation(n_samples=5)
+        >>> antibodies.shape, antibodies.index.name
+        ((5, 5), 'protein')
+        >>> failed = antibodies.index[antibodies["warning"] != ""]
+        """
+        proteins = self._proteins(protein_list)
+        question = self._question(
+            adata, indices, batch_size, progress, seed, n_samples, given_counts=True
+        )
+        table = question.table(proteins.names)
+
+        def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
+            probability = protein_means(
+                question, batch, Draw.foreground_probability, proteins.positions
+            )
+            counts = batch.y[:, proteins.positions].cpu().numpy()
+            measured = question.network.measured(batch.context.panel)
+            if measured is not None:
+                is_measured = measured[:, proteins.positions].cpu().numpy()
+                counts = np.where(is_measured > 0, counts, np.nan)
+            return {"counts": counts, "foreground": probability.numpy()}
+
+        tables = {"counts": table, "foreground": table}
+        found = question.rows("separation of antibodies", tables, rows)
+        assert isinstance(found, dict)
+        return antibody_separation(found["counts"], found["foreground"], list(proteins.names))

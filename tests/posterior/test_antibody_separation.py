@@ -1,10 +1,12 @@
 """Antibodies that separate, and those that do not."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from totalvi.run.antibody_separation import antibody_separation
+import totalvi
+from totalvi.posterior.antibody_separation import antibody_separation
 
 rng = np.random.default_rng(0)
 N_CELLS = 200
@@ -78,3 +80,26 @@ def test_the_tail_of_a_wide_background_is_no_stain(n_cells: int) -> None:
     raw = rng.poisson(5 * rng.lognormal(0, 0.9, n_cells)).astype(float)
     table = antibody_separation(raw[:, None], rng.uniform(0.2, 0.8, (n_cells, 1)), ["CD3"])
     assert table["warning"].tolist() == ["does not separate"]
+
+
+def test_the_query_is_the_table_of_counts_and_foreground() -> None:
+    mdata = totalvi.simulate(n_cells=400, n_genes=60, n_proteins=8, seed=3)
+    rng = np.random.default_rng(0)
+    proteins = mdata["prot"]
+    failed, unmeasured = proteins.var_names[0], proteins.var_names[1]
+    proteins.X[:, 0] = rng.poisson(3.0, mdata.n_obs)
+    proteins.X[:300, 1] = np.nan
+    mdata.obs["panel"] = np.where(np.arange(mdata.n_obs) < 300, "short", "long")
+    model = totalvi.Model(mdata, panel_key="panel", n_hidden=32, n_latent=5, seed=0)
+    model.train(30, accelerator="cpu", progress=False)
+    table = model.get_antibody_separation(n_samples=2)
+    assert table.loc[failed, "warning"] != ""
+    first = model.get_antibody_separation(indices=np.arange(300), n_samples=2)
+    assert first.loc[unmeasured, "warning"] == "not measured"
+    foreground = model.get_protein_foreground_probability(n_samples=2)
+    counts = proteins.to_df()
+    pd.testing.assert_frame_equal(
+        table, antibody_separation(counts.to_numpy(), foreground.to_numpy(), list(counts))
+    )
+    some = model.get_antibody_separation(protein_list=[failed], n_samples=2)
+    pd.testing.assert_frame_equal(some, table.loc[[failed]])
