@@ -28,7 +28,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import totalvi
 from totalvi.posterior.rna_imputation import ProteinPredictors
-from totalvi.posterior.stacking import log_normalised
+from totalvi.posterior.rna_predictors import log_normalised
 
 HERE = Path(__file__).parent
 DONORS = {"p1_0": "p1 (RNA)", "p2_0": "p2 (proteins)"}

@@ -1,29 +1,18 @@
 """Stacks of the model, ridge regression and neighbours: weights, folds, and counts that move."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from scipy.optimize import minimize
 
 import totalvi
 from totalvi.posterior.protein_predictions import Predicted
-from totalvi.posterior.stacking import alone, cross_fitted, fitted_stack, ridge
+from totalvi.posterior.stacking import alone, cross_fitted, fitted_stack
 
 
 def predictions(rng: np.random.Generator, n_cells: int, n_proteins: int) -> np.ndarray:
     return rng.gamma(2.0, 1.0, size=(3, n_cells, n_proteins))
-
-
-def test_ridge_is_that_of_one_of_the_penalties() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(60, 8)) * np.linspace(3, 0.2, 8)
-    values = scores @ rng.normal(size=(8, 2)) + rng.normal(size=(60, 2))
-    weights, intercept = ridge(scores, values)
-    largest = np.linalg.svd(scores - scores.mean(axis=0), compute_uv=False)[0] ** 2
-    for t in range(2):
-        fits = [Ridge(alpha=a * largest).fit(scores, values[:, t]) for a in np.logspace(-6, 0, 13)]
-        same = [np.allclose(fit.coef_, weights[:, t], atol=1e-8) for fit in fits]
-        assert sum(same) == 1
-        assert fits[same.index(True)].intercept_ == pytest.approx(intercept[t])
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
@@ -31,26 +20,71 @@ def test_the_predictor_that_is_right_gets_the_weight(best: int) -> None:
     rng = np.random.default_rng(best)
     given = predictions(rng, 4000, 3)
     stack = fitted_stack(given, np.expm1(given[best]))
-    expected = np.full((3, 3), 50 / 3 / 4050)
-    expected[best] = (4000 + 50 / 3) / 4050
+    expected = np.zeros((3, 3))
+    expected[best] = 1
     np.testing.assert_allclose(stack.weights, expected, atol=0.01)
     assert np.abs(stack.predict(given) - given[best]).max() < 0.2
 
 
-def test_no_weight_is_negative_and_few_cells_follow_the_other_proteins() -> None:
+def test_no_weight_is_negative() -> None:
     rng = np.random.default_rng(5)
-    given = predictions(rng, 500, 4)
+    given = predictions(rng, 500, 2)
     logs = 0.5 * given[0] + 0.5 * given[1]
-    logs[:, 3] = np.maximum(4 - given[1, :, 3], 0)  # of which ridge says the opposite
-    observed = np.expm1(logs)
+    logs[:, 1] = np.maximum(4 - given[1, :, 1], 0)  # of which ridge says the opposite
+    stack = fitted_stack(given, np.expm1(logs))
+    assert (stack.weights >= 0).all()
+    assert stack.weights[1, 1] < 0.1 < stack.weights[1, 0]
+
+
+def test_few_cells_follow_the_other_proteins() -> None:
+    rng = np.random.default_rng(5)
+    given = predictions(rng, 500, 3)
+    observed = np.expm1(0.5 * given[0] + 0.5 * given[1])
     observed[6:, 2] = np.nan
     stack = fitted_stack(given, observed)
-    assert (stack.weights >= 0).all()
-    assert stack.weights[1, 3] == 0
-    np.testing.assert_allclose(stack.weights[:2, :2], 0.5, atol=0.1)
-    some = fitted_stack(given[:, :, [2]], observed[:, [2]])
-    np.testing.assert_array_equal(some.weights[:, 0], stack.weights[:, 2])
-    np.testing.assert_allclose(stack.weights[:, 2], 1 / 3, atol=0.1)
+    np.testing.assert_allclose(stack.weights[:2], 0.5, atol=0.05)
+    np.testing.assert_allclose(stack.weights[2], 0, atol=0.05)
+
+
+def test_few_cells_of_one_protein_leave_the_weights_about_equal() -> None:
+    rng = np.random.default_rng(6)
+    given = predictions(rng, 6, 1)
+    stack = fitted_stack(given, np.expm1(given[2]))
+    np.testing.assert_allclose(stack.weights, 1 / 3, atol=0.1)
+
+
+@pytest.mark.parametrize("n_cells", [40, 4000])
+def test_weights_are_the_minimum_of_the_penalised_error(n_cells: int) -> None:
+    """An independent minimiser finds the same weights of each protein, given those of all."""
+    rng = np.random.default_rng(7)
+    given = predictions(rng, n_cells, 5)
+    truth = np.einsum("pnt,pt->nt", given, rng.dirichlet(np.ones(3), size=5).T)
+    logs = np.maximum(truth + rng.normal(size=truth.shape), 0)
+    stack = fitted_stack(given, np.expm1(logs))
+    centred = given - given.mean(axis=1, keepdims=True)
+    residual = logs - logs.mean(axis=0)
+    variance = residual.var(axis=0)
+
+    def best(error: Callable[[np.ndarray], float]) -> np.ndarray:
+        found = minimize(error, np.full(3, 1 / 3), bounds=[(0, None)] * 3, tol=1e-12)
+        return np.asarray(found.x)
+
+    def shared_error(weights: np.ndarray) -> float:
+        errors = ((residual - np.einsum("pnt,p->nt", centred, weights)) ** 2).sum(axis=0) / variance
+        size = ((centred**2).mean(axis=1) / variance).sum(axis=1)
+        return float(
+            errors.sum() / 5 / n_cells + 50 / 5 / n_cells * (size / 5) @ (weights - 1 / 3) ** 2
+        )
+
+    shared = best(shared_error)
+    for t in range(5):
+        size = (centred[:, :, t] ** 2).mean(axis=1)
+
+        def error(weights: np.ndarray, t: int = t, size: np.ndarray = size) -> float:
+            errors = (residual[:, t] - weights @ centred[:, :, t]) ** 2
+            return float(errors.mean() + 200 / n_cells * size @ (weights - shared) ** 2)
+
+        np.testing.assert_allclose(stack.weights[:, t], best(error), atol=2e-3)
 
 
 def test_the_model_alone_predicts_what_nothing_else_does() -> None:
@@ -107,3 +141,19 @@ def test_reliability_compares_the_three() -> None:
     assert "ridge_pearson" not in by_model
     some = model.get_imputation_reliability(indices=range(200), n_samples=20)
     assert {*some.columns} == {*table.columns}
+
+
+def test_a_protein_is_predicted_alike_whichever_others_are_asked_for() -> None:
+    mdata = totalvi.simulate(400, 40, 6, n_batches=2, n_unmeasured=3, store_truth=False, seed=4)
+    model = totalvi.Model(mdata, batch_key="batch", n_hidden=16, n_latent=4)
+    model.train(max_epochs=2, train_size=0.5, progress=False)
+    whole = model.impute_proteins(n_samples=10)
+    lacked = list(whole.mean.columns[whole.lacking.any()])
+    assert len(lacked) > 1
+    some = model.impute_proteins(n_samples=10, protein_list=lacked[::-1][:2])
+    for part, expected in zip(some, whole, strict=True):
+        np.testing.assert_allclose(part, expected[list(part)], rtol=1e-5, atol=1e-5)
+    table = model.get_imputation_reliability(n_samples=10)
+    one = model.get_imputation_reliability(n_samples=10, protein_list=lacked[1:2])
+    columns = one.select_dtypes("number").columns
+    np.testing.assert_allclose(one[columns], table.loc[one.index, columns], rtol=1e-4, atol=1e-4)

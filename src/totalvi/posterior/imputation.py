@@ -36,12 +36,8 @@ from totalvi.posterior.question import (
     held_out_cells,
     labels_of_cells,
 )
-from totalvi.posterior.stacking import (
-    OfPanel,
-    Stack,
-    simple_predictors,
-    stacked_proteins,
-)
+from totalvi.posterior.rna_predictors import simple_predictors
+from totalvi.posterior.stacking import OfPanel, Stack, moved_to_stacks, stacked_proteins
 from totalvi.posterior.unmeasured import batches_to_impute_from
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
@@ -121,8 +117,8 @@ class ImputationQueries(Fitted):
         deviation are exact given ``n_samples`` of z and b; the mean is
         ``get_normalized_expression(include_protein_background=True, given_counts=False)``. ``log1p``
         and the interval come from a count drawn at each sample. Where ``stacked``, all are moved to the
-        ``log1p`` that model, ridge regression and neighbours in RNA predict together; docs/model.md has
-        the formulas.
+        ``log1p`` that model, kernel ridge regression and neighbours in RNA predict together;
+        docs/model.md has the formulas.
 
         Parameters
         ----------
@@ -169,23 +165,28 @@ class ImputationQueries(Fitted):
         >>> imputed.mean.shape, bool((imputed.lower <= imputed.upper).all(axis=None))
         ((80, 5), True)
         """
-        question = self._question(adata, indices, batch_size, progress, seed, n_samples)
-        question, wanted = imputed_batches(self, question, transform_batch, protein_list)
+        asked = self._question(adata, indices, batch_size, progress, seed, n_samples)
+        question, wanted = imputed_batches(self, asked, transform_batch, protein_list)
         interval = checked_number("interval", interval, below=1)
         data, cells = question.data, question.cells
-        lacking = _lacking(self)[:, wanted.proteins.positions]
+        lacking = _lacking(self)
+        lacks_wanted = np.any(lacking[:, wanted.proteins.positions], axis=1)
         limits = np.array([(1 - interval) / 2, (1 + interval) / 2, interval])[:, None]
         probabilities = np.tile(limits, (len(lacking), 1, len(wanted.proteins)))
         stacked = (calibrated if stacked is None else stacked) and self._mapping is None
-        rna = simple_predictors(self, wanted.proteins) if stacked and lacking.any() else None
-        in_all = None if rna is None else simple_predictors(self, wanted.proteins, in_all=True)
+        hiding, every, rna, in_all = question, wanted, None, None
+        if stacked and lacks_wanted.any():
+            hiding, every = imputed_batches(self, asked, transform_batch, None)
+            rna = simple_predictors(self, every.proteins)
+            in_all = simple_predictors(self, wanted.proteins, in_all=True)
         stacks = dict[int, Stack]()
         if calibrated or stacked:
-            for panel, batches in _panels(data, cells, np.any(lacking, axis=1)):
-                held_out = replace(held_out_cells(self, question, all_of_them=True), progress=False)
-                of_panel = OfPanel(panel, batches, lacking[panel])
+            columns = _columns(wanted, every)
+            for panel, batches in _panels(data, cells, lacks_wanted):
+                held_out = replace(held_out_cells(self, hiding, all_of_them=True), progress=False)
+                of_panel = OfPanel(panel, batches, lacking[panel, every.proteins.positions])
                 from_rna = rna if self.schema.measured_rna[panel] else None
-                found = stacked_proteins(held_out, wanted, of_panel, from_rna)
+                found = stacked_proteins(held_out, every, of_panel, from_rna).of_proteins(columns)
                 stacks[panel] = found.stack
                 if calibrated:
                     hidden = found.of_cells(_reporting(self, held_out)).hidden
@@ -196,7 +197,7 @@ class ImputationQueries(Fitted):
             predicted = predicted_proteins(question, wanted, batch)
             panel = batch.context.panel.cpu().numpy()
             if in_all is not None:
-                predicted = in_all.stacked(question, wanted, batch, predicted, stacks)
+                predicted = moved_to_stacks(question, wanted, batch, predicted, in_all, stacks)
             return _imputed_rows(predicted, probabilities[panel])
 
         written = question.rows("imputed proteins", dict.fromkeys(_PARTS, table), rows, out=out)
@@ -204,7 +205,7 @@ class ImputationQueries(Fitted):
             return written
         return ImputedProteins(
             **{part: table.frame(written[part]) for part in _PARTS},
-            lacking=table.frame(lacking[data.panel[cells]]),
+            lacking=table.frame(lacking[:, wanted.proteins.positions][data.panel[cells]]),
         )
 
     def get_imputation_reliability(
@@ -271,15 +272,15 @@ class ImputationQueries(Fitted):
         """
         question = self._question(adata, indices, batch_size, progress, seed, n_samples)
         own = adata is None and indices is None
-        question = held_out_cells(self, question) if own else question.with_rna()
-        question, wanted = imputed_batches(self, question, transform_batch, protein_list)
+        asked = held_out_cells(self, question) if own else question.with_rna()
+        question, wanted = imputed_batches(self, asked, transform_batch, protein_list)
         interval = checked_number("interval", interval, below=1)
         lacking = _lacking(self)
         if not lacking.any():  # where no panel lacks any, all proteins are hidden
             lacking = ~lacking
-        lacking = lacking[:, wanted.proteins.positions]
+        lacks_wanted = lacking[:, wanted.proteins.positions]
         everything = self._data or question.data
-        panels = _panels(everything, np.arange(everything.n_cells), np.any(lacking, axis=1))
+        panels = _panels(everything, np.arange(everything.n_cells), np.any(lacks_wanted, axis=1))
         if clusters is None:
             groups = latent_clusters(question)
         else:
@@ -287,24 +288,29 @@ class ImputationQueries(Fitted):
             groups = pd.factorize(labels, use_na_sentinel=False)[0]
         names = self.schema.panel_names or self.schema.batch_names
         known = self._known_data(question) if stacked else None
-        rna = None if known is None else simple_predictors(self, wanted.proteins, known)
+        every, rna = wanted, None
+        if known is not None:
+            question, every = imputed_batches(self, asked, transform_batch, None)
+            rna = simple_predictors(self, every.proteins, known)
+        columns, of_wanted = _columns(wanted, every), wanted.proteins.names
         tables = {}
         for panel, batches in panels:
-            of_panel = OfPanel(panel, batches, lacking[panel])
+            of_panel = OfPanel(panel, batches, lacking[panel, every.proteins.positions])
             if rna is None or not self.schema.measured_rna[panel]:
-                found = stacked_proteins(question, wanted, of_panel, None)
+                found = stacked_proteins(question, every, of_panel, None)
             else:
                 held_out = held_out_cells(self, question, all_of_them=True, data=known)
                 held_out = replace(held_out, progress=False)
-                found = stacked_proteins(held_out, wanted, of_panel, rna, only_stack=not own)
+                found = stacked_proteins(held_out, every, of_panel, rna, only_stack=not own)
                 if own:
                     found = found.of_cells(_reporting(self, held_out))
                 else:
-                    found = stacked_proteins(question, wanted, of_panel, rna, found.stack)
-            table = reliability_table(found.hidden, interval, wanted.proteins.names, groups)
+                    found = stacked_proteins(question, every, of_panel, rna, found.stack)
+            found = found.of_proteins(columns)
+            table = reliability_table(found.hidden, interval, of_wanted, groups)
             if found.predictions is not None:
-                table = table.join(found.comparison(wanted.proteins.names))
-            tables[names[panel]] = table[lacking[panel]]
+                table = table.join(found.comparison(of_wanted))
+            tables[names[panel]] = table[lacks_wanted[panel]]
         if not tables:
             raise ValueError(
                 "protein_list holds only proteins that every panel measured; name others, or None."
@@ -339,6 +345,12 @@ def imputed_batches(
         return replace(question, transform_batch=codes), ImputedBatches(proteins, everywhere)
     codes, decoded = batches_to_impute_from(model, question, proteins)
     return replace(question, transform_batch=codes), ImputedBatches(proteins, decoded)
+
+
+def _columns(wanted: ImputedBatches, every: ImputedBatches) -> np.ndarray:
+    """Return the places of the wanted proteins in all of those that are stacked together."""
+    positions = every.proteins.positions
+    return np.array([int(np.argmax(positions == one)) for one in wanted.proteins.positions])
 
 
 def _reporting(model: Fitted, held_out: Question) -> np.ndarray:

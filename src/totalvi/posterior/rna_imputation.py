@@ -18,7 +18,8 @@ from totalvi.posterior.draws import gene_counts, gene_parameters
 from totalvi.posterior.imputation import ImputationQueries
 from totalvi.posterior.protein_predictions import Predicted, as_panel
 from totalvi.posterior.question import Features, Question, held_out_cells
-from totalvi.posterior.stacking import Stack, log_normalised, pooled_stack, ridge
+from totalvi.posterior.rna_predictors import log_normalised, ridge
+from totalvi.posterior.stacking import Stack, pooled_stack
 from totalvi.posterior.unmeasured import rna_in_batches
 
 _N_COMPONENTS, _N_NEIGHBOURS, _N_FOLDS = 50, 15, 5
