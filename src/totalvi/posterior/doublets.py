@@ -24,7 +24,7 @@ FEWEST_CELLS = 50  # with fewer cells nothing is learned from sums of them
 _MOST_CELLS = 4096  # that sums are made of, and told from
 _LEAST_SUMS = 1000
 _LEAST_CAPTURED = (1.0, 0.5)  # sums keep a share of their counts between this and 1
-_N_ROUNDS = 2  # in the second, likely doublets are no parts of sums
+_MOST_DRAWS = 3  # of the sums that decide, where few cells leave much to chance
 _NEIGHBOURS = (15, 50)
 _N_FOLDS = 5
 _TAILS = (0.2, 0.3, 0.4, 0.5, 0.6)  # shares of the sums above the scores that tell the rate
@@ -107,15 +107,7 @@ def traits(question: Question) -> Traits:
 def pairs_of_cells(
     group: np.ndarray, weight: np.ndarray, n_pairs: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw pairs of different cells of one group, (pairs, 2), each cell with its weight.
-
-    Examples
-    --------
-    >>> group = np.array([0, 0, 1, 1, 1])
-    >>> pairs = pairs_of_cells(group, np.ones(5), 100, np.random.default_rng(0))
-    >>> bool((group[pairs[:, 0]] == group[pairs[:, 1]]).all()), bool((pairs[:, 0] == pairs[:, 1]).any())
-    (True, False)
-    """
+    """Draw pairs of different cells of one group, (pairs, 2), each cell with its weight."""
     found = []
     for code in np.unique(group):
         cells = np.flatnonzero(group == code)
@@ -215,6 +207,8 @@ class _Judge:
         The share of sums by score, as an isotonic regression.
     rate
         From `told_rate`.
+    captured
+        The mean share of their counts that the sums keep.
     """
 
     weights: np.ndarray
@@ -224,6 +218,7 @@ class _Judge:
     score: np.ndarray
     share: "IsotonicRegression"
     rate: float
+    captured: float
 
     def score_others(self, cells: Traits) -> np.ndarray:
         """Return the mean score by all trees of cells outside of the pool."""
@@ -243,7 +238,7 @@ class _Judge:
         return found
 
 
-def _tell_apart(pool: Traits, sums: Traits, seed: int) -> _Judge:
+def _tell_apart(pool: Traits, sums: Traits, captured: float, seed: int) -> _Judge:
     """Learn to tell sums from the cells of a pool.
 
     Boosted trees learn it in four fifths of pool and sums and score the others, in turn.
@@ -267,7 +262,7 @@ def _tell_apart(pool: Traits, sums: Traits, seed: int) -> _Judge:
         by_fold.append(trees)
     share = IsotonicRegression(out_of_bounds="clip").fit(score, is_sum)
     rate = told_rate(score[~is_sum], score[is_sum])
-    return _Judge(weights, known, is_sum, by_fold, score[~is_sum], share, rate)
+    return _Judge(weights, known, is_sum, by_fold, score[~is_sum], share, rate, captured)
 
 
 def _columns(of: Traits, near: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -297,32 +292,41 @@ def doublets(question: Question, rate: float | None, seed: int) -> Doublets:
     own = traits(question.about(everyone))
     own_pool = Traits(*(part[pool] for part in own))
     rng = np.random.default_rng(seed)
-    weight = np.ones(len(pool))
-    for _ in range(_N_ROUNDS):
-        judges: dict[float, _Judge] = {}
-        for captured in _LEAST_CAPTURED:
+
+    def judged(weight: np.ndarray) -> _Judge:
+        """Learn from sums that keep all or part of their counts, whichever is more like doublets."""
+        judges = []
+        for least in _LEAST_CAPTURED:
             pairs = pairs_of_cells(group, weight, max(len(pool), _LEAST_SUMS), rng)
-            sums = summed(parts, pairs, captured, rng)
+            sums = summed(parts, pairs, least, rng)
             asked = replace(question, data=sums, cells=np.arange(sums.n_cells), progress=False)
-            judges[captured] = _tell_apart(own_pool, traits(asked), seed)
+            judges.append(_tell_apart(own_pool, traits(asked), (1 + least) / 2, seed))
         # what doublets are not like allows but a small share of them
-        best = max(judges, key=lambda captured: judges[captured].rate)
-        judge = judges[best]
-        found_rate = judge.rate if rate is None else rate
-        weight = np.maximum(1 - judge.probability(judge.score, found_rate), 1e-6)
+        return max(judges, key=lambda judge: judge.rate)
+
+    first = judged(np.ones(len(pool)))
+    likely = first.probability(first.score, first.rate if rate is None else rate)
+    n_draws = min(max(_MOST_CELLS // len(pool), 1), _MOST_DRAWS)
+    # likely doublets are no parts of the sums that decide
+    judges = [judged(np.maximum(1 - likely, 1e-6)) for _ in range(n_draws)]
+    found_rate = float(np.mean([judge.rate for judge in judges])) if rate is None else rate
     others = np.setdiff1d(everyone, pool)
-    score = np.empty(data.n_cells)
-    score[pool] = judge.score
-    score[others] = judge.score_others(Traits(*(part[others] for part in own)))
+    of_others = Traits(*(part[others] for part in own))
+    score, probability = np.zeros((2, data.n_cells))
+    for judge in judges:
+        of_judge = np.empty(data.n_cells)
+        of_judge[pool], of_judge[others] = judge.score, judge.score_others(of_others)
+        score += of_judge / n_draws
+        probability += judge.probability(of_judge, found_rate) / n_draws
     table = pd.DataFrame(
         {
             "score": score,
-            "probability": judge.probability(score, found_rate),
-            "exclusion": exclusion(own.foreground, judge.weights),
+            "probability": probability,
+            "exclusion": exclusion(own.foreground, judges[0].weights),
         },
         index=data.cell_names,
     )
-    return Doublets(table, found_rate, (1 + best) / 2)
+    return Doublets(table, found_rate, float(np.mean([judge.captured for judge in judges])))
 
 
 @documented
