@@ -5,8 +5,10 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,28 @@ def test_a_file_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
         write_file(tmp_path / "f", b"new")
     assert (tmp_path / "f").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_thread_that_still_writes_does_not_hide_why_a_folder_is_removed(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def write(folder: Path) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            with suppress(OSError):  # the folder is gone
+                (folder / "part" / f"{number % 50}").mkdir(parents=True, exist_ok=True)
+
+    def interrupted(target: Path) -> None:
+        with new_folder(target) as folder:
+            threading.Thread(target=write, args=(folder,)).start()
+            threading.Timer(0.5, stop.set).start()
+            time.sleep(0.05)
+            raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        interrupted(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_parents_vanish_with_a_failure(tmp_path: Path) -> None:

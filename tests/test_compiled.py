@@ -1,5 +1,6 @@
 """Loops compile whether or not a folder can be written to."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -34,6 +35,21 @@ def test_without_a_folder_to_write_to_nothing_is_kept(monkeypatch: pytest.Monkey
     assert function(1.5) == 3
     assert function.stats.cache_path is None
     assert function.targetoptions["error_model"] == "numpy"
+
+
+def test_a_loop_runs_though_it_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk of the home folder is full."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    function: Any = compiled(error_model="numpy")(twice)
+    assert function(1.5) == 3
+    assert not list(tmp_path.rglob("*.nbc"))
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

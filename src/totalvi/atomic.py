@@ -4,13 +4,14 @@ import ctypes
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from totalvi.errors import OutputError
+from totalvi.errors import LockedError, OutputError
 
 _FIXES = {
     errno.ENOSPC: "free some space, or choose another place",
@@ -24,6 +25,7 @@ _FIXES = {
     errno.EEXIST: "choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+_MOST_TRIES, _SECONDS_BETWEEN_TRIES = 50, 0.1
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -64,7 +66,7 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
 
     Raises
     ------
-    OutputError
+    LockedError
         When another process holds it for longer than ``wait_s``.
     """
     lock = FileLock(_beside(target, "lock"), timeout=wait_s)
@@ -72,7 +74,7 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
         with writing(target):
             lock.acquire()
     except Timeout as error:
-        raise OutputError(
+        raise LockedError(
             f"{target} is being written by another process; wait for it, or choose another place."
         ) from error
     try:
@@ -205,5 +207,13 @@ def _beside(target: Path, what: str) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
+    """Remove a folder, into which threads of a process that was interrupted may still write."""
+    for _ in range(_MOST_TRIES):
+        if not folder.is_dir() or folder.is_symlink():
+            return
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+            time.sleep(_SECONDS_BETWEEN_TRIES)

@@ -5,6 +5,7 @@ If it finds neither OpenMP nor TBB, it also ends a process whose Python threads 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -50,6 +51,7 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         try:
             dispatcher: Function = numba.njit(cache=True, **options)(function)
+            _keep_if_possible(dispatcher)
         except RuntimeError as error:
             if "cannot cache function" not in str(error):
                 raise
@@ -57,6 +59,19 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
         return _on_threads_of_torch(dispatcher) if is_parallel else dispatcher
 
     return decorate
+
+
+def _keep_if_possible(dispatcher: Any) -> None:
+    """Let a compiled loop run that cannot be kept, as where the quota of the home folder is spent."""
+    if not hasattr(dispatcher, "_cache"):  # numba was told not to compile
+        return
+    save = dispatcher._cache.save_overload
+
+    def save_if_possible(*compiled: Any) -> None:
+        with suppress(OSError):  # the loop is there, and the next process compiles it again
+            save(*compiled)
+
+    dispatcher._cache.save_overload = save_if_possible
 
 
 def _on_threads_of_torch(loop: Function) -> Function:

@@ -260,8 +260,16 @@ class ProcessError(TotalviError, ValueError):
     """Several processes cannot be launched or continue, or differ in data or arguments."""
 
 
+class LostProcessError(ProcessError):
+    """Another process of a fit ended, or cannot be reached."""
+
+
 class OutputError(TotalviError):
     """Results cannot be written to the given path."""
+
+
+class LockedError(OutputError):
+    """Another process writes to the given path."""
 
 
 class IncompleteError(TotalviError):

@@ -15,7 +15,7 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from totalvi.errors import ProcessError, allowed, argument, setting
+from totalvi.errors import LostProcessError, ProcessError, allowed, argument, setting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -104,7 +104,7 @@ def launch(accelerator: str = "auto", devices: int | None = None, num_nodes: int
     launcher = _launcher()
     watched = bool(fabric.local_rank) if launcher is None else launcher.name == "torchrun"
     if before.n_processes < fabric.world_size and watched:
-        _end_with_parent()
+        end_with_parent()
     return fabric
 
 
@@ -232,14 +232,14 @@ def _buffers_of_each() -> dict[str, bool]:
     return {name: False}
 
 
-def _end_with_parent() -> None:
+def end_with_parent(grace_s: float = _GRACE_S) -> None:
     """End this process some seconds after its parent ended, even while it waits."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        time.sleep(_GRACE_S)
+        time.sleep(grace_s)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="totalvi-parent").start()
@@ -304,7 +304,7 @@ def losing_others() -> Iterator[None]:
     except RuntimeError as error:
         if this_process().n_processes == 1 or not _is_of_connection(error):
             raise
-        raise ProcessError(
+        raise LostProcessError(
             "Another process ended, or cannot be reached; see what it said, and start again: a fit "
             "resumes from its checkpoint."
         ) from error

@@ -1,6 +1,7 @@
 """The command itself: help, version, exit statuses, and what is printed where."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from totalvi.cli import main
 from totalvi.cli.main import execute
 from totalvi.data.io import read as reading
 from totalvi.data.simulate import simulate
-from totalvi.errors import DataError
+from totalvi.errors import DataError, LostProcessError
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -79,6 +80,7 @@ def test_debug_anywhere_lets_errors_through(arguments: list[str]) -> None:
         (PermissionError(13, "Permission denied", "a.h5"), 2, "error: a.h5: Permission denied"),
         (OSError(28, "No space left on device"), 2, "error: No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (LostProcessError("Another process ended."), 1, "error: Another process ended."),
         (RuntimeError("boo"), 1, "error: unexpected RuntimeError: boo (run it again with --debug"),
     ],
 )
@@ -98,6 +100,35 @@ def test_failures_are_one_line(
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert printed.err.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("signalled", "status", "line"),
+    [(SystemExit(143), 143, "terminated\n"), (KeyboardInterrupt(), 130, "interrupted\n")],
+)
+@pytest.mark.parametrize("is_cause", [True, False])
+def test_an_error_that_came_of_a_signal_is_the_signal(
+    signalled: BaseException,
+    status: int,
+    line: str,
+    is_cause: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """As where it came while a library imported, or while half a folder was removed."""
+
+    def fail(*_: object, **__: object) -> None:
+        try:
+            raise signalled
+        except BaseException as error:
+            if is_cause:
+                raise RuntimeError("Error calling __set_name__") from error
+            shutil.rmtree(tmp_path / "nothing")
+
+    monkeypatch.setattr("totalvi.run.inputs.read", fail)
+    assert execute(["check", "x.h5"]) == status
+    assert capsys.readouterr().err == line
 
 
 def test_warnings_of_libraries_are_shown_only_for_debugging(

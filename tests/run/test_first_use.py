@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,26 @@ def test_loops_that_cannot_be_kept_need_no_other_process(monkeypatch: pytest.Mon
     stats = loop.__wrapped__.stats._replace(cache_path=None)
     monkeypatch.setattr(type(loop.__wrapped__), "stats", stats)
     assert are_compiled()
+
+
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen(
+    [sys.executable, "-c", "from totalvi.processes import end_with_parent; import time;"
+     "end_with_parent(grace_s=0); print('ready', flush=True); time.sleep(60)"],
+    stdout=subprocess.PIPE, text=True,
+)
+child.stdout.readline()
+print(child.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_a_second_process_ends_with_one_that_was_killed() -> None:
+    killed = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True)
+    child = Path("/proc") / killed.stdout.strip()
+    deadline = time.monotonic() + 30
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

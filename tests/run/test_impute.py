@@ -129,7 +129,7 @@ def test_an_interrupted_imputation_goes_on(
     assert not kept.exists()
     first, second = (anndata.read_h5ad(r.folder / "imputed.h5ad") for r in (whole, resumed))
     np.testing.assert_array_equal(first.X, second.X)
-    with pytest.raises(OutputError, match="not empty"):  # of the default number of epochs
+    with pytest.raises(OutputError, match="another max_epochs"):  # of the default number of epochs
         impute(*inputs, tmp_path / "out", resume=True, n_samples=20)
     again = impute(*inputs, tmp_path / "out", resume=True, **arguments)
     assert again.record["finished"] == resumed.record["finished"]

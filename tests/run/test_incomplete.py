@@ -207,7 +207,7 @@ def test_other_arguments_or_cells_complete_nothing(
             IncompleteError, match="the same call with resume=True makes what is missing"
         ):
             run(data, out, **options)
-    with pytest.raises(OutputError, match="is not empty"):
+    with pytest.raises(OutputError, match="holds a run with another seed; give the same"):
         run(data, out, resume=True, **(options | {"seed": 1}))
     others = simulate(n_cells=60, n_genes=30, n_proteins=5, n_batches=2, seed=3, store_truth=False)
     with pytest.raises(OutputError, match="not those of the incomplete run"):

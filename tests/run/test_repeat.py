@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from totalvi.atomic import locked
 from totalvi.cli.main import execute
 from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.simulate import simulate
@@ -22,7 +23,7 @@ from totalvi.errors import Interrupted, OutputError, ReadError
 from totalvi.fit.checkpoint import read_checkpoint
 from totalvi.fit.loop import Fit
 from totalvi.run import pipeline
-from totalvi.run.record import Options, RunOptions, asked, is_record_of, sha256, write_record
+from totalvi.run.record import Options, RunOptions, asked, differences, sha256, write_record
 from totalvi.run.run import repeat, run
 
 # Of mudata, about a default that its next version changes.
@@ -106,9 +107,9 @@ def test_a_requeued_run_that_is_done_does_nothing_but_its_report(
     assert report.read_text().rstrip().endswith("</html>")
     after = times(out)
     assert {path: when for path, when in after.items() if path != report} == before
-    with pytest.raises(OutputError, match="is not empty"):  # another run
+    with pytest.raises(OutputError, match="another max_epochs"):  # another run
         run(cells, out, batch_key="batch", max_epochs=4, resume=True)
-    with pytest.raises(OutputError, match="is not empty"):  # of the default number of epochs
+    with pytest.raises(OutputError, match="another max_epochs"):  # of the default number of epochs
         run(cells, out, batch_key="batch", resume=True)
     assert times(out) == after
 
@@ -136,7 +137,7 @@ def test_results_of_the_default_epochs_are_those_of_no_number(tmp_path: Path) ->
             record | {"epochs_asked": wanted, "default_max_epochs": 400}, tmp_path / "run.json"
         )
         for given, expected in ((None, same), (planned, True), (5, False)):
-            assert is_record_of(tmp_path / "run.json", Given(cells, given)) is expected
+            assert (differences(tmp_path / "run.json", Given(cells, given)) == []) is expected
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -241,3 +242,32 @@ def test_empty_droplets_are_found_again(
     moved: Any = {"batch_0": tmp_path / "moved.h5mu"} if by_batch else tmp_path / "moved.h5mu"
     third = repeat(first.folder / "run.json", tmp_path / "third", raw=moved)
     assert third.record["digest"] == first.record["digest"]
+
+
+def test_results_that_were_put_away_are_complete(
+    cells: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    (out / "report.html").write_text("the report")
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
+    command = ["run", str(cells), "-o", str(out), "--batch", "batch", "--epochs", "3", "--resume"]
+    assert execute(command) == 0
+    assert (out / "report.html").read_text() == "the report"
+
+
+def test_a_second_writer_is_not_told_to_resume(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "out.checkpoint").touch()
+    with locked(out):
+        command = ["run", str(cells), "-o", str(out), "--batch", "batch", "--epochs", "3"]
+        assert execute([*command, "--resume"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is being written by another process" in line
+
+
+def test_the_record_tells_how_often_the_fit_was_kept(done: Path) -> None:
+    arguments = json.loads((done / "run.json").read_text())["arguments"]
+    assert arguments["checkpoint_every"] == "0:10:00"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from totalvi import errors
 from totalvi.cli import options
 from totalvi.cli.command_gate import Hierarchy
 from totalvi.cli.options import Arguments, Reading, with_options
@@ -264,7 +266,8 @@ def keeping(output: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         checkpoint = checkpoint_of(output)
-        is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
+        is_said = str(checkpoint) in str(error) or isinstance(error, errors.LockedError)
+        is_kept = checkpoint.exists() and not is_said
         if (is_kept or isinstance(error, Interrupted)) and this_process().rank == 0:
             typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
         if isinstance(error, Interrupted):
@@ -353,9 +356,11 @@ def reporting_what_is_there(output: Path) -> Iterator[None]:
 
 def _report(folder: Path) -> Path:
     """Build the report of a run."""
-    from totalvi.report.build import build_report
+    from totalvi.report.build import REPORT, build_report
     from totalvi.run.record import named
 
+    if (folder / REPORT).exists() and not os.access(folder, os.W_OK):
+        return folder / REPORT  # of results that were put away
     try:
         return build_report(folder)
     except (OSError, TotalviError):

@@ -4,10 +4,11 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Annotated, NoReturn
 
 import typer
@@ -18,7 +19,13 @@ from totalvi.cli.command_results import de, denoise, explore, impute, map_cells,
 from totalvi.cli.command_run import compare, demo, run, train
 from totalvi.cli.extras import missing_extra, require_extras
 from totalvi.cli.options import OPTIONS
-from totalvi.errors import IncompleteError, ProcessError, TotalviError, naming_options
+from totalvi.errors import (
+    IncompleteError,
+    LostProcessError,
+    ProcessError,
+    TotalviError,
+    naming_options,
+)
 from totalvi.processes import this_process
 
 BAD_INPUT = 2
@@ -68,19 +75,43 @@ def main() -> NoReturn:
     for part in ("distributed", "rank_zero"):  # it reports how processes find each other
         logging.getLogger(f"lightning_fabric.utilities.{part}").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(execute(sys.argv[1:]))
+    sys.unraisablehook, sys.excepthook = _report_unraisable, _report_uncaught
+    try:
+        status = execute(sys.argv[1:])
+    except Exception as error:  # under --debug
+        traceback.print_exc()
+        status = _interruption(error) or explain(error)[0]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status and "h5py" in sys.modules and this_process().n_processes == 1:
+        os._exit(status)  # files that HDF5 cannot close on a full disk crash Python as it ends
+    sys.exit(status)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(TERMINATED)  # an exception, so that half-written files are removed
 
 
+def _report_unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Report an error that nothing can catch, but for files that HDF5 cannot close on a full disk."""
+    if "h5py" not in str(found.object):
+        sys.__unraisablehook__(found)
+
+
+def _report_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Report an error that nothing caught, with the exception of the same."""
+    if trace is None or "h5py" not in trace.tb_frame.f_code.co_filename:
+        sys.__excepthook__(kind, error, trace)
+
+
 def execute(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0: success; 1: an unexpected failure, or a failed step after a fit; 2: the input, an option or the
-    output cannot be used; 130: interrupted; 143: terminated. Failures print one line on standard error,
-    unless ``--debug`` is given at any position.
+    0: success; 1: an unexpected failure, a failed step after a fit, or another process of the fit
+    ended; 2: the input, an option or the output cannot be used; 130: interrupted; 143: terminated.
+    Failures print one line on standard error, unless ``--debug`` is given at any position.
     """
     debug = "--debug" in arguments
     rest = [argument for argument in arguments if argument != "--debug"]
@@ -88,7 +119,8 @@ def execute(arguments: Sequence[str]) -> int:
     try:
         require_extras(rest)
         with quiet, naming_options(OPTIONS):
-            status = app(rest, prog_name="totalvi", standalone_mode=False) or 0
+            command = typer.main.get_command(app)  # calling ``app`` would set a hook for errors
+            status = command(rest, prog_name="totalvi", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except SystemExit as leave:
@@ -102,12 +134,14 @@ def execute(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        status, message = explain(error)
-        rank = this_process().rank
-        if rank > 1 and isinstance(error, ProcessError):
-            return status  # one of those that are left says so
-        which = f"process {rank}: " if rank else ""
-        typer.echo(f"{which}error: {' '.join(message.split())}", err=True)
+        status = _interruption(error)
+        if not status:
+            status, message = explain(error)
+            rank = this_process().rank
+            if rank > 1 and isinstance(error, ProcessError):
+                return status  # one of those that are left says so
+            which = f"process {rank}: " if rank else ""
+            typer.echo(f"{which}error: {' '.join(message.split())}", err=True)
     if status == INTERRUPTED:  # the option parser silently turns Ctrl-C into this status
         typer.echo("interrupted", err=True)
     if status == TERMINATED:
@@ -115,9 +149,24 @@ def execute(arguments: Sequence[str]) -> int:
     return status
 
 
+def _interruption(error: BaseException | None) -> int:
+    """Return the status of the signal that an error came of, or 0.
+
+    A signal may come while a library imports, which raises another error from it, or while a file that
+    is half written is removed, which may fail.
+    """
+    while error is not None:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            return TERMINATED
+        if isinstance(error, KeyboardInterrupt):
+            return INTERRUPTED
+        error = error.__cause__ or error.__context__
+    return 0
+
+
 def explain(error: Exception) -> tuple[int, str]:
     """Return the exit status and the sentence for an exception."""
-    if isinstance(error, IncompleteError):
+    if isinstance(error, IncompleteError | LostProcessError):
         return UNEXPECTED, str(error)
     if isinstance(error, TotalviError):
         return BAD_INPUT, str(error)

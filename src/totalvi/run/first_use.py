@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from totalvi.processes import this_process
+from totalvi.processes import end_with_parent, this_process
 
 
 @contextmanager
@@ -73,4 +73,5 @@ def compile_loops() -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent(grace_s=0)
     compile_loops()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from totalvi.atomic import flush, locked, new_folder, parents_of, writing
-from totalvi.errors import OutputError, TrainingError, setting
+from totalvi.errors import OutputError, TrainingError, argument, setting
 
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 RECORD = "run.json"
@@ -281,6 +281,28 @@ def _is_record(path: Path) -> bool:
     except (OSError, ValueError, LookupError, TypeError):
         return False
     return isinstance(versions, dict) and "totalvi" in versions
+
+
+def holds_this_run(writing: WriteOptions, differing: list[str] | None) -> bool:
+    """Return whether the output has the results of a run that is resumed.
+
+    Parameters
+    ----------
+    differing
+        From `totalvi.run.record.differences`, of the record in the output.
+
+    Raises
+    ------
+    OutputError
+        When it has those of a run with other arguments or inputs, and may not be replaced.
+    """
+    if differing and not writing.overwrite:
+        more = f" ({len(differing)} arguments differ)" if len(differing) > 1 else ""
+        raise OutputError(
+            f"{writing.output} holds a run with another {argument(differing[0])}{more}; give the same, "
+            f"choose another output folder, or replace it with {setting('overwrite', True)}."
+        )
+    return differing == []
 
 
 def finished(output: Path) -> RunResult:

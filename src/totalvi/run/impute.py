@@ -22,6 +22,7 @@ from totalvi.run.folder import (
     WriteOptions,
     files_in,
     finished,
+    holds_this_run,
     refuse_input_in_output,
     require_writable,
     results_folder,
@@ -36,7 +37,7 @@ from totalvi.run.impute_inputs import (
     require_column,
 )
 from totalvi.run.prepare import prepare
-from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
+from totalvi.run.record import Options, asked, circumstances, differences, write_record
 
 _LEVEL = "counts are as the reference measured them: ranks hold elsewhere, levels may not."
 
@@ -180,7 +181,8 @@ def _run(options: ImputeOptions) -> RunResult:
     for path in inputs.values():
         refuse_input_in_output(path, output)
     are_paths = {"reference", "query"} <= set(inputs)
-    if writing.resume and are_paths and is_record_of(output / RECORD, options):
+    resumed = writing.resume and are_paths
+    if resumed and holds_this_run(writing, differences(output / RECORD, options)):
         return finished(output)
     request = asked(options)
     require_writable(output, overwrite=writing.overwrite)

@@ -27,12 +27,13 @@ from totalvi.run.folder import (
     WriteOptions,
     counts_beside,
     finished,
+    holds_this_run,
     refuse_input_in_output,
     results_folder,
 )
 from totalvi.run.impute import unreliable_warnings
 from totalvi.run.inputs import AS_IS, Reading, read_input
-from totalvi.run.record import Options, asked, circumstances, is_record_of, write_record
+from totalvi.run.record import Options, asked, circumstances, differences, write_record
 
 POSTERIOR_SAMPLES = 25
 _MANY_UNLIKE = 0.2  # share of cells, where 0.05 is expected
@@ -124,7 +125,8 @@ def map_files(
 
 def _run(options: MapOptions) -> dict[str, Any]:
     writing, folder = options.writing, options.model_path
-    if writing.resume and is_record_of(writing.output / RECORD, options):
+    differing = differences(writing.output / RECORD, options) if writing.resume else None
+    if holds_this_run(writing, differing):
         return finished(writing.output).record
     request = asked(options)
     with results_folder(writing) as place:

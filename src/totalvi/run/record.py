@@ -6,7 +6,7 @@ import platform
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -279,29 +279,27 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def is_record_of(path: Path, options: Options) -> bool:
-    """Return whether the record at ``path`` is of a run on files that asked for the same.
+def differences(path: Path, options: Options) -> list[str] | None:
+    """Return which arguments and inputs of the record at ``path`` are others; None if there is none.
 
     Without ``max_epochs``, of the number by default, or of the checkpoint that a run without it went on
     from: the record tells both ``default_max_epochs`` and ``epochs_asked``.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        theirs, hashes = dict(record["arguments"]), record["input_sha256"]
+        theirs, hashes = dict(record["arguments"]), dict(record["input_sha256"])
         by_default = "epochs_asked" in record and (
             record["epochs_asked"] is None or theirs["max_epochs"] == record["default_max_epochs"]
         )
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return False
+        return None
     ours = asked(options)
-    differing = {
-        name
-        for name in {*theirs, *ours["arguments"]}
-        if theirs.get(name) != ours["arguments"].get(name)
-    }
+    names = [name for name in {**ours["arguments"], **theirs} if name not in OF_THE_OUTPUT]
+    differing = [name for name in names if theirs.get(name) != ours["arguments"].get(name)]
     if ours["arguments"].get("max_epochs") is None and by_default:
-        differing.discard("max_epochs")
-    return hashes == ours["input_sha256"] and differing <= set(OF_THE_OUTPUT)
+        differing = [name for name in differing if name != "max_epochs"]
+    of_inputs = [name for name in {**ours["input_sha256"], **hashes} if name not in differing]
+    return differing + [n for n in of_inputs if hashes.get(n) != ours["input_sha256"].get(n)]
 
 
 def sha256(path: Path) -> str:
@@ -351,7 +349,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    value = str(value) if isinstance(value, Path) else value
+    value = str(value) if isinstance(value, Path | timedelta) else value
     is_plain = isinstance(value, str | int | float | None)
     return value if is_plain else f"{type(value).__name__} object"
 

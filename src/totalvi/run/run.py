@@ -36,6 +36,7 @@ from totalvi.run.folder import (
     WriteOptions,
     files_in,
     finished,
+    holds_this_run,
     refuse_input_in_output,
     require_writable,
     results_folder,
@@ -47,9 +48,9 @@ from totalvi.run.record import (
     asked,
     circumstances,
     completed,
+    differences,
     incomplete_error,
     incomplete_record,
-    is_record_of,
     named,
     paths_of,
     read_record,
@@ -261,7 +262,7 @@ def _run(options: RunOptions) -> RunResult:
     for path in inputs.values():
         refuse_input_in_output(path, output)
     earlier = None
-    if writing.resume and is_record_of(output / RECORD, options):
+    if writing.resume and holds_this_run(writing, differences(output / RECORD, options)):
         earlier = incomplete_record(output / RECORD)
         if earlier is None and "input" in inputs:
             return finished(output)
