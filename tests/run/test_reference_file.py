@@ -79,6 +79,23 @@ def test_info_of_other_folders(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_info_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.checkpoint"
+    model = totalvi.Model(annotated(80), batch_key="batch", **SMALL)
+    model.train(max_epochs=2, accelerator="cpu", checkpoint=path, progress=False)
+    assert execute(["info", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "a checkpoint, of a fit that --resume goes on with" in printed
+    assert "2 of 2 epochs" in printed
+    assert execute(["info", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "checkpoint"
+    assert found["held_out_loss"] == model.history["validation_loss"].iloc[-1]
+    path.write_bytes(b"nothing")
+    assert execute(["info", str(path)]) == 2
+    assert "is no checkpoint, or damaged" in capsys.readouterr().err
+
+
 def test_commands_that_need_counts_say_so(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,7 +235,7 @@ def info(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="Minified reference, model folder, or folder that a command wrote.",
+            help="Minified reference, model folder, folder that a command wrote, or checkpoint.",
             show_default=False,
         ),
     ],

@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from totalvi.data.describe import Data
 from totalvi.data.io.read import read
 from totalvi.data.minified_cells import is_minified
 from totalvi.errors import DataError, FormatError, counted, listed
+from totalvi.fit.checkpoint import read_checkpoint
 from totalvi.formats.minified import read_card
 from totalvi.formats.model_folder import is_model, read_state, require_model
 from totalvi.model import Model
@@ -19,6 +21,7 @@ from totalvi.run.folder import MODEL, RECORD, STORE, counts_beside, refuse_input
 
 _MOST_BATCHES = 20
 REFERENCE, MODEL_FOLDER, RESULTS = "minified reference", "model", "results"
+CHECKPOINT = "checkpoint"
 
 
 def write_reference(folder: Path, output: Path, overwrite: bool = False) -> Path:
@@ -61,7 +64,7 @@ def _model_of(path: Path) -> Path:
 
 
 def information(path: Path) -> dict[str, Any]:
-    """Return what a minified reference, a model folder or a folder of results is, as JSON values.
+    """Return what a reference, a model folder, a folder of results or a checkpoint is, as JSON values.
 
     Raises
     ------
@@ -74,6 +77,8 @@ def information(path: Path) -> dict[str, Any]:
         found = _record(path / RECORD)
         model = _about_model(path / MODEL) if is_model(path / MODEL) else {}
         return {"kind": RESULTS, **found, **model}
+    if path.is_file() and path.suffix == f".{CHECKPOINT}":
+        return {"kind": CHECKPOINT, **_about_checkpoint(path)}
     require_model(path)
     return {"kind": MODEL_FOLDER, **_about_model(path)}
 
@@ -88,6 +93,20 @@ def _record(path: Path) -> dict[str, Any]:
             f"{path} is not the record of a command of totalvi ({error}); give another folder."
         ) from error
     return {"finished": finished, "versions": versions, **said}
+
+
+def _about_checkpoint(path: Path) -> dict[str, Any]:
+    saved = read_checkpoint(path)
+    rows = saved.values["rows"]
+    written = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    return {
+        "written": written,
+        "epochs": len(rows),
+        "most_epochs": saved.settings["plan"]["max_epochs"],
+        "steps": saved.values["steps_done"],
+        "held_out_loss": rows[-1].get("validation_loss") if rows else None,
+        "stopped": saved.values["stopped"],
+    }
 
 
 def _about_model(path: Path) -> dict[str, Any]:
@@ -131,6 +150,16 @@ def _lines(path: Path, found: dict[str, Any]) -> Iterator[str]:
         size = found["bytes"]
         yield f"{path}: a minified reference of {counted(card['cells'], 'cell')}, {size / 1e6:,.1f} MB"
         yield from _of_card(card, found)
+        return
+    if kind == CHECKPOINT:
+        yield f"{path}: a checkpoint, of a fit that --resume goes on with"
+        yield _row("written", found["written"])
+        yield _row("fit", f"{found['epochs']:,} of {counted(found['most_epochs'], 'epoch')}")
+        if found["held_out_loss"] is not None:
+            yield _row("held out", f"loss {found['held_out_loss']:,.1f} after the last epoch")
+        yield _row("steps", f"{found['steps']:,}")
+        if found["stopped"]:
+            yield _row("ended", found["stopped"])
         return
     which = {MODEL_FOLDER: "a model", RESULTS: "results of totalvi"}[kind]
     yield f"{path}: {which}"
