@@ -88,6 +88,9 @@ def test_the_options_say_what_is_set_apart(folder, tmp_path):
     assert list(found["no_antibody"].var_names) == ["unmapped"]
     with pytest.raises(ReadError, match="matches no antibody"):
         on_disk(path, tmp_path / "second.zarr", ReadOptions(hashtags="CD99"))
+    for options in (ReadOptions(hashtags="protein_1"), ReadOptions(leave_out="protein_1")):
+        with pytest.raises(ReadError, match="for these already"):
+            on_disk(tmp_path / "store.zarr", tmp_path / "second.zarr", options)
 
 
 def test_nothing_more_is_set_apart_from_data_in_memory(folder):

@@ -22,6 +22,7 @@ from totalvi.data.io.modalities import (
     modalities_of_antibodies,
     mudata_of,
     names_in_obsm,
+    refuse_set_apart,
 )
 from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.io.write_zarr import name_in_store
@@ -209,9 +210,12 @@ def rows_apart(data: MuData | AnnData, source: CountSource, keys: Columns, rows:
     ------
     DataError
         When nothing else is among the antibodies.
+    ReadError
+        When rows are named of a kind that the file has set apart already.
     """
     protein, where = source.protein, source.protein_where
     if isinstance(data, MuData):
+        refuse_set_apart(data, rows, "the file")
         rows = rows._replace(
             hashtags=() if "hto" in data.mod else rows.hashtags,
             leave_out=() if NO_ANTIBODY_MODALITY in data.mod else rows.leave_out,

@@ -188,8 +188,17 @@ def test_mudata_with_other_modalities_and_hashtags_of_its_own(tmp_path):
     assert list(mdata.mod) == ["rna", "hto", "prot", "atac"]
     assert mdata["hto"].var_names.tolist() == ["tag"]
     assert mdata["prot"].n_vars == 4
-    with pytest.raises(ReadError, match='has a modality "hto" for hashtags already'):
+    with pytest.raises(ReadError, match='has a modality "hto" for these already'):
         read(path, hashtags="HTO")
+
+
+def test_rows_of_no_antibody_are_not_named_where_they_are_apart(tmp_path):
+    apart = AnnData(np.ones((9, 1)), obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=["x"]))
+    parts = {"rna": rna_anndata(), "prot": protein_anndata(), "no_antibody": apart}
+    path = write(mudata_of(parts), tmp_path / "three.h5mu")
+    assert "no_antibody" in read(path).mod
+    with pytest.raises(ReadError, match='has a modality "no_antibody" for these already'):
+        read(path, leave_out=protein_anndata().var_names[0])
 
 
 @pytest.mark.parametrize("version", [2, 3])

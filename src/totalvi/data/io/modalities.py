@@ -316,6 +316,15 @@ def _require_pairable(modalities: dict[str, AnnData], where: str) -> None:
                 )
 
 
+def refuse_set_apart(mdata: MuData, rows: Rows, where: str) -> None:
+    """Raise ReadError where rows are named of a kind that has a modality of its own already."""
+    for name, modality in (("hashtags", "hto"), ("leave_out", NO_ANTIBODY_MODALITY)):
+        if getattr(rows, name) and modality in mdata.mod:
+            raise ReadError(
+                f'{where} has a modality "{modality}" for these already; leave out {argument(name)}.'
+            )
+
+
 def tidy_mudata(
     mdata: MuData,
     rows: Rows,
@@ -333,10 +342,7 @@ def tidy_mudata(
         raise ReadError(
             f"{path} is a MuData whose modalities share no cells; write it with axis=0."
         )
-    if hashtags and "hto" in mdata.mod:
-        raise ReadError(
-            f'{path} has a modality "hto" for hashtags already; leave out {argument("hashtags")}.'
-        )
+    refuse_set_apart(mdata, rows, str(path))
     if (hashtags or controls) and protein_modality not in mdata.mod:
         raise ReadError(
             f'no modality "{protein_modality}" in {path}, to look for hashtags and controls; name '
