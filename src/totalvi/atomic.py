@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from totalvi.errors import LockedError, OutputError
+from totalvi.errors import OutputError
 
 _FIXES = {
     errno.ENOSPC: "free some space, or choose another place",
@@ -66,7 +66,7 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
 
     Raises
     ------
-    LockedError
+    OutputError
         When another process holds it for longer than ``wait_s``.
     """
     lock = FileLock(_beside(target, "lock"), timeout=wait_s)
@@ -74,7 +74,7 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
         with writing(target):
             lock.acquire()
     except Timeout as error:
-        raise LockedError(
+        raise OutputError(
             f"{target} is being written by another process; wait for it, or choose another place."
         ) from error
     try:
@@ -208,12 +208,12 @@ def _beside(target: Path, what: str) -> Path:
 
 def _remove(folder: Path) -> None:
     """Remove a folder, into which threads of a process that was interrupted may still write."""
-    for _ in range(_MOST_TRIES):
+    for attempt in range(1, _MOST_TRIES + 1):
         if not folder.is_dir() or folder.is_symlink():
             return
         try:
             shutil.rmtree(folder)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == _MOST_TRIES:
                 raise
             time.sleep(_SECONDS_BETWEEN_TRIES)

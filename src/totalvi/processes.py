@@ -232,9 +232,15 @@ def _buffers_of_each() -> dict[str, bool]:
     return {name: False}
 
 
-def end_with_parent(grace_s: float = _GRACE_S) -> None:
-    """End this process some seconds after its parent ended, even while it waits."""
-    parent = os.getppid()
+def end_with_parent(parent: int | None = None, grace_s: float = _GRACE_S) -> None:
+    """End this process some seconds after its parent ended, even while it waits.
+
+    Parameters
+    ----------
+    parent
+        Number of the parent's process. None: of that which there is now.
+    """
+    parent = os.getppid() if parent is None else parent
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -37,7 +37,7 @@ def epoch_progress(
     show
         Whether to show the bar; None: on a terminal, and elsewhere a line a minute.
     """
-    if not _is_shown(show):
+    if not is_shown(show):
         yield None if show is False else _epoch_lines(n_epochs)
         return
     from rich.progress import TextColumn
@@ -86,7 +86,7 @@ def cell_progress(
     show
         Whether to show the bar; None: on a terminal, and elsewhere a line a minute.
     """
-    if not _is_shown(show):
+    if not is_shown(show):
         yield iter(batches) if show is False else _with_lines(batches, n_cells, what)
         return
     from rich.progress import TextColumn
@@ -132,7 +132,8 @@ def _write(line: str) -> None:
     sys.stderr.flush()
 
 
-def _is_shown(show: bool | None) -> bool:
+def is_shown(show: bool | None) -> bool:
+    """Return whether there are progress bars."""
     return sys.stderr.isatty() if show is None else show
 
 

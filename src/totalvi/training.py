@@ -44,7 +44,7 @@ from totalvi.mapping.surgery import only_new_rows
 from totalvi.posterior.calibration import calibrate_fit
 from totalvi.posterior.question import Fitted
 from totalvi.processes import launch, require_equal, this_process
-from totalvi.progress import epoch_progress
+from totalvi.progress import epoch_progress, is_shown
 from totalvi.scvi_names import KnowsScvi, of_scvi, saying_names
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ class Training(Fitted, Protocol):
                 epoch_progress(plan.max_epochs, progress) as bar,
                 listeners.told(numbers, len(self.history), bar) as on_epoch,
             ):
-                shown = bar is not None
+                shown = bar is not None and is_shown(progress)
                 fit = Fit(self.module, data, split, plan, fabric, seed, on_epoch, shown)
                 return fit.run(checkpoint)
         except BaseException as error:

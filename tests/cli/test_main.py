@@ -157,6 +157,22 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert done.stderr == b""
 
 
+def test_debug_shows_the_traceback_and_keeps_the_status() -> None:
+    command = [sys.executable, "-m", "totalvi", "check", "nothing.h5", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == main.BAD_INPUT
+    assert "Traceback" in done.stderr
+    assert "nothing.h5" in done.stderr.splitlines()[-1]
+
+
+def test_causes_in_a_circle_end() -> None:
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__context__ = other, one
+    assert main._interruption(one) == 0
+    one.__context__ = KeyboardInterrupt()
+    assert main._interruption(one) == main.INTERRUPTED
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
     command = ["simulate", "-o", str(tmp_path / "a.h5mu"), "--cells", "400000"]

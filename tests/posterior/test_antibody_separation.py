@@ -37,6 +37,11 @@ def test_cells_of_one_kind_are_told(probability: float, warning: str) -> None:
     assert np.isnan(found["auroc"])
 
 
+@pytest.mark.parametrize(("share", "warning"), [(0.9, "no background"), (0.1, "no foreground")])
+def test_of_few_cells_the_rarer_kind_is_lacking(share: float, warning: str) -> None:
+    assert one(np.array([30.0, 40.0]), np.full(2, share))["warning"] == warning
+
+
 def test_controls_should_stain_nothing() -> None:
     raw = rng.poisson(np.where(STAINED, 200.0, 12.0)).astype(float)
     assert one(raw, np.where(STAINED, 0.99, 0.02), control=True)["warning"] != ""

@@ -14,6 +14,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.errors import DataError
 from totalvi.posterior.doublets import (
+    draws_of_sums,
     exclusion,
     exclusion_weights,
     pairs_of_cells,
@@ -47,6 +48,11 @@ def test_exclusion_is_the_log_of_how_rare_both_are() -> None:
         sum(weights[s, t] * p[s] * p[t] for s in range(3) for t in range(s)) for p in foreground
     ]
     np.testing.assert_allclose(exclusion(foreground, weights), by_hand, rtol=1e-6, atol=1e-9)
+
+
+def test_sums_of_few_cells_are_drawn_more_often() -> None:
+    numbers = [draws_of_sums(n) for n in (50, 1365, 1366, 2048, 2049, 4096)]
+    assert numbers == [3, 3, 2, 2, 1, 1]
 
 
 def cells(n: int = 60, **options: Any) -> MuData:

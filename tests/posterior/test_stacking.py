@@ -99,6 +99,18 @@ def test_the_model_alone_predicts_what_nothing_else_does() -> None:
     np.testing.assert_array_equal(stack.predict(given), given[0])
 
 
+@pytest.mark.parametrize(("count", "n_cells"), [(2, 100), (5, 12), (2, 11)])
+def test_a_constant_protein_does_not_decide_for_the_others(count: int, n_cells: int) -> None:
+    rng = np.random.default_rng(8)
+    given = predictions(rng, n_cells, 4)
+    observed = np.expm1(given[1])
+    expected = fitted_stack(given[:, :, :3], observed[:, :3]).weights
+    observed[:, 3] = count
+    stack = fitted_stack(given, observed)
+    np.testing.assert_array_equal(stack.weights[:, :3], expected)
+    np.testing.assert_array_equal(stack.weights[:, 3], [1, 0, 0])
+
+
 def test_a_cell_has_no_part_in_its_own_prediction() -> None:
     rng = np.random.default_rng(2)
     given = predictions(rng, 60, 2)

@@ -106,12 +106,7 @@ def test_loops_that_cannot_be_kept_need_no_other_process(monkeypatch: pytest.Mon
 
 PARENT = """
 import os, subprocess, sys
-child = subprocess.Popen(
-    [sys.executable, "-c", "from totalvi.processes import end_with_parent; import time;"
-     "end_with_parent(grace_s=0); print('ready', flush=True); time.sleep(60)"],
-    stdout=subprocess.PIPE, text=True,
-)
-child.stdout.readline()
+child = subprocess.Popen([sys.executable, "-m", "totalvi.run.first_use", str(os.getpid())])
 print(child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """

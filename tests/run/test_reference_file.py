@@ -85,7 +85,7 @@ def test_info_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     model.train(max_epochs=2, accelerator="cpu", checkpoint=path, progress=False)
     assert execute(["info", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "a checkpoint, of a fit that --resume goes on with" in printed
+    assert "a checkpoint, of a fit that has ended" in printed
     assert "2 of 2 epochs" in printed
     assert execute(["info", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,6 @@ from totalvi import errors
 from totalvi.cli import options
 from totalvi.cli.command_gate import Hierarchy
 from totalvi.cli.options import Arguments, Reading, with_options
-from totalvi.errors import IncompleteError, Interrupted, ReadError, TotalviError, counted
 from totalvi.processes import this_process
 from totalvi.run.first_use import compiling_beside
 from totalvi.run.folder import MODEL, RunResult, checkpoint_of, require_writable
@@ -199,7 +199,9 @@ def train(
         for message in messages:
             typer.echo(f"{kind}: {message}")
     history = trained.model.history["validation_loss"]
-    typer.echo(f"{counted(len(history), 'epoch')}, held-out loss {history.min():,.1f} per cell")
+    typer.echo(
+        f"{errors.counted(len(history), 'epoch')}, held-out loss {history.min():,.1f} per cell"
+    )
     typer.echo(f"written: {output}")
 
 
@@ -232,12 +234,7 @@ def demo(
 
 
 def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
-    """Return the path of the raw matrix, or one for each batch.
-
-    Raises
-    ------
-    ReadError
-        When several are given, and some of them without a batch.
+    """Return the path of the raw matrix, or one for each batch; refuse several without batches.
 
     Examples
     --------
@@ -252,7 +249,7 @@ def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
     for one in given:
         batch, equals, path = one.partition("=")
         if not (equals and batch and path) or batch in by_batch:
-            raise ReadError(
+            raise errors.ReadError(
                 f"--raw {one}: of several raw matrices give each with its batch, --raw BATCH=PATH."
             )
         by_batch[batch] = path
@@ -261,16 +258,17 @@ def raw_paths(given: list[str] | None) -> str | dict[str, str] | None:
 
 @contextmanager
 def keeping(output: Path) -> Iterator[None]:
-    """Print where the fit is kept if a signal ends a run early, and exit with its status."""
+    """Print where the fit is kept if a run ends early, and exit with the status of a signal."""
+    checkpoint, started = checkpoint_of(output), time.time()
     try:
         yield
     except BaseException as error:
-        checkpoint = checkpoint_of(output)
-        is_said = str(checkpoint) in str(error) or isinstance(error, errors.LockedError)
-        is_kept = checkpoint.exists() and not is_said
-        if (is_kept or isinstance(error, Interrupted)) and this_process().rank == 0:
+        is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
+        if isinstance(error, errors.OutputError):  # perhaps before anything was done
+            is_kept = is_kept and checkpoint.stat().st_mtime >= started - 1
+        if (is_kept or isinstance(error, errors.Interrupted)) and this_process().rank == 0:
             typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
-        if isinstance(error, Interrupted):
+        if isinstance(error, errors.Interrupted):
             raise typer.Exit(128 + error.signal_number) from error
         raise
 
@@ -346,11 +344,11 @@ def reporting_what_is_there(output: Path) -> Iterator[None]:
     """Build the report of a run even if some of its steps failed; the report names them."""
     try:
         yield
-    except IncompleteError as error:
+    except errors.IncompleteError as error:
         try:
             _report(output)
-        except IncompleteError as report_error:
-            raise IncompleteError(f"{error} {report_error}") from error
+        except errors.IncompleteError as report_error:
+            raise errors.IncompleteError(f"{error} {report_error}") from error
         raise
 
 
@@ -359,16 +357,16 @@ def _report(folder: Path) -> Path:
     from totalvi.report.build import REPORT, build_report
     from totalvi.run.record import named
 
-    if (folder / REPORT).exists() and not os.access(folder, os.W_OK):
-        return folder / REPORT  # of results that were put away
+    if (folder / REPORT).exists() and not os.access(folder, os.W_OK):  # they were put away
+        return folder / REPORT
     try:
         return build_report(folder)
-    except (OSError, TotalviError):
-        raise
     except Exception as error:
-        raise IncompleteError(
-            f"report.html failed ({named(error)}); all else is in {folder}, and the "
-            "same command with --resume makes what is missing."
+        if isinstance(error, OSError | errors.TotalviError):
+            raise
+        raise errors.IncompleteError(
+            f"report.html failed ({named(error)}); all else is in {folder}, and the same command "
+            "with --resume makes what is missing."
         ) from error
 
 

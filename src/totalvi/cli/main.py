@@ -155,12 +155,17 @@ def _interruption(error: BaseException | None) -> int:
     A signal may come while a library imports, which raises another error from it, or while a file that
     is half written is removed, which may fail.
     """
-    while error is not None:
+    waiting, seen = [error], set[int]()
+    while waiting:
+        error = waiting.pop()
+        if error is None or id(error) in seen:
+            continue
         if isinstance(error, SystemExit) and error.code == TERMINATED:
             return TERMINATED
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED
-        error = error.__cause__ or error.__context__
+        seen.add(id(error))
+        waiting += [error.__cause__, error.__context__]
     return 0
 
 

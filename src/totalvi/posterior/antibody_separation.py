@@ -83,7 +83,7 @@ def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -
     elif is_control:
         if n_foreground > MAX_CONTROL_FOREGROUND * n_cells:
             warning = "control with foreground"
-    elif n_foreground < MIN_FOREGROUND_CELLS:
+    elif n_foreground < MIN_FOREGROUND_CELLS and 2 * n_foreground <= n_cells:
         warning = "few cells far above" if _few_are_far_above(counts) else "no foreground"
     elif n_cells - n_foreground < MIN_FOREGROUND_CELLS:
         warning = "no background"
@@ -139,7 +139,8 @@ class SeparationQueries(Fitted):
         """Return how well each antibody separates stained cells from background, and which failed.
 
         An antibody that failed, or a protein that no cell of these carries, has counts that tell little
-        of the cell. `totalvi run` warns of these antibodies (``tables/proteins.csv``).
+        of the cell. `totalvi run` warns of these antibodies (``tables/proteins.csv``). Isotype controls
+        that were kept among the proteins (``isotype_controls=[]``) are judged like other antibodies.
 
         Parameters
         ----------

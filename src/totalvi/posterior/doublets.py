@@ -24,7 +24,7 @@ FEWEST_CELLS = 50  # with fewer cells nothing is learned from sums of them
 _MOST_CELLS = 4096  # that sums are made of, and told from
 _LEAST_SUMS = 1000
 _LEAST_CAPTURED = (1.0, 0.5)  # sums keep a share of their counts between this and 1
-_MOST_DRAWS = 3  # of the sums that decide, where few cells leave much to chance
+_MOST_DRAWS = 3  # of sums without likely doublets, where few cells leave much to chance
 _NEIGHBOURS = (15, 50)
 _N_FOLDS = 5
 _TAILS = (0.2, 0.3, 0.4, 0.5, 0.6)  # shares of the sums above the scores that tell the rate
@@ -66,7 +66,7 @@ def rate_by_number(n_cells: int) -> float:
 
 def check_rate(name: str, rate: float | None) -> None:
     """Raise ValueError unless an argument is a share that doublets may have, or None."""
-    if rate is not None and not 0 < rate < 1:
+    if not (rate is None or 0 < rate < 1):
         raise ValueError(allowed(name, rate, "numbers above 0 and below 1"))
 
 
@@ -261,8 +261,13 @@ def _tell_apart(pool: Traits, sums: Traits, captured: float, seed: int) -> _Judg
         score[fold == k] = trees.predict_proba(learned[fold == k])[:, 1]
         by_fold.append(trees)
     share = IsotonicRegression(out_of_bounds="clip").fit(score, is_sum)
-    rate = told_rate(score[~is_sum], score[is_sum])
-    return _Judge(weights, known, is_sum, by_fold, score[~is_sum], share, rate, captured)
+    own, rate = score[~is_sum], told_rate(score[~is_sum], score[is_sum])
+    return _Judge(weights, known, is_sum, by_fold, own, share, rate, captured)
+
+
+def draws_of_sums(n_cells: int) -> int:
+    """Return how often sums of so many cells are drawn."""
+    return min(max(_MOST_CELLS // n_cells, 1), _MOST_DRAWS)
 
 
 def _columns(of: Traits, near: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -306,9 +311,7 @@ def doublets(question: Question, rate: float | None, seed: int) -> Doublets:
 
     first = judged(np.ones(len(pool)))
     likely = first.probability(first.score, first.rate if rate is None else rate)
-    n_draws = min(max(_MOST_CELLS // len(pool), 1), _MOST_DRAWS)
-    # likely doublets are no parts of the sums that decide
-    judges = [judged(np.maximum(1 - likely, 1e-6)) for _ in range(n_draws)]
+    judges = [judged(np.maximum(1 - likely, 1e-6)) for _ in range(draws_of_sums(len(pool)))]
     found_rate = float(np.mean([judge.rate for judge in judges])) if rate is None else rate
     others = np.setdiff1d(everyone, pool)
     of_others = Traits(*(part[others] for part in own))
@@ -316,15 +319,11 @@ def doublets(question: Question, rate: float | None, seed: int) -> Doublets:
     for judge in judges:
         of_judge = np.empty(data.n_cells)
         of_judge[pool], of_judge[others] = judge.score, judge.score_others(of_others)
-        score += of_judge / n_draws
-        probability += judge.probability(of_judge, found_rate) / n_draws
+        score += of_judge / len(judges)
+        probability += judge.probability(of_judge, found_rate) / len(judges)
+    excluding = exclusion(own.foreground, judges[0].weights)
     table = pd.DataFrame(
-        {
-            "score": score,
-            "probability": probability,
-            "exclusion": exclusion(own.foreground, judges[0].weights),
-        },
-        index=data.cell_names,
+        {"score": score, "probability": probability, "exclusion": excluding}, index=data.cell_names
     )
     return Doublets(table, found_rate, float(np.mean([judge.captured for judge in judges])))
 

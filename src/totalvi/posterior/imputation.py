@@ -176,9 +176,9 @@ class ImputationQueries(Fitted):
         stacked = (calibrated if stacked is None else stacked) and self._mapping is None
         hiding, every, rna, in_all = question, wanted, None, None
         if stacked and lacks_wanted.any():
+            in_all = simple_predictors(self, wanted.proteins, in_all=True)
             hiding, every = imputed_batches(self, asked, transform_batch, None)
             rna = simple_predictors(self, every.proteins)
-            in_all = simple_predictors(self, wanted.proteins, in_all=True)
         stacks = dict[int, Stack]()
         if calibrated or stacked:
             columns = _columns(wanted, every)
@@ -309,7 +309,7 @@ class ImputationQueries(Fitted):
             found = found.of_proteins(columns)
             table = reliability_table(found.hidden, interval, of_wanted, groups)
             if found.predictions is not None:
-                table = table.join(found.comparison(of_wanted))
+                table = pd.concat([table, found.comparison(of_wanted)], axis=1)
             tables[names[panel]] = table[lacks_wanted[panel]]
         if not tables:
             raise ValueError(

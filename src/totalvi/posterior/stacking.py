@@ -128,7 +128,8 @@ def _errors(predictions: np.ndarray, observed: np.ndarray) -> _Errors | None:
     known = ~np.isnan(observed)
     logs, of_each = np.log1p(observed[known]), predictions[:, known]
     n_cells = len(logs)
-    if n_cells < FEWEST_CELLS or logs.std() == 0 or np.isnan(of_each).any():
+    # the deviation of equal numbers may be a rounding error above 0
+    if n_cells < FEWEST_CELLS or np.ptp(logs) == 0 or np.isnan(of_each).any():
         return None
     mean, level = of_each.mean(axis=1), float(logs.mean())
     centred = of_each - mean[:, None]

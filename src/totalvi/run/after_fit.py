@@ -142,10 +142,11 @@ def write_counts(work: Work) -> None:
 
 def take_latent(work: Work) -> None:
     """Compute the latent representation, and staining levels if asked for."""
-    work.latent = work.model.get_latent_representation()
+    work.latent = work.model.get_latent_representation(progress=work.options.writing.progress)
     work.file.add_obsm("X_totalvi", work.latent)
     if work.options.staining_level:
-        work.file.add_obs("staining_level", work.model.get_staining_level().to_numpy())
+        levels = work.model.get_staining_level(progress=False)
+        work.file.add_obs("staining_level", levels.to_numpy())
 
 
 def load_latent(work: Work) -> None:
@@ -156,11 +157,11 @@ def load_latent(work: Work) -> None:
 def denoise(work: Work) -> None:
     """Write denoised counts and foreground probabilities as layers, and keep those of proteins."""
     n_cells, n_genes = work.data["rna"].shape
-    n_proteins = work.data["prot"].n_vars
-    shape = (n_cells, n_proteins)
+    shape = _, n_proteins = work.data["prot"].shape
     asked: dict[str, Any] = {
         "library_size": DENOISED_LIBRARY_SIZE,
         "n_samples": posterior_samples(n_cells),
+        "progress": work.options.writing.progress,
     }
     if work.file.on_disk:
         with (

@@ -27,7 +27,7 @@ def compiling_beside() -> Iterator[None]:
         yield
         return
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "totalvi.run.first_use"]
+    command = [sys.executable, "-m", "totalvi.run.first_use", str(os.getpid())]
     nowhere = subprocess.DEVNULL
     process = subprocess.Popen(  # nosec B603
         command, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=environment
@@ -73,5 +73,5 @@ def compile_loops() -> None:
 
 
 if __name__ == "__main__":
-    end_with_parent(grace_s=0)
+    end_with_parent(int(sys.argv[1]), grace_s=0)  # it may have ended already
     compile_loops()

@@ -278,7 +278,7 @@ def _impute(
         reliability = reliability.assign(**(reliability[["reliable", "model_is_best"]] == 1))
     with steps.step("impute"):
         imputed = model.impute_proteins(indices=cells, **question)
-        latent = model.get_latent_representation(indices=cells)
+        latent = model.get_latent_representation(indices=cells, progress=False)
     obs = mdata.obs[cells].drop(columns=[BATCH, PANEL])
     obs.index = obs.index.str.removesuffix(f"-{QUERY}")
     adata = AnnData(

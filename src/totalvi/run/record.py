@@ -298,8 +298,11 @@ def differences(path: Path, options: Options) -> list[str] | None:
     differing = [name for name in names if theirs.get(name) != ours["arguments"].get(name)]
     if ours["arguments"].get("max_epochs") is None and by_default:
         differing = [name for name in differing if name != "max_epochs"]
-    of_inputs = [name for name in {**ours["input_sha256"], **hashes} if name not in differing]
-    return differing + [n for n in of_inputs if hashes.get(n) != ours["input_sha256"].get(n)]
+    of_inputs = {**ours["input_sha256"], **hashes}
+    others = [name for name in of_inputs if hashes.get(name) != ours["input_sha256"].get(name)]
+    return [name for name in differing if name not in of_inputs or name in others] + [
+        name for name in others if name not in differing
+    ]
 
 
 def sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from totalvi.data.describe import Data
 from totalvi.data.io.read import read
 from totalvi.data.minified_cells import is_minified
 from totalvi.errors import DataError, FormatError, counted, listed
-from totalvi.fit.checkpoint import read_checkpoint
+from totalvi.fit.checkpoint import is_checkpoint, read_checkpoint
 from totalvi.formats.minified import read_card
 from totalvi.formats.model_folder import is_model, read_state, require_model
 from totalvi.model import Model
@@ -77,7 +77,7 @@ def information(path: Path) -> dict[str, Any]:
         found = _record(path / RECORD)
         model = _about_model(path / MODEL) if is_model(path / MODEL) else {}
         return {"kind": RESULTS, **found, **model}
-    if path.is_file() and path.suffix == f".{CHECKPOINT}":
+    if path.is_file() and (is_checkpoint(path) or path.suffix == f".{CHECKPOINT}"):
         return {"kind": CHECKPOINT, **_about_checkpoint(path)}
     require_model(path)
     return {"kind": MODEL_FOLDER, **_about_model(path)}
@@ -152,7 +152,8 @@ def _lines(path: Path, found: dict[str, Any]) -> Iterator[str]:
         yield from _of_card(card, found)
         return
     if kind == CHECKPOINT:
-        yield f"{path}: a checkpoint, of a fit that --resume goes on with"
+        goes_on = "that has ended" if found["stopped"] else "to resume"
+        yield f"{path}: a checkpoint, of a fit {goes_on}"
         yield _row("written", found["written"])
         yield _row("fit", f"{found['epochs']:,} of {counted(found['most_epochs'], 'epoch')}")
         if found["held_out_loss"] is not None:
