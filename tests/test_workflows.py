@@ -1,11 +1,11 @@
 """The modules of workflow systems: what they start runs, and what they describe is what they do."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
@@ -123,14 +123,23 @@ def test_the_arguments_of_the_component_are_those_of_its_script() -> None:
 # ------------------------------------------------------------------------------------------ Snakemake
 
 
+# What Snakemake gives: its input, output and params have names, which `get` looks up too.
+JOB = """
+from types import SimpleNamespace
 class Named(SimpleNamespace):
-    """What Snakemake gives as input, output and params: names, which `get` looks up too."""
-
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name, default=None):
         return getattr(self, name, default)
+snakemake = SimpleNamespace(
+    input=Named(**{input}),
+    output=Named(results="results"),
+    params=Named(**{params}),
+    threads=3,
+    log={log},
+)
+"""
 
 
-def wrapped(folder: Path, **params: Any) -> list[str]:
+def wrapped(folder: Path, status: int = 0, **params: Any) -> list[str]:
     """Return what the wrapper starts for a job; in place of totalvi it writes down its arguments."""
     written = folder / "started.json"
     command = folder / "bin" / "totalvi"
@@ -138,19 +147,21 @@ def wrapped(folder: Path, **params: Any) -> list[str]:
     command.write_text(
         f"#!{sys.executable}\nimport json, os, sys\nfrom pathlib import Path\n"
         "threads = [os.environ[f'{name}_NUM_THREADS'] for name in ('OMP', 'NUMBA')]\n"
-        f"Path({str(written)!r}).write_text(json.dumps(sys.argv[1:] + threads))\nprint('said')\n"
+        f"Path({str(written)!r}).write_text(json.dumps(sys.argv[1:] + threads))\n"
+        f"print('said', flush=True)\nsys.exit({status})\n"
     )
     command.chmod(0o755)
     raw = params.pop("raw", None)
-    given = Named(counts="cells.h5", **({} if raw is None else {"raw": raw}))
-    log = [str(folder / "logs" / "job.log")]
-    job = Named(
-        input=given, output=Named(results="results"), params=Named(**params), threads=3, log=log
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(command.parent), prepend=":")
-        exec((SNAKEMAKE / "wrapper.py").read_text(encoding="utf-8"), {"snakemake": job})
-    assert Path(log[0]).read_text() == "said\n"
+    given = {"counts": "cells.h5"} | ({} if raw is None else {"raw": raw})
+    log = folder / "logs" / "job.log"
+    before = log.read_text() if log.exists() else ""
+    script = folder / "wrapper.py"
+    job = JOB.format(input=given, params=params, log=[str(log)])
+    script.write_text(job + (SNAKEMAKE / "wrapper.py").read_text(encoding="utf-8"))
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run([sys.executable, str(script)], env=os.environ | {"PATH": path})
+    assert done.returncode == status
+    assert log.read_text() == f"{before}said\n"
     started: list[str] = json.loads(written.read_text())
     return started
 
@@ -165,6 +176,14 @@ def test_the_wrapper_starts_a_run_with_what_the_job_says(tmp_path: Path) -> None
     files = {"raw": ["raw_a.h5", "raw_b.h5"], "raw_batches": ["a", "b"]}
     assert wrapped(tmp_path, **files) == [*plain, *droplets, "3", "3"]
     assert wrapped(tmp_path, raw="raw.h5") == [*plain, "--raw", "raw.h5", "3", "3"]
+
+
+def test_a_job_ends_with_the_status_of_totalvi_and_its_retry_appends_to_the_log(
+    tmp_path: Path,
+) -> None:
+    wrapped(tmp_path, status=143)
+    wrapped(tmp_path)
+    assert (tmp_path / "logs" / "job.log").read_text() == "said\nsaid\n"
 
 
 # ------------------------------------------------------------------------------------------- Nextflow

@@ -1,7 +1,6 @@
 """Wrapper of `totalvi run` for Snakemake: from a file of counts to a folder of results."""
 
 import os
-import subprocess
 from pathlib import Path
 
 job = snakemake  # noqa: F821  # Snakemake defines it before it runs this file
@@ -21,7 +20,8 @@ threads = str(job.threads)
 environment = os.environ | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
 if job.log:
     Path(job.log[0]).parent.mkdir(parents=True, exist_ok=True)
-    with Path(job.log[0]).open("w") as log:
-        subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
-else:
-    subprocess.run(command, check=True, env=environment)
+    with Path(job.log[0]).open("ab") as log:  # earlier lines stay, unless Snakemake deleted them
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+# totalvi takes the place of this process, so that it gets the signals, and its exit status is the job's
+os.execvpe(command[0], command, environment)

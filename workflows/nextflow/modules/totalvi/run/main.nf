@@ -27,7 +27,10 @@ process TOTALVI_RUN {
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     export OMP_NUM_THREADS=${task.cpus} NUMBA_NUM_THREADS=${task.cpus}
-    export NUMBA_CACHE_DIR=\$PWD/.numba MPLCONFIGDIR=\$PWD/.matplotlib
+    # compiled loops are kept where NUMBA_CACHE_DIR says, else in the home folder, else, for this task alone, in its folder
+    if [ ! -w "\${HOME:-/}" ]; then
+        export NUMBA_CACHE_DIR="\${NUMBA_CACHE_DIR:-\$PWD/.numba}" MPLCONFIGDIR="\${MPLCONFIGDIR:-\$PWD/.matplotlib}"
+    fi
 
     totalvi run ${counts} --output ${prefix} ${empty_droplets} ${args}
 
