@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from totalvi.errors import OutputError
+from totalvi.errors import LockedError, OutputError
 
 _FIXES = {
     errno.ENOSPC: "free some space, or choose another place",
@@ -66,7 +66,7 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
 
     Raises
     ------
-    OutputError
+    LockedError
         When another process holds it for longer than ``wait_s``.
     """
     lock = FileLock(_beside(target, "lock"), timeout=wait_s)
@@ -74,7 +74,7 @@ def locked(target: Path, wait_s: float = 0) -> Iterator[None]:
         with writing(target):
             lock.acquire()
     except Timeout as error:
-        raise OutputError(
+        raise LockedError(
             f"{target} is being written by another process; wait for it, or choose another place."
         ) from error
     try:

@@ -268,6 +268,10 @@ class OutputError(TotalviError):
     """Results cannot be written to the given path."""
 
 
+class LockedError(OutputError):
+    """Another process writes to the given path."""
+
+
 class IncompleteError(TotalviError):
     """A step after the fit failed; everything that does not depend on it is written.
 

@@ -265,7 +265,8 @@ def keeping(output: Path) -> Iterator[None]:
     except BaseException as error:
         is_kept = checkpoint.exists() and str(checkpoint) not in str(error)
         if isinstance(error, errors.OutputError):  # perhaps before anything was done
-            is_kept = is_kept and checkpoint.stat().st_mtime >= started - 1
+            is_others = isinstance(error, errors.LockedError)
+            is_kept = is_kept and not is_others and checkpoint.stat().st_mtime >= started
         if (is_kept or isinstance(error, errors.Interrupted)) and this_process().rank == 0:
             typer.echo(f"the fit is kept in {checkpoint}; go on with --resume.", err=True)
         if isinstance(error, errors.Interrupted):

@@ -73,5 +73,6 @@ def compile_loops() -> None:
 
 
 if __name__ == "__main__":
-    end_with_parent(int(sys.argv[1]), grace_s=0)  # it may have ended already
+    if len(sys.argv) > 1:
+        end_with_parent(int(sys.argv[1]), grace_s=0)  # it may have ended already
     compile_loops()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from totalvi.atomic import flush, locked, new_folder, parents_of, writing
-from totalvi.errors import OutputError, TrainingError, argument, listed, setting
+from totalvi.errors import OutputError, TrainingError, argument, setting
 
 MODEL, RESULTS = "model.totalvi", "results.h5mu"
 RECORD = "run.json"
@@ -297,7 +297,7 @@ def holds_this_run(writing: WriteOptions, differing: list[str] | None) -> bool:
         When it has those of a run with other arguments or inputs, and may not be replaced.
     """
     if differing and not writing.overwrite:
-        others = listed([argument(name) for name in differing], at_most=5)
+        others = ", ".join(argument(name) for name in differing)
         raise OutputError(
             f"{writing.output} holds a run with another {others}; give the same, choose another output "
             f"folder, or replace it with {setting('overwrite', True)}."
