@@ -369,7 +369,7 @@ def test_a_map_on_a_refitted_model_is_made_anew(files: Path, tmp_path: Path) -> 
     refitted = totalvi.Model.load(place, totalvi.read(files / "results.h5mu"))
     refitted.train(max_epochs=1, accelerator="cpu")
     refitted.save(place, overwrite=True)
-    with pytest.raises(OutputError, match="not empty"):
+    with pytest.raises(OutputError, match="holds a run with another model_path"):
         map_files(place, query, tmp_path / "out", resume=True)
     again = map_files(place, query, tmp_path / "out", resume=True, overwrite=True)
     assert again["input_sha256"]["query_path"] == first["input_sha256"]["query_path"]
