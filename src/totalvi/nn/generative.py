@@ -10,6 +10,7 @@ from totalvi.nn import ops
 from totalvi.nn.cell import CellContext, SparseCounts, one_hot_columns
 from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
 from totalvi.nn.config import NetworkConfig
+from totalvi.nn.layers import ParallelHiddenLayer
 from totalvi.nn.likelihoods import Dispersion, GeneLikelihood, ProteinMixture
 from totalvi.nn.measured import Masks
 from totalvi.nn.staining import StainingLevel
@@ -77,8 +78,11 @@ class GenerativeNetwork(nn.Module):
         return super().train(mode and not self.reference_frozen)
 
     def set_bfloat16_products(self, value: bool) -> None:
-        """Choose whether compiled loops compute products as wide as the genes in bfloat16."""
+        """Choose whether the largest products are in bfloat16: of all genes, and of hidden layers."""
         self.bfloat16_products = self.encoder.bfloat16_products = value
+        for layer in self.decoder.rest:
+            assert isinstance(layer, ParallelHiddenLayer)
+            layer.bfloat16_products = value
 
     # ------------------------------------------------------------------ encoder and decoder
 

@@ -139,7 +139,13 @@ class HiddenLayer(nn.Module):
 
 
 class ParallelHiddenLayer(nn.Module):
-    """The hidden layers of ``n_parallel`` networks, each on its own part of the columns."""
+    """The hidden layers of ``n_parallel`` networks, each on its own part of the columns.
+
+    Attributes
+    ----------
+    bfloat16_products
+        Whether the products with the weights are computed in bfloat16.
+    """
 
     def __init__(
         self,
@@ -150,6 +156,7 @@ class ParallelHiddenLayer(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.bfloat16_products = False
         fan_in = n_hidden + n_covariates
         self.weight = uniform_parameter(
             n_parallel, n_hidden, n_hidden, fan_in=fan_in, generator=generator
@@ -169,10 +176,10 @@ class ParallelHiddenLayer(nn.Module):
         self, x: Tensor, covariates: Tensor | None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return shape (B, n_parallel * n_hidden)."""
-        parts = torch.unflatten(x, -1, (len(self.weight), -1)).transpose(
-            0, 1
-        )  # (networks, B, hidden)
-        result = torch.bmm(parts, self.weight).transpose(0, 1).flatten(1) + self.bias
+        dtype = torch.bfloat16 if self.bfloat16_products else x.dtype
+        parts = torch.unflatten(x, -1, (len(self.weight), -1)).transpose(0, 1)
+        products = torch.bmm(parts.to(dtype), self.weight.to(dtype))  # (networks, B, hidden)
+        result = products.transpose(0, 1).flatten(1).to(x.dtype) + self.bias
         if self.covariate_weight is not None:
             assert covariates is not None
             result = result + covariates @ self.covariate_weight

@@ -8,6 +8,7 @@ from torch import Tensor
 from totalvi.nn.cell import LinearProduct, sparse_counts
 from totalvi.nn.cpu.gene_loss import gene_head_loss
 from totalvi.nn.cpu.gene_rows import input_product, transformed_counts
+from totalvi.nn.layers import Activation, ParallelHiddenLayer
 
 N_CELLS, N_GENES, N_HIDDEN = 64, 300, 40
 X = torch.poisson(torch.full((N_CELLS, N_GENES), 0.8), generator=torch.Generator().manual_seed(0))
@@ -59,3 +60,32 @@ def test_gene_loss() -> None:
     distances = both(loss, shapes)
     assert distances[0] < 1e-4  # errors of the logits average out
     assert 1e-5 < max(distances[1:]) < 0.01
+
+
+def test_gene_loss_with_covariates() -> None:
+    def loss(bfloat16: bool, leaves: list[Tensor]) -> Tensor:
+        x, weight, bias, covariate_weight, log_r = leaves
+        covariates = torch.eye(3)[torch.arange(N_CELLS) % 3]
+        head = LinearProduct(x, weight, bias, covariates, covariate_weight)
+        group = torch.zeros(N_CELLS, dtype=torch.long)
+        library = X.sum(dim=1, keepdim=True)
+        return gene_head_loss(head, None, COUNTS, library, log_r, group, bfloat16)
+
+    shapes = [(N_CELLS, N_HIDDEN), (N_HIDDEN, N_GENES), (N_GENES,), (3, N_GENES), (1, N_GENES)]
+    assert 1e-5 < max(both(loss, shapes)) < 0.01
+
+
+def test_parallel_hidden_layer() -> None:
+    n_parallel = 2
+    activation = Activation(n_parallel * N_HIDDEN, "none", 0.0, n_parallel)
+    layer = ParallelHiddenLayer(N_HIDDEN, n_parallel, 0, activation)
+
+    def loss(bfloat16: bool, leaves: list[Tensor]) -> Tensor:
+        layer.bfloat16_products = bfloat16
+        hidden = torch.func.functional_call(layer, {"weight": leaves[1]}, (leaves[0], None))
+        return hidden * torch.linspace(0.5, 1, hidden.shape[1])
+
+    shapes = [(N_CELLS, n_parallel * N_HIDDEN), (n_parallel, N_HIDDEN, N_HIDDEN)]
+    distances = both(loss, shapes)
+    assert min(distances) > 1e-5
+    assert max(distances) < 0.03  # some values pass 0, where the gradient jumps

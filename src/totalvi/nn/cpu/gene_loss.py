@@ -37,6 +37,8 @@ from totalvi.nn.cpu.gene_rows import (
 )
 from totalvi.nn.cpu.math import as_array, exp, load, log1p, store
 
+_TILE = 32  # rows and columns of the processor's matrix unit
+
 # values from a cell's zeros for its other counts, by gene
 _COST, _LOGIT, _SOFTPLUS, _Z, _SHARE, _N_KEPT = range(6)
 
@@ -70,7 +72,7 @@ def _inverse(r: np.ndarray) -> np.ndarray:
 def _negative_binomial_loss(
     logits: np.ndarray, bias: np.ndarray, library: np.ndarray,
     counts: np.ndarray, gene: np.ndarray, pointer: np.ndarray,
-    r: np.ndarray, group: np.ndarray, rising_table: np.ndarray, digamma_table: np.ndarray,
+    r: np.ndarray, group: np.ndarray, constant_table: np.ndarray, digamma_table: np.ndarray,
     weight: np.ndarray, loss: np.ndarray, gradient: np.ndarray, d_log_library: np.ndarray,
     d_log_r: np.ndarray,
 ) -> None:  # fmt: skip
@@ -87,7 +89,7 @@ def _negative_binomial_loss(
         Non-zero counts of the cells in CSR form.
     r, group
         Inverse dispersions (groups, G), and the group of each cell (B,).
-    rising_table, digamma_table
+    constant_table, digamma_table
         `tables` of r.
     weight
         Weight of each cell's loss in the gradients, (B,).
@@ -109,7 +111,7 @@ def _negative_binomial_loss(
         unexplained = np.empty(n_genes, bias.dtype)
         for b in range(min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)):
             k, start, end = group[b], pointer[b], pointer[b + 1]
-            d_r, rising_k, digamma_k = d_log_r[chunk, k], rising_table[k], digamma_table[k]
+            d_r, constant_k, digamma_k = d_log_r[chunk, k], constant_table[k], digamma_table[k]
             total_e = softmax_terms(logits, bias, b, e)
             scale = library[b] / total_e
             cost, total_q = _zeros(e, scale, r[k], inverse_r[k], weight[b], q, d_r)
@@ -118,7 +120,7 @@ def _negative_binomial_loss(
             )
             for j in range(start, end):
                 g = gene[j]
-                constant, difference = count_terms(counts[j], r[k, g], rising_k, digamma_k, g)
+                constant, difference = count_terms(counts[j], r[k, g], constant_k, digamma_k, g)
                 cost += constant
                 d = unexplained[j - start]
                 q[g] -= d
@@ -163,7 +165,7 @@ def _inflated_zeros(
 def _zero_inflated_loss(
     logits: np.ndarray, bias: np.ndarray, dropout: np.ndarray, dropout_bias: np.ndarray,
     library: np.ndarray, counts: np.ndarray, gene: np.ndarray, pointer: np.ndarray,
-    r: np.ndarray, group: np.ndarray, rising_table: np.ndarray, digamma_table: np.ndarray,
+    r: np.ndarray, group: np.ndarray, constant_table: np.ndarray, digamma_table: np.ndarray,
     weight: np.ndarray, loss: np.ndarray, gradient: np.ndarray, d_dropout: np.ndarray,
     d_log_library: np.ndarray, d_log_r: np.ndarray,
 ) -> None:  # fmt: skip
@@ -175,7 +177,7 @@ def _zero_inflated_loss(
         Their sum is the logit of dropout, in the form of ``logits`` and ``bias``.
     d_dropout
         Gradient by this logit, without the weight, (B, G), filled in.
-    logits, bias, library, counts, gene, pointer, r, group, rising_table, digamma_table, weight, loss,
+    logits, bias, library, counts, gene, pointer, r, group, constant_table, digamma_table, weight, loss,
     gradient, d_log_library, d_log_r
         As in `_negative_binomial_loss`.
     """
@@ -190,7 +192,7 @@ def _zero_inflated_loss(
         kept = np.empty((_N_KEPT, n_genes), bias.dtype)
         for b in range(min(chunk * size, n_cells), min((chunk + 1) * size, n_cells)):
             k, start, end = group[b], pointer[b], pointer[b + 1]
-            d_r, rising_k, digamma_k = d_log_r[chunk, k], rising_table[k], digamma_table[k]
+            d_r, constant_k, digamma_k = d_log_r[chunk, k], constant_table[k], digamma_table[k]
             total_e = softmax_terms(logits, bias, b, e)
             scale = library[b] / total_e
             cost, total_q = _inflated_zeros(
@@ -202,7 +204,7 @@ def _zero_inflated_loss(
             )
             for j in range(start, end):
                 g = gene[j]
-                constant, difference = count_terms(counts[j], r[k, g], rising_k, digamma_k, g)
+                constant, difference = count_terms(counts[j], r[k, g], constant_k, digamma_k, g)
                 logit, softplus = kept[_LOGIT, g], kept[_SOFTPLUS, g]
                 z, share = kept[_Z, g], kept[_SHARE, g]
                 ratio = e[g] * scale * inverse_r[k, g]
@@ -269,7 +271,11 @@ class _GeneHeadLoss(torch.autograd.Function):
             *(part for pair in logits for part in pair), *losses.by_logits,
             *(part for product in products for part in (product.wide, product.weights)),
         )  # fmt: skip
-        ctx.counts, ctx.n_inputs = counts, [head.x.shape[1] for head in heads]
+        ctx.counts = counts
+        ctx.widths = [
+            (head.x.shape[1], 0 if head.covariates is None else head.covariates.shape[1])
+            for head in heads
+        ]
         return losses.loss
 
     @staticmethod
@@ -277,7 +283,7 @@ class _GeneHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_cell = gradients[0]
         library, log_r, group, by_library, by_log_r, *rest = ctx.saved_tensors
-        n_heads = len(ctx.n_inputs)
+        n_heads = len(ctx.widths)
         logits = _pairs(rest[: 2 * n_heads])
         by_logits, operands = rest[2 * n_heads : 3 * n_heads], _pairs(rest[3 * n_heads :])
         if bool((by_cell == by_cell[:1]).all()):
@@ -286,8 +292,8 @@ class _GeneHeadLoss(torch.autograd.Function):
             d_log_r = _losses(ctx.counts, by_cell, logits, library, log_r, group).by_log_r
         d_library = (by_library * by_cell)[:, None]
         d_heads: list[Tensor | None] = []
-        for (wide, weights), by_logit, n in zip(operands, by_logits, ctx.n_inputs, strict=True):
-            d_heads += _head_gradients(wide, weights, by_logit, by_cell, n)
+        for pair, by_logit, widths in zip(operands, by_logits, ctx.widths, strict=True):
+            d_heads += _head_gradients(*pair, by_logit, by_cell, *widths)
         return None, d_library, d_log_r, None, None, *d_heads
 
 
@@ -312,26 +318,46 @@ class _WideProduct(NamedTuple):
 
 
 def _wide_product(head: LinearProduct, bfloat16: bool) -> _WideProduct:
-    dtype = torch.bfloat16 if bfloat16 else head.x.dtype
-    wide, weights = head.x, head.weight
+    inputs, weights = [head.x], [head.weight]
     if head.covariates is not None and head.covariate_weight is not None:
-        wide = torch.cat([wide, head.covariates], dim=1)
-        weights = torch.cat([weights, head.covariate_weight])
-    wide, weights = wide.to(dtype), weights.to(dtype)
-    return _WideProduct(wide, weights, wide @ weights)
+        inputs, weights = [*inputs, head.covariates], [*weights, head.covariate_weight]
+    if bfloat16:
+        wide, joint = _in_tiles(inputs, dim=1), _in_tiles(weights, dim=0)
+    else:
+        wide, joint = _joined(inputs, dim=1), _joined(weights, dim=0)
+    return _WideProduct(wide, joint, wide @ joint)
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
+
+
+def _in_tiles(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Return the parts side by side in bfloat16, with zeros up to a whole number of tiles."""
+    size = list(parts[0].shape)
+    size[dim] = sum(part.shape[dim] for part in parts)
+    size[dim] += -size[dim] % _TILE
+    result = parts[0].new_zeros(size, dtype=torch.bfloat16)
+    start = 0
+    for part in parts:
+        result.narrow(dim, start, part.shape[dim]).copy_(part)
+        start += part.shape[dim]
+    return result
 
 
 def _head_gradients(
-    wide: Tensor, weights: Tensor, by_logit: Tensor, by_cell: Tensor, n_inputs: int
-) -> tuple[Tensor | None, ...]:
+    wide: Tensor, weights: Tensor, by_logit: Tensor, by_cell: Tensor, n_inputs: int,
+    n_covariates: int,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Return the gradients by the parts of a `LinearProduct`; the bias has a column of ones."""
-    dtype = by_cell.dtype
-    d_wide = (by_logit @ weights.t()).to(dtype) * by_cell[:, None]
-    weighted = torch.cat([wide * by_cell[:, None], by_cell[:, None]], dim=1)
-    d_weights = (weighted.to(wide.dtype).t() @ by_logit).to(dtype)
-    d_weight, d_covariates, d_bias = d_weights.tensor_split((n_inputs, len(d_weights) - 1))
-    d_rest = d_covariates if len(d_covariates) else None
-    return d_wide[:, :n_inputs], d_weight, d_bias[0], None, d_rest
+    dtype, n = by_cell.dtype, n_inputs + n_covariates
+    d_wide = (by_logit @ weights.t())[:, :n_inputs].to(dtype) * by_cell[:, None]
+    weighted = torch.cat([wide[:, :n] * by_cell[:, None], by_cell[:, None]], dim=1)
+    whole = weighted if wide.dtype == dtype else _in_tiles([weighted], dim=1)
+    d_weights = (whole.t().contiguous() @ by_logit)[: n + 1].to(dtype)
+    d_weight, d_covariates, d_bias = d_weights.tensor_split((n_inputs, n))
+    d_rest = d_covariates if n_covariates else None
+    return d_wide, d_weight, d_bias[0], None, d_rest
 
 
 class _Losses(NamedTuple):

@@ -33,10 +33,25 @@ _PROPORTION_CHUNKS = 64  # of cells
 
 
 def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return `rising_tables` with as many counts as save time for a minibatch."""
+    """Return what `count_terms` returns, of as many counts as save time for a minibatch.
+
+    Parameters
+    ----------
+    r
+        Inverse dispersions (groups, G).
+    n_nonzero
+        Number of non-zero counts of the minibatch.
+
+    Returns
+    -------
+    Two arrays (groups, largest count + 1, G).
+    """
     largest = min(_LARGEST_TABLED, n_nonzero // r.size)
-    result: tuple[np.ndarray, np.ndarray] = rising_tables(r, largest)
-    return result
+    log_ratio, difference = rising_tables(r, largest)
+    log_factorials = np.array(
+        [log_factorial(float(count)) for count in range(largest + 1)], r.dtype
+    )
+    return log_factorials[:, None] - log_ratio, difference
 
 
 @compiled(fastmath=True, error_model="numpy", forceinline=True)
@@ -94,23 +109,33 @@ def pass_through_softmax(
 
 @compiled(error_model="numpy", forceinline=True)
 def count_terms(
-    count: float, r: float, rising_table: np.ndarray, digamma_table: np.ndarray, g: int
+    count: float, r: float, constants: np.ndarray, differences: np.ndarray, g: int
 ) -> tuple[float, float]:
     """Return ``log c! - rising(r, c)`` of a non-zero count, and the difference of digammas.
 
     The tables are those of the cell's group, (counts, G).
     """
-    largest = len(rising_table) - 1
-    whole = int(count)
+    whole, largest = int(count), len(constants) - 1
     if whole <= largest and whole == count:
-        log_ratio, difference = rising_table[whole, g], digamma_table[whole, g]
-    elif count > largest >= _SMALLEST_BASE:
-        log_ratio, difference = rising_beyond(
-            r, largest, rising_table[largest, g], digamma_table[largest, g], count
-        )
+        return constants[whole, g], differences[whole, g]
+    return _terms_beyond(count, r, largest, constants[largest, g], differences[largest, g])
+
+
+@compiled(error_model="numpy")
+def _terms_beyond(
+    count: float, r: float, largest: int, constant: float, difference: float
+) -> tuple[float, float]:
+    """Return `count_terms` of a count that is not in the tables, from those of the ``largest`` in it.
+
+    It takes numbers, since a call that passes arrays counts their references, which takes longer.
+    """
+    number = type(constant)
+    if count > largest >= _SMALLEST_BASE:
+        log_ratio = log_factorial(number(largest)) - constant
+        log_ratio, difference = rising_beyond(r, largest, log_ratio, difference, count)
     else:
         log_ratio, difference = rising(r, count)
-    return rising_table.dtype.type(log_factorial(count)) - log_ratio, difference
+    return number(log_factorial(count) - log_ratio), number(difference)
 
 
 @compiled(parallel=True, fastmath=True, error_model="numpy")

@@ -277,5 +277,6 @@ def rising_tables(r: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
 
 def as_array(tensor: Tensor) -> np.ndarray:
     """Return a tensor as an array that shares its memory; bfloat16 as uint16, as `load` reads it."""
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
