@@ -264,14 +264,17 @@ def ridge(scores: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     ([2.0, 0.0], [1.0])
     """
     centre, mean = scores.mean(axis=0), values.mean(axis=0)
-    left, singular, right = np.linalg.svd(scores - centre, full_matrices=False)
-    along = left.T @ (values - mean)
+    centred = scores - centre
+    # some times faster than a singular value decomposition; no penalty is near its rounding errors
+    squares, vectors = np.linalg.eigh(centred.T @ centred)
+    squares = np.maximum(squares, 0)
+    product = vectors.T @ (centred.T @ (values - mean))
     total = ((values - mean) ** 2).sum(axis=0)
-    # rows: penalties, columns: components
-    kept = singular**2 / (singular**2 + _PENALTIES[:, None] * max(singular[0] ** 2, 1e-12))
-    residual = total - (2 * kept - kept**2) @ along**2
+    # rows: penalties, columns: directions
+    inverse = 1 / (squares + _PENALTIES[:, None] * max(squares[-1], 1e-12))
+    kept = squares * inverse
+    residual = total - (inverse * (2 - kept)) @ product**2
     freedom = np.maximum(len(scores) - 1 - kept.sum(axis=1), 1e-9)
     best = np.argmin(residual / freedom[:, None] ** 2, axis=0)
-    inverse = np.divide(1, singular, out=np.zeros_like(singular), where=singular > 0)
-    weights = right.T @ ((kept[best] * inverse).T * along)
+    weights = vectors @ (inverse[best].T * product)
     return weights, mean - centre @ weights
