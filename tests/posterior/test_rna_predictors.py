@@ -31,6 +31,18 @@ def test_ridge_is_that_of_one_of_the_penalties() -> None:
         assert fits[same.index(True)].intercept_ == pytest.approx(intercept[t])
 
 
+def test_the_penalty_does_not_follow_from_rounding() -> None:
+    """As many features as cells can fit the values exactly, which rounding must not decide."""
+    rng = np.random.default_rng(7)
+    places, values = rng.normal(size=(200, 20)), rng.normal(size=(200, 30)).astype(np.float32)
+    features = gaussian_kernel(places).transform(places)
+    weights, intercept = ridge(features, values)
+    expected, expected_intercept = ridge(features, values.astype(np.float64))
+    np.testing.assert_array_equal(weights, expected)
+    np.testing.assert_array_equal(intercept, expected_intercept)
+    assert (features @ weights + intercept).std() < 0.6  # of noise, little is fitted
+
+
 def test_features_have_the_kernel_as_products_where_all_cells_are_landmarks() -> None:
     rng = np.random.default_rng(1)
     places, others = rng.normal(size=(60, 4)), rng.normal(size=(20, 4))

@@ -263,6 +263,7 @@ def ridge(scores: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     >>> weights.round(3).ravel().tolist(), intercept.round(3).tolist()
     ([2.0, 0.0], [1.0])
     """
+    values = values.astype(np.float64)  # as residuals of a close fit are small differences
     centre, mean = scores.mean(axis=0), values.mean(axis=0)
     centred = scores - centre
     # some times faster than a singular value decomposition; no penalty is near its rounding errors
