@@ -28,6 +28,13 @@ def test_every_choice_is_an_axis_and_back() -> None:
         offered.axis("CD99", "denoised", "asinh")
 
 
+def test_a_protein_is_found_under_all_its_names() -> None:
+    found = AxisChoices(["PD-1_TotalSeqB", "CD8_TotalSeqB"], ["CD4"], [], KINDS, True).others
+    assert set(found) == {"CD279", "CD8a"}
+    assert {"PD-1_TotalSeqB", "PD-1", "PDCD1"} < set(found["CD279"])
+    assert "CD8" in found["CD8a"]
+
+
 def test_what_is_no_count_lies_on_a_linear_axis() -> None:
     offered = choices()
     assert offered.axis("CD4", "foreground", "asinh").scale == "linear"

@@ -88,6 +88,7 @@ class Explorer(GatePage):
         document.template_variables["run_name"] = name
         document.template_variables["n_cells"] = self.cells.n_cells
         document.template_variables["cards"] = [card.root.name for card in self.plots.cards]
+        document.template_variables["other_names"] = self.plots.other_names
         document.template_variables["note"] = self.cells.note
 
     def _closed(self, _session_context: object) -> None:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from totalvi.data.panels.antibody_names import identify
+from totalvi.data.panels.antibody_names import ALIASES, identify
 from totalvi.errors import DataError
 
 Scale = Literal["linear", "asinh", "log"]
@@ -111,9 +111,10 @@ WORDS: dict[Kind, str] = {
     "gene_log": "gene, log-normalised",
     "obs": "annotation",
 }
+MEASURED = "raw counts"
 VALUES: dict[str, tuple[Kind, Kind]] = {  # of proteins, of genes
     "denoised": ("protein_denoised", "gene_denoised"),
-    "raw counts": ("protein_raw", "gene_raw"),
+    MEASURED: ("protein_raw", "gene_raw"),
     "foreground": ("protein_foreground", "gene_denoised"),
     "CLR / log": ("protein_clr", "gene_log"),
 }
@@ -142,6 +143,8 @@ class AxisChoices:
         All choices: the map, proteins, genes, annotation.
     tidy
         Tidy name of each protein.
+    others
+        What else people type for a protein, from `other_names`, by its label.
 
     Examples
     --------
@@ -171,6 +174,7 @@ class AxisChoices:
         self._names |= {f"{name}{_ANNOTATION}": ("obs", name) for name in columns}
         self._label_of = {named: label for label, named in self._names.items()}
         self.labels = list(self._names)
+        self.others = {tidy: other_names(name) for name, tidy in self.tidy.items()}
 
     def axis(self, label: str, values: str, scale: Scale) -> Axis:
         """Return the axis of a choice; its scale is linear where values are no counts."""
@@ -214,6 +218,18 @@ class AxisChoices:
             return label
         words = WORDS[axis.kind]
         return f"{label}, {words.removeprefix('protein, ') if axis.kind[0] == 'p' else words}"
+
+
+def other_names(name: str) -> list[str]:
+    """Return what else people type to find an antibody: its name in the data, its target, synonyms.
+
+    Examples
+    --------
+    >>> other_names("PD-1_TotalSeqB")
+    ['PD-1_TotalSeqB', 'CD279', 'PDCD1', 'PD-1']
+    """
+    target = identify(name).target
+    return list(dict.fromkeys((name, target, *ALIASES.get(target, ()))))
 
 
 def tidy_names(names: Sequence[str]) -> dict[str, str]:

@@ -100,6 +100,16 @@ class Plots:
         return [self.view.layout(), *(card.root for card in self.cards), self.legend]
 
     @property
+    def other_names(self) -> list[tuple[str, list[str]]]:
+        """What else people type for each axis or colour of a protein."""
+        others = self.choices.others
+        return [*others.items()] + [
+            (label, others[self.choices.tidy[name]])
+            for label, (kind, name) in self._colorings.items()
+            if kind.startswith("protein")
+        ]
+
+    @property
     def is_backgating(self) -> bool:
         """Whether the steps of a gate's hierarchy are shown."""
         return self._before is not None
