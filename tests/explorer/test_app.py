@@ -280,7 +280,10 @@ def test_axes_and_colors_are_those_chosen(page: Explorer) -> None:
     np.testing.assert_allclose(page.plots[0].places[0], np.log10(1 + raw), rtol=1e-6)
     genes = page.cells.values("gene_raw", "2")
     np.testing.assert_allclose(page.plots[0].places[1], np.log10(1 + genes), rtol=1e-6)
-    second.y.value = proteins[1]
+    assert second.values.value == "raw counts"  # as they were measured
+    measured = page.cells.values("protein_raw", page.plots[1].axes[0].name)
+    np.testing.assert_allclose(page.plots[1].places[0], np.arcsinh(measured / 5), rtol=1e-6)
+    second.y.value, second.values.value = proteins[1], "denoised"
     denoised = page.cells.values("protein_denoised", proteins[1])
     np.testing.assert_allclose(page.plots[1].places[1], np.arcsinh(denoised / 5), rtol=1e-6)
     for name in (DENSITY, "2 (gene, denoised)", "leiden_totalvi (annotation)"):
@@ -417,3 +420,22 @@ def test_conditions_are_outlined_with_their_population_alone(workspace: Workspac
     assert page.selected == "T"
     columns = page.panel.table.source.data
     assert columns["path"] == ["All cells", "T", "B"]
+
+
+def test_backgating_outlines_the_conditions_on_the_way_down(workspace: Workspace) -> None:
+    evil = workspace.cells.protein_names[1]
+    workspace.proposed_path.write_text(
+        "gate,parent,kind,feature,low,high\n"
+        f"T,,protein_denoised,CD3,3,\nT,,protein_denoised,{evil},,40\nT,,gene_denoised,2,,9\n"
+        "naive,T,protein_foreground,CD3,0.3,\n"
+    )
+    page = Explorer(Document(), workspace)
+    page.propose()
+    page.select("naive")
+    page.backgate()
+    above, below = page.plots.open_cards
+    assert [text.split("  ")[0] for text in above.plot._labels.data["text"]] == ["CD3+", f"{evil}-"]
+    assert above.plot.highlighted == []  # another gate is selected
+    assert (list(below.plot.gates), below.plot.highlighted) == (["naive"], ["naive"])
+    page.backgate()
+    assert "T: CD3" not in " ".join(page.plots.cards[0].plot.gates)
