@@ -427,7 +427,7 @@ def test_backgating_outlines_the_conditions_on_the_way_down(workspace: Workspace
     workspace.proposed_path.write_text(
         "gate,parent,kind,feature,low,high\n"
         f"T,,protein_denoised,CD3,3,\nT,,protein_denoised,{evil},,40\nT,,gene_denoised,2,,9\n"
-        "naive,T,protein_foreground,CD3,0.3,\n"
+        "naive,T,gene_denoised,2,0.1,\nnaive,T,protein_denoised,CD3,4,\n"
     )
     page = Explorer(Document(), workspace)
     page.propose()

@@ -292,7 +292,8 @@ def _choice_of(
     axes: tuple[Axis, ...], parent: str | None, choices: AxisChoices, usual: Choice
 ) -> Choice:
     labels = [choices.label(axis) for axis in axes]
-    counted = next((axis for axis in axes if axis.scale != "linear"), axes[0])
+    # On the scale "asinh", counts of genes are on "log" all the same.
+    counted = min(axes, key=lambda axis: ("asinh", "log", "linear").index(axis.scale))
     values = _values_of(axes, choices) or usual.values
     x, y = labels if len(labels) == 2 else (labels[0], HISTOGRAM)
     return Choice(x, y, values, counted.scale, "dots", parent)
