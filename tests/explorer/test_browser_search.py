@@ -64,7 +64,8 @@ TYPED = {
 
 
 ANSWERED = {  # what the server shows of the value: a field is drawn again when its answer comes
-    "x_1": f"{NAMED}('plot_1').below[0].axis_label.text.startsWith(value.replace(' (gene)', ''))",
+    "x_1": f"{NAMED}('plot_1').below[0].axis_label.text === "
+    "value.replace(' (gene)', ', gene') + ', raw counts'",
     "color": f"{NAMED}('legend').text === `Coloured by ${{value}}.`",
 }
 
