@@ -251,3 +251,13 @@ def test_no_cell_is_named_by_a_condition() -> None:
     own = {"CD3": is_cd3, "CD4": is_cd4, "CD19": is_cd3, "CD45RA": is_cd4}
     inside = members(gating, lambda gate: own[gate.axes[0].name], 3)
     assert deepest(gating, inside).tolist() == ["T/naive", "T", ""]
+
+
+def test_a_gate_says_in_which_samples_it_differs() -> None:
+    gating = with_conditions()
+    assert gating.differs("T") == gating.differs("naive") == ""
+    condition = gating.conditions("T")[0]
+    for sample in ("d2", "d3"):
+        gating = gating.place(condition.name, ((9.0,), (50.0,)), ("donor", sample))
+    assert gating.differs("T") == "Differs by sample: elsewhere in donor d2, donor d3"
+    assert gating.differs("naive") == ""

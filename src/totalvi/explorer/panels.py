@@ -35,7 +35,9 @@ NO_SAMPLES, ALL_SAMPLES = "(none)", "all samples"
 _INDENT, _BRANCH = "\u2003", "\u2514 "
 _ROW_HEIGHT, _LEAST_ROWS, _MOST_ROWS = 26, 8, 24  # of the tree; more scroll
 # A name that is cut ends with an ellipsis, and is whole under the pointer; "<%-" escapes it.
-_WHOLE_NAME = """<span title="<%- path %>" style="display: block; overflow: hidden;
+_WHOLE_NAME = """<% if (differs) { %><span title="<%- differs %>"
+style="float: right; padding: 0 2px; color: #a63600">&ne;</span><% } %>
+<span title="<%- path %>" style="display: block; overflow: hidden;
 text-overflow: ellipsis"><%- value %></span>"""
 _DOWNLOAD = """
 const [name, type, text] = cb_obj.tags;
@@ -53,10 +55,6 @@ tools.forEach((some, i) => some.forEach((tool) => { tool.active = i === cb_obj.a
 wheels.forEach((wheel) => { wheel.active = cb_obj.active === 0; });
 """
 _WRAPPED = ":host .bk-btn-group { display: flex; flex-wrap: wrap; }"
-LEGEND_STYLE = """
-ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0; padding: 0; }
-.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 5px; }
-"""
 
 
 def show_scale(coloring: Coloring, mapper: LinearColorMapper, color_bar: ColorBar) -> None:
@@ -218,7 +216,8 @@ class GatePanel:
         self._setting = False
         self._names: list[str | None] = [None]
         self._rows = ColumnDataSource(
-            {"gate": [], "path": [], "cells": [], "of_parent": [], "of_all": []}, name="tree"
+            {"gate": [], "path": [], "differs": [], "cells": [], "of_parent": [], "of_all": []},
+            name="tree",
         )
         right = StringFormatter(text_align="right")
         self.table = redrawn_with_its_source(
@@ -324,6 +323,7 @@ class GatePanel:
                 *(_INDENT * depth + _BRANCH + gate.name for depth, gate in walked),
             ],
             "path": [ALL_CELLS, *(" > ".join(gating.path(gate.name)) for _, gate in walked)],
+            "differs": ["", *(gating.differs(gate.name) for _, gate in walked)],
             "cells": [f"{n_cells:,}", *(f"{count.cells:,}" for count in found)],
             "of_parent": ["", *(_percent(count.percent_of_parent) for count in found)],
             "of_all": ["100", *(_percent(count.percent_of_all) for count in found)],

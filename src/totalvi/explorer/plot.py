@@ -11,6 +11,7 @@ from bokeh.models import (
     BoxSelectTool,
     ColumnDataSource,
     CustomJS,
+    HoverTool,
     LassoSelectTool,
     PanTool,
     PlainText,
@@ -54,6 +55,7 @@ const area = Bokeh.index.find_one(cb_obj.origin)?.canvas_view.ui_event_bus.hit_a
 area?.dispatchEvent(new KeyboardEvent("keyup", {key: "Enter"}));
 """
 _POLYGON = "Polygon gate: click corners, then double-click or press Enter"
+_SIGN = "  \u2260"  # behind the name of a gate that differs by sample
 _EMPTY = np.zeros(0)
 
 
@@ -129,6 +131,11 @@ class CellPlot:
         )  # fmt: skip
         self._labels = ColumnDataSource({"x": [], "y": [], "text": []})
         add_labels(self.figure, self._labels)
+        self._signs = ColumnDataSource({"x": [], "y": [], "differs": []})
+        signs = self.figure.scatter(
+            "x", "y", source=self._signs, marker="square", size=18, alpha=0.0, name="signs"
+        )  # over the sign of a label, for the pointer
+        self.figure.add_tools(HoverTool(renderers=[signs], tooltips="@differs", visible=False))
 
     def _coloured_areas(
         self, name: str, *, fill_alpha: float, line_width: float
@@ -297,6 +304,7 @@ class CellPlot:
         sample: tuple[str, str] | None = None,
         *,
         with_handles: bool = False,
+        differs: Sequence[str] = (),
     ) -> None:
         """Draw the outlines of gates, which `shown_on` these axes, with their labels.
 
@@ -308,7 +316,11 @@ class CellPlot:
             Whose gates to draw, where they differ by sample.
         with_handles
             Whether these gates show their handles.
+        differs
+            In which samples each gate lies elsewhere, in words, or "".
         """
+        differs = differs or [""] * len(gates)
+        labels = [text + _SIGN * bool(words) for text, words in zip(labels, differs, strict=True)]
         self.gates = {g.name: draw_gate(g, self.axes, self.window, sample) for g in gates}
         self.highlighted = [name for name in self.gates if name in highlighted]
         drawn = list(self.gates.values())
@@ -326,7 +338,14 @@ class CellPlot:
         self._labels.data = {
             "x": [place[0] for place in places],
             "y": [place[1] for place in places],
-            "text": list(labels),
+            "text": labels,
+        }
+        marked = [i for i, words in enumerate(differs) if words]
+        letter = _LETTER_WIDTH * self.units_of_pixel[0]
+        self._signs.data = {
+            "x": [places[i][0] + letter * (len(labels[i]) - 1) / 2 for i in marked],
+            "y": [places[i][1] for i in marked],
+            "differs": [differs[i] for i in marked],
         }
 
     def _label_place(self, drawn: Drawn, text: str) -> tuple[float, float]:
