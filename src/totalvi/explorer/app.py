@@ -47,7 +47,7 @@ class Explorer(GatePage):
         numbers = [c for c in map(str, self.cells.obs) if is_number(self.cells.obs[c])]
         self.choices = AxisChoices(
             list(map(str, self.cells.protein_names)), list(map(str, self.cells.gene_names)), numbers,
-            self.cells.kinds, self.cells.umap is not None,
+            self.cells.kinds, self.cells.umap is not None, list(map(str, self.cells.control_names)),
         )  # fmt: skip
         events = Events(self.gate_drawn, self.tapped, self.dragged, self._window_moved)
         self.plots = Plots(self.cells, self.choices, events, self._views_chosen)
@@ -78,7 +78,7 @@ class Explorer(GatePage):
         document = self.document
         for root in (
             self.panel.layout(), *self.plots.roots(), self.populations.layout(),
-            self.populations.figure, self.differences.controls, self.differences.volcano,
+            self.populations.plot_layout(), self.differences.controls, self.differences.volcano,
             self.differences.table,
         ):  # fmt: skip
             document.add_root(root)

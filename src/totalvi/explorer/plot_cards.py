@@ -206,11 +206,14 @@ class PlotCard:
             f"{self._words(g, gating)}  {shown.counts[g.name].percent_of_parent:.1f} %"
             for g in gates
         ]
+        differs = ["" if shown.sample else gating.differs(g.name) for g in gates]
         highlighted = {
             shown.selected,
             *(g.name for g in conditions.values() if gating.wholes[g.name] == shown.selected),
         }
-        self.plot.outline(gates, labels, highlighted, shown.sample, with_handles=shown.is_editing)
+        self.plot.outline(
+            gates, labels, highlighted, shown.sample, with_handles=shown.is_editing, differs=differs
+        )
         return [gate.name for gate in gates]
 
     def _words(self, gate: Gate, gating: Gating) -> str:
@@ -302,7 +305,7 @@ def _choice_of(
 def _values_of(axes: Sequence[Axis], choices: AxisChoices) -> str | None:
     for values in choices.values:
         for axis in axes:
-            if axis.kind not in ("umap", "obs") and (
+            if axis.kind not in ("umap", "obs", "isotype_raw") and (
                 choices.axis(choices.label(axis), values, axis.scale).kind == axis.kind
             ):
                 return values
