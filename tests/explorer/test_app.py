@@ -439,3 +439,34 @@ def test_backgating_outlines_the_conditions_on_the_way_down(workspace: Workspace
     assert (list(below.plot.gates), below.plot.highlighted) == (["naive"], ["naive"])
     page.backgate()
     assert "T: CD3" not in " ".join(page.plots.cards[0].plot.gates)
+
+
+def test_a_label_lies_on_no_handle(page: Explorer) -> None:
+    plot = page.plots[0]
+    left, right, bottom, top = plot.window
+    middle, height = (left + right) / 2, top - bottom
+    for low in (0.3, 0.75):  # with room above, and at the top
+        high = bottom + (low + 0.245) * height
+        centre = (middle, bottom + (low + 0.1) * height)
+        ends = ((middle + (right - left) / 5, centre[1]), (middle, high))
+        page.add_gate(plot, "ellipse", (centre, *ends))
+    page.plots.view.shapes.active = 1  # Edit
+    across, up = plot.units_of_pixel
+    for name in ("Gate 1", "Gate 2"):
+        page.select(name)
+        labels = plot._labels.data
+        (handle_x, handle_y) = (np.array(plot._handles.data[side]) for side in "xy")
+        assert len(handle_x) == 3
+        for x, y, text in zip(labels["x"], labels["y"], labels["text"], strict=True):
+            assert bottom < y < top
+            far = (np.abs(handle_x - x) / across > 3 * len(text)) | (np.abs(handle_y - y) / up > 14)
+            assert far.all()
+
+
+def test_no_probability_is_offered_without_a_model(page: Explorer) -> None:
+    page.add_gate(page.plots[0], "rectangle", BOX)
+    button = page.panel.buttons["probability"]
+    assert button.disabled
+    assert "no model" in button.label
+    assert "open the results" in button.html_attributes["title"]
+    assert not page.panel.buttons["delete"].disabled

@@ -144,7 +144,10 @@ def test_hierarchy_edits() -> None:
     assert gating.path("c") == ("a", "b", "c")
     assert renamed.remove("a").names == ("d",)
     assert gating.remove("c").names == ("a", "b", "d")
-    assert Gating((Gate("Gate 2", AXES, square),)).free_name() == "Gate 3"
+    others = Gating(tuple(Gate(name, AXES, square) for name in ("T", "B", "Gate 2")))
+    assert others.free_name() == "Gate 1"  # the own ones are counted, from 1
+    assert others.add(Gate("Gate 1", AXES, square)).free_name() == "Gate 3"
+    assert others.free_name("T") == "T 2"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ class Explorer(GatePage):
                 "restore": self.restore, "propose": self.propose,
                 "csv": self.download_csv, "json": self.download_json,
                 "h5mu": self.write_h5mu, "xml": self.download_gating_ml, "fcs": self.write_fcs,
-            }
+            },
+            has_model=self.cells.model_path is not None and self.cells.model_path.exists(),
         )  # fmt: skip
         self.populations = PopulationPanel(self.download_populations)
         values = {column: self.cells.samples(column).names for column in self.cells.sample_columns}

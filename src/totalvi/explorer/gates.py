@@ -261,8 +261,8 @@ class Gating:
         return Gating(tuple(gate for gate in self.gates if gate.name in wanted))
 
     def free_name(self, start: str = "Gate") -> str:
-        """Return "Gate 1", or the next that is not taken."""
-        number = len(self.gates) + 1
+        """Return "Gate 1", or the next that is not taken; for a name that is taken, "NAME 2"."""
+        number = 2 if start in self.names else 1
         while f"{start} {number}" in self.names:
             number += 1
         return f"{start} {number}"

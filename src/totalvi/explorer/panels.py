@@ -199,6 +199,7 @@ BUTTONS = {
     "xml": "Gating-ML",
     "fcs": "FCS files",
 }
+NO_MODEL = "A probability needs a model: open the results of totalvi run."
 COMBINATIONS = ("and", "and not", "or", "not it")
 
 
@@ -210,10 +211,12 @@ class GatePanel:
     on
         What to call for "select" (with a name or None), "rename" (with the new name), "load" (with
         a file in base64), "combine" (with how, and the other gate), and each button.
+    has_model
+        Of the cells, which probabilities need.
     """
 
-    def __init__(self, on: Mapping[str, Callable[..., None]]) -> None:
-        self._setting = False
+    def __init__(self, on: Mapping[str, Callable[..., None]], has_model: bool) -> None:
+        self._setting, self._has_model = False, has_model
         self._names: list[str | None] = [None]
         self._rows = ColumnDataSource(
             {"gate": [], "path": [], "differs": [], "cells": [], "of_parent": [], "of_all": []},
@@ -261,6 +264,9 @@ class GatePanel:
             what: Button(label=label, name=f"button_{what}", sizing_mode="stretch_width")
             for what, label in BUTTONS.items()
         }
+        if not has_model:
+            self.buttons["probability"].label = "Probability (no model)"
+            self.buttons["probability"].html_attributes = {"title": NO_MODEL}
         self.how = select_input("Combine it", COMBINATIONS, "combine_how", 92)
         self.other = Select(
             title="with", options=[], name="combine_with", sizing_mode="stretch_width", min_width=90
@@ -335,6 +341,8 @@ class GatePanel:
         self.name.disabled = selected is None
         for what in ("delete", "probability", "combine"):
             self.buttons[what].disabled = selected is None
+        if not self._has_model:
+            self.buttons["probability"].disabled = True
         others = [gate.name for _, gate in walked if gate.name != selected]
         self.other.options = others
         if self.other.value not in others:

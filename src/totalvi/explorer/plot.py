@@ -47,6 +47,7 @@ HANDLE_REACH = 13  # pixels
 _LARGEST_SIDE = 1400
 _MARGIN = 0.04
 _LABEL_HEIGHT, _LETTER_WIDTH = 11, 7  # pixels from its middle to its edge, and of a letter
+_HALF_HANDLE = 6  # pixels
 _RIDGE = 0.75  # between the histograms of two groups, of which each is 1 high
 _MOST_RIDGES = 24
 # Bokeh ends a polygon with Enter only; people double-click.
@@ -334,12 +335,10 @@ class CellPlot:
         self._handles.data = {"x": list(handles[:, 0]), "y": list(handles[:, 1])}
         places: list[Point] = []
         for each, text in zip(drawn, labels, strict=True):
-            places.append(self._free_place(self._label_place(each, text), text, places, labels))
-        self._labels.data = {
-            "x": [place[0] for place in places],
-            "y": [place[1] for place in places],
-            "text": labels,
-        }
+            usual = self._label_place(each, text, handles)
+            places.append(self._free_place(usual, text, places, labels))
+        x, y = ([place[side] for place in places] for side in (0, 1))
+        self._labels.data = {"x": x, "y": y, "text": labels}
         marked = [i for i, words in enumerate(differs) if words]
         letter = _LETTER_WIDTH * self.units_of_pixel[0]
         self._signs.data = {
@@ -348,14 +347,21 @@ class CellPlot:
             "differs": [differs[i] for i in marked],
         }
 
-    def _label_place(self, drawn: Drawn, text: str) -> tuple[float, float]:
-        """Return where a label is whole: it goes inside where the edge of the plot would cut it."""
+    def _label_place(self, drawn: Drawn, text: str, handles: np.ndarray) -> Point:
+        """Return where a label is whole and on no handle: above its place, below, or further away."""
         left, right, bottom, top = self.window
         across, up = self.units_of_pixel
         half = min(_LETTER_WIDTH * len(text) / 2 * across, (right - left) / 2)
         x = float(np.clip(drawn.label[0], left + half, right - half))
         margin = _LABEL_HEIGHT * up
-        return x, float(np.clip(drawn.label[1], bottom + margin, top - margin))
+        usual = float(np.clip(drawn.label[1], bottom + margin, top - margin))
+        reach = half + _HALF_HANDLE * across, margin + _HALF_HANDLE * up
+        for steps in (0, 2, -2, 4, -4):
+            y = usual + steps * margin
+            covers = (np.abs(handles - (x, y)) < reach).all(axis=1).any()
+            if bottom + margin <= y <= top - margin and not covers:
+                return x, y
+        return x, usual
 
     def _free_place(
         self, place: Point, text: str, others: Sequence[Point], labels: Sequence[str]
