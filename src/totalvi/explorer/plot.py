@@ -356,7 +356,7 @@ class CellPlot:
         margin = _LABEL_HEIGHT * up
         usual = float(np.clip(drawn.label[1], bottom + margin, top - margin))
         reach = half + _HALF_HANDLE * across, margin + _HALF_HANDLE * up
-        for steps in (0, 2, -2, 4, -4):
+        for steps in (0, 2, -2, 4, -4, 6, -6):
             y = usual + steps * margin
             covers = (np.abs(handles - (x, y)) < reach).all(axis=1).any()
             if bottom + margin <= y <= top - margin and not covers:
