@@ -5,7 +5,13 @@ import pandas as pd
 import pytest
 from bokeh.models import ColumnDataSource
 
-from totalvi.figures.cell_maps import category_mapper, label_places, point_density, point_size
+from totalvi.figures.cell_maps import (
+    category_mapper,
+    clear_label_places,
+    label_places,
+    point_density,
+    point_size,
+)
 from totalvi.figures.charts import heat_map, histogram_parts, training_curves
 from totalvi.figures.style import PROTEIN_SCALE, RNA_SCALE, CountScale
 
@@ -54,6 +60,30 @@ def test_labels_lie_on_a_cell_of_their_category() -> None:
     assert places["text"] == ["a", "b", "c"]
     for code, x, y in zip(range(3), places["x"], places["y"], strict=True):
         assert [x, y] in points[codes == code].tolist()
+
+
+def test_a_label_lies_where_most_of_its_cells_are() -> None:
+    island = rng.normal(0, 0.1, (55, 2))
+    scattered = rng.uniform(-5, 25, (30, 2))
+    points = np.concatenate([island, scattered])
+    (x,) = label_places(points, np.zeros(len(points), dtype=int), ["a"])["x"]
+    assert abs(x) < 0.3
+
+
+def test_labels_name_the_cells_about_them_and_hide_none() -> None:
+    centres = ((0, 0), (10, 10), (10, 0), (10.3, 0))  # the last two are too near for both names
+    sizes = (200, 30, 100, 60)
+    islands = [rng.normal(at, 0.05, (n, 2)) for at, n in zip(centres, sizes, strict=True)]
+    scattered = np.concatenate([one[:4] + 0.01 for one in islands])  # of no place of their own
+    points = np.concatenate([*islands, scattered])
+    codes = np.repeat(np.arange(5), (*sizes, len(scattered)))
+    names = ["largest", "small", "larger neighbour", "smaller neighbour", "scattered"]
+    found = clear_label_places(points, codes, names)
+    assert found["text"] == ["largest", "larger neighbour", "small"]
+    for x, y, text, at in zip(*found.values(), ((0, 0), (10, 0), (10, 10)), strict=True):
+        assert abs(y - at[1]) < 0.3
+        assert abs(x - at[0]) < 0.1 * len(text)  # at the edge, half as far as the name is long
+        assert points[:, 0].min() < x < points[:, 0].max()
 
 
 def test_dots_shrink_with_the_number_of_cells_within_bounds() -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,19 @@ def click(page: Any, plot: str, x: float, y: float) -> None:
 def choose(page: Any, name: str, value: str) -> None:
     """Choose in a list or complete in a field, as its widget tells the server."""
     page.evaluate(f"([name, value]) => {{ {NAMED}(name).value = value; }}", [name, value])
+    page.wait_for_function("() => Bokeh.documents[0].is_idle")
+    page.wait_for_timeout(BETWEEN_CLICKS_MS)
+
+
+def type_in(page: Any, name: str, text: str, keys: Sequence[str] = ("Enter",)) -> None:
+    """Click a field, type on the keyboard, and press keys."""
+    field = page.evaluate_handle(f"(name) => Bokeh.index.find_one({NAMED}(name)).input_el", name)
+    field.as_element().scroll_into_view_if_needed()
+    field.as_element().click()
+    page.wait_for_timeout(BETWEEN_CLICKS_MS)  # what was there is then selected
+    page.keyboard.type(text)
+    for key in keys:
+        page.keyboard.press(key)
     page.wait_for_function("() => Bokeh.documents[0].is_idle")
     page.wait_for_timeout(BETWEEN_CLICKS_MS)
 

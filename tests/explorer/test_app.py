@@ -280,7 +280,10 @@ def test_axes_and_colors_are_those_chosen(page: Explorer) -> None:
     np.testing.assert_allclose(page.plots[0].places[0], np.log10(1 + raw), rtol=1e-6)
     genes = page.cells.values("gene_raw", "2")
     np.testing.assert_allclose(page.plots[0].places[1], np.log10(1 + genes), rtol=1e-6)
-    second.y.value = proteins[1]
+    assert second.values.value == "raw counts"  # as they were measured
+    measured = page.cells.values("protein_raw", page.plots[1].axes[0].name)
+    np.testing.assert_allclose(page.plots[1].places[0], np.arcsinh(measured / 5), rtol=1e-6)
+    second.y.value, second.values.value = proteins[1], "denoised"
     denoised = page.cells.values("protein_denoised", proteins[1])
     np.testing.assert_allclose(page.plots[1].places[1], np.arcsinh(denoised / 5), rtol=1e-6)
     for name in (DENSITY, "2 (gene, denoised)", "leiden_totalvi (annotation)"):
@@ -417,3 +420,53 @@ def test_conditions_are_outlined_with_their_population_alone(workspace: Workspac
     assert page.selected == "T"
     columns = page.panel.table.source.data
     assert columns["path"] == ["All cells", "T", "B"]
+
+
+def test_backgating_outlines_the_conditions_on_the_way_down(workspace: Workspace) -> None:
+    evil = workspace.cells.protein_names[1]
+    workspace.proposed_path.write_text(
+        "gate,parent,kind,feature,low,high\n"
+        f"T,,protein_denoised,CD3,3,\nT,,protein_denoised,{evil},,40\nT,,gene_denoised,2,,9\n"
+        "naive,T,gene_denoised,2,0.1,\nnaive,T,protein_denoised,CD3,4,\n"
+    )
+    page = Explorer(Document(), workspace)
+    page.propose()
+    page.select("naive")
+    page.backgate()
+    above, below = page.plots.open_cards
+    assert [text.split("  ")[0] for text in above.plot._labels.data["text"]] == ["CD3+", f"{evil}-"]
+    assert above.plot.highlighted == []  # another gate is selected
+    assert (list(below.plot.gates), below.plot.highlighted) == (["naive"], ["naive"])
+    page.backgate()
+    assert "T: CD3" not in " ".join(page.plots.cards[0].plot.gates)
+
+
+def test_a_label_lies_on_no_handle(page: Explorer) -> None:
+    plot = page.plots[0]
+    left, right, bottom, top = plot.window
+    middle, height = (left + right) / 2, top - bottom
+    for low in (0.3, 0.75):  # with room above, and at the top
+        high = bottom + (low + 0.245) * height
+        centre = (middle, bottom + (low + 0.1) * height)
+        ends = ((middle + (right - left) / 5, centre[1]), (middle, high))
+        page.add_gate(plot, "ellipse", (centre, *ends))
+    page.plots.view.shapes.active = 1  # Edit
+    across, up = plot.units_of_pixel
+    for name in ("Gate 1", "Gate 2"):
+        page.select(name)
+        labels = plot._labels.data
+        (handle_x, handle_y) = (np.array(plot._handles.data[side]) for side in "xy")
+        assert len(handle_x) == 3
+        for x, y, text in zip(labels["x"], labels["y"], labels["text"], strict=True):
+            assert bottom < y < top
+            far = (np.abs(handle_x - x) / across > 3 * len(text)) | (np.abs(handle_y - y) / up > 14)
+            assert far.all()
+
+
+def test_no_probability_is_offered_without_a_model(page: Explorer) -> None:
+    page.add_gate(page.plots[0], "rectangle", BOX)
+    button = page.panel.buttons["probability"]
+    assert button.disabled
+    assert "no model" in button.label
+    assert "open the results" in button.html_attributes["title"]
+    assert not page.panel.buttons["delete"].disabled

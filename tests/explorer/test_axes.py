@@ -28,6 +28,27 @@ def test_every_choice_is_an_axis_and_back() -> None:
         offered.axis("CD99", "denoised", "asinh")
 
 
+def test_controls_have_raw_counts_alone() -> None:
+    names = ["IgG1", "IgG2a isotype control", "CD3 control"]
+    offered = AxisChoices(["CD3 control"], [], [], KINDS, False, names)
+    labels = ["IgG1 (isotype control)", "IgG2a isotype control", "CD3 control (isotype control)"]
+    assert offered.labels[1:] == labels
+    titles = []
+    for label, name in zip(labels, names, strict=True):
+        axis = offered.axis(label, "denoised", "asinh")
+        assert axis == Axis("isotype_raw", name, "asinh")
+        assert offered.label(axis) == label
+        titles.append(offered.title(axis))
+    assert titles[:2] == ["IgG1, isotype control, raw counts", "IgG2a isotype control, raw counts"]
+
+
+def test_a_protein_is_found_under_all_its_names() -> None:
+    found = AxisChoices(["PD-1_TotalSeqB", "CD8_TotalSeqB"], ["CD4"], [], KINDS, True).others
+    assert set(found) == {"CD279", "CD8a"}
+    assert {"PD-1_TotalSeqB", "PD-1", "PDCD1"} < set(found["CD279"])
+    assert "CD8" in found["CD8a"]
+
+
 def test_what_is_no_count_lies_on_a_linear_axis() -> None:
     offered = choices()
     assert offered.axis("CD4", "foreground", "asinh").scale == "linear"

@@ -71,7 +71,8 @@ def test_a_drawn_gate_holds_just_its_cells_and_what_differs(
     mdata = mudata.read_h5mu(run_folder / "results.h5mu")
     full = {tidy: name for name, tidy in tidy_names(list(mdata["prot"].var_names)).items()}
     shown = [full[page.evaluate(VALUE, f"{side}_2")] for side in "xy"]
-    x, y = np.arcsinh(mdata["prot"][:, shown].layers["denoised"] / 5).T
+    assert page.evaluate(VALUE, "values_2") == "raw counts"
+    x, y = np.arcsinh(np.asarray(mdata["prot"][:, shown].X) / 5).T
     left, right, bottom, top = page.evaluate(WINDOW, "plot_2")
     border, pixel = float(np.median(x)), (right - left) / 300
     drag(page, "plot_2", (border, bottom + pixel), (right - pixel, top - pixel))

@@ -27,6 +27,7 @@ from explorer.mouse import (
     explored,
     kept,
     opened,
+    place,
     wait_for_gates,
     wait_for_status,
 )
@@ -198,6 +199,18 @@ def test_gates_differ_by_sample_and_populations_are_counted(
     (gate,) = gates(page).gates
     ((column, sample, vertices),) = gate.by_sample
     assert (column, sample) == ("donor", "d2")
+    words = "Differs by sample: elsewhere in donor d2"
+    assert page.get_by_title(words).inner_text() == "\u2260"  # in the tree
+    signs, labels = (
+        page.evaluate(
+            f"(name) => {NAMED}('plot_1').renderers.find((r) => r.name === name).data_source.data",
+            name,
+        )
+        for name in ("signs", "labels")
+    )
+    assert labels["text"][0].endswith("\u2260")
+    page.mouse.move(*place(page, "plot_1", signs["x"][0], signs["y"][0]))
+    page.get_by_text(words).wait_for()
     assert vertices != gate.vertices
     places = [cells.places(axis.kind, axis.name, axis.scale) for axis in gate.axes]
     is_d2 = (blood.obs["donor"] == "d2").to_numpy()

@@ -1,21 +1,30 @@
 """The cells of a small written folder: values, gates, exports and pixels."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from anndata.io import read_elem
+from bokeh.document import Document
+from mudata import MuData
+from scipy import sparse
 
 from totalvi.data.counts import SparseOnDisk
 from totalvi.errors import OutputError, ReadError
+from totalvi.explorer.app import Explorer
 from totalvi.explorer.axes import Axis
 from totalvi.explorer.drawn_cells import draw_cells, rgba
+from totalvi.explorer.fcs import channels_of
+from totalvi.explorer.gate_files import gates_from_text, gates_to_json
 from totalvi.explorer.gated_results import gate_columns, write_gated
 from totalvi.explorer.gates import Gate, Gating
 from totalvi.explorer.run_cells import RunCells
+from totalvi.explorer.workspace import open_workspace
 
 N = 60
 PROTEINS = ["CD3", "<script>alert(1)</script>"]
@@ -74,6 +83,38 @@ def test_a_run_on_disk_is_read_alike(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "on_disk" / "results.zarr" / ".zgroup").unlink(missing_ok=True)
     with pytest.raises(ReadError, match="not what"):
         RunCells(tmp_path / "on_disk")
+
+
+@pytest.mark.parametrize("as_stored", [np.asarray, sparse.csr_matrix])
+def test_isotype_controls_are_offered_with_their_counts(folder: Path, as_stored: Any) -> None:
+    mdata = mudata.read_h5mu(folder / "results.h5mu")
+    counts = np.random.default_rng(1).poisson(3, (N, 2)).astype(np.float32)
+    controls = AnnData(as_stored(counts), obs=pd.DataFrame(index=mdata.obs_names))
+    controls.var_names = ["IgG1", "IgG2a"]
+    with mudata.set_options(pull_on_update=False):
+        with_controls = MuData({**mdata.mod, "isotype": controls})
+        with_controls.obs, with_controls.obsm["X_umap"] = mdata.obs, mdata.obsm["X_umap"]
+        with_controls.write(folder / "results.h5mu")
+    workspace = open_workspace(folder)
+    with workspace.cells as cells:
+        np.testing.assert_array_equal(cells.values("isotype_raw", "IgG2a"), counts[:, 1])
+        with pytest.raises(ReadError, match="no isotype 'CD3'"):
+            cells.values("isotype_raw", "CD3")
+        page = Explorer(Document(), workspace)
+        assert "IgG1 (isotype control)" in page.choices.labels
+        page.plots.cards[1].x.value = "IgG2a (isotype control)"
+        axis = Axis("isotype_raw", "IgG2a", "asinh")
+        assert page.plots[1].axes[0] == axis
+        np.testing.assert_allclose(page.plots[1].places[0], np.arcsinh(counts[:, 1] / 5), rtol=1e-6)
+        assert page.choices.title(axis) == "IgG2a, isotype control, raw counts"
+        color = "IgG1 (isotype control, raw counts)"
+        assert color in page.plots.view.color.completions
+        page.plots.view.color.value = color
+        assert page.plots.color_bar.visible
+        gating = Gating((Gate("sticky", (axis,), ((1.0,), (50.0,)), None, "range"),))
+        assert gates_from_text(gates_to_json(gating)) == gating
+        assert axis.name in {channel.name for channel in channels_of(cells, gating)}
+        workspace.executor.shutdown()
 
 
 def test_exports_hold_just_the_gated_cells(folder: Path) -> None:

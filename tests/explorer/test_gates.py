@@ -144,7 +144,10 @@ def test_hierarchy_edits() -> None:
     assert gating.path("c") == ("a", "b", "c")
     assert renamed.remove("a").names == ("d",)
     assert gating.remove("c").names == ("a", "b", "d")
-    assert Gating((Gate("Gate 2", AXES, square),)).free_name() == "Gate 3"
+    others = Gating(tuple(Gate(name, AXES, square) for name in ("T", "B", "Gate 2")))
+    assert others.free_name() == "Gate 1"  # the own ones are counted, from 1
+    assert others.add(Gate("Gate 1", AXES, square)).free_name() == "Gate 3"
+    assert others.free_name("T") == "T 2"
 
 
 @pytest.mark.parametrize(
@@ -251,3 +254,13 @@ def test_no_cell_is_named_by_a_condition() -> None:
     own = {"CD3": is_cd3, "CD4": is_cd4, "CD19": is_cd3, "CD45RA": is_cd4}
     inside = members(gating, lambda gate: own[gate.axes[0].name], 3)
     assert deepest(gating, inside).tolist() == ["T/naive", "T", ""]
+
+
+def test_a_gate_says_in_which_samples_it_differs() -> None:
+    gating = with_conditions()
+    assert gating.differs("T") == gating.differs("naive") == ""
+    condition = gating.conditions("T")[0]
+    for sample in ("d2", "d3"):
+        gating = gating.place(condition.name, ((9.0,), (50.0,)), ("donor", sample))
+    assert gating.differs("T") == "Differs by sample: elsewhere in donor d2, donor d3"
+    assert gating.differs("naive") == ""

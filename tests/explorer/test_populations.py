@@ -47,11 +47,17 @@ def test_the_panel_shows_what_is_chosen() -> None:
     assert panel.source.data["s1"] == [str(n) for n in column]
     assert panel.source.data["population"] == ["all cells", "=T", "\u2003CD4"]
     assert len(panel._dots.data["x"]) == 6
+    dots = dict(zip(panel._dots.data["sample"], panel._dots.data["color"], strict=True))
+    assert len(set(dots.values())) == 3
+    for sample, color in dots.items():  # each is named in its colour
+        assert f'background:{color}"></span>{sample} ' in panel.legend.text.replace("> ", ">")
+    assert panel.legend.visible
     read = pd.read_csv(io.StringIO(panel.to_csv()))
     assert set(read["population"]) == {"all cells", "'=T", "'=T/CD4"}
     assert "'+d3" in set(read["sample"])
     panel.show(population_table(Gating(), {None: np.ones(3, dtype=bool)}, None))
     assert not panel.figure.visible
+    assert not panel.legend.visible
 
 
 def test_samples_of_cells_are_cached_codes(blood_file: Path) -> None:

@@ -70,4 +70,6 @@ def test_first_plots_need_no_counts(path: Path) -> None:
         list(cells.protein_names), list(cells.gene_names), [], cells.kinds, has_map=True
     )
     assert choices.values == ["denoised", "foreground"]
-    assert len(start_choices(cells, choices)) >= 2
+    started = start_choices(cells, choices)
+    assert len(started) >= 2
+    assert {choice.values for choice in started} == {"denoised"}  # there are no counts

@@ -249,3 +249,15 @@ def test_the_table_is_sorted_filtered_and_right(opened: tuple, folder: Path) -> 
     n_called = (table.filter(like="is_de_fdr").iloc[:, 0].astype(str) == "True").sum()
     assert page.locator("#table-words").inner_text().startswith(f"{n_called} rows")
     page.uncheck("#called")
+
+
+def test_a_wide_table_scrolls_below_a_caption_that_wraps(chromium, folder: Path) -> None:
+    page, said = opened_page(chromium, folder / "report.html", 390)
+    read = """frames => frames.map(frame => [frame, frame.querySelector("table"),
+      frame.querySelector("caption")]).filter(([, , caption]) => caption)
+      .map(parts => parts.map(part => part.offsetWidth))"""
+    widths = page.eval_on_selector_all("section .scroll", read)
+    assert any(table > frame for frame, table, _ in widths)
+    assert all(caption <= frame <= 390 for frame, _, caption in widths)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert said == []

@@ -47,7 +47,7 @@ class Explorer(GatePage):
         numbers = [c for c in map(str, self.cells.obs) if is_number(self.cells.obs[c])]
         self.choices = AxisChoices(
             list(map(str, self.cells.protein_names)), list(map(str, self.cells.gene_names)), numbers,
-            self.cells.kinds, self.cells.umap is not None,
+            self.cells.kinds, self.cells.umap is not None, list(map(str, self.cells.control_names)),
         )  # fmt: skip
         events = Events(self.gate_drawn, self.tapped, self.dragged, self._window_moved)
         self.plots = Plots(self.cells, self.choices, events, self._views_chosen)
@@ -60,7 +60,8 @@ class Explorer(GatePage):
                 "restore": self.restore, "propose": self.propose,
                 "csv": self.download_csv, "json": self.download_json,
                 "h5mu": self.write_h5mu, "xml": self.download_gating_ml, "fcs": self.write_fcs,
-            }
+            },
+            has_model=self.cells.model_path is not None and self.cells.model_path.exists(),
         )  # fmt: skip
         self.populations = PopulationPanel(self.download_populations)
         values = {column: self.cells.samples(column).names for column in self.cells.sample_columns}
@@ -78,7 +79,7 @@ class Explorer(GatePage):
         document = self.document
         for root in (
             self.panel.layout(), *self.plots.roots(), self.populations.layout(),
-            self.populations.figure, self.differences.controls, self.differences.volcano,
+            self.populations.plot_layout(), self.differences.controls, self.differences.volcano,
             self.differences.table,
         ):  # fmt: skip
             document.add_root(root)
@@ -88,6 +89,7 @@ class Explorer(GatePage):
         document.template_variables["run_name"] = name
         document.template_variables["n_cells"] = self.cells.n_cells
         document.template_variables["cards"] = [card.root.name for card in self.plots.cards]
+        document.template_variables["other_names"] = self.plots.other_names
         document.template_variables["note"] = self.cells.note
 
     def _closed(self, _session_context: object) -> None:

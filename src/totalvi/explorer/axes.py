@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from totalvi.data.panels.antibody_names import identify
+from totalvi.data.panels.antibody_names import ALIASES, identify
 from totalvi.errors import DataError
 
 Scale = Literal["linear", "asinh", "log"]
@@ -64,10 +64,13 @@ Kind = Literal[
     "gene_denoised",
     "gene_raw",
     "gene_log",
+    "isotype_raw",
     "obs",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-COUNTS: tuple[Kind, ...] = ("protein_denoised", "protein_raw", "gene_denoised", "gene_raw")
+COUNTS: tuple[Kind, ...] = (
+    "protein_denoised", "protein_raw", "gene_denoised", "gene_raw", "isotype_raw",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Axis:
     kind
         Which number of a cell: a coordinate of the map; a denoised or raw count, the foreground
         probability or the centred log ratio (CLR) of a protein; a denoised, raw or log-normalised count
-        of a gene; or a column of ``obs``.
+        of a gene; a raw count of an isotype control; or a column of ``obs``.
     name
         Of the feature or column; "1" or "2" of the map.
     scale
@@ -109,17 +112,19 @@ WORDS: dict[Kind, str] = {
     "gene_denoised": "gene, denoised",
     "gene_raw": "gene, raw counts",
     "gene_log": "gene, log-normalised",
+    "isotype_raw": "isotype control, raw counts",
     "obs": "annotation",
 }
+MEASURED = "raw counts"
 VALUES: dict[str, tuple[Kind, Kind]] = {  # of proteins, of genes
     "denoised": ("protein_denoised", "gene_denoised"),
-    "raw counts": ("protein_raw", "gene_raw"),
+    MEASURED: ("protein_raw", "gene_raw"),
     "foreground": ("protein_foreground", "gene_denoised"),
     "CLR / log": ("protein_clr", "gene_log"),
 }
 HISTOGRAM = "histogram"
 MAP = ("UMAP 1", "UMAP 2")
-_GENE, _ANNOTATION = " (gene)", " (annotation)"
+_GENE, _CONTROL, _ANNOTATION = " (gene)", " (isotype control)", " (annotation)"
 
 
 class AxisChoices:
@@ -133,15 +138,19 @@ class AxisChoices:
         Which values there are.
     has_map
         Whether the cells have places on a map.
+    controls
+        Names of isotype controls, of which there are raw counts alone.
 
     Attributes
     ----------
     values
         The choices of values, such as "denoised".
     labels
-        All choices: the map, proteins, genes, annotation.
+        All choices: the map, proteins, isotype controls, genes, annotation.
     tidy
         Tidy name of each protein.
+    others
+        What else people type for a protein, from `other_names`, by its label.
 
     Examples
     --------
@@ -159,6 +168,7 @@ class AxisChoices:
         columns: Sequence[str],
         kinds: Sequence[Kind],
         has_map: bool,
+        controls: Sequence[str] = (),
     ) -> None:
         self._kinds = kinds
         self.tidy = tidy_names(proteins)
@@ -167,10 +177,14 @@ class AxisChoices:
         if has_map:
             self._names |= {label: ("umap", label[-1]) for label in MAP}
         self._names |= {tidy: ("protein", name) for name, tidy in self.tidy.items()}
+        for name in controls:
+            is_said = "control" in name.lower() and name not in self._names
+            self._names[name if is_said else f"{name}{_CONTROL}"] = ("isotype", name)
         self._names |= {f"{name}{_GENE}": ("gene", name) for name in genes}
         self._names |= {f"{name}{_ANNOTATION}": ("obs", name) for name in columns}
         self._label_of = {named: label for label, named in self._names.items()}
         self.labels = list(self._names)
+        self.others = {tidy: other_names(name) for name, tidy in self.tidy.items()}
 
     def axis(self, label: str, values: str, scale: Scale) -> Axis:
         """Return the axis of a choice; its scale is linear where values are no counts."""
@@ -179,7 +193,8 @@ class AxisChoices:
                 f"There is nothing named {label!r} to put on an axis; choose from the list."
             )
         family, name = self._names[label]
-        kind: Kind = "umap" if family == "umap" else "obs"
+        alone: dict[str, Kind] = {"umap": "umap", "isotype": "isotype_raw"}
+        kind = alone.get(family, "obs")
         if family in ("protein", "gene"):
             kind = VALUES[values][family == "gene"]
             if kind not in self._kinds:
@@ -209,11 +224,26 @@ class AxisChoices:
         >>> choices.title(Axis("umap", "1")), choices.title(Axis("protein_raw", "CD4-A0072"))
         ('UMAP 1', 'CD4, raw counts')
         """
-        label = self.label(axis).removesuffix(_GENE).removesuffix(_ANNOTATION)
+        label = self.label(axis)
+        for note in (_GENE, _CONTROL, _ANNOTATION):
+            label = label.removesuffix(note)
         if axis.kind in ("umap", "obs"):
             return label
-        words = WORDS[axis.kind]
-        return f"{label}, {words.removeprefix('protein, ') if axis.kind[0] == 'p' else words}"
+        what, _, words = WORDS[axis.kind].partition(", ")
+        is_plain = what == "protein" or (what == "isotype control" and "control" in label.lower())
+        return f"{label}, {words}" if is_plain else f"{label}, {what}, {words}"
+
+
+def other_names(name: str) -> list[str]:
+    """Return what else people type to find an antibody: its name in the data, its target, synonyms.
+
+    Examples
+    --------
+    >>> other_names("PD-1_TotalSeqB")
+    ['PD-1_TotalSeqB', 'CD279', 'PDCD1', 'PD-1']
+    """
+    target = identify(name).target
+    return list(dict.fromkeys((name, target, *ALIASES.get(target, ()))))
 
 
 def tidy_names(names: Sequence[str]) -> dict[str, str]:

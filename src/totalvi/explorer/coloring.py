@@ -15,6 +15,10 @@ from totalvi.run.folder import CLUSTER_COLUMN
 
 _MOST_CATEGORIES = 60  # in the legend
 _TOP_PERCENTILE = 99.5  # of values, which takes the darkest colour
+LEGEND_STYLE = """
+ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0; padding: 0; }
+.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 5px; }
+"""
 
 
 class Coloring(NamedTuple):
@@ -40,7 +44,7 @@ class Coloring(NamedTuple):
 
 
 def color_choices(cells: Cells, tidy: Mapping[str, str]) -> dict[str, tuple[Kind, str]]:
-    """Return the choices to colour cells by, with their labels: annotation, proteins, genes.
+    """Return the choices to colour cells by, with their labels: annotation, proteins, genes, controls.
 
     Parameters
     ----------
@@ -54,7 +58,7 @@ def color_choices(cells: Cells, tidy: Mapping[str, str]) -> dict[str, tuple[Kind
         if kind == "gene_log" and "gene_denoised" in cells.kinds:
             continue  # there are many genes
         if kind in cells.kinds:
-            names = cells.gene_names if kind.startswith("gene") else cells.protein_names
+            names = cells.names_of(kind)
             choices |= {f"{tidy.get(name, name)} ({word})": (kind, name) for name in names}
     return choices
 
@@ -64,7 +68,7 @@ def color_cells(cells: Cells, kind: Kind, name: str) -> Coloring:
     if kind == "obs" and not is_number(cells.obs[name]):
         return _by_category(cells.obs[name])
     scale = None
-    if kind in ("protein_denoised", "protein_raw"):
+    if kind in ("protein_denoised", "protein_raw", "isotype_raw"):
         scale = PROTEIN_SCALE
     elif kind in COUNTS:
         scale = RNA_SCALE

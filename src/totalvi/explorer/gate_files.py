@@ -173,7 +173,9 @@ def gates_of_table(table: pd.DataFrame) -> Gating:
 
 def _condition(name: str, parent: str | None, row: pd.Series) -> Gate:
     kind, feature = row["kind"], str(row["feature"])
-    scale: Scale = "asinh" if kind in COUNTS else "linear"
+    scale: Scale = "linear"
+    if kind in COUNTS:
+        scale = "log" if kind.startswith("gene") else "asinh"  # as plots show them
     ends = []
     for column, open_end in (("low", -FAR[scale]), ("high", FAR[scale])):
         is_open = pd.isna(row[column]) or str(row[column]).strip() == ""

@@ -227,6 +227,17 @@ class Gating:
         """Return the conditions of a gate."""
         return tuple(gate for gate in self.gates if self.wholes.get(gate.name) == name)
 
+    def differs(self, name: str) -> str:
+        """Return in words in which samples a gate or its conditions lie elsewhere; "" if in none."""
+        samples = [
+            f"{adjusted.column} {adjusted.sample}"
+            for gate in (self[name], *self.conditions(name))
+            for adjusted in gate.by_sample
+        ]
+        return f"Differs by sample: elsewhere in {', '.join(dict.fromkeys(samples))}" * bool(
+            samples
+        )
+
     def walk(self, parent: str | None = None, depth: int = 0) -> Iterator[tuple[int, Gate]]:
         """Yield every gate but conditions with its depth, each followed by those inside of it."""
         for gate in self.gates:
@@ -250,8 +261,8 @@ class Gating:
         return Gating(tuple(gate for gate in self.gates if gate.name in wanted))
 
     def free_name(self, start: str = "Gate") -> str:
-        """Return "Gate 1", or the next that is not taken."""
-        number = len(self.gates) + 1
+        """Return "Gate 1", or the next that is not taken; for a name that is taken, "NAME 2"."""
+        number = 2 if start in self.names else 1
         while f"{start} {number}" in self.names:
             number += 1
         return f"{start} {number}"

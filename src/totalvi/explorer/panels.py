@@ -35,7 +35,9 @@ NO_SAMPLES, ALL_SAMPLES = "(none)", "all samples"
 _INDENT, _BRANCH = "\u2003", "\u2514 "
 _ROW_HEIGHT, _LEAST_ROWS, _MOST_ROWS = 26, 8, 24  # of the tree; more scroll
 # A name that is cut ends with an ellipsis, and is whole under the pointer; "<%-" escapes it.
-_WHOLE_NAME = """<span title="<%- path %>" style="display: block; overflow: hidden;
+_WHOLE_NAME = """<% if (differs) { %><span title="<%- differs %>"
+style="float: right; padding: 0 2px; color: #a63600">&ne;</span><% } %>
+<span title="<%- path %>" style="display: block; overflow: hidden;
 text-overflow: ellipsis"><%- value %></span>"""
 _DOWNLOAD = """
 const [name, type, text] = cb_obj.tags;
@@ -53,10 +55,6 @@ tools.forEach((some, i) => some.forEach((tool) => { tool.active = i === cb_obj.a
 wheels.forEach((wheel) => { wheel.active = cb_obj.active === 0; });
 """
 _WRAPPED = ":host .bk-btn-group { display: flex; flex-wrap: wrap; }"
-LEGEND_STYLE = """
-ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0; padding: 0; }
-.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 5px; }
-"""
 
 
 def show_scale(coloring: Coloring, mapper: LinearColorMapper, color_bar: ColorBar) -> None:
@@ -201,6 +199,7 @@ BUTTONS = {
     "xml": "Gating-ML",
     "fcs": "FCS files",
 }
+NO_MODEL = "A probability needs a model: open the results of totalvi run."
 COMBINATIONS = ("and", "and not", "or", "not it")
 
 
@@ -212,13 +211,16 @@ class GatePanel:
     on
         What to call for "select" (with a name or None), "rename" (with the new name), "load" (with
         a file in base64), "combine" (with how, and the other gate), and each button.
+    has_model
+        Of the cells, which probabilities need.
     """
 
-    def __init__(self, on: Mapping[str, Callable[..., None]]) -> None:
-        self._setting = False
+    def __init__(self, on: Mapping[str, Callable[..., None]], has_model: bool) -> None:
+        self._setting, self._has_model = False, has_model
         self._names: list[str | None] = [None]
         self._rows = ColumnDataSource(
-            {"gate": [], "path": [], "cells": [], "of_parent": [], "of_all": []}, name="tree"
+            {"gate": [], "path": [], "differs": [], "cells": [], "of_parent": [], "of_all": []},
+            name="tree",
         )
         right = StringFormatter(text_align="right")
         self.table = redrawn_with_its_source(
@@ -262,6 +264,9 @@ class GatePanel:
             what: Button(label=label, name=f"button_{what}", sizing_mode="stretch_width")
             for what, label in BUTTONS.items()
         }
+        if not has_model:
+            self.buttons["probability"].label = "Probability (no model)"
+            self.buttons["probability"].html_attributes = {"title": NO_MODEL}
         self.how = select_input("Combine it", COMBINATIONS, "combine_how", 92)
         self.other = Select(
             title="with", options=[], name="combine_with", sizing_mode="stretch_width", min_width=90
@@ -324,6 +329,7 @@ class GatePanel:
                 *(_INDENT * depth + _BRANCH + gate.name for depth, gate in walked),
             ],
             "path": [ALL_CELLS, *(" > ".join(gating.path(gate.name)) for _, gate in walked)],
+            "differs": ["", *(gating.differs(gate.name) for _, gate in walked)],
             "cells": [f"{n_cells:,}", *(f"{count.cells:,}" for count in found)],
             "of_parent": ["", *(_percent(count.percent_of_parent) for count in found)],
             "of_all": ["100", *(_percent(count.percent_of_all) for count in found)],
@@ -335,6 +341,8 @@ class GatePanel:
         self.name.disabled = selected is None
         for what in ("delete", "probability", "combine"):
             self.buttons[what].disabled = selected is None
+        if not self._has_model:
+            self.buttons["probability"].disabled = True
         others = [gate.name for _, gate in walked if gate.name != selected]
         self.other.options = others
         if self.other.value not in others:

@@ -11,6 +11,7 @@ from bokeh.models import (
     BoxSelectTool,
     ColumnDataSource,
     CustomJS,
+    HoverTool,
     LassoSelectTool,
     PanTool,
     PlainText,
@@ -46,6 +47,7 @@ HANDLE_REACH = 13  # pixels
 _LARGEST_SIDE = 1400
 _MARGIN = 0.04
 _LABEL_HEIGHT, _LETTER_WIDTH = 11, 7  # pixels from its middle to its edge, and of a letter
+_HALF_HANDLE = 6  # pixels
 _RIDGE = 0.75  # between the histograms of two groups, of which each is 1 high
 _MOST_RIDGES = 24
 # Bokeh ends a polygon with Enter only; people double-click.
@@ -54,6 +56,7 @@ const area = Bokeh.index.find_one(cb_obj.origin)?.canvas_view.ui_event_bus.hit_a
 area?.dispatchEvent(new KeyboardEvent("keyup", {key: "Enter"}));
 """
 _POLYGON = "Polygon gate: click corners, then double-click or press Enter"
+_SIGN = "  \u2260"  # behind the name of a gate that differs by sample
 _EMPTY = np.zeros(0)
 
 
@@ -129,6 +132,11 @@ class CellPlot:
         )  # fmt: skip
         self._labels = ColumnDataSource({"x": [], "y": [], "text": []})
         add_labels(self.figure, self._labels)
+        self._signs = ColumnDataSource({"x": [], "y": [], "differs": []})
+        signs = self.figure.scatter(
+            "x", "y", source=self._signs, marker="square", size=18, alpha=0.0, name="signs"
+        )  # over the sign of a label, for the pointer
+        self.figure.add_tools(HoverTool(renderers=[signs], tooltips="@differs", visible=False))
 
     def _coloured_areas(
         self, name: str, *, fill_alpha: float, line_width: float
@@ -297,6 +305,7 @@ class CellPlot:
         sample: tuple[str, str] | None = None,
         *,
         with_handles: bool = False,
+        differs: Sequence[str] = (),
     ) -> None:
         """Draw the outlines of gates, which `shown_on` these axes, with their labels.
 
@@ -308,7 +317,11 @@ class CellPlot:
             Whose gates to draw, where they differ by sample.
         with_handles
             Whether these gates show their handles.
+        differs
+            In which samples each gate lies elsewhere, in words, or "".
         """
+        differs = differs or [""] * len(gates)
+        labels = [text + _SIGN * bool(words) for text, words in zip(labels, differs, strict=True)]
         self.gates = {g.name: draw_gate(g, self.axes, self.window, sample) for g in gates}
         self.highlighted = [name for name in self.gates if name in highlighted]
         drawn = list(self.gates.values())
@@ -322,21 +335,33 @@ class CellPlot:
         self._handles.data = {"x": list(handles[:, 0]), "y": list(handles[:, 1])}
         places: list[Point] = []
         for each, text in zip(drawn, labels, strict=True):
-            places.append(self._free_place(self._label_place(each, text), text, places, labels))
-        self._labels.data = {
-            "x": [place[0] for place in places],
-            "y": [place[1] for place in places],
-            "text": list(labels),
+            usual = self._label_place(each, text, handles)
+            places.append(self._free_place(usual, text, places, labels))
+        x, y = ([place[side] for place in places] for side in (0, 1))
+        self._labels.data = {"x": x, "y": y, "text": labels}
+        marked = [i for i, words in enumerate(differs) if words]
+        letter = _LETTER_WIDTH * self.units_of_pixel[0]
+        self._signs.data = {
+            "x": [places[i][0] + letter * (len(labels[i]) - 1) / 2 for i in marked],
+            "y": [places[i][1] for i in marked],
+            "differs": [differs[i] for i in marked],
         }
 
-    def _label_place(self, drawn: Drawn, text: str) -> tuple[float, float]:
-        """Return where a label is whole: it goes inside where the edge of the plot would cut it."""
+    def _label_place(self, drawn: Drawn, text: str, handles: np.ndarray) -> Point:
+        """Return where a label is whole and on no handle: above its place, below, or further away."""
         left, right, bottom, top = self.window
         across, up = self.units_of_pixel
         half = min(_LETTER_WIDTH * len(text) / 2 * across, (right - left) / 2)
         x = float(np.clip(drawn.label[0], left + half, right - half))
         margin = _LABEL_HEIGHT * up
-        return x, float(np.clip(drawn.label[1], bottom + margin, top - margin))
+        usual = float(np.clip(drawn.label[1], bottom + margin, top - margin))
+        reach = half + _HALF_HANDLE * across, margin + _HALF_HANDLE * up
+        for steps in (0, 2, -2, 4, -4, 6, -6):
+            y = usual + steps * margin
+            covers = (np.abs(handles - (x, y)) < reach).all(axis=1).any()
+            if bottom + margin <= y <= top - margin and not covers:
+                return x, y
+        return x, usual
 
     def _free_place(
         self, place: Point, text: str, others: Sequence[Point], labels: Sequence[str]

@@ -7,7 +7,17 @@ import numpy as np
 from bokeh.layouts import column, row
 from bokeh.models import Button
 
-from totalvi.explorer.axes import FAR, HISTOGRAM, MAP, SCALES, Axis, AxisChoices, Scale, start_pairs
+from totalvi.explorer.axes import (
+    FAR,
+    HISTOGRAM,
+    MAP,
+    MEASURED,
+    SCALES,
+    Axis,
+    AxisChoices,
+    Scale,
+    start_pairs,
+)
 from totalvi.explorer.gate_shapes import shown_on
 from totalvi.explorer.gates import Count, Gate, Gating
 from totalvi.explorer.panels import ALL_CELLS, search_input, select_input
@@ -187,18 +197,23 @@ class PlotCard:
             for gate in gating.gates
             if gate.parent == self.shown and shown_on(gate, self.plot.axes)
         ]
-        conditions = (
-            {gate.place: gate for gate in inside if gating.wholes.get(gate.name) == shown.selected}
-            if shown.selected
-            else {}
-        )
+        of: Sequence[str | None] = [shown.selected] if shown.selected else []
+        if shown.is_backgating and shown.selected in gating.names:
+            of = gating.path(str(shown.selected))
+        conditions = {g.place: g for g in inside if gating.wholes.get(g.name, "") in of}
         gates = [g for g in inside if g.name not in gating.wholes] + list(conditions.values())
         labels = [
             f"{self._words(g, gating)}  {shown.counts[g.name].percent_of_parent:.1f} %"
             for g in gates
         ]
-        highlighted = {shown.selected, *(gate.name for gate in conditions.values())}
-        self.plot.outline(gates, labels, highlighted, shown.sample, with_handles=shown.is_editing)
+        differs = ["" if shown.sample else gating.differs(g.name) for g in gates]
+        highlighted = {
+            shown.selected,
+            *(g.name for g in conditions.values() if gating.wholes[g.name] == shown.selected),
+        }
+        self.plot.outline(
+            gates, labels, highlighted, shown.sample, with_handles=shown.is_editing, differs=differs
+        )
         return [gate.name for gate in gates]
 
     def _words(self, gate: Gate, gating: Gating) -> str:
@@ -240,13 +255,17 @@ def _groups(shown: Shown, cells: Cells) -> Groups | None:
 
 
 def start_choices(cells: Cells, choices: AxisChoices) -> list[Choice]:
-    """Return what the plots show at first: the map, and pairs of markers of lineages."""
+    """Return what the plots show at first: the map, and pairs of markers of lineages.
+
+    Proteins start as they were measured, where there are counts: denoised values of the cells without a
+    protein lie on the edge of the plot, where nobody sees how many they are.
+    """
     names = list(map(str, cells.protein_names))
     raw = cells.protein.rows(
         np.linspace(0, cells.n_cells - 1, min(2000, cells.n_cells)).astype(int)
     )
     spread = np.array([_spread(column) for column in raw.T])
-    values = choices.values[0]
+    values = MEASURED if MEASURED in choices.values else choices.values[0]
     found = [Choice(*MAP, values, "asinh", "dots", None)] if MAP[0] in choices.labels else []
     for pair in start_pairs(names, spread):
         x, y = (choices.tidy[name] for name in pair)
@@ -276,7 +295,8 @@ def _choice_of(
     axes: tuple[Axis, ...], parent: str | None, choices: AxisChoices, usual: Choice
 ) -> Choice:
     labels = [choices.label(axis) for axis in axes]
-    counted = next((axis for axis in axes if axis.scale != "linear"), axes[0])
+    # On the scale "asinh", counts of genes are on "log" all the same.
+    counted = min(axes, key=lambda axis: ("asinh", "log", "linear").index(axis.scale))
     values = _values_of(axes, choices) or usual.values
     x, y = labels if len(labels) == 2 else (labels[0], HISTOGRAM)
     return Choice(x, y, values, counted.scale, "dots", parent)
@@ -285,7 +305,7 @@ def _choice_of(
 def _values_of(axes: Sequence[Axis], choices: AxisChoices) -> str | None:
     for values in choices.values:
         for axis in axes:
-            if axis.kind not in ("umap", "obs") and (
+            if axis.kind not in ("umap", "obs", "isotype_raw") and (
                 choices.axis(choices.label(axis), values, axis.scale).kind == axis.kind
             ):
                 return values

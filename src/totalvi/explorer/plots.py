@@ -10,10 +10,16 @@ from bokeh.document import Document
 from bokeh.models import Div, LayoutDOM, LinearColorMapper
 
 from totalvi.explorer.axes import AxisChoices
-from totalvi.explorer.coloring import Coloring, color_cells, color_choices, color_values
+from totalvi.explorer.coloring import (
+    LEGEND_STYLE,
+    Coloring,
+    color_cells,
+    color_choices,
+    color_values,
+)
 from totalvi.explorer.gate_shapes import dragged, inside_polygon, reached, shown_on
 from totalvi.explorer.gates import Count, Gate, Gating, Point, Vertices
-from totalvi.explorer.panels import DENSITY, LEGEND_STYLE, ViewPanel, show_scale
+from totalvi.explorer.panels import DENSITY, ViewPanel, show_scale
 from totalvi.explorer.plot import HANDLE_REACH, CellPlot, Events
 from totalvi.explorer.plot_cards import (
     MOST_PLOTS,
@@ -98,6 +104,16 @@ class Plots:
     def roots(self) -> list[LayoutDOM]:
         """Return what goes on the page."""
         return [self.view.layout(), *(card.root for card in self.cards), self.legend]
+
+    @property
+    def other_names(self) -> list[tuple[str, list[str]]]:
+        """What else people type for each axis or colour of a protein."""
+        others = self.choices.others
+        return [*others.items()] + [
+            (label, others[self.choices.tidy[name]])
+            for label, (kind, name) in self._colorings.items()
+            if kind.startswith("protein")
+        ]
 
     @property
     def is_backgating(self) -> bool:

@@ -10,6 +10,7 @@ from bokeh.models import (
     Button,
     ColumnDataSource,
     DataTable,
+    Div,
     FactorRange,
     HoverTool,
     LayoutDOM,
@@ -19,9 +20,11 @@ from bokeh.models import (
     TableColumn,
 )
 
+from totalvi.explorer.coloring import LEGEND_STYLE
 from totalvi.explorer.compare import redrawn_with_its_source
 from totalvi.explorer.gates import Gating, percent
 from totalvi.explorer.run_cells import Groups
+from totalvi.figures.cell_maps import category_legend
 from totalvi.figures.style import category_colors, new_figure
 
 ALL = "all cells"
@@ -110,7 +113,10 @@ class PopulationPanel:
         self.figure = new_figure(
             height=_LEAST_HEIGHT, tools="save", x_range=Range1d(0, 100), y_range=FactorRange("-")
         )
-        self.figure.name = "populations_plot"
+        self.legend = Div(
+            text="", name="populations_legend", sizing_mode="stretch_width", visible=False,
+            stylesheets=[LEGEND_STYLE],
+        )  # fmt: skip
         dots = self.figure.scatter(
             "x", "y", source=self._dots, size=9, color="color", alpha=0.85, line_color="white",
             name="sample_dots",
@@ -124,6 +130,12 @@ class PopulationPanel:
         """Return the widgets above the table."""
         controls = row(self.value, self.csv, sizing_mode="stretch_width")
         return column(controls, self.table, sizing_mode="stretch_width", name="populations")
+
+    def plot_layout(self) -> LayoutDOM:
+        """Return the plot below the names of the samples in their colours."""
+        return column(
+            self.legend, self.figure, sizing_mode="stretch_width", name="populations_plot"
+        )
 
     def to_csv(self) -> str:
         """Return the table as CSV, in which no spreadsheet reads a name as a formula."""
@@ -173,6 +185,11 @@ class PopulationPanel:
                     dots["sample"].append(sample)
                     dots["color"].append(color)
                     dots["words"].append(f"{_text(value, field)} {self.value.value}")
+        cells_of = self._table[self._table["population"] == ALL].set_index("sample")["cells"]
+        self.legend.text = category_legend(
+            list(wide.columns), cells_of.loc[wide.columns].to_numpy()
+        )
+        self.legend.visible = bool(populations) and len(wide.columns) > 1
         highest = max([1.0, *map(float, dots["x"])])  # type: ignore[arg-type]  # numbers
         self.figure.x_range.update(start=-0.03 * highest, end=1.05 * highest)
         self.figure.xaxis[0].axis_label = self.value.value

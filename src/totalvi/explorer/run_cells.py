@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Self
 import h5py
 import numpy as np
 import pandas as pd
-import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 from mudata import MuData
 from scipy import sparse
 
+from totalvi.data.background.isotype_controls import ISOTYPE_MODALITY
 from totalvi.data.columns import Columns
 from totalvi.data.counts import Counts, CountsInMemory, DenseOnDisk, SparseOnDisk
 from totalvi.data.find import find_counts
@@ -23,6 +23,7 @@ from totalvi.errors import ReadError
 from totalvi.explorer.axes import Kind, Scale, to_scale
 from totalvi.explorer.gate_shapes import contains
 from totalvi.explorer.gates import Gate
+from totalvi.explorer.stored_counts import column_of, opened, stored_column
 from totalvi.run.folder import STORE
 from totalvi.run.inputs import AS_IS, Reading, counts_in_x, read_input
 
@@ -33,6 +34,7 @@ _WHERE: dict[Kind, str] = {
     "protein_raw": "mod/prot/X",
     "protein_foreground": "mod/prot/layers/foreground_probability",
     "gene_denoised": "mod/rna/layers/denoised",
+    "isotype_raw": f"mod/{ISOTYPE_MODALITY}/X",
 }
 _FROM_COUNTS: tuple[Kind, ...] = ("gene_raw", "protein_clr", "gene_log")
 _COUNTS_OF_A_CELL = 10_000  # to which gene counts are scaled before their logarithm
@@ -62,8 +64,8 @@ class Cells(ABC):
         Annotation of the cells, (N, columns).
     umap
         Their places on a map, float32 (N, 2); None: there is none.
-    gene_names, protein_names
-        Of the features.
+    gene_names, protein_names, control_names
+        Of the features, and of the isotype controls that were left out of the proteins.
     on_disk
         Whether raw counts are read again whenever they are needed.
     model_path
@@ -77,6 +79,7 @@ class Cells(ABC):
     umap: np.ndarray | None
     gene_names: pd.Index
     protein_names: pd.Index
+    control_names: pd.Index = pd.Index([])
     on_disk: bool = False
     model_path: Path | None = None
     rna: Counts[sparse.csr_matrix]
@@ -103,6 +106,11 @@ class Cells(ABC):
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of values of features that there are."""
         return (*(kind for kind in _WHERE if self._has(kind)), *_FROM_COUNTS)
+
+    def names_of(self, kind: Kind) -> pd.Index:
+        """Return the names of the features that have values of a kind."""
+        others = {"gene": self.gene_names, "isotype": self.control_names}
+        return others.get(kind.partition("_")[0], self.protein_names)
 
     @property
     def note(self) -> str:
@@ -135,16 +143,13 @@ class Cells(ABC):
             return self.umap[:, int(name) - 1]
         if kind == "obs":
             return self._numbers_of_obs(name)
-        is_gene = kind.startswith("gene")
-        names = self.gene_names if is_gene else self.protein_names
+        names = self.names_of(kind)
         if name not in names:
-            raise ReadError(
-                f"There is no {'gene' if is_gene else 'protein'} {name!r} in {self.title}."
-            )
+            raise ReadError(f"There is no {kind.partition('_')[0]} {name!r} in {self.title}.")
         position = int(names.get_indexer(pd.Index([name]))[0])
         if kind in ("gene_raw", "gene_log"):
             parts = self.rna.blocks() if self.on_disk else [(0, self.rna.read())]
-            raw = np.concatenate([_column(part, position) for _, part in parts])
+            raw = np.concatenate([column_of(part, position) for _, part in parts])
             return raw if kind == "gene_raw" else np.log1p(raw * self._factor_of_cell)
         if kind == "protein_clr":
             ratio: np.ndarray = np.log1p(self.values("protein_raw", name)) - self._mean_log_protein
@@ -258,11 +263,13 @@ class RunCells(Cells):
                 f"{self.folder} holds no results.h5mu; give the folder that `totalvi run` wrote."
             )
         try:
-            self._file: Any = _opened(self.results)
+            self._file: Any = opened(self.results)
             self.obs = read_elem(self._file["obs"])
             self.umap = self._file["obsm/X_umap"][:].astype(np.float32)
             self.gene_names = self._names("rna")
             self.protein_names = self._names("prot")
+            if self._has("isotype_raw"):
+                self.control_names = self._names(ISOTYPE_MODALITY)
         except (OSError, KeyError) as error:
             raise ReadError(
                 f"{self.results} is not what `totalvi run` writes ({error}); run it again."
@@ -282,8 +289,7 @@ class RunCells(Cells):
         return names
 
     def _stored(self, kind: Kind, position: int) -> np.ndarray:
-        column: np.ndarray = self._file[_WHERE[kind]][:, position]
-        return column
+        return stored_column(self._file[_WHERE[kind]], position)
 
     @cached_property
     def rna(self) -> Counts[sparse.csr_matrix]:  # type: ignore[override]  # read when needed
@@ -382,16 +388,3 @@ def _map_of(mdata: MuData) -> np.ndarray | None:
             if key in data.obsm and data.obsm[key].shape == (mdata.n_obs, data.obsm[key].shape[1]):
                 return np.asarray(data.obsm[key], dtype=np.float32)[:, :2]
     return None
-
-
-def _opened(results: Path) -> h5py.File | zarr.Group:
-    return h5py.File(results, "r") if results.is_file() else zarr.open_group(results, mode="r")
-
-
-def _column(counts: sparse.csr_matrix, position: int) -> np.ndarray:
-    """Return a column of a CSR matrix without sorting the matrix by columns."""
-    stored = np.flatnonzero(counts.indices == position)
-    column = np.zeros(counts.shape[0], dtype=np.float32)
-    cells = np.searchsorted(counts.indptr, stored, side="right") - 1
-    np.add.at(column, cells, counts.data[stored])
-    return column

@@ -8,6 +8,7 @@ import numpy as np
 from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
 from bokeh.palettes import Magma256, Viridis256
 from bokeh.plotting import figure
+from scipy.spatial.distance import cdist
 
 from totalvi.figures.style import (
     INK,
@@ -20,6 +21,10 @@ from totalvi.figures.style import (
     use_count_axis,
 )
 
+_MOST_COMPARED = 500  # cells of a category, to find where they are densest
+_CELLS_ABOUT = 15  # a label
+_MAP_PIXELS = np.array([340.0, 380.0])  # of a map, between those of wide and narrow screens
+_LETTER, _LINE = 7.0, 18.0  # pixels of a label
 VALUE_PALETTE = tuple(reversed(Magma256[20:246]))  # from pale (little) to dark (much)
 
 
@@ -131,7 +136,9 @@ def add_labels(drawn: figure, source: ColumnDataSource) -> None:
 def label_places(
     points: np.ndarray, codes: np.ndarray, names: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """Return a label for each category: its name at the cell nearest to the median of its cells.
+    """Return a label for each category: its name at the cell about which its cells are densest.
+
+    That is the cell with the smallest circle around it that holds a quarter of them.
 
     Parameters
     ----------
@@ -147,11 +154,43 @@ def label_places(
         members = points[codes == code]
         if not len(members):
             continue
-        distance = np.linalg.norm(members - np.median(members, axis=0), axis=1)
-        x, y = members[distance.argmin()]
+        some = members[:: len(members) // _MOST_COMPARED + 1]
+        quarter = len(some) // 4
+        x, y = some[np.partition(cdist(some, some), quarter, axis=1)[:, quarter].argmin()]
         for key, value in zip(("x", "y", "text"), (float(x), float(y), str(name)), strict=True):
             places[key].append(value)
     return places
+
+
+def clear_label_places(
+    points: np.ndarray, codes: np.ndarray, names: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Return those labels of `label_places` that name the cells about them and hide none larger.
+
+    Parameters
+    ----------
+    points, codes, names
+        As there; categories may lie within others.
+    """
+    found = label_places(points, codes, names)
+    left, right = points[:, 0].min(), points[:, 0].max()
+    sizes = {name: int((codes == code).sum()) for code, name in enumerate(names)}
+    across, up = np.ptp(points, axis=0) / _MAP_PIXELS + 1e-9  # of a pixel
+    kept: dict[str, list[Any]] = {"x": [], "y": [], "text": []}
+    for x, y, text in sorted(zip(*found.values(), strict=True), key=lambda label: -sizes[label[2]]):
+        distance = np.linalg.norm(points - (x, y), axis=1)
+        near = np.argsort(distance, kind="stable")[:_CELLS_ABOUT]
+        half = min(_LETTER * len(text) / 2 * across, (right - left) / 2)
+        x = float(np.clip(x, left + half, right - half))  # whole at the edge of the map
+        is_hidden = any(
+            abs(x - other_x) < _LETTER * (len(text) + len(other)) / 2 * across
+            and abs(y - other_y) < _LINE * up
+            for other_x, other_y, other in zip(*kept.values(), strict=True)
+        )
+        if not is_hidden and (codes[near] == names.index(text)).mean() >= 0.5:
+            for key, value in zip(kept, (x, y, text), strict=True):
+                kept[key].append(value)
+    return kept
 
 
 def add_density(drawn: figure, points: np.ndarray, n_bins: int = 200) -> None:

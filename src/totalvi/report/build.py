@@ -15,8 +15,9 @@ from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from totalvi.figures.cell_maps import category_legend, label_places
+from totalvi.figures.cell_maps import category_legend, clear_label_places, label_places
 from totalvi.figures.style import PROTEIN_SCALE, RNA_SCALE, category_colors
+from totalvi.posterior.gates.memberships import UNDECIDED
 from totalvi.report.report_data import (
     CLUSTERS,
     Results,
@@ -290,9 +291,11 @@ def _categories(results: Results) -> list[dict[str, Any]]:
         codes = values.codes.astype(np.int32)
         n_cells = np.bincount(codes[codes >= 0], minlength=len(names))
         labelled = codes[rows]
-        if name == "population":  # many are small, and their names would hide each other
-            labelled = np.where(n_cells[labelled] < 0.03 * n_cells.sum(), -1, labelled)
-        places = label_places(results.umap[rows], labelled, names) if len(names) <= 40 else {}
+        label = label_places
+        if name == "population":  # many are small, and those of some lie about the map
+            label = clear_label_places
+            labelled = np.where(values[rows] == UNDECIDED, -1, labelled)
+        places = label(results.umap[rows], labelled, names) if len(names) <= 40 else {}
         kind = np.uint8 if len(names) < 255 else np.uint16
         shown = np.where(codes < 0, np.iinfo(kind).max, codes)[rows].astype(kind)
         categories.append(
