@@ -100,8 +100,8 @@ class ModalityQueries(Fitted):
         log p(count | u) - log p(count); features that tell the same tell it several times. All of it
         rests on the fitted model. docs/model.md has the formulas.
 
-        It takes about 45 ms of one processor a cell (4,000 genes, 14 proteins), so with thousands of cells
-        ask about some by ``indices``: means over groups need few hundred.
+        It takes about 40 ms a cell (4,000 genes, two processors), so with thousands of cells ask about
+        some by ``indices``: means over groups need few hundred.
 
         Parameters
         ----------
