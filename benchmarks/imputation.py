@@ -8,12 +8,14 @@ Pearson correlation and the root mean squared error (RMSE) of log(1 + count), ov
 and averaged over proteins. There are three predictions: the log of the denoised mean
 (`get_normalized_expression`, 25 samples), and the predictive mean of log(1 + count)
 (`impute_proteins(...).log1p`, 200 samples), by the model alone and stacked with ridge regression and
-neighbours. Results go to benchmarks/results/imputation.json and .md.
+neighbours. Results go to benchmarks/results/imputation.json and .md. With ``--folder`` fits are kept,
+and found again there, also by `imputation_trust.py`.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ import pandas as pd
 from mudata import MuData
 
 import totalvi
+from field_fit import fitted
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data" / "pbmc10k.h5mu"
@@ -39,11 +42,10 @@ def hide_proteins(mdata: MuData) -> tuple[MuData, np.ndarray]:
     return partly, hidden
 
 
-def measure(mdata: MuData, seed: int, **training: object) -> dict[str, object]:
+def measure(mdata: MuData, seed: int, folder: Path) -> dict[str, object]:
     print(f"fitting with seed {seed}", flush=True)
     partly, hidden = hide_proteins(mdata)
-    model = totalvi.Model(partly, batch_key="panel", seed=seed)
-    model.train(progress=False, **training)
+    model, _ = fitted(partly, folder / f"hidden_{seed}", None, batch_key="panel", seed=seed)
     _, predicted = model.get_normalized_expression(
         indices=hidden,
         gene_list=[],
@@ -80,13 +82,20 @@ def agreement(predicted: pd.DataFrame, truth: pd.DataFrame) -> dict[str, object]
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments_of(title: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="where fits are kept and found again")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__.splitlines()[0])
     mdata = totalvi.read(arguments.data)
-    rows = [measure(mdata, seed) for seed in arguments.seeds]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        rows = [measure(mdata, seed, folder) for seed in arguments.seeds]
     (HERE / "results" / "imputation.json").write_text(json.dumps(rows, indent=1) + "\n")
     table = [
         "| seed | log of the mean: Pearson | RMSE | mean of the log: Pearson | RMSE "

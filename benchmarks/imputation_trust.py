@@ -6,10 +6,10 @@ Proteins are hidden as in `imputation.py`. The model measures the reliability of
 held-out cells. The script compares it with the truth in the cells whose proteins were hidden, by
 the correlation over proteins and the mean absolute difference. Coverage is the share of hidden
 counts in the 90 % intervals, averaged over proteins, with the lowest and highest protein. Results
-go to benchmarks/results/imputation_trust.md.
+go to benchmarks/results/imputation_trust.md. With ``--folder`` fits are kept, and found again there.
 """
 
-import argparse
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -17,13 +17,13 @@ import numpy as np
 from mudata import MuData
 
 import totalvi
-from imputation import DATA, HERE, hide_proteins
+from field_fit import fitted
+from imputation import HERE, arguments_of, hide_proteins
 
 
-def measure(mdata: MuData, seed: int) -> list[str]:
+def measure(mdata: MuData, seed: int, folder: Path) -> list[str]:
     partly, hidden = hide_proteins(mdata)
-    model = totalvi.Model(partly, batch_key="panel", seed=seed)
-    model.train(progress=False)
+    model, _ = fitted(partly, folder / f"hidden_{seed}", None, batch_key="panel", seed=seed)
     found = model.get_imputation_reliability().loc["hidden"]
     truth = mdata["prot"].to_df()[hidden]
     cells = [str(seed)]
@@ -42,10 +42,7 @@ def measure(mdata: MuData, seed: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+    arguments = arguments_of(__doc__.splitlines()[0])
     with warnings.catch_warnings(action="ignore"):  # mudata's, of coming versions
         mdata = totalvi.read(arguments.data)
     header = [
@@ -53,7 +50,9 @@ def main() -> None:
         "coverage of 90 % intervals", "not calibrated", "Pearson of `log1p`", "RMSE of `log1p`",
     ]  # fmt: skip
     rows = [header, ["---"] * len(header)]
-    rows += [measure(mdata, seed) for seed in arguments.seeds]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        rows += [measure(mdata, seed, folder) for seed in arguments.seeds]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     (HERE / "results" / "imputation_trust.md").write_text(text + "\n")
     print(text)

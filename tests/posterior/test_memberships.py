@@ -13,6 +13,7 @@ from totalvi.posterior.gates.memberships import (
     count_members,
     fulfilled,
     known_memberships,
+    members,
     name_cells,
     usable,
     wanting,
@@ -99,3 +100,32 @@ def test_cells_are_named_by_the_only_population_that_is_likely() -> None:
     )
     named = list(name_cells(table, hierarchy))
     assert named == ["T4", "T", "T", "undecided", "T", "undecided", "B"]
+
+
+def test_populations_that_share_most_of_their_cells_do_not_exclude_each_other() -> None:
+    hierarchy = parse_hierarchy("T: A+\nAgain: A+\nAgain 4: Again > B+\nB: D+")
+    of_t, of_b, of_both = [0.9, 0.9, 0.8, 0.0], [0.0, 0.0, 0.0, 0.9], [0.9, 0.9, 0.9, 0.9]
+    rows = [of_t] * 40 + [of_b] * 40 + [of_both] * 4
+    table = pd.DataFrame(rows, columns=["T", "Again", "Again 4", "B"])
+    inside = members(table, hierarchy)
+    assert inside.sum().tolist() == [40, 40, 40, 40]
+    assert list(name_cells(table, hierarchy)) == ["T"] * 40 + ["B"] * 40 + ["undecided"] * 4
+
+
+def test_a_marker_without_positive_cells_tells_only_what_is_low() -> None:
+    low = Draws(np.zeros((1, N), bool), np.zeros((1, N), bool))
+    levels = {"X": Levels(low, low, one=True, has_positives=False), "Y": drawn(0.7)}
+    for gate, expected in {
+        "Y+ X-": (0.7, 0.7), "Y+ not Xhigh": (0.7, 0.7), "Y+ X+": (0.0, 0.7), "X+": (0.0, 1.0),
+        "Y+ or X+": (0.7, 1.0), "not (X+ Y+)": (1.0, 1.0), "not X-": (0.0, 1.0),
+    }.items():  # fmt: skip
+        sure, possible = membership(parse_hierarchy(f"A: {gate}"), levels)
+        assert (sure[0], possible[0]) == pytest.approx(expected, abs=0.03), gate
+
+
+def test_what_a_marker_without_positive_cells_leaves_untold_is_told_by_another() -> None:
+    gate = parse_hierarchy("A: (X+ else Y+) (not Xhigh else Z-)").populations[0].gate
+    told = usable(gate, {"X", "Y", "Z"}, {"X"})
+    assert told == parse_hierarchy("A: Y+ not Xhigh").populations[0].gate
+    assert wanting(gate, {"X", "Y", "Z"}, {"X"}) == []
+    assert wanting(gate, {"X", "Z"}, {"X"}) == ["X", "Y"]

@@ -179,6 +179,7 @@ def test_alternatives_and_levels_are_gates_of_ranges() -> None:
             "feature": ["a", "b", "c", "d", "e", ""],
             "positive": [10.0, 20.0, 30.0, 40.0, np.nan, np.nan],
             "high": [100.0, 20.0, 30.0, 400.0, np.nan, np.nan],
+            "note": "",
         },
         index=list("ABCDEF"),
     )

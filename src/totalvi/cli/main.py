@@ -15,6 +15,7 @@ import typer
 
 from totalvi.cli.command_files import check, convert, datasets, info, simulate
 from totalvi.cli.command_gate import gate
+from totalvi.cli.command_join import join
 from totalvi.cli.command_results import de, denoise, explore, impute, map_cells, report
 from totalvi.cli.command_run import compare, demo, run, train
 from totalvi.cli.extras import missing_extra, require_extras
@@ -56,6 +57,7 @@ app.command()(gate)
 app.command()(compare)
 app.command()(impute)
 app.command()(check)
+app.command()(join)
 app.command()(convert)
 app.command()(info)
 app.command("map")(map_cells)

@@ -17,6 +17,7 @@ MIN_FOREGROUND_CELLS = 5
 MIN_AUROC = 0.85
 MIN_LOG1P_DIFFERENCE = np.log(2.0)
 MAX_CONTROL_FOREGROUND = 0.05
+NO_FOREGROUND, DOES_NOT_SEPARATE = "no foreground", "does not separate"  # warnings
 LEAST_FAR_ABOVE, MOST_FAR_ABOVE = 0.001, 0.05  # of the cells
 
 
@@ -84,11 +85,11 @@ def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -
         if n_foreground > MAX_CONTROL_FOREGROUND * n_cells:
             warning = "control with foreground"
     elif n_foreground < MIN_FOREGROUND_CELLS and 2 * n_foreground <= n_cells:
-        warning = "few cells far above" if _few_are_far_above(counts) else "no foreground"
+        warning = "few cells far above" if _few_are_far_above(counts) else NO_FOREGROUND
     elif n_cells - n_foreground < MIN_FOREGROUND_CELLS:
         warning = "no background"
     elif auroc < MIN_AUROC or difference < MIN_LOG1P_DIFFERENCE:
-        warning = "few cells far above" if _few_are_far_above(counts) else "does not separate"
+        warning = "few cells far above" if _few_are_far_above(counts) else DOES_NOT_SEPARATE
     return {
         "percent_foreground": 100 * n_foreground / n_cells if n_cells else np.nan,
         "percent_ambiguous": 100 * ambiguous,

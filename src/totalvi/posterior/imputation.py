@@ -36,7 +36,7 @@ from totalvi.posterior.question import (
     held_out_cells,
     labels_of_cells,
 )
-from totalvi.posterior.rna_predictors import simple_predictors
+from totalvi.posterior.rna_predictors import RnaCoordinates, RnaPredictors
 from totalvi.posterior.stacking import OfPanel, Stack, moved_to_stacks, stacked_proteins
 from totalvi.posterior.unmeasured import batches_to_impute_from
 
@@ -176,9 +176,9 @@ class ImputationQueries(Fitted):
         stacked = (calibrated if stacked is None else stacked) and self._mapping is None
         hiding, every, rna, in_all = question, wanted, None, None
         if stacked and lacks_wanted.any():
-            in_all = simple_predictors(self, wanted.proteins, in_all=True)
             hiding, every = imputed_batches(self, asked, transform_batch, None)
-            rna = simple_predictors(self, every.proteins)
+            coordinates = RnaCoordinates(self._training_data())
+            in_all, rna = RnaPredictors(coordinates), RnaPredictors(coordinates, self.split)
         stacks = dict[int, Stack]()
         if calibrated or stacked:
             columns = _columns(wanted, every)
@@ -291,7 +291,7 @@ class ImputationQueries(Fitted):
         every, rna = wanted, None
         if known is not None:
             question, every = imputed_batches(self, asked, transform_batch, None)
-            rna = simple_predictors(self, every.proteins, known)
+            rna = RnaPredictors(RnaCoordinates(known), self.split)
         columns, of_wanted = _columns(wanted, every), wanted.proteins.names
         tables = {}
         for panel, batches in panels:

@@ -291,6 +291,7 @@ def stacked_proteins(
         return StackedProteins(alone(len(of_panel.lacking)), found, None)
     with question.minibatches("regression and neighbours") as batches:
         others = np.concatenate([rna.predict(batch) for batch in batches], axis=1)
+    others = others[:, :, wanted.proteins.positions]
     predictions = np.concatenate([found.log1p[None], others])
     log1p = cross_fitted(predictions, to_learn) if stack is None else stack.predict(predictions)
     stack = fitted_stack(predictions, to_learn) if stack is None else stack
@@ -310,7 +311,8 @@ def moved_to_stacks(
     log1p = predicted.log1p_mean().astype(np.float64)
     if not np.isin(panel, list(stacks)).any():
         return predicted
-    predictions = np.concatenate([log1p[None], rna.predict(batch)])
+    others = rna.predict(batch)[:, :, wanted.proteins.positions]
+    predictions = np.concatenate([log1p[None], others])
     for code, stack in stacks.items():
         log1p[panel == code] = stack.predict(predictions[:, panel == code])
     return predicted.moved_to(log1p, rounding_noise(question, wanted, batch))

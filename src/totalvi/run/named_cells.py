@@ -21,7 +21,14 @@ from totalvi.posterior.gates.hierarchy import (
 from totalvi.posterior.gates.hierarchy import (
     Any as AnyOf,
 )
-from totalvi.posterior.gates.memberships import UNDECIDED, usable, wanting
+from totalvi.posterior.gates.memberships import (
+    FAILED,
+    UNDECIDED,
+    WITHOUT_POSITIVES,
+    members,
+    usable,
+    wanting,
+)
 from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, PROPOSED_GATES
 from totalvi.run.results import ResultsFile
 from totalvi.run.table_files import write_tables
@@ -104,10 +111,9 @@ def _percentages(inside: pd.DataFrame, parents: dict[str, str | None]) -> pd.Dat
 
 
 def _inside(gating: Gating, hierarchy: Hierarchy) -> pd.DataFrame:
-    """Return which cells are named by each population or by one below it, or are undecided."""
-    named = gating.population.astype(str)
-    inside = {p.name: named.isin(below(hierarchy, (p.name,))) for p in hierarchy.populations}
-    return pd.DataFrame(inside | {UNDECIDED: named == UNDECIDED}, index=named.index)
+    """Return which cells are members of each population, or are undecided."""
+    undecided = gating.population.astype(str) == UNDECIDED
+    return members(gating.memberships, hierarchy).assign(**{UNDECIDED: undecided})
 
 
 def cluster_names(inside: pd.DataFrame, clusters: np.ndarray, hierarchy: Hierarchy) -> pd.DataFrame:
@@ -232,13 +238,14 @@ def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
     markers, hierarchy = named.gating.markers, named.hierarchy
     is_gene = markers.index.str.startswith("gene:")
     usual = np.where(is_gene, genes & markers["positive"].notna(), True)
-    known = set(markers.index[(markers["feature"] != "") & usual])
+    known = set(markers.index[(markers["feature"] != "") & usual & ~markers["note"].eq(FAILED)])
+    silent = set(markers.index[markers["note"] == WITHOUT_POSITIVES])
     rows: list[tuple[str, str, str, str, float | None, float | None]] = []
     told: set[str | None] = {None}
     for population in hierarchy.populations:
-        gate = usable(population.gate, known)
-        gate = None if gate is None else _told_part(gate, known)
-        if gate is None or population.parent not in told or wanting(gate, known):
+        gate = usable(population.gate, known, silent)
+        gate = None if gate is None else _told_part(gate, known, silent)
+        if gate is None or population.parent not in told or wanting(gate, known, silent):
             continue
         told.add(population.name)
         name, parent = (
@@ -257,12 +264,12 @@ def proposed_gates(named: Named, *, genes: bool) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["gate", "parent", "kind", "feature", "low", "high"])
 
 
-def _told_part(gate: Gate, known: set[str]) -> Gate:
+def _told_part(gate: Gate, known: set[str], silent: set[str]) -> Gate:
     """Return a gate without the alternatives that want a marker, unless all do."""
     if isinstance(gate, All):
-        return All(tuple(_told_part(part, known) for part in gate.parts))
+        return All(tuple(_told_part(part, known, silent) for part in gate.parts))
     if isinstance(gate, AnyOf):
-        return AnyOf(tuple(p for p in gate.parts if not wanting(p, known)) or gate.parts)
+        return AnyOf(tuple(p for p in gate.parts if not wanting(p, known, silent)) or gate.parts)
     return gate
 
 

@@ -14,7 +14,7 @@ from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import Cells, WhereUnmeasured, documented
-from totalvi.posterior.gates.hierarchy import Hierarchy, distinct_markers, read_hierarchy
+from totalvi.posterior.gates.hierarchy import Gate, Hierarchy, distinct_markers, read_hierarchy
 from totalvi.posterior.gates.marker_draws import (
     DRAWS_A_SAMPLE,
     Markers,
@@ -46,12 +46,14 @@ class Gating(NamedTuple):
     population
         The population that each cell is named by, or "undecided", categorical.
     populations
-        A row for each population: its ``parent``, "" at the top; its ``gate``; ``wanting``, the missing
-        markers without which it is not known, or "".
+        A row for each population: its ``parent``, "" at the top; its ``gate``; ``wanting``, the markers
+        for want of which it is not known, or "": they are missing, do not separate, or have no
+        positive cells.
     markers
-        A row for each marker: the ``feature`` that measures it, or ""; the ``levels`` of its modes; and
-        the level above which it is ``positive`` and ``high``, NaN where the data show no boundary.
-        Levels are counts, or shares of a cell's RNA for genes.
+        A row for each marker: the ``feature`` that measures it, or ""; the ``levels`` of its modes; the
+        level above which it is ``positive`` and ``high``, NaN where the data show no boundary; and a
+        ``note``, "does not separate" or "no positive cells" where it does not tell all levels. Levels
+        are counts, or shares of a cell's RNA for genes.
     """
 
     memberships: pd.DataFrame
@@ -151,12 +153,11 @@ def gated(
     genes = model._genes([model.schema.gene_names[i] for i in markers.genes.values()])
     question = answering_for(model, question, proteins, unmeasured, genes=genes)
     memberships = _memberships(question, hierarchy, markers)
-    known = markers.known()
     populations = pd.DataFrame(
         {
             "parent": [p.parent or "" for p in hierarchy.populations],
             "gate": [p.text for p in hierarchy.populations],
-            "wanting": [", ".join(wanting(p.gate, known)) for p in hierarchy.populations],
+            "wanting": [_wants(p.gate, markers) for p in hierarchy.populations],
         },
         index=memberships.columns.rename("population"),
     )
@@ -166,6 +167,13 @@ def gated(
         populations,
         _marker_table(model, names, markers),
     )
+
+
+def _wants(gate: Gate, markers: Markers) -> str:
+    """Return the markers that a gate wants, and what is wrong with those that were measured."""
+    wants = wanting(gate, markers.known(), markers.without_positives)
+    noted = ((name, markers.note(name)) for name in wants)
+    return ", ".join(f"{name} ({note})" if note else name for name, note in noted)
 
 
 def _about_levels(model: Fitted, adata: Data | None, progress: bool | None) -> Question:
@@ -186,7 +194,8 @@ def _about_levels(model: Fitted, adata: Data | None, progress: bool | None) -> Q
 
 def _memberships(question: Question, hierarchy: Hierarchy, markers: Markers) -> pd.DataFrame:
     known = markers.known()
-    gates = {p.name: usable(p.gate, known) for p in hierarchy.populations}
+    silent = markers.without_positives
+    gates = {p.name: usable(p.gate, known, silent) for p in hierarchy.populations}
     some = markers.only([name for name in (*markers.proteins, *markers.genes) if name in known])
     n_draws = question.n_samples * DRAWS_A_SAMPLE
 
@@ -211,6 +220,7 @@ def _marker_table(model: Fitted, names: list[str], markers: Markers) -> pd.DataF
         elif name in markers.genes:
             feature = model.schema.gene_names[markers.genes[name]]
         row = {"feature": feature, "positive": np.nan, "high": np.nan, "levels": ""}
+        row["note"] = markers.note(name) if feature else ""
         if feature:
             positive, high, medians = markers.levels[name]
             row |= {

@@ -9,9 +9,14 @@ from torch import Tensor
 
 from totalvi.data.panels.antibody_names import gene_key, identify
 from totalvi.fit.minibatch import Minibatch
+from totalvi.posterior.antibody_separation import (
+    DOES_NOT_SEPARATE,
+    NO_FOREGROUND,
+    antibody_separation,
+)
 from totalvi.posterior.gates.hierarchy import Marker
 from totalvi.posterior.gates.marker_levels import Boundary, MarkerLevels, find_levels
-from totalvi.posterior.gates.memberships import Draws, Levels
+from totalvi.posterior.gates.memberships import FAILED, WITHOUT_POSITIVES, Draws, Levels
 from totalvi.posterior.question import Question
 
 DRAWS_A_SAMPLE = 8  # of the levels of markers, given one sample of the latent state
@@ -26,21 +31,35 @@ class Markers(NamedTuple):
         Position of the protein or gene that measures each marker, by the marker's name.
     levels
         Of each marker, by its name.
+    failed
+        Antigens whose antibody separates no cells, so that nothing is told.
+    without_positives
+        Antigens that no cells are positive for: either none has it, or the antibody failed, so that
+        only "low" is told.
     """
 
     proteins: dict[str, int]
     genes: dict[str, int]
     levels: dict[str, MarkerLevels]
+    failed: frozenset[str] = frozenset()
+    without_positives: frozenset[str] = frozenset()
 
     def known(self) -> set[str]:
-        """Return the markers whose levels are told: antigens, and genes that show two."""
-        return {*self.proteins, *(g for g in self.genes if self.levels[g].positive.found)}
+        """Return the markers whose levels are told: antigens that separate, and genes that show two."""
+        genes = (name for name in self.genes if self.levels[name].positive.found)
+        return {*self.proteins, *genes} - self.failed
 
     def only(self, names: Collection[str]) -> "Markers":
         """Return these markers alone, genes in this order."""
         proteins = {name: i for name, i in self.proteins.items() if name in names}
         genes = {name: self.genes[name] for name in names if name in self.genes}
-        return Markers(proteins, genes, self.levels)
+        return self._replace(proteins=proteins, genes=genes)
+
+    def note(self, name: str) -> str:
+        """Return why a marker does not tell all levels, or ""."""
+        if name in self.failed:
+            return FAILED
+        return WITHOUT_POSITIVES if name in self.without_positives else ""
 
 
 class _Sample(NamedTuple):
@@ -133,11 +152,13 @@ def find_markers(
         if symbol is not None and gene_key(symbol) in genes_of
     }
     columns = np.array([i for _, i in candidates], dtype=int)
-    log_level, foreground, log_share = _levels_of_cells(
+    log_level, foreground, counts, log_share = _levels_of_cells(
         question, columns, np.array(list(genes.values()), dtype=int)
     )
+    separation = antibody_separation(counts, foreground, [str(i) for i in columns])["warning"]
     found = Markers({}, genes, {})
     spread: dict[str, float] = {}
+    warnings: dict[str, str] = {}
     for k, (name, position) in enumerate(candidates):
         answered = np.isfinite(log_level[:, k])
         level = log_level[answered, k]
@@ -145,15 +166,25 @@ def find_markers(
             spread[name] = level.var()
             found.proteins[name] = position
             found.levels[name] = find_levels(level, foreground[answered, k])
+            warnings[name] = "" if found.levels[name].positive.found else str(separation.iloc[k])
     for k, name in enumerate(genes):
         found.levels[name] = find_levels(log_share[:, k])
-    return found
+    with_warning = {
+        text: frozenset(name for name, warning in warnings.items() if warning == text)
+        for text in (DOES_NOT_SEPARATE, NO_FOREGROUND)
+    }
+    return found._replace(
+        failed=with_warning[DOES_NOT_SEPARATE], without_positives=with_warning[NO_FOREGROUND]
+    )
 
 
 def _levels_of_cells(
     question: Question, proteins: np.ndarray, genes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the log level and the foreground probability of proteins, and the log share of genes."""
+) -> tuple[np.ndarray, ...]:
+    """Return the log level, foreground probability and count of proteins, and log share of genes.
+
+    Counts are NaN where they were not measured.
+    """
 
     def means(batch: Minibatch) -> Tensor:
         level, foreground = torch.zeros(2, len(batch.cells), len(proteins))
@@ -164,11 +195,14 @@ def _levels_of_cells(
             level += sample.weight * rate / question.n_samples
             foreground += sample.weight * p / question.n_samples
             log_share += sample.log_share * sample.rna_weight / question.n_samples
-        return torch.cat([level.log(), foreground, log_share], dim=1)
+        counts = batch.y[:, proteins].cpu()
+        measured = question.network.measured(batch.context.panel)
+        if measured is not None:
+            counts = counts.where(measured[:, proteins].cpu() > 0, torch.nan)
+        return torch.cat([level.log(), foreground, counts, log_share], dim=1)
 
     found = question.gather("levels of markers", means)
-    of_proteins, of_genes = found[:, : 2 * len(proteins)], found[:, 2 * len(proteins) :]
-    return of_proteins[:, : len(proteins)], of_proteins[:, len(proteins) :], of_genes
+    return tuple(np.split(found, len(proteins) * np.arange(1, 4), axis=1))
 
 
 def draw_levels(
@@ -224,5 +258,7 @@ def _drawn(
         # NaN, where the marker is not answered, is neither reached nor missed
         positive, high = (Draws(u < p, ~(u >= p)) for p in probability.numpy()[:, :, None])
         one_level = markers.levels[name].high == markers.levels[name].positive
-        drawn[name] = Levels(positive, high, one_level or not markers.levels[name].high.found)
+        one_level |= not markers.levels[name].high.found
+        has_positives = name not in markers.without_positives
+        drawn[name] = Levels(positive, high, one_level, has_positives)
     return drawn

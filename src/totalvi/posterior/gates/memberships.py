@@ -1,6 +1,6 @@
 """The probability that cells belong to populations, and the population that each is named by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +14,13 @@ from totalvi.posterior.gates.hierarchy import (
     Hierarchy,
     Marker,
     Not,
-    markers_of,
 )
 
 UNDECIDED = "undecided"
+FAILED, WITHOUT_POSITIVES = "does not separate", "no positive cells"  # notes on markers
 LEAST_MEMBERSHIP = 0.5  # of the population by which a cell is named
 _KNOWN_WITHIN = 0.05
+_FEWEST_SHARED = 10  # cells of populations that do not exclude each other
 
 
 class Draws(NamedTuple):
@@ -47,18 +48,32 @@ class Levels(NamedTuple):
         Whether it is above low, and whether it is high.
     one
         Whether there is only one level above low, which is mid as well as high.
+    has_positives
+        Whether any cells are above low; if not, it is not known which cells ought to be.
     """
 
     positive: Draws
     high: Draws
     one: bool
+    has_positives: bool = True
 
 
-def usable(gate: Gate, known: set[str]) -> Gate | None:
-    """Return a gate without what is left out where ``known`` markers alone were measured.
+def usable(
+    gate: Gate, known: Set[str], without_positives: Set[str] = frozenset(), *, negated: bool = False
+) -> Gate | None:
+    """Return a gate without what is left out where ``known`` markers alone are told.
 
-    Optional markers go that were not measured, and of the parts around ``else`` all but the first that
-    is known, or the last. None: nothing is left.
+    Optional markers go that are not known, and of the parts around ``else`` all but the first that is
+    told, or the first of all. None: nothing is left.
+
+    Parameters
+    ----------
+    gate, known
+        As above.
+    without_positives
+        Those of the known markers that only tell which cells are low.
+    negated
+        Whether the gate is a part of what must not hold.
 
     Examples
     --------
@@ -67,27 +82,38 @@ def usable(gate: Gate, known: set[str]) -> Gate | None:
     >>> usable(gate, {"CD20"})
     Marker(name='CD20', level='+', optional=False)
     """
+
+    def of(part: Gate, *, negated: bool = negated) -> Gate | None:
+        return usable(part, known, without_positives, negated=negated)
+
     match gate:
         case Marker():
             return None if gate.optional and gate.name not in known else gate
         case Not():
-            part = usable(gate.part, known)
+            part = of(gate.part, negated=not negated)
             return None if part is None else Not(part)
         case Else():
-            wanted = next((p for p in gate.parts if _names(p) <= known), gate.parts[0])
-            return usable(wanted, known)
-    parts = tuple(part for part in (usable(p, known) for p in gate.parts) if part is not None)
+            told = (
+                part
+                for part in gate.parts
+                if not wanting(part, known, without_positives, negated=negated)
+            )
+            return of(next(told, gate.parts[0]))
+    parts = tuple(part for part in map(of, gate.parts) if part is not None)
     if len(parts) < 2:
         return parts[0] if parts else None
     return All(parts) if isinstance(gate, All) else Any(parts)
 
 
-def _names(gate: Gate) -> set[str]:
-    return {marker.name for marker in markers_of(gate) if not marker.optional}
-
-
-def wanting(gate: Gate, known: set[str]) -> list[str]:
+def wanting(
+    gate: Gate, known: Set[str], without_positives: Set[str] = frozenset(), *, negated: bool = False
+) -> list[str]:
     """Return the markers for want of which a gate is not told from others, in order.
+
+    Parameters
+    ----------
+    gate, known, without_positives, negated
+        As of `usable`.
 
     Examples
     --------
@@ -98,48 +124,62 @@ def wanting(gate: Gate, known: set[str]) -> list[str]:
     """
     match gate:
         case Marker():
-            return [] if gate.optional or gate.name in known else [gate.name]
+            if gate.name in known:
+                is_told = gate.name not in without_positives or not _is_above(gate, negated)
+                return [] if is_told else [gate.name]
+            return [] if gate.optional else [gate.name]
         case Not():
-            return wanting(gate.part, known)
-    parts = [wanting(part, known) for part in gate.parts]
+            return wanting(gate.part, known, without_positives, negated=not negated)
+    parts = [wanting(part, known, without_positives, negated=negated) for part in gate.parts]
     if isinstance(gate, Else) and not all(parts):
         return []
     return list(dict.fromkeys(name for part in parts for name in part))
 
 
-def fulfilled(gate: Gate, levels: Mapping[str, Levels]) -> Draws | None:
+def _is_above(marker: Marker, negated: bool) -> bool:
+    """Return whether a level above low is asked for."""
+    return (marker.level == "low") == negated
+
+
+def fulfilled(gate: Gate, levels: Mapping[str, Levels], *, negated: bool = False) -> Draws | None:
     """Return in which draws a gate is fulfilled; None: in any, as nothing is known of it.
 
-    A level that is not known may be any (the three-valued logic of Kleene).
+    A level that is not known may be any (the three-valued logic of Kleene). ``negated``: in which it is
+    not fulfilled.
     """
     match gate:
         case Marker():
-            if gate.name not in levels:
-                return None
-            positive, high, one = levels[gate.name]
-            match gate.level:
-                case "+":
-                    return positive
-                case "low":
-                    return ~positive
-                case "high":
-                    return high
-                case "mid":
-                    return positive if one else _all([positive, ~high])
+            return _at_level(gate, levels[gate.name], negated) if gate.name in levels else None
         case Not():
-            part = fulfilled(gate.part, levels)
-            return None if part is None else ~part
-    parts = [fulfilled(part, levels) for part in gate.parts]
+            return fulfilled(gate.part, levels, negated=not negated)
+    parts = [fulfilled(part, levels, negated=negated) for part in gate.parts]
     draws = [part for part in parts if part is not None]
     if not draws:
         return None
-    joined = _all(draws) if isinstance(gate, All) else _any(draws)
+    needs_all = isinstance(gate, All) != negated
+    joined = _all(draws) if needs_all else _any(draws)
     if len(draws) == len(parts):
         return joined
     nowhere, everywhere = np.zeros_like(joined.sure), np.ones_like(joined.sure)
-    if isinstance(gate, All):
-        return Draws(nowhere, joined.possible)
-    return Draws(joined.sure, everywhere)
+    return Draws(nowhere, joined.possible) if needs_all else Draws(joined.sure, everywhere)
+
+
+def _at_level(marker: Marker, levels: Levels, negated: bool) -> Draws:
+    """Return in which draws a marker is at a level, or is not."""
+    positive, high, one, has_positives = levels
+    if not has_positives:
+        nowhere, everywhere = np.zeros_like(positive.sure), np.ones_like(positive.sure)
+        return Draws(nowhere, everywhere) if _is_above(marker, negated) else ~positive
+    match marker.level:
+        case "+":
+            draws = positive
+        case "low":
+            draws = ~positive
+        case "high":
+            draws = high
+        case "mid":
+            draws = positive if one else _all([positive, ~high])
+    return ~draws if negated else draws
 
 
 def _all(draws: Sequence[Draws]) -> Draws:
@@ -186,11 +226,49 @@ def known_memberships(sure: np.ndarray, possible: np.ndarray) -> np.ndarray:
     return np.where(possible - sure > _KNOWN_WITHIN, np.nan, sure)
 
 
+def members(memberships: pd.DataFrame, hierarchy: Hierarchy) -> pd.DataFrame:
+    """Return which cells are counted as members of each population, bool, cells x populations.
+
+    From the top down, a cell goes to those of the populations below that it belongs to with at least
+    0.5. It goes to none if two of them exclude each other: a doublet of a T and a B cell is neither.
+    Populations side by side exclude each other unless more than half of the cells of one, and at least
+    10, belong to the other too.
+
+    Parameters
+    ----------
+    memberships
+        Cells x populations, NaN where not known.
+
+    Examples
+    --------
+    >>> from totalvi.posterior.gates.hierarchy import parse_hierarchy
+    >>> hierarchy = parse_hierarchy("T: CD3+\\nCD4 T: T > CD4+\\nB: CD19+")
+    >>> table = pd.DataFrame({"T": [0.9, 0.8, 0.1], "CD4 T": [0.9, 0.3, 0.1], "B": [0.0, 0.1, 0.2]})
+    >>> members(table, hierarchy)["T"].tolist(), members(table, hierarchy)["CD4 T"].tolist()
+    ([True, True, False], [True, False, False])
+    """
+    inside = pd.DataFrame(False, index=memberships.index, columns=memberships.columns)
+    everywhere = np.ones(len(memberships), dtype=bool)
+    for above in (None, *(population.name for population in hierarchy.populations)):
+        children = [population.name for population in hierarchy.children(above)]
+        if not children:
+            continue
+        here = everywhere if above is None else inside[above].to_numpy(bool)
+        belongs = np.asarray(memberships[children] >= LEAST_MEMBERSHIP) & here[:, None]
+        both = belongs.T.astype(np.int64) @ belongs
+        n_cells = np.diag(both)
+        exclude = (2 * both <= np.minimum(n_cells[:, None], n_cells)) | (both < _FEWEST_SHARED)
+        np.fill_diagonal(exclude, val=False)
+        clashes = np.asarray((belongs & (belongs @ exclude.astype(np.int64) > 0)).any(axis=1))
+        inside[children] = belongs & ~clashes[:, None]
+    return inside
+
+
 def name_cells(memberships: pd.DataFrame, hierarchy: Hierarchy) -> pd.Categorical:
     """Return the population that each cell is named by, or "undecided".
 
-    From the top down, a cell goes to the only population of those below that it belongs to with at
-    least 0.5, and stays where there is none, or where there are several.
+    It is the last on the way down from the top, by the first of the populations below that the cell is
+    a member of.
 
     Parameters
     ----------
@@ -206,17 +284,13 @@ def name_cells(memberships: pd.DataFrame, hierarchy: Hierarchy) -> pd.Categorica
     ['CD4 T', 'T', 'undecided']
     """
     names = [population.name for population in hierarchy.populations]
+    inside = members(memberships, hierarchy)
     code = np.full(len(memberships), -1)
-    pending: list[str | None] = [None]
-    while pending:
-        above = pending.pop()
-        children = [population.name for population in hierarchy.children(above)]
-        if not children:
-            continue
+    for above in (None, *names):
         here = code == (-1 if above is None else names.index(above))
-        belongs = memberships[children].to_numpy()[here] >= LEAST_MEMBERSHIP
-        chosen = np.array([names.index(child) for child in children])[belongs.argmax(axis=1)]
-        code[here] = np.where(belongs.sum(axis=1) == 1, chosen, code[here])
-        pending += children
+        for child in hierarchy.children(above):
+            chosen = here & inside[child.name].to_numpy()
+            code[chosen] = names.index(child.name)
+            here &= ~chosen
     labels = np.array([UNDECIDED, *names], dtype=object)
     return pd.Categorical(labels[code + 1], categories=labels)
