@@ -50,7 +50,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "--refuse-empty-cells --allow-fractional --rna-modality r --protein-modality q "
         "--rna-layer s --protein-layer t --protein-obsm u --on-disk --leave-out x --no-mosaic "
         "--unmeasured a=CD3,CD4 --unmeasured b=CD8 --split-counts --sample m --condition n "
-        "--hierarchy gates.txt --doublet-rate 0.05 --unlabeled v"
+        "--hierarchy gates.txt --doublet-rate 0.05 --modality-information --unlabeled v"
     )
     assert execute(command.split()) == 0
     ((given, options),) = asked
@@ -84,6 +84,7 @@ def test_options_are_handed_on(asked: list) -> None:
         "condition_key": "n",
         "hierarchy": "gates.txt",
         "doublet_rate": 0.05,
+        "modality_information": True,
         "overwrite": True,
         "resume": True,
         "checkpoint_every": timedelta(seconds=150),

@@ -65,12 +65,8 @@ def run(
     sample: options.Sample = None,
     condition: options.Condition = None,
     hierarchy: Hierarchy = "auto",
-    doublet_rate: Annotated[
-        float | None,
-        options.number(
-            "--doublet-rate", 0.0001, 0.9, "Share of doublets; default: as the data tell."
-        ),
-    ] = None,
+    doublet_rate: options.DoubletRate = None,
+    modality_information: options.ModalityInformation = False,
     record: Annotated[
         Path | None, options.text("--from", "run.json", "Repeat the run that wrote this.")
     ] = None,
@@ -134,6 +130,7 @@ def run(
             condition_key=condition,
             hierarchy=hierarchy,
             doublet_rate=doublet_rate,
+            modality_information=modality_information,
             **writing,
             drop_empty_cells=not refuse_empty_cells,
         )

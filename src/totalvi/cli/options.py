@@ -139,6 +139,13 @@ Genes = Annotated[
 StainingLevel = Annotated[
     bool, typer.Option("--staining-level", help="Infer how strongly each cell was stained.")
 ]
+DoubletRate = Annotated[
+    float | None,
+    number("--doublet-rate", 0.0001, 0.9, "Share of doublets; default: as the data tell."),
+]
+ModalityInformation = Annotated[
+    bool, typer.Option("--modality-information", help="Say what RNA and proteins each tell.")
+]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Epochs at most; default: by number of cells.")
 ]
@@ -347,10 +354,11 @@ NumNodes = Annotated[
 
 
 _SAME_NAMES = """
-    allow_fractional batch_correction batch_size cells_in checkpoint_every config controls
-    delta devices doublet_rate genome groupby hashtags hierarchy interval leave_out num_nodes
-    on_disk organism overwrite protein_layer protein_modality raw reference reference_batch
-    resolution resume rna_layer rna_modality seed split_counts staining_level train
+    allow_fractional batch_correction batch_size cells_in checkpoint_every config controls delta
+    devices doublet_rate genome groupby hashtags hierarchy interval leave_out
+    modality_information num_nodes on_disk organism overwrite protein_layer protein_modality raw
+    reference reference_batch resolution resume rna_layer rna_modality seed split_counts
+    staining_level train
 """
 """Arguments whose options are called as they are, with dashes."""
 OPTIONS = {

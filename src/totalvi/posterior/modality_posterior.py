@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
 from totalvi.errors import DataError
 from totalvi.fit.minibatch import Minibatch
@@ -47,6 +48,12 @@ class StatePosterior(NamedTuple):
         return standard_normal_kl(self.mean, self.variance)
 
 
+def cells_with_both(data: CiteData) -> np.ndarray:
+    """Return the positions of the cells with RNA and a measured protein."""
+    has_proteins = np.array(data.schema.panel_measured, dtype=int).sum(axis=1) > 0
+    return np.flatnonzero(data.has_rna & has_proteins[data.panel])
+
+
 @dataclass(frozen=True)
 class StatesOfCells:
     """States of some cells, and what counts are expected there: where a search may start.
@@ -69,9 +76,7 @@ class StatesOfCells:
     def of(cls, question: Question) -> Self:
         """Return the states of evenly spaced cells of a question's data that have both modalities."""
         network = copy.deepcopy(question.network).requires_grad_(requires_grad=False)
-        data = question.data
-        by_panel = np.array(data.schema.panel_measured, dtype=int).sum(axis=1) > 0
-        cells = np.flatnonzero(data.has_rna & by_panel[data.panel])
+        cells = cells_with_both(question.data)
         if not len(cells):
             raise DataError("No cell has both modalities, which the query starts from; give some.")
         about = question.about(evenly_spaced(cells, _MOST_STATES))

@@ -42,6 +42,7 @@ from totalvi.report.report_figures import (
     protein_cards,
 )
 from totalvi.report.report_gates import named_populations, shown_doublets
+from totalvi.report.report_modalities import modality_map, shown_modalities
 from totalvi.run.compare_samples import shown_conditions
 from totalvi.run.folder import PREDICTED_COLUMN, RECORD, staged_file
 from totalvi.run.record import OF_THE_OUTPUT
@@ -110,7 +111,7 @@ def build_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
 def render(results: Results) -> str:
     """Return the page."""
-    figures = make_figures(results)
+    figures = make_figures(results) | modality_map(results)
     document, figure_ids = embedded(figures)
     tables = results.tables
     data = data_of_page(results)
@@ -130,6 +131,7 @@ def render(results: Results) -> str:
         conditions=shown_conditions(tables),
         populations=named_populations(results),
         doublets=shown_doublets(results),
+        modalities=shown_modalities(results),
         legends=[
             (c["name"], Markup(category_legend(c["names"], c["n_cells"])))  # nosec B704
             for c in data["categories"]

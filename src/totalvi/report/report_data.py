@@ -90,6 +90,7 @@ NAMES = {
     "population_markers": "marker",
     "cluster_names": "cluster",
     "doublets": "group",
+    "modality_features": "group",
 }
 TEXT_COLUMNS = {
     *NAMES.values(), *("comparison", "within", "group", "group1", "group2", "sample", "warning"),

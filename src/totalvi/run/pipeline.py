@@ -12,12 +12,13 @@ from totalvi.errors import DataError, OutputError
 from totalvi.fit.plan import default_max_epochs
 from totalvi.model import Model
 from totalvi.progress import Steps
-from totalvi.run.after_fit import Work
+from totalvi.run.after_fit import AFTER_FIT, Work
 from totalvi.run.doublet_tables import n_likely
 from totalvi.run.folder import MODEL
+from totalvi.run.modality_nats import require_both, tell_modalities
 from totalvi.run.new_model import fit_model, new_model
-from totalvi.run.predicted_labels import after_fit
-from totalvi.run.record import RunOptions, do_each
+from totalvi.run.predicted_labels import predict_labels
+from totalvi.run.record import RunOptions, Step, do_each
 from totalvi.run.results import ResultsFile, posterior_samples
 
 IN_THE_FILE = (
@@ -27,6 +28,7 @@ IN_THE_FILE = (
     "doublets",
     "populations",
     "labels",
+    "modality information",
 )
 """Steps whose result is what they add to the results file."""
 
@@ -81,6 +83,8 @@ def fit_and_write(
     if earlier is None:
         with steps.step("train", spinner=False):
             model = new_model(data, options.keys, options.seed, options.staining_level)
+            if options.modality_information:
+                require_both(model)
             fit_model(model, options.max_epochs, options.writing, steps.show)
         with steps.step("save"):
             model.save(folder / MODEL)
@@ -95,6 +99,16 @@ def fit_and_write(
     done = set() if earlier is None else {step.name for step in after} - to_do(earlier, work.file)
     failed = do_each(after, work, steps, done)
     return Outcome(_summary(work), work.warnings, failed)
+
+
+def after_fit(options: RunOptions) -> tuple[Step[Work], ...]:
+    """Return the steps of a run after its fit, with those that it was asked for."""
+    more = []
+    if options.keys.unlabeled_category is not None:
+        more.append(Step("labels", predict_labels))
+    if options.modality_information:
+        more.append(Step("modality information", tell_modalities, ("populations", "tables")))
+    return (*AFTER_FIT, *more)
 
 
 def to_do(earlier: Mapping[str, Any], file: ResultsFile) -> set[str]:

@@ -4,19 +4,12 @@ import numpy as np
 import pandas as pd
 
 from totalvi.mapping.label_prediction import UNLIKE_ALL, LabelPrediction
-from totalvi.run.after_fit import AFTER_FIT, Work
+from totalvi.run.after_fit import Work
 from totalvi.run.folder import RESULTS_OF_LABELS
-from totalvi.run.record import RunOptions, Step
 from totalvi.run.table_files import write_tables
 
 PREDICTED_COLUMN, PROBABILITY, UNLIKE = RESULTS_OF_LABELS
 _MOST_FEATURES = 20  # of a label in the table
-
-
-def after_fit(options: RunOptions) -> tuple[Step[Work], ...]:
-    """Return the steps of a run after its fit."""
-    partly = options.keys.unlabeled_category is not None
-    return (*AFTER_FIT, Step("labels", predict_labels)) if partly else AFTER_FIT
 
 
 def predict_labels(work: Work) -> None:

@@ -157,6 +157,7 @@ class RunOptions(Options):
     condition_key: str | None
     hierarchy: str
     doublet_rate: float | None
+    modality_information: bool
     writing: WriteOptions
 
 

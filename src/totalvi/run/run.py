@@ -102,6 +102,7 @@ def run(
     condition_key: str | None = None,
     hierarchy: str = "auto",
     doublet_rate: float | None = None,
+    modality_information: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_every: timedelta = timedelta(minutes=10),
@@ -170,6 +171,8 @@ def run(
         comes with the package and suits the panel and the cells, if any does; "none": no names.
     doublet_rate
         Share of doublets among the cells; None: as the data tell. See `Model.find_doublets`.
+    modality_information
+        Whether to say what RNA and proteins each tell; see `totalvi.run.modality_nats.tell_modalities`.
     overwrite
         Replace the folder of an earlier run, which holds nothing else, at the end. Discard the
         checkpoint of an interrupted run, unless ``resume``.
@@ -251,6 +254,7 @@ def run(
             condition_key=condition_key,
             hierarchy=str(hierarchy),
             doublet_rate=doublet_rate,
+            modality_information=modality_information,
             writing=WriteOptions(Path(output), overwrite, resume, checkpoint_every, progress),
         )
     )
