@@ -39,6 +39,12 @@ def test_rate_is_an_upper_limit_where_single_cells_are_like_doublets() -> None:
     assert told_rate(cells, rng.normal(0.5, 1, 10_000)) > 0.4
 
 
+@pytest.mark.parametrize(("n_cells", "limit"), [(100, 0.062), (2000, 0.0031)])
+def test_rate_is_not_0_where_no_cell_is_like_a_doublet(n_cells: int, limit: float) -> None:
+    # the upper limit of a Poisson mean of which nothing was seen is 3.69; 60 % of the sums are above
+    assert told_rate(np.zeros(n_cells), np.linspace(5, 6, 10_000)) == pytest.approx(limit, abs=1e-3)
+
+
 def test_exclusion_is_the_log_of_how_rare_both_are() -> None:
     foreground = np.array([[1, 0, 1], [0, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]], float)
     weights = exclusion_weights(foreground)

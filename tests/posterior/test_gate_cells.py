@@ -96,3 +96,35 @@ def test_a_hierarchy_by_name_or_not_at_all(model: totalvi.Model) -> None:
     assert "CD4 naive" in model.gate(hierarchy="blood", n_samples=1).memberships
     with pytest.raises(HierarchyError, match="did you mean"):
         model.gate(hierarchy="bloood")
+
+
+def test_markers_that_nothing_measures_leave_all_untold(model: totalvi.Model) -> None:
+    gating = model.gate(hierarchy=totalvi.parse_hierarchy("A: CD99+\nB: gene:ABSENT+"), n_samples=2)
+    assert gating.memberships.isna().all(axis=None)
+    assert gating.populations["wanting"].tolist() == ["CD99", "gene:ABSENT"]
+
+
+@pytest.mark.parametrize("mean_count", [1.0, 3.0])  # all foreground, none foreground
+def test_a_failed_antibody_leaves_its_populations_untold_or_to_others(mean_count: float) -> None:
+    counts = blood(600, seed=3)
+    values = np.array(counts["prot"].X)
+    values[:, 0] = np.random.default_rng(0).poisson(mean_count, counts.n_obs)  # CD3
+    counts["prot"].X = values
+    model = totalvi.Model(counts, n_hidden=32, n_latent=4)
+    model.train(max_epochs=40, accelerator="cpu", progress=False)
+    hierarchy = totalvi.parse_hierarchy("""
+    T: CD3+
+    not B: CD19-
+    T by others: (CD3+ else CD4+ or CD8+) CD19-
+    B: CD19+ CD3-?
+    """)
+    gating = model.gate(hierarchy=hierarchy, n_samples=5)
+    note = gating.markers["note"].to_dict()
+    assert note["CD3"] in {"no positive cells", "does not separate"}
+    assert (note["CD4"], note["CD19"]) == ("", "")
+    assert gating.memberships["T"].isna().mean() > 0.95
+    assert gating.populations["wanting"]["T"] == f"CD3 ({note['CD3']})"
+    assert gating.populations["wanting"].drop("T").tolist() == ["", "", ""]
+    is_b = (counts.obs["type"] == "B").to_numpy()
+    for population, truth in {"T by others": ~is_b, "B": is_b}.items():
+        assert ((gating.memberships[population] > 0.5) == truth).mean() > 0.98

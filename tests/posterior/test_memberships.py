@@ -126,6 +126,11 @@ def test_a_marker_without_positive_cells_tells_only_what_is_low() -> None:
 def test_what_a_marker_without_positive_cells_leaves_untold_is_told_by_another() -> None:
     gate = parse_hierarchy("A: (X+ else Y+) (not Xhigh else Z-)").populations[0].gate
     told = usable(gate, {"X", "Y", "Z"}, {"X"})
-    assert told == parse_hierarchy("A: Y+ not Xhigh").populations[0].gate
+    assert told == parse_hierarchy("A: Y+ Z-").populations[0].gate
     assert wanting(gate, {"X", "Y", "Z"}, {"X"}) == []
     assert wanting(gate, {"X", "Z"}, {"X"}) == ["X", "Y"]
+    either = [parse_hierarchy(f"A: X{level} else Y{level}").populations[0].gate for level in "+-"]
+    told = [usable(each, {"X", "Y"}, {"X"}) for each in either]
+    assert told == [parse_hierarchy(f"A: Y{level}").populations[0].gate for level in "+-"]
+    optional = parse_hierarchy("A: Y+ X+? X-?").populations[0].gate
+    assert usable(optional, {"X", "Y"}, {"X"}) == parse_hierarchy("A: Y+ X-?").populations[0].gate

@@ -1,5 +1,6 @@
 """`totalvi join`: one file of the counts of several samples."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ def join(
         list[str],
         typer.Argument(
             metavar="INPUT",
-            help="Counts of each sample, of any format that `totalvi run` reads.",
+            help="Counts of each sample: a file or folder that `totalvi check` reads without options.",
             show_default=False,
         ),
     ],
@@ -61,4 +62,5 @@ def join(
         typer.echo(f"{name}: {row['n_cells']:,} cells, {row['n_proteins']} proteins")
     typer.echo(f"joined: {joined['rna'].n_vars:,} genes, {joined['prot'].n_vars} proteins")
     typer.echo(output)
-    typer.echo(f"next: totalvi run {output} -o results --batch {sample}")
+    command = ["totalvi", "run", str(output), "-o", "results", "--batch", sample]
+    typer.echo(f"next: {shlex.join(command)}")

@@ -356,7 +356,7 @@ NumNodes = Annotated[
 _SAME_NAMES = """
     allow_fractional batch_correction batch_size cells_in checkpoint_every config controls delta
     devices doublet_rate genome groupby hashtags hierarchy interval leave_out
-    modality_information num_nodes on_disk organism overwrite protein_layer protein_modality raw
+    modality_information names num_nodes on_disk organism overwrite protein_layer protein_modality raw
     reference reference_batch resolution resume rna_layer rna_modality seed split_counts
     staining_level train
 """

@@ -47,7 +47,7 @@ def resolve_precision(given: Precision, network: Network, device: torch.device) 
 def autocast_precision(precision: Precision, network: Network, device: torch.device) -> Precision:
     """Return the precision for ``torch.autocast``.
 
-    On the CPU, fused networks compute their wide products in bfloat16 themselves, and everything
+    On the CPU, fused networks compute their large products in bfloat16 themselves, and everything
     else in float32: see `wide_products`.
     """
     fused = precision == "bf16-mixed" and network.fused and device.type == "cpu"
@@ -69,7 +69,10 @@ def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradSca
 
 @contextmanager
 def wide_products(network: Network, precision: Precision) -> Iterator[None]:
-    """Compute the products as wide as the genes in this precision while the block runs."""
+    """Compute the large products of a network in this precision while the block runs.
+
+    They are those as wide as the genes, and those of the decoder's hidden layers after the first.
+    """
     before = network.bfloat16_products
     network.set_bfloat16_products(precision == "bf16-mixed")
     try:

@@ -17,7 +17,8 @@ MIN_FOREGROUND_CELLS = 5
 MIN_AUROC = 0.85
 MIN_LOG1P_DIFFERENCE = np.log(2.0)
 MAX_CONTROL_FOREGROUND = 0.05
-NO_FOREGROUND, DOES_NOT_SEPARATE = "no foreground", "does not separate"  # warnings
+NO_FOREGROUND, NO_BACKGROUND = "no foreground", "no background"  # warnings
+DOES_NOT_SEPARATE = "does not separate"
 LEAST_FAR_ABOVE, MOST_FAR_ABOVE = 0.001, 0.05  # of the cells
 
 
@@ -61,7 +62,8 @@ def antibody_separation(
         _separation(raw[:, i], foreground_probability[:, i], bool(controls[i]))
         for i in range(len(names))
     ]
-    return pd.DataFrame(rows, index=pd.Index(names, name="protein"))
+    columns = list(rows[0]) if rows else ["warning"]
+    return pd.DataFrame(rows, index=pd.Index(names, name="protein"), columns=columns)
 
 
 def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def _separation(counts: np.ndarray, probability: np.ndarray, is_control: bool) -
     elif n_foreground < MIN_FOREGROUND_CELLS and 2 * n_foreground <= n_cells:
         warning = "few cells far above" if _few_are_far_above(counts) else NO_FOREGROUND
     elif n_cells - n_foreground < MIN_FOREGROUND_CELLS:
-        warning = "no background"
+        warning = NO_BACKGROUND
     elif auroc < MIN_AUROC or difference < MIN_LOG1P_DIFFERENCE:
         warning = "few cells far above" if _few_are_far_above(counts) else DOES_NOT_SEPARATE
     return {

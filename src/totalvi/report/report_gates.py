@@ -8,7 +8,7 @@ import pandas as pd
 from totalvi.data.panels.antibody_names import identify
 from totalvi.figures.style import PROTEIN_SCALE
 from totalvi.posterior.gates.hierarchy import Hierarchy, markers_of, parse_hierarchy
-from totalvi.posterior.gates.memberships import usable
+from totalvi.posterior.gates.memberships import FAILED, WITHOUT_POSITIVES, usable
 from totalvi.report.report_data import Results
 from totalvi.run.folder import DOUBLET_PROBABILITY, LIKELY_DOUBLET
 
@@ -94,18 +94,24 @@ def gate_plots(results: Results, hierarchy: Hierarchy) -> list[GatePlot]:
 
     A gate of one antibody is drawn with one of the other populations at its side.
     """
-    measured = results.tables["population_markers"]["feature"]
+    markers_table = results.tables["population_markers"]
+    measured = markers_table["feature"]
+    notes = (
+        markers_table["note"].fillna("") if "note" in markers_table else measured.map(lambda _: "")
+    )
+    note = {str(marker): str(text) for marker, text in notes.items()}
+    silent = {marker for marker, text in note.items() if text == WITHOUT_POSITIVES}
     columns = {
         str(marker): results.protein_names.index(feature)
         for marker, feature in measured.items()
-        if feature in results.protein_names
+        if feature in results.protein_names and note[str(marker)] != FAILED
     }
     named = results.obs["population"].astype(str).to_numpy()[results.drawn.rows]
     places = PROTEIN_SCALE.forward(_spread(results.raw))
     plots = []
     for population in hierarchy.populations:
         beside = [p for p in hierarchy.children(population.parent) if p != population]
-        gates = (usable(p.gate, set(columns)) for p in (population, *beside))
+        gates = (usable(p.gate, set(columns), silent) for p in (population, *beside))
         asked = [m.name for gate in gates if gate is not None for m in markers_of(gate)]
         markers = list(dict.fromkeys(name for name in asked if name in columns))[:2]
         inside = [

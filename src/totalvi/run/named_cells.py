@@ -60,8 +60,8 @@ def population_tables(
 
     Returns
     -------
-    - ``populations``: parent, gate, what is wanting, cells and percentages. ``cells`` are those named
-      by the population or by one below it, NaN where none is but some could be, for want of a marker;
+    - ``populations``: parent, gate, what is wanting, cells and percentages. ``cells`` are its
+      members (`members`), NaN where there are none but could be some, for want of a marker;
       ``expected_cells`` is the sum of memberships.
     - ``population_samples``: cells and percentages of each population by sample.
     - ``population_markers``: what measures each marker, and the levels found.

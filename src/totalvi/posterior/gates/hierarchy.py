@@ -34,7 +34,7 @@ class Marker(NamedTuple):
     level
         "+" is anything above "low".
     optional
-        Whether it is left out where it was not measured.
+        Whether it is left out where it was not measured or its antibody failed.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Any(NamedTuple):
 
 
 class Else(NamedTuple):
-    """The first part whose markers were measured."""
+    """The first part whose markers were measured and tell levels."""
 
     parts: tuple[Gate, ...]
 

@@ -1,9 +1,11 @@
 """What measures the markers of a hierarchy, and draws of their levels from the posterior."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from totalvi.data.panels.antibody_names import gene_key, identify
 from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.antibody_separation import (
     DOES_NOT_SEPARATE,
+    NO_BACKGROUND,
     NO_FOREGROUND,
     antibody_separation,
 )
@@ -19,6 +22,8 @@ from totalvi.posterior.gates.marker_levels import Boundary, MarkerLevels, find_l
 from totalvi.posterior.gates.memberships import FAILED, WITHOUT_POSITIVES, Draws, Levels
 from totalvi.posterior.question import Question
 
+_LEAST_COUNT_OF_ALL = 10  # of an antigen that all cells have
+_LEAST_PERCENT_FOREGROUND = 1.0  # of an antibody that can be said not to separate
 DRAWS_A_SAMPLE = 8  # of the levels of markers, given one sample of the latent state
 
 
@@ -34,8 +39,8 @@ class Markers(NamedTuple):
     failed
         Antigens whose antibody separates no cells, so that nothing is told.
     without_positives
-        Antigens that no cells are positive for: either none has it, or the antibody failed, so that
-        only "low" is told.
+        Antigens that fewer than 5 cells are positive for: either no others have it, or the antibody
+        failed, so that besides these cells only "low" is told.
     """
 
     proteins: dict[str, int]
@@ -155,7 +160,7 @@ def find_markers(
     log_level, foreground, counts, log_share = _levels_of_cells(
         question, columns, np.array(list(genes.values()), dtype=int)
     )
-    separation = antibody_separation(counts, foreground, [str(i) for i in columns])["warning"]
+    separation = antibody_separation(counts, foreground, [str(i) for i in columns])
     found = Markers({}, genes, {})
     spread: dict[str, float] = {}
     warnings: dict[str, str] = {}
@@ -166,7 +171,7 @@ def find_markers(
             spread[name] = level.var()
             found.proteins[name] = position
             found.levels[name] = find_levels(level, foreground[answered, k])
-            warnings[name] = "" if found.levels[name].positive.found else str(separation.iloc[k])
+            warnings[name] = _warning(found.levels[name], separation.iloc[k])
     for k, name in enumerate(genes):
         found.levels[name] = find_levels(log_share[:, k])
     with_warning = {
@@ -176,6 +181,19 @@ def find_markers(
     return found._replace(
         failed=with_warning[DOES_NOT_SEPARATE], without_positives=with_warning[NO_FOREGROUND]
     )
+
+
+def _warning(levels: MarkerLevels, separation: pd.Series) -> str:
+    """Return why an antibody tells no levels, or "": where they have a boundary, or few are stained.
+
+    One of which all cells are foreground does not separate if its counts are those of a background.
+    """
+    warning = str(separation["warning"])
+    is_rare = separation["percent_foreground"] < _LEAST_PERCENT_FOREGROUND
+    if warning == NO_BACKGROUND and levels.medians[-1] < math.log(_LEAST_COUNT_OF_ALL):
+        return DOES_NOT_SEPARATE
+    is_told = levels.positive.found or (warning == DOES_NOT_SEPARATE and is_rare)
+    return "" if is_told else warning
 
 
 def _levels_of_cells(

@@ -49,7 +49,7 @@ class Levels(NamedTuple):
     one
         Whether there is only one level above low, which is mid as well as high.
     has_positives
-        Whether any cells are above low; if not, it is not known which cells ought to be.
+        Whether 5 cells or more are above low; if not, it is not known which others ought to be.
     """
 
     positive: Draws
@@ -71,7 +71,8 @@ def usable(
     gate, known
         As above.
     without_positives
-        Those of the known markers that only tell which cells are low.
+        Those of the known markers that only tell which cells are low; another stands in for them where
+        ``else`` names one.
     negated
         Whether the gate is a part of what must not hold.
 
@@ -88,17 +89,21 @@ def usable(
 
     match gate:
         case Marker():
-            return None if gate.optional and gate.name not in known else gate
+            wanted = wanting(
+                gate._replace(optional=False), known, without_positives, negated=negated
+            )
+            return None if gate.optional and wanted else gate
         case Not():
             part = of(gate.part, negated=not negated)
             return None if part is None else Not(part)
         case Else():
-            told = (
+            told = [
                 part
                 for part in gate.parts
                 if not wanting(part, known, without_positives, negated=negated)
-            )
-            return of(next(told, gate.parts[0]))
+            ]
+            separate = [part for part in told if not wanting(part, known - without_positives)]
+            return of([*separate, *told, *gate.parts][0])
     parts = tuple(part for part in map(of, gate.parts) if part is not None)
     if len(parts) < 2:
         return parts[0] if parts else None
@@ -124,10 +129,10 @@ def wanting(
     """
     match gate:
         case Marker():
-            if gate.name in known:
-                is_told = gate.name not in without_positives or not _is_above(gate, negated)
-                return [] if is_told else [gate.name]
-            return [] if gate.optional else [gate.name]
+            is_told = gate.name in known and not (
+                gate.name in without_positives and _is_above(gate, negated)
+            )
+            return [] if gate.optional or is_told else [gate.name]
         case Not():
             return wanting(gate.part, known, without_positives, negated=not negated)
     parts = [wanting(part, known, without_positives, negated=negated) for part in gate.parts]
@@ -168,8 +173,9 @@ def _at_level(marker: Marker, levels: Levels, negated: bool) -> Draws:
     """Return in which draws a marker is at a level, or is not."""
     positive, high, one, has_positives = levels
     if not has_positives:
-        nowhere, everywhere = np.zeros_like(positive.sure), np.ones_like(positive.sure)
-        return Draws(nowhere, everywhere) if _is_above(marker, negated) else ~positive
+        # the few that are positive are, of the others it is not known
+        unknown = Draws(positive.sure, np.ones_like(positive.sure))
+        return unknown if _is_above(marker, negated) else ~positive
     match marker.level:
         case "+":
             draws = positive
