@@ -102,14 +102,13 @@ def test_cells_are_named_by_the_only_population_that_is_likely() -> None:
     assert named == ["T4", "T", "T", "undecided", "T", "undecided", "B"]
 
 
-def test_populations_that_share_most_of_their_cells_do_not_exclude_each_other() -> None:
-    hierarchy = parse_hierarchy("T: A+\nAgain: A+\nAgain 4: Again > B+\nB: D+")
+def test_cells_count_in_all_populations_that_they_belong_to() -> None:
+    hierarchy = parse_hierarchy("T: A+\nAgain: A+ C-\nAgain 4: Again > B+\nB: D+")
     of_t, of_b, of_both = [0.9, 0.9, 0.8, 0.0], [0.0, 0.0, 0.0, 0.9], [0.9, 0.9, 0.9, 0.9]
-    rows = [of_t] * 40 + [of_b] * 40 + [of_both] * 4
+    rows = [of_t] * 40 + [of_b] * 30 + [of_both] * 4
     table = pd.DataFrame(rows, columns=["T", "Again", "Again 4", "B"])
-    inside = members(table, hierarchy)
-    assert inside.sum().tolist() == [40, 40, 40, 40]
-    assert list(name_cells(table, hierarchy)) == ["T"] * 40 + ["B"] * 40 + ["undecided"] * 4
+    assert members(table, hierarchy).sum().tolist() == [44, 44, 44, 34]
+    assert list(name_cells(table, hierarchy)) == ["T"] * 40 + ["B"] * 30 + ["undecided"] * 4
 
 
 def test_a_marker_without_positive_cells_tells_only_what_is_low() -> None:

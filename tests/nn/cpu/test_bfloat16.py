@@ -88,4 +88,4 @@ def test_parallel_hidden_layer() -> None:
     shapes = [(N_CELLS, n_parallel * N_HIDDEN), (n_parallel, N_HIDDEN, N_HIDDEN)]
     distances = both(loss, shapes)
     assert min(distances) > 1e-5
-    assert max(distances) < 0.03  # some values pass 0, where the gradient jumps
+    assert max(distances) < 0.06  # some values pass 0, where the gradient jumps

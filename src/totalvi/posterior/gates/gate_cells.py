@@ -97,9 +97,8 @@ class GateQueries(Fitted):
         Returns
         -------
         Gating
-            ``memberships`` (cells x populations) and ``population``, by cell, which depends on whether
-            populations share many of the cells that are asked; ``populations`` and ``markers``, which
-            say which populations are not known because a marker is missing.
+            ``memberships`` (cells x populations) and ``population``, by cell; ``populations`` and
+            ``markers``, which say which populations are not known because a marker is missing.
 
         {name_error}
         HierarchyError

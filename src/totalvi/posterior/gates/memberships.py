@@ -20,7 +20,6 @@ UNDECIDED = "undecided"
 FAILED, WITHOUT_POSITIVES = "does not separate", "no positive cells"  # notes on markers
 LEAST_MEMBERSHIP = 0.5  # of the population by which a cell is named
 _KNOWN_WITHIN = 0.05
-_FEWEST_SHARED = 10  # cells of populations that do not exclude each other
 
 
 class Draws(NamedTuple):
@@ -233,12 +232,10 @@ def known_memberships(sure: np.ndarray, possible: np.ndarray) -> np.ndarray:
 
 
 def members(memberships: pd.DataFrame, hierarchy: Hierarchy) -> pd.DataFrame:
-    """Return which cells are counted as members of each population, bool, cells x populations.
+    """Return which cells are counted in each population, bool, cells x populations.
 
-    From the top down, a cell goes to those of the populations below that it belongs to with at least
-    0.5. It goes to none if two of them exclude each other: a doublet of a T and a B cell is neither.
-    Populations side by side exclude each other unless more than half of the cells of one, and at least
-    10, belong to the other too.
+    They are those that belong to it, and to those above it, with at least 0.5. A doublet of a T and a B
+    cell counts in both.
 
     Parameters
     ----------
@@ -253,28 +250,19 @@ def members(memberships: pd.DataFrame, hierarchy: Hierarchy) -> pd.DataFrame:
     >>> members(table, hierarchy)["T"].tolist(), members(table, hierarchy)["CD4 T"].tolist()
     ([True, True, False], [True, False, False])
     """
-    inside = pd.DataFrame(False, index=memberships.index, columns=memberships.columns)
-    everywhere = np.ones(len(memberships), dtype=bool)
-    for above in (None, *(population.name for population in hierarchy.populations)):
-        children = [population.name for population in hierarchy.children(above)]
-        if not children:
-            continue
-        here = everywhere if above is None else inside[above].to_numpy(bool)
-        belongs = np.asarray(memberships[children] >= LEAST_MEMBERSHIP) & here[:, None]
-        both = belongs.T.astype(np.int64) @ belongs
-        n_cells = np.diag(both)
-        exclude = (2 * both <= np.minimum(n_cells[:, None], n_cells)) | (both < _FEWEST_SHARED)
-        np.fill_diagonal(exclude, val=False)
-        clashes = np.asarray((belongs & (belongs @ exclude.astype(np.int64) > 0)).any(axis=1))
-        inside[children] = belongs & ~clashes[:, None]
+    inside = memberships >= LEAST_MEMBERSHIP
+    for population in hierarchy.populations:  # from the top down
+        if population.parent is not None:
+            inside[population.name] &= inside[population.parent]
     return inside
 
 
 def name_cells(memberships: pd.DataFrame, hierarchy: Hierarchy) -> pd.Categorical:
     """Return the population that each cell is named by, or "undecided".
 
-    It is the last on the way down from the top, by the first of the populations below that the cell is
-    a member of.
+    From the top down, a cell goes to the population below that it is a member of, and stays where there
+    is none or where there are several, such as T and B of a doublet. But of those of which one asks
+    for no more than another does, it goes to the one that is written first.
 
     Parameters
     ----------
@@ -293,10 +281,20 @@ def name_cells(memberships: pd.DataFrame, hierarchy: Hierarchy) -> pd.Categorica
     inside = members(memberships, hierarchy)
     code = np.full(len(memberships), -1)
     for above in (None, *names):
+        children = hierarchy.children(above)
+        if not children:
+            continue
         here = code == (-1 if above is None else names.index(above))
-        for child in hierarchy.children(above):
-            chosen = here & inside[child.name].to_numpy()
-            code[chosen] = names.index(child.name)
-            here &= ~chosen
+        belongs = inside[[child.name for child in children]].to_numpy(bool) & here[:, None]
+        exclude = np.array([[_exclude(a.gate, b.gate) for a in children] for b in children])
+        clashes = np.asarray((belongs & (belongs @ exclude.astype(np.int64) > 0)).any(axis=1))
+        first = np.array([names.index(child.name) for child in children])[belongs.argmax(axis=1)]
+        code = np.where(belongs.any(axis=1) & ~clashes, first, code)
     labels = np.array([UNDECIDED, *names], dtype=object)
     return pd.Categorical(labels[code + 1], categories=labels)
+
+
+def _exclude(one: Gate, other: Gate) -> bool:
+    """Return whether each of two gates has a condition that the other has not."""
+    first, second = (set(gate.parts) if isinstance(gate, All) else {gate} for gate in (one, other))
+    return not (first <= second or second <= first)
