@@ -73,8 +73,9 @@ def cells(name: str, size: int, seed: int, folder: Path) -> MuData:
     if name == "bmmc":
         data = totalvi.read(folder / "bmmc_134proteins.h5mu")
     else:
-        data, truth, _ = cells_of(name, seed, folder)
-        data["prot"].X = truth
+        hidden = cells_of(name, seed, folder)
+        data = hidden.data
+        data["prot"].X = hidden.counts
     some = np.random.default_rng(seed).permutation(data.n_obs)[:size]
     return data[np.sort(some)].copy()
 
