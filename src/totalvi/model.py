@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.background.prior import Raw, ambient_of
-from totalvi.data.cells import CiteData, QueryMapping
+from totalvi.data.cells import CiteData
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.minified_cells import is_minified
 from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, warn_of
-from totalvi.fit.model_state import FitResult, ModelState, network_of, warn_of_another_order
+from totalvi.fit.model_state import ModelState, network_of, warn_of_another_order
 from totalvi.fit.plan import Split
 from totalvi.formats.minified import read_minified, require_replaceable, write_minified
 from totalvi.formats.model_folder import read_state, write_state
@@ -260,16 +260,17 @@ class Model(
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
         warn_of(self._data.findings, stacklevel=3)
         self.schema = self._data.schema
+        if not self.schema.measured_rna.all():
+            # The batch would tell the encoder what its cells lack, and so set them apart.
+            self._options = {"encoder_batch": False} | self._options
         self.module = network_of(self.schema, self._options, self.seed)
         ambient = ambient_of(data, keys, empty_droplets)
         if ambient is not None or (
             empirical_protein_background_prior and "background_prior" not in network_options
         ):
             self._start_background(self._data, ambient)
-        self._result: FitResult | None = None
+        self._result = self._failure = self._mapping = None
         self._n_fits, self.is_trained = 0, False
-        self._failure: str | None = None
-        self._mapping: QueryMapping | None = None
 
     @property
     def history(self) -> pd.DataFrame:
