@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.background.prior import Raw, ambient_of
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, QueryMapping
 from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.minified_cells import is_minified
@@ -260,8 +260,7 @@ class Model(
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
         warn_of(self._data.findings, stacklevel=3)
         self.schema = self._data.schema
-        if not self.schema.measured_rna.all():
-            # The batch would tell the encoder what its cells lack, and so set them apart.
+        if not self.schema.measured_rna.all():  # the batch would tell what its cells lack
             self._options = {"encoder_batch": False} | self._options
         self.module = network_of(self.schema, self._options, self.seed)
         ambient = ambient_of(data, keys, empty_droplets)
@@ -269,8 +268,9 @@ class Model(
             empirical_protein_background_prior and "background_prior" not in network_options
         ):
             self._start_background(self._data, ambient)
-        self._result = self._failure = self._mapping = None
+        self._result = self._failure = None
         self._n_fits, self.is_trained = 0, False
+        self._mapping: QueryMapping | None = None
 
     @property
     def history(self) -> pd.DataFrame:

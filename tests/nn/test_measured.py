@@ -1,5 +1,7 @@
 """What the encoder sees of cells that lack a modality, and what their loss leaves out."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -122,6 +124,7 @@ def test_training_in_a_mosaic_adds_the_disagreement_of_cells_that_hide_something
     x, y = counts()
     x = x * RNA[PANEL][:, None]
     module = network(**options, hidden_protein_rate=0.9, dropout_rate_encoder=0.0).train()
+    again = deepcopy(module)
     context = CellContext(PANEL, PANEL)
     seen = module.seen(x, y, context, torch.Generator().manual_seed(4))
     rows = module.masks.partly_seen(seen, PANEL)
@@ -142,6 +145,10 @@ def test_training_in_a_mosaic_adds_the_disagreement_of_cells_that_hide_something
     others = torch.ones(B, dtype=torch.bool).index_fill(0, rows, False)
     assert (found[others] == 0).all()
     assert (found[rows] > 0).all()
+    terms = again.elbo(x, y, context, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(terms.kl_div_z, posterior.latent_kl() + 3 * found)
+    terms = module.elbo(x, y, context, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(terms.kl_div_z, full.latent_kl())  # not in evaluation
 
 
 def test_a_mosaic_that_hides_nothing_has_no_disagreement() -> None:
