@@ -125,7 +125,7 @@ def test_training_in_a_mosaic_adds_the_disagreement_of_cells_that_hide_something
     x = x * RNA[PANEL][:, None]
     module = network(**options, hidden_protein_rate=0.9, dropout_rate_encoder=0.0).train()
     again = deepcopy(module)
-    context = CellContext(PANEL, PANEL)
+    context = CellContext(PANEL, PANEL, library_size=torch.full((B, 1), 20.0))
     seen = module.seen(x, y, context, torch.Generator().manual_seed(4))
     rows = module.masks.partly_seen(seen, PANEL)
     assert len(rows)
