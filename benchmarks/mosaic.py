@@ -194,10 +194,10 @@ def main() -> None:
         half = np.isin(np.arange(joined.n_obs), rng.permutation(of_p3)[: len(of_p3) // 2])
         rna.append(["WNN p3", str(seed), *rna_of(joined, half, seed, given.epochs)])
         write(labels, rna, own, given.epochs)
-        labels.append(["sees the batch", str(seed), *labels_of(joined, seed, given.epochs)])
+        labels.append(["does not see the batch", str(seed), *labels_of(joined, seed, given.epochs)])
         write(labels, rna, own, given.epochs)
-        without = labels_of(joined, seed, given.epochs, encoder_batch=False)
-        labels.append(["does not", str(seed), *without])
+        seeing = labels_of(joined, seed, given.epochs, encoder_batch=True)
+        labels.append(["sees it", str(seed), *seeing])
         write(labels, rna, own, given.epochs)
 
 

@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 2 tests/shared_fits.py OUT.npz '{"case": {...}}'
 
 Each case is a dict of arguments of `Model.train`, but for "model" (of `Model`), "cells", "panels"
-(whether the last batch lacks proteins), "zarr" (a path: the cells stay on disk), "window" (cells of a
-window of data on disk), "twice" (fit again), "mapped" (fit further cells on the model), "out" (a
-folder, for the results of queries) and "log" (a folder, for what a logger and a callback are told; the
-callback ends the fit after two epochs).
+(whether the last batch lacks proteins), "mosaic" (whether a third lack RNA, a third proteins), "zarr"
+(a path: the cells stay on disk), "window" (cells of a window of data on disk), "twice" (fit again),
+"mapped" (fit further cells on the model), "out" (a folder, for the results of queries) and "log" (a
+folder, for what a logger and a callback are told; the callback ends the fit after two epochs).
 """
 
 import json
@@ -37,6 +37,15 @@ def cells(n_cells: int, panels: bool) -> MuData:
     )
 
 
+def without_modalities(data: MuData) -> MuData:
+    """Return the cells as a mosaic: a third lack RNA, a third proteins."""
+    names = data.obs_names
+    rna, prot = (names[np.arange(len(names)) % 3 != lacking] for lacking in (1, 2))
+    parts = MuData({"rna": data["rna"][rna].copy(), "prot": data["prot"][prot].copy()})
+    parts.obs["batch"] = data.obs["batch"]
+    return totalvi.mosaic(parts)
+
+
 def fit_case(case: dict[str, Any]) -> totalvi.Model:
     """Fit one case."""
     case = {**TRAIN, "max_epochs": 3, "batch_size": 51} | case
@@ -48,9 +57,10 @@ def fit_case(case: dict[str, Any]) -> totalvi.Model:
         "out": None,
         "log": None,
     }
-    what |= {"model": {}, "twice": False, "mapped": False}
+    what |= {"model": {}, "twice": False, "mapped": False, "mosaic": False}
     what = {name: case.pop(name, default) for name, default in what.items()}
     data = cells(what["cells"], what["panels"]) if what["zarr"] is None else what["zarr"]
+    data = without_modalities(data) if what["mosaic"] else data
     model = totalvi.Model(data, batch_key="batch", **(SMALL | what["model"]))
     window = what["window"] or WINDOW
     if what["log"] is not None:

@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "half": {"precision": "bf16-mixed", "model": {"fused": False}},
     "again": {"twice": True, "max_epochs": 2},
     "mapped": {"mapped": True, "max_epochs": 2},
+    "mosaic": {"mosaic": True},
     "staining level": {"model": {"staining_level": True}},
 }
 

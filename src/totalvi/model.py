@@ -13,7 +13,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import Data, describe, opened
 from totalvi.data.minified_cells import is_minified
 from totalvi.errors import Finding, FormatError, NotTrainedError, allowed, counted, warn_of
-from totalvi.fit.model_state import FitResult, ModelState, network_of, warn_of_another_order
+from totalvi.fit.model_state import ModelState, network_of, warn_of_another_order
 from totalvi.fit.plan import Split
 from totalvi.formats.minified import read_minified, require_replaceable, write_minified
 from totalvi.formats.model_folder import read_state, write_state
@@ -260,15 +260,16 @@ class Model(
         self._data: CiteData | None = describe(data, keys, on_disk=on_disk)
         warn_of(self._data.findings, stacklevel=3)
         self.schema = self._data.schema
+        if not self.schema.measured_rna.all():  # the batch would tell what its cells lack
+            self._options = {"encoder_batch": False} | self._options
         self.module = network_of(self.schema, self._options, self.seed)
         ambient = ambient_of(data, keys, empty_droplets)
         if ambient is not None or (
             empirical_protein_background_prior and "background_prior" not in network_options
         ):
             self._start_background(self._data, ambient)
-        self._result: FitResult | None = None
+        self._result = self._failure = None
         self._n_fits, self.is_trained = 0, False
-        self._failure: str | None = None
         self._mapping: QueryMapping | None = None
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from mudata import MuData
 
@@ -14,6 +15,7 @@ from totalvi.data.columns import Columns
 from totalvi.data.describe import describe
 from totalvi.data.mosaic import union_of_cells
 from totalvi.errors import DataError
+from totalvi.nn.cell import CellContext
 
 N_GENES, N_PROTEINS = 30, 5
 
@@ -136,3 +138,38 @@ def test_antibodies_alone_are_joined_with_others() -> None:
     }
     with pytest.raises(DataError, match="no data set has RNA"):
         totalvi.concat({"a": antibodies, "b": antibodies})
+
+
+SMALL = {"batch_key": "batch", "n_hidden": 8, "n_latent": 2}
+
+
+def test_the_encoder_of_a_mosaic_does_not_see_the_batch() -> None:
+    cells = totalvi.mosaic(parts(100, slice(0, 60), slice(40, 100)))
+    cells.obs["batch"] = cells.obs["measured_modalities"]
+    model = totalvi.Model(cells, **SMALL)
+    model.train(max_epochs=1, progress=False)
+    x = torch.poisson(torch.full((3, N_GENES), 2.0))
+    y = torch.zeros(3, N_PROTEINS)
+    panel = torch.full((3,), model.schema.batch_names.index("rna"))
+    own = CellContext(panel, panel)
+    with torch.no_grad():
+        states = [model.module.encode(x, y, context).qz_m for context in (own, own.in_batch(0))]
+    assert states[0].equal(states[1])
+    assert totalvi.Model(cells, encoder_batch=True, **SMALL).module.encoder_batch
+
+
+def test_without_a_mosaic_a_fit_is_that_of_an_encoder_that_sees_the_batch() -> None:
+    mdata = totalvi.simulate(
+        n_cells=60, n_genes=N_GENES, n_proteins=N_PROTEINS, n_batches=2, seed=1
+    )
+    mdata["prot"].X[30:, 0] = np.nan
+    mdata.obs["panel"] = np.repeat(["x", "y"], 30)
+    models = [
+        totalvi.Model(mdata, panel_key="panel", **SMALL, **options)
+        for options in ({}, {"encoder_batch": True})
+    ]
+    for model in models:
+        model.train(max_epochs=2, progress=False)
+    first, second = (model.module.state_dict() for model in models)
+    assert first.keys() == second.keys()
+    assert all(first[name].equal(second[name]) for name in first)

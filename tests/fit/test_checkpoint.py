@@ -18,6 +18,7 @@ from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
+from shared_fits import without_modalities
 from totalvi.data.cells import fingerprint
 from totalvi.data.describe import describe
 from totalvi.errors import CheckpointError, Interrupted, OutputError
@@ -176,6 +177,16 @@ def test_a_fit_against_an_adversary_goes_on_too(tmp_path: Path) -> None:
     assert_same(again, whole)
     other.train(**FIT)  # or nothing would have been tested
     assert not other.history["train_loss"].equals(whole.history["train_loss"])
+
+
+def test_a_fit_of_a_mosaic_goes_on_too(mdata: MuData, tmp_path: Path) -> None:
+    cells = without_modalities(mdata)
+    whole, model, again = (build(cells) for _ in range(3))
+    whole.train(**FIT)
+    with signal_after(6), pytest.raises(Interrupted):
+        model.train(**FIT, checkpoint=tmp_path / "fit")
+    again.train(resume=tmp_path / "fit")
+    assert_same(again, whole)
 
 
 def test_a_second_fit_goes_on_as_the_second(mdata: MuData, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """What the encoder sees of cells that lack a modality, and what their loss leaves out."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
 from totalvi.nn import TOTALVI
-from totalvi.nn.cell import of_some_cells, sparse_counts, take_cells
+from totalvi.nn.cell import CellContext, of_some_cells, sparse_counts, take_cells
 from totalvi.nn.measured import Masks
 
 G, T, B = 12, 4, 40
@@ -115,3 +117,46 @@ def test_a_panel_must_have_rna() -> None:
         network(panel_measured_rna=[False] * 3)
     with pytest.raises(ValueError, match="one truth value for each of 3 panels"):
         network(panel_measured_rna=[True, False])
+
+
+def test_training_in_a_mosaic_adds_the_disagreement_of_cells_that_hide_something() -> None:
+    options = {"panel_measured_rna": RNA.tolist(), "protein_batch_mask": PROTEIN.tolist()}
+    x, y = counts()
+    x = x * RNA[PANEL][:, None]
+    module = network(**options, hidden_protein_rate=0.9, dropout_rate_encoder=0.0).train()
+    again = deepcopy(module)
+    context = CellContext(PANEL, PANEL, library_size=torch.full((B, 1), 20.0))
+    seen = module.seen(x, y, context, torch.Generator().manual_seed(4))
+    rows = module.masks.partly_seen(seen, PANEL)
+    assert len(rows)
+    assert (PANEL[rows] == 0).all()  # the other panels measured one modality, which is never hidden
+    posterior = module.posterior_of(seen, context)
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    found = module._disagreement(x, y, context, seen, posterior)
+    assert module.encoder.training
+    for name, value in module.named_buffers():
+        assert torch.equal(value, before[name])
+    full = module.eval().encode(x, y, context)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(full.qz_m, full.qz_v.sqrt()),
+        torch.distributions.Normal(posterior.qz_m, posterior.qz_v.sqrt()),
+    ).sum(dim=1)
+    torch.testing.assert_close(found[rows], expected[rows])
+    others = torch.ones(B, dtype=torch.bool).index_fill(0, rows, False)
+    assert (found[others] == 0).all()
+    assert (found[rows] > 0).all()
+    terms = again.elbo(x, y, context, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(terms.kl_div_z, posterior.latent_kl() + 3 * found)
+    terms = module.elbo(x, y, context, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(terms.kl_div_z, full.latent_kl())  # not in evaluation
+
+
+def test_a_mosaic_that_hides_nothing_has_no_disagreement() -> None:
+    options = {"panel_measured_rna": RNA.tolist(), "protein_batch_mask": PROTEIN.tolist()}
+    x, y = counts()
+    x = x * RNA[PANEL][:, None]
+    module = network(**options).train()
+    context = CellContext(PANEL, PANEL)
+    seen = module.seen(x, y, context)
+    found = module._disagreement(x, y, context, seen, module.posterior_of(seen, context))
+    assert (found == 0).all()

@@ -45,6 +45,10 @@ class CellContext(NamedTuple):
         """Return the context as if every cell came from the batch ``code``; None: its own."""
         return self if code is None else self._replace(batch=torch.full_like(self.batch, code))
 
+    def take_cells(self, rows: Tensor) -> "CellContext":
+        """Return the context of the cells at ``rows``."""
+        return CellContext(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
+
     def repeat(self, n_samples: int) -> "CellContext":
         """Return the context of ``n_samples`` copies of the cells, one copy after the other."""
         parts = (

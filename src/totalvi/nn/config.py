@@ -62,7 +62,7 @@ class NetworkConfig:
         Which proteins each batch measured, or each panel if ``n_panels`` is given: a sequence of
         boolean rows, or a dict from batch code to row. None: all proteins.
     encoder_batch
-        Whether the encoder sees the batch.
+        Whether the encoder sees the batch. `Model` says no where some panel lacks RNA.
     n_panels
         Number of antibody panels, if they differ from the batches. None: each batch is one.
     library

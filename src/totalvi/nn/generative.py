@@ -12,7 +12,7 @@ from totalvi.nn.coders import CellPosterior, Decoded, Decoder, Encoder
 from totalvi.nn.config import NetworkConfig
 from totalvi.nn.layers import ParallelHiddenLayer
 from totalvi.nn.likelihoods import Dispersion, GeneLikelihood, ProteinMixture
-from totalvi.nn.measured import Masks
+from totalvi.nn.measured import Masks, Seen
 from totalvi.nn.staining import StainingLevel
 from totalvi.nn.sync import standard_normal, stratified_normal
 
@@ -97,11 +97,26 @@ class GenerativeNetwork(nn.Module):
 
         As in 0.6.x, values of unmeasured proteins are encoded unchanged; NaN becomes 0.
         """
-        codes = context.codes(categorical=self.encode_covariates)
-        covariates = one_hot_columns(codes, self.config.encoder_categories(), y.dtype)
-        continuous = context.continuous if self.encode_covariates else None
+        return self.posterior_of(self.seen(x, y, context, generator), context, generator)
+
+    def seen(
+        self,
+        x: Tensor | SparseCounts,
+        y: Tensor,
+        context: CellContext,
+        generator: torch.Generator | None = None,
+    ) -> Seen:
+        """Return what the encoder sees of cells: in training, not all of each; see `Masks.seen`."""
         rate = self.hidden_protein_rate if self.training else 0.0
-        seen = self.masks.seen(x, y, context.panel, rate, generator)
+        return self.masks.seen(x, y, context.panel, rate, generator)
+
+    def posterior_of(
+        self, seen: Seen, context: CellContext, generator: torch.Generator | None = None
+    ) -> CellPosterior:
+        """Return the posterior of cells from what the encoder sees of them."""
+        codes = context.codes(categorical=self.encode_covariates)
+        covariates = one_hot_columns(codes, self.config.encoder_categories(), seen.y.dtype)
+        continuous = context.continuous if self.encode_covariates else None
         posterior: CellPosterior = self.encoder(
             seen.x, seen.y, continuous, covariates, generator, has_rna=seen.has_rna
         )

@@ -78,6 +78,15 @@ class Masks(NamedTuple):
         protein = (self.protein[panel] & self.protein[seen]).any(dim=1)
         return torch.where(rna | protein, seen, panel)
 
+    def partly_seen(self, seen: Seen, panel: Tensor) -> Tensor:
+        """Return positions of the cells of a mosaic that measured more than is seen of them."""
+        assert self.rna is not None
+        assert seen.has_rna is not None
+        hidden = self.rna[panel] & ~seen.has_rna
+        if self.protein is not None and seen.proteins is not None:
+            hidden = hidden | (self.protein[panel] & ~seen.proteins).any(dim=1)
+        return hidden.nonzero()[:, 0]
+
     def known_library(
         self, posterior: CellPosterior, panel: Tensor, mean: Tensor | None, variance: Tensor | None
     ) -> CellPosterior:

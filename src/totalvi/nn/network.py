@@ -8,12 +8,15 @@ from torch import Tensor
 
 from totalvi.nn import config as options
 from totalvi.nn import likelihoods, ops
-from totalvi.nn.cell import CellContext, SparseCounts
+from totalvi.nn.cell import CellContext, SparseCounts, take_cells
 from totalvi.nn.coders import CellPosterior, Decoded
 from totalvi.nn.count_integrals import count_log_prob
 from totalvi.nn.generative import GenerativeNetwork
 from totalvi.nn.likelihoods import ElboTerms
+from totalvi.nn.measured import Seen
 from totalvi.nn.sync import standard_normal
+
+_AGREEMENT = 3.0  # weight of the posteriors' agreement in a mosaic; see docs/decisions.md
 
 
 class Network(GenerativeNetwork):
@@ -37,6 +40,8 @@ class Network(GenerativeNetwork):
         - log p(x | z, l) - log(1/K sum_k p(y | z, b_k))
         + KL(q(u) || N(0, I)) + KL(q(log l) || N(m_s, v_s)) + KL(q(b | z) || N(c, d**2))
         - w log pi, only in training, with w the option ``foreground_penalty``
+        + 3 KL(q(u | x, y) || q(u | what is seen)), only in training and in a mosaic, where the
+          encoder sees a part of what was measured
 
     With K = 1 its expectation is minus the evidence lower bound. docs/model.md explains other K,
     and has a table of symbols. `NetworkConfig` documents the options.
@@ -66,7 +71,14 @@ class Network(GenerativeNetwork):
             Prior mean and variance of the log library size, (B, 1), if it is latent.
         """
         prior = local_l_mean_gene, local_l_var_gene
-        posterior, context, decoded, library_size = self._sample(x, y, context, prior, generator)
+        seen = self.seen(x, y, context, generator)
+        posterior = self.posterior_of(seen, context, generator)
+        disagreement = None
+        if self.training and self.rna_mask is not None:
+            disagreement = self._disagreement(x, y, context, seen, posterior)
+        posterior, context, decoded, library_size = self._sample(
+            posterior, context, prior, generator
+        )
         # A frozen reference trains in evaluation mode; validation has no gradient.
         in_training = self.training or (self.reference_frozen and torch.is_grad_enabled())
         n_samples = self.config.background_samples if in_training else 1
@@ -74,6 +86,8 @@ class Network(GenerativeNetwork):
         terms = self.elbo_terms(
             x, y, context, posterior, decoded, library_size, log_background, *prior
         )
+        if disagreement is not None:
+            terms = terms._replace(kl_div_z=terms.kl_div_z + _AGREEMENT * disagreement)
         weight = self.config.foreground_penalty if in_training else 0.0
         if weight == 0:
             return terms
@@ -95,7 +109,9 @@ class Network(GenerativeNetwork):
         The divergence of the staining level is part of the last.
         """
         prior = local_l_mean_gene, local_l_var_gene
-        posterior, context, decoded, library_size = self._sample(x, y, context, prior, generator)
+        posterior, context, decoded, library_size = self._sample(
+            self.encode(x, y, context, generator), context, prior, generator
+        )
         terms = self.elbo_terms(
             x, y, context, posterior, decoded, library_size,
             self.sample_log_background(decoded, generator), *prior,
@@ -111,16 +127,41 @@ class Network(GenerativeNetwork):
         proteins = self.proteins(decoded, self.background_prior_mean[panel], context)
         return count_log_prob(y, proteins, scale, self.measured(panel), fast=self.fused)
 
-    def _sample(
+    def _disagreement(
         self,
         x: Tensor | SparseCounts,
         y: Tensor,
+        context: CellContext,
+        seen: Seen,
+        posterior: CellPosterior,
+    ) -> Tensor:
+        """Return KL(q(u | x, y) || q(u | what is seen)), (B,); 0 where all is seen.
+
+        ``posterior`` is that of what is seen. The other has no dropout and leaves the running
+        moments of batch normalisation as they are, so that nothing is drawn or counted twice.
+        """
+        found = torch.zeros_like(posterior.qz_m[:, 0])
+        rows = self.masks.partly_seen(seen, context.panel)
+        if not len(rows):
+            return found
+        of_rows = context.take_cells(rows)
+        whole = self.masks.seen(take_cells(x, rows), y[rows], of_rows.panel, 0.0, None)
+        self.encoder.eval()
+        full = self.posterior_of(whole, of_rows)
+        self.encoder.train()
+        divergence = likelihoods.normal_kl(
+            full.qz_m, full.qz_v, posterior.qz_m[rows], posterior.qz_v[rows]
+        )
+        return found.index_copy(0, rows, divergence.sum(dim=-1))
+
+    def _sample(
+        self,
+        posterior: CellPosterior,
         context: CellContext,
         library_prior: tuple[Tensor | None, Tensor | None],
         generator: torch.Generator | None,
     ) -> tuple[CellPosterior, CellContext, Decoded, Tensor]:
         """Return the posterior, and at a sample of it context, decoded parameters and library size."""
-        posterior = self.encode(x, y, context, generator)
         posterior = self.masks.known_library(posterior, context.panel, *library_prior)
         untran_z = self.latent_at(posterior, standard_normal(posterior.qz_m, generator))
         library_size, _ = self.sample_library(posterior, context, generator)
