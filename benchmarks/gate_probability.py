@@ -181,13 +181,14 @@ def error_of(bins: pd.DataFrame) -> float:
     return float(np.average((bins["probability"] - bins["inside"]).abs(), weights=bins["n"]))
 
 
-def summary(answers: list[Answers]) -> dict[str, Any]:
+def summary(answers: list[Answers], n_seeds: int) -> dict[str, Any]:
     """Return the figures of the answers of one kind, computed in one way."""
     probability = np.concatenate([a.probability.ravel() for a in answers]).astype(float)
     inside = np.concatenate([a.inside.ravel() for a in answers]).astype(float)
     undecided = (probability > 0.05) & (probability < 0.95)
     bins = bins_of(probability, inside)
     return {
+        "seeds": n_seeds,
         "n": len(probability),
         "error": error_of(bins),
         "undecided": float(undecided.mean()),
@@ -208,7 +209,7 @@ def report(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     for kind, ways in found.items():
         for how, of in ways.items():
             figures = " | ".join(f"{of[name]:.3f}" for name in names)
-            lines.append(f"| {kind} | {how} | {of['n']:,} | {figures} |")
+            lines.append(f"| {kind} | {how} | {of['seeds']} | {of['n']:,} | {figures} |")
     lines += [
         "",
         "## Reliability",
@@ -254,7 +255,7 @@ def main() -> None:
             for answer in of_seed:
                 answers.setdefault((answer.kind, answer.how), []).append(answer)
         for (kind, how), some in answers.items():
-            found.setdefault(kind, {})[how] = summary(some)
+            found.setdefault(kind, {})[how] = summary(some, len(given.seeds))
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         RESULTS.joinpath("gate_probability.md").write_text(report(found), encoding="utf-8")
 
