@@ -203,8 +203,8 @@ def report(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     names = ("error", "undecided", "error of undecided", "Brier")
     lines = ["# Probability of a gate", "", (__doc__ or "").partition("\n\n")[2].strip(), ""]
     lines += [
-        f"| gates | probability | cells and gates | {' | '.join(names)} |",
-        "|---|" + "---|" * 6,
+        f"| gates | probability | seeds | cells and gates | {' | '.join(names)} |",
+        "|---|" + "---|" * 7,
     ]
     for kind, ways in found.items():
         for how, of in ways.items():
