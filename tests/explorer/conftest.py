@@ -13,7 +13,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from explorer.mouse import CHROMIUM
+from explorer.mouse import CHROMIUM, opened
 
 EVIL = "<script>alert(1)</script>"
 N_CELLS = 60
@@ -24,6 +24,13 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
     with playwright.sync_playwright() as client:
         yield client.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    """Return the page of the explorer that a module's fixture ``url`` serves."""
+    with opened(browser, url) as shown:
+        yield shown
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,6 @@ from explorer.mouse import (
     drag,
     explored,
     kept,
-    opened,
     place,
     wait_for_gates,
 )
@@ -51,12 +50,6 @@ EVIL = "<script>alert(1)</script>"  # the first protein of `run_folder`
 def url(run_folder: Path) -> Iterator[str]:
     with explored(run_folder) as address:
         yield address
-
-
-@pytest.fixture
-def page(browser: "playwright.Browser", url: str) -> Iterator["playwright.Page"]:
-    with opened(browser, url) as shown:
-        yield shown
 
 
 def inside(gate: dict[str, Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -46,12 +46,6 @@ def url(blood_file: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def page(browser: "playwright.Browser", url: str) -> Iterator["playwright.Page"]:
-    with opened(browser, url) as shown:
-        yield shown
-
-
 @pytest.fixture(scope="module")
 def cells(blood_file: Path) -> FileCells:
     return FileCells(blood_file)

@@ -9,7 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from explorer.mouse import BETWEEN_CLICKS_MS, NAMED, NEEDS_BROWSER, VALUE, explored, opened, type_in
+from explorer.mouse import BETWEEN_CLICKS_MS, NAMED, NEEDS_BROWSER, VALUE, explored, type_in
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client")
 pytestmark = NEEDS_BROWSER
@@ -40,12 +40,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         MuData({"rna": rna, "prot": protein}).write(path)
     with explored(path) as address:
         yield address
-
-
-@pytest.fixture
-def page(browser: "playwright.Browser", url: str) -> Iterator["playwright.Page"]:
-    with opened(browser, url) as shown:
-        yield shown
 
 
 TYPED = {

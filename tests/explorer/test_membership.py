@@ -12,6 +12,7 @@ from totalvi.explorer.gate_shapes import box
 from totalvi.explorer.gates import Adjusted, Gate, Gating, Operand, members
 from totalvi.explorer.membership import N_SAMPLES, gate_probability
 from totalvi.explorer.run_cells import RunCells
+from totalvi.posterior.gates.feature_draws import draw_features
 
 if TYPE_CHECKING:
     from totalvi.model import Model
@@ -45,25 +46,34 @@ def gating_of(cells: RunCells) -> Gating:
     return Gating((outer, inner, raw, outside))
 
 
-def test_it_is_the_share_of_posterior_samples_inside(cells: RunCells, model: "Model") -> None:
+def test_it_is_the_share_of_posterior_draws_inside(cells: RunCells, model: "Model") -> None:
     gating = gating_of(cells)
     found = gate_probability(cells, model, gating, "inner")
     mdata = cells.counts_of(np.arange(cells.n_cells))
     outer, inner = gating["outer"], gating["inner"]
-    rna, protein = model.get_normalized_expression(
-        mdata, gene_list=[inner.axes[1].name], protein_list=[outer.axes[0].name],
-        library_size=10_000, n_samples=N_SAMPLES, sample_protein_mixing=True, return_mean=False,
-        progress=False,
-    )  # fmt: skip
-    foreground = model.get_protein_foreground_probability(
-        mdata, protein_list=[inner.axes[0].name], n_samples=N_SAMPLES, return_mean=False,
-        progress=False,
-    )  # fmt: skip
-    inside = np.arcsinh(protein[:, :, 0] / 5) >= outer.vertices[0][0]
-    inside &= np.asarray(foreground)[:, :, 0] >= 0.5
-    inside &= np.log10(1 + rna[:, :, 0]) < inner.vertices[2][1]
+    share, rate, foreground = draw_features(
+        model, mdata, [inner.axes[1].name], [outer.axes[0].name, inner.axes[0].name], N_SAMPLES
+    )
+    inside = np.arcsinh(rate[:, :, 0] / 5) >= outer.vertices[0][0]
+    inside &= foreground[:, :, 1] == 1
+    inside &= np.log10(1 + 10_000 * share[:, :, 0]) < inner.vertices[2][1]
     np.testing.assert_allclose(found, inside.mean(axis=0), atol=1e-6)
     assert ((found > 0.05) & (found < 0.95)).any()
+
+
+@pytest.mark.parametrize("high", [1.0, 1.1])
+def test_a_gate_of_foreground_has_the_probability_of_foreground(
+    cells: RunCells, model: "Model", high: float
+) -> None:
+    axis = Axis("protein_foreground", str(cells.protein_names[1]))
+    gating = Gating((Gate("positive", (axis,), ((0.5,), (high,)), None, "range"),))
+    found = gate_probability(cells, model, gating, "positive")
+    expected = model.get_protein_foreground_probability(
+        cells.counts_of(np.arange(cells.n_cells)), protein_list=[axis.name], n_samples=N_SAMPLES,
+        progress=False,
+    )  # fmt: skip
+    assert np.abs(found - np.asarray(expected)[:, 0]).max() < 0.2
+    assert abs((found - np.asarray(expected)[:, 0]).mean()) < 0.01
 
 
 def test_probabilities_obey_their_laws(cells: RunCells, model: "Model") -> None:

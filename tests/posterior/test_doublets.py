@@ -21,7 +21,6 @@ from totalvi.posterior.doublets import (
     summed,
     told_rate,
 )
-from totalvi.run.doublet_tables import hashtags_carried
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
@@ -164,11 +163,3 @@ def test_wrong_rates_and_few_cells_are_refused(spiked: tuple[totalvi.Model, np.n
     small.train(max_epochs=1, progress=False)
     with pytest.raises(DataError, match="40 cells"):
         small.find_doublets()
-
-
-def test_a_hashtag_of_one_mode_is_carried_by_no_cell() -> None:
-    rng = np.random.default_rng(0)
-    counts = np.stack(
-        [rng.poisson(200, 300) * (np.arange(300) % 2) + 2, rng.poisson(3, 300)], axis=1
-    )
-    assert hashtags_carried(counts).tolist() == (np.arange(300) % 2).tolist()

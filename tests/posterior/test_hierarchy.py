@@ -112,3 +112,14 @@ def test_shipped_hierarchies_are_read_and_name_no_antigen_twice(name: str) -> No
 
     names = {m.name for p in hierarchy.populations for m in p.markers() if m.gene is None}
     assert len({identify(name).key for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("marker", ["IgG1+", '"Mouse IgG2a isotype control"-', "isotype_0low?"])
+def test_an_isotype_control_tells_no_population(marker: str) -> None:
+    with pytest.raises(HierarchyError, match="is an isotype control, which binds no antigen"):
+        parse_hierarchy(f"B: CD19+ {marker}")
+
+
+def test_antigens_and_genes_named_like_isotypes_are_markers() -> None:
+    hierarchy = parse_hierarchy("B: CD19+ IgD+ IgM- anti-IgG1+ gene:IGHG1+")
+    assert [m.name for m in hierarchy.populations[0].markers()][3:] == ["anti-IgG1", "gene:IGHG1"]

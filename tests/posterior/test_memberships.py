@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from totalvi.posterior.gates.hierarchy import Hierarchy, parse_hierarchy
+from totalvi.posterior.gates.hierarchy import Hierarchy, parse_hierarchy, read_hierarchy
 from totalvi.posterior.gates.memberships import (
     Draws,
     Levels,
@@ -133,3 +133,31 @@ def test_what_a_marker_without_positive_cells_leaves_untold_is_told_by_another()
     assert told == [parse_hierarchy(f"A: Y{level}").populations[0].gate for level in "+-"]
     optional = parse_hierarchy("A: Y+ X+? X-?").populations[0].gate
     assert usable(optional, {"X", "Y"}, {"X"}) == parse_hierarchy("A: Y+ X-?").populations[0].gate
+
+
+GRANULOCYTES = {  # the antigens that they carry, of those below
+    "Neutrophil": {"CD66b", "CD16", "CD11c"},
+    "Eosinophil": {"CD66b", "CD193", "CD11c"},
+    "Basophil": {"CD123", "FceRIa"},
+    "CD14 monocyte": {"CD14", "HLA-DR", "CD11c"},
+    "CD16 monocyte": {"CD16", "HLA-DR", "CD11c"},
+    "pDC": {"CD123", "CD303", "HLA-DR", "FceRIa"},
+    "NK CD56dim": {"CD56", "CD16"},
+}
+ANTIGENS = {"CD3", "CD19"}.union(*GRANULOCYTES.values())
+
+
+@pytest.mark.parametrize("name", ["blood", "bone_marrow"])
+def test_granulocytes_are_told_from_their_neighbours(name: str) -> None:
+    hierarchy = read_hierarchy(name)
+    known = {
+        antigen: np.array([[antigen in of] for of in GRANULOCYTES.values()]) for antigen in ANTIGENS
+    }
+    levels = {antigen: Levels(Draws(on, on), Draws(on, on), True) for antigen, on in known.items()}
+    gates = {p.name: usable(p.gate, set(levels)) for p in hierarchy.populations}
+    counts = count_members(hierarchy, gates, levels, len(GRANULOCYTES))
+    table = pd.DataFrame(known_memberships(*counts), columns=list(gates))
+    assert list(name_cells(table, hierarchy)) == list(GRANULOCYTES)
+    counted = members(table, hierarchy)
+    assert counted.loc[0, ["Neutrophil", "Monocyte"]].all()
+    assert not counted.loc[1:, "Neutrophil"].any()

@@ -19,7 +19,10 @@ from totalvi.explorer.gates import Gate, members
 from totalvi.explorer.run_cells import open_cells
 from totalvi.posterior.gates.gate_cells import Gating
 from totalvi.posterior.gates.hierarchy import parse_hierarchy
+from totalvi.posterior.gates.memberships import members as memberships_of
+from totalvi.report import report_gates
 from totalvi.report.build import build_report
+from totalvi.report.report_data import read_results
 from totalvi.run.folder import require_writable
 from totalvi.run.named_cells import Named, cluster_names, population_tables, proposed_gates
 from totalvi.run.run import run
@@ -158,6 +161,27 @@ def test_percentages_are_of_those_above() -> None:
     found = population_tables(named, None, None)["populations"]
     assert found["percent_of_parent"].tolist() == [50, 50]
     assert found["expected_cells"].tolist() == [2, 1]
+
+
+def test_the_report_draws_the_members_that_tables_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = read_results(folder, 10_000)
+    memberships = results.tables["memberships"].copy()
+    both = memberships.index[(memberships["B"] > 0.5).to_numpy()][:7]
+    memberships.loc[both, "T"] = 0.75  # members of both, such as doublets, are named by neither
+    hierarchy = parse_hierarchy("\n".join(GATES.splitlines()[:3]))
+    inside = memberships_of(memberships[["T", "CD4 T", "B"]], hierarchy)
+    populations = results.tables["populations"].copy()
+    populations.loc["T", "percent_of_parent"] = 100 * inside["T"].mean()
+    tables = results.tables | {"memberships": memberships, "populations": populations}
+    monkeypatch.setattr(report_gates, "_squares", lambda pixels, *_: str(pixels.shape[1]))
+    plots = report_gates.gate_plots(results._replace(tables=tables), hierarchy)
+    by_name = {plot.name: plot for plot in plots}
+    for name in ("T", "B"):
+        assert int(by_name[name].own) == inside[name].sum()
+        assert int(by_name[name].own) + int(by_name[name].others) == len(inside)
+        assert by_name[name].percent == pytest.approx(100 * inside[name].mean(), rel=1e-4)
 
 
 def test_gates_are_proposed_to_the_explorer(folder: Path) -> None:

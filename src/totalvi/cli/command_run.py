@@ -392,5 +392,8 @@ def _finish(result: RunResult, as_json: bool = False) -> None:
     if (doublets := record.get("doublets")) is not None:
         share = f"{doublets / record['cells']:.1%}"
         typer.echo(f"note: {doublets:,} cells ({share}) are likely doublets; none is removed.")
+    if tags := record.get("hashtags"):
+        two = f"{tags['two']:,} carry two and {tags['none']:,} none"
+        typer.echo(f"note: hashtags name the sample of {tags['one']:,} cells; {two}.")
     list_written(result, apart=(report.name,))
     typer.echo(f"next, open in a browser: {report}")

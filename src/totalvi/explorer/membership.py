@@ -5,12 +5,12 @@ Of cell n with RNA counts x and protein counts y,
     P(n in G | x, y) = E over z ~ q(z | x, y), and v ~ p(v | z, y), of the product over the gates g on
     the way down to G of 1[v in g],
 
-where v are the cell's values on the axes: of a denoised protein its foreground rate, which is 0 where
-the count is drawn to be background, by P(background | z, y); of a foreground probability
-P(foreground | z, y); of a denoised gene its share of the RNA. Raw counts, CLR, places on the map and
-annotation are known, so that they put a cell inside with probability 0 or 1. The expectation is the
-mean over samples; all gates see the same samples, so that a cell is never likelier in a gate than in
-the one around it.
+where v are the cell's values on the axes. Whether a protein is foreground is drawn given z and y. On
+the axis of its foreground probability v is 1 if it is and 0 if not. On that of its denoised counts v is
+0 if not, and else a draw of the rate of its counts given y, of which `feature_draws` has the formulas.
+A denoised gene is its share of the RNA given z. Raw counts, CLR, places on the map and annotation are
+known, so that they put a cell inside with probability 0 or 1. The expectation is the mean over draws;
+all gates see the same draws, so that a cell is never likelier in a gate than in the one around it.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,9 @@ from totalvi.run.folder import DENOISED_LIBRARY_SIZE
 if TYPE_CHECKING:
     from totalvi.model import Model
 
-N_SAMPLES = 40
+N_SAMPLES = 25
 _CELLS_AT_ONCE = 8_192
+_FOREGROUND = np.nextafter(np.float32(1), np.float32(0))  # which lies inside of gates that end at 1
 _SAMPLED = ("protein_denoised", "protein_foreground", "gene_denoised")
 
 
@@ -42,7 +43,8 @@ def gate_probability(
     gating
         That holds the gate, those around it and those that it combines.
     n_samples
-        Posterior samples; the standard error of a probability p is sqrt(p (1 - p) / n_samples).
+        Of the latent state, for each of which proteins are drawn 8 times; the standard error of a
+        probability p is at most sqrt(p (1 - p) / n_samples).
     """
     gating = gating.needed(name)
     axes = list(dict.fromkeys(axis for gate in gating.gates for axis in gate.axes))
@@ -56,41 +58,36 @@ def gate_probability(
             if axis not in sampled
         }
         samples = _samples(cells, model, sampled, some, n_samples) if sampled else {}
+        n_draws = min((len(values) for values in samples.values()), default=1)
         total = np.zeros(len(some))
-        for number in range(n_samples if sampled else 1):
+        for number in range(n_draws):
             places = known | {axis: values[number] for axis, values in samples.items()}
             total += _inside(gating, name, places, cells, some)
-        found[some] = total / (n_samples if sampled else 1)
+        found[some] = total / n_draws
     return found
 
 
 def _samples(
     cells: Cells, model: "Model", axes: list[Axis], some: np.ndarray, n_samples: int
 ) -> dict[Axis, np.ndarray]:
-    """Return the places of some cells along each axis in posterior samples, (n_samples, cells)."""
-    counts = cells.counts_of(some)
-    names = {
-        kind: list(dict.fromkeys(axis.name for axis in axes if axis.kind == kind))
-        for kind in _SAMPLED
-    }
-    values: dict[str, np.ndarray] = {}
-    if names["gene_denoised"] or names["protein_denoised"]:
-        values["gene_denoised"], values["protein_denoised"] = model.get_normalized_expression(
-            counts, gene_list=names["gene_denoised"], protein_list=names["protein_denoised"],
-            library_size=DENOISED_LIBRARY_SIZE, n_samples=n_samples, sample_protein_mixing=True,
-            return_mean=False, progress=False,
-        )  # fmt: skip
-    if names["protein_foreground"]:
-        values["protein_foreground"] = np.asarray(
-            model.get_protein_foreground_probability(
-                counts, protein_list=names["protein_foreground"], n_samples=n_samples,
-                return_mean=False, progress=False,
-            )
-        )  # fmt: skip
-    return {
-        axis: to_scale(values[axis.kind][:, :, names[axis.kind].index(axis.name)], axis.scale)
-        for axis in axes
-    }
+    """Return the places of some cells along each axis in posterior draws, (draws, cells)."""
+    from totalvi.posterior.gates.feature_draws import draw_features  # it loads torch
+
+    genes = list(dict.fromkeys(axis.name for axis in axes if axis.kind == "gene_denoised"))
+    proteins = list(dict.fromkeys(axis.name for axis in axes if axis.kind != "gene_denoised"))
+    drawn = draw_features(model, cells.counts_of(some), genes, proteins, n_samples)
+
+    def values(axis: Axis) -> np.ndarray:
+        number: np.ndarray
+        if axis.kind == "gene_denoised":
+            number = drawn.share[:, :, genes.index(axis.name)] * DENOISED_LIBRARY_SIZE
+        elif axis.kind == "protein_denoised":
+            number = drawn.rate[:, :, proteins.index(axis.name)]
+        else:
+            number = drawn.foreground[:, :, proteins.index(axis.name)] * _FOREGROUND
+        return number
+
+    return {axis: to_scale(values(axis), axis.scale) for axis in axes}
 
 
 def _inside(

@@ -88,6 +88,7 @@ NAMES = {
     "populations": "population",
     "population_samples": "sample",
     "population_markers": "marker",
+    "memberships": "cell",
     "cluster_names": "cluster",
     "doublets": "group",
     "modality_features": "group",

@@ -8,7 +8,7 @@ import pandas as pd
 from totalvi.data.panels.antibody_names import identify
 from totalvi.figures.style import PROTEIN_SCALE
 from totalvi.posterior.gates.hierarchy import Hierarchy, markers_of, parse_hierarchy
-from totalvi.posterior.gates.memberships import FAILED, WITHOUT_POSITIVES, usable
+from totalvi.posterior.gates.memberships import FAILED, WITHOUT_POSITIVES, members, usable
 from totalvi.report.report_data import Results
 from totalvi.run.folder import DOUBLET_PROBABILITY, LIKELY_DOUBLET
 
@@ -19,7 +19,7 @@ _TWO_LINEAGES = (("CD3", "CD19"), ("CD3", "CD14"), ("CD19", "CD14"))
 
 
 class GatePlot(NamedTuple):
-    """A plot of the cells above a population, and of its own, on two of its markers.
+    """A plot of the members of the population above, and of its own, on two of its markers.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class GatePlot(NamedTuple):
     lines
         Boundaries of levels: their ends x1, y1, x2, y2.
     percent
-        Of the cells above.
+        Of the members above, as the table of populations counts them.
     """
 
     name: str
@@ -46,7 +46,7 @@ class GatePlot(NamedTuple):
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     lines: list[tuple[float, float, float, float]]
-    percent: float
+    percent: float = np.nan
 
 
 def named_populations(results: Results) -> dict[str, Any] | None:
@@ -106,7 +106,9 @@ def gate_plots(results: Results, hierarchy: Hierarchy) -> list[GatePlot]:
         for marker, feature in measured.items()
         if feature in results.protein_names and note[str(marker)] != FAILED
     }
-    named = results.obs["population"].astype(str).to_numpy()[results.drawn.rows]
+    names = [population.name for population in hierarchy.populations]
+    inside = members(results.tables["memberships"][names].iloc[results.drawn.rows], hierarchy)
+    percent = results.tables["populations"]["percent_of_parent"]
     places = PROTEIN_SCALE.forward(_spread(results.raw))
     plots = []
     for population in hierarchy.populations:
@@ -114,22 +116,16 @@ def gate_plots(results: Results, hierarchy: Hierarchy) -> list[GatePlot]:
         gates = (usable(p.gate, set(columns), silent) for p in (population, *beside))
         asked = [m.name for gate in gates if gate is not None for m in markers_of(gate)]
         markers = list(dict.fromkeys(name for name in asked if name in columns))[:2]
-        inside = [
-            np.isin(named, _below(hierarchy, name)) for name in (population.parent, population.name)
-        ]
-        if len(markers) == 2 and inside[1].any():
-            plots.append(
-                _plot(results, population.name, population.parent, markers, columns, places, inside)
+        own = inside[population.name].to_numpy()
+        above = np.ones(len(own), dtype=bool)
+        if population.parent is not None:
+            above = inside[population.parent].to_numpy()
+        if len(markers) == 2 and own.any():
+            plot = _plot(
+                results, population.name, population.parent, markers, columns, places, [above, own]
             )
+            plots.append(plot._replace(percent=float(percent[population.name])))
     return plots
-
-
-def _below(hierarchy: Hierarchy, name: str | None) -> list[str]:
-    """Return a population and those below it; all, and those without a name, of None."""
-    every = [p.name for p in hierarchy.populations]
-    return (
-        [*every, "undecided"] if name is None else [p for p in every if name in hierarchy.path(p)]
-    )
 
 
 def _spread(counts: np.ndarray) -> np.ndarray:
@@ -169,7 +165,6 @@ def _plot(
         ]
         for low, high in ends
     ]
-    weights = results.drawn.weights
     return GatePlot(
         name,
         above or "all cells",
@@ -180,7 +175,6 @@ def _plot(
         [(WIDTH * place, label) for place, label in ticks[0]],
         [(HEIGHT * (1 - place), label) for place, label in ticks[1]],
         lines,
-        float(100 * weights[inside[1]].sum() / max(weights[inside[0]].sum(), 1)),
     )
 
 

@@ -11,16 +11,15 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.counts import Counts, CountsInMemory, DenseOnDisk, SparseOnDisk, lies_on_disk
-from totalvi.errors import listed
 from totalvi.model import Model
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.doublet_tables import doublets_of_run, read_doublets
 from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, RESULTS
-from totalvi.run.named_cells import columns_of_cells
+from totalvi.run.hashtag_samples import hashtags_of_run, read_hashtags
+from totalvi.run.named_cells import columns_of_cells, samples_of
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
     POSTERIOR_SAMPLES,
@@ -34,6 +33,7 @@ from totalvi.run.results import (
 )
 from totalvi.run.suiting_hierarchy import populations_of_run
 from totalvi.run.table_files import read_protein_warnings, write_tables
+from totalvi.run.tables import background_tables
 
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
 LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5mu read whole
@@ -66,8 +66,10 @@ class Work:
         Of the cells shown.
     protein_warnings
         The fault of each antibody, or "".
-    doublets, warnings
-        Of all cells, None if not told; of the steps, for the record.
+    hashtags, doublets
+        Of all cells; None: they were not told.
+    warnings
+        Of the steps, for the record.
     """
 
     model: Model
@@ -80,6 +82,7 @@ class Work:
     denoised_protein: np.ndarray = field(init=False)
     foreground_probability: np.ndarray = field(init=False)
     protein_warnings: list[str] = field(init=False)
+    hashtags: pd.DataFrame | None = field(init=False, default=None)
     doublets: pd.DataFrame | None = field(init=False, default=None)
     warnings: list[str] = field(init=False, default_factory=list)
 
@@ -90,8 +93,10 @@ class Work:
 
     @property
     def samples(self) -> pd.Series | None:
-        """The sample of each cell; by default its batch."""
-        return self.batch if (key := self.options.sample_key) is None else self.data.obs[key]
+        """The sample of each cell; by default its batch, and the sample of its hashtag."""
+        obs, keys = self.data.obs, self.options.keys
+        found = obs if self.hashtags is None else obs.assign(**self.hashtags)
+        return samples_of(found, self.options.sample_key, keys.batch_key, self.hashtags is not None)
 
     @cached_property
     def sample(self) -> np.ndarray:
@@ -218,11 +223,22 @@ def _set_clusters(work: Work, clusters: Clusters) -> None:
     work.shown.obs[CLUSTER_COLUMN] = work.clusters_shown.labels
 
 
+def tell_hashtags(work: Work) -> None:
+    """Tell the sample of each cell by its hashtags, if there are any."""
+    work.hashtags, warnings = hashtags_of_run(work.data, work.batch, work.file)
+    work.warnings += warnings
+
+
+def load_hashtags(work: Work) -> None:
+    """Read what hashtags say, if there are any."""
+    work.hashtags = read_hashtags(work.file, work.data.obs_names)
+
+
 def tell_doublets(work: Work) -> None:
     """Give each cell its probability of being a doublet."""
     assert work.clusters is not None
     groups, rate = (work.samples, work.clusters.labels), work.options.doublet_rate
-    work.doublets = doublets_of_run(work.model, work.data, groups, rate, work.folder, work.file)
+    work.doublets = doublets_of_run(work.model, work.hashtags, groups, rate, work.folder, work.file)
 
 
 def load_doublets(work: Work) -> None:
@@ -246,8 +262,8 @@ def tabulate(work: Work) -> None:
         work.shown, work.estimates, work.clusters_shown, keys.batch_key, work.model.history,
         held_out_counts(work.data, work.sample) if work.options.split_counts else None,
     )  # fmt: skip
-    if work.doublets is not None:
-        tables["cells"] = tables["cells"].join(work.doublets)
+    for told in (work.hashtags, work.doublets):
+        tables["cells"] = tables["cells"] if told is None else tables["cells"].join(told)
     more = columns_of_cells(work.file, work.folder, work.options.staining_level)
     tables["cells"] = tables["cells"].assign(**more)
     write_tables(tables, work.folder / "tables")
@@ -263,50 +279,6 @@ def _total(counts: Any) -> np.ndarray:
 def load_protein_warnings(work: Work) -> None:
     """Read the warnings about antibodies from the table of proteins."""
     work.protein_warnings = read_protein_warnings(work.folder / "tables")
-
-
-def background_tables(model: Model, mdata: MuData) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Return tables of the empty droplets and isotype controls, where there are any, and warnings.
-
-    ``ambient``: what the droplets hold; ``isotype_controls`` and ``background``: how the estimated
-    background agrees with the controls, by control and by protein.
-    """
-    tables, warnings = {}, []
-    if AMBIENT in mdata.uns:
-        tables["ambient"] = _with_deviation(mdata.uns[AMBIENT].set_index("protein"), model)
-        warnings = [
-            finding.message
-            for finding in model.findings
-            if finding.code == "empty_droplets_agreement" and finding.severity == "warning"
-        ]
-    if not model.schema.control_names:
-        return tables, warnings
-    check = model.check_isotype_controls()
-    tables |= {"isotype_controls": check.controls, "background": check.proteins}
-    high = check.proteins.index[check.proteins["warning"] != ""]
-    if len(high):
-        warnings.append(
-            f"{len(high)} of {len(check.proteins)} proteins: the background is far above the isotype "
-            f"controls, {listed(high)}; it may be signal that most cells have, see "
-            "tables/background.csv."
-        )
-    return tables, warnings
-
-
-def _with_deviation(ambient: pd.DataFrame, model: Model) -> pd.DataFrame:
-    """Add the log of the fitted background, and by how much its profile deviates from the droplets'."""
-    data, module, schema = model._training_data(), model.module, model.schema
-    scale = module.background_prior_log_scale.exp()
-    log_mean = (module.background_prior_mean + scale**2 / 2).detach().cpu().numpy()
-    parts = []
-    for batch, rows in ambient.groupby("batch", sort=False):
-        cells = np.array(schema.batch_names)[data.batch] == batch
-        panels = np.unique(data.panel[cells] if cells.any() else data.panel)
-        of_panels = pd.Series(log_mean[panels].mean(axis=0), index=list(schema.protein_names))
-        own = of_panels.reindex(rows.index).to_numpy()
-        away = own - rows["log_mean"].to_numpy()
-        parts.append(rows.assign(log_background=own, deviation=away - np.nanmedian(away)))
-    return pd.concat(parts)
 
 
 def tabulate_background(work: Work) -> None:
@@ -383,8 +355,9 @@ AFTER_FIT: tuple[Step[Work], ...] = (
     Step("latent space", take_latent, load=load_latent),
     Step("denoised counts", denoise, load=load_denoised),
     Step("clusters and UMAP", cluster, ("latent space",), load_clusters),
-    Step("doublets", tell_doublets, ("clusters and UMAP",), load_doublets),
-    Step("populations", name_populations, ("clusters and UMAP",)),
+    Step("hashtags", tell_hashtags, load=load_hashtags),
+    Step("doublets", tell_doublets, ("clusters and UMAP", "hashtags"), load_doublets),
+    Step("populations", name_populations, ("clusters and UMAP", "hashtags")),
     Step(
         "tables",
         tabulate,

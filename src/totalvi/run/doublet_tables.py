@@ -5,22 +5,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mudata import MuData
 
 from totalvi.model import Model
 from totalvi.posterior.doublets import FEWEST_CELLS, rate_by_number
-from totalvi.posterior.gates.marker_levels import find_levels
-from totalvi.run.folder import DOUBLET_PROBABILITY, DOUBLET_SCORE, LIKELY_DOUBLET
+from totalvi.run.folder import (
+    DOUBLET_PROBABILITY,
+    DOUBLET_SCORE,
+    HASHTAGS_CARRIED,
+    LIKELY_DOUBLET,
+)
 from totalvi.run.named_cells import in_order
 from totalvi.run.results import ResultsFile
 from totalvi.run.table_files import write_tables
 
-HASHTAGS = "hashtags_carried"
-
 
 def doublets_of_run(
     model: Model,
-    data: MuData,
+    hashtags: pd.DataFrame | None,
     groups: tuple[pd.Series | None, pd.Categorical],
     rate: float | None,
     folder: Path,
@@ -28,12 +29,14 @@ def doublets_of_run(
 ) -> pd.DataFrame | None:
     """Return the score and probability of each cell to be a doublet; None: the cells are very few.
 
-    ``groups`` are the sample and the cluster of each cell.
+    ``hashtags`` are what they say of each cell (`call_hashtags`), and ``groups`` the sample and the
+    cluster of each.
 
     Adds them to the results file, and writes the table ``doublets``, which also has the rate that the
     probabilities rest on, the rate by the number of cells of a batch, and the share of counts captured.
     """
-    if data.n_obs < FEWEST_CELLS:
+    names = model._training_data().cell_names
+    if len(names) < FEWEST_CELLS:
         return None
     found = model.find_doublets(rate=rate, progress=False)
     cells = pd.DataFrame(
@@ -41,55 +44,29 @@ def doublets_of_run(
             DOUBLET_SCORE: found.cells["score"].to_numpy(np.float32),
             DOUBLET_PROBABILITY: found.cells["probability"].to_numpy(np.float32),
         },
-        index=data.obs_names,
+        index=names,
     )
-    if "hto" in data.mod:
-        cells[HASHTAGS] = hashtags_carried(data["hto"].to_df().loc[cells.index].to_numpy())
     for name in cells:
         file.add_obs(str(name), cells[name].to_numpy())
     batches = np.bincount(model._training_data().batch)
-    table = doublet_table(cells, *groups)
+    table = doublet_table(cells if hashtags is None else cells.join(hashtags), *groups)
     table["rate"] = found.rate
     table["rate_by_number"] = np.average([rate_by_number(int(n)) for n in batches], weights=batches)
     table["captured"] = found.captured
     tables = {"doublets": table}
     path = folder / "tables" / "cells.csv.gz"
     if path.is_file():  # of an incomplete run, which could not tell doublets
-        names = {"cell": str, "batch": str, "cluster": str}
-        known = pd.read_csv(path, dtype=names, keep_default_na=False).set_index("cell")
+        types = {"cell": str, "batch": str, "cluster": str}
+        known = pd.read_csv(path, dtype=types, keep_default_na=False).set_index("cell")
         tables["cells"] = known.assign(**{str(name): cells[name].to_numpy() for name in cells})
     write_tables(tables, folder / "tables")
     return cells
 
 
-def hashtags_carried(counts: np.ndarray) -> np.ndarray:
-    """Return how many hashtags each cell carries, (N,); a doublet of two samples carries two.
-
-    A hashtag is carried above the valley between the two modes of log(1 + count), if there is one;
-    counts are spread by up to half a count, so that few small ones are no modes.
-
-    Parameters
-    ----------
-    counts
-        Cells x hashtags.
-
-    Examples
-    --------
-    >>> counts = np.random.default_rng(0).poisson([[300, 5], [5, 300], [300, 300]] * 50)
-    >>> hashtags_carried(counts)[:3].tolist()
-    [1, 1, 2]
-    """
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, counts.shape)
-    logs = np.log1p(np.maximum(counts + noise, 0.0))
-    boundaries = [find_levels(column).positive.at for column in logs.T]
-    carried: np.ndarray = (logs > np.array(boundaries)).sum(axis=1)
-    return carried
-
-
 def read_doublets(file: ResultsFile, names: pd.Index) -> pd.DataFrame | None:
     """Return the columns of doublets in a results file; None: it has none."""
     obs = file.read("obs")
-    found = [name for name in (DOUBLET_SCORE, DOUBLET_PROBABILITY, HASHTAGS) if name in obs]
+    found = [name for name in (DOUBLET_SCORE, DOUBLET_PROBABILITY) if name in obs]
     return obs[found].set_axis(names) if found else None
 
 
@@ -134,8 +111,8 @@ def doublet_table(
             "percent": 100 * float(called.mean()),
             "expected": float(probability.sum()),
         }
-        if HASHTAGS in cells:
-            several = cells.loc[inside, HASHTAGS] > 1
+        if HASHTAGS_CARRIED in cells:
+            several = cells.loc[inside, HASHTAGS_CARRIED] > 1
             row |= {"several_hashtags": int(several.sum())}
             row |= {"several_hashtags_doublets": int((several & called).sum())}
         rows.append(row)

@@ -29,7 +29,12 @@ from totalvi.posterior.gates.memberships import (
     usable,
     wanting,
 )
-from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, PROPOSED_GATES
+from totalvi.run.folder import (
+    CLUSTER_COLUMN,
+    DENOISED_LIBRARY_SIZE,
+    HASHTAG_SAMPLE,
+    PROPOSED_GATES,
+)
 from totalvi.run.results import ResultsFile
 from totalvi.run.table_files import write_tables
 
@@ -338,12 +343,25 @@ def named_membership(gating: Gating) -> pd.Series:
     return pd.Series(np.where(columns < 0, np.nan, values), gating.memberships.index)
 
 
+def samples_of(
+    obs: pd.DataFrame, sample_key: str | None, batch_key: str | None, by_hashtag: bool
+) -> pd.Series | None:
+    """Return the sample of each cell, by default its batch and its hashtag; None: there is neither."""
+    if sample_key is not None:
+        return column_of(obs, "sample_key", sample_key)
+    batch = None if batch_key is None else column_of(obs, "batch_key", batch_key)
+    if not by_hashtag:
+        return batch
+    tag = obs[HASHTAG_SAMPLE].astype(str)
+    return tag if batch is None else batch.astype(str) + ", " + tag
+
+
 def samples_and_clusters(
     model: Model, sample_key: str | None, indices: np.ndarray | None = None
 ) -> tuple[pd.Series | None, pd.Series | None]:
-    """Return the sample and the cluster of cells of a model; by default batches are samples."""
+    """Return the sample and the cluster of cells of a model, as a run tells samples."""
     obs = model._training_data().annotation.obs()
     obs = obs if indices is None else obs.iloc[indices]
-    key = sample_key or model.schema.columns.batch_key
-    sample = None if key is None else column_of(obs, "sample_key", key)
+    batch_key = model.schema.columns.batch_key
+    sample = samples_of(obs, sample_key, batch_key, HASHTAG_SAMPLE in obs)
     return sample, obs.get(CLUSTER_COLUMN)

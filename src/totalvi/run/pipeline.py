@@ -15,6 +15,7 @@ from totalvi.progress import Steps
 from totalvi.run.after_fit import AFTER_FIT, Work
 from totalvi.run.doublet_tables import n_likely
 from totalvi.run.folder import MODEL
+from totalvi.run.hashtag_samples import count_calls
 from totalvi.run.modality_nats import require_both, tell_modalities
 from totalvi.run.new_model import fit_model, new_model
 from totalvi.run.predicted_labels import predict_labels
@@ -25,6 +26,7 @@ IN_THE_FILE = (
     "latent space",
     "denoised counts",
     "clusters and UMAP",
+    "hashtags",
     "doublets",
     "populations",
     "labels",
@@ -150,6 +152,7 @@ def _summary(work: Work) -> dict[str, Any]:
         "proteins": work.data["prot"].n_vars,
         "clusters": None if work.clusters is None else len(work.clusters.labels.categories),
         "doublets": n_likely(work.doublets),
+        "hashtags": count_calls(work.hashtags),
         "cells_on_map": len(work.sample),
         "posterior_samples": posterior_samples(work.data.n_obs),
         "epochs": len(model.history),

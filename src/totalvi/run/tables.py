@@ -1,11 +1,19 @@
-"""Tables of a fitted model: its proteins, and what marks its clusters."""
+"""Tables of a fitted model: its proteins, their background, and what marks its clusters."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from mudata import MuData
 from scipy import sparse
 from scipy.stats import false_discovery_control, norm
+
+from totalvi.data.background.ambient import AMBIENT
+from totalvi.errors import listed
+
+if TYPE_CHECKING:
+    from totalvi.model import Model
 
 
 def protein_table(
@@ -45,6 +53,50 @@ def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     sums = np.where(where, values, 0.0).sum(axis=0, dtype=np.float64)
     means: np.ndarray = np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
     return means
+
+
+def background_tables(model: "Model", mdata: MuData) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Return tables of the empty droplets and isotype controls, where there are any, and warnings.
+
+    ``ambient``: what the droplets hold; ``isotype_controls`` and ``background``: how the estimated
+    background agrees with the controls, by control and by protein.
+    """
+    tables, warnings = {}, []
+    if AMBIENT in mdata.uns:
+        tables["ambient"] = _with_deviation(mdata.uns[AMBIENT].set_index("protein"), model)
+        warnings = [
+            finding.message
+            for finding in model.findings
+            if finding.code == "empty_droplets_agreement" and finding.severity == "warning"
+        ]
+    if not model.schema.control_names:
+        return tables, warnings
+    check = model.check_isotype_controls()
+    tables |= {"isotype_controls": check.controls, "background": check.proteins}
+    high = check.proteins.index[check.proteins["warning"] != ""]
+    if len(high):
+        warnings.append(
+            f"{len(high)} of {len(check.proteins)} proteins: the background is far above the isotype "
+            f"controls, {listed(high)}; it may be signal that most cells have, see "
+            "tables/background.csv."
+        )
+    return tables, warnings
+
+
+def _with_deviation(ambient: pd.DataFrame, model: "Model") -> pd.DataFrame:
+    """Add the log of the fitted background, and by how much its profile deviates from the droplets'."""
+    data, module, schema = model._training_data(), model.module, model.schema
+    scale = module.background_prior_log_scale.exp()
+    log_mean = (module.background_prior_mean + scale**2 / 2).detach().cpu().numpy()
+    parts = []
+    for batch, rows in ambient.groupby("batch", sort=False):
+        cells = np.array(schema.batch_names)[data.batch] == batch
+        panels = np.unique(data.panel[cells] if cells.any() else data.panel)
+        of_panels = pd.Series(log_mean[panels].mean(axis=0), index=list(schema.protein_names))
+        own = of_panels.reindex(rows.index).to_numpy()
+        away = own - rows["log_mean"].to_numpy()
+        parts.append(rows.assign(log_background=own, deviation=away - np.nanmedian(away)))
+    return pd.concat(parts)
 
 
 GENES_PER_CLUSTER = 100

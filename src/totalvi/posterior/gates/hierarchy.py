@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, Union
 
+from totalvi.data.io.features import CONTROL
 from totalvi.errors import TotalviError, did_you_mean
 
 Level: TypeAlias = Literal["+", "low", "mid", "high"]
@@ -329,7 +330,13 @@ def _marker(word: str) -> Marker:
             "or -, low, mid, high, and quote names with spaces"
         )
         raise HierarchyError(f"{word!r} has no level; {fix}.")
-    return Marker(match["name"], _LEVELS[match["level"]], bool(match["optional"]))
+    marker = Marker(match["name"], _LEVELS[match["level"]], bool(match["optional"]))
+    if marker.gene is None and CONTROL.search(marker.name):
+        raise HierarchyError(
+            f'"{marker.name}" is an isotype control, which binds no antigen and tells no population; '
+            f'leave it out, or name the antigen of an antibody as in "anti-{marker.name}".'
+        )
+    return marker
 
 
 def distinct_markers(populations: Iterable[Population]) -> list[str]:

@@ -1,0 +1,183 @@
+"""The sample of each cell by its hashtags: against the truth, and through a run."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from anndata.io import read_elem
+from mudata import MuData
+
+import totalvi
+from totalvi.cli.main import execute
+from totalvi.report.build import build_report
+from totalvi.run.hashtag_samples import HashtagCalls, call_hashtags, count_calls
+from totalvi.run.named_cells import samples_of
+from totalvi.run.run import run
+
+
+class Tagged(NamedTuple):
+    """Counts of hashtags, which cells carry which, and what a call should be."""
+
+    counts: np.ndarray
+    carried: np.ndarray
+    truth: np.ndarray
+
+    def called(self, group: np.ndarray | None = None) -> HashtagCalls:
+        group = np.zeros(len(self.counts)) if group is None else group
+        return call_hashtags(self.counts, NAMES[: self.counts.shape[1]], group)
+
+
+NAMES = [f"donor {letter}" for letter in "ABCDEFGH"]
+
+
+def tagged(
+    n_cells: int = 2000, n_tags: int = 4, *, fold: float = 20.0, failed: int = 0, seed: int = 0
+) -> Tagged:
+    """Simulate hashtags: 8 % doublets, 3 % without a tag; the first tags may have failed."""
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(3, n_cells, p=[0.89, 0.08, 0.03])
+    first, second = rng.integers(n_tags, size=(2, n_cells))
+    carried = np.zeros((n_cells, n_tags), dtype=bool)
+    carried[np.arange(n_cells), first] = kind != 2
+    carried[np.arange(n_cells), second] |= kind == 1
+    without = 10 * np.exp(rng.normal(0, 0.5, n_tags))
+    with_tag = without * np.where(np.arange(n_tags) < failed, 1.0, fold)
+    mean = np.where(carried, with_tag, without)
+    counts = rng.poisson(mean * rng.gamma(3, 1 / 3, mean.shape))
+    n_carried = carried.sum(axis=1)
+    names = np.array(NAMES[:n_tags])[carried.argmax(axis=1)]
+    truth = np.where(n_carried == 0, "none", np.where(n_carried == 2, "doublet", names))
+    return Tagged(counts, carried, truth)
+
+
+@pytest.mark.parametrize("n_tags", [1, 2, 4, 8])
+@pytest.mark.parametrize("fold", [8.0, 30.0])
+def test_calls_are_right_as_often_as_they_say(n_tags: int, fold: float) -> None:
+    data = tagged(n_tags=n_tags, fold=fold)
+    cells, failed = data.called()
+    right = cells["hashtag_sample"].astype(str).to_numpy() == data.truth
+    probability = cells["hashtag_probability"].to_numpy()
+    assert failed == []
+    assert right.mean() > (0.97 if fold > 10 else 0.88)
+    assert abs(right.mean() - probability.mean()) < 0.02
+    unsure = probability < 0.9
+    if unsure.sum() > 50:
+        assert abs(right[unsure].mean() - probability[unsure].mean()) < 0.12
+    n_carried = cells["hashtags_carried"].to_numpy()
+    assert ((n_carried == 2) == (cells["hashtag_sample"] == "doublet")).all()
+    assert ((n_carried == 0) == (cells["hashtag_sample"] == "none")).all()
+
+
+@pytest.mark.parametrize("failed", [1, 2, 4])
+def test_a_hashtag_that_failed_is_named_and_carried_by_no_cell(failed: int) -> None:
+    data = tagged(failed=failed)
+    cells, named = data.called()
+    assert named == NAMES[:failed]
+    assert not cells["hashtag_sample"].isin(named).any()
+    others = data.carried[:, failed:].sum(axis=1) == 1
+    others &= ~data.carried[:, :failed].any(axis=1)
+    right = cells["hashtag_sample"].astype(str).to_numpy()[others] == data.truth[others]
+    assert right.mean() > 0.97 if others.any() else named == NAMES[:4]
+
+
+def test_each_batch_has_levels_of_its_own() -> None:
+    one, other = tagged(seed=1), tagged(seed=2)
+    counts = np.vstack([one.counts, 20 * other.counts])
+    group = np.repeat(["lane 1", "lane 2"], len(one.counts))
+    both = Tagged(counts, np.vstack([one.carried, other.carried]), np.r_[one.truth, other.truth])
+    together = both.called(group).cells
+    apart = pd.concat(
+        [part.called().cells for part in (one, other._replace(counts=20 * other.counts))]
+    )
+    pd.testing.assert_frame_equal(together, apart.reset_index(drop=True))
+    right = together["hashtag_sample"].astype(str).to_numpy() == both.truth
+    assert right.mean() > 0.97
+
+
+def test_few_cells_are_not_told() -> None:
+    cells, failed = tagged(n_cells=12).called()
+    assert failed == NAMES[:4]
+    assert (cells["hashtag_sample"] == "none").all()
+
+
+def test_the_order_of_cells_and_tags_changes_nothing() -> None:
+    data = tagged(n_cells=400)
+    cells = data.called().cells
+    turned = call_hashtags(data.counts[::-1, ::-1], NAMES[:4][::-1], np.zeros(400)).cells[::-1]
+    assert (turned["hashtag_sample"].astype(str).to_numpy() == cells["hashtag_sample"]).all()
+    np.testing.assert_allclose(
+        turned["hashtag_probability"], cells["hashtag_probability"], atol=1e-3
+    )
+
+
+def of_two_donors() -> MuData:
+    data = totalvi.simulate_blood(n_cells=300, n_donors=2, seed=0)
+    hashtags = tagged(n_cells=data.n_obs, n_tags=2, seed=3)
+    tags = AnnData(hashtags.counts.astype(np.float32), obs=data.obs[[]].copy())
+    tags.var_names = ["HTO_1", "HTO_2"]
+    with mudata.set_options(pull_on_update=False):
+        both = MuData({**data.mod, "hto": tags})
+    both.obs["lane"] = np.where(np.arange(data.n_obs) % 2, "lane 1", "lane 2")
+    return both
+
+
+@pytest.mark.parametrize("batch", [None, "lane"])
+def test_a_run_counts_populations_by_the_samples_of_hashtags(
+    batch: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = of_two_donors()
+    data.write(tmp_path / "cells.h5mu")
+    options = ["--epochs", "3", "--hierarchy", "blood", *(["--batch", batch] if batch else [])]
+    out = tmp_path / "out"
+    assert execute(["run", str(tmp_path / "cells.h5mu"), "-o", str(out), *options]) == 0
+    assert "note: hashtags name the sample of" in capsys.readouterr().out
+    with h5py.File(out / "results.h5mu") as file:
+        obs = read_elem(file["obs"])
+        assert not set(read_elem(file["mod/prot/var"]).index) & {"HTO_1", "HTO_2"}
+    cells = pd.read_csv(out / "tables" / "cells.csv.gz", index_col="cell")
+    assert (obs["hashtag_sample"].astype(str) == cells["hashtag_sample"]).all()
+    by_sample = pd.read_csv(out / "tables" / "population_samples.csv", keep_default_na=False)
+    expected = obs["hashtag_sample"].astype(str)
+    expected = expected if batch is None else obs[batch].astype(str) + ", " + expected
+    assert set(by_sample["sample"]) == set(expected)
+    doublets = pd.read_csv(
+        out / "tables" / "doublets.csv", keep_default_na=False, index_col="group"
+    )
+    n_two = (obs["hashtags_carried"] == 2).sum()
+    assert int(doublets.loc["all cells", "several_hashtags"]) == n_two > 5
+    if batch is None:
+        assert int(doublets.loc["doublet", "cells"]) == n_two
+    page = build_report(out).read_text(encoding="utf-8")
+    assert "By the hashtags," in page
+    assert execute(["gate", str(out), "--hierarchy", "blood"]) == 0
+    again = pd.read_csv(out / "tables" / "population_samples.csv", keep_default_na=False)
+    assert set(again["sample"]) == set(expected)
+
+
+def test_a_named_sample_goes_before_hashtags_and_batches() -> None:
+    obs = pd.DataFrame({"donor": ["a", "b"], "lane": [1, 2], "hashtag_sample": ["HTO_1", "none"]})
+    expected = {
+        ("donor", "lane", True): ["a", "b"],
+        (None, "lane", True): ["1, HTO_1", "2, none"],
+        (None, None, True): ["HTO_1", "none"],
+        (None, "lane", False): [1, 2],
+    }
+    for (sample, batch, by_hashtag), names in expected.items():
+        found = samples_of(obs, sample, batch, by_hashtag)
+        assert found is not None
+        assert found.tolist() == names
+    assert samples_of(obs, None, None, False) is None
+
+
+def test_hashtags_that_tell_nothing_are_a_warning(tmp_path: Path) -> None:
+    data = of_two_donors()
+    data["hto"].X = np.random.default_rng(0).poisson(5.0, data["hto"].shape).astype(np.float32)
+    found = run(data, tmp_path / "out", hierarchy="none", max_epochs=1, progress=False)
+    assert any("2 of 2 hashtags tell no cells" in warning for warning in found.record["warnings"])
+    assert found.record["hashtags"] is None
+    assert count_calls(None) is None
