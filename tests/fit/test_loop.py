@@ -166,8 +166,9 @@ def test_the_held_out_loss_has_the_background_integrated(data: CiteData) -> None
     standard = torch.linspace(-8, 8, 801)[:, None, None]  # by the rule of trapezoids
     log_weight = standard.square().mul(-0.5).log_softmax(dim=0)
     with torch.no_grad():
+        noise = noise_of(seed, "cpu", None)
         posterior, _, decoded, _ = module._sample(
-            x, y, context, (None, None), noise_of(seed, "cpu", None)
+            module.encode(x, y, context, noise), context, (None, None), noise
         )
         mean, log_scale = module.background_prior_mean, module.background_prior_log_scale
         b = mean[context.panel] + log_scale[context.panel].exp() * standard

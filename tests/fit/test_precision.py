@@ -38,14 +38,14 @@ class Watched(TOTALVI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.seen: set[tuple[bool, bool]] = set()
+        self.precisions: set[tuple[bool, bool]] = set()
 
     def elbo(self, *args: Any, **kwargs: Any) -> ElboTerms:
-        self.seen.add((torch.is_autocast_enabled("cpu"), self.bfloat16_products))
+        self.precisions.add((torch.is_autocast_enabled("cpu"), self.bfloat16_products))
         return super().elbo(*args, **kwargs)
 
     def held_out(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        self.seen.add((torch.is_autocast_enabled("cpu"), self.bfloat16_products))
+        self.precisions.add((torch.is_autocast_enabled("cpu"), self.bfloat16_products))
         return super().held_out(*args, **kwargs)
 
 
@@ -113,7 +113,7 @@ def test_steps_run_in_the_precision_that_is_reported(
     mixed = asked != "32-true"
     assert result.summary["precision"] == ("bf16-mixed" if mixed else "32-true")
     # validation is in float32 whatever the steps are
-    assert module.seen == {(mixed and not fused, mixed), (False, False)}
+    assert module.precisions == {(mixed and not fused, mixed), (False, False)}
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
 
