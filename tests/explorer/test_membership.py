@@ -51,7 +51,7 @@ def test_it_is_the_share_of_posterior_draws_inside(cells: RunCells, model: "Mode
     found = gate_probability(cells, model, gating, "inner")
     mdata = cells.counts_of(np.arange(cells.n_cells))
     outer, inner = gating["outer"], gating["inner"]
-    share, rate, foreground = draw_features(
+    share, rate, foreground, _ = draw_features(
         model, mdata, [inner.axes[1].name], [outer.axes[0].name, inner.axes[0].name], N_SAMPLES
     )
     inside = np.arcsinh(rate[:, :, 0] / 5) >= outer.vertices[0][0]
@@ -74,6 +74,24 @@ def test_a_gate_of_foreground_has_the_probability_of_foreground(
     )  # fmt: skip
     assert np.abs(found - np.asarray(expected)[:, 0]).max() < 0.2
     assert abs((found - np.asarray(expected)[:, 0]).mean()) < 0.01
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.999), (0.3, 0.9), (0.05, 0.95)])
+def test_a_gate_of_foreground_that_does_not_reach_an_end_has_cells(
+    cells: RunCells, model: "Model", low: float, high: float
+) -> None:
+    """Its probability is that of the draws that put the cell at P or 1 - P, whichever lies inside."""
+    axis = Axis("protein_foreground", str(cells.protein_names[1]))
+    gating = Gating((Gate("some", (axis,), ((low,), (high,)), None, "range"),))
+    found = gate_probability(cells, model, gating, "some")
+    mdata = cells.counts_of(np.arange(cells.n_cells))
+    p = draw_features(model, mdata, [], [axis.name], N_SAMPLES).probability[0, :, 0]
+    at, opposite = (low <= p) & (p < high), (low <= 1 - p) & (1 - p < high)
+    expected = at * np.maximum(p, 1 - p) * (p >= 0.5) + at * (1 - p) * (p < 0.5)
+    expected += opposite * (p * (p < 0.5) + (1 - p) * (p >= 0.5))
+    assert np.abs(found - expected).max() < 0.15
+    assert abs((found - expected).mean()) < 0.02
+    assert found[at].sum() > 0
 
 
 def test_probabilities_obey_their_laws(cells: RunCells, model: "Model") -> None:

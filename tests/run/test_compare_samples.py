@@ -126,10 +126,19 @@ def test_what_was_not_compared_is_not_shown() -> None:
 
 
 def test_wrong_columns_are_refused_before_the_fit(cells: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="go together"):
-        run(cells, tmp_path / "a", sample_key="donor")
+    with pytest.raises(ValueError, match="condition_key is compared over samples; give sample_key"):
+        run(cells, tmp_path / "a", condition_key="treatment")
     with pytest.raises(DataError, match="sample_key is 'doner'"):
         run(cells, tmp_path / "b", sample_key="doner", condition_key="treatment", progress=False)
+
+
+def test_samples_without_conditions_are_counted(cells: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(cells, out, sample_key="donor", max_epochs=1, hierarchy="none", progress=False)
+    counted = pd.read_csv(out / "tables" / "doublets.csv", dtype=str)
+    donors = set(totalvi.read(cells).obs["donor"].astype(str))
+    assert set(counted.loc[counted["of"] == "sample", "group"]) == donors
+    assert not (out / "tables" / "conditions.csv.gz").exists()
 
 
 def test_too_few_samples_are_a_warning_of_a_run(cells: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The sample of each cell by its hashtags: against the truth, and through a run."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +12,18 @@ import pytest
 from anndata import AnnData
 from anndata.io import read_elem
 from mudata import MuData
+from scipy import sparse
 
 import totalvi
 from totalvi.cli.main import execute
 from totalvi.report.build import build_report
-from totalvi.run.hashtag_samples import HashtagCalls, call_hashtags, count_calls
-from totalvi.run.named_cells import samples_of
+from totalvi.run.hashtag_samples import (
+    HashtagCalls,
+    call_hashtags,
+    count_calls,
+    hashtags_of_run,
+)
+from totalvi.run.named_cells import samples_and_clusters, samples_of
 from totalvi.run.run import run
 
 
@@ -102,7 +109,39 @@ def test_each_batch_has_levels_of_its_own() -> None:
 def test_few_cells_are_not_told() -> None:
     cells, failed = tagged(n_cells=12).called()
     assert failed == NAMES[:4]
-    assert (cells["hashtag_sample"] == "none").all()
+    assert (cells["hashtag_sample"] == "not told").all()
+    assert cells["hashtag_probability"].isna().all()
+
+
+def test_cells_with_missing_counts_are_not_told_and_change_no_others() -> None:
+    data = tagged()
+    counts = np.vstack([data.counts, np.full((5, 4), np.nan)])
+    cells = call_hashtags(counts, NAMES[:4], np.zeros(len(counts))).cells
+    assert (cells["hashtag_sample"][-5:] == "not told").all()
+    whole = data.called().cells["hashtag_sample"]
+    assert (cells["hashtag_sample"][:-5].astype(str) == whole.astype(str)).all()
+
+
+@pytest.mark.parametrize("own_lane", [False, True])
+def test_a_tag_that_all_cells_of_a_batch_carry_is_told_by_the_other_batches(own_lane: bool) -> None:
+    data = tagged(n_cells=3000, n_tags=3)
+    one_tag = data.carried.sum(axis=1) == 1
+    of_first = one_tag & data.carried[:, 0]
+    group = np.where(of_first, "lane 2", "lane 1")
+    if own_lane:  # each tag has a batch of its own, as where the batches are the samples
+        data = Tagged(data.counts[one_tag], data.carried[one_tag], data.truth[one_tag])
+        group = data.truth
+    cells, failed = data.called(group)
+    right = cells["hashtag_sample"].astype(str).to_numpy() == data.truth
+    assert failed == []
+    assert right[group == group[of_first.argmax() if not own_lane else 0]].mean() > 0.95
+
+
+def test_many_cells_are_told_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tagged(n_cells=500)
+    whole = data.called().cells
+    monkeypatch.setattr("totalvi.run.hashtag_samples._CELLS_AT_ONCE", 64)
+    pd.testing.assert_frame_equal(data.called().cells, whole)
 
 
 def test_the_order_of_cells_and_tags_changes_nothing() -> None:
@@ -172,6 +211,85 @@ def test_a_named_sample_goes_before_hashtags_and_batches() -> None:
         assert found is not None
         assert found.tolist() == names
     assert samples_of(obs, None, None, False) is None
+
+
+def kept(data: MuData, name: str, tags: AnnData, **more: pd.Series) -> MuData:
+    with mudata.set_options(pull_on_update=False):
+        changed = MuData({**{k: v for k, v in data.mod.items() if k != name}, name: tags})
+    changed.obs = data.obs.assign(**more)
+    return changed
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_run_on_disk_tells_hashtags_too(is_sparse: bool, tmp_path: Path) -> None:
+    data = of_two_donors()
+    tags = data["hto"].copy()
+    tags.X = sparse.csr_matrix(tags.X) if is_sparse else tags.X
+    data = kept(data, "hto", tags)
+    data.write(tmp_path / "cells.h5mu")
+    settings = {"hierarchy": "none", "max_epochs": 1, "progress": False}
+    in_memory = run(data, tmp_path / "memory", **settings)
+    on_disk = run(tmp_path / "cells.h5mu", tmp_path / "disk", on_disk=True, **settings)
+    assert not {"failed"} & {*on_disk.record, *in_memory.record}
+    assert on_disk.record["hashtags"] == in_memory.record["hashtags"]
+    assert on_disk.record["hashtags"]["one"] > 200
+
+
+class Columns(dict[str, object]):
+    """What a results file gets, in its place."""
+
+    add_obs = dict.__setitem__
+
+
+def test_names_columns_and_fractions_of_a_users_hashtags() -> None:
+    data = of_two_donors()
+    tags = data["hto"].copy()
+    tags.X = tags.X * np.float32(0.97)
+    tags.var_names = ["HTO", "HTO"]
+    mine = pd.Series("mine", index=data.obs_names)
+    columns = Columns()
+    cells, warnings = hashtags_of_run(kept(data, "hto", tags, hashtag_sample=mine), None, columns)
+    assert cells is not None
+    assert set(columns) == set(cells)
+    assert set(cells["hashtag_sample"].cat.categories) >= {"HTO", "HTO 1"}
+    assert count_calls(cells)["tags"] == 2
+    assert [warning for warning in warnings if "hashtag_sample" in warning] == warnings
+
+
+@pytest.mark.parametrize("what", ["nothing", "logarithms", "centred"])
+def test_hashtags_without_counts_are_a_warning(what: str) -> None:
+    data = of_two_donors()
+    tags = data["hto"].copy()
+    logs = np.log1p(tags.X)
+    tags.X = {"nothing": None, "logarithms": logs, "centred": logs - logs.mean(axis=0)}[what]
+    columns = Columns()
+    cells, warnings = hashtags_of_run(kept(data, "hto", tags), None, columns)
+    assert cells is None
+    assert not columns
+    assert len(warnings) == 1
+    assert '"hto" has no counts' in warnings[0]
+
+
+def test_a_report_of_an_older_run_has_no_numbers_of_samples(tmp_path: Path) -> None:
+    data = of_two_donors()
+    run(data, tmp_path / "out", hierarchy="none", max_epochs=1, progress=False)
+    path = tmp_path / "out" / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["hashtags"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert "By the hashtags," not in build_report(tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_a_users_own_column_is_no_result_of_hashtags() -> None:
+    data = of_two_donors()
+    model = totalvi.Model(
+        kept(data, "hto", data["hto"], hashtag_sample=data.obs["lane"]),
+        batch_key="lane",
+        n_hidden=8,
+    )
+    sample, _ = samples_and_clusters(model, None)
+    assert sample is not None
+    assert set(sample) == {"lane 1", "lane 2"}
 
 
 def test_hashtags_that_tell_nothing_are_a_warning(tmp_path: Path) -> None:

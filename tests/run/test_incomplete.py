@@ -46,7 +46,7 @@ STEPS = {
             *("populations", "doublets"),
         ),
     ),
-    "hashtags": ("totalvi.run.after_fit.hashtags_of_run", ("doublets", "populations")),
+    "hashtags": ("totalvi.run.after_fit.hashtags_of_run", ()),
     "doublets": ("totalvi.model.Model.find_doublets", ()),
     "populations": ("totalvi.run.after_fit.populations_of_run", ()),
     "tables": ("totalvi.run.after_fit.make_tables", ("figures",)),

@@ -6,11 +6,13 @@ Of cell n with RNA counts x and protein counts y,
     the way down to G of 1[v in g],
 
 where v are the cell's values on the axes. Whether a protein is foreground is drawn given z and y. On
-the axis of its foreground probability v is 1 if it is and 0 if not. On that of its denoised counts v is
-0 if not, and else a draw of the rate of its counts given y, of which `feature_draws` has the formulas.
-A denoised gene is its share of the RNA given z. Raw counts, CLR, places on the map and annotation are
-known, so that they put a cell inside with probability 0 or 1. The expectation is the mean over draws;
-all gates see the same draws, so that a cell is never likelier in a gate than in the one around it.
+the axis of its foreground probability P, v is the larger of P and 1 - P if it is, and else the smaller,
+so that a gate that reaches from 0.5 up to P holds the cell with probability P. On that of its
+denoised counts v is 0 if not, and else a draw of the rate of its counts given y, of which
+`feature_draws` has the formulas. A denoised gene is its share of the RNA given z. Raw counts, CLR,
+places on the map and annotation are known, so that they put a cell inside with probability 0 or 1. The
+expectation is the mean over draws; all gates see the same draws, so that a cell is never likelier in a
+gate than in the one around it.
 """
 
 from collections.abc import Mapping
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
     from totalvi.model import Model
 
 N_SAMPLES = 25
+_SAMPLES_OF_GENES = 40  # where no protein, of which each has several draws, is on an axis
 _CELLS_AT_ONCE = 8_192
-_FOREGROUND = np.nextafter(np.float32(1), np.float32(0))  # which lies inside of gates that end at 1
 _SAMPLED = ("protein_denoised", "protein_foreground", "gene_denoised")
 
 
 def gate_probability(
-    cells: Cells, model: "Model", gating: Gating, name: str, n_samples: int = N_SAMPLES
+    cells: Cells, model: "Model", gating: Gating, name: str, n_samples: int | None = None
 ) -> np.ndarray:
     """Return the probability that each cell lies in a gate, float32 (N,).
 
@@ -44,11 +46,14 @@ def gate_probability(
         That holds the gate, those around it and those that it combines.
     n_samples
         Of the latent state, for each of which proteins are drawn 8 times; the standard error of a
-        probability p is at most sqrt(p (1 - p) / n_samples).
+        probability p is at most sqrt(p (1 - p) / n_samples). None: 25, or 40 for genes alone.
     """
     gating = gating.needed(name)
     axes = list(dict.fromkeys(axis for gate in gating.gates for axis in gate.axes))
     sampled = [axis for axis in axes if axis.kind in _SAMPLED]
+    if n_samples is None:
+        of_genes = all(axis.kind == "gene_denoised" for axis in sampled)
+        n_samples = _SAMPLES_OF_GENES if of_genes else N_SAMPLES
     found = np.empty(cells.n_cells, dtype=np.float32)
     for start in range(0, cells.n_cells, _CELLS_AT_ONCE):
         some = np.arange(start, min(start + _CELLS_AT_ONCE, cells.n_cells))
@@ -84,7 +89,10 @@ def _samples(
         elif axis.kind == "protein_denoised":
             number = drawn.rate[:, :, proteins.index(axis.name)]
         else:
-            number = drawn.foreground[:, :, proteins.index(axis.name)] * _FOREGROUND
+            p = drawn.probability[:, :, proteins.index(axis.name)]
+            is_foreground = drawn.foreground[:, :, proteins.index(axis.name)]
+            number = np.where(is_foreground == 1, np.maximum(p, 1 - p), np.minimum(p, 1 - p))
+            number = np.where(np.isnan(is_foreground), np.nan, number)
         return number
 
     return {axis: to_scale(values(axis), axis.scale) for axis in axes}

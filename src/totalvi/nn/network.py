@@ -140,10 +140,9 @@ class Network(GenerativeNetwork):
         ``posterior`` is that of what is seen. The other has no dropout and leaves the running
         moments of batch normalisation as they are, so that nothing is drawn or counted twice.
         """
-        found = torch.zeros_like(posterior.qz_m[:, 0])
         rows = self.masks.partly_seen(seen, context.panel)
         if not len(rows):
-            return found
+            return torch.zeros_like(posterior.qz_m[:, 0])
         of_rows = context.take_cells(rows)
         whole = self.masks.seen(take_cells(x, rows), y[rows], of_rows.panel, 0.0, None)
         self.encoder.eval()
@@ -152,7 +151,8 @@ class Network(GenerativeNetwork):
         divergence = likelihoods.normal_kl(
             full.qz_m, full.qz_v, posterior.qz_m[rows], posterior.qz_v[rows]
         )
-        return found.index_copy(0, rows, divergence.sum(dim=-1))
+        divergence = divergence.sum(dim=-1)  # in mixed precision of another dtype than its parts
+        return divergence.new_zeros(len(posterior.qz_m)).index_copy(0, rows, divergence)
 
     def _sample(
         self,

@@ -356,8 +356,8 @@ AFTER_FIT: tuple[Step[Work], ...] = (
     Step("denoised counts", denoise, load=load_denoised),
     Step("clusters and UMAP", cluster, ("latent space",), load_clusters),
     Step("hashtags", tell_hashtags, load=load_hashtags),
-    Step("doublets", tell_doublets, ("clusters and UMAP", "hashtags"), load_doublets),
-    Step("populations", name_populations, ("clusters and UMAP", "hashtags")),
+    Step("doublets", tell_doublets, ("clusters and UMAP",), load_doublets),
+    Step("populations", name_populations, ("clusters and UMAP",)),
     Step(
         "tables",
         tabulate,

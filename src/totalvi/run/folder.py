@@ -19,7 +19,8 @@ PREDICTED_COLUMN = "predicted_label"
 RESULTS_OF_LABELS = (PREDICTED_COLUMN, "label_probability", "unlike_all_probability")
 DOUBLET_SCORE, DOUBLET_PROBABILITY = "doublet_score", "doublet_probability"
 LIKELY_DOUBLET = 0.5  # a doublet's least probability
-HASHTAG_SAMPLE, HASHTAGS_CARRIED = "hashtag_sample", "hashtags_carried"
+RESULTS_OF_HASHTAGS = ("hashtag_sample", "hashtag_probability", "hashtags_carried")
+HASHTAG_SAMPLE, HASHTAG_PROBABILITY, HASHTAGS_CARRIED = RESULTS_OF_HASHTAGS
 NATS = {f"nats_{name}": name for name in ("rna", "protein", "rna_added", "protein_added")}
 """Columns of cells, and what they are called in `Model.get_modality_information`."""
 DENOISED_LIBRARY_SIZE = 10_000  # of RNA in the results file

@@ -8,25 +8,32 @@ and
 The probability of no tag, of each tag and of two are parameters; of two, that of a pair k, l is
 proportional to f_k f_l, the shares of the tags among cells with one. All are fitted by the EM
 algorithm. NB(m, r) has variance m + m^2 / r. Doublets of two cells of one sample carry one tag, as
-single cells do.
+single cells do. A batch in which some tag has no cells with or without it, so that its levels are not
+known there, is told by the parameters of all batches together, if these tell more.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from anndata.utils import make_index_unique
 from mudata import MuData
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from scipy.stats import nbinom
 
-from totalvi.data.counts import evenly_spaced
+from totalvi.data.counts import evenly_spaced, in_memory
 from totalvi.errors import listed
-from totalvi.run.folder import HASHTAG_SAMPLE, HASHTAGS_CARRIED
+from totalvi.run.folder import (
+    HASHTAG_PROBABILITY,
+    HASHTAG_SAMPLE,
+    HASHTAGS_CARRIED,
+    RESULTS_OF_HASHTAGS,
+)
 from totalvi.run.results import ResultsFile
 
-DOUBLET, NONE = "doublet", "none"
-PROBABILITY = "hashtag_probability"
+DOUBLET, NONE, NOT_TOLD = "doublet", "none", "not told"
 _FEWEST_CELLS = 20  # of a batch in which tags can be told
 _FEWEST_CARRIERS = 5
 _LEAST_FOLD = 4.0  # between mean counts of cells with a tag and without
@@ -35,6 +42,10 @@ _MOST_CELLS = 10_000  # that parameters are fitted to
 _MOST_ROUNDS = 100
 _CLOSE = 1e-3
 _SMALLEST = 1e-3  # mean count
+_CELLS_AT_ONCE = 4_096
+_LARGEST_LOG = (
+    20.0  # above it, fractions are of counts that were scaled, and not of their logarithms
+)
 
 
 class HashtagCalls(NamedTuple):
@@ -44,7 +55,8 @@ class HashtagCalls(NamedTuple):
     ----------
     cells
         Of each: ``hashtag_sample``, its tag, "doublet" or "none", whichever is likeliest;
-        ``hashtag_probability`` of that; ``hashtags_carried``, 0, 1, or 2 for doublets.
+        ``hashtag_probability`` of that; ``hashtags_carried``, 0, 1, or 2 for doublets. Where no tag of
+        a batch tells cells from others, and where counts are missing, it is "not told", NaN and 0.
     failed
         Tags that tell no cells of any batch from others.
     """
@@ -92,43 +104,65 @@ def call_hashtags(counts: np.ndarray, names: list[str], group: np.ndarray) -> Ha
     >>> calls.cells["hashtag_sample"].tolist()[:4]
     ['donor A', 'donor B', 'doublet', 'none']
     """
-    labels = np.array([*names, DOUBLET, NONE], dtype=object)
-    code, probability = np.full(len(counts), len(names) + 1), np.ones(len(counts))
+    counts = np.asarray(counts, dtype=np.float64)
+    known = np.isfinite(counts).all(axis=1)
+    labels = np.array([*names, DOUBLET, NONE, NOT_TOLD], dtype=object)
+    code, probability = np.full(len(counts), len(names) + 2), np.full(len(counts), np.nan)
     told = np.zeros(len(names), dtype=bool)
-    for batch in pd.unique(group):
-        some = np.flatnonzero(group == batch)
-        of_batch = _probabilities(counts[some])
-        told |= of_batch[:, : len(names)].any(axis=0)
-        code[some], probability[some] = of_batch.argmax(axis=1), of_batch.max(axis=1)
-    carried = np.array([1] * len(names) + [2, 0])[code]
+    together = _fit_separating(counts[known])
+    batches = pd.unique(group)
+    for batch in batches:
+        some = np.flatnonzero((group == batch) & known)
+        of_batch = together if len(batches) == 1 else _fit_separating(counts[some])
+        if len(of_batch.columns) < len(together.columns):
+            of_batch = together
+        if not len(of_batch.columns):
+            continue
+        states = _all_states(counts[some], of_batch, len(names))
+        code[some], probability[some] = states.argmax(axis=1), states.max(axis=1)
+        told[of_batch.columns] = True
     cells = pd.DataFrame(
         {
             HASHTAG_SAMPLE: pd.Categorical(labels[code], categories=labels),
-            PROBABILITY: probability.astype(np.float32),
-            HASHTAGS_CARRIED: carried,
+            HASHTAG_PROBABILITY: probability.astype(np.float32),
+            HASHTAGS_CARRIED: np.array([1] * len(names) + [2, 0, 0])[code],
         }
     )
     return HashtagCalls(cells, [name for name, one in zip(names, told, strict=True) if not one])
 
 
-def _probabilities(counts: np.ndarray) -> np.ndarray:
-    """Return the probability of each cell to carry each tag alone, two and none, (N, K + 2).
+class _Fitted(NamedTuple):
+    """The columns of the tags that tell cells from others, and their parameters; None without any."""
+
+    columns: np.ndarray
+    tags: _Tags | None
+
+
+def _fit_separating(counts: np.ndarray) -> _Fitted:
+    """Fit the tags that tell cells from others; those that do not are left out one round at a time."""
+    n_cells, n_tags = counts.shape
+    columns = np.arange(n_tags if n_cells >= _FEWEST_CELLS else 0)
+    some = evenly_spaced(np.arange(n_cells), _MOST_CELLS, rounding="down")
+    while len(columns):
+        tags = _fit(counts[some][:, columns])
+        separates = _separates(_states(counts[some][:, columns], tags), tags)
+        if separates.all():
+            return _Fitted(columns, tags)
+        columns = columns[separates]
+    return _Fitted(columns, None)
+
+
+def _all_states(counts: np.ndarray, fitted: _Fitted, n_tags: int) -> np.ndarray:
+    """Return the probability of each cell to carry each tag alone, two and none, (N, n_tags + 2).
 
     Tags that tell no cells from others are carried by none.
     """
-    n_cells, n_tags = counts.shape
-    found = np.zeros((n_cells, n_tags + 2))
-    found[:, -1] = 1
-    tags = np.arange(n_tags if n_cells >= _FEWEST_CELLS else 0)
-    some = evenly_spaced(np.arange(n_cells), _MOST_CELLS, rounding="down")
-    while len(tags):
-        fitted = _fit(counts[some][:, tags])
-        states = _states(counts[:, tags], fitted)
-        separates = _separates(states, fitted)
-        if separates.all():
-            found[:, [*tags, -2, -1]] = states
-            break
-        tags = tags[separates]
+    assert fitted.tags is not None
+    found = np.zeros((len(counts), n_tags + 2))
+    for start in range(0, len(counts), _CELLS_AT_ONCE):  # pairs of many tags take much memory
+        rows = slice(start, start + _CELLS_AT_ONCE)
+        states = _states(counts[rows][:, fitted.columns], fitted.tags)
+        found[rows, np.array([*fitted.columns, n_tags, n_tags + 1])] = states
     return found
 
 
@@ -247,17 +281,29 @@ def hashtags_of_run(
     """
     if "hto" not in data.mod:
         return None, []
-    tags = data["hto"].to_df().loc[data.obs_names]
-    group = np.zeros(len(tags)) if batch is None else np.asarray(batch).astype(str)
-    names = [f"{t} (hashtag)" if t in (DOUBLET, NONE) else str(t) for t in tags.columns]
-    calls = call_hashtags(np.nan_to_num(tags.to_numpy(np.float64)), names, group)
-    warnings = [
-        f"{len(calls.failed)} of {len(names)} hashtags tell no cells from others, "
-        f"{listed(calls.failed)}; no cell is said to be of their samples."
-    ]
-    warnings = warnings if calls.failed else []
+    counts = _counts(data["hto"], data.obs_names)
+    if counts is None:
+        return None, ['"hto" has no counts in X, so that hashtags tell no samples.']
+    group = np.zeros(len(counts)) if batch is None else np.asarray(batch).astype(str)
+    names = list(make_index_unique(data["hto"].var_names.astype(str), join=" "))
+    names = [f"{name} (hashtag)" if name in (DOUBLET, NONE, NOT_TOLD) else name for name in names]
+    calls = call_hashtags(counts, names, group)
+    warnings = []
+    if calls.failed:
+        warnings.append(
+            f"{len(calls.failed)} of {len(names)} hashtags tell no cells from others, "
+            f"{listed(calls.failed)}; no cell is said to be of their samples."
+        )
     if len(calls.failed) == len(names):
         return None, warnings
+    n_untold = int((calls.cells[HASHTAG_SAMPLE] == NOT_TOLD).sum())
+    if n_untold:
+        warnings.append(
+            f"hashtags do not tell the sample of {n_untold:,} cells, whose counts are missing or whose "
+            "batch has too few cells."
+        )
+    if HASHTAG_SAMPLE in data.obs:
+        warnings.append(f'the column "{HASHTAG_SAMPLE}" of obs is replaced by what hashtags tell.')
     cells = calls.cells.set_axis(data.obs_names)
     for name in cells:
         column = cells[name]
@@ -267,20 +313,39 @@ def hashtags_of_run(
     return cells, warnings
 
 
+def _counts(tags: AnnData, cells: pd.Index) -> np.ndarray | None:
+    """Return whole counts of the cells, (N, K), in memory; None: X holds none, or no counts.
+
+    Fractions are those of scaled counts, as of corrected ambient RNA, and are rounded.
+    """
+    if tags.X is None:
+        return None
+    stored = in_memory(tags.X)
+    dense: np.ndarray = np.asarray(getattr(stored, "toarray", lambda: stored)())
+    values = dense[tags.obs_names.get_indexer(cells)].astype(np.float64)
+    seen = values[np.isfinite(values)]
+    fractions = bool((seen != np.rint(seen)).any())
+    if len(seen) == 0 or seen.min() < 0 or (fractions and seen.max() < _LARGEST_LOG):
+        return None
+    whole: np.ndarray = np.rint(values)
+    return whole
+
+
 def read_hashtags(file: ResultsFile, names: pd.Index) -> pd.DataFrame | None:
     """Return the columns of hashtags in a results file; None: it has none."""
-    if not file.has(f"obs/{HASHTAG_SAMPLE}"):
+    if not all(file.has(f"obs/{name}") for name in RESULTS_OF_HASHTAGS):
         return None
-    columns = (HASHTAG_SAMPLE, PROBABILITY, HASHTAGS_CARRIED)
-    return pd.DataFrame({name: file.read(f"obs/{name}") for name in columns}, index=names)
+    return pd.DataFrame(
+        {name: file.read(f"obs/{name}") for name in RESULTS_OF_HASHTAGS}, index=names
+    )
 
 
 def count_calls(cells: pd.DataFrame | None) -> dict[str, int] | None:
     """Return how many cells carry one hashtag, two and none; None: there are no hashtags."""
     if cells is None:
         return None
-    carried = cells[HASHTAGS_CARRIED]
+    carried = cells.loc[cells[HASHTAG_SAMPLE].astype(str) != NOT_TOLD, HASHTAGS_CARRIED]
     return {
-        "tags": int(cells.loc[carried == 1, HASHTAG_SAMPLE].nunique()),
+        "tags": int(cells.loc[carried.index[carried == 1], HASHTAG_SAMPLE].nunique()),
         **{name: int((carried == n).sum()) for name, n in (("one", 1), ("two", 2), ("none", 0))},
     }

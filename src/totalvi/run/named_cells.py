@@ -34,6 +34,7 @@ from totalvi.run.folder import (
     DENOISED_LIBRARY_SIZE,
     HASHTAG_SAMPLE,
     PROPOSED_GATES,
+    RESULTS_OF_HASHTAGS,
 )
 from totalvi.run.results import ResultsFile
 from totalvi.run.table_files import write_tables
@@ -363,5 +364,6 @@ def samples_and_clusters(
     obs = model._training_data().annotation.obs()
     obs = obs if indices is None else obs.iloc[indices]
     batch_key = model.schema.columns.batch_key
-    sample = samples_of(obs, sample_key, batch_key, HASHTAG_SAMPLE in obs)
+    by_hashtag = set(RESULTS_OF_HASHTAGS) <= set(obs)
+    sample = samples_of(obs, sample_key, batch_key, by_hashtag)
     return sample, obs.get(CLUSTER_COLUMN)

@@ -163,9 +163,11 @@ def run(
     on_disk
         Whether counts stay on disk and are read some cells at a time; ``input`` is then a path.
         `totalvi.run.pipeline.fit_and_write` describes the differences.
-    sample_key, condition_key
-        Columns of ``obs``, both or none: conditions are compared over samples within the clusters;
-        see `totalvi.run.compare_samples.condition_tables`.
+    sample_key
+        Column of ``obs`` by which cells are counted. None: batches, and samples that hashtags tell.
+    condition_key
+        Column of ``obs`` with conditions, which are compared over samples within the clusters; see
+        `totalvi.run.compare_samples.condition_tables`.
     hierarchy
         Populations that cells are named by, as in `Model.gate`; "auto": those of the hierarchy that
         comes with the package and suits the panel and the cells, if any does; "none": no names.
@@ -196,9 +198,9 @@ def run(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(allowed("seed", seed, "whole numbers from 0 to 4294967295"))
-    if (sample_key is None) != (condition_key is None):
+    if condition_key is not None and sample_key is None:
         raise ValueError(
-            f"{argument('sample_key')} and {argument('condition_key')} go together; give both."
+            f"{argument('condition_key')} is compared over samples; give {argument('sample_key')} too."
         )
     if unlabeled_category is not None and labels_key is None:
         raise DataError(

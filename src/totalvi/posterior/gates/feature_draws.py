@@ -6,7 +6,9 @@ mean x and the rate lambda of its count y by what the model says of them,
     p(x | z, y, foreground) ~ N(x; m, s^2) NB(y; e^x, r),
     lambda | x, y ~ Gamma(r + y, (r + e^x) / e^x),
 
-so that the mean of lambda over draws is the rate that denoised values are means of.
+so that the mean of lambda over draws is the rate that denoised values are means of. As in these,
+lambda is divided by the batch's protein efficiency and the cell's staining level, if the model has
+them.
 """
 
 from typing import NamedTuple
@@ -42,11 +44,14 @@ class FeatureDraws(NamedTuple):
         NaN where it was not measured.
     foreground
         1 where the protein is foreground, 0 where it is background; NaN likewise.
+    probability
+        That each protein is foreground, the mean over samples of z, float32 (1, cells, proteins).
     """
 
     share: np.ndarray
     rate: np.ndarray
     foreground: np.ndarray
+    probability: np.ndarray
 
 
 def draw_features(
@@ -59,7 +64,7 @@ def draw_features(
 ) -> FeatureDraws:
     """Return posterior draws of genes and proteins, `DRAWS_A_SAMPLE` for each sample of z.
 
-    A feature's draws do not depend on which others are asked for.
+    Of genes alone there is one for each. A feature's draws do not depend on which others are asked for.
 
     Examples
     --------
@@ -88,23 +93,27 @@ def _drawn(
 ) -> FeatureDraws:
     """Return draws of a minibatch."""
     shares, rates, are_foreground = [], [], []
+    probability = np.zeros((1, len(batch.cells), len(proteins)), np.float32)
     for number, draw in enumerate(question.draws(batch, genes=len(genes) > 0)):
-        share = batch.y.new_zeros(len(batch.cells), 0)
+        of_genes = batch.y.new_zeros(len(batch.cells), 0)
         if len(genes):
             of_rna = question.rna_share(number, batch)
-            share = question.network.proportions(draw.decoded)[:, genes.positions]
-            share = share * (torch.nan if of_rna is None else of_rna)
-        shares += [share.cpu().numpy()] * DRAWS_A_SAMPLE
+            of_genes = question.network.proportions(draw.decoded)[:, genes.positions]
+            of_genes = of_genes * (torch.nan if of_rna is None else of_rna)
+        shares += [of_genes.cpu().numpy()] * (DRAWS_A_SAMPLE if len(proteins) else 1)
         if not len(proteins):
-            rates += [np.zeros((len(batch.cells), 0), np.float32)] * DRAWS_A_SAMPLE
-            are_foreground += rates[-DRAWS_A_SAMPLE:]
+            rates.append(np.zeros((len(batch.cells), 0), np.float32))
+            are_foreground.append(rates[-1])
             continue
         answered = torch.as_tensor(question.share(number, batch)).expand_as(batch.y)
         weight = answered[:, proteins.positions].cpu().numpy()  # 1, or NaN where not measured
-        for rate, is_foreground in _protein_draws(question, batch, draw, proteins.positions):
-            rates.append(weight * rate)
+        in_background = _background_probability(draw, proteins.positions)
+        probability += weight * (1 - in_background).cpu().numpy() / question.n_samples
+        for of_draw, is_foreground in _protein_draws(question, batch, draw, proteins.positions):
+            rates.append(weight * of_draw)
             are_foreground.append(weight * is_foreground)
-    return FeatureDraws(*(np.stack(values) for values in (shares, rates, are_foreground)))
+    share, rate, foreground = (np.stack(values) for values in (shares, rates, are_foreground))
+    return FeatureDraws(share, rate, foreground, probability)
 
 
 def _protein_draws(

@@ -332,9 +332,11 @@ def _marker(word: str) -> Marker:
         raise HierarchyError(f"{word!r} has no level; {fix}.")
     marker = Marker(match["name"], _LEVELS[match["level"]], bool(match["optional"]))
     if marker.gene is None and CONTROL.search(marker.name):
+        antigen = f"anti-{marker.name}"
+        antigen = "" if CONTROL.search(antigen) else f', or name an antibody against it "{antigen}"'
         raise HierarchyError(
-            f'"{marker.name}" is an isotype control, which binds no antigen and tells no population; '
-            f'leave it out, or name the antigen of an antibody as in "anti-{marker.name}".'
+            f'"{marker.name}" is named like an isotype control, which binds no antigen and tells no '
+            f"population; leave it out{antigen}."
         )
     return marker
 
