@@ -381,6 +381,7 @@ def test_proposed_populations_show_their_ranges(
                 ]  # fmt: skip
                 choose(page, "x_1", first)
                 choose(page, "y_1", third)
+                choose(page, "values_1", "denoised")  # on which the gates are drawn
                 cell = page.get_by_title(long_name, exact=True)
                 cell.click()
                 labels = (
