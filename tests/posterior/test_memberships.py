@@ -6,7 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from totalvi.posterior.gates.hierarchy import Hierarchy, parse_hierarchy, read_hierarchy
+from totalvi.posterior.gates.hierarchy import (
+    Hierarchy,
+    markers_of,
+    parse_hierarchy,
+    read_hierarchy,
+)
 from totalvi.posterior.gates.memberships import (
     Draws,
     Levels,
@@ -159,5 +164,16 @@ def test_granulocytes_are_told_from_their_neighbours(name: str) -> None:
     table = pd.DataFrame(known_memberships(*counts), columns=list(gates))
     assert list(name_cells(table, hierarchy)) == list(GRANULOCYTES)
     counted = members(table, hierarchy)
-    assert counted.loc[0, ["Neutrophil", "Monocyte"]].all()
-    assert not counted.loc[1:, "Neutrophil"].any()
+    assert counted["Neutrophil"].tolist() == [True] + [False] * (len(GRANULOCYTES) - 1)
+    assert not counted.loc[0, "Monocyte"]
+
+
+def test_monocytes_are_told_where_granulocytes_are_not() -> None:
+    (monocyte,) = (p for p in read_hierarchy("blood").populations if p.name == "Monocyte")
+    without = parse_hierarchy(
+        "Monocyte: (CD14+ or CD16+ CD56- CD11c+) CD3-? CD19-? (CD14+ or CD16+)"
+    ).populations[0]
+    known = {"CD14", "CD16", "CD56", "CD11c", "CD3", "CD19"}
+    assert usable(monocyte.gate, known) == usable(without.gate, known)
+    by_cd15 = {m.name for m in markers_of(usable(monocyte.gate, known | {"CD15", "HLA-DR"}))}
+    assert by_cd15 == known | {"CD15", "HLA-DR"}
