@@ -123,6 +123,10 @@ def test_refusals(reference: totalvi.Model) -> None:
         reference.map_query(cells["rna"][:, :5].copy())
     with pytest.raises(ValueError, match="no batch of the reference"):
         reference.map_query(cells, reference_batch="nowhere")
+    proteins_alone = MuData({"prot": cells["prot"].copy()})
+    proteins_alone.obs = cells.obs.copy()
+    with pytest.raises(DataError, match="no RNA, by which it is mapped"):
+        reference.map_query(proteins_alone)
     with pytest.raises(ValueError, match="train=True"):
         reference.map_query(cells, lr=0.1)
     with pytest.raises(ValueError, match="map_query returned"):

@@ -181,6 +181,11 @@ def align_query(
 
 
 def _aligned_rna(found: DataSet, schema: Schema) -> tuple[sparse.csr_matrix, np.ndarray]:
+    if not len(found.source.gene_names):
+        raise DataError(
+            "the query has no RNA, by which it is mapped; give cells with RNA, or fit a mosaic of the "
+            "query and the reference (`totalvi.concat`)."
+        )
     known = pd.DataFrame(index=pd.Index(schema.gene_names, dtype=object))
     try:
         aligned = align_genes({"reference": known, "query": found.genes}, "inner")
