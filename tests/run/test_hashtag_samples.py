@@ -137,6 +137,19 @@ def test_a_tag_that_all_cells_of_a_batch_carry_is_told_by_the_other_batches(own_
     assert right[group == group[of_first.argmax() if not own_lane else 0]].mean() > 0.95
 
 
+def test_batches_with_tags_of_their_own_keep_their_levels() -> None:
+    one, other = tagged(n_tags=2, seed=1), tagged(n_tags=2, seed=2)
+    weak = tagged(n_tags=2, seed=3).counts * ~tagged(n_tags=2, seed=3).carried
+    counts = np.vstack([np.hstack([one.counts, weak]), np.hstack([weak, 20 * other.counts])])
+    group = np.repeat(["lane 1", "lane 2"], len(one.counts))
+    cells, failed = call_hashtags(counts, NAMES[:4], group)
+    apart = call_hashtags(20 * other.counts, NAMES[2:4], np.zeros(len(other.counts))).cells
+    assert failed == []
+    found = cells["hashtag_sample"].astype(str).to_numpy()
+    assert (found[: len(one.truth)] == one.truth).mean() > 0.97
+    assert (found[len(one.truth) :] == apart["hashtag_sample"].astype(str)).mean() > 0.99
+
+
 def test_many_cells_are_told_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     data = tagged(n_cells=500)
     whole = data.called().cells

@@ -148,6 +148,18 @@ def _integrals(values: tuple[Tensor, ...], *, fast: bool) -> _Integrals:
     return _Integrals(log_prob[0], log_bayes_factor, background, rate[1], rate[0])
 
 
+def mode_of_log_mean(y: Tensor, mean: Tensor, variance: Tensor, log_r: Tensor) -> Tensor:
+    """Return the x where N(x; mean, variance) NB(y; e^x, r) is highest, by halving an interval."""
+    r = log_r.exp()
+    n = y + r
+    low, high = mean - variance * r, mean + variance * y
+    for _ in range(_N_HALVINGS):
+        mode = (low + high) / 2
+        rises = y - n * torch.sigmoid(mode - log_r) > (mode - mean) / variance
+        low, high = torch.where(rises, mode, low), torch.where(rises, high, mode)
+    return mode
+
+
 def _given_component(
     y: Tensor, mean: Tensor, scale: Tensor, log_r: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,11 +174,7 @@ def _given_component(
     def log_density(x: Tensor) -> Tensor:
         return y * (x - log_r) - n * F.softplus(x - log_r) - (x - mean) ** 2 / (2 * variance)
 
-    low, high = mean - variance * r, mean + variance * y
-    for _ in range(_N_HALVINGS):
-        mode = (low + high) / 2
-        rises = y - n * torch.sigmoid(mode - log_r) > (mode - mean) / variance
-        low, high = torch.where(rises, mode, low), torch.where(rises, high, mode)
+    mode = mode_of_log_mean(y, mean, variance, log_r)
     p = torch.sigmoid(mode - log_r)
     precision, curvature = 1 / variance, n * p * (1 - p)
     reach = math.sqrt(_TWICE_DEPTH) * scale

@@ -8,8 +8,8 @@ and
 The probability of no tag, of each tag and of two are parameters; of two, that of a pair k, l is
 proportional to f_k f_l, the shares of the tags among cells with one. All are fitted by the EM
 algorithm. NB(m, r) has variance m + m^2 / r. Doublets of two cells of one sample carry one tag, as
-single cells do. A batch in which some tag has no cells with or without it, so that its levels are not
-known there, is told by the parameters of all batches together, if these tell more.
+single cells do. A batch whose own cells do not tell a tag that many of them carry, because all do,
+is told by the parameters of all batches together.
 """
 
 from typing import NamedTuple
@@ -36,6 +36,7 @@ from totalvi.run.results import ResultsFile
 DOUBLET, NONE, NOT_TOLD = "doublet", "none", "not told"
 _FEWEST_CELLS = 20  # of a batch in which tags can be told
 _FEWEST_CARRIERS = 5
+_LEAST_SHARE = 0.02  # of a batch that carries a tag told by other batches; fewer may be wrong calls
 _LEAST_FOLD = 4.0  # between mean counts of cells with a tag and without
 _LEAST_SURE = 0.8  # mean probability of those that carry a tag to do so
 _MOST_CELLS = 10_000  # that parameters are fitted to
@@ -114,7 +115,7 @@ def call_hashtags(counts: np.ndarray, names: list[str], group: np.ndarray) -> Ha
     for batch in batches:
         some = np.flatnonzero((group == batch) & known)
         of_batch = together if len(batches) == 1 else _fit_separating(counts[some])
-        if len(of_batch.columns) < len(together.columns):
+        if _carried_besides(counts[some], of_batch, together, len(names)):
             of_batch = together
         if not len(of_batch.columns):
             continue
@@ -150,6 +151,16 @@ def _fit_separating(counts: np.ndarray) -> _Fitted:
             return _Fitted(columns, tags)
         columns = columns[separates]
     return _Fitted(columns, None)
+
+
+def _carried_besides(counts: np.ndarray, of_batch: _Fitted, together: _Fitted, n_tags: int) -> bool:
+    """Return whether cells of a batch carry a tag that only all batches together tell."""
+    untold = np.setdiff1d(together.columns, of_batch.columns)
+    if not len(untold) or not len(counts):
+        return False
+    likeliest = _all_states(counts, together, n_tags).argmax(axis=1)
+    carriers = np.bincount(likeliest, minlength=n_tags + 2)[untold]
+    return bool(carriers.max() >= max(_FEWEST_CARRIERS, _LEAST_SHARE * len(counts)))
 
 
 def _all_states(counts: np.ndarray, fitted: _Fitted, n_tags: int) -> np.ndarray:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from totalvi.data.describe import Data
 from totalvi.fit.minibatch import Minibatch
-from totalvi.nn.count_integrals import LARGEST_SCALE
-from totalvi.nn.likelihoods import ProteinMixture, negative_binomial_log_prob, normal_log_prob
+from totalvi.nn.count_integrals import LARGEST_SCALE, mode_of_log_mean
+from totalvi.nn.likelihoods import negative_binomial_log_prob, normal_log_prob
 from totalvi.posterior.draws import Draw, plausible
 from totalvi.posterior.noise import Drawn, gamma_values
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Features, Fitted, Question
@@ -29,7 +29,6 @@ from totalvi.posterior.unmeasured import answering_for
 DRAWS_A_SAMPLE = 8  # of proteins, given one sample of the latent state
 _N_NODES = 97
 _REACH = 7.0  # of the nodes, in standard deviations
-_N_HALVINGS = 40
 
 
 class FeatureDraws(NamedTuple):
@@ -107,9 +106,11 @@ def _drawn(
             continue
         answered = torch.as_tensor(question.share(number, batch)).expand_as(batch.y)
         weight = answered[:, proteins.positions].cpu().numpy()  # 1, or NaN where not measured
-        in_background = _background_probability(draw, proteins.positions)
+        in_background = draw.expression().background_probability()[:, proteins.positions]
         probability += weight * (1 - in_background).cpu().numpy() / question.n_samples
-        for of_draw, is_foreground in _protein_draws(question, batch, draw, proteins.positions):
+        for of_draw, is_foreground in _protein_draws(
+            question, batch, draw, proteins.positions, in_background.double()
+        ):
             rates.append(weight * of_draw)
             are_foreground.append(weight * is_foreground)
     share, rate, foreground = (np.stack(values) for values in (shares, rates, are_foreground))
@@ -117,7 +118,7 @@ def _drawn(
 
 
 def _protein_draws(
-    question: Question, batch: Minibatch, draw: Draw, proteins: np.ndarray
+    question: Question, batch: Minibatch, draw: Draw, proteins: np.ndarray, in_background: Tensor
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return draws of foreground rates, 0 for background, and of what is foreground, each (B, t)."""
     network = question.network
@@ -130,7 +131,6 @@ def _protein_draws(
     # denoised values leave out what multiplies the counts of a batch or a cell
     prior = plausible(draw.proteins).take(proteins)
     factor = (prior.log_foreground.double() - log_mean - scale**2 / 2).exp()
-    in_background = _background_probability(draw, proteins).double()
     drawn = []
     for i in range(DRAWS_A_SAMPLE):
         sample = draw.sample * DRAWS_A_SAMPLE + i
@@ -151,25 +151,15 @@ def _protein_draws(
     return drawn
 
 
-def _background_probability(draw: Draw, proteins: np.ndarray) -> Tensor:
-    mixture: ProteinMixture = draw.expression()
-    return mixture.background_probability()[:, proteins]
-
-
 def _cumulative(
     counts: Tensor, mean: Tensor, scale: Tensor, log_r: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return points x, (B, t, nodes), and the probability that the log mean is below each, given y.
 
-    The density is log-concave; its mode is found by halving an interval.
+    The density is log-concave, and the points lie around its mode.
     """
-    r, variance = log_r.exp(), scale**2
-    n = counts + r
-    low, high = mean - variance * r, mean + variance * counts
-    for _ in range(_N_HALVINGS):
-        mode = (low + high) / 2
-        rises = counts - n * torch.sigmoid(mode - log_r) > (mode - mean) / variance
-        low, high = torch.where(rises, mode, low), torch.where(rises, high, mode)
+    variance, n = scale**2, counts + log_r.exp()
+    mode = mode_of_log_mean(counts, mean, variance, log_r)
     p = torch.sigmoid(mode - log_r)
     # the curvature of the likelihood falls away from the mode, so that less of it is counted on
     reach = _REACH / (n * p * (1 - p) / 2 + 1 / variance).sqrt()
