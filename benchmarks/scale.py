@@ -1,8 +1,8 @@
 """Measure training and queries of data on disk, against the same in memory.
 
     python benchmarks/scale.py                          # all rows, 1,000,000 cells: about an hour
-    python benchmarks/scale.py --cells 100000           # all rows, smaller python
-    benchmarks/scale.py --only reader epoch      # some rows; the others of an earlier run are kept
+    python benchmarks/scale.py --cells 100000           # all rows, smaller
+    python benchmarks/scale.py --only reader epoch      # some rows; the others of an earlier run are kept
 
 Separate processes measure each row:
 
@@ -287,7 +287,7 @@ def row_quality(folder: Path, n_cells: int) -> Result:
 
 
 def row_growth(folder: Path, n_cells: int) -> Result:
-    sizes = [n for n in (50_000, 200_000) if n < n_cells] + [n_cells]
+    sizes = [n for n in (10_000, 100_000, 500_000) if n < n_cells] + [n_cells]
     runs = []
     for n in sizes:
         require_store(folder, n, n_cells)

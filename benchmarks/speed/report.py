@@ -1,5 +1,6 @@
 """The tables of `run.py`."""
 
+import math
 from statistics import median
 from typing import Any
 
@@ -33,8 +34,8 @@ def _about(result: dict[str, Any]) -> list[str]:
         f"totalvi {ours['version']} (torch {ours['torch']}) and scvi-tools {peer['version']} "
         f"(torch {peer['torch']}) on {result['data']}: {ours['cells']} cells, {ours['genes']} genes, "
         f"{ours['proteins']} proteins. {where['processor']}, {where['cores']} cores, "
-        f"{where['threads']} threads{device}. Medians of {len(result['seconds']['epoch']['ours'])}; "
-        "the ratio is the value of scvi-tools divided by that of totalvi."
+        f"{where['threads']} threads{device}. Medians of {len(result['seconds']['epoch']['ours'])}, "
+        "and their range; the ratio is the median of scvi-tools divided by that of totalvi."
     ]
 
 
@@ -43,12 +44,11 @@ def _cases(result: dict[str, Any]) -> list[str]:
     for case, name in NAMES.items():
         if case not in result["seconds"]:
             continue
-        ours = median(result["seconds"][case]["ours"])
-        peers = result["seconds"]["step" if case == "step in float32" else case].get("peer")
-        name = name.format(clusters=result["clusters"])
-        lines.append(_row(name, ours, None if peers is None else median(peers), _seconds))
+        ours = result["seconds"][case]["ours"]
+        peers = result["seconds"]["step" if case == "step in float32" else case].get("peer", [])
+        lines.append(_row(name.format(clusters=result["clusters"]), ours, peers, _seconds))
     memory = result["peak_mb"]
-    lines.append(_row("peak memory, training and queries", memory["ours"], memory["peer"], _mb))
+    lines.append(_row("peak memory, training and queries", [memory["ours"]], [memory["peer"]], _mb))
     return lines + _time_to_quality(result)
 
 
@@ -57,7 +57,7 @@ def _time_to_quality(result: dict[str, Any]) -> list[str]:
         return ["", "The time to quality is missing: no fit of scvi-tools to these data is stored."]
     found = result["time_to_quality"]
     what = f"time to a held-out loss of {found['target']:.1f}, with which scvi-tools ends"
-    n_there = sum(fit["reached"] is not None for fit in found["fits"])
+    reached = [fit["reached"] for fit in found["fits"] if fit["reached"] is not None]
     epoch = median(result["seconds"]["epoch"]["peer"])
     at_this_pace = found["peer_epochs"] * epoch
     peer, source = found["peer"], "was measured"
@@ -65,10 +65,13 @@ def _time_to_quality(result: dict[str, Any]) -> list[str]:
         source = f"is that of its stored fit, {peer:.0f} s, at the pace of its epochs here: "
         source += f"{found['peer_epochs']} of {_seconds(epoch)}"
         peer = at_this_pace
+    ours = [] if found["ours"] is None else reached
+    whole = [fit["seconds"] for fit in found["fits"]]
     return [
-        _row(what, found["ours"], peer, _seconds),
+        _row(what, ours, [peer], _seconds),
+        _row("the whole fit of totalvi, and of scvi-tools", whole, [peer], _seconds),
         "",
-        f"Time to quality: {n_there} of {len(found['fits'])} fits of totalvi reached that loss, and "
+        f"Time to quality: {len(reached)} of {len(found['fits'])} fits of totalvi reached that loss, and "
         f"ended with {found['loss']:.1f} (median). The time of scvi-tools {source}.",
     ]
 
@@ -104,16 +107,28 @@ def _growth(growth: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _row(name: str, ours: float | None, peer: float | None, unit: Any) -> str:
-    ratio = "" if ours is None or peer is None else f"{peer / ours:.1f}"
-    ours_text = "not reached" if ours is None else unit(ours)
-    return f"| {name} | {ours_text} | {'' if peer is None else unit(peer)} | {ratio} |"
+def _row(name: str, ours: list[float], peer: list[float], unit: Any) -> str:
+    ratio = f"{median(peer) / median(ours):.1f}" if ours and peer else ""
+    ours_text = unit(*_with_range(ours)) if ours else "not reached"
+    return f"| {name} | {ours_text} | {unit(*_with_range(peer)) if peer else ''} | {ratio} |"
 
 
-def _seconds(value: float) -> str:
-    if value < 0.1:
-        return f"{1e3 * value:.1f} ms"
-    return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
+def _with_range(values: list[float]) -> list[float]:
+    """Return the median, and the least and the largest value if there are several."""
+    return [median(values), *((min(values), max(values)) if len(values) > 1 else ())]
+
+
+def _seconds(value: float, *ends: float) -> str:
+    unit, factor = ("ms", 1e3) if value < 1 else ("s", 1.0)
+    return f"{_three_digits(value * factor)} {unit}" + _range([factor * end for end in ends])
+
+
+def _range(ends: list[float]) -> str:
+    return f" ({_three_digits(ends[0])} to {_three_digits(ends[1])})" if ends else ""
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
 
 
 def _mb(value: float) -> str:

@@ -73,7 +73,10 @@ def test_nothing_is_started_where_it_cannot_help(
 
 
 @pytest.mark.slow
-def test_after_compiling_ahead_a_run_compiles_the_steps_of_its_fit_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_after_compiling_ahead_a_run_compiles_at_most_the_steps_of_its_fit(
+    beside: bool, tmp_path: Path
+) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
     check = [
         sys.executable,
@@ -86,12 +89,12 @@ def test_after_compiling_ahead_a_run_compiles_the_steps_of_its_fit_alone(tmp_pat
         return done.stdout.splitlines()
 
     assert answer(check) == ["False"]
-    answer([sys.executable, "-m", "totalvi.run.first_use"])
+    answer([sys.executable, "-m", "totalvi.run.first_use", *([str(os.getpid())] if beside else [])])
     assert answer(check) == ["True"]
     assert answer([sys.executable, "-c", NEW, str(tmp_path / "run")]) == [
         "True",
         "[]",
-        "True False",
+        f"{beside} False",
     ]
 
 

@@ -1,7 +1,7 @@
 """Compile the loops of a run in a second process, where no run has compiled them before.
 
 numba compiles loops when they are first used, and keeps them. On a new machine that takes longer than
-a small run. `python -m totalvi.run.first_use` compiles them ahead.
+a small run. `python -m totalvi.run.first_use` compiles all of them ahead, as `make venv` does.
 """
 
 import os
@@ -47,10 +47,10 @@ def are_compiled() -> bool:
     return folder is None or any(Path(folder).glob("effects._summarize-*.nbc"))
 
 
-def compile_loops() -> None:
-    """Compile the loops of validation and of the steps after the fit, but not those of its steps.
+def compile_loops(of_steps: bool = True) -> None:
+    """Compile the loops of a fit's steps, of its validation, and of what a run does after the fit.
 
-    A run needs the latter at once, and compiles them itself.
+    Without those ``of_steps`` in a process beside a run, which needs them at once and compiles them itself.
     """
     from totalvi.data.simulate import simulate
     from totalvi.model import Model
@@ -59,7 +59,7 @@ def compile_loops() -> None:
     data = simulate(n_cells=300, n_genes=120, n_proteins=8, n_batches=2, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = Model(data, batch_key="batch", fused=False)
+        model = Model(data, batch_key="batch", fused=of_steps)
         model.train(max_epochs=1, progress=False)
         for part in model.module.modules():
             if hasattr(part, "fused"):
@@ -75,4 +75,4 @@ def compile_loops() -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         end_with_parent(int(sys.argv[1]), grace_s=0)  # it may have ended already
-    compile_loops()
+    compile_loops(of_steps=len(sys.argv) == 1)
