@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py                          # all rows, 1,000,000 cells: about an hour
     python benchmarks/scale.py --cells 100000           # all rows, smaller
-    python benchmarks/scale.py --only reader epoch      # some rows; the others of an earlier run are kept
+    python benchmarks/scale.py --only reader epoch      # some rows; others are kept
 
 Separate processes measure each row:
 

@@ -71,8 +71,8 @@ def _time_to_quality(result: dict[str, Any]) -> list[str]:
         _row(what, ours, [peer], _seconds),
         _row("the whole fit of totalvi, and of scvi-tools", whole, [peer], _seconds),
         "",
-        f"Time to quality: {len(reached)} of {len(found['fits'])} fits of totalvi reached that loss, and "
-        f"ended with {found['loss']:.1f} (median). The time of scvi-tools {source}.",
+        f"Time to quality: {len(reached)} of {len(found['fits'])} fits of totalvi reached that loss, "
+        f"and ended with {found['loss']:.1f} (median). The time of scvi-tools {source}.",
     ]
 
 

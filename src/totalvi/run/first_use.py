@@ -50,7 +50,7 @@ def are_compiled() -> bool:
 def compile_loops(of_steps: bool = True) -> None:
     """Compile the loops of a fit's steps, of its validation, and of what a run does after the fit.
 
-    Without those ``of_steps`` in a process beside a run, which needs them at once and compiles them itself.
+    Those ``of_steps`` are left out beside a run, which needs them at once and compiles them itself.
     """
     from totalvi.data.simulate import simulate
     from totalvi.model import Model
