@@ -49,7 +49,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
 	@echo "Compiling totalvi's loops, so that the first analysis need not; some 40 s."
-	@$(BIN)/python -m totalvi.run.first_use
+	-@$(BIN)/python -m totalvi.run.first_use
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -180,6 +180,26 @@ def test_mudata(tmp_path, suffix):
     np.testing.assert_array_equal(found.obsm["X_umap"], np.arange(18.0).reshape(9, 2))
 
 
+@pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
+def test_equal_names_of_cells_are_kept_once_on_disk(tmp_path, suffix):
+    names = {"rna": CELLS, "prot": CELLS, "atac": CELLS[3:7]}
+    parts = {
+        name: AnnData(
+            np.ones((len(cells), 1)),
+            obs=pd.DataFrame(index=pd.Index(cells, name=f"cell of {name}")),
+            var=pd.DataFrame(index=[f"feature of {name}"]),
+        )
+        for name, cells in names.items()
+    }
+    path = write(mudata_of(parts), tmp_path / f"cite{suffix}")
+    mdata = open_on_disk(path)
+    assert {name: part.obs_names.tolist() for name, part in mdata.mod.items()} == names
+    assert all(a is b for a, b in zip(mdata["rna"].obs_names, mdata["prot"].obs_names, strict=True))
+    assert [part.obs_names.name for part in mdata.mod.values()] == [
+        f"cell of {name}" for name in names
+    ]
+
+
 def test_mudata_with_other_modalities_and_hashtags_of_its_own(tmp_path):
     tags = AnnData(np.ones((9, 1)), obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=["tag"]))
     parts = {"rna": rna_anndata(), "hto": tags, "prot": protein_anndata(), "atac": tags.copy()}

@@ -223,6 +223,11 @@ def readable_mudata(
 
 def joined(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
     """Join modalities, with the columns of ``obs`` for the cells that are left."""
+    names = next(iter(modalities.values())).obs_names
+    for adata in modalities.values():
+        if adata.obs_names.equals(names):
+            # the names of a million cells take 70 MB, so they are kept once
+            adata.obs_names = names.rename(adata.obs_names.name)
     with mudata.set_options(pull_on_update=False):
         mdata = MuData(modalities)
         if not mdata.obs_names.equals(obs.index):
