@@ -48,8 +48,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "PyTorch among them, and then unpacked, during which nothing is printed for a while."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
-	@echo "Compiling totalvi's loops, so that the first analysis need not; some 40 s."
-	-@$(BIN)/python -m totalvi.run.first_use
+	@$(BIN)/python -m totalvi.run.first_use || echo "They are compiled when they are first used instead."
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -462,7 +462,9 @@ def taken_away(shared: Path, marker: str, seed: int, cache: Path) -> dict[str, A
         "less": 1 - (kept + wrong) / n,
         "wrong": wrong / n,
         "wanting": ", ".join(
-            gating.populations.index[gating.populations["wanting"].str.contains(marker)]
+            name
+            for name, wanting in gating.populations["wanting"].items()
+            if marker in (want.partition(" (")[0] for want in wanting.split(", "))
         ),
     }
 

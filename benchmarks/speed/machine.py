@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 
@@ -14,4 +15,15 @@ def machine(threads: int) -> dict[str, object]:
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Return the commit that is measured, and whether files were changed since.
+
+    The version of an editable installation is that of the day of the installation.
+    """
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"

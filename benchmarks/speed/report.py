@@ -31,8 +31,8 @@ def _about(result: dict[str, Any]) -> list[str]:
     ours, peer, where = *result["programs"].values(), result["machine"]
     device = "" if result["device"] == "cpu" else ", training on the GPU"
     return [
-        f"totalvi {ours['version']} (torch {ours['torch']}) and scvi-tools {peer['version']} "
-        f"(torch {peer['torch']}) on {result['data']}: {ours['cells']} cells, {ours['genes']} genes, "
+        f"totalvi {ours['version']}, commit {where['commit']} (torch {ours['torch']}) and "
+        f"scvi-tools {peer['version']} (torch {peer['torch']}) on {result['data']}: {ours['cells']} cells, {ours['genes']} genes, "
         f"{ours['proteins']} proteins. {where['processor']}, {where['cores']} cores, "
         f"{where['threads']} threads{device}. Medians of {len(result['seconds']['epoch']['ours'])}, "
         "and their range; the ratio is the median of scvi-tools divided by that of totalvi."
@@ -57,21 +57,23 @@ def _time_to_quality(result: dict[str, Any]) -> list[str]:
         return ["", "The time to quality is missing: no fit of scvi-tools to these data is stored."]
     found = result["time_to_quality"]
     what = f"time to a held-out loss of {found['target']:.1f}, with which scvi-tools ends"
-    reached = [fit["reached"] for fit in found["fits"] if fit["reached"] is not None]
-    epoch = median(result["seconds"]["epoch"]["peer"])
-    at_this_pace = found["peer_epochs"] * epoch
-    peer, source = found["peer"], "was measured"
+    reached = [math.inf if fit["reached"] is None else fit["reached"] for fit in found["fits"]]
+    whole_peer, source = found["peer"], "was measured"
     if found["peer_is_stored"]:
-        source = f"is that of its stored fit, {peer:.0f} s, at the pace of its epochs here: "
-        source += f"{found['peer_epochs']} of {_seconds(epoch)}"
-        peer = at_this_pace
-    ours = [] if found["ours"] is None else reached
+        epoch = median(result["seconds"]["epoch"]["peer"])
+        whole_peer = found["peer_epochs"] * epoch
+        source = (
+            f"is calculated: {found['peer_epochs_there']} and {found['peer_epochs']} epochs of its "
+            f"stored fit, which took {found['peer']:.0f} s, of {_seconds(epoch)} each as here"
+        )
+    peer = whole_peer * found["peer_epochs_there"] / found["peer_epochs"]
     whole = [fit["seconds"] for fit in found["fits"]]
+    n_there = sum(math.isfinite(seconds) for seconds in reached)
     return [
-        _row(what, ours, [peer], _seconds),
-        _row("the whole fit of totalvi, and of scvi-tools", whole, [peer], _seconds),
+        _row(what, reached if math.isfinite(median(reached)) else [], [peer], _seconds),
+        _row("the whole fit", whole, [whole_peer], _seconds),
         "",
-        f"Time to quality: {len(reached)} of {len(found['fits'])} fits of totalvi reached that loss, "
+        f"Time to quality: {n_there} of {len(found['fits'])} fits of totalvi reached that loss, "
         f"and ended with {found['loss']:.1f} (median). The time of scvi-tools {source}.",
     ]
 
@@ -119,7 +121,7 @@ def _with_range(values: list[float]) -> list[float]:
 
 
 def _seconds(value: float, *ends: float) -> str:
-    unit, factor = ("ms", 1e3) if value < 1 else ("s", 1.0)
+    unit, factor = ("ms", 1e3) if value < 0.9995 else ("s", 1.0)
     return f"{_three_digits(value * factor)} {unit}" + _range([factor * end for end in ends])
 
 
@@ -128,7 +130,7 @@ def _range(ends: list[float]) -> str:
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
+    return f"{value:.{max(0, 3 - len(f'{max(value, 1):.0f}'))}f}"
 
 
 def _mb(value: float) -> str:

@@ -1,7 +1,7 @@
 """Compile the loops of a run in a second process, where no run has compiled them before.
 
 numba compiles loops when they are first used, and keeps them. On a new machine that takes longer than
-a small run. `python -m totalvi.run.first_use` compiles all of them ahead, as `make venv` does.
+a small run. `python -m totalvi.run.first_use` compiles those of a run ahead, as `make venv` does.
 """
 
 import os
@@ -9,7 +9,7 @@ import subprocess  # nosec B404: the only command is this module
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from totalvi.processes import end_with_parent, this_process
@@ -43,8 +43,11 @@ def are_compiled() -> bool:
     """Return whether the loops of a run are kept, by one of the last, or cannot be kept."""
     from totalvi.posterior.differential.effects import _summarize
 
-    folder = _summarize.__wrapped__.stats.cache_path  # type: ignore[attr-defined]
-    return folder is None or any(Path(folder).glob("effects._summarize-*.nbc"))
+    loop = _summarize.__wrapped__  # type: ignore[attr-defined]
+    folder, line = loop.stats.cache_path, loop.py_func.__code__.co_firstlineno
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    name = f"effects._summarize-{line}.{version}*.nbc"
+    return folder is None or any(Path(folder).glob(name))
 
 
 def compile_loops(of_steps: bool = True) -> None:
@@ -54,7 +57,6 @@ def compile_loops(of_steps: bool = True) -> None:
     """
     from totalvi.data.simulate import simulate
     from totalvi.model import Model
-    from totalvi.run.clusters import cluster_cells
 
     data = simulate(n_cells=300, n_genes=120, n_proteins=8, n_batches=2, seed=0)
     with warnings.catch_warnings():
@@ -67,12 +69,17 @@ def compile_loops(of_steps: bool = True) -> None:
         model.get_elbo(progress=False)
         latent = model.get_latent_representation(progress=False)
         model.get_normalized_expression(n_samples=2, progress=False)
-        data.obs["cluster"] = cluster_cells(latent).labels
         model.posterior_predictive_check(n_samples=2, progress=False)
         model.differential_expression(data, groupby="batch", progress=False)
+        with suppress(ModuleNotFoundError):  # clustering needs an extra
+            from totalvi.run.clusters import cluster_cells
+
+            cluster_cells(latent)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         end_with_parent(int(sys.argv[1]), grace_s=0)  # it may have ended already
+    else:
+        sys.stderr.write("Compiling the loops of totalvi run; some 50 s.\n")
     compile_loops(of_steps=len(sys.argv) == 1)

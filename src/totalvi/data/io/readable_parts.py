@@ -223,9 +223,11 @@ def readable_mudata(
 
 def joined(modalities: dict[str, AnnData], obs: pd.DataFrame) -> MuData:
     """Join modalities, with the columns of ``obs`` for the cells that are left."""
-    names = next(iter(modalities.values())).obs_names
+    names: pd.Index | None = None
     for adata in modalities.values():
-        if adata.obs_names.equals(names):
+        if names is None:
+            names = adata.obs_names
+        elif adata.obs_names.equals(names):
             # the names of a million cells take 70 MB, so they are kept once
             adata.obs_names = names.rename(adata.obs_names.name)
     with mudata.set_options(pull_on_update=False):
