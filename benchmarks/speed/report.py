@@ -32,8 +32,9 @@ def _about(result: dict[str, Any]) -> list[str]:
     device = "" if result["device"] == "cpu" else ", training on the GPU"
     return [
         f"totalvi {ours['version']}, commit {where['commit']} (torch {ours['torch']}) and "
-        f"scvi-tools {peer['version']} (torch {peer['torch']}) on {result['data']}: {ours['cells']} cells, {ours['genes']} genes, "
-        f"{ours['proteins']} proteins. {where['processor']}, {where['cores']} cores, "
+        f"scvi-tools {peer['version']} (torch {peer['torch']}) on {result['data']}: "
+        f"{ours['cells']} cells, {ours['genes']} genes, {ours['proteins']} proteins. "
+        f"{where['processor']}, {where['cores']} cores, "
         f"{where['threads']} threads{device}. Medians of {len(result['seconds']['epoch']['ours'])}, "
         "and their range; the ratio is the median of scvi-tools divided by that of totalvi."
     ]
