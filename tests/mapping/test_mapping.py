@@ -288,10 +288,16 @@ def test_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert execute(command) == 0, capsys.readouterr().err
     names = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
     tables = {"cells.csv.gz", "label_probabilities.csv.gz", "imputed_proteins.csv.gz"}
-    assert names == tables | {"reliability.csv"}
+    assert names == tables | {"reliability.csv", "imputed_foreground_probability.csv.gz"}
+    foreground = pd.read_csv(
+        tmp_path / "out" / "tables" / "imputed_foreground_probability.csv.gz", index_col=0
+    )
+    assert foreground.shape == (40, 6)
+    assert ((foreground > 0) & (foreground < 1)).all(axis=None)
     printed = capsys.readouterr().out
     assert "40 cells" in printed
     assert "6 of 6 proteins cannot be trusted" in printed
+    assert "imputed counts are as the reference measured them" in printed
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert set(record["input_sha256"]) == {"model_path", "query_path", "reference"}
     command[4] = str(tmp_path / "c")

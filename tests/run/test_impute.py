@@ -47,7 +47,9 @@ def test_one_command(
     query = anndata.read_h5ad(inputs[1])
     assert list(adata.obs_names) == list(query.obs_names)
     assert list(adata.obs["type"]) == list(query.obs["type"])
-    assert {"sd", "log1p", "lower", "upper"} == set(adata.layers)
+    assert {"sd", "log1p", "lower", "upper", "foreground_probability"} == set(adata.layers)
+    foreground = adata.layers["foreground_probability"]
+    assert ((foreground > 0) & (foreground < 1)).all()
     assert np.isfinite(adata.X).all()
     assert (adata.layers["sd"] > 0).all()
     correlations = {"pearson", "pearson_lower", "within_pearson", "within_pearson_lower"}

@@ -279,8 +279,8 @@ def map_cells(
 
     Writes cells.csv.gz (label with its probability, unlikeness, place on the map, latent state),
     label_probabilities.csv.gz, the model of the query, and run.json. If the query lacks proteins, also
-    writes imputed_proteins.csv.gz and their reliability (reliability.csv). An interrupted --train is
-    kept in DIR.checkpoint, and --resume resumes it.
+    writes imputed_proteins.csv.gz, imputed_foreground_probability.csv.gz and their reliability
+    (reliability.csv). An interrupted --train is kept in DIR.checkpoint, and --resume resumes it.
 
     \b
     Examples:

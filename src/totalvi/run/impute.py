@@ -39,7 +39,9 @@ from totalvi.run.impute_inputs import (
 from totalvi.run.prepare import prepare
 from totalvi.run.record import Options, asked, circumstances, differences, write_record
 
-_LEVEL = "counts are as the reference measured them: ranks hold elsewhere, levels may not."
+LEVEL_NOTE = (
+    "imputed counts are as the reference measured them: ranks hold elsewhere, levels may not."
+)
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ def impute(
 ) -> RunResult:
     """Fit reference and query together, and predict the proteins that the query lacks.
 
-    ``output`` then holds ``imputed.h5ad`` (mean counts; layers ``sd``, ``log1p``, ``lower`` and
-    ``upper``; the reliability of each protein in ``var``), ``tables``, ``model.totalvi`` and
-    ``run.json``. It appears at the end; until then the fit is kept in ``<output>.checkpoint``.
+    ``output`` then holds ``imputed.h5ad`` (mean counts; layers ``sd``, ``log1p``, ``lower``,
+    ``upper`` and ``foreground_probability``; the reliability of each protein in ``var``),
+    ``tables``, ``model.totalvi`` and ``run.json``. It appears at the end; until then the fit is kept
+    in ``<output>.checkpoint``.
 
     Parameters
     ----------
@@ -223,7 +226,7 @@ def _run(options: ImputeOptions) -> RunResult:
             **imputed.model.fit_summary,
             "seconds": steps.seconds,
             "warnings": [*warnings, *unreliable_warnings(imputed.reliability)],
-            "notes": [*notes, *_left_out(joined), _LEVEL],
+            "notes": [*notes, *_left_out(joined), LEVEL_NOTE],
         }
         write_record(record, folder / RECORD)
         files = files_in(folder)
@@ -278,6 +281,10 @@ def _impute(
         reliability = reliability.assign(**(reliability[["reliable", "model_is_best"]] == 1))
     with steps.step("impute"):
         imputed = model.impute_proteins(indices=cells, **question)
+        foreground = model.get_protein_foreground_probability(
+            indices=cells, protein_list=names, n_samples=options.n_samples, given_counts=False,
+            unmeasured="impute", progress=False,
+        )  # fmt: skip
         latent = model.get_latent_representation(indices=cells, progress=False)
     obs = mdata.obs[cells].drop(columns=[BATCH, PANEL])
     obs.index = obs.index.str.removesuffix(f"-{QUERY}")
@@ -285,7 +292,10 @@ def _impute(
         imputed.mean.to_numpy(),
         obs=obs,
         var=reliability,
-        layers={name: getattr(imputed, name).to_numpy() for name in imputed._fields[1:5]},
+        layers={
+            **{name: getattr(imputed, name).to_numpy() for name in imputed._fields[1:5]},
+            "foreground_probability": np.asarray(foreground),
+        },
         obsm={"X_totalvi": latent},
         uns={"totalvi": {"X": "expected counts with background", "interval": options.interval}},
     )

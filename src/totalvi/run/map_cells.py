@@ -31,7 +31,7 @@ from totalvi.run.folder import (
     refuse_input_in_output,
     results_folder,
 )
-from totalvi.run.impute import unreliable_warnings
+from totalvi.run.impute import LEVEL_NOTE, unreliable_warnings
 from totalvi.run.inputs import AS_IS, Reading, read_input
 from totalvi.run.record import Options, asked, circumstances, differences, write_record
 
@@ -230,16 +230,20 @@ def _map(options: MapOptions) -> _Mapped:
     missing = _unmeasured(query)
     if missing:
         with steps.step("impute"):
+            asked: Any = {
+                "protein_list": missing,
+                "unmeasured": "impute",
+                "given_counts": False,
+                "n_samples": POSTERIOR_SAMPLES,
+                "progress": False,
+            }
             _, protein = query.get_normalized_expression(
-                gene_list=[],
-                protein_list=missing,
-                unmeasured="impute",
-                include_protein_background=True,
-                given_counts=False,
-                n_samples=POSTERIOR_SAMPLES,
-                progress=False,
+                gene_list=[], include_protein_background=True, **asked
             )
+            foreground = query.get_protein_foreground_probability(**asked)
             tables["imputed_proteins"] = protein.rename_axis("cell")
+            tables["imputed_foreground_probability"] = foreground.rename_axis("cell")
+            notes.append(LEVEL_NOTE)
     reliability = None
     if missing and has_cells and _holds_cells_out(model):
         with steps.step("reliability"):
