@@ -200,6 +200,15 @@ def test_equal_names_of_cells_are_kept_once_on_disk(tmp_path, suffix):
     ]
 
 
+def test_a_mudata_that_lost_its_modalities_is_opened_without_any(tmp_path):
+    parts = {"rna": AnnData(np.ones((9, 2)), obs=pd.DataFrame(index=CELLS))}
+    path = write(mudata_of(parts), tmp_path / "empty.h5mu")
+    with h5py.File(path, "a") as file:
+        del file["mod/rna"]
+        file["mod"].attrs["mod-order"] = []
+    assert list(open_on_disk(path).mod) == []
+
+
 def test_mudata_with_other_modalities_and_hashtags_of_its_own(tmp_path):
     tags = AnnData(np.ones((9, 1)), obs=pd.DataFrame(index=CELLS), var=pd.DataFrame(index=["tag"]))
     parts = {"rna": rna_anndata(), "hto": tags, "prot": protein_anndata(), "atac": tags.copy()}
