@@ -292,8 +292,16 @@ def test_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     foreground = pd.read_csv(
         tmp_path / "out" / "tables" / "imputed_foreground_probability.csv.gz", index_col=0
     )
-    assert foreground.shape == (40, 6)
-    assert ((foreground > 0) & (foreground < 1)).all(axis=None)
+    cells = mudata.read_h5mu(files / "results.h5mu")
+    query_model = totalvi.Model.load(files / "model.totalvi", cells).map_query(
+        totalvi.read(files / "query.h5ad")
+    )
+    expected = query_model.get_protein_foreground_probability(
+        unmeasured="impute", given_counts=False, n_samples=25
+    )
+    pd.testing.assert_frame_equal(
+        foreground, expected, rtol=1e-4, check_names=False, check_dtype=False
+    )
     printed = capsys.readouterr().out
     assert "40 cells" in printed
     assert "6 of 6 proteins cannot be trusted" in printed
