@@ -39,10 +39,10 @@ from totalvi.fit.model_state import (
     seed_of_split,
 )
 from totalvi.fit.plan import DEFAULT_SIZES, Precision, Split, TrainingPlan, choose_split, plan_fit
-from totalvi.mapping.map_query import fill_query
 from totalvi.mapping.surgery import only_new_rows
 from totalvi.posterior.calibration import calibrate_fit
 from totalvi.posterior.question import Fitted
+from totalvi.posterior.unmeasured import fill_query
 from totalvi.processes import launch, require_equal, this_process
 from totalvi.progress import epoch_progress, is_shown
 from totalvi.scvi_names import KnowsScvi, of_scvi, saying_names

@@ -49,8 +49,12 @@ def change_batch(query: totalvi.Model, batch: str) -> None:
         weight[query.schema.batch_names.index(batch)] += 2
 
 
-def mean_of(query: totalvi.Model, proteins: list[str] | None = None) -> pd.DataFrame:
-    return query.impute_proteins(protein_list=proteins, n_samples=4, calibrated=False).mean
+def mean_of(
+    query: totalvi.Model, proteins: list[str] | None = None, *, own_level: bool | None = None
+) -> pd.DataFrame:
+    return query.impute_proteins(
+        protein_list=proteins, n_samples=4, calibrated=False, own_level=own_level
+    ).mean
 
 
 def test_a_protein_is_imputed_alike_alone_and_beside_others(reference: totalvi.Model) -> None:
@@ -69,7 +73,7 @@ def test_the_references_batches_count_where_they_measured(reference: totalvi.Mod
         protein_list=[name], gene_list=[], include_protein_background=True, n_samples=4,
         transform_batch=None if own else ["batch_0", "batch_1"], unmeasured="impute",
     )  # fmt: skip
-    pd.testing.assert_frame_equal(mean_of(query, [name]), expected, rtol=1e-4)
+    pd.testing.assert_frame_equal(mean_of(query, [name], own_level=False), expected, rtol=1e-4)
 
 
 def test_reliability_is_of_the_batches_that_imputation_decodes(reference: totalvi.Model) -> None:

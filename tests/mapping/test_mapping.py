@@ -287,8 +287,9 @@ def test_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command = ["map", str(files), query, "-o", str(tmp_path / "out"), "--labels", "cell_type"]
     assert execute(command) == 0, capsys.readouterr().err
     names = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
-    tables = {"cells.csv.gz", "label_probabilities.csv.gz", "imputed_proteins.csv.gz"}
-    assert names == tables | {"reliability.csv", "imputed_foreground_probability.csv.gz"}
+    parts = ("proteins", "lower", "upper", "foreground_probability")
+    tables = {"cells.csv.gz", "label_probabilities.csv.gz", "reliability.csv", "levels.csv"}
+    assert names == tables | {f"imputed_{part}.csv.gz" for part in parts}
     foreground = pd.read_csv(
         tmp_path / "out" / "tables" / "imputed_foreground_probability.csv.gz", index_col=0
     )

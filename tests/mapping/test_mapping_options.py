@@ -9,8 +9,8 @@ import torch
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.mapping.map_query import filled_proteins
 from totalvi.mapping.surgery import reference_state
+from totalvi.posterior.unmeasured import filled_proteins
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 

@@ -6,11 +6,11 @@ import torch
 from scipy import stats
 
 from totalvi.nn.likelihoods import Dispersion, ProteinMixture
+from totalvi.posterior.column_correlations import correlation_limit
 from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     Predicted,
     calibrated_probabilities,
-    correlation_limit,
     mixture_moments,
     reliability,
     reliability_table,

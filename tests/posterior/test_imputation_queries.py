@@ -29,7 +29,9 @@ def lacked(model: totalvi.Model) -> list[str]:
 
 
 def test_the_mean_is_denoised_expression_of_the_batch_that_measured(model: totalvi.Model) -> None:
-    imputed = model.impute_proteins(protein_list=lacked(model), n_samples=8, calibrated=False)
+    imputed = model.impute_proteins(
+        protein_list=lacked(model), n_samples=8, calibrated=False, own_level=False
+    )
     _, expected = model.get_normalized_expression(
         protein_list=lacked(model),
         gene_list=[],
@@ -57,7 +59,12 @@ def test_spread_and_interval_are_those_of_drawn_counts(
         fitted = replace(state.result, calibration=None)
         model = totalvi.Model._from_state(replace(state, result=fitted), model._data)
     imputed = model.impute_proteins(
-        indices=range(20), protein_list=names, n_samples=400, interval=0.5, calibrated=False
+        indices=range(20),
+        protein_list=names,
+        n_samples=400,
+        interval=0.5,
+        calibrated=False,
+        own_level=False,
     )
     sample = model.posterior_predictive_sample(
         indices=range(20), gene_list=[], protein_list=names, n_samples=400,

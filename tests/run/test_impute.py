@@ -12,7 +12,7 @@ from mudata import MuData
 import totalvi
 from totalvi.cli.main import execute
 from totalvi.errors import DataError, OutputError
-from totalvi.run.impute import impute, unreliable_warnings
+from totalvi.run.impute import LEVEL_NOTE, impute, unreliable_warnings
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -60,6 +60,8 @@ def test_one_command(
     np.testing.assert_allclose(mean, adata.to_df(), rtol=1e-3)
     record = json.loads((output / "run.json").read_text())
     assert len(record["input_sha256"]) == 2
+    assert LEVEL_NOTE in record["notes"]
+    assert pd.read_csv(output / "tables" / "levels.csv")["level"].isna().all()
     assert record["warnings"][-1:] == unreliable_warnings(adata.var)
     names = pd.read_csv(output / "tables" / "antibodies.csv")
     assert set(names["harmonised"]) == set(adata.var_names) == {"CD3", "CD4", "CD19", "CD279"}
@@ -99,6 +101,27 @@ def test_a_query_with_another_panel_gets_what_it_lacks(
     result = impute(reference, query, tmp_path / "out", max_epochs=2, n_samples=20)
     adata = anndata.read_h5ad(result.folder / "imputed.h5ad")
     assert list(adata.var_names) == ["CD279"]
+    level = pd.read_csv(result.folder / "tables" / "levels.csv").iloc[0]
+    assert level["n_proteins"] == 3
+    assert level["lower"] <= level["level"] <= level["upper"]
+    said = f"at the level of the query: {level['level']:.2g} ("
+    assert sum(said in note for note in result.record["notes"]) == 1
+
+
+def test_isotype_controls_are_imputed_when_asked(
+    inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = totalvi.read(inputs[0])
+    reference["prot"].var_names = ["CD3", "CD4", "CD19", "IgG1 isotype control"]
+    reference["prot"].var["control"] = [False, False, False, True]
+    reference.update()
+    reference.write(tmp_path / "reference.h5mu")
+    for options, n_proteins in (([], 3), (["--keep-isotypes"], 4)):
+        given = [str(tmp_path / "reference.h5mu"), str(inputs[1]), "--epochs", "2"]
+        output = tmp_path / f"out{n_proteins}"
+        assert execute(["impute", *given, "-o", str(output), "--samples", "20", *options]) == 0
+        assert f"{n_proteins} proteins imputed" in capsys.readouterr().out
+        assert anndata.read_h5ad(output / "imputed.h5ad").n_vars == n_proteins
 
 
 def test_nothing_to_impute_is_said_before_any_work(

@@ -279,8 +279,9 @@ def map_cells(
 
     Writes cells.csv.gz (label with its probability, unlikeness, place on the map, latent state),
     label_probabilities.csv.gz, the model of the query, and run.json. If the query lacks proteins, also
-    writes imputed_proteins.csv.gz, imputed_foreground_probability.csv.gz and their reliability
-    (reliability.csv). An interrupted --train is kept in DIR.checkpoint, and --resume resumes it.
+    writes imputed_proteins.csv.gz, imputed_lower.csv.gz and imputed_upper.csv.gz (intervals of 90 %),
+    imputed_foreground_probability.csv.gz, levels.csv (at which level the query counts proteins) and
+    reliability.csv. An interrupted --train is kept in DIR.checkpoint, and --resume resumes it.
 
     \b
     Examples:
@@ -337,6 +338,7 @@ def impute(
         str | None,
         options.text("--batch", "KEY", "Column with the batches within REFERENCE or QUERY."),
     ] = None,
+    keep_isotypes: options.KeepIsotypes = False,
     interval: Annotated[
         float, options.number("--interval", 0.01, 0.99, "Probability of the intervals.")
     ] = 0.9,
@@ -367,6 +369,7 @@ def impute(
             batch_key=batch,
             **reading.arguments,
             **reading.where,
+            isotype_controls=() if keep_isotypes else None,
             unmeasured=reading.unmeasured,
             **fitting,
             n_samples=samples,

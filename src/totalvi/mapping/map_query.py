@@ -21,16 +21,15 @@ from totalvi.fit.plan import Split
 from totalvi.mapping.surgery import extend, start_batch
 from totalvi.nn.network import Network
 from totalvi.posterior.arguments import documented
-from totalvi.posterior.draws import naming_proteins, plausible
 from totalvi.posterior.evidence import elbo
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Fitted, Question, dispersion_by_label
+from totalvi.posterior.unmeasured import fill_query, filled_proteins, with_expected
 
 SURGERY_EPOCHS = 20
 AVERAGE = "average"
 _CELLS_FOR_SHARE, _CELLS_TO_COMPARE = 256, 500
-_COMPARISON_BATCH_SIZE, _FILLING_BATCH_SIZE = 512, 1024
-_FILLING_ROUNDS = 6
+_COMPARISON_BATCH_SIZE = 512
 
 
 class _Mappable(Fitted, Protocol):
@@ -297,95 +296,3 @@ def _weights(name: str, known: tuple[str, ...]) -> np.ndarray:
         return np.full(len(known), 1 / len(known))
     one: np.ndarray = (np.array(known) == name).astype(float)
     return one
-
-
-def always_shown(module: Network, panels: np.ndarray, panel: np.ndarray) -> np.ndarray:
-    """Return which proteins the encoder saw in every training cell with the panels in ``panel``.
-
-    For these proteins, the encoder reads a 0 as a cell without the protein. It has learned to work
-    without the others.
-
-    Parameters
-    ----------
-    panels
-        Which proteins each panel of the reference measured, (panels, T).
-    panel
-        Codes, (N,).
-
-    Returns
-    -------
-    Shape (N, T).
-    """
-    if module.hidden_protein_rate:  # the encoder also saw cells with other panels
-        return np.broadcast_to(panels.all(axis=0), (len(panel), panels.shape[1]))
-    shown: np.ndarray = panels[panel]
-    return shown
-
-
-def filled_proteins(
-    module: Network, data: CiteData, mapping: QueryMapping, start: str | None = None
-) -> np.ndarray:
-    """Return which unmeasured proteins of each cell are filled in for the encoder, (N, T).
-
-    They are those that it always saw in the reference batch from which the cell's batch started.
-
-    Parameters
-    ----------
-    start
-        A reference batch that replaces those in ``mapping``.
-    """
-    schema, n_batches = data.schema, mapping.n_reference_batches
-    panels = np.array(schema.panel_measured)
-    of_reference = panels[: mapping.n_reference_panels]
-    always = of_reference.all(axis=0)
-    starts = mapping.reference_batches if start is None else (start,) * len(mapping.batches)
-    by_batch = np.zeros((len(schema.batch_names), panels.shape[1]), dtype=bool)
-    for code, name in enumerate(starts, start=n_batches):
-        known = schema.batch_names[:n_batches]
-        own_panel = name in known and not mapping.panels
-        by_batch[code] = (
-            always_shown(module, of_reference, np.array([known.index(name)]))[0]
-            if own_panel
-            else always
-        )
-    filled: np.ndarray = by_batch[data.batch] & ~panels[data.panel]
-    return filled
-
-
-def fill_query(module: Network, data: CiteData, mapping: QueryMapping) -> None:
-    """Fill in the unmeasured proteins of a query's cells for the encoder, with the module."""
-    fill_unmeasured(module, data, filled_proteins(module, data, mapping))
-
-
-@torch.no_grad()
-def fill_unmeasured(module: Network, data: CiteData, filled: np.ndarray) -> None:
-    """Write expected counts where ``filled`` (N, T) into the proteins of ``data``, for the encoder.
-
-    Likelihoods leave these values out, because the panel did not measure them.
-    """
-    cells, protein = np.flatnonzero(filled.any(axis=1)), data.protein.read()
-    with naming_proteins(data.schema.protein_names):
-        for batch in minibatches(data, module, cells, _FILLING_BATCH_SIZE):
-            protein[batch.cells] = with_expected(module, batch, filled[batch.cells]).numpy()
-
-
-@torch.no_grad()
-def with_expected(module: Network, batch: Minibatch, filled: np.ndarray) -> Tensor:
-    """Return protein counts (B, T) with expected counts where ``filled`` is true.
-
-    The function encodes and decodes in turn and replaces these counts by their means each time,
-    until the two agree. This is the deterministic form of the pseudo-Gibbs sampler for missing data
-    of Rezende, Mohamed and Wierstra (2014, appendix F).
-    """
-    where = torch.from_numpy(filled)
-    y = batch.y.masked_fill(where, 0)  # so that earlier filled-in values do not matter
-    for _ in range(_FILLING_ROUNDS if filled.any() else 0):
-        posterior = module.encode(batch.x, y, batch.context)
-        context = module.at_level(batch.context, posterior.level_m)
-        decoded = module.decode(module.transform_latent(posterior.qz_m), context)
-        mixture = module.proteins(decoded, decoded.background_mean, context)
-        log_background = mixture.log_background.where(where, 0.0)  # other values may be implausible
-        mixture = plausible(mixture._replace(log_background=log_background))
-        expected = mixture.background_mean() * mixture.mean_over_background()
-        y = torch.where(where, expected, y)
-    return y

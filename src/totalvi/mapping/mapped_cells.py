@@ -25,11 +25,10 @@ from totalvi.mapping.reference_neighbours import (
 from totalvi.mapping.surgery import reference_state
 from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import checked_number, documented, label_codes
-from totalvi.posterior.imputation import imputed_batches
-from totalvi.posterior.latent import LatentDistribution
+from totalvi.posterior.latent import LatentDistribution, latent_clusters
 from totalvi.posterior.protein_predictions import (
     hidden_proteins,
-    latent_clusters,
+    imputed_batches,
     reliability_table,
 )
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, held_out_cells

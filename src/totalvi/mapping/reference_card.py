@@ -12,7 +12,6 @@ from totalvi.data.cells import NAMES, CiteData, hash_of_names
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.minified_cells import StoredPosterior
 from totalvi.errors import DataError
-from totalvi.mapping.map_query import always_shown, fill_unmeasured
 from totalvi.mapping.mapped_cells import chosen_to_calibrate, reference_posterior
 from totalvi.mapping.reference_neighbours import (
     Reference,
@@ -22,14 +21,15 @@ from totalvi.mapping.reference_neighbours import (
     label_probabilities,
 )
 from totalvi.nn.coders import CellPosterior
-from totalvi.posterior.imputation import imputed_batches
+from totalvi.posterior.latent import latent_clusters
 from totalvi.posterior.protein_predictions import (
     hidden_proteins,
-    latent_clusters,
+    imputed_batches,
     reliability_table,
 )
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, held_out_cells
 from totalvi.posterior.stacking import observed_proteins
+from totalvi.posterior.unmeasured import always_shown, fill_unmeasured
 
 MEASURED = (
     "Measured when the reference was written, on its own cells as if they were new: labels of "

@@ -14,11 +14,11 @@ from scipy import sparse
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import CountsInMemory, evenly_spaced
 from totalvi.fit.plan import Split
-from totalvi.mapping.map_query import always_shown, fill_unmeasured
 from totalvi.nn.network import Network
 from totalvi.posterior.latent import LatentDistribution, latent_distribution
 from totalvi.posterior.noise import CellNoise
 from totalvi.posterior.question import Question
+from totalvi.posterior.unmeasured import always_shown, fill_unmeasured
 
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 100, 5000
 _CELLS_FOR_SHIFT, _POINTS_FOR_SHIFT, _SHIFT_ROUNDS, _NEAR = 600, 1000, 4, 0.75

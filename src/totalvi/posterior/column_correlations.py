@@ -1,4 +1,4 @@
-"""Correlations of the columns of a matrix that comes in blocks of rows."""
+"""Correlations of the columns of a matrix that comes in blocks of rows, and of two columns."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 _FEATURES_RANKED_AT_ONCE = 256
+_ONE_SIDED = 1.6448536269514722  # the quantile of the normal distribution at 95 %
 
 
 def pearson(parts: Iterable[np.ndarray], n_features: int) -> np.ndarray:
@@ -90,3 +91,25 @@ def _normalised(co_moment: np.ndarray, squares: np.ndarray) -> np.ndarray:
     correlations: np.ndarray = np.clip(co_moment * np.outer(inverse, inverse), -1.0, 1.0)
     np.fill_diagonal(correlations, 1.0)
     return correlations
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Pearson's correlation; NaN where either does not vary, but for rounding."""
+    varies = first.std() > 1e-9 and second.std() > 1e-9
+    return float(np.corrcoef(first, second)[0, 1]) if varies else np.nan
+
+
+def correlation_limit(pearson: float, n_cells: int) -> float:
+    """Return the lower 95 % confidence limit of a correlation by Fisher's z; NaN below 4 cells.
+
+    Of a partial correlation, ``n_cells`` is smaller by one for each degree of freedom taken out.
+
+    Examples
+    --------
+    >>> round(correlation_limit(0.9, 30), 3), correlation_limit(0.9, 3)
+    (0.82, nan)
+    """
+    if n_cells < 4 or not np.isfinite(pearson):
+        return np.nan
+    bounded = np.clip(pearson, -1 + 1e-12, 1 - 1e-12)
+    return float(np.tanh(np.arctanh(bounded) - _ONE_SIDED / np.sqrt(n_cells - 3)))

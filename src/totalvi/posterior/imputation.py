@@ -20,12 +20,12 @@ from totalvi.posterior.arguments import (
     checked_number,
     documented,
 )
+from totalvi.posterior.latent import latent_clusters
 from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     ImputedBatches,
-    Predicted,
     calibrated_probabilities,
-    latent_clusters,
+    imputed_batches,
     predicted_proteins,
     reliability_table,
 )
@@ -38,7 +38,7 @@ from totalvi.posterior.question import (
 )
 from totalvi.posterior.rna_predictors import RnaCoordinates, RnaPredictors
 from totalvi.posterior.stacking import OfPanel, Stack, moved_to_stacks, stacked_proteins
-from totalvi.posterior.unmeasured import batches_to_impute_from
+from totalvi.posterior.staining_levels import BatchLevels, as_reference_counts, batch_levels
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
 
@@ -57,6 +57,10 @@ class ImputedProteins(NamedTuple):
     lacking
         Whether the cell's panel lacks the protein. What it measured is predicted as well, from the
         cell's own count among others.
+    levels
+        Of the counts of each batch over those of each batch decoded into: ``level``, the limits of its
+        90 % interval ``lower`` and ``upper`` for a single protein, and ``n_proteins``, how many tell.
+        NaN where fewer than 3 do, or it was not asked: there counts are at the level of the latter.
     """
 
     mean: pd.DataFrame
@@ -65,12 +69,14 @@ class ImputedProteins(NamedTuple):
     lower: pd.DataFrame
     upper: pd.DataFrame
     lacking: pd.DataFrame
+    levels: pd.DataFrame
 
 
 class _ImputationOptions(ProteinOptions, total=False):
     interval: float
     calibrated: bool
     stacked: bool | None
+    own_level: bool | None
 
 
 class _StoredImputation(_ImputationOptions, Stored): ...
@@ -100,6 +106,7 @@ class ImputationQueries(Fitted):
         interval: float = 0.9,
         calibrated: bool = True,
         stacked: bool | None = None,
+        own_level: bool | None = None,
         n_samples: int = 100,
         out: str | Path | None = None,
         batch_size: int = QUERY_BATCH_SIZE,
@@ -108,13 +115,15 @@ class ImputationQueries(Fitted):
     ) -> ImputedProteins | Path:
         """Return what the counts of proteins would be, and how sure that is.
 
-        They are counts as the batches decoded into measured them. Cells of another experiment, stained
-        or sequenced to another depth, have the same order but not the same level; neither values nor
-        intervals account for this.
+        They are counts as the cell's own batch would have measured them, if it measured 3 proteins or
+        more that the batches decoded into measured too. These say at which level it counts, and how far
+        single proteins differ, which widens the intervals. Otherwise counts and intervals are as the
+        batches decoded into measured: cells of an experiment that was stained or sequenced otherwise
+        have the same order, but not the same level.
 
         The counts are those expected of the posterior predictive distribution: z and b from the cell's
         posterior, then NB(beta, r) with probability pi and else NB(beta alpha, r). Mean and standard
-        deviation are exact given ``n_samples`` of z and b; the mean is
+        deviation are exact given ``n_samples`` of z and b; with ``own_level=False`` the mean is
         ``get_normalized_expression(include_protein_background=True, given_counts=False)``. ``log1p``
         and the interval come from a count drawn at each sample. Where ``stacked``, all are moved to the
         ``log1p`` that model, kernel ridge regression and neighbours in RNA predict together;
@@ -143,6 +152,9 @@ class ImputationQueries(Fitted):
             with weights that the same held-out cells decide. None: where intervals are calibrated. The
             model alone predicts a mapped query, and a protein that fewer than 5 of these cells, or
             fewer than 20 training cells, measured.
+        own_level
+            Whether counts are at the level of the cell's own batch where that is known. None: where
+            ``transform_batch`` is None.
         n_samples
             Posterior samples of each cell, and counts drawn for each value; those of a minibatch are
             held.
@@ -171,6 +183,13 @@ class ImputationQueries(Fitted):
         data, cells = question.data, question.cells
         lacking = _lacking(self)
         lacks_wanted = np.any(lacking[:, wanted.proteins.positions], axis=1)
+        lacking_some = question.about(cells[np.any(lacking, axis=1)[data.panel[cells]]])
+        levels = BatchLevels.unknown(len(data.schema.batch_names), question.transform_batch)
+        of_batches = levels.of_batches()
+        if transform_batch is None if own_level is None else own_level:
+            over_all = batch_levels(self, lacking_some)
+            of_batches, levels = over_all.of_batches(), over_all.over(question.transform_batch)
+            wanted = replace(wanted, levels=levels)
         limits = np.array([(1 - interval) / 2, (1 + interval) / 2, interval])[:, None]
         probabilities = np.tile(limits, (len(lacking), 1, len(wanted.proteins)))
         stacked = (calibrated if stacked is None else stacked) and self._mapping is None
@@ -194,11 +213,12 @@ class ImputationQueries(Fitted):
         table = question.table(wanted.proteins.names)
 
         def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
+            batch = as_reference_counts(self, question, batch, of_batches)
             predicted = predicted_proteins(question, wanted, batch)
             panel = batch.context.panel.cpu().numpy()
             if in_all is not None:
                 predicted = moved_to_stacks(question, wanted, batch, predicted, in_all, stacks)
-            return _imputed_rows(predicted, probabilities[panel])
+            return predicted.summary(probabilities[panel])
 
         written = question.rows("imputed proteins", dict.fromkeys(_PARTS, table), rows, out=out)
         if isinstance(written, Path):
@@ -206,6 +226,7 @@ class ImputationQueries(Fitted):
         return ImputedProteins(
             **{part: table.frame(written[part]) for part in _PARTS},
             lacking=table.frame(lacking[:, wanted.proteins.positions][data.panel[cells]]),
+            levels=levels.table(lacking_some),
         )
 
     def get_imputation_reliability(
@@ -334,19 +355,6 @@ class ImputationQueries(Fitted):
         return question.data if same else self._data
 
 
-def imputed_batches(
-    model: Fitted, question: Question, transform_batch: Names, protein_list: Sequence[str] | None
-) -> tuple[Question, ImputedBatches]:
-    """Return the question as it is decoded to impute proteins, and from which batches each is."""
-    proteins = model._proteins(protein_list)
-    if transform_batch is not None:
-        codes = model._batch_codes(transform_batch)
-        everywhere = np.ones((len(codes), len(proteins)), dtype=bool)
-        return replace(question, transform_batch=codes), ImputedBatches(proteins, everywhere)
-    codes, decoded = batches_to_impute_from(model, question, proteins)
-    return replace(question, transform_batch=codes), ImputedBatches(proteins, decoded)
-
-
 def _columns(wanted: ImputedBatches, every: ImputedBatches) -> np.ndarray:
     """Return the places of the wanted proteins in all of those that are stacked together."""
     positions = every.proteins.positions
@@ -375,26 +383,3 @@ def _panels(data: CiteData, cells: np.ndarray, wanted: np.ndarray) -> list[tuple
     return [
         (int(code), np.unique(batch[panel == code])) for code in np.unique(panel[wanted[panel]])
     ]
-
-
-def _imputed_rows(predicted: Predicted, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what is returned of each predictive distribution, each (B, t).
-
-    Parameters
-    ----------
-    probabilities
-        Of a count below the lower and the upper limit of the interval, and below the upper one where
-        the lower is 0, below which is no count, (B, 3, t). Limits are whole numbers, both in the
-        interval.
-    """
-    lower = np.ceil(predicted.quantile(probabilities[:, 0]))
-    below_upper = np.where(lower == 0, probabilities[:, 2], probabilities[:, 1])
-    upper = np.floor(predicted.quantile(below_upper))
-    return {
-        "mean": predicted.mean,
-        "sd": predicted.sd,
-        "log1p": predicted.log1p_mean(),
-        # with few samples both limits can fall between the same two whole numbers, and cross
-        "lower": np.minimum(lower, upper),
-        "upper": np.maximum(lower, upper),
-    }

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Self, TypedDict, Unpack, overload
 import numpy as np
 import pandas as pd
 import torch
+from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from totalvi.data.describe import Data
@@ -19,6 +20,8 @@ from totalvi.nn.config import at_least_one
 from totalvi.posterior.arguments import Cells, Names, documented
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question
 from totalvi.posterior.unmeasured import answering_for
+
+_MOST_CLUSTERS, _CELLS_OF_A_CLUSTER = 10, 30
 
 
 class LatentDistribution(NamedTuple):
@@ -374,3 +377,18 @@ def _check_n_samples(n_samples: int, no_samples: bool) -> None:
             f"n_samples is {n_samples}, but no samples are asked for; give give_mean=False as well, "
             "and not return_dist."
         )
+
+
+def latent_clusters(question: Question) -> np.ndarray:
+    """Return codes of clusters of the question's cells, (N,): k-means of the latent space."""
+    network = question.network
+    n_clusters = min(_MOST_CLUSTERS, len(question.cells) // _CELLS_OF_A_CLUSTER)
+    if n_clusters < 2:
+        return np.zeros(len(question.cells), dtype=np.int64)
+    latent = question.gather(
+        "latent space",
+        lambda batch: network.transform_latent(batch.encode(network).qz_m),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of clusters without cells, which do no harm
+        return np.asarray(kmeans2(latent.astype(np.float64), n_clusters, minit="++", seed=0)[1])

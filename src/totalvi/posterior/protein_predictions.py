@@ -1,25 +1,26 @@
 """The predictive distribution of protein counts, and how well it predicts counts that were hidden."""
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.cluster.vq import kmeans2
+from scipy.special import ndtri
 from torch import Tensor
 
 from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
+from totalvi.posterior.arguments import Names
 from totalvi.posterior.calibration import background_variance, predictive_proteins
+from totalvi.posterior.column_correlations import correlation, correlation_limit
 from totalvi.posterior.draws import protein_counts, protein_mixture
-from totalvi.posterior.question import Features, Question
+from totalvi.posterior.question import Features, Fitted, Question
+from totalvi.posterior.staining_levels import BatchLevels, at_level
+from totalvi.posterior.unmeasured import batches_to_impute_from
 
 LEAST_PEARSON = 0.7  # a protein that surely has at least this is called reliable
-_ONE_SIDED = 1.6448536269514722  # the quantile of the normal distribution at 95 %
-_MOST_CLUSTERS, _CELLS_OF_A_CLUSTER = 10, 30
 _GOLDEN_RATIO = 0.6180339887498949  # its multiples fill the unit interval evenly
 _FEWEST_CELLS = 20  # with fewer, a 90 % interval cannot be calibrated
 
@@ -35,10 +36,23 @@ class ImputedBatches:
     decoded
         Which of the batches that the question decodes into each protein is averaged over, bool
         (batches, proteins), at least one.
+    levels
+        Of the cells' own batches over these. None: counts are at the level of the batches decoded into.
     """
 
     proteins: Features
     decoded: np.ndarray
+    levels: BatchLevels | None = None
+
+    @property
+    def weight(self) -> np.ndarray:
+        """Share of each batch in the mean of a protein, (batches, proteins)."""
+        share: np.ndarray = self.decoded / self.decoded.sum(axis=0)
+        return share
+
+    def log_level(self, batch: Minibatch) -> np.ndarray | float:
+        """Return the mean log level at which each protein is predicted, (B, proteins) or 0."""
+        return 0.0 if self.levels is None else self.levels.of_cells(batch)[0] @ self.weight
 
 
 class Predicted(NamedTuple):
@@ -117,6 +131,40 @@ class Predicted(NamedTuple):
         probability: np.ndarray = ((below + up_to) / 2 + 0.5) / (self.counts.shape[2] + 1)
         return probability
 
+    def summary(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+        """Return mean, sd, mean of log(1 + count), and limits of the interval, each (B, t).
+
+        Parameters
+        ----------
+        probabilities
+            Of a count below the lower and the upper limit, and below the upper one where the lower is
+            0, below which is no count, (B, 3, t). Limits are whole numbers, both in the interval.
+        """
+        lower = np.ceil(self.quantile(probabilities[:, 0]))
+        below_upper = np.where(lower == 0, probabilities[:, 2], probabilities[:, 1])
+        upper = np.floor(self.quantile(below_upper))
+        return {
+            "mean": self.mean,
+            "sd": self.sd,
+            "log1p": self.log1p_mean(),
+            # with few samples both limits can fall between the same two whole numbers, and cross
+            "lower": np.minimum(lower, upper),
+            "upper": np.maximum(lower, upper),
+        }
+
+
+def imputed_batches(
+    model: Fitted, question: Question, transform_batch: Names, protein_list: Sequence[str] | None
+) -> tuple[Question, ImputedBatches]:
+    """Return the question as it is decoded to impute proteins, and from which batches each is."""
+    proteins = model._proteins(protein_list)
+    if transform_batch is not None:
+        codes = model._batch_codes(transform_batch)
+        everywhere = np.ones((len(codes), len(proteins)), dtype=bool)
+        return replace(question, transform_batch=codes), ImputedBatches(proteins, everywhere)
+    codes, decoded = batches_to_impute_from(model, question, proteins)
+    return replace(question, transform_batch=codes), ImputedBatches(proteins, decoded)
+
 
 def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Minibatch) -> Predicted:
     """Return the predictive distribution of the wanted proteins of a minibatch.
@@ -124,7 +172,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
     The means are those of denoised expression with the background, at the same samples.
     """
     proteins, n_samples = wanted.proteins.positions, question.n_samples
-    weight = wanted.decoded / wanted.decoded.sum(axis=0) / n_samples
+    weight = wanted.weight / n_samples
     # a protein's samples are drawn from its batches in turn
     turns = [np.resize(np.flatnonzero(column), n_samples) for column in wanted.decoded.T]
     position_of_sample = np.array(turns).reshape(len(proteins), n_samples).T
@@ -136,6 +184,10 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
         mixture = predictive_proteins(question, draw, proteins)
         expected = protein_mixture(question.network, draw.expecting_background(), proteins)
         expected = expected._replace(dispersion=mixture.dispersion)
+        if wanted.levels is not None:
+            mean, sd = (of[:, [position]] for of in wanted.levels.of_cells(batch))
+            mixture = at_level(mixture, mean + sd * _spread_evenly(draw.sample, proteins))
+            expected = at_level(expected, mean)
         moments = mixture_moments(expected, background_variance(question, draw, proteins))
         first += weight[position] * moments[0].cpu().numpy()
         second += weight[position] * moments[1].cpu().numpy()
@@ -150,6 +202,13 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
         )
     counts.sort(axis=2)
     return Predicted(first, np.sqrt(np.maximum(second - first**2, 0)), counts)
+
+
+def _spread_evenly(sample: int, proteins: np.ndarray) -> np.ndarray:
+    """Return a standard normal deviate of each protein, (t,), evenly spread over the samples."""
+    uniform: np.ndarray = ((sample + 0.5) * _GOLDEN_RATIO + proteins * _GOLDEN_RATIO**2) % 1
+    deviate: np.ndarray = ndtri(np.clip(uniform, 1e-3, 1 - 1e-3))
+    return deviate
 
 
 def rounding_noise(question: Question, wanted: ImputedBatches, batch: Minibatch) -> np.ndarray:
@@ -272,37 +331,6 @@ def hidden_proteins(
     return HiddenProteins(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def latent_clusters(question: Question) -> np.ndarray:
-    """Return codes of clusters of the question's cells, (N,): k-means of the latent space."""
-    network = question.network
-    n_clusters = min(_MOST_CLUSTERS, len(question.cells) // _CELLS_OF_A_CLUSTER)
-    if n_clusters < 2:
-        return np.zeros(len(question.cells), dtype=np.int64)
-    latent = question.gather(
-        "latent space",
-        lambda batch: network.transform_latent(batch.encode(network).qz_m),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of clusters without cells, which do no harm
-        return np.asarray(kmeans2(latent.astype(np.float64), n_clusters, minit="++", seed=0)[1])
-
-
-def correlation_limit(pearson: float, n_cells: int) -> float:
-    """Return the lower 95 % confidence limit of a correlation by Fisher's z; NaN below 4 cells.
-
-    Of a partial correlation, ``n_cells`` is smaller by one for each degree of freedom taken out.
-
-    Examples
-    --------
-    >>> round(correlation_limit(0.9, 30), 3), correlation_limit(0.9, 3)
-    (0.82, nan)
-    """
-    if n_cells < 4 or not np.isfinite(pearson):
-        return np.nan
-    bounded = np.clip(pearson, -1 + 1e-12, 1 - 1e-12)
-    return float(np.tanh(np.arctanh(bounded) - _ONE_SIDED / np.sqrt(n_cells - 3)))
-
-
 def reliability(hidden: HiddenProteins, interval: float, clusters: np.ndarray) -> Reliability:
     """Compare predictions with what was hidden.
 
@@ -335,7 +363,7 @@ def _of_protein(hidden: HiddenProteins, clusters: np.ndarray, interval: float) -
     both = np.stack([logs, log1p])
     _, of_cell, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
     means = np.stack([np.bincount(of_cell, weights=values) / sizes for values in both])
-    pearson, within = _pearson(*both), _pearson(*(both - means[:, of_cell]))
+    pearson, within = correlation(*both), correlation(*(both - means[:, of_cell]))
     return (
         pearson,
         float(np.sqrt(((logs - log1p) ** 2).mean())),
@@ -344,12 +372,6 @@ def _of_protein(hidden: HiddenProteins, clusters: np.ndarray, interval: float) -
         correlation_limit(pearson, n_cells),
         correlation_limit(within, n_cells - (len(sizes) - 1)),
     )
-
-
-def _pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Pearson's correlation; NaN where either does not vary, but for rounding."""
-    varies = first.std() > 1e-9 and second.std() > 1e-9
-    return float(np.corrcoef(first, second)[0, 1]) if varies else np.nan
 
 
 def calibrated_probabilities(hidden: HiddenProteins, interval: float) -> np.ndarray:

@@ -25,6 +25,7 @@ from totalvi.posterior.protein_predictions import (
 )
 from totalvi.posterior.question import Question
 from totalvi.posterior.rna_predictors import RnaPredictors
+from totalvi.posterior.staining_levels import log1p_at_level
 
 PREDICTORS = ("model", "ridge", "neighbours")
 FEWEST_CELLS = 5  # with fewer cells that tell, a protein is predicted by the model alone
@@ -306,13 +307,18 @@ def moved_to_stacks(
     rna: RnaPredictors,
     stacks: Mapping[int, Stack],
 ) -> Predicted:
-    """Return a minibatch's predictions moved to those stacked, in panels that have a stack."""
-    panel = batch.context.panel.cpu().numpy()
+    """Return a minibatch's predictions moved to those stacked, in panels that have a stack.
+
+    Stacks are of counts at the level of the batches decoded into, and so are regression and neighbours.
+    """
+    panel, level = batch.context.panel.cpu().numpy(), wanted.log_level(batch)
     log1p = predicted.log1p_mean().astype(np.float64)
     if not np.isin(panel, list(stacks)).any():
         return predicted
     others = rna.predict(batch)[:, :, wanted.proteins.positions]
-    predictions = np.concatenate([log1p[None], others])
+    predictions = np.concatenate([log1p_at_level(log1p, -level)[None], others])
+    moved = predictions[0].copy()
     for code, stack in stacks.items():
-        log1p[panel == code] = stack.predict(predictions[:, panel == code])
-    return predicted.moved_to(log1p, rounding_noise(question, wanted, batch))
+        moved[panel == code] = stack.predict(predictions[:, panel == code])
+    moved = np.where(np.isin(panel, list(stacks))[:, None], log1p_at_level(moved, level), log1p)
+    return predicted.moved_to(moved, rounding_noise(question, wanted, batch))

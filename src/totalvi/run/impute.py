@@ -44,6 +44,27 @@ LEVEL_NOTE = (
 )
 
 
+def level_note(levels: pd.DataFrame) -> str:
+    """Say at which level counts are imputed, from ``levels`` of `ImputedProteins`.
+
+    Examples
+    --------
+    >>> index = pd.MultiIndex.from_tuples([("query", "donor_1")], names=["batch", "decoded"])
+    >>> told = {"level": [0.31], "lower": [0.2], "upper": [0.5], "n_proteins": [3]}
+    >>> level_note(pd.DataFrame(told, index=index))
+    'imputed counts are at the level of the query: 0.31 (0.2 to 0.5) times the reference by 3 proteins.'
+    """
+    others = levels["level"].isna().groupby(level="batch").all()
+    if others.any():
+        return LEVEL_NOTE
+    other = levels.index.get_level_values(0) != levels.index.get_level_values(1)
+    level, lower, upper, n_proteins = levels[other].median()
+    return (
+        f"imputed counts are at the level of the query: {level:.2g} ({lower:.2g} to {upper:.2g}) times "
+        f"the reference by {n_proteins:.0f} proteins."
+    )
+
+
 @dataclass(frozen=True)
 class ImputeOptions(Options):
     """What `impute` was asked, whose arguments these are."""
@@ -65,11 +86,12 @@ class ImputeOptions(Options):
 
 
 class Imputed(NamedTuple):
-    """Imputed proteins of the query, the model, and the reliability of the proteins."""
+    """Imputed proteins of the query, the model, the reliability of the proteins, and their levels."""
 
     adata: AnnData
     model: Any
     reliability: pd.DataFrame
+    levels: pd.DataFrame
 
 
 def impute(
@@ -91,6 +113,7 @@ def impute(
     protein_layer: str | None = None,
     protein_expression_obsm_key: str | None = None,
     allow_fractional: bool = False,
+    isotype_controls: Sequence[str] | None = None,
     unmeasured: Unmeasured | None = None,
     n_genes: int = 4000,
     staining_level: bool = False,
@@ -128,6 +151,8 @@ def impute(
         Where the counts are, in whichever of the two has it; the other's are where they usually are.
     allow_fractional
         Whether counts may have fractions.
+    isotype_controls
+        Antibodies that are left out as controls, as in :class:`totalvi.Model`; () imputes them too.
     unmeasured
         Proteins that a batch did not measure; see :func:`totalvi.declare_unmeasured`.
     n_genes
@@ -165,6 +190,7 @@ def impute(
                 protein_layer=protein_layer,
                 protein_expression_obsm_key=protein_expression_obsm_key,
                 allow_fractional=allow_fractional,
+                isotype_controls=None if isotype_controls is None else tuple(isotype_controls),
             ),
             unmeasured=unmeasured,
             n_genes=n_genes,
@@ -226,7 +252,7 @@ def _run(options: ImputeOptions) -> RunResult:
             **imputed.model.fit_summary,
             "seconds": steps.seconds,
             "warnings": [*warnings, *unreliable_warnings(imputed.reliability)],
-            "notes": [*notes, *_left_out(joined), LEVEL_NOTE],
+            "notes": [*notes, *_left_out(joined), level_note(imputed.levels)],
         }
         write_record(record, folder / RECORD)
         files = files_in(folder)
@@ -293,13 +319,16 @@ def _impute(
         obs=obs,
         var=reliability,
         layers={
-            **{name: getattr(imputed, name).to_numpy() for name in imputed._fields[1:5]},
+            **{
+                name: getattr(imputed, name).to_numpy()
+                for name in ("sd", "log1p", "lower", "upper")
+            },
             "foreground_probability": np.asarray(foreground),
         },
         obsm={"X_totalvi": latent},
         uns={"totalvi": {"X": "expected counts with background", "interval": options.interval}},
     )
-    return Imputed(adata, model, reliability)
+    return Imputed(adata, model, reliability, imputed.levels)
 
 
 def _write(imputed: Imputed, folder: Path) -> None:
@@ -309,6 +338,7 @@ def _write(imputed: Imputed, folder: Path) -> None:
     for layer in adata.layers:
         adata.to_df(layer).to_csv(tables / f"{layer}.csv.gz", float_format="%.5g")
     imputed.reliability.to_csv(tables / "reliability.csv", float_format="%.4g")
+    imputed.levels.to_csv(tables / "levels.csv", float_format="%.4g")
     imputed.model.history.to_csv(tables / "history.csv", float_format="%.6g")
     imputed.model.save(folder / "model.totalvi")
     adata.write_h5ad(folder / "imputed.h5ad", compression="gzip")

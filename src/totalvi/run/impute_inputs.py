@@ -71,6 +71,7 @@ def joined_batches(both: Mapping[str, MuData | AnnData], given: Columns) -> tupl
         batch_key=BATCH,
         panel_key=None if given.batch_key is None else PANEL,
         allow_fractional=given.allow_fractional,
+        isotype_controls=given.isotype_controls,
     )
     return joined, keys
 

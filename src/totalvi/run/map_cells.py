@@ -31,7 +31,7 @@ from totalvi.run.folder import (
     refuse_input_in_output,
     results_folder,
 )
-from totalvi.run.impute import LEVEL_NOTE, unreliable_warnings
+from totalvi.run.impute import level_note, unreliable_warnings
 from totalvi.run.inputs import AS_IS, Reading, read_input
 from totalvi.run.record import Options, asked, circumstances, differences, write_record
 
@@ -141,6 +141,8 @@ def _run(options: MapOptions) -> dict[str, Any]:
         (place / "tables").mkdir()
         for name, table in found.tables.items():
             table.to_csv(place / "tables" / f"{name}.csv.gz", float_format="%.6g")
+        if found.levels is not None:
+            found.levels.to_csv(place / "tables" / "levels.csv", float_format="%.4g")
         if found.reliability is not None:
             found.reliability.to_csv(place / "tables" / "reliability.csv", float_format="%.4g")
         found.query.save(place / MODEL)
@@ -151,6 +153,7 @@ def _run(options: MapOptions) -> dict[str, Any]:
 class _Mapped(NamedTuple):
     query: Model
     tables: dict[str, pd.DataFrame]
+    levels: pd.DataFrame | None
     reliability: pd.DataFrame | None
     record: dict[str, Any]
 
@@ -227,23 +230,22 @@ def _map(options: MapOptions) -> _Mapped:
     width = len(str(latent.shape[1]))
     names = [f"latent_{i + 1:0{width}}" for i in range(latent.shape[1])]
     tables["cells"] = cells.join(pd.DataFrame(latent, index=cells.index, columns=names))
-    missing = _unmeasured(query)
+    missing, levels = _unmeasured(query), None
     if missing:
         with steps.step("impute"):
             asked: Any = {
-                "protein_list": missing,
-                "unmeasured": "impute",
-                "given_counts": False,
-                "n_samples": POSTERIOR_SAMPLES,
-                "progress": False,
-            }
-            _, protein = query.get_normalized_expression(
-                gene_list=[], include_protein_background=True, **asked
+                "protein_list": missing, "n_samples": POSTERIOR_SAMPLES, "progress": False
+            }  # fmt: skip
+            imputed = query.impute_proteins(calibrated=False, **asked)
+            foreground = query.get_protein_foreground_probability(
+                unmeasured="impute", given_counts=False, **asked
             )
-            foreground = query.get_protein_foreground_probability(**asked)
-            tables["imputed_proteins"] = protein.rename_axis("cell")
+            tables["imputed_proteins"] = imputed.mean.rename_axis("cell")
+            tables["imputed_lower"] = imputed.lower.rename_axis("cell")
+            tables["imputed_upper"] = imputed.upper.rename_axis("cell")
             tables["imputed_foreground_probability"] = foreground.rename_axis("cell")
-            notes.append(LEVEL_NOTE)
+            levels = imputed.levels
+            notes.append(level_note(levels))
     reliability = None
     if missing and has_cells and _holds_cells_out(model):
         with steps.step("reliability"):
@@ -268,7 +270,7 @@ def _map(options: MapOptions) -> _Mapped:
         "imputed_proteins": missing,
         "seconds": steps.seconds,
     }
-    return _Mapped(query, tables, reliability, record)
+    return _Mapped(query, tables, levels, reliability, record)
 
 
 def _unlike_words(p_value: pd.Series, after_shift: pd.Series) -> tuple[str, list[str]]:

@@ -1,0 +1,154 @@
+"""The level of a batch's protein counts, and predictions of what it lacks at that level."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from mudata import MuData
+from scipy import stats
+
+import totalvi
+from counts import SMALL
+from totalvi.posterior.staining_levels import BatchLevels, log1p_at_level, predictive_level
+
+SHOWN = ["antigen0", "antigen2", "antigen4"]
+HIDDEN = ["antigen1", "antigen3", "antigen5"]
+
+
+def of_three() -> np.ndarray:
+    return np.log(np.array([0.2, 0.35, 0.3]))
+
+
+def test_three_proteins_give_the_interval_of_students_t() -> None:
+    ratios = of_three()
+    mean, sd = predictive_level(ratios)
+    expected = stats.t.interval(0.9, 2, ratios.mean(), ratios.std(ddof=1) * np.sqrt(4 / 3))
+    np.testing.assert_allclose(stats.norm.interval(0.9, mean, sd), expected)
+
+
+def test_an_antibody_that_failed_moves_nothing_among_many() -> None:
+    rng = np.random.default_rng(0)
+    ratios = np.log(3) + 0.1 * rng.normal(size=15)
+    failed = np.append(ratios, -8.0)
+    mean, sd = predictive_level(failed)
+    assert mean == pytest.approx(np.log(3), abs=0.06)
+    assert sd < 0.25
+
+
+def test_the_interval_of_a_further_protein_holds_its_share() -> None:
+    rng = np.random.default_rng(1)
+    for n_proteins in (3, 12):
+        levels = rng.normal(0.7, 0.5, size=(4000, n_proteins + 1))
+        found = np.array([predictive_level(row[:-1]) for row in levels])
+        inside = np.abs(levels[:, -1] - found[:, 0]) <= stats.norm.ppf(0.95) * found[:, 1]
+        assert inside.mean() == pytest.approx(0.9, abs=0.02)
+
+
+def test_logarithms_at_a_level_are_those_of_scaled_counts() -> None:
+    counts = np.array([[0.0, 0.3, 7.0, 900.0]])
+    found = log1p_at_level(np.log1p(counts), np.log([[3.0, 0.3, 1.0, 0.3]]))
+    np.testing.assert_allclose(found, np.log1p(counts * [3.0, 0.3, 1.0, 0.3]))
+
+
+def stained(share: float) -> tuple[MuData, pd.DataFrame]:
+    """Return two batches of the same cells, the second thinned and without three of its proteins."""
+    mdata = totalvi.simulate(2400, 60, 6, n_cell_types=3, store_truth=False, seed=5)
+    mdata["prot"].var_names = mdata["prot"].var_names.str.replace("protein_", "antigen")
+    second = np.random.default_rng(0).random(2400) < 0.5
+    counts = mdata["prot"].X.astype(float)
+    counts[second] = np.random.default_rng(1).binomial(counts[second].astype(int), share)
+    truth = pd.DataFrame(counts, mdata.obs_names, mdata["prot"].var_names).loc[second, HIDDEN]
+    columns = mdata["prot"].var_names.get_indexer(HIDDEN)
+    counts[np.ix_(second, columns)] = np.nan
+    mdata["prot"].X = counts.astype(np.float32)
+    mdata.obs["batch"] = np.where(second, "second", "first")
+    mdata.update()
+    return mdata, truth
+
+
+@pytest.fixture(scope="module", params=[0.3, 1.0])
+def joint(request: pytest.FixtureRequest) -> tuple[float, totalvi.Model, pd.DataFrame]:
+    """The share of the second batch's counts that is kept, a fit of both, and what it would count."""
+    mdata, truth = stained(request.param)
+    model = totalvi.Model(mdata, batch_key="batch", **SMALL)
+    model.train(max_epochs=40, train_size=0.7, accelerator="cpu", progress=False)
+    return request.param, model, truth
+
+
+def of_second(model: totalvi.Model) -> np.ndarray:
+    return np.flatnonzero(model._training_data().batch == 1)
+
+
+def test_hidden_proteins_are_predicted_at_the_level_of_those_shown(
+    joint: tuple[float, totalvi.Model, pd.DataFrame],
+) -> None:
+    share, model, truth = joint
+    asked = {"indices": of_second(model), "protein_list": HIDDEN, "n_samples": 50}
+    own = model.impute_proteins(**asked)
+    level = own.levels.loc[("second", "first")]
+    assert level["n_proteins"] == len(SHOWN)
+    assert level["level"] == pytest.approx(share, rel=0.25)
+    assert level["lower"] < level["level"] < level["upper"]
+    held = (truth >= own.lower) & (truth <= own.upper)
+    assert 0.84 < held.mean(axis=None) < 0.97
+    logs = np.log1p(truth)
+    assert abs((own.log1p - logs).mean(axis=None)) < 0.2
+    if share < 1:
+        other = model.impute_proteins(own_level=False, **asked)
+        assert np.isnan(other.levels.loc[("second", "first"), "level"])
+        assert (other.log1p - logs).mean(axis=None) > 0.5
+        assert ((truth >= other.lower) & (truth <= other.upper)).mean(axis=None) < 0.75
+
+
+def test_decoded_into_a_named_batch_the_level_is_of_that_batch(
+    joint: tuple[float, totalvi.Model, pd.DataFrame],
+) -> None:
+    _, model, _ = joint
+    asked = {"indices": of_second(model), "protein_list": HIDDEN, "n_samples": 5}
+    named = model.impute_proteins(transform_batch="first", **asked)
+    pd.testing.assert_frame_equal(
+        named.mean, model.impute_proteins(own_level=False, **asked).mean, rtol=1e-5
+    )
+    own = model.impute_proteins(transform_batch="first", own_level=True, **asked)
+    level = own.levels.loc[("second", "first"), "level"]
+    unstacked = {"calibrated": False, **asked}
+    at_own = model.impute_proteins(**unstacked).mean
+    at_first = model.impute_proteins(own_level=False, **unstacked).mean
+    np.testing.assert_allclose(at_own, level * at_first, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1 / 0.3])
+def test_a_mapped_query_is_predicted_at_its_own_level(factor: float) -> None:
+    mdata, truth = stained(min(factor, 1.0))
+    second = (mdata.obs["batch"] == "second").to_numpy()
+    reference = totalvi.simulate(2400, 60, 6, n_cell_types=3, store_truth=False, seed=5)[~second]
+    reference = reference.copy()
+    reference["prot"].var_names = mdata["prot"].var_names
+    if factor > 1:
+        counts = np.asarray(reference["prot"].X).astype(int)
+        thinned = np.random.default_rng(2).binomial(counts, 1 / factor)
+        reference["prot"].X = thinned.astype(np.float32)
+    model = totalvi.Model(reference, **SMALL)
+    model.train(max_epochs=60, train_size=0.7, accelerator="cpu", progress=False)
+    query = MuData(
+        {"rna": mdata["rna"][second].copy(), "prot": mdata["prot"][second, SHOWN].copy()}
+    )
+    mapped = model.map_query(query)
+    own = mapped.impute_proteins(protein_list=HIDDEN, n_samples=50)
+    # the few epochs leave what is shown and what is hidden alike too low, which a level makes good
+    assert own.levels["level"].item() == pytest.approx(factor, rel=0.5)
+    held = (truth.to_numpy() >= own.lower) & (truth.to_numpy() <= own.upper)
+    assert 0.84 < held.mean(axis=None) < 0.98
+    alone = model.map_query(MuData({"rna": query["rna"]}))
+    imputed = alone.impute_proteins(protein_list=HIDDEN, n_samples=5)
+    assert imputed.levels["n_proteins"].item() == 0
+    assert np.isnan(imputed.levels["level"].item())
+
+
+def test_levels_of_chosen_batches_are_those_of_all() -> None:
+    levels = BatchLevels.unknown(3, (0, 1, 2))
+    levels.mean[2] = [0.5, -0.5, 0.0]
+    levels.n_proteins[2] = [4, 2, 5]
+    found = levels.over((1, None, 0))
+    assert found.mean[2].tolist() == [-0.5, 0.0, 0.5]
+    assert found.n_proteins[2].tolist() == [2, 0, 4]
+    assert levels.of_batches()[2] == pytest.approx(0.25)
