@@ -183,11 +183,10 @@ class ImputationQueries(Fitted):
         data, cells = question.data, question.cells
         lacking = _lacking(self)
         lacks_wanted = np.any(lacking[:, wanted.proteins.positions], axis=1)
-        lacking_some = question.about(cells[np.any(lacking, axis=1)[data.panel[cells]]])
         levels = BatchLevels.unknown(len(data.schema.batch_names), question.transform_batch)
         of_batches = levels.of_batches()
         if transform_batch is None if own_level is None else own_level:
-            over_all = batch_levels(self, lacking_some)
+            over_all = batch_levels(self, question)
             of_batches, levels = over_all.of_batches(), over_all.over(question.transform_batch)
             wanted = replace(wanted, levels=levels)
         limits = np.array([(1 - interval) / 2, (1 + interval) / 2, interval])[:, None]
@@ -226,7 +225,7 @@ class ImputationQueries(Fitted):
         return ImputedProteins(
             **{part: table.frame(written[part]) for part in _PARTS},
             lacking=table.frame(lacking[:, wanted.proteins.positions][data.panel[cells]]),
-            levels=levels.table(lacking_some),
+            levels=levels.table(self._data or data),
         )
 
     def get_imputation_reliability(

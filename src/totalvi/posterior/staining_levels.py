@@ -14,6 +14,7 @@ import torch
 from scipy.stats import median_abs_deviation, t
 from torch import Tensor
 
+from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.fit.minibatch import Minibatch
@@ -76,10 +77,9 @@ class BatchLevels(NamedTuple):
         mean: np.ndarray = (self.mean * told).sum(axis=1) / np.maximum(told.sum(axis=1), 1)
         return mean
 
-    def table(self, question: Question) -> pd.DataFrame:
-        """Return the level of a protein in each batch of the cells, a row each batch decoded into."""
-        names = question.data.schema.batch_names
-        own = np.unique(question.data.batch[question.cells])
+    def table(self, data: CiteData) -> pd.DataFrame:
+        """Return the level in each batch that lacks a protein, a row for each batch decoded into."""
+        names, own = data.schema.batch_names, _lacking_some(data)[0]
         told = np.array([code is not None for code in self.codes])
         codes = [code for code in self.codes if code is not None]
         mean, sd, n = (part[np.ix_(own, told)].ravel() for part in self[1:])
@@ -115,34 +115,35 @@ def predictive_level(log_ratios: np.ndarray) -> tuple[float, float]:
 
 
 def batch_levels(model: Fitted, question: Question) -> BatchLevels:
-    """Return at which level the batches of a question's cells count proteins, over all batches.
+    """Return at which level batches that lack proteins count the others, over all batches.
 
-    The level of a protein is the log ratio of its counts, in cells that measured it, to those expected
-    of the same cells in another batch that measured it; less the same of that batch's own cells, which
-    says how far the model is off. A mapped query has no such cells. Its encoder is that of the
-    reference, so it is given counts at the level of the reference, which follows from the levels; both
-    are found in turn.
+    It is that of a batch's cells in the model's data, or else in the question's, whichever are asked
+    about. The level of a protein is the log ratio of its counts, in cells that measured it, to those
+    expected of the same cells in another batch that measured it; less the same of that batch's own
+    cells, which says how far the model is off. A mapped query has no such cells. Its encoder is that
+    of the reference, so it is given counts at the level of the reference, which follows from the
+    levels; both are found in turn.
     """
     data = model._data or question.data
     measured = measured_in_batches(model, data)
     mapping, n_batches = model._mapping, len(measured)
     codes = tuple(range(n_batches if mapping is None else mapping.n_reference_batches))
     levels = BatchLevels.unknown(n_batches, codes)
-    own_batch = question.data.batch[question.cells]
     asked = replace(
         question,
-        transform_batch=codes, n_samples=_N_SAMPLES, progress=False, given_counts=False,
+        data=data, transform_batch=codes, n_samples=_N_SAMPLES, progress=False, given_counts=False,
         imputing=(), shares=None,
     )  # fmt: skip
     at_most = max(_FEWEST_CELLS, _MOST_CELLS * _FEW_BATCHES // max(n_batches, _FEW_BATCHES))
     wrong = np.zeros((len(codes), measured.shape[1]))
     for code in codes if mapping is None else ():
-        cells = evenly_spaced(np.flatnonzero(data.batch == code), at_most)
-        if len(cells):
-            of_code = replace(asked, data=data, cells=cells, transform_batch=(code,))
+        own_cells = evenly_spaced(np.flatnonzero(data.batch == code), at_most)
+        if len(own_cells):
+            of_code = replace(asked, cells=own_cells, transform_batch=(code,))
             wrong[code] = _log_ratios(model, of_code, levels.of_batches())[0]
-    for own in np.unique(own_batch):
-        of_own = asked.about(evenly_spaced(question.cells[own_batch == own], at_most))
+    own_batches, cells = _lacking_some(data)
+    for own in own_batches:
+        of_own = asked.about(evenly_spaced(cells[data.batch[cells] == own], at_most))
         for _ in range(_MOST_ROUNDS):
             before = levels.of_batches()
             ratios = _log_ratios(model, of_own, before) - np.nan_to_num(wrong)
@@ -157,6 +158,13 @@ def batch_levels(model: Fitted, question: Question) -> BatchLevels:
             if mapping is None or np.allclose(before, levels.of_batches(), atol=_CLOSE):
                 break
     return levels
+
+
+def _lacking_some(data: CiteData) -> tuple[np.ndarray, np.ndarray]:
+    """Return the codes of the batches of cells that lack a protein, and these cells."""
+    lacking = ~np.array(data.schema.panel_measured, dtype=bool)
+    cells = np.flatnonzero(np.any(lacking, axis=1)[data.panel])
+    return np.unique(data.batch[cells]), cells
 
 
 def _log_ratios(model: Fitted, question: Question, log_level: np.ndarray) -> np.ndarray:
