@@ -152,3 +152,25 @@ def test_levels_of_chosen_batches_are_those_of_all() -> None:
     assert found.mean[2].tolist() == [-0.5, 0.0, 0.5]
     assert found.n_proteins[2].tolist() == [2, 0, 4]
     assert levels.of_batches()[2] == pytest.approx(0.25)
+
+
+def test_isotype_controls_alone_tell_the_level() -> None:
+    mdata = totalvi.simulate(1500, 40, 6, n_cell_types=3, store_truth=False, seed=5)
+    controls = [f"{name} isotype control" for name in ("IgG1", "IgG2a", "IgG2b")]
+    mdata["prot"].var_names = ["antigen0", "antigen1", "antigen2", *controls]
+    mdata["prot"].var["control"] = [False] * 3 + [True] * 3
+    second = np.random.default_rng(0).random(1500) < 0.5
+    counts = mdata["prot"].X.astype(float)
+    counts[second] = np.random.default_rng(1).binomial(counts[second].astype(int), 0.3)
+    counts[np.ix_(second, range(3))] = np.nan
+    mdata["prot"].X = counts.astype(np.float32)
+    mdata.obs["batch"] = np.where(second, "second", "first")
+    mdata.update()
+    model = totalvi.Model(mdata, batch_key="batch", **SMALL)
+    model.train(max_epochs=2, accelerator="cpu", progress=False)
+    level = model.impute_proteins(n_samples=5).levels.loc[("second", "first")]
+    assert level["n_proteins"] == 3
+    assert level["level"] == pytest.approx(0.3, rel=0.1)
+    means = mdata["prot"].to_df()[controls].groupby(second).mean()
+    expected = predictive_level(np.log(means.loc[True] / means.loc[False]).to_numpy())
+    assert np.log(level["level"]) == pytest.approx(expected[0], rel=1e-5)

@@ -115,11 +115,12 @@ class ImputationQueries(Fitted):
     ) -> ImputedProteins | Path:
         """Return what the counts of proteins would be, and how sure that is.
 
-        They are counts as the cell's own batch would have measured them, if it measured 3 proteins or
-        more that the batches decoded into measured too. These say at which level it counts, and how far
-        single proteins differ, which widens the intervals. Otherwise counts and intervals are as the
-        batches decoded into measured: cells of an experiment that was stained or sequenced otherwise
-        have the same order, but not the same level.
+        They are counts as the cell's own batch would have measured them, if 3 antibodies or more
+        (isotype controls too, in a fit of both) were measured by it and by the batches decoded into.
+        These say at which level the batch counts, and how far single proteins differ, which widens the
+        intervals; ``mean`` and ``sd`` are at the middle of the level. Otherwise counts and intervals
+        are as the batches decoded into measured: cells of an experiment that was stained or sequenced
+        otherwise have the same order, but not the same level.
 
         The counts are those expected of the posterior predictive distribution: z and b from the cell's
         posterior, then NB(beta, r) with probability pi and else NB(beta alpha, r). Mean and standard

@@ -43,7 +43,7 @@ class BatchLevels(NamedTuple):
         Of the level of a protein that the batch did not measure, (batches, decoded); 0 where too few
         proteins tell, and of a batch over itself.
     n_proteins
-        How many tell, (batches, decoded).
+        How many tell, isotype controls included, (batches, decoded).
     """
 
     codes: tuple[int | None, ...]
@@ -120,9 +120,10 @@ def batch_levels(model: Fitted, question: Question) -> BatchLevels:
     It is that of a batch's cells in the model's data, or else in the question's, whichever are asked
     about. The level of a protein is the log ratio of its counts, in cells that measured it, to those
     expected of the same cells in another batch that measured it; less the same of that batch's own
-    cells, which says how far the model is off. A mapped query has no such cells. Its encoder is that
-    of the reference, so it is given counts at the level of the reference, which follows from the
-    levels; both are found in turn.
+    cells, which says how far the model is off; that of an isotype control is the log ratio of its mean
+    counts. A mapped query has no cells of the other batch. Its encoder is that of the reference, so it
+    is given counts at the level of the reference, which follows from the levels; both are found in
+    turn.
     """
     data = model._data or question.data
     measured = measured_in_batches(model, data)
@@ -141,19 +142,19 @@ def batch_levels(model: Fitted, question: Question) -> BatchLevels:
         if len(own_cells):
             of_code = replace(asked, cells=own_cells, transform_batch=(code,))
             wrong[code] = _log_ratios(model, of_code, levels.of_batches())[0]
+    of_controls = _control_ratios(data)[:, : len(codes)]
     own_batches, cells = _lacking_some(data)
     for own in own_batches:
         of_own = asked.about(evenly_spaced(cells[data.batch[cells] == own], at_most))
         for _ in range(_MOST_ROUNDS):
             before = levels.of_batches()
             ratios = _log_ratios(model, of_own, before) - np.nan_to_num(wrong)
-            for code in codes:
-                told = measured[code] & np.isfinite(ratios[code])
-                if code == own:
-                    continue
-                levels.n_proteins[own, code] = told.sum()
-                if told.sum() >= FEWEST_PROTEINS:
-                    found = predictive_level(ratios[code, told])
+            ratios = np.hstack([np.where(measured[: len(codes)], ratios, np.nan), of_controls[own]])
+            for code in set(codes) - {own}:
+                told = ratios[code][np.isfinite(ratios[code])]
+                levels.n_proteins[own, code] = len(told)
+                if len(told) >= FEWEST_PROTEINS:
+                    found = predictive_level(told)
                     levels.mean[own, code], levels.sd[own, code] = found
             if mapping is None or np.allclose(before, levels.of_batches(), atol=_CLOSE):
                 break
@@ -165,6 +166,18 @@ def _lacking_some(data: CiteData) -> tuple[np.ndarray, np.ndarray]:
     lacking = ~np.array(data.schema.panel_measured, dtype=bool)
     cells = np.flatnonzero(np.any(lacking, axis=1)[data.panel])
     return np.unique(data.batch[cells]), cells
+
+
+def _control_ratios(data: CiteData) -> np.ndarray:
+    """Return the log ratios of each batch's mean isotype controls to each other's.
+
+    (batches, batches, controls); not finite where either batch lacks the control, or all its counts.
+    """
+    means = data.controls.groupby(data.batch).mean()
+    by_batch = means.reindex(range(len(data.schema.batch_names))).to_numpy(np.float64)
+    logs = np.log(by_batch, out=np.full_like(by_batch, np.nan), where=by_batch > 0)
+    ratios: np.ndarray = logs[:, None] - logs[None]
+    return ratios
 
 
 def _log_ratios(model: Fitted, question: Question, log_level: np.ndarray) -> np.ndarray:
