@@ -41,6 +41,11 @@ NOTES = """- *mapped*: on a fit of the reference, without a fit of the query; *j
 - Errors are of log(1 + count). Where no protein is shown, both are at the level of the reference."""
 
 
+def short(name: str) -> str:
+    """Return the name of a data set in the tables."""
+    return Path(name).stem.split("_")[0]
+
+
 def dense(values: object) -> np.ndarray:
     """Return counts as an array."""
     array: np.ndarray = values.toarray() if sparse.issparse(values) else np.asarray(values)
@@ -159,7 +164,7 @@ def of_halves(name: str, n_cells: int, seed: int, folder: Path | None) -> list[d
             thinned(half, SHARE, rng) if is_thin else half
             for half, is_thin in zip(halves, (level > 1, level < 1), strict=True)
         )
-        rows += one(reference, query, f"{name.split('_')[0]} at {level:.1f}", seed, folder)
+        rows += one(reference, query, f"{short(name)} at {level:.1f}", seed, folder)
     return rows
 
 
@@ -248,7 +253,7 @@ def main() -> None:
             reference, query = of_same_names(
                 data_set("pbmc10k.h5mu", options.cells, seed), data_set(name, options.cells, seed)
             )
-            rows += one(reference, query, f"PBMC10k to {name.split('_')[0]}", seed, options.folder)
+            rows += one(reference, query, f"PBMC10k to {short(name)}", seed, options.folder)
     (HERE / "results" / "levels.json").write_text(json.dumps(rows, indent=1) + "\n")
     (HERE / "results" / "levels.md").write_text(page(rows, options.cells))
 

@@ -1,5 +1,8 @@
 """The level of a batch's protein counts, and predictions of what it lacks at that level."""
 
+from pathlib import Path
+
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,39 +11,32 @@ from scipy import stats
 
 import totalvi
 from counts import SMALL
-from totalvi.posterior.staining_levels import BatchLevels, log1p_at_level, predictive_level
+from totalvi.posterior.staining_levels import log1p_at_level, predictive_level
 
 SHOWN = ["antigen0", "antigen2", "antigen4"]
 HIDDEN = ["antigen1", "antigen3", "antigen5"]
 
 
-def of_three() -> np.ndarray:
-    return np.log(np.array([0.2, 0.35, 0.3]))
-
-
-def test_three_proteins_give_the_interval_of_students_t() -> None:
-    ratios = of_three()
-    mean, sd = predictive_level(ratios)
-    expected = stats.t.interval(0.9, 2, ratios.mean(), ratios.std(ddof=1) * np.sqrt(4 / 3))
-    np.testing.assert_allclose(stats.norm.interval(0.9, mean, sd), expected)
+def interval(log_ratios: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    mean, scale, df = predictive_level(log_ratios)
+    lower, upper = stats.t.interval(share, df, mean, scale)
+    return lower, upper
 
 
 def test_an_antibody_that_failed_moves_nothing_among_many() -> None:
-    rng = np.random.default_rng(0)
-    ratios = np.log(3) + 0.1 * rng.normal(size=15)
-    failed = np.append(ratios, -8.0)
-    mean, sd = predictive_level(failed)
+    ratios = np.log(3) + 0.1 * np.random.default_rng(0).normal(size=15)
+    mean, scale, df = predictive_level(np.append(ratios, -8.0))
+    assert (mean, scale, df) == predictive_level(ratios)
     assert mean == pytest.approx(np.log(3), abs=0.06)
-    assert sd < 0.25
 
 
-def test_the_interval_of_a_further_protein_holds_its_share() -> None:
-    rng = np.random.default_rng(1)
-    for n_proteins in (3, 12):
-        levels = rng.normal(0.7, 0.5, size=(4000, n_proteins + 1))
-        found = np.array([predictive_level(row[:-1]) for row in levels])
-        inside = np.abs(levels[:, -1] - found[:, 0]) <= stats.norm.ppf(0.95) * found[:, 1]
-        assert inside.mean() == pytest.approx(0.9, abs=0.02)
+@pytest.mark.parametrize("n_proteins", [3, 5, 7, 10, 14])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_the_interval_of_a_further_protein_holds_its_share(n_proteins: int, share: float) -> None:
+    levels = np.random.default_rng(1).normal(0.7, 0.5, size=(4000, n_proteins + 1))
+    limits = np.array([interval(row[:-1], share) for row in levels])
+    inside = (levels[:, -1] >= limits[:, 0]) & (levels[:, -1] <= limits[:, 1])
+    assert inside.mean() == pytest.approx(share, abs=0.025)
 
 
 def test_logarithms_at_a_level_are_those_of_scaled_counts() -> None:
@@ -79,11 +75,13 @@ def of_second(model: totalvi.Model) -> np.ndarray:
 
 
 def test_hidden_proteins_are_predicted_at_the_level_of_those_shown(
-    joint: tuple[float, totalvi.Model, pd.DataFrame],
+    joint: tuple[float, totalvi.Model, pd.DataFrame], tmp_path: Path
 ) -> None:
     share, model, truth = joint
     asked = {"indices": of_second(model), "protein_list": HIDDEN, "n_samples": 50}
     own = model.impute_proteins(**asked)
+    stored = anndata.read_zarr(model.impute_proteins(**asked, out=tmp_path / "z") / "levels")
+    np.testing.assert_allclose(stored.X, own.levels, rtol=1e-6)
     level = own.levels.loc[("second", "first")]
     assert level["n_proteins"] == len(SHOWN)
     assert level["level"] == pytest.approx(share, rel=0.25)
@@ -94,7 +92,7 @@ def test_hidden_proteins_are_predicted_at_the_level_of_those_shown(
     assert abs((own.log1p - logs).mean(axis=None)) < 0.2
     if share < 1:
         other = model.impute_proteins(own_level=False, **asked)
-        assert np.isnan(other.levels.loc[("second", "first"), "level"])
+        assert len(other.levels) == 0
         assert (other.log1p - logs).mean(axis=None) > 0.5
         assert ((truth >= other.lower) & (truth <= other.upper)).mean(axis=None) < 0.75
 
@@ -144,14 +142,65 @@ def test_a_mapped_query_is_predicted_at_its_own_level(factor: float) -> None:
     assert np.isnan(imputed.levels["level"].item())
 
 
-def test_levels_of_chosen_batches_are_those_of_all() -> None:
-    levels = BatchLevels.unknown(3, (0, 1, 2))
-    levels.mean[2] = [0.5, -0.5, 0.0]
-    levels.n_proteins[2] = [4, 2, 5]
-    found = levels.over((1, None, 0))
-    assert found.mean[2].tolist() == [-0.5, 0.0, 0.5]
-    assert found.n_proteins[2].tolist() == [2, 0, 4]
-    assert levels.of_batches()[2] == pytest.approx(0.25)
+def test_a_level_follows_through_another_batch() -> None:
+    """Over "late", of which it knows one protein, a query's level follows from that over "early"."""
+    mdata, truth = stained(0.3)
+    names = np.array(mdata["prot"].var_names)
+    batch = mdata.obs["batch"].to_numpy(object)
+    batch[(batch == "first") & (np.arange(mdata.n_obs) % 2 == 0)] = "late"
+    batch[batch == "first"] = "early"
+    mdata.obs["batch"] = batch
+    counts = mdata["prot"].X
+    counts[np.ix_(batch == "late", np.flatnonzero(np.isin(names, SHOWN[1:])))] = np.nan
+    late = batch == "late"
+    counts[late] = np.where(np.isnan(counts[late]), np.nan, 2 * counts[late])
+    model = totalvi.Model(mdata, batch_key="batch", **SMALL)
+    model.train(max_epochs=40, train_size=0.7, accelerator="cpu", progress=False)
+    second = np.flatnonzero(batch == "second")
+    own = model.impute_proteins(indices=second, protein_list=HIDDEN, n_samples=20, calibrated=False)
+    levels = own.levels.loc["second"]
+    assert levels.loc["early", "n_proteins"] == 3
+    assert levels.loc["late", "n_proteins"] == 1
+    assert levels.loc["early", "level"] == pytest.approx(0.3, rel=0.3)
+    assert levels.loc["late", "level"] == pytest.approx(0.15, rel=0.3)
+    error = own.log1p.to_numpy() - np.log1p(truth.to_numpy())
+    assert abs(error.mean()) < 0.25
+
+
+def test_a_query_of_two_batches_is_predicted_from_the_other_one_too() -> None:
+    """Both are stained at .3; the first also shows what the second lacks."""
+    mdata, truth = stained(0.3)
+    second = (mdata.obs["batch"] == "second").to_numpy()
+    reference = totalvi.simulate(2400, 60, 6, n_cell_types=3, store_truth=False, seed=5)[~second]
+    reference = reference.copy()
+    reference["prot"].var_names = mdata["prot"].var_names
+    model = totalvi.Model(reference, **SMALL)
+    model.train(max_epochs=60, train_size=0.7, accelerator="cpu", progress=False)
+    proteins = mdata["prot"][second].copy()
+    lane = np.where(np.arange(second.sum()) % 2, "lacks", "whole")
+    columns = proteins.var_names.get_indexer(HIDDEN)
+    proteins.X[np.ix_(lane == "whole", columns)] = truth.to_numpy()[lane == "whole"]
+    query = MuData({"rna": mdata["rna"][second].copy(), "prot": proteins})
+    query.obs["lane"] = lane
+    mapped = model.map_query(query, batch_key="lane")
+    lacks = np.flatnonzero(lane == "lacks")
+    own = mapped.impute_proteins(indices=lacks, protein_list=HIDDEN, n_samples=20)
+    assert len(own.levels) == 2
+    assert own.levels["level"].to_numpy() == pytest.approx(0.3, rel=0.5)
+    expected = truth.to_numpy()[lacks]
+    assert own.mean.to_numpy().mean() == pytest.approx(expected.mean(), rel=0.3)
+    of_none = model.map_query(query, batch_key="lane", train=True, max_epochs=1)
+    trained = of_none.impute_proteins(indices=lacks, protein_list=HIDDEN, n_samples=5)
+    assert np.isfinite(trained.levels["level"]).all()
+
+
+def test_a_minified_reference_knows_no_level_of_its_own_cells(tmp_path: Path) -> None:
+    mdata, _ = stained(0.3)
+    model = totalvi.Model(mdata[:600].copy(), batch_key="batch", **SMALL)
+    model.train(max_epochs=2, accelerator="cpu", progress=False)
+    small = totalvi.Model.load(model.save(tmp_path / "small.totalvi", minified=True))
+    imputed = small.impute_proteins(n_samples=2, calibrated=False)
+    assert len(imputed.levels) == 0
 
 
 def test_isotype_controls_alone_tell_the_level() -> None:

@@ -12,7 +12,7 @@ from mudata import MuData
 import totalvi
 from totalvi.cli.main import execute
 from totalvi.errors import DataError, OutputError
-from totalvi.run.impute import LEVEL_NOTE, impute, unreliable_warnings
+from totalvi.run.impute import LEVEL_NOTE, impute, level_notes, unreliable_warnings
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -104,8 +104,23 @@ def test_a_query_with_another_panel_gets_what_it_lacks(
     level = pd.read_csv(result.folder / "tables" / "levels.csv").iloc[0]
     assert level["n_proteins"] == 3
     assert level["lower"] <= level["level"] <= level["upper"]
-    said = f"at the level of the query: {level['level']:.2g} ("
-    assert sum(said in note for note in result.record["notes"]) == 1
+    assert any('of "query" are at its own level' in note for note in result.record["notes"])
+    kept = adata.uns["totalvi"]["levels"]
+    assert kept["level"].tolist() == pytest.approx([level["level"]], rel=1e-3)
+
+
+def test_notes_say_of_which_batches_the_level_is_known() -> None:
+    rows = [("query:a", "r"), ("query:a", "s"), ("query:b", "r"), ("query:c", "r")]
+    table = pd.DataFrame(
+        {"level": [0.2, 0.8, 3.0, np.nan], "lower": [0.1, 0.4, 2.0, np.nan]},
+        index=pd.MultiIndex.from_tuples(rows, names=["batch", "decoded"]),
+    ).assign(upper=lambda found: 2 * found["level"], n_proteins=[3, 3, 5, 1])
+    assert level_notes(table) == [
+        'imputed counts of "query:a" are at its own level, 0.4 (0.2 to 0.8), of "query:b" 3 (2 to 6) '
+        "times the reference.",
+        f'of "query:c", {LEVEL_NOTE}',
+    ]
+    assert level_notes(table.iloc[3:]) == [LEVEL_NOTE] == level_notes(table.iloc[:0])
 
 
 def test_isotype_controls_are_imputed_when_asked(

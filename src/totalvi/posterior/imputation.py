@@ -37,8 +37,9 @@ from totalvi.posterior.question import (
     labels_of_cells,
 )
 from totalvi.posterior.rna_predictors import RnaCoordinates, RnaPredictors
+from totalvi.posterior.rows import Table
 from totalvi.posterior.stacking import OfPanel, Stack, moved_to_stacks, stacked_proteins
-from totalvi.posterior.staining_levels import BatchLevels, as_reference_counts, batch_levels
+from totalvi.posterior.staining_levels import batch_levels, no_levels
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
 
@@ -49,7 +50,8 @@ class ImputedProteins(NamedTuple):
     Parameters
     ----------
     mean, sd
-        Mean and standard deviation of the predicted count, background and noise of counting included.
+        Mean and standard deviation of the predicted count at the middle of its level, background and
+        noise of counting included.
     log1p
         Mean of log(1 + count), the closest guess of a count's logarithm.
     lower, upper
@@ -58,9 +60,11 @@ class ImputedProteins(NamedTuple):
         Whether the cell's panel lacks the protein. What it measured is predicted as well, from the
         cell's own count among others.
     levels
-        Of the counts of each batch over those of each batch decoded into: ``level``, the limits of its
-        90 % interval ``lower`` and ``upper`` for a single protein, and ``n_proteins``, how many tell.
-        NaN where fewer than 3 do, or it was not asked: there counts are at the level of the latter.
+        A row for each batch of the cells that lacks a protein and each batch it is predicted from:
+        ``level``, how many times as high it counts a protein; the limits of its 90 % interval for a
+        single protein, ``lower`` and ``upper``; and ``n_proteins``, how many tell, with fewer than 3 of
+        which a level may follow from another batch. NaN where it is not known: there counts are as the
+        batch that they are predicted from would measure them. No rows with ``own_level=False``.
     """
 
     mean: pd.DataFrame
@@ -161,7 +165,8 @@ class ImputationQueries(Fitted):
             held.
         out
             Folder of a new zarr store to write to, in place of memory: it gets the groups "mean",
-            "sd", "log1p", "lower" and "upper", each of which `anndata.read_zarr` reads.
+            "sd", "log1p", "lower" and "upper", and "levels" where there are any, each of which
+            `anndata.read_zarr` reads.
         {batch_size} {seed} {progress}
 
         Returns
@@ -184,12 +189,10 @@ class ImputationQueries(Fitted):
         data, cells = question.data, question.cells
         lacking = _lacking(self)
         lacks_wanted = np.any(lacking[:, wanted.proteins.positions], axis=1)
-        levels = BatchLevels.unknown(len(data.schema.batch_names), question.transform_batch)
-        of_batches = levels.of_batches()
+        levels = no_levels(question)
         if transform_batch is None if own_level is None else own_level:
-            over_all = batch_levels(self, question)
-            of_batches, levels = over_all.of_batches(), over_all.over(question.transform_batch)
-            wanted = replace(wanted, levels=levels)
+            levels = batch_levels(self, question)
+            wanted = replace(wanted, levels=levels.batches)
         limits = np.array([(1 - interval) / 2, (1 + interval) / 2, interval])[:, None]
         probabilities = np.tile(limits, (len(lacking), 1, len(wanted.proteins)))
         stacked = (calibrated if stacked is None else stacked) and self._mapping is None
@@ -213,20 +216,25 @@ class ImputationQueries(Fitted):
         table = question.table(wanted.proteins.names)
 
         def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
-            batch = as_reference_counts(self, question, batch, of_batches)
+            batch = levels.as_reference(batch)
             predicted = predicted_proteins(question, wanted, batch)
             panel = batch.context.panel.cpu().numpy()
             if in_all is not None:
                 predicted = moved_to_stacks(question, wanted, batch, predicted, in_all, stacks)
             return predicted.summary(probabilities[panel])
 
-        written = question.rows("imputed proteins", dict.fromkeys(_PARTS, table), rows, out=out)
+        tables = dict.fromkeys(_PARTS, table)
+        if len(levels.table):
+            names = pd.Index([f"{own} over {other}" for own, other in levels.table.index])
+            tables["levels"] = Table(names, levels.table.columns.to_numpy())
+        of_levels = {"levels": levels.table.to_numpy()} if len(levels.table) else None
+        written = question.rows("imputed proteins", tables, rows, out=out, without_cells=of_levels)
         if isinstance(written, Path):
             return written
         return ImputedProteins(
             **{part: table.frame(written[part]) for part in _PARTS},
             lacking=table.frame(lacking[:, wanted.proteins.positions][data.panel[cells]]),
-            levels=levels.table(self._data or data),
+            levels=levels.table,
         )
 
     def get_imputation_reliability(
@@ -367,7 +375,7 @@ def _reporting(model: Fitted, held_out: Question) -> np.ndarray:
 
 
 def _calibrated_limits(hidden: HiddenProteins, interval: float) -> np.ndarray:
-    """Return the probabilities of the limits of `_imputed_rows`, (3, t)."""
+    """Return the probabilities of the limits of `Predicted.summary`, (3, t)."""
     one_sided = calibrated_probabilities(hidden, 2 * interval - 1)[1]
     return np.vstack([calibrated_probabilities(hidden, interval), one_sided])
 

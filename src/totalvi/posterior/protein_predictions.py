@@ -7,7 +7,6 @@ from typing import NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
 from totalvi.fit.minibatch import Minibatch
@@ -52,7 +51,7 @@ class ImputedBatches:
 
     def log_level(self, batch: Minibatch) -> np.ndarray | float:
         """Return the mean log level at which each protein is predicted, (B, proteins) or 0."""
-        return 0.0 if self.levels is None else self.levels.of_cells(batch)[0] @ self.weight
+        return 0.0 if self.levels is None else self.levels.middle(batch) @ self.weight
 
 
 class Predicted(NamedTuple):
@@ -185,9 +184,9 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
         expected = protein_mixture(question.network, draw.expecting_background(), proteins)
         expected = expected._replace(dispersion=mixture.dispersion)
         if wanted.levels is not None:
-            mean, sd = (of[:, [position]] for of in wanted.levels.of_cells(batch))
-            mixture = at_level(mixture, mean + sd * _spread_evenly(draw.sample, proteins))
-            expected = at_level(expected, mean)
+            at_random = _spread_evenly(draw.sample, proteins)
+            mixture = at_level(mixture, wanted.levels.quantile(batch, position, at_random))
+            expected = at_level(expected, wanted.levels.middle(batch)[:, [position]])
         moments = mixture_moments(expected, background_variance(question, draw, proteins))
         first += weight[position] * moments[0].cpu().numpy()
         second += weight[position] * moments[1].cpu().numpy()
@@ -205,10 +204,10 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
 
 
 def _spread_evenly(sample: int, proteins: np.ndarray) -> np.ndarray:
-    """Return a standard normal deviate of each protein, (t,), evenly spread over the samples."""
+    """Return a probability for each protein, (t,), evenly spread over the samples, .005 to .995."""
     uniform: np.ndarray = ((sample + 0.5) * _GOLDEN_RATIO + proteins * _GOLDEN_RATIO**2) % 1
-    deviate: np.ndarray = ndtri(np.clip(uniform, 1e-3, 1 - 1e-3))
-    return deviate
+    within: np.ndarray = np.clip(uniform, 0.005, 0.995)
+    return within
 
 
 def rounding_noise(question: Question, wanted: ImputedBatches, batch: Minibatch) -> np.ndarray:

@@ -7,6 +7,7 @@ by a combination, with weights that cells decide which the fit held out: stacked
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from totalvi.posterior.protein_predictions import (
     Predicted,
     as_panel,
     hidden_proteins,
+    predicted_proteins,
     rounding_noise,
 )
 from totalvi.posterior.question import Question
@@ -312,13 +314,18 @@ def moved_to_stacks(
     Stacks are of counts at the level of the batches decoded into, and so are regression and neighbours.
     """
     panel, level = batch.context.panel.cpu().numpy(), wanted.log_level(batch)
-    log1p = predicted.log1p_mean().astype(np.float64)
-    if not np.isin(panel, list(stacks)).any():
+    stacked = np.isin(panel, list(stacks))
+    own = predicted.log1p_mean().astype(np.float64)
+    if not stacked.any():
         return predicted
+    alone = own
+    if wanted.levels is not None:
+        alone = predicted_proteins(question, replace(wanted, levels=None), batch).log1p_mean()
     others = rna.predict(batch)[:, :, wanted.proteins.positions]
-    predictions = np.concatenate([log1p_at_level(log1p, -level)[None], others])
-    moved = predictions[0].copy()
+    predictions = np.concatenate([alone[None], others])
+    moved = alone.astype(np.float64)
     for code, stack in stacks.items():
         moved[panel == code] = stack.predict(predictions[:, panel == code])
-    moved = np.where(np.isin(panel, list(stacks))[:, None], log1p_at_level(moved, level), log1p)
-    return predicted.moved_to(moved, rounding_noise(question, wanted, batch))
+    shift = log1p_at_level(moved, level) - log1p_at_level(alone, level)
+    log1p = np.where(stacked[:, None], np.maximum(own + shift, 0), own)
+    return predicted.moved_to(log1p, rounding_noise(question, wanted, batch))

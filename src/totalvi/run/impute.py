@@ -14,7 +14,7 @@ from mudata import MuData
 from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError, setting, warnings_and_notes
+from totalvi.errors import DataError, listed, setting, warnings_and_notes
 from totalvi.progress import Steps
 from totalvi.run.folder import (
     RECORD,
@@ -44,25 +44,35 @@ LEVEL_NOTE = (
 )
 
 
-def level_note(levels: pd.DataFrame) -> str:
-    """Say at which level counts are imputed, from ``levels`` of `ImputedProteins`.
+def level_notes(levels: pd.DataFrame) -> list[str]:
+    """Say at which level counts of a query's batches are imputed.
+
+    Parameters
+    ----------
+    levels
+        Of `ImputedProteins`, the query's batches alone.
 
     Examples
     --------
     >>> index = pd.MultiIndex.from_tuples([("query", "donor_1")], names=["batch", "decoded"])
     >>> told = {"level": [0.31], "lower": [0.2], "upper": [0.5], "n_proteins": [3]}
-    >>> level_note(pd.DataFrame(told, index=index))
-    'imputed counts are at the level of the query: 0.31 (0.2 to 0.5) times the reference by 3 proteins.'
+    >>> level_notes(pd.DataFrame(told, index=index))
+    ['imputed counts of "query" are at its own level, 0.31 (0.2 to 0.5) times the reference.']
     """
-    others = levels["level"].isna().groupby(level="batch").all()
-    if others.any():
-        return LEVEL_NOTE
-    other = levels.index.get_level_values(0) != levels.index.get_level_values(1)
-    level, lower, upper, n_proteins = levels[other].median()
-    return (
-        f"imputed counts are at the level of the query: {level:.2g} ({lower:.2g} to {upper:.2g}) times "
-        f"the reference by {n_proteins:.0f} proteins."
-    )
+    logs = levels[["level", "lower", "upper"]].transform(np.log)
+    by_batch = logs.groupby(level="batch", sort=False).mean().transform(np.exp)
+    known = by_batch.dropna()
+    if known.empty:
+        return [LEVEL_NOTE]
+    each = [
+        f'"{name}" {"are at its own level, " * (i == 0)}{level:.2g} ({lower:.2g} to {upper:.2g})'
+        for i, (name, level, lower, upper) in enumerate(known.itertuples())
+    ]
+    notes = [f"imputed counts of {', of '.join(each)} times the reference."]
+    if len(known) < len(by_batch):
+        others = [f'"{name}"' for name in by_batch.index.difference(known.index)]
+        notes.append(f"of {listed(others)}, {LEVEL_NOTE}")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -252,7 +262,7 @@ def _run(options: ImputeOptions) -> RunResult:
             **imputed.model.fit_summary,
             "seconds": steps.seconds,
             "warnings": [*warnings, *unreliable_warnings(imputed.reliability)],
-            "notes": [*notes, *_left_out(joined), level_note(imputed.levels)],
+            "notes": [*notes, *_left_out(joined), *level_notes(imputed.levels)],
         }
         write_record(record, folder / RECORD)
         files = files_in(folder)
@@ -312,6 +322,8 @@ def _impute(
             unmeasured="impute", progress=False,
         )  # fmt: skip
         latent = model.get_latent_representation(indices=cells, progress=False)
+    own_batches = mdata.obs[keys.batch_key or BATCH].astype(str)[cells].unique()
+    levels = imputed.levels[imputed.levels.index.get_level_values("batch").isin(own_batches)]
     obs = mdata.obs[cells].drop(columns=[BATCH, PANEL])
     obs.index = obs.index.str.removesuffix(f"-{QUERY}")
     adata = AnnData(
@@ -326,9 +338,15 @@ def _impute(
             "foreground_probability": np.asarray(foreground),
         },
         obsm={"X_totalvi": latent},
-        uns={"totalvi": {"X": "expected counts with background", "interval": options.interval}},
+        uns={
+            "totalvi": {
+                "X": "expected counts with background",
+                "interval": options.interval,
+                "levels": levels.reset_index(),
+            }
+        },
     )
-    return Imputed(adata, model, reliability, imputed.levels)
+    return Imputed(adata, model, reliability, levels)
 
 
 def _write(imputed: Imputed, folder: Path) -> None:

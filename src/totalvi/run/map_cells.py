@@ -31,7 +31,7 @@ from totalvi.run.folder import (
     refuse_input_in_output,
     results_folder,
 )
-from totalvi.run.impute import level_note, unreliable_warnings
+from totalvi.run.impute import level_notes, unreliable_warnings
 from totalvi.run.inputs import AS_IS, Reading, read_input
 from totalvi.run.record import Options, asked, circumstances, differences, write_record
 
@@ -245,7 +245,7 @@ def _map(options: MapOptions) -> _Mapped:
             tables["imputed_upper"] = imputed.upper.rename_axis("cell")
             tables["imputed_foreground_probability"] = foreground.rename_axis("cell")
             levels = imputed.levels
-            notes.append(level_note(levels))
+            notes += level_notes(levels)
     reliability = None
     if missing and has_cells and _holds_cells_out(model):
         with steps.step("reliability"):
