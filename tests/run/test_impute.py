@@ -117,7 +117,7 @@ def test_notes_say_of_which_batches_the_level_is_known() -> None:
     ).assign(upper=lambda found: 2 * found["level"], n_proteins=[3, 3, 5, 1])
     assert level_notes(table) == [
         'imputed counts of "query:a" are at its own level, 0.4 (0.2 to 0.8), of "query:b" 3 (2 to 6) '
-        "times the reference.",
+        "times what is expected of the reference.",
         f'of "query:c", {LEVEL_NOTE}',
     ]
     assert level_notes(table.iloc[3:]) == [LEVEL_NOTE] == level_notes(table.iloc[:0])

@@ -259,9 +259,9 @@ class ComparisonQueries(Fitted):
 
         The query's cells have no counts of these proteins, but held-out cells of the reference
         have. They are encoded with the genes and panel of the query. The missing proteins are then
-        predicted as in the query's `impute_proteins`, from the same batches. If these are each
-        cell's own batch, the reference cells also use their own. The result is valid for a query
-        like the reference; `get_unlikeness` measures how unlike its cells are.
+        predicted as in the query's `impute_proteins`, from the same batches and at their level. If
+        these are each cell's own batch, the reference cells also use their own. The result is valid
+        for a query like the reference; `get_unlikeness` measures how unlike its cells are.
 
         Parameters
         ----------

