@@ -120,6 +120,10 @@ def test_notes_say_of_which_batches_the_level_is_known() -> None:
         "times what is expected of the reference.",
         f'of "query:c", {LEVEL_NOTE}',
     ]
+    itself = pd.MultiIndex.from_tuples([("query:a", "query:a")], names=table.index.names)
+    over_itself = pd.DataFrame(1.0, itself, table.columns).assign(n_proteins=0)
+    assert level_notes(pd.concat([table, over_itself])) == level_notes(table)
+    assert level_notes(over_itself) == [LEVEL_NOTE]
     assert level_notes(table.iloc[3:]) == [LEVEL_NOTE] == level_notes(table.iloc[:0])
 
 

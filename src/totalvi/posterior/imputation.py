@@ -20,6 +20,7 @@ from totalvi.posterior.arguments import (
     checked_number,
     documented,
 )
+from totalvi.posterior.batch_levels import batch_levels, no_levels
 from totalvi.posterior.latent import latent_clusters
 from totalvi.posterior.protein_predictions import (
     HiddenProteins,
@@ -39,7 +40,6 @@ from totalvi.posterior.question import (
 from totalvi.posterior.rna_predictors import RnaCoordinates, RnaPredictors
 from totalvi.posterior.rows import Table
 from totalvi.posterior.stacking import OfPanel, Stack, moved_to_stacks, stacked_proteins
-from totalvi.posterior.staining_levels import batch_levels, no_levels
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
 

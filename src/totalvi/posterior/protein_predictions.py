@@ -12,11 +12,11 @@ from torch import Tensor
 from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.arguments import Names
+from totalvi.posterior.batch_levels import BatchLevels, at_level
 from totalvi.posterior.calibration import background_variance, predictive_proteins
 from totalvi.posterior.column_correlations import correlation, correlation_limit
 from totalvi.posterior.draws import protein_counts, protein_mixture
 from totalvi.posterior.question import Features, Fitted, Question
-from totalvi.posterior.staining_levels import BatchLevels, at_level
 from totalvi.posterior.unmeasured import batches_to_impute_from
 
 LEAST_PEARSON = 0.7  # a protein that surely has at least this is called reliable

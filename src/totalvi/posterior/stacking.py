@@ -16,6 +16,7 @@ from scipy.optimize import nnls
 
 from totalvi.data.cells import CiteData
 from totalvi.fit.minibatch import Minibatch
+from totalvi.posterior.batch_levels import log1p_at_level
 from totalvi.posterior.protein_predictions import (
     HiddenProteins,
     ImputedBatches,
@@ -27,7 +28,6 @@ from totalvi.posterior.protein_predictions import (
 )
 from totalvi.posterior.question import Question
 from totalvi.posterior.rna_predictors import RnaPredictors
-from totalvi.posterior.staining_levels import log1p_at_level
 
 PREDICTORS = ("model", "ridge", "neighbours")
 FEWEST_CELLS = 5  # with fewer cells that tell, a protein is predicted by the model alone

@@ -59,7 +59,9 @@ def level_notes(levels: pd.DataFrame) -> list[str]:
     >>> level_notes(pd.DataFrame(told, index=index))[0][:66]
     'imputed counts of "query" are at its own level, 0.31 (0.2 to 0.5) '
     """
-    logs = levels[["level", "lower", "upper"]].transform(np.log)
+    batch, decoded = (levels.index.get_level_values(name) for name in ("batch", "decoded"))
+    over_itself = (batch == decoded) & (levels["n_proteins"] == 0)
+    logs = levels.loc[~over_itself, ["level", "lower", "upper"]].transform(np.log)
     by_batch = logs.groupby(level="batch", sort=False).mean().transform(np.exp)
     known = by_batch.dropna()
     if known.empty:

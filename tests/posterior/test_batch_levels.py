@@ -11,7 +11,7 @@ from scipy import stats
 
 import totalvi
 from counts import SMALL
-from totalvi.posterior.staining_levels import log1p_at_level, predictive_level
+from totalvi.posterior.batch_levels import _through, log1p_at_level, predictive_level
 
 SHOWN = ["antigen0", "antigen2", "antigen4"]
 HIDDEN = ["antigen1", "antigen3", "antigen5"]
@@ -165,6 +165,39 @@ def test_a_level_follows_through_another_batch() -> None:
     assert levels.loc["late", "level"] == pytest.approx(0.15, rel=0.3)
     error = own.log1p.to_numpy() - np.log1p(truth.to_numpy())
     assert abs(error.mean()) < 0.25
+
+
+def test_one_protein_that_both_measured_carries_a_level_over() -> None:
+    expected = np.array([np.nan, 8.0, 3.0])
+    other = np.array([5.0, 4.0, np.nan])
+    assert _through((-1.2, 0.1, 5.0, 6), expected, other) == (-1.2 + np.log(2), 0.1, 5.0)
+    assert _through((-1.2, 0.1, 5.0, 6), expected, other * np.nan) is None
+
+
+def test_cells_of_one_query_batch_with_two_panels_are_at_one_level() -> None:
+    """The batch's own weights are the reference's, so that it has a level over itself as well."""
+    mdata, truth = stained(0.3)
+    second = (mdata.obs["batch"] == "second").to_numpy()
+    cells = totalvi.simulate(2400, 60, 6, n_cell_types=3, store_truth=False, seed=5)
+    cells["prot"].var_names = mdata["prot"].var_names
+    reference = cells[~second].copy()
+    reference.obs["panel"] = "whole"
+    model = totalvi.Model(reference, panel_key="panel", **SMALL)
+    model.train(max_epochs=60, train_size=0.7, accelerator="cpu", progress=False)
+    proteins, rna = mdata["prot"][second].copy(), mdata["rna"][second].copy()
+    panel = np.where(np.arange(second.sum()) % 2, "lacks", "whole")
+    columns = proteins.var_names.get_indexer(HIDDEN)
+    proteins.X[np.ix_(panel == "whole", columns)] = truth.to_numpy()[panel == "whole"]
+    query = MuData({"rna": rna, "prot": proteins})
+    query.obs["panel"] = panel
+    mapped = model.map_query(query)
+    lacks = np.flatnonzero(panel == "lacks")
+    own = mapped.impute_proteins(indices=lacks, protein_list=HIDDEN, n_samples=20)
+    assert own.levels.index.is_unique
+    assert (own.levels["n_proteins"] >= 3).all()
+    assert own.levels["level"].to_numpy() == pytest.approx(0.3, rel=0.5)
+    expected = truth.to_numpy()[lacks].mean()
+    assert own.mean.to_numpy().mean() == pytest.approx(expected, rel=0.3)
 
 
 def test_a_query_of_two_batches_is_predicted_from_the_other_one_too() -> None:
