@@ -62,7 +62,7 @@ def test_imputed_values_are_the_means_of_impute_proteins(
 ) -> None:
     asked = {"include_protein_background": True, "given_counts": False, "return_numpy": True}
     _, protein = model.get_normalized_expression(unmeasured="impute", **ASKED, **asked)
-    mean = model.impute_proteins(**ASKED, calibrated=False).mean.to_numpy()
+    mean = model.impute_proteins(**ASKED, calibrated=False, own_level=False).mean.to_numpy()
     np.testing.assert_allclose(protein[lacking], mean[lacking], rtol=1e-5)
 
 
