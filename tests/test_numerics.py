@@ -21,16 +21,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 # what is neither refused nor stopped with a sentence is to end with finite answers
 STOPPED, REFUSED = "learning rate 10", "batches of 1 to 100 cells"
-# whether such a fit ends beyond any count depends on the random numbers, which torch changes
+# whether such a fit ends beyond any count depends on the random numbers, which torch changes, and on how
+# the processor rounds
 WILD = "10 x learning rate"
 
 
 @pytest.mark.parametrize(("counts", "network"), [*SAMPLE, *FOUND, *ANSWERED])
 def test_extreme_counts_give_finite_answers_or_a_sentence(counts: str, network: str) -> None:
     outcome, said = outcome_of(counts, network)
-    refused = counts == REFUSED or (counts, network) in FOUND
-    expected = "stopped" if network == STOPPED else "refused" if refused else "finite"
-    allowed = {"finite", "refused"} if WILD in network else {expected}
+    expected = "stopped" if network == STOPPED else "refused" if counts == REFUSED else "finite"
+    either = WILD in network or (counts, network) in FOUND
+    allowed = {"finite", "refused"} if either else {expected}
     assert outcome in allowed, said
     assert bool(said) is (outcome != "finite")
     assert "\n" not in said
