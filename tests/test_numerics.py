@@ -21,8 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 # what is neither refused nor stopped with a sentence is to end with finite answers
 STOPPED, REFUSED = "learning rate 10", "batches of 1 to 100 cells"
-# whether such a fit ends beyond any count depends on the random numbers, which torch changes, and on how
-# the processor rounds
+# whether such a fit ends beyond any count depends on the random numbers, which torch changes, and on
+# how the processor rounds
 WILD = "10 x learning rate"
 
 
