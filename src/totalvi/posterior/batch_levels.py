@@ -29,7 +29,6 @@ _MOST_CELLS, _N_SAMPLES = 1000, 4
 _MOST_ROUNDS, _CLOSE = 10, 0.01
 _NO_LEVEL, _OVER_ITSELF = (0.0, 0.0, 1.0, 0), (0.0, 0.0, np.inf, 0)
 Level = tuple[float, float, float, int]  # middle, scale, degrees of freedom, number of proteins
-_COLUMNS = ["mean", "scale", "df", "n_proteins"]
 
 
 class BatchLevels(NamedTuple):
@@ -43,19 +42,16 @@ class BatchLevels(NamedTuple):
     mean, scale, df
         Of the distribution: middle, scale and degrees of freedom. Mean and scale are 0 where a level
         is not known, and of a batch over itself, whose degrees of freedom are infinite.
-    n_proteins
-        How many proteins tell, isotype controls included.
     """
 
     mean: np.ndarray
     scale: np.ndarray
     df: np.ndarray
-    n_proteins: np.ndarray
 
     def quantile(self, batch: Minibatch, position: int, probability: np.ndarray) -> np.ndarray:
         """Return quantiles (t,) of the levels of the cells of a minibatch, (B, t)."""
         own = batch.context.batch.cpu().numpy()
-        mean, scale, df = (part[own, position][:, None] for part in self[:3])
+        mean, scale, df = (part[own, position][:, None] for part in self)
         quantile: np.ndarray = mean + scale * student_t.ppf(probability, df)
         return quantile
 
@@ -73,7 +69,8 @@ class Levels(NamedTuple):
     batches
         Of these.
     table
-        Level, limits of its 90 % interval, and number of proteins, by batch and batch decoded into.
+        Level, limits of its 90 % interval, and number of proteins that tell, isotype controls included,
+        by batch and batch decoded into.
     as_reference
         Gives a minibatch of a mapped query with the counts that its reference would have measured.
     """
@@ -113,11 +110,10 @@ def batch_levels(model: Fitted, question: Question) -> Levels:
     that was not trained is the reference's, so it is given counts at the level of the reference, which
     follows from the levels; both are found in turn.
     """
-    data = question.data if model._data is None or model._data.posterior else model._data
+    own_data = model._data
+    data = question.data if own_data is None or own_data.posterior is not None else own_data
     codes = question.transform_batch
-    found = {name: np.zeros((len(data.schema.batch_names), len(codes))) for name in _COLUMNS}
-    found["df"] += 1
-    rows = []
+    levels, rows = no_levels(question).batches, []
     asked = replace(
         question,
         data=data, n_samples=_N_SAMPLES, progress=False, given_counts=False, imputing=(),
@@ -133,10 +129,9 @@ def batch_levels(model: Fitted, question: Question) -> Levels:
         to_reference[own] = ratios.of_encoder(own, own_cells)
         told = ratios.of_batches(own, own_cells, to_reference[own])
         for position, (code, level) in enumerate(zip(codes, told, strict=True)):
-            for name, value in zip(_COLUMNS, level, strict=True):
-                found[name][own, position] = value
+            for part, value in zip(levels, level[:3], strict=True):
+                part[own, position] = value
             rows.append((own, own if code is None else code, *level))
-    levels = BatchLevels(**found)
     return Levels(levels, _table(rows, data), _as_reference(model, question, to_reference))
 
 
@@ -276,8 +271,7 @@ def _table(rows: Sequence[tuple[float, ...]], data: CiteData) -> pd.DataFrame:
 def no_levels(question: Question) -> Levels:
     """Return that no level is known, or asked for."""
     shape = (len(question.data.schema.batch_names), len(question.transform_batch))
-    zero = np.zeros(shape)
-    batches = BatchLevels(zero, zero, zero + 1, zero)
+    batches = BatchLevels(np.zeros(shape), np.zeros(shape), np.ones(shape))
     return Levels(batches, _table([], question.data), lambda batch: batch)
 
 
