@@ -8,9 +8,9 @@ from scipy import stats
 from totalvi.nn.likelihoods import Dispersion, ProteinMixture
 from totalvi.posterior.column_correlations import correlation_limit
 from totalvi.posterior.protein_predictions import (
-    HiddenProteins,
+    HiddenCounts,
     Predicted,
-    calibrated_probabilities,
+    calibrated_limits,
     mixture_moments,
     reliability,
     reliability_table,
@@ -49,22 +49,23 @@ def test_quantile_and_distribution_function_agree() -> None:
     assert ties.distribution_function(np.zeros((1, 1))) == 0.5
 
 
-def hidden(below: np.ndarray, observed: np.ndarray | None = None) -> HiddenProteins:
+def hidden(below: np.ndarray, observed: np.ndarray | None = None) -> HiddenCounts:
     below = below[:, None]
     observed = np.ones_like(below) if observed is None else observed[:, None]
-    return HiddenProteins(observed, np.log1p(observed), below)
+    return HiddenCounts(observed, np.log1p(observed), below)
 
 
 def test_calibration_leaves_a_right_model_and_narrows_a_wide_one() -> None:
     uniform = (np.arange(999) + 1) / 1000
     np.testing.assert_allclose(
-        calibrated_probabilities(hidden(uniform), 0.9)[:, 0], [0.05, 0.95], atol=1e-3
+        calibrated_limits(hidden(uniform), 0.9)[:, 0], [0.05, 0.95, 0.9], atol=1e-3
     )
     wide = 0.25 + uniform / 2  # all counts in the middle half of what was expected
-    lower, upper = calibrated_probabilities(hidden(wide), 0.9)[:, 0]
+    lower, upper, upper_alone = calibrated_limits(hidden(wide), 0.9)[:, 0]
     assert ((wide > lower) & (wide < upper)).mean() == pytest.approx(0.9, abs=0.005)
-    few = calibrated_probabilities(hidden(wide[:19]), 0.9)[:, 0]
-    np.testing.assert_allclose(few, [0.05, 0.95])
+    assert (wide < upper_alone).mean() == pytest.approx(0.9, abs=0.005)
+    few = calibrated_limits(hidden(wide[:19]), 0.9)[:, 0]
+    np.testing.assert_allclose(few, [0.05, 0.95, 0.9])
 
 
 def test_reliability_counts_only_what_was_measured() -> None:
@@ -94,7 +95,7 @@ def test_correlation_within_clusters_is_the_partial_one() -> None:
         rng.normal(size=(200, 1)),
     )
     log1p = log1p + np.log1p(observed) / 2 + 2 * clusters[:, None]
-    found = reliability(HiddenProteins(observed, log1p, np.full((200, 1), 0.5)), 0.9, clusters)
+    found = reliability(HiddenCounts(observed, log1p, np.full((200, 1), 0.5)), 0.9, clusters)
     dummies = np.eye(3)[clusters]
     rest = [
         values - dummies @ np.linalg.lstsq(dummies, values, rcond=None)[0]
@@ -114,7 +115,7 @@ def test_what_is_known_between_clusters_only_is_not_reliable() -> None:
     level = np.array([logs[clusters == k].mean(axis=0) for k in (0, 1)])
     known[:, 1] = level[clusters, 1] - 0.05 * (logs[:, 1] - level[clusters, 1])
     logs[6:, 2] = np.nan
-    hidden = HiddenProteins(np.expm1(logs), known, np.full(logs.shape, 0.5))
+    hidden = HiddenCounts(np.expm1(logs), known, np.full(logs.shape, 0.5))
     table = reliability_table(hidden, 0.9, np.array(["cell", "cluster", "few"]), clusters)
     assert table.loc["cluster", "pearson_lower"] > 0.9
     assert table["reliable"].tolist() == [True, False, table.loc["few", "pearson_lower"] >= 0.7]

@@ -83,7 +83,7 @@ QUERIES: dict[str, Query] = {
     "get_imputation_reliability": Query(
         {"n_samples": 2, "indices": range(N_CELLS)}, by_cell=False, cells=None
     ),
-    "impute_rna": Query({"n_samples": 2, "stacked": False}),
+    "impute_rna": Query({"n_samples": 2, "stacked": False, "calibrated": False}),
     "get_rna_reliability": Query(
         {"n_samples": 2, "indices": range(N_CELLS)}, by_cell=False, cells=None
     ),

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from mudata import MuData
+from scipy import sparse
 
 import totalvi
 from totalvi.cli.main import execute
 from totalvi.errors import DataError, OutputError
-from totalvi.run.impute import LEVEL_NOTE, impute, level_notes, unreliable_warnings
+from totalvi.run.impute import impute
+from totalvi.run.imputed import LEVEL_NOTE, level_notes, unreliable_warnings
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -141,6 +143,71 @@ def test_isotype_controls_are_imputed_when_asked(
         assert execute(["impute", *given, "-o", str(output), "--samples", "20", *options]) == 0
         assert f"{n_proteins} proteins imputed" in capsys.readouterr().out
         assert anndata.read_h5ad(output / "imputed.h5ad").n_vars == n_proteins
+
+
+@pytest.mark.parametrize("named", ["query.csv", "query.h5ad", "query.h5mu"])
+def test_rna_is_imputed_in_cells_with_proteins_alone(
+    inputs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], named: str
+) -> None:
+    """A table or a file without types does not say that its features are antibodies."""
+    proteins = totalvi.simulate(n_cells=50, n_genes=40, n_proteins=4, store_truth=False, seed=4)[
+        "prot"
+    ].copy()
+    proteins.var_names = ["CD3_TotalSeqB", "CD4_TotalSeqB", "CD19_TotalSeqB", "PD-1_TotalSeqB"]
+    proteins.var, proteins.obs = proteins.var[[]], proteins.obs[[]]
+    query, output = tmp_path / named, tmp_path / "out"
+    if named == "query.csv":
+        proteins.to_df().to_csv(query)
+    elif named == "query.h5ad":
+        proteins.write(query)
+    else:
+        MuData({"prot": proteins}).write(query)
+    given = [str(inputs[0]), str(query), "-o", str(output), "--epochs", "3", "--samples", "20"]
+    assert execute(["impute", *given]) == 0
+    printed = capsys.readouterr().out
+    assert "40 genes imputed in 50 cells from 160 cells and 40 genes" in printed
+    assert "query, used: 4 proteins" in printed
+    assert ("are read as proteins" in printed) == (named != "query.h5mu")
+    adata = anndata.read_h5ad(output / "imputed_rna.h5ad")
+    assert list(adata.obs_names) == list(proteins.obs_names)
+    assert {"log1p", "lower", "upper"} == set(adata.layers)
+    assert (adata.layers["lower"] <= adata.layers["upper"]).all()
+    assert np.isfinite(adata.X).all()
+    assert {"pearson", "ridge_pearson", "coverage", "model_is_best"} <= set(adata.var.columns)
+    assert not (output / "imputed.h5ad").exists()
+    record = json.loads((output / "run.json").read_text())
+    assert (record["proteins"], record["cells_without_rna"]) == (0, 50)
+    reliability = pd.read_csv(output / "tables" / "rna_reliability.csv", index_col=0)
+    np.testing.assert_allclose(reliability["rmse"], adata.var["rmse"], rtol=1e-3)
+
+
+def test_cells_with_fewer_proteins_and_no_rna_get_both(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    query = totalvi.simulate(n_cells=50, n_genes=40, n_proteins=4, store_truth=False, seed=4)[
+        "prot"
+    ]
+    query = query[:, :3].copy()
+    query.var_names = ["CD3", "CD4", "CD19"]
+    result = impute(
+        inputs[0], MuData({"prot": query}), tmp_path / "out", max_epochs=2, n_samples=20
+    )
+    proteins = anndata.read_h5ad(result.folder / "imputed.h5ad")
+    rna = anndata.read_h5ad(result.folder / "imputed_rna.h5ad")
+    assert list(proteins.var_names) == ["CD279"]
+    assert proteins.n_obs == rna.n_obs == 50
+    assert rna.n_vars == 40
+
+
+def test_rna_needs_cells_with_both(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    reference, proteins = totalvi.read(inputs[0]), totalvi.read(inputs[0])["prot"]
+    reference.obs["measured_modalities"] = ["rna", "prot"] * 80
+    whole = sparse.csr_matrix(reference["rna"].X)
+    reference["rna"].X = sparse.csr_matrix(whole.multiply([[1], [0]] * 80))
+    counts = reference["prot"].to_df().to_numpy()
+    reference["prot"].X = np.where([[True], [False]] * 80, np.nan, counts)
+    with pytest.raises(DataError, match="no cell of the reference has both RNA and proteins"):
+        impute(reference, MuData({"prot": proteins}), tmp_path / "out", max_epochs=1)
 
 
 def test_nothing_to_impute_is_said_before_any_work(

@@ -326,7 +326,7 @@ def impute(
         str,
         typer.Argument(
             metavar="QUERY",
-            help="Raw counts of RNA, with other proteins or none.",
+            help="Raw counts of RNA, with other proteins or none; or of proteins alone.",
             show_default=False,
         ),
     ],
@@ -346,18 +346,20 @@ def impute(
         int, typer.Option("--samples", min=20, help="Posterior samples a cell.")
     ] = 100,
 ) -> None:
-    """Predict the proteins that cells lack.
+    """Predict the proteins or the RNA that cells lack.
 
-    Fits a model to both inputs together and predicts the proteins of REFERENCE in the cells of QUERY.
-    Also writes the uncertainty of each value and the reliability of each protein, which is measured
-    on held-out cells of REFERENCE with their proteins hidden, over all of them and within clusters,
-    with lower 95 % confidence limits. Until the folder is complete, the fit is kept in DIR.checkpoint,
-    and --resume resumes it to the same results.
+    Fits a model to both inputs together and predicts the proteins of REFERENCE in the cells of QUERY
+    (imputed.h5ad), and RNA in those of its cells that have proteins alone (imputed_rna.h5ad).
+    Also writes the uncertainty of each value and the reliability of each protein and gene, which is
+    measured on held-out cells of REFERENCE with their proteins or RNA hidden; for proteins over all of
+    them and within clusters, with lower 95 % confidence limits. Until the folder is complete, the fit
+    is kept in DIR.checkpoint, and --resume resumes it to the same results.
 
     \b
     Examples:
       totalvi impute cite.h5mu rna.h5ad -o imputed
       totalvi impute cite.h5mu other_panel.h5mu -o imputed --batch donor
+      totalvi impute cite.h5mu proteins_alone.h5ad -o imputed
     """
     from totalvi.run.impute import impute as impute_proteins
 
@@ -377,9 +379,16 @@ def impute(
             **writing,
         )
     record = result.record
+    found = [
+        f"{n:,} {what} imputed in {cells:,} cells"
+        for n, what, cells in (
+            (record["proteins"], "proteins", record["cells"]),
+            (record["genes"], "genes", record["cells_without_rna"]),
+        )
+        if n and cells
+    ]
     typer.echo(
-        f"{record['proteins']} proteins imputed in {record['cells']:,} cells from "
-        f"{record['reference_cells']:,} cells and {record['genes']:,} genes, "
-        f"{sum(record['seconds'].values()):,.0f} s"
+        f"{' and '.join(found)} from {record['reference_cells']:,} cells and "
+        f"{record['genes']:,} genes, {sum(record['seconds'].values()):,.0f} s"
     )
     list_written(result)

@@ -23,10 +23,10 @@ from totalvi.posterior.arguments import (
 from totalvi.posterior.batch_levels import batch_levels, no_levels
 from totalvi.posterior.latent import latent_clusters
 from totalvi.posterior.protein_predictions import (
-    HiddenProteins,
     ImputedBatches,
-    calibrated_probabilities,
+    calibrated_limits,
     imputed_batches,
+    limits_of,
     predicted_proteins,
     reliability_table,
 )
@@ -37,8 +37,8 @@ from totalvi.posterior.question import (
     held_out_cells,
     labels_of_cells,
 )
-from totalvi.posterior.rna_predictors import RnaCoordinates, RnaPredictors
 from totalvi.posterior.rows import Table
+from totalvi.posterior.simple_predictors import RnaCoordinates, RnaPredictors
 from totalvi.posterior.stacking import OfPanel, Stack, moved_to_stacks, stacked_proteins
 
 _PARTS = ("mean", "sd", "log1p", "lower", "upper")
@@ -193,7 +193,7 @@ class ImputationQueries(Fitted):
         if transform_batch is None if own_level is None else own_level:
             levels = batch_levels(self, question)
             wanted = replace(wanted, levels=levels.batches)
-        limits = np.array([(1 - interval) / 2, (1 + interval) / 2, interval])[:, None]
+        limits = limits_of(interval)[:, None]
         probabilities = np.tile(limits, (len(lacking), 1, len(wanted.proteins)))
         stacked = (calibrated if stacked is None else stacked) and self._mapping is None
         hiding, every, rna, in_all = question, wanted, None, None
@@ -212,7 +212,7 @@ class ImputationQueries(Fitted):
                 stacks[panel] = found.stack
                 if calibrated:
                     hidden = found.of_cells(_reporting(self, held_out)).hidden
-                    probabilities[panel] = _calibrated_limits(hidden, interval)
+                    probabilities[panel] = calibrated_limits(hidden, interval)
         table = question.table(wanted.proteins.names)
 
         def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
@@ -372,12 +372,6 @@ def _columns(wanted: ImputedBatches, every: ImputedBatches) -> np.ndarray:
 def _reporting(model: Fitted, held_out: Question) -> np.ndarray:
     """Return which of the cells that the fit held out did not calibrate it, bool (N,)."""
     return np.isin(held_out.cells, held_out_cells(model, held_out).cells)
-
-
-def _calibrated_limits(hidden: HiddenProteins, interval: float) -> np.ndarray:
-    """Return the probabilities of the limits of `Predicted.summary`, (3, t)."""
-    one_sided = calibrated_probabilities(hidden, 2 * interval - 1)[1]
-    return np.vstack([calibrated_probabilities(hidden, interval), one_sided])
 
 
 def _lacking(model: Fitted) -> np.ndarray:

@@ -25,10 +25,11 @@ Purpose = Literal[
     "level",
     "rounding",
     "staining",
+    "ties",
 ]
 _PURPOSES: tuple[Purpose, ...] = (
     "latent", "library", "background", "mixing", "counts", "dispersion", "batch", "level",
-    "rounding", "staining",
+    "rounding", "staining", "ties",
 )  # fmt: skip
 GOLDEN = 0x9E3779B97F4A7C15  # it is odd and near 2^64 / phi, so that its multiples do not repeat
 

@@ -46,8 +46,7 @@ class ImputedBatches:
     @property
     def weight(self) -> np.ndarray:
         """Share of each batch in the mean of a protein, (batches, proteins)."""
-        share: np.ndarray = self.decoded / self.decoded.sum(axis=0)
-        return share
+        return np.asarray(self.decoded / self.decoded.sum(axis=0))
 
     def log_level(self, batch: Minibatch) -> np.ndarray | float:
         """Return the mean log level at which each protein is predicted, (B, proteins) or 0."""
@@ -76,8 +75,7 @@ class Predicted(NamedTuple):
         """Return E[log(1 + count)], (B, t)."""
         if self.stacked is not None:
             return self.stacked
-        mean: np.ndarray = np.log1p(self.counts).mean(axis=2)
-        return mean
+        return np.asarray(np.log1p(self.counts).mean(axis=2))
 
     def moved_to(self, log1p: np.ndarray, uniform: np.ndarray) -> Self:
         """Return the distribution moved to another mean of log(1 + count).
@@ -92,23 +90,21 @@ class Predicted(NamedTuple):
         uniform
             Noise between 0 and 1, (B, t), from which that of each sample follows.
         """
-        shift = (log1p - self.log1p_mean())[:, :, None]
-        moved = np.expm1(np.maximum(np.log1p(self.counts) + shift, 0))
-        spread = uniform[:, :, None] + np.arange(moved.shape[2]) * _GOLDEN_RATIO
-        rounded = np.where(shift == 0, self.counts, np.floor(moved + spread % 1))
-        rounded.sort(axis=2)
-        mean, sd = moved.mean(axis=2), moved.std(axis=2)
-        before = self.counts.mean(axis=2, dtype=np.float64)
-        before_sd = self.counts.std(axis=2, dtype=np.float64)
-        ratio = np.divide(self.mean, before, out=np.ones_like(before), where=before > 0)
-        sd_ratio = np.divide(self.sd, before_sd, out=np.ones_like(before), where=before_sd > 0)
-        still = shift[:, :, 0] == 0
-        return type(self)(
-            np.where(still, self.mean, mean * ratio),
-            np.where(still, self.sd, sd * sd_ratio),
-            rounded.astype(self.counts.dtype),
-            log1p,
-        )
+        shift = log1p - self.log1p_mean()
+        offsets = np.arange(self.counts.shape[2]) * _GOLDEN_RATIO % 1
+        mean, sd, rounded = self.mean.copy(), self.sd.copy(), self.counts.copy()
+        for cell, counts in enumerate(self.counts):  # one at a time stays in the processor's cache
+            moves = np.flatnonzero(shift[cell])
+            before = counts[moves]
+            after = np.log1p(before) + shift[cell, moves, None].astype(before.dtype)
+            after = np.expm1(np.maximum(after, 0))
+            spread = (uniform[cell, moves, None] + offsets).astype(before.dtype)
+            spread -= spread >= 1
+            rounded[cell, moves] = np.sort(np.floor(after + spread), axis=1)
+            for value, of in ((mean, np.mean), (sd, np.std)):
+                old, new = of(before, axis=1), of(after, axis=1)
+                value[cell, moves] *= np.divide(new, old, out=np.ones(len(moves)), where=old > 0)
+        return type(self)(mean, sd, rounded, log1p)
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """Return the count below which a further one is with ``probability`` (B, t).
@@ -120,15 +116,15 @@ class Predicted(NamedTuple):
         below = np.floor(rank).astype(np.int64)
         low = np.take_along_axis(self.counts, below, axis=2)
         high = np.take_along_axis(self.counts, np.minimum(below + 1, n_samples - 1), axis=2)
-        quantile: np.ndarray = (low + (rank - below) * (high - low))[:, :, 0]
-        return quantile
+        return np.asarray((low + (rank - below) * (high - low))[:, :, 0])
 
-    def distribution_function(self, observed: np.ndarray) -> np.ndarray:
-        """Return the probability of a count below each observed one (B, t), half of ties included."""
+    def distribution_function(
+        self, observed: np.ndarray, ties: np.ndarray | float = 0.5
+    ) -> np.ndarray:
+        """Return the probability of a count below each observed one, with a share of ties, (B, t)."""
         below = (self.counts < observed[:, :, None]).sum(axis=2)
-        up_to = (self.counts <= observed[:, :, None]).sum(axis=2)
-        probability: np.ndarray = ((below + up_to) / 2 + 0.5) / (self.counts.shape[2] + 1)
-        return probability
+        equal = (self.counts == observed[:, :, None]).sum(axis=2)
+        return np.asarray((below + equal * ties + ties) / (self.counts.shape[2] + 1))
 
     def summary(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
         """Return mean, sd, mean of log(1 + count), and limits of the interval, each (B, t).
@@ -206,16 +202,14 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
 def _spread_evenly(sample: int, proteins: np.ndarray) -> np.ndarray:
     """Return a probability for each protein, (t,), evenly spread over the samples, .005 to .995."""
     uniform: np.ndarray = ((sample + 0.5) * _GOLDEN_RATIO + proteins * _GOLDEN_RATIO**2) % 1
-    within: np.ndarray = np.clip(uniform, 0.005, 0.995)
-    return within
+    return np.asarray(np.clip(uniform, 0.005, 0.995))
 
 
 def rounding_noise(question: Question, wanted: ImputedBatches, batch: Minibatch) -> np.ndarray:
     """Return the noise by which counts that moved are rounded, between 0 and 1, (B, t)."""
     width = question.network.n_input_proteins
     uniform = question.noise.uniform("rounding", 0, batch.keys, width)
-    noise: np.ndarray = uniform.numpy()[:, wanted.proteins.positions]
-    return noise
+    return np.asarray(uniform.numpy()[:, wanted.proteins.positions])
 
 
 def mixture_moments(
@@ -237,7 +231,7 @@ def mixture_moments(
     return first, first + square * (1 + (-log_r).exp())
 
 
-class HiddenProteins(NamedTuple):
+class HiddenCounts(NamedTuple):
     """Counts of N cells that were hidden from the model, and what it predicted; each (N, t).
 
     Parameters
@@ -304,7 +298,7 @@ def hidden_proteins(
     observed: np.ndarray,
     shown: Callable[[Minibatch], Minibatch] = lambda batch: batch,
     stacked: np.ndarray | None = None,
-) -> HiddenProteins:
+) -> HiddenCounts:
     """Predict counts that the network does not see.
 
     Parameters
@@ -326,11 +320,11 @@ def hidden_proteins(
                 noise = rounding_noise(question, wanted, batch)
                 predicted = predicted.moved_to(stacked[rows], noise)
             below = predicted.distribution_function(counts)
-            parts.append(HiddenProteins(counts, predicted.log1p_mean(), below))
-    return HiddenProteins(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            parts.append(HiddenCounts(counts, predicted.log1p_mean(), below))
+    return HiddenCounts(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def reliability(hidden: HiddenProteins, interval: float, clusters: np.ndarray) -> Reliability:
+def reliability(hidden: HiddenCounts, interval: float, clusters: np.ndarray) -> Reliability:
     """Compare predictions with what was hidden.
 
     Parameters
@@ -344,7 +338,7 @@ def reliability(hidden: HiddenProteins, interval: float, clusters: np.ndarray) -
     n_cells = known.sum(axis=0)
     columns = [
         _of_protein(
-            HiddenProteins(*(part[known[:, t], t] for part in hidden)),
+            HiddenCounts(*(part[known[:, t], t] for part in hidden)),
             clusters[known[:, t]],
             interval,
         )
@@ -353,7 +347,7 @@ def reliability(hidden: HiddenProteins, interval: float, clusters: np.ndarray) -
     return Reliability(n_cells, *np.array(columns).reshape(-1, 6).T)
 
 
-def _of_protein(hidden: HiddenProteins, clusters: np.ndarray, interval: float) -> tuple[float, ...]:
+def _of_protein(hidden: HiddenCounts, clusters: np.ndarray, interval: float) -> tuple[float, ...]:
     observed, log1p, below = hidden
     n_cells = len(observed)
     if n_cells < 2:
@@ -373,14 +367,19 @@ def _of_protein(hidden: HiddenProteins, clusters: np.ndarray, interval: float) -
     )
 
 
-def calibrated_probabilities(hidden: HiddenProteins, interval: float) -> np.ndarray:
-    """Return the probabilities between which a share ``interval`` of hidden counts lies, (2, t).
+def limits_of(interval: float) -> np.ndarray:
+    """Return the probabilities of `Predicted.summary` where the model is right, (3,)."""
+    return np.array([(1 - interval) / 2, (1 + interval) / 2, interval])
 
-    The predictive distribution functions at the hidden counts are uniform where the model is right;
-    their own quantiles at the limits correct it where it is not (Kuleshov, Fenner and Ermon, 2018).
-    With too few cells for that, the probabilities stay those of the interval.
+
+def calibrated_limits(hidden: HiddenCounts, interval: float) -> np.ndarray:
+    """Return the probabilities between which a share ``interval`` of hidden counts lies, (3, t).
+
+    They are those of `Predicted.summary`. The predictive distribution functions at the hidden counts
+    are uniform where the model is right; their own quantiles at the limits correct it where it is not
+    (Kuleshov, Fenner and Ermon, 2018). With too few cells for that, they stay those of the interval.
     """
-    limits = np.array([(1 - interval) / 2, (1 + interval) / 2])
+    limits = limits_of(interval)
     calibrated = np.repeat(limits[:, None], hidden.observed.shape[1], axis=1)
     known = ~np.isnan(hidden.observed)
     for t in np.flatnonzero(known.sum(axis=0) >= _FEWEST_CELLS):
@@ -389,7 +388,7 @@ def calibrated_probabilities(hidden: HiddenProteins, interval: float) -> np.ndar
 
 
 def reliability_table(
-    hidden: HiddenProteins, interval: float, names: np.ndarray, clusters: np.ndarray
+    hidden: HiddenCounts, interval: float, names: np.ndarray, clusters: np.ndarray
 ) -> pd.DataFrame:
     """Return how well each protein is imputed, a row each; ``clusters`` are codes of the cells'."""
     columns = reliability(hidden, interval, clusters)._asdict()

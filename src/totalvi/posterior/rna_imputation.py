@@ -1,7 +1,7 @@
 """RNA of cells with proteins alone: what its counts would be, and how far that can be trusted."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +16,20 @@ from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import Cells, Names, checked_number, documented
 from totalvi.posterior.draws import gene_counts, gene_parameters
 from totalvi.posterior.imputation import ImputationQueries
-from totalvi.posterior.protein_predictions import Predicted, as_panel
+from totalvi.posterior.protein_predictions import (
+    HiddenCounts,
+    Predicted,
+    as_panel,
+    calibrated_limits,
+    limits_of,
+)
 from totalvi.posterior.question import Features, Question, held_out_cells
-from totalvi.posterior.rna_predictors import log_normalised, ridge
-from totalvi.posterior.stacking import Stack, pooled_stack
+from totalvi.posterior.simple_predictors import ProteinPredictors, log_normalised
+from totalvi.posterior.stacking import PREDICTORS, Stack, cross_fitted, pooled_stack
 from totalvi.posterior.unmeasured import rna_in_batches
 
-_N_COMPONENTS, _N_NEIGHBOURS, _N_FOLDS = 50, 15, 5
-_MOST_CELLS = 5000  # of those that have both, of which genes are held as arrays
+_FEWEST_HIDDEN_CELLS = 15  # with fewer, weights of the stack would be of chance
+_MOST_HIDDEN_CELLS = 1000  # whose RNA is hidden; more would hardly change weights and limits
 _PARTS = ("mean", "log1p", "lower", "upper")
 
 
@@ -49,75 +55,6 @@ class ImputedRna(NamedTuple):
     lacking: pd.Series
 
 
-class ProteinPredictors:
-    """Ridge regression and means of neighbours, both of log(1 + RNA) on components of the proteins.
-
-    RNA is divided by the cell's total, times a common size. Of the proteins, the 50 first components of
-    log(1 + count), centred by batch, of the cells that trained the model and have both.
-
-    Parameters
-    ----------
-    data
-        Cells that the model was fitted to; of those that have both, at most 5,000 are used.
-    training
-        Positions of those that trained it.
-    genes
-        Positions of the wanted genes.
-    proteins
-        Which proteins the panel measured that lacks RNA, (T,).
-    size
-        Library size to which RNA is scaled.
-    """
-
-    def __init__(
-        self,
-        data: CiteData,
-        training: np.ndarray,
-        genes: np.ndarray,
-        proteins: np.ndarray,
-        size: float,
-    ) -> None:
-        by_panel = np.array(data.schema.panel_measured, dtype=bool)
-        self.has_both = data.schema.measured_rna & by_panel[:, proteins].any(axis=1)
-        shared = by_panel[self.has_both].all(axis=0) if self.has_both.any() else proteins
-        self._proteins = np.flatnonzero(proteins & shared)
-        cells = training[self.has_both[data.panel[training]]]
-        cells = evenly_spaced(np.sort(cells), _MOST_CELLS)
-        self.n_cells = len(cells) if len(self._proteins) else 0
-        if self.n_cells <= _N_NEIGHBOURS:
-            return
-        knows = np.all(by_panel[:, self._proteins], axis=1)
-        with_proteins = evenly_spaced(np.flatnonzero(knows[data.panel]), _MOST_CELLS)
-        of_all = self._logs(data.protein.rows(with_proteins))
-        batch = data.batch[with_proteins]
-        self._centre = np.tile(of_all.mean(axis=0), (len(data.schema.batch_names), 1))
-        for code in np.unique(batch):
-            self._centre[code] = of_all[batch == code].mean(axis=0)
-        self._loadings = np.linalg.svd(of_all - self._centre[batch], full_matrices=False)[2]
-        self._loadings = self._loadings[:_N_COMPONENTS].T
-        self._scores = self._scored(data.protein.rows(cells), data.batch[cells])
-        self._values = log_normalised(data.rna.rows(cells), size)[:, genes].toarray()
-        self._weights, self._intercept = ridge(self._scores, self._values)
-
-    def _logs(self, protein: np.ndarray) -> np.ndarray:
-        logs: np.ndarray = np.log1p(protein[:, self._proteins].astype(np.float64))
-        return logs
-
-    def _scored(self, protein: np.ndarray, batch: np.ndarray) -> np.ndarray:
-        scores: np.ndarray = (self._logs(protein) - self._centre[batch]) @ self._loadings
-        return scores
-
-    def predict(self, batch: Minibatch) -> np.ndarray:
-        """Return log(1 + RNA) by ridge regression and by neighbours, (2, B, genes)."""
-        from sklearn.neighbors import NearestNeighbors  # which takes a second to load
-
-        scores = self._scored(batch.y.cpu().numpy(), batch.context.batch.cpu().numpy())
-        search = NearestNeighbors(n_neighbors=_N_NEIGHBOURS, algorithm="brute").fit(self._scores)
-        near = search.kneighbors(scores, return_distance=False)
-        by_ridge = scores @ self._weights + self._intercept
-        return np.stack([by_ridge, self._values[near].mean(axis=1)])
-
-
 def predicted_rna(
     question: Question, batch: Minibatch, genes: np.ndarray, size: float
 ) -> tuple[np.ndarray, Predicted]:
@@ -140,7 +77,72 @@ def predicted_rna(
             )
     counts.sort(axis=2)
     mean = total[:, genes].double().cpu().numpy() * size
-    return np.log1p(mean), Predicted(mean, counts.std(axis=2, dtype=np.float64), counts)
+    return np.log1p(mean), Predicted(mean, counts.std(axis=2).astype(np.float64), counts)
+
+
+def _moved(
+    question: Question, batch: Minibatch, genes: np.ndarray, predicted: Predicted, log1p: np.ndarray
+) -> Predicted:
+    """Return the distribution of a minibatch's RNA moved to another mean of log(1 + count)."""
+    noise = question.noise.uniform("rounding", 0, batch.keys, question.network.n_input_genes)
+    return predicted.moved_to(log1p, noise.numpy()[:, genes])
+
+
+@dataclass(frozen=True)
+class _HiddenRna:
+    """RNA of cells that have both, which is hidden as in a panel without RNA.
+
+    Parameters
+    ----------
+    question
+        About these cells.
+    shown
+        Gives what the network sees of a minibatch of them.
+    genes, size
+        Positions of the wanted genes, and the library size to which RNA is scaled.
+    others
+        What predicts RNA from proteins without the model.
+    """
+
+    question: Question
+    shown: Callable[[Minibatch], Minibatch]
+    genes: np.ndarray
+    size: float
+    others: ProteinPredictors
+
+    def minibatches(self) -> Iterator[tuple[Minibatch, np.ndarray]]:
+        """Yield what is shown of each minibatch, and its RNA at the library size, (B, genes)."""
+        with self.question.minibatches("hidden RNA") as batches:
+            for batch in batches:
+                logs = log_normalised(self.question.data.rna.rows(batch.cells), self.size)
+                yield self.shown(batch), np.expm1(logs[:, self.genes].toarray())
+
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return log(1 + RNA) of each predictor, (3, N, genes), and the RNA, (N, genes)."""
+        parts, observed = [], []
+        for batch, rna in self.minibatches():
+            logs = predicted_rna(self.question, batch, self.genes, self.size)[0]
+            parts.append(np.concatenate([logs[None], self.others.predict(batch)]))
+            observed.append(rna)
+        return np.concatenate(parts, axis=1), np.concatenate(observed)
+
+    def below(self, stacked: np.ndarray | None) -> HiddenCounts:
+        """Return the probability given to less RNA than there is, by a prediction moved to ``stacked``.
+
+        A share of ties at random is included: most counts of RNA are 0, and the probability is uniform
+        where the model is right only with that share.
+        """
+        parts, start = [], 0
+        for batch, rna in self.minibatches():
+            rows, start = slice(start, start + len(rna)), start + len(rna)
+            predicted = predicted_rna(self.question, batch, self.genes, self.size)[1]
+            if stacked is not None:
+                predicted = _moved(self.question, batch, self.genes, predicted, stacked[rows])
+            width = self.question.network.n_input_genes
+            ties = self.question.noise.uniform("ties", 0, batch.keys, width).numpy()[:, self.genes]
+            below = predicted.distribution_function(np.round(rna), ties)
+            parts.append(HiddenCounts(rna, predicted.log1p_mean(), below))
+        return HiddenCounts(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 @documented
@@ -155,6 +157,7 @@ class RnaQueries(ImputationQueries):
         transform_batch: Names = None,
         gene_list: Sequence[str] | None = None,
         interval: float = 0.9,
+        calibrated: bool = True,
         stacked: bool = True,
         n_samples: int = 50,
         batch_size: int = 256,
@@ -176,11 +179,14 @@ class RnaQueries(ImputationQueries):
         gene_list
             Wanted genes. None: all.
         interval
-            Probability of the interval from ``lower`` to ``upper``, below 1. It is that of the model,
-            not corrected by held-out cells: see ``coverage`` of `get_rna_reliability`.
+            Probability of the interval from ``lower`` to ``upper``, below 1.
+        calibrated
+            Whether the interval of RNA that a cell lacks is corrected, gene by gene, to hold that share
+            of the counts of cells that the fit held out, with their RNA hidden.
         stacked
-            Whether RNA that a cell lacks is predicted together with regression and neighbours, which
-            needs the training data; with fewer than 16 cells that have both, by the model alone.
+            Whether RNA that a cell lacks is predicted together with regression and neighbours. Either
+            needs the training data; with fewer than 15 held-out cells that have both, RNA and intervals
+            are the model's alone, and with fewer than 20 the intervals are.
         n_samples
             Posterior samples of each cell, and counts drawn for each value.
         {batch_size} {seed} {progress}
@@ -203,16 +209,24 @@ class RnaQueries(ImputationQueries):
         question, size = self._about_rna(question, transform_batch)
         genes, interval = self._genes(gene_list), checked_number("interval", interval, below=1)
         data, lacking = question.data, ~question.data.has_rna[question.cells]
+        limits = limits_of(interval)[:, None]
+        probabilities = np.tile(limits, (len(self.schema.measured_rna), 1, len(genes)))
         stacks = dict[int, tuple[ProteinPredictors, Stack]]()
-        if stacked and lacking.any():
+        if (stacked or calibrated) and lacking.any():
             known = self._training_data()
             held_out = replace(held_out_cells(self, question, all_of_them=True), progress=False)
             for panel in np.unique(data.panel[question.cells[lacking]]):
-                found = self._rna_stack(known, held_out, int(panel), genes, size, interval)
-                if found is not None:
-                    stacks[int(panel)] = found[0], pooled_stack(*found[1:3])
+                hidden = self._hidden_rna(known, held_out, int(panel), genes, size)
+                if hidden is None:
+                    continue
+                predictions, observed = hidden.predictions()
+                log1p = None
+                if stacked:
+                    stacks[int(panel)] = hidden.others, pooled_stack(predictions, observed)
+                    log1p = cross_fitted(predictions, observed, pooled_stack)
+                if calibrated:
+                    probabilities[panel] = calibrated_limits(hidden.below(log1p), interval)
         table = question.table(genes.names)
-        limits = (1 - interval) / 2, (1 + interval) / 2
 
         def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
             logs, predicted = predicted_rna(question, batch, genes.positions, size)
@@ -224,18 +238,9 @@ class RnaQueries(ImputationQueries):
                     beside = np.concatenate([logs[None], others.predict(batch)])
                     log1p[own] = stack.predict(beside[:, own])
             if np.isin(panel, list(stacks)).any():
-                width = question.network.n_input_genes
-                noise = question.noise.uniform("rounding", 0, batch.keys, width).numpy()
-                predicted = predicted.moved_to(log1p, noise[:, genes.positions])
-            shape = predicted.mean.shape
-            lower = np.ceil(predicted.quantile(np.full(shape, limits[0])))
-            upper = np.floor(predicted.quantile(np.full(shape, limits[1])))
-            return {
-                "mean": predicted.mean,
-                "log1p": log1p,
-                "lower": np.minimum(lower, upper),
-                "upper": np.maximum(lower, upper),
-            }
+                predicted = _moved(question, batch, genes.positions, predicted, log1p)
+            found = predicted.summary(probabilities[panel])
+            return {part: found[part] for part in _PARTS}
 
         written = question.rows("imputed RNA", dict.fromkeys(_PARTS, table), rows)
         assert isinstance(written, dict)
@@ -275,7 +280,8 @@ class RnaQueries(ImputationQueries):
         A row for each panel that lacks RNA and each gene, with ``n_cells`` whose RNA was hidden;
         ``pearson`` and ``rmse`` of log(1 + count), scaled to the usual library size, and its stacked
         prediction, with weights that the cell itself had no part in; ``coverage``, the share of these
-        counts, rounded, inside the model's interval; and ``model_pearson``, ``ridge_pearson``,
+        counts, rounded, inside the interval before it is calibrated, where a count at its limit is
+        inside with the probability that it has beyond; and ``model_pearson``, ``ridge_pearson``,
         ``neighbours_pearson`` of what is stacked, and ``model_is_best``, whether the model's is the
         highest.
 
@@ -299,9 +305,9 @@ class RnaQueries(ImputationQueries):
         for panel in np.flatnonzero(~self.schema.measured_rna):
             if known is None:
                 break
-            found = self._rna_stack(known, question, int(panel), genes, size, interval)
-            if found is not None:
-                tables[names[panel]] = _reliability(*found[1:], genes.names)
+            hidden = self._hidden_rna(known, question, int(panel), genes, size)
+            if hidden is not None:
+                tables[names[panel]] = _reliability(hidden, interval, genes.names)
         if not tables:
             raise DataError(
                 "No cell given has both RNA and proteins, or too few trained the model; name others."
@@ -332,60 +338,36 @@ class RnaQueries(ImputationQueries):
             np.exp(means[[code for code in codes if code is not None]].mean())
         )
 
-    def _rna_stack(
-        self,
-        known: CiteData,
-        question: Question,
-        panel: int,
-        genes: Features,
-        size: float,
-        interval: float,
-    ) -> tuple[ProteinPredictors, np.ndarray, np.ndarray, np.ndarray] | None:
-        """Predict the RNA of the question's cells that have both as if they came from a panel without.
-
-        Returns
-        -------
-        The simple predictors; log(1 + RNA) of each predictor, (3, N, genes); the counts at ``size``;
-        and whether each is inside the model's interval. None where too few cells have both.
-        """
+    def _hidden_rna(
+        self, known: CiteData, question: Question, panel: int, genes: Features, size: float
+    ) -> _HiddenRna | None:
+        """Return what of the question's cells is hidden as in a panel; None where too few have both."""
         measured = np.array(self.schema.panel_measured[panel])
-        data = question.data
         assert self.split is not None
         others = ProteinPredictors(known, self.split.train, genes.positions, measured, size)
-        cells = question.cells[others.has_both[data.panel[question.cells]]]
-        if len(cells) < _N_NEIGHBOURS or others.n_cells <= _N_NEIGHBOURS:
+        cells = question.cells[others.has_both[question.data.panel[question.cells]]]
+        if len(cells) < _FEWEST_HIDDEN_CELLS or not others.can_predict:
             return None
+        asked = question.about(evenly_spaced(cells, _MOST_HIDDEN_CELLS))
         batches = np.unique(known.batch[known.panel == panel])
-        parts: list[tuple[np.ndarray, ...]] = []
-        with question.about(cells).minibatches("hidden RNA") as minibatches:
-            for batch in minibatches:
-                shown = as_panel(question, batch, panel, batches)
-                shown = shown._replace(y=batch.y * torch.from_numpy(measured).to(batch.y))
-                logs, predicted = predicted_rna(question, shown, genes.positions, size)
-                counts = data.rna.rows(batch.cells)
-                scaled = np.expm1(log_normalised(counts, size)[:, genes.positions].toarray())
-                below = predicted.distribution_function(np.round(scaled))
-                inside = np.abs(below - 0.5) <= interval / 2
-                parts.append((np.stack([logs, *others.predict(batch)]), scaled, inside))
-        predictions, scaled, inside = zip(*parts, strict=True)
-        joined = np.concatenate(scaled), np.concatenate(inside)
-        return others, np.concatenate(predictions, axis=1), *joined
+
+        def shown(batch: Minibatch) -> Minibatch:
+            alone = as_panel(question, batch, panel, batches)
+            return alone._replace(y=batch.y * torch.from_numpy(measured).to(batch.y))
+
+        return _HiddenRna(asked, shown, genes.positions, size, others)
 
 
-def _reliability(
-    predictions: np.ndarray, observed: np.ndarray, inside: np.ndarray, names: np.ndarray
-) -> pd.DataFrame:
-    logs, fold = np.log1p(observed), np.arange(len(observed)) % _N_FOLDS
-    stacked = np.empty(logs.shape)
-    for own in (fold == number for number in range(_N_FOLDS)):
-        stack = pooled_stack(predictions[:, ~own], observed[~own])
-        stacked[own] = stack.predict(predictions[:, own])
+def _reliability(hidden: _HiddenRna, interval: float, names: np.ndarray) -> pd.DataFrame:
+    predictions, observed = hidden.predictions()
+    logs, stacked = np.log1p(observed), cross_fitted(predictions, observed, pooled_stack)
+    below = hidden.below(stacked).below
     table = pd.DataFrame(index=pd.Index(names))
     table["n_cells"] = len(observed)
     table["pearson"] = _correlations(logs, stacked)
     table["rmse"] = np.sqrt(((logs - stacked) ** 2).mean(axis=0))
-    table["coverage"] = inside.mean(axis=0)
-    for name, values in zip(("model", "ridge", "neighbours"), predictions, strict=True):
+    table["coverage"] = (np.abs(below - 0.5) <= interval / 2).mean(axis=0)
+    for name, values in zip(PREDICTORS, predictions, strict=True):
         table[f"{name}_pearson"] = _correlations(logs, values)
     others = table[["ridge_pearson", "neighbours_pearson"]].max(axis=1)
     return table.assign(model_is_best=table["model_pearson"] > others)

@@ -6,7 +6,7 @@ by a combination, with weights that cells decide which the fit held out: stacked
 1992; Breiman, 1996).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, Self
 
@@ -18,7 +18,7 @@ from totalvi.data.cells import CiteData
 from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.batch_levels import log1p_at_level
 from totalvi.posterior.protein_predictions import (
-    HiddenProteins,
+    HiddenCounts,
     ImputedBatches,
     Predicted,
     as_panel,
@@ -27,7 +27,7 @@ from totalvi.posterior.protein_predictions import (
     rounding_noise,
 )
 from totalvi.posterior.question import Question
-from totalvi.posterior.rna_predictors import RnaPredictors
+from totalvi.posterior.simple_predictors import RnaPredictors
 
 PREDICTORS = ("model", "ridge", "neighbours")
 FEWEST_CELLS = 5  # with fewer cells that tell, a protein is predicted by the model alone
@@ -181,7 +181,11 @@ def pooled_stack(predictions: np.ndarray, observed: np.ndarray) -> Stack:
     return Stack(np.repeat(weights[:, None], n_genes, axis=1), np.zeros(n_genes))
 
 
-def cross_fitted(predictions: np.ndarray, observed: np.ndarray) -> np.ndarray:
+def cross_fitted(
+    predictions: np.ndarray,
+    observed: np.ndarray,
+    fit: Callable[[np.ndarray, np.ndarray], Stack] = fitted_stack,
+) -> np.ndarray:
     """Return what stacks predict of cells that did not decide on their weights, (N, t).
 
     Each fifth of the cells is predicted by the stack of the others, so that errors are those of new
@@ -191,7 +195,7 @@ def cross_fitted(predictions: np.ndarray, observed: np.ndarray) -> np.ndarray:
     fold = np.arange(len(observed)) % _N_FOLDS
     for number in np.unique(fold):
         own = fold == number
-        stack = fitted_stack(predictions[:, ~own], observed[~own])
+        stack = fit(predictions[:, ~own], observed[~own])
         stacked[own] = stack.predict(predictions[:, own])
     return stacked
 
@@ -226,19 +230,19 @@ class StackedProteins(NamedTuple):
     """
 
     stack: Stack
-    hidden: HiddenProteins
+    hidden: HiddenCounts
     predictions: np.ndarray | None
 
     def of_cells(self, kept: np.ndarray) -> Self:
         """Return what was predicted of some of the cells, with the same stack."""
-        hidden = HiddenProteins(*(part[kept] for part in self.hidden))
+        hidden = HiddenCounts(*(part[kept] for part in self.hidden))
         predictions = None if self.predictions is None else self.predictions[:, kept]
         return self._replace(hidden=hidden, predictions=predictions)
 
     def of_proteins(self, kept: np.ndarray) -> Self:
         """Return what was predicted of some of the proteins, with the stacks of these."""
         stack = Stack(self.stack.weights[:, kept], self.stack.intercept[kept])
-        hidden = HiddenProteins(*(part[:, kept] for part in self.hidden))
+        hidden = HiddenCounts(*(part[:, kept] for part in self.hidden))
         predictions = None if self.predictions is None else self.predictions[:, :, kept]
         return type(self)(stack, hidden, predictions)
 
@@ -282,7 +286,7 @@ def stacked_proteins(
     """
     observed = observed_proteins(question.data, question.cells, wanted.proteins.positions)
 
-    def hidden(stacked: np.ndarray | None = None) -> HiddenProteins:
+    def hidden(stacked: np.ndarray | None = None) -> HiddenCounts:
         return hidden_proteins(
             question, wanted, observed,
             lambda batch: as_panel(question, batch, of_panel.panel, of_panel.batches), stacked,

@@ -19,7 +19,7 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from totalvi.errors import DataError, counted, did_you_mean, listed, setting
-from totalvi.posterior.rna_predictors import log_normalised
+from totalvi.posterior.simple_predictors import log_normalised
 from totalvi.run.folder import (
     DENOISED_LIBRARY_SIZE,
     RESULTS,

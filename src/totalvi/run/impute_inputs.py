@@ -9,13 +9,20 @@ import numpy as np
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.cells import has_rna
 from totalvi.data.check_counts import rna_findings
 from totalvi.data.checks import raise_errors, tally_by_group
 from totalvi.data.columns import Columns, joined_obs
 from totalvi.data.contents import contents_findings
-from totalvi.data.io.modalities import known_protein_obsm_key
+from totalvi.data.io.features import has_types
+from totalvi.data.io.modalities import (
+    Rows,
+    known_protein_obsm_key,
+    mudata_of,
+    split_proteins,
+)
 from totalvi.data.io.read import ReadOptions
-from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured
+from totalvi.data.panels.antibodies import Unmeasured, declare_unmeasured, harmonise_antibodies
 from totalvi.data.panels.concat import concat
 from totalvi.data.panels.data_sets import find_data_set
 from totalvi.errors import DataError, Finding, ReadError, did_you_mean, setting
@@ -23,6 +30,11 @@ from totalvi.run.inputs import counts_in_x, read_input
 
 REFERENCE, QUERY = "reference", "query"
 BATCH, PANEL = "totalvi_batch", "totalvi_panel"  # unlikely to be columns of the user's
+_MOST_ANTIBODIES = 1000  # which no panel exceeds
+_OF_PROTEINS = (
+    "the query's features are named as the antibodies of the reference, not as its genes, so they are "
+    "read as proteins, without RNA."
+)
 Input: TypeAlias = str | Path | MuData | AnnData
 
 
@@ -48,6 +60,10 @@ def read_both(
             data, found = read_input(given, own, how)
         if isinstance(data, AnnData) and found.protein_expression_obsm_key is None:
             found = replace(found, protein_expression_obsm_key=known_protein_obsm_key(data))
+        as_proteins = _antibodies_of(both, data, reading) if name == QUERY else None
+        if as_proteins is not None:
+            data, found = as_proteins, Columns()
+            said.append(Finding("note", "query_of_proteins", _OF_PROTEINS))
         said += contents_findings(data, found, name)
         data = counts_in_x(data, found)
         if isinstance(data, MuData):
@@ -56,6 +72,32 @@ def read_both(
             data = _declared(data, unmeasured, keys.batch_key)
         both[name] = data
     return both, said
+
+
+def _antibodies_of(
+    both: Mapping[str, MuData | AnnData], query: MuData | AnnData, reading: ReadOptions
+) -> MuData | None:
+    """Return a query whose features are the reference's antibodies as such; None for other features.
+
+    A table or a file without types of features does not say that it holds antibodies.
+    """
+    features = (
+        query.mod["rna"] if isinstance(query, MuData) and set(query.mod) == {"rna"} else query
+    )
+    if isinstance(features, MuData) or not 0 < features.n_vars <= _MOST_ANTIBODIES:
+        return None
+    known = find_data_set(REFERENCE, both[REFERENCE], Columns()).source
+    antibodies = {REFERENCE: list(known.protein_names), QUERY: list(features.var_names.astype(str))}
+    if has_types(features.var) or not features.var_names.is_unique or not antibodies[REFERENCE]:
+        return None
+    table = harmonise_antibodies(antibodies)
+    by_data_set = table.groupby("data_set")["harmonised"].agg(set)
+    n_antibodies = len(by_data_set[QUERY] & by_data_set[REFERENCE])
+    n_genes = len(set(antibodies[QUERY]) & set(known.gene_names))
+    if n_antibodies <= n_genes or 2 * n_antibodies < features.n_vars:
+        return None
+    rows = Rows(reading.hashtags, reading.controls, reading.leave_out)
+    return mudata_of(split_proteins(features, rows, "the query"), query.obs)
 
 
 def joined_batches(both: Mapping[str, MuData | AnnData], given: Columns) -> tuple[MuData, Columns]:
@@ -82,6 +124,11 @@ def in_query(mdata: MuData) -> np.ndarray:
     return np.asarray((batch == QUERY) | batch.str.startswith(f"{QUERY}:"))
 
 
+def without_rna(mdata: MuData) -> np.ndarray:
+    """Return which cells are the query's and have no RNA, (N,)."""
+    return np.asarray(in_query(mdata) & ~has_rna(mdata.obs))
+
+
 def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:
     """Refuse values that are no counts while it is known what else the input holds."""
     source = find_data_set(name, data, Columns()).source
@@ -92,7 +139,7 @@ def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:
 
 def _declared(data: MuData, unmeasured: Unmeasured, batch_key: str | None) -> MuData:
     """Return one of the inputs with NaN for the proteins that its batches did not measure."""
-    obs = joined_obs(data, data["rna"], data["prot"])
+    obs = joined_obs(data, data["rna"], data["prot"]) if "rna" in data.mod else data.obs
     batch_key = batch_key if batch_key in obs else None
     if not isinstance(unmeasured, str):
         own = set() if batch_key is None else set(obs[batch_key].astype(str))

@@ -92,7 +92,7 @@ def counts_in_x(data: MuData | AnnData, keys: Columns) -> MuData | AnnData:
     A layer that ``data`` lack is not asked for: the counts of one of two inputs may be in ``X``.
     """
     rna_modality, protein_modality = keys.rna_modality, keys.protein_modality
-    if not isinstance(data, MuData) or rna_modality not in data.mod:
+    if not isinstance(data, MuData) or not {rna_modality, protein_modality} & set(data.mod):
         return data
     parts = {}
     for name, adata in data.mod.items():

@@ -31,7 +31,7 @@ from totalvi.run.folder import (
     refuse_input_in_output,
     results_folder,
 )
-from totalvi.run.impute import level_notes, unreliable_warnings
+from totalvi.run.imputed import level_notes, unreliable_warnings
 from totalvi.run.inputs import AS_IS, Reading, read_input
 from totalvi.run.record import Options, asked, circumstances, differences, write_record
 

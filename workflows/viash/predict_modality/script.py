@@ -83,7 +83,8 @@ data.obs["panel"] = np.where(data.obs_names.isin(alone.obs_names), "one", "both"
 model = totalvi.Model(data, batch_key="batch", panel_key="panel", isotype_controls=())
 model.train(max_epochs=par["max_epochs"])
 impute = model.impute_proteins if wanted == "ADT" else model.impute_rna
-imputed = impute(indices=data.obs_names.get_indexer(alone.obs_names)).log1p
+asked = data.obs_names.get_indexer(alone.obs_names)
+imputed = impute(indices=asked, stacked=True, calibrated=False).log1p
 counts = np.expm1(np.maximum(imputed[list(train_mod2.var_names)].to_numpy(), 0))
 of_hidden, of_test = np.split(logs_per_10k(counts), [len(hidden)])
 

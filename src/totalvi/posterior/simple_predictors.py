@@ -1,4 +1,4 @@
-"""Proteins predicted from RNA without a model: by kernel ridge regression, and by neighbours.
+"""Proteins predicted from RNA, and RNA from proteins, without a model: by ridge and by neighbours.
 
 Regression on many components of RNA still orders faint proteins, on which a model gives up. A Gaussian
 kernel lets it follow what is not linear in them, as differences between cell types are. Which cells are
@@ -25,6 +25,8 @@ _SIZE_SCALE = 0.3  # the standard deviation of cell size, beside a direction, wh
 _N_LANDMARKS = 500  # cells whose kernel with the others stands for that of all pairs
 _CELLS_OF_A_DISTANCE = 300  # the width of the kernel follows from pairs of so many
 _N_ROUNDS, _CELLS_OF_A_GRADIENT = 2, 1000  # in which distances are learnt, from so many cells
+_PROTEIN_COMPONENTS = 50
+_MOST_WITH_BOTH = 5000  # cells of which genes are held as arrays
 _MOST_CELLS = 10_000  # of the training data; these are enough for components, ridge and neighbours
 _FEWEST_TRAINED = 20  # with fewer cells that measured a protein, nothing is regressed on them
 _PENALTIES = np.logspace(-6, 0, 13)  # relative to the largest squared singular value
@@ -156,6 +158,82 @@ class RnaPredictors:
         for fitted in self._fitted:
             predicted[:, :, fitted.columns] = fitted.predict(coordinates)
         return predicted
+
+
+class ProteinPredictors:
+    """Ridge regression and means of neighbours, both of log(1 + RNA) on components of the proteins.
+
+    RNA is divided by the cell's total, times a common size. Of the proteins, the 50 first components of
+    log(1 + count), centred by batch, of the cells that trained the model and have both.
+
+    Parameters
+    ----------
+    data
+        Cells that the model was fitted to; of those that have both, at most 5,000 are used.
+    training
+        Positions of those that trained it.
+    genes
+        Positions of the wanted genes.
+    proteins
+        Which proteins the panel measured that lacks RNA, (T,).
+    size
+        Library size to which RNA is scaled.
+
+    Attributes
+    ----------
+    has_both
+        Which panels measured RNA and some of these proteins.
+    can_predict
+        Whether more than 15 training cells have both.
+    """
+
+    def __init__(
+        self,
+        data: CiteData,
+        training: np.ndarray,
+        genes: np.ndarray,
+        proteins: np.ndarray,
+        size: float,
+    ) -> None:
+        by_panel = np.array(data.schema.panel_measured, dtype=bool)
+        self.has_both = data.schema.measured_rna & by_panel[:, proteins].any(axis=1)
+        shared = by_panel[self.has_both].all(axis=0) if self.has_both.any() else proteins
+        self._proteins = np.flatnonzero(proteins & shared)
+        cells = training[self.has_both[data.panel[training]]]
+        cells = evenly_spaced(np.sort(cells), _MOST_WITH_BOTH)
+        self.can_predict = bool(len(self._proteins)) and len(cells) > _N_NEIGHBOURS
+        if not self.can_predict:
+            return
+        knows = np.all(by_panel[:, self._proteins], axis=1)
+        with_proteins = evenly_spaced(np.flatnonzero(knows[data.panel]), _MOST_WITH_BOTH)
+        of_all = self._logs(data.protein.rows(with_proteins))
+        batch = data.batch[with_proteins]
+        self._centre = np.tile(of_all.mean(axis=0), (len(data.schema.batch_names), 1))
+        for code in np.unique(batch):
+            self._centre[code] = of_all[batch == code].mean(axis=0)
+        self._loadings = np.linalg.svd(of_all - self._centre[batch], full_matrices=False)[2]
+        self._loadings = self._loadings[:_PROTEIN_COMPONENTS].T
+        self._scores = self._scored(data.protein.rows(cells), data.batch[cells])
+        self._values = log_normalised(data.rna.rows(cells), size)[:, genes].toarray()
+        self._weights, self._intercept = ridge(self._scores, self._values)
+
+    def _logs(self, protein: np.ndarray) -> np.ndarray:
+        logs: np.ndarray = np.log1p(protein[:, self._proteins].astype(np.float64))
+        return logs
+
+    def _scored(self, protein: np.ndarray, batch: np.ndarray) -> np.ndarray:
+        scores: np.ndarray = (self._logs(protein) - self._centre[batch]) @ self._loadings
+        return scores
+
+    def predict(self, batch: Minibatch) -> np.ndarray:
+        """Return log(1 + RNA) by ridge regression and by neighbours, (2, B, genes)."""
+        from sklearn.neighbors import NearestNeighbors  # which takes a second to load
+
+        scores = self._scored(batch.y.cpu().numpy(), batch.context.batch.cpu().numpy())
+        search = NearestNeighbors(n_neighbors=_N_NEIGHBOURS, algorithm="brute").fit(self._scores)
+        near = search.kneighbors(scores, return_distance=False)
+        by_ridge = scores @ self._weights + self._intercept
+        return np.stack([by_ridge, self._values[near].mean(axis=1)])
 
 
 def learned_map(coordinates: np.ndarray, values: np.ndarray) -> np.ndarray:

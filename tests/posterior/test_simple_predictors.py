@@ -8,7 +8,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
 import totalvi
-from totalvi.posterior.rna_predictors import (
+from totalvi.posterior.simple_predictors import (
     RnaCoordinates,
     gaussian_kernel,
     learned_map,
