@@ -104,6 +104,14 @@ def test_features_are_listed_by_population(folder: Path) -> None:
     assert features.loc["B"].set_index("feature")["nats"].idxmax() in ("CD19", "CD3")
 
 
+def test_nats_of_dimensions_add_up_to_those_of_cells(folder: Path) -> None:
+    dimensions = table_of(folder, "modality_dimensions.csv").astype(float)
+    written = table_of(folder, "cells.csv.gz")
+    assert dimensions.index.tolist() == [name for name in written if name.startswith("latent_")]
+    means = written.loc[written["nats_rna"].notna(), list(NATS)].astype(float).mean()
+    np.testing.assert_allclose(dimensions[list(NATS)].sum(), means, rtol=1e-3)
+
+
 def test_the_report_has_a_map_and_a_table(folder: Path) -> None:
     page = build_report(folder).read_text(encoding="utf-8")
     assert '<div class="plot wide" id="figure-protein_added"' in page

@@ -38,7 +38,8 @@ def tell_modalities(work: Work) -> None:
     It asks at most 2,000 cells that have both modalities, evenly spaced. Their nats become columns of
     ``obs`` and of the table of cells, where the others have none; the means of these, columns of the
     tables of clusters and, where cells are named, of populations. ``modality_features`` has the genes
-    and proteins that tell most of each population, or cluster where cells are not named.
+    and proteins that tell most of each population, or cluster where cells are not named, and
+    ``modality_dimensions`` the mean nats of each dimension of the latent state.
     """
     folder, model = work.folder / "tables", work.model
     cells = _as_text(folder / "cells.csv.gz")
@@ -58,6 +59,7 @@ def tell_modalities(work: Work) -> None:
     tables = {
         "cells": cells.join(nats),
         "modality_features": most_telling(told.features, cells[of].iloc[asked], of),
+        "modality_dimensions": of_dimensions(told.dimensions),
     }
     for name, column in (("clusters", "cluster"), ("populations", POPULATION)):
         if (path := folder / f"{name}.csv").is_file():
@@ -105,6 +107,23 @@ def _path(name: str, parents: pd.Series) -> list[str]:
     while path[-1] in parents:
         path.append(parents[path[-1]])
     return path
+
+
+def of_dimensions(dimensions: pd.DataFrame) -> pd.DataFrame:
+    """Return the nats of each dimension under the names of `NATS`, with what each modality adds.
+
+    Examples
+    --------
+    >>> table = of_dimensions(pd.DataFrame({"total": [3.0], "rna": [2.0], "protein": [1.5]}))
+    >>> table.loc["latent_1", "nats_protein_added"]
+    np.float64(1.0)
+    """
+    width = len(str(len(dimensions)))
+    table = dimensions.set_axis([f"latent_{i + 1:0{width}}" for i in range(len(dimensions))])
+    table["rna_added"] = table["total"] - table["protein"]
+    table["protein_added"] = table["total"] - table["rna"]
+    table = table[list(NATS.values())].set_axis(list(NATS), axis=1)
+    return table.rename_axis("dimension")
 
 
 def most_telling(features: pd.DataFrame, group: pd.Series, of: str) -> pd.DataFrame:
