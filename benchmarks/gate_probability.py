@@ -2,12 +2,13 @@
 
     python benchmarks/gate_probability.py SHARED --seeds 0 1 2 --cache folder
 
-SHARED is the folder with real counts. Each antibody has gates of denoised counts from the 25 %, 50 %
-and 75 % quantile of its stained cells, and one of foreground probabilities from 0.5; each of the 20
-most frequent genes has one of denoised counts from its median. The probability of a gate is the share
-of 200 draws from the posterior inside (`feature_draws.draw_features`, as the explorer's *Probability*);
-"rate at its mean" is the probability as it was before: the rate of a stained protein was its posterior
-mean given z, and a gate of foreground probabilities held a cell where P(foreground | z, y) is in it.
+SHARED is the folder whose `data` has real counts. Each antibody has gates of denoised counts from the
+25 %, 50 % and 75 % quantile of its stained cells, and one of foreground probabilities from 0.5; each of
+the 20 most frequent genes has one of denoised counts from its median. The probability of a gate is the
+share of 200 draws from the posterior inside (`feature_draws.draw_features`, as the explorer's
+*Probability*); "rate at its mean" is the probability as it was before: the rate of a stained protein was
+its posterior mean given z, and a gate of foreground probabilities held a cell where P(foreground | z, y)
+is in it.
 
 - Simulated: `totalvi.simulate`, 4,000 cells, 20 antibodies. A cell is in a gate if its true value is:
   the true rate of its counts is drawn given the true mean and the count, which is exact.
@@ -91,7 +92,8 @@ def drawn_of(model: totalvi.Model, genes: list[str]) -> Drawn:
         gene_list=genes, sample_protein_mixing=True, **asked
     )
     probability = np.asarray(model.get_protein_foreground_probability(**asked))
-    before = FeatureDraws(share, rate, (probability >= 0.5).astype(np.float32))
+    foreground = (probability >= 0.5).astype(np.float32)
+    before = FeatureDraws(share, rate, foreground, probability[:1].astype(np.float32))
     return Drawn(draw_features(model, None, genes, names, N_SAMPLES), before)
 
 
@@ -121,7 +123,7 @@ def simulated(seed: int, cache: Path) -> Iterator[Answers]:
     rate[~stained] = 0
     share = rna[:, genes].layers["denoised"]
     limits, drawn = thresholds(model), drawn_of(model, genes)
-    for how, (shares, rates, foreground) in zip((NOW, BEFORE), drawn, strict=True):
+    for how, (shares, rates, foreground, _) in zip((NOW, BEFORE), drawn, strict=True):
         for k, quantile in enumerate(QUANTILES):
             told = np.isfinite(limits[k])
             inside = (rates >= limits[k]).mean(axis=0)
@@ -148,8 +150,8 @@ def real(name: str, mdata: MuData, seed: int, cache: Path) -> Iterator[Answers]:
     known = of_all.schema.protein_names
     same = [known.index(protein) for protein in model.schema.protein_names]
     limits, drawn = thresholds(model), drawn_of(model, [])
-    rates_of_all, foreground_of_all = drawn_of(of_all, []).now[1:]
-    for how, (_, rates, foreground) in zip((NOW, BEFORE), drawn, strict=True):
+    _, rates_of_all, foreground_of_all, _ = drawn_of(of_all, []).now
+    for how, (_, rates, foreground, _) in zip((NOW, BEFORE), drawn, strict=True):
         for k, quantile in enumerate(QUANTILES):
             told, limit = np.isfinite(limits[k]), np.ceil(limits[k])
             reaches = np.mean([stats.poisson.sf(limit - 1, rate) for rate in rates], axis=0)

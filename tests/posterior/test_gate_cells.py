@@ -72,6 +72,10 @@ def test_it_says_what_measures_a_marker_and_what_is_wanting(model: totalvi.Model
     }  # fmt: skip
     assert gating.populations["wanting"].to_dict()["NK"] == "CD56"
     assert gating.populations["wanting"].to_dict()["B"] == ""
+    told_by = gating.populations["told_by"].to_dict()
+    assert told_by["NK"] == "CD3"
+    assert told_by["CD4 T"].split(", ")[0] == "CD4"
+    assert "CD20" not in told_by["B"]
     nk = gating.memberships["NK"]
     is_t = gating.memberships["T"] > 0.99
     assert nk[~is_t].isna().all()  # CD3- cells might be

@@ -16,6 +16,7 @@ from scipy import sparse
 
 import totalvi
 from totalvi.cli.main import execute
+from totalvi.errors import IncompleteError
 from totalvi.report.build import build_report
 from totalvi.run.hashtag_samples import (
     HashtagCalls,
@@ -66,7 +67,7 @@ def tagged(
 @pytest.mark.parametrize("fold", [8.0, 30.0])
 def test_calls_are_right_as_often_as_they_say(n_tags: int, fold: float) -> None:
     data = tagged(n_tags=n_tags, fold=fold)
-    cells, failed = data.called()
+    cells, failed, _ = data.called()
     right = cells["hashtag_sample"].astype(str).to_numpy() == data.truth
     probability = cells["hashtag_probability"].to_numpy()
     assert failed == []
@@ -83,7 +84,7 @@ def test_calls_are_right_as_often_as_they_say(n_tags: int, fold: float) -> None:
 @pytest.mark.parametrize("failed", [1, 2, 4])
 def test_a_hashtag_that_failed_is_named_and_carried_by_no_cell(failed: int) -> None:
     data = tagged(failed=failed)
-    cells, named = data.called()
+    cells, named, _ = data.called()
     assert named == NAMES[:failed]
     assert not cells["hashtag_sample"].isin(named).any()
     others = data.carried[:, failed:].sum(axis=1) == 1
@@ -106,8 +107,25 @@ def test_each_batch_has_levels_of_its_own() -> None:
     assert right.mean() > 0.97
 
 
+@pytest.mark.parametrize("failed", [0, 1, 2])
+def test_a_hashtag_that_failed_in_one_batch_is_said(failed: int) -> None:
+    """Where the batch has other samples only, few of its cells lack a tag, and nothing is said."""
+    good, poor = tagged(seed=1), tagged(n_cells=1000, seed=2, failed=failed)
+    counts = np.vstack([good.counts, poor.counts])
+    group = np.repeat(["lane 1", "lane 2"], [2000, 1000])
+    calls = call_hashtags(counts, NAMES[:4], group)
+    assert calls.failed == []
+    assert set(calls.without) == ({"lane 2"} if failed else set())
+    if failed:
+        assert calls.without["lane 2"] == pytest.approx(failed / 4, abs=0.1)
+    others_only = good.counts[(~good.carried[:, 0]).nonzero()[0]]
+    group = np.repeat(["lane 1", "lane 2"], [2000, len(others_only)])
+    both = np.vstack([good.counts, others_only])
+    assert call_hashtags(both, NAMES[:4], group).without == {}
+
+
 def test_few_cells_are_not_told() -> None:
-    cells, failed = tagged(n_cells=12).called()
+    cells, failed, _ = tagged(n_cells=12).called()
     assert failed == NAMES[:4]
     assert (cells["hashtag_sample"] == "not told").all()
     assert cells["hashtag_probability"].isna().all()
@@ -131,7 +149,7 @@ def test_a_tag_that_all_cells_of_a_batch_carry_is_told_by_the_other_batches(own_
     if own_lane:  # each tag has a batch of its own, as where the batches are the samples
         data = Tagged(data.counts[one_tag], data.carried[one_tag], data.truth[one_tag])
         group = data.truth
-    cells, failed = data.called(group)
+    cells, failed, _ = data.called(group)
     right = cells["hashtag_sample"].astype(str).to_numpy() == data.truth
     assert failed == []
     assert right[group == group[of_first.argmax() if not own_lane else 0]].mean() > 0.95
@@ -142,7 +160,7 @@ def test_batches_with_tags_of_their_own_keep_their_levels() -> None:
     weak = tagged(n_tags=2, seed=3).counts * ~tagged(n_tags=2, seed=3).carried
     counts = np.vstack([np.hstack([one.counts, weak]), np.hstack([weak, 20 * other.counts])])
     group = np.repeat(["lane 1", "lane 2"], len(one.counts))
-    cells, failed = call_hashtags(counts, NAMES[:4], group)
+    cells, failed, _ = call_hashtags(counts, NAMES[:4], group)
     apart = call_hashtags(20 * other.counts, NAMES[2:4], np.zeros(len(other.counts))).cells
     assert failed == []
     found = cells["hashtag_sample"].astype(str).to_numpy()
@@ -209,6 +227,25 @@ def test_a_run_counts_populations_by_the_samples_of_hashtags(
     assert execute(["gate", str(out), "--hierarchy", "blood"]) == 0
     again = pd.read_csv(out / "tables" / "population_samples.csv", keep_default_na=False)
     assert set(again["sample"]) == set(expected)
+
+
+def test_hashtags_that_failed_are_made_up_with_all_that_counts_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, options = of_two_donors(), {"max_epochs": 2, "hierarchy": "blood", "progress": False}
+    run(data, tmp_path / "whole", **options)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("it is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("totalvi.run.after_fit.hashtags_of_run", broken)
+        with pytest.raises(IncompleteError, match="hashtags failed"):
+            run(data, tmp_path / "out", **options)
+    run(data, tmp_path / "out", resume=True, **options)
+    for name in ("cells.csv.gz", "population_samples.csv", "doublets.csv"):
+        found, expected = (pd.read_csv(tmp_path / d / "tables" / name) for d in ("out", "whole"))
+        pd.testing.assert_frame_equal(found, expected, check_like=True)
 
 
 def test_a_named_sample_goes_before_hashtags_and_batches() -> None:

@@ -79,6 +79,42 @@ def test_the_report_shows_them_first(folder: Path) -> None:
     assert "wants CD56" in page
 
 
+def test_populations_are_compared_with_the_other_cells(folder: Path) -> None:
+    table = pd.read_csv(folder / "tables" / "population_expression.csv.gz", index_col="feature")
+    assert set(table["group1"]) == {"T", "CD4 T", "B"}
+    proteins = table[table["modality"] == "protein"].set_index("group1", append=True)["lfc_mean"]
+    for population, marker in (("CD4 T", "CD4"), ("B", "CD19")):
+        assert proteins[marker, population] > 2
+        assert proteins[marker, "T"] < 0
+
+
+def test_the_report_lists_what_is_higher_and_not_gated_on() -> None:
+    columns = ["feature", "group1", "modality", "lfc_mean", "is_de_fdr_0.05"]
+    rows = [
+        ("LEF1", "CD4 T", "rna", 1.0, True),
+        ("MAL", "CD4 T", "rna", 2.0, True),
+        ("CCR7", "CD4 T", "rna", 3.0, True),  # of the gate
+        ("NKG7", "CD4 T", "rna", -3.0, True),
+        ("FHIT", "CD4 T", "rna", 4.0, False),
+        ("CD4_TotalSeqB", "CD4 T", "protein", 5.0, True),  # of the gate
+        ("CD3_TotalSeqB", "CD4 T", "protein", 5.0, True),  # of that above
+        ("CD127", "CD4 T", "protein", 0.5, True),
+        ("CD3_TotalSeqB", "T", "protein", 5.0, True),
+    ]
+    markers = {"CD3": "CD3_TotalSeqB", "CD4": "CD4_TotalSeqB", "gene:CCR7": "CCR7"}
+    tables = {
+        "population_expression": pd.DataFrame(rows, columns=columns).set_index("feature"),
+        "population_markers": pd.DataFrame({"feature": markers}),
+        "populations": pd.DataFrame(
+            {"told_by": ["CD3", "CD4, gene:CCR7", ""]}, index=["T", "CD4 T", "B"]
+        ),
+    }
+    hierarchy = parse_hierarchy("T: CD3+\nCD4 T: T > CD4+ gene:CCR7+\nB: CD19+")
+    found = report_gates.higher_features(tables, hierarchy)
+    assert found == [{"name": "CD4 T", "rna": "MAL, LEF1", "protein": "CD127"}]
+    assert report_gates.higher_features({"populations": tables["populations"]}, hierarchy) == []
+
+
 def test_the_command_names_cells_again(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +132,7 @@ def test_the_command_names_cells_again(
     before = pd.read_csv(again / "tables" / "cells.csv.gz", index_col=0)
     assert execute(["gate", str(again), "--hierarchy", str(other)]) == 0
     assert f"update it: totalvi report {again}" in capsys.readouterr().out
+    assert not (again / "tables" / "population_expression.csv.gz").exists()  # of other names
     after = pd.read_csv(again / "tables" / "cells.csv.gz", index_col=0)
     assert set(after["population"]) == {"lymphocyte"}
     pd.testing.assert_frame_equal(
@@ -161,6 +198,33 @@ def test_percentages_are_of_those_above() -> None:
     found = population_tables(named, None, None)["populations"]
     assert found["percent_of_parent"].tolist() == [50, 50]
     assert found["expected_cells"].tolist() == [2, 1]
+    assert found["named"].tolist() == [1, 1]
+    assert "doublets" not in found
+
+
+def test_members_named_cells_and_doublets_are_counted_by_sample() -> None:
+    hierarchy = parse_hierarchy("T: A+\nT4: T > B+\nT8: T > C+")
+    memberships = pd.DataFrame(
+        {"T": [1.0, 0.9, 0.8, 0.1], "T4": [0.9, 0.6, 0.2, 0], "T8": [0.0, 0.7, 0.6, 0]}
+    )
+    population = pd.Series(["T4", "T", "T8", "undecided"])  # the second is a member of both
+    table = pd.DataFrame({"parent": ["", "T", "T"], "gate": "", "wanting": ""}, list(memberships))
+    named = Named(Gating(memberships, population, table, pd.DataFrame()), hierarchy)
+    sample, doublets = pd.Series(["a", "a", "b", "b"]), np.array([False, True, False, True])
+    tables = population_tables(named, sample, None, doublets)
+    overall, by_sample = tables["populations"], tables["population_samples"]
+    assert overall["cells"].tolist() == [3, 2, 2]
+    assert overall["named"].tolist() == [1, 1, 1]
+    assert overall["doublets"].tolist() == [1, 1, 1]
+    of_a = by_sample.loc["a"].set_index("population")
+    assert of_a["cells"].to_dict() == {"T": 2, "T4": 2, "T8": 1, "undecided": 0}
+    assert of_a["expected_cells"][:3].tolist() == pytest.approx([1.9, 1.5, 0.7])
+    numbers = ["cells", "expected_cells", "named", "doublets"]
+    both = by_sample[by_sample["population"] != "undecided"].groupby("population")[numbers].sum()
+    np.testing.assert_allclose(
+        both.loc[overall.index].astype(float), overall[numbers].astype(float)
+    )
+    assert by_sample[by_sample["population"] == "undecided"]["doublets"].sum() == 1
 
 
 def test_the_report_draws_the_members_that_tables_count(

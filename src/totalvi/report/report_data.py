@@ -77,6 +77,7 @@ NAMES = {
     "history": "epoch",
     "batches": "batch",
     "differential_expression": "feature",
+    "population_expression": "feature",
     "predictive_checks": "feature",
     "predictive_calibration": "modality",
     "isotype_controls": "control",
@@ -95,7 +96,7 @@ NAMES = {
 }
 TEXT_COLUMNS = {
     *NAMES.values(), *("comparison", "within", "group", "group1", "group2", "sample", "warning"),
-    *("parent", "gate", "wanting", "hierarchy", "name", "of"),
+    *("parent", "gate", "told_by", "wanting", "hierarchy", "name", "of"),
 } - {"epoch"}  # fmt: skip
 NEEDED = ("cells", "proteins", "clusters", "history")
 ROWS_AT_A_TIME = 4096

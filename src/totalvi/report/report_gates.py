@@ -15,6 +15,7 @@ from totalvi.run.folder import DOUBLET_PROBABILITY, LIKELY_DOUBLET
 WIDTH, HEIGHT = 240.0, 200.0
 _PIXELS, _FINE_PIXELS = 80, 150  # across and up, of cells that are drawn as one
 _MOST_SAMPLES = 12
+_MOST_FEATURES = 8  # that are listed of a population and modality
 _TWO_LINEAGES = (("CD3", "CD19"), ("CD3", "CD14"), ("CD19", "CD14"))
 
 
@@ -77,7 +78,33 @@ def named_populations(results: Results) -> dict[str, Any] | None:
         if "cluster_names" in tables
         else [],
         "plots": gate_plots(results, hierarchy),
+        "features": higher_features(tables, hierarchy),
     }
+
+
+def higher_features(tables: dict[str, pd.DataFrame], hierarchy: Hierarchy) -> list[dict[str, str]]:
+    """Return the genes and proteins that are higher in each population than in the other cells.
+
+    Those that tell it or a population above it are left out: cells were named by them.
+    """
+    if "population_expression" not in tables or "told_by" not in tables["populations"]:
+        return []
+    found = tables["population_expression"]
+    called = found.filter(regex="^is_de").all(axis=1)
+    found = found[called & (found["lfc_mean"] > 0)].sort_values("lfc_mean", ascending=False)
+    markers, told_by = tables["population_markers"]["feature"], tables["populations"]["told_by"]
+    rows = []
+    for population in hierarchy.populations:
+        own = found[found["group1"] == population.name]
+        names = [m for p in hierarchy.path(population.name) for m in told_by[p].split(", ") if m]
+        others = own[~own.index.isin(markers[names])]
+        if len(others):
+            shown = {
+                kind: ", ".join(others.index[others["modality"] == kind][:_MOST_FEATURES])
+                for kind in ("rna", "protein")
+            }
+            rows.append({"name": population.name, **shown})
+    return rows
 
 
 def _hierarchy(table: pd.DataFrame) -> Hierarchy:

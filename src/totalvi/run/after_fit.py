@@ -13,13 +13,14 @@ from mudata import MuData
 
 from totalvi.data.counts import Counts, CountsInMemory, DenseOnDisk, SparseOnDisk, lies_on_disk
 from totalvi.model import Model
+from totalvi.posterior.gates.memberships import UNDECIDED
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.compare_samples import conditions_of_run
 from totalvi.run.count_splitting import held_out_counts, with_rna
 from totalvi.run.doublet_tables import doublets_of_run, read_doublets
 from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, RESULTS
 from totalvi.run.hashtag_samples import hashtags_of_run, read_hashtags
-from totalvi.run.named_cells import columns_of_cells, samples_of
+from totalvi.run.named_cells import POPULATION, columns_of_cells, samples_of
 from totalvi.run.record import RunOptions, Step
 from totalvi.run.results import (
     POSTERIOR_SAMPLES,
@@ -35,6 +36,7 @@ from totalvi.run.suiting_hierarchy import populations_of_run
 from totalvi.run.table_files import read_protein_warnings, write_tables
 from totalvi.run.tables import background_tables
 
+_FEWEST_COMPARED = 20  # cells of a population that is compared with the others
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
 LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5mu read whole
 
@@ -289,17 +291,33 @@ def tabulate_background(work: Work) -> None:
 
 
 def compare_clusters(work: Work) -> None:
-    """Compare each cluster with the others, if there are several."""
-    if work.clusters_shown.labels.remove_unused_categories().categories.size < 2:
-        return
+    """Compare each cluster, and each named population, with the other cells, if there are several."""
+    groups: dict[str, tuple[str, Any]] = {
+        "differential_expression": (CLUSTER_COLUMN, work.clusters_shown.labels)
+    }
+    named = columns_of_cells(work.file, work.folder, staining_level=False)
+    if named:
+        population = pd.Series(named[POPULATION]).astype(str).iloc[work.sample]
+        sizes = population.map(population.value_counts())
+        large = population.where(sizes >= _FEWEST_COMPARED, UNDECIDED)
+        groups["population_expression"] = POPULATION, pd.Categorical(large)
     data = None if work.shown is work.data else work.shown
     if work.options.split_counts:
         data = held_out_counts(work.data, work.sample)
-        data.obs[CLUSTER_COLUMN] = work.clusters_shown.labels
+    for column, labels in groups.values():
+        (work.shown if data is None else data).obs[column] = labels
+    if work.options.split_counts:
         data = with_rna(data)
-    table = work.model.differential_expression(data, groupby=CLUSTER_COLUMN, progress=False)
-    table["tested_on"] = tested_on(work.options.split_counts)
-    write_tables({"differential_expression": table}, work.folder / "tables")
+    tables = {
+        name: work.model.differential_expression(data, groupby=column, progress=False)
+        for name, (column, labels) in groups.items()
+        if labels.remove_unused_categories().categories.size >= 2
+    }
+    of = tested_on(work.options.split_counts)
+    write_tables(
+        {name: table.assign(tested_on=of) for name, table in tables.items()},
+        work.folder / "tables",
+    )
 
 
 def compare_conditions(work: Work) -> None:

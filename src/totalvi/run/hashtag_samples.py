@@ -39,6 +39,7 @@ _FEWEST_CARRIERS = 5
 _LEAST_SHARE = 0.02  # of a batch that carries a tag told by other batches; fewer may be wrong calls
 _LEAST_FOLD = 4.0  # between mean counts of cells with a tag and without
 _LEAST_SURE = 0.8  # mean probability of those that carry a tag to do so
+_MOST_WITHOUT = 0.15  # share of cells without a tag; more lack one that failed in their batch
 _MOST_CELLS = 10_000  # that parameters are fitted to
 _MOST_ROUNDS = 100
 _CLOSE = 1e-3
@@ -60,10 +61,13 @@ class HashtagCalls(NamedTuple):
         a batch tells cells from others, and where counts are missing, it is "not told", NaN and 0.
     failed
         Tags that tell no cells of any batch from others.
+    without
+        Batches with cells that should carry a tag and carry none, and the share of these cells.
     """
 
     cells: pd.DataFrame
     failed: list[str]
+    without: dict[str, float]
 
 
 class _Tags(NamedTuple):
@@ -109,7 +113,7 @@ def call_hashtags(counts: np.ndarray, names: list[str], group: np.ndarray) -> Ha
     known = np.isfinite(counts).all(axis=1)
     labels = np.array([*names, DOUBLET, NONE, NOT_TOLD], dtype=object)
     code, probability = np.full(len(counts), len(names) + 2), np.full(len(counts), np.nan)
-    told = np.zeros(len(names), dtype=bool)
+    told, without = np.zeros(len(names), dtype=bool), dict[str, float]()
     together = _fit_separating(counts[known])
     batches = pd.unique(group)
     for batch in batches:
@@ -122,6 +126,9 @@ def call_hashtags(counts: np.ndarray, names: list[str], group: np.ndarray) -> Ha
         states = _all_states(counts[some], of_batch, len(names))
         code[some], probability[some] = states.argmax(axis=1), states.max(axis=1)
         told[of_batch.columns] = True
+        share = float((code[some] == len(names) + 1).mean())
+        if len(of_batch.columns) < len(names) and share > _MOST_WITHOUT:
+            without[str(batch)] = share
     cells = pd.DataFrame(
         {
             HASHTAG_SAMPLE: pd.Categorical(labels[code], categories=labels),
@@ -129,7 +136,8 @@ def call_hashtags(counts: np.ndarray, names: list[str], group: np.ndarray) -> Ha
             HASHTAGS_CARRIED: np.array([1] * len(names) + [2, 0, 0])[code],
         }
     )
-    return HashtagCalls(cells, [name for name, one in zip(names, told, strict=True) if not one])
+    failed = [name for name, one in zip(names, told, strict=True) if not one]
+    return HashtagCalls(cells, failed, without)
 
 
 class _Fitted(NamedTuple):
@@ -313,6 +321,13 @@ def hashtags_of_run(
             f"hashtags do not tell the sample of {n_untold:,} cells, whose counts are missing or whose "
             "batch has too few cells."
         )
+    if batch is not None:  # of a single one, tags that failed are named above
+        warnings += [
+            f'{share:.0%} of the cells of batch "{name}" carry no hashtag, where not all of the tags '
+            "tell cells from others; one of its samples' tags may have failed there, so look at their "
+            "counts before you count these cells."
+            for name, share in calls.without.items()
+        ]
     if HASHTAG_SAMPLE in data.obs:
         warnings.append(f'the column "{HASHTAG_SAMPLE}" of obs is replaced by what hashtags tell.')
     cells = calls.cells.set_axis(data.obs_names)

@@ -32,7 +32,9 @@ from totalvi.posterior.gates.memberships import (
 from totalvi.run.folder import (
     CLUSTER_COLUMN,
     DENOISED_LIBRARY_SIZE,
+    DOUBLET_PROBABILITY,
     HASHTAG_SAMPLE,
+    LIKELY_DOUBLET,
     PROPOSED_GATES,
     RESULTS_OF_HASHTAGS,
 )
@@ -60,15 +62,19 @@ def below(hierarchy: Hierarchy, names: tuple[str, ...]) -> list[str]:
 
 
 def population_tables(
-    named: Named, sample: pd.Series | None, clusters: pd.Series | pd.Categorical | None
+    named: Named,
+    sample: pd.Series | None,
+    clusters: pd.Series | pd.Categorical | None,
+    doublets: np.ndarray | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables of named populations.
+    """Return the tables of named populations; ``doublets`` are the cells that are likely doublets.
 
     Returns
     -------
-    - ``populations``: parent, gate, what is wanting, cells and percentages. ``cells`` are its
-      members (`members`), NaN where there are none but could be some, for want of a marker;
-      ``expected_cells`` is the sum of memberships.
+    - ``populations``: parent, gate, what tells it and what is wanting, cells and percentages. ``cells``
+      are its members (`members`), NaN where there are none but could be some, for want of a marker;
+      ``expected_cells`` is the sum of memberships; ``named``, the cells that bear its name, not that
+      of one below; and ``doublets``, how many of the members are likely ones.
     - ``population_samples``: cells and percentages of each population by sample.
     - ``population_markers``: what measures each marker, and the levels found.
     - ``cluster_names``: the deepest population that most cells of a cluster are of, and their share.
@@ -78,17 +84,19 @@ def population_tables(
     inside = _inside(gating, hierarchy)
     parents = {p.name: p.parent for p in hierarchy.populations}
     samples = np.array(["all cells"] * len(inside) if sample is None else list(map(str, sample)))
+    everyone = np.ones(len(inside), dtype=bool)
+    overall = _counts(gating, inside, parents, doublets, everyone).loc[list(parents)]
     by_sample = [
-        _percentages(inside[samples == one], parents).assign(sample=one)
+        _counts(gating, inside, parents, doublets, samples == one).assign(sample=one)
         for one in np.unique(samples)
     ]
-    overall = _percentages(inside, parents).loc[list(parents)]
-    overall.insert(1, "expected_cells", gating.memberships.sum(min_count=1))
     unknown = gating.memberships.isna().any().reindex(overall.index, fill_value=False)
     untold = overall.index[unknown & (overall["cells"] == 0)]
     for table in (overall, *by_sample):
-        table["cells"] = table["cells"].astype("Int64")
-        table.loc[untold, ["cells", "percent_of_cells", "percent_of_parent"]] = np.nan
+        for name in {"cells", "named", "doublets"} & set(table):
+            table[name] = table[name].astype("Int64")
+        columns = ["cells", "named", "doublets", "percent_of_cells", "percent_of_parent"]
+        table.loc[untold, [name for name in columns if name in table]] = np.nan
     tables = {
         "populations": gating.populations.assign(hierarchy=hierarchy.name).join(overall),
         "population_samples": pd.concat(by_sample).reset_index().set_index("sample"),
@@ -100,20 +108,29 @@ def population_tables(
     return tables
 
 
-def _percentages(inside: pd.DataFrame, parents: dict[str, str | None]) -> pd.DataFrame:
-    """Return the cells of each population, as numbers and percentages of all and of those above it."""
+def _counts(
+    gating: Gating,
+    inside: pd.DataFrame,
+    parents: dict[str, str | None],
+    doublets: np.ndarray | None,
+    some: np.ndarray,
+) -> pd.DataFrame:
+    """Count some of the cells in each population, also in percent of all and of those above it."""
+    inside, n_cells = inside[some], int(some.sum())
     cells = inside.sum()
-    of_parent = [
-        cells[above] if (above := parents.get(str(name))) else len(inside) for name in inside
-    ]
+    of_parent = [cells[above] if (above := parents.get(str(name))) else n_cells for name in inside]
+    named = gating.population[some].astype(str).value_counts()
+    columns = {
+        "cells": cells,
+        "expected_cells": gating.memberships[some].sum(min_count=1),
+        "named": named.reindex(inside.columns, fill_value=0),
+    }
+    if doublets is not None:
+        columns["doublets"] = inside[doublets[some]].sum()
     with np.errstate(invalid="ignore", divide="ignore"):
-        return pd.DataFrame(
-            {
-                "cells": cells,
-                "percent_of_cells": 100 * cells / len(inside),
-                "percent_of_parent": 100 * cells / np.array(of_parent),
-            }
-        ).rename_axis("population")
+        columns["percent_of_cells"] = 100 * cells / n_cells
+        columns["percent_of_parent"] = 100 * cells / np.array(of_parent)
+    return pd.DataFrame(columns).loc[inside.columns].rename_axis("population")
 
 
 def _inside(gating: Gating, hierarchy: Hierarchy) -> pd.DataFrame:
@@ -177,15 +194,23 @@ def write_populations(
     -------
     The tables of `population_tables`.
     """
-    tables = population_tables(named, sample, clusters)
+    tables = population_tables(named, sample, clusters, _likely_doublets(file))
     cells = _named_rows(folder / "tables" / "cells.csv.gz", named.gating.population)
     write_tables(tables | cells, folder / "tables")
+    (folder / "tables" / "population_expression.csv.gz").unlink(missing_ok=True)  # of other names
     if file is not None:
         file.add_obs(POPULATION, pd.Categorical(named.gating.population).remove_unused_categories())
         file.add_obs(MEMBERSHIP, named_membership(named.gating).to_numpy(np.float32))
         gates = proposed_gates(named, genes=file.has("mod/rna/layers/denoised"))
         gates.to_csv(folder / PROPOSED_GATES, index=False, float_format="%.6g")
     return tables
+
+
+def _likely_doublets(file: ResultsFile | None) -> np.ndarray | None:
+    """Return which cells of a run are likely doublets; None: it was not told."""
+    if file is None or not file.has(f"obs/{DOUBLET_PROBABILITY}"):
+        return None
+    return np.asarray(file.read(f"obs/{DOUBLET_PROBABILITY}") > LIKELY_DOUBLET)
 
 
 def columns_of_cells(file: ResultsFile, folder: Path, staining_level: bool) -> dict[str, Any]:

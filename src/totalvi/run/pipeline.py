@@ -33,6 +33,18 @@ IN_THE_FILE = (
     "modality information",
 )
 """Steps whose result is what they add to the results file."""
+_TAKEN_BY = {
+    "hashtags": (
+        "doublets",
+        "populations",
+        "tables",
+        "modality information",
+        "differential expression",
+    ),
+    "doublets": ("populations", "differential expression"),
+    "populations": ("differential expression",),
+}
+"""Steps that count by what another adds to the results file, where it is there."""
 
 
 class Outcome(NamedTuple):
@@ -116,6 +128,7 @@ def after_fit(options: RunOptions) -> tuple[Step[Work], ...]:
 def to_do(earlier: Mapping[str, Any], file: ResultsFile) -> set[str]:
     """Return the names of the steps that an incomplete run failed at, or whose results are lost."""
     failed = set(earlier["failed"])
+    failed.update(*(_TAKEN_BY.get(name, ()) for name in earlier["failed"]))
     return failed if file.is_there else {*failed, *IN_THE_FILE}
 
 

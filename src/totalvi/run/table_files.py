@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-LONG_TABLES = {"cells", "differential_expression", "conditions", "condition_power", "memberships"}
+LONG_TABLES = {
+    *("cells", "differential_expression", "population_expression", "conditions"),
+    *("condition_power", "memberships"),
+}
 DIGITS = 6  # that are kept of a number
 _EXACT_POWER = 22  # the largest power of ten that a float64 holds
 

@@ -14,7 +14,15 @@ from totalvi.data.counts import evenly_spaced
 from totalvi.data.describe import Data
 from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import Cells, WhereUnmeasured, documented
-from totalvi.posterior.gates.hierarchy import Gate, Hierarchy, distinct_markers, read_hierarchy
+from totalvi.posterior.gates.hierarchy import (
+    Gate,
+    Hierarchy,
+    distinct_markers,
+    read_hierarchy,
+)
+from totalvi.posterior.gates.hierarchy import (
+    markers_of as markers_in,
+)
 from totalvi.posterior.gates.marker_draws import (
     DRAWS_A_SAMPLE,
     Markers,
@@ -46,9 +54,9 @@ class Gating(NamedTuple):
     population
         The population that each cell is named by, or "undecided", categorical.
     populations
-        A row for each population: its ``parent``, "" at the top; its ``gate``; ``wanting``, the markers
-        for want of which it is not known, or "": they are missing, do not separate, or have no
-        positive cells.
+        A row for each population: its ``parent``, "" at the top; its ``gate``; ``told_by``, the markers
+        of the gate that tell it from its parent here; ``wanting``, those for want of which it is not
+        known, or "": they are missing, do not separate, or have no positive cells.
     markers
         A row for each marker: the ``feature`` that measures it, or ""; the ``levels`` of its modes; the
         level above which it is ``positive`` and ``high``, NaN where the data show no boundary; and a
@@ -157,6 +165,7 @@ def gated(
         {
             "parent": [p.parent or "" for p in hierarchy.populations],
             "gate": [p.text for p in hierarchy.populations],
+            "told_by": [_told_by(p.gate, markers) for p in hierarchy.populations],
             "wanting": [_wants(p.gate, markers) for p in hierarchy.populations],
         },
         index=memberships.columns.rename("population"),
@@ -167,6 +176,13 @@ def gated(
         populations,
         _marker_table(model, names, markers),
     )
+
+
+def _told_by(gate: Gate, markers: Markers) -> str:
+    """Return the markers by which a gate is told: the first known of alternatives, no missing ones."""
+    used = usable(gate, markers.known(), markers.without_positives)
+    names = [] if used is None else [marker.name for marker in markers_in(used)]
+    return ", ".join(name for name in dict.fromkeys(names) if name in markers.known())
 
 
 def _wants(gate: Gate, markers: Markers) -> str:
