@@ -6,9 +6,9 @@ SHARED is the folder whose `data` has real counts. Each antibody has gates of de
 25 %, 50 % and 75 % quantile of its stained cells, and one of foreground probabilities from 0.5; each of
 the 20 most frequent genes has one of denoised counts from its median. The probability of a gate is the
 share of 200 draws from the posterior inside (`feature_draws.draw_features`, as the explorer's
-*Probability*); "rate at its mean" is the probability as it was before: the rate of a stained protein was
-its posterior mean given z, and a gate of foreground probabilities held a cell where P(foreground | z, y)
-is in it.
+*Probability*); "rate at its mean" is the probability as it was before: the rate of a stained protein
+was its posterior mean given z, and a gate of foreground probabilities held a cell where
+P(foreground | z, y) is in it.
 
 - Simulated: `totalvi.simulate`, 4,000 cells, 20 antibodies. A cell is in a gate if its true value is:
   the true rate of its counts is drawn given the true mean and the count, which is exact.
