@@ -8,8 +8,8 @@ of the cells every third protein is hidden. Cells that neither train nor validat
 likelihood and how well the intervals of proteins are calibrated, and hidden counts how well they are
 imputed; see `objectives.py`. "Averaged" validates and keeps an exponential moving average of the
 weights and of the means of batch normalisation, over some 100 steps. Processor time is that of the fit
-with one thread, some of it beside other work, which makes it up to a quarter longer. Rows are added to
-benchmarks/results/schedules.json and schedules.md; those that are there are kept.
+with one thread, of one of two machines, some of it beside other work, which makes it longer. Rows are
+added to benchmarks/results/schedules.json and schedules.md; those that are there are kept.
 """
 
 import argparse
