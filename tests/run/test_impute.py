@@ -14,7 +14,7 @@ import totalvi
 from totalvi.cli.main import execute
 from totalvi.errors import DataError, OutputError
 from totalvi.run.impute import impute
-from totalvi.run.imputed import LEVEL_NOTE, level_notes, unreliable_warnings
+from totalvi.run.imputed import LEVEL_NOTE, NOT_TOLD, level_notes, unreliable_warnings
 
 # Of mudata, about a default that its next version changes.
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
@@ -206,8 +206,86 @@ def test_rna_needs_cells_with_both(inputs: tuple[Path, Path], tmp_path: Path) ->
     reference["rna"].X = sparse.csr_matrix(whole.multiply([[1], [0]] * 80))
     counts = reference["prot"].to_df().to_numpy()
     reference["prot"].X = np.where([[True], [False]] * 80, np.nan, counts)
-    with pytest.raises(DataError, match="no cell of the reference has both RNA and proteins"):
+    with pytest.raises(DataError, match="no protein that cells of the reference have beside RNA"):
         impute(reference, MuData({"prot": proteins}), tmp_path / "out", max_epochs=1)
+    others = totalvi.read(inputs[0])["prot"].copy()
+    others.var_names = ["CD21", "CD22", "CD23", "CD24"]
+    with pytest.raises(DataError, match="no protein that cells of the reference have beside RNA"):
+        impute(inputs[0], MuData({"prot": others}), tmp_path / "out", max_epochs=1)
+
+
+def test_too_few_cells_to_say_how_well_rna_is_predicted_is_a_warning(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    reference = totalvi.read(inputs[0])[:90].copy()
+    query = MuData({"prot": totalvi.read(inputs[0])["prot"][90:].copy()})
+    result = impute(reference, query, tmp_path / "out", max_epochs=1, n_samples=20)
+    assert NOT_TOLD in result.record["warnings"]
+    rna = anndata.read_h5ad(result.folder / "imputed_rna.h5ad")
+    assert (rna.n_obs, rna.n_vars) == (70, 40)
+    assert list(rna.var.columns) == []
+
+
+def test_a_query_of_cells_with_rna_and_of_others_with_proteins_gets_both(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    whole = totalvi.simulate(n_cells=60, n_genes=40, n_proteins=4, store_truth=False, seed=5)
+    is_rna = np.arange(60)[:, None] < 30
+    query = whole.copy()
+    query.obs["measured_modalities"] = ["rna"] * 30 + ["prot"] * 30
+    query["rna"].X = sparse.csr_matrix(sparse.csr_matrix(whole["rna"].X).multiply(is_rna))
+    query["prot"].X = np.where(is_rna, np.nan, whole["prot"].to_df().to_numpy())
+    query["prot"].var_names = ["CD3", "CD4", "CD19", "CD279"]
+    result = impute(inputs[0], query, tmp_path / "out", max_epochs=2, n_samples=20)
+    of_rna = anndata.read_h5ad(result.folder / "imputed.h5ad")
+    of_proteins = anndata.read_h5ad(result.folder / "imputed_rna.h5ad")
+    assert list(of_rna.obs_names) == list(whole.obs_names[:30])
+    assert of_rna.n_vars == 4
+    assert list(of_proteins.obs_names) == list(whole.obs_names[30:])
+    assert (result.record["proteins"], result.record["cells_without_rna"]) == (4, 30)
+
+
+def test_names_that_are_antibodies_and_genes_alike_are_asked_about(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    reference, query = (totalvi.read(path) for path in inputs)
+    named = ["CD4", "CD19", *reference["rna"].var_names[2:]]
+    reference["rna"].var_names = named
+    reference.update()
+    both_ways = query["rna"][:, :2].copy()
+    both_ways.var_names = ["CD4", "CD19"]
+    with pytest.raises(DataError, match="as antibodies and as genes of the reference alike"):
+        impute(reference, both_ways, tmp_path / "out", max_epochs=1)
+
+
+def test_the_references_own_entry_of_obsm_is_used(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    mdata = totalvi.read(inputs[0])
+    reference = mdata["rna"].copy()
+    reference.obsm["ab"] = mdata["prot"].to_df()
+    query = totalvi.read(inputs[1])["rna"].copy()
+    result = impute(
+        reference, query, tmp_path / "out", protein_expression_obsm_key="ab", max_epochs=1, n_samples=20
+    )  # fmt: skip
+    assert result.record["proteins"] == 4
+
+
+def test_counts_of_proteins_alone_may_be_in_a_layer(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    reference = totalvi.read(inputs[0])
+    query = reference["prot"][:40].copy()
+    query.var = query.var[[]]
+    query.layers["counts"] = query.X.copy()
+    query.X = query.X * 0.37
+    for part in reference.mod.values():
+        part.layers["counts"] = part.X.copy()
+    result = impute(
+        reference, query, tmp_path / "out", rna_layer="counts", protein_layer="counts",
+        max_epochs=1, n_samples=20,
+    )  # fmt: skip
+    assert result.record["cells_without_rna"] == 40
 
 
 def test_nothing_to_impute_is_said_before_any_work(

@@ -4,6 +4,7 @@ import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -17,6 +18,7 @@ from totalvi.data.simulate import simulate
 from totalvi.errors import IncompleteError, OutputError
 from totalvi.report.build import build_report
 from totalvi.run import after_fit
+from totalvi.run.pipeline import IN_THE_FILE, to_do
 from totalvi.run.run import run
 
 # Of mudata, about a default that its next version changes.
@@ -178,6 +180,22 @@ def test_the_rest_is_there_and_resume_makes_what_is_missing(
         made = run(cells, out, resume=True, **options)
     assert "failed" not in made.record
     assert_same_results(out, whole(on_disk))
+
+
+@pytest.mark.parametrize(
+    ("failed", "made"),
+    [
+        ("figures", set()),
+        ("tables", {"modality information"}),
+        ("doublets", {"populations", "tables", "differential expression", "modality information"}),
+    ],
+)
+def test_what_takes_in_a_failed_step_is_made_again(failed: str, made: set[str]) -> None:
+    file: Any = SimpleNamespace(is_there=True)
+    assert to_do({"failed": [failed]}, file) == {failed, *made}
+    assert to_do({"failed": []}, file) == set()
+    file.is_there = False  # so that populations are named again, and the table of others is gone
+    assert {"differential expression", "tables", *IN_THE_FILE} <= to_do({"failed": [failed]}, file)
 
 
 def test_only_what_failed_is_made_again(

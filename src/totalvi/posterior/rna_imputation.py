@@ -39,7 +39,8 @@ class ImputedRna(NamedTuple):
     Parameters
     ----------
     mean
-        Mean of the predicted count.
+        Mean of the count that the model predicts, also where ``log1p`` is stacked: the means of all
+        genes of a cell add up to the library size.
     log1p
         Mean of log(1 + count), the closest guess of a count's logarithm.
     lower, upper
@@ -198,7 +199,7 @@ class RnaQueries(ImputationQueries):
         {name_error}
         DataError
             When all cells of the fit had RNA, so that the model has not learned to do without, or when
-            it is to be stacked without training data.
+            it is to be stacked or calibrated without training data.
 
         {mosaic_model}
         >>> imputed = model.impute_rna(indices=range(60, 90), n_samples=10)
@@ -230,7 +231,7 @@ class RnaQueries(ImputationQueries):
 
         def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
             logs, predicted = predicted_rna(question, batch, genes.positions, size)
-            panel = batch.context.panel.cpu().numpy()
+            panel, mean = batch.context.panel.cpu().numpy(), predicted.mean
             log1p = predicted.log1p_mean().astype(np.float64)
             for code, (others, stack) in stacks.items():
                 own = panel == code
@@ -240,7 +241,7 @@ class RnaQueries(ImputationQueries):
             if np.isin(panel, list(stacks)).any():
                 predicted = _moved(question, batch, genes.positions, predicted, log1p)
             found = predicted.summary(probabilities[panel])
-            return {part: found[part] for part in _PARTS}
+            return {part: found[part] for part in _PARTS} | {"mean": mean}
 
         written = question.rows("imputed RNA", dict.fromkeys(_PARTS, table), rows)
         assert isinstance(written, dict)

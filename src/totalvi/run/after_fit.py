@@ -36,6 +36,7 @@ from totalvi.run.suiting_hierarchy import populations_of_run
 from totalvi.run.table_files import read_protein_warnings, write_tables
 from totalvi.run.tables import background_tables
 
+_COMPARED = "totalvi_population"  # a column of obs while populations are compared
 _FEWEST_COMPARED = 20  # cells of a population that is compared with the others
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
 LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5mu read whole
@@ -292,32 +293,31 @@ def tabulate_background(work: Work) -> None:
 
 def compare_clusters(work: Work) -> None:
     """Compare each cluster, and each named population, with the other cells, if there are several."""
-    groups: dict[str, tuple[str, Any]] = {
-        "differential_expression": (CLUSTER_COLUMN, work.clusters_shown.labels)
-    }
+    groups = {"differential_expression": (CLUSTER_COLUMN, work.clusters_shown.labels)}
     named = columns_of_cells(work.file, work.folder, staining_level=False)
     if named:
-        population = pd.Series(named[POPULATION]).astype(str).iloc[work.sample]
-        sizes = population.map(population.value_counts())
-        large = population.where(sizes >= _FEWEST_COMPARED, UNDECIDED)
-        groups["population_expression"] = POPULATION, pd.Categorical(large)
+        population = pd.Categorical(np.asarray(named[POPULATION]).astype(str)[work.sample])
+        groups["population_expression"] = _COMPARED, population
     data = None if work.shown is work.data else work.shown
     if work.options.split_counts:
         data = held_out_counts(work.data, work.sample)
+    obs = (work.shown if data is None else data).obs
     for column, labels in groups.values():
-        (work.shown if data is None else data).obs[column] = labels
+        obs[column] = labels
     if work.options.split_counts:
         data = with_rna(data)
-    tables = {
-        name: work.model.differential_expression(data, groupby=column, progress=False)
-        for name, (column, labels) in groups.items()
-        if labels.remove_unused_categories().categories.size >= 2
-    }
-    of = tested_on(work.options.split_counts)
-    write_tables(
-        {name: table.assign(tested_on=of) for name, table in tables.items()},
-        work.folder / "tables",
-    )
+    for name, (column, labels) in groups.items():
+        sizes = labels.value_counts()
+        fewest = _FEWEST_COMPARED if column == _COMPARED else 1
+        compared = [str(group) for group in sizes.index[sizes >= fewest] if group != UNDECIDED]
+        if compared and (sizes > 0).sum() >= 2:
+            wanted = compared if column == _COMPARED else None
+            table = work.model.differential_expression(
+                data, groupby=column, group1=wanted, progress=False
+            )
+            table["tested_on"] = tested_on(work.options.split_counts)
+            write_tables({name: table}, work.folder / "tables")
+    obs.drop(columns=_COMPARED, inplace=True, errors="ignore")
 
 
 def compare_conditions(work: Work) -> None:

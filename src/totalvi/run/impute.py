@@ -35,6 +35,7 @@ from totalvi.run.impute_inputs import (
     without_rna,
 )
 from totalvi.run.imputed import (
+    NOT_TOLD,
     imputed_proteins,
     imputed_rna,
     level_notes,
@@ -221,6 +222,8 @@ def _run(options: ImputeOptions) -> RunResult:
         if proteins is not None:
             warnings += unreliable_warnings(proteins.adata.var)
             notes += level_notes(proteins.levels)
+        if rna is not None and "pearson" not in rna.var:
+            warnings.append(NOT_TOLD)
         plan, split, n_cells = model.plan, model.split, int(in_query(mdata).sum())
         assert plan is not None
         assert split is not None
@@ -255,21 +258,26 @@ def _left_out(joined: MuData) -> list[str]:
 
 
 def _lacking(mdata: MuData) -> np.ndarray:
-    """Return which proteins no cell of the query has, bool; refuse data in which nothing is lacking."""
+    """Return which proteins are imputed, bool: those that no cell with RNA of the query has, or none
+    of those without RNA; refuse data in which nothing is lacking or can be learned.
+    """
     of_query, measured = in_query(mdata), ~np.isnan(mdata["prot"].X)
     if not measured[~of_query].any():
         raise DataError("the reference has no proteins; give it first, and then the query.")
-    lacking: np.ndarray = ~measured[of_query].any(axis=0)
     without = without_rna(mdata)
+    kinds = [kind for kind in (of_query & ~without, without) if kind.any()]
+    lacking: np.ndarray = np.any([~measured[kind].any(axis=0) for kind in kinds], axis=0)
     if not lacking.any() and not without.any():
         raise DataError(
             "the query has all proteins of the reference, so there is nothing to impute; give a query "
             "without some of them, or fit both with `totalvi run`; zeros count as measured, unless "
             f"they are declared otherwise, with {setting('unmeasured', 'zeros')}."
         )
-    if without.any() and not measured[~of_query & has_rna(mdata.obs)].any():
+    with_both = measured[~of_query & has_rna(mdata.obs)].any(axis=0)
+    if without.any() and not (with_both & measured[without].any(axis=0)).any():
         raise DataError(
-            "the query has cells without RNA, and no cell of the reference has both RNA and proteins, "
-            "from which RNA could be learned; give a reference that has."
+            "the query has cells without RNA, but no protein that cells of the reference have beside "
+            "RNA, from which RNA could be learned; give a reference with cells that have both, or name "
+            "antibodies alike."
         )
     return lacking

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
@@ -14,6 +15,7 @@ from totalvi.data.check_counts import rna_findings
 from totalvi.data.checks import raise_errors, tally_by_group
 from totalvi.data.columns import Columns, joined_obs
 from totalvi.data.contents import contents_findings
+from totalvi.data.find import CountSource
 from totalvi.data.io.features import has_types
 from totalvi.data.io.modalities import (
     Rows,
@@ -47,6 +49,7 @@ def read_both(
 ) -> tuple[dict[str, MuData | AnnData], list[Finding]]:
     """Read both inputs, each with its counts where they are, and say what of each is used."""
     both, said = dict[str, MuData | AnnData](), list[Finding]()
+    of_reference = Columns()
     for name, given in ((REFERENCE, reference), (QUERY, query)):
         own, how = keys, reading
         if name == QUERY:
@@ -60,9 +63,15 @@ def read_both(
             data, found = read_input(given, own, how)
         if isinstance(data, AnnData) and found.protein_expression_obsm_key is None:
             found = replace(found, protein_expression_obsm_key=known_protein_obsm_key(data))
-        as_proteins = _antibodies_of(both, data, reading) if name == QUERY else None
+        as_proteins = None
+        if name == QUERY and (features := _few_untyped(data)) is not None:
+            where = of_reference if isinstance(both[REFERENCE], AnnData) else Columns()
+            known = find_data_set(REFERENCE, both[REFERENCE], where).source
+            as_proteins = _antibodies_of(known, features, data.obs, reading)
         if as_proteins is not None:
-            data, found = as_proteins, Columns()
+            layers = (keys.protein_layer, keys.rna_layer)
+            own_layer = next((x for x in layers if x in as_proteins["prot"].layers), None)
+            data, found = as_proteins, Columns(protein_layer=own_layer)
             said.append(Finding("note", "query_of_proteins", _OF_PROTEINS))
         said += contents_findings(data, found, name)
         data = counts_in_x(data, found)
@@ -71,33 +80,46 @@ def read_both(
         if isinstance(data, MuData) and unmeasured and "prot" in data.mod:
             data = _declared(data, unmeasured, keys.batch_key)
         both[name] = data
+        of_reference = found if name == REFERENCE else of_reference
     return both, said
 
 
-def _antibodies_of(
-    both: Mapping[str, MuData | AnnData], query: MuData | AnnData, reading: ReadOptions
-) -> MuData | None:
-    """Return a query whose features are the reference's antibodies as such; None for other features.
-
-    A table or a file without types of features does not say that it holds antibodies.
-    """
+def _few_untyped(query: MuData | AnnData) -> AnnData | None:
+    """Return features that may be antibodies without saying so, as in a table; None: there are none."""
     features = (
         query.mod["rna"] if isinstance(query, MuData) and set(query.mod) == {"rna"} else query
     )
     if isinstance(features, MuData) or not 0 < features.n_vars <= _MOST_ANTIBODIES:
         return None
-    known = find_data_set(REFERENCE, both[REFERENCE], Columns()).source
-    antibodies = {REFERENCE: list(known.protein_names), QUERY: list(features.var_names.astype(str))}
-    if has_types(features.var) or not features.var_names.is_unique or not antibodies[REFERENCE]:
+    return None if has_types(features.var) or not features.var_names.is_unique else features
+
+
+def _antibodies_of(
+    reference: CountSource, features: AnnData, obs: pd.DataFrame, reading: ReadOptions
+) -> MuData | None:
+    """Return a query whose features are the reference's antibodies as such; None for other features.
+
+    Raises
+    ------
+    DataError
+        When they are as many of its genes, as CD4, CD14 and CD19 are both.
+    """
+    names = {REFERENCE: list(reference.protein_names), QUERY: list(features.var_names.astype(str))}
+    if not names[REFERENCE]:
         return None
-    table = harmonise_antibodies(antibodies)
+    table = harmonise_antibodies(names)
     by_data_set = table.groupby("data_set")["harmonised"].agg(set)
     n_antibodies = len(by_data_set[QUERY] & by_data_set[REFERENCE])
-    n_genes = len(set(antibodies[QUERY]) & set(known.gene_names))
+    n_genes = len(set(names[QUERY]) & set(reference.gene_names))
+    if n_antibodies == n_genes == features.n_vars:
+        raise DataError(
+            "the query's features are named as antibodies and as genes of the reference alike; say "
+            'what they are in var["feature_types"] ("Antibody Capture" or "Gene Expression").'
+        )
     if n_antibodies <= n_genes or 2 * n_antibodies < features.n_vars:
         return None
     rows = Rows(reading.hashtags, reading.controls, reading.leave_out)
-    return mudata_of(split_proteins(features, rows, "the query"), query.obs)
+    return mudata_of(split_proteins(features, rows, "the query"), obs)
 
 
 def joined_batches(both: Mapping[str, MuData | AnnData], given: Columns) -> tuple[MuData, Columns]:

@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from totalvi.errors import listed
+from totalvi.errors import DataError, listed
 from totalvi.progress import Steps
 from totalvi.run.impute_inputs import BATCH, PANEL, QUERY, in_query, without_rna
 
@@ -76,6 +76,12 @@ def unreliable_warnings(reliability: pd.DataFrame, at_most: int = 8) -> list[str
     ]
 
 
+NOT_TOLD = (
+    "how well RNA is predicted is not known, since too few cells that the fit held out have both RNA "
+    "and proteins; it is predicted by the model alone."
+)
+
+
 class ImputedOfQuery(NamedTuple):
     """Imputed proteins of the query, with their reliability in ``var``, and levels of its batches."""
 
@@ -86,7 +92,7 @@ class ImputedOfQuery(NamedTuple):
 def imputed_proteins(
     model: Any, mdata: MuData, lacking: np.ndarray, n_samples: int, interval: float, steps: Steps
 ) -> ImputedOfQuery:
-    """Impute proteins that all cells of the query lack.
+    """Impute proteins in the cells of the query that lack some of them.
 
     Parameters
     ----------
@@ -99,7 +105,8 @@ def imputed_proteins(
     steps
         To which the time is added.
     """
-    names, cells = list(mdata["prot"].var_names[lacking]), in_query(mdata)
+    names = list(mdata["prot"].var_names[lacking])
+    cells = in_query(mdata) & np.isnan(mdata["prot"].X[:, lacking]).any(axis=1)
     question: dict[str, Any] = {
         "protein_list": names,
         "n_samples": n_samples,
@@ -108,10 +115,9 @@ def imputed_proteins(
     }
     with steps.step("reliability"):
         by_panel = model.get_imputation_reliability(**question)
-        kinds = model.schema.panel_names or model.schema.batch_names
-        panels = pd.unique(np.array(kinds, dtype=object)[model._data.panel[cells]])
         # the batches of a query that all lack the protein are alike but for their cells
-        reliability = by_panel.loc[list(panels)].groupby("protein", sort=False).mean().loc[names]
+        of_query = by_panel.loc[_panels(model, cells)]
+        reliability = of_query.groupby("protein", sort=False).mean().loc[names]
         flags = [name for name in ("reliable", "model_is_best") if name in reliability]
         reliability = reliability.assign(**(reliability[flags] == 1))
     with steps.step("impute"):
@@ -148,8 +154,7 @@ def imputed_rna(
     cells = without_rna(mdata)
     question: dict[str, Any] = {"n_samples": n_samples, "interval": interval, "progress": False}
     with steps.step("reliability of RNA"):
-        reliability = model.get_rna_reliability(**question).groupby("gene", sort=False).mean()
-        reliability["model_is_best"] = reliability["model_is_best"] == 1
+        reliability = _rna_reliability(model, cells, question)
     with steps.step("impute RNA"):
         imputed = model.impute_rna(indices=cells, **question)
         latent = model.get_latent_representation(indices=cells, progress=False)
@@ -163,6 +168,26 @@ def imputed_rna(
         obsm={"X_totalvi": latent},
         uns={"totalvi": {"X": "expected counts at the usual library size", "interval": interval}},
     )
+
+
+def _rna_reliability(model: Any, cells: np.ndarray, question: dict[str, Any]) -> pd.DataFrame:
+    """Return the reliability of each gene; without columns where too few cells have both to tell."""
+    genes = pd.Index(model.schema.gene_names, name="gene")
+    try:
+        by_panel = model.get_rna_reliability(**question)
+    except DataError:  # of too few cells, by which `impute_rna` lets the model alone predict
+        return pd.DataFrame(index=genes)
+    known = by_panel.index.get_level_values("panel").isin(_panels(model, cells))
+    if not known.any():
+        return pd.DataFrame(index=genes)
+    reliability: pd.DataFrame = by_panel[known].groupby("gene", sort=False).mean().loc[genes]
+    return reliability.assign(model_is_best=reliability["model_is_best"] == 1)
+
+
+def _panels(model: Any, cells: np.ndarray) -> list[str]:
+    """Return the names of the panels of some cells, (N,) bool."""
+    names = np.array(model.schema.panel_names or model.schema.batch_names, dtype=object)
+    return list(pd.unique(names[model._training_data().panel[cells]]))
 
 
 def write_imputed(proteins: ImputedOfQuery | None, rna: AnnData | None, folder: Path) -> None:

@@ -34,17 +34,12 @@ IN_THE_FILE = (
 )
 """Steps whose result is what they add to the results file."""
 _TAKEN_BY = {
-    "hashtags": (
-        "doublets",
-        "populations",
-        "tables",
-        "modality information",
-        "differential expression",
-    ),
-    "doublets": ("populations", "differential expression"),
-    "populations": ("differential expression",),
+    "hashtags": ("doublets", "populations", "tables"),
+    "doublets": ("populations", "tables"),
+    "populations": ("differential expression", "modality information"),
+    "tables": ("modality information",),
 }
-"""Steps that count by what another adds to the results file, where it is there."""
+"""Steps that take in what another adds to the results file or the tables, where it is there."""
 
 
 class Outcome(NamedTuple):
@@ -127,9 +122,10 @@ def after_fit(options: RunOptions) -> tuple[Step[Work], ...]:
 
 def to_do(earlier: Mapping[str, Any], file: ResultsFile) -> set[str]:
     """Return the names of the steps that an incomplete run failed at, or whose results are lost."""
-    failed = set(earlier["failed"])
-    failed.update(*(_TAKEN_BY.get(name, ()) for name in earlier["failed"]))
-    return failed if file.is_there else {*failed, *IN_THE_FILE}
+    wanted = [*earlier["failed"], *(() if file.is_there else IN_THE_FILE)]
+    for name in wanted:  # which grows by what takes in the results of its steps
+        wanted += [other for other in _TAKEN_BY.get(name, ()) if other not in wanted]
+    return set(wanted)
 
 
 def _model_of(folder: Path, data: MuData | Path, earlier: Mapping[str, Any]) -> Model:
