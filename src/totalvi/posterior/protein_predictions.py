@@ -237,11 +237,12 @@ class HiddenCounts(NamedTuple):
     Parameters
     ----------
     observed
-        Counts; NaN where a cell did not measure the protein.
+        Counts; NaN where a cell did not measure the feature.
     log1p
         Predicted mean of log(1 + count).
     below
-        Probability that it gave to a lower count than the one observed (half of ties included).
+        Probability that it gave to a lower count than the one observed (of ties half, or of RNA a
+        random share).
     """
 
     observed: np.ndarray

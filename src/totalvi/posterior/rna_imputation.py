@@ -220,9 +220,9 @@ class RnaQueries(ImputationQueries):
                 hidden = self._hidden_rna(known, held_out, int(panel), genes, size)
                 if hidden is None:
                     continue
-                predictions, observed = hidden.predictions()
                 log1p = None
                 if stacked:
+                    predictions, observed = hidden.predictions()
                     stacks[int(panel)] = hidden.others, pooled_stack(predictions, observed)
                     log1p = cross_fitted(predictions, observed, pooled_stack)
                 if calibrated:

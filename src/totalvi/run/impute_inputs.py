@@ -102,7 +102,7 @@ def _antibodies_of(
     Raises
     ------
     DataError
-        When they are as many of its genes, as CD4, CD14 and CD19 are both.
+        When all are names of both, as CD4, CD14 and CD19 are.
     """
     names = {REFERENCE: list(reference.protein_names), QUERY: list(features.var_names.astype(str))}
     if not names[REFERENCE]:
