@@ -69,8 +69,13 @@ def differences(whole: totalvi.Model, small: totalvi.Model, cells: MuData) -> di
         found[f"{how}: unlikeness"] = largest(*unlike)
         found[f"{how}: latent space"] = largest(*latent)
         if how == "RNA alone":
-            imputed = [query.impute_proteins(calibrated=False, n_samples=25) for query in queries]
-            found["imputed proteins"] = largest(imputed[0].log1p, imputed[1].log1p)
+            imputed = [
+                model.impute_query(query, n_samples=25)
+                for model, query in zip((whole, small), queries, strict=True)
+            ]
+            for part in ("log1p", "lower", "upper"):
+                of_part = [getattr(each, part) for each in imputed]
+                found[f"imputed proteins: {part}"] = largest(*of_part)
             reliable = [
                 model.get_query_reliability(query, n_samples=25)
                 for model, query in zip((whole, small), queries, strict=True)
@@ -110,10 +115,7 @@ def seconds(place: Path, data: Path | None, query: anndata.AnnData) -> float:
     model.transfer_labels(mapped, LABELS)
     model.get_unlikeness(mapped)
     model.get_map_coordinates(mapped)
-    mapped.impute_proteins(calibrated=False, n_samples=25, progress=False)
-    mapped.get_protein_foreground_probability(
-        unmeasured="impute", given_counts=False, n_samples=25, progress=False
-    )
+    model.impute_query(mapped, n_samples=25, progress=False)
     return time.perf_counter() - started
 
 
@@ -148,7 +150,8 @@ def measure(path: Path, seed: int, query: Path | None, cache: Path) -> dict[str,
     row["other MB"] = place.stat().st_size / 1e6 - row["bytes a cell"] * reference.n_obs / 1e6
     row["differences"] = differences(model, small, cells)
     row["card"] = read_card(place)["card"]
-    imputed = small.map_query(cells["rna"].copy()).impute_proteins(calibrated=False, n_samples=25)
+    mapped = small.map_query(cells["rna"].copy())
+    imputed = small.impute_query(mapped, n_samples=25)
     truth = np.log1p(cells["prot"].to_df())
     shared = [name for name in imputed.log1p if name in truth]
     row["pearson of new cells"] = {

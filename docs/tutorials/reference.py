@@ -119,13 +119,14 @@ figure.colorbar(image, ax=ax, shrink=0.6, label="share of the type")
 # %% [markdown]
 # ## Proteins that the new panel lacks
 #
-# The query's model predicts them, at the level at which the query counts the proteins that it has.
+# The model, regression and neighbours of the reference predict them together, at the level at which
+# the query counts the proteins that it has.
 # `get_query_reliability` measures on cells of the reference how well that works with the query's
 # panel. It holds for cells that are like the reference: CD123 is predicted for B cells (orange),
 # which lie near the pDC for want of a closer type.
 
 # %%
-imputed = query.impute_proteins(protein_list=["CD27", "CD25", "CD1c", "CD123"])
+imputed = model.impute_query(query, protein_list=["CD27", "CD25", "CD1c", "CD123"])
 hidden = pd.DataFrame(cells["prot"].X, columns=cells["prot"].var_names)
 figure, axes = plt.subplots(1, 4, figsize=(9, 2.5))
 for ax, protein in zip(axes, imputed.log1p.columns):

@@ -20,6 +20,7 @@ from totalvi.formats.model_folder import read_state, write_state
 from totalvi.formats.scvi_write import write_scvi
 from totalvi.mapping.label_prediction import LabelQueries
 from totalvi.mapping.map_query import MappingQueries
+from totalvi.mapping.query_imputation import QueryImputation
 from totalvi.mapping.reference_card import minify
 from totalvi.posterior.abundance import AbundanceQueries
 from totalvi.posterior.aggregated_posterior import AggregatedPosteriorQueries
@@ -67,6 +68,7 @@ class Model(
     ModalityQueries,
     StainingQueries,
     MappingQueries,
+    QueryImputation,
     LabelQueries,
     metaclass=KnowsScviProtocol,
 ):
@@ -286,8 +288,6 @@ class Model(
     def findings(self) -> tuple[Finding, ...]:
         """What the checks of the data say, and what of the data is used and what is set apart."""
         return () if self._data is None else self._data.findings
-
-    # --------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path, *, overwrite: bool = False, minified: bool = False) -> Path:
         """Write the model, without the data, to the folder ``path``, completely or not at all.

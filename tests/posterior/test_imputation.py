@@ -7,14 +7,13 @@ from scipy import stats
 
 from totalvi.nn.likelihoods import Dispersion, ProteinMixture
 from totalvi.posterior.column_correlations import correlation_limit
-from totalvi.posterior.protein_predictions import (
+from totalvi.posterior.hidden_counts import (
     HiddenCounts,
-    Predicted,
     calibrated_limits,
-    mixture_moments,
     reliability,
     reliability_table,
 )
+from totalvi.posterior.protein_predictions import Predicted, mixture_moments
 
 
 def test_moments_are_those_of_the_mixture() -> None:

@@ -210,7 +210,7 @@ def test_every_query_is_asked_here() -> None:
     # what needs controls, more cells, or another model has tests of its own
     elsewhere = {
         "check_isotype_controls", "map_query", "transfer_labels", "get_unlikeness",
-        "get_query_reliability", "get_map_coordinates", "find_doublets",
+        "impute_query", "get_query_reliability", "get_map_coordinates", "find_doublets",
         "get_modality_information", "predict", "get_deciding_features",
     }  # fmt: skip
     assert set(public_queries()) - properties - elsewhere == set(QUERIES)

@@ -1,15 +1,12 @@
-"""Regression on RNA with a Gaussian kernel, and neighbours."""
+"""Regression with a Gaussian kernel, and distances that are learnt."""
 
 import numpy as np
 import pytest
-from mudata import MuData
 from scipy import sparse
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
-import totalvi
 from totalvi.posterior.simple_predictors import (
-    RnaCoordinates,
     gaussian_kernel,
     learned_map,
     log_normalised,
@@ -136,35 +133,6 @@ def test_units_of_values_do_not_matter_for_distances() -> None:
 def test_few_or_equal_cells_have_features(n_cells: int) -> None:
     kernel = gaussian_kernel(np.ones((n_cells, 4)))
     assert np.isfinite(kernel.transform(np.zeros((1, 4)))).all()
-
-
-@pytest.fixture(scope="module")
-def counts() -> MuData:
-    return totalvi.simulate(300, 40, 6, n_batches=2, n_unmeasured=2, store_truth=False, seed=4)
-
-
-def coordinates_of(mdata: MuData) -> RnaCoordinates:
-    return RnaCoordinates(totalvi.Model(mdata, batch_key="batch")._training_data())
-
-
-def test_coordinates_are_directions_and_sizes_without_batches(counts: MuData) -> None:
-    coordinates = coordinates_of(counts)
-    batch = counts.obs["batch"].astype(str).to_numpy()
-    total = np.log1p(np.asarray(counts["rna"].X.sum(axis=1)).ravel())
-    for name in np.unique(batch):
-        total[batch == name] -= total[batch == name].mean()
-    direction, size = np.split(coordinates.of_cells, [-1], axis=1)
-    np.testing.assert_allclose(np.linalg.norm(direction, axis=1), 1)
-    expected = 0.3 * np.clip(total / total.std(), -3, 3)
-    np.testing.assert_allclose(size[:, 0], expected, atol=1e-6)
-
-
-def test_depth_of_all_cells_changes_no_size(counts: MuData) -> None:
-    deeper = counts.copy()
-    deeper["rna"].X = counts["rna"].X * 3
-    size = coordinates_of(counts).of_cells[:, -1]
-    assert size.std() == pytest.approx(0.3, rel=0.05)
-    np.testing.assert_allclose(coordinates_of(deeper).of_cells[:, -1], size, atol=0.01)
 
 
 def test_counts_are_normalised_by_their_total() -> None:

@@ -68,7 +68,7 @@ def test_one_command(
     names = pd.read_csv(output / "tables" / "antibodies.csv")
     assert set(names["harmonised"]) == set(adata.var_names) == {"CD3", "CD4", "CD19", "CD279"}
     model = totalvi.Model.load(output / "model.totalvi")
-    assert model.schema.batch_names == ("query", "reference")
+    assert model.schema.batch_names == ("reference", "query")
     assert execute(["impute", *given]) == 2
     assert "not empty" in capsys.readouterr().err
 
@@ -87,8 +87,8 @@ def test_the_cells_of_the_query_are_named(inputs: tuple[Path, Path], tmp_path: P
 def test_batches_within_the_reference(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     result = impute(*inputs, tmp_path / "out", batch_key="donor", max_epochs=2, n_samples=20)
     model = totalvi.Model.load(result.folder / "model.totalvi")
-    assert model.schema.batch_names == ("query", "reference:a", "reference:b")
-    assert model.schema.panel_names == ("query", "reference")
+    assert model.schema.batch_names == ("reference:a", "reference:b", "query")
+    assert model.schema.panel_names == ("reference", "query")
     assert result.record["reference_cells"] == 160
 
 
@@ -305,7 +305,7 @@ def test_an_interrupted_imputation_goes_on(
     arguments = {"max_epochs": 2, "n_samples": 20}
     whole = impute(*inputs, tmp_path / "whole", **arguments)
     with monkeypatch.context() as patch:
-        patch.setattr(totalvi.Model, "get_imputation_reliability", _interrupted)
+        patch.setattr(totalvi.Model, "get_query_reliability", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             impute(*inputs, tmp_path / "out", **arguments)
     kept = tmp_path / "out.checkpoint"

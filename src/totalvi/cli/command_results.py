@@ -348,8 +348,9 @@ def impute(
 ) -> None:
     """Predict the proteins or the RNA that cells lack.
 
-    Fits a model to both inputs together and predicts the proteins of REFERENCE in the cells of QUERY
-    (imputed.h5ad), and RNA in those of its cells that have proteins alone (imputed_rna.h5ad).
+    Fits a model to REFERENCE, maps QUERY on it, and predicts the proteins that its cells lack
+    (imputed.h5ad). If cells of QUERY have proteins alone, fits both together and predicts their RNA too
+    (imputed_rna.h5ad).
     Also writes the uncertainty of each value and the reliability of each protein and gene, which is
     measured on held-out cells of REFERENCE with their proteins or RNA hidden; for proteins over all of
     them and within clusters, with lower 95 % confidence limits. Until the folder is complete, the fit

@@ -2,7 +2,7 @@
 
 import hashlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -256,9 +256,9 @@ class CiteData:
         Counts of the isotype controls in the data, (N, controls), by name.
     findings
         Warnings and notes of the checks of the data.
-    posterior
-        Of the cells, where a minified reference keeps the counts of only some of them; None: all
-        counts are there.
+    posterior, predictors
+        Of a minified reference, which keeps the counts of only some cells: that of all, and arrays by
+        name that predict proteins from RNA. None: all counts are there.
     """
 
     schema: Schema
@@ -275,6 +275,7 @@ class CiteData:
     controls: pd.DataFrame
     findings: tuple[Finding, ...] = ()
     posterior: StoredPosterior | None = None
+    predictors: Mapping[str, np.ndarray] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -319,6 +320,7 @@ class CiteData:
             library_size=self.library_size[cells],
             controls=self.controls.iloc[cells],
             posterior=None,  # their counts are there, from which they are encoded
+            predictors=None,
         )
 
     @cached_property

@@ -7,9 +7,10 @@ tensors. docs/reliability.md says what it holds.
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -57,12 +58,14 @@ from totalvi.formats.packed_columns import (
     unpack_texts,
 )
 from totalvi.mapping.reference_card import Minified
+from totalvi.posterior.rna_predictors import RnaPredictors
 
 FORMAT = "totalvi minified reference"
 FORMAT_VERSION = 1
 _MOST_UNPACKED = 20  # times the bytes of the file, so that none is made to fill memory; usual are 4
-_WEIGHTS, _CELLS = "weights.", "cells."
+_WEIGHTS, _CELLS, _PREDICTORS = "weights.", "cells.", "predictors."
 _PARTS = ("train", "validation", "test")
+_Part = TypeVar("_Part")
 
 
 def write_minified(
@@ -99,6 +102,10 @@ def write_minified(
         _WEIGHTS + name: tensor.contiguous() for name, tensor in state.network.state_dict().items()
     }
     tensors |= {_CELLS + name: torch.from_numpy(part.tensor()) for name, part in packed.items()}
+    tensors |= {
+        _PREDICTORS + name: torch.from_numpy(np.array(part))
+        for name, part in kept.predictors.items()
+    }
     description = description_of(_without_cells(state)) | {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -146,12 +153,7 @@ def read_minified(path: Path) -> tuple[ModelState, CiteData]:
         When the file is damaged, or of a format version that this package does not know.
     """
     tensors, description = _read(path)
-    weights = {
-        name.removeprefix(_WEIGHTS): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_WEIGHTS)
-    }
-    state = state_of(path, weights, description)
+    state = state_of(path, _called(_WEIGHTS, tensors), description)
     try:
         with np.errstate(all="ignore"):  # of damaged numbers, which are then refused
             return _with_cells(state, tensors, description["cells"], path.stat().st_size)
@@ -172,6 +174,13 @@ def read_card(path: Path) -> dict[str, Any]:
         return {name: description[name] for name in ("format_version", "versions", "card")}
     except KeyError as error:
         raise _damaged(path, f"it lacks its {error.args[0]}") from error
+
+
+def _called(prefix: str, parts: Mapping[str, _Part]) -> dict[str, _Part]:
+    """Return the parts whose names start with ``prefix``, without it."""
+    return {
+        name.removeprefix(prefix): part for name, part in parts.items() if name.startswith(prefix)
+    }
 
 
 def _without_cells(state: ModelState) -> ModelState:
@@ -261,14 +270,13 @@ def _with_cells(
     kept = np.cumsum(unpack(*parts["kept"], (n_kept,)))
     if n_kept and not ((np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < n_cells):
         raise ValueError("kept cells that are not there.")
-    rows = {
-        name.removeprefix("kept_rna_"): part
-        for name, part in parts.items()
-        if name.startswith("kept_rna_")
-    }
+    rows = _called("kept_rna_", parts)
     protein = unpack(*parts["kept_protein"], (n_kept, len(schema.protein_names)))
     if not (np.isfinite(protein).all() and (protein >= 0).all()):
         raise ValueError("protein counts that are no counts.")
+    predictors = {name: part.numpy() for name, part in _called(_PREDICTORS, tensors).items()}
+    if predictors:
+        RnaPredictors.of_arrays(predictors, len(schema.protein_names))  # which checks them
     names = pd.Index(unpack_texts(parts["names"], n_cells), dtype=object)
     n_covariates = list(map(len, schema.covariate_categories))
     categorical = None
@@ -295,6 +303,7 @@ def _with_cells(
         annotation=Annotation.of_table(_labels(parts, names)),
         controls=pd.DataFrame(index=names),
         posterior=posterior,
+        predictors=predictors or None,
     )
     result = replace(state.result, split=split, calibration=calibration)
     return replace(state, result=result), data

@@ -16,7 +16,7 @@ from totalvi.errors import DataError, argument
 from totalvi.fit.minibatch import Minibatch
 from totalvi.mapping.deciding_features import deciding_features
 from totalvi.mapping.label_graph import PartlyLabelled, spread_labels
-from totalvi.mapping.mapped_cells import ComparisonQueries
+from totalvi.mapping.mapped_cells import ComparisonQueries, mapping_of
 from totalvi.mapping.reference_neighbours import calibration_error
 from totalvi.posterior.arguments import Cells, cell_positions, documented, label_codes
 from totalvi.posterior.expression import normalized_expression
@@ -132,7 +132,7 @@ class LabelQueries(ComparisonQueries):
         scale = _scale(places, self.module.n_latent)
         model: LabelQueries = self
         if isinstance(adata, LabelQueries):
-            self._mapping_of(adata)
+            mapping_of(self, adata)
             model, adata = adata, None
         if model is not self or adata is not None:
             asked = replace(model._question(adata, None, batch_size, progress), noise=own.noise)

@@ -1,7 +1,6 @@
 """Compare mapped cells with the cells of their reference: labels, novelty, imputed proteins."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,15 +23,9 @@ from totalvi.mapping.reference_neighbours import (
 )
 from totalvi.mapping.surgery import reference_state
 from totalvi.nn.config import at_least_one
-from totalvi.posterior.arguments import checked_number, documented, label_codes
-from totalvi.posterior.latent import LatentDistribution, latent_clusters
-from totalvi.posterior.protein_predictions import (
-    hidden_proteins,
-    imputed_batches,
-    reliability_table,
-)
-from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, held_out_cells
-from totalvi.posterior.stacking import observed_proteins
+from totalvi.posterior.arguments import documented, label_codes
+from totalvi.posterior.latent import LatentDistribution
+from totalvi.posterior.question import Fitted
 
 _HELD_OUT = 4  # distinguishes held-out cells from other uses of a model's seed; see `totalvi.model`
 
@@ -233,7 +226,7 @@ class ComparisonQueries(Fitted):
         >>> model.get_map_coordinates(model.map_query(mdata[60:].copy())) is None
         True
         """
-        self._mapping_of(query)
+        mapping_of(self, query)
         reference, data = self._training_data(), query._training_data()
         layout = reference.annotation.layout()
         if layout is None:
@@ -243,97 +236,6 @@ class ComparisonQueries(Fitted):
         mean = encode(query.module, data, np.arange(data.n_cells)).mean
         places = np.median(Places.of(layout).values()[nearest(mean, nearest_to, k).points], axis=1)
         return pd.DataFrame(places, index=data.cell_names, columns=list(LAYOUT))
-
-    def get_query_reliability(
-        self,
-        query: Fitted,
-        *,
-        protein_list: Sequence[str] | None = None,
-        interval: float = 0.9,
-        n_samples: int = 100,
-        batch_size: int = QUERY_BATCH_SIZE,
-        seed: int = 0,
-        progress: bool | None = None,
-    ) -> pd.DataFrame:
-        """Measure on reference cells how well the proteins that a query lacks are imputed.
-
-        The query's cells have no counts of these proteins, but held-out cells of the reference
-        have. They are encoded with the genes and panel of the query. The missing proteins are then
-        predicted as in the query's `impute_proteins`, from the same batches and at their level. If
-        these are each cell's own batch, the reference cells also use their own. The result is valid
-        for a query like the reference; `get_unlikeness` measures how unlike its cells are.
-
-        Parameters
-        ----------
-        query
-            A model that `map_query` of this model returned, which itself has its data.
-        protein_list
-            Names of proteins. None: all.
-        {hidden_counts} {batch_size} {seed} {progress}
-
-        Returns
-        -------
-        A row for each panel of the query and each protein that it lacks, with the columns of
-        `get_imputation_reliability`.
-
-        Raises
-        ------
-        ValueError
-            When an argument has a value not allowed, or the query lacks none of the proteins.
-        DataError
-            When there are no training data or no held-out cells.
-
-        {reference_model}
-        >>> query = model.map_query(mdata["rna"][60:].copy())
-        >>> model.get_query_reliability(query, n_samples=20).shape
-        (5, 8)
-        """
-        mapping = self._mapping_of(query)
-        asked = query._question(None, None, batch_size, progress, n_samples=n_samples)
-        asked, wanted = imputed_batches(query, asked, None, protein_list)
-        question = replace(asked, noise=self._noise(seed))
-        interval = checked_number("interval", interval, below=1)
-        held_out = held_out_cells(self, question)
-        names = query.schema.panel_names or query.schema.batch_names
-        lacking = ~np.array(query.schema.panel_measured)[:, wanted.proteins.positions]
-        cells = held_out.data.in_memory(held_out.cells)
-        counts = observed_proteins(cells, np.arange(cells.n_cells), wanted.proteins.positions)
-        clusters = latent_clusters(replace(held_out, network=self.module))
-        tables = {}
-        for panel, kept, as_query in as_the_query(
-            cells, asked.data, query.module, mapping.missing_genes
-        ):
-            if lacking[panel].any():
-                hidden = hidden_proteins(
-                    replace(question, data=as_query, cells=np.arange(as_query.n_cells)),
-                    wanted,
-                    counts[kept],
-                )
-                table = reliability_table(hidden, interval, wanted.proteins.names, clusters[kept])
-                tables[names[panel]] = table[lacking[panel]]
-        if not tables:
-            raise ValueError("query lacks none of the wanted proteins; name others, or None.")
-        found: pd.DataFrame = pd.concat(tables, names=["panel", "protein"])
-        return found
-
-    def _mapping_of(self, query: Fitted) -> QueryMapping:
-        """Return how a query was mapped on this model, after checking its weights."""
-        self._require_trained()
-        mapping = getattr(query, "_mapping", None)
-        if not isinstance(mapping, QueryMapping):
-            raise ValueError("query is not a model of new cells; give what map_query returned.")
-        its_reference, own = reference_state(query.module, mapping), self.module.state_dict()
-        same_weights = all(
-            name in own and torch.equal(value.cpu(), own[name].cpu())
-            for name, value in its_reference.items()
-        )
-        names = query.schema.batch_names[: mapping.n_reference_batches]
-        if not same_weights or names != self.schema.batch_names:
-            raise ValueError(
-                "query was mapped on another model, or on this one before it was trained further; map "
-                "it on this one."
-            )
-        return mapping
 
     def _compared(
         self,
@@ -348,7 +250,7 @@ class ComparisonQueries(Fitted):
 
         With ``as_deep``, the held-out cells are thinned to the query's depth if they are deeper.
         """
-        mapping, data = self._mapping_of(query), query._training_data()
+        mapping, data = mapping_of(self, query), query._training_data()
         k = at_least_one("n_neighbors", n_neighbors)
         positions = np.flatnonzero(usable)
         if len(positions) < 10:
@@ -380,6 +282,26 @@ class ComparisonQueries(Fitted):
                 rest,
                 nearest_to,
             )
+
+
+def mapping_of(model: Fitted, query: Fitted) -> QueryMapping:
+    """Return how a query was mapped on this model, after checking its weights."""
+    model._require_trained()
+    mapping = getattr(query, "_mapping", None)
+    if not isinstance(mapping, QueryMapping):
+        raise ValueError("query is not a model of new cells; give what map_query returned.")
+    its_reference, own = reference_state(query.module, mapping), model.module.state_dict()
+    same_weights = all(
+        name in own and torch.equal(value.cpu(), own[name].cpu())
+        for name, value in its_reference.items()
+    )
+    names = query.schema.batch_names[: mapping.n_reference_batches]
+    if not same_weights or names != model.schema.batch_names:
+        raise ValueError(
+            "query was mapped on another model, or on this one before it was trained further; map "
+            "it on this one."
+        )
+    return mapping
 
 
 def reference_posterior(model: Fitted) -> LatentDistribution:

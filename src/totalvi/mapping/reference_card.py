@@ -13,6 +13,7 @@ from totalvi.data.counts import CountsInMemory
 from totalvi.data.minified_cells import StoredPosterior
 from totalvi.errors import DataError
 from totalvi.mapping.mapped_cells import chosen_to_calibrate, reference_posterior
+from totalvi.mapping.query_imputation import reference_predictors
 from totalvi.mapping.reference_neighbours import (
     Reference,
     calibrate,
@@ -21,14 +22,12 @@ from totalvi.mapping.reference_neighbours import (
     label_probabilities,
 )
 from totalvi.nn.coders import CellPosterior
+from totalvi.posterior.imputation import reporting_cells
 from totalvi.posterior.latent import latent_clusters
-from totalvi.posterior.protein_predictions import (
-    hidden_proteins,
-    imputed_batches,
-    reliability_table,
-)
+from totalvi.posterior.protein_predictions import imputed_batches
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Fitted, Question, held_out_cells
-from totalvi.posterior.stacking import observed_proteins
+from totalvi.posterior.rna_predictors import RnaPredictors
+from totalvi.posterior.stacking import Hidden, observed_proteins, stacked_proteins
 from totalvi.posterior.unmeasured import always_shown, fill_unmeasured
 
 MEASURED = (
@@ -54,12 +53,15 @@ class Minified(NamedTuple):
         Positions of the cells whose counts are kept, ascending.
     card
         Description of the reference, and its accuracy.
+    predictors
+        Regression and neighbours in RNA, which `impute_query` stacks with the model, as arrays by name.
     """
 
     posterior: StoredPosterior
     labels: dict[str, pd.Categorical]
     kept: np.ndarray
     card: dict[str, Any]
+    predictors: Mapping[str, np.ndarray]
 
 
 def minify(model: Fitted) -> Minified:
@@ -87,7 +89,10 @@ def minify(model: Fitted) -> Minified:
     labels = labels_to_keep(data)
     codes = {name: values.codes for name, values in labels.items()}
     kept = _cells_to_keep(model, question, codes)
-    return Minified(posterior, labels, kept, _card(model, question, codes, kept))
+    predictors = reference_predictors(model)
+    arrays = {} if predictors is None else predictors.arrays()
+    card = _card(model, question, codes, kept, predictors)
+    return Minified(posterior, labels, kept, card, arrays)
 
 
 def labels_to_keep(data: CiteData) -> dict[str, pd.Categorical]:
@@ -150,7 +155,11 @@ def _holds_out(model: Fitted) -> bool:
 
 
 def _card(
-    model: Fitted, question: Question, labels: Mapping[str, np.ndarray], kept: np.ndarray
+    model: Fitted,
+    question: Question,
+    labels: Mapping[str, np.ndarray],
+    kept: np.ndarray,
+    predictors: RnaPredictors | None,
 ) -> dict[str, Any]:
     data, schema = question.data, model.schema
     held_out, _ = chosen_to_calibrate(model, np.ones(data.n_cells, dtype=bool))
@@ -178,7 +187,7 @@ def _card(
         },
         "measured": measured + TRAINED_ON * bool(np.isin(held_out, trained).any()),
         "labels": _accuracy_of_labels(model, data, labels),
-        "imputed_proteins": _accuracy_of_proteins(model, question),
+        "imputed_proteins": _accuracy_of_proteins(model, question, predictors),
     }
 
 
@@ -233,20 +242,23 @@ def _accuracy_of_labels(
     return {name: found[name] for name in labels if name in found}
 
 
-def _accuracy_of_proteins(model: Fitted, question: Question) -> dict[str, Any]:
+def _accuracy_of_proteins(
+    model: Fitted, question: Question, predictors: RnaPredictors | None
+) -> dict[str, Any]:
     """Return how well each protein of held-out cells is predicted from their RNA alone."""
     if not _holds_out(model):
         return {}
     question, wanted = imputed_batches(model, question, None, None)
-    held_out = held_out_cells(model, question)
+    held_out = held_out_cells(model, question, all_of_them=True)
+    reporting = reporting_cells(model, held_out)
     cells = held_out.data.in_memory(held_out.cells)
     everyone = np.arange(cells.n_cells)
     counts = observed_proteins(cells, everyone, wanted.proteins.positions)
     alone = replace(question, data=with_rna_alone(model, cells), cells=everyone)
-    hidden = hidden_proteins(alone, wanted, counts)
-    table: pd.DataFrame = reliability_table(
-        hidden, 0.9, wanted.proteins.names, latent_clusters(held_out)
-    )
+    hidden = Hidden(counts, np.ones(len(wanted.proteins), dtype=bool))
+    found = stacked_proteins(alone, wanted, hidden, predictors).of_cells(reporting)
+    clusters = latent_clusters(replace(held_out, cells=held_out.cells[reporting]))
+    table = found.reliability(0.9, wanted.proteins.names, clusters)
     kept = ["n_cells", "pearson", "rmse", "coverage", "within_pearson", "reliable"]
     rows = table[kept].astype(object).to_dict(orient="index")
     return {str(name): row for name, row in rows.items()}

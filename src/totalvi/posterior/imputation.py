@@ -1,9 +1,9 @@
 """Proteins that were not measured: what their counts would be, and how far that can be trusted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Unpack, overload
+from typing import Unpack, overload
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ import pandas as pd
 from totalvi.data.cells import CiteData, fingerprint
 from totalvi.data.describe import Data
 from totalvi.errors import DataError
-from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import (
     Cells,
     Names,
@@ -21,15 +20,10 @@ from totalvi.posterior.arguments import (
     documented,
 )
 from totalvi.posterior.batch_levels import batch_levels, no_levels
+from totalvi.posterior.hidden_counts import calibrated_limits, limits_of
+from totalvi.posterior.imputed_proteins import ImputedProteins, Stacked, imputed_counts
 from totalvi.posterior.latent import latent_clusters
-from totalvi.posterior.protein_predictions import (
-    ImputedBatches,
-    calibrated_limits,
-    imputed_batches,
-    limits_of,
-    predicted_proteins,
-    reliability_table,
-)
+from totalvi.posterior.protein_predictions import ImputedBatches, imputed_batches
 from totalvi.posterior.question import (
     QUERY_BATCH_SIZE,
     Fitted,
@@ -37,43 +31,8 @@ from totalvi.posterior.question import (
     held_out_cells,
     labels_of_cells,
 )
-from totalvi.posterior.rows import Table
-from totalvi.posterior.simple_predictors import RnaCoordinates, RnaPredictors
-from totalvi.posterior.stacking import OfPanel, Stack, moved_to_stacks, stacked_proteins
-
-_PARTS = ("mean", "sd", "log1p", "lower", "upper")
-
-
-class ImputedProteins(NamedTuple):
-    """What the counts of proteins would be, each a data frame (cells, proteins).
-
-    Parameters
-    ----------
-    mean, sd
-        Mean and standard deviation of the predicted count at the middle of its level, background and
-        noise of counting included.
-    log1p
-        Mean of log(1 + count), the closest guess of a count's logarithm.
-    lower, upper
-        Limits of the predictive interval, whole numbers.
-    lacking
-        Whether the cell's panel lacks the protein. What it measured is predicted as well, from the
-        cell's own count among others.
-    levels
-        A row for each batch of the cells that lacks a protein and each batch it is predicted from:
-        ``level``, how many times as high it counts a protein; the limits of its 90 % interval for a
-        single protein, ``lower`` and ``upper``; and ``n_proteins``, how many tell, with fewer than 3 of
-        which a level may follow from another batch. NaN where it is not known: there counts are as the
-        batch that they are predicted from would measure them. No rows with ``own_level=False``.
-    """
-
-    mean: pd.DataFrame
-    sd: pd.DataFrame
-    log1p: pd.DataFrame
-    lower: pd.DataFrame
-    upper: pd.DataFrame
-    lacking: pd.DataFrame
-    levels: pd.DataFrame
+from totalvi.posterior.rna_predictors import RnaCoordinates, RnaPredictors
+from totalvi.posterior.stacking import Stack, hidden_as_panel, stacked_proteins
 
 
 class _ImputationOptions(ProteinOptions, total=False):
@@ -150,13 +109,14 @@ class ImputationQueries(Fitted):
             Whether the interval is corrected, protein by protein, to hold that share of the counts of
             cells that the fit held out, with their proteins hidden as in the cell's panel. Needs the
             training data where a cell lacks a protein. Of a mapped query, whose own cells tell nothing
-            of what all of them lack, those intervals stay as the model gives them. No limit lies beyond
+            of what all of them lack, those intervals stay as the model gives them; `impute_query` of
+            its reference corrects them. No limit lies beyond
             the counts drawn, so a poor fit needs more ``n_samples``, or to be trained longer.
         stacked
             Whether proteins that a panel lacks are predicted together with regression and neighbours,
             with weights that the same held-out cells decide. None: where intervals are calibrated. The
-            model alone predicts a mapped query, and a protein that fewer than 5 of these cells, or
-            fewer than 20 training cells, measured.
+            model alone predicts a mapped query (see `impute_query`), and a protein that fewer than 5 of
+            these cells, or fewer than 20 training cells, measured.
         own_level
             Whether counts are at the level of the cell's own batch where that is known. None: where
             ``transform_batch`` is None.
@@ -164,9 +124,8 @@ class ImputationQueries(Fitted):
             Posterior samples of each cell, and counts drawn for each value; those of a minibatch are
             held.
         out
-            Folder of a new zarr store to write to, in place of memory: it gets the groups "mean",
-            "sd", "log1p", "lower" and "upper", and "levels" where there are any, each of which
-            `anndata.read_zarr` reads.
+            Folder of a new zarr store to write to, in place of memory: it gets a group for each part
+            of `ImputedProteins` but ``lacking``, which `anndata.read_zarr` reads.
         {batch_size} {seed} {progress}
 
         Returns
@@ -199,43 +158,25 @@ class ImputationQueries(Fitted):
         hiding, every, rna, in_all = question, wanted, None, None
         if stacked and lacks_wanted.any():
             hiding, every = imputed_batches(self, asked, transform_batch, None)
-            coordinates = RnaCoordinates(self._training_data())
-            in_all, rna = RnaPredictors(coordinates), RnaPredictors(coordinates, self.split)
+            known = self._training_data()
+            coordinates = RnaCoordinates.of_data(known)
+            in_all = RnaPredictors.of_data(known, coordinates)
+            rna = RnaPredictors.of_data(known, coordinates, self.split)
         stacks = dict[int, Stack]()
         if calibrated or stacked:
-            columns = _columns(wanted, every)
+            columns = columns_of(wanted, every)
             for panel, batches in _panels(data, cells, lacks_wanted):
                 held_out = replace(held_out_cells(self, hiding, all_of_them=True), progress=False)
-                of_panel = OfPanel(panel, batches, lacking[panel, every.proteins.positions])
+                of_panel = lacking[panel, every.proteins.positions]
+                hidden = hidden_as_panel(held_out, every, panel, batches, of_panel)
                 from_rna = rna if self.schema.measured_rna[panel] else None
-                found = stacked_proteins(held_out, every, of_panel, from_rna).of_proteins(columns)
+                found = stacked_proteins(held_out, every, hidden, from_rna).of_proteins(columns)
                 stacks[panel] = found.stack
                 if calibrated:
-                    hidden = found.of_cells(_reporting(self, held_out)).hidden
-                    probabilities[panel] = calibrated_limits(hidden, interval)
-        table = question.table(wanted.proteins.names)
-
-        def rows(batch: Minibatch) -> Mapping[str, np.ndarray]:
-            batch = levels.as_reference(batch)
-            predicted = predicted_proteins(question, wanted, batch)
-            panel = batch.context.panel.cpu().numpy()
-            if in_all is not None:
-                predicted = moved_to_stacks(question, wanted, batch, predicted, in_all, stacks)
-            return predicted.summary(probabilities[panel])
-
-        tables = dict.fromkeys(_PARTS, table)
-        if len(levels.table):
-            names = pd.Index([f"{own} over {other}" for own, other in levels.table.index])
-            tables["levels"] = Table(names, levels.table.columns.to_numpy())
-        of_levels = {"levels": levels.table.to_numpy()} if len(levels.table) else None
-        written = question.rows("imputed proteins", tables, rows, out=out, without_cells=of_levels)
-        if isinstance(written, Path):
-            return written
-        return ImputedProteins(
-            **{part: table.frame(written[part]) for part in _PARTS},
-            lacking=table.frame(lacking[:, wanted.proteins.positions][data.panel[cells]]),
-            levels=levels.table,
-        )
+                    reporting = found.of_cells(reporting_cells(self, held_out)).hidden
+                    probabilities[panel] = calibrated_limits(reporting, interval)
+        stacked_with = None if in_all is None else Stacked(in_all, stacks)
+        return imputed_counts(question, wanted, levels, probabilities, stacked_with, out)
 
     def get_imputation_reliability(
         self,
@@ -320,25 +261,24 @@ class ImputationQueries(Fitted):
         every, rna = wanted, None
         if known is not None:
             question, every = imputed_batches(self, asked, transform_batch, None)
-            rna = RnaPredictors(RnaCoordinates(known), self.split)
-        columns, of_wanted = _columns(wanted, every), wanted.proteins.names
+            rna = RnaPredictors.of_data(known, RnaCoordinates.of_data(known), self.split)
+        columns, of_wanted = columns_of(wanted, every), wanted.proteins.names
         tables = {}
         for panel, batches in panels:
-            of_panel = OfPanel(panel, batches, lacking[panel, every.proteins.positions])
+            of_panel = panel, batches, lacking[panel, every.proteins.positions]
+            hidden = hidden_as_panel(question, every, *of_panel)
             if rna is None or not self.schema.measured_rna[panel]:
-                found = stacked_proteins(question, every, of_panel, None)
+                found = stacked_proteins(question, every, hidden, None)
             else:
                 held_out = held_out_cells(self, question, all_of_them=True, data=known)
                 held_out = replace(held_out, progress=False)
-                found = stacked_proteins(held_out, every, of_panel, rna, only_stack=not own)
+                of_held_out = hidden_as_panel(held_out, every, *of_panel)
+                found = stacked_proteins(held_out, every, of_held_out, rna, only_stack=not own)
                 if own:
-                    found = found.of_cells(_reporting(self, held_out))
+                    found = found.of_cells(reporting_cells(self, held_out))
                 else:
-                    found = stacked_proteins(question, every, of_panel, rna, found.stack)
-            found = found.of_proteins(columns)
-            table = reliability_table(found.hidden, interval, of_wanted, groups)
-            if found.predictions is not None:
-                table = pd.concat([table, found.comparison(of_wanted)], axis=1)
+                    found = stacked_proteins(question, every, hidden, rna, found.stack)
+            table = found.of_proteins(columns).reliability(interval, of_wanted, groups)
             tables[names[panel]] = table[lacks_wanted[panel]]
         if not tables:
             raise ValueError(
@@ -363,13 +303,13 @@ class ImputationQueries(Fitted):
         return question.data if same else self._data
 
 
-def _columns(wanted: ImputedBatches, every: ImputedBatches) -> np.ndarray:
+def columns_of(wanted: ImputedBatches, every: ImputedBatches) -> np.ndarray:
     """Return the places of the wanted proteins in all of those that are stacked together."""
     positions = every.proteins.positions
     return np.array([int(np.argmax(positions == one)) for one in wanted.proteins.positions])
 
 
-def _reporting(model: Fitted, held_out: Question) -> np.ndarray:
+def reporting_cells(model: Fitted, held_out: Question) -> np.ndarray:
     """Return which of the cells that the fit held out did not calibrate it, bool (N,)."""
     return np.isin(held_out.cells, held_out_cells(model, held_out).cells)
 

@@ -1,11 +1,10 @@
-"""The predictive distribution of protein counts, and how well it predicts counts that were hidden."""
+"""The predictive distribution of protein counts, of cells as they are or with counts hidden."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,14 +13,12 @@ from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.arguments import Names
 from totalvi.posterior.batch_levels import BatchLevels, at_level
 from totalvi.posterior.calibration import background_variance, predictive_proteins
-from totalvi.posterior.column_correlations import correlation, correlation_limit
 from totalvi.posterior.draws import protein_counts, protein_mixture
+from totalvi.posterior.hidden_counts import HiddenCounts
 from totalvi.posterior.question import Features, Fitted, Question
 from totalvi.posterior.unmeasured import batches_to_impute_from
 
-LEAST_PEARSON = 0.7  # a protein that surely has at least this is called reliable
 _GOLDEN_RATIO = 0.6180339887498949  # its multiples fill the unit interval evenly
-_FEWEST_CELLS = 20  # with fewer, a 90 % interval cannot be calibrated
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,15 @@ class Predicted(NamedTuple):
         Counts drawn from it, sorted, (B, t, n_samples).
     stacked
         The mean of log(1 + count) where more than the counts drawn say what it is, (B, t).
+    foreground
+        Probability that a protein is foreground, (B, t).
     """
 
     mean: np.ndarray
     sd: np.ndarray
     counts: np.ndarray
     stacked: np.ndarray | None = None
+    foreground: np.ndarray | None = None
 
     def log1p_mean(self) -> np.ndarray:
         """Return E[log(1 + count)], (B, t)."""
@@ -104,7 +104,7 @@ class Predicted(NamedTuple):
             for value, of in ((mean, np.mean), (sd, np.std)):
                 old, new = of(before, axis=1), of(after, axis=1)
                 value[cell, moves] *= np.divide(new, old, out=np.ones(len(moves)), where=old > 0)
-        return type(self)(mean, sd, rounded, log1p)
+        return type(self)(mean, sd, rounded, log1p, self.foreground)
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """Return the count below which a further one is with ``probability`` (B, t).
@@ -172,7 +172,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
     turns = [np.resize(np.flatnonzero(column), n_samples) for column in wanted.decoded.T]
     position_of_sample = np.array(turns).reshape(len(proteins), n_samples).T
     shape = (len(batch.cells), len(proteins))
-    first, second = np.zeros(shape), np.zeros(shape)
+    first, second, foreground = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     counts = np.empty((*shape, n_samples), dtype=np.float32)
     for number, draw in enumerate(question.draws(batch, genes=False)):
         position = number % len(question.transform_batch)
@@ -186,6 +186,7 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
         moments = mixture_moments(expected, background_variance(question, draw, proteins))
         first += weight[position] * moments[0].cpu().numpy()
         second += weight[position] * moments[1].cpu().numpy()
+        foreground += weight[position] * expected.foreground_probability().cpu().numpy()
         drawn = np.flatnonzero(position_of_sample[draw.sample] == position)
         counts[:, drawn, draw.sample] = protein_counts(
             question.network,
@@ -196,20 +197,20 @@ def predicted_proteins(question: Question, wanted: ImputedBatches, batch: Miniba
             proteins[drawn],
         )
     counts.sort(axis=2)
-    return Predicted(first, np.sqrt(np.maximum(second - first**2, 0)), counts)
+    sd = np.sqrt(np.maximum(second - first**2, 0))
+    return Predicted(first, sd, counts, None, foreground)
 
 
 def _spread_evenly(sample: int, proteins: np.ndarray) -> np.ndarray:
     """Return a probability for each protein, (t,), evenly spread over the samples, .005 to .995."""
-    uniform: np.ndarray = ((sample + 0.5) * _GOLDEN_RATIO + proteins * _GOLDEN_RATIO**2) % 1
+    uniform = ((sample + 0.5) * _GOLDEN_RATIO + proteins * _GOLDEN_RATIO**2) % 1
     return np.asarray(np.clip(uniform, 0.005, 0.995))
 
 
 def rounding_noise(question: Question, wanted: ImputedBatches, batch: Minibatch) -> np.ndarray:
     """Return the noise by which counts that moved are rounded, between 0 and 1, (B, t)."""
-    width = question.network.n_input_proteins
-    uniform = question.noise.uniform("rounding", 0, batch.keys, width)
-    return np.asarray(uniform.numpy()[:, wanted.proteins.positions])
+    width, positions = question.network.n_input_proteins, wanted.proteins.positions
+    return question.noise.uniform("rounding", 0, batch.keys, width).numpy()[:, positions]
 
 
 def mixture_moments(
@@ -229,51 +230,6 @@ def mixture_moments(
     spread = torch.as_tensor(log_variance, dtype=torch.float64).exp()
     square = (pi * background**2 + rest * foreground**2) * spread
     return first, first + square * (1 + (-log_r).exp())
-
-
-class HiddenCounts(NamedTuple):
-    """Counts of N cells that were hidden from the model, and what it predicted; each (N, t).
-
-    Parameters
-    ----------
-    observed
-        Counts; NaN where a cell did not measure the feature.
-    log1p
-        Predicted mean of log(1 + count).
-    below
-        Probability that it gave to a lower count than the one observed (of ties half, or of RNA a
-        random share).
-    """
-
-    observed: np.ndarray
-    log1p: np.ndarray
-    below: np.ndarray
-
-
-class Reliability(NamedTuple):
-    """How well each protein is imputed, each (t,); NaN where too few cells tell.
-
-    Parameters
-    ----------
-    n_cells
-        Cells whose counts were hidden.
-    pearson, rmse
-        Of log(1 + count) and its predicted mean: correlation, and root mean squared error.
-    coverage
-        Share of counts inside the interval of the wanted probability, before it is calibrated.
-    within_pearson
-        Pearson's correlation of what is left of both after the means of the cell's cluster.
-    pearson_lower, within_pearson_lower
-        Lower 95 % confidence limits of both correlations, by Fisher's z.
-    """
-
-    n_cells: np.ndarray
-    pearson: np.ndarray
-    rmse: np.ndarray
-    coverage: np.ndarray
-    within_pearson: np.ndarray
-    pearson_lower: np.ndarray
-    within_pearson_lower: np.ndarray
 
 
 def as_panel(
@@ -323,76 +279,3 @@ def hidden_proteins(
             below = predicted.distribution_function(counts)
             parts.append(HiddenCounts(counts, predicted.log1p_mean(), below))
     return HiddenCounts(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def reliability(hidden: HiddenCounts, interval: float, clusters: np.ndarray) -> Reliability:
-    """Compare predictions with what was hidden.
-
-    Parameters
-    ----------
-    interval
-        Probability of the interval.
-    clusters
-        Codes of the cells' clusters, (N,).
-    """
-    known = ~np.isnan(hidden.observed)
-    n_cells = known.sum(axis=0)
-    columns = [
-        _of_protein(
-            HiddenCounts(*(part[known[:, t], t] for part in hidden)),
-            clusters[known[:, t]],
-            interval,
-        )
-        for t in range(known.shape[1])
-    ]
-    return Reliability(n_cells, *np.array(columns).reshape(-1, 6).T)
-
-
-def _of_protein(hidden: HiddenCounts, clusters: np.ndarray, interval: float) -> tuple[float, ...]:
-    observed, log1p, below = hidden
-    n_cells = len(observed)
-    if n_cells < 2:
-        return (np.nan,) * 6
-    logs = np.log1p(observed)
-    both = np.stack([logs, log1p])
-    _, of_cell, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-    means = np.stack([np.bincount(of_cell, weights=values) / sizes for values in both])
-    pearson, within = correlation(*both), correlation(*(both - means[:, of_cell]))
-    return (
-        pearson,
-        float(np.sqrt(((logs - log1p) ** 2).mean())),
-        float((np.abs(below - 0.5) <= interval / 2).mean()),
-        within,
-        correlation_limit(pearson, n_cells),
-        correlation_limit(within, n_cells - (len(sizes) - 1)),
-    )
-
-
-def limits_of(interval: float) -> np.ndarray:
-    """Return the probabilities of `Predicted.summary` where the model is right, (3,)."""
-    return np.array([(1 - interval) / 2, (1 + interval) / 2, interval])
-
-
-def calibrated_limits(hidden: HiddenCounts, interval: float) -> np.ndarray:
-    """Return the probabilities between which a share ``interval`` of hidden counts lies, (3, t).
-
-    They are those of `Predicted.summary`. The predictive distribution functions at the hidden counts
-    are uniform where the model is right; their own quantiles at the limits correct it where it is not
-    (Kuleshov, Fenner and Ermon, 2018). With too few cells for that, they stay those of the interval.
-    """
-    limits = limits_of(interval)
-    calibrated = np.repeat(limits[:, None], hidden.observed.shape[1], axis=1)
-    known = ~np.isnan(hidden.observed)
-    for t in np.flatnonzero(known.sum(axis=0) >= _FEWEST_CELLS):
-        calibrated[:, t] = np.quantile(hidden.below[known[:, t], t], limits, method="weibull")
-    return calibrated
-
-
-def reliability_table(
-    hidden: HiddenCounts, interval: float, names: np.ndarray, clusters: np.ndarray
-) -> pd.DataFrame:
-    """Return how well each protein is imputed, a row each; ``clusters`` are codes of the cells'."""
-    columns = reliability(hidden, interval, clusters)._asdict()
-    table = pd.DataFrame(columns, index=pd.Index(names))
-    surely = table["pearson_lower"] >= LEAST_PEARSON
-    return table.assign(reliable=surely & (table["within_pearson_lower"] > 0))

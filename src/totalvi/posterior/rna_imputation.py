@@ -15,14 +15,9 @@ from totalvi.errors import DataError
 from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.arguments import Cells, Names, checked_number, documented
 from totalvi.posterior.draws import gene_counts, gene_parameters
+from totalvi.posterior.hidden_counts import HiddenCounts, calibrated_limits, limits_of
 from totalvi.posterior.imputation import ImputationQueries
-from totalvi.posterior.protein_predictions import (
-    HiddenCounts,
-    Predicted,
-    as_panel,
-    calibrated_limits,
-    limits_of,
-)
+from totalvi.posterior.protein_predictions import Predicted, as_panel
 from totalvi.posterior.question import Features, Question, held_out_cells
 from totalvi.posterior.simple_predictors import ProteinPredictors, log_normalised
 from totalvi.posterior.stacking import PREDICTORS, Stack, cross_fitted, pooled_stack

@@ -1,163 +1,25 @@
-"""Proteins predicted from RNA, and RNA from proteins, without a model: by ridge and by neighbours.
+"""Regression with and without a kernel, distances that are learnt, and RNA predicted from proteins."""
 
-Regression on many components of RNA still orders faint proteins, on which a model gives up. A Gaussian
-kernel lets it follow what is not linear in them, as differences between cell types are. Which cells are
-near is learnt from the proteins, since most directions of RNA say little of them.
-"""
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import svds
 from scipy.spatial.distance import cdist, pdist
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
 from totalvi.fit.minibatch import Minibatch
-from totalvi.fit.plan import Split
 
 if TYPE_CHECKING:
     from sklearn.kernel_approximation import Nystroem
 
-_N_COMPONENTS, _N_NEIGHBOURS = 100, 15
-_SIZE_SCALE = 0.3  # the standard deviation of cell size, beside a direction, whose length is 1
+N_NEIGHBOURS = 15
 _N_LANDMARKS = 500  # cells whose kernel with the others stands for that of all pairs
 _CELLS_OF_A_DISTANCE = 300  # the width of the kernel follows from pairs of so many
 _N_ROUNDS, _CELLS_OF_A_GRADIENT = 2, 1000  # in which distances are learnt, from so many cells
 _PROTEIN_COMPONENTS = 50
 _MOST_WITH_BOTH = 5000  # cells of which genes are held as arrays
-_MOST_CELLS = 10_000  # of the training data; these are enough for components, ridge and neighbours
-_FEWEST_TRAINED = 20  # with fewer cells that measured a protein, nothing is regressed on them
 _PENALTIES = np.logspace(-6, 0, 13)  # relative to the largest squared singular value
-
-
-class RnaCoordinates:
-    """Where cells are in their RNA: the direction of 100 components, and how large a cell is.
-
-    RNA is divided by the cell's total and logged; its first components are centred by batch and divided
-    by their length. The logarithm of the total, which these forget, is centred by batch too: larger
-    cells carry more of most proteins. Its standard deviation is 0.3, beyond three of which none lies.
-
-    Parameters
-    ----------
-    data
-        Cells that the model was fitted to; at most 10,000 are used, in memory or from disk.
-    """
-
-    def __init__(self, data: CiteData) -> None:
-        self.data = data
-        self.cells = evenly_spaced(np.flatnonzero(data.has_rna), _MOST_CELLS)
-        counts = data.rna.rows(self.cells)
-        self._median = float(np.median(np.asarray(counts.sum(axis=1))))
-        logs = log_normalised(counts, self._median)
-        n_components = min(_N_COMPONENTS, min(logs.shape) - 1)
-        start = np.ones(min(logs.shape))  # a fixed start makes the components repeatable
-        self._loadings = svds(logs, k=n_components, v0=start)[2].T
-        scores, batch = self._scores(counts), data.batch[self.cells]
-        self._centre = np.tile(scores.mean(axis=0), (len(data.schema.batch_names), 1))
-        for code in np.unique(batch):
-            self._centre[code] = scores[batch == code].mean(axis=0)
-        self._size_deviation = max(float((scores - self._centre[batch])[:, -1].std()), 1e-9)
-        self.of_cells = self._coordinates(scores, batch)
-
-    def of_batch(self, batch: Minibatch) -> np.ndarray:
-        """Return the coordinates of the cells of a minibatch, (B, components + 1)."""
-        x = batch.x
-        parts = (part.cpu().numpy() for part in (x.counts, x.gene, x.cell_pointer))
-        scores = self._scores(sparse.csr_matrix(tuple(parts), shape=x.shape))
-        return self._coordinates(scores, batch.context.batch.cpu().numpy())
-
-    def _scores(self, counts: sparse.csr_matrix) -> np.ndarray:
-        """Return components, and log(1 + total) as the last column."""
-        total = np.asarray(counts.sum(axis=1), dtype=np.float64)
-        logs = log_normalised(counts, self._median)
-        return np.hstack([logs @ self._loadings, np.log1p(total).reshape(-1, 1)])
-
-    def _coordinates(self, scores: np.ndarray, batch: np.ndarray) -> np.ndarray:
-        centred = scores - self._centre[batch]
-        length = np.linalg.norm(centred[:, :-1], axis=1, keepdims=True)
-        deviations = np.clip(centred[:, -1:] / self._size_deviation, -3, 3)
-        return np.hstack([centred[:, :-1] / np.maximum(length, 1e-12), _SIZE_SCALE * deviations])
-
-
-class _Fitted(NamedTuple):
-    """What predicts the proteins that the same cells measured.
-
-    Parameters
-    ----------
-    columns
-        Positions of these proteins.
-    mapping
-        Takes coordinates to those in which near cells have alike proteins.
-    places, logs
-        Of the cells that measured them: their coordinates there, and log(1 + count).
-    kernel
-        Gives cells, from their places, the features that are regressed on.
-    weights, intercept
-        Of the ridge regression.
-    """
-
-    columns: np.ndarray
-    mapping: np.ndarray
-    places: np.ndarray
-    logs: np.ndarray
-    kernel: "Nystroem"
-    weights: np.ndarray
-    intercept: np.ndarray
-
-    def predict(self, coordinates: np.ndarray) -> np.ndarray:
-        """Return log(1 + count) by ridge regression and by neighbours, (2, N, proteins)."""
-        from sklearn.neighbors import NearestNeighbors  # which takes a second to load
-
-        places = coordinates @ self.mapping
-        search = NearestNeighbors(n_neighbors=_N_NEIGHBOURS, algorithm="brute").fit(self.places)
-        near = search.kneighbors(places, return_distance=False)
-        by_ridge = self.kernel.transform(places) @ self.weights + self.intercept
-        return np.stack([by_ridge, self.logs[near].mean(axis=1)])
-
-
-class RnaPredictors:
-    """Kernel ridge regression and means of neighbours, of log(1 + count) on where a cell is in RNA.
-
-    Distances are learnt from all proteins that the same cells measured, whichever are wanted.
-
-    Parameters
-    ----------
-    coordinates
-        Of the cells that the model was fitted to.
-    split
-        Tells which cells trained the model, whose proteins are learnt from. None: all cells are.
-    """
-
-    def __init__(self, coordinates: RnaCoordinates, split: Split | None = None) -> None:
-        self._coordinates = coordinates
-        data, cells, of_cells = coordinates.data, coordinates.cells, coordinates.of_cells
-        if split is not None:
-            trained = np.isin(cells, split.train)
-            cells, of_cells = cells[trained], of_cells[trained]
-        measured = np.array(data.schema.panel_measured, dtype=bool)[data.panel[cells]]
-        self._n_proteins = measured.shape[1]
-        patterns, pattern = np.unique(measured, axis=1, return_inverse=True)
-        self._fitted: list[_Fitted] = []
-        for code, knows in enumerate(patterns.T):
-            if knows.sum() < _FEWEST_TRAINED:
-                continue
-            columns = np.flatnonzero(np.ravel(pattern) == code)
-            values = np.log1p(data.protein.rows(cells[knows])[:, columns])
-            mapping = learned_map(of_cells[knows], values)
-            places = of_cells[knows] @ mapping
-            kernel = gaussian_kernel(places)
-            found = ridge(kernel.transform(places), values)
-            self._fitted.append(_Fitted(columns, mapping, places, values, kernel, *found))
-
-    def predict(self, batch: Minibatch) -> np.ndarray:
-        """Return log(1 + count) by ridge and neighbours, (2, B, T); NaN where none trained."""
-        coordinates = self._coordinates.of_batch(batch)
-        predicted = np.full((2, len(coordinates), self._n_proteins), np.nan)
-        for fitted in self._fitted:
-            predicted[:, :, fitted.columns] = fitted.predict(coordinates)
-        return predicted
 
 
 class ProteinPredictors:
@@ -201,7 +63,7 @@ class ProteinPredictors:
         self._proteins = np.flatnonzero(proteins & shared)
         cells = training[self.has_both[data.panel[training]]]
         cells = evenly_spaced(np.sort(cells), _MOST_WITH_BOTH)
-        self.can_predict = bool(len(self._proteins)) and len(cells) > _N_NEIGHBOURS
+        self.can_predict = bool(len(self._proteins)) and len(cells) > N_NEIGHBOURS
         if not self.can_predict:
             return
         knows = np.all(by_panel[:, self._proteins], axis=1)
@@ -230,7 +92,7 @@ class ProteinPredictors:
         from sklearn.neighbors import NearestNeighbors  # which takes a second to load
 
         scores = self._scored(batch.y.cpu().numpy(), batch.context.batch.cpu().numpy())
-        search = NearestNeighbors(n_neighbors=_N_NEIGHBOURS, algorithm="brute").fit(self._scores)
+        search = NearestNeighbors(n_neighbors=N_NEIGHBOURS, algorithm="brute").fit(self._scores)
         near = search.kneighbors(scores, return_distance=False)
         by_ridge = scores @ self._weights + self._intercept
         return np.stack([by_ridge, self._values[near].mean(axis=1)])

@@ -17,8 +17,8 @@ from scipy.optimize import nnls
 from totalvi.data.cells import CiteData
 from totalvi.fit.minibatch import Minibatch
 from totalvi.posterior.batch_levels import log1p_at_level
+from totalvi.posterior.hidden_counts import HiddenCounts, reliability_table
 from totalvi.posterior.protein_predictions import (
-    HiddenCounts,
     ImputedBatches,
     Predicted,
     as_panel,
@@ -27,7 +27,7 @@ from totalvi.posterior.protein_predictions import (
     rounding_noise,
 )
 from totalvi.posterior.question import Question
-from totalvi.posterior.simple_predictors import RnaPredictors
+from totalvi.posterior.rna_predictors import RnaPredictors
 
 PREDICTORS = ("model", "ridge", "neighbours")
 FEWEST_CELLS = 5  # with fewer cells that tell, a protein is predicted by the model alone
@@ -200,20 +200,22 @@ def cross_fitted(
     return stacked
 
 
-class OfPanel(NamedTuple):
-    """A panel of which cells are made, with some of their proteins hidden.
+class Hidden(NamedTuple):
+    """Cells that a network sees as if they came from a panel that lacks some of their proteins.
 
     Parameters
     ----------
-    panel, batches
-        Its code, and those of its batches.
+    observed
+        Counts of the wanted proteins, (N, t); NaN where a cell did not measure one.
     lacking
-        Which of the wanted proteins it lacks, (t,).
+        Which of the wanted proteins the panel lacks, (t,).
+    shown
+        Gives what the network sees of a minibatch.
     """
 
-    panel: int
-    batches: np.ndarray
+    observed: np.ndarray
     lacking: np.ndarray
+    shown: Callable[[Minibatch], Minibatch] = lambda batch: batch
 
 
 class StackedProteins(NamedTuple):
@@ -246,6 +248,13 @@ class StackedProteins(NamedTuple):
         predictions = None if self.predictions is None else self.predictions[:, :, kept]
         return type(self)(stack, hidden, predictions)
 
+    def reliability(self, interval: float, names: np.ndarray, clusters: np.ndarray) -> pd.DataFrame:
+        """Return how well each protein is predicted, by what is stacked too, a row a protein."""
+        table = reliability_table(self.hidden, interval, names, clusters)
+        if self.predictions is None:
+            return table
+        return pd.concat([table, self.comparison(names)], axis=1)
+
     def comparison(self, names: np.ndarray) -> pd.DataFrame:
         """Return Pearson's correlation of log(1 + count) with each predictor, a row a protein."""
         assert self.predictions is not None
@@ -264,16 +273,35 @@ def observed_proteins(data: CiteData, cells: np.ndarray, proteins: np.ndarray) -
     return np.where(measured[:, proteins], data.protein.rows(cells)[:, proteins], np.nan)
 
 
+def hidden_as_panel(
+    question: Question, wanted: ImputedBatches, panel: int, batches: np.ndarray, lacking: np.ndarray
+) -> Hidden:
+    """Return the question's cells as if they came from a panel of their own data.
+
+    Parameters
+    ----------
+    panel, batches
+        Its code, and those of its batches.
+    lacking
+        Which of the wanted proteins it lacks, (t,).
+    """
+    return Hidden(
+        observed_proteins(question.data, question.cells, wanted.proteins.positions),
+        lacking,
+        lambda batch: as_panel(question, batch, panel, batches),
+    )
+
+
 def stacked_proteins(
     question: Question,
     wanted: ImputedBatches,
-    of_panel: OfPanel,
+    hidden: Hidden,
     rna: RnaPredictors | None,
     stack: Stack | None = None,
     *,
     only_stack: bool = False,
 ) -> StackedProteins:
-    """Predict the counts of cells as if they came from a panel that lacks some proteins.
+    """Predict the counts of the question's cells that are hidden.
 
     Parameters
     ----------
@@ -284,25 +312,19 @@ def stacked_proteins(
     only_stack
         Whether what is hidden may stay predicted by the model alone.
     """
-    observed = observed_proteins(question.data, question.cells, wanted.proteins.positions)
-
-    def hidden(stacked: np.ndarray | None = None) -> HiddenCounts:
-        return hidden_proteins(
-            question, wanted, observed,
-            lambda batch: as_panel(question, batch, of_panel.panel, of_panel.batches), stacked,
-        )  # fmt: skip
-
-    found = hidden()
-    to_learn = np.where(of_panel.lacking, observed, np.nan)
+    found = hidden_proteins(question, wanted, hidden.observed, hidden.shown)
     if rna is None:
-        return StackedProteins(alone(len(of_panel.lacking)), found, None)
+        return StackedProteins(alone(len(hidden.lacking)), found, None)
     with question.minibatches("regression and neighbours") as batches:
         others = np.concatenate([rna.predict(batch) for batch in batches], axis=1)
     others = others[:, :, wanted.proteins.positions]
     predictions = np.concatenate([found.log1p[None], others])
+    to_learn = np.where(hidden.lacking, hidden.observed, np.nan)
     log1p = cross_fitted(predictions, to_learn) if stack is None else stack.predict(predictions)
     stack = fitted_stack(predictions, to_learn) if stack is None else stack
-    return StackedProteins(stack, found if only_stack else hidden(log1p), predictions)
+    if not only_stack:
+        found = hidden_proteins(question, wanted, hidden.observed, hidden.shown, log1p)
+    return StackedProteins(stack, found, predictions)
 
 
 def moved_to_stacks(

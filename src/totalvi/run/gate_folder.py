@@ -15,7 +15,7 @@ from totalvi.errors import DataError, OutputError, argument, setting
 from totalvi.model import Model
 from totalvi.run.commands import load_with_counts, values_of_the_user
 from totalvi.run.folder import MODEL, RECORD, STORE, staged_folder
-from totalvi.run.impute_inputs import QUERY, in_query, joined_batches, read_both
+from totalvi.run.impute_inputs import QUERY, in_query, joined_batches, query_alone, read_both
 from totalvi.run.inputs import AS_IS, Reading
 from totalvi.run.named_cells import Named, samples_and_clusters, write_populations
 from totalvi.run.results import ResultsFile
@@ -97,7 +97,11 @@ def _imputed(path: Path, given: Mapping[str, Any]) -> tuple[Model, np.ndarray]:
     keys, options, unmeasured = _reading(given)
     both, _ = read_both(given["reference"], given["query"], keys, options, unmeasured)
     joined, _ = joined_batches(both, keys)
-    return Model.load(path, joined), np.flatnonzero(in_query(joined))
+    model = Model.load(path)
+    if model._mapping is None:
+        return Model.load(path, joined), np.flatnonzero(in_query(joined))
+    model = Model.load(path, query_alone(joined, model.schema.protein_names))
+    return model, np.arange(model._training_data().n_cells)
 
 
 def _with_names_of_query(named: Named) -> Named:

@@ -17,6 +17,7 @@ from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, setting, warnings_and_notes
 from totalvi.progress import Steps
 from totalvi.run.folder import (
+    MODEL,
     RECORD,
     RunResult,
     WriteOptions,
@@ -28,9 +29,12 @@ from totalvi.run.folder import (
     results_folder,
 )
 from totalvi.run.impute_inputs import (
+    BATCH,
     in_query,
     joined_batches,
+    query_alone,
     read_both,
+    reference_alone,
     require_column,
     without_rna,
 )
@@ -98,7 +102,10 @@ def impute(
     checkpoint_every: timedelta = timedelta(minutes=10),
     progress: bool | None = None,
 ) -> RunResult:
-    """Fit reference and query together, and predict the proteins or the RNA that the query lacks.
+    """Predict the proteins or the RNA that a query lacks from a reference.
+
+    A query with RNA is mapped on a fit of the reference, so that its cells may be of other types or in
+    other shares. If cells of the query have no RNA, both are fitted together.
 
     ``output`` then holds ``imputed.h5ad`` of proteins (mean counts; layers ``sd``, ``log1p``,
     ``lower``, ``upper`` and ``foreground_probability``; the reliability of each protein in ``var``),
@@ -206,15 +213,25 @@ def _run(options: ImputeOptions) -> RunResult:
 
     with results_folder(writing) as folder:
         with steps.step("train", spinner=False):
-            model = new_model(mdata, keys, options.seed, options.staining_level)
+            # a fit of both would take a query of other types, or in other shares, for a batch effect
+            together = bool(without_rna(mdata).any())
+            fitted = mdata if together else reference_alone(mdata)
+            model = new_model(fitted, keys, options.seed, options.staining_level)
             fit_model(model, options.max_epochs, writing, steps.show)
+        query = None
+        if not together:
+            with steps.step("map"):
+                cells = query_alone(mdata, model.schema.protein_names)
+                query = model.map_query(cells, batch_key=BATCH)
         given = options.n_samples, options.interval, steps
-        proteins = imputed_proteins(model, mdata, lacking, *given) if lacking.any() else None
+        proteins = None
+        if lacking.any():
+            proteins = imputed_proteins(model, query, mdata, lacking, *given)
         rna = imputed_rna(model, mdata, *given) if without_rna(mdata).any() else None
         with steps.step("save"):
             write_imputed(proteins, rna, folder)
             model.history.to_csv(folder / "tables" / "history.csv", float_format="%.6g")
-            model.save(folder / "model.totalvi")
+            (model if query is None else query).save(folder / MODEL)
             joined.uns["concat"]["antibodies"].to_csv(
                 folder / "tables" / "antibodies.csv", index=False
             )

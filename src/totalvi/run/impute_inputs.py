@@ -1,6 +1,6 @@
 """Read the reference and the query of an imputation, and join them as batches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from totalvi.data.background.ambient import AMBIENT
 from totalvi.data.cells import has_rna
 from totalvi.data.check_counts import rna_findings
 from totalvi.data.checks import raise_errors, tally_by_group
@@ -149,6 +150,27 @@ def in_query(mdata: MuData) -> np.ndarray:
 def without_rna(mdata: MuData) -> np.ndarray:
     """Return which cells are the query's and have no RNA, (N,)."""
     return np.asarray(in_query(mdata) & ~has_rna(mdata.obs))
+
+
+def reference_alone(mdata: MuData) -> MuData:
+    """Return the cells of the reference, with the proteins that it measured."""
+    cells = ~in_query(mdata)
+    measured = ~np.isnan(mdata["prot"].X[cells]).all(axis=0)
+    reference = _part(mdata, cells, mdata["prot"].var_names[measured])
+    reference.uns |= {name: value for name, value in mdata.uns.items() if name == AMBIENT}
+    return reference
+
+
+def query_alone(mdata: MuData, proteins: Sequence[str]) -> MuData:
+    """Return the cells of the query, with those of the proteins that are there."""
+    return _part(mdata, in_query(mdata), mdata["prot"].var_names.intersection(proteins))
+
+
+def _part(mdata: MuData, cells: np.ndarray, proteins: pd.Index) -> MuData:
+    rna, protein = mdata["rna"][cells].copy(), mdata["prot"][cells][:, proteins].copy()
+    part = MuData({"rna": rna, "prot": protein})
+    part.obs[[BATCH, PANEL]] = mdata.obs.loc[part.obs_names, [BATCH, PANEL]].astype(str)
+    return part
 
 
 def _require_counts(name: str, data: MuData, allow_fractional: bool) -> None:

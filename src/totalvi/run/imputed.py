@@ -1,5 +1,6 @@
 """What is imputed in a query: proteins and RNA with their reliability, the files, and what to note."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,14 +91,17 @@ class ImputedOfQuery(NamedTuple):
 
 
 def imputed_proteins(
-    model: Any, mdata: MuData, lacking: np.ndarray, n_samples: int, interval: float, steps: Steps
-) -> ImputedOfQuery:
+    model: Any, query: Any, mdata: MuData, lacking: np.ndarray, n_samples: int, interval: float,
+    steps: Steps,
+) -> ImputedOfQuery:  # fmt: skip
     """Impute proteins in the cells of the query that lack some of them.
 
     Parameters
     ----------
-    model, mdata
-        The fit to reference and query, and its data.
+    model, query
+        The fit of the reference and the query mapped on it, or that of both and None.
+    mdata
+        Reference and query.
     lacking
         Which proteins these are, bool.
     n_samples, interval
@@ -106,35 +110,39 @@ def imputed_proteins(
         To which the time is added.
     """
     names = list(mdata["prot"].var_names[lacking])
-    cells = in_query(mdata) & np.isnan(mdata["prot"].X[:, lacking]).any(axis=1)
+    of_query = in_query(mdata)
+    cells = of_query & np.isnan(mdata["prot"].X[:, lacking]).any(axis=1)
     question: dict[str, Any] = {
         "protein_list": names,
         "n_samples": n_samples,
         "interval": interval,
         "progress": False,
     }
+    if query is None:
+        answering, indices = model, cells
+        reliability_of, imputed_by = model.get_imputation_reliability, model.impute_proteins
+    else:
+        answering, indices = query, cells[of_query]
+        reliability_of = partial(model.get_query_reliability, query)
+        imputed_by = partial(model.impute_query, query)
     with steps.step("reliability"):
-        by_panel = model.get_imputation_reliability(**question)
+        by_panel = reliability_of(**question)
         # the batches of a query that all lack the protein are alike but for their cells
-        of_query = by_panel.loc[_panels(model, cells)]
-        reliability = of_query.groupby("protein", sort=False).mean().loc[names]
+        reliability = by_panel.loc[_panels(answering, indices)]
+        reliability = reliability.groupby("protein", sort=False).mean().loc[names]
         flags = [name for name in ("reliable", "model_is_best") if name in reliability]
         reliability = reliability.assign(**(reliability[flags] == 1))
     with steps.step("impute"):
-        imputed = model.impute_proteins(indices=cells, **question)
-        foreground = model.get_protein_foreground_probability(
-            indices=cells, protein_list=names, n_samples=n_samples, given_counts=False,
-            unmeasured="impute", progress=False,
-        )  # fmt: skip
-        latent = model.get_latent_representation(indices=cells, progress=False)
+        imputed = imputed_by(indices=indices, **question)
+        latent = answering.get_latent_representation(indices=indices, progress=False)
     own_batches = mdata.obs[BATCH].astype(str)[cells].unique()
     levels = imputed.levels[imputed.levels.index.get_level_values("batch").isin(own_batches)]
-    layers = {name: getattr(imputed, name).to_numpy() for name in ("sd", "log1p", *_LIMITS)}
+    layers = ("sd", "log1p", *_LIMITS, "foreground_probability")
     adata = AnnData(
         imputed.mean.to_numpy(),
         obs=_obs(mdata, cells),
         var=reliability,
-        layers={**layers, "foreground_probability": np.asarray(foreground)},
+        layers={name: getattr(imputed, name).to_numpy() for name in layers},
         obsm={"X_totalvi": latent},
         uns={
             "totalvi": {

@@ -204,6 +204,7 @@ def _map(options: MapOptions) -> _Mapped:
     query_cells = _described(query).cell_names
     cells = pd.DataFrame(index=query_cells.rename("cell"))
     has_cells = model._data is not None
+    calibrates = has_cells and _holds_cells_out(model)
     if not has_cells:
         notes.append(
             "no labels, no unlikeness and no reliability of imputed proteins, as the counts of the "
@@ -236,18 +237,21 @@ def _map(options: MapOptions) -> _Mapped:
             asked: Any = {
                 "protein_list": missing, "n_samples": POSTERIOR_SAMPLES, "progress": False
             }  # fmt: skip
-            imputed = query.impute_proteins(calibrated=False, **asked)
-            foreground = query.get_protein_foreground_probability(
-                unmeasured="impute", given_counts=False, **asked
-            )
-            tables["imputed_proteins"] = imputed.mean.rename_axis("cell")
-            tables["imputed_lower"] = imputed.lower.rename_axis("cell")
-            tables["imputed_upper"] = imputed.upper.rename_axis("cell")
-            tables["imputed_foreground_probability"] = foreground.rename_axis("cell")
+            if calibrates:
+                imputed = model.impute_query(query, **asked)
+            else:
+                imputed = query.impute_proteins(calibrated=False, **asked)
+            for name, part in (
+                ("imputed_proteins", imputed.mean),
+                ("imputed_lower", imputed.lower),
+                ("imputed_upper", imputed.upper),
+                ("imputed_foreground_probability", imputed.foreground_probability),
+            ):
+                tables[name] = part.rename_axis("cell")
             levels = imputed.levels
             notes += level_notes(levels)
     reliability = None
-    if missing and has_cells and _holds_cells_out(model):
+    if missing and calibrates:
         with steps.step("reliability"):
             reliability = model.get_query_reliability(
                 query, protein_list=missing, n_samples=POSTERIOR_SAMPLES, progress=False
