@@ -144,6 +144,36 @@ def test_genes_that_the_query_lacks_are_not_counted_as_zero(
     assert error(found.log1p, cells, is_query) < 1.15 * error(whole.log1p, cells, is_query)
 
 
+def test_a_query_loaded_with_one_of_its_batches_answers(tmp_path: Path) -> None:
+    mdata = annotated()
+    model = totalvi.Model(mdata[:80].copy(), batch_key="batch", **SMALL)
+    model.train(max_epochs=2, accelerator="cpu", train_size=0.6, progress=False)
+    rna = mdata["rna"][80:].copy()
+    rna.obs = mdata.obs.iloc[80:]
+    query = model.map_query(rna)
+    whole = model.impute_query(query, **ASKED)
+    last = (rna.obs["batch"] == "batch_1").to_numpy()
+    loaded = totalvi.Model.load(query.save(tmp_path / "query"), rna[last].copy())
+    found = model.impute_query(loaded, **ASKED)
+    assert (found.mean.index == whole.mean.index[last]).all()
+    assert np.isfinite(found.mean.to_numpy()).all()
+
+
+def test_the_level_is_not_that_of_a_poor_fit(cells: MuData) -> None:
+    """Half of the cells count as the other half does, whatever the model expects."""
+    few = totalvi.Model(cells[::2].copy(), n_hidden=32, n_latent=6)
+    few.train(max_epochs=12, accelerator="cpu", progress=False)
+    others = cells[1::2]
+    shown = MuData({"rna": others["rna"].copy(), "prot": others["prot"][:, :5].copy()})
+    query = few.map_query(shown)
+    found = few.impute_query(query, **ASKED)
+    hidden = list(others["prot"].var_names[5:])
+    bias = (found.log1p[hidden] - np.log1p(others["prot"].to_df()[hidden])).mean()
+    over_reference = found.levels.xs("all cells", level="decoded")["level"]
+    assert over_reference.between(0.8, 1.25).all()
+    assert abs(bias.mean()) < 0.15
+
+
 def test_what_cannot_be_asked_is_refused(
     cells: MuData, reference: totalvi.Model, query: totalvi.Model
 ) -> None:

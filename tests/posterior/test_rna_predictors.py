@@ -72,13 +72,17 @@ def test_a_batch_of_one_kind_lies_where_that_kind_does(counts: MuData) -> None:
     ends = np.argsort(np.where(in_first, coordinates.of_cells[:, 0], np.inf))[:40]
     cells = coordinates.cells[ends]
     own = counts["rna"].X[cells].tocsr()
-    extended = coordinates.with_batch(own, own, np.zeros(len(cells), dtype=int))
+    deeper = coordinates.with_batch(own * 3, coordinates.centre[0])
+    extended = coordinates.with_batch(own, coordinates.centre[0])
     code = len(coordinates.centre)
     as_new = batch._replace(
         context=batch.context._replace(batch=torch.full_like(batch.context.batch, code))
     )
     found, right = extended.of_batch(as_new)[cells], coordinates.of_cells[ends]
-    np.testing.assert_allclose(found, right, atol=2e-3)
+    np.testing.assert_allclose(found[:, :-1], right[:, :-1], atol=2e-3)
+    assert np.abs(found[:, -1] - right[:, -1]).mean() < 0.15  # by neighbours of these cells
+    depth = deeper.centre[-1, -1] - extended.centre[-1, -1]
+    assert depth == pytest.approx(np.log(3), abs=0.1)
     assert np.linalg.norm(right[:, :-1].mean(axis=0)) > 0.1  # so that they are of one kind
 
 
@@ -134,7 +138,7 @@ def test_arrays_give_the_same_predictors(counts: MuData) -> None:
     data, batch = described(counts), all_cells(counts)
     predictors = RnaPredictors.of_data(data, RnaCoordinates.of_data(data))
     arrays = predictors.arrays()
-    again = RnaPredictors.of_arrays(arrays, 6)
+    again = RnaPredictors.of_arrays(arrays, data.schema)
     np.testing.assert_array_equal(again.predict(batch), predictors.predict(batch))
 
 
@@ -144,7 +148,9 @@ def test_arrays_give_the_same_predictors(counts: MuData) -> None:
         ("coordinates.centre", lambda x: x[:, 1:]),
         ("coordinates.loadings", lambda x: x * np.nan),
         ("coordinates.mean_counts", lambda x: x[1:]),
+        ("coordinates.centre", lambda x: x[1:]),
         ("0.rows", lambda x: x + 300),
+        ("0.rows", lambda x: x.astype(float)),
         ("0.columns", lambda x: x + 6),
         ("0.weights", lambda x: x[1:]),
         ("0.logs", lambda x: x[1:]),
@@ -156,7 +162,7 @@ def test_damaged_arrays_are_refused(
     data = described(counts)
     arrays = RnaPredictors.of_data(data, RnaCoordinates.of_data(data)).arrays()
     with pytest.raises(ValueError, match="do not fit together"):
-        RnaPredictors.of_arrays(arrays | {name: change(arrays[name])}, 6)
+        RnaPredictors.of_arrays(arrays | {name: change(arrays[name])}, data.schema)
     del arrays[name]
     with pytest.raises(KeyError):
-        RnaPredictors.of_arrays(arrays, 6)
+        RnaPredictors.of_arrays(arrays, data.schema)

@@ -82,6 +82,24 @@ def test_the_cells_of_the_query_are_named(inputs: tuple[Path, Path], tmp_path: P
     assert table.index.tolist() == anndata.read_h5ad(output / "imputed.h5ad").obs_names.tolist()
     assert table[["T", "CD4 T"]].apply(lambda column: column.between(0, 1)).all(axis=None)
     assert (table["CD4 T"] <= table["T"]).all()
+    gate_by_type = ["gate", str(output), "--hierarchy", str(hierarchy), "--sample", "type"]
+    assert execute(gate_by_type) == 0
+    by_type = pd.read_csv(output / "tables" / "population_samples.csv")
+    assert set(by_type["sample"]) == set(anndata.read_h5ad(inputs[1]).obs["type"])
+
+
+def test_cells_of_the_reference_may_lack_a_modality(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The query has RNA, and is mapped on a fit of a mosaic."""
+    reference = totalvi.read(inputs[0])
+    rna, protein = reference["rna"][:130].copy(), reference["prot"][40:].copy()
+    mosaic = MuData({"rna": rna, "prot": protein})
+    mosaic.write(tmp_path / "mosaic.h5mu")
+    given = {"max_epochs": 2, "n_samples": 20, "mosaic": True}
+    result = impute(tmp_path / "mosaic.h5mu", inputs[1], tmp_path / "out", **given)
+    assert result.record["reference_cells"] == 160
+    assert np.isfinite(anndata.read_h5ad(result.folder / "imputed.h5ad").X).all()
 
 
 def test_batches_within_the_reference(inputs: tuple[Path, Path], tmp_path: Path) -> None:

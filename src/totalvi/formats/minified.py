@@ -276,7 +276,7 @@ def _with_cells(
         raise ValueError("protein counts that are no counts.")
     predictors = {name: part.numpy() for name, part in _called(_PREDICTORS, tensors).items()}
     if predictors:
-        RnaPredictors.of_arrays(predictors, len(schema.protein_names))  # which checks them
+        RnaPredictors.of_arrays(predictors, schema)  # which checks them
     names = pd.Index(unpack_texts(parts["names"], n_cells), dtype=object)
     n_covariates = list(map(len, schema.covariate_categories))
     categorical = None

@@ -231,7 +231,7 @@ def start_batches(
         if wanted is None:
             wanted = _closest(module, data, mapping, batch, cells, known, noise)
         for panel in panels:
-            start_batch(module, mapping, batch, int(panel), _weights(wanted, known))
+            start_batch(module, mapping, batch, int(panel), weights_of(wanted, known))
         chosen.append(wanted)
     return tuple(chosen)
 
@@ -279,7 +279,7 @@ def _closest(
     evidence = []
     for name in known:
         for panel in np.unique(data.panel[cells]):
-            start_batch(module, mapping, batch, int(panel), _weights(name, known))
+            start_batch(module, mapping, batch, int(panel), weights_of(name, known))
         filled = filled_proteins(module, data, mapping, name)
 
         def elbo_when_filled(minibatch: Minibatch, filled: np.ndarray = filled) -> Tensor:
@@ -290,7 +290,7 @@ def _closest(
     return known[int(np.argmax(evidence))]
 
 
-def _weights(name: str, known: tuple[str, ...]) -> np.ndarray:
+def weights_of(name: str, known: tuple[str, ...]) -> np.ndarray:
     """Return the weight of each reference batch: 1 for the named one, or equal weights."""
     if name not in known:
         return np.full(len(known), 1 / len(known))

@@ -10,8 +10,9 @@ import pandas as pd
 
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
+from totalvi.mapping.map_query import weights_of
 from totalvi.mapping.mapped_cells import mapping_of
-from totalvi.mapping.reference_neighbours import as_the_query, encode, nearest
+from totalvi.mapping.reference_neighbours import as_the_query
 from totalvi.posterior.arguments import Cells, Sampling, Stored, checked_number, documented
 from totalvi.posterior.batch_levels import batch_levels
 from totalvi.posterior.hidden_counts import calibrated_limits, limits_of
@@ -28,7 +29,7 @@ from totalvi.posterior.stacking import (
     stacked_proteins,
 )
 
-_CELLS_OF_A_CENTRE, _N_NEAR = 2000, 15
+_CELLS_OF_A_CENTRE = 2000
 
 
 class _Options(Sampling, total=False):
@@ -72,10 +73,9 @@ class QueryImputation(Fitted):
         As `impute_proteins` of the query, with what its own cells cannot tell: held-out cells of the
         reference, encoded with the genes and panel of the query, correct the intervals and decide how
         each protein is predicted by the query's model, kernel ridge regression and neighbours in RNA
-        together. The last two are fitted to the reference, with the genes of the query. A batch of the
-        query is placed among its cells such that it agrees, on average, with those that are near in the
-        latent space. Of a minified reference, which keeps too few counts for regression, the model
-        alone predicts.
+        together. The last two are fitted to the reference. A batch of the query is centred as the batch
+        of the reference that it started from, not at its mean, so that its cells may be of other types
+        or in other shares.
 
         Parameters
         ----------
@@ -121,12 +121,12 @@ class QueryImputation(Fitted):
         stacks, rna, held_out = {}, None, list[_AsQuery]()
         if lacking[np.unique(question.data.panel)][:, wanted.proteins.positions].any():
             held_out = _as_query(self, query, hiding)
-            rna = _predictors(self, query, held_out)
+            rna = _predictors(self, query)
         for each, found in _stacked_as_query(query, hiding, wanted, held_out, rna):
             stacks[each.panel] = found.stack
             probabilities[each.panel] = calibrated_limits(found.hidden, interval)
         stacked = None if rna is None else Stacked(rna, stacks)
-        levels = batch_levels(query, question)
+        levels = batch_levels(query, question, {each.panel: each.cells for each in held_out})
         wanted = replace(wanted, levels=levels.batches)
         return imputed_counts(question, wanted, levels, probabilities, stacked, out)
 
@@ -181,7 +181,7 @@ class QueryImputation(Fitted):
         question = replace(asked, noise=self._noise(seed))
         names = query.schema.panel_names or query.schema.batch_names
         held_out, tables = _as_query(self, query, question), {}
-        rna = _predictors(self, query, held_out)
+        rna = _predictors(self, query)
         for each, found in _stacked_as_query(query, question, wanted, held_out, rna):
             reporting = self._question(None, each.positions[each.reporting], batch_size, False)
             table = found.reliability(interval, wanted.proteins.names, latent_clusters(reporting))
@@ -204,7 +204,7 @@ def reference_predictors(model: Fitted) -> RnaPredictors | None:
         return RnaPredictors.of_data(data, RnaCoordinates.of_data(data), model.split)
     if data.predictors is None:
         return None
-    return RnaPredictors.of_arrays(data.predictors, len(data.schema.protein_names))
+    return RnaPredictors.of_arrays(data.predictors, data.schema)
 
 
 class _AsQuery(NamedTuple):
@@ -244,7 +244,7 @@ def _as_query(model: Fitted, query: Fitted, question: Question) -> list[_AsQuery
     ]
 
 
-def _predictors(model: Fitted, query: Fitted, held_out: list[_AsQuery]) -> RnaPredictors | None:
+def _predictors(model: Fitted, query: Fitted) -> RnaPredictors | None:
     """Return what predicts proteins of the reference from RNA in the query's genes."""
     predictors, mapping = reference_predictors(model), mapping_of(model, query)
     if predictors is None:
@@ -254,18 +254,14 @@ def _predictors(model: Fitted, query: Fitted, held_out: list[_AsQuery]) -> RnaPr
     genes = np.flatnonzero(~np.isin(names, mapping.missing_genes))
     if len(genes) < len(names):
         coordinates = coordinates.of_genes(genes)
-    of_panel = {
-        each.panel: (each.cells, encode(query.module, each.cells, np.arange(each.cells.n_cells)))
-        for each in held_out
-    }
-    for code in range(mapping.n_reference_batches, len(cells.schema.batch_names)):
-        own = evenly_spaced(np.flatnonzero(cells.batch == code), _CELLS_OF_A_CENTRE)
-        known, latent = of_panel[int(cells.panel[own[0]])]
-        of_query = encode(query.module, cells, own).mean
-        near = nearest(of_query, latent.mean, min(_N_NEAR, known.n_cells)).points.ravel()
-        coordinates = coordinates.with_batch(
-            cells.rna.rows(own), known.rna.rows(near), known.batch[near]
-        )
+    known = cells.schema.batch_names[: mapping.n_reference_batches]
+    for code, started in enumerate(mapping.reference_batches, start=len(known)):
+        of_batch = np.flatnonzero(cells.batch == code)
+        if not len(of_batch):  # of a query loaded with some of its batches
+            of_batch = np.arange(cells.n_cells)
+        own = evenly_spaced(of_batch, _CELLS_OF_A_CENTRE)
+        start = weights_of(started, known) @ coordinates.centre[: len(known)]
+        coordinates = coordinates.with_batch(cells.rna.rows(own), start)
     return replace(predictors, coordinates=coordinates)
 
 

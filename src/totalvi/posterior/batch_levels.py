@@ -5,7 +5,7 @@ more antibody, or sequenced more. What its batch measured says by how much, and 
 differ.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -99,15 +99,18 @@ def predictive_level(log_ratios: np.ndarray) -> tuple[float, float, float]:
     return float(log_ratios.mean()), float(log_ratios.std(ddof=1) * np.sqrt(1 + 1 / n)), n - 1.0
 
 
-def batch_levels(model: Fitted, question: Question) -> Levels:
+def batch_levels(
+    model: Fitted, question: Question, held_out: Mapping[int, CiteData] | None = None
+) -> Levels:
     """Return at which level the batches of a question's cells count proteins.
 
     They are those of batches of which some cells lack a protein, by their cells in the model's data,
     or else in the question's. The level of a protein is the log ratio of its counts, in cells that
     measured it, to those expected of the same cells in another batch that measured it; less the same
     of that batch's own cells, which says how far the model is off; that of an isotype control is the
-    log ratio of its mean counts. A mapped query has no cells of the other batch. The encoder of one
-    that was not trained is the reference's, so it is given counts at the level of the reference, which
+    log ratio of its mean counts. A mapped query has no cells of the other batch, for which ``held_out``
+    may stand: cells of its reference as if they were of its panels. The encoder of one that was not
+    trained is the reference's, so it is given counts at the level of the reference, which
     follows from the levels; both are found in turn.
     """
     own_data = model._data
@@ -119,7 +122,7 @@ def batch_levels(model: Fitted, question: Question) -> Levels:
         data=data, n_samples=_N_SAMPLES, progress=False, given_counts=False, imputing=(),
         shares=None,
     )  # fmt: skip
-    ratios = _Ratios(model, asked)
+    ratios = _Ratios(model, asked, held_out or {})
     to_reference = np.zeros(len(data.schema.batch_names))
     lacking = ~np.array(data.schema.panel_measured, dtype=bool)
     has_counts = data.posterior is None
@@ -138,13 +141,13 @@ def batch_levels(model: Fitted, question: Question) -> Levels:
 class _Ratios:
     """Log ratios of protein counts to those expected in other batches, of one model."""
 
-    def __init__(self, model: Fitted, question: Question) -> None:
-        self.question, self.mapping = question, model._mapping
+    def __init__(self, model: Fitted, question: Question, held_out: Mapping[int, CiteData]) -> None:
+        self.question, self.mapping, self.held_out = question, model._mapping, held_out
         self.model, self.data = model, question.data
         self.measured = measured_in_batches(model, model._data or question.data)
         self.trained = self.mapping is None or not _as_mapped(model)
         self.controls = _control_ratios(question.data)
-        self.wrong: dict[int, np.ndarray] = {}
+        self.wrong: dict[tuple[int, int], np.ndarray] = {}
 
     def of_encoder(self, own: int, cells: np.ndarray) -> float:
         """Return the log level of a mapped query over what its encoder learned; 0 where trained."""
@@ -170,8 +173,9 @@ class _Ratios:
             if code == own and self.trained:
                 levels.append(_OVER_ITSELF)
                 continue
+            ratios = ratios - self._off(code, int(self.data.panel[cells[0]]))
             if self.mapping is None:
-                ratios = np.append(ratios - self._off(code), self.controls[own, code])
+                ratios = np.append(ratios, self.controls[own, code])
             levels.append(_level_of(ratios[np.isfinite(ratios)]))
         known = [i for i, level in enumerate(levels) if level[3] >= FEWEST_PROTEINS]
         for i, code in enumerate(codes):
@@ -184,23 +188,33 @@ class _Ratios:
                     levels[i] = (float(mean), float(scale), df, levels[i][3])
         return levels
 
-    def _off(self, code: int) -> np.ndarray:
-        """Return the log ratios of the cells of a batch to what is expected of them in it, (T,)."""
-        if code not in self.wrong:
-            own = evenly_spaced(np.flatnonzero(self.data.batch == code), _MOST_CELLS)
-            ratios = self._log_ratios([code], own, 0.0)[0][0] if len(own) else np.zeros(1)
-            self.wrong[code] = np.nan_to_num(ratios)
-        return self.wrong[code]
+    def _off(self, code: int, panel: int) -> np.ndarray:
+        """Return the log ratios of the cells of a batch to what is expected of them in it, (T,).
+
+        Of a batch of a mapped query's reference: of its cells as if they were of a panel of the query.
+        """
+        if (code, panel) not in self.wrong:
+            data = self.data if self.mapping is None else self.held_out.get(panel)
+            cells = np.flatnonzero(data.batch == code) if data is not None else np.array([], int)
+            ratios = np.zeros(1)
+            if data is not None and len(cells):
+                some = evenly_spaced(cells, _MOST_CELLS)
+                ratios = self._log_ratios([code], some, 0.0, data)[0][0]
+            self.wrong[code, panel] = np.nan_to_num(ratios)
+        return self.wrong[code, panel]
 
     def _log_ratios(
-        self, codes: list[int], cells: np.ndarray, log_level: float
+        self, codes: list[int], cells: np.ndarray, log_level: float, data: CiteData | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return log ratios of counts to those expected of cells in batches, and these, (codes, T).
+
+        Cells are of ``data``, or of the question's.
 
         Ratios are over the cells that measured the protein, what is expected over all. NaN where they
         have no count, or the batch did not measure the protein.
         """
-        question = replace(self.question, transform_batch=tuple(codes)).about(cells)
+        asked = self.question if data is None else replace(self.question, data=data)
+        question = replace(asked, transform_batch=tuple(codes)).about(cells)
         by_panel = np.array(self.data.schema.panel_measured, dtype=float)
         proteins = [np.flatnonzero(self.measured[code]) for code in codes]
         observed = np.zeros(by_panel.shape[1])

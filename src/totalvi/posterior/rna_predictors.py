@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 from scipy.spatial.distance import cdist
 
-from totalvi.data.cells import CiteData
+from totalvi.data.cells import CiteData, Schema
 from totalvi.data.counts import evenly_spaced
 from totalvi.fit.minibatch import Minibatch
 from totalvi.fit.plan import Split
@@ -111,27 +111,28 @@ class RnaCoordinates:
         share = float(self.mean_counts[genes].sum() / self.mean_counts.sum())
         return replace(self, projection=projection, share=share)
 
-    def with_batch(
-        self, counts: sparse.csr_matrix, alike: sparse.csr_matrix, batch: np.ndarray
-    ) -> Self:
+    def with_batch(self, counts: sparse.csr_matrix, centre: np.ndarray) -> Self:
         """Return the coordinates with one batch more, the next after those of the data.
 
-        Its cells may be of a few kinds alone, and their mean is then no centre. Its centre is such that
-        they lie, on average, where cells of the data do that are alike.
+        Its cells may be of a few kinds alone, so that their mean is no centre of its components. That
+        of the logarithm of the total, which depends on how deep a batch was sequenced, is such that its
+        cells are as large, on average, as the cells of the data nearest to them in direction.
 
         Parameters
         ----------
-        counts, alike
-            RNA of its cells, and of cells of the data that are of the same kinds: (N, genes).
-        batch
-            Codes of the latter's batches, (N,).
+        counts
+            RNA of its cells, (N, genes), with N 1 or more.
+        centre
+            Of a batch that is like it, (components + 1,).
         """
-        scores, expected = (
-            _scores(each, self.size, self.share, self.projection) for each in (counts, alike)
-        )
-        expected -= self.centre[batch]
-        own = scores.mean(axis=0) - expected.mean(axis=0)
-        return replace(self, centre=np.vstack([self.centre, own]))
+        from sklearn.neighbors import NearestNeighbors  # which takes a second to load
+
+        scores = _scores(counts, self.size, self.share, self.projection)
+        search = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(self.cells)), algorithm="brute")
+        search.fit(self.of_cells[:, :-1])
+        near = search.kneighbors(self._directions(scores - centre)[:, :-1], return_distance=False)
+        size = scores[:, -1].mean() - self.centred[near, -1].astype(np.float64).mean()
+        return replace(self, centre=np.vstack([self.centre, [*centre[:-1], size]]))
 
     @property
     def of_cells(self) -> np.ndarray:
@@ -277,8 +278,8 @@ class RnaPredictors:
         return {name: np.array(value, order="C") for name, value in parts.items()}
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, np.ndarray], n_proteins: int) -> Self:
-        """Return predictors from their arrays.
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], schema: Schema) -> Self:
+        """Return predictors of the genes, proteins and batches of ``schema`` from their arrays.
 
         Raises
         ------
@@ -292,9 +293,11 @@ class RnaPredictors:
         n_cells, width = len(coordinates.cells), coordinates.loadings.shape[1] + 1
         right = (
             coordinates.centred.shape == (n_cells, width)
-            and coordinates.centre.shape[1:] == (width,)
-            and coordinates.mean_counts.shape == coordinates.loadings.shape[:1]
+            and coordinates.centre.shape == (len(schema.batch_names), width)
+            and coordinates.mean_counts.shape == (len(schema.gene_names),)
+            and len(coordinates.loadings) == len(schema.gene_names)
         )
+        n_proteins = len(schema.protein_names)
         for one in fitted:
             n_rows, n_columns, n_landmarks = len(one.rows), len(one.columns), len(one.landmarks)
             right &= one.mapping.shape == (width, width)
@@ -302,8 +305,10 @@ class RnaPredictors:
             right &= one.logs.shape == (n_rows, n_columns) and n_rows >= N_NEIGHBOURS
             right &= one.weights.shape == (n_landmarks, n_columns)
             right &= one.intercept.shape == (n_columns,)
-            right &= bool(np.isin(one.rows, np.arange(n_cells)).all())
-            right &= bool(np.isin(one.columns, np.arange(n_proteins)).all())
+            for positions, n in ((one.rows, n_cells), (one.columns, n_proteins)):
+                right &= positions.dtype == np.int64 and bool(
+                    np.isin(positions, np.arange(n)).all()
+                )
         if not right or not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("regression on RNA whose parts do not fit together.")
         return cls(coordinates, n_proteins, fitted)

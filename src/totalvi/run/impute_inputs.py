@@ -169,7 +169,9 @@ def query_alone(mdata: MuData, proteins: Sequence[str]) -> MuData:
 def _part(mdata: MuData, cells: np.ndarray, proteins: pd.Index) -> MuData:
     rna, protein = mdata["rna"][cells].copy(), mdata["prot"][cells][:, proteins].copy()
     part = MuData({"rna": rna, "prot": protein})
-    part.obs[[BATCH, PANEL]] = mdata.obs.loc[part.obs_names, [BATCH, PANEL]].astype(str)
+    part.obs = mdata.obs.loc[part.obs_names].copy()
+    for name in (BATCH, PANEL):
+        part.obs[name] = part.obs[name].astype(str)  # without the categories of the other cells
     return part
 
 
