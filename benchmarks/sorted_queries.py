@@ -25,6 +25,7 @@ from mudata import MuData
 
 import totalvi
 from field import DATA, Hidden, columns_r, simple
+from field_page import spread
 from result_files import write_results
 
 SETS = ("random third", "B cells", "monocytes", "CD8 T cells", "bone marrow, random third")
@@ -119,12 +120,7 @@ def page(rows: list[dict[str, Any]], given: argparse.Namespace) -> list[str]:
         "|---|---|" + "---|" * len(COLUMNS),
     ]
     for (query, way), some in table.groupby(["query", "way"], sort=False):
-        cells = [
-            ""
-            if some[name].isna().all()
-            else f"{some[name].mean():.{digits}f} ± {some[name].std():.{digits}f}"
-            for name, digits in COLUMNS.items()
-        ]
+        cells = [spread(list(some[name]), digits) for name, digits in COLUMNS.items()]
         lines.append(f"| {query} | {way} | {' | '.join(cells)} |")
     return lines
 

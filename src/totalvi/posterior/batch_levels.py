@@ -154,6 +154,7 @@ class _Ratios:
         level = 0.0
         for _ in range(0 if self.trained else _MOST_ROUNDS):
             (told,), _ = self._log_ratios([own], cells, level)
+            told = told - self._off(own, self._panel_of(cells))
             before, (level, *_) = level, _level_of(told[np.isfinite(told)])
             if abs(level - before) < _CLOSE:
                 break
@@ -173,7 +174,7 @@ class _Ratios:
             if code == own and self.trained:
                 levels.append(_OVER_ITSELF)
                 continue
-            ratios = ratios - self._off(code, int(self.data.panel[cells[0]]))
+            ratios = ratios - self._off(code, self._panel_of(cells))
             if self.mapping is None:
                 ratios = np.append(ratios, self.controls[own, code])
             levels.append(_level_of(ratios[np.isfinite(ratios)]))
@@ -188,15 +189,24 @@ class _Ratios:
                     levels[i] = (float(mean), float(scale), df, levels[i][3])
         return levels
 
+    def _panel_of(self, cells: np.ndarray) -> int:
+        return int(self.data.panel[cells[0]])
+
     def _off(self, code: int, panel: int) -> np.ndarray:
         """Return the log ratios of the cells of a batch to what is expected of them in it, (T,).
 
-        Of a batch of a mapped query's reference: of its cells as if they were of a panel of the query.
+        Of a mapped query they are of cells of its reference, as if they were of a panel of the query;
+        for a batch of the query, of those of the batch from which it started.
         """
+        if self.mapping is not None and code >= self.mapping.n_reference_batches:
+            started = self.mapping.reference_batches[code - self.mapping.n_reference_batches]
+            known = self.data.schema.batch_names[: self.mapping.n_reference_batches]
+            codes = [known.index(started)] if started in known else range(len(known))
+            return np.asarray(np.mean([self._off(each, panel) for each in codes], axis=0))
         if (code, panel) not in self.wrong:
             data = self.data if self.mapping is None else self.held_out.get(panel)
             cells = np.flatnonzero(data.batch == code) if data is not None else np.array([], int)
-            ratios = np.zeros(1)
+            ratios = np.zeros(len(self.measured[code]))
             if data is not None and len(cells):
                 some = evenly_spaced(cells, _MOST_CELLS)
                 ratios = self._log_ratios([code], some, 0.0, data)[0][0]
