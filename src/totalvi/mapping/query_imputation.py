@@ -173,7 +173,7 @@ class QueryImputation(Fitted):
         {reference_model}
         >>> query = model.map_query(mdata["rna"][60:].copy())
         >>> model.get_query_reliability(query, n_samples=20).shape
-        (5, 8)
+        (5, 12)
         """
         asked = query._question(None, None, batch_size, progress, n_samples=n_samples)
         asked, wanted = imputed_batches(query, asked, None, protein_list)
