@@ -218,10 +218,8 @@ class _Ratios:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return log ratios of counts to those expected of cells in batches, and these, (codes, T).
 
-        Cells are of ``data``, or of the question's.
-
-        Ratios are over the cells that measured the protein, what is expected over all. NaN where they
-        have no count, or the batch did not measure the protein.
+        Cells are of ``data``, or of the question's. Ratios are over those that measured the protein,
+        what is expected over all. NaN where they have no count, or the batch did not measure it.
         """
         asked = self.question if data is None else replace(self.question, data=data)
         question = replace(asked, transform_batch=tuple(codes)).about(cells)

@@ -227,7 +227,7 @@ def _run(options: ImputeOptions) -> RunResult:
         proteins = None
         if lacking.any():
             proteins = imputed_proteins(model, query, mdata, lacking, *given)
-        rna = imputed_rna(model, mdata, *given) if without_rna(mdata).any() else None
+        rna = imputed_rna(model, mdata, *given) if together else None
         with steps.step("save"):
             write_imputed(proteins, rna, folder)
             model.history.to_csv(folder / "tables" / "history.csv", float_format="%.6g")
