@@ -11,7 +11,7 @@ from mudata import MuData
 
 import totalvi
 from counts import SMALL, annotated
-from totalvi.errors import DataError
+from totalvi.errors import DataError, DataWarning
 
 ASKED = {"n_samples": 20, "progress": False}
 
@@ -61,6 +61,9 @@ def test_a_query_of_one_type_is_predicted_as_that(
     found = error(imputed.log1p, cells, is_query)
     assert found < 0.8 * error(alone.log1p * 0 + of_all, cells, is_query)
     assert found < 1.03 * error(alone.log1p, cells, is_query)
+    totals = counts[is_query].sum()
+    off, alone_off = (np.abs(np.log(one.mean.sum() / totals)).mean() for one in (imputed, alone))
+    assert off < 0.6 * alone_off
     inside = (counts[is_query] >= imputed.lower) & (counts[is_query] <= imputed.upper)
     assert 0.84 < inside.to_numpy().mean() < 0.96
 
@@ -176,6 +179,20 @@ def test_the_level_is_not_that_of_a_poor_fit(cells: MuData) -> None:
     )
     assert abs(np.log(level)) < 0.1 < abs(np.log(of_alone))
     assert np.abs(bias[1] - bias[0]).max() < 0.1
+
+
+def test_other_cells_than_the_references_do_not_stand_for_it(
+    cells: MuData, is_query: np.ndarray, tmp_path: Path, reference: totalvi.Model
+) -> None:
+    path = reference.save(tmp_path / "reference.totalvi")
+    own = cells[~is_query].copy()
+    with pytest.warns(DataWarning, match="not those of the fit in their order"):
+        other = totalvi.Model.load(path, own[::-1].copy())
+    query = other.map_query(cells["rna"][is_query].copy())
+    with pytest.raises(DataError, match="not the cells that the model was fitted to"):
+        other.impute_query(query, **ASKED)
+    with pytest.raises(DataError, match="not the cells that the model was fitted to"):
+        other.get_imputation_reliability(n_samples=2)
 
 
 def test_what_cannot_be_asked_is_refused(

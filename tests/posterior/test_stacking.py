@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 import totalvi
-from totalvi.posterior.protein_predictions import Predicted
+from totalvi.posterior.protein_predictions import Predicted, _tilted
 from totalvi.posterior.stacking import alone, cross_fitted, fitted_stack
 
 
@@ -132,11 +132,60 @@ def test_counts_move_with_their_mean() -> None:
     moved = predicted.moved_to(wanted, rng.random((40, 2)))
     np.testing.assert_array_equal(moved.counts[:, 0], counts[:, 0])
     np.testing.assert_array_equal(moved.mean[:, 0], predicted.mean[:, 0])
-    np.testing.assert_allclose(moved.mean[:, 1], 3 * predicted.mean[:, 1] + 2, rtol=1e-4)
+    np.testing.assert_allclose(moved.mean[:, 1], 3 * predicted.mean[:, 1], rtol=0.05)
     np.testing.assert_allclose(moved.counts[:, 1].mean(axis=1), moved.mean[:, 1], rtol=0.01)
+    np.testing.assert_allclose(moved.counts[:, 1].std(axis=1), moved.sd[:, 1], rtol=0.05)
     np.testing.assert_allclose(np.log1p(moved.counts).mean(axis=2)[:, 1], wanted[:, 1], atol=0.01)
     assert (moved.counts == np.round(moved.counts)).all()
     assert (np.diff(moved.counts, axis=2) >= 0).all()
+
+
+def test_a_protein_that_is_more_often_foreground_stays_at_its_level() -> None:
+    """Not by a shift, which would take foreground at 500 to three times as much."""
+    rng = np.random.default_rng(4)
+    drawn = np.where(rng.random((30, 1, 1000)) < 0.4, 500, 5)
+    counts = np.sort(rng.poisson(drawn).astype(np.float32), axis=2)
+    predicted = Predicted(counts.mean(axis=2), counts.std(axis=2), counts)
+    often = 0.65
+    wanted = often * np.log1p(counts[counts > 100]).mean()
+    wanted += (1 - often) * np.log1p(counts[counts < 100]).mean()
+    moved = predicted.moved_to(np.full((30, 1), wanted), rng.random((30, 1)))
+    np.testing.assert_allclose(np.log1p(moved.counts).mean(axis=2), wanted, atol=0.02)
+    np.testing.assert_allclose(moved.mean, often * 500 + (1 - often) * 5, rtol=0.02)
+    np.testing.assert_allclose((moved.counts > 100).mean(), often, atol=0.01)
+    assert np.abs(moved.counts[moved.counts > 100].mean() - 500) < 10
+
+
+def test_weights_are_those_of_least_relative_entropy() -> None:
+    """Found by another optimiser."""
+    rng = np.random.default_rng(5)
+    logs = np.sort(rng.normal(size=60))
+    weights, rest = _tilted(logs, 0.3)
+    assert rest == pytest.approx(0, abs=2e-3)
+    constraints = [
+        {"type": "eq", "fun": lambda p: p.sum() - 1},
+        {"type": "eq", "fun": lambda p: p @ logs - logs.mean() - 0.3},
+    ]
+    found = minimize(
+        lambda p: np.sum(p * np.log(60 * p)),
+        np.full(60, 1 / 60),
+        jac=lambda p: np.log(60 * p) + 1,
+        bounds=[(1e-9, 1)] * 60,
+        constraints=constraints,
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    assert found.success
+    np.testing.assert_allclose(weights, found.x, atol=2e-4)
+
+
+@pytest.mark.parametrize("shift", [-9.0, -0.5, 0.5, 9.0])
+def test_half_of_the_counts_keep_their_weight(shift: float) -> None:
+    rng = np.random.default_rng(6)
+    weights, rest = _tilted(np.sort(rng.normal(size=100)), shift)
+    assert 1 / (weights**2).sum() >= 50
+    assert weights.sum() == pytest.approx(1)
+    assert 0 <= rest / shift < 1
 
 
 def test_reliability_compares_the_three() -> None:

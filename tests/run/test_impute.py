@@ -115,8 +115,8 @@ def test_a_query_with_another_panel_gets_what_it_lacks(
 ) -> None:
     reference = totalvi.read(inputs[0])
     query = totalvi.simulate(n_cells=50, n_genes=40, n_proteins=4, store_truth=False, seed=3)
-    protein = query["prot"][:, :3].copy()
-    protein.var_names = ["CD19_TotalSeqB", "CD4", "CD3"]
+    protein = query["prot"].copy()
+    protein.var_names = ["CD19_TotalSeqB", "CD4", "CD3", "CD8"]
     query = MuData({"rna": query["rna"], "prot": protein})
     result = impute(reference, query, tmp_path / "out", max_epochs=2, n_samples=20)
     adata = anndata.read_h5ad(result.folder / "imputed.h5ad")
@@ -124,7 +124,12 @@ def test_a_query_with_another_panel_gets_what_it_lacks(
     level = pd.read_csv(result.folder / "tables" / "levels.csv").iloc[0]
     assert level["n_proteins"] == 3
     assert level["lower"] <= level["level"] <= level["upper"]
-    assert any('of "query" are at its own level' in note for note in result.record["notes"])
+    notes = result.record["notes"]
+    assert any('of "query" are at its own level' in note for note in notes)
+    assert 'imputed in the query: 1 of 5 proteins, "CD279".' in notes
+    said = 'left out, as the reference did not measure them: 1 of 5 proteins, "CD8a".'
+    assert said in notes
+    assert not any("to be imputed there" in note for note in notes)
     kept = adata.uns["totalvi"]["levels"]
     assert kept["level"].tolist() == pytest.approx([level["level"]], rel=1e-3)
 

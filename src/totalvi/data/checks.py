@@ -24,6 +24,7 @@ from totalvi.errors import DataError, Finding, argument, first_and_count, in_ord
 MANY_CATEGORIES = 100
 _CHANCE_OF_ZEROS = 1e-3  # that cells like those elsewhere are all zero
 SMALL_GROUP = 10
+UNMEASURED = "protein_unmeasured"
 
 
 def annotation_findings(obs: pd.DataFrame, columns: Columns) -> Iterator[Finding]:
@@ -324,7 +325,7 @@ def _unmeasured(
         names = source.protein_names[unmeasured[group] & ~nowhere]
         yield Finding(
             "note",
-            "protein_unmeasured",
+            UNMEASURED,
             f"unmeasured in {groups.name(int(group))}, and to be imputed there: {len(names)} of "
             f"{len(source.protein_names)} proteins, {listed(names)}.",
         )

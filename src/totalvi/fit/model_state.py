@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import NAMES, CiteData, QueryMapping, Schema, hash_of_names
-from totalvi.errors import DataWarning
+from totalvi.errors import DataError, DataWarning
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import torch_generator
 from totalvi.nn.v06 import TOTALVI
@@ -230,6 +230,21 @@ def fit_settings(
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=lambda value: value.tolist()))
     return plain
+
+
+def require_cells_of_fit(of_fit: dict[str, Any] | None, data: CiteData) -> None:
+    """Refuse other cells than those of a fit, in another order, or fewer.
+
+    Raises
+    ------
+    DataError
+        When the names of the cells are not those of ``of_fit``.
+    """
+    if of_fit is not None and of_fit[NAMES] != hash_of_names(data):
+        raise DataError(
+            "The data are not the cells that the model was fitted to, or in another order; load it "
+            "with those, Model.load(path, data)."
+        )
 
 
 def warn_of_another_order(of_fit: dict[str, Any] | None, data: CiteData) -> None:

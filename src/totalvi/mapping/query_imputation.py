@@ -127,7 +127,8 @@ class QueryImputation(Fitted):
             probabilities[each.panel] = calibrated_limits(found.hidden, interval)
         stacked = None if rna is None else Stacked(rna, stacks)
         levels = batch_levels(query, question, {each.panel: each.cells for each in held_out})
-        wanted = replace(wanted, levels=levels.batches)
+        if levels.batches.differ():
+            wanted = replace(wanted, levels=levels.batches)
         return imputed_counts(question, wanted, levels, probabilities, stacked, out)
 
     def get_query_reliability(

@@ -48,6 +48,10 @@ class BatchLevels(NamedTuple):
     scale: np.ndarray
     df: np.ndarray
 
+    def differ(self) -> bool:
+        """Return whether a batch is known to count otherwise than one decoded into."""
+        return bool(self.mean.any() or self.scale.any())
+
     def quantile(self, batch: Minibatch, position: int, probability: np.ndarray) -> np.ndarray:
         """Return quantiles (t,) of the levels of the cells of a minibatch, (B, t)."""
         own = batch.context.batch.cpu().numpy()

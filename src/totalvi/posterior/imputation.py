@@ -151,7 +151,8 @@ class ImputationQueries(Fitted):
         levels = no_levels(question)
         if transform_batch is None if own_level is None else own_level:
             levels = batch_levels(self, question)
-            wanted = replace(wanted, levels=levels.batches)
+            if levels.batches.differ():
+                wanted = replace(wanted, levels=levels.batches)
         limits = limits_of(interval)[:, None]
         probabilities = np.tile(limits, (len(lacking), 1, len(wanted.proteins)))
         stacked = (calibrated if stacked is None else stacked) and self._mapping is None

@@ -6,8 +6,10 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from numba import prange
 from torch import Tensor
 
+from totalvi.compiled import compiled
 from totalvi.fit.minibatch import Minibatch
 from totalvi.nn.likelihoods import ProteinMixture
 from totalvi.posterior.arguments import Names
@@ -19,6 +21,9 @@ from totalvi.posterior.question import Features, Fitted, Question
 from totalvi.posterior.unmeasured import batches_to_impute_from
 
 _GOLDEN_RATIO = 0.6180339887498949  # its multiples fill the unit interval evenly
+# weights of counts drawn move their mean by this many standard deviations at most, and this share of
+# the counts still counts; a further shift moves the counts
+_MOST_TILT, _EFFECTIVE_SHARE, _NEWTON_STEPS = 2.0, 0.5, 10
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,12 @@ class Predicted(NamedTuple):
     def moved_to(self, log1p: np.ndarray, uniform: np.ndarray) -> Self:
         """Return the distribution moved to another mean of log(1 + count).
 
-        Each count drawn moves by as much on that scale, and is then rounded up or down at random, so
-        that its expectation stays. Mean and standard deviation change as those of the counts do.
+        Counts drawn get weights exponential in their logarithm, with which the distribution of that
+        mean is closest to the one before (least relative entropy): a protein more often foreground
+        than the model says stays at the level of the foreground. No more than half of the counts lose
+        their weight, by Kish's effective number; the rest is a shift of the logarithms, after which
+        counts are rounded up or down at random, so that their expectation stays. Mean and standard
+        deviation change as those of the counts do.
 
         Parameters
         ----------
@@ -90,21 +99,11 @@ class Predicted(NamedTuple):
         uniform
             Noise between 0 and 1, (B, t), from which that of each sample follows.
         """
-        shift = log1p - self.log1p_mean()
-        offsets = np.arange(self.counts.shape[2]) * _GOLDEN_RATIO % 1
-        mean, sd, rounded = self.mean.copy(), self.sd.copy(), self.counts.copy()
-        for cell, counts in enumerate(self.counts):  # one at a time stays in the processor's cache
-            moves = np.flatnonzero(shift[cell])
-            before = counts[moves]
-            after = np.log1p(before) + shift[cell, moves, None].astype(before.dtype)
-            after = np.expm1(np.maximum(after, 0))
-            spread = (uniform[cell, moves, None] + offsets).astype(before.dtype)
-            spread -= spread >= 1
-            rounded[cell, moves] = np.sort(np.floor(after + spread), axis=1)
-            for value, of in ((mean, np.mean), (sd, np.std)):
-                old, new = of(before, axis=1), of(after, axis=1)
-                value[cell, moves] *= np.divide(new, old, out=np.ones(len(moves)), where=old > 0)
-        return type(self)(mean, sd, rounded, log1p, self.foreground)
+        shift = np.asarray(log1p - self.log1p_mean(), dtype=np.float64)
+        counts, ratios = _moved(self.counts, shift, uniform.astype(np.float64))
+        return type(self)(
+            self.mean * ratios[0], self.sd * ratios[1], counts, log1p, self.foreground
+        )
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """Return the count below which a further one is with ``probability`` (B, t).
@@ -146,6 +145,78 @@ class Predicted(NamedTuple):
             "lower": np.minimum(lower, upper),
             "upper": np.maximum(lower, upper),
         }
+
+
+@compiled(parallel=True, error_model="numpy")
+def _moved(
+    counts: np.ndarray, shift: np.ndarray, uniform: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted counts (B, t, n_samples) whose mean of log(1 + count) has moved by ``shift``.
+
+    And by what their mean and standard deviation are then multiplied, (2, B, t).
+    """
+    moved, ratios = counts.copy(), np.ones((2, *shift.shape))
+    for cell in prange(len(counts)):
+        for protein in range(shift.shape[1]):
+            if shift[cell, protein] != 0:
+                own = moved[cell, protein]
+                ratios[0, cell, protein], ratios[1, cell, protein] = _move(
+                    own, shift[cell, protein], uniform[cell, protein]
+                )
+    return moved, ratios
+
+
+@compiled(error_model="numpy")
+def _move(counts: np.ndarray, shift: float, uniform: float) -> tuple[float, float]:
+    """Move sorted counts of one protein in one cell, and return the two ratios of `_moved`."""
+    n_samples, before = len(counts), counts.astype(np.float64)
+    logs = np.log1p(before)
+    weights, rest = _tilted(logs, shift)
+    after = np.expm1(np.maximum(logs + rest, 0))
+    position, below = 0, weights[0]
+    for sample in range(n_samples):
+        while below < (sample + 0.5) / n_samples and position < n_samples - 1:
+            position += 1
+            below += weights[position]
+        counts[sample] = np.floor(after[position] + (uniform + sample * _GOLDEN_RATIO) % 1)
+    counts.sort()
+    mean, mean_before, sd_before = (weights * after).sum(), before.mean(), before.std()
+    sd = np.sqrt((weights * (after - mean) ** 2).sum())
+    return (
+        mean / mean_before if mean_before > 0 else 1.0,
+        sd / sd_before if sd_before > 0 else 1.0,
+    )
+
+
+@compiled(error_model="numpy")
+def _tilted(logs: np.ndarray, shift: float) -> tuple[np.ndarray, float]:
+    """Return weights of sorted values whose mean moves by ``shift``, and what of it is left."""
+    sd = logs.std()
+    if sd < 1e-6:
+        return np.full(len(logs), 1 / len(logs)), shift
+    values = (logs - logs.mean()) / sd
+    wanted = min(max(shift / sd, -_MOST_TILT), _MOST_TILT)
+    rate = wanted
+    for _ in range(_NEWTON_STEPS):
+        weights = _exponential_weights(values, rate)
+        mean = (weights * values).sum()
+        if abs(wanted - mean) < 1e-3:
+            break
+        variance = (weights * values**2).sum() - mean**2
+        rate += min(max((wanted - mean) / max(variance, 0.05), -1), 1)
+    weights = _exponential_weights(values, rate)
+    while len(values) * (weights**2).sum() * _EFFECTIVE_SHARE > 1:
+        rate *= 0.9
+        weights = _exponential_weights(values, rate)
+    return weights, shift - (weights * values).sum() * sd
+
+
+@compiled(error_model="numpy")
+def _exponential_weights(values: np.ndarray, rate: float) -> np.ndarray:
+    """Return weights exp(rate x) of sorted values x, divided by their sum."""
+    weights: np.ndarray = np.exp(rate * (values - (values[-1] if rate > 0 else values[0])))
+    weights /= weights.sum()
+    return weights
 
 
 def imputed_batches(

@@ -11,10 +11,11 @@ from anndata import AnnData
 from mudata import MuData
 
 from totalvi.data.cells import has_rna
+from totalvi.data.checks import UNMEASURED
 from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError, setting, warnings_and_notes
+from totalvi.errors import DataError, listed, setting, warnings_and_notes
 from totalvi.progress import Steps
 from totalvi.run.folder import (
     MODEL,
@@ -235,7 +236,11 @@ def _run(options: ImputeOptions) -> RunResult:
             joined.uns["concat"]["antibodies"].to_csv(
                 folder / "tables" / "antibodies.csv", index=False
             )
+        if query is not None:  # nothing is imputed in the reference
+            findings = [f for f in findings if f.code != UNMEASURED]
         warnings, notes = warnings_and_notes(findings)
+        if query is not None:
+            notes += _imputed_notes(mdata, lacking)
         if proteins is not None:
             warnings += unreliable_warnings(proteins.adata.var)
             notes += level_notes(proteins.levels)
@@ -264,6 +269,20 @@ def _run(options: ImputeOptions) -> RunResult:
         write_record(record, folder / RECORD)
         files = files_in(folder)
     return RunResult(output, files, record)
+
+
+def _imputed_notes(mdata: MuData, lacking: np.ndarray) -> list[str]:
+    """Say which proteins are imputed in a mapped query, and which are left out."""
+    names = mdata["prot"].var_names
+    left_out = np.isnan(mdata["prot"].X[~in_query(mdata)]).all(axis=0)
+    said = []
+    for which, words in (
+        (lacking, "imputed in the query"),
+        (left_out, "left out, as the reference did not measure them"),
+    ):
+        if which.any():
+            said.append(f"{words}: {which.sum()} of {len(names)} proteins, {listed(names[which])}.")
+    return said
 
 
 def _left_out(joined: MuData) -> list[str]:
