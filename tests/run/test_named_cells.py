@@ -24,7 +24,13 @@ from totalvi.report import report_gates
 from totalvi.report.build import build_report
 from totalvi.report.report_data import read_results
 from totalvi.run.folder import require_writable
-from totalvi.run.named_cells import Named, cluster_names, population_tables, proposed_gates
+from totalvi.run.named_cells import (
+    Named,
+    _percent_limits,
+    cluster_names,
+    population_tables,
+    proposed_gates,
+)
 from totalvi.run.run import run
 
 GATES = "T: CD3+\nCD4 T: T > CD4+\nB: CD19+ CD3-\nNK: CD56+ CD3-\n"
@@ -68,8 +74,21 @@ def test_tables_agree_with_the_names_of_cells(folder: Path) -> None:
     top = samples[samples["population"].isin(["T", "B", "NK", "undecided"])]
     assert top.groupby("sample")["cells"].sum().to_dict() == {"a": 50, "b": 70}
     np.testing.assert_allclose(top.groupby("sample")["percent_of_cells"].sum(), 100, rtol=1e-4)
+    assert (samples["percent_lower"].dropna() <= samples["percent_of_cells"].dropna()).all()
+    assert (samples["percent_upper"].dropna() >= samples["percent_of_cells"].dropna()).all()
+    assert samples.loc[samples["cells"] == 0, "percent_lower"].eq(0).all()
     membership = obs["population_membership"].to_numpy()
     assert ((membership >= 0.5) | (named == "undecided").to_numpy()).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.2, 0.5, 1.0])
+def test_limits_of_percentages_hold_their_share_of_samples(share: float) -> None:
+    cells = np.random.default_rng(0).binomial(400, share, 4000)
+    limits = _percent_limits(pd.Series(cells), 400)
+    lower, upper = limits["percent_lower"], limits["percent_upper"]
+    held = ((lower <= 100 * share) & (100 * share <= upper)).mean()
+    assert 0.92 < held <= 1
+    assert (upper - lower).max() < 11
 
 
 def test_the_report_shows_them_first(folder: Path) -> None:

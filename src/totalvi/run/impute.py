@@ -15,7 +15,7 @@ from totalvi.data.checks import UNMEASURED
 from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions
 from totalvi.data.panels.antibodies import Unmeasured
-from totalvi.errors import DataError, listed, setting, warnings_and_notes
+from totalvi.errors import DataError, Finding, listed, setting, warnings_and_notes
 from totalvi.progress import Steps
 from totalvi.run.folder import (
     MODEL,
@@ -236,11 +236,8 @@ def _run(options: ImputeOptions) -> RunResult:
             joined.uns["concat"]["antibodies"].to_csv(
                 folder / "tables" / "antibodies.csv", index=False
             )
-        if query is not None:  # nothing is imputed in the reference
-            findings = [f for f in findings if f.code != UNMEASURED]
-        warnings, notes = warnings_and_notes(findings)
-        if query is not None:
-            notes += _imputed_notes(mdata, lacking)
+        warnings, notes = warnings_and_notes(findings if together else _of_mapped(findings))
+        notes += [] if together else _imputed_notes(mdata, lacking)
         if proteins is not None:
             warnings += unreliable_warnings(proteins.adata.var)
             notes += level_notes(proteins.levels)
@@ -269,6 +266,11 @@ def _run(options: ImputeOptions) -> RunResult:
         write_record(record, folder / RECORD)
         files = files_in(folder)
     return RunResult(output, files, record)
+
+
+def _of_mapped(findings: list[Finding]) -> list[Finding]:
+    """Return findings without those of proteins to be imputed, as none is in the reference."""
+    return [finding for finding in findings if finding.code != UNMEASURED]
 
 
 def _imputed_notes(mdata: MuData, lacking: np.ndarray) -> list[str]:

@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta
 
 from totalvi.data.columns import column_of
 from totalvi.errors import listed
-from totalvi.posterior.gates.hierarchy import (
-    All,
-    Gate,
-    Hierarchy,
-    Marker,
-    Not,
-)
-from totalvi.posterior.gates.hierarchy import (
-    Any as AnyOf,
-)
+from totalvi.posterior.gates.hierarchy import All, Gate, Hierarchy, Marker, Not
+from totalvi.posterior.gates.hierarchy import Any as AnyOf
 from totalvi.posterior.gates.memberships import (
     FAILED,
     UNDECIDED,
@@ -75,6 +68,8 @@ def population_tables(
       are its members (`members`), NaN where there are none but could be some, for want of a marker;
       ``expected_cells`` is the sum of memberships; ``named``, the cells that bear its name, not that
       of one below; and ``doublets``, how many of the members are likely ones.
+      ``percent_lower`` and ``percent_upper`` are 95 % limits of ``percent_of_cells``, for the chance
+      which of a sample's cells were measured; they know nothing of cells that bear the wrong name.
     - ``population_samples``: cells and percentages of each population by sample.
     - ``population_markers``: what measures each marker, and the levels found.
     - ``cluster_names``: the deepest population that most cells of a cluster are of, and their share.
@@ -95,7 +90,8 @@ def population_tables(
     for table in (overall, *by_sample):
         for name in {"cells", "named", "doublets"} & set(table):
             table[name] = table[name].astype("Int64")
-        columns = ["cells", "named", "doublets", "percent_of_cells", "percent_of_parent"]
+        percents = [name for name in table if str(name).startswith("percent_")]
+        columns = ["cells", "named", "doublets", *percents]
         table.loc[untold, [name for name in columns if name in table]] = np.nan
     tables = {
         "populations": gating.populations.assign(hierarchy=hierarchy.name).join(overall),
@@ -130,7 +126,15 @@ def _counts(
     with np.errstate(invalid="ignore", divide="ignore"):
         columns["percent_of_cells"] = 100 * cells / n_cells
         columns["percent_of_parent"] = 100 * cells / np.array(of_parent)
-    return pd.DataFrame(columns).loc[inside.columns].rename_axis("population")
+    counted = pd.DataFrame(columns).join(_percent_limits(cells, n_cells))
+    return counted.loc[inside.columns].rename_axis("population")
+
+
+def _percent_limits(cells: pd.Series, n_cells: int) -> pd.DataFrame:
+    """Return 95 % limits of the percentages of a sample of ``n_cells``, by Jeffreys' interval."""
+    limits = beta.ppf([[0.025], [0.975]], cells + 0.5, n_cells - cells + 0.5)
+    lower, upper = np.where(cells == 0, 0, limits[0]), np.where(cells == n_cells, 1, limits[1])
+    return 100 * pd.DataFrame({"percent_lower": lower, "percent_upper": upper}, cells.index)
 
 
 def _inside(gating: Gating, hierarchy: Hierarchy) -> pd.DataFrame:
