@@ -132,7 +132,8 @@ def _counts(
 
 def _percent_limits(cells: pd.Series, n_cells: int) -> pd.DataFrame:
     """Return 95 % limits of the percentages of a sample of ``n_cells``, by Jeffreys' interval."""
-    limits = beta.ppf([[0.025], [0.975]], cells + 0.5, n_cells - cells + 0.5)
+    quantiles = np.array([[0.025], [0.975]])
+    limits = np.asarray(beta.ppf(quantiles, cells + 0.5, n_cells - cells + 0.5))
     lower, upper = np.where(cells == 0, 0, limits[0]), np.where(cells == n_cells, 1, limits[1])
     return 100 * pd.DataFrame({"percent_lower": lower, "percent_upper": upper}, cells.index)
 
