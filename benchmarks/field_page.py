@@ -46,9 +46,9 @@ the docstring of `benchmarks/field.py`. Means over the seeds {seeds} (slow fits 
   decoded as measured ones, background included, 25 samples. Its documentation lets proteins be missing,
   not RNA, so it has no row for the mosaic.
 - **scmidas** {midas}: `scmidas.integrate` with its defaults. They have 65 epochs, for a toy data set:
-  these donors and a fourth. For others its documentation advises 1000 to 2000, which would take more
-  than ten minutes; `--midas-epochs` takes other numbers. The processes that load its minibatches are
-  not in its seconds.
+  these donors and a fourth. For others its documentation advises 1000 to 2000, which take more than
+  ten minutes a seed, and are fitted where `--midas-epochs 65 1000` asks for it. The processes that load
+  its minibatches are not in its seconds.
 """
 
 

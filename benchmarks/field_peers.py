@@ -20,7 +20,7 @@ from scipy import sparse
 
 HERE = Path(__file__).resolve().parent
 # seconds on a clock after which a fit is given up
-LIMIT = {"scvi": 1800.0, "midas": 900.0}
+LIMIT = {"scvi": 1800.0, "midas": 3600.0}
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
