@@ -191,8 +191,19 @@ def test_other_cells_than_the_references_do_not_stand_for_it(
     query = other.map_query(cells["rna"][is_query].copy())
     with pytest.raises(DataError, match="not the cells that the model was fitted to"):
         other.impute_query(query, **ASKED)
-    with pytest.raises(DataError, match="not the cells that the model was fitted to"):
+    with pytest.raises(DataError, match="stacked=False"):
         other.get_imputation_reliability(n_samples=2)
+    assert len(other.get_imputation_reliability(indices=range(50), stacked=False, n_samples=2))
+
+
+def test_cells_are_decoded_again_only_where_a_level_is_known(
+    reference: totalvi.Model, query: totalvi.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again(*arguments: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("totalvi.posterior.stacking.predicted_proteins", again)
+    assert reference.impute_query(query, indices=range(5), **ASKED).levels["level"].isna().all()
 
 
 def test_what_cannot_be_asked_is_refused(

@@ -179,13 +179,48 @@ def test_weights_are_those_of_least_relative_entropy() -> None:
     np.testing.assert_allclose(weights, found.x, atol=2e-4)
 
 
-@pytest.mark.parametrize("shift", [-9.0, -0.5, 0.5, 9.0])
-def test_half_of_the_counts_keep_their_weight(shift: float) -> None:
-    rng = np.random.default_rng(6)
-    weights, rest = _tilted(np.sort(rng.normal(size=100)), shift)
-    assert 1 / (weights**2).sum() >= 50
-    assert weights.sum() == pytest.approx(1)
-    assert 0 <= rest / shift < 1
+DRAWS = {
+    "normal": np.random.default_rng(6).normal(size=100),
+    "one foreground": np.array([0.0] * 99 + [np.log1p(300)]),
+    "one zero": np.array([0.0] + [np.log1p(200)] * 49),
+    "few foreground": np.log1p(np.array([0.0] * 47 + [50.0, 70.0, 100.0])),
+    "faint": np.log1p(np.sort(np.random.default_rng(7).poisson(0.05, 100).astype(float))),
+    "two levels": np.array([1.0] * 60 + [6.0] * 40),
+    "all but equal": np.array([3.0, 3.1]),
+}
+
+
+@pytest.mark.parametrize("draws", DRAWS)
+def test_the_further_the_mean_moves_the_further_weights_go(draws: str) -> None:
+    """They reach the mean where half of the counts keep their weight, and no further."""
+    logs = np.sort(DRAWS[draws])
+    for direction in (-1, 1):
+        before = 0.0
+        for size in np.linspace(0.02, 3, 40) * logs.std():
+            weights, rest = _tilted(logs, direction * size)
+            moved, effective = size - direction * rest, 1 / (weights**2).sum()
+            assert weights.sum() == pytest.approx(1)
+            assert moved == pytest.approx(direction * (weights @ logs - logs.mean()), abs=1e-9)
+            assert moved >= before - 2e-3 * logs.std()
+            assert moved <= size + 2e-3 * logs.std()
+            assert effective >= 0.5 * len(logs) * (1 - 1e-9)
+            reached = moved == pytest.approx(size, abs=2e-3 * logs.std())
+            farthest = (logs[0], logs[-1])[direction > 0]
+            most = direction * (farthest - logs.mean())
+            assert reached or effective < 0.51 * len(logs) or moved > 0.99 * most
+            before = moved
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [5], [0, 2**24], [7, 7]])
+def test_a_few_counts_or_equal_ones_move(counts: list[int]) -> None:
+    of_one = np.array(counts, dtype=np.float32).reshape(1, 1, -1)
+    predicted = Predicted(of_one.mean(axis=2), of_one.std(axis=2), of_one)
+    for shift in (-30.0, -0.5, 0.5, 5.0):
+        wanted = np.maximum(predicted.log1p_mean() + shift, 0)
+        moved = predicted.moved_to(wanted, np.full((1, 1), 0.3))
+        assert np.isfinite(moved.counts).all()
+        assert np.isfinite(moved.mean).all()
+        assert (moved.counts >= 0).all()
 
 
 def test_reliability_compares_the_three() -> None:

@@ -96,6 +96,9 @@ def test_the_report_shows_them_first(folder: Path) -> None:
     assert page.count("<em>not told</em>") == 1
     assert page.index('id="populations"') < page.index('id="warnings"')
     assert "wants CD56" in page
+    row = pd.read_csv(folder / "tables" / "populations.csv", index_col=0).loc["B"]
+    assert f"<small>{row['percent_lower']:.1f} to {row['percent_upper']:.1f}</small>" in page
+    assert "Limits below percentages" in page
 
 
 def test_populations_are_compared_with_the_other_cells(folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import totalvi
 from counts import SMALL, annotated
 from totalvi.cli.main import execute
+from totalvi.run.map_cells import _BY_MODEL_ALONE
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4:FutureWarning")
 
@@ -46,6 +47,22 @@ def test_map_gives_the_tables_of_the_whole_reference(folder: Path, tmp_path: Pat
     assert {"label", "reference_p_value", "reference_umap_1"} <= set(
         pd.read_csv(tmp_path / "run" / "tables" / "cells.csv.gz", index_col=0)
     )
+
+
+def test_other_cells_than_the_references_give_labels_and_no_reliability(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = totalvi.read(folder / "run" / "results.h5mu")[::-1].copy()
+    other.write(tmp_path / "other.h5mu")
+    command = ["map", str(folder / "run" / "model.totalvi"), str(folder / "query.h5ad")]
+    command += ["--reference", str(tmp_path / "other.h5mu"), "--labels", "lane"]
+    assert execute([*command, "-o", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert _BY_MODEL_ALONE in record["notes"]
+    tables = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
+    assert "imputed_proteins.csv.gz" in tables
+    assert "reliability.csv" not in tables
+    assert "label" in pd.read_csv(tmp_path / "out" / "tables" / "cells.csv.gz", index_col=0)
 
 
 def test_info_of_a_reference(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from totalvi.data.cells import NAMES, CiteData, QueryMapping, Schema, hash_of_names
-from totalvi.errors import DataError, DataWarning
+from totalvi.errors import DataWarning
 from totalvi.fit.plan import Split, TrainingPlan
 from totalvi.fit.state import torch_generator
 from totalvi.nn.v06 import TOTALVI
@@ -232,24 +232,14 @@ def fit_settings(
     return plain
 
 
-def require_cells_of_fit(of_fit: dict[str, Any] | None, data: CiteData) -> None:
-    """Refuse other cells than those of a fit, in another order, or fewer.
-
-    Raises
-    ------
-    DataError
-        When the names of the cells are not those of ``of_fit``.
-    """
-    if of_fit is not None and of_fit[NAMES] != hash_of_names(data):
-        raise DataError(
-            "The data are not the cells that the model was fitted to, or in another order; load it "
-            "with those, Model.load(path, data)."
-        )
+def are_cells_of_fit(of_fit: dict[str, Any] | None, data: CiteData) -> bool:
+    """Return whether data hold the cells of a fit in its order, as far as its fingerprint tells."""
+    return of_fit is None or of_fit[NAMES] == hash_of_names(data)
 
 
 def warn_of_another_order(of_fit: dict[str, Any] | None, data: CiteData) -> None:
     """Warn where as many cells as in a fit are others, or in another order."""
-    if of_fit is None or of_fit["cells"] != data.n_cells or of_fit[NAMES] == hash_of_names(data):
+    if of_fit is None or of_fit["cells"] != data.n_cells or are_cells_of_fit(of_fit, data):
         return
     warnings.warn(
         "The cells are not those of the fit in their order. Queries answer for the cells given, but "

@@ -12,7 +12,7 @@ from totalvi.data.cells import CiteData
 from totalvi.data.counts import CountsInMemory
 from totalvi.data.minified_cells import StoredPosterior
 from totalvi.errors import DataError
-from totalvi.fit.model_state import require_cells_of_fit
+from totalvi.fit.model_state import are_cells_of_fit
 from totalvi.mapping.mapped_cells import chosen_to_calibrate, reference_posterior
 from totalvi.mapping.query_imputation import reference_predictors
 from totalvi.mapping.reference_neighbours import (
@@ -80,7 +80,11 @@ def minify(model: Fitted) -> Minified:
         )
     question = model._question(None, None, QUERY_BATCH_SIZE, False, n_samples=_SAMPLES)
     data = question.data
-    require_cells_of_fit(None if model._result is None else model._result.fingerprint, data)
+    if not are_cells_of_fit(None if model._result is None else model._result.fingerprint, data):
+        raise DataError(
+            "The data are not the cells that the model was fitted to, or in another order; load it "
+            "with those, Model.load(path, data)."
+        )
     posterior = stored_posterior(question) if data.posterior is None else data.posterior
     labels = labels_to_keep(data)
     codes = {name: values.codes for name, values in labels.items()}

@@ -21,9 +21,8 @@ from totalvi.posterior.question import Features, Fitted, Question
 from totalvi.posterior.unmeasured import batches_to_impute_from
 
 _GOLDEN_RATIO = 0.6180339887498949  # its multiples fill the unit interval evenly
-# weights of counts drawn move their mean by this many standard deviations at most, and this share of
-# the counts still counts; a further shift moves the counts
-_MOST_TILT, _EFFECTIVE_SHARE, _NEWTON_STEPS = 2.0, 0.5, 10
+_LEAST_SHARE = 0.5  # of the counts drawn, which keeps its weight; what is left of a move is a shift
+_HIGHEST_RATE, _MOST_STEPS = 64.0, 20  # of weights, over standard deviations
 
 
 @dataclass(frozen=True)
@@ -190,31 +189,45 @@ def _move(counts: np.ndarray, shift: float, uniform: float) -> tuple[float, floa
 
 @compiled(error_model="numpy")
 def _tilted(logs: np.ndarray, shift: float) -> tuple[np.ndarray, float]:
-    """Return weights of sorted values whose mean moves by ``shift``, and what of it is left."""
-    sd = logs.std()
+    """Return weights of values whose mean moves by ``shift``, and what of it is left."""
+    sd, direction = logs.std(), 1.0 if shift > 0 else -1.0
     if sd < 1e-6:
         return np.full(len(logs), 1 / len(logs)), shift
-    values = (logs - logs.mean()) / sd
-    wanted = min(max(shift / sd, -_MOST_TILT), _MOST_TILT)
-    rate = wanted
-    for _ in range(_NEWTON_STEPS):
-        weights = _exponential_weights(values, rate)
+    values = direction * (logs - logs.mean()) / sd
+    wanted = min(abs(shift) / sd, 1.0)  # further, fewer than half of the counts keep their weight
+    rate, low, high = wanted, 0.0, _HIGHEST_RATE
+    weights = _exponential_weights(values, rate)
+    for _ in range(_MOST_STEPS):  # of Newton's method, or halves of what holds the rate
         mean = (weights * values).sum()
         if abs(wanted - mean) < 1e-3:
             break
+        low, high = (rate, high) if mean < wanted else (low, rate)
         variance = (weights * values**2).sum() - mean**2
-        rate += min(max((wanted - mean) / max(variance, 0.05), -1), 1)
-    weights = _exponential_weights(values, rate)
-    while len(values) * (weights**2).sum() * _EFFECTIVE_SHARE > 1:
-        rate *= 0.9
+        rate += (wanted - mean) / max(variance, 1e-9)
+        rate = rate if low < rate < high else (low + high) / 2
         weights = _exponential_weights(values, rate)
-    return weights, shift - (weights * values).sum() * sd
+    if _effective_share(weights) < _LEAST_SHARE:
+        low, high = 0.0, rate
+        for _ in range(_MOST_STEPS):
+            rate = (low + high) / 2
+            weights = _exponential_weights(values, rate)
+            enough = _effective_share(weights) >= _LEAST_SHARE
+            low, high = (rate, high) if enough else (low, rate)
+        weights = _exponential_weights(values, low)
+    return weights, shift - direction * (weights * values).sum() * sd
+
+
+@compiled(error_model="numpy")
+def _effective_share(weights: np.ndarray) -> float:
+    """Return Kish's effective number of values over their number."""
+    share: float = 1 / (len(weights) * (weights**2).sum())
+    return share
 
 
 @compiled(error_model="numpy")
 def _exponential_weights(values: np.ndarray, rate: float) -> np.ndarray:
-    """Return weights exp(rate x) of sorted values x, divided by their sum."""
-    weights: np.ndarray = np.exp(rate * (values - (values[-1] if rate > 0 else values[0])))
+    """Return weights exp(rate x) of values x, divided by their sum."""
+    weights: np.ndarray = np.exp(rate * (values - values.max()))
     weights /= weights.sum()
     return weights
 

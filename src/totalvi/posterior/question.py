@@ -18,7 +18,7 @@ from totalvi.data.describe import Data
 from totalvi.errors import DataError, NotTrainedError, allowed, argument, did_you_mean
 from totalvi.fit.batches import minibatches
 from totalvi.fit.minibatch import Minibatch
-from totalvi.fit.model_state import CountCalibration, FitResult, require_cells_of_fit
+from totalvi.fit.model_state import CountCalibration, FitResult, are_cells_of_fit
 from totalvi.fit.plan import Split
 from totalvi.nn.config import at_least_one
 from totalvi.nn.network import Network
@@ -331,15 +331,29 @@ def held_out_cells(
     """Return the question about cells of the training data that the fit held out.
 
     Those whose counts calibrated the fit are among them only with ``all_of_them``; ``data`` are the
-    training data where the model has none. Other cells are refused with a DataError.
+    training data where the model has none.
+
+    Raises
+    ------
+    DataError
+        When there are none, or the data are of other cells than the fit.
     """
     data = model._training_data() if data is None else data
     assert model.split is not None
-    if model._result is not None and model._mapping is None:  # a query has other cells
-        require_cells_of_fit(model._result.fingerprint, data)
+    of_fit = model._result
+    if (
+        of_fit is not None
+        and len(of_fit.history)  # else it is of a query, with other cells
+        and not are_cells_of_fit(of_fit.fingerprint, data)
+    ):
+        raise DataError(
+            "The data are not the cells that the model was fitted to, or in another order, so none is "
+            "known to be held out; load it with those, Model.load(path, data), or ask for "
+            "impute_proteins(calibrated=False) or get_imputation_reliability(stacked=False)."
+        )
     cells = np.sort(np.concatenate([model.split.validation, model.split.test]))
     cells = cells[data.has_rna[cells]]  # from which proteins are predicted
-    calibration = None if model._result is None else model._result.calibration
+    calibration = None if of_fit is None else of_fit.calibration
     if calibration is not None:  # the cells that calibrate are not the cells that report
         cells = np.setdiff1d(cells, calibration.cells)
     if not len(cells):

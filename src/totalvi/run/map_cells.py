@@ -15,6 +15,7 @@ from totalvi.data.io.read import ReadOptions, read
 from totalvi.data.minified_cells import is_minified
 from totalvi.data.panels.antibodies import Unmeasured
 from totalvi.errors import DataError, argument, did_you_mean, listed, setting
+from totalvi.fit.model_state import are_cells_of_fit
 from totalvi.formats.model_folder import is_model, require_model
 from totalvi.mapping.map_query import AVERAGE
 from totalvi.model import Model
@@ -37,6 +38,10 @@ from totalvi.run.record import Options, asked, circumstances, differences, write
 
 POSTERIOR_SAMPLES = 25
 _MANY_UNLIKE = 0.2  # share of cells, where 0.05 is expected
+_BY_MODEL_ALONE = (
+    "proteins are imputed by the model alone, without calibrated intervals and reliability, as the "
+    "cells of the reference are not those of its fit, or none was held out."
+)
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,7 @@ def _map(options: MapOptions) -> _Mapped:
                 imputed = model.impute_query(query, **asked)
             else:
                 imputed = query.impute_proteins(calibrated=False, **asked)
+                notes += [_BY_MODEL_ALONE] if has_cells else []
             for name, part in (
                 ("imputed_proteins", imputed.mean),
                 ("imputed_lower", imputed.lower),
@@ -316,8 +322,11 @@ def _require_known(model: Model, labels: str | None, reference_batch: str | None
 
 
 def _holds_cells_out(model: Model) -> bool:
+    """Return whether it is known which of the reference's cells the fit held out."""
     assert model.split is not None
-    return len(model.split.validation) + len(model.split.test) > 0
+    assert model._result is not None
+    some = len(model.split.validation) + len(model.split.test) > 0
+    return some and are_cells_of_fit(model._result.fingerprint, _described(model))
 
 
 def _default_labels(model: Model) -> str | None:
