@@ -112,8 +112,8 @@ def page(rows: list[dict[str, Any]], given: argparse.Namespace) -> list[str]:
     lines = [
         "# Queries of other cells than the reference",
         "",
-        f"`python benchmarks/sorted_queries.py`: means of {given.seeds} seeds ± their standard",
-        f"deviation, at most {given.cells:,} cells of a reference.",
+        f"`python benchmarks/sorted_queries.py --cells {given.cells} --seeds {given.seeds}`: means",
+        f"over seeds ± their standard deviation, at most {given.cells:,} cells of a reference.",
         "Data and ways are in the docstring. rmse: of log(1 + count), of which r is Pearson's",
         "correlation over cells, the mean of all proteins; per cell: over proteins; coverage: of",
         "intervals of 90 %; mean off: of the mean count of a protein over all cells, the absolute log",
