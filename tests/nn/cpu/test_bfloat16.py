@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
 from totalvi.nn.cell import LinearProduct, sparse_counts
+from totalvi.nn.cpu import gene_rows
 from totalvi.nn.cpu.gene_loss import gene_head_loss
 from totalvi.nn.cpu.gene_rows import input_product, transformed_counts
 from totalvi.nn.layers import Activation, ParallelHiddenLayer
@@ -46,6 +48,23 @@ def test_input_product() -> None:
         [(N_GENES, N_HIDDEN)],
     )
     assert 1e-5 < max(distances) < 0.01
+
+
+@pytest.mark.parametrize("matrix_unit", [False, True])
+def test_few_counts_are_multiplied_in_bfloat16_only_by_a_matrix_unit(
+    matrix_unit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gene_rows, "_has_matrix_unit", lambda: matrix_unit)
+    few = sparse_counts(X * (X > 2))
+    assert len(few.counts) < 0.1 * X.numel()
+    distances = both(
+        lambda bfloat16, leaves: input_product(few.counts, few, leaves[0], bfloat16),
+        [(N_GENES, N_HIDDEN)],
+    )
+    if matrix_unit:
+        assert 1e-5 < max(distances) < 0.01
+    else:
+        assert max(distances) == 0
 
 
 def test_gene_loss() -> None:

@@ -2,6 +2,7 @@
 the losses of RNA share, and sums of RNA proportions."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ _LARGEST_TABLED = 16
 _SMALLEST_BASE = 8  # of `rising_beyond`
 _LANES = 64
 _PROPORTION_CHUNKS = 64  # of cells
+_DENSE = 0.15  # share of counts that are not zero, above which bfloat16 products include the zeros
 
 
 def tables(r: np.ndarray, n_nonzero: int) -> tuple[np.ndarray, np.ndarray]:
@@ -215,55 +217,68 @@ def _scatter(value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, dense: np
             store(dense, b, gene[j], value[j])
 
 
+@compiled(fastmath=True, error_model="numpy", forceinline=True)
+def _add_rows(value: np.ndarray, row: np.ndarray, matrix: np.ndarray, total: np.ndarray) -> None:
+    """Fill ``total`` (H,) with the sum of rows of ``matrix`` (rows, H), each times its value."""
+    total[:] = 0
+    whole = len(row) // 4 * 4
+    for k in range(0, whole, 4):  # four at a time, so that the total is read and written less often
+        a, b, c, d = value[k], value[k + 1], value[k + 2], value[k + 3]
+        of_a, of_b, of_c, of_d = row[k], row[k + 1], row[k + 2], row[k + 3]
+        for h in range(len(total)):
+            first = a * matrix[of_a, h] + b * matrix[of_b, h]
+            total[h] += first + c * matrix[of_c, h] + d * matrix[of_d, h]
+    for k in range(whole, len(row)):
+        v, of_v = value[k], row[k]
+        for h in range(len(total)):
+            total[h] += v * matrix[of_v, h]
+
+
 @compiled(parallel=True, fastmath=True, error_model="numpy")
 def _product(
     value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, weight: np.ndarray, result: np.ndarray
 ) -> None:
     """Fill ``result`` (B, H) with the sparse matrix times ``weight`` (G, H)."""
     for b in prange(len(pointer) - 1):
-        result[b] = 0
-        for j in range(pointer[b], pointer[b + 1]):
-            v, g = value[j], gene[j]
-            for h in range(weight.shape[1]):
-                result[b, h] += v * weight[g, h]
+        start, end = pointer[b], pointer[b + 1]
+        _add_rows(value[start:end], gene[start:end], weight, result[b])
 
 
 @compiled()
 def _by_gene(
-    gene: np.ndarray, pointer: np.ndarray, n_genes: int
+    value: np.ndarray, gene: np.ndarray, pointer: np.ndarray, n_genes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order of the counts by gene, the cell of each, and the start of each gene."""
+    """Return the values in the order of genes, the cell of each, and the start of each gene."""
     gene_pointer = np.zeros(n_genes + 1, np.int64)
     for g in gene:
         gene_pointer[g + 1] += 1
     for g in range(n_genes):
         gene_pointer[g + 1] += gene_pointer[g]
     following = gene_pointer[:-1].copy()
-    order = np.empty(len(gene), np.int32)
-    cell = np.empty(len(gene), np.int32)
+    of_gene, cell = np.empty_like(value), np.empty(len(gene), np.int32)
     for b in range(len(pointer) - 1):
         for j in range(pointer[b], pointer[b + 1]):
             place = following[gene[j]]
-            order[place], cell[place] = j, b
+            of_gene[place], cell[place] = value[j], b
             following[gene[j]] += 1
-    return order, cell, gene_pointer
+    return of_gene, cell, gene_pointer
 
 
 @compiled(parallel=True, fastmath=True, error_model="numpy")
 def _transposed_product(
-    value: np.ndarray, order: np.ndarray, cell: np.ndarray, gene_pointer: np.ndarray,
-    right: np.ndarray, result: np.ndarray,
-) -> None:  # fmt: skip
+    value: np.ndarray,
+    cell: np.ndarray,
+    gene_pointer: np.ndarray,
+    right: np.ndarray,
+    result: np.ndarray,
+) -> None:
     """Fill ``result`` (G, H) with the transposed sparse matrix times ``right`` (B, H).
 
-    ``order``, ``cell`` and ``gene_pointer`` are results of `_by_gene`.
+    ``value``, ``cell`` and ``gene_pointer`` are results of `_by_gene`.
     """
     for g in prange(len(gene_pointer) - 1):
-        result[g] = 0
-        for k in range(gene_pointer[g], gene_pointer[g + 1]):
-            v, b = value[order[k]], cell[k]
-            for h in range(right.shape[1]):
-                result[g, h] += v * right[b, h]
+        start, end = gene_pointer[g], gene_pointer[g + 1]
+        _add_rows(value[start:end], cell[start:end], right, result[g])
 
 
 def transformed_counts(x: SparseCounts, scale: bool, log: bool) -> Tensor:
@@ -276,16 +291,23 @@ def transformed_counts(x: SparseCounts, scale: bool, log: bool) -> Tensor:
 def input_product(value: Tensor, x: SparseCounts, weight: Tensor, bfloat16: bool) -> Tensor:
     """Multiply the sparse (B, G) matrix with ``value`` at the positions of ``x`` by ``weight`` (G, H).
 
-    In bfloat16 the matrix becomes dense, because the matrix unit is faster than skipping the zeros.
+    In bfloat16 the matrix becomes dense where that is faster than skipping the zeros: on processors
+    with a matrix unit, and where zeros are few.
     """
-    return _apply_input_product(value, x, weight, bfloat16)
+    dense = bfloat16 and (_has_matrix_unit() or len(value) > _DENSE * x.shape[0] * x.n_genes)
+    return _apply_input_product(value, x, weight, dense)
+
+
+@cache
+def _has_matrix_unit() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 class _InputProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, x: SparseCounts, weight: Tensor, bfloat16: bool) -> Tensor:
+    def forward(ctx: Any, value: Tensor, x: SparseCounts, weight: Tensor, dense: bool) -> Tensor:
         ctx.value, ctx.x = value, x
-        if bfloat16:
+        if dense:
             ctx.dense = torch.empty(x.shape, dtype=torch.bfloat16)
             _scatter(value.numpy(), x.gene.numpy(), x.cell_pointer.numpy(), as_array(ctx.dense))
             wide: Tensor = ctx.dense @ weight.to(torch.bfloat16)
@@ -306,8 +328,8 @@ class _InputProduct(torch.autograd.Function):
             product = ctx.dense.t() @ gradient.to(torch.bfloat16)
             return None, None, product.to(gradient.dtype), None
         result = torch.empty(ctx.x.n_genes, gradient.shape[1], dtype=gradient.dtype)
-        places = _by_gene(ctx.x.gene.numpy(), ctx.x.cell_pointer.numpy(), len(result))
-        _transposed_product(ctx.value.numpy(), *places, gradient.numpy(), result.numpy())
+        counts = ctx.value.numpy(), ctx.x.gene.numpy(), ctx.x.cell_pointer.numpy()
+        _transposed_product(*_by_gene(*counts, len(result)), gradient.numpy(), result.numpy())
         return None, None, result, None
 
 
