@@ -154,12 +154,21 @@ def test_the_command_names_cells_again(
     before = pd.read_csv(again / "tables" / "cells.csv.gz", index_col=0)
     assert execute(["gate", str(again), "--hierarchy", str(other)]) == 0
     assert f"update it: totalvi report {again}" in capsys.readouterr().out
-    assert not (again / "tables" / "population_expression.csv.gz").exists()  # of other names
+    assert not (again / "tables" / "population_expression.csv.gz").exists()  # all are of one name
     after = pd.read_csv(again / "tables" / "cells.csv.gz", index_col=0)
     assert set(after["population"]) == {"lymphocyte"}
     pd.testing.assert_frame_equal(
         after.drop(columns="population"), before.drop(columns="population")
     )
+    apart = tmp_path / "apart.txt"
+    apart.write_text("T cell: CD3+\nB cell: CD19+", encoding="utf-8")
+    assert execute(["gate", str(again), "--hierarchy", str(apart)]) == 0
+    compared = pd.read_csv(again / "tables" / "population_expression.csv.gz", index_col="feature")
+    assert set(compared["group1"]) == {"T cell", "B cell"}
+    run = pd.read_csv(folder / "tables" / "population_expression.csv.gz", index_col="feature")
+    assert list(compared) == list(run)
+    b_cells = compared[(compared["group1"] == "B cell") & (compared["modality"] == "protein")]
+    assert b_cells["lfc_mean"].idxmax() == "CD19"
     assert execute(["gate", str(folder), "--hierarchy", "bloood"]) == 2
     assert "did you mean" in capsys.readouterr().err
 

@@ -13,10 +13,9 @@ from mudata import MuData
 
 from totalvi.data.counts import Counts, CountsInMemory, DenseOnDisk, SparseOnDisk, lies_on_disk
 from totalvi.model import Model
-from totalvi.posterior.gates.memberships import UNDECIDED
 from totalvi.run.clusters import Clusters, batch_mixing, cells_to_map, cluster_all
 from totalvi.run.compare_samples import conditions_of_run
-from totalvi.run.count_splitting import held_out_counts, with_rna
+from totalvi.run.count_splitting import held_out_counts
 from totalvi.run.doublet_tables import doublets_of_run, read_doublets
 from totalvi.run.folder import CLUSTER_COLUMN, DENOISED_LIBRARY_SIZE, RESULTS
 from totalvi.run.hashtag_samples import hashtags_of_run, read_hashtags
@@ -30,14 +29,11 @@ from totalvi.run.results import (
     draw_figures,
     make_tables,
     posterior_samples,
-    tested_on,
 )
-from totalvi.run.suiting_hierarchy import populations_of_run
+from totalvi.run.suiting_hierarchy import compare_populations, populations_of_run
 from totalvi.run.table_files import read_protein_warnings, write_tables
-from totalvi.run.tables import background_tables
+from totalvi.run.tables import background_tables, expression_by_group
 
-_COMPARED = "totalvi_population"  # a column of obs while populations are compared
-_FEWEST_COMPARED = 20  # cells of a population that is compared with the others
 CHECKED_CELLS = 1000  # of the predictive checks, which draw all counts of each again
 LARGEST_DENOISED_RNA = 2**31  # bytes of the layer, which readers of results.h5mu read whole
 
@@ -293,31 +289,16 @@ def tabulate_background(work: Work) -> None:
 
 def compare_clusters(work: Work) -> None:
     """Compare each cluster, and each named population, with the other cells, if there are several."""
-    groups = {"differential_expression": (CLUSTER_COLUMN, work.clusters_shown.labels)}
+    split = work.options.split_counts
+    cells = held_out_counts(work.data, work.sample) if split else work.shown
+    labels = work.clusters_shown.labels
+    table = expression_by_group(work.model, cells, labels, is_held_out=split)
+    if table is not None:
+        write_tables({"differential_expression": table}, work.folder / "tables")
     named = columns_of_cells(work.file, work.folder, staining_level=False)
     if named:
-        population = pd.Categorical(np.asarray(named[POPULATION]).astype(str)[work.sample])
-        groups["population_expression"] = _COMPARED, population
-    data = None if work.shown is work.data else work.shown
-    if work.options.split_counts:
-        data = held_out_counts(work.data, work.sample)
-    obs = (work.shown if data is None else data).obs
-    for column, labels in groups.values():
-        obs[column] = labels
-    if work.options.split_counts:
-        data = with_rna(data)
-    for name, (column, labels) in groups.items():
-        sizes = labels.value_counts()
-        fewest = _FEWEST_COMPARED if column == _COMPARED else 1
-        compared = [str(group) for group in sizes.index[sizes >= fewest] if group != UNDECIDED]
-        if compared and (sizes > 0).sum() >= 2:
-            wanted = compared if column == _COMPARED else None
-            table = work.model.differential_expression(
-                data, groupby=column, group1=wanted, progress=False
-            )
-            table["tested_on"] = tested_on(work.options.split_counts)
-            write_tables({name: table}, work.folder / "tables")
-    obs.drop(columns=_COMPARED, inplace=True, errors="ignore")
+        population = np.asarray(named[POPULATION]).astype(str)[work.sample]
+        compare_populations(work.model, cells, population, work.folder, is_held_out=split)
 
 
 def compare_conditions(work: Work) -> None:

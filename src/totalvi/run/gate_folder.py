@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mudata import MuData
 
 from totalvi.data.columns import Columns
 from totalvi.data.io.read import ReadOptions
 from totalvi.errors import DataError, OutputError, argument, setting
 from totalvi.model import Model
+from totalvi.run.clusters import cells_to_map
 from totalvi.run.commands import load_with_counts, values_of_the_user
+from totalvi.run.count_splitting import held_out_counts
 from totalvi.run.folder import MODEL, RECORD, STORE, staged_folder
 from totalvi.run.impute_inputs import QUERY, in_query, joined_batches, query_alone, read_both
 from totalvi.run.inputs import AS_IS, Reading
 from totalvi.run.named_cells import Named, samples_and_clusters, write_populations
 from totalvi.run.results import ResultsFile
-from totalvi.run.suiting_hierarchy import name_cells_by
+from totalvi.run.suiting_hierarchy import compare_populations, name_cells_by
 
 
 def gate(
@@ -55,7 +58,7 @@ def gate(
         else:
             if "query_path" in given:
                 input, reading = given["query_path"], _reading(given)
-            model, _ = load_with_counts(model_path, input, reading)
+            model, counts = load_with_counts(model_path, input, reading)
         named = name_cells_by(model, hierarchy, n_samples, of_query)
     if named is None:
         raise DataError(
@@ -68,9 +71,23 @@ def gate(
     if output is not None:
         with staged_folder(output) as folder:
             return output, write_populations(named, *cells, folder, None)["populations"]
-    on_disk = (model_path / STORE).exists()
-    file = None if given else ResultsFile(model_path, on_disk=on_disk)
-    return model_path, write_populations(named, *cells, model_path, file)["populations"]
+    if given:
+        return model_path, write_populations(named, *cells, model_path, None)["populations"]
+    file = ResultsFile(model_path, on_disk=(model_path / STORE).exists())
+    tables = write_populations(named, *cells, model_path, file)
+    _compare_populations(model, counts, named, model_path)
+    return model_path, tables["populations"]
+
+
+def _compare_populations(model: Model, counts: MuData, named: Named, folder: Path) -> None:
+    """Compare the populations of a run with the other cells, on the counts that the run compared."""
+    asked = json.loads((folder / RECORD).read_text(encoding="utf-8"))["arguments"]
+    split = bool(asked.get("split_counts"))  # runs of before have no such argument
+    key = asked["batch_key"]
+    shown = cells_to_map(None if key is None else counts.obs[key], counts.n_obs)
+    cells = held_out_counts(counts, shown) if split else counts[shown].copy()
+    population = named.gating.population.to_numpy().astype(str)[shown]
+    compare_populations(model, cells, population, folder, is_held_out=split)
 
 
 def _given_before(record: Path) -> dict[str, Any]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the report takes only what it shows, and loads no torch
     from totalvi.posterior.gates.gate_cells import Gating
 
 POPULATION, MEMBERSHIP = "population", "population_membership"
+EXPRESSION = "population_expression"  # the table of what is higher in each
 AUTO, NONE = "auto", "none"
 
 
@@ -202,7 +203,7 @@ def write_populations(
     tables = population_tables(named, sample, clusters, _likely_doublets(file))
     cells = _named_rows(folder / "tables" / "cells.csv.gz", named.gating.population)
     write_tables(tables | cells, folder / "tables")
-    (folder / "tables" / "population_expression.csv.gz").unlink(missing_ok=True)  # of other names
+    (folder / "tables" / f"{EXPRESSION}.csv.gz").unlink(missing_ok=True)  # of other names
     if file is not None:
         file.add_obs(POPULATION, pd.Categorical(named.gating.population).remove_unused_categories())
         file.add_obs(MEMBERSHIP, named_membership(named.gating).to_numpy(np.float32))

@@ -22,10 +22,7 @@ from totalvi.figures.png_style import page_slices, protein_histograms, save
 from totalvi.posterior.antibody_separation import antibody_separation
 from totalvi.run.clusters import Clusters
 from totalvi.run.folder import DENOISED_LIBRARY_SIZE, RESULTS, STORE
-from totalvi.run.tables import (
-    marker_table,
-    protein_table,
-)
+from totalvi.run.tables import marker_table, protein_table, tested_on
 
 
 class Estimates(NamedTuple):
@@ -104,11 +101,6 @@ def make_tables(
         .set_index("modality"),
         "history": history,
     }
-
-
-def tested_on(is_held_out: bool) -> str:
-    """Return in a few words which counts clusters are tested on, for the tables that test them."""
-    return "held-out counts" if is_held_out else "counts that the clusters were found in"
 
 
 def cell_table(

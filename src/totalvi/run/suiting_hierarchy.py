@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from mudata import MuData
 
 from totalvi.data.counts import evenly_spaced
 from totalvi.data.panels.antibody_names import gene_key, identify
@@ -13,15 +14,26 @@ from totalvi.posterior.gates.hierarchy import Hierarchy, read_hierarchy
 from totalvi.posterior.gates.marker_draws import Markers
 from totalvi.posterior.gates.memberships import wanting
 from totalvi.posterior.question import QUERY_BATCH_SIZE, Question
-from totalvi.run.named_cells import AUTO, NONE, Named, below, mixed_clusters, write_populations
+from totalvi.run.named_cells import (
+    AUTO,
+    EXPRESSION,
+    NONE,
+    Named,
+    below,
+    mixed_clusters,
+    write_populations,
+)
 from totalvi.run.record import RunOptions
 from totalvi.run.results import ResultsFile, posterior_samples
+from totalvi.run.table_files import write_tables
+from totalvi.run.tables import expression_by_group
 
 _TRIED_CELLS = 2000
 _OF_ANOTHER_TISSUE = {  # populations that blood has few of, and their least share of the cells
     "bone_marrow": (("Erythroid", "Progenitor"), 0.05),
     "tonsil": (("Germinal centre",), 0.1),
 }
+_FEWEST_COMPARED = 20  # cells of a population that is compared with the others
 _FEWEST_TOLD = 2  # populations at the top of a hierarchy
 
 
@@ -41,6 +53,17 @@ def populations_of_run(
         return []
     tables = write_populations(named, sample, clusters, folder, file if file.is_there else None)
     return mixed_clusters(tables["cluster_names"])
+
+
+def compare_populations(
+    model: Model, cells: MuData, population: np.ndarray, folder: Path, *, is_held_out: bool
+) -> None:
+    """Write the differential expression of each population of 20 cells or more against the others."""
+    table = expression_by_group(
+        model, cells, pd.Categorical(population), is_held_out=is_held_out, fewest=_FEWEST_COMPARED
+    )
+    if table is not None:
+        write_tables({EXPRESSION: table}, folder / "tables")
 
 
 def name_cells_by(

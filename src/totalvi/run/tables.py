@@ -11,9 +11,13 @@ from scipy.stats import false_discovery_control, norm
 
 from totalvi.data.background.ambient import AMBIENT
 from totalvi.errors import listed
+from totalvi.posterior.gates.memberships import UNDECIDED
+from totalvi.run.count_splitting import with_rna
 
 if TYPE_CHECKING:
     from totalvi.model import Model
+
+_GROUP = "totalvi_group"  # a column of obs while groups are compared
 
 
 def protein_table(
@@ -53,6 +57,43 @@ def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     sums = np.where(where, values, 0.0).sum(axis=0, dtype=np.float64)
     means: np.ndarray = np.divide(sums, n_cells, out=np.full(len(sums), np.nan), where=n_cells > 0)
     return means
+
+
+def expression_by_group(
+    model: "Model", cells: MuData, group: pd.Categorical, *, is_held_out: bool, fewest: int = 1
+) -> pd.DataFrame | None:
+    """Return the differential expression of each group of cells against the others.
+
+    Parameters
+    ----------
+    cells
+        Those of the model, some of them, or these with counts that are held out.
+    group
+        Of each cell. Groups of fewer cells than ``fewest``, and "undecided", are only among the others.
+
+    Returns
+    -------
+    As :meth:`totalvi.Model.differential_expression`, with the column ``tested_on``. None where no
+    group can be compared.
+    """
+    sizes = group.value_counts()
+    enough = sizes.index[(sizes >= fewest) & (sizes.index != UNDECIDED)]
+    if not len(enough) or (sizes > 0).sum() < 2:
+        return None
+    cells.obs[_GROUP] = group
+    try:
+        table = model.differential_expression(
+            with_rna(cells) if is_held_out else cells,
+            groupby=_GROUP, group1=[str(name) for name in enough], progress=False,
+        )  # fmt: skip
+    finally:
+        del cells.obs[_GROUP]
+    return table.assign(tested_on=tested_on(is_held_out))
+
+
+def tested_on(is_held_out: bool) -> str:
+    """Return in a few words which counts clusters are tested on, for the tables that test them."""
+    return "held-out counts" if is_held_out else "counts that the clusters were found in"
 
 
 def background_tables(model: "Model", mdata: MuData) -> tuple[dict[str, pd.DataFrame], list[str]]:
