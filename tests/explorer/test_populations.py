@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta
 
 from totalvi.explorer.axes import Axis
 from totalvi.explorer.gate_shapes import box
@@ -34,6 +35,11 @@ def test_counts_are_those_of_a_cross_table() -> None:
         assert row["cells"] == (inside[name] & cells).sum()
         assert row["percent_of_parent"] == 100 * row["cells"] / (inside[parent] & cells).sum()
         assert row["percent_of_all"] == 100 * row["cells"] / cells.sum()
+        if parent is not None or name is not None:
+            of = int((inside[parent] & cells).sum())
+            limits = beta.ppf([0.025, 0.975], row["cells"] + 0.5, of - row["cells"] + 0.5)
+            found_limits = row[["percent_of_parent_lower", "percent_of_parent_upper"]]
+            np.testing.assert_allclose(found_limits.astype(float), 100 * limits)
     whole = population_table(GATING, inside, None)
     assert whole["cells"].tolist() == [300, inside["=T"].sum(), inside["CD4"].sum()]
 
@@ -47,6 +53,7 @@ def test_the_panel_shows_what_is_chosen() -> None:
     assert panel.source.data["s1"] == [str(n) for n in column]
     assert panel.source.data["population"] == ["all cells", "=T", "\u2003CD4"]
     assert len(panel._dots.data["x"]) == 6
+    assert panel._dots.data["lower"] == panel._dots.data["x"]  # no limits of a number of cells
     dots = dict(zip(panel._dots.data["sample"], panel._dots.data["color"], strict=True))
     assert len(set(dots.values())) == 3
     for sample, color in dots.items():  # each is named in its colour
@@ -55,6 +62,14 @@ def test_the_panel_shows_what_is_chosen() -> None:
     read = pd.read_csv(io.StringIO(panel.to_csv()))
     assert set(read["population"]) == {"all cells", "'=T", "'=T/CD4"}
     assert "'+d3" in set(read["sample"])
+    panel.value.value = "% of all"
+    drawn = pd.DataFrame(panel._dots.data)
+    assert ((drawn["lower"] < drawn["x"]) & (drawn["x"] < drawn["upper"])).all()
+    row = found[(found["population"] == "=T/CD4") & (found["sample"] == "d2")].iloc[0]
+    dot = drawn[(drawn["population"] == "CD4") & (drawn["sample"] == "d2")].iloc[0]
+    assert dot["upper"] == row["percent_of_all_upper"]
+    assert "% of all (" in dot["words"]
+    assert len({tuple(place) for place in drawn["y"]}) == 6  # samples lie beside each other
     panel.show(population_table(Gating(), {None: np.ones(3, dtype=bool)}, None))
     assert not panel.figure.visible
     assert not panel.legend.visible

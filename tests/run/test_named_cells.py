@@ -20,13 +20,13 @@ from totalvi.explorer.run_cells import open_cells
 from totalvi.posterior.gates.gate_cells import Gating
 from totalvi.posterior.gates.hierarchy import parse_hierarchy
 from totalvi.posterior.gates.memberships import members as memberships_of
+from totalvi.posterior.gates.memberships import percent_limits
 from totalvi.report import report_gates
 from totalvi.report.build import build_report
 from totalvi.report.report_data import read_results
 from totalvi.run.folder import require_writable
 from totalvi.run.named_cells import (
     Named,
-    _percent_limits,
     cluster_names,
     population_tables,
     proposed_gates,
@@ -84,8 +84,7 @@ def test_tables_agree_with_the_names_of_cells(folder: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.004, 0.2, 0.5, 1.0])
 def test_limits_of_percentages_hold_their_share_of_samples(share: float) -> None:
     cells = np.random.default_rng(0).binomial(400, share, 4000)
-    limits = _percent_limits(pd.Series(cells), 400)
-    lower, upper = limits["percent_lower"], limits["percent_upper"]
+    lower, upper = percent_limits(pd.Series(cells), 400)
     held = ((lower <= 100 * share) & (100 * share <= upper)).mean()
     assert 0.92 < held <= 1
     assert (upper - lower).max() < 11

@@ -26,6 +26,7 @@ from totalvi.explorer.gates import Gating, percent
 from totalvi.explorer.run_cells import Groups
 from totalvi.figures.cell_maps import category_legend
 from totalvi.figures.style import category_colors, new_figure
+from totalvi.posterior.gates.memberships import percent_limits
 
 ALL = "all cells"
 SHOWN = {
@@ -33,7 +34,9 @@ SHOWN = {
     "% of all": "percent_of_all",
     "cells": "cells",
 }
+_OF = {"parent": "percent_of_parent", "all": "percent_of_all"}  # what cells are counted in
 _LEAST_HEIGHT, _MOST_HEIGHT = 230, 620  # of the table, in pixels; more rows scroll
+_DOT = ("y", "x", "lower", "upper", "population", "sample", "color", "words")
 _MOST_SHOWN = 40  # samples in the table on the page; the CSV has all
 
 
@@ -53,7 +56,8 @@ def population_table(
     -------
     pandas.DataFrame
         A row for each gate and sample: ``population``, the path of the gate; ``sample``; ``cells``;
-        ``percent_of_parent``; ``percent_of_all``, of all cells of the sample.
+        ``percent_of_parent``; ``percent_of_all``, of all cells of the sample; 95 % limits of both
+        (``percent_of_parent_lower``, ...; `totalvi.posterior.gates.memberships.percent_limits`).
 
     Examples
     --------
@@ -76,9 +80,13 @@ def population_table(
         around = None if name is None else gating[name].parent
         for number, sample in enumerate(names):
             n, of, total = (int(found[which][number]) for which in (name, around, None))
-            rows.append((path, sample, n, percent(n, of), percent(n, total)))
-    columns = ["population", "sample", "cells", "percent_of_parent", "percent_of_all"]
-    return pd.DataFrame(rows, columns=columns)
+            rows.append((path, sample, n, of, total, percent(n, of), percent(n, total)))
+    columns = ["population", "sample", "cells", *_OF, *_OF.values()]
+    table = pd.DataFrame(rows, columns=columns)
+    for whole, name in _OF.items():
+        lower, upper = percent_limits(table["cells"], table[whole])
+        table[f"{name}_lower"], table[f"{name}_upper"] = lower, upper
+    return table.drop(columns=list(_OF))
 
 
 class PopulationPanel:
@@ -109,7 +117,7 @@ class PopulationPanel:
                 sizing_mode="stretch_width", height=_LEAST_HEIGHT, name="populations_table",
             )
         )  # fmt: skip
-        self._dots = ColumnDataSource({key: [] for key in ("y", "x", "sample", "color", "words")})
+        self._dots = ColumnDataSource({key: [] for key in _DOT})
         self.figure = new_figure(
             height=_LEAST_HEIGHT, tools="save", x_range=Range1d(0, 100), y_range=FactorRange("-")
         )
@@ -117,11 +125,15 @@ class PopulationPanel:
             text="", name="populations_legend", sizing_mode="stretch_width", visible=False,
             stylesheets=[LEGEND_STYLE],
         )  # fmt: skip
+        self.figure.segment(
+            "lower", "y", "upper", "y", source=self._dots, color="color", line_width=1.5, alpha=0.6,
+            name="sample_limits",
+        )  # fmt: skip
         dots = self.figure.scatter(
             "x", "y", source=self._dots, size=9, color="color", alpha=0.85, line_color="white",
             name="sample_dots",
         )  # fmt: skip
-        tips = [("sample", "@sample"), ("population", "@y"), ("", "@words")]
+        tips = [("sample", "@sample"), ("population", "@population"), ("", "@words")]
         self.figure.add_tools(HoverTool(renderers=[dots], tooltips=tips))
         self.value.on_change("value", lambda _attr, _old, _new: self._show())
         self.csv.on_click(on_csv)
@@ -167,33 +179,46 @@ class PopulationPanel:
             self.table.columns = _columns(shown)
         self.source.data = data
         self.table.height = min(max(_LEAST_HEIGHT, 26 * (len(order) + 2)), _MOST_HEIGHT)
-        self._draw(wide.drop(index=ALL), field)
+        self._draw(field)
 
-    def _draw(self, wide: pd.DataFrame, field: str) -> None:
-        wide = wide.rename(index=_name)
-        populations = list(wide.index)
-        self.figure.visible = bool(populations)
-        self._dots.data = {"y": [], "x": [], "sample": [], "color": [], "words": []}
-        self.figure.y_range.factors = populations[::-1] or ["-"]
-        self.figure.height = max(_LEAST_HEIGHT, 60 + 24 * len(populations))
-        dots: dict[str, list[object]] = {key: [] for key in self._dots.data}
-        for sample, color in zip(wide.columns, category_colors(len(wide.columns)), strict=True):
-            for population, value in wide[sample].items():
-                if np.isfinite(value):
-                    dots["y"].append(population)
-                    dots["x"].append(float(value))
-                    dots["sample"].append(sample)
-                    dots["color"].append(color)
-                    dots["words"].append(f"{_text(value, field)} {self.value.value}")
-        cells_of = self._table[self._table["population"] == ALL].set_index("sample")["cells"]
-        self.legend.text = category_legend(
-            list(wide.columns), cells_of.loc[wide.columns].to_numpy()
-        )
-        self.legend.visible = bool(populations) and len(wide.columns) > 1
-        highest = max([1.0, *map(float, dots["x"])])  # type: ignore[arg-type]  # numbers
+    def _draw(self, field: str) -> None:
+        """Draw a dot for each population and sample, and its limits where it is a percentage."""
+        gates = self._table[self._table["population"] != ALL]
+        samples, populations = gates["sample"].unique(), gates["population"].map(_name).unique()
+        self.figure.visible = bool(len(populations))
+        self._dots.data = {key: [] for key in _DOT}
+        self.figure.y_range.factors = [*populations[::-1]] or ["-"]
+        self.figure.height = max(_LEAST_HEIGHT, 60 + _row_height(len(samples)) * len(populations))
+        place = dict(zip(samples, np.linspace(0.3, -0.3, len(samples) + 2)[1:-1], strict=True))
+        color = dict(zip(samples, category_colors(len(samples)), strict=True))
+        gates = gates[np.isfinite(gates[field])]
+        names = gates["population"].map(_name)
+        limits = [gates.get(f"{field}_{end}", gates[field]).tolist() for end in ("lower", "upper")]
+        words = [
+            f"{_text(value, field)} {self.value.value}"
+            + ("" if lower == upper else f" ({_text(lower, field)} to {_text(upper, field)})")
+            for value, lower, upper in zip(gates[field], *limits, strict=True)
+        ]
+        self.legend.text = self._legend(list(samples))
+        self.legend.visible = bool(len(populations)) and len(samples) > 1
+        highest = max([1.0, *limits[1]])
         self.figure.x_range.update(start=-0.03 * highest, end=1.05 * highest)
         self.figure.xaxis[0].axis_label = self.value.value
-        self._dots.data = dots
+        self._dots.data = {
+            "y": [*zip(names, gates["sample"].map(place), strict=True)],
+            "x": gates[field].astype(float).tolist(), "lower": limits[0], "upper": limits[1],
+            "population": names.tolist(), "sample": gates["sample"].tolist(),
+            "color": gates["sample"].map(color).tolist(), "words": words,
+        }  # fmt: skip
+
+    def _legend(self, samples: list[str]) -> str:
+        cells = self._table[self._table["population"] == ALL].set_index("sample")["cells"]
+        return category_legend(samples, cells.loc[samples].to_numpy())
+
+
+def _row_height(n_samples: int) -> int:
+    """Return the pixels of a population, in which no sample's limits hide those of another."""
+    return max(24, 5 * n_samples)
 
 
 def _columns(samples: Sequence[str]) -> list[TableColumn]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy.stats import beta
 
 from totalvi.data.columns import column_of
 from totalvi.errors import listed
@@ -19,6 +18,7 @@ from totalvi.posterior.gates.memberships import (
     UNDECIDED,
     WITHOUT_POSITIVES,
     members,
+    percent_limits,
     usable,
     wanting,
 )
@@ -127,16 +127,9 @@ def _counts(
     with np.errstate(invalid="ignore", divide="ignore"):
         columns["percent_of_cells"] = 100 * cells / n_cells
         columns["percent_of_parent"] = 100 * cells / np.array(of_parent)
-    counted = pd.DataFrame(columns).join(_percent_limits(cells, n_cells))
+    columns["percent_lower"], columns["percent_upper"] = percent_limits(cells, n_cells)
+    counted = pd.DataFrame(columns)
     return counted.loc[inside.columns].rename_axis("population")
-
-
-def _percent_limits(cells: pd.Series, n_cells: int) -> pd.DataFrame:
-    """Return 95 % limits of the percentages of a sample of ``n_cells``, by Jeffreys' interval."""
-    quantiles = np.array([[0.025], [0.975]])
-    limits = np.asarray(beta.ppf(quantiles, cells + 0.5, n_cells - cells + 0.5))
-    lower, upper = np.where(cells == 0, 0, limits[0]), np.where(cells == n_cells, 1, limits[1])
-    return 100 * pd.DataFrame({"percent_lower": lower, "percent_upper": upper}, cells.index)
 
 
 def _inside(gating: Gating, hierarchy: Hierarchy) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import betaincinv
 
 from totalvi.posterior.gates.hierarchy import (
     All,
@@ -297,3 +298,23 @@ def _exclude(one: Gate, other: Gate) -> bool:
     """Return whether each of two gates has a condition that the other has not."""
     first, second = (set(gate.parts) if isinstance(gate, All) else {gate} for gate in (one, other))
     return not (first <= second or second <= first)
+
+
+def percent_limits(cells: pd.Series, n_cells: int | pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Return 95 % limits of the percentages ``cells`` of ``n_cells``, by Jeffreys' interval.
+
+    They hold the chance which cells were measured; NaN of no cells. Source: Brown, Cai and DasGupta,
+    "Interval estimation for a binomial proportion", 2001.
+
+    Examples
+    --------
+    >>> lower, upper = percent_limits(pd.Series([0, 50]), 100)
+    >>> lower.round(1).tolist(), upper.round(1).tolist()
+    ([0.0, 40.3], [2.5, 59.7])
+    """
+    lower, upper = (
+        100 * pd.Series(betaincinv(cells + 0.5, n_cells - cells + 0.5, level), cells.index)
+        for level in (0.025, 0.975)
+    )
+    some = pd.Series(n_cells, cells.index) > 0
+    return lower.mask(cells == 0, 0).where(some), upper.mask(cells == n_cells, 100).where(some)
