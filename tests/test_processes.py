@@ -137,6 +137,7 @@ def test_the_first_of_two_processes_logs_and_ends_the_fit(shared: dict[str, np.n
     )
 
 
+@pytest.mark.slow
 def test_three_processes_that_a_script_launches(
     tmp_path: Path, shared: dict[str, np.ndarray]
 ) -> None:
@@ -150,6 +151,7 @@ def test_three_processes_that_a_script_launches(
     np.testing.assert_allclose(found["few.losses"], one["losses"], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("click") is None, reason="`fabric run` needs click")
 def test_fabric_run(tmp_path: Path, shared: dict[str, np.ndarray]) -> None:
     out = tmp_path / "fabric.npz"
@@ -275,7 +277,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndar
     ("victim", "number"),
     [
         ("second", signal.SIGKILL),
-        ("second", signal.SIGTERM),
+        pytest.param("second", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("first", signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
@@ -348,6 +350,7 @@ def test_torchrun_starts_a_killed_process_again(
 # ------------------------------------------------------------------------------------ the commands
 
 
+@pytest.mark.slow
 def test_commands_of_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     store, model = tmp_path / "cells.zarr", tmp_path / "model"
     simulate_to_zarr(store, 2500, 60, 6, 2, seed=3)

@@ -18,7 +18,11 @@ class Fitted(NamedTuple):
     model: Model
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["one batch", "three batches"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(1, marks=pytest.mark.slow), 3],
+    ids=["one batch", "three batches"],
+)
 def fitted(request: pytest.FixtureRequest) -> Fitted:
     n_batches = request.param
     truth = simulate(

@@ -114,7 +114,7 @@ def test_decoded_into_a_named_batch_the_level_is_of_that_batch(
     np.testing.assert_allclose(at_own, level * at_first, rtol=1e-4)
 
 
-@pytest.mark.parametrize("factor", [0.3, 1 / 0.3])
+@pytest.mark.parametrize("factor", [0.3, pytest.param(1 / 0.3, marks=pytest.mark.slow)])
 def test_a_mapped_query_is_predicted_at_its_own_level(factor: float) -> None:
     mdata, truth = stained(min(factor, 1.0))
     second = (mdata.obs["batch"] == "second").to_numpy()

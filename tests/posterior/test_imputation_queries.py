@@ -118,7 +118,7 @@ def hidden() -> tuple[totalvi.Model, pd.DataFrame, np.ndarray]:
     return model, truth[lacks], lacks
 
 
-@pytest.mark.parametrize("interval", [0.5, 0.9])
+@pytest.mark.parametrize("interval", [pytest.param(0.5, marks=pytest.mark.slow), 0.9])
 def test_calibrated_intervals_hold_their_share_of_the_counts_that_were_hidden(
     hidden: tuple[totalvi.Model, pd.DataFrame, np.ndarray], interval: float
 ) -> None:

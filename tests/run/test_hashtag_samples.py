@@ -270,7 +270,7 @@ def kept(data: MuData, name: str, tags: AnnData, **more: pd.Series) -> MuData:
     return changed
 
 
-@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("is_sparse", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_on_disk_tells_hashtags_too(is_sparse: bool, tmp_path: Path) -> None:
     data = of_two_donors()
     tags = data["hto"].copy()

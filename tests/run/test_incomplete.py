@@ -60,6 +60,7 @@ STEPS = {
     "conditions over samples": ("totalvi.run.after_fit.conditions_of_run", ()),
 }
 """What to break to make each step fail, and the steps that rest on it."""
+QUICK = ("results file", "latent space", "clusters and UMAP", "populations", "tables", "figures")
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +149,10 @@ def assert_same_results(ours: Path, theirs: Path) -> None:
 @pytest.mark.parametrize(
     ("on_disk", "step"),
     [
-        *((False, step) for step in STEPS),
-        *((True, step) for step in ("denoised counts", "clusters and UMAP", "figures")),
+        *((False, step) for step in QUICK),
+        (True, "denoised counts"),
+        *(pytest.param(False, s, marks=pytest.mark.slow) for s in STEPS if s not in QUICK),
+        *(pytest.param(True, s, marks=pytest.mark.slow) for s in ("clusters and UMAP", "figures")),
     ],
 )
 def test_the_rest_is_there_and_resume_makes_what_is_missing(

@@ -38,7 +38,9 @@ def test_the_graph_is_that_of_umap() -> None:
     assert difference.nnz
 
 
-@pytest.mark.parametrize(("n_cells", "n_epochs"), [(3000, 500), (9000, 200)])
+@pytest.mark.parametrize(
+    ("n_cells", "n_epochs"), [(3000, 500), pytest.param(9000, 200, marks=pytest.mark.slow)]
+)
 def test_it_keeps_as_much_of_the_neighbours_as_umap(n_cells: int, n_epochs: int) -> None:
     latent, of = groups(n_cells)
     found = nearest_to_each(latent, 15)
@@ -59,7 +61,7 @@ def test_it_keeps_as_much_of_the_neighbours_as_umap(n_cells: int, n_epochs: int)
     assert (nearest_center == of).mean() > 0.98
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [0, pytest.param(7, marks=pytest.mark.slow)])
 def test_the_number_of_threads_changes_nothing(seed: int) -> None:
     latent, _ = groups(400)
     code = f"""

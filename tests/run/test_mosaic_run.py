@@ -22,7 +22,7 @@ def mosaic(path: Path) -> mudata.MuData:
     return whole
 
 
-@pytest.mark.parametrize("where", [[], ["--on-disk"]])
+@pytest.mark.parametrize("where", [pytest.param([], marks=pytest.mark.slow), ["--on-disk"]])
 def test_a_mosaic_runs_from_the_command_line(
     tmp_path: Path, where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,7 +247,9 @@ def test_unmeasured_proteins_and_odd_names_come_through(tmp_path: Path) -> None:
             marks=pytest.mark.slow,
         ),
         pytest.param("pbmc10k.h5mu", {}, marks=pytest.mark.slow),
-        ("eccite_pbmc_49proteins.h5ad", {"max_epochs": 30}),  # 500 cells, and few steps an epoch
+        pytest.param(  # 500 cells, and few steps an epoch
+            "eccite_pbmc_49proteins.h5ad", {"max_epochs": 30}, marks=pytest.mark.slow
+        ),
         ("10x_pbmc_10k_protein_v3_subset", {}),
     ],
 )
