@@ -6,7 +6,7 @@ If it finds neither OpenMP nor TBB, it also ends a process whose Python threads 
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -15,6 +15,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _NOT_MADE_PARALLEL = (
     "fusion", "numpy", "reduction", "comprehension", "setitem", "inplace_binop", "stencil",
 )  # fmt: skip
+
+
+@cache
+def processor_has(instructions: str) -> bool:
+    """Return whether torch finds instructions such as "amx_bf16"; False where it cannot tell."""
+    import torch
+
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get(instructions))
 
 
 def compiled(**options: Any) -> Callable[[Function], Function]:

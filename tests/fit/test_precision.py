@@ -63,7 +63,7 @@ def fitted(module: TOTALVI, data: CiteData, asked: Precision, max_epochs: int) -
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_auto(monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool) -> None:
-    monkeypatch.setattr(precision, "_has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(precision, "processor_has", lambda _: has_bfloat16)
     fused, plain = network(fused=True), network(fused=False)
     expected = "bf16-mixed" if has_bfloat16 else "32-true"
     assert resolve_precision("auto", fused, CPU) == expected

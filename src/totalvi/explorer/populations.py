@@ -217,8 +217,8 @@ class PopulationPanel:
 
 
 def _row_height(n_samples: int) -> int:
-    """Return the pixels of a population, in which no sample's limits hide those of another."""
-    return max(24, 5 * n_samples)
+    """Return the pixels of a population: more for more samples, up to as many as 20 take."""
+    return max(24, min(5 * n_samples, 100))
 
 
 def _columns(samples: Sequence[str]) -> list[TableColumn]:

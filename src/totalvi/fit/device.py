@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from totalvi.compiled import processor_has
 from totalvi.data.cells import CiteData
 from totalvi.data.counts import evenly_spaced
 from totalvi.errors import TrainingError, setting
@@ -40,7 +41,8 @@ def resolve_precision(given: Precision, network: Network, device: torch.device) 
     """
     on_cpu = device.type == "cpu"
     if given == "auto":
-        return "bf16-mixed" if on_cpu and network.fused and _has_bfloat16() else "32-true"
+        has_bfloat16 = processor_has("amx_bf16") or processor_has("avx512_bf16")
+        return "bf16-mixed" if on_cpu and network.fused and has_bfloat16 else "32-true"
     return "bf16-mixed" if on_cpu and given == "16-mixed" else given
 
 
@@ -79,11 +81,6 @@ def wide_products(network: Network, precision: Precision) -> Iterator[None]:
         yield
     finally:
         network.set_bfloat16_products(before)
-
-
-def _has_bfloat16() -> bool:
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 # ---------------------------------------------------------------------------------------- threads

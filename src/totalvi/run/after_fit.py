@@ -298,7 +298,8 @@ def compare_clusters(work: Work) -> None:
     named = columns_of_cells(work.file, work.folder, staining_level=False)
     if named:
         population = np.asarray(named[POPULATION]).astype(str)[work.sample]
-        compare_populations(work.model, cells, population, work.folder, is_held_out=split)
+        tables = compare_populations(work.model, cells, population, is_held_out=split)
+        write_tables(tables, work.folder / "tables")
 
 
 def compare_conditions(work: Work) -> None:

@@ -23,6 +23,7 @@ from totalvi.run.inputs import AS_IS, Reading
 from totalvi.run.named_cells import Named, samples_and_clusters, write_populations
 from totalvi.run.results import ResultsFile
 from totalvi.run.suiting_hierarchy import compare_populations, name_cells_by
+from totalvi.run.table_files import write_tables
 
 
 def gate(
@@ -74,20 +75,21 @@ def gate(
     if given:
         return model_path, write_populations(named, *cells, model_path, None)["populations"]
     file = ResultsFile(model_path, on_disk=(model_path / STORE).exists())
+    compared = _compared(model, counts, named, model_path)
     tables = write_populations(named, *cells, model_path, file)
-    _compare_populations(model, counts, named, model_path)
+    write_tables(compared, model_path / "tables")
     return model_path, tables["populations"]
 
 
-def _compare_populations(model: Model, counts: MuData, named: Named, folder: Path) -> None:
+def _compared(model: Model, counts: MuData, named: Named, folder: Path) -> dict[str, pd.DataFrame]:
     """Compare the populations of a run with the other cells, on the counts that the run compared."""
     asked = json.loads((folder / RECORD).read_text(encoding="utf-8"))["arguments"]
     split = bool(asked.get("split_counts"))  # runs of before have no such argument
-    key = asked["batch_key"]
+    key = asked.get("batch_key")
     shown = cells_to_map(None if key is None else counts.obs[key], counts.n_obs)
     cells = held_out_counts(counts, shown) if split else counts[shown].copy()
     population = named.gating.population.to_numpy().astype(str)[shown]
-    compare_populations(model, cells, population, folder, is_held_out=split)
+    return compare_populations(model, cells, population, is_held_out=split)
 
 
 def _given_before(record: Path) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from totalvi.run.named_cells import (
 )
 from totalvi.run.record import RunOptions
 from totalvi.run.results import ResultsFile, posterior_samples
-from totalvi.run.table_files import write_tables
 from totalvi.run.tables import expression_by_group
 
 _TRIED_CELLS = 2000
@@ -56,14 +55,16 @@ def populations_of_run(
 
 
 def compare_populations(
-    model: Model, cells: MuData, population: np.ndarray, folder: Path, *, is_held_out: bool
-) -> None:
-    """Write the differential expression of each population of 20 cells or more against the others."""
+    model: Model, cells: MuData, population: np.ndarray, *, is_held_out: bool
+) -> dict[str, pd.DataFrame]:
+    """Return the differential expression of each population of 20 cells or more against the others.
+
+    By the name of the table; no table where there is nothing to compare.
+    """
     table = expression_by_group(
         model, cells, pd.Categorical(population), is_held_out=is_held_out, fewest=_FEWEST_COMPARED
     )
-    if table is not None:
-        write_tables({EXPRESSION: table}, folder / "tables")
+    return {} if table is None else {EXPRESSION: table}
 
 
 def name_cells_by(

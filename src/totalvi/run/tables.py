@@ -17,7 +17,7 @@ from totalvi.run.count_splitting import with_rna
 if TYPE_CHECKING:
     from totalvi.model import Model
 
-_GROUP = "totalvi_group"  # a column of obs while groups are compared
+_GROUP = "__totalvi_group__"  # a column of obs while groups are compared
 
 
 def protein_table(
@@ -69,14 +69,15 @@ def expression_by_group(
     cells
         Those of the model, some of them, or these with counts that are held out.
     group
-        Of each cell. Groups of fewer cells than ``fewest``, and "undecided", are only among the others.
+        Of each cell. Groups of fewer cells with RNA than ``fewest``, and "undecided", are only among
+        the others.
 
     Returns
     -------
     As :meth:`totalvi.Model.differential_expression`, with the column ``tested_on``. None where no
     group can be compared.
     """
-    sizes = group.value_counts()
+    sizes = group[np.asarray(cells["rna"].X.sum(axis=1)).ravel() > 0].value_counts()
     enough = sizes.index[(sizes >= fewest) & (sizes.index != UNDECIDED)]
     if not len(enough) or (sizes > 0).sum() < 2:
         return None

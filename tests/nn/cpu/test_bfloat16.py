@@ -54,7 +54,7 @@ def test_input_product() -> None:
 def test_few_counts_are_multiplied_in_bfloat16_only_by_a_matrix_unit(
     matrix_unit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gene_rows, "_has_matrix_unit", lambda: matrix_unit)
+    monkeypatch.setattr(gene_rows, "processor_has", lambda _: matrix_unit)
     few = sparse_counts(X * (X > 2))
     assert len(few.counts) < 0.1 * X.numel()
     distances = both(
@@ -65,6 +65,10 @@ def test_few_counts_are_multiplied_in_bfloat16_only_by_a_matrix_unit(
         assert 1e-5 < max(distances) < 0.01
     else:
         assert max(distances) == 0
+    weight = weights(N_GENES, N_HIDDEN)
+    ours = input_product(few.counts, few, weight, True)
+    expected = torch.where(X > 2, X, 0.0) @ weight
+    assert distance(ours, expected) < (0.01 if matrix_unit else 1e-5)
 
 
 def test_gene_loss() -> None:

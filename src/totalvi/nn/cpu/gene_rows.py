@@ -2,7 +2,6 @@
 the losses of RNA share, and sums of RNA proportions."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from totalvi.compiled import compiled
+from totalvi.compiled import compiled, processor_has
 from totalvi.nn.cell import LinearProduct, SparseCounts
 from totalvi.nn.cpu.math import (
     as_array,
@@ -294,13 +293,9 @@ def input_product(value: Tensor, x: SparseCounts, weight: Tensor, bfloat16: bool
     In bfloat16 the matrix becomes dense where that is faster than skipping the zeros: on processors
     with a matrix unit, and where zeros are few.
     """
-    dense = bfloat16 and (_has_matrix_unit() or len(value) > _DENSE * x.shape[0] * x.n_genes)
+    few = len(value) <= _DENSE * x.shape[0] * x.n_genes
+    dense = bfloat16 and (processor_has("amx_bf16") or not few)
     return _apply_input_product(value, x, weight, dense)
-
-
-@cache
-def _has_matrix_unit() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 class _InputProduct(torch.autograd.Function):
