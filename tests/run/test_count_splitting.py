@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mudata
 import numpy as np
@@ -14,7 +16,9 @@ from scipy.cluster.vq import kmeans2
 import totalvi
 from counts import annotated
 from totalvi.errors import DataError
+from totalvi.run.commands import load_with_counts
 from totalvi.run.count_splitting import HELD_OUT, inverse_dispersions
+from totalvi.run.gate_folder import _compared
 from totalvi.run.run import repeat, run
 from totalvi.run.tables import rank_sum_scores
 
@@ -183,6 +187,18 @@ def test_a_run_keeps_both_halves_and_tests_on_the_other(made: Path) -> None:
     counts = results["prot" if row["modality"] == "protein" else "rna"].to_df(HELD_OUT)
     inside = (cluster == str(row["group1"])).to_numpy()
     assert row["raw_mean1"] == pytest.approx(counts[row["feature"]][inside].mean(), rel=1e-4)
+
+
+def test_populations_named_later_are_compared_by_the_other_half_too(made: Path) -> None:
+    model, counts = load_with_counts(made, None)
+    population = pd.Series(np.where(np.arange(counts.n_obs) % 2, "odd", "even"), counts.obs_names)
+    named: Any = SimpleNamespace(gating=SimpleNamespace(population=population))
+    table = _compared(model, counts, named, made)["population_expression"]
+    assert table["tested_on"].unique().tolist() == ["held-out counts"]
+    row = table[table["modality"] == "rna"].iloc[0]
+    half = counts["rna"].to_df(HELD_OUT)[row.name]
+    inside = (population == row["group1"]).to_numpy()
+    assert row["raw_mean1"] == pytest.approx(half[inside].mean(), rel=1e-4)
 
 
 def test_the_record_says_so_and_repeats_it(made: Path) -> None:

@@ -1,14 +1,18 @@
 """Tables against pandas."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
+from mudata import MuData
 from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
 from totalvi.posterior.antibody_separation import antibody_separation
 from totalvi.run.results import cell_table, cluster_table
-from totalvi.run.tables import protein_table
+from totalvi.run.tables import expression_by_group, protein_table
 
 rng = np.random.default_rng(0)
 N_CELLS = 40
@@ -96,3 +100,36 @@ def test_certain_cells_are_compared_as_they_are() -> None:
     assert table["auroc"].item() == pytest.approx(roc_auc_score(foreground, counts[:, 0]))
     medians = [np.median(np.log1p(counts[of, 0])) for of in (foreground, ~foreground)]
     assert table["log1p_median_difference"].item() == pytest.approx(medians[0] - medians[1])
+
+
+class Asked:
+    """Notes what a model would be asked to compare."""
+
+    groups: list[str] | None = None
+
+    def differential_expression(self, cells: MuData, **asked: Any) -> pd.DataFrame:
+        self.groups, self.n_cells = asked["group1"], cells.n_obs
+        assert asked["groupby"] in cells.obs
+        return pd.DataFrame({"lfc_mean": [0.0]})
+
+
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_groups_are_compared_that_have_enough_cells_with_rna(is_held_out: bool) -> None:
+    names = np.array(["many", "few", "undecided", "no RNA"])
+    group = pd.Categorical(np.repeat(names, [20, 4, 10, 6]))
+    counts = np.ones((N_CELLS, 2), np.float32)
+    counts[34:] = 0
+    cells = MuData({"rna": AnnData(sparse.csr_matrix(counts))})
+    model: Any = Asked()
+    for fewest, compared in ((1, {"many", "few"}), (5, {"many"}), (20, {"many"})):
+        table = expression_by_group(model, cells, group, is_held_out=is_held_out, fewest=fewest)
+        assert table is not None
+        assert set(model.groups) == compared
+        assert model.n_cells == (34 if is_held_out else N_CELLS)
+        words = "held-out counts" if is_held_out else "counts that the clusters were found in"
+        assert table["tested_on"].tolist() == [words]
+        assert list(cells.obs) == []
+    alone = expression_by_group(model, cells, group, is_held_out=is_held_out, fewest=21)
+    assert alone is None
+    one = group.remove_categories(["few", "undecided"])  # others lack RNA
+    assert expression_by_group(model, cells, one, is_held_out=is_held_out) is None
